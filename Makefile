@@ -1,0 +1,86 @@
+# All one does with a checkout. Needs Python 3.11+ and a package index, nothing else: each target makes the virtual
+# environment it runs in from the locks in requirements/, and makes it anew when a lock has changed.
+
+PYTHON ?= python3
+PORT ?= 8000
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format bench train lock clean
+
+help:  ## This list.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s%s\n", $$1, $$2 }' Makefile
+
+run: .venv/.package  ## The service with the embedded model, on port 8000 (PORT=...).
+	@.venv/bin/sd35 serve --port $(PORT)
+
+test: lint  ## All that is checked on every change: lint, then the tests.
+	.venv-test/bin/python -m pytest
+
+lint: .venv-test/.package  ## Format, lint, types and import contracts.
+	.venv-test/bin/ruff format --check
+	.venv-test/bin/ruff check
+	.venv-test/bin/mypy
+	.venv-test/bin/lint-imports
+
+format: .venv-test/.package  ## Puts right what can be put right without a person.
+	.venv-test/bin/ruff check --fix-only
+	.venv-test/bin/ruff format
+
+bench: .venv-test/.package  ## Measures the service against plain Diffusers.
+	.venv-test/bin/python -m benchmarks
+
+train: .venv-test/.package  ## Makes the embedded model again, from nothing: hours; goes on where it was stopped.
+	.venv-test/bin/python -m training.pipeline
+
+clean:  ## Removes the environments and the tools' caches; leaves build/, where training keeps its state.
+	rm -rf .venv .venv-test .venv-lock .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+
+# The locks. What is locked stays where it still fits; LOCK_FLAGS=--upgrade takes the newest of everything.
+
+UV_COMPILE = .venv-lock/bin/uv pip compile --quiet
+LOCK = $(UV_COMPILE) $(LOCK_FLAGS) --universal --generate-hashes --custom-compile-command 'make lock'
+# The oldest systems that have a wheel of everything: glibc 2.28, macOS 14 (ONNX Runtime's).
+PLATFORMS = x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin
+
+lock: .venv-lock/.installed  ## Resolves requirements/*.txt again after a change in pyproject.toml.
+	$(LOCK) pyproject.toml -o requirements/default.txt
+	$(LOCK) --group build -c requirements/default.txt -o requirements/build.txt
+	$(LOCK) pyproject.toml --group test --extra diffusers --extra bench --extra train \
+		-c requirements/default.txt --no-emit-package torch -o requirements/test.txt
+	for platform in $(PLATFORMS); do for lock in default build test; do \
+		MACOSX_DEPLOYMENT_TARGET=14.0 $(UV_COMPILE) requirements/$$lock.txt --no-deps --only-binary :all: \
+			--python-platform $$platform > .venv-lock/wheels || exit 1; \
+	done; done
+
+# The environments. `--no-deps`, because a lock is complete: pip has nothing to add to it, and nothing to resolve.
+
+PIP_INSTALL = $(@D)/bin/python -m pip --disable-pip-version-check install
+define NEW_VENV
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed; '$(PYTHON)' is not. Name one: make ... PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+		echo "'$(PYTHON)' cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(@D)
+endef
+
+.venv/.installed: requirements/default.txt requirements/build.txt
+	$(NEW_VENV)
+	$(PIP_INSTALL) --require-hashes --no-deps -r requirements/default.txt -r requirements/build.txt
+	@touch $@
+
+# PyTorch is not in the lock: its build for this machine is pip's choice. What it needs is, so it comes last, alone.
+.venv-test/.installed: requirements/test.txt
+	$(NEW_VENV)
+	$(PIP_INSTALL) --require-hashes --no-deps -r requirements/test.txt
+	$(PIP_INSTALL) torch==2.13.0
+	@touch $@
+
+.venv-lock/.installed:
+	$(NEW_VENV)
+	$(PIP_INSTALL) uv==0.13.9
+	@touch $@
+
+# Editable: a change of the sources needs no installation, a change of pyproject.toml does.
+%/.package: %/.installed pyproject.toml
+	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@

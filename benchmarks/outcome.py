@@ -1,0 +1,88 @@
+"""What a benchmark found, and how it is printed and kept."""
+
+import operator
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from statistics import median
+from types import MappingProxyType
+from typing import Any, Literal
+
+_HOLDS = MappingProxyType({">=": operator.ge, "<=": operator.le, "<": operator.lt})
+_BUSY_SHARE = 0.25  # of the cores, taken by other work: more, and the figures are worth little
+_LIBRARIES = ("diffusers", "fastapi", "numpy", "onnxruntime", "torch", "transformers", "uvicorn")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A figure, and the limit it is held against."""
+
+    what: str
+    figure: float
+    unit: str
+    sense: Literal[">=", "<=", "<"]
+    limit: float
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the figure keeps the limit."""
+        return bool(_HOLDS[self.sense](self.figure, self.limit))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A benchmark's bars, in words what else it found, and every sample it took."""
+
+    bars: Sequence[Bar]
+    notes: Sequence[str]
+    samples: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, with each bar's verdict."""
+        return {**asdict(self), "bars": [{**asdict(bar), "is_met": bar.is_met} for bar in self.bars]}
+
+
+def spread(samples_s: Sequence[float]) -> str:
+    """Median, and in brackets the least and the most: "0.512 s (0.498-0.533)"."""
+    return f"{median(samples_s):.3f} s ({min(samples_s):.3f}-{max(samples_s):.3f})"
+
+
+def table(outcomes: Mapping[str, Outcome]) -> str:
+    """One line for each bar, then each benchmark's notes."""
+    rows = [("benchmark", "what", "figure", "bar", "")]
+    rows += [
+        (
+            name,
+            bar.what,
+            f"{bar.figure:.2f} {bar.unit}",
+            f"{bar.sense} {bar.limit:.2f} {bar.unit}",
+            "met" if bar.is_met else "MISSED",
+        )
+        for name, outcome in outcomes.items()
+        for bar in outcome.bars
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths[:-1]))
+    for name, outcome in outcomes.items():
+        lines += ["", name, *(f"  {note}" for note in outcome.notes)]
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on; `load` is the load average over the last minute, before anything is measured."""
+    return {
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "load": round(os.getloadavg()[0], 2),
+        "versions": {name: version(name) for name in _LIBRARIES},
+    }
+
+
+def is_busy(found: Mapping[str, Any]) -> bool:
+    """Whether other work took so much of the machine that figures taken beside it mean little."""
+    return bool(found["load"] > _BUSY_SHARE * (found["cores"] or 1))

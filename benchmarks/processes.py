@@ -1,0 +1,65 @@
+"""The processes that are measured: all in one clean environment, so that a shell's settings shape no figure."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+ROOT = Path(__file__).parents[1]
+_WAIT_S = 60
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without any SD35_ setting, and without a network for the Hugging Face libraries."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SD35_")}
+    return {**kept, "HF_HUB_OFFLINE": "1"}
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """End a process gently, and where that does not help, at once."""
+    process.terminate()
+    try:
+        process.wait(_WAIT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+class Worker:
+    """A `benchmarks.worker` that stays loaded. It is ready once this returns; it ends with the `with` block."""
+
+    def __init__(self, side: str, checkpoint: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker", side, str(checkpoint)],
+            cwd=ROOT,
+            env=clean_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._read()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        end(self._process)
+
+    def draw(self, **asked: float) -> dict[str, Any]:
+        """One picture: see `benchmarks.worker`."""
+        assert self._process.stdin
+        print(json.dumps(asked), file=self._process.stdin, flush=True)
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("a worker ended before it answered; its own words are above")
+        answer: dict[str, Any] = json.loads(line)
+        return answer

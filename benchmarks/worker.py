@@ -1,0 +1,132 @@
+"""A process that draws pictures on demand: `python -m benchmarks.worker onnx|pipeline CHECKPOINT`.
+
+One line of JSON asks for a picture (seed, steps, guidance, side in pixels), one answers with it and what it took.
+Between two pictures the process waits for a line and computes nothing, so two of these can take turns on one machine.
+"""
+
+import base64
+import json
+import os
+import resource
+import sys
+import time
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+
+PROMPT = "a cat to the left of a dog on a red background"
+NEGATIVE_PROMPT = "a tree"
+Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class Marks:
+    """When the text was encoded and when decoding began, by watching the two functions that do it."""
+
+    def __init__(self) -> None:
+        self.encoded_s = self.decoding_s = 0.0
+
+    def watch(self, owner: object, name: str, mark: Literal["encoded_s", "decoding_s"]) -> None:
+        """Replace a method of `owner` by one that also notes the time: of its end for encoding, else of its start."""
+        method = getattr(owner, name)
+
+        def watched(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401  whatever the method takes and gives
+            if mark == "decoding_s":
+                self.decoding_s = time.perf_counter()
+            result = method(*arguments, **named)
+            if mark == "encoded_s":
+                self.encoded_s = time.perf_counter()
+            return result
+
+        setattr(owner, name, watched)
+
+
+class Draw(Protocol):
+    """Draws one square picture."""
+
+    def __call__(self, *, seed: int, steps: int, guidance: float, side_px: int) -> Pixels:
+        """The picture's pixels."""
+
+
+def open_onnx(checkpoint: str, marks: Marks) -> Draw:
+    """The default backend, through what a request goes through: resolved, queued, drawn on the engine's thread."""
+    from sd35.service.opening import open_checkpoints, open_studio
+    from sd35.service.resolve import Wanted
+    from sd35.settings import load_settings
+
+    studio = open_studio(load_settings(), open_checkpoints([checkpoint]))
+    (model,) = studio.models.values()
+    assert model.backend.name == "onnx", model.backend.name
+    marks.watch(model.backend, "encode_text", "encoded_s")
+    marks.watch(model.backend, "decode_latents", "decoding_s")
+
+    def draw(*, seed: int, steps: int, guidance: float, side_px: int) -> Pixels:
+        wanted = Wanted(PROMPT, NEGATIVE_PROMPT, side_px, side_px, steps, guidance, seed)
+        return studio.submit(studio.resolve(wanted)).future.result().pixels
+
+    return draw
+
+
+def open_pipeline(checkpoint: str, marks: Marks) -> Draw:
+    """Plain Diffusers: eager PyTorch in float32, called as its documentation does, without the progress bar."""
+    import torch
+    from diffusers import StableDiffusion3Pipeline
+
+    from sd35.checkpoints.checkpoint import open_checkpoint
+
+    pipeline = StableDiffusion3Pipeline.from_pretrained(checkpoint, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    text_tokens = open_checkpoint(checkpoint).card.max_sequence_length
+    marks.watch(pipeline, "encode_prompt", "encoded_s")
+    marks.watch(pipeline.vae, "decode", "decoding_s")
+
+    def draw(*, seed: int, steps: int, guidance: float, side_px: int) -> Pixels:
+        picture = pipeline(
+            PROMPT,
+            negative_prompt=NEGATIVE_PROMPT,
+            width=side_px,
+            height=side_px,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            max_sequence_length=text_tokens,
+            generator=torch.Generator("cpu").manual_seed(seed),
+        ).images[0]
+        return np.asarray(picture)
+
+    return draw
+
+
+def peak_bytes() -> int:
+    """The most physical memory this process ever held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def main() -> None:
+    """Load, say so, then answer until standard input ends."""
+    side, checkpoint = sys.argv[1:]
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a library prints must not come between the answers
+    marks = Marks()
+    draw = {"onnx": open_onnx, "pipeline": open_pipeline}[side](checkpoint, marks)
+    print("{}", file=answers, flush=True)
+    for line in sys.stdin:
+        asked: dict[str, Any] = json.loads(line)
+        idle_cpu_s = time.process_time()
+        started_s = time.perf_counter()
+        pixels = draw(**asked)
+        ended_s = time.perf_counter()
+        answer = {
+            "total_s": ended_s - started_s,
+            "encode_s": marks.encoded_s - started_s,
+            "step_s": (marks.decoding_s - marks.encoded_s) / asked["steps"],
+            "decode_s": ended_s - marks.decoding_s,
+            "cpu_before_s": idle_cpu_s,
+            "cpu_after_s": time.process_time(),
+            "peak_bytes": peak_bytes(),
+            "pixels": base64.b64encode(pixels.tobytes()).decode(),
+        }
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

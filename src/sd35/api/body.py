@@ -1,0 +1,96 @@
+"""Reads a JSON body strictly: bounded, one object, no key twice, each field of its type or refused by name."""
+
+import json
+import re
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from sd35.api.problems import FieldError, RequestRefused, shown
+
+MAX_BODY_BYTES = 1024 * 1024
+_CLAUSE_END = re.compile(r"[:.](?: |$)")
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+async def read_json(request: Request, kind: type[Body]) -> Body:
+    """The body as a model of `kind`. Raises RequestRefused: 400, 413, 415 or 422."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        allowed = "application/json (with curl: -H 'content-type: application/json')"
+        raise RequestRefused(
+            415,
+            f"content-type: got {shown(media_type)!r}; allowed: {allowed}",
+            [FieldError(field="content-type", got=shown(media_type), allowed=allowed)],
+        )
+    if encoding := request.headers.get("content-encoding"):
+        error = FieldError(field="content-encoding", got=shown(encoding), allowed="none: the body as it is")
+        raise RequestRefused(415, "compressed bodies are not read", [error])
+    return validate(parse_object(await _read(request)), kind)
+
+
+def parse_object(content: bytes) -> dict[str, Any]:
+    """A JSON object in UTF-8. Raises RequestRefused: 400 for what is no JSON, 422 for no object or a key twice."""
+    try:
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise RequestRefused(400, f"the body is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        errors = [FieldError(field="body", got=shown(value), allowed="a JSON object")]
+        raise RequestRefused(422, 'the body must be a JSON object, such as {"prompt": "a cat"}', errors)
+    return value
+
+
+def validate(value: dict[str, Any], kind: type[Body]) -> Body:
+    """The object as a model of `kind`. Raises RequestRefused (422) with every field that is wrong."""
+    try:
+        return kind.model_validate(value, strict=True)
+    except ValidationError as error:
+        errors = [_field_error(str(detail["loc"][0]), detail["type"], value, kind) for detail in error.errors()]
+        unique = list({error.field: error for error in errors}.values())
+        detail = "; ".join(f"{error.field}: got {error.got!r}; allowed: {error.allowed}" for error in unique)
+        raise RequestRefused(422, detail, unique) from error
+
+
+def _field_error(field: str, problem: str, value: dict[str, Any], kind: type[BaseModel]) -> FieldError:
+    if problem == "extra_forbidden":
+        return FieldError(field=shown(field), got=shown(value[field]), allowed=f"only {', '.join(kind.model_fields)}")
+    allowed, *_ = _CLAUSE_END.split(kind.model_fields[field].description or "")
+    assert allowed, f"{kind.__name__}.{field}: its description must begin with what is allowed"
+    return FieldError(field=field, got=shown(value.get(field, "nothing")), allowed=allowed)
+
+
+async def _read(request: Request) -> bytes:
+    too_large = RequestRefused(
+        413,
+        f"the body is larger than the {MAX_BODY_BYTES} bytes that are allowed",
+        [FieldError(field="body", got=None, allowed=f"at most {MAX_BODY_BYTES} bytes")],
+        {"Connection": "close"},
+    )
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
+        raise too_large
+    content = bytearray()
+    try:
+        async for chunk in request.stream():
+            content += chunk
+            if len(content) > MAX_BODY_BYTES:
+                raise too_large
+    except ClientDisconnect as error:
+        raise RequestRefused(400, "the client went away before its request was whole") from error
+    return bytes(content)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        doubled = next(key for key in keys if keys.count(key) > 1)
+        raise RequestRefused(
+            422,
+            f"{shown(doubled)!r} is given twice",
+            [FieldError(field=shown(doubled), got="given twice", allowed="each field once")],
+        )
+    return value

@@ -1,0 +1,92 @@
+"""Logs: structured, one line per request, each with its request's id; uvicorn's go the same way."""
+
+import logging
+import re
+import secrets
+import sys
+import time
+from typing import Literal
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sd35.api.problems import problem_response
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_QUIET_PATHS = {"/healthz", "/readyz"}  # probes come every second
+
+
+def configure_logs(log_format: Literal["auto", "console", "json"]) -> None:
+    """Send structlog's and the standard library's logs to stderr, one format for both."""
+    is_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper("iso", utc=True),
+    ]
+    rendering: list[structlog.typing.Processor] = (
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        if is_console
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+
+
+class RequestLog:
+    """ASGI middleware: names each request, logs its end, and turns what nobody caught into a 500 that names it too."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._log = structlog.get_logger("sd35.access")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        asked = Headers(scope=scope).get("x-request-id", "")
+        request_id = asked if _SANE_ID.fullmatch(asked) else secrets.token_hex(8)
+        scope.setdefault("state", {})["request_id"] = request_id
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        status: int | None = None
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        started_s = time.monotonic()
+        try:
+            await self._app(scope, receive, send_named)
+        except Exception:
+            self._log.exception("unexpected")
+            if status is not None:  # too late for another answer
+                raise
+            detail = f"an error that was not foreseen; the server's log has it under request_id {request_id}"
+            await problem_response(500, detail, request_id)(scope, receive, send_named)
+        finally:
+            if scope["path"] not in _QUIET_PATHS:
+                self._log.info(
+                    "request",
+                    method=scope["method"],
+                    path=scope["path"],
+                    status=status,
+                    took_ms=round(1000 * (time.monotonic() - started_s), 1),
+                    client=(scope.get("client") or ("",))[0],
+                )

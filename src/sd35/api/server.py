@@ -1,0 +1,109 @@
+"""Runs the app in uvicorn: listens first, loads then, and at a signal finishes what runs."""
+
+import asyncio
+import os
+import shlex
+import signal
+import socket
+from types import FrameType
+
+import structlog
+import uvicorn
+
+from sd35.api.app import create_app
+from sd35.api.observe import configure_logs
+from sd35.errors import InvalidSetting
+from sd35.service.opening import Opening, open_checkpoints, open_studio
+from sd35.settings import Settings, unknown_variables
+
+_ANSWERING_S = 30  # for clients to read their last answer
+_BODY = '{"prompt": "a cat on a blue background"}'
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with a first signal that lets pictures finish before it stops listening, and a second that ends at once.
+
+    While it closes, /readyz and new pictures are answered with 503, so that a load balancer sees why.
+    """
+
+    def __init__(self, config: uvicorn.Config, opening: Opening) -> None:
+        super().__init__(config)
+        self._opening = opening
+        self._closing: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_asked_to_end = False
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until asked to end."""
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  uvicorn's signature
+        """Begin to close; the second time, end."""
+        # Not uvicorn's own: that would end the process by the signal, where "finished" is exit code 0.
+        if self._is_asked_to_end:
+            os._exit(128 + sig)
+        self._is_asked_to_end = True
+        assert self._loop
+        self._loop.call_soon_threadsafe(self._begin_closing, sig)
+
+    def _begin_closing(self, sig: int) -> None:
+        structlog.get_logger().info("closing", signal=signal.Signals(sig).name)
+        self._closing = asyncio.get_running_loop().create_task(self._close())
+
+    async def _close(self) -> None:
+        if self._opening.state == "loading":
+            os._exit(0)  # nothing runs, and a load that takes minutes cannot be interrupted
+        await self._opening.close()
+        self.should_exit = True
+
+
+def serve(settings: Settings) -> None:
+    """Serve until a signal. Raises InvalidSetting, CheckpointError, BackendUnavailable, PictureFailed."""
+    configure_logs(settings.log_format)
+    log = structlog.get_logger()
+    for name in unknown_variables():
+        log.warning("this environment variable is not read", name=name)
+    checkpoints = open_checkpoints(settings.checkpoints)
+    listener = _listen(settings.host, settings.port)
+    failures: list[Exception] = []
+
+    def on_ready() -> None:
+        print(_welcome(*listener.getsockname()[:2]), flush=True)  # noqa: T201  for the person at the terminal
+
+    def on_failure(error: Exception) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    opening = Opening(lambda: open_studio(settings, checkpoints), on_ready, on_failure)
+    config = uvicorn.Config(
+        create_app(opening),
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_ANSWERING_S,
+    )
+    server = _Server(config, opening)
+    server.run([listener])
+    if failures:
+        raise failures[0]
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise InvalidSetting(f"cannot listen on {host} port {port}: {reason}; see --host, --port") from error
+
+
+def _welcome(host: str, port: int) -> str:
+    """Where it is, and a line to paste."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    address = f"http://{name}:{port}"
+    curl = f"curl -X POST {address}/v1/txt2img -H 'content-type: application/json' -d {shlex.quote(_BODY)} -o out.png"
+    return f"Ready: {address} (pages: {address}/docs). Try:\n\n  {curl}\n"

@@ -1,0 +1,133 @@
+"""What a client and an operator ask about the service itself: models, health, readiness."""
+
+import time
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import RedirectResponse
+from pydantic import BaseModel, Field
+
+from sd35.api.problems import MEDIA_TYPE, Problem
+from sd35.request import GUIDANCE_SCALE, SEED, SIZE_MULTIPLE_PX, STEPS
+from sd35.service.model import Model
+from sd35.service.opening import Opening
+from sd35.service.studio import Studio
+
+
+class Defaults(BaseModel):
+    """What a request that leaves a field out gets."""
+
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+
+
+class Ranges(BaseModel):
+    """What a request may ask for; each is (least, most)."""
+
+    side_px: tuple[int, int] = Field(description="Each side's range as drawn; larger ones only where `enlarges`.")
+    size_multiple_px: int = SIZE_MULTIPLE_PX
+    max_pixels: int = Field(description="Most pixels, width x height, that may be asked for.")
+    steps: tuple[int, int] = STEPS
+    guidance_scale: tuple[float, float] = GUIDANCE_SCALE
+    seed: tuple[int, int] = SEED
+
+
+class ModelCard(BaseModel):
+    """A model as OpenAI's list names it (`id` to `owned_by`), and what this project says of it beside."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="When it was put where it lies, in seconds since 1970.")
+    owned_by: str = "sd35"
+    revision: str = Field(description="SHA-256 over its files.")
+    licence: str
+    backend: str
+    precision: str
+    defaults: Defaults
+    ranges: Ranges
+    native_pixels: int
+    enlarges: bool = Field(
+        description="Whether sizes above its range are drawn with `native_pixels` at the same aspect, then enlarged."
+    )
+    max_sequence_length: int = Field(description="Tokens that T5 reads of a prompt.")
+
+
+class ModelList(BaseModel):
+    """OpenAI's list envelope. The first model is the default."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Health(BaseModel):
+    """That the process answers."""
+
+    status: Literal["ok"] = "ok"
+    uptime_s: float
+
+
+class Ready(BaseModel):
+    """That pictures can be made."""
+
+    status: Literal["ready"] = "ready"
+    models: list[str]
+
+
+_NOT_READY: dict[int | str, dict[str, Any]] = {
+    503: {
+        "description": "Loading, or closing.",
+        "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
+        "headers": {"Retry-After": {"description": "Seconds.", "schema": {"type": "string"}}},
+    }
+}
+router = APIRouter()
+
+
+@router.head("/", include_in_schema=False)
+@router.get("/", include_in_schema=False)
+async def root() -> RedirectResponse:
+    """A person who opens the address finds the pages that explain it."""
+    return RedirectResponse("/docs")
+
+
+@router.head("/healthz", include_in_schema=False)
+@router.get("/healthz", summary="Is the process alive?")
+async def healthz(request: Request) -> Health:
+    """Always 200, also while the model loads and while pictures are made."""
+    return Health(uptime_s=round(time.monotonic() - request.app.state.started_s, 3))
+
+
+@router.head("/readyz", include_in_schema=False)
+@router.get("/readyz", summary="Can pictures be made?", responses=_NOT_READY)
+async def readyz(request: Request) -> Ready:
+    """200 once the model has drawn a first picture; 503 before, and while closing."""
+    opening: Opening = request.app.state.opening
+    return Ready(models=list(opening.studio.models))
+
+
+@router.head("/v1/models", include_in_schema=False)
+@router.get("/v1/models", summary="Which models are served?", responses=_NOT_READY)
+async def models(request: Request) -> ModelList:
+    """OpenAI's list, with defaults, ranges and text length of each model."""
+    opening: Opening = request.app.state.opening
+    studio = opening.studio
+    return ModelList(data=[_card(model, studio) for model in studio.models.values()])
+
+
+def _card(model: Model, studio: Studio) -> ModelCard:
+    card = model.card
+    return ModelCard(
+        id=model.name,
+        created=int(model.checkpoint.directory.stat().st_mtime),
+        revision=model.checkpoint.revision,
+        licence=card.licence,
+        backend=model.backend.name,
+        precision=model.backend.precision,
+        defaults=Defaults(width=card.width, height=card.height, steps=card.steps, guidance_scale=card.guidance_scale),
+        ranges=Ranges(side_px=card.side_px, max_pixels=studio.max_pixels),
+        native_pixels=card.native_pixels,
+        enlarges=card.enlarges,
+        max_sequence_length=card.max_sequence_length,
+    )

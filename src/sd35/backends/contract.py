@@ -1,0 +1,70 @@
+"""The backend contract: three batch-first functions over tensors.
+
+A backend keeps weights, never request state. The step index and every sampler quantity are arguments, so rows of one
+batch share a latent shape and nothing else: steps, guidance, prompts, seeds and progress may all differ.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+Array: TypeAlias = np.ndarray[Any, Any]
+# A latent or an embedding lives where its backend computes: a NumPy array, a torch tensor on a device. Only the backend
+# that made one looks inside; a latent may also be the float32 NumPy noise a picture starts from.
+Tensor: TypeAlias = Any
+
+
+@dataclass(frozen=True, eq=False)
+class TextEmbedding:
+    """What the three text encoders say of one prompt (SD3 paper, section 4; Diffusers' `encode_prompt`).
+
+    `tokens`: CLIP-L and CLIP-G side by side, zero-padded to T5's width, then T5, concatenated over tokens.
+    `pooled`: CLIP-L's and CLIP-G's projected outputs, concatenated.
+    """
+
+    tokens: Float[Tensor, "text joint"]
+    pooled: Float[Tensor, " pooled"]
+    nbytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class DenoiseRow:
+    """One picture's part of one denoising step. `negative` is None exactly when guidance <= 1 (one row is run)."""
+
+    latent: Float[Tensor, "16 h w"] | Float32[Array, "16 h w"]
+    positive: TextEmbedding
+    negative: TextEmbedding | None
+    sigma: float
+    sigma_next: float
+    guidance: float
+
+
+class Backend(Protocol):
+    """What makes pictures from tensors. One module per runtime implements it; one contract test suite runs over all."""
+
+    @property
+    def name(self) -> str:
+        """The backend's name in the table: "onnx", "diffusers"."""
+
+    @property
+    def precision(self) -> str:
+        """The dtype computed in: "float32", "bfloat16", "float16"."""
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The libraries that shape the numbers, name -> version; they go into each picture's metadata."""
+
+    def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
+        """One embedding per prompt, in order. Text beyond the tokenizers' lengths is cut off, as Diffusers does."""
+
+    def denoise_step(self, rows: Sequence[DenoiseRow]) -> list[Float[Tensor, "16 h w"]]:
+        """One Euler step per row: `latent + (sigma_next - sigma) * velocity`, in float32, with CFG where guidance > 1.
+
+        All rows have one latent shape. The transformer's timestep is `sigma * 1000`.
+        """
+
+    def decode_latents(self, latents: Sequence[Float[Tensor, "16 h w"]]) -> list[UInt8[Array, "h*8 w*8 3"]]:
+        """One RGB picture per latent; all latents have one shape."""

@@ -1,0 +1,134 @@
+"""The `diffusers` backend: PyTorch, through Diffusers' own networks and text encoding.
+
+On a CPU it is tested against `StableDiffusion3Pipeline`. On CUDA, and so with offload, it has not been run.
+"""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+from diffusers.utils import logging as diffusers_logging
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from sd35.backends.contract import Array, DenoiseRow, TextEmbedding
+from sd35.backends.guidance import guided_velocities, step_length_of, timestep_of, transformer_rows
+from sd35.backends.options import Offload, Options
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def open_backend(checkpoint: Checkpoint, options: Options) -> "DiffusersBackend":
+    """Raises InvalidSetting, BackendUnavailable (no such device), CheckpointError (weights missing or not readable)."""
+    device = _device(options.device)
+    if options.offload != "none" and device.type == "cpu":
+        raise InvalidSetting(f"offload: got {options.offload!r}; weights can be offloaded from a CUDA device only")
+    if options.threads:
+        torch.set_num_threads(options.threads)  # the process's, as PyTorch has no other
+    precision = options.precision
+    if precision == "auto":
+        precision = "float32" if device.type == "cpu" else "bfloat16"
+    return DiffusersBackend(checkpoint, precision, device, options.offload)
+
+
+class DiffusersBackend:
+    """See `sd35.backends.contract.Backend`. Latents and embeddings are torch tensors of `precision` on the device."""
+
+    name = "diffusers"
+
+    def __init__(self, checkpoint: Checkpoint, precision: str, device: torch.device, offload: Offload) -> None:
+        self.precision = precision
+        self._dtype = _DTYPES[precision]
+        self._device = device
+        self._text_tokens = checkpoint.card.max_sequence_length
+        self._pipeline = _load(checkpoint, self._dtype)
+        place(self._pipeline, device, offload)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The libraries that shape the numbers, name -> version."""
+        return {name: version(name) for name in ("diffusers", "torch", "transformers")}
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
+        """One embedding per prompt, in order."""
+        tokens, _, pooled, _ = self._pipeline.encode_prompt(
+            list(prompts),
+            None,
+            None,
+            device=self._device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self._text_tokens,
+        )
+        return [
+            TextEmbedding(token.clone(), pool.clone(), token.nbytes + pool.nbytes)
+            for token, pool in zip(tokens, pooled, strict=True)
+        ]
+
+    @torch.no_grad()
+    def denoise_step(self, rows: Sequence[DenoiseRow]) -> list[Float[Tensor, "16 h w"]]:
+        """One Euler step per row, in float32 and rounded to the precision, as Diffusers' scheduler does."""
+        latents = {id(row): torch.as_tensor(row.latent).to(self._device, self._dtype) for row in rows}
+        parts = transformer_rows(rows)
+        velocities = self._pipeline.transformer(
+            hidden_states=torch.stack([latents[id(row)] for row, _ in parts]),
+            encoder_hidden_states=torch.stack([embedding.tokens for _, embedding in parts]),
+            pooled_projections=torch.stack([embedding.pooled for _, embedding in parts]),
+            timestep=torch.tensor([float(timestep_of(row)) for row, _ in parts], device=self._device),
+            return_dict=False,
+        )[0]
+        # A step's length is a tensor, as in Diffusers' scheduler: PyTorch rounds it to the velocity's precision.
+        return [
+            (latents[id(row)].float() + step_length_of(row) * velocity).to(self._dtype)
+            for row, velocity in zip(rows, guided_velocities(rows, velocities), strict=True)
+        ]
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Sequence[Float[Tensor, "16 h w"]]) -> list[UInt8[Array, "h*8 w*8 3"]]:
+        """One RGB picture per latent."""
+        vae = self._pipeline.vae
+        stacked = torch.stack([torch.as_tensor(latent).to(self._device, self._dtype) for latent in latents])
+        images = vae.decode(stacked / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
+        self._pipeline.maybe_free_model_hooks()  # with model offload: the decoder, the last in the chain, leaves too
+        pixels = ((images / 2 + 0.5).clamp(0, 1).float() * 255).round().to(torch.uint8)
+        return list(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InvalidSetting(f"device: got {name!r}; allowed: auto, cpu, cuda, cuda:1, ...") from error
+    if device.type not in {"cpu", "cuda"}:
+        raise InvalidSetting(f"device: got {name!r}; the diffusers backend allows: auto, cpu, cuda, cuda:1, ...")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise BackendUnavailable(
+            "diffusers", f"PyTorch sees {found} CUDA devices, not {name}", "Choose another device."
+        )
+    return device
+
+
+def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> StableDiffusion3Pipeline:
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    try:
+        return StableDiffusion3Pipeline.from_pretrained(checkpoint.directory, dtype=dtype, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint.directory} cannot be loaded: {error}") from error
+
+
+def place(pipeline: StableDiffusion3Pipeline, device: torch.device, offload: Offload) -> None:
+    """Brings the weights to the device, or sets the hooks that bring each network, or each layer, when it is called."""
+    if offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    elif offload == "sequential":
+        pipeline.enable_sequential_cpu_offload(device=device)
+    else:
+        pipeline.to(device)

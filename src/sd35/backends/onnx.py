@@ -1,0 +1,124 @@
+"""The `onnx` backend: a checkpoint's ONNX graphs on a CPU, by ONNX Runtime, in float32. Needs no PyTorch.
+
+The graphs are those of `sd35.compile.onnx_export`, with NVIDIA's tensor names.
+"""
+
+import os
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from jaxtyping import Float32, UInt8
+
+from sd35.backends.contract import Array, DenoiseRow, TextEmbedding
+from sd35.backends.guidance import guided_velocities, step_length_of, timestep_of, transformer_rows
+from sd35.backends.options import Options
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.tokenizers import Tokenizers
+from sd35.errors import CheckpointError, InvalidSetting
+
+_LATENT_PX = 8  # pixels of a side for each latent value
+
+
+def open_backend(checkpoint: Checkpoint, options: Options) -> "OnnxBackend":
+    """Raises InvalidSetting for what is beyond a CPU in float32, CheckpointError where a graph is missing or broken."""
+    for name, got, allowed in (
+        ("precision", options.precision, ("auto", "float32")),
+        ("device", options.device, ("auto", "cpu")),
+        ("offload", options.offload, ("none",)),
+    ):
+        if got not in allowed:
+            raise InvalidSetting(f"{name}: got {got!r}; the onnx backend allows: {', '.join(allowed)}")
+    return OnnxBackend(checkpoint, options.threads or _cores())
+
+
+class OnnxBackend:
+    """See `sd35.backends.contract.Backend`. Latents and embeddings are float32 NumPy arrays."""
+
+    name = "onnx"
+    precision = "float32"
+
+    def __init__(self, checkpoint: Checkpoint, threads: int) -> None:
+        _check_positions(checkpoint)
+        self._tokenizers = Tokenizers(checkpoint)
+        parts = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer")
+        graphs = [checkpoint.directory / part / "model.onnx" for part in parts]
+        self._clip_l, self._clip_g, self._t5, self._transformer = (_open_graph(graph, threads) for graph in graphs)
+        self._decoder = _open_graph(checkpoint.directory / "vae" / "decoder.onnx", threads)
+        vae = checkpoint.config("vae")
+        self._scaling, self._shift = float(vae["scaling_factor"]), float(vae["shift_factor"])
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The libraries that shape the numbers, name -> version."""
+        return {name: version(name) for name in ("numpy", "onnxruntime", "tokenizers")}
+
+    def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
+        """One embedding per prompt, in order."""
+        ids = self._tokenizers.encode(prompts)
+        clips = [
+            graph.run(["text_embeddings", "hidden_states"], {"input_ids": part})
+            for graph, part in ((self._clip_l, ids.clip_l), (self._clip_g, ids.clip_g))
+        ]
+        (t5,) = self._t5.run(["text_embeddings"], {"input_ids": ids.t5})
+        clip = np.concatenate([hidden for _, hidden in clips], axis=-1)
+        clip = np.pad(clip, ((0, 0), (0, 0), (0, t5.shape[-1] - clip.shape[-1])))
+        embeddings = []
+        for index in range(len(prompts)):
+            tokens = np.concatenate([clip[index], t5[index]])
+            pooled = np.concatenate([projected[index] for projected, _ in clips])
+            embeddings.append(TextEmbedding(tokens, pooled, tokens.nbytes + pooled.nbytes))
+        return embeddings
+
+    def denoise_step(self, rows: Sequence[DenoiseRow]) -> list[Float32[Array, "16 h w"]]:
+        """One Euler step per row; guided and unguided rows share one call of the transformer."""
+        parts = transformer_rows(rows)
+        inputs = {
+            "hidden_states": np.stack([row.latent for row, _ in parts]),
+            "encoder_hidden_states": np.stack([embedding.tokens for _, embedding in parts]),
+            "pooled_projections": np.stack([embedding.pooled for _, embedding in parts]),
+            "timestep": np.array([timestep_of(row) for row, _ in parts]),
+        }
+        (velocities,) = self._transformer.run(["latent"], inputs)
+        return [
+            row.latent + step_length_of(row) * velocity
+            for row, velocity in zip(rows, guided_velocities(rows, velocities), strict=True)
+        ]
+
+    def decode_latents(self, latents: Sequence[Float32[Array, "16 h w"]]) -> list[UInt8[Array, "h*8 w*8 3"]]:
+        """One RGB picture per latent."""
+        (images,) = self._decoder.run(["images"], {"latent": np.stack(latents) / self._scaling + self._shift})
+        pixels = (np.clip(images / 2 + 0.5, 0, 1) * 255).round().astype(np.uint8)
+        return list(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)))
+
+
+def _open_graph(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    if not path.is_file():
+        command = f"python -m sd35.compile.onnx_export {path.parent.parent}"
+        raise CheckpointError(f"{path} is missing; make the graphs, where PyTorch is installed, with: {command}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Threads that wait do not spin: spinning made a step slower by half, and loading too, beside other work.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no base of their own
+        raise CheckpointError(f"{path} cannot be loaded: {error}") from error
+
+
+def _check_positions(checkpoint: Checkpoint) -> None:
+    """A graph computes nonsense beyond its position table, where Diffusers raises."""
+    transformer = checkpoint.config("transformer")
+    most_px = transformer["pos_embed_max_size"] * transformer["patch_size"] * _LATENT_PX
+    if checkpoint.card.side_px[1] > most_px:
+        raise CheckpointError(
+            f"{checkpoint.name}: its card allows sides of {checkpoint.card.side_px[1]} px, its transformer {most_px}"
+        )
+
+
+def _cores() -> int:
+    """The cores this process may use, where the system can tell; the runtime's own count would pin threads to cores."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -1,0 +1,58 @@
+"""The table of backends: a new runtime is a new module and one line here. Only the one that is opened is imported."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from types import MappingProxyType
+
+from sd35.backends.contract import Backend
+from sd35.backends.options import Options
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.errors import BackendUnavailable, InvalidSetting
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a backend lies: `module` has `open_backend(checkpoint, options)` and imports the `needs` at its top."""
+
+    module: str
+    needs: tuple[str, ...]
+    remedy: str
+
+    @property
+    def missing(self) -> list[str]:
+        """What it needs and is not installed; looks, but imports nothing."""
+        return [name for name in self.needs if find_spec(name) is None]
+
+
+BACKENDS: Mapping[str, Entry] = MappingProxyType(
+    {
+        "onnx": Entry("sd35.backends.onnx", ("onnxruntime",), "Install sd35-fp8-mirror anew."),
+        "diffusers": Entry(
+            "sd35.backends.diffusers",
+            ("torch", "diffusers", "transformers", "accelerate"),
+            "Install it with: pip install 'sd35-fp8-mirror[diffusers]'",
+        ),
+    }
+)
+
+
+def check_available(name: str) -> None:
+    """Raises BackendUnavailable, with the reason and what to do, where a backend's libraries are not installed."""
+    entry = BACKENDS[name]
+    if missing := entry.missing:
+        raise BackendUnavailable(name, f"{', '.join(missing)} not installed", entry.remedy)
+
+
+def open_backend(name: str, checkpoint: Checkpoint, options: Options) -> Backend:
+    """A backend with a checkpoint's weights loaded.
+
+    Raises InvalidSetting where there is no such backend or it cannot honour an option, BackendUnavailable where it
+    cannot run here, CheckpointError where the checkpoint lacks what it needs.
+    """
+    if name not in BACKENDS:
+        raise InvalidSetting(f"backend: got {name!r}; allowed: {', '.join(BACKENDS)}")
+    check_available(name)
+    backend: Backend = import_module(BACKENDS[name].module).open_backend(checkpoint, options)
+    return backend

@@ -1,0 +1,116 @@
+"""The three tokenizers of a checkpoint: the very token ids that Diffusers would feed to the text encoders."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from jaxtyping import Int32
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.errors import CheckpointError
+
+_Array: TypeAlias = np.ndarray[Any, Any]
+_CLIP_WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+class TokenIds(NamedTuple):
+    """Padded and cut to each encoder's length."""
+
+    clip_l: Int32[_Array, "prompts clip"]
+    clip_g: Int32[_Array, "prompts clip"]
+    t5: Int32[_Array, "prompts t5"]
+
+
+class Tokenizers:
+    """The tokenizers of one checkpoint: `tokenizer` (CLIP-L), `tokenizer_2` (CLIP-G), `tokenizer_3` (T5)."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Raises CheckpointError where a tokenizer's files are missing or not readable."""
+        clip_length = _settings_of(checkpoint, "tokenizer").get("model_max_length", 77)
+        self._clip_l = _open(checkpoint, "tokenizer", clip_length)
+        self._clip_g = _open(checkpoint, "tokenizer_2", clip_length)  # Diffusers takes the first one's length for both
+        self._t5 = _open(checkpoint, "tokenizer_3", checkpoint.card.max_sequence_length)
+
+    def encode(self, prompts: Sequence[str]) -> TokenIds:
+        """Token ids of each prompt, in order; text beyond an encoder's length is cut off."""
+        return TokenIds(_ids(self._clip_l, prompts), _ids(self._clip_g, prompts), _ids(self._t5, prompts))
+
+    def is_cut_off(self, prompt: str) -> bool:
+        """Whether the T5, which reads the most, does not read all of a prompt."""
+        return bool(self._t5.encode(prompt).overflowing)
+
+
+def _ids(tokenizer: Tokenizer, prompts: Sequence[str]) -> Int32[_Array, "prompts length"]:
+    return np.array([encoding.ids for encoding in tokenizer.encode_batch(list(prompts))], np.int32)
+
+
+def _open(checkpoint: Checkpoint, part: str, length: int) -> Tokenizer:
+    directory, settings = checkpoint.directory / part, _settings_of(checkpoint, part)
+    try:
+        if (directory / "tokenizer.json").exists():
+            tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        else:
+            tokenizer = _clip_from_vocabulary(directory, settings)
+    except Exception as error:  # the library raises plain Exception
+        raise CheckpointError(f"{directory}: the tokenizer cannot be read: {error}") from error
+    tokenizer.add_special_tokens(_added_tokens(settings))
+    pad = _content(settings["pad_token"])
+    pad_id = tokenizer.token_to_id(pad)
+    if pad_id is None:
+        raise CheckpointError(f"{directory}: the pad token {pad!r} is not in the vocabulary")
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding(length=length, pad_id=pad_id, pad_token=pad)
+    return tokenizer
+
+
+def _clip_from_vocabulary(directory: Path, settings: dict[str, Any]) -> Tokenizer:
+    """CLIP's byte-level BPE, as `transformers.CLIPTokenizer` builds it from `vocab.json` and `merges.txt`."""
+    bos, eos, unk = (_content(settings[name]) for name in ("bos_token", "eos_token", "unk_token"))
+    vocabulary, merges = models.BPE.read_file(str(directory / "vocab.json"), str(directory / "merges.txt"))
+    bpe = models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=unk)
+    tokenizer = Tokenizer(bpe)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    words = pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.post_processor = processors.RobertaProcessing(
+        (eos, vocabulary[eos]), (bos, vocabulary[bos]), trim_offsets=False, add_prefix_space=False
+    )
+    return tokenizer
+
+
+def _settings_of(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
+    """A tokenizer's settings; the oldest checkpoints name the special tokens in a file of their own."""
+    settings = checkpoint.config(part, "tokenizer_config.json")
+    special_tokens_map = checkpoint.directory / part / "special_tokens_map.json"
+    if "added_tokens_decoder" not in settings and special_tokens_map.exists():
+        settings |= checkpoint.config(part, special_tokens_map.name)
+    if "pad_token" not in settings:
+        raise CheckpointError(f"{checkpoint.directory / part} names no pad_token")
+    return settings
+
+
+def _added_tokens(settings: dict[str, Any]) -> list[AddedToken]:
+    """Tokens that are found in the text before anything else is done to it, with their own flags where those are given.
+
+    The pad token is one of them: CLIP-G pads with "!", so a "!" in a prompt becomes padding, in Diffusers too.
+    """
+    given = settings.get("added_tokens_decoder", {}).values()
+    flags = {entry["content"]: entry for entry in given}
+    for name in _SPECIAL_TOKENS:
+        if name in settings:
+            token = settings[name]
+            entry = token if isinstance(token, dict) else {"content": token, "normalized": False}
+            flags.setdefault(_content(token), entry)
+    names = ("content", "single_word", "lstrip", "rstrip", "normalized")
+    return [
+        AddedToken(**{name: entry[name] for name in names if name in entry}, special=True) for entry in flags.values()
+    ]
+
+
+def _content(token: str | dict[str, Any]) -> str:
+    return token if isinstance(token, str) else str(token["content"])

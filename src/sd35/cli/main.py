@@ -1,0 +1,182 @@
+"""The commands and their help. What a command does is imported when it runs, so that help and start-up are quick."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sd35.cli import options
+from sd35.errors import InvalidSetting, Sd35Error
+
+_EPILOG = "Every setting is also an environment variable (SD35_...) or a key of a TOML file: see docs/settings.md."
+
+app = typer.Typer(
+    name="sd35",
+    help="Stable Diffusion 3.5 as a service: pictures from text, over HTTP or right here.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command line; this project's errors become one line and an exit code."""
+    try:
+        app(prog_name="sd35")
+    except Sd35Error as error:
+        print(f"sd35: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+@app.callback()
+def _version(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, help="Print the version.", callback=options.print_version)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog=_EPILOG)
+def serve(
+    *,
+    host: options.Host = None,
+    port: options.Port = None,
+    checkpoint: options.Checkpoints = None,
+    backend: options.Backend = None,
+    precision: options.Precision = None,
+    device: options.Device = None,
+    offload: options.Offload = None,
+    threads: options.Threads = None,
+    max_pixels: options.MaxPixels = None,
+    max_waiting: options.MaxWaiting = None,
+    log_format: options.LogFormat = None,
+    cache_dir: options.CacheDir = None,
+    data_dir: options.DataDir = None,
+    config: options.Config = None,
+) -> None:
+    """Serve pictures over HTTP until Ctrl-C or SIGTERM, which let running pictures finish.
+
+    The API is described at /docs of the address it prints.
+
+    [bold]Examples[/bold]
+
+      sd35 serve
+      sd35 serve --host 0.0.0.0 --port 80
+      sd35 serve --checkpoint sd35-mini --checkpoint ~/models/stable-diffusion-3.5-medium
+    """
+    settings = options.settings_of(locals())
+    from sd35.api.server import serve as run
+
+    run(settings)
+
+
+@app.command(epilog=_EPILOG)
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the pictures show.")],
+    *,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File to write, replaced if it exists; out-1.png, ... with -n.")
+    ] = Path("out.png"),
+    count: Annotated[
+        int, typer.Option("-n", "--count", min=1, max=10_000, help="How many; seeds follow each other.")
+    ] = 1,
+    negative_prompt: Annotated[str, typer.Option(help="What to keep out of it.")] = "",
+    width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16. Default: the model's.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16. Default: the model's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps, 1 to 150. Default: the model's.")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="How closely to follow the prompt, 0 to 30. Default: the model's.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="0 to 4294967295. Default: random, and printed.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name of one of the checkpoints. Default: the first.")] = None,
+    as_json: options.AsJson = False,
+    checkpoint: options.Checkpoints = None,
+    backend: options.Backend = None,
+    precision: options.Precision = None,
+    device: options.Device = None,
+    offload: options.Offload = None,
+    threads: options.Threads = None,
+    max_pixels: options.MaxPixels = None,
+    config: options.Config = None,
+) -> None:
+    """Make pictures from text, here, without a server.
+
+    Each file carries what made it: `sd35 replay` makes it again.
+
+    [bold]Examples[/bold]
+
+      sd35 generate "a cat on a blue background"
+      sd35 generate "a cat above a dog on a red background" -o pets.png -n 4 --seed 7
+      sd35 generate "a rocket" --width 1024 --height 512 --json | jq -r .file
+    """
+    settings = options.settings_of(locals())
+    if output.suffix.lower() != ".png":
+        raise InvalidSetting(f"--output: got {str(output)!r}; allowed: a name that ends in .png")
+    if not output.absolute().parent.is_dir():
+        raise InvalidSetting(f"--output: {output.absolute().parent} is not a directory")
+    from sd35.cli.generate import generate as run
+    from sd35.service.resolve import Wanted
+
+    wanted = Wanted(prompt, negative_prompt, width, height, steps, guidance_scale, seed, model)
+    run(settings, wanted, output, count, as_json=as_json)
+
+
+@app.command(epilog=_EPILOG)
+def replay(
+    file: Annotated[Path, typer.Argument(help="A PNG file that this project wrote.")],
+    *,
+    as_json: options.AsJson = False,
+    checkpoint: options.Checkpoints = None,
+    backend: options.Backend = None,
+    precision: options.Precision = None,
+    device: options.Device = None,
+    offload: options.Offload = None,
+    threads: options.Threads = None,
+    max_pixels: options.MaxPixels = None,
+    config: options.Config = None,
+) -> None:
+    """Make a picture again from what its file says, and tell whether it is the same, and if not, why.
+
+    "same bytes", or "same picture": no pixel differs by more than 2 of 255, nor all by more than 0.1 on average; both
+    exit with 0. "different" exits with 1, a file that does not say what made it with 2. The backend and precision are
+    those of the file unless named.
+
+    [bold]Examples[/bold]
+
+      sd35 replay out.png
+      sd35 replay out.png --backend diffusers --json
+    """
+    given = locals()
+    from sd35.cli.replay import replay as run
+
+    run(file, lambda recorded: options.settings_of(given, recorded), as_json=as_json)
+
+
+@app.command(epilog=_EPILOG)
+def doctor(
+    *,
+    as_json: options.AsJson = False,
+    checkpoint: options.Checkpoints = None,
+    cache_dir: options.CacheDir = None,
+    data_dir: options.DataDir = None,
+    config: options.Config = None,
+) -> None:
+    """Tell what this machine has, which backends can run on it, and why the others cannot.
+
+    Exits with 1 where the chosen backend or a checkpoint cannot be used.
+
+    [bold]Examples[/bold]
+
+      sd35 doctor
+      sd35 doctor --json
+    """
+    settings = options.settings_of(locals())
+    from sd35.cli.doctor import doctor as run
+
+    run(settings, as_json=as_json)

@@ -1,0 +1,59 @@
+"""The flags that several commands share, and from flags to settings."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import typer
+
+from sd35.settings import Settings, flag_of, load_settings
+
+_SERVICE, _COMPUTE = "Service", "What computes"
+
+
+def _setting(name: str, panel: str, **more: Any) -> Any:  # noqa: ANN401  typer's own type is not public
+    """A flag that sets a setting; its help is the setting's own."""
+    field = Settings.model_fields[name]
+    extra = field.json_schema_extra
+    default = extra["default"] if isinstance(extra, dict) else field.default
+    shown = ",".join(default) if isinstance(default, tuple) else default
+    text = f"{(field.description or '').replace('`', '')} [default: {shown}]"
+    return typer.Option(flag_of(name), help=text.replace("[", r"\["), rich_help_panel=panel, show_default=False, **more)
+
+
+Host: TypeAlias = Annotated[str | None, _setting("host", _SERVICE)]
+Port: TypeAlias = Annotated[str | None, _setting("port", _SERVICE, metavar="PORT")]
+MaxPixels: TypeAlias = Annotated[str | None, _setting("max_pixels", _SERVICE, metavar="PIXELS")]
+MaxWaiting: TypeAlias = Annotated[str | None, _setting("max_waiting", _SERVICE, metavar="PICTURES")]
+LogFormat: TypeAlias = Annotated[str | None, _setting("log_format", _SERVICE, metavar="FORMAT")]
+CacheDir: TypeAlias = Annotated[str | None, _setting("cache_dir", _SERVICE, metavar="DIRECTORY")]
+DataDir: TypeAlias = Annotated[str | None, _setting("data_dir", _SERVICE, metavar="DIRECTORY")]
+Checkpoints: TypeAlias = Annotated[list[str] | None, _setting("checkpoints", _COMPUTE, metavar="NAME|DIRECTORY")]
+Backend: TypeAlias = Annotated[str | None, _setting("backend", _COMPUTE, metavar="NAME")]
+Precision: TypeAlias = Annotated[str | None, _setting("precision", _COMPUTE, metavar="FORMAT")]
+Device: TypeAlias = Annotated[str | None, _setting("device", _COMPUTE, metavar="DEVICE")]
+Offload: TypeAlias = Annotated[str | None, _setting("offload", _COMPUTE, metavar="HOW")]
+Threads: TypeAlias = Annotated[str | None, _setting("threads", _COMPUTE, metavar="COUNT")]
+Config: TypeAlias = Annotated[
+    Path | None, typer.Option(help="TOML file of settings.", envvar="SD35_CONFIG", show_default=False)
+]
+AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+def settings_of(arguments: Mapping[str, Any], otherwise: Mapping[str, str] | None = None) -> Settings:
+    """The settings in force for a command's arguments. `otherwise` stands for flags that were not given.
+
+    Raises InvalidSetting.
+    """
+    named = {"checkpoints" if name == "checkpoint" else name: value for name, value in arguments.items()}
+    flags = {name: value for name, value in named.items() if name in Settings.model_fields and value is not None}
+    return load_settings({**(otherwise or {}), **flags}, named.get("config"))
+
+
+def print_version(asked: bool) -> None:
+    """Print the version and end, where that was asked."""
+    if asked:
+        from importlib.metadata import version
+
+        print(version("sd35-fp8-mirror"))
+        raise typer.Exit

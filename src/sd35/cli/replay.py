@@ -1,0 +1,60 @@
+"""`sd35 replay`: makes a picture again and tells whether it is the same."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.cli.generate import progress_bar
+from sd35.errors import CheckpointError, NotReplayable
+from sd35.request import Request
+from sd35.service.opening import open_checkpoints, open_studio
+from sd35.service.replay import Recording, Verdict, read_recording
+from sd35.service.replay import replay as make_again
+from sd35.settings import Settings
+
+
+def replay(file: Path, settings_with: Callable[[Mapping[str, str]], Settings], *, as_json: bool) -> None:
+    """Print the verdict; exit with 1 where the picture is different. `settings_with` puts flags over what it is given.
+
+    Raises NotReplayable, CheckpointError where the model is not here, and what making a picture raises.
+    """
+    try:
+        recording = read_recording(file.read_bytes())
+    except (OSError, NotReplayable) as error:
+        raise NotReplayable(f"{file} cannot be replayed: {error}") from error
+    maker, request = recording.record.maker, recording.record.request
+    settings = settings_with({"backend": maker.backend, "precision": maker.precision})
+    checkpoint = _maker_of(request, open_checkpoints(settings.checkpoints), file)
+    with progress_bar() as progress:
+        bar = progress.add_task(f"making {file.name} again", total=request.steps)
+        with open_studio(settings, [checkpoint]) as studio:
+            verdict = make_again(recording, studio, lambda done: progress.update(bar, completed=done))
+    print(json.dumps({"file": str(file), **verdict._asdict()}) if as_json else _in_words(file, recording, verdict))
+    if not verdict.is_same:
+        sys.exit(1)
+
+
+def _maker_of(request: Request, checkpoints: list[Checkpoint], file: Path) -> Checkpoint:
+    """The checkpoint that made a picture: the one of its name."""
+    named = {checkpoint.name: checkpoint for checkpoint in checkpoints}
+    if request.model not in named:
+        here = ", ".join(named)
+        raise CheckpointError(
+            f"{file} was made with {request.model!r}; here is only {here}; name it, or its directory, with --checkpoint"
+        )
+    return named[request.model]
+
+
+def _in_words(file: Path, recording: Recording, verdict: Verdict) -> str:
+    lines = [f"{file}: {verdict.outcome}"]
+    if verdict.outcome != "same bytes" and verdict.max_difference is not None:
+        lines.append(f"  differs by {verdict.max_difference} of 255 at most, {verdict.mean_difference:.3f} on average")
+    lines += [f"  {change}" for change in verdict.changed]
+    if not verdict.is_same and not verdict.changed:
+        lines.append(
+            "  nothing that the file names has changed: it was edited, or another processor computes differently"
+        )
+    lines.append(f"  digest {recording.record.request.digest}")
+    return "\n".join(lines)

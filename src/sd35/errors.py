@@ -1,0 +1,90 @@
+"""Every error a user can meet. Foreign exceptions are translated into these once, at the boundary.
+
+Sd35Error
+├── InvalidRequest        a field of a request is wrong           (HTTP 422, exit 2)
+├── UnknownModel          no checkpoint of that name is served    (HTTP 404, exit 2)
+├── Overloaded            no room for another picture now         (HTTP 503, exit 1)
+├── NotReady              loading, or closing                     (HTTP 503, exit 1)
+├── PictureFailed         this picture could not be made          (HTTP 500, exit 1)
+├── NotReplayable         a file does not say what made it        (exit 2)
+├── InvalidSetting        a setting is wrong                      (exit 2)
+├── CheckpointError       a checkpoint is missing or not usable   (exit 1)
+└── BackendUnavailable    a backend cannot run here, and why      (exit 1)
+"""
+
+from collections.abc import Sequence
+
+
+class Sd35Error(Exception):
+    """Base of all errors meant for the user; `str()` of each says what to do. `exit_code` is 2 for wrong asking."""
+
+    exit_code = 1
+
+
+class InvalidRequest(Sd35Error):  # noqa: N818  these read as sentences: "raise InvalidRequest"
+    """A field of a request is wrong."""
+
+    exit_code = 2
+
+    def __init__(self, field: str, got: object, allowed: str) -> None:
+        super().__init__(f"{field}: got {_shorten(got)}; allowed: {allowed}")
+        self.field, self.got, self.allowed = field, got, allowed
+
+
+class UnknownModel(Sd35Error):  # noqa: N818
+    """No checkpoint of that name is served."""
+
+    exit_code = 2
+
+    def __init__(self, name: str, served: Sequence[str]) -> None:
+        super().__init__(f"model: no model named {_shorten(name)} is served; served: {', '.join(served)}")
+        self.name, self.served = name, tuple(served)
+
+
+class Overloaded(Sd35Error):  # noqa: N818
+    """There is no room for another picture now."""
+
+    def __init__(self, waiting: int, limit: int, retry_after_s: float) -> None:
+        super().__init__(f"{waiting} pictures are waiting and at most {limit} may; try again in {retry_after_s:.0f} s")
+        self.waiting, self.limit, self.retry_after_s = waiting, limit, retry_after_s
+
+
+class NotReady(Sd35Error):  # noqa: N818
+    """The service is still loading, or closing."""
+
+    def __init__(self, state: str, retry_after_s: float) -> None:
+        super().__init__(f"the service is {state}; try again in {retry_after_s:.0f} s")
+        self.state, self.retry_after_s = state, retry_after_s
+
+
+class PictureFailed(Sd35Error):  # noqa: N818
+    """This picture could not be made; others are not affected."""
+
+
+class NotReplayable(Sd35Error):  # noqa: N818
+    """A file is not a picture of this project's, or does not say what made it."""
+
+    exit_code = 2
+
+
+class InvalidSetting(Sd35Error):  # noqa: N818
+    """A setting, from environment, file or flag, is wrong."""
+
+    exit_code = 2
+
+
+class CheckpointError(Sd35Error):
+    """A checkpoint is missing or not usable."""
+
+
+class BackendUnavailable(Sd35Error):  # noqa: N818
+    """A backend cannot run here."""
+
+    def __init__(self, backend: str, reason: str, remedy: str) -> None:
+        super().__init__(f"backend {backend!r} cannot run: {reason}. {remedy}")
+        self.backend, self.reason, self.remedy = backend, reason, remedy
+
+
+def _shorten(value: object, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

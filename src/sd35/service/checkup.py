@@ -1,0 +1,116 @@
+"""What this machine has and what can run on it. Looks; loads no weights and no runtime."""
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sd35.backends.table import BACKENDS, check_available
+from sd35.checkpoints.checkpoint import open_checkpoint
+from sd35.errors import BackendUnavailable, CheckpointError
+from sd35.service.record import own_version
+from sd35.settings import Settings
+
+_GPU_QUERY = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+_GPU_TIMEOUT_S = 10
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that can be used, or why not and what to do."""
+
+    name: str
+    is_usable: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """What was found. `can_serve`: the chosen backend and all checkpoints are usable."""
+
+    version: str
+    python: str
+    system: str
+    processor: str
+    cores: int
+    memory_bytes: int
+    gpus: list[str]
+    backends: list[Finding]
+    checkpoints: list[Finding]
+    directories: list[Finding]
+    backend: str
+
+    @property
+    def can_serve(self) -> bool:
+        """Whether `sd35 serve` with these settings finds what it needs."""
+        chosen = [finding for finding in self.backends if finding.name == self.backend]
+        return bool(chosen) and all(finding.is_usable for finding in (*chosen, *self.checkpoints))
+
+
+def check_up(settings: Settings) -> Checkup:
+    """Look at the machine and the settings' backend, checkpoints and directories."""
+    return Checkup(
+        version=own_version(),
+        python=platform.python_version(),
+        system=platform.platform(),
+        processor=_processor(),
+        cores=_cores(),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        gpus=_gpus(),
+        backends=[_finding(name, _backend) for name in BACKENDS],
+        checkpoints=[_finding(name, _checkpoint) for name in settings.checkpoints],
+        directories=[_directory("cache", settings.cache_dir), _directory("data", settings.data_dir)],
+        backend=settings.backend,
+    )
+
+
+def _finding(name: str, look: Callable[[str], str]) -> Finding:
+    try:
+        return Finding(name, is_usable=True, detail=look(name))
+    except (BackendUnavailable, CheckpointError) as error:
+        return Finding(name, is_usable=False, detail=str(error))
+
+
+def _backend(name: str) -> str:
+    check_available(name)
+    return "its libraries are installed"
+
+
+def _checkpoint(name: str) -> str:
+    found = open_checkpoint(name)
+    return f"{found.directory}, revision {found.revision[:12]}"
+
+
+def _directory(name: str, path: Path) -> Finding:
+    """Usable where it can be written to, or made in what there is of it."""
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    is_usable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    note = "" if existing == path else " (does not exist yet)"
+    return Finding(name, is_usable, f"{path}{note}" if is_usable else f"{path} cannot be written to")
+
+
+def _gpus() -> list[str]:
+    """Name, memory and driver of each NVIDIA GPU; empty where the driver's own tool is missing or fails."""
+    tool = shutil.which("nvidia-smi")
+    if not tool:
+        return []
+    try:
+        result = subprocess.run([tool, *_GPU_QUERY], capture_output=True, text=True, timeout=_GPU_TIMEOUT_S, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in result.stdout.splitlines() if line.strip()]
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -1,0 +1,39 @@
+"""A checkpoint in a backend, ready to be served under its name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from sd35.backends.contract import Backend
+from sd35.checkpoints.checkpoint import Card, Checkpoint
+from sd35.engine.painter import Painter
+from sd35.engine.sampler import sampler_of
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """What makes a request's pictures. `is_cut_off` says whether the text encoders read less than the whole prompt."""
+
+    checkpoint: Checkpoint
+    backend: Backend
+    is_cut_off: Callable[[str], bool]
+
+    @property
+    def name(self) -> str:
+        """What requests call it."""
+        return self.checkpoint.name
+
+    @property
+    def card(self) -> Card:
+        """What the checkpoint says of itself."""
+        return self.checkpoint.card
+
+    @property
+    def profile(self) -> str:
+        """The numeric profile: "onnx/float32"."""
+        return f"{self.backend.name}/{self.backend.precision}"
+
+    @cached_property
+    def painter(self) -> Painter:
+        """Raises CheckpointError where the checkpoint's scheduler is none that is known."""
+        return Painter(self.backend, sampler_of(self.checkpoint))

@@ -1,0 +1,94 @@
+"""Composes a studio from settings, and keeps it through opening, serving and closing."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from sd35.backends.options import Options
+from sd35.backends.table import open_backend
+from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sd35.checkpoints.tokenizers import Tokenizers
+from sd35.errors import InvalidSetting, NotReady
+from sd35.service.model import Model
+from sd35.service.studio import Studio
+from sd35.settings import Settings
+
+_LOADING_RETRY_S = 1.0
+_CLOSING_RETRY_S = 5.0
+
+
+def open_checkpoints(names: Sequence[str]) -> list[Checkpoint]:
+    """The checkpoints of the settings. Raises CheckpointError, and InvalidSetting where two share a name."""
+    checkpoints = [open_checkpoint(name) for name in names]
+    found = [checkpoint.name for checkpoint in checkpoints]
+    if doubled := sorted({name for name in found if found.count(name) > 1}):
+        raise InvalidSetting(f"checkpoints: two are named {', '.join(doubled)}; rename a directory")
+    return checkpoints
+
+
+def open_studio(settings: Settings, checkpoints: Sequence[Checkpoint]) -> Studio:
+    """Load the checkpoints into the backend, and draw a first picture with each: what is returned is ready.
+
+    Takes seconds to minutes. Raises CheckpointError, BackendUnavailable, InvalidSetting, PictureFailed.
+    """
+    options = Options(
+        precision=settings.precision,
+        device=settings.device,
+        offload=settings.offload,
+        threads=settings.threads,
+    )
+    models = [
+        Model(checkpoint, open_backend(settings.backend, checkpoint, options), Tokenizers(checkpoint).is_cut_off)
+        for checkpoint in checkpoints
+    ]
+    studio = Studio(models, settings.max_pixels, settings.max_waiting)
+    try:
+        studio.draw_first()
+    except BaseException:
+        studio.engine.close()
+        raise
+    return studio
+
+
+class Opening:
+    """A studio that opens in the background, so that a server answers while its model loads, and closes gracefully."""
+
+    def __init__(
+        self,
+        open_studio: Callable[[], Studio],
+        on_ready: Callable[[], None],
+        on_failure: Callable[[Exception], None],
+    ) -> None:
+        self._open_studio, self._on_ready, self._on_failure = open_studio, on_ready, on_failure
+        self._studio: Studio | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self.state: Literal["loading", "ready", "closing"] = "loading"
+
+    @property
+    def studio(self) -> Studio:
+        """The studio. Raises NotReady where it is not open yet, or not any more."""
+        if self.state != "ready" or self._studio is None:
+            raise NotReady(self.state, _CLOSING_RETRY_S if self.state == "closing" else _LOADING_RETRY_S)
+        return self._studio
+
+    def start(self) -> None:
+        """Begin to open; needs a running event loop."""
+        self._loading = asyncio.get_running_loop().create_task(self._load())
+
+    async def close(self) -> None:
+        """Refuse new pictures and finish those that were accepted. Doing it twice does no harm."""
+        self.state = "closing"
+        if self._loading:
+            await self._loading
+        if self._studio:
+            await asyncio.to_thread(self._studio.engine.drain)
+
+    async def _load(self) -> None:
+        try:
+            self._studio = await asyncio.to_thread(self._open_studio)
+        except Exception as error:  # noqa: BLE001  whoever opened it decides what to do
+            self._on_failure(error)
+            return
+        if self.state == "loading":
+            self.state = "ready"
+            self._on_ready()

@@ -1,0 +1,71 @@
+"""PNG files: written fast and always to the same bytes, read back with their text.
+
+Source: the PNG specification, third edition (W3C, 2025): chunks, filter type Up, iTXt.
+"""
+
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Mapping
+from typing import cast
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from sd35.backends.contract import Array
+from sd35.errors import NotReplayable
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_FILTER_UP = 2
+_RGB_8_BIT = (8, 2, 0, 0, 0)  # bit depth, colour type, compression, filter and interlace method
+
+
+def write_png(pixels: UInt8[Array, "h w 3"], text: Mapping[str, str]) -> bytes:
+    """A PNG file with `text` in iTXt chunks, in the mapping's order.
+
+    Up filter and run lengths only: on a megapixel a quarter of the time of Pillow's fastest, and photographs get no
+    larger. No timestamp, so that the same picture and text give the same bytes.
+    """
+    height, width, _ = pixels.shape
+    rows = pixels.reshape(height, width * 3)
+    filtered = np.empty((height, 1 + width * 3), np.uint8)
+    filtered[:, 0] = _FILTER_UP
+    filtered[0, 1:] = rows[0]
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+    deflate = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
+    data = deflate.compress(filtered.data) + deflate.flush()
+    header = struct.pack(">IIBBBBB", width, height, *_RGB_8_BIT)
+    texts = [_chunk(b"iTXt", key.encode("ascii") + bytes(5) + value.encode()) for key, value in text.items()]
+    return b"".join([_SIGNATURE, _chunk(b"IHDR", header), *texts, _chunk(b"IDAT", data), _chunk(b"IEND", b"")])
+
+
+def read_png(data: bytes) -> tuple[UInt8[Array, "h w 3"], dict[str, str]]:
+    """The pixels and the text of a PNG file. Raises NotReplayable where it is none, is damaged, or is not RGB."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+                image.load()
+                text = {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
+                mode, pixels = image.mode, np.asarray(image)
+    except UnidentifiedImageError as error:
+        raise NotReplayable("it is not a PNG file") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise NotReplayable(f"it is a damaged PNG file: {error}") from error
+    if mode != "RGB":
+        raise NotReplayable(f"its pixels are {mode}, not RGB: it was not written by this project, or converted since")
+    return pixels, text
+
+
+def enlarge(pixels: UInt8[Array, "h w 3"], width_px: int, height_px: int) -> UInt8[Array, "height_px width_px 3"]:
+    """The picture at another size: resized by Lanczos so that it covers it, and cropped around the centre."""
+    fitted = ImageOps.fit(Image.fromarray(pixels), (width_px, height_px), Image.Resampling.LANCZOS)
+    return cast(Array, np.asarray(fitted))
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return b"".join(
+        [struct.pack(">I", len(content)), kind, content, struct.pack(">I", zlib.crc32(content, zlib.crc32(kind)))]
+    )

@@ -1,0 +1,79 @@
+"""What a PNG file says of how it was made, so that it can be made again."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from sd35.errors import InvalidRequest, NotReplayable
+from sd35.request import Request
+
+REQUEST_KEY = "sd35.request"
+DIGEST_KEY = "sd35.digest"
+MAKER_KEY = "sd35.maker"
+
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What made a picture, beyond its request. `cut_off` names the prompts that the text encoders read in part only."""
+
+    revision: str
+    backend: str
+    precision: str
+    versions: dict[str, str]
+    drawn_width: int
+    drawn_height: int
+    cut_off: list[str]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A request and what made its picture."""
+
+    request: Request
+    maker: Maker
+
+    def to_text(self) -> dict[str, str]:
+        """The text chunks of the PNG file; equal records give equal text."""
+        return {
+            "Software": f"sd35-fp8-mirror {own_version()}",
+            REQUEST_KEY: self.request.canonical.decode(),
+            DIGEST_KEY: self.request.digest,
+            MAKER_KEY: json.dumps(asdict(self.maker), sort_keys=True),
+        }
+
+
+def from_text(text: Mapping[str, str]) -> Record:
+    """The record in a PNG file's text chunks. Raises NotReplayable where it is missing, damaged or was edited."""
+    missing = [key for key in (REQUEST_KEY, DIGEST_KEY, MAKER_KEY) if key not in text]
+    if missing:
+        raise NotReplayable(f"it does not say what made it: no {', '.join(missing)} in its text")
+    canonical = text[REQUEST_KEY]
+    if hashlib.sha256(canonical.encode("utf-8", "replace")).hexdigest() != text[DIGEST_KEY]:
+        raise NotReplayable(f"its request was edited: {DIGEST_KEY} is not the digest of {REQUEST_KEY}")
+    request = _typed(Request, canonical, REQUEST_KEY)
+    if request.canonical.decode() != canonical:
+        raise NotReplayable(f"its {REQUEST_KEY} has fields that this version does not know: {canonical[:200]}")
+    return Record(request, _typed(Maker, text[MAKER_KEY], MAKER_KEY))
+
+
+def own_version() -> str:
+    """This project's version."""
+    return version("sd35-fp8-mirror")
+
+
+def _typed(kind: type[Part], content: str, key: str) -> Part:
+    """A dataclass from its JSON, every field there and of its type."""
+    try:
+        return TypeAdapter(kind).validate_json(content, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise NotReplayable(f"its {key} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except InvalidRequest as error:
+        raise NotReplayable(f"its {key} is out of range: {error}") from error

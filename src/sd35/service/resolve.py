@@ -1,0 +1,55 @@
+"""From what was wanted to a request with nothing left open."""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sd35.errors import UnknownModel
+from sd35.request import SEED, Request
+from sd35.service.model import Model
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a caller asked for, whatever the dialect. None is left to the model's card, `seed` to chance."""
+
+    prompt: str
+    negative_prompt: str = ""
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    seed: int | None = None
+    model: str | None = None
+
+
+def find_model(models: Mapping[str, Model], name: str | None) -> Model:
+    """The named model; the first one for None. Raises UnknownModel."""
+    if name is None:
+        return next(iter(models.values()))
+    if name not in models:
+        raise UnknownModel(name, list(models))
+    return models[name]
+
+
+def resolve(wanted: Wanted, models: Mapping[str, Model]) -> Request:
+    """Fill in the card's defaults, draw the seed, name what makes the picture. Raises UnknownModel, InvalidRequest."""
+    model = find_model(models, wanted.model)
+    card = model.card
+    return Request(
+        prompt=wanted.prompt,
+        negative_prompt=wanted.negative_prompt,
+        width=card.width if wanted.width is None else wanted.width,
+        height=card.height if wanted.height is None else wanted.height,
+        steps=card.steps if wanted.steps is None else wanted.steps,
+        guidance_scale=float(card.guidance_scale if wanted.guidance_scale is None else wanted.guidance_scale),
+        seed=draw_seed() if wanted.seed is None else wanted.seed,
+        model=model.name,
+        revision=model.checkpoint.revision,
+        profile=model.profile,
+    )
+
+
+def draw_seed() -> int:
+    """A seed nobody can guess from the last one."""
+    return secrets.randbelow(SEED[1] + 1)

@@ -1,0 +1,92 @@
+"""Where pictures are made: models, the engine that runs them, and what turns its pixels into a PNG file."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Self
+
+from sd35.engine.loop import Engine, OnStep, Painted, Ticket
+from sd35.engine.painter import Task
+from sd35.request import Request
+from sd35.service.model import Model
+from sd35.service.png import enlarge, write_png
+from sd35.service.record import Maker, Record, own_version
+from sd35.service.resolve import Wanted, resolve
+from sd35.service.sizes import drawn_size
+
+
+class Finished(NamedTuple):
+    """A picture as a PNG file, and what it says of itself."""
+
+    png: bytes
+    record: Record
+
+    @property
+    def drawn(self) -> tuple[int, int]:
+        """The size it was drawn at, (width, height) in pixels."""
+        return self.record.maker.drawn_width, self.record.maker.drawn_height
+
+    @property
+    def is_enlarged(self) -> bool:
+        """Whether it was drawn at another size than the requested one."""
+        return self.drawn != (self.record.request.width, self.record.request.height)
+
+
+class Studio:
+    """Serves `models`, the first of which is the default. Its one engine thread runs until `drain` or `close`."""
+
+    def __init__(self, models: Sequence[Model], max_pixels: int, max_waiting: int) -> None:
+        assert models, "a studio needs a model"
+        self.models = {model.name: model for model in models}
+        self.max_pixels = max_pixels
+        self.engine = Engine({model.name: model.painter for model in models}, max_waiting)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.engine.close()
+
+    def resolve(self, wanted: Wanted) -> Request:
+        """A request that can be made here. Raises UnknownModel, InvalidRequest."""
+        request = resolve(wanted, self.models)
+        self._drawn_size(request)
+        return request
+
+    def submit(self, request: Request, on_step: OnStep | None = None) -> Ticket:
+        """Accept a picture. Raises InvalidRequest, Overloaded, NotReady."""
+        return self.engine.submit(Task(request, *self._drawn_size(request)), on_step)
+
+    def finish(self, request: Request, painted: Painted) -> Finished:
+        """The PNG file of a picture: enlarged where it was drawn smaller, with its record. Keeps a core busy."""
+        model = self.models[request.model]
+        drawn_height, drawn_width, _ = painted.pixels.shape
+        versions = {"sd35": own_version(), **model.backend.versions}
+        pixels = painted.pixels
+        if (drawn_width, drawn_height) != (request.width, request.height):
+            from PIL import __version__ as pillow_version
+
+            versions["pillow"] = pillow_version
+            pixels = enlarge(pixels, request.width, request.height)
+        prompts = {"prompt": request.prompt}
+        if request.guidance_scale > 1:
+            prompts["negative_prompt"] = request.negative_prompt
+        maker = Maker(
+            revision=request.revision,
+            backend=model.backend.name,
+            precision=model.backend.precision,
+            versions=versions,
+            drawn_width=drawn_width,
+            drawn_height=drawn_height,
+            cut_off=[field for field, text in prompts.items() if model.is_cut_off(text)],
+        )
+        record = Record(request, maker)
+        return Finished(write_png(pixels, record.to_text()), record)
+
+    def draw_first(self) -> None:
+        """Draw a smallest picture with each model, so that whatever a runtime builds at first use is built."""
+        for model in self.models.values():
+            side_px = model.card.side_px[0]
+            wanted = Wanted(" ", width=side_px, height=side_px, steps=1, seed=0, model=model.name)
+            self.submit(resolve(wanted, self.models)).future.result()
+
+    def _drawn_size(self, request: Request) -> tuple[int, int]:
+        return drawn_size(request.width, request.height, self.models[request.model].card, self.max_pixels)

@@ -1,0 +1,67 @@
+"""Apps and servers around the test double."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import uvicorn
+from starlette.testclient import TestClient
+
+from sd35.api.app import create_app
+from sd35.service.opening import Opening
+from sd35.service.studio import Studio
+from tests.double import WAIT_S, NumpyBackend, double_studio
+
+
+@pytest.fixture
+def backend() -> NumpyBackend:
+    """A backend whose held pictures wait for `release`."""
+    return NumpyBackend()
+
+
+@pytest.fixture
+def studio(tmp_path: Path, backend: NumpyBackend) -> Iterator[Studio]:
+    """A studio in which two pictures may wait."""
+    studio = double_studio(tmp_path, backend)
+    yield studio
+    backend.release.set()
+
+
+@contextmanager
+def serving(studio: Studio) -> Iterator[TestClient]:
+    """A client of an app that is ready."""
+    ready = threading.Event()
+    with TestClient(create_app(Opening(lambda: studio, ready.set, _raise)), follow_redirects=False) as client:
+        assert ready.wait(WAIT_S)
+        yield client
+
+
+@pytest.fixture
+def client(studio: Studio, backend: NumpyBackend) -> Iterator[TestClient]:
+    """A client of an app that is ready."""
+    with serving(studio) as client:
+        yield client
+        backend.release.set()
+
+
+@pytest.fixture
+def address(studio: Studio, backend: NumpyBackend) -> Iterator[tuple[str, int]]:
+    """Host and port of a real server."""
+    ready = threading.Event()
+    app = create_app(Opening(lambda: studio, ready.set, _raise))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        assert ready.wait(WAIT_S)
+        yield listener.getsockname()
+        backend.release.set()
+        server.should_exit = True
+        thread.join(WAIT_S)
+
+
+def _raise(error: Exception) -> None:
+    raise error

@@ -1,0 +1,211 @@
+"""Health, readiness, models, documentation, and what surrounds every answer."""
+
+import asyncio
+import http.client
+import json
+import socket
+import threading
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from sd35.api.app import create_app
+from sd35.errors import CheckpointError
+from sd35.service.opening import Opening
+from sd35.service.studio import Studio
+from tests.api.conftest import serving
+from tests.double import WAIT_S, NumpyBackend
+
+
+def test_models_are_openais_list_with_this_projects_fields(client: TestClient):
+    """Defaults, ranges, text length, and that the stand-in enlarges, are named for each model."""
+    listed = client.get("/v1/models").json()
+    assert listed["object"] == "list"
+    mini, large = listed["data"]
+    assert (mini["id"], mini["object"], mini["owned_by"]) == ("mini", "model", "sd35")
+    assert mini["defaults"] == {"width": 128, "height": 128, "steps": 4, "guidance_scale": 4.5}
+    assert mini["ranges"]["side_px"] == [64, 256]
+    assert (mini["max_sequence_length"], mini["native_pixels"], mini["enlarges"]) == (20, 16384, True)
+    assert (mini["backend"], mini["precision"], mini["licence"]) == ("double", "float32", "Apache-2.0")
+    assert (large["id"], large["enlarges"], large["defaults"]["width"]) == ("large", False, 1024)
+
+
+def test_nothing_but_health_is_answered_while_the_model_loads(studio: Studio):
+    """Alive at once, ready only when the model is; until then 503 with a time, and then a picture."""
+    load, ready = threading.Event(), threading.Event()
+
+    def open_studio() -> Studio:
+        assert load.wait(WAIT_S)
+        return studio
+
+    with TestClient(create_app(Opening(open_studio, ready.set, lambda _: None))) as client:
+        assert client.get("/healthz").status_code == 200
+        for response in (
+            client.get("/readyz"),
+            client.get("/v1/models"),
+            client.post("/v1/txt2img", json={"prompt": "a cat"}),
+        ):
+            assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+            assert "loading" in response.json()["detail"]
+        load.set()
+        assert ready.wait(WAIT_S)
+        assert client.get("/readyz").json() == {"status": "ready", "models": ["mini", "large"]}
+        assert client.post("/v1/txt2img", json={"prompt": "a cat"}).status_code == 200
+
+
+def test_a_failed_load_is_handed_over():
+    """Whoever opens learns why, and is never ready."""
+    error, failures = CheckpointError("no weights"), []
+    told = threading.Event()
+
+    def open_studio() -> Studio:
+        raise error
+
+    def on_failure(failure: Exception) -> None:
+        failures.append(failure)
+        told.set()
+
+    with TestClient(create_app(Opening(open_studio, lambda: None, on_failure))) as client:
+        assert told.wait(WAIT_S)
+        assert client.get("/readyz").status_code == 503
+    assert failures == [error]
+
+
+def test_closing_refuses_new_pictures_and_finishes_those_accepted(studio: Studio, backend: NumpyBackend):
+    """While it closes: 503 "closing" for new pictures and readiness, and the running picture is still made."""
+
+    async def scenario() -> None:
+        ready = asyncio.Event()
+        opening = Opening(lambda: studio, ready.set, lambda _: None)
+        opening.start()
+        await ready.wait()
+        ticket = studio.submit(studio.resolve(_wanted("held")))
+        closing = asyncio.create_task(opening.close())
+        await asyncio.to_thread(backend.started.wait, WAIT_S)
+        client = TestClient(create_app(opening))  # without its lifespan: the opening is open already
+        for response in (client.get("/readyz"), client.post("/v1/txt2img", json={"prompt": "a cat"})):
+            assert response.status_code == 503
+            assert "closing" in response.json()["detail"]
+        assert client.get("/healthz").status_code == 200
+        backend.release.set()
+        await closing
+        assert ticket.future.done()
+        assert ticket.future.result()
+
+    asyncio.run(scenario())
+
+
+def _wanted(prompt: str) -> Any:
+    from sd35.service.resolve import Wanted
+
+    return Wanted(prompt)
+
+
+def test_health_is_answered_while_a_picture_is_made(address: tuple[str, int], backend: NumpyBackend):
+    """A picture in the making never blocks another request's answer."""
+    painting = http.client.HTTPConnection(*address, timeout=WAIT_S)
+    painting.request("POST", "/v1/txt2img", json.dumps({"prompt": "held"}), {"content-type": "application/json"})
+    assert backend.started.wait(WAIT_S)
+    probe = http.client.HTTPConnection(*address, timeout=WAIT_S)
+    probe.request("GET", "/healthz")
+    assert probe.getresponse().status == 200
+    assert backend.steps == ["held"]
+    backend.release.set()
+    assert painting.getresponse().read().startswith(b"\x89PNG")
+    painting.close()
+    probe.close()
+
+
+def test_a_client_that_hangs_up_cancels_its_picture(address: tuple[str, int], studio: Studio, backend: NumpyBackend):
+    """The picture stops before its next step, and the next client's is made."""
+    cancelled = threading.Event()
+    cancel = studio.engine.cancel
+
+    def noticing(ticket: Any) -> None:
+        cancel(ticket)
+        cancelled.set()
+
+    studio.engine.cancel = noticing  # type: ignore[method-assign]
+    body = json.dumps({"prompt": "held", "steps": 150}).encode()
+    with socket.create_connection(address, timeout=WAIT_S) as connection:
+        head = (
+            "POST /v1/txt2img HTTP/1.1",
+            "Host: x",
+            "Content-Type: application/json",
+            f"Content-Length: {len(body)}",
+        )
+        connection.sendall("\r\n".join([*head, "\r\n"]).encode() + body)
+        assert backend.started.wait(WAIT_S)
+    assert cancelled.wait(WAIT_S)
+    backend.release.set()
+    other = http.client.HTTPConnection(*address, timeout=WAIT_S)
+    other.request("POST", "/v1/txt2img", b'{"prompt": "a cat"}', {"content-type": "application/json"})
+    assert other.getresponse().status == 200
+    other.close()
+    assert backend.steps == ["held"] + ["a cat"] * 4
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nothing", 404), ("GET", "/v1/txt2img", 405), ("POST", "/healthz", 405), ("POST", "/v1/txt2img/", 404)],
+)
+def test_what_is_not_there_is_a_problem_too(client: TestClient, method: str, path: str, status: int):
+    """404 and 405 are application/problem+json, 405 with what is allowed."""
+    response = client.request(method, path)
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    assert ("allow" in response.headers) == (status == 405)
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/v1/models"])
+def test_head_is_answered_as_get(client: TestClient, path: str):
+    """Probes that send HEAD get the same status and no body."""
+    assert client.head(path).status_code == client.get(path).status_code < 400
+
+
+def test_a_sane_request_id_is_kept_and_another_replaced(client: TestClient):
+    """A caller's id comes back; what could forge a log line does not."""
+    assert client.get("/healthz", headers={"x-request-id": "Abc-1.2_3"}).headers["x-request-id"] == "Abc-1.2_3"
+    for bad in (b"a b", b"x" * 65, b"\xe9"):
+        returned = client.get("/healthz", headers={b"x-request-id": bad}).headers["x-request-id"]
+        assert len(returned) == 16
+        int(returned, 16)
+
+
+def test_what_nobody_foresaw_is_a_500_that_names_the_request(studio: Studio, monkeypatch: pytest.MonkeyPatch):
+    """A bug's words stay in the log; the answer has the id to find them by."""
+
+    def broken(_: object) -> None:
+        raise ZeroDivisionError("internal words")
+
+    monkeypatch.setattr(studio, "resolve", broken)
+    with serving(studio) as client:
+        response = client.post("/v1/txt2img", json={"prompt": "a cat"}, headers={"x-request-id": "mine"})
+    assert (response.status_code, response.headers["content-type"]) == (500, "application/problem+json")
+    assert "internal words" not in response.text
+    assert response.json()["request_id"] == "mine"
+
+
+def test_the_documentation_works_without_the_internet(client: TestClient):
+    """/docs loads its scripts and styles from this server, which has them."""
+    page = client.get("/docs").text
+    assert "http://" not in page
+    assert "https://" not in page
+    for asset in ("/static-offline-docs/swagger-ui-bundle.js", "/static-offline-docs/swagger-ui.css"):
+        assert asset in page
+        assert client.get(asset).status_code == 200
+    assert client.get("/").headers["location"] == "/docs"
+
+
+def test_openapi_tells_the_body_the_answers_and_the_headers(client: TestClient):
+    """The schema names each field with its range, the PNG, its headers, and every problem."""
+    operation = client.get("/openapi.json").json()["paths"]["/v1/txt2img"]["post"]
+    body = operation["requestBody"]["content"]["application/json"]["schema"]
+    assert body["required"] == ["prompt"]
+    assert body["additionalProperties"] is False
+    assert {"type": "integer", "minimum": 1, "maximum": 150} in body["properties"]["steps"]["anyOf"]
+    assert operation["responses"].keys() == {"200", "400", "404", "413", "415", "422", "500", "503"}
+    assert "X-Sd35-Seed" in operation["responses"]["200"]["headers"]
+    assert operation["responses"]["200"]["content"].keys() == {"image/png"}
+    assert "application/problem+json" in operation["responses"]["422"]["content"]

@@ -1,0 +1,256 @@
+"""`POST /v1/txt2img`: every field honoured or refused by name, and never a 500 for what a client sent."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from starlette.testclient import TestClient
+
+from sd35.api.body import MAX_BODY_BYTES
+from sd35.service.replay import read_recording
+from tests.api.conftest import serving
+from tests.double import WAIT_S, NumpyBackend, double_studio
+
+PATH = "/v1/txt2img"
+JSON = {"content-type": "application/json"}
+
+
+def ask(client: TestClient, **fields: Any) -> Any:
+    """Ask for a picture of a cat, or what `fields` say."""
+    return client.post(PATH, json={"prompt": "a cat", **fields})
+
+
+def problem(response: Any, status: int) -> dict[str, Any]:
+    """The problem in a response, which must be one of RFC 9457 and of that status."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    content: dict[str, Any] = response.json()
+    assert content["status"] == status
+    assert content["request_id"] == response.headers["x-request-id"]
+    return content
+
+
+def test_a_prompt_is_enough(client: TestClient):
+    """A prompt alone gives a PNG of the model's default size; headers name seed, digest, model and time."""
+    response = ask(client)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "image/png"
+    assert Image.open(io.BytesIO(response.content)).size == (128, 128)
+    request = read_recording(response.content).record.request
+    assert response.headers["x-sd35-seed"] == str(request.seed)
+    assert response.headers["x-sd35-digest"] == request.digest
+    assert response.headers["x-sd35-model"] == "mini"
+    assert int(response.headers["x-sd35-time-ms"]) >= 0
+    assert "x-sd35-drawn-size" not in response.headers
+    assert "x-sd35-cut-off" not in response.headers
+
+
+def test_every_field_reaches_the_request(client: TestClient):
+    """What is asked for is what the picture's file says."""
+    fields = {
+        "prompt": "ein Übergrößenträger 🐈",
+        "negative_prompt": "a dog",
+        "width": 256,
+        "height": 512,
+        "steps": 3,
+        "guidance_scale": 7,
+        "seed": 2**32 - 1,
+        "model": "large",
+    }
+    response = ask(client, **fields)
+    request = read_recording(response.content).record.request
+    assert {name: getattr(request, name) for name in fields} == fields
+
+
+def test_the_same_request_gives_the_same_bytes(client: TestClient):
+    """A picture is a pure function of its request."""
+    first, second, other = (ask(client, seed=seed).content for seed in (1, 1, 2))
+    assert first == second != other
+
+
+def test_null_is_as_good_as_left_out(client: TestClient):
+    """Clients that send null for what they do not set get the defaults, except for the prompt."""
+    nulls = dict.fromkeys(("negative_prompt", "width", "height", "steps", "guidance_scale", "model"))
+    assert ask(client, seed=1, **nulls).content == ask(client, seed=1).content
+    assert problem(ask(client, prompt=None), 422)["errors"][0]["field"] == "prompt"
+
+
+def test_an_enlarged_or_cut_off_picture_says_so(client: TestClient):
+    """Headers name the size it was drawn at and the prompt that was read in part."""
+    response = ask(client, prompt="cat " * 21, width=1024, height=1024, steps=1)
+    assert Image.open(io.BytesIO(response.content)).size == (1024, 1024)
+    assert response.headers["x-sd35-drawn-size"] == "128x128"
+    assert response.headers["x-sd35-cut-off"] == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "allowed"),
+    [
+        ({"prompt": ""}, "prompt", "1 to 10000"),
+        ({"prompt": 5}, "prompt", "text"),
+        ({"prompt": "x" * 10_001}, "prompt", "1 to 10000"),
+        ({"negative_prompt": "x" * 10_001}, "negative_prompt", "10000"),
+        ({"prompt": "\ud83d"}, "prompt", "surrogates"),
+        ({"steps": 0}, "steps", "1 to 150"),
+        ({"steps": 151}, "steps", "1 to 150"),
+        ({"steps": "28"}, "steps", "integer"),
+        ({"steps": 28.0}, "steps", "integer"),
+        ({"steps": True}, "steps", "integer"),
+        ({"guidance_scale": -0.1}, "guidance_scale", "0 to 30"),
+        ({"guidance_scale": 30.1}, "guidance_scale", "0 to 30"),
+        ({"guidance_scale": float("nan")}, "guidance_scale", "0 to 30"),
+        ({"guidance_scale": float("inf")}, "guidance_scale", "0 to 30"),
+        ({"guidance_scale": True}, "guidance_scale", "number"),
+        ({"guidance_scale": 10**400}, "guidance_scale", "0 to 30"),
+        ({"seed": -1}, "seed", "0 to 4294967295"),
+        ({"seed": 2**32}, "seed", "0 to 4294967295"),
+        ({"width": 100}, "width", "multiple of 16"),
+        ({"height": 0}, "height", "multiple of 16"),
+        ({"height": 16 * 10**30}, "height", "pixels at most"),
+        ({"width": 1024, "height": 64}, "width", "aspect of 4:1"),
+        ({"width": 2048, "height": 1024}, "width", "1048576 pixels at most"),
+        ({"width": 128, "model": "large"}, "width", "256 to 2048"),
+        ({"model": 3}, "model", "/v1/models"),
+        ({"widht": 512}, "widht", "only prompt, negative_prompt, width"),
+    ],
+)
+def test_a_wrong_field_is_named_with_what_came_and_what_is_allowed(
+    client: TestClient, fields: dict[str, Any], field: str, allowed: str
+):
+    """422 with field, value and range; nothing is ignored silently."""
+    response = client.post(PATH, content=json.dumps({"prompt": "a cat", **fields}), headers=JSON)
+    (error,) = problem(response, 422)["errors"]
+    assert error["field"] == field
+    assert allowed in error["allowed"]
+    assert "got" in error
+
+
+def test_all_wrong_fields_are_named_at_once(client: TestClient):
+    """One round trip is enough to learn of every mistake."""
+    errors = problem(client.post(PATH, json={"steps": "x", "seed": [1], "foo": {}}), 422)["errors"]
+    assert {error["field"] for error in errors} == {"prompt", "steps", "seed", "foo"}
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "words"),
+    [
+        (b"", 400, "not JSON"),
+        (b"{", 400, "not JSON"),
+        (b'{"prompt": "\xff"}', 400, "not JSON"),
+        (b'{"prompt": "a"} {}', 400, "not JSON"),
+        (b"[" * 100_000, 400, "not JSON"),
+        (b'{"seed": ' + b"9" * 10_000 + b"}", 400, "not JSON"),
+        (b"[]", 422, "JSON object"),
+        (b"null", 422, "JSON object"),
+        (b'{"prompt": "a", "prompt": "b"}', 422, "'prompt' is given twice"),
+        (b'{"prompt": "' + b"a" * MAX_BODY_BYTES + b'"}', 413, "1048576 bytes"),
+    ],
+)
+def test_a_body_that_is_no_request_is_refused(client: TestClient, content: bytes, status: int, words: str):
+    """Each kind of unusable body has its status and its words."""
+    assert words in problem(client.post(PATH, content=content, headers=JSON), status)["detail"]
+
+
+def test_a_body_without_a_length_is_bounded_too(client: TestClient):
+    """A chunked body is refused as soon as it grows too large."""
+    problem(client.post(PATH, content=(b" " * 65536 for _ in range(20)), headers=JSON), 413)
+
+
+@pytest.mark.parametrize("headers", [{}, {"content-type": "text/plain"}, {**JSON, "content-encoding": "gzip"}])
+def test_a_body_of_another_kind_is_refused(client: TestClient, headers: dict[str, str]):
+    """Only plain application/json is read; curl's default is told apart with what to add."""
+    problem(client.post(PATH, content=b'{"prompt": "a"}', headers=headers), 415)
+
+
+def test_a_charset_beside_the_type_is_fine(client: TestClient):
+    """Clients that add a charset are served."""
+    headers = {"content-type": "Application/JSON; charset=utf-8"}
+    assert client.post(PATH, content=b'{"prompt": "a"}', headers=headers).status_code == 200
+
+
+def test_an_unknown_model_is_404_with_the_list(client: TestClient):
+    """The names that are served are in the problem."""
+    (error,) = problem(ask(client, model="medium"), 404)["errors"]
+    assert (error["field"], error["got"], error["allowed"]) == ("model", "medium", "mini, large")
+
+
+def test_a_failing_picture_is_a_500_that_says_why(client: TestClient):
+    """Its own reason, and the next picture is made."""
+    assert "RuntimeError: the runtime's own words" in problem(ask(client, prompt="crash"), 500)["detail"]
+    assert "stopped being finite" in problem(ask(client, prompt="nan"), 500)["detail"]
+    assert ask(client).status_code == 200
+
+
+def test_too_many_pictures_are_refused_with_retry_after(client: TestClient, backend: NumpyBackend):
+    """503 says when to come back; the event loop still answers while a picture is made."""
+    studio = client.app.state.opening.studio  # type: ignore[attr-defined]
+    request = studio.resolve(read_wanted("held"))
+    tickets = [studio.submit(request)]
+    assert backend.started.wait(WAIT_S)
+    tickets += [studio.submit(request) for _ in range(2)]
+    response = ask(client)
+    assert "2 pictures are waiting" in problem(response, 503)["detail"]
+    assert int(response.headers["retry-after"]) >= 1
+    assert client.get("/healthz").status_code == 200
+    backend.release.set()
+    assert all(ticket.future.result(WAIT_S) for ticket in tickets)
+
+
+def read_wanted(prompt: str) -> Any:
+    """What a body with only a prompt wants."""
+    from sd35.service.resolve import Wanted
+
+    return Wanted(prompt)
+
+
+@pytest.fixture(scope="module")
+def lasting_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """One app for all of a property's examples."""
+    with serving(double_studio(tmp_path_factory.mktemp("models"))) as client:
+        yield client
+
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(), max_size=8)
+    | st.sampled_from([0, 1, 16, 64, 128, 512, 2**32, -0.0, 1e308, "mini", "large", "\ud800"])
+)
+values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner))
+names = st.sampled_from(
+    ["prompt", "negative_prompt", "width", "height", "steps", "guidance_scale", "seed", "model"]
+) | st.text(st.characters(), max_size=5)
+
+
+@given(st.dictionaries(names, values, max_size=6) | values)
+def test_no_body_is_a_500(lasting_client: TestClient, body: object):
+    """Whatever JSON comes: a picture, or a 4xx that names a field of what came, or one that is missing."""
+    response = lasting_client.post(PATH, content=json.dumps(body), headers=JSON)
+    if response.status_code != 200:
+        content = problem(response, response.status_code)
+        assert 400 <= response.status_code < 500
+        assert content["errors"] or response.status_code == 400
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_are_a_500(lasting_client: TestClient, body: bytes):
+    """Whatever bytes come: 400 or 422."""
+    assert lasting_client.post(PATH, content=body, headers=JSON).status_code in {400, 422}
+
+
+def test_the_directory_of_a_model_may_have_any_name(tmp_path: Path):
+    """A name that HTTP headers cannot hold is percent-encoded in them."""
+    from sd35.service.studio import Studio
+    from tests.double import double_model
+
+    studio = Studio([double_model(tmp_path / "große")], 1024 * 1024, 1)
+    with serving(studio) as client:
+        assert ask(client, model="große").headers["x-sd35-model"] == "gro%C3%9Fe"

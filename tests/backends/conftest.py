@@ -1,0 +1,42 @@
+"""The checkpoint the backend suites run on, the backends with it, and the pipeline they are compared with."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from sd35.backends.contract import Backend
+from sd35.backends.options import Options
+from sd35.backends.table import open_backend
+from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_torch_thread() -> Iterator[None]:
+    """PyTorch's threads wait by spinning, which is slower by far than one thread where other work runs beside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Checkpoint:
+    """The embedded one; `TEST_CHECKPOINT=directory` runs the suites on another."""
+    return open_checkpoint(os.environ.get("TEST_CHECKPOINT", "sd35-mini"))
+
+
+@pytest.fixture(scope="session", params=["onnx", "diffusers"])
+def backend(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Backend:
+    """Each backend of the table, in float32 on the CPU."""
+    return open_backend(request.param, checkpoint, Options(precision="float32", device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def pipeline(checkpoint: Checkpoint) -> StableDiffusion3Pipeline:
+    """What all is measured against: Diffusers' own pipeline in float32."""
+    plain = StableDiffusion3Pipeline.from_pretrained(checkpoint.directory, dtype=torch.float32)
+    plain.set_progress_bar_config(disable=True)
+    return plain

@@ -1,0 +1,105 @@
+"""The contract suite: what every backend of the table must do."""
+
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+
+from sd35.backends.contract import Array, Backend, DenoiseRow, Tensor
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.engine.noise import initial_noise
+
+PROMPTS = ["a cat on a blue background", "", "ein 猫 🐱 nobody has words for, " * 40]
+LATENT = (16, 8, 12)
+NEAR = 2e-5  # of float32 values of a few units, computed in another order
+
+
+def as_array(tensor: Tensor) -> Array:
+    """A tensor of any backend, as float32."""
+    return np.asarray(tensor, np.float32)
+
+
+@pytest.fixture(scope="module")
+def rows(backend: Backend) -> list[DenoiseRow]:
+    """Three pictures with nothing in common but their shape; the second is not guided."""
+    cat, nothing, long = backend.encode_text(PROMPTS)
+    return [
+        DenoiseRow(initial_noise(1, LATENT), cat, nothing, 1.0, 0.857692, 4.5),
+        DenoiseRow(initial_noise(2, LATENT), long, None, 0.602151, 0.008929, 0.0),
+        DenoiseRow(initial_noise(3, LATENT), long, cat, 0.008929, 0.0, 7.0),
+    ]
+
+
+def test_prompts_are_encoded_in_order_and_alone(backend: Backend) -> None:
+    """An embedding is its prompt's, whatever other prompts share the call."""
+    together = backend.encode_text(PROMPTS)
+    for prompt, embedding in zip(PROMPTS, together, strict=True):
+        (alone,) = backend.encode_text([prompt])
+        np.testing.assert_allclose(as_array(embedding.tokens), as_array(alone.tokens), atol=NEAR)
+        np.testing.assert_allclose(as_array(embedding.pooled), as_array(alone.pooled), atol=NEAR)
+    assert abs(as_array(together[0].tokens) - as_array(together[2].tokens)).max() > 100 * NEAR
+
+
+def test_embedding_shapes_are_the_checkpoints(backend: Backend, checkpoint: Checkpoint) -> None:
+    """Tokens are CLIP's and T5's together, pooled is both projections; `nbytes` counts both."""
+    (embedding,) = backend.encode_text(["a cat"])
+    clip = checkpoint.config("text_encoder")
+    transformer = checkpoint.config("transformer")
+    text = clip["max_position_embeddings"] + checkpoint.card.max_sequence_length
+    assert as_array(embedding.tokens).shape == (text, transformer["joint_attention_dim"])
+    assert as_array(embedding.pooled).shape == (transformer["pooled_projection_dim"],)
+    assert embedding.nbytes == embedding.tokens.nbytes + embedding.pooled.nbytes
+
+
+def test_ragged_rows_equal_rows_alone(backend: Backend, rows: list[DenoiseRow]) -> None:
+    """Guided and unguided rows at different sigmas in one call each get what they would get alone."""
+    together = backend.denoise_step(rows)
+    for row, latent in zip(rows, together, strict=True):
+        (alone,) = backend.denoise_step([row])
+        np.testing.assert_allclose(as_array(latent), as_array(alone), atol=NEAR)
+
+
+def test_guidance_zero_and_one_are_the_same_step(backend: Backend, rows: list[DenoiseRow]) -> None:
+    """A row without a negative ignores the guidance's value, as Diffusers does up to 1."""
+    row = rows[1]
+    one = DenoiseRow(row.latent, row.positive, None, row.sigma, row.sigma_next, 1.0)
+    zero, same = (as_array(backend.denoise_step([each])[0]) for each in (row, one))
+    assert np.array_equal(zero, same)
+
+
+def test_a_step_leaves_its_row_alone_and_goes_on_from_its_result(backend: Backend, rows: list[DenoiseRow]) -> None:
+    """The noise given in is unchanged, a repeated step gives the same latent, and that latent can be stepped again."""
+    row, noise = rows[0], np.array(rows[0].latent)
+    first, again = backend.denoise_step([row])[0], backend.denoise_step([row])[0]
+    assert np.array_equal(row.latent, noise)
+    assert np.array_equal(as_array(first), as_array(again))
+    assert as_array(first).shape == LATENT
+    (second,) = backend.denoise_step([DenoiseRow(first, row.positive, row.negative, 0.857692, 0.602151, 4.5)])
+    assert abs(as_array(second) - as_array(first)).max() > NEAR
+
+
+def test_a_step_of_no_length_changes_nothing(backend: Backend, rows: list[DenoiseRow]) -> None:
+    """The Euler step's length is the difference of the sigmas."""
+    row = rows[0]
+    (latent,) = backend.denoise_step([DenoiseRow(row.latent, row.positive, row.negative, 0.5, 0.5, 4.5)])
+    assert np.array_equal(as_array(latent), row.latent)
+
+
+def test_pictures_are_decoded_in_order_and_alone(backend: Backend) -> None:
+    """Each latent becomes an RGB picture of eight times its sides, whatever others share the call."""
+    latents = [initial_noise(seed, LATENT) for seed in (1, 2, 3)]
+    together = backend.decode_latents(latents)
+    for latent, picture in zip(latents, together, strict=True):
+        assert picture.shape == (64, 96, 3)
+        assert picture.dtype == np.uint8
+        assert picture.flags.c_contiguous
+        (alone,) = backend.decode_latents([latent])
+        assert abs(picture.astype(int) - alone).max() <= 1
+    assert not np.array_equal(together[0], together[1])
+
+
+def test_a_backend_says_what_it_is(backend: Backend) -> None:
+    """Name and precision are the profile's, and each version is that of an installed library."""
+    assert f"{backend.name}/{backend.precision}" in {"onnx/float32", "diffusers/float32"}
+    assert backend.versions
+    assert backend.versions == {name: version(name) for name in backend.versions}

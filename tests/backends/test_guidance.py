@@ -1,0 +1,35 @@
+"""Which transformer rows a batch costs, and what becomes of them."""
+
+import numpy as np
+
+from sd35.backends.contract import DenoiseRow, TextEmbedding
+from sd35.backends.guidance import guided_velocities, step_length_of, timestep_of, transformer_rows
+
+CAT, DOG, NOTHING = (TextEmbedding(np.full(1, value), np.full(1, value), 16) for value in (1, 2, 0))
+GUIDED = DenoiseRow(np.zeros(1), CAT, NOTHING, 1.0, 0.5, 4.5)
+PLAIN = DenoiseRow(np.zeros(1), DOG, None, 0.5, 0.0, 1.0)
+
+
+def test_a_guided_row_costs_two_transformer_rows_and_another_one() -> None:
+    """Negatives come first, then every row's positive, as in Diffusers; a row without guidance has no negative."""
+    assert transformer_rows([PLAIN]) == [(PLAIN, DOG)]
+    assert transformer_rows([GUIDED]) == [(GUIDED, NOTHING), (GUIDED, CAT)]
+    assert transformer_rows([PLAIN, GUIDED]) == [(GUIDED, NOTHING), (PLAIN, DOG), (GUIDED, CAT)]
+
+
+def test_velocities_are_guided_row_by_row() -> None:
+    """`u + g * (c - u)` where there is a negative, `c` where there is none."""
+    velocities = [
+        np.array([value], np.float32) for value in (1.0, 7.0, 3.0)
+    ]  # GUIDED's negative, PLAIN, GUIDED's positive
+    plain, guided = guided_velocities([PLAIN, GUIDED], velocities)
+    assert plain == 7.0
+    assert guided == 1.0 + 4.5 * (3.0 - 1.0)
+
+
+def test_timestep_and_step_length_are_float32s() -> None:
+    """Both are computed in float32, as Diffusers' scheduler does: another rounding would be another picture."""
+    row = DenoiseRow(np.zeros(1), CAT, None, float(np.float32(0.8576923)), float(np.float32(0.6021505)), 1.0)
+    assert timestep_of(row) == np.float32(0.8576923) * np.float32(1000)
+    assert timestep_of(row).dtype == np.float32
+    assert step_length_of(row) == float(np.float32(0.6021505) - np.float32(0.8576923))

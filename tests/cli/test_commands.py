@@ -1,0 +1,178 @@
+"""The command line: pictures to files, replay, the doctor, help pages, and errors of one line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sd35.cli.main import app, main
+from sd35.service.png import read_png, write_png
+from sd35.service.record import Record, from_text, own_version
+
+TIMEOUT_S = 120
+SD35 = [sys.executable, "-c", "from sd35.cli import main; main()"]
+
+
+def sd35(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    return subprocess.run(
+        [*SD35, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
+
+def sd35_here(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The same in this process, which is quicker; the exit code."""
+    monkeypatch.setattr(sys, "argv", ["sd35", *arguments])
+    monkeypatch.setenv("COLUMNS", "120")
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with two pictures, cat-1.png and cat-2.png, and what the command said of them, in said.json."""
+    directory = tmp_path_factory.mktemp("pictures")
+    options = ("-n", "2", "--seed", "4294967295", "--steps", "2", "--width", "64", "--height", "64")
+    result = sd35("generate", "a cat", "-o", "cat.png", *options, "--json", cwd=directory)
+    assert result.returncode == 0, result.stderr
+    (directory / "said.json").write_text(result.stdout)
+    return directory
+
+
+def test_generate_writes_the_pictures_and_says_what_they_are(pictures: Path):
+    """Several pictures have consecutive seeds (the last is followed by 0), numbered names, and one JSON line each."""
+    said = [json.loads(line) for line in (pictures / "said.json").read_text().splitlines()]
+    assert [one["file"] for one in said] == ["cat-1.png", "cat-2.png"]
+    assert [one["request"]["seed"] for one in said] == [4294967295, 0]
+    assert all(read_png((pictures / one["file"]).read_bytes())[0].shape == (64, 64, 3) for one in said)
+    assert sorted(path.name for path in pictures.iterdir()) == ["cat-1.png", "cat-2.png", "said.json"]
+
+
+def test_replay_makes_the_same_bytes(pictures: Path):
+    """On the same machine and versions a picture is made again to the byte."""
+    result = sd35("replay", "cat-1.png", "--json", cwd=pictures)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["outcome"] == "same bytes"
+
+
+def test_replay_tells_a_different_picture(pictures: Path, tmp_path: Path):
+    """A file whose pixels are another picture's exits with 1 and says by how much it differs."""
+    pixels, text = read_png((pictures / "cat-1.png").read_bytes())
+    (tmp_path / "edited.png").write_bytes(write_png(255 - pixels, text))
+    result = sd35("replay", tmp_path / "edited.png")
+    assert result.returncode == 1, result.stderr
+    assert "edited.png: different" in result.stdout
+    assert "of 255 at most" in result.stdout
+
+
+def test_replay_of_what_is_no_picture_exits_with_2(tmp_path: Path):
+    """A file that does not say what made it, or is not there, is one clear line."""
+    (tmp_path / "text.png").write_text("hello")
+    for name, why in (("text.png", "not a PNG"), ("missing.png", "No such file")):
+        result = sd35("replay", tmp_path / name)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert why in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_replay_without_its_model_names_it(pictures: Path, tmp_path: Path):
+    """A picture of a model that is not here says which one it needs, and how to name it."""
+    from sd35.service.png import read_png, write_png
+
+    pixels, text = read_png((pictures / "cat-1.png").read_bytes())
+    record = from_text(text)
+    fields = {**json.loads(record.request.canonical), "model": "elsewhere"}
+    foreign = Record(type(record.request)(**fields), record.maker)
+    (tmp_path / "foreign.png").write_bytes(write_png(pixels, foreign.to_text()))
+    result = sd35("replay", tmp_path / "foreign.png")
+    assert result.returncode == 1
+    assert "was made with 'elsewhere'" in result.stderr
+    assert "--checkpoint" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "why"),
+    [
+        (["generate", "a cat", "-o", "out.jpg"], 2, "ends in .png"),
+        (["generate", "a cat", "-o", "nowhere/out.png"], 2, "is not a directory"),
+        (["generate", "a cat", "--checkpoint", "nowhere"], 1, "'nowhere' is neither"),
+        (["generate", "a cat", "--model", "other"], 2, "no model named 'other'"),
+        (["generate", "a cat", "--backend", "magic"], 2, "backend: got 'magic'; allowed: onnx, diffusers"),
+        (["generate", "a cat", "--device", "cuda"], 2, "device: got 'cuda'"),
+        (["generate", "a cat", "--steps", "0"], 2, "steps: got 0; allowed: 1 to 150"),
+        (["generate", ""], 2, "prompt: got '0 characters'"),
+        (["serve", "--port", "99999"], 2, "--port: got '99999'"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(  # noqa: PLR0913, PLR0917  fixtures
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    why: str,
+):
+    """The mistake is named on stderr, with exit code 2 for wrong asking; no traceback, no file."""
+    monkeypatch.chdir(tmp_path)
+    assert sd35_here(monkeypatch, *arguments) == code
+    said = capfd.readouterr()
+    assert why in said.err
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_doctor_tells_what_is_here():
+    """Hardware, backends with what to do about those that cannot run, checkpoints and directories."""
+    result = sd35("doctor", "--json")
+    found = json.loads(result.stdout)
+    assert found["cores"] >= 1
+    assert found["memory_bytes"] > 2**28
+    backends = {backend["name"]: backend for backend in found["backends"]}
+    assert backends["onnx"]["is_usable"]
+    assert backends["diffusers"]["is_usable"] or "pip install" in backends["diffusers"]["detail"]
+    assert {directory["name"] for directory in found["directories"]} == {"cache", "data"}
+    assert (found["can_serve"], result.returncode) == (True, 0)
+    assert "Backends" in sd35("doctor").stdout
+
+
+def test_the_doctor_warns_of_what_cannot_be_used(tmp_path: Path):
+    """A checkpoint that is not there is named, and the exit code says that nothing can be served."""
+    (tmp_path / "file").touch()
+    result = sd35("doctor", "--checkpoint", "nowhere", "--cache-dir", tmp_path / "file" / "cache")
+    assert result.returncode == 1
+    assert "'nowhere' is neither" in result.stdout
+    assert "file/cache cannot be written to" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "command", [command.callback.__name__ for command in app.registered_commands if command.callback]
+)
+def test_every_help_page_has_examples(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], command: str):
+    """--help tells what a command does and shows lines to copy."""
+    assert sd35_here(monkeypatch, command, "--help") == 0
+    text = capfd.readouterr().out
+    assert f"Usage: sd35 {command}" in text
+    assert "Examples" in text
+    assert f"  sd35 {command}" in text
+
+
+def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """`sd35 --version` prints the version and nothing else."""
+    assert sd35_here(monkeypatch, "--version") == 0
+    assert capfd.readouterr().out == f"{own_version()}\n"
+
+
+def test_help_needs_none_of_what_computes_or_serves():
+    """The command line imports heavy libraries only when a command needs them."""
+    script = (
+        "import sys, sd35.cli; print([m for m in ('numpy', 'fastapi', 'uvicorn', 'structlog') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,0 +1,182 @@
+"""`sd35 serve` as a process: it says where it is, serves the model, logs, and ends as it is told."""
+
+import http.client
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+TIMEOUT_S = 120
+SD35 = [sys.executable, "-c", "from sd35.cli import main; main()"]
+JSON = {"content-type": "application/json"}
+LONG = json.dumps({"prompt": "a cat", "steps": 150, "guidance_scale": 0})
+
+
+class Served(NamedTuple):
+    """A server that is ready."""
+
+    process: subprocess.Popen[str]
+    port: int
+    curl: str
+
+    def connect(self) -> http.client.HTTPConnection:
+        """A connection of its own."""
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)
+
+
+@contextmanager
+def serving(log: Path) -> Iterator[Served]:
+    """A server on a free port, ready: it printed its address and a curl line."""
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(
+            [*SD35, "serve", "--port", "0", "--log-format", "json"], stdout=subprocess.PIPE, stderr=stderr, text=True
+        ) as process,
+    ):
+        try:
+            assert process.stdout
+            said = process.stdout.readline()
+            found = re.match(r"Ready: http://127.0.0.1:(\d+) ", said)
+            assert found, said + log.read_text()
+            process.stdout.readline()
+            yield Served(process, int(found[1]), process.stdout.readline().strip())
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the shared server logs."""
+    return tmp_path_factory.mktemp("log") / "stderr"
+
+
+@pytest.fixture(scope="module")
+def served(log: Path) -> Iterator[Served]:
+    """A server shared by the tests that leave it as it was."""
+    with serving(log) as served:
+        yield served
+
+
+def test_the_printed_curl_line_makes_a_picture(served: Served, tmp_path: Path):
+    """A person can copy the line, and out.png is there."""
+    if not shutil.which("curl"):
+        pytest.skip("curl is not installed")
+    command = shlex.split(served.curl)
+    assert command[:4] == ["curl", "-X", "POST", f"http://127.0.0.1:{served.port}/v1/txt2img"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=TIMEOUT_S)
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_client_written_for_a_megapixel_is_served(served: Served):
+    """1024x1024 is drawn smaller and enlarged by the embedded model, and says so."""
+    connection = served.connect()
+    body = json.dumps({"prompt": "a cat", "width": 1024, "height": 1024, "steps": 1})
+    connection.request("POST", "/v1/txt2img", body, JSON)
+    response = connection.getresponse()
+    assert response.status == 200
+    assert response.headers["x-sd35-drawn-size"] == "128x128"
+    assert int.from_bytes(response.read()[16:20]) == 1024
+    connection.close()
+
+
+def test_every_request_is_logged_as_json_with_its_id(served: Served, log: Path):
+    """Each line of the log is JSON; a request's has its id, status and time, a picture's also its digest."""
+    connection = served.connect()
+    body = json.dumps({"prompt": "a secret", "width": 64, "height": 64, "steps": 1})
+    connection.request("POST", "/v1/txt2img", body, {**JSON, "x-request-id": "find-me"})
+    response = connection.getresponse()
+    response.read()
+    connection.close()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    (line,) = [line for line in lines if line.get("request_id") == "find-me"]
+    assert (line["event"], line["status"], line["path"]) == ("request", 200, "/v1/txt2img")
+    assert line["digest"] == response.headers["x-sd35-digest"]
+    assert line["took_ms"] >= line["picture_ms"]
+    assert "a secret" not in log.read_text()
+
+
+def test_sigterm_finishes_the_running_picture_and_exits_with_0(tmp_path: Path):
+    """The client gets its picture although the signal came while it was made."""
+    with serving(tmp_path / "log") as served:
+        painting = served.connect()
+        painting.request("POST", "/v1/txt2img", LONG, JSON)
+        _accepted(served)
+        served.process.send_signal(signal.SIGTERM)
+        response = painting.getresponse()
+        assert (response.status, response.read()[:4]) == (200, b"\x89PNG")
+        painting.close()
+        assert served.process.wait(TIMEOUT_S) == 0
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path):
+    """Who does not want to wait for the picture signals again."""
+    with serving(tmp_path / "log") as served:
+        painting = served.connect()
+        painting.request("POST", "/v1/txt2img", LONG, JSON)
+        _accepted(served)
+        served.process.send_signal(signal.SIGINT)
+        _closing(served)
+        served.process.send_signal(signal.SIGINT)
+        assert served.process.wait(TIMEOUT_S) == 128 + signal.SIGINT
+        with pytest.raises((http.client.HTTPException, OSError)):
+            painting.getresponse()
+        painting.close()
+
+
+def _accepted(served: Served) -> None:
+    """Until the server has read what was sent before: it answers another connection's question after it."""
+    connection = served.connect()
+    connection.request("GET", "/healthz")
+    assert connection.getresponse().read()
+    connection.close()
+
+
+def _closing(served: Served) -> None:
+    """Until the server says that it closes."""
+    connection, status = served.connect(), 200
+    while status == 200:
+        connection.request("GET", "/readyz")
+        response = connection.getresponse()
+        response.read()
+        status = response.status
+    connection.close()
+
+
+def test_a_taken_port_is_one_clear_line():
+    """The error names address and flag, before anything is loaded."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = subprocess.run(
+            [*SD35, "serve", "--port", port], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+    assert result.returncode == 2
+    assert f"cannot listen on 127.0.0.1 port {port}: Address already in use; see --host, --port" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path):
+    """Found out only while loading: one line, exit code 1, no server that is never ready."""
+    from sd35.checkpoints.checkpoint import open_checkpoint
+    from sd35.settings import load_settings
+
+    source = open_checkpoint(load_settings().checkpoints[0]).directory
+    broken = tmp_path / "broken"
+    shutil.copytree(source, broken, symlinks=True)
+    for graph in broken.rglob("*.onnx"):
+        graph.write_bytes(b"no graph")
+    command = [*SD35, "serve", "--port", "0", "--checkpoint", str(broken)]
+    result = subprocess.run(command, env={**os.environ}, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert result.returncode == 1
+    assert "model.onnx cannot be loaded" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr

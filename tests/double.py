@@ -1,0 +1,87 @@
+"""A deterministic backend of a few lines, for tests of what lies above the backends. Words of a prompt steer it."""
+
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sd35.backends.contract import Array, DenoiseRow, TextEmbedding
+from sd35.checkpoints.checkpoint import Card, Checkpoint
+from sd35.service.model import Model
+from sd35.service.studio import Studio
+
+MINI = Card(
+    width=128,
+    height=128,
+    steps=4,
+    guidance_scale=4.5,
+    max_sequence_length=20,
+    side_px=(64, 256),
+    native_pixels=128 * 128,
+    enlarges=True,
+    licence="Apache-2.0",
+)
+LARGE = Card()
+WAIT_S = 20  # a bound for what is expected to happen at once
+
+
+class NumpyBackend:
+    """Latents drift towards the prompt's code points. A prompt with "held" waits in its first step for `release`."""
+
+    name = "double"
+    precision = "float32"
+
+    def __init__(self) -> None:
+        self.versions = {"numpy": np.__version__}
+        self.started = threading.Event()
+        self.release = threading.Event()
+        self.steps: list[str] = []
+
+    def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
+        """The prompt's code points."""
+        points = [np.array([ord(character) for character in prompt], np.float32) for prompt in prompts]
+        return [TextEmbedding(array, array, array.nbytes) for array in points]
+
+    def denoise_step(self, rows: Sequence[DenoiseRow]) -> list[Array]:
+        """One Euler step; "crash" raises and "nan" breaks the numbers in the second step."""
+        return [self._step(row) for row in rows]
+
+    def decode_latents(self, latents: Sequence[Array]) -> list[Array]:
+        """Each latent value as a square of 8x8 pixels."""
+        squares = [np.kron(latent[:3], np.ones((1, 8, 8))) for latent in latents]
+        return [np.clip(square * 40 + 128, 0, 255).astype(np.uint8).transpose(1, 2, 0) for square in squares]
+
+    def _step(self, row: DenoiseRow) -> Array:
+        prompt = "".join(chr(int(point)) for point in row.positive.tokens)
+        self.steps.append(prompt)
+        self.started.set()
+        if "held" in prompt and row.sigma == 1:
+            assert self.release.wait(3 * WAIT_S)  # longer than any test waits for what this holds up
+        if "crash" in prompt and row.sigma < 1:
+            raise RuntimeError("the runtime's own words")
+        if "nan" in prompt and row.sigma < 1:
+            return np.full_like(row.latent, np.nan)
+        target = float(np.mean(row.positive.tokens)) / 100
+        against = 0 if row.negative is None else row.guidance * (1 + row.negative.tokens.sum()) / 1e4
+        velocity = row.latent - target + against
+        latent: Array = row.latent + np.float32(row.sigma_next - row.sigma) * velocity.astype(np.float32)
+        return latent
+
+
+def double_model(directory: Path, card: Card = MINI, backend: NumpyBackend | None = None) -> Model:
+    """A model named after `directory`, which is made; prompts of more than 20 words are cut off."""
+    scheduler = directory / "scheduler"
+    scheduler.mkdir(parents=True, exist_ok=True)
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+    (scheduler / "scheduler_config.json").write_text(json.dumps(config))
+    checkpoint = Checkpoint(directory.name, directory, card)
+    return Model(checkpoint, backend or NumpyBackend(), lambda prompt: len(prompt.split()) > 20)
+
+
+def double_studio(directory: Path, backend: NumpyBackend | None = None, max_waiting: int = 2) -> Studio:
+    """A studio with two models, "mini" (the default) and "large"."""
+    backend = backend or NumpyBackend()
+    models = [double_model(directory / "mini", MINI, backend), double_model(directory / "large", LARGE, backend)]
+    return Studio(models, max_pixels=1024 * 1024, max_waiting=max_waiting)

@@ -1,0 +1,1 @@
+"""Makes the embedded model `sd35-mini` from nothing but a font. Run `make train`; never imported by serving."""

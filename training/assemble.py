@@ -1,0 +1,65 @@
+"""Puts the trained networks together as the embedded checkpoint: FP16 weights, card, ONNX graphs that point into them.
+
+`python -m training.assemble --autoencoder DIR --transformer DIR --out CHECKPOINT`, with what the two trainings wrote.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+
+from sd35.checkpoints.checkpoint import open_checkpoint
+from sd35.compile.onnx_export import export
+from training import autoencoder, transformer
+from training.model import make_text, make_transformer, save_checkpoint
+from training.vocabulary import GROUNDS, OBJECTS
+
+LAST_STAGE = list(autoencoder.STAGES)[-1]
+
+
+def model_card(folder: Path, state: dict[str, Any]) -> str:
+    """The card of `card.md` with its lists and the record of the training; evaluation adds its table."""
+    rows = ["| Stage | Steps | Seed | Minutes | Learnt from |", "| --- | --- | --- | --- | --- |"]
+    for name, stage in autoencoder.STAGES.items():
+        spent = torch.load(folder / name / "state.pt")
+        rows.append(
+            f"| autoencoder, {name} | {spent['step']} | {stage.seed} | {spent['seconds'] / 60:.0f} "
+            f"| {spent['step'] * autoencoder.PIXELS_PER_STEP / 1e6:.0f} million pixels |"
+        )
+    rows.append(
+        f"| transformer and text encoders | {state['step']} | {transformer.SEED} | {state['seconds'] / 60:.0f} "
+        f"| {state['pictures']} pictures |"
+    )
+    card = (Path(__file__).parent / "card.md").read_text(encoding="utf-8")
+    for mark, text in {
+        "objects": ", ".join(OBJECTS),
+        "grounds": ", ".join(GROUNDS),
+        "trained": "\n".join(rows),
+    }.items():
+        card = card.replace("{" + mark + "}", text)
+    return card
+
+
+def main() -> None:
+    """Takes the averaged weights of the transformer's training, rounds them to FP16, and exports."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--autoencoder", type=Path, required=True)
+    parser.add_argument("--transformer", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    state = torch.load(options.transformer / "state.pt")
+    text, mmdit = make_text(), make_transformer()
+    transformer.Networks(text, mmdit).load_state_dict(state["average"])
+    vae = AutoencoderKL.from_pretrained(options.autoencoder / LAST_STAGE / "vae")
+    if options.out.exists():
+        shutil.rmtree(options.out)
+    save_checkpoint(options.out, text, mmdit, vae)
+    (options.out / "README.md").write_text(model_card(options.autoencoder, state), encoding="utf-8")
+    export(open_checkpoint(str(options.out)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Trains the 16-channel 8x autoencoder in stages. `python -m training.autoencoder --out DIR`; resumes from DIR."""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from training.optimizer import Muon, schedule
+from training.scenes import CELL_PX, Item, Scene, draw, sample_scene
+from training.vocabulary import GROUNDS, OBJECTS
+
+CONFIG = {
+    "in_channels": 3, "out_channels": 3, "latent_channels": 16, "sample_size": 128,
+    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [16, 32, 64, 96], "layers_per_block": 1, "norm_num_groups": 1,
+    "mid_block_add_attention": False, "use_quant_conv": False, "use_post_quant_conv": False, "force_upcast": False,
+}  # fmt: skip
+PIXELS_PER_STEP = 32 * 64 * 64
+
+
+def to_tensor(pictures: list[np.ndarray]) -> Tensor:
+    """uint8 `[H, W, 3]` pictures -> float32 `[B, 3, H, W]` in -1..1."""
+    batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return batch.contiguous(memory_format=torch.channels_last)
+
+
+def whole_scenes(rng: np.random.Generator, count: int, width_px: int = 128, height_px: int = 128) -> Tensor:
+    """Training scenes as float32 `[count, 3, H, W]` in -1..1."""
+    return to_tensor([np.asarray(draw(sample_scene(rng, width_px, height_px), rng)) for _ in range(count)])
+
+
+def crops(rng: np.random.Generator, count: int, size_px: int = 64) -> Tensor:
+    """Crops of whole scenes on the scenes' own grid, the livelier of two drawn: float32 `[count, 3, size, size]`."""
+    chosen = []
+    for _ in range(count):
+        picture = np.asarray(draw(sample_scene(rng, 128, 128), rng))
+        corners = rng.integers(0, (128 - size_px) // CELL_PX + 1, (2, 2)) * CELL_PX
+        chosen.append(max((picture[y : y + size_px, x : x + size_px] for x, y in corners), key=lambda part: part.std()))
+    return to_tensor(chosen)
+
+
+def mosaics(rng: np.random.Generator, count: int, size_px: int = 64) -> Tensor:
+    """Squares full of glyphs, where whole scenes are mostly plain ground: float32 `[count, 3, size, size]`.
+
+    Glyphs lie on the scenes' grid, in the scenes' sizes: one at 64 px, four at 32, one at 48 among 16 px of others', or
+    a part of one at 80 or 96.
+    """
+    pictures = []
+    for _ in range(count):
+        ground = str(rng.choice(list(GROUNDS)))
+        side = int(rng.choice([32, 32, 48, 64, 64, 80, 96]))
+        corner = -int(rng.integers(0, max(0, side - size_px) // CELL_PX + 1)) * CELL_PX
+        places = [(x, y) for y in range(corner, size_px, side) for x in range(corner, size_px, side)]
+        items = tuple(
+            Item(str(name), x, y, side)
+            for name, (x, y) in zip(rng.choice(list(OBJECTS), len(places)), places, strict=True)
+        )
+        pictures.append(np.asarray(draw(Scene(size_px, size_px, ground, items, None, ""), rng)))
+    return to_tensor(pictures)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training; it begins with what the one before left.
+
+    Each step sees 32 squares of 64 px made by `parts`, or as many pixels in whole scenes where `is_whole(step / steps,
+    step)`. A stage that trains the decoder alone leaves the latents as they are, so a transformer may be in training
+    already.
+    """
+
+    steps: int
+    seed: int
+    kl_weight: float
+    parts: Callable[[np.random.Generator, int], Tensor]
+    is_whole: Callable[[float, int], bool]
+    decoder_only: bool = False
+
+
+STAGES = {
+    "crops": Stage(1000, 1, 1e-5, crops, lambda share, step: share >= 0.5 and step % 2 == 1),
+    "mosaics": Stage(800, 11, 3e-6, mosaics, lambda _, step: step % 3 == 0),
+    "decoder": Stage(500, 21, 0.0, mosaics, lambda _, step: step % 3 == 0, decoder_only=True),
+}
+
+
+def loss_of(vae: AutoencoderKL, pictures: Tensor, stage: Stage) -> Tensor:
+    """L1 + 2 MSE + half the difference of gradients + a little KL (summed over a picture's latent)."""
+    if stage.decoder_only:
+        with torch.no_grad():
+            latents = vae.encode(pictures).latent_dist.mode()
+        kl = torch.zeros(())
+    else:
+        posterior = vae.encode(pictures).latent_dist
+        latents, kl = posterior.sample(), posterior.kl().mean()
+    error = vae.decode(latents).sample - pictures
+    gradients = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return error.abs().mean() + 2 * error.square().mean() + 0.5 * gradients + stage.kl_weight * kl
+
+
+@torch.no_grad()
+def psnr_db(vae: AutoencoderKL, pictures: Tensor) -> float:
+    """Mean over pictures of the PSNR of decode(encode(x)), in dB, after clamping to the picture's range."""
+    decoded = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in pictures.split(16)])
+    mse = ((decoded.clamp(-1, 1) - pictures) / 2).square().mean(dim=(1, 2, 3))
+    return float((-10 * mse.log10()).mean())
+
+
+@torch.no_grad()
+def set_shift_and_scale(vae: AutoencoderKL, pictures: Tensor) -> None:
+    """Writes `shift_factor` and `scaling_factor` so that `(latent - shift) * scale` has mean 0 and deviation 1."""
+    latents = torch.cat([vae.encode(part).latent_dist.mode() for part in pictures.split(16)])
+    vae.register_to_config(shift_factor=float(latents.mean()), scaling_factor=float(1 / latents.std()))
+
+
+def make_optimizers(vae: AutoencoderKL, *, decoder_only: bool) -> list[torch.optim.Optimizer]:
+    """Muon on the inner convolutions, AdamW on the rest."""
+    trained = dict((vae.decoder if decoder_only else vae).named_parameters())
+    is_inner = {name: p.ndim == 4 and "conv_in" not in name and "conv_out" not in name for name, p in trained.items()}
+    return [
+        Muon([p for name, p in trained.items() if is_inner[name]], lr=0.02),
+        torch.optim.AdamW([p for name, p in trained.items() if not is_inner[name]], lr=2e-3, weight_decay=0.0),
+    ]
+
+
+def train(vae: AutoencoderKL, stage: Stage, folder: Path) -> None:
+    """Runs a stage, with a checkpoint every 100 steps in `folder/state.pt`, from which it resumes."""
+    torch.manual_seed(stage.seed)
+    optimizers = make_optimizers(vae, decoder_only=stage.decoder_only)
+    base = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    state_file, start, spent_s = folder / "state.pt", 0, 0.0
+    if state_file.exists():
+        state = torch.load(state_file)
+        vae.load_state_dict(state["vae"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        start, spent_s = state["step"], state["seconds"]
+    folder.mkdir(parents=True, exist_ok=True)
+    check = whole_scenes(np.random.default_rng(999), 64)
+    began = time.monotonic() - spent_s
+    for step in range(start, stage.steps):
+        rng = np.random.default_rng((stage.seed, step))
+        whole = stage.is_whole(step / stage.steps, step)
+        batch = whole_scenes(rng, PIXELS_PER_STEP // 128**2) if whole else stage.parts(rng, PIXELS_PER_STEP // 64**2)
+        factor = schedule(step, stage.steps, warmup=20, decay_from=0.3)
+        for optimizer, lr in zip(optimizers, base, strict=True):
+            optimizer.param_groups[0]["lr"] = lr * factor
+            optimizer.zero_grad()
+        loss = loss_of(vae, batch, stage)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        if (step + 1) % 100 == 0 or step + 1 == stage.steps:
+            psnr, seconds = psnr_db(vae, check), time.monotonic() - began
+            print(f"step {step + 1} loss {loss.item():.4f} psnr {psnr:.2f} dB, {seconds:.0f} s", flush=True)
+            states = [optimizer.state_dict() for optimizer in optimizers]
+            state = {"vae": vae.state_dict(), "optimizers": states, "step": step + 1, "seconds": seconds}
+            torch.save(state, state_file)
+    if not stage.decoder_only:
+        set_shift_and_scale(vae, check)
+
+
+def main() -> None:
+    """Trains the stages up to `--until`; one that has ended is not run again."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--until", choices=STAGES, default="decoder")
+    options = parser.parse_args()
+    vae = AutoencoderKL(**CONFIG)
+    for name, stage in STAGES.items():
+        result = options.out / name / "vae"
+        if not result.exists():
+            train(vae.to(memory_format=torch.channels_last), stage, options.out / name)
+            vae.half().save_pretrained(result)
+        vae = AutoencoderKL.from_pretrained(result, torch_dtype=torch.float32)
+        if name == options.until:
+            break
+
+
+if __name__ == "__main__":
+    main()

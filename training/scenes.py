@@ -1,0 +1,236 @@
+"""Draws scenes of emoji glyphs on plain grounds, and says in words what they show.
+
+Everything lies on a grid of 16 px, the size of one transformer patch (8x autoencoder, patch 2): a glyph then looks
+the same to the transformer wherever it stands, which is what lets so small a model learn in an hour or two.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from training.vocabulary import FILLERS, GROUNDS, OBJECTS, held_out_pairs
+
+CELL_PX = 16
+MARGIN_PX = 2  # around a glyph, so that neighbours and the picture's edge never touch it
+FONT_SIZE_PX = 109  # the one size at which the font carries bitmaps
+FONT_PATHS = (
+    Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"),
+    Path("/usr/share/fonts/noto/NotoColorEmoji.ttf"),
+    Path("/Library/Fonts/NotoColorEmoji.ttf"),
+)
+RELATIONS: dict[str, tuple[str, ...]] = {
+    "left": ("to the left of", "left of"),
+    "right": ("to the right of", "right of"),
+    "above": ("above", "over"),
+    "below": ("below", "under"),
+    "and": ("and", "next to", "beside"),
+}
+PLACES: dict[str, tuple[str, ...]] = {
+    "left": ("on the left", "at the left"),
+    "right": ("on the right", "at the right"),
+    "top": ("at the top", "on top"),
+    "bottom": ("at the bottom",),
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One glyph: its object and the square it is fitted into, in pixels."""
+
+    name: str
+    x_px: int
+    y_px: int
+    size_px: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture to draw and the words for it. `relation` is how the first item stands to the second, if any."""
+
+    width_px: int
+    height_px: int
+    ground: str
+    items: tuple[Item, ...]
+    relation: str | None
+    caption: str
+
+
+@cache
+def find_font() -> Path:
+    """The emoji font's file. Raises FileNotFoundError with the package to install."""
+    for path in FONT_PATHS:
+        if path.is_file():
+            return path
+    msg = (
+        f"Noto Color Emoji is in none of {[str(p) for p in FONT_PATHS]}; on Debian: apt install fonts-noto-color-emoji"
+    )
+    raise FileNotFoundError(msg)
+
+
+@cache
+def _full_glyph(name: str) -> Image.Image:
+    font = ImageFont.truetype(str(find_font()), FONT_SIZE_PX)
+    canvas = Image.new("RGBA", (160, 160), (0, 0, 0, 0))
+    ImageDraw.Draw(canvas).text((8, 8), OBJECTS[name], font=font, embedded_color=True)
+    return canvas.crop(canvas.getbbox())
+
+
+@cache
+def glyph(name: str, size_px: int) -> Image.Image:
+    """The object's glyph, RGBA, cropped to its ink, centred on a `size_px` square with `MARGIN_PX` around (Lanczos)."""
+    full = _full_glyph(name)
+    scale = (size_px - 2 * MARGIN_PX) / max(full.size)
+    width, height = (max(1, round(side * scale)) for side in full.size)
+    square = Image.new("RGBA", (size_px, size_px), (0, 0, 0, 0))
+    square.paste(
+        full.resize((width, height), Image.Resampling.LANCZOS), ((size_px - width) // 2, (size_px - height) // 2)
+    )
+    return square
+
+
+def draw(scene: Scene, rng: np.random.Generator) -> Image.Image:
+    """The scene as an RGB picture; `rng` varies the ground's shade by up to 6 levels."""
+    shade = np.clip(np.array(GROUNDS[scene.ground]) + rng.integers(-6, 7), 0, 255)
+    picture = Image.new("RGB", (scene.width_px, scene.height_px), tuple(int(v) for v in shade))
+    for item in scene.items:
+        mark = glyph(item.name, item.size_px)
+        picture.paste(mark, (item.x_px, item.y_px), mark)
+    return picture
+
+
+def sample_scene(
+    rng: np.random.Generator, width_px: int, height_px: int, kind: str = "any", *, held_out: bool = False
+) -> Scene:
+    """Draws lots for a scene: `kind` is "single", "pair" or "any".
+
+    A training scene (`held_out=False`) contains no pair of words that is held out. A held-out single scene has an
+    object on a ground it was never seen on; a held-out pair has two objects that were never seen together.
+    """
+    if kind == "any":
+        kind = "single" if rng.random() < 0.4 else "pair"
+    while True:
+        objects = tuple(str(name) for name in rng.choice(list(OBJECTS), 1 if kind == "single" else 2, replace=False))
+        ground = str(rng.choice(list(GROUNDS)))
+        unseen = held_out_pairs(objects, ground)
+        if held_out == (((*objects, ground) if kind == "single" else objects) in unseen) and (held_out or not unseen):
+            break
+    cells = (width_px // CELL_PX, height_px // CELL_PX)
+    make = _single if kind == "single" else _pair
+    items, relation, caption = make(rng, objects, ground, cells, plain=held_out)
+    return Scene(width_px, height_px, ground, items, relation, caption)
+
+
+def caption_for_training(scene: Scene, rng: np.random.Generator) -> str:
+    """The scene's caption as training sees it: empty for one in ten (guidance), with stray words for one in ten."""
+    lot = rng.random()
+    if lot < 0.1:
+        return ""
+    if lot > 0.2:
+        return scene.caption
+    words = scene.caption.split()
+    for _ in range(rng.integers(1, 4)):
+        stray = str(rng.choice(FILLERS)) if rng.random() < 0.8 else _nonsense(rng)
+        words.insert(int(rng.choice([0, len(words)])), stray)
+    return " ".join(words)
+
+
+def _nonsense(rng: np.random.Generator) -> str:
+    return "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), int(rng.integers(2, 8))))
+
+
+def _sizes(cells: int) -> dict[str, int]:
+    """Sizes of a lone glyph, in cells, on a canvas whose shorter side has `cells` cells."""
+    usual = min(6, max(2, cells // 2))
+    sizes = {"": usual, "small": min(4, max(2, 3 * cells // 8)), "big": min(8, 3 * cells // 4)}
+    return {word: size for word, size in sizes.items() if word == "" or size != usual}
+
+
+def _spot(rng: np.random.Generator, room: int, end: int) -> int:
+    """A cell offset within `room`: the first quarter (end -1), the middle half (0) or the last quarter (1)."""
+    low, high = -(-room // 4), 3 * room // 4
+    if end == 0:
+        return int(rng.integers(low, high + 1)) if low <= high else room // 2
+    near = int(rng.integers(0, room // 4 + 1))
+    return near if end < 0 else room - near
+
+
+def _single(
+    rng: np.random.Generator, objects: tuple[str, ...], ground: str, cells: tuple[int, int], *, plain: bool
+) -> tuple[tuple[Item, ...], str | None, str]:
+    sizes = _sizes(min(cells))
+    word = "" if plain or rng.random() < 0.5 else str(rng.choice(list(sizes)))
+    place = "" if plain or rng.random() < 0.5 else str(rng.choice(list(PLACES)))
+    size = sizes[word]
+    x = _spot(rng, cells[0] - size, {"left": -1, "right": 1}.get(place, 0))
+    y = _spot(rng, cells[1] - size, {"top": -1, "bottom": 1}.get(place, 0))
+    item = Item(objects[0], x * CELL_PX, y * CELL_PX, size * CELL_PX)
+    where = f" {rng.choice(PLACES[place])}" if place else ""
+    return (item,), None, _with_ground(rng, _noun(rng, objects[0], word) + where, ground, plain=plain)
+
+
+def _pair(
+    rng: np.random.Generator, objects: tuple[str, ...], ground: str, cells: tuple[int, int], *, plain: bool
+) -> tuple[tuple[Item, ...], str | None, str]:
+    relation = str(rng.choice(list(RELATIONS)[:4] if plain else list(RELATIONS)))
+    wording = str(rng.choice(RELATIONS[relation]))
+    if relation != "and":
+        stands = relation
+    else:  # "and" leaves the arrangement open; "next to" and "beside" mean side by side
+        stands = str(rng.choice(["left", "right", "above", "below"] if wording == "and" else ["left", "right"]))
+    axis = 0 if stands in ("left", "right") else 1
+    words, sizes = _pair_sizes(rng, cells, axis, plain=plain)
+    first_leads = stands in ("left", "above")
+    offsets = _offsets(rng, cells[axis], sizes if first_leads else sizes[::-1])
+    along = offsets if first_leads else offsets[::-1]
+    items = []
+    for name, size, offset in zip(objects, sizes, along, strict=True):
+        across = _spot(rng, cells[1 - axis] - size, 0)
+        x, y = (offset, across) if axis == 0 else (across, offset)
+        items.append(Item(name, x * CELL_PX, y * CELL_PX, size * CELL_PX))
+    nouns = [_noun(rng, name, word) for name, word in zip(objects, words, strict=True)]
+    return tuple(items), stands, _with_ground(rng, f"{nouns[0]} {wording} {nouns[1]}", ground, plain=plain)
+
+
+def _pair_sizes(
+    rng: np.random.Generator, cells: tuple[int, int], axis: int, *, plain: bool
+) -> tuple[tuple[str, str], tuple[int, int]]:
+    usual = min(6, max(2, 3 * min(cells) // 8))
+    sizes = {"": usual, "big": usual + 1} | ({"small": usual - 1} if usual > 2 else {})
+    while True:
+        first, second = ("", "") if plain or rng.random() < 0.6 else (str(word) for word in rng.choice(list(sizes), 2))
+        if sizes[first] + sizes[second] <= cells[axis]:
+            return (first, second), (sizes[first], sizes[second])
+
+
+def _offsets(rng: np.random.Generator, room: int, sizes: tuple[int, int]) -> tuple[int, int]:
+    """Cell offsets of two glyphs along an axis of `room` cells, a gap between them where there is room for one."""
+    free = room - sum(sizes)
+    gap = min(1, free)
+    margin, extra = sorted(rng.integers(0, free - gap + 1, 2))
+    return int(margin), int(extra) + gap + sizes[0]
+
+
+def _noun(rng: np.random.Generator, name: str, size_word: str) -> str:
+    size = {"big": ["big", "large"], "small": ["small", "tiny"]}.get(size_word)
+    words = f"{rng.choice(size)} {name}" if size else name
+    lot = rng.random()
+    if lot < 0.1:
+        return words
+    if lot < 0.2:
+        return f"the {words}"
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def _with_ground(rng: np.random.Generator, subject: str, ground: str, *, plain: bool) -> str:
+    if plain:
+        return f"{subject} on a {ground} background"
+    forms = (
+        "{s} on a {g} background", "{s} on a {g} background", "{s} on a {g} background", "{s} on a {g} ground",
+        "{s} on {g}", "{s}, {g} background", "{g} background, {s}", "a picture of {s} on a {g} background",
+        "{s} in front of a {g} background", "{s} with a {g} background", "{s}",
+    )  # fmt: skip
+    article_fixed = str(rng.choice(forms)).format(s=subject, g=ground)
+    return article_fixed.replace("a orange", "an orange")

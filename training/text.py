@@ -1,0 +1,51 @@
+"""The three small tokenizers: two CLIP-style (byte-level BPE) and one T5-style (Unigram), one token per known word."""
+
+import json
+import re
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import CLIPTokenizer, T5TokenizerFast
+
+from training.scenes import PLACES, RELATIONS
+from training.vocabulary import FILLERS, GROUNDS, OBJECTS
+
+CLIP_TOKENS = 16
+T5_TOKENS = 20
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+
+
+def known_words() -> list[str]:
+    """Every word a caption or a filler may hold, in a fixed order."""
+    phrases = [*OBJECTS, *GROUNDS, *FILLERS, *(w for group in (RELATIONS, PLACES) for ws in group.values() for w in ws)]
+    phrases.append("a an the big large small tiny on background ground picture of in front with middle grey")
+    return sorted({word for phrase in phrases for word in re.findall(r"[a-z]+|[0-9]", phrase)})
+
+
+def make_clip_tokenizer(pad: str) -> CLIPTokenizer:
+    """Byte-level BPE as CLIP's, its merges learnt from the known words until each is one token."""
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    bpe.train_from_iterator(
+        known_words(), trainers.BpeTrainer(vocab_size=100_000, end_of_word_suffix="</w>", show_progress=False)
+    )
+    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["!", *letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges), BOS, EOS]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad, model_max_length=CLIP_TOKENS)
+
+
+def make_t5_tokenizer() -> T5TokenizerFast:
+    """Unigram over whole words; anything unknown becomes `<unk>`."""
+    words = [w for word in known_words() for w in dict.fromkeys((f"▁{word}", f"▁{word.capitalize()}"))]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
+    pieces += [(word, -2.0) for word in words] + [(mark, -3.0) for mark in ",.!?"]
+    return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=T5_TOKENS)
+
+
+def save_tokenizers(directory: Path) -> None:
+    """Writes `tokenizer`, `tokenizer_2` and `tokenizer_3`."""
+    make_clip_tokenizer(EOS).save_pretrained(directory / "tokenizer")
+    make_clip_tokenizer("!").save_pretrained(directory / "tokenizer_2")
+    make_t5_tokenizer().save_pretrained(directory / "tokenizer_3")
