@@ -1,20 +1,22 @@
-"""The processes that are measured: all in one clean environment, so that a shell's settings shape no figure."""
+"""The processes that are measured: all in one clean environment, so that no setting of a shell shapes a figure."""
 
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 ROOT = Path(__file__).parents[1]
 _WAIT_S = 60
+_SHAPING = ("SD35_", "OMP_", "GOMP_", "KMP_", "MKL_", "ATEN_", "ONEDNN_", "DNNL_", "TORCH")
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without any SD35_ setting, and without a network for the Hugging Face libraries."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SD35_")}
+    """This process's environment without what would set this project or a runtime, and without Hugging Face's network."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_SHAPING)}
     return {**kept, "HF_HUB_OFFLINE": "1"}
 
 
@@ -32,12 +34,14 @@ class Worker:
     """A `benchmarks.worker` that stays loaded. It is ready once this returns; it ends with the `with` block."""
 
     def __init__(self, side: str, checkpoint: Path) -> None:
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  lives as long as this does
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", side, str(checkpoint)],
             cwd=ROOT,
             env=clean_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=self._log,
             text=True,
         )
         self._read()
@@ -49,6 +53,7 @@ class Worker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         end(self._process)
+        self._log.close()
 
     def draw(self, **asked: float) -> dict[str, Any]:
         """One picture: see `benchmarks.worker`."""
@@ -60,6 +65,7 @@ class Worker:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit("a worker ended before it answered; its own words are above")
+            self._log.seek(0)
+            raise SystemExit(f"a worker ended before it answered; it said:\n{self._log.read()}")
         answer: dict[str, Any] = json.loads(line)
         return answer

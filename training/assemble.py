@@ -58,6 +58,8 @@ def main() -> None:
         shutil.rmtree(options.out)
     save_checkpoint(options.out, text, mmdit, vae)
     (options.out / "README.md").write_text(model_card(options.autoencoder, state), encoding="utf-8")
+    for file in options.out.rglob("*.safetensors"):
+        file.chmod(0o644)  # safetensors writes files that only their owner may read
     export(open_checkpoint(str(options.out)))
 
 

@@ -24,7 +24,7 @@ OTHER_SIZES_PX = (
     (176, 96), (96, 176), (144, 112), (112, 144), (160, 96), (96, 160), (192, 80), (80, 192), (256, 64), (64, 256),
     (64, 64), (96, 96), (96, 64), (64, 96), (192, 192), (256, 256),
 )  # fmt: skip
-STEPS, BATCH, SEED = 1300, 64, 2
+STEPS, BATCH, SEED = 1000, 64, 2
 SQUARES_UNTIL = 0.5  # of the run; before it, all scenes are 128x128
 OTHER_SIZES_SHARE = 0.25  # of the steps after it
 DECAY_FROM = 0.6  # of the run: where the learning rate begins to fall

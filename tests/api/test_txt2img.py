@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 from starlette.testclient import TestClient
@@ -231,6 +231,8 @@ names = st.sampled_from(
 
 
 @given(st.dictionaries(names, values, max_size=6) | values)
+@example({"\ud800": None})
+@example({"prompt": "a cat", "\ud800": "\ud800"})
 def test_no_body_is_a_500(lasting_client: TestClient, body: object):
     """Whatever JSON comes: a picture, or a 4xx that names a field of what came, or one that is missing."""
     response = lasting_client.post(PATH, content=json.dumps(body), headers=JSON)

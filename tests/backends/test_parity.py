@@ -143,7 +143,7 @@ def test_model_offload_draws_the_same_picture(checkpoint: Checkpoint, reference:
 
 
 def test_sequential_offload_leaves_no_weight_on_the_device(checkpoint: Checkpoint) -> None:
-    """Each layer's weights are brought by a hook when it is called (with the CPU for a device, no call can be tried)."""
+    """Each layer's weights are brought by a hook when it is called; with the CPU for a device no call can be tried."""
     plain = StableDiffusion3Pipeline.from_pretrained(checkpoint.directory, dtype=torch.float32)
     place(plain, torch.device("cpu"), "sequential")
     assert {weight.device.type for weight in plain.transformer.parameters()} == {"meta"}

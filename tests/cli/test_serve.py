@@ -97,6 +97,8 @@ def test_every_request_is_logged_as_json_with_its_id(served: Served, log: Path):
     connection.request("POST", "/v1/txt2img", body, {**JSON, "x-request-id": "find-me"})
     response = connection.getresponse()
     response.read()
+    connection.request("GET", "/healthz")  # the line is written after the answer, but before the next one
+    connection.getresponse().read()
     connection.close()
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     (line,) = [line for line in lines if line.get("request_id") == "find-me"]

@@ -45,18 +45,26 @@ def parse_object(content: bytes) -> dict[str, Any]:
 
 def validate(value: dict[str, Any], kind: type[Body]) -> Body:
     """The object as a model of `kind`. Raises RequestRefused (422) with every field that is wrong."""
+    # Told apart here: to pydantic, a name that is no Unicode text (a lone surrogate) is a wrong value of no field.
+    known = {name: content for name, content in value.items() if name in kind.model_fields}
+    allowed = f"only {', '.join(kind.model_fields)}"
+    errors = [
+        FieldError(field=shown(name), got=shown(content), allowed=allowed)
+        for name, content in value.items()
+        if name not in known
+    ]
     try:
-        return kind.model_validate(value, strict=True)
+        body = kind.model_validate(known, strict=True)
     except ValidationError as error:
-        errors = [_field_error(str(detail["loc"][0]), detail["type"], value, kind) for detail in error.errors()]
-        unique = list({error.field: error for error in errors}.values())
-        detail = "; ".join(f"{error.field}: got {error.got!r}; allowed: {error.allowed}" for error in unique)
-        raise RequestRefused(422, detail, unique) from error
+        fields = dict.fromkeys(str(detail["loc"][0]) for detail in error.errors())
+        errors += [_field_error(field, known, kind) for field in fields]
+    if errors:
+        detail = "; ".join(f"{error.field}: got {error.got!r}; allowed: {error.allowed}" for error in errors)
+        raise RequestRefused(422, detail, errors)
+    return body
 
 
-def _field_error(field: str, problem: str, value: dict[str, Any], kind: type[BaseModel]) -> FieldError:
-    if problem == "extra_forbidden":
-        return FieldError(field=shown(field), got=shown(value[field]), allowed=f"only {', '.join(kind.model_fields)}")
+def _field_error(field: str, value: dict[str, Any], kind: type[BaseModel]) -> FieldError:
     allowed, *_ = _CLAUSE_END.split(kind.model_fields[field].description or "")
     assert allowed, f"{kind.__name__}.{field}: its description must begin with what is allowed"
     return FieldError(field=field, got=shown(value.get(field, "nothing")), allowed=allowed)

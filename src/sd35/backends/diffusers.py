@@ -83,7 +83,7 @@ class DiffusersBackend:
         )[0]
         # A step's length is a tensor, as in Diffusers' scheduler: PyTorch rounds it to the velocity's precision.
         return [
-            (latents[id(row)].float() + step_length_of(row) * velocity).to(self._dtype)
+            (latents[id(row)].float() + torch.tensor(step_length_of(row)) * velocity).to(self._dtype)
             for row, velocity in zip(rows, guided_velocities(rows, velocities), strict=True)
         ]
 

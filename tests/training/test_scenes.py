@@ -1,0 +1,136 @@
+"""The scenes that the embedded model learns from, and the judge of its pictures."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.evaluate import as_table, judge, summarise
+from training.judge import judge_ground
+from training.scenes import Item, Scene, caption_for_training, draw, find_font, sample_scene
+from training.text import known_words, make_clip_tokenizer, make_t5_tokenizer
+from training.vocabulary import GROUNDS, OBJECTS, held_out_pairs
+
+try:
+    find_font()
+    NO_FONT = ""
+except FileNotFoundError as error:
+    NO_FONT = str(error)
+
+needs_font = pytest.mark.skipif(bool(NO_FONT), reason=NO_FONT)
+sides = st.integers(4, 16).map(lambda cells: cells * 16)
+
+
+def _picture(scene: Scene) -> np.ndarray:
+    return np.asarray(draw(scene, np.random.default_rng(0)))
+
+
+@given(seed=st.integers(0, 2**32), width=sides, height=sides)
+def test_every_scene_lies_inside_its_picture(seed: int, width: int, height: int):
+    """At every size the model draws, glyphs lie on the grid and inside the picture."""
+    scene = sample_scene(np.random.default_rng(seed), width, height)
+    for item in scene.items:
+        assert item.x_px % 16 == item.y_px % 16 == item.size_px % 16 == 0
+        assert 0 <= item.x_px <= width - item.size_px
+        assert 0 <= item.y_px <= height - item.size_px
+
+
+@given(seed=st.integers(0, 2**32), width=sides, height=sides)
+def test_two_glyphs_stand_as_the_relation_says(seed: int, width: int, height: int):
+    """The first is wholly to the left of, right of, above or below the second."""
+    scene = sample_scene(np.random.default_rng(seed), width, height, "pair")
+    first, second = scene.items
+    holds = {
+        "left": first.x_px + first.size_px <= second.x_px,
+        "right": second.x_px + second.size_px <= first.x_px,
+        "above": first.y_px + first.size_px <= second.y_px,
+        "below": second.y_px + second.size_px <= first.y_px,
+    }
+    assert holds[scene.relation or ""]
+
+
+@given(seed=st.integers(0, 2**32))
+def test_training_never_sees_a_held_out_pair_of_words(seed: int):
+    """Neither two objects, nor an object on a ground, where the pair is kept for evaluation."""
+    scene = sample_scene(np.random.default_rng(seed), 128, 128)
+    assert not held_out_pairs(tuple(item.name for item in scene.items), scene.ground)
+
+
+@given(seed=st.integers(0, 2**32), kind=st.sampled_from(["single", "pair"]))
+def test_evaluation_asks_for_what_training_never_saw(seed: int, kind: str):
+    """Each evaluation prompt combines two words that are held out, and names its ground."""
+    scene = sample_scene(np.random.default_rng(seed), 128, 128, kind, held_out=True)
+    assert held_out_pairs(tuple(item.name for item in scene.items), scene.ground)
+    assert scene.caption.endswith(f"on a {scene.ground} background")
+
+
+@given(seed=st.integers(0, 2**32))
+def test_a_caption_names_what_is_shown(seed: int):
+    """Every object is in the caption; what else is in it are known words."""
+    rng = np.random.default_rng(seed)
+    scene = sample_scene(rng, 128, 128)
+    words = re.findall(r"[a-z]+|[0-9]", scene.caption)
+    assert {item.name for item in scene.items} <= set(words)
+    assert set(words) <= set(known_words())
+    assert isinstance(caption_for_training(scene, rng), str)
+
+
+def test_a_known_word_is_one_token():
+    """So that a caption fits the short text lengths."""
+    clip, t5 = make_clip_tokenizer("!"), make_t5_tokenizer()
+    assert [word for word in known_words() if len(clip(word).input_ids) != 3 or len(t5(word).input_ids) != 2] == []
+
+
+@needs_font
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32), kind=st.sampled_from(["single", "pair"]))
+def test_the_judge_finds_true_scenes_right(seed: int, kind: str):
+    """A scene drawn from the font shows what it says, on every ground."""
+    scene = sample_scene(np.random.default_rng(seed), 128, 128, kind, held_out=True)
+    assert judge(_picture(scene), scene).right
+
+
+@needs_font
+def test_the_judge_finds_every_other_object_wrong():
+    """A picture of one object is not right for the prompt of another."""
+    rng = np.random.default_rng(1)
+    scenes: dict[str, Scene] = {}
+    while len(scenes) < len(OBJECTS):
+        scene = sample_scene(rng, 128, 128, "single")
+        scenes[scene.items[0].name] = scene
+    drawn = list(scenes.values())
+    for shown, asked in zip(drawn, drawn[1:] + drawn[:1], strict=True):
+        assert not judge(_picture(shown), asked).right
+
+
+@needs_font
+def test_the_judge_finds_a_swapped_relation_wrong():
+    """The mirror image of a scene of two is not what was asked."""
+    rng = np.random.default_rng(2)
+    for _ in range(20):
+        scene = sample_scene(rng, 128, 128, "pair", held_out=True)
+        flip = np.fliplr if scene.relation in {"left", "right"} else np.flipud
+        assert not judge(np.ascontiguousarray(flip(_picture(scene))), scene).right
+
+
+@pytest.mark.parametrize("ground", GROUNDS)
+def test_the_judge_names_plain_grounds_and_finds_nothing_on_them(ground: str):
+    """An empty picture has a ground and no glyph."""
+    picture = np.full((128, 128, 3), GROUNDS[ground], np.uint8)
+    scene = Scene(128, 128, ground, (Item("cat", 0, 0, 64),), None, "")
+    verdict = judge(picture, scene)
+    assert judge_ground(picture)[0] == verdict.ground == ground
+    assert (verdict.found, verdict.right) == ([], False)
+
+
+@needs_font
+def test_the_table_says_what_was_found():
+    """Shares, bars and the autoencoder's limit stand in the table."""
+    scenes = [sample_scene(np.random.default_rng(seed), 128, 128, "single", held_out=True) for seed in range(4)]
+    verdicts = [judge(_picture(scene), scene) for scene in scenes]
+    result = summarise(verdicts, verdicts, scenes, 0.98)
+    assert result.is_met
+    assert "| single | 100.0% | 98% | 100.0% |" in as_table({"single": result}, 31.25)
+    assert "31.25 dB" in as_table({}, 31.25)
