@@ -85,7 +85,7 @@ class Stage:
 STAGES = {
     "crops": Stage(1000, 1, 1e-5, crops, lambda share, step: share >= 0.5 and step % 2 == 1),
     "mosaics": Stage(800, 11, 3e-6, mosaics, lambda _, step: step % 3 == 0),
-    "decoder": Stage(500, 21, 0.0, mosaics, lambda _, step: step % 3 == 0, decoder_only=True),
+    "decoder": Stage(300, 21, 0.0, mosaics, lambda _, step: step % 3 == 0, decoder_only=True),
 }
 
 

@@ -104,3 +104,13 @@ def save_checkpoint(directory: Path, text: Text, transformer: SD3Transformer2DMo
     )  # fmt: skip
     pipeline.save_pretrained(directory, safe_serialization=True)
     (directory / "sd35.json").write_text(json.dumps(CARD, indent=2) + "\n")
+
+
+def load_checkpoint(directory: Path, text: Text, transformer: SD3Transformer2DModel) -> None:
+    """Reads back what `save_checkpoint` wrote, into FP32 networks of the same shapes."""
+    kinds = (CLIPTextModelWithProjection, CLIPTextModelWithProjection, T5EncoderModel)
+    parts = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    for part, kind, encoder in zip(parts, kinds, text.encoders, strict=True):
+        encoder.load_state_dict(kind.from_pretrained(directory / part, dtype=torch.float32).state_dict())
+    saved = SD3Transformer2DModel.from_pretrained(directory / "transformer", torch_dtype=torch.float32)
+    transformer.load_state_dict(saved.state_dict())

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 # Amsel et al., "The Polar Express", 2025: the best quintic for each step, where Newton-Schulz has one for all. Three of
-# these bring a matrix as near to orthogonal as four or five of those.
+# these raise small singular values as much as four of those.
 _POLYNOMIALS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from torch import Tensor, nn
 
 from training.autoencoder import to_tensor
-from training.model import SHIFT, Text, make_text, make_transformer
+from training.model import SHIFT, Text, load_checkpoint, make_text, make_transformer
 from training.optimizer import Muon, schedule
 from training.scenes import caption_for_training, draw, sample_scene
 
@@ -168,11 +168,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--warm-start", type=Path, help="a checkpoint whose weights to begin with")
     options = parser.parse_args()
     torch.manual_seed(SEED)
     text, transformer = make_text(), make_transformer()
     vae = AutoencoderKL.from_pretrained(options.vae, torch_dtype=torch.float32).eval()
     networks = Networks(text, transformer)
+    if options.warm_start:
+        load_checkpoint(options.warm_start, text, transformer)
     run = Run(networks, copy.deepcopy(networks), make_optimizers(networks))
     base = [optimizer.param_groups[0]["lr"] for optimizer in run.optimizers]
     options.out.mkdir(parents=True, exist_ok=True)

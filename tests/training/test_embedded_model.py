@@ -23,7 +23,14 @@ def painter() -> Painter:
 
 
 def _draw(painter: Painter, prompt: str = "a cat on a blue background", **fields: Any) -> Array:
-    wanted = {"negative_prompt": "", "width": 128, "height": 128, "steps": 8, "guidance_scale": 4.5, "seed": 1}
+    wanted: dict[str, Any] = {
+        "negative_prompt": "",
+        "width": 128,
+        "height": 128,
+        "steps": 8,
+        "guidance_scale": 4.5,
+        "seed": 1,
+    }
     request = Request(prompt=prompt, model=EMBEDDED, revision="", profile="", **(wanted | fields))
     steps = painter.paint(Task(request, request.width, request.height))
     while True:

@@ -1,0 +1,48 @@
+"""The parts of training that a mistake would not show in: the optimizer's orthogonal update, saving and loading."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.autoencoder import CONFIG
+from training.model import load_checkpoint, make_text, make_transformer, save_checkpoint
+from training.optimizer import orthogonalise, schedule
+from training.transformer import Networks
+
+
+@settings(deadline=None)
+@given(shape=st.sampled_from([(64, 64), (64, 256), (256, 64)]), seed=st.integers(0, 1000))
+def test_an_update_has_singular_values_near_one(shape: tuple[int, int], seed: int):
+    """Orthogonalising keeps the singular vectors and brings nine in ten singular values to 0.1 to 2."""
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    update = orthogonalise(matrix[None])[0]
+    values = torch.linalg.svdvals(update)
+    assert values.max() < 2
+    assert (values > 0.1).float().mean() >= 0.9
+    u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+    core = u.T @ update @ vh.T
+    assert (core - core.diag().diag()).abs().max() < 1e-3
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_zero():
+    """Warm-up, plateau, and a straight line down to nothing at the last step."""
+    factors = [schedule(step, 100, 10, 0.6) for step in range(101)]
+    assert factors[0] == pytest.approx(0.1)
+    assert set(factors[10:60]) == {1.0}
+    assert factors[80] == pytest.approx(0.5)
+    assert factors[100] == 0
+
+
+def test_a_saved_checkpoint_warm_starts_the_networks(tmp_path: Path):
+    """What is loaded is what was saved, rounded to FP16: text encoders and transformer."""
+    text, transformer = make_text(), make_transformer()
+    before = {name: weight.clone() for name, weight in Networks(text, transformer).state_dict().items()}
+    save_checkpoint(tmp_path, text, transformer, AutoencoderKL(**CONFIG))
+    text, transformer = make_text(), make_transformer()
+    load_checkpoint(tmp_path, text, transformer)
+    for name, weight in Networks(text, transformer).state_dict().items():
+        torch.testing.assert_close(weight, before[name].half().float(), rtol=0, atol=0)
