@@ -15,7 +15,7 @@ _SHAPING = ("SD35_", "OMP_", "GOMP_", "KMP_", "MKL_", "ATEN_", "ONEDNN_", "DNNL_
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without what would set this project or a runtime, and without Hugging Face's network."""
+    """This process's environment without settings of this project or of a runtime, and with Hugging Face offline."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_SHAPING)}
     return {**kept, "HF_HUB_OFFLINE": "1"}
 
