@@ -221,16 +221,19 @@ def _noun(rng: np.random.Generator, name: str, size_word: str) -> str:
         return words
     if lot < 0.2:
         return f"the {words}"
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+    return f"{_article(words)} {words}"
 
 
 def _with_ground(rng: np.random.Generator, subject: str, ground: str, *, plain: bool) -> str:
     if plain:
-        return f"{subject} on a {ground} background"
+        return f"{subject} on {_article(ground)} {ground} background"
     forms = (
-        "{s} on a {g} background", "{s} on a {g} background", "{s} on a {g} background", "{s} on a {g} ground",
-        "{s} on {g}", "{s}, {g} background", "{g} background, {s}", "a picture of {s} on a {g} background",
-        "{s} in front of a {g} background", "{s} with a {g} background", "{s}",
+        "{s} on {a} {g} background", "{s} on {a} {g} background", "{s} on {a} {g} background", "{s} on {a} {g} ground",
+        "{s} on {g}", "{s}, {g} background", "{g} background, {s}", "a picture of {s} on {a} {g} background",
+        "{s} in front of {a} {g} background", "{s} with {a} {g} background", "{s}",
     )  # fmt: skip
-    article_fixed = str(rng.choice(forms)).format(s=subject, g=ground)
-    return article_fixed.replace("a orange", "an orange")
+    return str(rng.choice(forms)).format(s=subject, g=ground, a=_article(ground))
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
