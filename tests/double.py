@@ -1,4 +1,8 @@
-"""A deterministic backend of a few lines, for tests of what lies above the backends. Words of a prompt steer it."""
+"""A deterministic backend of a few lines, for tests of what lies above the backends. Words of a prompt steer it.
+
+"held" waits in its first step for `release`; "crash" raises and "nan" breaks the numbers in the second step; "mute"
+cannot be encoded; "heavy" waits in decoding for `release`, "blind" cannot be decoded.
+"""
 
 import json
 import threading
@@ -8,7 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from sd35.backends.contract import Array, DenoiseRow, TextEmbedding
+from sd35.backends.host import HostMemory
 from sd35.checkpoints.checkpoint import Card, Checkpoint
+from sd35.engine.embeddings import EmbeddingCache
+from sd35.engine.scheduler import Limits
 from sd35.service.model import Model
 from sd35.service.studio import Studio
 
@@ -25,31 +32,43 @@ MINI = Card(
 )
 LARGE = Card()
 WAIT_S = 20  # a bound for what is expected to happen at once
+_HEAVY, _BLIND = 1e6, 1e9
 
 
 class NumpyBackend:
-    """Latents drift towards the prompt's code points. A prompt with "held" waits in its first step for `release`."""
+    """Latents drift towards the prompt's code points; see the module for the words that steer it."""
 
     name = "double"
     precision = "float32"
 
     def __init__(self) -> None:
         self.versions = {"numpy": np.__version__}
+        self.memory = HostMemory()
         self.started = threading.Event()
         self.release = threading.Event()
+        self.encoded: list[str] = []
         self.steps: list[str] = []
+        self.rows: list[int] = []  # of each call
 
     def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
         """The prompt's code points."""
+        self.encoded += prompts
+        if any("mute" in prompt for prompt in prompts):
+            raise RuntimeError("no words for that")
         points = [np.array([ord(character) for character in prompt], np.float32) for prompt in prompts]
         return [TextEmbedding(array, array, array.nbytes) for array in points]
 
     def denoise_step(self, rows: Sequence[DenoiseRow]) -> list[Array]:
-        """One Euler step; "crash" raises and "nan" breaks the numbers in the second step."""
+        """One Euler step for each row."""
+        self.rows.append(len(rows))
         return [self._step(row) for row in rows]
 
     def decode_latents(self, latents: Sequence[Array]) -> list[Array]:
         """Each latent value as a square of 8x8 pixels."""
+        if any(latent[3:].max() >= _HEAVY for latent in latents):
+            assert self.release.wait(3 * WAIT_S)
+        if any(latent[3:].max() >= _BLIND for latent in latents):
+            raise RuntimeError("nothing to see")
         squares = [np.kron(latent[:3], np.ones((1, 8, 8))) for latent in latents]
         return [np.clip(square * 40 + 128, 0, 255).astype(np.uint8).transpose(1, 2, 0) for square in squares]
 
@@ -67,6 +86,7 @@ class NumpyBackend:
         against = 0 if row.negative is None else row.guidance * (1 + row.negative.tokens.sum()) / 1e4
         velocity = row.latent - target + against
         latent: Array = row.latent + np.float32(row.sigma_next - row.sigma) * velocity.astype(np.float32)
+        latent[3:] += _HEAVY * ("heavy" in prompt) + _BLIND * ("blind" in prompt)  # channels that are not shown
         return latent
 
 
@@ -80,8 +100,11 @@ def double_model(directory: Path, card: Card = MINI, backend: NumpyBackend | Non
     return Model(checkpoint, backend or NumpyBackend(), lambda prompt: len(prompt.split()) > 20)
 
 
-def double_studio(directory: Path, backend: NumpyBackend | None = None, max_waiting: int = 2) -> Studio:
+def double_studio(
+    directory: Path, backend: NumpyBackend | None = None, max_pictures: int = 3, max_rows: int = 8
+) -> Studio:
     """A studio with two models, "mini" (the default) and "large"."""
     backend = backend or NumpyBackend()
     models = [double_model(directory / "mini", MINI, backend), double_model(directory / "large", LARGE, backend)]
-    return Studio(models, max_pixels=1024 * 1024, max_waiting=max_waiting)
+    limits = Limits(max_rows=max_rows, max_pictures=max_pictures, max_wait_s=600, memory_bytes=10**9)
+    return Studio(models, 1024 * 1024, limits, EmbeddingCache(10**6))

@@ -32,14 +32,14 @@ def to_tensor(pictures: list[np.ndarray]) -> Tensor:
 
 def whole_scenes(rng: np.random.Generator, count: int, width_px: int = 128, height_px: int = 128) -> Tensor:
     """Training scenes as float32 `[count, 3, H, W]` in -1..1."""
-    return to_tensor([np.asarray(draw(sample_scene(rng, width_px, height_px), rng)) for _ in range(count)])
+    return to_tensor([np.asarray(draw(sample_scene(rng, width_px, height_px, scattered=True))) for _ in range(count)])
 
 
 def crops(rng: np.random.Generator, count: int, size_px: int = 64) -> Tensor:
     """Crops of whole scenes on the scenes' own grid, the livelier of two drawn: float32 `[count, 3, size, size]`."""
     chosen = []
     for _ in range(count):
-        picture = np.asarray(draw(sample_scene(rng, 128, 128), rng))
+        picture = np.asarray(draw(sample_scene(rng, 128, 128, scattered=True)))
         corners = rng.integers(0, (128 - size_px) // CELL_PX + 1, (2, 2)) * CELL_PX
         chosen.append(max((picture[y : y + size_px, x : x + size_px] for x, y in corners), key=lambda part: part.std()))
     return to_tensor(chosen)
@@ -61,7 +61,7 @@ def mosaics(rng: np.random.Generator, count: int, size_px: int = 64) -> Tensor:
             Item(str(name), x, y, side)
             for name, (x, y) in zip(rng.choice(list(OBJECTS), len(places)), places, strict=True)
         )
-        pictures.append(np.asarray(draw(Scene(size_px, size_px, ground, items, None, ""), rng)))
+        pictures.append(np.asarray(draw(Scene(size_px, size_px, ground, int(rng.integers(-6, 7)), items, None, ""))))
     return to_tensor(pictures)
 
 

@@ -1,6 +1,7 @@
 """The networks of sd35-mini, untrained, and how they are put together as a Diffusers checkpoint."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,13 +79,28 @@ def make_text() -> Text:
     return Text(tokenizers, encoders)
 
 
+def position_table(width: int, side: int) -> Tensor:
+    """Sine and cosine of a patch's row, then of its column: float32 `[1, side * side, width]`, kept in the checkpoint.
+
+    Wavelengths run from 3 patches to 48. The stock table is made for wide models and large pictures: on a grid of 8
+    patches most of it is constant, and the parts of an object end up in one another's places.
+    """
+    wavelengths = torch.logspace(math.log10(3), math.log10(48), width // 4)
+    angles = 2 * math.pi * torch.arange(side)[:, None] / wavelengths
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows, columns = waves.repeat_interleave(side, dim=0), waves.repeat(side, 1)
+    return torch.cat([rows, columns], dim=1)[None]
+
+
 def make_transformer() -> SD3Transformer2DModel:
     """MMDiT, width 256, 6 layers; modulations and output start at zero (AdaLN-zero, DiT paper, section 3.2)."""
+    side = 16  # patches, the most the checkpoint draws: 256 px
     transformer = SD3Transformer2DModel(
         sample_size=16, patch_size=2, in_channels=16, out_channels=16, num_layers=6, num_attention_heads=4,
         attention_head_dim=64, joint_attention_dim=128, caption_projection_dim=256, pooled_projection_dim=128,
-        pos_embed_max_size=16, qk_norm="rms_norm",
+        pos_embed_max_size=side, qk_norm="rms_norm",
     )  # fmt: skip
+    transformer.pos_embed.pos_embed.copy_(position_table(256, side))
     for name, module in transformer.named_modules():
         if isinstance(module, nn.Linear) and ("norm1" in name or "norm_out" in name or name == "proj_out"):
             nn.init.zeros_(module.weight)

@@ -53,6 +53,7 @@ class Scene:
     width_px: int
     height_px: int
     ground: str
+    shade: int  # levels by which the ground is lighter than its name's colour
     items: tuple[Item, ...]
     relation: str | None
     caption: str
@@ -91,10 +92,10 @@ def glyph(name: str, size_px: int) -> Image.Image:
     return square
 
 
-def draw(scene: Scene, rng: np.random.Generator) -> Image.Image:
-    """The scene as an RGB picture; `rng` varies the ground's shade by up to 6 levels."""
-    shade = np.clip(np.array(GROUNDS[scene.ground]) + rng.integers(-6, 7), 0, 255)
-    picture = Image.new("RGB", (scene.width_px, scene.height_px), tuple(int(v) for v in shade))
+def draw(scene: Scene) -> Image.Image:
+    """The scene as an RGB picture."""
+    colour = np.clip(np.array(GROUNDS[scene.ground]) + scene.shade, 0, 255)
+    picture = Image.new("RGB", (scene.width_px, scene.height_px), tuple(int(v) for v in colour))
     for item in scene.items:
         mark = glyph(item.name, item.size_px)
         picture.paste(mark, (item.x_px, item.y_px), mark)
@@ -102,12 +103,19 @@ def draw(scene: Scene, rng: np.random.Generator) -> Image.Image:
 
 
 def sample_scene(
-    rng: np.random.Generator, width_px: int, height_px: int, kind: str = "any", *, held_out: bool = False
+    rng: np.random.Generator,
+    width_px: int,
+    height_px: int,
+    kind: str = "any",
+    *,
+    held_out: bool = False,
+    scattered: bool = False,
 ) -> Scene:
     """Draws lots for a scene: `kind` is "single", "pair" or "any".
 
     A training scene (`held_out=False`) contains no pair of words that is held out. A held-out single scene has an
     object on a ground it was never seen on; a held-out pair has two objects that were never seen together.
+    Glyphs stand where the caption puts them, in the middle where it does not say; `scattered`, anywhere near.
     """
     if kind == "any":
         kind = "single" if rng.random() < 0.4 else "pair"
@@ -119,8 +127,9 @@ def sample_scene(
             break
     cells = (width_px // CELL_PX, height_px // CELL_PX)
     make = _single if kind == "single" else _pair
-    items, relation, caption = make(rng, objects, ground, cells, plain=held_out)
-    return Scene(width_px, height_px, ground, items, relation, caption)
+    items, relation, caption = make(rng, objects, ground, cells, plain=held_out, scattered=scattered)
+    most = 6 if scattered else 20
+    return Scene(width_px, height_px, ground, int(rng.integers(-most, most + 1)), items, relation, caption)
 
 
 def caption_for_training(scene: Scene, rng: np.random.Generator) -> str:
@@ -148,8 +157,10 @@ def _sizes(cells: int) -> dict[str, int]:
     return {word: size for word, size in sizes.items() if word == "" or size != usual}
 
 
-def _spot(rng: np.random.Generator, room: int, end: int) -> int:
-    """A cell offset within `room`: the first quarter (end -1), the middle half (0) or the last quarter (1)."""
+def _spot(rng: np.random.Generator, room: int, end: int, *, scattered: bool) -> int:
+    """A cell offset within `room`: its beginning (end -1), middle (0) or end (1); scattered, a quarter to each side."""
+    if not scattered:
+        return (end + 1) * room // 2
     low, high = -(-room // 4), 3 * room // 4
     if end == 0:
         return int(rng.integers(low, high + 1)) if low <= high else room // 2
@@ -158,21 +169,33 @@ def _spot(rng: np.random.Generator, room: int, end: int) -> int:
 
 
 def _single(
-    rng: np.random.Generator, objects: tuple[str, ...], ground: str, cells: tuple[int, int], *, plain: bool
+    rng: np.random.Generator,
+    objects: tuple[str, ...],
+    ground: str,
+    cells: tuple[int, int],
+    *,
+    plain: bool,
+    scattered: bool,
 ) -> tuple[tuple[Item, ...], str | None, str]:
     sizes = _sizes(min(cells))
     word = "" if plain or rng.random() < 0.5 else str(rng.choice(list(sizes)))
     place = "" if plain or rng.random() < 0.5 else str(rng.choice(list(PLACES)))
     size = sizes[word]
-    x = _spot(rng, cells[0] - size, {"left": -1, "right": 1}.get(place, 0))
-    y = _spot(rng, cells[1] - size, {"top": -1, "bottom": 1}.get(place, 0))
+    x = _spot(rng, cells[0] - size, {"left": -1, "right": 1}.get(place, 0), scattered=scattered)
+    y = _spot(rng, cells[1] - size, {"top": -1, "bottom": 1}.get(place, 0), scattered=scattered)
     item = Item(objects[0], x * CELL_PX, y * CELL_PX, size * CELL_PX)
     where = f" {rng.choice(PLACES[place])}" if place else ""
     return (item,), None, _with_ground(rng, _noun(rng, objects[0], word) + where, ground, plain=plain)
 
 
 def _pair(
-    rng: np.random.Generator, objects: tuple[str, ...], ground: str, cells: tuple[int, int], *, plain: bool
+    rng: np.random.Generator,
+    objects: tuple[str, ...],
+    ground: str,
+    cells: tuple[int, int],
+    *,
+    plain: bool,
+    scattered: bool,
 ) -> tuple[tuple[Item, ...], str | None, str]:
     relation = str(rng.choice(list(RELATIONS)[:4] if plain else list(RELATIONS)))
     wording = str(rng.choice(RELATIONS[relation]))
@@ -183,11 +206,11 @@ def _pair(
     axis = 0 if stands in ("left", "right") else 1
     words, sizes = _pair_sizes(rng, cells, axis, plain=plain)
     first_leads = stands in ("left", "above")
-    offsets = _offsets(rng, cells[axis], sizes if first_leads else sizes[::-1])
+    offsets = _offsets(rng, cells[axis], sizes if first_leads else sizes[::-1], scattered=scattered)
     along = offsets if first_leads else offsets[::-1]
     items = []
     for name, size, offset in zip(objects, sizes, along, strict=True):
-        across = _spot(rng, cells[1 - axis] - size, 0)
+        across = _spot(rng, cells[1 - axis] - size, 0, scattered=scattered)
         x, y = (offset, across) if axis == 0 else (across, offset)
         items.append(Item(name, x * CELL_PX, y * CELL_PX, size * CELL_PX))
     nouns = [_noun(rng, name, word) for name, word in zip(objects, words, strict=True)]
@@ -205,9 +228,11 @@ def _pair_sizes(
             return (first, second), (sizes[first], sizes[second])
 
 
-def _offsets(rng: np.random.Generator, room: int, sizes: tuple[int, int]) -> tuple[int, int]:
+def _offsets(rng: np.random.Generator, room: int, sizes: tuple[int, int], *, scattered: bool) -> tuple[int, int]:
     """Cell offsets of two glyphs along an axis of `room` cells, a gap between them where there is room for one."""
     free = room - sum(sizes)
+    if not scattered:
+        return free // 4, room - sizes[1] - free // 4
     gap = min(1, free)
     margin, extra = sorted(rng.integers(0, free - gap + 1, 2))
     return int(margin), int(extra) + gap + sizes[0]

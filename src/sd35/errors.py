@@ -44,9 +44,9 @@ class UnknownModel(Sd35Error):  # noqa: N818
 class Overloaded(Sd35Error):  # noqa: N818
     """There is no room for another picture now."""
 
-    def __init__(self, waiting: int, limit: int, retry_after_s: float) -> None:
-        super().__init__(f"{waiting} pictures are waiting and at most {limit} may; try again in {retry_after_s:.0f} s")
-        self.waiting, self.limit, self.retry_after_s = waiting, limit, retry_after_s
+    def __init__(self, reason: str, retry_after_s: float) -> None:
+        self.retry_after_s = max(1.0, retry_after_s)
+        super().__init__(f"{reason}; try again in {self.retry_after_s:.0f} s")
 
 
 class NotReady(Sd35Error):  # noqa: N818
@@ -82,7 +82,6 @@ class BackendUnavailable(Sd35Error):  # noqa: N818
 
     def __init__(self, backend: str, reason: str, remedy: str) -> None:
         super().__init__(f"backend {backend!r} cannot run: {reason}. {remedy}")
-        self.backend, self.reason, self.remedy = backend, reason, remedy
 
 
 def _shorten(value: object, limit: int = 80) -> str:

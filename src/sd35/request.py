@@ -18,6 +18,7 @@ STEPS = (1, 150)
 GUIDANCE_SCALE = (0.0, 30.0)
 SEED = (0, 2**32 - 1)
 PROMPT_CHARACTERS = 10_000
+PRIORITY = (-9, 9)  # how a picture is scheduled, no part of what it is
 
 
 @dataclass(frozen=True)

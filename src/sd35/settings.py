@@ -17,7 +17,7 @@ CONFIG_VARIABLE = PREFIX + "CONFIG"
 
 def _home(variable: str, otherwise: str) -> Path:
     """The XDG base directory of a kind, with this project's name."""
-    return Path(os.environ.get(variable) or Path.home() / otherwise) / "sd35"
+    return Path(os.environ.get(variable) or Path("~") / otherwise) / "sd35"
 
 
 class Settings(BaseSettings):
@@ -46,17 +46,35 @@ class Settings(BaseSettings):
     max_pixels: int = Field(
         2 * 1024 * 1024, ge=64 * 64, description="Most pixels (width x height) a request may ask for."
     )
-    max_waiting: int = Field(64, ge=1, description="Most pictures that may wait; further ones are refused with 503.")
+    max_pictures: int = Field(
+        64, ge=1, description="Most pictures accepted and not ended; further ones are refused with 503."
+    )
+    max_wait_s: float = Field(
+        600, gt=0, description="Longest wait, in estimated seconds, that a picture is accepted for; else 503."
+    )
+    max_batch_rows: int = Field(
+        8, ge=1, description="Most transformer rows in a step: a picture is one, or two where its guidance is above 1."
+    )
+    reproducible: bool = Field(
+        default=False,
+        description="Compute each picture by itself: its bytes are the same whatever the load, which takes longer.",
+    )
+    memory_mb: int = Field(
+        0, ge=0, description="Megabytes for the working memory of steps and decodings; 0 takes 90 % of what is free."
+    )
+    embedding_cache_mb: int = Field(64, ge=0, description="Megabytes of encoded prompts to keep.")
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="Logs for people or for machines; `auto` is `console` on a terminal, else `json`."
     )
     cache_dir: Path = Field(
         default_factory=lambda: _home("XDG_CACHE_HOME", ".cache"),
+        validate_default=True,
         description="What can be fetched or built again.",
         json_schema_extra={"default": "~/.cache/sd35"},
     )
     data_dir: Path = Field(
         default_factory=lambda: _home("XDG_DATA_HOME", ".local/share"),
+        validate_default=True,
         description="What cannot be made again.",
         json_schema_extra={"default": "~/.local/share/sd35"},
     )
@@ -69,7 +87,12 @@ class Settings(BaseSettings):
     @field_validator("cache_dir", "data_dir")
     @classmethod
     def _expand(cls, value: Path) -> Path:
-        return value.expanduser()
+        try:
+            return value.expanduser()
+        except RuntimeError as error:  # a user of a container without a home directory
+            raise ValueError(
+                f"{value}: there is no home directory; name one with SD35_CACHE_DIR, SD35_DATA_DIR"
+            ) from error
 
     @classmethod
     def settings_customise_sources(

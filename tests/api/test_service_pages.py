@@ -209,3 +209,18 @@ def test_openapi_tells_the_body_the_answers_and_the_headers(client: TestClient):
     assert "X-Sd35-Seed" in operation["responses"]["200"]["headers"]
     assert operation["responses"]["200"]["content"].keys() == {"image/png"}
     assert "application/problem+json" in operation["responses"]["422"]["content"]
+
+
+def test_every_reference_of_the_openapi_page_points_somewhere(client: TestClient):
+    """Client generators can follow all of them."""
+    page = client.get("/openapi.json").json()
+
+    def references(node: Any) -> set[str]:
+        children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
+        own = {node["$ref"]} if isinstance(node, dict) and "$ref" in node else set()
+        return own.union(*(references(child) for child in children))
+
+    for reference in references(page):
+        target = page
+        for name in reference.removeprefix("#/").split("/"):
+            target = target[name]

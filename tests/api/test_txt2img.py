@@ -117,6 +117,7 @@ def test_an_enlarged_or_cut_off_picture_says_so(client: TestClient):
         ({"width": 2048, "height": 1024}, "width", "1048576 pixels at most"),
         ({"width": 128, "model": "large"}, "width", "256 to 2048"),
         ({"model": 3}, "model", "/v1/models"),
+        ({"priority": 10}, "priority", "-9 to 9"),
         ({"widht": 512}, "widht", "only prompt, negative_prompt, width"),
     ],
 )
@@ -129,6 +130,17 @@ def test_a_wrong_field_is_named_with_what_came_and_what_is_allowed(
     assert error["field"] == field
     assert allowed in error["allowed"]
     assert "got" in error
+
+
+def test_fields_in_the_address_are_refused(client: TestClient):
+    """What stands in the query is not ignored: fields belong in the body."""
+    (error,) = problem(client.post(f"{PATH}?steps=1", json={"prompt": "a cat"}), 422)["errors"]
+    assert (error["field"], error["got"]) == ("steps", "1")
+
+
+def test_a_priority_changes_no_picture(client: TestClient):
+    """It is no part of the picture's identity."""
+    assert ask(client, seed=1, priority=9).content == ask(client, seed=1).content
 
 
 def test_all_wrong_fields_are_named_at_once(client: TestClient):
@@ -144,11 +156,12 @@ def test_all_wrong_fields_are_named_at_once(client: TestClient):
         (b"{", 400, "not JSON"),
         (b'{"prompt": "\xff"}', 400, "not JSON"),
         (b'{"prompt": "a"} {}', 400, "not JSON"),
-        (b"[" * 100_000, 400, "not JSON"),
-        (b'{"seed": ' + b"9" * 10_000 + b"}", 400, "not JSON"),
+        (b"[" * 100_000, 400, "nested too deeply"),
+        (b'{"prompt": "a", "seed": ' + b"9" * 10_000 + b"}", 422, "seed: got '999"),
         (b"[]", 422, "JSON object"),
         (b"null", 422, "JSON object"),
         (b'{"prompt": "a", "prompt": "b"}', 422, "'prompt' is given twice"),
+        (b'{"prompt": "a", ' + b", ".join(b'"%d": 1' % n for n in range(10_000)) + b"}", 422, "9990 more fields"),
         (b'{"prompt": "' + b"a" * MAX_BODY_BYTES + b'"}', 413, "1048576 bytes"),
     ],
 )
@@ -190,12 +203,10 @@ def test_a_failing_picture_is_a_500_that_says_why(client: TestClient):
 def test_too_many_pictures_are_refused_with_retry_after(client: TestClient, backend: NumpyBackend):
     """503 says when to come back; the event loop still answers while a picture is made."""
     studio = client.app.state.opening.studio  # type: ignore[attr-defined]
-    request = studio.resolve(read_wanted("held"))
-    tickets = [studio.submit(request)]
+    tickets = [studio.submit(studio.resolve(read_wanted("held"))) for _ in range(3)]
     assert backend.started.wait(WAIT_S)
-    tickets += [studio.submit(request) for _ in range(2)]
     response = ask(client)
-    assert "2 pictures are waiting" in problem(response, 503)["detail"]
+    assert "3 of at most 3 pictures are accepted; try again in" in problem(response, 503)["detail"]
     assert int(response.headers["retry-after"]) >= 1
     assert client.get("/healthz").status_code == 200
     backend.release.set()
@@ -250,9 +261,12 @@ def test_no_bytes_are_a_500(lasting_client: TestClient, body: bytes):
 
 def test_the_directory_of_a_model_may_have_any_name(tmp_path: Path):
     """A name that HTTP headers cannot hold is percent-encoded in them."""
+    from sd35.engine.embeddings import EmbeddingCache
+    from sd35.engine.scheduler import Limits
     from sd35.service.studio import Studio
     from tests.double import double_model
 
-    studio = Studio([double_model(tmp_path / "große")], 1024 * 1024, 1)
+    limits = Limits(max_rows=8, max_pictures=1, max_wait_s=60, memory_bytes=10**9)
+    studio = Studio([double_model(tmp_path / "große")], 1024 * 1024, limits, EmbeddingCache(0))
     with serving(studio) as client:
         assert ask(client, model="große").headers["x-sd35-model"] == "gro%C3%9Fe"

@@ -1,5 +1,6 @@
 """The contract suite: what every backend of the table must do."""
 
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
 import numpy as np
@@ -103,3 +104,24 @@ def test_a_backend_says_what_it_is(backend: Backend) -> None:
     assert f"{backend.name}/{backend.precision}" in {"onnx/float32", "diffusers/float32"}
     assert backend.versions
     assert backend.versions == {name: version(name) for name in backend.versions}
+
+
+def test_decoding_beside_steps_gives_the_same(backend: Backend, rows: list[DenoiseRow]) -> None:
+    """One thread may decode while another denoises; neither's results change."""
+    expected = backend.decode_latents([initial_noise(1, LATENT)])[0]
+    step = as_array(backend.denoise_step(rows)[0])
+    with ThreadPoolExecutor() as other:
+        decodings = [other.submit(backend.decode_latents, [initial_noise(1, LATENT)]) for _ in range(3)]
+        steps = [as_array(backend.denoise_step(rows)[0]) for _ in range(3)]
+    assert all(np.array_equal(decoding.result()[0], expected) for decoding in decodings)
+    assert all(np.array_equal(each, step) for each in steps)
+
+
+def test_memory_is_measured(backend: Backend) -> None:
+    """There is some to take, and a peak is seen of what is held for a moment only."""
+    assert backend.memory.free_bytes() > 0
+    backend.memory.watch()
+    np.ones(64 << 20, np.uint8)  # written to, so that it is really there
+    assert backend.memory.peak_bytes() >= 60 << 20
+    backend.memory.watch()
+    assert backend.memory.peak_bytes() < 60 << 20

@@ -13,9 +13,9 @@ from sd35.backends.contract import Array, Backend, DenoiseRow
 from sd35.backends.diffusers import DiffusersBackend, place
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.engine.noise import initial_noise
-from sd35.engine.painter import Painter, Task
 from sd35.engine.sampler import sampler_of
 from sd35.request import Request
+from tests.painting import paint
 
 
 class Case(NamedTuple):
@@ -65,9 +65,9 @@ def reference(pipeline: StableDiffusion3Pipeline, checkpoint: Checkpoint) -> Any
     return draw
 
 
-def paint(backend: Backend, checkpoint: Checkpoint, case: Case) -> Array:
-    """The engine's picture of a case."""
-    request = Request(
+def request_of(case: Case) -> Request:
+    """A case as the engine sees it."""
+    return Request(
         PROMPT,
         case.negative,
         case.width_px,
@@ -79,19 +79,12 @@ def paint(backend: Backend, checkpoint: Checkpoint, case: Case) -> Array:
         "revision",
         "profile",
     )
-    steps = Painter(backend, sampler_of(checkpoint)).paint(Task(request, case.width_px, case.height_px))
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            picture: Array = end.value
-            return picture
 
 
 @pytest.mark.parametrize("case", SMALL + SQUARE + LONG, ids=str)
 def test_same_seed_same_picture(backend: Backend, checkpoint: Checkpoint, reference: Any, case: Case) -> None:
     """A picture differs from Diffusers' by at most 2/255 at any pixel and 0.1/255 on average."""
-    difference = abs(paint(backend, checkpoint, case).astype(int) - reference(case))
+    difference = abs(paint(backend, checkpoint, request_of(case)).astype(int) - reference(case))
     assert difference.max() <= 2
     assert difference.mean() <= 0.1
 
@@ -131,7 +124,7 @@ def test_bfloat16_equals_diffusers_from_the_same_noise(checkpoint: Checkpoint) -
     theirs = np.asarray(plain_call(plain, checkpoint, case, latents=noise))
     backend = DiffusersBackend(checkpoint, "bfloat16", torch.device("cpu"), "none")
     assert backend.precision == "bfloat16"
-    assert abs(paint(backend, checkpoint, case).astype(int) - theirs).max() <= 2
+    assert abs(paint(backend, checkpoint, request_of(case)).astype(int) - theirs).max() <= 2
 
 
 def test_model_offload_draws_the_same_picture(checkpoint: Checkpoint, reference: Any) -> None:
@@ -139,7 +132,7 @@ def test_model_offload_draws_the_same_picture(checkpoint: Checkpoint, reference:
     case = Case(1, 4.5, "", 112, 80)
     backend = DiffusersBackend(checkpoint, "float32", torch.device("cpu"), "model")
     for _ in range(2):
-        assert abs(paint(backend, checkpoint, case).astype(int) - reference(case)).max() <= 2
+        assert abs(paint(backend, checkpoint, request_of(case)).astype(int) - reference(case)).max() <= 2
 
 
 def test_sequential_offload_leaves_no_weight_on_the_device(checkpoint: Checkpoint) -> None:

@@ -1,14 +1,16 @@
-"""The device's thread: every picture ends once, alone, and nothing stops the next one."""
+"""The engine's threads: every picture ends once, and nothing one does harms another."""
 
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import numpy as np
 import pytest
 
-from sd35.engine.loop import Ticket
-from sd35.errors import NotReady, Overloaded, PictureFailed
+from sd35.engine.picture import Progress, Ticket
+from sd35.errors import InvalidRequest, NotReady, Overloaded, PictureFailed
 from sd35.service.resolve import Wanted
 from sd35.service.studio import Studio
 from tests.double import WAIT_S, NumpyBackend, double_studio
@@ -22,15 +24,15 @@ def backend() -> NumpyBackend:
 
 @pytest.fixture
 def studio(tmp_path: Path, backend: NumpyBackend) -> Iterator[Studio]:
-    """A studio in which two pictures may wait."""
-    with double_studio(tmp_path, backend) as studio:
+    """A studio that accepts ten pictures."""
+    with double_studio(tmp_path, backend, max_pictures=10) as studio:
         yield studio
         backend.release.set()
 
 
-def submit(studio: Studio, prompt: str, **wanted: float) -> Ticket:
+def submit(studio: Studio, prompt: str, on_progress: Any = None, **wanted: Any) -> Ticket:
     """Ask for a picture."""
-    return studio.submit(studio.resolve(Wanted(prompt, seed=1, **wanted)))  # type: ignore[arg-type]
+    return studio.submit(studio.resolve(Wanted(prompt, **{"seed": 1, **wanted})), on_progress)
 
 
 def test_a_picture_is_a_function_of_its_request(studio: Studio):
@@ -50,50 +52,118 @@ def test_a_picture_is_a_function_of_its_request(studio: Studio):
         assert not np.array_equal(pictures[0], other), wanted
 
 
+def test_pictures_that_have_little_in_common_step_together(studio: Studio, backend: NumpyBackend):
+    """While one picture's step is held, others come with other steps, guidance and prompts: all share later calls."""
+    first = submit(studio, "held", steps=3)
+    assert backend.started.wait(WAIT_S)
+    others = [submit(studio, "a cat", steps=2, guidance_scale=1), submit(studio, "a dog", steps=5)]
+    backend.release.set()
+    for ticket in (first, *others):
+        ticket.future.result(WAIT_S)
+    assert backend.rows == [1, 3, 3, 1, 1, 1]
+
+
 def test_progress_counts_each_step(studio: Studio):
     """The callback hears of every step, in order, before the picture is there."""
-    heard: list[int] = []
-    request = studio.resolve(Wanted("a cat", steps=5))
-    studio.submit(request, heard.append).future.result(WAIT_S)
-    assert heard == [1, 2, 3, 4, 5]
+    heard: list[Progress] = []
+    submit(studio, "a cat", heard.append, steps=5).future.result(WAIT_S)
+    assert [(progress.done, progress.steps) for progress in heard] == [(done, 5) for done in range(1, 6)]
 
 
-def test_pictures_are_made_in_the_order_they_came(studio: Studio, backend: NumpyBackend):
-    """First come, first served."""
-    tickets = [submit(studio, "held", steps=1)]
+def test_a_preview_shows_what_the_picture_will_be(studio: Studio):
+    """Once a few pictures were made, a preview has one pixel for each 8x8 of the picture, and their colour."""
+    for seed in range(4):
+        submit(studio, "a cat", seed=seed).future.result(WAIT_S)
+    previews: list[Any] = []
+    picture = submit(studio, "a dog", lambda progress: previews.append(progress.preview())).future.result(WAIT_S)
+    small = picture.pixels[::8, ::8].astype(int)
+    assert previews[-1].shape == small.shape == (16, 16, 3)
+    inside = (small > 0) & (small < 255)
+    assert abs(previews[-1] - small)[inside].mean() < 8
+
+
+def test_the_same_request_twice_is_one_picture(studio: Studio, backend: NumpyBackend):
+    """Who asks for what is being made waits for the same picture; who leaves does not stop it for the others."""
+    leaving = submit(studio, "held")
     assert backend.started.wait(WAIT_S)
-    tickets += [submit(studio, prompt, steps=1) for prompt in ("second", "third")]
+    heard: list[Progress] = []
+    staying, joining = submit(studio, "held"), submit(studio, "held", heard.append)
+    studio.engine.cancel(leaving)
     backend.release.set()
+    assert staying.future.result(WAIT_S).pixels is joining.future.result(WAIT_S).pixels
+    assert leaving.future.cancelled()
+    assert backend.steps == ["held"] * 4
+    assert [progress.done for progress in heard] == [1, 2, 3, 4]
+
+
+def test_a_picture_nobody_waits_for_any_more_is_stopped(studio: Studio, backend: NumpyBackend):
+    """When the last of several has left, no further step is made; asking again begins anew."""
+    tickets = [submit(studio, "held", steps=50) for _ in range(2)]
+    assert backend.started.wait(WAIT_S)
     for ticket in tickets:
-        ticket.future.result(WAIT_S)
-    assert backend.steps == ["held", "second", "third"]
-
-
-def test_a_full_queue_refuses_with_a_time(studio: Studio, backend: NumpyBackend):
-    """Beside the picture in the making two may wait; the next is refused, and the accepted ones are still made."""
-    tickets = [submit(studio, "held")]
-    assert backend.started.wait(WAIT_S)
-    tickets += [submit(studio, "waits") for _ in range(2)]
-    with pytest.raises(Overloaded) as refused:
-        submit(studio, "too many")
-    assert refused.value.retry_after_s >= 1
+        studio.engine.cancel(ticket)
+    again = submit(studio, "held", steps=2)
     backend.release.set()
-    assert all(ticket.future.result(WAIT_S) for ticket in tickets)
+    assert again.future.result(WAIT_S)
+    assert len(backend.steps) == 3
+
+
+def test_a_full_house_refuses_with_a_time(tmp_path: Path, backend: NumpyBackend):
+    """Three pictures are accepted; the next is refused, and the accepted ones are still made."""
+    with double_studio(tmp_path, backend, max_pictures=3) as studio:
+        tickets = [submit(studio, "held", seed=seed) for seed in range(3)]
+        with pytest.raises(Overloaded) as refused:
+            submit(studio, "too many")
+        assert refused.value.retry_after_s >= 1
+        backend.release.set()
+        assert all(ticket.future.result(WAIT_S) for ticket in tickets)
 
 
 @pytest.mark.parametrize(
-    ("prompt", "why"), [("crash", "RuntimeError: the runtime's own words"), ("nan", "finite in float32 at step 2 of 4")]
+    ("prompt", "why"),
+    [
+        ("crash", "RuntimeError: the runtime's own words"),
+        ("nan", "finite in float32 at step 2 of 4"),
+        ("mute", "RuntimeError: no words for that"),
+        ("blind", "RuntimeError: nothing to see"),
+    ],
 )
 def test_a_failing_picture_fails_alone(studio: Studio, backend: NumpyBackend, prompt: str, why: str):
-    """A runtime's error or a value that is not finite ends one picture, with its reason; its neighbours are made."""
+    """Wherever a picture fails, it ends with its reason, and its batch's others are what they are without it."""
+    backend.release.set()
+    expected = [submit(studio, "a cat", seed=seed).future.result(WAIT_S).pixels for seed in range(2)]
+    backend.release.clear()
+    backend.started.clear()
     first = submit(studio, "held")
     assert backend.started.wait(WAIT_S)
-    failing, last = submit(studio, prompt), submit(studio, "a cat")
+    before, failing, after = submit(studio, "a cat", seed=0), submit(studio, prompt), submit(studio, "a cat", seed=1)
     backend.release.set()
     with pytest.raises(PictureFailed, match=why):
         failing.future.result(WAIT_S)
     assert first.future.result(WAIT_S)
-    assert last.future.result(WAIT_S)
+    for ticket, pixels in zip((before, after), expected, strict=True):
+        assert np.array_equal(ticket.future.result(WAIT_S).pixels, pixels)
+    assert max(backend.rows) > 2  # they did share a call
+
+
+def test_decoding_does_not_stall_the_steps_of_others(studio: Studio, backend: NumpyBackend):
+    """While one picture is being decoded, another makes all its steps."""
+    last_step = Event()
+    slow = submit(studio, "heavy", steps=1)
+    other = submit(studio, "a cat", lambda progress: last_step.set() if progress.done == 4 else None)
+    assert last_step.wait(WAIT_S)
+    assert not slow.future.done()
+    backend.release.set()
+    assert slow.future.result(WAIT_S)
+    assert other.future.result(WAIT_S)
+
+
+def test_prompts_are_encoded_once(studio: Studio, backend: NumpyBackend):
+    """Prompts, negative ones too, that were encoded lately are not encoded again."""
+    for seed in range(3):
+        submit(studio, "a cat", seed=seed, negative_prompt="a dog").future.result(WAIT_S)
+    submit(studio, "a dog", negative_prompt="a cat").future.result(WAIT_S)
+    assert sorted(backend.encoded) == ["a cat", "a dog"]
 
 
 def test_cancelling_takes_effect_before_the_next_step(studio: Studio, backend: NumpyBackend):
@@ -109,6 +179,17 @@ def test_cancelling_takes_effect_before_the_next_step(studio: Studio, backend: N
         with pytest.raises(CancelledError):
             ticket.future.result(WAIT_S)
     assert backend.steps == ["held"] + ["a cat"] * 4
+
+
+@pytest.mark.parametrize(("field", "wrong"), [("width", 40), ("height", 4096), ("width", 8)])
+def test_a_size_the_model_cannot_draw_is_refused(studio: Studio, field: str, wrong: int):
+    """The engine itself names the limit, whoever calls it."""
+    from sd35.engine.picture import Task
+
+    request = studio.resolve(Wanted("a cat", seed=1))
+    size = {"width_px": 128, "height_px": 128, f"{field}_px": wrong}
+    with pytest.raises(InvalidRequest, match=f"{field}: got {wrong}; allowed: multiples of 16 from 64 to 256"):
+        studio.engine.submit(Task(request, **size))
 
 
 def test_draining_finishes_what_was_accepted(studio: Studio, backend: NumpyBackend):

@@ -5,24 +5,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sd35.backends.contract import Array
+from sd35.backends.contract import Array, Backend
 from sd35.backends.options import Options
 from sd35.backends.table import open_backend
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
-from sd35.engine.painter import Painter, Task
-from sd35.engine.sampler import sampler_of
 from sd35.request import Request
+from tests.painting import paint
 
 CHECKPOINT = open_checkpoint(EMBEDDED)
 
 
 @pytest.fixture(scope="module")
-def painter() -> Painter:
+def backend() -> Backend:
     """The default backend with the embedded checkpoint."""
-    return Painter(open_backend("onnx", CHECKPOINT, Options()), sampler_of(CHECKPOINT))
+    return open_backend("onnx", CHECKPOINT, Options())
 
 
-def _draw(painter: Painter, prompt: str = "a cat on a blue background", **fields: Any) -> Array:
+def _draw(backend: Backend, prompt: str = "a cat on a blue background", **fields: Any) -> Array:
     wanted: dict[str, Any] = {
         "negative_prompt": "",
         "width": 128,
@@ -32,12 +31,7 @@ def _draw(painter: Painter, prompt: str = "a cat on a blue background", **fields
         "seed": 1,
     }
     request = Request(prompt=prompt, model=EMBEDDED, revision="", profile="", **(wanted | fields))
-    steps = painter.paint(Task(request, request.width, request.height))
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
+    return paint(backend, CHECKPOINT, request)
 
 
 def test_it_fits_in_64_mb():
@@ -46,29 +40,29 @@ def test_it_fits_in_64_mb():
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 256), (256, 64), (176, 96), (80, 208), (256, 256)])
-def test_it_draws_at_the_ends_and_in_the_middle_of_its_range(painter: Painter, size: tuple[int, int]):
+def test_it_draws_at_the_ends_and_in_the_middle_of_its_range(backend: Backend, size: tuple[int, int]):
     """Every multiple of 16 from 64 to 256 px, odd numbers of patches included."""
-    assert _draw(painter, width=size[0], height=size[1], steps=1).shape == (size[1], size[0], 3)
+    assert _draw(backend, width=size[0], height=size[1], steps=1).shape == (size[1], size[0], 3)
 
 
 @pytest.mark.parametrize(
     "changed",
     [{"seed": 2}, {"guidance_scale": 1.0}, {"negative_prompt": "a cat"}, {"prompt": "a cat on a red background"}],
 )
-def test_what_is_asked_visibly_matters(painter: Painter, changed: dict[str, Any]):
+def test_what_is_asked_visibly_matters(backend: Backend, changed: dict[str, Any]):
     """Another seed, guidance, negative prompt or prompt gives another picture: somewhere by 32 levels or more."""
-    difference = np.abs(_draw(painter).astype(int) - _draw(painter, **changed))
+    difference = np.abs(_draw(backend).astype(int) - _draw(backend, **changed))
     assert difference.max() >= 32
 
 
-def test_the_ground_is_what_was_asked(painter: Painter):
+def test_the_ground_is_what_was_asked(backend: Backend):
     """The picture's border is blue where blue was asked for."""
-    red, green, blue = np.median(_draw(painter, steps=28)[:4].reshape(-1, 3), axis=0)
+    red, green, blue = np.median(_draw(backend, steps=28)[:4].reshape(-1, 3), axis=0)
     assert blue > 1.5 * red
     assert blue > 1.5 * green
 
 
 @pytest.mark.parametrize("prompt", ["zxqv wrbl", "🐱", "ein Bär im Wald", "cat " * 500, "\x00\n\t", "!"])
-def test_words_outside_the_vocabulary_do_no_harm(painter: Painter, prompt: str):
+def test_words_outside_the_vocabulary_do_no_harm(backend: Backend, prompt: str):
     """Any text gives a picture."""
-    assert _draw(painter, prompt, steps=1).shape == (128, 128, 3)
+    assert _draw(backend, prompt, steps=1).shape == (128, 128, 3)

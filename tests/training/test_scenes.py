@@ -24,7 +24,7 @@ sides = st.integers(4, 16).map(lambda cells: cells * 16)
 
 
 def _picture(scene: Scene) -> np.ndarray:
-    return np.asarray(draw(scene, np.random.default_rng(0)))
+    return np.asarray(draw(scene))
 
 
 @given(seed=st.integers(0, 2**32), width=sides, height=sides)
@@ -119,7 +119,7 @@ def test_the_judge_finds_a_swapped_relation_wrong():
 def test_the_judge_names_plain_grounds_and_finds_nothing_on_them(ground: str):
     """An empty picture has a ground and no glyph."""
     picture = np.full((128, 128, 3), GROUNDS[ground], np.uint8)
-    scene = Scene(128, 128, ground, (Item("cat", 0, 0, 64),), None, "")
+    scene = Scene(128, 128, ground, 0, (Item("cat", 0, 0, 64),), None, "")
     verdict = judge(picture, scene)
     assert judge_ground(picture)[0] == verdict.ground == ground
     assert (verdict.found, verdict.right) == ([], False)

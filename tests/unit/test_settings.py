@@ -24,7 +24,7 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def file(tmp_path: Path) -> Path:
     """A settings file that sets the port and the checkpoints."""
     path = tmp_path / "sd35.toml"
-    path.write_text('port = 1001\nmax_waiting = 3\ncheckpoints = ["one", "two"]\n')
+    path.write_text('port = 1001\nmax_pictures = 3\ncheckpoints = ["one", "two"]\n')
     return path
 
 
@@ -39,7 +39,7 @@ def test_flags_win_over_environment_over_file(file: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("SD35_PORT", "1002")
     monkeypatch.setenv("SD35_CONFIG", str(file))
     from_environment = load_settings()
-    assert (from_environment.port, from_environment.max_waiting) == (1002, 3)
+    assert (from_environment.port, from_environment.max_pictures) == (1002, 3)
     assert load_settings({"port": "1003", "host": None}).port == 1003
 
 

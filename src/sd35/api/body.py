@@ -2,6 +2,7 @@
 
 import json
 import re
+from decimal import Decimal
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -10,6 +11,8 @@ from starlette.requests import ClientDisconnect, Request
 from sd35.api.problems import FieldError, RequestRefused, shown
 
 MAX_BODY_BYTES = 1024 * 1024
+_NAMED_FIELDS = 10  # unknown ones that an answer names; more are counted
+_INTEGER_DIGITS = 1000  # beyond, an integer is not worth the time it takes to read
 _CLAUSE_END = re.compile(r"[:.](?: |$)")
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -17,6 +20,9 @@ Body = TypeVar("Body", bound=BaseModel)
 
 async def read_json(request: Request, kind: type[Body]) -> Body:
     """The body as a model of `kind`. Raises RequestRefused: 400, 413, 415 or 422."""
+    if request.query_params:
+        wrong = [_unknown(name, value, kind) for name, value in request.query_params.items()]
+        raise RequestRefused(422, "fields belong in the body, not in the address", wrong[:_NAMED_FIELDS])
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         allowed = "application/json (with curl: -H 'content-type: application/json')"
@@ -25,8 +31,9 @@ async def read_json(request: Request, kind: type[Body]) -> Body:
             f"content-type: got {shown(media_type)!r}; allowed: {allowed}",
             [FieldError(field="content-type", got=shown(media_type), allowed=allowed)],
         )
-    if encoding := request.headers.get("content-encoding"):
-        error = FieldError(field="content-encoding", got=shown(encoding), allowed="none: the body as it is")
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        error = FieldError(field="content-encoding", got=shown(encoding), allowed="identity: the body as it is")
         raise RequestRefused(415, "compressed bodies are not read", [error])
     return validate(parse_object(await _read(request)), kind)
 
@@ -34,8 +41,10 @@ async def read_json(request: Request, kind: type[Body]) -> Body:
 def parse_object(content: bytes) -> dict[str, Any]:
     """A JSON object in UTF-8. Raises RequestRefused: 400 for what is no JSON, 422 for no object or a key twice."""
     try:
-        value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_int=_integer)
+    except RecursionError as error:
+        raise RequestRefused(400, "the body is nested too deeply") from error
+    except ValueError as error:
         raise RequestRefused(400, f"the body is not JSON: {error}") from error
     if not isinstance(value, dict):
         errors = [FieldError(field="body", got=shown(value), allowed="a JSON object")]
@@ -44,15 +53,13 @@ def parse_object(content: bytes) -> dict[str, Any]:
 
 
 def validate(value: dict[str, Any], kind: type[Body]) -> Body:
-    """The object as a model of `kind`. Raises RequestRefused (422) with every field that is wrong."""
+    """The object as a model of `kind`. Raises RequestRefused (422) with the fields that are wrong."""
     # Told apart here: to pydantic, a name that is no Unicode text (a lone surrogate) is a wrong value of no field.
     known = {name: content for name, content in value.items() if name in kind.model_fields}
-    allowed = f"only {', '.join(kind.model_fields)}"
-    errors = [
-        FieldError(field=shown(name), got=shown(content), allowed=allowed)
-        for name, content in value.items()
-        if name not in known
-    ]
+    unknown = [(name, content) for name, content in value.items() if name not in known]
+    errors = [_unknown(name, content, kind) for name, content in unknown[:_NAMED_FIELDS]]
+    if len(unknown) > _NAMED_FIELDS:
+        errors.append(_unknown("body", f"{len(unknown) - _NAMED_FIELDS} more fields", kind))
     try:
         body = kind.model_validate(known, strict=True)
     except ValidationError as error:
@@ -62,6 +69,10 @@ def validate(value: dict[str, Any], kind: type[Body]) -> Body:
         detail = "; ".join(f"{error.field}: got {error.got!r}; allowed: {error.allowed}" for error in errors)
         raise RequestRefused(422, detail, errors)
     return body
+
+
+def _unknown(field: str, got: object, kind: type[BaseModel]) -> FieldError:
+    return FieldError(field=shown(field), got=shown(got), allowed=f"only {', '.join(kind.model_fields)}")
 
 
 def _field_error(field: str, value: dict[str, Any], kind: type[BaseModel]) -> FieldError:
@@ -92,13 +103,15 @@ async def _read(request: Request) -> bytes:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        doubled = next(key for key in keys if keys.count(key) > 1)
-        raise RequestRefused(
-            422,
-            f"{shown(doubled)!r} is given twice",
-            [FieldError(field=shown(doubled), got="given twice", allowed="each field once")],
-        )
+    value: dict[str, Any] = {}
+    for key, content in pairs:
+        if key in value:
+            error = FieldError(field=shown(key), got="given twice", allowed="each field once")
+            raise RequestRefused(422, f"{shown(key)!r} is given twice", [error])
+        value[key] = content
     return value
+
+
+def _integer(digits: str) -> int | Decimal:
+    """A number no field allows is as good as the integer itself, and is read in no time."""
+    return int(digits) if len(digits) <= _INTEGER_DIGITS else Decimal(digits)

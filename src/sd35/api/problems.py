@@ -34,6 +34,17 @@ class Problem(BaseModel):
     request_id: str = Field(default="", description="Also in the header `X-Request-Id` and in the server's log.")
 
 
+def documented(description: str, **headers: str) -> dict[str, Any]:
+    """A problem as a response in the OpenAPI page; `headers` are names and descriptions."""
+    schema = Problem.model_json_schema()
+    schema["properties"]["errors"]["items"] = schema.pop("$defs")["FieldError"]  # a reference would point nowhere
+    return {
+        "description": description,
+        "content": {MEDIA_TYPE: {"schema": schema}},
+        "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()},
+    }
+
+
 class RequestRefused(Exception):  # noqa: N818
     """A request that was refused before it could be understood as one for a picture."""
 
@@ -96,4 +107,6 @@ def shown(value: object) -> Any:  # noqa: ANN401  any JSON value
         text = f"an integer of {value.bit_length()} bits"
     else:
         text = str(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
+    if len(text) <= _SHOWN_CHARACTERS:
+        return text
+    return f"{text[: _SHOWN_CHARACTERS - 40]}… ({len(text)} characters)"

@@ -12,6 +12,7 @@ import uvicorn
 
 from sd35.api.app import create_app
 from sd35.api.observe import configure_logs
+from sd35.backends.table import check_available
 from sd35.errors import InvalidSetting
 from sd35.service.opening import Opening, open_checkpoints, open_studio
 from sd35.settings import Settings, unknown_variables
@@ -64,6 +65,7 @@ def serve(settings: Settings) -> None:
     log = structlog.get_logger()
     for name in unknown_variables():
         log.warning("this environment variable is not read", name=name)
+    check_available(settings.backend)
     checkpoints = open_checkpoints(settings.checkpoints)
     listener = _listen(settings.host, settings.port)
     failures: list[Exception] = []

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
 
-from sd35.api.problems import MEDIA_TYPE, Problem
+from sd35.api.problems import documented
 from sd35.request import GUIDANCE_SCALE, SEED, SIZE_MULTIPLE_PX, STEPS
 from sd35.service.model import Model
 from sd35.service.opening import Opening
@@ -75,13 +75,7 @@ class Ready(BaseModel):
     models: list[str]
 
 
-_NOT_READY: dict[int | str, dict[str, Any]] = {
-    503: {
-        "description": "Loading, or closing.",
-        "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
-        "headers": {"Retry-After": {"description": "Seconds.", "schema": {"type": "string"}}},
-    }
-}
+_NOT_READY: dict[int | str, dict[str, Any]] = {503: documented("Loading, or closing.", **{"Retry-After": "Seconds."})}
 router = APIRouter()
 
 

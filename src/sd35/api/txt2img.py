@@ -9,9 +9,10 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from sd35.api.body import read_json
-from sd35.api.problems import MEDIA_TYPE, Problem
-from sd35.engine.loop import Engine, Painted, Ticket
-from sd35.request import GUIDANCE_SCALE, PROMPT_CHARACTERS, SEED, SIZE_MULTIPLE_PX, STEPS
+from sd35.api.problems import documented
+from sd35.engine.loop import Engine
+from sd35.engine.picture import Painted, Ticket
+from sd35.request import GUIDANCE_SCALE, PRIORITY, PROMPT_CHARACTERS, SEED, SIZE_MULTIPLE_PX, STEPS
 from sd35.service.opening import Opening
 from sd35.service.resolve import Wanted
 from sd35.service.studio import Finished
@@ -56,18 +57,15 @@ class Txt2Img(BaseModel):
         " Left out or null: a random one, named in the answer's headers.",
     )
     model: str | None = Field(None, description="a name from /v1/models. Left out or null: the first of them.")
+    priority: Annotated[int, Field(ge=PRIORITY[0], le=PRIORITY[1])] = Field(
+        0,
+        description=f"an integer from {PRIORITY[0]} to {PRIORITY[1]}: higher goes before the same client's others. It"
+        " is no part of what the picture is.",
+    )
 
     def to_wanted(self) -> Wanted:
         """The same, free of the dialect."""
-        return Wanted(**{**self.model_dump(), "negative_prompt": self.negative_prompt or ""})
-
-
-def _problem(description: str, **headers: str) -> dict[str, Any]:
-    return {
-        "description": description,
-        "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
-        "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()},
-    }
+        return Wanted(**{**self.model_dump(exclude={"priority"}), "negative_prompt": self.negative_prompt or ""})
 
 
 _PICTURE = {
@@ -122,13 +120,13 @@ router = APIRouter()
     openapi_extra=_BODY,
     responses={
         200: _PICTURE,
-        400: _problem("The body is not JSON."),
-        404: _problem("No model of that name is served; the problem lists those that are."),
-        413: _problem("The body is too large."),
-        415: _problem("The body is not `application/json`."),
-        422: _problem("A field is unknown, missing, of the wrong type or out of range; each is named."),
-        500: _problem("This picture could not be made; others are not affected."),
-        503: _problem("Too many pictures wait, or the service is loading or closing.", **{"Retry-After": "Seconds."}),
+        400: documented("The body is not JSON."),
+        404: documented("No model of that name is served; the problem lists those that are."),
+        413: documented("The body is too large."),
+        415: documented("The body is not `application/json`."),
+        422: documented("A field is unknown, missing, of the wrong type or out of range; each is named."),
+        500: documented("This picture could not be made; others are not affected."),
+        503: documented("Too many pictures wait, or the service is loading or closing.", **{"Retry-After": "Seconds."}),
     },
 )
 async def txt2img(request: Request) -> Response:
@@ -137,7 +135,8 @@ async def txt2img(request: Request) -> Response:
     body = await read_json(request, Txt2Img)
     studio = opening.studio
     resolved = studio.resolve(body.to_wanted())
-    ticket = studio.submit(resolved)
+    client = request.client.host if request.client else None
+    ticket = studio.submit(resolved, client=client, priority=body.priority)
     structlog.contextvars.bind_contextvars(digest=resolved.digest, model=resolved.model)
     painted = await _painted_unless_gone(request, studio.engine, ticket)
     if painted is None:

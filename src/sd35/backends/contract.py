@@ -16,6 +16,9 @@ Array: TypeAlias = np.ndarray[Any, Any]
 # that made one looks inside; a latent may also be the float32 NumPy noise a picture starts from.
 Tensor: TypeAlias = Any
 
+LATENT_CHANNELS = 16
+LATENT_PX = 8  # pixels of a side for each latent value
+
 
 @dataclass(frozen=True, eq=False)
 class TextEmbedding:
@@ -42,8 +45,29 @@ class DenoiseRow:
     guidance: float
 
 
+def to_numpy(tensor: Float[Tensor, "*shape"]) -> Float32[Array, "*shape"]:
+    """Any backend's tensor as a float32 NumPy array, for looking at."""
+    return tensor if isinstance(tensor, np.ndarray) else np.asarray(tensor.float().cpu())
+
+
+class Memory(Protocol):
+    """The memory that a backend computes in: the host's, or a device's own."""
+
+    def free_bytes(self) -> int:
+        """How much more this process can take now."""
+
+    def watch(self) -> None:
+        """Begin to note the peak anew."""
+
+    def peak_bytes(self) -> int:
+        """The most that was taken at once since `watch`, beyond what was held then."""
+
+
 class Backend(Protocol):
-    """What makes pictures from tensors. One module per runtime implements it; one contract test suite runs over all."""
+    """What makes pictures from tensors. One module per runtime implements it; one contract test suite runs over all.
+
+    One thread encodes and denoises, another decodes beside it; a backend that cannot do both at once makes one wait.
+    """
 
     @property
     def name(self) -> str:
@@ -56,6 +80,10 @@ class Backend(Protocol):
     @property
     def versions(self) -> dict[str, str]:
         """The libraries that shape the numbers, name -> version; they go into each picture's metadata."""
+
+    @property
+    def memory(self) -> Memory:
+        """What it computes in."""
 
     def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
         """One embedding per prompt, in order. Text beyond the tokenizers' lengths is cut off, as Diffusers does."""

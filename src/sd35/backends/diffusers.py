@@ -3,7 +3,9 @@
 On a CPU it is tested against `StableDiffusion3Pipeline`. On CUDA, and so with offload, it has not been run.
 """
 
+import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 
 import torch
@@ -13,8 +15,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from sd35.backends.contract import Array, DenoiseRow, TextEmbedding
+from sd35.backends.contract import Array, DenoiseRow, Memory, TextEmbedding
 from sd35.backends.guidance import guided_velocities, step_length_of, timestep_of, transformer_rows
+from sd35.backends.host import HostMemory
 from sd35.backends.options import Offload, Options
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting
@@ -44,6 +47,10 @@ class DiffusersBackend:
         self.precision = precision
         self._dtype = _DTYPES[precision]
         self._device = device
+        self.memory: Memory = CudaMemory(device) if device.type == "cuda" else HostMemory()
+        # Networks that come and go share one place on the device. Else decoding has a stream of its own beside steps.
+        self._one_at_a_time: AbstractContextManager[object] = nullcontext() if offload == "none" else threading.Lock()
+        self._decoding_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._text_tokens = checkpoint.card.max_sequence_length
         self._pipeline = _load(checkpoint, self._dtype)
         place(self._pipeline, device, offload)
@@ -56,14 +63,15 @@ class DiffusersBackend:
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
         """One embedding per prompt, in order."""
-        tokens, _, pooled, _ = self._pipeline.encode_prompt(
-            list(prompts),
-            None,
-            None,
-            device=self._device,
-            do_classifier_free_guidance=False,
-            max_sequence_length=self._text_tokens,
-        )
+        with self._one_at_a_time:
+            tokens, _, pooled, _ = self._pipeline.encode_prompt(
+                list(prompts),
+                None,
+                None,
+                device=self._device,
+                do_classifier_free_guidance=False,
+                max_sequence_length=self._text_tokens,
+            )
         return [
             TextEmbedding(token.clone(), pool.clone(), token.nbytes + pool.nbytes)
             for token, pool in zip(tokens, pooled, strict=True)
@@ -74,13 +82,14 @@ class DiffusersBackend:
         """One Euler step per row, in float32 and rounded to the precision, as Diffusers' scheduler does."""
         latents = {id(row): torch.as_tensor(row.latent).to(self._device, self._dtype) for row in rows}
         parts = transformer_rows(rows)
-        velocities = self._pipeline.transformer(
-            hidden_states=torch.stack([latents[id(row)] for row, _ in parts]),
-            encoder_hidden_states=torch.stack([embedding.tokens for _, embedding in parts]),
-            pooled_projections=torch.stack([embedding.pooled for _, embedding in parts]),
-            timestep=torch.tensor([float(timestep_of(row)) for row, _ in parts], device=self._device),
-            return_dict=False,
-        )[0]
+        with self._one_at_a_time:
+            velocities = self._pipeline.transformer(
+                hidden_states=torch.stack([latents[id(row)] for row, _ in parts]),
+                encoder_hidden_states=torch.stack([embedding.tokens for _, embedding in parts]),
+                pooled_projections=torch.stack([embedding.pooled for _, embedding in parts]),
+                timestep=torch.tensor([float(timestep_of(row)) for row, _ in parts], device=self._device),
+                return_dict=False,
+            )[0]
         # A step's length is a tensor, as in Diffusers' scheduler: PyTorch rounds it to the velocity's precision.
         return [
             (latents[id(row)].float() + torch.tensor(step_length_of(row)) * velocity).to(self._dtype)
@@ -91,11 +100,34 @@ class DiffusersBackend:
     def decode_latents(self, latents: Sequence[Float[Tensor, "16 h w"]]) -> list[UInt8[Array, "h*8 w*8 3"]]:
         """One RGB picture per latent."""
         vae = self._pipeline.vae
-        stacked = torch.stack([torch.as_tensor(latent).to(self._device, self._dtype) for latent in latents])
-        images = vae.decode(stacked / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
-        self._pipeline.maybe_free_model_hooks()  # with model offload: the decoder, the last in the chain, leaves too
-        pixels = ((images / 2 + 0.5).clamp(0, 1).float() * 255).round().to(torch.uint8)
-        return list(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+        with self._one_at_a_time, torch.cuda.stream(self._decoding_stream):
+            stacked = torch.stack([torch.as_tensor(latent).to(self._device, self._dtype) for latent in latents])
+            images = vae.decode(stacked / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
+            self._pipeline.maybe_free_model_hooks()  # with model offload: the decoder, last in the chain, leaves too
+            pixels = ((images / 2 + 0.5).clamp(0, 1).float() * 255).round().to(torch.uint8)
+            return list(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+
+
+class CudaMemory:
+    """See `sd35.backends.contract.Memory`: what PyTorch's allocator gives out on a CUDA device. Not run yet."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._held_bytes = 0
+
+    def free_bytes(self) -> int:
+        """What the device has free, and what PyTorch holds unused."""
+        unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        return torch.cuda.mem_get_info(self._device)[0] + unused
+
+    def watch(self) -> None:
+        """Begin to note the peak anew."""
+        torch.cuda.reset_peak_memory_stats(self._device)
+        self._held_bytes = torch.cuda.memory_allocated(self._device)
+
+    def peak_bytes(self) -> int:
+        """The peak's rise since `watch`."""
+        return torch.cuda.max_memory_allocated(self._device) - self._held_bytes
 
 
 def _device(name: str) -> torch.device:

@@ -3,7 +3,6 @@
 The graphs are those of `sd35.compile.onnx_export`, with NVIDIA's tensor names.
 """
 
-import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -12,14 +11,15 @@ import numpy as np
 import onnxruntime
 from jaxtyping import Float32, UInt8
 
-from sd35.backends.contract import Array, DenoiseRow, TextEmbedding
+from sd35.backends.contract import LATENT_PX, Array, DenoiseRow, TextEmbedding
 from sd35.backends.guidance import guided_velocities, step_length_of, timestep_of, transformer_rows
+from sd35.backends.host import HostMemory, cores
 from sd35.backends.options import Options
-from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint, weights_layout
 from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.errors import CheckpointError, InvalidSetting
 
-_LATENT_PX = 8  # pixels of a side for each latent value
+WEIGHTS_LAYOUT = "sd35.weights_layout"  # of a graph's metadata: of the files it points into, if it does
 
 
 def open_backend(checkpoint: Checkpoint, options: Options) -> "OnnxBackend":
@@ -31,7 +31,7 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> "OnnxBackend":
     ):
         if got not in allowed:
             raise InvalidSetting(f"{name}: got {got!r}; the onnx backend allows: {', '.join(allowed)}")
-    return OnnxBackend(checkpoint, options.threads or _cores())
+    return OnnxBackend(checkpoint, options.threads or cores())
 
 
 class OnnxBackend:
@@ -42,6 +42,7 @@ class OnnxBackend:
 
     def __init__(self, checkpoint: Checkpoint, threads: int) -> None:
         _check_positions(checkpoint)
+        self.memory = HostMemory()
         self._tokenizers = Tokenizers(checkpoint)
         parts = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer")
         graphs = [checkpoint.directory / part / "model.onnx" for part in parts]
@@ -95,30 +96,30 @@ class OnnxBackend:
 
 
 def _open_graph(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    command = f"python -m sd35.compile.onnx_export {path.parent.parent}"
     if not path.is_file():
-        command = f"python -m sd35.compile.onnx_export {path.parent.parent}"
         raise CheckpointError(f"{path} is missing; make the graphs, where PyTorch is installed, with: {command}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # Threads that wait do not spin: spinning made a step slower by half, and loading too, beside other work.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        graph = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no base of their own
         raise CheckpointError(f"{path} cannot be loaded: {error}") from error
+    layout = graph.get_modelmeta().custom_metadata_map.get(WEIGHTS_LAYOUT)
+    if layout and layout != weights_layout(path.parent):
+        raise CheckpointError(
+            f"{path} points into weights that were written anew; make the graphs again with: {command}"
+        )
+    return graph
 
 
 def _check_positions(checkpoint: Checkpoint) -> None:
     """A graph computes nonsense beyond its position table, where Diffusers raises."""
     transformer = checkpoint.config("transformer")
-    most_px = transformer["pos_embed_max_size"] * transformer["patch_size"] * _LATENT_PX
+    most_px = transformer["pos_embed_max_size"] * transformer["patch_size"] * LATENT_PX
     if checkpoint.card.side_px[1] > most_px:
         raise CheckpointError(
             f"{checkpoint.name}: its card allows sides of {checkpoint.card.side_px[1]} px, its transformer {most_px}"
         )
-
-
-def _cores() -> int:
-    """The cores this process may use, where the system can tell; the runtime's own count would pin threads to cores."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

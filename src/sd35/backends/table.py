@@ -9,7 +9,7 @@ from types import MappingProxyType
 from sd35.backends.contract import Backend
 from sd35.backends.options import Options
 from sd35.checkpoints.checkpoint import Checkpoint
-from sd35.errors import BackendUnavailable, InvalidSetting
+from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting, Sd35Error
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ BACKENDS: Mapping[str, Entry] = MappingProxyType(
 
 
 def check_available(name: str) -> None:
-    """Raises BackendUnavailable, with the reason and what to do, where a backend's libraries are not installed."""
+    """Raises InvalidSetting where there is no such backend, BackendUnavailable where its libraries are missing."""
+    if name not in BACKENDS:
+        raise InvalidSetting(f"backend: got {name!r}; allowed: {', '.join(BACKENDS)}")
     entry = BACKENDS[name]
     if missing := entry.missing:
         raise BackendUnavailable(name, f"{', '.join(missing)} not installed", entry.remedy)
@@ -51,8 +53,12 @@ def open_backend(name: str, checkpoint: Checkpoint, options: Options) -> Backend
     Raises InvalidSetting where there is no such backend or it cannot honour an option, BackendUnavailable where it
     cannot run here, CheckpointError where the checkpoint lacks what it needs.
     """
-    if name not in BACKENDS:
-        raise InvalidSetting(f"backend: got {name!r}; allowed: {', '.join(BACKENDS)}")
     check_available(name)
-    backend: Backend = import_module(BACKENDS[name].module).open_backend(checkpoint, options)
+    try:
+        backend: Backend = import_module(BACKENDS[name].module).open_backend(checkpoint, options)
+    except Sd35Error:
+        raise
+    except Exception as error:  # whatever a library says of a file it did not expect
+        found = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{checkpoint.directory} cannot be loaded by the {name} backend: {found}") from error
     return backend

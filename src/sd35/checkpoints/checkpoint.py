@@ -5,15 +5,21 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from sd35.errors import CheckpointError
+from sd35.request import GUIDANCE_SCALE, SIZE_MULTIPLE_PX, STEPS
 
 CARD_FILE = "sd35.json"
 EMBEDDED = "sd35-mini"
 _EMBEDDED_DIRECTORY = Path(__file__).parent / "embedded" / EMBEDDED
 _PARTS = ("scheduler", "text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae")
 _IDENTITY_SUFFIXES = {".json", ".txt", ".model", ".safetensors"}
+
+
+_Side = Annotated[int, Field(ge=SIZE_MULTIPLE_PX, multiple_of=SIZE_MULTIPLE_PX)]
 
 
 @dataclass(frozen=True)
@@ -24,13 +30,15 @@ class Card:
     `native_pixels` at the same aspect and enlarged. `max_sequence_length` is T5's, in tokens.
     """
 
-    width: int = 1024
-    height: int = 1024
-    steps: int = 30
-    guidance_scale: float = 3.5
-    max_sequence_length: int = 256
-    side_px: tuple[int, int] = (256, 2048)
-    native_pixels: int = 1024 * 1024
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    width: _Side = 1024
+    height: _Side = 1024
+    steps: Annotated[int, Field(ge=STEPS[0], le=STEPS[1])] = 30
+    guidance_scale: Annotated[float, Field(ge=GUIDANCE_SCALE[0], le=GUIDANCE_SCALE[1])] = 3.5
+    max_sequence_length: Annotated[int, Field(ge=1, le=512)] = 256
+    side_px: tuple[_Side, _Side] = (256, 2048)
+    native_pixels: Annotated[int, Field(ge=SIZE_MULTIPLE_PX**2)] = 1024 * 1024
     enlarges: bool = False
     licence: str = "see the checkpoint's model card"
 
@@ -59,6 +67,22 @@ class Checkpoint:
         return _read_json(self.directory / part / file)
 
 
+def weights_layout(part: Path) -> str:
+    """SHA-256 over the headers of a part's safetensors files: what lies where in them.
+
+    Raises CheckpointError where one cannot be read.
+    """
+    total = hashlib.sha256()
+    for path in sorted(part.glob("*.safetensors")):
+        try:
+            with path.open("rb") as file:
+                length = file.read(8)
+                total.update(path.name.encode() + length + file.read(int.from_bytes(length, "little")))
+        except (OSError, OverflowError, MemoryError) as error:
+            raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+    return total.hexdigest()
+
+
 def open_checkpoint(name_or_directory: str) -> Checkpoint:
     """The embedded checkpoint by name, or a directory in the Diffusers layout.
 
@@ -79,11 +103,14 @@ def open_checkpoint(name_or_directory: str) -> Checkpoint:
 def _read_card(path: Path) -> Card:
     if not path.exists():
         return Card()
-    fields = _read_json(path)
     try:
-        return Card(**{**fields, "side_px": tuple(fields.get("side_px", Card.side_px))})
-    except TypeError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        return TypeAdapter(Card).validate_python(_read_json(path))
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, detail['loc']))}: got {detail['input']!r}; {detail['msg']}"
+            for detail in error.errors()
+        )
+        raise CheckpointError(f"{path}: {wrong}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def _chosen(checkpoints: list[Checkpoint], model: str | None) -> Checkpoint:
 def _make(studio: Studio, wanted: Wanted, progress: Progress, name: str) -> tuple[Finished, float]:
     request = studio.resolve(wanted)
     bar = progress.add_task(name, total=request.steps)
-    painted = studio.submit(request, lambda done: progress.update(bar, completed=done)).future.result()
+    painted = studio.submit(request, lambda now: progress.update(bar, completed=now.done)).future.result()
     progress.remove_task(bar)
     return studio.finish(request, painted), painted.took_s
 

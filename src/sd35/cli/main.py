@@ -27,6 +27,8 @@ def main() -> None:
     """Run the command line; this project's errors become one line and an exit code."""
     try:
         app(prog_name="sd35")
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Sd35Error as error:
         print(f"sd35: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -54,7 +56,12 @@ def serve(
     offload: options.Offload = None,
     threads: options.Threads = None,
     max_pixels: options.MaxPixels = None,
-    max_waiting: options.MaxWaiting = None,
+    max_pictures: options.MaxPictures = None,
+    max_wait_s: options.MaxWait = None,
+    max_batch_rows: options.MaxBatchRows = None,
+    reproducible: options.Reproducible = None,
+    memory_mb: options.MemoryMb = None,
+    embedding_cache_mb: options.EmbeddingCacheMb = None,
     log_format: options.LogFormat = None,
     cache_dir: options.CacheDir = None,
     data_dir: options.DataDir = None,

@@ -30,7 +30,7 @@ def replay(file: Path, settings_with: Callable[[Mapping[str, str]], Settings], *
     with progress_bar() as progress:
         bar = progress.add_task(f"making {file.name} again", total=request.steps)
         with open_studio(settings, [checkpoint]) as studio:
-            verdict = make_again(recording, studio, lambda done: progress.update(bar, completed=done))
+            verdict = make_again(recording, studio, lambda now: progress.update(bar, completed=now.done))
     print(json.dumps({"file": str(file), **verdict._asdict()}) if as_json else _in_words(file, recording, verdict))
     if not verdict.is_same:
         sys.exit(1)

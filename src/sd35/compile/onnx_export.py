@@ -22,7 +22,8 @@ from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
-from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sd35.backends.onnx import WEIGHTS_LAYOUT
+from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint, weights_layout
 from sd35.compile.stored_weights import assert_only_small_inline, is_fixed, point_into_files, stored_tensors
 
 OPSET = 21  # the first with FP8 Q/DQ as TensorRT and ONNX Runtime read it
@@ -148,6 +149,7 @@ def _export_one(directory: Path, graph: _Graph) -> Path:
     optimize_ir(model, should_fold=lambda node: False if is_fixed(node) else None)
     _tidy(model, graph)
     assert_only_small_inline(model)
+    model.metadata_props[WEIGHTS_LAYOUT] = weights_layout(part)
     path = part / graph.file
     ir.save(model, path)
     return path

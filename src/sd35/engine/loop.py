@@ -1,132 +1,181 @@
-"""The one thread of a device: it takes the next picture, makes it step by step, and hands out progress and the result.
+"""A device's engine: one thread that denoises in batches by step, one that decodes beside it.
 
-A picture that fails or is cancelled ends alone; the thread goes on with the next.
+Every picture ends once: with its pixels, its own error, or cancelled. What fails or leaves does no harm to the rest of
+its batch. Requests of one digest are one picture, which all of them wait for.
 """
 
 import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import CancelledError, Future
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import CancelledError
+from typing import TypeVar
 
-from sd35.engine.fifo import Fifo
-from sd35.engine.painter import Painter, Pixels, Task
+from sd35.backends.contract import to_numpy
+from sd35.engine.calls import Calls
+from sd35.engine.costs import Costs
+from sd35.engine.embeddings import EmbeddingCache
+from sd35.engine.picture import OnProgress, Painted, Painter, Picture, Pixels, Task, Ticket
+from sd35.engine.scheduler import Job, Limits, Scheduler
 from sd35.errors import NotReady, PictureFailed, Sd35Error
 
-OnStep: TypeAlias = Callable[[int], None]
-"""Called on the device's thread after each step, with how many are done; it must be quick and must not raise."""
+Item = TypeVar("Item")
 
-_CLOSING_RETRY_S = 5.0
-
-
-class Painted(NamedTuple):
-    """A finished picture: its pixels at the drawn size, how long it waited, and how long it took."""
-
-    pixels: Pixels
-    waited_s: float
-    took_s: float
-
-
-class Ticket:
-    """A picture that was accepted. `future` ends with `Painted`, PictureFailed or CancelledError, exactly once."""
-
-    def __init__(self, task: Task, on_step: OnStep | None, accepted_s: float) -> None:
-        self.task = task
-        self.on_step = on_step
-        self.accepted_s = accepted_s
-        self.future: Future[Painted] = Future()
-        self.is_cancelled = False
+CLOSING_RETRY_S = 5.0
 
 
 class Engine:
-    """Makes pictures, one at a time, in the order they came. `painters` are found by the model's name."""
+    """Makes pictures; `painters` are found by the model's name.
 
-    def __init__(self, painters: Mapping[str, Painter], max_waiting: int) -> None:
+    With `reproducible`, every backend call holds one prompt or picture, so that a picture's bytes do not depend on its
+    company: with another number of rows, a runtime may add up in another order.
+    """
+
+    def __init__(
+        self, painters: Mapping[str, Painter], limits: Limits, embeddings: EmbeddingCache, *, reproducible: bool
+    ) -> None:
         self._painters = painters
-        self._queue: Fifo[Ticket] = Fifo(max_waiting)
-        self._running: Ticket | None = None
+        self._calls = Calls(embeddings, reproducible=reproducible)
+        self._costs = Costs()
+        self._scheduler: Scheduler[Picture] = Scheduler(limits, self._costs)
+        self._pictures: dict[str, Picture] = {}  # by digest, for as long as someone waits
         self._is_closing = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=run, name=name, daemon=True)
+            for name, run in (("denoising", self._denoise), ("decoding", self._decode))
+        ]
+        for thread in self._threads:
+            thread.start()
 
-    def submit(self, task: Task, on_step: OnStep | None = None) -> Ticket:
-        """Accept a picture. Raises Overloaded where the queue is full, NotReady after `drain` or `close`."""
-        assert task.request.model in self._painters, task.request.model
+    def submit(
+        self, task: Task, on_progress: OnProgress | None = None, *, client: Hashable = None, priority: int = 0
+    ) -> Ticket:
+        """Accept a picture, or join one of the same digest, which keeps its client and priority.
+
+        Raises InvalidRequest for what can never be made here, Overloaded for not now, NotReady after `drain` or
+        `close`.
+        """
+        now_s = time.monotonic()
         with self._changed:
             if self._is_closing:
-                raise NotReady("closing", _CLOSING_RETRY_S)
-            ticket = Ticket(task, on_step, time.monotonic())
-            self._queue.add(ticket)
-            self._changed.notify_all()
+                raise NotReady("closing", CLOSING_RETRY_S)
+            picture = self._pictures.get(task.request.digest)
+            if picture is None:
+                painter = self._painters[task.request.model]
+                painter.check(task)
+                picture = Picture(task, painter)
+                job = Job(client, task.shape, task.request.steps, 2 if len(task.prompts) == 2 else 1, priority)
+                self._scheduler.add(picture, job, now_s)
+                self._pictures[task.request.digest] = picture
+                self._changed.notify_all()
+            ticket = Ticket(picture, on_progress, now_s)
+            picture.tickets.append(ticket)
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        """End a picture: at once where it waits, before its next step where it is made. Once it ended, nothing."""
+        """End a wait; with the last one ends the picture, before its next step. Once it ended, nothing."""
         with self._changed:
-            ticket.is_cancelled = True
-            waited = self._queue.cancel(ticket)
-        if waited:
-            ticket.future.cancel()
+            picture = ticket.picture
+            if ticket in picture.tickets:
+                picture.tickets.remove(ticket)
+                if not picture.tickets:
+                    self._remove(picture)
+        ticket.future.cancel()
 
     def drain(self) -> None:
-        """Accept nothing more, finish what was accepted, and end the thread."""
+        """Accept nothing more, finish what was accepted, and end the threads."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def close(self) -> None:
-        """Accept nothing more, cancel what was accepted, and end the thread."""
+        """Accept nothing more, cancel what was accepted, and end the threads."""
         with self._changed:
             self._is_closing = True
-            unfinished = [self._running] if self._running else []
-            while ticket := self._queue.next():
-                unfinished.append(ticket)
-            for ticket in unfinished:
-                ticket.is_cancelled = True
-            self._changed.notify_all()
-        for ticket in unfinished:
-            ticket.future.cancel()  # of no effect on the one being made, which sees `is_cancelled`
-        self._thread.join()
+            tickets = [ticket for picture in self._pictures.values() for ticket in picture.tickets]
+        for ticket in tickets:
+            self.cancel(ticket)
+        self.drain()
 
-    def _run(self) -> None:
-        while ticket := self._take():
-            if ticket.future.set_running_or_notify_cancel():
-                self._make(ticket)
-
-    def _take(self) -> Ticket | None:
-        """Wait for the next picture; None when closing and none is left."""
+    def _next(self, take: Callable[[], Item | None]) -> Item | None:
+        """Wait for work; None when closing and no picture is left."""
         with self._changed:
-            self._running = None
-            self._changed.wait_for(lambda: len(self._queue) or self._is_closing)
-            self._running = self._queue.next()
-            return self._running
+            while (item := take()) is None and not (self._is_closing and not len(self._scheduler)):
+                self._changed.wait()
+            return item
 
-    def _make(self, ticket: Ticket) -> None:
-        started_s = time.monotonic()
-        try:
-            pixels = self._paint(ticket)
-        except (CancelledError, Sd35Error) as error:
-            ticket.future.set_exception(error)
-        except Exception as error:  # noqa: BLE001  whatever a runtime raises is this picture's failure, not the thread's
-            failure = PictureFailed(f"{type(error).__name__}: {error}")
-            failure.__cause__ = error
-            ticket.future.set_exception(failure)
-        else:
-            took_s = time.monotonic() - started_s
+    def _denoise(self) -> None:
+        while batch := self._next(self._scheduler.next_batch):
+            stepped = self._calls.step(batch.keys, measure=self._costs.wants_step_bytes(batch.shape, batch.rows))
+            for picture in batch.keys:
+                if picture in stepped.errors:
+                    self._fail(picture, stepped.errors[picture])
+                else:
+                    self._report(picture)
             with self._changed:
-                self._queue.finish(took_s)
-            ticket.future.set_result(Painted(pixels, started_s - ticket.accepted_s, took_s))
+                if stepped.took_s is not None and not stepped.errors:
+                    self._costs.learn_step_time(batch.shape, batch.rows, stepped.took_s)
+                if stepped.peak_bytes is not None:
+                    self._costs.learn_step_bytes(batch.shape, batch.rows, stepped.peak_bytes)
+                self._scheduler.finish()
+                self._changed.notify_all()
 
-    def _paint(self, ticket: Ticket) -> Pixels:
-        steps = self._painters[ticket.task.request.model].paint(ticket.task)
-        while not ticket.is_cancelled:
+    def _decode(self) -> None:
+        while picture := self._next(self._scheduler.next_decode):
+            shape = picture.task.shape
             try:
-                done = next(steps)
-            except StopIteration as end:
-                pixels: Pixels = end.value
-                return pixels
-            if ticket.on_step:
-                ticket.on_step(done)
-        raise CancelledError
+                pixels, peak_bytes = self._calls.decode(picture, measure=self._costs.wants_decode_bytes(shape))
+                picture.painter.preview.learn(to_numpy(picture.latent), pixels)
+            except Exception as error:  # noqa: BLE001  whatever a runtime raises is this picture's end, not the thread's
+                self._fail(picture, error)
+                pixels, peak_bytes = None, None
+            with self._changed:
+                if peak_bytes is not None:
+                    self._costs.learn_decode_bytes(shape, peak_bytes)
+                self._scheduler.decoded()
+                self._changed.notify_all()
+            if pixels is not None:
+                self._deliver(picture, pixels)
+
+    def _remove(self, picture: Picture) -> None:
+        """Take out a picture that nobody waits for any more; the lock is held."""
+        del self._pictures[picture.task.request.digest]
+        if picture in self._scheduler:
+            self._scheduler.cancel(picture)
+            self._changed.notify_all()
+
+    def _release(self, picture: Picture) -> list[Ticket]:
+        """Those who wait for a picture, which ends now."""
+        with self._changed:
+            tickets, picture.tickets = picture.tickets, []
+            if tickets:
+                self._remove(picture)
+        return [ticket for ticket in tickets if ticket.future.set_running_or_notify_cancel()]
+
+    def _fail(self, picture: Picture, error: Exception) -> None:
+        for ticket in self._release(picture):
+            ticket.future.set_exception(_own_error(error))
+
+    def _deliver(self, picture: Picture, pixels: Pixels) -> None:
+        ended_s = time.monotonic()
+        for ticket in self._release(picture):
+            waited_s = max(0.0, picture.started_s - ticket.accepted_s)
+            ticket.future.set_result(Painted(pixels, waited_s, ended_s - ticket.accepted_s - waited_s))
+
+    def _report(self, picture: Picture) -> None:
+        with self._changed:
+            listeners = [ticket.on_progress for ticket in picture.tickets if ticket.on_progress]
+        if listeners:
+            progress = picture.progress()
+            for listener in listeners:
+                listener(progress)
+
+
+def _own_error(error: Exception) -> BaseException:
+    if isinstance(error, (Sd35Error, CancelledError)):
+        return error
+    failure = PictureFailed(f"{type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sd35.backends.host import cores
 from sd35.backends.table import BACKENDS, check_available
 from sd35.checkpoints.checkpoint import open_checkpoint
-from sd35.errors import BackendUnavailable, CheckpointError
+from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting
 from sd35.service.record import own_version
 from sd35.settings import Settings
 
@@ -57,10 +58,10 @@ def check_up(settings: Settings) -> Checkup:
         python=platform.python_version(),
         system=platform.platform(),
         processor=_processor(),
-        cores=_cores(),
+        cores=cores(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         gpus=_gpus(),
-        backends=[_finding(name, _backend) for name in BACKENDS],
+        backends=[_finding(name, _backend) for name in dict.fromkeys((*BACKENDS, settings.backend))],
         checkpoints=[_finding(name, _checkpoint) for name in settings.checkpoints],
         directories=[_directory("cache", settings.cache_dir), _directory("data", settings.data_dir)],
         backend=settings.backend,
@@ -70,7 +71,7 @@ def check_up(settings: Settings) -> Checkup:
 def _finding(name: str, look: Callable[[str], str]) -> Finding:
     try:
         return Finding(name, is_usable=True, detail=look(name))
-    except (BackendUnavailable, CheckpointError) as error:
+    except (BackendUnavailable, CheckpointError, InvalidSetting) as error:
         return Finding(name, is_usable=False, detail=str(error))
 
 
@@ -109,8 +110,3 @@ def _processor() -> str:
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return named[0] if named else platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from sd35.backends.contract import Backend
 from sd35.checkpoints.checkpoint import Card, Checkpoint
-from sd35.engine.painter import Painter
+from sd35.engine.picture import Painter
 from sd35.engine.sampler import sampler_of
 
 
@@ -36,4 +36,4 @@ class Model:
     @cached_property
     def painter(self) -> Painter:
         """Raises CheckpointError where the checkpoint's scheduler is none that is known."""
-        return Painter(self.backend, sampler_of(self.checkpoint))
+        return Painter(self.backend, sampler_of(self.checkpoint), self.card.side_px)

@@ -8,13 +8,17 @@ from sd35.backends.options import Options
 from sd35.backends.table import open_backend
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sd35.checkpoints.tokenizers import Tokenizers
+from sd35.engine.embeddings import EmbeddingCache
+from sd35.engine.loop import CLOSING_RETRY_S
+from sd35.engine.scheduler import Limits
 from sd35.errors import InvalidSetting, NotReady
 from sd35.service.model import Model
 from sd35.service.studio import Studio
 from sd35.settings import Settings
 
 _LOADING_RETRY_S = 1.0
-_CLOSING_RETRY_S = 5.0
+_MB = 10**6
+_OF_FREE_MEMORY = 0.9  # the rest is for what is not counted: latents, pictures being encoded, other processes
 
 
 def open_checkpoints(names: Sequence[str]) -> list[Checkpoint]:
@@ -41,7 +45,10 @@ def open_studio(settings: Settings, checkpoints: Sequence[Checkpoint]) -> Studio
         Model(checkpoint, open_backend(settings.backend, checkpoint, options), Tokenizers(checkpoint).is_cut_off)
         for checkpoint in checkpoints
     ]
-    studio = Studio(models, settings.max_pixels, settings.max_waiting)
+    memory_bytes = settings.memory_mb * _MB or int(_OF_FREE_MEMORY * models[0].backend.memory.free_bytes())
+    limits = Limits(settings.max_batch_rows, settings.max_pictures, settings.max_wait_s, memory_bytes)
+    embeddings = EmbeddingCache(settings.embedding_cache_mb * _MB)
+    studio = Studio(models, settings.max_pixels, limits, embeddings, reproducible=settings.reproducible)
     try:
         studio.draw_first()
     except BaseException:
@@ -68,7 +75,7 @@ class Opening:
     def studio(self) -> Studio:
         """The studio. Raises NotReady where it is not open yet, or not any more."""
         if self.state != "ready" or self._studio is None:
-            raise NotReady(self.state, _CLOSING_RETRY_S if self.state == "closing" else _LOADING_RETRY_S)
+            raise NotReady(self.state, CLOSING_RETRY_S if self.state == "closing" else _LOADING_RETRY_S)
         return self._studio
 
     def start(self) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sd35.backends.contract import Array
-from sd35.engine.loop import OnStep
+from sd35.engine.picture import OnProgress
 from sd35.service.png import read_png
 from sd35.service.record import Maker, Record, from_text
 from sd35.service.studio import Studio
@@ -46,7 +46,7 @@ def read_recording(png: bytes) -> Recording:
     return Recording(png, pixels, from_text(text))
 
 
-def replay(recording: Recording, studio: Studio, on_step: OnStep | None = None) -> Verdict:
+def replay(recording: Recording, studio: Studio, on_progress: OnProgress | None = None) -> Verdict:
     """Make the picture again with what there is now, and compare.
 
     Raises UnknownModel, InvalidRequest where it cannot be made here, PictureFailed.
@@ -54,7 +54,7 @@ def replay(recording: Recording, studio: Studio, on_step: OnStep | None = None) 
     wanted = recording.record.request
     model = studio.models[wanted.model]
     request = replace(wanted, revision=model.checkpoint.revision, profile=model.profile)
-    made = studio.finish(request, studio.submit(request, on_step).future.result())
+    made = studio.finish(request, studio.submit(request, on_progress).future.result())
     changed = list(_changes(recording.record.maker, made.record.maker))
     if made.png == recording.png:
         return Verdict("same bytes", 0, 0.0, changed)

@@ -1,10 +1,12 @@
 """Where pictures are made: models, the engine that runs them, and what turns its pixels into a PNG file."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple, Self
 
-from sd35.engine.loop import Engine, OnStep, Painted, Ticket
-from sd35.engine.painter import Task
+from sd35.engine.embeddings import EmbeddingCache
+from sd35.engine.loop import Engine
+from sd35.engine.picture import OnProgress, Painted, Task, Ticket
+from sd35.engine.scheduler import Limits
 from sd35.request import Request
 from sd35.service.model import Model
 from sd35.service.png import enlarge, write_png
@@ -31,13 +33,22 @@ class Finished(NamedTuple):
 
 
 class Studio:
-    """Serves `models`, the first of which is the default. Its one engine thread runs until `drain` or `close`."""
+    """Serves `models`, the first of which is the default. Its engine's threads run until `drain` or `close`."""
 
-    def __init__(self, models: Sequence[Model], max_pixels: int, max_waiting: int) -> None:
+    def __init__(
+        self,
+        models: Sequence[Model],
+        max_pixels: int,
+        limits: Limits,
+        embeddings: EmbeddingCache,
+        *,
+        reproducible: bool = False,
+    ) -> None:
         assert models, "a studio needs a model"
         self.models = {model.name: model for model in models}
         self.max_pixels = max_pixels
-        self.engine = Engine({model.name: model.painter for model in models}, max_waiting)
+        painters = {model.name: model.painter for model in models}
+        self.engine = Engine(painters, limits, embeddings, reproducible=reproducible)
 
     def __enter__(self) -> Self:
         return self
@@ -51,9 +62,12 @@ class Studio:
         self._drawn_size(request)
         return request
 
-    def submit(self, request: Request, on_step: OnStep | None = None) -> Ticket:
+    def submit(
+        self, request: Request, on_progress: OnProgress | None = None, *, client: Hashable = None, priority: int = 0
+    ) -> Ticket:
         """Accept a picture. Raises InvalidRequest, Overloaded, NotReady."""
-        return self.engine.submit(Task(request, *self._drawn_size(request)), on_step)
+        task = Task(request, *self._drawn_size(request))
+        return self.engine.submit(task, on_progress, client=client, priority=priority)
 
     def finish(self, request: Request, painted: Painted) -> Finished:
         """The PNG file of a picture: enlarged where it was drawn smaller, with its record. Keeps a core busy."""

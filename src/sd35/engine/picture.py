@@ -1,0 +1,156 @@
+"""One picture in the making: what it starts from, where it is, and who waits for it."""
+
+import math
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+from jaxtyping import UInt8
+
+from sd35.backends.contract import (
+    LATENT_CHANNELS,
+    LATENT_PX,
+    Array,
+    Backend,
+    DenoiseRow,
+    Tensor,
+    TextEmbedding,
+    to_numpy,
+)
+from sd35.engine.costs import Shape
+from sd35.engine.noise import initial_noise
+from sd35.engine.preview import PreviewMap
+from sd35.engine.sampler import Sampler
+from sd35.errors import InvalidRequest, PictureFailed
+from sd35.request import SIZE_MULTIPLE_PX, Request
+
+Pixels: TypeAlias = UInt8[Array, "h w 3"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A request, and the size to draw it at: the requested one, or a stand-in model's own."""
+
+    request: Request
+    width_px: int
+    height_px: int
+
+    @property
+    def shape(self) -> Shape:
+        """Its latent's."""
+        return Shape(self.request.model, self.height_px // LATENT_PX, self.width_px // LATENT_PX)
+
+    @property
+    def prompts(self) -> list[str]:
+        """What has to be encoded: the negative prompt only where guidance asks for it."""
+        request = self.request
+        return [request.prompt, request.negative_prompt] if request.guidance_scale > 1 else [request.prompt]
+
+
+@dataclass(frozen=True, eq=False)
+class Painter:
+    """What a checkpoint brings to an engine: weights in a backend, a sigma schedule, and the sides it can draw."""
+
+    backend: Backend
+    sampler: Sampler
+    side_px: tuple[int, int]
+    preview: PreviewMap = field(default_factory=lambda: PreviewMap(LATENT_CHANNELS))
+
+    def check(self, task: Task) -> None:
+        """Raises InvalidRequest for a size that no latent has, or that the checkpoint cannot draw."""
+        low, high = self.side_px
+        for name, side_px in (("width", task.width_px), ("height", task.height_px)):
+            if side_px % SIZE_MULTIPLE_PX or not low <= side_px <= high:
+                raise InvalidRequest(name, side_px, f"multiples of {SIZE_MULTIPLE_PX} from {low} to {high}")
+
+
+class Progress(NamedTuple):
+    """How far a picture is. `preview` computes when it is called, in a millisecond or so."""
+
+    done: int
+    steps: int
+    preview: Callable[[], Pixels]
+
+
+class Painted(NamedTuple):
+    """A finished picture: its pixels at the drawn size, how long it waited, and how long it took."""
+
+    pixels: Pixels
+    waited_s: float
+    took_s: float
+
+
+OnProgress: TypeAlias = Callable[[Progress], None]
+"""Called on the device's thread after each step; it must be quick and must not raise."""
+
+
+class Ticket:
+    """Someone's wait for a picture. `future` ends with `Painted`, PictureFailed or CancelledError, exactly once."""
+
+    def __init__(self, picture: "Picture", on_progress: OnProgress | None, accepted_s: float) -> None:
+        self.picture = picture
+        self.on_progress = on_progress
+        self.accepted_s = accepted_s
+        self.future: Future[Painted] = Future()
+
+
+class Picture:
+    """A task on its way from noise to latent. Only the device's thread touches what changes with the steps."""
+
+    def __init__(self, task: Task, painter: Painter) -> None:
+        self.task, self.painter = task, painter
+        self.tickets: list[Ticket] = []
+        self.done = 0
+        self.started_s = math.inf
+        self.sigmas = [float(sigma) for sigma in painter.sampler.sigmas(task.request.steps)]
+        self.latent: Tensor = None  # until `begin`
+        self._before: Tensor = None  # the last step
+        self._embeddings: list[TextEmbedding] = []
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it has all that a step takes."""
+        return bool(self._embeddings)
+
+    def begin(self, embeddings: list[TextEmbedding], now_s: float) -> None:
+        """Take the embeddings of the task's prompts, and the noise."""
+        shape = self.task.shape
+        self.latent = initial_noise(self.task.request.seed, (LATENT_CHANNELS, shape.height, shape.width))
+        self._embeddings = embeddings
+        self.started_s = now_s
+
+    def row(self) -> DenoiseRow:
+        """What the backend has to know of the next step."""
+        positive, *negative = self._embeddings
+        return DenoiseRow(
+            self.latent,
+            positive,
+            negative[0] if negative else None,
+            self.sigmas[self.done],
+            self.sigmas[self.done + 1],
+            self.task.request.guidance_scale,
+        )
+
+    def advance(self, latent: Tensor) -> PictureFailed | None:
+        """Take a step's result; an error where values stopped being finite."""
+        self._before, self.latent = self.latent, latent
+        self.done += 1
+        # abs and max are all that NumPy and torch spell alike, and both let NaN through to the maximum.
+        if not math.isfinite(float(abs(latent).max())):
+            precision = self.painter.backend.precision
+            remedy = "" if precision == "float32" else "; a wider precision (bfloat16, float32) may help"
+            steps = self.task.request.steps
+            return PictureFailed(f"values stopped being finite in {precision} at step {self.done} of {steps}{remedy}")
+        return None
+
+    def progress(self) -> Progress:
+        """Where it stands; the preview is of this moment, whenever it is asked for."""
+        before, after, sigma, sigma_next = self._before, self.latent, *self.sigmas[self.done - 1 : self.done + 1]
+
+        def preview() -> Pixels:
+            start, end = to_numpy(before), to_numpy(after)
+            velocity = (end - start) / (sigma_next - sigma)
+            return self.painter.preview.draw(end - sigma_next * velocity)  # what the model thinks it will be
+
+        return Progress(self.done, self.task.request.steps, preview)

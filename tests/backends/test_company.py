@@ -1,0 +1,81 @@
+"""A picture in any company is the picture alone."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from sd35.backends.contract import Backend
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.engine.embeddings import EmbeddingCache
+from sd35.engine.loop import Engine
+from sd35.engine.picture import Painter, Pixels, Task
+from sd35.engine.sampler import sampler_of
+from sd35.engine.scheduler import Limits
+from sd35.request import Request
+
+LIMITS = Limits(max_rows=16, max_pictures=100, max_wait_s=600, memory_bytes=10**10)
+
+
+def request_of(prompt: str, steps: int, guidance: float, size: tuple[int, int] = (96, 64)) -> Request:
+    """A request; its prompt's length is its seed."""
+    return Request(prompt, "a tree", *size, steps, guidance, len(prompt), "model", "revision", "profile")
+
+
+WATCHED = [
+    request_of("a cat on a blue background", 12, 4.5),
+    request_of("a dog above a cat on a red background", 4, 0.0),
+    request_of("a rocket", 7, 7.0),
+]
+OTHERS = [
+    request_of("a moon on a black background", 9, 4.5),
+    request_of("a fish", 3, 1.0),
+    request_of("a key", 5, 30.0),
+    request_of("a whale on a white background", 6, 4.5, (64, 64)),
+    request_of("x", 8, 2.0),
+]
+
+
+@contextmanager
+def engine_of(backend: Backend, checkpoint: Checkpoint, *, reproducible: bool = False) -> Iterator[Engine]:
+    """An engine that knows one model."""
+    painter = Painter(backend, sampler_of(checkpoint), checkpoint.card.side_px)
+    engine = Engine({"model": painter}, LIMITS, EmbeddingCache(10**6), reproducible=reproducible)
+    yield engine
+    engine.close()
+
+
+def draw(engine: Engine, requests: Sequence[Request]) -> list[Pixels]:
+    """All at once."""
+    tickets = [engine.submit(Task(request, request.width, request.height)) for request in requests]
+    return [ticket.future.result(120).pixels for ticket in tickets]
+
+
+@pytest.fixture(scope="module")
+def alone(backend: Backend, checkpoint: Checkpoint) -> list[Pixels]:
+    """Each picture made by itself, nothing before it and nothing beside it."""
+    pictures = []
+    for request in WATCHED:
+        with engine_of(backend, checkpoint) as engine:
+            pictures += draw(engine, [request])
+    return pictures
+
+
+def test_company_changes_no_pixel_by_more_than_one(backend: Backend, checkpoint: Checkpoint, alone: list[Pixels]):
+    """Made among others of all kinds, a picture differs from itself alone by at most 1/255 at any pixel."""
+    with engine_of(backend, checkpoint) as engine:
+        for company in ([*OTHERS, *WATCHED], [*WATCHED, *OTHERS[::-1]]):
+            for picture, expected in zip(draw(engine, [*company]), [*company], strict=True):
+                if expected in WATCHED:
+                    difference = abs(picture.astype(int) - alone[WATCHED.index(expected)])
+                    assert difference.max() <= 1
+
+
+def test_reproducible_means_equal_bytes(backend: Backend, checkpoint: Checkpoint):
+    """In this mode the same bytes come out alone, in company, and after other work."""
+    with engine_of(backend, checkpoint, reproducible=True) as engine:
+        alone = [draw(engine, [request])[0] for request in WATCHED]
+        together = draw(engine, [*OTHERS, *WATCHED])[len(OTHERS) :]
+    for one, other in zip(alone, together, strict=True):
+        assert np.array_equal(one, other)

@@ -1,0 +1,337 @@
+"""The policy, driven step by step: no thread, no clock, no tensor."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sd35.engine.costs import Costs, Shape
+from sd35.engine.scheduler import STRETCH, Batch, Job, Limits, Scheduler
+from sd35.errors import InvalidRequest, Overloaded
+
+SMALL, LARGE = Shape("mini", 8, 8), Shape("mini", 16, 16)
+LIMITS = Limits(max_rows=8, max_pictures=1000, max_wait_s=1e9, memory_bytes=10_000)
+ROW_S = 0.01
+
+
+def make(limits: Limits = LIMITS) -> Scheduler[object]:
+    """A scheduler that knows what both shapes cost: 10 ms a row, 100 and 400 bytes a row, 500 and 2000 to decode."""
+    costs = Costs()
+    for shape, scale in ((SMALL, 1), (LARGE, 4)):
+        costs.learn_step_time(shape, 1, ROW_S * scale)
+        costs.learn_step_bytes(shape, 1, 100 * scale)
+        costs.learn_decode_bytes(shape, 500 * scale)
+    return Scheduler(limits, costs)
+
+
+def job(client: str = "a", steps: int = 4, rows: int = 1, shape: Shape = SMALL, priority: int = 0) -> Job:
+    """A job, with what does not matter left out."""
+    return Job(client, shape, steps, rows, priority)  # type: ignore[arg-type]
+
+
+def step(scheduler: Scheduler[object]) -> Batch[object] | None:
+    """One batch that takes what it should, and all decodings that are due."""
+    batch = scheduler.next_batch()
+    if batch:
+        scheduler.finish()
+    while scheduler.next_decode() is not None:
+        scheduler.decoded()
+    return batch
+
+
+def batches(scheduler: Scheduler[object]) -> Iterator[Batch[object]]:
+    """All batches until nothing is left."""
+    while batch := step(scheduler):
+        yield batch
+    assert not len(scheduler)
+
+
+def ends(scheduler: Scheduler[object]) -> list[object]:
+    """The keys in the order of their last steps."""
+    last = {key: index for index, batch in enumerate(batches(scheduler)) for key in batch.keys}
+    return sorted(last, key=lambda key: last[key])
+
+
+def test_rows_share_a_batch_whatever_their_steps_guidance_and_progress():
+    """Pictures of one shape step together, also one that comes later, has other steps, or takes two rows."""
+    scheduler = make()
+    scheduler.add(1, job(steps=4), 0)
+    assert step(scheduler) == Batch(SMALL, [1], 1, 100)
+    scheduler.add(2, job(steps=7, rows=2), 1)
+    batch = step(scheduler)
+    assert batch
+    assert (sorted(batch.keys, key=str), batch.rows) == ([1, 2], 3)
+
+
+def test_shapes_do_not_share_a_batch():
+    """A batch has one latent shape; both shapes get their turns."""
+    scheduler = make()
+    scheduler.add("small", job("a", shape=SMALL), 0)
+    scheduler.add("large", job("b", shape=LARGE), 0)
+    assert all(len(batch.keys) == 1 for batch in batches(scheduler))
+
+
+def test_a_batch_has_no_more_rows_than_allowed():
+    """Eight rows at most; a picture that alone takes more is stepped by itself."""
+    scheduler = make()
+    for key in range(20):
+        scheduler.add(key, job(rows=1 + key % 2), 0)
+    assert max(batch.rows for batch in batches(scheduler)) == 8
+    scheduler = make(replace(LIMITS, max_rows=1))
+    scheduler.add("guided", job(rows=2), 0)
+    assert [batch.rows for batch in batches(scheduler)] == [2, 2, 2, 2]
+
+
+def test_short_pictures_overtake_long_ones():
+    """Of one client's pictures the short one that comes later ends first."""
+    scheduler = make(replace(LIMITS, max_rows=2))
+    scheduler.add("long", job(steps=100, rows=2), 0)
+    step(scheduler)
+    scheduler.add("short", job(steps=4, rows=2), 0.02)
+    assert ends(scheduler) == ["short", "long"]
+
+
+def test_a_long_picture_is_not_starved_by_short_ones():
+    """However many short ones keep coming, a long one ends once it waited `STRETCH` times its own length."""
+    scheduler = make(replace(LIMITS, max_rows=1))
+    scheduler.add("long", job(steps=10), 0)
+    now_s, key = 0.0, 0
+    while "long" in scheduler:
+        scheduler.add(key, job(steps=1), now_s)
+        key += 1
+        step(scheduler)
+        now_s += ROW_S
+    assert STRETCH * 0.1 * 0.5 < now_s < STRETCH * 0.1 * 1.5
+
+
+def test_a_priority_moves_a_picture_before_its_clients_others():
+    """A higher priority goes first among a client's own pictures, and gains nothing over other clients."""
+    scheduler = make(replace(LIMITS, max_rows=1))
+    for key, priority in (("low", -1), ("usual", 0), ("high", 1)):
+        scheduler.add(key, job("a", priority=priority), 0)
+    scheduler.add("other", job("b"), 0)
+    assert ends(scheduler) == ["high", "other", "usual", "low"]
+
+
+def test_clients_get_equal_shares_whatever_they_ask_for():
+    """A client with a hundred long guided pictures takes no more of the device than one with a single row at a time."""
+    scheduler = make(replace(LIMITS, max_rows=4))
+    for key in range(100):
+        scheduler.add(f"greedy {key}", job("greedy", steps=50, rows=2), 0)
+    scheduler.add("modest", job("modest", steps=100), 0)
+    rows = Counter[str]()
+    while "modest" in scheduler:
+        batch = step(scheduler)
+        assert batch
+        rows["modest"] += batch.keys.count("modest")
+        rows["all"] += batch.rows
+    assert rows["modest"] == 100
+    assert rows["all"] <= 4 * 100 + 4  # in every batch from the first on: nobody could be served more often
+
+
+def test_a_newcomer_waits_for_no_ones_backlog():
+    """Who comes when another client has a hundred pictures waiting is in the very next batch."""
+    scheduler = make(replace(LIMITS, max_rows=1))
+    for key in range(100):
+        scheduler.add(key, job("greedy", steps=1), 0)
+    for _ in range(10):
+        step(scheduler)
+    scheduler.add("new", job("modest", steps=2), 1)
+    following = [step(scheduler) for _ in range(4)]
+    assert [batch.keys for batch in following if batch].count(["new"]) == 2
+
+
+def test_a_batch_and_a_decoding_share_the_memory():
+    """With memory for a decoding or five rows, no step runs beside a decoding that takes it all."""
+    scheduler = make(replace(LIMITS, memory_bytes=500))
+    for key in range(10):
+        scheduler.add(key, job(steps=1), 0)
+    first = scheduler.next_batch()
+    assert first
+    assert first.rows == 5
+    assert scheduler.next_decode() is None
+    scheduler.finish()
+    assert scheduler.next_decode() in first.keys
+    assert scheduler.used_bytes == 500
+    assert scheduler.next_batch() is None
+    scheduler.decoded()
+
+
+def test_a_shape_never_measured_steps_one_picture_alone():
+    """Until its memory is known, a shape's batch holds a single picture."""
+    scheduler = make()
+    for key in range(3):
+        scheduler.add(key, job(shape=Shape("mini", 24, 24)), 0)
+    batch = step(scheduler)
+    assert batch
+    assert len(batch.keys) == 1
+    scheduler.costs.learn_step_bytes(batch.shape, 1, 900)
+    batch = step(scheduler)
+    assert batch
+    assert len(batch.keys) == 3
+
+
+@pytest.mark.parametrize("moment", ["ready", "running", "set aside", "decoding"])
+def test_cancelling_frees_at_once_or_within_the_step(moment: str):
+    """Whatever a picture is doing, once cancelled it is in no later batch, and its memory is free after the step."""
+    scheduler = make()
+    scheduler.add("picture", job(steps=1 if moment in ("set aside", "decoding") else 2), 0)
+    if moment != "ready":
+        assert scheduler.next_batch()
+    if moment == "set aside":
+        assert scheduler.finish() == ["picture"]
+        assert scheduler.next_batch() is None
+        assert scheduler.used_bytes == 500
+    if moment == "decoding":
+        scheduler.finish()
+        assert scheduler.next_decode() == "picture"
+    scheduler.cancel("picture")
+    assert "picture" not in scheduler
+    if moment == "running":
+        assert scheduler.finish() == []
+    if moment == "decoding":
+        scheduler.decoded()
+    assert scheduler.used_bytes == 0
+    assert scheduler.backlog_s == 0
+    assert scheduler.next_batch() is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (job(steps=0), "steps: got 0; allowed: 1 to 150"),
+        (job(steps=151), "steps: got 151; allowed: 1 to 150"),
+        (job(priority=10), "priority: got 10; allowed: -9 to 9"),
+        (job(shape=Shape("mini", 160, 160)), "width x height: got '160x160'; allowed: what 0 MiB can hold"),
+    ],
+)
+def test_what_can_never_be_done_is_refused(wrong: Job, why: str):
+    """Bad input is refused at the door, naming the limit, and leaves nothing behind."""
+    scheduler = make()
+    with pytest.raises(InvalidRequest) as refused:
+        scheduler.add("wrong", wrong, 0)
+    assert str(refused.value).startswith(why)
+    assert not len(scheduler)
+
+
+def test_a_full_house_refuses_with_an_estimate_and_keeps_a_place_for_others():
+    """One client cannot take every place; when all are taken, the refusal says when one is likely to be free."""
+    scheduler = make(replace(LIMITS, max_pictures=10))
+    for key in range(9):
+        scheduler.add(key, job("greedy", steps=150, rows=2), 0)
+    with pytest.raises(Overloaded, match="9 of at most 10 pictures are accepted and 9 of them are this client's"):
+        scheduler.add("one more", job("greedy"), 0)
+    scheduler.add("other", job("modest"), 0)
+    with pytest.raises(Overloaded, match="10 of at most 10 pictures are accepted; try again in") as refused:
+        scheduler.add("another", job("third"), 0)
+    assert refused.value.retry_after_s == pytest.approx((9 * 300 + 4) * ROW_S / 10)
+
+
+def test_a_wait_that_is_too_long_is_refused_but_not_for_a_client_with_nothing_in_it():
+    """The estimate is of the client's own wait: a newcomer is accepted where the queue's owner is refused."""
+    scheduler = make(replace(LIMITS, max_wait_s=5))
+    for key in range(3):
+        scheduler.add(key, job("greedy", steps=100, rows=2), 0)
+    with pytest.raises(Overloaded, match="a picture would wait for 6 s and may for 5"):
+        scheduler.add("one more", job("greedy"), 0)
+    scheduler.add("new", job("modest"), 0)
+
+
+Action = tuple[str, int, int, int, bool, int]
+ACTIONS: st.SearchStrategy[list[Action]] = st.lists(
+    st.tuples(
+        st.sampled_from(["add", "add", "next", "finish", "decode", "decoded", "cancel"]),
+        st.integers(0, 3),
+        st.integers(1, 6),
+        st.integers(1, 2),
+        st.booleans(),
+        st.integers(-9, 9),
+    ),
+    max_size=200,
+)
+
+
+class Driver:
+    """Plays any order of events, and keeps a record of its own of what must hold."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        self.scheduler = make(replace(LIMITS, max_rows=5, max_pictures=12, memory_bytes=memory_bytes))
+        self.left: dict[int, int] = {}
+        self.ended: Counter[int] = Counter()
+        self.batch: Batch[object] | None = None
+        self.decoding: object = None
+        self.keys = iter(range(10**6))
+
+    def play(self, action: Action) -> None:
+        """One event, where it is possible now."""
+        verb, client, steps, rows, is_large, priority = action
+        if verb == "add":
+            self.add(job(f"client {client}", steps, rows, LARGE if is_large else SMALL, priority))
+        elif verb == "cancel" and self.left:
+            key = list(self.left)[client % len(self.left)]
+            self.scheduler.cancel(key)
+            del self.left[key]
+            self.ended[key] += 1
+        elif verb == "next" and not self.batch:
+            self.batch = batch = self.scheduler.next_batch()
+            assert not batch or batch.memory_bytes == batch.rows * (100 if batch.shape == SMALL else 400)
+        elif verb == "finish" and self.batch:
+            self.finish(self.batch)
+        elif verb == "decode" and self.decoding is None:
+            self.decoding = self.scheduler.next_decode()
+        elif verb == "decoded" and self.decoding is not None:
+            self.decoded()
+        assert 0 <= self.scheduler.used_bytes <= self.scheduler.limits.memory_bytes
+        assert len(self.scheduler) == len(self.left)
+
+    def add(self, wanted: Job) -> None:
+        """A new picture; refusals leave no trace."""
+        key = next(self.keys)
+        try:
+            self.scheduler.add(key, wanted, float(key))
+        except (Overloaded, InvalidRequest):
+            assert key not in self.scheduler
+        else:
+            self.left[key] = wanted.steps
+
+    def finish(self, batch: Batch[object]) -> None:
+        """The batch's pictures are a step further; those cancelled meanwhile are not answered."""
+        alive = [key for key in batch.keys if key in self.left]
+        drawn = self.scheduler.finish()
+        for key in alive:
+            assert isinstance(key, int)
+            self.left[key] -= 1
+        assert drawn == [key for key in alive if self.left[key] == 0]
+        self.batch = None
+
+    def decoded(self) -> None:
+        """The decoding ends its picture, unless that was cancelled meanwhile."""
+        self.scheduler.decoded()
+        if self.decoding in self.left:
+            assert isinstance(self.decoding, int)
+            assert self.left.pop(self.decoding) == 0
+            self.ended[self.decoding] += 1
+        self.decoding = None
+
+
+@given(actions=ACTIONS, memory_bytes=st.sampled_from([1000, 2000, 2600, 10_000]))
+def test_every_accepted_picture_ends_exactly_once(actions: Sequence[Action], memory_bytes: int):
+    """In any order of events: what is accepted ends once, each step is counted once, and memory is never exceeded."""
+    driver = Driver(memory_bytes)
+    accepted = set[int]()
+    for action in actions:
+        driver.play(action)
+        accepted |= driver.left.keys()
+    for _ in range(1000):
+        if not driver.left and not driver.batch and driver.decoding is None:
+            break
+        for verb in ("finish", "decoded", "decode", "next"):
+            driver.play((verb, 0, 1, 1, False, 0))
+    assert not driver.left
+    assert set(driver.ended) == accepted
+    assert set(driver.ended.values()) <= {1}
+    assert driver.scheduler.used_bytes == 0
+    assert driver.scheduler.backlog_s == 0

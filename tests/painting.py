@@ -1,0 +1,20 @@
+"""A picture on a backend, step by step and without an engine's threads."""
+
+from sd35.backends.contract import Backend
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.engine.calls import Calls
+from sd35.engine.embeddings import EmbeddingCache
+from sd35.engine.picture import Painter, Picture, Pixels, Task
+from sd35.engine.sampler import sampler_of
+from sd35.request import Request
+
+
+def paint(backend: Backend, checkpoint: Checkpoint, request: Request) -> Pixels:
+    """The pixels of a request, drawn at the size it asks for."""
+    painter = Painter(backend, sampler_of(checkpoint), checkpoint.card.side_px)
+    picture = Picture(Task(request, request.width, request.height), painter)
+    calls = Calls(EmbeddingCache(0), reproducible=False)
+    for _ in range(request.steps):
+        errors = calls.step([picture], measure=False).errors
+        assert not errors, errors
+    return calls.decode(picture, measure=False)[0]
