@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import cold_start, install_size, picture
+from benchmarks import cold_start, engine_cost, gemm_share, install_size, picture, serving
 from benchmarks.outcome import Outcome, is_busy, machine, table
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 
@@ -14,6 +14,9 @@ BENCHMARKS: dict[str, Callable[[Path, int], Outcome]] = {
     "picture": picture.measure,
     "cold-start": cold_start.measure,
     "install-size": install_size.measure,
+    "engine-cost": engine_cost.measure,
+    "gemm-share": gemm_share.measure,
+    "serving": serving.measure,
 }
 
 

@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from benchmarks.install_size import default_environment
 from benchmarks.outcome import Bar, Outcome, spread
@@ -67,16 +68,23 @@ def time_to_ready(command: list[str], port: str, variables: dict[str, str]) -> f
         started_s = time.perf_counter()
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
-            for _ in range(_POLLS):
-                if is_ready(int(port)):
-                    return time.perf_counter() - started_s
-                if process.poll() is not None:
-                    break
-                time.sleep(_POLL_S)
+            if wait_until_ready(int(port), process):
+                return time.perf_counter() - started_s
         finally:
             end(process)
         log.seek(0)
         raise SystemExit(f"{os.path.basename(command[0])} did not become ready; it said:\n{log.read()}")  # noqa: PTH119
+
+
+def wait_until_ready(port: int, process: subprocess.Popen[Any]) -> bool:
+    """Whether /readyz came to answer 200, or the process ended before, or two minutes did."""
+    for _ in range(_POLLS):
+        if is_ready(port):
+            return True
+        if process.poll() is not None:
+            break
+        time.sleep(_POLL_S)
+    return False
 
 
 def is_ready(port: int) -> bool:

@@ -166,6 +166,76 @@ def replay(
 
 
 @app.command(epilog=_EPILOG)
+def measure(
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("step-times.json"),
+    size: Annotated[
+        list[str] | None, typer.Option(help="WIDTHxHEIGHT in pixels; may be repeated. Default: the model's.")
+    ] = None,
+    checkpoint: options.Checkpoints = None,
+    backend: options.Backend = None,
+    precision: options.Precision = None,
+    device: options.Device = None,
+    offload: options.Offload = None,
+    threads: options.Threads = None,
+    max_pixels: options.MaxPixels = None,
+    max_batch_rows: options.MaxBatchRows = None,
+    config: options.Config = None,
+) -> None:
+    """Time a model's steps on this machine, by rows and size, for `sd35 simulate`.
+
+    [bold]Examples[/bold]
+
+      sd35 measure
+      sd35 measure --checkpoint ~/models/stable-diffusion-3.5-medium --size 1024x1024 --size 768x1344 -o h100.json
+    """
+    settings = options.settings_of(locals())
+    from sd35.cli.capacity import measure as run
+
+    run(settings, size or [], output)
+
+
+@app.command(epilog=_EPILOG)
+def simulate(
+    *,
+    rps: Annotated[float, typer.Option(min=1e-6, help="Requests a second, in the mean; they come at random.")],
+    step_times: Annotated[Path, typer.Option(help="What `sd35 measure` wrote.")],
+    devices: Annotated[int, typer.Option(min=1, max=10_000, help="How many such devices.")] = 1,
+    requests: Annotated[int, typer.Option(min=1, max=10_000_000, help="How many requests.")] = 10_000,
+    steps: Annotated[
+        list[int] | None, typer.Option(min=1, max=150, help="Steps, drawn by chance if repeated. Default: the model's.")
+    ] = None,
+    guidance_scale: Annotated[
+        list[float] | None, typer.Option(min=0, max=30, help="The same, of guidance. Default: the model's.")
+    ] = None,
+    size: Annotated[
+        list[str] | None, typer.Option(help="The same, of WIDTHxHEIGHT. Default: all that were measured.")
+    ] = None,
+    clients: Annotated[int, typer.Option(min=1, help="How many clients the requests come from.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of chance: the same seed, the same result.")] = 0,
+    as_json: options.AsJson = False,
+    max_pictures: options.MaxPictures = None,
+    max_wait_s: options.MaxWait = None,
+    max_batch_rows: options.MaxBatchRows = None,
+    memory_mb: options.MemoryMb = None,
+    config: options.Config = None,
+) -> None:
+    """Tell latency, utilisation and refusals of a load, by the real scheduler on simulated devices.
+
+    [bold]Examples[/bold]
+
+      sd35 simulate --rps 3 --step-times step-times.json
+      sd35 simulate --rps 900 --step-times h100.json --devices 1000 --steps 4 --steps 28 --json
+    """
+    settings = options.settings_of(locals())
+    from sd35.cli.capacity import run_simulation
+    from sd35.engine.simulation import Load
+
+    load = Load(rps, requests, steps or [], guidance_scale or [], [], clients, seed)
+    run_simulation(settings, step_times, load, size or [], devices, as_json=as_json)
+
+
+@app.command(epilog=_EPILOG)
 def doctor(
     *,
     as_json: options.AsJson = False,

@@ -1,0 +1,121 @@
+"""What the engine itself costs, beside a backend whose networks cost nothing: per row and step, and per decision."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.outcome import Bar, Outcome
+from sd35.backends.onnx import OnnxBackend
+from sd35.backends.options import Options
+from sd35.backends.table import open_backend
+from sd35.checkpoints.checkpoint import open_checkpoint
+from sd35.engine.costs import Costs, Shape
+from sd35.engine.embeddings import EmbeddingCache
+from sd35.engine.loop import Engine
+from sd35.engine.picture import Painter, Progress, Task
+from sd35.engine.sampler import sampler_of
+from sd35.engine.scheduler import Job, Limits, Scheduler
+from sd35.request import Request
+
+ROWS, STEPS, SIDE_PX = 32, 100, 128
+IN_FLIGHT = (100, 1000)
+MOST_ROW_US, MOST_DECISION_US = 60.0, 100.0
+_DECISIONS = 500
+_US = 1e6
+
+
+class _Free:
+    """A graph that answers at once, with zeros of the right shape; all around it is as it is."""
+
+    def __init__(self, answer: Callable[[dict[str, Any]], Any]) -> None:
+        self._answer = answer
+
+    def run(self, _names: list[str], inputs: dict[str, Any]) -> list[Any]:
+        """The zeros."""
+        return [self._answer(inputs)]
+
+
+def measure(checkpoint: Path, rounds: int) -> Outcome:
+    """Both costs; medians over the rounds."""
+    engine = _engine(checkpoint)
+    try:
+        row_us = [_row_us(engine, number) for number in range(rounds + 1)][1:]
+    finally:
+        engine.close()
+    decision_us = {count: median(_decision_us(count) for _ in range(rounds)) for count in IN_FLIGHT}
+    few, many = IN_FLIGHT
+    growth = decision_us[many] / decision_us[few]
+    return Outcome(
+        [
+            Bar(f"the engine's own cost per row and step, {ROWS} rows", median(row_us), "us", "<=", MOST_ROW_US),
+            Bar(f"next_batch with {many} pictures in flight", decision_us[many], "us", "<=", MOST_DECISION_US),
+            Bar(f"the same / with {few}", growth, "x", "<=", many / few),
+        ],
+        [
+            f"{ROWS} pictures of {SIDE_PX} px, {STEPS} steps, each with a listener; the onnx backend without its graphs:",
+            f"{min(row_us):.1f}-{max(row_us):.1f} us: scheduling, stacking, the Euler step, checks for NaN, events",
+            f"next_batch: 50 clients, 4 shapes, batches of 8 rows; {decision_us[few]:.1f} us with {few} pictures",
+        ],
+        {"row_us": row_us, "decision_us": decision_us},
+    )
+
+
+def _engine(directory: Path) -> Engine:
+    checkpoint = open_checkpoint(str(directory))
+    backend = open_backend("onnx", checkpoint, Options())
+    assert isinstance(backend, OnnxBackend)
+    zeros = np.zeros((2 * ROWS, 16, SIDE_PX // 8, SIDE_PX // 8), np.float32)
+    picture = np.zeros((1, 3, SIDE_PX, SIDE_PX), np.float32)
+    backend._transformer = _Free(lambda inputs: zeros[: len(inputs["timestep"])])  # noqa: SLF001  only these are free
+    backend._decoder = _Free(lambda _: picture)  # noqa: SLF001
+    painter = Painter(backend, sampler_of(checkpoint), checkpoint.card.side_px)
+    limits = Limits(max_rows=ROWS, max_pictures=10 * ROWS, max_wait_s=1e9, memory_bytes=10**12)
+    return Engine({"model": painter}, limits, EmbeddingCache(10**8), reproducible=False)
+
+
+def _row_us(engine: Engine, number: int) -> float:
+    """Microseconds of a round, over its rows and steps."""
+    heard = threading.Semaphore(0)
+
+    def listen(progress: Progress) -> None:
+        if progress.done == progress.steps:
+            heard.release()
+
+    tasks = [
+        Task(
+            Request("a cat", "", SIDE_PX, SIDE_PX, STEPS, 0.0, ROWS * number + seed, "model", "", ""), SIDE_PX, SIDE_PX
+        )
+        for seed in range(ROWS)
+    ]
+    began_s = time.perf_counter()
+    tickets = [engine.submit(task, listen) for task in tasks]
+    for ticket in tickets:
+        ticket.future.result()
+    took_s = time.perf_counter() - began_s
+    assert all(heard.acquire(blocking=False) for _ in tickets)
+    return _US * took_s / (ROWS * STEPS)
+
+
+def _decision_us(in_flight: int) -> float:
+    """Microseconds of a `next_batch`, the mean of many, each after the batch before was finished."""
+    costs = Costs()
+    shapes = [Shape("model", side, side) for side in (8, 12, 16, 32)]
+    for shape in shapes:
+        costs.learn_step_time(shape, 1, shape.area * 1e-5)
+        costs.learn_step_bytes(shape, 1, 0)
+    limits = Limits(max_rows=8, max_pictures=2 * in_flight, max_wait_s=1e9, memory_bytes=10**12)
+    scheduler: Scheduler[int] = Scheduler(limits, costs)
+    for key in range(in_flight):
+        scheduler.add(key, Job(key % 50, shapes[key % 4], 150, 2 if key % 3 else 1), key * 1e-3)
+    took_s = 0.0
+    for _ in range(_DECISIONS):
+        began_s = time.perf_counter()
+        scheduler.next_batch()
+        took_s += time.perf_counter() - began_s
+        scheduler.finish()
+    return _US * took_s / _DECISIONS

@@ -1,0 +1,177 @@
+"""How much of the machine's matrix-multiply rate denoising reaches, and where the rest goes.
+
+The rate is measured in the same run with plain GEMMs of the model's own shapes, by each runtime that is installed; the
+best counts. A step's operations are counted by PyTorch on the same network: matrix products, attention's among them.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from diffusers import SD3Transformer2DModel
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.outcome import Bar, Outcome
+from sd35.backends.host import cores
+from sd35.backends.onnx import OnnxBackend
+from sd35.backends.options import Options
+from sd35.backends.table import open_backend
+from sd35.checkpoints.checkpoint import open_checkpoint
+
+ROWS, SIDE_PX = (8, 16), 128
+LEAST_SHARE = 0.7
+_REPEATS = 5
+
+
+def measure(checkpoint: Path, rounds: int) -> Outcome:
+    """The share at each number of rows, GEMMs and steps in turns."""
+    backend = open_backend("onnx", open_checkpoint(str(checkpoint)), Options())
+    assert isinstance(backend, OnnxBackend)
+    network = SD3Transformer2DModel.from_pretrained(checkpoint / "transformer").eval()
+    torch.set_num_threads(cores())
+    bars: list[Bar] = []
+    notes: list[str] = []
+    samples: dict[str, Any] = {}
+    for rows in ROWS:
+        inputs = _inputs(network, rows)
+        flops = _flops(network, inputs)
+        shapes = _gemm_shapes(network, inputs)
+        gemm_flops = sum(2 * m * k * n * times for (m, k, n), times in shapes.items())
+        step_s: list[float] = []
+        gemm_s: dict[str, list[float]] = {name: [] for name in _GEMMS}
+        for _ in range(rounds):
+            step_s.append(_fastest(lambda: backend._transformer.run(["latent"], inputs)))  # noqa: SLF001, B023
+            for name, run_all in _GEMMS.items():
+                gemm_s[name].append(_fastest(run_all(shapes)))
+        best = min(gemm_s, key=lambda name: median(gemm_s[name]))
+        gemm_rate, step_rate = gemm_flops / median(gemm_s[best]), flops / median(step_s)
+        bars.append(Bar(f"share of the GEMM rate, {rows} rows", step_rate / gemm_rate, "", ">=", LEAST_SHARE))
+        rates = ", ".join(f"{name} {gemm_flops / median(s) / 1e9:.0f}" for name, s in gemm_s.items())
+        notes.append(
+            f"{rows} rows: {flops / 1e9:.1f} GFLOP in {1000 * median(step_s):.1f} ms, {step_rate / 1e9:.0f} GFLOP/s;"
+            f" plain GEMMs, GFLOP/s: {rates}"
+        )
+        samples[str(rows)] = {"flops": flops, "step_s": step_s, "gemm_s": gemm_s}
+    notes += _breakdown(checkpoint, _inputs(network, ROWS[0]))
+    return Outcome(bars, notes, samples)
+
+
+def _inputs(network: SD3Transformer2DModel, rows: int) -> dict[str, np.ndarray[Any, Any]]:
+    rng, config, side = np.random.default_rng(0), network.config, SIDE_PX // 8
+    shapes = {
+        "hidden_states": (rows, 16, side, side),
+        "encoder_hidden_states": (rows, 36, config.joint_attention_dim),
+        "pooled_projections": (rows, config.pooled_projection_dim),
+        "timestep": (rows,),
+    }
+    return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+
+
+def _call(network: SD3Transformer2DModel, inputs: dict[str, np.ndarray[Any, Any]]) -> None:
+    with torch.no_grad():
+        network(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+
+
+def _flops(network: SD3Transformer2DModel, inputs: dict[str, np.ndarray[Any, Any]]) -> int:
+    counter = FlopCounterMode(display=False)
+    with counter:
+        _call(network, inputs)
+    return int(counter.get_total_flops())
+
+
+def _gemm_shapes(
+    network: SD3Transformer2DModel, inputs: dict[str, np.ndarray[Any, Any]]
+) -> Counter[tuple[int, int, int]]:
+    """(m, k, n) of each linear layer's product, and how often it comes."""
+    found: Counter[tuple[int, int, int]] = Counter()
+
+    def note(layer: torch.nn.Linear, received: tuple[torch.Tensor, ...], _: object) -> None:
+        found[received[0].numel() // layer.in_features, layer.in_features, layer.out_features] += 1
+
+    linears = [layer for layer in network.modules() if isinstance(layer, torch.nn.Linear)]
+    hooks = [layer.register_forward_hook(note) for layer in linears]
+    _call(network, inputs)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def _matrices(m: int, k: int, n: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((m, k), np.float32), rng.standard_normal((k, n), np.float32)
+
+
+def _numpy_gemms(shapes: Counter[tuple[int, int, int]]) -> Callable[[], object]:
+    pairs = [(_matrices(*shape), times) for shape, times in shapes.items()]
+    return lambda: [a @ b for (a, b), times in pairs for _ in range(times)]
+
+
+def _torch_gemms(shapes: Counter[tuple[int, int, int]]) -> Callable[[], object]:
+    pairs = [(tuple(map(torch.from_numpy, _matrices(*shape))), times) for shape, times in shapes.items()]
+    return lambda: [a @ b for (a, b), times in pairs for _ in range(times)]
+
+
+def _onnx_gemms(shapes: Counter[tuple[int, int, int]]) -> Callable[[], object]:
+    """Each product a graph with the second matrix a constant, which ONNX Runtime packs ahead, as it does a weight."""
+    graphs = []
+    for (m, k, n), times in shapes.items():
+        a, b = _matrices(m, k, n)
+        tensor = onnx.helper.make_tensor_value_info
+        graph = onnx.helper.make_graph(
+            [onnx.helper.make_node("MatMul", ["a", "b"], ["c"])],
+            "gemm",
+            [tensor("a", onnx.TensorProto.FLOAT, (m, k))],
+            [tensor("c", onnx.TensorProto.FLOAT, (m, n))],
+            [onnx.numpy_helper.from_array(b, "b")],
+        )
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = cores()
+        graphs.append((onnxruntime.InferenceSession(model.SerializeToString(), options), a, times))
+    return lambda: [graph.run(None, {"a": a}) for graph, a, times in graphs for _ in range(times)]
+
+
+_GEMMS = {"numpy": _numpy_gemms, "torch": _torch_gemms, "onnxruntime": _onnx_gemms}
+
+
+def _fastest(call: Callable[[], object]) -> float:
+    """Seconds of a call, the least of a few: what other work took from it does not count."""
+    call()
+    samples_s = []
+    for _ in range(_REPEATS):
+        began_s = time.perf_counter()
+        call()
+        samples_s.append(time.perf_counter() - began_s)
+    return min(samples_s)
+
+
+def _breakdown(checkpoint: Path, inputs: dict[str, np.ndarray[Any, Any]]) -> list[str]:
+    """Where a step's time goes, by kind of operator, from ONNX Runtime's own profile."""
+    with TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = cores()
+        options.enable_profiling = True
+        options.profile_file_prefix = f"{folder}/profile"
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        graph = onnxruntime.InferenceSession(
+            checkpoint / "transformer" / "model.onnx", options, providers=["CPUExecutionProvider"]
+        )
+        for _ in range(_REPEATS):
+            graph.run(["latent"], inputs)
+        events = json.loads(Path(graph.end_profiling()).read_text(encoding="utf-8"))
+    took_us: Counter[str] = Counter()
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            took_us[event["args"]["op_name"]] += event["dur"]
+    total = sum(took_us.values())
+    shares = ", ".join(f"{name} {us / total:.0%}" for name, us in took_us.most_common(8))
+    return [f"of a step with {ROWS[0]} rows: {shares}"]

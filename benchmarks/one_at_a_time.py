@@ -1,0 +1,62 @@
+"""This project's backend, sampler and embedding cache, one request at a time: what the scheduler is compared with.
+
+`PLAIN_CHECKPOINT=directory uvicorn benchmarks.one_at_a_time:app`.
+"""
+
+import os
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+
+from benchmarks.plain_fastapi import Txt2Img
+from sd35.backends.options import Options
+from sd35.backends.table import open_backend
+from sd35.checkpoints.checkpoint import open_checkpoint
+from sd35.engine.calls import Calls
+from sd35.engine.embeddings import EmbeddingCache
+from sd35.engine.picture import Painter, Picture, Pixels, Task
+from sd35.engine.sampler import sampler_of
+from sd35.request import Request as Wanted
+from sd35.service.png import write_png
+
+_drawing = threading.Lock()
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Load, and draw once; uvicorn answers nothing before."""
+    checkpoint = open_checkpoint(os.environ["PLAIN_CHECKPOINT"])
+    backend = open_backend("onnx", checkpoint, Options())
+    app.state.painter = Painter(backend, sampler_of(checkpoint), checkpoint.card.side_px)
+    app.state.calls = Calls(EmbeddingCache(64_000_000), reproducible=False)
+    draw(app, Txt2Img(prompt=" ", width=64, height=64, steps=1))
+    yield
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+def draw(app: FastAPI, wanted: Txt2Img) -> Pixels:
+    """One picture; one at a time."""
+    request = Wanted(**wanted.model_dump(), model="model", revision="", profile="")
+    picture = Picture(Task(request, wanted.width, wanted.height), app.state.painter)
+    calls: Calls = app.state.calls
+    with _drawing:
+        for _ in range(wanted.steps):
+            errors = calls.step([picture], measure=False).errors
+            assert not errors, errors
+        return calls.decode(picture, measure=False)[0]
+
+
+@app.get("/readyz")
+def readyz() -> dict[str, str]:
+    """Only reached once a picture was drawn."""
+    return {"status": "ready"}
+
+
+@app.post("/v1/txt2img", response_class=Response)
+def txt2img(request: Request, wanted: Txt2Img) -> Response:
+    """Answers with the PNG file when the picture is made."""
+    return Response(write_png(draw(request.app, wanted), {}), media_type="image/png")
