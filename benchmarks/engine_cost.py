@@ -57,7 +57,7 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
             Bar(f"the same / with {few}", growth, "x", "<=", many / few),
         ],
         [
-            f"{ROWS} pictures of {SIDE_PX} px, {STEPS} steps, each with a listener; the onnx backend without its graphs:",
+            f"{ROWS} pictures of {SIDE_PX} px, {STEPS} steps, each with a listener; onnx backend without graphs:",
             f"{min(row_us):.1f}-{max(row_us):.1f} us: scheduling, stacking, the Euler step, checks for NaN, events",
             f"next_batch: 50 clients, 4 shapes, batches of 8 rows; {decision_us[few]:.1f} us with {few} pictures",
         ],

@@ -176,3 +176,47 @@ def test_help_needs_none_of_what_computes_or_serves():
         "import sys, sd35.cli; print([m for m in ('numpy', 'fastapi', 'uvicorn', 'structlog') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_measure_writes_a_table_that_simulate_reads(tmp_path: Path):
+    """A table of this machine; then latency, utilisation and refusals of a load on a hundred of it."""
+    options = ("--size", "64x64", "--size", "1024x512", "--max-batch-rows", "3")
+    measured = sd35("measure", "-o", "times.json", *options, cwd=tmp_path)
+    assert measured.returncode == 0, measured.stderr
+    table = json.loads((tmp_path / "times.json").read_text())
+    assert [(entry["width_px"], entry["height_px"]) for entry in table["shapes"]] == [(64, 64), (176, 96)]
+    assert [*table["shapes"][0]["step_s"]] == ["1", "2", "3"]
+    assert table["shapes"][0]["step_s"]["1"] < table["shapes"][1]["step_s"]["3"]
+    load = ("--rps", "50", "--devices", "100", "--requests", "500", "--steps", "4", "--steps", "12")
+    simulated = sd35("simulate", "--step-times", "times.json", *load, "--json", cwd=tmp_path)
+    report = json.loads(simulated.stdout)
+    assert report["finished"] + report["refused"] == 500
+    assert report["latency_s"]["4"]["p50"] < report["latency_s"]["12"]["p50"] <= report["latency_s"]["all"]["p99"]
+    assert 0 < report["utilisation"] <= 1
+    for_people = sd35("simulate", "--step-times", "times.json", *load, cwd=tmp_path).stdout
+    assert "500 requests at 50 a second on 100 simulated devices" in for_people
+    assert "12 steps" in for_people
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["simulate", "--rps", "1", "--step-times", "none.json"], "none.json cannot be read: No such file"),
+        (["simulate", "--rps", "1", "--step-times", "wrong.json"], "no table of step times"),
+        (["simulate", "--rps", "nan", "--step-times", "wrong.json"], "--rps: got nan; allowed: a number above 0"),
+        (["measure", "--size", "huge"], "--size: got 'huge'; allowed: WIDTHxHEIGHT"),
+        (["measure", "--size", "64x40"], "height: got 40"),
+    ],
+)
+def test_a_wrong_capacity_question_is_one_clear_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
+):
+    """The option, what came and what is allowed."""
+    monkeypatch.chdir(tmp_path)
+    Path("wrong.json").write_text("[]")
+    assert sd35_here(monkeypatch, *arguments) == 2
+    assert words in capsys.readouterr().err

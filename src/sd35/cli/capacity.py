@@ -1,6 +1,7 @@
 """`sd35 measure` and `sd35 simulate`: how many pictures a second, and how quickly, before anything is bought."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,8 @@ def run_simulation(
     settings: Settings, table: Path, load_wanted: Load, sizes: Sequence[str], devices: int, *, as_json: bool
 ) -> None:
     """Print what a load would meet on so many devices as measured. Raises InvalidSetting."""
+    if not (math.isfinite(load_wanted.rps) and load_wanted.rps > 0):
+        raise InvalidSetting(f"--rps: got {load_wanted.rps}; allowed: a number above 0")
     times = StepTimes.read(table)
     load = _of_table(load_wanted, times, sizes)
     memory_bytes = settings.memory_mb * 10**6 or times.memory_bytes

@@ -184,6 +184,8 @@ def measure(
 ) -> None:
     """Time a model's steps on this machine, by rows and size, for `sd35 simulate`.
 
+    It is the first checkpoint that is timed, with 1, 2, 4, ... rows, up to the most that a batch may have.
+
     [bold]Examples[/bold]
 
       sd35 measure
@@ -198,7 +200,7 @@ def measure(
 @app.command(epilog=_EPILOG)
 def simulate(
     *,
-    rps: Annotated[float, typer.Option(min=1e-6, help="Requests a second, in the mean; they come at random.")],
+    rps: Annotated[float, typer.Option(help="Requests a second, in the mean; they come at random.")],
     step_times: Annotated[Path, typer.Option(help="What `sd35 measure` wrote.")],
     devices: Annotated[int, typer.Option(min=1, max=10_000, help="How many such devices.")] = 1,
     requests: Annotated[int, typer.Option(min=1, max=10_000_000, help="How many requests.")] = 10_000,
@@ -221,6 +223,8 @@ def simulate(
     config: options.Config = None,
 ) -> None:
     """Tell latency, utilisation and refusals of a load, by the real scheduler on simulated devices.
+
+    A picture's latency is from its arrival to its pixels. Each picture goes to the least busy of a few devices.
 
     [bold]Examples[/bold]
 

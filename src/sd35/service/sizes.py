@@ -12,6 +12,9 @@ def drawn_size(width_px: int, height_px: int, card: Card, max_pixels: int) -> tu
 
     Raises InvalidRequest where the size is beyond `max_pixels` or the card.
     """
+    for field, side_px in (("width", width_px), ("height", height_px)):
+        if side_px % SIZE_MULTIPLE_PX or side_px <= 0:
+            raise InvalidRequest(field, side_px, f"multiples of {SIZE_MULTIPLE_PX}")
     longer, longer_px = ("width", width_px) if width_px >= height_px else ("height", height_px)
     shorter, shorter_px = ("height", height_px) if width_px >= height_px else ("width", width_px)
     low_px, high_px = card.side_px

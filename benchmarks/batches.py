@@ -1,0 +1,134 @@
+"""Draws which picture sat in which step, from a real run: `python -m benchmarks.batches docs/pictures/batches.svg`."""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
+from sd35.engine.calls import Calls, Stepped
+from sd35.engine.picture import Picture
+from sd35.service.opening import open_studio
+from sd35.service.resolve import Wanted
+from sd35.settings import load_settings
+
+
+class Arrival(NamedTuple):
+    """A picture; it comes at `share` of the time that one of the first kind takes alone."""
+
+    share: float
+    client: str
+    steps: int
+    guidance: float
+    side_px: int
+
+
+ARRIVALS = (
+    Arrival(0.00, "A", 28, 4.5, 128),
+    Arrival(0.05, "A", 28, 4.5, 128),
+    Arrival(0.10, "A", 28, 0.0, 128),
+    Arrival(0.15, "B", 12, 4.5, 128),
+    Arrival(0.35, "C", 4, 4.5, 128),
+    Arrival(0.40, "B", 12, 0.0, 96),
+    Arrival(0.60, "A", 28, 4.5, 128),
+    Arrival(0.65, "C", 4, 0.0, 128),
+    Arrival(0.90, "C", 4, 4.5, 96),
+    Arrival(1.10, "B", 12, 4.5, 128),
+    Arrival(1.30, "C", 4, 0.0, 128),
+)
+COLOURS = {"A": "#4c72b0", "B": "#dd8452", "C": "#55a868"}
+LABEL, LANE, WIDTH, TOP = 190, 22, 900, 46  # of the drawing, in pixels
+
+
+class Seen(NamedTuple):
+    """A step: when it began and ended, and the pictures in it, by their seeds."""
+
+    began_s: float
+    ended_s: float
+    seeds: list[int]
+
+
+def run() -> tuple[list[Seen], list[float]]:
+    """The steps of a real run, and when each picture came; seeds are the pictures' numbers."""
+    with open_studio(load_settings(), [open_checkpoint(EMBEDDED)]) as studio:
+
+        def submit(number: int) -> Callable[[], object]:
+            of = ARRIVALS[number]
+            wanted = Wanted("a cat", "", of.side_px, of.side_px, of.steps, of.guidance, number)
+            return studio.submit(studio.resolve(wanted), client=of.client).future.result
+
+        submit(0)()
+        began_s = time.monotonic()
+        submit(1)()
+        alone_s = time.monotonic() - began_s
+        seen = _note_steps(studio.engine._calls)  # noqa: SLF001  nothing but this needs a record of them
+        came_s, waits = [], []
+        began_s = time.monotonic()
+        for number, arrival in enumerate(ARRIVALS):
+            time.sleep(max(0.0, began_s + arrival.share * alone_s - time.monotonic()))
+            came_s.append(time.monotonic())
+            waits.append(submit(number))
+        for wait in waits:
+            wait()
+        return seen, came_s
+
+
+def _note_steps(calls: Calls) -> list[Seen]:
+    seen: list[Seen] = []
+    step = calls.step
+
+    def noted(pictures: Sequence[Picture], *, measure: bool) -> Stepped:
+        began_s = time.monotonic()
+        stepped = step(pictures, measure=measure)
+        seen.append(Seen(began_s, time.monotonic(), [picture.task.request.seed for picture in pictures]))
+        return stepped
+
+    calls.step = noted  # type: ignore[method-assign]
+    return seen
+
+
+def drawing(steps: list[Seen], came_s: list[float]) -> str:
+    """SVG: time to the right, a line for each picture, a block for each step it was in."""
+    start_s, end_s = came_s[0], max(step.ended_s for step in steps)
+    scale = (WIDTH - LABEL - 10) / (end_s - start_s)
+    height = TOP + LANE * len(ARRIVALS) + 10
+    title = (
+        f"{1000 * (end_s - start_s):.0f} ms of a real run on two CPU cores: {len(ARRIVALS)} pictures,"
+        f" {sum(len(step.seeds) for step in steps)} steps of pictures in {len(steps)} calls"
+    )
+    legend = "blocks above each other share a call; thick ones are guided; a dot: it came; colours: clients"
+    box = f'viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="11"'
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {box}><rect width="{WIDTH}" height="{height}" fill="white"/>',
+        f'<text x="10" y="16">{title}</text><text x="10" y="32" fill="#555">{legend}</text>',
+    ]
+    for number, arrival in enumerate(ARRIVALS):
+        middle = TOP + LANE * number + LANE // 2
+        x = LABEL + scale * (came_s[number] - start_s)
+        kind = f"{arrival.steps} steps, {arrival.side_px} px{', guided' if arrival.guidance > 1 else ''}"
+        parts += [
+            f'<text x="10" y="{middle + 4}">{arrival.client}: {kind}</text>',
+            f'<line x1="{LABEL}" x2="{WIDTH - 10}" y1="{middle}" y2="{middle}" stroke="#eee"/>',
+            f'<circle cx="{x:.1f}" cy="{middle}" r="3" fill="{COLOURS[arrival.client]}"/>',
+        ]
+    for step in steps:
+        x, width = LABEL + scale * (step.began_s - start_s), scale * (step.ended_s - step.began_s)
+        for number in step.seeds:
+            arrival = ARRIVALS[number]
+            thick = 16 if arrival.guidance > 1 else 8  # two transformer rows, or one
+            y = TOP + LANE * number + (LANE - thick) // 2
+            size = f'x="{x:.1f}" y="{y}" width="{max(width - 0.6, 0.6):.1f}" height="{thick}"'
+            parts.append(f'<rect {size} fill="{COLOURS[arrival.client]}"/>')
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def main() -> None:
+    """Runs, and writes the drawing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("output", type=Path)
+    parser.parse_args().output.write_text(drawing(*run()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
