@@ -1,6 +1,7 @@
 """Puts the trained networks together as the embedded checkpoint: FP16 weights, card, ONNX graphs that point into them.
 
 `python -m training.assemble --autoencoder DIR --transformer DIR --out CHECKPOINT`, with what the two trainings wrote.
+Without `--autoencoder`, CHECKPOINT keeps the one it has.
 """
 
 import argparse
@@ -18,17 +19,24 @@ from training.model import make_text, make_transformer, save_checkpoint
 from training.vocabulary import GROUNDS, OBJECTS
 
 LAST_STAGE = list(autoencoder.STAGES)[-1]
+_AUTOENCODER_ROW = "| autoencoder, "
 
 
-def model_card(folder: Path, state: dict[str, Any]) -> str:
-    """The card of `card.md` with its lists and the record of the training; evaluation adds its table."""
-    rows = ["| Stage | Steps | Seed | Minutes | Learnt from |", "| --- | --- | --- | --- | --- |"]
+def autoencoder_rows(folder: Path) -> list[str]:
+    """The record of the autoencoder's stages, from what its training left."""
+    rows = []
     for name, stage in autoencoder.STAGES.items():
         spent = torch.load(folder / name / "state.pt")
         rows.append(
-            f"| autoencoder, {name} | {spent['step']} | {stage.seed} | {spent['seconds'] / 60:.0f} "
+            f"{_AUTOENCODER_ROW}{name} | {spent['step']} | {stage.seed} | {spent['seconds'] / 60:.0f} "
             f"| {spent['step'] * autoencoder.PIXELS_PER_STEP / 1e6:.0f} million pixels |"
         )
+    return rows
+
+
+def model_card(autoencoder_record: list[str], state: dict[str, Any]) -> str:
+    """The card of `card.md` with its lists and the record of the training; evaluation adds its table."""
+    rows = ["| Stage | Steps | Seed | Minutes | Learnt from |", "| --- | --- | --- | --- | --- |", *autoencoder_record]
     rows.append(
         f"| transformer and text encoders | {state['step']} | {transformer.SEED} | {state['seconds'] / 60:.0f} "
         f"| {state['pictures']} pictures |"
@@ -46,18 +54,24 @@ def model_card(folder: Path, state: dict[str, Any]) -> str:
 def main() -> None:
     """Takes the averaged weights of the transformer's training, rounds them to FP16, and exports."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--autoencoder", type=Path, required=True)
+    parser.add_argument("--autoencoder", type=Path)
     parser.add_argument("--transformer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     state = torch.load(options.transformer / "state.pt")
     text, mmdit = make_text(), make_transformer()
     transformer.Networks(text, mmdit).load_state_dict(state["average"])
-    vae = AutoencoderKL.from_pretrained(options.autoencoder / LAST_STAGE / "vae")
+    if options.autoencoder:
+        vae = AutoencoderKL.from_pretrained(options.autoencoder / LAST_STAGE / "vae")
+        record = autoencoder_rows(options.autoencoder)
+    else:
+        vae = AutoencoderKL.from_pretrained(options.out / "vae")
+        lines = (options.out / "README.md").read_text(encoding="utf-8").splitlines()
+        record = [line for line in lines if line.startswith(_AUTOENCODER_ROW)]
     if options.out.exists():
         shutil.rmtree(options.out)
     save_checkpoint(options.out, text, mmdit, vae)
-    (options.out / "README.md").write_text(model_card(options.autoencoder, state), encoding="utf-8")
+    (options.out / "README.md").write_text(model_card(record, state), encoding="utf-8")
     for file in options.out.rglob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes files that only their owner may read
     export(open_checkpoint(str(options.out)))

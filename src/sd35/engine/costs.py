@@ -42,6 +42,10 @@ class Costs:
         """Bytes that decoding one latent takes at its peak."""
         return int(_scaled(self._decode_bytes, shape, 0))
 
+    def measured_bytes(self, shape: Shape, rows: int) -> int:
+        """What a step or a decoding of this very shape was seen to take; nothing that is only guessed."""
+        return int(max(rows * self._row_bytes.get(shape, 0), self._decode_bytes.get(shape, 0)))
+
     def is_measured(self, shape: Shape) -> bool:
         """Whether the memory of this shape's step was seen."""
         return shape in self._row_bytes

@@ -184,7 +184,7 @@ class Scheduler(Generic[Key]):
         for field, value, (low, high) in (("steps", job.steps, STEPS), ("priority", job.priority, PRIORITY)):
             if not low <= value <= high:
                 raise InvalidRequest(field, value, f"{low} to {high}")
-        needed = max(self.costs.step_bytes(job.shape, job.rows), self.costs.decode_bytes(job.shape))
+        needed = self.costs.measured_bytes(job.shape, job.rows)
         if needed > self.limits.memory_bytes:
             size = f"{job.shape.width}x{job.shape.height}"
             allowed = f"what {self.limits.memory_bytes >> 20} MiB can hold; a latent of {size} takes {needed >> 20} MiB"
