@@ -1,11 +1,13 @@
 """Judges pictures without a person: which glyphs, on which ground, in which relation, and how crisply.
 
 Ground: the median of the border, nearest by colour. Glyphs: what differs from the ground, cut in two at the widest gap
-along the relation's axis, each part boxed and compared with every glyph of the font drawn on that ground.
+along the relation's axis, each part boxed and compared with every glyph of the font drawn on that ground. How much has
+to differ is tried at several values, and what fits best counts: a yellow key on a yellow ground shows at a low one, a
+soft edge is left out at a high one.
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from PIL import Image
@@ -14,7 +16,7 @@ from training.scenes import glyph
 from training.vocabulary import GROUNDS, OBJECTS
 
 SIDE_PX = 48
-DIFFERENCE = 36  # levels, in any channel, by which a pixel differs from the ground to count as ink
+DIFFERENCES = (20, 36, 60)  # levels, in any channel, by which a pixel differs from the ground to count as ink
 
 
 @dataclass(frozen=True)
@@ -38,24 +40,28 @@ def judge_ground(picture: np.ndarray) -> tuple[str, np.ndarray]:
 def find_glyphs(picture: np.ndarray, axis: int | None) -> list[Found]:
     """The one glyph of a picture (`axis` None), or its two along `axis` (0 across, 1 down); fewer if not there."""
     _, colour = judge_ground(picture)
-    ink = _despeckle(_ink(picture, colour))
+    inks = {difference: _despeckle(_ink(picture, colour, difference)) for difference in DIFFERENCES}
     if axis is None:
-        parts = [ink]
-    else:
-        cut = _widest_gap(np.asarray(ink.any(axis=axis)))
-        if cut is None:
-            return []
-        parts = [ink.copy(), ink.copy()]
-        if axis == 0:
-            parts[0][:, cut:], parts[1][:, :cut] = False, False
-        else:
-            parts[0][cut:], parts[1][:cut] = False, False
-    return [_identify(picture, part, colour) for part in parts if part.any()]
+        return _best(picture, colour, inks)
+    cuts = [_widest_gap(np.asarray(ink.any(axis=axis))) for ink in inks.values()]
+    cut = next((cut for cut in cuts[1:] + cuts[:1] if cut is not None), None)
+    if cut is None:
+        return []
+    along = np.arange(picture.shape[1 - axis]) < cut
+    first = along[None, :] if axis == 0 else along[:, None]
+    sides = (first, ~first)
+    return [one for side in sides for one in _best(picture, colour, {d: ink & side for d, ink in inks.items()})]
 
 
-def _ink(picture: np.ndarray, colour: np.ndarray) -> np.ndarray:
+def _best(picture: np.ndarray, colour: np.ndarray, inks: dict[int, np.ndarray]) -> list[Found]:
+    """What fits best, of what each ink shows; nothing where there is no ink."""
+    found = [_identify(picture, ink, colour, difference) for difference, ink in inks.items() if ink.any()]
+    return [min(found, key=lambda one: one[0])[1]] if found else []
+
+
+def _ink(picture: np.ndarray, colour: np.ndarray, difference: int) -> np.ndarray:
     """Where a picture differs from its ground: bool `[H, W]`."""
-    return np.asarray((np.abs(picture.astype(np.int16) - colour.astype(np.int16)) > DIFFERENCE).any(axis=2))
+    return np.asarray((np.abs(picture.astype(np.int16) - colour.astype(np.int16)) > difference).any(axis=2))
 
 
 def _despeckle(ink: np.ndarray) -> np.ndarray:
@@ -76,15 +82,19 @@ def _widest_gap(profile: np.ndarray) -> int | None:
     return None if gaps[widest] < 2 else int((inked[widest] + inked[widest + 1] + 1) // 2)
 
 
-def _identify(picture: np.ndarray, part: np.ndarray, colour: np.ndarray) -> Found:
-    rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
+def _identify(picture: np.ndarray, ink: np.ndarray, colour: np.ndarray, difference: int) -> tuple[float, Found]:
+    """The nearest glyph, and how far it is: the mean squared distance."""
+    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     box = Image.fromarray(picture[top:bottom, left:right])
     seen = _fit(box, colour).astype(np.float32)
     names = list(OBJECTS)
-    templates = np.stack([_on_ground(name, tuple(int(v) for v in colour)) for name in names]).astype(np.float32)
-    best = int(np.square(templates - seen).mean(axis=(1, 2, 3)).argmin())
-    return Found(names[best], (left + right) / 2, (top + bottom) / 2, _correlation(templates[best], seen))
+    ground = tuple(int(v) for v in colour)
+    templates = np.stack([_on_ground(name, ground, difference) for name in names]).astype(np.float32)
+    distances = np.square(templates - seen).mean(axis=(1, 2, 3))
+    best = int(distances.argmin())
+    found = Found(names[best], (left + right) / 2, (top + bottom) / 2, _correlation(templates[best], seen))
+    return float(distances[best]), found
 
 
 @cache
@@ -93,11 +103,14 @@ def _ink_box(name: str) -> Image.Image:
     return mark.crop(mark.getbbox())
 
 
-def _on_ground(name: str, colour: tuple[int, ...]) -> np.ndarray:
+@lru_cache(maxsize=1000)
+def _on_ground(name: str, colour: tuple[int, ...], difference: int) -> np.ndarray:
     mark = _ink_box(name)
     picture = Image.new("RGB", mark.size, colour)
     picture.paste(mark, (0, 0), mark)
-    ink = _ink(np.asarray(picture), np.array(colour))
+    ink = _ink(np.asarray(picture), np.array(colour), difference)
+    if not ink.any():
+        return _fit(picture.crop((0, 0, 1, 1)), np.array(colour))
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
     # the template is boxed by the same rule as the picture: ink close to the ground's colour is seen in neither
     return _fit(picture.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)), np.array(colour))

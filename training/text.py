@@ -1,10 +1,12 @@
 """The three small tokenizers: two CLIP-style (byte-level BPE) and one T5-style (Unigram), one token per known word."""
 
-import json
 import re
+from collections import Counter
+from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer, T5TokenizerFast
 
 from training.scenes import PLACES, RELATIONS
@@ -22,14 +24,34 @@ def known_words() -> list[str]:
     return sorted({word for phrase in phrases for word in re.findall(r"[a-z]+|[0-9]", phrase)})
 
 
+def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
+    """Byte-pair encoding (Sennrich et al., 2016): the commonest pair of pieces, until each word is one.
+
+    Ties go by spelling. The library's own trainer breaks them differently in every process: ids learnt in one would
+    mean other words in the next.
+    """
+    pieces = [[*word[:-1], word[-1] + "</w>"] for word in words]
+    merges = []
+    while pairs := Counter(pair for word in pieces for pair in pairwise(word)):
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        pieces = [_merged(word, best) for word in pieces]
+    return merges
+
+
+def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
+    result: list[str] = []
+    for piece in word:
+        if result and (result[-1], piece) == pair:
+            result[-1] += piece
+        else:
+            result.append(piece)
+    return result
+
+
 def make_clip_tokenizer(pad: str) -> CLIPTokenizer:
     """Byte-level BPE as CLIP's, its merges learnt from the known words until each is one token."""
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
-    bpe.train_from_iterator(
-        known_words(), trainers.BpeTrainer(vocab_size=100_000, end_of_word_suffix="</w>", show_progress=False)
-    )
-    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
+    merges = learn_merges(known_words())
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = ["!", *letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges), BOS, EOS]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}

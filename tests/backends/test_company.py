@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,6 +47,22 @@ def engine_of(backend: Backend, checkpoint: Checkpoint, *, reproducible: bool = 
     engine.close()
 
 
+@contextmanager
+def counting(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How many rows, or prompts, were in each call of the backend."""
+    counts: list[int] = []
+    with monkeypatch.context() as patched:
+        for name in ("denoise_step", "encode_text", "decode_latents"):
+            call = getattr(backend, name)
+
+            def counted(items: Sequence[object], call: Any = call) -> Any:
+                counts.append(len(items))
+                return call(items)
+
+            patched.setattr(backend, name, counted)
+        yield counts
+
+
 def draw(engine: Engine, requests: Sequence[Request]) -> list[Pixels]:
     """All at once."""
     tickets = [engine.submit(Task(request, request.width, request.height)) for request in requests]
@@ -62,20 +79,24 @@ def alone(backend: Backend, checkpoint: Checkpoint) -> list[Pixels]:
     return pictures
 
 
-def test_company_changes_no_pixel_by_more_than_one(backend: Backend, checkpoint: Checkpoint, alone: list[Pixels]):
+def test_company_changes_no_pixel_by_more_than_one(
+    backend: Backend, checkpoint: Checkpoint, alone: list[Pixels], monkeypatch: pytest.MonkeyPatch
+):
     """Made among others of all kinds, a picture differs from itself alone by at most 1/255 at any pixel."""
-    with engine_of(backend, checkpoint) as engine:
+    with engine_of(backend, checkpoint) as engine, counting(backend, monkeypatch) as counts:
         for company in ([*OTHERS, *WATCHED], [*WATCHED, *OTHERS[::-1]]):
             for picture, expected in zip(draw(engine, [*company]), [*company], strict=True):
                 if expected in WATCHED:
                     difference = abs(picture.astype(int) - alone[WATCHED.index(expected)])
                     assert difference.max() <= 1
+    assert max(counts) >= 4  # they did share calls
 
 
-def test_reproducible_means_equal_bytes(backend: Backend, checkpoint: Checkpoint):
+def test_reproducible_means_equal_bytes(backend: Backend, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch):
     """In this mode the same bytes come out alone, in company, and after other work."""
-    with engine_of(backend, checkpoint, reproducible=True) as engine:
+    with engine_of(backend, checkpoint, reproducible=True) as engine, counting(backend, monkeypatch) as counts:
         alone = [draw(engine, [request])[0] for request in WATCHED]
         together = draw(engine, [*OTHERS, *WATCHED])[len(OTHERS) :]
+    assert set(counts) == {1}
     for one, other in zip(alone, together, strict=True):
         assert np.array_equal(one, other)

@@ -174,6 +174,56 @@ def test_a_shape_never_measured_steps_one_picture_alone():
     assert len(batch.keys) == 3
 
 
+def test_a_long_picture_ends_though_new_clients_keep_coming():
+    """Clients that come anew with one step each do not hold up one that was there before."""
+    scheduler = make(replace(LIMITS, max_rows=8))
+    scheduler.add("long", job("long", steps=20), 0)
+    key = 0
+    for _ in range(200):
+        while len(scheduler) < 64:
+            scheduler.add(key, job(f"client {key}", steps=1), 1)
+            key += 1
+        step(scheduler)
+    assert "long" not in scheduler
+
+
+def test_a_client_gathers_no_credit_while_it_had_all_it_wanted():
+    """One that was in every batch for long, with little to do, does not shut out others when it comes with much."""
+    scheduler = make(replace(LIMITS, max_rows=4))
+    keys = iter(range(10**6))
+    for _ in range(300):
+        while len(scheduler) < 20:
+            scheduler.add(("greedy", next(keys)), job("greedy", steps=5), 0)
+        if ("modest", 0) not in scheduler:
+            scheduler.add(("modest", 0), job("modest", steps=100), 0)
+        step(scheduler)
+    for _ in range(50):
+        scheduler.add(("modest", next(keys)), job("modest", steps=100), 0)
+    rows = Counter(str(key[0]) for _ in range(50) for key in (step(scheduler) or pytest.fail("idle")).keys)  # type: ignore[index]
+    assert rows["greedy"] >= 0.4 * rows.total()
+
+
+def test_shapes_get_their_turns_by_what_their_clients_were_served():
+    """A client with the one size waits no longer than its share, though another floods the device with the other."""
+    scheduler = make(replace(LIMITS, max_rows=4))
+    for key in range(50):
+        scheduler.add(key, job("flood", steps=50, priority=9, shape=SMALL), 0)
+    scheduler.add("other", job("modest", steps=5, shape=LARGE), 1)
+    first = [step(scheduler) for _ in range(60)]
+    assert [batch.shape for batch in first if batch].count(LARGE) == 5
+
+
+def test_cancelled_pictures_do_not_pile_up():
+    """A client that adds and cancels thousands behind an urgent one leaves no trail of them."""
+    scheduler = make()
+    scheduler.add("urgent", job(steps=150, priority=9), 0)
+    for key in range(5000):
+        scheduler.add(key, job(priority=-9), key)
+        scheduler.cancel(key)
+    (queue,) = scheduler._queues.values()  # noqa: SLF001
+    assert sum(map(len, queue._entries.values())) < 300  # noqa: SLF001
+
+
 @pytest.mark.parametrize("moment", ["ready", "running", "set aside", "decoding"])
 def test_cancelling_frees_at_once_or_within_the_step(moment: str):
     """Whatever a picture is doing, once cancelled it is in no later batch, and its memory is free after the step."""
@@ -205,7 +255,7 @@ def test_cancelling_frees_at_once_or_within_the_step(moment: str):
         (job(steps=0), "steps: got 0; allowed: 1 to 150"),
         (job(steps=151), "steps: got 151; allowed: 1 to 150"),
         (job(priority=10), "priority: got 10; allowed: -9 to 9"),
-        (job(shape=HUGE), "width x height: got '32x32'; allowed: what 0 MiB can hold"),
+        (job(shape=HUGE), "width x height: got '256x256'; allowed: what 0.0 MB can hold; this size takes 0.0 MB"),
     ],
 )
 def test_what_can_never_be_done_is_refused(wrong: Job, why: str):

@@ -146,6 +146,44 @@ def test_a_failing_picture_fails_alone(studio: Studio, backend: NumpyBackend, pr
     assert max(backend.rows) > 2  # they did share a call
 
 
+def test_a_listener_that_raises_harms_nothing(studio: Studio):
+    """The picture is made, and the next one too."""
+
+    def raising(progress: Progress) -> None:
+        raise RuntimeError(f"a listener's own mistake at {progress.done}")
+
+    assert submit(studio, "a cat", raising).future.result(WAIT_S)
+    assert submit(studio, "a dog").future.result(WAIT_S)
+
+
+@pytest.mark.parametrize("verb", ["encode_text", "denoise_step", "decode_latents"])
+def test_a_backend_that_answers_too_little_fails_the_picture(
+    studio: Studio, backend: NumpyBackend, monkeypatch: pytest.MonkeyPatch, verb: str
+):
+    """Not the engine: the next picture is made."""
+    with monkeypatch.context() as patched:
+        patched.setattr(backend, verb, lambda _: [])
+        with pytest.raises(PictureFailed):
+            submit(studio, "a cat").future.result(WAIT_S)
+    assert submit(studio, "a cat").future.result(WAIT_S)
+
+
+def test_an_engine_that_breaks_keeps_nobody_waiting(
+    studio: Studio, backend: NumpyBackend, monkeypatch: pytest.MonkeyPatch
+):
+    """What no picture can be blamed for ends all of them with the reason, and no more is accepted."""
+    ticket = submit(studio, "held")
+    assert backend.started.wait(WAIT_S)
+    waiting = submit(studio, "a cat", width=64)
+    monkeypatch.setattr(backend, "encode_text", lambda _: (_ for _ in ()).throw(SystemExit("from a library")))
+    backend.release.set()
+    with pytest.raises(PictureFailed, match="the engine broke: SystemExit: from a library"):
+        waiting.future.result(WAIT_S)
+    assert ticket.future.exception(WAIT_S) or ticket.future.result()
+    with pytest.raises(NotReady):
+        submit(studio, "late")
+
+
 def test_decoding_does_not_stall_the_steps_of_others(studio: Studio, backend: NumpyBackend):
     """While one picture is being decoded, another makes all its steps."""
     last_step = Event()

@@ -1,5 +1,6 @@
 """The parts of training that a mistake would not show in: the optimizer's orthogonal update, saving and loading."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,11 @@ import torch
 from diffusers import AutoencoderKL
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
+from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from training.autoencoder import CONFIG
-from training.model import load_checkpoint, make_text, make_transformer, save_checkpoint
+from training.model import load_checkpoint, make_text, make_transformer, position_table, save_checkpoint
 from training.optimizer import orthogonalise, schedule
 from training.transformer import Networks
 
@@ -26,6 +29,28 @@ def test_an_update_has_singular_values_near_one(shape: tuple[int, int], seed: in
     u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
     core = u.T @ update @ vh.T
     assert (core - core.diag().diag()).abs().max() < 1e-3
+
+
+def test_what_ships_has_the_recipes_words():
+    """The tokenizers come out the same in every process: those in the checkpoint, made in another, are equal."""
+    directory = open_checkpoint(EMBEDDED).directory
+    for name, made in zip(("tokenizer", "tokenizer_2", "tokenizer_3"), make_text().tokenizers, strict=True):
+        shipped = json.loads((directory / name / "tokenizer.json").read_text())
+        assert shipped["model"] == json.loads(made.backend_tokenizer.to_str())["model"]
+
+
+def test_what_ships_has_the_recipes_positions():
+    """The position table is the recipe's, rounded to FP16."""
+    weights = load_file(open_checkpoint(EMBEDDED).directory / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert torch.equal(weights["pos_embed.pos_embed"], position_table(256, 16).half())
+
+
+def test_every_patch_knows_its_place():
+    """No two of the 256 positions are alike: neighbours differ plainly, in each direction."""
+    table = make_transformer().pos_embed.pos_embed[0]
+    assert torch.equal(table[None], position_table(256, 16))
+    distances = torch.cdist(table, table) + 1e3 * torch.eye(256)
+    assert distances.min() > 0.1 * table.norm(dim=1).mean()
 
 
 def test_the_learning_rate_rises_stays_and_falls_to_zero():

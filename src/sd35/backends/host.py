@@ -47,7 +47,7 @@ class HostMemory:
 
 def _peak_bytes() -> int:
     if _IS_LINUX:
-        return 1024 * _numbers(_PROCESS / "status")["VmHWM:"]
+        return 1024 * _numbers(_PROCESS / "status").get("VmHWM:", 0)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 

@@ -14,11 +14,15 @@ Result = TypeVar("Result")
 
 
 class Stepped(NamedTuple):
-    """What came of a batch's step: each failed picture's error, and what the backend took, if it was called."""
+    """What came of a batch's step: each failed picture's error, and what the step took.
+
+    `took_s` and `peak_bytes` are None where they say nothing of the batch: no call, or several, or another beside it.
+    """
 
     errors: dict[Picture, Exception]
     took_s: float | None
-    peak_bytes: int | None  # None too where it was not measured
+    peak_bytes: int | None
+    was_split: bool  # a call of all failed, and each was tried alone
 
 
 class Calls:
@@ -26,25 +30,27 @@ class Calls:
 
     def __init__(self, embeddings: EmbeddingCache, *, reproducible: bool) -> None:
         self._embeddings, self._one_by_one = embeddings, reproducible
-        self._measuring = threading.Lock()  # one call at a time, for the peak is the whole process's
+        self._counting = threading.Lock()
+        self._begun = self._running = 0  # calls of the backend
 
     def step(self, pictures: Sequence[Picture], *, measure: bool) -> Stepped:
         """One step of pictures of one model and shape; measured, if that is asked for, in bytes too."""
         errors = self._begin([picture for picture in pictures if not picture.has_begun])
         rows = {picture: picture.row() for picture in pictures if picture not in errors}
         if not rows:
-            return Stepped(errors, None, None)
+            return Stepped(errors, None, None, was_split=False)
         backend = pictures[0].painter.backend
         began_s = time.monotonic()
-        latents, peak_bytes = self._measured(
+        (latents, was_split), peak_bytes = self._measured(
             backend.memory, lambda: self._each(backend.denoise_step, list(rows.values())), measure=measure
         )
-        took_s = time.monotonic() - began_s
         for picture, latent in zip(rows, latents, strict=True):
-            error = latent if isinstance(latent, Exception) else picture.advance(latent)
+            error = latent if isinstance(latent, Exception) else _error_of(lambda: picture.advance(latent))  # noqa: B023
             if error:
                 errors[picture] = error
-        return Stepped(errors, took_s, peak_bytes)
+        # After a look at each latent: before it, a GPU may not have computed them.
+        took_s = None if was_split or measure else time.monotonic() - began_s
+        return Stepped(errors, took_s, None if was_split else peak_bytes, was_split)
 
     def decode(self, picture: Picture, *, measure: bool) -> tuple[Pixels, int | None]:
         """A picture's pixels, and the bytes it took, if that is asked for. Raises what the backend raises."""
@@ -63,7 +69,8 @@ class Calls:
 
         def encode(prompts: list[str]) -> dict[str, TextEmbedding]:
             found = {}
-            for prompt, embedding in zip(prompts, self._each(backend.encode_text, prompts), strict=True):
+            results, _ = self._each(backend.encode_text, prompts)
+            for prompt, embedding in zip(prompts, results, strict=True):
                 if isinstance(embedding, Exception):
                     errors[prompt] = embedding
                 else:
@@ -75,31 +82,51 @@ class Calls:
         now_s = time.monotonic()
         failed = {}
         for picture in pictures:
-            lacking = [prompt for prompt in picture.task.prompts if prompt in errors]
-            if lacking:
-                failed[picture] = errors[lacking[0]]
-            else:
-                picture.begin([embeddings[prompt] for prompt in picture.task.prompts], now_s)
+            lacking = [errors[prompt] for prompt in picture.task.prompts if prompt in errors]
+            found = [embeddings[prompt] for prompt in picture.task.prompts if prompt in embeddings]
+            error = lacking[0] if lacking else _error_of(lambda: picture.begin(found, now_s))  # noqa: B023
+            if error:
+                failed[picture] = error
         return failed
 
     def _each(
         self, call: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]
-    ) -> list[Result | Exception]:
-        """What `call` makes of each item, or its error: where a call of several fails, each is tried alone."""
+    ) -> tuple[list[Result | Exception], bool]:
+        """What `call` makes of each item, or its error: where a call of several fails, each is tried alone.
+
+        And whether it was so.
+        """
         if len(items) == 1 or not self._one_by_one:
             try:
-                return list(call(items))
+                results: list[Result | Exception] = list(call(items))
+                if len(results) != len(items):
+                    raise RuntimeError(f"the backend answered {len(results)} of {len(items)}")  # noqa: TRY301
+                return results, False  # noqa: TRY300
             except Exception as error:  # noqa: BLE001  whatever a runtime raises is one picture's end, no one else's
                 if len(items) == 1:
-                    return [error]
-        return [result for item in items for result in self._each(call, [item])]
+                    return [error], False
+        return [result for item in items for result in self._each(call, [item])[0]], not self._one_by_one
 
     def _measured(self, memory: Memory, call: Callable[[], Result], *, measure: bool) -> tuple[Result, int | None]:
-        """What a call gives, and its peak of memory, unless another call is being measured right now."""
-        if not measure or not self._measuring.acquire(blocking=False):
-            return call(), None
+        """What a call gives, and its peak of memory if no other call ran beside it, for the peak is the process's."""
+        with self._counting:
+            self._begun += 1
+            self._running += 1
+            begun, is_alone = self._begun, self._running == 1
         try:
+            if not (measure and is_alone):
+                return call(), None
             memory.watch()
-            return call(), memory.peak_bytes()
+            result, peak_bytes = call(), memory.peak_bytes()
+            return result, peak_bytes if self._begun == begun else None
         finally:
-            self._measuring.release()
+            with self._counting:
+                self._running -= 1
+
+
+def _error_of(call: Callable[[], Exception | None]) -> Exception | None:
+    """What a call answers with or raises."""
+    try:
+        return call()
+    except Exception as error:  # noqa: BLE001  see `Calls._each`
+        return error

@@ -1,5 +1,6 @@
 """What a picture costs on this device, by latent shape: learnt from what it took, guessed by area until then."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -26,21 +27,31 @@ class Costs:
 
     def __init__(self) -> None:
         self._row_s: dict[Shape, float] = {}
+        self._decode_s: dict[Shape, float] = {}
+        self._most_rows: dict[Shape, int] = {}
         self._row_bytes: dict[Shape, float] = {}
         self._rows_measured: dict[Shape, int] = {}
         self._decode_bytes: dict[Shape, float] = {}
 
     def row_s(self, shape: Shape) -> float:
         """Seconds that a transformer row of this shape takes for a step, its part of a batch."""
-        return _scaled(self._row_s, shape, _FIRST_ROW_S)
+        return _by_nearest(self._row_s, shape, _FIRST_ROW_S)
+
+    def decode_s(self, shape: Shape) -> float:
+        """Seconds that decoding one latent takes."""
+        return _by_nearest(self._decode_s, shape, 0)
+
+    def most_rows(self, shape: Shape, rows: int) -> int:
+        """The given number of transformer rows, or fewer where a step of so many failed."""
+        return min(rows, self._most_rows.get(shape, rows))
 
     def step_bytes(self, shape: Shape, rows: int) -> int:
         """Bytes that a step with so many transformer rows takes at its peak, beyond what the device always holds."""
-        return int(rows * _scaled(self._row_bytes, shape, 0))
+        return int(rows * _by_dearest(self._row_bytes, shape))
 
     def decode_bytes(self, shape: Shape) -> int:
         """Bytes that decoding one latent takes at its peak."""
-        return int(_scaled(self._decode_bytes, shape, 0))
+        return int(_by_dearest(self._decode_bytes, shape))
 
     def measured_bytes(self, shape: Shape, rows: int) -> int:
         """What a step or a decoding of this very shape was seen to take; nothing that is only guessed."""
@@ -60,22 +71,47 @@ class Costs:
 
     def learn_step_time(self, shape: Shape, rows: int, took_s: float) -> None:
         """A step of so many transformer rows took so long; newer ones count more."""
-        before = self._row_s.get(shape, took_s / rows)
-        self._row_s[shape] = before + _NEWEST_WEIGHT * (took_s / rows - before)
+        _learn(self._row_s, shape, took_s / rows)
+
+    def learn_decode_time(self, shape: Shape, took_s: float) -> None:
+        """Decoding one latent took so long; newer ones count more."""
+        _learn(self._decode_s, shape, took_s)
+
+    def learn_too_many_rows(self, shape: Shape, rows: int) -> None:
+        """A step of so many transformer rows failed where fewer did not: half as many from now on."""
+        self._most_rows[shape] = max(1, rows // 2)
 
     def learn_step_bytes(self, shape: Shape, rows: int, peak_bytes: int) -> None:
-        """A step of so many transformer rows took so much memory; the most ever seen is kept."""
-        self._row_bytes[shape] = max(self._row_bytes.get(shape, 0), peak_bytes / rows)
-        self._rows_measured[shape] = max(self._rows_measured.get(shape, 0), rows)
+        """A step of so many transformer rows took so much memory; what was seen with the most rows counts."""
+        if self.wants_step_bytes(shape, rows):
+            self._row_bytes[shape] = peak_bytes / rows
+            self._rows_measured[shape] = rows
 
     def learn_decode_bytes(self, shape: Shape, peak_bytes: int) -> None:
         """Decoding one latent took so much memory; the most ever seen is kept."""
         self._decode_bytes[shape] = max(self._decode_bytes.get(shape, 0), peak_bytes)
 
 
-def _scaled(known: Mapping[Shape, float], shape: Shape, otherwise: float) -> float:
+def _learn(known: dict[Shape, float], shape: Shape, took_s: float) -> None:
+    before = known.get(shape, took_s)
+    known[shape] = before + _NEWEST_WEIGHT * (took_s - before)
+
+
+def _by_nearest(known: Mapping[Shape, float], shape: Shape, otherwise: float) -> float:
+    """What is known of a shape; else of the same model's nearest in area, scaled by area."""
+    if shape in known:
+        return known[shape]
+    others = [other for other in known if other.model == shape.model]
+    if not others:
+        return otherwise
+    nearest = min(others, key=lambda other: abs(math.log(other.area / shape.area)))
+    return known[nearest] * shape.area / nearest.area
+
+
+def _by_dearest(known: Mapping[Shape, float], shape: Shape) -> float:
     """What is known of a shape; else of the same model's others, the dearest for its area, scaled by area."""
     if shape in known:
         return known[shape]
-    per_position = [cost / other.area for other, cost in known.items() if other.model == shape.model]
-    return max(per_position) * shape.area if per_position else otherwise
+    return shape.area * max(
+        (cost / other.area for other, cost in known.items() if other.model == shape.model), default=0
+    )

@@ -38,6 +38,8 @@ class EmbeddingCache:
         return found
 
     def _keep(self, key: tuple[Hashable, str], embedding: TextEmbedding) -> None:
+        if embedding.nbytes > self.max_bytes:
+            return  # for it, all others would have to go
         self._kept[key] = embedding
         self.used_bytes += embedding.nbytes
         while self.used_bytes > self.max_bytes:

@@ -1,16 +1,17 @@
 """Who is next: the client that was served least, and of its pictures the most urgent. Pure policy.
 
 Deficit round robin (Shreedhar and Varghese, SIGCOMM 1995) hands each client a quantum in rounds. This is what it tends
-to as the quantum goes to zero: each client has an account of what it was served, and who has least is next. Between two
-clients that both have work, accounts never differ by more than one turn, and no quantum has to be chosen.
+to as the quantum goes to zero: each client has an account of what it was served, and who has least is next. No quantum
+has to be chosen, and a client that has work is never passed over for longer than the others take for one turn each.
 """
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from heapq import heappop, heappush, heapreplace
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import Generic, NamedTuple, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
+_SWEPT = 256  # entries of a client, at which those that are not valid any more are dropped
 
 
 @dataclass(eq=False, slots=True)
@@ -48,6 +49,9 @@ class FairQueue(Generic[Key]):
             entries = self._entries[entry.account] = []
             heappush(self._accounts, (entry.account.served_s, entry.place, entry.account))
         heappush(entries, entry)
+        if len(entries) % _SWEPT == 0:
+            entries[:] = filter(self._is_valid, entries)
+            heapify(entries)
 
     def first(self) -> Entry[Key] | None:
         """The entry that is next, left in its place; None where there is none."""

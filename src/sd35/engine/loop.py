@@ -7,8 +7,9 @@ its batch. Requests of one digest are one picture, which all of them wait for.
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping
-from concurrent.futures import CancelledError
 from typing import TypeVar
+
+import structlog
 
 from sd35.backends.contract import to_numpy
 from sd35.engine.calls import Calls
@@ -41,7 +42,7 @@ class Engine:
         self._is_closing = False
         self._changed = threading.Condition()
         self._threads = [
-            threading.Thread(target=run, name=name, daemon=True)
+            threading.Thread(target=self._guarded, args=(run,), name=name, daemon=True)
             for name, run in (("denoising", self._denoise), ("decoding", self._decode))
         ]
         for thread in self._threads:
@@ -88,7 +89,8 @@ class Engine:
             self._is_closing = True
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join()
+            if thread is not threading.current_thread():
+                thread.join()
 
     def close(self) -> None:
         """Accept nothing more, cancel what was accepted, and end the threads."""
@@ -99,6 +101,18 @@ class Engine:
             self.cancel(ticket)
         self.drain()
 
+    def _guarded(self, run: Callable[[], None]) -> None:
+        """Run a thread. Where it breaks, by our mistake, nobody waits for ever: all end, and no more is accepted."""
+        try:
+            run()
+        except BaseException as error:  # noqa: BLE001  as said
+            structlog.get_logger().exception("the engine broke")
+            with self._changed:
+                self._is_closing = True
+                pictures = list(self._pictures.values())
+            for picture in pictures:
+                self._fail(picture, PictureFailed(f"the engine broke: {type(error).__name__}: {error}"))
+
     def _next(self, take: Callable[[], Item | None]) -> Item | None:
         """Wait for work; None when closing and no picture is left."""
         with self._changed:
@@ -108,7 +122,8 @@ class Engine:
 
     def _denoise(self) -> None:
         while batch := self._next(self._scheduler.next_batch):
-            stepped = self._calls.step(batch.keys, measure=self._costs.wants_step_bytes(batch.shape, batch.rows))
+            shape, rows = batch.shape, batch.rows
+            stepped = self._calls.step(batch.keys, measure=self._costs.wants_step_bytes(shape, rows))
             for picture in batch.keys:
                 if picture in stepped.errors:
                     self._fail(picture, stepped.errors[picture])
@@ -116,28 +131,34 @@ class Engine:
                     self._report(picture)
             with self._changed:
                 if stepped.took_s is not None and not stepped.errors:
-                    self._costs.learn_step_time(batch.shape, batch.rows, stepped.took_s)
+                    self._costs.learn_step_time(shape, rows, stepped.took_s)
                 if stepped.peak_bytes is not None:
-                    self._costs.learn_step_bytes(batch.shape, batch.rows, stepped.peak_bytes)
+                    self._costs.learn_step_bytes(shape, rows, stepped.peak_bytes)
+                if stepped.was_split and len(batch.keys) > len(stepped.errors):
+                    self._costs.learn_too_many_rows(shape, rows)
                 self._scheduler.finish()
                 self._changed.notify_all()
 
     def _decode(self) -> None:
         while picture := self._next(self._scheduler.next_decode):
-            shape = picture.task.shape
+            shape, began_s = picture.task.shape, time.monotonic()
+            measure = self._costs.wants_decode_bytes(shape)
             try:
-                pixels, peak_bytes = self._calls.decode(picture, measure=self._costs.wants_decode_bytes(shape))
-                picture.painter.preview.learn(to_numpy(picture.latent), pixels)
+                pixels, peak_bytes = self._calls.decode(picture, measure=measure)
             except Exception as error:  # noqa: BLE001  whatever a runtime raises is this picture's end, not the thread's
                 self._fail(picture, error)
                 pixels, peak_bytes = None, None
+            took_s = time.monotonic() - began_s
             with self._changed:
                 if peak_bytes is not None:
                     self._costs.learn_decode_bytes(shape, peak_bytes)
+                if pixels is not None and not measure:
+                    self._costs.learn_decode_time(shape, took_s)
                 self._scheduler.decoded()
                 self._changed.notify_all()
             if pixels is not None:
                 self._deliver(picture, pixels)
+                picture.painter.preview.learn(to_numpy(picture.latent), pixels)
 
     def _remove(self, picture: Picture) -> None:
         """Take out a picture that nobody waits for any more; the lock is held."""
@@ -170,11 +191,14 @@ class Engine:
         if listeners:
             progress = picture.progress()
             for listener in listeners:
-                listener(progress)
+                try:
+                    listener(progress)
+                except Exception:  # noqa: BLE001  a listener's mistake is nobody's picture
+                    structlog.get_logger().exception("a listener to a picture's progress failed")
 
 
-def _own_error(error: Exception) -> BaseException:
-    if isinstance(error, (Sd35Error, CancelledError)):
+def _own_error(error: Exception) -> Sd35Error:
+    if isinstance(error, Sd35Error):
         return error
     failure = PictureFailed(f"{type(error).__name__}: {error}")
     failure.__cause__ = error

@@ -1,13 +1,12 @@
 """Pictures before they are done: what a latent looks like by a linear map, without the autoencoder."""
 
-import threading
-
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from sd35.backends.contract import Array
 
 _ENOUGH = 100_000  # latent positions to learn from: a dozen pictures of a megapixel
+_SANE = 20.0  # of a latent value, whose deviation is about 1: beyond, one picture would outweigh all others
 _RIDGE = 1e-3  # keeps the first few pictures, flat ones too, from a map that is all edges
 
 
@@ -22,20 +21,18 @@ class PreviewMap:
         self._products = np.zeros((channels + 1, 3))
         self._seen = 0
         self._map = np.zeros((channels + 1, 3), np.float32)
-        self._learning = threading.Lock()
 
     def learn(self, latent: Float32[Array, "16 h w"], pixels: UInt8[Array, "h*8 w*8 3"]) -> None:
         """A latent, and the picture the autoencoder made of it; once enough were seen, nothing."""
-        if self._seen >= _ENOUGH:
+        if self._seen >= _ENOUGH or np.abs(latent).max() > _SANE:
             return
         positions = _with_one(latent).astype(np.float64)
         height, width = latent.shape[1:]
         means = pixels.reshape(height, 8, width, 8, 3).mean(axis=(1, 3), dtype=np.float64).reshape(-1, 3) / 255
-        with self._learning:
-            self._squares += positions.T @ positions
-            self._products += positions.T @ means
-            self._seen += len(positions)
-            self._map = np.linalg.lstsq(self._squares, self._products)[0].astype(np.float32)
+        self._squares += positions.T @ positions
+        self._products += positions.T @ means
+        self._seen += len(positions)
+        self._map = np.linalg.lstsq(self._squares, self._products)[0].astype(np.float32)
 
     def draw(self, latent: Float32[Array, "16 h w"]) -> UInt8[Array, "h w 3"]:
         """One pixel for each latent position."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Generic, Literal, NamedTuple
 
+from sd35.backends.contract import LATENT_PX
 from sd35.engine.costs import Costs, Shape
 from sd35.engine.fair_queue import Account, Entry, FairQueue, Key
 from sd35.errors import InvalidRequest, Overloaded
@@ -89,6 +90,7 @@ class Scheduler(Generic[Key]):
         self._accounts: dict[Hashable, Account] = {}
         self._level_s = 0.0  # what the client served least was served: where one who comes anew starts
         self._row_steps_left: Counter[Shape] = Counter()
+        self._decodings_left: Counter[Shape] = Counter()
         self._places = count()
         self._drawn: dict[Key, None] = {}  # to be decoded, in the order of their last steps
         self._running: Batch[Key] | None = None
@@ -108,8 +110,9 @@ class Scheduler(Generic[Key]):
 
     @property
     def backlog_s(self) -> float:
-        """Seconds of work that are left in all accepted pictures."""
-        return sum(left * self.costs.row_s(shape) for shape, left in self._row_steps_left.items())
+        """Seconds of work that are left in all accepted pictures, steps and decodings."""
+        stepping_s = sum(left * self.costs.row_s(shape) for shape, left in self._row_steps_left.items())
+        return stepping_s + sum(left * self.costs.decode_s(shape) for shape, left in self._decodings_left.items())
 
     def add(self, key: Key, job: Job, now_s: float) -> None:
         """Accept a picture. Raises InvalidRequest for what this device can never do, Overloaded for not now."""
@@ -119,13 +122,13 @@ class Scheduler(Generic[Key]):
         account = self._accounts.setdefault(job.client, Account(self._level_s))
         account.pictures += 1
         self._row_steps_left[job.shape] += job.steps * job.rows
+        self._decodings_left[job.shape] += 1
         picture = self._pictures[key] = _Picture(job, account, now_s, next(self._places), job.steps)
         self._push(key, picture)
 
     def cancel(self, key: Key) -> None:
         """Take a picture out, unwanted or failed. A batch or decoding it is in still runs, and keeps its memory."""
-        picture = self._remove(key)
-        self._row_steps_left[picture.job.shape] -= picture.left * picture.job.rows
+        self._remove(key)
         if self._decoding and self._decoding.key == key and not self._decoding.has_begun:
             self._decoding = None
 
@@ -141,7 +144,6 @@ class Scheduler(Generic[Key]):
         needed_bytes = self._at_most_all(self.costs.step_bytes(shape, self._pictures[lead.key].job.rows))
         if needed_bytes > free_bytes:
             return None  # a decoding has it, and ends soon
-        self._level_s = max(self._level_s, lead.account.served_s)
         self._running = self._fill(shape, free_bytes)
         return self._running
 
@@ -155,7 +157,7 @@ class Scheduler(Generic[Key]):
             if picture is None:  # cancelled while it ran
                 continue
             picture.left -= 1
-            self._row_steps_left[batch.shape] -= picture.job.rows
+            _take_off(self._row_steps_left, batch.shape, picture.job.rows)
             if picture.left:
                 self._push(key, picture)
             else:
@@ -186,8 +188,8 @@ class Scheduler(Generic[Key]):
                 raise InvalidRequest(field, value, f"{low} to {high}")
         needed = self.costs.measured_bytes(job.shape, job.rows)
         if needed > self.limits.memory_bytes:
-            size = f"{job.shape.width}x{job.shape.height}"
-            allowed = f"what {self.limits.memory_bytes >> 20} MiB can hold; a latent of {size} takes {needed >> 20} MiB"
+            size = f"{LATENT_PX * job.shape.width}x{LATENT_PX * job.shape.height}"
+            allowed = f"what {self.limits.memory_bytes / 1e6:.1f} MB can hold; this size takes {needed / 1e6:.1f} MB"
             raise InvalidRequest("width x height", size, allowed)
 
     def _check_room(self, job: Job) -> None:
@@ -198,24 +200,28 @@ class Scheduler(Generic[Key]):
             whose = f" and {own} of them are this client's" if free else ""
             reason = f"{len(self._pictures)} of at most {self.limits.max_pictures} pictures are accepted{whose}"
             raise Overloaded(reason, self.backlog_s / max(1, len(self._pictures)))
-        wait_s = self._wait_s(job.client)
+        wait_s = self._wait_s(job)
         if wait_s > self.limits.max_wait_s:
             reason = f"a picture would wait for {wait_s:.0f} s and may for {self.limits.max_wait_s:.0f}"
             raise Overloaded(reason, wait_s - self.limits.max_wait_s)
 
-    def _wait_s(self, client: Hashable) -> float:
-        """How long a client's next picture is likely to wait: all that is left, or less where its share is unused."""
+    def _wait_s(self, job: Job) -> float:
+        """How long a picture is likely to wait: for all that is left, or for as much as equal shares let go before."""
         total_s = self.backlog_s
         if total_s <= self.limits.max_wait_s:
             return total_s
-        own_s = sum(self._left_s(picture) for picture in self._pictures.values() if picture.job.client == client)
-        return min(total_s, own_s * len(self._accounts))
+        job_s = job.steps * job.rows * self.costs.row_s(job.shape)
+        own_s = sum(self._left_s(picture) for picture in self._pictures.values() if picture.job.client == job.client)
+        sharing = len(self._accounts.keys() | {job.client})
+        return min(total_s, (own_s + job_s) * sharing - job_s)
 
     def _left_s(self, picture: _Picture) -> float:
         return picture.left * picture.job.rows * self.costs.row_s(picture.job.shape)
 
     def _push(self, key: Key, picture: _Picture) -> None:
         job = picture.job
+        # Who was in every batch, for want of others, may have got less than they: that is no credit for later.
+        picture.account.served_s = max(picture.account.served_s, self._level_s)
         urgent_s = picture.arrived_s + STRETCH * self._left_s(picture) - BONUS_S * job.priority
         queue = self._queues.get(job.shape)
         if queue is None:
@@ -233,14 +239,17 @@ class Scheduler(Generic[Key]):
         queue, row_s = self._queues[shape], self.costs.row_s(shape)
         keys: list[Key] = []
         rows = 0
+        most_rows = self.costs.most_rows(shape, self.limits.max_rows)
         while entry := queue.first():
             more = self._pictures[entry.key].job.rows
             is_known = self.costs.is_measured(shape)
-            has_room = rows + more <= self.limits.max_rows and self.costs.step_bytes(shape, rows + more) <= free_bytes
+            has_room = rows + more <= most_rows and self.costs.step_bytes(shape, rows + more) <= free_bytes
             if keys and not (is_known and has_room):
                 break
             queue.take()
+            started_s = entry.account.served_s
             entry.account.served_s += more * row_s
+            self._level_s = max(self._level_s, started_s if keys else entry.account.served_s)
             keys.append(entry.key)
             rows += more
         return Batch(shape, keys, rows, self._at_most_all(self.costs.step_bytes(shape, rows)))
@@ -257,10 +266,18 @@ class Scheduler(Generic[Key]):
             if needed <= self.limits.memory_bytes - self.used_bytes:
                 self._decoding = _Decoding(key, needed)
 
-    def _remove(self, key: Key) -> _Picture:
+    def _remove(self, key: Key) -> None:
         picture = self._pictures.pop(key)
+        _take_off(self._row_steps_left, picture.job.shape, picture.left * picture.job.rows)
+        _take_off(self._decodings_left, picture.job.shape, 1)
         self._drawn.pop(key, None)
         picture.account.pictures -= 1
         if not picture.account.pictures:
             del self._accounts[picture.job.client]
-        return picture
+
+
+def _take_off(left: Counter[Shape], shape: Shape, amount: int) -> None:
+    """Less is left; shapes of which nothing is are forgotten."""
+    left[shape] -= amount
+    if not left[shape]:
+        del left[shape]

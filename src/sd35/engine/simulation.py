@@ -16,7 +16,7 @@ from sd35.engine.scheduler import Batch, Job, Limits, Scheduler
 from sd35.engine.step_times import ShapeTimes, StepTimes
 from sd35.errors import Overloaded
 
-_LOOKED_AT = 8  # devices, where none is idle
+_LOOKED_AT = 8  # devices, for a picture
 
 
 class Clock:
@@ -103,6 +103,7 @@ def _costs_of(times: StepTimes) -> Costs:
         costs.learn_step_time(shape, rows, entry.step_s[rows])
         costs.learn_step_bytes(shape, rows, rows * entry.row_bytes)
         costs.learn_decode_bytes(shape, entry.decode_bytes)
+        costs.learn_decode_time(shape, entry.decode_s)
     return costs
 
 
@@ -140,7 +141,7 @@ class Report:
 
 
 def simulate(times: StepTimes, load: Load, limits: Limits, devices: int) -> Report:
-    """Send a load to so many devices, each picture to an idle one, or to the least busy of a few."""
+    """Send a load to so many devices, each picture to the least busy of a few drawn by chance."""
     clock, report, rng = Clock(), Report(), random.Random(load.seed)  # noqa: S311  chance, not secrecy
     arrived: dict[Hashable, tuple[float, int]] = {}
 
