@@ -18,7 +18,7 @@ from sd35.settings import Settings
 
 _LOADING_RETRY_S = 1.0
 _MB = 10**6
-_OF_FREE_MEMORY = 0.9  # the rest is for what is not counted: latents, pictures being encoded, other processes
+OF_FREE_MEMORY = 0.9  # the rest is for what is not counted: latents, pictures being encoded, other processes
 
 
 def open_checkpoints(names: Sequence[str]) -> list[Checkpoint]:
@@ -45,7 +45,7 @@ def open_studio(settings: Settings, checkpoints: Sequence[Checkpoint]) -> Studio
         Model(checkpoint, open_backend(settings.backend, checkpoint, options), Tokenizers(checkpoint).is_cut_off)
         for checkpoint in checkpoints
     ]
-    memory_bytes = settings.memory_mb * _MB or int(_OF_FREE_MEMORY * models[0].backend.memory.free_bytes())
+    memory_bytes = settings.memory_mb * _MB or int(OF_FREE_MEMORY * models[0].backend.memory.free_bytes())
     limits = Limits(settings.max_batch_rows, settings.max_pictures, settings.max_wait_s, memory_bytes)
     embeddings = EmbeddingCache(settings.embedding_cache_mb * _MB)
     studio = Studio(models, settings.max_pixels, limits, embeddings, reproducible=settings.reproducible)
