@@ -6,7 +6,7 @@ its batch. Requests of one digest are one picture, which all of them wait for.
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
 
 import structlog
@@ -124,11 +124,9 @@ class Engine:
         while batch := self._next(self._scheduler.next_batch):
             shape, rows = batch.shape, batch.rows
             stepped = self._calls.step(batch.keys, measure=self._costs.wants_step_bytes(shape, rows))
-            for picture in batch.keys:
-                if picture in stepped.errors:
-                    self._fail(picture, stepped.errors[picture])
-                else:
-                    self._report(picture)
+            for picture, error in stepped.errors.items():
+                self._fail(picture, error)
+            self._report([picture for picture in batch.keys if picture not in stepped.errors])
             with self._changed:
                 if stepped.took_s is not None and not stepped.errors:
                     self._costs.learn_step_time(shape, rows, stepped.took_s)
@@ -185,14 +183,13 @@ class Engine:
             waited_s = max(0.0, picture.started_s - ticket.accepted_s)
             ticket.future.set_result(Painted(pixels, waited_s, ended_s - ticket.accepted_s - waited_s))
 
-    def _report(self, picture: Picture) -> None:
+    def _report(self, pictures: Sequence[Picture]) -> None:
         with self._changed:
-            listeners = [ticket.on_progress for ticket in picture.tickets if ticket.on_progress]
-        if listeners:
-            progress = picture.progress()
-            for listener in listeners:
+            told = [(ticket.on_progress, picture) for picture in pictures for ticket in picture.tickets]
+        for listener, picture in told:
+            if listener:
                 try:
-                    listener(progress)
+                    listener(picture.progress())
                 except Exception:  # noqa: BLE001  a listener's mistake is nobody's picture
                     structlog.get_logger().exception("a listener to a picture's progress failed")
 
