@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from sd35.backends.contract import Array
+from sd35.backends.contract import LATENT_PX, Array
 
 _ENOUGH = 100_000  # latent positions to learn from: a dozen pictures of a megapixel
 _SANE = 20.0  # of a latent value, whose deviation is about 1: beyond, one picture would outweigh all others
@@ -28,7 +28,10 @@ class PreviewMap:
             return
         positions = _with_one(latent).astype(np.float64)
         height, width = latent.shape[1:]
-        means = pixels.reshape(height, 8, width, 8, 3).mean(axis=(1, 3), dtype=np.float64).reshape(-1, 3) / 255
+        means = (
+            pixels.reshape(height, LATENT_PX, width, LATENT_PX, 3).mean(axis=(1, 3), dtype=np.float64).reshape(-1, 3)
+            / 255
+        )
         self._squares += positions.T @ positions
         self._products += positions.T @ means
         self._seen += len(positions)

@@ -139,12 +139,12 @@ class Scheduler(Generic[Key]):
         lead = self._lead()
         if lead is None:
             return None
-        shape = self._pictures[lead.key].job.shape
+        job = self._pictures[lead.key].job
         free_bytes = self.limits.memory_bytes - self.used_bytes
-        needed_bytes = self._at_most_all(self.costs.step_bytes(shape, self._pictures[lead.key].job.rows))
+        needed_bytes = self._at_most_all(self.costs.step_bytes(job.shape, job.rows))
         if needed_bytes > free_bytes:
             return None  # a decoding has it, and ends soon
-        self._running = self._fill(shape, free_bytes)
+        self._running = self._fill(job.shape, free_bytes)
         return self._running
 
     def finish(self) -> list[Key]:

@@ -7,6 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sd35.backends.contract import LATENT_PX
 from sd35.engine.costs import Shape
 from sd35.errors import InvalidSetting
 from sd35.request import GUIDANCE_SCALE, STEPS
@@ -72,4 +73,4 @@ class StepTimes(BaseModel):
 
     def shape(self, times: ShapeTimes) -> Shape:
         """The latent shape of an entry."""
-        return Shape(self.model, times.height_px // 8, times.width_px // 8)
+        return Shape(self.model, times.height_px // LATENT_PX, times.width_px // LATENT_PX)
