@@ -53,7 +53,8 @@ def open_onnx(checkpoint: str, marks: Marks) -> Draw:
     from sd35.service.resolve import Wanted
     from sd35.settings import load_settings
 
-    studio = open_studio(load_settings(), open_checkpoints([checkpoint]))
+    settings = load_settings({"checkpoints": (checkpoint,)})
+    studio = open_studio(settings, open_checkpoints(settings))
     (model,) = studio.models.values()
     assert model.backend.name == "onnx", model.backend.name
     marks.watch(model.backend, "encode_text", "encoded_s")

@@ -13,7 +13,7 @@ import numpy as np
 
 from sd35.backends.contract import Array, DenoiseRow, TextEmbedding
 from sd35.backends.host import HostMemory
-from sd35.checkpoints.checkpoint import Card, Checkpoint
+from sd35.checkpoints.checkpoint import Card, Checkpoint, SkipLayers
 from sd35.engine.embeddings import EmbeddingCache
 from sd35.engine.scheduler import Limits
 from sd35.service.model import Model
@@ -30,7 +30,7 @@ MINI = Card(
     enlarges=True,
     licence="Apache-2.0",
 )
-LARGE = Card()
+LARGE = Card(skip_layers=SkipLayers((7, 8, 9), 2.8, 0.01, 0.2))
 WAIT_S = 20  # a bound for what is expected to happen at once
 _HEAVY, _BLIND = 1e6, 1e9
 
@@ -40,6 +40,7 @@ class NumpyBackend:
 
     name = "double"
     precision = "float32"
+    can_skip_layers = True
 
     def __init__(self) -> None:
         self.versions = {"numpy": np.__version__}
@@ -84,7 +85,8 @@ class NumpyBackend:
             return np.full_like(row.latent, np.nan)
         target = float(np.mean(row.positive.tokens)) / 100
         against = 0 if row.negative is None else row.guidance * (1 + row.negative.tokens.sum()) / 1e4
-        velocity = row.latent - target + against
+        skipped = row.skip.scale * sum(row.skip.layers) / 100 if row.skip else 0
+        velocity = row.latent - target + against + skipped
         latent: Array = row.latent + np.float32(row.sigma_next - row.sigma) * velocity.astype(np.float32)
         latent[3:] += _HEAVY * ("heavy" in prompt) + _BLIND * ("blind" in prompt)  # channels that are not shown
         return latent
@@ -101,10 +103,14 @@ def double_model(directory: Path, card: Card = MINI, backend: NumpyBackend | Non
 
 
 def double_studio(
-    directory: Path, backend: NumpyBackend | None = None, max_pictures: int = 3, max_rows: int = 8
+    directory: Path,
+    backend: NumpyBackend | None = None,
+    max_pictures: int = 3,
+    max_rows: int = 8,
+    max_wait_s: float = 600,
 ) -> Studio:
     """A studio with two models, "mini" (the default) and "large"."""
     backend = backend or NumpyBackend()
     models = [double_model(directory / "mini", MINI, backend), double_model(directory / "large", LARGE, backend)]
-    limits = Limits(max_rows=max_rows, max_pictures=max_pictures, max_wait_s=600, memory_bytes=10**9)
+    limits = Limits(max_rows=max_rows, max_pictures=max_pictures, max_wait_s=max_wait_s, memory_bytes=10**9)
     return Studio(models, 1024 * 1024, limits, EmbeddingCache(10**6))

@@ -11,7 +11,7 @@ from sd35.request import Request
 
 def paint(backend: Backend, checkpoint: Checkpoint, request: Request) -> Pixels:
     """The pixels of a request, drawn at the size it asks for."""
-    painter = Painter(backend, sampler_of(checkpoint), checkpoint.card.side_px)
+    painter = Painter(backend, sampler_of(checkpoint), checkpoint.card.side_px, checkpoint.card.skip_layers)
     picture = Picture(Task(request, request.width, request.height), painter)
     calls = Calls(EmbeddingCache(0), reproducible=False)
     for _ in range(request.steps):

@@ -1,7 +1,7 @@
 """Puts the trained networks together as the embedded checkpoint: FP16 weights, card, ONNX graphs that point into them.
 
 `python -m training.assemble --autoencoder DIR --transformer DIR --out CHECKPOINT`, with what the two trainings wrote.
-Without `--autoencoder`, CHECKPOINT keeps the one it has.
+Without `--autoencoder`, CHECKPOINT keeps the one it has, and its record grows by the transformer's stage.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from training.model import make_text, make_transformer, save_checkpoint
 from training.vocabulary import GROUNDS, OBJECTS
 
 LAST_STAGE = list(autoencoder.STAGES)[-1]
-_AUTOENCODER_ROW = "| autoencoder, "
+_RECORD = ("| autoencoder, ", "| transformer and text encoders")  # how the rows of a card's record begin
 
 
 def autoencoder_rows(folder: Path) -> list[str]:
@@ -28,19 +28,21 @@ def autoencoder_rows(folder: Path) -> list[str]:
     for name, stage in autoencoder.STAGES.items():
         spent = torch.load(folder / name / "state.pt")
         rows.append(
-            f"{_AUTOENCODER_ROW}{name} | {spent['step']} | {stage.seed} | {spent['seconds'] / 60:.0f} "
+            f"{_RECORD[0]}{name} | {spent['step']} | {stage.seed} | {spent['seconds'] / 60:.0f} "
             f"| {spent['step'] * autoencoder.PIXELS_PER_STEP / 1e6:.0f} million pixels |"
         )
     return rows
 
 
-def model_card(autoencoder_record: list[str], state: dict[str, Any]) -> str:
+def transformer_row(state: dict[str, Any], stage: str) -> str:
+    """The record of one of the transformer's stages."""
+    minutes = round(state["seconds"] / 60)
+    return f"{_RECORD[1]}, {stage} | {state['step']} | {transformer.SEED} | {minutes} | {state['pictures']} pictures |"
+
+
+def model_card(record: list[str]) -> str:
     """The card of `card.md` with its lists and the record of the training; evaluation adds its table."""
-    rows = ["| Stage | Steps | Seed | Minutes | Learnt from |", "| --- | --- | --- | --- | --- |", *autoencoder_record]
-    rows.append(
-        f"| transformer and text encoders | {state['step']} | {transformer.SEED} | {state['seconds'] / 60:.0f} "
-        f"| {state['pictures']} pictures |"
-    )
+    rows = ["| Stage | Steps | Seed | Minutes | Learnt from |", "| --- | --- | --- | --- | --- |", *record]
     card = (Path(__file__).parent / "card.md").read_text(encoding="utf-8")
     for mark, text in {
         "objects": ", ".join(OBJECTS),
@@ -56,6 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--autoencoder", type=Path)
     parser.add_argument("--transformer", type=Path, required=True)
+    parser.add_argument("--stage", choices=transformer.STAGES, default="first")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     state = torch.load(options.transformer / "state.pt")
@@ -67,11 +70,12 @@ def main() -> None:
     else:
         vae = AutoencoderKL.from_pretrained(options.out / "vae")
         lines = (options.out / "README.md").read_text(encoding="utf-8").splitlines()
-        record = [line for line in lines if line.startswith(_AUTOENCODER_ROW)]
+        record = [line for line in lines if line.startswith(_RECORD)]
+    record.append(transformer_row(state, options.stage))
     if options.out.exists():
         shutil.rmtree(options.out)
     save_checkpoint(options.out, text, mmdit, vae)
-    (options.out / "README.md").write_text(model_card(record, state), encoding="utf-8")
+    (options.out / "README.md").write_text(model_card(record), encoding="utf-8")
     for file in options.out.rglob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes files that only their owner may read
     export(open_checkpoint(str(options.out)))

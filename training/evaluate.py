@@ -18,6 +18,15 @@ from training.judge import Found, find_glyphs, judge_ground
 from training.scenes import Scene, draw, sample_scene
 
 SIDE_PX = 128
+Size = tuple[int, int]  # width and height, px
+NATIVE: Size = (SIDE_PX, SIDE_PX)
+OTHER_SIZES: list[Size] = [
+    (64, 64),
+    (96, 160),
+    (192, 192),
+    (256, 256),
+]  # shown without a bar: training saw fewer of them
+OTHER_COUNT = 24
 BARS = {"single": 0.98, "pair": 0.93}
 AXIS = {"left": 0, "right": 0, "above": 1, "below": 1}
 
@@ -41,23 +50,33 @@ def judge(picture: np.ndarray, scene: Scene) -> Verdict:
     return Verdict(ground == scene.ground and [item.name for item in found] == wanted, ground, found)
 
 
-def held_out_scenes(kind: str, count: int, seed: int) -> list[Scene]:
+def held_out_scenes(kind: str, count: int, seed: int, size_px: Size = NATIVE) -> list[Scene]:
     """`count` scenes whose words training never combined."""
     rng = np.random.default_rng((seed, len(kind)))
-    return [sample_scene(rng, SIDE_PX, SIDE_PX, kind, held_out=True) for _ in range(count)]
+    return [sample_scene(rng, *size_px, kind, held_out=True) for _ in range(count)]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the pictures are made."""
+
+    steps: int
+    guidance: float
+    seed: int
 
 
 def generate(
-    pipeline: StableDiffusion3Pipeline, prompts: list[str], steps: int, guidance: float, seed: int, batch: int = 20
+    pipeline: StableDiffusion3Pipeline, scenes: list[Scene], sampling: Sampling, batch: int = 20
 ) -> list[np.ndarray]:
-    """One picture per prompt, each with a seed of its own, uint8 `[128, 128, 3]`."""
+    """One picture per scene, all of one size, each with a seed of its own, uint8 `[H, W, 3]`."""
     pictures: list[np.ndarray] = []
-    for start in range(0, len(prompts), batch):
-        part = prompts[start : start + batch]
-        generators = [torch.Generator("cpu").manual_seed(seed + start + i) for i in range(len(part))]
+    for start in range(0, len(scenes), batch):
+        part = scenes[start : start + batch]
+        generators = [torch.Generator("cpu").manual_seed(sampling.seed + start + i) for i in range(len(part))]
         made = pipeline(
-            part, width=SIDE_PX, height=SIDE_PX, num_inference_steps=steps, guidance_scale=guidance,
-            generator=generators, output_type="np", max_sequence_length=pipeline.tokenizer_3.model_max_length,
+            [scene.caption for scene in part], width=part[0].width_px, height=part[0].height_px,
+            num_inference_steps=sampling.steps, guidance_scale=sampling.guidance, generator=generators,
+            output_type="np", max_sequence_length=pipeline.tokenizer_3.model_max_length,
         ).images  # fmt: skip
         pictures += [np.round(picture * 255).astype(np.uint8) for picture in made]
     return pictures
@@ -72,6 +91,20 @@ def ceiling(vae: AutoencoderKL, scenes: list[Scene]) -> list[np.ndarray]:
         decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample[0]
         made.append(((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
     return made
+
+
+def right_elsewhere(pipeline: StableDiffusion3Pipeline, sampling: Sampling) -> str:
+    """How many are right at other sizes than the native one, in Markdown."""
+    lines = ["| Size, px | single | pair |", "| --- | --- | --- |"]
+    for size in OTHER_SIZES:
+        counts = []
+        for kind in BARS:
+            scenes = held_out_scenes(kind, OTHER_COUNT, sampling.seed, size)
+            pictures = generate(pipeline, scenes, sampling)
+            right = sum(judge(picture, scene).right for picture, scene in zip(pictures, scenes, strict=True))
+            counts.append(f"{right} of {OTHER_COUNT}")
+        lines.append(f"| {size[0]}x{size[1]} | {' | '.join(counts)} |")
+    return "\n".join([*lines, ""])
 
 
 def contact_sheet(pictures: list[np.ndarray], verdicts: list[Verdict], columns: int = 20) -> Image.Image:
@@ -144,12 +177,12 @@ def main() -> None:
     pipeline = StableDiffusion3Pipeline.from_pretrained(options.checkpoint, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     psnr = psnr_db(pipeline.vae, whole_scenes(np.random.default_rng(999), 64))
+    sampling = Sampling(options.steps, options.guidance, options.seed)
     results: dict[str, Result] = {}
     all_pictures, all_verdicts = [], []
     for kind, bar in BARS.items():
         scenes = held_out_scenes(kind, options.count, options.seed)
-        prompts = [scene.caption for scene in scenes]
-        pictures = generate(pipeline, prompts, options.steps, options.guidance, options.seed)
+        pictures = generate(pipeline, scenes, sampling)
         verdicts = [judge(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)]
         limit = [judge(picture, scene) for picture, scene in zip(ceiling(pipeline.vae, scenes), scenes, strict=True)]
         results[kind] = summarise(verdicts, limit, scenes, bar)
@@ -160,7 +193,7 @@ def main() -> None:
                 names = [f"{item.name} {item.correlation:.2f}" for item in verdict.found]
                 print(f"wrong: {scene.caption!r}: found {names} on {verdict.ground}")
     contact_sheet(all_pictures, all_verdicts).save(options.out / "contact-sheet.png")
-    table = as_table(results, psnr)
+    table = f"{as_table(results, psnr)}\nAt other sizes:\n\n{right_elsewhere(pipeline, sampling)}"
     print(table)
     (options.out / "evaluation.md").write_text(table, encoding="utf-8")
     if options.card:

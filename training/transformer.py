@@ -24,14 +24,32 @@ OTHER_SIZES_PX = (
     (176, 96), (96, 176), (144, 112), (112, 144), (160, 96), (96, 160), (192, 80), (80, 192), (256, 64), (64, 256),
     (64, 64), (96, 96), (96, 64), (64, 96), (192, 192), (256, 256),
 )  # fmt: skip
-STEPS, BATCH, SEED = 2300, 64, 2
-# Steps with scattered glyphs, which the model then drew in several of the possible places at once: guidance pushes
-# towards all of them. Since then captions settle the place; to begin so would have been better.
-SCATTERED_UNTIL = 900
-SQUARES_UNTIL = 0.6  # of the run; before it, all scenes are 128x128
-OTHER_SIZES_SHARE = 0.25  # of the steps after it
+BATCH, SEED = 64, 2
 DECAY_FROM = 0.6  # of the run: where the learning rate begins to fall
 EMA_DECAY = 0.998
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run: its steps, its learning rates' factor, the share of it with 128x128 only, and of other sizes after that.
+
+    `by_area`: other sizes come as often as their areas say, else all alike.
+    """
+
+    steps: int
+    rate: float
+    squares_until: float
+    other_sizes: float
+    by_area: bool = False
+
+
+# In this order, each with the one before's weights rounded to FP16. After the first two, what is right at 128x128 was
+# smeared at 192x192 and above, of which they had shown little.
+STAGES = {
+    "first": Stage(2300, 1.0, 0.6, 0.25),
+    "refined": Stage(1000, 0.4, 0.6, 0.25),
+    "sizes": Stage(600, 0.4, 0.0, 0.75, by_area=True),
+}
 
 
 @dataclass
@@ -56,11 +74,9 @@ class Data:
         self.pools: dict[tuple[int, int], Pool] = {}
 
     @torch.no_grad()
-    def fresh(
-        self, rng: np.random.Generator, count: int, size_px: tuple[int, int], *, scattered: bool
-    ) -> tuple[Tensor, list[Tensor]]:
+    def fresh(self, rng: np.random.Generator, count: int, size_px: tuple[int, int]) -> tuple[Tensor, list[Tensor]]:
         """`count` new scenes: scaled latents `[count, 16, h, w]` and token ids."""
-        scenes = [sample_scene(rng, *size_px, scattered=scattered) for _ in range(count)]
+        scenes = [sample_scene(rng, *size_px) for _ in range(count)]
         pictures = to_tensor([np.asarray(draw(scene)) for scene in scenes])
         latents = torch.cat([self.vae.encode(part).latent_dist.mode() for part in pictures.split(32)])
         config = self.vae.config
@@ -68,17 +84,15 @@ class Data:
         captions = [caption.capitalize() if rng.random() < 0.1 else caption for caption in captions]
         return (latents - config.shift_factor) * config.scaling_factor, self.text.token_ids(captions)
 
-    def batch(
-        self, rng: np.random.Generator, count: int, size_px: tuple[int, int], *, scattered: bool
-    ) -> tuple[Tensor, list[Tensor]]:
+    def batch(self, rng: np.random.Generator, count: int, size_px: tuple[int, int]) -> tuple[Tensor, list[Tensor]]:
         """`count` encoded scenes of one size."""
         if size_px not in self.pools:
             capacity = self.capacity if size_px == SQUARE else count * 4
-            self.pools[size_px] = Pool(*self.fresh(rng, capacity, size_px, scattered=scattered))
+            self.pools[size_px] = Pool(*self.fresh(rng, capacity, size_px))
         pool = self.pools[size_px]
         total = len(pool.latents)
         renewed = torch.from_numpy(rng.choice(total, max(1, count // self.reuse), replace=False))
-        pool.put(renewed, *self.fresh(rng, len(renewed), size_px, scattered=scattered))
+        pool.put(renewed, *self.fresh(rng, len(renewed), size_px))
         chosen = torch.from_numpy(rng.choice(total, count, replace=False))
         return pool.latents[chosen], [ids[chosen] for ids in pool.ids]
 
@@ -161,30 +175,34 @@ class Run:
                 mean.lerp_(weight, 1 - decay)
 
 
-def size_of_step(rng: np.random.Generator, share: float) -> tuple[tuple[int, int], int]:
-    """The scenes' size in pixels, and how many: about as many pixels at any size. Not square only late in the run."""
-    if share < SQUARES_UNTIL or rng.random() >= OTHER_SIZES_SHARE:
+def size_of_step(rng: np.random.Generator, stage: Stage, share: float) -> tuple[tuple[int, int], int]:
+    """The scenes' size in pixels, and how many: about as many pixels at any size."""
+    if share < stage.squares_until or rng.random() >= stage.other_sizes:
         return SQUARE, BATCH
-    width_px, height_px = OTHER_SIZES_PX[rng.integers(len(OTHER_SIZES_PX))]
+    areas = np.prod(OTHER_SIZES_PX, axis=1) if stage.by_area else np.ones(len(OTHER_SIZES_PX))
+    width_px, height_px = OTHER_SIZES_PX[rng.choice(len(OTHER_SIZES_PX), p=areas / areas.sum())]
     return (width_px, height_px), min(BATCH, max(8, BATCH * 128 * 128 // (width_px * height_px) // 8 * 8))
 
 
 def main() -> None:
-    """Trains for `--steps` steps; a checkpoint every 100."""
+    """Trains one stage; a checkpoint every 100 steps."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--vae", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--warm-start", type=Path, help="a checkpoint whose weights to begin with")
+    parser.add_argument("--stage", choices=STAGES, default="first")
+    parser.add_argument("--begin-with", type=Path, help="a checkpoint: what the stage before made")
+    parser.add_argument("--steps", type=int, help="instead of the stage's")
     options = parser.parse_args()
+    stage = STAGES[options.stage]
+    steps = options.steps or stage.steps
     torch.manual_seed(SEED)
     text, transformer = make_text(), make_transformer()
     vae = AutoencoderKL.from_pretrained(options.vae, torch_dtype=torch.float32).eval()
     networks = Networks(text, transformer)
-    if options.warm_start:
-        load_checkpoint(options.warm_start, text, transformer)
+    if options.begin_with:
+        load_checkpoint(options.begin_with, text, transformer)
     run = Run(networks, copy.deepcopy(networks), make_optimizers(networks))
-    base = [optimizer.param_groups[0]["lr"] for optimizer in run.optimizers]
+    base = [optimizer.param_groups[0]["lr"] * stage.rate for optimizer in run.optimizers]
     options.out.mkdir(parents=True, exist_ok=True)
     state_file = options.out / "state.pt"
     if state_file.exists():
@@ -192,21 +210,21 @@ def main() -> None:
     data = Data(vae, text)
     compiled = torch.compile(transformer)
     began, losses = time.monotonic() - run.seconds, []
-    while run.step < options.steps:
+    while run.step < steps:
         rng = np.random.default_rng((SEED, run.step))
         torch.manual_seed(SEED * 1_000_003 + run.step)
-        size_px, count = size_of_step(rng, run.step / options.steps)
+        size_px, count = size_of_step(rng, stage, run.step / steps)
         # compiled for the one size that most steps have: a compilation takes a minute
         network = compiled if size_px == SQUARE else transformer
-        batch = data.batch(rng, count, size_px, scattered=run.step < SCATTERED_UNTIL)
+        batch = data.batch(rng, count, size_px)
         loss = flow_matching_loss(network, text, *batch)
-        factor = schedule(run.step, options.steps, warmup=50, decay_from=DECAY_FROM)
+        factor = schedule(run.step, steps, warmup=50, decay_from=DECAY_FROM)
         run.update(loss, [lr * factor for lr in base])
         losses.append(loss.item())
         run.step, run.pictures, run.seconds = run.step + 1, run.pictures + count, time.monotonic() - began
         if run.step % 25 == 0:
             print(f"step {run.step} loss {np.mean(losses[-25:]):.4f} {run.seconds:.0f} s", flush=True)
-        if run.step % 100 == 0 or run.step == options.steps:
+        if run.step % 100 == 0 or run.step == steps:
             run.save(state_file)
 
 

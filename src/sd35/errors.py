@@ -9,6 +9,7 @@ Sd35Error
 ├── NotReplayable         a file does not say what made it        (exit 2)
 ├── InvalidSetting        a setting is wrong                      (exit 2)
 ├── CheckpointError       a checkpoint is missing or not usable   (exit 1)
+├── DownloadFailed        the hub cannot be used, or the disk     (exit 1)
 └── BackendUnavailable    a backend cannot run here, and why      (exit 1)
 """
 
@@ -75,6 +76,10 @@ class InvalidSetting(Sd35Error):  # noqa: N818
 
 class CheckpointError(Sd35Error):
     """A checkpoint is missing or not usable."""
+
+
+class DownloadFailed(Sd35Error):  # noqa: N818
+    """A checkpoint could not be fetched, or the hub not be asked; what has arrived is kept."""
 
 
 class BackendUnavailable(Sd35Error):  # noqa: N818

@@ -16,6 +16,7 @@ from sd35.errors import InvalidRequest
 SIZE_MULTIPLE_PX = 16  # 8x autoencoder times patch 2
 STEPS = (1, 150)
 GUIDANCE_SCALE = (0.0, 30.0)
+SKIP_LAYER_SCALE = (0.0, 10.0)  # as in ComfyUI's node for it
 SEED = (0, 2**32 - 1)
 PROMPT_CHARACTERS = 10_000
 PRIORITY = (-9, 9)  # how a picture is scheduled, no part of what it is
@@ -26,7 +27,8 @@ class Request:
     """One picture, with nothing left open. Raises InvalidRequest where a value is outside what any model allows.
 
     `model`, `revision` and `profile` name what makes it: the served name, the digest of the checkpoint's files, and the
-    numeric profile ("onnx/float32"), so that the same request always means the same picture.
+    numeric profile ("onnx/float32"), so that the same request always means the same picture. `skip_layer_scale` is
+    that of skip-layer guidance, 0 for none; the layers and the steps it is for are the model's.
     """
 
     prompt: str
@@ -39,6 +41,7 @@ class Request:
     model: str
     revision: str
     profile: str
+    skip_layer_scale: float = 0.0  # requests that were recorded before it was there have none
 
     def __post_init__(self) -> None:
         _check_prompt("prompt", self.prompt, 1)
@@ -49,6 +52,7 @@ class Request:
         for field, value, (low, high) in (
             ("steps", self.steps, STEPS),
             ("guidance_scale", self.guidance_scale, GUIDANCE_SCALE),
+            ("skip_layer_scale", self.skip_layer_scale, SKIP_LAYER_SCALE),
             ("seed", self.seed, SEED),
         ):
             if not math.isfinite(value) or not low <= value <= high:
@@ -56,8 +60,11 @@ class Request:
 
     @cached_property
     def canonical(self) -> bytes:
-        """Canonical JSON (RFC 8785), UTF-8."""
-        return rfc8785.dumps(asdict(self))
+        """Canonical JSON (RFC 8785), UTF-8. A `skip_layer_scale` of 0 is left out: older digests stay what they are."""
+        fields = asdict(self)
+        if not self.skip_layer_scale:
+            del fields["skip_layer_scale"]
+        return rfc8785.dumps(fields)
 
     @cached_property
     def digest(self) -> str:

@@ -30,9 +30,16 @@ class Settings(BaseSettings):
     checkpoints: Annotated[tuple[str, ...], NoDecode] = Field(
         ("sd35-mini",),
         min_length=1,
-        description="Checkpoints to serve: `sd35-mini`, or directories in the Diffusers layout. Several are separated"
-        " by commas (in the file a list, the flag `--checkpoint` repeated); the first is the default.",
+        description="Checkpoints to serve: names that `sd35 models` lists, or directories in the Diffusers layout."
+        " Several are separated by commas (in the file a list, the flag `--checkpoint` repeated); the first is the"
+        " default.",
     )
+    variants: Path | None = Field(
+        None,
+        description="TOML file of further checkpoints by name, of the form of `checkpoints/variants.toml`.",
+        json_schema_extra={"default": "none"},
+    )
+    offline: bool = Field(default=False, description="Never use the network: fetch nothing, ask the hub nothing.")
     backend: str = Field("onnx", description="What computes: `onnx` (no PyTorch) or `diffusers`. See `sd35 doctor`.")
     precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Number format to compute in; `auto` is the backend's best for the device."

@@ -19,12 +19,15 @@ from tests.double import WAIT_S, NumpyBackend
 
 
 def test_models_are_openais_list_with_this_projects_fields(client: TestClient):
-    """Defaults, ranges, text length, and that the stand-in enlarges, are named for each model."""
+    """Defaults, ranges, text length, who skips layers, and that the stand-in enlarges, are named for each model."""
     listed = client.get("/v1/models").json()
     assert listed["object"] == "list"
     mini, large = listed["data"]
     assert (mini["id"], mini["object"], mini["owned_by"]) == ("mini", "model", "sd35")
-    assert mini["defaults"] == {"width": 128, "height": 128, "steps": 4, "guidance_scale": 4.5}
+    expected = {"width": 128, "height": 128, "steps": 4, "guidance_scale": 4.5, "skip_layer_scale": 0.0}
+    assert mini["defaults"] == expected
+    assert (mini["ranges"]["skip_layer_scale"], large["ranges"]["skip_layer_scale"]) == ([0, 0], [0, 10])
+    assert large["defaults"]["skip_layer_scale"] == 2.8
     assert mini["ranges"]["side_px"] == [64, 256]
     assert (mini["max_sequence_length"], mini["native_pixels"], mini["enlarges"]) == (20, 16384, True)
     assert (mini["backend"], mini["precision"], mini["licence"]) == ("double", "float32", "Apache-2.0")

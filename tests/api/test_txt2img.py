@@ -60,6 +60,7 @@ def test_every_field_reaches_the_request(client: TestClient):
         "height": 512,
         "steps": 3,
         "guidance_scale": 7,
+        "skip_layer_scale": 1.5,
         "seed": 2**32 - 1,
         "model": "large",
     }
@@ -76,7 +77,9 @@ def test_the_same_request_gives_the_same_bytes(client: TestClient):
 
 def test_null_is_as_good_as_left_out(client: TestClient):
     """Clients that send null for what they do not set get the defaults, except for the prompt."""
-    nulls = dict.fromkeys(("negative_prompt", "width", "height", "steps", "guidance_scale", "model"))
+    nulls = dict.fromkeys(
+        ("negative_prompt", "width", "height", "steps", "guidance_scale", "skip_layer_scale", "model")
+    )
     assert ask(client, seed=1, **nulls).content == ask(client, seed=1).content
     assert problem(ask(client, prompt=None), 422)["errors"][0]["field"] == "prompt"
 
@@ -108,6 +111,9 @@ def test_an_enlarged_or_cut_off_picture_says_so(client: TestClient):
         ({"guidance_scale": float("inf")}, "guidance_scale", "0 to 30"),
         ({"guidance_scale": True}, "guidance_scale", "number"),
         ({"guidance_scale": 10**400}, "guidance_scale", "0 to 30"),
+        ({"skip_layer_scale": 10.1}, "skip_layer_scale", "0 to 10"),
+        ({"skip_layer_scale": "2.8"}, "skip_layer_scale", "number"),
+        ({"skip_layer_scale": 2.8}, "skip_layer_scale", "0, for the card of mini names no layers"),
         ({"seed": -1}, "seed", "0 to 4294967295"),
         ({"seed": 2**32}, "seed", "0 to 4294967295"),
         ({"width": 100}, "width", "multiple of 16"),
@@ -237,7 +243,7 @@ scalars = (
 )
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner))
 names = st.sampled_from(
-    ["prompt", "negative_prompt", "width", "height", "steps", "guidance_scale", "seed", "model"]
+    ["prompt", "negative_prompt", "width", "height", "steps", "guidance_scale", "skip_layer_scale", "seed", "model"]
 ) | st.text(st.characters(), max_size=5)
 
 

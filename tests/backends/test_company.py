@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from sd35.backends.contract import Backend
-from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint, SkipLayers
 from sd35.engine.embeddings import EmbeddingCache
 from sd35.engine.loop import Engine
 from sd35.engine.picture import Painter, Pixels, Task
@@ -41,7 +42,7 @@ OTHERS = [
 @contextmanager
 def engine_of(backend: Backend, checkpoint: Checkpoint, *, reproducible: bool = False) -> Iterator[Engine]:
     """An engine that knows one model."""
-    painter = Painter(backend, sampler_of(checkpoint), checkpoint.card.side_px)
+    painter = Painter(backend, sampler_of(checkpoint), checkpoint.card.side_px, checkpoint.card.skip_layers)
     engine = Engine({"model": painter}, LIMITS, EmbeddingCache(10**6), reproducible=reproducible)
     yield engine
     engine.close()
@@ -90,6 +91,22 @@ def test_company_changes_no_pixel_by_more_than_one(
                     difference = abs(picture.astype(int) - alone[WATCHED.index(expected)])
                     assert difference.max() <= 1
     assert max(counts) >= 4  # they did share calls
+
+
+@pytest.mark.parametrize("backend", ["diffusers"], indirect=True)
+def test_skipping_layers_changes_no_companion(backend: Backend, checkpoint: Checkpoint, alone: list[Pixels]):
+    """Pictures whose steps skip layers, and those beside them whose do not, are each what they are alone."""
+    skipping = replace(checkpoint, card=replace(checkpoint.card, skip_layers=SkipLayers((2, 3), 2.8, 0.2, 0.75)))
+    asking = [replace(request, skip_layer_scale=scale) for request, scale in zip(WATCHED, (2.8, 2.8, 1.0), strict=True)]
+    expected = [*alone]
+    for request in asking:
+        with engine_of(backend, skipping) as engine:
+            expected += draw(engine, [request])
+    assert [bool((one != other).any()) for one, other in zip(alone, expected[3:], strict=True)] == [True, False, True]
+    with engine_of(backend, skipping) as engine:
+        together = draw(engine, [*OTHERS, *WATCHED, *asking])[len(OTHERS) :]
+    for picture, one in zip(together, expected, strict=True):
+        assert abs(picture.astype(int) - one).max() <= 1
 
 
 def test_reproducible_means_equal_bytes(backend: Backend, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch):

@@ -1,12 +1,13 @@
 """The contract suite: what every backend of the table must do."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
 import pytest
 
-from sd35.backends.contract import Array, Backend, DenoiseRow, Tensor
+from sd35.backends.contract import Array, Backend, DenoiseRow, Skip, Tensor
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.engine.noise import initial_noise
 
@@ -22,12 +23,14 @@ def as_array(tensor: Tensor) -> Array:
 
 @pytest.fixture(scope="module")
 def rows(backend: Backend) -> list[DenoiseRow]:
-    """Three pictures with nothing in common but their shape; the second is not guided."""
+    """Pictures with nothing in common but their shape; the second is not guided, the last ones skip layers."""
     cat, nothing, long = backend.encode_text(PROMPTS)
+    skips = (Skip((2, 3), 2.8), Skip((1,), 1.5), Skip((2, 3), 0.5)) if backend.can_skip_layers else ()
     return [
         DenoiseRow(initial_noise(1, LATENT), cat, nothing, 1.0, 0.857692, 4.5),
         DenoiseRow(initial_noise(2, LATENT), long, None, 0.602151, 0.008929, 0.0),
         DenoiseRow(initial_noise(3, LATENT), long, cat, 0.008929, 0.0, 7.0),
+        *(DenoiseRow(initial_noise(4, LATENT), cat, long, 0.987381, 0.974108, 4.5, skip) for skip in skips),
     ]
 
 
@@ -58,6 +61,17 @@ def test_ragged_rows_equal_rows_alone(backend: Backend, rows: list[DenoiseRow]) 
     for row, latent in zip(rows, together, strict=True):
         (alone,) = backend.denoise_step([row])
         np.testing.assert_allclose(as_array(latent), as_array(alone), atol=NEAR)
+
+
+def test_layers_are_skipped_or_the_row_is_refused(backend: Backend, rows: list[DenoiseRow]) -> None:
+    """A backend that cannot skip layers makes no step that asks for it; of one that can, the step is another."""
+    asking = replace(rows[0], skip=Skip((2, 3), 2.8))
+    if backend.can_skip_layers:
+        plain, skipped = (as_array(backend.denoise_step([row])[0]) for row in (rows[0], asking))
+        assert abs(plain - skipped).max() > 100 * NEAR
+    else:
+        with pytest.raises(AssertionError, match="can_skip_layers"):
+            backend.denoise_step([asking])
 
 
 def test_guidance_zero_and_one_are_the_same_step(backend: Backend, rows: list[DenoiseRow]) -> None:

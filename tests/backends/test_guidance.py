@@ -1,9 +1,11 @@
 """Which transformer rows a batch costs, and what becomes of them."""
 
+from typing import Any
+
 import numpy as np
 
-from sd35.backends.contract import DenoiseRow, TextEmbedding
-from sd35.backends.guidance import guided_velocities, step_length_of, timestep_of, transformer_rows
+from sd35.backends.contract import DenoiseRow, Skip, TextEmbedding
+from sd35.backends.guidance import guided_velocities, skipping_rows, step_length_of, timestep_of, transformer_rows
 
 CAT, DOG, NOTHING = (TextEmbedding(np.full(1, value), np.full(1, value), 16) for value in (1, 2, 0))
 GUIDED = DenoiseRow(np.zeros(1), CAT, NOTHING, 1.0, 0.5, 4.5)
@@ -25,6 +27,32 @@ def test_velocities_are_guided_row_by_row() -> None:
     plain, guided = guided_velocities([PLAIN, GUIDED], velocities)
     assert plain == 7.0
     assert guided == 1.0 + 4.5 * (3.0 - 1.0)
+
+
+def test_rows_that_skip_the_same_layers_share_a_call() -> None:
+    """The positives of those that ask, by their layers; whoever does not ask, costs nothing more."""
+    first, other, last = (
+        DenoiseRow(np.zeros(1), positive, NOTHING, 1.0, 0.5, 4.5, Skip(layers, 2.0))
+        for positive, layers in ((CAT, (7, 8)), (DOG, (3,)), (DOG, (7, 8)))
+    )
+    assert skipping_rows([PLAIN, GUIDED]) == {}
+    assert skipping_rows([first, GUIDED, other, last]) == {(7, 8): [(first, CAT), (last, DOG)], (3,): [(other, DOG)]}
+
+
+def test_a_velocity_is_pushed_away_from_the_one_without_layers() -> None:
+    """`scale * (c - s)` comes on top of guidance, each row with its own `s` and scale."""
+    rows = [
+        DenoiseRow(np.zeros(1), CAT, NOTHING, 1.0, 0.5, 4.5, skip)
+        for skip in (Skip((7,), 2.0), None, Skip((3,), 0.5), Skip((7,), 4.0))
+    ]
+    velocities = [np.array([value], np.float32) for value in (1, 1, 1, 1, 3, 4, 5, 6)]  # four negatives and positives
+    skipping: dict[tuple[int, ...], list[Any]] = {(7,): [np.float32(2), np.float32(5)], (3,): [np.float32(1)]}
+    assert [float(each[0]) for each in guided_velocities(rows, velocities, skipping)] == [
+        1 + 4.5 * (3 - 1) + 2.0 * (3 - 2),
+        1 + 4.5 * (4 - 1),
+        1 + 4.5 * (5 - 1) + 0.5 * (5 - 1),
+        1 + 4.5 * (6 - 1) + 4.0 * (6 - 5),
+    ]
 
 
 def test_timestep_and_step_length_are_float32s() -> None:

@@ -10,8 +10,10 @@ from safetensors.numpy import load_file, save_file
 
 from sd35.backends.options import Options
 from sd35.backends.table import open_backend
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
+from sd35.checkpoints.checkpoint import EMBEDDED, SkipLayers, open_checkpoint
 from sd35.errors import CheckpointError
+
+SKIP_LAYERS = {"layers": [2, 3], "scale": 2.8, "start": 0.01, "stop": 0.2}
 
 
 @pytest.fixture
@@ -19,6 +21,24 @@ def copy(tmp_path: Path) -> Path:
     """A copy of the embedded checkpoint, to be damaged."""
     shutil.copytree(open_checkpoint(EMBEDDED).directory, tmp_path / "copy")
     return tmp_path / "copy"
+
+
+def test_a_revision_is_of_all_that_makes_a_picture(copy: Path):
+    """Another card, weight or configuration is another revision; graphs, a name and what lies beside are not."""
+    revision = open_checkpoint(EMBEDDED).revision
+    (copy / "README.md").write_text("something else")
+    (copy / "transformer" / "model.onnx").unlink()
+    assert open_checkpoint(str(copy)).revision == revision
+    for changed in ("sd35.json", "scheduler/scheduler_config.json"):
+        before = (copy / changed).read_text()
+        content = json.loads(before)
+        content |= {"max_sequence_length": 19} if changed == "sd35.json" else {"shift": 2.0}
+        (copy / changed).write_text(json.dumps(content))
+        assert open_checkpoint(str(copy)).revision != revision
+        (copy / changed).write_text(before)
+    weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
+    assert open_checkpoint(str(copy)).revision != revision
 
 
 @pytest.mark.parametrize(
@@ -30,6 +50,12 @@ def copy(tmp_path: Path) -> Path:
         ({"width": 100}, "width: got 100"),
         ({"stepz": 4}, "stepz: got 4"),
         ({"enlarges": "maybe"}, "enlarges: got 'maybe'"),
+        ({"skip_layers": [7, 8, 9]}, "skip_layers: got [7, 8, 9]"),
+        ({"skip_layers": {**SKIP_LAYERS, "layers": []}}, "skip_layers.layers: got []"),
+        ({"skip_layers": {**SKIP_LAYERS, "layers": [-1]}}, "skip_layers.layers.0: got -1"),
+        ({"skip_layers": {**SKIP_LAYERS, "scale": 10.5}}, "skip_layers.scale: got 10.5"),
+        ({"skip_layers": {**SKIP_LAYERS, "stop": 20}}, "skip_layers.stop: got 20"),
+        ({"skip_layers": {**SKIP_LAYERS, "begin": 0}}, "skip_layers.begin: got 0"),
     ],
 )
 def test_a_card_of_nonsense_is_refused_by_name(copy: Path, card: dict[str, Any], why: str):
@@ -38,6 +64,15 @@ def test_a_card_of_nonsense_is_refused_by_name(copy: Path, card: dict[str, Any],
     with pytest.raises(CheckpointError) as refused:
         open_checkpoint(str(copy))
     assert f"{copy / 'sd35.json'}: {why}" in str(refused.value)
+
+
+def test_a_card_names_the_layers_to_skip(copy: Path):
+    """They are read as they stand; layers that the transformer does not have are refused, not passed over."""
+    (copy / "sd35.json").write_text(json.dumps({"skip_layers": SKIP_LAYERS}))
+    assert open_checkpoint(str(copy)).card.skip_layers == SkipLayers((2, 3), 2.8, 0.01, 0.2)
+    (copy / "sd35.json").write_text(json.dumps({"skip_layers": {**SKIP_LAYERS, "layers": [5, 6]}}))
+    with pytest.raises(CheckpointError, match="skips layer 6, its transformer has layers 0 to 5"):
+        open_backend("diffusers", open_checkpoint(str(copy)), Options(precision="float32", device="cpu"))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 
 from sd35.cli.main import app, main
 from sd35.service.png import read_png, write_png
@@ -109,6 +110,7 @@ def test_replay_without_its_model_names_it(pictures: Path, tmp_path: Path):
         (["generate", "a cat", "--device", "cuda"], 2, "device: got 'cuda'"),
         (["generate", "a cat", "--steps", "0"], 2, "steps: got 0; allowed: 1 to 150"),
         (["generate", ""], 2, "prompt: got '0 characters'"),
+        (["generate", "a cat", "--skip-layer-scale", "2"], 2, "skip_layer_scale: got 2.0; allowed: 0, for the card"),
         (["serve", "--port", "99999"], 2, "--port: got '99999'"),
     ],
 )
@@ -152,9 +154,7 @@ def test_the_doctor_warns_of_what_cannot_be_used(tmp_path: Path):
     assert "file/cache cannot be written to" in result.stdout
 
 
-@pytest.mark.parametrize(
-    "command", [command.callback.__name__ for command in app.registered_commands if command.callback]
-)
+@pytest.mark.parametrize("command", typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 def test_every_help_page_has_examples(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], command: str):
     """--help tells what a command does and shows lines to copy."""
     assert sd35_here(monkeypatch, command, "--help") == 0
@@ -204,6 +204,7 @@ def test_measure_writes_a_table_that_simulate_reads(tmp_path: Path):
         (["simulate", "--rps", "1", "--step-times", "none.json"], "none.json cannot be read: No such file"),
         (["simulate", "--rps", "1", "--step-times", "wrong.json"], "no table of step times"),
         (["simulate", "--rps", "nan", "--step-times", "wrong.json"], "--rps: got nan; allowed: a number above 0"),
+        (["synth", "sd4", "-o", "new"], "NAME: got 'sd4'; allowed: sd3.5-large, sd3.5-large-turbo, sd3.5-medium"),
         (["measure", "--size", "huge"], "--size: got 'huge'; allowed: WIDTHxHEIGHT"),
         (["measure", "--size", "64x40"], "height: got 40"),
     ],

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sd35.engine.scheduler import Job, Limits
-from sd35.engine.simulation import Clock, Device, Load, simulate
+from sd35.engine.simulation import Clock, Device, Load, Report, simulate
 from sd35.engine.step_times import ShapeTimes, StepTimes
 from sd35.errors import InvalidSetting
 
@@ -133,6 +133,13 @@ def test_whatever_happens_every_picture_ends_once_and_memory_is_kept(seed: int, 
     clock.run()
     assert sorted([*ended, *cancelled]) == sorted(accepted) == list(range(19))  # type: ignore[type-var]
     assert device.scheduler.used_bytes == 0
+
+
+def test_a_percentile_is_the_least_latency_that_so_many_stay_within():
+    """Of a hundred pictures' latencies, the 95th; of those with so many steps only, where asked."""
+    report = Report(latencies_s={4: [float(n) for n in range(1, 51)], 28: [float(n) for n in range(100, 50, -1)]})
+    assert [report.percentile_s(p) for p in (1, 50, 95, 100)] == [1, 50, 95, 100]
+    assert [report.percentile_s(p, steps=4) for p in (1, 50, 99, 100)] == [1, 25, 50, 50]
 
 
 @pytest.mark.parametrize(("rows", "expected_s"), [(1, 0.01), (2, 0.05 / 3), (8, 0.058), (10, 0.072)])

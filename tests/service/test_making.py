@@ -1,8 +1,10 @@
 """From what was wanted to a PNG file: defaults, sizes, the file, and its replay."""
 
+import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +15,12 @@ from PIL import Image, PngImagePlugin
 from sd35.errors import InvalidRequest, NotReplayable, UnknownModel
 from sd35.request import SIZE_MULTIPLE_PX
 from sd35.service.png import read_png, write_png
-from sd35.service.record import MAKER_KEY, REQUEST_KEY
+from sd35.service.record import DIGEST_KEY, MAKER_KEY, REQUEST_KEY
 from sd35.service.replay import read_recording, replay
 from sd35.service.resolve import Wanted
 from sd35.service.sizes import drawn_size
 from sd35.service.studio import Finished, Studio
-from tests.double import LARGE, MINI, double_studio
+from tests.double import LARGE, MINI, NumpyBackend, double_studio
 
 MAX_PIXELS = 2048 * 2048
 sides = st.integers(1, 128).map(lambda count: count * SIZE_MULTIPLE_PX)
@@ -51,6 +53,34 @@ def test_zero_is_not_left_open(studio: Studio):
     """Seed 0 and guidance 0 are what was asked for, not defaults to fill in."""
     request = studio.resolve(Wanted("a cat", seed=0, guidance_scale=0))
     assert (request.seed, request.guidance_scale) == (0, 0.0)
+
+
+def test_layers_are_skipped_where_the_model_is_for_it(studio: Studio):
+    """The scale is the card's unless one is asked for, 0 included; a model that is not for it takes 0 and no other."""
+    for model, asked, scale in (("large", None, 2.8), ("large", 1, 1.0), ("large", 0, 0.0), ("mini", None, 0.0)):
+        assert studio.resolve(Wanted("a cat", model=model, skip_layer_scale=asked)).skip_layer_scale == scale
+    assert studio.resolve(Wanted("a cat", skip_layer_scale=0)).skip_layer_scale == 0
+    with pytest.raises(InvalidRequest, match=r"skip_layer_scale: got 2\.8; allowed: 0, for the card of mini names no"):
+        studio.resolve(Wanted("a cat", skip_layer_scale=2.8))
+    with pytest.raises(InvalidRequest, match=r"skip_layer_scale: got 10\.5; allowed: 0\.0 to 10\.0"):
+        studio.resolve(Wanted("a cat", model="large", skip_layer_scale=10.5))
+
+
+def test_layers_are_not_skipped_where_the_backend_cannot(studio: Studio, tmp_path: Path):
+    """Left open it is off; asked for, or in a file from another backend, it is refused."""
+    backend = NumpyBackend()
+    backend.can_skip_layers = False
+    wanted = Wanted("a cat", model="large", seed=1, width=256, height=256, steps=10)
+    recording = read_recording(make(studio, wanted).png)
+    assert recording.record.request.skip_layer_scale == 2.8
+    with double_studio(tmp_path, backend) as unable:
+        assert unable.resolve(wanted).skip_layer_scale == 0
+        for attempt in (
+            lambda: unable.resolve(replace(wanted, skip_layer_scale=1)),
+            lambda: replay(recording, unable),
+        ):
+            with pytest.raises(InvalidRequest, match=r"skip_layer_scale: .* the double backend cannot skip layers"):
+                attempt()
 
 
 def test_a_model_that_is_not_served_is_refused_with_those_that_are(studio: Studio):
@@ -155,6 +185,33 @@ def test_replay_tells_other_versions_from_another_picture(studio: Studio):
     assert (verdict.outcome, verdict.max_difference) == ("same picture", 0)
     assert any("revision: 000000000000 then" in change for change in verdict.changed)
     assert any("numpy: 1.0 then" in change for change in verdict.changed)
+
+
+def test_a_picture_that_skipped_layers_is_replayed(studio: Studio):
+    """The file says so; it is another picture than without, and both are made again to the byte."""
+    wanted = Wanted("a cat", model="large", seed=1, width=256, height=256, steps=10)
+    files = [make(studio, replace(wanted, skip_layer_scale=scale)).png for scale in (2.8, 0)]
+    skipped, plain = (read_png(file)[0] for file in files)
+    assert not np.array_equal(skipped, plain)
+    for file, scale in zip(files, (2.8, 0), strict=True):
+        assert read_recording(file).record.request.skip_layer_scale == scale
+        assert replay(read_recording(file), studio).outcome == "same bytes"
+
+
+def test_files_from_before_there_was_skip_layer_guidance_are_replayed(studio: Studio):
+    """Their requests do not name it, and mean, by the same digest, what they meant."""
+    finished = make(studio, Wanted("a cat", seed=1))
+    request = finished.record.request
+    written_then = (
+        '{"guidance_scale":4.5,"height":128,"model":"mini","negative_prompt":"","profile":"double/float32",'
+        f'"prompt":"a cat","revision":"{request.revision}","seed":1,"steps":4,"width":128}}'
+    )
+    pixels, text = read_png(finished.png)
+    text |= {REQUEST_KEY: written_then, DIGEST_KEY: hashlib.sha256(written_then.encode()).hexdigest()}
+    recording = read_recording(write_png(pixels, text))
+    assert recording.record.request == request
+    assert recording.record.request.digest == text[DIGEST_KEY]
+    assert replay(recording, studio).outcome == "same bytes"
 
 
 @pytest.mark.parametrize(

@@ -47,12 +47,19 @@ def test_it_draws_at_the_ends_and_in_the_middle_of_its_range(backend: Backend, s
 
 @pytest.mark.parametrize(
     "changed",
-    [{"seed": 2}, {"guidance_scale": 1.0}, {"negative_prompt": "a cat"}, {"prompt": "a cat on a red background"}],
+    [{"guidance_scale": 1.0}, {"negative_prompt": "a cat"}, {"prompt": "a cat on a red background"}],
 )
 def test_what_is_asked_visibly_matters(backend: Backend, changed: dict[str, Any]):
-    """Another seed, guidance, negative prompt or prompt gives another picture: somewhere by 32 levels or more."""
+    """Another guidance, negative prompt or prompt gives another picture: somewhere by 32 levels or more."""
     difference = np.abs(_draw(backend).astype(int) - _draw(backend, **changed))
     assert difference.max() >= 32
+
+
+@pytest.mark.parametrize("prompt", ["a cat", "a crown and a frog on a white background"])
+def test_a_seed_decides_what_the_prompt_leaves_open(backend: Backend, prompt: str):
+    """Of four seeds, two give pictures that are far apart: another ground, or another arrangement of the two."""
+    pictures = [_draw(backend, prompt=prompt, seed=seed, steps=28).astype(int) for seed in range(4)]
+    assert max(np.abs(a - b).mean() for a in pictures for b in pictures) >= 16
 
 
 def test_the_ground_is_what_was_asked(backend: Backend):

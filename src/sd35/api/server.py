@@ -66,7 +66,7 @@ def serve(settings: Settings) -> None:
     for name in unknown_variables():
         log.warning("this environment variable is not read", name=name)
     check_available(settings.backend)
-    checkpoints = open_checkpoints(settings.checkpoints)
+    checkpoints = open_checkpoints(settings)
     listener = _listen(settings.host, settings.port)
     failures: list[Exception] = []
 

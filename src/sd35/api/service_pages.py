@@ -8,7 +8,7 @@ from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
 
 from sd35.api.problems import documented
-from sd35.request import GUIDANCE_SCALE, SEED, SIZE_MULTIPLE_PX, STEPS
+from sd35.request import GUIDANCE_SCALE, SEED, SIZE_MULTIPLE_PX, SKIP_LAYER_SCALE, STEPS
 from sd35.service.model import Model
 from sd35.service.opening import Opening
 from sd35.service.studio import Studio
@@ -21,6 +21,7 @@ class Defaults(BaseModel):
     height: int
     steps: int
     guidance_scale: float
+    skip_layer_scale: float
 
 
 class Ranges(BaseModel):
@@ -31,6 +32,9 @@ class Ranges(BaseModel):
     max_pixels: int = Field(description="Most pixels, width x height, that may be asked for.")
     steps: tuple[int, int] = STEPS
     guidance_scale: tuple[float, float] = GUIDANCE_SCALE
+    skip_layer_scale: tuple[float, float] = Field(
+        description="Of skip-layer guidance; 0 to 0 where the model is not for it or the backend cannot."
+    )
     seed: tuple[int, int] = SEED
 
 
@@ -111,7 +115,7 @@ async def models(request: Request) -> ModelList:
 
 
 def _card(model: Model, studio: Studio) -> ModelCard:
-    card = model.card
+    card, skip_layers = model.card, model.skip_layers
     return ModelCard(
         id=model.name,
         created=int(model.checkpoint.directory.stat().st_mtime),
@@ -119,8 +123,18 @@ def _card(model: Model, studio: Studio) -> ModelCard:
         licence=card.licence,
         backend=model.backend.name,
         precision=model.backend.precision,
-        defaults=Defaults(width=card.width, height=card.height, steps=card.steps, guidance_scale=card.guidance_scale),
-        ranges=Ranges(side_px=card.side_px, max_pixels=studio.max_pixels),
+        defaults=Defaults(
+            width=card.width,
+            height=card.height,
+            steps=card.steps,
+            guidance_scale=card.guidance_scale,
+            skip_layer_scale=skip_layers.scale if skip_layers else 0.0,
+        ),
+        ranges=Ranges(
+            side_px=card.side_px,
+            max_pixels=studio.max_pixels,
+            skip_layer_scale=SKIP_LAYER_SCALE if skip_layers else (0.0, 0.0),
+        ),
         native_pixels=card.native_pixels,
         enlarges=card.enlarges,
         max_sequence_length=card.max_sequence_length,

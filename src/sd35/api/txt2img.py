@@ -12,7 +12,15 @@ from sd35.api.body import read_json
 from sd35.api.problems import documented
 from sd35.engine.loop import Engine
 from sd35.engine.picture import Painted, Ticket
-from sd35.request import GUIDANCE_SCALE, PRIORITY, PROMPT_CHARACTERS, SEED, SIZE_MULTIPLE_PX, STEPS
+from sd35.request import (
+    GUIDANCE_SCALE,
+    PRIORITY,
+    PROMPT_CHARACTERS,
+    SEED,
+    SIZE_MULTIPLE_PX,
+    SKIP_LAYER_SCALE,
+    STEPS,
+)
 from sd35.service.opening import Opening
 from sd35.service.resolve import Wanted
 from sd35.service.studio import Finished
@@ -50,6 +58,12 @@ class Txt2Img(BaseModel):
         None,
         description=f"a number from {GUIDANCE_SCALE[0]:g} to {GUIDANCE_SCALE[1]:g}: how closely to follow the prompt;"
         f" 1 or less turns guidance off and halves the work. {_DEFAULT}",
+    )
+    skip_layer_scale: Annotated[float, Field(ge=SKIP_LAYER_SCALE[0], le=SKIP_LAYER_SCALE[1])] | None = Field(
+        None,
+        description=f"a number from {SKIP_LAYER_SCALE[0]:g} to {SKIP_LAYER_SCALE[1]:g}, in the model's range as in"
+        " /v1/models: skip-layer guidance, a further prediction in some steps for sounder structure. 0 turns it off; it"
+        f" has no effect at a guidance of 1 or less. {_DEFAULT}",
     )
     seed: Annotated[int, Field(ge=SEED[0], le=SEED[1])] | None = Field(
         None,

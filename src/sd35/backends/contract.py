@@ -33,9 +33,23 @@ class TextEmbedding:
     nbytes: int
 
 
+@dataclass(frozen=True)
+class Skip:
+    """Skip-layer guidance of one step: the velocity is pushed away from a prediction without some layers, by `scale`.
+
+    `layers`: of the transformer, counted from 0.
+    """
+
+    layers: tuple[int, ...]
+    scale: float
+
+
 @dataclass(frozen=True, eq=False)
 class DenoiseRow:
-    """One picture's part of one denoising step. `negative` is None exactly when guidance <= 1 (one row is run)."""
+    """One picture's part of one denoising step. `negative` is None exactly when guidance <= 1 (one row is run).
+
+    `skip` is None where this step has no skip-layer guidance, and for every backend that cannot skip layers.
+    """
 
     latent: Float[Tensor, "16 h w"] | Float32[Array, "16 h w"]
     positive: TextEmbedding
@@ -43,6 +57,7 @@ class DenoiseRow:
     sigma: float
     sigma_next: float
     guidance: float
+    skip: Skip | None = None
 
 
 def to_numpy(tensor: Float[Tensor, "*shape"]) -> Float32[Array, "*shape"]:
@@ -82,6 +97,10 @@ class Backend(Protocol):
         """The libraries that shape the numbers, name -> version; they go into each picture's metadata."""
 
     @property
+    def can_skip_layers(self) -> bool:
+        """Whether a row may ask for skip-layer guidance. A graph whose layers are fixed cannot leave any out."""
+
+    @property
     def memory(self) -> Memory:
         """What it computes in."""
 
@@ -91,7 +110,8 @@ class Backend(Protocol):
     def denoise_step(self, rows: Sequence[DenoiseRow]) -> list[Float[Tensor, "16 h w"]]:
         """One Euler step per row: `latent + (sigma_next - sigma) * velocity`, in float32, with CFG where guidance > 1.
 
-        All rows have one latent shape. The transformer's timestep is `sigma * 1000`.
+        All rows have one latent shape. The transformer's timestep is `sigma * 1000`. A row's `skip` adds
+        `scale * (c - s)` to its velocity: `c` for the positive prompt, `s` the same without the skipped layers.
         """
 
     def decode_latents(self, latents: Sequence[Float[Tensor, "16 h w"]]) -> list[UInt8[Array, "h*8 w*8 3"]]:

@@ -16,7 +16,15 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from sd35.backends.contract import Array, DenoiseRow, Memory, TextEmbedding
-from sd35.backends.guidance import guided_velocities, step_length_of, timestep_of, transformer_rows
+from sd35.backends.guidance import (
+    Layers,
+    TransformerRow,
+    guided_velocities,
+    skipping_rows,
+    step_length_of,
+    timestep_of,
+    transformer_rows,
+)
 from sd35.backends.host import HostMemory
 from sd35.backends.options import Offload, Options
 from sd35.checkpoints.checkpoint import Checkpoint
@@ -42,8 +50,10 @@ class DiffusersBackend:
     """See `sd35.backends.contract.Backend`. Latents and embeddings are torch tensors of `precision` on the device."""
 
     name = "diffusers"
+    can_skip_layers = True
 
     def __init__(self, checkpoint: Checkpoint, precision: str, device: torch.device, offload: Offload) -> None:
+        _check_layers(checkpoint)
         self.precision = precision
         self._dtype = _DTYPES[precision]
         self._device = device
@@ -81,19 +91,24 @@ class DiffusersBackend:
     def denoise_step(self, rows: Sequence[DenoiseRow]) -> list[Float[Tensor, "16 h w"]]:
         """One Euler step per row, in float32 and rounded to the precision, as Diffusers' scheduler does."""
         latents = {id(row): torch.as_tensor(row.latent).to(self._device, self._dtype) for row in rows}
-        parts = transformer_rows(rows)
-        with self._one_at_a_time:
-            velocities = self._pipeline.transformer(
+
+        def velocities_of(parts: Sequence[TransformerRow], skipped: Layers = ()) -> Sequence[Tensor]:
+            return self._pipeline.transformer(
                 hidden_states=torch.stack([latents[id(row)] for row, _ in parts]),
                 encoder_hidden_states=torch.stack([embedding.tokens for _, embedding in parts]),
                 pooled_projections=torch.stack([embedding.pooled for _, embedding in parts]),
                 timestep=torch.tensor([float(timestep_of(row)) for row, _ in parts], device=self._device),
+                skip_layers=skipped,
                 return_dict=False,
-            )[0]
+            )[0].unbind()
+
+        with self._one_at_a_time:
+            velocities = velocities_of(transformer_rows(rows))
+            skipping = {layers: velocities_of(parts, layers) for layers, parts in skipping_rows(rows).items()}
         # A step's length is a tensor, as in Diffusers' scheduler: PyTorch rounds it to the velocity's precision.
         return [
             (latents[id(row)].float() + torch.tensor(step_length_of(row)) * velocity).to(self._dtype)
-            for row, velocity in zip(rows, guided_velocities(rows, velocities), strict=True)
+            for row, velocity in zip(rows, guided_velocities(rows, velocities, skipping), strict=True)
         ]
 
     @torch.no_grad()
@@ -145,6 +160,16 @@ def _device(name: str) -> torch.device:
             "diffusers", f"PyTorch sees {found} CUDA devices, not {name}", "Choose another device."
         )
     return device
+
+
+def _check_layers(checkpoint: Checkpoint) -> None:
+    """Diffusers passes over layers that the transformer does not have, without a word."""
+    if skip_layers := checkpoint.card.skip_layers:
+        last, count = max(skip_layers.layers), checkpoint.config("transformer")["num_layers"]
+        if last >= count:
+            raise CheckpointError(
+                f"{checkpoint.name}: its card skips layer {last}, its transformer has layers 0 to {count - 1}"
+            )
 
 
 def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> StableDiffusion3Pipeline:

@@ -1,6 +1,11 @@
-"""Classifier-free guidance and the Euler step over ragged rows; the same code for NumPy arrays and torch tensors."""
+"""Guidance, classifier-free and by skipped layers, and the Euler step over ragged rows.
 
-from collections.abc import Sequence
+The same code for NumPy arrays and torch tensors.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import TypeAlias
 
 import numpy as np
 
@@ -8,20 +13,45 @@ from sd35.backends.contract import DenoiseRow, Tensor, TextEmbedding
 
 _TIMESTEPS = np.float32(1000)
 
+TransformerRow: TypeAlias = tuple[DenoiseRow, TextEmbedding]
+Layers: TypeAlias = tuple[int, ...]
 
-def transformer_rows(rows: Sequence[DenoiseRow]) -> list[tuple[DenoiseRow, TextEmbedding]]:
+
+def transformer_rows(rows: Sequence[DenoiseRow]) -> list[TransformerRow]:
     """What the transformer is to run, in Diffusers' order: the guided rows' negatives, then every row's positive."""
     negatives = [(row, row.negative) for row in rows if row.negative is not None]
     return [*negatives, *((row, row.positive) for row in rows)]
 
 
-def guided_velocities(rows: Sequence[DenoiseRow], velocities: Sequence[Tensor]) -> list[Tensor]:
-    """One velocity per row from those of `transformer_rows`: `u + guidance * (c - u)`, or `c` where there is no `u`."""
+def skipping_rows(rows: Sequence[DenoiseRow]) -> dict[Layers, list[TransformerRow]]:
+    """What the transformer is to run beside, for each set of layers that it skips: the positives that ask for it."""
+    by_layers: dict[Layers, list[TransformerRow]] = {}
+    for row in rows:
+        if row.skip:
+            by_layers.setdefault(row.skip.layers, []).append((row, row.positive))
+    return by_layers
+
+
+def guided_velocities(
+    rows: Sequence[DenoiseRow],
+    velocities: Sequence[Tensor],
+    skipping: Mapping[Layers, Sequence[Tensor]] = MappingProxyType({}),
+) -> list[Tensor]:
+    """One velocity per row from those of `transformer_rows` and of `skipping_rows`.
+
+    `u + guidance * (c - u)`, or `c` where there is no `u`; plus `scale * (c - s)` where there is an `s`, which skipped
+    layers. In this order, as in Diffusers.
+    """
     positives, negatives = velocities[-len(rows) :], iter(velocities[: -len(rows)])
-    return [
-        positive if row.negative is None else (u := next(negatives)) + row.guidance * (positive - u)
-        for row, positive in zip(rows, positives, strict=True)
-    ]
+    without = {layers: iter(each) for layers, each in skipping.items()}
+    return [_guided(row, positive, negatives, without) for row, positive in zip(rows, positives, strict=True)]
+
+
+def _guided(
+    row: DenoiseRow, positive: Tensor, negatives: Iterator[Tensor], without: Mapping[Layers, Iterator[Tensor]]
+) -> Tensor:
+    velocity = positive if row.negative is None else (u := next(negatives)) + row.guidance * (positive - u)
+    return velocity + (positive - next(without[row.skip.layers])) * row.skip.scale if row.skip else velocity
 
 
 def timestep_of(row: DenoiseRow) -> np.float32:

@@ -19,6 +19,9 @@ from sd35.checkpoints.checkpoint import Checkpoint, weights_layout
 from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.errors import CheckpointError, InvalidSetting
 
+# How long a thread of the transformer's spins for its next share of a step before it sleeps, microseconds. Of 0, 20,
+# 50, 100 and 1000: alone, a step is a sixth faster from about 50 on; beside a decoding, each of them slows both.
+_SPIN_US = 50
 WEIGHTS_LAYOUT = "sd35.weights_layout"  # of a graph's metadata: of the files it points into, if it does
 
 
@@ -39,14 +42,16 @@ class OnnxBackend:
 
     name = "onnx"
     precision = "float32"
+    can_skip_layers = False
 
     def __init__(self, checkpoint: Checkpoint, threads: int) -> None:
         _check_positions(checkpoint)
         self.memory = HostMemory()
         self._tokenizers = Tokenizers(checkpoint)
-        parts = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer")
-        graphs = [checkpoint.directory / part / "model.onnx" for part in parts]
-        self._clip_l, self._clip_g, self._t5, self._transformer = (_open_graph(graph, threads) for graph in graphs)
+        parts = ("text_encoder", "text_encoder_2", "text_encoder_3")
+        encoders = [checkpoint.directory / part / "model.onnx" for part in parts]
+        self._clip_l, self._clip_g, self._t5 = (_open_graph(graph, threads) for graph in encoders)
+        self._transformer = _open_graph(checkpoint.directory / "transformer" / "model.onnx", threads, _SPIN_US)
         self._decoder = _open_graph(checkpoint.directory / "vae" / "decoder.onnx", threads)
         vae = checkpoint.config("vae")
         self._scaling, self._shift = float(vae["scaling_factor"]), float(vae["shift_factor"])
@@ -75,6 +80,7 @@ class OnnxBackend:
 
     def denoise_step(self, rows: Sequence[DenoiseRow]) -> list[Float32[Array, "16 h w"]]:
         """One Euler step per row; guided and unguided rows share one call of the transformer."""
+        assert not any(row.skip for row in rows), "see can_skip_layers"
         parts = transformer_rows(rows)
         inputs = {
             "hidden_states": np.stack([row.latent for row, _ in parts]),
@@ -95,14 +101,15 @@ class OnnxBackend:
         return list(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)))
 
 
-def _open_graph(path: Path, threads: int) -> onnxruntime.InferenceSession:
+def _open_graph(path: Path, threads: int, spin_us: int = 0) -> onnxruntime.InferenceSession:
     command = f"python -m sd35.compile.onnx_export {path.parent.parent}"
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; make the graphs, where PyTorch is installed, with: {command}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # Threads that wait do not spin: spinning made a step slower by half, and loading too, beside other work.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # By default threads spin for a second: that made a step slower by half, and loading too, beside other work.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin_us else "0")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_us))
     try:
         graph = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no base of their own

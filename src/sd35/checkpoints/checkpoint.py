@@ -2,24 +2,38 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from sd35.checkpoints.layout import CARD_FILE, PARTS, missing, needed
 from sd35.errors import CheckpointError
-from sd35.request import GUIDANCE_SCALE, SIZE_MULTIPLE_PX, STEPS
+from sd35.request import GUIDANCE_SCALE, SIZE_MULTIPLE_PX, SKIP_LAYER_SCALE, STEPS
 
-CARD_FILE = "sd35.json"
 EMBEDDED = "sd35-mini"
 _EMBEDDED_DIRECTORY = Path(__file__).parent / "embedded" / EMBEDDED
-_PARTS = ("scheduler", "text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae")
-_IDENTITY_SUFFIXES = {".json", ".txt", ".model", ".safetensors"}
-
 
 _Side = Annotated[int, Field(ge=SIZE_MULTIPLE_PX, multiple_of=SIZE_MULTIPLE_PX)]
+_Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class SkipLayers:
+    """Skip-layer guidance as a model wants it: the transformer's layers to leave out, counted from 0, and the scale.
+
+    Of N steps, counted from 0, it is for those strictly between `N * start` and `N * stop`, as in Diffusers.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    scale: Annotated[float, Field(ge=SKIP_LAYER_SCALE[0], le=SKIP_LAYER_SCALE[1])]
+    start: _Fraction
+    stop: _Fraction
 
 
 @dataclass(frozen=True)
@@ -27,7 +41,8 @@ class Card:
     """What a checkpoint says of itself in `sd35.json`; the defaults are those of the SD3.5 models.
 
     `side_px` bounds each side of what it draws. `enlarges` is for stand-ins: a size above that range is drawn with
-    `native_pixels` at the same aspect and enlarged. `max_sequence_length` is T5's, in tokens.
+    `native_pixels` at the same aspect and enlarged. `max_sequence_length` is T5's, in tokens. `skip_layers` is None for
+    what is not meant for skip-layer guidance; SD3.5 Medium's model card has layers 7, 8, 9, scale 2.8, 0.01 to 0.2.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -40,6 +55,7 @@ class Card:
     side_px: tuple[_Side, _Side] = (256, 2048)
     native_pixels: Annotated[int, Field(ge=SIZE_MULTIPLE_PX**2)] = 1024 * 1024
     enlarges: bool = False
+    skip_layers: SkipLayers | None = None
     licence: str = "see the checkpoint's model card"
 
 
@@ -53,13 +69,11 @@ class Checkpoint:
 
     @cached_property
     def revision(self) -> str:
-        """SHA-256 over the names and contents of its weights, configurations and tokenizers; graphs excepted."""
-        total = hashlib.sha256()
-        for path in sorted(self.directory.rglob("*")):
-            if path.is_file() and path.suffix in _IDENTITY_SUFFIXES:
-                with path.open("rb") as file:
-                    content = hashlib.file_digest(file, "sha256").hexdigest()
-                total.update(f"{path.relative_to(self.directory).as_posix()} {content}\n".encode())
+        """SHA-256 over its card, and the names and contents of weights, configurations and tokenizers; not graphs."""
+        total = hashlib.sha256(json.dumps(asdict(self.card), sort_keys=True).encode())  # wherever the card came from
+        paths = (path for path in self.directory.rglob("*") if path.is_file() and _is_identity(path))
+        for name in needed(path.relative_to(self.directory).as_posix() for path in paths):
+            total.update(f"{name} {_sha256(self.directory / name)}\n".encode())
         return total.hexdigest()
 
     def config(self, part: str, file: str = "config.json") -> dict[str, Any]:
@@ -83,34 +97,71 @@ def weights_layout(part: Path) -> str:
     return total.hexdigest()
 
 
-def open_checkpoint(name_or_directory: str) -> Checkpoint:
-    """The embedded checkpoint by name, or a directory in the Diffusers layout.
+def open_checkpoint(name_or_directory: str, own_variants: Path | None = None) -> Checkpoint:
+    """The embedded checkpoint or a variant by name, or a directory in the Diffusers layout.
 
-    Raises CheckpointError where it is neither, or where a part is missing.
+    `own_variants` is the user's file of variants. A name stands for that checkpoint at its revision, never for another:
+    `./sd3.5-medium` is the directory. Raises CheckpointError where it is none of these, not whole on disk, or a part is
+    missing; InvalidSetting where the user's file is wrong.
     """
-    is_embedded = name_or_directory == EMBEDDED
-    directory = _EMBEDDED_DIRECTORY if is_embedded else Path(name_or_directory).expanduser().resolve()
+    if name_or_directory == EMBEDDED:
+        return _open(_EMBEDDED_DIRECTORY, EMBEDDED, Card())
+    from sd35.checkpoints.variants import load_variants
+
+    variants = load_variants(own_variants)
+    if name_or_directory in variants:
+        from sd35.checkpoints.cache import place_of
+
+        variant = variants[name_or_directory]
+        directory = place_of(variant).snapshot
+        if lacking := missing(directory):
+            shown = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
+            state = f"not whole on disk: {shown} missing" if directory.is_dir() else "not on disk"
+            raise CheckpointError(f"{variant.name} is {state}; fetch it with: sd35 pull {variant.name}")
+        return _open(directory, variant.name, variant.card)
+    directory = Path(name_or_directory).expanduser().resolve()
     if not directory.is_dir():
-        raise CheckpointError(f"{name_or_directory!r} is neither {EMBEDDED!r} nor a directory")
-    missing = [part for part in _PARTS if not (directory / part).is_dir()]
-    if missing:
+        known = ", ".join(map(repr, (EMBEDDED, *variants)))
+        raise CheckpointError(f"{name_or_directory!r} is neither a directory nor one of {known}")
+    return _open(directory, directory.name, Card())
+
+
+def _open(directory: Path, name: str, card: Card) -> Checkpoint:
+    """`card` is what is known of it where the directory has none of its own."""
+    lacking = [part for part in PARTS if not (directory / part).is_dir()]
+    if lacking:
         raise CheckpointError(
-            f"{directory} is no SD3.5 checkpoint in the Diffusers layout: {', '.join(missing)} missing"
+            f"{directory} is no SD3.5 checkpoint in the Diffusers layout: {', '.join(lacking)} missing"
         )
-    return Checkpoint(directory.name, directory, _read_card(directory / CARD_FILE))
+    return Checkpoint(name, directory, _read_card(directory / CARD_FILE) or card)
 
 
-def _read_card(path: Path) -> Card:
+def _is_identity(path: Path) -> bool:
+    return path.suffix != ".onnx" and path.name != CARD_FILE
+
+
+def explain(error: ValidationError) -> str:
+    """The fields that are wrong, what came, and why not."""
+    return "; ".join(
+        f"{'.'.join(map(str, detail['loc']))}: got {detail['input']!r}; {detail['msg']}" for detail in error.errors()
+    )
+
+
+def _sha256(path: Path) -> str:
+    """SHA-256 of a file; Hugging Face's cache, where a file is a link, names weights by it, and spares reading them."""
+    if path.is_symlink() and re.fullmatch("[0-9a-f]{64}", name := path.readlink().name):
+        return name
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_card(path: Path) -> Card | None:
     if not path.exists():
-        return Card()
+        return None
     try:
         return TypeAdapter(Card).validate_python(_read_json(path))
     except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, detail['loc']))}: got {detail['input']!r}; {detail['msg']}"
-            for detail in error.errors()
-        )
-        raise CheckpointError(f"{path}: {wrong}") from error
+        raise CheckpointError(f"{path}: {explain(error)}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ _PERCENTILES = (50, 95, 99)
 
 def measure(settings: Settings, sizes: Sequence[str], output: Path) -> None:
     """Time the first checkpoint of the settings and write the table. Raises InvalidSetting, InvalidRequest."""
-    checkpoint = open_checkpoints(settings.checkpoints)[0]
+    checkpoint = open_checkpoints(settings)[0]
     card = checkpoint.card
     asked = [_size(size) for size in sizes] or [(card.width, card.height)]
     sizes_px = list(dict.fromkeys(drawn_size(*size, card, settings.max_pixels) for size in asked))

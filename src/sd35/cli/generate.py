@@ -21,7 +21,7 @@ from sd35.settings import Settings
 
 def generate(settings: Settings, wanted: Wanted, output: Path, count: int, *, as_json: bool) -> None:
     """Make `count` pictures and write them. Raises what the engine and the settings raise."""
-    checkpoint = _chosen(open_checkpoints(settings.checkpoints), wanted.model)
+    checkpoint = _chosen(open_checkpoints(settings), wanted.model)
     progress = progress_bar()
     with progress:
         loading = progress.add_task("loading the model", total=None)

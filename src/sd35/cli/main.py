@@ -6,21 +6,20 @@ from typing import Annotated
 
 import typer
 
-from sd35.cli import options
+from sd35.cli import model_commands, options
 from sd35.errors import InvalidSetting, Sd35Error
-
-_EPILOG = "Every setting is also an environment variable (SD35_...) or a key of a TOML file: see docs/settings.md."
 
 app = typer.Typer(
     name="sd35",
     help="Stable Diffusion 3.5 as a service: pictures from text, over HTTP or right here.",
-    epilog=_EPILOG,
+    epilog=options.EPILOG,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(model_commands.app)
 
 
 def main() -> None:
@@ -44,12 +43,14 @@ def _version(
     pass
 
 
-@app.command(epilog=_EPILOG)
+@app.command(epilog=options.EPILOG)
 def serve(
     *,
     host: options.Host = None,
     port: options.Port = None,
     checkpoint: options.Checkpoints = None,
+    variants: options.Variants = None,
+    offline: options.Offline = None,
     backend: options.Backend = None,
     precision: options.Precision = None,
     device: options.Device = None,
@@ -75,7 +76,7 @@ def serve(
 
       sd35 serve
       sd35 serve --host 0.0.0.0 --port 80
-      sd35 serve --checkpoint sd35-mini --checkpoint ~/models/stable-diffusion-3.5-medium
+      sd35 serve --checkpoint sd35-mini --checkpoint sd3.5-medium --checkpoint ~/models/mine
     """
     settings = options.settings_of(locals())
     from sd35.api.server import serve as run
@@ -83,7 +84,7 @@ def serve(
     run(settings)
 
 
-@app.command(epilog=_EPILOG)
+@app.command(epilog=options.EPILOG)
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the pictures show.")],
     *,
@@ -100,10 +101,14 @@ def generate(
     guidance_scale: Annotated[
         float | None, typer.Option(help="How closely to follow the prompt, 0 to 30. Default: the model's.")
     ] = None,
+    skip_layer_scale: Annotated[
+        float | None, typer.Option(help="Skip-layer guidance, 0 (off) to 10. Default: the model's, if it is for it.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="0 to 4294967295. Default: random, and printed.")] = None,
     model: Annotated[str | None, typer.Option(help="Name of one of the checkpoints. Default: the first.")] = None,
     as_json: options.AsJson = False,
     checkpoint: options.Checkpoints = None,
+    variants: options.Variants = None,
     backend: options.Backend = None,
     precision: options.Precision = None,
     device: options.Device = None,
@@ -130,16 +135,17 @@ def generate(
     from sd35.cli.generate import generate as run
     from sd35.service.resolve import Wanted
 
-    wanted = Wanted(prompt, negative_prompt, width, height, steps, guidance_scale, seed, model)
+    wanted = Wanted(prompt, negative_prompt, width, height, steps, guidance_scale, seed, model, skip_layer_scale)
     run(settings, wanted, output, count, as_json=as_json)
 
 
-@app.command(epilog=_EPILOG)
+@app.command(epilog=options.EPILOG)
 def replay(
     file: Annotated[Path, typer.Argument(help="A PNG file that this project wrote.")],
     *,
     as_json: options.AsJson = False,
     checkpoint: options.Checkpoints = None,
+    variants: options.Variants = None,
     backend: options.Backend = None,
     precision: options.Precision = None,
     device: options.Device = None,
@@ -165,7 +171,7 @@ def replay(
     run(file, lambda recorded: options.settings_of(given, recorded), as_json=as_json)
 
 
-@app.command(epilog=_EPILOG)
+@app.command(epilog=options.EPILOG)
 def measure(
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("step-times.json"),
@@ -173,6 +179,7 @@ def measure(
         list[str] | None, typer.Option(help="WIDTHxHEIGHT in pixels; may be repeated. Default: the model's.")
     ] = None,
     checkpoint: options.Checkpoints = None,
+    variants: options.Variants = None,
     backend: options.Backend = None,
     precision: options.Precision = None,
     device: options.Device = None,
@@ -197,7 +204,7 @@ def measure(
     run(settings, size or [], output)
 
 
-@app.command(epilog=_EPILOG)
+@app.command(epilog=options.EPILOG)
 def simulate(
     *,
     rps: Annotated[float, typer.Option(help="Requests a second, in the mean; they come at random.")],
@@ -239,11 +246,12 @@ def simulate(
     run_simulation(settings, step_times, load, size or [], devices, as_json=as_json)
 
 
-@app.command(epilog=_EPILOG)
+@app.command(epilog=options.EPILOG)
 def doctor(
     *,
     as_json: options.AsJson = False,
     checkpoint: options.Checkpoints = None,
+    variants: options.Variants = None,
     cache_dir: options.CacheDir = None,
     data_dir: options.DataDir = None,
     config: options.Config = None,

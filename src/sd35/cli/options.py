@@ -1,5 +1,6 @@
 """The flags that several commands share, and from flags to settings."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -9,6 +10,7 @@ import typer
 from sd35.settings import Settings, flag_of, load_settings
 
 _SERVICE, _COMPUTE = "Service", "What computes"
+EPILOG = "Every setting is also an environment variable (SD35_...) or a key of a TOML file: see docs/settings.md."
 
 
 def _setting(name: str, panel: str, **more: Any) -> Any:  # noqa: ANN401  typer's own type is not public
@@ -34,6 +36,8 @@ LogFormat: TypeAlias = Annotated[str | None, _setting("log_format", _SERVICE, me
 CacheDir: TypeAlias = Annotated[str | None, _setting("cache_dir", _SERVICE, metavar="DIRECTORY")]
 DataDir: TypeAlias = Annotated[str | None, _setting("data_dir", _SERVICE, metavar="DIRECTORY")]
 Checkpoints: TypeAlias = Annotated[list[str] | None, _setting("checkpoints", _COMPUTE, metavar="NAME|DIRECTORY")]
+Variants: TypeAlias = Annotated[str | None, _setting("variants", _COMPUTE, metavar="FILE")]
+Offline: TypeAlias = Annotated[bool | None, _setting("offline", _SERVICE)]
 Backend: TypeAlias = Annotated[str | None, _setting("backend", _COMPUTE, metavar="NAME")]
 Precision: TypeAlias = Annotated[str | None, _setting("precision", _COMPUTE, metavar="FORMAT")]
 Device: TypeAlias = Annotated[str | None, _setting("device", _COMPUTE, metavar="DEVICE")]
@@ -52,7 +56,10 @@ def settings_of(arguments: Mapping[str, Any], otherwise: Mapping[str, str] | Non
     """
     named = {"checkpoints" if name == "checkpoint" else name: value for name, value in arguments.items()}
     flags = {name: value for name, value in named.items() if name in Settings.model_fields and value is not None}
-    return load_settings({**(otherwise or {}), **flags}, named.get("config"))
+    settings = load_settings({**(otherwise or {}), **flags}, named.get("config"))
+    if settings.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for Diffusers, Transformers and the hub's library, which read it on import
+    return settings
 
 
 def print_version(asked: bool) -> None:

@@ -26,7 +26,7 @@ def replay(file: Path, settings_with: Callable[[Mapping[str, str]], Settings], *
         raise NotReplayable(f"{file} cannot be replayed: {error}") from error
     maker, request = recording.record.maker, recording.record.request
     settings = settings_with({"backend": maker.backend, "precision": maker.precision})
-    checkpoint = _maker_of(request, open_checkpoints(settings.checkpoints), file)
+    checkpoint = _maker_of(request, open_checkpoints(settings), file)
     with progress_bar() as progress:
         bar = progress.add_task(f"making {file.name} again", total=request.steps)
         with open_studio(settings, [checkpoint]) as studio:

@@ -10,20 +10,19 @@ import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
-from diffusers.models.embeddings import PatchEmbed
 from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from sd35.backends.onnx import WEIGHTS_LAYOUT
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint, weights_layout
+from sd35.compile.rewrites import rewrite
 from sd35.compile.stored_weights import assert_only_small_inline, is_fixed, point_into_files, stored_tensors
 
 OPSET = 21  # the first with FP8 Q/DQ as TensorRT and ONNX Runtime read it
@@ -52,24 +51,12 @@ class _T5(_Wrapper):
 class _Transformer(_Wrapper):
     def __init__(self, network: SD3Transformer2DModel) -> None:
         super().__init__(network)
-        network.pos_embed.cropped_pos_embed = partial(_crop_positions, network.pos_embed)
+        rewrite(network)
 
     def forward(
         self, hidden_states: Tensor, encoder_hidden_states: Tensor, pooled_projections: Tensor, timestep: Tensor
     ) -> Tensor:
         return self.network(hidden_states, encoder_hidden_states, pooled_projections, timestep, return_dict=False)[0]
-
-
-def _crop_positions(positions: PatchEmbed, height: int, width: int) -> Tensor:
-    """The middle of the position table, for a latent of these sides.
-
-    Diffusers slices from start to end. The exporter writes that end with a floor division of a negative number, which
-    ONNX rounds towards zero: wrong for odd numbers of patches. From a start, then to a length, nothing is negative.
-    """
-    rows, columns, size = height // positions.patch_size, width // positions.patch_size, positions.pos_embed_max_size
-    table = positions.pos_embed.reshape(size, size, -1)
-    table = table[(size - rows) // 2 :, (size - columns) // 2 :][:rows, :columns]
-    return table.reshape(1, rows * columns, -1)
 
 
 class _Decoder(_Wrapper):

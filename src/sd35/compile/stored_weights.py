@@ -16,7 +16,7 @@ import onnx_ir as ir
 from sd35.errors import CheckpointError
 
 _DTYPES = {"F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16, "F32": ir.DataType.FLOAT}
-_INLINE_LIMIT_BYTES = 4096  # of what is no weight: shapes, masks, position ids
+_INLINE_LIMIT_BYTES = 65536  # of what is no weight: shapes, position ids, the mask of 77 x 77 tokens
 
 
 def stored_tensors(directory: Path) -> dict[str, ir.ExternalTensor]:

@@ -1,4 +1,4 @@
-"""Who is next: the client that was served least, and of its pictures the most urgent. Pure policy.
+"""Who is next: the client that was served least, and of its pictures the one that is due first. Pure policy.
 
 Deficit round robin (Shreedhar and Varghese, SIGCOMM 1995) hands each client a quantum in rounds. This is what it tends
 to as the quantum goes to zero: each client has an account of what it was served, and who has least is next. No quantum
@@ -26,9 +26,9 @@ class Account:
 
 
 class Entry(NamedTuple, Generic[Key]):
-    """A picture that is ready for its next step. `place` is unique: entries of one urgency keep their order."""
+    """A picture that is ready for its next step. `place` is unique: it orders those that are due at one time."""
 
-    urgent_s: float
+    due_s: float
     place: int
     key: Key
     account: Account

@@ -14,10 +14,12 @@ from sd35.backends.contract import (
     Array,
     Backend,
     DenoiseRow,
+    Skip,
     Tensor,
     TextEmbedding,
     to_numpy,
 )
+from sd35.checkpoints.checkpoint import SkipLayers
 from sd35.engine.costs import Shape
 from sd35.engine.noise import initial_noise
 from sd35.engine.preview import PreviewMap
@@ -50,19 +52,27 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Painter:
-    """What a checkpoint brings to an engine: weights in a backend, a sigma schedule, and the sides it can draw."""
+    """What a checkpoint brings to an engine: weights in a backend, a sigma schedule, and what its card says of it."""
 
     backend: Backend
     sampler: Sampler
     side_px: tuple[int, int]
+    skip_layers: SkipLayers | None = None
     preview: PreviewMap = field(default_factory=lambda: PreviewMap(LATENT_CHANNELS))
 
     def check(self, task: Task) -> None:
-        """Raises InvalidRequest for a size that no latent has, or that the checkpoint cannot draw."""
+        """Raises InvalidRequest for what no latent has or the checkpoint cannot draw: a size, skip-layer guidance."""
         low, high = self.side_px
         for name, side_px in (("width", task.width_px), ("height", task.height_px)):
             if side_px % SIZE_MULTIPLE_PX or not low <= side_px <= high:
                 raise InvalidRequest(name, side_px, f"multiples of {SIZE_MULTIPLE_PX} from {low} to {high}")
+        if scale := task.request.skip_layer_scale:
+            if self.skip_layers is None:
+                model = task.request.model
+                raise InvalidRequest("skip_layer_scale", scale, f"0, for the card of {model} names no layers to skip")
+            if not self.backend.can_skip_layers:
+                backend = self.backend.name
+                raise InvalidRequest("skip_layer_scale", scale, f"0, for the {backend} backend cannot skip layers")
 
 
 class Progress(NamedTuple):
@@ -130,6 +140,7 @@ class Picture:
             self.sigmas[self.done],
             self.sigmas[self.done + 1],
             self.task.request.guidance_scale,
+            self._skip(),
         )
 
     def advance(self, latent: Tensor) -> PictureFailed | None:
@@ -143,6 +154,14 @@ class Picture:
             steps = self.task.request.steps
             return PictureFailed(f"values stopped being finite in {precision} at step {self.done} of {steps}{remedy}")
         return None
+
+    def _skip(self) -> Skip | None:
+        """The next step's skip-layer guidance: on at the very steps that Diffusers' pipeline has it on."""
+        request, card = self.task.request, self.painter.skip_layers
+        if card is None or not request.skip_layer_scale or request.guidance_scale <= 1:
+            return None
+        is_on = request.steps * card.start < self.done < request.steps * card.stop
+        return Skip(card.layers, request.skip_layer_scale) if is_on else None
 
     def progress(self) -> Progress:
         """Where it stands; the preview is of this moment, whenever it is asked for."""

@@ -3,9 +3,9 @@
 Rows of one latent shape share a batch, whatever their step counts, guidance, prompts and progress. Three rules:
 
 - Between clients: who was served least is next (`sd35.engine.fair_queue`), so nobody starves anybody.
-- Among a client's own pictures: the most urgent. Urgency is the time of arrival plus `STRETCH` times the seconds of
-  work that are left, less a bonus for each priority: short pictures overtake long ones, but one that waited `STRETCH`
-  times its own length is overtaken by nothing that comes later.
+- Among a client's own pictures: the one that is due first. A picture is due `STRETCH` times its own length after it
+  came, and sooner with a priority: short ones overtake long ones, but one that waited `STRETCH` times its own length is
+  overtaken by nothing that comes later.
 - Memory: a batch, and a decoding beside it, never take more than the device has. What has its last step behind it is
   decoded first come, first served, and its memory is set aside before the next batch is formed.
 """
@@ -23,7 +23,7 @@ from sd35.errors import InvalidRequest, Overloaded
 from sd35.request import PRIORITY, STEPS
 
 STRETCH = 4.0
-BONUS_S = 60.0  # of urgency, for one priority more
+BONUS_S = 60.0  # due so much sooner for one priority more
 _SHARE = 8  # a client may have so many times as many pictures as there are free places
 
 
@@ -66,7 +66,7 @@ class Batch(NamedTuple, Generic[Key]):
 class _Picture:
     job: Job
     account: Account
-    arrived_s: float
+    due_s: float
     place: int
     left: int  # steps
 
@@ -123,7 +123,8 @@ class Scheduler(Generic[Key]):
         account.pictures += 1
         self._row_steps_left[job.shape] += job.steps * job.rows
         self._decodings_left[job.shape] += 1
-        picture = self._pictures[key] = _Picture(job, account, now_s, next(self._places), job.steps)
+        due_s = now_s + STRETCH * self._job_s(job) - BONUS_S * job.priority
+        picture = self._pictures[key] = _Picture(job, account, due_s, next(self._places), job.steps)
         self._push(key, picture)
 
     def cancel(self, key: Key) -> None:
@@ -210,23 +211,24 @@ class Scheduler(Generic[Key]):
         total_s = self.backlog_s
         if total_s <= self.limits.max_wait_s:
             return total_s
-        job_s = job.steps * job.rows * self.costs.row_s(job.shape)
-        own_s = sum(self._left_s(picture) for picture in self._pictures.values() if picture.job.client == job.client)
+        job_s = self._job_s(job)
+        own = [picture for picture in self._pictures.values() if picture.job.client == job.client]
+        own_s = sum(self._job_s(picture.job) * picture.left / picture.job.steps for picture in own)
         sharing = len(self._accounts.keys() | {job.client})
         return min(total_s, (own_s + job_s) * sharing - job_s)
 
-    def _left_s(self, picture: _Picture) -> float:
-        return picture.left * picture.job.rows * self.costs.row_s(picture.job.shape)
+    def _job_s(self, job: Job) -> float:
+        """Seconds of work in all of a job's steps."""
+        return job.steps * job.rows * self.costs.row_s(job.shape)
 
     def _push(self, key: Key, picture: _Picture) -> None:
-        job = picture.job
+        shape = picture.job.shape
         # Who was in every batch, for want of others, may have got less than they: that is no credit for later.
         picture.account.served_s = max(picture.account.served_s, self._level_s)
-        urgent_s = picture.arrived_s + STRETCH * self._left_s(picture) - BONUS_S * job.priority
-        queue = self._queues.get(job.shape)
+        queue = self._queues.get(shape)
         if queue is None:
-            queue = self._queues[job.shape] = FairQueue(lambda entry: entry.key in self._pictures)
-        queue.push(Entry(urgent_s, picture.place, key, picture.account))
+            queue = self._queues[shape] = FairQueue(lambda entry: entry.key in self._pictures)
+        queue.push(Entry(picture.due_s, picture.place, key, picture.account))
 
     def _lead(self) -> Entry[Key] | None:
         """The first of all shapes' firsts; shapes that nothing is left of are dropped."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from sd35.backends.contract import Backend
-from sd35.checkpoints.checkpoint import Card, Checkpoint
+from sd35.checkpoints.checkpoint import Card, Checkpoint, SkipLayers
 from sd35.engine.picture import Painter
 from sd35.engine.sampler import sampler_of
 
@@ -33,7 +33,12 @@ class Model:
         """The numeric profile: "onnx/float32"."""
         return f"{self.backend.name}/{self.backend.precision}"
 
+    @property
+    def skip_layers(self) -> SkipLayers | None:
+        """Skip-layer guidance as the card has it; None where it has none, or where the backend cannot skip layers."""
+        return self.card.skip_layers if self.backend.can_skip_layers else None
+
     @cached_property
     def painter(self) -> Painter:
         """Raises CheckpointError where the checkpoint's scheduler is none that is known."""
-        return Painter(self.backend, sampler_of(self.checkpoint), self.card.side_px)
+        return Painter(self.backend, sampler_of(self.checkpoint), self.card.side_px, self.card.skip_layers)

@@ -21,9 +21,9 @@ _MB = 10**6
 OF_FREE_MEMORY = 0.9  # the rest is for what is not counted: latents, pictures being encoded, other processes
 
 
-def open_checkpoints(names: Sequence[str]) -> list[Checkpoint]:
+def open_checkpoints(settings: Settings) -> list[Checkpoint]:
     """The checkpoints of the settings. Raises CheckpointError, and InvalidSetting where two share a name."""
-    checkpoints = [open_checkpoint(name) for name in names]
+    checkpoints = [open_checkpoint(name, settings.variants) for name in settings.checkpoints]
     found = [checkpoint.name for checkpoint in checkpoints]
     if doubled := sorted({name for name in found if found.count(name) > 1}):
         raise InvalidSetting(f"checkpoints: two are named {', '.join(doubled)}; rename a directory")

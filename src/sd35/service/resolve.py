@@ -21,6 +21,7 @@ class Wanted:
     guidance_scale: float | None = None
     seed: int | None = None
     model: str | None = None
+    skip_layer_scale: float | None = None
 
 
 def find_model(models: Mapping[str, Model], name: str | None) -> Model:
@@ -36,6 +37,7 @@ def resolve(wanted: Wanted, models: Mapping[str, Model]) -> Request:
     """Fill in the card's defaults, draw the seed, name what makes the picture. Raises UnknownModel, InvalidRequest."""
     model = find_model(models, wanted.model)
     card = model.card
+    skip_layer_scale = model.skip_layers.scale if model.skip_layers else 0.0
     return Request(
         prompt=wanted.prompt,
         negative_prompt=wanted.negative_prompt,
@@ -47,6 +49,7 @@ def resolve(wanted: Wanted, models: Mapping[str, Model]) -> Request:
         model=model.name,
         revision=model.checkpoint.revision,
         profile=model.profile,
+        skip_layer_scale=float(skip_layer_scale if wanted.skip_layer_scale is None else wanted.skip_layer_scale),
     )
 
 

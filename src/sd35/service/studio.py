@@ -59,15 +59,14 @@ class Studio:
     def resolve(self, wanted: Wanted) -> Request:
         """A request that can be made here. Raises UnknownModel, InvalidRequest."""
         request = resolve(wanted, self.models)
-        self._drawn_size(request)
+        self.models[request.model].painter.check(self._task(request))
         return request
 
     def submit(
         self, request: Request, on_progress: OnProgress | None = None, *, client: Hashable = None, priority: int = 0
     ) -> Ticket:
         """Accept a picture. Raises InvalidRequest, Overloaded, NotReady."""
-        task = Task(request, *self._drawn_size(request))
-        return self.engine.submit(task, on_progress, client=client, priority=priority)
+        return self.engine.submit(self._task(request), on_progress, client=client, priority=priority)
 
     def finish(self, request: Request, painted: Painted) -> Finished:
         """The PNG file of a picture: enlarged where it was drawn smaller, with its record. Keeps a core busy."""
@@ -102,5 +101,6 @@ class Studio:
             wanted = Wanted(" ", width=side_px, height=side_px, steps=1, seed=0, model=model.name)
             self.submit(resolve(wanted, self.models)).future.result()
 
-    def _drawn_size(self, request: Request) -> tuple[int, int]:
-        return drawn_size(request.width, request.height, self.models[request.model].card, self.max_pixels)
+    def _task(self, request: Request) -> Task:
+        card = self.models[request.model].card
+        return Task(request, *drawn_size(request.width, request.height, card, self.max_pixels))

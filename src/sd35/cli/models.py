@@ -1,0 +1,148 @@
+"""`sd35 models`, `pull`, `verify` and `remove`: checkpoints that are known by name."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from sd35.checkpoints import cache, hub
+from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
+from sd35.checkpoints.variants import Variant, find_variant, load_variants
+from sd35.errors import DownloadFailed, InvalidSetting
+from sd35.settings import Settings
+
+_IN_THE_PACKAGE = f"{EMBEDDED} is a part of sd35 itself"
+
+
+def models(settings: Settings, *, as_json: bool) -> None:
+    """Print what is known by name, the embedded checkpoint first."""
+    embedded = open_checkpoint(EMBEDDED)
+    variants = load_variants(settings.variants).values()
+    if as_json:
+        first = {"name": EMBEDDED, "on_disk": "whole", "directory": str(embedded.directory), **asdict(embedded.card)}
+        print(json.dumps([first, *map(_as_dict, variants)], indent=2))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"[bold]{EMBEDDED}[/bold]  in the package; {embedded.card.licence}")
+    for variant in variants:
+        console.print(f"[bold]{variant.name}[/bold]  {_state(variant)}; {variant.card.licence}")
+        card = variant.card
+        console.print(
+            f"    {variant.repository} at {variant.revision[:12]}; {card.width}x{card.height}, {card.steps} steps,"
+            f" guidance {card.guidance_scale:g}",
+            markup=False,
+        )
+
+
+def pull(settings: Settings, name: str) -> None:
+    """Fetch a variant, with a bar on a terminal. Raises InvalidSetting, DownloadFailed, CheckpointError."""
+    if name == EMBEDDED:
+        print(f"{_IN_THE_PACKAGE}: nothing to fetch")
+        return
+    variant = find_variant(name, settings.variants)
+    if settings.offline:
+        holding = cache.holding_of(variant)
+        if not holding.is_whole:
+            raise DownloadFailed(f"{name} is not whole on disk, and SD35_OFFLINE is set: unset it to fetch the rest")
+        print(f"{name}: on disk in {holding.directory}")
+        return
+    plan = hub.plan(variant)
+    if not plan.lacking:
+        print(f"{name}: on disk in {cache.place_of(variant).snapshot}")
+        return
+    print(
+        f"{name}: fetching {len(plan.lacking)} of {len(plan.files)} files, {_gigabytes(plan.missing_bytes)};"
+        f" {variant.card.licence}",
+        flush=True,
+    )
+    try:
+        with _progress(name, plan.missing_bytes) as on_bytes:
+            directory = hub.fetch(plan, on_bytes)
+    except KeyboardInterrupt:
+        print(f"sd35: interrupted; what has arrived is kept: sd35 pull {name} goes on with it", file=sys.stderr)
+        raise
+    print(f"{name}: ready in {directory}")
+
+
+def verify(settings: Settings, name: str, *, discard: bool) -> None:
+    """Check a variant's files; exit with 1 where one is not as it should be."""
+    variant = _fetched(settings, name)
+    holding = cache.holding_of(variant)
+    with _progress(name, holding.stored_bytes) as on_bytes:
+        found = hub.verify(variant, offline=settings.offline, on_bytes=on_bytes)
+    for title, paths in (
+        ("damaged", found.damaged),
+        ("missing", found.lacking),
+        ("not checked, as no checksum is noted", found.unknown),
+    ):
+        for path in paths:
+            print(f"{name}: {path} is {title}")
+    print(f"{name}: {len(found.good)} files are as the hub has them")
+    if discard:
+        for path in found.damaged:
+            cache.discard(holding.directory / path)
+    elif found.damaged:
+        print(f"{name}: `sd35 verify {name} --discard` deletes what is damaged")
+    if found.damaged or found.lacking:
+        print(f"{name}: `sd35 pull {name}` fetches what is missing")
+    if found.damaged or found.lacking or found.unknown:
+        sys.exit(1)
+
+
+def remove(settings: Settings, name: str) -> None:
+    """Delete a variant's files. Raises InvalidSetting, CheckpointError."""
+    print(f"{name}: removed, {_gigabytes(cache.remove(_fetched(settings, name)))} are free again")
+
+
+def _fetched(settings: Settings, name: str) -> Variant:
+    if name == EMBEDDED:
+        raise InvalidSetting(f"NAME: {_IN_THE_PACKAGE}; allowed: {', '.join(load_variants(settings.variants))}")
+    return find_variant(name, settings.variants)
+
+
+def _as_dict(variant: Variant) -> dict[str, object]:
+    holding = cache.holding_of(variant)
+    return {
+        "name": variant.name,
+        "on_disk": "whole" if holding.is_whole else "part" if holding.stored_bytes else "no",
+        "directory": str(holding.directory),
+        "stored_bytes": holding.stored_bytes,
+        "size_bytes": variant.size_bytes,
+        "repository": variant.repository,
+        "revision": variant.revision,
+        **asdict(variant.card),
+    }
+
+
+def _state(variant: Variant) -> str:
+    holding = cache.holding_of(variant)
+    if holding.is_whole:
+        return f"[green]on disk[/green], {_gigabytes(holding.stored_bytes)}"
+    takes = f"takes {_gigabytes(variant.size_bytes)}" if variant.size_bytes else "the hub knows its size"
+    return f"{_gigabytes(holding.stored_bytes)} on disk, {takes}" if holding.stored_bytes else f"not on disk, {takes}"
+
+
+def _gigabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.2f} GB"
+
+
+@contextmanager
+def _progress(name: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, where that is a terminal; it leaves nothing behind. Yields what to tell of more bytes."""
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+    with progress:
+        task = progress.add_task(name, total=total_bytes)
+        yield lambda more: progress.advance(task, more)
