@@ -14,8 +14,9 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-PROMPT = "a cat to the left of a dog on a red background"
-NEGATIVE_PROMPT = "a tree"
+# New words with each picture, so that none finds its text encoded already.
+PROMPT = "a cat to the left of a dog on a red background, {seed}"
+NEGATIVE_PROMPT = "a tree, {seed}"
 Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
 
@@ -61,7 +62,8 @@ def open_onnx(checkpoint: str, marks: Marks) -> Draw:
     marks.watch(model.backend, "decode_latents", "decoding_s")
 
     def draw(*, seed: int, steps: int, guidance: float, side_px: int) -> Pixels:
-        wanted = Wanted(PROMPT, NEGATIVE_PROMPT, side_px, side_px, steps, guidance, seed)
+        prompts = PROMPT.format(seed=seed), NEGATIVE_PROMPT.format(seed=seed)
+        wanted = Wanted(*prompts, side_px, side_px, steps, guidance, seed)
         return studio.submit(studio.resolve(wanted)).future.result().pixels
 
     return draw
@@ -82,8 +84,8 @@ def open_pipeline(checkpoint: str, marks: Marks) -> Draw:
 
     def draw(*, seed: int, steps: int, guidance: float, side_px: int) -> Pixels:
         picture = pipeline(
-            PROMPT,
-            negative_prompt=NEGATIVE_PROMPT,
+            PROMPT.format(seed=seed),
+            negative_prompt=NEGATIVE_PROMPT.format(seed=seed),
             width=side_px,
             height=side_px,
             num_inference_steps=steps,

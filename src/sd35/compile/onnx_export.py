@@ -60,6 +60,10 @@ class _Transformer(_Wrapper):
 
 
 class _Decoder(_Wrapper):
+    def __init__(self, network: AutoencoderKL) -> None:
+        super().__init__(network)
+        rewrite(network)
+
     def forward(self, latent: Tensor) -> Tensor:
         return self.network.decode(latent, return_dict=False)[0]
 

@@ -1,4 +1,4 @@
-"""The transformer's computations, written so that the exporter gets them right and runtimes can fuse them.
+"""The networks' computations, written so that the exporter gets them right and runtimes can fuse them.
 
 None changes what is computed, beyond the last bit.
 """
@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
 from diffusers.models.embeddings import PatchEmbed
 from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
@@ -18,8 +19,12 @@ def rewrite(network: nn.Module) -> None:
         forms: Any = module  # methods are replaced on the instance, which the type does not foresee
         if isinstance(module, PatchEmbed):
             forms.cropped_pos_embed = partial(_crop_positions, module)
+        elif isinstance(module, Attention) and isinstance(module.processor, JointAttnProcessor2_0):
+            forms.processor = _joint_attention
         elif isinstance(module, RMSNorm):
             forms.forward = partial(_rms_norm, module)
+        elif isinstance(module, nn.GroupNorm):
+            forms.forward = partial(_group_norm, module)
         elif isinstance(module, nn.Linear):
             forms.forward = partial(_linear, module)
 
@@ -36,9 +41,53 @@ def _crop_positions(positions: PatchEmbed, height: int, width: int) -> Tensor:
     return table.reshape(1, rows * columns, -1)
 
 
+def _joint_attention(
+    attention: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: object
+) -> Tensor | tuple[Tensor, Tensor]:
+    """All of it, heads told apart and put together again, in ONNX Runtime's own operator: no transposes between.
+
+    `hidden_states` are the picture's tokens `[R, S, width]`, `encoder_hidden_states` the text's `[R, T, width]`.
+    """
+    layers: Any = attention
+
+    def heads(norm: nn.Module | None, projected: Tensor) -> Tensor:
+        return norm(projected.unflatten(-1, (layers.heads, -1))).flatten(-2) if norm else projected
+
+    x, text = hidden_states, encoder_hidden_states
+    parts = [heads(layers.norm_q, layers.to_q(x)), heads(layers.norm_k, layers.to_k(x)), layers.to_v(x)]
+    if text is not None:
+        of_text = [
+            heads(layers.norm_added_q, layers.add_q_proj(text)),
+            heads(layers.norm_added_k, layers.add_k_proj(text)),
+            layers.add_v_proj(text),
+        ]
+        parts = [torch.cat(both, dim=1) for both in zip(parts, of_text, strict=True)]
+    attended = torch.onnx.ops.symbolic(
+        "com.microsoft::MultiHeadAttention", parts, {"num_heads": layers.heads},
+        dtype=x.dtype, shape=parts[0].shape, version=1,
+    )  # fmt: skip
+    image = layers.to_out[0](attended[:, : x.shape[1]])
+    if text is None:
+        return image
+    text = attended[:, x.shape[1] :]
+    return image, text if layers.context_pre_only else layers.to_add_out(text)
+
+
 def _rms_norm(norm: RMSNorm, values: Tensor) -> Tensor:
     """Divided by a root, where Diffusers multiplies with its reciprocal: the form that ONNX Runtime fuses to one."""
     return values / torch.sqrt(values.pow(2).mean(-1, keepdim=True) + norm.eps) * norm.weight
+
+
+def _group_norm(norm: nn.GroupNorm, values: Tensor) -> Tensor:
+    """Each group an instance's channel, which ONNX has an operator for. The exporter writes sums, roots and casts."""
+    groups = values.reshape(values.shape[0], norm.num_groups, -1)
+    ones, zeros = torch.ones(norm.num_groups), torch.zeros(norm.num_groups)
+    normal = torch.onnx.ops.symbolic(
+        "InstanceNormalization", [groups, ones, zeros], {"epsilon": norm.eps}, dtype=values.dtype, shape=groups.shape,
+        version=6,
+    )  # fmt: skip
+    per_channel = (-1, *(1 for _ in values.shape[2:]))
+    return normal.reshape(values.shape) * norm.weight.view(per_channel) + norm.bias.view(per_channel)
 
 
 def _linear(linear: nn.Linear, values: Tensor) -> Tensor:
