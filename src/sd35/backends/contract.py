@@ -4,7 +4,7 @@ A backend keeps weights, never request state. The step index and every sampler q
 batch share a latent shape and nothing else: steps, guidance, prompts, seeds and progress may all differ.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -91,6 +91,14 @@ class Backend(Protocol):
     @property
     def precision(self) -> str:
         """The dtype computed in: "float32", "bfloat16", "float16"."""
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether it decodes large pictures in tiles, which shows in their pixels."""
+
+    @property
+    def start_up_s(self) -> Mapping[str, float]:
+        """Seconds that opening it took: to "read" weights, "place" them on the device, "compile" graphs."""
 
     @property
     def versions(self) -> dict[str, str]:

@@ -1,21 +1,24 @@
 """The `diffusers` backend: PyTorch, through Diffusers' own networks and text encoding.
 
-On a CPU it is tested against `StableDiffusion3Pipeline`. On CUDA, and so with offload, it has not been run.
+On a CPU it is tested against `StableDiffusion3Pipeline`. On CUDA it has not been run.
 """
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from importlib.metadata import version
 
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import CLIPTextModelWithProjection, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
-from sd35.backends.contract import Array, DenoiseRow, Memory, TextEmbedding
+from sd35.backends.contract import LATENT_PX, Array, DenoiseRow, Memory, TextEmbedding
 from sd35.backends.guidance import (
     Layers,
     TransformerRow,
@@ -26,24 +29,33 @@ from sd35.backends.guidance import (
     transformer_rows,
 )
 from sd35.backends.host import HostMemory
-from sd35.backends.options import Offload, Options
+from sd35.backends.options import TILE_PX, Offload, Options
+from sd35.backends.turns import StandIn, Turns, WorkingMemory
+from sd35.checkpoints.anatomy import NETWORKS, TEXT_ENCODERS
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_CLASSES = {
+    "text_encoder": CLIPTextModelWithProjection,
+    "text_encoder_2": CLIPTextModelWithProjection,
+    "text_encoder_3": T5EncoderModel,
+    "transformer": SD3Transformer2DModel,
+    "vae": AutoencoderKL,
+}
 
 
 def open_backend(checkpoint: Checkpoint, options: Options) -> "DiffusersBackend":
     """Raises InvalidSetting, BackendUnavailable (no such device), CheckpointError (weights missing or not readable)."""
     device = _device(options.device)
-    if options.offload != "none" and device.type == "cpu":
-        raise InvalidSetting(f"offload: got {options.offload!r}; weights can be offloaded from a CUDA device only")
+    if options.offload == "sequential" and device.type == "cpu":
+        raise InvalidSetting("offload: got 'sequential', which needs a CUDA device; allowed: none, encoders, model")
     if options.threads:
         torch.set_num_threads(options.threads)  # the process's, as PyTorch has no other
     precision = options.precision
     if precision == "auto":
         precision = "float32" if device.type == "cpu" else "bfloat16"
-    return DiffusersBackend(checkpoint, precision, device, options.offload)
+    return DiffusersBackend(checkpoint, precision, device, options)
 
 
 class DiffusersBackend:
@@ -52,18 +64,29 @@ class DiffusersBackend:
     name = "diffusers"
     can_skip_layers = True
 
-    def __init__(self, checkpoint: Checkpoint, precision: str, device: torch.device, offload: Offload) -> None:
+    def __init__(self, checkpoint: Checkpoint, precision: str, device: torch.device, options: Options) -> None:
         _check_layers(checkpoint)
         self.precision = precision
+        self.is_tiled = options.tiled_decode
         self._dtype = _DTYPES[precision]
-        self._device = device
-        self.memory: Memory = CudaMemory(device) if device.type == "cuda" else HostMemory()
-        # Networks that come and go share one place on the device. Else decoding has a stream of its own beside steps.
-        self._one_at_a_time: AbstractContextManager[object] = nullcontext() if offload == "none" else threading.Lock()
+        self._device, self._offload = device, options.offload
+        # Networks that come and go share one place. Else decoding has a stream of its own beside steps.
+        takes_turns = options.offload in {"model", "sequential"}
+        self._one_at_a_time: AbstractContextManager[object] = threading.Lock() if takes_turns else nullcontext()
         self._decoding_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._text_tokens = checkpoint.card.max_sequence_length
-        self._pipeline = _load(checkpoint, self._dtype)
-        place(self._pipeline, device, offload)
+        self._text_device = torch.device("cpu") if options.offload == "encoders" else device
+        self._turns = _turns(checkpoint, self._dtype, options) if device.type == "cpu" else None
+        began_s = time.perf_counter()
+        stand_ins = self._turns.stand_ins if self._turns else {}
+        self._pipeline = _load(checkpoint, self._dtype, stand_ins)
+        read_s = time.perf_counter()
+        if self.is_tiled and "vae" not in stand_ins:
+            _tile(self._pipeline.vae)
+        place(self._pipeline, device, "none" if self._turns else options.offload)
+        self.start_up_s = {"read": read_s - began_s, "place": time.perf_counter() - read_s}
+        memory: Memory = CudaMemory(device) if device.type == "cuda" else HostMemory()
+        self.memory = WorkingMemory(memory, self._came_bytes)
 
     @property
     def versions(self) -> dict[str, str]:
@@ -74,14 +97,19 @@ class DiffusersBackend:
     def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
         """One embedding per prompt, in order."""
         with self._one_at_a_time:
+            if self._offload == "model":
+                self._pipeline.maybe_free_model_hooks()  # the transformer; the first encoder knows nothing before it
             tokens, _, pooled, _ = self._pipeline.encode_prompt(
                 list(prompts),
                 None,
                 None,
-                device=self._device,
+                device=self._text_device,
                 do_classifier_free_guidance=False,
                 max_sequence_length=self._text_tokens,
             )
+            if self._turns and self._offload == "encoders":
+                self._turns.free()
+        tokens, pooled = tokens.to(self._device), pooled.to(self._device)
         return [
             TextEmbedding(token.clone(), pool.clone(), token.nbytes + pool.nbytes)
             for token, pool in zip(tokens, pooled, strict=True)
@@ -121,6 +149,14 @@ class DiffusersBackend:
             self._pipeline.maybe_free_model_hooks()  # with model offload: the decoder, last in the chain, leaves too
             pixels = ((images / 2 + 0.5).clamp(0, 1).float() * 255).round().to(torch.uint8)
             return list(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+
+    def _came_bytes(self) -> int:
+        """The weights that are there and were brought: by turns on a CPU, by the library's hooks on CUDA."""
+        if self._turns or self._device.type == "cpu":
+            return self._turns.held_bytes if self._turns else 0
+        networks = [getattr(self._pipeline, name) for name in NETWORKS] if self._offload == "model" else []
+        weights = (weight for network in networks for weight in network.parameters())
+        return sum(weight.nbytes for weight in weights if weight.device.type == "cuda")
 
 
 class CudaMemory:
@@ -172,13 +208,37 @@ def _check_layers(checkpoint: Checkpoint) -> None:
             )
 
 
-def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> StableDiffusion3Pipeline:
+def _turns(checkpoint: Checkpoint, dtype: torch.dtype, options: Options) -> Turns | None:
+    """Who takes turns on a CPU: no one, the text encoders, or all."""
+    names = {"none": (), "encoders": TEXT_ENCODERS}.get(options.offload, NETWORKS)
+    read = partial(_read, checkpoint, dtype, tiled=options.tiled_decode)
+    return Turns(names, read, dtype) if names else None
+
+
+def _read(checkpoint: Checkpoint, dtype: torch.dtype, name: str, *, tiled: bool) -> nn.Module:
+    """One network of a checkpoint, from disk."""
+    network: nn.Module = _CLASSES[name].from_pretrained(
+        checkpoint.directory, subfolder=name, dtype=dtype, local_files_only=True
+    )
+    if tiled and name == "vae":
+        _tile(network)
+    return network.eval()
+
+
+def _load(checkpoint: Checkpoint, dtype: torch.dtype, stand_ins: Mapping[str, StandIn]) -> StableDiffusion3Pipeline:
+    """The pipeline, with stand-ins in place of networks that are read later."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+    later = dict.fromkeys(stand_ins)
     try:
-        return StableDiffusion3Pipeline.from_pretrained(checkpoint.directory, dtype=dtype, local_files_only=True)
+        pipeline = StableDiffusion3Pipeline.from_pretrained(
+            checkpoint.directory, dtype=dtype, local_files_only=True, **later
+        )
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{checkpoint.directory} cannot be loaded: {error}") from error
+    for name, stand_in in stand_ins.items():
+        setattr(pipeline, name, stand_in)
+    return pipeline
 
 
 def place(pipeline: StableDiffusion3Pipeline, device: torch.device, offload: Offload) -> None:
@@ -187,5 +247,14 @@ def place(pipeline: StableDiffusion3Pipeline, device: torch.device, offload: Off
         pipeline.enable_model_cpu_offload(device=device)
     elif offload == "sequential":
         pipeline.enable_sequential_cpu_offload(device=device)
+    elif offload == "encoders":
+        pipeline.transformer.to(device)
+        pipeline.vae.to(device)
     else:
         pipeline.to(device)
+
+
+def _tile(vae: AutoencoderKL) -> None:
+    """Decode what is larger than a tile in tiles; Diffusers' own are as large as the pictures it was trained on."""
+    vae.enable_tiling()
+    vae.tile_sample_min_size, vae.tile_latent_min_size = TILE_PX, TILE_PX // LATENT_PX

@@ -4,14 +4,23 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 Precision: TypeAlias = Literal["auto", "float32", "float16", "bfloat16"]
-Offload: TypeAlias = Literal["none", "model", "sequential"]
+Offload: TypeAlias = Literal["none", "encoders", "model", "sequential"]
+
+TILE_PX = 512  # side of a tile, where decoding is tiled
 
 
 @dataclass(frozen=True)
 class Options:
-    """`auto` is the backend's best; `device` is "auto", "cpu", "cuda", "cuda:1", ...; 0 threads are one per core."""
+    """`auto` is the backend's best; `device` is "auto", "cpu", "cuda", "cuda:1", ...; 0 threads are one per core.
+
+    `offload` says which networks are not there all the time. "encoders": on a CPU, the text encoders are read from disk
+    one by one when there is new text, and freed after it; on CUDA, they stay and compute on the CPU. "model": each
+    network is there while it computes, read from disk on a CPU, brought from the host's memory on CUDA. "sequential",
+    on CUDA only: the same of each layer. `tiled_decode`: a picture larger than TILE_PX is decoded in tiles.
+    """
 
     precision: Precision = "auto"
     device: str = "auto"
     offload: Offload = "none"
     threads: int = 0
+    tiled_decode: bool = False

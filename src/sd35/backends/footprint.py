@@ -1,0 +1,75 @@
+"""What a picture's calls take beside the weights: formulas of the networks' shapes, with one measured factor each.
+
+A formula counts the tensors of the network's widest place, in values; the factor says how many of them are alive there
+at once with what the runtime keeps beside. docs/architecture/12-memory-and-start-up.md says where each was measured.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
+
+from sd35.backends.contract import LATENT_PX
+from sd35.backends.options import TILE_PX
+
+DeviceKind: TypeAlias = Literal["cpu", "cuda"]
+BYTES_OF = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2})
+_CLIP_TOKENS = "max_position_embeddings"
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What is particular to a backend on a kind of device.
+
+    `library_bytes`: what the process, or on CUDA the device, holds before any weight. The rest are the factors: of text
+    encoding, of a step, of decoding.
+    """
+
+    library_bytes: int
+    encode: float
+    step: float
+    decode: float
+
+
+RUNTIMES: Mapping[tuple[str, DeviceKind], Runtime] = MappingProxyType(
+    {
+        ("onnx", "cpu"): Runtime(110_000_000, encode=8, step=14, decode=4),
+        ("diffusers", "cpu"): Runtime(650_000_000, encode=8, step=14, decode=4),
+        ("diffusers", "cuda"): Runtime(600_000_000, encode=8, step=14, decode=4),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to fit: one step of so many transformer rows, and one decoding, at a size in pixels."""
+
+    width_px: int
+    height_px: int
+    rows: int
+
+
+def encode_values(networks: Mapping[str, Mapping[str, Any]], text_tokens: int) -> int:
+    """Values of T5's widest place for one prompt: its gated inner layer, and its attention's products."""
+    t5 = networks["text_encoder_3"]
+    return int(text_tokens * (t5["d_ff"] + t5["num_heads"] * text_tokens))
+
+
+def step_values(networks: Mapping[str, Mapping[str, Any]], text_tokens: int, work: Work) -> int:
+    """Values of one tensor of all tokens at the transformer's width, of all rows; the inner layer has four of them."""
+    transformer = networks["transformer"]
+    patch_px = LATENT_PX * transformer["patch_size"]
+    tokens = work.width_px * work.height_px // patch_px**2 + networks["text_encoder"][_CLIP_TOKENS] + text_tokens
+    return int(work.rows * tokens * transformer["num_attention_heads"] * transformer["attention_head_dim"])
+
+
+def decode_values(networks: Mapping[str, Mapping[str, Any]], work: Work, *, tiled: bool) -> int:
+    """Values of the decoder's widest tensor: at full size, before its last block narrows it; of one tile, if tiled."""
+    channels = networks["vae"]["block_out_channels"]
+    width_px, height_px = (min(side, TILE_PX) if tiled else side for side in (work.width_px, work.height_px))
+    return int(channels[min(1, len(channels) - 1)] * width_px * height_px)
+
+
+def tiles_values(work: Work) -> int:
+    """Values that tiled decoding keeps beside a tile's: all tiles, a quarter of each overlapping, and the picture twice."""
+    return int(3 * work.width_px * work.height_px * (1 / 0.75**2 + 2))

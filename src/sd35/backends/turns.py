@@ -1,0 +1,81 @@
+"""Networks that are read from disk when they are called and freed for the next: memory for time, on a CPU."""
+
+import ctypes
+import gc
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
+
+from torch import nn
+
+from sd35.backends.contract import Memory
+
+
+class Turns:
+    """Of the networks of these names, at most one is in memory. `read` reads one from disk. Not safe for threads."""
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], nn.Module], dtype: object) -> None:
+        self._read = read
+        self._name, self._network = "", None
+        self.stand_ins = {name: StandIn(self, name, dtype) for name in names}
+
+    @property
+    def held_bytes(self) -> int:
+        """The weights of the one that is in memory."""
+        return sum(weight.nbytes for weight in self._network.parameters()) if self._network else 0
+
+    def bring(self, name: str) -> nn.Module:
+        """The network; whichever was there is freed first."""
+        if self._name != name or self._network is None:
+            self.free()
+            self._name, self._network = name, self._read(name)
+        return self._network
+
+    def free(self) -> None:
+        """Free the one that is in memory, and give what the allocator keeps of it back to the system, on Linux."""
+        self._network = None
+        gc.collect()  # networks are full of cycles
+        if sys.platform == "linux":
+            with suppress(OSError, AttributeError):  # another C library than glibc
+                ctypes.CDLL(None).malloc_trim(0)
+
+
+class StandIn:
+    """In a network's place in a pipeline: whatever is asked of it, the network answers, and is read for that.
+
+    `dtype` is known without it, as pipelines ask one network for another's.
+    """
+
+    def __init__(self, turns: Turns, name: str, dtype: object) -> None:
+        self._turns, self._name, self.dtype = turns, name, dtype
+
+    def __call__(self, *arguments: object, **named: object) -> Any:  # noqa: ANN401  whatever a network answers
+        """Compute."""
+        return self._turns.bring(self._name)(*arguments, **named)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  see above
+        if name.startswith("_"):  # asked by libraries that look at what they hold: no reason to read it
+            raise AttributeError(name)
+        return getattr(self._turns.bring(self._name), name)
+
+
+class WorkingMemory:
+    """A memory whose peaks are without the weights that came meanwhile: what is left is what a call works in."""
+
+    def __init__(self, memory: Memory, weights_bytes: Callable[[], int]) -> None:
+        self._memory, self._weights_bytes = memory, weights_bytes
+        self._held_bytes = 0
+
+    def free_bytes(self) -> int:
+        """How much more this process can take now."""
+        return self._memory.free_bytes()
+
+    def watch(self) -> None:
+        """Begin to note the peak anew."""
+        self._memory.watch()
+        self._held_bytes = self._weights_bytes()
+
+    def peak_bytes(self) -> int:
+        """The most that was taken at once since `watch`, beyond what was held then and the weights that came."""
+        return max(0, self._memory.peak_bytes() - max(0, self._weights_bytes() - self._held_bytes))

@@ -1,0 +1,102 @@
+"""How large a checkpoint's networks are, before anything is loaded: from its files, or where it is not on disk, from
+what is known of it by name.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from sd35.checkpoints.architectures import ARCHITECTURES, Config
+from sd35.checkpoints.checkpoint import Card, Checkpoint
+from sd35.checkpoints.variants import Variant
+from sd35.errors import CheckpointError
+
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+NETWORKS = (*TEXT_ENCODERS, "transformer", "vae")
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network: how many numbers its weights are, those of its largest layer, and what its files hold them in.
+
+    `stored_as` is a precision's name, or a safetensors tag where that is none of ours.
+    """
+
+    values: int
+    largest_layer: int
+    stored_bytes: int
+    stored_as: str
+    config: Config
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A checkpoint's networks by the names of their directories. `has_graphs`: the onnx backend finds what it reads."""
+
+    name: str
+    card: Card
+    networks: Mapping[str, Network]
+    has_graphs: bool = False
+
+
+def anatomy_on_disk(checkpoint: Checkpoint) -> Anatomy:
+    """Of a checkpoint that is there: the numbers are counted in its files' headers. Raises CheckpointError."""
+    networks = {name: _network_on_disk(checkpoint, name) for name in NETWORKS}
+    has_graphs = (checkpoint.directory / "transformer" / "model.onnx").is_file()
+    return Anatomy(checkpoint.name, checkpoint.card, networks, has_graphs)
+
+
+def anatomy_by_name(variant: Variant) -> Anatomy:
+    """Of a variant that is not on disk. Raises CheckpointError where its shapes are not known by its name."""
+    if variant.name not in ARCHITECTURES or not variant.files:
+        raise CheckpointError(
+            f"{variant.name} is not on disk, and its shapes are not known; fetch it with: sd35 pull {variant.name}"
+        )
+    architecture, networks = ARCHITECTURES[variant.name], {}
+    for name in NETWORKS:
+        stored = sum(size for path, size in variant.files.items() if path.startswith(f"{name}/"))
+        config: Config = getattr(architecture, name)
+        stored_as = "bfloat16" if name in {"transformer", "vae"} else "float16"
+        networks[name] = Network(stored // 2, _largest_layer(name, config), stored, stored_as, config)
+    return Anatomy(variant.name, variant.card, networks)
+
+
+def _network_on_disk(checkpoint: Checkpoint, name: str) -> Network:
+    config, files = checkpoint.config(name), sorted((checkpoint.directory / name).glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{checkpoint.directory / name} holds no weights (*.safetensors)")
+    tensors = [entry for path in files for entry in _tensors(path)]
+    values = sum(prod(entry["shape"]) for entry in tensors)
+    tag = max(tensors, key=lambda entry: prod(entry["shape"]))["dtype"]
+    stored = sum(path.stat().st_size for path in files)
+    return Network(values, _largest_layer(name, config), stored, _DTYPES.get(tag, tag), config)
+
+
+def _tensors(path: Path) -> list[dict[str, Any]]:
+    """A safetensors file's entries, each with shape and dtype, by its header alone (format: the safetensors README)."""
+    try:
+        with path.open("rb") as file:
+            header: dict[str, dict[str, Any]] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        entries = [entry for name, entry in header.items() if name != "__metadata__"]
+        if not entries or not all({"shape", "dtype"} <= entry.keys() for entry in entries):
+            raise ValueError("it names no tensors")
+    except (OSError, OverflowError, MemoryError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+    return entries
+
+
+def _largest_layer(name: str, config: Mapping[str, Any]) -> int:
+    """Numbers in the weight of the largest layer: what has to be on the device at once where layers come singly."""
+    if name == "vae":
+        return int(max(config["block_out_channels"]) ** 2 * 9)  # a convolution of 3 x 3
+    if name == "transformer":
+        width = config["num_attention_heads"] * config["attention_head_dim"]
+        # The layer that modulates a block gives 6 vectors of its width, or 9 where it has two attentions.
+        return int(width**2 * (9 if config.get("dual_attention_layers") else 6))
+    width = config["d_model"] if name == "text_encoder_3" else config["hidden_size"]
+    inner = config["d_ff"] if name == "text_encoder_3" else config["intermediate_size"]
+    return int(width * max(config["vocab_size"], inner))
