@@ -41,9 +41,11 @@ class NumpyBackend:
     name = "double"
     precision = "float32"
     can_skip_layers = True
+    is_tiled = False
 
     def __init__(self) -> None:
         self.versions = {"numpy": np.__version__}
+        self.start_up_s: dict[str, float] = {}
         self.memory = HostMemory()
         self.started = threading.Event()
         self.release = threading.Event()

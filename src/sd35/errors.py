@@ -10,6 +10,7 @@ Sd35Error
 ├── InvalidSetting        a setting is wrong                      (exit 2)
 ├── CheckpointError       a checkpoint is missing or not usable   (exit 1)
 ├── DownloadFailed        the hub cannot be used, or the disk     (exit 1)
+├── DoesNotFit            no placement fits the memory there is   (exit 1)
 └── BackendUnavailable    a backend cannot run here, and why      (exit 1)
 """
 
@@ -80,6 +81,10 @@ class CheckpointError(Sd35Error):
 
 class DownloadFailed(Sd35Error):  # noqa: N818
     """A checkpoint could not be fetched, or the hub not be asked; what has arrived is kept."""
+
+
+class DoesNotFit(Sd35Error):  # noqa: N818
+    """The memory there is holds the checkpoints in no placement; the words end with the plan's table."""
 
 
 class BackendUnavailable(Sd35Error):  # noqa: N818

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import ByteSize, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from sd35.errors import InvalidSetting
@@ -30,9 +30,9 @@ class Settings(BaseSettings):
     checkpoints: Annotated[tuple[str, ...], NoDecode] = Field(
         ("sd35-mini",),
         min_length=1,
-        description="Checkpoints to serve: names that `sd35 models` lists, or directories in the Diffusers layout."
-        " Several are separated by commas (in the file a list, the flag `--checkpoint` repeated); the first is the"
-        " default.",
+        description="Checkpoints to serve: names that `sd35 models` lists, directories in the Diffusers layout, or `auto`:"
+        " the best of SD3.5 Large and Medium that memory and the weights, or the token, at hand allow. Several are"
+        " separated by commas (in the file a list, the flag `--checkpoint` repeated); the first is the default.",
     )
     variants: Path | None = Field(
         None,
@@ -45,9 +45,23 @@ class Settings(BaseSettings):
         "auto", description="Number format to compute in; `auto` is the backend's best for the device."
     )
     device: str = Field("auto", description="Device to compute on: `auto`, `cpu`, `cuda`, `cuda:1`, ...")
-    offload: Literal["none", "model", "sequential"] = Field(
-        "none",
-        description="Weights kept off the device while unused: by `model` (part), or layer by layer, `sequential`.",
+    offload: Literal["auto", "none", "encoders", "model", "sequential"] = Field(
+        "auto",
+        description="Networks that are not on the device all the time: `none`, the text `encoders`, each `model` (part),"
+        " or layer by layer, `sequential`; `auto` is the fastest that fits: see `sd35 plan`.",
+    )
+    tiled_decode: Literal["auto", "on", "off"] = Field(
+        "auto", description="Decode large pictures in tiles: less memory, other last bits; `auto` where nothing else fits."
+    )
+    vram: ByteSize | None = Field(
+        None,
+        description="Memory of the CUDA device to plan with, as `12GiB`.",
+        json_schema_extra={"default": "what is free"},
+    )
+    ram: ByteSize | None = Field(
+        None,
+        description="Memory of the host to plan with, as `24GiB`.",
+        json_schema_extra={"default": "what is free"},
     )
     threads: int = Field(0, ge=0, description="Processor threads for computing; 0 takes as many as there are cores.")
     max_pixels: int = Field(

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
-from sd35.api import service_pages, txt2img
+from sd35.api import metrics, service_pages, txt2img
 from sd35.api.observe import RequestLog
 from sd35.api.problems import RequestRefused, problem_of, problem_response
 from sd35.errors import PictureFailed, Sd35Error
@@ -45,6 +45,7 @@ def create_app(opening: Opening) -> FastAPI:
     app.state.started_s = time.monotonic()
     app.include_router(txt2img.router)
     app.include_router(service_pages.router)
+    app.include_router(metrics.router)
     app.add_middleware(RequestLog)
     app.add_exception_handler(Sd35Error, _on_own_error)
     app.add_exception_handler(RequestRefused, _on_refused)

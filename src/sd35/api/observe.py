@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sd35.api.problems import problem_response
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_QUIET_PATHS = {"/healthz", "/readyz"}  # probes come every second
+_QUIET_PATHS = {"/healthz", "/readyz", "/metrics"}  # probes come every second
 
 
 def configure_logs(log_format: Literal["auto", "console", "json"]) -> None:

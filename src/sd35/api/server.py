@@ -12,9 +12,13 @@ import uvicorn
 
 from sd35.api.app import create_app
 from sd35.api.observe import configure_logs
+from sd35.backends.host import process_age_s
 from sd35.backends.table import check_available
 from sd35.errors import InvalidSetting
+from sd35.service.choosing import AUTO
 from sd35.service.opening import Opening, open_checkpoints, open_studio
+from sd35.service.start_up import StartUp
+from sd35.service.studio import Studio
 from sd35.settings import Settings, unknown_variables
 
 _ANSWERING_S = 30  # for clients to read their last answer
@@ -60,24 +64,35 @@ class _Server(uvicorn.Server):
 
 
 def serve(settings: Settings) -> None:
-    """Serve until a signal. Raises InvalidSetting, CheckpointError, BackendUnavailable, PictureFailed."""
+    """Serve until a signal.
+
+    Raises InvalidSetting, CheckpointError, BackendUnavailable, DoesNotFit, PictureFailed.
+    """
+    start_up = StartUp(process_age_s())
     configure_logs(settings.log_format)
     log = structlog.get_logger()
     for name in unknown_variables():
         log.warning("this environment variable is not read", name=name)
     check_available(settings.backend)
-    checkpoints = open_checkpoints(settings)
+    named = None if AUTO in settings.checkpoints else open_checkpoints(settings)  # what is wrong with them is said first
     listener = _listen(settings.host, settings.port)
     failures: list[Exception] = []
 
+    def load() -> Studio:
+        with start_up.phase("plan"):
+            checkpoints = named or open_checkpoints(settings)
+        return open_studio(settings, checkpoints, start_up)
+
     def on_ready() -> None:
+        phases = {f"{phase}_s": round(took_s, 3) for phase, took_s in start_up.seconds.items()}
+        log.info("ready", after_s=round(process_age_s(), 3), **phases)
         print(_welcome(*listener.getsockname()[:2]), flush=True)  # noqa: T201  for the person at the terminal
 
     def on_failure(error: Exception) -> None:
         failures.append(error)
         server.should_exit = True
 
-    opening = Opening(lambda: open_studio(settings, checkpoints), on_ready, on_failure)
+    opening = Opening(load, on_ready, on_failure, start_up)
     config = uvicorn.Config(
         create_app(opening),
         loop="uvloop",

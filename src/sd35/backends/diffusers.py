@@ -19,6 +19,7 @@ from transformers import CLIPTextModelWithProjection, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from sd35.backends.contract import LATENT_PX, Array, DenoiseRow, Memory, TextEmbedding
+from sd35.backends.footprint import DeviceKind
 from sd35.backends.guidance import (
     Layers,
     TransformerRow,
@@ -58,6 +59,12 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> "DiffusersBackend"
     return DiffusersBackend(checkpoint, precision, device, options)
 
 
+def memory_of(device: str) -> tuple[DeviceKind, Memory]:
+    """The host's or the CUDA device's. Raises InvalidSetting, BackendUnavailable (no such device)."""
+    found = _device(device)
+    return ("cuda", CudaMemory(found)) if found.type == "cuda" else ("cpu", HostMemory())
+
+
 class DiffusersBackend:
     """See `sd35.backends.contract.Backend`. Latents and embeddings are torch tensors of `precision` on the device."""
 
@@ -74,6 +81,8 @@ class DiffusersBackend:
         takes_turns = options.offload in {"model", "sequential"}
         self._one_at_a_time: AbstractContextManager[object] = threading.Lock() if takes_turns else nullcontext()
         self._decoding_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        vae = checkpoint.config("vae")
+        self._scaling, self._shift = float(vae["scaling_factor"]), float(vae["shift_factor"])
         self._text_tokens = checkpoint.card.max_sequence_length
         self._text_device = torch.device("cpu") if options.offload == "encoders" else device
         self._turns = _turns(checkpoint, self._dtype, options) if device.type == "cpu" else None
@@ -83,10 +92,10 @@ class DiffusersBackend:
         read_s = time.perf_counter()
         if self.is_tiled and "vae" not in stand_ins:
             _tile(self._pipeline.vae)
-        place(self._pipeline, device, "none" if self._turns else options.offload)
+        if not self._turns:
+            place(self._pipeline, device, options.offload)
         self.start_up_s = {"read": read_s - began_s, "place": time.perf_counter() - read_s}
-        memory: Memory = CudaMemory(device) if device.type == "cuda" else HostMemory()
-        self.memory = WorkingMemory(memory, self._came_bytes)
+        self.memory = WorkingMemory(memory_of(str(device))[1], self._came_bytes)
 
     @property
     def versions(self) -> dict[str, str]:
@@ -145,7 +154,7 @@ class DiffusersBackend:
         vae = self._pipeline.vae
         with self._one_at_a_time, torch.cuda.stream(self._decoding_stream):
             stacked = torch.stack([torch.as_tensor(latent).to(self._device, self._dtype) for latent in latents])
-            images = vae.decode(stacked / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
+            images = vae.decode(stacked / self._scaling + self._shift, return_dict=False)[0]
             self._pipeline.maybe_free_model_hooks()  # with model offload: the decoder, last in the chain, leaves too
             pixels = ((images / 2 + 0.5).clamp(0, 1).float() * 255).round().to(torch.uint8)
             return list(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy())

@@ -33,9 +33,9 @@ class Runtime:
 
 RUNTIMES: Mapping[tuple[str, DeviceKind], Runtime] = MappingProxyType(
     {
-        ("onnx", "cpu"): Runtime(110_000_000, encode=8, step=14, decode=4),
-        ("diffusers", "cpu"): Runtime(650_000_000, encode=8, step=14, decode=4),
-        ("diffusers", "cuda"): Runtime(600_000_000, encode=8, step=14, decode=4),
+        ("onnx", "cpu"): Runtime(136_000_000, encode=8, step=14, decode=4),
+        ("diffusers", "cpu"): Runtime(490_000_000, encode=8, step=14, decode=5),
+        ("diffusers", "cuda"): Runtime(600_000_000, encode=8, step=14, decode=4),  # not measured
     }
 )
 

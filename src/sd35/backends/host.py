@@ -3,12 +3,21 @@
 import os
 import resource
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
 _IS_LINUX = sys.platform == "linux"
 _PROCESS = Path("/proc/self")
 _CGROUP = Path("/sys/fs/cgroup")
+
+
+def process_age_s() -> float:
+    """Seconds since this process was started, where the system can tell, to a hundredth; else those it computed."""
+    if not _IS_LINUX:
+        return time.process_time()
+    began_ticks = int((_PROCESS / "stat").read_text().rpartition(")")[2].split()[19])  # proc(5): starttime
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - began_ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def cores() -> int:
@@ -33,6 +42,10 @@ class HostMemory:
             used = int((_CGROUP / "memory.current").read_text()) - cached["active_file"] - cached["inactive_file"]
             free.append(int((_CGROUP / "memory.max").read_text()) - used)
         return max(0, min(free))
+
+    def held_bytes(self) -> int:
+        """What this process holds now; 0 where the system cannot tell."""
+        return 1024 * _numbers(_PROCESS / "status").get("VmRSS:", 0) if _IS_LINUX else 0
 
     def watch(self) -> None:
         """Set the process's peak back to what it holds now, where the system can (proc(5), `clear_refs`)."""

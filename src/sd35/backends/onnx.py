@@ -3,7 +3,9 @@
 The graphs are those of `sd35.compile.onnx_export`, with NVIDIA's tensor names.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,7 +13,8 @@ import numpy as np
 import onnxruntime
 from jaxtyping import Float32, UInt8
 
-from sd35.backends.contract import LATENT_PX, Array, DenoiseRow, TextEmbedding
+from sd35.backends.contract import LATENT_PX, Array, DenoiseRow, Memory, TextEmbedding
+from sd35.backends.footprint import DeviceKind
 from sd35.backends.guidance import guided_velocities, step_length_of, timestep_of, transformer_rows
 from sd35.backends.host import HostMemory, cores
 from sd35.backends.options import Options
@@ -30,11 +33,17 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> "OnnxBackend":
     for name, got, allowed in (
         ("precision", options.precision, ("auto", "float32")),
         ("device", options.device, ("auto", "cpu")),
-        ("offload", options.offload, ("none",)),
+        ("offload", options.offload, ("none", "encoders")),
+        ("tiled_decode", options.tiled_decode, (False,)),
     ):
         if got not in allowed:
             raise InvalidSetting(f"{name}: got {got!r}; the onnx backend allows: {', '.join(allowed)}")
-    return OnnxBackend(checkpoint, options.threads or cores())
+    return OnnxBackend(checkpoint, options.threads or cores(), evicts_encoders=options.offload == "encoders")
+
+
+def memory_of(device: str) -> tuple[DeviceKind, Memory]:  # noqa: ARG001  there is but one
+    """The host's."""
+    return "cpu", HostMemory()
 
 
 class OnnxBackend:
@@ -43,16 +52,20 @@ class OnnxBackend:
     name = "onnx"
     precision = "float32"
     can_skip_layers = False
+    is_tiled = False
 
-    def __init__(self, checkpoint: Checkpoint, threads: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, threads: int, *, evicts_encoders: bool = False) -> None:
         _check_positions(checkpoint)
+        began_s = time.perf_counter()
         self.memory = HostMemory()
         self._tokenizers = Tokenizers(checkpoint)
         parts = ("text_encoder", "text_encoder_2", "text_encoder_3")
-        encoders = [checkpoint.directory / part / "model.onnx" for part in parts]
-        self._clip_l, self._clip_g, self._t5 = (_open_graph(graph, threads) for graph in encoders)
+        opens = [partial(_open_graph, checkpoint.directory / part / "model.onnx", threads) for part in parts]
+        # Each gives its encoder's graph: the one that it keeps, or one that is opened anew and freed after its call.
+        self._clip_l, self._clip_g, self._t5 = opens if evicts_encoders else [_kept(open_()) for open_ in opens]
         self._transformer = _open_graph(checkpoint.directory / "transformer" / "model.onnx", threads, _SPIN_US)
         self._decoder = _open_graph(checkpoint.directory / "vae" / "decoder.onnx", threads)
+        self.start_up_s = {"compile": time.perf_counter() - began_s}  # the runtime reads weights while it compiles
         vae = checkpoint.config("vae")
         self._scaling, self._shift = float(vae["scaling_factor"]), float(vae["shift_factor"])
 
@@ -65,10 +78,10 @@ class OnnxBackend:
         """One embedding per prompt, in order."""
         ids = self._tokenizers.encode(prompts)
         clips = [
-            graph.run(["text_embeddings", "hidden_states"], {"input_ids": part})
+            graph().run(["text_embeddings", "hidden_states"], {"input_ids": part})
             for graph, part in ((self._clip_l, ids.clip_l), (self._clip_g, ids.clip_g))
         ]
-        (t5,) = self._t5.run(["text_embeddings"], {"input_ids": ids.t5})
+        (t5,) = self._t5().run(["text_embeddings"], {"input_ids": ids.t5})
         clip = np.concatenate([hidden for _, hidden in clips], axis=-1)
         clip = np.pad(clip, ((0, 0), (0, 0), (0, t5.shape[-1] - clip.shape[-1])))
         embeddings = []
@@ -99,6 +112,10 @@ class OnnxBackend:
         (images,) = self._decoder.run(["images"], {"latent": np.stack(latents) / self._scaling + self._shift})
         pixels = (np.clip(images / 2 + 0.5, 0, 1) * 255).round().astype(np.uint8)
         return list(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)))
+
+
+def _kept(graph: onnxruntime.InferenceSession) -> Callable[[], onnxruntime.InferenceSession]:
+    return lambda: graph
 
 
 def _open_graph(path: Path, threads: int, spin_us: int = 0) -> onnxruntime.InferenceSession:

@@ -6,7 +6,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from types import MappingProxyType
 
-from sd35.backends.contract import Backend
+from sd35.backends.contract import Backend, Memory
+from sd35.backends.footprint import DeviceKind
 from sd35.backends.options import Options
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting, Sd35Error
@@ -14,7 +15,10 @@ from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting, Sd3
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a backend lies: `module` has `open_backend(checkpoint, options)` and imports the `needs` at its top."""
+    """Where a backend lies: `module` imports the `needs` at its top.
+
+    It has `open_backend(checkpoint, options)` and `memory_of(device)`.
+    """
 
     module: str
     needs: tuple[str, ...]
@@ -45,6 +49,16 @@ def check_available(name: str) -> None:
     entry = BACKENDS[name]
     if missing := entry.missing:
         raise BackendUnavailable(name, f"{', '.join(missing)} not installed", entry.remedy)
+
+
+def memory_of(name: str, device: str) -> tuple[DeviceKind, Memory]:
+    """What a backend would compute in on a device, as settings name it; imports the backend.
+
+    Raises InvalidSetting where there is no such backend or device, BackendUnavailable where it cannot run here.
+    """
+    check_available(name)
+    found: tuple[DeviceKind, Memory] = import_module(BACKENDS[name].module).memory_of(device)
+    return found
 
 
 def open_backend(name: str, checkpoint: Checkpoint, options: Options) -> Backend:

@@ -42,9 +42,9 @@ class Turns:
 
 
 class StandIn:
-    """In a network's place in a pipeline: whatever is asked of it, the network answers, and is read for that.
+    """In a network's place in a pipeline: when it is called, the network is read, and answers.
 
-    `dtype` is known without it, as pipelines ask one network for another's.
+    `dtype` is known without that, as pipelines ask one network for another's.
     """
 
     def __init__(self, turns: Turns, name: str, dtype: object) -> None:
@@ -54,10 +54,9 @@ class StandIn:
         """Compute."""
         return self._turns.bring(self._name)(*arguments, **named)
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  see above
-        if name.startswith("_"):  # asked by libraries that look at what they hold: no reason to read it
-            raise AttributeError(name)
-        return getattr(self._turns.bring(self._name), name)
+    def decode(self, *arguments: object, **named: object) -> Any:  # noqa: ANN401  see above
+        """What an autoencoder is asked for."""
+        return self._turns.bring(self._name).decode(*arguments, **named)
 
 
 class WorkingMemory:

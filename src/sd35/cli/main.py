@@ -55,6 +55,9 @@ def serve(
     precision: options.Precision = None,
     device: options.Device = None,
     offload: options.Offload = None,
+    tiled_decode: options.TiledDecode = None,
+    vram: options.Vram = None,
+    ram: options.Ram = None,
     threads: options.Threads = None,
     max_pixels: options.MaxPixels = None,
     max_pictures: options.MaxPictures = None,
@@ -113,6 +116,9 @@ def generate(
     precision: options.Precision = None,
     device: options.Device = None,
     offload: options.Offload = None,
+    tiled_decode: options.TiledDecode = None,
+    vram: options.Vram = None,
+    ram: options.Ram = None,
     threads: options.Threads = None,
     max_pixels: options.MaxPixels = None,
     config: options.Config = None,
@@ -150,6 +156,9 @@ def replay(
     precision: options.Precision = None,
     device: options.Device = None,
     offload: options.Offload = None,
+    tiled_decode: options.TiledDecode = None,
+    vram: options.Vram = None,
+    ram: options.Ram = None,
     threads: options.Threads = None,
     max_pixels: options.MaxPixels = None,
     config: options.Config = None,
@@ -184,6 +193,9 @@ def measure(
     precision: options.Precision = None,
     device: options.Device = None,
     offload: options.Offload = None,
+    tiled_decode: options.TiledDecode = None,
+    vram: options.Vram = None,
+    ram: options.Ram = None,
     threads: options.Threads = None,
     max_pixels: options.MaxPixels = None,
     max_batch_rows: options.MaxBatchRows = None,
@@ -244,6 +256,44 @@ def simulate(
 
     load = Load(rps, requests, steps or [], guidance_scale or [], [], clients, seed)
     run_simulation(settings, step_times, load, size or [], devices, as_json=as_json)
+
+
+@app.command(epilog=options.EPILOG)
+def plan(
+    *,
+    width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16. Default: the model's.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16. Default: the model's.")] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Transformer rows in a step. Default: those of one picture.")
+    ] = None,
+    as_json: options.AsJson = False,
+    checkpoint: options.Checkpoints = None,
+    variants: options.Variants = None,
+    offline: options.Offline = None,
+    backend: options.Backend = None,
+    precision: options.Precision = None,
+    device: options.Device = None,
+    offload: options.Offload = None,
+    tiled_decode: options.TiledDecode = None,
+    vram: options.Vram = None,
+    ram: options.Ram = None,
+    max_pixels: options.MaxPixels = None,
+    config: options.Config = None,
+) -> None:
+    """Tell where each part of a checkpoint would live, the peak of memory that follows, and the alternatives.
+
+    It needs neither the weights nor the device: --vram plans for a CUDA device of that size. Where no backend is named,
+    it is the one that reads the checkpoint there. Exits with 1 where nothing fits; `serve` then refuses to start.
+
+    [bold]Examples[/bold]
+
+      sd35 plan --checkpoint sd3.5-large --vram 12GiB
+      sd35 plan --checkpoint sd3.5-medium --ram 24GiB --precision bfloat16 --json
+    """
+    settings = options.settings_of(locals())
+    from sd35.cli.plan import plan as run
+
+    run(settings, width, height, rows, as_json=as_json)
 
 
 @app.command(epilog=options.EPILOG)

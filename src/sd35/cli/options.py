@@ -42,6 +42,9 @@ Backend: TypeAlias = Annotated[str | None, _setting("backend", _COMPUTE, metavar
 Precision: TypeAlias = Annotated[str | None, _setting("precision", _COMPUTE, metavar="FORMAT")]
 Device: TypeAlias = Annotated[str | None, _setting("device", _COMPUTE, metavar="DEVICE")]
 Offload: TypeAlias = Annotated[str | None, _setting("offload", _COMPUTE, metavar="HOW")]
+TiledDecode: TypeAlias = Annotated[str | None, _setting("tiled_decode", _COMPUTE, metavar="WHEN")]
+Vram: TypeAlias = Annotated[str | None, _setting("vram", _COMPUTE, metavar="SIZE")]
+Ram: TypeAlias = Annotated[str | None, _setting("ram", _COMPUTE, metavar="SIZE")]
 Threads: TypeAlias = Annotated[str | None, _setting("threads", _COMPUTE, metavar="COUNT")]
 Config: TypeAlias = Annotated[
     Path | None, typer.Option(help="TOML file of settings.", envvar="SD35_CONFIG", show_default=False)

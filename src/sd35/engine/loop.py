@@ -48,6 +48,11 @@ class Engine:
         for thread in self._threads:
             thread.start()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it accepts pictures: not after `drain` or `close`, nor after it broke."""
+        return not self._is_closing
+
     def submit(
         self, task: Task, on_progress: OnProgress | None = None, *, client: Hashable = None, priority: int = 0
     ) -> Ticket:

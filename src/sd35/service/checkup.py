@@ -1,4 +1,4 @@
-"""What this machine has and what can run on it. Looks; loads no weights and no runtime."""
+"""What this machine has and what can run on it. Looks; loads no weights, and a runtime only to judge `auto`."""
 
 import os
 import platform
@@ -13,6 +13,8 @@ from sd35.backends.host import cores
 from sd35.backends.table import BACKENDS, check_available
 from sd35.checkpoints.checkpoint import open_checkpoint
 from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting
+from sd35.service.choosing import AUTO, candidates
+from sd35.service.fitting import room_here
 from sd35.service.record import own_version
 from sd35.settings import Settings
 
@@ -63,7 +65,7 @@ def check_up(settings: Settings) -> Checkup:
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         gpus=_gpus(),
         backends=[_finding(name, _backend) for name in dict.fromkeys((*BACKENDS, settings.backend))],
-        checkpoints=[_finding(name, partial(_checkpoint, settings.variants)) for name in settings.checkpoints],
+        checkpoints=[_finding(name, partial(_checkpoint, settings)) for name in settings.checkpoints],
         directories=[_directory("cache", settings.cache_dir), _directory("data", settings.data_dir)],
         backend=settings.backend,
     )
@@ -81,9 +83,22 @@ def _backend(name: str) -> str:
     return "its libraries are installed"
 
 
-def _checkpoint(own_variants: Path | None, name: str) -> str:
-    found = open_checkpoint(name, own_variants)
+def _checkpoint(settings: Settings, name: str) -> str:
+    if name == AUTO:
+        return _auto(settings)
+    found = open_checkpoint(name, settings.variants)
     return f"{found.directory}, revision {found.revision[:12]}"
+
+
+def _auto(settings: Settings) -> str:
+    """What `auto` would take, and why not what is better. Raises CheckpointError where there is none."""
+    passed_over = []
+    for candidate in candidates(settings, room_here(settings)):
+        if candidate.obstacle is None:
+            state = "on disk" if candidate.is_on_disk else "to be fetched"
+            return "; ".join([f"{candidate.variant.name}, {state}", *passed_over])
+        passed_over.append(f"{candidate.variant.name}: {candidate.obstacle}")
+    raise CheckpointError("; ".join(passed_over))
 
 
 def _directory(name: str, path: Path) -> Finding:

@@ -9,6 +9,8 @@ from sd35.checkpoints.checkpoint import Card, Checkpoint, SkipLayers
 from sd35.engine.picture import Painter
 from sd35.engine.sampler import sampler_of
 
+TILED = "/tiled"  # how a profile ends whose backend decodes in tiles
+
 
 @dataclass(frozen=True, eq=False)
 class Model:
@@ -30,8 +32,8 @@ class Model:
 
     @property
     def profile(self) -> str:
-        """The numeric profile: "onnx/float32"."""
-        return f"{self.backend.name}/{self.backend.precision}"
+        """The numeric profile: "onnx/float32", or "diffusers/bfloat16/tiled"."""
+        return f"{self.backend.name}/{self.backend.precision}{TILED if self.backend.is_tiled else ''}"
 
     @property
     def skip_layers(self) -> SkipLayers | None:

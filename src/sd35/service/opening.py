@@ -6,13 +6,17 @@ from typing import Literal
 
 from sd35.backends.options import Options
 from sd35.backends.table import open_backend
+from sd35.checkpoints.anatomy import anatomy_on_disk
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.engine.embeddings import EmbeddingCache
 from sd35.engine.loop import CLOSING_RETRY_S
 from sd35.engine.scheduler import Limits
 from sd35.errors import InvalidSetting, NotReady
+from sd35.service.choosing import AUTO, choose
+from sd35.service.fitting import placement_of, plan_for, room_here
 from sd35.service.model import Model
+from sd35.service.start_up import StartUp
 from sd35.service.studio import Studio
 from sd35.settings import Settings
 
@@ -22,35 +26,50 @@ OF_FREE_MEMORY = 0.9  # the rest is for what is not counted: latents, pictures b
 
 
 def open_checkpoints(settings: Settings) -> list[Checkpoint]:
-    """The checkpoints of the settings. Raises CheckpointError, and InvalidSetting where two share a name."""
-    checkpoints = [open_checkpoint(name, settings.variants) for name in settings.checkpoints]
+    """The checkpoints of the settings; `auto` is chosen, and fetched where it has to be.
+
+    Raises CheckpointError, InvalidSetting where two share a name, and for `auto` BackendUnavailable.
+    """
+    names = [choose(settings, room_here(settings)) if name == AUTO else name for name in settings.checkpoints]
+    checkpoints = [open_checkpoint(name, settings.variants) for name in names]
     found = [checkpoint.name for checkpoint in checkpoints]
     if doubled := sorted({name for name in found if found.count(name) > 1}):
         raise InvalidSetting(f"checkpoints: two are named {', '.join(doubled)}; rename a directory")
     return checkpoints
 
 
-def open_studio(settings: Settings, checkpoints: Sequence[Checkpoint]) -> Studio:
-    """Load the checkpoints into the backend, and draw a first picture with each: what is returned is ready.
+def open_studio(settings: Settings, checkpoints: Sequence[Checkpoint], start_up: StartUp | None = None) -> Studio:
+    """Plan, load the checkpoints as planned, and draw a first picture with each: what is returned is ready.
 
-    Takes seconds to minutes. Raises CheckpointError, BackendUnavailable, InvalidSetting, PictureFailed.
+    Takes seconds to minutes. Raises DoesNotFit, CheckpointError, BackendUnavailable, InvalidSetting, PictureFailed.
     """
+    start_up = start_up or StartUp()
+    with start_up.phase("import"):
+        room = room_here(settings)
+    with start_up.phase("plan"):
+        placement = placement_of(plan_for(settings, [anatomy_on_disk(each) for each in checkpoints], room))
     options = Options(
         precision=settings.precision,
         device=settings.device,
-        offload=settings.offload,
+        offload=placement.offload,
         threads=settings.threads,
+        tiled_decode=placement.tiled_decode,
     )
     models = [
         Model(checkpoint, open_backend(settings.backend, checkpoint, options), Tokenizers(checkpoint).is_cut_off)
         for checkpoint in checkpoints
     ]
-    memory_bytes = settings.memory_mb * _MB or int(OF_FREE_MEMORY * models[0].backend.memory.free_bytes())
+    for model in models:
+        start_up.add(model.backend.start_up_s)
+    # Networks that are not there now come: what is free for working is what their placement leaves.
+    free_bytes = min(models[0].backend.memory.free_bytes(), room.device_bytes - placement.weights_bytes)
+    memory_bytes = settings.memory_mb * _MB or int(OF_FREE_MEMORY * free_bytes)
     limits = Limits(settings.max_batch_rows, settings.max_pictures, settings.max_wait_s, memory_bytes)
     embeddings = EmbeddingCache(settings.embedding_cache_mb * _MB)
     studio = Studio(models, settings.max_pixels, limits, embeddings, reproducible=settings.reproducible)
     try:
-        studio.draw_first()
+        with start_up.phase("warm"):
+            studio.draw_first()
     except BaseException:
         studio.engine.close()
         raise
@@ -65,7 +84,9 @@ class Opening:
         open_studio: Callable[[], Studio],
         on_ready: Callable[[], None],
         on_failure: Callable[[Exception], None],
+        start_up: StartUp | None = None,
     ) -> None:
+        self.start_up = start_up or StartUp()
         self._open_studio, self._on_ready, self._on_failure = open_studio, on_ready, on_failure
         self._studio: Studio | None = None
         self._loading: asyncio.Task[None] | None = None
@@ -73,9 +94,11 @@ class Opening:
 
     @property
     def studio(self) -> Studio:
-        """The studio. Raises NotReady where it is not open yet, or not any more."""
+        """The studio. Raises NotReady where it is not open yet, or not any more, or its engine broke."""
         if self.state != "ready" or self._studio is None:
             raise NotReady(self.state, CLOSING_RETRY_S if self.state == "closing" else _LOADING_RETRY_S)
+        if not self._studio.engine.is_running:
+            raise NotReady("broken", CLOSING_RETRY_S)
         return self._studio
 
     def start(self) -> None:

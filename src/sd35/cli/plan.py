@@ -1,0 +1,76 @@
+"""`sd35 plan`: where each part would live, and the peak that follows."""
+
+import json
+import sys
+
+from sd35.backends.footprint import Work
+from sd35.checkpoints.anatomy import Anatomy
+from sd35.errors import CheckpointError, InvalidSetting
+from sd35.request import SIZE_MULTIPLE_PX
+from sd35.service.choosing import AUTO, BEST_FIRST, anatomy_of, candidates
+from sd35.service.fitting import plan_for, room_here, room_with
+from sd35.service.plan_text import gibibytes, plan_json, plan_text, way_of
+from sd35.service.planning import Plan, Room
+from sd35.settings import Settings
+
+
+def plan(settings: Settings, width: int | None, height: int | None, rows: int | None, *, as_json: bool) -> None:
+    """Print the plan; exit with 1 where nothing fits. Raises InvalidSetting, CheckpointError, BackendUnavailable."""
+    names = [name for name in settings.checkpoints if name != AUTO]
+    settings = _with_backend(settings, [anatomy_of(name, settings) for name in names])
+    room = room_with(settings) if settings.vram else room_here(settings)
+    if AUTO in settings.checkpoints:
+        names = [_auto(settings, room) if name == AUTO else name for name in settings.checkpoints]
+    anatomies = [anatomy_of(name, settings) for name in names]
+    found = plan_for(settings, anatomies, room)
+    if width or height or rows:
+        found = plan_for(settings, anatomies, room, _work(found.wanted.work, width, height, rows))
+    if as_json:
+        print(json.dumps(plan_json(found), indent=2))
+    else:
+        print(plan_text(found))
+        for line in _others(settings, found):
+            print(line)
+    if found.chosen is None:
+        sys.exit(1)
+
+
+def _with_backend(settings: Settings, anatomies: list[Anatomy]) -> Settings:
+    """The backend that was named; else the one that can: what has no graphs, or is for CUDA, is for Diffusers'."""
+    if "backend" in settings.model_fields_set:
+        return settings
+    needs_torch = settings.vram or settings.device.startswith("cuda") or not all(each.has_graphs for each in anatomies)
+    named = {"backend": "diffusers"} if needs_torch or AUTO in settings.checkpoints else {}
+    return settings.model_copy(update=named)
+
+
+def _auto(settings: Settings, room: Room) -> str:
+    """What `auto` would take. Raises CheckpointError where that is none."""
+    passed_over = []
+    for candidate in candidates(settings, room):
+        if candidate.obstacle is None:
+            return candidate.variant.name
+        passed_over.append(f"{candidate.variant.name}: {candidate.obstacle}")
+    raise CheckpointError(f"{AUTO} finds none: {'; '.join(passed_over)}")
+
+
+def _work(work: Work, width: int | None, height: int | None, rows: int | None) -> Work:
+    for name, side in (("--width", width), ("--height", height)):
+        if side is not None and (side <= 0 or side % SIZE_MULTIPLE_PX):
+            raise InvalidSetting(f"{name}: got {side}; allowed: multiples of {SIZE_MULTIPLE_PX}")
+    return Work(width or work.width_px, height or work.height_px, rows or work.rows)
+
+
+def _others(settings: Settings, found: Plan) -> list[str]:
+    """How the other models would fit, for who has the choice; what is named is never replaced."""
+    named = {anatomy.name for anatomy in found.anatomies}
+    if not named & {*BEST_FIRST}:
+        return []
+    lines = [""]
+    for name in BEST_FIRST:
+        if name not in named:
+            other = plan_for(settings, [anatomy_of(name, settings)], found.room, found.wanted.work)
+            best = other.chosen
+            how = f"fits as {way_of(best)!r}, {gibibytes(best.peak_bytes)} at the peak" if best else "does not fit either"
+            lines.append(f"{name} in its place: {how}.")
+    return lines

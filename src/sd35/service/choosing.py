@@ -1,0 +1,101 @@
+"""`auto`: the best of SD3.5 Large and Medium that the memory, and the weights or the token at hand, allow."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import structlog
+
+from sd35.checkpoints import cache, hub
+from sd35.checkpoints.anatomy import Anatomy, anatomy_by_name, anatomy_on_disk
+from sd35.checkpoints.checkpoint import open_checkpoint
+from sd35.checkpoints.variants import Variant, find_variant, load_variants
+from sd35.errors import CheckpointError, DownloadFailed
+from sd35.service.fitting import plan_for
+from sd35.service.plan_text import gibibytes
+from sd35.service.planning import Room
+from sd35.settings import Settings
+
+AUTO = "auto"
+BEST_FIRST = ("sd3.5-large", "sd3.5-medium")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of them. `obstacle` says why it cannot be served; None where it can, after fetching where not `is_on_disk`."""
+
+    variant: Variant
+    is_on_disk: bool
+    obstacle: str | None
+
+
+def candidates(settings: Settings, room: Room) -> Iterator[Candidate]:
+    """The best first, judged by what is here: fetches nothing, asks no one."""
+    for name in BEST_FIRST:
+        variant = find_variant(name, settings.variants)
+        is_on_disk = cache.holding_of(variant).is_whole
+        obstacle = _at_hand(settings, is_on_disk=is_on_disk) or _fits(settings, variant, room)
+        yield Candidate(variant, is_on_disk, obstacle)
+
+
+def choose(settings: Settings, room: Room) -> str:
+    """The name of the best, which is on disk now: it is fetched where a token allows that. Logs what was passed over.
+
+    Raises CheckpointError with all obstacles where there is none.
+    """
+    obstacles = []
+    for candidate in candidates(settings, room):
+        name, obstacle = candidate.variant.name, candidate.obstacle
+        if obstacle is None and not candidate.is_on_disk:
+            obstacle = _fetch(candidate.variant)
+        if obstacle is None:
+            structlog.get_logger().info("auto", checkpoint=name, passed_over=obstacles)
+            return name
+        obstacles.append(f"{name}: {obstacle}")
+    raise CheckpointError(f"checkpoints: {AUTO} finds none to serve; {'; '.join(obstacles)}")
+
+
+def anatomy_of(name: str, settings: Settings) -> Anatomy:
+    """Of a checkpoint as settings name it, on disk or not. Raises CheckpointError, InvalidSetting."""
+    variants = load_variants(settings.variants)
+    if name in variants and not cache.holding_of(variants[name]).is_whole:
+        return anatomy_by_name(variants[name])
+    return anatomy_on_disk(open_checkpoint(name, settings.variants))
+
+
+def _at_hand(settings: Settings, *, is_on_disk: bool) -> str | None:
+    from huggingface_hub import get_token
+
+    if is_on_disk:
+        return None
+    if settings.offline:
+        return "it is not on disk, and SD35_OFFLINE is set"
+    if get_token() is None:
+        return "it is not on disk, and there is no token to fetch it with (HF_TOKEN, or `hf auth login`)"
+    return None
+
+
+def _fits(settings: Settings, variant: Variant, room: Room) -> str | None:
+    """Why it does not fit. What has a smaller one after it is not streamed: that one is quicker by far."""
+    anatomy = anatomy_of(variant.name, settings)
+    if settings.backend == "onnx" and not anatomy.has_graphs:
+        return "it has no ONNX graphs; the other backend reads it: --backend diffusers"
+    plan = plan_for(settings, [anatomy], room)
+    is_last = variant.name == BEST_FIRST[-1]
+    allowed = [each for each in plan.placements if is_last or each.offload != "sequential"]
+    if any(placement.fits(room) for placement in allowed):
+        return None
+    least = min(placement.needed_bytes for placement in allowed)
+    host = f" (and {gibibytes(allowed[0].host_bytes)} of the host's)" if room.device == "cuda" else ""
+    return f"it needs {gibibytes(least)}{host}, and {gibibytes(room.device_bytes)} are there"
+
+
+def _fetch(variant: Variant) -> str | None:
+    """Fetch it; why that failed, or None."""
+    log = structlog.get_logger()
+    try:
+        plan = hub.plan(variant)
+        log.info("fetching", checkpoint=variant.name, missing_bytes=plan.missing_bytes)
+        hub.fetch(plan, lambda _: None)
+    except (DownloadFailed, CheckpointError) as error:
+        return str(error)
+    return None

@@ -1,0 +1,82 @@
+"""From settings to a plan: what computes, what memory there is, and what a picture of the defaults needs of it."""
+
+from collections.abc import Sequence
+
+from sd35.backends.footprint import DeviceKind, Work
+from sd35.backends.host import HostMemory
+from sd35.backends.options import Offload
+from sd35.backends.table import memory_of
+from sd35.checkpoints.anatomy import Anatomy
+from sd35.errors import DoesNotFit, InvalidSetting
+from sd35.service.plan_text import plan_text
+from sd35.service.planning import Placement, Plan, Room, Wanted, make_plan
+from sd35.service.sizes import drawn_size
+from sd35.settings import Settings
+
+
+def room_here(settings: Settings) -> Room:
+    """The memory that this process can have: what it holds, and what is free, unless the settings name less or more.
+
+    Imports the backend. Raises InvalidSetting, BackendUnavailable.
+    """
+    device, memory = memory_of(settings.backend, settings.device)
+    host_bytes = settings.ram or _of_host()
+    if device == "cpu":
+        if settings.vram:
+            raise InvalidSetting("vram: it is of a CUDA device, and here a CPU computes; allowed: ram")
+        return Room("cpu", host_bytes, host_bytes)
+    return Room("cuda", settings.vram or memory.free_bytes(), host_bytes)
+
+
+def room_with(settings: Settings) -> Room:
+    """The memory of a CUDA device of `vram`, which need not be here. Raises InvalidSetting."""
+    assert settings.vram
+    if settings.backend != "diffusers" or settings.device == "cpu":
+        raise InvalidSetting(
+            f"vram: it is of a CUDA device, and {settings.backend} on {settings.device} uses none; allowed: ram"
+        )
+    return Room("cuda", settings.vram, settings.ram or _of_host())
+
+
+def plan_for(settings: Settings, anatomies: Sequence[Anatomy], room: Room, work: Work | None = None) -> Plan:
+    """The plan; `work` is by default a picture of the largest of the checkpoints' own defaults, alone."""
+    offload: Offload | None = None if settings.offload == "auto" else settings.offload
+    wanted = Wanted(
+        settings.backend,
+        precision_of(settings, room.device),
+        work or _default_work(settings, anatomies),
+        offload,
+        None if settings.tiled_decode == "auto" else settings.tiled_decode == "on",
+    )
+    return make_plan(anatomies, wanted, room)
+
+
+def placement_of(plan: Plan) -> Placement:
+    """What a plan chose. Raises DoesNotFit, with the table, where that is nothing."""
+    if plan.chosen is None:
+        raise DoesNotFit(f"{', '.join(each.name for each in plan.anatomies)} cannot be placed here\n\n{plan_text(plan)}")
+    return plan.chosen
+
+
+def precision_of(settings: Settings, device: DeviceKind) -> str:
+    """The precision that a backend computes in, where it is left to it."""
+    if settings.precision != "auto":
+        return settings.precision
+    return "float32" if device == "cpu" else "bfloat16"
+
+
+def _default_work(settings: Settings, anatomies: Sequence[Anatomy]) -> Work:
+    cards = [anatomy.card for anatomy in anatomies]
+    width_px, height_px = max(
+        (
+            drawn_size(card.width, card.height, card, max(settings.max_pixels, card.width * card.height))
+            for card in cards
+        ),
+        key=lambda size: size[0] * size[1],
+    )
+    return Work(width_px, height_px, 2 if any(card.guidance_scale > 1 for card in cards) else 1)
+
+
+def _of_host() -> int:
+    memory = HostMemory()
+    return memory.free_bytes() + memory.held_bytes()
