@@ -30,9 +30,9 @@ class Settings(BaseSettings):
     checkpoints: Annotated[tuple[str, ...], NoDecode] = Field(
         ("sd35-mini",),
         min_length=1,
-        description="Checkpoints to serve: names that `sd35 models` lists, directories in the Diffusers layout, or `auto`:"
-        " the best of SD3.5 Large and Medium that memory and the weights, or the token, at hand allow. Several are"
-        " separated by commas (in the file a list, the flag `--checkpoint` repeated); the first is the default.",
+        description="Checkpoints to serve: names that `sd35 models` lists, directories in the Diffusers layout, or"
+        " `auto`: the best of SD3.5 Large and Medium that memory and the weights, or the token, at hand allow. Several"
+        " are separated by commas (in the file a list, the flag `--checkpoint` repeated); the first is the default.",
     )
     variants: Path | None = Field(
         None,
@@ -47,11 +47,12 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="Device to compute on: `auto`, `cpu`, `cuda`, `cuda:1`, ...")
     offload: Literal["auto", "none", "encoders", "model", "sequential"] = Field(
         "auto",
-        description="Networks that are not on the device all the time: `none`, the text `encoders`, each `model` (part),"
-        " or layer by layer, `sequential`; `auto` is the fastest that fits: see `sd35 plan`.",
+        description="Networks that are not on the device all the time: `none`, the text `encoders`, each `model`"
+        " (part), or layer by layer, `sequential`; `auto` is the fastest that fits: see `sd35 plan`.",
     )
     tiled_decode: Literal["auto", "on", "off"] = Field(
-        "auto", description="Decode large pictures in tiles: less memory, other last bits; `auto` where nothing else fits."
+        "auto",
+        description="Decode large pictures in tiles, for less memory and slightly other pixels; `auto` where needed.",
     )
     vram: ByteSize | None = Field(
         None,

@@ -14,6 +14,7 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
 from sd35.backends.contract import Array, Backend
 from sd35.backends.diffusers import DiffusersBackend, place
+from sd35.backends.options import Options
 from sd35.checkpoints.checkpoint import Checkpoint, SkipLayers, open_checkpoint
 from sd35.engine.noise import initial_noise
 from sd35.engine.picture import Painter, Picture, Task
@@ -229,15 +230,17 @@ def test_bfloat16_equals_diffusers_from_the_same_noise(checkpoint: Checkpoint, s
     plain.set_progress_bar_config(disable=True)
     noise = torch.from_numpy(initial_noise(SEED, (1, 16, 8, 8)))
     theirs = np.asarray(plain_call(plain, checkpoint, case, latents=noise))
-    backend = DiffusersBackend(checkpoint, "bfloat16", torch.device("cpu"), "none")
+    backend = DiffusersBackend(checkpoint, "bfloat16", torch.device("cpu"), Options())
     assert backend.precision == "bfloat16"
     assert abs(paint(backend, carded(checkpoint, case), request_of(case)).astype(int) - theirs).max() <= 2
 
 
-def test_model_offload_draws_the_same_picture(checkpoint: Checkpoint, reference: Any) -> None:
+def test_moving_networks_to_a_device_draws_the_same_picture(checkpoint: Checkpoint, reference: Any) -> None:
     """With networks moved by hooks, one picture after the other is what it is without; the CPU stands in for a GPU."""
     case = Case(1, 4.5, "", 112, 80)
-    backend = DiffusersBackend(checkpoint, "float32", torch.device("cpu"), "model")
+    backend = DiffusersBackend(checkpoint, "float32", torch.device("cpu"), Options())
+    backend._offload = "model"  # noqa: SLF001  what opening it for a GPU sets
+    place(backend._pipeline, torch.device("cpu"), "model")  # noqa: SLF001
     for _ in range(2):
         assert abs(paint(backend, checkpoint, request_of(case)).astype(int) - reference(case)).max() <= 2
 

@@ -57,6 +57,47 @@ def test_generate_writes_the_pictures_and_says_what_they_are(pictures: Path):
     assert sorted(path.name for path in pictures.iterdir()) == ["cat-1.png", "cat-2.png", "said.json"]
 
 
+def test_plan_needs_neither_weights_nor_device(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """For a model that is not on disk and a CUDA device that is not here: the table, and exit code 0."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert sd35_here(monkeypatch, "plan", "--checkpoint", "sd3.5-large", "--vram", "24GiB") == 0
+    said = capsys.readouterr().out
+    assert "sd3.5-large in bfloat16, by diffusers on CUDA, 1024x1024 px, 2 rows a step; 24.0 GiB of memory" in said
+    assert "text_encoder_3  8.9 GiB   computes on the CPU" in said
+    assert "Fits as 'encoders'" in said
+    assert "sd3.5-medium in its place: fits as" in said
+
+
+def test_a_plan_of_what_does_not_fit_exits_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The same in JSON, for a size and rows of one's own; `chosen` is null."""
+    arguments = ("--checkpoint", "sd35-mini", "--ram", "800MB", "--width", "4096", "--height", "4096", "--rows", "64")
+    assert sd35_here(monkeypatch, "plan", *arguments, "--json") == 1
+    said = json.loads(capsys.readouterr().out)
+    assert (said["chosen"], said["device_bytes"], said["rows"], said["width"]) == (None, 800_000_000, 64, 4096)
+    assert [way["fits"] for way in said["ways"]] == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("--vram", "lots"), "vram: got 'lots'"),
+        (("--vram", "8GiB", "--backend", "onnx"), "allowed: ram"),
+        (("--vram", "8GiB", "--device", "cpu"), "allowed: ram"),
+        (("--width", "100"), "--width: got 100; allowed: multiples of 16"),
+    ],
+)
+def test_a_plan_that_was_asked_wrongly_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], why: str
+):
+    """What came and what is allowed, and exit code 2."""
+    assert sd35_here(monkeypatch, "plan", *arguments) == 2
+    assert why in capsys.readouterr().err
+
+
 def test_replay_makes_the_same_bytes(pictures: Path):
     """On the same machine and versions a picture is made again to the byte."""
     result = sd35("replay", "cat-1.png", "--json", cwd=pictures)

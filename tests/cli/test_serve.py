@@ -108,6 +108,45 @@ def test_every_request_is_logged_as_json_with_its_id(served: Served, log: Path):
     assert "a secret" not in log.read_text()
 
 
+def test_a_start_is_broken_down_by_phase(served: Served, log: Path):
+    """One line of the log says what the start took, in all and by phase; /metrics has the same, for Prometheus."""
+    (line,) = [line for line in map(json.loads, log.read_text().splitlines()) if line["event"] == "ready"]
+    phases = {name: line[f"{name}_s"] for name in ("import", "plan", "compile", "warm")}
+    assert 0 < sum(phases.values()) <= line["after_s"] + 0.02  # a process's age is known to a hundredth
+    connection = served.connect()
+    connection.request("GET", "/metrics")
+    response = connection.getresponse()
+    text = response.read().decode()
+    connection.close()
+    assert (response.status, response.headers["content-type"].split(";")[0]) == (200, "text/plain")
+    assert "sd35_ready 1.0\n" in text
+    for name, took_s in phases.items():
+        assert f'sd35_startup_seconds{{phase="{name}"}} {took_s}\n' in text
+
+
+def test_a_server_that_does_not_fit_refuses_to_start():
+    """Exit code 1, no server, and on stderr the plan's table: each part, and every way that was considered."""
+    command = [*SD35, "serve", "--port", "0", "--ram", "100MB"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "sd35: sd35-mini cannot be placed here" in result.stderr
+    assert "Nothing fits: at the least" in result.stderr
+    assert re.search(r"^encoders +\d+ MiB +\S+ MiB +does not fit$", result.stderr, re.MULTILINE)
+    assert "Traceback" not in result.stderr
+
+
+def test_auto_that_finds_nothing_ends_the_server(tmp_path: Path):
+    """Where neither model is at hand, it says why for each, and serves nothing in their place."""
+    command = [*SD35, "serve", "--port", "0", "--checkpoint", "auto", "--offline"]
+    environment = {**os.environ, "HF_HOME": str(tmp_path)}
+    result = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert result.returncode == 1
+    for name in ("sd3.5-large", "sd3.5-medium"):
+        assert f"{name}: it is not on disk, and SD35_OFFLINE is set" in result.stderr.splitlines()[-1]
+
+
 def test_sigterm_finishes_the_running_picture_and_exits_with_0(tmp_path: Path):
     """The client gets its picture although the signal came while it was made."""
     with serving(tmp_path / "log") as served:

@@ -74,7 +74,9 @@ def serve(settings: Settings) -> None:
     for name in unknown_variables():
         log.warning("this environment variable is not read", name=name)
     check_available(settings.backend)
-    named = None if AUTO in settings.checkpoints else open_checkpoints(settings)  # what is wrong with them is said first
+    named = (
+        None if AUTO in settings.checkpoints else open_checkpoints(settings)
+    )  # what is wrong with them is said first
     listener = _listen(settings.host, settings.port)
     failures: list[Exception] = []
 

@@ -71,5 +71,5 @@ def decode_values(networks: Mapping[str, Mapping[str, Any]], work: Work, *, tile
 
 
 def tiles_values(work: Work) -> int:
-    """Values that tiled decoding keeps beside a tile's: all tiles, a quarter of each overlapping, and the picture twice."""
+    """Values that tiled decoding keeps beside a tile's: all tiles, overlapping by a quarter, and the picture twice."""
     return int(3 * work.width_px * work.height_px * (1 / 0.75**2 + 2))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import onnxruntime
@@ -25,6 +26,7 @@ from sd35.errors import CheckpointError, InvalidSetting
 # How long a thread of the transformer's spins for its next share of a step before it sleeps, microseconds. Of 0, 20,
 # 50, 100 and 1000: alone, a step is a sixth faster from about 50 on; beside a decoding, each of them slows both.
 _SPIN_US = 50
+_Graph: TypeAlias = Callable[[], onnxruntime.InferenceSession]
 WEIGHTS_LAYOUT = "sd35.weights_layout"  # of a graph's metadata: of the files it points into, if it does
 
 
@@ -37,7 +39,7 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> "OnnxBackend":
         ("tiled_decode", options.tiled_decode, (False,)),
     ):
         if got not in allowed:
-            raise InvalidSetting(f"{name}: got {got!r}; the onnx backend allows: {', '.join(allowed)}")
+            raise InvalidSetting(f"{name}: got {got!r}; the onnx backend allows: {', '.join(map(str, allowed))}")
     return OnnxBackend(checkpoint, options.threads or cores(), evicts_encoders=options.offload == "encoders")
 
 
@@ -62,7 +64,8 @@ class OnnxBackend:
         parts = ("text_encoder", "text_encoder_2", "text_encoder_3")
         opens = [partial(_open_graph, checkpoint.directory / part / "model.onnx", threads) for part in parts]
         # Each gives its encoder's graph: the one that it keeps, or one that is opened anew and freed after its call.
-        self._clip_l, self._clip_g, self._t5 = opens if evicts_encoders else [_kept(open_()) for open_ in opens]
+        encoders: list[_Graph] = [*opens] if evicts_encoders else [_kept(open_()) for open_ in opens]
+        self._clip_l, self._clip_g, self._t5 = encoders
         self._transformer = _open_graph(checkpoint.directory / "transformer" / "model.onnx", threads, _SPIN_US)
         self._decoder = _open_graph(checkpoint.directory / "vae" / "decoder.onnx", threads)
         self.start_up_s = {"compile": time.perf_counter() - began_s}  # the runtime reads weights while it compiles
@@ -114,7 +117,7 @@ class OnnxBackend:
         return list(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)))
 
 
-def _kept(graph: onnxruntime.InferenceSession) -> Callable[[], onnxruntime.InferenceSession]:
+def _kept(graph: onnxruntime.InferenceSession) -> _Graph:
     return lambda: graph
 
 

@@ -17,7 +17,8 @@ class Turns:
 
     def __init__(self, names: Iterable[str], read: Callable[[str], nn.Module], dtype: object) -> None:
         self._read = read
-        self._name, self._network = "", None
+        self._name = ""
+        self._network: nn.Module | None = None
         self.stand_ins = {name: StandIn(self, name, dtype) for name in names}
 
     @property
@@ -29,7 +30,8 @@ class Turns:
         """The network; whichever was there is freed first."""
         if self._name != name or self._network is None:
             self.free()
-            self._name, self._network = name, self._read(name)
+            self._network = self._read(name)
+            self._name = name
         return self._network
 
     def free(self) -> None:
@@ -56,7 +58,8 @@ class StandIn:
 
     def decode(self, *arguments: object, **named: object) -> Any:  # noqa: ANN401  see above
         """What an autoencoder is asked for."""
-        return self._turns.bring(self._name).decode(*arguments, **named)
+        network: Any = self._turns.bring(self._name)
+        return network.decode(*arguments, **named)
 
 
 class WorkingMemory:

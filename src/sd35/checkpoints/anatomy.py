@@ -1,6 +1,4 @@
-"""How large a checkpoint's networks are, before anything is loaded: from its files, or where it is not on disk, from
-what is known of it by name.
-"""
+"""How large a checkpoint's networks are: by its files' headers, or where it is not on disk, by what is known of it."""
 
 import json
 from collections.abc import Mapping
@@ -82,10 +80,10 @@ def _tensors(path: Path) -> list[dict[str, Any]]:
         with path.open("rb") as file:
             header: dict[str, dict[str, Any]] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         entries = [entry for name, entry in header.items() if name != "__metadata__"]
-        if not entries or not all({"shape", "dtype"} <= entry.keys() for entry in entries):
-            raise ValueError("it names no tensors")
     except (OSError, OverflowError, MemoryError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+    if not entries or not all({"shape", "dtype"} <= entry.keys() for entry in entries):
+        raise CheckpointError(f"{path} is not a readable safetensors file: its header names no tensors")
     return entries
 
 

@@ -9,7 +9,7 @@ from sd35.errors import CheckpointError, InvalidSetting
 from sd35.request import SIZE_MULTIPLE_PX
 from sd35.service.choosing import AUTO, BEST_FIRST, anatomy_of, candidates
 from sd35.service.fitting import plan_for, room_here, room_with
-from sd35.service.plan_text import gibibytes, plan_json, plan_text, way_of
+from sd35.service.plan_text import plan_json, plan_text, size_text, way_of
 from sd35.service.planning import Plan, Room
 from sd35.settings import Settings
 
@@ -28,9 +28,8 @@ def plan(settings: Settings, width: int | None, height: int | None, rows: int | 
     if as_json:
         print(json.dumps(plan_json(found), indent=2))
     else:
-        print(plan_text(found))
-        for line in _others(settings, found):
-            print(line)
+        others = _others(settings, found)
+        print("\n".join([plan_text(found), *([""] if others else []), *others]))
     if found.chosen is None:
         sys.exit(1)
 
@@ -62,15 +61,20 @@ def _work(work: Work, width: int | None, height: int | None, rows: int | None) -
 
 
 def _others(settings: Settings, found: Plan) -> list[str]:
-    """How the other models would fit, for who has the choice; what is named is never replaced."""
-    named = {anatomy.name for anatomy in found.anatomies}
-    if not named & {*BEST_FIRST}:
-        return []
-    lines = [""]
-    for name in BEST_FIRST:
+    """What else could be named: half the precision, another model. What is named is never replaced."""
+    named = [anatomy.name for anatomy in found.anatomies]
+    others = []
+    if found.wanted.precision == "float32" and settings.backend == "diffusers":
+        half = settings.model_copy(update={"precision": "bfloat16"})
+        others.append(("in bfloat16", plan_for(half, found.anatomies, found.room, found.wanted.work)))
+    for name in BEST_FIRST if {*named} & {*BEST_FIRST} else ():
         if name not in named:
-            other = plan_for(settings, [anatomy_of(name, settings)], found.room, found.wanted.work)
-            best = other.chosen
-            how = f"fits as {way_of(best)!r}, {gibibytes(best.peak_bytes)} at the peak" if best else "does not fit either"
-            lines.append(f"{name} in its place: {how}.")
-    return lines
+            anatomy = anatomy_of(name, settings)
+            others.append((f"{name} in its place", plan_for(settings, [anatomy], found.room, found.wanted.work)))
+    return [f"{what}: {_outcome(plan)}" for what, plan in others]
+
+
+def _outcome(plan: Plan) -> str:
+    if plan.chosen is None:
+        return "does not fit"
+    return f"fits as {way_of(plan.chosen)!r}, {size_text(plan.chosen.peak_bytes)} at the peak"

@@ -92,7 +92,7 @@ def _checkpoint(settings: Settings, name: str) -> str:
 
 def _auto(settings: Settings) -> str:
     """What `auto` would take, and why not what is better. Raises CheckpointError where there is none."""
-    passed_over = []
+    passed_over: list[str] = []
     for candidate in candidates(settings, room_here(settings)):
         if candidate.obstacle is None:
             state = "on disk" if candidate.is_on_disk else "to be fetched"

@@ -11,7 +11,7 @@ from sd35.checkpoints.checkpoint import open_checkpoint
 from sd35.checkpoints.variants import Variant, find_variant, load_variants
 from sd35.errors import CheckpointError, DownloadFailed
 from sd35.service.fitting import plan_for
-from sd35.service.plan_text import gibibytes
+from sd35.service.plan_text import size_text
 from sd35.service.planning import Room
 from sd35.settings import Settings
 
@@ -21,7 +21,7 @@ BEST_FIRST = ("sd3.5-large", "sd3.5-medium")
 
 @dataclass(frozen=True)
 class Candidate:
-    """One of them. `obstacle` says why it cannot be served; None where it can, after fetching where not `is_on_disk`."""
+    """One of them. `obstacle`: why it cannot be served; None where it can, once it is fetched if not `is_on_disk`."""
 
     variant: Variant
     is_on_disk: bool
@@ -42,7 +42,7 @@ def choose(settings: Settings, room: Room) -> str:
 
     Raises CheckpointError with all obstacles where there is none.
     """
-    obstacles = []
+    obstacles: list[str] = []
     for candidate in candidates(settings, room):
         name, obstacle = candidate.variant.name, candidate.obstacle
         if obstacle is None and not candidate.is_on_disk:
@@ -85,8 +85,8 @@ def _fits(settings: Settings, variant: Variant, room: Room) -> str | None:
     if any(placement.fits(room) for placement in allowed):
         return None
     least = min(placement.needed_bytes for placement in allowed)
-    host = f" (and {gibibytes(allowed[0].host_bytes)} of the host's)" if room.device == "cuda" else ""
-    return f"it needs {gibibytes(least)}{host}, and {gibibytes(room.device_bytes)} are there"
+    host = f" (and {size_text(allowed[0].host_bytes)} of the host's)" if room.device == "cuda" else ""
+    return f"it needs {size_text(least)}{host}, and {size_text(room.device_bytes)} are there"
 
 
 def _fetch(variant: Variant) -> str | None:

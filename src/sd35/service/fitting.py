@@ -29,13 +29,13 @@ def room_here(settings: Settings) -> Room:
 
 
 def room_with(settings: Settings) -> Room:
-    """The memory of a CUDA device of `vram`, which need not be here. Raises InvalidSetting."""
+    """The memory of a machine with a CUDA device of `vram`, which need not be this one. Raises InvalidSetting."""
     assert settings.vram
     if settings.backend != "diffusers" or settings.device == "cpu":
         raise InvalidSetting(
             f"vram: it is of a CUDA device, and {settings.backend} on {settings.device} uses none; allowed: ram"
         )
-    return Room("cuda", settings.vram, settings.ram or _of_host())
+    return Room("cuda", settings.vram, settings.ram)
 
 
 def plan_for(settings: Settings, anatomies: Sequence[Anatomy], room: Room, work: Work | None = None) -> Plan:
@@ -54,7 +54,9 @@ def plan_for(settings: Settings, anatomies: Sequence[Anatomy], room: Room, work:
 def placement_of(plan: Plan) -> Placement:
     """What a plan chose. Raises DoesNotFit, with the table, where that is nothing."""
     if plan.chosen is None:
-        raise DoesNotFit(f"{', '.join(each.name for each in plan.anatomies)} cannot be placed here\n\n{plan_text(plan)}")
+        raise DoesNotFit(
+            f"{', '.join(each.name for each in plan.anatomies)} cannot be placed here\n\n{plan_text(plan)}"
+        )
     return plan.chosen
 
 

@@ -14,9 +14,11 @@ from sd35.backends.footprint import (
     tiles_values,
 )
 from sd35.backends.options import Offload
-from sd35.checkpoints.anatomy import NETWORKS, TEXT_ENCODERS, Anatomy, Network
+from sd35.checkpoints.anatomy import NETWORKS, TEXT_ENCODERS, Anatomy
 
-Home: TypeAlias = Literal["resident", "computes on the CPU", "evicted after encoding", "there while it computes", "streamed"]
+Home: TypeAlias = Literal[
+    "resident", "computes on the CPU", "evicted after encoding", "there while it computes", "streamed"
+]
 Phase: TypeAlias = Literal["reading", "encoding", "steps", "decoding"]
 
 
@@ -112,7 +114,7 @@ class Placing:
         return BYTES_OF[self.precision]
 
     def _weights(self, name: str) -> int:
-        return self.anatomy.networks[name].values * self._width
+        return weights_bytes(self.anatomy, name, self.precision)
 
     def _reading_bytes(self) -> int:
         """What reading takes beyond what it leaves: of a network that is cast, its file beside it. In their order."""
@@ -128,11 +130,19 @@ class Placing:
     def _cast_bytes(self, names: tuple[str, ...], *, always: bool = False) -> int:
         """The largest file of networks that come anew in another precision than they are stored in."""
         comes = always or (self.device == "cpu" and any(self._comes(name) for name in names))
-        return max(_cast(self.anatomy.networks[name], self.precision) for name in names) if comes else 0
+        if not comes or self.backend == "onnx":  # which maps its files, and lets go of them while it casts
+            return 0
+        networks = (self.anatomy.networks[name] for name in names)
+        return max(0 if network.stored_as == self.precision else network.stored_bytes for network in networks)
 
     def _comes(self, name: str) -> bool:
         return self.offload == "model" or (self.offload == "encoders" and name in TEXT_ENCODERS)
 
 
-def _cast(network: Network, precision: str) -> int:
-    return 0 if network.stored_as == precision else network.stored_bytes
+def weights_bytes(anatomy: Anatomy, name: str, precision: str) -> int:
+    """What a network's weights take in memory."""
+    network = anatomy.networks[name]
+    size_bytes = network.values * BYTES_OF[precision]
+    if (name, precision) == ("text_encoder_3", "float16"):  # Transformers keeps T5's output layers in float32 then
+        size_bytes += 2 * network.config["d_ff"] * network.config["d_model"] * network.config["num_layers"]
+    return size_bytes

@@ -12,7 +12,9 @@ _GIB = 2**30
 def plan_text(plan: Plan) -> str:
     """Parts and phases of what was chosen, or of what comes nearest; the verdict; and every other way."""
     shown = plan.chosen or min(plan.placements, key=lambda placement: placement.peak_bytes)
-    return "\n".join((_asked(plan), "", *_parts(plan, shown), "", *_phases(shown), "", _verdict(plan), "", *_ways(plan)))
+    return "\n".join(
+        (_asked(plan), "", *_parts(plan, shown), "", *_phases(shown), "", _verdict(plan), "", *_ways(plan))
+    )
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
@@ -34,9 +36,9 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def gibibytes(size_bytes: int) -> str:
-    """As "12.0 GiB"; what is small, with another digit."""
-    return f"{size_bytes / _GIB:.{1 if size_bytes >= _GIB else 2}f} GiB"
+def size_text(size_bytes: int) -> str:
+    """As "12.0 GiB", or "53 MiB"."""
+    return f"{size_bytes / _GIB:.1f} GiB" if size_bytes >= _GIB else f"{size_bytes / 2**20:.0f} MiB"
 
 
 def way_of(placement: Placement) -> str:
@@ -46,21 +48,22 @@ def way_of(placement: Placement) -> str:
 
 def _asked(plan: Plan) -> str:
     work, room = plan.wanted.work, plan.room
-    host = f", and {gibibytes(room.host_bytes)} of the host's" if room.device == "cuda" else ""
+    host = f", and {size_text(room.host_bytes)} of the host's" if room.device == "cuda" and room.host_bytes else ""
+    names = ", ".join(anatomy.name for anatomy in plan.anatomies)
     return (
-        f"{', '.join(anatomy.name for anatomy in plan.anatomies)} in {plan.wanted.precision}, by {plan.wanted.backend} on"
+        f"{names} in {plan.wanted.precision}, by {plan.wanted.backend} on"
         f" {'CUDA' if room.device == 'cuda' else 'the CPU'}, {work.width_px}x{work.height_px} px, {work.rows}"
-        f" row{'s' * (work.rows > 1)} a step; {gibibytes(room.device_bytes)} of memory{host}"
+        f" row{'s' * (work.rows > 1)} a step; {size_text(room.device_bytes)} of memory{host}"
     )
 
 
 def _parts(plan: Plan, shown: Placement) -> list[str]:
-    rows = [(name, gibibytes(plan.weights_bytes(name)), shown.homes[name]) for name in NETWORKS]
+    rows = [(name, size_text(plan.weights_bytes(name)), shown.homes[name]) for name in NETWORKS]
     return _table([("part", "weights", "lives"), *rows])
 
 
 def _phases(shown: Placement) -> list[str]:
-    return _table([("phase", "peak"), *((phase, gibibytes(peak)) for phase, peak in shown.peaks.items())])
+    return _table([("phase", "peak"), *((phase, size_text(peak)) for phase, peak in shown.peaks.items())])
 
 
 def _verdict(plan: Plan) -> str:
@@ -72,11 +75,12 @@ def _verdict(plan: Plan) -> str:
 
 def _need(plan: Plan, placement: Placement) -> str:
     text = (
-        f"{gibibytes(placement.peak_bytes)} at the peak, {gibibytes(placement.needed_bytes)} with a margin of {MARGIN:.0%},"
-        f" of {gibibytes(plan.room.device_bytes)}"
+        f"{size_text(placement.peak_bytes)} at the peak, {size_text(placement.needed_bytes)} with a margin of"
+        f" {MARGIN:.0%}, of {size_text(plan.room.device_bytes)}"
     )
     if placement.host_bytes:
-        text += f"; {gibibytes(placement.host_bytes)} of the host's {gibibytes(plan.room.host_bytes)}"
+        there = f", which has {size_text(plan.room.host_bytes)}" if plan.room.host_bytes is not None else ""
+        text += f"; {size_text(placement.host_bytes)} of the host{there}"
     return text
 
 
@@ -86,8 +90,8 @@ def _ways(plan: Plan) -> list[str]:
     rows = [
         (
             way_of(placement),
-            gibibytes(placement.peak_bytes),
-            gibibytes(placement.moved_bytes) if placement.moved_bytes else "nothing",
+            size_text(placement.peak_bytes),
+            size_text(placement.moved_bytes) if placement.moved_bytes else "nothing",
             "chosen" if placement is plan.chosen else "fits" if placement.fits(plan.room) else "does not fit",
         )
         for placement in plan.placements

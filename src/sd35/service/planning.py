@@ -6,10 +6,10 @@ Pure: it is told all sizes. docs/architecture/12-memory-and-start-up.md says wha
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from sd35.backends.footprint import BYTES_OF, RUNTIMES, DeviceKind, Work
+from sd35.backends.footprint import RUNTIMES, DeviceKind, Work
 from sd35.backends.options import TILE_PX, Offload
 from sd35.checkpoints.anatomy import Anatomy
-from sd35.service.placing import Home, Phase, Placing
+from sd35.service.placing import Home, Phase, Placing, weights_bytes
 
 MARGIN = 0.1  # of a predicted peak: what the prediction may err by
 PHASES: tuple[Phase, ...] = ("reading", "encoding", "steps", "decoding")
@@ -17,11 +17,14 @@ PHASES: tuple[Phase, ...] = ("reading", "encoding", "steps", "decoding")
 
 @dataclass(frozen=True)
 class Room:
-    """The memory there is: of the device that computes, and of the host, which on a CPU are one."""
+    """The memory there is: of the device that computes, and of the host, which on a CPU are one.
+
+    `host_bytes` is None for a machine that is not here, and of which only the device is known.
+    """
 
     device: DeviceKind
     device_bytes: int
-    host_bytes: int
+    host_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class Placement:
 
     def fits(self, room: Room) -> bool:
         """Whether it stays in the memory there is, even where the prediction errs by its margin."""
-        return self.needed_bytes <= room.device_bytes and self.host_bytes <= room.host_bytes
+        has_host = room.host_bytes is None or self.host_bytes <= room.host_bytes
+        return self.needed_bytes <= room.device_bytes and has_host
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,7 @@ class Plan:
 
     def weights_bytes(self, network: str) -> int:
         """What a network's weights take in memory, of all checkpoints together."""
-        values = sum(anatomy.networks[network].values for anatomy in self.anatomies)
-        return values * BYTES_OF[self.wanted.precision]
+        return sum(weights_bytes(anatomy, network, self.wanted.precision) for anatomy in self.anatomies)
 
 
 def make_plan(anatomies: Sequence[Anatomy], wanted: Wanted, room: Room) -> Plan:
@@ -107,7 +110,11 @@ def _ways(wanted: Wanted, device: DeviceKind) -> Iterator[tuple[Offload, bool]]:
 
 
 def _placement(
-    anatomies: Sequence[Anatomy], wanted: Wanted, device: DeviceKind, offload: Offload, is_tiled: bool  # noqa: FBT001
+    anatomies: Sequence[Anatomy],
+    wanted: Wanted,
+    device: DeviceKind,
+    offload: Offload,
+    is_tiled: bool,  # noqa: FBT001
 ) -> Placement:
     """One way for all checkpoints: what stays of each adds up, and one works at a time."""
     placings = [Placing(each, wanted.backend, wanted.precision, device, offload, is_tiled) for each in anatomies]

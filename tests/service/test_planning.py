@@ -1,0 +1,129 @@
+"""The memory planner: what it promises, for any size, memory and model; and what it says of the real models."""
+
+from functools import cache
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sd35.backends.footprint import RUNTIMES, DeviceKind, Work
+from sd35.checkpoints.anatomy import NETWORKS, Anatomy, anatomy_by_name, anatomy_on_disk
+from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
+from sd35.checkpoints.variants import load_variants
+from sd35.service.plan_text import plan_json, plan_text
+from sd35.service.planning import MARGIN, PHASES, Placement, Plan, Room, Wanted, make_plan
+
+GIB = 2**30
+SIDES = st.integers(4, 128).map(lambda number: 16 * number)
+WORKS = st.builds(Work, SIDES, SIDES, st.integers(1, 64))
+NAMES = st.sampled_from([EMBEDDED, "sd3.5-large", "sd3.5-medium"])
+PRECISIONS = st.sampled_from(["float32", "bfloat16", "float16"])
+PLACES = st.sampled_from(sorted(RUNTIMES))
+MEMORY = st.integers(0, 100 * GIB)
+
+
+@cache
+def anatomy(name: str) -> Anatomy:
+    """A checkpoint's, none of which but the embedded one is on disk."""
+    return anatomy_on_disk(open_checkpoint(name)) if name == EMBEDDED else anatomy_by_name(load_variants(None)[name])
+
+
+def planned(
+    name: str, place: tuple[str, DeviceKind], precision: str, work: Work, memory: int, host: int = 64 * GIB
+) -> Plan:
+    """A plan for one checkpoint."""
+    backend, device = place
+    room = Room(device, memory, memory if device == "cpu" else host)
+    return make_plan([anatomy(name)], Wanted(backend, precision, work), room)
+
+
+@given(NAMES, PLACES, PRECISIONS, WORKS, MEMORY, MEMORY)
+def test_what_fits_is_within_the_memory(name, place, precision, work, memory, host):
+    """The chosen placement's peak, with its margin, is never above what there is, in any phase; nor the host's."""
+    plan = planned(name, place, precision, work, memory, host)
+    if plan.chosen:
+        assert all(peak * (1 + MARGIN) <= memory + 1 for peak in plan.chosen.peaks.values())
+        assert plan.chosen.host_bytes <= host or place[1] == "cpu"
+        assert plan.chosen.weights_bytes <= plan.chosen.peak_bytes
+    else:
+        assert not any(placement.fits(plan.room) for placement in plan.placements)
+
+
+@given(NAMES, PLACES, PRECISIONS, WORKS, MEMORY, MEMORY)
+def test_more_memory_is_never_slower(name, place, precision, work, memory, more):
+    """What is chosen with more memory comes before, or is, what is chosen with less."""
+
+    def rank(plan: Plan) -> int:
+        return plan.placements.index(plan.chosen) if plan.chosen else len(plan.placements)
+
+    less, larger = (planned(name, place, precision, work, each) for each in (memory, memory + more))
+    assert rank(larger) <= rank(less)
+
+
+@given(NAMES, PLACES, PRECISIONS, WORKS, st.integers(0, 64), st.integers(0, 64), st.integers(0, 8))
+def test_larger_work_never_takes_less(name, place, precision, work, wider, higher, more_rows):
+    """No phase of any placement has a lower peak for a larger picture or for more rows."""
+    larger = Work(work.width_px + 16 * wider, work.height_px + 16 * higher, work.rows + more_rows)
+    before, after = (planned(name, place, precision, each, 0).placements for each in (work, larger))
+    found = {(one.offload, one.tiled_decode): one for one in after}
+    for one in before:
+        other = found[one.offload, one.tiled_decode]
+        assert all(one.peaks[phase] <= other.peaks[phase] for phase in PHASES)
+
+
+@given(NAMES, PLACES, PRECISIONS, WORKS)
+def test_every_offload_saves_memory_or_is_no_use(name, place, precision, work):
+    """Tiling lowers a picture's decoding where it is larger than a tile, and changes nothing else."""
+    for one in planned(name, place, precision, work, 0).placements:
+        twin = [two for two in planned(name, place, precision, work, 0).placements if two.offload == one.offload]
+        whole = next(two for two in twin if not two.tiled_decode)
+        assert all(one.peaks[phase] == whole.peaks[phase] for phase in PHASES if phase != "decoding")
+
+
+def test_several_checkpoints_add_up():
+    """Two that are served together take at least the sum of their weights."""
+    wanted, room = Wanted("diffusers", "bfloat16", Work(1024, 1024, 2)), Room("cpu", 80 * GIB, 80 * GIB)
+    large, medium = anatomy("sd3.5-large"), anatomy("sd3.5-medium")
+    alone = [make_plan([each], wanted, room).placements[0] for each in (large, medium)]
+    both = make_plan([large, medium], wanted, room).placements[0]
+    library = RUNTIMES["diffusers", "cpu"].library_bytes
+    assert both.weights_bytes == sum(one.weights_bytes for one in alone) - library
+    assert both.peak_bytes > max(one.peak_bytes for one in alone)
+
+
+@pytest.mark.parametrize(
+    ("name", "vram_gib", "offload"),
+    [
+        ("sd3.5-large", 80, "none"),
+        ("sd3.5-large", 24, "encoders"),
+        ("sd3.5-large", 12, "sequential"),
+        ("sd3.5-medium", 24, "none"),
+        ("sd3.5-medium", 12, "encoders"),
+        ("sd3.5-medium", 2, "sequential"),
+        ("sd3.5-large", 1, None),
+    ],
+)
+def test_known_devices(name: str, vram_gib: int, offload: str | None):
+    """Large keeps its text encoders on the CPU in 24 GiB, and is streamed in 12; in 1 GiB nothing fits."""
+    plan = planned(name, ("diffusers", "cuda"), "bfloat16", Work(1024, 1024, 2), vram_gib * GIB)
+    assert (plan.chosen.offload if plan.chosen else None) == offload
+
+
+def test_the_text_names_every_part_and_way():
+    """Parts, phases, the verdict and each alternative; the JSON has the same in bytes."""
+    plan = planned("sd3.5-large", ("diffusers", "cuda"), "bfloat16", Work(1024, 1024, 2), 24 * GIB)
+    text = plan_text(plan)
+    assert all(name in text for name in (*NETWORKS, *PHASES, "none", "encoders, tiled", "sequential"))
+    assert "computes on the CPU" in text
+    assert "Fits as 'encoders'" in text
+    said = plan_json(plan)
+    assert (said["chosen"]["offload"], len(said["ways"])) == ("encoders", len(plan.placements))
+    assert "Nothing fits" in plan_text(planned("sd3.5-large", ("diffusers", "cuda"), "bfloat16", Work(64, 64, 1), GIB // 2))
+
+
+def test_what_is_left_to_the_plan_can_be_named():
+    """An offload or a tiling that settings name is the only one considered."""
+    wanted = Wanted("diffusers", "bfloat16", Work(512, 512, 1), offload="model", tiled_decode=True)
+    (placement,) = make_plan([anatomy(EMBEDDED)], wanted, Room("cpu", GIB, GIB)).placements
+    assert isinstance(placement, Placement)
+    assert (placement.offload, placement.tiled_decode) == ("model", True)
