@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import cold_start, engine_cost, gemm_share, install_size, picture, serving
+from benchmarks import cold_start, engine_cost, gemm_share, install_size, picture, planned_memory, serving
 from benchmarks.outcome import Outcome, is_busy, machine, table
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 
@@ -17,6 +17,7 @@ BENCHMARKS: dict[str, Callable[[Path, int], Outcome]] = {
     "engine-cost": engine_cost.measure,
     "gemm-share": gemm_share.measure,
     "serving": serving.measure,
+    "planned-memory": planned_memory.measure,
 }
 
 

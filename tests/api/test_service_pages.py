@@ -57,6 +57,17 @@ def test_nothing_but_health_is_answered_while_the_model_loads(studio: Studio):
         assert client.post("/v1/txt2img", json={"prompt": "a cat"}).status_code == 200
 
 
+def test_a_broken_engine_is_not_ready(studio: Studio, client: TestClient, monkeypatch: pytest.MonkeyPatch):
+    """Whoever balances load sees that no picture can be made here any more; so does Prometheus."""
+    assert "sd35_ready 1.0\n" in client.get("/metrics").text
+    backend = studio.models["mini"].backend
+    monkeypatch.setattr(backend, "encode_text", lambda _: (_ for _ in ()).throw(SystemExit("from a library")))
+    assert client.post("/v1/txt2img", json={"prompt": "a cat"}).status_code == 500
+    response = client.get("/readyz")
+    assert (response.status_code, response.json()["detail"]) == (503, "the service is broken; try again in 5 s")
+    assert "sd35_ready 0.0\n" in client.get("/metrics").text
+
+
 def test_a_failed_load_is_handed_over():
     """Whoever opens learns why, and is never ready."""
     error, failures = CheckpointError("no weights"), []
@@ -161,7 +172,7 @@ def test_what_is_not_there_is_a_problem_too(client: TestClient, method: str, pat
     assert ("allow" in response.headers) == (status == 405)
 
 
-@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/v1/models"])
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/v1/models", "/metrics"])
 def test_head_is_answered_as_get(client: TestClient, path: str):
     """Probes that send HEAD get the same status and no body."""
     assert client.head(path).status_code == client.get(path).status_code < 400
