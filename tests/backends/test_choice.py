@@ -59,7 +59,9 @@ def test_a_missing_library_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    "options", [Options(precision="bfloat16"), Options(device="cuda"), Options(offload="model"), Options(tiled_decode=True)], ids=str
+    "options",
+    [Options(precision="bfloat16"), Options(device="cuda"), Options(offload="model"), Options(tiled_decode=True)],
+    ids=str,
 )
 def test_the_onnx_backend_refuses_what_it_cannot_honour(checkpoint: Checkpoint, options: Options) -> None:
     """It computes in float32 on a CPU, and says so where something else is asked of it."""

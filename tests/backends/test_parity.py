@@ -218,7 +218,7 @@ def test_a_transformer_of_mediums_kind_skips_layers_alike(checkpoint: Checkpoint
     medium = carded(open_checkpoint(str(tmp_path)), case)
     plain = StableDiffusion3Pipeline.from_pretrained(tmp_path, dtype=torch.float32)
     plain.set_progress_bar_config(disable=True)
-    backend = DiffusersBackend(medium, "float32", torch.device("cpu"), "none")
+    backend = DiffusersBackend(medium, "float32", torch.device("cpu"), Options())
     assert_equal_steps(backend, medium, plain, case)
 
 

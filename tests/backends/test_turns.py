@@ -46,7 +46,7 @@ def test_at_most_one_network_is_in_memory(checkpoint: Checkpoint) -> None:
 
 
 def test_weights_that_come_are_no_working_memory() -> None:
-    """What a step is seen to take is without the transformer that was read for it, or no second step would be let in."""
+    """What a step is seen to take is without the transformer that was read for it: else no other would be let in."""
 
     class Fixed:
         def free_bytes(self) -> int:
@@ -68,7 +68,9 @@ def test_weights_that_come_are_no_working_memory() -> None:
 def test_tiled_decoding_is_that_of_diffusers(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """What fits a tile is decoded whole; what is larger, as Diffusers does in tiles of that size."""
     monkeypatch.setattr(diffusers_backend, "TILE_PX", 128)
-    backends = (open_backend("diffusers", checkpoint, Options(device="cpu", tiled_decode=each)) for each in (True, False))
+    backends = (
+        open_backend("diffusers", checkpoint, Options(device="cpu", tiled_decode=each)) for each in (True, False)
+    )
     tiled, whole = backends
     small, large = (initial_noise(7, (16, side, side)) for side in (16, 32))
     assert (tiled.decode_latents([small])[0] == whole.decode_latents([small])[0]).all()

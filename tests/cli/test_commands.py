@@ -70,9 +70,7 @@ def test_plan_needs_neither_weights_nor_device(
     assert "sd3.5-medium in its place: fits as" in said
 
 
-def test_a_plan_of_what_does_not_fit_exits_with_1(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_a_plan_of_what_does_not_fit_exits_with_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """The same in JSON, for a size and rows of one's own; `chosen` is null."""
     arguments = ("--checkpoint", "sd35-mini", "--ram", "800MB", "--width", "4096", "--height", "4096", "--rows", "64")
     assert sd35_here(monkeypatch, "plan", *arguments, "--json") == 1

@@ -139,9 +139,7 @@ def test_auto_that_finds_nothing_ends_the_server(tmp_path: Path):
     """Where neither model is at hand, it says why for each, and serves nothing in their place."""
     command = [*SD35, "serve", "--port", "0", "--checkpoint", "auto", "--offline"]
     environment = {**os.environ, "HF_HOME": str(tmp_path)}
-    result = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert result.returncode == 1
     for name in ("sd3.5-large", "sd3.5-medium"):
         assert f"{name}: it is not on disk, and SD35_OFFLINE is set" in result.stderr.splitlines()[-1]

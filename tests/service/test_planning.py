@@ -1,6 +1,7 @@
 """The memory planner: what it promises, for any size, memory and model; and what it says of the real models."""
 
 from functools import cache
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -16,10 +17,31 @@ from sd35.service.planning import MARGIN, PHASES, Placement, Plan, Room, Wanted,
 GIB = 2**30
 SIDES = st.integers(4, 128).map(lambda number: 16 * number)
 WORKS = st.builds(Work, SIDES, SIDES, st.integers(1, 64))
-NAMES = st.sampled_from([EMBEDDED, "sd3.5-large", "sd3.5-medium"])
-PRECISIONS = st.sampled_from(["float32", "bfloat16", "float16"])
-PLACES = st.sampled_from(sorted(RUNTIMES))
 MEMORY = st.integers(0, 100 * GIB)
+
+
+class Question(NamedTuple):
+    """What is planned, but for the memory there is."""
+
+    name: str
+    place: tuple[str, DeviceKind]
+    precision: str
+    work: Work
+
+    def plan(self, memory: int, host: int = 64 * GIB) -> Plan:
+        """The plan, in so many bytes."""
+        backend, device = self.place
+        room = Room(device, memory, memory if device == "cpu" else host)
+        return make_plan([anatomy(self.name)], Wanted(backend, self.precision, self.work), room)
+
+
+QUESTIONS = st.builds(
+    Question,
+    st.sampled_from([EMBEDDED, "sd3.5-large", "sd3.5-medium"]),
+    st.sampled_from(sorted(RUNTIMES)),
+    st.sampled_from(["float32", "bfloat16", "float16"]),
+    WORKS,
+)
 
 
 @cache
@@ -28,56 +50,50 @@ def anatomy(name: str) -> Anatomy:
     return anatomy_on_disk(open_checkpoint(name)) if name == EMBEDDED else anatomy_by_name(load_variants(None)[name])
 
 
-def planned(
-    name: str, place: tuple[str, DeviceKind], precision: str, work: Work, memory: int, host: int = 64 * GIB
-) -> Plan:
-    """A plan for one checkpoint."""
-    backend, device = place
-    room = Room(device, memory, memory if device == "cpu" else host)
-    return make_plan([anatomy(name)], Wanted(backend, precision, work), room)
-
-
-@given(NAMES, PLACES, PRECISIONS, WORKS, MEMORY, MEMORY)
-def test_what_fits_is_within_the_memory(name, place, precision, work, memory, host):
+@given(QUESTIONS, MEMORY, MEMORY)
+def test_what_fits_is_within_the_memory(question, memory, host):
     """The chosen placement's peak, with its margin, is never above what there is, in any phase; nor the host's."""
-    plan = planned(name, place, precision, work, memory, host)
+    plan = question.plan(memory, host)
     if plan.chosen:
         assert all(peak * (1 + MARGIN) <= memory + 1 for peak in plan.chosen.peaks.values())
-        assert plan.chosen.host_bytes <= host or place[1] == "cpu"
+        assert plan.chosen.host_bytes <= host or question.place[1] == "cpu"
         assert plan.chosen.weights_bytes <= plan.chosen.peak_bytes
     else:
         assert not any(placement.fits(plan.room) for placement in plan.placements)
 
 
-@given(NAMES, PLACES, PRECISIONS, WORKS, MEMORY, MEMORY)
-def test_more_memory_is_never_slower(name, place, precision, work, memory, more):
+@given(QUESTIONS, MEMORY, MEMORY)
+def test_more_memory_is_never_slower(question, memory, more):
     """What is chosen with more memory comes before, or is, what is chosen with less."""
 
     def rank(plan: Plan) -> int:
         return plan.placements.index(plan.chosen) if plan.chosen else len(plan.placements)
 
-    less, larger = (planned(name, place, precision, work, each) for each in (memory, memory + more))
-    assert rank(larger) <= rank(less)
+    assert rank(question.plan(memory + more)) <= rank(question.plan(memory))
 
 
-@given(NAMES, PLACES, PRECISIONS, WORKS, st.integers(0, 64), st.integers(0, 64), st.integers(0, 8))
-def test_larger_work_never_takes_less(name, place, precision, work, wider, higher, more_rows):
+@given(QUESTIONS, st.integers(0, 64), st.integers(0, 64), st.integers(0, 8))
+def test_larger_work_never_takes_less(question, wider, higher, more_rows):
     """No phase of any placement has a lower peak for a larger picture or for more rows."""
+    work = question.work
     larger = Work(work.width_px + 16 * wider, work.height_px + 16 * higher, work.rows + more_rows)
-    before, after = (planned(name, place, precision, each, 0).placements for each in (work, larger))
-    found = {(one.offload, one.tiled_decode): one for one in after}
-    for one in before:
-        other = found[one.offload, one.tiled_decode]
-        assert all(one.peaks[phase] <= other.peaks[phase] for phase in PHASES)
+    after = {(one.offload, one.tiled_decode): one for one in question._replace(work=larger).plan(0).placements}
+    for one in question.plan(0).placements:
+        assert all(one.peaks[phase] <= after[one.offload, one.tiled_decode].peaks[phase] for phase in PHASES)
 
 
-@given(NAMES, PLACES, PRECISIONS, WORKS)
-def test_every_offload_saves_memory_or_is_no_use(name, place, precision, work):
-    """Tiling lowers a picture's decoding where it is larger than a tile, and changes nothing else."""
-    for one in planned(name, place, precision, work, 0).placements:
-        twin = [two for two in planned(name, place, precision, work, 0).placements if two.offload == one.offload]
-        whole = next(two for two in twin if not two.tiled_decode)
-        assert all(one.peaks[phase] == whole.peaks[phase] for phase in PHASES if phase != "decoding")
+@given(QUESTIONS)
+def test_tiles_concern_decoding_alone(question):
+    """What tiling changes of a placement's peaks is that of decoding."""
+    placements = question.plan(0).placements
+    whole = {one.offload: one for one in placements if not one.tiled_decode}
+    for one in placements:
+        assert all(one.peaks[phase] == whole[one.offload].peaks[phase] for phase in PHASES if phase != "decoding")
+
+
+def on_cuda(name: str, memory: int) -> Plan:
+    """A plan for a guided picture of 1024x1024 on a CUDA device."""
+    return Question(name, ("diffusers", "cuda"), "bfloat16", Work(1024, 1024, 2)).plan(memory)
 
 
 def test_several_checkpoints_add_up():
@@ -105,20 +121,20 @@ def test_several_checkpoints_add_up():
 )
 def test_known_devices(name: str, vram_gib: int, offload: str | None):
     """Large keeps its text encoders on the CPU in 24 GiB, and is streamed in 12; in 1 GiB nothing fits."""
-    plan = planned(name, ("diffusers", "cuda"), "bfloat16", Work(1024, 1024, 2), vram_gib * GIB)
+    plan = on_cuda(name, vram_gib * GIB)
     assert (plan.chosen.offload if plan.chosen else None) == offload
 
 
 def test_the_text_names_every_part_and_way():
     """Parts, phases, the verdict and each alternative; the JSON has the same in bytes."""
-    plan = planned("sd3.5-large", ("diffusers", "cuda"), "bfloat16", Work(1024, 1024, 2), 24 * GIB)
+    plan = on_cuda("sd3.5-large", 24 * GIB)
     text = plan_text(plan)
     assert all(name in text for name in (*NETWORKS, *PHASES, "none", "encoders, tiled", "sequential"))
     assert "computes on the CPU" in text
     assert "Fits as 'encoders'" in text
     said = plan_json(plan)
     assert (said["chosen"]["offload"], len(said["ways"])) == ("encoders", len(plan.placements))
-    assert "Nothing fits" in plan_text(planned("sd3.5-large", ("diffusers", "cuda"), "bfloat16", Work(64, 64, 1), GIB // 2))
+    assert "Nothing fits" in plan_text(on_cuda("sd3.5-large", GIB))
 
 
 def test_what_is_left_to_the_plan_can_be_named():
