@@ -1,8 +1,8 @@
 """The planner's peak against the measured one: `sd35 serve` in a new process, after its first picture and one more.
 
 Both are the most physical memory that the process ever held (VmHWM: libraries, weights, also those mapped from files,
-and what computing takes). One picture of the model's own size is asked for, guided, in one step: memory does not grow
-with steps. Linux only.
+and what computing takes). It is read every few milliseconds, for the engine sets it back to measure a call. One
+picture of the model's own size is asked for, guided, in one step: memory does not grow with steps. Linux only.
 """
 
 import http.client
@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from sd35.settings import load_settings
 MOST_ERROR = 0.1
 _SERVE = "from sd35.cli import main; main()"
 _ANSWER_S = 3600  # a large model on few cores
+_EVERY_S = 0.005
 _PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
 
 
@@ -63,6 +65,28 @@ def measure(directory: Path, rounds: int) -> Outcome:  # noqa: ARG001  a peak is
     return Outcome(bars, [f"{checkpoint.name}, {card.width}x{card.height} px, two rows, one step", *notes], samples)
 
 
+class _Watch(threading.Thread):
+    """Reads a process's peak until `end`, which answers with the highest."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self._status, self._ended, self._most_bytes = Path(f"/proc/{pid}/status"), threading.Event(), 0
+
+    def run(self) -> None:
+        """Until `end`."""
+        while True:
+            if peak := _PEAK.search(self._status.read_text(encoding="utf-8")):
+                self._most_bytes = max(self._most_bytes, 1024 * int(peak[1]))
+            if self._ended.wait(_EVERY_S):
+                return
+
+    def end(self) -> int:
+        """The highest peak."""
+        self._ended.set()
+        self.join()
+        return self._most_bytes
+
+
 def _measured_bytes(case: Case, checkpoint: Checkpoint) -> int:
     """The peak of a server that drew one picture of the model's own size."""
     flags = [word for name, value in case._asdict().items() for word in (f"--{name}", value)]
@@ -76,14 +100,15 @@ def _measured_bytes(case: Case, checkpoint: Checkpoint) -> int:
             stderr=log,
             text=True,
         )
+        watch = _Watch(process.pid)
+        watch.start()
         try:
             assert process.stdout
             if found := re.match(r"Ready: http://127.0.0.1:(\d+) ", process.stdout.readline()):
                 _draw(int(found[1]), checkpoint)
-                status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
-                if peak := _PEAK.search(status):
-                    return 1024 * int(peak[1])
+                return watch.end()
         finally:
+            watch.end()
             end(process)
         log.seek(0)
         raise SystemExit(f"{' '.join(command)} drew no picture; it said:\n{log.read()}")

@@ -13,6 +13,7 @@ from sd35.backends.table import open_backend
 from sd35.backends.turns import WorkingMemory
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.engine.noise import initial_noise
+from sd35.service.model import Model
 
 
 def picture(backend: Backend, prompt: str) -> Array:
@@ -66,7 +67,7 @@ def test_weights_that_come_are_no_working_memory() -> None:
 
 
 def test_tiled_decoding_is_that_of_diffusers(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What fits a tile is decoded whole; what is larger, as Diffusers does in tiles of that size."""
+    """What fits a tile is decoded whole; what is larger, as Diffusers does in such tiles; the profile says so."""
     monkeypatch.setattr(diffusers_backend, "TILE_PX", 128)
     backends = (
         open_backend("diffusers", checkpoint, Options(device="cpu", tiled_decode=each)) for each in (True, False)
@@ -83,4 +84,5 @@ def test_tiled_decoding_is_that_of_diffusers(checkpoint: Checkpoint, monkeypatch
     theirs = ((image / 2 + 0.5).clamp(0, 1) * 255).round().numpy().astype(np.int16)
     assert abs(tiled.decode_latents([large])[0] - theirs).max() <= 1
     assert abs(whole.decode_latents([large])[0] - theirs).max() > 1
-    assert (tiled.is_tiled, whole.is_tiled) == (True, False)
+    profiles = [Model(checkpoint, each, lambda _: False).profile for each in (tiled, whole)]
+    assert profiles == ["diffusers/float32/tiled", "diffusers/float32"]

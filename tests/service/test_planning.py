@@ -112,6 +112,7 @@ def test_several_checkpoints_add_up():
     [
         ("sd3.5-large", 80, "none"),
         ("sd3.5-large", 24, "encoders"),
+        ("sd3.5-large", 18, "model"),
         ("sd3.5-large", 12, "sequential"),
         ("sd3.5-medium", 24, "none"),
         ("sd3.5-medium", 12, "encoders"),
@@ -123,6 +124,15 @@ def test_known_devices(name: str, vram_gib: int, offload: str | None):
     """Large keeps its text encoders on the CPU in 24 GiB, and is streamed in 12; in 1 GiB nothing fits."""
     plan = on_cuda(name, vram_gib * GIB)
     assert (plan.chosen.offload if plan.chosen else None) == offload
+
+
+def test_what_fits_only_without_the_margin_is_not_chosen():
+    """A prediction may err by the margin: exactly the predicted peak is too little."""
+    peak = on_cuda("sd3.5-medium", 0).placements[0].peak_bytes
+    for memory, offload in ((peak, "encoders"), (int(peak * (1 + MARGIN)), "none")):
+        chosen = on_cuda("sd3.5-medium", memory).chosen
+        assert chosen is not None
+        assert chosen.offload == offload
 
 
 def test_the_text_names_every_part_and_way():
