@@ -66,7 +66,9 @@ def time_to_ready(command: list[str], port: str, variables: dict[str, str]) -> f
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
         environment = {**clean_environment(), **variables}
         started_s = time.perf_counter()
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
             if wait_until_ready(int(port), process):
                 return time.perf_counter() - started_s

@@ -95,6 +95,7 @@ def serving(name: str, checkpoint: Path) -> Iterator[int]:
             env={**clean_environment(), **variables},
             stdout=log,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             if not wait_until_ready(port, process):

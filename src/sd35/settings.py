@@ -31,8 +31,16 @@ class Settings(BaseSettings):
         ("sd35-mini",),
         min_length=1,
         description="Checkpoints to serve: names that `sd35 models` lists, directories in the Diffusers layout, or"
-        " `auto`: the best of SD3.5 Large and Medium that memory and the weights, or the token, at hand allow. Several"
-        " are separated by commas (in the file a list, the flag `--checkpoint` repeated); the first is the default.",
+        " Stability's single files, or `auto`: the best of SD3.5 Large and Medium that memory and the weights, or the"
+        " token, at hand allow. Several are separated by commas (in the file a list, the flag `--checkpoint` repeated);"
+        " the first is the default.",
+    )
+    weights: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (),
+        description="Safetensors files to read weights from instead of the checkpoint's own: single files, CLIPs,"
+        " T5s; also FP8, plain or scaled. Several are separated by commas (in the file a list, the flag `--weights`"
+        " repeated).",
+        json_schema_extra={"default": "none"},
     )
     variants: Path | None = Field(
         None,
@@ -101,7 +109,7 @@ class Settings(BaseSettings):
         json_schema_extra={"default": "~/.local/share/sd35"},
     )
 
-    @field_validator("checkpoints", mode="before")
+    @field_validator("checkpoints", "weights", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value

@@ -5,18 +5,15 @@ On a CPU it is tested against `StableDiffusion3Pipeline`. On CUDA it has not bee
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.metadata import version
 
 import torch
-from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
-from diffusers.utils import logging as diffusers_logging
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from transformers import CLIPTextModelWithProjection, T5EncoderModel
-from transformers.utils import logging as transformers_logging
 
 from sd35.backends.contract import LATENT_PX, Array, DenoiseRow, Memory, TextEmbedding
 from sd35.backends.footprint import DeviceKind
@@ -30,20 +27,14 @@ from sd35.backends.guidance import (
     transformer_rows,
 )
 from sd35.backends.host import HostMemory
+from sd35.backends.loading import load_network, load_pipeline
 from sd35.backends.options import TILE_PX, Offload, Options
-from sd35.backends.turns import StandIn, Turns, WorkingMemory
+from sd35.backends.turns import Turns, WorkingMemory
 from sd35.checkpoints.anatomy import NETWORKS, TEXT_ENCODERS
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_CLASSES = {
-    "text_encoder": CLIPTextModelWithProjection,
-    "text_encoder_2": CLIPTextModelWithProjection,
-    "text_encoder_3": T5EncoderModel,
-    "transformer": SD3Transformer2DModel,
-    "vae": AutoencoderKL,
-}
 
 
 def open_backend(checkpoint: Checkpoint, options: Options) -> "DiffusersBackend":
@@ -88,7 +79,9 @@ class DiffusersBackend:
         self._turns = _turns(checkpoint, self._dtype, options) if device.type == "cpu" else None
         began_s = time.perf_counter()
         stand_ins = self._turns.stand_ins if self._turns else {}
-        self._pipeline = _load(checkpoint, self._dtype, stand_ins)
+        self._pipeline = load_pipeline(checkpoint, self._dtype, without=stand_ins)
+        for name, stand_in in stand_ins.items():
+            setattr(self._pipeline, name, stand_in)
         read_s = time.perf_counter()
         if self.is_tiled and "vae" not in stand_ins:
             _tile(self._pipeline.vae)
@@ -226,28 +219,10 @@ def _turns(checkpoint: Checkpoint, dtype: torch.dtype, options: Options) -> Turn
 
 def _read(checkpoint: Checkpoint, dtype: torch.dtype, name: str, *, tiled: bool) -> nn.Module:
     """One network of a checkpoint, from disk."""
-    network: nn.Module = _CLASSES[name].from_pretrained(
-        checkpoint.directory, subfolder=name, dtype=dtype, local_files_only=True
-    )
+    network = load_network(checkpoint, name, dtype)
     if tiled and name == "vae":
         _tile(network)
-    return network.eval()
-
-
-def _load(checkpoint: Checkpoint, dtype: torch.dtype, stand_ins: Mapping[str, StandIn]) -> StableDiffusion3Pipeline:
-    """The pipeline, with stand-ins in place of networks that are read later."""
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    later = dict.fromkeys(stand_ins)
-    try:
-        pipeline = StableDiffusion3Pipeline.from_pretrained(
-            checkpoint.directory, dtype=dtype, local_files_only=True, **later
-        )
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint.directory} cannot be loaded: {error}") from error
-    for name, stand_in in stand_ins.items():
-        setattr(pipeline, name, stand_in)
-    return pipeline
+    return network
 
 
 def place(pipeline: StableDiffusion3Pipeline, device: torch.device, offload: Offload) -> None:

@@ -1,10 +1,9 @@
 """How large a checkpoint's networks are: by its files' headers, or where it is not on disk, by what is known of it."""
 
-import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from sd35.checkpoints.architectures import ARCHITECTURES, Config
@@ -64,27 +63,19 @@ def anatomy_by_name(variant: Variant) -> Anatomy:
 
 
 def _network_on_disk(checkpoint: Checkpoint, name: str) -> Network:
-    config, files = checkpoint.config(name), sorted((checkpoint.directory / name).glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{checkpoint.directory / name} holds no weights (*.safetensors)")
-    tensors = [entry for path in files for entry in _tensors(path)]
-    values = sum(prod(entry["shape"]) for entry in tensors)
-    tag = max(tensors, key=lambda entry: prod(entry["shape"]))["dtype"]
-    stored = sum(path.stat().st_size for path in files)
+    config, weights = checkpoint.config(name), checkpoint.weights(name)
+    if "shared.weight" in weights:
+        weights = {key: weight for key, weight in weights.items() if key != "encoder.embed_tokens.weight"}  # the same
+    values, stored, by_tag = 0, 0, Counter[str]()
+    for weight in weights.values():
+        numbers = prod(weight.stored.shape) // weight.of
+        values += numbers
+        stored += weight.stored.nbytes // weight.of
+        by_tag[weight.stored.dtype] += numbers
+    if not values:
+        raise CheckpointError(f"{checkpoint.directory / name} holds no weights")
+    ((tag, _),) = by_tag.most_common(1)
     return Network(values, _largest_layer(name, config), stored, _DTYPES.get(tag, tag), config)
-
-
-def _tensors(path: Path) -> list[dict[str, Any]]:
-    """A safetensors file's entries, each with shape and dtype, by its header alone (format: the safetensors README)."""
-    try:
-        with path.open("rb") as file:
-            header: dict[str, dict[str, Any]] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        entries = [entry for name, entry in header.items() if name != "__metadata__"]
-    except (OSError, OverflowError, MemoryError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
-    if not entries or not all({"shape", "dtype"} <= entry.keys() for entry in entries):
-        raise CheckpointError(f"{path} is not a readable safetensors file: its header names no tensors")
-    return entries
 
 
 def _largest_layer(name: str, config: Mapping[str, Any]) -> int:

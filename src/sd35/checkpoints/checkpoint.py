@@ -3,16 +3,22 @@
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from sd35.checkpoints.layout import CARD_FILE, PARTS, missing, needed
+from sd35.checkpoints.layout import CARD_FILE, PARTS, missing, needed, weight_files
+from sd35.checkpoints.safetensors_file import header_bytes
+from sd35.checkpoints.weights import CLIP, Weight, weights_in, weights_of_file
 from sd35.errors import CheckpointError
 from sd35.request import GUIDANCE_SCALE, SIZE_MULTIPLE_PX, SKIP_LAYER_SCALE, STEPS
+
+if TYPE_CHECKING:
+    from sd35.checkpoints.variants import Variant
 
 EMBEDDED = "sd35-mini"
 _EMBEDDED_DIRECTORY = Path(__file__).parent / "embedded" / EMBEDDED
@@ -61,11 +67,15 @@ class Card:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was found. `name` is what requests call it."""
+    """A checkpoint that was found. `name` is what requests call it.
+
+    `files` hold weights that are read instead of the directory's: single files, text encoders.
+    """
 
     name: str
     directory: Path
     card: Card
+    files: tuple[Path, ...] = ()
 
     @cached_property
     def revision(self) -> str:
@@ -73,8 +83,42 @@ class Checkpoint:
         total = hashlib.sha256(json.dumps(asdict(self.card), sort_keys=True).encode())  # wherever the card came from
         paths = (path for path in self.directory.rglob("*") if path.is_file() and _is_identity(path))
         for name in needed(path.relative_to(self.directory).as_posix() for path in paths):
-            total.update(f"{name} {_sha256(self.directory / name)}\n".encode())
+            if not (".safetensors" in name and name.split("/")[0] in self.replaced):
+                total.update(f"{name} {_sha256(self.directory / name)}\n".encode())
+        for file in self.files:
+            total.update(f"{_sha256(file)}\n".encode())
         return total.hexdigest()
+
+    @cached_property
+    def replaced(self) -> dict[str, dict[str, Weight]]:
+        """The weights that `files` hold, by part. Raises CheckpointError where one is broken, or two hold the same."""
+        found: dict[str, dict[str, Weight]] = {}
+        for file in self.files:
+            for part, weights in weights_of_file(file).items():
+                name = self._which_clip(file, weights) if part == CLIP else part
+                if name in found:
+                    other = next(iter(found[name].values())).stored.file
+                    raise CheckpointError(f"weights: {other} and {file} both hold the {name}; leave one out")
+                found[name] = weights
+        return found
+
+    def weights(self, part: str) -> dict[str, Weight]:
+        """Where a part's parameters lie, by name. Raises CheckpointError where a file is missing or broken."""
+        if part in self.replaced:
+            return self.replaced[part]
+        return weights_in(self.directory / name for name in weight_files(self.directory, part))
+
+    def _which_clip(self, file: Path, weights: dict[str, Weight]) -> str:
+        """By its width; by the file's name where both are as wide, which the published ones are not."""
+        width = weights["text_model.embeddings.token_embedding.weight"].stored.shape[-1]
+        widths = {part: self.config(part)["hidden_size"] for part in ("text_encoder", "text_encoder_2")}
+        fitting = [part for part, wanted in widths.items() if wanted == width]
+        if len(fitting) > 1:
+            fitting = ["text_encoder_2" if "clip_g" in file.name else "text_encoder"]
+        if not fitting:
+            wanted = " or ".join(map(str, widths.values()))
+            raise CheckpointError(f"{file}: expected a CLIP of width {wanted} for {self.name}, found {width}")
+        return fitting[0]
 
     def config(self, part: str, file: str = "config.json") -> dict[str, Any]:
         """A part's configuration, as Diffusers wrote it. Raises CheckpointError where it cannot be read."""
@@ -88,52 +132,81 @@ def weights_layout(part: Path) -> str:
     """
     total = hashlib.sha256()
     for path in sorted(part.glob("*.safetensors")):
-        try:
-            with path.open("rb") as file:
-                length = file.read(8)
-                total.update(path.name.encode() + length + file.read(int.from_bytes(length, "little")))
-        except (OSError, OverflowError, MemoryError) as error:
-            raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+        total.update(path.name.encode() + header_bytes(path))
     return total.hexdigest()
 
 
-def open_checkpoint(name_or_directory: str, own_variants: Path | None = None) -> Checkpoint:
-    """The embedded checkpoint or a variant by name, or a directory in the Diffusers layout.
+def open_checkpoint(name_or_path: str, own_variants: Path | None = None, weights: Sequence[Path] = ()) -> Checkpoint:
+    """The embedded checkpoint or a variant by name, a directory in the Diffusers layout, or a single file.
 
-    `own_variants` is the user's file of variants. A name stands for that checkpoint at its revision, never for another:
-    `./sd3.5-medium` is the directory. Raises CheckpointError where it is none of these, not whole on disk, or a part is
-    missing; InvalidSetting where the user's file is wrong.
+    A single file is read with the configurations and tokenizers, and the parts that it lacks, of the variant whose
+    architecture it has. `own_variants` is the user's file of variants; `weights` are files that are read instead of the
+    checkpoint's own. A name stands for that checkpoint at its revision, never for another: `./sd3.5-medium` is the
+    directory. Raises CheckpointError where it is none of these, not whole on disk, or a part is missing or broken;
+    InvalidSetting where the user's file is wrong.
     """
-    if name_or_directory == EMBEDDED:
-        return _open(_EMBEDDED_DIRECTORY, EMBEDDED, Card())
+    files = tuple(path.expanduser().resolve() for path in weights)
+    if name_or_path == EMBEDDED:
+        return _open(_EMBEDDED_DIRECTORY, EMBEDDED, Card(), files)
     from sd35.checkpoints.variants import load_variants
 
     variants = load_variants(own_variants)
-    if name_or_directory in variants:
-        from sd35.checkpoints.cache import place_of
-
-        variant = variants[name_or_directory]
-        directory = place_of(variant).snapshot
-        if lacking := missing(directory):
-            shown = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
-            state = f"not whole on disk: {shown} missing" if directory.is_dir() else "not on disk"
-            raise CheckpointError(f"{variant.name} is {state}; fetch it with: sd35 pull {variant.name}")
-        return _open(directory, variant.name, variant.card)
-    directory = Path(name_or_directory).expanduser().resolve()
-    if not directory.is_dir():
+    path = Path(name_or_path).expanduser().resolve()
+    if name_or_path in variants:
+        return _open_variant(variants[name_or_path], name_or_path, files)
+    if path.is_file():
+        return _open_variant(variants[_variant_of(path)], path.stem, (path, *files))
+    if not path.is_dir():
         known = ", ".join(map(repr, (EMBEDDED, *variants)))
-        raise CheckpointError(f"{name_or_directory!r} is neither a directory nor one of {known}")
-    return _open(directory, directory.name, Card())
+        raise CheckpointError(f"{name_or_path!r} is neither a directory, nor a file, nor one of {known}")
+    return _open(path, path.name, Card(), files)
 
 
-def _open(directory: Path, name: str, card: Card) -> Checkpoint:
+def _open_variant(variant: "Variant", name: str, files: tuple[Path, ...]) -> Checkpoint:
+    from sd35.checkpoints.cache import place_of
+
+    directory = place_of(variant).snapshot
+    checkpoint = Checkpoint(name, directory, variant.card, files)
+    lacking = missing(directory)
+    if lacking and directory.is_dir():
+        lacking = [
+            path for path in lacking if not (".safetensors" in path and path.split("/")[0] in checkpoint.replaced)
+        ]
+    if lacking:
+        shown = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
+        state = f"not whole on disk: {shown} missing" if directory.is_dir() else "not on disk"
+        purpose = "" if name == variant.name else f", from which {name} takes what its file does not hold,"
+        raise CheckpointError(f"{variant.name}{purpose} is {state}; fetch it with: sd35 pull {variant.name}")
+    return _open(directory, name, variant.card, files)
+
+
+def _variant_of(file: Path) -> str:
+    """The built-in variant of a single file's architecture. Turbo is Large in shape: its files' names tell."""
+    transformer = weights_of_file(file).get("transformer", {})
+    layers = {name.split(".")[1] for name in transformer if name.startswith("transformer_blocks.")}
+    if not layers:
+        raise CheckpointError(
+            f"{file}: expected a transformer, found {', '.join(weights_of_file(file))} only; name it with --weights"
+        )
+    match len(layers), any(".attn2." in name for name in transformer):
+        case 24, True:
+            return "sd3.5-medium"
+        case 38, False:
+            return "sd3.5-large-turbo" if "turbo" in file.name.lower() else "sd3.5-large"
+    raise CheckpointError(
+        f"{file}: expected the 38 layers of SD3.5 Large or the 24 of Medium, found {len(layers)}; for a model of one's"
+        " own, name a directory in the Diffusers layout with --checkpoint and this file with --weights"
+    )
+
+
+def _open(directory: Path, name: str, card: Card, files: tuple[Path, ...]) -> Checkpoint:
     """`card` is what is known of it where the directory has none of its own."""
     lacking = [part for part in PARTS if not (directory / part).is_dir()]
     if lacking:
         raise CheckpointError(
             f"{directory} is no SD3.5 checkpoint in the Diffusers layout: {', '.join(lacking)} missing"
         )
-    return Checkpoint(name, directory, _read_card(directory / CARD_FILE) or card)
+    return Checkpoint(name, directory, _read_card(directory / CARD_FILE) or card, files)
 
 
 def _is_identity(path: Path) -> bool:

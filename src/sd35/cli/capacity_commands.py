@@ -18,6 +18,7 @@ def measure(
         list[str] | None, typer.Option(help="WIDTHxHEIGHT in pixels; may be repeated. Default: the model's.")
     ] = None,
     checkpoint: options.Checkpoints = None,
+    weights: options.Weights = None,
     variants: options.Variants = None,
     backend: options.Backend = None,
     precision: options.Precision = None,
@@ -98,6 +99,7 @@ def plan(
     ] = None,
     as_json: options.AsJson = False,
     checkpoint: options.Checkpoints = None,
+    weights: options.Weights = None,
     variants: options.Variants = None,
     offline: options.Offline = None,
     backend: options.Backend = None,

@@ -22,7 +22,7 @@ from sd35.engine.fair_queue import Account, Entry, FairQueue, Key
 from sd35.errors import InvalidRequest, Overloaded
 from sd35.request import PRIORITY, STEPS
 
-STRETCH = 4.0
+STRETCH = 6.0
 BONUS_S = 60.0  # due so much sooner for one priority more
 _SHARE = 8  # a client may have so many times as many pictures as there are free places
 

@@ -86,7 +86,7 @@ def _backend(name: str) -> str:
 def _checkpoint(settings: Settings, name: str) -> str:
     if name == AUTO:
         return _auto(settings)
-    found = open_checkpoint(name, settings.variants)
+    found = open_checkpoint(name, settings.variants, settings.weights)
     return f"{found.directory}, revision {found.revision[:12]}"
 
 

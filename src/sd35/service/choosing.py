@@ -57,9 +57,9 @@ def choose(settings: Settings, room: Room) -> str:
 def anatomy_of(name: str, settings: Settings) -> Anatomy:
     """Of a checkpoint as settings name it, on disk or not. Raises CheckpointError, InvalidSetting."""
     variants = load_variants(settings.variants)
-    if name in variants and not cache.holding_of(variants[name]).is_whole:
+    if name in variants and not settings.weights and not cache.holding_of(variants[name]).is_whole:
         return anatomy_by_name(variants[name])
-    return anatomy_on_disk(open_checkpoint(name, settings.variants))
+    return anatomy_on_disk(open_checkpoint(name, settings.variants, settings.weights))
 
 
 def _at_hand(settings: Settings, *, is_on_disk: bool) -> str | None:

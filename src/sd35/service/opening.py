@@ -28,10 +28,13 @@ OF_FREE_MEMORY = 0.9  # the rest is for what is not counted: latents, pictures b
 def open_checkpoints(settings: Settings) -> list[Checkpoint]:
     """The checkpoints of the settings; `auto` is chosen, and fetched where it has to be.
 
-    Raises CheckpointError, InvalidSetting where two share a name, and for `auto` BackendUnavailable.
+    Raises CheckpointError, InvalidSetting where two share a name, or it is open whose weights the files hold, and for
+    `auto` BackendUnavailable.
     """
+    if settings.weights and len(settings.checkpoints) > 1:
+        raise InvalidSetting(f"weights: got files beside {len(settings.checkpoints)} checkpoints; allowed: beside one")
     names = [choose(settings, room_here(settings)) if name == AUTO else name for name in settings.checkpoints]
-    checkpoints = [open_checkpoint(name, settings.variants) for name in names]
+    checkpoints = [open_checkpoint(name, settings.variants, settings.weights) for name in names]
     found = [checkpoint.name for checkpoint in checkpoints]
     if doubled := sorted({name for name in found if found.count(name) > 1}):
         raise InvalidSetting(f"checkpoints: two are named {', '.join(doubled)}; rename a directory")
