@@ -13,12 +13,12 @@ from diffusers.loaders.single_file_utils import (
     convert_sd3_transformer_checkpoint_to_diffusers,
 )
 from safetensors.torch import load_file, save_file
-from sd35.compile.architectures import ARCHITECTURES
 from torch import Tensor
 
 from sd35.backends.loading import load_network, load_pipeline
 from sd35.backends.options import Options
 from sd35.backends.table import open_backend
+from sd35.checkpoints.architectures import ARCHITECTURES
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sd35.compile.synth import synthesise
 from sd35.errors import CheckpointError, InvalidSetting

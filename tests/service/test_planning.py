@@ -126,6 +126,16 @@ def test_known_devices(name: str, vram_gib: int, offload: str | None):
     assert (plan.chosen.offload if plan.chosen else None) == offload
 
 
+def test_a_network_that_is_cast_has_its_file_beside_it():
+    """Medium's T5 is FP16 on disk: computing in BF16 on a CPU, it is read beside its file, before the transformer."""
+    medium = anatomy("sd3.5-medium").networks
+    placement = Question("sd3.5-medium", ("diffusers", "cpu"), "bfloat16", Work(256, 256, 1)).plan(0).placements[0]
+    later = 2 * (medium["transformer"].values + medium["vae"].values)
+    assert placement.peaks["reading"] - placement.weights_bytes == medium["text_encoder_3"].stored_bytes - later
+    mapped = Question(EMBEDDED, ("diffusers", "cpu"), "float16", Work(128, 128, 1)).plan(0).placements[0]
+    assert mapped.peaks["reading"] == mapped.weights_bytes
+
+
 def test_what_fits_only_without_the_margin_is_not_chosen():
     """A prediction may err by the margin: exactly the predicted peak is too little."""
     peak = on_cuda("sd3.5-medium", 0).placements[0].peak_bytes

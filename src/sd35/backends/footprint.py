@@ -33,8 +33,8 @@ class Runtime:
 
 RUNTIMES: Mapping[tuple[str, DeviceKind], Runtime] = MappingProxyType(
     {
-        ("onnx", "cpu"): Runtime(136_000_000, encode=8, step=14, decode=4),
-        ("diffusers", "cpu"): Runtime(490_000_000, encode=8, step=14, decode=5),
+        ("onnx", "cpu"): Runtime(142_000_000, encode=8, step=14, decode=4),
+        ("diffusers", "cpu"): Runtime(470_000_000, encode=8, step=14, decode=5),
         ("diffusers", "cuda"): Runtime(600_000_000, encode=8, step=14, decode=4),  # not measured
     }
 )
