@@ -29,7 +29,7 @@ from sd35.backends.guidance import (
 from sd35.backends.host import HostMemory
 from sd35.backends.loading import load_network, load_pipeline
 from sd35.backends.options import TILE_PX, Offload, Options
-from sd35.backends.turns import Turns, WorkingMemory
+from sd35.backends.turns import Turns, WorkingMemory, weights_of
 from sd35.checkpoints.anatomy import NETWORKS, TEXT_ENCODERS
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting
@@ -157,7 +157,7 @@ class DiffusersBackend:
         if self._turns or self._device.type == "cpu":
             return self._turns.held_bytes if self._turns else 0
         networks = [getattr(self._pipeline, name) for name in NETWORKS] if self._offload == "model" else []
-        weights = (weight for network in networks for weight in network.parameters())
+        weights = (weight for network in networks for weight in weights_of(network))
         return sum(weight.nbytes for weight in weights if weight.device.type == "cuda")
 
 

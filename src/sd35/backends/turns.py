@@ -3,13 +3,19 @@
 import ctypes
 import gc
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sd35.backends.contract import Memory
+
+
+def weights_of(network: nn.Module) -> Iterator[Tensor]:
+    """Parameters, and what else a network holds: the transformer's table of positions is a buffer, and large."""
+    yield from network.parameters()
+    yield from network.buffers()
 
 
 class Turns:
@@ -24,7 +30,7 @@ class Turns:
     @property
     def held_bytes(self) -> int:
         """The weights of the one that is in memory."""
-        return sum(weight.nbytes for weight in self._network.parameters()) if self._network else 0
+        return sum(weight.nbytes for weight in weights_of(self._network)) if self._network else 0
 
     def bring(self, name: str) -> nn.Module:
         """The network; whichever was there is freed first."""
