@@ -30,14 +30,24 @@ class Settings(BaseSettings):
     checkpoints: Annotated[tuple[str, ...], NoDecode] = Field(
         ("sd35-mini",),
         min_length=1,
-        description="Checkpoints to serve: names that `sd35 models` lists, or directories in the Diffusers layout."
-        " Several are separated by commas (in the file a list, the flag `--checkpoint` repeated); the first is the"
+        description="Checkpoints to serve: names that `sd35 models` lists, or directories, in the Diffusers"
+        " layout or of NVIDIA's graphs. Several are separated by commas (in the file a list, the flag `--checkpoint` repeated); the first is the"
         " default.",
     )
     variants: Path | None = Field(
         None,
         description="TOML file of further checkpoints by name, of the form of `checkpoints/variants.toml`.",
         json_schema_extra={"default": "none"},
+    )
+    companion: str | None = Field(
+        None,
+        description="Where a checkpoint without tokenizers and configurations has them from: a name that `sd35 models`"
+        " lists, or a directory in the Diffusers layout, of the same model.",
+        json_schema_extra={"default": "none"},
+    )
+    transformer: Literal["auto", "bf16", "fp8"] = Field(
+        "auto",
+        description="Of NVIDIA's graphs, the transformer to read; `auto` takes the one on disk, `bf16` where both are.",
     )
     offline: bool = Field(default=False, description="Never use the network: fetch nothing, ask the hub nothing.")
     backend: str = Field("onnx", description="What computes: `onnx` (no PyTorch) or `diffusers`. See `sd35 doctor`.")

@@ -1,32 +1,31 @@
 """The `onnx` backend: a checkpoint's ONNX graphs on a CPU, by ONNX Runtime, in float32. Needs no PyTorch.
 
-The graphs are those of `sd35.compile.onnx_export`, with NVIDIA's tensor names.
+The graphs are those of `sd35.compile.onnx_export` or NVIDIA's: see `sd35.backends.graphs`.
 """
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from jaxtyping import Float32, UInt8
 
 from sd35.backends.contract import LATENT_PX, Array, DenoiseRow, TextEmbedding
+from sd35.backends.graphs import graphs_of
 from sd35.backends.guidance import guided_velocities, step_length_of, timestep_of, transformer_rows
 from sd35.backends.host import HostMemory, cores
 from sd35.backends.options import Options
-from sd35.checkpoints.checkpoint import Checkpoint, weights_layout
+from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.errors import CheckpointError, InvalidSetting
 
 # How long a thread of the transformer's spins for its next share of a step before it sleeps, microseconds. Of 0, 20,
 # 50, 100 and 1000: alone, a step is a sixth faster from about 50 on; beside a decoding, each of them slows both.
 _SPIN_US = 50
-WEIGHTS_LAYOUT = "sd35.weights_layout"  # of a graph's metadata: of the files it points into, if it does
 
 
 def open_backend(checkpoint: Checkpoint, options: Options) -> "OnnxBackend":
-    """Raises InvalidSetting for what is beyond a CPU in float32, CheckpointError where a graph is missing or broken."""
+    """Raises InvalidSetting for what is beyond a CPU in float32, CheckpointError where a graph is missing or broken,
+    BackendUnavailable where NVIDIA's graphs cannot be read here."""
     for name, got, allowed in (
         ("precision", options.precision, ("auto", "float32")),
         ("device", options.device, ("auto", "cpu")),
@@ -48,11 +47,11 @@ class OnnxBackend:
         _check_positions(checkpoint)
         self.memory = HostMemory()
         self._tokenizers = Tokenizers(checkpoint)
+        graphs = graphs_of(checkpoint)
         parts = ("text_encoder", "text_encoder_2", "text_encoder_3")
-        encoders = [checkpoint.directory / part / "model.onnx" for part in parts]
-        self._clip_l, self._clip_g, self._t5 = (_open_graph(graph, threads) for graph in encoders)
-        self._transformer = _open_graph(checkpoint.directory / "transformer" / "model.onnx", threads, _SPIN_US)
-        self._decoder = _open_graph(checkpoint.directory / "vae" / "decoder.onnx", threads)
+        self._clip_l, self._clip_g, self._t5 = (graphs.open(part, threads) for part in parts)
+        self._transformer = graphs.open("transformer", threads, _SPIN_US)
+        self._decoder = graphs.open("vae", threads)
         vae = checkpoint.config("vae")
         self._scaling, self._shift = float(vae["scaling_factor"]), float(vae["shift_factor"])
 
@@ -99,27 +98,6 @@ class OnnxBackend:
         (images,) = self._decoder.run(["images"], {"latent": np.stack(latents) / self._scaling + self._shift})
         pixels = (np.clip(images / 2 + 0.5, 0, 1) * 255).round().astype(np.uint8)
         return list(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)))
-
-
-def _open_graph(path: Path, threads: int, spin_us: int = 0) -> onnxruntime.InferenceSession:
-    command = f"python -m sd35.compile.onnx_export {path.parent.parent}"
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; make the graphs, where PyTorch is installed, with: {command}")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    # By default threads spin for a second: that made a step slower by half, and loading too, beside other work.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin_us else "0")
-    options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_us))
-    try:
-        graph = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors have no base of their own
-        raise CheckpointError(f"{path} cannot be loaded: {error}") from error
-    layout = graph.get_modelmeta().custom_metadata_map.get(WEIGHTS_LAYOUT)
-    if layout and layout != weights_layout(path.parent):
-        raise CheckpointError(
-            f"{path} points into weights that were written anew; make the graphs again with: {command}"
-        )
-    return graph
 
 
 def _check_positions(checkpoint: Checkpoint) -> None:

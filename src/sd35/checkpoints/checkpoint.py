@@ -1,4 +1,7 @@
-"""A checkpoint on disk: a directory in the Diffusers layout, and what is known of it beyond its weights."""
+"""A checkpoint on disk: a directory in the Diffusers layout, and what is known of it beyond its weights.
+
+Or NVIDIA's graphs, with such a directory for all that they lack.
+"""
 
 import hashlib
 import json
@@ -11,6 +14,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from sd35.checkpoints.layout import CARD_FILE, PARTS, missing, needed
+from sd35.checkpoints.tensorrt_onnx import OfficialGraphs, Transformer, find_graphs
 from sd35.errors import CheckpointError
 from sd35.request import GUIDANCE_SCALE, SIZE_MULTIPLE_PX, SKIP_LAYER_SCALE, STEPS
 
@@ -61,24 +65,35 @@ class Card:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was found. `name` is what requests call it."""
+    """A checkpoint that was found. `name` is what requests call it.
+
+    Where it has NVIDIA's `graphs`, its weights are theirs, and `directory` is its companion's, of all else.
+    """
 
     name: str
     directory: Path
     card: Card
+    graphs: OfficialGraphs | None = None
 
     @cached_property
     def revision(self) -> str:
         """SHA-256 over its card, and the names and contents of weights, configurations and tokenizers; not graphs."""
         total = hashlib.sha256(json.dumps(asdict(self.card), sort_keys=True).encode())  # wherever the card came from
         paths = (path for path in self.directory.rglob("*") if path.is_file() and _is_identity(path))
-        for name in needed(path.relative_to(self.directory).as_posix() for path in paths):
-            total.update(f"{name} {_sha256(self.directory / name)}\n".encode())
+        files = {name: self.directory / name for name in needed(map(self._relative, paths))}
+        if self.graphs:
+            files = {name: path for name, path in files.items() if ".safetensors" not in name}
+            files |= sorted(self.graphs.files().items())
+        for name, path in files.items():
+            total.update(f"{name} {_sha256(path)}\n".encode())
         return total.hexdigest()
 
     def config(self, part: str, file: str = "config.json") -> dict[str, Any]:
         """A part's configuration, as Diffusers wrote it. Raises CheckpointError where it cannot be read."""
         return _read_json(self.directory / part / file)
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self.directory).as_posix()
 
 
 def weights_layout(part: Path) -> str:
@@ -97,33 +112,64 @@ def weights_layout(part: Path) -> str:
     return total.hexdigest()
 
 
-def open_checkpoint(name_or_directory: str, own_variants: Path | None = None) -> Checkpoint:
-    """The embedded checkpoint or a variant by name, or a directory in the Diffusers layout.
+def open_checkpoint(
+    name_or_directory: str,
+    own_variants: Path | None = None,
+    companion: str | None = None,
+    transformer: Transformer = "auto",
+) -> Checkpoint:
+    """The embedded checkpoint or a variant by name, a directory in the Diffusers layout, or one of NVIDIA's graphs.
 
     `own_variants` is the user's file of variants. A name stands for that checkpoint at its revision, never for another:
-    `./sd3.5-medium` is the directory. Raises CheckpointError where it is none of these, not whole on disk, or a part is
-    missing; InvalidSetting where the user's file is wrong.
+    `./sd3.5-medium` is the directory. `companion`, in turn one of these, is where NVIDIA's graphs have tokenizers and
+    configurations from; its weights may be missing. `transformer` says which of theirs is read. Raises CheckpointError
+    where it is none of these, not whole on disk, or a part is missing; InvalidSetting where the user's file is wrong.
     """
-    if name_or_directory == EMBEDDED:
+    if found := _named(name_or_directory, own_variants):
+        return found
+    if graphs := find_graphs(Path(name_or_directory).expanduser().resolve(), transformer):
+        return _with_companion(graphs, companion, own_variants)
+    return _in_directory(name_or_directory, own_variants)
+
+
+def _named(name: str, own_variants: Path | None, *, needs_weights: bool = True) -> Checkpoint | None:
+    """The checkpoint of a name, or None where nothing has it."""
+    if name == EMBEDDED:
         return _open(_EMBEDDED_DIRECTORY, EMBEDDED, Card())
     from sd35.checkpoints.variants import load_variants
 
-    variants = load_variants(own_variants)
-    if name_or_directory in variants:
-        from sd35.checkpoints.cache import place_of
+    variant = load_variants(own_variants).get(name)
+    if variant is None:
+        return None
+    from sd35.checkpoints.cache import place_of
 
-        variant = variants[name_or_directory]
-        directory = place_of(variant).snapshot
-        if lacking := missing(directory):
-            shown = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
-            state = f"not whole on disk: {shown} missing" if directory.is_dir() else "not on disk"
-            raise CheckpointError(f"{variant.name} is {state}; fetch it with: sd35 pull {variant.name}")
-        return _open(directory, variant.name, variant.card)
-    directory = Path(name_or_directory).expanduser().resolve()
+    directory = place_of(variant).snapshot
+    if lacking := [path for path in missing(directory) if needs_weights or ".safetensors" not in path]:
+        shown = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
+        state = f"not whole on disk: {shown} missing" if directory.is_dir() else "not on disk"
+        raise CheckpointError(f"{variant.name} is {state}; fetch it with: sd35 pull {variant.name}")
+    return _open(directory, variant.name, variant.card)
+
+
+def _in_directory(path: str, own_variants: Path | None) -> Checkpoint:
+    directory = Path(path).expanduser().resolve()
     if not directory.is_dir():
-        known = ", ".join(map(repr, (EMBEDDED, *variants)))
-        raise CheckpointError(f"{name_or_directory!r} is neither a directory nor one of {known}")
+        from sd35.checkpoints.variants import load_variants
+
+        known = ", ".join(map(repr, (EMBEDDED, *load_variants(own_variants))))
+        raise CheckpointError(f"{path!r} is neither a directory nor one of {known}")
     return _open(directory, directory.name, Card())
+
+
+def _with_companion(graphs: OfficialGraphs, companion: str | None, own_variants: Path | None) -> Checkpoint:
+    if companion is None:
+        raise CheckpointError(
+            f"{graphs.directory} has no tokenizers and configurations; name where the same model's are, a variant or a"
+            " directory in the Diffusers layout: --companion (SD35_COMPANION)"
+        )
+    rest = _named(companion, own_variants, needs_weights=False) or _in_directory(companion, own_variants)
+    card = _read_card(graphs.directory / CARD_FILE) or rest.card
+    return Checkpoint(graphs.directory.name, rest.directory, card, graphs)
 
 
 def _open(directory: Path, name: str, card: Card) -> Checkpoint:

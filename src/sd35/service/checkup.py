@@ -63,7 +63,7 @@ def check_up(settings: Settings) -> Checkup:
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         gpus=_gpus(),
         backends=[_finding(name, _backend) for name in dict.fromkeys((*BACKENDS, settings.backend))],
-        checkpoints=[_finding(name, partial(_checkpoint, settings.variants)) for name in settings.checkpoints],
+        checkpoints=[_finding(name, partial(_checkpoint, settings)) for name in settings.checkpoints],
         directories=[_directory("cache", settings.cache_dir), _directory("data", settings.data_dir)],
         backend=settings.backend,
     )
@@ -81,9 +81,9 @@ def _backend(name: str) -> str:
     return "its libraries are installed"
 
 
-def _checkpoint(own_variants: Path | None, name: str) -> str:
-    found = open_checkpoint(name, own_variants)
-    return f"{found.directory}, revision {found.revision[:12]}"
+def _checkpoint(settings: Settings, name: str) -> str:
+    found = open_checkpoint(name, settings.variants, settings.companion, settings.transformer)
+    return f"{found.graphs.directory if found.graphs else found.directory}, revision {found.revision[:12]}"
 
 
 def _directory(name: str, path: Path) -> Finding:

@@ -23,7 +23,10 @@ OF_FREE_MEMORY = 0.9  # the rest is for what is not counted: latents, pictures b
 
 def open_checkpoints(settings: Settings) -> list[Checkpoint]:
     """The checkpoints of the settings. Raises CheckpointError, and InvalidSetting where two share a name."""
-    checkpoints = [open_checkpoint(name, settings.variants) for name in settings.checkpoints]
+    checkpoints = [
+        open_checkpoint(name, settings.variants, settings.companion, settings.transformer)
+        for name in settings.checkpoints
+    ]
     found = [checkpoint.name for checkpoint in checkpoints]
     if doubled := sorted({name for name in found if found.count(name) > 1}):
         raise InvalidSetting(f"checkpoints: two are named {', '.join(doubled)}; rename a directory")
