@@ -30,9 +30,9 @@ class Settings(BaseSettings):
     checkpoints: Annotated[tuple[str, ...], NoDecode] = Field(
         ("sd35-mini",),
         min_length=1,
-        description="Checkpoints to serve: names that `sd35 models` lists, or directories, in the Diffusers"
-        " layout or of NVIDIA's graphs. Several are separated by commas (in the file a list, the flag `--checkpoint` repeated); the first is the"
-        " default.",
+        description="Checkpoints to serve: names that `sd35 models` lists, or directories in the Diffusers layout or of"
+        " NVIDIA's ONNX graphs. Several are separated by commas (in the file a list, the flag `--checkpoint` repeated);"
+        " the first is the default.",
     )
     variants: Path | None = Field(
         None,
@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     )
     transformer: Literal["auto", "bf16", "fp8"] = Field(
         "auto",
-        description="Of NVIDIA's graphs, the transformer to read; `auto` takes the one on disk, `bf16` where both are.",
+        description="Of NVIDIA's ONNX graphs, the transformer to read; `auto`: the one on disk, `bf16` where both are.",
     )
     offline: bool = Field(default=False, description="Never use the network: fetch nothing, ask the hub nothing.")
     backend: str = Field("onnx", description="What computes: `onnx` (no PyTorch) or `diffusers`. See `sd35 doctor`.")

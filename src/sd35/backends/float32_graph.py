@@ -21,7 +21,8 @@ FP8_OPSET = 19  # the first in which ONNX's operators know FP8
 def holds_fp8(model: onnx.ModelProto) -> bool:
     """Whether a graph has operators or weights of FP8 (E4M3)."""
     return any(
-        node.op_type in _TENSORRT_OPERATORS or any(each.t.data_type == TensorProto.FLOAT8E4M3FN for each in node.attribute)
+        node.op_type in _TENSORRT_OPERATORS
+        or any(each.t.data_type == TensorProto.FLOAT8E4M3FN for each in node.attribute)
         for node in _nodes(model.graph)
     ) or any(weight.data_type == TensorProto.FLOAT8E4M3FN for weight in model.graph.initializer)
 

@@ -69,9 +69,7 @@ def session_options(threads: int, spin_us: int) -> onnxruntime.SessionOptions:
     return options
 
 
-def new_session(
-    path: Path, model: Path | bytes, options: onnxruntime.SessionOptions
-) -> onnxruntime.InferenceSession:
+def new_session(path: Path, model: Path | bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     """A session of a model on the CPU; `path` is what errors name. Raises CheckpointError."""
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

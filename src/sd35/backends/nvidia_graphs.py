@@ -6,17 +6,17 @@ docs/architecture/06-backends-and-graphs.md.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx
 import onnxruntime
-from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 
 from sd35.backends.contract import LATENT_CHANNELS
 from sd35.backends.float32_graph import FP8_OPSET, holds_fp8, to_float32
+from sd35.backends.graph_weights import find_weights
 from sd35.backends.graphs import new_session, session_options
-from sd35.backends.graph_weights import check_weights
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.errors import CheckpointError
 
@@ -61,10 +61,10 @@ class NvidiaGraphs:
         opset = next((each.version for each in model.opset_import if not each.domain), 0)
         if is_fp8 and opset < FP8_OPSET:
             raise CheckpointError(f"{path}: expected FP8 in ONNX's opset {FP8_OPSET} or newer, found {opset}")
-        check_weights(path, model)
+        folder = find_weights(path, model)
         to_float32(model)
         options = session_options(threads, spin_us)
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         options.add_session_config_entry("session.disable_quant_qdq", "1")  # computes what FP8 rounds, as it stands
         return new_session(path, model.SerializeToString(), options)
 
@@ -73,8 +73,8 @@ def _read(path: Path) -> onnx.ModelProto:
     """A graph, without the weights that lie in a file of their own."""
     try:
         model = onnx.load(path, load_external_data=False)
-    except (OSError, DecodeError) as error:
-        raise CheckpointError(f"{path}: expected an ONNX graph, found {path.stat().st_size} bytes of: {error}") from error
+    except Exception as error:  # protobuf's, which has no types
+        raise CheckpointError(f"{path}: expected an ONNX graph, found what cannot be read as one: {error}") from error
     if not model.graph.node or not model.opset_import:
         raise CheckpointError(f"{path}: expected an ONNX graph, found none in its {path.stat().st_size} bytes")
     return model
@@ -94,6 +94,7 @@ def _interfaces(checkpoint: Checkpoint) -> dict[str, Interface]:
         return Interface({"input_ids": Tensor((None, length), _INTEGERS)}, outputs, mask)
 
     sizes = checkpoint.config("transformer")
+    heads = sizes["num_attention_heads"]
     length, width = checkpoint.card.max_sequence_length, checkpoint.config("text_encoder_3")["d_model"]
     latent = Tensor((None, LATENT_CHANNELS, None, None))
     text = length + checkpoint.config("text_encoder")["max_position_embeddings"]
@@ -112,7 +113,9 @@ def _interfaces(checkpoint: Checkpoint) -> dict[str, Interface]:
             mask,
         ),
         "transformer": Interface(
-            transformer, {"latent": latent}, {"block_controlnet_hidden_states": _without_controlnet}
+            transformer,
+            {"latent": latent},
+            {"block_controlnet_hidden_states": partial(_without_controlnet, heads * sizes["attention_head_dim"])},
         ),
         "vae": Interface({"latent": latent}, {"images": Tensor((None, 3, None, None))}, {}),
     }
@@ -171,11 +174,11 @@ def _attend_to_all(_path: Path, graph: onnx.GraphProto, mask: onnx.ValueInfoProt
     graph.node.extend(nodes)
 
 
-def _without_controlnet(path: Path, graph: onnx.GraphProto, control: onnx.ValueInfoProto) -> None:
+def _without_controlnet(width: int, path: Path, graph: onnx.GraphProto, control: onnx.ValueInfoProto) -> None:
     """What a ControlNet would add to each layer: zeros, one for all rows, tokens and channels of a layer."""
     sizes = [axis.dim_value for axis in control.type.tensor_type.shape.dim]
-    if len(sizes) != 4 or not sizes[0]:
-        raise CheckpointError(f"{path}: input {control.name}: expected [layers, any, any, any], found {sizes}")
+    if len(sizes) != 4 or not sizes[0] or sizes[3] != width:
+        raise CheckpointError(f"{path}: input {control.name}: expected [layers, any, any, {width}], found {sizes}")
     zeros = [0.0] * sizes[0]
     graph.initializer.append(
         helper.make_tensor(control.name, control.type.tensor_type.elem_type, [sizes[0], 1, 1, 1], zeros)

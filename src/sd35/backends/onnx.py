@@ -24,8 +24,10 @@ _SPIN_US = 50
 
 
 def open_backend(checkpoint: Checkpoint, options: Options) -> "OnnxBackend":
-    """Raises InvalidSetting for what is beyond a CPU in float32, CheckpointError where a graph is missing or broken,
-    BackendUnavailable where NVIDIA's graphs cannot be read here."""
+    """Raises InvalidSetting for what is beyond a CPU in float32, CheckpointError where a graph is missing or broken.
+
+    And BackendUnavailable where NVIDIA's graphs cannot be read for lack of a library.
+    """
     for name, got, allowed in (
         ("precision", options.precision, ("auto", "float32")),
         ("device", options.device, ("auto", "cpu")),
