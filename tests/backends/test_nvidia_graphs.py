@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from sd35.backends.nvidia_graphs import NvidiaGraphs
 from sd35.backends.options import Options
 from sd35.backends.table import open_backend
 from sd35.checkpoints.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
-from sd35.errors import CheckpointError
+from sd35.errors import BackendUnavailable, CheckpointError
 from sd35.request import Request
 from tests import nvidia_layout
 from tests.nvidia_layout import FILE
@@ -241,6 +242,14 @@ def test_transformers_that_changed_places_are_refused(copy: Path) -> None:
     for transformer, why in (("bf16", "expected no FP8 operators"), ("fp8", "expected FP8 operators")):
         with pytest.raises(CheckpointError, match=f"{transformer}/{FILE}: {why}"):
             open_backend("onnx", opened(copy, transformer), Options())
+
+
+def test_a_missing_library_is_named_with_the_remedy(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading graphs in BF16 takes a package that the default installation does not have."""
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.delitem(sys.modules, "sd35.backends.nvidia_graphs")
+    with pytest.raises(BackendUnavailable, match=r"onnx, which reads.*sd35-fp8-mirror\[graphs\]"):
+        open_backend("onnx", opened(written), Options())
 
 
 def test_graphs_are_for_the_onnx_backend_only(written: Path) -> None:

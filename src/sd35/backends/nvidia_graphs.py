@@ -65,7 +65,7 @@ class NvidiaGraphs:
         to_float32(model)
         options = session_options(threads, spin_us)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        options.add_session_config_entry("session.disable_quant_qdq", "1")  # computes what FP8 rounds, as it stands
+        options.add_session_config_entry("session.disable_quant_qdq", "1")  # else weights are rounded at each call
         return new_session(path, model.SerializeToString(), options)
 
 
