@@ -30,9 +30,16 @@ class Settings(BaseSettings):
     checkpoints: Annotated[tuple[str, ...], NoDecode] = Field(
         ("sd35-mini",),
         min_length=1,
-        description="Checkpoints to serve: names that `sd35 models` lists, or directories in the Diffusers layout or of"
-        " NVIDIA's ONNX graphs. Several are separated by commas (in the file a list, the flag `--checkpoint` repeated);"
-        " the first is the default.",
+        description="Checkpoints to serve: names that `sd35 models` lists, directories in the Diffusers layout"
+        " or of NVIDIA's ONNX graphs, or Stability's single files. Several are separated by commas (in the file a list,"
+        " the flag `--checkpoint` repeated); the first is the default.",
+    )
+    weights: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (),
+        description="Safetensors files to read weights from instead of the checkpoint's own: single files, CLIPs,"
+        " T5s; also FP8, plain or scaled. Several are separated by commas (in the file a list, the flag `--weights`"
+        " repeated).",
+        json_schema_extra={"default": "none"},
     )
     variants: Path | None = Field(
         None,
@@ -96,7 +103,7 @@ class Settings(BaseSettings):
         json_schema_extra={"default": "~/.local/share/sd35"},
     )
 
-    @field_validator("checkpoints", mode="before")
+    @field_validator("checkpoints", "weights", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value

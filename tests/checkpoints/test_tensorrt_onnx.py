@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
+from sd35.checkpoints.tensorrt_onnx import Transformer
 from sd35.errors import CheckpointError
 
 FILE = "model_optimized.onnx"
@@ -56,8 +57,8 @@ def test_a_missing_graph_is_named(directory: Path) -> None:
 def test_the_transformer_is_the_one_asked_for_or_the_one_there(directory: Path) -> None:
     """Where both are, BF16; one that is asked for and missing is not replaced by the other."""
 
-    def chosen(transformer: str) -> str:
-        found = open_checkpoint(str(directory), None, EMBEDDED, transformer)  # type: ignore[arg-type]
+    def chosen(transformer: Transformer) -> str:
+        found = open_checkpoint(str(directory), companion=EMBEDDED, transformer=transformer)
         assert found.graphs is not None
         return found.graphs.transformer
 
@@ -71,8 +72,8 @@ def test_the_transformer_is_the_one_asked_for_or_the_one_there(directory: Path) 
 def test_a_revision_is_of_the_graphs_and_of_what_the_companion_gives(directory: Path, companion: Path) -> None:
     """Another graph, transformer or tokenizer is another revision; the companion's weights are not read."""
 
-    def revision(transformer: str = "bf16") -> str:
-        return open_checkpoint(str(directory), None, str(companion), transformer).revision  # type: ignore[arg-type]
+    def revision(transformer: Transformer = "bf16") -> str:
+        return open_checkpoint(str(directory), companion=str(companion), transformer=transformer).revision
 
     before = revision()
     for weights in companion.rglob("*.safetensors"):

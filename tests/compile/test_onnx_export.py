@@ -111,9 +111,11 @@ def test_tied_weights_are_found_under_the_name_they_are_stored_by(embedded: Path
 
 def test_offsets_count_from_the_files_start(tmp_path: Path) -> None:
     """Header and length are part of the file; float formats only, for integers are no weights."""
+    part = tmp_path / "text_encoder"
+    part.mkdir()
     save_file({"b": torch.arange(6.0).reshape(2, 3), "a": torch.arange(3, dtype=torch.float16), "i": torch.arange(2)},
-              tmp_path / "model.safetensors")  # fmt: skip
-    tensors = stored_tensors(tmp_path)
+              part / "model.safetensors")  # fmt: skip
+    tensors = stored_tensors(part)
     assert tensors.keys() == {"a", "b"}
     assert tensors["a"].numpy().tolist() == [0, 1, 2]
     assert tensors["b"].numpy().tolist() == [[0, 1, 2], [3, 4, 5]]
@@ -133,7 +135,9 @@ def test_weights_that_do_not_fit_the_network_are_refused(medium: Path, tmp_path:
 @pytest.mark.parametrize("content", [None, b"short", b"\xff" * 64])
 def test_unreadable_weights_are_refused(tmp_path: Path, content: bytes | None) -> None:
     """A part without a safetensors file, or with a broken one, is the checkpoint's error."""
+    part = tmp_path / "text_encoder"
+    part.mkdir()
     if content is not None:
-        (tmp_path / "model.safetensors").write_bytes(content)
+        (part / "model.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match="safetensors"):
-        stored_tensors(tmp_path)
+        stored_tensors(part)

@@ -10,10 +10,8 @@ from importlib.metadata import version
 
 import torch
 from diffusers import StableDiffusion3Pipeline
-from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
 from sd35.backends.contract import Array, DenoiseRow, Memory, TextEmbedding
 from sd35.backends.guidance import (
@@ -26,6 +24,7 @@ from sd35.backends.guidance import (
     transformer_rows,
 )
 from sd35.backends.host import HostMemory
+from sd35.backends.loading import load_pipeline
 from sd35.backends.options import Offload, Options
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting
@@ -64,7 +63,7 @@ class DiffusersBackend:
         self._one_at_a_time: AbstractContextManager[object] = nullcontext() if offload == "none" else threading.Lock()
         self._decoding_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._text_tokens = checkpoint.card.max_sequence_length
-        self._pipeline = _load(checkpoint, self._dtype)
+        self._pipeline = load_pipeline(checkpoint, self._dtype)
         place(self._pipeline, device, offload)
 
     @property
@@ -172,15 +171,6 @@ def _check_layers(checkpoint: Checkpoint) -> None:
             raise CheckpointError(
                 f"{checkpoint.name}: its card skips layer {last}, its transformer has layers 0 to {count - 1}"
             )
-
-
-def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> StableDiffusion3Pipeline:
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    try:
-        return StableDiffusion3Pipeline.from_pretrained(checkpoint.directory, dtype=dtype, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint.directory} cannot be loaded: {error}") from error
 
 
 def place(pipeline: StableDiffusion3Pipeline, device: torch.device, offload: Offload) -> None:

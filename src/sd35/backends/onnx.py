@@ -35,6 +35,11 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> "OnnxBackend":
     ):
         if got not in allowed:
             raise InvalidSetting(f"{name}: got {got!r}; the onnx backend allows: {', '.join(allowed)}")
+    if checkpoint.files:
+        files = ", ".join(map(str, checkpoint.files))
+        raise InvalidSetting(
+            f"weights: got {files}; the onnx backend reads graphs that point into a checkpoint's own files"
+        )
     return OnnxBackend(checkpoint, options.threads or cores())
 
 

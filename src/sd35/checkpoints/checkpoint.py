@@ -6,17 +6,23 @@ Or NVIDIA's graphs, with such a directory for all that they lack.
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from sd35.checkpoints.layout import CARD_FILE, PARTS, missing, needed
+from sd35.checkpoints.layout import CARD_FILE, PARTS, missing, needed, weight_files
+from sd35.checkpoints.safetensors_file import header_bytes
 from sd35.checkpoints.tensorrt_onnx import OfficialGraphs, Transformer, find_graphs
+from sd35.checkpoints.weights import CLIP, Weight, weights_in, weights_of_file
 from sd35.errors import CheckpointError
 from sd35.request import GUIDANCE_SCALE, SIZE_MULTIPLE_PX, SKIP_LAYER_SCALE, STEPS
+
+if TYPE_CHECKING:
+    from sd35.checkpoints.variants import Variant
 
 EMBEDDED = "sd35-mini"
 _EMBEDDED_DIRECTORY = Path(__file__).parent / "embedded" / EMBEDDED
@@ -67,12 +73,14 @@ class Card:
 class Checkpoint:
     """A checkpoint that was found. `name` is what requests call it.
 
-    Where it has NVIDIA's `graphs`, its weights are theirs, and `directory` is its companion's, of all else.
+    `files` hold weights that are read instead of the directory's: single files, text encoders. Where it has NVIDIA's
+    `graphs`, all weights are theirs, and `directory` is the companion's.
     """
 
     name: str
     directory: Path
     card: Card
+    files: tuple[Path, ...] = ()
     graphs: OfficialGraphs | None = None
 
     @cached_property
@@ -80,20 +88,49 @@ class Checkpoint:
         """SHA-256 over its card, and the names and contents of weights, configurations and tokenizers; not graphs."""
         total = hashlib.sha256(json.dumps(asdict(self.card), sort_keys=True).encode())  # wherever the card came from
         paths = (path for path in self.directory.rglob("*") if path.is_file() and _is_identity(path))
-        files = {name: self.directory / name for name in needed(map(self._relative, paths))}
-        if self.graphs:
-            files = {name: path for name, path in files.items() if ".safetensors" not in name}
-            files |= sorted(self.graphs.files().items())
-        for name, path in files.items():
-            total.update(f"{name} {_sha256(path)}\n".encode())
+        for name in needed(path.relative_to(self.directory).as_posix() for path in paths):
+            if not (".safetensors" in name and (self.graphs or name.split("/")[0] in self.replaced)):
+                total.update(f"{name} {_sha256(self.directory / name)}\n".encode())
+        for file in self.files:
+            total.update(f"{_sha256(file)}\n".encode())
+        for name, file in sorted(self.graphs.files().items()) if self.graphs else ():
+            total.update(f"{name} {_sha256(file)}\n".encode())
         return total.hexdigest()
+
+    @cached_property
+    def replaced(self) -> dict[str, dict[str, Weight]]:
+        """The weights that `files` hold, by part. Raises CheckpointError where one is broken, or two hold the same."""
+        found: dict[str, dict[str, Weight]] = {}
+        for file in self.files:
+            for part, weights in weights_of_file(file).items():
+                name = self._which_clip(file, weights) if part == CLIP else part
+                if name in found:
+                    other = next(iter(found[name].values())).stored.file
+                    raise CheckpointError(f"weights: {other} and {file} both hold the {name}; leave one out")
+                found[name] = weights
+        return found
+
+    def weights(self, part: str) -> dict[str, Weight]:
+        """Where a part's parameters lie, by name. Raises CheckpointError where a file is missing or broken."""
+        if part in self.replaced:
+            return self.replaced[part]
+        return weights_in(self.directory / name for name in weight_files(self.directory, part))
+
+    def _which_clip(self, file: Path, weights: dict[str, Weight]) -> str:
+        """By its width; by the file's name where both are as wide, which the published ones are not."""
+        width = weights["text_model.embeddings.token_embedding.weight"].stored.shape[-1]
+        widths = {part: self.config(part)["hidden_size"] for part in ("text_encoder", "text_encoder_2")}
+        fitting = [part for part, wanted in widths.items() if wanted == width]
+        if len(fitting) > 1:
+            fitting = ["text_encoder_2" if "clip_g" in file.name else "text_encoder"]
+        if not fitting:
+            wanted = " or ".join(map(str, widths.values()))
+            raise CheckpointError(f"{file}: expected a CLIP of width {wanted} for {self.name}, found {width}")
+        return fitting[0]
 
     def config(self, part: str, file: str = "config.json") -> dict[str, Any]:
         """A part's configuration, as Diffusers wrote it. Raises CheckpointError where it cannot be read."""
         return _read_json(self.directory / part / file)
-
-    def _relative(self, path: Path) -> str:
-        return path.relative_to(self.directory).as_posix()
 
 
 def weights_layout(part: Path) -> str:
@@ -103,83 +140,113 @@ def weights_layout(part: Path) -> str:
     """
     total = hashlib.sha256()
     for path in sorted(part.glob("*.safetensors")):
-        try:
-            with path.open("rb") as file:
-                length = file.read(8)
-                total.update(path.name.encode() + length + file.read(int.from_bytes(length, "little")))
-        except (OSError, OverflowError, MemoryError) as error:
-            raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+        total.update(path.name.encode() + header_bytes(path))
     return total.hexdigest()
 
 
 def open_checkpoint(
-    name_or_directory: str,
+    name_or_path: str,
     own_variants: Path | None = None,
+    weights: Sequence[Path] = (),
     companion: str | None = None,
     transformer: Transformer = "auto",
 ) -> Checkpoint:
-    """The embedded checkpoint or a variant by name, a directory in the Diffusers layout, or one of NVIDIA's graphs.
+    """The embedded checkpoint or a variant by name, a directory in the Diffusers layout or NVIDIA's, or a single file.
 
-    `own_variants` is the user's file of variants. A name stands for that checkpoint at its revision, never for another:
-    `./sd3.5-medium` is the directory. `companion`, in turn one of these, is where NVIDIA's graphs have tokenizers and
-    configurations from; its weights may be missing. `transformer` says which of theirs is read. Raises CheckpointError
-    where it is none of these, not whole on disk, or a part is missing; InvalidSetting where the user's file is wrong.
+    A single file is read with the configurations and tokenizers, and the parts that it lacks, of the variant whose
+    architecture it has. NVIDIA's graphs are read with those of the `companion`, a name or a directory in the Diffusers
+    layout, whose weights may be missing; `transformer` says which of theirs is. `own_variants` is the user's file of
+    variants; `weights` are files that are read instead of the checkpoint's own. A name stands for that checkpoint at
+    its revision, never for another: `./sd3.5-medium` is the directory. Raises CheckpointError where it is none of
+    these, not whole on disk, or a part is missing or broken; InvalidSetting where the user's file is wrong.
     """
-    if found := _named(name_or_directory, own_variants):
+    files = tuple(path.expanduser().resolve() for path in weights)
+    if found := _named(name_or_path, own_variants, files):
         return found
-    if graphs := find_graphs(Path(name_or_directory).expanduser().resolve(), transformer):
-        return _with_companion(graphs, companion, own_variants)
-    return _in_directory(name_or_directory, own_variants)
+    from sd35.checkpoints.variants import load_variants
+
+    path = Path(name_or_path).expanduser().resolve()
+    if graphs := find_graphs(path, transformer):
+        return _with_companion(graphs, companion, own_variants, files)
+    variants = load_variants(own_variants)
+    if path.is_file():
+        return _open_variant(variants[_variant_of(path)], path.stem, (path, *files))
+    if not path.is_dir():
+        known = ", ".join(map(repr, (EMBEDDED, *variants)))
+        raise CheckpointError(f"{name_or_path!r} is neither a directory, nor a file, nor one of {known}")
+    return _open(path, path.name, Card(), files)
 
 
-def _named(name: str, own_variants: Path | None, *, needs_weights: bool = True) -> Checkpoint | None:
-    """The checkpoint of a name, or None where nothing has it."""
+def _named(
+    name: str, own_variants: Path | None, files: tuple[Path, ...] = (), *, needs_weights: bool = True
+) -> Checkpoint | None:
+    """The checkpoint of a name, or None where nothing is called that."""
     if name == EMBEDDED:
-        return _open(_EMBEDDED_DIRECTORY, EMBEDDED, Card())
+        return _open(_EMBEDDED_DIRECTORY, EMBEDDED, Card(), files)
     from sd35.checkpoints.variants import load_variants
 
     variant = load_variants(own_variants).get(name)
-    if variant is None:
-        return None
-    from sd35.checkpoints.cache import place_of
-
-    directory = place_of(variant).snapshot
-    if lacking := [path for path in missing(directory) if needs_weights or ".safetensors" not in path]:
-        shown = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
-        state = f"not whole on disk: {shown} missing" if directory.is_dir() else "not on disk"
-        raise CheckpointError(f"{variant.name} is {state}; fetch it with: sd35 pull {variant.name}")
-    return _open(directory, variant.name, variant.card)
+    return _open_variant(variant, name, files, needs_weights=needs_weights) if variant else None
 
 
-def _in_directory(path: str, own_variants: Path | None) -> Checkpoint:
-    directory = Path(path).expanduser().resolve()
-    if not directory.is_dir():
-        from sd35.checkpoints.variants import load_variants
-
-        known = ", ".join(map(repr, (EMBEDDED, *load_variants(own_variants))))
-        raise CheckpointError(f"{path!r} is neither a directory nor one of {known}")
-    return _open(directory, directory.name, Card())
-
-
-def _with_companion(graphs: OfficialGraphs, companion: str | None, own_variants: Path | None) -> Checkpoint:
+def _with_companion(
+    graphs: OfficialGraphs, companion: str | None, own_variants: Path | None, files: tuple[Path, ...]
+) -> Checkpoint:
     if companion is None:
         raise CheckpointError(
             f"{graphs.directory} has no tokenizers and configurations; name where the same model's are, a variant or a"
             " directory in the Diffusers layout: --companion (SD35_COMPANION)"
         )
-    rest = _named(companion, own_variants, needs_weights=False) or _in_directory(companion, own_variants)
+    path = Path(companion).expanduser().resolve()
+    rest = _named(companion, own_variants, needs_weights=False) or _open(path, path.name, Card(), ())
     card = _read_card(graphs.directory / CARD_FILE) or rest.card
-    return Checkpoint(graphs.directory.name, rest.directory, card, graphs)
+    return Checkpoint(graphs.directory.name, rest.directory, card, files, graphs)
 
 
-def _open(directory: Path, name: str, card: Card) -> Checkpoint:
+def _open_variant(variant: "Variant", name: str, files: tuple[Path, ...], *, needs_weights: bool = True) -> Checkpoint:
+    from sd35.checkpoints.cache import place_of
+
+    directory = place_of(variant).snapshot
+    checkpoint = Checkpoint(name, directory, variant.card, files)
+    lacking = missing(directory)
+    if lacking and directory.is_dir():
+        replaced = checkpoint.replaced if needs_weights else PARTS
+        lacking = [path for path in lacking if not (".safetensors" in path and path.split("/")[0] in replaced)]
+    if lacking:
+        shown = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
+        state = f"not whole on disk: {shown} missing" if directory.is_dir() else "not on disk"
+        purpose = "" if name == variant.name else f", from which {name} takes what its file does not hold,"
+        raise CheckpointError(f"{variant.name}{purpose} is {state}; fetch it with: sd35 pull {variant.name}")
+    return _open(directory, name, variant.card, files)
+
+
+def _variant_of(file: Path) -> str:
+    """The built-in variant of a single file's architecture. Turbo is Large in shape: its files' names tell."""
+    transformer = weights_of_file(file).get("transformer", {})
+    layers = {name.split(".")[1] for name in transformer if name.startswith("transformer_blocks.")}
+    if not layers:
+        raise CheckpointError(
+            f"{file}: expected a transformer, found {', '.join(weights_of_file(file))} only; name it with --weights"
+        )
+    match len(layers), any(".attn2." in name for name in transformer):
+        case 24, True:
+            return "sd3.5-medium"
+        case 38, False:
+            return "sd3.5-large-turbo" if "turbo" in file.name.lower() else "sd3.5-large"
+    raise CheckpointError(
+        f"{file}: expected the 38 layers of SD3.5 Large or the 24 of Medium, found {len(layers)}; for a model of one's"
+        " own, name a directory in the Diffusers layout with --checkpoint and this file with --weights"
+    )
+
+
+def _open(directory: Path, name: str, card: Card, files: tuple[Path, ...]) -> Checkpoint:
     """`card` is what is known of it where the directory has none of its own."""
     lacking = [part for part in PARTS if not (directory / part).is_dir()]
     if lacking:
         raise CheckpointError(
             f"{directory} is no SD3.5 checkpoint in the Diffusers layout: {', '.join(lacking)} missing"
         )
-    return Checkpoint(name, directory, _read_card(directory / CARD_FILE) or card)
+    return Checkpoint(name, directory, _read_card(directory / CARD_FILE) or card, files)
 
 
 def _is_identity(path: Path) -> bool:

@@ -39,7 +39,7 @@ def missing(directory: Path) -> list[str]:
     always = ["model_index.json", "scheduler/scheduler_config.json"]
     always += [f"{folder}/config.json" for folder in _WEIGHTS]
     always += [f"{folder}/tokenizer_config.json" for folder in _TOKENIZERS]
-    weights = [path for folder in _WEIGHTS for path in _weights_of(directory, folder)]
+    weights = [path for folder in _WEIGHTS for path in weight_files(directory, folder)]
     return [path for path in (*always, *weights) if not (directory / path).is_file()]
 
 
@@ -59,7 +59,8 @@ def _is_sharding(path: str) -> bool:
     return path.endswith(_INDEX) or _SHARD.search(path) is not None
 
 
-def _weights_of(directory: Path, folder: str) -> list[str]:
+def weight_files(directory: Path, folder: str) -> list[str]:
+    """The files that hold a part's weights, as paths in the directory, whether they are there or not."""
     one = f"{folder}/{_WEIGHTS[folder]}.safetensors"
     index = directory / folder / (_WEIGHTS[folder] + _INDEX)
     if (directory / one).is_file() or not index.is_file():

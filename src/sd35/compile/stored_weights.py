@@ -4,65 +4,39 @@ ONNX external data is a file name beside the graph, an offset and a length; a sa
 little-endian tensors (its format is described in the safetensors README). So no weight is stored twice.
 """
 
-import json
-import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from sd35.checkpoints.layout import weight_files
+from sd35.checkpoints.safetensors_file import read_tensors
 from sd35.errors import CheckpointError
 
 _DTYPES = {"F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16, "F32": ir.DataType.FLOAT}
 _INLINE_LIMIT_BYTES = 65536  # of what is no weight: shapes, position ids, the mask of 77 x 77 tokens
 
 
-def stored_tensors(directory: Path) -> dict[str, ir.ExternalTensor]:
+def stored_tensors(part: Path) -> dict[str, ir.ExternalTensor]:
     """Every floating-point tensor in the safetensors files of one part of a checkpoint, by name.
 
     Raises CheckpointError where there is no such file, or where one cannot be read.
     """
     tensors: dict[str, ir.ExternalTensor] = {}
-    for file in _weight_files(directory):
-        header, data_offset = _read_header(file)
-        for name, entry in header.items():
-            if name == "__metadata__" or entry["dtype"] not in _DTYPES:
-                continue
-            begin, end = entry["data_offsets"]
-            tensors[name] = ir.ExternalTensor(
-                location=file.name,
-                offset=data_offset + begin,
-                length=end - begin,
-                dtype=_DTYPES[entry["dtype"]],
-                shape=ir.Shape(entry["shape"]),
-                name=name,
-                base_dir=directory,
-            )
+    for file in weight_files(part.parent, part.name):
+        for name, stored in read_tensors(part.parent / file).items():
+            if stored.dtype in _DTYPES:
+                tensors[name] = ir.ExternalTensor(
+                    location=stored.file.name,
+                    offset=stored.start,
+                    length=stored.nbytes,
+                    dtype=_DTYPES[stored.dtype],
+                    shape=ir.Shape(stored.shape),
+                    name=name,
+                    base_dir=part,
+                )
     return tensors
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    """The files Diffusers and transformers would load: those an index names, else the one without a variant."""
-    indices = sorted(directory.glob("*.safetensors.index.json"), key=lambda path: len(path.name))
-    if indices:
-        names = json.loads(indices[0].read_text(encoding="utf-8"))["weight_map"].values()
-        return [directory / name for name in sorted(set(names))]
-    for name in ("model.safetensors", "diffusion_pytorch_model.safetensors"):
-        if (directory / name).is_file():
-            return [directory / name]
-    raise CheckpointError(f"{directory} holds no model.safetensors and no diffusion_pytorch_model.safetensors")
-
-
-def _read_header(file: Path) -> tuple[dict[str, Any], int]:
-    """A safetensors header and where the data behind it begins, in bytes from the file's start."""
-    try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            return json.loads(stream.read(length)), 8 + length
-    except (OSError, OverflowError, ValueError, struct.error) as error:
-        raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
 
 
 def point_into_files(model: ir.Model, stored: Mapping[str, ir.ExternalTensor]) -> None:

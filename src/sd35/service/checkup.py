@@ -82,7 +82,7 @@ def _backend(name: str) -> str:
 
 
 def _checkpoint(settings: Settings, name: str) -> str:
-    found = open_checkpoint(name, settings.variants, settings.companion, settings.transformer)
+    found = open_checkpoint(name, settings.variants, settings.weights, settings.companion, settings.transformer)
     return f"{found.graphs.directory if found.graphs else found.directory}, revision {found.revision[:12]}"
 
 

@@ -22,9 +22,14 @@ OF_FREE_MEMORY = 0.9  # the rest is for what is not counted: latents, pictures b
 
 
 def open_checkpoints(settings: Settings) -> list[Checkpoint]:
-    """The checkpoints of the settings. Raises CheckpointError, and InvalidSetting where two share a name."""
+    """The checkpoints of the settings.
+
+    Raises CheckpointError, and InvalidSetting where two share a name, or it is open whose weights the files hold.
+    """
+    if settings.weights and len(settings.checkpoints) > 1:
+        raise InvalidSetting(f"weights: got files beside {len(settings.checkpoints)} checkpoints; allowed: beside one")
     checkpoints = [
-        open_checkpoint(name, settings.variants, settings.companion, settings.transformer)
+        open_checkpoint(name, settings.variants, settings.weights, settings.companion, settings.transformer)
         for name in settings.checkpoints
     ]
     found = [checkpoint.name for checkpoint in checkpoints]
