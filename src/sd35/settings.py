@@ -30,10 +30,10 @@ class Settings(BaseSettings):
     checkpoints: Annotated[tuple[str, ...], NoDecode] = Field(
         ("sd35-mini",),
         min_length=1,
-        description="Checkpoints to serve: names that `sd35 models` lists, directories in the Diffusers layout, or"
-        " Stability's single files, or `auto`: the best of SD3.5 Large and Medium that memory and the weights, or the"
-        " token, at hand allow. Several are separated by commas (in the file a list, the flag `--checkpoint` repeated);"
-        " the first is the default.",
+        description="Checkpoints to serve: names that `sd35 models` lists, directories in the Diffusers layout"
+        " or of NVIDIA's ONNX graphs, Stability's single files, or `auto`: the best of SD3.5 Large and Medium that"
+        " memory and the weights, or the token, at hand allow. Several are separated by commas (in the file a list, the"
+        " flag `--checkpoint` repeated); the first is the default.",
     )
     weights: Annotated[tuple[Path, ...], NoDecode] = Field(
         (),
@@ -46,6 +46,16 @@ class Settings(BaseSettings):
         None,
         description="TOML file of further checkpoints by name, of the form of `checkpoints/variants.toml`.",
         json_schema_extra={"default": "none"},
+    )
+    companion: str | None = Field(
+        None,
+        description="Where a checkpoint without tokenizers and configurations has them from: a name that `sd35 models`"
+        " lists, or a directory in the Diffusers layout, of the same model.",
+        json_schema_extra={"default": "none"},
+    )
+    transformer: Literal["auto", "bf16", "fp8"] = Field(
+        "auto",
+        description="Of NVIDIA's ONNX graphs, the transformer to read; `auto`: the one on disk, `bf16` where both are.",
     )
     offline: bool = Field(default=False, description="Never use the network: fetch nothing, ask the hub nothing.")
     backend: str = Field("onnx", description="What computes: `onnx` (no PyTorch) or `diffusers`. See `sd35 doctor`.")

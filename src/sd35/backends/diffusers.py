@@ -39,6 +39,8 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 
 def open_backend(checkpoint: Checkpoint, options: Options) -> "DiffusersBackend":
     """Raises InvalidSetting, BackendUnavailable (no such device), CheckpointError (weights missing or not readable)."""
+    if checkpoint.graphs:
+        raise CheckpointError(f"{checkpoint.graphs.directory} holds ONNX graphs, which only the onnx backend reads")
     device = _device(options.device)
     if options.offload == "sequential" and device.type == "cpu":
         raise InvalidSetting("offload: got 'sequential', which needs a CUDA device; allowed: none, encoders, model")

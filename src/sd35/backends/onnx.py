@@ -1,13 +1,12 @@
 """The `onnx` backend: a checkpoint's ONNX graphs on a CPU, by ONNX Runtime, in float32. Needs no PyTorch.
 
-The graphs are those of `sd35.compile.onnx_export`, with NVIDIA's tensor names.
+The graphs are those of `sd35.compile.onnx_export` or NVIDIA's: see `sd35.backends.graphs`.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -16,10 +15,11 @@ from jaxtyping import Float32, UInt8
 
 from sd35.backends.contract import LATENT_PX, Array, DenoiseRow, Memory, TextEmbedding
 from sd35.backends.footprint import DeviceKind
+from sd35.backends.graphs import graphs_of
 from sd35.backends.guidance import guided_velocities, step_length_of, timestep_of, transformer_rows
 from sd35.backends.host import HostMemory, cores
 from sd35.backends.options import Options
-from sd35.checkpoints.checkpoint import Checkpoint, weights_layout
+from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.errors import CheckpointError, InvalidSetting
 
@@ -27,11 +27,13 @@ from sd35.errors import CheckpointError, InvalidSetting
 # 50, 100 and 1000: alone, a step is a sixth faster from about 50 on; beside a decoding, each of them slows both.
 _SPIN_US = 50
 _Graph: TypeAlias = Callable[[], onnxruntime.InferenceSession]
-WEIGHTS_LAYOUT = "sd35.weights_layout"  # of a graph's metadata: of the files it points into, if it does
 
 
 def open_backend(checkpoint: Checkpoint, options: Options) -> "OnnxBackend":
-    """Raises InvalidSetting for what is beyond a CPU in float32, CheckpointError where a graph is missing or broken."""
+    """Raises InvalidSetting for what is beyond a CPU in float32, CheckpointError where a graph is missing or broken.
+
+    And BackendUnavailable where NVIDIA's graphs cannot be read for lack of a library.
+    """
     for name, got, allowed in (
         ("precision", options.precision, ("auto", "float32")),
         ("device", options.device, ("auto", "cpu")),
@@ -66,13 +68,14 @@ class OnnxBackend:
         began_s = time.perf_counter()
         self.memory = HostMemory()
         self._tokenizers = Tokenizers(checkpoint)
+        graphs = graphs_of(checkpoint)
         parts = ("text_encoder", "text_encoder_2", "text_encoder_3")
-        opens = [partial(_open_graph, checkpoint.directory / part / "model.onnx", threads) for part in parts]
+        opens = [partial(graphs.open, part, threads) for part in parts]
         # Each gives its encoder's graph: the one that it keeps, or one that is opened anew and freed after its call.
         encoders: list[_Graph] = [*opens] if evicts_encoders else [_kept(open_()) for open_ in opens]
         self._clip_l, self._clip_g, self._t5 = encoders
-        self._transformer = _open_graph(checkpoint.directory / "transformer" / "model.onnx", threads, _SPIN_US)
-        self._decoder = _open_graph(checkpoint.directory / "vae" / "decoder.onnx", threads)
+        self._transformer = graphs.open("transformer", threads, _SPIN_US)
+        self._decoder = graphs.open("vae", threads)
         self.start_up_s = {"compile": time.perf_counter() - began_s}  # the runtime reads weights while it compiles
         vae = checkpoint.config("vae")
         self._scaling, self._shift = float(vae["scaling_factor"]), float(vae["shift_factor"])
@@ -124,27 +127,6 @@ class OnnxBackend:
 
 def _kept(graph: onnxruntime.InferenceSession) -> _Graph:
     return lambda: graph
-
-
-def _open_graph(path: Path, threads: int, spin_us: int = 0) -> onnxruntime.InferenceSession:
-    command = f"python -m sd35.compile.onnx_export {path.parent.parent}"
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; make the graphs, where PyTorch is installed, with: {command}")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    # By default threads spin for a second: that made a step slower by half, and loading too, beside other work.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin_us else "0")
-    options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_us))
-    try:
-        graph = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors have no base of their own
-        raise CheckpointError(f"{path} cannot be loaded: {error}") from error
-    layout = graph.get_modelmeta().custom_metadata_map.get(WEIGHTS_LAYOUT)
-    if layout and layout != weights_layout(path.parent):
-        raise CheckpointError(
-            f"{path} points into weights that were written anew; make the graphs again with: {command}"
-        )
-    return graph
 
 
 def _check_positions(checkpoint: Checkpoint) -> None:

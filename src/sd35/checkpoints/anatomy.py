@@ -8,6 +8,7 @@ from typing import Any
 
 from sd35.checkpoints.architectures import ARCHITECTURES, Config
 from sd35.checkpoints.checkpoint import Card, Checkpoint
+from sd35.checkpoints.tensorrt_onnx import OfficialGraphs
 from sd35.checkpoints.variants import Variant
 from sd35.errors import CheckpointError
 
@@ -20,7 +21,7 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 class Network:
     """A network: how many numbers its weights are, those of its largest layer, and what its files hold them in.
 
-    `stored_as` is a precision's name, or a safetensors tag where that is none of ours.
+    `stored_as` is a precision's name; where that is none of ours, a safetensors tag or "an ONNX graph".
     """
 
     values: int
@@ -42,6 +43,9 @@ class Anatomy:
 
 def anatomy_on_disk(checkpoint: Checkpoint) -> Anatomy:
     """Of a checkpoint that is there: the numbers are counted in its files' headers. Raises CheckpointError."""
+    if graphs := checkpoint.graphs:
+        networks = {name: _network_of_graph(checkpoint, graphs, name) for name in NETWORKS}
+        return Anatomy(checkpoint.name, checkpoint.card, networks, has_graphs=True)
     networks = {name: _network_on_disk(checkpoint, name) for name in NETWORKS}
     has_graphs = (checkpoint.directory / "transformer" / "model.onnx").is_file()
     return Anatomy(checkpoint.name, checkpoint.card, networks, has_graphs)
@@ -60,6 +64,14 @@ def anatomy_by_name(variant: Variant) -> Anatomy:
         stored_as = "bfloat16" if name in {"transformer", "vae"} else "float16"
         networks[name] = Network(stored // 2, _largest_layer(name, config), stored, stored_as, config)
     return Anatomy(variant.name, variant.card, networks)
+
+
+def _network_of_graph(checkpoint: Checkpoint, graphs: OfficialGraphs, name: str) -> Network:
+    """By the size of its files, which hold little else than numbers of two bytes, in an FP8 transformer of one."""
+    config = checkpoint.config(name)
+    stored = sum(path.stat().st_size for path in graphs.path(name).parent.iterdir() if path.is_file())
+    is_fp8 = name == "transformer" and graphs.transformer == "fp8"
+    return Network(stored if is_fp8 else stored // 2, _largest_layer(name, config), stored, "an ONNX graph", config)
 
 
 def _network_on_disk(checkpoint: Checkpoint, name: str) -> Network:

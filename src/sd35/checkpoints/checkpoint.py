@@ -1,4 +1,7 @@
-"""A checkpoint on disk: a directory in the Diffusers layout, and what is known of it beyond its weights."""
+"""A checkpoint on disk: a directory in the Diffusers layout, and what is known of it beyond its weights.
+
+Or NVIDIA's graphs, with such a directory for all that they lack.
+"""
 
 import hashlib
 import json
@@ -13,6 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from sd35.checkpoints.layout import CARD_FILE, PARTS, missing, needed, weight_files
 from sd35.checkpoints.safetensors_file import header_bytes
+from sd35.checkpoints.tensorrt_onnx import OfficialGraphs, Transformer, find_graphs
 from sd35.checkpoints.weights import CLIP, Weight, weights_in, weights_of_file
 from sd35.errors import CheckpointError
 from sd35.request import GUIDANCE_SCALE, SIZE_MULTIPLE_PX, SKIP_LAYER_SCALE, STEPS
@@ -69,13 +73,15 @@ class Card:
 class Checkpoint:
     """A checkpoint that was found. `name` is what requests call it.
 
-    `files` hold weights that are read instead of the directory's: single files, text encoders.
+    `files` hold weights that are read instead of the directory's: single files, text encoders. Where it has NVIDIA's
+    `graphs`, all weights are theirs, and `directory` is the companion's.
     """
 
     name: str
     directory: Path
     card: Card
     files: tuple[Path, ...] = ()
+    graphs: OfficialGraphs | None = None
 
     @cached_property
     def revision(self) -> str:
@@ -83,10 +89,12 @@ class Checkpoint:
         total = hashlib.sha256(json.dumps(asdict(self.card), sort_keys=True).encode())  # wherever the card came from
         paths = (path for path in self.directory.rglob("*") if path.is_file() and _is_identity(path))
         for name in needed(path.relative_to(self.directory).as_posix() for path in paths):
-            if not (".safetensors" in name and name.split("/")[0] in self.replaced):
+            if not (".safetensors" in name and (self.graphs or name.split("/")[0] in self.replaced)):
                 total.update(f"{name} {_sha256(self.directory / name)}\n".encode())
         for file in self.files:
             total.update(f"{_sha256(file)}\n".encode())
+        for name, file in sorted(self.graphs.files().items()) if self.graphs else ():
+            total.update(f"{name} {_sha256(file)}\n".encode())
         return total.hexdigest()
 
     @cached_property
@@ -136,24 +144,31 @@ def weights_layout(part: Path) -> str:
     return total.hexdigest()
 
 
-def open_checkpoint(name_or_path: str, own_variants: Path | None = None, weights: Sequence[Path] = ()) -> Checkpoint:
-    """The embedded checkpoint or a variant by name, a directory in the Diffusers layout, or a single file.
+def open_checkpoint(
+    name_or_path: str,
+    own_variants: Path | None = None,
+    weights: Sequence[Path] = (),
+    companion: str | None = None,
+    transformer: Transformer = "auto",
+) -> Checkpoint:
+    """The embedded checkpoint or a variant by name, a directory in the Diffusers layout or NVIDIA's, or a single file.
 
     A single file is read with the configurations and tokenizers, and the parts that it lacks, of the variant whose
-    architecture it has. `own_variants` is the user's file of variants; `weights` are files that are read instead of the
-    checkpoint's own. A name stands for that checkpoint at its revision, never for another: `./sd3.5-medium` is the
-    directory. Raises CheckpointError where it is none of these, not whole on disk, or a part is missing or broken;
-    InvalidSetting where the user's file is wrong.
+    architecture it has. NVIDIA's graphs are read with those of the `companion`, a name or a directory in the Diffusers
+    layout, whose weights may be missing; `transformer` says which of theirs is. `own_variants` is the user's file of
+    variants; `weights` are files that are read instead of the checkpoint's own. A name stands for that checkpoint at
+    its revision, never for another: `./sd3.5-medium` is the directory. Raises CheckpointError where it is none of
+    these, not whole on disk, or a part is missing or broken; InvalidSetting where the user's file is wrong.
     """
     files = tuple(path.expanduser().resolve() for path in weights)
-    if name_or_path == EMBEDDED:
-        return _open(_EMBEDDED_DIRECTORY, EMBEDDED, Card(), files)
+    if found := _named(name_or_path, own_variants, files):
+        return found
     from sd35.checkpoints.variants import load_variants
 
-    variants = load_variants(own_variants)
     path = Path(name_or_path).expanduser().resolve()
-    if name_or_path in variants:
-        return _open_variant(variants[name_or_path], name_or_path, files)
+    if graphs := find_graphs(path, transformer):
+        return _with_companion(graphs, companion, own_variants, files)
+    variants = load_variants(own_variants)
     if path.is_file():
         return _open_variant(variants[_variant_of(path)], path.stem, (path, *files))
     if not path.is_dir():
@@ -162,16 +177,41 @@ def open_checkpoint(name_or_path: str, own_variants: Path | None = None, weights
     return _open(path, path.name, Card(), files)
 
 
-def _open_variant(variant: "Variant", name: str, files: tuple[Path, ...]) -> Checkpoint:
+def _named(
+    name: str, own_variants: Path | None, files: tuple[Path, ...] = (), *, needs_weights: bool = True
+) -> Checkpoint | None:
+    """The checkpoint of a name, or None where nothing is called that."""
+    if name == EMBEDDED:
+        return _open(_EMBEDDED_DIRECTORY, EMBEDDED, Card(), files)
+    from sd35.checkpoints.variants import load_variants
+
+    variant = load_variants(own_variants).get(name)
+    return _open_variant(variant, name, files, needs_weights=needs_weights) if variant else None
+
+
+def _with_companion(
+    graphs: OfficialGraphs, companion: str | None, own_variants: Path | None, files: tuple[Path, ...]
+) -> Checkpoint:
+    if companion is None:
+        raise CheckpointError(
+            f"{graphs.directory} has no tokenizers and configurations; name where the same model's are, a variant or a"
+            " directory in the Diffusers layout: --companion (SD35_COMPANION)"
+        )
+    path = Path(companion).expanduser().resolve()
+    rest = _named(companion, own_variants, needs_weights=False) or _open(path, path.name, Card(), ())
+    card = _read_card(graphs.directory / CARD_FILE) or rest.card
+    return Checkpoint(graphs.directory.name, rest.directory, card, files, graphs)
+
+
+def _open_variant(variant: "Variant", name: str, files: tuple[Path, ...], *, needs_weights: bool = True) -> Checkpoint:
     from sd35.checkpoints.cache import place_of
 
     directory = place_of(variant).snapshot
     checkpoint = Checkpoint(name, directory, variant.card, files)
     lacking = missing(directory)
     if lacking and directory.is_dir():
-        lacking = [
-            path for path in lacking if not (".safetensors" in path and path.split("/")[0] in checkpoint.replaced)
-        ]
+        replaced = checkpoint.replaced if needs_weights else PARTS
+        lacking = [path for path in lacking if not (".safetensors" in path and path.split("/")[0] in replaced)]
     if lacking:
         shown = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
         state = f"not whole on disk: {shown} missing" if directory.is_dir() else "not on disk"

@@ -38,6 +38,8 @@ DataDir: TypeAlias = Annotated[str | None, _setting("data_dir", _SERVICE, metava
 Checkpoints: TypeAlias = Annotated[list[str] | None, _setting("checkpoints", _COMPUTE, metavar="NAME|PATH")]
 Weights: TypeAlias = Annotated[list[str] | None, _setting("weights", _COMPUTE, metavar="FILE")]
 Variants: TypeAlias = Annotated[str | None, _setting("variants", _COMPUTE, metavar="FILE")]
+Companion: TypeAlias = Annotated[str | None, _setting("companion", _COMPUTE, metavar="NAME|DIRECTORY")]
+Transformer: TypeAlias = Annotated[str | None, _setting("transformer", _COMPUTE, metavar="FORMAT")]
 Offline: TypeAlias = Annotated[bool | None, _setting("offline", _SERVICE)]
 Backend: TypeAlias = Annotated[str | None, _setting("backend", _COMPUTE, metavar="NAME")]
 Precision: TypeAlias = Annotated[str | None, _setting("precision", _COMPUTE, metavar="FORMAT")]

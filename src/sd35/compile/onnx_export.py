@@ -20,7 +20,7 @@ from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
-from sd35.backends.onnx import WEIGHTS_LAYOUT
+from sd35.backends.graphs import WEIGHTS_LAYOUT
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint, weights_layout
 from sd35.compile.rewrites import rewrite
 from sd35.compile.stored_weights import assert_only_small_inline, is_fixed, point_into_files, stored_tensors

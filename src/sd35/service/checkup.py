@@ -11,9 +11,8 @@ from pathlib import Path
 
 from sd35.backends.host import cores
 from sd35.backends.table import BACKENDS, check_available
-from sd35.checkpoints.checkpoint import open_checkpoint
 from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting
-from sd35.service.choosing import AUTO, candidates
+from sd35.service.choosing import AUTO, candidates, open_named
 from sd35.service.fitting import room_here
 from sd35.service.record import own_version
 from sd35.settings import Settings
@@ -86,8 +85,8 @@ def _backend(name: str) -> str:
 def _checkpoint(settings: Settings, name: str) -> str:
     if name == AUTO:
         return _auto(settings)
-    found = open_checkpoint(name, settings.variants, settings.weights)
-    return f"{found.directory}, revision {found.revision[:12]}"
+    found = open_named(name, settings)
+    return f"{found.graphs.directory if found.graphs else found.directory}, revision {found.revision[:12]}"
 
 
 def _auto(settings: Settings) -> str:

@@ -7,7 +7,7 @@ import structlog
 
 from sd35.checkpoints import cache, hub
 from sd35.checkpoints.anatomy import Anatomy, anatomy_by_name, anatomy_on_disk
-from sd35.checkpoints.checkpoint import open_checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sd35.checkpoints.variants import Variant, find_variant, load_variants
 from sd35.errors import CheckpointError, DownloadFailed
 from sd35.service.fitting import plan_for
@@ -59,7 +59,12 @@ def anatomy_of(name: str, settings: Settings) -> Anatomy:
     variants = load_variants(settings.variants)
     if name in variants and not settings.weights and not cache.holding_of(variants[name]).is_whole:
         return anatomy_by_name(variants[name])
-    return anatomy_on_disk(open_checkpoint(name, settings.variants, settings.weights))
+    return anatomy_on_disk(open_named(name, settings))
+
+
+def open_named(name: str, settings: Settings) -> Checkpoint:
+    """A checkpoint as settings name it, with what they say of its files. Raises CheckpointError, InvalidSetting."""
+    return open_checkpoint(name, settings.variants, settings.weights, settings.companion, settings.transformer)
 
 
 def _at_hand(settings: Settings, *, is_on_disk: bool) -> str | None:

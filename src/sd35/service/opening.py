@@ -7,13 +7,13 @@ from typing import Literal
 from sd35.backends.options import Options
 from sd35.backends.table import open_backend
 from sd35.checkpoints.anatomy import anatomy_on_disk
-from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.engine.embeddings import EmbeddingCache
 from sd35.engine.loop import CLOSING_RETRY_S
 from sd35.engine.scheduler import Limits
 from sd35.errors import InvalidSetting, NotReady
-from sd35.service.choosing import AUTO, choose
+from sd35.service.choosing import AUTO, choose, open_named
 from sd35.service.fitting import placement_of, plan_for, room_here
 from sd35.service.model import Model
 from sd35.service.start_up import StartUp
@@ -34,7 +34,7 @@ def open_checkpoints(settings: Settings) -> list[Checkpoint]:
     if settings.weights and len(settings.checkpoints) > 1:
         raise InvalidSetting(f"weights: got files beside {len(settings.checkpoints)} checkpoints; allowed: beside one")
     names = [choose(settings, room_here(settings)) if name == AUTO else name for name in settings.checkpoints]
-    checkpoints = [open_checkpoint(name, settings.variants, settings.weights) for name in names]
+    checkpoints = [open_named(name, settings) for name in names]
     found = [checkpoint.name for checkpoint in checkpoints]
     if doubled := sorted({name for name in found if found.count(name) > 1}):
         raise InvalidSetting(f"checkpoints: two are named {', '.join(doubled)}; rename a directory")

@@ -1,0 +1,82 @@
+"""Rewrites a graph in BF16, or in FP8 with BF16 between, to compute in float32. Needs `onnx`.
+
+ONNX Runtime has no BF16 matrix products, sums or convolutions for a CPU, and does not know TensorRT's own FP8
+operators. Weights stay as they are stored, where the runtime reads them, with a cast behind each. FP8's operators stay:
+what they round, they round.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+_TYPE_ATTRIBUTES = {"to", "dtype", "output_dtype", "stash_type"}
+# As ModelOpt's exporter writes them: x / scale, and back. ONNX's do the same where the zero is an FP8 one.
+_TENSORRT_OPERATORS = {"TRT_FP8QuantizeLinear": "QuantizeLinear", "TRT_FP8DequantizeLinear": "DequantizeLinear"}
+_ZERO = "zero in FP8"
+FP8_OPSET = 19  # the first in which ONNX's operators know FP8
+
+
+def holds_fp8(model: onnx.ModelProto) -> bool:
+    """Whether a graph has operators or weights of FP8 (E4M3)."""
+    return any(
+        node.op_type in _TENSORRT_OPERATORS
+        or any(each.t.data_type == TensorProto.FLOAT8E4M3FN for each in node.attribute)
+        for node in _nodes(model.graph)
+    ) or any(weight.data_type == TensorProto.FLOAT8E4M3FN for weight in model.graph.initializer)
+
+
+def to_float32(model: onnx.ModelProto) -> None:
+    """Rewrites a graph in place, its inputs and outputs too."""
+    if any(node.op_type in _TENSORRT_OPERATORS for node in _nodes(model.graph)):
+        _to_standard_operators(model)
+    for node in _nodes(model.graph):
+        for attribute in node.attribute:
+            _widen(attribute)
+    for graph in _graphs(model.graph):
+        del graph.value_info[:]  # runtimes infer these themselves
+        for value in (*graph.input, *graph.output):
+            if value.type.tensor_type.elem_type == TensorProto.BFLOAT16:
+                value.type.tensor_type.elem_type = TensorProto.FLOAT
+        _cast_weights(graph)
+
+
+def _cast_weights(graph: onnx.GraphProto) -> None:
+    casts = []
+    for weight in graph.initializer:
+        if weight.data_type == TensorProto.BFLOAT16:
+            name, weight.name = weight.name, f"{weight.name} in BF16"
+            casts.append(helper.make_node("Cast", [weight.name], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _widen(attribute: onnx.AttributeProto) -> None:
+    if attribute.name in _TYPE_ATTRIBUTES and attribute.i == TensorProto.BFLOAT16:
+        attribute.i = TensorProto.FLOAT
+    elif attribute.HasField("t") and attribute.t.data_type == TensorProto.BFLOAT16:
+        values = numpy_helper.to_array(attribute.t).astype(np.float32)
+        attribute.t.CopyFrom(numpy_helper.from_array(values, attribute.t.name))
+
+
+def _to_standard_operators(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(helper.make_tensor(_ZERO, TensorProto.FLOAT8E4M3FN, [], [0.0]))
+    for node in _nodes(model.graph):
+        if node.op_type in _TENSORRT_OPERATORS:
+            node.op_type, node.domain = _TENSORRT_OPERATORS[node.op_type], ""
+            node.input.append(_ZERO)
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph, and those inside its operators: branches and loops."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    return (node for each in _graphs(graph) for node in each.node)
