@@ -18,6 +18,7 @@ from onnx import TensorProto
 from sd35.backends.nvidia_graphs import NvidiaGraphs
 from sd35.backends.options import Options
 from sd35.backends.table import open_backend
+from sd35.checkpoints.anatomy import anatomy_on_disk
 from sd35.checkpoints.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
 from sd35.errors import BackendUnavailable, CheckpointError
 from sd35.request import Request
@@ -60,6 +61,15 @@ def replaced(file: Path, content: bytes) -> None:
 def request(steps: int, guidance: float, negative: str, width: int, height: int) -> Request:
     """What is drawn with both."""
     return Request(PROMPT, negative, width, height, steps, guidance, SEED, "model", "revision", "profile")
+
+
+@pytest.mark.parametrize("transformer", ["bf16", "fp8"])
+def test_the_memory_plan_knows_their_size(written: Path, transformer: Any):
+    """Whatever holds them, the transformer's numbers are those of the checkpoint that was exported, to 5 %."""
+    exported, graphs = (anatomy_on_disk(each) for each in (open_checkpoint(EMBEDDED), opened(written, transformer)))
+    expected = exported.networks["transformer"].values
+    assert graphs.networks["transformer"].values == pytest.approx(expected, rel=0.05)
+    assert graphs.has_graphs
 
 
 @pytest.fixture(scope="module")
