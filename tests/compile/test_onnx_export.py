@@ -141,3 +141,13 @@ def test_unreadable_weights_are_refused(tmp_path: Path, content: bytes | None) -
         (part / "model.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match="safetensors"):
         stored_tensors(part)
+
+
+def test_links_out_of_the_directory_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    """In Hugging Face's cache weights are links; ONNX Runtime would not follow them from a graph beside them."""
+    part = tmp_path / "text_encoder"
+    part.mkdir()
+    save_file({"a": torch.ones(2)}, tmp_path / "blob")
+    (part / "model.safetensors").symlink_to(tmp_path / "blob")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is a link .* cp -rL"):
+        stored_tensors(part)

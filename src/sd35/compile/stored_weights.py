@@ -21,11 +21,17 @@ _INLINE_LIMIT_BYTES = 65536  # of what is no weight: shapes, position ids, the m
 def stored_tensors(part: Path) -> dict[str, ir.ExternalTensor]:
     """Every floating-point tensor in the safetensors files of one part of a checkpoint, by name.
 
-    Raises CheckpointError where there is no such file, or where one cannot be read.
+    Raises CheckpointError where there is no such file, where one cannot be read, or is a link that a graph cannot use.
     """
     tensors: dict[str, ir.ExternalTensor] = {}
     for file in weight_files(part.parent, part.name):
-        for name, stored in read_tensors(part.parent / file).items():
+        path = part.parent / file
+        if path.resolve().parent != part.resolve():
+            raise CheckpointError(
+                f"{path} is a link to elsewhere, as in Hugging Face's cache, and ONNX Runtime follows none that leaves the"
+                f" graph's directory; export a copy: cp -rL {part.parent} COPY"
+            )
+        for name, stored in read_tensors(path).items():
             if stored.dtype in _DTYPES:
                 tensors[name] = ir.ExternalTensor(
                     location=stored.file.name,
