@@ -28,8 +28,8 @@ def stored_tensors(part: Path) -> dict[str, ir.ExternalTensor]:
         path = part.parent / file
         if path.resolve().parent != part.resolve():
             raise CheckpointError(
-                f"{path} is a link to elsewhere, as in Hugging Face's cache, and ONNX Runtime follows none that leaves the"
-                f" graph's directory; export a copy: cp -rL {part.parent} COPY"
+                f"{path} is a link to elsewhere, as in Hugging Face's cache, and ONNX Runtime follows none that leaves"
+                f" the graph's directory; export a copy: cp -rL {part.parent} COPY"
             )
         for name, stored in read_tensors(path).items():
             if stored.dtype in _DTYPES:
