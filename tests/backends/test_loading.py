@@ -273,6 +273,14 @@ def test_files_that_do_not_go_together_are_refused(medium: Path, tmp_path: Path)
         open_backend("onnx", open_checkpoint("sd35-mini", None, [one]), Options())
 
 
+def test_a_single_file_takes_what_it_lacks_from_its_companion(medium: Path, tmp_path: Path):
+    """Named by its file, it is the companion with the file's weights."""
+    parts = {"transformer": states(medium)["transformer"]}
+    file = write(tmp_path / "mine.safetensors", stability.single_file(parts))
+    found = open_checkpoint(str(file), companion=str(medium))
+    assert (found.name, found.directory, set(found.replaced)) == ("mine", medium, {"transformer"})
+
+
 def test_a_single_file_by_itself_asks_for_the_variant_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Its layers tell which; where that is not on disk, the command that fetches it is named."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))

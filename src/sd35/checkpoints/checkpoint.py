@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -153,12 +153,13 @@ def open_checkpoint(
 ) -> Checkpoint:
     """The embedded checkpoint or a variant by name, a directory in the Diffusers layout or NVIDIA's, or a single file.
 
-    A single file is read with the configurations and tokenizers, and the parts that it lacks, of the variant whose
-    architecture it has. NVIDIA's graphs are read with those of the `companion`, a name or a directory in the Diffusers
-    layout, whose weights may be missing; `transformer` says which of theirs is. `own_variants` is the user's file of
-    variants; `weights` are files that are read instead of the checkpoint's own. A name stands for that checkpoint at
-    its revision, never for another: `./sd3.5-medium` is the directory. Raises CheckpointError where it is none of
-    these, not whole on disk, or a part is missing or broken; InvalidSetting where the user's file is wrong.
+    A single file is read with the configurations and tokenizers, and the parts that it lacks, of the `companion`, a
+    name or a directory in the Diffusers layout; by default of the variant whose architecture it has. NVIDIA's graphs
+    are read with those of the `companion`, whose weights may be missing; `transformer` says which of theirs is.
+    `own_variants` is the user's file of variants; `weights` are files that are read instead of the checkpoint's own. A
+    name stands for that checkpoint at its revision, never for another: `./sd3.5-medium` is the directory. Raises
+    CheckpointError where it is none of these, not whole on disk, or a part is missing or broken; InvalidSetting where
+    the user's file is wrong.
     """
     files = tuple(path.expanduser().resolve() for path in weights)
     if found := _named(name_or_path, own_variants, files):
@@ -169,6 +170,8 @@ def open_checkpoint(
     if graphs := find_graphs(path, transformer):
         return _with_companion(graphs, companion, own_variants, files)
     variants = load_variants(own_variants)
+    if path.is_file() and companion:
+        return replace(open_checkpoint(companion, own_variants, (path, *files)), name=path.stem)
     if path.is_file():
         return _open_variant(variants[_variant_of(path)], path.stem, (path, *files))
     if not path.is_dir():
