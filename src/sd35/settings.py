@@ -198,6 +198,8 @@ def _explain(detail: dict[str, Any], given: Mapping[str, object], path: Path | N
         source = PREFIX + name.upper()
     else:
         source = f"{path}: {name}"
+    if detail["type"].startswith("byte_size"):
+        return f"{source}: got {detail['input']!r}; allowed: a number of bytes, or one with a unit, as 12GiB or 800MB"
     return f"{source}: got {detail['input']!r}; {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 

@@ -103,3 +103,10 @@ def test_every_setting_is_read_somewhere():
     source = Path(inspect.getfile(Settings)).parent
     code = "".join(path.read_text() for path in source.rglob("*.py") if path.name != "settings.py")
     assert [name for name in Settings.model_fields if f"settings.{name}" not in code] == []
+
+
+@pytest.mark.parametrize("amount", ["lots", "-1GiB", "12xB"])
+def test_an_amount_of_memory_that_is_none_is_refused_with_its_form(amount: str):
+    """What came is named, and how an amount is written."""
+    with pytest.raises(InvalidSetting, match=rf"--vram: got '{amount}'; allowed: .* as 12GiB"):
+        load_settings({"vram": amount})

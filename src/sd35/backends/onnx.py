@@ -38,10 +38,10 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> "OnnxBackend":
         ("precision", options.precision, ("auto", "float32")),
         ("device", options.device, ("auto", "cpu")),
         ("offload", options.offload, ("none", "encoders")),
-        ("tiled_decode", options.tiled_decode, (False,)),
+        ("tiled_decode", "on" if options.tiled_decode else "off", ("off",)),
     ):
         if got not in allowed:
-            raise InvalidSetting(f"{name}: got {got!r}; the onnx backend allows: {', '.join(map(str, allowed))}")
+            raise InvalidSetting(f"{name}: got {got!r}; the onnx backend allows: {', '.join(allowed)}")
     if checkpoint.files:
         files = ", ".join(map(str, checkpoint.files))
         raise InvalidSetting(
