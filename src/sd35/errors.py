@@ -9,6 +9,7 @@ Sd35Error
 ├── NotReplayable         a file does not say what made it        (exit 2)
 ├── InvalidSetting        a setting is wrong                      (exit 2)
 ├── CheckpointError       a checkpoint is missing or not usable   (exit 1)
+│   └── NotCompiled       its graphs or engines are not built yet (exit 1)
 ├── DownloadFailed        the hub cannot be used, or the disk     (exit 1)
 ├── DoesNotFit            no placement fits the memory there is   (exit 1)
 └── BackendUnavailable    a backend cannot run here, and why      (exit 1)
@@ -77,6 +78,14 @@ class InvalidSetting(Sd35Error):  # noqa: N818
 
 class CheckpointError(Sd35Error):
     """A checkpoint is missing or not usable."""
+
+
+class NotCompiled(CheckpointError):  # noqa: N818
+    """A backend computes from graphs or engines that are not built yet; `arguments` of `sd35` build them."""
+
+    def __init__(self, what: str, arguments: Sequence[str]) -> None:
+        super().__init__(f"{what} not built yet; build with: sd35 {' '.join(arguments)}")
+        self.arguments = tuple(arguments)
 
 
 class DownloadFailed(Sd35Error):  # noqa: N818

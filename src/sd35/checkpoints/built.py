@@ -1,0 +1,93 @@
+"""Folders of what was built from a checkpoint: graphs, engines. Whole or not there, and never taken for another's.
+
+Each holds a manifest: the key, which is all that its content follows from, and its files with their checksums. A folder
+whose key is another, or whose files are not those, counts as not there.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from sd35.checkpoints.checkpoint import Checkpoint
+
+Key: TypeAlias = Mapping[str, Any]
+"""JSON values by name: what is built from, by what, for what."""
+
+MANIFEST = "manifest.json"
+
+
+def home_of(cache_dir: Path, checkpoint: Checkpoint) -> Path:
+    """Where all that was built from a checkpoint lies; another revision of it has another place."""
+    return cache_dir / "compiled" / f"{checkpoint.name}-{checkpoint.revision[:16]}"
+
+
+def is_built(folder: Path, key: Key, *, thoroughly: bool = False) -> bool:
+    """Whether the folder holds what the key says, all of it; `thoroughly` compares checksums, not sizes alone."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["key"] != json.loads(json.dumps(key)):
+            return False
+        return all(_is_intact(folder / name, *facts, thoroughly) for name, facts in manifest["files"].items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def build(folder: Path, key: Key, make: Callable[[Path], None]) -> bool:
+    """Have `make` fill the folder, unless it is built; whether it had to.
+
+    It fills another folder beside, which takes the place when it is whole. Of several processes that want the same,
+    one builds and the others wait. What `make` raises leaves the place as it was.
+    """
+    from filelock import FileLock
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if is_built(folder, key, thoroughly=True):
+            return False
+        beside = folder.with_name(f".{folder.name}.incomplete")  # nobody else's: the lock is held
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        try:
+            make(beside)
+            _write_manifest(beside, key)
+            _take_place(beside, folder)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    return True
+
+
+def _take_place(new: Path, folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_manifest(folder: Path, key: Key) -> None:
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        files[path.relative_to(folder).as_posix()] = [path.stat().st_size, _sha256(path)]
+        _flush(path)
+    (folder / MANIFEST).write_text(json.dumps({"key": dict(key), "files": files}, indent=2) + "\n", encoding="utf-8")
+    _flush(folder / MANIFEST)
+
+
+def _flush(path: Path) -> None:
+    """To the disk, so that the folder's new name never stands for files that a crash emptied."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _is_intact(path: Path, size_bytes: int, checksum: str, thoroughly: bool) -> bool:  # noqa: FBT001  a private step
+    return path.stat().st_size == size_bytes and (not thoroughly or _sha256(path) == checksum)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
