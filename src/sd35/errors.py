@@ -10,6 +10,7 @@ Sd35Error
 ├── InvalidSetting        a setting is wrong                      (exit 2)
 ├── CheckpointError       a checkpoint is missing or not usable   (exit 1)
 │   └── NotCompiled       its graphs or engines are not built yet (exit 1)
+├── BuildFailed           a graph or an engine cannot be built     (exit 1)
 ├── DownloadFailed        the hub cannot be used, or the disk     (exit 1)
 ├── DoesNotFit            no placement fits the memory there is   (exit 1)
 └── BackendUnavailable    a backend cannot run here, and why      (exit 1)
@@ -86,6 +87,10 @@ class NotCompiled(CheckpointError):  # noqa: N818
     def __init__(self, what: str, arguments: Sequence[str]) -> None:
         super().__init__(f"{what} not built yet; build with: sd35 {' '.join(arguments)}")
         self.arguments = tuple(arguments)
+
+
+class BuildFailed(Sd35Error):  # noqa: N818
+    """A graph or an engine cannot be built, or is not as good as it has to be."""
 
 
 class DownloadFailed(Sd35Error):  # noqa: N818

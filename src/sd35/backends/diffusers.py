@@ -93,6 +93,11 @@ class DiffusersBackend:
         self.memory = WorkingMemory(memory_of(str(device))[1], self._came_bytes)
 
     @property
+    def transformer(self) -> nn.Module:
+        """The network itself, for whoever calibrates it."""
+        return self._pipeline.transformer
+
+    @property
     def versions(self) -> dict[str, str]:
         """The libraries that shape the numbers, name -> version."""
         return {name: version(name) for name in ("diffusers", "torch", "transformers")}

@@ -1,17 +1,19 @@
-"""Where the `onnx` backend's graphs are from: this project's own export, or NVIDIA's repositories.
+"""Where the `onnx` backend's graphs are from: this project's own export, what `sd35 compile` wrote, or NVIDIA's.
 
-Opened, the two are alike: the same tensors by the same names, float32 and int32. The same is left to the backend, too:
+Opened, they are alike: the same tensors by the same names, float32 and int32. The same is left to the backend, too:
 putting the encoders' tokens together, guidance, the autoencoder's scale and shift.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import onnxruntime
 
+from sd35.backends.options import Options
 from sd35.checkpoints.checkpoint import Checkpoint, weights_layout
-from sd35.errors import BackendUnavailable, CheckpointError
+from sd35.checkpoints.compiled_graphs import OF_PRECISION, compiled_graphs
+from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting
 
 WEIGHTS_LAYOUT = "sd35.weights_layout"  # of a graph's metadata: of the files it points into, if it does
 
@@ -26,10 +28,21 @@ class Graphs(Protocol):
         """
 
 
-def graphs_of(checkpoint: Checkpoint) -> Graphs:
-    """The checkpoint's. Raises BackendUnavailable where reading them takes a library that is not installed."""
+def graphs_of(checkpoint: Checkpoint, options: Options) -> Graphs:
+    """The checkpoint's: NVIDIA's, those beside its weights, or those that were compiled.
+
+    Raises BackendUnavailable where reading them takes a library that is not installed, InvalidSetting where NVIDIA's
+    are of another precision, NotCompiled, CheckpointError.
+    """
+    wanted = OF_PRECISION["float32" if options.precision == "auto" else options.precision]
     if checkpoint.graphs is None:
-        return OwnGraphs(checkpoint.directory)
+        own = OwnGraphs(checkpoint.directory)
+        if wanted == "fp32" and own.are_there:
+            return own
+        checkpoint = replace(checkpoint, graphs=compiled_graphs(options.cache_dir, checkpoint, wanted))
+    elif options.precision not in {"auto", "float32"} and checkpoint.graphs.transformer != wanted:
+        found = checkpoint.graphs.transformer
+        raise InvalidSetting(f"precision: got {options.precision!r}; {checkpoint.graphs.directory} holds {found}")
     try:
         from sd35.backends.nvidia_graphs import NvidiaGraphs
     except ModuleNotFoundError as error:
@@ -43,6 +56,11 @@ class OwnGraphs:
     """Those that `sd35.compile.onnx_export` wrote beside the weights of a directory in the Diffusers layout."""
 
     directory: Path
+
+    @property
+    def are_there(self) -> bool:
+        """Whether they were written; without a look inside."""
+        return (self.directory / "transformer" / "model.onnx").is_file()
 
     def open(self, part: str, threads: int, spin_us: int = 0) -> onnxruntime.InferenceSession:
         """See `Graphs`."""

@@ -1,6 +1,7 @@
 """The `onnx` backend: a checkpoint's ONNX graphs on a CPU, by ONNX Runtime, in float32. Needs no PyTorch.
 
-The graphs are those of `sd35.compile.onnx_export` or NVIDIA's: see `sd35.backends.graphs`.
+The graphs are those of `sd35.compile` or NVIDIA's: see `sd35.backends.graphs`. In FP8 and BF16 it computes in float32
+what such a graph rounds: the numbers that a GPU would see, not its speed.
 """
 
 import time
@@ -20,6 +21,7 @@ from sd35.backends.guidance import guided_velocities, step_length_of, timestep_o
 from sd35.backends.host import HostMemory, cores
 from sd35.backends.options import Options
 from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.compiled_graphs import OF_PRECISION
 from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.errors import CheckpointError, InvalidSetting
 
@@ -35,7 +37,7 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> "OnnxBackend":
     And BackendUnavailable where NVIDIA's graphs cannot be read for lack of a library.
     """
     for name, got, allowed in (
-        ("precision", options.precision, ("auto", "float32")),
+        ("precision", options.precision, ("auto", *OF_PRECISION)),
         ("device", options.device, ("auto", "cpu")),
         ("offload", options.offload, ("none", "encoders")),
         ("tiled_decode", "on" if options.tiled_decode else "off", ("off",)),
@@ -47,7 +49,7 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> "OnnxBackend":
         raise InvalidSetting(
             f"weights: got {files}; the onnx backend reads graphs that point into a checkpoint's own files"
         )
-    return OnnxBackend(checkpoint, options.threads or cores(), evicts_encoders=options.offload == "encoders")
+    return OnnxBackend(checkpoint, options)
 
 
 def memory_of(device: str) -> tuple[DeviceKind, Memory]:  # noqa: ARG001  there is but one
@@ -59,20 +61,21 @@ class OnnxBackend:
     """See `sd35.backends.contract.Backend`. Latents and embeddings are float32 NumPy arrays."""
 
     name = "onnx"
-    precision = "float32"
     can_skip_layers = False
     is_tiled = False
 
-    def __init__(self, checkpoint: Checkpoint, threads: int, *, evicts_encoders: bool = False) -> None:
+    def __init__(self, checkpoint: Checkpoint, options: Options) -> None:
         _check_positions(checkpoint)
         began_s = time.perf_counter()
+        self.precision = "float32" if options.precision == "auto" else options.precision
         self.memory = HostMemory()
         self._tokenizers = Tokenizers(checkpoint)
-        graphs = graphs_of(checkpoint)
+        graphs, threads = graphs_of(checkpoint, options), options.threads or cores()
         parts = ("text_encoder", "text_encoder_2", "text_encoder_3")
         opens = [partial(graphs.open, part, threads) for part in parts]
         # Each gives its encoder's graph: the one that it keeps, or one that is opened anew and freed after its call.
-        encoders: list[_Graph] = [*opens] if evicts_encoders else [_kept(open_()) for open_ in opens]
+        evicts = options.offload == "encoders"
+        encoders: list[_Graph] = [*opens] if evicts else [_kept(open_()) for open_ in opens]
         self._clip_l, self._clip_g, self._t5 = encoders
         self._transformer = graphs.open("transformer", threads, _SPIN_US)
         self._decoder = graphs.open("vae", threads)

@@ -1,9 +1,10 @@
 """How a backend is to compute. Each backend honours an option or refuses it with InvalidSetting."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias
 
-Precision: TypeAlias = Literal["auto", "float32", "float16", "bfloat16"]
+Precision: TypeAlias = Literal["auto", "float32", "float16", "bfloat16", "fp8"]
 Offload: TypeAlias = Literal["none", "encoders", "model", "sequential"]
 
 TILE_PX = 512  # side of a tile, where decoding is tiled
@@ -16,7 +17,8 @@ class Options:
     `offload` says which networks are not there all the time. "encoders": on a CPU, the text encoders are read from disk
     one by one when there is new text, and freed after it; on CUDA, they stay and compute on the CPU. "model": each
     network is there while it computes, read from disk on a CPU, brought from the host's memory on CUDA. "sequential",
-    on CUDA only: the same of each layer. `tiled_decode`: a picture larger than TILE_PX is decoded in tiles.
+    on CUDA only: the same of each layer. `tiled_decode`: a picture larger than TILE_PX is decoded in tiles. What
+    `sd35 compile` built is looked for in `cache_dir`.
     """
 
     precision: Precision = "auto"
@@ -24,3 +26,4 @@ class Options:
     offload: Offload = "none"
     threads: int = 0
     tiled_decode: bool = False
+    cache_dir: Path | None = None

@@ -1,7 +1,8 @@
 """Folders of what was built from a checkpoint: graphs, engines. Whole or not there, and never taken for another's.
 
 Each holds a manifest: the key, which is all that its content follows from, and its files with their checksums. A folder
-whose key is another, or whose files are not those, counts as not there.
+whose key is another, or whose files are not those, counts as not there. Who reads it may know less of the key than who
+built it: of what both know, all has to agree.
 """
 
 import hashlib
@@ -29,9 +30,12 @@ def is_built(folder: Path, key: Key, *, thoroughly: bool = False) -> bool:
     """Whether the folder holds what the key says, all of it; `thoroughly` compares checksums, not sizes alone."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["key"] != json.loads(json.dumps(key)):
+        if {**manifest["key"], **json.loads(json.dumps(key))} != manifest["key"]:
             return False
-        return all(_is_intact(folder / name, *facts, thoroughly) for name, facts in manifest["files"].items())
+        files = manifest["files"].items()
+        return all(
+            _is_intact(folder / name, size, checksum if thoroughly else None) for name, (size, checksum) in files
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -84,8 +88,8 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _is_intact(path: Path, size_bytes: int, checksum: str, thoroughly: bool) -> bool:  # noqa: FBT001  a private step
-    return path.stat().st_size == size_bytes and (not thoroughly or _sha256(path) == checksum)
+def _is_intact(path: Path, size_bytes: int, checksum: str | None) -> bool:
+    return path.stat().st_size == size_bytes and (checksum is None or _sha256(path) == checksum)
 
 
 def _sha256(path: Path) -> str:

@@ -71,7 +71,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was found. `name` is what requests call it.
+    """A checkpoint that was found. `name` is what requests call it, `asked` what it was opened by, a name or a path.
 
     `files` hold weights that are read instead of the directory's: single files, text encoders. Where it has NVIDIA's
     `graphs`, all weights are theirs, and `directory` is the companion's.
@@ -82,6 +82,7 @@ class Checkpoint:
     card: Card
     files: tuple[Path, ...] = ()
     graphs: OfficialGraphs | None = None
+    asked: str = ""
 
     @cached_property
     def revision(self) -> str:
@@ -162,11 +163,22 @@ def open_checkpoint(
     the user's file is wrong.
     """
     files = tuple(path.expanduser().resolve() for path in weights)
-    if found := _named(name_or_path, own_variants, files):
-        return found
+    found = _named(name_or_path, own_variants, files)
+    found = found or _at(name_or_path, own_variants, files, companion, transformer)
+    return replace(found, asked=name_or_path)
+
+
+def _at(
+    place: str,
+    own_variants: Path | None,
+    files: tuple[Path, ...],
+    companion: str | None,
+    transformer: Transformer,
+) -> Checkpoint:
+    """What lies at a path: NVIDIA's graphs, a single file, a directory in the Diffusers layout."""
     from sd35.checkpoints.variants import load_variants
 
-    path = Path(name_or_path).expanduser().resolve()
+    path = Path(place).expanduser().resolve()
     if graphs := find_graphs(path, transformer):
         return _with_companion(graphs, companion, own_variants, files)
     variants = load_variants(own_variants)
@@ -176,7 +188,7 @@ def open_checkpoint(
         return _open_variant(variants[_variant_of(path)], path.stem, (path, *files))
     if not path.is_dir():
         known = ", ".join(map(repr, (EMBEDDED, *variants)))
-        raise CheckpointError(f"{name_or_path!r} is neither a directory, nor a file, nor one of {known}")
+        raise CheckpointError(f"{place!r} is neither a directory, nor a file, nor one of {known}")
     return _open(path, path.name, Card(), files)
 
 

@@ -1,7 +1,8 @@
 """NVIDIA's ONNX graphs of SD3.5, as they lie in `stabilityai/stable-diffusion-3.5-large-tensorrt` on Hugging Face.
 
 `ONNX/{clip_l,clip_g,t5,vae}` and `ONNX/transformer/{bf16,fp8}` hold a graph each, and beside one of 2 GiB and more the
-file of its weights. Tokenizers, scheduler and configurations are not there: they are a companion's.
+file of its weights. Tokenizers, scheduler and configurations are not there: they are a companion's. What `sd35 compile`
+writes lies alike, in FP32 too.
 """
 
 from dataclasses import dataclass
@@ -12,21 +13,27 @@ from sd35.errors import CheckpointError
 
 Transformer: TypeAlias = Literal["auto", "bf16", "fp8"]
 _ROOT = "ONNX"
-_GRAPH = "model_optimized.onnx"
+GRAPH_FILE = "model_optimized.onnx"
 _FOLDERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5", "vae": "vae"}
 _QUANTISATIONS: tuple[Literal["bf16", "fp8"], ...] = ("bf16", "fp8")
 
 
 @dataclass(frozen=True)
 class OfficialGraphs:
-    """Those of one directory, which holds `ONNX`; `transformer` is the one of its transformers that is read."""
+    """Those of one directory, which holds `ONNX`; `transformer` is the one of its transformers that is read.
+
+    `transformer_at`: where that lies, if not in its place, as while it is built.
+    """
 
     directory: Path
-    transformer: Literal["bf16", "fp8"]
+    transformer: Literal["fp32", "bf16", "fp8"]
+    transformer_at: Path | None = None
 
     def path(self, part: str) -> Path:
         """The graph of a part, by the part's name in the Diffusers layout."""
-        return self.directory / _ROOT / self._folder(part) / _GRAPH
+        if part == "transformer" and self.transformer_at:
+            return self.transformer_at / GRAPH_FILE
+        return self.directory / _ROOT / self._folder(part) / GRAPH_FILE
 
     def files(self) -> dict[str, Path]:
         """Graphs and weights, by their names in the directory."""

@@ -4,7 +4,7 @@ None changes what is computed, beyond the last bit.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
@@ -12,15 +12,21 @@ from diffusers.models.embeddings import PatchEmbed
 from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
+Form: TypeAlias = Literal["onnxruntime", "standard"]
 
-def rewrite(network: nn.Module) -> None:
-    """Gives the modules of a network that is about to be traced the forms below, in place."""
+
+def rewrite(network: nn.Module, form: Form) -> None:
+    """Gives the modules of a network that is about to be traced the forms below, in place.
+
+    Of the form "onnxruntime", attention is that runtime's own operator; a "standard" graph has ONNX's alone.
+    """
     for module in network.modules():
         forms: Any = module  # methods are replaced on the instance, which the type does not foresee
         if isinstance(module, PatchEmbed):
             forms.cropped_pos_embed = partial(_crop_positions, module)
         elif isinstance(module, Attention) and isinstance(module.processor, JointAttnProcessor2_0):
-            forms.processor = _joint_attention
+            if form == "onnxruntime":
+                forms.processor = _joint_attention
         elif isinstance(module, RMSNorm):
             forms.forward = partial(_rms_norm, module)
         elif isinstance(module, nn.GroupNorm):
@@ -74,14 +80,18 @@ def _joint_attention(
 
 
 def _rms_norm(norm: RMSNorm, values: Tensor) -> Tensor:
-    """Divided by a root, where Diffusers multiplies with its reciprocal: the form that ONNX Runtime fuses to one."""
-    return values / torch.sqrt(values.pow(2).mean(-1, keepdim=True) + norm.eps) * norm.weight
+    """Divided by a root, where Diffusers multiplies with its reciprocal: the form that ONNX Runtime fuses to one.
+
+    In float32, as Diffusers does, whatever comes.
+    """
+    wide = values.float()
+    return (wide / torch.sqrt(wide.pow(2).mean(-1, keepdim=True) + norm.eps)).to(values.dtype) * norm.weight
 
 
 def _group_norm(norm: nn.GroupNorm, values: Tensor) -> Tensor:
     """Each group an instance's channel, which ONNX has an operator for. The exporter writes sums, roots and casts."""
     groups = values.reshape(values.shape[0], norm.num_groups, -1)
-    ones, zeros = torch.ones(norm.num_groups), torch.zeros(norm.num_groups)
+    ones, zeros = values.new_ones(norm.num_groups), values.new_zeros(norm.num_groups)
     normal = torch.onnx.ops.symbolic(
         "InstanceNormalization", [groups, ones, zeros], {"epsilon": norm.eps}, dtype=values.dtype, shape=groups.shape,
         version=6,

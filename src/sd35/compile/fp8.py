@@ -1,0 +1,124 @@
+"""A transformer in FP8, from calibration to quality gate: what is built has passed."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sd35.backends.contract import TextEmbedding
+from sd35.backends.diffusers import DiffusersBackend
+from sd35.backends.options import Options
+from sd35.backends.table import open_backend
+from sd35.checkpoints.built import build
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.compiled_graphs import graph_key
+from sd35.checkpoints.tensorrt_onnx import OfficialGraphs
+from sd35.compile.calibration import Calibration, calibrate, fp8_layers
+from sd35.compile.drawing import Recipe
+from sd35.compile.gate import BAR_DB, Quality, judge
+from sd35.compile.graphs import exported, save
+from sd35.compile.networks import graphs_of
+from sd35.compile.quantise import quantise
+from sd35.compile.sensitivity import Sensitivity, rank
+from sd35.compile.sizes import Sizes, sizes_of
+from sd35.compile.stages import Stages
+from sd35.errors import BuildFailed
+
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How it is calibrated and judged. `with_sensitivity`: whether the layers are ranked, one step for each."""
+
+    recipe: Recipe
+    calibration_prompts: Sequence[str]
+    judged_prompts: Sequence[str]
+    device: str = "auto"
+    threads: int = 0
+    with_sensitivity: bool = True
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known of a transformer in FP8; it lies beside the graph as `report.json`."""
+
+    exempt_blocks: tuple[int, ...]
+    sizes: Sizes
+    quality: Quality
+    sensitivity: list[Sensitivity]
+    largest: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """With the mean that the gate judged."""
+        plain = asdict(self)
+        plain["quality"] |= {"mean_db": self.quality.mean_db, "bar_db": BAR_DB}
+        return {**plain, "sensitivity": [each._asdict() for each in self.sensitivity]}
+
+
+def build_fp8(checkpoint: Checkpoint, graphs: OfficialGraphs, wanted: Wanted, stages: Stages) -> None:
+    """Builds it where `graphs` says, unless it is built. The other networks' graphs have to be there.
+
+    Raises BuildFailed where the quality gate is not passed, with nothing built; BackendUnavailable, CheckpointError.
+    """
+    key = {**graph_key(checkpoint, "transformer", "fp8"), "wanted": asdict(wanted)}
+    del key["wanted"]["device"], key["wanted"]["threads"]  # it is the same from wherever
+    build(graphs.path("transformer").parent, key, partial(_make, checkpoint, graphs, wanted, stages))
+
+
+def read_report(graphs: OfficialGraphs) -> dict[str, Any]:
+    """The report of a transformer that is built."""
+    found: dict[str, Any] = json.loads((graphs.path("transformer").parent / REPORT).read_text(encoding="utf-8"))
+    return found
+
+
+def _make(checkpoint: Checkpoint, graphs: OfficialGraphs, wanted: Wanted, stages: Stages, folder: Path) -> None:
+    with stages.stage("load PyTorch's networks"):
+        options = Options(device=wanted.device, threads=wanted.threads, offload="encoders")
+        backend = open_backend("diffusers", checkpoint, options)
+        assert isinstance(backend, DiffusersBackend)
+        embeddings = _encode(backend, [*wanted.calibration_prompts, *wanted.judged_prompts])
+    calibrating, judging = embeddings[: len(wanted.calibration_prompts)], embeddings[len(wanted.calibration_prompts) :]
+    with stages.stage("calibrate", len(calibrating) * wanted.recipe.steps) as advance:
+        calibration = calibrate(backend, wanted.recipe, calibrating, advance)
+    sensitivity = []
+    if wanted.with_sensitivity:
+        with stages.stage("rank layers", len(fp8_layers(backend.transformer))) as advance:
+            sensitivity = rank(backend, calibration, advance)
+    last = checkpoint.config("transformer")["num_layers"] - 1
+    for exempt_blocks in ((), (0, last)):
+        with stages.stage("quantise"):
+            sizes = _quantise(checkpoint, calibration, exempt_blocks, folder)
+        with stages.stage("judge", 2 * len(judging)) as advance:
+            built = Checkpoint(
+                checkpoint.name, checkpoint.directory, checkpoint.card,
+                graphs=OfficialGraphs(graphs.directory, "fp8", transformer_at=folder),
+            )  # fmt: skip
+            candidate = open_backend(
+                "onnx", built, Options(precision="fp8", threads=wanted.threads, offload="encoders")
+            )
+            quality = judge(backend, candidate, wanted.recipe, judging, advance)
+        if quality.is_enough:
+            report = Report(exempt_blocks, sizes, quality, sensitivity, calibration.largest)
+            (folder / REPORT).write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+            return
+    raise BuildFailed(
+        f"the transformer of {checkpoint.name} in FP8 draws with {quality.mean_db:.1f} dB of what it drew before,"
+        f" {BAR_DB - quality.mean_db:.1f} dB below the bar of {BAR_DB:.0f}, its first and last block left as they were"
+    )
+
+
+def _quantise(checkpoint: Checkpoint, calibration: Calibration, exempt_blocks: tuple[int, ...], folder: Path) -> Sizes:
+    graph = next(each for each in graphs_of(checkpoint) if each.part == "transformer")
+    model = exported(checkpoint, graph, "bf16")
+    quantise(model, calibration.largest, exempt_blocks)
+    save(model, folder)
+    return sizes_of(model)
+
+
+def _encode(backend: DiffusersBackend, prompts: Sequence[str]) -> list[tuple[TextEmbedding, TextEmbedding]]:
+    """Each prompt with the empty one, against which it is guided."""
+    negative, *found = backend.encode_text(["", *prompts])
+    return [(each, negative) for each in found]

@@ -1,0 +1,69 @@
+"""Writes a checkpoint's networks as graphs that any runtime reads: ONNX's operators alone, in NVIDIA's layout.
+
+They lie in the cache directory with weights of their own, in the number format they compute in: TensorRT takes a
+graph's types as they are. Needs torch, diffusers, transformers and onnxscript.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from onnxscript.optimizer import optimize_ir
+
+from sd35.backends.loading import load_network
+from sd35.checkpoints.built import build
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.compiled_graphs import GraphPrecision, graph_key, place_of_graphs
+from sd35.checkpoints.tensorrt_onnx import GRAPH_FILE, OfficialGraphs
+from sd35.compile.networks import PREFIX, Graph, graphs_of, tidy, trace
+from sd35.compile.stages import Stages
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_INLINE_BYTES = 1024  # smaller tensors stay in the graph's own file: shapes, scales
+
+
+def build_graphs(checkpoint: Checkpoint, precision: GraphPrecision, cache_dir: Path, stages: Stages) -> OfficialGraphs:
+    """Builds what is not built yet, but for a transformer in FP8: see `sd35.compile.fp8`.
+
+    Raises CheckpointError where weights are missing or broken.
+    """
+    graphs = place_of_graphs(cache_dir, checkpoint, precision)
+    for graph in graphs_of(checkpoint):
+        if graph.part == "transformer" and precision == "fp8":
+            continue
+        key = graph_key(checkpoint, graph.part, precision)
+        folder = graphs.path(graph.part).parent
+        with stages.stage(f"graph of {graph.part}"):
+            build(folder, key, partial(_write, checkpoint, graph, str(key["precision"])))
+    return graphs
+
+
+def exported(checkpoint: Checkpoint, graph: Graph, precision: str) -> ir.Model:
+    """One network's graph in FP32 or BF16; its weights are PyTorch's, mapped from their files where they can be."""
+    dtype = _DTYPES[precision]
+    model = trace(graph.wrapper(load_network(checkpoint, graph.part, dtype), "standard"), graph, dtype)
+    optimize_ir(model, should_fold=lambda node: False if _reads_weight(node) else None)
+    tidy(model, graph)
+    for value in list(model.graph.initializers.values()):
+        value.name = str(value.name).removeprefix(PREFIX)
+    return model
+
+
+def save(model: ir.Model, folder: Path) -> None:
+    """Writes a graph and, beside it, its weights: one after the other, so that memory holds one at a time."""
+    for value in list(model.graph.initializers.values()):
+        if not value.uses() and not value.is_graph_output():
+            del model.graph.initializers[str(value.name)]
+    ir.save(
+        model, folder / GRAPH_FILE, external_data=f"{GRAPH_FILE}.data", size_threshold_bytes=_INLINE_BYTES
+    )  # fmt: skip
+
+
+def _write(checkpoint: Checkpoint, graph: Graph, precision: str, folder: Path) -> None:
+    save(exported(checkpoint, graph, precision), folder)
+
+
+def _reads_weight(node: ir.Node) -> bool:
+    """What must not be folded: it would store a weight in another form, or twice."""
+    return any(value is not None and str(value.name).startswith(PREFIX) for value in node.inputs)

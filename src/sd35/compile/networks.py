@@ -1,0 +1,144 @@
+"""The five networks as graphs: what goes in and comes out by which names, and how PyTorch's exporter traces them.
+
+Tensors are named as in NVIDIA's published SD3.5 graphs, so that those and these are interchangeable.
+Needs torch, diffusers, transformers and onnxscript.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from diffusers import AutoencoderKL, SD3Transformer2DModel
+from torch import Tensor, nn
+
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.compile.rewrites import Form, rewrite
+
+OPSET = 21  # the first with FP8 Q/DQ as TensorRT and ONNX Runtime read it
+PREFIX = "network."  # of a parameter's name inside the wrappers below
+Dimensions = tuple[str | int, ...]
+
+
+class Wrapper(nn.Module):
+    """A network whose arguments and results are a graph's; the network's modules are rewritten."""
+
+    network: Any  # each wrapper knows its own
+
+    def __init__(self, network: nn.Module, form: Form) -> None:
+        super().__init__()
+        rewrite(network, form)
+        self.network = network
+
+
+class _Clip(Wrapper):
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.network(input_ids, output_hidden_states=True)
+        return output.text_embeds, output.hidden_states[-2]
+
+
+class _T5(Wrapper):
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.network(input_ids).last_hidden_state
+
+
+class _Transformer(Wrapper):
+    network: SD3Transformer2DModel
+
+    def forward(
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor, pooled_projections: Tensor, timestep: Tensor
+    ) -> Tensor:
+        return self.network(hidden_states, encoder_hidden_states, pooled_projections, timestep, return_dict=False)[0]
+
+
+class _Decoder(Wrapper):
+    network: AutoencoderKL
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return self.network.decode(latent, return_dict=False)[0]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One network's graph: the names of its tensors, and of their dimensions; integers are fixed."""
+
+    part: str
+    wrapper: type[Wrapper]
+    inputs: Mapping[str, Dimensions]
+    outputs: Mapping[str, Dimensions]
+
+
+def graphs_of(checkpoint: Checkpoint) -> list[Graph]:
+    """A checkpoint's five, in the order in which a picture is made."""
+
+    def clip(part: str) -> Graph:
+        config = checkpoint.config(part)
+        length, width = config["max_position_embeddings"], config["hidden_size"]
+        outputs: dict[str, Dimensions] = {
+            "text_embeddings": ("B", config["projection_dim"]),
+            "hidden_states": ("B", length, width),
+        }
+        return Graph(part, _Clip, {"input_ids": ("B", length)}, outputs)
+
+    sizes = checkpoint.config("transformer")
+    channels, joint, pooled = sizes["in_channels"], sizes["joint_attention_dim"], sizes["pooled_projection_dim"]
+    t5_width = checkpoint.config("text_encoder_3")["d_model"]
+    transformer: dict[str, Dimensions] = {
+        "hidden_states": ("R", channels, "h", "w"),
+        "encoder_hidden_states": ("R", "T", joint),
+        "pooled_projections": ("R", pooled),
+        "timestep": ("R",),
+    }
+    return [
+        clip("text_encoder"),
+        clip("text_encoder_2"),
+        Graph("text_encoder_3", _T5, {"input_ids": ("B", "T")}, {"text_embeddings": ("B", "T", t5_width)}),
+        Graph("transformer", _Transformer, transformer, {"latent": ("R", channels, "h", "w")}),
+        Graph("vae", _Decoder, {"latent": ("B", channels, "h", "w")}, {"images": ("B", 3, "8*h", "8*w")}),
+    ]
+
+
+def trace(wrapper: Wrapper, graph: Graph, dtype: torch.dtype = torch.float32) -> ir.Model:
+    """The network as the exporter writes it, not optimised: each parameter is still an initializer of its own name."""
+    examples = tuple(_example(name, dimensions, dtype) for name, dimensions in graph.inputs.items())
+    dynamic = {
+        name: {axis: torch.export.Dim.AUTO for axis, size in enumerate(dimensions) if isinstance(size, str)}
+        for name, dimensions in graph.inputs.items()
+    }
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own, of its internals
+        program = torch.onnx.export(
+            wrapper, examples, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
+            input_names=list(graph.inputs), output_names=list(graph.outputs), dynamic_shapes=dynamic,
+        )  # fmt: skip
+    assert program is not None
+    return program.model
+
+
+def tidy(model: ir.Model, graph: Graph) -> None:
+    """Removes the exporter's notes (they name paths of this machine) and gives the dimensions their names."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if not value.is_graph_output():  # runtimes infer these themselves
+                value.shape = value.type = None
+    for values, named in ((model.graph.inputs, graph.inputs), (model.graph.outputs, graph.outputs)):
+        for value, dimensions in zip(values, named.values(), strict=True):
+            value.shape = ir.Shape(dimensions)
+
+
+def _example(name: str, dimensions: Dimensions, dtype: torch.dtype) -> Tensor:
+    """An input to trace with. No two dynamic sizes are equal, and none is 1: the exporter would take them for fixed."""
+    sizes = {"R": 2, "B": 2, "T": 20, "h": 16, "w": 12}
+    shape = [size if isinstance(size, int) else sizes[size] for size in dimensions]
+    if name == "input_ids":
+        return torch.ones(shape, dtype=torch.int32)
+    return torch.rand(shape).to(torch.float32 if name == "timestep" else dtype)

@@ -1,0 +1,69 @@
+"""Ranks a transformer's layers by the error that each adds when it alone is in FP8."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sd35.backends.contract import DenoiseRow, to_numpy
+from sd35.backends.diffusers import DiffusersBackend
+from sd35.backends.fp8_layers import LARGEST, Treatment, treatment_of
+from sd35.compile.calibration import Calibration, fp8_layers
+from sd35.compile.quantise import scale_of
+from sd35.compile.stages import Advance
+
+
+class Sensitivity(NamedTuple):
+    """`error`: of the velocity, by root mean square, relative to it, over a few steps of one picture."""
+
+    layer: str
+    treatment: Treatment
+    error: float
+
+
+def rank(backend: DiffusersBackend, calibration: Calibration, advance: Advance) -> list[Sensitivity]:
+    """The most sensitive first. Computes in the backend's precision; `advance` is called for each of `fp8_layers`."""
+    expected = _velocities(backend, calibration.rows)
+    size = expected.square().mean().sqrt()
+    found = []
+    for name, layer in fp8_layers(backend.transformer).items():
+        with _rounded(name, layer, calibration.largest):
+            error = (_velocities(backend, calibration.rows) - expected).square().mean().sqrt() / size
+        found.append(Sensitivity(name, treatment_of(name), float(error)))
+        advance()
+    return sorted(found, key=lambda each: each.error, reverse=True)
+
+
+def to_fp8_and_back(values: Tensor, scale: float) -> Tensor:
+    """Rounded as the graph rounds: beyond the largest number, to it."""
+    small = (values.float() / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+    return (small.float() * scale).to(values.dtype)
+
+
+def _velocities(backend: DiffusersBackend, rows: list[DenoiseRow]) -> Tensor:
+    after = backend.denoise_step(rows)
+    moves = [
+        (torch.from_numpy(to_numpy(latent) - to_numpy(row.latent))) / (row.sigma_next - row.sigma)
+        for row, latent in zip(rows, after, strict=True)
+    ]
+    return torch.stack(moves)
+
+
+@contextmanager
+def _rounded(name: str, layer: nn.Linear, largest: Mapping[str, float]) -> Iterator[None]:
+    """The layer as it is in FP8."""
+    weight = layer.weight
+    rounded = to_fp8_and_back(weight, scale_of(float(weight.abs().max())))
+    layer.weight = nn.Parameter(rounded, requires_grad=False)
+    handle = None
+    if treatment_of(name) is Treatment.FP8:
+        scale = scale_of(largest[name])
+        handle = layer.register_forward_pre_hook(lambda _, inputs: (to_fp8_and_back(inputs[0], scale), *inputs[1:]))
+    try:
+        yield
+    finally:
+        layer.weight = weight
+        if handle:
+            handle.remove()
