@@ -106,6 +106,7 @@ class BackendUnavailable(Sd35Error):  # noqa: N818
 
     def __init__(self, backend: str, reason: str, remedy: str) -> None:
         super().__init__(f"backend {backend!r} cannot run: {reason}. {remedy}")
+        self.reason = reason
 
 
 def _shorten(value: object, limit: int = 80) -> str:

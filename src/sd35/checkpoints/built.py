@@ -40,6 +40,13 @@ def is_built(folder: Path, key: Key, *, thoroughly: bool = False) -> bool:
         return False
 
 
+def key_of(folder: Path) -> Key:
+    """The whole key of a folder that `is_built`."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    key: Key = manifest["key"]
+    return key
+
+
 def build(folder: Path, key: Key, make: Callable[[Path], None]) -> bool:
     """Have `make` fill the folder, unless it is built; whether it had to.
 

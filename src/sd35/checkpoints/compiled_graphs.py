@@ -20,7 +20,7 @@ _FORMAT = 1  # of the graphs' contents: another number makes them anew
 
 def place_of_graphs(cache_dir: Path, checkpoint: Checkpoint, precision: GraphPrecision) -> OfficialGraphs:
     """Where they lie, built or not."""
-    others = _of_part("vae", precision)
+    others = of_part("vae", precision)
     return OfficialGraphs(home_of(cache_dir, checkpoint) / others, precision)
 
 
@@ -30,7 +30,7 @@ def graph_key(checkpoint: Checkpoint, part: str, precision: GraphPrecision) -> K
         "format": _FORMAT,
         "revision": checkpoint.revision,
         "network": part,
-        "precision": _of_part(part, precision),
+        "precision": of_part(part, precision),
     }
 
 
@@ -46,5 +46,6 @@ def compiled_graphs(cache_dir: Path | None, checkpoint: Checkpoint, precision: G
     return graphs
 
 
-def _of_part(part: str, precision: GraphPrecision) -> GraphPrecision:
+def of_part(part: str, precision: GraphPrecision) -> GraphPrecision:
+    """A part's own precision: only the transformer is in FP8."""
     return "bf16" if precision == "fp8" and part != "transformer" else precision
