@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sd35.cli import capacity_commands, model_commands, options
+from sd35.cli import capacity_commands, compile_command, model_commands, options
 from sd35.errors import InvalidSetting, Sd35Error
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.add_typer(capacity_commands.app)
 app.add_typer(model_commands.app)
+app.add_typer(compile_command.app)
 
 
 def main() -> None:

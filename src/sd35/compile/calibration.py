@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from sd35.backends.contract import DenoiseRow, TextEmbedding
+from sd35.backends.contract import DenoiseRow
 from sd35.backends.diffusers import DiffusersBackend
 from sd35.backends.fp8_layers import Treatment, treatment_of
-from sd35.compile.drawing import Recipe, rows_of
+from sd35.compile.drawing import Guided, Recipe, rows_of
 from sd35.compile.stages import Advance
 
 _SAMPLED = (0.125, 0.5, 0.875)  # of the way from noise to picture: rows that the sensitivity report looks at
@@ -37,15 +37,15 @@ def fp8_layers(transformer: nn.Module) -> dict[str, nn.Linear]:
 def calibrate(
     backend: DiffusersBackend,
     recipe: Recipe,
-    embeddings: Sequence[tuple[TextEmbedding, TextEmbedding]],
+    texts: Sequence[Guided],
     advance: Advance,
 ) -> Calibration:
-    """Draws each prompt with a seed of its own, without decoding; `advance` is called `recipe.steps` times for each."""
+    """Draws each text with a seed of its own, without decoding; `advance` is called `recipe.steps` times for each."""
     found = Calibration()
     sampled = {int(share * recipe.steps) for share in _SAMPLED}
     with _watched(fp8_layers(backend.transformer)) as largest:
-        for seed, pair in enumerate(embeddings):
-            for step, row in enumerate(rows_of(backend, recipe, pair, seed)):
+        for seed, text in enumerate(texts):
+            for step, row in enumerate(rows_of(backend, recipe, text, seed)):
                 if row.sigma:
                     advance()
                 if seed == 0 and step in sampled:

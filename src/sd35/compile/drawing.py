@@ -3,11 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeAlias
 
 from sd35.backends.contract import LATENT_CHANNELS, LATENT_PX, Array, Backend, DenoiseRow, TextEmbedding, to_numpy
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.engine.noise import initial_noise
 from sd35.engine.sampler import Sampler, sampler_of
+
+Guided: TypeAlias = tuple[TextEmbedding, TextEmbedding]
+"""A prompt's embedding, and the one that it is guided against."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +31,12 @@ def recipe_of(checkpoint: Checkpoint) -> Recipe:
     return Recipe(card.width, card.height, card.steps, card.guidance_scale, sampler_of(checkpoint))
 
 
-def rows_of(
-    backend: Backend, recipe: Recipe, embeddings: tuple[TextEmbedding, TextEmbedding], seed: int
-) -> Iterator[DenoiseRow]:
-    """Each step's row; the last one's is the finished latent's, with a sigma of 0.
-
-    `embeddings`: the prompt's, and the negative one's.
-    """
+def rows_of(backend: Backend, recipe: Recipe, text: Guided, seed: int) -> Iterator[DenoiseRow]:
+    """Each step's row; the last one's is the finished latent's, with a sigma of 0."""
     shape = (LATENT_CHANNELS, recipe.height_px // LATENT_PX, recipe.width_px // LATENT_PX)
     latent = initial_noise(seed, shape)
     sigmas = [float(sigma) for sigma in recipe.sampler.sigmas(recipe.steps)]
-    positive, negative = embeddings
+    positive, negative = text
     against = negative if recipe.guidance > 1 else None
     for sigma, sigma_next in pairwise(sigmas):
         row = DenoiseRow(latent, positive, against, sigma, sigma_next, recipe.guidance)
@@ -46,14 +45,14 @@ def rows_of(
     yield DenoiseRow(latent, positive, against, 0.0, 0.0, recipe.guidance)
 
 
-def draw(backend: Backend, recipe: Recipe, embeddings: tuple[TextEmbedding, TextEmbedding], seed: int) -> Array:
+def draw(backend: Backend, recipe: Recipe, text: Guided, seed: int) -> Array:
     """A picture, uint8 `[height, width, 3]`."""
-    *_, last = rows_of(backend, recipe, embeddings, seed)
+    *_, last = rows_of(backend, recipe, text, seed)
     (pixels,) = backend.decode_latents([last.latent])
     return pixels
 
 
-def as_arrays(embedding: TextEmbedding) -> TextEmbedding:
-    """An embedding of any backend for the `onnx` backend."""
-    tokens, pooled = to_numpy(embedding.tokens), to_numpy(embedding.pooled)
-    return TextEmbedding(tokens, pooled, tokens.nbytes + pooled.nbytes)
+def as_arrays(text: Guided) -> Guided:
+    """Embeddings of any backend for the `onnx` backend."""
+    positive, negative = (TextEmbedding(to_numpy(each.tokens), to_numpy(each.pooled), each.nbytes) for each in text)
+    return positive, negative

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sd35.backends.contract import TextEmbedding
+from sd35.backends.contract import Array
 from sd35.backends.diffusers import DiffusersBackend
 from sd35.backends.options import Options
 from sd35.backends.table import open_backend
@@ -16,8 +16,8 @@ from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.compiled_graphs import graph_key
 from sd35.checkpoints.tensorrt_onnx import OfficialGraphs
 from sd35.compile.calibration import Calibration, calibrate, fp8_layers
-from sd35.compile.drawing import Recipe
-from sd35.compile.gate import BAR_DB, Quality, judge
+from sd35.compile.drawing import Guided, Recipe, as_arrays
+from sd35.compile.gate import BAR_DB, Quality, compare, pictures
 from sd35.compile.graphs import exported, save
 from sd35.compile.networks import graphs_of
 from sd35.compile.quantise import quantise
@@ -74,34 +74,29 @@ def read_report(graphs: OfficialGraphs) -> dict[str, Any]:
     return found
 
 
+@dataclass(frozen=True)
+class _Before:
+    """What PyTorch's networks tell before they leave memory."""
+
+    calibration: Calibration
+    sensitivity: list[Sensitivity]
+    judged: list[Guided]
+    expected: list[Array]
+
+
 def _make(checkpoint: Checkpoint, graphs: OfficialGraphs, wanted: Wanted, stages: Stages, folder: Path) -> None:
-    with stages.stage("load PyTorch's networks"):
-        options = Options(device=wanted.device, threads=wanted.threads, offload="encoders")
-        backend = open_backend("diffusers", checkpoint, options)
-        assert isinstance(backend, DiffusersBackend)
-        embeddings = _encode(backend, [*wanted.calibration_prompts, *wanted.judged_prompts])
-    calibrating, judging = embeddings[: len(wanted.calibration_prompts)], embeddings[len(wanted.calibration_prompts) :]
-    with stages.stage("calibrate", len(calibrating) * wanted.recipe.steps) as advance:
-        calibration = calibrate(backend, wanted.recipe, calibrating, advance)
-    sensitivity = []
-    if wanted.with_sensitivity:
-        with stages.stage("rank layers", len(fp8_layers(backend.transformer))) as advance:
-            sensitivity = rank(backend, calibration, advance)
+    before = _look(checkpoint, wanted, stages)
     last = checkpoint.config("transformer")["num_layers"] - 1
+    built = replace(checkpoint, graphs=OfficialGraphs(graphs.directory, "fp8", transformer_at=folder), files=())
     for exempt_blocks in ((), (0, last)):
         with stages.stage("quantise"):
-            sizes = _quantise(checkpoint, calibration, exempt_blocks, folder)
-        with stages.stage("judge", 2 * len(judging)) as advance:
-            built = Checkpoint(
-                checkpoint.name, checkpoint.directory, checkpoint.card,
-                graphs=OfficialGraphs(graphs.directory, "fp8", transformer_at=folder),
-            )  # fmt: skip
-            candidate = open_backend(
-                "onnx", built, Options(precision="fp8", threads=wanted.threads, offload="encoders")
-            )
-            quality = judge(backend, candidate, wanted.recipe, judging, advance)
+            sizes = _quantise(checkpoint, before.calibration, exempt_blocks, folder)
+        with stages.stage("judge", len(before.judged)) as advance:
+            options = Options(precision="fp8", threads=wanted.threads, offload="encoders")
+            candidate = open_backend("onnx", built, options)
+            quality = compare(pictures(candidate, wanted.recipe, before.judged, advance), before.expected)
         if quality.is_enough:
-            report = Report(exempt_blocks, sizes, quality, sensitivity, calibration.largest)
+            report = Report(exempt_blocks, sizes, quality, before.sensitivity, before.calibration.largest)
             (folder / REPORT).write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
             return
     raise BuildFailed(
@@ -110,15 +105,28 @@ def _make(checkpoint: Checkpoint, graphs: OfficialGraphs, wanted: Wanted, stages
     )
 
 
+def _look(checkpoint: Checkpoint, wanted: Wanted, stages: Stages) -> _Before:
+    with stages.stage("load PyTorch's networks"):
+        options = Options(device=wanted.device, threads=wanted.threads, offload="encoders")
+        backend = open_backend("diffusers", checkpoint, options)
+        assert isinstance(backend, DiffusersBackend)
+        negative, *found = backend.encode_text(["", *wanted.calibration_prompts, *wanted.judged_prompts])
+    texts = [(each, negative) for each in found]
+    calibrating, judging = texts[: len(wanted.calibration_prompts)], texts[len(wanted.calibration_prompts) :]
+    with stages.stage("calibrate", len(calibrating) * wanted.recipe.steps) as advance:
+        calibration = calibrate(backend, wanted.recipe, calibrating, advance)
+    sensitivity = []
+    if wanted.with_sensitivity:
+        with stages.stage("rank layers", len(fp8_layers(backend.transformer))) as advance:
+            sensitivity = rank(backend, calibration, advance)
+    with stages.stage("draw before", len(judging)) as advance:
+        expected = pictures(backend, wanted.recipe, judging, advance)
+    return _Before(calibration, sensitivity, [as_arrays(text) for text in judging], expected)
+
+
 def _quantise(checkpoint: Checkpoint, calibration: Calibration, exempt_blocks: tuple[int, ...], folder: Path) -> Sizes:
     graph = next(each for each in graphs_of(checkpoint) if each.part == "transformer")
     model = exported(checkpoint, graph, "bf16")
     quantise(model, calibration.largest, exempt_blocks)
     save(model, folder)
     return sizes_of(model)
-
-
-def _encode(backend: DiffusersBackend, prompts: Sequence[str]) -> list[tuple[TextEmbedding, TextEmbedding]]:
-    """Each prompt with the empty one, against which it is guided."""
-    negative, *found = backend.encode_text(["", *prompts])
-    return [(each, negative) for each in found]

@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
-from sd35.backends.contract import Array, Backend, TextEmbedding
-from sd35.backends.diffusers import DiffusersBackend
-from sd35.compile.drawing import Recipe, as_arrays, draw
+from sd35.backends.contract import Array, Backend
+from sd35.compile.drawing import Guided, Recipe, draw
 from sd35.compile.stages import Advance
 
 BAR_DB = 25.0
@@ -17,7 +15,7 @@ _FIRST_SEED = 1000  # apart from calibration's
 
 @dataclass(frozen=True)
 class Quality:
-    """Peak signal-to-noise ratio of each judged picture against the reference's, in decibels."""
+    """Peak signal-to-noise ratio of each judged picture against the one before, in decibels."""
 
     psnr_db: list[float]
 
@@ -32,23 +30,18 @@ class Quality:
         return self.mean_db >= BAR_DB
 
 
-def judge(
-    reference: DiffusersBackend,
-    candidate: Backend,
-    recipe: Recipe,
-    embeddings: Sequence[tuple[TextEmbedding, TextEmbedding]],
-    advance: Advance,
-) -> Quality:
-    """Draws each prompt with both, from the same embeddings and noise; `advance` is called twice for each."""
-    found = []
-    for index, (positive, negative) in enumerate(embeddings):
-        painted = partial(draw, recipe=recipe, seed=_FIRST_SEED + index)
-        expected = painted(reference, embeddings=(positive, negative))
+def pictures(backend: Backend, recipe: Recipe, texts: Sequence[Guided], advance: Advance) -> list[Array]:
+    """What is judged: a picture of each text, from noise of its own, the same for every backend."""
+    drawn = []
+    for index, text in enumerate(texts):
+        drawn.append(draw(backend, recipe, text, _FIRST_SEED + index))
         advance()
-        got = painted(candidate, embeddings=(as_arrays(positive), as_arrays(negative)))
-        advance()
-        found.append(psnr_db(got, expected))
-    return Quality(found)
+    return drawn
+
+
+def compare(got: Sequence[Array], expected: Sequence[Array]) -> Quality:
+    """Each picture with the one before."""
+    return Quality([psnr_db(*pair) for pair in zip(got, expected, strict=True)])
 
 
 def psnr_db(got: Array, expected: Array) -> float:

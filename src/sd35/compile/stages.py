@@ -26,5 +26,6 @@ class Stages:
             self._on_progress(name, done, total)
 
         yield advance
-        self._on_progress(name, total, total)
+        if done < total:
+            self._on_progress(name, total, total)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began_s

@@ -1,0 +1,159 @@
+"""`sd35 compile`: a checkpoint's networks as graphs, the transformer in FP8 if so wished, and as TensorRT's engines."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from sd35.backends.table import check_available
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.compiled_graphs import GraphPrecision
+from sd35.errors import InvalidSetting
+from sd35.request import SIZE_MULTIPLE_PX
+from sd35.service.opening import open_checkpoints
+from sd35.service.plan_text import size_text
+from sd35.settings import Settings
+
+if TYPE_CHECKING:
+    from sd35.compile.fp8 import Wanted
+    from sd35.compile.stages import Stages
+
+_SHOWN_LAYERS = 10
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to build. `size`, `steps`, `prompts` are for calibrating and judging FP8; None leaves them to the model."""
+
+    precision: GraphPrecision
+    target: Literal["onnx"]
+    size: str | None
+    steps: int | None
+    prompts: Path | None
+    with_sensitivity: bool
+
+
+def compile_checkpoints(settings: Settings, order: Order, *, as_json: bool) -> None:
+    """Build what is not built yet, and say where it lies.
+
+    Raises InvalidSetting, BackendUnavailable, CheckpointError, BuildFailed.
+    """
+    check_available("diffusers")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # of libraries that no graph here needs
+    checkpoints = open_checkpoints(settings)
+    from sd35.compile.stages import Stages
+
+    with _progress() as on_progress:
+        found = [_compile(checkpoint, settings, order, Stages(on_progress)) for checkpoint in checkpoints]
+    print(json.dumps(found, indent=2) if as_json else "\n\n".join(map(_as_text, found)))
+
+
+def _compile(checkpoint: Checkpoint, settings: Settings, order: Order, stages: "Stages") -> dict[str, Any]:
+    if checkpoint.graphs:
+        raise InvalidSetting(
+            f"checkpoint: {checkpoint.graphs.directory} holds graphs already; allowed: what has weights"
+        )
+    from sd35.compile.fp8 import build_fp8, read_report
+    from sd35.compile.graphs import build_graphs
+
+    wanted = _wanted(checkpoint, settings, order)
+    graphs = build_graphs(checkpoint, order.precision, settings.cache_dir, stages)
+    report = {}
+    if order.precision == "fp8":
+        build_fp8(checkpoint, graphs, wanted, stages)
+        report = read_report(graphs)
+    return {
+        "checkpoint": checkpoint.name,
+        "precision": order.precision,
+        "directory": str(graphs.directory),
+        "bytes": {name: path.stat().st_size for name, path in sorted(graphs.files().items())},
+        "took_s": {name: round(took_s, 2) for name, took_s in stages.seconds.items()},
+        **report,
+    }
+
+
+def _wanted(checkpoint: Checkpoint, settings: Settings, order: Order) -> "Wanted":
+    from sd35.compile.drawing import recipe_of
+    from sd35.compile.fp8 import Wanted
+    from sd35.compile.prompts import calibration_prompts, judged_prompts
+
+    recipe = recipe_of(checkpoint)
+    if order.size:
+        width_px, height_px = _size(order.size, checkpoint)
+        recipe = replace(recipe, width_px=width_px, height_px=height_px)
+    if order.steps is not None:
+        recipe = replace(recipe, steps=order.steps)
+    calibrating, judging = calibration_prompts(checkpoint), judged_prompts(checkpoint)
+    if order.prompts:
+        calibrating, judging = _read_prompts(order.prompts)
+    return Wanted(recipe, calibrating, judging, settings.device, settings.threads, order.with_sensitivity)
+
+
+def _size(text: str, checkpoint: Checkpoint) -> tuple[int, int]:
+    low, high = checkpoint.card.side_px
+    sides = [int(side) for side in text.split("x") if side.isdecimal()]
+    if len(sides) != 2 or any(side % SIZE_MULTIPLE_PX or not low <= side <= high for side in sides):
+        allowed = f"WIDTHxHEIGHT, each a multiple of {SIZE_MULTIPLE_PX} from {low} to {high}"
+        raise InvalidSetting(f"--size: got {text!r}; allowed: {allowed}")
+    return sides[0], sides[1]
+
+
+def _read_prompts(path: Path) -> tuple[list[str], list[str]]:
+    """The lines of a file: every third is for the judge."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidSetting(f"--prompts: {path} cannot be read: {error}") from error
+    if len(lines) < 3:
+        raise InvalidSetting(f"--prompts: {path} holds {len(lines)}; allowed: 3 or more, a line each")
+    judging = lines[2::3]
+    return [line for index, line in enumerate(lines) if index % 3 != 2], judging
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each stage on a terminal, else a line when it ends; on stderr."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda name, done, total: None if done < total else print(f"{name}: done", file=sys.stderr, flush=True)
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console) as progress:
+        bars: dict[str, Any] = {}
+
+        def show(name: str, done: int, total: int) -> None:
+            if name not in bars:
+                bars[name] = progress.add_task(name)
+            progress.update(bars[name], completed=done, total=total)
+
+        yield show
+
+
+def _as_text(found: dict[str, Any]) -> str:
+    lines = [f"{found['checkpoint']} in {found['precision']}: {found['directory']}"]
+    lines.append(f"  {size_text(sum(found['bytes'].values()))} in {len(found['bytes'])} files")
+    if "quality" in found:
+        quality, sizes = found["quality"], found["sizes"]
+        lines.append(
+            f"  pictures against those before: {quality['mean_db']:.1f} dB on the mean of {len(quality['psnr_db'])},"
+            f" {min(quality['psnr_db']):.1f} dB the least (bar {quality['bar_db']:.0f} on the mean)"
+        )
+        lines.append(
+            f"  {sizes['products_fp8_share']:.1%} of attention's and inner layers' weights in FP8; the transformer is"
+            f" {sizes['total_bytes'] / sizes['total_bf16_bytes']:.2f} of its size in BF16"
+        )
+        if found["exempt_blocks"]:
+            lines.append(f"  left as they were, for quality: blocks {', '.join(map(str, found['exempt_blocks']))}")
+        if found["sensitivity"]:
+            lines.append("  most sensitive layers, by the error of the velocity with each alone in FP8:")
+            lines += [f"    {each['error']:.4f}  {each['layer']}" for each in found["sensitivity"][:_SHOWN_LAYERS]]
+    if found["took_s"]:
+        lines.append("  " + ", ".join(f"{name} {took_s:.1f} s" for name, took_s in found["took_s"].items()))
+    return "\n".join(lines)

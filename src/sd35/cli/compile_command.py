@@ -1,0 +1,57 @@
+"""The command about graphs and engines: `sd35 compile`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sd35.cli import options
+from sd35.request import STEPS
+
+app = typer.Typer(rich_markup_mode="rich")
+
+
+@app.command("compile", epilog=options.EPILOG)
+def compile_(
+    *,
+    graph_precision: Annotated[
+        Literal["fp32", "bf16", "fp8"],
+        typer.Option("--precision", help="Number format of the transformer; the rest is in BF16 where it is in FP8."),
+    ] = "bf16",
+    target: Annotated[Literal["onnx"], typer.Option(help="What to build: ONNX graphs.")] = "onnx",
+    size: Annotated[
+        str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Of the pictures for calibrating. Default: the model's.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=STEPS[0], max=STEPS[1], help="Of the same pictures. Default: the model's.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="File of prompts for calibrating, a line each; every third is for the judge.")
+    ] = None,
+    sensitivity: Annotated[bool, typer.Option(help="Rank the layers by the error that each adds.")] = True,
+    as_json: options.AsJson = False,
+    checkpoint: options.Checkpoints = None,
+    weights: options.Weights = None,
+    variants: options.Variants = None,
+    companion: options.Companion = None,
+    offline: options.Offline = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    cache_dir: options.CacheDir = None,
+    config: options.Config = None,
+) -> None:
+    """Build a checkpoint's networks as graphs: in FP32, BF16, or with the transformer in FP8.
+
+    FP8 is calibrated over real prompts and all steps, and judged: what draws other pictures than before is not built.
+    What is built already is not built again; it lies in the cache directory. Needs PyTorch.
+
+    [bold]Examples[/bold]
+
+      sd35 compile --precision fp8
+      sd35 compile --checkpoint sd3.5-medium --precision fp8 --size 512x512 --json
+    """
+    settings = options.settings_of(locals())
+    from sd35.cli.compile import Order, compile_checkpoints
+
+    order = Order(graph_precision, target, size, steps, prompts, with_sensitivity=sensitivity)
+    compile_checkpoints(settings, order, as_json=as_json)
