@@ -4,11 +4,13 @@ And what of it, and of a GPU, is missing here. Neither is imported or asked for 
 """
 
 import ctypes
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
-from typing import cast
+from typing import Protocol, cast
 
 from sd35.backends.tensorrt_types import TensorRt
 from sd35.errors import BackendUnavailable
@@ -32,10 +34,45 @@ class Flavour:
     version: str
     trt: TensorRt
 
+    @cached_property
+    def log(self) -> "Log":
+        """Where it says what is wrong; TensorRT wants one for all that it makes."""
+        return log_of(self.trt)
+
     @property
     def is_rtx(self) -> bool:
         """Whether it builds for other machines' GPUs, finishes its kernels on the GPU and keeps them in a cache."""
         return self.name == "tensorrt_rtx"
+
+
+class Log(Protocol):
+    """A logger as TensorRT takes it, which keeps errors for whoever raises them."""
+
+    def take_errors(self) -> list[str]:
+        """Those since the last time."""
+
+
+def log_of(trt: TensorRt) -> Log:
+    """A new one; warnings and errors go to Python's logging, as "sd35.tensorrt"."""
+    severities = {trt.ILogger.WARNING: logging.WARNING}
+    severities |= dict.fromkeys((trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR), logging.ERROR)
+
+    class Kept(trt.ILogger):  # type: ignore[name-defined, misc]  TensorRT has no types
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self._errors: list[str] = []
+
+        def log(self, severity: object, message: str) -> None:
+            level = severities.get(severity, logging.DEBUG)
+            if level == logging.ERROR:
+                self._errors.append(message)
+            logging.getLogger("sd35.tensorrt").log(level, "%s", message)
+
+        def take_errors(self) -> list[str]:
+            errors, self._errors = self._errors, []
+            return errors
+
+    return Kept()
 
 
 def find_flavour() -> Flavour:

@@ -155,6 +155,7 @@ class TensorRt(Protocol):
     ExecutionContextAllocationStrategy: Any
     ILogger: Any
     LayerType: Any
+    NetworkDefinitionCreationFlag: Any
     TensorIOMode: Any
 
     def Builder(self, logger: object) -> Builder: ...
