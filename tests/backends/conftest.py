@@ -8,9 +8,12 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from sd35.backends.contract import Backend
+from sd35.backends.host import HostMemory
 from sd35.backends.options import Options
 from sd35.backends.table import open_backend
+from sd35.backends.tensorrt import TensorRtBackend
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from tests.onnx_networks import OnnxNetworks
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,9 +31,11 @@ def checkpoint() -> Checkpoint:
     return open_checkpoint(os.environ.get("TEST_CHECKPOINT", "sd35-mini"))
 
 
-@pytest.fixture(scope="session", params=["onnx", "diffusers"])
+@pytest.fixture(scope="session", params=["onnx", "diffusers", "tensorrt"])
 def backend(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Backend:
-    """Each backend of the table, in float32 on the CPU."""
+    """Each backend of the table, in float32 on the CPU; TensorRT's with another runtime's networks, see there."""
+    if request.param == "tensorrt":
+        return TensorRtBackend(checkpoint, "float32", OnnxNetworks(checkpoint), HostMemory(), {})
     return open_backend(request.param, checkpoint, Options(precision="float32", device="cpu"))
 
 

@@ -115,7 +115,7 @@ def test_pictures_are_decoded_in_order_and_alone(backend: Backend) -> None:
 
 def test_a_backend_says_what_it_is(backend: Backend) -> None:
     """Name and precision are the profile's, and each version is that of an installed library."""
-    assert f"{backend.name}/{backend.precision}" in {"onnx/float32", "diffusers/float32"}
+    assert f"{backend.name}/{backend.precision}" in {"onnx/float32", "diffusers/float32", "tensorrt/float32"}
     assert backend.versions
     assert backend.versions == {name: version(name) for name in backend.versions}
 

@@ -16,6 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from sd35.backends.contract import LATENT_PX, Array, DenoiseRow, Memory, TextEmbedding
+from sd35.backends.cuda_memory import CudaMemory
 from sd35.backends.footprint import DeviceKind
 from sd35.backends.guidance import (
     Layers,
@@ -166,28 +167,6 @@ class DiffusersBackend:
         networks = [getattr(self._pipeline, name) for name in NETWORKS] if self._offload == "model" else []
         weights = (weight for network in networks for weight in weights_of(network))
         return sum(weight.nbytes for weight in weights if weight.device.type == "cuda")
-
-
-class CudaMemory:
-    """See `sd35.backends.contract.Memory`: what PyTorch's allocator gives out on a CUDA device. Not run yet."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._held_bytes = 0
-
-    def free_bytes(self) -> int:
-        """What the device has free, and what PyTorch holds unused."""
-        unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
-        return torch.cuda.mem_get_info(self._device)[0] + unused
-
-    def watch(self) -> None:
-        """Begin to note the peak anew."""
-        torch.cuda.reset_peak_memory_stats(self._device)
-        self._held_bytes = torch.cuda.memory_allocated(self._device)
-
-    def peak_bytes(self) -> int:
-        """The peak's rise since `watch`."""
-        return torch.cuda.max_memory_allocated(self._device) - self._held_bytes
 
 
 def _device(name: str) -> torch.device:

@@ -36,6 +36,7 @@ RUNTIMES: Mapping[tuple[str, DeviceKind], Runtime] = MappingProxyType(
         ("onnx", "cpu"): Runtime(142_000_000, encode=8, step=14, decode=4),
         ("diffusers", "cpu"): Runtime(470_000_000, encode=8, step=14, decode=5),
         ("diffusers", "cuda"): Runtime(600_000_000, encode=8, step=14, decode=4),  # not measured
+        ("tensorrt", "cuda"): Runtime(600_000_000, encode=8, step=14, decode=4),  # not measured
     }
 )
 

@@ -17,8 +17,8 @@ class Options:
     `offload` says which networks are not there all the time. "encoders": on a CPU, the text encoders are read from disk
     one by one when there is new text, and freed after it; on CUDA, they stay and compute on the CPU. "model": each
     network is there while it computes, read from disk on a CPU, brought from the host's memory on CUDA. "sequential",
-    on CUDA only: the same of each layer. `tiled_decode`: a picture larger than TILE_PX is decoded in tiles. What
-    `sd35 compile` built is looked for in `cache_dir`.
+    on CUDA only: the same of each layer; of TensorRT's engines, of the weights that have no room. `tiled_decode`: a
+    picture larger than TILE_PX is decoded in tiles. What `sd35 compile` built is looked for in `cache_dir`.
     """
 
     precision: Precision = "auto"

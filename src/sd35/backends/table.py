@@ -1,6 +1,6 @@
 """The table of backends: a new runtime is a new module and one line here. Only the one that is opened is imported."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,17 +17,25 @@ from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting, Sd3
 class Entry:
     """Where a backend lies: `module` imports the `needs` at its top.
 
-    It has `open_backend(checkpoint, options)` and `memory_of(device)`.
+    It has `open_backend(checkpoint, options)` and `memory_of(device)`. `check` raises BackendUnavailable where more is
+    missing than can be looked up by name.
     """
 
     module: str
     needs: tuple[str, ...]
     remedy: str
+    check: Callable[[], None] = lambda: None
 
     @property
     def missing(self) -> list[str]:
         """What it needs and is not installed; looks, but imports nothing."""
         return [name for name in self.needs if find_spec(name) is None]
+
+
+def _check_tensorrt() -> None:
+    from sd35.backends.tensorrt_flavour import check
+
+    check()
 
 
 BACKENDS: Mapping[str, Entry] = MappingProxyType(
@@ -38,17 +46,24 @@ BACKENDS: Mapping[str, Entry] = MappingProxyType(
             ("torch", "diffusers", "transformers", "accelerate"),
             "Install it with: pip install 'sd35-fp8-mirror[diffusers]'",
         ),
+        "tensorrt": Entry(
+            "sd35.backends.tensorrt",
+            ("torch",),
+            "Install it with: pip install 'sd35-fp8-mirror[tensorrt]'",
+            _check_tensorrt,
+        ),
     }
 )
 
 
 def check_available(name: str) -> None:
-    """Raises InvalidSetting where there is no such backend, BackendUnavailable where its libraries are missing."""
+    """Raises InvalidSetting where there is no such backend, BackendUnavailable where what it needs is missing."""
     if name not in BACKENDS:
         raise InvalidSetting(f"backend: got {name!r}; allowed: {', '.join(BACKENDS)}")
     entry = BACKENDS[name]
     if missing := entry.missing:
         raise BackendUnavailable(name, f"{', '.join(missing)} not installed", entry.remedy)
+    entry.check()
 
 
 def memory_of(name: str, device: str) -> tuple[DeviceKind, Memory]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from sd35.backends.tensorrt_types import TensorRt
 from sd35.errors import BackendUnavailable
@@ -57,7 +57,9 @@ def log_of(trt: TensorRt) -> Log:
     severities = {trt.ILogger.WARNING: logging.WARNING}
     severities |= dict.fromkeys((trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR), logging.ERROR)
 
-    class Kept(trt.ILogger):  # type: ignore[name-defined, misc]  TensorRT has no types
+    base: type[Any] = trt.ILogger
+
+    class Kept(base):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self._errors: list[str] = []

@@ -72,7 +72,7 @@ def engine_key(checkpoint: Checkpoint, part: str, precision: GraphPrecision, tar
 
 
 def compiled_engines(
-    cache_dir: Path, checkpoint: Checkpoint, precision: GraphPrecision, target: Target
+    cache_dir: Path | None, checkpoint: Checkpoint, precision: GraphPrecision, target: Target
 ) -> dict[str, BuiltEngine]:
     """A checkpoint's five engines, by part, each whole to the last byte.
 
@@ -80,9 +80,9 @@ def compiled_engines(
     """
     found = {}
     for part in NETWORKS:
-        folder = engine_folder(cache_dir, checkpoint, part, precision, target)
-        if not is_built(folder, engine_key(checkpoint, part, precision, target), thoroughly=True):
-            what = f"the {precision} engines of {checkpoint.name} for {target} ({folder.parent}) are"
+        folder = engine_folder(cache_dir, checkpoint, part, precision, target) if cache_dir else None
+        if not folder or not is_built(folder, engine_key(checkpoint, part, precision, target), thoroughly=True):
+            what = f"the {precision} engines of {checkpoint.name} for {target}{f' ({folder})' if folder else ''} are"
             arguments = ["compile", "--checkpoint", checkpoint.asked or checkpoint.name, "--precision", precision]
             raise NotCompiled(what, [*arguments, "--target", "tensorrt", "--gpu", target.gpu])
         key = key_of(folder)

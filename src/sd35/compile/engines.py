@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from sd35.backends.buckets import Bucket, text_of
+from sd35.backends.buckets import Bucket, Size, text_of
 from sd35.backends.contract import LATENT_PX
 from sd35.backends.graph_interfaces import Interface, fitted_graph, interfaces_of
 from sd35.backends.tensorrt_flavour import Flavour, gpu_architectures, known_architectures
-from sd35.backends.tensorrt_types import Builder, Config, Network, Profile
+from sd35.backends.tensorrt_types import Buffer, Network, Profile
 from sd35.checkpoints.anatomy import NETWORKS
 from sd35.checkpoints.built import build
 from sd35.checkpoints.checkpoint import Checkpoint
@@ -60,111 +60,96 @@ def targets_of(flavour: Flavour, gpus: Sequence[str]) -> list[Target]:
     return [Target(flavour.name, flavour.version, gpu) for gpu in wanted]
 
 
-def build_engines(
-    checkpoint: Checkpoint,
-    graphs: OfficialGraphs,
-    flavour: Flavour,
-    target: Target,
-    wanted: Range,
-    cache_dir: Path,
-    stages: Stages,
-) -> list[Path]:
+class EngineBuilder:
+    """Builds the engines of a checkpoint's graphs: its own, or what was compiled of it, in a precision."""
+
+    def __init__(self, checkpoint: Checkpoint, graphs: OfficialGraphs, wanted: Range, flavour: Flavour) -> None:
+        self.checkpoint, self.graphs, self.wanted = checkpoint, graphs, wanted
+        self._flavour = flavour
+        self._interfaces = interfaces_of(checkpoint)
+        self._builder = flavour.trt.Builder(flavour.log)
+
+    def network(self, part: str) -> tuple[Network, object]:
+        """A part's graph as TensorRT reads it, strongly typed, and its parser, which has to outlive it.
+
+        Raises CheckpointError where the graph is missing or broken, BuildFailed with what the parser says.
+        """
+        model, folder = fitted_graph(self.graphs, part, self._interfaces[part])
+        trt, path = self._flavour.trt, self.graphs.path(part)
+        network = self._builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, self._flavour.log)
+        if not parser.parse(model.SerializeToString(), str(folder / path.name)):  # weights are looked for beside that
+            errors = [parser.get_error(index) for index in range(parser.num_errors)]
+            said = "; ".join(f"{each.node_operator()} {each.node_name()!r}: {each.desc()}" for each in errors)
+            raise BuildFailed(f"{path}: {self._flavour.name} {self._flavour.version} cannot read it: {said}")
+        return network, parser
+
+    def profiles(self, part: str) -> list[Shapes]:
+        """What a network's inputs may be: of each size bucket, or where it knows no sizes, of its batch."""
+        interface, most = self._interfaces[part], self.wanted.batch(part)
+        batches = (1, min(USUAL_ROWS, most), most)
+        if not self.wanted.shapes_text(part):
+            return [_shapes(interface, batches, [(0, 0)] * 3)]
+        return [_shapes(interface, batches, [each.least, each.usual, each.most]) for each in self.wanted.buckets]
+
+    def build(self, part: str, target: Target) -> Buffer:
+        """An engine as TensorRT serialises it. Raises CheckpointError, BuildFailed."""
+        network, parser = self.network(part)
+        config = self._builder.create_builder_config()
+        trt = self._flavour.trt
+        if self._flavour.is_rtx:
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(getattr(trt.ComputeCapability, target.gpu.upper()), 0)
+        if part in STREAMABLE:
+            config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+        profiles = [self._profile(shapes) for shapes in self.profiles(part)]
+        for profile in profiles:
+            index = config.add_optimization_profile(profile)
+            assert index >= 0, f"{part}: {self._flavour.log.take_errors()}"
+        engine = self._builder.build_serialized_network(network, config)
+        del parser
+        if engine is None:
+            said = "; ".join(self._flavour.log.take_errors())
+            raise BuildFailed(f"{self.graphs.path(part)}: {target} cannot be built for: {said}")
+        return engine
+
+    def _profile(self, shapes: Shapes) -> Profile:
+        profile = self._builder.create_optimization_profile()
+        for name, (least, usual, most) in shapes.items():
+            profile.set_shape(name, least, usual, most)
+        return profile
+
+
+def build_engines(builder: EngineBuilder, target: Target, cache_dir: Path, stages: Stages) -> list[Path]:
     """The folders of the five engines, in the order in which a picture is made; what is not built yet is built.
 
-    `graphs` are the checkpoint's own, or what was compiled of it. Raises CheckpointError where a graph is missing or
-    broken, BuildFailed where TensorRT cannot build it.
+    Raises CheckpointError where a graph is missing or broken, BuildFailed where TensorRT cannot build it.
     """
-    interfaces = interfaces_of(checkpoint)
+    checkpoint, precision, wanted = builder.checkpoint, builder.graphs.transformer, builder.wanted
     folders = []
     for part in NETWORKS:
-        batch, shapes = wanted.batch(part), wanted.shapes_text(part)
-        key = {**engine_key(checkpoint, part, graphs.transformer, target), "shapes": shapes, "batch": batch}
-        folder = engine_folder(cache_dir, checkpoint, part, graphs.transformer, target)
+        key = engine_key(checkpoint, part, precision, target)
+        folder = engine_folder(cache_dir, checkpoint, part, precision, target)
         with stages.stage(f"engine of {part} for {target.gpu}"):
-            build(folder, key, partial(_write, flavour, target, graphs, part, interfaces[part], wanted))
+            build(
+                folder,
+                {**key, "shapes": wanted.shapes_text(part), "batch": wanted.batch(part)},
+                partial(_write, builder, part, target),
+            )
         folders.append(folder)
     return folders
 
 
-def network_of(
-    flavour: Flavour, builder: Builder, graphs: OfficialGraphs, part: str, interface: Interface
-) -> tuple[Network, object]:
-    """A part's graph as TensorRT reads it, strongly typed, and its parser, which has to outlive it.
-
-    Raises CheckpointError, BuildFailed with what the parser says.
-    """
-    model, folder = fitted_graph(graphs, part, interface)
-    trt = flavour.trt
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, flavour.log)
-    path = graphs.path(part)
-    if not parser.parse(model.SerializeToString(), str(folder / path.name)):  # weights are looked for in its folder
-        errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        said = "; ".join(f"{each.node_operator()} {each.node_name()!r}: {each.desc()}" for each in errors)
-        raise BuildFailed(f"{path}: {flavour.name} {flavour.version} cannot read it: {said}")
-    return network, parser
+def _write(builder: EngineBuilder, part: str, target: Target, folder: Path) -> None:
+    (folder / ENGINE_FILE).write_bytes(builder.build(part, target))
 
 
-def shapes_of(interface: Interface, bucket: Bucket | None, batch: int) -> Shapes:
-    """What a network's inputs may be; without a bucket, of one that knows no sizes."""
-    usual_batch = min(USUAL_ROWS, batch)
-    sizes = (bucket.least, bucket.usual, bucket.most) if bucket else ((0, 0),) * 3
+def _shapes(interface: Interface, batches: Sequence[int], sizes: Sequence[Size]) -> Shapes:
+    """The three shapes of each input: the first axis is its batch, a latent's third and last are height and width."""
 
-    def shape(fixed: Sequence[int | None], rows: int, size_px: tuple[int, int]) -> tuple[int, ...]:
-        width, height = (side // LATENT_PX for side in size_px)
-        changing = {0: rows, 2: height, 3: width}
+    def shape(fixed: Sequence[int | None], index: int) -> tuple[int, ...]:
+        width, height = (side // LATENT_PX for side in sizes[index])
+        changing = {0: batches[index], 2: height, 3: width}
         return tuple(changing[axis] if size is None else size for axis, size in enumerate(fixed))
 
-    rows = (1, usual_batch, batch)
-    return {
-        name: (
-            shape(tensor.sizes, rows[0], sizes[0]),
-            shape(tensor.sizes, rows[1], sizes[1]),
-            shape(tensor.sizes, rows[2], sizes[2]),
-        )
-        for name, tensor in interface.inputs.items()
-    }
-
-
-def config_of(
-    flavour: Flavour, builder: Builder, target: Target, part: str, profiles: Sequence[Shapes]
-) -> tuple[Config, list[Profile]]:
-    """How an engine is to be built, and its profiles, which have to outlive that."""
-    trt = flavour.trt
-    config = builder.create_builder_config()
-    if flavour.is_rtx:
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, target.gpu.upper()), 0)
-    if part in STREAMABLE:
-        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
-    made = []
-    for shapes in profiles:
-        profile = builder.create_optimization_profile()
-        for name, (least, usual, most) in shapes.items():
-            profile.set_shape(name, least, usual, most)
-        index = config.add_optimization_profile(profile)
-        assert index == len(made), f"{part}: TensorRT refused the profile {shapes}"
-        made.append(profile)
-    return config, made
-
-
-def _write(
-    flavour: Flavour,
-    target: Target,
-    graphs: OfficialGraphs,
-    part: str,
-    interface: Interface,
-    wanted: Range,
-    folder: Path,
-) -> None:
-    builder = flavour.trt.Builder(flavour.log)
-    network, parser = network_of(flavour, builder, graphs, part, interface)
-    buckets: Sequence[Bucket | None] = wanted.buckets if wanted.shapes_text(part) else (None,)
-    profiles = [shapes_of(interface, bucket, wanted.batch(part)) for bucket in buckets]
-    config, held = config_of(flavour, builder, target, part, profiles)
-    engine = builder.build_serialized_network(network, config)
-    del parser, held
-    if engine is None:
-        said = "; ".join(flavour.log.take_errors())
-        raise BuildFailed(f"{graphs.path(part)}: {flavour.name} {flavour.version} cannot build it: {said}")
-    (folder / ENGINE_FILE).write_bytes(engine)
+    return {name: (shape(x.sizes, 0), shape(x.sizes, 1), shape(x.sizes, 2)) for name, x in interface.inputs.items()}

@@ -79,7 +79,7 @@ def _finding(name: str, look: Callable[[str], str]) -> Finding:
 
 def _backend(name: str) -> str:
     check_available(name)
-    return "its libraries are installed"
+    return "what it needs is here"
 
 
 def _checkpoint(settings: Settings, name: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sd35.backends.footprint import DeviceKind, Work
+from sd35.backends.footprint import RUNTIMES, DeviceKind, Work
 from sd35.backends.host import HostMemory
 from sd35.backends.options import Offload
 from sd35.backends.table import memory_of
@@ -31,7 +31,7 @@ def room_here(settings: Settings) -> Room:
 def room_with(settings: Settings) -> Room:
     """The memory of a machine with a CUDA device of `vram`, which need not be this one. Raises InvalidSetting."""
     assert settings.vram
-    if settings.backend != "diffusers" or settings.device == "cpu":
+    if (settings.backend, "cuda") not in RUNTIMES or settings.device == "cpu":
         raise InvalidSetting(
             f"vram: it is of a CUDA device, and {settings.backend} on {settings.device} uses none; allowed: ram"
         )

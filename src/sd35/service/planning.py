@@ -100,7 +100,9 @@ def make_plan(anatomies: Sequence[Anatomy], wanted: Wanted, room: Room) -> Plan:
 def _ways(wanted: Wanted, device: DeviceKind) -> Iterator[tuple[Offload, bool]]:
     """What the backend can do there, the fastest first."""
     offloads: tuple[Offload, ...] = ("none", "encoders", "model", "sequential")
-    if device == "cpu":
+    if wanted.backend == "tensorrt":
+        offloads = ("none", "sequential")  # engines stream what weights have no room
+    elif device == "cpu":
         offloads = offloads[:2] if wanted.backend == "onnx" else offloads[:3]
     is_larger = max(wanted.work.width_px, wanted.work.height_px) > TILE_PX
     both = (False, True) if wanted.backend == "diffusers" and is_larger else (False,)
