@@ -257,7 +257,8 @@ def test_transformers_that_changed_places_are_refused(copy: Path) -> None:
 def test_a_missing_library_is_named_with_the_remedy(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading graphs in BF16 takes a package that the default installation does not have."""
     monkeypatch.setitem(sys.modules, "onnx", None)
-    monkeypatch.delitem(sys.modules, "sd35.backends.nvidia_graphs")
+    for module in ("graph_interfaces", "nvidia_graphs"):
+        monkeypatch.delitem(sys.modules, f"sd35.backends.{module}")
     with pytest.raises(BackendUnavailable, match=r"onnx, which reads.*sd35-fp8-mirror\[graphs\]"):
         open_backend("onnx", opened(written), Options())
 

@@ -152,7 +152,7 @@ class TensorRtBackend:
                 inputs = {"latent": stacked / self._scaling + self._shift}
                 images = self._here(self._networks.run("vae", inputs)["images"])
                 pixels = ((images / 2 + 0.5).clamp(0, 1).float() * 255).round().to(torch.uint8)
-                pictures += pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+                pictures.extend(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
         return pictures
 
     def _encode(self, prompts: Sequence[str]) -> Iterator[TextEmbedding]:
