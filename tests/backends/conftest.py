@@ -1,7 +1,6 @@
 """The checkpoint the backend suites run on, the backends with it, and the pipeline they are compared with."""
 
 import os
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,15 +13,6 @@ from sd35.backends.table import open_backend
 from sd35.backends.tensorrt import TensorRtBackend
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from tests.onnx_networks import OnnxNetworks
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_torch_thread() -> Iterator[None]:
-    """PyTorch's threads wait by spinning, which is slower by far than one thread where other work runs beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -88,9 +88,15 @@ def _make(checkpoint: Checkpoint, graphs: OfficialGraphs, wanted: Wanted, stages
     before = _look(checkpoint, wanted, stages)
     last = checkpoint.config("transformer")["num_layers"] - 1
     built = replace(checkpoint, graphs=OfficialGraphs(graphs.directory, "fp8", transformer_at=folder), files=())
+    with stages.stage("graph of transformer"):
+        graph = next(each for each in graphs_of(checkpoint) if each.part == "transformer")
+        model = exported(checkpoint, graph, "bf16")
     for exempt_blocks in ((), (0, last)):
         with stages.stage("quantise"):
-            sizes = _quantise(checkpoint, before.calibration, exempt_blocks, folder)
+            quantised = model.clone()
+            quantise(quantised, before.calibration.largest, exempt_blocks)
+            save(quantised, folder)
+            sizes = sizes_of(quantised)
         with stages.stage("judge", len(before.judged)) as advance:
             options = Options(precision="fp8", threads=wanted.threads, offload="encoders")
             candidate = open_backend("onnx", built, options)
@@ -122,11 +128,3 @@ def _look(checkpoint: Checkpoint, wanted: Wanted, stages: Stages) -> _Before:
     with stages.stage("draw before", len(judging)) as advance:
         expected = pictures(backend, wanted.recipe, judging, advance)
     return _Before(calibration, sensitivity, [as_arrays(text) for text in judging], expected)
-
-
-def _quantise(checkpoint: Checkpoint, calibration: Calibration, exempt_blocks: tuple[int, ...], folder: Path) -> Sizes:
-    graph = next(each for each in graphs_of(checkpoint) if each.part == "transformer")
-    model = exported(checkpoint, graph, "bf16")
-    quantise(model, calibration.largest, exempt_blocks)
-    save(model, folder)
-    return sizes_of(model)

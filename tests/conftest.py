@@ -1,0 +1,36 @@
+"""What suites of several folders share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
+from sd35.compile.drawing import recipe_of
+from sd35.compile.fp8 import Wanted, build_fp8
+from sd35.compile.graphs import build_graphs
+from sd35.compile.prompts import calibration_prompts, judged_prompts
+from sd35.compile.stages import Stages
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_torch_thread() -> Iterator[None]:
+    """PyTorch's threads wait by spinning, which is slower by far than one thread where other work runs beside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache directory that holds the embedded checkpoint compiled, in FP32, BF16 and FP8."""
+    cache_dir = tmp_path_factory.mktemp("cache")
+    checkpoint, stages = open_checkpoint(EMBEDDED), Stages(lambda *_: None)
+    for precision in ("fp32", "bf16"):
+        graphs = build_graphs(checkpoint, precision, cache_dir, stages)
+    graphs = build_graphs(checkpoint, "fp8", cache_dir, stages)
+    prompts = calibration_prompts(checkpoint)[:4], judged_prompts(checkpoint)[:4]
+    build_fp8(checkpoint, graphs, Wanted(recipe_of(checkpoint), *prompts), stages)
+    return cache_dir
