@@ -12,7 +12,7 @@ import torch
 
 from sd35.backends import table
 from sd35.backends.options import Options
-from sd35.backends.table import BACKENDS, Entry, check_available, open_backend
+from sd35.backends.table import Entry, check_available, open_backend
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting
 

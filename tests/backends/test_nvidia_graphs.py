@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import platform
 import shutil
 import sys
 from collections.abc import Callable
@@ -15,11 +16,14 @@ import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from onnx import TensorProto
 
+from sd35.backends.buckets import buckets_of
 from sd35.backends.nvidia_graphs import NvidiaGraphs
 from sd35.backends.options import Options
 from sd35.backends.table import open_backend
+from sd35.backends.tensorrt_flavour import find_flavour
 from sd35.checkpoints.anatomy import anatomy_on_disk
 from sd35.checkpoints.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
+from sd35.compile.engines import EngineBuilder, Range, targets_of
 from sd35.errors import BackendUnavailable, CheckpointError
 from sd35.request import Request
 from tests import nvidia_layout
@@ -267,3 +271,34 @@ def test_graphs_are_for_the_onnx_backend_only(written: Path) -> None:
     """The companion's weights are never drawn with in their place."""
     with pytest.raises(CheckpointError, match="only the onnx backend reads"):
         open_backend("diffusers", opened(written), Options(device="cpu"))
+
+
+@pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="no TensorRT-RTX for it")
+@pytest.mark.parametrize("operators", ["none", "custom", "standard"])
+def test_tensorrt_builds_them(copy: Path, operators: str) -> None:
+    """As they are, FP8 by either kind of operators: masks and ControlNet's inputs become parts of the network."""
+    if operators == "standard":
+        shutil.rmtree(copy / "ONNX" / "transformer" / "fp8")
+        (copy / "ONNX" / "transformer" / "standard").rename(copy / "ONNX" / "transformer" / "fp8")
+    checkpoint = opened(copy, "bf16" if operators == "none" else "fp8")
+    assert checkpoint.graphs
+    flavour = find_flavour()
+    builder = EngineBuilder(checkpoint, checkpoint.graphs, Range(buckets_of("", checkpoint.card)[-1:], 8), flavour)
+    (target,) = targets_of(flavour, ["sm89"])
+    network, parser = builder.network("transformer")
+    names = [network.get_input(index).name for index in range(network.num_inputs)]
+    assert sorted(names) == ["encoder_hidden_states", "hidden_states", "pooled_projections", "timestep"]
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    rounded = [layer for layer in layers if layer.type == flavour.trt.LayerType.DEQUANTIZE]
+    stored = [tensor.dtype for layer in rounded if (tensor := layer.get_input(0))]
+    assert set(stored) == (set() if operators == "none" else {flavour.trt.DataType.FP8})
+    del parser
+    if operators == "custom":
+        assert builder.build("transformer", target)
+    if operators == "none":
+        network, parser = builder.network("text_encoder")
+        assert [network.get_input(index).name for index in range(network.num_inputs)] == ["input_ids"]
+        given = {network.get_output(index).name for index in range(network.num_outputs)}
+        assert given == {"text_embeddings", "hidden_states"}
+        del parser
+        assert all(builder.build(part, target) for part in ("text_encoder", "text_encoder_3", "vae"))

@@ -184,6 +184,21 @@ def test_the_doctor_tells_what_is_here():
     assert "Backends" in sd35("doctor").stdout
 
 
+def test_the_doctor_and_a_start_say_the_same_of_a_backend_that_cannot_run(monkeypatch: pytest.MonkeyPatch):
+    """What of TensorRT is missing, the library, the GPU or both, and what to do; neither is an error of ours."""
+    monkeypatch.setenv("SD35_BACKEND", "tensorrt")
+    found = json.loads(sd35("doctor", "--json").stdout)
+    (tensorrt,) = (backend for backend in found["backends"] if backend["name"] == "tensorrt")
+    if tensorrt["is_usable"]:
+        pytest.skip("it can run here")
+    assert "backend 'tensorrt' cannot run: " in tensorrt["detail"]
+    assert "--backend onnx" in tensorrt["detail"] or "pip install" in tensorrt["detail"]
+    assert not found["can_serve"]
+    result = sd35("serve", "--port", "0")
+    assert result.returncode == 1
+    assert tensorrt["detail"] in " ".join(result.stderr.split())
+
+
 def test_the_doctor_warns_of_what_cannot_be_used(tmp_path: Path):
     """A checkpoint that is not there is named, and the exit code says that nothing can be served."""
     (tmp_path / "file").touch()

@@ -1,0 +1,231 @@
+"""TensorRT engines, really built, without a GPU. They cannot be opened without one: what went in is looked at."""
+
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from sd35.backends.buckets import buckets_of
+from sd35.backends.fp8_layers import Treatment, treatment_of
+from sd35.backends.tensorrt_flavour import Flavour, find_flavour
+from sd35.backends.tensorrt_types import Layer, Network
+from sd35.checkpoints.anatomy import NETWORKS
+from sd35.checkpoints.built import MANIFEST
+from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
+from sd35.checkpoints.compiled_engines import Target, compiled_engines, engine_folder
+from sd35.checkpoints.compiled_graphs import GraphPrecision, compiled_graphs
+from sd35.checkpoints.tensorrt_onnx import GRAPH_FILE, OfficialGraphs
+from sd35.compile.engines import EngineBuilder, Range, build_engines, targets_of
+from sd35.compile.stages import Stages
+from sd35.errors import BuildFailed, CheckpointError, InvalidSetting, NotCompiled
+
+pytestmark = pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="TensorRT-RTX is for Linux on x86-64"
+)
+
+CHECKPOINT = open_checkpoint(EMBEDDED)
+BUCKETS = buckets_of("", CHECKPOINT.card)
+WANTED = Range(BUCKETS[-1:], 8)  # one bucket: each further one takes as long again
+TEXT = 16 + CHECKPOINT.card.max_sequence_length
+Compiler = Callable[[GraphPrecision], EngineBuilder]
+
+
+@pytest.fixture(scope="module")
+def flavour() -> Flavour:
+    """The one that is installed."""
+    return find_flavour()
+
+
+@pytest.fixture(scope="module")
+def builder(compiled: Path, flavour: Flavour) -> Compiler:
+    """Makes a builder of the embedded checkpoint's graphs in a precision."""
+    return lambda precision: EngineBuilder(
+        CHECKPOINT, compiled_graphs(compiled, CHECKPOINT, precision), WANTED, flavour
+    )
+
+
+@pytest.fixture(scope="module")
+def target(flavour: Flavour) -> Target:
+    """A GPU that is not here."""
+    return targets_of(flavour, ["sm89"])[0]
+
+
+def quiet() -> Stages:
+    """Stages of which nobody hears."""
+    return Stages(lambda *_: None)
+
+
+def layers_of(network: Network) -> list[Layer]:
+    """All of a network's layers."""
+    return [network.get_layer(index) for index in range(network.num_layers)]
+
+
+@pytest.mark.parametrize("gpu", ["sm89", "sm120"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8"])
+def test_all_networks_become_engines(
+    compiled: Path, builder: Compiler, flavour: Flavour, precision: GraphPrecision, gpu: str
+) -> None:
+    """Of each precision and architecture there are five engines, which are found again, and not built twice."""
+    (target,) = targets_of(flavour, [gpu])
+    stages = quiet()
+    folders = build_engines(builder(precision), target, compiled, stages)
+    found = compiled_engines(compiled, CHECKPOINT, precision, target)
+    assert [engine.folder for engine in found.values()] == folders
+    assert set(stages.seconds) == {f"engine of {part} for {gpu}" for part in NETWORKS}
+    assert {part: (engine.shapes, engine.batch) for part, engine in found.items()} == {
+        **dict.fromkeys(NETWORKS[:3], ("", 8)),
+        "transformer": ("64x64..256x256", 8),
+        "vae": ("64x64..256x256", 1),
+    }
+    before = [engine.file.stat() for engine in found.values()]
+    assert all(file.st_size > 100_000 for file in before)
+    build_engines(builder(precision), target, compiled, stages)
+    assert [engine.file.stat() for engine in found.values()] == before
+
+
+def test_fp8_makes_a_smaller_engine(compiled: Path, builder: Compiler, target: Target) -> None:
+    """The transformer's weights are in the engine as they are in the graph; the other networks' engines are shared."""
+    sizes = {}
+    for precision in ("fp32", "bf16", "fp8"):
+        build_engines(builder(precision), target, compiled, quiet())
+        sizes[precision] = compiled_engines(compiled, CHECKPOINT, precision, target)["transformer"].file.stat().st_size
+    assert sizes["fp8"] < 0.85 * sizes["bf16"] < 0.75 * sizes["fp32"]
+    bf16, fp8 = (compiled_engines(compiled, CHECKPOINT, precision, target) for precision in ("bf16", "fp8"))
+    assert all((bf16[part] == fp8[part]) == (part != "transformer") for part in NETWORKS)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_inputs_and_outputs_are_the_graphs(builder: Compiler, flavour: Flavour, precision: GraphPrecision) -> None:
+    """TensorRT reads names, sizes and types as they are; only the timestep is FP32 in any precision."""
+    types = flavour.trt.DataType
+    wide = types.FLOAT if precision == "fp32" else types.BF16
+    latent = (-1, 16, -1, -1)
+    clip: Any = ({"input_ids": ((-1, 16), types.INT32)}, {"text_embeddings": (-1, 64), "hidden_states": (-1, 16, 64)})
+    expected: dict[str, tuple[dict[str, object], dict[str, tuple[int, ...]]]] = {
+        "text_encoder": clip,
+        "text_encoder_2": clip,
+        "text_encoder_3": ({"input_ids": ((-1, -1), types.INT32)}, {"text_embeddings": (-1, -1, 128)}),
+        "transformer": (
+            {
+                "hidden_states": (latent, wide),
+                "encoder_hidden_states": ((-1, -1, 128), wide),
+                "pooled_projections": ((-1, 128), wide),
+                "timestep": ((-1,), types.FLOAT),
+            },
+            {"latent": latent},
+        ),
+        "vae": ({"latent": (latent, wide)}, {"images": (-1, 3, -1, -1)}),
+    }
+    for part, (inputs, outputs) in expected.items():
+        network, parser = builder(precision).network(part)
+        taken = [network.get_input(index) for index in range(network.num_inputs)]
+        given = [network.get_output(index) for index in range(network.num_outputs)]
+        assert {each.name: (tuple(each.shape), each.dtype) for each in taken} == inputs
+        assert {each.name: (tuple(each.shape), each.dtype) for each in given} == {
+            name: (shape, wide) for name, shape in outputs.items()
+        }
+        del parser
+
+
+def test_each_layer_is_fp8_where_the_rule_says(builder: Compiler, flavour: Flavour) -> None:
+    """On the network as TensorRT parsed it: products of two FP8 tensors, weights alone in FP8, and all other layers."""
+    trt = flavour.trt
+    network, parser = builder("fp8").network("transformer")
+    made_by = {}
+    for layer in layers_of(network):
+        for index in range(layer.num_outputs):
+            output = layer.get_output(index)
+            assert output is not None
+            made_by[output.name] = layer
+
+    def is_from_fp8(layer: Layer, index: int) -> bool:
+        taken = layer.get_input(index)
+        assert taken is not None
+        maker = made_by.get(taken.name)
+        stored = maker.get_input(0) if maker and maker.type == trt.LayerType.DEQUANTIZE else None
+        return stored is not None and stored.dtype == trt.DataType.FP8
+
+    treated = {}
+    for layer in layers_of(network):
+        weight = layer.get_input(1) if layer.type == trt.LayerType.MATRIX_MULTIPLY else None
+        if weight is None or ".weight" not in weight.name:
+            continue
+        is_fp8 = is_from_fp8(layer, 0), is_from_fp8(layer, 1)
+        found = {(True, True): Treatment.FP8, (False, True): Treatment.WEIGHTS, (False, False): Treatment.HIGH}[is_fp8]
+        treated[weight.name.partition(".weight")[0]] = found
+    assert treated == {layer: treatment_of(layer) for layer in treated}
+    assert list(treated.values()).count(Treatment.FP8) == 69
+    del parser
+
+
+def test_profiles_are_the_buckets(compiled: Path, flavour: Flavour) -> None:
+    """A profile for each bucket; batches of up to 8 rows, pictures decoded one by one, text of its own length."""
+    graphs = compiled_graphs(compiled, CHECKPOINT, "fp8")
+    builder = EngineBuilder(CHECKPOINT, graphs, Range(buckets_of("128x64", CHECKPOINT.card), 8), flavour)
+    native, whole = builder.profiles("transformer")
+    assert native["hidden_states"] == ((1, 16, 8, 16), (2, 16, 8, 16), (8, 16, 8, 16))
+    assert whole["hidden_states"] == ((1, 16, 8, 8), (2, 16, 16, 16), (8, 16, 32, 32))
+    assert whole["encoder_hidden_states"] == ((1, TEXT, 128), (2, TEXT, 128), (8, TEXT, 128))
+    assert whole["timestep"] == ((1,), (2,), (8,))
+    assert builder.profiles("vae")[1] == {"latent": ((1, 16, 8, 8), (1, 16, 16, 16), (1, 16, 32, 32))}
+    length = CHECKPOINT.card.max_sequence_length
+    assert builder.profiles("text_encoder_3") == [{"input_ids": ((1, length), (2, length), (8, length))}]
+
+
+def test_an_engine_of_other_buckets_is_built_anew(compiled: Path, builder: Compiler, target: Target) -> None:
+    """Whoever reads engines takes those that are there, and learns their buckets from them."""
+    build_engines(builder("bf16"), target, compiled, quiet())
+    file = engine_folder(compiled, CHECKPOINT, "vae", "bf16", target) / MANIFEST
+    file.write_text(file.read_text().replace("64x64..256x256", "64x64..128x128"))
+    assert compiled_engines(compiled, CHECKPOINT, "bf16", target)["vae"].shapes == "64x64..128x128"
+    build_engines(builder("bf16"), target, compiled, quiet())
+    assert compiled_engines(compiled, CHECKPOINT, "bf16", target)["vae"].shapes == "64x64..256x256"
+
+
+@pytest.mark.parametrize("harm", ["version", "gpu", "revision", "format", "cut"])
+def test_a_foreign_engine_is_never_taken(compiled: Path, builder: Compiler, target: Target, harm: str) -> None:
+    """Of another TensorRT, architecture, checkpoint or format, or cut off, it is as good as none, and rebuilt."""
+    build_engines(builder("bf16"), target, compiled, quiet())
+    folder = engine_folder(compiled, CHECKPOINT, "text_encoder", "bf16", target)
+    if harm == "cut":
+        file = compiled_engines(compiled, CHECKPOINT, "bf16", target)["text_encoder"].file
+        file.write_bytes(file.read_bytes()[:-1])
+    else:
+        manifest = folder / MANIFEST
+        manifest.write_text(manifest.read_text().replace(f'"{harm}": ', f'"{harm}": "another", "was": ', 1))
+    with pytest.raises(NotCompiled) as raised:
+        compiled_engines(compiled, CHECKPOINT, "bf16", target)
+    assert raised.value.arguments == (
+        "compile", "--checkpoint", "sd35-mini", "--precision", "bf16", "--target", "tensorrt", "--gpu", "sm89",
+    )  # fmt: skip
+    build_engines(builder("bf16"), target, compiled, quiet())
+    assert compiled_engines(compiled, CHECKPOINT, "bf16", target)
+
+
+def test_an_architecture_that_cannot_be_built_for_is_refused(flavour: Flavour) -> None:
+    """With what came and what is allowed; TensorRT-RTX knows no Hopper. None at all, where there is no GPU, neither."""
+    with pytest.raises(InvalidSetting, match=r"gpu: got sm90; tensorrt_rtx 1\..* allows: sm75, .*sm89, .*sm120"):
+        targets_of(flavour, ["sm89", "sm90"])
+    with pytest.raises(InvalidSetting, match="gpu: none named, and this machine has none; allowed: sm75"):
+        targets_of(flavour, [])
+
+
+def test_a_graph_that_tensorrt_cannot_read_is_named(compiled: Path, flavour: Flavour, tmp_path: Path) -> None:
+    """With the operator and TensorRT's own words; one whose weights are missing is the graph's error."""
+    source = compiled_graphs(compiled, CHECKPOINT, "bf16").path("text_encoder")
+    graphs = OfficialGraphs(tmp_path, "bf16")
+    path = graphs.path("text_encoder")
+    path.parent.mkdir(parents=True)
+    model = onnx.load(source)
+    next(node for node in model.graph.node if node.op_type == "Gemm").op_type = "Nonsense"
+    onnx.save_model(model, path)
+    broken = EngineBuilder(CHECKPOINT, graphs, WANTED, flavour)
+    with pytest.raises(BuildFailed, match=f"clip_l/{GRAPH_FILE}: tensorrt_rtx .* cannot read it: .*Nonsense"):
+        broken.build("text_encoder", Target("tensorrt_rtx", flavour.version, "sm89"))
+    path.write_bytes(source.read_bytes())
+    with pytest.raises(CheckpointError, match="is missing"):
+        broken.network("text_encoder")
