@@ -20,7 +20,7 @@ from torch import Tensor
 from sd35.backends.buckets import Bucket, bucket_for, buckets_of
 from sd35.backends.contract import LATENT_PX, Memory
 from sd35.backends.tensorrt_flavour import Flavour
-from sd35.backends.tensorrt_types import Context, Engine, RuntimeCache, RuntimeConfig
+from sd35.backends.tensorrt_types import Context, Engine, Runtime, RuntimeCache, RuntimeConfig
 from sd35.checkpoints.checkpoint import Card
 from sd35.checkpoints.compiled_engines import BuiltEngine
 from sd35.errors import CheckpointError
@@ -49,9 +49,10 @@ class EngineNetworks:
         self._built = built
         self._lock = threading.Lock()
         self._stream = torch.cuda.Stream(device)
+        self._runtime = flavour.trt.Runtime(flavour.log)  # which has to outlive its engines
         workspace = Workspace(device)
         with self.turn():
-            engines = {part: _load(flavour, each) for part, each in built.items()}
+            engines = {part: _load(flavour, self._runtime, each) for part, each in built.items()}
             buckets = {part: buckets_of(each.shapes, card) if each.shapes else [] for part, each in built.items()}
             if memory:  # the large networks' weights are not on the device before a context wants them
                 _share_out(engines, buckets, (card.width, card.height), memory.free_bytes())
@@ -227,8 +228,7 @@ class _Network:
         return config, cache
 
 
-def _load(flavour: Flavour, built: BuiltEngine) -> Engine:
-    runtime = flavour.trt.Runtime(flavour.log)
+def _load(flavour: Flavour, runtime: Runtime, built: BuiltEngine) -> Engine:
     with built.file.open("rb") as file:
         engine = runtime.deserialize_cuda_engine(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     if engine is None:

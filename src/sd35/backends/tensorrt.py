@@ -21,6 +21,7 @@ from sd35.backends.footprint import DeviceKind
 from sd35.backends.guidance import guided_velocities, step_length_of, timestep_of, transformer_rows
 from sd35.backends.options import Options
 from sd35.backends.tensorrt_flavour import find_flavour, known_architectures
+from sd35.checkpoints.anatomy import TEXT_ENCODERS
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.compiled_engines import Target, compiled_engines
 from sd35.checkpoints.compiled_graphs import OF_PRECISION
@@ -118,7 +119,7 @@ class TensorRtBackend:
     def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
         """One embedding per prompt, in order."""
         with self._networks.turn():
-            chunks = _chunks(prompts, self._networks.most("text_encoder"))
+            chunks = _chunks(prompts, min(map(self._networks.most, TEXT_ENCODERS)))
             return [embedding for chunk in chunks for embedding in self._encode(chunk)]
 
     @torch.no_grad()
