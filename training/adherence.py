@@ -1,0 +1,59 @@
+"""Holds one number format against another by what pictures show: `python -m training.adherence --precision fp8`.
+
+The evaluation of the embedded model (`training.evaluate`), drawn by the `onnx` backend in both; exits 1 where the share
+of right pictures is lower by more than two points.
+"""
+
+import argparse
+from pathlib import Path
+
+from sd35.backends.contract import Backend
+from sd35.backends.options import Options
+from sd35.backends.table import open_backend
+from sd35.checkpoints.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
+from sd35.compile.drawing import draw, recipe_of
+from sd35.settings import load_settings
+from training.evaluate import BARS, held_out_scenes, judge
+
+WITHIN = 0.02
+SEED = 20_000  # as in `training.evaluate`
+
+
+def shares(backend: Backend, checkpoint: Checkpoint, count: int) -> dict[str, float]:
+    """The share of right pictures of each kind of prompt, each from a seed of its own."""
+    recipe = recipe_of(checkpoint)
+    (negative,) = backend.encode_text([""])
+    found = {}
+    for kind in BARS:
+        right = []
+        for index, scene in enumerate(held_out_scenes(kind, count, SEED)):
+            (positive,) = backend.encode_text([scene.caption])
+            right.append(judge(draw(backend, recipe, (positive, negative), SEED + index), scene).right)
+        found[kind] = sum(right) / count
+    return found
+
+
+def main() -> None:
+    """Draws with both, prints the shares, exits 1 where they are too far apart."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--precision", choices=["bfloat16", "fp8"], default="fp8")
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--cache-dir", type=Path, default=load_settings().cache_dir)
+    options = parser.parse_args()
+    checkpoint = open_checkpoint(EMBEDDED)
+    found = {
+        precision: shares(
+            open_backend("onnx", checkpoint, Options(precision=precision, cache_dir=options.cache_dir)),
+            checkpoint, options.count,
+        )
+        for precision in ("float32", options.precision)
+    }  # fmt: skip
+    print(f"| Prompts ({options.count} each) | {' | '.join(found)} |\n| --- | --- | --- |")
+    for kind in BARS:
+        print(f"| {kind} | {' | '.join(f'{share[kind]:.1%}' for share in found.values())} |")
+    if any(found["float32"][kind] - found[options.precision][kind] > WITHIN for kind in BARS):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
