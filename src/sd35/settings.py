@@ -58,7 +58,9 @@ class Settings(BaseSettings):
         description="Of NVIDIA's ONNX graphs, the transformer to read; `auto`: the one on disk, `bf16` where both are.",
     )
     offline: bool = Field(default=False, description="Never use the network: fetch nothing, ask the hub nothing.")
-    backend: str = Field("onnx", description="What computes: `onnx` (no PyTorch), `diffusers`, `tensorrt`. See `sd35 doctor`.")
+    backend: str = Field(
+        "onnx", description="What computes: `onnx` (no PyTorch), `diffusers`, `tensorrt`. See `sd35 doctor`."
+    )
     precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Number format to compute in; `auto` is the backend's best for the device."
     )
