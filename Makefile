@@ -39,7 +39,8 @@ clean:  ## Removes the environments and the tools' caches; leaves build/, where 
 
 UV_COMPILE = .venv-lock/bin/uv pip compile --quiet
 LOCK = $(UV_COMPILE) $(LOCK_FLAGS) --universal --generate-hashes --custom-compile-command 'make lock'
-# The oldest systems that have a wheel of everything: glibc 2.28, macOS 14 (ONNX Runtime's).
+# The oldest systems that have a wheel of everything: glibc 2.28, macOS 14 (ONNX Runtime's). TensorRT-RTX's own package is
+# but a few lines of Python, and comes as source.
 PLATFORMS = x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin
 
 lock: .venv-lock/.installed  ## Resolves requirements/*.txt again after a change in pyproject.toml.
@@ -48,7 +49,7 @@ lock: .venv-lock/.installed  ## Resolves requirements/*.txt again after a change
 	$(LOCK) pyproject.toml --group test --extra diffusers --extra bench --extra train \
 		-c requirements/default.txt --no-emit-package torch -o requirements/test.txt
 	for platform in $(PLATFORMS); do for lock in default build test; do \
-		MACOSX_DEPLOYMENT_TARGET=14.0 $(UV_COMPILE) requirements/$$lock.txt --no-deps --only-binary :all: \
+		MACOSX_DEPLOYMENT_TARGET=14.0 $(UV_COMPILE) requirements/$$lock.txt --no-deps --only-binary :all: --no-binary tensorrt-rtx-cu12 \
 			--python-platform $$platform > .venv-lock/wheels || exit 1; \
 	done; done
 
