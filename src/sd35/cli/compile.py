@@ -1,7 +1,6 @@
 """`sd35 compile`: a checkpoint's networks as graphs, the transformer in FP8 if so wished, and as TensorRT's engines."""
 
 import json
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sd35.backends.table import check_available
 from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.compiled_engines import ENGINE_FILE
 from sd35.checkpoints.compiled_graphs import GraphPrecision
+from sd35.checkpoints.tensorrt_onnx import OfficialGraphs
 from sd35.errors import InvalidSetting
 from sd35.request import SIZE_MULTIPLE_PX
 from sd35.service.opening import open_checkpoints
@@ -29,15 +30,30 @@ _SHOWN_LAYERS = 10
 
 
 @dataclass(frozen=True)
+class EngineOrder:
+    """Which of TensorRT's engines to build; None leaves it to this machine, the model, or `ROWS`."""
+
+    gpus: str | None
+    shapes: str | None
+    rows: int | None
+
+
+@dataclass(frozen=True)
 class Order:
     """What to build. `size`, `steps`, `prompts` are for calibrating and judging FP8; None leaves them to the model."""
 
     precision: GraphPrecision
-    target: Literal["onnx"]
+    target: Literal["onnx", "tensorrt"]
     size: str | None
     steps: int | None
     prompts: Path | None
     with_sensitivity: bool
+    engines: EngineOrder
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether something was said of calibrating."""
+        return any(asked is not None for asked in (self.size, self.steps, self.prompts))
 
 
 def compile_checkpoints(settings: Settings, order: Order, *, as_json: bool) -> None:
@@ -45,8 +61,12 @@ def compile_checkpoints(settings: Settings, order: Order, *, as_json: bool) -> N
 
     Raises InvalidSetting, BackendUnavailable, CheckpointError, BuildFailed.
     """
-    check_available("diffusers")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # of libraries that no graph here needs
+    if order.target == "onnx" and order.engines != EngineOrder(None, None, None):
+        raise InvalidSetting("gpu, shapes, rows: they are of engines; allowed: with --target tensorrt")
+    if order.precision != "fp8" and order.calibrates:
+        raise InvalidSetting("size, steps, prompts: they are for calibrating; allowed: with --precision fp8")
+    if order.precision != "fp32" and settings.transformer == "auto":  # of NVIDIA's graphs, the one that was asked for
+        settings = settings.model_copy(update={"transformer": order.precision})
     checkpoints = open_checkpoints(settings)
     from sd35.compile.stages import Stages
 
@@ -56,27 +76,69 @@ def compile_checkpoints(settings: Settings, order: Order, *, as_json: bool) -> N
 
 
 def _compile(checkpoint: Checkpoint, settings: Settings, order: Order, stages: "Stages") -> dict[str, Any]:
-    if checkpoint.graphs:
-        raise InvalidSetting(
-            f"checkpoint: {checkpoint.graphs.directory} holds graphs already; allowed: what has weights"
-        )
-    from sd35.compile.fp8 import build_fp8, read_report
-    from sd35.compile.graphs import build_graphs
-
-    wanted = _wanted(checkpoint, settings, order)
-    graphs = build_graphs(checkpoint, order.precision, settings.cache_dir, stages)
-    report = {}
-    if order.precision == "fp8":
-        build_fp8(checkpoint, graphs, wanted, stages)
-        report = read_report(graphs)
+    make_engines = _engines(checkpoint, settings, order) if order.target == "tensorrt" else None
+    graphs, report = _graphs(checkpoint, settings, order, stages)
+    engines = make_engines(graphs, stages) if make_engines else {}
     return {
         "checkpoint": checkpoint.name,
         "precision": order.precision,
         "directory": str(graphs.directory),
         "bytes": {name: path.stat().st_size for name, path in sorted(graphs.files().items())},
+        **({"engines": engines} if engines else {}),
         "took_s": {name: round(took_s, 2) for name, took_s in stages.seconds.items()},
         **report,
     }
+
+
+def _graphs(
+    checkpoint: Checkpoint, settings: Settings, order: Order, stages: "Stages"
+) -> tuple[OfficialGraphs, dict[str, Any]]:
+    """The graphs, NVIDIA's own where those are the checkpoint, else built; and of FP8 the report."""
+    if graphs := checkpoint.graphs:
+        if order.target == "onnx":
+            raise InvalidSetting(f"checkpoint: {graphs.directory} holds graphs already; allowed: what has weights")
+        if order.calibrates:
+            raise InvalidSetting(f"size, steps, prompts: {graphs.directory} holds graphs that are calibrated already")
+        if graphs.transformer != order.precision:
+            raise InvalidSetting(f"precision: got {order.precision}; {graphs.directory} holds {graphs.transformer}")
+        return graphs, {}
+    check_available("diffusers")
+    from sd35.compile.fp8 import build_fp8, read_report
+    from sd35.compile.graphs import build_graphs
+
+    wanted = _wanted(checkpoint, settings, order)
+    graphs = build_graphs(checkpoint, order.precision, settings.cache_dir, stages)
+    if order.precision != "fp8":
+        return graphs, {}
+    build_fp8(checkpoint, graphs, wanted, stages)
+    return graphs, read_report(graphs)
+
+
+def _engines(
+    checkpoint: Checkpoint, settings: Settings, order: Order
+) -> Callable[[OfficialGraphs, "Stages"], dict[str, dict[str, int]]]:
+    """What builds the engines once the graphs are there, each folder's bytes by architecture; wrong asking ends here.
+
+    Raises InvalidSetting, BackendUnavailable where there is no TensorRT.
+    """
+    from sd35.backends.buckets import buckets_of
+    from sd35.backends.tensorrt_flavour import find_flavour
+    from sd35.compile.engines import ROWS, EngineBuilder, Range, build_engines, targets_of
+
+    flavour, asked = find_flavour(), order.engines
+    gpus = [gpu.strip() for gpu in (asked.gpus or "").split(",") if gpu.strip()]
+    targets = targets_of(flavour, gpus)
+    wanted = Range(buckets_of(asked.shapes or "", checkpoint.card), asked.rows or ROWS)
+
+    def build(graphs: OfficialGraphs, stages: "Stages") -> dict[str, dict[str, int]]:
+        builder = EngineBuilder(checkpoint, graphs, wanted, flavour)
+        found = {}
+        for target in targets:
+            folders = build_engines(builder, target, settings.cache_dir, stages)
+            found[target.gpu] = {str(folder): (folder / ENGINE_FILE).stat().st_size for folder in folders}
+        return found
+
+    return build
 
 
 def _wanted(checkpoint: Checkpoint, settings: Settings, order: Order) -> "Wanted":
@@ -139,6 +201,8 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 def _as_text(found: dict[str, Any]) -> str:
     lines = [f"{found['checkpoint']} in {found['precision']}: {found['directory']}"]
     lines.append(f"  {size_text(sum(found['bytes'].values()))} in {len(found['bytes'])} files")
+    for gpu, engines in found.get("engines", {}).items():
+        lines.append(f"  engines for {gpu}, {size_text(sum(engines.values()))}: {Path(next(iter(engines))).parent}")
     if "quality" in found:
         quality, sizes = found["quality"], found["sizes"]
         lines.append(

@@ -1,5 +1,6 @@
 """The commands and their help. What a command does is imported when it runs, so that help and start-up are quick."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +27,9 @@ app.add_typer(compile_command.app)
 
 def main() -> None:
     """Run the command line; this project's errors become one line and an exit code."""
+    os.environ.setdefault(
+        "TRANSFORMERS_VERBOSITY", "error"
+    )  # else it warns of image processors, which nothing here has
     try:
         app(prog_name="sd35")
     except KeyboardInterrupt:

@@ -22,6 +22,7 @@ from sd35.compile.stages import Stages
 from sd35.errors import BuildFailed, InvalidSetting
 
 MOST_PROMPTS = 8  # that a text encoder takes at once
+ROWS = 8  # that a transformer takes at once, where nothing else is asked for: as many as the engine's batches have
 USUAL_ROWS = 2  # of a transformer, or prompts of an encoder: one picture with guidance
 STREAMABLE = {"text_encoder_3", "transformer"}  # the large ones: their weights may stay in the host's memory
 

@@ -4,6 +4,7 @@ Tensors are named as in NVIDIA's published SD3.5 graphs, so that those and these
 Needs torch, diffusers, transformers and onnxscript.
 """
 
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -107,6 +108,8 @@ def trace(wrapper: Wrapper, graph: Graph, dtype: torch.dtype = torch.float32) ->
         name: {axis: torch.export.Dim.AUTO for axis, size in enumerate(dimensions) if isinstance(size, str)}
         for name, dimensions in graph.inputs.items()
     }
+    # Once imported, PyTorch sets its loggers' levels: these notes are of libraries that no graph here needs.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, of its internals
         program = torch.onnx.export(

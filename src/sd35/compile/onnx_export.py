@@ -5,7 +5,6 @@ operators where those are faster. For graphs that any runtime reads: `sd35.compi
 """
 
 import argparse
-import logging
 from pathlib import Path
 
 import onnx_ir as ir
@@ -57,7 +56,6 @@ def main() -> None:
     parser.add_argument(
         "checkpoint", help="a checkpoint's directory in the Diffusers layout, or an embedded one's name"
     )
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     for path in export(open_checkpoint(parser.parse_args().checkpoint)):
         print(path)  # noqa: T201  the command's output
 

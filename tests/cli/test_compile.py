@@ -1,0 +1,101 @@
+"""`sd35 compile`: what it builds of a checkpoint, or of NVIDIA's graphs, and what it refuses before it begins."""
+
+import json
+import platform
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
+from sd35.cli.main import main
+
+needs_rtx = pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="TensorRT-RTX is for Linux on x86-64"
+)
+PARTS = ["clip_l", "clip_g", "t5", "transformer", "vae"]
+
+
+@pytest.fixture(autouse=True)
+def home(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache directory of each command: it holds the embedded checkpoint's graphs."""
+    monkeypatch.setenv("SD35_CACHE_DIR", str(compiled))
+    return compiled
+
+
+def compile_(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run the command in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["sd35", "compile", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
+
+
+def built(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    """What the command says of the one checkpoint."""
+    assert compile_(monkeypatch, *arguments, "--json") == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert isinstance(found, dict)
+    return found
+
+
+@needs_rtx
+def test_engines_are_built_of_the_graphs_that_are_there(monkeypatch, capsys, home: Path):
+    """One for each network and architecture, of the sizes and rows asked for; the second time, none is built."""
+    ask = ["--target", "tensorrt", "--gpu", "sm86", "--shapes", "64x64..256x256", "--rows", "2"]
+    found = built(monkeypatch, capsys, *ask)
+    (gpu, engines), *others = found["engines"].items()
+    assert (gpu, others) == ("sm86", [])
+    assert [Path(folder).name for folder in engines] == [f"{part}-bf16" for part in PARTS]
+    for folder, size in engines.items():
+        assert Path(folder).is_relative_to(home)
+        assert (Path(folder) / "model.engine").stat().st_size == size
+    manifest = json.loads((Path(list(engines)[3]) / "manifest.json").read_text())
+    assert (manifest["key"]["shapes"], manifest["key"]["batch"]) == ("64x64..256x256", 2)
+    made = [(Path(folder) / "model.engine").stat().st_mtime_ns for folder in engines]
+    assert built(monkeypatch, capsys, *ask)["engines"] == found["engines"]
+    assert [(Path(folder) / "model.engine").stat().st_mtime_ns for folder in engines] == made
+
+
+@needs_rtx
+def test_nvidias_graphs_become_engines_as_they_are(monkeypatch, capsys, home: Path, tmp_path: Path):
+    """No PyTorch, no calibrating: the transformer that `--precision` names; another precision is refused."""
+    embedded = open_checkpoint(EMBEDDED)
+    graphs = home / "compiled" / f"{EMBEDDED}-{embedded.revision[:16]}" / "bf16"
+    official = tmp_path / "official"
+    shutil.copytree(graphs, official)
+    shutil.copy(embedded.directory / "sd35.json", official)
+    ask = ["--checkpoint", str(official), "--companion", EMBEDDED, "--target", "tensorrt", "--gpu", "sm89"]
+    monkeypatch.setattr("sd35.cli.compile.check_available", lambda _: pytest.fail("PyTorch was asked for"))
+    whole = ["--shapes", "64x64..256x256"]
+    found = built(monkeypatch, capsys, *ask, *whole, "--precision", "fp8")
+    folders = list(found["engines"]["sm89"])
+    assert [Path(folder).name for folder in folders] == [
+        f"{part}-{'fp8' if part == 'transformer' else 'bf16'}" for part in PARTS
+    ]
+    assert all("compiled/official-" in folder for folder in folders)
+    assert compile_(monkeypatch, *ask, "--precision", "fp32") == 2
+    assert "precision: got fp32" in capsys.readouterr().err
+    assert compile_(monkeypatch, *ask, "--precision", "fp8", "--steps", "4") == 2
+    assert "calibrated already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--gpu", "sm89"], "they are of engines; allowed: with --target tensorrt"),
+        (["--steps", "3"], "allowed: with --precision fp8"),
+        (["--precision", "fp8", "--size", "100x100"], "--size: got '100x100'; allowed: WIDTHxHEIGHT"),
+        pytest.param(["--target", "tensorrt", "--gpu", "sm90"], "gpu: got sm90", marks=needs_rtx),
+        pytest.param(
+            ["--target", "tensorrt", "--gpu", "sm89", "--shapes", "9x9"], "shapes: got '9x9'", marks=needs_rtx
+        ),
+    ],
+)
+def test_wrong_asking_ends_before_anything_is_built(monkeypatch, capsys, arguments: list[str], words: str):
+    """With exit code 2, the option, what came and what is allowed."""
+    monkeypatch.setattr("sd35.compile.graphs.build_graphs", lambda *_: pytest.fail("it began to build"))
+    assert compile_(monkeypatch, *arguments) == 2
+    assert words in capsys.readouterr().err
