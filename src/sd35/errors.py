@@ -3,9 +3,12 @@
 Sd35Error
 ├── InvalidRequest        a field of a request is wrong           (HTTP 422, exit 2)
 ├── UnknownModel          no checkpoint of that name is served    (HTTP 404, exit 2)
-├── Overloaded            no room for another picture now         (HTTP 503, exit 1)
+├── Overloaded            no room for another picture now         (HTTP 429, exit 1)
 ├── NotReady              loading, or closing                     (HTTP 503, exit 1)
 ├── PictureFailed         this picture could not be made          (HTTP 500, exit 1)
+├── ContentRefused        the operator's filter refuses it        (HTTP 422, exit 1)
+├── IdempotencyConflict   a key came again with another body      (HTTP 409, exit 1)
+├── StoreUnavailable      database or picture store do not answer (HTTP 503, exit 1)
 ├── NotReplayable         a file does not say what made it        (exit 2)
 ├── InvalidSetting        a setting is wrong                      (exit 2)
 ├── CheckpointError       a checkpoint is missing or not usable   (exit 1)
@@ -63,6 +66,21 @@ class NotReady(Sd35Error):  # noqa: N818
 
 class PictureFailed(Sd35Error):  # noqa: N818
     """This picture could not be made; others are not affected."""
+
+
+class ContentRefused(Sd35Error):  # noqa: N818
+    """The operator's filter refuses the prompt or the picture."""
+
+
+class IdempotencyConflict(Sd35Error):  # noqa: N818
+    """An idempotency key came again, with another body."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"idempotency-key: {_shorten(key)} came before with another body; allowed: the same again")
+
+
+class StoreUnavailable(Sd35Error):  # noqa: N818
+    """The database or the picture store does not answer, or has no room."""
 
 
 class NotReplayable(Sd35Error):  # noqa: N818
