@@ -12,7 +12,7 @@ from typing import cast
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 
 from sd35.backends.contract import Array
 from sd35.errors import NotReplayable
@@ -57,6 +57,27 @@ def read_png(data: bytes) -> tuple[UInt8[Array, "h w 3"], dict[str, str]]:
     if mode != "RGB":
         raise NotReplayable(f"its pixels are {mode}, not RGB: it was not written by this project, or converted since")
     return pixels, text
+
+
+def read_text(data: bytes) -> dict[str, str]:
+    """The text of a PNG file that `write_png` wrote, without a look at its pixels; of any other file, none of it."""
+    text, place = {}, len(_SIGNATURE)
+    while place + 8 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, place)
+        content = data[place + 8 : place + 8 + size]
+        if kind == b"iTXt":
+            key, value = content.split(bytes(5), 1)
+            text[key.decode("ascii")] = value.decode()
+        elif kind == b"IDAT":  # the text comes before
+            break
+        place += 12 + size
+    return text
+
+
+def blurred(pixels: UInt8[Array, "h w 3"]) -> UInt8[Array, "h w 3"]:
+    """The picture, blurred until nothing of it can be told but its colours."""
+    radius = max(pixels.shape) / 12
+    return cast(Array, np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius))))
 
 
 def enlarge(pixels: UInt8[Array, "h w 3"], width_px: int, height_px: int) -> UInt8[Array, "height_px width_px 3"]:

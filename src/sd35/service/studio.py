@@ -5,7 +5,7 @@ from typing import NamedTuple, Self
 
 from sd35.engine.embeddings import EmbeddingCache
 from sd35.engine.loop import Engine
-from sd35.engine.picture import OnProgress, Painted, Task, Ticket
+from sd35.engine.picture import OnProgress, Painted, Pixels, Task, Ticket
 from sd35.engine.scheduler import Limits
 from sd35.request import Request
 from sd35.service.model import Model
@@ -16,10 +16,11 @@ from sd35.service.sizes import drawn_size
 
 
 class Finished(NamedTuple):
-    """A picture as a PNG file, and what it says of itself."""
+    """A picture as a PNG file, what it says of itself, and its pixels."""
 
     png: bytes
     record: Record
+    pixels: Pixels
 
     @property
     def drawn(self) -> tuple[int, int]:
@@ -92,7 +93,7 @@ class Studio:
             cut_off=[field for field, text in prompts.items() if model.is_cut_off(text)],
         )
         record = Record(request, maker)
-        return Finished(write_png(pixels, record.to_text()), record)
+        return Finished(write_png(pixels, record.to_text()), record, pixels)
 
     def draw_first(self) -> None:
         """Draw a smallest picture with each model, so that whatever a runtime builds at first use is built."""

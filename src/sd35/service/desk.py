@@ -1,0 +1,213 @@
+"""The one path of a picture, from a resolved request to a file in the store, once however many wait for it.
+
+The filter's word on the prompt, the result cache, the engine, the PNG file, the filter's word on the picture, the store.
+Synchronous calls and jobs both come here; a picture stops being made when the last who waits for it has left.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import structlog
+
+from sd35.engine.picture import Painted, Progress
+from sd35.errors import NotReady, StoreUnavailable
+from sd35.request import Request
+from sd35.service.artifacts.contract import ArtifactStore
+from sd35.service.artifacts.index import PictureIndex
+from sd35.service.filters import ContentFilter, Decision, picture_decision, prompt_decision
+from sd35.service.png import blurred, read_text, write_png
+from sd35.service.record import Maker, from_text
+from sd35.service.studio import Studio
+
+OnProgress = Callable[[Progress], None]
+_CLOSING_RETRY_S = 5.0
+
+
+class Source(NamedTuple):
+    """Who asks: `owner` is who the picture is for, `client` whom the queue is fair to."""
+
+    owner: str = ""
+    client: Hashable = None
+    priority: int = 0
+
+
+class Timing(NamedTuple):
+    """Seconds that a picture waited, computed, and was written as a file; all 0 for one that was there."""
+
+    waited_s: float = 0.0
+    took_s: float = 0.0
+    png_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A picture's file, and what is known of it.
+
+    `request` is the one that made it. `maker` is None where it is blurred: such a file does not say how to make it
+    again. `unstored`: why it is not in the store, though it was made.
+    """
+
+    request: Request
+    png: bytes
+    maker: Maker | None
+    timing: Timing = Timing()
+    was_cached: bool = False
+    was_shared: bool = False
+    unstored: StoreUnavailable | None = None
+
+    @property
+    def is_blurred(self) -> bool:
+        """Whether the filter blurred it."""
+        return self.maker is None
+
+    @property
+    def name(self) -> str:
+        """What the store calls it."""
+        return name_of(self.request.digest, is_blurred=self.is_blurred)
+
+
+@dataclass(eq=False)
+class _Flight:
+    """A picture on its way, and those who wait for it."""
+
+    waiting: int = 0
+    listeners: list[OnProgress] = field(default_factory=list)
+    task: asyncio.Task[Outcome] | None = None
+
+    def tell(self, progress: Progress) -> None:
+        for listener in tuple(self.listeners):
+            listener(progress)
+
+
+def name_of(digest: str, *, is_blurred: bool = False) -> str:
+    """What the store calls a picture's PNG file."""
+    return f"{digest}{'-blurred' if is_blurred else ''}.png"
+
+
+class Desk:
+    """Makes pictures, on an event loop; threads do what blocks."""
+
+    def __init__(
+        self, studio: Studio, pictures: ArtifactStore, index: PictureIndex, content_filter: ContentFilter
+    ) -> None:
+        self.studio, self.pictures, self.index = studio, pictures, index
+        self._filter = content_filter
+        self._flights: dict[str, _Flight] = {}
+
+    async def make(self, request: Request, source: Source, on_progress: OnProgress | None = None) -> Outcome:
+        """A picture: from the store, from one that is being made, or made now. Cancelled, it is not waited for.
+
+        Raises ContentRefused, InvalidRequest, Overloaded, NotReady, PictureFailed.
+        """
+        flight = self._flights.get(request.digest)
+        is_first = flight is None
+        if flight is None:
+            flight = self._flights[request.digest] = _Flight()
+            flight.task = asyncio.get_running_loop().create_task(self._fly(flight, request, source))
+            flight.task.add_done_callback(lambda _: self._land(request.digest, flight))
+        assert flight.task
+        flight.waiting += 1
+        if on_progress:
+            flight.listeners.append(on_progress)
+        try:
+            outcome = await asyncio.shield(flight.task)
+        finally:
+            flight.waiting -= 1
+            if on_progress:
+                flight.listeners.remove(on_progress)
+            if not flight.waiting and not flight.task.done():
+                self._land(request.digest, flight)  # who comes now does not join what ends
+                flight.task.cancel()
+        if is_first:
+            return outcome
+        # Each who waited owns it, though it was written once.
+        unstored = outcome.unstored or await asyncio.to_thread(self._add_owner, outcome, source.owner)
+        return replace(outcome, was_shared=True, unstored=unstored)
+
+    async def keep(self, outcome: Outcome, owner: str) -> Outcome:
+        """Try again to write what could not be written."""
+        return replace(outcome, unstored=await asyncio.to_thread(self._keep, outcome, owner))
+
+    def _land(self, digest: str, flight: _Flight) -> None:
+        if self._flights.get(digest) is flight:
+            del self._flights[digest]
+        if flight.task and flight.task.done() and not flight.task.cancelled():
+            flight.task.exception()  # seen, also where nobody waits any more
+
+    async def _fly(self, flight: _Flight, request: Request, source: Source) -> Outcome:
+        decision, found = await asyncio.to_thread(self._begin, request, source.owner)
+        if found:
+            return found
+        painted = await self._paint(flight, request, source)
+        return await asyncio.to_thread(self._finish, request, painted, source.owner, decision)
+
+    async def _paint(self, flight: _Flight, request: Request, source: Source) -> Painted:
+        loop = asyncio.get_running_loop()
+
+        def tell(progress: Progress) -> None:
+            if flight.listeners:
+                loop.call_soon_threadsafe(flight.tell, progress)
+
+        engine = self.studio.engine
+        ticket = self.studio.submit(request, tell, client=source.client, priority=source.priority)
+        try:
+            return await asyncio.wrap_future(ticket.future)
+        except asyncio.CancelledError:
+            if flight.waiting:  # not by them: the engine closed
+                raise NotReady("closing", _CLOSING_RETRY_S) from None
+            raise
+        finally:
+            engine.cancel(ticket)  # of no effect on a picture that is done
+
+    def _begin(self, request: Request, owner: str) -> tuple[Decision, Outcome | None]:
+        decision = prompt_decision(self._filter, request)
+        return decision, self._find(request, owner, decision)
+
+    def _find(self, request: Request, owner: str, decision: Decision) -> Outcome | None:
+        """The picture where it was made before. A store that does not answer is as good as an empty one."""
+        wanted = [True] if decision is Decision.BLUR else [False, True]
+        try:
+            for is_blurred in wanted:
+                png = self.pictures.get(name_of(request.digest, is_blurred=is_blurred))
+                if png is not None:
+                    maker = None if is_blurred else from_text(read_text(png)).maker
+                    found = Outcome(request, png, maker, was_cached=True)
+                    return replace(found, unstored=self._add_owner(found, owner))
+        except StoreUnavailable as error:
+            structlog.get_logger().warning("the picture store does not answer", reason=str(error))
+        return None
+
+    def _finish(self, request: Request, painted: Painted, owner: str, decision: Decision) -> Outcome:
+        began_s = time.monotonic()
+        finished = self.studio.finish(request, painted)
+        pixels = finished.pixels
+        if picture_decision(self._filter, pixels, request) is Decision.BLUR:
+            decision = Decision.BLUR
+        is_blurred = decision is Decision.BLUR
+        png = write_png(blurred(pixels), {}) if is_blurred else finished.png
+        timing = Timing(painted.waited_s, painted.took_s, time.monotonic() - began_s)
+        maker = None if is_blurred else finished.record.maker
+        outcome = Outcome(finished.record.request, png, maker, timing)
+        return replace(outcome, unstored=self._keep(outcome, owner))
+
+    def _keep(self, outcome: Outcome, owner: str) -> StoreUnavailable | None:
+        """Write it. Its owner comes first: a file that nobody owns would never be removed."""
+        if trouble := self._add_owner(outcome, owner):
+            return trouble
+        try:
+            self.pictures.put(outcome.name, outcome.png)
+        except StoreUnavailable as error:
+            structlog.get_logger().error("a picture cannot be stored", digest=outcome.request.digest, reason=str(error))
+            return error
+        return None
+
+    def _add_owner(self, outcome: Outcome, owner: str) -> StoreUnavailable | None:
+        try:
+            self.index.add(outcome.request.digest, owner, len(outcome.png), time.time())
+        except StoreUnavailable as error:
+            structlog.get_logger().error("a picture cannot be entered", reason=str(error))
+            return error
+        return None
