@@ -33,6 +33,11 @@ class Problem(BaseModel):
     errors: list[FieldError] = Field(default=[], description="The fields that were wrong; left out where none was.")
     request_id: str = Field(default="", description="Also in the header `X-Request-Id` and in the server's log.")
 
+    @classmethod
+    def of(cls, status: int, detail: str) -> "Problem":
+        """One without fields, of a status and the words."""
+        return cls(title=HTTPStatus(status).phrase, status=status, detail=detail)
+
 
 def documented(description: str, **headers: str) -> dict[str, Any]:
     """A problem as a response in the OpenAPI page; `headers` are names and descriptions."""

@@ -1,17 +1,20 @@
 """`POST /v1/txt2img`: this project's own dialect. Wire format to what is wanted, a finished picture to a response."""
 
 import asyncio
+import hashlib
+from dataclasses import replace
 from typing import Annotated, Any
 from urllib.parse import quote
 
+import rfc8785
 import structlog
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Header, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from sd35.api.body import read_json
+from sd35.api.callers import caller_of
 from sd35.api.problems import documented
-from sd35.engine.loop import Engine
-from sd35.engine.picture import Painted, Ticket
+from sd35.api.waiting import CLIENT_CLOSED_REQUEST, unless_gone
 from sd35.request import (
     GUIDANCE_SCALE,
     PRIORITY,
@@ -21,15 +24,19 @@ from sd35.request import (
     SKIP_LAYER_SCALE,
     STEPS,
 )
+from sd35.service.desk import Outcome, Source
+from sd35.service.formats import Format, encode, negotiate
+from sd35.service.jobs.contract import Order
 from sd35.service.opening import Opening
 from sd35.service.resolve import Wanted
-from sd35.service.studio import Finished
-
-CLIENT_CLOSED_REQUEST = 499  # as nginx logs it; nobody is left to read it
+from sd35.service.service import Service
 
 _DEFAULT = "Left out or null: the model's default, named in /v1/models."
 _SIDE: dict[str, Any] = {"ge": SIZE_MULTIPLE_PX, "multiple_of": SIZE_MULTIPLE_PX}
 _SIDE_ALLOWED = f"an integer, a multiple of {SIZE_MULTIPLE_PX}, in the model's range as in /v1/models. {_DEFAULT}"
+
+
+IDEMPOTENCY_KEY = r"^[!-~]{1,255}$"
 
 
 class Txt2Img(BaseModel):
@@ -77,14 +84,29 @@ class Txt2Img(BaseModel):
         " is no part of what the picture is.",
     )
 
+    output_format: Format | None = Field(
+        None,
+        description="png, jpeg, webp or avif: the file's format. Left out or null: as `Accept` asks, else png.",
+    )
+    metadata: bool = Field(
+        True,  # noqa: FBT003
+        description="true or false: whether the file says what made it, as the service allows.",
+    )
+
+    @property
+    def digest(self) -> str:
+        """Of what was asked for: what comes under an idempotency key has to be the same again."""
+        return hashlib.sha256(rfc8785.dumps(self.model_dump(mode="json"))).hexdigest()
+
     def to_wanted(self) -> Wanted:
         """The same, free of the dialect."""
-        return Wanted(**{**self.model_dump(exclude={"priority"}), "negative_prompt": self.negative_prompt or ""})
+        fields = self.model_dump(include=Wanted.__dataclass_fields__.keys())
+        return Wanted(**{**fields, "negative_prompt": self.negative_prompt or ""})
 
 
 _PICTURE = {
     "description": "The picture. Its text chunks carry the request, for `sd35 replay`.",
-    "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+    "content": {each.media_type: {"schema": {"type": "string", "format": "binary"}} for each in Format},
     "headers": {
         name: {"description": text, "schema": {"type": "string"}}
         for name, text in {
@@ -94,35 +116,34 @@ _PICTURE = {
             "X-Sd35-Time-Ms": "Milliseconds from acceptance to the finished file.",
             "X-Sd35-Drawn-Size": "Only where the picture was drawn smaller and enlarged: the size drawn, as 128x128.",
             "X-Sd35-Cut-Off": "Only where the text encoders read a part of a prompt only: the fields, comma-separated.",
+            "X-Sd35-Cache": "`hit` where it was made before, `shared` where it was being made for another, else `miss`.",
+            "X-Sd35-Content-Filtered": "Only where the operator's filter blurred the picture: `true`.",
+            "X-Sd35-Stored": "Only where the picture could not be stored: `false`.",
             "Server-Timing": "Milliseconds waiting (`wait`), computing (`picture`) and writing the file (`png`).",
             "X-Request-Id": "The request's name in the server's log.",
         }.items()
     },
 }
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": Txt2Img.model_json_schema(),
-                "examples": {
-                    "smallest": {"value": {"prompt": "a cat on a blue background"}},
-                    "everything": {
-                        "value": {
-                            "prompt": "a cat to the left of a dog on a red background",
-                            "negative_prompt": "a tree",
-                            "width": 1024,
-                            "height": 1024,
-                            "steps": 28,
-                            "guidance_scale": 4.5,
-                            "seed": 7,
-                        }
-                    },
-                },
-            }
-        },
+
+
+def body_of(kind: type[BaseModel]) -> dict[str, Any]:
+    """A body of this kind in the OpenAPI page; it is read by `read_json`, of which FastAPI knows nothing."""
+    everything = {
+        "prompt": "a cat to the left of a dog on a red background",
+        "negative_prompt": "a tree",
+        "width": 1024,
+        "height": 1024,
+        "steps": 28,
+        "guidance_scale": 4.5,
+        "seed": 7,
     }
-}
+    examples = {"smallest": {"value": {"prompt": "a cat on a blue background"}}, "everything": {"value": everything}}
+    schema = kind.model_json_schema()
+    if formats := schema.pop("$defs", None):  # a reference would point nowhere
+        schema["properties"]["output_format"]["anyOf"][0] = formats["Format"]
+    content = {"application/json": {"schema": schema, "examples": examples}}
+    return {"requestBody": {"required": True, "content": content}}
+
 
 router = APIRouter()
 
@@ -131,7 +152,7 @@ router = APIRouter()
     "/v1/txt2img",
     summary="Make a picture from text",
     response_class=Response,
-    openapi_extra=_BODY,
+    openapi_extra=body_of(Txt2Img),
     responses={
         200: _PICTURE,
         400: documented("The body is not JSON."),
@@ -143,59 +164,58 @@ router = APIRouter()
         503: documented("Too many pictures wait, or the service is loading or closing.", **{"Retry-After": "Seconds."}),
     },
 )
-async def txt2img(request: Request) -> Response:
-    """Answers with the PNG file when the picture is made. A client that hangs up cancels its picture."""
+async def txt2img(
+    request: Request,
+    idempotency_key: Annotated[
+        str | None,
+        Header(pattern=IDEMPOTENCY_KEY, description="Your own name for this call: sent again, it is the same picture."),
+    ] = None,
+) -> Response:
+    """Answers with the file when the picture is made. A client that hangs up cancels its picture.
+
+    With an idempotency key it is a job that someone waits for: nothing cancels it, and sent again it is not made again.
+    """
     opening: Opening = request.app.state.opening
     body = await read_json(request, Txt2Img)
-    studio = opening.studio
-    resolved = studio.resolve(body.to_wanted())
-    client = request.client.host if request.client else None
-    ticket = studio.submit(resolved, client=client, priority=body.priority)
+    service, caller = opening.service, caller_of(request)
+    resolved = service.studio.resolve(body.to_wanted())
+    wanted = negotiate(request.headers.get("accept"), body.output_format)
     structlog.contextvars.bind_contextvars(digest=resolved.digest, model=resolved.model)
-    painted = await _painted_unless_gone(request, studio.engine, ticket)
-    if painted is None:
+    async with caller.making(resolved):
+        if idempotency_key is None:
+            work = service.desk.make(resolved, Source(caller.owner, caller.client, body.priority))
+        else:
+            order = Order(resolved, caller.owner, body.priority, wanted, body.metadata)
+            work = service.make_once(replace(order, idempotency_key=idempotency_key, body_digest=body.digest))
+        outcome = await unless_gone(request, work)
+    if outcome is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
+    has_metadata = body.metadata and service.has_metadata
+    content = await asyncio.to_thread(encode, outcome.png, wanted, has_metadata=has_metadata)
+    return _response(outcome, content, wanted)
+
+
+def _response(outcome: Outcome, content: bytes, wanted: Format) -> Response:
+    request, timing = outcome.request, outcome.timing
+    stages = {"wait": timing.waited_s, "picture": timing.took_s, "png": timing.png_s}
     structlog.contextvars.bind_contextvars(
-        waited_ms=round(1000 * painted.waited_s), picture_ms=round(1000 * painted.took_s)
+        digest=request.digest, cache=outcome.cache, **{f"{name}_ms": round(1000 * took) for name, took in stages.items()}
     )
-    loop = asyncio.get_running_loop()
-    finishing_s = loop.time()
-    finished = await asyncio.to_thread(studio.finish, resolved, painted)
-    return _response(finished, painted, loop.time() - finishing_s)
-
-
-async def _painted_unless_gone(request: Request, engine: Engine, ticket: Ticket) -> Painted | None:
-    """Wait for the picture; None, and the picture cancelled, where the client hung up first."""
-    painting = asyncio.wrap_future(ticket.future)
-    hanging_up = asyncio.create_task(_hang_up(request))
-    either: list[asyncio.Future[Any]] = [painting, hanging_up]
-    try:
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        return await painting if painting.done() else None
-    finally:
-        hanging_up.cancel()
-        painting.cancel()
-        engine.cancel(ticket)  # of no effect on a picture that is done
-
-
-async def _hang_up(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _response(finished: Finished, painted: Painted, finishing_s: float) -> Response:
-    request = finished.record.request
-    total_ms = 1000 * (painted.waited_s + painted.took_s + finishing_s)
     headers = {
         "X-Sd35-Seed": str(request.seed),
         "X-Sd35-Digest": request.digest,
         "X-Sd35-Model": quote(request.model),
-        "X-Sd35-Time-Ms": f"{total_ms:.0f}",
-        "Server-Timing": f"wait;dur={1000 * painted.waited_s:.1f}, picture;dur={1000 * painted.took_s:.1f},"
-        f" png;dur={1000 * finishing_s:.1f}",
+        "X-Sd35-Time-Ms": f"{1000 * sum(timing):.0f}",
+        "X-Sd35-Cache": outcome.cache,
+        "Server-Timing": ", ".join(f"{name};dur={1000 * took:.1f}" for name, took in stages.items()),
     }
-    if finished.is_enlarged:
-        headers["X-Sd35-Drawn-Size"] = "{}x{}".format(*finished.drawn)
-    if finished.record.maker.cut_off:
-        headers["X-Sd35-Cut-Off"] = ", ".join(finished.record.maker.cut_off)
-    return Response(finished.png, headers=headers, media_type="image/png")
+    if outcome.is_blurred:
+        headers["X-Sd35-Content-Filtered"] = "true"
+    if outcome.unstored:
+        headers["X-Sd35-Stored"] = "false"
+    if maker := outcome.maker:
+        if (maker.drawn_width, maker.drawn_height) != (request.width, request.height):
+            headers["X-Sd35-Drawn-Size"] = f"{maker.drawn_width}x{maker.drawn_height}"
+        if maker.cut_off:
+            headers["X-Sd35-Cut-Off"] = ", ".join(maker.cut_off)
+    return Response(content, headers=headers, media_type=wanted.media_type)

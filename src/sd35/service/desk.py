@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import structlog
 
@@ -62,6 +62,11 @@ class Outcome:
     def is_blurred(self) -> bool:
         """Whether the filter blurred it."""
         return self.maker is None
+
+    @property
+    def cache(self) -> Literal["hit", "shared", "miss"]:
+        """Whether it was made before, or for another who asked at the same time."""
+        return "hit" if self.was_cached else "shared" if self.was_shared else "miss"
 
     @property
     def name(self) -> str:
@@ -142,7 +147,7 @@ class Desk:
         if found:
             return found
         painted = await self._paint(flight, request, source)
-        return await asyncio.to_thread(self._finish, request, painted, source.owner, decision)
+        return await asyncio.to_thread(self._finish, painted, source.owner, decision)
 
     async def _paint(self, flight: _Flight, request: Request, source: Source) -> Painted:
         loop = asyncio.get_running_loop()
@@ -180,11 +185,11 @@ class Desk:
             structlog.get_logger().warning("the picture store does not answer", reason=str(error))
         return None
 
-    def _finish(self, request: Request, painted: Painted, owner: str, decision: Decision) -> Outcome:
+    def _finish(self, painted: Painted, owner: str, decision: Decision) -> Outcome:
         began_s = time.monotonic()
-        finished = self.studio.finish(request, painted)
+        finished = self.studio.finish(painted)
         pixels = finished.pixels
-        if picture_decision(self._filter, pixels, request) is Decision.BLUR:
+        if picture_decision(self._filter, pixels, painted.request) is Decision.BLUR:
             decision = Decision.BLUR
         is_blurred = decision is Decision.BLUR
         png = write_png(blurred(pixels), {}) if is_blurred else finished.png

@@ -1,0 +1,226 @@
+"""`/v1/jobs`: pictures that are asked for now and fetched later. What is asked for is the body of `/v1/txt2img`."""
+
+import base64
+import json
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import BaseModel, Field
+
+from sd35.api.body import read_json
+from sd35.api.callers import caller_of
+from sd35.api.problems import FieldError, Problem, RequestRefused, documented, shown
+from sd35.api.txt2img import IDEMPOTENCY_KEY, Txt2Img, body_of
+from sd35.service.formats import Format
+from sd35.service.jobs.contract import Job, Order, Status
+from sd35.service.jobs.progress import Event
+from sd35.service.opening import Opening
+from sd35.service.png import write_png
+from sd35.service.service import Service
+
+_MOST = 200  # jobs of a page
+
+
+class JobBody(Txt2Img):
+    """The body of `/v1/txt2img`, and whom to tell."""
+
+    webhook: str | None = Field(
+        None,
+        max_length=2000,
+        description="an https address: where the job is sent, signed, when it has ended. Left out or null: nowhere.",
+    )
+
+
+class PictureView(BaseModel):
+    """A picture that a job made."""
+
+    digest: str = Field(description="The picture's identity, and its name at /v1/artifacts/.")
+    url: str
+    cached: bool = Field(description="Whether it was made before, or for someone else who asked for the very same.")
+    content_filtered: bool = Field(description="Whether the operator's filter blurred it.")
+
+
+class JobView(BaseModel):
+    """A job as it is now."""
+
+    id: str
+    status: Status
+    created_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    place: int | None = Field(None, description="Jobs that go before it; of a queued one only.")
+    request: dict[str, Any] = Field(description="What is made, with nothing left open: seed, sizes, model.")
+    picture: PictureView | None = None
+    error: Problem | None = None
+
+
+class JobPage(BaseModel):
+    """Jobs, the newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[JobView]
+    next_cursor: str | None = Field(None, description="For `cursor`, where there are more.")
+
+
+def job_view(job: Job, place: int | None = None) -> JobView:
+    """A job as the API and its webhook show it."""
+    picture = error = None
+    if made := job.made:
+        address = f"/v1/artifacts/{made.digest}"
+        if job.order.format is not Format.PNG:
+            address += f"?output_format={job.order.format}"
+        picture = PictureView(
+            digest=made.digest, url=address, cached=made.was_cached, content_filtered=made.is_blurred
+        )
+    if failure := job.failure:
+        error = Problem.of(failure.status, failure.detail)
+    return JobView(
+        id=job.id,
+        status=job.status,
+        created_at=_time(job.created_s),
+        started_at=None if job.started_s is None else _time(job.started_s),
+        ended_at=None if job.ended_s is None else _time(job.ended_s),
+        place=place,
+        request=json.loads(job.order.request.canonical),
+        picture=picture,
+        error=error,
+    )
+
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+_NOT_NOW: dict[int | str, dict[str, Any]] = {
+    503: documented("Loading or closing, or the job store does not answer.", **{"Retry-After": "Seconds."})
+}
+_NOT_THERE = {404: documented("There is no such job, or it is another key's."), **_NOT_NOW}
+
+
+async def found_job(request: Request, job_id: str) -> Job:
+    """The job of the address, if whoever asks may see it."""
+    job = await _service(request).stored_job(job_id, caller_of(request).sees)
+    if job is None:
+        error = FieldError(field="job_id", got=shown(job_id), allowed="the id of a job of yours")
+        raise RequestRefused(404, f"job_id: got {error.got!r}; allowed: {error.allowed}", [error])
+    return job
+
+
+FoundJob = Annotated[Job, Depends(found_job)]
+
+
+@router.post(
+    "",
+    status_code=202,
+    summary="Ask for a picture to be made",
+    openapi_extra=body_of(JobBody),
+    responses={
+        400: documented("The body is not JSON."),
+        404: documented("No model of that name is served; the problem lists those that are."),
+        409: documented("The idempotency key came before with another body."),
+        413: documented("The body is too large."),
+        415: documented("The body is not `application/json`."),
+        422: documented("A field is unknown, missing, of the wrong type or out of range; each is named."),
+        429: documented("As many jobs wait as may.", **{"Retry-After": "Seconds."}),
+        **_NOT_NOW,
+    },
+)
+async def create(
+    request: Request,
+    response: Response,
+    idempotency_key: Annotated[
+        str | None,
+        Header(pattern=IDEMPOTENCY_KEY, description="Your own name for this job: sent again, it is the same."),
+    ] = None,
+) -> JobView:
+    """Answers at once. The job survives the connection and restarts; it ends with a picture, an error, or cancelled."""
+    service, caller = _service(request), caller_of(request)
+    body = await read_json(request, JobBody)
+    service.check_webhook(body.webhook)
+    order = Order(
+        service.studio.resolve(body.to_wanted()),
+        caller.owner,
+        body.priority,
+        body.output_format or Format.PNG,
+        body.metadata,
+        body.webhook,
+        idempotency_key,
+        body.digest,
+    )
+    job = await service.jobs.accept(order)
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    (view,) = await _views([job], service)
+    return view
+
+
+@router.get("", summary="Which jobs are there?", responses=_NOT_NOW)
+async def page(
+    request: Request,
+    status: Annotated[list[Status] | None, Query(description="Only these.")] = None,
+    limit: Annotated[int, Query(ge=1, le=_MOST)] = 50,
+    cursor: Annotated[int | None, Query(ge=1, lt=2**53, description="The last page's `next_cursor`.")] = None,
+) -> JobPage:
+    """Those of the key that asks; an administrator sees all."""
+    service = _service(request)
+    jobs = await service.stored_jobs(caller_of(request).sees, status or [], cursor, limit + 1)
+    more = str(jobs[limit - 1].number) if len(jobs) > limit else None
+    return JobPage(data=await _views(jobs[:limit], service), next_cursor=more)
+
+
+@router.get("/{job_id}", summary="How far is a job?", responses=_NOT_THERE)
+async def get(request: Request, job: FoundJob) -> JobView:
+    """With its place while it is queued, and its picture's address when it succeeded."""
+    (view,) = await _views([job], _service(request))
+    return view
+
+
+@router.delete("/{job_id}", summary="Cancel a job, or forget it", responses=_NOT_THERE)
+async def delete(request: Request, job: FoundJob) -> JobView:
+    """One that has not ended is cancelled, within a step. One that has ended is forgotten: prompt, picture and all."""
+    service, sees = _service(request), caller_of(request).sees
+    if job.status.is_end:
+        await service.forget(job, sees)
+        return job_view(job)
+    return job_view(await service.jobs.cancel(job.id, sees) or job)
+
+
+@router.get("/{job_id}/events", summary="Follow a job", response_class=EventSourceResponse, responses=_NOT_THERE)
+async def events(
+    request: Request,
+    job: FoundJob,
+    preview: Annotated[bool, Query(description="With a small picture of what it will be, after each step.")] = False,  # noqa: FBT002
+    last_event_id: Annotated[int | None, Header(ge=0, lt=2**31, description="Of the last event that arrived.")] = None,
+) -> AsyncIterator[ServerSentEvent]:
+    """Server-sent events: `queued`; `running`, with steps and seconds left; `succeeded`, `failed` or `cancelled`."""
+    after = -1 if last_event_id is None else last_event_id
+    async for event in _service(request).jobs.events(job, after):
+        yield _sent(event, has_preview=preview)
+
+
+def _sent(event: Event, *, has_preview: bool) -> ServerSentEvent:
+    data: dict[str, Any] = {"status": event.status}
+    if event.job:
+        data = job_view(event.job).model_dump(mode="json", exclude_none=True)
+    elif event.status is Status.QUEUED:
+        data["place"] = event.place
+    else:
+        left_s = None if event.left_s is None else round(event.left_s, 1)
+        data |= {"step": event.done, "steps": event.steps, "seconds_left": left_s}
+        if has_preview and event.preview:
+            png = write_png(event.preview(), {})
+            data["preview"] = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return ServerSentEvent(data=data, event=event.status, id=str(event.number))
+
+
+async def _views(jobs: Sequence[Job], service: Service) -> list[JobView]:
+    places = await service.places(jobs)
+    return [job_view(job, places.get(job.id)) for job in jobs]
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _service(request: Request) -> Service:
+    opening: Opening = request.app.state.opening
+    return opening.service
