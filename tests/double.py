@@ -72,10 +72,13 @@ class NumpyBackend:
 
     def decode_latents(self, latents: Sequence[Array]) -> list[Array]:
         """Each latent value as a square of 8x8 pixels."""
-        if any(latent[3:].max() >= _HEAVY for latent in latents):
+        farthest = max(latent[3:].max() for latent in latents)
+        if farthest >= _VOID:
+            raise FloatingPointError
+        if farthest >= _HEAVY:
             assert self.release.wait(3 * WAIT_S)
-        if any(latent[3:].max() >= _BLIND for latent in latents):
-            raise FloatingPointError if latents[0][3:].max() >= _VOID else RuntimeError("nothing to see")
+        if farthest >= _BLIND:
+            raise RuntimeError("nothing to see")
         squares = [np.kron(latent[:3], np.ones((1, 8, 8))) for latent in latents]
         return [np.clip(square * 40 + 128, 0, 255).astype(np.uint8).transpose(1, 2, 0) for square in squares]
 
