@@ -8,6 +8,7 @@ Sd35Error
 ├── PictureFailed         this picture could not be made          (HTTP 500, exit 1)
 │   └── PictureSpoiled    its values went bad while it was made   (HTTP 500, exit 1)
 ├── ContentRefused        the operator's filter refuses it        (HTTP 422, exit 1)
+├── JobEnded              a job that was waited for has no picture (HTTP as it ended, exit 1)
 ├── IdempotencyConflict   a key came again with another body      (HTTP 409, exit 1)
 ├── StoreUnavailable      database or picture store do not answer (HTTP 503, exit 1)
 ├── NotReplayable         a file does not say what made it        (exit 2)
@@ -94,6 +95,14 @@ class ContentRefused(Sd35Error):  # noqa: N818
     """The operator's filter refuses the prompt or the picture."""
 
     status = 422
+
+
+class JobEnded(Sd35Error):  # noqa: N818
+    """A job that someone waited for ended without a picture, with the status of what ended it."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
 
 
 class IdempotencyConflict(Sd35Error):  # noqa: N818

@@ -92,6 +92,12 @@ def name_of(digest: str, *, is_blurred: bool = False) -> str:
     return f"{digest}{'-blurred' if is_blurred else ''}.png"
 
 
+def stored_outcome(request: Request, png: bytes, *, is_blurred: bool) -> Outcome:
+    """What the store holds of a request; which request made it is in the file, but for a blurred one."""
+    record = None if is_blurred else from_text(read_text(png))
+    return Outcome(record.request if record else request, png, record.maker if record else None, was_cached=True)
+
+
 class Desk:
     """Makes pictures, on an event loop; threads do what blocks."""
 
@@ -178,8 +184,7 @@ class Desk:
             for is_blurred in wanted:
                 png = self.pictures.get(name_of(request.digest, is_blurred=is_blurred))
                 if png is not None:
-                    maker = None if is_blurred else from_text(read_text(png)).maker
-                    found = Outcome(request, png, maker, was_cached=True)
+                    found = stored_outcome(request, png, is_blurred=is_blurred)
                     return replace(found, unstored=self._add_owner(found, owner))
         except StoreUnavailable as error:
             structlog.get_logger().warning("the picture store does not answer", reason=str(error))

@@ -19,6 +19,7 @@ from sd35.service.choosing import AUTO, choose, open_named
 from sd35.service.fitting import check_standby, place_beside, placement_of, plan_for, room_here
 from sd35.service.model import Model
 from sd35.service.planning import Placement
+from sd35.service.service import Service
 from sd35.service.start_up import StartUp
 from sd35.service.studio import Studio
 from sd35.settings import Settings
@@ -125,57 +126,62 @@ def _open_built(
 
 
 class Opening:
-    """A studio that opens in the background, so that a server answers while its model loads, and closes gracefully."""
+    """A service that opens in the background, so that a server answers while its model loads, and closes gracefully."""
 
     def __init__(
         self,
-        open_studio: Callable[[], Studio],
+        open_service: Callable[[], Service],
         on_ready: Callable[[], None],
         on_failure: Callable[[Exception], None],
         start_up: StartUp | None = None,
     ) -> None:
         self.start_up = start_up or StartUp()
-        self._open_studio, self._on_ready, self._on_failure = open_studio, on_ready, on_failure
-        self._studio: Studio | None = None
+        self._open_service, self._on_ready, self._on_failure = open_service, on_ready, on_failure
+        self._service: Service | None = None
         self._loading: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self.state: Literal["loading", "ready", "closing"] = "loading"
 
     @property
     def is_building(self) -> bool:
         """Whether a standby answers in place of something that is being built, or loaded after it was."""
-        return bool(self._studio and self._studio.building and self._studio.building.is_running)
+        building = self._service.studio.building if self._service else None
+        return bool(building and building.is_running)
+
+    @property
+    def service(self) -> Service:
+        """The service. Raises NotReady where it is not open yet, or not any more, or its engine broke."""
+        if self.state != "ready" or self._service is None:
+            raise NotReady(self.state, CLOSING_RETRY_S if self.state == "closing" else _LOADING_RETRY_S)
+        if not self._service.is_running:
+            raise NotReady("broken", CLOSING_RETRY_S)
+        return self._service
 
     @property
     def studio(self) -> Studio:
-        """The studio. Raises NotReady where it is not open yet, or not any more, or its engine broke."""
-        if self.state != "ready" or self._studio is None:
-            raise NotReady(self.state, CLOSING_RETRY_S if self.state == "closing" else _LOADING_RETRY_S)
-        if not self._studio.engine.is_running:
-            raise NotReady("broken", CLOSING_RETRY_S)
-        return self._studio
+        """The service's studio. Raises NotReady."""
+        return self.service.studio
 
     def start(self) -> None:
         """Begin to open; needs a running event loop."""
         self._loading = asyncio.get_running_loop().create_task(self._load())
 
     async def close(self) -> None:
-        """Build no more, refuse new pictures and finish those that were accepted. Doing it twice does no harm."""
+        """Build no more, refuse what is new, and finish what was accepted. Doing it twice does no harm."""
         self.state = "closing"
         if self._loading:
             await self._loading
-        if self._studio:
-            if self._studio.building:
-                await asyncio.to_thread(self._studio.building.stop)
-            await asyncio.to_thread(self._studio.engine.drain)
+        if self._service:
+            self._closing = self._closing or asyncio.create_task(self._service.close())
+            await self._closing
 
     async def _load(self) -> None:
         try:
-            self._studio = await asyncio.to_thread(self._open_studio)
+            self._service = await asyncio.to_thread(self._open_service)
         except Exception as error:  # noqa: BLE001  whoever opened it decides what to do
             self._on_failure(error)
             return
         if self.state == "loading":
             self.state = "ready"
             self._on_ready()
-            if self._studio.building:  # not before: who ends it while it loads ends no child
-                self._studio.building.start()
+            self._service.start()  # not before: who ends it while it loads ends no child
