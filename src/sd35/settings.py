@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ByteSize, Field, ValidationError, field_validator
+from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from sd35.errors import InvalidSetting
@@ -125,6 +125,23 @@ class Settings(BaseSettings):
         validate_default=True,
         description="What cannot be made again.",
         json_schema_extra={"default": "~/.local/share/sd35"},
+    )
+    database: str | None = Field(
+        None,
+        repr=False,
+        description="Where jobs and keys are kept: a file of SQLite's, `postgresql://USER:PASSWORD@HOST/NAME` (needs the"
+        " postgres extra), or `memory`, which ends with the process. The variable keeps a password from other users of"
+        " the machine, the flag does not.",
+        json_schema_extra={"default": "sd35.db in data_dir"},
+    )
+    webhook_secret: SecretStr | None = Field(
+        None,
+        description="What signs webhooks: `whsec_` and then 24 to 64 random bytes in base64; without it, jobs take none."
+        " The variable keeps it from other users of the machine, the flag does not.",
+        json_schema_extra={"default": "none"},
+    )
+    webhook_allow_private: bool = Field(
+        default=False, description="Let webhooks go to private addresses, this machine included, and by plain HTTP."
     )
 
     @property

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sd35.cli import capacity_commands, compile_command, model_commands, options
+from sd35.cli import capacity_commands, compile_command, key_commands, model_commands, options
 from sd35.errors import InvalidSetting, Sd35Error
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.add_typer(capacity_commands.app)
 app.add_typer(model_commands.app)
 app.add_typer(compile_command.app)
+app.add_typer(key_commands.app)
 
 
 def main() -> None:
@@ -79,6 +80,9 @@ def serve(
     log_format: options.LogFormat = None,
     cache_dir: options.CacheDir = None,
     data_dir: options.DataDir = None,
+    database: options.Database = None,
+    webhook_secret: options.WebhookSecret = None,
+    webhook_allow_private: options.WebhookAllowPrivate = None,
     config: options.Config = None,
 ) -> None:
     """Serve pictures over HTTP until Ctrl-C or SIGTERM, which let running pictures finish.
