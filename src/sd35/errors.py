@@ -3,6 +3,8 @@
 Sd35Error
 ├── InvalidRequest        a field of a request is wrong           (HTTP 422, exit 2)
 ├── UnknownModel          no checkpoint of that name is served    (HTTP 404, exit 2)
+├── NotAcceptable         no format that the caller takes         (HTTP 406, exit 2)
+├── LinkRefused           a link is expired, or was not signed    (HTTP 403, exit 1)
 ├── Overloaded            no room for another picture now         (HTTP 429, exit 1)
 ├── NotReady              loading, or closing                     (HTTP 503, exit 1)
 ├── PictureFailed         this picture could not be made          (HTTP 500, exit 1)
@@ -46,6 +48,20 @@ class UnknownModel(Sd35Error):  # noqa: N818
     def __init__(self, name: str, served: Sequence[str]) -> None:
         super().__init__(f"model: no model named {_shorten(name)} is served; served: {', '.join(served)}")
         self.name, self.served = name, tuple(served)
+
+
+class NotAcceptable(Sd35Error):  # noqa: N818
+    """The caller's `Accept` header takes none of the formats there are."""
+
+    exit_code = 2
+
+    def __init__(self, got: str, allowed: Sequence[str]) -> None:
+        super().__init__(f"accept: got {_shorten(got)}; allowed: {', '.join(allowed)}")
+        self.got, self.allowed = got, tuple(allowed)
+
+
+class LinkRefused(Sd35Error):  # noqa: N818
+    """A link to a picture has expired, or its signature is not this service's."""
 
 
 class Overloaded(Sd35Error):  # noqa: N818

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from sd35.backends.contract import Array
 from sd35.errors import NotReplayable
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _FILTER_UP = 2
 _RGB_8_BIT = (8, 2, 0, 0, 0)  # bit depth, colour type, compression, filter and interlace method
 
@@ -38,7 +38,7 @@ def write_png(pixels: UInt8[Array, "h w 3"], text: Mapping[str, str]) -> bytes:
     data = deflate.compress(filtered.data) + deflate.flush()
     header = struct.pack(">IIBBBBB", width, height, *_RGB_8_BIT)
     texts = [_chunk(b"iTXt", key.encode("ascii") + bytes(5) + value.encode()) for key, value in text.items()]
-    return b"".join([_SIGNATURE, _chunk(b"IHDR", header), *texts, _chunk(b"IDAT", data), _chunk(b"IEND", b"")])
+    return b"".join([SIGNATURE, _chunk(b"IHDR", header), *texts, _chunk(b"IDAT", data), _chunk(b"IEND", b"")])
 
 
 def read_png(data: bytes) -> tuple[UInt8[Array, "h w 3"], dict[str, str]]:
@@ -57,6 +57,18 @@ def read_png(data: bytes) -> tuple[UInt8[Array, "h w 3"], dict[str, str]]:
     if mode != "RGB":
         raise NotReplayable(f"its pixels are {mode}, not RGB: it was not written by this project, or converted since")
     return pixels, text
+
+
+def without_text(png: bytes) -> bytes:
+    """A PNG file that `write_png` wrote, without its text; the pixels are left as they are compressed."""
+    place, kept = len(SIGNATURE), [SIGNATURE]
+    while place < len(png):
+        size, kind = struct.unpack_from(">I4s", png, place)
+        end = place + 12 + size
+        if kind != b"iTXt":
+            kept.append(png[place:end])
+        place = end
+    return b"".join(kept)
 
 
 def enlarge(pixels: UInt8[Array, "h w 3"], width_px: int, height_px: int) -> UInt8[Array, "height_px width_px 3"]:
