@@ -111,6 +111,31 @@ class Settings(BaseSettings):
         0, ge=0, description="Megabytes for the working memory of steps and decodings; 0 takes 90 % of what is free."
     )
     embedding_cache_mb: int = Field(64, ge=0, description="Megabytes of encoded prompts to keep.")
+    store: str | None = Field(
+        None,
+        description="Where pictures are kept: a directory, `s3://BUCKET/PREFIX`, `gs://...`, `az://CONTAINER/PREFIX`,"
+        " or `memory` for as long as the process lives. Credentials, region and endpoint of an object store come from"
+        " the environment: `AWS_...`, `GOOGLE_...`, `AZURE_...`.",
+        json_schema_extra={"default": "pictures in data_dir"},
+    )
+    keep_days: float = Field(
+        30, ge=0, description="Days to keep a picture after it was last asked for; 0 is without bound."
+    )
+    keep_gb: float = Field(
+        20, ge=0, description="Gigabytes of pictures to keep; beyond, the oldest are removed. 0 is without bound."
+    )
+    public_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^?#\s]+$",
+        description="Address by which clients reach the service, as `https://pictures.example.com/sd35`, for links.",
+        json_schema_extra={"default": "that of the request"},
+    )
+    link_secret: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="Secret that signs links to pictures, of 16 characters at least; several processes need the same.",
+        json_schema_extra={"default": "drawn once, kept in data_dir"},
+    )
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="Logs for people or for machines; `auto` is `console` on a terminal, else `json`."
     )
@@ -242,7 +267,13 @@ def _explain(detail: dict[str, Any], given: Mapping[str, object], path: Path | N
         source = f"{path}: {name}"
     if detail["type"].startswith("byte_size"):
         return f"{source}: got {detail['input']!r}; allowed: a number of bytes, or one with a unit, as 12GiB or 800MB"
-    return f"{source}: got {detail['input']!r}; {detail['msg'][0].lower()}{detail['msg'][1:]}"
+    got = "a secret" if name in secret_settings() else repr(detail["input"])
+    return f"{source}: got {got}; {detail['msg'][0].lower()}{detail['msg'][1:]}"
+
+
+def secret_settings() -> set[str]:
+    """The settings that no message shows, and that are no flags: everyone on a machine may read those."""
+    return {name for name, field in Settings.model_fields.items() if SecretStr in get_args(field.annotation)}
 
 
 def flag_of(name: str) -> str:

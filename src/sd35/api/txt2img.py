@@ -199,7 +199,9 @@ def _response(outcome: Outcome, content: bytes, wanted: Format) -> Response:
     request, timing = outcome.request, outcome.timing
     stages = {"wait": timing.waited_s, "picture": timing.took_s, "png": timing.png_s}
     structlog.contextvars.bind_contextvars(
-        digest=request.digest, cache=outcome.cache, **{f"{name}_ms": round(1000 * took) for name, took in stages.items()}
+        digest=request.digest,
+        cache=outcome.cache,
+        **{f"{name}_ms": round(1000 * took) for name, took in stages.items()},
     )
     headers = {
         "X-Sd35-Seed": str(request.seed),

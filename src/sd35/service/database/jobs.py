@@ -237,8 +237,6 @@ def _firsts() -> Select[Any]:
     """Of each owner, the number of the queued job that is first; owners are found by hops from one to the next."""
     owners = select(func.min(jobs.c.owner).label("owner")).where(is_(Status.QUEUED)).cte("owners", recursive=True)
     after = select(func.min(jobs.c.owner)).where(is_(Status.QUEUED), jobs.c.owner > owners.c.owner)
-    owners = owners.union_all(
-        select(after.correlate(owners).scalar_subquery()).where(owners.c.owner.is_not(None))
-    )
+    owners = owners.union_all(select(after.correlate(owners).scalar_subquery()).where(owners.c.owner.is_not(None)))
     first = select(jobs.c.number).where(is_(Status.QUEUED), jobs.c.owner == owners.c.owner).order_by(*_TURN).limit(1)
     return select(first.correlate(owners).scalar_subquery()).select_from(owners)
