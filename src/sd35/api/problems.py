@@ -9,10 +9,23 @@ from typing import Any
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from sd35.errors import InvalidRequest, NotReady, Overloaded, Sd35Error, UnknownModel
+from sd35.errors import (
+    ContentRefused,
+    IdempotencyConflict,
+    InvalidRequest,
+    NotAllowed,
+    NotAuthenticated,
+    NotReady,
+    Overloaded,
+    Sd35Error,
+    StoreUnavailable,
+    TooMany,
+    UnknownModel,
+)
 
 MEDIA_TYPE = "application/problem+json"
 _SHOWN_CHARACTERS = 100
+_STORE_RETRY_S = 5
 
 
 class FieldError(BaseModel):
@@ -84,11 +97,26 @@ def problem_of(error: Sd35Error, request_id: str) -> Response:
         case UnknownModel():
             fields = [FieldError(field="model", got=shown(error.name), allowed=", ".join(error.served))]
             return problem_response(404, str(error), request_id, fields)
-        case Overloaded() | NotReady():
-            headers = {"Retry-After": str(math.ceil(error.retry_after_s))}
-            return problem_response(503, str(error), request_id, headers=headers)
+        case NotAuthenticated():
+            return problem_response(401, str(error), request_id, headers={"WWW-Authenticate": "Bearer"})
+        case NotAllowed():
+            return problem_response(403, str(error), request_id)
+        case IdempotencyConflict():
+            return problem_response(409, str(error), request_id)
+        case ContentRefused():
+            return problem_response(422, str(error), request_id)
+        case Overloaded() | TooMany():
+            return problem_response(429, str(error), request_id, headers=_retry_after(error.retry_after_s))
+        case NotReady():
+            return problem_response(503, str(error), request_id, headers=_retry_after(error.retry_after_s))
+        case StoreUnavailable():
+            return problem_response(503, str(error), request_id, headers=_retry_after(_STORE_RETRY_S))
         case _:
             return problem_response(500, str(error), request_id)
+
+
+def _retry_after(seconds: float) -> dict[str, str]:
+    return {"Retry-After": str(math.ceil(seconds))}
 
 
 def shown(value: object) -> Any:  # noqa: ANN401  any JSON value

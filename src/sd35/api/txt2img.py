@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from sd35.api.body import read_json
+from sd35.api.gate import Asking
 from sd35.api.problems import documented
 from sd35.engine.loop import Engine
 from sd35.engine.picture import Painted, Ticket
@@ -21,6 +22,7 @@ from sd35.request import (
     SKIP_LAYER_SCALE,
     STEPS,
 )
+from sd35.service.limits import CallerLimits
 from sd35.service.opening import Opening
 from sd35.service.resolve import Wanted
 from sd35.service.studio import Finished
@@ -135,24 +137,29 @@ router = APIRouter()
     responses={
         200: _PICTURE,
         400: documented("The body is not JSON."),
+        403: documented("The request takes more than an hour's share of pixels."),
         404: documented("No model of that name is served; the problem lists those that are."),
         413: documented("The body is too large."),
         415: documented("The body is not `application/json`."),
         422: documented("A field is unknown, missing, of the wrong type or out of range; each is named."),
         500: documented("This picture could not be made; others are not affected."),
-        503: documented("Too many pictures wait, or the service is loading or closing.", **{"Retry-After": "Seconds."}),
+        429: documented("Too many pictures wait, or the caller's own limit is reached.", **{"Retry-After": "Seconds."}),
+        503: documented(
+            "The service is loading or closing, or a store does not answer.", **{"Retry-After": "Seconds."}
+        ),
     },
 )
-async def txt2img(request: Request) -> Response:
+async def txt2img(request: Request, caller: Asking) -> Response:
     """Answers with the PNG file when the picture is made. A client that hangs up cancels its picture."""
     opening: Opening = request.app.state.opening
     body = await read_json(request, Txt2Img)
     studio = opening.studio
     resolved = studio.resolve(body.to_wanted())
-    client = request.client.host if request.client else None
-    ticket = studio.submit(resolved, client=client, priority=body.priority)
     structlog.contextvars.bind_contextvars(digest=resolved.digest, model=resolved.model)
-    painted = await _painted_unless_gone(request, studio.engine, ticket)
+    limits: CallerLimits = request.app.state.limits
+    with limits.picture(caller, resolved.width * resolved.height):
+        ticket = studio.submit(resolved, client=caller.account, priority=body.priority)
+        painted = await _painted_unless_gone(request, studio.engine, ticket)
     if painted is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     structlog.contextvars.bind_contextvars(
