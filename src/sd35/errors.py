@@ -9,7 +9,9 @@ Sd35Error
 ├── Overloaded            no room for another picture now         (HTTP 429, exit 1)
 ├── NotReady              loading, or closing                     (HTTP 503, exit 1)
 ├── PictureFailed         this picture could not be made          (HTTP 500, exit 1)
+│   └── PictureSpoiled    its values went bad while it was made   (HTTP 500, exit 1)
 ├── ContentRefused        the operator's filter refuses it        (HTTP 422, exit 1)
+├── JobEnded              a job that was waited for has no picture (HTTP as it ended, exit 1)
 ├── IdempotencyConflict   a key came again with another body      (HTTP 409, exit 1)
 ├── StoreUnavailable      database or picture store do not answer (HTTP 503, exit 1)
 ├── NotReplayable         a file does not say what made it        (exit 2)
@@ -23,18 +25,26 @@ Sd35Error
 """
 
 from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+Spoiling: TypeAlias = Literal["not_finite", "uniform"]
 
 
 class Sd35Error(Exception):
-    """Base of all errors meant for the user; `str()` of each says what to do. `exit_code` is 2 for wrong asking."""
+    """Base of all errors meant for the user; `str()` of each says what to do. `exit_code` is 2 for wrong asking.
+
+    `status` is HTTP's, where a request ends with it.
+    """
 
     exit_code = 1
+    status = 500
 
 
 class InvalidRequest(Sd35Error):  # noqa: N818  these read as sentences: "raise InvalidRequest"
     """A field of a request is wrong."""
 
     exit_code = 2
+    status = 422
 
     def __init__(self, field: str, got: object, allowed: str) -> None:
         super().__init__(f"{field}: got {_shorten(got)}; allowed: {allowed}")
@@ -45,6 +55,7 @@ class UnknownModel(Sd35Error):  # noqa: N818
     """No checkpoint of that name is served."""
 
     exit_code = 2
+    status = 404
 
     def __init__(self, name: str, served: Sequence[str]) -> None:
         super().__init__(f"model: no model named {_shorten(name)} is served; served: {', '.join(served)}")
@@ -54,13 +65,19 @@ class UnknownModel(Sd35Error):  # noqa: N818
 class NotAuthenticated(Sd35Error):  # noqa: N818
     """An API key is needed, and none came, or none that is valid: which of these is wrong with it is not said."""
 
+    status = 401
+
 
 class NotAllowed(Sd35Error):  # noqa: N818
     """The caller is known, and what was asked for is not for it."""
 
+    status = 403
+
 
 class TooMany(Sd35Error):  # noqa: N818
     """The caller has reached a limit of its own; others have not."""
+
+    status = 429
 
     def __init__(self, limit: str, retry_after_s: float) -> None:
         self.retry_after_s = max(1.0, retry_after_s)
@@ -70,6 +87,8 @@ class TooMany(Sd35Error):  # noqa: N818
 class Overloaded(Sd35Error):  # noqa: N818
     """There is no room for another picture now."""
 
+    status = 429
+
     def __init__(self, reason: str, retry_after_s: float) -> None:
         self.retry_after_s = max(1.0, retry_after_s)
         super().__init__(f"{reason}; try again in {self.retry_after_s:.0f} s")
@@ -77,6 +96,8 @@ class Overloaded(Sd35Error):  # noqa: N818
 
 class NotReady(Sd35Error):  # noqa: N818
     """The service is still loading, or closing."""
+
+    status = 503
 
     def __init__(self, state: str, retry_after_s: float) -> None:
         super().__init__(f"the service is {state}; try again in {retry_after_s:.0f} s")
@@ -87,12 +108,32 @@ class PictureFailed(Sd35Error):  # noqa: N818
     """This picture could not be made; others are not affected."""
 
 
+class PictureSpoiled(PictureFailed):
+    """Its values went bad: not finite any more, or a frame of one colour. `happened` is where, in which precision."""
+
+    def __init__(self, kind: Spoiling, happened: str, remedy: str) -> None:
+        super().__init__(f"{happened}; {remedy}")
+        self.kind, self.happened = kind, happened
+
+
 class ContentRefused(Sd35Error):  # noqa: N818
     """The operator's filter refuses the prompt or the picture."""
+
+    status = 422
+
+
+class JobEnded(Sd35Error):  # noqa: N818
+    """A job that someone waited for ended without a picture, with the status of what ended it."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
 
 
 class IdempotencyConflict(Sd35Error):  # noqa: N818
     """An idempotency key came again, with another body."""
+
+    status = 409
 
     def __init__(self, key: str) -> None:
         super().__init__(f"idempotency-key: {_shorten(key)} came before with another body; allowed: the same again")
@@ -100,6 +141,8 @@ class IdempotencyConflict(Sd35Error):  # noqa: N818
 
 class StoreUnavailable(Sd35Error):  # noqa: N818
     """The database or the picture store does not answer, or has no room."""
+
+    status = 503
 
 
 class NotReplayable(Sd35Error):  # noqa: N818

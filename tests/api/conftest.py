@@ -16,7 +16,7 @@ from sd35.api.protocol import bounded
 from sd35.service.keys import KeyStore
 from sd35.service.opening import Opening
 from sd35.service.studio import Studio
-from sd35.settings import Settings
+from sd35.settings import load_settings
 from tests.double import WAIT_S, NumpyBackend, double_studio
 
 
@@ -38,7 +38,7 @@ def studio(tmp_path: Path, backend: NumpyBackend) -> Iterator[Studio]:
 def serving(studio: Studio, keys: KeyStore | None = None, **settings: Any) -> Iterator[TestClient]:
     """A client of an app that is ready."""
     ready = threading.Event()
-    app = create_app(Opening(lambda: studio, ready.set, _raise), Settings(**settings), keys)
+    app = create_app(Opening(lambda: studio, ready.set, _raise), load_settings(settings), keys)
     with TestClient(app, follow_redirects=False) as client:
         assert ready.wait(WAIT_S)
         yield client
@@ -56,7 +56,7 @@ def client(studio: Studio, backend: NumpyBackend) -> Iterator[TestClient]:
 def listening(studio: Studio, **settings: Any) -> Iterator[tuple[str, int]]:
     """Host and port of a real server."""
     ready = threading.Event()
-    chosen = Settings(**settings)
+    chosen = load_settings(settings)
     app = create_app(Opening(lambda: studio, ready.set, _raise), chosen)
     server = uvicorn.Server(uvicorn.Config(app, http=bounded(chosen.max_arrival_s), log_config=None, ws="none"))
     with socket.create_server(("127.0.0.1", 0)) as listener:

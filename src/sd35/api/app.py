@@ -12,15 +12,15 @@ from starlette.routing import Match, Route
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from sd35.api import metrics, service_pages, txt2img
+from sd35.api.callers import Gate, require_admin
 from sd35.api.cors import Cors
-from sd35.api.gate import Gate, require_admin
 from sd35.api.observe import RequestLog
 from sd35.api.openapi import describe
 from sd35.api.problems import RequestRefused, problem_of, problem_response
 from sd35.errors import PictureFailed, Sd35Error
 from sd35.service.callers import KeyRing
 from sd35.service.keys import Allowance, KeyStore
-from sd35.service.limits import CallerLimits
+from sd35.service.limits import Limits
 from sd35.service.opening import Opening
 from sd35.service.record import own_version
 from sd35.settings import Settings
@@ -36,7 +36,7 @@ Errors are `application/problem+json` (RFC 9457) and name the field, what came a
 
 
 def create_app(opening: Opening, settings: Settings, keys: KeyStore | None = None) -> FastAPI:
-    """The app around a studio that its lifespan opens and closes. Without `keys`, whoever reaches it may do anything."""
+    """The app around a studio that its lifespan opens and closes. Without `keys`, it is open to whoever reaches it."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -68,8 +68,8 @@ def create_app(opening: Opening, settings: Settings, keys: KeyStore | None = Non
 def _surround(app: FastAPI, settings: Settings, keys: KeyStore | None) -> None:
     """The middleware, from the innermost out."""
     allowance = Allowance(settings.requests_per_minute, settings.concurrency, settings.pixels_per_hour)
-    app.state.limits = limits = CallerLimits(allowance)
-    app.add_middleware(Gate, ring=KeyRing(keys), limits=limits, refuse=_on_own_error, arrival_s=settings.max_arrival_s)
+    ring = KeyRing(keys, Limits(allowance))
+    app.add_middleware(Gate, ring=ring, refuse=_on_own_error, arrival_s=settings.max_arrival_s)
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(RequestLog)

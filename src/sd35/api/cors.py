@@ -38,7 +38,7 @@ _READ = (
 
 
 class Cors(CORSMiddleware):
-    """Starlette's, with this API's headers, and problems for what it refuses. No cookies are used, so none are let in."""
+    """Starlette's, with this API's headers, and problems for what it refuses. There are no cookies to let in."""
 
     def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
         super().__init__(app, allow_origins=origins, allow_methods=_METHODS, allow_headers=_SENT, expose_headers=_READ)

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from sd35.api.gate import is_open
+from sd35.api.callers import is_open
 from sd35.api.problems import documented
 
 _SCHEMES = {

@@ -10,10 +10,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from sd35.errors import (
-    ContentRefused,
-    IdempotencyConflict,
     InvalidRequest,
-    NotAllowed,
     NotAuthenticated,
     NotReady,
     Overloaded,
@@ -90,33 +87,20 @@ def problem_response(
 
 def problem_of(error: Sd35Error, request_id: str) -> Response:
     """The response for one of this project's errors."""
+    fields = []
+    headers = {}
     match error:
         case InvalidRequest():
             fields = [FieldError(field=error.field, got=shown(error.got), allowed=error.allowed)]
-            return problem_response(422, str(error), request_id, fields)
         case UnknownModel():
             fields = [FieldError(field="model", got=shown(error.name), allowed=", ".join(error.served))]
-            return problem_response(404, str(error), request_id, fields)
         case NotAuthenticated():
-            return problem_response(401, str(error), request_id, headers={"WWW-Authenticate": "Bearer"})
-        case NotAllowed():
-            return problem_response(403, str(error), request_id)
-        case IdempotencyConflict():
-            return problem_response(409, str(error), request_id)
-        case ContentRefused():
-            return problem_response(422, str(error), request_id)
-        case Overloaded() | TooMany():
-            return problem_response(429, str(error), request_id, headers=_retry_after(error.retry_after_s))
-        case NotReady():
-            return problem_response(503, str(error), request_id, headers=_retry_after(error.retry_after_s))
+            headers = {"WWW-Authenticate": "Bearer"}
+        case Overloaded() | TooMany() | NotReady():
+            headers = {"Retry-After": str(math.ceil(error.retry_after_s))}
         case StoreUnavailable():
-            return problem_response(503, str(error), request_id, headers=_retry_after(_STORE_RETRY_S))
-        case _:
-            return problem_response(500, str(error), request_id)
-
-
-def _retry_after(seconds: float) -> dict[str, str]:
-    return {"Retry-After": str(math.ceil(seconds))}
+            headers = {"Retry-After": str(_STORE_RETRY_S)}
+    return problem_response(error.status, str(error), request_id, fields, headers)
 
 
 def shown(value: object) -> Any:  # noqa: ANN401  any JSON value

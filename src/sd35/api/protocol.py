@@ -1,7 +1,7 @@
 """HTTP as uvicorn reads it, with bounds: a request's head is of a size, and arrives within a time.
 
-httptools, the parser, bounds neither, and uvicorn's own timer runs only between a connection's requests: without these a
-client could hold a connection by one byte a minute, or fill the memory with a header that does not end.
+httptools, the parser, bounds neither, and uvicorn's own timer runs only between a connection's requests: else a client
+could hold a connection by one byte a minute, or fill the memory with a header that does not end.
 """
 
 import asyncio

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from sd35.api.body import read_json
-from sd35.api.gate import Asking
+from sd35.api.callers import caller_of
 from sd35.api.problems import documented
 from sd35.engine.loop import Engine
 from sd35.engine.picture import Painted, Ticket
@@ -22,7 +22,6 @@ from sd35.request import (
     SKIP_LAYER_SCALE,
     STEPS,
 )
-from sd35.service.limits import CallerLimits
 from sd35.service.opening import Opening
 from sd35.service.resolve import Wanted
 from sd35.service.studio import Finished
@@ -149,16 +148,16 @@ router = APIRouter()
         ),
     },
 )
-async def txt2img(request: Request, caller: Asking) -> Response:
+async def txt2img(request: Request) -> Response:
     """Answers with the PNG file when the picture is made. A client that hangs up cancels its picture."""
     opening: Opening = request.app.state.opening
     body = await read_json(request, Txt2Img)
     studio = opening.studio
     resolved = studio.resolve(body.to_wanted())
     structlog.contextvars.bind_contextvars(digest=resolved.digest, model=resolved.model)
-    limits: CallerLimits = request.app.state.limits
-    with limits.picture(caller, resolved.width * resolved.height):
-        ticket = studio.submit(resolved, client=caller.account, priority=body.priority)
+    caller = caller_of(request)
+    async with caller.making(resolved):
+        ticket = studio.submit(resolved, client=caller.client, priority=body.priority)
         painted = await _painted_unless_gone(request, studio.engine, ticket)
     if painted is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)

@@ -3,11 +3,14 @@
 import asyncio
 import ipaddress
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from sd35.errors import NotAuthenticated, StoreUnavailable
+from sd35.request import Request
 from sd35.service.keys import Allowance, Key, KeyStore, Role, id_of, matches
+from sd35.service.limits import Charge, Limits
 
 KEPT_S = 5.0  # so long, at most, a key that was added or revoked is not noticed
 _RETRY_S = 1.0  # so often a store that does not answer is asked
@@ -24,11 +27,31 @@ class Caller:
     role: Role
     allowance: Allowance
     address: str
+    limits: Limits
 
     @property
-    def account(self) -> str:
+    def sees(self) -> str | None:
+        """Whose jobs and pictures it may see: its own, or, of an administrator, None: all."""
+        return None if self.role is Role.ADMIN else self.owner
+
+    @property
+    def client(self) -> str:
         """Whose limits count, and whose turn it is: the key's, or the address's where there are no keys."""
         return self.owner or _network_of(self.address)
+
+    @asynccontextmanager
+    async def making(self, request: Request) -> AsyncIterator[Charge]:
+        """Counts a picture that is made while the caller waits. Raises TooMany, NotAllowed; see `Limits.making`."""
+        with self.limits.making(self.client, self.allowance, request.width * request.height) as charge:
+            yield charge
+
+    def ordering(self, request: Request) -> Charge:
+        """Counts a picture that is made when its time comes. Raises TooMany, NotAllowed; see `Limits.charge`."""
+        return self.limits.charge(self.client, self.allowance, request.width * request.height)
+
+    def limit_headers(self) -> Mapping[str, str]:
+        """What is left to it, as response headers."""
+        return self.limits.headers(self.client, self.allowance)
 
 
 class KeyRing:
@@ -38,8 +61,8 @@ class KeyRing:
     takes does not tell which ids there are.
     """
 
-    def __init__(self, store: KeyStore | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._store, self._clock = store, clock
+    def __init__(self, store: KeyStore | None, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store, self._limits, self._clock = store, limits, clock
         self._reading = asyncio.Lock()
         self._found: Mapping[str, Key] | StoreUnavailable = {}
         self._until_s = float("-inf")  # when `_found` is too old
@@ -48,13 +71,13 @@ class KeyRing:
         """Who asks from an address, with a secret or none. Raises NotAuthenticated, StoreUnavailable."""
         keys = await self._keys()
         if not keys:
-            return Caller("", Role.ADMIN, Allowance(), address)
+            return Caller("", Role.ADMIN, Allowance(), address, self._limits)
         if not secret:
             raise NotAuthenticated(_MISSING)
         key = keys.get(id_of(secret) or "", _NOBODY)
         if not matches(key, secret) or key.revoked_s is not None:
             raise NotAuthenticated(_WRONG)
-        return Caller(key.id, key.role, key.allowance, address)
+        return Caller(key.id, key.role, key.allowance, address, self._limits)
 
     async def _keys(self) -> Mapping[str, Key]:
         if self._store is None:

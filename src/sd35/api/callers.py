@@ -2,10 +2,9 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Annotated
 
 import structlog
-from fastapi import Depends, Request
+from fastapi import Request
 from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
@@ -15,7 +14,6 @@ from sd35.api.problems import RequestRefused
 from sd35.errors import NotAllowed, Sd35Error
 from sd35.service.callers import Caller, KeyRing
 from sd35.service.keys import Role
-from sd35.service.limits import CallerLimits
 
 _OPEN_PATHS = {"/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
 _OPEN_FOLDER = "/static-offline-docs/"
@@ -31,9 +29,9 @@ def is_open(path: str) -> bool:
 class Gate:
     """ASGI middleware: puts the Caller into the request's state, or answers by `refuse`, which knows the dialects."""
 
-    def __init__(self, app: ASGIApp, ring: KeyRing, limits: CallerLimits, refuse: Refuse, arrival_s: float) -> None:
+    def __init__(self, app: ASGIApp, ring: KeyRing, refuse: Refuse, arrival_s: float) -> None:
         self._app = app
-        self._ring, self._limits, self._refuse, self._arrival_s = ring, limits, refuse, arrival_s
+        self._ring, self._refuse, self._arrival_s = ring, refuse, arrival_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -53,24 +51,21 @@ class Gate:
 
         async def send_limits(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(self._limits.headers(caller))
+                MutableHeaders(scope=message).update(caller.limit_headers())
             await send(message)
 
         await self._app(scope, _in_time(receive, self._arrival_s), send_limits)
 
 
 def caller_of(request: Request) -> Caller:
-    """Who asks: a dependency of routes that are not open."""
+    """Who asks, of a request to a route that is not open."""
     caller: Caller = request.state.caller
     return caller
 
 
-Asking = Annotated[Caller, Depends(caller_of)]
-
-
-def require_admin(caller: Asking) -> None:
+def require_admin(request: Request) -> None:
     """A dependency of routes for administrators. Raises NotAllowed."""
-    if caller.role is not Role.ADMIN:
+    if caller_of(request).role is not Role.ADMIN:
         raise NotAllowed("this is for administrators; the API key that came is a user's")
 
 
