@@ -1,4 +1,4 @@
-"""A deterministic backend of a few lines, for tests of what lies above the backends. Words of a prompt steer it.
+"""A deterministic backend of a few lines, for tests of what lies above the backends; keys and a clock. Words of a prompt steer it.
 
 "held" waits in its first step for `release`; "crash" raises and "nan" breaks the numbers in the second step; "mute"
 cannot be encoded; "heavy" waits in decoding for `release`, "blind" cannot be decoded.
@@ -7,6 +7,7 @@ cannot be encoded; "heavy" waits in decoding for `release`, "blind" cannot be de
 import json
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from sd35.backends.host import HostMemory
 from sd35.checkpoints.checkpoint import Card, Checkpoint, SkipLayers
 from sd35.engine.embeddings import EmbeddingCache
 from sd35.engine.scheduler import Limits
+from sd35.service.keys import Key
 from sd35.service.model import Model
 from sd35.service.studio import Studio
 
@@ -116,3 +118,40 @@ def double_studio(
     models = [double_model(directory / "mini", MINI, backend), double_model(directory / "large", LARGE, backend)]
     limits = Limits(max_rows=max_rows, max_pictures=max_pictures, max_wait_s=max_wait_s, memory_bytes=10**9)
     return Studio(models, 1024 * 1024, limits, EmbeddingCache(10**6))
+
+
+class DictKeys:
+    """A store of keys in memory."""
+
+    def __init__(self, *keys: Key) -> None:
+        self._keys = {key.id: key for key in keys}
+        self.reads = 0
+
+    def add(self, key: Key) -> None:
+        """Keep one."""
+        self._keys[key.id] = key
+
+    def find(self, key_id: str) -> Key | None:
+        """One key."""
+        return self._keys.get(key_id)
+
+    def keys(self) -> list[Key]:
+        """All."""
+        self.reads += 1
+        return list(self._keys.values())
+
+    def revoke(self, key_id: str, now_s: float) -> Key | None:
+        """End one."""
+        self._keys[key_id] = replace(self._keys[key_id], revoked_s=now_s)
+        return self._keys[key_id]
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        """What it is."""
+        return self.now_s
