@@ -1,4 +1,4 @@
-"""A deterministic backend of a few lines, for tests of what lies above the backends; keys and a clock. Words of a prompt steer it.
+"""A deterministic backend of a few lines, for tests of what lies above the backends. Words of a prompt steer it.
 
 "held" waits in its first step for `release`; "crash" raises and "nan" breaks the numbers in the second step; "mute"
 cannot be encoded; "heavy" waits in decoding for `release`, "blind" cannot be decoded.
@@ -7,7 +7,6 @@ cannot be encoded; "heavy" waits in decoding for `release`, "blind" cannot be de
 import json
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from sd35.checkpoints.checkpoint import Card, Checkpoint, SkipLayers
 from sd35.engine.embeddings import EmbeddingCache
 from sd35.engine.scheduler import Limits
 from sd35.service.keys import Key
+from sd35.service.memory_keys import MemoryKeyStore
 from sd35.service.model import Model
 from sd35.service.studio import Studio
 
@@ -120,32 +120,6 @@ def double_studio(
     return Studio(models, 1024 * 1024, limits, EmbeddingCache(10**6))
 
 
-class DictKeys:
-    """A store of keys in memory."""
-
-    def __init__(self, *keys: Key) -> None:
-        self._keys = {key.id: key for key in keys}
-        self.reads = 0
-
-    def add(self, key: Key) -> None:
-        """Keep one."""
-        self._keys[key.id] = key
-
-    def find(self, key_id: str) -> Key | None:
-        """One key."""
-        return self._keys.get(key_id)
-
-    def keys(self) -> list[Key]:
-        """All."""
-        self.reads += 1
-        return list(self._keys.values())
-
-    def revoke(self, key_id: str, now_s: float) -> Key | None:
-        """End one."""
-        self._keys[key_id] = replace(self._keys[key_id], revoked_s=now_s)
-        return self._keys[key_id]
-
-
 class Clock:
     """Seconds that pass when told to."""
 
@@ -155,3 +129,11 @@ class Clock:
     def __call__(self) -> float:
         """What it is."""
         return self.now_s
+
+
+def key_store(*keys: Key) -> MemoryKeyStore:
+    """A store that holds these keys."""
+    store = MemoryKeyStore()
+    for key in keys:
+        store.add(key)
+    return store
