@@ -9,7 +9,7 @@ import typer
 
 from sd35.settings import Settings, flag_of, load_settings
 
-_SERVICE, _COMPUTE = "Service", "What computes"
+_SERVICE, _ACCESS, _COMPUTE = "Service", "Who may use it", "What computes"
 EPILOG = "Every setting is also an environment variable (SD35_...) or a key of a TOML file: see docs/settings.md."
 
 
@@ -25,6 +25,14 @@ def _setting(name: str, panel: str, **more: Any) -> Any:  # noqa: ANN401  typer'
 
 Host: TypeAlias = Annotated[str | None, _setting("host", _SERVICE)]
 Port: TypeAlias = Annotated[str | None, _setting("port", _SERVICE, metavar="PORT")]
+RootPath: TypeAlias = Annotated[str | None, _setting("root_path", _ACCESS, metavar="PATH")]
+TrustedProxies: TypeAlias = Annotated[str | None, _setting("trusted_proxies", _ACCESS, metavar="NETWORKS")]
+CorsOrigins: TypeAlias = Annotated[str | None, _setting("cors_origins", _ACCESS, metavar="ORIGINS")]
+MaxArrival: TypeAlias = Annotated[str | None, _setting("max_arrival_s", _ACCESS, metavar="SECONDS")]
+RequestsPerMinute: TypeAlias = Annotated[str | None, _setting("requests_per_minute", _ACCESS, metavar="REQUESTS")]
+Concurrency: TypeAlias = Annotated[str | None, _setting("concurrency", _ACCESS, metavar="PICTURES")]
+PixelsPerHour: TypeAlias = Annotated[str | None, _setting("pixels_per_hour", _ACCESS, metavar="PIXELS")]
+MetricsNeedAdmin: TypeAlias = Annotated[bool | None, _setting("metrics_need_admin", _ACCESS)]
 MaxPixels: TypeAlias = Annotated[str | None, _setting("max_pixels", _SERVICE, metavar="PIXELS")]
 MaxPictures: TypeAlias = Annotated[str | None, _setting("max_pictures", _SERVICE, metavar="PICTURES")]
 MaxWait: TypeAlias = Annotated[str | None, _setting("max_wait_s", _SERVICE, metavar="SECONDS")]
