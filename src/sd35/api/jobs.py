@@ -14,6 +14,7 @@ from sd35.api.body import read_json
 from sd35.api.callers import caller_of
 from sd35.api.problems import FieldError, Problem, RequestRefused, documented, shown
 from sd35.api.txt2img import IDEMPOTENCY_KEY, Txt2Img, body_of
+from sd35.errors import Sd35Error
 from sd35.service.formats import Format
 from sd35.service.jobs.contract import Job, Order, Status
 from sd35.service.jobs.progress import Event
@@ -92,7 +93,10 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 _NOT_NOW: dict[int | str, dict[str, Any]] = {
     503: documented("Loading or closing, or the job store does not answer.", **{"Retry-After": "Seconds."})
 }
-_NOT_THERE = {404: documented("There is no such job, or it is another key's."), **_NOT_NOW}
+_NOT_THERE: dict[int | str, dict[str, Any]] = {
+    404: documented("There is no such job, or it is another key's."),
+    **_NOT_NOW,
+}
 
 
 async def found_job(request: Request, job_id: str) -> Job:
@@ -145,7 +149,12 @@ async def create(
         idempotency_key,
         body.digest,
     )
-    job = await service.jobs.accept(order)
+    charge = caller.ordering(order.request)
+    try:
+        job = await service.jobs.accept(order)
+    except Sd35Error:
+        charge.refund()
+        raise
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     (view,) = await _views([job], service)
     return view

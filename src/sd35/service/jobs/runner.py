@@ -154,27 +154,29 @@ class JobRunner:
             self._wake.set()
 
     async def _result(self, job: Job, follow: Following) -> Made | Failure:
-        order = job.order
-        source = Source(order.owner, order.owner or "jobs", order.priority)
         try:
-            while True:
-                try:
-                    request = self.desk.studio.renewed(order.request)
-                    outcome = await self.desk.make(request, source, follow.step)
-                    break
-                except Overloaded as error:  # it was accepted: it waits for its turn
-                    await asyncio.sleep(error.retry_after_s)
-            outcome = await self._stored(outcome, order.owner)
-            if outcome.unstored:
-                raise outcome.unstored
+            outcome = await self._made(job.order, follow)
         except NotReady:
             raise asyncio.CancelledError from None  # the engine closes: another process, or the next start, goes on
         except Sd35Error as error:
             return Failure(error.status, str(error))
-        except Exception as error:  # by our mistake; the job must not be tried for ever
-            structlog.get_logger().exception("unexpected")
+        except Exception as error:
+            structlog.get_logger().exception("unexpected")  # by our mistake; the job must not be tried for ever
             return Failure(500, f"an error that was not foreseen: {type(error).__name__}")
+        if outcome.unstored:
+            return Failure(outcome.unstored.status, str(outcome.unstored))
         return Made(outcome.request.digest, outcome.was_cached or outcome.was_shared, outcome.is_blurred)
+
+    async def _made(self, order: Order, follow: Following) -> Outcome:
+        source = Source(order.owner, order.owner or "jobs", order.priority)
+        while True:
+            request = self.desk.studio.renewed(order.request)
+            try:
+                outcome = await self.desk.make(request, source, follow.step)
+            except Overloaded as error:  # it was accepted: it waits for its turn
+                await asyncio.sleep(error.retry_after_s)
+            else:
+                return await self._stored(outcome, order.owner)
 
     async def _stored(self, outcome: Outcome, owner: str) -> Outcome:
         """The outcome, in the store if that can be."""
@@ -190,6 +192,7 @@ class JobRunner:
         while True:
             try:
                 await asyncio.to_thread(self.store.end, job.id, self._holder, time.time(), result)
-                return
             except StoreUnavailable:
                 await asyncio.sleep(_RETRY_S)
+            else:
+                return
