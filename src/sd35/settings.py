@@ -13,6 +13,7 @@ from sd35.errors import InvalidSetting
 
 PREFIX = "SD35_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
+_SECRETS = ("database", "webhook_secret")  # whose values no error shows
 
 
 def _home(variable: str, otherwise: str) -> Path:
@@ -123,15 +124,15 @@ class Settings(BaseSettings):
     database: str | None = Field(
         None,
         repr=False,
-        description="Where jobs and keys are kept: a file of SQLite's, `postgresql://USER:PASSWORD@HOST/NAME` (needs the"
-        " postgres extra), or `memory`, which ends with the process. The variable keeps a password from other users of"
-        " the machine, the flag does not.",
+        description="Where jobs and keys are kept: a file of SQLite's, `postgresql://USER:PASSWORD@HOST/NAME` (with the"
+        " extra `postgres`), or `memory`, which ends with the process. The flag shows a password to other users of the"
+        " machine, the variable does not.",
         json_schema_extra={"default": "sd35.db in data_dir"},
     )
     webhook_secret: SecretStr | None = Field(
         None,
-        description="What signs webhooks: `whsec_` and then 24 to 64 random bytes in base64; without it, jobs take none."
-        " The variable keeps it from other users of the machine, the flag does not.",
+        description="What signs webhooks: `whsec_` and 24 to 64 random bytes in base64; without it, jobs take no webhooks."
+        " The flag shows it to other users of the machine, the variable does not.",
         json_schema_extra={"default": "none"},
     )
     webhook_allow_private: bool = Field(
@@ -219,7 +220,8 @@ def _explain(detail: dict[str, Any], given: Mapping[str, object], path: Path | N
         source = f"{path}: {name}"
     if detail["type"].startswith("byte_size"):
         return f"{source}: got {detail['input']!r}; allowed: a number of bytes, or one with a unit, as 12GiB or 800MB"
-    return f"{source}: got {detail['input']!r}; {detail['msg'][0].lower()}{detail['msg'][1:]}"
+    got = "something else" if name in _SECRETS else repr(detail["input"])
+    return f"{source}: got {got}; {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 
 def flag_of(name: str) -> str:
