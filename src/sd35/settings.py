@@ -198,20 +198,20 @@ class Settings(BaseSettings):
     )
     redirect_pictures: bool = Field(
         default=False,
-        description="Send whoever asks for a stored PNG file to the object store, by a signed address, where it has one.",
+        description="Send who asks for a stored PNG file to the object store, by a signed address, where it has one.",
     )
     max_jobs: int = Field(10_000, ge=1, description="Most jobs that wait; further ones are refused with 429.")
     grace_s: float = Field(
         60,
         ge=0,
-        description="Seconds for what runs to end, once the service is told to; then jobs are handed back, and calls end.",
+        description="Seconds for what runs to end once the service is told to; then jobs are handed back, and calls end.",
     )
     database: str | None = Field(
         None,
         repr=False,
-        description="Where jobs and keys are kept: a file of SQLite's, `postgresql://USER:PASSWORD@HOST/NAME` (needs"
-        " the postgres extra), or `memory`, which ends with the process. The variable keeps a password from other users of"
-        " the machine, the flag does not.",
+        description="Where jobs and keys are kept: a file of SQLite's, `postgresql://USER:PASSWORD@HOST/NAME` (with"
+        " the extra `postgres`), or `memory`, which ends with the process. The flag shows a password to other users of"
+        " the machine, the variable does not.",
         json_schema_extra={"default": "sd35.db in data_dir"},
     )
     webhook_secret: SecretStr | None = Field(

@@ -17,7 +17,7 @@ from sd35.service.formats import Format, negotiate
 from sd35.service.opening import Opening
 from sd35.service.service import Service
 
-_LINK_PARAMETERS = {"expires", "signature"}
+PREFIX = "/v1/artifacts"
 _NOT_NOW: dict[int | str, dict[str, Any]] = {
     503: documented("Loading or closing, or a store does not answer.", **{"Retry-After": "Seconds."})
 }
@@ -27,7 +27,7 @@ _NOT_THERE: dict[int | str, dict[str, Any]] = {
 }
 _FILE = {"content": {each.media_type: {"schema": {"type": "string", "format": "binary"}} for each in Format}}
 
-router = APIRouter(prefix="/v1/artifacts", tags=["pictures"])
+router = APIRouter(prefix=PREFIX, tags=["pictures"])
 Digest = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="The picture's identity, as `X-Sd35-Digest`.")]
 OutputFormat = Annotated[Format | None, Query(description="Else as `Accept` asks, else png.")]
 Metadata = Annotated[bool, Query(description="Whether the file says what made it.")]
@@ -101,7 +101,7 @@ async def link(
         raise _missing(digest)
     expires_at = expiry(time.time(), expires_in_s)
     parameters = [("output_format", str(output_format))] if output_format else []
-    url = service.kept.links.link(f"/v1/artifacts/{digest}", parameters, expires_at, str(request.base_url))
+    url = service.kept.links.link(f"{PREFIX}/{digest}", parameters, expires_at, str(request.base_url))
     return Link(url=url, expires_at=expires_at)
 
 
@@ -112,10 +112,15 @@ async def delete(request: Request, digest: Digest) -> None:
         raise _missing(digest)
 
 
+def is_link(path: str, query: str) -> bool:
+    """Whether an address claims to be a signed link to a picture."""
+    return path.startswith(f"{PREFIX}/") and "signature=" in query
+
+
 def _sees(request: Request, service: Service) -> str | None:
     """Whose pictures are given: the caller's, or with a link, this one. Raises LinkRefused."""
     parameters = request.query_params.multi_items()
-    if not _LINK_PARAMETERS & {name for name, _ in parameters}:
+    if not is_link(request.url.path, request.url.query):
         return caller_of(request).sees
     service.kept.links.check(request.url.path, parameters, time.time())
     return None

@@ -72,7 +72,9 @@ def require_admin(request: Request) -> None:
 
 def _has_link(scope: Scope) -> bool:
     """Whether a picture is asked for by a signed link; its route checks the signature."""
-    return scope["method"] in {"GET", "HEAD"} and is_link(get_route_path(scope), scope["query_string"])
+    return scope["method"] in {"GET", "HEAD"} and is_link(
+        get_route_path(scope), scope["query_string"].decode("latin-1")
+    )
 
 
 def _secret_in(headers: Headers) -> str | None:

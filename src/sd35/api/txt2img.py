@@ -117,7 +117,7 @@ _PICTURE = {
             "X-Sd35-Time-Ms": "Milliseconds from acceptance to the finished file.",
             "X-Sd35-Drawn-Size": "Only where the picture was drawn smaller and enlarged: the size drawn, as 128x128.",
             "X-Sd35-Cut-Off": "Only where the text encoders read a part of a prompt only: the fields, comma-separated.",
-            "X-Sd35-Cache": "`hit` where it was made before, `shared` where it was being made for another, else `miss`.",
+            "X-Sd35-Cache": "`hit` where it was made before, `shared` where it was made for others too, else `miss`.",
             "X-Sd35-Content-Filtered": "Only where the operator's filter blurred the picture: `true`.",
             "X-Sd35-Stored": "Only where the picture could not be stored: `false`.",
             "Server-Timing": "Milliseconds waiting (`wait`), computing (`picture`) and writing the file (`png`).",

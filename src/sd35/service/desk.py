@@ -1,7 +1,7 @@
 """The one path of a picture, from a resolved request to a file in the store, once however many wait for it.
 
-The filter's word on the prompt, the result cache, the engine, the PNG file, the filter's word on the picture, the store.
-Synchronous calls and jobs both come here; a picture stops being made when the last who waits for it has left.
+The filter's word on the prompt, the result cache, the engine, the PNG file, the filter's word on the picture, the
+store. Synchronous calls and jobs both come here; a picture stops being made when the last who waits for it has left.
 """
 
 import asyncio

@@ -5,26 +5,34 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sd35.errors import JobEnded
+import structlog
+
+from sd35.errors import JobEnded, StoreUnavailable
 from sd35.service.artifacts.names import names_of
-from sd35.service.artifacts.retention import remove
+from sd35.service.artifacts.retention import Retention, remove
 from sd35.service.desk import Desk, Outcome, stored_outcome
 from sd35.service.filters import ContentFilter
 from sd35.service.jobs.contract import Job, Order, Status
 from sd35.service.jobs.runner import JobRunner
 from sd35.service.kept import Kept
 from sd35.service.studio import Studio
+from sd35.service.webhooks.service import Webhooks
 
+_SWEEP_S = 300.0
 _REDIRECT_S = 300.0  # for a client to follow
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the settings say of serving. `grace_s`: for what runs to end, when the service closes."""
+    """What the settings say of serving.
+
+    `grace_s`: for what runs to end, when the service closes. `keep_s`: how long ended jobs are known, None for ever.
+    """
 
     content_filter: ContentFilter
     has_metadata: bool = True
     redirects: bool = False
+    keep_s: float | None = None
     grace_s: float = 60
     most_running: int = 32
     most_waiting: int = 10_000
@@ -33,10 +41,12 @@ class Rules:
 class Service:
     """What the API calls. Where a method takes `sees`, it is an owner, or None for who sees all."""
 
-    def __init__(self, studio: Studio, kept: Kept, rules: Rules) -> None:
-        self.studio, self.kept, self.rules = studio, kept, rules
+    def __init__(self, studio: Studio, kept: Kept, rules: Rules, retention: Retention, webhooks: Webhooks) -> None:
+        self.studio, self.kept, self.rules, self.webhooks = studio, kept, rules, webhooks
         self.desk = Desk(studio, kept.files, kept.stores.pictures, rules.content_filter)
-        self.jobs = JobRunner(self.desk, kept.stores.jobs, rules.most_running, rules.most_waiting)
+        self.jobs = JobRunner(self.desk, kept.stores.jobs, rules.most_running, rules.most_waiting, webhooks.wake)
+        self._retention = retention
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def is_running(self) -> bool:
@@ -46,6 +56,8 @@ class Service:
     def start(self) -> None:
         """Begin to work on jobs, and to swap what a standby stands in for; needs a running event loop."""
         self.jobs.start()
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self.webhooks.run()), loop.create_task(self._sweep())]
         if self.studio.building:
             self.studio.building.start()
 
@@ -60,6 +72,10 @@ class Service:
         if not draining.done():  # synchronous calls, which are answered that it closes
             await asyncio.to_thread(self.studio.engine.close)
         await draining
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self.kept.close)
 
     async def make_once(self, order: Order) -> Outcome:
         """The picture of a job that someone waits for: made now, or when the same idempotency key came before.
@@ -117,6 +133,19 @@ class Service:
     async def disown(self, digest: str, owner: str) -> bool:
         """Remove a picture from an owner's, the file too where it is nobody else's; whether it was theirs."""
         return await asyncio.to_thread(self._disown, digest, owner)
+
+    async def _sweep(self) -> None:
+        """Remove what is not to be kept, now and then."""
+        while True:
+            try:
+                pictures = await asyncio.to_thread(self._retention.sweep, time.time())
+                before_s = time.time() - self.rules.keep_s if self.rules.keep_s else 0.0
+                jobs = await asyncio.to_thread(self.kept.stores.jobs.sweep, before_s)
+                if pictures or jobs:
+                    structlog.get_logger().info("swept", pictures=pictures, jobs=jobs)
+            except StoreUnavailable as error:
+                structlog.get_logger().error("sweeping waits for a store", reason=str(error))
+            await asyncio.sleep(_SWEEP_S)
 
     def _read(self, digest: str) -> bytes | None:
         return next((png for name in names_of(digest) if (png := self.kept.files.get(name)) is not None), None)
