@@ -223,7 +223,7 @@ def test_openapi_tells_the_body_the_answers_and_the_headers(client: TestClient):
     assert body["additionalProperties"] is False
     assert {"type": "integer", "minimum": 1, "maximum": 150} in body["properties"]["steps"]["anyOf"]
     assert operation["responses"].keys() == {
-        *("200", "400", "401", "403", "404", "408", "413", "415", "422", "429", "500", "503")
+        *("200", "400", "401", "403", "404", "406", "408", "409", "410", "413", "415", "422", "429", "500", "503")
     }
     assert "X-Sd35-Seed" in operation["responses"]["200"]["headers"]
     assert operation["responses"]["200"]["content"].keys() == {"image/png"}
