@@ -66,8 +66,8 @@ class Settings(BaseSettings):
     )
     standby: str | None = Field(
         None,
-        description="A second backend to load beside, as `diffusers` or `onnx/float32`: it answers while the first's"
-        " graphs or engines are built, and makes again what that spoils, where its precision is wider.",
+        description="Of `serve`: a second backend to load beside, as `diffusers` or `onnx/float32`: it answers while"
+        " the first's graphs or engines are built, and makes again what that spoils, where its precision is wider.",
         json_schema_extra={"default": "none"},
     )
     device: str = Field("auto", description="Device to compute on: `auto`, `cpu`, `cuda`, `cuda:1`, ...")
