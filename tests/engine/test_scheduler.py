@@ -261,13 +261,13 @@ def test_a_full_house_refuses_with_an_estimate_and_keeps_a_place_for_others():
 
 
 def test_what_was_accepted_is_begun_anew_in_any_rush():
-    """A full house and a long wait refuse others; who begins anew is not asked, and goes before who came later."""
-    scheduler = make(replace(LIMITS, max_pictures=3, max_wait_s=5, max_rows=1))
-    scheduler.add("spoiled", job("modest"), 0)
+    """A wait that is too long for another is not asked about; who begins anew goes before who came later."""
+    scheduler = make(replace(LIMITS, max_wait_s=5, max_rows=1))
+    scheduler.add("spoiled", job("greedy"), 0)
     for key in range(2):
         scheduler.add(key, job("greedy", steps=150, rows=2), 0)
     with pytest.raises(Overloaded):
-        scheduler.add("another", job("third"), 0)
+        scheduler.add("another", job("greedy"), 0)
     assert scheduler.next_batch() == Batch(SMALL, ["spoiled"], 1, 100)
     scheduler.begin_anew("spoiled", "again", 0, LARGE)
     assert scheduler.finish() == []
