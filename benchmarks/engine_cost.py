@@ -70,12 +70,12 @@ def _engine(directory: Path) -> Engine:
     backend = open_backend("onnx", checkpoint, Options())
     assert isinstance(backend, OnnxBackend)
     zeros = np.zeros((2 * ROWS, 16, SIDE_PX // 8, SIDE_PX // 8), np.float32)
-    picture = np.zeros((1, 3, SIDE_PX, SIDE_PX), np.float32)
+    picture = np.broadcast_to(np.linspace(-1, 1, SIDE_PX, dtype=np.float32), (1, 3, SIDE_PX, SIDE_PX))
     backend._transformer = _Free(lambda inputs: zeros[: len(inputs["timestep"])])  # noqa: SLF001  only these are free
     backend._decoder = _Free(lambda _: picture)  # noqa: SLF001
     painter = Painter(backend, sampler_of(checkpoint), checkpoint.card.side_px)
     limits = Limits(max_rows=ROWS, max_pictures=10 * ROWS, max_wait_s=1e9, memory_bytes=10**12)
-    return Engine({"model": painter}, limits, EmbeddingCache(10**8), reproducible=False)
+    return Engine({("model", ""): painter}, limits, EmbeddingCache(10**8), reproducible=False)
 
 
 def _row_us(engine: Engine, number: int) -> float:

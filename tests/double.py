@@ -1,7 +1,8 @@
 """A deterministic backend of a few lines, for tests of what lies above the backends. Words of a prompt steer it.
 
-"held" waits in its first step for `release`; "crash" raises and "nan" breaks the numbers in the second step; "mute"
-cannot be encoded; "heavy" waits in decoding for `release`, "blind" cannot be decoded.
+"held" waits in its first step for `release`; "crash" raises in the second step; "mute" cannot be encoded; "heavy" waits
+in decoding for `release`, "blind" cannot be decoded. Three more spoil the numbers, unless the backend is `sound`: "nan"
+in the second step, "void" in decoding, and "flat" makes a frame of one colour.
 """
 
 import json
@@ -32,18 +33,21 @@ MINI = Card(
 )
 LARGE = Card(skip_layers=SkipLayers((7, 8, 9), 2.8, 0.01, 0.2))
 WAIT_S = 20  # a bound for what is expected to happen at once
-_HEAVY, _BLIND = 1e6, 1e9
+_HEAVY, _BLIND, _VOID = 1e6, 1e9, 1e12
 
 
 class NumpyBackend:
-    """Latents drift towards the prompt's code points; see the module for the words that steer it."""
+    """Latents drift towards the prompt's code points, more so to the right; other words steer it, see the module.
+
+    In another precision than float32 pictures are darker, and what another one encoded is not taken.
+    """
 
     name = "double"
-    precision = "float32"
     can_skip_layers = True
     is_tiled = False
 
-    def __init__(self) -> None:
+    def __init__(self, precision: str = "float32", *, sound: bool = False) -> None:
+        self.precision, self._sound = precision, sound
         self.versions = {"numpy": np.__version__}
         self.start_up_s: dict[str, float] = {}
         self.memory = HostMemory()
@@ -58,7 +62,7 @@ class NumpyBackend:
         self.encoded += prompts
         if any("mute" in prompt for prompt in prompts):
             raise RuntimeError("no words for that")
-        points = [np.array([ord(character) for character in prompt], np.float32) for prompt in prompts]
+        points = [np.array([ord(character) for character in prompt], self.precision) for prompt in prompts]
         return [TextEmbedding(array, array, array.nbytes) for array in points]
 
     def denoise_step(self, rows: Sequence[DenoiseRow]) -> list[Array]:
@@ -68,14 +72,18 @@ class NumpyBackend:
 
     def decode_latents(self, latents: Sequence[Array]) -> list[Array]:
         """Each latent value as a square of 8x8 pixels."""
-        if any(latent[3:].max() >= _HEAVY for latent in latents):
+        farthest = max(latent[3:].max() for latent in latents)
+        if farthest >= _VOID:
+            raise FloatingPointError
+        if farthest >= _HEAVY:
             assert self.release.wait(3 * WAIT_S)
-        if any(latent[3:].max() >= _BLIND for latent in latents):
+        if farthest >= _BLIND:
             raise RuntimeError("nothing to see")
         squares = [np.kron(latent[:3], np.ones((1, 8, 8))) for latent in latents]
         return [np.clip(square * 40 + 128, 0, 255).astype(np.uint8).transpose(1, 2, 0) for square in squares]
 
     def _step(self, row: DenoiseRow) -> Array:
+        assert row.positive.tokens.dtype == self.precision, row.positive.tokens.dtype
         prompt = "".join(chr(int(point)) for point in row.positive.tokens)
         self.steps.append(prompt)
         self.started.set()
@@ -83,14 +91,18 @@ class NumpyBackend:
             assert self.release.wait(3 * WAIT_S)  # longer than any test waits for what this holds up
         if "crash" in prompt and row.sigma < 1:
             raise RuntimeError("the runtime's own words")
-        if "nan" in prompt and row.sigma < 1:
+        if "nan" in prompt and row.sigma < 1 and not self._sound:
             return np.full_like(row.latent, np.nan)
-        target = float(np.mean(row.positive.tokens)) / 100
+        mean = min(250, float(np.mean(row.positive.tokens.astype(float))))  # more would be white all over
+        target = mean / 100 + np.linspace(0, 0.5, row.latent.shape[-1]) - (self.precision != "float32")
         against = 0 if row.negative is None else row.guidance * (1 + row.negative.tokens.sum()) / 1e4
         skipped = row.skip.scale * sum(row.skip.layers) / 100 if row.skip else 0
         velocity = row.latent - target + against + skipped
         latent: Array = row.latent + np.float32(row.sigma_next - row.sigma) * velocity.astype(np.float32)
         latent[3:] += _HEAVY * ("heavy" in prompt) + _BLIND * ("blind" in prompt)  # channels that are not shown
+        if not self._sound:
+            latent[3:] += _VOID * ("void" in prompt)
+            latent[:3] -= _HEAVY * ("flat" in prompt)
         return latent
 
 

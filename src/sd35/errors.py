@@ -6,6 +6,7 @@ Sd35Error
 ├── Overloaded            no room for another picture now         (HTTP 503, exit 1)
 ├── NotReady              loading, or closing                     (HTTP 503, exit 1)
 ├── PictureFailed         this picture could not be made          (HTTP 500, exit 1)
+│   └── PictureSpoiled    its values went bad while it was made   (HTTP 500, exit 1)
 ├── NotReplayable         a file does not say what made it        (exit 2)
 ├── InvalidSetting        a setting is wrong                      (exit 2)
 ├── CheckpointError       a checkpoint is missing or not usable   (exit 1)
@@ -17,6 +18,9 @@ Sd35Error
 """
 
 from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+Spoiling: TypeAlias = Literal["not_finite", "uniform"]
 
 
 class Sd35Error(Exception):
@@ -63,6 +67,14 @@ class NotReady(Sd35Error):  # noqa: N818
 
 class PictureFailed(Sd35Error):  # noqa: N818
     """This picture could not be made; others are not affected."""
+
+
+class PictureSpoiled(PictureFailed):
+    """Its values went bad: not finite any more, or a frame of one colour. `happened` is where, in which precision."""
+
+    def __init__(self, kind: Spoiling, happened: str, remedy: str) -> None:
+        super().__init__(f"{happened}; {remedy}")
+        self.kind, self.happened = kind, happened
 
 
 class NotReplayable(Sd35Error):  # noqa: N818

@@ -4,7 +4,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ByteSize, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
@@ -64,6 +64,12 @@ class Settings(BaseSettings):
     precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Number format to compute in; `auto` is the backend's best for the device."
     )
+    standby: str | None = Field(
+        None,
+        description="Of `serve`: a second backend to load beside, as `diffusers` or `onnx/float32`: it answers while"
+        " the first's graphs or engines are built, and makes again what that spoils, where its precision is wider.",
+        json_schema_extra={"default": "none"},
+    )
     device: str = Field("auto", description="Device to compute on: `auto`, `cpu`, `cuda`, `cuda:1`, ...")
     offload: Literal["auto", "none", "encoders", "model", "sequential"] = Field(
         "auto",
@@ -121,10 +127,27 @@ class Settings(BaseSettings):
         json_schema_extra={"default": "~/.local/share/sd35"},
     )
 
+    @property
+    def of_standby(self) -> "Settings | None":
+        """The same settings with the standby as the backend; None where there is none."""
+        if self.standby is None:
+            return None
+        backend, _, precision = self.standby.partition("/")
+        return self.model_copy(update={"backend": backend, "precision": precision or "auto", "standby": None})
+
     @field_validator("checkpoints", "weights", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+    @field_validator("standby")
+    @classmethod
+    def _check_standby(cls, value: str | None) -> str | None:
+        precisions = get_args(cls.model_fields["precision"].annotation)
+        backend, slash, precision = (value or "").partition("/")
+        if value is not None and (not backend or (slash and precision not in precisions)):
+            raise ValueError(f"allowed: BACKEND or BACKEND/PRECISION, of which {', '.join(precisions)}")
+        return value
 
     @field_validator("cache_dir", "data_dir")
     @classmethod

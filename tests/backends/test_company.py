@@ -43,7 +43,7 @@ OTHERS = [
 def engine_of(backend: Backend, checkpoint: Checkpoint, *, reproducible: bool = False) -> Iterator[Engine]:
     """An engine that knows one model."""
     painter = Painter(backend, sampler_of(checkpoint), checkpoint.card.side_px, checkpoint.card.skip_layers)
-    engine = Engine({"model": painter}, LIMITS, EmbeddingCache(10**6), reproducible=reproducible)
+    engine = Engine({("model", "profile"): painter}, LIMITS, EmbeddingCache(10**6), reproducible=reproducible)
     yield engine
     engine.close()
 

@@ -113,6 +113,14 @@ def test_pictures_are_decoded_in_order_and_alone(backend: Backend) -> None:
     assert not np.array_equal(together[0], together[1])
 
 
+def test_a_decoding_that_overflows_is_no_picture(backend: Backend) -> None:
+    """Values beyond the precision's raise, instead of pixels that nobody can tell from a black picture's."""
+    far = np.full(LATENT, 1e38, np.float32)
+    with pytest.raises(FloatingPointError):
+        backend.decode_latents([far])
+    assert backend.decode_latents([initial_noise(1, LATENT)])[0].any()
+
+
 def test_a_backend_says_what_it_is(backend: Backend) -> None:
     """Name and precision are the profile's, and each version is that of an installed library."""
     assert f"{backend.name}/{backend.precision}" in {"onnx/float32", "diffusers/float32", "tensorrt/float32"}

@@ -199,6 +199,15 @@ def test_the_doctor_and_a_start_say_the_same_of_a_backend_that_cannot_run(monkey
     assert tensorrt["detail"] in " ".join(result.stderr.split())
 
 
+def test_the_doctor_judges_the_standby_too(monkeypatch: pytest.MonkeyPatch):
+    """One that there is not ends it with 1, as it ends a start."""
+    monkeypatch.setenv("SD35_STANDBY", "onxx/float32")
+    result = sd35("doctor", "--json")
+    assert result.returncode == 1
+    assert not json.loads(result.stdout)["can_serve"]
+    assert "onxx" in result.stdout
+
+
 def test_the_doctor_warns_of_what_cannot_be_used(tmp_path: Path):
     """A checkpoint that is not there is named, and the exit code says that nothing can be served."""
     (tmp_path / "file").touch()

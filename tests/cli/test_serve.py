@@ -17,6 +17,11 @@ from typing import NamedTuple
 
 import pytest
 
+from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
+from sd35.checkpoints.compiled_graphs import compiled_graphs
+from sd35.service.png import read_png
+from sd35.service.record import from_text
+
 TIMEOUT_S = 120
 SD35 = [sys.executable, "-c", "from sd35.cli import main; main()"]
 JSON = {"content-type": "application/json"}
@@ -36,13 +41,12 @@ class Served(NamedTuple):
 
 
 @contextmanager
-def serving(log: Path) -> Iterator[Served]:
+def serving(log: Path, *arguments: str) -> Iterator[Served]:
     """A server on a free port, ready: it printed its address and a curl line."""
+    command = [*SD35, "serve", "--port", "0", "--log-format", "json", *arguments]
     with (
         log.open("w") as stderr,
-        subprocess.Popen(
-            [*SD35, "serve", "--port", "0", "--log-format", "json"], stdout=subprocess.PIPE, stderr=stderr, text=True
-        ) as process,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
     ):
         try:
             assert process.stdout
@@ -171,6 +175,56 @@ def test_a_second_signal_ends_at_once(tmp_path: Path):
         with pytest.raises((http.client.HTTPException, OSError)):
             painting.getresponse()
         painting.close()
+
+
+def test_a_standby_answers_until_a_real_build_is_done(compiled: Path, tmp_path: Path):
+    """Of BF16 one graph is lacking: float32 answers until a child has built it, BF16 ever after; no request fails."""
+    cache = tmp_path / "cache"
+    shutil.copytree(compiled, cache)
+    shutil.rmtree(compiled_graphs(cache, open_checkpoint(EMBEDDED), "bf16").path("text_encoder").parent)
+    asked = ["--precision", "bfloat16", "--standby", "onnx/float32", "--cache-dir", str(cache), "--threads", "1"]
+    profiles: list[str] = []
+    with serving(tmp_path / "log", *asked) as served:
+        connection = served.connect()
+        while profiles[-2:] != ["onnx/bfloat16"] * 2:
+            body = {"prompt": "a cat", "width": 64, "height": 64, "steps": 2, "seed": len(profiles)}
+            connection.request("POST", "/v1/txt2img", json.dumps(body), JSON)
+            response = connection.getresponse()
+            assert response.status == 200
+            profiles.append(from_text(read_png(response.read())[1]).request.profile)
+            assert "building failed" not in (tmp_path / "log").read_text()
+        connection.request("GET", "/v1/models")
+        assert json.loads(connection.getresponse().read())["data"][0]["precision"] == "bfloat16"
+        connection.close()
+    assert list(dict.fromkeys(profiles)) == ["onnx/float32", "onnx/bfloat16"]
+    assert profiles == sorted(profiles, reverse=True)
+
+
+def test_sigterm_while_building_leaves_no_child(tmp_path: Path):
+    """The child ends, the picture in flight is finished, and the service exits with 0."""
+    asked = ["--precision", "bfloat16", "--standby", "onnx/float32", "--cache-dir", str(tmp_path / "cache")]
+    log = tmp_path / "log"
+    with serving(log, *asked) as served:
+        while not (found := re.search(r'"pid": (\d+)', log.read_text())):
+            _accepted(served)
+        painting = served.connect()
+        painting.request("POST", "/v1/txt2img", LONG, JSON)
+        _accepted(served)
+        served.process.send_signal(signal.SIGTERM)
+        assert painting.getresponse().read().startswith(b"\x89PNG")
+        painting.close()
+        assert served.process.wait(TIMEOUT_S) == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(found[1]), 0)
+    assert "building failed" not in log.read_text()
+
+
+def test_a_standby_that_is_no_backend_is_refused_at_once():
+    """The error names the setting and what there is."""
+    command = [*SD35, "serve", "--port", "0", "--standby", "onxx"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert result.returncode == 2
+    assert result.stderr == "sd35: standby: got 'onxx'; allowed: onnx, diffusers, tensorrt\n"
 
 
 def _accepted(served: Served) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sd35.engine.costs import Shape
 from sd35.engine.scheduler import Batch, Job
 from sd35.errors import InvalidRequest, Overloaded
 from tests.engine.scheduling import LARGE, LIMITS, SMALL, job, make
@@ -14,7 +15,7 @@ from tests.engine.scheduling import LARGE, LIMITS, SMALL, job, make
 Action = tuple[str, int, int, int, bool, int]
 ACTIONS: st.SearchStrategy[list[Action]] = st.lists(
     st.tuples(
-        st.sampled_from(["add", "add", "next", "finish", "decode", "decoded", "cancel"]),
+        st.sampled_from(["add", "add", "next", "finish", "decode", "decoded", "cancel", "anew"]),
         st.integers(0, 3),
         st.integers(1, 6),
         st.integers(1, 2),
@@ -31,6 +32,7 @@ class Driver:
     def __init__(self, memory_bytes: int) -> None:
         self.scheduler = make(replace(LIMITS, max_rows=5, max_pictures=12, memory_bytes=memory_bytes))
         self.left: dict[int, int] = {}
+        self.steps: dict[int, int] = {}
         self.ended: Counter[int] = Counter()
         self.batch: Batch[object] | None = None
         self.decoding: object = None
@@ -46,6 +48,8 @@ class Driver:
             self.scheduler.cancel(key)
             del self.left[key]
             self.ended[key] += 1
+        elif verb == "anew" and self.left:
+            self.begin_anew(list(self.left)[client % len(self.left)], LARGE if is_large else SMALL)
         elif verb == "next" and not self.batch:
             self.batch = batch = self.scheduler.next_batch()
             assert not batch or batch.memory_bytes == batch.rows * (100 if batch.shape == SMALL else 400)
@@ -66,7 +70,15 @@ class Driver:
         except (Overloaded, InvalidRequest):
             assert key not in self.scheduler
         else:
-            self.left[key] = wanted.steps
+            self.steps[key] = self.left[key] = wanted.steps
+
+    def begin_anew(self, key: int, shape: Shape) -> None:
+        """Another picture in one's place, with all its steps before it."""
+        again = next(self.keys)
+        self.scheduler.begin_anew(key, again, float(key), shape)
+        self.steps[again] = self.left[again] = self.steps[key]
+        del self.left[key]
+        self.ended[key] += 1
 
     def finish(self, batch: Batch[object]) -> None:
         """The batch's pictures are a step further; those cancelled meanwhile are not answered."""

@@ -124,6 +124,8 @@ def test_a_full_house_refuses_with_a_time(tmp_path: Path, backend: NumpyBackend)
     [
         ("crash", "RuntimeError: the runtime's own words"),
         ("nan", "finite in float32 at step 2 of 4"),
+        ("void", "finite in float32 in decoding"),
+        ("flat", "of one colour in float32 after decoding"),
         ("mute", "RuntimeError: no words for that"),
         ("blind", "RuntimeError: nothing to see"),
     ],

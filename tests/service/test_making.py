@@ -36,7 +36,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
 def make(studio: Studio, wanted: Wanted) -> Finished:
     """A picture's file."""
     request = studio.resolve(wanted)
-    return studio.finish(request, studio.submit(request).future.result())
+    return studio.finish(studio.submit(request).future.result())
 
 
 def test_what_is_left_open_comes_from_the_model_and_from_chance(studio: Studio):

@@ -74,6 +74,8 @@ def serve(settings: Settings) -> None:
     for name in unknown_variables():
         log.warning("this environment variable is not read", name=name)
     check_available(settings.backend)
+    if settings.of_standby:
+        check_available(settings.of_standby.backend, "standby")
     named = (
         None if AUTO in settings.checkpoints else open_checkpoints(settings)
     )  # what is wrong with them is said first
@@ -83,7 +85,7 @@ def serve(settings: Settings) -> None:
     def load() -> Studio:
         with start_up.phase("plan"):
             checkpoints = named or open_checkpoints(settings)
-        return open_studio(settings, checkpoints, start_up)
+        return open_studio(settings, checkpoints, start_up, with_standby=True)
 
     def on_ready() -> None:
         phases = {f"{phase}_s": round(took_s, 3) for phase, took_s in start_up.seconds.items()}
@@ -109,6 +111,8 @@ def serve(settings: Settings) -> None:
     server.run([listener])
     if failures:
         raise failures[0]
+    if opening.is_building:
+        os._exit(0)  # it loads what was built, which cannot be interrupted; all else has ended
 
 
 def _listen(host: str, port: int) -> socket.socket:

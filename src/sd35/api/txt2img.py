@@ -156,11 +156,13 @@ async def txt2img(request: Request) -> Response:
     if painted is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     structlog.contextvars.bind_contextvars(
-        waited_ms=round(1000 * painted.waited_s), picture_ms=round(1000 * painted.took_s)
+        digest=painted.request.digest,
+        waited_ms=round(1000 * painted.waited_s),
+        picture_ms=round(1000 * painted.took_s),
     )
     loop = asyncio.get_running_loop()
     finishing_s = loop.time()
-    finished = await asyncio.to_thread(studio.finish, resolved, painted)
+    finished = await asyncio.to_thread(studio.finish, painted)
     return _response(finished, painted, loop.time() - finishing_s)
 
 

@@ -4,6 +4,7 @@ A backend keeps weights, never request state. The step index and every sampler q
 batch share a latent shape and nothing else: steps, guidance, prompts, seeds and progress may all differ.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -65,6 +66,12 @@ def to_numpy(tensor: Float[Tensor, "*shape"]) -> Float32[Array, "*shape"]:
     return tensor if isinstance(tensor, np.ndarray) else np.asarray(tensor.float().cpu())
 
 
+def check_finite(total: float) -> None:
+    """Of a decoder's values, `total` is the sum: finite, so is each. Raises FloatingPointError."""
+    if not math.isfinite(total):
+        raise FloatingPointError("the decoder's values are not finite")
+
+
 class Memory(Protocol):
     """The memory that a backend computes in: the host's, or a device's own."""
 
@@ -123,4 +130,7 @@ class Backend(Protocol):
         """
 
     def decode_latents(self, latents: Sequence[Float[Tensor, "16 h w"]]) -> list[UInt8[Array, "h*8 w*8 3"]]:
-        """One RGB picture per latent; all latents have one shape."""
+        """One RGB picture per latent; all latents have one shape.
+
+        Raises FloatingPointError where values on the way to one of them were not finite: as pixels nothing shows it.
+        """

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from sd35.backends.contract import LATENT_PX, Array, DenoiseRow, Memory, TextEmbedding
+from sd35.backends.contract import LATENT_PX, Array, DenoiseRow, Memory, TextEmbedding, check_finite
 from sd35.backends.cuda_memory import CudaMemory
 from sd35.backends.footprint import DeviceKind
 from sd35.backends.guidance import (
@@ -157,6 +157,7 @@ class DiffusersBackend:
             stacked = torch.stack([torch.as_tensor(latent).to(self._device, self._dtype) for latent in latents])
             images = vae.decode(stacked / self._scaling + self._shift, return_dict=False)[0]
             self._pipeline.maybe_free_model_hooks()  # with model offload: the decoder, last in the chain, leaves too
+            check_finite(float(images.sum(dtype=torch.float32)))
             pixels = ((images / 2 + 0.5).clamp(0, 1).float() * 255).round().to(torch.uint8)
             return list(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 

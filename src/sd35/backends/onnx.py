@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 from jaxtyping import Float32, UInt8
 
-from sd35.backends.contract import LATENT_PX, Array, DenoiseRow, Memory, TextEmbedding
+from sd35.backends.contract import LATENT_PX, Array, DenoiseRow, Memory, TextEmbedding, check_finite
 from sd35.backends.footprint import DeviceKind
 from sd35.backends.graphs import graphs_of
 from sd35.backends.guidance import guided_velocities, step_length_of, timestep_of, transformer_rows
@@ -124,6 +124,8 @@ class OnnxBackend:
     def decode_latents(self, latents: Sequence[Float32[Array, "16 h w"]]) -> list[UInt8[Array, "h*8 w*8 3"]]:
         """One RGB picture per latent."""
         (images,) = self._decoder.run(["images"], {"latent": np.stack(latents) / self._scaling + self._shift})
+        with np.errstate(invalid="ignore"):  # infinities of both signs: what is looked for
+            check_finite(float(images.sum()))
         pixels = (np.clip(images / 2 + 0.5, 0, 1) * 255).round().astype(np.uint8)
         return list(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)))
 

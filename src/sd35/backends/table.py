@@ -56,10 +56,10 @@ BACKENDS: Mapping[str, Entry] = MappingProxyType(
 )
 
 
-def check_available(name: str) -> None:
+def check_available(name: str, setting: str = "backend") -> None:
     """Raises InvalidSetting where there is no such backend, BackendUnavailable where what it needs is missing."""
     if name not in BACKENDS:
-        raise InvalidSetting(f"backend: got {name!r}; allowed: {', '.join(BACKENDS)}")
+        raise InvalidSetting(f"{setting}: got {name!r}; allowed: {', '.join(BACKENDS)}")
     entry = BACKENDS[name]
     if missing := entry.missing:
         raise BackendUnavailable(name, f"{', '.join(missing)} not installed", entry.remedy)

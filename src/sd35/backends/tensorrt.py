@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from sd35.backends.contract import Array, DenoiseRow, Memory, TextEmbedding
+from sd35.backends.contract import Array, DenoiseRow, Memory, TextEmbedding, check_finite
 from sd35.backends.cuda_memory import CudaMemory
 from sd35.backends.footprint import DeviceKind
 from sd35.backends.guidance import guided_velocities, step_length_of, timestep_of, transformer_rows
@@ -152,6 +152,7 @@ class TensorRtBackend:
                 stacked = torch.stack([self._here(torch.as_tensor(latent)) for latent in chunk])
                 inputs = {"latent": stacked / self._scaling + self._shift}
                 images = self._here(self._networks.run("vae", inputs)["images"])
+                check_finite(float(images.sum(dtype=torch.float32)))
                 pixels = ((images / 2 + 0.5).clamp(0, 1).float() * 255).round().to(torch.uint8)
                 pictures.extend(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
         return pictures

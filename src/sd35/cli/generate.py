@@ -61,7 +61,7 @@ def _make(studio: Studio, wanted: Wanted, progress: Progress, name: str) -> tupl
     bar = progress.add_task(name, total=request.steps)
     painted = studio.submit(request, lambda now: progress.update(bar, completed=now.done)).future.result()
     progress.remove_task(bar)
-    return studio.finish(request, painted), painted.took_s
+    return studio.finish(painted), painted.took_s
 
 
 def _write(path: Path, content: bytes) -> None:

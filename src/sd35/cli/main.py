@@ -62,6 +62,7 @@ def serve(
     offline: options.Offline = None,
     backend: options.Backend = None,
     precision: options.Precision = None,
+    standby: options.Standby = None,
     device: options.Device = None,
     offload: options.Offload = None,
     tiled_decode: options.TiledDecode = None,
@@ -88,6 +89,7 @@ def serve(
 
       sd35 serve
       sd35 serve --host 0.0.0.0 --port 80
+      sd35 serve --precision fp8 --standby onnx/float32
       sd35 serve --checkpoint sd35-mini --checkpoint sd3.5-medium --checkpoint ~/models/mine
     """
     settings = options.settings_of(locals())

@@ -43,6 +43,7 @@ Transformer: TypeAlias = Annotated[str | None, _setting("transformer", _COMPUTE,
 Offline: TypeAlias = Annotated[bool | None, _setting("offline", _SERVICE)]
 Backend: TypeAlias = Annotated[str | None, _setting("backend", _COMPUTE, metavar="NAME")]
 Precision: TypeAlias = Annotated[str | None, _setting("precision", _COMPUTE, metavar="FORMAT")]
+Standby: TypeAlias = Annotated[str | None, _setting("standby", _COMPUTE, metavar="BACKEND")]
 Device: TypeAlias = Annotated[str | None, _setting("device", _COMPUTE, metavar="DEVICE")]
 Offload: TypeAlias = Annotated[str | None, _setting("offload", _COMPUTE, metavar="HOW")]
 TiledDecode: TypeAlias = Annotated[str | None, _setting("tiled_decode", _COMPUTE, metavar="WHEN")]

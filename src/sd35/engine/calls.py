@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 from sd35.backends.contract import Memory, TextEmbedding
 from sd35.engine.embeddings import EmbeddingCache
-from sd35.engine.picture import Picture, Pixels
+from sd35.engine.picture import Picture, Pixels, is_uniform
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -34,7 +34,7 @@ class Calls:
         self._begun = self._running = 0  # calls of the backend
 
     def step(self, pictures: Sequence[Picture], *, measure: bool) -> Stepped:
-        """One step of pictures of one model and shape; measured, if that is asked for, in bytes too."""
+        """One step of pictures of one painter and shape; measured, if that is asked for, in bytes too."""
         errors = self._begin([picture for picture in pictures if not picture.has_begun])
         rows = {picture: picture.row() for picture in pictures if picture not in errors}
         if not rows:
@@ -53,11 +53,19 @@ class Calls:
         return Stepped(errors, took_s, None if was_split else peak_bytes, was_split)
 
     def decode(self, picture: Picture, *, measure: bool) -> tuple[Pixels, int | None]:
-        """A picture's pixels, and the bytes it took, if that is asked for. Raises what the backend raises."""
+        """A picture's pixels, and the bytes it took, if that is asked for.
+
+        Raises PictureSpoiled where they are none, and what the backend raises.
+        """
         backend = picture.painter.backend
-        (pixels,), peak_bytes = self._measured(
-            backend.memory, lambda: backend.decode_latents([picture.latent]), measure=measure
-        )
+        try:
+            (pixels,), peak_bytes = self._measured(
+                backend.memory, lambda: backend.decode_latents([picture.latent]), measure=measure
+            )
+        except FloatingPointError as error:
+            raise picture.spoiled("not_finite", "in decoding") from error
+        if is_uniform(pixels):
+            raise picture.spoiled("uniform", "after decoding")
         return pixels, peak_bytes
 
     def _begin(self, pictures: Sequence[Picture]) -> dict[Picture, Exception]:
@@ -78,7 +86,7 @@ class Calls:
             return found
 
         prompts = [prompt for picture in pictures for prompt in picture.task.prompts]
-        embeddings = self._embeddings.get(pictures[0].task.request.model, prompts, encode)
+        embeddings = self._embeddings.get(pictures[0].task.painter, prompts, encode)
         now_s = time.monotonic()
         failed = {}
         for picture in pictures:

@@ -1,7 +1,7 @@
 """What a picture costs on this device, by latent shape: learnt from what it took, guessed by area until then."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 _NEWEST_WEIGHT = 0.2
@@ -10,9 +10,9 @@ _FIRST_ROW_S = 0.1  # before anything was timed
 
 @dataclass(frozen=True)
 class Shape:
-    """What rows of one batch share: the model, and the latent's sides (8 px each)."""
+    """What rows of one batch share: the painter, as an engine finds it, and the latent's sides (8 px each)."""
 
-    model: str
+    painter: Hashable
     height: int
     width: int
 
@@ -98,10 +98,10 @@ def _learn(known: dict[Shape, float], shape: Shape, took_s: float) -> None:
 
 
 def _by_nearest(known: Mapping[Shape, float], shape: Shape, otherwise: float) -> float:
-    """What is known of a shape; else of the same model's nearest in area, scaled by area."""
+    """What is known of a shape; else of the same painter's nearest in area, scaled by area."""
     if shape in known:
         return known[shape]
-    others = [other for other in known if other.model == shape.model]
+    others = [other for other in known if other.painter == shape.painter]
     if not others:
         return otherwise
     nearest = min(others, key=lambda other: abs(math.log(other.area / shape.area)))
@@ -109,9 +109,9 @@ def _by_nearest(known: Mapping[Shape, float], shape: Shape, otherwise: float) ->
 
 
 def _by_dearest(known: Mapping[Shape, float], shape: Shape) -> float:
-    """What is known of a shape; else of the same model's others, the dearest for its area, scaled by area."""
+    """What is known of a shape; else of the same painter's others, the dearest for its area, scaled by area."""
     if shape in known:
         return known[shape]
     return shape.area * max(
-        (cost / other.area for other, cost in known.items() if other.model == shape.model), default=0
+        (cost / other.area for other, cost in known.items() if other.painter == shape.painter), default=0
     )

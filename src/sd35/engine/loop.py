@@ -1,7 +1,8 @@
 """A device's engine: one thread that denoises in batches by step, one that decodes beside it.
 
 Every picture ends once: with its pixels, its own error, or cancelled. What fails or leaves does no harm to the rest of
-its batch. Requests of one digest are one picture, which all of them wait for.
+its batch. Requests of one digest are one picture, which all of them wait for. One whose values go bad is begun anew,
+once, where the same model is there in a wider precision.
 """
 
 import threading
@@ -17,7 +18,7 @@ from sd35.engine.costs import Costs
 from sd35.engine.embeddings import EmbeddingCache
 from sd35.engine.picture import OnProgress, Painted, Painter, Picture, Pixels, Task, Ticket
 from sd35.engine.scheduler import Job, Limits, Scheduler
-from sd35.errors import NotReady, PictureFailed, Sd35Error
+from sd35.errors import NotReady, PictureFailed, PictureSpoiled, Sd35Error, Spoiling
 
 Item = TypeVar("Item")
 
@@ -25,16 +26,25 @@ CLOSING_RETRY_S = 5.0
 
 
 class Engine:
-    """Makes pictures; `painters` are found by the model's name.
+    """Makes pictures; painters are found by model and profile, and more can be added while it runs.
+
+    `spoiled` counts pictures whose values went bad, by how, and `retried` those of them that were begun anew.
 
     With `reproducible`, every backend call holds one prompt or picture, so that a picture's bytes do not depend on its
     company: with another number of rows, a runtime may add up in another order.
     """
 
     def __init__(
-        self, painters: Mapping[str, Painter], limits: Limits, embeddings: EmbeddingCache, *, reproducible: bool
+        self,
+        painters: Mapping[tuple[str, str], Painter],
+        limits: Limits,
+        embeddings: EmbeddingCache,
+        *,
+        reproducible: bool,
     ) -> None:
-        self._painters = painters
+        self._painters = dict(painters)
+        self.spoiled: dict[Spoiling, int] = {"not_finite": 0, "uniform": 0}
+        self.retried = 0
         self._calls = Calls(embeddings, reproducible=reproducible)
         self._costs = Costs()
         self._scheduler: Scheduler[Picture] = Scheduler(limits, self._costs)
@@ -53,6 +63,11 @@ class Engine:
         """Whether it accepts pictures: not after `drain` or `close`, nor after it broke."""
         return not self._is_closing
 
+    def add(self, model: str, profile: str, painter: Painter) -> None:
+        """From now on, make pictures of this model and profile too."""
+        with self._changed:
+            self._painters[model, profile] = painter
+
     def submit(
         self, task: Task, on_progress: OnProgress | None = None, *, client: Hashable = None, priority: int = 0
     ) -> Ticket:
@@ -67,12 +82,12 @@ class Engine:
                 raise NotReady("closing", CLOSING_RETRY_S)
             picture = self._pictures.get(task.request.digest)
             if picture is None:
-                painter = self._painters[task.request.model]
+                painter = self._painters[task.painter]
                 painter.check(task)
                 picture = Picture(task, painter)
                 job = Job(client, task.shape, task.request.steps, 2 if len(task.prompts) == 2 else 1, priority)
                 self._scheduler.add(picture, job, now_s)
-                self._pictures[task.request.digest] = picture
+                self._pictures[picture.asked] = picture
                 self._changed.notify_all()
             ticket = Ticket(picture, on_progress, now_s)
             picture.tickets.append(ticket)
@@ -130,7 +145,7 @@ class Engine:
             shape, rows = batch.shape, batch.rows
             stepped = self._calls.step(batch.keys, measure=self._costs.wants_step_bytes(shape, rows))
             for picture, error in stepped.errors.items():
-                self._fail(picture, error)
+                self._fail_or_retry(picture, error)
             self._report([picture for picture in batch.keys if picture not in stepped.errors])
             with self._changed:
                 if stepped.took_s is not None and not stepped.errors:
@@ -149,7 +164,7 @@ class Engine:
             try:
                 pixels, peak_bytes = self._calls.decode(picture, measure=measure)
             except Exception as error:  # noqa: BLE001  whatever a runtime raises is this picture's end, not the thread's
-                self._fail(picture, error)
+                self._fail_or_retry(picture, error)
                 pixels, peak_bytes = None, None
             took_s = time.monotonic() - began_s
             with self._changed:
@@ -165,10 +180,34 @@ class Engine:
 
     def _remove(self, picture: Picture) -> None:
         """Take out a picture that nobody waits for any more; the lock is held."""
-        del self._pictures[picture.task.request.digest]
+        del self._pictures[picture.asked]
         if picture in self._scheduler:
             self._scheduler.cancel(picture)
             self._changed.notify_all()
+
+    def _fail_or_retry(self, picture: Picture, error: Exception) -> None:
+        if not isinstance(error, PictureSpoiled) or not self._begin_anew(picture, error):
+            self._fail(picture, error)
+
+    def _begin_anew(self, picture: Picture, error: PictureSpoiled) -> bool:
+        """Count a spoiled picture, and begin it anew in the widest precision there is; whether that could be done."""
+        with self._changed:
+            self.spoiled[error.kind] += 1
+            again = picture.again(self._painters, error)
+            if again is None or not picture.tickets:
+                return False
+            self.retried += 1
+            self._scheduler.begin_anew(picture, again, picture.tickets[0].accepted_s, again.task.shape)
+            again.tickets, picture.tickets = picture.tickets, []
+            for ticket in again.tickets:
+                ticket.picture = again
+            self._pictures[again.asked] = again
+            self._changed.notify_all()
+        log = structlog.get_logger()
+        log.warning(
+            "picture spoiled, made again", digest=again.asked, happened=error.happened, by=again.task.painter[1]
+        )
+        return True
 
     def _release(self, picture: Picture) -> list[Ticket]:
         """Those who wait for a picture, which ends now."""
@@ -186,7 +225,8 @@ class Engine:
         ended_s = time.monotonic()
         for ticket in self._release(picture):
             waited_s = max(0.0, picture.started_s - ticket.accepted_s)
-            ticket.future.set_result(Painted(pixels, waited_s, ended_s - ticket.accepted_s - waited_s))
+            took_s = ended_s - ticket.accepted_s - waited_s
+            ticket.future.set_result(Painted(picture.task.request, pixels, waited_s, took_s))
 
     def _report(self, pictures: Sequence[Picture]) -> None:
         with self._changed:

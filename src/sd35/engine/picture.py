@@ -1,11 +1,12 @@
-"""One picture in the making: what it starts from, where it is, and who waits for it."""
+"""One picture in the making: what it starts from, where it is, who waits for it, and whether its values are sound."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
 from jaxtyping import UInt8
 
 from sd35.backends.contract import (
@@ -24,10 +25,13 @@ from sd35.engine.costs import Shape
 from sd35.engine.noise import initial_noise
 from sd35.engine.preview import PreviewMap
 from sd35.engine.sampler import Sampler
-from sd35.errors import InvalidRequest, PictureFailed
+from sd35.errors import InvalidRequest, PictureSpoiled, Spoiling
 from sd35.request import SIZE_MULTIPLE_PX, Request
 
 Pixels: TypeAlias = UInt8[Array, "h w 3"]
+# Of 255, in each channel. NaN is 0 all over; of 720 plain grounds that the embedded model drew, the flattest has 17.
+UNIFORM = 1
+_WIDEST_FIRST = ("float32", "bfloat16")  # by what they can hold: float16 overflows where bfloat16 does not, as FP8 does
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,14 @@ class Task:
     height_px: int
 
     @property
+    def painter(self) -> tuple[str, str]:
+        """What an engine finds its painter by: model and profile. What one of them encoded is nothing to another."""
+        return self.request.model, self.request.profile
+
+    @property
     def shape(self) -> Shape:
         """Its latent's."""
-        return Shape(self.request.model, self.height_px // LATENT_PX, self.width_px // LATENT_PX)
+        return Shape(self.painter, self.height_px // LATENT_PX, self.width_px // LATENT_PX)
 
     @property
     def prompts(self) -> list[str]:
@@ -59,6 +68,12 @@ class Painter:
     side_px: tuple[int, int]
     skip_layers: SkipLayers | None = None
     preview: PreviewMap = field(default_factory=lambda: PreviewMap(LATENT_CHANNELS))
+
+    @property
+    def narrowness(self) -> int:
+        """Of the precision: 0 for what holds the widest range of values."""
+        precision = self.backend.precision
+        return _WIDEST_FIRST.index(precision) if precision in _WIDEST_FIRST else len(_WIDEST_FIRST)
 
     def check(self, task: Task) -> None:
         """Raises InvalidRequest for what no latent has or the checkpoint cannot draw: a size, skip-layer guidance."""
@@ -84,8 +99,12 @@ class Progress(NamedTuple):
 
 
 class Painted(NamedTuple):
-    """A finished picture: its pixels at the drawn size, how long it waited, and how long it took."""
+    """A finished picture: what it is of, its pixels at the drawn size, how long it waited, and how long it took.
 
+    `request` is the one that was submitted, with another profile where that was spoiled and another made it.
+    """
+
+    request: Request
     pixels: Pixels
     waited_s: float
     took_s: float
@@ -106,16 +125,21 @@ class Ticket:
 
 
 class Picture:
-    """A task on its way from noise to latent. Only the device's thread touches what changes with the steps."""
+    """A task on its way from noise to latent. Only the device's thread touches what changes with the steps.
+
+    `asked` is the digest of what was submitted, `before` what spoiled the first attempt where this is the second.
+    """
 
     def __init__(self, task: Task, painter: Painter) -> None:
         self.task, self.painter = task, painter
+        self.asked = task.request.digest
+        self.before: PictureSpoiled | None = None
         self.tickets: list[Ticket] = []
         self.done = 0
         self.started_s = math.inf
         self.sigmas = [float(sigma) for sigma in painter.sampler.sigmas(task.request.steps)]
         self.latent: Tensor = None  # until `begin`
-        self._before: Tensor = None  # the last step
+        self._last: Tensor = None  # before the last step
         self._embeddings: list[TextEmbedding] = []
 
     @property
@@ -128,7 +152,7 @@ class Picture:
         shape = self.task.shape
         self.latent = initial_noise(self.task.request.seed, (LATENT_CHANNELS, shape.height, shape.width))
         self._embeddings = embeddings
-        self.started_s = now_s
+        self.started_s = min(self.started_s, now_s)
 
     def row(self) -> DenoiseRow:
         """What the backend has to know of the next step."""
@@ -143,17 +167,45 @@ class Picture:
             self._skip(),
         )
 
-    def advance(self, latent: Tensor) -> PictureFailed | None:
+    def advance(self, latent: Tensor) -> PictureSpoiled | None:
         """Take a step's result; an error where values stopped being finite."""
-        self._before, self.latent = self.latent, latent
+        self._last, self.latent = self.latent, latent
         self.done += 1
         # The sum is the quickest look: finite, so is every value. Else it may be float16's sum that went over.
         if not math.isfinite(float(latent.sum())) and not math.isfinite(float(abs(latent).max())):
-            precision = self.painter.backend.precision
-            remedy = "" if precision == "float32" else "; a wider precision (bfloat16, float32) may help"
-            steps = self.task.request.steps
-            return PictureFailed(f"values stopped being finite in {precision} at step {self.done} of {steps}{remedy}")
+            return self.spoiled("not_finite", f"at step {self.done} of {self.task.request.steps}")
         return None
+
+    def again(self, painters: Mapping[tuple[str, str], Painter], error: PictureSpoiled) -> "Picture | None":
+        """The same from its start, by its model's painter of the widest precision: so there is no third attempt.
+
+        None where none is wider, or the widest cannot make it.
+        """
+        request = self.task.request
+        wider = [
+            (painter.narrowness, profile)
+            for (model, profile), painter in painters.items()
+            if model == request.model and painter.narrowness < self.painter.narrowness
+        ]
+        if not wider:
+            return None
+        task = replace(self.task, request=replace(request, profile=min(wider)[1]))
+        again = Picture(task, painters[task.painter])
+        try:
+            again.painter.check(task)
+        except InvalidRequest:  # skip-layer guidance
+            return None
+        again.asked, again.before, again.started_s = self.asked, error, self.started_s
+        return again
+
+    def spoiled(self, kind: Spoiling, where: str) -> PictureSpoiled:
+        """The error of values that went bad."""
+        what = "values stopped being finite" if kind == "not_finite" else "the frame is of one colour"
+        happened = f"{what} in {self.painter.backend.precision} {where}"
+        if self.before:
+            return PictureSpoiled(kind, happened, f"before that, {self.before.happened}: it was tried twice")
+        remedy = "a wider precision may help: as `precision`, or as `standby`, which then makes such pictures again"
+        return PictureSpoiled(kind, happened, remedy if self.painter.narrowness else "try another seed or other values")
 
     def _skip(self) -> Skip | None:
         """The next step's skip-layer guidance: on at the very steps that Diffusers' pipeline has it on."""
@@ -165,7 +217,7 @@ class Picture:
 
     def progress(self) -> Progress:
         """Where it stands; the preview is of this moment, whenever it is asked for."""
-        before, after, sigma, sigma_next = self._before, self.latent, *self.sigmas[self.done - 1 : self.done + 1]
+        before, after, sigma, sigma_next = self._last, self.latent, *self.sigmas[self.done - 1 : self.done + 1]
 
         def preview() -> Pixels:
             start, end = to_numpy(before), to_numpy(after)
@@ -173,3 +225,8 @@ class Picture:
             return self.painter.preview.draw(end - sigma_next * velocity)  # what the model thinks it will be
 
         return Progress(self.done, self.task.request.steps, preview)
+
+
+def is_uniform(pixels: Pixels) -> bool:
+    """Whether all pixels are of one colour, to within what rounding leaves: what NaN is decoded to, for one."""
+    return all(int(channel.max()) - int(channel.min()) <= UNIFORM for channel in np.moveaxis(pixels, -1, 0))

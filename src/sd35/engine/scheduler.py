@@ -12,7 +12,7 @@ Rows of one latent shape share a batch, whatever their step counts, guidance, pr
 
 from collections import Counter
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Generic, Literal, NamedTuple
 
@@ -119,6 +119,18 @@ class Scheduler(Generic[Key]):
         assert key not in self._pictures, key
         self._check(job)
         self._check_room(job)
+        self._accept(key, job, now_s)
+
+    def begin_anew(self, key: Key, instead: Key, accepted_s: float, shape: Shape) -> None:
+        """Put `instead`, of another painter's shape, in the place of an accepted picture, with all steps before it.
+
+        Accepted it stays: it is not refused, and is due as it was for who waits since `accepted_s`.
+        """
+        job = replace(self._pictures[key].job, shape=shape)
+        self._accept(instead, job, accepted_s)  # first: its client's account stays
+        self.cancel(key)
+
+    def _accept(self, key: Key, job: Job, now_s: float) -> None:
         account = self._accounts.setdefault(job.client, Account(self._level_s))
         account.pictures += 1
         self._row_steps_left[job.shape] += job.steps * job.rows

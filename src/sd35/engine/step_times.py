@@ -73,4 +73,4 @@ class StepTimes(BaseModel):
 
     def shape(self, times: ShapeTimes) -> Shape:
         """The latent shape of an entry."""
-        return Shape(self.model, times.height_px // LATENT_PX, times.width_px // LATENT_PX)
+        return Shape((self.model, self.profile), times.height_px // LATENT_PX, times.width_px // LATENT_PX)

@@ -1,6 +1,7 @@
 """From settings to a plan: what computes, what memory there is, and what a picture of the defaults needs of it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sd35.backends.footprint import RUNTIMES, DeviceKind, Work
 from sd35.backends.host import HostMemory
@@ -58,6 +59,33 @@ def placement_of(plan: Plan) -> Placement:
             f"{', '.join(each.name for each in plan.anatomies)} cannot be placed here\n\n{plan_text(plan)}"
         )
     return plan.chosen
+
+
+def check_standby(settings: Settings, standby: Settings, room: Room) -> None:
+    """Imports the standby's backend. Raises InvalidSetting where it is no other, or not of `room`'s device."""
+    kind = room_here(standby).device
+    if kind != room.device:
+        allowed = f"a backend that computes where {settings.backend} does: {room.device}"
+        raise InvalidSetting(f"standby: got {settings.standby!r}, which computes on: {kind}; allowed: {allowed}")
+    named = standby.backend, precision_of(standby, kind)
+    if named == (settings.backend, precision_of(settings, kind)):
+        raise InvalidSetting(f"standby: got {settings.standby!r}; allowed: another than backend and precision name")
+
+
+def place_beside(standby: Settings, anatomies: Sequence[Anatomy], plan: Plan) -> Placement:
+    """Where a standby's networks live: in the memory that `plan`, which comes first, leaves even at its peak.
+
+    Raises DoesNotFit, with both tables, where that is nowhere.
+    """
+    first, room = placement_of(plan), plan.room
+    host_bytes = None if room.host_bytes is None else room.host_bytes - first.host_bytes
+    rest = replace(room, device_bytes=room.device_bytes - first.needed_bytes, host_bytes=host_bytes)
+    beside = plan_for(standby, anatomies, rest)
+    if beside.chosen is None:
+        names = ", ".join(each.name for each in anatomies)
+        tables = f"{plan_text(plan)}\n\nand beside it:\n\n{plan_text(beside)}"
+        raise DoesNotFit(f"{names} cannot be placed here with a standby\n\n{tables}")
+    return beside.chosen
 
 
 def precision_of(settings: Settings, device: DeviceKind) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 from sd35.backends.options import Options
@@ -12,10 +13,12 @@ from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.engine.embeddings import EmbeddingCache
 from sd35.engine.loop import CLOSING_RETRY_S
 from sd35.engine.scheduler import Limits
-from sd35.errors import InvalidSetting, NotReady
+from sd35.errors import InvalidSetting, NotCompiled, NotReady
+from sd35.service.building import Building, command_of
 from sd35.service.choosing import AUTO, choose, open_named
-from sd35.service.fitting import placement_of, plan_for, room_here
+from sd35.service.fitting import check_standby, place_beside, placement_of, plan_for, room_here
 from sd35.service.model import Model
+from sd35.service.planning import Placement
 from sd35.service.start_up import StartUp
 from sd35.service.studio import Studio
 from sd35.settings import Settings
@@ -41,16 +44,58 @@ def open_checkpoints(settings: Settings) -> list[Checkpoint]:
     return checkpoints
 
 
-def open_studio(settings: Settings, checkpoints: Sequence[Checkpoint], start_up: StartUp | None = None) -> Studio:
+def open_studio(
+    settings: Settings,
+    checkpoints: Sequence[Checkpoint],
+    start_up: StartUp | None = None,
+    *,
+    with_standby: bool = False,
+) -> Studio:
     """Plan, load the checkpoints as planned, and draw a first picture with each: what is returned is ready.
 
-    Takes seconds to minutes. Raises DoesNotFit, CheckpointError, BackendUnavailable, InvalidSetting, PictureFailed.
+    With the settings' standby, which is loaded beside, it answers for checkpoints that are not built yet; those are
+    the studio's `building`, to be started. Takes seconds to minutes. Raises DoesNotFit, CheckpointError (NotCompiled
+    without a standby), BackendUnavailable, InvalidSetting, PictureFailed.
     """
     start_up = start_up or StartUp()
+    standby = settings.of_standby if with_standby else None
     with start_up.phase("import"):
         room = room_here(settings)
+        if standby:
+            check_standby(settings, standby, room)
     with start_up.phase("plan"):
-        placement = placement_of(plan_for(settings, [anatomy_on_disk(each) for each in checkpoints], room))
+        anatomies = [anatomy_on_disk(each) for each in checkpoints]
+        plan = plan_for(settings, anatomies, room)
+        first = placement_of(plan)
+        beside = place_beside(standby, anatomies, plan) if standby else None
+    standbys = [_open_model(standby, beside, each) for each in checkpoints] if standby and beside else []
+    open_first = partial(_open_model, settings, first)
+    models, pending = _open_built(open_first, checkpoints, standbys)
+    for model in {*models, *standbys}:
+        start_up.add(model.backend.start_up_s)
+    # Networks that are not there now come: what is free for working is what their placement leaves.
+    weights_bytes = first.weights_bytes + (beside.weights_bytes if beside else 0)
+    to_be_built_bytes = first.weights_bytes if pending else 0
+    free_bytes = min(models[0].backend.memory.free_bytes() - to_be_built_bytes, room.device_bytes - weights_bytes)
+    memory_bytes = settings.memory_mb * _MB or int(OF_FREE_MEMORY * free_bytes)
+    limits = Limits(settings.max_batch_rows, settings.max_pictures, settings.max_wait_s, memory_bytes)
+    embeddings = EmbeddingCache(settings.embedding_cache_mb * _MB)
+    studio = Studio(models, settings.max_pixels, limits, embeddings, reproducible=settings.reproducible)
+    for model in standbys:
+        studio.add(model)
+    if pending:
+        studio.building = Building(pending, partial(command_of, settings), open_first, studio.swap)
+    try:
+        with start_up.phase("warm"):
+            studio.draw_first()
+    except BaseException:
+        studio.engine.close()
+        raise
+    return studio
+
+
+def _open_model(settings: Settings, placement: Placement, checkpoint: Checkpoint) -> Model:
+    """A checkpoint in the settings' backend, placed as planned."""
     options = Options(
         precision=settings.precision,
         device=settings.device,
@@ -59,25 +104,23 @@ def open_studio(settings: Settings, checkpoints: Sequence[Checkpoint], start_up:
         tiled_decode=placement.tiled_decode,
         cache_dir=settings.cache_dir,
     )
-    models = [
-        Model(checkpoint, open_backend(settings.backend, checkpoint, options), Tokenizers(checkpoint).is_cut_off)
-        for checkpoint in checkpoints
-    ]
-    for model in models:
-        start_up.add(model.backend.start_up_s)
-    # Networks that are not there now come: what is free for working is what their placement leaves.
-    free_bytes = min(models[0].backend.memory.free_bytes(), room.device_bytes - placement.weights_bytes)
-    memory_bytes = settings.memory_mb * _MB or int(OF_FREE_MEMORY * free_bytes)
-    limits = Limits(settings.max_batch_rows, settings.max_pictures, settings.max_wait_s, memory_bytes)
-    embeddings = EmbeddingCache(settings.embedding_cache_mb * _MB)
-    studio = Studio(models, settings.max_pixels, limits, embeddings, reproducible=settings.reproducible)
-    try:
-        with start_up.phase("warm"):
-            studio.draw_first()
-    except BaseException:
-        studio.engine.close()
-        raise
-    return studio
+    return Model(checkpoint, open_backend(settings.backend, checkpoint, options), Tokenizers(checkpoint).is_cut_off)
+
+
+def _open_built(
+    open_first: Callable[[Checkpoint], Model], checkpoints: Sequence[Checkpoint], standbys: Sequence[Model]
+) -> tuple[list[Model], list[Checkpoint]]:
+    """What new requests are answered by, and the checkpoints whose standby that is, for they are not built yet."""
+    models, pending = [], []
+    for index, checkpoint in enumerate(checkpoints):
+        try:
+            models.append(open_first(checkpoint))
+        except NotCompiled:
+            if not standbys:
+                raise
+            models.append(standbys[index])
+            pending.append(checkpoint)
+    return models, pending
 
 
 class Opening:
@@ -97,6 +140,11 @@ class Opening:
         self.state: Literal["loading", "ready", "closing"] = "loading"
 
     @property
+    def is_building(self) -> bool:
+        """Whether a standby answers in place of something that is being built, or loaded after it was."""
+        return bool(self._studio and self._studio.building and self._studio.building.is_running)
+
+    @property
     def studio(self) -> Studio:
         """The studio. Raises NotReady where it is not open yet, or not any more, or its engine broke."""
         if self.state != "ready" or self._studio is None:
@@ -110,11 +158,13 @@ class Opening:
         self._loading = asyncio.get_running_loop().create_task(self._load())
 
     async def close(self) -> None:
-        """Refuse new pictures and finish those that were accepted. Doing it twice does no harm."""
+        """Build no more, refuse new pictures and finish those that were accepted. Doing it twice does no harm."""
         self.state = "closing"
         if self._loading:
             await self._loading
         if self._studio:
+            if self._studio.building:
+                await asyncio.to_thread(self._studio.building.stop)
             await asyncio.to_thread(self._studio.engine.drain)
 
     async def _load(self) -> None:
@@ -126,3 +176,5 @@ class Opening:
         if self.state == "loading":
             self.state = "ready"
             self._on_ready()
+            if self._studio.building:  # not before: who ends it while it loads ends no child
+                self._studio.building.start()

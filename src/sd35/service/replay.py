@@ -54,7 +54,7 @@ def replay(recording: Recording, studio: Studio, on_progress: OnProgress | None 
     wanted = recording.record.request
     model = studio.models[wanted.model]
     request = replace(wanted, revision=model.checkpoint.revision, profile=model.profile)
-    made = studio.finish(request, studio.submit(request, on_progress).future.result())
+    made = studio.finish(studio.submit(request, on_progress).future.result())
     changed = list(_changes(recording.record.maker, made.record.maker))
     if made.png == recording.png:
         return Verdict("same bytes", 0, 0.0, changed)

@@ -7,7 +7,9 @@ from sd35.engine.embeddings import EmbeddingCache
 from sd35.engine.loop import Engine
 from sd35.engine.picture import OnProgress, Painted, Task, Ticket
 from sd35.engine.scheduler import Limits
+from sd35.errors import PictureFailed
 from sd35.request import Request
+from sd35.service.building import Building
 from sd35.service.model import Model
 from sd35.service.png import enlarge, write_png
 from sd35.service.record import Maker, Record, own_version
@@ -33,7 +35,13 @@ class Finished(NamedTuple):
 
 
 class Studio:
-    """Serves `models`, the first of which is the default. Its engine's threads run until `drain` or `close`."""
+    """Serves `models`, the first of which is the default. Its engine's threads run until `drain` or `close`.
+
+    A model may be there in several profiles: new requests are resolved with the one in `models`, and each makes what
+    was asked of it. `building` is what will swap some of them, if anything is.
+    """
+
+    building: Building | None = None
 
     def __init__(
         self,
@@ -47,7 +55,8 @@ class Studio:
         assert models, "a studio needs a model"
         self.models = {model.name: model for model in models}
         self.max_pixels = max_pixels
-        painters = {model.name: model.painter for model in models}
+        self._loaded = {(model.name, model.profile): model for model in models}
+        painters = {key: model.painter for key, model in self._loaded.items()}
         self.engine = Engine(painters, limits, embeddings, reproducible=reproducible)
 
     def __enter__(self) -> Self:
@@ -59,7 +68,7 @@ class Studio:
     def resolve(self, wanted: Wanted) -> Request:
         """A request that can be made here. Raises UnknownModel, InvalidRequest."""
         request = resolve(wanted, self.models)
-        self.models[request.model].painter.check(self._task(request))
+        self._model_of(request).painter.check(self._task(request))
         return request
 
     def submit(
@@ -68,9 +77,10 @@ class Studio:
         """Accept a picture. Raises InvalidRequest, Overloaded, NotReady."""
         return self.engine.submit(self._task(request), on_progress, client=client, priority=priority)
 
-    def finish(self, request: Request, painted: Painted) -> Finished:
+    def finish(self, painted: Painted) -> Finished:
         """The PNG file of a picture: enlarged where it was drawn smaller, with its record. Keeps a core busy."""
-        model = self.models[request.model]
+        request = painted.request
+        model = self._model_of(request)
         drawn_height, drawn_width, _ = painted.pixels.shape
         versions = {"sd35": own_version(), **model.backend.versions}
         pixels = painted.pixels
@@ -95,12 +105,37 @@ class Studio:
         return Finished(write_png(pixels, record.to_text()), record)
 
     def draw_first(self) -> None:
-        """Draw a smallest picture with each model, so that whatever a runtime builds at first use is built."""
-        for model in self.models.values():
-            side_px = model.card.side_px[0]
-            wanted = Wanted(" ", width=side_px, height=side_px, steps=1, seed=0, model=model.name)
-            self.submit(resolve(wanted, self.models)).future.result()
+        """Draw a smallest picture with each model, so that whatever a runtime builds at first use is built.
+
+        Raises PictureFailed.
+        """
+        for model in self._loaded.values():
+            self._draw_first(model)
+
+    def add(self, model: Model) -> None:
+        """Make pictures in this profile too: what is asked of it, and what a narrower one spoils."""
+        self._loaded[model.name, model.profile] = model
+        self.engine.add(model.name, model.profile, model.painter)
+
+    def swap(self, model: Model) -> None:
+        """Answer new requests with a model in place of the one of its name, once it has drawn a first picture.
+
+        Requests that were resolved before stay what they are. Raises PictureFailed, Overloaded, NotReady.
+        """
+        self.add(model)
+        self._draw_first(model)
+        self.models = {**self.models, model.name: model}
+
+    def _draw_first(self, model: Model) -> None:
+        side_px = model.card.side_px[0]
+        wanted = Wanted(" ", width=side_px, height=side_px, steps=1, seed=0)
+        painted = self.submit(resolve(wanted, {model.name: model})).future.result()
+        if painted.request.profile != model.profile:
+            raise PictureFailed(f"the first picture of {model.name} in {model.profile} was spoiled")
+
+    def _model_of(self, request: Request) -> Model:
+        return self._loaded[request.model, request.profile]
 
     def _task(self, request: Request) -> Task:
-        card = self.models[request.model].card
+        card = self._model_of(request).card
         return Task(request, *drawn_size(request.width, request.height, card, self.max_pixels))
