@@ -82,19 +82,18 @@ def quantisation(folder: Path) -> dict[str, Any]:
 
 
 def residence(precision: Precision, folder: Path) -> dict[str, Any]:
-    """What PyTorch's transformer holds after one step with guidance, alone in memory: mapped pages are counted too."""
+    """What PyTorch's transformer holds after one step with guidance: mapped pages are counted too, and the decoder."""
     checkpoint, memory = _checkpoint(folder), HostMemory()
     before_bytes = memory.held_bytes()
-    backend = open_backend("diffusers", checkpoint, Options(precision=precision, device="cpu", offload="model"))
+    backend = open_backend("diffusers", checkpoint, Options(precision=precision, device="cpu", offload="encoders"))
     assert isinstance(backend, DiffusersBackend)
     positive, negative = backend.encode_text(["a cat", ""])
     latent = initial_noise(0, (16, SIDE_PX // 8, SIDE_PX // 8))
     backend.denoise_step([DenoiseRow(latent, positive, negative, 1.0, 0.9, 4.5)])
     held_bytes = memory.held_bytes() - before_bytes
-    network: Any = backend.transformer
     return {
         "held_bytes": held_bytes,
-        "weights_bytes": sum(weight.nbytes for weight in weights_of(network.bring("transformer"))),
+        "weights_bytes": sum(weight.nbytes for weight in weights_of(backend.transformer)),
     }
 
 

@@ -42,6 +42,7 @@ class NumpyBackend:
     precision = "float32"
     can_skip_layers = True
     is_tiled = False
+    is_compiled = False
 
     def __init__(self) -> None:
         self.versions = {"numpy": np.__version__}

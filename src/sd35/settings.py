@@ -74,6 +74,11 @@ class Settings(BaseSettings):
         "auto",
         description="Decode large pictures in tiles, for less memory and slightly other pixels; `auto` where needed.",
     )
+    torch_compile: bool = Field(
+        default=False,
+        description="Compile the transformer with `torch.compile`: quicker steps after a longer start, and slightly"
+        " other pixels. `diffusers` backend only, without `model` or `sequential` offload.",
+    )
     vram: ByteSize | None = Field(
         None,
         description="Memory of the CUDA device to plan with, as `12GiB`.",

@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from sd35.backends.compilation import compile_blocks
 from sd35.backends.contract import LATENT_PX, Array, DenoiseRow, Memory, TextEmbedding
 from sd35.backends.cuda_memory import CudaMemory
 from sd35.backends.footprint import DeviceKind
@@ -45,6 +46,10 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> "DiffusersBackend"
     device = _device(options.device)
     if options.offload == "sequential" and device.type == "cpu":
         raise InvalidSetting("offload: got 'sequential', which needs a CUDA device; allowed: none, encoders, model")
+    if options.torch_compile and options.offload in {"model", "sequential"}:
+        raise InvalidSetting(
+            f"torch_compile: got 'on' with offload {options.offload!r}; allowed: with offload none, encoders"
+        )
     if options.threads:
         torch.set_num_threads(options.threads)  # the process's, as PyTorch has no other
     precision = options.precision
@@ -68,7 +73,7 @@ class DiffusersBackend:
     def __init__(self, checkpoint: Checkpoint, precision: str, device: torch.device, options: Options) -> None:
         _check_layers(checkpoint)
         self.precision = precision
-        self.is_tiled = options.tiled_decode
+        self.is_tiled, self.is_compiled = options.tiled_decode, options.torch_compile
         self._dtype = _DTYPES[precision]
         self._device, self._offload = device, options.offload
         # Networks that come and go share one place. Else decoding has a stream of its own beside steps.
@@ -90,7 +95,11 @@ class DiffusersBackend:
             _tile(self._pipeline.vae)
         if not self._turns:
             place(self._pipeline, device, options.offload)
-        self.start_up_s = {"read": read_s - began_s, "place": time.perf_counter() - read_s}
+        placed_s = time.perf_counter()
+        self.start_up_s = {"read": read_s - began_s, "place": placed_s - read_s}
+        if self.is_compiled:
+            compile_blocks(self.transformer, checkpoint, device, self._dtype)
+            self.start_up_s["compile"] = time.perf_counter() - placed_s
         self.memory = WorkingMemory(memory_of(str(device))[1], self._came_bytes)
 
     @property

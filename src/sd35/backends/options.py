@@ -18,7 +18,8 @@ class Options:
     one by one when there is new text, and freed after it; on CUDA, they stay and compute on the CPU. "model": each
     network is there while it computes, read from disk on a CPU, brought from the host's memory on CUDA. "sequential",
     on CUDA only: the same of each layer; of TensorRT's engines, of the weights that have no room. `tiled_decode`: a
-    picture larger than TILE_PX is decoded in tiles. What `sd35 compile` built is looked for in `cache_dir`.
+    picture larger than TILE_PX is decoded in tiles. `torch_compile`: the transformer's blocks are compiled by
+    `torch.compile`. What `sd35 compile` built is looked for in `cache_dir`.
     """
 
     precision: Precision = "auto"
@@ -26,4 +27,5 @@ class Options:
     offload: Offload = "none"
     threads: int = 0
     tiled_decode: bool = False
+    torch_compile: bool = False
     cache_dir: Path | None = None

@@ -46,6 +46,7 @@ Precision: TypeAlias = Annotated[str | None, _setting("precision", _COMPUTE, met
 Device: TypeAlias = Annotated[str | None, _setting("device", _COMPUTE, metavar="DEVICE")]
 Offload: TypeAlias = Annotated[str | None, _setting("offload", _COMPUTE, metavar="HOW")]
 TiledDecode: TypeAlias = Annotated[str | None, _setting("tiled_decode", _COMPUTE, metavar="WHEN")]
+TorchCompile: TypeAlias = Annotated[bool | None, _setting("torch_compile", _COMPUTE)]
 Vram: TypeAlias = Annotated[str | None, _setting("vram", _COMPUTE, metavar="SIZE")]
 Ram: TypeAlias = Annotated[str | None, _setting("ram", _COMPUTE, metavar="SIZE")]
 Threads: TypeAlias = Annotated[str | None, _setting("threads", _COMPUTE, metavar="COUNT")]

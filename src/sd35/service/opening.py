@@ -57,6 +57,7 @@ def open_studio(settings: Settings, checkpoints: Sequence[Checkpoint], start_up:
         offload=placement.offload,
         threads=settings.threads,
         tiled_decode=placement.tiled_decode,
+        torch_compile=settings.torch_compile,
         cache_dir=settings.cache_dir,
     )
     models = [
