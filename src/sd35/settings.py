@@ -61,8 +61,13 @@ class Settings(BaseSettings):
     backend: str = Field(
         "onnx", description="What computes: `onnx` (no PyTorch), `diffusers`, `tensorrt`. See `sd35 doctor`."
     )
-    precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        "auto", description="Number format to compute in; `auto` is the backend's best for the device."
+    precision: Literal[
+        "auto", "float32", "float16", "bfloat16", "fp8", "fp8-dynamic", "fp8-weights", "fp8-storage"
+    ] = Field(
+        "auto",
+        description="Number format to compute in; `auto` is the backend's best for the device. `fp8` is the transformer's,"
+        " the rest is in BF16. Of the `diffusers` backend it is `fp8-dynamic`, products in FP8, where the GPU has them,"
+        " else `fp8-weights`; either can be named; `fp8-storage` has T5 in FP8, too, and takes the least memory.",
     )
     device: str = Field("auto", description="Device to compute on: `auto`, `cpu`, `cuda`, `cuda:1`, ...")
     offload: Literal["auto", "none", "encoders", "model", "sequential"] = Field(

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_quantised
 
 from sd35.backends.contract import Memory
 
@@ -16,6 +17,15 @@ def weights_of(network: nn.Module) -> Iterator[Tensor]:
     """Parameters, and what else a network holds: the transformer's table of positions is a buffer, and large."""
     yield from network.parameters()
     yield from network.buffers()
+
+
+def bytes_of(weights: Iterable[Tensor]) -> int:
+    """What tensors take. One that is quantised counts as what it stands for, and is made of others."""
+    parts = (
+        [getattr(weight, name) for name in weight.__tensor_flatten__()[0]] if is_quantised(weight) else [weight]
+        for weight in weights
+    )
+    return sum(tensor.nbytes for tensors in parts for tensor in tensors)
 
 
 class Turns:
@@ -30,7 +40,7 @@ class Turns:
     @property
     def held_bytes(self) -> int:
         """The weights of the one that is in memory."""
-        return sum(weight.nbytes for weight in weights_of(self._network)) if self._network else 0
+        return bytes_of(weights_of(self._network)) if self._network else 0
 
     def bring(self, name: str) -> nn.Module:
         """The network; whichever was there is freed first."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sd35.backends.table import check_available
+from sd35.backends.table import backend_module
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.compiled_graphs import GraphPrecision
 from sd35.errors import InvalidSetting
@@ -45,7 +45,7 @@ def compile_checkpoints(settings: Settings, order: Order, *, as_json: bool) -> N
 
     Raises InvalidSetting, BackendUnavailable, CheckpointError, BuildFailed.
     """
-    check_available("diffusers")
+    backend_module("diffusers")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # of libraries that no graph here needs
     checkpoints = open_checkpoints(settings)
     from sd35.compile.stages import Stages
