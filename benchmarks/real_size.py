@@ -30,7 +30,8 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     "quantise": ("export", "calibrate"),
     "hold-float32": ("synth",),
     "hold-bfloat16": ("synth",),
-    "hold-fp8": ("synth",),
+    "hold-fp8-weights": ("synth",),
+    "hold-fp8-storage": ("synth",),
     "engine-bf16": ("export",),
     "engine-fp8": ("quantise",),
 }
@@ -113,17 +114,19 @@ def _line(stage: str, found: Found) -> str:
         if key in found
     ]
     took = [f"{found['took_s']:6.1f} s"] if "took_s" in found else []
-    return f"{stage:<14} {', '.join([*took, *memory, *made, *filter(None, [found['trouble']])])}"
+    return f"{stage:<16} {', '.join([*took, *memory, *made, *filter(None, [found['trouble']])])}"
 
 
 def _ratios(found: Mapping[str, Found]) -> Iterator[str]:
     for what, fp8, other, key in (
         ("the graph's files", "quantise", "export", "file_bytes"),
         ("the engine", "engine-fp8", "engine-bf16", "file_bytes"),
-        ("PyTorch's weights", "hold-fp8", "hold-bfloat16", "weights_bytes"),
-        ("PyTorch's weights", "hold-fp8", "hold-float32", "weights_bytes"),
-        ("what the process holds of them", "hold-fp8", "hold-bfloat16", "held_bytes"),
-        ("what the process holds of them", "hold-fp8", "hold-float32", "held_bytes"),
+        *(
+            (what, f"hold-fp8-{way}", f"hold-{other}", key)
+            for way in ("weights", "storage")
+            for other in ("bfloat16", "float32")
+            for what, key in (("PyTorch's weights", "weights_bytes"), ("what the process holds", "held_bytes"))
+        ),
     ):
         if not found[fp8]["trouble"] and not found[other]["trouble"]:
             yield f"{what}: {fp8} / {other} = {found[fp8][key] / found[other][key]:.3f}"

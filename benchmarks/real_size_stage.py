@@ -21,7 +21,7 @@ from sd35.backends.host import HostMemory
 from sd35.backends.options import Options, Precision
 from sd35.backends.table import open_backend
 from sd35.backends.tensorrt_flavour import find_flavour
-from sd35.backends.turns import weights_of
+from sd35.backends.turns import bytes_of, weights_of
 from sd35.checkpoints.architectures import ARCHITECTURES
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sd35.checkpoints.tensorrt_onnx import GRAPH_FILE, OfficialGraphs
@@ -93,7 +93,7 @@ def residence(precision: Precision, folder: Path) -> dict[str, Any]:
     held_bytes = memory.held_bytes() - before_bytes
     return {
         "held_bytes": held_bytes,
-        "weights_bytes": sum(weight.nbytes for weight in weights_of(backend.transformer)),
+        "weights_bytes": bytes_of(weights_of(backend.transformer)),
     }
 
 
@@ -134,7 +134,8 @@ STAGES: Mapping[str, Callable[[Path], dict[str, Any]]] = {
     "quantise": quantisation,
     "hold-float32": partial(residence, "float32"),
     "hold-bfloat16": partial(residence, "bfloat16"),
-    "hold-fp8": partial(residence, "fp8"),
+    "hold-fp8-weights": partial(residence, "fp8-weights"),
+    "hold-fp8-storage": partial(residence, "fp8-storage"),
     "engine-bf16": partial(engine, "bf16"),
     "engine-fp8": partial(engine, "fp8"),
 }
