@@ -57,7 +57,7 @@ class Watch(threading.Thread):
         if self.reason:
             return
         if self._most_own and own > self._most_own:
-            self._kill(f"it took more than {self._most_own / 2**30:.0f} GiB of memory of its own")
+            self._kill(f"it took more than {self._most_own / 2**30:.1f} GiB of memory of its own")
         elif self._least_free and (free := 1024 * _kilobytes(Path("/proc/meminfo"))["MemAvailable"]) < self._least_free:
             self._kill(f"it had {own / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB were left of the machine's memory")
 
