@@ -38,7 +38,9 @@ from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting
 
 _DTYPES = {
-    **{"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16},
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
     **dict.fromkeys(WAYS, BETWEEN),
 }
 
@@ -56,7 +58,7 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> "DiffusersBackend"
         )
     if options.threads:
         torch.set_num_threads(options.threads)  # the process's, as PyTorch has no other
-    precision = options.precision
+    precision: str = options.precision
     if precision == "auto":
         precision = "float32" if device.type == "cpu" else "bfloat16"
     elif precision.startswith("fp8"):

@@ -1,9 +1,9 @@
-"""FP8 in PyTorch: a network's weights become FP8 one by one while it is read; the rule of which is `fp8_layers`.
+"""FP8 in PyTorch: weights become FP8 one by one while a network is read; `fp8_layers` is the rule of which.
 
-Three ways, by their precisions' names. "fp8-dynamic": products in FP8, weights scaled by row and what they are multiplied
-with by token, at each call; needs a GPU of compute capability 8.9. "fp8-weights": the same weights, multiplied in BF16 on
-any device. Both are torchao's. "fp8-storage": Diffusers' layer-wise casting, weights without scales, brought to BF16 and
-back around each call; T5 too.
+Three ways, by their precisions' names. "fp8-dynamic": products in FP8, weights scaled by row, what they are multiplied
+with by token and at each call; needs a GPU of compute capability 8.9. "fp8-weights": the same weights, multiplied in
+BF16 on any device. Both are torchao's. "fp8-storage": Diffusers' layer-wise casting, weights without scales, brought to
+BF16 and back around each call; T5's too.
 """
 
 from functools import partial
@@ -45,7 +45,7 @@ def multiplies_fp8(device: torch.device) -> bool:
 
 
 def load_in_fp8(way: str, checkpoint: Checkpoint, part: str, dtype: torch.dtype) -> nn.Module:
-    """A network like `load_network`'s, of which the rule's weights are in FP8; the rest is in `dtype`, which is BF16."""
+    """A network like `load_network`'s, with the rule's weights in FP8; the rest is in `dtype`, which is BF16."""
     network = load_network(checkpoint, part, dtype, partial(_stored, way, part))
     if way == "fp8-storage":
         for name, layer in network.named_modules():
@@ -55,7 +55,7 @@ def load_in_fp8(way: str, checkpoint: Checkpoint, part: str, dtype: torch.dtype)
 
 
 def _stored(way: str, part: str, name: str, value: Tensor) -> Tensor:
-    """A parameter as it is kept. Of a layer in FP8 that is its matrix; Diffusers' casting brings the bias there, too."""
+    """A parameter as it is kept. Of a layer in FP8 that is its matrix; Diffusers' casting does the same to its bias."""
     layer, _, kind = name.rpartition(".")
     treatment = treatment_in(part, layer, way)
     if kind != "weight" or value.ndim != 2 or treatment == Treatment.HIGH:

@@ -68,9 +68,12 @@ def load_pipeline(
 
 
 def load_network(
-    checkpoint: Checkpoint, part: str, dtype: torch.dtype, keep: Callable[[str, Tensor], Tensor] = lambda _, value: value
+    checkpoint: Checkpoint,
+    part: str,
+    dtype: torch.dtype,
+    keep: Callable[[str, Tensor], Tensor] = lambda _, value: value,
 ) -> nn.Module:
-    """One network. `keep` is what is kept of each parameter, by its name. Raises CheckpointError like `load_pipeline`."""
+    """One network. `keep` says what is kept of a parameter of a name. Raises CheckpointError like `load_pipeline`."""
     network: nn.Module = _empty_network(checkpoint, part)
     weights = checkpoint.weights(part)
     _check_names(checkpoint, part, network, weights)

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-Precision: TypeAlias = Literal[
-    "auto", "float32", "float16", "bfloat16", "fp8", "fp8-dynamic", "fp8-weights", "fp8-storage"
-]
+from sd35.settings import Precision
+
 Offload: TypeAlias = Literal["none", "encoders", "model", "sequential"]
 
 TILE_PX = 512  # side of a tile, where decoding is tiled

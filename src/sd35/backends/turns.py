@@ -8,7 +8,6 @@ from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_quantised
 
 from sd35.backends.contract import Memory
 
@@ -22,7 +21,9 @@ def weights_of(network: nn.Module) -> Iterator[Tensor]:
 def bytes_of(weights: Iterable[Tensor]) -> int:
     """What tensors take. One that is quantised counts as what it stands for, and is made of others."""
     parts = (
-        [getattr(weight, name) for name in weight.__tensor_flatten__()[0]] if is_quantised(weight) else [weight]
+        [getattr(weight, name) for name in weight.__tensor_flatten__()[0]]
+        if hasattr(weight, "__tensor_flatten__")
+        else [weight]
         for weight in weights
     )
     return sum(tensor.nbytes for tensors in parts for tensor in tensors)
