@@ -18,7 +18,7 @@ from sd35.backends.buckets import buckets_of
 from sd35.backends.contract import DenoiseRow
 from sd35.backends.diffusers import DiffusersBackend
 from sd35.backends.host import HostMemory
-from sd35.backends.options import Options, Precision
+from sd35.backends.options import Options
 from sd35.backends.table import open_backend
 from sd35.backends.tensorrt_flavour import find_flavour
 from sd35.backends.turns import bytes_of, weights_of
@@ -34,6 +34,7 @@ from sd35.compile.quantise import quantise
 from sd35.compile.sizes import sizes_of
 from sd35.compile.synth import synthesise
 from sd35.engine.noise import initial_noise
+from sd35.settings import Precision
 
 SIDE_PX = 256  # the smallest that the checkpoint draws: what calibrating takes, a CPU has to compute
 GPU = "sm89"
