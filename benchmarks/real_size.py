@@ -21,6 +21,7 @@ from benchmarks.watch import Watch
 FOLDER = ROOT / "build" / "real-size"
 LIMIT_BYTES = 24 << 30
 LEAST_FREE_BYTES = 1 << 29  # of the machine's memory: below, the system would end something
+EVERY_S = 0.05
 LAYERS_RATIO, WHOLE_RATIO = 0.55, 0.70
 # Each stage, and what it needs.
 STAGES: Mapping[str, tuple[str, ...]] = {
@@ -66,7 +67,7 @@ def _run(stage: str) -> Found:
             [sys.executable, "-W", "ignore", "-m", "benchmarks.real_size_stage", stage, str(FOLDER)],
             cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE, stderr=log, text=True,
         )  # fmt: skip
-        watch = Watch(process.pid, most_own_bytes=LIMIT_BYTES, least_free_bytes=LEAST_FREE_BYTES)
+        watch = Watch(process.pid, every_s=EVERY_S, most_own_bytes=LIMIT_BYTES, least_free_bytes=LEAST_FREE_BYTES)
         watch.start()
         said, _ = process.communicate()
         peaks = watch.finish()

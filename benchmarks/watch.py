@@ -1,4 +1,4 @@
-"""A process's memory, read every few milliseconds until it ends; Linux only.
+"""A process's memory, read again and again until it ends; Linux only.
 
 `resident` is all physical memory it holds (VmHWM). `own` is that without pages mapped from files, which the system
 takes back whenever memory runs short: what a limit has to be held against.
@@ -12,7 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-EVERY_S = 0.005
 _LINE = re.compile(r"(\w+):\s+(\d+) kB")
 
 
@@ -29,10 +28,13 @@ class Watch(threading.Thread):
     `reason` says why it was killed, if it was. Without limits it only looks.
     """
 
-    def __init__(self, pid: int, *, most_own_bytes: int | None = None, least_free_bytes: int = 0) -> None:
+    def __init__(
+        self, pid: int, *, every_s: float = 0.005, most_own_bytes: int | None = None, least_free_bytes: int = 0
+    ) -> None:
         super().__init__(daemon=True)
         self.reason = ""
-        self._pid, self._most_own, self._least_free = pid, most_own_bytes, least_free_bytes
+        self._pid, self._every_s = pid, every_s
+        self._most_own, self._least_free = most_own_bytes, least_free_bytes
         self._status, self._ended = Path(f"/proc/{pid}/status"), threading.Event()
         self._peaks = Peaks(0, 0)
 
@@ -41,7 +43,7 @@ class Watch(threading.Thread):
         while True:
             with suppress(OSError):  # it has ended
                 self._look()
-            if self._ended.wait(EVERY_S):
+            if self._ended.wait(self._every_s):
                 return
 
     def finish(self) -> Peaks:
