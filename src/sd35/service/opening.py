@@ -102,6 +102,7 @@ def _open_model(settings: Settings, placement: Placement, checkpoint: Checkpoint
         offload=placement.offload,
         threads=settings.threads,
         tiled_decode=placement.tiled_decode,
+        torch_compile=settings.torch_compile,
         cache_dir=settings.cache_dir,
     )
     return Model(checkpoint, open_backend(settings.backend, checkpoint, options), Tokenizers(checkpoint).is_cut_off)
