@@ -43,7 +43,8 @@ class Served(NamedTuple):
 @contextmanager
 def serving(log: Path, *arguments: str) -> Iterator[Served]:
     """A server on a free port, ready: it printed its address and a curl line."""
-    command = [*SD35, "serve", "--port", "0", "--log-format", "json", *arguments]
+    data = ("--data-dir", str(log.parent / "data"))
+    command = [*SD35, "serve", "--port", "0", "--log-format", "json", *data, *arguments]
     with (
         log.open("w") as stderr,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
