@@ -69,6 +69,16 @@ def test_without_a_key_there_is_no_answer_but_how_to_send_one(closed: TestClient
     assert response.headers["www-authenticate"] == "Bearer"
 
 
+def test_the_description_says_which_routes_need_a_key(closed: TestClient):
+    """Each that says so answers 401 without one, which it describes; the others answer."""
+    paths = closed.get("/openapi.json").json()["paths"]
+    operations = [(method, path, each) for path, methods in paths.items() for method, each in methods.items()]
+    for method, path, operation in operations:
+        status = closed.request(method, path).status_code
+        assert (status == 401) == (operation.get("security") == [{"bearer": []}, {"header": []}])
+        assert str(status) in operation["responses"]
+
+
 def test_a_route_that_does_not_exist_needs_a_key_too(closed: TestClient):
     """What there is and what not is told to those with a key."""
     problem(closed.get("/v1/nothing"), 401)
