@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 REQUEST = Request("a cat", "", 64, 64, 4, 4.5, 7, "mini", "0" * 64, "double/float32")
 
 
-def order(owner: str = "me", **fields: Any) -> Order:  # noqa: ANN401
+def order(owner: str = "me", **fields: Any) -> Order:
     """An order of one request."""
     return Order(REQUEST, owner, **fields)
 

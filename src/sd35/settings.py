@@ -131,7 +131,7 @@ class Settings(BaseSettings):
     )
     webhook_secret: SecretStr | None = Field(
         None,
-        description="What signs webhooks: `whsec_` and 24 to 64 random bytes in base64; without it, jobs take no webhooks."
+        description="What signs webhooks: `whsec_` and 24 to 64 random bytes in base64; without it, jobs take none."
         " The flag shows it to other users of the machine, the variable does not.",
         json_schema_extra={"default": "none"},
     )

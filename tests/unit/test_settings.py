@@ -110,3 +110,13 @@ def test_an_amount_of_memory_that_is_none_is_refused_with_its_form(amount: str):
     """What came is named, and how an amount is written."""
     with pytest.raises(InvalidSetting, match=rf"--vram: got '{amount}'; allowed: .* as 12GiB"):
         load_settings({"vram": amount})
+
+
+def test_secrets_are_in_no_error_and_no_representation(file: Path):
+    """Nor is a database's URL, which may hold a password."""
+    settings = load_settings({"database": "postgresql://me:hush@db/jobs", "webhook_secret": "whsec_hush"})
+    assert "hush" not in repr(settings)
+    file.write_text('database = ["hush"]')
+    with pytest.raises(InvalidSetting, match="database: got something else") as error:
+        load_settings(config=file)
+    assert "hush" not in str(error.value)

@@ -99,7 +99,7 @@ class Sender:
             raise
         except (httpx2.TransportError, OSError) as error:
             return f"{type(error).__name__}: {error}", False
-        except Exception as error:  # by our mistake, which must not stop the others
+        except Exception as error:  # noqa: BLE001  by our mistake, which must not stop the others
             structlog.get_logger().exception("unexpected")
             return type(error).__name__, False
         return None if httpx2.codes.is_success(status) else f"status {status}", status == httpx2.codes.GONE
