@@ -5,7 +5,7 @@ PYTHON ?= python3
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format bench train lock clean
+.PHONY: help run test fuzz lint format bench train lock clean
 
 help:  ## This list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s%s\n", $$1, $$2 }' Makefile
@@ -15,6 +15,9 @@ run: .venv/.package  ## The service with the embedded model, on port 8000 (PORT=
 
 test: lint  ## All that is checked on every change: lint, then the tests.
 	.venv-test/bin/python -m pytest
+
+fuzz: .venv-test/.package  ## Ten times the cases with which every change tries the API's description.
+	FUZZ_CASES=10000 .venv-test/bin/python -m pytest tests/api/test_openapi.py
 
 lint: .venv-test/.package  ## Format, lint, types and import contracts.
 	.venv-test/bin/ruff format --check

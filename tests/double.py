@@ -17,6 +17,8 @@ from sd35.backends.host import HostMemory
 from sd35.checkpoints.checkpoint import Card, Checkpoint, SkipLayers
 from sd35.engine.embeddings import EmbeddingCache
 from sd35.engine.scheduler import Limits
+from sd35.service.keys import Key
+from sd35.service.memory_keys import MemoryKeyStore
 from sd35.service.model import Model
 from sd35.service.studio import Studio
 
@@ -128,3 +130,22 @@ def double_studio(
     models = [double_model(directory / "mini", MINI, backend), double_model(directory / "large", LARGE, backend)]
     limits = Limits(max_rows=max_rows, max_pictures=max_pictures, max_wait_s=max_wait_s, memory_bytes=10**9)
     return Studio(models, 1024 * 1024, limits, EmbeddingCache(10**6))
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        """What it is."""
+        return self.now_s
+
+
+def key_store(*keys: Key) -> MemoryKeyStore:
+    """A store that holds these keys."""
+    store = MemoryKeyStore()
+    for key in keys:
+        store.add(key)
+    return store

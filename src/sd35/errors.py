@@ -3,6 +3,11 @@
 Sd35Error
 ├── InvalidRequest        a field of a request is wrong           (HTTP 422, exit 2)
 ├── UnknownModel          no checkpoint of that name is served    (HTTP 404, exit 2)
+├── NotAuthenticated      no API key came, or none that is valid  (HTTP 401, exit 1)
+├── NotAllowed            the caller's key does not give that     (HTTP 403, exit 1)
+├── TooMany               the caller's own limit is reached       (HTTP 429, exit 1)
+├── NotAcceptable         no format that the caller takes         (HTTP 406, exit 2)
+├── LinkRefused           a link is expired, or was not signed    (HTTP 403, exit 1)
 ├── Overloaded            no room for another picture now         (HTTP 429, exit 1)
 ├── NotReady              loading, or closing                     (HTTP 503, exit 1)
 ├── PictureFailed         this picture could not be made          (HTTP 500, exit 1)
@@ -57,6 +62,45 @@ class UnknownModel(Sd35Error):  # noqa: N818
     def __init__(self, name: str, served: Sequence[str]) -> None:
         super().__init__(f"model: no model named {_shorten(name)} is served; served: {', '.join(served)}")
         self.name, self.served = name, tuple(served)
+
+
+class NotAuthenticated(Sd35Error):  # noqa: N818
+    """An API key is needed, and none came, or none that is valid: which of these is wrong with it is not said."""
+
+    status = 401
+
+
+class NotAllowed(Sd35Error):  # noqa: N818
+    """The caller is known, and what was asked for is not for it."""
+
+    status = 403
+
+
+class TooMany(Sd35Error):  # noqa: N818
+    """The caller has reached a limit of its own; others have not."""
+
+    status = 429
+
+    def __init__(self, limit: str, retry_after_s: float) -> None:
+        self.retry_after_s = max(1.0, retry_after_s)
+        super().__init__(f"{limit}; try again in {self.retry_after_s:.0f} s")
+
+
+class NotAcceptable(Sd35Error):  # noqa: N818
+    """The caller's `Accept` header takes none of the formats there are."""
+
+    exit_code = 2
+    status = 406
+
+    def __init__(self, got: str, allowed: Sequence[str]) -> None:
+        super().__init__(f"accept: got {_shorten(got)}; allowed: {', '.join(allowed)}")
+        self.got, self.allowed = got, tuple(allowed)
+
+
+class LinkRefused(Sd35Error):  # noqa: N818
+    """A link to a picture has expired, or its signature is not this service's."""
+
+    status = 403
 
 
 class Overloaded(Sd35Error):  # noqa: N818

@@ -1,18 +1,21 @@
 """The settings: flags over environment (`SD35_...`) over a TOML file over defaults. They make docs/settings.md."""
 
+import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ByteSize, Field, ValidationError, field_validator
+from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from sd35.errors import InvalidSetting
 
 PREFIX = "SD35_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+")
 
 
 def _home(variable: str, otherwise: str) -> Path:
@@ -27,6 +30,39 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; `0.0.0.0` for all of the machine's.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    root_path: str = Field(
+        "",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        description="Path under which a proxy offers the service, and which it takes off, as `/pictures`.",
+        json_schema_extra={"default": "none"},
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Addresses and networks of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed."
+        " Several are separated by commas (in the file a list).",
+        json_schema_extra={"default": "none"},
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Origins whose pages may use the API from a browser, as `https://example.com`; `*` for all."
+        " Several are separated by commas (in the file a list).",
+        json_schema_extra={"default": "none"},
+    )
+    max_arrival_s: float = Field(
+        30, gt=0, description="Longest time for a request's head to arrive, and then for its body; else 408."
+    )
+    requests_per_minute: int = Field(
+        0, ge=0, description="Most requests for pictures by a key, or an address where there are no keys; 0 for any."
+    )
+    concurrency: int = Field(
+        0, ge=0, description="Most pictures at once for a key, or an address where there are no keys; 0 for any."
+    )
+    pixels_per_hour: int = Field(
+        0, ge=0, description="Most pixels for a key, or an address where there are no keys; 0 for any."
+    )
+    metrics_need_admin: bool = Field(
+        default=False, description="Give `/metrics` to administrators' keys only; else any key is enough."
+    )
     checkpoints: Annotated[tuple[str, ...], NoDecode] = Field(
         ("sd35-mini",),
         min_length=1,
@@ -95,10 +131,10 @@ class Settings(BaseSettings):
         2 * 1024 * 1024, ge=64 * 64, description="Most pixels (width x height) a request may ask for."
     )
     max_pictures: int = Field(
-        64, ge=1, description="Most pictures accepted and not ended; further ones are refused with 503."
+        64, ge=1, description="Most pictures accepted and not ended; further ones are refused with 429."
     )
     max_wait_s: float = Field(
-        600, gt=0, description="Longest wait, in estimated seconds, that a picture is accepted for; else 503."
+        600, gt=0, description="Longest wait, in estimated seconds, that a picture is accepted for; else 429."
     )
     max_batch_rows: int = Field(
         8, ge=1, description="Most transformer rows in a step: a picture is one, or two where its guidance is above 1."
@@ -111,6 +147,31 @@ class Settings(BaseSettings):
         0, ge=0, description="Megabytes for the working memory of steps and decodings; 0 takes 90 % of what is free."
     )
     embedding_cache_mb: int = Field(64, ge=0, description="Megabytes of encoded prompts to keep.")
+    store: str | None = Field(
+        None,
+        description="Where pictures are kept: a directory, `s3://BUCKET/PREFIX`, `gs://...`, `az://CONTAINER/PREFIX`,"
+        " or `memory` for as long as the process lives. Credentials, region and endpoint of an object store come from"
+        " the environment: `AWS_...`, `GOOGLE_...`, `AZURE_...`.",
+        json_schema_extra={"default": "pictures in data_dir"},
+    )
+    keep_days: float = Field(
+        30, ge=0, description="Days to keep a picture after it was last asked for; 0 is without bound."
+    )
+    keep_gb: float = Field(
+        20, ge=0, description="Gigabytes of pictures to keep; beyond, the oldest are removed. 0 is without bound."
+    )
+    public_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^?#\s]+$",
+        description="Address by which clients reach the service, as `https://pictures.example.com/sd35`, for links.",
+        json_schema_extra={"default": "that of the request"},
+    )
+    link_secret: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="Secret that signs links to pictures, of 16 characters at least; several processes need the same.",
+        json_schema_extra={"default": "drawn once, kept in data_dir"},
+    )
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="Logs for people or for machines; `auto` is `console` on a terminal, else `json`."
     )
@@ -126,6 +187,23 @@ class Settings(BaseSettings):
         description="What cannot be made again.",
         json_schema_extra={"default": "~/.local/share/sd35"},
     )
+    database: str | None = Field(
+        None,
+        repr=False,
+        description="Where jobs and keys are kept: a file of SQLite's, `postgresql://USER:PASSWORD@HOST/NAME` (needs the"
+        " postgres extra), or `memory`, which ends with the process. The variable keeps a password from other users of"
+        " the machine, the flag does not.",
+        json_schema_extra={"default": "sd35.db in data_dir"},
+    )
+    webhook_secret: SecretStr | None = Field(
+        None,
+        description="What signs webhooks: `whsec_` and then 24 to 64 random bytes in base64; without it, jobs take none."
+        " The variable keeps it from other users of the machine, the flag does not.",
+        json_schema_extra={"default": "none"},
+    )
+    webhook_allow_private: bool = Field(
+        default=False, description="Let webhooks go to private addresses, this machine included, and by plain HTTP."
+    )
 
     @property
     def of_standby(self) -> "Settings | None":
@@ -135,7 +213,7 @@ class Settings(BaseSettings):
         backend, _, precision = self.standby.partition("/")
         return self.model_copy(update={"backend": backend, "precision": precision or "auto", "standby": None})
 
-    @field_validator("checkpoints", "weights", mode="before")
+    @field_validator("checkpoints", "weights", "trusted_proxies", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
@@ -147,6 +225,22 @@ class Settings(BaseSettings):
         backend, slash, precision = (value or "").partition("/")
         if value is not None and (not backend or (slash and precision not in precisions)):
             raise ValueError(f"allowed: BACKEND or BACKEND/PRECISION, of which {', '.join(precisions)}")
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:
+            ipaddress.ip_network(each)  # its error says what is wrong; an address is a network of one
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [each for each in value if each != "*" and not _ORIGIN.fullmatch(each)]:
+            raise ValueError(
+                f"{wrong[0]}: no origin, which is of the form https://example.com or http://localhost:3000"
+            )
         return value
 
     @field_validator("cache_dir", "data_dir")
@@ -225,7 +319,13 @@ def _explain(detail: dict[str, Any], given: Mapping[str, object], path: Path | N
         source = f"{path}: {name}"
     if detail["type"].startswith("byte_size"):
         return f"{source}: got {detail['input']!r}; allowed: a number of bytes, or one with a unit, as 12GiB or 800MB"
-    return f"{source}: got {detail['input']!r}; {detail['msg'][0].lower()}{detail['msg'][1:]}"
+    got = "a secret" if name in secret_settings() else repr(detail["input"])
+    return f"{source}: got {got}; {detail['msg'][0].lower()}{detail['msg'][1:]}"
+
+
+def secret_settings() -> set[str]:
+    """The settings that no message shows, and that are no flags: everyone on a machine may read those."""
+    return {name for name, field in Settings.model_fields.items() if SecretStr in get_args(field.annotation)}
 
 
 def flag_of(name: str) -> str:

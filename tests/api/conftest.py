@@ -5,14 +5,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
 from sd35.api.app import create_app
+from sd35.api.protocol import bounded
+from sd35.service.keys import KeyStore
 from sd35.service.opening import Opening
 from sd35.service.studio import Studio
+from sd35.settings import load_settings
 from tests.double import WAIT_S, NumpyBackend, double_studio
 
 
@@ -31,10 +35,11 @@ def studio(tmp_path: Path, backend: NumpyBackend) -> Iterator[Studio]:
 
 
 @contextmanager
-def serving(studio: Studio) -> Iterator[TestClient]:
+def serving(studio: Studio, keys: KeyStore | None = None, **settings: Any) -> Iterator[TestClient]:
     """A client of an app that is ready."""
     ready = threading.Event()
-    with TestClient(create_app(Opening(lambda: studio, ready.set, _raise)), follow_redirects=False) as client:
+    app = create_app(Opening(lambda: studio, ready.set, _raise), load_settings(settings), keys)
+    with TestClient(app, follow_redirects=False) as client:
         assert ready.wait(WAIT_S)
         yield client
 
@@ -47,20 +52,28 @@ def client(studio: Studio, backend: NumpyBackend) -> Iterator[TestClient]:
         backend.release.set()
 
 
-@pytest.fixture
-def address(studio: Studio, backend: NumpyBackend) -> Iterator[tuple[str, int]]:
+@contextmanager
+def listening(studio: Studio, **settings: Any) -> Iterator[tuple[str, int]]:
     """Host and port of a real server."""
     ready = threading.Event()
-    app = create_app(Opening(lambda: studio, ready.set, _raise))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
+    chosen = load_settings(settings)
+    app = create_app(Opening(lambda: studio, ready.set, _raise), chosen)
+    server = uvicorn.Server(uvicorn.Config(app, http=bounded(chosen.max_arrival_s), log_config=None, ws="none"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         assert ready.wait(WAIT_S)
         yield listener.getsockname()
-        backend.release.set()
         server.should_exit = True
         thread.join(WAIT_S)
+
+
+@pytest.fixture
+def address(studio: Studio, backend: NumpyBackend) -> Iterator[tuple[str, int]]:
+    """Host and port of a real server."""
+    with listening(studio) as address:
+        yield address
+        backend.release.set()
 
 
 def _raise(error: Exception) -> None:

@@ -14,6 +14,7 @@ from sd35.api.app import create_app
 from sd35.errors import CheckpointError
 from sd35.service.opening import Opening
 from sd35.service.studio import Studio
+from sd35.settings import load_settings
 from tests.api.conftest import serving
 from tests.double import WAIT_S, NumpyBackend
 
@@ -42,7 +43,7 @@ def test_nothing_but_health_is_answered_while_the_model_loads(studio: Studio):
         assert load.wait(WAIT_S)
         return studio
 
-    with TestClient(create_app(Opening(open_studio, ready.set, lambda _: None))) as client:
+    with TestClient(create_app(Opening(open_studio, ready.set, lambda _: None), load_settings())) as client:
         assert client.get("/healthz").status_code == 200
         for response in (
             client.get("/readyz"),
@@ -80,7 +81,7 @@ def test_a_failed_load_is_handed_over():
         failures.append(failure)
         told.set()
 
-    with TestClient(create_app(Opening(open_studio, lambda: None, on_failure))) as client:
+    with TestClient(create_app(Opening(open_studio, lambda: None, on_failure), load_settings())) as client:
         assert told.wait(WAIT_S)
         assert client.get("/readyz").status_code == 503
     assert failures == [error]
@@ -97,7 +98,7 @@ def test_closing_refuses_new_pictures_and_finishes_those_accepted(studio: Studio
         ticket = studio.submit(studio.resolve(_wanted("held")))
         closing = asyncio.create_task(opening.close())
         await asyncio.to_thread(backend.started.wait, WAIT_S)
-        client = TestClient(create_app(opening))  # without its lifespan: the opening is open already
+        client = TestClient(create_app(opening, load_settings()))  # without its lifespan: the opening is open already
         for response in (client.get("/readyz"), client.post("/v1/txt2img", json={"prompt": "a cat"})):
             assert response.status_code == 503
             assert "closing" in response.json()["detail"]
@@ -219,7 +220,9 @@ def test_openapi_tells_the_body_the_answers_and_the_headers(client: TestClient):
     assert body["required"] == ["prompt"]
     assert body["additionalProperties"] is False
     assert {"type": "integer", "minimum": 1, "maximum": 150} in body["properties"]["steps"]["anyOf"]
-    assert operation["responses"].keys() == {"200", "400", "404", "413", "415", "422", "500", "503"}
+    assert operation["responses"].keys() == {
+        *("200", "400", "401", "403", "404", "408", "413", "415", "422", "429", "500", "503")
+    }
     assert "X-Sd35-Seed" in operation["responses"]["200"]["headers"]
     assert operation["responses"]["200"]["content"].keys() == {"image/png"}
     assert "application/problem+json" in operation["responses"]["422"]["content"]

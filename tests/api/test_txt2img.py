@@ -207,12 +207,12 @@ def test_a_failing_picture_is_a_500_that_says_why(client: TestClient):
 
 
 def test_too_many_pictures_are_refused_with_retry_after(client: TestClient, backend: NumpyBackend):
-    """503 says when to come back; the event loop still answers while a picture is made."""
+    """429 says when to come back; the event loop still answers while a picture is made."""
     studio = client.app.state.opening.studio  # type: ignore[attr-defined]
     tickets = [studio.submit(studio.resolve(read_wanted("held"))) for _ in range(3)]
     assert backend.started.wait(WAIT_S)
     response = ask(client)
-    assert "3 of at most 3 pictures are accepted; try again in" in problem(response, 503)["detail"]
+    assert "3 of at most 3 pictures are accepted; try again in" in problem(response, 429)["detail"]
     assert int(response.headers["retry-after"]) >= 1
     assert client.get("/healthz").status_code == 200
     backend.release.set()

@@ -9,7 +9,7 @@ import typer.main
 
 from sd35.cli.main import app
 from sd35.errors import InvalidSetting
-from sd35.settings import Settings, flag_of, load_settings, settings_table, unknown_variables
+from sd35.settings import Settings, flag_of, load_settings, secret_settings, settings_table, unknown_variables
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -92,10 +92,10 @@ def test_the_documented_table_is_the_settings():
 
 
 def test_every_setting_has_a_flag_of_serve():
-    """`sd35 serve` can set whatever a variable can."""
+    """`sd35 serve` can set whatever a variable can, but for secrets: flags are there for everyone to read."""
     serve = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
     flags = {flag for parameter in serve.params for flag in parameter.opts}
-    assert {flag_of(name) for name in Settings.model_fields} <= flags
+    assert {flag_of(name) for name in Settings.model_fields} - flags == {flag_of(name) for name in secret_settings()}
 
 
 def test_every_setting_is_read_somewhere():
@@ -110,3 +110,22 @@ def test_an_amount_of_memory_that_is_none_is_refused_with_its_form(amount: str):
     """What came is named, and how an amount is written."""
     with pytest.raises(InvalidSetting, match=rf"--vram: got '{amount}'; allowed: .* as 12GiB"):
         load_settings({"vram": amount})
+
+
+def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch):
+    """Neither where it is wrong nor where the settings are printed."""
+    monkeypatch.setenv("SD35_LINK_SECRET", "unspeakable")
+    with pytest.raises(InvalidSetting, match=r"SD35_LINK_SECRET: got a secret; .* at least 16") as refused:
+        load_settings()
+    assert "unspeakable" not in str(refused.value)
+    monkeypatch.setenv("SD35_LINK_SECRET", "unspeakable, and long enough")
+    assert "unspeakable" not in repr(load_settings())
+
+
+@pytest.mark.parametrize(
+    "url", ["pictures.example.com", "ftp://example.com", "https://example.com/?a=1", "https://a b"]
+)
+def test_a_public_address_that_links_cannot_begin_with_is_refused(url: str):
+    """It is http or https, without parameters."""
+    with pytest.raises(InvalidSetting, match=f"--public-url: got {url!r}".replace("?", "[?]")):
+        load_settings({"public_url": url})

@@ -5,27 +5,38 @@ import time
 from collections.abc import AsyncIterator
 
 import structlog
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from sd35.api import metrics, service_pages, txt2img
+from sd35.api.callers import Gate, require_admin
+from sd35.api.cors import Cors
 from sd35.api.observe import RequestLog
+from sd35.api.openapi import describe
 from sd35.api.problems import RequestRefused, problem_of, problem_response
 from sd35.errors import PictureFailed, Sd35Error
+from sd35.service.callers import KeyRing
+from sd35.service.keys import Allowance, KeyStore
+from sd35.service.limits import Limits
 from sd35.service.opening import Opening
 from sd35.service.record import own_version
+from sd35.settings import Settings
 
 _DESCRIPTION = """Stable Diffusion 3.5 as a service.
 
     curl -X POST http://127.0.0.1:8000/v1/txt2img -H 'content-type: application/json' \\
       -d '{"prompt": "a cat on a blue background"}' -o out.png
 
+Where there are API keys, each request needs one: `Authorization: Bearer sd35_...` or `X-Api-Key: sd35_...`.
+
 Errors are `application/problem+json` (RFC 9457) and name the field, what came and what is allowed."""
 
 
-def create_app(opening: Opening) -> FastAPI:
-    """The app around a studio that its lifespan opens and closes."""
+def create_app(opening: Opening, settings: Settings, keys: KeyStore | None = None) -> FastAPI:
+    """The app around a studio that its lifespan opens and closes. Without `keys`, it is open to whoever reaches it."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -45,12 +56,25 @@ def create_app(opening: Opening) -> FastAPI:
     app.state.started_s = time.monotonic()
     app.include_router(txt2img.router)
     app.include_router(service_pages.router)
-    app.include_router(metrics.router)
-    app.add_middleware(RequestLog)
+    app.include_router(metrics.router, dependencies=[Depends(require_admin)] if settings.metrics_need_admin else [])
+    describe(app)
+    _surround(app, settings, keys)
     app.add_exception_handler(Sd35Error, _on_own_error)
     app.add_exception_handler(RequestRefused, _on_refused)
     app.add_exception_handler(HTTPException, _on_http_error)
     return app
+
+
+def _surround(app: FastAPI, settings: Settings, keys: KeyStore | None) -> None:
+    """The middleware, from the innermost out."""
+    allowance = Allowance(settings.requests_per_minute, settings.concurrency, settings.pixels_per_hour)
+    ring = KeyRing(keys, Limits(allowance))
+    app.add_middleware(Gate, ring=ring, refuse=_on_own_error, arrival_s=settings.max_arrival_s)
+    if settings.cors_origins:
+        app.add_middleware(Cors, origins=settings.cors_origins)
+    app.add_middleware(RequestLog)
+    if settings.trusted_proxies:
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
 
 
 async def _on_own_error(request: Request, error: Exception) -> Response:
@@ -67,5 +91,17 @@ async def _on_refused(request: Request, error: Exception) -> Response:
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    detail = f"{request.method} {request.url.path}: {error.detail.lower()}; what there is: /docs"
-    return problem_response(error.status_code, detail, request.state.request_id, headers=error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(sorted(_methods(request))) or headers["Allow"]
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=headers)
+    detail = f"{request.method} {request.scope['path']}: {error.detail.lower()}; what there is: /docs"
+    return problem_response(error.status_code, detail, request.state.request_id, headers=headers)
+
+
+def _methods(request: Request) -> set[str]:
+    """What a path can be asked for, by all of its routes: Starlette names those of the first."""
+    matching = [route for route in request.app.routes if isinstance(route, Route)]
+    found = [route.methods or set() for route in matching if route.matches(request.scope)[0] is not Match.NONE]
+    return set().union(*found)

@@ -72,9 +72,7 @@ def job_view(job: Job, place: int | None = None) -> JobView:
         address = f"/v1/artifacts/{made.digest}"
         if job.order.format is not Format.PNG:
             address += f"?output_format={job.order.format}"
-        picture = PictureView(
-            digest=made.digest, url=address, cached=made.was_cached, content_filtered=made.is_blurred
-        )
+        picture = PictureView(digest=made.digest, url=address, cached=made.was_cached, content_filtered=made.is_blurred)
     if failure := job.failure:
         error = Problem.of(failure.status, failure.detail)
     return JobView(

@@ -9,10 +9,20 @@ from typing import Any
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from sd35.errors import InvalidRequest, NotReady, Overloaded, Sd35Error, UnknownModel
+from sd35.errors import (
+    InvalidRequest,
+    NotAuthenticated,
+    NotReady,
+    Overloaded,
+    Sd35Error,
+    StoreUnavailable,
+    TooMany,
+    UnknownModel,
+)
 
 MEDIA_TYPE = "application/problem+json"
 _SHOWN_CHARACTERS = 100
+_STORE_RETRY_S = 5
 
 
 class FieldError(BaseModel):
@@ -82,18 +92,20 @@ def problem_response(
 
 def problem_of(error: Sd35Error, request_id: str) -> Response:
     """The response for one of this project's errors."""
+    fields = []
+    headers = {}
     match error:
         case InvalidRequest():
             fields = [FieldError(field=error.field, got=shown(error.got), allowed=error.allowed)]
-            return problem_response(422, str(error), request_id, fields)
         case UnknownModel():
             fields = [FieldError(field="model", got=shown(error.name), allowed=", ".join(error.served))]
-            return problem_response(404, str(error), request_id, fields)
-        case Overloaded() | NotReady():
+        case NotAuthenticated():
+            headers = {"WWW-Authenticate": "Bearer"}
+        case Overloaded() | TooMany() | NotReady():
             headers = {"Retry-After": str(math.ceil(error.retry_after_s))}
-            return problem_response(503, str(error), request_id, headers=headers)
-        case _:
-            return problem_response(500, str(error), request_id)
+        case StoreUnavailable():
+            headers = {"Retry-After": str(_STORE_RETRY_S)}
+    return problem_response(error.status, str(error), request_id, fields, headers)
 
 
 def shown(value: object) -> Any:  # noqa: ANN401  any JSON value

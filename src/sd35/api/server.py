@@ -12,6 +12,7 @@ import uvicorn
 
 from sd35.api.app import create_app
 from sd35.api.observe import configure_logs
+from sd35.api.protocol import bounded
 from sd35.backends.host import process_age_s
 from sd35.backends.table import check_available
 from sd35.errors import InvalidSetting
@@ -98,13 +99,15 @@ def serve(settings: Settings) -> None:
 
     opening = Opening(load, on_ready, on_failure, start_up)
     config = uvicorn.Config(
-        create_app(opening),
+        create_app(opening, settings),
         loop="uvloop",
-        http="httptools",
+        http=bounded(settings.max_arrival_s),
         ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # uvicorn would believe whoever is on this machine; the app knows whom to
+        root_path=settings.root_path,
         timeout_graceful_shutdown=_ANSWERING_S,
     )
     server = _Server(config, opening)

@@ -85,9 +85,9 @@ router = APIRouter()
 
 @router.head("/", include_in_schema=False)
 @router.get("/", include_in_schema=False)
-async def root() -> RedirectResponse:
+async def root(request: Request) -> RedirectResponse:
     """A person who opens the address finds the pages that explain it."""
-    return RedirectResponse("/docs")
+    return RedirectResponse(request.scope["root_path"] + "/docs")
 
 
 @router.head("/healthz", include_in_schema=False)

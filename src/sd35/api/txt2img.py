@@ -156,12 +156,16 @@ router = APIRouter()
     responses={
         200: _PICTURE,
         400: documented("The body is not JSON."),
+        403: documented("The request takes more than an hour's share of pixels."),
         404: documented("No model of that name is served; the problem lists those that are."),
         413: documented("The body is too large."),
         415: documented("The body is not `application/json`."),
         422: documented("A field is unknown, missing, of the wrong type or out of range; each is named."),
         500: documented("This picture could not be made; others are not affected."),
-        503: documented("Too many pictures wait, or the service is loading or closing.", **{"Retry-After": "Seconds."}),
+        429: documented("Too many pictures wait, or the caller's own limit is reached.", **{"Retry-After": "Seconds."}),
+        503: documented(
+            "The service is loading or closing, or a store does not answer.", **{"Retry-After": "Seconds."}
+        ),
     },
 )
 async def txt2img(
@@ -199,7 +203,9 @@ def _response(outcome: Outcome, content: bytes, wanted: Format) -> Response:
     request, timing = outcome.request, outcome.timing
     stages = {"wait": timing.waited_s, "picture": timing.took_s, "png": timing.png_s}
     structlog.contextvars.bind_contextvars(
-        digest=request.digest, cache=outcome.cache, **{f"{name}_ms": round(1000 * took) for name, took in stages.items()}
+        digest=request.digest,
+        cache=outcome.cache,
+        **{f"{name}_ms": round(1000 * took) for name, took in stages.items()},
     )
     headers = {
         "X-Sd35-Seed": str(request.seed),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sd35.cli import capacity_commands, compile_command, model_commands, options
+from sd35.cli import capacity_commands, compile_command, key_commands, model_commands, options
 from sd35.errors import InvalidSetting, Sd35Error
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.add_typer(capacity_commands.app)
 app.add_typer(model_commands.app)
 app.add_typer(compile_command.app)
+app.add_typer(key_commands.app)
 
 
 def main() -> None:
@@ -54,6 +55,14 @@ def serve(
     *,
     host: options.Host = None,
     port: options.Port = None,
+    root_path: options.RootPath = None,
+    trusted_proxies: options.TrustedProxies = None,
+    cors_origins: options.CorsOrigins = None,
+    max_arrival_s: options.MaxArrival = None,
+    requests_per_minute: options.RequestsPerMinute = None,
+    concurrency: options.Concurrency = None,
+    pixels_per_hour: options.PixelsPerHour = None,
+    metrics_need_admin: options.MetricsNeedAdmin = None,
     checkpoint: options.Checkpoints = None,
     weights: options.Weights = None,
     variants: options.Variants = None,
@@ -76,9 +85,16 @@ def serve(
     reproducible: options.Reproducible = None,
     memory_mb: options.MemoryMb = None,
     embedding_cache_mb: options.EmbeddingCacheMb = None,
+    store: options.Store = None,
+    keep_days: options.KeepDays = None,
+    keep_gb: options.KeepGb = None,
+    public_url: options.PublicUrl = None,
     log_format: options.LogFormat = None,
     cache_dir: options.CacheDir = None,
     data_dir: options.DataDir = None,
+    database: options.Database = None,
+    webhook_secret: options.WebhookSecret = None,
+    webhook_allow_private: options.WebhookAllowPrivate = None,
     config: options.Config = None,
 ) -> None:
     """Serve pictures over HTTP until Ctrl-C or SIGTERM, which let running pictures finish.

@@ -9,7 +9,7 @@ import typer
 
 from sd35.settings import Settings, flag_of, load_settings
 
-_SERVICE, _COMPUTE = "Service", "What computes"
+_SERVICE, _ACCESS, _COMPUTE = "Service", "Who may use it", "What computes"
 EPILOG = "Every setting is also an environment variable (SD35_...) or a key of a TOML file: see docs/settings.md."
 
 
@@ -25,6 +25,14 @@ def _setting(name: str, panel: str, **more: Any) -> Any:  # noqa: ANN401  typer'
 
 Host: TypeAlias = Annotated[str | None, _setting("host", _SERVICE)]
 Port: TypeAlias = Annotated[str | None, _setting("port", _SERVICE, metavar="PORT")]
+RootPath: TypeAlias = Annotated[str | None, _setting("root_path", _ACCESS, metavar="PATH")]
+TrustedProxies: TypeAlias = Annotated[str | None, _setting("trusted_proxies", _ACCESS, metavar="NETWORKS")]
+CorsOrigins: TypeAlias = Annotated[str | None, _setting("cors_origins", _ACCESS, metavar="ORIGINS")]
+MaxArrival: TypeAlias = Annotated[str | None, _setting("max_arrival_s", _ACCESS, metavar="SECONDS")]
+RequestsPerMinute: TypeAlias = Annotated[str | None, _setting("requests_per_minute", _ACCESS, metavar="REQUESTS")]
+Concurrency: TypeAlias = Annotated[str | None, _setting("concurrency", _ACCESS, metavar="PICTURES")]
+PixelsPerHour: TypeAlias = Annotated[str | None, _setting("pixels_per_hour", _ACCESS, metavar="PIXELS")]
+MetricsNeedAdmin: TypeAlias = Annotated[bool | None, _setting("metrics_need_admin", _ACCESS)]
 MaxPixels: TypeAlias = Annotated[str | None, _setting("max_pixels", _SERVICE, metavar="PIXELS")]
 MaxPictures: TypeAlias = Annotated[str | None, _setting("max_pictures", _SERVICE, metavar="PICTURES")]
 MaxWait: TypeAlias = Annotated[str | None, _setting("max_wait_s", _SERVICE, metavar="SECONDS")]
@@ -32,9 +40,16 @@ MaxBatchRows: TypeAlias = Annotated[str | None, _setting("max_batch_rows", _COMP
 Reproducible: TypeAlias = Annotated[bool | None, _setting("reproducible", _COMPUTE)]
 MemoryMb: TypeAlias = Annotated[str | None, _setting("memory_mb", _COMPUTE, metavar="MB")]
 EmbeddingCacheMb: TypeAlias = Annotated[str | None, _setting("embedding_cache_mb", _COMPUTE, metavar="MB")]
+Store: TypeAlias = Annotated[str | None, _setting("store", _SERVICE, metavar="DIRECTORY|URL")]
+KeepDays: TypeAlias = Annotated[str | None, _setting("keep_days", _SERVICE, metavar="DAYS")]
+KeepGb: TypeAlias = Annotated[str | None, _setting("keep_gb", _SERVICE, metavar="GB")]
+PublicUrl: TypeAlias = Annotated[str | None, _setting("public_url", _SERVICE, metavar="URL")]
 LogFormat: TypeAlias = Annotated[str | None, _setting("log_format", _SERVICE, metavar="FORMAT")]
 CacheDir: TypeAlias = Annotated[str | None, _setting("cache_dir", _SERVICE, metavar="DIRECTORY")]
 DataDir: TypeAlias = Annotated[str | None, _setting("data_dir", _SERVICE, metavar="DIRECTORY")]
+Database: TypeAlias = Annotated[str | None, _setting("database", _SERVICE, metavar="FILE|URL")]
+WebhookSecret: TypeAlias = Annotated[str | None, _setting("webhook_secret", _SERVICE, metavar="SECRET")]
+WebhookAllowPrivate: TypeAlias = Annotated[bool | None, _setting("webhook_allow_private", _SERVICE)]
 Checkpoints: TypeAlias = Annotated[list[str] | None, _setting("checkpoints", _COMPUTE, metavar="NAME|PATH")]
 Weights: TypeAlias = Annotated[list[str] | None, _setting("weights", _COMPUTE, metavar="FILE")]
 Variants: TypeAlias = Annotated[str | None, _setting("variants", _COMPUTE, metavar="FILE")]

@@ -18,8 +18,9 @@ from sd35.request import Request
 from sd35.service.artifacts.contract import ArtifactStore
 from sd35.service.artifacts.index import PictureIndex
 from sd35.service.filters import ContentFilter, Decision, picture_decision, prompt_decision
-from sd35.service.png import blurred, read_text, write_png
-from sd35.service.record import Maker, from_text
+from sd35.service.encoding import read_record
+from sd35.service.png import blurred, write_png
+from sd35.service.record import Maker
 from sd35.service.studio import Studio
 
 OnProgress = Callable[[Progress], None]
@@ -94,7 +95,7 @@ def name_of(digest: str, *, is_blurred: bool = False) -> str:
 
 def stored_outcome(request: Request, png: bytes, *, is_blurred: bool) -> Outcome:
     """What the store holds of a request; which request made it is in the file, but for a blurred one."""
-    record = None if is_blurred else from_text(read_text(png))
+    record = None if is_blurred else read_record(png)
     return Outcome(record.request if record else request, png, record.maker if record else None, was_cached=True)
 
 

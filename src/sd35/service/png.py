@@ -17,7 +17,7 @@ from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 from sd35.backends.contract import Array
 from sd35.errors import NotReplayable
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _FILTER_UP = 2
 _RGB_8_BIT = (8, 2, 0, 0, 0)  # bit depth, colour type, compression, filter and interlace method
 
@@ -38,7 +38,7 @@ def write_png(pixels: UInt8[Array, "h w 3"], text: Mapping[str, str]) -> bytes:
     data = deflate.compress(filtered.data) + deflate.flush()
     header = struct.pack(">IIBBBBB", width, height, *_RGB_8_BIT)
     texts = [_chunk(b"iTXt", key.encode("ascii") + bytes(5) + value.encode()) for key, value in text.items()]
-    return b"".join([_SIGNATURE, _chunk(b"IHDR", header), *texts, _chunk(b"IDAT", data), _chunk(b"IEND", b"")])
+    return b"".join([SIGNATURE, _chunk(b"IHDR", header), *texts, _chunk(b"IDAT", data), _chunk(b"IEND", b"")])
 
 
 def read_png(data: bytes) -> tuple[UInt8[Array, "h w 3"], dict[str, str]]:
@@ -59,25 +59,22 @@ def read_png(data: bytes) -> tuple[UInt8[Array, "h w 3"], dict[str, str]]:
     return pixels, text
 
 
-def read_text(data: bytes) -> dict[str, str]:
-    """The text of a PNG file that `write_png` wrote, without a look at its pixels; of any other file, none of it."""
-    text, place = {}, len(_SIGNATURE)
-    while place + 8 <= len(data):
-        size, kind = struct.unpack_from(">I4s", data, place)
-        content = data[place + 8 : place + 8 + size]
-        if kind == b"iTXt":
-            key, value = content.split(bytes(5), 1)
-            text[key.decode("ascii")] = value.decode()
-        elif kind == b"IDAT":  # the text comes before
-            break
-        place += 12 + size
-    return text
-
-
 def blurred(pixels: UInt8[Array, "h w 3"]) -> UInt8[Array, "h w 3"]:
     """The picture, blurred until nothing of it can be told but its colours."""
     radius = max(pixels.shape) / 12
     return cast(Array, np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius))))
+
+
+def without_text(png: bytes) -> bytes:
+    """A PNG file that `write_png` wrote, without its text; the pixels are left as they are compressed."""
+    place, kept = len(SIGNATURE), [SIGNATURE]
+    while place < len(png):
+        size, kind = struct.unpack_from(">I4s", png, place)
+        end = place + 12 + size
+        if kind != b"iTXt":
+            kept.append(png[place:end])
+        place = end
+    return b"".join(kept)
 
 
 def enlarge(pixels: UInt8[Array, "h w 3"], width_px: int, height_px: int) -> UInt8[Array, "height_px width_px 3"]:

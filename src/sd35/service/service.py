@@ -76,7 +76,9 @@ class Service:
         """One job. Raises StoreUnavailable, as all below."""
         return await asyncio.to_thread(self.stores.jobs.get, job_id, sees)
 
-    async def stored_jobs(self, sees: str | None, statuses: Sequence[Status], before: int | None, most: int) -> list[Job]:
+    async def stored_jobs(
+        self, sees: str | None, statuses: Sequence[Status], before: int | None, most: int
+    ) -> list[Job]:
         """The newest first; see `JobStore.page`."""
         return await asyncio.to_thread(self.stores.jobs.page, sees, statuses, before, most)
 

@@ -13,6 +13,8 @@ from typing import Protocol
 from sd35.request import Request
 from sd35.service.formats import Format
 
+HELD_S = 60.0  # a webhook that someone sends is held from others so long
+
 
 class Status(StrEnum):
     """Where a job is. The last three are ends: a job never leaves them."""
@@ -127,7 +129,7 @@ class JobStore(Protocol):
         """End a job, with its webhook due at once; False, and nothing changes, where `holder` does not hold it."""
 
     def cancel(self, job_id: str, owner: str | None, now_s: float) -> Job | None:
-        """End a job as cancelled, unless it has ended; the job as it is then, or None."""
+        """End a job as cancelled, with its webhook due at once, unless it has ended; the job as it is then, or None."""
 
     def delete(self, job_id: str, owner: str | None) -> Job | None:
         """Forget a job that has ended, prompt and all; the job as it was. One that runs has to be cancelled first."""
@@ -136,7 +138,7 @@ class JobStore(Protocol):
         """How many there are of each status."""
 
     def due(self, now_s: float, most: int) -> list[Delivery]:
-        """Webhooks that are to be sent now, each held from others for a minute."""
+        """Webhooks that are to be sent now, the longest due first, each held from others for `HELD_S`."""
 
     def delivered(self, job_id: str) -> None:
         """A webhook arrived, or was given up."""

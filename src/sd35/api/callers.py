@@ -1,0 +1,95 @@
+"""What a request passes before any route: who asks is told by its key, and its body has to arrive in time."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+from fastapi import Request
+from starlette._utils import get_route_path
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sd35.api.problems import RequestRefused
+from sd35.errors import NotAllowed, Sd35Error
+from sd35.service.callers import Caller, KeyRing
+from sd35.service.keys import Role
+
+_OPEN_PATHS = {"/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
+_OPEN_FOLDER = "/static-offline-docs/"
+
+Refuse = Callable[[Request, Exception], Awaitable[Response]]
+
+
+def is_open(path: str) -> bool:
+    """Whether a path needs no key: what probes ask, and the API's description."""
+    return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER)
+
+
+class Gate:
+    """ASGI middleware: puts the Caller into the request's state, or answers by `refuse`, which knows the dialects."""
+
+    def __init__(self, app: ASGIApp, ring: KeyRing, refuse: Refuse, arrival_s: float) -> None:
+        self._app = app
+        self._ring, self._refuse, self._arrival_s = ring, refuse, arrival_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or is_open(get_route_path(scope)):
+            await self._app(scope, receive, send)
+            return
+        address = (scope.get("client") or ("",))[0]
+        try:
+            caller = await self._ring.caller(_secret_in(Headers(scope=scope)), address)
+        except Sd35Error as error:
+            response = await self._refuse(Request(scope), error)
+            await response(scope, receive, send)
+            return
+        scope["state"]["caller"] = caller
+        if caller.owner:
+            structlog.contextvars.bind_contextvars(key=caller.owner)
+
+        async def send_limits(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(caller.limit_headers())
+            await send(message)
+
+        await self._app(scope, _in_time(receive, self._arrival_s), send_limits)
+
+
+def caller_of(request: Request) -> Caller:
+    """Who asks, of a request to a route that is not open."""
+    caller: Caller = request.state.caller
+    return caller
+
+
+def require_admin(request: Request) -> None:
+    """A dependency of routes for administrators. Raises NotAllowed."""
+    if caller_of(request).role is not Role.ADMIN:
+        raise NotAllowed("this is for administrators; the API key that came is a user's")
+
+
+def _secret_in(headers: Headers) -> str | None:
+    scheme, _, secret = headers.get("authorization", "").partition(" ")
+    return secret.strip() if scheme.lower() == "bearer" else headers.get("x-api-key")
+
+
+def _in_time(receive: Receive, arrival_s: float) -> Receive:
+    """Receives a body as a whole within a time, and waits for what comes after it for ever."""
+    until_s = asyncio.get_running_loop().time() + arrival_s
+    is_whole = False
+
+    async def receive_in_time() -> Message:
+        nonlocal is_whole
+        if is_whole:
+            return await receive()
+        try:
+            async with asyncio.timeout_at(until_s):
+                message = await receive()
+        except TimeoutError as error:
+            detail = f"the body did not arrive within {arrival_s:g} s"
+            raise RequestRefused(408, detail, headers={"Connection": "close"}) from error
+        is_whole = not message.get("more_body", False)
+        return message
+
+    return receive_in_time

@@ -1,0 +1,87 @@
+"""Whose the pictures of the store are, and since when. One contract suite runs over the implementations."""
+
+import threading
+from typing import NamedTuple, Protocol
+
+
+class PictureIndex(Protocol):
+    """Knows pictures by the digest of the request that made them. What several asked for is each one's.
+
+    Safe for threads; blocks. Raises StoreUnavailable.
+    """
+
+    def add(self, digest: str, owner: str, size_bytes: int, now_s: float) -> None:
+        """A picture is an owner's; one that was already is as new as `now_s`."""
+
+    def owners(self, digest: str) -> set[str]:
+        """Whose it is."""
+
+    def owns(self, digest: str, owner: str) -> bool:
+        """Whether it is an owner's."""
+
+    def remove(self, digest: str, owner: str) -> bool:
+        """It is not this owner's any more; whether it is nobody's now."""
+
+    def forget(self, digest: str) -> None:
+        """It is nobody's any more."""
+
+    def outdated(self, before_s: float | None, most_bytes: int | None, most: int) -> list[str]:
+        """Up to `most` pictures to give up, the oldest first; a picture is as old as its newest owner's.
+
+        They are older than `before_s`, or do not fit into `most_bytes` beside all that are newer; None is no bound.
+        """
+
+
+class _Owned(NamedTuple):
+    size_bytes: int
+    created_s: float
+
+
+class MemoryPictureIndex:
+    """A PictureIndex."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._owned: dict[str, dict[str, _Owned]] = {}
+
+    def add(self, digest: str, owner: str, size_bytes: int, now_s: float) -> None:
+        """A picture is an owner's."""
+        with self._lock:
+            self._owned.setdefault(digest, {})[owner] = _Owned(size_bytes, now_s)
+
+    def owners(self, digest: str) -> set[str]:
+        """Whose it is."""
+        with self._lock:
+            return set(self._owned.get(digest, ()))
+
+    def owns(self, digest: str, owner: str) -> bool:
+        """Whether it is an owner's."""
+        return owner in self.owners(digest)
+
+    def remove(self, digest: str, owner: str) -> bool:
+        """It is not this owner's any more."""
+        with self._lock:
+            owned = self._owned.get(digest, {})
+            owned.pop(owner, None)
+            if not owned:
+                self._owned.pop(digest, None)
+            return not owned
+
+    def forget(self, digest: str) -> None:
+        """It is nobody's any more."""
+        with self._lock:
+            self._owned.pop(digest, None)
+
+    def outdated(self, before_s: float | None, most_bytes: int | None, most: int) -> list[str]:
+        """Up to `most` pictures to give up, the oldest first."""
+        with self._lock:
+            pictures = [
+                (max(one.created_s for one in owned.values()), digest, max(one.size_bytes for one in owned.values()))
+                for digest, owned in self._owned.items()
+            ]
+        given_up, total_bytes = [], 0
+        for created_s, digest, size_bytes in sorted(pictures, reverse=True):
+            total_bytes += size_bytes
+            if (before_s is not None and created_s < before_s) or (most_bytes is not None and total_bytes > most_bytes):
+                given_up.append(digest)
+        return given_up[::-1][:most]

@@ -1,0 +1,15 @@
+"""What picture files are called, and where a store keeps them."""
+
+import re
+
+_NAME = re.compile(r"[0-9a-f]{64}(-[a-z]+)?\.[a-z]+")
+
+
+def place_of(name: str) -> str:
+    """Where a store keeps a file: a folder by the name's first two digits, so that none grows too large to list.
+
+    Raises ValueError for what is no name: another path than this can never come of one.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no picture's name: 64 hexadecimal digits and a suffix")
+    return f"{name[:2]}/{name}"

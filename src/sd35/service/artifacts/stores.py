@@ -1,0 +1,30 @@
+"""The picture store that the settings name."""
+
+from pathlib import Path
+
+from sd35.errors import InvalidSetting, StoreUnavailable
+from sd35.service.artifacts.contract import ArtifactStore
+from sd35.service.artifacts.memory import MemoryStore
+from sd35.settings import Settings
+
+MEMORY = "memory"
+
+
+def open_store(settings: Settings) -> ArtifactStore:
+    """The store, tried out. Takes a minute at most. Raises InvalidSetting where it cannot be used, with the reason."""
+    where = settings.store
+    if where == MEMORY:
+        return MemoryStore()
+    from sd35.service.artifacts.objects import SCHEMES, DirectoryStore, ObjectStore
+
+    scheme, is_url, _ = (where or "").partition("://")
+    if is_url and scheme not in SCHEMES:
+        known = ", ".join(f"{each}://BUCKET/PREFIX" for each in SCHEMES)
+        raise InvalidSetting(f"store: got {where!r}; allowed: {known}, a directory, or {MEMORY!r}")
+    try:
+        directory = Path(where).expanduser() if where else settings.data_dir / "pictures"
+        store = ObjectStore(where) if where and is_url else DirectoryStore(directory.absolute())
+        store.check()
+    except StoreUnavailable as error:
+        raise InvalidSetting(f"store: {error}") from error
+    return store

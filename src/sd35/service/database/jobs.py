@@ -1,0 +1,242 @@
+"""Jobs in an SQL database."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    Update,
+    and_,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    union_all,
+    update,
+)
+
+from sd35.errors import IdempotencyConflict
+from sd35.service.database.connection import Database
+from sd35.service.database.rows import job_of, values_of, values_of_result
+from sd35.service.database.tables import deliveries, is_, jobs
+from sd35.service.jobs.contract import HELD_S, Delivery, Failure, Job, Made, Status
+from sd35.service.jobs.fairness import Candidate, fairest
+
+_LOCK = 0x5D35_0002
+_ENDS = [status.value for status in Status if status.is_end]
+_SWEPT = 500  # jobs in one transaction, so that others come in between
+_LONGEST_UNION = 400  # SQLite's own bound is 500
+_FREE = {"holder": None, "lease_until_s": None}
+_QUEUED = {"status": Status.QUEUED.value, "started_s": None, **_FREE}
+_TURN = jobs.c.priority.desc(), jobs.c.number
+
+
+class SqlJobStore:
+    """A JobStore."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, job: Job) -> Job:
+        """Keep a new job, or find that of the same idempotency key. Raises IdempotencyConflict."""
+        assert job.status is Status.QUEUED
+        order = job.order
+        fresh = self._database.insert(jobs).values(values_of(job))
+        fresh = fresh.on_conflict_do_nothing(index_elements=["owner", "idempotency_key"])
+        same = select(jobs).where(jobs.c.owner == order.owner, jobs.c.idempotency_key == order.idempotency_key)
+        with self._database.write() as connection:
+            while True:
+                number = connection.execute(fresh.returning(jobs.c.number)).scalar()
+                if number is not None:
+                    return replace(job, number=number)
+                if kept := connection.execute(same).one_or_none():  # else it was deleted in between
+                    break
+        if kept.body_digest != order.body_digest:
+            raise IdempotencyConflict(str(order.idempotency_key))
+        return job_of(kept)
+
+    def get(self, job_id: str, owner: str | None) -> Job | None:
+        """One job."""
+        with self._database.read() as connection:
+            return _found(connection.execute(select(jobs).where(*_one(job_id, owner))).one_or_none())
+
+    def page(self, owner: str | None, statuses: Sequence[Status], before: int | None, limit: int) -> list[Job]:
+        """The newest first; of each status by itself from an index, then of all."""
+        seen = [] if owner is None else [jobs.c.owner == owner]
+        older = [] if before is None else [jobs.c.number < before]
+        each = [
+            select(jobs.c.number).where(*seen, *older, jobs.c.status == status.value).order_by(jobs.c.number.desc())
+            for status in sorted(set(statuses or Status))
+        ]
+        numbers = union_all(*(select(one.limit(limit).subquery()) for one in each)).subquery()
+        newest = select(numbers.c.number).order_by(numbers.c.number.desc()).limit(limit)
+        with self._database.read() as connection:
+            found = connection.execute(select(jobs).where(jobs.c.number.in_(newest)).order_by(jobs.c.number.desc()))
+            return [job_of(row) for row in found]
+
+    def place(self, job_id: str) -> int:
+        """How many queued jobs go before a queued one."""
+        with self._database.read() as connection:
+            job = connection.execute(
+                select(jobs.c.priority, jobs.c.number).where(jobs.c.id == job_id, is_(Status.QUEUED))
+            ).one_or_none()
+            if job is None:
+                return 0
+            urgent = jobs.c.priority > job.priority
+            older = and_(jobs.c.priority == job.priority, jobs.c.number < job.number)
+            counts = [select(func.count()).where(is_(Status.QUEUED), before) for before in (urgent, older)]
+            return sum(connection.execute(count).scalar_one() for count in counts)
+
+    def claim(self, holder: str, now_s: float, lease_s: float, most: int) -> list[Job]:
+        """Take up to `most` jobs to work on. Claims of all processes come one after the other, so that they are fair.
+
+        Jobs that are being cancelled just now are passed over.
+        """
+        over = select(jobs.c.number).where(is_(Status.RUNNING), jobs.c.lease_until_s < now_s)
+        with self._database.write(is_lasting=False) as connection:
+            self._database.lock(connection, _LOCK)
+            connection.execute(_update(over).values(_QUEUED))
+            chosen = select(jobs.c.number).where(
+                jobs.c.number.in_(_next(connection, min(most, _LONGEST_UNION))), is_(Status.QUEUED)
+            )
+            lease = {"holder": holder, "lease_until_s": now_s + lease_s}
+            running = _update(chosen).values(status=Status.RUNNING.value, started_s=now_s, **lease)
+            claimed = connection.execute(running.returning(jobs)).all()
+        return sorted(map(job_of, claimed), key=lambda job: (-job.order.priority, job.number))
+
+    def keep(self, holder: str, now_s: float, lease_s: float) -> set[str]:
+        """Renew the leases of all that `holder` holds."""
+        with self._database.write(is_lasting=False) as connection:
+            renewed = update(jobs).where(*_held(holder)).values(lease_until_s=now_s + lease_s)
+            return set(connection.execute(renewed.returning(jobs.c.id)).scalars())
+
+    def hand_back(self, holder: str) -> int:
+        """What `holder` still holds is queued again."""
+        with self._database.write(is_lasting=False) as connection:
+            return connection.execute(update(jobs).where(*_held(holder)).values(_QUEUED)).rowcount
+
+    def end(self, job_id: str, holder: str, ended_s: float, result: Made | Failure) -> bool:
+        """End a job that `holder` holds."""
+        with self._database.write() as connection:
+            one = update(jobs).where(jobs.c.id == job_id, *_held(holder))
+            return _end(connection, one.values(values_of_result(result)), ended_s)
+
+    def cancel(self, job_id: str, owner: str | None, now_s: float) -> Job | None:
+        """End a job as cancelled, unless it has ended."""
+        with self._database.write() as connection:
+            one = update(jobs).where(*_one(job_id, owner), or_(is_(Status.QUEUED), is_(Status.RUNNING)))
+            _end(connection, one.values(status=Status.CANCELLED.value), now_s)
+            return _found(connection.execute(select(jobs).where(*_one(job_id, owner))).one_or_none())
+
+    def delete(self, job_id: str, owner: str | None) -> Job | None:
+        """Forget a job that has ended."""
+        with self._database.write() as connection:
+            one = delete(jobs).where(*_one(job_id, owner), jobs.c.status.in_(_ENDS))
+            return _found(connection.execute(one.returning(jobs)).one_or_none())
+
+    def counts(self) -> Mapping[Status, int]:
+        """How many there are of each status."""
+        with self._database.read() as connection:
+            found = connection.execute(select(jobs.c.status, func.count()).group_by(jobs.c.status)).all()
+        return dict.fromkeys(Status, 0) | {Status(status): count for status, count in found}
+
+    def due(self, now_s: float, most: int) -> list[Delivery]:
+        """Webhooks that are to be sent now, the longest due first."""
+        waiting = (
+            select(deliveries)
+            .where(deliveries.c.due_s <= now_s)
+            .order_by(deliveries.c.due_s, deliveries.c.job_id)
+            .limit(most)
+            .with_for_update(skip_locked=True)
+        )
+        with self._database.write(is_lasting=False) as connection:
+            found = connection.execute(waiting).all()
+            if found:
+                held = update(deliveries).where(deliveries.c.job_id.in_([row.job_id for row in found]))
+                connection.execute(held.values(due_s=now_s + HELD_S))
+        return [Delivery(row.job_id, row.url, row.attempts) for row in found]
+
+    def delivered(self, job_id: str) -> None:
+        """A webhook arrived, or was given up."""
+        with self._database.write(is_lasting=False) as connection:
+            connection.execute(delete(deliveries).where(deliveries.c.job_id == job_id))
+
+    def postpone(self, job_id: str, until_s: float) -> None:
+        """A webhook did not arrive."""
+        with self._database.write(is_lasting=False) as connection:
+            late = update(deliveries).where(deliveries.c.job_id == job_id)
+            connection.execute(late.values(due_s=until_s, attempts=deliveries.c.attempts + 1))
+
+    def sweep(self, ended_before_s: float) -> int:
+        """Forget jobs that ended before a time, some at a time."""
+        old = select(jobs.c.number).where(jobs.c.ended_s < ended_before_s).limit(_SWEPT)
+        swept = 0
+        while True:
+            with self._database.write() as connection:
+                count = connection.execute(delete(jobs).where(jobs.c.number.in_(old))).rowcount
+            swept += count
+            if count < _SWEPT:
+                return swept
+
+    def close(self) -> None:
+        """Let go of connections."""
+        self._database.close()
+
+
+def _one(job_id: str, owner: str | None) -> list[ColumnElement[bool]]:
+    return [jobs.c.id == job_id, *([] if owner is None else [jobs.c.owner == owner])]
+
+
+def _held(holder: str) -> list[ColumnElement[bool]]:
+    return [is_(Status.RUNNING), jobs.c.holder == holder]
+
+
+def _found(row: Row[Any] | None) -> Job | None:
+    return None if row is None else job_of(row)
+
+
+def _update(numbers: Select[Any]) -> Update:
+    """A change of those that nobody else changes just now, so that it never waits for a lock, nor dies of one."""
+    return update(jobs).where(jobs.c.number.in_(numbers.with_for_update(skip_locked=True)))
+
+
+def _end(connection: Connection, change: Update, ended_s: float) -> bool:
+    ending = change.values(ended_s=ended_s, **_FREE).returning(jobs.c.id, jobs.c.webhook)
+    ended = connection.execute(ending).one_or_none()
+    if ended and ended.webhook:
+        first = {"job_id": ended.id, "url": ended.webhook, "due_s": ended_s, "attempts": 0}
+        connection.execute(insert(deliveries).values(first))
+    return ended is not None
+
+
+def _next(connection: Connection, most: int) -> list[int]:
+    """The numbers of the jobs whose turn it is.
+
+    Whoever's first job is not among the `most` whose turn is first has none among all: so the first of each owner
+    are looked at, and then the first `most` of so many owners. Both come from an index, however many are queued.
+    """
+    found = connection.execute(select(jobs.c.owner, func.count()).where(is_(Status.RUNNING)).group_by(jobs.c.owner))
+    running = {owner: count for owner, count in found}
+    candidate = select(jobs.c.owner, jobs.c.priority, jobs.c.number)
+    firsts = connection.execute(candidate.where(jobs.c.number.in_(_firsts())))
+    owners = [first.owner for first in fairest((Candidate(*row) for row in firsts), running, most)]
+    if not owners:
+        return []
+    queued = candidate.where(is_(Status.QUEUED)).order_by(*_TURN).limit(most)
+    each = union_all(*(select(queued.where(jobs.c.owner == owner).subquery()) for owner in owners))
+    chosen = fairest((Candidate(*row) for row in connection.execute(each)), running, most)
+    return [one.number for one in chosen]
+
+
+def _firsts() -> Select[Any]:
+    """Of each owner, the number of the queued job that is first; owners are found by hops from one to the next."""
+    owners = select(func.min(jobs.c.owner).label("owner")).where(is_(Status.QUEUED)).cte("owners", recursive=True)
+    after = select(func.min(jobs.c.owner)).where(is_(Status.QUEUED), jobs.c.owner > owners.c.owner)
+    owners = owners.union_all(select(after.correlate(owners).scalar_subquery()).where(owners.c.owner.is_not(None)))
+    first = select(jobs.c.number).where(is_(Status.QUEUED), jobs.c.owner == owners.c.owner).order_by(*_TURN).limit(1)
+    return select(first.correlate(owners).scalar_subquery()).select_from(owners)

@@ -1,0 +1,56 @@
+"""Whose pictures are whose, in an SQL database."""
+
+from sqlalchemy import delete, func, or_, select
+
+from sd35.service.database.connection import Database
+from sd35.service.database.tables import pictures
+
+
+class SqlPictureIndex:
+    """A PictureIndex."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, digest: str, owner: str, size_bytes: int, now_s: float) -> None:
+        """A picture is an owner's."""
+        fields = {"size_bytes": size_bytes, "created_s": now_s}
+        row = self._database.insert(pictures).values(digest=digest, owner=owner, **fields)
+        with self._database.write(is_lasting=False) as connection:
+            connection.execute(row.on_conflict_do_update(index_elements=["digest", "owner"], set_=fields))
+
+    def owners(self, digest: str) -> set[str]:
+        """Whose it is."""
+        with self._database.read() as connection:
+            return set(connection.execute(select(pictures.c.owner).where(pictures.c.digest == digest)).scalars())
+
+    def owns(self, digest: str, owner: str) -> bool:
+        """Whether it is an owner's."""
+        return owner in self.owners(digest)
+
+    def remove(self, digest: str, owner: str) -> bool:
+        """It is not this owner's any more."""
+        with self._database.write() as connection:
+            connection.execute(delete(pictures).where(pictures.c.digest == digest, pictures.c.owner == owner))
+            left = select(pictures.c.owner).where(pictures.c.digest == digest).limit(1)
+            return connection.execute(left).one_or_none() is None
+
+    def forget(self, digest: str) -> None:
+        """It is nobody's any more."""
+        with self._database.write() as connection:
+            connection.execute(delete(pictures).where(pictures.c.digest == digest))
+
+    def outdated(self, before_s: float | None, most_bytes: int | None, most: int) -> list[str]:
+        """Up to `most` pictures to give up, the oldest first."""
+        created_s, size_bytes = func.max(pictures.c.created_s), func.max(pictures.c.size_bytes)
+        newer = (created_s.desc(), pictures.c.digest.desc())
+        total_bytes = func.sum(size_bytes).over(order_by=newer)
+        each = select(pictures.c.digest, created_s.label("created_s"), total_bytes.label("total_bytes"))
+        found = each.group_by(pictures.c.digest).subquery()
+        bounds = [] if before_s is None else [found.c.created_s < before_s]
+        bounds += [] if most_bytes is None else [found.c.total_bytes > most_bytes]
+        if not bounds:
+            return []
+        oldest = select(found.c.digest).where(or_(*bounds)).order_by(found.c.created_s, found.c.digest).limit(most)
+        with self._database.read() as connection:
+            return list(connection.execute(oldest).scalars())

@@ -1,0 +1,194 @@
+"""Jobs in memory: for tests, and for a service whose jobs need not outlive it."""
+
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sd35.errors import IdempotencyConflict
+from sd35.service.jobs.contract import HELD_S, Delivery, Failure, Job, Made, Status
+from sd35.service.jobs.fairness import Candidate, fairest
+
+
+@dataclass(eq=False)
+class _Kept:
+    """A job, who works on it until when, and when its webhook is due."""
+
+    job: Job
+    holder: str | None = None
+    lease_until_s: float = 0.0
+    due_s: float | None = None
+    attempts: int = 0
+
+    def is_seen_by(self, owner: str | None) -> bool:
+        return owner is None or self.job.order.owner == owner
+
+    def become(self, job: Job, due_s: float | None = None) -> Job:
+        """Nobody works on it any more; its webhook, if there is one, is due."""
+        self.job, self.holder = job, None
+        self.due_s = due_s if job.order.webhook else None
+        return job
+
+
+class MemoryJobStore:
+    """A JobStore."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: dict[str, _Kept] = {}
+        self._last = 0
+
+    def add(self, job: Job) -> Job:
+        """Keep a new job, or find that of the same idempotency key. Raises IdempotencyConflict."""
+        assert job.status is Status.QUEUED
+        order = job.order
+        with self._lock:
+            for same in self._kept.values() if order.idempotency_key is not None else ():
+                if (same.job.order.owner, same.job.order.idempotency_key) == (order.owner, order.idempotency_key):
+                    if same.job.order.body_digest != order.body_digest:
+                        raise IdempotencyConflict(str(order.idempotency_key))
+                    return same.job
+            self._last += 1
+            job = replace(job, number=self._last)
+            self._kept[job.id] = _Kept(job)
+            return job
+
+    def get(self, job_id: str, owner: str | None) -> Job | None:
+        """One job."""
+        with self._lock:
+            kept = self._find(job_id, owner)
+            return kept.job if kept else None
+
+    def page(self, owner: str | None, statuses: Sequence[Status], before: int | None, limit: int) -> list[Job]:
+        """The newest first."""
+        with self._lock:
+            found = [
+                kept.job
+                for kept in reversed(self._kept.values())
+                if kept.is_seen_by(owner)
+                and (not statuses or kept.job.status in statuses)
+                and (before is None or kept.job.number < before)
+            ]
+            return found[:limit]
+
+    def place(self, job_id: str) -> int:
+        """How many queued jobs go before a queued one."""
+        with self._lock:
+            kept = self._kept.get(job_id)
+            if kept is None or kept.job.status is not Status.QUEUED:
+                return 0
+            mine = (-kept.job.order.priority, kept.job.number)
+            return sum((-job.order.priority, job.number) < mine for job in self._of(Status.QUEUED))
+
+    def claim(self, holder: str, now_s: float, lease_s: float, most: int) -> list[Job]:
+        """Take up to `most` jobs to work on."""
+        with self._lock:
+            for kept in self._kept.values():
+                if kept.job.status is Status.RUNNING and kept.lease_until_s < now_s:
+                    kept.become(replace(kept.job, status=Status.QUEUED, started_s=None))
+            running = Counter(job.order.owner for job in self._of(Status.RUNNING))
+            queued = {job.number: job for job in self._of(Status.QUEUED)}
+            candidates = [Candidate(job.order.owner, job.order.priority, job.number) for job in queued.values()]
+            claimed = []
+            for candidate in fairest(candidates, running, most):
+                kept = self._kept[queued[candidate.number].id]
+                kept.become(replace(kept.job, status=Status.RUNNING, started_s=now_s))
+                kept.holder, kept.lease_until_s = holder, now_s + lease_s
+                claimed.append(kept.job)
+            return claimed
+
+    def keep(self, holder: str, now_s: float, lease_s: float) -> set[str]:
+        """Renew the leases of all that `holder` holds."""
+        with self._lock:
+            held = self._held(holder)
+            for kept in held:
+                kept.lease_until_s = now_s + lease_s
+            return {kept.job.id for kept in held}
+
+    def hand_back(self, holder: str) -> int:
+        """What `holder` still holds is queued again."""
+        with self._lock:
+            held = self._held(holder)
+            for kept in held:
+                kept.become(replace(kept.job, status=Status.QUEUED, started_s=None))
+            return len(held)
+
+    def end(self, job_id: str, holder: str, ended_s: float, result: Made | Failure) -> bool:
+        """End a job that `holder` holds."""
+        with self._lock:
+            kept = self._kept.get(job_id)
+            if kept is None or kept.holder != holder:
+                return False
+            if isinstance(result, Made):
+                ended = replace(kept.job, status=Status.SUCCEEDED, ended_s=ended_s, made=result)
+            else:
+                ended = replace(kept.job, status=Status.FAILED, ended_s=ended_s, failure=result)
+            kept.become(ended, due_s=ended_s)
+            return True
+
+    def cancel(self, job_id: str, owner: str | None, now_s: float) -> Job | None:
+        """End a job as cancelled, unless it has ended."""
+        with self._lock:
+            kept = self._find(job_id, owner)
+            if kept and not kept.job.status.is_end:
+                kept.become(replace(kept.job, status=Status.CANCELLED, ended_s=now_s), due_s=now_s)
+            return kept.job if kept else None
+
+    def delete(self, job_id: str, owner: str | None) -> Job | None:
+        """Forget a job that has ended."""
+        with self._lock:
+            kept = self._find(job_id, owner)
+            if kept is None or not kept.job.status.is_end:
+                return None
+            del self._kept[job_id]
+            return kept.job
+
+    def counts(self) -> Mapping[Status, int]:
+        """How many there are of each status."""
+        with self._lock:
+            return dict.fromkeys(Status, 0) | Counter(kept.job.status for kept in self._kept.values())
+
+    def due(self, now_s: float, most: int) -> list[Delivery]:
+        """Webhooks that are to be sent now, the longest due first."""
+        with self._lock:
+            waiting = sorted((kept.due_s, kept.job.id) for kept in self._kept.values() if kept.due_s is not None)
+            due = [self._kept[job_id] for due_s, job_id in waiting if due_s <= now_s][:most]
+            for kept in due:
+                kept.due_s = now_s + HELD_S
+            return [Delivery(kept.job.id, kept.job.order.webhook or "", kept.attempts) for kept in due]
+
+    def delivered(self, job_id: str) -> None:
+        """A webhook arrived, or was given up."""
+        with self._lock:
+            if kept := self._kept.get(job_id):
+                kept.due_s = None
+
+    def postpone(self, job_id: str, until_s: float) -> None:
+        """A webhook did not arrive."""
+        with self._lock:
+            kept = self._kept.get(job_id)
+            if kept and kept.due_s is not None:
+                kept.due_s, kept.attempts = until_s, kept.attempts + 1
+
+    def sweep(self, ended_before_s: float) -> int:
+        """Forget jobs that ended before a time."""
+        with self._lock:
+            ended = [
+                kept.job.id for kept in self._kept.values() if kept.job.ended_s and kept.job.ended_s < ended_before_s
+            ]
+            for job_id in ended:
+                del self._kept[job_id]
+            return len(ended)
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+    def _find(self, job_id: str, owner: str | None) -> _Kept | None:
+        kept = self._kept.get(job_id)
+        return kept if kept and kept.is_seen_by(owner) else None
+
+    def _of(self, status: Status) -> list[Job]:
+        return [kept.job for kept in self._kept.values() if kept.job.status is status]
+
+    def _held(self, holder: str) -> list[_Kept]:
+        return [kept for kept in self._kept.values() if kept.holder == holder]

@@ -1,0 +1,67 @@
+"""Opens what is kept in a database: jobs, keys, and whose pictures are whose."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from sd35.errors import InvalidSetting
+from sd35.service.artifacts.index import MemoryPictureIndex, PictureIndex
+from sd35.service.jobs.contract import JobStore
+from sd35.service.jobs.memory import MemoryJobStore
+from sd35.service.keys import KeyStore
+from sd35.service.memory_keys import MemoryKeyStore
+from sd35.settings import Settings
+
+MEMORY = "memory"
+_ALLOWED = f"`{MEMORY}`, a file's path, sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME"
+
+
+class Stores(NamedTuple):
+    """What one database keeps."""
+
+    jobs: JobStore
+    keys: KeyStore
+    pictures: PictureIndex
+
+    def close(self) -> None:
+        """Let go of connections."""
+        self.jobs.close()
+
+
+def database_of(settings: Settings) -> str:
+    """Which database the settings name."""
+    return settings.database or str(settings.data_dir / "sd35.db")
+
+
+def open_stores(database: str, wait_s: float = 10.0) -> Stores:
+    """Open a database, made first or brought up to date where that is needed. `wait_s`: longest wait for SQLite's lock.
+
+    Raises InvalidSetting, without a word of what may hold a password, and StoreUnavailable.
+    """
+    if database == MEMORY:
+        return Stores(MemoryJobStore(), MemoryKeyStore(), MemoryPictureIndex())
+    from sqlalchemy import URL, make_url
+    from sqlalchemy.exc import ArgumentError
+
+    from sd35.service.database.connection import Database
+    from sd35.service.database.jobs import SqlJobStore
+    from sd35.service.database.keys import SqlKeyStore
+    from sd35.service.database.migrate import migrate
+    from sd35.service.database.pictures import SqlPictureIndex
+
+    try:
+        url = make_url(database) if "://" in database else URL.create("sqlite", database=database)
+    except (ArgumentError, ValueError):
+        raise InvalidSetting(f"database: got a URL that cannot be read; allowed: {_ALLOWED}") from None
+    if url.drivername in {"postgresql", "postgres", "postgresql+psycopg"}:
+        url = url.set(drivername="postgresql+psycopg")
+    elif url.drivername != "sqlite" or url.query or (url.database or ":memory:") == ":memory:":
+        raise InvalidSetting(f"database: got {url.render_as_string(hide_password=True)!r}; allowed: {_ALLOWED}")
+    if url.drivername == "sqlite":
+        url = url.set(database=str(Path(url.database or "").expanduser().absolute()))
+    opened = Database(url, wait_s)
+    try:
+        migrate(opened)
+    except BaseException:
+        opened.close()
+        raise
+    return Stores(SqlJobStore(opened), SqlKeyStore(opened), SqlPictureIndex(opened))

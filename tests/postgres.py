@@ -1,0 +1,59 @@
+"""A PostgreSQL server of the tests' own, from Debian's packages: on a socket in a folder, reachable by nobody else."""
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL, create_engine
+
+_HOMES = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
+_QUICK = "-c fsync=off -c synchronous_commit=off -c full_page_writes=off"  # nobody's data
+
+
+@contextmanager
+def serving() -> Iterator[URL]:
+    """A server; yields the address of a database of it, whose other databases are the tests' to make."""
+    if not _HOMES:
+        pytest.skip("PostgreSQL is not installed: apt install postgresql")
+    binaries = _HOMES[-1].parent
+    folder = Path(tempfile.mkdtemp(prefix="sd35-pg-"))  # pytest's are for one user's eyes, and paths of sockets short
+    unprivileged = _unprivileged(folder)
+    data = folder / "data"
+    initdb = [str(binaries / "initdb"), "-D", str(data), "-U", "me", "-A", "trust", "-E", "UTF8", "--no-sync"]
+    options = f"-k {folder} -c listen_addresses='' {_QUICK}"
+    control = [str(binaries / "pg_ctl"), "-D", str(data), "-w"]
+    try:
+        subprocess.run([*unprivileged, *initdb], check=True, capture_output=True, cwd=folder)
+        start = [*control, "-l", str(folder / "log"), "-o", options, "start"]
+        subprocess.run([*unprivileged, *start], check=True, stdout=subprocess.DEVNULL, cwd=folder)
+        try:
+            yield URL.create("postgresql+psycopg", "me", database="postgres", query={"host": str(folder)})
+        finally:
+            stop = [*control, "-m", "immediate", "stop"]
+            subprocess.run([*unprivileged, *stop], check=True, stdout=subprocess.DEVNULL, cwd=folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def new_database(server: URL, name: str) -> URL:
+    """An empty database of a server."""
+    engine = create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f'CREATE DATABASE "{name}"')
+    engine.dispose()
+    return server.set(database=name)
+
+
+def _unprivileged(folder: Path) -> list[str]:
+    """What to begin a command with: the server refuses to run as root."""
+    if os.geteuid() != 0:
+        return []
+    user = pwd.getpwnam("postgres")
+    os.chown(folder, user.pw_uid, user.pw_gid)
+    return ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
