@@ -6,7 +6,8 @@ Labels are of few values, all known beforehand: never a prompt, an id, a key or 
 import asyncio
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from sd35.engine.observing import Stage
@@ -43,14 +44,16 @@ class Described(NamedTuple):
 class Metering:
     """Counters and histograms in a `registry` of their own; an engine's `Observer`. Safe for threads.
 
-    `max_rows`: transformer rows that a batch may have.
+    `max_rows`: transformer rows that a batch may have. What the process holds and uses is in the registry too, under
+    Prometheus' own names (`process_...`), which `described` leaves out.
     """
 
     def __init__(self, max_rows: int = 1) -> None:
-        from prometheus_client import CollectorRegistry, disable_created_metrics
+        from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics
 
         disable_created_metrics()  # a series of its own for each counter's birth, which Prometheus does not read
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self.described: list[Described] = []
         self.max_rows = max_rows
         self._of_requests()
@@ -60,6 +63,12 @@ class Metering:
         self._lag = self._histogram("sd35_event_loop_lag_seconds", "How late the event loop came to a timer.", _LAG_S)
 
     # What the API tells.
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Count a request as one in progress."""
+        with self._in_progress.track_inprogress():
+            yield
 
     def answered(self, dialect: str, route: str, method: str, status: int, took_s: float) -> None:
         """A request got its answer, or as much of it as could be sent."""
@@ -133,8 +142,13 @@ class Metering:
             "sd35_http_requests_total", "Requests answered.", "dialect", "route", "method", "status"
         )
         self._request_s = self._histogram(
-            "sd35_http_request_duration_seconds", "From a request's head to its answer's end.", _LONG_S, "dialect", "route"
+            "sd35_http_request_duration_seconds",
+            "From a request's head to its answer's end.",
+            _LONG_S,
+            "dialect",
+            "route",
         )
+        self._in_progress = self._gauge("sd35_http_requests_in_progress", "Requests that are being answered.")
         self._errors = self._counter(
             "sd35_errors_total", "Requests answered with an error of the service's, also limits' refusals.", "error"
         )
@@ -164,7 +178,9 @@ class Metering:
             "sd35_engine_batch_occupancy_ratio", "Transformer rows of a batch over `max_batch_rows`.", _SHARES
         )
         self._splits = self._counter("sd35_engine_splits_total", "Calls of several that failed: each was tried alone.")
-        self._failures = self._counter("sd35_engine_backend_failures_total", "Calls of the backend that failed.", "kind")
+        self._failures = self._counter(
+            "sd35_engine_backend_failures_total", "Calls of the backend that failed.", "kind"
+        )
         self._encoded = self._counter("sd35_engine_encoded_prompts_total", "Prompts that were encoded.")
         self._encode_s = self._histogram("sd35_engine_encode_duration_seconds", "Calls that encode prompts.", _SHORT_S)
         _begin_at_0(self._failures, ["out_of_memory", "other"])
@@ -182,6 +198,12 @@ class Metering:
 
         self.described.append(Described(name, "counter", labels, meaning))
         return Counter(name, meaning, labels, registry=self.registry)
+
+    def _gauge(self, name: str, meaning: str) -> "Gauge":
+        from prometheus_client import Gauge
+
+        self.described.append(Described(name, "gauge", (), meaning))
+        return Gauge(name, meaning, registry=self.registry)
 
     def _histogram(self, name: str, meaning: str, buckets: Sequence[float], *labels: str) -> "Histogram":
         from prometheus_client import Histogram
