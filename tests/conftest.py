@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sqlalchemy import URL
 
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from sd35.compile.drawing import recipe_of
@@ -12,6 +13,7 @@ from sd35.compile.fp8 import Wanted, build_fp8
 from sd35.compile.graphs import build_graphs
 from sd35.compile.prompts import calibration_prompts, judged_prompts
 from sd35.compile.stages import Stages
+from tests import postgres
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,6 +23,13 @@ def _one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[URL]:
+    """A PostgreSQL server; skips where none is installed."""
+    with postgres.serving() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

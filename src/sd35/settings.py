@@ -187,18 +187,37 @@ class Settings(BaseSettings):
         description="What cannot be made again.",
         json_schema_extra={"default": "~/.local/share/sd35"},
     )
+    keep_metadata: bool = Field(
+        default=True, description="Let picture files say what made them, where the request does not say otherwise."
+    )
+    content_filter: str | None = Field(
+        None,
+        description="Import path, `package.module:name`, of a hook that sees each prompt and picture, and allows, blurs"
+        " or refuses it.",
+        json_schema_extra={"default": "none"},
+    )
+    redirect_pictures: bool = Field(
+        default=False,
+        description="Send who asks for a stored PNG file to the object store, by a signed address, where it has one.",
+    )
+    max_jobs: int = Field(10_000, ge=1, description="Most jobs that wait; further ones are refused with 429.")
+    grace_s: float = Field(
+        60,
+        ge=0,
+        description="Seconds for what runs to end once the service is told to; then jobs are handed back, and calls end.",
+    )
     database: str | None = Field(
         None,
         repr=False,
-        description="Where jobs and keys are kept: a file of SQLite's, `postgresql://USER:PASSWORD@HOST/NAME` (needs the"
-        " postgres extra), or `memory`, which ends with the process. The variable keeps a password from other users of"
-        " the machine, the flag does not.",
+        description="Where jobs and keys are kept: a file of SQLite's, `postgresql://USER:PASSWORD@HOST/NAME` (with"
+        " the extra `postgres`), or `memory`, which ends with the process. The flag shows a password to other users of"
+        " the machine, the variable does not.",
         json_schema_extra={"default": "sd35.db in data_dir"},
     )
     webhook_secret: SecretStr | None = Field(
         None,
-        description="What signs webhooks: `whsec_` and then 24 to 64 random bytes in base64; without it, jobs take none."
-        " The variable keeps it from other users of the machine, the flag does not.",
+        description="What signs webhooks: `whsec_` and then 24 to 64 random bytes in base64; without it, jobs take"
+        " none. The variable keeps it from other users of the machine, the flag does not.",
         json_schema_extra={"default": "none"},
     )
     webhook_allow_private: bool = Field(

@@ -127,7 +127,6 @@ def test_a_first_key_closes_an_open_service():
 
 def test_a_store_that_does_not_answer_lets_nobody_in_and_is_not_asked_by_all():
     """StoreUnavailable for everyone for a second, then it is asked again, and answers."""
-
     clock = Clock()
     key, secret = new_key("mine", Role.USER, 1.0)
     store = Counting()

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from sd35.api import metrics, service_pages, txt2img
+from sd35.api import artifacts, jobs, metrics, service_pages, txt2img
 from sd35.api.callers import Gate, require_admin
 from sd35.api.cors import Cors
 from sd35.api.observe import RequestLog
@@ -55,6 +55,8 @@ def create_app(opening: Opening, settings: Settings, keys: KeyStore | None = Non
     app.state.opening = opening
     app.state.started_s = time.monotonic()
     app.include_router(txt2img.router)
+    app.include_router(jobs.router)
+    app.include_router(artifacts.router)
     app.include_router(service_pages.router)
     app.include_router(metrics.router, dependencies=[Depends(require_admin)] if settings.metrics_need_admin else [])
     describe(app)

@@ -10,6 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sd35.api.artifacts import is_link
 from sd35.api.problems import RequestRefused
 from sd35.errors import NotAllowed, Sd35Error
 from sd35.service.callers import Caller, KeyRing
@@ -35,7 +36,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http" or is_open(get_route_path(scope)):
+        if scope["type"] != "http" or is_open(get_route_path(scope)) or _has_link(scope):
             await self._app(scope, receive, send)
             return
         address = (scope.get("client") or ("",))[0]
@@ -67,6 +68,13 @@ def require_admin(request: Request) -> None:
     """A dependency of routes for administrators. Raises NotAllowed."""
     if caller_of(request).role is not Role.ADMIN:
         raise NotAllowed("this is for administrators; the API key that came is a user's")
+
+
+def _has_link(scope: Scope) -> bool:
+    """Whether a picture is asked for by a signed link; its route checks the signature."""
+    return scope["method"] in {"GET", "HEAD"} and is_link(
+        get_route_path(scope), scope["query_string"].decode("latin-1")
+    )
 
 
 def _secret_in(headers: Headers) -> str | None:

@@ -14,8 +14,9 @@ from sd35.api.body import read_json
 from sd35.api.callers import caller_of
 from sd35.api.problems import FieldError, Problem, RequestRefused, documented, shown
 from sd35.api.txt2img import IDEMPOTENCY_KEY, Txt2Img, body_of
+from sd35.errors import Sd35Error
 from sd35.service.formats import Format
-from sd35.service.jobs.contract import Job, Order, Status
+from sd35.service.jobs.contract import Job, JobStore, Order, Status
 from sd35.service.jobs.progress import Event
 from sd35.service.opening import Opening
 from sd35.service.png import write_png
@@ -65,6 +66,12 @@ class JobPage(BaseModel):
     next_cursor: str | None = Field(None, description="For `cursor`, where there are more.")
 
 
+def job_body(store: JobStore, job_id: str) -> bytes | None:
+    """What a webhook tells of a job; None where it was forgotten."""
+    job = store.get(job_id, None)
+    return job_view(job).model_dump_json(exclude_none=True).encode() if job else None
+
+
 def job_view(job: Job, place: int | None = None) -> JobView:
     """A job as the API and its webhook show it."""
     picture = error = None
@@ -92,7 +99,10 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 _NOT_NOW: dict[int | str, dict[str, Any]] = {
     503: documented("Loading or closing, or the job store does not answer.", **{"Retry-After": "Seconds."})
 }
-_NOT_THERE = {404: documented("There is no such job, or it is another key's."), **_NOT_NOW}
+_NOT_THERE: dict[int | str, dict[str, Any]] = {
+    404: documented("There is no such job, or it is another key's."),
+    **_NOT_NOW,
+}
 
 
 async def found_job(request: Request, job_id: str) -> Job:
@@ -134,7 +144,7 @@ async def create(
     """Answers at once. The job survives the connection and restarts; it ends with a picture, an error, or cancelled."""
     service, caller = _service(request), caller_of(request)
     body = await read_json(request, JobBody)
-    service.check_webhook(body.webhook)
+    service.webhooks.check(body.webhook)
     order = Order(
         service.studio.resolve(body.to_wanted()),
         caller.owner,
@@ -145,7 +155,12 @@ async def create(
         idempotency_key,
         body.digest,
     )
-    job = await service.jobs.accept(order)
+    charge = caller.ordering(order.request)
+    try:
+        job = await service.jobs.accept(order)
+    except Sd35Error:
+        charge.refund()
+        raise
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     (view,) = await _views([job], service)
     return view
@@ -165,14 +180,14 @@ async def page(
     return JobPage(data=await _views(jobs[:limit], service), next_cursor=more)
 
 
-@router.get("/{job_id}", summary="How far is a job?", responses=_NOT_THERE)
+@router.get("/{job_id}", summary="How far is a job?", responses=_NOT_THERE)  # noqa: FAST003  `found_job` takes it
 async def get(request: Request, job: FoundJob) -> JobView:
     """With its place while it is queued, and its picture's address when it succeeded."""
     (view,) = await _views([job], _service(request))
     return view
 
 
-@router.delete("/{job_id}", summary="Cancel a job, or forget it", responses=_NOT_THERE)
+@router.delete("/{job_id}", summary="Cancel a job, or forget it", responses=_NOT_THERE)  # noqa: FAST003  see above
 async def delete(request: Request, job: FoundJob) -> JobView:
     """One that has not ended is cancelled, within a step. One that has ended is forgotten: prompt, picture and all."""
     service, sees = _service(request), caller_of(request).sees
@@ -182,7 +197,12 @@ async def delete(request: Request, job: FoundJob) -> JobView:
     return job_view(await service.jobs.cancel(job.id, sees) or job)
 
 
-@router.get("/{job_id}/events", summary="Follow a job", response_class=EventSourceResponse, responses=_NOT_THERE)
+@router.get(
+    "/{job_id}/events",  # noqa: FAST003  see above
+    summary="Follow a job",
+    response_class=EventSourceResponse,
+    responses=_NOT_THERE,
+)
 async def events(
     request: Request,
     job: FoundJob,

@@ -5,21 +5,26 @@ import os
 import shlex
 import signal
 import socket
+from functools import partial
 from types import FrameType
 
 import structlog
 import uvicorn
 
 from sd35.api.app import create_app
+from sd35.api.jobs import job_body
 from sd35.api.observe import configure_logs
 from sd35.api.protocol import bounded
 from sd35.backends.host import process_age_s
 from sd35.backends.table import check_available
 from sd35.errors import InvalidSetting
+from sd35.service.artifacts.retention import Retention
 from sd35.service.choosing import AUTO
-from sd35.service.opening import Opening, open_checkpoints, open_studio
+from sd35.service.kept import Kept
+from sd35.service.opening import Opening, open_checkpoints, open_studio, rules_of
+from sd35.service.service import Service
 from sd35.service.start_up import StartUp
-from sd35.service.studio import Studio
+from sd35.service.webhooks.service import Webhooks
 from sd35.settings import Settings, unknown_variables
 
 _ANSWERING_S = 30  # for clients to read their last answer
@@ -80,13 +85,17 @@ def serve(settings: Settings) -> None:
     named = (
         None if AUTO in settings.checkpoints else open_checkpoints(settings)
     )  # what is wrong with them is said first
+    rules, kept = rules_of(settings), Kept.of(settings)
+    webhooks = Webhooks(settings, kept.stores.jobs, partial(job_body, kept.stores.jobs))
     listener = _listen(settings.host, settings.port)
     failures: list[Exception] = []
 
-    def load() -> Studio:
+    def load() -> Service:
         with start_up.phase("plan"):
             checkpoints = named or open_checkpoints(settings)
-        return open_studio(settings, checkpoints, start_up, with_standby=True)
+        studio = open_studio(settings, checkpoints, start_up, with_standby=True)
+        retention = Retention.of(settings, kept.files, kept.stores.pictures)
+        return Service(studio, kept, rules, retention, webhooks)
 
     def on_ready() -> None:
         phases = {f"{phase}_s": round(took_s, 3) for phase, took_s in start_up.seconds.items()}
@@ -99,7 +108,7 @@ def serve(settings: Settings) -> None:
 
     opening = Opening(load, on_ready, on_failure, start_up)
     config = uvicorn.Config(
-        create_app(opening, settings),
+        create_app(opening, settings, kept.stores.keys),
         loop="uvloop",
         http=bounded(settings.max_arrival_s),
         ws="none",

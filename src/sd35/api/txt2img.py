@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -25,11 +26,11 @@ from sd35.request import (
     STEPS,
 )
 from sd35.service.desk import Outcome, Source
-from sd35.service.formats import Format, encode, negotiate
+from sd35.service.encoding import encode
+from sd35.service.formats import Format, negotiate
 from sd35.service.jobs.contract import Order
 from sd35.service.opening import Opening
 from sd35.service.resolve import Wanted
-from sd35.service.service import Service
 
 _DEFAULT = "Left out or null: the model's default, named in /v1/models."
 _SIDE: dict[str, Any] = {"ge": SIZE_MULTIPLE_PX, "multiple_of": SIZE_MULTIPLE_PX}
@@ -100,7 +101,7 @@ class Txt2Img(BaseModel):
 
     def to_wanted(self) -> Wanted:
         """The same, free of the dialect."""
-        fields = self.model_dump(include=Wanted.__dataclass_fields__.keys())
+        fields = self.model_dump(include={field.name for field in dataclass_fields(Wanted)})
         return Wanted(**{**fields, "negative_prompt": self.negative_prompt or ""})
 
 
@@ -116,7 +117,7 @@ _PICTURE = {
             "X-Sd35-Time-Ms": "Milliseconds from acceptance to the finished file.",
             "X-Sd35-Drawn-Size": "Only where the picture was drawn smaller and enlarged: the size drawn, as 128x128.",
             "X-Sd35-Cut-Off": "Only where the text encoders read a part of a prompt only: the fields, comma-separated.",
-            "X-Sd35-Cache": "`hit` where it was made before, `shared` where it was being made for another, else `miss`.",
+            "X-Sd35-Cache": "`hit` where it was made before, `shared` where it was made for others too, else `miss`.",
             "X-Sd35-Content-Filtered": "Only where the operator's filter blurred the picture: `true`.",
             "X-Sd35-Stored": "Only where the picture could not be stored: `false`.",
             "Server-Timing": "Milliseconds waiting (`wait`), computing (`picture`) and writing the file (`png`).",
@@ -156,6 +157,9 @@ router = APIRouter()
     responses={
         200: _PICTURE,
         400: documented("The body is not JSON."),
+        406: documented("`Accept` takes none of the formats."),
+        409: documented("The idempotency key came before with another body, or its job was cancelled."),
+        410: documented("The picture of the idempotency key was removed."),
         403: documented("The request takes more than an hour's share of pixels."),
         404: documented("No model of that name is served; the problem lists those that are."),
         413: documented("The body is too large."),
@@ -194,7 +198,7 @@ async def txt2img(
         outcome = await unless_gone(request, work)
     if outcome is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    has_metadata = body.metadata and service.has_metadata
+    has_metadata = body.metadata and service.rules.has_metadata
     content = await asyncio.to_thread(encode, outcome.png, wanted, has_metadata=has_metadata)
     return _response(outcome, content, wanted)
 

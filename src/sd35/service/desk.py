@@ -1,7 +1,7 @@
 """The one path of a picture, from a resolved request to a file in the store, once however many wait for it.
 
-The filter's word on the prompt, the result cache, the engine, the PNG file, the filter's word on the picture, the store.
-Synchronous calls and jobs both come here; a picture stops being made when the last who waits for it has left.
+The filter's word on the prompt, the result cache, the engine, the PNG file, the filter's word on the picture, the
+store. Synchronous calls and jobs both come here; a picture stops being made when the last who waits for it has left.
 """
 
 import asyncio
@@ -17,8 +17,9 @@ from sd35.errors import NotReady, StoreUnavailable
 from sd35.request import Request
 from sd35.service.artifacts.contract import ArtifactStore
 from sd35.service.artifacts.index import PictureIndex
-from sd35.service.filters import ContentFilter, Decision, picture_decision, prompt_decision
+from sd35.service.artifacts.names import name_of
 from sd35.service.encoding import read_record
+from sd35.service.filters import ContentFilter, Decision, picture_decision, prompt_decision
 from sd35.service.png import blurred, write_png
 from sd35.service.record import Maker
 from sd35.service.studio import Studio
@@ -43,6 +44,9 @@ class Timing(NamedTuple):
     png_s: float = 0.0
 
 
+_AT_ONCE = Timing()
+
+
 @dataclass(frozen=True)
 class Outcome:
     """A picture's file, and what is known of it.
@@ -54,7 +58,7 @@ class Outcome:
     request: Request
     png: bytes
     maker: Maker | None
-    timing: Timing = Timing()
+    timing: Timing = _AT_ONCE
     was_cached: bool = False
     was_shared: bool = False
     unstored: StoreUnavailable | None = None
@@ -86,11 +90,6 @@ class _Flight:
     def tell(self, progress: Progress) -> None:
         for listener in tuple(self.listeners):
             listener(progress)
-
-
-def name_of(digest: str, *, is_blurred: bool = False) -> str:
-    """What the store calls a picture's PNG file."""
-    return f"{digest}{'-blurred' if is_blurred else ''}.png"
 
 
 def stored_outcome(request: Request, png: bytes, *, is_blurred: bool) -> Outcome:

@@ -16,16 +16,18 @@ from sd35.engine.scheduler import Limits
 from sd35.errors import InvalidSetting, NotCompiled, NotReady
 from sd35.service.building import Building, command_of
 from sd35.service.choosing import AUTO, choose, open_named
+from sd35.service.filters import load_filter
 from sd35.service.fitting import check_standby, place_beside, placement_of, plan_for, room_here
 from sd35.service.model import Model
 from sd35.service.planning import Placement
-from sd35.service.service import Service
+from sd35.service.service import Rules, Service
 from sd35.service.start_up import StartUp
 from sd35.service.studio import Studio
 from sd35.settings import Settings
 
 _LOADING_RETRY_S = 1.0
 _MB = 10**6
+_DAY_S = 24 * 3600.0
 OF_FREE_MEMORY = 0.9  # the rest is for what is not counted: latents, pictures being encoded, other processes
 
 
@@ -123,6 +125,19 @@ def _open_built(
             models.append(standbys[index])
             pending.append(checkpoint)
     return models, pending
+
+
+def rules_of(settings: Settings) -> Rules:
+    """What the settings say of serving. Raises InvalidSetting."""
+    return Rules(
+        load_filter(settings.content_filter),
+        has_metadata=settings.keep_metadata,
+        redirects=settings.redirect_pictures,
+        keep_s=settings.keep_days * _DAY_S or None,
+        grace_s=settings.grace_s,
+        most_running=max(1, settings.max_pictures // 2),  # the other half is for who waits on a connection
+        most_waiting=settings.max_jobs,
+    )
 
 
 class Opening:

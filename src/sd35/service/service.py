@@ -5,21 +5,34 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sd35.errors import JobEnded
-from sd35.service.desk import Desk, Outcome, name_of, stored_outcome
+import structlog
+
+from sd35.errors import JobEnded, StoreUnavailable
+from sd35.service.artifacts.names import names_of
+from sd35.service.artifacts.retention import Retention, remove
+from sd35.service.desk import Desk, Outcome, stored_outcome
 from sd35.service.filters import ContentFilter
 from sd35.service.jobs.contract import Job, Order, Status
 from sd35.service.jobs.runner import JobRunner
-from sd35.service.stores import Stores
+from sd35.service.kept import Kept
 from sd35.service.studio import Studio
+from sd35.service.webhooks.service import Webhooks
+
+_SWEEP_S = 300.0
+_REDIRECT_S = 300.0  # for a client to follow
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the settings say of serving. `grace_s`: for what runs to end, when the service closes."""
+    """What the settings say of serving.
+
+    `grace_s`: for what runs to end, when the service closes. `keep_s`: how long ended jobs are known, None for ever.
+    """
 
     content_filter: ContentFilter
     has_metadata: bool = True
+    redirects: bool = False
+    keep_s: float | None = None
     grace_s: float = 60
     most_running: int = 32
     most_waiting: int = 10_000
@@ -28,10 +41,12 @@ class Rules:
 class Service:
     """What the API calls. Where a method takes `sees`, it is an owner, or None for who sees all."""
 
-    def __init__(self, studio: Studio, stores: Stores, rules: Rules) -> None:
-        self.studio, self.stores, self.rules = studio, stores, rules
-        self.desk = Desk(studio, stores.pictures, stores.index, rules.content_filter)
-        self.jobs = JobRunner(self.desk, stores.jobs, rules.most_running, rules.most_waiting)
+    def __init__(self, studio: Studio, kept: Kept, rules: Rules, retention: Retention, webhooks: Webhooks) -> None:
+        self.studio, self.kept, self.rules, self.webhooks = studio, kept, rules, webhooks
+        self.desk = Desk(studio, kept.files, kept.stores.pictures, rules.content_filter)
+        self.jobs = JobRunner(self.desk, kept.stores.jobs, rules.most_running, rules.most_waiting, webhooks.wake)
+        self._retention = retention
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def is_running(self) -> bool:
@@ -41,6 +56,8 @@ class Service:
     def start(self) -> None:
         """Begin to work on jobs, and to swap what a standby stands in for; needs a running event loop."""
         self.jobs.start()
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self.webhooks.run()), loop.create_task(self._sweep())]
         if self.studio.building:
             self.studio.building.start()
 
@@ -55,6 +72,10 @@ class Service:
         if not draining.done():  # synchronous calls, which are answered that it closes
             await asyncio.to_thread(self.studio.engine.close)
         await draining
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self.kept.close)
 
     async def make_once(self, order: Order) -> Outcome:
         """The picture of a job that someone waits for: made now, or when the same idempotency key came before.
@@ -66,51 +87,77 @@ class Service:
             raise JobEnded(job.failure.status, job.failure.detail)
         if job.made is None:
             raise JobEnded(409, f"the job of this idempotency key, {job.id}, was cancelled")
-        name = name_of(job.made.digest, is_blurred=job.made.is_blurred)
-        png = await asyncio.to_thread(self.stores.pictures.get, name)
+        png = await asyncio.to_thread(self._read, job.made.digest)
         if png is None:
             raise JobEnded(410, f"the picture of this idempotency key, {job.made.digest}, was removed")
         return stored_outcome(job.order.request, png, is_blurred=job.made.is_blurred)
 
     async def stored_job(self, job_id: str, sees: str | None) -> Job | None:
         """One job. Raises StoreUnavailable, as all below."""
-        return await asyncio.to_thread(self.stores.jobs.get, job_id, sees)
+        return await asyncio.to_thread(self.kept.stores.jobs.get, job_id, sees)
 
     async def stored_jobs(
         self, sees: str | None, statuses: Sequence[Status], before: int | None, most: int
     ) -> list[Job]:
         """The newest first; see `JobStore.page`."""
-        return await asyncio.to_thread(self.stores.jobs.page, sees, statuses, before, most)
+        return await asyncio.to_thread(self.kept.stores.jobs.page, sees, statuses, before, most)
 
     async def places(self, jobs: Sequence[Job]) -> dict[str, int]:
         """How many jobs go before each queued one of these."""
         queued = [job.id for job in jobs if job.status is Status.QUEUED]
-        return await asyncio.to_thread(lambda: {job_id: self.stores.jobs.place(job_id) for job_id in queued})
+        return await asyncio.to_thread(lambda: {job_id: self.kept.stores.jobs.place(job_id) for job_id in queued})
 
     async def forget(self, job: Job, sees: str | None) -> None:
         """Remove a job that has ended, and its picture from its owner's; the file too, where it is nobody else's."""
-        await asyncio.to_thread(self.stores.jobs.delete, job.id, sees)
+        await asyncio.to_thread(self.kept.stores.jobs.delete, job.id, sees)
         if job.made:
             await self.disown(job.made.digest, job.order.owner)
 
+    async def has_picture(self, digest: str, sees: str | None) -> bool:
+        """Whether there is one, and it is not another's only."""
+        owners = await asyncio.to_thread(self.kept.stores.pictures.owners, digest)
+        return bool(owners) if sees is None else sees in owners
+
     async def picture(self, digest: str, sees: str | None) -> bytes | None:
         """A picture's PNG file; None where there is none, or it is another's."""
-        return await asyncio.to_thread(self._picture, digest, sees)
+        if not await self.has_picture(digest, sees):
+            return None
+        return await asyncio.to_thread(self._read, digest)
+
+    async def elsewhere(self, digest: str, sees: str | None) -> str | None:
+        """The address at which the object store itself gives the PNG file for a while, if that is wanted and it can."""
+        if not self.rules.redirects or not await self.has_picture(digest, sees):
+            return None
+        return await asyncio.to_thread(self._sign, digest)
 
     async def disown(self, digest: str, owner: str) -> bool:
-        """Remove a picture from an owner's; whether it was theirs."""
+        """Remove a picture from an owner's, the file too where it is nobody else's; whether it was theirs."""
         return await asyncio.to_thread(self._disown, digest, owner)
 
-    def _picture(self, digest: str, sees: str | None) -> bytes | None:
-        if sees is not None and not self.stores.index.owns(digest, sees):
-            return None
-        names = (name_of(digest, is_blurred=is_blurred) for is_blurred in (False, True))
-        return next((png for name in names if (png := self.stores.pictures.get(name)) is not None), None)
+    async def _sweep(self) -> None:
+        """Remove what is not to be kept, now and then."""
+        while True:
+            try:
+                pictures = await asyncio.to_thread(self._retention.sweep, time.time())
+                before_s = time.time() - self.rules.keep_s if self.rules.keep_s else 0.0
+                jobs = await asyncio.to_thread(self.kept.stores.jobs.sweep, before_s)
+                if pictures or jobs:
+                    structlog.get_logger().info("swept", pictures=pictures, jobs=jobs)
+            except StoreUnavailable as error:
+                structlog.get_logger().error("sweeping waits for a store", reason=str(error))
+            await asyncio.sleep(_SWEEP_S)
+
+    def _read(self, digest: str) -> bytes | None:
+        return next((png for name in names_of(digest) if (png := self.kept.files.get(name)) is not None), None)
+
+    def _sign(self, digest: str) -> str | None:
+        name = next((name for name in names_of(digest) if self.kept.files.has(name)), None)
+        return name and self.kept.files.sign(name, _REDIRECT_S)
 
     def _disown(self, digest: str, owner: str) -> bool:
-        if not self.stores.index.owns(digest, owner):
+        index = self.kept.stores.pictures
+        if not index.owns(digest, owner):
             return False
-        if self.stores.index.remove(digest, owner):
-            for is_blurred in (False, True):
-                self.stores.pictures.delete(name_of(digest, is_blurred=is_blurred))
+        if index.remove(digest, owner):
+            remove(self.kept.files, digest)
         return True

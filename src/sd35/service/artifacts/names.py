@@ -5,6 +5,16 @@ import re
 _NAME = re.compile(r"[0-9a-f]{64}(-[a-z]+)?\.[a-z]+")
 
 
+def name_of(digest: str, *, is_blurred: bool = False) -> str:
+    """What a picture's PNG file is called, by the digest of the request that made it."""
+    return f"{digest}{'-blurred' if is_blurred else ''}.png"
+
+
+def names_of(digest: str) -> tuple[str, ...]:
+    """All names that a picture's files may have."""
+    return name_of(digest), name_of(digest, is_blurred=True)
+
+
 def place_of(name: str) -> str:
     """Where a store keeps a file: a folder by the name's first two digits, so that none grows too large to list.
 

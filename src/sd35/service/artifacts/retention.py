@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sd35.service.artifacts.contract import ArtifactStore
+from sd35.service.artifacts.names import names_of
 from sd35.settings import Settings
 
 _AT_ONCE = 100
@@ -60,5 +61,5 @@ class Retention:
 
 def remove(pictures: ArtifactStore, digest: str) -> None:
     """Remove all files of a picture. Raises StoreUnavailable."""
-    for name in (f"{digest}.png", f"{digest}-blurred.png"):
+    for name in names_of(digest):
         pictures.delete(name)

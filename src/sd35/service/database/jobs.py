@@ -14,7 +14,6 @@ from sqlalchemy import (
     delete,
     func,
     insert,
-    or_,
     select,
     union_all,
     update,
@@ -23,7 +22,7 @@ from sqlalchemy import (
 from sd35.errors import IdempotencyConflict
 from sd35.service.database.connection import Database
 from sd35.service.database.rows import job_of, values_of, values_of_result
-from sd35.service.database.tables import deliveries, is_, jobs
+from sd35.service.database.tables import deliveries, jobs
 from sd35.service.jobs.contract import HELD_S, Delivery, Failure, Job, Made, Status
 from sd35.service.jobs.fairness import Candidate, fairest
 
@@ -33,6 +32,7 @@ _SWEPT = 500  # jobs in one transaction, so that others come in between
 _LONGEST_UNION = 400  # SQLite's own bound is 500
 _FREE = {"holder": None, "lease_until_s": None}
 _QUEUED = {"status": Status.QUEUED.value, "started_s": None, **_FREE}
+_IS_QUEUED, _IS_RUNNING = (jobs.c.status == status.value for status in (Status.QUEUED, Status.RUNNING))
 _TURN = jobs.c.priority.desc(), jobs.c.number
 
 
@@ -83,13 +83,13 @@ class SqlJobStore:
         """How many queued jobs go before a queued one."""
         with self._database.read() as connection:
             job = connection.execute(
-                select(jobs.c.priority, jobs.c.number).where(jobs.c.id == job_id, is_(Status.QUEUED))
+                select(jobs.c.priority, jobs.c.number).where(jobs.c.id == job_id, _IS_QUEUED)
             ).one_or_none()
             if job is None:
                 return 0
             urgent = jobs.c.priority > job.priority
             older = and_(jobs.c.priority == job.priority, jobs.c.number < job.number)
-            counts = [select(func.count()).where(is_(Status.QUEUED), before) for before in (urgent, older)]
+            counts = [select(func.count()).where(_IS_QUEUED, before) for before in (urgent, older)]
             return sum(connection.execute(count).scalar_one() for count in counts)
 
     def claim(self, holder: str, now_s: float, lease_s: float, most: int) -> list[Job]:
@@ -97,39 +97,38 @@ class SqlJobStore:
 
         Jobs that are being cancelled just now are passed over.
         """
-        over = select(jobs.c.number).where(is_(Status.RUNNING), jobs.c.lease_until_s < now_s)
+        over = select(jobs.c.number).where(jobs.c.lease_until_s < now_s, jobs.c.holder != holder)
         with self._database.write(is_lasting=False) as connection:
             self._database.lock(connection, _LOCK)
             connection.execute(_update(over).values(_QUEUED))
-            chosen = select(jobs.c.number).where(
-                jobs.c.number.in_(_next(connection, min(most, _LONGEST_UNION))), is_(Status.QUEUED)
-            )
+            turns = _next(connection, min(most, _LONGEST_UNION))
+            chosen = select(jobs.c.number).where(jobs.c.number.in_(turns), _IS_QUEUED)
             lease = {"holder": holder, "lease_until_s": now_s + lease_s}
             running = _update(chosen).values(status=Status.RUNNING.value, started_s=now_s, **lease)
             claimed = connection.execute(running.returning(jobs)).all()
-        return sorted(map(job_of, claimed), key=lambda job: (-job.order.priority, job.number))
+        return sorted(map(job_of, claimed), key=lambda job: turns.index(job.number))
 
     def keep(self, holder: str, now_s: float, lease_s: float) -> set[str]:
         """Renew the leases of all that `holder` holds."""
         with self._database.write(is_lasting=False) as connection:
-            renewed = update(jobs).where(*_held(holder)).values(lease_until_s=now_s + lease_s)
+            renewed = update(jobs).where(jobs.c.holder == holder).values(lease_until_s=now_s + lease_s)
             return set(connection.execute(renewed.returning(jobs.c.id)).scalars())
 
     def hand_back(self, holder: str) -> int:
         """What `holder` still holds is queued again."""
         with self._database.write(is_lasting=False) as connection:
-            return connection.execute(update(jobs).where(*_held(holder)).values(_QUEUED)).rowcount
+            return connection.execute(update(jobs).where(jobs.c.holder == holder).values(_QUEUED)).rowcount
 
     def end(self, job_id: str, holder: str, ended_s: float, result: Made | Failure) -> bool:
         """End a job that `holder` holds."""
         with self._database.write() as connection:
-            one = update(jobs).where(jobs.c.id == job_id, *_held(holder))
+            one = update(jobs).where(jobs.c.id == job_id, jobs.c.holder == holder)
             return _end(connection, one.values(values_of_result(result)), ended_s)
 
     def cancel(self, job_id: str, owner: str | None, now_s: float) -> Job | None:
         """End a job as cancelled, unless it has ended."""
         with self._database.write() as connection:
-            one = update(jobs).where(*_one(job_id, owner), or_(is_(Status.QUEUED), is_(Status.RUNNING)))
+            one = update(jobs).where(*_one(job_id, owner), jobs.c.status.not_in(_ENDS))
             _end(connection, one.values(status=Status.CANCELLED.value), now_s)
             return _found(connection.execute(select(jobs).where(*_one(job_id, owner))).one_or_none())
 
@@ -192,10 +191,6 @@ def _one(job_id: str, owner: str | None) -> list[ColumnElement[bool]]:
     return [jobs.c.id == job_id, *([] if owner is None else [jobs.c.owner == owner])]
 
 
-def _held(holder: str) -> list[ColumnElement[bool]]:
-    return [is_(Status.RUNNING), jobs.c.holder == holder]
-
-
 def _found(row: Row[Any] | None) -> Job | None:
     return None if row is None else job_of(row)
 
@@ -220,14 +215,14 @@ def _next(connection: Connection, most: int) -> list[int]:
     Whoever's first job is not among the `most` whose turn is first has none among all: so the first of each owner
     are looked at, and then the first `most` of so many owners. Both come from an index, however many are queued.
     """
-    found = connection.execute(select(jobs.c.owner, func.count()).where(is_(Status.RUNNING)).group_by(jobs.c.owner))
-    running = {owner: count for owner, count in found}
+    found = connection.execute(select(jobs.c.owner, func.count()).where(_IS_RUNNING).group_by(jobs.c.owner))
+    running = {owner: int(count) for owner, count in found}
     candidate = select(jobs.c.owner, jobs.c.priority, jobs.c.number)
     firsts = connection.execute(candidate.where(jobs.c.number.in_(_firsts())))
     owners = [first.owner for first in fairest((Candidate(*row) for row in firsts), running, most)]
     if not owners:
         return []
-    queued = candidate.where(is_(Status.QUEUED)).order_by(*_TURN).limit(most)
+    queued = candidate.where(_IS_QUEUED).order_by(*_TURN).limit(most)
     each = union_all(*(select(queued.where(jobs.c.owner == owner).subquery()) for owner in owners))
     chosen = fairest((Candidate(*row) for row in connection.execute(each)), running, most)
     return [one.number for one in chosen]
@@ -235,8 +230,8 @@ def _next(connection: Connection, most: int) -> list[int]:
 
 def _firsts() -> Select[Any]:
     """Of each owner, the number of the queued job that is first; owners are found by hops from one to the next."""
-    owners = select(func.min(jobs.c.owner).label("owner")).where(is_(Status.QUEUED)).cte("owners", recursive=True)
-    after = select(func.min(jobs.c.owner)).where(is_(Status.QUEUED), jobs.c.owner > owners.c.owner)
+    owners = select(func.min(jobs.c.owner).label("owner")).where(_IS_QUEUED).cte("owners", recursive=True)
+    after = select(func.min(jobs.c.owner)).where(_IS_QUEUED, jobs.c.owner > owners.c.owner)
     owners = owners.union_all(select(after.correlate(owners).scalar_subquery()).where(owners.c.owner.is_not(None)))
-    first = select(jobs.c.number).where(is_(Status.QUEUED), jobs.c.owner == owners.c.owner).order_by(*_TURN).limit(1)
+    first = select(jobs.c.number).where(_IS_QUEUED, jobs.c.owner == owners.c.owner).order_by(*_TURN).limit(1)
     return select(first.correlate(owners).scalar_subquery()).select_from(owners)

@@ -6,7 +6,6 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    ColumnElement,
     Double,
     ForeignKey,
     Index,
@@ -15,10 +14,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    literal,
 )
-
-from sd35.service.jobs.contract import Status
 
 VERSION = "0001"  # of the newest migration
 
@@ -55,22 +51,19 @@ jobs = Table(
 )
 
 
-def is_(status: Status) -> ColumnElement[bool]:
-    """A condition on jobs. Its value stands in the statement itself: else no index of such jobs alone is taken."""
-    return jobs.c.status == literal(status.value, literal_execute=True)
+def _not_null(column: Column[Any]) -> dict[str, Any]:
+    """An index of few jobs alone. It serves comparisons with the column, for what is null is never equal or less."""
+    return {"sqlite_where": column.is_not(None), "postgresql_where": column.is_not(None)}
 
 
-def _partial(condition: ColumnElement[bool]) -> dict[str, Any]:
-    return {"sqlite_where": condition, "postgresql_where": condition}
-
-
-# Of queued and of running jobs there are few beside those that have ended: indexes of their own stay small.
-Index("ix_jobs_turn", jobs.c.owner, jobs.c.priority.desc(), jobs.c.number, **_partial(is_(Status.QUEUED)))
-Index("ix_jobs_holder", jobs.c.holder, jobs.c.lease_until_s, **_partial(is_(Status.RUNNING)))
-Index("ix_jobs_ended", jobs.c.ended_s, **_partial(jobs.c.ended_s.is_not(None)))
+# Status first: the queued and running ones are few beside those that ended, and lie together at the front of each.
+Index("ix_jobs_turn", jobs.c.status, jobs.c.owner, jobs.c.priority.desc(), jobs.c.number)
 Index("ix_jobs_place", jobs.c.status, jobs.c.priority.desc(), jobs.c.number)
 Index("ix_jobs_page", jobs.c.status, jobs.c.owner, jobs.c.number)
 Index("ix_jobs_status", jobs.c.status, jobs.c.number)
+Index("ix_jobs_holder", jobs.c.holder, **_not_null(jobs.c.holder))
+Index("ix_jobs_lease", jobs.c.lease_until_s, **_not_null(jobs.c.lease_until_s))
+Index("ix_jobs_ended", jobs.c.ended_s, **_not_null(jobs.c.ended_s))
 
 deliveries = Table(
     "deliveries",

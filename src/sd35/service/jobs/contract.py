@@ -113,10 +113,12 @@ class JobStore(Protocol):
         """How many queued jobs go before a queued one by priority and age; 0 for any other."""
 
     def claim(self, holder: str, now_s: float, lease_s: float, most: int) -> list[Job]:
-        """Take up to `most` jobs to work on, which are then running: queued ones, and those whose lease is over.
+        """Take up to `most` jobs to work on, which are then running: queued ones, and others' whose lease is over.
 
-        Those of the owners who have the fewest running go first, then by priority, then by age. Of two holders who
-        ask at once, no job goes to both.
+        Whose lease is over at another's claim has lost the job, taken or not: it is queued again in its old place.
+
+        Those of the owners who have the fewest running go first, then by priority, then by age, as if taken one by one,
+        and come back in that order. Of two holders who ask at once, no job goes to both.
         """
 
     def keep(self, holder: str, now_s: float, lease_s: float) -> set[str]:

@@ -84,7 +84,7 @@ class MemoryJobStore:
         """Take up to `most` jobs to work on."""
         with self._lock:
             for kept in self._kept.values():
-                if kept.job.status is Status.RUNNING and kept.lease_until_s < now_s:
+                if kept.holder not in {None, holder} and kept.lease_until_s < now_s:
                     kept.become(replace(kept.job, status=Status.QUEUED, started_s=None))
             running = Counter(job.order.owner for job in self._of(Status.RUNNING))
             queued = {job.number: job for job in self._of(Status.QUEUED)}

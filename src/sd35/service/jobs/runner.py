@@ -7,7 +7,7 @@ that task without ending the job, a shutdown or a crash, leaves the job to be cl
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
 import structlog
@@ -25,10 +25,20 @@ _RETRY_S = 5.0
 
 
 class JobRunner:
-    """Accepts jobs and works on up to `most_running` of them at once; `most_waiting` may be queued in the store."""
+    """Accepts jobs and works on up to `most_running` of them at once; `most_waiting` may be queued in the store.
 
-    def __init__(self, desk: Desk, store: JobStore, most_running: int, most_waiting: int) -> None:
-        self.desk, self.store = desk, store
+    `on_end` hears of each that ends here.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        store: JobStore,
+        most_running: int,
+        most_waiting: int,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.desk, self.store, self._on_end = desk, store, on_end
         self._most_running, self._most_waiting = most_running, most_waiting
         self._holder = secrets.token_hex(8)
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -152,29 +162,32 @@ class JobRunner:
             del self._running[job.id], self._followed[job.id]
             follow.end()
             self._wake.set()
+            self._on_end()
 
     async def _result(self, job: Job, follow: Following) -> Made | Failure:
-        order = job.order
-        source = Source(order.owner, order.owner or "jobs", order.priority)
         try:
-            while True:
-                try:
-                    request = self.desk.studio.renewed(order.request)
-                    outcome = await self.desk.make(request, source, follow.step)
-                    break
-                except Overloaded as error:  # it was accepted: it waits for its turn
-                    await asyncio.sleep(error.retry_after_s)
-            outcome = await self._stored(outcome, order.owner)
-            if outcome.unstored:
-                raise outcome.unstored
+            outcome = await self._made(job.order, follow)
         except NotReady:
             raise asyncio.CancelledError from None  # the engine closes: another process, or the next start, goes on
         except Sd35Error as error:
             return Failure(error.status, str(error))
-        except Exception as error:  # by our mistake; the job must not be tried for ever
+        except Exception as error:  # noqa: BLE001  by our mistake; the job must not be tried for ever
             structlog.get_logger().exception("unexpected")
             return Failure(500, f"an error that was not foreseen: {type(error).__name__}")
+        if outcome.unstored:
+            return Failure(outcome.unstored.status, str(outcome.unstored))
         return Made(outcome.request.digest, outcome.was_cached or outcome.was_shared, outcome.is_blurred)
+
+    async def _made(self, order: Order, follow: Following) -> Outcome:
+        source = Source(order.owner, order.owner or "jobs", order.priority)
+        while True:
+            request = self.desk.studio.renewed(order.request)
+            try:
+                outcome = await self.desk.make(request, source, follow.step)
+            except Overloaded as error:  # it was accepted: it waits for its turn
+                await asyncio.sleep(error.retry_after_s)
+            else:
+                return await self._stored(outcome, order.owner)
 
     async def _stored(self, outcome: Outcome, owner: str) -> Outcome:
         """The outcome, in the store if that can be."""
@@ -190,6 +203,7 @@ class JobRunner:
         while True:
             try:
                 await asyncio.to_thread(self.store.end, job.id, self._holder, time.time(), result)
-                return
             except StoreUnavailable:
                 await asyncio.sleep(_RETRY_S)
+            else:
+                return

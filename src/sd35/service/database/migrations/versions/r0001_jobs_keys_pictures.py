@@ -73,14 +73,10 @@ def _create_jobs() -> None:
         sqlite_autoincrement=True,
     )
     urgent_first = sa.text("priority DESC")
-    _create_index("ix_jobs_turn", ["owner", urgent_first, "number"], "status = 'queued'")
-    _create_index("ix_jobs_holder", ["holder", "lease_until_s"], "status = 'running'")
-    _create_index("ix_jobs_ended", ["ended_s"], "ended_s IS NOT NULL")
+    op.create_index("ix_jobs_turn", "jobs", ["status", "owner", urgent_first, "number"])
     op.create_index("ix_jobs_place", "jobs", ["status", urgent_first, "number"])
     op.create_index("ix_jobs_page", "jobs", ["status", "owner", "number"])
     op.create_index("ix_jobs_status", "jobs", ["status", "number"])
-
-
-def _create_index(name: str, columns: list[str | sa.TextClause], condition: str) -> None:
-    where = sa.text(condition)
-    op.create_index(name, "jobs", columns, sqlite_where=where, postgresql_where=where)
+    for name, column in (("holder", "holder"), ("lease", "lease_until_s"), ("ended", "ended_s")):
+        is_there = sa.text(f"{column} IS NOT NULL")
+        op.create_index(f"ix_jobs_{name}", "jobs", [column], sqlite_where=is_there, postgresql_where=is_there)

@@ -1,0 +1,70 @@
+"""`sd35 keys`: API keys, in the database of the settings."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from sd35.errors import InvalidSetting
+from sd35.service.keys import Allowance, Key, KeyStore, Role, new_key
+from sd35.service.stores import MEMORY, database_of, open_stores
+from sd35.settings import Settings
+
+
+def add(settings: Settings, name: str, allowance: Allowance, *, is_admin: bool) -> None:
+    """Make a key: its secret goes to stdout alone, for scripts. Raises InvalidSetting, StoreUnavailable."""
+    if not name.strip() or not name.isprintable():
+        raise InvalidSetting(f"NAME: got {name!r}; allowed: printable characters")
+    key, secret = new_key(name, Role.ADMIN if is_admin else Role.USER, time.time(), allowance)
+    with _store(settings) as store:
+        store.add(key)
+    print(f"key {key.id} for {name}; its secret is not kept, and never shown again:", file=sys.stderr)
+    print(secret)
+
+
+def list_(settings: Settings, *, as_json: bool) -> None:
+    """Print the keys, no hashes. Raises InvalidSetting, StoreUnavailable."""
+    with _store(settings) as store:
+        keys = store.keys()
+    if as_json:
+        print(json.dumps([_as_dict(key) for key in keys], indent=2))
+        return
+    for key in keys:
+        limits = ", ".join(f"{field} {value}" for field, value in asdict(key.allowance).items() if value is not None)
+        revoked = f", revoked {_date(key.revoked_s)}" if key.revoked_s is not None else ""
+        print(
+            f"{key.id}  {key.role}  {key.name}; since {_date(key.created_s)}{revoked}{'; ' + limits if limits else ''}"
+        )
+
+
+def revoke(settings: Settings, key_id: str) -> None:
+    """End a key. Raises InvalidSetting where there is none of that id, StoreUnavailable."""
+    with _store(settings) as store:
+        key = store.revoke(key_id, time.time())
+    if key is None:
+        raise InvalidSetting(f"ID: no key has the id {key_id!r}; `sd35 keys list` shows them")
+    print(f"key {key.id} for {key.name} is revoked")
+
+
+@contextmanager
+def _store(settings: Settings) -> Iterator[KeyStore]:
+    if settings.database == MEMORY:
+        raise InvalidSetting(f"database: got {MEMORY}; allowed here: one that outlives this command")
+    stores = open_stores(database_of(settings))
+    try:
+        yield stores.keys
+    finally:
+        stores.close()
+
+
+def _as_dict(key: Key) -> dict[str, object]:
+    fields = asdict(key)
+    del fields["secret_sha256"]
+    return fields
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")

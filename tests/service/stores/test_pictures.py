@@ -1,0 +1,67 @@
+"""What every PictureIndex does."""
+
+from functools import partial
+
+import pytest
+
+from sd35.service.artifacts.index import PictureIndex
+from sd35.service.stores import Stores
+from tests.orders import at_once
+
+
+@pytest.fixture
+def index(stores: Stores) -> PictureIndex:
+    """An index of each kind."""
+    return stores.pictures
+
+
+def test_a_picture_is_of_those_who_asked_for_it(index: PictureIndex):
+    """And of nobody else, for a digest can be guessed."""
+    for owner in ("me", "you", "me", ""):
+        index.add("cat", owner, 10, 1.0)
+    index.add("dog", "you", 10, 1.0)
+    assert index.owners("cat") == {"", "me", "you"}
+    assert (index.owns("cat", "me"), index.owns("dog", "me")) == (True, False)
+    assert index.owners("rat") == set()
+
+
+def test_the_last_owner_takes_the_picture_along(index: PictureIndex):
+    """Removing says whether it is nobody's now."""
+    for owner in ("me", "you"):
+        index.add("cat", owner, 10, 1.0)
+    assert not index.remove("cat", "me")
+    assert not index.remove("cat", "me")
+    assert index.remove("cat", "you")
+    assert index.remove("cat", "you")
+
+
+def test_of_owners_who_leave_at_once_the_last_one_knows(index: PictureIndex):
+    """The file is never left lying because each took another for the last."""
+    owners = [f"owner {number}" for number in range(8)]
+    for owner in owners:
+        index.add("cat", owner, 10, 1.0)
+    assert any(at_once([partial(index.remove, "cat", owner) for owner in owners]))
+
+
+def test_pictures_get_old(index: PictureIndex):
+    """The oldest come first; asked for again, by anyone, a picture is new."""
+    for number, digest in enumerate(["first", "second", "third", "fourth"]):
+        index.add(digest, "me", 10, float(number))
+    index.add("first", "you", 10, 9.0)
+    assert index.outdated(3.0, None, 9) == ["second", "third"]
+    assert index.outdated(3.0, None, 1) == ["second"]
+    assert index.outdated(None, None, 9) == []
+    index.forget("second")
+    assert index.outdated(3.0, None, 9) == ["third"]
+
+
+def test_pictures_take_room(index: PictureIndex):
+    """What does not fit beside all newer ones goes, the oldest first; a picture of several owners takes its room once."""
+    for number, size_bytes in enumerate([5, 40, 30, 20]):
+        index.add(str(number), "me", size_bytes, float(number))
+        index.add(str(number), "you", size_bytes, float(number))
+    assert index.outdated(None, 95, 9) == []
+    assert index.outdated(None, 94, 9) == ["0"]
+    assert index.outdated(None, 50, 9) == ["0", "1"]
+    assert index.outdated(3.0, 50, 9) == ["0", "1", "2"]
+    assert index.outdated(None, 0, 9) == ["0", "1", "2", "3"]
