@@ -8,6 +8,7 @@ from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sd35.service.metering import Metering
+from sd35.service.telemetry import Telemetry
 
 _METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
 _DIALECTS = {"/v1/": "sd35"}  # by how a route begins: whose form requests and errors have
@@ -24,8 +25,8 @@ async def metrics(request: Request) -> Response:
     """What docs/architecture/19-metrics-logs-traces.md lists; most of it has values once the service is ready."""
     from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-    metering: Metering = request.app.state.metering
-    text = await asyncio.to_thread(generate_latest, metering.registry)  # it asks the job store
+    telemetry: Telemetry = request.app.state.telemetry
+    text = await asyncio.to_thread(generate_latest, telemetry.metering.registry)  # it asks the job store
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 

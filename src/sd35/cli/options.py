@@ -45,6 +45,7 @@ KeepDays: TypeAlias = Annotated[str | None, _setting("keep_days", _SERVICE, meta
 KeepGb: TypeAlias = Annotated[str | None, _setting("keep_gb", _SERVICE, metavar="GB")]
 PublicUrl: TypeAlias = Annotated[str | None, _setting("public_url", _SERVICE, metavar="URL")]
 LogFormat: TypeAlias = Annotated[str | None, _setting("log_format", _SERVICE, metavar="FORMAT")]
+LogPrompts: TypeAlias = Annotated[bool | None, _setting("log_prompts", _SERVICE)]
 CacheDir: TypeAlias = Annotated[str | None, _setting("cache_dir", _SERVICE, metavar="DIRECTORY")]
 DataDir: TypeAlias = Annotated[str | None, _setting("data_dir", _SERVICE, metavar="DIRECTORY")]
 Database: TypeAlias = Annotated[str | None, _setting("database", _SERVICE, metavar="FILE|URL")]

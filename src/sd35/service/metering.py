@@ -28,7 +28,7 @@ _LAG_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 _SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1)
 
 Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
-PictureEnd: TypeAlias = Literal["made", "failed", "cancelled"]
+PictureEnd: TypeAlias = Literal["made", "failed", "refused", "cancelled"]
 WebhookEnd: TypeAlias = Literal["delivered", "postponed", "given_up"]
 
 
@@ -163,7 +163,7 @@ class Metering:
         )
         self._decisions = self._counter("sd35_filter_decisions_total", "What the filter said.", "subject", "decision")
         self._not_stored = self._counter("sd35_unstored_pictures_total", "Pictures that the store did not take.")
-        _begin_at_0(self._pictures, ["made", "failed", "cancelled"])
+        _begin_at_0(self._pictures, ["made", "failed", "refused", "cancelled"])
         _begin_at_0(self._stage_s, STAGES)
         _begin_at_0(self._results, ["hit", "shared", "miss"])
         for subject in ("prompt", "picture"):

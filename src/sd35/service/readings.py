@@ -85,7 +85,7 @@ class _Jobs:
 
     def _counted(self, service: Service) -> Mapping[str, int]:
         if time.monotonic() >= self._until_s:
-            self._count(service.stores.jobs)
+            self._count(service.kept.stores.jobs)
         return {status: self._counts.get(status, 0) for status in Status} if self._is_answering else {}
 
     def _count(self, store: JobStore) -> None:

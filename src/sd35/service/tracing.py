@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import structlog
 from opentelemetry import trace
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from sd35.engine.observing import Stage
 from sd35.request import Request
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _PROTOCOL = "http/protobuf"
+_HIDDEN = "REDACTED"
 _REMEDY = "pip install 'sd35-fp8-mirror[otel]'"
 Attributes: TypeAlias = Mapping[str, str | int | float]
 
@@ -86,11 +88,21 @@ class Tracing:
             yield
 
 
-def bind_trace() -> None:
-    """Put the current span's trace into the logs of what follows."""
+def bind_trace(traceparent: str | None = None) -> None:
+    """Put the current span's trace into the logs of what follows; without one, the caller's."""
     context = trace.get_current_span().get_span_context()
+    if traceparent and not context.is_valid:
+        found = TraceContextTextMapPropagator().extract({"traceparent": traceparent})
+        context = trace.get_current_span(found).get_span_context()
     if context.is_valid:
         structlog.contextvars.bind_contextvars(trace_id=trace.format_trace_id(context.trace_id))
+
+
+def hide_query() -> None:
+    """Of the current request's address, leave its parameters out: the signature of a link gives the picture."""
+    span = trace.get_current_span()
+    if span.is_recording() and "url.query" in getattr(span, "attributes", {}):
+        span.set_attribute("url.query", _HIDDEN)
 
 
 def note(**attributes: str | int) -> None:
