@@ -219,8 +219,6 @@ class Desk:
             try:
                 self.pictures.put(outcome.name, outcome.png)
             except StoreUnavailable as error:
-                log = structlog.get_logger()
-                log.error("a picture cannot be stored", digest=outcome.request.digest, reason=str(error))
                 trouble = error
         if trouble:
             self.telemetry.metering.not_stored()
