@@ -207,7 +207,7 @@ class Settings(BaseSettings):
     grace_s: float = Field(
         60,
         ge=0,
-        description="Seconds for what runs to end once the service is told to; then jobs are handed back, and calls end.",
+        description="Seconds for what runs to end once the service closes; then jobs are handed back, and calls end.",
     )
     database: str | None = Field(
         None,

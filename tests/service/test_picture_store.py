@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.error import HTTPError
@@ -257,6 +258,18 @@ def test_a_store_that_cannot_be_used_is_refused_at_once(
         open_at(value.format(file=tmp_path / "file"))
 
 
+def test_a_store_that_overwrites_is_refused(open_at: OpenStore, s3: pytest.MonkeyPatch):
+    """As S3-compatible servers do that pass over the condition of a writing."""
+    from sd35.service.artifacts.objects import ObjectStore
+
+    def unconditional(store: Any, place: str, content: bytes) -> None:
+        store._store.put(place, content)  # noqa: SLF001
+
+    s3.setattr(ObjectStore, "_write", unconditional)
+    with pytest.raises(InvalidSetting, match=r"store: .* does not keep what was written first"):
+        open_at("s3://pictures")
+
+
 def test_wrong_credentials_are_told(open_at: OpenStore, s3: pytest.MonkeyPatch):
     """In the words of the server, and never with the secret."""
     s3.setattr("moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0)  # from now on it looks at them
@@ -306,14 +319,16 @@ def silent_server() -> Iterator[str]:
         yield "http://{}:{}".format(*listening.getsockname())
 
 
-def test_a_connection_in_the_clear_has_to_be_named(open_at: OpenStore, s3: pytest.MonkeyPatch, s3_server: str):
-    """An `http://` endpoint is used because the operator's environment says so, and by no redirect."""
+def test_the_client_is_bounded_in_time_and_encrypts_unless_told_otherwise(
+    open_at: OpenStore, s3: pytest.MonkeyPatch, s3_server: str
+):
+    """An answer is waited for 20 seconds at most; `http://` is for an endpoint that the environment names so."""
     from sd35.service.artifacts import objects
 
     options: list[Any] = []
 
     def spying(url: str, **given: Any) -> Any:
-        options.append(given["client_options"]["allow_http"])
+        options.append(given["client_options"])
         return obstore.store.from_url(url, **given)
 
     s3.setattr(objects, "from_url", spying)
@@ -321,7 +336,8 @@ def test_a_connection_in_the_clear_has_to_be_named(open_at: OpenStore, s3: pytes
     s3.setenv("AWS_ENDPOINT_URL", s3_server.replace("http:", "https:"))
     with pytest.raises(InvalidSetting, match="store: "):
         open_at("s3://pictures")
-    assert options == [True, False]
+    assert [each["allow_http"] for each in options] == [True, False]
+    assert all(each["connect_timeout"] <= each["timeout"] <= timedelta(seconds=20) for each in options)
 
 
 def test_google_and_azure_sign_addresses(cloud: pytest.MonkeyPatch, tmp_path: Path):

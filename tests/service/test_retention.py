@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sd35.errors import StoreUnavailable
@@ -103,6 +103,7 @@ def test_a_sweep_that_fails_goes_on_next_time(monkeypatch: pytest.MonkeyPatch):
     assert retention.sweep(NOW_S) == 1
 
 
+@settings(deadline=None)  # up to 250 pictures a time
 @given(st.lists(st.tuples(st.integers(0, 100), st.integers(0, 50)), max_size=250), st.integers(1, 3000))
 def test_what_stays_is_young_and_fits(pictures: list[tuple[int, int]], most_bytes: int):
     """Of any pictures: none is too old, the settled ones fit beside the fresh, and nothing goes that could stay."""

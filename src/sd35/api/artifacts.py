@@ -11,13 +11,12 @@ from pydantic import BaseModel, Field
 from sd35.api.callers import caller_of
 from sd35.api.problems import FieldError, RequestRefused, documented
 from sd35.api.ranges import answer
-from sd35.service.artifacts.links import LASTING_S, MOST_LASTING_S, expiry
+from sd35.service.artifacts.links import LASTING_S, MOST_LASTING_S, PATH, expiry, is_link
 from sd35.service.encoding import encode
 from sd35.service.formats import Format, negotiate
 from sd35.service.opening import Opening
 from sd35.service.service import Service
 
-PREFIX = "/v1/artifacts"
 _NOT_NOW: dict[int | str, dict[str, Any]] = {
     503: documented("Loading or closing, or a store does not answer.", **{"Retry-After": "Seconds."})
 }
@@ -27,7 +26,7 @@ _NOT_THERE: dict[int | str, dict[str, Any]] = {
 }
 _FILE = {"content": {each.media_type: {"schema": {"type": "string", "format": "binary"}} for each in Format}}
 
-router = APIRouter(prefix=PREFIX, tags=["pictures"])
+router = APIRouter(prefix=PATH, tags=["pictures"])
 Digest = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="The picture's identity, as `X-Sd35-Digest`.")]
 OutputFormat = Annotated[Format | None, Query(description="Else as `Accept` asks, else png.")]
 Metadata = Annotated[bool, Query(description="Whether the file says what made it.")]
@@ -101,7 +100,7 @@ async def link(
         raise _missing(digest)
     expires_at = expiry(time.time(), expires_in_s)
     parameters = [("output_format", str(output_format))] if output_format else []
-    url = service.kept.links.link(f"{PREFIX}/{digest}", parameters, expires_at, str(request.base_url))
+    url = service.kept.links.link(f"{PATH}/{digest}", parameters, expires_at, str(request.base_url))
     return Link(url=url, expires_at=expires_at)
 
 
@@ -110,11 +109,6 @@ async def delete(request: Request, digest: Digest) -> None:
     """For the key that asks; the file goes with the last key that had it made."""
     if not await _service(request).disown(digest, caller_of(request).owner):
         raise _missing(digest)
-
-
-def is_link(path: str, query: str) -> bool:
-    """Whether an address claims to be a signed link to a picture."""
-    return path.startswith(f"{PREFIX}/") and "signature=" in query
 
 
 def _sees(request: Request, service: Service) -> str | None:

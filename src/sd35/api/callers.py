@@ -10,9 +10,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sd35.api.artifacts import is_link
 from sd35.api.problems import RequestRefused
 from sd35.errors import NotAllowed, Sd35Error
+from sd35.service.artifacts.links import is_link
 from sd35.service.callers import Caller, KeyRing
 from sd35.service.keys import Role
 

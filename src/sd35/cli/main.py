@@ -178,7 +178,7 @@ def generate(
 
 @app.command(epilog=options.EPILOG)
 def replay(
-    file: Annotated[Path, typer.Argument(help="A PNG file that this project wrote.")],
+    file: Annotated[Path, typer.Argument(help="A PNG file that this project wrote; other formats are not exact.")],
     *,
     as_json: options.AsJson = False,
     checkpoint: options.Checkpoints = None,

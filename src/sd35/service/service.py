@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -94,7 +94,8 @@ class Service:
 
         Raises what `Desk.make` and `JobRunner.accept` raise.
         """
-        job = await self.jobs.ended(await self.jobs.accept(order))
+        accepted = await self.jobs.accept(order)
+        job = await self.jobs.ended(accepted)
         if job.failure:
             raise JobEnded(job.failure.status, job.failure.detail)
         if job.made is None:
@@ -102,7 +103,8 @@ class Service:
         png = await asyncio.to_thread(self._read, job.made.digest)
         if png is None:
             raise JobEnded(410, f"the picture of this idempotency key, {job.made.digest}, was removed")
-        return stored_outcome(job.order.request, png, is_blurred=job.made.is_blurred)
+        outcome = stored_outcome(job.order.request, png, is_blurred=job.made.is_blurred)
+        return replace(outcome, was_cached=accepted.status.is_end or job.made.was_cached)
 
     async def stored_job(self, job_id: str, sees: str | None) -> Job | None:
         """One job. Raises StoreUnavailable, as all below."""

@@ -14,6 +14,7 @@ from sd35.errors import InvalidRequest, InvalidSetting, LinkRefused
 from sd35.service.artifacts.files import FileStage
 from sd35.settings import Settings
 
+PATH = "/v1/artifacts"  # under which pictures are reached
 LASTING_S = 3600
 MOST_LASTING_S = 7 * 24 * 3600  # S3 signs for no longer either
 _EXPIRES, _SIGNATURE = "expires", "signature"
@@ -53,6 +54,11 @@ class Links:
     def _signature(self, path: str, query: Sequence[tuple[str, str]]) -> str:
         signed = f"{quote(path, errors='replace')}?{urlencode(query, errors='replace')}"
         return hmac.new(self._secret, _PURPOSE + signed.encode(), hashlib.sha256).hexdigest()
+
+
+def is_link(path: str, query: str) -> bool:
+    """Whether an address claims to be a signed link to a picture; `Links.check` says whether it is."""
+    return path.startswith(f"{PATH}/") and f"{_SIGNATURE}=" in query
 
 
 def expiry(now_s: float, lasting_s: int | None) -> int:

@@ -47,11 +47,16 @@ class ObjectStore:
             self._store: Any = from_url(url, client_options=client, retry_config=retry)
 
     def check(self) -> None:
-        """Write, read and remove a file. Raises StoreUnavailable."""
+        """Write a file, twice, read it and remove it. Raises StoreUnavailable."""
         place = f"check-{uuid4().hex}.png"
-        self._write(place, b"sd35")
-        assert self._read(place) == b"sd35", f"{self.address} gave back something else than was written"
+        for content in (b"first", b"second"):
+            self._write(place, content)
+        found = self._read(place)
         self._delete(place)
+        if found != b"first":
+            raise StoreUnavailable(
+                f"the picture store {self.address} does not keep what was written first: it has to heed If-None-Match"
+            )
 
     def put(self, name: str, content: bytes) -> None:
         """Write one."""

@@ -97,7 +97,8 @@ class JobRunner:
                     if place != before:
                         yield Event(0, Status.QUEUED, place)
                 await follow.changed(_LOOK_S)
-                found = await asyncio.to_thread(self.store.get, job.id, None)
+                if not follow.latest or follow.latest.number <= told:  # nothing new here: elsewhere, perhaps
+                    found = await asyncio.to_thread(self.store.get, job.id, None)
         finally:
             if job.id not in self._running:
                 self._followed.pop(job.id, None)
