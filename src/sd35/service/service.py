@@ -52,7 +52,7 @@ class Service:
         telemetry: Telemetry | None = None,
     ) -> None:
         self.studio, self.kept, self.rules, self.webhooks = studio, kept, rules, webhooks
-        telemetry = telemetry or Telemetry()
+        self.telemetry = telemetry = telemetry or Telemetry()
         studio.engine.observe(telemetry.metering)
         webhooks.observe(telemetry.metering)
         self.desk = Desk(studio, kept.files, kept.stores.pictures, rules.content_filter, telemetry)
