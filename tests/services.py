@@ -22,9 +22,7 @@ def memory_kept() -> Kept:
     return Kept(open_stores("memory"), MemoryStore(), Links(b"a secret"))
 
 
-def service_of(
-    studio: Studio, kept: Kept | None = None, telemetry: Telemetry | None = None, **given: Any
-) -> Service:
+def service_of(studio: Studio, kept: Kept | None = None, telemetry: Telemetry | None = None, **given: Any) -> Service:
     """The service as `sd35 serve` composes it, with settings that are given."""
     settings, kept = load_settings(given), kept or memory_kept()
     retention = Retention.of(settings, kept.files, kept.stores.pictures)

@@ -120,7 +120,7 @@ _PICTURE = {
             "X-Sd35-Cache": "`hit` where it was made before, `shared` where it was made for others too, else `miss`.",
             "X-Sd35-Content-Filtered": "Only where the operator's filter blurred the picture: `true`.",
             "X-Sd35-Stored": "Only where the picture could not be stored: `false`.",
-            "Server-Timing": "Milliseconds of each stage: `queue`, `encode`, `denoise`, `decode`, `png`, `store`.",
+            "Server-Timing": "Where it was made now, milliseconds of `queue`, `encode`, `denoise`, `decode`, `png`, `store`.",
             "X-Request-Id": "The request's name in the server's log.",
         }.items()
     },
@@ -213,8 +213,9 @@ def _response(outcome: Outcome, content: bytes, wanted: Format) -> Response:
         "X-Sd35-Model": quote(request.model),
         "X-Sd35-Time-Ms": f"{1000 * took_s:.0f}",
         "X-Sd35-Cache": outcome.cache,
-        "Server-Timing": ", ".join(f"{stage.name};dur={1000 * stage.took_s:.1f}" for stage in stages),
     }
+    if stages:
+        headers["Server-Timing"] = ", ".join(f"{stage.name};dur={1000 * stage.took_s:.1f}" for stage in stages)
     if outcome.is_blurred:
         headers["X-Sd35-Content-Filtered"] = "true"
     if outcome.unstored:

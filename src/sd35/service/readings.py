@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from sd35.backends.host import HostMemory
 from sd35.errors import NotReady, StoreUnavailable
 from sd35.service.jobs.contract import JobStore, Status
-from sd35.service.metering import Described
+from sd35.service.metering import Described, Metering
 from sd35.service.opening import Opening
 from sd35.service.record import own_version
 from sd35.service.service import Service
@@ -50,12 +50,7 @@ class Readings:
     def __init__(self, opening: Opening) -> None:
         self._opening = opening
         self._jobs = _Jobs()
-        self._readings = [*_ENGINE, *_MODELS, *_BUILDING, *self._jobs.readings]
-
-    @property
-    def described(self) -> list[Described]:
-        """All, with or without a value."""
-        return [_READY, _BUILD, _STARTUP, _HOST_FREE, *(reading.described for reading in self._readings)]
+        self._readings = [*_READINGS, _Reading(_JOBS, self._jobs.counts), _Reading(_JOB_STORE_UP, self._jobs.is_up)]
 
     def collect(self) -> "Iterator[Metric]":
         """Each metric once, with the values it has now."""
@@ -78,17 +73,20 @@ class _Jobs:
         self._counts: Mapping[Status, int] = {}
         self._is_answering = True
         self._until_s = float("-inf")
-        self.readings = [
-            _gauge("sd35_jobs", "Jobs in the store.", lambda service: _each(self._counted(service)), "status"),
-            _gauge("sd35_job_store_up", "Whether the job store answers.", lambda _: _one(self._is_answering)),
-        ]
 
-    def _counted(self, service: Service) -> Mapping[str, int]:
-        if time.monotonic() >= self._until_s:
-            self._count(service.kept.stores.jobs)
-        return {status: self._counts.get(status, 0) for status in Status} if self._is_answering else {}
+    def counts(self, service: Service) -> Samples:
+        """None while the store does not answer."""
+        self._count(service.kept.stores.jobs)
+        return _each({status: self._counts.get(status, 0) for status in Status} if self._is_answering else {})
+
+    def is_up(self, service: Service) -> Samples:
+        """1 or 0."""
+        self._count(service.kept.stores.jobs)
+        return _one(self._is_answering)
 
     def _count(self, store: JobStore) -> None:
+        if time.monotonic() < self._until_s:
+            return
         try:
             self._counts, self._is_answering = store.counts(), True
         except StoreUnavailable:
@@ -140,11 +138,13 @@ def _family(described: Described, samples: Samples) -> "Metric":
     return family
 
 
+_JOBS = Described("sd35_jobs", "gauge", ("status",), "Jobs in the store.")
+_JOB_STORE_UP = Described("sd35_job_store_up", "gauge", (), "Whether the job store answers.")
 _READY = Described("sd35_ready", "gauge", (), "Whether pictures can be made, as /readyz says.")
 _BUILD = Described("sd35_build_info", "gauge", ("version", "python"), "Always 1.")
 _STARTUP = Described("sd35_startup_seconds", "gauge", ("phase",), "What the start took.")
 _HOST_FREE = Described("sd35_host_memory_free_bytes", "gauge", (), "What system and container leave to this process.")
-_ENGINE = [
+_READINGS = [
     _gauge("sd35_engine_pictures", "Pictures that the engine has accepted.", _engine_pictures, "state"),
     _gauge("sd35_engine_pictures_limit", "`max_pictures`.", lambda it: _one(it.studio.engine.limits.max_pictures)),
     _gauge("sd35_engine_backlog_seconds", "Estimated work in them.", lambda it: _one(it.studio.engine.load.backlog_s)),
@@ -166,12 +166,18 @@ _ENGINE = [
         "Those made again in a wider precision.",
         lambda it: _one(it.studio.engine.retried),
     ),
-]
-_MODELS = [
     _gauge("sd35_model_info", "Always 1, for each model.", _models, "model", "revision", "backend", "precision"),
-]
-_BUILDING = [
     _gauge("sd35_building", "Whether a standby answers in place of what is being built.", _is_building),
     _gauge("sd35_build_seconds", "From the start of building to the swap.", _building_s),
     _counter("sd35_build_failures_total", "Builds that failed.", _build_failures),
 ]
+
+
+def metrics_table() -> str:
+    """The table of docs/architecture/19-metrics-logs-traces.md, in Markdown."""
+    own = [_READY, _BUILD, _STARTUP, _HOST_FREE, _JOBS, _JOB_STORE_UP, *(reading.described for reading in _READINGS)]
+    lines = ["| Metric | Type | Labels | Meaning |", "| --- | --- | --- | --- |"]
+    for each in sorted([*own, *Metering().described]):
+        labels = ", ".join(f"`{label}`" for label in each.labels)
+        lines.append(f"| `{each.name}` | {each.kind} | {labels} | {each.meaning} |")
+    return "\n".join(lines) + "\n"
