@@ -5,10 +5,10 @@ PYTHON ?= python3
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fuzz lint format bench train lock clean
+.PHONY: help run test fuzz lint format bench gpu-acceptance train lock clean
 
 help:  ## This list.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' Makefile
 
 run: .venv/.package  ## The service with the embedded model, on port 8000 (PORT=...).
 	@.venv/bin/sd35 serve --port $(PORT)
@@ -31,6 +31,9 @@ format: .venv-test/.package  ## Puts right what can be put right without a perso
 
 bench: .venv-test/.package  ## Measures the service against plain Diffusers.
 	.venv-test/bin/python -m benchmarks
+
+gpu-acceptance: .venv-test/.package  ## BF16, compiled, FP8 and TensorRT side by side on the GPU; without one, a small run.
+	.venv-test/bin/python -m benchmarks.gpu_acceptance
 
 train: .venv-test/.package  ## Makes the embedded model again, from nothing: hours; goes on where it was stopped.
 	.venv-test/bin/python -m training.pipeline

@@ -5,7 +5,17 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import cold_start, engine_cost, gemm_share, install_size, loading, picture, planned_memory, serving
+from benchmarks import (
+    cold_start,
+    engine_cost,
+    gemm_share,
+    install_size,
+    loading,
+    picture,
+    planned_memory,
+    real_size,
+    serving,
+)
 from benchmarks.outcome import Outcome, is_busy, machine, table
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 
@@ -19,16 +29,17 @@ BENCHMARKS: dict[str, Callable[[Path, int], Outcome]] = {
     "serving": serving.measure,
     "planned-memory": planned_memory.measure,
     "loading": loading.measure,
+    "real-size": real_size.measure,
 }
-ONLY_WHEN_NAMED = {"loading"}  # it takes a checkpoint of many gigabytes to mean anything
+# The one takes a checkpoint of many gigabytes to mean anything, the other makes one.
+ONLY_WHEN_NAMED = {"loading", "real-size"}
 
 
 def main() -> None:
     """Measures what the command line names, or everything."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; none named: all but loading"
-    )
+    few = " and ".join(sorted(ONLY_WHEN_NAMED))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; none named: all but {few}")
     parser.add_argument("--checkpoint", default=EMBEDDED, help="the embedded one's name, or a directory (%(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="samples of each side, after a warm-up (%(default)s)")
     options = parser.parse_args()

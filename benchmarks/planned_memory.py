@@ -11,12 +11,12 @@ import re
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.outcome import Bar, Outcome
 from benchmarks.processes import ROOT, clean_environment, end
+from benchmarks.watch import Watch
 from sd35.checkpoints.anatomy import anatomy_on_disk
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sd35.service.fitting import plan_for
@@ -26,8 +26,6 @@ from sd35.settings import load_settings
 MOST_ERROR = 0.1
 _SERVE = "from sd35.cli import main; main()"
 _ANSWER_S = 3600  # a large model on few cores
-_EVERY_S = 0.005
-_PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
 
 
 class Case(NamedTuple):
@@ -65,28 +63,6 @@ def measure(directory: Path, rounds: int) -> Outcome:  # noqa: ARG001  a peak is
     return Outcome(bars, [f"{checkpoint.name}, {card.width}x{card.height} px, two rows, one step", *notes], samples)
 
 
-class _Watch(threading.Thread):
-    """Reads a process's peak until `end`, which answers with the highest."""
-
-    def __init__(self, pid: int) -> None:
-        super().__init__(daemon=True)
-        self._status, self._ended, self._most_bytes = Path(f"/proc/{pid}/status"), threading.Event(), 0
-
-    def run(self) -> None:
-        """Until `end`."""
-        while True:
-            if peak := _PEAK.search(self._status.read_text(encoding="utf-8")):
-                self._most_bytes = max(self._most_bytes, 1024 * int(peak[1]))
-            if self._ended.wait(_EVERY_S):
-                return
-
-    def end(self) -> int:
-        """The highest peak."""
-        self._ended.set()
-        self.join()
-        return self._most_bytes
-
-
 def _measured_bytes(case: Case, checkpoint: Checkpoint) -> int:
     """The peak of a server that drew one picture of the model's own size."""
     flags = [word for name, value in case._asdict().items() for word in (f"--{name}", value)]
@@ -100,15 +76,15 @@ def _measured_bytes(case: Case, checkpoint: Checkpoint) -> int:
             stderr=log,
             text=True,
         )
-        watch = _Watch(process.pid)
+        watch = Watch(process.pid)
         watch.start()
         try:
             assert process.stdout
             if found := re.match(r"Ready: http://127.0.0.1:(\d+) ", process.stdout.readline()):
                 _draw(int(found[1]), checkpoint)
-                return watch.end()
+                return watch.finish().resident_bytes
         finally:
-            watch.end()
+            watch.finish()
             end(process)
         log.seek(0)
         raise SystemExit(f"{' '.join(command)} drew no picture; it said:\n{log.read()}")

@@ -1,31 +1,44 @@
 """One stage of `benchmarks.real_size`, in a process of its own: `python -m benchmarks.real_size_stage STAGE FOLDER`."""
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx_ir as ir
 
 from benchmarks.worker import peak_bytes
+from sd35.backends.buckets import buckets_of
+from sd35.backends.contract import DenoiseRow
 from sd35.backends.diffusers import DiffusersBackend
+from sd35.backends.host import HostMemory
 from sd35.backends.options import Options
 from sd35.backends.table import open_backend
+from sd35.backends.tensorrt_flavour import find_flavour
+from sd35.backends.turns import bytes_of, weights_of
 from sd35.checkpoints.architectures import ARCHITECTURES
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from sd35.checkpoints.tensorrt_onnx import GRAPH_FILE
+from sd35.checkpoints.tensorrt_onnx import GRAPH_FILE, OfficialGraphs
 from sd35.compile.calibration import calibrate
-from sd35.compile.drawing import recipe_of
+from sd35.compile.drawing import Recipe, recipe_of
+from sd35.compile.engines import EngineBuilder, Range, targets_of
 from sd35.compile.graphs import exported, save
 from sd35.compile.networks import graphs_of
 from sd35.compile.quantise import quantise
 from sd35.compile.sizes import sizes_of
 from sd35.compile.synth import synthesise
+from sd35.engine.noise import initial_noise
+from sd35.settings import Precision
 
 SIDE_PX = 256  # the smallest that the checkpoint draws: what calibrating takes, a CPU has to compute
+GPU = "sm89"
+ROWS = 2  # of the engine's batch: one picture with guidance
 _LARGEST = "largest.json"
 
 
@@ -40,7 +53,7 @@ def synth(folder: Path) -> dict[str, Any]:
         text_encoder_3={**medium.text_encoder_3, "num_layers": 1},
     )
     synthesise(architecture, folder / "checkpoint", "bfloat16", lambda *_: None)
-    return {}
+    return {"file_bytes": _bytes_in(folder / "checkpoint" / "transformer")}
 
 
 def export(folder: Path) -> dict[str, Any]:
@@ -57,8 +70,7 @@ def calibration(folder: Path) -> dict[str, Any]:
     backend = open_backend("diffusers", checkpoint, Options(precision="float32", device="cpu", offload="encoders"))
     assert isinstance(backend, DiffusersBackend)
     positive, negative = backend.encode_text(["a cat", ""])
-    recipe = replace(recipe_of(checkpoint), width_px=SIDE_PX, height_px=SIDE_PX, steps=2)
-    found = calibrate(backend, recipe, [(positive, negative)], lambda: None)
+    found = calibrate(backend, _recipe(checkpoint), [(positive, negative)], lambda: None)
     (folder / _LARGEST).write_text(json.dumps(found.largest))
     return {"layers": len(found.largest)}
 
@@ -70,10 +82,46 @@ def quantisation(folder: Path) -> dict[str, Any]:
     return {**_saved(model, folder / "fp8"), **asdict(sizes_of(model))}
 
 
+def residence(precision: Precision, folder: Path) -> dict[str, Any]:
+    """What PyTorch's transformer holds after one step with guidance: mapped pages are counted too, and the decoder."""
+    checkpoint, memory = _checkpoint(folder), HostMemory()
+    before_bytes = memory.held_bytes()
+    backend = open_backend("diffusers", checkpoint, Options(precision=precision, device="cpu", offload="encoders"))
+    assert isinstance(backend, DiffusersBackend)
+    positive, negative = backend.encode_text(["a cat", ""])
+    latent = initial_noise(0, (16, SIDE_PX // 8, SIDE_PX // 8))
+    backend.denoise_step([DenoiseRow(latent, positive, negative, 1.0, 0.9, 4.5)])
+    held_bytes = memory.held_bytes() - before_bytes
+    return {
+        "held_bytes": held_bytes,
+        "weights_bytes": bytes_of(weights_of(backend.transformer)),
+    }
+
+
+def engine(precision: Literal["bf16", "fp8"], folder: Path) -> dict[str, Any]:
+    """The graph as TensorRT-RTX's engine, for pictures of the native size."""
+    checkpoint, flavour = _checkpoint(folder), find_flavour()
+    graphs = OfficialGraphs(folder, precision, transformer_at=folder / precision)
+    card = checkpoint.card
+    native = next(each for each in buckets_of("", card) if each.holds((card.width, card.height)))
+    builder = EngineBuilder(checkpoint, graphs, Range([native], ROWS), flavour)
+    (target,) = targets_of(flavour, [GPU])
+    built = builder.build("transformer", target)
+    return {"file_bytes": memoryview(built).nbytes, "target": str(target), "bucket": str(native)}
+
+
+def _recipe(checkpoint: Checkpoint) -> Recipe:
+    return replace(recipe_of(checkpoint), width_px=SIDE_PX, height_px=SIDE_PX, steps=2)
+
+
 def _saved(model: ir.Model, folder: Path) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     save(model, folder)
-    return {"file_bytes": sum(path.stat().st_size for path in folder.iterdir())}
+    return {"file_bytes": _bytes_in(folder)}
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def _checkpoint(folder: Path) -> Checkpoint:
@@ -85,15 +133,24 @@ STAGES: Mapping[str, Callable[[Path], dict[str, Any]]] = {
     "export": export,
     "calibrate": calibration,
     "quantise": quantisation,
+    "hold-float32": partial(residence, "float32"),
+    "hold-bfloat16": partial(residence, "bfloat16"),
+    "hold-fp8-weights": partial(residence, "fp8-weights"),
+    "hold-fp8-storage": partial(residence, "fp8-storage"),
+    "engine-bf16": partial(engine, "bf16"),
+    "engine-fp8": partial(engine, "fp8"),
 }
 
 
 def main() -> None:
     """Run the stage, then print its figures as JSON."""
     name, folder = sys.argv[1:]
+    with suppress(OSError):  # where memory runs out, it is this process that the system ends
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    logging.basicConfig(level=logging.WARNING)  # TensorRT's own words, should it fail
     began_s = time.perf_counter()
     found = STAGES[name](Path(folder))
-    print(json.dumps({"took_s": time.perf_counter() - began_s, "peak_bytes": peak_bytes(), **found}))
+    print(json.dumps({"took_s": time.perf_counter() - began_s, "resident_bytes": peak_bytes(), **found}))
 
 
 if __name__ == "__main__":

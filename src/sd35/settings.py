@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
@@ -16,6 +16,10 @@ from sd35.errors import InvalidSetting
 PREFIX = "SD35_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+")
+
+Precision: TypeAlias = Literal[
+    "auto", "float32", "float16", "bfloat16", "fp8", "fp8-dynamic", "fp8-weights", "fp8-storage"
+]
 
 
 def _home(variable: str, otherwise: str) -> Path:
@@ -97,13 +101,17 @@ class Settings(BaseSettings):
     backend: str = Field(
         "onnx", description="What computes: `onnx` (no PyTorch), `diffusers`, `tensorrt`. See `sd35 doctor`."
     )
-    precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        "auto", description="Number format to compute in; `auto` is the backend's best for the device."
+    precision: Precision = Field(
+        "auto",
+        description="Number format to compute in; `auto` is the backend's best for the device. `fp8`: most of the"
+        " transformer, the rest in `bfloat16`. With `diffusers` that is `fp8-dynamic`, which multiplies in FP8, where"
+        " the GPU can, else `fp8-weights`, which only keeps weights so; either can be named. `fp8-storage`, of"
+        " `diffusers`, takes the least memory: also T5's weights are in FP8.",
     )
     standby: str | None = Field(
         None,
-        description="A second backend to load beside, as `diffusers` or `onnx/float32`: it answers while the first's"
-        " graphs or engines are built, and makes again what that spoils, where its precision is wider.",
+        description="Of `serve`: a second backend to load beside, as `diffusers` or `onnx/float32`: it answers while"
+        " the first's graphs or engines are built, and makes again what that spoils, where its precision is wider.",
         json_schema_extra={"default": "none"},
     )
     device: str = Field("auto", description="Device to compute on: `auto`, `cpu`, `cuda`, `cuda:1`, ...")
@@ -115,6 +123,11 @@ class Settings(BaseSettings):
     tiled_decode: Literal["auto", "on", "off"] = Field(
         "auto",
         description="Decode large pictures in tiles, for less memory and slightly other pixels; `auto` where needed.",
+    )
+    torch_compile: bool = Field(
+        default=False,
+        description="Compile the transformer with `torch.compile`: quicker steps after a longer start, and slightly"
+        " other pixels. `diffusers` backend only, without `model` or `sequential` offload.",
     )
     vram: ByteSize | None = Field(
         None,

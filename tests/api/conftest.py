@@ -13,11 +13,13 @@ from starlette.testclient import TestClient
 
 from sd35.api.app import create_app
 from sd35.api.protocol import bounded
+from sd35.service.kept import Kept
 from sd35.service.keys import KeyStore
 from sd35.service.opening import Opening
 from sd35.service.studio import Studio
 from sd35.settings import load_settings
 from tests.double import WAIT_S, NumpyBackend, double_studio
+from tests.services import service_of
 
 
 @pytest.fixture
@@ -35,10 +37,13 @@ def studio(tmp_path: Path, backend: NumpyBackend) -> Iterator[Studio]:
 
 
 @contextmanager
-def serving(studio: Studio, keys: KeyStore | None = None, **settings: Any) -> Iterator[TestClient]:
+def serving(
+    studio: Studio, keys: KeyStore | None = None, kept: Kept | None = None, **settings: Any
+) -> Iterator[TestClient]:
     """A client of an app that is ready."""
     ready = threading.Event()
-    app = create_app(Opening(lambda: studio, ready.set, _raise), load_settings(settings), keys)
+    service = service_of(studio, kept, **settings)
+    app = create_app(Opening(lambda: service, ready.set, _raise), load_settings(settings), keys)
     with TestClient(app, follow_redirects=False) as client:
         assert ready.wait(WAIT_S)
         yield client
@@ -57,7 +62,8 @@ def listening(studio: Studio, **settings: Any) -> Iterator[tuple[str, int]]:
     """Host and port of a real server."""
     ready = threading.Event()
     chosen = load_settings(settings)
-    app = create_app(Opening(lambda: studio, ready.set, _raise), chosen)
+    service = service_of(studio, **settings)
+    app = create_app(Opening(lambda: service, ready.set, _raise), chosen)
     server = uvicorn.Server(uvicorn.Config(app, http=bounded(chosen.max_arrival_s), log_config=None, ws="none"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))

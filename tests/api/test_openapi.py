@@ -17,6 +17,7 @@ from sd35.service.keys import Role, new_key
 from sd35.service.opening import Opening
 from sd35.settings import load_settings
 from tests.double import WAIT_S, double_studio, key_store
+from tests.services import service_of
 
 CASES = int(os.environ.get("FUZZ_CASES", "1000"))  # `make fuzz` asks for more
 
@@ -27,7 +28,8 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseSchema]:
     ready = threading.Event()
     studio = double_studio(tmp_path_factory.mktemp("models"), max_pictures=64)
     key, secret = new_key("fuzzing", Role.ADMIN, 0)
-    app = create_app(Opening(lambda: studio, ready.set, print), load_settings(), key_store(key))
+    service = service_of(studio)
+    app = create_app(Opening(lambda: service, ready.set, print), load_settings(), key_store(key))
     guarded = [
         operation for path in app.openapi()["paths"].values() for operation in path.values() if "security" in operation
     ]

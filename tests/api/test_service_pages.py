@@ -13,10 +13,12 @@ from starlette.testclient import TestClient
 from sd35.api.app import create_app
 from sd35.errors import CheckpointError
 from sd35.service.opening import Opening
+from sd35.service.service import Service
 from sd35.service.studio import Studio
 from sd35.settings import load_settings
 from tests.api.conftest import serving
 from tests.double import WAIT_S, NumpyBackend
+from tests.services import service_of
 
 
 def test_models_are_openais_list_with_this_projects_fields(client: TestClient):
@@ -39,11 +41,11 @@ def test_nothing_but_health_is_answered_while_the_model_loads(studio: Studio):
     """Alive at once, ready only when the model is; until then 503 with a time, and then a picture."""
     load, ready = threading.Event(), threading.Event()
 
-    def open_studio() -> Studio:
+    def open_service() -> Service:
         assert load.wait(WAIT_S)
-        return studio
+        return service_of(studio)
 
-    with TestClient(create_app(Opening(open_studio, ready.set, lambda _: None), load_settings())) as client:
+    with TestClient(create_app(Opening(open_service, ready.set, lambda _: None), load_settings())) as client:
         assert client.get("/healthz").status_code == 200
         for response in (
             client.get("/readyz"),
@@ -74,14 +76,14 @@ def test_a_failed_load_is_handed_over():
     error, failures = CheckpointError("no weights"), []
     told = threading.Event()
 
-    def open_studio() -> Studio:
+    def open_service() -> Service:
         raise error
 
     def on_failure(failure: Exception) -> None:
         failures.append(failure)
         told.set()
 
-    with TestClient(create_app(Opening(open_studio, lambda: None, on_failure), load_settings())) as client:
+    with TestClient(create_app(Opening(open_service, lambda: None, on_failure), load_settings())) as client:
         assert told.wait(WAIT_S)
         assert client.get("/readyz").status_code == 503
     assert failures == [error]
@@ -92,7 +94,7 @@ def test_closing_refuses_new_pictures_and_finishes_those_accepted(studio: Studio
 
     async def scenario() -> None:
         ready = asyncio.Event()
-        opening = Opening(lambda: studio, ready.set, lambda _: None)
+        opening = Opening(lambda: service_of(studio), ready.set, lambda _: None)
         opening.start()
         await ready.wait()
         ticket = studio.submit(studio.resolve(_wanted("held")))
@@ -221,7 +223,7 @@ def test_openapi_tells_the_body_the_answers_and_the_headers(client: TestClient):
     assert body["additionalProperties"] is False
     assert {"type": "integer", "minimum": 1, "maximum": 150} in body["properties"]["steps"]["anyOf"]
     assert operation["responses"].keys() == {
-        *("200", "400", "401", "403", "404", "408", "413", "415", "422", "429", "500", "503")
+        *("200", "400", "401", "403", "404", "406", "408", "409", "410", "413", "415", "422", "429", "500", "503")
     }
     assert "X-Sd35-Seed" in operation["responses"]["200"]["headers"]
     assert operation["responses"]["200"]["content"].keys() == {"image/png"}

@@ -20,7 +20,7 @@ from sd35.backends.contract import DenoiseRow
 from sd35.backends.engine_runtime import Workspace, streaming_budgets
 from sd35.backends.footprint import Work
 from sd35.backends.host import HostMemory
-from sd35.backends.options import Options, Precision
+from sd35.backends.options import Options
 from sd35.backends.table import check_available, open_backend
 from sd35.backends.tensorrt import TensorRtBackend
 from sd35.backends.tensorrt import open_backend as open_tensorrt
@@ -31,6 +31,7 @@ from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.engine.noise import initial_noise
 from sd35.errors import BackendUnavailable, InvalidSetting
 from sd35.service.planning import Room, Wanted, make_plan
+from sd35.settings import Precision
 from tests.onnx_networks import OnnxNetworks
 
 HAS_TENSORRT = (sys.platform, platform.machine()) == ("linux", "x86_64")

@@ -103,6 +103,19 @@ def test_replay_makes_the_same_bytes(pictures: Path):
     assert json.loads(result.stdout)["outcome"] == "same bytes"
 
 
+def test_a_picture_in_fp8_is_replayed_in_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """It says which FP8 it was, and is made again with that: the same bytes."""
+    file = str(tmp_path / "fp8.png")
+    made = ("--backend", "diffusers", "--precision", "fp8", "--steps", "1", "--width", "64", "--height", "64")
+    assert sd35_here(monkeypatch, "generate", "a cat", "-o", file, *made) == 0
+    assert from_text(read_png(Path(file).read_bytes())[1]).maker.precision == "fp8-weights"
+    capsys.readouterr()
+    assert sd35_here(monkeypatch, "replay", file, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["outcome"] == "same bytes"
+
+
 def test_replay_tells_a_different_picture(pictures: Path, tmp_path: Path):
     """A file whose pixels are another picture's exits with 1 and says by how much it differs."""
     pixels, text = read_png((pictures / "cat-1.png").read_bytes())
@@ -197,6 +210,15 @@ def test_the_doctor_and_a_start_say_the_same_of_a_backend_that_cannot_run(monkey
     result = sd35("serve", "--port", "0")
     assert result.returncode == 1
     assert tensorrt["detail"] in " ".join(result.stderr.split())
+
+
+def test_the_doctor_judges_the_standby_too(monkeypatch: pytest.MonkeyPatch):
+    """One that there is not ends it with 1, as it ends a start."""
+    monkeypatch.setenv("SD35_STANDBY", "onxx/float32")
+    result = sd35("doctor", "--json")
+    assert result.returncode == 1
+    assert not json.loads(result.stdout)["can_serve"]
+    assert "onxx" in result.stdout
 
 
 def test_the_doctor_warns_of_what_cannot_be_used(tmp_path: Path):

@@ -260,6 +260,27 @@ def test_a_full_house_refuses_with_an_estimate_and_keeps_a_place_for_others():
     assert refused.value.retry_after_s == pytest.approx((9 * 300 + 4) * ROW_S / 10)
 
 
+def test_what_was_accepted_is_begun_anew_in_any_rush():
+    """A wait that is too long for another is not asked about; who begins anew goes before who came later."""
+    scheduler = make(replace(LIMITS, max_wait_s=5, max_rows=1))
+    scheduler.add("spoiled", job("greedy"), 0)
+    for key in range(2):
+        scheduler.add(key, job("greedy", steps=150, rows=2), 0)
+    with pytest.raises(Overloaded):
+        scheduler.add("another", job("greedy"), 0)
+    assert scheduler.next_batch() == Batch(SMALL, ["spoiled"], 1, 100)
+    scheduler.begin_anew("spoiled", "again", 0, LARGE)
+    assert scheduler.finish() == []
+    assert "spoiled" not in scheduler
+    turns = []
+    while "again" not in turns:
+        batch = scheduler.next_batch()
+        assert batch
+        turns += batch.keys
+        scheduler.finish()
+    assert len(turns) <= 2
+
+
 def test_a_wait_that_is_too_long_is_refused_but_not_for_a_client_with_nothing_in_it():
     """The estimate is of the client's own wait: a newcomer is accepted where the queue's owner is refused."""
     scheduler = make(replace(LIMITS, max_wait_s=5))

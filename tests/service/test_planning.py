@@ -39,7 +39,7 @@ QUESTIONS = st.builds(
     Question,
     st.sampled_from([EMBEDDED, "sd3.5-large", "sd3.5-medium"]),
     st.sampled_from(sorted(RUNTIMES)),
-    st.sampled_from(["float32", "bfloat16", "float16"]),
+    st.sampled_from(["float32", "bfloat16", "float16", "fp8", "fp8-storage"]),
     WORKS,
 )
 
@@ -134,6 +134,32 @@ def test_a_network_that_is_cast_has_its_file_beside_it():
     assert placement.peaks["reading"] - placement.weights_bytes == medium["text_encoder_3"].stored_bytes - later
     mapped = Question(EMBEDDED, ("diffusers", "cpu"), "float16", Work(128, 128, 1)).plan(0).placements[0]
     assert mapped.peaks["reading"] == mapped.weights_bytes
+
+
+def test_fp8_takes_what_it_is_stored_in():
+    """Large in FP8 stays on a device of 24 GiB with its text encoders; storage casting saves most of T5, too."""
+    weights = {}
+    for precision in ("bfloat16", "fp8", "fp8-storage"):
+        question = Question("sd3.5-large", ("diffusers", "cuda"), precision, Work(1024, 1024, 2))
+        plan = question.plan(24 * GIB)
+        assert (precision, plan.chosen.offload if plan.chosen else None) in {
+            ("bfloat16", "encoders"),
+            ("fp8", "none"),
+            ("fp8-storage", "none"),
+        }
+        weights[precision] = {name: plan.weights_bytes(name) for name in ("transformer", "text_encoder_3")}
+    assert 0.5 < weights["fp8"]["transformer"] / weights["bfloat16"]["transformer"] < 0.52
+    assert weights["fp8"]["text_encoder_3"] == weights["bfloat16"]["text_encoder_3"]
+    assert 0.6 < weights["fp8-storage"]["text_encoder_3"] / weights["bfloat16"]["text_encoder_3"] < 0.64
+
+
+def test_the_onnx_backend_holds_float32_whatever_its_graphs_hold():
+    """ONNX Runtime makes float32 of BF16's and FP8's weights while it loads, and computes in it."""
+    plans = [
+        Question(EMBEDDED, ("onnx", "cpu"), precision, Work(128, 128, 2)).plan(GIB)
+        for precision in ("float32", "bfloat16", "fp8")
+    ]
+    assert all(plan.placements == plans[0].placements for plan in plans)
 
 
 def test_what_fits_only_without_the_margin_is_not_chosen():

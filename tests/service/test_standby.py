@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from sd35.checkpoints.anatomy import anatomy_on_disk
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from sd35.errors import DoesNotFit, InvalidSetting, NotCompiled
+from sd35.service.fitting import placement_of, plan_for, room_here
 from sd35.service.opening import open_studio
 from sd35.service.replay import read_recording, replay
 from sd35.service.resolve import Wanted
@@ -53,6 +55,17 @@ def test_the_standby_makes_again_what_the_first_spoils(compiled: Path, monkeypat
     assert (made.record.maker.precision, made.record.request.profile) == ("float32", "onnx/float32")
     with open_studio(load_settings({"threads": "1"}), CHECKPOINTS) as other:
         assert replay(read_recording(made.png), other).outcome == "same bytes"
+
+
+def test_admission_leaves_room_for_what_is_still_to_come(tmp_path: Path):
+    """From the beginning, the memory for working is what the weights of both leave."""
+    settings = settings_of(tmp_path, ram="1GB")
+    room = room_here(settings)
+    anatomies = [anatomy_on_disk(CHECKPOINTS[0])]
+    both = [placement_of(plan_for(each, anatomies, room)) for each in (settings, settings.of_standby) if each]
+    with opened(settings) as studio:
+        left_bytes = 10**9 - sum(placement.weights_bytes for placement in both)
+        assert studio.engine._scheduler.limits.memory_bytes == int(0.9 * left_bytes)  # noqa: SLF001
 
 
 def test_both_have_to_fit(tmp_path: Path):

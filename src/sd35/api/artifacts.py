@@ -39,9 +39,9 @@ class Link(BaseModel):
     expires_at: int = Field(description="Seconds since 1970.")
 
 
-@router.api_route(
+@router.head("/{digest}", include_in_schema=False)
+@router.get(
     "/{digest}",
-    methods=["GET", "HEAD"],
     summary="A picture that was made",
     response_class=Response,
     responses={

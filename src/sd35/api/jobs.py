@@ -149,7 +149,7 @@ async def create(
         service.studio.resolve(body.to_wanted()),
         caller.owner,
         body.priority,
-        body.output_format or Format.PNG,
+        body.format or Format.PNG,
         body.metadata,
         body.webhook,
         idempotency_key,

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 import rfc8785
@@ -85,7 +85,7 @@ class Txt2Img(BaseModel):
         " is no part of what the picture is.",
     )
 
-    output_format: Format | None = Field(
+    output_format: Literal["png", "jpeg", "webp", "avif"] | None = Field(
         None,
         description="png, jpeg, webp or avif: the file's format. Left out or null: as `Accept` asks, else png.",
     )
@@ -93,6 +93,11 @@ class Txt2Img(BaseModel):
         True,  # noqa: FBT003
         description="true or false: whether the file says what made it, as the service allows.",
     )
+
+    @property
+    def format(self) -> Format | None:
+        """The file's, where one is asked for."""
+        return Format(self.output_format) if self.output_format else None
 
     @property
     def digest(self) -> str:
@@ -120,7 +125,7 @@ _PICTURE = {
             "X-Sd35-Cache": "`hit` where it was made before, `shared` where it was made for others too, else `miss`.",
             "X-Sd35-Content-Filtered": "Only where the operator's filter blurred the picture: `true`.",
             "X-Sd35-Stored": "Only where the picture could not be stored: `false`.",
-            "Server-Timing": "Where it was made now, milliseconds of `queue`, `encode`, `denoise`, `decode`, `png`, `store`.",
+            "Server-Timing": "Milliseconds of each stage, `queue` to `store`, where it was made now.",
             "X-Request-Id": "The request's name in the server's log.",
         }.items()
     },
@@ -139,10 +144,7 @@ def body_of(kind: type[BaseModel]) -> dict[str, Any]:
         "seed": 7,
     }
     examples = {"smallest": {"value": {"prompt": "a cat on a blue background"}}, "everything": {"value": everything}}
-    schema = kind.model_json_schema()
-    if formats := schema.pop("$defs", None):  # a reference would point nowhere
-        schema["properties"]["output_format"]["anyOf"][0] = formats["Format"]
-    content = {"application/json": {"schema": schema, "examples": examples}}
+    content = {"application/json": {"schema": kind.model_json_schema(), "examples": examples}}
     return {"requestBody": {"required": True, "content": content}}
 
 
@@ -187,7 +189,7 @@ async def txt2img(
     body = await read_json(request, Txt2Img)
     service, caller = opening.service, caller_of(request)
     resolved = service.studio.resolve(body.to_wanted())
-    wanted = negotiate(request.headers.get("accept"), body.output_format)
+    wanted = negotiate(request.headers.get("accept"), body.format)
     structlog.contextvars.bind_contextvars(digest=resolved.digest, model=resolved.model)
     async with caller.making(resolved):
         if idempotency_key is None:

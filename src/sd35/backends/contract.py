@@ -107,8 +107,12 @@ class Backend(Protocol):
         """Whether it decodes large pictures in tiles, which shows in their pixels."""
 
     @property
+    def is_compiled(self) -> bool:
+        """Whether a compiler fused its operations for this machine, which shows in the last bits."""
+
+    @property
     def start_up_s(self) -> Mapping[str, float]:
-        """Seconds that opening it took: to "read" weights, "place" them on the device, "compile" graphs."""
+        """Seconds that opening it took: to "read" weights, "place" them on the device, "compile" graphs or code."""
 
     @property
     def versions(self) -> dict[str, str]:

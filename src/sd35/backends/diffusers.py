@@ -15,9 +15,11 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from sd35.backends.compilation import compile_blocks
 from sd35.backends.contract import LATENT_PX, Array, DenoiseRow, Memory, TextEmbedding, check_finite
 from sd35.backends.cuda_memory import CudaMemory
 from sd35.backends.footprint import DeviceKind
+from sd35.backends.fp8_torch import BETWEEN, WAYS, load_in_fp8, way_of
 from sd35.backends.guidance import (
     Layers,
     TransformerRow,
@@ -28,14 +30,19 @@ from sd35.backends.guidance import (
     transformer_rows,
 )
 from sd35.backends.host import HostMemory
-from sd35.backends.loading import load_network, load_pipeline
+from sd35.backends.loading import Load, load_network, load_pipeline
 from sd35.backends.options import TILE_PX, Offload, Options
-from sd35.backends.turns import Turns, WorkingMemory, weights_of
+from sd35.backends.turns import Turns, WorkingMemory, bytes_of, weights_of
 from sd35.checkpoints.anatomy import NETWORKS, TEXT_ENCODERS
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    **dict.fromkeys(WAYS, BETWEEN),
+}
 
 
 def open_backend(checkpoint: Checkpoint, options: Options) -> "DiffusersBackend":
@@ -45,11 +52,17 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> "DiffusersBackend"
     device = _device(options.device)
     if options.offload == "sequential" and device.type == "cpu":
         raise InvalidSetting("offload: got 'sequential', which needs a CUDA device; allowed: none, encoders, model")
+    if options.torch_compile and options.offload in {"model", "sequential"}:
+        raise InvalidSetting(
+            f"torch_compile: got 'on' with offload {options.offload!r}; allowed: with offload none, encoders"
+        )
     if options.threads:
         torch.set_num_threads(options.threads)  # the process's, as PyTorch has no other
-    precision = options.precision
+    precision: str = options.precision
     if precision == "auto":
         precision = "float32" if device.type == "cpu" else "bfloat16"
+    elif precision.startswith("fp8"):
+        precision = way_of(precision, device)
     return DiffusersBackend(checkpoint, precision, device, options)
 
 
@@ -60,7 +73,10 @@ def memory_of(device: str) -> tuple[DeviceKind, Memory]:
 
 
 class DiffusersBackend:
-    """See `sd35.backends.contract.Backend`. Latents and embeddings are torch tensors of `precision` on the device."""
+    """See `sd35.backends.contract.Backend`. Latents and embeddings are torch tensors on the device.
+
+    They are of `precision`; of FP8's, BF16.
+    """
 
     name = "diffusers"
     can_skip_layers = True
@@ -68,7 +84,7 @@ class DiffusersBackend:
     def __init__(self, checkpoint: Checkpoint, precision: str, device: torch.device, options: Options) -> None:
         _check_layers(checkpoint)
         self.precision = precision
-        self.is_tiled = options.tiled_decode
+        self.is_tiled, self.is_compiled = options.tiled_decode, options.torch_compile
         self._dtype = _DTYPES[precision]
         self._device, self._offload = device, options.offload
         # Networks that come and go share one place. Else decoding has a stream of its own beside steps.
@@ -79,10 +95,11 @@ class DiffusersBackend:
         self._scaling, self._shift = float(vae["scaling_factor"]), float(vae["shift_factor"])
         self._text_tokens = checkpoint.card.max_sequence_length
         self._text_device = torch.device("cpu") if options.offload == "encoders" else device
-        self._turns = _turns(checkpoint, self._dtype, options) if device.type == "cpu" else None
+        load = partial(load_in_fp8, precision) if precision in WAYS else load_network
+        self._turns = _turns(checkpoint, self._dtype, options, load) if device.type == "cpu" else None
         began_s = time.perf_counter()
         stand_ins = self._turns.stand_ins if self._turns else {}
-        self._pipeline = load_pipeline(checkpoint, self._dtype, without=stand_ins)
+        self._pipeline = load_pipeline(checkpoint, self._dtype, without=stand_ins, load=load)
         for name, stand_in in stand_ins.items():
             setattr(self._pipeline, name, stand_in)
         read_s = time.perf_counter()
@@ -90,7 +107,11 @@ class DiffusersBackend:
             _tile(self._pipeline.vae)
         if not self._turns:
             place(self._pipeline, device, options.offload)
-        self.start_up_s = {"read": read_s - began_s, "place": time.perf_counter() - read_s}
+        placed_s = time.perf_counter()
+        self.start_up_s = {"read": read_s - began_s, "place": placed_s - read_s}
+        if self.is_compiled:
+            compile_blocks(self.transformer, checkpoint, device, self._dtype)
+            self.start_up_s["compile"] = time.perf_counter() - placed_s
         self.memory = WorkingMemory(memory_of(str(device))[1], self._came_bytes)
 
     @property
@@ -101,7 +122,8 @@ class DiffusersBackend:
     @property
     def versions(self) -> dict[str, str]:
         """The libraries that shape the numbers, name -> version."""
-        return {name: version(name) for name in ("diffusers", "torch", "transformers")}
+        quantising = ("torchao",) if self.precision in {"fp8-dynamic", "fp8-weights"} else ()
+        return {name: version(name) for name in ("diffusers", "torch", *quantising, "transformers")}
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
@@ -167,7 +189,7 @@ class DiffusersBackend:
             return self._turns.held_bytes if self._turns else 0
         networks = [getattr(self._pipeline, name) for name in NETWORKS] if self._offload == "model" else []
         weights = (weight for network in networks for weight in weights_of(network))
-        return sum(weight.nbytes for weight in weights if weight.device.type == "cuda")
+        return bytes_of(weight for weight in weights if weight.device.type == "cuda")
 
 
 def _device(name: str) -> torch.device:
@@ -197,16 +219,16 @@ def _check_layers(checkpoint: Checkpoint) -> None:
             )
 
 
-def _turns(checkpoint: Checkpoint, dtype: torch.dtype, options: Options) -> Turns | None:
+def _turns(checkpoint: Checkpoint, dtype: torch.dtype, options: Options, load: Load) -> Turns | None:
     """Who takes turns on a CPU: no one, the text encoders, or all."""
     names = {"none": (), "encoders": TEXT_ENCODERS}.get(options.offload, NETWORKS)
-    read = partial(_read, checkpoint, dtype, tiled=options.tiled_decode)
+    read = partial(_read, checkpoint, dtype, load, tiled=options.tiled_decode)
     return Turns(names, read, dtype) if names else None
 
 
-def _read(checkpoint: Checkpoint, dtype: torch.dtype, name: str, *, tiled: bool) -> nn.Module:
+def _read(checkpoint: Checkpoint, dtype: torch.dtype, load: Load, name: str, *, tiled: bool) -> nn.Module:
     """One network of a checkpoint, from disk."""
-    network = load_network(checkpoint, name, dtype)
+    network = load(checkpoint, name, dtype)
     if tiled and name == "vae":
         _tile(network)
     return network

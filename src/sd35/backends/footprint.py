@@ -11,9 +11,11 @@ from typing import Any, Literal, TypeAlias
 
 from sd35.backends.contract import LATENT_PX
 from sd35.backends.options import TILE_PX
+from sd35.checkpoints.anatomy import blocks_values
 
 DeviceKind: TypeAlias = Literal["cpu", "cuda"]
-BYTES_OF = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2})
+BETWEEN_FP8 = "bfloat16"  # what is computed in where weights are in FP8
+_BYTES_OF = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2})
 _CLIP_TOKENS = "max_position_embeddings"
 
 
@@ -39,6 +41,30 @@ RUNTIMES: Mapping[tuple[str, DeviceKind], Runtime] = MappingProxyType(
         ("tensorrt", "cuda"): Runtime(600_000_000, encode=8, step=14, decode=4),  # not measured
     }
 )
+
+
+def computed_in(backend: str, precision: str) -> str:
+    """The format of what is between matrices. On a CPU, ONNX Runtime makes float32 of all weights while it loads."""
+    if backend == "onnx":
+        return "float32"
+    return BETWEEN_FP8 if precision.startswith("fp8") else precision
+
+
+def bytes_of(backend: str, precision: str) -> int:
+    """Bytes of a number of that format."""
+    return _BYTES_OF[computed_in(backend, precision)]
+
+
+def fp8_values(backend: str, precision: str, network: str, config: Mapping[str, Any]) -> int:
+    """Of a network's numbers those that are in FP8, a byte each, by the rule of `fp8_layers`; but for scales."""
+    if backend == "onnx" or not precision.startswith("fp8"):
+        return 0
+    if network == "transformer":
+        return blocks_values(config)
+    if (network, precision) != ("text_encoder_3", "fp8-storage"):
+        return 0
+    attention, inner = 4 * config["num_heads"] * config["d_kv"], 2 * config["d_ff"]
+    return int(config["num_layers"] * config["d_model"] * (attention + inner))
 
 
 @dataclass(frozen=True)

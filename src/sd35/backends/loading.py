@@ -6,9 +6,9 @@ Only what has to change is copied: another number format, FP8 that is scaled, ha
 
 import mmap
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
@@ -39,17 +39,22 @@ _TRANSFORMERS: Mapping[str, tuple[Any, Any]] = {
     "text_encoder_3": (T5EncoderModel, T5Config),
 }
 
+Load: TypeAlias = Callable[[Checkpoint, str, torch.dtype], nn.Module]
+"""Reads a network by its checkpoint, name, and the format of its weights, like `load_network`."""
+
 
 def load_pipeline(
-    checkpoint: Checkpoint, dtype: torch.dtype, *, without: Collection[str] = ()
+    checkpoint: Checkpoint, dtype: torch.dtype, *, without: Collection[str] = (), load: Load | None = None
 ) -> StableDiffusion3Pipeline:
     """The pipeline on the CPU, its weights in `dtype`, as `from_pretrained` has them; None for the networks `without`.
+
+    `load` is by default `load_network`.
 
     Raises CheckpointError where a file is missing, broken, or another network's.
     """
     folder = checkpoint.directory
     names = (*_TRANSFORMERS, *_DIFFUSERS)
-    parts = {name: None if name in without else load_network(checkpoint, name, dtype) for name in names}
+    parts = {name: None if name in without else (load or load_network)(checkpoint, name, dtype) for name in names}
     try:
         return StableDiffusion3Pipeline(
             **parts,
@@ -62,8 +67,13 @@ def load_pipeline(
         raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
 
 
-def load_network(checkpoint: Checkpoint, part: str, dtype: torch.dtype) -> nn.Module:
-    """One network. Raises CheckpointError like `load_pipeline`."""
+def load_network(
+    checkpoint: Checkpoint,
+    part: str,
+    dtype: torch.dtype,
+    keep: Callable[[str, Tensor], Tensor] = lambda _, value: value,
+) -> nn.Module:
+    """One network. `keep` says what is kept of a parameter of a name. Raises CheckpointError like `load_pipeline`."""
     network: nn.Module = _empty_network(checkpoint, part)
     weights = checkpoint.weights(part)
     _check_names(checkpoint, part, network, weights)
@@ -74,7 +84,7 @@ def load_network(checkpoint: Checkpoint, part: str, dtype: torch.dtype) -> nn.Mo
     for name, weight in weights.items():
         if name in wanted:
             wide = not kept_wide.isdisjoint(name.split("."))
-            values[name] = _read(name, weight, wanted[name].shape, torch.float32 if wide else dtype, files)
+            values[name] = keep(name, _read(name, weight, wanted[name].shape, torch.float32 if wide else dtype, files))
     network.load_state_dict(values, strict=False, assign=True)
     if part == "text_encoder_3":
         network.get_submodule("encoder.embed_tokens").weight = network.get_submodule("shared").weight

@@ -41,6 +41,7 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> "OnnxBackend":
         ("device", options.device, ("auto", "cpu")),
         ("offload", options.offload, ("none", "encoders")),
         ("tiled_decode", "on" if options.tiled_decode else "off", ("off",)),
+        ("torch_compile", "on" if options.torch_compile else "off", ("off",)),
     ):
         if got not in allowed:
             raise InvalidSetting(f"{name}: got {got!r}; the onnx backend allows: {', '.join(allowed)}")
@@ -63,6 +64,7 @@ class OnnxBackend:
     name = "onnx"
     can_skip_layers = False
     is_tiled = False
+    is_compiled = False
 
     def __init__(self, checkpoint: Checkpoint, options: Options) -> None:
         _check_positions(checkpoint)

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-Precision: TypeAlias = Literal["auto", "float32", "float16", "bfloat16", "fp8"]
+from sd35.settings import Precision
+
 Offload: TypeAlias = Literal["none", "encoders", "model", "sequential"]
 
 TILE_PX = 512  # side of a tile, where decoding is tiled
@@ -18,7 +19,8 @@ class Options:
     one by one when there is new text, and freed after it; on CUDA, they stay and compute on the CPU. "model": each
     network is there while it computes, read from disk on a CPU, brought from the host's memory on CUDA. "sequential",
     on CUDA only: the same of each layer; of TensorRT's engines, of the weights that have no room. `tiled_decode`: a
-    picture larger than TILE_PX is decoded in tiles. What `sd35 compile` built is looked for in `cache_dir`.
+    picture larger than TILE_PX is decoded in tiles. `torch_compile`: the transformer's blocks are compiled by
+    `torch.compile`. What `sd35 compile` built is looked for in `cache_dir`.
     """
 
     precision: Precision = "auto"
@@ -26,4 +28,5 @@ class Options:
     offload: Offload = "none"
     threads: int = 0
     tiled_decode: bool = False
+    torch_compile: bool = False
     cache_dir: Path | None = None

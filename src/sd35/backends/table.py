@@ -1,16 +1,20 @@
 """The table of backends: a new runtime is a new module and one line here. Only the one that is opened is imported."""
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 
 from sd35.backends.contract import Backend, Memory
 from sd35.backends.footprint import DeviceKind
 from sd35.backends.options import Options
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting, Sd35Error
+
+_COMPLAINING = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ BACKENDS: Mapping[str, Entry] = MappingProxyType(
         "onnx": Entry("sd35.backends.onnx", ("onnxruntime",), "Install sd35-fp8-mirror anew."),
         "diffusers": Entry(
             "sd35.backends.diffusers",
-            ("torch", "diffusers", "transformers", "accelerate"),
+            ("torch", "diffusers", "transformers", "accelerate", "torchao"),
             "Install it with: pip install 'sd35-fp8-mirror[diffusers]'",
         ),
         "tensorrt": Entry(
@@ -66,13 +70,19 @@ def check_available(name: str, setting: str = "backend") -> None:
     entry.check()
 
 
+def backend_module(name: str) -> ModuleType:
+    """A backend's module, imported. Raises InvalidSetting, BackendUnavailable."""
+    check_available(name)
+    with _without_torchao_complaints():
+        return import_module(BACKENDS[name].module)
+
+
 def memory_of(name: str, device: str) -> tuple[DeviceKind, Memory]:
     """What a backend would compute in on a device, as settings name it; imports the backend.
 
     Raises InvalidSetting where there is no such backend or device, BackendUnavailable where it cannot run here.
     """
-    check_available(name)
-    found: tuple[DeviceKind, Memory] = import_module(BACKENDS[name].module).memory_of(device)
+    found: tuple[DeviceKind, Memory] = backend_module(name).memory_of(device)
     return found
 
 
@@ -82,12 +92,30 @@ def open_backend(name: str, checkpoint: Checkpoint, options: Options) -> Backend
     Raises InvalidSetting where there is no such backend or it cannot honour an option, BackendUnavailable where it
     cannot run here, CheckpointError where the checkpoint lacks what it needs.
     """
-    check_available(name)
+    module = backend_module(name)
     try:
-        backend: Backend = import_module(BACKENDS[name].module).open_backend(checkpoint, options)
+        backend: Backend = module.open_backend(checkpoint, options)
     except Sd35Error:
         raise
     except Exception as error:  # whatever a library says of a file it did not expect
         found = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{checkpoint.directory} cannot be loaded by the {name} backend: {found}") from error
     return backend
+
+
+@contextmanager
+def _without_torchao_complaints() -> Iterator[None]:
+    """Diffusers imports torchao where it is installed, and both log what is of no consequence here.
+
+    CUDA's own extensions that a CPU's PyTorch cannot load, an enumeration's form of registration, and names that
+    Diffusers wants for reading files that torchao wrote, and that torchao no longer has.
+    """
+    loggers = [logging.getLogger(name) for name in _COMPLAINING]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

@@ -58,6 +58,7 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> "TensorRtBackend":
         ("precision", options.precision, ("auto", *OF_PRECISION)),
         ("offload", options.offload, ("none", "sequential")),
         ("tiled_decode", "on" if options.tiled_decode else "off", ("off",)),
+        ("torch_compile", "on" if options.torch_compile else "off", ("off",)),
     ):
         if got not in allowed:
             raise InvalidSetting(f"{name}: got {got!r}; the tensorrt backend allows: {', '.join(allowed)}")
@@ -94,6 +95,7 @@ class TensorRtBackend:
     name = "tensorrt"
     can_skip_layers = False
     is_tiled = False
+    is_compiled = False
 
     def __init__(
         self,

@@ -18,6 +18,17 @@ def weights_of(network: nn.Module) -> Iterator[Tensor]:
     yield from network.buffers()
 
 
+def bytes_of(weights: Iterable[Tensor]) -> int:
+    """What tensors take. One that is quantised counts as what it stands for, and is made of others."""
+    parts = (
+        [getattr(weight, name) for name in weight.__tensor_flatten__()[0]]
+        if hasattr(weight, "__tensor_flatten__")
+        else [weight]
+        for weight in weights
+    )
+    return sum(tensor.nbytes for tensors in parts for tensor in tensors)
+
+
 class Turns:
     """Of the networks of these names, at most one is in memory. `read` reads one from disk. Not safe for threads."""
 
@@ -30,7 +41,7 @@ class Turns:
     @property
     def held_bytes(self) -> int:
         """The weights of the one that is in memory."""
-        return sum(weight.nbytes for weight in weights_of(self._network)) if self._network else 0
+        return bytes_of(weights_of(self._network)) if self._network else 0
 
     def bring(self, name: str) -> nn.Module:
         """The network; whichever was there is freed first."""

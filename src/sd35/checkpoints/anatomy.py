@@ -77,17 +77,23 @@ def _network_of_graph(checkpoint: Checkpoint, graphs: OfficialGraphs, name: str)
     return Network(values, _largest_layer(name, config), stored, "an ONNX graph", config)
 
 
-def _transformer_values(config: Mapping[str, Any]) -> int:
-    """Numbers in the matrices of an MMDiT (SD3 paper, section 4), which are 99 % of all, in squares of its width.
+def blocks_values(config: Mapping[str, Any]) -> int:
+    """Numbers in the matrices of an MMDiT's blocks (SD3 paper, section 4), in squares of its width.
 
     A block has for picture and text each 6 to modulate it, 4 of attention, 8 of its inner layer; a second attention is
-    3 and 4 more; the last block's text ends in its attention. Time, text and the last norm take about 4.
+    3 and 4 more; the last block's text ends in its attention.
     """
     width = config["num_attention_heads"] * config["attention_head_dim"]
     last, each, dual = 6 + 4 + 8 + 2 + 3, 36, 7
-    squares = (config["num_layers"] - 1) * each + last + dual * len(config.get("dual_attention_layers", ())) + 4
+    squares = (config["num_layers"] - 1) * each + last + dual * len(config.get("dual_attention_layers", ()))
+    return int(squares * width**2)
+
+
+def _transformer_values(config: Mapping[str, Any]) -> int:
+    """Numbers in all matrices of an MMDiT, which are 99 % of all. Time, text and the last norm take about 4 squares."""
+    width = config["num_attention_heads"] * config["attention_head_dim"]
     wide = config["pos_embed_max_size"] ** 2 + config["joint_attention_dim"] + config["pooled_projection_dim"]
-    return int(squares * width**2 + wide * width)
+    return int(blocks_values(config) + 4 * width**2 + wide * width)
 
 
 def _network_on_disk(checkpoint: Checkpoint, name: str) -> Network:

@@ -27,6 +27,7 @@ def measure(
     device: options.Device = None,
     offload: options.Offload = None,
     tiled_decode: options.TiledDecode = None,
+    torch_compile: options.TorchCompile = None,
     vram: options.Vram = None,
     ram: options.Ram = None,
     threads: options.Threads = None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sd35.backends.table import check_available
+from sd35.backends.table import backend_module
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.compiled_engines import ENGINE_FILE
 from sd35.checkpoints.compiled_graphs import GraphPrecision
@@ -102,7 +102,7 @@ def _graphs(
         if graphs.transformer != order.precision:
             raise InvalidSetting(f"precision: got {order.precision}; {graphs.directory} holds {graphs.transformer}")
         return graphs, {}
-    check_available("diffusers")
+    backend_module("diffusers")
     from sd35.compile.fp8 import build_fp8, read_report
     from sd35.compile.graphs import build_graphs
 

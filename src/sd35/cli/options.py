@@ -63,6 +63,7 @@ Standby: TypeAlias = Annotated[str | None, _setting("standby", _COMPUTE, metavar
 Device: TypeAlias = Annotated[str | None, _setting("device", _COMPUTE, metavar="DEVICE")]
 Offload: TypeAlias = Annotated[str | None, _setting("offload", _COMPUTE, metavar="HOW")]
 TiledDecode: TypeAlias = Annotated[str | None, _setting("tiled_decode", _COMPUTE, metavar="WHEN")]
+TorchCompile: TypeAlias = Annotated[bool | None, _setting("torch_compile", _COMPUTE)]
 Vram: TypeAlias = Annotated[str | None, _setting("vram", _COMPUTE, metavar="SIZE")]
 Ram: TypeAlias = Annotated[str | None, _setting("ram", _COMPUTE, metavar="SIZE")]
 Threads: TypeAlias = Annotated[str | None, _setting("threads", _COMPUTE, metavar="COUNT")]

@@ -13,6 +13,9 @@ from sd35.service.plan_text import plan_json, plan_text, size_text, way_of
 from sd35.service.planning import Plan, Room
 from sd35.settings import Settings
 
+_FP8 = ("fp8", "fp8-storage")
+_NARROWER = {"float32": ("bfloat16", *_FP8), "bfloat16": _FP8, "float16": _FP8, "fp8": ("fp8-storage",)}
+
 
 def plan(settings: Settings, width: int | None, height: int | None, rows: int | None, *, as_json: bool) -> None:
     """Print the plan; exit with 1 where nothing fits. Raises InvalidSetting, CheckpointError, BackendUnavailable."""
@@ -61,12 +64,12 @@ def _work(work: Work, width: int | None, height: int | None, rows: int | None) -
 
 
 def _others(settings: Settings, found: Plan) -> list[str]:
-    """What else could be named: half the precision, another model. What is named is never replaced."""
+    """What else could be named: less precision, another model. What is named is never replaced."""
     named = [anatomy.name for anatomy in found.anatomies]
     others = []
-    if found.wanted.precision == "float32" and settings.backend == "diffusers":
-        half = settings.model_copy(update={"precision": "bfloat16"})
-        others.append(("in bfloat16", plan_for(half, found.anatomies, found.room, found.wanted.work)))
+    for precision in _NARROWER.get(found.wanted.precision, ()) if settings.backend == "diffusers" else ():
+        narrower = settings.model_copy(update={"precision": precision})
+        others.append((f"in {precision}", plan_for(narrower, found.anatomies, found.room, found.wanted.work)))
     for name in BEST_FIRST if {*named} & {*BEST_FIRST} else ():
         if name not in named:
             anatomy = anatomy_of(name, settings)

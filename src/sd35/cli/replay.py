@@ -9,7 +9,7 @@ from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.cli.generate import progress_bar
 from sd35.errors import CheckpointError, NotReplayable
 from sd35.request import Request
-from sd35.service.model import TILED
+from sd35.service.model import COMPILED, TILED
 from sd35.service.opening import open_checkpoints, open_studio
 from sd35.service.replay import Recording, Verdict, read_recording
 from sd35.service.replay import replay as make_again
@@ -26,8 +26,15 @@ def replay(file: Path, settings_with: Callable[[Mapping[str, str]], Settings], *
     except (OSError, NotReplayable) as error:
         raise NotReplayable(f"{file} cannot be replayed: {error}") from error
     maker, request = recording.record.maker, recording.record.request
-    tiled = "on" if request.profile.endswith(TILED) else "off"
-    settings = settings_with({"backend": maker.backend, "precision": maker.precision, "tiled_decode": tiled})
+    profile = request.profile.split("/")
+    settings = settings_with(
+        {
+            "backend": maker.backend,
+            "precision": maker.precision,
+            "tiled_decode": "on" if TILED in profile else "off",
+            "torch_compile": "on" if COMPILED in profile else "off",
+        }
+    )
     checkpoint = _maker_of(request, open_checkpoints(settings), file)
     with progress_bar() as progress:
         bar = progress.add_task(f"making {file.name} again", total=request.steps)

@@ -15,7 +15,6 @@ from sd35.backends.fp8_layers import LARGEST, Treatment, treatment_of
 
 _FP8 = ir.DataType.FLOAT8E4M3FN
 _TINY = 1e-30  # a layer that only ever saw zeros needs a scale, too
-_TINY = 1e-30  # a layer that only ever saw zeros needs a scale, too
 _Scales = dict[tuple[str, float], ir.Value]
 
 

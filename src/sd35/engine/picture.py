@@ -183,9 +183,9 @@ class Picture:
         return None
 
     def again(self, painters: Mapping[tuple[str, str], Painter], error: PictureSpoiled) -> "Picture | None":
-        """The same from its start, by its model's painter of the widest precision.
+        """The same from its start, by its model's painter of the widest precision: so there is no third attempt.
 
-        None where none is wider, or can make it, or where this is the second attempt.
+        None where none is wider, or the widest cannot make it.
         """
         request = self.task.request
         wider = [
@@ -193,7 +193,7 @@ class Picture:
             for (model, profile), painter in painters.items()
             if model == request.model and painter.narrowness < self.painter.narrowness
         ]
-        if self.before or not wider:
+        if not wider:
             return None
         task = replace(self.task, request=replace(request, profile=min(wider)[1]))
         again = Picture(task, painters[task.painter])

@@ -32,7 +32,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Checkup:
-    """What was found. `can_serve`: the chosen backend and all checkpoints are usable."""
+    """What was found. `can_serve`: the chosen backend, the standby if there is one, and all checkpoints are usable."""
 
     version: str
     python: str
@@ -45,16 +45,19 @@ class Checkup:
     checkpoints: list[Finding]
     directories: list[Finding]
     backend: str
+    standby: str | None
 
     @property
     def can_serve(self) -> bool:
         """Whether `sd35 serve` with these settings finds what it needs."""
-        chosen = [finding for finding in self.backends if finding.name == self.backend]
+        chosen = [finding for finding in self.backends if finding.name in {self.backend, self.standby}]
         return bool(chosen) and all(finding.is_usable for finding in (*chosen, *self.checkpoints))
 
 
 def check_up(settings: Settings) -> Checkup:
     """Look at the machine and the settings' backend, checkpoints and directories."""
+    standby = settings.of_standby.backend if settings.of_standby else None
+    named = dict.fromkeys((*BACKENDS, settings.backend, standby or settings.backend))
     return Checkup(
         version=own_version(),
         python=platform.python_version(),
@@ -63,10 +66,11 @@ def check_up(settings: Settings) -> Checkup:
         cores=cores(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         gpus=_gpus(),
-        backends=[_finding(name, _backend) for name in dict.fromkeys((*BACKENDS, settings.backend))],
+        backends=[_finding(name, _backend) for name in named],
         checkpoints=[_finding(name, partial(_checkpoint, settings)) for name in settings.checkpoints],
         directories=[_directory("cache", settings.cache_dir), _directory("data", settings.data_dir)],
         backend=settings.backend,
+        standby=standby,
     )
 
 

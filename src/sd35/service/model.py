@@ -9,7 +9,7 @@ from sd35.checkpoints.checkpoint import Card, Checkpoint, SkipLayers
 from sd35.engine.picture import Painter
 from sd35.engine.sampler import sampler_of
 
-TILED = "/tiled"  # how a profile ends whose backend decodes in tiles
+TILED, COMPILED = "tiled", "compiled"  # parts of a profile, see there
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +32,11 @@ class Model:
 
     @property
     def profile(self) -> str:
-        """The numeric profile: "onnx/float32", or "diffusers/bfloat16/tiled"."""
-        return f"{self.backend.name}/{self.backend.precision}{TILED if self.backend.is_tiled else ''}"
+        """The numeric profile: "onnx/float32", or "diffusers/bfloat16/compiled/tiled"."""
+        parts = [self.backend.name, self.backend.precision]
+        parts += [COMPILED] if self.backend.is_compiled else []
+        parts += [TILED] if self.backend.is_tiled else []
+        return "/".join(parts)
 
     @property
     def skip_layers(self) -> SkipLayers | None:

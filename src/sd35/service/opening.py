@@ -69,18 +69,17 @@ def open_studio(
     with start_up.phase("plan"):
         anatomies = [anatomy_on_disk(each) for each in checkpoints]
         plan = plan_for(settings, anatomies, room)
-        open_first = partial(_open_model, settings, placement_of(plan))
-        placements = [placement_of(plan)]
-        if standby:
-            placements.append(place_beside(standby, anatomies, plan))
-    standbys = [_open_model(standby, placements[1], checkpoint) for checkpoint in checkpoints] if standby else []
+        first = placement_of(plan)
+        beside = place_beside(standby, anatomies, plan) if standby else None
+    standbys = [_open_model(standby, beside, each) for each in checkpoints] if standby and beside else []
+    open_first = partial(_open_model, settings, first)
     models, pending = _open_built(open_first, checkpoints, standbys)
     for model in {*models, *standbys}:
         start_up.add(model.backend.start_up_s)
     # Networks that are not there now come: what is free for working is what their placement leaves.
-    to_come_bytes = placements[0].weights_bytes if pending else 0
-    left_bytes = room.device_bytes - sum(placement.weights_bytes for placement in placements)
-    free_bytes = min(models[0].backend.memory.free_bytes() - to_come_bytes, left_bytes)
+    weights_bytes = first.weights_bytes + (beside.weights_bytes if beside else 0)
+    to_be_built_bytes = first.weights_bytes if pending else 0
+    free_bytes = min(models[0].backend.memory.free_bytes() - to_be_built_bytes, room.device_bytes - weights_bytes)
     memory_bytes = settings.memory_mb * _MB or int(OF_FREE_MEMORY * free_bytes)
     limits = Limits(settings.max_batch_rows, settings.max_pictures, settings.max_wait_s, memory_bytes)
     embeddings = EmbeddingCache(settings.embedding_cache_mb * _MB)
@@ -106,6 +105,7 @@ def _open_model(settings: Settings, placement: Placement, checkpoint: Checkpoint
         offload=placement.offload,
         threads=settings.threads,
         tiled_decode=placement.tiled_decode,
+        torch_compile=settings.torch_compile,
         cache_dir=settings.cache_dir,
     )
     return Model(checkpoint, open_backend(settings.backend, checkpoint, options), Tokenizers(checkpoint).is_cut_off)

@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from sd35.backends.footprint import (
-    BYTES_OF,
     RUNTIMES,
     DeviceKind,
     Work,
+    bytes_of,
+    computed_in,
     decode_values,
     encode_values,
+    fp8_values,
     step_values,
     tiles_values,
 )
@@ -20,6 +22,8 @@ Home: TypeAlias = Literal[
     "resident", "computes on the CPU", "evicted after encoding", "there while it computes", "streamed"
 ]
 Phase: TypeAlias = Literal["reading", "encoding", "steps", "decoding"]
+
+_WIDENED_BYTES = 4 + 4 + 2  # of a weight in FP8 while it is multiplied: itself, scaled, and in BF16
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class Placing:
                 return max(int(computing), self._cast_bytes(TEXT_ENCODERS))
             case "steps":
                 computing = factors.step * self._width * step_values(configs, text_tokens, work)
+                computing += self._widened_bytes("transformer")
                 return max(int(computing), self._cast_bytes(("transformer",)))
         values = factors.decode * decode_values(configs, work, tiled=self.tiled_decode)
         values += tiles_values(work) if self.tiled_decode else 0
@@ -111,10 +116,10 @@ class Placing:
 
     @property
     def _width(self) -> int:
-        return BYTES_OF[self.precision]
+        return bytes_of(self.backend, self.precision)
 
     def _weights(self, name: str) -> int:
-        return weights_bytes(self.anatomy, name, self.precision)
+        return weights_bytes(self.anatomy, name, self.backend, self.precision)
 
     def _reading_bytes(self) -> int:
         """What reading takes beyond what it leaves: of a network that is cast, its file beside it. In their order."""
@@ -132,17 +137,30 @@ class Placing:
         comes = always or (self.device == "cpu" and any(self._comes(name) for name in names))
         if not comes or self.backend == "onnx":  # which maps its files, and lets go of them while it casts
             return 0
-        networks = (self.anatomy.networks[name] for name in names)
-        return max(0 if network.stored_as == self.precision else network.stored_bytes for network in networks)
+        return max(self.anatomy.networks[name].stored_bytes if self._is_cast(name) else 0 for name in names)
+
+    def _is_cast(self, name: str) -> bool:
+        """Whether it is stored in another precision, or some of it goes into FP8."""
+        is_other = self.anatomy.networks[name].stored_as != computed_in(self.backend, self.precision)
+        return is_other or self._fp8_values(name) > 0
+
+    def _fp8_values(self, name: str) -> int:
+        return fp8_values(self.backend, self.precision, name, self.anatomy.networks[name].config)
+
+    def _widened_bytes(self, name: str) -> int:
+        """Of `diffusers`, what multiplying with weights in FP8 takes beside them: those of the largest layer, wider."""
+        takes = self.backend == "diffusers" and self._fp8_values(name)
+        return _WIDENED_BYTES * self.anatomy.networks[name].largest_layer if takes else 0
 
     def _comes(self, name: str) -> bool:
         return self.offload == "model" or (self.offload == "encoders" and name in TEXT_ENCODERS)
 
 
-def weights_bytes(anatomy: Anatomy, name: str, precision: str) -> int:
+def weights_bytes(anatomy: Anatomy, name: str, backend: str, precision: str) -> int:
     """What a network's weights take in memory."""
     network = anatomy.networks[name]
-    size_bytes = network.values * BYTES_OF[precision]
+    in_fp8 = fp8_values(backend, precision, name, network.config)
+    size_bytes = (network.values - in_fp8) * bytes_of(backend, precision) + in_fp8
     if (name, precision) == ("text_encoder_3", "float16"):  # Transformers keeps T5's output layers in float32 then
         size_bytes += 2 * network.config["d_ff"] * network.config["d_model"] * network.config["num_layers"]
     return size_bytes

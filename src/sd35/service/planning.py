@@ -87,7 +87,9 @@ class Plan:
 
     def weights_bytes(self, network: str) -> int:
         """What a network's weights take in memory, of all checkpoints together."""
-        return sum(weights_bytes(anatomy, network, self.wanted.precision) for anatomy in self.anatomies)
+        return sum(
+            weights_bytes(anatomy, network, self.wanted.backend, self.wanted.precision) for anatomy in self.anatomies
+        )
 
 
 def make_plan(anatomies: Sequence[Anatomy], wanted: Wanted, room: Room) -> Plan:

@@ -1,0 +1,209 @@
+"""Ways to compute the same pictures, side by side, on the GPU that is here: how quick, in what memory, how alike.
+
+BF16 in PyTorch, the same compiled, FP8, and TensorRT's engines in BF16 and FP8. All draw the same prompts from the same
+noise with the same steps and guidance, two rows a step, one after the other, each in a process of its own. What cannot
+run here is a row that says why. Without --checkpoint the weights are random, of the real shapes: then the pictures are
+noise, and all else is as with the real ones. Without a GPU, it is --small: the embedded model on the CPU.
+
+Writes a table, a drawing, the pictures and all samples to build/gpu-acceptance/. Exits with 1 where BF16 did not run.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.acceptance_candidate import Order
+from benchmarks.acceptance_report import Row, markdown, svg
+from benchmarks.outcome import machine
+from benchmarks.processes import ROOT, clean_environment
+from sd35.backends.contract import Array
+from sd35.backends.tensorrt_flavour import gpu_architectures
+from sd35.checkpoints.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
+from sd35.compile.gate import psnr_db
+from sd35.settings import Precision
+
+_SD35 = "from sd35.cli import main; main()"
+_GUIDANCE = 4.5  # where the checkpoint's own is none
+_SMALL = {"pictures": 1, "steps": 3, "threads": 1, "width_px": 64, "height_px": 64}
+# The judge computes on the CPU: at the native size and all steps, that would take hours.
+_FP8_BUILD = ("--size", "512x512", "--steps", "8", "--no-sensitivity")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to compute."""
+
+    name: str
+    backend: str
+    precision: Precision
+    torch_compile: bool = False
+
+    def pictures(self, folder: Path) -> Path:
+        """Where its pictures lie."""
+        return folder / self.name.lower().replace(" ", "-")
+
+
+REFERENCE = Candidate("BF16 eager", "diffusers", "bfloat16")
+CANDIDATES = (
+    REFERENCE,
+    Candidate("BF16 compiled", "diffusers", "bfloat16", torch_compile=True),
+    Candidate("FP8", "diffusers", "fp8"),
+    Candidate("TensorRT BF16", "tensorrt", "bfloat16"),
+    Candidate("TensorRT FP8", "tensorrt", "fp8"),
+)
+
+
+def main() -> None:
+    """Measure all candidates, print the table, write the rest."""
+    options = _parsed()
+    folder: Path = options.output
+    folder.mkdir(parents=True, exist_ok=True)
+    has_gpu = bool(gpu_architectures())
+    if not has_gpu and not options.small:
+        print("There is no NVIDIA GPU here: the small configuration, on the CPU.")
+    is_small = options.small or not has_gpu
+    checkpoint = _checkpoint(options, is_small=is_small)
+    asked = _asked(options, checkpoint, is_small=is_small)
+    asked["device"] = "cpu" if is_small else "cuda"
+    found = {}
+    for candidate in CANDIDATES:
+        print(f"measuring {candidate.name} ...", flush=True)
+        pictures = candidate.pictures(folder)
+        shutil.rmtree(pictures, ignore_errors=True)
+        pictures.mkdir()
+        way = {key: value for key, value in asdict(candidate).items() if key != "name"}
+        found[candidate] = _measured(Order(**way, **asked, folder=str(pictures)))
+    _write(folder, checkpoint, asked, found)
+    if found[REFERENCE].get("trouble"):
+        raise SystemExit(1)
+
+
+def _parsed() -> argparse.Namespace:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_acceptance", description=__doc__, formatter_class=form
+    )
+    parser.add_argument("--checkpoint", help="a name of `sd35 models` that was fetched, or a directory")
+    shapes = ("sd3.5-medium", "sd3.5-large", "sd3.5-large-turbo")
+    parser.add_argument("--shapes", choices=shapes, default=shapes[0], help="of the random weights (%(default)s)")
+    parser.add_argument("--small", action="store_true", help="a few steps of the embedded model, on the CPU")
+    parser.add_argument("--pictures", type=int, default=3, help="that are timed, after one to warm up (%(default)s)")
+    parser.add_argument("--steps", type=int, help="of each; the checkpoint's own by default")
+    parser.add_argument("--offload", default="none", choices=["none", "encoders", "model"], help="(%(default)s)")
+    parser.add_argument("--output", type=Path, default=ROOT / "build" / "gpu-acceptance", help="folder (%(default)s)")
+    options = parser.parse_args()
+    if options.pictures < 1 or (options.steps is not None and options.steps < 1):
+        parser.error("--pictures, --steps: 1 or more")
+    return options
+
+
+def _checkpoint(options: argparse.Namespace, *, is_small: bool) -> Checkpoint:
+    """The one that was named, the embedded one, or one of random weights, which is written if it is not there yet."""
+    if options.checkpoint or is_small:
+        return open_checkpoint(options.checkpoint or EMBEDDED)
+    directory: Path = options.output / f"{options.shapes}-random"
+    if not directory.is_dir() and (trouble := _sd35("synth", options.shapes, "-o", str(directory))):
+        raise SystemExit(f"no random weights: {trouble}")
+    return open_checkpoint(str(directory))
+
+
+def _asked(options: argparse.Namespace, checkpoint: Checkpoint, *, is_small: bool) -> dict[str, Any]:
+    """What all candidates are asked for."""
+    card = checkpoint.card
+    asked = {
+        "checkpoint": checkpoint.asked,
+        "offload": options.offload,
+        "threads": 0,
+        "pictures": options.pictures,
+        "width_px": card.width,
+        "height_px": card.height,
+        "steps": options.steps or card.steps,
+        "guidance": card.guidance_scale if card.guidance_scale > 1 else _GUIDANCE,
+        "cache_dir": str(options.output / "cache"),
+    }
+    return asked | (_SMALL if is_small else {})
+
+
+def _measured(order: Order) -> dict[str, Any]:
+    """What a candidate's process said; where something has to be built first, that is done, once."""
+    found = _run(order)
+    if "build" in found:
+        arguments = [*found["build"], *(_FP8_BUILD if "fp8" in found["build"] else ()), "--cache-dir", order.cache_dir]
+        print(f"  building: sd35 {' '.join(arguments)}", flush=True)
+        if trouble := _sd35(*arguments):
+            return {"trouble": f"what it needs cannot be built: {trouble}"}
+        found = _run(order)
+    return found
+
+
+def _run(order: Order) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "benchmarks.acceptance_candidate", json.dumps(asdict(order))],
+        cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        return {"trouble": f"its process ended with {done.returncode}: {_last_line(done.stderr)}"}
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _sd35(*arguments: str) -> str:
+    """Run the command; what it said last where it failed, else nothing."""
+    done = subprocess.run(
+        [sys.executable, "-c", _SD35, *arguments],
+        cwd=ROOT, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    return (_last_line(done.stderr) or f"it ended with {done.returncode}") if done.returncode else ""
+
+
+def _last_line(text: str) -> str:
+    return "".join(text.strip().splitlines()[-1:])
+
+
+def _rows(folder: Path, found: dict[Candidate, dict[str, Any]]) -> Sequence[Row]:
+    expected = _pictures(folder, REFERENCE) if not found[REFERENCE].get("trouble") else []
+    rows = []
+    for candidate, each in found.items():
+        if each.get("trouble"):
+            rows.append(Row(candidate.name, each["trouble"]))
+            continue
+        pairs = zip(_pictures(folder, candidate), expected, strict=True) if expected else ()
+        psnr = [] if candidate is REFERENCE else [psnr_db(*pair) for pair in pairs]
+        figures = {key: each[key] for key in ("opened_s", "steps_s", "pictures_s", "peak_bytes")}
+        rows.append(Row(candidate.name, **figures, psnr_db=psnr, is_reference=candidate is REFERENCE))
+    return rows
+
+
+def _write(folder: Path, checkpoint: Checkpoint, asked: dict[str, Any], found: dict[Candidate, dict[str, Any]]) -> None:
+    device = next((each["device"] for each in found.values() if "device" in each), "no device")
+    title = (
+        f"{checkpoint.name} on {device}: {asked['width_px']}x{asked['height_px']} px, {asked['steps']} steps, guidance"
+        f" {asked['guidance']:g}, pictures: {asked['pictures']}, one by one"
+    )
+    rows = _rows(folder, found)
+    table = markdown(title, rows)
+    print(f"\n{table}")
+    content = {"asked": asked, "machine": machine(), "rows": [asdict(row) for row in rows]}
+    content["versions"] = {candidate.name: each.get("versions") for candidate, each in found.items()}
+    (folder / "acceptance.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / "acceptance.md").write_text(table, encoding="utf-8")
+    (folder / "acceptance.svg").write_text(svg(title, rows), encoding="utf-8")
+    print(f"Table, drawing, pictures and all samples: {folder}")
+
+
+def _pictures(folder: Path, candidate: Candidate) -> list[Array]:
+    files = sorted(candidate.pictures(folder).glob("*.png"), key=lambda file: int(file.stem))
+    return [np.asarray(Image.open(file)) for file in files]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Whether SD3.5 Medium's transformer goes through all of compiling, at its real size, within 24 GiB of memory.
+
+Its weights are random. Each stage is a process of its own whose memory is watched; one that takes more than the limit
+is ended, and what needs it is left out. What is done is kept in build/real-size/, 15 GB, and is not done again: remove
+the folder, or a stage's JSON file in it, to begin anew. Linux only.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from benchmarks.outcome import Bar, Outcome
+from benchmarks.processes import ROOT, clean_environment
+from benchmarks.watch import Watch
+
+FOLDER = ROOT / "build" / "real-size"
+LIMIT_BYTES = 24 << 30
+LEAST_FREE_BYTES = 1 << 29  # of the machine's memory: below, the system would end something
+EVERY_S = 0.05
+LAYERS_RATIO, WHOLE_RATIO = 0.55, 0.70
+# Each stage, and what it needs.
+STAGES: Mapping[str, tuple[str, ...]] = {
+    "synth": (),
+    "export": ("synth",),
+    "calibrate": ("synth",),
+    "quantise": ("export", "calibrate"),
+    "hold-float32": ("synth",),
+    "hold-bfloat16": ("synth",),
+    "hold-fp8-weights": ("synth",),
+    "hold-fp8-storage": ("synth",),
+    "engine-bf16": ("export",),
+    "engine-fp8": ("quantise",),
+}
+Found = dict[str, Any]
+
+
+def measure(_directory: Path, _rounds: int) -> Outcome:
+    """Each stage once, on a checkpoint of its own."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Found] = {}
+    for stage, needs in STAGES.items():
+        if lacking := [name for name in needs if found[name]["trouble"]]:
+            found[stage] = {"trouble": f"not run, for it needs {lacking[0]}"}
+            continue
+        found[stage] = _read(stage) or _run(stage)
+        print(f"  {_line(stage, found[stage])}", flush=True)
+    return Outcome(list(_bars(found)), [*_table(found), *_ratios(found)], found)
+
+
+def _read(stage: str) -> Found | None:
+    """What a stage found that was run before, and went well."""
+    with suppress(FileNotFoundError):
+        found: Found = json.loads(_file(stage).read_text(encoding="utf-8"))
+        return None if found["trouble"] else found
+    return None
+
+
+def _run(stage: str) -> Found:
+    with (FOLDER / f"{stage}.log").open("w", encoding="utf-8") as log:
+        began_s = time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "benchmarks.real_size_stage", stage, str(FOLDER)],
+            cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE, stderr=log, text=True,
+        )  # fmt: skip
+        watch = Watch(process.pid, every_s=EVERY_S, most_own_bytes=LIMIT_BYTES, least_free_bytes=LEAST_FREE_BYTES)
+        watch.start()
+        said, _ = process.communicate()
+        peaks = watch.finish()
+    found: Found = {"took_s": time.monotonic() - began_s, **peaks._asdict(), "trouble": watch.reason}
+    if process.returncode == 0:
+        of_stage: Found = json.loads(said.splitlines()[-1])
+        resident_bytes = max(peaks.resident_bytes, of_stage["resident_bytes"])
+        found |= {**of_stage, "resident_bytes": resident_bytes}
+    elif not watch.reason:
+        last = (FOLDER / f"{stage}.log").read_text(encoding="utf-8").strip().splitlines()[-1:]
+        found["trouble"] = f"ended with {process.returncode}: {''.join(last)}"
+    _file(stage).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return found
+
+
+def _file(stage: str) -> Path:
+    return FOLDER / f"{stage}.json"
+
+
+def _bars(found: Mapping[str, Found]) -> Iterator[Bar]:
+    done = [name for name in STAGES if not found[name]["trouble"]]
+    yield Bar("stages that went through", len(done), f"of {len(STAGES)}", ">=", len(STAGES))
+    peak = max(found[name].get("own_bytes", 0) for name in STAGES)
+    yield Bar("peak of a stage's own memory", peak / 2**30, "GiB", "<=", LIMIT_BYTES / 2**30)
+    if "quantise" in done:
+        sizes = found["quantise"]
+        layers, whole = (sizes[f"{of}_bytes"] / sizes[f"{of}_bf16_bytes"] for of in ("layers", "total"))
+        yield Bar("FP8 / BF16, bytes of the layers in FP8", layers, "x", "<=", LAYERS_RATIO)
+        yield Bar("FP8 / BF16, bytes of the transformer", whole, "x", "<=", WHOLE_RATIO)
+
+
+def _table(found: Mapping[str, Found]) -> Iterator[str]:
+    for stage in STAGES:
+        yield _line(stage, found[stage])
+    yield "resident: all physical memory of the process; own: without pages mapped from files, which can be read again"
+
+
+def _line(stage: str, found: Found) -> str:
+    memory = [
+        f"{kind} {found[f'{kind}_bytes'] / 1e9:5.2f} GB" for kind in ("resident", "own") if f"{kind}_bytes" in found
+    ]
+    made = [
+        f"{words} {found[key] / 1e9:.2f} GB"
+        for key, words in (("file_bytes", "files"), ("weights_bytes", "weights"), ("held_bytes", "held"))
+        if key in found
+    ]
+    took = [f"{found['took_s']:6.1f} s"] if "took_s" in found else []
+    return f"{stage:<16} {', '.join([*took, *memory, *made, *filter(None, [found['trouble']])])}"
+
+
+def _ratios(found: Mapping[str, Found]) -> Iterator[str]:
+    for what, fp8, other, key in (
+        ("the graph's files", "quantise", "export", "file_bytes"),
+        ("the engine", "engine-fp8", "engine-bf16", "file_bytes"),
+        *(
+            (what, f"hold-fp8-{way}", f"hold-{other}", key)
+            for way in ("weights", "storage")
+            for other in ("bfloat16", "float32")
+            for what, key in (("PyTorch's weights", "weights_bytes"), ("what the process holds", "held_bytes"))
+        ),
+    ):
+        if not found[fp8]["trouble"] and not found[other]["trouble"]:
+            yield f"{what}: {fp8} / {other} = {found[fp8][key] / found[other][key]:.3f}"

@@ -1,0 +1,219 @@
+"""`/v1/jobs` and `/v1/artifacts` over HTTP: what is asked for, followed, fetched, shared by a link, and removed."""
+
+import io
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from sd35.service.artifacts.links import Links
+from sd35.service.keys import Role, new_key
+from sd35.service.png import read_png
+from sd35.service.record import from_text
+from sd35.service.studio import Studio
+from tests.api.conftest import serving
+from tests.double import NumpyBackend, key_store
+
+CAT = {"prompt": "a cat", "seed": 1}
+
+
+def follow(client: TestClient, job: str, **asked: Any) -> list[dict[str, Any]]:
+    """The events of a job to its end: their id, name and data."""
+    text = client.get(f"/v1/jobs/{job}/events", **asked).text
+    events = []
+    for block in text.strip().split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if fields:
+            events.append({**fields, "data": json.loads(fields["data"])})
+    return events
+
+
+def done(client: TestClient, body: dict[str, Any], **headers: str) -> dict[str, Any]:
+    """A job that has ended."""
+    response = client.post("/v1/jobs", json=body, headers=headers)
+    assert response.status_code == 202, response.text
+    job = response.json()
+    assert response.headers["location"] == f"/v1/jobs/{job['id']}"
+    follow(client, job["id"], headers=headers)
+    ended: dict[str, Any] = client.get(f"/v1/jobs/{job['id']}", headers=headers).json()
+    return ended
+
+
+def test_a_job_is_accepted_followed_and_fetched(client: TestClient):
+    """202 with what will be made; then its picture, which is the one that a synchronous call gives."""
+    job = done(client, CAT)
+    assert (job["status"], job["error"], job["picture"]["cached"]) == ("succeeded", None, False)
+    assert job["request"]["prompt"] == "a cat"
+    picture = client.get(job["picture"]["url"])
+    assert (picture.status_code, picture.headers["content-type"]) == (200, "image/png")
+    call = client.post("/v1/txt2img", json=CAT)
+    assert call.content == picture.content
+    assert call.headers["x-sd35-cache"] == "hit"
+    assert call.headers["x-sd35-digest"] == job["picture"]["digest"]
+    assert done(client, CAT)["picture"]["cached"] is True
+
+
+def test_events_tell_steps_time_left_previews_and_the_end(client: TestClient, backend: NumpyBackend):
+    """Each numbered; a preview only if asked for; `Last-Event-ID` leaves out what came before."""
+    job = client.post("/v1/jobs", json={"prompt": "held", "steps": 6}).json()
+    timer = threading.Timer(0.1, backend.release.set)
+    timer.start()
+    events = follow(client, job["id"], params={"preview": "true"})
+    timer.join()
+    *running, end = events
+    assert (end["event"], end["data"]["picture"]["digest"]) == ("succeeded", end["data"]["picture"]["digest"])
+    assert [int(event["id"]) for event in events] == sorted({int(event["id"]) for event in events})
+    last = running[-1]["data"]
+    assert (last["step"], last["steps"], last["seconds_left"]) == (6, 6, 0.0)
+    assert last["preview"].startswith("data:image/png;base64,")
+    assert follow(client, job["id"], headers={"Last-Event-ID": running[-1]["id"]}) == [end]
+    assert follow(client, job["id"], headers={"Last-Event-ID": end["id"]}) == []
+
+
+def test_jobs_are_listed_newest_first_by_pages_and_status(client: TestClient):
+    """A cursor goes on where the page ended, also when more came meanwhile."""
+    made = [done(client, {**CAT, "seed": seed})["id"] for seed in range(5)]
+    failed = done(client, {"prompt": "crash", "seed": 1})
+    assert failed["error"]["status"] == 500
+    first = client.get("/v1/jobs", params={"limit": 4}).json()
+    done(client, {**CAT, "seed": 9})
+    second = client.get("/v1/jobs", params={"limit": 4, "cursor": first["next_cursor"]}).json()
+    assert [job["id"] for job in (*first["data"], *second["data"])] == [failed["id"], *reversed(made)]
+    assert second["next_cursor"] is None
+    assert [job["id"] for job in client.get("/v1/jobs?status=failed&status=queued").json()["data"]] == [failed["id"]]
+    assert client.get("/v1/jobs?status=nonsense").status_code == 422
+
+
+def test_deleting_cancels_and_then_forgets(client: TestClient, backend: NumpyBackend):
+    """A job in the making is cancelled; one that ended goes with its picture, prompt and all."""
+    job = client.post("/v1/jobs", json={"prompt": "held", "seed": 1}).json()["id"]
+    assert client.delete(f"/v1/jobs/{job}").json()["status"] == "cancelled"
+    backend.release.set()
+    assert client.get(f"/v1/jobs/{job}").json()["status"] == "cancelled"
+    ended = done(client, CAT)
+    assert client.delete(f"/v1/jobs/{ended['id']}").json()["picture"] == ended["picture"]
+    for path in (f"/v1/jobs/{ended['id']}", f"/v1/jobs/{ended['id']}/events", ended["picture"]["url"]):
+        assert client.get(path).status_code == 404
+    assert client.delete(f"/v1/jobs/{ended['id']}").status_code == 404
+    assert client.post("/v1/txt2img", json=CAT).headers["x-sd35-cache"] == "miss"
+
+
+def test_an_idempotency_key_makes_one_picture(client: TestClient, backend: NumpyBackend):
+    """Of a job and of a call: sent again it is the same, though its seed was drawn; with another body it is refused."""
+    headers = {"Idempotency-Key": "one"}
+    jobs = [client.post("/v1/jobs", json={"prompt": "a cat"}, headers=headers).json()["id"] for _ in range(3)]
+    assert len(set(jobs)) == 1
+    conflict = client.post("/v1/jobs", json={"prompt": "a dog"}, headers=headers)
+    assert (conflict.status_code, "'one' came before" in conflict.json()["detail"]) == (409, True)
+    headers = {"Idempotency-Key": "two"}
+    first, again = (client.post("/v1/txt2img", json={"prompt": "a cat"}, headers=headers) for _ in range(2))
+    assert (first.headers["x-sd35-cache"], again.headers["x-sd35-cache"]) == ("miss", "hit")
+    assert again.content == first.content
+    assert client.post("/v1/txt2img", json={"prompt": "a dog"}, headers=headers).status_code == 409
+    assert client.post("/v1/txt2img", json={"prompt": "a"}, headers={"Idempotency-Key": "a b"}).status_code == 422
+    failing = {"Idempotency-Key": "three"}
+    errors = [client.post("/v1/txt2img", json={"prompt": "crash"}, headers=failing) for _ in range(2)]
+    assert [error.status_code for error in errors] == [500, 500]
+    assert backend.steps.count("crash") == 2  # one picture's first two steps
+
+
+@pytest.mark.parametrize(("name", "kind"), [("jpeg", "JPEG"), ("webp", "WEBP"), ("avif", "AVIF"), ("png", "PNG")])
+def test_pictures_come_in_the_format_that_is_asked_for(client: TestClient, name: str, kind: str):
+    """By `output_format` or by `Accept`; with what made them, unless that is not wanted."""
+    by_field = client.post("/v1/txt2img", json={**CAT, "output_format": name})
+    by_header = client.post("/v1/txt2img", json=CAT, headers={"Accept": f"image/{name}"})
+    assert by_field.headers["content-type"] == by_header.headers["content-type"] == f"image/{name}"
+    assert Image.open(io.BytesIO(by_field.content)).format == kind
+    assert by_header.content == by_field.content
+    bare = client.post("/v1/txt2img", json={**CAT, "output_format": name, "metadata": False}).content
+    assert (b"sd35.request" in bare, b"a cat" in bare) == (False, False)
+    job = done(client, {**CAT, "output_format": name})
+    assert client.get(job["picture"]["url"]).content == by_field.content
+    assert client.post("/v1/txt2img", json=CAT, headers={"Accept": "text/html"}).status_code == 406
+
+
+def test_the_operator_can_leave_out_what_made_a_picture(studio: Studio):
+    """Of all files that are given out; the store keeps it."""
+    with serving(studio, keep_metadata=False) as client:
+        response = client.post("/v1/txt2img", json=CAT)
+        assert read_png(response.content)[1] == {}
+        again = client.get(f"/v1/artifacts/{response.headers['x-sd35-digest']}")
+        assert read_png(again.content)[1] == {}
+
+
+def test_ranges_and_tags_are_honoured(client: TestClient):
+    """A part, nothing where the client has it, and 416 beyond the end."""
+    made = client.post("/v1/txt2img", json=CAT)
+    url = f"/v1/artifacts/{made.headers['x-sd35-digest']}"
+    whole = client.get(url)
+    part = client.get(url, headers={"Range": "bytes=2-5"})
+    assert (part.status_code, part.content) == (206, whole.content[2:6])
+    assert client.get(url, headers={"If-None-Match": whole.headers["etag"]}).status_code == 304
+    assert client.get(url, headers={"Range": f"bytes={len(whole.content)}-"}).status_code == 416
+    head = client.head(url)
+    assert (head.status_code, head.headers["content-length"]) == (200, str(len(whole.content)))
+    assert client.get("/v1/artifacts/" + "0" * 64).status_code == 404
+    for wrong in ("nonsense", "..%2f..%2fetc%2fpasswd", "0" * 63 + "G"):
+        assert client.get(f"/v1/artifacts/{wrong}").status_code in {404, 422}
+
+
+@pytest.fixture
+def two(studio: Studio) -> Iterator[tuple[TestClient, dict[str, str], dict[str, str], dict[str, str]]]:
+    """A client of an app with keys, and the headers of two users and of an administrator."""
+    keys = [new_key(name, role, 0) for name, role in (("me", Role.USER), ("you", Role.USER), ("it", Role.ADMIN))]
+    with serving(studio, key_store(*(key for key, _ in keys))) as client:
+        me, you, admin = ({"Authorization": f"Bearer {secret}"} for _, secret in keys)
+        yield client, me, you, admin
+
+
+def test_what_is_ones_own_is_nobody_elses(two: tuple[TestClient, dict[str, str], dict[str, str], dict[str, str]]):
+    """Another key's jobs and pictures are not there, though their names can be guessed; an administrator sees all."""
+    client, me, you, admin = two
+    job = done(client, CAT, **me)
+    paths = [f"/v1/jobs/{job['id']}", f"/v1/jobs/{job['id']}/events", job["picture"]["url"]]
+    for headers, status in ((me, 200), (you, 404), (admin, 200), ({}, 401)):
+        assert [client.get(path, headers=headers).status_code for path in paths] == [status] * 3
+    assert client.get("/v1/jobs", headers=you).json()["data"] == []
+    assert len(client.get("/v1/jobs", headers=admin).json()["data"]) == 1
+    assert client.delete(paths[0], headers=you).status_code == 404
+    assert client.delete(paths[2], headers=you).status_code == 404
+    assert client.post(f"{paths[2]}/link", headers=you).status_code == 404
+    assert client.post("/v1/txt2img", json=CAT, headers=you).headers["x-sd35-cache"] == "hit"
+    assert client.get(paths[2], headers=you).status_code == 200  # it is theirs too, now
+    assert client.delete(paths[2], headers=me).status_code == 204
+    assert client.get(paths[2], headers=me).status_code == 404
+    assert client.get(paths[2], headers=you).status_code == 200
+
+
+def test_a_link_is_followed_without_a_key_until_it_expires(
+    two: tuple[TestClient, dict[str, str], dict[str, str], dict[str, str]], monkeypatch: pytest.MonkeyPatch
+):
+    """It gives that picture in that format; changed in any way, or too late, it is refused."""
+    client, me, _, _ = two
+    digest = done(client, CAT, **me)["picture"]["digest"]
+    link = client.post(f"/v1/artifacts/{digest}/link?output_format=webp&expires_in_s=60", headers=me).json()
+    response = client.get(link["url"])
+    assert (response.status_code, response.headers["content-type"]) == (200, "image/webp")
+    for changed in (link["url"].replace("webp", "jpeg"), link["url"] + "0", link["url"].replace(digest, "0" * 64)):
+        assert client.get(changed).status_code == 403
+    assert client.get(link["url"].split("?")[0]).status_code == 401
+    check = Links.check
+    monkeypatch.setattr(Links, "check", lambda self, path, query, now_s: check(self, path, query, now_s + 61))
+    assert client.get(link["url"]).status_code == 403
+
+
+def test_a_webhook_is_refused_where_nothing_signs_it(client: TestClient):
+    """And with a secret, where it leads to this machine."""
+    response = client.post("/v1/jobs", json={**CAT, "webhook": "https://example.com/"})
+    assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "webhook")
+
+
+def test_a_picture_tells_what_made_it(client: TestClient):
+    """Also one that was fetched."""
+    digest = done(client, CAT)["picture"]["digest"]
+    record = from_text(read_png(client.get(f"/v1/artifacts/{digest}").content)[1])
+    assert record.request.digest == digest

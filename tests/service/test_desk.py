@@ -1,0 +1,208 @@
+"""The one path of a picture: made once however many ask, kept, found again, filtered, and not made for nobody."""
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sd35.errors import ContentRefused, InvalidSetting, NotReady, StoreUnavailable
+from sd35.service import filters
+from sd35.service.desk import Desk, Outcome, Source
+from sd35.service.filters import AllowAll, ContentFilter, Decision, load_filter
+from sd35.service.png import read_png
+from sd35.service.record import from_text
+from sd35.service.resolve import Wanted
+from sd35.service.studio import Studio
+from tests.double import WAIT_S, NumpyBackend, double_studio
+from tests.services import memory_kept
+
+ME, YOU = Source("me", "me"), Source("you", "you")
+
+
+class Rule(AllowAll):
+    """Refuses a prompt or picture of "evil", blurs one of "nude"; a picture is judged by its prompt."""
+
+    def check_prompt(self, prompt: str, negative_prompt: str) -> Decision:
+        """Refused by either."""
+        return Decision.REFUSE if "evil words" in prompt + negative_prompt else Decision.ALLOW
+
+    def check_picture(self, pixels: Any, prompt: str) -> Decision:
+        """Judged by the prompt."""
+        assert pixels.shape[2] == 3
+        return Decision.REFUSE if "evil" in prompt else Decision.BLUR if "nude" in prompt else Decision.ALLOW
+
+
+class Broken(AllowAll):
+    """A filter that does not work."""
+
+    def check_picture(self, pixels: Any, prompt: str) -> Decision:  # noqa: ARG002
+        """Fails."""
+        raise RuntimeError("no model")
+
+
+@pytest.fixture
+def backend() -> NumpyBackend:
+    """Counts what it is called for."""
+    return NumpyBackend()
+
+
+@pytest.fixture
+def studio(tmp_path: Path, backend: NumpyBackend) -> Iterator[Studio]:
+    """A studio around it."""
+    with double_studio(tmp_path, backend) as studio:
+        yield studio
+        backend.release.set()
+
+
+@pytest.fixture
+def desk(studio: Studio) -> Desk:
+    """A desk whose store is empty, with no filter."""
+    return desk_with(studio, AllowAll())
+
+
+def desk_with(studio: Studio, content_filter: ContentFilter) -> Desk:
+    """A desk with a filter."""
+    kept = memory_kept()
+    return Desk(studio, kept.files, kept.stores.pictures, content_filter)
+
+
+def make(desk: Desk, prompt: str, source: Source = ME, **wanted: Any) -> Coroutine[Any, Any, Outcome]:
+    """A picture of a seed."""
+    return desk.make(desk.studio.resolve(Wanted(prompt, **{"seed": 1, **wanted})), source)
+
+
+def test_a_hundred_at_once_are_one_picture(desk: Desk, backend: NumpyBackend):
+    """It is computed once, each gets the same file, and each says whether it was made for it alone."""
+
+    async def scenario() -> list[Outcome]:
+        return await asyncio.gather(*(make(desk, "a cat", Source(str(owner))) for owner in range(100)))
+
+    outcomes = asyncio.run(scenario())
+    assert len(backend.steps) == outcomes[0].request.steps
+    assert len({outcome.png for outcome in outcomes}) == 1
+    assert sorted(outcome.cache for outcome in outcomes) == ["miss", *["shared"] * 99]
+    assert desk.index.owners(outcomes[0].request.digest) == {str(owner) for owner in range(100)}
+
+
+def test_a_second_request_finds_the_first_ones_picture(desk: Desk, backend: NumpyBackend):
+    """The same file, nothing computed, also for another owner; another seed is another picture."""
+
+    async def scenario() -> list[Outcome]:
+        return [await make(desk, "a cat"), await make(desk, "a cat", YOU), await make(desk, "a cat", seed=2)]
+
+    first, second, other = asyncio.run(scenario())
+    assert (first.cache, second.cache, other.cache) == ("miss", "hit", "miss")
+    assert second.png == first.png != other.png
+    assert len(backend.steps) == 2 * first.request.steps
+    assert from_text(read_png(second.png)[1]).request == second.request == first.request
+    assert desk.index.owners(first.request.digest) == {"me", "you"}
+
+
+def test_a_picture_is_made_while_anyone_waits(desk: Desk, backend: NumpyBackend):
+    """One of two leaves, and the other has it; both leave, and it ends before its next step, for whoever comes anew."""
+
+    async def scenario() -> None:
+        one, other = (asyncio.create_task(make(desk, "held", source)) for source in (ME, YOU))
+        await asyncio.to_thread(backend.started.wait, WAIT_S)
+        one.cancel()
+        await asyncio.gather(one, return_exceptions=True)
+        backend.release.set()
+        assert (await other).cache == "shared"
+        backend.release.clear()
+        backend.started.clear()
+        leaving = [asyncio.create_task(make(desk, "held", source, seed=2)) for source in (ME, YOU)]
+        await asyncio.to_thread(backend.started.wait, WAIT_S)
+        for task in leaving:
+            task.cancel()
+        await asyncio.gather(*leaving, return_exceptions=True)
+        anew = asyncio.create_task(make(desk, "held", seed=2))
+        await asyncio.sleep(0)
+        before = len(backend.steps)
+        backend.release.set()
+        assert (await anew).cache == "miss"
+        assert len(backend.steps) <= before + anew.result().request.steps
+
+    asyncio.run(scenario())
+
+
+def test_the_filter_allows_blurs_or_refuses(studio: Studio, backend: NumpyBackend):
+    """A refused prompt computes nothing, a refused picture is not kept, a blurred one does not say how it is made."""
+    desk = desk_with(studio, Rule())
+
+    async def refused(prompt: str) -> str:
+        with pytest.raises(ContentRefused) as raised:
+            await make(desk, prompt)
+        return str(raised.value)
+
+    async def scenario() -> tuple[list[str], Outcome, Outcome, Outcome]:
+        words = [await refused("evil words")]
+        assert not backend.steps
+        words.append(await refused("evil"))
+        return words, await make(desk, "nude"), await make(desk, "nude", YOU), await make(desk, "a nice cat")
+
+    (prompt, picture), blurred, again, clear = asyncio.run(scenario())
+    assert ("prompt" in prompt, "picture" in picture) == (True, True)
+    assert (blurred.is_blurred, again.is_blurred, clear.is_blurred) == (True, True, False)
+    assert (again.png, again.cache) == (blurred.png, "hit")
+    pixels, text = read_png(blurred.png)
+    assert text == {}
+    sharp = read_png(asyncio.run(make(desk_with(studio, AllowAll()), "nude")).png)[0]
+    assert np.abs(np.diff(pixels.astype(int), axis=1)).max() < np.abs(np.diff(sharp.astype(int), axis=1)).max() / 4
+    digest = desk.studio.resolve(Wanted("evil", seed=1)).digest
+    assert desk.index.owners(digest) == set()
+
+
+def test_a_filter_that_fails_lets_nothing_through(studio: Studio):
+    """It is not taken for one that allows, and its words are not the client's."""
+    with pytest.raises(ContentRefused, match="failed at the picture") as raised:
+        asyncio.run(make(desk_with(studio, Broken()), "a cat"))
+    assert "no model" not in str(raised.value)
+
+
+def test_a_filter_is_found_by_its_import_path(monkeypatch: pytest.MonkeyPatch):
+    """A class is called; what is none is refused by the setting's name."""
+    assert isinstance(load_filter("sd35.service.filters:AllowAll"), AllowAll)
+    monkeypatch.setattr(filters, "rule", Rule(), raising=False)
+    assert isinstance(load_filter("sd35.service.filters:rule"), Rule)
+    for path in ("nowhere:Rule", "os:nothing", "os:sep", "os"):
+        with pytest.raises(InvalidSetting, match="content_filter: got"):
+            load_filter(path)
+
+
+def test_a_picture_is_answered_though_it_cannot_be_kept(studio: Studio, monkeypatch: pytest.MonkeyPatch):
+    """A store that does not answer costs no one who waits the picture; it says so, and can be tried again."""
+    desk = desk_with(studio, AllowAll())
+
+    def unavailable(*_: Any) -> None:
+        raise StoreUnavailable("the disk is full")
+
+    async def scenario() -> None:
+        with monkeypatch.context() as broken:
+            for method in ("get", "put"):
+                broken.setattr(desk.pictures, method, unavailable)
+            outcome = await make(desk, "a cat")
+        assert str(outcome.unstored) == "the disk is full"
+        assert read_png(outcome.png)[0].shape == (128, 128, 3)
+        kept = await desk.keep(outcome, "me")
+        assert kept.unstored is None
+        assert (await make(desk, "a cat")).png == outcome.png
+
+    asyncio.run(scenario())
+
+
+def test_who_waits_learns_that_the_engine_closes(desk: Desk, backend: NumpyBackend):
+    """Not that it left itself."""
+
+    async def scenario() -> None:
+        waiting = asyncio.create_task(make(desk, "held"))
+        await asyncio.to_thread(backend.started.wait, WAIT_S)
+        closing = asyncio.create_task(asyncio.to_thread(desk.studio.engine.close))
+        with pytest.raises(NotReady, match="closing"):
+            await waiting
+        backend.release.set()
+        await closing
+
+    asyncio.run(scenario())

@@ -1,0 +1,250 @@
+"""Jobs: accepted once, ended once, whatever happens in between; told about while they are made."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sd35.errors import IdempotencyConflict, NotReady, Overloaded, StoreUnavailable
+from sd35.service.desk import Desk
+from sd35.service.filters import AllowAll
+from sd35.service.jobs import runner as running
+from sd35.service.jobs.contract import Job, Order, Status
+from sd35.service.jobs.progress import END, Event
+from sd35.service.jobs.runner import JobRunner
+from sd35.service.kept import Kept
+from sd35.service.resolve import Wanted
+from sd35.service.studio import Studio
+from tests.double import WAIT_S, NumpyBackend, double_studio
+from tests.services import memory_kept
+
+
+@pytest.fixture
+def backend() -> NumpyBackend:
+    """Holds what is "held"."""
+    return NumpyBackend()
+
+
+@pytest.fixture
+def studio(tmp_path: Path, backend: NumpyBackend) -> Iterator[Studio]:
+    """Room for three pictures."""
+    with double_studio(tmp_path, backend) as studio:
+        yield studio
+        backend.release.set()
+
+
+@asynccontextmanager
+async def runs(
+    studio: Studio, kept: Kept, most_waiting: int = 100, grace_s: float = WAIT_S
+) -> AsyncIterator[JobRunner]:
+    """A runner at work, of a process of its own as far as the store knows."""
+    desk = Desk(studio, kept.files, kept.stores.pictures, AllowAll())
+    runner = JobRunner(desk, kept.stores.jobs, 2, most_waiting)
+    runner.start()
+    try:
+        yield runner
+    finally:
+        await runner.close(grace_s)
+
+
+def order(studio: Studio, prompt: str, **more: Any) -> Order:
+    """An order for a picture of a seed."""
+    return Order(studio.resolve(Wanted(prompt, seed=1)), **more)
+
+
+async def told(runner: JobRunner, job: Job, after: int = -1) -> list[Event]:
+    """All that is told of a job."""
+    async with asyncio.timeout(WAIT_S):
+        return [event async for event in runner.events(job, after)]
+
+
+async def end_of(runner: JobRunner, job: Job) -> Job:
+    """The job when it has ended."""
+    async with asyncio.timeout(WAIT_S):
+        return await runner.ended(job)
+
+
+def test_a_job_ends_with_its_picture(studio: Studio):
+    """It is in the store, its owner's, and the job says which it is."""
+    kept = memory_kept()
+
+    async def scenario() -> Job:
+        async with runs(studio, kept) as runner:
+            return await end_of(runner, await runner.accept(order(studio, "a cat", owner="me")))
+
+    job = asyncio.run(scenario())
+    assert (job.status, job.failure) == (Status.SUCCEEDED, None)
+    assert job.made
+    assert job.made.digest == job.order.request.digest
+    assert kept.files.get(f"{job.made.digest}.png")
+    assert kept.stores.pictures.owners(job.made.digest) == {"me"}
+    assert job.started_s
+    assert job.ended_s
+    assert job.created_s <= job.started_s <= job.ended_s
+
+
+def test_a_job_that_fails_says_why_and_harms_no_other(studio: Studio):
+    """With the status that a call would have had."""
+
+    async def scenario() -> list[Job]:
+        async with runs(studio, memory_kept()) as runner:
+            jobs = [await runner.accept(order(studio, prompt)) for prompt in ("crash", "a cat", "nan")]
+            return [await end_of(runner, job) for job in jobs]
+
+    crash, cat, nan = asyncio.run(scenario())
+    assert cat.status is Status.SUCCEEDED
+    assert crash.failure
+    assert (crash.failure.status, "the runtime's own words" in crash.failure.detail) == (500, True)
+    assert nan.failure
+    assert "finite" in nan.failure.detail
+
+
+def test_what_is_told_is_numbered_and_can_be_resumed(studio: Studio, backend: NumpyBackend):
+    """Queued with its place, running with steps, then the end; who was cut off hears what came after, and no more."""
+
+    async def scenario() -> None:
+        async with runs(studio, memory_kept()) as runner:
+            held = [await runner.accept(order(studio, f"held {number}")) for number in range(2)]
+            job, _ = [await runner.accept(order(studio, prompt)) for prompt in ("a cat", "a dog")]
+            events = runner.events(job, -1)
+            first = await anext(events)
+            assert (first.number, first.status, first.place) == (0, Status.QUEUED, 0)
+            backend.release.set()
+            numbers = [event.number async for event in events]
+            assert numbers == sorted(set(numbers))
+            assert numbers[-1] == END
+            for each in held:
+                assert (await end_of(runner, each)).status is Status.SUCCEEDED
+            assert [event.number for event in await told(runner, await end_of(runner, job), 3)] == [END]
+            assert await told(runner, await end_of(runner, job), END) == []
+
+    asyncio.run(scenario())
+
+
+def test_cancelled_jobs_stop(studio: Studio, backend: NumpyBackend):
+    """One that is queued never runs, one that runs ends before its next step; a cancelled one stays so."""
+
+    async def scenario() -> None:
+        async with runs(studio, memory_kept()) as runner:
+            jobs = [await runner.accept(order(studio, f"held {number}")) for number in range(3)]
+            await asyncio.to_thread(backend.started.wait, WAIT_S)
+            for job in (jobs[0], jobs[2]):
+                cancelled = await runner.cancel(job.id, "")
+                assert cancelled
+                assert cancelled.status is Status.CANCELLED
+            assert await runner.cancel(jobs[1].id, "another") is None
+            backend.release.set()
+            ends = [(await end_of(runner, job)).status for job in jobs]
+            assert ends == [Status.CANCELLED, Status.SUCCEEDED, Status.CANCELLED]
+        assert "held 2" not in backend.steps
+        assert backend.steps.count("held 0") <= 1
+
+    asyncio.run(scenario())
+
+
+def test_what_does_not_end_in_the_grace_time_is_made_at_the_next_start(tmp_path: Path, backend: NumpyBackend):
+    """Handed back, not lost and not failed: the next process makes it, and each picture is in the store once."""
+    kept = memory_kept()
+
+    async def before(studio: Studio) -> list[Job]:
+        async with runs(studio, kept, grace_s=0) as runner:
+            jobs = [await runner.accept(order(studio, f"held {number}")) for number in range(4)]
+            await asyncio.to_thread(backend.started.wait, WAIT_S)
+        with pytest.raises(NotReady):
+            await runner.accept(order(studio, "a cat"))
+        return jobs
+
+    with double_studio(tmp_path / "before", backend) as studio:
+        jobs = asyncio.run(before(studio))
+        backend.release.set()
+    assert kept.stores.jobs.counts()[Status.QUEUED] == 4
+
+    async def after(studio: Studio) -> list[Job]:
+        async with runs(studio, kept) as runner:
+            return [await end_of(runner, job) for job in jobs]
+
+    with double_studio(tmp_path / "after", NumpyBackend()) as studio:
+        studio.models["mini"].backend.release.set()  # type: ignore[attr-defined]
+        ended = asyncio.run(after(studio))
+    assert [job.status for job in ended] == [Status.SUCCEEDED] * 4
+    assert len({job.made.digest for job in ended if job.made}) == 4
+
+
+def test_a_job_of_a_profile_that_is_gone_is_made_by_the_present_one(studio: Studio):
+    """Its seed and prompt stay; the picture's identity is that of the request which made it."""
+    kept = memory_kept()
+    request = studio.resolve(Wanted("a cat", seed=1))
+
+    async def scenario() -> Job:
+        async with runs(studio, kept) as runner:
+            return await end_of(runner, await runner.accept(Order(replace(request, profile="other/bfloat16"))))
+
+    job = asyncio.run(scenario())
+    assert job.made
+    assert job.made.digest == request.digest
+
+
+def test_idempotency_keys_are_one_job(studio: Studio):
+    """The same again is the same job; another body under it is refused, another owner's is another."""
+
+    async def scenario() -> None:
+        async with runs(studio, memory_kept()) as runner:
+            named = order(studio, "a cat", owner="me", idempotency_key="mine", body_digest="1")
+            jobs = await asyncio.gather(*(runner.accept(named) for _ in range(10)))
+            assert len({job.id for job in jobs}) == 1
+            with pytest.raises(IdempotencyConflict, match="'mine' came before with another body"):
+                await runner.accept(order(studio, "a dog", owner="me", idempotency_key="mine", body_digest="2"))
+            other = await runner.accept(order(studio, "a dog", owner="you", idempotency_key="mine", body_digest="2"))
+            assert other.id != jobs[0].id
+            for job in (jobs[0], other):
+                assert (await end_of(runner, job)).status is Status.SUCCEEDED
+
+    asyncio.run(scenario())
+
+
+def test_no_more_wait_than_may(studio: Studio, backend: NumpyBackend):
+    """A job beyond is refused at once, with a time; those that wait are made."""
+
+    async def scenario() -> None:
+        async with runs(studio, memory_kept(), most_waiting=2) as runner:
+            jobs = [await runner.accept(order(studio, f"held {number}")) for number in range(2)]
+            await asyncio.to_thread(backend.started.wait, WAIT_S)
+            jobs += [await runner.accept(order(studio, f"a cat {number}")) for number in range(2)]
+            with pytest.raises(Overloaded, match="2 jobs wait"):
+                await runner.accept(order(studio, "a dog"))
+            backend.release.set()
+            assert {(await end_of(runner, job)).status for job in jobs} == {Status.SUCCEEDED}
+
+    asyncio.run(scenario())
+
+
+def test_a_store_that_is_away_holds_a_job_up_or_fails_it(studio: Studio, monkeypatch: pytest.MonkeyPatch):
+    """It waits while that may pass, then fails with the reason; nothing is half-written, and the next job passes."""
+    kept = memory_kept()
+    monkeypatch.setattr(running, "_STORE_TRIES_S", (0.0, 0.0, 0.0))
+    put, tries = kept.files.put, []
+
+    def away(name: str, content: bytes) -> None:
+        tries.append(name)
+        if len(tries) in {1, 2, 4, 5, 6, 7}:
+            raise StoreUnavailable("the disk is full")
+        put(name, content)
+
+    monkeypatch.setattr(kept.files, "put", away)
+
+    async def scenario() -> list[Job]:
+        async with runs(studio, kept) as runner:
+            return [
+                await end_of(runner, await runner.accept(order(studio, prompt)))
+                for prompt in ("a cat", "a dog", "a fox")
+            ]
+
+    waited, failed, passed = asyncio.run(scenario())
+    assert (waited.status, passed.status) == (Status.SUCCEEDED, Status.SUCCEEDED)
+    assert failed.failure
+    assert (failed.failure.status, failed.failure.detail) == (503, "the disk is full")
+    assert kept.files.get(f"{failed.order.request.digest}.png") is None
