@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,7 @@ def hearing(studio: Studio) -> Hearing:
     return hearing
 
 
-def submit(studio: Studio, prompt: str, **wanted: int) -> Ticket:
+def submit(studio: Studio, prompt: str, **wanted: Any) -> Ticket:
     """Ask for a picture."""
     return studio.submit(studio.resolve(Wanted(prompt, seed=1, **wanted)))
 

@@ -98,9 +98,10 @@ class Desk:
         pictures: ArtifactStore,
         index: PictureIndex,
         content_filter: ContentFilter,
-        telemetry: Telemetry,
+        telemetry: Telemetry | None = None,
     ) -> None:
-        self.studio, self.pictures, self.index, self.telemetry = studio, pictures, index, telemetry
+        self.studio, self.pictures, self.index = studio, pictures, index
+        self.telemetry = telemetry or Telemetry()
         self._filter = content_filter
         self._flights: dict[str, _Flight] = {}
 

@@ -3,7 +3,7 @@
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from sd35.backends.host import HostMemory
 from sd35.errors import NotReady, StoreUnavailable
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _COUNTED_S = 5.0  # so old may a count of all jobs be: on a large table it takes its time
 
+Label = TypeVar("Label", bound=str)
 Samples: TypeAlias = Iterable[tuple[tuple[str, ...], float]]  # labels' values, and the value
 
 
@@ -40,7 +41,7 @@ def _one(value: float) -> Samples:
     return [((), value)]
 
 
-def _each(values: Mapping[str, float]) -> Samples:
+def _each(values: Mapping[Label, float]) -> Samples:
     return [((label,), value) for label, value in values.items()]
 
 
