@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks import (
     cold_start,
     engine_cost,
+    fp8,
     gemm_share,
     install_size,
     loading,
@@ -29,16 +30,17 @@ BENCHMARKS: dict[str, Callable[[Path, int], Outcome]] = {
     "serving": serving.measure,
     "planned-memory": planned_memory.measure,
     "loading": loading.measure,
+    "fp8": fp8.measure,
     "real-size": real_size.measure,
 }
-# The one takes a checkpoint of many gigabytes to mean anything, the other makes one.
-ONLY_WHEN_NAMED = {"loading", "real-size"}
+# They take a checkpoint of many gigabytes to mean anything, make one, or take minutes to compile.
+ONLY_WHEN_NAMED = {"loading", "real-size", "fp8"}
 
 
 def main() -> None:
     """Measures what the command line names, or everything."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    few = " and ".join(sorted(ONLY_WHEN_NAMED))
+    few = ", ".join(sorted(ONLY_WHEN_NAMED))
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; none named: all but {few}")
     parser.add_argument("--checkpoint", default=EMBEDDED, help="the embedded one's name, or a directory (%(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="samples of each side, after a warm-up (%(default)s)")

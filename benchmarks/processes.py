@@ -1,7 +1,9 @@
 """The processes that are measured: all in one clean environment, so that no setting of a shell shapes a figure."""
 
+import atexit
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +19,14 @@ _SHAPING = ("SD35_", "OMP_", "GOMP_", "KMP_", "MKL_", "ATEN_", "ONEDNN_", "DNNL_
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without settings of this project or of a runtime, and with Hugging Face offline."""
+    """This process's environment without settings of this project or of a runtime, and with Hugging Face offline.
+
+    Each time with an empty data directory: what one server kept is not to be another's, or another round's, result.
+    """
+    data_dir = tempfile.mkdtemp(prefix="sd35-benchmark-")
+    atexit.register(shutil.rmtree, data_dir, ignore_errors=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_SHAPING)}
-    return {**kept, "HF_HUB_OFFLINE": "1"}
+    return {**kept, "HF_HUB_OFFLINE": "1", "SD35_DATA_DIR": data_dir}
 
 
 def end(process: subprocess.Popen[Any]) -> None:

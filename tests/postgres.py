@@ -5,12 +5,14 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from sqlalchemy import URL, create_engine
+from sqlalchemy.schema import CreateSchema
 
 _HOMES = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
 _QUICK = "-c fsync=off -c synchronous_commit=off -c full_page_writes=off"  # nobody's data
@@ -18,7 +20,7 @@ _QUICK = "-c fsync=off -c synchronous_commit=off -c full_page_writes=off"  # nob
 
 @contextmanager
 def serving() -> Iterator[URL]:
-    """A server; yields the address of a database of it, whose other databases are the tests' to make."""
+    """A server; yields the address of its database, in which tests make schemas."""
     if not _HOMES:
         pytest.skip("PostgreSQL is not installed: apt install postgresql")
     binaries = _HOMES[-1].parent
@@ -41,13 +43,13 @@ def serving() -> Iterator[URL]:
         shutil.rmtree(folder)
 
 
-def new_database(server: URL, name: str) -> URL:
-    """An empty database of a server."""
-    engine = create_engine(server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f'CREATE DATABASE "{name}"')
+def new_schema(server: URL) -> URL:
+    """An empty place for tables, by itself: as good as a database of its own, and far quicker to make."""
+    name, engine = f"s{uuid.uuid4().hex}", create_engine(server)
+    with engine.begin() as connection:
+        connection.execute(CreateSchema(name))
     engine.dispose()
-    return server.set(database=name)
+    return server.update_query_dict({"options": f"-csearch_path={name}"})
 
 
 def _unprivileged(folder: Path) -> list[str]:

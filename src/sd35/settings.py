@@ -232,8 +232,7 @@ class Settings(BaseSettings):
     )
     webhook_secret: SecretStr | None = Field(
         None,
-        description="What signs webhooks: `whsec_` and then 24 to 64 random bytes in base64; without it, jobs take"
-        " none. The variable keeps it from other users of the machine, the flag does not.",
+        description="What signs webhooks: `whsec_` and 24 to 64 random bytes in base64; without it, jobs take none.",
         json_schema_extra={"default": "none"},
     )
     webhook_allow_private: bool = Field(
@@ -354,7 +353,7 @@ def _explain(detail: dict[str, Any], given: Mapping[str, object], path: Path | N
         source = f"{path}: {name}"
     if detail["type"].startswith("byte_size"):
         return f"{source}: got {detail['input']!r}; allowed: a number of bytes, or one with a unit, as 12GiB or 800MB"
-    got = "a secret" if name in secret_settings() else repr(detail["input"])
+    got = "a secret" if name in {"database", *secret_settings()} else repr(detail["input"])
     return f"{source}: got {got}; {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 

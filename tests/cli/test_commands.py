@@ -230,10 +230,14 @@ def test_the_doctor_warns_of_what_cannot_be_used(tmp_path: Path):
     assert "file/cache cannot be written to" in result.stdout
 
 
-@pytest.mark.parametrize("command", typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+KEYS = [f"keys {name}" for name in COMMANDS["keys"].commands]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *KEYS])
 def test_every_help_page_has_examples(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], command: str):
     """--help tells what a command does and shows lines to copy."""
-    assert sd35_here(monkeypatch, command, "--help") == 0
+    assert sd35_here(monkeypatch, *command.split(), "--help") == 0
     text = capfd.readouterr().out
     assert f"Usage: sd35 {command}" in text
     assert "Examples" in text

@@ -44,7 +44,8 @@ class Served(NamedTuple):
 @contextmanager
 def serving(log: Path, *arguments: str) -> Iterator[Served]:
     """A server on a free port, ready: it printed its address and a curl line."""
-    command = [*SD35, "serve", "--port", "0", "--log-format", "json", *arguments]
+    data = ("--data-dir", str(log.parent / "data"))
+    command = [*SD35, "serve", "--port", "0", "--log-format", "json", *data, *arguments]
     with (
         log.open("w") as stderr,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
@@ -140,6 +141,37 @@ def test_a_server_that_does_not_fit_refuses_to_start():
     assert "Nothing fits: at the least" in result.stderr
     assert re.search(r"^encoders +\d+ MiB +\S+ MiB +does not fit$", result.stderr, re.MULTILINE)
     assert "Traceback" not in result.stderr
+
+
+def test_who_opens_it_to_all_without_keys_is_warned():
+    """On the terminal and in the log, before anything is loaded, where it listens beyond this machine."""
+    host = "0.0.0.0"  # noqa: S104  it ends before it serves anyone
+    command = [*SD35, "serve", "--host", host, "--port", "0", "--log-format", "json", "--ram", "100MB"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert result.stdout.startswith("WARNING: whoever reaches 0.0.0.0 may use this service: there are no API keys.")
+    line = json.loads(result.stderr.splitlines()[0])
+    assert (line["level"], line["event"]) == ("warning", "open to everyone: there are no API keys")
+
+
+def test_nobody_is_believed_where_a_request_comes_from(served: Served, log: Path):
+    """Without a trusted proxy, not even this machine: the log has the address of the connection."""
+    connection = served.connect()
+    headers = {"x-forwarded-for": "203.0.113.7", "x-request-id": "forwarded"}
+    connection.request("GET", "/v1/models", headers=headers)
+    connection.getresponse().read()
+    connection.request("GET", "/healthz")  # as above
+    connection.getresponse().read()
+    connection.close()
+    lines = map(json.loads, log.read_text().splitlines())
+    assert [line["client"] for line in lines if line.get("request_id") == "forwarded"] == ["127.0.0.1"]
+
+
+def test_the_head_of_a_request_is_bounded(served: Served):
+    """The server that is started is the one that has bounds."""
+    connection = served.connect()
+    connection.request("GET", "/" + "a" * 10_000)
+    assert connection.getresponse().status == 414
+    connection.close()
 
 
 def test_auto_that_finds_nothing_ends_the_server(tmp_path: Path):

@@ -129,3 +129,13 @@ def test_a_public_address_that_links_cannot_begin_with_is_refused(url: str):
     """It is http or https, without parameters."""
     with pytest.raises(InvalidSetting, match=f"--public-url: got {url!r}".replace("?", "[?]")):
         load_settings({"public_url": url})
+
+
+def test_secrets_are_in_no_error_and_no_representation(file: Path):
+    """Nor is a database's URL, which may hold a password."""
+    settings = load_settings({"database": "postgresql://me:hush@db/jobs", "webhook_secret": "whsec_hush"})
+    assert "hush" not in repr(settings)
+    file.write_text('database = ["hush"]')
+    with pytest.raises(InvalidSetting, match="database: got a secret") as error:
+        load_settings(config=file)
+    assert "hush" not in str(error.value)

@@ -9,7 +9,8 @@ import structlog
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.routing import Match, Route
+from starlette.middleware.cors import ALL_METHODS
+from starlette.routing import Match, Mount
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from sd35.api import artifacts, jobs, metrics, service_pages, txt2img
@@ -109,15 +110,15 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
     if error.status_code == 405:
-        headers["Allow"] = ", ".join(sorted(_methods(request))) or headers["Allow"]
+        headers["Allow"] = ", ".join(_methods(request)) or headers["Allow"]
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=headers)
     detail = f"{request.method} {request.scope['path']}: {error.detail.lower()}; what there is: /docs"
     return problem_response(error.status_code, detail, request.state.request_id, headers=headers)
 
 
-def _methods(request: Request) -> set[str]:
-    """What a path can be asked for, by all of its routes: Starlette names those of the first."""
-    matching = [route for route in request.app.routes if isinstance(route, Route)]
-    found = [route.methods or set() for route in matching if route.matches(request.scope)[0] is not Match.NONE]
-    return set().union(*found)
+def _methods(request: Request) -> list[str]:
+    """What a path can be asked for, by any route: Starlette names the methods of the first one alone."""
+    routes = [route for route in request.app.routes if not isinstance(route, Mount)]
+    asked = [(method, {**request.scope, "method": method}) for method in ALL_METHODS]
+    return [method for method, scope in asked if any(route.matches(scope)[0] is Match.FULL for route in routes)]

@@ -1,6 +1,7 @@
 """Runs the app in uvicorn: listens first, loads then, and at a signal finishes what runs."""
 
 import asyncio
+import ipaddress
 import os
 import shlex
 import signal
@@ -21,6 +22,7 @@ from sd35.errors import InvalidSetting
 from sd35.service.artifacts.retention import Retention
 from sd35.service.choosing import AUTO
 from sd35.service.kept import Kept
+from sd35.service.keys import KeyStore
 from sd35.service.metering import Metering
 from sd35.service.opening import Opening, open_checkpoints, open_studio, rules_of
 from sd35.service.service import Service
@@ -73,9 +75,9 @@ class _Server(uvicorn.Server):
 
 
 def serve(settings: Settings) -> None:
-    """Serve until a signal.
+    """Serve until a signal, whoever has one of the keys, or, where there are none, everyone.
 
-    Raises InvalidSetting, CheckpointError, BackendUnavailable, DoesNotFit, PictureFailed.
+    Raises InvalidSetting, CheckpointError, BackendUnavailable, DoesNotFit, PictureFailed, StoreUnavailable.
     """
     start_up = StartUp(process_age_s())
     configure_logs(settings.log_format)
@@ -92,6 +94,7 @@ def serve(settings: Settings) -> None:
     webhooks = Webhooks(settings, kept.stores.jobs, partial(job_body, kept.stores.jobs))
     telemetry = Telemetry(Metering(settings.max_batch_rows), Tracing(open_provider()), log_prompts=settings.log_prompts)
     listener = _listen(settings.host, settings.port)
+    _warn_if_open(listener.getsockname()[0], kept.stores.keys)
     failures: list[Exception] = []
 
     def load() -> Service:
@@ -138,6 +141,17 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise InvalidSetting(f"cannot listen on {host} port {port}: {reason}; see --host, --port") from error
+
+
+def _warn_if_open(host: str, keys: KeyStore | None) -> None:
+    """Say aloud that whoever reaches the service may use it, where that is not this machine alone."""
+    if ipaddress.ip_address(host).is_loopback or (keys and keys.keys()):
+        return
+    structlog.get_logger().warning("open to everyone: there are no API keys", host=host, remedy="sd35 keys add NAME")
+    print(  # noqa: T201  for the person at the terminal
+        f"WARNING: whoever reaches {host} may use this service: there are no API keys. Make one: sd35 keys add NAME",
+        flush=True,
+    )
 
 
 def _welcome(host: str, port: int) -> str:

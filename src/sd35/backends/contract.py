@@ -100,7 +100,7 @@ class Backend(Protocol):
 
     @property
     def precision(self) -> str:
-        """The dtype computed in: "float32", "bfloat16", "float16"."""
+        """What was computed in, as the profile says it: "float32", "bfloat16", "fp8-weights"."""
 
     @property
     def is_tiled(self) -> bool:

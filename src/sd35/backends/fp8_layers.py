@@ -2,8 +2,8 @@
 
 Matrices of attention and of the inner layers are most of the work and bear FP8 well. What makes and takes in the
 conditioning does not, nor do the first and last layers of the whole; norms and softmax have no matrices. Modulations
-(AdaLN) are a third of SD3.5 Medium and are sensitive in their inputs: their weights alone are stored in FP8. T5 is most
-of the weights: where memory is what counts ("fp8-storage"), its are stored so too.
+(AdaLN) are a third of SD3.5 Medium and are sensitive in their inputs: their weights alone are stored in FP8. Beside a
+transformer in FP8 the largest network is T5: where memory is what counts ("fp8-storage"), its are stored so, too.
 """
 
 import re

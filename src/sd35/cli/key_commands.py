@@ -6,11 +6,22 @@ import typer
 
 from sd35.cli import options
 
-_keys = typer.Typer(
-    help="API keys: who may use the service, and how much.", no_args_is_help=True, rich_markup_mode="rich"
-)
+_keys = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", epilog=options.EPILOG)
 app = typer.Typer()
 app.add_typer(_keys, name="keys")
+
+
+@_keys.callback()
+def _about() -> None:
+    """API keys: who may use the service, and how much.
+
+    They lie in the database of the settings, beside the jobs.
+
+    [bold]Examples[/bold]
+
+      sd35 keys add "the shop"
+      sd35 keys list
+    """
 
 
 @_keys.command(epilog=options.EPILOG)
@@ -32,6 +43,8 @@ def add(
     config: options.Config = None,
 ) -> None:
     """Make a key, and print its secret: this once, for only a hash of it is kept.
+
+    The secret goes to stdout, all else to stderr.
 
     [bold]Examples[/bold]
 
@@ -56,6 +69,8 @@ def list_(
 ) -> None:
     """List the keys, the oldest first, revoked ones too.
 
+    Their secrets are not known, and not shown.
+
     [bold]Examples[/bold]
 
       sd35 keys list
@@ -75,7 +90,9 @@ def revoke(
     database: options.Database = None,
     config: options.Config = None,
 ) -> None:
-    """End a key: whoever has its secret is refused from now on. Its jobs and pictures stay.
+    """End a key: whoever has its secret is refused from now on.
+
+    Its jobs and pictures stay as they are, and so does its line in the list.
 
     [bold]Examples[/bold]
 

@@ -94,8 +94,12 @@ def serve(
     log_prompts: options.LogPrompts = None,
     cache_dir: options.CacheDir = None,
     data_dir: options.DataDir = None,
+    keep_metadata: options.KeepMetadata = None,
+    content_filter: options.ContentFilter = None,
+    redirect_pictures: options.RedirectPictures = None,
+    max_jobs: options.MaxJobs = None,
+    grace_s: options.Grace = None,
     database: options.Database = None,
-    webhook_secret: options.WebhookSecret = None,
     webhook_allow_private: options.WebhookAllowPrivate = None,
     config: options.Config = None,
 ) -> None:

@@ -172,6 +172,6 @@ class Service:
         index = self.kept.stores.pictures
         if not index.owns(digest, owner):
             return False
-        if index.remove(digest, owner):
+        if index.remove(digest, owner) and not index.owners(digest):  # another may have asked for it meanwhile
             remove(self.kept.files, digest)
         return True

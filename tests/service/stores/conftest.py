@@ -1,22 +1,21 @@
 """Stores of each kind, empty."""
 
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from sd35.service.stores import MEMORY, Stores, open_stores
-from tests.postgres import new_database
+from tests.postgres import new_schema
 
 NewDatabase = Callable[[], str]
 
 
 @pytest.fixture
 def new_postgres(request: pytest.FixtureRequest) -> NewDatabase:
-    """Makes an empty PostgreSQL database; its URL."""
+    """Makes an empty place in a PostgreSQL server; its URL."""
     server = request.getfixturevalue("postgres_server")
-    return lambda: new_database(server, uuid.uuid4().hex).render_as_string(hide_password=False)
+    return lambda: new_schema(server).render_as_string(hide_password=False)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -56,7 +56,7 @@ def test_pictures_get_old(index: PictureIndex):
 
 
 def test_pictures_take_room(index: PictureIndex):
-    """What does not fit beside all newer ones goes, the oldest first; one of several owners takes its room once."""
+    """What does not fit beside all newer ones goes, the oldest first; what several own takes its room once."""
     for number, size_bytes in enumerate([5, 40, 30, 20]):
         index.add(str(number), "me", size_bytes, float(number))
         index.add(str(number), "you", size_bytes, float(number))

@@ -40,16 +40,16 @@ class SqlJobStore:
     """A JobStore."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.database = database
 
     def add(self, job: Job) -> Job:
         """Keep a new job, or find that of the same idempotency key. Raises IdempotencyConflict."""
         assert job.status is Status.QUEUED
         order = job.order
-        fresh = self._database.insert(jobs).values(values_of(job))
+        fresh = self.database.insert(jobs).values(values_of(job))
         fresh = fresh.on_conflict_do_nothing(index_elements=["owner", "idempotency_key"])
         same = select(jobs).where(jobs.c.owner == order.owner, jobs.c.idempotency_key == order.idempotency_key)
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             while True:
                 number = connection.execute(fresh.returning(jobs.c.number)).scalar()
                 if number is not None:
@@ -62,7 +62,7 @@ class SqlJobStore:
 
     def get(self, job_id: str, owner: str | None) -> Job | None:
         """One job."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return _found(connection.execute(select(jobs).where(*_one(job_id, owner))).one_or_none())
 
     def page(self, owner: str | None, statuses: Sequence[Status], before: int | None, limit: int) -> list[Job]:
@@ -75,13 +75,13 @@ class SqlJobStore:
         ]
         numbers = union_all(*(select(one.limit(limit).subquery()) for one in each)).subquery()
         newest = select(numbers.c.number).order_by(numbers.c.number.desc()).limit(limit)
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             found = connection.execute(select(jobs).where(jobs.c.number.in_(newest)).order_by(jobs.c.number.desc()))
             return [job_of(row) for row in found]
 
     def place(self, job_id: str) -> int:
         """How many queued jobs go before a queued one."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             job = connection.execute(
                 select(jobs.c.priority, jobs.c.number).where(jobs.c.id == job_id, _IS_QUEUED)
             ).one_or_none()
@@ -98,8 +98,8 @@ class SqlJobStore:
         Jobs that are being cancelled just now are passed over.
         """
         over = select(jobs.c.number).where(jobs.c.lease_until_s < now_s, jobs.c.holder != holder)
-        with self._database.write(is_lasting=False) as connection:
-            self._database.lock(connection, _LOCK)
+        with self.database.write(is_lasting=False) as connection:
+            self.database.lock(connection, _LOCK)
             connection.execute(_update(over).values(_QUEUED))
             turns = _next(connection, min(most, _LONGEST_UNION))
             chosen = select(jobs.c.number).where(jobs.c.number.in_(turns), _IS_QUEUED)
@@ -110,37 +110,37 @@ class SqlJobStore:
 
     def keep(self, holder: str, now_s: float, lease_s: float) -> set[str]:
         """Renew the leases of all that `holder` holds."""
-        with self._database.write(is_lasting=False) as connection:
+        with self.database.write(is_lasting=False) as connection:
             renewed = update(jobs).where(jobs.c.holder == holder).values(lease_until_s=now_s + lease_s)
             return set(connection.execute(renewed.returning(jobs.c.id)).scalars())
 
     def hand_back(self, holder: str) -> int:
         """What `holder` still holds is queued again."""
-        with self._database.write(is_lasting=False) as connection:
+        with self.database.write(is_lasting=False) as connection:
             return connection.execute(update(jobs).where(jobs.c.holder == holder).values(_QUEUED)).rowcount
 
     def end(self, job_id: str, holder: str, ended_s: float, result: Made | Failure) -> bool:
         """End a job that `holder` holds."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             one = update(jobs).where(jobs.c.id == job_id, jobs.c.holder == holder)
             return _end(connection, one.values(values_of_result(result)), ended_s)
 
     def cancel(self, job_id: str, owner: str | None, now_s: float) -> Job | None:
         """End a job as cancelled, unless it has ended."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             one = update(jobs).where(*_one(job_id, owner), jobs.c.status.not_in(_ENDS))
             _end(connection, one.values(status=Status.CANCELLED.value), now_s)
             return _found(connection.execute(select(jobs).where(*_one(job_id, owner))).one_or_none())
 
     def delete(self, job_id: str, owner: str | None) -> Job | None:
         """Forget a job that has ended."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             one = delete(jobs).where(*_one(job_id, owner), jobs.c.status.in_(_ENDS))
             return _found(connection.execute(one.returning(jobs)).one_or_none())
 
     def counts(self) -> Mapping[Status, int]:
         """How many there are of each status."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             found = connection.execute(select(jobs.c.status, func.count()).group_by(jobs.c.status)).all()
         return dict.fromkeys(Status, 0) | {Status(status): count for status, count in found}
 
@@ -153,7 +153,7 @@ class SqlJobStore:
             .limit(most)
             .with_for_update(skip_locked=True)
         )
-        with self._database.write(is_lasting=False) as connection:
+        with self.database.write(is_lasting=False) as connection:
             found = connection.execute(waiting).all()
             if found:
                 held = update(deliveries).where(deliveries.c.job_id.in_([row.job_id for row in found]))
@@ -162,12 +162,12 @@ class SqlJobStore:
 
     def delivered(self, job_id: str) -> None:
         """A webhook arrived, or was given up."""
-        with self._database.write(is_lasting=False) as connection:
+        with self.database.write(is_lasting=False) as connection:
             connection.execute(delete(deliveries).where(deliveries.c.job_id == job_id))
 
     def postpone(self, job_id: str, until_s: float) -> None:
         """A webhook did not arrive."""
-        with self._database.write(is_lasting=False) as connection:
+        with self.database.write(is_lasting=False) as connection:
             late = update(deliveries).where(deliveries.c.job_id == job_id)
             connection.execute(late.values(due_s=until_s, attempts=deliveries.c.attempts + 1))
 
@@ -176,7 +176,7 @@ class SqlJobStore:
         old = select(jobs.c.number).where(jobs.c.ended_s < ended_before_s).limit(_SWEPT)
         swept = 0
         while True:
-            with self._database.write() as connection:
+            with self.database.write() as connection:
                 count = connection.execute(delete(jobs).where(jobs.c.number.in_(old))).rowcount
             swept += count
             if count < _SWEPT:
@@ -184,7 +184,7 @@ class SqlJobStore:
 
     def close(self) -> None:
         """Let go of connections."""
-        self._database.close()
+        self.database.close()
 
 
 def _one(job_id: str, owner: str | None) -> list[ColumnElement[bool]]:

@@ -30,10 +30,12 @@ class SqlPictureIndex:
 
     def remove(self, digest: str, owner: str) -> bool:
         """It is not this owner's any more."""
+        all_of_it = select(pictures.c.owner).where(pictures.c.digest == digest).order_by(pictures.c.owner)
         with self._database.write() as connection:
+            # Locked, for else of two owners who leave at once each would take the other for the last.
+            owners = set(connection.execute(all_of_it.with_for_update()).scalars())
             connection.execute(delete(pictures).where(pictures.c.digest == digest, pictures.c.owner == owner))
-            left = select(pictures.c.owner).where(pictures.c.digest == digest).limit(1)
-            return connection.execute(left).one_or_none() is None
+            return owners <= {owner}
 
     def forget(self, digest: str) -> None:
         """It is nobody's any more."""

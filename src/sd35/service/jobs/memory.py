@@ -173,9 +173,8 @@ class MemoryJobStore:
     def sweep(self, ended_before_s: float) -> int:
         """Forget jobs that ended before a time."""
         with self._lock:
-            ended = [
-                kept.job.id for kept in self._kept.values() if kept.job.ended_s and kept.job.ended_s < ended_before_s
-            ]
+            ended_s = {job_id: kept.job.ended_s for job_id, kept in self._kept.items()}
+            ended = [job_id for job_id, at_s in ended_s.items() if at_s is not None and at_s < ended_before_s]
             for job_id in ended:
                 del self._kept[job_id]
             return len(ended)

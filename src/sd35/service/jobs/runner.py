@@ -44,6 +44,8 @@ class JobRunner:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._followed: dict[str, Following] = {}
         self._wake = asyncio.Event()
+        self._counted = self._accepted = 0
+        self._count_again_s = 0.0
         self._is_closing = False
         self._loops: list[asyncio.Task[None]] = []
 
@@ -59,10 +61,10 @@ class JobRunner:
         """
         if self._is_closing:
             raise NotReady("closing", _RETRY_S)
-        counts = await asyncio.to_thread(self.store.counts)
-        if counts[Status.QUEUED] >= self._most_waiting:
+        if await self._waiting() >= self._most_waiting:
             raise Overloaded(f"{self._most_waiting} jobs wait, as many as may", _RETRY_S)
         job = await asyncio.to_thread(self.store.add, new_job(order, time.time()))
+        self._accepted += 1
         self._wake.set()
         return job
 
@@ -119,6 +121,15 @@ class JobRunner:
             handed_back = await asyncio.to_thread(self.store.hand_back, self._holder)
             if handed_back:
                 structlog.get_logger().info("jobs handed back", jobs=handed_back)
+
+    async def _waiting(self) -> int:
+        """How many jobs wait: counted anew after a second, and before any is refused, for that looks at all jobs."""
+        is_full = self._counted + self._accepted >= self._most_waiting
+        if is_full or time.monotonic() >= self._count_again_s:
+            self._count_again_s = time.monotonic() + _LOOK_S
+            self._accepted = 0
+            self._counted = (await asyncio.to_thread(self.store.counts))[Status.QUEUED]
+        return self._counted + self._accepted
 
     async def _claim(self) -> None:
         while not self._is_closing:

@@ -1,5 +1,6 @@
 """Whether a job's webhook can be taken on."""
 
+import re
 import socket
 from contextlib import suppress
 
@@ -8,6 +9,8 @@ from sd35.service.webhooks.addresses import is_public
 from sd35.settings import Settings
 
 _CHARACTERS = 2000
+_HOST = re.compile(r"[A-Za-z0-9_.:-]+")  # a name, in ASCII as name servers have it, or an address
+_PORTS = range(1, 2**16)
 _OUR_OWN = {"localhost", "local", "internal"}  # RFC 6761, RFC 6762, and what ICANN keeps for private use
 
 
@@ -38,7 +41,8 @@ def _host_of(url: str, schemes: tuple[str, ...]) -> str | None:
         host = parsed.raw_host.decode()
     except (httpx2.InvalidURL, ValueError):
         return None
-    return host if host and parsed.scheme in schemes and not parsed.userinfo else None
+    is_sound = _HOST.fullmatch(host) and (parsed.port is None or parsed.port in _PORTS) and not parsed.userinfo
+    return host if is_sound and parsed.scheme in schemes else None
 
 
 def _may_be_public(host: str) -> bool:

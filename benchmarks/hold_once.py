@@ -1,0 +1,68 @@
+"""Opens a checkpoint once and says what it holds: `python -m benchmarks.hold_once BACKEND PRECISION DIRECTORY CACHE`.
+
+One step is made first: weights that are mapped from their files are in memory once they were used.
+"""
+
+import ctypes
+import gc
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from sd35.backends.contract import LATENT_CHANNELS, LATENT_PX, Backend, DenoiseRow
+from sd35.backends.host import HostMemory
+from sd35.backends.options import Options
+from sd35.backends.table import backend_module, open_backend
+from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sd35.checkpoints.compiled_graphs import OF_PRECISION, compiled_graphs
+from sd35.engine.noise import initial_noise
+
+
+def held_bytes() -> int:
+    """What this process holds, without what its allocator only keeps."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return HostMemory().held_bytes()
+
+
+def transformer_bytes(backend: Backend) -> int:
+    """What the transformer's weights take in PyTorch."""
+    from sd35.backends.diffusers import DiffusersBackend
+    from sd35.backends.turns import bytes_of, weights_of
+
+    assert isinstance(backend, DiffusersBackend)
+    return bytes_of(weights_of(backend.transformer))
+
+
+def opened(name: str, directory: str, precision: str, cache_dir: Path) -> Checkpoint:
+    """The checkpoint; for ONNX Runtime in every precision with the graphs that were compiled."""
+    checkpoint = open_checkpoint(directory)
+    if name != "onnx":
+        return checkpoint
+    import onnx  # noqa: F401  else reading graphs would count as held
+
+    return replace(checkpoint, graphs=compiled_graphs(cache_dir, checkpoint, OF_PRECISION[precision]))
+
+
+def main() -> None:
+    """Open, make a step, print the figures as JSON."""
+    name, precision, directory, cache_dir = sys.argv[1:]
+    checkpoint = opened(name, directory, precision, Path(cache_dir))
+    backend_module(name)
+    if precision.startswith("fp8") and name == "diffusers":
+        import torchao.quantization  # noqa: F401  see above
+    before_bytes = held_bytes()
+    asked = "auto" if checkpoint.graphs else precision
+    backend = open_backend(name, checkpoint, Options(precision=asked, device="cpu", threads=1))  # type: ignore[arg-type]
+    (text,) = backend.encode_text(["a cat"])
+    side = checkpoint.card.side_px[0] // LATENT_PX
+    backend.denoise_step([DenoiseRow(initial_noise(1, (LATENT_CHANNELS, side, side)), text, None, 1.0, 0.5, 0.0)])
+    found = {"libraries_bytes": before_bytes, "rise_bytes": held_bytes() - before_bytes}
+    if name == "diffusers":
+        found |= {"transformer_bytes": transformer_bytes(backend)}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""What the store of jobs takes with a hundred thousand jobs in it: `python -m benchmarks.job_store [DATABASE]`.
+
+DATABASE is as the setting has it, and has to be empty; without one, it is a file of SQLite's that is removed again.
+"""
+
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from sqlalchemy import insert, text
+
+from sd35.request import Request
+from sd35.service.database.jobs import SqlJobStore
+from sd35.service.database.rows import values_of, values_of_result
+from sd35.service.database.tables import jobs
+from sd35.service.jobs.contract import Job, Made, Order, Status
+from sd35.service.jobs.new import new_job
+from sd35.service.stores import open_stores
+
+JOBS, CALLS = 100_000, 25
+LOADS = ((50, 0.1), (1000, 1.0))  # owners, and which part of the jobs is queued
+_REQUEST = Request("a cat to the left of a dog on a red background", "", 1024, 1024, 28, 4.5, 7, "m", "0" * 64, "p")
+_MADE = Made("d" * 64, was_cached=False)
+_MS = 1e3
+
+
+def _job(owner: str, priority: int = 0) -> Job:
+    return new_job(Order(_REQUEST, owner, priority), time.time())
+
+
+def fill(store: SqlJobStore, owners: int, queued: float) -> None:
+    """Have so many jobs, in place of those that were there; the rest of them ended well."""
+    chance = random.Random(1)
+    ended = {**values_of_result(_MADE), "ended_s": 1.0}
+    open_ = {name: None for name in ended if name != "status"}
+    rows = []
+    for _ in range(JOBS):
+        job = values_of(_job(f"owner {chance.randrange(owners)}", chance.randint(-2, 2)))
+        rows.append({**job, **(open_ if chance.random() < queued else ended)})
+    with store.database.write() as connection:
+        connection.execute(jobs.delete())
+        connection.execute(insert(jobs), rows)
+    if not store.database.is_sqlite:  # what its own housekeeping does within a minute
+        with store.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("VACUUM ANALYZE"))
+
+
+def calls(store: SqlJobStore) -> dict[str, Callable[[], Any]]:
+    """What is timed, in this order."""
+    last = store.page(None, [Status.QUEUED], None, 1)[0]
+    numbers = count()
+    store.claim("measured", time.time(), 3600.0, CALLS)
+    held = list(store.keep("measured", time.time(), 3600.0))
+    return {
+        "get": lambda: store.get(last.id, None),
+        "place of the last": lambda: store.place(last.id),
+        "page of 50": lambda: store.page(None, [], None, 50),
+        "page of 50, one owner, two statuses": lambda: store.page(
+            "owner 1", [Status.FAILED, Status.SUCCEEDED], None, 50
+        ),
+        "counts": store.counts,
+        "add": lambda: store.add(_job("owner 1")),
+        "end": lambda: store.end(held[next(numbers)], "measured", time.time(), _MADE),
+        "claim of 8": lambda: store.claim("other", time.time(), 3600.0, 8),
+    }
+
+
+def main(database: str) -> None:
+    """Print medians."""
+    store = open_stores(database).jobs
+    assert isinstance(store, SqlJobStore)
+    for owners, queued in LOADS:
+        fill(store, owners, queued)
+        print(f"{JOBS} jobs of {owners} owners, {queued:.0%} queued; median of {CALLS}, ms")
+        for name, call in calls(store).items():
+            took = []
+            for _ in range(CALLS):
+                began = time.perf_counter()
+                call()
+                took.append((time.perf_counter() - began) * _MS)
+            print(f"  {name:36}{median(took):8.2f}")
+    store.close()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        main(sys.argv[1])
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            main(str(Path(folder) / "jobs.db"))

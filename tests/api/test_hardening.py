@@ -1,0 +1,234 @@
+"""What is sent by no honest client: refused at once, in bounds, and never a way to another answer, file or header."""
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from sd35.api.protocol import MAX_HEAD_BYTES, MAX_URL_BYTES
+from sd35.service.studio import Studio
+from tests.api.conftest import listening
+from tests.api.test_txt2img import ask, problem
+from tests.double import WAIT_S
+
+GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+
+
+@contextmanager
+def connected(address: tuple[str, int]) -> Iterator[socket.socket]:
+    """A connection to a server."""
+    with socket.create_connection(address, timeout=WAIT_S) as connection:
+        yield connection
+
+
+def heard(connection: socket.socket) -> bytes:
+    """All that comes until the server closes the connection."""
+    chunks = []
+    try:
+        while chunk := connection.recv(65536):
+            chunks.append(chunk)
+    except ConnectionResetError:  # it closed with bytes unread
+        pass
+    return b"".join(chunks)
+
+
+def problem_in(answer: bytes, status: int) -> dict[str, Any]:
+    """The problem in a raw answer, which says that the connection ends."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status), answer
+    lines = head.lower().split(b"\r\n")
+    assert b"connection: close" in lines
+    assert b"content-type: application/problem+json" in lines
+    content: dict[str, Any] = json.loads(body)
+    assert content["status"] == status
+    assert b"x-request-id: " + content["request_id"].encode() in lines
+    return content
+
+
+@pytest.fixture
+def impatient(studio: Studio) -> Iterator[tuple[str, int]]:
+    """A server that waits a tenth of a second for what has to arrive."""
+    with listening(studio, max_arrival_s=0.1) as address:
+        yield address
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "words"),
+    [
+        (GET + b"X-Long: " + b"a" * MAX_HEAD_BYTES + b"\r\n\r\n", 431, "32768 bytes"),
+        (GET + b"".join(b"X-%d: a\r\n" % n for n in range(MAX_HEAD_BYTES)), 431, "32768 bytes"),
+        (GET + b"X-Endless: " + b"a" * 10 * MAX_HEAD_BYTES, 431, "32768 bytes"),
+        (b"GET /" + b"a" * MAX_URL_BYTES + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414, "8192 bytes"),
+        (b"GET /healthz?" + b"a" * 10 * MAX_URL_BYTES, 414, "8192 bytes"),
+        (b"GET /v1/\xff HTTP/1.1\r\nHost: x\r\n\r\n", 400, "not HTTP"),
+        (b"nonsense\r\n\r\n", 400, "not HTTP"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "not HTTP"),
+        (GET + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, "not HTTP"),
+        (GET + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef", 400, "not HTTP"),
+        (GET + b"X-Folded: a\r\n b\r\n\r\n", 400, "not HTTP"),
+        (GET + b"X-Null: a\x00b\r\n\r\n", 400, "not HTTP"),
+    ],
+    ids=[
+        "long header",
+        "many headers",
+        "endless header",
+        "long address",
+        "endless address",
+        "bytes in the address",
+        "nonsense",
+        "TLS",
+        "two lengths and none",
+        "two lengths",
+        "folded header",
+        "null in a header",
+    ],
+)
+def test_what_is_no_bounded_http_is_refused_with_a_problem(
+    address: tuple[str, int], sent: bytes, status: int, words: str
+):
+    """Smuggled, oversized or broken: told why as far as that can be, and let go."""
+    with connected(address) as connection:
+        connection.sendall(sent)
+        assert words in problem_in(heard(connection), status)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "is_told"),
+    [(b"", False), (b"GET /hea", True), (GET, True), (GET + b"X-Slow: a", True), (b"\r\n", True)],
+    ids=["nothing", "half a line", "half a head", "half a header", "an empty line"],
+)
+def test_a_head_that_does_not_arrive_ends_the_connection(
+    impatient: tuple[str, int],
+    sent: bytes,
+    is_told: bool,  # noqa: FBT001  a parameter
+):
+    """408 to who began to ask, silence to who did not."""
+    with connected(impatient) as connection:
+        connection.sendall(sent)
+        answer = heard(connection)
+    if is_told:
+        assert "did not arrive within 0.1 s" in problem_in(answer, 408)["detail"]
+    else:
+        assert answer == b""
+
+
+def test_a_head_is_waited_for_anew_with_each_request(impatient: tuple[str, int]):
+    """The second request of a connection has no longer than the first; blank lines between do not keep it."""
+    for second in (b"GET /hea", b"\r\n"):
+        with connected(impatient) as connection:
+            connection.sendall(GET + b"\r\n")
+            answer = connection.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 200")
+            connection.sendall(second)
+            problem_in(heard(connection), 408)
+
+
+def test_a_body_that_does_not_arrive_is_408(impatient: tuple[str, int]):
+    """However much of it came, and the connection ends."""
+    with connected(impatient) as connection:
+        head = b"POST /v1/txt2img HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+        connection.sendall(head + b'{"prompt": ')
+        assert "the body did not arrive within 0.1 s" in problem_in(heard(connection), 408)["detail"]
+
+
+def test_a_body_that_nobody_reads_does_not_keep_the_connection(impatient: tuple[str, int]):
+    """A route that takes none has answered; what trickles in after that is not waited for."""
+    with connected(impatient) as connection:
+        connection.sendall(GET + b"Content-Length: 1000000\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        connection.sendall(b"a")
+        heard(connection)  # it ends
+
+
+def test_a_large_body_in_time_is_read(impatient: tuple[str, int]):
+    """Bounds of the head are none of the body's, in one piece or in many chunks."""
+    body = json.dumps({"prompt": "a" * 10_000, "negative_prompt": "b" * 10_000}).ljust(500_000).encode()
+    chunks = b"".join(
+        b"%x\r\n%b\r\n" % (len(part), part) for part in (body[n : n + 50] for n in range(0, len(body), 50))
+    )
+    head = b"POST /v1/txt2img HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    for sent in (
+        head + b"Content-Length: %d\r\n\r\n" % len(body) + body,
+        head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n",
+    ):
+        with connected(impatient) as connection:
+            connection.sendall(sent)
+            assert heard(connection).startswith(b"HTTP/1.1 200")
+
+
+def test_an_endless_chunk_extension_is_refused(address: tuple[str, int]):
+    """What is neither head nor body is bounded too."""
+    head = (
+        b"POST /v1/txt2img HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    with connected(address) as connection:
+        connection.sendall(head + b"1;" + b"a" * 10 * MAX_HEAD_BYTES)
+        heard(connection)  # it ends
+
+
+PATHS = [
+    "/static-offline-docs/../../../../../../etc/passwd",
+    "/static-offline-docs/%2e%2e/%2e%2e/%2e%2e/%2e%2e/%2e%2e/etc/passwd",
+    "/static-offline-docs/..%2f..%2f..%2f..%2f..%2fetc%2fpasswd",
+    "/static-offline-docs/%2fetc%2fpasswd",
+    "/static-offline-docs//etc/passwd",
+    "/static-offline-docs/..%5c..%5cetc%5cpasswd",
+    "/static-offline-docs/%00",
+    "/static-offline-docs/" + "a" * 5000,
+    "/static-offline-docs/",
+    "/static-offline-docs",
+    "/static-offline-docs/%ff",
+    "/%2e%2e/%2e%2e/etc/passwd",
+    "/v1/../etc/passwd",
+    "//etc/passwd",
+    "/v1/models/%0d%0aX-Injected:%20yes",
+    "/nothing?%ff=%00",
+]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=range(len(PATHS)))
+def test_no_path_leads_to_another_file(address: tuple[str, int], path: str):
+    """404 as a problem, whatever stands in it, and no header of its making."""
+    with connected(address) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        answer = heard(connection)
+    problem_in(answer, 404)
+    assert b"root:" not in answer
+    assert b"\r\nx-injected" not in answer.lower()
+
+
+@pytest.mark.parametrize("host", [b"[", b"evil.example", b"a b", b"", b"\xff", b"x:99999999"])
+def test_a_host_header_makes_no_link_and_no_error(address: tuple[str, int], host: bytes):
+    """Whatever a client calls this machine: the redirect is a path, a missing page a 404."""
+    for path, status in ((b"/", b"307"), (b"/nothing", b"404")):
+        with connected(address) as connection:
+            connection.sendall(b"GET " + path + b" HTTP/1.1\r\nConnection: close\r\nHost: " + host + b"\r\n\r\n")
+            answer = heard(connection)
+        assert answer.startswith(b"HTTP/1.1 " + status), answer
+        assert b"evil" not in answer
+        if status == b"307":
+            assert b"\r\nlocation: /docs\r\n" in answer.lower()
+
+
+def test_no_field_of_a_request_makes_a_header(client: TestClient):
+    """Line breaks in a prompt, a model's name or a request's id end up in no header of the answer."""
+    injected = "a\r\nX-Injected: yes"
+    for response in (
+        ask(client, prompt=injected, negative_prompt=injected),
+        ask(client, model=injected),
+        ask(client, **{injected: 1}),
+        client.get("/healthz", headers={b"x-request-id": injected.encode()}),
+    ):
+        assert "x-injected" not in response.headers
+        assert not any("yes" in value for value in response.headers.values())
+
+
+def test_compressed_and_oversized_bodies_are_refused(client: TestClient):
+    """A small body that would be large is not unpacked; a declared size is believed before anything is read."""
+    headers = {"content-type": "application/json"}
+    problem(client.post("/v1/txt2img", content=b"x", headers={**headers, "content-encoding": "gzip"}), 415)
+    problem(client.post("/v1/txt2img", content=b"x", headers={**headers, "content-length": "99999999999"}), 413)

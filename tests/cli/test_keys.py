@@ -1,0 +1,75 @@
+"""`sd35 keys` as whoever runs the service uses it."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from sd35.cli.main import main
+from sd35.service.keys import Role, id_of, matches
+from sd35.service.stores import open_stores
+
+
+@pytest.fixture(autouse=True)
+def _database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SD35_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.delenv("SD35_DATABASE", raising=False)
+
+
+def keys(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Run a command here; exit code, stdout, stderr."""
+    monkeypatch.setattr(sys, "argv", ["sd35", "keys", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0), *capsys.readouterr()
+
+
+def test_a_key_is_made_listed_and_revoked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    """Its secret is told once, on stdout alone; the database, beside what cannot be made again, has a hash of it."""
+    limits = ("--requests-per-minute", "10", "--concurrency", "0")
+    code, secret, told = keys(monkeypatch, capsys, "add", "the shop", "--admin", *limits)
+    key_id = id_of(secret.strip())
+    assert code == 0
+    assert key_id is not None
+    assert key_id in told
+    stores = open_stores(str(tmp_path / "data" / "sd35.db"))
+    (key,) = stores.keys.keys()
+    stores.close()
+    assert matches(key, secret.strip())
+    assert (key.name, key.role, key.allowance.requests_per_minute) == ("the shop", Role.ADMIN, 10)
+    assert (key.allowance.concurrency, key.allowance.pixels_per_hour) == (0, None)
+    assert key_id in keys(monkeypatch, capsys, "list")[1]
+    assert keys(monkeypatch, capsys, "revoke", key_id) == (0, f"key {key_id} for the shop is revoked\n", "")
+    code, listed, _ = keys(monkeypatch, capsys, "list", "--json")
+    (fields,) = json.loads(listed)
+    assert code == 0
+    assert (fields["id"], fields["role"], fields["revoked_s"] is None) == (key_id, "admin", False)
+    assert secret.strip().rpartition("_")[2] not in listed
+    assert key.secret_sha256 not in listed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("revoke", "nothing"), 2, "ID: no key has the id 'nothing'; `sd35 keys list` shows them"),
+        (("add", " "), 2, "NAME: got ' '; allowed: printable characters"),
+        (("list", "--database", "memory"), 2, "database: got memory; allowed here: one that outlives this command"),
+        (("list", "--database", "mysql://me:hush@db/x"), 2, "database: got 'mysql://me:***@db/x'; allowed: `memory`, "),
+        (("list", "--database", "/dev/null/x"), 1, "the database /dev/null/x cannot be used: "),
+    ],
+)
+def test_a_mistake_is_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    code: int,
+    words: str,
+):
+    """What is wrong and what is allowed, on stderr, and no password."""
+    ended, out, told = keys(monkeypatch, capsys, *arguments)
+    assert (ended, out, told.count("\n")) == (code, "", 1)
+    assert words in told
+    assert "hush" not in told
