@@ -18,7 +18,7 @@ from sd35.service.metering import Metering
 from sd35.service.readings import metrics_table
 from sd35.service.studio import Studio
 from sd35.service.telemetry import Telemetry
-from tests.api.metered import metered
+from tests.api.conftest import serving
 from tests.double import NumpyBackend
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ promtool = pytest.mark.skipif(not PROMTOOL, reason="needs promtool, of Debian's 
 @pytest.fixture
 def client(studio: Studio, backend: NumpyBackend) -> Iterator[TestClient]:
     """A client of an app whose service and routes share their telemetry."""
-    with metered(studio, Telemetry(Metering(max_rows=8))) as client:
+    with serving(studio, telemetry=Telemetry(Metering(max_rows=8))) as client:
         yield client
         backend.release.set()
 

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from sd35.service.studio import Studio
 from sd35.service.telemetry import Telemetry
 from sd35.service.tracing import Tracing, open_provider
-from tests.api.metered import metered
+from tests.api.conftest import serving
 
 STAGES = ["queue", "encode", "denoise", "decode", "png", "store"]
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -31,7 +31,7 @@ def traced(studio: Studio) -> Iterator[tuple[TestClient, InMemorySpanExporter]]:
     """A client, and what is exported."""
     exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    with metered(studio, Telemetry(tracing=Tracing(provider))) as client:
+    with serving(studio, telemetry=Telemetry(tracing=Tracing(provider))) as client:
         yield client, exporter
 
 
@@ -157,7 +157,7 @@ def test_spans_arrive_at_a_collector_over_http(studio: Studio, monkeypatch: pyte
     try:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{receiver.server_port}")
         monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=trial")
-        with metered(studio, Telemetry(tracing=Tracing(open_provider()))) as client:
+        with serving(studio, telemetry=Telemetry(tracing=Tracing(open_provider()))) as client:
             client.post("/v1/txt2img", json=ANY, headers=TRACEPARENT)
     finally:
         receiver.shutdown()
