@@ -52,7 +52,7 @@ PLATFORMS = x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin
 lock: .venv-lock/.installed  ## Resolves requirements/*.txt again after a change in pyproject.toml.
 	$(LOCK) pyproject.toml -o requirements/default.txt
 	$(LOCK) --group build -c requirements/default.txt -o requirements/build.txt
-	$(LOCK) pyproject.toml --group test --extra diffusers --extra bench --extra postgres --extra train \
+	$(LOCK) pyproject.toml --group test --extra diffusers --extra bench --extra otel --extra postgres --extra train \
 		-c requirements/default.txt --no-emit-package torch -o requirements/test.txt
 	for platform in $(PLATFORMS); do for lock in default build test; do \
 		MACOSX_DEPLOYMENT_TARGET=14.0 $(UV_COMPILE) requirements/$$lock.txt --no-deps --only-binary :all: --no-binary tensorrt-rtx-cu12 \

@@ -12,6 +12,7 @@ from sd35.service.opening import rules_of
 from sd35.service.service import Service
 from sd35.service.stores import open_stores
 from sd35.service.studio import Studio
+from sd35.service.telemetry import Telemetry
 from sd35.service.webhooks.service import Webhooks
 from sd35.settings import load_settings
 
@@ -21,9 +22,9 @@ def memory_kept() -> Kept:
     return Kept(open_stores("memory"), MemoryStore(), Links(b"a secret"))
 
 
-def service_of(studio: Studio, kept: Kept | None = None, **given: Any) -> Service:
+def service_of(studio: Studio, kept: Kept | None = None, telemetry: Telemetry | None = None, **given: Any) -> Service:
     """The service as `sd35 serve` composes it, with settings that are given."""
     settings, kept = load_settings(given), kept or memory_kept()
     retention = Retention.of(settings, kept.files, kept.stores.pictures)
     webhooks = Webhooks(settings, kept.stores.jobs, partial(job_body, kept.stores.jobs))
-    return Service(studio, kept, rules_of(settings), retention, webhooks)
+    return Service(studio, kept, rules_of(settings), retention, webhooks, telemetry)

@@ -188,6 +188,9 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="Logs for people or for machines; `auto` is `console` on a terminal, else `json`."
     )
+    log_prompts: bool = Field(
+        default=False, description="Log each picture's prompts, the first 200 characters of them; else no log has any."
+    )
     cache_dir: Path = Field(
         default_factory=lambda: _home("XDG_CACHE_HOME", ".cache"),
         validate_default=True,

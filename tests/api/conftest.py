@@ -17,6 +17,7 @@ from sd35.service.kept import Kept
 from sd35.service.keys import KeyStore
 from sd35.service.opening import Opening
 from sd35.service.studio import Studio
+from sd35.service.telemetry import Telemetry
 from sd35.settings import load_settings
 from tests.double import WAIT_S, NumpyBackend, double_studio
 from tests.services import service_of
@@ -38,12 +39,17 @@ def studio(tmp_path: Path, backend: NumpyBackend) -> Iterator[Studio]:
 
 @contextmanager
 def serving(
-    studio: Studio, keys: KeyStore | None = None, kept: Kept | None = None, **settings: Any
+    studio: Studio,
+    keys: KeyStore | None = None,
+    kept: Kept | None = None,
+    telemetry: Telemetry | None = None,
+    **settings: Any,
 ) -> Iterator[TestClient]:
     """A client of an app that is ready."""
     ready = threading.Event()
-    service = service_of(studio, kept, **settings)
-    app = create_app(Opening(lambda: service, ready.set, _raise), load_settings(settings), keys)
+    service = service_of(studio, kept, telemetry, **settings)
+    opening = Opening(lambda: service, ready.set, _raise)
+    app = create_app(opening, load_settings(settings), keys, service.telemetry)
     with TestClient(app, follow_redirects=False) as client:
         assert ready.wait(WAIT_S)
         yield client

@@ -39,7 +39,7 @@ def test_an_answer_says_what_really_made_it(tmp_path: Path):
         "sd35_retried_pictures_total 1.0",
     ):
         assert f"{line}\n" in text
-    assert "sd35_building" not in text  # nothing is built
+    assert "\nsd35_building " not in text  # nothing is built
     assert "_created" not in text
 
 

@@ -150,7 +150,7 @@ def test_layers_are_skipped_at_diffusers_steps(
         theirs = [asked[: index + 1].count(None) - 1 for index, layers in enumerate(asked) if layers is not None]
         painter = Painter(NumpyBackend(), sampler_of(checkpoint), checkpoint.card.side_px, case.skip)
         picture = Picture(Task(request_of(case), 64, 64), painter)
-        picture.begin(painter.backend.encode_text(picture.task.prompts), 0)
+        picture.begin(painter.backend.encode_text(picture.task.prompts), 0, 0)
         ours = []
         for picture.done in range(steps):
             if picture.row().skip:
@@ -193,7 +193,7 @@ def assert_equal_steps(
     )  # fmt: skip
     painter = Painter(backend, sampler_of(checkpoint), checkpoint.card.side_px, case.skip)
     picture = Picture(Task(request_of(case), case.width_px, case.height_px), painter)
-    picture.begin(backend.encode_text(picture.task.prompts), 0)
+    picture.begin(backend.encode_text(picture.task.prompts), 0, 0)
     assert len(latents) == case.steps + 1
     for before, after in pairwise(latents):
         picture.latent = before

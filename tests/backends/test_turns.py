@@ -55,6 +55,9 @@ def test_weights_that_come_are_no_working_memory() -> None:
         def free_bytes(self) -> int:
             return 7
 
+        def held_bytes(self) -> int:
+            return 5
+
         def watch(self) -> None:
             weights.append(0)
 
@@ -65,7 +68,7 @@ def test_weights_that_come_are_no_working_memory() -> None:
     memory = WorkingMemory(Fixed(), lambda: sum(weights))
     memory.watch()
     weights.append(900)
-    assert (memory.free_bytes(), memory.peak_bytes()) == (7, 100)
+    assert (memory.free_bytes(), memory.held_bytes(), memory.peak_bytes()) == (7, 5, 100)
 
 
 def test_tiled_decoding_is_that_of_diffusers(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from sd35.service.record import from_text
 TIMEOUT_S = 120
 SD35 = [sys.executable, "-c", "from sd35.cli import main; main()"]
 JSON = {"content-type": "application/json"}
+TRACE = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
 LONG = json.dumps({"prompt": "a cat", "steps": 150, "guidance_scale": 0})
 
 
@@ -96,20 +97,22 @@ def test_a_client_written_for_a_megapixel_is_served(served: Served):
 
 
 def test_every_request_is_logged_as_json_with_its_id(served: Served, log: Path):
-    """Each line of the log is JSON; a request's has its id, status and time, a picture's also its digest."""
+    """Each line of the log is JSON; a request's and its picture's have its id and trace; none has a prompt."""
     connection = served.connect()
     body = json.dumps({"prompt": "a secret", "width": 64, "height": 64, "steps": 1})
-    connection.request("POST", "/v1/txt2img", body, {**JSON, "x-request-id": "find-me"})
+    connection.request("POST", "/v1/txt2img", body, {**JSON, "x-request-id": "find-me", **TRACE})
     response = connection.getresponse()
     response.read()
     connection.request("GET", "/healthz")  # the line is written after the answer, but before the next one
     connection.getresponse().read()
     connection.close()
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    (line,) = [line for line in lines if line.get("request_id") == "find-me"]
+    picture, line = [line for line in lines if line.get("request_id") == "find-me"]
     assert (line["event"], line["status"], line["path"]) == ("request", 200, "/v1/txt2img")
-    assert line["digest"] == response.headers["x-sd35-digest"]
-    assert line["took_ms"] >= line["picture_ms"]
+    assert line["digest"] == picture["digest"] == response.headers["x-sd35-digest"]
+    assert {line["trace_id"], picture["trace_id"]} == {TRACE["traceparent"][3:35]}
+    stages = ("queue", "encode", "denoise", "decode", "png", "store")
+    assert line["took_ms"] >= sum(picture[f"{stage}_ms"] for stage in stages) - len(stages) * 0.1
     assert "a secret" not in log.read_text()
 
 

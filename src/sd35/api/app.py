@@ -1,5 +1,6 @@
 """The application: routes, how errors are answered, and a lifespan that opens and closes the studio."""
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
@@ -16,7 +17,8 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from sd35.api import artifacts, jobs, metrics, service_pages, txt2img
 from sd35.api.callers import Gate, require_admin
 from sd35.api.cors import Cors
-from sd35.api.observe import RequestLog
+from sd35.api.metrics import Metered
+from sd35.api.observe import RequestLog, telemetry_of
 from sd35.api.openapi import describe
 from sd35.api.problems import FieldError, RequestRefused, problem_of, problem_response, shown
 from sd35.errors import PictureFailed, Sd35Error
@@ -24,7 +26,9 @@ from sd35.service.callers import KeyRing
 from sd35.service.keys import Allowance, KeyStore
 from sd35.service.limits import Limits
 from sd35.service.opening import Opening
+from sd35.service.readings import Readings
 from sd35.service.record import own_version
+from sd35.service.telemetry import Telemetry
 from sd35.settings import Settings
 
 _DESCRIPTION = """Stable Diffusion 3.5 as a service.
@@ -37,14 +41,21 @@ Where there are API keys, each request needs one: `Authorization: Bearer sd35_..
 Errors are `application/problem+json` (RFC 9457) and name the field, what came and what is allowed."""
 
 
-def create_app(opening: Opening, settings: Settings, keys: KeyStore | None = None) -> FastAPI:
+def create_app(
+    opening: Opening, settings: Settings, keys: KeyStore | None = None, telemetry: Telemetry | None = None
+) -> FastAPI:
     """The app around a studio that its lifespan opens and closes. Without `keys`, it is open to whoever reaches it."""
+    telemetry = telemetry or Telemetry()
+    telemetry.metering.registry.register(Readings(opening))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         opening.start()
+        watching = asyncio.create_task(telemetry.metering.watch_loop())
         yield
         await opening.close()
+        watching.cancel()
+        await asyncio.to_thread(telemetry.tracing.close)
 
     app = FastAPIOffline(
         title="sd35",
@@ -53,8 +64,9 @@ def create_app(opening: Opening, settings: Settings, keys: KeyStore | None = Non
         redoc_url=None,
         lifespan=lifespan,
         redirect_slashes=False,
+        telemetry=telemetry_of(telemetry.tracing),
     )
-    app.state.opening = opening
+    app.state.opening, app.state.telemetry = opening, telemetry
     app.state.started_s = time.monotonic()
     app.include_router(txt2img.router)
     app.include_router(jobs.router)
@@ -62,7 +74,7 @@ def create_app(opening: Opening, settings: Settings, keys: KeyStore | None = Non
     app.include_router(service_pages.router)
     app.include_router(metrics.router, dependencies=[Depends(require_admin)] if settings.metrics_need_admin else [])
     describe(app)
-    _surround(app, settings, keys)
+    _surround(app, settings, keys, telemetry)
     app.add_exception_handler(Sd35Error, _on_own_error)
     app.add_exception_handler(RequestRefused, _on_refused)
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -70,7 +82,7 @@ def create_app(opening: Opening, settings: Settings, keys: KeyStore | None = Non
     return app
 
 
-def _surround(app: FastAPI, settings: Settings, keys: KeyStore | None) -> None:
+def _surround(app: FastAPI, settings: Settings, keys: KeyStore | None, telemetry: Telemetry) -> None:
     """The middleware, from the innermost out."""
     allowance = Allowance(settings.requests_per_minute, settings.concurrency, settings.pixels_per_hour)
     ring = KeyRing(keys, Limits(allowance))
@@ -78,6 +90,7 @@ def _surround(app: FastAPI, settings: Settings, keys: KeyStore | None) -> None:
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(RequestLog)
+    app.add_middleware(Metered, metering=telemetry.metering)
     if settings.trusted_proxies:
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
 
@@ -86,6 +99,7 @@ async def _on_own_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, Sd35Error)
     if isinstance(error, PictureFailed):
         structlog.get_logger().error("picture failed", exc_info=error)
+    request.app.state.telemetry.metering.refused(error)
     return problem_of(error, request.state.request_id)
 
 

@@ -1,16 +1,20 @@
-"""Metrics in Prometheus' text format."""
+"""Metrics in Prometheus' text format, and the middleware that counts requests."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import asyncio
+import time
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sd35.errors import NotReady
-from sd35.service.opening import Opening
+from sd35.service.metering import Metering
+from sd35.service.telemetry import Telemetry
 
-if TYPE_CHECKING:
-    from prometheus_client import Metric
+_METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
+_DIALECTS = {"/v1/": "sd35"}  # by how a route begins: whose form requests and errors have
+_NO_DIALECT = "none"  # pages of the service itself
+_OTHER = "other"
+_NO_ANSWER = 499  # as nginx logs who hung up first
 
 router = APIRouter()
 
@@ -18,47 +22,42 @@ router = APIRouter()
 @router.head("/metrics", include_in_schema=False)
 @router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
 async def metrics(request: Request) -> Response:
-    """`sd35_ready`, and once it is ready what the start took, spoiled pictures, and with a standby what is built."""
-    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+    """What docs/architecture/19-metrics-logs-traces.md lists; most of it has values once the service is ready."""
+    from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-    registry = CollectorRegistry()
-    registry.register(_Figures(request.app.state.opening))
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    telemetry: Telemetry = request.app.state.telemetry
+    text = await asyncio.to_thread(generate_latest, telemetry.metering.registry)  # it asks the job store
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
-class _Figures:
-    """What the service counts, as it is when it is asked for: see prometheus_client's `Collector`."""
+class Metered:
+    """ASGI middleware: counts each request, by its route as it is written in the code, never by its path."""
 
-    def __init__(self, opening: Opening) -> None:
-        self._opening = opening
+    def __init__(self, app: ASGIApp, metering: Metering) -> None:
+        self._app, self._metering = app, metering
 
-    def collect(self) -> "Iterator[Metric]":
-        """All families."""
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-        is_ready = _is_ready(self._opening)
-        yield GaugeMetricFamily("sd35_ready", "Whether pictures can be made, as /readyz says.", is_ready)
-        if not is_ready:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
             return
-        seconds = GaugeMetricFamily("sd35_startup_seconds", "What the start took.", labels=["phase"])
-        for phase, took_s in self._opening.start_up.seconds.items():
-            seconds.add_metric([phase], round(took_s, 3))
-        yield seconds
-        engine, building = self._opening.studio.engine, self._opening.studio.building
-        spoiled = CounterMetricFamily("sd35_spoiled_pictures", "Attempts whose values went bad.", labels=["kind"])
-        for kind, count in engine.spoiled.items():
-            spoiled.add_metric([kind], count)
-        yield spoiled
-        yield CounterMetricFamily("sd35_retried_pictures", "Those made again in a wider precision.", engine.retried)
-        if building:
-            what = "Whether a standby answers in place of what is being built."
-            yield GaugeMetricFamily("sd35_building", what, building.is_running)
-            yield GaugeMetricFamily("sd35_build_seconds", "From the start of building to the swap.", building.took_s)
-            yield CounterMetricFamily("sd35_build_failures", "Builds that failed.", building.failures)
+        status = _NO_ANSWER
+
+        async def send_noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        began_s = time.monotonic()
+        with self._metering.answering():
+            try:
+                await self._app(scope, receive, send_noted)
+            finally:
+                route = getattr(scope.get("route"), "path_format", _OTHER)
+                method = scope["method"] if scope["method"] in _METHODS else _OTHER
+                self._metering.answered(_dialect(route), route, method, status, time.monotonic() - began_s)
 
 
-def _is_ready(opening: Opening) -> bool:
-    try:
-        return bool(opening.studio)
-    except NotReady:
-        return False
+def _dialect(route: str) -> str:
+    return next((dialect for start, dialect in _DIALECTS.items() if route.startswith(start)), _NO_DIALECT)

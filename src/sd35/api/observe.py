@@ -5,16 +5,37 @@ import re
 import secrets
 import sys
 import time
-from typing import Literal
+from collections.abc import MutableMapping
+from typing import Any, Literal
 
 import structlog
+from fastapi.telemetry import TelemetryConfig
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sd35.api.problems import problem_response
+from sd35.service.tracing import Tracing, bind_trace, hide_query
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _QUIET_PATHS = {"/healthz", "/readyz", "/metrics"}  # probes come every second
+
+
+def is_probe(scope: MutableMapping[str, Any]) -> bool:
+    """Whether a request is one that is neither logged nor traced."""
+    return scope["path"] in _QUIET_PATHS
+
+
+def telemetry_of(tracing: Tracing) -> TelemetryConfig:
+    """FastAPI's own telemetry: the requests' spans, where any are exported, and nothing else of it."""
+    return {
+        "tracer_provider": tracing.provider,
+        "tracing": tracing.provider is not None,
+        "operation_spans": False,
+        "metrics": False,
+        "logs": False,
+        "auto_configure": False,
+        "exclude": is_probe,
+    }
 
 
 def configure_logs(log_format: Literal["auto", "console", "json"]) -> None:
@@ -57,11 +78,14 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        asked = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        asked = headers.get("x-request-id", "")
         request_id = asked if _SANE_ID.fullmatch(asked) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
+        bind_trace(headers.get("traceparent"))
+        hide_query()
         status: int | None = None
 
         async def send_named(message: Message) -> None:
@@ -81,7 +105,7 @@ class RequestLog:
             detail = f"an error that was not foreseen; the server's log has it under request_id {request_id}"
             await problem_response(500, detail, request_id)(scope, receive, send_named)
         finally:
-            if scope["path"] not in _QUIET_PATHS:
+            if not is_probe(scope):
                 self._log.info(
                     "request",
                     method=scope["method"],

@@ -23,9 +23,12 @@ from sd35.service.artifacts.retention import Retention
 from sd35.service.choosing import AUTO
 from sd35.service.kept import Kept
 from sd35.service.keys import KeyStore
+from sd35.service.metering import Metering
 from sd35.service.opening import Opening, open_checkpoints, open_studio, rules_of
 from sd35.service.service import Service
 from sd35.service.start_up import StartUp
+from sd35.service.telemetry import Telemetry
+from sd35.service.tracing import Tracing, open_provider
 from sd35.service.webhooks.service import Webhooks
 from sd35.settings import Settings, unknown_variables
 
@@ -89,6 +92,7 @@ def serve(settings: Settings) -> None:
     )  # what is wrong with them is said first
     rules, kept = rules_of(settings), Kept.of(settings)
     webhooks = Webhooks(settings, kept.stores.jobs, partial(job_body, kept.stores.jobs))
+    telemetry = Telemetry(Metering(settings.max_batch_rows), Tracing(open_provider()), log_prompts=settings.log_prompts)
     listener = _listen(settings.host, settings.port)
     _warn_if_open(listener.getsockname()[0], kept.stores.keys)
     failures: list[Exception] = []
@@ -98,7 +102,7 @@ def serve(settings: Settings) -> None:
             checkpoints = named or open_checkpoints(settings)
         studio = open_studio(settings, checkpoints, start_up, with_standby=True)
         retention = Retention.of(settings, kept.files, kept.stores.pictures)
-        return Service(studio, kept, rules, retention, webhooks)
+        return Service(studio, kept, rules, retention, webhooks, telemetry)
 
     def on_ready() -> None:
         phases = {f"{phase}_s": round(took_s, 3) for phase, took_s in start_up.seconds.items()}
@@ -111,7 +115,7 @@ def serve(settings: Settings) -> None:
 
     opening = Opening(load, on_ready, on_failure, start_up)
     config = uvicorn.Config(
-        create_app(opening, settings, kept.stores.keys),
+        create_app(opening, settings, kept.stores.keys, telemetry),
         loop="uvloop",
         http=bounded(settings.max_arrival_s),
         ws="none",

@@ -119,13 +119,13 @@ _PICTURE = {
             "X-Sd35-Seed": "The seed, also where it was drawn by chance.",
             "X-Sd35-Digest": "The picture's identity: SHA-256 of its canonical request.",
             "X-Sd35-Model": "The model, percent-encoded where its name is not ASCII.",
-            "X-Sd35-Time-Ms": "Milliseconds from acceptance to the finished file.",
+            "X-Sd35-Time-Ms": "Milliseconds from acceptance to the stored file; 0 where it was made before.",
             "X-Sd35-Drawn-Size": "Only where the picture was drawn smaller and enlarged: the size drawn, as 128x128.",
             "X-Sd35-Cut-Off": "Only where the text encoders read a part of a prompt only: the fields, comma-separated.",
             "X-Sd35-Cache": "`hit` where it was made before, `shared` where it was made for others too, else `miss`.",
             "X-Sd35-Content-Filtered": "Only where the operator's filter blurred the picture: `true`.",
             "X-Sd35-Stored": "Only where the picture could not be stored: `false`.",
-            "Server-Timing": "Milliseconds waiting (`wait`), computing (`picture`) and writing the file (`png`).",
+            "Server-Timing": "Milliseconds of each stage, `queue` to `store`, where it was made now.",
             "X-Request-Id": "The request's name in the server's log.",
         }.items()
     },
@@ -206,21 +206,18 @@ async def txt2img(
 
 
 def _response(outcome: Outcome, content: bytes, wanted: Format) -> Response:
-    request, timing = outcome.request, outcome.timing
-    stages = {"wait": timing.waited_s, "picture": timing.took_s, "png": timing.png_s}
-    structlog.contextvars.bind_contextvars(
-        digest=request.digest,
-        cache=outcome.cache,
-        **{f"{name}_ms": round(1000 * took) for name, took in stages.items()},
-    )
+    request, stages = outcome.request, outcome.stages
+    took_s = stages[-1].ended_s - stages[0].began_s if stages else 0
+    structlog.contextvars.bind_contextvars(digest=request.digest, cache=outcome.cache)
     headers = {
         "X-Sd35-Seed": str(request.seed),
         "X-Sd35-Digest": request.digest,
         "X-Sd35-Model": quote(request.model),
-        "X-Sd35-Time-Ms": f"{1000 * sum(timing):.0f}",
+        "X-Sd35-Time-Ms": f"{1000 * took_s:.0f}",
         "X-Sd35-Cache": outcome.cache,
-        "Server-Timing": ", ".join(f"{name};dur={1000 * took:.1f}" for name, took in stages.items()),
     }
+    if stages:
+        headers["Server-Timing"] = ", ".join(f"{stage.name};dur={1000 * stage.took_s:.1f}" for stage in stages)
     if outcome.is_blurred:
         headers["X-Sd35-Content-Filtered"] = "true"
     if outcome.unstored:

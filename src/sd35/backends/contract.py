@@ -78,6 +78,9 @@ class Memory(Protocol):
     def free_bytes(self) -> int:
         """How much more this process can take now."""
 
+    def held_bytes(self) -> int:
+        """What this process holds now; 0 where that cannot be told."""
+
     def watch(self) -> None:
         """Begin to note the peak anew."""
 

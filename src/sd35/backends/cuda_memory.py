@@ -15,6 +15,10 @@ class CudaMemory:
         unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
         return torch.cuda.mem_get_info(self._device)[0] + unused
 
+    def held_bytes(self) -> int:
+        """What PyTorch holds, used or not."""
+        return torch.cuda.memory_reserved(self._device)
+
     def watch(self) -> None:
         """Begin to note the peak anew."""
         torch.cuda.reset_peak_memory_stats(self._device)

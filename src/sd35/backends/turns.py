@@ -90,6 +90,10 @@ class WorkingMemory:
         """How much more this process can take now."""
         return self._memory.free_bytes()
 
+    def held_bytes(self) -> int:
+        """What this process holds now."""
+        return self._memory.held_bytes()
+
     def watch(self) -> None:
         """Begin to note the peak anew."""
         self._memory.watch()

@@ -91,6 +91,7 @@ def serve(
     keep_gb: options.KeepGb = None,
     public_url: options.PublicUrl = None,
     log_format: options.LogFormat = None,
+    log_prompts: options.LogPrompts = None,
     cache_dir: options.CacheDir = None,
     data_dir: options.DataDir = None,
     keep_metadata: options.KeepMetadata = None,

@@ -45,6 +45,7 @@ KeepDays: TypeAlias = Annotated[str | None, _setting("keep_days", _SERVICE, meta
 KeepGb: TypeAlias = Annotated[str | None, _setting("keep_gb", _SERVICE, metavar="GB")]
 PublicUrl: TypeAlias = Annotated[str | None, _setting("public_url", _SERVICE, metavar="URL")]
 LogFormat: TypeAlias = Annotated[str | None, _setting("log_format", _SERVICE, metavar="FORMAT")]
+LogPrompts: TypeAlias = Annotated[bool | None, _setting("log_prompts", _SERVICE)]
 KeepMetadata: TypeAlias = Annotated[bool | None, _setting("keep_metadata", _SERVICE)]
 ContentFilter: TypeAlias = Annotated[str | None, _setting("content_filter", _SERVICE, metavar="MODULE:NAME")]
 RedirectPictures: TypeAlias = Annotated[bool | None, _setting("redirect_pictures", _SERVICE)]

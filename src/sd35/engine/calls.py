@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeVar
 
 from sd35.backends.contract import Memory, TextEmbedding
 from sd35.engine.embeddings import EmbeddingCache
+from sd35.engine.observing import Observer, Unobserved
 from sd35.engine.picture import Picture, Pixels, is_uniform
 
 Item = TypeVar("Item")
@@ -30,6 +31,7 @@ class Calls:
 
     def __init__(self, embeddings: EmbeddingCache, *, reproducible: bool) -> None:
         self._embeddings, self._one_by_one = embeddings, reproducible
+        self.observer: Observer = Unobserved()
         self._counting = threading.Lock()
         self._begun = self._running = 0  # calls of the backend
 
@@ -49,8 +51,10 @@ class Calls:
             if error:
                 errors[picture] = error
         # After a look at each latent: before it, a GPU may not have computed them.
-        took_s = None if was_split or measure else time.monotonic() - began_s
-        return Stepped(errors, took_s, None if was_split else peak_bytes, was_split)
+        took_s = time.monotonic() - began_s
+        self.observer.stepped(len(rows), sum(1 if row.negative is None else 2 for row in rows.values()), took_s)
+        says_nothing = was_split or measure
+        return Stepped(errors, None if says_nothing else took_s, None if was_split else peak_bytes, was_split)
 
     def decode(self, picture: Picture, *, measure: bool) -> tuple[Pixels, int | None]:
         """A picture's pixels, and the bytes it took, if that is asked for.
@@ -64,6 +68,9 @@ class Calls:
             )
         except FloatingPointError as error:
             raise picture.spoiled("not_finite", "in decoding") from error
+        except Exception as error:
+            self.observer.failed(error, was_split=False)
+            raise
         if is_uniform(pixels):
             raise picture.spoiled("uniform", "after decoding")
         return pixels, peak_bytes
@@ -77,7 +84,9 @@ class Calls:
 
         def encode(prompts: list[str]) -> dict[str, TextEmbedding]:
             found = {}
+            encoding_s = time.monotonic()
             results, _ = self._each(backend.encode_text, prompts)
+            self.observer.encoded(len(prompts), time.monotonic() - encoding_s)
             for prompt, embedding in zip(prompts, results, strict=True):
                 if isinstance(embedding, Exception):
                     errors[prompt] = embedding
@@ -85,6 +94,7 @@ class Calls:
                     found[prompt] = embedding
             return found
 
+        began_s = time.monotonic()
         prompts = [prompt for picture in pictures for prompt in picture.task.prompts]
         embeddings = self._embeddings.get(pictures[0].task.painter, prompts, encode)
         now_s = time.monotonic()
@@ -92,7 +102,7 @@ class Calls:
         for picture in pictures:
             lacking = [errors[prompt] for prompt in picture.task.prompts if prompt in errors]
             found = [embeddings[prompt] for prompt in picture.task.prompts if prompt in embeddings]
-            error = lacking[0] if lacking else _error_of(lambda: picture.begin(found, now_s))  # noqa: B023
+            error = lacking[0] if lacking else _error_of(lambda: picture.begin(found, began_s, now_s))  # noqa: B023
             if error:
                 failed[picture] = error
         return failed
@@ -111,6 +121,7 @@ class Calls:
                     raise RuntimeError(f"the backend answered {len(results)} of {len(items)}")  # noqa: TRY301
                 return results, False  # noqa: TRY300
             except Exception as error:  # noqa: BLE001  whatever a runtime raises is one picture's end, no one else's
+                self.observer.failed(error, was_split=len(items) > 1)
                 if len(items) == 1:
                     return [error], False
         return [result for item in items for result in self._each(call, [item])[0]], not self._one_by_one

@@ -8,7 +8,7 @@ once, where the same model is there in a wider precision.
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import structlog
 
@@ -16,6 +16,7 @@ from sd35.backends.contract import to_numpy
 from sd35.engine.calls import Calls
 from sd35.engine.costs import Costs
 from sd35.engine.embeddings import EmbeddingCache
+from sd35.engine.observing import Observer
 from sd35.engine.picture import OnProgress, Painted, Painter, Picture, Pixels, Task, Ticket
 from sd35.engine.scheduler import Job, Limits, Scheduler
 from sd35.errors import NotReady, PictureFailed, PictureSpoiled, Sd35Error, Spoiling
@@ -23,6 +24,18 @@ from sd35.errors import NotReady, PictureFailed, PictureSpoiled, Sd35Error, Spoi
 Item = TypeVar("Item")
 
 CLOSING_RETRY_S = 5.0
+
+
+class Load(NamedTuple):
+    """Pictures that wait for their first step, those that are on their way, and the seconds of work left in both.
+
+    `used_bytes`: working memory that a step and a decoding have now.
+    """
+
+    waiting: int
+    running: int
+    backlog_s: float
+    used_bytes: int
 
 
 class Engine:
@@ -43,6 +56,7 @@ class Engine:
         reproducible: bool,
     ) -> None:
         self._painters = dict(painters)
+        self.limits = limits
         self.spoiled: dict[Spoiling, int] = {"not_finite": 0, "uniform": 0}
         self.retried = 0
         self._calls = Calls(embeddings, reproducible=reproducible)
@@ -59,9 +73,21 @@ class Engine:
             thread.start()
 
     @property
+    def load(self) -> Load:
+        """What it has to do now."""
+        with self._changed:
+            scheduler = self._scheduler
+            waiting = sum(not picture.has_begun for picture in self._pictures.values())
+            return Load(waiting, len(self._pictures) - waiting, scheduler.backlog_s, scheduler.used_bytes)
+
+    @property
     def is_running(self) -> bool:
         """Whether it accepts pictures: not after `drain` or `close`, nor after it broke."""
         return not self._is_closing
+
+    def observe(self, observer: Observer) -> None:
+        """Tell `observer`, and no other, of the work from now on."""
+        self._calls.observer = observer
 
     def add(self, model: str, profile: str, painter: Painter) -> None:
         """From now on, make pictures of this model and profile too."""
@@ -154,12 +180,15 @@ class Engine:
                     self._costs.learn_step_bytes(shape, rows, stepped.peak_bytes)
                 if stepped.was_split and len(batch.keys) > len(stepped.errors):
                     self._costs.learn_too_many_rows(shape, rows)
-                self._scheduler.finish()
+                drawn_s = time.monotonic()
+                for picture in self._scheduler.finish():
+                    picture.drawn_s = drawn_s
                 self._changed.notify_all()
 
     def _decode(self) -> None:
         while picture := self._next(self._scheduler.next_decode):
             shape, began_s = picture.task.shape, time.monotonic()
+            picture.decoding_s = began_s
             measure = self._costs.wants_decode_bytes(shape)
             try:
                 pixels, peak_bytes = self._calls.decode(picture, measure=measure)
@@ -224,9 +253,8 @@ class Engine:
     def _deliver(self, picture: Picture, pixels: Pixels) -> None:
         ended_s = time.monotonic()
         for ticket in self._release(picture):
-            waited_s = max(0.0, picture.started_s - ticket.accepted_s)
-            took_s = ended_s - ticket.accepted_s - waited_s
-            ticket.future.set_result(Painted(picture.task.request, pixels, waited_s, took_s))
+            stages = picture.stages(ticket.accepted_s, ended_s)
+            ticket.future.set_result(Painted(picture.task.request, pixels, stages))
 
     def _report(self, pictures: Sequence[Picture]) -> None:
         with self._changed:

@@ -23,6 +23,7 @@ from sd35.backends.contract import (
 from sd35.checkpoints.checkpoint import SkipLayers
 from sd35.engine.costs import Shape
 from sd35.engine.noise import initial_noise
+from sd35.engine.observing import Stage
 from sd35.engine.preview import PreviewMap
 from sd35.engine.sampler import Sampler
 from sd35.errors import InvalidRequest, PictureSpoiled, Spoiling
@@ -99,15 +100,19 @@ class Progress(NamedTuple):
 
 
 class Painted(NamedTuple):
-    """A finished picture: what it is of, its pixels at the drawn size, how long it waited, and how long it took.
+    """A finished picture: what it is of, its pixels at the drawn size, and its stages, for one who waited for it.
 
     `request` is the one that was submitted, with another profile where that was spoiled and another made it.
     """
 
     request: Request
     pixels: Pixels
-    waited_s: float
-    took_s: float
+    stages: tuple[Stage, ...]
+
+    @property
+    def took_s(self) -> float:
+        """From when it did not wait any more to its pixels."""
+        return self.stages[-1].ended_s - self.stages[0].ended_s
 
 
 OnProgress: TypeAlias = Callable[[Progress], None]
@@ -136,7 +141,8 @@ class Picture:
         self.before: PictureSpoiled | None = None
         self.tickets: list[Ticket] = []
         self.done = 0
-        self.started_s = math.inf
+        self.encoding_s = self.started_s = math.inf  # when its prompts were encoded, and its steps began, first
+        self.drawn_s = self.decoding_s = math.inf  # when its last step was made, and its decoding began
         self.sigmas = [float(sigma) for sigma in painter.sampler.sigmas(task.request.steps)]
         self.latent: Tensor = None  # until `begin`
         self._last: Tensor = None  # before the last step
@@ -147,12 +153,12 @@ class Picture:
         """Whether it has all that a step takes."""
         return bool(self._embeddings)
 
-    def begin(self, embeddings: list[TextEmbedding], now_s: float) -> None:
-        """Take the embeddings of the task's prompts, and the noise."""
+    def begin(self, embeddings: list[TextEmbedding], encoding_s: float, now_s: float) -> None:
+        """Take the embeddings of the task's prompts, which began to be encoded at `encoding_s`, and the noise."""
         shape = self.task.shape
         self.latent = initial_noise(self.task.request.seed, (LATENT_CHANNELS, shape.height, shape.width))
         self._embeddings = embeddings
-        self.started_s = min(self.started_s, now_s)
+        self.encoding_s, self.started_s = min(self.encoding_s, encoding_s), min(self.started_s, now_s)
 
     def row(self) -> DenoiseRow:
         """What the backend has to know of the next step."""
@@ -195,7 +201,8 @@ class Picture:
             again.painter.check(task)
         except InvalidRequest:  # skip-layer guidance
             return None
-        again.asked, again.before, again.started_s = self.asked, error, self.started_s
+        again.asked, again.before = self.asked, error
+        again.encoding_s, again.started_s = self.encoding_s, self.started_s
         return again
 
     def spoiled(self, kind: Spoiling, where: str) -> PictureSpoiled:
@@ -214,6 +221,17 @@ class Picture:
             return None
         is_on = request.steps * card.start < self.done < request.steps * card.stop
         return Skip(card.layers, request.skip_layer_scale) if is_on else None
+
+    def stages(self, accepted_s: float, ended_s: float) -> tuple[Stage, ...]:
+        """For who waits since `accepted_s`: what was over by then took no time. It may have waited to be decoded."""
+        times_s = [self.encoding_s, self.started_s, self.drawn_s, self.decoding_s, ended_s]
+        encoding_s, started_s, drawn_s, decoding_s, ended_s = (max(accepted_s, each_s) for each_s in times_s)
+        return (
+            Stage("queue", accepted_s, encoding_s),
+            Stage("encode", encoding_s, started_s),
+            Stage("denoise", started_s, drawn_s),
+            Stage("decode", decoding_s, ended_s),
+        )
 
     def progress(self) -> Progress:
         """Where it stands; the preview is of this moment, whenever it is asked for."""

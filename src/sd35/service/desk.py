@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import structlog
 
+from sd35.engine.observing import Stage
 from sd35.engine.picture import Painted, Progress
 from sd35.errors import NotReady, StoreUnavailable
 from sd35.request import Request
@@ -23,6 +24,7 @@ from sd35.service.filters import ContentFilter, Decision, picture_decision, prom
 from sd35.service.png import blurred, write_png
 from sd35.service.record import Maker
 from sd35.service.studio import Studio
+from sd35.service.telemetry import Telemetry
 
 OnProgress = Callable[[Progress], None]
 _CLOSING_RETRY_S = 5.0
@@ -36,29 +38,18 @@ class Source(NamedTuple):
     priority: int = 0
 
 
-class Timing(NamedTuple):
-    """Seconds that a picture waited, computed, and was written as a file; all 0 for one that was there."""
-
-    waited_s: float = 0.0
-    took_s: float = 0.0
-    png_s: float = 0.0
-
-
-_AT_ONCE = Timing()
-
-
 @dataclass(frozen=True)
 class Outcome:
     """A picture's file, and what is known of it.
 
     `request` is the one that made it. `maker` is None where it is blurred: such a file does not say how to make it
-    again. `unstored`: why it is not in the store, though it was made.
+    again. `stages`: none of one that was there. `unstored`: why it is not in the store, though it was made.
     """
 
     request: Request
     png: bytes
     maker: Maker | None
-    timing: Timing = _AT_ONCE
+    stages: tuple[Stage, ...] = ()
     was_cached: bool = False
     was_shared: bool = False
     unstored: StoreUnavailable | None = None
@@ -102,9 +93,15 @@ class Desk:
     """Makes pictures, on an event loop; threads do what blocks."""
 
     def __init__(
-        self, studio: Studio, pictures: ArtifactStore, index: PictureIndex, content_filter: ContentFilter
+        self,
+        studio: Studio,
+        pictures: ArtifactStore,
+        index: PictureIndex,
+        content_filter: ContentFilter,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.studio, self.pictures, self.index = studio, pictures, index
+        self.telemetry = telemetry or Telemetry()
         self._filter = content_filter
         self._flights: dict[str, _Flight] = {}
 
@@ -132,11 +129,11 @@ class Desk:
             if not flight.waiting and not flight.task.done():
                 self._land(request.digest, flight)  # who comes now does not join what ends
                 flight.task.cancel()
-        if is_first:
-            return outcome
-        # Each who waited owns it, though it was written once.
-        unstored = outcome.unstored or await asyncio.to_thread(self._add_owner, outcome, source.owner)
-        return replace(outcome, was_shared=True, unstored=unstored)
+        if not is_first:  # each who waited owns it, though it was written once
+            unstored = outcome.unstored or await asyncio.to_thread(self._add_owner, outcome, source.owner)
+            outcome = replace(outcome, was_shared=True, unstored=unstored)
+        self.telemetry.given(outcome.request, outcome.cache)
+        return outcome
 
     async def keep(self, outcome: Outcome, owner: str) -> Outcome:
         """Try again to write what could not be written."""
@@ -152,8 +149,9 @@ class Desk:
         decision, found = await asyncio.to_thread(self._begin, request, source.owner)
         if found:
             return found
-        painted = await self._paint(flight, request, source)
-        return await asyncio.to_thread(self._finish, painted, source.owner, decision)
+        with self.telemetry.making():
+            painted = await self._paint(flight, request, source)
+            return await asyncio.to_thread(self._finish, painted, source.owner, decision)
 
     async def _paint(self, flight: _Flight, request: Request, source: Source) -> Painted:
         loop = asyncio.get_running_loop()
@@ -174,7 +172,7 @@ class Desk:
             engine.cancel(ticket)  # of no effect on a picture that is done
 
     def _begin(self, request: Request, owner: str) -> tuple[Decision, Outcome | None]:
-        decision = prompt_decision(self._filter, request)
+        decision = self._decided("prompt", lambda: prompt_decision(self._filter, request))
         return decision, self._find(request, owner, decision)
 
     def _find(self, request: Request, owner: str, decision: Decision) -> Outcome | None:
@@ -194,25 +192,38 @@ class Desk:
         began_s = time.monotonic()
         finished = self.studio.finish(painted)
         pixels = finished.pixels
-        if picture_decision(self._filter, pixels, painted.request) is Decision.BLUR:
+        shown = self._decided("picture", lambda: picture_decision(self._filter, pixels, painted.request))
+        if shown is Decision.BLUR:
             decision = Decision.BLUR
         is_blurred = decision is Decision.BLUR
         png = write_png(blurred(pixels), {}) if is_blurred else finished.png
-        timing = Timing(painted.waited_s, painted.took_s, time.monotonic() - began_s)
-        maker = None if is_blurred else finished.record.maker
-        outcome = Outcome(finished.record.request, png, maker, timing)
-        return replace(outcome, unstored=self._keep(outcome, owner))
+        written_s = time.monotonic()
+        outcome = Outcome(finished.record.request, png, None if is_blurred else finished.record.maker)
+        unstored = self._keep(outcome, owner)
+        last = (Stage("png", began_s, written_s), Stage("store", written_s, time.monotonic()))
+        stages = (*painted.stages, *last)
+        self.telemetry.made(outcome.request, stages)
+        return replace(outcome, stages=stages, unstored=unstored)
+
+    def _decided(self, subject: Literal["prompt", "picture"], decide: Callable[[], Decision]) -> Decision:
+        decision = Decision.REFUSE
+        try:
+            decision = decide()
+        finally:
+            self.telemetry.metering.decided(subject, decision)
+        return decision
 
     def _keep(self, outcome: Outcome, owner: str) -> StoreUnavailable | None:
         """Write it. Its owner comes first: a file that nobody owns would never be removed."""
-        if trouble := self._add_owner(outcome, owner):
-            return trouble
-        try:
-            self.pictures.put(outcome.name, outcome.png)
-        except StoreUnavailable as error:
-            structlog.get_logger().error("a picture cannot be stored", digest=outcome.request.digest, reason=str(error))
-            return error
-        return None
+        trouble = self._add_owner(outcome, owner)
+        if trouble is None:
+            try:
+                self.pictures.put(outcome.name, outcome.png)
+            except StoreUnavailable as error:
+                trouble = error
+        if trouble:
+            self.telemetry.metering.not_stored()
+        return trouble
 
     def _add_owner(self, outcome: Outcome, owner: str) -> StoreUnavailable | None:
         try:

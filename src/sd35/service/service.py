@@ -16,6 +16,7 @@ from sd35.service.jobs.contract import Job, Order, Status
 from sd35.service.jobs.runner import JobRunner
 from sd35.service.kept import Kept
 from sd35.service.studio import Studio
+from sd35.service.telemetry import Telemetry
 from sd35.service.webhooks.service import Webhooks
 
 _SWEEP_S = 300.0
@@ -41,9 +42,20 @@ class Rules:
 class Service:
     """What the API calls. Where a method takes `sees`, it is an owner, or None for who sees all."""
 
-    def __init__(self, studio: Studio, kept: Kept, rules: Rules, retention: Retention, webhooks: Webhooks) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917  the parts it is composed of
+        self,
+        studio: Studio,
+        kept: Kept,
+        rules: Rules,
+        retention: Retention,
+        webhooks: Webhooks,
+        telemetry: Telemetry | None = None,
+    ) -> None:
         self.studio, self.kept, self.rules, self.webhooks = studio, kept, rules, webhooks
-        self.desk = Desk(studio, kept.files, kept.stores.pictures, rules.content_filter)
+        self.telemetry = telemetry = telemetry or Telemetry()
+        studio.engine.observe(telemetry.metering)
+        webhooks.observe(telemetry.metering)
+        self.desk = Desk(studio, kept.files, kept.stores.pictures, rules.content_filter, telemetry)
         self.jobs = JobRunner(self.desk, kept.stores.jobs, rules.most_running, rules.most_waiting, webhooks.wake)
         self._retention = retention
         self._tasks: list[asyncio.Task[None]] = []

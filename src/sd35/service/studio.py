@@ -59,6 +59,7 @@ class Studio:
         self.max_pixels = max_pixels
         self._loaded = {(model.name, model.profile): model for model in models}
         painters = {key: model.painter for key, model in self._loaded.items()}
+        self.embeddings = embeddings
         self.engine = Engine(painters, limits, embeddings, reproducible=reproducible)
 
     def __enter__(self) -> Self:

@@ -71,8 +71,10 @@ class JobRunner:
     async def cancel(self, job_id: str, owner: str | None) -> Job | None:
         """End a job, wherever it runs: elsewhere, within a lease's third."""
         job = await asyncio.to_thread(self.store.cancel, job_id, owner, time.time())
-        if job and job.status is Status.CANCELLED and job_id in self._running:
-            self._running[job_id].cancel()
+        if job and job.status is Status.CANCELLED:
+            self._count(job, Status.CANCELLED)
+            if job_id in self._running:
+                self._running[job_id].cancel()
         return job
 
     async def ended(self, job: Job) -> Job:
@@ -166,10 +168,11 @@ class JobRunner:
         structlog.contextvars.bind_contextvars(job=job.id)
         log = structlog.get_logger()
         try:
-            result = await self._result(job, follow)
-            if isinstance(result, Failure):
-                log.warning("job failed", status=result.status, reason=result.detail)
-            await self._end(job, result)
+            with self.desk.telemetry.tracing.job(job.id):
+                result = await self._result(job, follow)
+                if isinstance(result, Failure):
+                    log.warning("job failed", status=result.status, reason=result.detail)
+                await self._end(job, result)
         finally:
             del self._running[job.id], self._followed[job.id]
             follow.end()
@@ -218,4 +221,8 @@ class JobRunner:
             except StoreUnavailable:
                 await asyncio.sleep(_RETRY_S)
             else:
+                self._count(job, Status.SUCCEEDED if isinstance(result, Made) else Status.FAILED)
                 return
+
+    def _count(self, job: Job, status: Status) -> None:
+        self.desk.telemetry.metering.job_ended(status, max(0.0, time.time() - job.created_s))

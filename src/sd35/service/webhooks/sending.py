@@ -11,6 +11,7 @@ import structlog
 
 from sd35.errors import StoreUnavailable
 from sd35.service.jobs.contract import HELD_S, Delivery, JobStore
+from sd35.service.metering import WebhookEnd
 from sd35.service.record import own_version
 from sd35.service.webhooks.signing import headers
 from sd35.service.webhooks.transport import PublicTransport
@@ -43,6 +44,7 @@ class Sender:
     ) -> None:
         self._store, self._body_of, self._secret = store, body_of, secret
         self._transport, self._clock = transport, clock
+        self.tell: Callable[[WebhookEnd], None] = lambda _: None
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
@@ -81,10 +83,12 @@ class Sender:
         wait = None if is_gone else wait_s(attempts, random.random())  # noqa: S311  no secret
         if trouble and wait is not None:
             log.info("webhook failed", again_s=round(wait))
+            self.tell("postponed")
             await asyncio.to_thread(self._store.postpone, delivery.job_id, self._clock() + wait)
             return
         if trouble:
             log.warning("webhook given up")
+        self.tell("given_up" if trouble else "delivered")
         await asyncio.to_thread(self._store.delivered, delivery.job_id)
 
     async def _attempt(self, delivery: Delivery) -> tuple[str | None, bool]:

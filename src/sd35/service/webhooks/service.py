@@ -1,6 +1,7 @@
 """Webhooks as the service has them: accepted and sent where there is a secret to sign them with, else refused."""
 
 from sd35.service.jobs.contract import JobStore
+from sd35.service.metering import Metering
 from sd35.service.webhooks.accepting import check_url
 from sd35.service.webhooks.sending import Body, Sender
 from sd35.service.webhooks.signing import secret_of
@@ -17,6 +18,11 @@ class Webhooks:
         if secret := secret_of(settings):
             transport = PublicTransport(allow_private=settings.webhook_allow_private)
             self._sender = Sender(store, body_of, secret, transport)
+
+    def observe(self, metering: Metering) -> None:
+        """Count what becomes of them from now on."""
+        if self._sender:
+            self._sender.tell = metering.webhook
 
     def check(self, url: str | None) -> None:
         """Raises InvalidRequest where a job cannot be told of there."""

@@ -1,0 +1,262 @@
+"""What `/metrics` says, and what Prometheus and Grafana are given to make of it."""
+
+import asyncio
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
+
+from sd35.service.metering import Metering
+from sd35.service.readings import metrics_table
+from sd35.service.studio import Studio
+from sd35.service.telemetry import Telemetry
+from tests.api.conftest import serving
+from tests.double import NumpyBackend
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+PAGE = ROOT / "docs/architecture/19-metrics-logs-traces.md"
+ANY = {"prompt": "a cat", "seed": 1, "steps": 3, "guidance_scale": 4.5}
+PROMTOOL = shutil.which("promtool") or ""
+promtool = pytest.mark.skipif(not PROMTOOL, reason="needs promtool, of Debian's package prometheus")
+
+
+@pytest.fixture
+def client(studio: Studio, backend: NumpyBackend) -> Iterator[TestClient]:
+    """A client of an app whose service and routes share their telemetry."""
+    with serving(studio, telemetry=Telemetry(Metering(max_rows=8))) as client:
+        yield client
+        backend.release.set()
+
+
+def scrape(client: TestClient) -> dict[str, float]:
+    """Each sample's value, by its name and labels as they are written."""
+    samples = {}
+    for family in text_string_to_metric_families(client.get("/metrics").text):
+        for sample in family.samples:
+            labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
+            samples[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return samples
+
+
+def difference(before: dict[str, float], after: dict[str, float], start: str) -> dict[str, float]:
+    """What changed of the samples whose names begin so."""
+    changed = {name: value - before.get(name, 0) for name, value in after.items() if name.startswith(start)}
+    return {name: value for name, value in changed.items() if value}
+
+
+def test_a_picture_is_counted_with_its_stages_steps_and_rows(client: TestClient):
+    """Three steps with guidance are three steps of the engine in six rows, and each stage happens once."""
+    before = scrape(client)
+    assert client.post("/v1/txt2img", json=ANY).status_code == 200
+    after = scrape(client)
+    assert difference(before, after, "sd35_pictures_total") == {'sd35_pictures_total{end="made"}': 1}
+    stages = ("queue", "encode", "denoise", "decode", "png", "store")
+    assert difference(before, after, "sd35_stage_duration_seconds_count") == {
+        f'sd35_stage_duration_seconds_count{{stage="{stage}"}}': 1 for stage in stages
+    }
+    engine = difference(before, after, "sd35_engine_")
+    assert engine["sd35_engine_steps_total"] == 3
+    assert engine["sd35_engine_row_steps_total"] == 6
+    assert engine["sd35_engine_batch_duration_seconds_count"] == 3
+    assert engine["sd35_engine_batch_occupancy_ratio_sum"] == 3 * 2 / 8
+    assert engine["sd35_engine_encoded_prompts_total"] == 2
+    assert difference(before, after, "sd35_embedding_cache_total") == {'sd35_embedding_cache_total{result="miss"}': 2}
+
+
+def test_what_was_made_before_is_counted_as_a_hit_and_makes_no_step(client: TestClient):
+    """The second of two equal requests comes from the store."""
+    client.post("/v1/txt2img", json=ANY)
+    before = scrape(client)
+    client.post("/v1/txt2img", json=ANY)
+    after = scrape(client)
+    assert difference(before, after, "sd35_result_cache_total") == {'sd35_result_cache_total{result="hit"}': 1}
+    assert not difference(before, after, "sd35_engine_")
+    assert not difference(before, after, "sd35_pictures_total")
+
+
+def test_requests_are_counted_by_route_and_status_and_never_by_path(client: TestClient):
+    """A label holds what the code says, not what a client made up."""
+    before = scrape(client)
+    client.get("/v1/jobs/no-such-job")
+    client.get("/made/up")
+    client.request("BREW", "/v1/txt2img")
+    client.post("/v1/txt2img", json={"prompt": ""})
+    after = scrape(client)
+    requests = difference(before, after, "sd35_http_requests_total")
+    del requests['sd35_http_requests_total{dialect="none",method="GET",route="/metrics",status="200"}']
+    assert requests == {
+        'sd35_http_requests_total{dialect="sd35",method="GET",route="/v1/jobs/{job_id}",status="404"}': 1,
+        'sd35_http_requests_total{dialect="none",method="GET",route="other",status="404"}': 1,
+        'sd35_http_requests_total{dialect="sd35",method="other",route="/v1/txt2img",status="405"}': 1,
+        'sd35_http_requests_total{dialect="sd35",method="POST",route="/v1/txt2img",status="422"}': 1,
+    }
+
+
+def test_pictures_that_fail_are_counted_with_what_the_backend_raised(client: TestClient):
+    """One crash is a failed picture, a failed call and an answer of 500 with the error's name."""
+    before = scrape(client)
+    assert client.post("/v1/txt2img", json={**ANY, "prompt": "crash"}).status_code == 500
+    after = scrape(client)
+    assert difference(before, after, "sd35_pictures_total") == {'sd35_pictures_total{end="failed"}': 1}
+    assert difference(before, after, "sd35_errors_total") == {'sd35_errors_total{error="PictureFailed"}': 1}
+    assert difference(before, after, "sd35_engine_backend_failures_total") == {
+        'sd35_engine_backend_failures_total{kind="other"}': 1
+    }
+
+
+def test_spoiled_pictures_are_counted_by_kind(client: TestClient):
+    """NaN is one kind, and no failure of a call."""
+    before = scrape(client)
+    client.post("/v1/txt2img", json={**ANY, "prompt": "nan"})
+    after = scrape(client)
+    assert difference(before, after, "sd35_spoiled") == {'sd35_spoiled_pictures_total{kind="not_finite"}': 1}
+    assert not difference(before, after, "sd35_engine_backend_failures_total")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (MemoryError(), "out_of_memory"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2 GiB"), "out_of_memory"),
+        (RuntimeError("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer"), "out_of_memory"),
+        (RuntimeError("an illegal instruction was met"), "other"),
+    ],
+)
+def test_a_runtimes_lack_of_memory_is_told_from_other_failures(error: Exception, kind: str):
+    """By its type or its words: those of Python, PyTorch and ONNX Runtime."""
+    metering = Metering()
+    metering.failed(error, was_split=True)
+    value = metering.registry.get_sample_value
+    assert value("sd35_engine_backend_failures_total", {"kind": kind}) == 1
+    assert value("sd35_engine_splits_total") == 1
+
+
+def test_jobs_are_counted_in_the_store_and_as_they_end(client: TestClient):
+    """A job that succeeded shows in both."""
+    before = scrape(client)
+    job = client.post("/v1/jobs", json=ANY).json()
+    with client.stream("GET", f"/v1/jobs/{job['id']}/events") as events:
+        assert "succeeded" in "".join(events.iter_text())
+    after = scrape(client)
+    name = 'sd35_job_duration_seconds_count{status="succeeded"}'
+    assert difference(before, after, "sd35_job_duration_seconds_count") == {name: 1}
+    assert set(after) >= {f'sd35_jobs{{status="{status}"}}' for status in ("queued", "running", "succeeded")}
+    assert after["sd35_job_store_up"] == 1
+
+
+def test_no_label_holds_what_a_client_sent(client: TestClient):
+    """Prompts, ids and digests stay out."""
+    answer = client.post("/v1/txt2img", json={**ANY, "prompt": "a zebra"}, headers={"X-Request-Id": "mine-42"})
+    text = client.get("/metrics").text
+    for private in ("zebra", "mine-42", answer.headers["x-sd35-digest"]):
+        assert private not in text
+
+
+def test_a_blocked_event_loop_shows():
+    """What blocks the loop for longer than the bar of 50 ms makes a timer late by more than that."""
+    metering = Metering()
+
+    async def block() -> None:
+        watching = asyncio.create_task(metering.watch_loop())
+        await asyncio.sleep(0)
+        time.sleep(0.2)  # noqa: ASYNC251  that is what is looked for
+        for _ in range(5):  # the timer is due, and what waits for it runs
+            await asyncio.sleep(0)
+        watching.cancel()
+
+    asyncio.run(block())
+    value = metering.registry.get_sample_value
+    assert value("sd35_event_loop_lag_seconds_count") == 1
+    assert value("sd35_event_loop_lag_seconds_bucket", {"le": "0.05"}) == 0
+
+
+@promtool
+def test_promtool_finds_nothing_wrong_with_the_metrics(client: TestClient):
+    """Names, types, units and help are as Prometheus wants them."""
+    client.post("/v1/txt2img", json=ANY)
+    text = client.get("/metrics").content
+    done = subprocess.run([PROMTOOL, "check", "metrics"], input=text, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@promtool
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["check", "rules", "rules.yaml"],
+        ["test", "rules", "rules.test.yaml"],
+        ["check", "config", "--syntax-only", "prometheus.yaml"],
+    ],
+)
+def test_promtool_accepts_the_rules_and_their_stories(command: list[str]):
+    """Rules are well-formed, and fire when they should."""
+    done = subprocess.run([PROMTOOL, *command], cwd=DEPLOY / "prometheus", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_each_alert_has_a_story_in_which_it_fires():
+    """None of the rules is untested."""
+    alerts = set(re.findall(r"alert: (\w+)", (DEPLOY / "prometheus/rules.yaml").read_text()))
+    assert alerts
+    assert alerts == set(re.findall(r'alertname="(\w+)",', (DEPLOY / "prometheus/rules.test.yaml").read_text()))
+
+
+def test_dashboard_and_rules_name_metrics_that_there_are(client: TestClient):
+    """Each metric that is asked for is in a scrape, under that very name."""
+    client.post("/v1/txt2img", json=ANY)
+    client.post("/v1/txt2img", json={"prompt": ""})
+    there = {"up"}  # Prometheus' own
+    for family in text_string_to_metric_families(client.get("/metrics").text):
+        suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(family.type, [""])
+        there |= {family.name + suffix for suffix in suffixes}
+    asked = _metrics_of([target["expr"] for panel in _panels() for target in panel.get("targets", ())])
+    asked |= _metrics_of(re.findall(r"expr: (.*(?:\n +(?!for:|labels:).*)*)", _rules()))
+    assert len(asked) > 30
+    assert asked - there == set()
+
+
+def test_the_dashboard_is_one_that_grafana_can_show():
+    """Panels have ids of their own, do not overlap, and each has a query of its row's data source."""
+    ids = [panel["id"] for panel in _panels()]
+    assert len(set(ids)) == len(ids)
+    rows = [panel["title"] for panel in _panels() if panel["type"] == "row"]
+    assert rows == ["Traffic", "Latency", "Engine", "Memory", "Errors"]
+    taken: set[tuple[int, int]] = set()
+    for panel in _panels():
+        place = panel["gridPos"]
+        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert place["x"] + place["w"] <= 24
+        assert not cells & taken, panel["title"]
+        taken |= cells
+        if panel["type"] != "row":
+            assert panel["targets"]
+            assert {target["datasource"]["uid"] for target in panel["targets"]} == {"${datasource}"}
+            assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
+
+
+def test_the_documented_table_is_the_registry():
+    """The page holds what `python -c 'from sd35.service.readings import *; print(metrics_table())'` prints."""
+    assert metrics_table() in PAGE.read_text()
+
+
+def _panels() -> list[dict[str, Any]]:
+    panels: list[dict[str, Any]] = json.loads((DEPLOY / "grafana/dashboard.json").read_text())["panels"]
+    return panels
+
+
+def _rules() -> str:
+    return (DEPLOY / "prometheus/rules.yaml").read_text()
+
+
+def _metrics_of(expressions: list[str]) -> set[str]:
+    text = "\n".join(expressions)
+    return set(re.findall(r"\b(?:sd35|process)_\w+|\bup\b", re.sub(r'"[^"]*"', '""', text)))
