@@ -146,7 +146,7 @@ def test_a_body_that_nobody_reads_does_not_keep_the_connection(impatient: tuple[
 
 def test_a_large_body_in_time_is_read(impatient: tuple[str, int]):
     """Bounds of the head are none of the body's, in one piece or in many chunks."""
-    body = json.dumps({"prompt": "a" * 10_000, "negative_prompt": "b" * 10_000}).ljust(500_000).encode()
+    body = json.dumps({"prompt": "a cat", "negative_prompt": "a tree"}).ljust(500_000).encode()
     chunks = b"".join(
         b"%x\r\n%b\r\n" % (len(part), part) for part in (body[n : n + 50] for n in range(0, len(body), 50))
     )

@@ -226,7 +226,9 @@ def test_openapi_tells_the_body_the_answers_and_the_headers(client: TestClient):
         *("200", "400", "401", "403", "404", "406", "408", "409", "410", "413", "415", "422", "429", "500", "503")
     }
     assert "X-Sd35-Seed" in operation["responses"]["200"]["headers"]
-    assert operation["responses"]["200"]["content"].keys() == {"image/png"}
+    assert operation["responses"]["200"]["content"].keys() == {
+        f"image/{kind}" for kind in ("png", "jpeg", "webp", "avif")
+    }
     assert "application/problem+json" in operation["responses"]["422"]["content"]
 
 

@@ -28,11 +28,14 @@ _READ = (
     "Retry-After",
     "Server-Timing",
     "X-Request-Id",
+    "X-Sd35-Cache",
+    "X-Sd35-Content-Filtered",
     "X-Sd35-Cut-Off",
     "X-Sd35-Digest",
     "X-Sd35-Drawn-Size",
     "X-Sd35-Model",
     "X-Sd35-Seed",
+    "X-Sd35-Stored",
     "X-Sd35-Time-Ms",
 )
 
