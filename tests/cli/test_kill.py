@@ -9,6 +9,7 @@ import pytest
 
 from sd35.service.stores import open_stores
 from tests.cli.test_serve import JSON, Served, serving
+from tests.postgres import new_schema
 
 JOBS = 100
 
@@ -38,10 +39,8 @@ def test_a_killed_server_loses_no_job(tmp_path: Path, request: pytest.FixtureReq
     if kind == "sqlite":
         database = str(tmp_path / "jobs.db")
     else:
-        from tests.postgres import new_database
-
         server = request.getfixturevalue("postgres_server")
-        database = new_database(server, "killed").render_as_string(hide_password=False)
+        database = new_schema(server).render_as_string(hide_password=False)
     (tmp_path / "log").mkdir()
     log = tmp_path / "log" / "stderr"
     with serving(log, "--database", database) as served:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import structlog
 from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import ALL_METHODS
@@ -19,7 +20,7 @@ from sd35.api.cors import Cors
 from sd35.api.metrics import Metered
 from sd35.api.observe import RequestLog, telemetry_of
 from sd35.api.openapi import describe
-from sd35.api.problems import RequestRefused, problem_of, problem_response
+from sd35.api.problems import FieldError, RequestRefused, problem_of, problem_response, shown
 from sd35.errors import PictureFailed, Sd35Error
 from sd35.service.callers import KeyRing
 from sd35.service.keys import Allowance, KeyStore
@@ -76,6 +77,7 @@ def create_app(
     _surround(app, settings, keys, telemetry)
     app.add_exception_handler(Sd35Error, _on_own_error)
     app.add_exception_handler(RequestRefused, _on_refused)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_error)
     return app
 
@@ -104,6 +106,17 @@ async def _on_own_error(request: Request, error: Exception) -> Response:
 async def _on_refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestRefused)
     return problem_response(error.status, error.detail, request.state.request_id, error.errors, error.headers)
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    """A parameter of the address or the headers, which FastAPI reads; bodies are read by `read_json`."""
+    assert isinstance(error, RequestValidationError)
+    wrong = [
+        FieldError(field=str(detail["loc"][-1]), got=shown(detail.get("input")), allowed=str(detail["msg"]))
+        for detail in error.errors()
+    ]
+    detail = "; ".join(f"{each.field}: got {each.got!r}; {each.allowed}" for each in wrong)
+    return problem_response(422, detail, request.state.request_id, wrong)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from sd35.api.callers import is_open
-from sd35.api.problems import documented
+from sd35.api.problems import MEDIA_TYPE, documented
 
 _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, `sd35_...`, where there are any."},
@@ -15,6 +15,7 @@ _ANSWERS = {
     "401": documented("No API key came, or none that is valid.", **{"WWW-Authenticate": "`Bearer`"}),
     "503": documented("The store of keys does not answer.", **{"Retry-After": "Seconds."}),
 }
+_WRONG = documented("A parameter of the address or a header is wrong; each is named.")
 _TOO_SLOW = documented("The body did not arrive in time.")
 
 
@@ -39,3 +40,5 @@ def _add_gate(operation: dict[str, Any]) -> None:
     operation["security"] = [{name: []} for name in _SCHEMES]
     answers = _ANSWERS | ({"408": _TOO_SLOW} if "requestBody" in operation else {})
     operation["responses"] = answers | operation["responses"]
+    if MEDIA_TYPE not in operation["responses"].get("422", {}).get("content", {MEDIA_TYPE: None}):
+        operation["responses"]["422"] = _WRONG  # in place of FastAPI's own form
