@@ -100,7 +100,7 @@ def test_a_job_is_a_trace_of_its_own(studio: Studio):
         with client.stream("GET", f"/v1/jobs/{job['id']}/events") as events:
             assert "succeeded" in "".join(events.iter_text())
     spans = by_name(exporter)
-    assert spans["job"].attributes["sd35.job"] == job["id"]
+    assert spans["job"].attributes["sd35.job"] == spans["POST /v1/jobs"].attributes["sd35.job"] == job["id"]
     assert spans["job"].parent_id is None
     assert {spans[name].parent_id for name in STAGES} == {spans["job"].span_id}
 

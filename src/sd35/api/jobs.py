@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
+import structlog
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, Field
@@ -21,6 +22,7 @@ from sd35.service.jobs.progress import Event
 from sd35.service.opening import Opening
 from sd35.service.png import write_png
 from sd35.service.service import Service
+from sd35.service.tracing import note
 
 _MOST = 200  # jobs of a page
 
@@ -161,6 +163,8 @@ async def create(
     except Sd35Error:
         charge.refund()
         raise
+    structlog.contextvars.bind_contextvars(job=job.id)
+    note(job=job.id)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     (view,) = await _views([job], service)
     return view

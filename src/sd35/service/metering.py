@@ -156,7 +156,7 @@ class Metering:
     def _of_pictures(self) -> None:
         self._pictures = self._counter("sd35_pictures_total", "Pictures that were begun, by how they ended.", "end")
         self._stage_s = self._histogram(
-            "sd35_stage_duration_seconds", "Stages of the pictures that were made.", _LONG_S, "stage"
+            "sd35_stage_duration_seconds", "How long each stage of a picture that was made took.", _LONG_S, "stage"
         )
         self._results = self._counter(
             "sd35_result_cache_total", "Pictures given: there before, made for another, or made.", "result"
@@ -173,7 +173,9 @@ class Metering:
     def _of_engine(self) -> None:
         self._steps = self._counter("sd35_engine_steps_total", "Steps, each of one picture.")
         self._row_steps = self._counter("sd35_engine_row_steps_total", "Transformer rows in all steps: work done.")
-        self._batch_s = self._histogram("sd35_engine_batch_duration_seconds", "Steps of a batch.", _SHORT_S)
+        self._batch_s = self._histogram(
+            "sd35_engine_batch_duration_seconds", "How long a step of a batch took.", _SHORT_S
+        )
         self._occupancy = self._histogram(
             "sd35_engine_batch_occupancy_ratio", "Transformer rows of a batch over `max_batch_rows`.", _SHARES
         )
@@ -182,7 +184,9 @@ class Metering:
             "sd35_engine_backend_failures_total", "Calls of the backend that failed.", "kind"
         )
         self._encoded = self._counter("sd35_engine_encoded_prompts_total", "Prompts that were encoded.")
-        self._encode_s = self._histogram("sd35_engine_encode_duration_seconds", "Calls that encode prompts.", _SHORT_S)
+        self._encode_s = self._histogram(
+            "sd35_engine_encode_duration_seconds", "How long calls that encode prompts took.", _SHORT_S
+        )
         _begin_at_0(self._failures, ["out_of_memory", "other"])
 
     def _of_jobs(self) -> None:

@@ -142,20 +142,28 @@ def _family(described: Described, samples: Samples) -> "Metric":
 _JOBS = Described("sd35_jobs", "gauge", ("status",), "Jobs in the store.")
 _JOB_STORE_UP = Described("sd35_job_store_up", "gauge", (), "Whether the job store answers.")
 _READY = Described("sd35_ready", "gauge", (), "Whether pictures can be made, as /readyz says.")
-_BUILD = Described("sd35_build_info", "gauge", ("version", "python"), "Always 1.")
+_BUILD = Described("sd35_build_info", "gauge", ("version", "python"), "Always 1: what runs.")
 _STARTUP = Described("sd35_startup_seconds", "gauge", ("phase",), "What the start took.")
 _HOST_FREE = Described("sd35_host_memory_free_bytes", "gauge", (), "What system and container leave to this process.")
 _READINGS = [
     _gauge("sd35_engine_pictures", "Pictures that the engine has accepted.", _engine_pictures, "state"),
-    _gauge("sd35_engine_pictures_limit", "`max_pictures`.", lambda it: _one(it.studio.engine.limits.max_pictures)),
-    _gauge("sd35_engine_backlog_seconds", "Estimated work in them.", lambda it: _one(it.studio.engine.load.backlog_s)),
     _gauge(
-        "sd35_engine_memory_used_bytes", "Working memory given out.", lambda it: _one(it.studio.engine.load.used_bytes)
+        "sd35_engine_pictures_limit",
+        "The setting `max_pictures`.",
+        lambda it: _one(it.studio.engine.limits.max_pictures),
     ),
-    _gauge("sd35_engine_memory_limit_bytes", "What there is.", lambda it: _one(it.studio.engine.limits.memory_bytes)),
+    _gauge("sd35_engine_backlog_seconds", "Estimated work left.", lambda it: _one(it.studio.engine.load.backlog_s)),
+    _gauge(
+        "sd35_engine_memory_used_bytes", "Working memory in use.", lambda it: _one(it.studio.engine.load.used_bytes)
+    ),
+    _gauge(
+        "sd35_engine_memory_limit_bytes", "All working memory.", lambda it: _one(it.studio.engine.limits.memory_bytes)
+    ),
     _gauge("sd35_device_memory_bytes", "Memory that the first model computes in.", _device_memory, "state"),
     _counter("sd35_embedding_cache_total", "Prompts looked up among those encoded before.", _lookups, "result"),
-    _gauge("sd35_embedding_cache_bytes", "What is kept.", lambda it: _one(it.studio.embeddings.used_bytes)),
+    _gauge(
+        "sd35_embedding_cache_bytes", "Encoded prompts that are kept.", lambda it: _one(it.studio.embeddings.used_bytes)
+    ),
     _counter(
         "sd35_spoiled_pictures_total",
         "Attempts whose values went bad.",
@@ -164,10 +172,10 @@ _READINGS = [
     ),
     _counter(
         "sd35_retried_pictures_total",
-        "Those made again in a wider precision.",
+        "Spoiled pictures that were made again in a wider precision.",
         lambda it: _one(it.studio.engine.retried),
     ),
-    _gauge("sd35_model_info", "Always 1, for each model.", _models, "model", "revision", "backend", "precision"),
+    _gauge("sd35_model_info", "Always 1: what is served.", _models, "model", "revision", "backend", "precision"),
     _gauge("sd35_building", "Whether a standby answers in place of what is being built.", _is_building),
     _gauge("sd35_build_seconds", "From the start of building to the swap.", _building_s),
     _counter("sd35_build_failures_total", "Builds that failed.", _build_failures),

@@ -20,6 +20,7 @@ import pytest
 from sd35.service.jobs.contract import HELD_S, Delivery, Job
 from sd35.service.jobs.memory import MemoryJobStore
 from sd35.service.jobs.new import new_job
+from sd35.service.metering import WebhookEnd
 from sd35.service.webhooks.sending import ATTEMPTS, Body, Sender, wait_s
 from sd35.service.webhooks.transport import PublicTransport, Resolve
 from tests.double import WAIT_S
@@ -98,6 +99,7 @@ class Sending:
     now_s: float = 1_000.0
     allow_private: bool = True
     resolved: list[tuple[str, int]] = field(default_factory=list)
+    told: list[WebhookEnd] = field(default_factory=list)
     leads_to: list[str] = field(default_factory=lambda: ["127.0.0.1"])
 
     def __post_init__(self) -> None:
@@ -124,7 +126,9 @@ class Sending:
 
     def sender(self, transport: PublicTransport) -> Sender:
         """A sender of these."""
-        return Sender(self.store, self.bodies, SECRET, transport, lambda: self.now_s)
+        sender = Sender(self.store, self.bodies, SECRET, transport, lambda: self.now_s)
+        sender.tell = self.told.append
+        return sender
 
     def _body_of(self, job_id: str) -> bytes | None:
         """What is told of a job."""
@@ -158,6 +162,7 @@ def test_a_webhook_arrives_signed(sending: Sending, receiver: Receiver):
     assert headers["Webhook-Signature"] == f"v1,{base64.b64encode(digest).decode()}"
     assert headers["Content-Type"] == "application/json"
     assert sending.pending() == []
+    assert sending.told == ["delivered"]
 
 
 def test_a_name_is_resolved_once_and_that_address_connected_to(sending: Sending, receiver: Receiver):
@@ -200,6 +205,7 @@ def test_a_failed_webhook_comes_again_later(sending: Sending, receiver: Receiver
     assert sending.send() == 1
     assert [headers["Webhook-Id"] for _, headers, _ in receiver.asked] == [job.id] * 2
     assert [headers["Webhook-Timestamp"] for _, headers, _ in receiver.asked] == ["1000", "1007"]
+    assert sending.told == ["postponed", "delivered"]
     assert sending.pending() == []
 
 
@@ -211,6 +217,7 @@ def test_a_webhook_is_given_up_after_a_day(sending: Sending, receiver: Receiver)
         assert sending.send() == 1
         sending.now_s += wait_s(attempts, 1.0) or HELD_S
     assert len(receiver.asked) == ATTEMPTS
+    assert sending.told == ["postponed"] * (ATTEMPTS - 1) + ["given_up"]
     assert sending.pending() == []
 
 
