@@ -1,6 +1,6 @@
-"""`sd35 serve` with a backend that costs nothing: what is left is the service. `python -m benchmarks.free_server --port N`.
+"""`sd35 serve` with a backend that costs nothing, so that what is left is the service.
 
-All but the model is as it is: uvicorn, the SQLite database and the directory of pictures that the settings name.
+`python -m benchmarks.free_server --port N`. All but the model is as it is: uvicorn, the SQLite database and the directory of pictures that the settings name.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def open_free_studio(
     assert not with_standby or settings.standby is None
     checkpoint = Checkpoint("free", checkpoints[0].directory, CARD)
     model = Model(checkpoint, FreeBackend(), lambda _: False)
-    limits = Limits(settings.max_batch_rows, settings.max_pictures, settings.max_wait_s, _MEMORY_BYTES)
+    limits = Limits(settings.max_batch_rows, settings.most_pictures, settings.max_wait_s, _MEMORY_BYTES)
     studio = Studio([model], settings.max_pixels, limits, EmbeddingCache(10**6))
     with start_up.phase("warm"):
         studio.draw_first()

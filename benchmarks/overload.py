@@ -1,7 +1,7 @@
 """Five times what `sd35 serve` can do, for a minute: who is let in is served as ever, who is not learns it at once.
 
-First its capacity, in a closed loop; then 0.8 of that in an open loop, which is what the rest is held against; then five
-times as much. Last, clients that hang up in the middle of their pictures, while others wait for theirs.
+First its capacity, in a closed loop; then 0.8 of that in an open loop, which is what the rest is held against; then
+five times as much. Last, clients that hang up in the middle of their pictures, while others wait for theirs.
 """
 
 import asyncio
@@ -130,8 +130,7 @@ async def _hang_up(client: Client, steps: int) -> tuple[float, float]:
     for connection in leaving:
         connection.send("POST", "/v1/txt2img", {**request, "seed": next(seeds)})
     staying = [
-        asyncio.create_task(client.ask("POST", "/v1/txt2img", {**request, "seed": next(seeds)}))
-        for _ in range(STAYING)
+        asyncio.create_task(client.ask("POST", "/v1/txt2img", {**request, "seed": next(seeds)})) for _ in range(STAYING)
     ]
     done = 0.0
     while done < steps / 4:
@@ -174,10 +173,14 @@ def _outcome(seen: Seen) -> Outcome:
         ],
         [
             f"capacity: {seen.capacity_rps:.2f} pictures/s of the mixed load, {CLIENTS} clients in a closed loop",
-            f"0.8: {len(seen.usual)} requests, {len(seen.usual) - len(usual_s)} refused;"
-            f" p50 {_p(usual_s, 50):.2f} s, p95 {_p(usual_s):.2f} s",
-            f"5.0: {len(seen.overload)} requests, {len(admitted_s)} pictures, {len(refused_s)} refused;"
-            f" p50 {_p(admitted_s, 50):.2f} s, p95 {_p(admitted_s):.2f} s",
+            (
+                f"0.8: {len(seen.usual)} requests, {len(seen.usual) - len(usual_s)} refused;"
+                f" p50 {_p(usual_s, 50):.2f} s, p95 {_p(usual_s):.2f} s"
+            ),
+            (
+                f"5.0: {len(seen.overload)} requests, {len(admitted_s)} pictures, {len(refused_s)} refused;"
+                f" p50 {_p(admitted_s, 50):.2f} s, p95 {_p(admitted_s):.2f} s"
+            ),
             f"refusals: p50 {1000 * _p(refused_s, 50):.0f} ms, p99 {1000 * _p(refused_s, 99):.0f} ms",
             f"resident at most {first / _MB:.0f} MB in the first third of it, {last / _MB:.0f} MB in the last",
             f"{LEAVING} hung up, {STAYING} stayed: the engine knew after {1000 * seen.gone_s:.0f} ms",

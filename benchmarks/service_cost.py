@@ -46,12 +46,17 @@ async def _measure(server: Server, rounds: int, pictures: int, small_s: float) -
             Bar("event loop, longest late by less than", longest, "s", "<=", MOST_LAG_S),
         ],
         [
-            f"{len(large)} pictures one after the other, 28 steps, guidance 4.5, {large[0][2] / 1e6:.1f} MB each;"
-            f" p95 {quantiles(own_ms, n=20)[-1]:.1f} ms",
-            "medians, ms: " + ", ".join(f"{name} {took:.1f}" for name, took in stages.items())
+            (
+                f"{len(large)} pictures one after the other, 28 steps, guidance 4.5, {large[0][2] / 1e6:.1f} MB each;"
+                f" p95 {quantiles(own_ms, n=20)[-1]:.1f} ms"
+            ),
+            "medians, ms: "
+            + ", ".join(f"{name} {took:.1f}" for name, took in stages.items())
             + f"; the rest, HTTP among it, {rest:.1f}",
-            f"small ones: a step each, {CONNECTIONS} connections, {rounds} times {small_s:g} s;"
-            f" {min(rps):.0f}-{max(rps):.0f}/s",
+            (
+                f"small ones: a step each, {CONNECTIONS} connections, {rounds} times {small_s:g} s;"
+                f" {min(rps):.0f}-{max(rps):.0f}/s"
+            ),
             f"event loop: {late} of its timers were late by more than {_MS * MOST_LAG_S:.0f} ms",
         ],
         {"large": [(took_s, stages) for took_s, stages, _ in large], "rps": rps},

@@ -157,7 +157,7 @@ async def _measure(server: Server, seconds: float) -> Outcome:
             samples.append(_sample(await scraped(client), began_s))
             await asyncio.wait([running], timeout=seconds / _SAMPLES)
         await running
-        while not _is_idle(metrics := await scraped(client)):
+        while not _is_idle(metrics := await scraped(client)):  # noqa: ASYNC110  another process is
             await asyncio.sleep(1)
     return _outcome(samples, load, metrics)
 
@@ -183,8 +183,8 @@ def _outcome(samples: list[Sample], load: Load, metrics: dict[str, float]) -> Ou
     return Outcome(
         [Bar("resident memory per 1,000 pictures", slope, "MB", "<", MOST_MB_PER_1000)],
         [
-            f"{samples[-1].at_s / 60:.1f} minutes, {CLIENTS} clients, {samples[-1].pictures:.0f} pictures made;"
-            f" the slope is of the last {counted[-1].pictures - counted[0].pictures:.0f}",
+            (f"{samples[-1].at_s / 60:.1f} minutes, {CLIENTS} clients, {samples[-1].pictures:.0f} pictures made;"
+            f" the slope is of the last {counted[-1].pictures - counted[0].pictures:.0f}"),
             "resident, MB (pictures): "
             + ", ".join(f"{sample.resident_bytes / _MB:.1f} ({sample.pictures:.0f})" for sample in quarters),
             "done: " + ", ".join(f"{name} {times}" for name, times in sorted(load.did.items())),

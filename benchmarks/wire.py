@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+
 class Answer(NamedTuple):
     """An answer, and the seconds from sending the request to its last byte. Names of headers are in lower case."""
 

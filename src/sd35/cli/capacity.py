@@ -56,7 +56,7 @@ def run_simulation(
     times = StepTimes.read(table)
     load = _of_table(load_wanted, times, sizes)
     memory_bytes = settings.memory_mb * 10**6 or int(OF_FREE_MEMORY * times.memory_bytes)
-    limits = Limits(settings.max_batch_rows, settings.max_pictures, settings.max_wait_s, memory_bytes)
+    limits = Limits(settings.max_batch_rows, settings.most_pictures, settings.max_wait_s, memory_bytes)
     try:
         report = simulate(times, load, limits, devices)
     except InvalidRequest as error:

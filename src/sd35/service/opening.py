@@ -81,7 +81,7 @@ def open_studio(
     to_be_built_bytes = first.weights_bytes if pending else 0
     free_bytes = min(models[0].backend.memory.free_bytes() - to_be_built_bytes, room.device_bytes - weights_bytes)
     memory_bytes = settings.memory_mb * _MB or int(OF_FREE_MEMORY * free_bytes)
-    limits = Limits(settings.max_batch_rows, settings.max_pictures, settings.max_wait_s, memory_bytes)
+    limits = Limits(settings.max_batch_rows, settings.most_pictures, settings.max_wait_s, memory_bytes)
     embeddings = EmbeddingCache(settings.embedding_cache_mb * _MB)
     studio = Studio(models, settings.max_pixels, limits, embeddings, reproducible=settings.reproducible)
     for model in standbys:
@@ -135,7 +135,7 @@ def rules_of(settings: Settings) -> Rules:
         redirects=settings.redirect_pictures,
         keep_s=settings.keep_days * _DAY_S or None,
         grace_s=settings.grace_s,
-        most_running=max(1, settings.max_pictures // 2),  # the other half is for who waits on a connection
+        most_running=max(1, settings.most_pictures // 2),  # the other half is for who waits on a connection
         most_waiting=settings.max_jobs,
     )
 
