@@ -1,6 +1,7 @@
 """`sd35 serve` with a backend that costs nothing, so that what is left is the service.
 
-`python -m benchmarks.free_server --port N`. All but the model is as it is: uvicorn, the SQLite database and the directory of pictures that the settings name.
+`python -m benchmarks.free_server --port N`. All but the model is as it is: uvicorn, the SQLite database and the
+directory of pictures that the settings name.
 """
 
 import argparse
@@ -14,8 +15,8 @@ from sd35.backends.contract import LATENT_PX, Array, DenoiseRow, TextEmbedding
 from sd35.backends.host import HostMemory
 from sd35.checkpoints.checkpoint import Card, Checkpoint
 from sd35.engine.embeddings import EmbeddingCache
-from sd35.engine.scheduler import Limits
 from sd35.service.model import Model
+from sd35.service.opening import limits_of
 from sd35.service.start_up import StartUp
 from sd35.service.studio import Studio
 from sd35.settings import Settings, load_settings
@@ -68,8 +69,7 @@ def open_free_studio(
     assert not with_standby or settings.standby is None
     checkpoint = Checkpoint("free", checkpoints[0].directory, CARD)
     model = Model(checkpoint, FreeBackend(), lambda _: False)
-    limits = Limits(settings.max_batch_rows, settings.most_pictures, settings.max_wait_s, _MEMORY_BYTES)
-    studio = Studio([model], settings.max_pixels, limits, EmbeddingCache(10**6))
+    studio = Studio([model], settings.max_pixels, limits_of(settings, _MEMORY_BYTES), EmbeddingCache(10**6))
     with start_up.phase("warm"):
         studio.draw_first()
     return studio

@@ -108,7 +108,7 @@ class Client:
     ) -> Answer:
         """A request and its answer; the seconds are without connecting."""
         while self._idle and not self._idle[-1].is_open:
-            self._idle.pop()
+            self._idle.pop().leave()
         connection = self._idle.pop() if self._idle else await Connection.to(self.port)
         try:
             answer = await connection.ask(method, path, body, headers)

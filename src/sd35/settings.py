@@ -243,11 +243,6 @@ class Settings(BaseSettings):
     )
 
     @property
-    def most_pictures(self) -> int:
-        """Pictures accepted and not ended: as it is set, or what keeps waiting short at any load."""
-        return self.max_pictures or self.max_batch_rows + max(2, self.max_batch_rows // 4)
-
-    @property
     def of_standby(self) -> "Settings | None":
         """The same settings with the standby as the backend; None where there is none."""
         if self.standby is None:
