@@ -5,7 +5,7 @@ PYTHON ?= python3
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fuzz lint format bench gpu-acceptance train lock clean
+.PHONY: help run test fuzz lint format bench soak gpu-acceptance train lock clean
 
 help:  ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,9 @@ format: .venv-test/.package  ## Puts right what can be put right without a perso
 
 bench: .venv-test/.package  ## Measures the service against plain Diffusers.
 	.venv-test/bin/python -m benchmarks
+
+soak: .venv-test/.package  ## Half an hour of everything at once: does memory grow with the pictures?
+	.venv-test/bin/python -m benchmarks.soak
 
 gpu-acceptance: .venv-test/.package  ## BF16, compiled, FP8 and TensorRT side by side on the GPU; without one, a small run.
 	.venv-test/bin/python -m benchmarks.gpu_acceptance

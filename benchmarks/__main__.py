@@ -12,10 +12,13 @@ from benchmarks import (
     gemm_share,
     install_size,
     loading,
+    overload,
     picture,
     planned_memory,
     real_size,
+    service_cost,
     serving,
+    soak,
 )
 from benchmarks.outcome import Outcome, is_busy, machine, table
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
@@ -28,13 +31,16 @@ BENCHMARKS: dict[str, Callable[[Path, int], Outcome]] = {
     "engine-cost": engine_cost.measure,
     "gemm-share": gemm_share.measure,
     "serving": serving.measure,
+    "overload": overload.measure,
+    "service-cost": service_cost.measure,
     "planned-memory": planned_memory.measure,
     "loading": loading.measure,
     "fp8": fp8.measure,
     "real-size": real_size.measure,
+    "soak": soak.measure,
 }
-# They take a checkpoint of many gigabytes to mean anything, make one, or take minutes to compile.
-ONLY_WHEN_NAMED = {"loading", "real-size", "fp8"}
+# They take a checkpoint of many gigabytes to mean anything, make one, take minutes to compile, or half an hour.
+ONLY_WHEN_NAMED = {"loading", "real-size", "fp8", "soak"}
 
 
 def main() -> None:

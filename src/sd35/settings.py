@@ -144,7 +144,10 @@ class Settings(BaseSettings):
         2 * 1024 * 1024, ge=64 * 64, description="Most pixels (width x height) a request may ask for."
     )
     max_pictures: int = Field(
-        64, ge=1, description="Most pictures accepted and not ended; further ones are refused with 429."
+        0,
+        ge=0,
+        description="Most pictures accepted and not ended; further ones are refused with 429. 0 takes as many as"
+        " `max_batch_rows`, and a quarter more (at least 2), so that who is let in waits little.",
     )
     max_wait_s: float = Field(
         600, gt=0, description="Longest wait, in estimated seconds, that a picture is accepted for; else 429."

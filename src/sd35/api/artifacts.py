@@ -1,6 +1,5 @@
 """`/v1/artifacts`: pictures that were made, by their identity."""
 
-import asyncio
 import time
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ from sd35.api.callers import caller_of
 from sd35.api.problems import FieldError, RequestRefused, documented
 from sd35.api.ranges import answer
 from sd35.service.artifacts.links import LASTING_S, MOST_LASTING_S, PATH, expiry, is_link
-from sd35.service.encoding import encode
+from sd35.service.encoding import encoded
 from sd35.service.formats import Format, negotiate
 from sd35.service.opening import Opening
 from sd35.service.service import Service
@@ -71,7 +70,7 @@ async def get(
     png = await service.picture(digest, sees)
     if png is None:
         raise _missing(digest)
-    content = await asyncio.to_thread(encode, png, wanted, has_metadata=has_metadata)
+    content = await encoded(png, wanted, has_metadata=has_metadata)
     found = answer(
         content,
         f'"{digest[:32]}-{wanted}{"" if has_metadata else "-bare"}-{len(content)}"',

@@ -1,6 +1,5 @@
 """`POST /v1/txt2img`: this project's own dialect. Wire format to what is wanted, a finished picture to a response."""
 
-import asyncio
 import hashlib
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
@@ -26,7 +25,7 @@ from sd35.request import (
     STEPS,
 )
 from sd35.service.desk import Outcome, Source
-from sd35.service.encoding import encode
+from sd35.service.encoding import encoded
 from sd35.service.formats import Format, negotiate
 from sd35.service.jobs.contract import Order
 from sd35.service.opening import Opening
@@ -201,7 +200,7 @@ async def txt2img(
     if outcome is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     has_metadata = body.metadata and service.rules.has_metadata
-    content = await asyncio.to_thread(encode, outcome.png, wanted, has_metadata=has_metadata)
+    content = await encoded(outcome.png, wanted, has_metadata=has_metadata)
     return _response(outcome, content, wanted)
 
 

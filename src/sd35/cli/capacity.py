@@ -10,13 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from sd35.cli.generate import progress_bar
-from sd35.engine.scheduler import Limits
 from sd35.engine.simulation import Load, Report, simulate
 from sd35.engine.step_times import StepTimes
 from sd35.errors import InvalidRequest, InvalidSetting
 from sd35.service.measuring import measure as measure_model
 from sd35.service.measuring import row_counts
-from sd35.service.opening import OF_FREE_MEMORY, open_checkpoints, open_studio
+from sd35.service.opening import OF_FREE_MEMORY, limits_of, open_checkpoints, open_studio
 from sd35.service.sizes import drawn_size
 from sd35.settings import Settings
 
@@ -56,7 +55,7 @@ def run_simulation(
     times = StepTimes.read(table)
     load = _of_table(load_wanted, times, sizes)
     memory_bytes = settings.memory_mb * 10**6 or int(OF_FREE_MEMORY * times.memory_bytes)
-    limits = Limits(settings.max_batch_rows, settings.max_pictures, settings.max_wait_s, memory_bytes)
+    limits = limits_of(settings, memory_bytes)
     try:
         report = simulate(times, load, limits, devices)
     except InvalidRequest as error:

@@ -1,5 +1,6 @@
 """From a picture's PNG file to the other formats, and from a file of any of them to what made it."""
 
+import asyncio
 import io
 import warnings
 from typing import Any
@@ -23,7 +24,7 @@ _OPTIONS: dict[Format, dict[str, Any]] = {
 
 
 def encode(png: bytes, output_format: Format, *, has_metadata: bool, quality: int | None = None) -> bytes:
-    """A picture's PNG file in another format, with or without what made it. Keeps a core busy.
+    """A picture's PNG file in another format, with or without what made it. Keeps a core busy where it is not PNG.
 
     `quality` is 1 to 100, None for the format's default. Raises InvalidRequest where it is another, or for a PNG file.
     """
@@ -40,6 +41,13 @@ def encode(png: bytes, output_format: Format, *, has_metadata: bool, quality: in
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, output_format, **options)
     return out.getvalue()
+
+
+async def encoded(png: bytes, output_format: Format, *, has_metadata: bool) -> bytes:
+    """`encode`, on an event loop: in a thread, where it keeps a core busy."""
+    if output_format is Format.PNG:
+        return encode(png, output_format, has_metadata=has_metadata)
+    return await asyncio.to_thread(encode, png, output_format, has_metadata=has_metadata)
 
 
 def format_of(data: bytes) -> Format:

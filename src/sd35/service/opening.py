@@ -81,7 +81,7 @@ def open_studio(
     to_be_built_bytes = first.weights_bytes if pending else 0
     free_bytes = min(models[0].backend.memory.free_bytes() - to_be_built_bytes, room.device_bytes - weights_bytes)
     memory_bytes = settings.memory_mb * _MB or int(OF_FREE_MEMORY * free_bytes)
-    limits = Limits(settings.max_batch_rows, settings.max_pictures, settings.max_wait_s, memory_bytes)
+    limits = limits_of(settings, memory_bytes)
     embeddings = EmbeddingCache(settings.embedding_cache_mb * _MB)
     studio = Studio(models, settings.max_pixels, limits, embeddings, reproducible=settings.reproducible)
     for model in standbys:
@@ -95,6 +95,16 @@ def open_studio(
         studio.engine.close()
         raise
     return studio
+
+
+def limits_of(settings: Settings, memory_bytes: int) -> Limits:
+    """What a device takes on that has so much working memory."""
+    return Limits(settings.max_batch_rows, most_pictures(settings), settings.max_wait_s, memory_bytes)
+
+
+def most_pictures(settings: Settings) -> int:
+    """Pictures accepted and not ended: as it is set, or little more than a batch, so that none waits long."""
+    return settings.max_pictures or settings.max_batch_rows + max(2, settings.max_batch_rows // 4)
 
 
 def _open_model(settings: Settings, placement: Placement, checkpoint: Checkpoint) -> Model:
@@ -135,7 +145,7 @@ def rules_of(settings: Settings) -> Rules:
         redirects=settings.redirect_pictures,
         keep_s=settings.keep_days * _DAY_S or None,
         grace_s=settings.grace_s,
-        most_running=max(1, settings.max_pictures // 2),  # the other half is for who waits on a connection
+        most_running=max(1, most_pictures(settings) // 2),  # the other half is for who waits on a connection
         most_waiting=settings.max_jobs,
     )
 

@@ -149,7 +149,7 @@ _READINGS = [
     _gauge("sd35_engine_pictures", "Pictures that the engine has accepted.", _engine_pictures, "state"),
     _gauge(
         "sd35_engine_pictures_limit",
-        "The setting `max_pictures`.",
+        "Most pictures that the engine accepts.",
         lambda it: _one(it.studio.engine.limits.max_pictures),
     ),
     _gauge("sd35_engine_backlog_seconds", "Estimated work left.", lambda it: _one(it.studio.engine.load.backlog_s)),

@@ -1,0 +1,87 @@
+"""`sd35 serve` with a backend that costs nothing, so that what is left is the service.
+
+`python -m benchmarks.free_server --port N`. All but the model is as it is: uvicorn, the SQLite database and the
+directory of pictures that the settings name.
+"""
+
+import argparse
+from collections.abc import Sequence
+from unittest import mock
+
+import numpy as np
+
+from sd35.api import server
+from sd35.backends.contract import LATENT_PX, Array, DenoiseRow, TextEmbedding
+from sd35.backends.host import HostMemory
+from sd35.checkpoints.checkpoint import Card, Checkpoint
+from sd35.engine.embeddings import EmbeddingCache
+from sd35.service.model import Model
+from sd35.service.opening import limits_of
+from sd35.service.start_up import StartUp
+from sd35.service.studio import Studio
+from sd35.settings import Settings, load_settings
+
+CARD = Card(width=1024, height=1024, steps=28, guidance_scale=4.5, side_px=(64, 1024))
+_MEMORY_BYTES = 10**10
+_GRAIN = 2.0  # of 255, the deviation
+
+
+class FreeBackend:
+    """Steps change nothing, and each picture of a size is the same frame, which compresses as a photograph does."""
+
+    name, precision = "free", "float32"
+    is_tiled = is_compiled = can_skip_layers = False
+
+    def __init__(self) -> None:
+        self.memory = HostMemory()
+        self.versions = {"numpy": np.__version__}
+        self.start_up_s: dict[str, float] = {}
+        self._frame = _photograph(max(CARD.side_px))
+
+    def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
+        """Nothing to speak of."""
+        nothing = np.zeros(1, np.float32)
+        return [TextEmbedding(nothing, nothing, nothing.nbytes) for _ in prompts]
+
+    def denoise_step(self, rows: Sequence[DenoiseRow]) -> list[Array]:
+        """Each latent as it is."""
+        return [row.latent for row in rows]
+
+    def decode_latents(self, latents: Sequence[Array]) -> list[Array]:
+        """The frame's corner of each latent's size."""
+        sides = [(LATENT_PX * latent.shape[1], LATENT_PX * latent.shape[2]) for latent in latents]
+        return [np.ascontiguousarray(self._frame[:height, :width]) for height, width in sides]
+
+
+def _photograph(side_px: int) -> Array:
+    """Soft colours under grain."""
+    chance = np.random.default_rng(1)
+    across, down = np.meshgrid(*2 * [np.linspace(0, 6, side_px)])
+    soft = np.stack([np.sin(across + down * (1 + channel)) for channel in range(3)], axis=2)
+    grain = chance.normal(0, _GRAIN, soft.shape)
+    return np.clip(128 + 90 * soft + grain, 0, 255).astype(np.uint8)
+
+
+def open_free_studio(
+    settings: Settings, checkpoints: Sequence[Checkpoint], start_up: StartUp, *, with_standby: bool
+) -> Studio:
+    """In place of `sd35.service.opening.open_studio`: the same limits, and another backend."""
+    assert not with_standby or settings.standby is None
+    checkpoint = Checkpoint("free", checkpoints[0].directory, CARD)
+    model = Model(checkpoint, FreeBackend(), lambda _: False)
+    studio = Studio([model], settings.max_pixels, limits_of(settings, _MEMORY_BYTES), EmbeddingCache(10**6))
+    with start_up.phase("warm"):
+        studio.draw_first()
+    return studio
+
+
+def main() -> None:
+    """Serves until a signal."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, required=True)
+    with mock.patch.object(server, "open_studio", open_free_studio):
+        server.serve(load_settings({"port": parser.parse_args().port}))
+
+
+if __name__ == "__main__":
+    main()
