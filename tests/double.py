@@ -47,6 +47,7 @@ class NumpyBackend:
     name = "double"
     can_skip_layers = True
     is_tiled = False
+    build = None
     is_compiled = False
 
     def __init__(self, precision: str = "float32", *, sound: bool = False) -> None:

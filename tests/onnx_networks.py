@@ -23,6 +23,7 @@ class OnnxNetworks:
     """See `sd35.backends.tensorrt.Networks`. It takes no more than an engine does: a turn, and so many rows."""
 
     device = torch.device("cpu")
+    graph = None
 
     def __init__(self, checkpoint: Checkpoint, options: Options | None = None) -> None:
         self.versions = {"onnxruntime": version("onnxruntime")}

@@ -1,5 +1,6 @@
 """TensorRT engines, really built, without a GPU. They cannot be opened without one: what went in is looked at."""
 
+import json
 import platform
 import sys
 from collections.abc import Callable
@@ -203,6 +204,24 @@ def test_a_foreign_engine_is_never_taken(compiled: Path, builder: Compiler, targ
         "compile", "--checkpoint", "sd35-mini", "--precision", "bf16", "--target", "tensorrt", "--gpu", "sm89",
     )  # fmt: skip
     build_engines(builder("bf16"), target, compiled, quiet())
+    assert compiled_engines(compiled, CHECKPOINT, "bf16", target)
+
+
+def test_an_engine_of_a_graph_that_was_built_anew_is_stale(compiled: Path, builder: Compiler, target: Target) -> None:
+    """It is not taken, and built anew; where the graph is not here, the engine is what there is."""
+    build_engines(builder("bf16"), target, compiled, quiet())
+    manifest = compiled_graphs(compiled, CHECKPOINT, "bf16").path("text_encoder").parent / MANIFEST
+    before = manifest.read_text()
+    calibrated_anew = json.loads(before)
+    calibrated_anew["files"]["report.json"] = [0, "0" * 64]
+    try:
+        manifest.write_text(json.dumps(calibrated_anew))
+        with pytest.raises(NotCompiled):
+            compiled_engines(compiled, CHECKPOINT, "bf16", target)
+        manifest.unlink()
+        assert compiled_engines(compiled, CHECKPOINT, "bf16", target)["text_encoder"].graph
+    finally:
+        manifest.write_text(before)
     assert compiled_engines(compiled, CHECKPOINT, "bf16", target)
 
 

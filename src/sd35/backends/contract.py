@@ -103,6 +103,13 @@ class Backend(Protocol):
         """What was computed in, as the profile says it: "float32", "bfloat16", "fp8-weights"."""
 
     @property
+    def build(self) -> str | None:
+        """Which of several builds of one checkpoint and precision computes; None where there is but one.
+
+        A calibration shapes the numbers, and is no part of the checkpoint.
+        """
+
+    @property
     def is_tiled(self) -> bool:
         """Whether it decodes large pictures in tiles, which shows in their pixels."""
 

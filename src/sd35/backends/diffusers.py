@@ -80,6 +80,7 @@ class DiffusersBackend:
 
     name = "diffusers"
     can_skip_layers = True
+    build = None
 
     def __init__(self, checkpoint: Checkpoint, precision: str, device: torch.device, options: Options) -> None:
         _check_layers(checkpoint)

@@ -45,6 +45,7 @@ class EngineNetworks:
         Raises CheckpointError where an engine cannot be loaded.
         """
         self.device = device
+        self.graph = built["transformer"].graph
         self.versions = {flavour.name: flavour.version}
         self._built = built
         self._lock = threading.Lock()

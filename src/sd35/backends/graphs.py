@@ -21,6 +21,10 @@ WEIGHTS_LAYOUT = "sd35.weights_layout"  # of a graph's metadata: of the files it
 class Graphs(Protocol):
     """The five graphs of a checkpoint, by their parts' names in the Diffusers layout; "vae" is its decoder."""
 
+    @property
+    def build(self) -> str | None:
+        """See `sd35.backends.contract.Backend`."""
+
     def open(self, part: str, threads: int, spin_us: int = 0) -> onnxruntime.InferenceSession:
         """A graph with its weights loaded. Raises CheckpointError where it is missing, broken or another part's.
 
@@ -56,6 +60,7 @@ class OwnGraphs:
     """Those that `sd35.compile.onnx_export` wrote beside the weights of a directory in the Diffusers layout."""
 
     directory: Path
+    build: None = None
 
     @property
     def are_there(self) -> bool:

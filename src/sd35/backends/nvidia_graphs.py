@@ -8,6 +8,7 @@ import onnxruntime
 from sd35.backends.float32_graph import to_float32
 from sd35.backends.graph_interfaces import fitted_graph, interfaces_of
 from sd35.backends.graphs import new_session, session_options
+from sd35.checkpoints.built import fingerprint_of
 from sd35.checkpoints.checkpoint import Checkpoint
 
 
@@ -18,6 +19,8 @@ class NvidiaGraphs:
         assert checkpoint.graphs is not None
         self._graphs = checkpoint.graphs
         self._interfaces = interfaces_of(checkpoint)
+        is_calibrated = self._graphs.transformer == "fp8"
+        self.build = fingerprint_of(self._graphs.path("transformer").parent) if is_calibrated else None
 
     def open(self, part: str, threads: int, spin_us: int = 0) -> onnxruntime.InferenceSession:
         """See `Graphs`."""

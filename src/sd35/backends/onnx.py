@@ -73,6 +73,7 @@ class OnnxBackend:
         self.memory = HostMemory()
         self._tokenizers = Tokenizers(checkpoint)
         graphs, threads = graphs_of(checkpoint, options), options.threads or cores()
+        self.build = graphs.build
         parts = ("text_encoder", "text_encoder_2", "text_encoder_3")
         opens = [partial(graphs.open, part, threads) for part in parts]
         # Each gives its encoder's graph: the one that it keeps, or one that is opened anew and freed after its call.

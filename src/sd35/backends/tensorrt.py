@@ -39,6 +39,10 @@ class Networks(Protocol):
         """Where they compute."""
 
     @property
+    def graph(self) -> str | None:
+        """Which graph the transformer was built from, see `sd35.checkpoints.compiled_engines`."""
+
+    @property
     def versions(self) -> Mapping[str, str]:
         """The libraries that shape the numbers, name -> version."""
 
@@ -106,6 +110,7 @@ class TensorRtBackend:
         start_up_s: Mapping[str, float],
     ) -> None:
         self.precision, self.memory, self.start_up_s = precision, memory, start_up_s
+        self.build = networks.graph if precision == "fp8" else None
         self._networks, self._device = networks, networks.device
         self._dtype = torch.float32 if precision == "float32" else torch.bfloat16
         self._tokenizers = Tokenizers(checkpoint)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.errors import BuildFailed
 
 Key: TypeAlias = Mapping[str, Any]
 """JSON values by name: what is built from, by what, for what."""
@@ -32,11 +33,12 @@ def is_built(folder: Path, key: Key, *, thoroughly: bool = False) -> bool:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if {**manifest["key"], **json.loads(json.dumps(key))} != manifest["key"]:
             return False
-        files = manifest["files"].items()
-        return all(
-            _is_intact(folder / name, size, checksum if thoroughly else None) for name, (size, checksum) in files
+        files = manifest["files"]
+        return bool(files) and all(
+            _is_intact(folder / name, size, checksum if thoroughly else None)
+            for name, (size, checksum) in files.items()
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 
@@ -47,12 +49,31 @@ def key_of(folder: Path) -> Key:
     return key
 
 
+def fingerprint_of(folder: Path) -> str | None:
+    """Eight hexadecimal digits that stand for all files of a folder; None where nothing was built there."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def build(folder: Path, key: Key, make: Callable[[Path], None]) -> bool:
     """Have `make` fill the folder, unless it is built; whether it had to.
 
     It fills another folder beside, which takes the place when it is whole. Of several processes that want the same,
-    one builds and the others wait. What `make` raises leaves the place as it was.
+    one builds and the others wait. What `make` raises leaves the place as it was. Raises BuildFailed where the folder
+    cannot be written: no room, no right to.
     """
+    if is_built(folder, key, thoroughly=True):  # also where nothing can be written
+        return False
+    try:
+        return _build(folder, key, make)
+    except OSError as error:
+        raise BuildFailed(f"{folder} cannot be built: {error.strerror or error}") from error
+
+
+def _build(folder: Path, key: Key, make: Callable[[Path], None]) -> bool:
     from filelock import FileLock
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -60,24 +81,31 @@ def build(folder: Path, key: Key, make: Callable[[Path], None]) -> bool:
         if is_built(folder, key, thoroughly=True):
             return False
         beside = folder.with_name(f".{folder.name}.incomplete")  # nobody else's: the lock is held
-        shutil.rmtree(beside, ignore_errors=True)
+        _remove(beside)
         beside.mkdir()
         try:
             make(beside)
             _write_manifest(beside, key)
             _take_place(beside, folder)
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            _remove(beside)
     return True
 
 
 def _take_place(new: Path, folder: Path) -> None:
     old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """A folder, or a file in its place."""
+    if path.is_file():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_manifest(folder: Path, key: Key) -> None:

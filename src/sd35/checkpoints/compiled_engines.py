@@ -10,9 +10,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from sd35.checkpoints.anatomy import NETWORKS
-from sd35.checkpoints.built import Key, home_of, is_built, key_of
+from sd35.checkpoints.built import Key, fingerprint_of, home_of, is_built, key_of
 from sd35.checkpoints.checkpoint import Checkpoint
-from sd35.checkpoints.compiled_graphs import GraphPrecision, of_part
+from sd35.checkpoints.compiled_graphs import GraphPrecision, of_part, place_of_graphs
 from sd35.errors import NotCompiled
 
 ENGINE_FILE = "model.engine"
@@ -38,11 +38,16 @@ class Target:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """One that is there. `shapes`: the size buckets of its profiles, in their order, or "". `batch`: the most rows."""
+    """One that is there.
+
+    `shapes`: the size buckets of its profiles, in their order, or "". `batch`: the most rows. `graph`: which graph it
+    was built from, see `fingerprint_of`; None for one of NVIDIA's.
+    """
 
     folder: Path
     shapes: str
     batch: int
+    graph: str | None
 
     @property
     def file(self) -> Path:
@@ -59,7 +64,7 @@ def engine_folder(
 
 
 def engine_key(checkpoint: Checkpoint, part: str, precision: GraphPrecision, target: Target) -> Key:
-    """What one of them follows from, as far as its readers know; who builds adds `shapes` and `batch`."""
+    """What one of them follows from, as far as its readers know; who builds adds `shapes`, `batch` and the `graph`."""
     return {
         "format": _FORMAT,
         "revision": checkpoint.revision,
@@ -76,15 +81,25 @@ def compiled_engines(
 ) -> dict[str, BuiltEngine]:
     """A checkpoint's five engines, by part, each whole to the last byte.
 
-    Raises NotCompiled where one is not built, not whole, or another revision's, TensorRT's or architecture's.
+    Raises NotCompiled where one is not built, not whole, or another revision's, TensorRT's or architecture's, or where
+    its graph is there and was built anew since.
     """
     found = {}
     for part in NETWORKS:
         folder = engine_folder(cache_dir, checkpoint, part, precision, target) if cache_dir else None
-        if not folder or not is_built(folder, engine_key(checkpoint, part, precision, target), thoroughly=True):
+        wanted = {**engine_key(checkpoint, part, precision, target), **_graph(cache_dir, checkpoint, part, precision)}
+        if not folder or not is_built(folder, wanted, thoroughly=True):
             what = f"the {precision} engines of {checkpoint.name} for {target}{f' ({folder})' if folder else ''} are"
             arguments = ["compile", "--checkpoint", checkpoint.asked or checkpoint.name, "--precision", precision]
             raise NotCompiled(what, [*arguments, "--target", "tensorrt", "--gpu", target.gpu])
         key = key_of(folder)
-        found[part] = BuiltEngine(folder, str(key["shapes"]), int(key["batch"]))
+        found[part] = BuiltEngine(folder, str(key["shapes"]), int(key["batch"]), key.get("graph"))
     return found
+
+
+def _graph(cache_dir: Path | None, checkpoint: Checkpoint, part: str, precision: GraphPrecision) -> Key:
+    """Which graph the engine has to be of, where that graph is here."""
+    if cache_dir is None or checkpoint.graphs:
+        return {}
+    found = fingerprint_of(place_of_graphs(cache_dir, checkpoint, precision).path(part).parent)
+    return {"graph": found} if found else {}

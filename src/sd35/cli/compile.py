@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sd35.compile.stages import Stages
 
 _SHOWN_LAYERS = 10
+_LEAST_PROMPTS = 12  # a third of them are for the judge
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _graphs(
     graphs = build_graphs(checkpoint, order.precision, settings.cache_dir, stages)
     if order.precision != "fp8":
         return graphs, {}
-    build_fp8(checkpoint, graphs, wanted, stages)
+    build_fp8(checkpoint, graphs, wanted, stages, any_will_do=not order.calibrates)
     return graphs, read_report(graphs)
 
 
@@ -173,8 +174,8 @@ def _read_prompts(path: Path) -> tuple[list[str], list[str]]:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidSetting(f"--prompts: {path} cannot be read: {error}") from error
-    if len(lines) < 3:
-        raise InvalidSetting(f"--prompts: {path} holds {len(lines)}; allowed: 3 or more, a line each")
+    if len(lines) < _LEAST_PROMPTS:
+        raise InvalidSetting(f"--prompts: {path} holds {len(lines)}; allowed: {_LEAST_PROMPTS} or more, a line each")
     judging = lines[2::3]
     return [line for index, line in enumerate(lines) if index % 3 != 2], judging
 

@@ -49,7 +49,8 @@ def compile_(
         int | None, typer.Option(min=STEPS[0], max=STEPS[1], help="Of the same pictures. Default: the model's.")
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="File of prompts for calibrating, a line each; every third is for the judge.")
+        Path | None,
+        typer.Option(help="File of 12 or more prompts for calibrating, a line each; every third is for the judge."),
     ] = None,
     sensitivity: Annotated[bool, typer.Option(help="Rank the layers by the error that each adds.")] = True,
     as_json: options.AsJson = False,

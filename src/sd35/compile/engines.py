@@ -14,7 +14,7 @@ from sd35.backends.graph_interfaces import Interface, fitted_graph, interfaces_o
 from sd35.backends.tensorrt_flavour import Flavour, gpu_architectures, known_architectures
 from sd35.backends.tensorrt_types import Buffer, Network, Profile
 from sd35.checkpoints.anatomy import NETWORKS
-from sd35.checkpoints.built import build
+from sd35.checkpoints.built import Key, build, fingerprint_of
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.compiled_engines import ENGINE_FILE, Target, engine_folder, engine_key
 from sd35.checkpoints.tensorrt_onnx import OfficialGraphs
@@ -93,6 +93,11 @@ class EngineBuilder:
             return [_shapes(interface, batches, [(0, 0)] * 3)]
         return [_shapes(interface, batches, [each.least, each.usual, each.most]) for each in self.wanted.buckets]
 
+    def origin(self, part: str) -> Key:
+        """Which graph an engine is of: one that was built anew takes another engine. NVIDIA's are the revision's."""
+        found = fingerprint_of(self.graphs.path(part).parent)
+        return {"graph": found} if found else {}
+
     def build(self, part: str, target: Target) -> Buffer:
         """An engine as TensorRT serialises it. Raises CheckpointError, BuildFailed."""
         network, parser = self.network(part)
@@ -105,8 +110,11 @@ class EngineBuilder:
             config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
         profiles = [self._profile(shapes) for shapes in self.profiles(part)]
         for profile in profiles:
-            index = config.add_optimization_profile(profile)
-            assert index >= 0, f"{part}: {self._flavour.log.take_errors()}"
+            if config.add_optimization_profile(profile) < 0:
+                said = "; ".join(self._flavour.log.take_errors())
+                raise BuildFailed(
+                    f"{self.graphs.path(part)}: sizes {self.wanted.shapes_text(part)} are refused: {said}"
+                )
         engine = self._builder.build_serialized_network(network, config)
         del parser
         if engine is None:
@@ -134,7 +142,7 @@ def build_engines(builder: EngineBuilder, target: Target, cache_dir: Path, stage
         with stages.stage(f"engine of {part} for {target.gpu}"):
             build(
                 folder,
-                {**key, "shapes": wanted.shapes_text(part), "batch": wanted.batch(part)},
+                {**key, "shapes": wanted.shapes_text(part), "batch": wanted.batch(part), **builder.origin(part)},
                 partial(_write, builder, part, target),
             )
         folders.append(folder)

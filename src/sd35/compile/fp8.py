@@ -11,7 +11,7 @@ from sd35.backends.contract import Array
 from sd35.backends.diffusers import DiffusersBackend
 from sd35.backends.options import Options
 from sd35.backends.table import open_backend
-from sd35.checkpoints.built import build
+from sd35.checkpoints.built import build, is_built
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.compiled_graphs import graph_key
 from sd35.checkpoints.tensorrt_onnx import OfficialGraphs
@@ -27,6 +27,7 @@ from sd35.compile.stages import Stages
 from sd35.errors import BuildFailed
 
 REPORT = "report.json"
+LEAST_SHARE = 0.9  # of the numbers of attention's and inner layers' matrices that are in FP8: less is not worth a build
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,21 @@ class Report:
         return {**plain, "sensitivity": [each._asdict() for each in self.sensitivity]}
 
 
-def build_fp8(checkpoint: Checkpoint, graphs: OfficialGraphs, wanted: Wanted, stages: Stages) -> None:
+def build_fp8(
+    checkpoint: Checkpoint, graphs: OfficialGraphs, wanted: Wanted, stages: Stages, *, any_will_do: bool = False
+) -> None:
     """Builds it where `graphs` says, unless it is built. The other networks' graphs have to be there.
+
+    With `any_will_do`, one that is there is left as it is, however it was calibrated.
 
     Raises BuildFailed where the quality gate is not passed, with nothing built; BackendUnavailable, CheckpointError.
     """
-    key = {**graph_key(checkpoint, "transformer", "fp8"), "wanted": asdict(wanted)}
-    del key["wanted"]["device"], key["wanted"]["threads"]  # it is the same from wherever
+    key = dict(graph_key(checkpoint, "transformer", "fp8"))
+    if any_will_do and is_built(graphs.path("transformer").parent, key):
+        return
+    key["wanted"] = asdict(wanted)
+    for name in ("device", "threads", "with_sensitivity"):
+        del key["wanted"][name]  # a calibration of another device is as good, and the ranking changes nothing
     build(graphs.path("transformer").parent, key, partial(_make, checkpoint, graphs, wanted, stages))
 
 
@@ -91,6 +100,7 @@ def _make(checkpoint: Checkpoint, graphs: OfficialGraphs, wanted: Wanted, stages
     with stages.stage("graph of transformer"):
         graph = next(each for each in graphs_of(checkpoint) if each.part == "transformer")
         model = exported(checkpoint, graph, "bf16")
+    qualities = []
     for exempt_blocks in ((), (0, last)):
         with stages.stage("quantise"):
             quantised = model.clone()
@@ -101,14 +111,25 @@ def _make(checkpoint: Checkpoint, graphs: OfficialGraphs, wanted: Wanted, stages
             options = Options(precision="fp8", threads=wanted.threads, offload="encoders")
             candidate = open_backend("onnx", built, options)
             quality = compare(pictures(candidate, wanted.recipe, before.judged, advance), before.expected)
-        if quality.is_enough:
+            qualities.append(quality)
+        if quality.is_enough and sizes.products_fp8_share >= LEAST_SHARE:
             report = Report(exempt_blocks, sizes, quality, before.sensitivity, before.calibration.largest)
             (folder / REPORT).write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
             return
-    raise BuildFailed(
-        f"the transformer of {checkpoint.name} in FP8 draws with {quality.mean_db:.1f} dB of what it drew before,"
-        f" {BAR_DB - quality.mean_db:.1f} dB below the bar of {BAR_DB:.0f}, its first and last block left as they were"
+    raise BuildFailed(_why_not(checkpoint, qualities, sizes))
+
+
+def _why_not(checkpoint: Checkpoint, qualities: Sequence[Quality], sizes: Sizes) -> str:
+    whole, without = qualities
+    found = (
+        f"the transformer of {checkpoint.name} in FP8 draws with {whole.mean_db:.1f} dB of what it drew before,"
+        f" {BAR_DB - whole.mean_db:.1f} dB below the bar of {BAR_DB:.0f}; its first and last block left as they were,"
+        f" with {without.mean_db:.1f} dB"
     )
+    if without.is_enough:
+        share = sizes.products_fp8_share
+        found += f", but then {share:.0%} of its matrices are in FP8, below the bar of {LEAST_SHARE:.0%}"
+    return found
 
 
 def _look(checkpoint: Checkpoint, wanted: Wanted, stages: Stages) -> _Before:

@@ -32,8 +32,9 @@ class Model:
 
     @property
     def profile(self) -> str:
-        """The numeric profile: "onnx/float32", or "diffusers/bfloat16/compiled/tiled"."""
+        """The numeric profile: "onnx/float32", "onnx/fp8/5d7e9a10", or "diffusers/bfloat16/compiled/tiled"."""
         parts = [self.backend.name, self.backend.precision]
+        parts += [self.backend.build] if self.backend.build else []
         parts += [COMPILED] if self.backend.is_compiled else []
         parts += [TILED] if self.backend.is_tiled else []
         return "/".join(parts)

@@ -73,6 +73,8 @@ def replay(recording: Recording, studio: Studio, on_progress: OnProgress | None 
     request = replace(wanted, revision=model.checkpoint.revision, profile=model.profile)
     made = studio.finish(studio.submit(request, on_progress).future.result())
     changed = list(_changes(recording.record.maker, made.record.maker))
+    if not changed and made.record.request.profile != wanted.profile:
+        changed = [f"profile: {wanted.profile} then, {made.record.request.profile} now"]
     if made.png == recording.png:
         return Verdict("same bytes", 0, 0.0, changed)
     pixels = read_png(made.png)[0]
