@@ -31,6 +31,7 @@ class FreeBackend:
 
     name, precision = "free", "float32"
     is_tiled = is_compiled = can_skip_layers = False
+    build = None
 
     def __init__(self) -> None:
         self.memory = HostMemory()
