@@ -27,6 +27,7 @@ Sd35Error
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 Spoiling: TypeAlias = Literal["not_finite", "uniform"]
@@ -181,10 +182,14 @@ class CheckpointError(Sd35Error):
 
 
 class NotCompiled(CheckpointError):  # noqa: N818
-    """A backend computes from graphs or engines that are not built yet; `arguments` of `sd35` build them."""
+    """A backend computes from graphs or engines that are not built yet.
 
-    def __init__(self, what: str, arguments: Sequence[str]) -> None:
-        super().__init__(f"{what} not built yet; build with: sd35 {' '.join(arguments)}")
+    `arguments` of `sd35` build them, in `cache_dir` where that is given too.
+    """
+
+    def __init__(self, what: str, arguments: Sequence[str], cache_dir: Path | None = None) -> None:
+        there = f" --cache-dir {cache_dir}" if cache_dir else ""
+        super().__init__(f"{what} not built yet; build with: sd35 {' '.join(arguments)}{there}")
         self.arguments = tuple(arguments)
 
 

@@ -357,7 +357,8 @@ def _explain(detail: dict[str, Any], given: Mapping[str, object], path: Path | N
     if detail["type"].startswith("byte_size"):
         return f"{source}: got {detail['input']!r}; allowed: a number of bytes, or one with a unit, as 12GiB or 800MB"
     got = "a secret" if name in {"database", *secret_settings()} else repr(detail["input"])
-    return f"{source}: got {got}; {detail['msg'][0].lower()}{detail['msg'][1:]}"
+    words = detail["msg"].removeprefix("Value error, ")
+    return f"{source}: got {got}; {words[0].lower()}{words[1:]}"
 
 
 def secret_settings() -> set[str]:

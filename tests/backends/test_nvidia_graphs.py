@@ -269,7 +269,7 @@ def test_a_missing_library_is_named_with_the_remedy(written: Path, monkeypatch: 
 
 def test_graphs_are_for_the_onnx_backend_only(written: Path) -> None:
     """The companion's weights are never drawn with in their place."""
-    with pytest.raises(CheckpointError, match="only the onnx backend reads"):
+    with pytest.raises(CheckpointError, match="which the onnx and tensorrt backends read"):
         open_backend("diffusers", opened(written), Options(device="cpu"))
 
 

@@ -1,5 +1,6 @@
 """What is installed: the locks agree with pyproject.toml, and the wheel carries the embedded model."""
 
+import ast
 import subprocess
 import sys
 import tomllib
@@ -10,6 +11,8 @@ from zipfile import ZipFile
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from sd35.backends.table import BACKENDS
 
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -84,3 +87,11 @@ def test_wheel_metadata_names_licence_and_command(wheel: ZipFile) -> None:
     assert metadata["License-Expression"] == "Apache-2.0"
     assert {f"{info}/licenses/LICENSE", f"{info}/licenses/NOTICE"} <= set(wheel.namelist())
     assert "sd35 = sd35.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
+
+
+def test_who_swaps_the_backend_changes_nothing_above_it():
+    """No word of the api, the service or the engine names a backend: what is particular of one is below."""
+    floors = [ROOT / "src" / "sd35" / floor for floor in ("api", "service", "engine")]
+    for path in (path for floor in floors for path in floor.rglob("*.py")):
+        words = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        assert not words & BACKENDS.keys(), path

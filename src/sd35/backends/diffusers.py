@@ -48,7 +48,9 @@ _DTYPES = {
 def open_backend(checkpoint: Checkpoint, options: Options) -> "DiffusersBackend":
     """Raises InvalidSetting, BackendUnavailable (no such device), CheckpointError (weights missing or not readable)."""
     if checkpoint.graphs:
-        raise CheckpointError(f"{checkpoint.graphs.directory} holds ONNX graphs, which only the onnx backend reads")
+        raise CheckpointError(
+            f"{checkpoint.graphs.directory} holds ONNX graphs, which the onnx and tensorrt backends read"
+        )
     device = _device(options.device)
     if options.offload == "sequential" and device.type == "cpu":
         raise InvalidSetting("offload: got 'sequential', which needs a CUDA device; allowed: none, encoders, model")

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 from sd35.backends.contract import LATENT_PX
-from sd35.backends.options import TILE_PX
+from sd35.backends.options import TILE_PX, Offload
 from sd35.checkpoints.anatomy import blocks_values
 
 DeviceKind: TypeAlias = Literal["cpu", "cuda"]
@@ -23,22 +23,55 @@ _CLIP_TOKENS = "max_position_embeddings"
 class Runtime:
     """What is particular to a backend on a kind of device.
 
-    `library_bytes`: what the process, or on CUDA the device, holds before any weight. The rest are the factors: of text
-    encoding, of a step, of decoding.
+    `library_bytes`: what the process, or on CUDA the device, holds before any weight. `encode`, `step`, `decode`: the
+    factors. `offloads`, the fastest first, and `tiles`: what of the options it can do. `precisions`: what it computes
+    in. `needs_graphs`: it reads nothing else. `casts_aside`: its reading holds no file beside what it makes of it.
+    `widens_fp8`: multiplying takes the largest layer's weights in a wider format beside those in FP8.
     """
 
     library_bytes: int
     encode: float
     step: float
     decode: float
+    offloads: tuple[Offload, ...]
+    precisions: tuple[str, ...]
+    tiles: bool = False
+    needs_graphs: bool = False
+    casts_aside: bool = False
+    widens_fp8: bool = False
+
+
+_PLAIN = ("float32", "bfloat16", "float16")
+_GRAPHS = ("float32", "bfloat16", "fp8")
 
 
 RUNTIMES: Mapping[tuple[str, DeviceKind], Runtime] = MappingProxyType(
     {
-        ("onnx", "cpu"): Runtime(142_000_000, encode=8, step=14, decode=4),
-        ("diffusers", "cpu"): Runtime(470_000_000, encode=8, step=14, decode=5),
-        ("diffusers", "cuda"): Runtime(600_000_000, encode=8, step=14, decode=4),  # not measured
-        ("tensorrt", "cuda"): Runtime(600_000_000, encode=8, step=14, decode=4),  # not measured
+        ("onnx", "cpu"): Runtime(
+            142_000_000, 8, 14, 4, ("none", "encoders"), _GRAPHS, needs_graphs=True, casts_aside=True
+        ),
+        ("diffusers", "cpu"): Runtime(
+            470_000_000,
+            8,
+            14,
+            5,
+            ("none", "encoders", "model"),
+            (*_PLAIN, "fp8", "fp8-weights", "fp8-storage"),
+            tiles=True,
+            widens_fp8=True,
+        ),
+        ("diffusers", "cuda"): Runtime(  # its factors are not measured
+            600_000_000,
+            8,
+            14,
+            4,
+            ("none", "encoders", "model", "sequential"),
+            (*_PLAIN, "fp8", "fp8-dynamic", "fp8-weights", "fp8-storage"),
+            tiles=True,
+            widens_fp8=True,
+        ),
+        # Nor are these. Engines stream what weights have no room.
+        ("tensorrt", "cuda"): Runtime(600_000_000, 8, 14, 4, ("none", "sequential"), _GRAPHS),
     }
 )
 

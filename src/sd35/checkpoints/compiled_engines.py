@@ -91,7 +91,7 @@ def compiled_engines(
         if not folder or not is_built(folder, wanted, thoroughly=True):
             what = f"the {precision} engines of {checkpoint.name} for {target}{f' ({folder})' if folder else ''} are"
             arguments = ["compile", "--checkpoint", checkpoint.asked or checkpoint.name, "--precision", precision]
-            raise NotCompiled(what, [*arguments, "--target", "tensorrt", "--gpu", target.gpu])
+            raise NotCompiled(what, [*arguments, "--target", "tensorrt", "--gpu", target.gpu], cache_dir)
         key = key_of(folder)
         found[part] = BuiltEngine(folder, str(key["shapes"]), int(key["batch"]), key.get("graph"))
     return found

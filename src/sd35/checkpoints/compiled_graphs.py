@@ -42,7 +42,7 @@ def compiled_graphs(cache_dir: Path | None, checkpoint: Checkpoint, precision: G
     ):
         arguments = ["compile", "--checkpoint", checkpoint.asked or checkpoint.name]
         what = f"the {precision} graphs of {checkpoint.name}{f' ({graphs.directory})' if graphs else ''} are"
-        raise NotCompiled(what, [*arguments, "--precision", precision, "--target", "onnx"])
+        raise NotCompiled(what, [*arguments, "--precision", precision, "--target", "onnx"], cache_dir)
     return graphs
 
 

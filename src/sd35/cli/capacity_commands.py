@@ -33,6 +33,7 @@ def measure(
     threads: options.Threads = None,
     max_pixels: options.MaxPixels = None,
     max_batch_rows: options.MaxBatchRows = None,
+    cache_dir: options.CacheDir = None,
     config: options.Config = None,
 ) -> None:
     """Time a model's steps on this machine, by rows and size, for `sd35 simulate`.

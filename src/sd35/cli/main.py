@@ -158,6 +158,7 @@ def generate(
     ram: options.Ram = None,
     threads: options.Threads = None,
     max_pixels: options.MaxPixels = None,
+    cache_dir: options.CacheDir = None,
     config: options.Config = None,
 ) -> None:
     """Make pictures from text, here, without a server.
@@ -202,6 +203,7 @@ def replay(
     ram: options.Ram = None,
     threads: options.Threads = None,
     max_pixels: options.MaxPixels = None,
+    cache_dir: options.CacheDir = None,
     config: options.Config = None,
 ) -> None:
     """Make a picture again from what its file says, and tell whether it is the same, and if not, why.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from sd35.backends.footprint import RUNTIMES
 from sd35.checkpoints import cache, hub
 from sd35.checkpoints.anatomy import Anatomy, anatomy_by_name, anatomy_on_disk
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
@@ -82,8 +83,8 @@ def _at_hand(settings: Settings, *, is_on_disk: bool) -> str | None:
 def _fits(settings: Settings, variant: Variant, room: Room) -> str | None:
     """Why it does not fit. What has a smaller one after it is not streamed: that one is quicker by far."""
     anatomy = anatomy_of(variant.name, settings)
-    if settings.backend == "onnx" and not anatomy.has_graphs:
-        return "it has no ONNX graphs; the other backend reads it: --backend diffusers"
+    if RUNTIMES[settings.backend, room.device].needs_graphs and not anatomy.has_graphs:
+        return f"it has no ONNX graphs, which is all that {settings.backend} reads; see --backend"
     plan = plan_for(settings, [anatomy], room)
     is_last = variant.name == BEST_FIRST[-1]
     allowed = [each for each in plan.placements if is_last or each.offload != "sequential"]

@@ -41,10 +41,14 @@ def room_with(settings: Settings) -> Room:
 
 def plan_for(settings: Settings, anatomies: Sequence[Anatomy], room: Room, work: Work | None = None) -> Plan:
     """The plan; `work` is by default a picture of the largest of the checkpoints' own defaults, alone."""
+    precision = precision_of(settings, room.device)
+    if precision not in (allowed := RUNTIMES[settings.backend, room.device].precisions):
+        where = f"{settings.backend} on {'a CPU' if room.device == 'cpu' else 'CUDA'}"
+        raise InvalidSetting(f"precision: got {precision!r}; allowed by {where}: {', '.join(allowed)}")
     offload: Offload | None = None if settings.offload == "auto" else settings.offload
     wanted = Wanted(
         settings.backend,
-        precision_of(settings, room.device),
+        precision,
         work or _default_work(settings, anatomies),
         offload,
         None if settings.tiled_decode == "auto" else settings.tiled_decode == "on",
@@ -69,7 +73,7 @@ def check_standby(settings: Settings, standby: Settings, room: Room) -> None:
         raise InvalidSetting(f"standby: got {settings.standby!r}, which computes on: {kind}; allowed: {allowed}")
     named = standby.backend, precision_of(standby, kind)
     if named == (settings.backend, precision_of(settings, kind)):
-        raise InvalidSetting(f"standby: got {settings.standby!r}; allowed: another than backend and precision name")
+        raise InvalidSetting(f"standby: got {settings.standby!r}; allowed: what the first is not")
 
 
 def place_beside(standby: Settings, anatomies: Sequence[Anatomy], plan: Plan) -> Placement:

@@ -74,6 +74,9 @@ def open_studio(
     standbys = [_open_model(standby, beside, each) for each in checkpoints] if standby and beside else []
     open_first = partial(_open_model, settings, first)
     models, pending = _open_built(open_first, checkpoints, standbys)
+    for model, other in zip(models, standbys, strict=bool(standbys)):
+        if model is not other and model.profile == other.profile:
+            raise InvalidSetting(f"standby: got {settings.standby!r}, which is {other.profile} here, as the first is")
     for model in {*models, *standbys}:
         start_up.add(model.backend.start_up_s)
     # Networks that are not there now come: what is free for working is what their placement leaves.

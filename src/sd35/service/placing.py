@@ -135,7 +135,7 @@ class Placing:
     def _cast_bytes(self, names: tuple[str, ...], *, always: bool = False) -> int:
         """The largest file of networks that come anew in another precision than they are stored in."""
         comes = always or (self.device == "cpu" and any(self._comes(name) for name in names))
-        if not comes or self.backend == "onnx":  # which maps its files, and lets go of them while it casts
+        if not comes or RUNTIMES[self.backend, self.device].casts_aside:
             return 0
         return max(self.anatomy.networks[name].stored_bytes if self._is_cast(name) else 0 for name in names)
 
@@ -148,8 +148,8 @@ class Placing:
         return fp8_values(self.backend, self.precision, name, self.anatomy.networks[name].config)
 
     def _widened_bytes(self, name: str) -> int:
-        """Of `diffusers`, what multiplying with weights in FP8 takes beside them: those of the largest layer, wider."""
-        takes = self.backend == "diffusers" and self._fp8_values(name)
+        """What multiplying with weights in FP8 takes beside them: those of the largest layer, wider."""
+        takes = RUNTIMES[self.backend, self.device].widens_fp8 and self._fp8_values(name)
         return _WIDENED_BYTES * self.anatomy.networks[name].largest_layer if takes else 0
 
     def _comes(self, name: str) -> bool:

@@ -101,14 +101,10 @@ def make_plan(anatomies: Sequence[Anatomy], wanted: Wanted, room: Room) -> Plan:
 
 def _ways(wanted: Wanted, device: DeviceKind) -> Iterator[tuple[Offload, bool]]:
     """What the backend can do there, the fastest first."""
-    offloads: tuple[Offload, ...] = ("none", "encoders", "model", "sequential")
-    if wanted.backend == "tensorrt":
-        offloads = ("none", "sequential")  # engines stream what weights have no room
-    elif device == "cpu":
-        offloads = offloads[:2] if wanted.backend == "onnx" else offloads[:3]
+    runtime = RUNTIMES[wanted.backend, device]
     is_larger = max(wanted.work.width_px, wanted.work.height_px) > TILE_PX
-    both = (False, True) if wanted.backend == "diffusers" and is_larger else (False,)
-    for offload in offloads if wanted.offload is None else (wanted.offload,):
+    both = (False, True) if runtime.tiles and is_larger else (False,)
+    for offload in runtime.offloads if wanted.offload is None else (wanted.offload,):
         for tiled in both if wanted.tiled_decode is None else (wanted.tiled_decode,):
             yield offload, tiled
 
