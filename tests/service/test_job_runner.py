@@ -248,3 +248,22 @@ def test_a_store_that_is_away_holds_a_job_up_or_fails_it(studio: Studio, monkeyp
     assert failed.failure
     assert (failed.failure.status, failed.failure.detail) == (503, "the disk is full")
     assert kept.files.get(f"{failed.order.request.digest}.png") is None
+
+
+def test_who_follows_a_job_is_let_go_when_the_service_closes(studio: Studio, backend: NumpyBackend):
+    """A job that was handed back ends for nobody here: its followers end, and who waits for it is told."""
+
+    async def scenario() -> None:
+        async with runs(studio, memory_kept(), grace_s=0) as runner:
+            jobs = [await runner.accept(order(studio, f"held {number}")) for number in range(4)]
+            await asyncio.to_thread(backend.started.wait, WAIT_S)
+            following = [asyncio.create_task(told(runner, job)) for job in jobs]
+            waiting = [asyncio.create_task(end_of(runner, job)) for job in jobs]
+            await asyncio.sleep(0)
+        for events in await asyncio.gather(*following):
+            assert all(event.job is None for event in events)
+        for outcome in await asyncio.gather(*waiting, return_exceptions=True):
+            assert isinstance(outcome, NotReady)
+            assert "closing" in str(outcome)
+
+    asyncio.run(scenario())

@@ -139,6 +139,12 @@ class Desk:
         """Try again to write what could not be written."""
         return replace(outcome, unstored=await asyncio.to_thread(self._keep, outcome, owner))
 
+    async def landed(self, within_s: float) -> None:
+        """Wait until what is being made is made, or for so long."""
+        tasks = [flight.task for flight in self._flights.values() if flight.task]
+        if tasks:
+            await asyncio.wait(tasks, timeout=max(0.0, within_s))
+
     def _land(self, digest: str, flight: _Flight) -> None:
         if self._flights.get(digest) is flight:
             del self._flights[digest]

@@ -79,8 +79,9 @@ class Service:
         if self.studio.building:
             await asyncio.to_thread(self.studio.building.stop)
         await self.jobs.close(self.rules.grace_s)
+        await self.desk.landed(until_s - time.monotonic())  # also what has not come to the engine yet
         draining = asyncio.create_task(asyncio.to_thread(self.studio.engine.drain))
-        await asyncio.wait([draining], timeout=until_s - time.monotonic())
+        await asyncio.wait([draining], timeout=max(0.0, until_s - time.monotonic()))
         if not draining.done():  # synchronous calls, which are answered that it closes
             await asyncio.to_thread(self.studio.engine.close)
         await draining

@@ -46,7 +46,7 @@ class JobRunner:
         self._wake = asyncio.Event()
         self._counted = self._accepted = 0
         self._count_again_s = 0.0
-        self._is_closing = False
+        self._is_closing = self._is_closed = False
         self._loops: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -82,14 +82,14 @@ class JobRunner:
         async for event in self.events(job, END - 1):
             if event.job:
                 return event.job
-        raise NotReady("without this job, which was deleted", _RETRY_S)
+        raise NotReady("closing" if self._is_closing else "without this job, which was deleted", _RETRY_S)
 
     async def events(self, job: Job, after: int) -> AsyncIterator[Event]:
         """What becomes of a job from now on, and to its end; what has a number up to `after` was told before."""
         told, place = after, -1
         found: Job | None = job
         try:
-            while found and not found.status.is_end:
+            while found and not found.status.is_end and not self._is_closed:
                 follow = self._followed.setdefault(job.id, Following())
                 if follow.latest and follow.latest.number > told:
                     told = follow.latest.number
@@ -104,7 +104,7 @@ class JobRunner:
         finally:
             if job.id not in self._running:
                 self._followed.pop(job.id, None)
-        if found and told < END:
+        if found and found.status.is_end and told < END:
             yield Event(END, found.status, job=found)
 
     async def close(self, grace_s: float) -> None:
@@ -117,6 +117,9 @@ class JobRunner:
         for task in (*running, *self._loops):
             task.cancel()
         await asyncio.gather(*running, *self._loops, return_exceptions=True)
+        self._is_closed = True
+        for follow in self._followed.values():
+            follow.end()
         with suppress(StoreUnavailable):
             handed_back = await asyncio.to_thread(self.store.hand_back, self._holder)
             if handed_back:
