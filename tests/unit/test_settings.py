@@ -9,6 +9,7 @@ import typer.main
 
 from sd35.cli.main import app
 from sd35.errors import InvalidSetting
+from sd35.service.opening import limits_of
 from sd35.settings import Settings, flag_of, load_settings, secret_settings, settings_table, unknown_variables
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
@@ -139,3 +140,9 @@ def test_secrets_are_in_no_error_and_no_representation(file: Path):
     with pytest.raises(InvalidSetting, match="database: got a secret") as error:
         load_settings(config=file)
     assert "hush" not in str(error.value)
+
+
+@pytest.mark.parametrize(("rows", "asked", "most"), [(8, 0, 10), (1, 0, 3), (32, 0, 40), (8, 64, 64)])
+def test_little_more_than_a_batch_is_let_in_unless_asked_for(rows: int, asked: int, most: int):
+    """As many pictures as rows and a quarter more, two at least; a number that is given is taken."""
+    assert limits_of(load_settings({"max_batch_rows": rows, "max_pictures": asked}), 1).max_pictures == most
