@@ -61,8 +61,9 @@ def _on_disk(checkpoint: Checkpoint) -> dict[str, int]:
     """The transformer's graph and the file of its weights, in each precision that is compiled."""
     backend_module("diffusers")
     from sd35.compile.drawing import recipe_of
-    from sd35.compile.fp8 import Wanted, build_fp8
+    from sd35.compile.fp8 import build_fp8
     from sd35.compile.graphs import build_graphs
+    from sd35.compile.looking import Wanted
     from sd35.compile.prompts import calibration_prompts, judged_prompts
     from sd35.compile.stages import Stages
 

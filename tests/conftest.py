@@ -9,8 +9,9 @@ from sqlalchemy import URL
 
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from sd35.compile.drawing import recipe_of
-from sd35.compile.fp8 import Wanted, build_fp8
+from sd35.compile.fp8 import build_fp8
 from sd35.compile.graphs import build_graphs
+from sd35.compile.looking import Wanted
 from sd35.compile.prompts import calibration_prompts, judged_prompts
 from sd35.compile.stages import Stages
 from tests import postgres

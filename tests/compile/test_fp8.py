@@ -29,8 +29,9 @@ from sd35.checkpoints.tensorrt_onnx import GRAPH_FILE
 from sd35.compile import calibration
 from sd35.compile.calibration import Calibration, calibrate, fp8_layers
 from sd35.compile.drawing import recipe_of, rows_of
-from sd35.compile.fp8 import REPORT, Wanted, build_fp8
+from sd35.compile.fp8 import REPORT, build_fp8
 from sd35.compile.graphs import build_graphs, save
+from sd35.compile.looking import Wanted
 from sd35.compile.quantise import quantise, scale_of
 from sd35.compile.sensitivity import rank
 from sd35.compile.stages import Stages
@@ -174,7 +175,6 @@ def test_a_build_that_draws_worse_is_refused_and_leaves_nothing(
 ) -> None:
     """The gate says by how much; no transformer takes the place of one that passed."""
     graphs = place_of_graphs(compiled, CHECKPOINT, "fp8")
-    in_bf16 = compiled_graphs(compiled, CHECKPOINT, "bf16").path("transformer")
     graphs = replace(graphs, transformer_at=tmp_path / "fp8")
     calibrate_well = calibration.calibrate
 
@@ -182,13 +182,33 @@ def test_a_build_that_draws_worse_is_refused_and_leaves_nothing(
         found = calibrate_well(*arguments)  # type: ignore[arg-type]
         return Calibration({layer: largest / 200 for layer, largest in found.largest.items()}, found.rows)
 
-    monkeypatch.setattr("sd35.compile.fp8.calibrate", calibrate_badly)
-    monkeypatch.setattr("sd35.compile.fp8.exported", lambda *_: ir.load(in_bf16))  # the same, sooner
+    monkeypatch.setattr("sd35.compile.looking.calibrate", calibrate_badly)
     wanted = Wanted(SHORT, ["a cat"], ["a dog on a red background"], with_sensitivity=False)
     with pytest.raises(BuildFailed, match=r"draws with -?\d+\.\d dB .* \d+\.\d dB below the bar of 25"):
         build_fp8(CHECKPOINT, graphs, wanted, QUIET)
     assert not graphs.path("transformer").exists()
     assert not list(tmp_path.glob("*/*"))
+
+
+def test_an_interrupted_build_goes_on_after_its_calibration(
+    tmp_path: Path, compiled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What failed at the judge is not calibrated again, and comes to the same judgement."""
+    graphs = replace(place_of_graphs(compiled, CHECKPOINT, "fp8"), transformer_at=tmp_path / "fp8")
+    wanted = Wanted(SHORT, ["a fish"], ["a dog on a red background"], with_sensitivity=False)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sd35.compile.fp8.compare", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build_fp8(CHECKPOINT, graphs, wanted, QUIET)
+    assert not graphs.path("transformer").exists()
+    monkeypatch.setattr("sd35.compile.looking.calibrate", lambda *_: pytest.fail("calibrated again"))
+    build_fp8(CHECKPOINT, graphs, wanted, QUIET)
+    report = json.loads((tmp_path / "fp8" / REPORT).read_text())
+    assert report["quality"]["mean_db"] >= 25
 
 
 def test_what_is_compiled_is_a_revisions_and_a_precisions(compiled: Path) -> None:

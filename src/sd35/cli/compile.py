@@ -23,7 +23,7 @@ from sd35.service.plan_text import size_text
 from sd35.settings import Settings
 
 if TYPE_CHECKING:
-    from sd35.compile.fp8 import Wanted
+    from sd35.compile.looking import Wanted
     from sd35.compile.stages import Stages
 
 _SHOWN_LAYERS = 10
@@ -144,7 +144,7 @@ def _engines(
 
 def _wanted(checkpoint: Checkpoint, settings: Settings, order: Order) -> "Wanted":
     from sd35.compile.drawing import recipe_of
-    from sd35.compile.fp8 import Wanted
+    from sd35.compile.looking import Wanted
     from sd35.compile.prompts import calibration_prompts, judged_prompts
 
     recipe = recipe_of(checkpoint)

@@ -30,13 +30,17 @@ def build_graphs(checkpoint: Checkpoint, precision: GraphPrecision, cache_dir: P
     """
     graphs = place_of_graphs(cache_dir, checkpoint, precision)
     for graph in graphs_of(checkpoint):
-        if graph.part == "transformer" and precision == "fp8":
-            continue
-        key = graph_key(checkpoint, graph.part, precision)
-        folder = graphs.path(graph.part).parent
-        with stages.stage(f"graph of {graph.part}"):
-            build(folder, key, partial(_write, checkpoint, graph, str(key["precision"])))
+        if graph.part != "transformer" or precision != "fp8":
+            _build_graph(checkpoint, graph, graphs, stages)
     return graphs
+
+
+def transformer_in_bf16(checkpoint: Checkpoint, directory: Path, stages: Stages) -> ir.Model:
+    """The graph that FP8 is made from; it is built in `directory` unless it is. Raises CheckpointError."""
+    graphs = OfficialGraphs(directory, "bf16")
+    graph = next(each for each in graphs_of(checkpoint) if each.part == "transformer")
+    _build_graph(checkpoint, graph, graphs, stages)
+    return ir.load(graphs.path("transformer"))
 
 
 def exported(checkpoint: Checkpoint, graph: Graph, precision: str) -> ir.Model:
@@ -58,6 +62,12 @@ def save(model: ir.Model, folder: Path) -> None:
     ir.save(
         model, folder / GRAPH_FILE, external_data=f"{GRAPH_FILE}.data", size_threshold_bytes=_INLINE_BYTES
     )  # fmt: skip
+
+
+def _build_graph(checkpoint: Checkpoint, graph: Graph, graphs: OfficialGraphs, stages: Stages) -> None:
+    key = graph_key(checkpoint, graph.part, graphs.transformer)
+    with stages.stage(f"graph of {graph.part}"):
+        build(graphs.path(graph.part).parent, key, partial(_write, checkpoint, graph, str(key["precision"])))
 
 
 def _write(checkpoint: Checkpoint, graph: Graph, precision: str, folder: Path) -> None:
