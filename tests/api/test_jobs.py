@@ -1,16 +1,21 @@
 """`/v1/jobs` and `/v1/artifacts` over HTTP: what is asked for, followed, fetched, shared by a link, and removed."""
 
+import base64
 import io
 import json
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from sd35.api.jobs import sent
 from sd35.service.artifacts.links import Links
+from sd35.service.jobs.contract import Status
+from sd35.service.jobs.progress import Event
 from sd35.service.keys import Role, new_key
 from sd35.service.png import read_png
 from sd35.service.record import from_text
@@ -57,21 +62,32 @@ def test_a_job_is_accepted_followed_and_fetched(client: TestClient):
     assert done(client, CAT)["picture"]["cached"] is True
 
 
-def test_events_tell_steps_time_left_previews_and_the_end(client: TestClient, backend: NumpyBackend):
-    """Each numbered; a preview only if asked for; `Last-Event-ID` leaves out what came before."""
+def test_events_are_numbered_and_resumed(client: TestClient, backend: NumpyBackend):
+    """Each greater than the last, the end with the job; `Last-Event-ID` leaves out what came before."""
     job = client.post("/v1/jobs", json={"prompt": "held", "steps": 6}).json()
     timer = threading.Timer(0.1, backend.release.set)
     timer.start()
-    events = follow(client, job["id"], params={"preview": "true"})
+    *running, end = events = follow(client, job["id"], params={"preview": "true"})
     timer.join()
-    *running, end = events
-    assert (end["event"], end["data"]["picture"]["digest"]) == ("succeeded", end["data"]["picture"]["digest"])
     assert [int(event["id"]) for event in events] == sorted({int(event["id"]) for event in events})
-    last = running[-1]["data"]
-    assert (last["step"], last["steps"], last["seconds_left"]) == (6, 6, 0.0)
-    assert last["preview"].startswith("data:image/png;base64,")
-    assert follow(client, job["id"], headers={"Last-Event-ID": running[-1]["id"]}) == [end]
+    assert {event["event"] for event in running} <= {"queued", "running"}
+    now = client.get(f"/v1/jobs/{job['id']}").json()
+    assert (end["event"], {**now, **end["data"]}) == ("succeeded", now)
+    assert end["data"]["picture"]["digest"]
+    assert follow(client, job["id"], headers={"Last-Event-ID": "7"}) == [end]
     assert follow(client, job["id"], headers={"Last-Event-ID": end["id"]}) == []
+
+
+def test_a_step_is_told_with_what_is_left_and_a_preview_if_asked_for():
+    """The preview is a picture that a page can show as it is."""
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    event = Event(4, Status.RUNNING, done=3, steps=6, left_s=1.234, preview=lambda: pixels)
+    plain, shown = (sent(event, has_preview=has_preview) for has_preview in (False, True))
+    assert (plain.event, plain.id) == ("running", "4")
+    assert plain.data == {"status": "running", "step": 3, "steps": 6, "seconds_left": 1.2}
+    kind, _, content = shown.data["preview"].partition(",")
+    assert kind == "data:image/png;base64"
+    assert (read_png(base64.b64decode(content))[0] == pixels).all()
 
 
 def test_jobs_are_listed_newest_first_by_pages_and_status(client: TestClient):

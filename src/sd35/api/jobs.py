@@ -216,10 +216,11 @@ async def events(
     """Server-sent events: `queued`; `running`, with steps and seconds left; `succeeded`, `failed` or `cancelled`."""
     after = -1 if last_event_id is None else last_event_id
     async for event in _service(request).jobs.events(job, after):
-        yield _sent(event, has_preview=preview)
+        yield sent(event, has_preview=preview)
 
 
-def _sent(event: Event, *, has_preview: bool) -> ServerSentEvent:
+def sent(event: Event, *, has_preview: bool) -> ServerSentEvent:
+    """An event as it goes over the wire."""
     data: dict[str, Any] = {"status": event.status}
     if event.job:
         data = job_view(event.job).model_dump(mode="json", exclude_none=True)
