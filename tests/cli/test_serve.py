@@ -189,7 +189,7 @@ def test_sigterm_finishes_the_running_picture_and_exits_with_0(tmp_path: Path):
     with serving(tmp_path / "log") as served:
         painting = served.connect()
         painting.request("POST", "/v1/txt2img", LONG, JSON)
-        _accepted(served)
+        _in_the_making(served)
         served.process.send_signal(signal.SIGTERM)
         response = painting.getresponse()
         assert (response.status, response.read()[:4]) == (200, b"\x89PNG")
@@ -202,7 +202,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path):
     with serving(tmp_path / "log") as served:
         painting = served.connect()
         painting.request("POST", "/v1/txt2img", LONG, JSON)
-        _accepted(served)
+        _in_the_making(served)
         served.process.send_signal(signal.SIGINT)
         _closing(served)
         served.process.send_signal(signal.SIGINT)
@@ -244,7 +244,7 @@ def test_sigterm_while_building_leaves_no_child(tmp_path: Path):
             _accepted(served)
         painting = served.connect()
         painting.request("POST", "/v1/txt2img", LONG, JSON)
-        _accepted(served)
+        _in_the_making(served)
         served.process.send_signal(signal.SIGTERM)
         assert painting.getresponse().read().startswith(b"\x89PNG")
         painting.close()
@@ -267,6 +267,18 @@ def _accepted(served: Served) -> None:
     connection = served.connect()
     connection.request("GET", "/healthz")
     assert connection.getresponse().read()
+    connection.close()
+
+
+def _in_the_making(served: Served) -> None:
+    """Until a picture is: who was refused before has lost nothing."""
+    connection, pictures = served.connect(), 0.0
+    while not pictures:
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+        pictures = sum(
+            float(line.split()[-1]) for line in text.splitlines() if line.startswith("sd35_engine_pictures{")
+        )
     connection.close()
 
 
