@@ -7,13 +7,12 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
 
-from sd35.api.callers import caller_of
+from sd35.api.callers import caller_of, service_of
 from sd35.api.problems import FieldError, RequestRefused, documented
 from sd35.api.ranges import answer
 from sd35.service.artifacts.links import LASTING_S, MOST_LASTING_S, PATH, expiry, is_link
 from sd35.service.encoding import encoded
 from sd35.service.formats import Format, negotiate
-from sd35.service.opening import Opening
 from sd35.service.service import Service
 
 _NOT_NOW: dict[int | str, dict[str, Any]] = {
@@ -61,7 +60,7 @@ async def get(
     metadata: Metadata = True,  # noqa: FBT002
 ) -> Response:
     """For the key that had it made, and for whoever has a signed link. Conditional requests and ranges are honoured."""
-    service = _service(request)
+    service = service_of(request)
     sees = _sees(request, service)
     wanted = negotiate(request.headers.get("accept"), output_format)
     has_metadata = metadata and service.rules.has_metadata
@@ -94,7 +93,7 @@ async def link(
     output_format: OutputFormat = None,
 ) -> Link:
     """Signed, and good until it expires, wherever the service is reached at."""
-    service = _service(request)
+    service = service_of(request)
     if not await service.has_picture(digest, caller_of(request).sees):
         raise _missing(digest)
     expires_at = expiry(time.time(), expires_in_s)
@@ -106,7 +105,7 @@ async def link(
 @router.delete("/{digest}", status_code=204, summary="Remove a picture", responses=_NOT_THERE)
 async def delete(request: Request, digest: Digest) -> None:
     """For the key that asks; the file goes with the last key that had it made."""
-    if not await _service(request).disown(digest, caller_of(request).owner):
+    if not await service_of(request).disown(digest, caller_of(request).owner):
         raise _missing(digest)
 
 
@@ -122,8 +121,3 @@ def _sees(request: Request, service: Service) -> str | None:
 def _missing(digest: str) -> RequestRefused:
     error = FieldError(field="digest", got=digest, allowed="the digest of a picture of yours")
     return RequestRefused(404, f"digest: got {digest}; allowed: {error.allowed}", [error])
-
-
-def _service(request: Request) -> Service:
-    opening: Opening = request.app.state.opening
-    return opening.service

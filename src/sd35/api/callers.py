@@ -15,6 +15,8 @@ from sd35.errors import NotAllowed, Sd35Error
 from sd35.service.artifacts.links import is_link
 from sd35.service.callers import Caller, KeyRing
 from sd35.service.keys import Role
+from sd35.service.opening import Opening
+from sd35.service.service import Service
 
 _OPEN_PATHS = {"/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
 _OPEN_FOLDER = "/static-offline-docs/"
@@ -62,6 +64,12 @@ def caller_of(request: Request) -> Caller:
     """Who asks, of a request to a route that is not open."""
     caller: Caller = request.state.caller
     return caller
+
+
+def service_of(request: Request) -> Service:
+    """What answers it. Raises NotReady."""
+    opening: Opening = request.app.state.opening
+    return opening.service
 
 
 def require_admin(request: Request) -> None:

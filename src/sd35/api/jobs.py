@@ -12,14 +12,13 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, Field
 
 from sd35.api.body import read_json
-from sd35.api.callers import caller_of
+from sd35.api.callers import caller_of, service_of
 from sd35.api.problems import FieldError, Problem, RequestRefused, documented, shown
 from sd35.api.txt2img import IDEMPOTENCY_KEY, Txt2Img, body_of
 from sd35.errors import Sd35Error
 from sd35.service.formats import Format
 from sd35.service.jobs.contract import Job, JobStore, Order, Status
 from sd35.service.jobs.progress import Event
-from sd35.service.opening import Opening
 from sd35.service.png import write_png
 from sd35.service.service import Service
 from sd35.service.tracing import note
@@ -109,7 +108,7 @@ _NOT_THERE: dict[int | str, dict[str, Any]] = {
 
 async def found_job(request: Request, job_id: str) -> Job:
     """The job of the address, if whoever asks may see it."""
-    job = await _service(request).stored_job(job_id, caller_of(request).sees)
+    job = await service_of(request).stored_job(job_id, caller_of(request).sees)
     if job is None:
         error = FieldError(field="job_id", got=shown(job_id), allowed="the id of a job of yours")
         raise RequestRefused(404, f"job_id: got {error.got!r}; allowed: {error.allowed}", [error])
@@ -144,7 +143,7 @@ async def create(
     ] = None,
 ) -> JobView:
     """Answers at once. The job survives the connection and restarts; it ends with a picture, an error, or cancelled."""
-    service, caller = _service(request), caller_of(request)
+    service, caller = service_of(request), caller_of(request)
     body = await read_json(request, JobBody)
     service.webhooks.check(body.webhook)
     order = Order(
@@ -178,7 +177,7 @@ async def page(
     cursor: Annotated[int | None, Query(ge=1, lt=2**53, description="The last page's `next_cursor`.")] = None,
 ) -> JobPage:
     """Those of the key that asks; an administrator sees all."""
-    service = _service(request)
+    service = service_of(request)
     jobs = await service.stored_jobs(caller_of(request).sees, status or [], cursor, limit + 1)
     more = str(jobs[limit - 1].number) if len(jobs) > limit else None
     return JobPage(data=await _views(jobs[:limit], service), next_cursor=more)
@@ -187,14 +186,14 @@ async def page(
 @router.get("/{job_id}", summary="How far is a job?", responses=_NOT_THERE)  # noqa: FAST003  `found_job` takes it
 async def get(request: Request, job: FoundJob) -> JobView:
     """With its place while it is queued, and its picture's address when it succeeded."""
-    (view,) = await _views([job], _service(request))
+    (view,) = await _views([job], service_of(request))
     return view
 
 
 @router.delete("/{job_id}", summary="Cancel a job, or forget it", responses=_NOT_THERE)  # noqa: FAST003  see above
 async def delete(request: Request, job: FoundJob) -> JobView:
     """One that has not ended is cancelled, within a step. One that has ended is forgotten: prompt, picture and all."""
-    service, sees = _service(request), caller_of(request).sees
+    service, sees = service_of(request), caller_of(request).sees
     if job.status.is_end:
         await service.forget(job, sees)
         return job_view(job)
@@ -215,7 +214,7 @@ async def events(
 ) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events: `queued`; `running`, with steps and seconds left; `succeeded`, `failed` or `cancelled`."""
     after = -1 if last_event_id is None else last_event_id
-    async for event in _service(request).jobs.events(job, after):
+    async for event in service_of(request).jobs.events(job, after):
         yield sent(event, has_preview=preview)
 
 
@@ -242,8 +241,3 @@ async def _views(jobs: Sequence[Job], service: Service) -> list[JobView]:
 
 def _time(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
-
-
-def _service(request: Request) -> Service:
-    opening: Opening = request.app.state.opening
-    return opening.service

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Header, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from sd35.api.body import read_json
-from sd35.api.callers import caller_of
+from sd35.api.callers import caller_of, service_of
 from sd35.api.problems import documented
 from sd35.api.waiting import CLIENT_CLOSED_REQUEST, unless_gone
 from sd35.request import (
@@ -28,7 +28,6 @@ from sd35.service.desk import Outcome, Source
 from sd35.service.encoding import encoded
 from sd35.service.formats import Format, negotiate
 from sd35.service.jobs.contract import Order
-from sd35.service.opening import Opening
 from sd35.service.resolve import Wanted
 
 _DEFAULT = "Left out or null: the model's default, named in /v1/models."
@@ -184,9 +183,8 @@ async def txt2img(
 
     With an idempotency key it is a job that someone waits for: nothing cancels it, and sent again it is not made again.
     """
-    opening: Opening = request.app.state.opening
     body = await read_json(request, Txt2Img)
-    service, caller = opening.service, caller_of(request)
+    service, caller = service_of(request), caller_of(request)
     resolved = service.studio.resolve(body.to_wanted())
     wanted = negotiate(request.headers.get("accept"), body.format)
     structlog.contextvars.bind_contextvars(digest=resolved.digest, model=resolved.model)

@@ -35,7 +35,6 @@ class Following:
 
     def __init__(self) -> None:
         self.latest: Event | None = None
-        self._began_s = time.monotonic()
         self._first: tuple[int, float] | None = None
         self._changed = asyncio.Event()
 
