@@ -137,3 +137,16 @@ def test_clients_whose_share_is_whole_again_are_forgotten():
         limited.charge(f"10.0.{number}", NONE, 1)
         clock.now_s += 0.01
     assert len(limited._full_at_s) < 5000  # noqa: SLF001  no other way to see it
+
+
+def test_pictures_of_one_call_are_as_many_at_once_as_are_left():
+    """Of three at once, a call for four has three, or two where another has one; then none is left."""
+    limited = limits(Clock(), concurrency=3)
+    with limited.making("a", NONE, 4, pictures=4) as charge:
+        assert charge.at_once == 3
+    with limited.making("a", NONE, 1), limited.making("a", NONE, 4, pictures=4) as charge:
+        assert charge.at_once == 2
+        with pytest.raises(TooMany), limited.making("a", NONE, 1):
+            pass
+    with limits(Clock()).making("a", NONE, 4, pictures=4) as charge:
+        assert charge.at_once == 4

@@ -14,13 +14,14 @@ from starlette.middleware.cors import ALL_METHODS
 from starlette.routing import Match, Mount
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from sd35.api import artifacts, jobs, metrics, service_pages, txt2img
+from sd35.api import metrics, service_pages
 from sd35.api.callers import Gate, require_admin
 from sd35.api.cors import Cors
+from sd35.api.dialects import DIALECTS, refusal
 from sd35.api.metrics import Metered
 from sd35.api.observe import RequestLog, telemetry_of
 from sd35.api.openapi import describe
-from sd35.api.problems import FieldError, RequestRefused, problem_of, problem_response, shown
+from sd35.api.refusals import FieldError, RequestRefused, shown
 from sd35.errors import PictureFailed, Sd35Error
 from sd35.service.callers import KeyRing
 from sd35.service.keys import Allowance, KeyStore
@@ -37,6 +38,8 @@ _DESCRIPTION = """Stable Diffusion 3.5 as a service.
       -d '{"prompt": "a cat on a blue background"}' -o out.png
 
 Where there are API keys, each request needs one: `Authorization: Bearer sd35_...` or `X-Api-Key: sd35_...`.
+
+Clients of OpenAI's, AUTOMATIC1111's and Stability's image APIs work with this base URL in place of theirs.
 
 Errors are `application/problem+json` (RFC 9457) and name the field, what came and what is allowed."""
 
@@ -68,9 +71,9 @@ def create_app(
     )
     app.state.opening, app.state.telemetry = opening, telemetry
     app.state.started_s = time.monotonic()
-    app.include_router(txt2img.router)
-    app.include_router(jobs.router)
-    app.include_router(artifacts.router)
+    for dialect in DIALECTS:
+        for router in dialect.routers:
+            app.include_router(router)
     app.include_router(service_pages.router)
     app.include_router(metrics.router, dependencies=[Depends(require_admin)] if settings.metrics_need_admin else [])
     describe(app)
@@ -100,12 +103,12 @@ async def _on_own_error(request: Request, error: Exception) -> Response:
     if isinstance(error, PictureFailed):
         structlog.get_logger().error("picture failed", exc_info=error)
     request.app.state.telemetry.metering.refused(error)
-    return problem_of(error, request.state.request_id)
+    return refusal(request.scope, RequestRefused.of(error))
 
 
 async def _on_refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestRefused)
-    return problem_response(error.status, error.detail, request.state.request_id, error.errors, error.headers)
+    return refusal(request.scope, error)
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
@@ -116,7 +119,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
         for detail in error.errors()
     ]
     detail = "; ".join(f"{each.field}: got {each.got!r}; {each.allowed}" for each in wrong)
-    return problem_response(422, detail, request.state.request_id, wrong)
+    return refusal(request.scope, RequestRefused(422, detail, wrong))
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -127,7 +130,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=headers)
     detail = f"{request.method} {request.scope['path']}: {error.detail.lower()}; what there is: /docs"
-    return problem_response(error.status_code, detail, request.state.request_id, headers=headers)
+    return refusal(request.scope, RequestRefused(error.status_code, detail, headers=headers))
 
 
 def _methods(request: Request) -> list[str]:

@@ -8,8 +8,9 @@ from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
 
 from sd35.api.callers import caller_of, service_of
-from sd35.api.problems import FieldError, RequestRefused, documented
+from sd35.api.problems import documented
 from sd35.api.ranges import answer
+from sd35.api.refusals import FieldError, RequestRefused
 from sd35.service.artifacts.links import LASTING_S, MOST_LASTING_S, PATH, expiry, is_link
 from sd35.service.encoding import encoded
 from sd35.service.formats import Format, negotiate

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
-from sd35.api.problems import FieldError, RequestRefused, shown
+from sd35.api.refusals import FieldError, RequestRefused, shown
 
 MAX_BODY_BYTES = 1024 * 1024
 _NAMED_FIELDS = 10  # unknown ones that an answer names; more are counted

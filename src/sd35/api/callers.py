@@ -1,6 +1,7 @@
 """What a request passes before any route: who asks is told by its key, and its body has to arrive in time."""
 
 import asyncio
+import base64
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -10,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sd35.api.problems import RequestRefused
+from sd35.api.refusals import RequestRefused
 from sd35.errors import NotAllowed, Sd35Error
 from sd35.service.artifacts.links import is_link
 from sd35.service.callers import Caller, KeyRing
@@ -87,7 +88,18 @@ def _has_link(scope: Scope) -> bool:
 
 def _secret_in(headers: Headers) -> str | None:
     scheme, _, secret = headers.get("authorization", "").partition(" ")
-    return secret.strip() if scheme.lower() == "bearer" else headers.get("x-api-key")
+    if scheme.lower() == "bearer":
+        return secret.strip()
+    key = headers.get("x-api-key")  # goes first: a proxy's own Basic credentials may stand beside it
+    return _password(secret) if key is None and scheme.lower() == "basic" else key
+
+
+def _password(credentials: str) -> str | None:
+    """Of HTTP Basic (RFC 7617): the user's name is free, for the key tells who it is."""
+    try:
+        return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return None
 
 
 def _in_time(receive: Receive, arrival_s: float) -> Receive:

@@ -6,7 +6,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from sd35.api.problems import problem_response
+from sd35.api.problems import PROBLEM
+from sd35.api.refusals import RequestRefused
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 _SENT = (
@@ -53,4 +54,5 @@ class Cors(CORSMiddleware):
             return response
         headers = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
         request_id = structlog.contextvars.get_contextvars()["request_id"]
-        return problem_response(response.status_code, bytes(response.body).decode(), request_id, headers=headers)
+        refused = RequestRefused(response.status_code, bytes(response.body).decode(), headers=headers)
+        return PROBLEM.response(refused, request_id)

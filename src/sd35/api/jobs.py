@@ -13,8 +13,10 @@ from pydantic import BaseModel, Field
 
 from sd35.api.body import read_json
 from sd35.api.callers import caller_of, service_of
-from sd35.api.problems import FieldError, Problem, RequestRefused, documented, shown
-from sd35.api.txt2img import IDEMPOTENCY_KEY, Txt2Img, body_of
+from sd35.api.making import IdempotencyKey, digest_of
+from sd35.api.problems import Problem, documented
+from sd35.api.refusals import FieldError, RequestRefused, shown
+from sd35.api.txt2img import Txt2Img, body_of
 from sd35.errors import Sd35Error
 from sd35.service.formats import Format
 from sd35.service.jobs.contract import Job, JobStore, Order, Status
@@ -137,10 +139,7 @@ FoundJob = Annotated[Job, Depends(found_job)]
 async def create(
     request: Request,
     response: Response,
-    idempotency_key: Annotated[
-        str | None,
-        Header(pattern=IDEMPOTENCY_KEY, description="Your own name for this job: sent again, it is the same."),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """Answers at once. The job survives the connection and restarts; it ends with a picture, an error, or cancelled."""
     service, caller = service_of(request), caller_of(request)
@@ -154,7 +153,7 @@ async def create(
         body.metadata,
         body.webhook,
         idempotency_key,
-        body.digest,
+        digest_of(body),
     )
     charge = caller.ordering(order.request)
     try:

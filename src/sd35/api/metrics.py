@@ -7,11 +7,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sd35.api.dialects import dialect_at
 from sd35.service.metering import Metering
 from sd35.service.telemetry import Telemetry
 
 _METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
-_DIALECTS = {"/v1/": "sd35"}  # by how a route begins: whose form requests and errors have
 _NO_DIALECT = "none"  # pages of the service itself
 _OTHER = "other"
 _NO_ANSWER = 499  # as nginx logs who hung up first
@@ -56,8 +56,6 @@ class Metered:
             finally:
                 route = getattr(scope.get("route"), "path_format", _OTHER)
                 method = scope["method"] if scope["method"] in _METHODS else _OTHER
-                self._metering.answered(_dialect(route), route, method, status, time.monotonic() - began_s)
-
-
-def _dialect(route: str) -> str:
-    return next((dialect for start, dialect in _DIALECTS.items() if route.startswith(start)), _NO_DIALECT)
+                dialect = dialect_at(route)
+                name = dialect.name if dialect else _NO_DIALECT
+                self._metering.answered(name, route, method, status, time.monotonic() - began_s)

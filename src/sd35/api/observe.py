@@ -13,7 +13,8 @@ from fastapi.telemetry import TelemetryConfig
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sd35.api.problems import problem_response
+from sd35.api.dialects import refusal
+from sd35.api.refusals import RequestRefused
 from sd35.service.tracing import Tracing, bind_trace, hide_query
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -103,7 +104,7 @@ class RequestLog:
             if status is not None:  # too late for another answer
                 raise
             detail = f"an error that was not foreseen; the server's log has it under request_id {request_id}"
-            await problem_response(500, detail, request_id)(scope, receive, send_named)
+            await refusal(scope, RequestRefused(500, detail))(scope, receive, send_named)
         finally:
             if not is_probe(scope):
                 self._log.info(

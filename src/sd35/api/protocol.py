@@ -11,7 +11,8 @@ from typing import Any
 import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from sd35.api.problems import problem_response
+from sd35.api.problems import PROBLEM
+from sd35.api.refusals import RequestRefused
 
 MAX_URL_BYTES = 8 * 1024
 MAX_HEAD_BYTES = 32 * 1024
@@ -100,7 +101,7 @@ class BoundedProtocol(HttpToolsProtocol):
         structlog.get_logger("sd35.access").info("refused", status=status, client=client, request_id=request_id)
         if self.cycle is None or self.cycle.response_complete:  # else it would fall into another answer
             headers = {"Connection": "close", "X-Request-Id": request_id}
-            response = problem_response(status, detail, request_id, headers=headers)
+            response = PROBLEM.response(RequestRefused(status, detail, headers=headers), request_id)
             lines = [name + b": " + value + b"\r\n" for name, value in response.raw_headers]
             self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", bytes(response.body)]))
         self.transport.close()

@@ -1,18 +1,14 @@
 """`POST /v1/txt2img`: this project's own dialect. Wire format to what is wanted, a finished picture to a response."""
 
-import hashlib
 from dataclasses import fields as dataclass_fields
-from dataclasses import replace
 from typing import Annotated, Any, Literal
-from urllib.parse import quote
 
-import rfc8785
-import structlog
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from sd35.api.body import read_json
-from sd35.api.callers import caller_of, service_of
+from sd35.api.callers import service_of
+from sd35.api.making import PICTURE_HEADERS, Call, IdempotencyKey, digest_of, making, picture_headers
 from sd35.api.problems import documented
 from sd35.api.waiting import CLIENT_CLOSED_REQUEST, unless_gone
 from sd35.request import (
@@ -24,18 +20,13 @@ from sd35.request import (
     SKIP_LAYER_SCALE,
     STEPS,
 )
-from sd35.service.desk import Outcome, Source
 from sd35.service.encoding import encoded
 from sd35.service.formats import Format, negotiate
-from sd35.service.jobs.contract import Order
 from sd35.service.resolve import Wanted
 
 _DEFAULT = "Left out or null: the model's default, named in /v1/models."
 _SIDE: dict[str, Any] = {"ge": SIZE_MULTIPLE_PX, "multiple_of": SIZE_MULTIPLE_PX}
 _SIDE_ALLOWED = f"an integer, a multiple of {SIZE_MULTIPLE_PX}, in the model's range as in /v1/models. {_DEFAULT}"
-
-
-IDEMPOTENCY_KEY = r"^[!-~]{1,255}$"
 
 
 class Txt2Img(BaseModel):
@@ -97,11 +88,6 @@ class Txt2Img(BaseModel):
         """The file's, where one is asked for."""
         return Format(self.output_format) if self.output_format else None
 
-    @property
-    def digest(self) -> str:
-        """Of what was asked for: what comes under an idempotency key has to be the same again."""
-        return hashlib.sha256(rfc8785.dumps(self.model_dump(mode="json"))).hexdigest()
-
     def to_wanted(self) -> Wanted:
         """The same, free of the dialect."""
         fields = self.model_dump(include={field.name for field in dataclass_fields(Wanted)})
@@ -111,22 +97,7 @@ class Txt2Img(BaseModel):
 _PICTURE = {
     "description": "The picture. Its text chunks carry the request, for `sd35 replay`.",
     "content": {each.media_type: {"schema": {"type": "string", "format": "binary"}} for each in Format},
-    "headers": {
-        name: {"description": text, "schema": {"type": "string"}}
-        for name, text in {
-            "X-Sd35-Seed": "The seed, also where it was drawn by chance.",
-            "X-Sd35-Digest": "The picture's identity: SHA-256 of its canonical request.",
-            "X-Sd35-Model": "The model, percent-encoded where its name is not ASCII.",
-            "X-Sd35-Time-Ms": "Milliseconds from acceptance to the stored file; 0 where it was made before.",
-            "X-Sd35-Drawn-Size": "Only where the picture was drawn smaller and enlarged: the size drawn, as 128x128.",
-            "X-Sd35-Cut-Off": "Only where the text encoders read a part of a prompt only: the fields, comma-separated.",
-            "X-Sd35-Cache": "`hit` where it was made before, `shared` where it was made for others too, else `miss`.",
-            "X-Sd35-Content-Filtered": "Only where the operator's filter blurred the picture: `true`.",
-            "X-Sd35-Stored": "Only where the picture could not be stored: `false`.",
-            "Server-Timing": "Milliseconds of each stage, `queue` to `store`, where it was made now.",
-            "X-Request-Id": "The request's name in the server's log.",
-        }.items()
-    },
+    "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in PICTURE_HEADERS.items()},
 }
 
 
@@ -174,54 +145,19 @@ router = APIRouter()
 )
 async def txt2img(
     request: Request,
-    idempotency_key: Annotated[
-        str | None,
-        Header(pattern=IDEMPOTENCY_KEY, description="Your own name for this call: sent again, it is the same picture."),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Answers with the file when the picture is made. A client that hangs up cancels its picture.
 
     With an idempotency key it is a job that someone waits for: nothing cancels it, and sent again it is not made again.
     """
     body = await read_json(request, Txt2Img)
-    service, caller = service_of(request), caller_of(request)
-    resolved = service.studio.resolve(body.to_wanted())
     wanted = negotiate(request.headers.get("accept"), body.format)
-    structlog.contextvars.bind_contextvars(digest=resolved.digest, model=resolved.model)
-    async with caller.making(resolved):
-        if idempotency_key is None:
-            work = service.desk.make(resolved, Source(caller.owner, caller.client, body.priority))
-        else:
-            order = Order(resolved, caller.owner, body.priority, wanted, body.metadata)
-            work = service.make_once(replace(order, idempotency_key=idempotency_key, body_digest=body.digest))
-        outcome = await unless_gone(request, work)
-    if outcome is None:
+    call = Call([body.to_wanted()], body.priority, wanted, body.metadata, idempotency_key, digest_of(body))
+    async with making(request, call) as batch:
+        outcomes = await unless_gone(request, batch.outcomes())
+    if not outcomes or (outcome := outcomes[0]) is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    has_metadata = body.metadata and service.rules.has_metadata
+    has_metadata = body.metadata and service_of(request).rules.has_metadata
     content = await encoded(outcome.png, wanted, has_metadata=has_metadata)
-    return _response(outcome, content, wanted)
-
-
-def _response(outcome: Outcome, content: bytes, wanted: Format) -> Response:
-    request, stages = outcome.request, outcome.stages
-    took_s = stages[-1].ended_s - stages[0].began_s if stages else 0
-    structlog.contextvars.bind_contextvars(digest=request.digest, cache=outcome.cache)
-    headers = {
-        "X-Sd35-Seed": str(request.seed),
-        "X-Sd35-Digest": request.digest,
-        "X-Sd35-Model": quote(request.model),
-        "X-Sd35-Time-Ms": f"{1000 * took_s:.0f}",
-        "X-Sd35-Cache": outcome.cache,
-    }
-    if stages:
-        headers["Server-Timing"] = ", ".join(f"{stage.name};dur={1000 * stage.took_s:.1f}" for stage in stages)
-    if outcome.is_blurred:
-        headers["X-Sd35-Content-Filtered"] = "true"
-    if outcome.unstored:
-        headers["X-Sd35-Stored"] = "false"
-    if maker := outcome.maker:
-        if (maker.drawn_width, maker.drawn_height) != (request.width, request.height):
-            headers["X-Sd35-Drawn-Size"] = f"{maker.drawn_width}x{maker.drawn_height}"
-        if maker.cut_off:
-            headers["X-Sd35-Cut-Off"] = ", ".join(maker.cut_off)
-    return Response(content, headers=headers, media_type=wanted.media_type)
+    return Response(content, headers=picture_headers(outcome), media_type=wanted.media_type)

@@ -68,6 +68,8 @@ def serve(
     variants: options.Variants = None,
     companion: options.Companion = None,
     transformer: options.Transformer = None,
+    model_aliases: options.ModelAliases = None,
+    strict_dialects: options.StrictDialects = None,
     offline: options.Offline = None,
     backend: options.Backend = None,
     precision: options.Precision = None,

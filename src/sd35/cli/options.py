@@ -60,6 +60,8 @@ Weights: TypeAlias = Annotated[list[str] | None, _setting("weights", _COMPUTE, m
 Variants: TypeAlias = Annotated[str | None, _setting("variants", _COMPUTE, metavar="FILE")]
 Companion: TypeAlias = Annotated[str | None, _setting("companion", _COMPUTE, metavar="NAME|DIRECTORY")]
 Transformer: TypeAlias = Annotated[str | None, _setting("transformer", _COMPUTE, metavar="FORMAT")]
+ModelAliases: TypeAlias = Annotated[str | None, _setting("model_aliases", _SERVICE, metavar="NAMES")]
+StrictDialects: TypeAlias = Annotated[bool | None, _setting("strict_dialects", _SERVICE)]
 Offline: TypeAlias = Annotated[bool | None, _setting("offline", _SERVICE)]
 Backend: TypeAlias = Annotated[str | None, _setting("backend", _COMPUTE, metavar="NAME")]
 Precision: TypeAlias = Annotated[str | None, _setting("precision", _COMPUTE, metavar="FORMAT")]

@@ -3,7 +3,7 @@
 import asyncio
 import ipaddress
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -40,9 +40,10 @@ class Caller:
         return self.owner or _network_of(self.address)
 
     @asynccontextmanager
-    async def making(self, request: Request) -> AsyncIterator[Charge]:
-        """Counts a picture that is made while the caller waits. Raises TooMany, NotAllowed; see `Limits.making`."""
-        with self.limits.making(self.client, self.allowance, request.width * request.height) as charge:
+    async def making(self, requests: Sequence[Request]) -> AsyncIterator[Charge]:
+        """Counts pictures that are made while the caller waits. Raises TooMany, NotAllowed; see `Limits.making`."""
+        pixels = sum(request.width * request.height for request in requests)
+        with self.limits.making(self.client, self.allowance, pixels, len(requests)) as charge:
             yield charge
 
     def ordering(self, request: Request) -> Charge:

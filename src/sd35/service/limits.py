@@ -35,10 +35,13 @@ class _Bucket:
 
 
 class Charge:
-    """What a request was counted as. `refund` it where nothing came of the request."""
+    """What a request was counted as. `refund` it where nothing came of the request.
 
-    def __init__(self, refund: Callable[[], None]) -> None:
-        self._refund = refund
+    `at_once`: how many of its pictures may be in the making at once.
+    """
+
+    def __init__(self, refund: Callable[[], None], at_once: int = 1) -> None:
+        self._refund, self.at_once = refund, at_once
         self._is_refunded = False
 
     def refund(self) -> None:
@@ -80,23 +83,25 @@ class Limits:
         return Charge(refund)
 
     @contextmanager
-    def making(self, client: str, allowance: Allowance, pixels: int) -> Iterator[Charge]:
-        """Count a request as `charge` does, and as one picture in the making until the block ends.
+    def making(self, client: str, allowance: Allowance, pixels: int, pictures: int = 1) -> Iterator[Charge]:
+        """Count a request as `charge` does, and until the block ends as pictures in the making.
 
-        Where the block is refused what it asks for (Overloaded, NotReady, ...), the charge is refunded.
+        Those are `pictures`, or as many as the client may still have made at once. Where the block is refused what it
+        asks for (Overloaded, NotReady, ...), the charge is refunded.
         """
         most = self._allowed(allowance).concurrency
         if most and self._pictures[client] >= most:
             raise TooMany(f"{self._pictures[client]} of at most {most} pictures at once are this client's", 1.0)
         charge = self.charge(client, allowance, pixels)
-        self._pictures[client] += 1
+        charge.at_once = min(pictures, most - self._pictures[client]) if most else pictures
+        self._pictures[client] += charge.at_once
         try:
             yield charge
         except _REFUSALS:
             charge.refund()
             raise
         finally:
-            self._pictures[client] -= 1
+            self._pictures[client] -= charge.at_once
             if not self._pictures[client]:
                 del self._pictures[client]
 

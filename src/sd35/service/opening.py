@@ -20,6 +20,7 @@ from sd35.service.filters import load_filter
 from sd35.service.fitting import check_standby, place_beside, placement_of, plan_for, room_here
 from sd35.service.model import Model
 from sd35.service.planning import Placement
+from sd35.service.resolve import Naming
 from sd35.service.service import Rules, Service
 from sd35.service.start_up import StartUp
 from sd35.service.studio import Studio
@@ -144,6 +145,7 @@ def rules_of(settings: Settings) -> Rules:
     """What the settings say of serving. Raises InvalidSetting."""
     return Rules(
         load_filter(settings.content_filter),
+        Naming.of(settings.model_aliases, is_strict=settings.strict_dialects),
         has_metadata=settings.keep_metadata,
         redirects=settings.redirect_pictures,
         keep_s=settings.keep_days * _DAY_S or None,

@@ -1,10 +1,11 @@
 """From what was wanted to a request with nothing left open."""
 
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
-from sd35.errors import UnknownModel
+from sd35.errors import InvalidSetting, UnknownModel
 from sd35.request import SEED, Request
 from sd35.service.model import Model
 
@@ -22,6 +23,43 @@ class Wanted:
     seed: int | None = None
     model: str | None = None
     skip_layer_scale: float | None = None
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What clients of other services may call the models: `aliases` of served names, "" for the first.
+
+    Where it is `is_strict`, nothing is served by another name, or by what is not quite the thing that was asked for.
+    """
+
+    aliases: Mapping[str, str]
+    is_strict: bool
+
+    @classmethod
+    def of(cls, listed: Sequence[str], *, is_strict: bool) -> Self:
+        """Of aliases as they are set: NAME, or NAME=CHECKPOINT."""
+        parts = [each.partition("=") for each in listed]
+        return cls({name.strip(): served.strip() for name, _, served in parts}, is_strict)
+
+    def check(self, models: Mapping[str, Model]) -> None:
+        """Raises InvalidSetting where an alias is of a model that is not served."""
+        for alias, name in self.aliases.items():
+            if name and name not in models:
+                raise InvalidSetting(
+                    f"model_aliases: {alias}={name}: no model named {name}; served: {', '.join(models)}"
+                )
+
+    def served(self, name: str | None, models: Mapping[str, Model]) -> str | None:
+        """The name by which a model that a client asks for is served, None for the first; unknown ones as they came."""
+        if name is None or name in models or self.is_strict:
+            return name
+        return self.aliases.get(name, name) or None
+
+
+def series(wanted: Wanted, count: int) -> list[Wanted]:
+    """The same so many times, each with the next seed after the first's, and 0 after the largest."""
+    first = draw_seed() if wanted.seed is None else wanted.seed
+    return [replace(wanted, seed=(first + place) % (SEED[1] + 1)) for place in range(count)]
 
 
 def find_model(models: Mapping[str, Model], name: str | None) -> Model:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -10,11 +10,12 @@ import structlog
 from sd35.errors import JobEnded, StoreUnavailable
 from sd35.service.artifacts.names import names_of
 from sd35.service.artifacts.retention import Retention, remove
-from sd35.service.desk import Desk, Outcome, stored_outcome
+from sd35.service.desk import Desk, OnProgress, Outcome, Source, stored_outcome
 from sd35.service.filters import ContentFilter
 from sd35.service.jobs.contract import Job, Order, Status
 from sd35.service.jobs.runner import JobRunner
 from sd35.service.kept import Kept
+from sd35.service.resolve import Naming
 from sd35.service.studio import Studio
 from sd35.service.telemetry import Telemetry
 from sd35.service.webhooks.service import Webhooks
@@ -31,6 +32,7 @@ class Rules:
     """
 
     content_filter: ContentFilter
+    naming: Naming
     has_metadata: bool = True
     redirects: bool = False
     keep_s: float | None = None
@@ -52,6 +54,7 @@ class Service:
         telemetry: Telemetry | None = None,
     ) -> None:
         self.studio, self.kept, self.rules, self.webhooks = studio, kept, rules, webhooks
+        rules.naming.check(studio.models)
         self.telemetry = telemetry = telemetry or Telemetry()
         studio.engine.observe(telemetry.metering)
         webhooks.observe(telemetry.metering)
@@ -89,6 +92,15 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self.kept.close)
+
+    async def make(self, order: Order, client: Hashable, on_progress: OnProgress | None = None) -> Outcome:
+        """A picture for one who waits, whose turn it is by `client`; of progress nothing is heard where it is a job.
+
+        Raises what `Desk.make` and, with an idempotency key, `JobRunner.accept` raise.
+        """
+        if order.idempotency_key is not None:
+            return await self.make_once(order)
+        return await self.desk.make(order.request, Source(order.owner, client, order.priority), on_progress)
 
     async def make_once(self, order: Order) -> Outcome:
         """The picture of a job that someone waits for: made now, or when the same idempotency key came before.

@@ -93,6 +93,21 @@ class Settings(BaseSettings):
         "auto",
         description="Of NVIDIA's ONNX graphs, the transformer to read; `auto`: the one on disk, `bf16` where both are.",
     )
+    model_aliases: Annotated[tuple[str, ...], NoDecode] = Field(
+        (
+            *("dall-e-2", "dall-e-3", "gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5"),
+            *("sd3.5-large", "sd3.5-large-turbo", "sd3.5-medium", "sd3.5-flash"),
+            "v1-5-pruned-emaonly.safetensors [6ce0161689]",
+        ),
+        description="Names by which clients of OpenAI's, AUTOMATIC1111's and Stability's APIs may call a checkpoint:"
+        " NAME for the first that is served, or NAME=CHECKPOINT. Several are separated by commas (in the file a list);"
+        " `none` for no such names. A name that is served is never another's.",
+    )
+    strict_dialects: bool = Field(
+        default=False,
+        description="Refuse what clients of those APIs are served by something else for: `model_aliases`, and samplers"
+        " that are not there.",
+    )
     offline: bool = Field(default=False, description="Never use the network: fetch nothing, ask the hub nothing.")
     backend: str = Field(
         "onnx", description="What computes: `onnx` (no PyTorch), `diffusers`, `tensorrt`. See `sd35 doctor`."
@@ -246,7 +261,12 @@ class Settings(BaseSettings):
         backend, _, precision = self.standby.partition("/")
         return self.model_copy(update={"backend": backend, "precision": precision or "auto", "standby": None})
 
-    @field_validator("checkpoints", "weights", "trusted_proxies", "cors_origins", mode="before")
+    @field_validator("model_aliases")
+    @classmethod
+    def _empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return () if value == ("none",) else value
+
+    @field_validator("checkpoints", "weights", "trusted_proxies", "cors_origins", "model_aliases", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value

@@ -1,0 +1,124 @@
+"""What is refused, before any dialect words it: the status, the words, and the fields that were wrong."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from sd35.errors import (
+    InvalidRequest,
+    NotAuthenticated,
+    NotReady,
+    Overloaded,
+    Sd35Error,
+    StoreUnavailable,
+    TooMany,
+    UnknownModel,
+)
+
+_SHOWN_CHARACTERS = 100
+_STORE_RETRY_S = 5
+
+
+class FieldError(BaseModel):
+    """One field that was wrong."""
+
+    field: str = Field(description="Name of the field, or `body`.")
+    got: Any = Field(description="What came, shortened where it is long; `nothing` where the field is missing.")
+    allowed: str = Field(description="What would have been accepted.")
+
+
+class RequestRefused(Exception):  # noqa: N818
+    """A request that is refused, or failed. `error` is this project's own that it comes of, if it comes of one."""
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        errors: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+        error: Sd35Error | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.errors, self.headers = status, detail, errors, dict(headers or {})
+        self.error = error
+
+    @classmethod
+    def of(cls, error: Sd35Error) -> "RequestRefused":
+        """What one of this project's errors is over HTTP."""
+        errors = []
+        headers = {}
+        match error:
+            case InvalidRequest():
+                errors = [FieldError(field=error.field, got=shown(error.got), allowed=error.allowed)]
+            case UnknownModel():
+                errors = [FieldError(field="model", got=shown(error.name), allowed=", ".join(error.served))]
+            case NotAuthenticated():
+                headers = {"WWW-Authenticate": "Bearer"}
+            case Overloaded() | TooMany() | NotReady():
+                headers = {"Retry-After": str(math.ceil(error.retry_after_s))}
+            case StoreUnavailable():
+                headers = {"Retry-After": str(_STORE_RETRY_S)}
+        return cls(error.status, str(error), errors, headers, error)
+
+
+class Wording(NamedTuple):
+    """How a dialect words refusals: the status and the JSON object of one, by the request's id, and its description."""
+
+    words: Callable[[RequestRefused, str], tuple[int, dict[str, Any]]]
+    model: type[BaseModel]
+    media_type: str = "application/json"
+
+    def response(self, refused: RequestRefused, request_id: str) -> Response:
+        """A refusal as a response. ASCII, so that not even a lone surrogate in what came can break it."""
+        status, content = self.words(refused, request_id)
+        return Response(json.dumps(content, allow_nan=False), status, refused.headers, self.media_type)
+
+    def documented(self, description: str, **headers: str) -> dict[str, Any]:
+        """A refusal as a response in the OpenAPI page; `headers` are names and descriptions."""
+        return {
+            "description": description,
+            "content": {self.media_type: {"schema": _inlined(self.model.model_json_schema())}},
+            "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()},
+        }
+
+
+def shown(value: object) -> Any:  # noqa: ANN401  any JSON value
+    """What came, fit to be sent back: short JSON scalars as they are, the rest as shortened text."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int) and abs(value) < 2**53:
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if isinstance(value, str):
+        text = value
+    elif isinstance(value, list | dict):
+        text = f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
+    elif isinstance(value, int):
+        text = f"an integer of {value.bit_length()} bits"
+    else:
+        text = str(value)
+    if len(text) <= _SHOWN_CHARACTERS:
+        return text
+    return f"{text[: _SHOWN_CHARACTERS - 40]}… ({len(text)} characters)"
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema without references, which would point nowhere on the page."""
+    definitions = schema.pop("$defs", {})
+
+    def inline(part: Any) -> Any:  # noqa: ANN401  any JSON value
+        if isinstance(part, list):
+            return [inline(each) for each in part]
+        if not isinstance(part, dict):
+            return part
+        if reference := part.get("$ref"):
+            return inline(definitions[reference.rpartition("/")[2]])
+        return {name: inline(value) for name, value in part.items()}
+
+    inlined: dict[str, Any] = inline(schema)
+    return inlined

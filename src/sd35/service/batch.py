@@ -1,0 +1,99 @@
+"""Pictures of one call that are made side by side, each of which can be left out while the others go on."""
+
+import asyncio
+from collections.abc import Callable, Hashable, Sequence
+
+from sd35.engine.picture import Progress
+from sd35.errors import Overloaded
+from sd35.service.desk import OnProgress, Outcome
+from sd35.service.jobs.contract import Order
+from sd35.service.service import Service
+
+OnStep = Callable[[int, Progress], None]
+
+
+class Batch:
+    """Pictures in the making, `at_once` of them at most side by side. For an event loop.
+
+    The first is refused as any picture is. When it is on its way the call is accepted, and the others wait for their
+    turn where there is no room now. `on_step` hears of each picture's steps by its place among the orders.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        orders: Sequence[Order],
+        client: Hashable,
+        at_once: int = 1,
+        on_step: OnStep | None = None,
+    ) -> None:
+        self.orders = tuple(orders)
+        self.progress: list[Progress | None] = [None] * len(orders)
+        self.was_interrupted = False
+        self._service, self._client, self._on_step = service, client, on_step
+        self._room = asyncio.Semaphore(max(1, min(at_once, service.rules.most_running)))
+        self._is_accepted = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self.tasks = [loop.create_task(self._make(place, order)) for place, order in enumerate(orders)]
+
+    async def outcomes(self) -> list[Outcome | None]:
+        """Each picture when all are made; None for what was left out.
+
+        Raises what the first that fails raises. Then, and when this is cancelled, the others are not made either.
+        """
+        try:
+            done, _ = await asyncio.wait(self.tasks, return_when=asyncio.FIRST_EXCEPTION)
+            failures = [task.exception() for task in self.tasks if task in done and not task.cancelled()]
+            for failure in filter(None, failures):
+                raise failure
+            return [None if task.cancelled() else task.result() for task in self.tasks]
+        finally:
+            self._stop()
+
+    def skip(self) -> None:
+        """Leave out the picture whose turn it is: the first that is not made yet."""
+        for task in self.tasks:
+            if not task.done():
+                task.cancel()
+                return
+
+    def interrupt(self) -> None:
+        """Leave out all that are not made yet."""
+        self.was_interrupted = True
+        self._stop()
+
+    @property
+    def current(self) -> int:
+        """The place of the picture whose turn it is; the number of pictures where all have ended."""
+        return next((place for place, task in enumerate(self.tasks) if not task.done()), len(self.tasks))
+
+    def _stop(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+
+    async def _make(self, place: int, order: Order) -> Outcome:
+        def tell(progress: Progress) -> None:
+            self._is_accepted.set()
+            self.progress[place] = progress
+            if self._on_step:
+                self._on_step(place, progress)
+
+        if place:
+            await self._is_accepted.wait()
+        try:
+            async with self._room:
+                outcome = await self._made(place, order, tell)
+        except asyncio.CancelledError:  # left out: the others go on without it
+            self._is_accepted.set()
+            raise
+        self._is_accepted.set()
+        return outcome
+
+    async def _made(self, place: int, order: Order, tell: OnProgress) -> Outcome:
+        while True:
+            try:
+                return await self._service.make(order, self._client, tell)
+            except Overloaded as error:
+                if not place:
+                    raise
+                await asyncio.sleep(error.retry_after_s)
