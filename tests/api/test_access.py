@@ -360,3 +360,11 @@ def test_a_body_has_to_arrive_in_time(studio: Studio):
         }
         asyncio.run(asyncio.wait_for(client.app(scope, receive, send), WAIT_S))
         assert statuses == [(408, b"close")]
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/jobs", f"/v1/artifacts/{'0' * 64}", "/v1/jobs/none/events"])
+def test_what_an_address_holds_is_not_passed_over(closed: TestClient, path: str):
+    """A parameter that a route does not know is refused, with those that it knows."""
+    (error,) = problem(closed.get(path, params={"statsu": "queued"}, headers=BEARER), 422)["errors"]
+    assert (error["field"], error["got"]) == ("statsu", "queued")
+    assert "only" in error["allowed"] or "none" in error["allowed"]

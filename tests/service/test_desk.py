@@ -1,7 +1,7 @@
 """The one path of a picture: made once however many ask, kept, found again, filtered, and not made for nobody."""
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,16 @@ import pytest
 
 from sd35.errors import ContentRefused, InvalidSetting, NotReady, StoreUnavailable
 from sd35.service import filters
+from sd35.service.artifacts.memory import MemoryStore
 from sd35.service.desk import Desk, Outcome, Source
 from sd35.service.filters import AllowAll, ContentFilter, Decision, load_filter
+from sd35.service.jobs.contract import Order
 from sd35.service.png import read_png
 from sd35.service.record import from_text
 from sd35.service.resolve import Wanted
 from sd35.service.studio import Studio
 from tests.double import WAIT_S, NumpyBackend, double_studio
-from tests.services import memory_kept
+from tests.services import memory_kept, service_of
 
 ME, YOU = Source("me", "me"), Source("you", "you")
 
@@ -206,3 +208,45 @@ def test_who_waits_learns_that_the_engine_closes(desk: Desk, backend: NumpyBacke
         await closing
 
     asyncio.run(scenario())
+
+
+class Busy(MemoryStore):
+    """A store of pictures in which something happens in the midst of a call: `found` one, `removing` one."""
+
+    found: Callable[[], object] = staticmethod(lambda: None)
+    removing: Callable[[], object] = staticmethod(lambda: None)
+
+    def get(self, name: str) -> bytes | None:
+        """Read one."""
+        content = super().get(name)
+        if content is not None:
+            happening, self.found = self.found, lambda: None  # once
+            happening()
+        return content
+
+    def delete(self, name: str) -> None:
+        """Remove one."""
+        self.removing()
+        super().delete(name)
+
+
+@pytest.mark.parametrize("moment", ["found", "removing"])
+def test_a_picture_removed_by_one_while_another_asks_for_it_stays(studio: Studio, moment: str):
+    """Whether the removal falls into the asking, or the asking into the removal."""
+    files = Busy()
+    kept = memory_kept()._replace(files=files)
+    service = service_of(studio, kept)
+    mine, yours = (Order(studio.resolve(Wanted("a cat", seed=1)), owner) for owner in ("me", "you"))
+    digest = mine.request.digest
+
+    async def scenario() -> bytes | None:
+        await service.make(mine, "me")
+        if moment == "found":
+            files.found = lambda: asyncio.run(service.disown(digest, "me"))
+            assert (await service.make(yours, "you")).cache == "hit"
+        else:
+            files.removing = lambda: kept.stores.pictures.add(digest, "you", 1, 0.0)
+            assert await service.disown(digest, "me")
+        return await service.picture(digest, "you")
+
+    assert asyncio.run(scenario()) is not None

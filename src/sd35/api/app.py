@@ -21,6 +21,7 @@ from sd35.api.dialects import DIALECTS, refusal
 from sd35.api.metrics import Metered
 from sd35.api.observe import RequestLog, telemetry_of
 from sd35.api.openapi import describe
+from sd35.api.query import refuse_unknown
 from sd35.api.refusals import FieldError, RequestRefused, shown
 from sd35.errors import PictureFailed, Sd35Error
 from sd35.service.callers import KeyRing
@@ -73,7 +74,7 @@ def create_app(
     app.state.started_s = time.monotonic()
     for dialect in DIALECTS:
         for router in dialect.routers:
-            app.include_router(router)
+            app.include_router(router, dependencies=[Depends(refuse_unknown)])
     app.include_router(service_pages.router)
     app.include_router(metrics.router, dependencies=[Depends(require_admin)] if settings.metrics_need_admin else [])
     describe(app)

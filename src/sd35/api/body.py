@@ -20,10 +20,6 @@ Body = TypeVar("Body", bound=BaseModel)
 
 async def read_json(request: Request, kind: type[Body]) -> Body:
     """The body as a model of `kind`. Raises RequestRefused: 400, 413, 415 or 422."""
-    if request.query_params:
-        given = list(request.query_params.items())[:_NAMED_FIELDS]
-        wrong = [_unknown(name, value, kind) for name, value in given]
-        raise RequestRefused(422, "fields belong in the body, not in the address", wrong)
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         allowed = "application/json (with curl: -H 'content-type: application/json')"

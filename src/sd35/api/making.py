@@ -81,7 +81,7 @@ async def making(request: Request, call: Call, on_step: OnStep | None = None) ->
     service, caller = service_of(request), caller_of(request)
     orders = orders_of(request, call)
     structlog.contextvars.bind_contextvars(digest=orders[0].request.digest, model=orders[0].request.model)
-    async with caller.making([order.request for order in orders]) as charge:
+    with caller.making([order.request for order in orders]) as charge:
         batch = Batch(service, orders, caller.client, charge.at_once, on_step)
         try:
             yield batch

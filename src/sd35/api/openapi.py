@@ -42,5 +42,5 @@ def _add_gate(operation: dict[str, Any], wording: Wording) -> None:
     if "requestBody" in operation:
         answers["408"] = documented("The body did not arrive in time.")
     operation["responses"] = answers | operation["responses"]
-    if wording.media_type not in operation["responses"].get("422", {}).get("content", {wording.media_type: None}):
+    if wording.media_type not in operation["responses"].get("422", {}).get("content", {}):
         operation["responses"]["422"] = documented("A parameter of the address or a header is wrong; each is named.")

@@ -3,11 +3,12 @@
 import time
 from typing import Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
 
 from sd35.api.problems import documented
+from sd35.api.query import refuse_unknown
 from sd35.request import GUIDANCE_SCALE, SEED, SIZE_MULTIPLE_PX, SKIP_LAYER_SCALE, STEPS
 from sd35.service.model import Model
 from sd35.service.opening import Opening
@@ -106,7 +107,9 @@ async def readyz(request: Request) -> Ready:
 
 
 @router.head("/v1/models", include_in_schema=False)
-@router.get("/v1/models", summary="Which models are served?", responses=_NOT_READY)
+@router.get(
+    "/v1/models", summary="Which models are served?", responses=_NOT_READY, dependencies=[Depends(refuse_unknown)]
+)
 async def models(request: Request) -> ModelList:
     """OpenAI's list, with defaults, ranges and text length of each model."""
     opening: Opening = request.app.state.opening

@@ -3,8 +3,8 @@
 import asyncio
 import ipaddress
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from sd35.errors import NotAuthenticated, StoreUnavailable
@@ -39,12 +39,10 @@ class Caller:
         """Whose limits count, and whose turn it is: the key's, or the address's where there are no keys."""
         return self.owner or _network_of(self.address)
 
-    @asynccontextmanager
-    async def making(self, requests: Sequence[Request]) -> AsyncIterator[Charge]:
+    def making(self, requests: Sequence[Request]) -> AbstractContextManager[Charge]:
         """Counts pictures that are made while the caller waits. Raises TooMany, NotAllowed; see `Limits.making`."""
         pixels = sum(request.width * request.height for request in requests)
-        with self.limits.making(self.client, self.allowance, pixels, len(requests)) as charge:
-            yield charge
+        return self.limits.making(self.client, self.allowance, pixels, len(requests))
 
     def ordering(self, request: Request) -> Charge:
         """Counts a picture that is made when its time comes. Raises TooMany, NotAllowed; see `Limits.charge`."""

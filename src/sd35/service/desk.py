@@ -189,7 +189,10 @@ class Desk:
                 png = self.pictures.get(name_of(request.digest, is_blurred=is_blurred))
                 if png is not None:
                     found = stored_outcome(request, png, is_blurred=is_blurred)
-                    return replace(found, unstored=self._add_owner(found, owner))
+                    unstored = self._add_owner(found, owner)
+                    if unstored is None and not self.pictures.has(found.name):  # it was removed meanwhile
+                        unstored = self._keep(found, owner)
+                    return replace(found, unstored=unstored)
         except StoreUnavailable as error:
             structlog.get_logger().warning("the picture store does not answer", reason=str(error))
         return None

@@ -182,9 +182,14 @@ class Service:
         return name and self.kept.files.sign(name, _REDIRECT_S)
 
     def _disown(self, digest: str, owner: str) -> bool:
-        index = self.kept.stores.pictures
+        index, files = self.kept.stores.pictures, self.kept.files
         if not index.owns(digest, owner):
             return False
-        if index.remove(digest, owner) and not index.owners(digest):  # another may have asked for it meanwhile
-            remove(self.kept.files, digest)
+        if index.remove(digest, owner):
+            found = {name: png for name in names_of(digest) if (png := files.get(name)) is not None}
+            if not index.owners(digest):  # another may have asked for it meanwhile
+                remove(files, digest)
+            if index.owners(digest):  # or just now, and have found the file; who comes later writes it again
+                for name, png in found.items():
+                    files.put(name, png)
         return True

@@ -96,7 +96,9 @@ class Sender:
         try:
             async with asyncio.timeout(_ATTEMPT_S):
                 body = await asyncio.to_thread(self._body_of, delivery.job_id)
-                status = httpx2.codes.NO_CONTENT if body is None else await self._post(delivery, body)
+                if body is None:
+                    return "the job was forgotten", True
+                status = await self._post(delivery, body)
         except TimeoutError:
             return f"no answer within {_ATTEMPT_S:g} s", False
         except StoreUnavailable:
