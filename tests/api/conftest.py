@@ -64,12 +64,12 @@ def client(studio: Studio, backend: NumpyBackend) -> Iterator[TestClient]:
 
 
 @contextmanager
-def listening(studio: Studio, **settings: Any) -> Iterator[tuple[str, int]]:
+def listening(studio: Studio, keys: KeyStore | None = None, **settings: Any) -> Iterator[tuple[str, int]]:
     """Host and port of a real server."""
     ready = threading.Event()
     chosen = load_settings(settings)
     service = service_of(studio, **settings)
-    app = create_app(Opening(lambda: service, ready.set, _raise), chosen)
+    app = create_app(Opening(lambda: service, ready.set, _raise), chosen, keys, service.telemetry)
     server = uvicorn.Server(uvicorn.Config(app, http=bounded(chosen.max_arrival_s), log_config=None, ws="none"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ _CLAUSE_END = re.compile(r"[:.](?: |$)")
 Body = TypeVar("Body", bound=BaseModel)
 
 
-async def read_json(request: Request, kind: type[Body]) -> Body:
+async def read_json(request: Request, kind: type[Body], most_bytes: int = MAX_BODY_BYTES) -> Body:
     """The body as a model of `kind`. Raises RequestRefused: 400, 413, 415 or 422."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
@@ -32,7 +33,7 @@ async def read_json(request: Request, kind: type[Body]) -> Body:
     if encoding != "identity":
         error = FieldError(field="content-encoding", got=shown(encoding), allowed="identity: the body as it is")
         raise RequestRefused(415, "compressed bodies are not read", [error])
-    return validate(parse_object(await _read(request)), kind)
+    return validate(parse_object(await read_body(request, most_bytes)), kind)
 
 
 def parse_object(content: bytes) -> dict[str, Any]:
@@ -49,8 +50,11 @@ def parse_object(content: bytes) -> dict[str, Any]:
     return value
 
 
-def validate(value: dict[str, Any], kind: type[Body]) -> Body:
-    """The object as a model of `kind`. Raises RequestRefused (422) with the fields that are wrong."""
+def validate(value: Mapping[str, Any], kind: type[Body], *, strict: bool = True) -> Body:
+    """The object as a model of `kind`; not `strict`, its values are texts, as of a form.
+
+    Raises RequestRefused (422) with the fields that are wrong.
+    """
     # Told apart here: to pydantic, a name that is no Unicode text (a lone surrogate) is a wrong value of no field.
     known = {name: content for name, content in value.items() if name in kind.model_fields}
     unknown = [(name, content) for name, content in value.items() if name not in known]
@@ -58,7 +62,7 @@ def validate(value: dict[str, Any], kind: type[Body]) -> Body:
     if len(unknown) > _NAMED_FIELDS:
         errors.append(_unknown("body", f"{len(unknown) - _NAMED_FIELDS} more fields", kind))
     try:
-        body = kind.model_validate(known, strict=True)
+        body = kind.model_validate(known, strict=strict)
     except ValidationError as error:
         fields = dict.fromkeys(str(detail["loc"][0]) for detail in error.errors())
         errors += [_field_error(field, known, kind) for field in fields]
@@ -72,27 +76,28 @@ def _unknown(field: str, got: object, kind: type[BaseModel]) -> FieldError:
     return FieldError(field=shown(field), got=shown(got), allowed=f"only {', '.join(kind.model_fields)}")
 
 
-def _field_error(field: str, value: dict[str, Any], kind: type[BaseModel]) -> FieldError:
+def _field_error(field: str, value: Mapping[str, Any], kind: type[BaseModel]) -> FieldError:
     allowed, *_ = _CLAUSE_END.split(kind.model_fields[field].description or "")
     assert allowed, f"{kind.__name__}.{field}: its description must begin with what is allowed"
     return FieldError(field=field, got=shown(value.get(field, "nothing")), allowed=allowed)
 
 
-async def _read(request: Request) -> bytes:
+async def read_body(request: Request, most_bytes: int) -> bytes:
+    """The body as it came. Raises RequestRefused: 413, or 400 where the client went away."""
     too_large = RequestRefused(
         413,
-        f"the body is larger than the {MAX_BODY_BYTES} bytes that are allowed",
-        [FieldError(field="body", got=None, allowed=f"at most {MAX_BODY_BYTES} bytes")],
+        f"the body is larger than the {most_bytes} bytes that are allowed",
+        [FieldError(field="body", got=None, allowed=f"at most {most_bytes} bytes")],
         {"Connection": "close"},
     )
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
+    if declared.isdecimal() and int(declared) > most_bytes:
         raise too_large
     content = bytearray()
     try:
         async for chunk in request.stream():
             content += chunk
-            if len(content) > MAX_BODY_BYTES:
+            if len(content) > most_bytes:
                 raise too_large
     except ClientDisconnect as error:
         raise RequestRefused(400, "the client went away before its request was whole") from error

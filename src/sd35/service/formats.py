@@ -46,20 +46,22 @@ def negotiate(accept: str | None, output_format: Format | None) -> Format:
         return output_format
     if accept is None or not accept.strip():
         return Format.PNG
-    weights = dict(sorted(_media_ranges(accept), key=lambda one: one[1]))  # the greatest of what comes twice
-    liking = {each: _liking(each, weights) for each in Format}
+    liking = {each: liking_of(accept, each.media_type) for each in Format}
     best = max(Format, key=lambda each: liking[each])
     if not liking[best][0]:
         raise NotAcceptable(accept, [each.media_type for each in Format])
     return best
 
 
-def _liking(output_format: Format, weights: dict[str, float]) -> tuple[float, bool]:
-    """How well a format is liked, 0 for not at all, and whether it is named. The narrowest range decides."""
-    name = output_format.media_type
-    for media_range in (name, "image/*", "*/*"):
+def liking_of(accept: str, media_type: str) -> tuple[float, bool]:
+    """How well an `Accept` header likes a media type, 0 for not at all, and whether it names it.
+
+    The narrowest range decides.
+    """
+    weights = dict(sorted(_media_ranges(accept), key=lambda one: one[1]))  # the greatest of what comes twice
+    for media_range in (media_type, f"{media_type.partition('/')[0]}/*", "*/*"):
         if media_range in weights:
-            return weights[media_range], media_range == name
+            return weights[media_range], media_range == media_type
     return 0.0, False
 
 
