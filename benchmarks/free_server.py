@@ -14,6 +14,7 @@ from sd35.api import server
 from sd35.backends.contract import LATENT_PX, Array, DenoiseRow, TextEmbedding
 from sd35.backends.host import HostMemory
 from sd35.checkpoints.checkpoint import Card, Checkpoint
+from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.engine.embeddings import EmbeddingCache
 from sd35.service.model import Model
 from sd35.service.opening import limits_of
@@ -69,7 +70,7 @@ def open_free_studio(
     """In place of `sd35.service.opening.open_studio`: the same limits, and another backend."""
     assert not with_standby or settings.standby is None
     checkpoint = Checkpoint("free", checkpoints[0].directory, CARD)
-    model = Model(checkpoint, FreeBackend(), lambda _: False)
+    model = Model(checkpoint, FreeBackend(), Tokenizers(checkpoints[0]))
     studio = Studio([model], settings.max_pixels, limits_of(settings, _MEMORY_BYTES), EmbeddingCache(10**6))
     with start_up.phase("warm"):
         studio.draw_first()

@@ -110,6 +110,18 @@ class NumpyBackend:
         return latent
 
 
+class Words:
+    """Reads 20 words, each a token."""
+
+    def is_cut_off(self, prompt: str) -> bool:
+        """Whether there are more."""
+        return len(prompt.split()) > 20
+
+    def tokens(self, prompt: str) -> int:
+        """How many it reads."""
+        return min(20, len(prompt.split()))
+
+
 def double_model(directory: Path, card: Card = MINI, backend: NumpyBackend | None = None) -> Model:
     """A model named after `directory`, which is made; prompts of more than 20 words are cut off."""
     scheduler = directory / "scheduler"
@@ -117,7 +129,7 @@ def double_model(directory: Path, card: Card = MINI, backend: NumpyBackend | Non
     config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
     (scheduler / "scheduler_config.json").write_text(json.dumps(config))
     checkpoint = Checkpoint(directory.name, directory, card)
-    return Model(checkpoint, backend or NumpyBackend(), lambda prompt: len(prompt.split()) > 20)
+    return Model(checkpoint, backend or NumpyBackend(), Words())
 
 
 def double_studio(

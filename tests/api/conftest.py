@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from sd35.api.app import create_app
 from sd35.api.protocol import bounded
+from sd35.engine.picture import Ticket
 from sd35.service.kept import Kept
 from sd35.service.keys import KeyStore
 from sd35.service.opening import Opening
@@ -86,6 +87,18 @@ def address(studio: Studio, backend: NumpyBackend) -> Iterator[tuple[str, int]]:
     with listening(studio) as address:
         yield address
         backend.release.set()
+
+
+def cancellations(studio: Studio) -> threading.Event:
+    """Set when the engine is told that a picture is not wanted any more."""
+    cancelled, cancel = threading.Event(), studio.engine.cancel
+
+    def noticing(ticket: Ticket) -> None:
+        cancel(ticket)
+        cancelled.set()
+
+    studio.engine.cancel = noticing  # type: ignore[method-assign]
+    return cancelled
 
 
 def _raise(error: Exception) -> None:

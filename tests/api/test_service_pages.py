@@ -16,7 +16,7 @@ from sd35.service.opening import Opening
 from sd35.service.service import Service
 from sd35.service.studio import Studio
 from sd35.settings import load_settings
-from tests.api.conftest import serving
+from tests.api.conftest import cancellations, serving
 from tests.double import WAIT_S, NumpyBackend
 from tests.services import service_of
 
@@ -136,14 +136,7 @@ def test_health_is_answered_while_a_picture_is_made(address: tuple[str, int], ba
 
 def test_a_client_that_hangs_up_cancels_its_picture(address: tuple[str, int], studio: Studio, backend: NumpyBackend):
     """The picture stops before its next step, and the next client's is made."""
-    cancelled = threading.Event()
-    cancel = studio.engine.cancel
-
-    def noticing(ticket: Any) -> None:
-        cancel(ticket)
-        cancelled.set()
-
-    studio.engine.cancel = noticing  # type: ignore[method-assign]
+    cancelled = cancellations(studio)
     body = json.dumps({"prompt": "held", "steps": 150}).encode()
     with socket.create_connection(address, timeout=WAIT_S) as connection:
         head = (

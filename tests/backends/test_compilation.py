@@ -14,6 +14,7 @@ from sd35.backends.loading import load_network
 from sd35.backends.options import Offload, Options
 from sd35.backends.table import open_backend
 from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.engine.noise import initial_noise
 from sd35.errors import BackendUnavailable, InvalidSetting
 from sd35.service.model import Model
@@ -38,8 +39,8 @@ def test_compiled_blocks_compute_the_same_and_wait_for_no_compiler_again(checkpo
     right = open_backend("diffusers", checkpoint, replace(options, precision="float32"))
     eager = open_backend("diffusers", checkpoint, options)
     compiled = open_backend("diffusers", checkpoint, replace(options, torch_compile=True))
-    assert Model(checkpoint, compiled, lambda _: False).profile == "diffusers/bfloat16/compiled"
-    assert Model(checkpoint, eager, lambda _: False).profile == "diffusers/bfloat16"
+    assert Model(checkpoint, compiled, Tokenizers(checkpoint)).profile == "diffusers/bfloat16/compiled"
+    assert Model(checkpoint, eager, Tokenizers(checkpoint)).profile == "diffusers/bfloat16"
     assert compiled.start_up_s["compile"] > 0
     with torch.compiler.set_stance("fail_on_recompile"):
         for guidances, height, width in (([4.5], 16, 16), ([0.0], 8, 8), ([4.5, 0.0, 3.0], 12, 20)):

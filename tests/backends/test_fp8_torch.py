@@ -20,6 +20,7 @@ from sd35.backends.table import open_backend
 from sd35.backends.turns import bytes_of, weights_of
 from sd35.checkpoints.anatomy import NETWORKS, anatomy_on_disk
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.compile.drawing import recipe_of
 from sd35.compile.gate import BAR_DB, Quality, compare, pictures
 from sd35.compile.prompts import judged_prompts
@@ -218,7 +219,7 @@ def test_hooks_move_what_is_in_fp8(checkpoint: Checkpoint, precision: Precision,
 
 def test_the_profile_says_what_was_computed(backend: DiffusersBackend, checkpoint: Checkpoint) -> None:
     """Not what was asked: `fp8` is one thing on a CPU and another on a GPU. torchao is named where it rounds."""
-    assert Model(checkpoint, backend, lambda _: False).profile == f"diffusers/{backend.precision}"
+    assert Model(checkpoint, backend, Tokenizers(checkpoint)).profile == f"diffusers/{backend.precision}"
     assert open_fp8(checkpoint, "fp8").precision == "fp8-weights"
     assert ("torchao" in backend.versions) == (backend.precision == "fp8-weights")
 

@@ -13,6 +13,7 @@ from sd35.backends.table import open_backend
 from sd35.backends.turns import WorkingMemory
 from sd35.checkpoints.anatomy import anatomy_on_disk
 from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.engine.noise import initial_noise
 from sd35.service.model import Model
 
@@ -89,5 +90,5 @@ def test_tiled_decoding_is_that_of_diffusers(checkpoint: Checkpoint, monkeypatch
     theirs = ((image / 2 + 0.5).clamp(0, 1) * 255).round().numpy().astype(np.int16)
     assert abs(tiled.decode_latents([large])[0] - theirs).max() <= 1
     assert abs(whole.decode_latents([large])[0] - theirs).max() > 1
-    profiles = [Model(checkpoint, each, lambda _: False).profile for each in (tiled, whole)]
+    profiles = [Model(checkpoint, each, Tokenizers(checkpoint)).profile for each in (tiled, whole)]
     assert profiles == ["diffusers/float32/tiled", "diffusers/float32"]

@@ -151,3 +151,14 @@ def test_one_that_fails_ends_the_call(run: Run, backend: NumpyBackend):
 
     run(work)
     assert "never" not in backend.steps
+
+
+def test_a_picture_skipped_before_it_begins_holds_up_no_other(run: Run):
+    """The first, in the very moment of the call."""
+
+    async def work(service: Service) -> list[Outcome | None]:
+        batch = Batch(service, orders(service, "a", "b"), "me", 1)
+        batch.skip()
+        return await batch.outcomes()
+
+    assert prompts_of(run(work)) == [None, "b"]

@@ -267,3 +267,23 @@ def test_who_follows_a_job_is_let_go_when_the_service_closes(studio: Studio, bac
             assert "closing" in str(outcome)
 
     asyncio.run(scenario())
+
+
+def test_a_job_cancelled_before_its_task_begins_leaves_its_place(studio: Studio):
+    """Else such jobs would take all places, one by one, and no other would ever run."""
+    kept = memory_kept()
+    desk = Desk(studio, kept.files, kept.stores.pictures, AllowAll())
+    runner = JobRunner(desk, kept.stores.jobs, 1, 100)
+
+    async def scenario() -> Status:
+        job = await runner.accept(order(studio, "a dog"))
+        await runner._claim_once()  # noqa: SLF001  now its task is made, and has not begun
+        runner._running[job.id].cancel()  # noqa: SLF001
+        kept.stores.jobs.cancel(job.id, None, 0.0)
+        runner.start()
+        other = await runner.accept(order(studio, "a cat"))
+        status = (await end_of(runner, other)).status
+        await runner.close(WAIT_S)
+        return status
+
+    assert asyncio.run(scenario()) is Status.SUCCEEDED

@@ -7,11 +7,13 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
 
+from sd35.api.callers import service_of
 from sd35.api.problems import documented
 from sd35.api.query import refuse_unknown
 from sd35.request import GUIDANCE_SCALE, SEED, SIZE_MULTIPLE_PX, SKIP_LAYER_SCALE, STEPS
 from sd35.service.model import Model
 from sd35.service.opening import Opening
+from sd35.service.resolve import find_model
 from sd35.service.studio import Studio
 
 
@@ -115,6 +117,19 @@ async def models(request: Request) -> ModelList:
     opening: Opening = request.app.state.opening
     studio = opening.studio
     return ModelList(data=[_card(model, studio) for model in studio.models.values()])
+
+
+@router.get(
+    "/v1/models/{name}",
+    summary="What is a model?",
+    responses={404: documented("No model of that name is served."), **_NOT_READY},
+    dependencies=[Depends(refuse_unknown)],
+)
+async def model(request: Request, name: str) -> ModelCard:
+    """One of the list, by its name or by one of its aliases."""
+    service = service_of(request)
+    models = service.studio.models
+    return _card(find_model(models, service.rules.naming.served(name, models)), service.studio)
 
 
 def _card(model: Model, studio: Studio) -> ModelCard:

@@ -42,6 +42,10 @@ class Tokenizers:
         """Whether the T5, which reads the most, does not read all of a prompt."""
         return bool(self._t5.encode(prompt).overflowing)
 
+    def tokens(self, prompt: str) -> int:
+        """How many tokens the T5 reads of a prompt, its end among them."""
+        return sum(self._t5.encode(prompt).attention_mask)
+
 
 def _ids(tokenizer: Tokenizer, prompts: Sequence[str]) -> Int32[_Array, "prompts length"]:
     return np.array([encoding.ids for encoding in tokenizer.encode_batch(list(prompts))], np.int32)

@@ -35,6 +35,7 @@ class Batch:
         self._is_accepted = asyncio.Event()
         loop = asyncio.get_running_loop()
         self.tasks = [loop.create_task(self._make(place, order)) for place, order in enumerate(orders)]
+        self.tasks[0].add_done_callback(self._first_ended)
 
     async def outcomes(self) -> list[Outcome | None]:
         """Each picture when all are made; None for what was left out.
@@ -80,14 +81,13 @@ class Batch:
 
         if place:
             await self._is_accepted.wait()
-        try:
-            async with self._room:
-                outcome = await self._made(place, order, tell)
-        except asyncio.CancelledError:  # left out: the others go on without it
+        async with self._room:
+            return await self._made(place, order, tell)
+
+    def _first_ended(self, first: "asyncio.Task[Outcome]") -> None:
+        """Made, or left out, perhaps before it began: the others go on. Refused or failed, they do not."""
+        if first.cancelled() or first.exception() is None:
             self._is_accepted.set()
-            raise
-        self._is_accepted.set()
-        return outcome
 
     async def _made(self, place: int, order: Order, tell: OnProgress) -> Outcome:
         while True:

@@ -43,11 +43,11 @@ def encode(png: bytes, output_format: Format, *, has_metadata: bool, quality: in
     return out.getvalue()
 
 
-async def encoded(png: bytes, output_format: Format, *, has_metadata: bool) -> bytes:
+async def encoded(png: bytes, output_format: Format, *, has_metadata: bool, quality: int | None = None) -> bytes:
     """`encode`, on an event loop: in a thread, where it keeps a core busy."""
     if output_format is Format.PNG:
         return encode(png, output_format, has_metadata=has_metadata)
-    return await asyncio.to_thread(encode, png, output_format, has_metadata=has_metadata)
+    return await asyncio.to_thread(encode, png, output_format, has_metadata=has_metadata, quality=quality)
 
 
 def format_of(data: bytes) -> Format:

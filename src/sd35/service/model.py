@@ -1,8 +1,8 @@
 """A checkpoint in a backend, ready to be served under its name."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 from sd35.backends.contract import Backend
 from sd35.checkpoints.checkpoint import Card, Checkpoint, SkipLayers
@@ -12,13 +12,23 @@ from sd35.engine.sampler import sampler_of
 TILED, COMPILED = "tiled", "compiled"  # parts of a profile, see there
 
 
+class Texts(Protocol):
+    """What text encoders read of a prompt."""
+
+    def is_cut_off(self, prompt: str) -> bool:
+        """Whether they read less than the whole of it."""
+
+    def tokens(self, prompt: str) -> int:
+        """How many tokens the one that reads the most reads."""
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What makes a request's pictures. `is_cut_off` says whether the text encoders read less than the whole prompt."""
+    """What makes a request's pictures, and `texts`, what its text encoders read of a prompt."""
 
     checkpoint: Checkpoint
     backend: Backend
-    is_cut_off: Callable[[str], bool]
+    texts: Texts
 
     @property
     def name(self) -> str:

@@ -122,7 +122,7 @@ def _open_model(settings: Settings, placement: Placement, checkpoint: Checkpoint
         torch_compile=settings.torch_compile,
         cache_dir=settings.cache_dir,
     )
-    return Model(checkpoint, open_backend(settings.backend, checkpoint, options), Tokenizers(checkpoint).is_cut_off)
+    return Model(checkpoint, open_backend(settings.backend, checkpoint, options), Tokenizers(checkpoint))
 
 
 def _open_built(

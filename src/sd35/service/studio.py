@@ -9,7 +9,7 @@ from sd35.engine.loop import Engine
 from sd35.engine.picture import OnProgress, Painted, Pixels, Task, Ticket
 from sd35.engine.scheduler import Limits
 from sd35.errors import PictureFailed
-from sd35.request import Request
+from sd35.request import SIZE_MULTIPLE_PX, Request
 from sd35.service.building import Building
 from sd35.service.model import Model
 from sd35.service.png import enlarge, write_png
@@ -74,6 +74,12 @@ class Studio:
         self._model_of(request).painter.check(self._task(request))
         return request
 
+    def tokens_of(self, request: Request) -> tuple[int, int]:
+        """What the transformer works on: tokens of the prompt that T5 reads, and the picture's patches as drawn."""
+        task = self._task(request)
+        patches = task.width_px * task.height_px // SIZE_MULTIPLE_PX**2
+        return self._model_of(request).texts.tokens(request.prompt), patches
+
     def renewed(self, request: Request) -> Request:
         """The request as it can be made now: of the same revision and profile where these are still there.
 
@@ -114,7 +120,7 @@ class Studio:
             versions=versions,
             drawn_width=drawn_width,
             drawn_height=drawn_height,
-            cut_off=[field for field, text in prompts.items() if model.is_cut_off(text)],
+            cut_off=[field for field, text in prompts.items() if model.texts.is_cut_off(text)],
         )
         record = Record(request, maker)
         return Finished(write_png(pixels, record.to_text()), record, pixels)

@@ -17,7 +17,7 @@ from sd35.checkpoints.checkpoint import Card
 from sd35.service.keys import Role, new_key
 from sd35.service.sizes import size_of_aspect
 from sd35.service.studio import Studio
-from tests.api.conftest import listening
+from tests.api.conftest import cancellations, listening
 from tests.double import WAIT_S, NumpyBackend, key_store
 
 PATH = "/v2beta/stable-image/generate/sd3"
@@ -193,16 +193,15 @@ def test_strict_means_that_no_other_name_is_served(studio: Studio):
     assert "sd3.5-large" in refused(response, 400, "bad_request")
 
 
-def test_who_hangs_up_stops_the_picture(server: str, backend: NumpyBackend):
+def test_who_hangs_up_stops_the_picture(server: str, studio: Studio, backend: NumpyBackend):
     """Before its next step."""
-    with pytest.raises(requests.Timeout):
-        requests.post(
-            f"{server}{PATH}", data={"prompt": "held"}, files={"none": ""}, timeout=(WAIT_S, 0.2)
-        )  # answers in no time, or not at all
-    assert backend.started.wait(WAIT_S)
+    cancelled = cancellations(studio)
+    with pytest.raises(requests.Timeout):  # which comes of a picture that is held
+        requests.post(f"{server}{PATH}", data={"prompt": "held"}, files={"none": ""}, timeout=(WAIT_S, 0.2))
+    assert cancelled.wait(WAIT_S)
     backend.release.set()
     assert ask(server, prompt="another").status_code == 200
-    assert backend.steps.count("held") == 1
+    assert backend.steps.count("held") <= 1
 
 
 @given(

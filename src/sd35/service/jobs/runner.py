@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 
 import structlog
 
@@ -152,7 +153,16 @@ class JobRunner:
         for job in claimed:
             follow = self._followed.setdefault(job.id, Following())
             follow.begin(job.order.request.steps)
-            self._running[job.id] = asyncio.get_running_loop().create_task(self._run(job, follow))
+            task = self._running[job.id] = asyncio.get_running_loop().create_task(self._run(job))
+            task.add_done_callback(partial(self._left, job.id))  # also of one that is cancelled before it begins
+
+    def _left(self, job_id: str, task: "asyncio.Task[None]") -> None:
+        """A job does not run here any more, unless it was lost and claimed anew."""
+        if self._running.get(job_id) is task:
+            del self._running[job_id]
+            self._followed.pop(job_id).end()
+        self._wake.set()
+        self._on_end()
 
     async def _keep(self) -> None:
         """Renew leases; what was cancelled or taken elsewhere stops here."""
@@ -167,20 +177,13 @@ class JobRunner:
                 if job_id not in kept:
                     task.cancel()
 
-    async def _run(self, job: Job, follow: Following) -> None:
+    async def _run(self, job: Job) -> None:
         structlog.contextvars.bind_contextvars(job=job.id)
-        log = structlog.get_logger()
-        try:
-            with self.desk.telemetry.tracing.job(job.id):
-                result = await self._result(job, follow)
-                if isinstance(result, Failure):
-                    log.warning("job failed", status=result.status, reason=result.detail)
-                await self._end(job, result)
-        finally:
-            del self._running[job.id], self._followed[job.id]
-            follow.end()
-            self._wake.set()
-            self._on_end()
+        with self.desk.telemetry.tracing.job(job.id):
+            result = await self._result(job, self._followed[job.id])
+            if isinstance(result, Failure):
+                structlog.get_logger().warning("job failed", status=result.status, reason=result.detail)
+            await self._end(job, result)
 
     async def _result(self, job: Job, follow: Following) -> Made | Failure:
         try:

@@ -1,0 +1,399 @@
+"""OpenAI's images API: `POST /v1/images/generations`. A body to what is wanted, pictures to their answer or events.
+
+Source: OpenAI's API reference, and their Python client. `GET /v1/models` is the service's own page, in their form.
+"""
+
+import asyncio
+import base64
+import json
+import math
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from sd35.api.body import read_json
+from sd35.api.callers import service_of
+from sd35.api.dialects.dialect import Dialect
+from sd35.api.making import Call, IdempotencyKey, digest_of, making, picture_headers
+from sd35.api.refusals import RequestRefused, Wording
+from sd35.api.waiting import CLIENT_CLOSED_REQUEST, unless_gone
+from sd35.engine.picture import Progress
+from sd35.errors import ContentRefused, InvalidRequest, Sd35Error, UnknownModel
+from sd35.request import GUIDANCE_SCALE, PROMPT_CHARACTERS, SEED, STEPS
+from sd35.service.artifacts.links import PATH, expiry
+from sd35.service.desk import Outcome
+from sd35.service.encoding import encode, encoded
+from sd35.service.formats import Format
+from sd35.service.png import enlarge, write_png
+from sd35.service.resolve import Wanted, find_model, series
+from sd35.service.service import Service
+
+_MOST_PICTURES, _MOST_PARTIAL = 10, 3
+_ALL = 100  # of quality
+_NO_EFFECT = "text. It is taken, and changes nothing."
+_QUALITIES = {"low": "low", "high": "high", "hd": "high"}  # others are "medium"
+_PARAMS = {"width": "size", "height": "size", "steps": "num_inference_steps"}  # what the service calls otherwise
+
+
+class Generation(BaseModel):
+    """What to make pictures of. Descriptions begin with what is allowed, which errors repeat."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    prompt: str = Field(
+        min_length=1, max_length=PROMPT_CHARACTERS, description=f"text of 1 to {PROMPT_CHARACTERS} characters."
+    )
+    model: str | None = Field(
+        None, description="a name from /v1/models or `model_aliases`. Left out or null: the first of those served."
+    )
+    n: int | None = Field(
+        None,
+        ge=1,
+        le=_MOST_PICTURES,
+        description=f"an integer from 1 to {_MOST_PICTURES}: how many pictures, of following seeds.",
+    )
+    size: str | None = Field(
+        None, pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$", description="auto, or WIDTHxHEIGHT in the model's range."
+    )
+    quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = Field(
+        None,
+        description="auto, low, medium, high, standard or hd: the model's steps, half of them at low, half"
+        " as many again.",
+    )
+    style: None = Field(None, description="left out: there are no styles here; say it in the prompt.")
+    response_format: Literal["b64_json", "url"] | None = Field(
+        None, description="b64_json or url. Left out or null: url for models asked for as dall-e..., else b64_json."
+    )
+    output_format: Literal["png", "jpeg", "webp", "avif"] | None = Field(
+        None, description="png, jpeg, webp or avif. Left out or null: png."
+    )
+    output_compression: int | None = Field(
+        None, ge=0, le=_ALL, description="an integer from 0 to 100: the quality of jpeg, webp and avif; 100 with png."
+    )
+    background: Literal["auto", "opaque"] | None = Field(None, description="auto or opaque: no picture is transparent.")
+    moderation: Literal["auto", "low"] | None = Field(
+        None, description="auto or low: both leave it to the operator's filter."
+    )
+    user: str | None = Field(None, description=_NO_EFFECT)
+    safety_identifier: str | None = Field(None, description=_NO_EFFECT)
+    stream: bool | None = Field(None, description="true or false: whether to answer with events, of one picture.")
+    partial_images: int | None = Field(
+        None, ge=0, le=_MOST_PARTIAL, description=f"an integer from 0 to {_MOST_PARTIAL}: previews in a stream."
+    )
+    negative_prompt: str | None = Field(
+        None, max_length=PROMPT_CHARACTERS, description=f"text of at most {PROMPT_CHARACTERS} characters."
+    )
+    seed: int | None = Field(None, ge=SEED[0], le=SEED[1], description=f"an integer from {SEED[0]} to {SEED[1]}.")
+    num_inference_steps: int | None = Field(
+        None, ge=STEPS[0], le=STEPS[1], description=f"an integer from {STEPS[0]} to {STEPS[1]}: denoising steps."
+    )
+    guidance_scale: float | None = Field(
+        None,
+        ge=GUIDANCE_SCALE[0],
+        le=GUIDANCE_SCALE[1],
+        description=f"a number from {GUIDANCE_SCALE[0]:g} to {GUIDANCE_SCALE[1]:g}.",
+    )
+
+    @property
+    def format(self) -> Format:
+        """The files'."""
+        return Format(self.output_format or "png")
+
+    @property
+    def compression(self) -> int | None:
+        """The files' quality, None for the format's default."""
+        return None if self.output_compression is None or self.format is Format.PNG else max(1, self.output_compression)
+
+    @property
+    def level(self) -> str:
+        """The quality, in the words of answers."""
+        return _QUALITIES.get(self.quality or "", "medium")
+
+    @property
+    def gives_url(self) -> bool:
+        """Whether the answer names addresses; else it holds the files."""
+        default = "url" if (self.model or "").startswith("dall-e") else "b64_json"
+        return not self.stream and (self.response_format or default) == "url"
+
+    def check(self, idempotency_key: str | None) -> None:
+        """What fields say of each other. Raises InvalidRequest."""
+        if self.num_inference_steps is not None and self.level != "medium":
+            raise InvalidRequest("quality", self.quality, "auto, medium or standard beside num_inference_steps")
+        if self.format is Format.PNG and self.output_compression not in {None, _ALL}:
+            raise InvalidRequest("output_compression", self.output_compression, "100 with png, which is exact")
+        if self.gives_url and self.compression is not None:
+            raise InvalidRequest("output_compression", self.output_compression, "left out with the response_format url")
+        if not self.stream and self.partial_images:
+            raise InvalidRequest("partial_images", self.partial_images, "0 without stream")
+        if self.stream and (self.n or 1) > 1:
+            raise InvalidRequest("n", self.n, "1 with stream")
+        if self.stream and self.response_format == "url":
+            raise InvalidRequest("response_format", "url", "b64_json with stream")
+        if self.stream and idempotency_key is not None:
+            raise InvalidRequest("idempotency-key", idempotency_key, "none with stream")
+
+    def to_wanted(self, service: Service) -> list[Wanted]:
+        """The same, free of the dialect. Raises UnknownModel."""
+        models = service.studio.models
+        name = service.rules.naming.served(self.model, models)
+        own = find_model(models, name).card.steps
+        steps = {"low": max(1, own // 2), "high": min(own * 3 // 2, STEPS[1])}.get(self.level, self.num_inference_steps)
+        width, _, height = (self.size or "auto").partition("x")
+        wanted = Wanted(
+            self.prompt,
+            self.negative_prompt or "",
+            int(width) if height else None,
+            int(height) if height else None,
+            steps,
+            self.guidance_scale,
+            self.seed,
+            name,
+        )
+        return series(wanted, self.n or 1)
+
+
+class Error(BaseModel):
+    """What went wrong, in OpenAI's words."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Refusal(BaseModel):
+    """An error as OpenAI's clients read it."""
+
+    error: Error
+
+
+class TextTokens(BaseModel):
+    """Tokens that were read."""
+
+    text_tokens: int
+    image_tokens: int = 0
+
+
+class Usage(BaseModel):
+    """What the transformer worked on: tokens of the prompt that T5 reads, and the picture's patches of 16x16 px."""
+
+    input_tokens: int
+    input_tokens_details: TextTokens
+    output_tokens: int
+    total_tokens: int
+
+
+class Picture(BaseModel):
+    """A picture; from `seed` on it is more than OpenAI says."""
+
+    b64_json: str | None = None
+    url: str | None = None
+    seed: int
+    digest: str
+    cached: bool
+    content_filtered: bool = Field(description="Whether the operator's filter blurred it.")
+
+
+class Pictures(BaseModel):
+    """OpenAI's answer; `model` is what was really used."""
+
+    created: int
+    data: list[Picture]
+    background: Literal["opaque"] = "opaque"
+    output_format: str
+    quality: str
+    size: str
+    usage: Usage
+    model: str
+
+
+def _words(refused: RequestRefused, _: str) -> tuple[int, dict[str, Any]]:
+    status, kind, code = refused.status, "invalid_request_error", None
+    wrong = refused.errors[0] if refused.errors else None
+    match refused.error:
+        case ContentRefused():
+            status, kind, code = 400, "image_generation_user_error", "moderation_blocked"
+        case UnknownModel():
+            code = "model_not_found"
+        case _ if wrong and status == 422:
+            missing, unknown = wrong.got == "nothing", wrong.allowed.startswith("only ")
+            code = "missing_required_parameter" if missing else "unknown_parameter" if unknown else "invalid_value"
+            status = 400
+        case _ if status in {401, 429}:
+            code = "invalid_api_key" if status == 401 else "rate_limit_exceeded"
+        case _ if status >= 500:
+            kind = "server_error"
+    names = _PARAMS if refused.error else {}  # what the dialect itself refuses is named as it came
+    param = names.get(wrong.field, wrong.field) if wrong else None
+    return status, {"error": Error(message=refused.detail, type=kind, param=param, code=code).model_dump()}
+
+
+WORDING = Wording(_words, Refusal)
+_documented = WORDING.documented
+router = APIRouter(tags=["OpenAI's API"])
+
+
+@router.post(
+    "/v1/images/generations",
+    summary="Make pictures from text, as OpenAI's API does",
+    response_class=Response,
+    openapi_extra={
+        "requestBody": {"required": True, "content": {"application/json": {"schema": Generation.model_json_schema()}}}
+    },
+    responses={
+        200: {
+            "description": "The pictures; with `stream` their events.",
+            "content": {
+                "application/json": {"schema": {"$ref": "#/components/schemas/Pictures"}},
+                "text/event-stream": {"schema": {"type": "string"}},
+            },
+            "model": Pictures,
+        },
+        400: _documented("A field is wrong, or the filter refuses the prompt or the picture."),
+        403: _documented("The request takes more than an hour's share of pixels."),
+        404: _documented("No model of that name is served."),
+        409: _documented("The idempotency key came before with another body, or its job was cancelled."),
+        410: _documented("A picture of the idempotency key was removed."),
+        413: _documented("The body is too large."),
+        415: _documented("The body is not `application/json`."),
+        429: _documented(
+            "Too many pictures wait, or the caller's own limit is reached.", **{"Retry-After": "Seconds."}
+        ),
+        500: _documented("A picture could not be made; other requests are not affected."),
+        503: _documented("Loading or closing, or a store does not answer.", **{"Retry-After": "Seconds."}),
+    },
+)
+async def generations(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
+    """Answers when all pictures are made, or with `stream` as one is made. A client that hangs up cancels them."""
+    body = await read_json(request, Generation)
+    body.check(idempotency_key)
+    service = service_of(request)
+    call = Call(body.to_wanted(service), 0, body.format, True, idempotency_key, digest_of(body))  # noqa: FBT003
+    if body.stream:
+        return await _stream(request, body, call)
+    async with making(request, call) as batch:
+        outcomes = await unless_gone(request, batch.outcomes())
+    made = [outcome for outcome in outcomes or () if outcome]
+    if not made:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    give = _addressed if body.gives_url else _enclosed
+    answer = Pictures(
+        data=[await give(request, body, outcome) for outcome in made], **_facts(service, body, made), created=_now()
+    )
+    headers = picture_headers(made[0]) if len(made) == 1 else {}
+    return Response(answer.model_dump_json(exclude_none=True), headers=headers, media_type="application/json")
+
+
+async def _addressed(request: Request, body: Generation, outcome: Outcome) -> Picture:
+    """By a signed address. Raises StoreUnavailable where there is nothing at it."""
+    if outcome.unstored:
+        raise outcome.unstored
+    parameters = [] if body.format is Format.PNG else [("output_format", str(body.format))]
+    address = f"{PATH}/{outcome.request.digest}"
+    links, expires_at = service_of(request).kept.links, expiry(time.time(), None)
+    return _picture(outcome, url=links.link(address, parameters, expires_at, str(request.base_url)))
+
+
+async def _enclosed(request: Request, body: Generation, outcome: Outcome) -> Picture:
+    has_metadata = service_of(request).rules.has_metadata
+    content = await encoded(outcome.png, body.format, has_metadata=has_metadata, quality=body.compression)
+    return _picture(outcome, b64_json=base64.b64encode(content).decode())
+
+
+def _picture(outcome: Outcome, **where: str) -> Picture:
+    request, was_there = outcome.request, outcome.was_cached
+    return Picture(
+        **where, seed=request.seed, digest=request.digest, cached=was_there, content_filtered=outcome.is_blurred
+    )
+
+
+def _facts(service: Service, body: Generation, made: Sequence[Outcome]) -> dict[str, Any]:
+    """What answers and events say of all pictures alike."""
+    request = made[0].request
+    read, patches = service.studio.tokens_of(request)
+    usage = Usage(
+        input_tokens=read,
+        input_tokens_details=TextTokens(text_tokens=read),
+        output_tokens=patches * len(made),
+        total_tokens=read + patches * len(made),
+    )
+    size = f"{request.width}x{request.height}"
+    return {"output_format": body.format, "quality": body.level, "size": size, "usage": usage, "model": request.model}
+
+
+async def _stream(request: Request, body: Generation, call: Call) -> Response:
+    """Events from the first on: what goes wrong before it is answered by its status."""
+    events = _events(request, body, call)
+
+    async def first_event() -> str:
+        return await anext(events)
+
+    first = await unless_gone(request, first_event())
+    if first is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+    async def all_events() -> AsyncIterator[str]:
+        try:
+            yield first
+            async for event in events:
+                yield event
+        except Sd35Error as error:
+            _, content = _words(RequestRefused.of(error), "")
+            yield _event("error", content)
+        finally:
+            await events.aclose()
+
+    return StreamingResponse(all_events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+async def _events(request: Request, body: Generation, call: Call) -> AsyncGenerator[str, None]:
+    service, steps = service_of(request), asyncio.Queue[Progress | None]()
+    index = 0
+    async with making(request, call, lambda _, progress: steps.put_nowait(progress)) as batch:
+        wanted = batch.orders[0].request
+        marks = _marks(body.partial_images or 0, wanted.steps)
+        outcomes = asyncio.ensure_future(batch.outcomes())
+        outcomes.add_done_callback(lambda _: steps.put_nowait(None))
+        fixed = {"background": "opaque", "size": f"{wanted.width}x{wanted.height}", "quality": body.level}
+        fixed["output_format"] = body.format
+        while progress := await steps.get():
+            if progress.done in marks:
+                partial = await asyncio.to_thread(_partial, progress, wanted.width, wanted.height, body)
+                yield _event(
+                    "image_generation.partial_image",
+                    {**fixed, "b64_json": partial, "partial_image_index": index, "created_at": _now()},
+                )
+                index += 1
+        (outcome,) = await outcomes
+    assert outcome, "only its own client could leave it out"
+    picture = await _enclosed(request, body, outcome)
+    facts = _facts(service, body, [outcome])
+    more = {**fixed, **picture.model_dump(exclude_none=True), "usage": facts["usage"].model_dump()}
+    yield _event("image_generation.completed", {**more, "model": facts["model"], "created_at": _now()})
+
+
+def _marks(partial_images: int, steps: int) -> set[int]:
+    """After which steps a preview is sent: spread evenly, and none after the last, when the picture is there."""
+    marks = {math.ceil(steps * (each + 1) / (partial_images + 1)) for each in range(partial_images)}
+    return marks - {steps}
+
+
+def _partial(progress: Progress, width: int, height: int, body: Generation) -> str:
+    """A preview as a file of the picture's size, in base64. Keeps a core busy."""
+    png = write_png(enlarge(progress.preview(), width, height), {})
+    return base64.b64encode(encode(png, body.format, has_metadata=False, quality=body.compression)).decode()
+
+
+def _event(kind: str, data: dict[str, Any]) -> str:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **data})}\n\n"
+
+
+def _now() -> int:
+    return int(time.time())
+
+
+OPENAI = Dialect("openai", ("/v1/images/",), (router,), WORDING)

@@ -1,0 +1,304 @@
+"""OpenAI's dialect, by their own Python client."""
+
+import asyncio
+import base64
+import io
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from openai import AsyncOpenAI, OpenAI
+from PIL import Image
+
+from sd35.service.filters import AllowAll, Decision
+from sd35.service.keys import Role, new_key
+from sd35.service.record import REQUEST_KEY
+from sd35.service.studio import Studio
+from tests.api.conftest import cancellations, listening
+from tests.double import WAIT_S, NumpyBackend, key_store
+
+CAT: dict[str, Any] = {"prompt": "a cat", "extra_body": {"seed": 7}}
+
+
+class Squeamish(AllowAll):
+    """Refuses "evil" and blurs "nude"."""
+
+    def check_prompt(self, prompt: str, negative_prompt: str) -> Decision:  # noqa: ARG002
+        """By its words."""
+        return Decision.REFUSE if "evil" in prompt else Decision.BLUR if "nude" in prompt else Decision.ALLOW
+
+
+@pytest.fixture
+def server(studio: Studio, backend: NumpyBackend) -> Iterator[str]:
+    """The base URL of a real server."""
+    with listening(studio, content_filter=f"{__name__}:Squeamish") as (host, port):
+        yield f"http://{host}:{port}/v1"
+        backend.release.set()
+
+
+@pytest.fixture
+def client(server: str) -> Iterator[OpenAI]:
+    """Their client, which does not try again."""
+    with client_of(server) as client:
+        yield client
+
+
+def client_of(server: str, key: str = "sk-any") -> OpenAI:
+    """Their client."""
+    return OpenAI(base_url=server, api_key=key, max_retries=0, timeout=WAIT_S)
+
+
+def picture(content: str | None) -> Image.Image:
+    """What base64 holds."""
+    assert content
+    with Image.open(io.BytesIO(base64.b64decode(content))) as image:
+        image.load()
+    return image
+
+
+def test_a_picture_comes_as_base64(client: OpenAI):
+    """Of the default size, with what was really used, and what it took."""
+    answer = client.images.generate(model="gpt-image-1", **CAT)
+    (data,) = answer.data or []
+    image = picture(data.b64_json)
+    assert (image.format, image.size) == ("PNG", (128, 128))
+    assert REQUEST_KEY in image.info
+    assert (answer.size, answer.quality, answer.output_format, answer.background) == (
+        "128x128",
+        "medium",
+        "png",
+        "opaque",
+    )
+    assert answer.model_extra == {"model": "mini"}
+    assert answer.usage
+    assert (answer.usage.input_tokens, answer.usage.output_tokens, answer.usage.total_tokens) == (2, 64, 66)
+    assert (data.model_extra or {})["seed"] == 7
+
+
+def test_the_models_of_old_give_an_address(client: OpenAI):
+    """`dall-e-3` is answered by a link that needs no key, in the format that was asked for."""
+    answer = client.images.generate(model="dall-e-3", output_format="webp", **CAT)
+    (data,) = answer.data or []
+    assert data.url
+    assert data.b64_json is None
+    with Image.open(io.BytesIO(httpx2.get(data.url).content)) as image:
+        assert image.format == "WEBP"
+
+
+def test_several_pictures_have_seeds_one_after_the_other(client: OpenAI):
+    """And are several."""
+    answer = client.images.generate(n=3, **CAT)
+    assert [(data.model_extra or {})["seed"] for data in answer.data or []] == [7, 8, 9]
+    assert len({data.b64_json for data in answer.data or []}) == 3
+
+
+def test_fields_reach_the_picture(client: OpenAI):
+    """Each gives another one, and the same again is found."""
+
+    def digest(extra: dict[str, Any] | None = None, **more: Any) -> str:
+        answer = client.images.generate(prompt="a cat", extra_body={"seed": 7, **(extra or {})}, **more)
+        (data,) = answer.data or []
+        return str((data.model_extra or {})["digest"])
+
+    digests = [
+        digest(),
+        digest({"negative_prompt": "a dog"}),
+        digest({"num_inference_steps": 3}),
+        digest({"guidance_scale": 7}),
+        digest({"seed": 8}),
+        digest(quality="low"),
+        digest(quality="hd"),
+        digest(size="64x128"),
+        digest(model="large"),
+    ]
+    assert len(set(digests)) == len(digests)
+    same = [
+        digest(user="me", moderation="low", background="opaque", quality="auto", size="auto"),
+        digest({"num_inference_steps": 4}),
+    ]
+    assert set(same) == {digests[0]}
+    (data,) = client.images.generate(**CAT).data or []
+    assert (data.model_extra or {})["cached"] is True
+
+
+def test_compression_is_the_files_quality(client: OpenAI):
+    """A worse JPEG is a smaller one."""
+    sizes = [
+        len(
+            (client.images.generate(output_format="jpeg", output_compression=quality, **CAT).data or [])[0].b64_json
+            or ""
+        )
+        for quality in (0, 50, 100)
+    ]
+    assert sizes == sorted(set(sizes))
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"prompt": ""}, "prompt", "invalid_value"),
+        ({"n": 11}, "n", "invalid_value"),
+        ({"size": "100x100"}, "size", "invalid_value"),
+        ({"size": "big"}, "size", "invalid_value"),
+        ({"style": "vivid"}, "style", "invalid_value"),
+        ({"background": "transparent"}, "background", "invalid_value"),
+        ({"output_compression": 50}, "output_compression", "invalid_value"),
+        (
+            {"response_format": "url", "output_format": "jpeg", "output_compression": 5},
+            "output_compression",
+            "invalid_value",
+        ),
+        ({"quality": "hd", "extra_body": {"num_inference_steps": 5}}, "quality", "invalid_value"),
+        ({"stream": True, "n": 2}, "n", "invalid_value"),
+        ({"partial_images": 2}, "partial_images", "invalid_value"),
+        ({"extra_body": {"steps": 5}}, "steps", "unknown_parameter"),
+    ],
+)
+def test_a_wrong_field_is_a_bad_request_that_names_it(client: OpenAI, fields: dict[str, Any], param: str, code: str):
+    """As their client reads it."""
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.images.generate(**{"prompt": "a cat", **fields})
+    assert (refused.value.param, refused.value.code, refused.value.type) == (param, code, "invalid_request_error")
+
+
+def test_a_missing_prompt_is_named(client: OpenAI):
+    """As what is required."""
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.post("/images/generations", body={}, cast_to=object)
+    assert (refused.value.param, refused.value.code) == ("prompt", "missing_required_parameter")
+
+
+def test_other_errors_are_their_clients(server: str, client: OpenAI):
+    """An unknown model, what the filter refuses, a path that is not there."""
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.images.generate(model="dall-e-9", **CAT)
+    assert (missing.value.param, missing.value.code) == ("model", "model_not_found")
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.images.generate(prompt="evil")
+    assert (refused.value.code, refused.value.type) == ("moderation_blocked", "image_generation_user_error")
+    error = httpx2.post(f"{server}/images/edits", json={}).json()["error"]
+    assert "what there is: /docs" in error["message"]
+
+
+def test_what_the_filter_blurred_says_so(client: OpenAI):
+    """Beside the picture."""
+    (data,) = client.images.generate(prompt="nude").data or []
+    assert (data.model_extra or {})["content_filtered"] is True
+
+
+def test_models_are_listed_and_found(client: OpenAI):
+    """By their names, and by what other services' clients call them."""
+    assert [model.id for model in client.models.list()] == ["mini", "large"]
+    assert [client.models.retrieve(name).id for name in ("large", "dall-e-3")] == ["large", "mini"]
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("dall-e-9")
+
+
+def test_a_stream_shows_the_picture_as_it_is_made(client: OpenAI):
+    """Previews of its size, then the picture itself, the same as without a stream."""
+    with closing(client.images.generate(stream=True, partial_images=3, output_format="webp", **CAT)) as stream:
+        events = list(stream)
+    kinds = [event.type for event in events]
+    assert kinds == ["image_generation.partial_image"] * 3 + ["image_generation.completed"]
+    assert [getattr(event, "partial_image_index", None) for event in events] == [0, 1, 2, None]
+    assert {picture(event.b64_json).size for event in events} == {(128, 128)}
+    assert {picture(event.b64_json).format for event in events} == {"WEBP"}
+    assert len({event.b64_json for event in events}) > 2  # the double draws much in its first step
+    whole = client.images.generate(output_format="webp", **CAT)
+    assert (whole.data or [])[0].b64_json == events[-1].b64_json
+
+
+def test_a_picture_that_is_there_comes_without_previews(client: OpenAI):
+    """Nothing of it is made."""
+    client.images.generate(**CAT)
+    with closing(client.images.generate(stream=True, partial_images=3, **CAT)) as stream:
+        assert [event.type for event in stream] == ["image_generation.completed"]
+
+
+def test_the_async_client_works_and_streams(server: str):
+    """The same picture both ways."""
+
+    async def ask() -> tuple[str | None, str | None]:
+        async with AsyncOpenAI(base_url=server, api_key="sk-any", max_retries=0, timeout=WAIT_S) as client:
+            answer = await client.images.generate(**CAT)
+            last = ""
+            async for event in await client.images.generate(stream=True, partial_images=1, **CAT):
+                last = event.b64_json
+            return (answer.data or [])[0].b64_json, last
+
+    whole, last = asyncio.run(ask())
+    assert whole == last
+
+
+def test_what_goes_wrong_before_the_first_event_is_a_status(client: OpenAI):
+    """And after it an event, which their client raises."""
+    with pytest.raises(openai.BadRequestError):
+        client.images.generate(prompt="evil", stream=True)
+    with pytest.raises(openai.InternalServerError, match="the runtime"):
+        list(client.images.generate(prompt="crash", stream=True))
+    with (
+        closing(
+            client.images.generate(prompt="crash", stream=True, partial_images=3, extra_body={"seed": 1})
+        ) as stream,
+        pytest.raises(openai.APIError, match="the runtime"),
+    ):
+        list(stream)
+
+
+def test_who_leaves_a_stream_stops_the_picture(client: OpenAI, studio: Studio, backend: NumpyBackend):
+    """Before its next step."""
+    cancelled = cancellations(studio)
+    with pytest.raises(openai.APITimeoutError):
+        client.images.generate(prompt="held", stream=True, timeout=httpx2.Timeout(WAIT_S, read=0.2))
+    assert cancelled.wait(WAIT_S)
+    backend.release.set()
+    client.images.generate(**CAT)
+    assert backend.steps.count("held") <= 1
+
+
+def test_an_idempotency_key_gives_the_same_pictures(client: OpenAI):
+    """Random seeds and all, and is refused for another body, and for a stream."""
+    again = {"Idempotency-Key": "order-1"}
+    first, second = (client.images.generate(prompt="a cat", n=2, extra_headers=again) for _ in range(2))
+    assert [data.b64_json for data in first.data or []] == [data.b64_json for data in second.data or []]
+    with pytest.raises(openai.ConflictError):
+        client.images.generate(prompt="a dog", n=2, extra_headers=again)
+    with pytest.raises(openai.BadRequestError, match="idempotency-key"):
+        client.images.generate(prompt="a dog", stream=True, extra_headers=again)
+
+
+def test_keys_limits_and_metrics_hold_here_too(studio: Studio):
+    """Their clients' errors for them, and requests count under the dialect's name, each picture by its pixels."""
+    key, secret = new_key("someone", Role.USER, 0.0)
+    with listening(studio, keys=key_store(key), pixels_per_hour=3 * 128 * 128) as (host, port):
+        server = f"http://{host}:{port}/v1"
+        with pytest.raises(openai.AuthenticationError) as unknown, client_of(server) as client:
+            client.images.generate(**CAT)
+        assert unknown.value.code == "invalid_api_key"
+        with client_of(server, secret) as client:
+            client.images.generate(n=2, **CAT)
+            with pytest.raises(openai.RateLimitError) as limited:
+                client.images.generate(n=2, **CAT)
+            with pytest.raises(openai.PermissionDeniedError):
+                client.images.generate(n=4, **CAT)
+        assert (limited.value.code, int(limited.value.response.headers["retry-after"]) > 0) == (
+            "rate_limit_exceeded",
+            True,
+        )
+        metrics = httpx2.get(server.replace("/v1", "/metrics"), headers={"x-api-key": secret}).text
+    assert (
+        'sd35_http_requests_total{dialect="openai",method="POST",route="/v1/images/generations",status="200"} 1.0'
+        in metrics
+    )
+
+
+def test_strict_means_that_no_other_name_is_served(studio: Studio):
+    """`dall-e-3` is not here."""
+    with listening(studio, strict_dialects=True) as (host, port), client_of(f"http://{host}:{port}/v1") as client:
+        with pytest.raises(openai.NotFoundError):
+            client.images.generate(model="dall-e-3", **CAT)
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve("dall-e-3")
