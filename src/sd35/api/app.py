@@ -23,6 +23,7 @@ from sd35.api.observe import RequestLog, telemetry_of
 from sd35.api.openapi import describe
 from sd35.api.query import refuse_unknown
 from sd35.api.refusals import FieldError, RequestRefused, shown
+from sd35.api.sessions import Sessions
 from sd35.errors import PictureFailed, Sd35Error
 from sd35.service.callers import KeyRing
 from sd35.service.keys import Allowance, KeyStore
@@ -70,7 +71,7 @@ def create_app(
         redirect_slashes=False,
         telemetry=telemetry_of(telemetry.tracing),
     )
-    app.state.opening, app.state.telemetry = opening, telemetry
+    app.state.opening, app.state.telemetry, app.state.sessions = opening, telemetry, Sessions()
     app.state.started_s = time.monotonic()
     for dialect in DIALECTS:
         for router in dialect.routers:

@@ -10,7 +10,6 @@ from starlette.responses import Response
 
 from sd35.errors import (
     InvalidRequest,
-    NotAuthenticated,
     NotReady,
     Overloaded,
     Sd35Error,
@@ -56,8 +55,6 @@ class RequestRefused(Exception):  # noqa: N818
                 errors = [FieldError(field=error.field, got=shown(error.got), allowed=error.allowed)]
             case UnknownModel():
                 errors = [FieldError(field="model", got=shown(error.name), allowed=", ".join(error.served))]
-            case NotAuthenticated():
-                headers = {"WWW-Authenticate": "Bearer"}
             case Overloaded() | TooMany() | NotReady():
                 headers = {"Retry-After": str(math.ceil(error.retry_after_s))}
             case StoreUnavailable():
@@ -66,16 +63,21 @@ class RequestRefused(Exception):  # noqa: N818
 
 
 class Wording(NamedTuple):
-    """How a dialect words refusals: the status and the JSON object of one, by the request's id, and its description."""
+    """How a dialect words refusals: the status and the JSON object of one, by the request's id, and its description.
+
+    `challenge` is how a 401 says that a key may come.
+    """
 
     words: Callable[[RequestRefused, str], tuple[int, dict[str, Any]]]
     model: type[BaseModel]
     media_type: str = "application/json"
+    challenge: str = "Bearer"
 
     def response(self, refused: RequestRefused, request_id: str) -> Response:
         """A refusal as a response. ASCII, so that not even a lone surrogate in what came can break it."""
         status, content = self.words(refused, request_id)
-        return Response(json.dumps(content, allow_nan=False), status, refused.headers, self.media_type)
+        headers = refused.headers | ({"WWW-Authenticate": self.challenge} if status == 401 else {})
+        return Response(json.dumps(content, allow_nan=False), status, headers, self.media_type)
 
     def documented(self, description: str, **headers: str) -> dict[str, Any]:
         """A refusal as a response in the OpenAPI page; `headers` are names and descriptions."""

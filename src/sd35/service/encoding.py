@@ -60,7 +60,12 @@ def read_record(data: bytes) -> Record:
 
     Raises NotReplayable where it does not say so, is damaged, or was edited.
     """
-    return from_text(_opened(data)[1])
+    return from_text(texts_of(data))
+
+
+def texts_of(data: bytes) -> dict[str, str]:
+    """The texts of a picture's file, by their names. Raises NotReplayable where it is none, or damaged."""
+    return _opened(data)[1]
 
 
 def _opened(data: bytes) -> tuple[Format, dict[str, str]]:

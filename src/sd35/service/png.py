@@ -77,6 +77,16 @@ def without_text(png: bytes) -> bytes:
     return b"".join(kept)
 
 
+def with_text(png: bytes, key: str, value: str) -> bytes:
+    """The file with one more text before its pixels: tEXt where that can be, which all tools read, else iTXt."""
+    try:
+        chunk = _chunk(b"tEXt", key.encode("latin-1") + b"\0" + value.encode("latin-1"))
+    except UnicodeEncodeError:
+        chunk = _chunk(b"iTXt", key.encode("latin-1") + bytes(5) + value.encode())
+    end = len(SIGNATURE) + 12 + struct.unpack_from(">I", png, len(SIGNATURE))[0]  # of IHDR, which is always first
+    return png[:end] + chunk + png[end:]
+
+
 def enlarge(pixels: UInt8[Array, "h w 3"], width_px: int, height_px: int) -> UInt8[Array, "height_px width_px 3"]:
     """The picture at another size: resized by Lanczos so that it covers it, and cropped around the centre."""
     fitted = ImageOps.fit(Image.fromarray(pixels), (width_px, height_px), Image.Resampling.LANCZOS)

@@ -5,6 +5,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from sd35.api import artifacts, jobs, txt2img
+from sd35.api.dialects.automatic1111 import AUTOMATIC1111
 from sd35.api.dialects.dialect import Dialect
 from sd35.api.dialects.openai import OPENAI
 from sd35.api.dialects.stability import STABILITY
@@ -13,7 +14,12 @@ from sd35.api.refusals import RequestRefused, Wording
 
 _OWN = Dialect("sd35", ("/v1/",), (txt2img.router, jobs.router, artifacts.router), PROBLEM)
 
-DIALECTS = (OPENAI, STABILITY, _OWN)  # of two whose paths begin alike, the one of the longer beginning first
+DIALECTS = (
+    OPENAI,
+    AUTOMATIC1111,
+    STABILITY,
+    _OWN,
+)  # of two whose paths begin alike, the one of the longer beginning first
 
 
 def dialect_at(path: str) -> Dialect | None:
