@@ -100,6 +100,7 @@ class NumpyBackend:
         mean = min(250, float(np.mean(row.positive.tokens.astype(float))))  # more would be white all over
         target = mean / 100 + np.linspace(0, 0.5, row.latent.shape[-1]) - (self.precision != "float32")
         against = 0 if row.negative is None else row.guidance * (1 + row.negative.tokens.sum()) / 1e4
+        against = min(2.5, against)  # more would be black all over
         skipped = row.skip.scale * sum(row.skip.layers) / 100 if row.skip else 0
         velocity = row.latent - target + against + skipped
         latent: Array = row.latent + np.float32(row.sigma_next - row.sigma) * velocity.astype(np.float32)
