@@ -46,6 +46,11 @@ def served(command: Sequence[str], variables: dict[str, str] | None = None) -> I
                 log.seek(0)
                 raise SystemExit(f"{command[0]} did not become ready; it said:\n{log.read()}")
             yield Server(port, process)
+        except BaseException:
+            if process.poll() is not None:
+                log.seek(0)
+                print(f"{command[0]} ended with {process.returncode}; it said at last:\n{log.read()[-5000:]}")
+            raise
         finally:
             end(process)
 

@@ -87,12 +87,15 @@ class Connection:
         await self._reader.readexactly(2)
 
 
+_KEPT_S = 3.0  # less than uvicorn keeps an idle connection: else it may close one just as it is used again
+
+
 class Client:
     """Connections that are used again, as many as requests are under way."""
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self._idle: list[Connection] = []
+        self._idle: list[tuple[Connection, float]] = []  # and since when
 
     async def __aenter__(self) -> Self:
         return self
@@ -100,20 +103,26 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for connection in self._idle:
+        for connection, _ in self._idle:
             connection.leave()
 
     async def ask(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
     ) -> Answer:
         """A request and its answer; the seconds are without connecting."""
-        while self._idle and not self._idle[-1].is_open:
-            self._idle.pop().leave()
-        connection = self._idle.pop() if self._idle else await Connection.to(self.port)
+        connection = self._reused() or await Connection.to(self.port)
         try:
             answer = await connection.ask(method, path, body, headers)
         except BaseException:
             connection.leave()
             raise
-        self._idle.append(connection)
+        self._idle.append((connection, time.monotonic()))
         return answer
+
+    def _reused(self) -> Connection | None:
+        while self._idle:
+            connection, since_s = self._idle.pop()
+            if connection.is_open and time.monotonic() - since_s < _KEPT_S:
+                return connection
+            connection.leave()
+        return None
