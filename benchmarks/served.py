@@ -42,14 +42,11 @@ def served(command: Sequence[str], variables: dict[str, str] | None = None) -> I
             start_new_session=True,
         )
         try:
-            if not wait_until_ready(port, process):
-                log.seek(0)
-                raise SystemExit(f"{command[0]} did not become ready; it said:\n{log.read()}")
+            assert wait_until_ready(port, process), "it did not become ready"
             yield Server(port, process)
         except BaseException:
-            if process.poll() is not None:
-                log.seek(0)
-                print(f"{command[0]} ended with {process.returncode}; it said at last:\n{log.read()[-5000:]}")
+            log.seek(0)
+            print(f"{command[0]}, whose exit status is {process.poll()}, said at last:\n{log.read()[-5000:]}")
             raise
         finally:
             end(process)

@@ -72,6 +72,39 @@ def test_their_defaults_are_accepted_as_they_are(api: WebUIApi):
     assert first != second
 
 
+def test_sillytaverns_request_is_accepted_as_it_is(server: tuple[str, int]):
+    """All that it sends, with what it was told itself; its secret is not told again."""
+    body = {
+        "url": "http://127.0.0.1:7860",
+        "auth": "any:secret",
+        "prompt": "a cat",
+        "negative_prompt": "",
+        "steps": 4,
+        "sampler_name": "DDIM",
+        "scheduler": "automatic",
+        "cfg_scale": 7,
+        "width": 128,
+        "height": 128,
+        "restore_faces": False,
+        "enable_hr": False,
+        "hr_upscaler": "Latent",
+        "hr_scale": 1,
+        "clip_skip": 1,
+        "hr_additional_modules": [],
+        "denoising_strength": 0.7,
+        "hr_second_pass_steps": 0,
+        "send_images": True,
+        "override_settings": {"CLIP_stop_at_last_layers": 1},
+        "override_settings_restore_afterwards": True,
+        "save_images": True,
+        "do_not_save_grid": False,
+        "do_not_save_samples": False,
+    }
+    response = ask(server, "txt2img", body)
+    assert len(response.json()["images"]) == 1
+    assert "any:secret" not in response.text
+
+
 def test_a_picture_says_what_made_it(api: WebUIApi):
     """png-info reads its text, and of a file without any, none."""
     image = api.txt2img(prompt="a cat", seed=7, **SMALL).image

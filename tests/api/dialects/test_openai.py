@@ -116,7 +116,7 @@ def test_fields_reach_the_picture(client: OpenAI):
     ]
     assert len(set(digests)) == len(digests)
     same = [
-        digest(user="me", moderation="low", background="opaque", quality="auto", size="auto"),
+        digest(user="me", moderation="low", background="opaque", quality="auto", size="auto", style="vivid"),
         digest({"num_inference_steps": 4}),
     ]
     assert set(same) == {digests[0]}
@@ -143,7 +143,7 @@ def test_compression_is_the_files_quality(client: OpenAI):
         ({"n": 11}, "n", "invalid_value"),
         ({"size": "100x100"}, "size", "invalid_value"),
         ({"size": "big"}, "size", "invalid_value"),
-        ({"style": "vivid"}, "style", "invalid_value"),
+        ({"style": "vague"}, "style", "invalid_value"),
         ({"background": "transparent"}, "background", "invalid_value"),
         ({"output_compression": 50}, "output_compression", "invalid_value"),
         (
@@ -300,5 +300,7 @@ def test_strict_means_that_no_other_name_is_served(studio: Studio):
     with listening(studio, strict_dialects=True) as (host, port), client_of(f"http://{host}:{port}/v1") as client:
         with pytest.raises(openai.NotFoundError):
             client.images.generate(model="dall-e-3", **CAT)
+        with pytest.raises(openai.BadRequestError, match="style"):
+            client.images.generate(style="vivid", **CAT)
         with pytest.raises(openai.NotFoundError):
             client.models.retrieve("dall-e-3")

@@ -51,6 +51,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "styles": ([], None),
     "s_churn": (0, None),
     "s_min_uncond": (0, None),
+    "clip_skip": (1, None),
     "refiner_checkpoint": ("", None),
     "script_name": ("", "None", None),
     "script_args": ([], None),
@@ -64,7 +65,8 @@ _OF_NO_EFFECT = (
     *("hr_sampler_name", "hr_scheduler", "hr_prompt", "hr_negative_prompt", "denoising_strength"),
     *("firstphase_width", "firstphase_height", "subseed", "eta", "s_tmax", "s_tmin", "s_noise", "refiner_switch_at"),
     *("do_not_save_samples", "do_not_save_grid", "save_images", "disable_extra_networks", "comments"),
-    *("force_task_id", "override_settings_restore_afterwards"),
+    *("force_task_id", "override_settings_restore_afterwards", "hr_additional_modules"),
+    *("url", "auth"),  # SillyTavern passes on what it was told itself
 )
 _OVERRIDES: dict[str, tuple[Any, ...]] = {
     "CLIP_stop_at_last_layers": (1,),
@@ -264,7 +266,7 @@ async def txt2img(request: Request, response: Response, idempotency_key: Idempot
         [_file(outcome, text, service) for outcome, text in zip(made, texts, strict=True)] if body.send_images else []
     )
     info = _info(body, batch, made, texts)
-    return {"images": files, "parameters": body.model_dump(mode="json"), "info": json.dumps(info)}
+    return {"images": files, "parameters": body.model_dump(mode="json", exclude={"auth"}), "info": json.dumps(info)}
 
 
 @router.get("/progress", summary="How far is what this client has in the making?", responses=_NOT_NOW)

@@ -64,7 +64,10 @@ class Generation(BaseModel):
         description="auto, low, medium, high, standard or hd: the model's steps, half of them at low, half"
         " as many again.",
     )
-    style: None = Field(None, description="left out: there are no styles here; say it in the prompt.")
+    style: Literal["vivid", "natural"] | None = Field(
+        None,
+        description="vivid or natural: taken, and of no effect, unless `strict_dialects` is set. Say it in the prompt.",
+    )
     response_format: Literal["b64_json", "url"] | None = Field(
         None, description="b64_json or url. Left out or null: url for models asked for as dall-e..., else b64_json."
     )
@@ -119,8 +122,10 @@ class Generation(BaseModel):
         default = "url" if (self.model or "").startswith("dall-e") else "b64_json"
         return not self.stream and (self.response_format or default) == "url"
 
-    def check(self, idempotency_key: str | None) -> None:
+    def check(self, idempotency_key: str | None, *, is_strict: bool) -> None:
         """What fields say of each other. Raises InvalidRequest."""
+        if is_strict and self.style is not None:
+            raise InvalidRequest("style", self.style, "none: say it in the prompt")
         if self.num_inference_steps is not None and self.level != "medium":
             raise InvalidRequest("quality", self.quality, "auto, medium or standard beside num_inference_steps")
         if self.format is Format.PNG and self.output_compression not in {None, _ALL}:
@@ -270,8 +275,8 @@ router = APIRouter(tags=["OpenAI's API"])
 async def generations(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
     """Answers when all pictures are made, or with `stream` as one is made. A client that hangs up cancels them."""
     body = await read_json(request, Generation)
-    body.check(idempotency_key)
     service = service_of(request)
+    body.check(idempotency_key, is_strict=service.rules.naming.is_strict)
     call = Call(body.to_wanted(service), 0, body.format, True, idempotency_key, digest_of(body))  # noqa: FBT003
     if body.stream:
         return await _stream(request, body, call)
