@@ -75,10 +75,12 @@ def listening(studio: Studio, keys: KeyStore | None = None, **settings: Any) -> 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
-        assert ready.wait(WAIT_S)
-        yield listener.getsockname()
-        server.should_exit = True
-        thread.join(WAIT_S)
+        try:
+            assert ready.wait(WAIT_S)
+            yield listener.getsockname()
+        finally:  # else a test that fails would leave a thread that keeps the process
+            server.should_exit = True
+            thread.join(WAIT_S)
 
 
 @pytest.fixture

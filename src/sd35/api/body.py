@@ -34,10 +34,6 @@ async def read_object(request: Request, most_bytes: int = MAX_BODY_BYTES) -> dic
             f"content-type: got {shown(media_type)!r}; allowed: {allowed}",
             [FieldError(field="content-type", got=shown(media_type), allowed=allowed)],
         )
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding != "identity":
-        error = FieldError(field="content-encoding", got=shown(encoding), allowed="identity: the body as it is")
-        raise RequestRefused(415, "compressed bodies are not read", [error])
     return parse_object(await read_body(request, most_bytes))
 
 
@@ -55,11 +51,8 @@ def parse_object(content: bytes) -> dict[str, Any]:
     return value
 
 
-def validate(value: Mapping[str, Any], kind: type[Body], *, strict: bool = True) -> Body:
-    """The object as a model of `kind`; not `strict`, its values are texts, as of a form.
-
-    Raises RequestRefused (422) with the fields that are wrong.
-    """
+def validate(value: Mapping[str, Any], kind: type[Body]) -> Body:
+    """The object as a model of `kind`. Raises RequestRefused (422) with the fields that are wrong."""
     # Told apart here: to pydantic, a name that is no Unicode text (a lone surrogate) is a wrong value of no field.
     known = {name: content for name, content in value.items() if name in kind.model_fields}
     unknown = [(name, content) for name, content in value.items() if name not in known]
@@ -67,7 +60,7 @@ def validate(value: Mapping[str, Any], kind: type[Body], *, strict: bool = True)
     if len(unknown) > _NAMED_FIELDS:
         errors.append(_unknown("body", f"{len(unknown) - _NAMED_FIELDS} more fields", kind))
     try:
-        body = kind.model_validate(known, strict=strict)
+        body = kind.model_validate(known, strict=True)
     except ValidationError as error:
         fields = dict.fromkeys(str(detail["loc"][0]) for detail in error.errors())
         errors += [_field_error(field, known, kind) for field in fields]
@@ -78,7 +71,8 @@ def validate(value: Mapping[str, Any], kind: type[Body], *, strict: bool = True)
 
 
 def _unknown(field: str, got: object, kind: type[BaseModel]) -> FieldError:
-    return FieldError(field=shown(field), got=shown(got), allowed=f"only {', '.join(kind.model_fields)}")
+    fields = [name for name, known in kind.model_fields.items() if known.annotation is not type(None)]
+    return FieldError(field=shown(field), got=shown(got), allowed=f"only {', '.join(fields)}")
 
 
 def _field_error(field: str, value: Mapping[str, Any], kind: type[BaseModel]) -> FieldError:
@@ -88,7 +82,11 @@ def _field_error(field: str, value: Mapping[str, Any], kind: type[BaseModel]) ->
 
 
 async def read_body(request: Request, most_bytes: int) -> bytes:
-    """The body as it came. Raises RequestRefused: 413, or 400 where the client went away."""
+    """The body as it came. Raises RequestRefused: 413, 415 where it is compressed, 400 where it is not whole."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        error = FieldError(field="content-encoding", got=shown(encoding), allowed="identity: the body as it is")
+        raise RequestRefused(415, "compressed bodies are not read", [error])
     too_large = RequestRefused(
         413,
         f"the body is larger than the {most_bytes} bytes that are allowed",

@@ -6,14 +6,13 @@ from fastapi import FastAPI
 
 from sd35.api.callers import is_open
 from sd35.api.dialects import wording_at
-from sd35.api.refusals import Wording
+from sd35.api.refusals import RequestRefused, Wording
 
 _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, `sd35_...`, where there are any."},
     "basic": {"type": "http", "scheme": "basic", "description": "The same as the password; the user's name is free."},
     "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key", "description": "The same, for clients without."},
 }
-_FASTAPIS_OWN = "HTTPValidationError"  # a form of refusals that nothing here is worded in
 
 
 def describe(app: FastAPI) -> None:
@@ -42,6 +41,8 @@ def _add_gate(operation: dict[str, Any], wording: Wording) -> None:
     }
     if "requestBody" in operation:
         answers["408"] = documented("The body did not arrive in time.")
-    operation["responses"] = answers | operation["responses"]
-    if _FASTAPIS_OWN in str(operation["responses"].get("422", _FASTAPIS_OWN)):
-        operation["responses"]["422"] = documented("A parameter of the address or a header is wrong; each is named.")
+    responses = operation["responses"] = answers | operation["responses"]
+    if "HTTPValidationError" in str(responses.get("422")):  # FastAPI's own words, in which nothing is worded here
+        del responses["422"]
+    status, _ = wording.words(RequestRefused(422, ""), "")
+    responses.setdefault(str(status), documented("A parameter of the address or a header is wrong; each is named."))

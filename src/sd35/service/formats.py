@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from enum import StrEnum
+from typing import NamedTuple
 
 from sd35.errors import InvalidRequest, NotAcceptable
 
@@ -22,6 +23,13 @@ class Format(StrEnum):
     def media_type(self) -> str:
         """As in `Content-Type`."""
         return f"image/{self}"
+
+
+class Liking(NamedTuple):
+    """How well a media type is liked, 0 for not at all, and by what: 2 for its name, 1 for its type's range, 0."""
+
+    weight: float
+    narrowness: int
 
 
 def check_quality(output_format: Format, quality: int | None) -> None:
@@ -44,25 +52,20 @@ def negotiate(accept: str | None, output_format: Format | None) -> Format:
     """
     if output_format is not None:
         return output_format
-    if accept is None or not accept.strip():
-        return Format.PNG
-    liking = {each: liking_of(accept, each.media_type) for each in Format}
-    best = max(Format, key=lambda each: liking[each])
-    if not liking[best][0]:
-        raise NotAcceptable(accept, [each.media_type for each in Format])
+    likings = {each: liking_of(accept, each.media_type) for each in Format}
+    best = max(Format, key=lambda each: likings[each])
+    if not likings[best].weight:
+        raise NotAcceptable(accept or "", [each.media_type for each in Format])
     return best
 
 
-def liking_of(accept: str, media_type: str) -> tuple[float, bool]:
-    """How well an `Accept` header likes a media type, 0 for not at all, and whether it names it.
-
-    The narrowest range decides.
-    """
-    weights = dict(sorted(_media_ranges(accept), key=lambda one: one[1]))  # the greatest of what comes twice
-    for media_range in (media_type, f"{media_type.partition('/')[0]}/*", "*/*"):
-        if media_range in weights:
-            return weights[media_range], media_range == media_type
-    return 0.0, False
+def liking_of(accept: str | None, media_type: str) -> Liking:
+    """How well an `Accept` header likes a media type: the narrowest range decides. Without one, all are liked."""
+    given = _media_ranges(accept) if accept and accept.strip() else [("*/*", 1.0)]
+    weights = dict(sorted(given, key=lambda one: one[1]))  # the greatest of what comes twice
+    ranges = ("*/*", f"{media_type.partition('/')[0]}/*", media_type)
+    narrowness = max((place for place, media_range in enumerate(ranges) if media_range in weights), default=0)
+    return Liking(weights.get(ranges[narrowness], 0.0), narrowness)
 
 
 def _media_ranges(accept: str) -> Iterator[tuple[str, float]]:

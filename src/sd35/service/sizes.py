@@ -6,8 +6,6 @@ from sd35.checkpoints.checkpoint import Card
 from sd35.errors import InvalidRequest
 from sd35.request import SIZE_MULTIPLE_PX
 
-_ROUNDING = 1e-9  # of a square root that should be whole
-
 
 def drawn_size(width_px: int, height_px: int, card: Card, max_pixels: int) -> tuple[int, int]:
     """The size to draw at, (width, height): the requested one, or for a card that `enlarges`, the nearest native one.
@@ -41,6 +39,21 @@ def size_rule(card: Card) -> str:
     return f"{low_px} to {high_px}{larger if card.enlarges else ''}"
 
 
+def aspect_size(wide: int, high: int, card: Card) -> tuple[int, int]:
+    """The size, (width, height), of the aspect `wide`:`high` with no more pixels than a card's default size has.
+
+    Sides are multiples of 64 where that is a megapixel, the sizes that SDXL and SD3 were trained with (1344x768,
+    1216x832, 1536x640), and of as much more or less where it is larger or smaller, down to 16.
+    """
+    area = card.width * card.height
+    multiple_px = SIZE_MULTIPLE_PX * max(1, 4 * math.isqrt(area) // 1024)
+    width, height = (
+        max(math.isqrt(area * side // other) // multiple_px * multiple_px, SIZE_MULTIPLE_PX)
+        for side, other in ((wide, high), (high, wide))
+    )
+    return width, height
+
+
 def _native_size(width_px: int, height_px: int, card: Card) -> tuple[int, int]:
     """The multiples of 16 nearest to this aspect at the native number of pixels, inside the card's range."""
     scale = math.sqrt(card.native_pixels / (width_px * height_px))
@@ -50,15 +63,3 @@ def _native_size(width_px: int, height_px: int, card: Card) -> tuple[int, int]:
         for side in (width_px, height_px)
     )
     return width, height
-
-
-def size_of_aspect(width: int, height: int, card: Card) -> tuple[int, int]:
-    """The size of an aspect, as 16 to 9, with no more pixels than the card's default size: (width, height).
-
-    Sides are multiples of a sixteenth of the default's shorter side: of 64 px for a megapixel, which gives the sizes
-    that SDXL and SD3 were trained with (1344x768, 1536x640, 1216x832, 1088x896).
-    """
-    grid = max(SIZE_MULTIPLE_PX, min(card.width, card.height) // 16 // SIZE_MULTIPLE_PX * SIZE_MULTIPLE_PX)
-    scale = math.sqrt(card.width * card.height / (width * height))
-    wide, high = (int(side * scale / grid + _ROUNDING) * grid for side in (width, height))
-    return max(wide, grid), max(high, grid)

@@ -102,7 +102,7 @@ class Settings(BaseSettings):
     model_aliases: Annotated[tuple[str, ...], NoDecode] = Field(
         (
             *("dall-e-2", "dall-e-3", "gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "gpt-image-2"),
-            *("sd3.5-large", "sd3.5-large-turbo", "sd3.5-medium", "sd3.5-flash"),
+            *("sd3.5-large", "sd3.5-large-turbo", "sd3.5-medium", "sd3.5-flash", "sd3", "sd3-large", "sd3-medium"),
             "v1-5-pruned-emaonly.safetensors [6ce0161689]",
         ),
         description="Names by which clients of OpenAI's, AUTOMATIC1111's and Stability's APIs may call a checkpoint:"

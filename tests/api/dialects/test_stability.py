@@ -1,9 +1,13 @@
-"""Stability's dialect, by raw calls as their samples make them: `requests` with an empty file part, and curl's form."""
+"""Stability's dialect, by raw calls to a real server as their samples make them: `requests`, and curl's `-F`."""
 
 import base64
 import io
+import shutil
+import socket
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,214 +16,477 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from starlette.testclient import TestClient
 
-from sd35.checkpoints.checkpoint import Card
-from sd35.service.keys import Role, new_key
-from sd35.service.sizes import size_of_aspect
+from sd35.api.dialects.stability import Form
+from sd35.api.form import MAX_FORM_BYTES, MAX_PARTS
+from sd35.errors import NotAcceptable
+from sd35.service.encoding import read_record
+from sd35.service.filters import AllowAll, Decision
+from sd35.service.formats import Format
+from sd35.service.keys import KeyStore, Role, new_key
 from sd35.service.studio import Studio
-from tests.api.conftest import cancellations, listening
-from tests.double import WAIT_S, NumpyBackend, key_store
+from tests.api.conftest import listening, serving
+from tests.double import WAIT_S, NumpyBackend, double_studio, key_store
 
 PATH = "/v2beta/stable-image/generate/sd3"
 CAT: dict[str, Any] = {"prompt": "a cat", "seed": 7}
-RATIOS = ["16:9", "1:1", "21:9", "2:3", "3:2", "4:5", "5:4", "9:16", "9:21"]
+EMPTY = {"none": ""}
+BOUNDARY = {"content-type": "multipart/form-data; boundary=x"}
+
+
+class Prudish(AllowAll):
+    """A filter of the operator's."""
+
+    def check_prompt(self, prompt: str, negative_prompt: str) -> Decision:  # noqa: ARG002
+        """By a word of it."""
+        return Decision.REFUSE if "evil" in prompt else Decision.BLUR if "nude" in prompt else Decision.ALLOW
+
+
+@contextmanager
+def at(studio: Studio, keys: KeyStore | None = None, **settings: Any) -> Iterator[str]:
+    """The base URL of a real server."""
+    with listening(studio, keys, **settings) as (host, port):
+        yield f"http://{host}:{port}"
 
 
 @pytest.fixture
 def server(studio: Studio, backend: NumpyBackend) -> Iterator[str]:
     """The base URL of a real server."""
-    with listening(studio) as (host, port):
-        yield f"http://{host}:{port}"
+    with at(studio) as server:
+        yield server
         backend.release.set()
 
 
-def ask(server: str, accept: str = "image/*", key: str = "sk-any", **fields: Any) -> requests.Response:
-    """As their Python sample does."""
-    headers = {"authorization": f"Bearer {key}", "accept": accept}
-    return requests.post(f"{server}{PATH}", headers=headers, files={"none": ""}, data=fields, timeout=WAIT_S)
+def ask(server: str, accept: str = "image/*", files: Any = EMPTY, key: str = "sk-MYAPIKEY", **more: Any) -> Any:
+    """As their sample in Python does: an empty file makes `requests` send a form of parts."""
+    headers = {"authorization": f"Bearer {key}", "accept": accept, **more.pop("headers", {})}
+    return requests.post(f"{server}{PATH}", headers=headers, files=files, data=more, timeout=WAIT_S)
 
 
-def refused(response: requests.Response, status: int, name: str) -> str:
-    """The words of an error of theirs."""
-    assert response.status_code == status, response.text
-    error = response.json()
-    assert set(error) == {"id", "name", "errors"}
-    assert error["name"] == name
-    assert error["id"] == response.headers["x-request-id"]
-    return "; ".join(error["errors"])
+def refused(response: Any, status: int, name: str) -> str:
+    """The words of an error, which must be of their shape."""
+    assert (response.status_code, response.headers["content-type"]) == (status, "application/json"), response.text
+    content = response.json()
+    assert set(content) == {"id", "name", "errors"}
+    assert (content["id"], content["name"]) == (response.headers["x-request-id"], name)
+    return "\n".join(content["errors"])
 
 
-def test_their_sample_gets_a_picture(server: str):
-    """Bytes of a PNG file, with the seed and why it ended in headers, of the default size."""
-    response = ask(server, **CAT)
-    assert (response.status_code, response.headers["content-type"]) == (200, "image/png")
+def part(name: str, content: bytes = b"", more: bytes = b"") -> bytes:
+    """One part of a form, up to its last boundary."""
+    return b'--x\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n' % (name.encode(), more, content)
+
+
+def size_of(file: bytes) -> tuple[int, int]:
+    """A picture's width and height."""
+    with Image.open(io.BytesIO(file)) as image:
+        return image.size
+
+
+def test_their_sample_in_python_gets_a_file(server: str, tmp_path: Path):
+    """The bytes of a JPEG file, why it ended and the seed, and what else each dialect's answer says."""
+    response = ask(server, prompt="Lighthouse on a cliff overlooking the ocean", output_format="jpeg")
+    assert (response.status_code, response.headers["content-type"]) == (200, "image/jpeg")
+    assert response.headers["finish-reason"] == "SUCCESS"
+    file = tmp_path / "lighthouse.jpeg"
+    file.write_bytes(response.content)
+    made = read_record(file.read_bytes()).request
+    assert (made.prompt, made.width, made.height) == ("Lighthouse on a cliff overlooking the ocean", 128, 128)
+    assert response.headers["seed"] == response.headers["x-sd35-seed"] == str(made.seed)
+    assert (response.headers["x-sd35-model"], response.headers["x-sd35-digest"]) == ("mini", made.digest)
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+def test_their_sample_for_curl_gets_a_file(server: str, tmp_path: Path):
+    """`-F` for each field, the key in a header of lower case."""
+    fields = ("prompt=Lighthouse on a cliff overlooking the ocean", "output_format=webp", "aspect_ratio=16:9")
+    headers = ("-H", "authorization: Bearer sk-MYAPIKEY", "-H", "accept: image/*")
+    forms = [each for field in fields for each in ("-F", field)]
+    command = ["curl", "-sS", "--fail-with-body", f"{server}{PATH}", *headers, *forms, "-o", "./lighthouse.webp"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=WAIT_S)
+    with Image.open(tmp_path / "lighthouse.webp") as image:
+        assert (image.format, image.size) == ("WEBP", (160, 96))
+
+
+def test_json_holds_the_same_file(server: str):
+    """In base64, with reason and seed, and which model and picture it is."""
+    file = ask(server, **CAT)
+    response = ask(server, "application/json", **CAT)
+    assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
+    content = response.json()
+    assert base64.b64decode(content.pop("image")) == file.content
+    digest = file.headers["x-sd35-digest"]
+    assert content == {"finish_reason": "SUCCESS", "seed": 7, "model": "mini", "digest": digest}
     assert (response.headers["finish-reason"], response.headers["seed"]) == ("SUCCESS", "7")
-    assert response.headers["x-sd35-model"] == "mini"
-    assert Image.open(io.BytesIO(response.content)).size == (128, 128)
 
 
-def test_json_brings_the_same_picture(server: str):
-    """In base64, with seed and reason."""
-    picture = ask(server, **CAT)
-    answer = ask(server, "application/json", **CAT).json()
-    assert base64.b64decode(answer["image"]) == picture.content
-    assert (answer["finish_reason"], answer["seed"], answer["model"]) == ("SUCCESS", 7, "mini")
+def test_every_field_reaches_the_request(server: str):
+    """What is asked for is what the file says."""
+    fields: dict[str, Any] = {
+        "prompt": "ein Übergrößenträger 🐈",
+        "negative_prompt": "a dog",
+        "seed": 4294967294,
+        "model": "large",
+    }
+    response = ask(server, **fields, cfg_scale=6.5, aspect_ratio="2:3", mode="text-to-image", output_format="png")
+    made = read_record(response.content).request
+    assert {name: getattr(made, name) for name in fields} == fields
+    assert (made.guidance_scale, made.width, made.height) == (6.5, 832, 1216)
+    assert (made.steps, made.skip_layer_scale) == (30, 2.8)  # the model's
+    assert size_of(response.content) == (832, 1216)
 
 
-def test_curl_gets_a_picture(server: str, tmp_path: Path):
-    """`-F` for each field, as in their samples."""
-    out = tmp_path / "out.jpeg"
-    fields = ["prompt=a cat", "output_format=jpeg", "aspect_ratio=16:9", "model=sd3.5-large"]
-    command = ["curl", "-sf", f"{server}{PATH}", "-H", "authorization: Bearer sk-x", "-H", "accept: image/*"]
-    subprocess.run([*command, *(part for field in fields for part in ("-F", field)), "-o", out], check=True)
-    with Image.open(out) as image:
-        assert (image.format, image.size) == ("JPEG", (160, 96))
+def test_what_is_left_out_is_the_models(server: str):
+    """Guidance, steps and size of its card, and no negative prompt."""
+    made = read_record(ask(server, prompt="a cat").content).request
+    assert (made.guidance_scale, made.steps, made.width, made.height, made.negative_prompt) == (4.5, 4, 128, 128, "")
 
 
-def test_a_seed_of_0_is_random(server: str):
-    """Two calls are two pictures, and each names its seed."""
-    seeds = {ask(server, prompt="a cat", seed=0).headers["seed"] for _ in range(2)}
-    assert len(seeds) == 2
-    assert "0" not in seeds
+def test_a_seed_of_0_is_a_random_one(server: str):
+    """Two pictures, each of which says its seed, by which it is made again."""
+    first, second = (ask(server, prompt="a cat", seed=0) for _ in range(2))
+    assert len({first.headers["seed"], second.headers["seed"], "0"}) == 3
+    again = ask(server, prompt="a cat", seed=first.headers["seed"])
+    assert (again.content, again.headers["x-sd35-cache"]) == (first.content, "hit")
 
 
-def test_fields_reach_the_picture(server: str):
-    """Negative prompt and guidance change it; the same again is found."""
-    digests = [
-        ask(server, **CAT, **more).headers["x-sd35-digest"]
-        for more in (
-            {},
-            {"negative_prompt": "a dog"},
-            {"cfg_scale": "7.5"},
-            {"aspect_ratio": "9:16"},
-            {"model": "large"},
-        )
-    ]
-    assert len(set(digests)) == len(digests)
-    assert ask(server, **CAT).headers["x-sd35-cache"] == "hit"
+def test_the_picture_is_every_dialects(server: str):
+    """The same request in this project's own dialect is found in the result cache."""
+    own: dict[str, Any] = {"prompt": "a cat", "seed": 7, "width": 160, "height": 96}
+    first = requests.post(f"{server}/v1/txt2img", json=own, timeout=WAIT_S)
+    second = ask(server, **CAT, aspect_ratio="16:9")
+    assert second.headers["x-sd35-cache"] == "hit"
+    assert second.content == first.content
+
+
+@pytest.mark.parametrize("name", ["sd3.5-large", "sd3.5-large-turbo", "sd3.5-medium", "sd3.5-flash"])
+def test_their_models_are_served_by_what_there_is(server: str, name: str):
+    """The answer says by which."""
+    assert ask(server, **CAT, model=name).headers["x-sd35-model"] == "mini"
+
+
+def test_strictly_no_model_goes_by_another_name(studio: Studio):
+    """Theirs are refused, with the names of those that there are; those are served."""
+    with at(studio, strict_dialects=True) as server:
+        words = refused(ask(server, **CAT, model="sd3.5-large"), 400, "bad_request")
+        assert words == "model: got 'sd3.5-large'; allowed: mini, large"
+        assert ask(server, **CAT, model="mini").status_code == 200
+
+
+FILE = b"\x89PNG and so on"
+WRONG = [
+    ({"prompt": None}, "prompt: got 'nothing'; allowed: text of 1 to 10000 characters"),
+    ({"prompt": ""}, "prompt: got ''; allowed: text of 1 to 10000 characters"),
+    ({"prompt": "x" * 10_001}, "prompt: got 'x"),
+    ({"negative_prompt": "x" * 10_001}, "negative_prompt: got 'x"),
+    (
+        {"mode": "image-to-image"},
+        "mode: got 'image-to-image'; allowed: text-to-image, or left out, for there is no image",
+    ),
+    ({"strength": "0.5"}, "strength: got '0.5'; allowed: left out, for there is no image-to-image here"),
+    ({"style_preset": "anime"}, "style_preset: got 'anime'; allowed: left out, with the style in the prompt"),
+    ({"aspect_ratio": "7:5"}, "aspect_ratio: got '7:5'; allowed: one of 16:9, 1:1, 21:9"),
+    ({"model": "sd9"}, "model: got 'sd9'; allowed: mini, large"),
+    ({"model": ""}, "model: got ''; allowed: a name from /v1/models"),
+    ({"seed": "-1"}, "seed: got '-1'; allowed: an integer from 0 to 4294967294"),
+    ({"seed": "4294967295"}, "seed: got '4294967295'; allowed: an integer from 0 to 4294967294"),
+    ({"seed": "1_0"}, "seed: got '1_0'"),
+    ({"seed": " 7"}, "seed: got ' 7'"),
+    ({"seed": "7.0"}, "seed: got '7.0'"),
+    ({"seed": "9" * 5000}, "seed: got '999"),
+    ({"seed": ""}, "seed: got ''"),
+    ({"cfg_scale": "0.9"}, "cfg_scale: got '0.9'; allowed: a number from 1 to 10"),
+    ({"cfg_scale": "10.1"}, "cfg_scale: got '10.1'"),
+    ({"cfg_scale": "nan"}, "cfg_scale: got 'nan'"),
+    ({"cfg_scale": "1_0"}, "cfg_scale: got '1_0'"),
+    ({"output_format": "gif"}, "output_format: got 'gif'; allowed: png, jpeg, webp or avif"),
+    ({"steps": "4"}, "steps: got '4'; allowed: only prompt, negative_prompt, aspect_ratio, model, seed, cfg_scale, o"),
+    ({"image": (None, "text")}, "image: got 'text'; allowed: left out, for there is no image-to-image here"),
+    ({"image": ("a.png", FILE)}, "image: got 'a file of 14 bytes'; allowed: left out, for there is no image-to-image"),
+    ({"prompt": ("a.txt", FILE)}, "prompt: got 'a file of 14 bytes'; allowed: text of"),
+    ({"none": ("none", FILE)}, "none: got 'a file of 14 bytes'; allowed: only prompt"),
+    ({"prompt": (None, b"a \xff")}, "prompt: got 'a \ufffd'; allowed: text in UTF-8"),
+]
+
+
+@pytest.mark.parametrize(("fields", "words"), WRONG, ids=range(len(WRONG)))
+def test_a_wrong_field_is_named_with_what_came_and_what_is_allowed(server: str, fields: dict[str, Any], words: str):
+    """400 in their shape; nothing is ignored silently."""
+    files = {name: value for name, value in fields.items() if isinstance(value, tuple)}
+    texts = {name: value for name, value in fields.items() if isinstance(value, str)}
+    prompt = {} if "prompt" in fields else {"prompt": "a cat"}
+    assert words in refused(ask(server, files=files or EMPTY, **{**prompt, **texts}), 400, "bad_request")
+
+
+def test_all_wrong_fields_are_named_at_once(server: str):
+    """One line for each, and none has more than the field's own name for `only`."""
+    words = refused(ask(server, seed="x", cfg_scale="y", foo="z"), 400, "bad_request").splitlines()
+    assert sorted(line.partition(":")[0] for line in words) == ["cfg_scale", "foo", "prompt", "seed"]
+    assert not any("style_preset" in line for line in words)
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({}, "prompt: got 'nothing'; allowed: text of 1 to"),
-        ({"prompt": ""}, "prompt: got ''"),
-        ({**CAT, "mode": "image-to-image"}, "mode: got 'image-to-image'; allowed: text-to-image"),
-        ({**CAT, "strength": "0.5"}, "strength: got '0.5'; allowed: left out"),
-        ({**CAT, "style_preset": "anime"}, "style_preset: got 'anime'; allowed: left out"),
-        ({**CAT, "aspect_ratio": "7:5"}, "aspect_ratio: got '7:5'; allowed: 16:9"),
-        ({**CAT, "seed": "4294967295"}, "seed: got '4294967295'"),
-        ({**CAT, "cfg_scale": "11"}, "cfg_scale: got '11'; allowed: a number from 1 to 10"),
-        ({**CAT, "output_format": "gif"}, "output_format: got 'gif'"),
-        ({**CAT, "model": "sd9"}, "model: got 'sd9'; allowed: mini, large"),
-        ({**CAT, "steps": "4"}, "steps: got '4'; allowed: only prompt"),
-    ],
+    "files",
+    [EMPTY, {"image": ""}, {"none": ("", "")}, [("a", ("", "")), ("a", ("", "")), ("prompt", ("", ""))]],
+    ids=["their sample's", "no image", "a browser's", "several of a name"],
 )
-def test_a_wrong_field_is_a_bad_request_that_names_it(server: str, fields: dict[str, Any], words: str):
-    """With what came and what is allowed."""
-    assert words in refused(ask(server, **fields), 400, "bad_request")
+def test_an_empty_file_is_passed_over(server: str, files: Any):
+    """Whatever its name: it is how clients are told to make a form."""
+    assert ask(server, files=files, **CAT).status_code == 200
 
 
-def test_files_with_content_are_refused(server: str):
-    """Pictures are made from text alone."""
-    response = requests.post(f"{server}{PATH}", files={"image": b"a picture"}, data=CAT, timeout=WAIT_S)
-    assert "image: got '9 bytes'; allowed: no file" in refused(response, 400, "bad_request")
+def test_text_may_come_as_parts_without_a_file(server: str):
+    """As clients do who give `files` a value and no file name, each with a content type."""
+    files = {name: (None, str(value), "text/plain; charset=utf-8") for name, value in CAT.items()}
+    assert requests.post(f"{server}{PATH}", files=files, timeout=WAIT_S).headers["seed"] == "7"
+
+
+ENCODED = b"\r\nContent-Transfer-Encoding: base64"
+BODIES = [
+    (part("prompt", b"a") + part("prompt", b"b") + b"--x--\r\n", "prompt: got 'given twice'; allowed: each field once"),
+    (part("prompt", b"a") + part("seed", b"7"), "it ends before its last boundary"),
+    (part("prompt", b"a") + b"--x", "it ends before its last boundary"),
+    (part("prompt", b"a").replace(b"--x", b"--y"), "the body is no multipart/form-data"),
+    (b"prompt=a", "the body is no multipart/form-data"),
+    (b"", "it ends before its last boundary"),
+    (b"--x--\r\n", "prompt: got 'nothing'"),
+    (b"--x\r\nContent-Disposition: form-data\r\n\r\na\r\n--x--\r\n", "a part has no name"),
+    (b"--x\r\n\r\na\r\n--x--\r\n", "a part has no name"),
+    (part("prompt", b"YQ==", ENCODED) + b"--x--\r\n", "prompt: got 'base64'; allowed: no content-transfer-encoding"),
+    (b"".join(part(str(n)) for n in range(MAX_PARTS + 1)) + b"--x--\r\n", "more than the 50 parts"),
+    (b"--x\r\n" + b"a: b\r\n" * 100 + part("prompt")[5:] + b"--x--\r\n", "Maximum header count"),
+    (b"--x\r\na: " + b"b" * 10_000 + b"\r\n" + part("prompt")[5:] + b"--x--\r\n", "Maximum header size"),
+]
+
+
+@pytest.mark.parametrize(("body", "words"), BODIES, ids=range(len(BODIES)))
+def test_a_body_that_is_no_form_is_refused(server: str, body: bytes, words: str):
+    """Each kind has its words; of a form that is cut off, nothing is taken for granted."""
+    response = requests.post(f"{server}{PATH}", data=body, headers=BOUNDARY, timeout=WAIT_S)
+    assert words in refused(response, 400, "bad_request")
 
 
 @pytest.mark.parametrize(
-    ("media_type", "body", "status", "name"),
+    ("headers", "words"),
     [
-        ("application/json", b'{"prompt": "a cat"}', 400, "bad_request"),
-        ("multipart/form-data", b"--x\r\n", 400, "bad_request"),
-        ("multipart/form-data; boundary=x", b"no part", 400, "bad_request"),
-        ("multipart/form-data; boundary=x", b"x" * (10 * 1024 * 1024 + 1), 413, "payload_too_large"),
-        (
-            "multipart/form-data; boundary=x",
-            b'--x\r\ncontent-disposition: form-data; name="prompt"\r\n\r\na\r\n' * 2 + b"--x--\r\n",
-            400,
-            "bad_request",
-        ),
-        (
-            "multipart/form-data; boundary=x",
-            b'--x\r\ncontent-disposition: form-data; name="prompt"\r\n\r\na\r\n' * 60 + b"--x--\r\n",
-            400,
-            "bad_request",
-        ),
+        ({}, "content-type: got ''; allowed: multipart/form-data"),
+        ({"content-type": "application/json"}, "content-type: got 'application/json'; allowed: multipart/form-data"),
+        ({"content-type": "application/x-www-form-urlencoded"}, "content-type: got"),
+        ({"content-type": "multipart/form-data"}, "names no boundary"),
+        ({"content-type": f"multipart/form-data; boundary={'x' * 1000}"}, "Boundary length 1000 exceeds"),
+        ({**BOUNDARY, "content-encoding": "gzip"}, "content-encoding: got 'gzip'"),
+        ({**BOUNDARY, "idempotency-key": "a b"}, "Idempotency-Key: got 'a b'"),
     ],
-    ids=["json", "no boundary", "no form", "too large", "given twice", "too many parts"],
 )
-def test_what_is_no_form_is_refused(server: str, media_type: str, body: bytes, status: int, name: str):
-    """In their shape too."""
-    headers = {"content-type": media_type, "expect": ""}
-    refused(requests.post(f"{server}{PATH}", data=body, headers=headers, timeout=WAIT_S), status, name)
+def test_only_forms_of_parts_are_read(server: str, headers: dict[str, str], words: str):
+    """400, as their API answers."""
+    body = part("prompt", b"a") + b"--x--\r\n"
+    assert words in refused(requests.post(f"{server}{PATH}", body, headers=headers, timeout=WAIT_S), 400, "bad_request")
 
 
-def test_an_accept_header_that_takes_nothing_is_refused(server: str):
+def test_a_field_in_the_address_is_refused(server: str):
+    """It is not passed over."""
+    response = requests.post(f"{server}{PATH}?seed=7", files=EMPTY, data=CAT, timeout=WAIT_S)
+    assert "seed: got '7'" in refused(response, 400, "bad_request")
+
+
+def test_a_body_is_bounded(server: str):
+    """413 by the size that is declared, or when so much has come; up to that size it is read."""
+    large: dict[str, Any] = {"prompt": "a", "image": (None, "x" * MAX_FORM_BYTES)}
+    words = "body: got None; allowed: at most 10485760 bytes"
+    assert words in refused(ask(server, files=large), 413, "payload_too_large")
+    chunks = (b" " * 65536 for _ in range(MAX_FORM_BYTES // 65536 + 1))
+    response = requests.post(f"{server}{PATH}", data=chunks, headers=BOUNDARY, timeout=WAIT_S)
+    assert words in refused(response, 413, "payload_too_large")
+    large = {"prompt": "a", "image": ("a.png", b"\r\n--" * ((MAX_FORM_BYTES - 1000) // 4))}
+    assert "image: got 'a file of 10484760 bytes'" in refused(ask(server, files=large), 400, "bad_request")
+
+
+@pytest.mark.parametrize(
+    ("accept", "output_format", "expected"),
+    [
+        (None, None, (Format.PNG, False)),
+        ("*/*", None, (Format.PNG, False)),
+        ("image/*", "jpeg", (Format.JPEG, False)),
+        ("image/webp", None, (Format.WEBP, False)),
+        ("application/json", None, (Format.PNG, True)),
+        ("application/json; type=image/png", None, (Format.PNG, True)),
+        ("application/json", "webp", (Format.WEBP, True)),
+        ("application/json, text/plain, */*", "jpeg", (Format.JPEG, True)),
+        ("image/*, application/json", None, (Format.PNG, False)),
+        ("image/*;q=0.5, application/json", None, (Format.PNG, True)),
+        ("image/*, application/json;q=0.5", None, (Format.PNG, False)),
+        ("*/*, application/json;q=0", None, (Format.PNG, False)),
+        ("image/png", "jpeg", None),
+        ("text/html", None, None),
+        ("image/*;q=0", None, None),
+    ],
+)
+def test_accept_says_file_or_json(accept: str | None, output_format: Any, expected: tuple[Format, bool] | None):
+    """By q-values; of two that are liked alike, what is named; then the file. What takes neither is an error."""
+    form = Form.model_validate({"prompt": "a cat", "output_format": output_format})
+    if expected:
+        assert form.format(accept) == expected
+    else:
+        with pytest.raises(NotAcceptable):
+            form.format(accept)
+
+
+def test_an_accept_that_takes_neither_is_refused(server: str):
     """With what there is."""
-    assert "image/* or application/json" in refused(ask(server, "text/html", **CAT), 400, "bad_request")
+    words = refused(ask(server, "text/html", output_format="jpeg", **CAT), 400, "bad_request")
+    assert words == "accept: got 'text/html'; allowed: image/jpeg, application/json"
 
 
-def test_other_paths_of_theirs_are_not_there(server: str):
-    """And say so in their shape."""
-    response = requests.post(f"{server}/v2beta/stable-image/generate/core", data=CAT, timeout=WAIT_S)
-    assert "what there is: /docs" in refused(response, 404, "not_found")
+def test_what_the_filter_says_is_told_as_theirs_tells_it(studio: Studio):
+    """A blurred picture is 200 with a reason, in headers and in JSON; what is refused is 403, also as a job's end."""
+    with at(studio, content_filter="tests.api.dialects.test_stability:Prudish") as server:
+        file, in_json = ask(server, prompt="nude"), ask(server, "application/json", prompt="nude")
+        assert (file.status_code, file.headers["finish-reason"]) == (200, "CONTENT_FILTERED")
+        assert in_json.json()["finish_reason"] == "CONTENT_FILTERED"
+        for headers in ({}, {"idempotency-key": "one"}):
+            words = refused(ask(server, prompt="evil", headers=headers), 403, "content_moderation")
+            assert words == "the prompt is refused by this service's content filter"
 
 
-def test_keys_and_metrics_hold_here_too(studio: Studio):
-    """A wrong key is their 401, the right one is let in, and requests count under the dialect's name."""
+def test_a_failing_picture_is_an_error_of_theirs(server: str):
+    """500, with its own reason."""
+    assert "the runtime's own words" in refused(ask(server, prompt="crash"), 500, "internal_error")
+
+
+def test_an_idempotency_key_makes_one_picture(server: str):
+    """Sent again it is the same, though its seed was drawn; with another form it is refused."""
+    headers = {"idempotency-key": "one"}
+    first, again = (ask(server, prompt="a cat", headers=headers) for _ in range(2))
+    assert (first.headers["x-sd35-cache"], again.headers["x-sd35-cache"]) == ("miss", "hit")
+    assert (first.content, first.headers["seed"]) == (again.content, again.headers["seed"])
+    assert "'one' came before" in refused(ask(server, prompt="a dog", headers=headers), 409, "conflict")
+
+
+def test_headers_of_their_clients_change_nothing(server: str):
+    """`stability-client-...` may be there."""
+    headers = {f"stability-client-{name}": "me" for name in ("id", "user-id", "version")}
+    assert ask(server, headers=headers, **CAT).content == ask(server, **CAT).content
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "name"),
+    [
+        ("POST", "/v2beta/stable-image/generate/ultra", 404, "not_found"),
+        ("POST", f"{PATH}/", 404, "not_found"),
+        ("GET", "/v2beta/", 404, "not_found"),
+        ("GET", PATH, 405, "method_not_allowed"),
+    ],
+)
+def test_other_paths_of_theirs_say_what_there_is(server: str, method: str, path: str, status: int, name: str):
+    """In their shape."""
+    response = requests.request(method, f"{server}{path}", timeout=WAIT_S)
+    words = refused(response, status, name)
+    assert f"POST {PATH}" in words if status == 404 else response.headers["allow"] == "POST"
+
+
+def test_keys_and_metrics_are_as_elsewhere(studio: Studio):
+    """A key that is none is 401 in their shape; requests count under the dialect's name."""
     key, secret = new_key("someone", Role.USER, 0.0)
-    with listening(studio, keys=key_store(key)) as (host, port):
-        server = f"http://{host}:{port}"
-        refused(ask(server, **CAT), 401, "unauthorized")
+    with at(studio, key_store(key)) as server:
+        response = ask(server, **CAT)
+        assert refused(response, 401, "unauthorized") == "the API key that came is not valid"
+        assert response.headers["www-authenticate"] == "Bearer"
         assert ask(server, key=secret, **CAT).status_code == 200
         metrics = requests.get(f"{server}/metrics", headers={"x-api-key": secret}, timeout=WAIT_S).text
     assert f'sd35_http_requests_total{{dialect="stability",method="POST",route="{PATH}",status="200"}} 1.0' in metrics
 
 
-def test_limits_hold_here_too(studio: Studio):
-    """A second request in a minute of one is their 429, with the time to wait."""
-    with listening(studio, requests_per_minute=1) as (host, port):
-        server = f"http://{host}:{port}"
+def test_limits_are_as_elsewhere(studio: Studio):
+    """The second in a minute of one is 429 with when to come back; a picture beyond an hour's pixels is 403."""
+    with at(studio, requests_per_minute=1) as server:
         assert ask(server, **CAT).status_code == 200
         response = ask(server, **CAT)
-    refused(response, 429, "rate_limit_exceeded")
-    assert int(response.headers["retry-after"]) > 0
+        refused(response, 429, "rate_limit_exceeded")
+        assert int(response.headers["retry-after"]) >= 1
+    with at(double_studio_beside(studio), pixels_per_hour=1000) as server:
+        refused(ask(server, **CAT), 403, "forbidden")
 
 
-def test_strict_means_that_no_other_name_is_served(studio: Studio):
-    """Their models are not here."""
-    with listening(studio, strict_dialects=True) as (host, port):
-        response = ask(f"http://{host}:{port}", **CAT, model="sd3.5-large")
-    assert "sd3.5-large" in refused(response, 400, "bad_request")
+def double_studio_beside(studio: Studio) -> Studio:
+    """Another one: a server closes its own."""
+    return double_studio(next(iter(studio.models.values())).checkpoint.directory.parent / "beside")
 
 
-def test_who_hangs_up_stops_the_picture(server: str, studio: Studio, backend: NumpyBackend):
-    """Before its next step."""
-    cancelled = cancellations(studio)
-    with pytest.raises(requests.Timeout):  # which comes of a picture that is held
-        requests.post(f"{server}{PATH}", data={"prompt": "held"}, files={"none": ""}, timeout=(WAIT_S, 0.2))
+def test_a_body_that_does_not_arrive_is_408(studio: Studio):
+    """In their shape, as at the other dialects' paths."""
+    with at(studio, max_arrival_s=0.1) as server:
+        host, port = server.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=WAIT_S) as connection:
+            connection.sendall(_head(100))
+            answer = b""
+            while chunk := connection.recv(65536):
+                answer += chunk
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b'"name": "request_timeout"' in answer
+
+
+def test_a_client_that_hangs_up_cancels_its_picture(server: str, studio: Studio, backend: NumpyBackend):
+    """It stops before its next step, and the next client's is made."""
+    cancelled = threading.Event()
+    cancel = studio.engine.cancel
+
+    def noticing(ticket: Any) -> None:
+        cancel(ticket)
+        cancelled.set()
+
+    studio.engine.cancel = noticing  # type: ignore[method-assign]
+    body = part("prompt", b"held") + b"--x--\r\n"
+    host, port = server.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=WAIT_S) as connection:
+        connection.sendall(_head(len(body)) + body)
+        assert backend.started.wait(WAIT_S)
     assert cancelled.wait(WAIT_S)
     backend.release.set()
-    assert ask(server, prompt="another").status_code == 200
-    assert backend.steps.count("held") <= 1
+    assert ask(server, prompt="a dog").status_code == 200
+    assert backend.steps == ["held"] + ["a dog"] * 4
 
 
-@given(
-    st.sampled_from([(128, 128), (512, 512), (1024, 1024), (1440, 1440)]),
-    st.sampled_from(RATIOS),
+def _head(length: int) -> bytes:
+    lines = (f"POST {PATH} HTTP/1.1", "Host: x", f"Content-Type: {BOUNDARY['content-type']}")
+    return "\r\n".join([*lines, f"Content-Length: {length}", "\r\n"]).encode()
+
+
+@pytest.fixture(scope="module")
+def lasting_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """One app for all of a property's examples."""
+    with serving(double_studio(tmp_path_factory.mktemp("models"))) as client:
+        yield client
+
+
+def test_the_description_has_no_errors_but_theirs(lasting_client: TestClient):
+    """Each is `{id, name, errors}`, and 422, as FastAPI would have it, is none of them."""
+    responses = lasting_client.get("/openapi.json").json()["paths"][PATH]["post"]["responses"]
+    assert "422" not in responses
+    errors = {status: each["content"]["application/json"]["schema"] for status, each in responses.items()}
+    assert errors.pop("200")["title"] == "Answer"
+    assert {tuple(schema["properties"]) for schema in errors.values()} == {("id", "name", "errors")}
+
+
+pieces = st.sampled_from(
+    [
+        b"--x\r\n",
+        b"\r\n--x\r\n",
+        b"\r\n--x--\r\n",
+        b"\r\n",
+        part("prompt", b"a"),
+        part("seed", b"7"),
+        b"--x--",
+        b": ",
+        b"-",
+    ]
 )
-def test_an_aspect_has_no_more_pixels_than_the_default_and_nearly_its_shape(default: tuple[int, int], ratio: str):
-    """Sides are multiples of 16."""
-    wide, high = map(int, ratio.split(":"))
-    width, height = size_of_aspect(wide, high, Card(width=default[0], height=default[1]))
-    assert width % 16 == height % 16 == 0
-    assert 0.75 * default[0] * default[1] <= width * height <= default[0] * default[1]
-    assert width / height == pytest.approx(wide / high, rel=0.13)
 
 
-def test_the_aspects_of_a_megapixel_are_the_known_sizes():
-    """Those that SDXL and SD3 were trained with."""
-    aspects = [ratio.split(":") for ratio in RATIOS]
-    sizes = [size_of_aspect(int(wide), int(high), Card()) for wide, high in aspects]
-    assert sizes[:5] == [(1344, 768), (1024, 1024), (1536, 640), (832, 1216), (1216, 832)]
-    assert sizes[5:] == [(896, 1088), (1088, 896), (768, 1344), (640, 1536)]
+@given(st.lists(pieces | st.binary(max_size=5), max_size=12))
+def test_no_bytes_are_a_500(lasting_client: TestClient, sent: Sequence[bytes]):
+    """Whatever comes: a picture, or a 400 in their shape."""
+    response = lasting_client.post(PATH, content=b"".join(sent), headers=BOUNDARY)
+    if response.status_code != 200:
+        assert refused(response, 400, "bad_request")

@@ -1,35 +1,38 @@
-"""Stability's REST API: `POST /v2beta/stable-image/generate/sd3`. A form to what is wanted, a picture to their answer.
+"""Stability's dialect: `POST /v2beta/stable-image/generate/sd3`. A form to what is wanted, a picture to their answer.
 
-Source: the reference of their REST API v2beta, and the samples in it.
+Source: the reference of Stability AI's REST API, v2beta, and the samples in it.
 """
 
 import base64
+import secrets
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from sd35.api.callers import service_of
 from sd35.api.dialects.dialect import Dialect
-from sd35.api.form import read_form
+from sd35.api.form import AS_INTEGER, AS_NUMBER, read_form
 from sd35.api.making import PICTURE_HEADERS, Call, IdempotencyKey, digest_of, making, picture_headers
-from sd35.api.refusals import FieldError, RequestRefused, Wording
+from sd35.api.refusals import RequestRefused, Wording
 from sd35.api.waiting import CLIENT_CLOSED_REQUEST, unless_gone
-from sd35.errors import ContentRefused
+from sd35.errors import ContentRefused, JobEnded, NotAcceptable, UnknownModel
 from sd35.request import PROMPT_CHARACTERS
+from sd35.service.desk import Outcome
 from sd35.service.encoding import encoded
 from sd35.service.formats import Format, liking_of, negotiate
 from sd35.service.resolve import Wanted, find_model
 from sd35.service.service import Service
-from sd35.service.sizes import size_of_aspect
+from sd35.service.sizes import aspect_size
 
+_PATH = "/v2beta/stable-image/generate/sd3"
 _JSON = "application/json"
-_MOST_SEED = 4294967294
-_NAMES = {403: "content_moderation", 413: "payload_too_large", 429: "rate_limit_exceeded", 499: "client_closed_request"}
-_TEXT_ONLY = "left out: pictures are made from text alone here."
-
-Aspect = Literal["16:9", "1:1", "21:9", "2:3", "3:2", "4:5", "5:4", "9:16", "9:21"]
+_MOST_SEED = 2**32 - 2
+_TEXT_ALONE = "left out, for there is no image-to-image here, pictures are made from text alone"
+FinishReason = Literal["SUCCESS", "CONTENT_FILTERED"]
+_NAMES = {413: "payload_too_large", 429: "rate_limit_exceeded", 500: "internal_error"}  # the others are HTTP's own
 
 
 class Form(BaseModel):
@@ -38,153 +41,175 @@ class Form(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     prompt: str = Field(
-        min_length=1, max_length=PROMPT_CHARACTERS, description=f"text of 1 to {PROMPT_CHARACTERS} characters."
+        min_length=1,
+        max_length=PROMPT_CHARACTERS,
+        description=f"text of 1 to {PROMPT_CHARACTERS} characters: what the picture shows.",
+        examples=["a cat on a blue background"],
     )
     negative_prompt: str = Field(
-        "", max_length=PROMPT_CHARACTERS, description=f"text of at most {PROMPT_CHARACTERS} characters."
+        "",
+        max_length=PROMPT_CHARACTERS,
+        description=f"text of at most {PROMPT_CHARACTERS} characters: what to keep out."
+        " It has no effect at a cfg_scale of 1, or with a model whose default is 1 or less.",
     )
-    mode: Literal["text-to-image"] = Field(
-        "text-to-image", description="text-to-image: pictures are made from text alone here."
+    aspect_ratio: Literal["16:9", "1:1", "21:9", "2:3", "3:2", "4:5", "5:4", "9:16", "9:21"] = Field(
+        "1:1",
+        description="one of 16:9, 1:1, 21:9, 2:3, 3:2, 4:5, 5:4, 9:16, 9:21. The size is the one of that shape with as"
+        " many pixels as the model's default, or somewhat less: of SD3.5 1344x768, 1024x1024, 1536x640, 832x1216, ...",
     )
-    aspect_ratio: Aspect = Field("1:1", description="16:9, 1:1, 21:9, 2:3, 3:2, 4:5, 5:4, 9:16 or 9:21.")
-    model: str | None = Field(
-        None, description="a name from /v1/models or `model_aliases`. Left out: the first of those that are served."
+    model: Annotated[str, Field(min_length=1)] | SkipJsonSchema[None] = Field(
+        None,
+        description="a name from /v1/models, or one that the service takes for one of them, as sd3.5-large."
+        " Left out: the first of them.",
     )
-    seed: int = Field(0, ge=0, le=_MOST_SEED, description=f"an integer from 0 to {_MOST_SEED}. 0 is a random one.")
-    output_format: Literal["png", "jpeg", "webp", "avif"] | None = Field(
-        None, description="png, jpeg, webp or avif. Left out: as `Accept` names one, else png."
+    seed: Annotated[int, Field(ge=0, le=_MOST_SEED), AS_INTEGER] = Field(
+        0,
+        description=f"an integer from 0 to {_MOST_SEED}: the same seed and request give the same picture."
+        " 0: a random one, named in the answer.",
     )
-    cfg_scale: float | None = Field(
-        None, ge=1, le=10, description="a number from 1 to 10. Left out: what is best for the model, as in /v1/models."
+    cfg_scale: Annotated[float, Field(ge=1, le=10), AS_NUMBER] | SkipJsonSchema[None] = Field(
+        None, description="a number from 1 to 10. Left out: the model's default, named in /v1/models."
     )
-    strength: None = Field(None, description=_TEXT_ONLY)
-    style_preset: None = Field(None, description="left out: there are no presets here; say it in the prompt.")
+    output_format: Literal["png", "jpeg", "webp", "avif"] | SkipJsonSchema[None] = Field(
+        None, description="png, jpeg, webp or avif. Left out: as `Accept` asks, else png."
+    )
+    mode: Literal["text-to-image"] = Field("text-to-image", description=f"text-to-image, or {_TEXT_ALONE}.")
+    image: SkipJsonSchema[None] = Field(None, description=f"{_TEXT_ALONE}.")
+    strength: SkipJsonSchema[None] = Field(None, description=f"{_TEXT_ALONE}.")
+    style_preset: SkipJsonSchema[None] = Field(None, description="left out, with the style in the prompt.")
 
     def to_wanted(self, service: Service) -> Wanted:
         """The same, free of the dialect. Raises UnknownModel."""
         models = service.studio.models
-        name = service.rules.naming.served(self.model, models)
+        model = find_model(models, service.rules.naming.served(self.model, models))
         wide, high = map(int, self.aspect_ratio.split(":"))
-        width, height = size_of_aspect(wide, high, find_model(models, name).card)
+        width, height = aspect_size(wide, high, model.card)
         return Wanted(
-            self.prompt,
-            self.negative_prompt,
-            width,
-            height,
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+            width=width,
+            height=height,
             guidance_scale=self.cfg_scale,
-            seed=self.seed or None,
-            model=name,
+            seed=self.seed or 1 + secrets.randbelow(_MOST_SEED),  # one that can be asked for
+            model=model.name,
         )
+
+    def format(self, accept: str | None) -> tuple[Format, bool]:
+        """The file's, and whether it comes inside of JSON. Raises NotAcceptable where `accept` takes neither.
+
+        JSON comes where it is liked better than the file, or as much and by its name, where the file is covered by
+        no more than `*/*`, as in what axios sends by itself.
+        """
+        formats = [Format(self.output_format)] if self.output_format else list(Format)
+        file, json = max(liking_of(accept, each.media_type) for each in formats), liking_of(accept, _JSON)
+        if not (file.weight or json.weight):
+            raise NotAcceptable(accept or "", [*(each.media_type for each in formats), _JSON])
+        if (json.weight, json.narrowness > 0) > (file.weight, file.narrowness > 0):
+            return formats[0], True
+        return formats[0] if self.output_format else negotiate(accept, None), False
 
 
 class Answer(BaseModel):
-    """A picture in JSON; `model` and `digest` say more than Stability's own."""
+    """A picture inside of JSON. `model` and `digest` are this project's own."""
 
     image: str = Field(description="The file, in base64.")
-    finish_reason: Literal["SUCCESS", "CONTENT_FILTERED"]
+    finish_reason: FinishReason
     seed: int
-    model: str
-    digest: str
+    model: str = Field(description="The name of the model that was used.")
+    digest: str = Field(description="The picture's identity: SHA-256 of its canonical request.")
 
 
-class Refusal(BaseModel):
+class Failure(BaseModel):
     """An error as Stability words it."""
 
     id: str = Field(description="The request's, also in the header `X-Request-Id` and in the server's log.")
-    name: str = Field(description="What kind of error, as `bad_request`.")
+    name: str = Field(description="What kind of error it is, as `bad_request`.")
     errors: list[str] = Field(description="What went wrong, each with what is allowed.")
 
 
 def _words(refused: RequestRefused, request_id: str) -> tuple[int, dict[str, Any]]:
-    status = refused.status
-    if isinstance(refused.error, ContentRefused):
-        status = 403
-    elif status in {404, 406, 415, 422} and (refused.errors or refused.error):
-        status = 400  # of these their API knows but this one
-    is_limit = status == 403 and not isinstance(refused.error, ContentRefused)
-    name = "forbidden" if is_limit else _NAMES.get(status) or HTTPStatus(status).phrase.lower().replace(" ", "_")
-    told = [f"{error.field}: got {error.got!r}; allowed: {error.allowed}" for error in refused.errors]
-    return status, Refusal(id=request_id, name=name, errors=told or [refused.detail]).model_dump()
+    status, error = refused.status, refused.error
+    name = _NAMES.get(status) or HTTPStatus(status).name.lower()
+    errors = [f"{each.field}: got {each.got!r}; allowed: {each.allowed}" for each in refused.errors]
+    if isinstance(error, ContentRefused) or (isinstance(error, JobEnded) and status == 422):  # a job of refused content
+        status, name = 403, "content_moderation"
+    elif status in {406, 415, 422} or isinstance(error, UnknownModel):
+        status, name = 400, "bad_request"
+    elif status == 404 and error is None:
+        errors = [refused.detail, f"of Stability's API there is: POST {_PATH}"]
+    return status, Failure(id=request_id, name=name, errors=errors or [refused.detail]).model_dump()
 
 
-WORDING = Wording(_words, Refusal)
-_documented = WORDING.documented
-router = APIRouter(tags=["Stability's API"])
+_WORDING = Wording(_words, Failure)
+_documented = _WORDING.documented
 _HEADERS = {
-    **PICTURE_HEADERS,
     "finish-reason": "`SUCCESS`, or `CONTENT_FILTERED` where the operator's filter blurred the picture.",
     "seed": "The seed, also where it was drawn by chance.",
+    **PICTURE_HEADERS,
 }
+_PICTURE = {
+    "description": "The picture, or, where `Accept` asks for it, JSON with the picture inside.",
+    "content": {
+        **{each.media_type: {"schema": {"type": "string", "format": "binary"}} for each in Format},
+        _JSON: {"schema": Answer.model_json_schema()},
+    },
+    "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()},
+}
+_LATER = {"Retry-After": "Seconds."}
+
+router = APIRouter()
 
 
 @router.post(
-    "/v2beta/stable-image/generate/sd3",
-    summary="Make a picture from text, as Stability's API does",
+    _PATH,
+    summary="Make a picture from text, as Stability's API",
     response_class=Response,
     openapi_extra={
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": Form.model_json_schema()}}}
     },
     responses={
-        200: {
-            "description": "The picture.",
-            "content": {
-                **{each.media_type: {"schema": {"type": "string", "format": "binary"}} for each in Format},
-                _JSON: {"schema": Answer.model_json_schema()},
-            },
-            "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()},
-        },
-        400: _documented("A field, or `Accept`, is wrong, or the body is no form; each field is named."),
-        403: _documented("The filter refuses the prompt or the picture, or it is more than an hour's share of pixels."),
+        200: _PICTURE,
+        400: _documented(
+            "The body is no form; or a field is unknown, missing, given twice or wrong, or `Accept` takes nothing that"
+            " there is: each is named."
+        ),
+        403: _documented("The operator's filter refuses it; or it takes more than an hour's share of pixels."),
         409: _documented("The idempotency key came before with another body, or its job was cancelled."),
         410: _documented("The picture of the idempotency key was removed."),
         413: _documented("The body is larger than 10 MiB."),
-        429: _documented(
-            "Too many pictures wait, or the caller's own limit is reached.", **{"Retry-After": "Seconds."}
-        ),
+        429: _documented("Too many pictures wait, or the caller's own limit is reached.", **_LATER),
         500: _documented("This picture could not be made; others are not affected."),
-        503: _documented("Loading or closing, or a store does not answer.", **{"Retry-After": "Seconds."}),
+        503: _documented("The service is loading or closing, or a store does not answer.", **_LATER),
     },
 )
 async def generate(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
-    """Answers with the file, or with JSON where `Accept` likes that better. A client that hangs up cancels its picture.
+    """Answers when the picture is made. A client that hangs up cancels it, unless it sent an idempotency key.
 
-    The headers `stability-client-id`, `-user-id` and `-version` are taken, and change nothing.
+    Refused are `image` and `strength`, for pictures are made from text alone, and `style_preset`. An empty file is
+    passed over. The headers `stability-client-id`, `-user-id` and `-version` may be there and change nothing.
     """
     form = await read_form(request, Form)
+    output_format, is_json = form.format(request.headers.get("accept"))
     service = service_of(request)
-    accept = request.headers.get("accept") or "*/*"
-    as_json = _likes_json(accept)
-    output_format = Format(form.output_format) if form.output_format else None
-    wanted = (output_format or Format.PNG) if as_json else negotiate(accept, output_format)
-    call = Call([form.to_wanted(service)], 0, wanted, True, idempotency_key, digest_of(form))  # noqa: FBT003
+    has_metadata = service.rules.has_metadata
+    call = Call([form.to_wanted(service)], 0, output_format, has_metadata, idempotency_key, digest_of(form))
     async with making(request, call) as batch:
         outcomes = await unless_gone(request, batch.outcomes())
     if not outcomes or (outcome := outcomes[0]) is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    content = await encoded(outcome.png, wanted, has_metadata=service.rules.has_metadata)
-    reason: Literal["SUCCESS", "CONTENT_FILTERED"] = "CONTENT_FILTERED" if outcome.is_blurred else "SUCCESS"
-    headers = {**picture_headers(outcome), "finish-reason": reason, "seed": str(outcome.request.seed)}
-    if not as_json:
-        return Response(content, headers=headers, media_type=wanted.media_type)
+    file = await encoded(outcome.png, output_format, has_metadata=has_metadata)
+    return _answer(outcome, file, _JSON if is_json else output_format.media_type)
+
+
+def _answer(outcome: Outcome, file: bytes, media_type: str) -> Response:
     made = outcome.request
-    answer = Answer(
-        image=base64.b64encode(content).decode(),
-        finish_reason=reason,
-        seed=made.seed,
-        model=made.model,
-        digest=made.digest,
-    )
+    finish_reason: FinishReason = "CONTENT_FILTERED" if outcome.is_blurred else "SUCCESS"
+    headers = {"finish-reason": finish_reason, "seed": str(made.seed), **picture_headers(outcome)}
+    if media_type != _JSON:
+        return Response(file, headers=headers, media_type=media_type)
+    image = base64.b64encode(file).decode()
+    answer = Answer(image=image, finish_reason=finish_reason, seed=made.seed, model=made.model, digest=made.digest)
     return Response(answer.model_dump_json(), headers=headers, media_type=_JSON)
 
 
-def _likes_json(accept: str) -> bool:
-    """Whether JSON is liked better than any picture. Raises RequestRefused where neither is taken."""
-    json = liking_of(accept, _JSON)[0]
-    picture = max(liking_of(accept, each.media_type)[0] for each in Format)
-    if not json and not picture:
-        error = FieldError(field="accept", got=accept, allowed=f"image/* or {_JSON}")
-        raise RequestRefused(406, f"accept: got {accept!r}; allowed: {error.allowed}", [error])
-    return json > picture
-
-
-STABILITY = Dialect("stability", ("/v2beta/",), (router,), WORDING)
+STABILITY = Dialect("stability", ("/v2beta/",), (router,), _WORDING)
