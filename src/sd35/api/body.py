@@ -21,11 +21,6 @@ Body = TypeVar("Body", bound=BaseModel)
 
 async def read_json(request: Request, kind: type[Body], most_bytes: int = MAX_BODY_BYTES) -> Body:
     """The body as a model of `kind`. Raises RequestRefused: 400, 413, 415 or 422."""
-    return validate(await read_object(request, most_bytes), kind)
-
-
-async def read_object(request: Request, most_bytes: int = MAX_BODY_BYTES) -> dict[str, Any]:
-    """The body as a JSON object. Raises RequestRefused: 400, 413, 415, or 422 where it is none."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         allowed = "application/json (with curl: -H 'content-type: application/json')"
@@ -34,7 +29,7 @@ async def read_object(request: Request, most_bytes: int = MAX_BODY_BYTES) -> dic
             f"content-type: got {shown(media_type)!r}; allowed: {allowed}",
             [FieldError(field="content-type", got=shown(media_type), allowed=allowed)],
         )
-    return parse_object(await read_body(request, most_bytes))
+    return validate(parse_object(await read_body(request, most_bytes)), kind)
 
 
 def parse_object(content: bytes) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Pictures of one call that are made side by side, each of which can be left out while the others go on."""
 
 import asyncio
-import time
 from collections.abc import Callable, Hashable, Sequence
 
 from sd35.engine.picture import Progress
@@ -31,7 +30,6 @@ class Batch:
         self.orders = tuple(orders)
         self.progress: list[Progress | None] = [None] * len(orders)
         self.was_interrupted = False
-        self.began_s = time.monotonic()
         self._service, self._client, self._on_step = service, client, on_step
         self._room = asyncio.Semaphore(max(1, min(at_once, service.rules.most_running)))
         self._is_accepted = asyncio.Event()
@@ -64,15 +62,6 @@ class Batch:
         """Leave out all that are not made yet."""
         self.was_interrupted = True
         self._stop()
-
-    @property
-    def done(self) -> float:
-        """How much of the work is done, 0 to 1."""
-        shares = [
-            1.0 if task.done() else progress.done / progress.steps if progress else 0.0
-            for task, progress in zip(self.tasks, self.progress, strict=True)
-        ]
-        return sum(shares) / len(shares)
 
     @property
     def current(self) -> int:

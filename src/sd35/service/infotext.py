@@ -1,66 +1,141 @@
-"""AUTOMATIC1111's text form of how a picture was made, which many tools read from a PNG file's `parameters`.
+"""How a picture was made, as the text that AUTOMATIC1111's web UI puts into its files and other tools read there.
 
-    a cat on a blue background
+    a cat
     Negative prompt: a dog
-    Steps: 28, Sampler: Euler, Schedule type: Automatic, CFG scale: 4.5, Seed: 7, Size: 128x128, ...
+    Steps: 28, Sampler: Euler, Schedule type: Automatic, CFG scale: 4.5, Seed: 42, Size: 1024x1024, Model: mini
 
-Source: its wiki, and what its own "PNG info" reads: `create_infotext` and `parse_generation_parameters`.
+Source: AUTOMATIC1111/stable-diffusion-webui 1.10: `create_infotext` in modules/processing.py writes it,
+`parse_generation_parameters` in modules/infotext_utils.py reads it. The form has no way to quote a prompt: read back,
+a prompt's lines have no space around them, and one that begins as the negative prompt's does begins that.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
+from sd35.errors import NotReplayable
 from sd35.request import Request
-from sd35.service.record import own_version
+from sd35.service.encoding import USER_COMMENT, texts_of
+from sd35.service.record import Maker, from_text, own_version
 
-KEY = "parameters"  # of the PNG file's text
-SAMPLER, SCHEDULE = "Euler", "Automatic"  # the one there is: Euler's, over the checkpoint's own flow-matching sigmas
-HASH_CHARACTERS = 10
-_NEGATIVE = "Negative prompt: "
-_PAIR = re.compile(r'\s*([\w\- /]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
-_LEAST_PAIRS = 3  # fewer are words of a prompt that happen to look like it
+KEYWORD = "parameters"  # of the text chunk in PNG files
+SAMPLER, SCHEDULE = "Euler", "Automatic"  # what these models are sampled with, in that UI's words
+HASH_DIGITS = 10
+_NEGATIVE = "Negative prompt:"
+_LEAST_SETTINGS = 3  # a last line with fewer is the prompt's
+_NAME = re.compile(r"\w[\w /-]+")
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+_SIZE = re.compile(r"(\d+)x(\d+)", re.ASCII)
+_SPECIAL = re.compile(r'[,:\n]|^"')
 
 
-def infotext(request: Request, more: Mapping[str, str] | None = None) -> str:
-    """The text of a picture's request, with `more` pairs at its end."""
-    pairs = {
-        "Steps": str(request.steps),
+def infotext(request: Request, maker: Maker | None) -> str:
+    """The text of a picture; `maker` is None where it is blurred."""
+    scale = request.guidance_scale
+    settings = {
+        "Steps": request.steps,
         "Sampler": SAMPLER,
         "Schedule type": SCHEDULE,
-        "CFG scale": f"{request.guidance_scale:g}",
-        "Seed": str(request.seed),
+        "CFG scale": int(scale) if scale.is_integer() else scale,
+        "Seed": request.seed,
         "Size": f"{request.width}x{request.height}",
-        "Model hash": request.revision[:HASH_CHARACTERS],
+        "Model hash": request.revision[:HASH_DIGITS],
         "Model": request.model,
-        **(more or {}),
-        "Version": f"sd35 {own_version()}",
+        **extras(request, maker),
+        "Version": f"sd35-fp8-mirror {own_version()}",
     }
-    negative = [_NEGATIVE + request.negative_prompt] if request.negative_prompt else []
-    settings = ", ".join(f"{name}: {_quoted(value)}" for name, value in pairs.items())
-    return "\n".join([request.prompt, *negative, settings])
+    return make(request.prompt, request.negative_prompt, settings)
 
 
-def read_infotext(text: str) -> dict[str, str]:
-    """What a text says: "Prompt", "Negative prompt", and its pairs. Of any other text, the whole is the prompt."""
+def extras(request: Request, maker: Maker | None) -> dict[str, object]:
+    """What that UI has no setting for, and this project says of a picture where it is so."""
+    said: dict[str, object] = {}
+    if request.skip_layer_scale:
+        said["Skip layer scale"] = request.skip_layer_scale
+    if maker is None:
+        said["Content filtered"] = "blurred"
+    else:
+        if (maker.drawn_width, maker.drawn_height) != (request.width, request.height):
+            said["Drawn size"] = f"{maker.drawn_width}x{maker.drawn_height}"
+        if maker.cut_off:
+            said["Cut off"] = ", ".join(maker.cut_off)
+    return said
+
+
+def make(prompt: str, negative_prompt: str, settings: Mapping[str, object]) -> str:
+    """The text of two prompts and settings, which are quoted as JSON where they would be misread else."""
+    negative = f"\n{_NEGATIVE} {negative_prompt}" if negative_prompt else ""
+    line = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items())
+    return f"{prompt}{negative}\n{line}".strip()
+
+
+def read(file: bytes) -> tuple[str, dict[str, str]]:
+    """The text of a picture's file, "" where it has none, and its other texts.
+
+    Of a file of this project's without one, it is made from its record. Raises NotReplayable where it is no picture.
+    """
+    texts = texts_of(file)
+    text = texts.pop(KEYWORD, "") or texts.pop(USER_COMMENT, "")
+    if not text:
+        with suppress(NotReplayable):  # it is not this project's
+            record = from_text(texts)
+            text = infotext(record.request, record.maker)
+    return text, texts
+
+
+def parse(text: str) -> dict[str, str]:
+    """The settings in a text by their names, and `Prompt` and `Negative prompt`.
+
+    A size is two: `Size-1` is the width, `Size-2` the height. That UI adds defaults of its own to what it reads; this
+    says what is there.
+    """
     *lines, last = text.strip().split("\n")
-    pairs = _PAIR.findall(last)
-    if len(pairs) < _LEAST_PAIRS:
-        lines, pairs = [*lines, last], []
-    begin = next((index for index, line in enumerate(lines) if line.startswith(_NEGATIVE.strip())), len(lines))
-    negative = "\n".join(lines[begin:]).removeprefix(_NEGATIVE.strip()).strip()
-    found = {"Prompt": "\n".join(lines[:begin]).strip(), "Negative prompt": negative}
-    return found | {name.strip(): _unquoted(value.strip()) for name, value in pairs}
+    settings = list(_settings(last))
+    if len(settings) < _LEAST_SETTINGS:
+        lines, settings = [*lines, last], []
+    prompts: dict[str, list[str]] = {"Prompt": [], "Negative prompt": []}
+    current = "Prompt"
+    for line in map(str.strip, lines):
+        if line.startswith(_NEGATIVE):
+            current = "Negative prompt"
+        prompts[current].append(line.removeprefix(_NEGATIVE).strip())
+    found = {name: "\n".join(part) for name, part in prompts.items()}
+    for name, value in settings:
+        size = _SIZE.fullmatch(value)
+        found |= {f"{name}-1": size[1], f"{name}-2": size[2]} if size else {name: value}
+    return found
+
+
+def _settings(line: str) -> Iterator[tuple[str, str]]:
+    """Names and values of `name: value, name: "value"`, in time that grows with the line's length alone."""
+    place = 0
+    while (colon := line.find(":", place)) >= 0:
+        name = line[place:colon].rpartition(",")[2].strip()
+        start = colon + 1
+        while start < len(line) and line[start].isspace():
+            start += 1
+        quoted = _QUOTED.match(line, start)
+        if quoted and line[quoted.end() : quoted.end() + 1] in {"", ","}:
+            value, end = _unquoted(quoted[0]), quoted.end()
+        else:
+            comma = line.find(",", start)
+            end = comma if comma >= 0 else len(line)
+            value = line[start:end]
+        place = end + 1
+        if _NAME.fullmatch(name):
+            yield name, value
 
 
 def _quoted(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False) if re.search(r'[,:\n"]', value) else value
+    needs_quotes = _SPECIAL.search(value) or value != value.strip() or not value
+    return json.dumps(value, ensure_ascii=False) if needs_quotes else value
 
 
 def _unquoted(value: str) -> str:
-    if not value.startswith('"'):
-        return value
     try:
-        return str(json.loads(value))
-    except ValueError:
+        text = str(json.loads(value))
+        text.encode()
+    except ValueError:  # no JSON, or a lone surrogate, which no answer could hold
         return value
+    return text

@@ -1,6 +1,6 @@
 """PNG files: written fast and always to the same bytes, read back with their text.
 
-Source: the PNG specification, third edition (W3C, 2025): chunks, filter type Up, iTXt.
+Source: the PNG specification, third edition (W3C, 2025): chunks, filter type Up, tEXt, iTXt.
 """
 
 import io
@@ -18,6 +18,7 @@ from sd35.backends.contract import Array
 from sd35.errors import NotReplayable
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_HEADER_END = len(SIGNATURE) + 25  # of IHDR, which comes first: length, kind, 13 bytes and a checksum
 _FILTER_UP = 2
 _RGB_8_BIT = (8, 2, 0, 0, 0)  # bit depth, colour type, compression, filter and interlace method
 
@@ -65,6 +66,19 @@ def blurred(pixels: UInt8[Array, "h w 3"]) -> UInt8[Array, "h w 3"]:
     return cast(Array, np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius))))
 
 
+def with_text(png: bytes, keyword: str, text: str) -> bytes:
+    """A PNG file with one more text: in a tEXt chunk where Latin-1 can write it, as most tools expect, else in iTXt.
+
+    NUL, which a chunk's text may not hold, is left out of it.
+    """
+    text = text.replace("\0", "")
+    try:
+        chunk = _chunk(b"tEXt", keyword.encode("ascii") + b"\0" + text.encode("latin-1"))
+    except UnicodeEncodeError:
+        chunk = _chunk(b"iTXt", keyword.encode("ascii") + bytes(5) + text.encode())
+    return png[:_HEADER_END] + chunk + png[_HEADER_END:]
+
+
 def without_text(png: bytes) -> bytes:
     """A PNG file that `write_png` wrote, without its text; the pixels are left as they are compressed."""
     place, kept = len(SIGNATURE), [SIGNATURE]
@@ -75,16 +89,6 @@ def without_text(png: bytes) -> bytes:
             kept.append(png[place:end])
         place = end
     return b"".join(kept)
-
-
-def with_text(png: bytes, key: str, value: str) -> bytes:
-    """The file with one more text before its pixels: tEXt where that can be, which all tools read, else iTXt."""
-    try:
-        chunk = _chunk(b"tEXt", key.encode("latin-1") + b"\0" + value.encode("latin-1"))
-    except UnicodeEncodeError:
-        chunk = _chunk(b"iTXt", key.encode("latin-1") + bytes(5) + value.encode())
-    end = len(SIGNATURE) + 12 + struct.unpack_from(">I", png, len(SIGNATURE))[0]  # of IHDR, which is always first
-    return png[:end] + chunk + png[end:]
 
 
 def enlarge(pixels: UInt8[Array, "h w 3"], width_px: int, height_px: int) -> UInt8[Array, "height_px width_px 3"]:

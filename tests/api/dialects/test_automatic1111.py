@@ -1,288 +1,558 @@
-"""A1111's dialect, by the client webuiapi, and by raw calls as SillyTavern makes them."""
+"""AUTOMATIC1111's dialect, by the client webuiapi, and by the bodies that SillyTavern and Open WebUI send."""
 
 import base64
 import io
 import json
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+import struct
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import requests
-from PIL import Image
+from PIL import ExifTags, Image
+from starlette.testclient import TestClient
 from webuiapi import WebUIApi
 
+from sd35.api.body import MAX_BODY_BYTES
+from sd35.api.sessions import Sessions
+from sd35.service.filters import AllowAll, Decision
+from sd35.service.infotext import KEYWORD, parse
 from sd35.service.keys import Role, new_key
+from sd35.service.png import write_png
+from sd35.service.record import DIGEST_KEY, own_version
+from sd35.service.replay import read_recording
 from sd35.service.studio import Studio
-from tests.api.conftest import cancellations, listening
-from tests.double import WAIT_S, NumpyBackend, double_studio, key_store
+from tests.api.conftest import listening, serving
+from tests.double import WAIT_S, NumpyBackend, key_store
 
-ROOT = "/sdapi/v1"
-SMALL: dict[str, Any] = {"width": 128, "height": 128, "steps": 4, "cfg_scale": 4.5}
+PATH = "/sdapi/v1"
+CAT: dict[str, Any] = {"prompt": "a cat", "seed": 7, "width": 128, "height": 128, "steps": 4}
+THEIR_TEXT = "a castle\nNegative prompt: fog\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x768"
+
+
+class Squeamish(AllowAll):
+    """Blurs "nude"."""
+
+    def check_prompt(self, prompt: str, negative_prompt: str) -> Decision:  # noqa: ARG002
+        """By its words."""
+        return Decision.BLUR if "nude" in prompt else Decision.ALLOW
 
 
 @pytest.fixture
-def server(studio: Studio, backend: NumpyBackend) -> Iterator[tuple[str, int]]:
-    """Host and port of a real server."""
-    with listening(studio) as address:
-        yield address
+def api(address: tuple[str, int]) -> WebUIApi:
+    """Their client."""
+    return api_of(address)
+
+
+def api_of(address: tuple[str, int], secret: str | None = None) -> WebUIApi:
+    """Their client, which waits for no answer for ever, with a key as password."""
+    api = WebUIApi(*address)
+    api.session.request = partial(api.session.request, timeout=2 * WAIT_S)
+    if secret:
+        api.set_auth("any", secret)
+    return api
+
+
+@pytest.fixture
+def pair(studio: Studio, backend: NumpyBackend) -> Iterator[tuple[WebUIApi, WebUIApi]]:
+    """Two users' clients of one server that asks for keys."""
+    made = [new_key(name, Role.USER, 0) for name in ("one", "other")]
+    with listening(studio, key_store(*(key for key, _ in made))) as address:
+        one, other = (api_of(address, secret) for _, secret in made)
+        yield one, other
         backend.release.set()
 
 
-@pytest.fixture
-def api(server: tuple[str, int]) -> WebUIApi:
-    """Their client."""
-    return WebUIApi(*server)
+def until(holds: Callable[[], bool]) -> None:
+    """Ask until it holds, for a while at most."""
+    until_s = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < until_s
 
 
-def ask(server: tuple[str, int], path: str, body: Any = None, **more: Any) -> requests.Response:
-    """A raw call."""
-    url = f"http://{server[0]}:{server[1]}{ROOT}/{path}"
-    if body is None:
-        return requests.get(url, timeout=WAIT_S, **more)
-    return requests.post(url, json=body, timeout=WAIT_S, **more)
+def begun(backend: NumpyBackend, work: Callable[[], Any]) -> Future[Any]:
+    """The work, on a thread of its own, when a picture of it is in the making."""
+    backend.started.clear()
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(work)
+    pool.shutdown(wait=False)
+    assert backend.started.wait(WAIT_S)
+    return future
 
 
-def refused(response: requests.Response, status: int) -> dict[str, str]:
+def cached_then_held(api: WebUIApi, backend: NumpyBackend, count: int) -> Future[Any]:
+    """A call of so many pictures whose first was made before, and whose second is held."""
+    held = {**CAT, "prompt": "held"}
+    backend.release.set()
+    api.txt2img(**held)
+    backend.release.clear()
+    call = begun(backend, lambda: api.txt2img(**held, batch_size=count))
+    until(lambda: api.get_progress()["state"]["job_no"] == 1)
+    return call
+
+
+def post(client: TestClient, **fields: Any) -> Any:
+    """Ask for a picture of a cat, or what `fields` say."""
+    return client.post(f"{PATH}/txt2img", json={"prompt": "a cat", **fields})
+
+
+def refusal(response: Any, status: int) -> dict[str, str]:
     """An error of theirs."""
     assert response.status_code == status, response.text
-    error: dict[str, str] = response.json()
-    assert set(error) == {"error", "detail", "body", "errors"}
-    return error
+    content: dict[str, str] = response.json()
+    assert set(content) == {"error", "detail", "body", "errors"}
+    return content
 
 
-def test_their_client_gets_pictures_with_following_seeds(api: WebUIApi):
-    """batch_size times n_iter, and `info` says what was really used: Euler, whatever was asked for."""
-    result = api.txt2img(prompt="a cat", negative_prompt="a dog", seed=7, batch_size=2, n_iter=2, **SMALL)
-    assert [image.size for image in result.images] == [(128, 128)] * 4
+def opened(content: str) -> Image.Image:
+    """The picture in base64."""
+    image = Image.open(io.BytesIO(base64.b64decode(content)))
+    image.load()
+    return image
+
+
+def test_a_picture_says_how_it_was_made(api: WebUIApi):
+    """In the file, in `info`, and for `sd35 replay`."""
+    result = api.txt2img(**CAT, negative_prompt="a dog", cfg_scale=4.5)
+    assert result.image.size == (128, 128)
+    text = result.image.info[KEYWORD]
+    assert text.startswith(
+        "a cat\nNegative prompt: a dog\n"
+        "Steps: 4, Sampler: Euler, Schedule type: Automatic, CFG scale: 4.5, Seed: 7, Size: 128x128, Model hash: "
+    )
     info = result.info
-    assert info["all_seeds"] == [7, 8, 9, 10]
-    assert (info["sampler_name"], info["sd_model_name"], info["prompt"], info["seed"]) == ("Euler", "mini", "a cat", 7)
-    assert (info["cfg_scale"], info["steps"], info["width"], info["negative_prompt"]) == (4.5, 4, 128, "a dog")
+    assert info["infotexts"] == [text]
+    assert (info["prompt"], info["negative_prompt"], info["seed"], info["steps"]) == ("a cat", "a dog", 7, 4)
+    assert (info["width"], info["height"], info["cfg_scale"], info["sampler_name"]) == (128, 128, 4.5, "Euler")
+    assert (info["sd_model_name"], info["sd_model_hash"]) == ("mini", parse(text)["Model hash"])
     assert result.parameters["sampler_name"] == "Euler a"
-    assert [image.info["parameters"] for image in result.images] == info["infotexts"]
-    assert info["infotexts"][1].startswith("a cat\nNegative prompt: a dog\nSteps: 4, Sampler: Euler, ")
+    request = read_recording(base64.b64decode(result.json["images"][0])).record.request
+    assert (request.prompt, request.negative_prompt, request.guidance_scale, request.seed) == ("a cat", "a dog", 4.5, 7)
 
 
-def test_their_defaults_are_accepted_as_they_are(api: WebUIApi):
-    """All the fields that the client sends where nothing is said, at a random seed."""
-    first, second = (api.txt2img(prompt="a cat", **SMALL).info["seed"] for _ in range(2))
-    assert first != second
+def test_seeds_follow_each_other_over_all_pictures(api: WebUIApi):
+    """batch_size x n_iter of them, each with its own text."""
+    result = api.txt2img(**CAT, batch_size=2, n_iter=2)
+    assert result.info["all_seeds"] == [7, 8, 9, 10]
+    assert [parse(image.info[KEYWORD])["Seed"] for image in result.images] == ["7", "8", "9", "10"]
+    assert len({image.info[DIGEST_KEY] for image in result.images}) == 4
+    assert all(len(result.info[name]) == 4 for name in ("all_prompts", "all_negative_prompts", "infotexts"))
 
 
-def test_sillytaverns_request_is_accepted_as_it_is(server: tuple[str, int]):
-    """All that it sends, with what it was told itself; its secret is not told again."""
-    body = {
-        "url": "http://127.0.0.1:7860",
-        "auth": "any:secret",
-        "prompt": "a cat",
-        "negative_prompt": "",
-        "steps": 4,
-        "sampler_name": "DDIM",
-        "scheduler": "automatic",
-        "cfg_scale": 7,
-        "width": 128,
-        "height": 128,
-        "restore_faces": False,
-        "enable_hr": False,
-        "hr_upscaler": "Latent",
-        "hr_scale": 1,
-        "clip_skip": 1,
-        "hr_additional_modules": [],
-        "denoising_strength": 0.7,
-        "hr_second_pass_steps": 0,
-        "send_images": True,
-        "override_settings": {"CLIP_stop_at_last_layers": 1},
-        "override_settings_restore_afterwards": True,
-        "save_images": True,
-        "do_not_save_grid": False,
-        "do_not_save_samples": False,
-    }
-    response = ask(server, "txt2img", body)
-    assert len(response.json()["images"]) == 1
-    assert "any:secret" not in response.text
+def test_what_clients_send_by_default_changes_nothing(api: WebUIApi):
+    """All of webuiapi's fields give the picture that the six that say something give."""
+    bare = requests.post(f"{api.baseurl}/txt2img", json={**CAT, "cfg_scale": 7}, timeout=WAIT_S).json()
+    assert api.txt2img(**CAT).json["images"] == bare["images"]
 
 
-def test_a_picture_says_what_made_it(api: WebUIApi):
-    """png-info reads its text, and of a file without any, none."""
-    image = api.txt2img(prompt="a cat", seed=7, **SMALL).image
-    found = api.png_info(image)
-    assert found.info == image.info["parameters"]
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    bare = {"image": f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"}
-    assert api.session.post(f"{api.baseurl}/png-info", json=bare, timeout=WAIT_S).json()["info"] == ""
+def test_what_is_left_out_is_the_models_own(studio: Studio):
+    """Size, steps and guidance are the card's, and the seed is drawn, as with -1."""
+    with serving(studio) as client:
+        info = [parse(opened(post(client, **seed).json()["images"][0]).info[KEYWORD]) for seed in ({}, {"seed": -1})]
+    assert (info[0]["Size-1"], info[0]["Steps"], info[0]["CFG scale"]) == ("128", "4", "4.5")
+    assert info[0]["Seed"] != info[1]["Seed"]
 
 
-def test_a_picture_of_our_own_dialect_is_read_too(server: tuple[str, int]):
-    """Its record becomes A1111's text."""
-    url = f"http://{server[0]}:{server[1]}/v1/txt2img"
-    png = requests.post(url, json={"prompt": "a cat", "seed": 7}, timeout=WAIT_S).content
-    found = ask(server, "png-info", {"image": base64.b64encode(png).decode()}).json()
-    assert found["parameters"]["Prompt"] == "a cat"
-    assert found["parameters"]["Seed"] == "7"
-    assert "sd35.request" in found["items"]
+def test_another_sampler_is_served_by_euler(api: WebUIApi):
+    """And the answer says so."""
+    result = api.txt2img(**CAT, sampler_name="DPM++ 2M Karras", scheduler="Karras")
+    assert result.info["sampler_name"] == "Euler"
+    assert "Sampler: Euler, Schedule type: Automatic" in result.info["infotexts"][0]
 
 
-def test_what_is_no_picture_is_refused(server: tuple[str, int]):
-    """By the field's name."""
-    for image in ("not base64!", base64.b64encode(b"no picture").decode()):
-        assert "image: got" in refused(ask(server, "png-info", {"image": image}), 422)["detail"]
+def test_a_strict_service_serves_nothing_by_another_name(studio: Studio):
+    """Neither sampler nor schedule nor checkpoint."""
+    with serving(studio, strict_dialects=True) as client:
+        for field, value in {"sampler_name": "Euler a", "sampler_index": "DDIM", "scheduler": "Karras"}.items():
+            assert f"{field}: got '{value}'" in refusal(post(client, **{field: value}), 422)["errors"]
+        assert post(client, sampler_name="Euler", sampler_index="DDIM", scheduler="automatic").status_code == 200
+        for name, status in {"mini.safetensors": 200, "mini [0123456789]": 404}.items():
+            assert post(client, override_settings={"sd_model_checkpoint": name}).status_code == status
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"prompt": ""}, "prompt: got ''"),
-        ({"enable_hr": True}, "enable_hr: got True; allowed: false or null"),
-        ({"styles": ["x"]}, "styles: got 'a list of 1'"),
-        ({"script_name": "x/y/z"}, "script_name"),
-        ({"alwayson_scripts": {"ControlNet": {}}}, "alwayson_scripts"),
-        ({"batch_size": 5, "n_iter": 5}, "n_iter: got 5; allowed: at most 16 pictures"),
-        ({"override_settings": {"sd_vae": "x"}}, "override_settings.sd_vae: got 'x'"),
-        ({"override_settings": {"eta": 1}}, "override_settings.eta: got 1; allowed: only sd_model_checkpoint"),
-        ({"foo": 1}, "foo: got 1; allowed: only"),
-        ({"width": 100}, "width: got 100"),
-        ({"steps": "many"}, "steps: got 'many'"),
+        ({"prompt": ""}, "prompt: got ''; allowed: text of 1 to 10000 characters"),
+        ({"width": 100}, "width: got 100; allowed: an integer, a multiple of 16"),
+        ({"steps": 0}, "steps: got 0; allowed: an integer from 1 to 150"),
+        ({"cfg_scale": 31}, "cfg_scale: got 31; allowed: a number from 0 to 30"),
+        ({"seed": -2}, "seed: got -2; allowed: an integer from -1 to 4294967295"),
+        ({"n_iter": 17}, "n_iter: got 17; allowed: an integer from 1 to 16"),
+        ({"batch_size": 5, "n_iter": 4}, "n_iter: got 4; allowed: 1 to 3 with a batch_size of 5"),
+        ({"enable_hr": True}, "enable_hr: got True; allowed: false"),
+        ({"enable_hr": 0}, "enable_hr: got 0; allowed: false"),
+        ({"subseed_strength": 0.1}, "subseed_strength: got 0.1; allowed: 0"),
+        ({"restore_faces": True}, "restore_faces: got True; allowed: false"),
+        ({"tiling": True}, "tiling: got True; allowed: false"),
+        ({"styles": ["anime"]}, "styles: got 'a list of 1'; allowed: an empty list"),
+        ({"script_name": "x/y/z plot"}, "script_name: got 'x/y/z plot'; allowed: empty"),
+        ({"alwayson_scripts": {"ADetailer": {}}}, "alwayson_scripts: got 'an object of 1'; allowed: {}"),
+        ({"refiner_checkpoint": "xl"}, "refiner_checkpoint: got 'xl'; allowed: empty"),
+        ({"s_churn": 1}, "s_churn: got 1; allowed: 0"),
+        ({"seed_resize_from_w": 512}, "seed_resize_from_w: got 512; allowed: -1 or 0"),
+        ({"clip_skip": 3}, "clip_skip: got 3; allowed: 0, 1 or 2"),
+        ({"infotext": "Steps: 3"}, "infotext: got 'Steps: 3'; allowed: empty"),
+        ({"init_images": []}, "init_images: got 'a list of 0'; allowed: only prompt, "),
+        ({"override_settings": {"samples_format": "jpg"}}, "samples_format: got 'jpg'; allowed: png"),
+        ({"override_settings": {"sd_vae": "mine"}}, "sd_vae: got 'mine'; allowed: Automatic, None or empty"),
+        ({"override_settings": {"\ud800": {"a": float("nan")}}}, "allowed: only sd_model_checkpoint, "),
+        ({"force_task_id": "\ud800"}, "force_task_id: got"),
+        ({"force_task_id": "x" * 201}, "allowed: at most 200 characters of ASCII"),
+        ({"denoising_strength": float("nan")}, "denoising_strength: got 'nan'; allowed: a number"),
     ],
 )
-def test_what_is_not_here_is_refused_by_name(server: tuple[str, int], fields: dict[str, Any], words: str):
-    """With what came and what is allowed."""
-    assert words in refused(ask(server, "txt2img", {"prompt": "a cat", **fields}), 422)["detail"]
+def test_what_cannot_be_honoured_is_refused_by_name(studio: Studio, fields: dict[str, Any], words: str):
+    """With what came and what is allowed, as errors of theirs."""
+    with serving(studio) as client:
+        response = client.post(
+            f"{PATH}/txt2img",
+            content=json.dumps({"prompt": "a cat", **fields}),
+            headers={"content-type": "application/json"},
+        )
+    content = refusal(response, 422)
+    assert words in content["errors"]
+    assert words in content["detail"] or words.partition(";")[0] in content["detail"]
 
 
-def test_a_checkpoint_is_chosen_for_one_client_by_its_title(api: WebUIApi, server: tuple[str, int]):
-    """By the options as they came, as their client does; a call's own setting goes first."""
-    titles = [model["title"] for model in api.get_sd_models()]
-    assert [title.split(" ")[0] for title in titles] == ["mini", "large"]
-    options = api.get_options()
-    assert options["sd_model_checkpoint"] == titles[0]
-    api.set_options({**options, "sd_model_checkpoint": titles[1]})
-    assert api.get_options()["sd_model_checkpoint"] == titles[1]
-    assert (
-        api.txt2img(prompt="a cat", seed=1, **{**SMALL, "width": 256, "height": 256}).info["sd_model_name"] == "large"
-    )
-    own = {"sd_model_checkpoint": "mini.safetensors"}
-    assert api.txt2img(prompt="a cat", override_settings=own, **SMALL).info["sd_model_name"] == "mini"
-    old = {"sd_model_checkpoint": "v1-5-pruned-emaonly.safetensors [6ce0161689]"}
-    assert api.txt2img(prompt="a cat", override_settings=old, **SMALL).info["sd_model_name"] == "mini"
-    refused(ask(server, "options", {"sd_model_checkpoint": "sd9"}), 404)
-    assert "only sd_model_checkpoint" in refused(ask(server, "options", {"eta": 1}), 422)["detail"]
-
-
-def test_what_clients_look_up_is_there(api: WebUIApi):
-    """What webuiapi and SillyTavern ask for: one sampler, one schedule, and lists of nothing."""
-    assert [sampler["name"] for sampler in api.get_samplers()] == ["Euler"]
-    assert [schedule["label"] for schedule in api.get_schedulers()] == ["Automatic"]
-    assert api.get_memory()["ram"]["total"] > 0
-    assert api.get_cmd_flags()["api"] is True
-    assert api.get_scripts() == {"txt2img": [], "img2img": []}
-    for empty in (api.get_upscalers, api.get_loras, api.get_hypernetworks, api.get_face_restorers, api.get_sd_vae):
-        assert empty() == []
-    api.refresh_checkpoints()
-    refused(api.session.post(f"{api.baseurl}/img2img", json={}, timeout=WAIT_S), 404)
-
-
-def test_progress_is_of_ones_own_call_and_interrupting_keeps_what_is_made(studio: Studio, backend: NumpyBackend):
-    """Another key's client sees nothing, and stops nothing."""
-    keys = [new_key(name, Role.USER, 0.0) for name in ("me", "you")]
-    with listening(studio, keys=key_store(*(key for key, _ in keys))) as address, ThreadPoolExecutor() as pool:
-        mine, yours = (WebUIApi(*address, username="any", password=secret) for _, secret in keys)
-        making = pool.submit(lambda: mine.txt2img(prompt="held", seed=7, batch_size=2, **SMALL))
-        assert backend.started.wait(WAIT_S)
-        idle = yours.get_progress()
-        assert (idle["progress"], idle["state"]["job_count"], idle["current_image"]) == (0, 0, None)
-        yours.interrupt()
-        yours.skip()
-        busy = mine.get_progress()
-        assert (busy["state"]["job_count"], busy["state"]["sampling_steps"], busy["state"]["job_no"]) == (2, 4, 0)
-        assert not busy["state"]["interrupted"]
-        mine.interrupt()
-        backend.release.set()
-        result = making.result(WAIT_S)
-        assert result.images == []
-        assert result.info["all_seeds"] == []
-        assert mine.get_progress()["state"]["job_count"] == 0
-
-
-def test_progress_shows_the_picture_so_far(tmp_path: Path):
-    """Steps, the share that is done, and a preview of the picture's size, unless it is not wanted."""
-    seen = threading.Event()
-
-    class Slow(NumpyBackend):
-        def denoise_step(self, rows: Any) -> Any:
-            if any(row.sigma < 1 for row in rows):
-                assert seen.wait(WAIT_S)
-            return super().denoise_step(rows)
-
-    slow = Slow()
-    with double_studio(tmp_path, slow) as studio, listening(studio) as address, ThreadPoolExecutor() as pool:
-        api = WebUIApi(*address)
-        making = pool.submit(lambda: api.txt2img(prompt="a cat", **SMALL))
-        while not (busy := api.get_progress())["progress"]:
-            assert not making.done()
-        assert (busy["progress"], busy["state"]["sampling_step"]) == (0.25, 1)
-        with Image.open(io.BytesIO(base64.b64decode(busy["current_image"]))) as image:
-            assert image.size == (128, 128)
-        assert ask(address, "progress?skip_current_image=true").json()["current_image"] is None
-        seen.set()
-        assert making.result(WAIT_S).image.size == (128, 128)
-
-
-def test_skipping_leaves_out_one_picture(api: WebUIApi, backend: NumpyBackend):
-    """The one whose turn it is; the next ones come."""
-    with ThreadPoolExecutor() as pool:
-        making = pool.submit(lambda: api.txt2img(prompt="held", seed=7, n_iter=2, **SMALL))
-        assert backend.started.wait(WAIT_S)
-        api.skip()
-        backend.release.set()
-        assert making.result(WAIT_S).info["all_seeds"] == [8]
-
-
-def test_who_hangs_up_stops_the_pictures(server: tuple[str, int], studio: Studio, backend: NumpyBackend):
-    """Before the next step."""
-    cancelled = cancellations(studio)
-    with pytest.raises(requests.Timeout):
-        requests.post(f"http://{server[0]}:{server[1]}{ROOT}/txt2img", json={"prompt": "held"}, timeout=(WAIT_S, 0.2))
-    assert cancelled.wait(WAIT_S)
+def test_progress_is_of_ones_own_call(pair: tuple[WebUIApi, WebUIApi], backend: NumpyBackend):
+    """With steps, a preview of the picture's size, and the call's name; another client sees that nothing runs."""
+    one, other = pair
+    fields = {**CAT, "prompt": "heavy", "width": 64, "force_task_id": "task(1)"}
+    call = begun(backend, lambda: one.session.post(f"{one.baseurl}/txt2img", json=fields))
+    until(lambda: one.get_progress()["state"]["sampling_step"] == 4)
+    now, idle = one.get_progress(), other.get_progress()
+    assert (now["progress"], now["current_task"], now["state"]["job"]) == (1, "task(1)", "task(1)")
+    assert {name: now["state"][name] for name in ("job_count", "job_no", "sampling_steps", "interrupted")} == {
+        "job_count": 1,
+        "job_no": 0,
+        "sampling_steps": 4,
+        "interrupted": False,
+    }
+    assert opened(now["current_image"]).size == (64, 128)
+    quick = one.session.get(f"{one.baseurl}/progress", params={"skip_current_image": "true"}).json()
+    assert quick["current_image"] is None
+    assert (idle["progress"], idle["state"]["job_count"], idle["current_image"]) == (0, 0, None)
     backend.release.set()
-    assert ask(server, "txt2img", {"prompt": "a cat"}).status_code == 200
-    assert backend.steps.count("held") <= 1
+    assert call.result(WAIT_S).status_code == 200
+    assert one.get_progress() == idle
 
 
-def test_keys_limits_and_metrics_hold_here_too(studio: Studio):
-    """A key is a password, as their clients send it; requests count under the dialect's name."""
-    key, secret = new_key("someone", Role.USER, 0.0)
-    with listening(studio, keys=key_store(key), requests_per_minute=1) as address:
-        unknown = ask(address, "txt2img", {"prompt": "a cat"}, auth=("any", "wrong"))
-        assert refused(unknown, 401)["error"] == "NotAuthenticated"
-        assert "Basic" in unknown.headers["www-authenticate"]
-        api = WebUIApi(*address, username="any", password=secret)
-        assert api.txt2img(prompt="a cat", seed=1, **SMALL).image
-        limited = ask(address, "txt2img", {"prompt": "a cat"}, auth=("any", secret))
-        assert refused(limited, 429)["error"] == "TooMany"
-        metrics = requests.get(f"http://{address[0]}:{address[1]}/metrics", auth=("any", secret), timeout=WAIT_S).text
-    assert (
-        f'sd35_http_requests_total{{dialect="automatic1111",method="POST",route="{ROOT}/txt2img",status="200"}} 1.0'
-        in metrics
-    )
+def test_progress_is_above_zero_before_the_first_step(api: WebUIApi, backend: NumpyBackend):
+    """For clients take 0 for idle."""
+    call = begun(backend, lambda: api.txt2img(**{**CAT, "prompt": "held"}))
+    now = api.get_progress()
+    assert (now["progress"], now["eta_relative"], now["state"]["sampling_step"]) == (0.01, 0, 0)
+    backend.release.set()
+    call.result(WAIT_S)
 
 
-def test_strict_means_that_nothing_else_is_served(studio: Studio):
-    """Neither another sampler or schedule, nor another name."""
-    with listening(studio, strict_dialects=True) as address:
-        wrong: list[tuple[dict[str, Any], int, str]] = [
-            ({"sampler_name": "Euler a"}, 422, "sampler_name: got 'Euler a'; allowed: Euler"),
-            ({"sampler_name": "Euler", "scheduler": "Karras"}, 422, "scheduler: got 'Karras'; allowed: Automatic"),
-            (
-                {"override_settings": {"sd_model_checkpoint": "v1-5-pruned-emaonly.safetensors [6ce0161689]"}},
-                404,
-                "model",
-            ),
-        ]
-        for fields, status, words in wrong:
-            assert words in refused(ask(address, "txt2img", {"prompt": "a cat", **fields}), status)["detail"]
-        right = {"prompt": "a cat", "sampler_name": "Euler", "scheduler": "Automatic"}
-        assert json.loads(ask(address, "txt2img", right).json()["info"])["sampler_name"] == "Euler"
+def test_an_interruption_keeps_what_is_made(api: WebUIApi, backend: NumpyBackend):
+    """The call answers with it, and says of which seeds it is."""
+    call = cached_then_held(api, backend, 3)
+    assert api.interrupt() == {}
+    result = call.result(WAIT_S)
+    assert (len(result.images), result.info["all_seeds"]) == (1, [7])
+
+
+def test_an_interruption_of_all_is_an_answer_too(api: WebUIApi, backend: NumpyBackend):
+    """Without pictures."""
+    call = begun(backend, lambda: api.txt2img(**{**CAT, "prompt": "held"}))
+    api.interrupt()
+    result = call.result(WAIT_S)
+    assert (result.images, result.info["infotexts"], result.info["seed"]) == ([], [], 7)
+
+
+def test_skipping_leaves_one_out(api: WebUIApi, backend: NumpyBackend):
+    """The one whose turn it is; the rest is made."""
+    call = cached_then_held(api, backend, 3)
+    assert api.skip() is None
+    state = api.get_progress()["state"]
+    assert (state["skipped"], state["interrupted"], state["job_no"]) == (True, False, 2)
+    backend.release.set()
+    assert call.result(WAIT_S).info["all_seeds"] == [7, 9]
+
+
+def test_nobody_interrupts_anothers_call(pair: tuple[WebUIApi, WebUIApi], backend: NumpyBackend):
+    """Nor skips in it."""
+    one, other = pair
+    call = begun(backend, lambda: one.txt2img(**{**CAT, "prompt": "held"}))
+    other.interrupt()
+    other.skip()
+    backend.release.set()
+    assert len(call.result(WAIT_S).images) == 1
+
+
+def test_who_hangs_up_has_nothing_running(api: WebUIApi, backend: NumpyBackend):
+    """The call ends with its connection."""
+    held = {**CAT, "prompt": "held"}
+
+    def hang_up() -> None:
+        with pytest.raises(requests.Timeout):
+            requests.post(f"{api.baseurl}/txt2img", json=held, timeout=(WAIT_S, 0.2))
+
+    begun(backend, hang_up).result(WAIT_S)
+    until(lambda: api.get_progress()["state"]["job_count"] == 0)
+
+
+def test_a_checkpoint_is_chosen_for_one_client(pair: tuple[WebUIApi, WebUIApi]):
+    """By its title, as Open WebUI sets it: with all options that it was given."""
+    one, other = pair
+    titles = one.util_get_model_names()
+    assert one.util_get_current_model() == titles[1]
+    large = {**CAT, "width": 256, "height": 256, "steps": 1}
+    one.set_options({**one.get_options(), "sd_model_checkpoint": titles[0]})
+    assert titles[0].startswith("large [")
+    assert one.util_get_current_model() == titles[0]
+    assert one.txt2img(**large).info["sd_model_name"] == "large"
+    assert one.txt2img(**CAT, override_settings={"sd_model_checkpoint": "mini"}).info["sd_model_name"] == "mini"
+    assert other.util_get_current_model() == titles[1]
+    assert other.txt2img(**CAT).info["sd_model_name"] == "mini"
+    one.util_set_model("mini")
+    assert one.util_get_current_model() == titles[1]
+
+
+def test_options_that_cannot_hold_are_refused(studio: Studio):
+    """Of another value than they have, unknown ones, and checkpoints that are not served."""
+    with serving(studio) as client:
+        wrong = client.post(f"{PATH}/options", json={"samples_format": "webp", "eta_ddim": 1})
+        assert "samples_format: got 'webp'; allowed: png" in refusal(wrong, 422)["errors"]
+        assert "eta_ddim" in refusal(wrong, 422)["errors"]
+        unknown = refusal(client.post(f"{PATH}/options", json={"sd_model_checkpoint": "v1-5"}), 404)
+        assert unknown["error"] == "UnknownModel"
+        assert "mini, large" in unknown["errors"]
+        assert client.post(f"{PATH}/options", json=client.get(f"{PATH}/options").json()).json() is None
+
+
+def test_a_checkpoint_has_several_names(studio: Studio):
+    """Title, file name, hash, and what the operator calls it; a title's hash of elsewhere is passed over."""
+    with serving(studio, model_aliases=["sd3.5_large=large", "v1-5"]) as client:
+        (mini, large) = client.get(f"{PATH}/sd-models").json()
+        names = dict.fromkeys((mini["title"], mini["filename"], mini["hash"], mini["sha256"]), mini["model_name"])
+        names |= {large["title"]: "large", "sd3.5_large.safetensors [ffef7a279d]": "large", "v1-5.ckpt": "mini"}
+        names |= {"mini.safetensors": "mini", f"mini.safetensors [{mini['hash']}]": "mini", "": "mini"}
+        for name, served in names.items():
+            fields = {"width": 256, "height": 256, "steps": 1, "override_settings": {"sd_model_checkpoint": name}}
+            answer = post(client, **fields, send_images=False)
+            assert f", Model: {served}," in answer.json()["info"], name
+            assert answer.json()["images"] == []
+
+
+def test_choices_of_clients_who_came_long_ago_are_forgotten():
+    """A thousand are remembered, and those that were asked for are the newest."""
+    sessions = Sessions()
+    for number in range(1000):
+        sessions.choose(str(number), "mini")
+    assert sessions.chosen("0") == "mini"
+    sessions.choose("one more", "mini")
+    assert (sessions.chosen("0"), sessions.chosen("1"), sessions.chosen("2")) == ("mini", None, "mini")
+
+
+def test_a_pictures_file_is_described(api: WebUIApi):
+    """The text, its parts, and the file's other texts."""
+    result = api.txt2img(**CAT)
+    answer = api.png_info(result.image)
+    assert answer.info == result.info["infotexts"][0]
+    assert (answer.parameters["Seed"], answer.parameters["Size-2"]) == ("7", "128")
+    assert answer.json["items"][DIGEST_KEY] == result.image.info[DIGEST_KEY]
+
+
+def described(client: TestClient, file: bytes, prefix: str = "") -> Any:
+    """What is said of a file."""
+    return client.post(f"{PATH}/png-info", json={"image": prefix + base64.b64encode(file).decode()})
+
+
+def test_files_of_others_are_described(studio: Studio):
+    """The web UI's JPEG files; of this service's own, also those that another dialect gave; any other is silent."""
+    exif, jpeg, bare = Image.Exif(), io.BytesIO(), io.BytesIO()
+    comment = b"UNICODE\0" + THEIR_TEXT.encode("utf-16-be")
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
+    Image.new("RGB", (8, 8)).save(jpeg, "JPEG", exif=exif)
+    Image.new("RGBA", (8, 8)).save(bare, "PNG")
+    with serving(studio) as client:
+        theirs = described(client, jpeg.getvalue(), "data:image/jpeg;base64,").json()
+        own = described(client, client.post("/v1/txt2img", json={"prompt": "a cat", "seed": 7}).content).json()
+        silent = described(client, bare.getvalue()).json()
+    assert (theirs["info"], theirs["items"]) == (THEIR_TEXT, {})
+    assert (theirs["parameters"]["Prompt"], theirs["parameters"]["Negative prompt"]) == ("a castle", "fog")
+    assert (own["parameters"]["Prompt"], own["parameters"]["Seed"]) == ("a cat", "7")
+    assert silent == {"info": "", "items": {}, "parameters": {}}
+
+
+def test_a_file_may_be_larger_than_other_bodies(studio: Studio):
+    """A picture of several megabytes is read."""
+    file = io.BytesIO()
+    Image.effect_noise((1400, 1400), 100).save(file, "PNG")
+    assert len(file.getvalue()) > MAX_BODY_BYTES
+    with serving(studio) as client:
+        assert described(client, file.getvalue()).status_code == 200
+
+
+@pytest.mark.parametrize("image", ["", "http://127.0.0.1/a.png", "????", "data:image/png", "AAAA", "\ud83d", 5])
+def test_what_is_no_picture_is_refused(studio: Studio, image: object):
+    """Addresses are not fetched."""
+    with serving(studio) as client:
+        response = client.post(
+            f"{PATH}/png-info", content=json.dumps({"image": image}), headers={"content-type": "application/json"}
+        )
+    assert "image: got" in refusal(response, 422)["errors"]
+
+
+def test_a_picture_too_large_to_open_is_refused(studio: Studio):
+    """By its size alone."""
+    png = write_png(np.zeros((16, 16, 3), np.uint8), {})
+    header = b"IHDR" + struct.pack(">II", 30_000, 30_000) + png[24:29]
+    png = png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
+    with serving(studio) as client:
+        assert "decompression bomb" in refusal(described(client, png), 422)["detail"]
+
+
+def test_a_key_is_asked_for_as_their_clients_know_it(studio: Studio):
+    """HTTP Basic, in which the key is the password; without one, or with another, 401."""
+    key, secret = new_key("me", Role.USER, 0)
+    with serving(studio, key_store(key)) as client:
+        missing = client.get(f"{PATH}/options")
+        assert refusal(missing, 401)["error"] == "NotAuthenticated"
+        assert missing.headers["www-authenticate"] == 'Basic realm="sd35", Bearer'
+        assert client.get("/v1/models").headers["www-authenticate"] == "Bearer"
+        assert client.get(f"{PATH}/options", auth=("any", "other")).status_code == 401
+        assert client.get(f"{PATH}/options", auth=("any", secret)).status_code == 200
+
+
+def test_limits_hold_here_too(studio: Studio):
+    """All pictures of a call count, and the answer says what is left."""
+    with serving(studio, pixels_per_hour=4 * 128 * 128) as client:
+        assert "r=16384" in post(client, n_iter=3).headers["ratelimit"]
+        refused = post(client, n_iter=2)
+        assert refusal(refused, 429)["error"] == "TooMany"
+        assert "retry-after" in refused.headers
+
+
+def test_the_operator_can_leave_metadata_out(studio: Studio):
+    """Then the file says nothing, and `info` says it all."""
+    with serving(studio, keep_metadata=False) as client:
+        answer = post(client).json()
+    assert opened(answer["images"][0]).info == {}
+    assert "Steps: 4" in answer["info"]
+
+
+def test_a_blurred_picture_says_so(studio: Studio):
+    """In `info`; its file does not say how to make it again."""
+    with serving(studio, content_filter=f"{__name__}:Squeamish") as client:
+        answer = post(client, prompt="a nude").json()
+    assert '"Content filtered": "blurred"' in answer["info"]
+    assert "Content filtered: blurred" in answer["info"]
+    assert opened(answer["images"][0]).info == {}
+
+
+def test_an_idempotency_key_gives_the_same_pictures(studio: Studio):
+    """Though their seeds are drawn by chance; with another body it is refused."""
+    key = {"Idempotency-Key": "mine"}
+    body = {"prompt": "a cat", "batch_size": 2}
+    with serving(studio) as client:
+        first, second = (client.post(f"{PATH}/txt2img", json=body, headers=key).json() for _ in range(2))
+        assert first["images"] == second["images"]
+        assert len(set(first["images"])) == 2
+        refusal(client.post(f"{PATH}/txt2img", json={**body, "steps": 3}, headers=key), 409)
+
+
+def test_what_clients_ask_at_their_start_is_answered(api: WebUIApi):
+    """Truly: one sampler, one schedule, and lists of what is not here that are empty."""
+    assert api.util_get_sampler_names() == ["Euler"]
+    assert [each["label"] for each in api.get_schedulers()] == ["Automatic"]
+    assert api.get_scripts() == {"txt2img": [], "img2img": []}
+    assert api.get_embeddings() == {"loaded": {}, "skipped": {}}
+    empty = [api.get_upscalers(), api.get_latent_upscale_modes(), api.get_loras(), api.get_sd_vae()]
+    empty += [api.get_hypernetworks(), api.get_face_restorers(), api.get_realesrgan_models(), api.get_prompt_styles()]
+    assert empty == [[]] * 8
+    assert api.refresh_checkpoints() is None
+    assert api.get_cmd_flags()["api"]
+    memory = api.get_memory()
+    assert memory["ram"]["total"] == memory["ram"]["free"] + memory["ram"]["used"] > 0
+    assert memory["cuda"] == {"error": "models compute on processors"}
+    api.util_wait_for_ready(check_interval=0)
+
+
+def test_memory_of_a_device_is_told(studio: Studio, backend: NumpyBackend):
+    """Where models compute on one."""
+
+    class DeviceMemory:
+        def free_bytes(self) -> int:
+            return 3
+
+        def held_bytes(self) -> int:
+            return 2
+
+    backend.memory = DeviceMemory()  # type: ignore[assignment]
+    with serving(studio) as client:
+        assert client.get(f"{PATH}/memory").json()["cuda"] == {"system": {"free": 3, "used": 2, "total": 5}}
+
+
+def test_sillytavern_gets_its_picture(studio: Studio):
+    """What it sends, its own settings among it, which nobody hears of again."""
+    body = {
+        "url": "http://localhost:7860",
+        "auth": "any:sd35_secret",
+        "prompt": "a cat",
+        "negative_prompt": "",
+        "sampler_name": "DDIM",
+        "scheduler": "normal",
+        "steps": 4,
+        "cfg_scale": 7,
+        "width": 512,
+        "height": 512,
+        "restore_faces": False,
+        "enable_hr": False,
+        "hr_upscaler": "Latent",
+        "hr_scale": 1.0,
+        "denoising_strength": 0.7,
+        "hr_second_pass_steps": 0,
+        "override_settings": {"CLIP_stop_at_last_layers": 1},
+        "override_settings_restore_afterwards": True,
+        "clip_skip": 1,
+        "save_images": True,
+        "send_images": True,
+        "do_not_save_grid": False,
+        "do_not_save_samples": False,
+    }
+    with serving(studio) as client:
+        response = post(client, **body)
+    assert "Drawn size: 128x128" in response.json()["info"]
+    assert opened(response.json()["images"][0]).size == (512, 512)
+    assert "sd35_secret" not in response.text
+    assert own_version() in response.text
+
+
+def test_requests_are_counted_as_of_this_dialect(studio: Studio):
+    """In the metrics."""
+    with serving(studio) as client:
+        post(client)
+        metrics = client.get("/metrics").text
+    assert 'dialect="automatic1111"' in metrics
+
+
+def test_of_several_calls_the_one_begun_first_is_meant(
+    pair: tuple[WebUIApi, WebUIApi], studio: Studio, backend: NumpyBackend
+):
+    """By `progress` and `interrupt`; when it has ended, the next."""
+    one, _ = pair
+
+    def call(name: str) -> Any:
+        fields = {**CAT, "prompt": f"held {name}", "force_task_id": name}
+        return one.session.post(f"{one.baseurl}/txt2img", json=fields).json()["images"]
+
+    first = begun(backend, partial(call, "first"))
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(call, "second")
+        until(lambda: studio.engine.load.waiting == 1)
+        assert one.get_progress()["current_task"] == "first"
+        one.interrupt()
+        assert first.result(WAIT_S) == []
+        assert one.get_progress()["current_task"] == "second"
+        backend.release.set()
+        assert len(second.result(WAIT_S)) == 1

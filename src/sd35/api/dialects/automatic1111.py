@@ -1,6 +1,6 @@
-"""AUTOMATIC1111's API, `/sdapi/v1/...`: what its clients send to what is wanted, pictures to what they read.
+"""AUTOMATIC1111's API, `/sdapi/v1/...`: bodies to what is wanted, pictures to their answer, and what its clients ask.
 
-Source: its own `/docs`, and the clients webuiapi and SillyTavern. Lists of what is not here are empty.
+Source: AUTOMATIC1111/stable-diffusion-webui 1.10, modules/api, and the clients webuiapi, SillyTavern and Open WebUI.
 """
 
 import asyncio
@@ -8,236 +8,88 @@ import base64
 import json
 import re
 import time
-from collections.abc import Mapping
-from http import HTTPStatus
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
 
-from fastapi import APIRouter, Query, Request, Response
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 
-from sd35.api.body import read_json, read_object
+from sd35.api.body import read_json, validate
 from sd35.api.callers import caller_of, service_of
+from sd35.api.dialects.automatic1111_shapes import (
+    MOST_PICTURES,
+    Checkpoint,
+    Image,
+    Memory,
+    Options,
+    Pictures,
+    PngInfo,
+    ProgressNow,
+    Refusal,
+    SamplerItem,
+    SchedulerItem,
+    State,
+    Txt2Img,
+)
 from sd35.api.dialects.dialect import Dialect
-from sd35.api.making import Call, IdempotencyKey, digest_of, making, picture_headers
-from sd35.api.refusals import RequestRefused, Wording
-from sd35.api.sessions import Sessions
+from sd35.api.making import Call, IdempotencyKey, digest_of, making
+from sd35.api.refusals import FieldError, RequestRefused, Wording
+from sd35.api.sessions import Running, Sessions
 from sd35.api.waiting import CLIENT_CLOSED_REQUEST, unless_gone
 from sd35.backends.host import HostMemory
+from sd35.engine.picture import Progress
 from sd35.errors import InvalidRequest, NotReplayable
-from sd35.request import GUIDANCE_SCALE, PROMPT_CHARACTERS, SEED, SIZE_MULTIPLE_PX, STEPS
-from sd35.service.batch import Batch
+from sd35.request import Request as Resolved
 from sd35.service.desk import Outcome
-from sd35.service.encoding import texts_of
-from sd35.service.infotext import HASH_CHARACTERS, KEY, SAMPLER, SCHEDULE, infotext, read_infotext
+from sd35.service.infotext import HASH_DIGITS, KEYWORD, SAMPLER, SCHEDULE, extras, infotext, parse, read
 from sd35.service.model import Model
-from sd35.service.png import enlarge, with_text, write_png
-from sd35.service.record import REQUEST_KEY, from_text, own_version
-from sd35.service.resolve import Wanted, series
+from sd35.service.png import enlarge, with_text, without_text, write_png
+from sd35.service.record import own_version
+from sd35.service.resolve import Wanted, find_model, series
 from sd35.service.service import Service
 
-_ROOT = "/sdapi/v1"
-_MOST_PICTURES = 16  # of a call
-_MOST_FILE_BYTES = 30 * 1024 * 1024
-_EULER, _AUTOMATIC = {"euler", "k_euler"}, {"automatic", "use same scheduler"}
-_SUFFIXES = re.compile(rf"(\.safetensors)?( \[[0-9a-f]{{{HASH_CHARACTERS}}}\])?$")
-# Fields that a client may send as it always does: what they would change is not here.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "enable_hr": (False, None),
-    "subseed_strength": (0, None),
-    "seed_resize_from_h": (-1, 0, None),
-    "seed_resize_from_w": (-1, 0, None),
-    "restore_faces": (False, None),
-    "tiling": (False, None),
-    "styles": ([], None),
-    "s_churn": (0, None),
-    "s_min_uncond": (0, None),
-    "clip_skip": (1, None),
-    "refiner_checkpoint": ("", None),
-    "script_name": ("", "None", None),
-    "script_args": ([], None),
-    "alwayson_scripts": ({}, None),
-    "infotext": ("", None),
-    "firstpass_image": (None,),
-}
-# Fields that change nothing, whatever they hold: of the above while those are neutral, of other samplers, of saving.
-_OF_NO_EFFECT = (
-    *("hr_scale", "hr_upscaler", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y", "hr_checkpoint_name"),
-    *("hr_sampler_name", "hr_scheduler", "hr_prompt", "hr_negative_prompt", "denoising_strength"),
-    *("firstphase_width", "firstphase_height", "subseed", "eta", "s_tmax", "s_tmin", "s_noise", "refiner_switch_at"),
-    *("do_not_save_samples", "do_not_save_grid", "save_images", "disable_extra_networks", "comments"),
-    *("force_task_id", "override_settings_restore_afterwards", "hr_additional_modules"),
-    *("url", "auth"),  # SillyTavern passes on what it was told itself
-)
-_OVERRIDES: dict[str, tuple[Any, ...]] = {
-    "CLIP_stop_at_last_layers": (1,),
-    "samples_format": ("png",),
-    "sd_vae": ("Automatic", "None", "automatic", "none"),
-}
-_EMPTY: dict[str, Any] = {
-    "upscalers": [],
-    "latent-upscale-modes": [],
-    "loras": [],
-    "hypernetworks": [],
-    "face-restorers": [],
-    "realesrgan-models": [],
-    "prompt-styles": [],
-    "sd-vae": [],
-    "sd-modules": [],
-    "embeddings": {"loaded": {}, "skipped": {}},
-    "scripts": {"txt2img": [], "img2img": []},
-    "cmd-flags": {"api": True, "nowebui": True},
-}
-
-
-def _neutral(allowed: tuple[Any, ...]) -> Any:  # noqa: ANN401  a field's definition
-    def check(value: Any) -> Any:  # noqa: ANN401
-        if value not in allowed:
-            raise ValueError
-        return value
-
-    words = " or ".join(json.dumps(each) for each in allowed)
-    return Annotated[Any, AfterValidator(check)], Field(
-        allowed[-1], description=f"{words}: there is no more of it here."
-    )
-
-
-class _Honoured(BaseModel):
-    """What is honoured. Descriptions begin with what is allowed, which errors repeat."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    prompt: str = Field(
-        min_length=1, max_length=PROMPT_CHARACTERS, description=f"text of 1 to {PROMPT_CHARACTERS} characters."
-    )
-    negative_prompt: str | None = Field(
-        None, max_length=PROMPT_CHARACTERS, description=f"text of at most {PROMPT_CHARACTERS} characters."
-    )
-    width: int | None = Field(
-        None, ge=SIZE_MULTIPLE_PX, description=f"an integer, a multiple of {SIZE_MULTIPLE_PX}, in the model's range."
-    )
-    height: int | None = Field(
-        None, ge=SIZE_MULTIPLE_PX, description=f"an integer, a multiple of {SIZE_MULTIPLE_PX}, in the model's range."
-    )
-    steps: int | None = Field(
-        None, ge=STEPS[0], le=STEPS[1], description=f"an integer from {STEPS[0]} to {STEPS[1]}. Left out: the model's."
-    )
-    cfg_scale: float | None = Field(
-        None,
-        ge=GUIDANCE_SCALE[0],
-        le=GUIDANCE_SCALE[1],
-        description=f"a number from {GUIDANCE_SCALE[0]:g} to {GUIDANCE_SCALE[1]:g}. Left out: the model's.",
-    )
-    seed: int | None = Field(
-        None, ge=-1, le=SEED[1], description=f"an integer from -1 to {SEED[1]}: -1 is a random one."
-    )
-    batch_size: int = Field(
-        1,
-        ge=1,
-        le=_MOST_PICTURES,
-        description=f"an integer from 1 to {_MOST_PICTURES}: times n_iter, as many pictures.",
-    )
-    n_iter: int = Field(
-        1,
-        ge=1,
-        le=_MOST_PICTURES,
-        description=f"an integer from 1 to {_MOST_PICTURES}: times batch_size, as many pictures.",
-    )
-    sampler_name: str | None = Field(None, description="text: what is not Euler is served by it, unless set otherwise.")
-    sampler_index: str | None = Field(None, description="text: the sampler, by its older name.")
-    scheduler: str | None = Field(
-        None, description="text: what is not Automatic is served by it, unless set otherwise."
-    )
-    override_settings: dict[str, Any] | None = Field(
-        None, description=f"an object of sd_model_checkpoint, {', '.join(_OVERRIDES)}."
-    )
-    send_images: bool = Field(True, description="true or false: whether the answer holds the pictures.")  # noqa: FBT003
-
-    def check(self, service: Service) -> None:
-        """What types do not say. Raises InvalidRequest."""
-        if self.batch_size * self.n_iter > _MOST_PICTURES:
-            raise InvalidRequest("n_iter", self.n_iter, f"at most {_MOST_PICTURES} pictures, batch_size times n_iter")
-        _check_settings(self.override_settings or {}, _OVERRIDES, "override_settings.")
-        if service.rules.naming.is_strict:
-            sampler, scheduler = self.sampler_name or self.sampler_index or SAMPLER, self.scheduler or SCHEDULE
-            if sampler.lower() not in _EULER:
-                raise InvalidRequest("sampler_name", sampler, SAMPLER)
-            if scheduler.lower() not in _AUTOMATIC:
-                raise InvalidRequest("scheduler", scheduler, SCHEDULE)
-
-    def to_wanted(self, service: Service, chosen: str | None) -> list[Wanted]:
-        """The same, free of the dialect; `chosen` is the model where none is named."""
-        named = (self.override_settings or {}).get("sd_model_checkpoint")
-        wanted = Wanted(
-            self.prompt,
-            self.negative_prompt or "",
-            self.width,
-            self.height,
-            self.steps,
-            self.cfg_scale,
-            None if self.seed == -1 else self.seed,
-            _name_of(named, service) if named else chosen,
-        )
-        return series(wanted, self.batch_size * self.n_iter)
-
-
-_Neutral: dict[str, Any] = {name: _neutral(allowed) for name, allowed in _NEUTRAL.items()}
-_Ignored: dict[str, Any] = {
-    name: (Any, Field(None, description="anything: it changes nothing here.")) for name in _OF_NO_EFFECT
-}
-Txt2Img = create_model("Txt2Img", __base__=_Honoured, **_Neutral, **_Ignored)
-
-
-class PngInfo(BaseModel):
-    """A picture to read."""
-
-    image: str = Field(
-        description="base64 of a PNG, JPEG, WebP or AVIF file, also with `data:image/png;base64,` before."
-    )
-
-
-class Refusal(BaseModel):
-    """An error as A1111 words it."""
-
-    error: str
-    detail: str
-    body: str
-    errors: str
+_MOST_IMAGE_BYTES = 30 * 1024 * 1024  # of a body with a picture in base64
+_SAMPLERS, _SCHEDULES = {"euler", "k_euler"}, {"automatic"}
+_ENDING = re.compile(r"(\.safetensors|\.ckpt)?( \[[0-9a-f]+\])?$")  # of a checkpoint's title
+_EMPTY = ["upscalers", "latent-upscale-modes", "loras", "sd-vae", "hypernetworks", "face-restorers"]
+_EMPTY += ["realesrgan-models", "prompt-styles", "script-info", "extensions"]
 
 
 def _words(refused: RequestRefused, _: str) -> tuple[int, dict[str, Any]]:
-    kind = type(refused.error).__name__ if refused.error else HTTPStatus(refused.status).phrase.replace(" ", "")
-    fields = "; ".join(error.field for error in refused.errors)
-    return refused.status, Refusal(error=kind, detail=refused.detail, body="", errors=fields).model_dump()
+    errors = "; ".join(f"{each.field}: got {each.got!r}; allowed: {each.allowed}" for each in refused.errors)
+    kind = type(refused.error).__name__ if refused.error else "HTTPException"
+    return refused.status, Refusal(error=kind, detail=refused.detail, errors=errors).model_dump()
 
 
 WORDING = Wording(_words, Refusal, challenge='Basic realm="sd35", Bearer')
 _documented = WORDING.documented
-_BODY: dict[int | str, dict[str, Any]] = {
+_Answers: TypeAlias = dict[int | str, dict[str, Any]]
+_BODY: _Answers = {
     400: _documented("The body is not JSON."),
     413: _documented("The body is too large."),
     415: _documented("The body is not `application/json`."),
-    422: _documented("A field is unknown, missing or wrong."),
+    422: _documented("A field is wrong; each is named."),
 }
-_NOT_NOW: dict[int | str, dict[str, Any]] = {
-    503: _documented("Loading or closing, or a store does not answer.", **{"Retry-After": "Seconds."})
-}
-router = APIRouter(prefix=_ROOT, tags=["AUTOMATIC1111's API"])
+_MODEL: _Answers = {404: _documented("No model of that name is served; the answer lists those that are.")}
+_READY: _Answers = {503: _documented("Loading or closing, or a store does not answer.", **{"Retry-After": "Seconds."})}
+router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111's API"])
 
 
-def _takes(kind: type[BaseModel] | None) -> dict[str, Any]:
-    schema = kind.model_json_schema() if kind else {"type": "object"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+def _read_as(kind: type[BaseModel]) -> dict[str, Any]:
+    content = {"application/json": {"schema": kind.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 @router.post(
     "/txt2img",
-    summary="Make pictures from text, as A1111 does",
-    openapi_extra=_takes(Txt2Img),
+    summary="Make pictures from text, as AUTOMATIC1111's API does",
+    response_model=Pictures,
+    openapi_extra=_read_as(Txt2Img),
     responses={
         **_BODY,
-        **_NOT_NOW,
+        **_MODEL,
+        **_READY,
         403: _documented("The request takes more than an hour's share of pixels."),
-        404: _documented("No checkpoint of that name is served."),
         409: _documented("The idempotency key came before with another body, or its job was cancelled."),
         410: _documented("A picture of the idempotency key was removed."),
         429: _documented(
@@ -246,178 +98,283 @@ def _takes(kind: type[BaseModel] | None) -> dict[str, Any]:
         500: _documented("A picture could not be made; other requests are not affected."),
     },
 )
-async def txt2img(request: Request, response: Response, idempotency_key: IdempotencyKey = None) -> Any:  # noqa: ANN401
-    """Answers with what was made when nothing is left to make. A client that hangs up cancels the rest."""
+async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
+    """Answers when all pictures are made but those that were left out. A client that hangs up cancels them."""
     body = await read_json(request, Txt2Img)
-    service, client, sessions = service_of(request), caller_of(request).client, _sessions(request)
-    body.check(service)
-    wanted = body.to_wanted(service, sessions.model(client))
-    call = Call(wanted, idempotency_key=idempotency_key, body_digest=digest_of(body))
+    options = validate(body.override_settings or {}, Options)
+    body.override_settings = options.model_dump(exclude_none=True)
+    service, client = service_of(request), caller_of(request).client
+    _check(body, is_strict=service.rules.naming.is_strict)
+    model = _served(options.sd_model_checkpoint, service) or _sessions(request).chosen(client)
+    call = Call(_wanted(body, model), idempotency_key=idempotency_key, body_digest=digest_of(body))
     async with making(request, call) as batch:
-        with sessions.making(client, batch):
+        running = Running(batch, body.force_task_id or f"txt2img-{batch.orders[0].request.digest[:8]}")
+        with _sessions(request).running(client, running):
             outcomes = await unless_gone(request, batch.outcomes())
     if outcomes is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    made = [outcome for outcome in outcomes if outcome]
-    if len(made) == 1:
-        response.headers.update(picture_headers(made[0]))
-    texts = [infotext(outcome.request, _said(outcome)) for outcome in made]
-    files = (
-        [_file(outcome, text, service) for outcome, text in zip(made, texts, strict=True)] if body.send_images else []
+    content = await asyncio.to_thread(
+        _answer, body, batch.orders[0].request, outcomes, running, has_metadata=service.rules.has_metadata
     )
-    info = _info(body, batch, made, texts)
-    return {"images": files, "parameters": body.model_dump(mode="json", exclude={"auth"}), "info": json.dumps(info)}
+    return Response(content, media_type="application/json")
 
 
-@router.get("/progress", summary="How far is what this client has in the making?", responses=_NOT_NOW)
-async def progress(
-    request: Request,
-    skip_current_image: Annotated[bool, Query(description="Without a preview.")] = False,  # noqa: FBT002
-) -> dict[str, Any]:
-    """Of the first call that still runs; other clients' are theirs."""
-    service_of(request)
-    batch = next(iter(_sessions(request).batches(caller_of(request).client)), None)
-    state: dict[str, Any] = {"skipped": False, "interrupted": False, "stopping_generation": False, "job": ""}
-    state |= {"job_count": 0, "job_timestamp": "0", "job_no": 0, "sampling_step": 0, "sampling_steps": 0}
-    if batch is None:
-        return {"progress": 0.0, "eta_relative": 0.0, "state": state, "current_image": None, "textinfo": None}
-    place = min(batch.current, len(batch.orders) - 1)
-    current, wanted = batch.progress[place], batch.orders[place].request
-    passed_s = time.monotonic() - batch.began_s
-    state |= {
-        "interrupted": batch.was_interrupted,
-        "job": "txt2img",
-        "job_count": len(batch.orders),
-        "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.localtime(time.time() - passed_s)),
-        "job_no": place,
-        "sampling_step": current.done if current else 0,
-        "sampling_steps": wanted.steps,
+def _check(body: Txt2Img, *, is_strict: bool) -> None:
+    """What the service and the fields say of each other. Raises InvalidRequest."""
+    size, rounds = body.batch_size or 1, body.n_iter or 1
+    if size * rounds > MOST_PICTURES:
+        raise InvalidRequest("n_iter", rounds, f"1 to {MOST_PICTURES // size} with a batch_size of {size}")
+    if not is_strict:
+        return
+    sampler, scheduler = body.sampler_name or body.sampler_index or SAMPLER, body.scheduler or SCHEDULE
+    if sampler.lower() not in _SAMPLERS:
+        raise InvalidRequest("sampler_name" if body.sampler_name else "sampler_index", sampler, SAMPLER)
+    if scheduler.lower() not in _SCHEDULES:
+        raise InvalidRequest("scheduler", scheduler, SCHEDULE)
+
+
+def _wanted(body: Txt2Img, model: str | None) -> list[Wanted]:
+    sizes = body.width, body.height, body.steps, body.cfg_scale
+    seed = None if body.seed == -1 else body.seed
+    wanted = Wanted(body.prompt, body.negative_prompt or "", *sizes, seed, model)
+    return series(wanted, (body.batch_size or 1) * (body.n_iter or 1))
+
+
+def _answer(
+    body: Txt2Img, first: Resolved, outcomes: Sequence[Outcome | None], running: Running, *, has_metadata: bool
+) -> str:
+    made = [outcome for outcome in outcomes if outcome]
+    texts = [infotext(outcome.request, outcome.maker) for outcome in made]
+    images = []
+    for outcome, text in zip(made, texts, strict=True) if body.send_images is not False else ():
+        if not has_metadata:
+            png = without_text(outcome.png)
+        else:
+            png = outcome.png if outcome.is_blurred else with_text(outcome.png, KEYWORD, text)
+        images.append(base64.b64encode(png).decode())
+    info = _info(body, [outcome.request for outcome in made] or [first], running)
+    info["infotexts"] = texts
+    for outcome in made:
+        info["extra_generation_params"] |= extras(outcome.request, outcome.maker)
+    return json.dumps({"images": images, "parameters": body.model_dump(mode="json"), "info": json.dumps(info)})
+
+
+def _info(body: Txt2Img, requests: Sequence[Resolved], running: Running) -> dict[str, Any]:
+    """What was made, in that UI's names; of lists, one item for each picture."""
+    first, subseed = requests[0], -1 if body.subseed is None else body.subseed
+    return {
+        "prompt": first.prompt,
+        "all_prompts": [request.prompt for request in requests],
+        "negative_prompt": first.negative_prompt,
+        "all_negative_prompts": [request.negative_prompt for request in requests],
+        "seed": first.seed,
+        "all_seeds": [request.seed for request in requests],
+        "subseed": subseed,
+        "all_subseeds": [subseed] * len(requests),
+        "subseed_strength": 0,
+        "width": first.width,
+        "height": first.height,
+        "sampler_name": SAMPLER,
+        "cfg_scale": first.guidance_scale,
+        "steps": first.steps,
+        "batch_size": body.batch_size or 1,
+        "restore_faces": False,
+        "face_restoration_model": None,
+        "sd_model_name": first.model,
+        "sd_model_hash": first.revision[:HASH_DIGITS],
+        "sd_vae_name": None,
+        "sd_vae_hash": None,
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "denoising_strength": None,
+        "extra_generation_params": {"Schedule type": SCHEDULE},
+        "index_of_first_image": 0,
+        "infotexts": [],
+        "styles": [],
+        "job_timestamp": _timestamp(running),
+        "clip_skip": 1,
+        "is_using_inpainting_conditioning": False,
+        "version": f"sd35-fp8-mirror {own_version()}",
     }
+
+
+@router.get("/progress", summary="How far is the client's call?", responses={422: _BODY[422]})
+async def progress(request: Request, skip_current_image: bool = False) -> ProgressNow:  # noqa: FBT001, FBT002
+    """Of the client's own calls; with several, of the one that began first. Idle, all is 0."""
+    running = _sessions(request).first(caller_of(request).client)
+    if running is None:
+        return ProgressNow()
+    batch, latest, done = running.batch, running.latest, running.done
+    wanted = batch.orders[min(batch.current, len(batch.orders) - 1)].request
+    was_skipped = any(task.cancelled() for task in batch.tasks) and not batch.was_interrupted
     image = None
-    if current and not skip_current_image:
-        image = await asyncio.to_thread(
-            lambda: _base64(write_png(enlarge(current.preview(), wanted.width, wanted.height), {}))
-        )
-    eta_s = passed_s * (1 - batch.done) / batch.done if batch.done else 0.0
-    return {"progress": batch.done, "eta_relative": eta_s, "state": state, "current_image": image, "textinfo": None}
+    if latest and not skip_current_image:
+        image = await asyncio.to_thread(_preview, latest, wanted)
+    return ProgressNow(
+        progress=max(0.01, done),  # as theirs: above 0 as long as it runs
+        eta_relative=(time.time() - running.began_s) * (1 - done) / done if done else 0.0,
+        state=State(
+            skipped=was_skipped,
+            interrupted=batch.was_interrupted,
+            job=running.name,
+            job_count=len(batch.orders),
+            job_timestamp=_timestamp(running),
+            job_no=batch.current,
+            sampling_step=latest.done if latest else 0,
+            sampling_steps=wanted.steps,
+        ),
+        current_image=image,
+        current_task=running.name,
+    )
 
 
-@router.post("/interrupt", summary="Make no more of what this client has in the making", responses=_NOT_NOW)
-async def interrupt(request: Request) -> dict[str, Any]:
-    """The calls are answered with what is made."""
-    service_of(request)
-    for batch in _sessions(request).batches(caller_of(request).client):
-        batch.interrupt()
+def _preview(latest: Progress, wanted: Resolved) -> str:
+    pixels = enlarge(latest.preview(), wanted.width, wanted.height)
+    return base64.b64encode(write_png(pixels, {})).decode()
+
+
+@router.post("/interrupt", summary="Leave out what is not made yet of the client's call")
+async def interrupt(request: Request) -> dict[str, str]:
+    """Of the call that `progress` tells of, which then answers with what it has."""
+    if running := _sessions(request).first(caller_of(request).client):
+        running.batch.interrupt()
     return {}
 
 
-@router.post("/skip", summary="Leave out the picture whose turn it is", responses=_NOT_NOW)
-async def skip(request: Request) -> dict[str, Any]:
-    """Of this client's first call that still runs."""
-    service_of(request)
-    for batch in _sessions(request).batches(caller_of(request).client)[:1]:
-        batch.skip()
-    return {}
+@router.post("/skip", summary="Leave out the picture whose turn it is of the client's call")
+async def skip(request: Request) -> None:
+    """Of the call that `progress` tells of, which goes on with the next."""
+    if running := _sessions(request).first(caller_of(request).client):
+        running.batch.skip()
 
 
-@router.get("/options", summary="The settings, as far as there are any", responses=_NOT_NOW)
-async def options(request: Request) -> dict[str, Any]:
-    """The checkpoint that this client chose, or the first."""
-    return _options(request)
+@router.get("/options", summary="Which settings hold for the client?", responses=_READY)
+async def options(request: Request) -> Options:
+    """Those that clients read; all but the checkpoint are as they are."""
+    service = service_of(request)
+    model = find_model(service.studio.models, _sessions(request).chosen(caller_of(request).client))
+    return Options(
+        sd_model_checkpoint=_title(model),
+        sd_checkpoint_hash=model.checkpoint.revision,
+        sd_vae="Automatic",
+        CLIP_stop_at_last_layers=1,
+        samples_format="png",
+        samples_save=False,
+        grid_save=False,
+        return_grid=False,
+        eta_noise_seed_delta=0,
+    )
 
 
 @router.post(
     "/options",
-    summary="Choose a checkpoint",
-    openapi_extra=_takes(None),
-    responses={**_BODY, **_NOT_NOW, 404: _documented("No checkpoint of that name is served.")},
+    summary="Choose the client's checkpoint",
+    openapi_extra=_read_as(Options),
+    responses={**_BODY, **_MODEL, **_READY},
 )
-async def set_options(request: Request) -> dict[str, Any]:
-    """For this client alone; other settings may be sent as they are."""
-    given = await read_object(request)
+async def set_options(request: Request) -> None:
+    """`sd_model_checkpoint` holds for the same client, while the service runs; the rest is as it is already."""
+    given = await read_json(request, Options)
     service = service_of(request)
-    _check_settings(given, {name: (value,) for name, value in _options(request).items()}, "")
-    if "sd_model_checkpoint" in given:
-        named = str(given["sd_model_checkpoint"])
-        name = service.studio.resolve(Wanted(" ", model=_name_of(named, service))).model
-        _sessions(request).choose(caller_of(request).client, name)
-    return {}
+    if name := _served(given.sd_model_checkpoint, service):
+        model = find_model(service.studio.models, name)
+        _sessions(request).choose(caller_of(request).client, model.name)
 
 
-@router.get("/sd-models", summary="Which checkpoints are served?", responses=_NOT_NOW)
-async def sd_models(request: Request) -> list[dict[str, Any]]:
-    """By their titles; the files' places are the server's own business."""
+@router.get("/sd-models", summary="Which checkpoints are served?", responses=_READY)
+async def checkpoints(request: Request) -> list[Checkpoint]:
+    """The first is the default."""
     return [
-        {
-            "title": _title(model),
-            "model_name": model.name,
-            "hash": model.checkpoint.revision[:HASH_CHARACTERS],
-            "sha256": model.checkpoint.revision,
-            "filename": f"{model.name}.safetensors",
-            "config": None,
-        }
+        Checkpoint(
+            title=_title(model),
+            model_name=model.name,
+            hash=model.checkpoint.revision[:HASH_DIGITS],
+            sha256=model.checkpoint.revision,
+            filename=f"{model.name}.safetensors",
+        )
         for model in service_of(request).studio.models.values()
     ]
 
 
+@router.post("/refresh-checkpoints", summary="Nothing: what is served does not change")
+async def refresh_checkpoints() -> None:
+    """The checkpoints are those that the service began with."""
+
+
 @router.get("/samplers", summary="Which samplers are there?")
-async def samplers() -> list[dict[str, Any]]:
+async def samplers() -> list[SamplerItem]:
     """One."""
-    return [{"name": SAMPLER, "aliases": sorted(_EULER), "options": {}}]
+    return [SamplerItem()]
 
 
-@router.get("/schedulers", summary="Which schedules of sigmas are there?")
-async def schedulers() -> list[dict[str, Any]]:
-    """The checkpoint's own."""
-    return [
-        {"name": SCHEDULE.lower(), "label": SCHEDULE, "aliases": None, "default_rho": -1.0, "need_inner_model": False}
-    ]
+@router.get("/schedulers", summary="Which noise schedules are there?")
+async def schedulers() -> list[SchedulerItem]:
+    """One."""
+    return [SchedulerItem()]
 
 
-@router.get("/memory", summary="How much memory is there?", responses=_NOT_NOW)
-async def memory(request: Request) -> dict[str, Any]:
-    """Bytes of the host, and of the device that the first model computes on, where that is another."""
-    first = next(iter(service_of(request).studio.models.values())).backend.memory
+@router.get("/scripts", summary="Which scripts are there?")
+async def scripts() -> dict[Literal["txt2img", "img2img"], list[str]]:
+    """None."""
+    return {"txt2img": [], "img2img": []}
+
+
+@router.get("/embeddings", summary="Which textual inversions are there?")
+async def embeddings() -> dict[Literal["loaded", "skipped"], dict[str, str]]:
+    """None."""
+    return {"loaded": {}, "skipped": {}}
+
+
+async def _none() -> list[str]:
+    """None: pictures are made from text, by the checkpoints alone."""
+    return []
+
+
+for _name in _EMPTY:
+    router.add_api_route(f"/{_name}", _none, summary=f"Which {_name} are there?", operation_id=f"automatic1111-{_name}")
+
+
+@router.get("/cmd-flags", summary="How was the service started?")
+async def cmd_flags() -> dict[str, bool]:
+    """In that UI's words: with its API, and without its pages."""
+    return {"api": True, "nowebui": True}
+
+
+@router.get("/memory", summary="How much memory is there?", responses=_READY)
+async def memory(request: Request) -> Memory:
+    """Of the system, and where the first model computes."""
+    used = next(iter(service_of(request).studio.models.values())).backend.memory
     host = HostMemory()
-    ram = {"free": host.free_bytes(), "used": host.held_bytes(), "total": host.free_bytes() + host.held_bytes()}
-    if isinstance(first, HostMemory):
-        return {"ram": ram, "cuda": {"error": "nothing computes on a GPU here"}}
-    system = {"free": first.free_bytes(), "used": first.held_bytes(), "total": first.free_bytes() + first.held_bytes()}
-    return {"ram": ram, "cuda": {"system": system}}
+    if isinstance(used, HostMemory):
+        return Memory(ram=_bytes(host.free_bytes(), host.held_bytes()), cuda={"error": "models compute on processors"})
+    system = _bytes(used.free_bytes(), used.held_bytes())
+    return Memory(ram=_bytes(host.free_bytes(), host.held_bytes()), cuda={"system": system})
+
+
+def _bytes(free: int, held: int) -> dict[str, int]:
+    return {"free": free, "used": held, "total": free + held}
 
 
 @router.post(
-    "/png-info", summary="What does a picture say of how it was made?", openapi_extra=_takes(PngInfo), responses=_BODY
+    "/png-info",
+    summary="How was a picture made?",
+    openapi_extra=_read_as(Image),
+    responses=_BODY,
 )
-async def png_info(request: Request) -> dict[str, Any]:
-    """Of this service's pictures, and of A1111's own."""
-    body = await read_json(request, PngInfo, _MOST_FILE_BYTES)
+async def png_info(request: Request) -> PngInfo:
+    """Of files of this service, and of all that carry that UI's text: PNG, and JPEG, WebP and AVIF in EXIF."""
+    body = await read_json(request, Image, _MOST_IMAGE_BYTES)
+    return await asyncio.to_thread(_described, body.image)
+
+
+def _described(image: str) -> PngInfo:
+    content = image.partition(",")[2] if image.startswith("data:") else image
     try:
-        data = base64.b64decode(body.image.partition("base64,")[2] or body.image, validate=True)
-        texts = await asyncio.to_thread(texts_of, data)
+        text, others = read(base64.b64decode(content, validate=True))
     except (ValueError, NotReplayable) as error:
-        raise InvalidRequest("image", f"{len(body.image)} characters", f"base64 of a picture: {error}") from error
-    text = texts.get(KEY, "")
-    if not text and REQUEST_KEY in texts:
-        text = infotext(from_text(texts).request)
-    return {"info": text, "items": texts, "parameters": read_infotext(text) if text else {}}
-
-
-def _constant(name: str, answer: Any) -> None:  # noqa: ANN401  JSON
-    async def give() -> Any:  # noqa: ANN401
-        return answer
-
-    router.add_api_route(f"/{name}", give, name=name, summary=f"{name}: as far as there are any", methods=["GET"])
-
-
-for _name, _answer in _EMPTY.items():
-    _constant(_name, _answer)
-
-
-@router.post("/refresh-checkpoints", summary="Look for checkpoints again")
-async def refresh_checkpoints() -> dict[str, Any]:
-    """They are those of the start."""
-    return {}
+        wrong = FieldError(field="image", got=f"{len(image)} characters", allowed="a picture's file in base64")
+        raise RequestRefused(422, f"image: {error}; allowed: {wrong.allowed}", [wrong]) from error
+    return PngInfo(info=text, items=others, parameters=parse(text) if text else {})
 
 
 def _sessions(request: Request) -> Sessions:
@@ -426,86 +383,24 @@ def _sessions(request: Request) -> Sessions:
 
 
 def _title(model: Model) -> str:
-    return f"{model.name} [{model.checkpoint.revision[:HASH_CHARACTERS]}]"
+    return f"{model.name} [{model.checkpoint.revision[:HASH_DIGITS]}]"
 
 
-def _name_of(named: str, service: Service) -> str | None:
-    """A served model's name, by its title in any case; else as the aliases have it, or as it came."""
-    models = service.studio.models
-    asked = _SUFFIXES.sub("", named).lower()
-    found = next((name for name in models if name.lower() == asked), None)
-    return found or service.rules.naming.served(named, models)
+def _served(asked: str | None, service: Service) -> str | None:
+    """The name of what a client asks for: by title, file or hash; else by an alias, where the rules allow them."""
+    models, naming = service.studio.models, service.rules.naming
+    if not asked or asked in models:
+        return asked or None
+    for name, model in models.items():
+        revision = model.checkpoint.revision
+        known = {_title(model), f"{name}.safetensors", f"{name}.safetensors [{revision[:HASH_DIGITS]}]"}
+        if asked in {*known, revision, revision[:HASH_DIGITS]}:
+            return name
+    return naming.served(asked if naming.is_strict or asked in naming.aliases else _ENDING.sub("", asked), models)
 
 
-def _options(request: Request) -> dict[str, Any]:
-    studio = service_of(request).studio
-    chosen = _sessions(request).model(caller_of(request).client)
-    model = studio.models.get(chosen or "") or next(iter(studio.models.values()))
-    fixed = {name: allowed[0] for name, allowed in _OVERRIDES.items()}
-    return {"sd_model_checkpoint": _title(model), "sd_checkpoint_hash": model.checkpoint.revision, **fixed}
+def _timestamp(running: Running) -> str:
+    return time.strftime("%Y%m%d%H%M%S", time.gmtime(running.began_s))
 
 
-def _check_settings(given: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]], prefix: str) -> None:
-    """Raises InvalidRequest for what is not known, or not as it is."""
-    for name, value in given.items():
-        if name == "sd_model_checkpoint":
-            continue
-        if name not in known:
-            raise InvalidRequest(f"{prefix}{name}", value, f"only sd_model_checkpoint, {', '.join(known)}")
-        if value not in known[name]:
-            raise InvalidRequest(f"{prefix}{name}", value, " or ".join(map(repr, known[name])))
-
-
-def _said(outcome: Outcome) -> dict[str, str]:
-    return {"Content filtered": "blurred"} if outcome.is_blurred else {}
-
-
-def _file(outcome: Outcome, text: str, service: Service) -> str:
-    has_text = service.rules.has_metadata and not outcome.is_blurred
-    return _base64(with_text(outcome.png, KEY, text) if has_text else outcome.png)
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def _info(body: _Honoured, batch: Batch, made: list[Outcome], texts: list[str]) -> dict[str, Any]:
-    """What A1111 says of a call, as its own clients read it; `seed` and the like are the first picture's."""
-    first, count = (made[0] if made else batch.orders[0]).request, len(made)
-    return {
-        "prompt": first.prompt,
-        "all_prompts": [first.prompt] * count,
-        "negative_prompt": first.negative_prompt,
-        "all_negative_prompts": [first.negative_prompt] * count,
-        "seed": first.seed,
-        "all_seeds": [outcome.request.seed for outcome in made],
-        "subseed": first.seed,
-        "all_subseeds": [outcome.request.seed for outcome in made],
-        "subseed_strength": 0,
-        "width": first.width,
-        "height": first.height,
-        "sampler_name": SAMPLER,
-        "cfg_scale": first.guidance_scale,
-        "steps": first.steps,
-        "batch_size": body.batch_size,
-        "restore_faces": False,
-        "face_restoration_model": None,
-        "sd_model_name": first.model,
-        "sd_model_hash": first.revision[:HASH_CHARACTERS],
-        "sd_vae_name": None,
-        "sd_vae_hash": None,
-        "seed_resize_from_w": -1,
-        "seed_resize_from_h": -1,
-        "denoising_strength": None,
-        "extra_generation_params": {"Schedule type": SCHEDULE},
-        "index_of_first_image": 0,
-        "infotexts": texts,
-        "styles": [],
-        "job_timestamp": time.strftime("%Y%m%d%H%M%S"),
-        "clip_skip": 1,
-        "is_using_inpainting_conditioning": False,
-        "version": f"sd35 {own_version()}",
-    }
-
-
-AUTOMATIC1111 = Dialect("automatic1111", (f"{_ROOT}/",), (router,), WORDING)
+AUTOMATIC1111 = Dialect("automatic1111", ("/sdapi/",), (router,), WORDING)
