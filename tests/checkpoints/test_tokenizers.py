@@ -105,6 +105,16 @@ def test_a_prompt_is_cut_off_where_the_t5_reads_less(checkpoint: Checkpoint) -> 
         assert tokenizers.is_cut_off(prompt) == (len(reference(prompt, verbose=False).input_ids) > length)
 
 
+def test_tokens_are_counted_as_the_t5_reads_them(checkpoint: Checkpoint) -> None:
+    """The end token is one of them, padding and what is cut off are not."""
+    tokenizers = Tokenizers(checkpoint)
+    reference = T5TokenizerFast.from_pretrained(checkpoint.directory / "tokenizer_3")
+    length = checkpoint.card.max_sequence_length
+    for prompt in PROMPTS:
+        read = reference(prompt, max_length=length, truncation=True).input_ids
+        assert tokenizers.tokens(prompt) == len(read), prompt[:40]
+
+
 def test_a_tokenizer_that_is_missing_is_the_checkpoints_error(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """The error names the place."""
     for part in PARTS:

@@ -2,19 +2,21 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from sd35.engine.preview import PreviewMap
 from sd35.errors import ContentRefused, InvalidSetting, NotReady, StoreUnavailable
 from sd35.service import filters
 from sd35.service.artifacts.memory import MemoryStore
 from sd35.service.desk import Desk, Outcome, Source
 from sd35.service.filters import AllowAll, ContentFilter, Decision, load_filter
 from sd35.service.jobs.contract import Order
-from sd35.service.png import read_png
+from sd35.service.png import blurred, read_png
 from sd35.service.record import from_text
 from sd35.service.resolve import Wanted
 from sd35.service.studio import Studio
@@ -35,6 +37,14 @@ class Rule(AllowAll):
         """Judged by the prompt."""
         assert pixels.shape[2] == 3
         return Decision.REFUSE if "evil" in prompt else Decision.BLUR if "nude" in prompt else Decision.ALLOW
+
+
+class BlursPrompts(AllowAll):
+    """Wants every picture blurred before it sees one."""
+
+    def check_prompt(self, prompt: str, negative_prompt: str) -> Decision:  # noqa: ARG002
+        """Blurred."""
+        return Decision.BLUR
 
 
 class Broken(AllowAll):
@@ -155,6 +165,38 @@ def test_the_filter_allows_blurs_or_refuses(studio: Studio, backend: NumpyBacken
     assert np.abs(np.diff(pixels.astype(int), axis=1)).max() < np.abs(np.diff(sharp.astype(int), axis=1)).max() / 4
     digest = desk.studio.resolve(Wanted("evil", seed=1)).digest
     assert desk.index.owners(digest) == set()
+
+
+CHECKS = np.kron(np.indices((8, 8)).sum(0) % 2 * 255, np.ones((2, 2)))[..., None].repeat(3, -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("content_filter", "prompt", "is_shown"),
+    [
+        (AllowAll(), "nude", True),
+        (Rule(), "a cat", True),
+        (Rule(), "nude", False),
+        (Rule(), "evil", False),
+        (Broken(), "a cat", False),
+        (BlursPrompts(), "a cat", False),
+    ],
+)
+def test_the_filter_has_its_word_on_previews_too(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch, content_filter: ContentFilter, prompt: str, *, is_shown: bool
+):
+    """What it does not allow, or has not allowed of the prompt, is blurred before anyone sees it."""
+    monkeypatch.setattr(PreviewMap, "draw", lambda *_: CHECKS)
+    desk, previews = desk_with(studio, content_filter), []
+
+    async def scenario() -> None:
+        with suppress(ContentRefused):
+            request = desk.studio.resolve(Wanted(prompt))
+            await desk.make(request, ME, lambda progress: previews.append(progress.preview()))
+
+    asyncio.run(scenario())
+    assert previews
+    for preview in previews:
+        assert np.array_equal(preview, CHECKS if is_shown else blurred(CHECKS))
 
 
 def test_a_filter_that_fails_lets_nothing_through(studio: Studio):

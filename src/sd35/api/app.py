@@ -5,7 +5,6 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 
-import structlog
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
@@ -22,9 +21,9 @@ from sd35.api.metrics import Metered
 from sd35.api.observe import RequestLog, telemetry_of
 from sd35.api.openapi import describe
 from sd35.api.query import refuse_unknown
-from sd35.api.refusals import FieldError, RequestRefused, shown
+from sd35.api.refusals import FieldError, RequestRefused, noted, shown
 from sd35.api.sessions import Sessions
-from sd35.errors import PictureFailed, Sd35Error
+from sd35.errors import Sd35Error
 from sd35.service.callers import KeyRing
 from sd35.service.keys import Allowance, KeyStore
 from sd35.service.limits import Limits
@@ -102,10 +101,7 @@ def _surround(app: FastAPI, settings: Settings, keys: KeyStore | None, telemetry
 
 async def _on_own_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, Sd35Error)
-    if isinstance(error, PictureFailed):
-        structlog.get_logger().error("picture failed", exc_info=error)
-    request.app.state.telemetry.metering.refused(error)
-    return refusal(request.scope, RequestRefused.of(error))
+    return refusal(request.scope, noted(request, error))
 
 
 async def _on_refused(request: Request, error: Exception) -> Response:

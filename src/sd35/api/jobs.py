@@ -1,5 +1,6 @@
 """`/v1/jobs`: pictures that are asked for now and fetched later. What is asked for is the body of `/v1/txt2img`."""
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -214,7 +215,7 @@ async def events(
     """Server-sent events: `queued`; `running`, with steps and seconds left; `succeeded`, `failed` or `cancelled`."""
     after = -1 if last_event_id is None else last_event_id
     async for event in service_of(request).jobs.events(job, after):
-        yield sent(event, has_preview=preview)
+        yield await asyncio.to_thread(sent, event, has_preview=preview)  # a filter may look at a preview
 
 
 def sent(event: Event, *, has_preview: bool) -> ServerSentEvent:

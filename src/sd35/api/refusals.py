@@ -5,13 +5,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import structlog
 from pydantic import BaseModel, Field
+from starlette.requests import Request
 from starlette.responses import Response
 
 from sd35.errors import (
     InvalidRequest,
     NotReady,
     Overloaded,
+    PictureFailed,
     Sd35Error,
     StoreUnavailable,
     TooMany,
@@ -86,6 +89,14 @@ class Wording(NamedTuple):
             "content": {self.media_type: {"schema": _inlined(self.model.model_json_schema())}},
             "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()},
         }
+
+
+def noted(request: Request, error: Sd35Error) -> RequestRefused:
+    """What an error is over HTTP, counted, and where a picture failed, logged: also where an answer has begun."""
+    if isinstance(error, PictureFailed):
+        structlog.get_logger().error("picture failed", exc_info=error)
+    request.app.state.telemetry.metering.refused(error)
+    return RequestRefused.of(error)
 
 
 def shown(value: object) -> Any:  # noqa: ANN401  any JSON value

@@ -92,7 +92,7 @@ class Painter:
 
 
 class Progress(NamedTuple):
-    """How far a picture is. `preview` computes when it is called, in a millisecond or so."""
+    """How far a picture is. `preview` computes when it is called: a millisecond or so, unless a filter looks at it."""
 
     done: int
     steps: int

@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 import structlog
@@ -20,7 +21,7 @@ from sd35.service.artifacts.contract import ArtifactStore
 from sd35.service.artifacts.index import PictureIndex
 from sd35.service.artifacts.names import name_of
 from sd35.service.encoding import read_record
-from sd35.service.filters import ContentFilter, Decision, picture_decision, prompt_decision
+from sd35.service.filters import ContentFilter, Decision, picture_decision, prompt_decision, shown_preview
 from sd35.service.png import blurred, write_png
 from sd35.service.record import Maker
 from sd35.service.studio import Studio
@@ -156,15 +157,16 @@ class Desk:
         if found:
             return found
         with self.telemetry.making():
-            painted = await self._paint(flight, request, source)
+            painted = await self._paint(flight, request, source, decision)
             return await asyncio.to_thread(self._finish, painted, source.owner, decision)
 
-    async def _paint(self, flight: _Flight, request: Request, source: Source) -> Painted:
+    async def _paint(self, flight: _Flight, request: Request, source: Source, decision: Decision) -> Painted:
         loop = asyncio.get_running_loop()
 
         def tell(progress: Progress) -> None:
             if flight.listeners:
-                loop.call_soon_threadsafe(flight.tell, progress)
+                preview = partial(shown_preview, self._filter, request, decision, progress.preview)
+                loop.call_soon_threadsafe(flight.tell, progress._replace(preview=preview))
 
         engine = self.studio.engine
         ticket = self.studio.submit(request, tell, client=source.client, priority=source.priority)

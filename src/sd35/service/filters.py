@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from sd35.backends.contract import Array
 from sd35.errors import ContentRefused, InvalidSetting
 from sd35.request import Request
+from sd35.service.png import blurred
 
 
 class Decision(StrEnum):
@@ -31,7 +32,7 @@ class ContentFilter(Protocol):
         """Before anything is computed."""
 
     def check_picture(self, pixels: UInt8[Array, "h w 3"], prompt: str) -> Decision | str:
-        """Before anyone sees it."""
+        """Before anyone sees it: also of what is shown of it while it is made, an eighth as wide and as high."""
 
 
 class AllowAll:
@@ -69,6 +70,19 @@ def prompt_decision(hook: ContentFilter, request: Request) -> Decision:
 def picture_decision(hook: ContentFilter, pixels: UInt8[Array, "h w 3"], request: Request) -> Decision:
     """ALLOW or BLUR. Raises ContentRefused."""
     return _decision(lambda: hook.check_picture(pixels, request.prompt), "picture")
+
+
+def shown_preview(
+    hook: ContentFilter, request: Request, decision: Decision, draw: Callable[[], UInt8[Array, "h w 3"]]
+) -> UInt8[Array, "h w 3"]:
+    """A preview; blurred, where the filter's `decision` on the prompt or its word on the preview does not allow it."""
+    pixels = draw()
+    try:
+        if decision is Decision.ALLOW and picture_decision(hook, pixels, request) is Decision.ALLOW:
+            return pixels
+    except ContentRefused:  # the picture itself may yet be allowed
+        pass
+    return blurred(pixels)
 
 
 def _decision(ask: Callable[[], Decision | str], what: str) -> Decision:

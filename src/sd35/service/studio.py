@@ -74,8 +74,13 @@ class Studio:
         self._model_of(request).painter.check(self._task(request))
         return request
 
-    def tokens_of(self, request: Request) -> tuple[int, int]:
-        """What the transformer works on: tokens of the prompt that T5 reads, and the picture's patches as drawn."""
+    def tokens_of(self, request: Request) -> tuple[int, int] | None:
+        """What the transformer works on: tokens of the prompt that T5 reads, and the picture's patches as drawn.
+
+        None where what made it is not served any more.
+        """
+        if (request.model, request.profile) not in self._loaded:
+            return None
         task = self._task(request)
         patches = task.width_px * task.height_px // SIZE_MULTIPLE_PX**2
         return self._model_of(request).texts.tokens(request.prompt), patches

@@ -3,8 +3,11 @@
 import asyncio
 import base64
 import io
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -13,12 +16,17 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from PIL import Image
 
+from sd35.backends.contract import Array, DenoiseRow
+from sd35.errors import StoreUnavailable
+from sd35.service.artifacts.memory import MemoryStore
 from sd35.service.filters import AllowAll, Decision
+from sd35.service.kept import Kept
 from sd35.service.keys import Role, new_key
 from sd35.service.record import REQUEST_KEY
 from sd35.service.studio import Studio
-from tests.api.conftest import cancellations, listening
-from tests.double import WAIT_S, NumpyBackend, key_store
+from tests.api.conftest import cancellations, listening, serving
+from tests.double import WAIT_S, NumpyBackend, double_model, double_studio, key_store
+from tests.services import memory_kept
 
 CAT: dict[str, Any] = {"prompt": "a cat", "extra_body": {"seed": 7}}
 
@@ -29,6 +37,33 @@ class Squeamish(AllowAll):
     def check_prompt(self, prompt: str, negative_prompt: str) -> Decision:  # noqa: ARG002
         """By its words."""
         return Decision.REFUSE if "evil" in prompt else Decision.BLUR if "nude" in prompt else Decision.ALLOW
+
+
+class Halting(NumpyBackend):
+    """Waits for `release` in a picture's third step, and counts what it decodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_halted = threading.Event()
+        self.decoded = 0
+
+    def denoise_step(self, rows: Sequence[DenoiseRow]) -> list[Array]:
+        """One step of each row."""
+        stepped = super().denoise_step(rows)
+        if len(self.rows) == 3:
+            self.is_halted.set()
+            assert self.release.wait(3 * WAIT_S)
+        return stepped
+
+    def decode_latents(self, latents: Sequence[Array]) -> list[Array]:
+        """As ever."""
+        self.decoded += len(latents)
+        return super().decode_latents(latents)
+
+
+def lasting(kept: Kept) -> Any:
+    """The same, which no service closes."""
+    return SimpleNamespace(**kept._asdict(), close=lambda: None)
 
 
 @pytest.fixture
@@ -143,6 +178,7 @@ def test_compression_is_the_files_quality(client: OpenAI):
         ({"n": 11}, "n", "invalid_value"),
         ({"size": "100x100"}, "size", "invalid_value"),
         ({"size": "big"}, "size", "invalid_value"),
+        ({"size": "nothing"}, "size", "invalid_value"),
         ({"style": "vague"}, "style", "invalid_value"),
         ({"background": "transparent"}, "background", "invalid_value"),
         ({"output_compression": 50}, "output_compression", "invalid_value"),
@@ -198,7 +234,8 @@ def test_models_are_listed_and_found(client: OpenAI):
 
 
 def test_a_stream_shows_the_picture_as_it_is_made(client: OpenAI):
-    """Previews of its size, then the picture itself, the same as without a stream."""
+    """Previews of its size, each another, then the picture itself, the same as without a stream."""
+    client.images.generate(prompt="a dog")  # previews are learnt from pictures, of which there was none
     with closing(client.images.generate(stream=True, partial_images=3, output_format="webp", **CAT)) as stream:
         events = list(stream)
     kinds = [event.type for event in events]
@@ -206,7 +243,7 @@ def test_a_stream_shows_the_picture_as_it_is_made(client: OpenAI):
     assert [getattr(event, "partial_image_index", None) for event in events] == [0, 1, 2, None]
     assert {picture(event.b64_json).size for event in events} == {(128, 128)}
     assert {picture(event.b64_json).format for event in events} == {"WEBP"}
-    assert len({event.b64_json for event in events}) > 2  # the double draws much in its first step
+    assert len({event.b64_json for event in events}) == 4
     whole = client.images.generate(output_format="webp", **CAT)
     assert (whole.data or [])[0].b64_json == events[-1].b64_json
 
@@ -248,6 +285,47 @@ def test_what_goes_wrong_before_the_first_event_is_a_status(client: OpenAI):
         list(stream)
 
 
+def test_what_goes_wrong_in_a_stream_is_counted_and_logged(server: str, client: OpenAI, capsys: Any):
+    """As what is answered by its status."""
+    counted = 'sd35_errors_total{error="PictureFailed"}'
+
+    def metrics() -> str:
+        return httpx2.get(server.replace("/v1", "/metrics")).text
+
+    assert f"{counted} 1.0" not in metrics()
+    with closing(client.images.generate(prompt="crash", stream=True, partial_images=3)) as stream:
+        assert next(stream).type == "image_generation.partial_image"
+        with pytest.raises(openai.APIError, match="the runtime") as failed:
+            list(stream)
+    assert failed.value.type == "server_error"
+    assert f"{counted} 1.0" in metrics()
+    assert "picture failed" in capsys.readouterr().out
+
+
+def test_a_picture_that_is_made_again_shows_each_preview_once(tmp_path: Path):
+    """One whose values go bad after three previews starts anew in a wider precision."""
+    with double_studio(tmp_path, NumpyBackend("float16")) as studio:
+        studio.add(double_model(tmp_path / "mini", backend=NumpyBackend("float32", sound=True)))
+        with listening(studio) as (host, port), client_of(f"http://{host}:{port}/v1") as client:
+            events = list(client.images.generate(prompt="flat", stream=True, partial_images=3))
+    assert [getattr(event, "partial_image_index", None) for event in events] == [0, 1, 2, None]
+
+
+def test_who_leaves_in_mid_stream_stops_the_picture(tmp_path: Path):
+    """After a preview came: no further step is made, and nothing is decoded."""
+    backend = Halting()
+    with double_studio(tmp_path, backend) as studio:
+        cancelled = cancellations(studio)
+        with listening(studio) as (host, port), client_of(f"http://{host}:{port}/v1") as client:
+            with closing(client.images.generate(stream=True, partial_images=1, **CAT)) as stream:
+                assert next(stream).type == "image_generation.partial_image"
+                assert backend.is_halted.wait(WAIT_S)
+            assert cancelled.wait(WAIT_S)
+            backend.release.set()
+            client.images.generate(prompt="a dog")
+    assert (backend.steps.count("a cat"), backend.decoded) == (3, 1)
+
+
 def test_who_leaves_a_stream_stops_the_picture(client: OpenAI, studio: Studio, backend: NumpyBackend):
     """Before its next step."""
     cancelled = cancellations(studio)
@@ -270,6 +348,46 @@ def test_an_idempotency_key_gives_the_same_pictures(client: OpenAI):
         client.images.generate(prompt="a dog", stream=True, extra_headers=again)
 
 
+def test_what_the_filter_refuses_is_a_bad_request_with_an_idempotency_key_too(client: OpenAI):
+    """Each time that it is sent."""
+    for _ in range(2):
+        with pytest.raises(openai.BadRequestError, match="content filter"):
+            client.images.generate(prompt="evil", extra_headers={"Idempotency-Key": "order-2"})
+
+
+def test_a_picture_of_what_is_served_no_more_is_given_without_usage(tmp_path: Path):
+    """An idempotency key outlives the numeric profile that made its picture."""
+    given = []
+    kept = lasting(memory_kept())
+    for precision in ("float32", "float16"):
+        studio = double_studio(tmp_path, NumpyBackend(precision))
+        with serving(studio, kept=kept) as client:
+            answer = client.post(
+                "/v1/images/generations", json={"prompt": "a cat"}, headers={"Idempotency-Key": "order-3"}
+            )
+        assert answer.status_code == 200
+        given.append(answer.json())
+    assert given[0]["data"][0]["b64_json"] == given[1]["data"][0]["b64_json"]
+    assert ["usage" in each for each in given] == [True, False]
+
+
+def test_a_picture_that_could_not_be_stored_has_no_address(studio: Studio):
+    """503, in the error's form, where one was asked for; in the answer itself it can be given."""
+
+    class Full(MemoryStore):
+        def put(self, name: str, content: bytes) -> None:  # noqa: ARG002
+            raise StoreUnavailable("the disk is full")
+
+    with serving(studio, kept=memory_kept()._replace(files=Full())) as client:
+        addressed, enclosed = (
+            client.post("/v1/images/generations", json={"prompt": "a cat", "response_format": each})
+            for each in ("url", "b64_json")
+        )
+    assert (addressed.status_code, addressed.json()["error"]["type"]) == (503, "server_error")
+    assert "the disk is full" in addressed.json()["error"]["message"]
+    assert (enclosed.status_code, enclosed.headers["x-sd35-stored"]) == (200, "false")
+
+
 def test_keys_limits_and_metrics_hold_here_too(studio: Studio):
     """Their clients' errors for them, and requests count under the dialect's name, each picture by its pixels."""
     key, secret = new_key("someone", Role.USER, 0.0)
@@ -277,17 +395,15 @@ def test_keys_limits_and_metrics_hold_here_too(studio: Studio):
         server = f"http://{host}:{port}/v1"
         with pytest.raises(openai.AuthenticationError) as unknown, client_of(server) as client:
             client.images.generate(**CAT)
-        assert unknown.value.code == "invalid_api_key"
+        assert (unknown.value.code, unknown.value.type) == ("invalid_api_key", "authentication_error")
         with client_of(server, secret) as client:
             client.images.generate(n=2, **CAT)
             with pytest.raises(openai.RateLimitError) as limited:
                 client.images.generate(n=2, **CAT)
             with pytest.raises(openai.PermissionDeniedError):
                 client.images.generate(n=4, **CAT)
-        assert (limited.value.code, int(limited.value.response.headers["retry-after"]) > 0) == (
-            "rate_limit_exceeded",
-            True,
-        )
+        assert (limited.value.code, limited.value.type) == ("rate_limit_exceeded", "rate_limit_error")
+        assert int(limited.value.response.headers["retry-after"]) > 0
         metrics = httpx2.get(server.replace("/v1", "/metrics"), headers={"x-api-key": secret}).text
     assert (
         'sd35_http_requests_total{dialect="openai",method="POST",route="/v1/images/generations",status="200"} 1.0'

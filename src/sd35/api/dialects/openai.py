@@ -19,7 +19,7 @@ from sd35.api.body import read_json
 from sd35.api.callers import service_of
 from sd35.api.dialects.dialect import Dialect
 from sd35.api.making import Call, IdempotencyKey, digest_of, making, picture_headers
-from sd35.api.refusals import RequestRefused, Wording
+from sd35.api.refusals import FieldError, RequestRefused, Wording, noted
 from sd35.api.waiting import CLIENT_CLOSED_REQUEST, unless_gone
 from sd35.engine.picture import Progress
 from sd35.errors import ContentRefused, InvalidRequest, Sd35Error, UnknownModel
@@ -36,6 +36,7 @@ _MOST_PICTURES, _MOST_PARTIAL = 10, 3
 _ALL = 100  # of quality
 _NO_EFFECT = "text. It is taken, and changes nothing."
 _QUALITIES = {"low": "low", "high": "high", "hd": "high"}  # others are "medium"
+_KINDS = {401: ("authentication_error", "invalid_api_key"), 429: ("rate_limit_error", "rate_limit_exceeded")}
 _PARAMS = {"width": "size", "height": "size", "steps": "num_inference_steps"}  # what the service calls otherwise
 
 
@@ -212,8 +213,17 @@ class Pictures(BaseModel):
     output_format: str
     quality: str
     size: str
-    usage: Usage
+    usage: Usage | None = Field(None, description="Left out where what made the pictures is not served any more.")
     model: str
+
+
+def _code(wrong: FieldError | None) -> str | None:
+    """How a field is wrong. Only the prompt can be missing."""
+    if wrong is None:
+        return None
+    if (wrong.field, wrong.got) == ("prompt", "nothing"):
+        return "missing_required_parameter"
+    return "unknown_parameter" if wrong.allowed.startswith("only ") else "invalid_value"
 
 
 def _words(refused: RequestRefused, _: str) -> tuple[int, dict[str, Any]]:
@@ -224,12 +234,10 @@ def _words(refused: RequestRefused, _: str) -> tuple[int, dict[str, Any]]:
             status, kind, code = 400, "image_generation_user_error", "moderation_blocked"
         case UnknownModel():
             code = "model_not_found"
-        case _ if wrong and status == 422:
-            missing, unknown = wrong.got == "nothing", wrong.allowed.startswith("only ")
-            code = "missing_required_parameter" if missing else "unknown_parameter" if unknown else "invalid_value"
-            status = 400
-        case _ if status in {401, 429}:
-            code = "invalid_api_key" if status == 401 else "rate_limit_exceeded"
+        case _ if status == 422:
+            status, code = 400, _code(wrong)
+        case _ if status in _KINDS:
+            kind, code = _KINDS[status]
         case _ if status >= 500:
             kind = "server_error"
     names = _PARAMS if refused.error else {}  # what the dialect itself refuses is named as it came
@@ -319,13 +327,15 @@ def _picture(outcome: Outcome, **where: str) -> Picture:
 def _facts(service: Service, body: Generation, made: Sequence[Outcome]) -> dict[str, Any]:
     """What answers and events say of all pictures alike."""
     request = made[0].request
-    read, patches = service.studio.tokens_of(request)
-    usage = Usage(
-        input_tokens=read,
-        input_tokens_details=TextTokens(text_tokens=read),
-        output_tokens=patches * len(made),
-        total_tokens=read + patches * len(made),
-    )
+    usage = None
+    if tokens := service.studio.tokens_of(request):
+        read, drawn = tokens[0], tokens[1] * len(made)
+        usage = Usage(
+            input_tokens=read,
+            input_tokens_details=TextTokens(text_tokens=read),
+            output_tokens=drawn,
+            total_tokens=read + drawn,
+        )
     size = f"{request.width}x{request.height}"
     return {"output_format": body.format, "quality": body.level, "size": size, "usage": usage, "model": request.model}
 
@@ -347,12 +357,13 @@ async def _stream(request: Request, body: Generation, call: Call) -> Response:
             async for event in events:
                 yield event
         except Sd35Error as error:
-            _, content = _words(RequestRefused.of(error), "")
+            _, content = _words(noted(request, error), "")
             yield _event("error", content)
         finally:
             await events.aclose()
 
-    return StreamingResponse(all_events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would keep them back
+    return StreamingResponse(all_events(), media_type="text/event-stream", headers=headers)
 
 
 async def _events(request: Request, body: Generation, call: Call) -> AsyncGenerator[str, None]:
@@ -367,6 +378,7 @@ async def _events(request: Request, body: Generation, call: Call) -> AsyncGenera
         fixed["output_format"] = body.format
         while progress := await steps.get():
             if progress.done in marks:
+                marks.remove(progress.done)  # one that is spoiled is made again from its first step
                 partial = await asyncio.to_thread(_partial, progress, wanted.width, wanted.height, body)
                 yield _event(
                     "image_generation.partial_image",
@@ -377,7 +389,8 @@ async def _events(request: Request, body: Generation, call: Call) -> AsyncGenera
     assert outcome, "only its own client could leave it out"
     picture = await _enclosed(request, body, outcome)
     facts = _facts(service, body, [outcome])
-    more = {**fixed, **picture.model_dump(exclude_none=True), "usage": facts["usage"].model_dump()}
+    usage = {"usage": facts["usage"].model_dump()} if facts["usage"] else {}
+    more = {**fixed, **picture.model_dump(exclude_none=True), **usage}
     yield _event("image_generation.completed", {**more, "model": facts["model"], "created_at": _now()})
 
 
