@@ -10,6 +10,7 @@ import pytest
 
 from sd35.errors import ContentRefused, InvalidSetting, NotReady, StoreUnavailable
 from sd35.service import filters
+from sd35.service.artifacts.holdings import Holdings
 from sd35.service.artifacts.memory import MemoryStore
 from sd35.service.desk import Desk, Outcome, Source
 from sd35.service.filters import AllowAll, ContentFilter, Decision, load_filter
@@ -68,7 +69,7 @@ def desk(studio: Studio) -> Desk:
 def desk_with(studio: Studio, content_filter: ContentFilter) -> Desk:
     """A desk with a filter."""
     kept = memory_kept()
-    return Desk(studio, kept.files, kept.stores.pictures, content_filter)
+    return Desk(studio, kept.pictures, content_filter)
 
 
 def make(desk: Desk, prompt: str, source: Source = ME, **wanted: Any) -> Coroutine[Any, Any, Outcome]:
@@ -86,7 +87,7 @@ def test_a_hundred_at_once_are_one_picture(desk: Desk, backend: NumpyBackend):
     assert len(backend.steps) == outcomes[0].request.steps
     assert len({outcome.png for outcome in outcomes}) == 1
     assert sorted(outcome.cache for outcome in outcomes) == ["miss", *["shared"] * 99]
-    assert desk.index.owners(outcomes[0].request.digest) == {str(owner) for owner in range(100)}
+    assert desk.pictures.index.owners(outcomes[0].request.digest) == {str(owner) for owner in range(100)}
 
 
 def test_a_second_request_finds_the_first_ones_picture(desk: Desk, backend: NumpyBackend):
@@ -100,7 +101,7 @@ def test_a_second_request_finds_the_first_ones_picture(desk: Desk, backend: Nump
     assert second.png == first.png != other.png
     assert len(backend.steps) == 2 * first.request.steps
     assert from_text(read_png(second.png)[1]).request == second.request == first.request
-    assert desk.index.owners(first.request.digest) == {"me", "you"}
+    assert desk.pictures.index.owners(first.request.digest) == {"me", "you"}
 
 
 def test_a_picture_is_made_while_anyone_waits(desk: Desk, backend: NumpyBackend):
@@ -154,7 +155,7 @@ def test_the_filter_allows_blurs_or_refuses(studio: Studio, backend: NumpyBacken
     sharp = read_png(asyncio.run(make(desk_with(studio, AllowAll()), "nude")).png)[0]
     assert np.abs(np.diff(pixels.astype(int), axis=1)).max() < np.abs(np.diff(sharp.astype(int), axis=1)).max() / 4
     digest = desk.studio.resolve(Wanted("evil", seed=1)).digest
-    assert desk.index.owners(digest) == set()
+    assert desk.pictures.index.owners(digest) == set()
 
 
 def test_a_filter_that_fails_lets_nothing_through(studio: Studio):
@@ -184,7 +185,7 @@ def test_a_picture_is_answered_though_it_cannot_be_kept(studio: Studio, monkeypa
     async def scenario() -> None:
         with monkeypatch.context() as broken:
             for method in ("get", "put"):
-                broken.setattr(desk.pictures, method, unavailable)
+                broken.setattr(desk.pictures.files, method, unavailable)
             outcome = await make(desk, "a cat")
         assert str(outcome.unstored) == "the disk is full"
         assert read_png(outcome.png)[0].shape == (128, 128, 3)
@@ -233,8 +234,8 @@ class Busy(MemoryStore):
 @pytest.mark.parametrize("moment", ["found", "removing"])
 def test_a_picture_removed_by_one_while_another_asks_for_it_stays(studio: Studio, moment: str):
     """Whether the removal falls into the asking, or the asking into the removal."""
-    files = Busy()
-    kept = memory_kept()._replace(files=files)
+    files, kept = Busy(), memory_kept()
+    kept = kept._replace(pictures=Holdings(files, kept.stores.pictures))
     service = service_of(studio, kept)
     mine, yours = (Order(studio.resolve(Wanted("a cat", seed=1)), owner) for owner in ("me", "you"))
     digest = mine.request.digest

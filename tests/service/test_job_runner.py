@@ -42,7 +42,7 @@ async def runs(
     studio: Studio, kept: Kept, most_waiting: int = 100, grace_s: float = WAIT_S
 ) -> AsyncIterator[JobRunner]:
     """A runner at work, of a process of its own as far as the store knows."""
-    desk = Desk(studio, kept.files, kept.stores.pictures, AllowAll())
+    desk = Desk(studio, kept.pictures, AllowAll())
     runner = JobRunner(desk, kept.stores.jobs, 2, most_waiting)
     runner.start()
     try:

@@ -16,8 +16,7 @@ from sd35.engine.observing import Stage
 from sd35.engine.picture import Painted, Progress
 from sd35.errors import NotReady, StoreUnavailable
 from sd35.request import Request
-from sd35.service.artifacts.contract import ArtifactStore
-from sd35.service.artifacts.index import PictureIndex
+from sd35.service.artifacts.holdings import Holdings
 from sd35.service.artifacts.names import name_of
 from sd35.service.encoding import read_record
 from sd35.service.filters import ContentFilter, Decision, picture_decision, prompt_decision
@@ -95,12 +94,11 @@ class Desk:
     def __init__(
         self,
         studio: Studio,
-        pictures: ArtifactStore,
-        index: PictureIndex,
+        pictures: Holdings,
         content_filter: ContentFilter,
         telemetry: Telemetry | None = None,
     ) -> None:
-        self.studio, self.pictures, self.index = studio, pictures, index
+        self.studio, self.pictures = studio, pictures
         self.telemetry = telemetry or Telemetry()
         self._filter = content_filter
         self._flights: dict[str, _Flight] = {}
@@ -130,7 +128,7 @@ class Desk:
                 self._land(request.digest, flight)  # who comes now does not join what ends
                 flight.task.cancel()
         if not is_first:  # each who waited owns it, though it was written once
-            unstored = outcome.unstored or await asyncio.to_thread(self._add_owner, outcome, source.owner)
+            unstored = outcome.unstored or await asyncio.to_thread(self._keep, outcome, source.owner)
             outcome = replace(outcome, was_shared=True, unstored=unstored)
         self.telemetry.given(outcome.request, outcome.cache)
         return outcome
@@ -186,13 +184,10 @@ class Desk:
         wanted = [True] if decision is Decision.BLUR else [False, True]
         try:
             for is_blurred in wanted:
-                png = self.pictures.get(name_of(request.digest, is_blurred=is_blurred))
+                png = self.pictures.files.get(name_of(request.digest, is_blurred=is_blurred))
                 if png is not None:
                     found = stored_outcome(request, png, is_blurred=is_blurred)
-                    unstored = self._add_owner(found, owner)
-                    if unstored is None and not self.pictures.has(found.name):  # it was removed meanwhile
-                        unstored = self._keep(found, owner)
-                    return replace(found, unstored=unstored)
+                    return replace(found, unstored=self._keep(found, owner))
         except StoreUnavailable as error:
             structlog.get_logger().warning("the picture store does not answer", reason=str(error))
         return None
@@ -223,21 +218,11 @@ class Desk:
         return decision
 
     def _keep(self, outcome: Outcome, owner: str) -> StoreUnavailable | None:
-        """Write it. Its owner comes first: a file that nobody owns would never be removed."""
-        trouble = self._add_owner(outcome, owner)
-        if trouble is None:
-            try:
-                self.pictures.put(outcome.name, outcome.png)
-            except StoreUnavailable as error:
-                trouble = error
-        if trouble:
-            self.telemetry.metering.not_stored()
-        return trouble
-
-    def _add_owner(self, outcome: Outcome, owner: str) -> StoreUnavailable | None:
+        """Make it its owner's, and its file be there; why that cannot be."""
         try:
-            self.index.add(outcome.request.digest, owner, len(outcome.png), time.time())
+            self.pictures.own(outcome.name, outcome.request.digest, owner, outcome.png)
         except StoreUnavailable as error:
-            structlog.get_logger().error("a picture cannot be entered", reason=str(error))
+            structlog.get_logger().error("a picture cannot be kept", reason=str(error))
+            self.telemetry.metering.not_stored()
             return error
         return None

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from sd35.errors import JobEnded, StoreUnavailable
-from sd35.service.artifacts.names import names_of
-from sd35.service.artifacts.retention import Retention, remove
+from sd35.service.artifacts.retention import Retention
 from sd35.service.desk import Desk, OnProgress, Outcome, Source, stored_outcome
 from sd35.service.filters import ContentFilter
 from sd35.service.jobs.contract import Job, Order, Status
@@ -58,7 +57,7 @@ class Service:
         self.telemetry = telemetry = telemetry or Telemetry()
         studio.engine.observe(telemetry.metering)
         webhooks.observe(telemetry.metering)
-        self.desk = Desk(studio, kept.files, kept.stores.pictures, rules.content_filter, telemetry)
+        self.desk = Desk(studio, kept.pictures, rules.content_filter, telemetry)
         self.jobs = JobRunner(self.desk, kept.stores.jobs, rules.most_running, rules.most_waiting, webhooks.wake)
         self._retention = retention
         self._tasks: list[asyncio.Task[None]] = []
@@ -113,7 +112,7 @@ class Service:
             raise JobEnded(job.failure.status, job.failure.detail)
         if job.made is None:
             raise JobEnded(409, f"the job of this idempotency key, {job.id}, was cancelled")
-        png = await asyncio.to_thread(self._read, job.made.digest)
+        png = await asyncio.to_thread(self.kept.pictures.read, job.made.digest)
         if png is None:
             raise JobEnded(410, f"the picture of this idempotency key, {job.made.digest}, was removed")
         outcome = stored_outcome(job.order.request, png, is_blurred=job.made.is_blurred)
@@ -149,17 +148,17 @@ class Service:
         """A picture's PNG file; None where there is none, or it is another's."""
         if not await self.has_picture(digest, sees):
             return None
-        return await asyncio.to_thread(self._read, digest)
+        return await asyncio.to_thread(self.kept.pictures.read, digest)
 
     async def elsewhere(self, digest: str, sees: str | None) -> str | None:
         """The address at which the object store itself gives the PNG file for a while, if that is wanted and it can."""
         if not self.rules.redirects or not await self.has_picture(digest, sees):
             return None
-        return await asyncio.to_thread(self._sign, digest)
+        return await asyncio.to_thread(self.kept.pictures.sign, digest, _REDIRECT_S)
 
     async def disown(self, digest: str, owner: str) -> bool:
         """Remove a picture from an owner's, the file too where it is nobody else's; whether it was theirs."""
-        return await asyncio.to_thread(self._disown, digest, owner)
+        return await asyncio.to_thread(self.kept.pictures.disown, digest, owner)
 
     async def _sweep(self) -> None:
         """Remove what is not to be kept, now and then."""
@@ -173,23 +172,3 @@ class Service:
             except StoreUnavailable as error:
                 structlog.get_logger().error("sweeping waits for a store", reason=str(error))
             await asyncio.sleep(_SWEEP_S)
-
-    def _read(self, digest: str) -> bytes | None:
-        return next((png for name in names_of(digest) if (png := self.kept.files.get(name)) is not None), None)
-
-    def _sign(self, digest: str) -> str | None:
-        name = next((name for name in names_of(digest) if self.kept.files.has(name)), None)
-        return name and self.kept.files.sign(name, _REDIRECT_S)
-
-    def _disown(self, digest: str, owner: str) -> bool:
-        index, files = self.kept.stores.pictures, self.kept.files
-        if not index.owns(digest, owner):
-            return False
-        if index.remove(digest, owner):
-            found = {name: png for name in names_of(digest) if (png := files.get(name)) is not None}
-            if not index.owners(digest):  # another may have asked for it meanwhile
-                remove(files, digest)
-            if index.owners(digest):  # or just now, and have found the file; who comes later writes it again
-                for name, png in found.items():
-                    files.put(name, png)
-        return True
