@@ -240,7 +240,7 @@ def test_a_picture_removed_by_one_while_another_asks_for_it_stays(studio: Studio
     mine, yours = (Order(studio.resolve(Wanted("a cat", seed=1)), owner) for owner in ("me", "you"))
     digest = mine.request.digest
 
-    async def scenario() -> bytes | None:
+    async def scenario() -> object:
         await service.make(mine, "me")
         if moment == "found":
             files.found = lambda: asyncio.run(service.disown(digest, "me"))

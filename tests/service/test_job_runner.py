@@ -272,7 +272,7 @@ def test_who_follows_a_job_is_let_go_when_the_service_closes(studio: Studio, bac
 def test_a_job_cancelled_before_its_task_begins_leaves_its_place(studio: Studio):
     """Else such jobs would take all places, one by one, and no other would ever run."""
     kept = memory_kept()
-    desk = Desk(studio, kept.files, kept.stores.pictures, AllowAll())
+    desk = Desk(studio, kept.pictures, AllowAll())
     runner = JobRunner(desk, kept.stores.jobs, 1, 100)
 
     async def scenario() -> Status:

@@ -65,21 +65,21 @@ async def get(
     sees = _sees(request, service)
     wanted = negotiate(request.headers.get("accept"), output_format)
     has_metadata = metadata and service.rules.has_metadata
-    if wanted is Format.PNG and has_metadata and (address := await service.elsewhere(digest, sees)):
-        return RedirectResponse(address, 307, {"Cache-Control": "no-store"})
-    png = await service.picture(digest, sees)
-    if png is None:
+    found = await service.picture(digest, sees, may_redirect=wanted is Format.PNG and has_metadata)
+    if found is None:
         raise _missing(digest)
-    content = await encoded(png, wanted, has_metadata=has_metadata)
-    found = answer(
+    if isinstance(found, str):
+        return RedirectResponse(found, 307, {"Cache-Control": "no-store"})
+    content = await encoded(found, wanted, has_metadata=has_metadata)
+    part = answer(
         content,
         f'"{digest[:32]}-{wanted}{"" if has_metadata else "-bare"}-{len(content)}"',
         byte_range=request.headers.get("range"),
         if_none_match=request.headers.get("if-none-match"),
         if_range=request.headers.get("if-range"),
     )
-    headers = {**found.headers, "Cache-Control": "private, max-age=31536000, immutable", "Vary": "Accept"}
-    return Response(found.body, found.status, headers, wanted.media_type)
+    headers = {**part.headers, "Cache-Control": "private, max-age=31536000, immutable", "Vary": "Accept"}
+    return Response(part.body, part.status, headers, wanted.media_type)
 
 
 @router.post(

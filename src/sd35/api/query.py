@@ -11,7 +11,7 @@ from sd35.service.artifacts.links import is_link
 _NAMED = 10  # more are not named
 
 
-def refuse_unknown(request: Request) -> None:
+async def refuse_unknown(request: Request) -> None:
     """A dependency of routes. Of signed links, the signature itself says whether they are as they were written.
 
     Raises RequestRefused (422).

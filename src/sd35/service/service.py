@@ -118,18 +118,8 @@ class Service:
         outcome = stored_outcome(job.order.request, png, is_blurred=job.made.is_blurred)
         return replace(outcome, was_cached=accepted.status.is_end or job.made.was_cached)
 
-    async def stored_job(self, job_id: str, sees: str | None) -> Job | None:
-        """One job. Raises StoreUnavailable, as all below."""
-        return await asyncio.to_thread(self.kept.stores.jobs.get, job_id, sees)
-
-    async def stored_jobs(
-        self, sees: str | None, statuses: Sequence[Status], before: int | None, most: int
-    ) -> list[Job]:
-        """The newest first; see `JobStore.page`."""
-        return await asyncio.to_thread(self.kept.stores.jobs.page, sees, statuses, before, most)
-
     async def places(self, jobs: Sequence[Job]) -> dict[str, int]:
-        """How many jobs go before each queued one of these."""
+        """How many jobs go before each queued one of these. Raises StoreUnavailable, as all below."""
         queued = [job.id for job in jobs if job.status is Status.QUEUED]
         return await asyncio.to_thread(lambda: {job_id: self.kept.stores.jobs.place(job_id) for job_id in queued})
 
@@ -144,17 +134,18 @@ class Service:
         owners = await asyncio.to_thread(self.kept.stores.pictures.owners, digest)
         return bool(owners) if sees is None else sees in owners
 
-    async def picture(self, digest: str, sees: str | None) -> bytes | None:
-        """A picture's PNG file; None where there is none, or it is another's."""
+    async def picture(self, digest: str, sees: str | None, *, may_redirect: bool = False) -> bytes | str | None:
+        """A picture's PNG file; None where there is none, or it is another's.
+
+        With `may_redirect`, the address at which the object store itself gives it for a while, if that is wanted and it
+        can.
+        """
         if not await self.has_picture(digest, sees):
             return None
-        return await asyncio.to_thread(self.kept.pictures.read, digest)
-
-    async def elsewhere(self, digest: str, sees: str | None) -> str | None:
-        """The address at which the object store itself gives the PNG file for a while, if that is wanted and it can."""
-        if not self.rules.redirects or not await self.has_picture(digest, sees):
-            return None
-        return await asyncio.to_thread(self.kept.pictures.sign, digest, _REDIRECT_S)
+        address = None
+        if may_redirect and self.rules.redirects:
+            address = await asyncio.to_thread(self.kept.pictures.sign, digest, _REDIRECT_S)
+        return address or await asyncio.to_thread(self.kept.pictures.read, digest)
 
     async def disown(self, digest: str, owner: str) -> bool:
         """Remove a picture from an owner's, the file too where it is nobody else's; whether it was theirs."""
