@@ -77,7 +77,8 @@ def create_app(
         for router in dialect.routers:
             app.include_router(router, dependencies=[Depends(refuse_unknown)])
     app.include_router(service_pages.router)
-    app.include_router(metrics.router, dependencies=[Depends(require_admin)] if settings.metrics_need_admin else [])
+    allowed = [Depends(require_admin)] if settings.metrics_need_admin else []
+    app.include_router(metrics.router, dependencies=[*allowed, Depends(refuse_unknown)])
     describe(app)
     _surround(app, settings, keys, telemetry)
     app.add_exception_handler(Sd35Error, _on_own_error)

@@ -6,12 +6,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
+from starlette._utils import get_route_path
 
-from sd35.api.callers import caller_of, service_of
+from sd35.api.callers import caller_of, has_link, service_of
 from sd35.api.problems import documented
 from sd35.api.ranges import answer
 from sd35.api.refusals import FieldError, RequestRefused
-from sd35.service.artifacts.links import LASTING_S, MOST_LASTING_S, PATH, expiry, is_link
+from sd35.service.artifacts.links import LASTING_S, MOST_LASTING_S, PATH, expiry
 from sd35.service.encoding import encoded
 from sd35.service.formats import Format, negotiate
 from sd35.service.service import Service
@@ -112,10 +113,9 @@ async def delete(request: Request, digest: Digest) -> None:
 
 def _sees(request: Request, service: Service) -> str | None:
     """Whose pictures are given: the caller's, or with a link, this one. Raises LinkRefused."""
-    parameters = request.query_params.multi_items()
-    if not is_link(request.url.path, request.url.query):
+    if not has_link(request.scope):
         return caller_of(request).sees
-    service.kept.links.check(request.url.path, parameters, time.time())
+    service.kept.links.check(get_route_path(request.scope), request.query_params.multi_items(), time.time())
     return None
 
 
