@@ -1,8 +1,7 @@
 """The one path of a picture: made once however many ask, kept, found again, filtered, and not made for nobody."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
-from pathlib import Path
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from sd35.service.png import read_png
 from sd35.service.record import from_text
 from sd35.service.resolve import Wanted
 from sd35.service.studio import Studio
-from tests.double import WAIT_S, NumpyBackend, double_studio
+from tests.double import WAIT_S, NumpyBackend
 from tests.services import memory_kept, service_of
 
 ME, YOU = Source("me", "me"), Source("you", "you")
@@ -44,20 +43,6 @@ class Broken(AllowAll):
     def check_picture(self, pixels: Any, prompt: str) -> Decision:  # noqa: ARG002
         """Fails."""
         raise RuntimeError("no model")
-
-
-@pytest.fixture
-def backend() -> NumpyBackend:
-    """Counts what it is called for."""
-    return NumpyBackend()
-
-
-@pytest.fixture
-def studio(tmp_path: Path, backend: NumpyBackend) -> Iterator[Studio]:
-    """A studio around it."""
-    with double_studio(tmp_path, backend) as studio:
-        yield studio
-        backend.release.set()
 
 
 @pytest.fixture

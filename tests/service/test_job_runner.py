@@ -1,7 +1,7 @@
 """Jobs: accepted once, ended once, whatever happens in between; told about while they are made."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,20 +21,6 @@ from sd35.service.resolve import Wanted
 from sd35.service.studio import Studio
 from tests.double import WAIT_S, NumpyBackend, double_studio
 from tests.services import memory_kept
-
-
-@pytest.fixture
-def backend() -> NumpyBackend:
-    """Holds what is "held"."""
-    return NumpyBackend()
-
-
-@pytest.fixture
-def studio(tmp_path: Path, backend: NumpyBackend) -> Iterator[Studio]:
-    """Room for three pictures."""
-    with double_studio(tmp_path, backend) as studio:
-        yield studio
-        backend.release.set()
 
 
 @asynccontextmanager

@@ -1,8 +1,7 @@
 """What is counted and logged of pictures, whatever becomes of them."""
 
 import asyncio
-from collections.abc import Coroutine, Iterator
-from pathlib import Path
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -16,22 +15,14 @@ from sd35.service.filters import AllowAll, Decision
 from sd35.service.resolve import Wanted
 from sd35.service.studio import Studio
 from sd35.service.telemetry import Telemetry
-from tests.double import WAIT_S, NumpyBackend, double_studio
+from tests.double import WAIT_S, NumpyBackend
 from tests.services import memory_kept
 
 
 @pytest.fixture
-def backend() -> NumpyBackend:
-    """A backend whose held pictures wait for `release`."""
-    return NumpyBackend()
-
-
-@pytest.fixture
-def studio(tmp_path: Path, backend: NumpyBackend) -> Iterator[Studio]:
-    """A studio with room for one picture."""
-    with double_studio(tmp_path, backend, max_pictures=1) as studio:
-        yield studio
-        backend.release.set()
+def max_pictures() -> int:
+    """Of the studio."""
+    return 1
 
 
 @pytest.fixture
