@@ -377,6 +377,22 @@ def test_what_an_address_holds_is_not_passed_over(closed: TestClient, path: str)
     assert "only" in error["allowed"] or "none" in error["allowed"]
 
 
+@pytest.mark.parametrize(
+    ("params", "headers", "field"),
+    [
+        ({"status": ["queued", "foo"]}, {}, "status"),
+        ({"limit": "0"}, {}, "limit"),
+        ({}, {"Last-Event-ID": "x"}, "last-event-id"),
+    ],
+)
+def test_a_wrong_parameter_is_named(client: TestClient, params: dict[str, Any], headers: dict[str, str], field: str):
+    """Also one of several values, by its own name."""
+    job = client.post("/v1/jobs", json=CAT).json()
+    path = f"/v1/jobs/{job['id']}/events" if headers else "/v1/jobs"
+    (error,) = problem(client.get(path, params=params, headers=headers), 422)["errors"]
+    assert error["field"] == field
+
+
 @pytest.mark.parametrize("method", ["DELETE", "POST"])
 def test_only_who_fetches_has_a_link(closed: TestClient, method: str):
     """A deletion with a signature in its address is no link that is followed: the parameter is refused."""

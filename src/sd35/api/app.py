@@ -118,7 +118,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     """A parameter of the address or the headers, which FastAPI reads; bodies are read by `read_json`."""
     assert isinstance(error, RequestValidationError)
     wrong = [
-        FieldError(field=str(detail["loc"][-1]), got=shown(detail.get("input")), allowed=str(detail["msg"]))
+        FieldError(field=str(detail["loc"][1]), got=shown(detail.get("input")), allowed=str(detail["msg"]))
         for detail in error.errors()
     ]
     detail = "; ".join(f"{each.field}: got {each.got!r}; {each.allowed}" for each in wrong)
