@@ -1,6 +1,7 @@
 """The one path of a picture: made once however many ask, kept, found again, filtered, and not made for nobody."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -148,6 +149,28 @@ def test_a_filter_that_fails_lets_nothing_through(studio: Studio):
     with pytest.raises(ContentRefused, match="failed at the picture") as raised:
         asyncio.run(make(desk_with(studio, Broken()), "a cat"))
     assert "no model" not in str(raised.value)
+
+
+def test_a_filter_that_takes_long_holds_up_pictures_alone(studio: Studio):
+    """However many wait for it: whose a key is, is told meanwhile."""
+    told, says = threading.Event(), threading.Event()
+
+    class Slow(AllowAll):
+        def check_prompt(self, prompt: str, negative_prompt: str) -> Decision:  # noqa: ARG002
+            told.set()
+            assert says.wait(WAIT_S)
+            return Decision.REFUSE
+
+    async def scenario() -> None:
+        desk = desk_with(studio, Slow())
+        waiting = [asyncio.ensure_future(make(desk, f"cat {number}")) for number in range(100)]
+        try:
+            await asyncio.wait_for(asyncio.to_thread(told.wait, WAIT_S), WAIT_S)
+        finally:
+            says.set()
+        assert all(isinstance(end, ContentRefused) for end in await asyncio.gather(*waiting, return_exceptions=True))
+
+    asyncio.run(scenario())
 
 
 def test_a_filter_is_found_by_its_import_path(monkeypatch: pytest.MonkeyPatch):

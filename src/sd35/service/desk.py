@@ -24,9 +24,11 @@ from sd35.service.png import blurred, write_png
 from sd35.service.record import Maker
 from sd35.service.studio import Studio
 from sd35.service.telemetry import Telemetry
+from sd35.service.threads import Threads
 
 OnProgress = Callable[[Progress], None]
 _CLOSING_RETRY_S = 5.0
+_THREADS = 32
 
 
 class Source(NamedTuple):
@@ -89,7 +91,11 @@ def stored_outcome(request: Request, png: bytes, *, is_blurred: bool) -> Outcome
 
 
 class Desk:
-    """Makes pictures, on an event loop; threads do what blocks."""
+    """Makes pictures, on an event loop; threads do what blocks.
+
+    These are its own: an operator's filter or a picture store that takes long holds up pictures, and no question to
+    the database, such as whose a key is.
+    """
 
     def __init__(
         self,
@@ -99,6 +105,7 @@ class Desk:
         telemetry: Telemetry | None = None,
     ) -> None:
         self.studio, self.pictures = studio, pictures
+        self.threads = Threads("pictures", _THREADS)
         self.telemetry = telemetry or Telemetry()
         self._filter = content_filter
         self._flights: dict[str, _Flight] = {}
@@ -128,14 +135,14 @@ class Desk:
                 self._land(request.digest, flight)  # who comes now does not join what ends
                 flight.task.cancel()
         if not is_first:  # each who waited owns it, though it was written once
-            unstored = outcome.unstored or await asyncio.to_thread(self._keep, outcome, source.owner)
+            unstored = outcome.unstored or await self.threads.run(self._keep, outcome, source.owner)
             outcome = replace(outcome, was_shared=True, unstored=unstored)
         self.telemetry.given(outcome.request, outcome.cache)
         return outcome
 
     async def keep(self, outcome: Outcome, owner: str) -> Outcome:
         """Try again to write what could not be written."""
-        return replace(outcome, unstored=await asyncio.to_thread(self._keep, outcome, owner))
+        return replace(outcome, unstored=await self.threads.run(self._keep, outcome, owner))
 
     async def landed(self, within_s: float) -> None:
         """Wait until what is being made is made, or for so long."""
@@ -150,12 +157,12 @@ class Desk:
             flight.task.exception()  # seen, also where nobody waits any more
 
     async def _fly(self, flight: _Flight, request: Request, source: Source) -> Outcome:
-        decision, found = await asyncio.to_thread(self._begin, request, source.owner)
+        decision, found = await self.threads.run(self._begin, request, source.owner)
         if found:
             return found
         with self.telemetry.making():
             painted = await self._paint(flight, request, source)
-            return await asyncio.to_thread(self._finish, painted, source.owner, decision)
+            return await self.threads.run(self._finish, painted, source.owner, decision)
 
     async def _paint(self, flight: _Flight, request: Request, source: Source) -> Painted:
         loop = asyncio.get_running_loop()

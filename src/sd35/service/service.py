@@ -112,7 +112,7 @@ class Service:
             raise JobEnded(job.failure.status, job.failure.detail)
         if job.made is None:
             raise JobEnded(409, f"the job of this idempotency key, {job.id}, was cancelled")
-        png = await asyncio.to_thread(self.kept.pictures.read, job.made.digest)
+        png = await self.desk.threads.run(self.kept.pictures.read, job.made.digest)
         if png is None:
             raise JobEnded(410, f"the picture of this idempotency key, {job.made.digest}, was removed")
         outcome = stored_outcome(job.order.request, png, is_blurred=job.made.is_blurred)
@@ -124,10 +124,13 @@ class Service:
         return await asyncio.to_thread(lambda: {job_id: self.kept.stores.jobs.place(job_id) for job_id in queued})
 
     async def forget(self, job: Job, sees: str | None) -> None:
-        """Remove a job that has ended, and its picture from its owner's; the file too, where it is nobody else's."""
-        await asyncio.to_thread(self.kept.stores.jobs.delete, job.id, sees)
+        """Remove a job that has ended, and its picture from its owner's; the file too, where it is nobody else's.
+
+        The job goes last: where that fails, it can be asked for again.
+        """
         if job.made:
             await self.disown(job.made.digest, job.order.owner)
+        await asyncio.to_thread(self.kept.stores.jobs.delete, job.id, sees)
 
     async def has_picture(self, digest: str, sees: str | None) -> bool:
         """Whether there is one, and it is not another's only."""
@@ -144,18 +147,18 @@ class Service:
             return None
         address = None
         if may_redirect and self.rules.redirects:
-            address = await asyncio.to_thread(self.kept.pictures.sign, digest, _REDIRECT_S)
-        return address or await asyncio.to_thread(self.kept.pictures.read, digest)
+            address = await self.desk.threads.run(self.kept.pictures.sign, digest, _REDIRECT_S)
+        return address or await self.desk.threads.run(self.kept.pictures.read, digest)
 
     async def disown(self, digest: str, owner: str) -> bool:
         """Remove a picture from an owner's, the file too where it is nobody else's; whether it was theirs."""
-        return await asyncio.to_thread(self.kept.pictures.disown, digest, owner)
+        return await self.desk.threads.run(self.kept.pictures.disown, digest, owner)
 
     async def _sweep(self) -> None:
         """Remove what is not to be kept, now and then."""
         while True:
             try:
-                pictures = await asyncio.to_thread(self._retention.sweep, time.time())
+                pictures = await self.desk.threads.run(self._retention.sweep, time.time())
                 before_s = time.time() - self.rules.keep_s if self.rules.keep_s else 0.0
                 jobs = await asyncio.to_thread(self.kept.stores.jobs.sweep, before_s)
                 if pictures or jobs:
