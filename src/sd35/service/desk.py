@@ -135,7 +135,7 @@ class Desk:
                 self._land(request.digest, flight)  # who comes now does not join what ends
                 flight.task.cancel()
         if not is_first:  # each who waited owns it, though it was written once
-            unstored = outcome.unstored or await self.threads.run(self._keep, outcome, source.owner)
+            unstored = outcome.unstored or await self.threads.run(self._keep, outcome, source.owner, was_there=True)
             outcome = replace(outcome, was_shared=True, unstored=unstored)
         self.telemetry.given(outcome.request, outcome.cache)
         return outcome
@@ -194,7 +194,7 @@ class Desk:
                 png = self.pictures.files.get(name_of(request.digest, is_blurred=is_blurred))
                 if png is not None:
                     found = stored_outcome(request, png, is_blurred=is_blurred)
-                    return replace(found, unstored=self._keep(found, owner))
+                    return replace(found, unstored=self._keep(found, owner, was_there=True))
         except StoreUnavailable as error:
             structlog.get_logger().warning("the picture store does not answer", reason=str(error))
         return None
@@ -224,10 +224,10 @@ class Desk:
             self.telemetry.metering.decided(subject, decision)
         return decision
 
-    def _keep(self, outcome: Outcome, owner: str) -> StoreUnavailable | None:
+    def _keep(self, outcome: Outcome, owner: str, *, was_there: bool = False) -> StoreUnavailable | None:
         """Make it its owner's, and its file be there; why that cannot be."""
         try:
-            self.pictures.own(outcome.name, outcome.request.digest, owner, outcome.png)
+            self.pictures.own(outcome.name, outcome.request.digest, owner, outcome.png, was_there=was_there)
         except StoreUnavailable as error:
             structlog.get_logger().error("a picture cannot be kept", reason=str(error))
             self.telemetry.metering.not_stored()

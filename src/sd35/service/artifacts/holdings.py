@@ -21,14 +21,14 @@ class Holdings:
         self.files, self.index = files, index
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
 
-    def own(self, name: str, digest: str, owner: str, png: bytes) -> None:
-        """A picture is an owner's, and its file is there: also where another owner removed it just now.
+    def own(self, name: str, digest: str, owner: str, png: bytes, *, was_there: bool = False) -> None:
+        """A picture is an owner's, and its file is there: also where it `was_there`, and was removed just now.
 
         The owner comes first: a file that nobody owns would never be removed.
         """
         with self._lock(digest):
             self.index.add(digest, owner, len(png), time.time())
-            if not self.files.has(name):
+            if not (was_there and self.files.has(name)):
                 self.files.put(name, png)
 
     def read(self, digest: str) -> bytes | None:
