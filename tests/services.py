@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 from sd35.api.jobs import job_body
+from sd35.service.artifacts.holdings import Holdings
 from sd35.service.artifacts.links import Links
 from sd35.service.artifacts.memory import MemoryStore
 from sd35.service.artifacts.retention import Retention
@@ -19,12 +20,13 @@ from sd35.settings import load_settings
 
 def memory_kept() -> Kept:
     """Nothing that outlives the process."""
-    return Kept(open_stores("memory"), MemoryStore(), Links(b"a secret"))
+    stores = open_stores("memory")
+    return Kept(stores, Holdings(MemoryStore(), stores.pictures), Links(b"a secret"))
 
 
 def service_of(studio: Studio, kept: Kept | None = None, telemetry: Telemetry | None = None, **given: Any) -> Service:
     """The service as `sd35 serve` composes it, with settings that are given."""
     settings, kept = load_settings(given), kept or memory_kept()
-    retention = Retention.of(settings, kept.files, kept.stores.pictures)
+    retention = Retention.of(settings, kept.pictures)
     webhooks = Webhooks(settings, kept.stores.jobs, partial(job_body, kept.stores.jobs))
     return Service(studio, kept, rules_of(settings), retention, webhooks, telemetry)

@@ -336,6 +336,11 @@ def test_under_a_path_the_pages_find_each_other(tmp_path: Path):
         assert client.get("/healthz").status_code == 200
         problem(client.get("/v1/models"), 401)
         assert client.get("/v1/models", headers=BEARER).status_code == 200
+        digest = client.post("/v1/txt2img", json=CAT, headers=BEARER).headers["x-sd35-digest"]
+        url = client.post(f"/v1/artifacts/{digest}/link", headers=BEARER).json()["url"]
+        assert "/pictures/v1/artifacts/" in url
+        assert client.get(url.replace("/pictures", "")).status_code == 200  # as a proxy passes it on
+        problem(client.get(url.replace("/pictures", "") + "&format=webp"), 403)
 
 
 def test_a_body_has_to_arrive_in_time(studio: Studio):
@@ -362,9 +367,40 @@ def test_a_body_has_to_arrive_in_time(studio: Studio):
         assert statuses == [(408, b"close")]
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/jobs", f"/v1/artifacts/{'0' * 64}", "/v1/jobs/none/events"])
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/v1/jobs", f"/v1/artifacts/{'0' * 64}", "/v1/jobs/none/events", "/metrics"]
+)
 def test_what_an_address_holds_is_not_passed_over(closed: TestClient, path: str):
     """A parameter that a route does not know is refused, with those that it knows."""
     (error,) = problem(closed.get(path, params={"statsu": "queued"}, headers=BEARER), 422)["errors"]
     assert (error["field"], error["got"]) == ("statsu", "queued")
     assert "only" in error["allowed"] or "none" in error["allowed"]
+
+
+@pytest.mark.parametrize(
+    ("params", "headers", "field"),
+    [
+        ({"status": ["queued", "foo"]}, {}, "status"),
+        ({"limit": "0"}, {}, "limit"),
+        ({}, {"Last-Event-ID": "x"}, "last-event-id"),
+    ],
+)
+def test_a_wrong_parameter_is_named(client: TestClient, params: dict[str, Any], headers: dict[str, str], field: str):
+    """Also one of several values, by its own name."""
+    job = client.post("/v1/jobs", json=CAT).json()
+    path = f"/v1/jobs/{job['id']}/events" if headers else "/v1/jobs"
+    (error,) = problem(client.get(path, params=params, headers=headers), 422)["errors"]
+    assert error["field"] == field
+
+
+@pytest.mark.parametrize("method", ["DELETE", "POST"])
+def test_only_who_fetches_has_a_link(closed: TestClient, method: str):
+    """A deletion with a signature in its address is no link that is followed: the parameter is refused."""
+    path = f"/v1/artifacts/{'0' * 64}{'/link' if method == 'POST' else ''}"
+    (error,) = problem(closed.request(method, path, params={"signature": "0"}, headers=BEARER), 422)["errors"]
+    assert error["field"] == "signature"
+
+
+def test_probes_may_be_asked_in_any_way(closed: TestClient):
+    """Some balancers put the time into the address."""
+    assert closed.get("/healthz?t=1").status_code == closed.get("/readyz?t=1").status_code == 200

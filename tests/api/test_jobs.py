@@ -13,6 +13,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from sd35.api.jobs import sent
+from sd35.errors import StoreUnavailable
 from sd35.service.artifacts.links import Links
 from sd35.service.jobs.contract import Status
 from sd35.service.jobs.progress import Event
@@ -22,6 +23,7 @@ from sd35.service.record import from_text
 from sd35.service.studio import Studio
 from tests.api.conftest import serving
 from tests.double import NumpyBackend, key_store
+from tests.services import memory_kept
 
 CAT = {"prompt": "a cat", "seed": 1}
 
@@ -116,6 +118,24 @@ def test_deleting_cancels_and_then_forgets(client: TestClient, backend: NumpyBac
         assert client.get(path).status_code == 404
     assert client.delete(f"/v1/jobs/{ended['id']}").status_code == 404
     assert client.post("/v1/txt2img", json=CAT).headers["x-sd35-cache"] == "miss"
+
+
+def test_a_job_whose_picture_cannot_be_removed_can_be_deleted_later(studio: Studio, monkeypatch: pytest.MonkeyPatch):
+    """Where the picture store does not answer, 503; asked again, both are gone."""
+    kept = memory_kept()
+
+    def unavailable(_: str) -> None:
+        raise StoreUnavailable("gone")
+
+    with serving(studio, kept=kept) as client:
+        job = done(client, CAT)
+        path, url = f"/v1/jobs/{job['id']}", job["picture"]["url"]
+        with monkeypatch.context() as broken:
+            broken.setattr(kept.files, "delete", unavailable)
+            assert client.delete(path).status_code == 503
+        assert client.delete(path).status_code == 200
+        assert [client.get(each).status_code for each in (path, url)] == [404, 404]
+        assert kept.files.get(f"{job['picture']['digest']}.png") is None
 
 
 def test_an_idempotency_key_makes_one_picture(client: TestClient, backend: NumpyBackend):

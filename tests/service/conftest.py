@@ -1,4 +1,4 @@
-"""A picture store of each kind to open, and an S3 server for it."""
+"""A studio around the test double; a picture store of each kind to open, and an S3 server for it."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -9,10 +9,32 @@ import pytest
 
 from sd35.service.artifacts.contract import ArtifactStore
 from sd35.service.artifacts.stores import open_store
+from sd35.service.studio import Studio
 from sd35.settings import load_settings
+from tests.double import NumpyBackend, double_studio
 
 OpenStore = Callable[[str | None], ArtifactStore]
 SECRET_KEY = "0123456789-secret"  # noqa: S105  of a server that lives as long as the test
+
+
+@pytest.fixture
+def backend() -> NumpyBackend:
+    """Waits in the pictures that are "held", and counts what it is called for."""
+    return NumpyBackend()
+
+
+@pytest.fixture
+def max_pictures() -> int:
+    """How many the studio has room for."""
+    return 3
+
+
+@pytest.fixture
+def studio(tmp_path: Path, backend: NumpyBackend, max_pictures: int) -> Iterator[Studio]:
+    """A studio around the backend, which lets go of what it holds at the end."""
+    with double_studio(tmp_path, backend, max_pictures) as studio:
+        yield studio
+        backend.release.set()
 
 
 @pytest.fixture(scope="module")

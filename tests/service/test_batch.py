@@ -1,8 +1,7 @@
 """Pictures of one call: refused as one, made side by side as far as there is room, and left out one by one."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
-from pathlib import Path
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -14,24 +13,16 @@ from sd35.service.jobs.contract import Order
 from sd35.service.resolve import Wanted
 from sd35.service.service import Service
 from sd35.service.studio import Studio
-from tests.double import WAIT_S, NumpyBackend, double_studio
+from tests.double import WAIT_S, NumpyBackend
 from tests.services import service_of
 
 Run = Callable[[Callable[[Service], Coroutine[Any, Any, Any]]], Any]
 
 
 @pytest.fixture
-def backend() -> NumpyBackend:
-    """Waits in the pictures that are "held"."""
-    return NumpyBackend()
-
-
-@pytest.fixture
-def studio(tmp_path: Path, backend: NumpyBackend) -> Iterator[Studio]:
-    """A studio that takes four pictures at once."""
-    with double_studio(tmp_path, backend, max_pictures=4) as studio:
-        yield studio
-        backend.release.set()
+def max_pictures() -> int:
+    """Of the studio."""
+    return 4
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """The one path of a picture: made once however many ask, kept, found again, filtered, and not made for nobody."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+import threading
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 from sd35.engine.preview import PreviewMap
 from sd35.errors import ContentRefused, InvalidSetting, NotReady, StoreUnavailable
 from sd35.service import filters
+from sd35.service.artifacts.holdings import Holdings
 from sd35.service.artifacts.memory import MemoryStore
 from sd35.service.desk import Desk, Outcome, Source
 from sd35.service.filters import AllowAll, ContentFilter, Decision, load_filter
@@ -20,7 +21,7 @@ from sd35.service.png import blurred, read_png
 from sd35.service.record import from_text
 from sd35.service.resolve import Wanted
 from sd35.service.studio import Studio
-from tests.double import WAIT_S, NumpyBackend, double_studio
+from tests.double import WAIT_S, NumpyBackend
 from tests.services import memory_kept, service_of
 
 ME, YOU = Source("me", "me"), Source("you", "you")
@@ -56,20 +57,6 @@ class Broken(AllowAll):
 
 
 @pytest.fixture
-def backend() -> NumpyBackend:
-    """Counts what it is called for."""
-    return NumpyBackend()
-
-
-@pytest.fixture
-def studio(tmp_path: Path, backend: NumpyBackend) -> Iterator[Studio]:
-    """A studio around it."""
-    with double_studio(tmp_path, backend) as studio:
-        yield studio
-        backend.release.set()
-
-
-@pytest.fixture
 def desk(studio: Studio) -> Desk:
     """A desk whose store is empty, with no filter."""
     return desk_with(studio, AllowAll())
@@ -78,7 +65,7 @@ def desk(studio: Studio) -> Desk:
 def desk_with(studio: Studio, content_filter: ContentFilter) -> Desk:
     """A desk with a filter."""
     kept = memory_kept()
-    return Desk(studio, kept.files, kept.stores.pictures, content_filter)
+    return Desk(studio, kept.pictures, content_filter)
 
 
 def make(desk: Desk, prompt: str, source: Source = ME, **wanted: Any) -> Coroutine[Any, Any, Outcome]:
@@ -96,7 +83,7 @@ def test_a_hundred_at_once_are_one_picture(desk: Desk, backend: NumpyBackend):
     assert len(backend.steps) == outcomes[0].request.steps
     assert len({outcome.png for outcome in outcomes}) == 1
     assert sorted(outcome.cache for outcome in outcomes) == ["miss", *["shared"] * 99]
-    assert desk.index.owners(outcomes[0].request.digest) == {str(owner) for owner in range(100)}
+    assert desk.pictures.index.owners(outcomes[0].request.digest) == {str(owner) for owner in range(100)}
 
 
 def test_a_second_request_finds_the_first_ones_picture(desk: Desk, backend: NumpyBackend):
@@ -110,7 +97,7 @@ def test_a_second_request_finds_the_first_ones_picture(desk: Desk, backend: Nump
     assert second.png == first.png != other.png
     assert len(backend.steps) == 2 * first.request.steps
     assert from_text(read_png(second.png)[1]).request == second.request == first.request
-    assert desk.index.owners(first.request.digest) == {"me", "you"}
+    assert desk.pictures.index.owners(first.request.digest) == {"me", "you"}
 
 
 def test_a_picture_is_made_while_anyone_waits(desk: Desk, backend: NumpyBackend):
@@ -164,7 +151,7 @@ def test_the_filter_allows_blurs_or_refuses(studio: Studio, backend: NumpyBacken
     sharp = read_png(asyncio.run(make(desk_with(studio, AllowAll()), "nude")).png)[0]
     assert np.abs(np.diff(pixels.astype(int), axis=1)).max() < np.abs(np.diff(sharp.astype(int), axis=1)).max() / 4
     digest = desk.studio.resolve(Wanted("evil", seed=1)).digest
-    assert desk.index.owners(digest) == set()
+    assert desk.pictures.index.owners(digest) == set()
 
 
 CHECKS = np.kron(np.indices((8, 8)).sum(0) % 2 * 255, np.ones((2, 2)))[..., None].repeat(3, -1).astype(np.uint8)
@@ -206,6 +193,28 @@ def test_a_filter_that_fails_lets_nothing_through(studio: Studio):
     assert "no model" not in str(raised.value)
 
 
+def test_a_filter_that_takes_long_holds_up_pictures_alone(studio: Studio):
+    """However many wait for it: whose a key is, is told meanwhile."""
+    told, says = threading.Event(), threading.Event()
+
+    class Slow(AllowAll):
+        def check_prompt(self, prompt: str, negative_prompt: str) -> Decision:  # noqa: ARG002
+            told.set()
+            assert says.wait(WAIT_S)
+            return Decision.REFUSE
+
+    async def scenario() -> None:
+        desk = desk_with(studio, Slow())
+        waiting = [asyncio.ensure_future(make(desk, f"cat {number}")) for number in range(100)]
+        try:
+            await asyncio.wait_for(asyncio.to_thread(told.wait, WAIT_S), WAIT_S)
+        finally:
+            says.set()
+        assert all(isinstance(end, ContentRefused) for end in await asyncio.gather(*waiting, return_exceptions=True))
+
+    asyncio.run(scenario())
+
+
 def test_a_filter_is_found_by_its_import_path(monkeypatch: pytest.MonkeyPatch):
     """A class is called; what is none is refused by the setting's name."""
     assert isinstance(load_filter("sd35.service.filters:AllowAll"), AllowAll)
@@ -226,7 +235,7 @@ def test_a_picture_is_answered_though_it_cannot_be_kept(studio: Studio, monkeypa
     async def scenario() -> None:
         with monkeypatch.context() as broken:
             for method in ("get", "put"):
-                broken.setattr(desk.pictures, method, unavailable)
+                broken.setattr(desk.pictures.files, method, unavailable)
             outcome = await make(desk, "a cat")
         assert str(outcome.unstored) == "the disk is full"
         assert read_png(outcome.png)[0].shape == (128, 128, 3)
@@ -275,13 +284,13 @@ class Busy(MemoryStore):
 @pytest.mark.parametrize("moment", ["found", "removing"])
 def test_a_picture_removed_by_one_while_another_asks_for_it_stays(studio: Studio, moment: str):
     """Whether the removal falls into the asking, or the asking into the removal."""
-    files = Busy()
-    kept = memory_kept()._replace(files=files)
+    files, kept = Busy(), memory_kept()
+    kept = kept._replace(pictures=Holdings(files, kept.stores.pictures))
     service = service_of(studio, kept)
     mine, yours = (Order(studio.resolve(Wanted("a cat", seed=1)), owner) for owner in ("me", "you"))
     digest = mine.request.digest
 
-    async def scenario() -> bytes | None:
+    async def scenario() -> object:
         await service.make(mine, "me")
         if moment == "found":
             files.found = lambda: asyncio.run(service.disown(digest, "me"))

@@ -1,6 +1,5 @@
 """The engine's threads: every picture ends once, and nothing one does harms another."""
 
-from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
 from threading import Event
@@ -17,17 +16,9 @@ from tests.double import WAIT_S, NumpyBackend, double_studio
 
 
 @pytest.fixture
-def backend() -> NumpyBackend:
-    """A backend whose held pictures wait for `release`."""
-    return NumpyBackend()
-
-
-@pytest.fixture
-def studio(tmp_path: Path, backend: NumpyBackend) -> Iterator[Studio]:
-    """A studio that accepts ten pictures."""
-    with double_studio(tmp_path, backend, max_pictures=10) as studio:
-        yield studio
-        backend.release.set()
+def max_pictures() -> int:
+    """Of the studio."""
+    return 10
 
 
 def submit(studio: Studio, prompt: str, on_progress: Any = None, **wanted: Any) -> Ticket:

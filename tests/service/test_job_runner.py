@@ -1,7 +1,7 @@
 """Jobs: accepted once, ended once, whatever happens in between; told about while they are made."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,26 +23,12 @@ from tests.double import WAIT_S, NumpyBackend, double_studio
 from tests.services import memory_kept
 
 
-@pytest.fixture
-def backend() -> NumpyBackend:
-    """Holds what is "held"."""
-    return NumpyBackend()
-
-
-@pytest.fixture
-def studio(tmp_path: Path, backend: NumpyBackend) -> Iterator[Studio]:
-    """Room for three pictures."""
-    with double_studio(tmp_path, backend) as studio:
-        yield studio
-        backend.release.set()
-
-
 @asynccontextmanager
 async def runs(
     studio: Studio, kept: Kept, most_waiting: int = 100, grace_s: float = WAIT_S
 ) -> AsyncIterator[JobRunner]:
     """A runner at work, of a process of its own as far as the store knows."""
-    desk = Desk(studio, kept.files, kept.stores.pictures, AllowAll())
+    desk = Desk(studio, kept.pictures, AllowAll())
     runner = JobRunner(desk, kept.stores.jobs, 2, most_waiting)
     runner.start()
     try:
@@ -272,7 +258,7 @@ def test_who_follows_a_job_is_let_go_when_the_service_closes(studio: Studio, bac
 def test_a_job_cancelled_before_its_task_begins_leaves_its_place(studio: Studio):
     """Else such jobs would take all places, one by one, and no other would ever run."""
     kept = memory_kept()
-    desk = Desk(studio, kept.files, kept.stores.pictures, AllowAll())
+    desk = Desk(studio, kept.pictures, AllowAll())
     runner = JobRunner(desk, kept.stores.jobs, 1, 100)
 
     async def scenario() -> Status:

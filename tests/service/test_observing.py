@@ -1,7 +1,5 @@
 """What an engine tells of its work, and of each picture's stages."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +9,7 @@ from sd35.engine.picture import Ticket
 from sd35.errors import PictureFailed
 from sd35.service.resolve import Wanted
 from sd35.service.studio import Studio
-from tests.double import WAIT_S, NumpyBackend, double_studio
+from tests.double import WAIT_S, NumpyBackend
 
 
 class Hearing:
@@ -38,17 +36,9 @@ class Hearing:
 
 
 @pytest.fixture
-def backend() -> NumpyBackend:
-    """A backend whose held pictures wait for `release`."""
-    return NumpyBackend()
-
-
-@pytest.fixture
-def studio(tmp_path: Path, backend: NumpyBackend) -> Iterator[Studio]:
-    """A studio that accepts ten pictures."""
-    with double_studio(tmp_path, backend, max_pictures=10) as studio:
-        yield studio
-        backend.release.set()
+def max_pictures() -> int:
+    """Of the studio."""
+    return 10
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sd35.errors import StoreUnavailable
+from sd35.service.artifacts.holdings import Holdings
+from sd35.service.artifacts.index import MemoryPictureIndex
 from sd35.service.artifacts.memory import MemoryStore
 from sd35.service.artifacts.retention import Retention
 from sd35.settings import load_settings
@@ -16,37 +18,25 @@ DAY_S = 86_400.0
 
 
 class Shelf:
-    """An index of pictures of one owner, with the store that they are in."""
+    """Pictures of one owner, in a store and its index."""
 
     def __init__(self) -> None:
-        self.store = MemoryStore()
-        self.ages: dict[str, tuple[float, int]] = {}
+        self.store, self.index = MemoryStore(), MemoryPictureIndex()
+        self.pictures = Holdings(self.store, self.index)
+        self.digests: set[str] = set()
 
     def add(self, age_s: float, size_bytes: int, *, is_blurred: bool = False) -> str:
         """Keep a picture; its digest."""
-        digest = f"{len(self.ages):064x}"
+        digest = f"{len(self.digests):064x}"
         self.store.put(f"{digest}{'-blurred' * is_blurred}.png", bytes(size_bytes))
-        self.ages[digest] = (NOW_S - age_s, size_bytes)
+        self.index.add(digest, "me", size_bytes, NOW_S - age_s)
+        self.digests.add(digest)
         return digest
-
-    def outdated(self, before_s: float | None, most_bytes: int | None, most: int) -> list[str]:
-        """As the contract of the index has it, counted picture by picture."""
-        found, total = [], 0
-        for digest, (made_s, size) in sorted(self.ages.items(), key=lambda one: -one[1][0]):
-            total += size
-            if (before_s is not None and made_s < before_s) or (most_bytes is not None and total > most_bytes):
-                found.append(digest)
-        return found[::-1][:most]
-
-    def forget(self, digest: str) -> None:
-        """It is nobody's any more."""
-        del self.ages[digest]
 
     def kept(self) -> set[str]:
         """The pictures whose file is there; those of the index are the same."""
-        found = {digest for digest in self.ages if self.store.has(f"{digest}.png")}
-        found |= {digest for digest in self.ages if self.store.has(f"{digest}-blurred.png")}
-        assert found == set(self.ages)
+        found = {digest for digest in self.digests if self.pictures.read(digest) is not None}
+        assert found == {digest for digest in self.digests if self.index.owners(digest)}
         return found
 
 
@@ -55,7 +45,7 @@ def test_old_pictures_go_with_all_their_files():
     shelf = Shelf()
     old = {shelf.add(3 * DAY_S, 10), shelf.add(2.1 * DAY_S, 10, is_blurred=True)}
     young = {shelf.add(1.9 * DAY_S, 10_000), shelf.add(0, 10)}
-    assert Retention(shelf.store, shelf, 2 * DAY_S, None).sweep(NOW_S) == 2
+    assert Retention(shelf.pictures, 2 * DAY_S, None).sweep(NOW_S) == 2
     assert shelf.kept() == young
     assert not any(shelf.store.has(f"{digest}{suffix}.png") for digest in old for suffix in ("", "-blurred"))
 
@@ -64,7 +54,7 @@ def test_of_too_many_bytes_the_oldest_go():
     """Until what is left fits."""
     shelf = Shelf()
     pictures = [shelf.add(hours * 3600, 100) for hours in (5, 4, 3, 2)]
-    assert Retention(shelf.store, shelf, None, 250).sweep(NOW_S) == 2
+    assert Retention(shelf.pictures, None, 250).sweep(NOW_S) == 2
     assert shelf.kept() == set(pictures[2:])
 
 
@@ -72,7 +62,7 @@ def test_what_was_just_made_stays():
     """For ten minutes, whatever room there is: somebody waits for it."""
     shelf = Shelf()
     young, old = shelf.add(599, 100), shelf.add(601, 100)
-    assert Retention(shelf.store, shelf, None, 1).sweep(NOW_S) == 1
+    assert Retention(shelf.pictures, None, 1).sweep(NOW_S) == 1
     assert (young in shelf.kept(), old in shelf.kept()) == (True, False)
 
 
@@ -83,7 +73,7 @@ def test_without_bounds_everything_stays(tmp_path: Path):
         shelf.add(hours * 3600, 600_000)
     for days, gigabytes, removed in (("0", "0", 0), ("0.5", "0", 1), ("0", "0.001", 1)):
         settings = load_settings({"data_dir": tmp_path, "keep_days": days, "keep_gb": gigabytes})
-        assert Retention.of(settings, shelf.store, shelf).sweep(NOW_S) == removed
+        assert Retention.of(settings, shelf.pictures).sweep(NOW_S) == removed
 
 
 def test_a_sweep_that_fails_goes_on_next_time(monkeypatch: pytest.MonkeyPatch):
@@ -94,7 +84,7 @@ def test_a_sweep_that_fails_goes_on_next_time(monkeypatch: pytest.MonkeyPatch):
     def broken(_: str) -> None:
         raise StoreUnavailable("gone")
 
-    retention = Retention(shelf.store, shelf, DAY_S, None)
+    retention = Retention(shelf.pictures, DAY_S, None)
     with monkeypatch.context() as patched:
         patched.setattr(shelf.store, "delete", broken)
         with pytest.raises(StoreUnavailable):
@@ -109,7 +99,7 @@ def test_what_stays_is_young_and_fits(pictures: list[tuple[int, int]], most_byte
     """Of any pictures: none is too old, the settled ones fit beside the fresh, and nothing goes that could stay."""
     shelf = Shelf()
     made = {shelf.add(minutes * 60, size): (minutes * 60, size) for minutes, size in pictures}
-    Retention(shelf.store, shelf, 80 * 60, most_bytes).sweep(NOW_S)
+    Retention(shelf.pictures, 80 * 60, most_bytes).sweep(NOW_S)
     kept = shelf.kept()
     assert all(made[digest][0] <= 80 * 60 for digest in kept)
     assert all(digest in kept for digest, (age_s, _) in made.items() if age_s <= 600)

@@ -1,36 +1,28 @@
 """What is counted and logged of pictures, whatever becomes of them."""
 
 import asyncio
-from collections.abc import Coroutine, Iterator
-from pathlib import Path
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from sd35.errors import ContentRefused, Overloaded, Sd35Error, StoreUnavailable
+from sd35.service.artifacts.holdings import Holdings
 from sd35.service.artifacts.memory import MemoryStore
 from sd35.service.desk import Desk, Outcome, Source
 from sd35.service.filters import AllowAll, Decision
 from sd35.service.resolve import Wanted
 from sd35.service.studio import Studio
 from sd35.service.telemetry import Telemetry
-from tests.double import WAIT_S, NumpyBackend, double_studio
+from tests.double import WAIT_S, NumpyBackend
 from tests.services import memory_kept
 
 
 @pytest.fixture
-def backend() -> NumpyBackend:
-    """A backend whose held pictures wait for `release`."""
-    return NumpyBackend()
-
-
-@pytest.fixture
-def studio(tmp_path: Path, backend: NumpyBackend) -> Iterator[Studio]:
-    """A studio with room for one picture."""
-    with double_studio(tmp_path, backend, max_pictures=1) as studio:
-        yield studio
-        backend.release.set()
+def max_pictures() -> int:
+    """Of the studio."""
+    return 1
 
 
 @pytest.fixture
@@ -76,7 +68,7 @@ def counted(telemetry: Telemetry, name: str) -> dict[tuple[str, ...], float]:
 def test_each_end_of_a_picture_is_counted(studio: Studio, backend: NumpyBackend, telemetry: Telemetry):
     """Made, failed, refused by its pixels, left by who waited; what was refused before it began is none."""
     kept = memory_kept()
-    desk = Desk(studio, kept.files, kept.stores.pictures, Strict(), telemetry)
+    desk = Desk(studio, kept.pictures, Strict(), telemetry)
 
     async def scenario() -> None:
         await make(desk, "a tree")
@@ -101,7 +93,7 @@ def test_each_end_of_a_picture_is_counted(studio: Studio, backend: NumpyBackend,
 def test_what_finds_no_room_is_no_picture(studio: Studio, backend: NumpyBackend, telemetry: Telemetry):
     """An overload is counted where it is answered, not as a failure."""
     kept = memory_kept()
-    desk = Desk(studio, kept.files, kept.stores.pictures, AllowAll(), telemetry)
+    desk = Desk(studio, kept.pictures, AllowAll(), telemetry)
 
     async def scenario() -> None:
         held = asyncio.create_task(make(desk, "held"))
@@ -118,7 +110,7 @@ def test_what_finds_no_room_is_no_picture(studio: Studio, backend: NumpyBackend,
 def test_the_filters_decisions_are_counted_by_what_they_are_about(studio: Studio, telemetry: Telemetry):
     """Of prompts, and of pictures: those that are refused too."""
     kept = memory_kept()
-    desk = Desk(studio, kept.files, kept.stores.pictures, Strict(), telemetry)
+    desk = Desk(studio, kept.pictures, Strict(), telemetry)
     asyncio.run(make(desk, "a cat"))
     for prompt in ("rude", "a dog"):
         with pytest.raises(ContentRefused):
@@ -134,7 +126,7 @@ def test_the_filters_decisions_are_counted_by_what_they_are_about(studio: Studio
 def test_who_shares_a_picture_is_counted_as_such(studio: Studio, telemetry: Telemetry):
     """One made it, two shared it, one found it."""
     kept = memory_kept()
-    desk = Desk(studio, kept.files, kept.stores.pictures, AllowAll(), telemetry)
+    desk = Desk(studio, kept.pictures, AllowAll(), telemetry)
 
     async def scenario() -> None:
         await asyncio.gather(*(make(desk, "a cat") for _ in range(3)))
@@ -146,7 +138,7 @@ def test_who_shares_a_picture_is_counted_as_such(studio: Studio, telemetry: Tele
 
 def test_a_picture_that_cannot_be_stored_is_counted(studio: Studio, telemetry: Telemetry):
     """It is made all the same."""
-    desk = Desk(studio, Full(), memory_kept().stores.pictures, AllowAll(), telemetry)
+    desk = Desk(studio, Holdings(Full(), memory_kept().stores.pictures), AllowAll(), telemetry)
     asyncio.run(make(desk, "a cat"))
     assert counted(telemetry, "sd35_unstored_pictures_total") == {(): 1}
     assert counted(telemetry, "sd35_pictures_total") == {("made",): 1}
@@ -156,7 +148,7 @@ def test_a_picture_that_cannot_be_stored_is_counted(studio: Studio, telemetry: T
 def test_prompts_are_logged_where_that_is_allowed(studio: Studio, log_prompts: bool, logged: str | None):  # noqa: FBT001
     """One line for a picture, with what it is and its stages; with its prompt, shortened, only then."""
     kept = memory_kept()
-    desk = Desk(studio, kept.files, kept.stores.pictures, AllowAll(), Telemetry(log_prompts=log_prompts))
+    desk = Desk(studio, kept.pictures, AllowAll(), Telemetry(log_prompts=log_prompts))
     with capture_logs() as lines:
         outcome = asyncio.run(make(desk, "a " * 300))
     (line,) = lines

@@ -27,12 +27,6 @@ class Peaks:
 
 
 @pytest.fixture
-def backend() -> NumpyBackend:
-    """A backend whose held pictures wait for `release`."""
-    return NumpyBackend()
-
-
-@pytest.fixture
 def one_row_studio(tmp_path: Path, backend: NumpyBackend) -> Iterator[Studio]:
     """A studio in which every picture steps alone, so that the order of turns is seen."""
     with double_studio(tmp_path, backend, max_pictures=30, max_rows=1) as studio:

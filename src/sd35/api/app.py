@@ -76,7 +76,8 @@ def create_app(
         for router in dialect.routers:
             app.include_router(router, dependencies=[Depends(refuse_unknown)])
     app.include_router(service_pages.router)
-    app.include_router(metrics.router, dependencies=[Depends(require_admin)] if settings.metrics_need_admin else [])
+    allowed = [Depends(require_admin)] if settings.metrics_need_admin else []
+    app.include_router(metrics.router, dependencies=[*allowed, Depends(refuse_unknown)])
     describe(app)
     _surround(app, settings, keys, telemetry)
     app.add_exception_handler(Sd35Error, _on_own_error)
@@ -113,7 +114,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     """A parameter of the address or the headers, which FastAPI reads; bodies are read by `read_json`."""
     assert isinstance(error, RequestValidationError)
     wrong = [
-        FieldError(field=str(detail["loc"][-1]), got=shown(detail.get("input")), allowed=str(detail["msg"]))
+        FieldError(field=str(detail["loc"][1]), got=shown(detail.get("input")), allowed=str(detail["msg"]))
         for detail in error.errors()
     ]
     detail = "; ".join(f"{each.field}: got {each.got!r}; {each.allowed}" for each in wrong)

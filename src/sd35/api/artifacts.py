@@ -6,12 +6,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
+from starlette._utils import get_route_path
 
-from sd35.api.callers import caller_of, service_of
+from sd35.api.callers import caller_of, has_link, service_of
 from sd35.api.problems import documented
 from sd35.api.ranges import answer
 from sd35.api.refusals import FieldError, RequestRefused
-from sd35.service.artifacts.links import LASTING_S, MOST_LASTING_S, PATH, expiry, is_link
+from sd35.service.artifacts.links import LASTING_S, MOST_LASTING_S, PATH, expiry
 from sd35.service.encoding import encoded
 from sd35.service.formats import Format, negotiate
 from sd35.service.service import Service
@@ -65,21 +66,21 @@ async def get(
     sees = _sees(request, service)
     wanted = negotiate(request.headers.get("accept"), output_format)
     has_metadata = metadata and service.rules.has_metadata
-    if wanted is Format.PNG and has_metadata and (address := await service.elsewhere(digest, sees)):
-        return RedirectResponse(address, 307, {"Cache-Control": "no-store"})
-    png = await service.picture(digest, sees)
-    if png is None:
+    found = await service.picture(digest, sees, may_redirect=wanted is Format.PNG and has_metadata)
+    if found is None:
         raise _missing(digest)
-    content = await encoded(png, wanted, has_metadata=has_metadata)
-    found = answer(
+    if isinstance(found, str):
+        return RedirectResponse(found, 307, {"Cache-Control": "no-store"})
+    content = await encoded(found, wanted, has_metadata=has_metadata)
+    part = answer(
         content,
         f'"{digest[:32]}-{wanted}{"" if has_metadata else "-bare"}-{len(content)}"',
         byte_range=request.headers.get("range"),
         if_none_match=request.headers.get("if-none-match"),
         if_range=request.headers.get("if-range"),
     )
-    headers = {**found.headers, "Cache-Control": "private, max-age=31536000, immutable", "Vary": "Accept"}
-    return Response(found.body, found.status, headers, wanted.media_type)
+    headers = {**part.headers, "Cache-Control": "private, max-age=31536000, immutable", "Vary": "Accept"}
+    return Response(part.body, part.status, headers, wanted.media_type)
 
 
 @router.post(
@@ -112,10 +113,9 @@ async def delete(request: Request, digest: Digest) -> None:
 
 def _sees(request: Request, service: Service) -> str | None:
     """Whose pictures are given: the caller's, or with a link, this one. Raises LinkRefused."""
-    parameters = request.query_params.multi_items()
-    if not is_link(request.url.path, request.url.query):
+    if not has_link(request.scope):
         return caller_of(request).sees
-    service.kept.links.check(request.url.path, parameters, time.time())
+    service.kept.links.check(get_route_path(request.scope), request.query_params.multi_items(), time.time())
     return None
 
 

@@ -30,6 +30,13 @@ def is_open(path: str) -> bool:
     return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER)
 
 
+def has_link(scope: Scope) -> bool:
+    """Whether a picture is asked for by a signed link; its route checks the signature."""
+    return scope["method"] in {"GET", "HEAD"} and is_link(
+        get_route_path(scope), scope["query_string"].decode("latin-1")
+    )
+
+
 class Gate:
     """ASGI middleware: puts the Caller into the request's state, or answers by `refuse`, which knows the dialects."""
 
@@ -39,7 +46,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http" or is_open(get_route_path(scope)) or _has_link(scope):
+        if scope["type"] != "http" or is_open(get_route_path(scope)) or has_link(scope):
             await self._app(scope, receive, send)
             return
         address = (scope.get("client") or ("",))[0]
@@ -77,13 +84,6 @@ def require_admin(request: Request) -> None:
     """A dependency of routes for administrators. Raises NotAllowed."""
     if caller_of(request).role is not Role.ADMIN:
         raise NotAllowed("this is for administrators; the API key that came is a user's")
-
-
-def _has_link(scope: Scope) -> bool:
-    """Whether a picture is asked for by a signed link; its route checks the signature."""
-    return scope["method"] in {"GET", "HEAD"} and is_link(
-        get_route_path(scope), scope["query_string"].decode("latin-1")
-    )
 
 
 def _secret_in(headers: Headers) -> str | None:

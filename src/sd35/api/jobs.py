@@ -111,7 +111,7 @@ _NOT_THERE: dict[int | str, dict[str, Any]] = {
 
 async def found_job(request: Request, job_id: str) -> Job:
     """The job of the address, if whoever asks may see it."""
-    job = await service_of(request).stored_job(job_id, caller_of(request).sees)
+    job = await asyncio.to_thread(service_of(request).jobs.store.get, job_id, caller_of(request).sees)
     if job is None:
         error = FieldError(field="job_id", got=shown(job_id), allowed="the id of a job of yours")
         raise RequestRefused(404, f"job_id: got {error.got!r}; allowed: {error.allowed}", [error])
@@ -178,7 +178,8 @@ async def page(
 ) -> JobPage:
     """Those of the key that asks; an administrator sees all."""
     service = service_of(request)
-    jobs = await service.stored_jobs(caller_of(request).sees, status or [], cursor, limit + 1)
+    sees = caller_of(request).sees
+    jobs = await asyncio.to_thread(service.jobs.store.page, sees, status or [], cursor, limit + 1)
     more = str(jobs[limit - 1].number) if len(jobs) > limit else None
     return JobPage(data=await _views(jobs[:limit], service), next_cursor=more)
 

@@ -5,18 +5,18 @@ from fastapi.dependencies.utils import get_flat_params
 from fastapi.params import Query
 from fastapi.routing import APIRoute
 
+from sd35.api.callers import has_link
 from sd35.api.refusals import FieldError, RequestRefused, shown
-from sd35.service.artifacts.links import is_link
 
 _NAMED = 10  # more are not named
 
 
-def refuse_unknown(request: Request) -> None:
+async def refuse_unknown(request: Request) -> None:
     """A dependency of routes. Of signed links, the signature itself says whether they are as they were written.
 
     Raises RequestRefused (422).
     """
-    if not request.query_params or is_link(request.url.path, request.url.query):
+    if not request.query_params or has_link(request.scope):
         return
     route = request.scope["route"]
     assert isinstance(route, APIRoute)

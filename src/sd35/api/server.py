@@ -104,7 +104,7 @@ def serve(settings: Settings) -> None:
         with start_up.phase("plan"):
             checkpoints = named or open_checkpoints(settings)
         studio = open_studio(settings, checkpoints, start_up, with_standby=True)
-        retention = Retention.of(settings, kept.files, kept.stores.pictures)
+        retention = Retention.of(settings, kept.pictures)
         service = Service(studio, kept, rules, retention, webhooks, telemetry)
         # What is loaded stays: else every full collection looks at all of it, and holds up the event loop for 0.1 s.
         gc.collect()

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -143,7 +144,7 @@ class Picture:
         self.done = 0
         self.encoding_s = self.started_s = math.inf  # when its prompts were encoded, and its steps began, first
         self.drawn_s = self.decoding_s = math.inf  # when its last step was made, and its decoding began
-        self.sigmas = [float(sigma) for sigma in painter.sampler.sigmas(task.request.steps)]
+        self.sigmas = _sigmas(painter.sampler, task.request.steps)
         self.latent: Tensor = None  # until `begin`
         self._last: Tensor = None  # before the last step
         self._embeddings: list[TextEmbedding] = []
@@ -248,3 +249,9 @@ class Picture:
 def is_uniform(pixels: Pixels) -> bool:
     """Whether all pixels are of one colour, to within what rounding leaves: what NaN is decoded to, for one."""
     return all(int(channel.max()) - int(channel.min()) <= UNIFORM for channel in np.moveaxis(pixels, -1, 0))
+
+
+@lru_cache
+def _sigmas(sampler: Sampler, steps: int) -> tuple[float, ...]:
+    """See `Sampler.sigmas`; kept, for they are made on the event loop, and most pictures have as many steps."""
+    return tuple(map(float, sampler.sigmas(steps)))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 
 from sd35.errors import NotAuthenticated, StoreUnavailable
 from sd35.request import Request
@@ -34,7 +35,7 @@ class Caller:
         """Whose jobs and pictures it may see: its own, or, of an administrator, None: all."""
         return None if self.role is Role.ADMIN else self.owner
 
-    @property
+    @cached_property
     def client(self) -> str:
         """Whose limits count, and whose turn it is: the key's, or the address's where there are no keys."""
         return self.owner or _network_of(self.address)

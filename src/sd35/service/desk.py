@@ -17,8 +17,7 @@ from sd35.engine.observing import Stage
 from sd35.engine.picture import Painted, Progress
 from sd35.errors import NotReady, StoreUnavailable
 from sd35.request import Request
-from sd35.service.artifacts.contract import ArtifactStore
-from sd35.service.artifacts.index import PictureIndex
+from sd35.service.artifacts.holdings import Holdings
 from sd35.service.artifacts.names import name_of
 from sd35.service.encoding import read_record
 from sd35.service.filters import ContentFilter, Decision, picture_decision, prompt_decision, shown_preview
@@ -26,9 +25,11 @@ from sd35.service.png import blurred, write_png
 from sd35.service.record import Maker
 from sd35.service.studio import Studio
 from sd35.service.telemetry import Telemetry
+from sd35.service.threads import Threads
 
 OnProgress = Callable[[Progress], None]
 _CLOSING_RETRY_S = 5.0
+_THREADS = 32
 
 
 class Source(NamedTuple):
@@ -91,17 +92,21 @@ def stored_outcome(request: Request, png: bytes, *, is_blurred: bool) -> Outcome
 
 
 class Desk:
-    """Makes pictures, on an event loop; threads do what blocks."""
+    """Makes pictures, on an event loop; threads do what blocks.
+
+    These are its own: an operator's filter or a picture store that takes long holds up pictures, and no question to
+    the database, such as whose a key is.
+    """
 
     def __init__(
         self,
         studio: Studio,
-        pictures: ArtifactStore,
-        index: PictureIndex,
+        pictures: Holdings,
         content_filter: ContentFilter,
         telemetry: Telemetry | None = None,
     ) -> None:
-        self.studio, self.pictures, self.index = studio, pictures, index
+        self.studio, self.pictures = studio, pictures
+        self.threads = Threads("pictures", _THREADS)
         self.telemetry = telemetry or Telemetry()
         self._filter = content_filter
         self._flights: dict[str, _Flight] = {}
@@ -131,14 +136,14 @@ class Desk:
                 self._land(request.digest, flight)  # who comes now does not join what ends
                 flight.task.cancel()
         if not is_first:  # each who waited owns it, though it was written once
-            unstored = outcome.unstored or await asyncio.to_thread(self._add_owner, outcome, source.owner)
+            unstored = outcome.unstored or await self.threads.run(self._keep, outcome, source.owner, was_there=True)
             outcome = replace(outcome, was_shared=True, unstored=unstored)
         self.telemetry.given(outcome.request, outcome.cache)
         return outcome
 
     async def keep(self, outcome: Outcome, owner: str) -> Outcome:
         """Try again to write what could not be written."""
-        return replace(outcome, unstored=await asyncio.to_thread(self._keep, outcome, owner))
+        return replace(outcome, unstored=await self.threads.run(self._keep, outcome, owner))
 
     async def landed(self, within_s: float) -> None:
         """Wait until what is being made is made, or for so long."""
@@ -153,12 +158,12 @@ class Desk:
             flight.task.exception()  # seen, also where nobody waits any more
 
     async def _fly(self, flight: _Flight, request: Request, source: Source) -> Outcome:
-        decision, found = await asyncio.to_thread(self._begin, request, source.owner)
+        decision, found = await self.threads.run(self._begin, request, source.owner)
         if found:
             return found
         with self.telemetry.making():
             painted = await self._paint(flight, request, source, decision)
-            return await asyncio.to_thread(self._finish, painted, source.owner, decision)
+            return await self.threads.run(self._finish, painted, source.owner, decision)
 
     async def _paint(self, flight: _Flight, request: Request, source: Source, decision: Decision) -> Painted:
         loop = asyncio.get_running_loop()
@@ -188,13 +193,10 @@ class Desk:
         wanted = [True] if decision is Decision.BLUR else [False, True]
         try:
             for is_blurred in wanted:
-                png = self.pictures.get(name_of(request.digest, is_blurred=is_blurred))
+                png = self.pictures.files.get(name_of(request.digest, is_blurred=is_blurred))
                 if png is not None:
                     found = stored_outcome(request, png, is_blurred=is_blurred)
-                    unstored = self._add_owner(found, owner)
-                    if unstored is None and not self.pictures.has(found.name):  # it was removed meanwhile
-                        unstored = self._keep(found, owner)
-                    return replace(found, unstored=unstored)
+                    return replace(found, unstored=self._keep(found, owner, was_there=True))
         except StoreUnavailable as error:
             structlog.get_logger().warning("the picture store does not answer", reason=str(error))
         return None
@@ -224,22 +226,12 @@ class Desk:
             self.telemetry.metering.decided(subject, decision)
         return decision
 
-    def _keep(self, outcome: Outcome, owner: str) -> StoreUnavailable | None:
-        """Write it. Its owner comes first: a file that nobody owns would never be removed."""
-        trouble = self._add_owner(outcome, owner)
-        if trouble is None:
-            try:
-                self.pictures.put(outcome.name, outcome.png)
-            except StoreUnavailable as error:
-                trouble = error
-        if trouble:
-            self.telemetry.metering.not_stored()
-        return trouble
-
-    def _add_owner(self, outcome: Outcome, owner: str) -> StoreUnavailable | None:
+    def _keep(self, outcome: Outcome, owner: str, *, was_there: bool = False) -> StoreUnavailable | None:
+        """Make it its owner's, and its file be there; why that cannot be."""
         try:
-            self.index.add(outcome.request.digest, owner, len(outcome.png), time.time())
+            self.pictures.own(outcome.name, outcome.request.digest, owner, outcome.png, was_there=was_there)
         except StoreUnavailable as error:
-            structlog.get_logger().error("a picture cannot be entered", reason=str(error))
+            structlog.get_logger().error("a picture cannot be kept", reason=str(error))
+            self.telemetry.metering.not_stored()
             return error
         return None

@@ -3,6 +3,7 @@
 from typing import NamedTuple, Self
 
 from sd35.service.artifacts.contract import ArtifactStore
+from sd35.service.artifacts.holdings import Holdings
 from sd35.service.artifacts.links import Links
 from sd35.service.artifacts.stores import open_store
 from sd35.service.stores import Stores, database_of, open_stores
@@ -13,13 +14,19 @@ class Kept(NamedTuple):
     """Opened."""
 
     stores: Stores
-    files: ArtifactStore
+    pictures: Holdings
     links: Links
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """As the settings say. Raises InvalidSetting, StoreUnavailable."""
-        return cls(open_stores(database_of(settings)), open_store(settings), Links.of(settings))
+        stores = open_stores(database_of(settings))
+        return cls(stores, Holdings(open_store(settings), stores.pictures), Links.of(settings))
+
+    @property
+    def files(self) -> ArtifactStore:
+        """The pictures' files."""
+        return self.pictures.files
 
     def close(self) -> None:
         """Let go of connections."""

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from sd35.errors import JobEnded, StoreUnavailable
-from sd35.service.artifacts.names import names_of
-from sd35.service.artifacts.retention import Retention, remove
+from sd35.service.artifacts.retention import Retention
 from sd35.service.desk import Desk, OnProgress, Outcome, Source, stored_outcome
 from sd35.service.filters import ContentFilter
 from sd35.service.jobs.contract import Job, Order, Status
@@ -60,7 +59,7 @@ class Service:
         self.telemetry = telemetry = telemetry or Telemetry()
         studio.engine.observe(telemetry.metering)
         webhooks.observe(telemetry.metering)
-        self.desk = Desk(studio, kept.files, kept.stores.pictures, rules.content_filter, telemetry)
+        self.desk = Desk(studio, kept.pictures, rules.content_filter, telemetry)
         self.jobs = JobRunner(self.desk, kept.stores.jobs, rules.most_running, rules.most_waiting, webhooks.wake)
         self._retention = retention
         self._tasks: list[asyncio.Task[None]] = []
@@ -115,59 +114,53 @@ class Service:
             raise JobEnded(job.failure.status, job.failure.detail)
         if job.made is None:
             raise JobEnded(409, f"the job of this idempotency key, {job.id}, was cancelled")
-        png = await asyncio.to_thread(self._read, job.made.digest)
+        png = await self.desk.threads.run(self.kept.pictures.read, job.made.digest)
         if png is None:
             raise JobEnded(410, f"the picture of this idempotency key, {job.made.digest}, was removed")
         outcome = stored_outcome(job.order.request, png, is_blurred=job.made.is_blurred)
         return replace(outcome, was_cached=accepted.status.is_end or job.made.was_cached)
 
-    async def stored_job(self, job_id: str, sees: str | None) -> Job | None:
-        """One job. Raises StoreUnavailable, as all below."""
-        return await asyncio.to_thread(self.kept.stores.jobs.get, job_id, sees)
-
-    async def stored_jobs(
-        self, sees: str | None, statuses: Sequence[Status], before: int | None, most: int
-    ) -> list[Job]:
-        """The newest first; see `JobStore.page`."""
-        return await asyncio.to_thread(self.kept.stores.jobs.page, sees, statuses, before, most)
-
     async def places(self, jobs: Sequence[Job]) -> dict[str, int]:
-        """How many jobs go before each queued one of these."""
+        """How many jobs go before each queued one of these. Raises StoreUnavailable, as all below."""
         queued = [job.id for job in jobs if job.status is Status.QUEUED]
         return await asyncio.to_thread(lambda: {job_id: self.kept.stores.jobs.place(job_id) for job_id in queued})
 
     async def forget(self, job: Job, sees: str | None) -> None:
-        """Remove a job that has ended, and its picture from its owner's; the file too, where it is nobody else's."""
-        await asyncio.to_thread(self.kept.stores.jobs.delete, job.id, sees)
+        """Remove a job that has ended, and its picture from its owner's; the file too, where it is nobody else's.
+
+        The job goes last: where that fails, it can be asked for again.
+        """
         if job.made:
             await self.disown(job.made.digest, job.order.owner)
+        await asyncio.to_thread(self.kept.stores.jobs.delete, job.id, sees)
 
     async def has_picture(self, digest: str, sees: str | None) -> bool:
         """Whether there is one, and it is not another's only."""
         owners = await asyncio.to_thread(self.kept.stores.pictures.owners, digest)
         return bool(owners) if sees is None else sees in owners
 
-    async def picture(self, digest: str, sees: str | None) -> bytes | None:
-        """A picture's PNG file; None where there is none, or it is another's."""
+    async def picture(self, digest: str, sees: str | None, *, may_redirect: bool = False) -> bytes | str | None:
+        """A picture's PNG file; None where there is none, or it is another's.
+
+        With `may_redirect`, the address at which the object store itself gives it for a while, if that is wanted and it
+        can.
+        """
         if not await self.has_picture(digest, sees):
             return None
-        return await asyncio.to_thread(self._read, digest)
-
-    async def elsewhere(self, digest: str, sees: str | None) -> str | None:
-        """The address at which the object store itself gives the PNG file for a while, if that is wanted and it can."""
-        if not self.rules.redirects or not await self.has_picture(digest, sees):
-            return None
-        return await asyncio.to_thread(self._sign, digest)
+        address = None
+        if may_redirect and self.rules.redirects:
+            address = await self.desk.threads.run(self.kept.pictures.sign, digest, _REDIRECT_S)
+        return address or await self.desk.threads.run(self.kept.pictures.read, digest)
 
     async def disown(self, digest: str, owner: str) -> bool:
         """Remove a picture from an owner's, the file too where it is nobody else's; whether it was theirs."""
-        return await asyncio.to_thread(self._disown, digest, owner)
+        return await self.desk.threads.run(self.kept.pictures.disown, digest, owner)
 
     async def _sweep(self) -> None:
         """Remove what is not to be kept, now and then."""
         while True:
             try:
-                pictures = await asyncio.to_thread(self._retention.sweep, time.time())
+                pictures = await self.desk.threads.run(self._retention.sweep, time.time())
                 before_s = time.time() - self.rules.keep_s if self.rules.keep_s else 0.0
                 jobs = await asyncio.to_thread(self.kept.stores.jobs.sweep, before_s)
                 if pictures or jobs:
@@ -175,23 +168,3 @@ class Service:
             except StoreUnavailable as error:
                 structlog.get_logger().error("sweeping waits for a store", reason=str(error))
             await asyncio.sleep(_SWEEP_S)
-
-    def _read(self, digest: str) -> bytes | None:
-        return next((png for name in names_of(digest) if (png := self.kept.files.get(name)) is not None), None)
-
-    def _sign(self, digest: str) -> str | None:
-        name = next((name for name in names_of(digest) if self.kept.files.has(name)), None)
-        return name and self.kept.files.sign(name, _REDIRECT_S)
-
-    def _disown(self, digest: str, owner: str) -> bool:
-        index, files = self.kept.stores.pictures, self.kept.files
-        if not index.owns(digest, owner):
-            return False
-        if index.remove(digest, owner):
-            found = {name: png for name in names_of(digest) if (png := files.get(name)) is not None}
-            if not index.owners(digest):  # another may have asked for it meanwhile
-                remove(files, digest)
-            if index.owners(digest):  # or just now, and have found the file; who comes later writes it again
-                for name, png in found.items():
-                    files.put(name, png)
-        return True

@@ -18,6 +18,7 @@ from PIL import Image
 
 from sd35.backends.contract import Array, DenoiseRow
 from sd35.errors import StoreUnavailable
+from sd35.service.artifacts.holdings import Holdings
 from sd35.service.artifacts.memory import MemoryStore
 from sd35.service.filters import AllowAll, Decision
 from sd35.service.kept import Kept
@@ -378,7 +379,9 @@ def test_a_picture_that_could_not_be_stored_has_no_address(studio: Studio):
         def put(self, name: str, content: bytes) -> None:  # noqa: ARG002
             raise StoreUnavailable("the disk is full")
 
-    with serving(studio, kept=memory_kept()._replace(files=Full())) as client:
+    kept = memory_kept()
+    kept = kept._replace(pictures=Holdings(Full(), kept.stores.pictures))
+    with serving(studio, kept=kept) as client:
         addressed, enclosed = (
             client.post("/v1/images/generations", json={"prompt": "a cat", "response_format": each})
             for each in ("url", "b64_json")

@@ -34,7 +34,8 @@ class FileStage:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            path.parent.mkdir(exist_ok=True)
+            if not path.parent.exists():
+                path.parent.mkdir(exist_ok=True)
             with contextlib.suppress(FileExistsError):  # linking, unlike renaming, replaces nothing
                 os.link(staged, path)
         finally:

@@ -54,7 +54,9 @@ class Database:
         """
         with self._translated(), self._turn(), self.engine.connect() as connection:
             if self.is_sqlite:
-                connection.exec_driver_sql(f"PRAGMA synchronous = {'FULL' if is_lasting else 'NORMAL'}")
+                if connection.info.get("is_lasting") is not is_lasting:  # as it was left by another transaction
+                    connection.exec_driver_sql(f"PRAGMA synchronous = {'FULL' if is_lasting else 'NORMAL'}")
+                    connection.info["is_lasting"] = is_lasting
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
             connection.commit()

@@ -78,7 +78,10 @@ class Sender:
 
     async def _deliver(self, delivery: Delivery) -> None:
         attempts = delivery.attempts + 1
-        trouble, is_gone = await self._attempt(delivery)
+        attempt = await self._attempt(delivery)
+        if attempt is None:
+            return
+        trouble, is_gone = attempt
         log = structlog.get_logger().bind(job=delivery.job_id, attempts=attempts, reason=trouble)
         wait = None if is_gone else wait_s(attempts, random.random())  # noqa: S311  no secret
         if trouble and wait is not None:
@@ -91,13 +94,13 @@ class Sender:
         self.tell("given_up" if trouble else "delivered")
         await asyncio.to_thread(self._store.delivered, delivery.job_id)
 
-    async def _attempt(self, delivery: Delivery) -> tuple[str | None, bool]:
-        """What went wrong, if it did, and whether the receiver wants no more."""
+    async def _attempt(self, delivery: Delivery) -> tuple[str | None, bool] | None:
+        """What went wrong, if it did, and whether the receiver wants no more; None where the job was deleted."""
         try:
             async with asyncio.timeout(_ATTEMPT_S):
                 body = await asyncio.to_thread(self._body_of, delivery.job_id)
                 if body is None:
-                    return "the job was forgotten", True
+                    return None
                 status = await self._post(delivery, body)
         except TimeoutError:
             return f"no answer within {_ATTEMPT_S:g} s", False
