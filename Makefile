@@ -5,7 +5,7 @@ PYTHON ?= python3
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fuzz lint format bench soak gpu-acceptance train image image-test lock clean
+.PHONY: help run test fuzz lint format bench soak gpu-acceptance train lock clean
 
 help:  ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' Makefile
@@ -40,12 +40,6 @@ gpu-acceptance: .venv-test/.package  ## BF16, compiled, FP8 and TensorRT side by
 
 train: .venv-test/.package  ## Makes the embedded model again, from nothing: hours; goes on where it was stopped.
 	.venv-test/bin/python -m training.pipeline
-
-image:  ## The container image by docker, podman or buildah; TARGET=cpu, cuda (the default) or tensorrt.
-	deploy/image/build.sh $(TARGET)
-
-image-test:  ## Builds the cpu image, runs it read-only as its user, asks it for a picture, and ends it.
-	deploy/image/test.sh
 
 clean:  ## Removes the environments and the tools' caches; leaves build/, where training keeps its state.
 	rm -rf .venv .venv-test .venv-lock .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

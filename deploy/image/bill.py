@@ -1,4 +1,4 @@
-"""Writes what is installed into a folder: `sbom.json` (CycloneDX 1.6), `licences.txt`; the same for the same packages.
+"""Writes what is installed into a folder: `sbom.json` (CycloneDX 1.6) and `licences.txt`, the same for the same packages.
 
 Runs in an image's own Python, which has nothing but the packages that it lists.
 """
