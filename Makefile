@@ -57,12 +57,7 @@ lock: .venv-lock/.installed  ## Resolves requirements/*.txt again after a change
 	$(LOCK) --group build -c requirements/default.txt -o requirements/build.txt
 	$(LOCK) pyproject.toml --group test --extra diffusers --extra bench --extra otel --extra postgres --extra train \
 		-c requirements/default.txt --no-emit-package torch -o requirements/test.txt
-	$(LOCK) pyproject.toml --extra otel --extra postgres -c requirements/default.txt -o requirements/image-cpu.txt
-	$(LOCK) pyproject.toml --extra otel --extra postgres --extra diffusers --extra graphs --no-emit-package torch \
-		-c requirements/image-cpu.txt -o requirements/image-cuda.txt
-	$(LOCK) pyproject.toml --extra otel --extra postgres --extra tensorrt --no-emit-package torch \
-		-c requirements/image-cuda.txt -o requirements/image-tensorrt.txt
-	for platform in $(PLATFORMS); do for lock in default build test image-cpu; do \
+	for platform in $(PLATFORMS); do for lock in default build test; do \
 		MACOSX_DEPLOYMENT_TARGET=14.0 $(UV_COMPILE) requirements/$$lock.txt --no-deps --only-binary :all: --no-binary tensorrt-rtx-cu12 \
 			--python-platform $$platform > .venv-lock/wheels || exit 1; \
 	done; done
