@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 from huggingface_hub.utils import close_session
 
 from sd35.checkpoints import cache
@@ -98,18 +97,6 @@ def test_nothing_at_hand_is_said_in_words(hub: Hub, room: Room, more: dict[str, 
         choose(settings(**more), room)
     assert "sd3.5-large: " in str(found.value)
     assert "sd3.5-medium: " in str(found.value)
-
-
-def test_a_fallback_is_served_where_nothing_is_at_hand(hub: Hub, monkeypatch: pytest.MonkeyPatch):
-    """With neither weights nor a token, and said; with a token that is of no use, that is an error as ever."""
-    fallback = settings(auto_fallback=EMBEDDED)
-    with structlog.testing.capture_logs() as logs:
-        assert choose(fallback, BIG) == EMBEDDED
-    assert [(line["log_level"], line["checkpoint"]) for line in logs] == [("warning", EMBEDDED)]
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    with pytest.raises(CheckpointError, match="it needs"):
-        choose(fallback, Room("cuda", GIB // 2, 64 * GIB))
-    assert hub.asked == []
 
 
 def test_too_little_memory_is_said_in_words(hub: Hub, monkeypatch: pytest.MonkeyPatch):

@@ -22,7 +22,6 @@ from sd35.backends.table import check_available
 from sd35.errors import InvalidSetting
 from sd35.service.artifacts.retention import Retention
 from sd35.service.choosing import AUTO
-from sd35.service.folders import check_folders
 from sd35.service.kept import Kept
 from sd35.service.keys import KeyStore
 from sd35.service.metering import Metering
@@ -86,7 +85,6 @@ def serve(settings: Settings) -> None:
     log = structlog.get_logger()
     for name in unknown_variables():
         log.warning("this environment variable is not read", name=name)
-    check_folders(settings)
     check_available(settings.backend)
     if settings.of_standby:
         check_available(settings.of_standby.backend, "standby")

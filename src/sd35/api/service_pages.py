@@ -14,7 +14,7 @@ from sd35.request import GUIDANCE_SCALE, SEED, SIZE_MULTIPLE_PX, SKIP_LAYER_SCAL
 from sd35.service.model import Model
 from sd35.service.opening import Opening
 from sd35.service.resolve import find_model
-from sd35.service.service import Service
+from sd35.service.studio import Studio
 
 
 class Defaults(BaseModel):
@@ -59,7 +59,6 @@ class ModelCard(BaseModel):
         description="Whether sizes above its range are drawn with `native_pixels` at the same aspect, then enlarged."
     )
     max_sequence_length: int = Field(description="Tokens that T5 reads of a prompt.")
-    note: str | None = Field(None, description="What an operator should know of it; most have none.")
 
 
 class ModelList(BaseModel):
@@ -83,10 +82,6 @@ class Ready(BaseModel):
     models: list[str]
 
 
-_STAND_IN = (
-    "A stand-in: there are neither weights of SD3.5 nor a token to fetch them with. Put them into the cache, or set"
-    " HF_TOKEN, and start again."
-)
 _NOT_READY: dict[int | str, dict[str, Any]] = {503: documented("Loading, or closing.", **{"Retry-After": "Seconds."})}
 router = APIRouter()
 
@@ -119,8 +114,9 @@ async def readyz(request: Request) -> Ready:
 )
 async def models(request: Request) -> ModelList:
     """OpenAI's list, with defaults, ranges and text length of each model."""
-    service = service_of(request)
-    return ModelList(data=[_card(model, service) for model in service.studio.models.values()])
+    opening: Opening = request.app.state.opening
+    studio = opening.studio
+    return ModelList(data=[_card(model, studio) for model in studio.models.values()])
 
 
 @router.get(
@@ -133,10 +129,10 @@ async def model(request: Request, name: str) -> ModelCard:
     """One of the list, by its name or by one of its aliases."""
     service = service_of(request)
     models = service.studio.models
-    return _card(find_model(models, service.rules.naming.served(name, models)), service)
+    return _card(find_model(models, service.rules.naming.served(name, models)), service.studio)
 
 
-def _card(model: Model, service: Service) -> ModelCard:
+def _card(model: Model, studio: Studio) -> ModelCard:
     card, skip_layers = model.card, model.skip_layers
     return ModelCard(
         id=model.name,
@@ -154,11 +150,10 @@ def _card(model: Model, service: Service) -> ModelCard:
         ),
         ranges=Ranges(
             side_px=card.side_px,
-            max_pixels=service.studio.max_pixels,
+            max_pixels=studio.max_pixels,
             skip_layer_scale=SKIP_LAYER_SCALE if skip_layers else (0.0, 0.0),
         ),
         native_pixels=card.native_pixels,
         enlarges=card.enlarges,
         max_sequence_length=card.max_sequence_length,
-        note=_STAND_IN if model.name == service.rules.stand_in else None,
     )

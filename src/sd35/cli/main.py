@@ -64,7 +64,6 @@ def serve(
     pixels_per_hour: options.PixelsPerHour = None,
     metrics_need_admin: options.MetricsNeedAdmin = None,
     checkpoint: options.Checkpoints = None,
-    auto_fallback: options.AutoFallback = None,
     weights: options.Weights = None,
     variants: options.Variants = None,
     companion: options.Companion = None,

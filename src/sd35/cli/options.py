@@ -56,7 +56,6 @@ DataDir: TypeAlias = Annotated[str | None, _setting("data_dir", _SERVICE, metava
 Database: TypeAlias = Annotated[str | None, _setting("database", _SERVICE, metavar="FILE|URL")]
 WebhookAllowPrivate: TypeAlias = Annotated[bool | None, _setting("webhook_allow_private", _SERVICE)]
 Checkpoints: TypeAlias = Annotated[list[str] | None, _setting("checkpoints", _COMPUTE, metavar="NAME|PATH")]
-AutoFallback: TypeAlias = Annotated[str | None, _setting("auto_fallback", _COMPUTE, metavar="NAME")]
 Weights: TypeAlias = Annotated[list[str] | None, _setting("weights", _COMPUTE, metavar="FILE")]
 Variants: TypeAlias = Annotated[str | None, _setting("variants", _COMPUTE, metavar="FILE")]
 Companion: TypeAlias = Annotated[str | None, _setting("companion", _COMPUTE, metavar="NAME|DIRECTORY")]

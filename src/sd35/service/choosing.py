@@ -22,14 +22,10 @@ BEST_FIRST = ("sd3.5-large", "sd3.5-medium")
 
 @dataclass(frozen=True)
 class Candidate:
-    """One of them. `obstacle`: why it cannot be served; None where it can, once it is fetched if not `is_on_disk`.
-
-    `is_at_hand`: whether there are weights, or a token to fetch them with.
-    """
+    """One of them. `obstacle`: why it cannot be served; None where it can, once it is fetched if not `is_on_disk`."""
 
     variant: Variant
     is_on_disk: bool
-    is_at_hand: bool
     obstacle: str | None
 
 
@@ -38,20 +34,17 @@ def candidates(settings: Settings, room: Room) -> Iterator[Candidate]:
     for name in BEST_FIRST:
         variant = find_variant(name, settings.variants)
         is_on_disk = cache.holding_of(variant).is_whole
-        missing = _at_hand(settings, is_on_disk=is_on_disk)
-        yield Candidate(variant, is_on_disk, missing is None, missing or _fits(settings, variant, room))
+        obstacle = _at_hand(settings, is_on_disk=is_on_disk) or _fits(settings, variant, room)
+        yield Candidate(variant, is_on_disk, obstacle)
 
 
 def choose(settings: Settings, room: Room) -> str:
     """The name of the best, which is on disk now: it is fetched where a token allows that. Logs what was passed over.
 
-    Where none is at hand, it is the settings' `auto_fallback`. Raises CheckpointError with all obstacles where there is
-    none of that either.
+    Raises CheckpointError with all obstacles where there is none.
     """
     obstacles: list[str] = []
-    is_any_at_hand = False
     for candidate in candidates(settings, room):
-        is_any_at_hand |= candidate.is_at_hand
         name, obstacle = candidate.variant.name, candidate.obstacle
         if obstacle is None and not candidate.is_on_disk:
             obstacle = _fetch(candidate.variant)
@@ -59,11 +52,6 @@ def choose(settings: Settings, room: Room) -> str:
             structlog.get_logger().info("auto", checkpoint=name, passed_over=obstacles)
             return name
         obstacles.append(f"{name}: {obstacle}")
-    if settings.auto_fallback and not is_any_at_hand:
-        structlog.get_logger().warning(
-            "SD3.5 IS NOT SERVED: a stand-in is", checkpoint=settings.auto_fallback, because=obstacles
-        )
-        return settings.auto_fallback
     raise CheckpointError(f"checkpoints: {AUTO} finds none to serve; {'; '.join(obstacles)}")
 
 

@@ -146,7 +146,6 @@ def rules_of(settings: Settings) -> Rules:
     return Rules(
         load_filter(settings.content_filter),
         Naming.of(settings.model_aliases, is_strict=settings.strict_dialects),
-        stand_in=settings.auto_fallback if AUTO in settings.checkpoints else None,
         has_metadata=settings.keep_metadata,
         redirects=settings.redirect_pictures,
         keep_s=settings.keep_days * _DAY_S or None,

@@ -27,13 +27,11 @@ _REDIRECT_S = 300.0  # for a client to follow
 class Rules:
     """What the settings say of serving.
 
-    `stand_in`: the checkpoint that is served only because none of SD3.5 is at hand, if it is.
     `grace_s`: for what runs to end, when the service closes. `keep_s`: how long ended jobs are known, None for ever.
     """
 
     content_filter: ContentFilter
     naming: Naming
-    stand_in: str | None = None
     has_metadata: bool = True
     redirects: bool = False
     keep_s: float | None = None

@@ -71,12 +71,6 @@ class Settings(BaseSettings):
         " memory and the weights, or the token, at hand allow. Several are separated by commas (in the file a list, the"
         " flag `--checkpoint` repeated); the first is the default.",
     )
-    auto_fallback: str | None = Field(
-        None,
-        description="Checkpoint that `auto` takes where there are neither weights nor a token, as `sd35-mini`; else"
-        " that ends the start. The log and `/v1/models` say so.",
-        json_schema_extra={"default": "none"},
-    )
     weights: Annotated[tuple[Path, ...], NoDecode] = Field(
         (),
         description="Safetensors files to read weights from instead of the checkpoint's own: single files, CLIPs,"
