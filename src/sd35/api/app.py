@@ -67,7 +67,7 @@ def create_app(
         telemetry=telemetry_of(telemetry.tracing),
     )
     app.state.opening, app.state.telemetry = opening, telemetry
-    app.state.started_s = time.monotonic()
+    app.state.settings, app.state.started_s = settings, time.monotonic()
     app.include_router(txt2img.router)
     app.include_router(jobs.router)
     app.include_router(artifacts.router)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from sd35.api.problems import documented
 from sd35.request import GUIDANCE_SCALE, SEED, SIZE_MULTIPLE_PX, SKIP_LAYER_SCALE, STEPS
+from sd35.service.choosing import why_standing_in
 from sd35.service.model import Model
 from sd35.service.opening import Opening
 from sd35.service.studio import Studio
@@ -56,6 +57,9 @@ class ModelCard(BaseModel):
         description="Whether sizes above its range are drawn with `native_pixels` at the same aspect, then enlarged."
     )
     max_sequence_length: int = Field(description="Tokens that T5 reads of a prompt.")
+    standing_in: str | None = Field(
+        description="Where `auto` found no SD3.5 model and this one is served in its place: why, and what to do."
+    )
 
 
 class ModelList(BaseModel):
@@ -110,11 +114,13 @@ async def readyz(request: Request) -> Ready:
 async def models(request: Request) -> ModelList:
     """OpenAI's list, with defaults, ranges and text length of each model."""
     opening: Opening = request.app.state.opening
-    studio = opening.studio
-    return ModelList(data=[_card(model, studio) for model in studio.models.values()])
+    studio, settings = opening.studio, request.app.state.settings
+    return ModelList(
+        data=[_card(model, studio, why_standing_in(settings, model.name)) for model in studio.models.values()]
+    )
 
 
-def _card(model: Model, studio: Studio) -> ModelCard:
+def _card(model: Model, studio: Studio, standing_in: str | None) -> ModelCard:
     card, skip_layers = model.card, model.skip_layers
     return ModelCard(
         id=model.name,
@@ -138,4 +144,5 @@ def _card(model: Model, studio: Studio) -> ModelCard:
         native_pixels=card.native_pixels,
         enlarges=card.enlarges,
         max_sequence_length=card.max_sequence_length,
+        standing_in=standing_in,
     )
