@@ -24,8 +24,8 @@ ARG APT_MIRROR
 ARG APT_SECURITY_MIRROR
 RUN apt-install python3-pip python3-venv
 COPY --chmod=755 deploy/image/install.sh /usr/local/sbin/install-python
-ARG PIP_INDEX_URL=https://pypi.org/simple
-ARG PIP_EXTRA_INDEX_URL=""
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
 # The locked packages of each target.
