@@ -5,7 +5,7 @@ PYTHON ?= python3
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fuzz lint format bench soak gpu-acceptance train lock clean
+.PHONY: help run test fuzz lint format bench soak gpu-acceptance train image image-test lock clean
 
 help:  ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' Makefile
@@ -24,6 +24,7 @@ lint: .venv-test/.package  ## Format, lint, types and import contracts.
 	.venv-test/bin/ruff check
 	.venv-test/bin/mypy
 	.venv-test/bin/lint-imports
+	.venv-test/bin/hadolint Dockerfile
 
 format: .venv-test/.package  ## Puts right what can be put right without a person.
 	.venv-test/bin/ruff check --fix-only
@@ -40,6 +41,13 @@ gpu-acceptance: .venv-test/.package  ## BF16, compiled, FP8 and TensorRT side by
 
 train: .venv-test/.package  ## Makes the embedded model again, from nothing: hours; goes on where it was stopped.
 	.venv-test/bin/python -m training.pipeline
+
+TARGET ?= cpu
+image:  ## The container image sd35:cpu, by docker, podman or buildah (TARGET=cuda, TARGET=tensorrt).
+	@deploy/image/build.sh $(TARGET)
+
+image-test:  ## Builds the image `cpu`, runs it with a read-only root, and tries it; needs root where only buildah is.
+	@$(PYTHON) deploy/image/test.py
 
 clean:  ## Removes the environments and the tools' caches; leaves build/, where training keeps its state.
 	rm -rf .venv .venv-test .venv-lock .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
