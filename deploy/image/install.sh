@@ -29,9 +29,9 @@ venv)
     ;;
 torch)
     if [ -n "$4" ]; then
-        pip_into python3 --target "$directory" --index-url "$4" "$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' "$3")"
+        pip_into /usr/bin/python3 --target "$directory" --index-url "$4" "$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' "$3")"
     else
-        pip_into python3 --target "$directory" --require-hashes --no-deps -r "$3"
+        pip_into /usr/bin/python3 --target "$directory" --require-hashes --no-deps -r "$3"
     fi
     finish "$directory"
     ;;

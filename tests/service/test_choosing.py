@@ -11,7 +11,7 @@ from sd35.checkpoints import cache
 from sd35.checkpoints.anatomy import anatomy_on_disk
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from sd35.checkpoints.variants import find_variant
-from sd35.errors import CheckpointError, DoesNotFit
+from sd35.errors import CheckpointError, DoesNotFit, InvalidSetting
 from sd35.service.choosing import choose, why_standing_in
 from sd35.service.fitting import placement_of, plan_for
 from sd35.service.opening import open_checkpoints, open_studio
@@ -108,6 +108,20 @@ def test_it_stands_in_for_nothing_that_was_at_hand(hub: Hub, monkeypatch: pytest
     """A token that neither of the two repositories lets in is an error, with an obstacle for each."""
     monkeypatch.setenv("HF_TOKEN", "hf_someone")
     with pytest.raises(CheckpointError, match=r"sd3\.5-large: .*token.*; sd3\.5-medium: .*token"):
+        choose(settings(), BIG)
+
+
+def test_a_token_may_be_a_mounted_secret(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It is read from the file that HF_TOKEN_PATH names; one that cannot be read is told, not passed over."""
+    secret = tmp_path / "hf_token"
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(secret))
+    secret.write_text(f"{TOKEN}\n")
+    assert choose(settings(), BIG) == "sd3.5-large"
+    assert hub.asked
+    cache.remove(find_variant("sd3.5-large", None))
+    secret.unlink()
+    secret.mkdir()
+    with pytest.raises(InvalidSetting, match=r"the token's file .*hf_token cannot be read: Is a directory"):
         choose(settings(), BIG)
 
 

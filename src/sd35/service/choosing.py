@@ -13,7 +13,7 @@ from sd35.checkpoints import cache, hub
 from sd35.checkpoints.anatomy import Anatomy, anatomy_by_name, anatomy_on_disk
 from sd35.checkpoints.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
 from sd35.checkpoints.variants import Variant, find_variant, load_variants
-from sd35.errors import CheckpointError, DownloadFailed
+from sd35.errors import CheckpointError, DownloadFailed, InvalidSetting
 from sd35.service.fitting import plan_for
 from sd35.service.plan_text import size_text
 from sd35.service.planning import Room
@@ -37,7 +37,10 @@ class Candidate:
 
 
 def candidates(settings: Settings, room: Room) -> Iterator[Candidate]:
-    """The best first, judged by what is here: fetches nothing, asks no one. Where none is at hand, one stands in."""
+    """The best first, judged by what is here: fetches nothing, asks no one. Where none is at hand, one stands in.
+
+    Raises InvalidSetting where a token's file cannot be read.
+    """
     is_any_at_hand = False
     for name in BEST_FIRST:
         is_on_disk = cache.holding_of(find_variant(name, settings.variants)).is_whole
@@ -51,7 +54,7 @@ def candidates(settings: Settings, room: Room) -> Iterator[Candidate]:
 def choose(settings: Settings, room: Room) -> str:
     """The name of the best, which is on disk now: it is fetched where a token allows that. Logs what was passed over.
 
-    That nothing is at hand is a warning. Raises CheckpointError with all obstacles where there is none.
+    That nothing is at hand is a warning. Raises CheckpointError with all obstacles where there is none, InvalidSetting.
     """
     obstacles: list[str] = []
     for candidate in candidates(settings, room):
@@ -93,13 +96,17 @@ def _tell(name: str, passed_over: list[str]) -> None:
 
 
 def _at_hand(settings: Settings, *, is_on_disk: bool) -> str | None:
-    from huggingface_hub import get_token
+    from huggingface_hub import constants, get_token
 
     if is_on_disk:
         return None
     if settings.offline:
         return "it is not on disk, and SD35_OFFLINE is set"
-    if get_token() is None:
+    try:
+        token = get_token()
+    except OSError as error:
+        raise InvalidSetting(f"the token's file {constants.HF_TOKEN_PATH} cannot be read: {error.strerror}") from error
+    if token is None:
         return "it is not on disk, and there is no token to fetch it with (HF_TOKEN, or `hf auth login`)"
     return None
 
