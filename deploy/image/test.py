@@ -103,6 +103,11 @@ class Runner:
         """What `docker stop` sends."""
         run([self._engine, "kill", "--signal=TERM", f"sd35-image-test-{self._names}"])
 
+    def remove(self, process: "subprocess.Popen[str]") -> None:
+        """Whatever happened, leave nothing that runs."""
+        subprocess.run([self._engine, "rm", "--force", f"sd35-image-test-{self._names}"], check=False)
+        process.wait(READY_S)
+
     def check(self, _: int, command: Sequence[str]) -> int:
         """The exit code of another command in the container that runs."""
         return subprocess.run(
@@ -138,6 +143,11 @@ class Chroot(Runner):
         """To process 1 of the namespace, which is the child of what made it."""
         (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
         os.kill(int(child), signal.SIGTERM)
+
+    def remove(self, process: "subprocess.Popen[str]") -> None:
+        """With it, process 1 of the namespace is killed, and then all others."""
+        process.kill()
+        process.wait(READY_S)
 
     def check(self, port: int, command: Sequence[str]) -> int:
         """The exit code of another command beside the one that runs."""
@@ -230,7 +240,7 @@ def try_serving(runner: Runner, image: Image, scratch: Path) -> None:
         assert status == 200, f"the picture that was being made at SIGTERM was answered with {status}"
         check_png(content, 256)
     finally:
-        process.kill()
+        runner.remove(process)
     print("served, healthy, a picture; at SIGTERM the running one was finished, and the end was clean")
 
 
@@ -290,7 +300,7 @@ def main() -> None:
         if os.geteuid() == 0:
             os.chown(cache, 1000, 1000)
         else:
-            cache.chmod(0o777)  # noqa: S103  the image's user is another one then
+            cache.chmod(0o777)  # the image's user is another one then
         with image.runner(cache) as runner:
             try_serving(runner, image, scratch)
             if engine == "buildah":
