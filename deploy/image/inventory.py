@@ -51,7 +51,7 @@ def licences(document: dict[str, Any]) -> str:
     for component in document["components"]:
         named = component.get("licenses", [])
         words = [each.get("expression") or each["license"].get("id") or each["license"]["name"] for each in named]
-        lines.append(f"{component['name']} {component['version']}: {'; '.join(words) or 'not named'}\n")
+        lines.append(f"{component['name']} {component['version']}: {'; '.join(words) or 'no name given; see its dist-info'}\n")
     return "".join(sorted(lines, key=str.lower))
 
 
