@@ -51,7 +51,8 @@ def licences(document: dict[str, Any]) -> str:
     for component in document["components"]:
         named = component.get("licenses", [])
         words = [each.get("expression") or each["license"].get("id") or each["license"]["name"] for each in named]
-        lines.append(f"{component['name']} {component['version']}: {'; '.join(words) or 'no name given; see its dist-info'}\n")
+        told = "; ".join(words) or "no name given; see its dist-info"
+        lines.append(f"{component['name']} {component['version']}: {told}\n")
     return "".join(sorted(lines, key=str.lower))
 
 
