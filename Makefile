@@ -5,7 +5,7 @@ PYTHON ?= python3
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fuzz lint format bench soak gpu-acceptance train lock clean
+.PHONY: help run test fuzz lint format bench soak gpu-acceptance train image image-test lock clean
 
 help:  ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' Makefile
@@ -24,6 +24,7 @@ lint: .venv-test/.package  ## Format, lint, types and import contracts.
 	.venv-test/bin/ruff check
 	.venv-test/bin/mypy
 	.venv-test/bin/lint-imports
+	.venv-test/bin/hadolint Dockerfile
 
 format: .venv-test/.package  ## Puts right what can be put right without a person.
 	.venv-test/bin/ruff check --fix-only
@@ -41,6 +42,13 @@ gpu-acceptance: .venv-test/.package  ## BF16, compiled, FP8 and TensorRT side by
 train: .venv-test/.package  ## Makes the embedded model again, from nothing: hours; goes on where it was stopped.
 	.venv-test/bin/python -m training.pipeline
 
+TARGET ?= cpu
+image:  ## The container image sd35:cpu, by docker, podman or buildah (TARGET=cuda, TARGET=tensorrt).
+	@deploy/image/build.sh $(TARGET)
+
+image-test:  ## Builds the image `cpu`, runs it with a read-only root, and tries it; needs root where only buildah is.
+	@$(PYTHON) deploy/image/test.py
+
 clean:  ## Removes the environments and the tools' caches; leaves build/, where training keeps its state.
 	rm -rf .venv .venv-test .venv-lock .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
@@ -51,13 +59,22 @@ LOCK = $(UV_COMPILE) $(LOCK_FLAGS) --universal --generate-hashes --custom-compil
 # The oldest systems that have a wheel of everything: glibc 2.28, macOS 14 (ONNX Runtime's). TensorRT-RTX's own package is
 # but a few lines of Python, and comes as source.
 PLATFORMS = x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin
+# What the container images have beside the defaults. PyTorch for CUDA, with NVIDIA's libraries, is a lock and a layer of its
+# own; what else it needs is in the other locks.
+IMAGE = --extra postgres --extra otel
+NOT_OF_TORCH = $(addprefix --no-emit-package ,filelock fsspec jinja2 markupsafe mpmath networkx setuptools sympy typing-extensions)
 
 lock: .venv-lock/.installed  ## Resolves requirements/*.txt again after a change in pyproject.toml.
 	$(LOCK) pyproject.toml -o requirements/default.txt
 	$(LOCK) --group build -c requirements/default.txt -o requirements/build.txt
 	$(LOCK) pyproject.toml --group test --extra diffusers --extra bench --extra otel --extra postgres --extra train \
 		-c requirements/default.txt --no-emit-package torch -o requirements/test.txt
-	for platform in $(PLATFORMS); do for lock in default build test; do \
+	$(LOCK) --group sbom -o requirements/sbom.txt
+	$(LOCK) pyproject.toml $(IMAGE) -c requirements/default.txt -o requirements/cpu.txt
+	$(LOCK) pyproject.toml $(IMAGE) --extra diffusers -c requirements/cpu.txt --no-emit-package torch -o requirements/cuda.txt
+	$(LOCK) pyproject.toml $(IMAGE) --extra tensorrt -c requirements/cuda.txt --no-emit-package torch -o requirements/tensorrt.txt
+	echo torch==2.13.0 | $(LOCK) --no-config - -c requirements/cuda.txt $(NOT_OF_TORCH) -o requirements/torch.txt
+	for platform in $(PLATFORMS); do for lock in default build test sbom cpu; do \
 		MACOSX_DEPLOYMENT_TARGET=14.0 $(UV_COMPILE) requirements/$$lock.txt --no-deps --only-binary :all: --no-binary tensorrt-rtx-cu12 \
 			--python-platform $$platform > .venv-lock/wheels || exit 1; \
 	done; done

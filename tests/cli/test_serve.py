@@ -174,14 +174,23 @@ def test_the_head_of_a_request_is_bounded(served: Served):
     connection.close()
 
 
-def test_auto_that_finds_nothing_ends_the_server(tmp_path: Path):
-    """Where neither model is at hand, it says why for each, and serves nothing in their place."""
-    command = [*SD35, "serve", "--port", "0", "--checkpoint", "auto", "--offline"]
-    environment = {**os.environ, "HF_HOME": str(tmp_path)}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    assert result.returncode == 1
-    for name in ("sd3.5-large", "sd3.5-medium"):
-        assert f"{name}: it is not on disk, and SD35_OFFLINE is set" in result.stderr.splitlines()[-1]
+def test_auto_that_finds_nothing_serves_the_embedded_model_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Aloud: in the log, to who started it, and on the model's card."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    log = tmp_path / "log"
+    with serving(log, "--checkpoint", "auto") as served:
+        assert served.process.stdout
+        served.process.stdout.readline()
+        assert served.process.stdout.readline().startswith("WARNING: this is sd35-mini: it stands in for SD3.5: ")
+        connection = served.connect()
+        connection.request("GET", "/v1/models")
+        (card,) = json.loads(connection.getresponse().read())["data"]
+        connection.close()
+    assert card["id"] == "sd35-mini"
+    assert "HF_TOKEN" in card["standing_in"]
+    warnings = [entry for line in log.read_text().splitlines() if (entry := json.loads(line))["level"] == "warning"]
+    assert [entry["checkpoint"] for entry in warnings if entry["event"] == "auto found no SD3.5"] == ["sd35-mini"]
 
 
 def test_sigterm_finishes_the_running_picture_and_exits_with_0(tmp_path: Path):

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub.utils import close_session
+from structlog.testing import capture_logs
 
 from sd35.checkpoints import cache
 from sd35.checkpoints.anatomy import anatomy_on_disk
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from sd35.checkpoints.variants import find_variant
-from sd35.errors import CheckpointError, DoesNotFit
-from sd35.service.choosing import choose
+from sd35.errors import CheckpointError, DoesNotFit, InvalidSetting
+from sd35.service.choosing import choose, why_standing_in
 from sd35.service.fitting import placement_of, plan_for
 from sd35.service.opening import open_checkpoints, open_studio
 from sd35.service.planning import Room
@@ -91,12 +92,45 @@ def test_a_token_that_is_refused_allows_nothing(hub: Hub, monkeypatch: pytest.Mo
         (SMALL, {}, "not on disk"),
     ],
 )
-def test_nothing_at_hand_is_said_in_words(hub: Hub, room: Room, more: dict[str, object], why: str):  # noqa: ARG001
-    """The error has an obstacle for each of the two, and nothing else is served in their place."""
-    with pytest.raises(CheckpointError, match=why) as found:
-        choose(settings(**more), room)
-    assert "sd3.5-large: " in str(found.value)
-    assert "sd3.5-medium: " in str(found.value)
+def test_with_nothing_at_hand_the_embedded_model_stands_in(hub: Hub, room: Room, more: dict[str, object], why: str):
+    """A warning says so, why neither of the two is served, and what to do; the hub is not asked."""
+    with capture_logs() as logs:
+        assert choose(settings(**more), room) == EMBEDDED
+    (said,) = (entry for entry in logs if entry["log_level"] == "warning")
+    assert "HF_TOKEN" in said["remedy"]
+    for name, passed_over in zip(("sd3.5-large", "sd3.5-medium"), said["passed_over"], strict=True):
+        assert passed_over.startswith(f"{name}: ")
+        assert why in passed_over
+    assert hub.asked == []
+
+
+def test_it_stands_in_for_nothing_that_was_at_hand(hub: Hub, monkeypatch: pytest.MonkeyPatch):  # noqa: ARG001
+    """A token that neither of the two repositories lets in is an error, with an obstacle for each."""
+    monkeypatch.setenv("HF_TOKEN", "hf_someone")
+    with pytest.raises(CheckpointError, match=r"sd3\.5-large: .*token.*; sd3\.5-medium: .*token"):
+        choose(settings(), BIG)
+
+
+def test_a_token_may_be_a_mounted_secret(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It is read from the file that HF_TOKEN_PATH names; one that cannot be read is told, not passed over."""
+    secret = tmp_path / "hf_token"
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(secret))
+    secret.write_text(f"{TOKEN}\n")
+    assert choose(settings(), BIG) == "sd3.5-large"
+    assert hub.asked
+    cache.remove(find_variant("sd3.5-large", None))
+    secret.unlink()
+    secret.mkdir()
+    with pytest.raises(InvalidSetting, match=r"the token's file .*hf_token cannot be read: Is a directory"):
+        choose(settings(), BIG)
+
+
+def test_what_stands_in_and_is_named_besides_is_served_once(hub: Hub):  # noqa: ARG001
+    """`auto` may come to a model that is in the list anyhow; who named that was promised it."""
+    both = settings(checkpoints=("auto", EMBEDDED), offline=True)
+    assert [checkpoint.name for checkpoint in open_checkpoints(both)] == [EMBEDDED]
+    assert why_standing_in(both, EMBEDDED) is None
+    assert why_standing_in(settings(), EMBEDDED)
 
 
 def test_too_little_memory_is_said_in_words(hub: Hub, monkeypatch: pytest.MonkeyPatch):

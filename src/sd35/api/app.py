@@ -71,7 +71,7 @@ def create_app(
         telemetry=telemetry_of(telemetry.tracing),
     )
     app.state.opening, app.state.telemetry, app.state.sessions = opening, telemetry, Sessions()
-    app.state.started_s = time.monotonic()
+    app.state.settings, app.state.started_s = settings, time.monotonic()
     for dialect in DIALECTS:
         for router in dialect.routers:
             app.include_router(router, dependencies=[Depends(refuse_unknown)])

@@ -21,7 +21,7 @@ from sd35.backends.host import process_age_s
 from sd35.backends.table import check_available
 from sd35.errors import InvalidSetting
 from sd35.service.artifacts.retention import Retention
-from sd35.service.choosing import AUTO
+from sd35.service.choosing import AUTO, why_standing_in
 from sd35.service.kept import Kept
 from sd35.service.keys import KeyStore
 from sd35.service.metering import Metering
@@ -113,6 +113,9 @@ def serve(settings: Settings) -> None:
         phases = {f"{phase}_s": round(took_s, 3) for phase, took_s in start_up.seconds.items()}
         log.info("ready", after_s=round(process_age_s(), 3), **phases)
         print(_welcome(*listener.getsockname()[:2]), flush=True)  # noqa: T201  for the person at the terminal
+        for name in opening.studio.models:
+            if why := why_standing_in(settings, name):
+                print(f"WARNING: this is {name}: {why}.", flush=True)  # noqa: T201  the same
 
     def on_failure(error: Exception) -> None:
         failures.append(error)

@@ -11,6 +11,7 @@ from sd35.api.callers import service_of
 from sd35.api.problems import documented
 from sd35.api.query import refuse_unknown
 from sd35.request import GUIDANCE_SCALE, SEED, SIZE_MULTIPLE_PX, SKIP_LAYER_SCALE, STEPS
+from sd35.service.choosing import why_standing_in
 from sd35.service.model import Model
 from sd35.service.opening import Opening
 from sd35.service.resolve import find_model
@@ -59,6 +60,9 @@ class ModelCard(BaseModel):
         description="Whether sizes above its range are drawn with `native_pixels` at the same aspect, then enlarged."
     )
     max_sequence_length: int = Field(description="Tokens that T5 reads of a prompt.")
+    standing_in: str | None = Field(
+        description="Where `auto` found no SD3.5 model and this one is served in its place: why, and what to do."
+    )
 
 
 class ModelList(BaseModel):
@@ -115,8 +119,10 @@ async def readyz(request: Request) -> Ready:
 async def models(request: Request) -> ModelList:
     """OpenAI's list, with defaults, ranges and text length of each model."""
     opening: Opening = request.app.state.opening
-    studio = opening.studio
-    return ModelList(data=[_card(model, studio) for model in studio.models.values()])
+    studio, settings = opening.studio, request.app.state.settings
+    return ModelList(
+        data=[_card(model, studio, why_standing_in(settings, model.name)) for model in studio.models.values()]
+    )
 
 
 @router.get(
@@ -129,10 +135,11 @@ async def model(request: Request, name: str) -> ModelCard:
     """One of the list, by its name or by one of its aliases."""
     service = service_of(request)
     models = service.studio.models
-    return _card(find_model(models, service.rules.naming.served(name, models)), service.studio)
+    found = find_model(models, service.rules.naming.served(name, models))
+    return _card(found, service.studio, why_standing_in(request.app.state.settings, found.name))
 
 
-def _card(model: Model, studio: Studio) -> ModelCard:
+def _card(model: Model, studio: Studio, standing_in: str | None) -> ModelCard:
     card, skip_layers = model.card, model.skip_layers
     return ModelCard(
         id=model.name,
@@ -156,4 +163,5 @@ def _card(model: Model, studio: Studio) -> ModelCard:
         native_pixels=card.native_pixels,
         enlarges=card.enlarges,
         max_sequence_length=card.max_sequence_length,
+        standing_in=standing_in,
     )

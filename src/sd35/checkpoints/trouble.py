@@ -4,12 +4,14 @@ import errno
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from sd35.checkpoints.variants import Variant
 from sd35.errors import DownloadFailed
+from sd35.settings.directories import why_not_writable
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -99,6 +101,8 @@ def _disk(variant: Variant, error: OSError) -> str:
     cache, again = constants.HF_HUB_CACHE, f"{_again(variant)}, which goes on where this stopped"
     if error.errno in _NO_ROOM:
         return f"the disk of {cache} is full: free some and {again}; or name a directory elsewhere with HF_HOME"
+    if isinstance(error, PermissionError) and (why := why_not_writable(Path(cache))):
+        return f"{why}; or name a directory elsewhere with HF_HOME; then {again}"
     return (
         f"{error.filename or cache} cannot be used ({error.strerror or error}): correct that, or HF_HOME, and {again}"
     )

@@ -51,8 +51,8 @@ def _auto(settings: Settings, room: Room) -> str:
     passed_over = []
     for candidate in candidates(settings, room):
         if candidate.obstacle is None:
-            return candidate.variant.name
-        passed_over.append(f"{candidate.variant.name}: {candidate.obstacle}")
+            return candidate.name
+        passed_over.append(f"{candidate.name}: {candidate.obstacle}")
     raise CheckpointError(f"{AUTO} finds none: {'; '.join(passed_over)}")
 
 

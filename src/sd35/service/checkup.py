@@ -16,6 +16,7 @@ from sd35.service.choosing import AUTO, candidates, open_named
 from sd35.service.fitting import room_here
 from sd35.service.record import own_version
 from sd35.settings import Settings
+from sd35.settings.directories import existing_part, why_not_writable
 
 _GPU_QUERY = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
 _GPU_TIMEOUT_S = 10
@@ -99,17 +100,16 @@ def _auto(settings: Settings) -> str:
     for candidate in candidates(settings, room_here(settings)):
         if candidate.obstacle is None:
             state = "on disk" if candidate.is_on_disk else "to be fetched"
-            return "; ".join([f"{candidate.variant.name}, {state}", *passed_over])
-        passed_over.append(f"{candidate.variant.name}: {candidate.obstacle}")
+            return "; ".join([f"{candidate.name}, {state}", *passed_over])
+        passed_over.append(f"{candidate.name}: {candidate.obstacle}")
     raise CheckpointError("; ".join(passed_over))
 
 
 def _directory(name: str, path: Path) -> Finding:
     """Usable where it can be written to, or made in what there is of it."""
-    existing = next(parent for parent in (path, *path.parents) if parent.exists())
-    is_usable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
-    note = "" if existing == path else " (does not exist yet)"
-    return Finding(name, is_usable, f"{path}{note}" if is_usable else f"{path} cannot be written to")
+    note = "" if existing_part(path) == path else " (does not exist yet)"
+    why = why_not_writable(path)
+    return Finding(name, why is None, why or f"{path}{note}")
 
 
 def _gpus() -> list[str]:

@@ -8,6 +8,7 @@ from sd35.service.artifacts.links import Links
 from sd35.service.artifacts.stores import open_store
 from sd35.service.stores import Stores, database_of, open_stores
 from sd35.settings import Settings
+from sd35.settings.directories import check_writable
 
 
 class Kept(NamedTuple):
@@ -20,6 +21,8 @@ class Kept(NamedTuple):
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """As the settings say. Raises InvalidSetting, StoreUnavailable."""
+        if not (settings.database and settings.store and settings.link_secret):
+            check_writable("data_dir", settings.data_dir)
         stores = open_stores(database_of(settings))
         return cls(stores, Holdings(open_store(settings), stores.pictures), Links.of(settings))
 

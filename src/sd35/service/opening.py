@@ -33,7 +33,7 @@ OF_FREE_MEMORY = 0.9  # the rest is for what is not counted: latents, pictures b
 
 
 def open_checkpoints(settings: Settings) -> list[Checkpoint]:
-    """The checkpoints of the settings; `auto` is chosen, and fetched where it has to be.
+    """The checkpoints of the settings; `auto` is chosen, and fetched where it has to be; what is named besides is one.
 
     Raises CheckpointError, InvalidSetting where two share a name, or it is open whose weights the files hold, and for
     `auto` BackendUnavailable.
@@ -41,6 +41,8 @@ def open_checkpoints(settings: Settings) -> list[Checkpoint]:
     if settings.weights and len(settings.checkpoints) > 1:
         raise InvalidSetting(f"weights: got files beside {len(settings.checkpoints)} checkpoints; allowed: beside one")
     names = [choose(settings, room_here(settings)) if name == AUTO else name for name in settings.checkpoints]
+    if AUTO in settings.checkpoints:
+        names = list(dict.fromkeys(names))  # it may choose what is named besides
     checkpoints = [open_named(name, settings) for name in names]
     found = [checkpoint.name for checkpoint in checkpoints]
     if doubled := sorted({name for name in found if found.count(name) > 1}):

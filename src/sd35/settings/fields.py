@@ -68,8 +68,9 @@ class Settings(BaseSettings):
         min_length=1,
         description="Checkpoints to serve: names that `sd35 models` lists, directories in the Diffusers layout"
         " or of NVIDIA's ONNX graphs, Stability's single files, or `auto`: the best of SD3.5 Large and Medium that"
-        " memory and the weights, or the token, at hand allow. Several are separated by commas (in the file a list, the"
-        " flag `--checkpoint` repeated); the first is the default.",
+        " memory and the weights, or the token, at hand allow; `sd35-mini`, with a warning, where there are neither"
+        " weights nor token. Several are separated by commas (in the file a list, the flag `--checkpoint` repeated);"
+        " the first is the default.",
     )
     weights: Annotated[tuple[Path, ...], NoDecode] = Field(
         (),

@@ -1,0 +1,139 @@
+# Targets: `cpu` (no PyTorch), `cuda` (PyTorch, FP8), `tensorrt` (engines besides). docs/architecture/20-container.md says how
+# they are built, and why so. A layer changes only with what it is made of; what changes most comes last.
+
+# By tag, since no registry was reached where this was written. For the same image tomorrow, name a digest here, and a snapshot
+# of Debian below: BASE_IMAGE=debian:bookworm-slim@sha256:..., APT_MIRROR=http://snapshot.debian.org/archive/debian/...
+ARG BASE_IMAGE=docker.io/library/debian:bookworm-slim
+
+# Python, certificates, and the user. Nothing else of the system is in an image.
+FROM ${BASE_IMAGE} AS system
+ARG APT_MIRROR=""
+ARG APT_SECURITY_MIRROR=""
+ARG SOURCE_DATE_EPOCH
+COPY --chmod=755 deploy/image/apt-install.sh /usr/local/sbin/apt-install
+RUN apt-install ca-certificates python3 \
+    # Python's own modules: compiled by content, since files' times are those of the build.
+    && python3 -m compileall -q -f --invalidation-mode unchecked-hash /usr/lib/python3.11 \
+    && echo 'sd35:x:1000:1000::/cache:/usr/sbin/nologin' >> /etc/passwd \
+    && echo 'sd35:x:1000:' >> /etc/group \
+    && install -d -o 1000 -g 1000 /cache /cache/data
+
+# What builds, and is in no image.
+FROM system AS tools
+ARG APT_MIRROR
+ARG APT_SECURITY_MIRROR
+RUN apt-install python3-pip python3-venv
+COPY --chmod=755 deploy/image/install.sh /usr/local/sbin/install-python
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+
+# The locked packages of each target.
+FROM tools AS venv-cpu
+COPY requirements/cpu.txt /requirements/
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.pem,target=/run/secrets/ca.pem \
+    --mount=type=cache,target=/root/.cache/pip \
+    install-python venv /opt/sd35/venv /requirements/cpu.txt
+
+FROM tools AS venv-cuda
+COPY requirements/cuda.txt /requirements/
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.pem,target=/run/secrets/ca.pem \
+    --mount=type=cache,target=/root/.cache/pip \
+    install-python venv /opt/sd35/venv /requirements/cuda.txt
+
+FROM tools AS venv-tensorrt
+COPY requirements/tensorrt.txt /requirements/
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.pem,target=/run/secrets/ca.pem \
+    --mount=type=cache,target=/root/.cache/pip \
+    install-python venv /opt/sd35/venv /requirements/tensorrt.txt
+
+# PyTorch and NVIDIA's libraries, some gigabytes. TORCH_INDEX_URL: an index with another build of the same version.
+FROM tools AS torch
+ARG TORCH_INDEX_URL=""
+COPY requirements/torch.txt /requirements/
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.pem,target=/run/secrets/ca.pem \
+    --mount=type=cache,target=/root/.cache/pip \
+    install-python torch /opt/sd35/torch /requirements/torch.txt "${TORCH_INDEX_URL}"
+
+# What writes down what an image holds.
+FROM tools AS inventory
+COPY requirements/sbom.txt /requirements/
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.pem,target=/run/secrets/ca.pem \
+    --mount=type=cache,target=/root/.cache/pip \
+    install-python venv /opt/inventory /requirements/sbom.txt
+COPY deploy/image/inventory.py /opt/inventory/
+
+# The project: its code, and apart from it the embedded model's weights.
+FROM tools AS project
+ARG SOURCE_DATE_EPOCH
+COPY requirements/build.txt /requirements/
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.pem,target=/run/secrets/ca.pem \
+    --mount=type=cache,target=/root/.cache/pip \
+    install-python venv /opt/build /requirements/build.txt
+WORKDIR /project
+COPY pyproject.toml README.md LICENSE NOTICE ./
+COPY src src
+RUN install-python project /opt/build /opt/sd35
+
+# How all of them run.
+FROM system AS runtime
+LABEL org.opencontainers.image.title="sd35-fp8-mirror" org.opencontainers.image.licenses="Apache-2.0"
+# A secret's path is no secret.
+# hadolint ignore=DL3064
+ENV PATH=/opt/sd35/app/bin:/opt/sd35/venv/bin:$PATH \
+    LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
+    HOME=/cache HF_HOME=/cache/huggingface HF_TOKEN_PATH=/run/secrets/hf_token \
+    SD35_HOST=0.0.0.0 SD35_CACHE_DIR=/cache SD35_DATA_DIR=/cache/data
+COPY --from=project /opt/sd35/weights /opt/sd35/app
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+# Healthy is what makes pictures; the first start may have to fetch 20 GB.
+HEALTHCHECK --interval=10s --timeout=5s --retries=3 --start-period=1h \
+    CMD ["python", "-ISc", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('SD35_PORT') or 8000), timeout=4); c.request('GET', '/readyz'); sys.exit(c.getresponse().status != 200)"]
+WORKDIR /cache
+USER 1000:1000
+ENTRYPOINT ["sd35"]
+CMD ["serve"]
+
+FROM runtime AS runtime-cuda
+# CUDA 13 is PyTorch's; the container toolkit says so where the driver is older.
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility NVIDIA_REQUIRE_CUDA="cuda>=13.0" \
+    SD35_CHECKPOINTS=auto TORCHINDUCTOR_CACHE_DIR=/cache/inductor
+COPY --from=torch /opt/sd35/torch /opt/sd35/torch
+
+# Each target without its inventory, the inventory, and the target.
+FROM runtime AS cpu-files
+COPY --from=venv-cpu /opt/sd35/venv /opt/sd35/venv
+COPY --from=project /opt/sd35/app /opt/sd35/app
+
+FROM cpu-files AS cpu-inventory
+COPY --from=inventory /opt/inventory /opt/inventory
+RUN /opt/inventory/bin/python /opt/inventory/inventory.py /opt/sd35/venv/bin/python /cache/inventory
+
+FROM cpu-files AS cpu
+COPY --from=cpu-inventory --chown=0:0 /cache/inventory /usr/share/doc/sd35
+
+FROM runtime-cuda AS cuda-files
+ENV SD35_BACKEND=diffusers
+COPY --from=venv-cuda /opt/sd35/venv /opt/sd35/venv
+COPY --from=project /opt/sd35/app /opt/sd35/app
+
+FROM cuda-files AS cuda-inventory
+COPY --from=inventory /opt/inventory /opt/inventory
+RUN /opt/inventory/bin/python /opt/inventory/inventory.py /opt/sd35/venv/bin/python /cache/inventory
+
+FROM cuda-files AS cuda
+COPY --from=cuda-inventory --chown=0:0 /cache/inventory /usr/share/doc/sd35
+
+# Engines are built for the GPU that is there, while the standby answers.
+FROM runtime-cuda AS tensorrt-files
+ENV SD35_BACKEND=tensorrt SD35_STANDBY=diffusers
+COPY --from=venv-tensorrt /opt/sd35/venv /opt/sd35/venv
+COPY --from=project /opt/sd35/app /opt/sd35/app
+
+FROM tensorrt-files AS tensorrt-inventory
+COPY --from=inventory /opt/inventory /opt/inventory
+RUN /opt/inventory/bin/python /opt/inventory/inventory.py /opt/sd35/venv/bin/python /cache/inventory
+
+FROM tensorrt-files AS tensorrt
+COPY --from=tensorrt-inventory --chown=0:0 /cache/inventory /usr/share/doc/sd35

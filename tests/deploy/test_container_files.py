@@ -1,0 +1,173 @@
+"""What runs the container: compose files and Kubernetes' manifests are valid, and name only what there is."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import typer
+import yaml
+
+from sd35.api.app import create_app
+from sd35.api.server import _ANSWERING_S
+from sd35.cli.main import app
+from sd35.service.opening import Opening
+from sd35.service.readings import metrics_table
+from sd35.settings import Settings, load_settings
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+COMPOSE = [ROOT / "compose.yaml", ROOT / "compose.gpu.yaml"]
+MANIFESTS = sorted((ROOT / "deploy/kubernetes").glob("*.yaml"))
+NAME = re.compile(r"\bSD35_[A-Z0-9_]+")
+KNOWN = {f"SD35_{name.upper()}" for name in Settings.model_fields}
+GRACE_S = Settings.model_fields["grace_s"].default
+
+
+def read(path: Path) -> Any:
+    """A YAML file of one document."""
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def manifest(name: str) -> Any:
+    """One of Kubernetes' manifests."""
+    return read(ROOT / f"deploy/kubernetes/{name}.yaml")
+
+
+@pytest.fixture(scope="module")
+def container() -> Any:
+    """The Deployment's only container."""
+    (found,) = manifest("deployment")["spec"]["template"]["spec"]["containers"]
+    return found
+
+
+def test_compose_files_follow_the_specification():
+    """By the schema of compose-spec, as check-jsonschema bundles it."""
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    result = subprocess.run([*command, *map(str, COMPOSE)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("version", ["1.30", "1.37"])
+def test_manifests_follow_kubernetes_schemas(path: Path, version: str):
+    """Strictly: a field that Kubernetes does not know is an error."""
+    kubernetes_validate.validate(read(path), version, strict=True)
+
+
+def test_what_compose_mounts_is_there():
+    """Each folder and file of this project that a service is given exists; each other volume is declared."""
+    composed = read(COMPOSE[0])
+    for service in composed["services"].values():
+        for volume in service.get("volumes", []):
+            source = volume.partition(":")[0]
+            assert (ROOT / source).exists() if source.startswith(".") else source in composed["volumes"]
+
+
+def test_each_image_of_ours_is_a_target_of_the_dockerfile():
+    """`sd35:cuda` is what `make image TARGET=cuda` builds."""
+    text = "".join(path.read_text(encoding="utf-8") for path in (*COMPOSE, *MANIFESTS, ROOT / "README.md"))
+    named = set(re.findall(r"\bsd35:(\w+)\b(?!:)", text)) - {"8000"}
+    assert named == {"cpu", "cuda"}
+    assert named <= set(re.findall(r"^FROM .* AS (\w+)$", DOCKERFILE, re.MULTILINE))
+
+
+def test_variables_are_settings():
+    """A misspelt SD35_... would be read by no one."""
+    paths = [*COMPOSE, *MANIFESTS, ROOT / "Dockerfile", ROOT / "README.md"]
+    named = {name for path in paths for name in NAME.findall(path.read_text(encoding="utf-8"))}
+    assert {"SD35_DATABASE", "SD35_BACKEND", "SD35_PRECISION"} <= named
+    assert named - KNOWN == set()
+
+
+def test_probes_ask_for_paths_that_there_are(container: Any):
+    """Kubernetes' three probes, at the container's port, and the Dockerfile's HEALTHCHECK."""
+    paths = create_app(Opening(pytest.fail, pytest.fail, lambda _: None), load_settings()).openapi()["paths"]
+    (port,) = container["ports"]
+    probes = [container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "readiness", "liveness")]
+    assert {probe["port"] for probe in probes} == {port["name"]}
+    assert port["containerPort"] == Settings.model_fields["port"].default
+    (healthcheck,) = re.findall(r"c\.request\('GET', '(/\w+)'\)", DOCKERFILE)
+    assert {healthcheck, *(probe["path"] for probe in probes)} <= paths.keys()
+
+
+def test_pods_select_each_other(container: Any):
+    """Deployment, Service, volume and autoscaler mean the same pods."""
+    deployment, service = manifest("deployment"), manifest("service")
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert labels == deployment["spec"]["selector"]["matchLabels"] == service["spec"]["selector"]
+    assert service["spec"]["ports"][0]["targetPort"] == container["ports"][0]["name"]
+    volumes = deployment["spec"]["template"]["spec"]["volumes"]
+    claims = [volume["persistentVolumeClaim"]["claimName"] for volume in volumes if "persistentVolumeClaim" in volume]
+    assert claims == [manifest("pvc")["metadata"]["name"]]
+    assert manifest("hpa")["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+
+
+def test_pictures_have_time_to_end(container: Any):
+    """No one kills the service before pictures have ended and their answers are read."""
+    needed_s = GRACE_S + _ANSWERING_S
+    pre_stop_s = float(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    pod = manifest("deployment")["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] >= pre_stop_s + needed_s
+    assert float(read(COMPOSE[0])["services"]["sd35"]["stop_grace_period"].removesuffix("s")) >= needed_s
+    stopped = re.findall(r"docker stop -t (\d+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert stopped
+    assert all(float(given_s) >= needed_s for given_s in stopped)
+
+
+def _metrics_of_hpa() -> Iterator[str]:
+    for metric in manifest("hpa")["spec"]["metrics"]:
+        yield metric[metric["type"].lower()]["metric"]["name"]
+
+
+def test_the_autoscaler_asks_for_metrics_that_the_adapter_makes_of_ours():
+    """Each is a rule of prometheus-adapter, of a series that /metrics has."""
+    rules = read(ROOT / "deploy/kubernetes/prometheus-adapter/values.yaml")["rules"]
+    made = {}
+    for rule in (*rules["custom"], *rules["external"]):
+        series = rule["seriesQuery"].partition("{")[0]
+        made[rule.get("name", {}).get("as", series)] = series
+    assert set(_metrics_of_hpa()) == made.keys()
+    table = metrics_table()
+    assert all(f"`{series}`" in table for series in made.values())
+
+
+def test_prometheus_in_compose_scrapes_the_service_under_the_rules_name():
+    """The job that the alerts look for, at the service's name and port."""
+    (job,) = read(ROOT / "deploy/prometheus/compose.yaml")["scrape_configs"]
+    assert (job["job_name"], job["static_configs"]) == ("sd35", [{"targets": ["sd35:8000"]}])
+    if promtool := shutil.which("promtool"):
+        subprocess.run([promtool, "check", "config", str(ROOT / "deploy/prometheus/compose.yaml")], check=True)
+
+
+def test_the_locks_hold_the_same_pytorch():
+    """The layer's PyTorch is what the extra names; no other lock of an image has one beside it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (pin,) = (each for each in project["optional-dependencies"]["diffusers"] if each.startswith("torch=="))
+    locks = {name: (ROOT / f"requirements/{name}.txt").read_text(encoding="utf-8") for name in _locks()}
+    assert f"{pin} " in locks.pop("torch")
+    assert not [name for name, lock in locks.items() if re.search(r"^(torch|nvidia-\S+)==", lock, re.MULTILINE)]
+
+
+def _locks() -> set[str]:
+    return set(re.findall(r"requirements/(\w+)\.txt", DOCKERFILE))
+
+
+def test_readmes_runs_are_complete_commands():
+    """Each `docker run` of the README names an image, and publishes the port or gives a command of `sd35`."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    runs = [line.replace("\\\n", " ") for line in re.findall(r"^\$ (docker run (?:.*\\\n)*.*)$", text, re.MULTILINE)]
+    assert len(runs) >= 4
+    commands = typer.main.get_group(app).commands.keys()
+    for line in runs:
+        words = shlex.split(line, comments=True)
+        (image,) = (index for index, word in enumerate(words) if word.startswith("sd35:"))
+        assert words[image + 1 :] or {"8000:8000", "127.0.0.1:8000:8000"} & set(words), line
+        assert set(words[image + 1 : image + 2]) <= commands, line
