@@ -172,6 +172,20 @@ def test_a_locked_database_is_unavailable_until_it_is_not(file: Path):
     stores.close()
 
 
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_file_that_was_removed_takes_nothing_on(file: Path, *, is_replaced: bool):
+    """What SQLite would still write there, nobody would find after a restart."""
+    stores = open_stores(str(file))
+    for each in file.parent.glob("jobs.db*"):
+        each.rename(each.with_name(f"old-{each.name}"))  # an inode that is free may come again at once
+    if is_replaced:
+        open_stores(str(file)).close()
+    for call in (lambda: stores.jobs.add(new_job(order(), 1.0)), stores.keys.keys):
+        with pytest.raises(StoreUnavailable, match=r"jobs.db cannot be used: its file was removed or replaced"):
+            call()
+    stores.close()
+
+
 def test_a_full_disk_leaves_nothing_half_written(file: Path):
     """The reason is told; when there is room again, jobs pass."""
     stores = open_stores(str(file))

@@ -28,7 +28,7 @@ class Database:
         self._writer = threading.Lock()
         options: dict[str, Any] = {"connect_args": _CONNECT, "pool_pre_ping": True}
         if self.path:
-            self._create(self.path)
+            self._inode = self._create(self.path)
             options = {"connect_args": {"timeout": wait_s}, "max_overflow": _ALL_THERE_ARE}
         try:
             self.engine = create_engine(url, hide_parameters=True, **options)  # else errors show prompts
@@ -89,6 +89,8 @@ class Database:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
+        if self.path and not _is_there(self.path, self._inode):  # what is open still is, and is lost when this ends
+            raise self.unavailable("its file was removed or replaced while it was in use; restart the service")
         try:
             yield
         except DBAPIError as error:
@@ -96,17 +98,25 @@ class Database:
         except PoolTimeout as error:
             raise self.unavailable("all connections are busy") from error
 
-    def _create(self, path: Path) -> None:
-        """For the owner's eyes alone: prompts are in it. SQLite gives the files beside it the same mode."""
+    def _create(self, path: Path) -> int:
+        """For the owner's eyes alone: prompts are in it. SQLite gives the files beside it the same mode. The inode."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)
+            return path.stat().st_ino
         except OSError as error:
             raise self.unavailable(error.strerror or str(error)) from error
 
     def unavailable(self, reason: str) -> StoreUnavailable:
         """The error that says so, without a password."""
         return StoreUnavailable(f"the database {self._name} cannot be used: {' '.join(reason.split())}")
+
+
+def _is_there(path: Path, inode: int) -> bool:
+    try:
+        return path.stat().st_ino == inode
+    except OSError:
+        return False
 
 
 def _prepare(connection: Any, _: object) -> None:  # noqa: ANN401  a driver's
