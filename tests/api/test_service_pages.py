@@ -5,6 +5,7 @@ import http.client
 import json
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -112,6 +113,22 @@ def test_closing_refuses_new_pictures_and_finishes_those_accepted(studio: Studio
         assert ticket.future.result()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("path", ["/v1/txt2img", "/v1/images/generations"])
+def test_who_was_let_in_before_it_closes_has_the_picture(client: TestClient, backend: NumpyBackend, path: str):
+    """Nothing that was accepted is lost on its last few steps to the client."""
+    opening, portal = client.app.state.opening, client.portal  # type: ignore[attr-defined]
+    assert portal
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(client.post, path, json={"prompt": "held"})
+        assert backend.started.wait(WAIT_S)
+        closing = portal.start_task_soon(opening.close)
+        portal.call(asyncio.sleep, 0)
+        assert client.get("/readyz").status_code == 503
+        backend.release.set()
+        assert asked.result(WAIT_S).status_code == 200
+        closing.result(WAIT_S)
 
 
 def _wanted(prompt: str) -> Any:

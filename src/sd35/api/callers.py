@@ -3,6 +3,7 @@
 import asyncio
 import base64
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import structlog
 from fastapi import Request
@@ -75,9 +76,13 @@ def caller_of(request: Request) -> Caller:
 
 
 def service_of(request: Request) -> Service:
-    """What answers it. Raises NotReady."""
-    opening: Opening = request.app.state.opening
-    return opening.service
+    """What answers it, to the end, also where that begins to close meanwhile. Raises NotReady."""
+    state: dict[str, Any] = request.scope["state"]
+    if "service" not in state:
+        opening: Opening = request.app.state.opening
+        state["service"] = opening.service
+    service: Service = state["service"]
+    return service
 
 
 def require_admin(request: Request) -> None:
