@@ -9,7 +9,6 @@ ARG BASE_IMAGE=docker.io/library/debian:bookworm-slim
 FROM ${BASE_IMAGE} AS system
 ARG APT_MIRROR=""
 ARG APT_SECURITY_MIRROR=""
-ARG SOURCE_DATE_EPOCH
 COPY --chmod=755 deploy/image/apt-install.sh /usr/local/sbin/apt-install
 RUN apt-install ca-certificates python3 \
     # Python's own modules: compiled by content, since files' times are those of the build.
@@ -26,7 +25,10 @@ RUN apt-install python3-pip python3-venv
 COPY --chmod=755 deploy/image/install.sh /usr/local/sbin/install-python
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+ARG SOURCE_DATE_EPOCH=1767225600
+# For the stages from here, to which not every builder hands arguments down. An empty one is none to pip.
+ENV PIP_INDEX_URL=$PIP_INDEX_URL PIP_EXTRA_INDEX_URL=$PIP_EXTRA_INDEX_URL SOURCE_DATE_EPOCH=$SOURCE_DATE_EPOCH \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
 # The locked packages of each target.
 FROM tools AS venv-cpu
@@ -65,7 +67,6 @@ COPY deploy/image/inventory.py /opt/inventory/
 
 # The project: its code, and apart from it the embedded model's weights.
 FROM tools AS project
-ARG SOURCE_DATE_EPOCH
 COPY requirements/build.txt /requirements/
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.pem,target=/run/secrets/ca.pem \
     --mount=type=cache,target=/root/.cache/pip \

@@ -29,6 +29,6 @@ arguments+=(--secret "id=pip.conf,src=$secrets/pip.conf" --secret "id=ca.pem,src
 arguments+=(${BUILD_FLAGS:-})
 
 case $engine in
-docker) docker build "${arguments[@]}" . ;;
+docker) DOCKER_BUILDKIT=1 docker build "${arguments[@]}" . ;;
 *) "$engine" build --layers --format docker --timestamp "$epoch" "${arguments[@]}" . ;; # OCI's format has no HEALTHCHECK
 esac

@@ -6,8 +6,6 @@
 #   install-python project BUILD_VENV DIRECTORY       /project: its code in DIRECTORY/app, the model in DIRECTORY/weights
 set -eu
 
-epoch=${SOURCE_DATE_EPOCH:-0}
-
 pip_into() {
     python=$1
     shift
@@ -16,7 +14,7 @@ pip_into() {
 
 finish() {
     python3 -m compileall -q -f --invalidation-mode unchecked-hash "$1" || true # some packages ship what is no Python 3
-    find "$1" -exec touch --no-dereference --date="@$epoch" {} +
+    find "$1" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
 }
 
 what=$1 directory=$2

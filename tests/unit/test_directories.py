@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from sd35.errors import InvalidSetting
+from sd35.service.kept import Kept
+from sd35.settings import load_settings
 from sd35.settings.directories import check_writable
 
 
@@ -39,3 +41,14 @@ def test_a_folder_of_someone_else_is_told_with_its_owner_and_the_remedy(
     for words in ("this process is 54321:54322", "chown -R 54321:54322", f"docker run --user {owner}"):
         assert words in said
     assert "\n" not in said
+
+
+def test_the_service_looks_before_it_opens_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where data are kept elsewhere, or nowhere, the folder is nobody's concern."""
+    monkeypatch.setattr("os.access", lambda *_: False)
+    data = tmp_path / "data"
+    with pytest.raises(InvalidSetting, match=r"^data_dir: .*/data cannot be written to: .* belongs to "):
+        Kept.of(load_settings({"data_dir": data}))
+    elsewhere = {"database": "memory", "store": "memory", "link_secret": "0123456789abcdef"}
+    Kept.of(load_settings({"data_dir": data, **elsewhere})).close()
+    assert not data.exists()
