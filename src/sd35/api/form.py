@@ -41,7 +41,7 @@ async def read_form(request: Request, kind: type[Body]) -> Body:
     if media_type != _MEDIA_TYPE:
         got, allowed = shown(media_type.decode("latin-1")), f"{_MEDIA_TYPE.decode()} (with curl: -F prompt=...)"
         error = FieldError(field="content-type", got=got, allowed=allowed)
-        raise RequestRefused(415, f"content-type: got {got!r}; allowed: {allowed}", [error])
+        raise RequestRefused.of_fields(415, [error])
     content = await read_body(request, MAX_FORM_BYTES)
     # In a thread: a form that is made to be slow takes the parser seconds, in which others have to be answered.
     return validate(await asyncio.to_thread(_values, content, options.get(b"boundary", b"")), kind)
@@ -122,4 +122,4 @@ class _Parts:
 
     def _refused(self, got: Any, allowed: str) -> RequestRefused:  # noqa: ANN401  whatever came
         error = FieldError(field=shown(self._name), got=shown(got), allowed=allowed)
-        return RequestRefused(422, f"{error.field}: got {error.got!r}; allowed: {allowed}", [error])
+        return RequestRefused.of_fields(422, [error])

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -14,13 +15,13 @@ from pydantic import BaseModel, Field
 
 from sd35.api.body import read_json
 from sd35.api.callers import caller_of, service_of
-from sd35.api.making import IdempotencyKey, digest_of
+from sd35.api.making import Call, IdempotencyKey, digest_of, orders_of
 from sd35.api.problems import Problem, documented
 from sd35.api.refusals import FieldError, RequestRefused, shown
 from sd35.api.txt2img import Txt2Img, body_of
 from sd35.errors import Sd35Error
 from sd35.service.formats import Format
-from sd35.service.jobs.contract import Job, JobStore, Order, Status
+from sd35.service.jobs.contract import Job, JobStore, Status
 from sd35.service.jobs.progress import Event
 from sd35.service.png import write_png
 from sd35.service.service import Service
@@ -114,7 +115,7 @@ async def found_job(request: Request, job_id: str) -> Job:
     job = await asyncio.to_thread(service_of(request).jobs.store.get, job_id, caller_of(request).sees)
     if job is None:
         error = FieldError(field="job_id", got=shown(job_id), allowed="the id of a job of yours")
-        raise RequestRefused(404, f"job_id: got {error.got!r}; allowed: {error.allowed}", [error])
+        raise RequestRefused.of_fields(404, [error])
     return job
 
 
@@ -137,25 +138,14 @@ FoundJob = Annotated[Job, Depends(found_job)]
         **_NOT_NOW,
     },
 )
-async def create(
-    request: Request,
-    response: Response,
-    idempotency_key: IdempotencyKey = None,
-) -> JobView:
+async def create(request: Request, response: Response, idempotency_key: IdempotencyKey = None) -> JobView:
     """Answers at once. The job survives the connection and restarts; it ends with a picture, an error, or cancelled."""
     service, caller = service_of(request), caller_of(request)
     body = await read_json(request, JobBody)
     service.webhooks.check(body.webhook)
-    order = Order(
-        service.studio.resolve(body.to_wanted()),
-        caller.owner,
-        body.priority,
-        body.format or Format.PNG,
-        body.metadata,
-        body.webhook,
-        idempotency_key,
-        digest_of(body),
-    )
+    wanted = body.format or Format.PNG
+    call = Call([body.to_wanted()], body.priority, wanted, body.metadata, idempotency_key, digest_of(body))
+    order = replace(orders_of(request, call)[0], webhook=body.webhook)
     charge = caller.ordering(order.request)
     try:
         job = await service.jobs.accept(order)

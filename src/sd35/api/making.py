@@ -5,7 +5,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import structlog
@@ -13,10 +13,14 @@ from fastapi import Header, Request
 from pydantic import BaseModel
 
 from sd35.api.callers import caller_of, service_of
+from sd35.api.refusals import Wording
+from sd35.engine.picture import Progress
+from sd35.request import Request as Resolved
 from sd35.service.batch import Batch, OnStep
 from sd35.service.desk import Outcome
 from sd35.service.formats import Format
 from sd35.service.jobs.contract import Order
+from sd35.service.png import enlarge, write_png
 from sd35.service.resolve import Wanted
 
 IdempotencyKey = Annotated[
@@ -41,6 +45,20 @@ PICTURE_HEADERS = {
     "Server-Timing": "Milliseconds of each stage, `queue` to `store`, where it was made now.",
     "X-Request-Id": "The request's name in the server's log.",
 }
+
+
+def refusals_of_making(wording: Wording) -> dict[int | str, dict[str, Any]]:
+    """How a call for pictures may end without any, in a dialect's words, for the OpenAPI page."""
+    documented, later = wording.documented, {"Retry-After": "Seconds."}
+    return {
+        403: documented("The request takes more than an hour's share of pixels."),
+        409: documented("The idempotency key came before with another body, or its job was cancelled."),
+        410: documented("A picture of the idempotency key was removed."),
+        413: documented("The body is too large."),
+        429: documented("Too many pictures wait, or the caller's own limit is reached.", **later),
+        500: documented("A picture could not be made; other requests are not affected."),
+        503: documented("The service is loading or closing, or a store does not answer.", **later),
+    }
 
 
 @dataclass(frozen=True)
@@ -87,6 +105,11 @@ async def making(request: Request, call: Call, on_step: OnStep | None = None) ->
             yield batch
         finally:
             batch.interrupt()
+
+
+def preview_png(progress: Progress, request: Resolved) -> bytes:
+    """What a picture will be, a PNG file of its size. Keeps a core busy."""
+    return write_png(enlarge(progress.preview(), request.width, request.height), {})
 
 
 def picture_headers(outcome: Outcome) -> dict[str, str]:

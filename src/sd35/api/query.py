@@ -26,4 +26,4 @@ async def refuse_unknown(request: Request) -> None:
         return
     allowed = f"only {', '.join(known)}" if known else "none in the address; fields belong in the body"
     wrong = [FieldError(field=shown(name), got=shown(value), allowed=allowed) for name, value in unknown[:_NAMED]]
-    raise RequestRefused(422, "; ".join(f"{each.field}: got {each.got!r}; allowed: {allowed}" for each in wrong), wrong)
+    raise RequestRefused.of_fields(422, wrong)

@@ -32,6 +32,11 @@ class FieldError(BaseModel):
     got: Any = Field(description="What came, shortened where it is long; `nothing` where the field is missing.")
     allowed: str = Field(description="What would have been accepted.")
 
+    @property
+    def sentence(self) -> str:
+        """All three."""
+        return f"{self.field}: got {self.got!r}; allowed: {self.allowed}"
+
 
 class RequestRefused(Exception):  # noqa: N818
     """A request that is refused, or failed. `error` is this project's own that it comes of, if it comes of one."""
@@ -47,6 +52,11 @@ class RequestRefused(Exception):  # noqa: N818
         super().__init__(detail)
         self.status, self.detail, self.errors, self.headers = status, detail, errors, dict(headers or {})
         self.error = error
+
+    @classmethod
+    def of_fields(cls, status: int, errors: Sequence[FieldError]) -> "RequestRefused":
+        """For these fields alone, each in its sentence."""
+        return cls(status, "; ".join(error.sentence for error in errors), errors)
 
     @classmethod
     def of(cls, error: Sd35Error) -> "RequestRefused":

@@ -14,8 +14,6 @@ from sd35.request import GUIDANCE_SCALE, SEED, SIZE_MULTIPLE_PX, SKIP_LAYER_SCAL
 from sd35.service.choosing import why_standing_in
 from sd35.service.model import Model
 from sd35.service.opening import Opening
-from sd35.service.resolve import find_model
-from sd35.service.studio import Studio
 
 
 class Defaults(BaseModel):
@@ -118,11 +116,7 @@ async def readyz(request: Request) -> Ready:
 )
 async def models(request: Request) -> ModelList:
     """OpenAI's list, with defaults, ranges and text length of each model."""
-    opening: Opening = request.app.state.opening
-    studio, settings = opening.studio, request.app.state.settings
-    return ModelList(
-        data=[_card(model, studio, why_standing_in(settings, model.name)) for model in studio.models.values()]
-    )
+    return ModelList(data=[_card(model, request) for model in service_of(request).studio.models.values()])
 
 
 @router.get(
@@ -133,13 +127,10 @@ async def models(request: Request) -> ModelList:
 )
 async def model(request: Request, name: str) -> ModelCard:
     """One of the list, by its name or by one of its aliases."""
-    service = service_of(request)
-    models = service.studio.models
-    found = find_model(models, service.rules.naming.served(name, models))
-    return _card(found, service.studio, why_standing_in(request.app.state.settings, found.name))
+    return _card(service_of(request).model(name), request)
 
 
-def _card(model: Model, studio: Studio, standing_in: str | None) -> ModelCard:
+def _card(model: Model, request: Request) -> ModelCard:
     card, skip_layers = model.card, model.skip_layers
     return ModelCard(
         id=model.name,
@@ -157,11 +148,11 @@ def _card(model: Model, studio: Studio, standing_in: str | None) -> ModelCard:
         ),
         ranges=Ranges(
             side_px=card.side_px,
-            max_pixels=studio.max_pixels,
+            max_pixels=service_of(request).studio.max_pixels,
             skip_layer_scale=SKIP_LAYER_SCALE if skip_layers else (0.0, 0.0),
         ),
         native_pixels=card.native_pixels,
         enlarges=card.enlarges,
         max_sequence_length=card.max_sequence_length,
-        standing_in=standing_in,
+        standing_in=why_standing_in(request.app.state.settings, model.name),
     )

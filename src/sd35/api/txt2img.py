@@ -6,10 +6,18 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from sd35.api.body import read_json
+from sd35.api.body import described, read_json
 from sd35.api.callers import service_of
-from sd35.api.making import PICTURE_HEADERS, Call, IdempotencyKey, digest_of, making, picture_headers
-from sd35.api.problems import documented
+from sd35.api.making import (
+    PICTURE_HEADERS,
+    Call,
+    IdempotencyKey,
+    digest_of,
+    making,
+    picture_headers,
+    refusals_of_making,
+)
+from sd35.api.problems import PROBLEM, documented
 from sd35.api.waiting import CLIENT_CLOSED_REQUEST, unless_gone
 from sd35.request import (
     GUIDANCE_SCALE,
@@ -102,7 +110,7 @@ _PICTURE = {
 
 
 def body_of(kind: type[BaseModel]) -> dict[str, Any]:
-    """A body of this kind in the OpenAPI page; it is read by `read_json`, of which FastAPI knows nothing."""
+    """A body of this kind in the OpenAPI page, with examples."""
     everything = {
         "prompt": "a cat to the left of a dog on a red background",
         "negative_prompt": "a tree",
@@ -113,8 +121,7 @@ def body_of(kind: type[BaseModel]) -> dict[str, Any]:
         "seed": 7,
     }
     examples = {"smallest": {"value": {"prompt": "a cat on a blue background"}}, "everything": {"value": everything}}
-    content = {"application/json": {"schema": kind.model_json_schema(), "examples": examples}}
-    return {"requestBody": {"required": True, "content": content}}
+    return described(kind, examples=examples)
 
 
 router = APIRouter()
@@ -127,26 +134,15 @@ router = APIRouter()
     openapi_extra=body_of(Txt2Img),
     responses={
         200: _PICTURE,
+        **refusals_of_making(PROBLEM),
         400: documented("The body is not JSON."),
-        406: documented("`Accept` takes none of the formats."),
-        409: documented("The idempotency key came before with another body, or its job was cancelled."),
-        410: documented("The picture of the idempotency key was removed."),
-        403: documented("The request takes more than an hour's share of pixels."),
         404: documented("No model of that name is served; the problem lists those that are."),
-        413: documented("The body is too large."),
+        406: documented("`Accept` takes none of the formats."),
         415: documented("The body is not `application/json`."),
         422: documented("A field is unknown, missing, of the wrong type or out of range; each is named."),
-        500: documented("This picture could not be made; others are not affected."),
-        429: documented("Too many pictures wait, or the caller's own limit is reached.", **{"Retry-After": "Seconds."}),
-        503: documented(
-            "The service is loading or closing, or a store does not answer.", **{"Retry-After": "Seconds."}
-        ),
     },
 )
-async def txt2img(
-    request: Request,
-    idempotency_key: IdempotencyKey = None,
-) -> Response:
+async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
     """Answers with the file when the picture is made. A client that hangs up cancels its picture.
 
     With an idempotency key it is a job that someone waits for: nothing cancels it, and sent again it is not made again.

@@ -1,7 +1,7 @@
 """The file formats of pictures, and which one an answer is in."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -52,17 +52,22 @@ def negotiate(accept: str | None, output_format: Format | None) -> Format:
     """
     if output_format is not None:
         return output_format
-    likings = {each: liking_of(accept, each.media_type) for each in Format}
+    weights = weights_of(accept)
+    likings = {each: liking_of(weights, each.media_type) for each in Format}
     best = max(Format, key=lambda each: likings[each])
     if not likings[best].weight:
         raise NotAcceptable(accept or "", [each.media_type for each in Format])
     return best
 
 
-def liking_of(accept: str | None, media_type: str) -> Liking:
-    """How well an `Accept` header likes a media type: the narrowest range decides. Without one, all are liked."""
+def weights_of(accept: str | None) -> Mapping[str, float]:
+    """How well an `Accept` header likes each of its media ranges. Without one, all media types are liked."""
     given = _media_ranges(accept) if accept and accept.strip() else [("*/*", 1.0)]
-    weights = dict(sorted(given, key=lambda one: one[1]))  # the greatest of what comes twice
+    return dict(sorted(given, key=lambda one: one[1]))  # the greatest of what comes twice
+
+
+def liking_of(weights: Mapping[str, float], media_type: str) -> Liking:
+    """How well a media type is liked by a header's `weights_of`: the narrowest range decides."""
     ranges = ("*/*", f"{media_type.partition('/')[0]}/*", media_type)
     narrowness = max((place for place, media_range in enumerate(ranges) if media_range in weights), default=0)
     return Liking(weights.get(ranges[narrowness], 0.0), narrowness)

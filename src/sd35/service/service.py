@@ -14,7 +14,8 @@ from sd35.service.filters import ContentFilter
 from sd35.service.jobs.contract import Job, Order, Status
 from sd35.service.jobs.runner import JobRunner
 from sd35.service.kept import Kept
-from sd35.service.resolve import Naming
+from sd35.service.model import Model
+from sd35.service.resolve import Naming, find_model
 from sd35.service.studio import Studio
 from sd35.service.telemetry import Telemetry
 from sd35.service.webhooks.service import Webhooks
@@ -92,16 +93,21 @@ class Service:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self.kept.close)
 
+    def model(self, name: str | None) -> Model:
+        """The model that a client of another service asks for, by name or alias. Raises UnknownModel."""
+        models = self.studio.models
+        return find_model(models, self.rules.naming.served(name, models))
+
     async def make(self, order: Order, client: Hashable, on_progress: OnProgress | None = None) -> Outcome:
         """A picture for one who waits, whose turn it is by `client`; of progress nothing is heard where it is a job.
 
         Raises what `Desk.make` and, with an idempotency key, `JobRunner.accept` raise.
         """
         if order.idempotency_key is not None:
-            return await self.make_once(order)
+            return await self._make_once(order)
         return await self.desk.make(order.request, Source(order.owner, client, order.priority), on_progress)
 
-    async def make_once(self, order: Order) -> Outcome:
+    async def _make_once(self, order: Order) -> Outcome:
         """The picture of a job that someone waits for: made now, or when the same idempotency key came before.
 
         Raises what `Desk.make` and `JobRunner.accept` raise.

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel
 
-from sd35.api.body import read_json, validate
+from sd35.api.body import described, read_json, validate
 from sd35.api.callers import caller_of, service_of
 from sd35.api.dialects.automatic1111_shapes import (
     MOST_PICTURES,
@@ -32,18 +31,17 @@ from sd35.api.dialects.automatic1111_shapes import (
     Txt2Img,
 )
 from sd35.api.dialects.dialect import Dialect
-from sd35.api.making import Call, IdempotencyKey, digest_of, making
+from sd35.api.making import Call, IdempotencyKey, digest_of, making, preview_png, refusals_of_making
 from sd35.api.refusals import FieldError, RequestRefused, Wording
 from sd35.api.sessions import Running, Sessions
 from sd35.api.waiting import CLIENT_CLOSED_REQUEST, unless_gone
 from sd35.backends.host import HostMemory
-from sd35.engine.picture import Progress
 from sd35.errors import InvalidRequest, NotReplayable
 from sd35.request import Request as Resolved
 from sd35.service.desk import Outcome
 from sd35.service.infotext import HASH_DIGITS, KEYWORD, SAMPLER, SCHEDULE, extras, infotext, parse, read
 from sd35.service.model import Model
-from sd35.service.png import enlarge, with_text, without_text, write_png
+from sd35.service.png import with_text, without_text
 from sd35.service.record import own_version
 from sd35.service.resolve import Wanted, find_model, series
 from sd35.service.service import Service
@@ -56,7 +54,7 @@ _EMPTY += ["realesrgan-models", "prompt-styles", "script-info", "extensions"]
 
 
 def _words(refused: RequestRefused, _: str) -> tuple[int, dict[str, Any]]:
-    errors = "; ".join(f"{each.field}: got {each.got!r}; allowed: {each.allowed}" for each in refused.errors)
+    errors = "; ".join(each.sentence for each in refused.errors)
     kind = type(refused.error).__name__ if refused.error else "HTTPException"
     return refused.status, Refusal(error=kind, detail=refused.detail, errors=errors).model_dump()
 
@@ -75,28 +73,12 @@ _READY: _Answers = {503: _documented("Loading or closing, or a store does not an
 router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111's API"])
 
 
-def _read_as(kind: type[BaseModel]) -> dict[str, Any]:
-    content = {"application/json": {"schema": kind.model_json_schema()}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
 @router.post(
     "/txt2img",
     summary="Make pictures from text, as AUTOMATIC1111's API does",
     response_model=Pictures,
-    openapi_extra=_read_as(Txt2Img),
-    responses={
-        **_BODY,
-        **_MODEL,
-        **_READY,
-        403: _documented("The request takes more than an hour's share of pixels."),
-        409: _documented("The idempotency key came before with another body, or its job was cancelled."),
-        410: _documented("A picture of the idempotency key was removed."),
-        429: _documented(
-            "Too many pictures wait, or the caller's own limit is reached.", **{"Retry-After": "Seconds."}
-        ),
-        500: _documented("A picture could not be made; other requests are not affected."),
-    },
+    openapi_extra=described(Txt2Img),
+    responses={**refusals_of_making(WORDING), **_BODY, **_MODEL},
 )
 async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
     """Answers when all pictures are made but those that were left out. A client that hangs up cancels them."""
@@ -209,7 +191,7 @@ async def progress(request: Request, skip_current_image: bool = False) -> Progre
     was_skipped = any(task.cancelled() for task in batch.tasks) and not batch.was_interrupted
     image = None
     if latest and not skip_current_image:
-        image = await asyncio.to_thread(_preview, latest, wanted)
+        image = base64.b64encode(await asyncio.to_thread(preview_png, latest, wanted)).decode()
     return ProgressNow(
         progress=max(0.01, done),  # as theirs: above 0 as long as it runs
         eta_relative=(time.time() - running.began_s) * (1 - done) / done if done else 0.0,
@@ -226,11 +208,6 @@ async def progress(request: Request, skip_current_image: bool = False) -> Progre
         current_image=image,
         current_task=running.name,
     )
-
-
-def _preview(latest: Progress, wanted: Resolved) -> str:
-    pixels = enlarge(latest.preview(), wanted.width, wanted.height)
-    return base64.b64encode(write_png(pixels, {})).decode()
 
 
 @router.post("/interrupt", summary="Leave out what is not made yet of the client's call")
@@ -269,7 +246,7 @@ async def options(request: Request) -> Options:
 @router.post(
     "/options",
     summary="Choose the client's checkpoint",
-    openapi_extra=_read_as(Options),
+    openapi_extra=described(Options),
     responses={**_BODY, **_MODEL, **_READY},
 )
 async def set_options(request: Request) -> None:
@@ -358,7 +335,7 @@ def _bytes(free: int, held: int) -> dict[str, int]:
 @router.post(
     "/png-info",
     summary="How was a picture made?",
-    openapi_extra=_read_as(Image),
+    openapi_extra=described(Image),
     responses=_BODY,
 )
 async def png_info(request: Request) -> PngInfo:

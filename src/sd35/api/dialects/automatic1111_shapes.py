@@ -35,7 +35,11 @@ def _idle(kind: str, why: str) -> Any:  # noqa: ANN401  as pydantic's Field
     return Field(None, description=f"{kind}. It is taken, and changes nothing: {why}.")
 
 
-_NO_HR, _NO_CHURN, _NOT_SAVED = "there is no second pass", "Euler's s_churn is 0", "see /v1/images for what is kept"
+_NO_HR, _NO_CHURN, _NOT_SAVED = (
+    "there is no second pass",
+    "Euler's s_churn is 0",
+    "every picture is kept, see /v1/artifacts",
+)
 
 
 class Options(BaseModel):

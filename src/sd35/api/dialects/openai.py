@@ -13,23 +13,24 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
+from fastapi.sse import format_sse_event
 from pydantic import BaseModel, ConfigDict, Field
 
-from sd35.api.body import read_json
+from sd35.api.body import described, read_json
 from sd35.api.callers import service_of
 from sd35.api.dialects.dialect import Dialect
-from sd35.api.making import Call, IdempotencyKey, digest_of, making, picture_headers
+from sd35.api.making import Call, IdempotencyKey, digest_of, making, picture_headers, preview_png, refusals_of_making
 from sd35.api.refusals import FieldError, RequestRefused, Wording, noted
 from sd35.api.waiting import CLIENT_CLOSED_REQUEST, unless_gone
 from sd35.engine.picture import Progress
 from sd35.errors import ContentRefused, InvalidRequest, Sd35Error, UnknownModel
 from sd35.request import GUIDANCE_SCALE, PROMPT_CHARACTERS, SEED, STEPS
+from sd35.request import Request as Resolved
 from sd35.service.artifacts.links import PATH, expiry
 from sd35.service.desk import Outcome
 from sd35.service.encoding import encode, encoded
 from sd35.service.formats import Format
-from sd35.service.png import enlarge, write_png
-from sd35.service.resolve import Wanted, find_model, series
+from sd35.service.resolve import Wanted, series
 from sd35.service.service import Service
 
 _MOST_PICTURES, _MOST_PARTIAL = 10, 3
@@ -62,8 +63,8 @@ class Generation(BaseModel):
     )
     quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = Field(
         None,
-        description="auto, low, medium, high, standard or hd: the model's steps, half of them at low, half"
-        " as many again.",
+        description="auto, low, medium, high, standard or hd: the model's steps; at low half of them, at high and hd"
+        " half as many again.",
     )
     style: Literal["vivid", "natural"] | None = Field(
         None,
@@ -144,9 +145,8 @@ class Generation(BaseModel):
 
     def to_wanted(self, service: Service) -> list[Wanted]:
         """The same, free of the dialect. Raises UnknownModel."""
-        models = service.studio.models
-        name = service.rules.naming.served(self.model, models)
-        own = find_model(models, name).card.steps
+        model = service.model(self.model)
+        own = model.card.steps
         steps = {"low": max(1, own // 2), "high": min(own * 3 // 2, STEPS[1])}.get(self.level, self.num_inference_steps)
         width, _, height = (self.size or "auto").partition("x")
         wanted = Wanted(
@@ -157,7 +157,7 @@ class Generation(BaseModel):
             steps,
             self.guidance_scale,
             self.seed,
-            name,
+            model.name,
         )
         return series(wanted, self.n or 1)
 
@@ -254,9 +254,7 @@ router = APIRouter(tags=["OpenAI's API"])
     "/v1/images/generations",
     summary="Make pictures from text, as OpenAI's API does",
     response_class=Response,
-    openapi_extra={
-        "requestBody": {"required": True, "content": {"application/json": {"schema": Generation.model_json_schema()}}}
-    },
+    openapi_extra=described(Generation),
     responses={
         200: {
             "description": "The pictures; with `stream` their events.",
@@ -266,18 +264,10 @@ router = APIRouter(tags=["OpenAI's API"])
             },
             "model": Pictures,
         },
+        **refusals_of_making(WORDING),
         400: _documented("A field is wrong, or the filter refuses the prompt or the picture."),
-        403: _documented("The request takes more than an hour's share of pixels."),
         404: _documented("No model of that name is served."),
-        409: _documented("The idempotency key came before with another body, or its job was cancelled."),
-        410: _documented("A picture of the idempotency key was removed."),
-        413: _documented("The body is too large."),
         415: _documented("The body is not `application/json`."),
-        429: _documented(
-            "Too many pictures wait, or the caller's own limit is reached.", **{"Retry-After": "Seconds."}
-        ),
-        500: _documented("A picture could not be made; other requests are not affected."),
-        503: _documented("Loading or closing, or a store does not answer.", **{"Retry-After": "Seconds."}),
     },
 )
 async def generations(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
@@ -295,7 +285,11 @@ async def generations(request: Request, idempotency_key: IdempotencyKey = None) 
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     give = _addressed if body.gives_url else _enclosed
     answer = Pictures(
-        data=[await give(request, body, outcome) for outcome in made], **_facts(service, body, made), created=_now()
+        data=[await give(request, body, outcome) for outcome in made],
+        created=_now(),
+        usage=_usage(service, made),
+        model=made[0].request.model,
+        **_facts(body, made[0].request),
     )
     headers = picture_headers(made[0]) if len(made) == 1 else {}
     return Response(answer.model_dump_json(exclude_none=True), headers=headers, media_type="application/json")
@@ -324,34 +318,33 @@ def _picture(outcome: Outcome, **where: str) -> Picture:
     )
 
 
-def _facts(service: Service, body: Generation, made: Sequence[Outcome]) -> dict[str, Any]:
+def _facts(body: Generation, request: Resolved) -> dict[str, Any]:
     """What answers and events say of all pictures alike."""
-    request = made[0].request
-    usage = None
-    if tokens := service.studio.tokens_of(request):
-        read, drawn = tokens[0], tokens[1] * len(made)
-        usage = Usage(
-            input_tokens=read,
-            input_tokens_details=TextTokens(text_tokens=read),
-            output_tokens=drawn,
-            total_tokens=read + drawn,
-        )
     size = f"{request.width}x{request.height}"
-    return {"output_format": body.format, "quality": body.level, "size": size, "usage": usage, "model": request.model}
+    return {"background": "opaque", "size": size, "quality": body.level, "output_format": body.format}
+
+
+def _usage(service: Service, made: Sequence[Outcome]) -> Usage | None:
+    tokens = service.studio.tokens_of(made[0].request)
+    if tokens is None:
+        return None
+    read, drawn = tokens[0], tokens[1] * len(made)
+    read_tokens = TextTokens(text_tokens=read)
+    return Usage(input_tokens=read, input_tokens_details=read_tokens, output_tokens=drawn, total_tokens=read + drawn)
 
 
 async def _stream(request: Request, body: Generation, call: Call) -> Response:
     """Events from the first on: what goes wrong before it is answered by its status."""
     events = _events(request, body, call)
 
-    async def first_event() -> str:
+    async def first_event() -> bytes:
         return await anext(events)
 
     first = await unless_gone(request, first_event())
     if first is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
 
-    async def all_events() -> AsyncIterator[str]:
+    async def all_events() -> AsyncIterator[bytes]:
         try:
             yield first
             async for event in events:
@@ -366,7 +359,7 @@ async def _stream(request: Request, body: Generation, call: Call) -> Response:
     return StreamingResponse(all_events(), media_type="text/event-stream", headers=headers)
 
 
-async def _events(request: Request, body: Generation, call: Call) -> AsyncGenerator[str, None]:
+async def _events(request: Request, body: Generation, call: Call) -> AsyncGenerator[bytes, None]:
     service, steps = service_of(request), asyncio.Queue[Progress | None]()
     index = 0
     async with making(request, call, lambda _, progress: steps.put_nowait(progress)) as batch:
@@ -374,24 +367,23 @@ async def _events(request: Request, body: Generation, call: Call) -> AsyncGenera
         marks = _marks(body.partial_images or 0, wanted.steps)
         outcomes = asyncio.ensure_future(batch.outcomes())
         outcomes.add_done_callback(lambda _: steps.put_nowait(None))
-        fixed = {"background": "opaque", "size": f"{wanted.width}x{wanted.height}", "quality": body.level}
-        fixed["output_format"] = body.format
+        facts = _facts(body, wanted)
         while progress := await steps.get():
             if progress.done in marks:
                 marks.remove(progress.done)  # one that is spoiled is made again from its first step
-                partial = await asyncio.to_thread(_partial, progress, wanted.width, wanted.height, body)
+                partial = await asyncio.to_thread(_partial, progress, wanted, body)
                 yield _event(
                     "image_generation.partial_image",
-                    {**fixed, "b64_json": partial, "partial_image_index": index, "created_at": _now()},
+                    {**facts, "b64_json": partial, "partial_image_index": index, "created_at": _now()},
                 )
                 index += 1
         (outcome,) = await outcomes
     assert outcome, "only its own client could leave it out"
     picture = await _enclosed(request, body, outcome)
-    facts = _facts(service, body, [outcome])
-    usage = {"usage": facts["usage"].model_dump()} if facts["usage"] else {}
-    more = {**fixed, **picture.model_dump(exclude_none=True), **usage}
-    yield _event("image_generation.completed", {**more, "model": facts["model"], "created_at": _now()})
+    usage = _usage(service, [outcome])
+    more = {"usage": usage.model_dump()} if usage else {}
+    made = {**picture.model_dump(exclude_none=True), **more, "model": outcome.request.model}
+    yield _event("image_generation.completed", {**facts, **made, "created_at": _now()})
 
 
 def _marks(partial_images: int, steps: int) -> set[int]:
@@ -400,14 +392,14 @@ def _marks(partial_images: int, steps: int) -> set[int]:
     return marks - {steps}
 
 
-def _partial(progress: Progress, width: int, height: int, body: Generation) -> str:
-    """A preview as a file of the picture's size, in base64. Keeps a core busy."""
-    png = write_png(enlarge(progress.preview(), width, height), {})
+def _partial(progress: Progress, wanted: Resolved, body: Generation) -> str:
+    """A preview as the file that is asked for, in base64. Keeps a core busy."""
+    png = preview_png(progress, wanted)
     return base64.b64encode(encode(png, body.format, has_metadata=False, quality=body.compression)).decode()
 
 
-def _event(kind: str, data: dict[str, Any]) -> str:
-    return f"event: {kind}\ndata: {json.dumps({'type': kind, **data})}\n\n"
+def _event(kind: str, data: dict[str, Any]) -> bytes:
+    return format_sse_event(event=kind, data_str=json.dumps({"type": kind, **data}))
 
 
 def _now() -> int:

@@ -12,18 +12,27 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
+from sd35.api.body import described
 from sd35.api.callers import service_of
 from sd35.api.dialects.dialect import Dialect
 from sd35.api.form import AS_INTEGER, AS_NUMBER, read_form
-from sd35.api.making import PICTURE_HEADERS, Call, IdempotencyKey, digest_of, making, picture_headers
+from sd35.api.making import (
+    PICTURE_HEADERS,
+    Call,
+    IdempotencyKey,
+    digest_of,
+    making,
+    picture_headers,
+    refusals_of_making,
+)
 from sd35.api.refusals import RequestRefused, Wording
 from sd35.api.waiting import CLIENT_CLOSED_REQUEST, unless_gone
 from sd35.errors import ContentRefused, JobEnded, NotAcceptable, UnknownModel
 from sd35.request import PROMPT_CHARACTERS
 from sd35.service.desk import Outcome
 from sd35.service.encoding import encoded
-from sd35.service.formats import Format, liking_of, negotiate
-from sd35.service.resolve import Wanted, find_model
+from sd35.service.formats import Format, liking_of, negotiate, weights_of
+from sd35.service.resolve import Wanted
 from sd35.service.service import Service
 from sd35.service.sizes import aspect_size
 
@@ -80,8 +89,7 @@ class Form(BaseModel):
 
     def to_wanted(self, service: Service) -> Wanted:
         """The same, free of the dialect. Raises UnknownModel."""
-        models = service.studio.models
-        model = find_model(models, service.rules.naming.served(self.model, models))
+        model = service.model(self.model)
         wide, high = map(int, self.aspect_ratio.split(":"))
         width, height = aspect_size(wide, high, model.card)
         return Wanted(
@@ -101,7 +109,8 @@ class Form(BaseModel):
         no more than `*/*`, as in what axios sends by itself.
         """
         formats = [Format(self.output_format)] if self.output_format else list(Format)
-        file, json = max(liking_of(accept, each.media_type) for each in formats), liking_of(accept, _JSON)
+        weights = weights_of(accept)
+        file, json = max(liking_of(weights, each.media_type) for each in formats), liking_of(weights, _JSON)
         if not (file.weight or json.weight):
             raise NotAcceptable(accept or "", [*(each.media_type for each in formats), _JSON])
         if (json.weight, json.narrowness > 0) > (file.weight, file.narrowness > 0):
@@ -130,7 +139,7 @@ class Failure(BaseModel):
 def _words(refused: RequestRefused, request_id: str) -> tuple[int, dict[str, Any]]:
     status, error = refused.status, refused.error
     name = _NAMES.get(status) or HTTPStatus(status).name.lower()
-    errors = [f"{each.field}: got {each.got!r}; allowed: {each.allowed}" for each in refused.errors]
+    errors = [each.sentence for each in refused.errors]
     if isinstance(error, ContentRefused) or (isinstance(error, JobEnded) and status == 422):  # a job of refused content
         status, name = 403, "content_moderation"
     elif status in {406, 415, 422} or isinstance(error, UnknownModel):
@@ -155,7 +164,6 @@ _PICTURE = {
     },
     "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()},
 }
-_LATER = {"Retry-After": "Seconds."}
 
 router = APIRouter()
 
@@ -164,22 +172,15 @@ router = APIRouter()
     _PATH,
     summary="Make a picture from text, as Stability's API",
     response_class=Response,
-    openapi_extra={
-        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": Form.model_json_schema()}}}
-    },
+    openapi_extra=described(Form, "multipart/form-data"),
     responses={
         200: _PICTURE,
+        **refusals_of_making(_WORDING),
         400: _documented(
             "The body is no form; or a field is unknown, missing, given twice or wrong, or `Accept` takes nothing that"
             " there is: each is named."
         ),
         403: _documented("The operator's filter refuses it; or it takes more than an hour's share of pixels."),
-        409: _documented("The idempotency key came before with another body, or its job was cancelled."),
-        410: _documented("The picture of the idempotency key was removed."),
-        413: _documented("The body is larger than 10 MiB."),
-        429: _documented("Too many pictures wait, or the caller's own limit is reached.", **_LATER),
-        500: _documented("This picture could not be made; others are not affected."),
-        503: _documented("The service is loading or closing, or a store does not answer.", **_LATER),
     },
 )
 async def generate(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
