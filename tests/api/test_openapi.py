@@ -61,6 +61,14 @@ def test_answers_are_as_described(api: BaseSchema):
     assert cases >= CASES
 
 
+def test_a_stream_is_as_described(api: BaseSchema):
+    """Each event, previews and the end: among random requests few ask for a stream, and get one."""
+    body = {"prompt": "a cat", "stream": True, "partial_images": 1, "num_inference_steps": 4}
+    case = api["/v1/images/generations"]["POST"].Case(body=body, media_type="application/json")
+    answer = case.call_and_validate(headers=api.config.headers)
+    assert answer.headers["content-type"] == ["text/event-stream; charset=utf-8"]
+
+
 def _failures(recorder: ScenarioRecorder) -> list[str]:
     """What a scenario found, and the curl line that shows it."""
     found = [check for checks in recorder.checks.values() for check in checks if check.status is Status.FAILURE]

@@ -247,6 +247,15 @@ def _words(refused: RequestRefused, _: str) -> tuple[int, dict[str, Any]]:
 
 WORDING = Wording(_words, Refusal)
 _documented = WORDING.documented
+_EVENTS = ("image_generation.partial_image", "image_generation.completed", "error")
+_EVENT = {  # with `itemSchema`, as OpenAPI 3.2 has it: `schema` would be that of the stream as a whole
+    "type": "object",
+    "properties": {
+        "event": {"type": "string", "enum": list(_EVENTS)},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["event", "data"],
+}
 router = APIRouter(tags=["OpenAI's API"])
 
 
@@ -260,7 +269,7 @@ router = APIRouter(tags=["OpenAI's API"])
             "description": "The pictures; with `stream` their events.",
             "content": {
                 "application/json": {"schema": {"$ref": "#/components/schemas/Pictures"}},
-                "text/event-stream": {"schema": {"type": "string"}},
+                "text/event-stream": {"itemSchema": _EVENT},
             },
             "model": Pictures,
         },
