@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import schemathesis
@@ -63,7 +64,7 @@ def test_answers_are_as_described(api: BaseSchema):
 
 def test_a_stream_is_as_described(api: BaseSchema):
     """Each event, previews and the end: among random requests few ask for a stream, and get one."""
-    body = {"prompt": "a cat", "stream": True, "partial_images": 1, "num_inference_steps": 4}
+    body: Any = {"prompt": "a cat", "stream": True, "partial_images": 1, "num_inference_steps": 4}
     case = api["/v1/images/generations"]["POST"].Case(body=body, media_type="application/json")
     answer = case.call_and_validate(headers=api.config.headers)
     assert answer.headers["content-type"] == ["text/event-stream; charset=utf-8"]

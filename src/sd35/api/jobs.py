@@ -144,7 +144,9 @@ async def create(request: Request, response: Response, idempotency_key: Idempote
     body = await read_json(request, JobBody)
     service.webhooks.check(body.webhook)
     wanted = body.format or Format.PNG
-    call = Call([body.to_wanted()], body.priority, wanted, body.metadata, idempotency_key, digest_of(body))
+    call = Call(
+        [body.to_wanted()], body.priority, wanted, body.metadata, idempotency_key, digest_of(body, idempotency_key)
+    )
     order = replace(orders_of(request, call)[0], webhook=body.webhook)
     charge = caller.ordering(order.request)
     try:

@@ -65,7 +65,7 @@ def refusals_of_making(wording: Wording) -> dict[int | str, dict[str, Any]]:
 class Call:
     """What a request wants, free of its dialect: the pictures of one call, and how they are given.
 
-    `body_digest` tells whether what comes under the same idempotency key is the same again.
+    `body_digest` tells whether what comes under the same idempotency key is the same again; empty without one.
     """
 
     wanted: Sequence[Wanted]
@@ -76,8 +76,13 @@ class Call:
     body_digest: str = ""
 
 
-def digest_of(body: BaseModel) -> str:
-    """SHA-256 of what was asked for. Not of canonical JSON, which has no integers as large as may come."""
+def digest_of(body: BaseModel, idempotency_key: str | None) -> str:
+    """SHA-256 of what was asked for; empty without a key, for nothing is compared then.
+
+    Not of canonical JSON, which has no integers as large as may come.
+    """
+    if idempotency_key is None:
+        return ""
     return hashlib.sha256(json.dumps(body.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 

@@ -149,7 +149,9 @@ async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> R
     """
     body = await read_json(request, Txt2Img)
     wanted = negotiate(request.headers.get("accept"), body.format)
-    call = Call([body.to_wanted()], body.priority, wanted, body.metadata, idempotency_key, digest_of(body))
+    call = Call(
+        [body.to_wanted()], body.priority, wanted, body.metadata, idempotency_key, digest_of(body, idempotency_key)
+    )
     async with making(request, call) as batch:
         outcomes = await unless_gone(request, batch.outcomes())
     if not outcomes or (outcome := outcomes[0]) is None:

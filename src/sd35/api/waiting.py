@@ -13,16 +13,20 @@ CLIENT_CLOSED_REQUEST = 499  # as nginx logs it; nobody is left to read it
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:
     """What the work gives; None, and the work cancelled, where the client hangs up first. The body has to be read."""
-    working = asyncio.ensure_future(work)
-    hanging_up = asyncio.ensure_future(_hang_up(request))
+    connection = asyncio.timeout(None)  # over when the client hangs up: waiting that ends so needs no task of its own
+    hanging_up = asyncio.ensure_future(_hang_up(request, connection))
     try:
-        await asyncio.wait((working, hanging_up), return_when=asyncio.FIRST_COMPLETED)
-        return await working if working.done() else None
+        async with connection:
+            return await work
+    except TimeoutError:
+        if not connection.expired():
+            raise
+        return None
     finally:
         hanging_up.cancel()
-        working.cancel()
 
 
-async def _hang_up(request: Request) -> None:
+async def _hang_up(request: Request, connection: asyncio.Timeout) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    connection.reschedule(asyncio.get_running_loop().time())

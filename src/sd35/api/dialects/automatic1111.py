@@ -88,7 +88,7 @@ async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> R
     service, client = service_of(request), caller_of(request).client
     _check(body, is_strict=service.rules.naming.is_strict)
     model = _served(options.sd_model_checkpoint, service) or _sessions(request).chosen(client)
-    call = Call(_wanted(body, model), idempotency_key=idempotency_key, body_digest=digest_of(body))
+    call = Call(_wanted(body, model), idempotency_key=idempotency_key, body_digest=digest_of(body, idempotency_key))
     async with making(request, call) as batch:
         running = Running(batch, body.force_task_id or f"txt2img-{batch.orders[0].request.digest[:8]}")
         with _sessions(request).running(client, running):

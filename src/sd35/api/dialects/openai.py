@@ -284,7 +284,7 @@ async def generations(request: Request, idempotency_key: IdempotencyKey = None) 
     body = await read_json(request, Generation)
     service = service_of(request)
     body.check(idempotency_key, is_strict=service.rules.naming.is_strict)
-    call = Call(body.to_wanted(service), 0, body.format, True, idempotency_key, digest_of(body))  # noqa: FBT003
+    call = Call(body.to_wanted(service), 0, body.format, True, idempotency_key, digest_of(body, idempotency_key))  # noqa: FBT003
     if body.stream:
         return await _stream(request, body, call)
     async with making(request, call) as batch:

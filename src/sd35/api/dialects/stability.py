@@ -193,7 +193,9 @@ async def generate(request: Request, idempotency_key: IdempotencyKey = None) -> 
     output_format, is_json = form.format(request.headers.get("accept"))
     service = service_of(request)
     has_metadata = service.rules.has_metadata
-    call = Call([form.to_wanted(service)], 0, output_format, has_metadata, idempotency_key, digest_of(form))
+    call = Call(
+        [form.to_wanted(service)], 0, output_format, has_metadata, idempotency_key, digest_of(form, idempotency_key)
+    )
     async with making(request, call) as batch:
         outcomes = await unless_gone(request, batch.outcomes())
     if not outcomes or (outcome := outcomes[0]) is None:

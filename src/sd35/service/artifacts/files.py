@@ -27,16 +27,25 @@ class FileStage:
     def write_once(self, place: str, content: bytes, mode: int = 0o666) -> None:
         """Write a file, on the disk when this returns; one that is there stays. Raises OSError."""
         path, staged = self._directory / place, self._staging / uuid4().hex
-        if path.exists():
-            return
         try:
-            with open(staged, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            if not path.parent.exists():
-                path.parent.mkdir(exist_ok=True)
+            _write(staged, content, mode)
             with contextlib.suppress(FileExistsError):  # linking, unlike renaming, replaces nothing
-                os.link(staged, path)
+                try:
+                    os.link(staged, path)
+                except FileNotFoundError:
+                    path.parent.mkdir(exist_ok=True)
+                    os.link(staged, path)
         finally:
             staged.unlink(missing_ok=True)
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    """By the system's calls alone: Python's files make as many more, and each lets other threads go first."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        left = memoryview(content)
+        while left:
+            left = left[os.write(file, left) :]
+        os.fsync(file)
+    finally:
+        os.close(file)

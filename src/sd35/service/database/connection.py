@@ -46,18 +46,20 @@ class Database:
             yield connection
 
     @contextmanager
-    def write(self, *, is_lasting: bool = True) -> Iterator[Connection]:
+    def write(self, *, is_lasting: bool = True, is_single: bool = False) -> Iterator[Connection]:
         """A transaction, which ends with the block. Raises StoreUnavailable.
 
         What it wrote outlives this process in any case; where it is not `is_lasting`, a loss of power may take the
-        last of it: it saves SQLite a wait for the disk.
+        last of it: it saves SQLite a wait for the disk. Where it `is_single`, it is one statement, which SQLite takes
+        for a transaction by itself.
         """
         with self._translated(), self._turn(), self.engine.connect() as connection:
             if self.is_sqlite:
                 if connection.info.get("is_lasting") is not is_lasting:  # as it was left by another transaction
                     connection.exec_driver_sql(f"PRAGMA synchronous = {'FULL' if is_lasting else 'NORMAL'}")
                     connection.info["is_lasting"] = is_lasting
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                if not is_single:
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
             connection.commit()
 

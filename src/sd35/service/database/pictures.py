@@ -19,7 +19,7 @@ class SqlPictureIndex:
     def add(self, digest: str, owner: str, size_bytes: int, now_s: float) -> None:
         """A picture is an owner's."""
         row = {"digest": digest, "owner": owner, "size_bytes": size_bytes, "created_s": now_s}
-        with self._database.write(is_lasting=False) as connection:
+        with self._database.write(is_lasting=False, is_single=True) as connection:
             connection.execute(self._added, row)
 
     def owners(self, digest: str) -> set[str]:
