@@ -1,6 +1,7 @@
 """What suites of several folders share."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,5 +43,6 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         graphs = build_graphs(checkpoint, precision, cache_dir, stages)
     graphs = build_graphs(checkpoint, "fp8", cache_dir, stages)
     prompts = calibration_prompts(checkpoint)[:4], judged_prompts(checkpoint)[:4]
-    build_fp8(checkpoint, graphs, Wanted(recipe_of(checkpoint), *prompts), stages)
+    small = replace(recipe_of(checkpoint), width_px=64, height_px=64)
+    build_fp8(checkpoint, graphs, Wanted(small, *prompts), stages)
     return cache_dir
