@@ -10,20 +10,23 @@ from typing import Any, Literal
 
 import structlog
 from fastapi.telemetry import TelemetryConfig
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sd35.api.dialects import refusal
+from sd35.api.front import PATH as PAGE
 from sd35.api.refusals import RequestRefused
 from sd35.service.tracing import Tracing, bind_trace, hide_query
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _QUIET_PATHS = {"/healthz", "/readyz", "/metrics"}  # probes come every second
+_QUIET_FOLDER = f"{PAGE}/"  # files and streams; what the page asks the service for is a request like others
 
 
 def is_probe(scope: MutableMapping[str, Any]) -> bool:
     """Whether a request is one that is neither logged nor traced."""
-    return scope["path"] in _QUIET_PATHS
+    return scope["path"] in _QUIET_PATHS or get_route_path(scope).startswith(_QUIET_FOLDER)
 
 
 def telemetry_of(tracing: Tracing) -> TelemetryConfig:

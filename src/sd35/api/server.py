@@ -14,6 +14,7 @@ import structlog
 import uvicorn
 
 from sd35.api.app import create_app
+from sd35.api.front import Front, Page, is_installed
 from sd35.api.jobs import job_body
 from sd35.api.observe import configure_logs
 from sd35.api.protocol import bounded
@@ -43,9 +44,9 @@ class _Server(uvicorn.Server):
     While it closes, /readyz and new pictures are answered with 503, so that a load balancer sees why.
     """
 
-    def __init__(self, config: uvicorn.Config, opening: Opening) -> None:
+    def __init__(self, config: uvicorn.Config, opening: Opening, front: Front) -> None:
         super().__init__(config)
-        self._opening = opening
+        self._opening, self._front = opening, front
         self._closing: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_asked_to_end = False
@@ -54,6 +55,11 @@ class _Server(uvicorn.Server):
         """Serve until asked to end."""
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait until everything is answered; the page's streams would last as long as a browser's tab."""
+        await self._front.close()
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  uvicorn's signature
         """Begin to close; the second time, end."""
@@ -112,18 +118,25 @@ def serve(settings: Settings) -> None:
     def on_ready() -> None:
         phases = {f"{phase}_s": round(took_s, 3) for phase, took_s in start_up.seconds.items()}
         log.info("ready", after_s=round(process_age_s(), 3), **phases)
-        print(_welcome(*listener.getsockname()[:2]), flush=True)  # noqa: T201  for the person at the terminal
+        print(_welcome(_own_address(listener)), flush=True)  # noqa: T201  for the person at the terminal
         for name in opening.studio.models:
             if why := why_standing_in(settings, name):
                 print(f"WARNING: this is {name}: {why}.", flush=True)  # noqa: T201  the same
+        front.start()
 
     def on_failure(error: Exception) -> None:
         failures.append(error)
         server.should_exit = True
 
+    def load_page() -> Page:
+        from sd35.page.app import Page
+
+        return Page(_own_address(listener), settings.cache_dir, settings.max_arrival_s)
+
+    front = Front(load_page if settings.ui == "auto" and is_installed() else None)
     opening = Opening(load, on_ready, on_failure, start_up)
     config = uvicorn.Config(
-        create_app(opening, settings, kept.stores.keys, telemetry),
+        create_app(opening, settings, kept.stores.keys, telemetry, front),
         loop="uvloop",
         http=bounded(settings.max_arrival_s),
         ws="none",
@@ -134,7 +147,7 @@ def serve(settings: Settings) -> None:
         root_path=settings.root_path,
         timeout_graceful_shutdown=_ANSWERING_S,
     )
-    server = _Server(config, opening)
+    server = _Server(config, opening, front)
     server.run([listener])
     if failures:
         raise failures[0]
@@ -162,9 +175,14 @@ def _warn_if_open(host: str, keys: KeyStore | None) -> None:
     )
 
 
-def _welcome(host: str, port: int) -> str:
-    """Where it is, and a line to paste."""
+def _own_address(listener: socket.socket) -> str:
+    """Where it is, for who is on this machine."""
+    host, port = listener.getsockname()[:2]
     name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-    address = f"http://{name}:{port}"
+    return f"http://{name}:{port}"
+
+
+def _welcome(address: str) -> str:
+    """Where it is, and a line to paste."""
     curl = f"curl -X POST {address}/v1/txt2img -H 'content-type: application/json' -d {shlex.quote(_BODY)} -o out.png"
     return f"Ready: {address} (pages: {address}/docs). Try:\n\n  {curl}\n"

@@ -55,6 +55,7 @@ def serve(
     *,
     host: options.Host = None,
     port: options.Port = None,
+    ui: options.Ui = None,
     root_path: options.RootPath = None,
     trusted_proxies: options.TrustedProxies = None,
     cors_origins: options.CorsOrigins = None,
@@ -107,7 +108,7 @@ def serve(
 ) -> None:
     """Serve pictures over HTTP until Ctrl-C or SIGTERM, which let running pictures finish.
 
-    The API is described at /docs of the address it prints.
+    A page for people is at the address it prints, where the extra `ui` is installed; the API is described at its /docs.
 
     [bold]Examples[/bold]
 
