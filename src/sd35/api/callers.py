@@ -21,7 +21,7 @@ from sd35.service.keys import Role
 from sd35.service.opening import Opening
 from sd35.service.service import Service
 
-_OPEN_PATHS = {"/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json", PAGE}
+_OPEN_PATHS = {"/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/favicon.ico", PAGE}
 _OPEN_FOLDERS = ("/static-offline-docs/", f"{PAGE}/")
 
 Refuse = Callable[[Request, Exception], Awaitable[Response]]

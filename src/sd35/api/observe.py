@@ -63,6 +63,7 @@ def configure_logs(log_format: Literal["auto", "console", "json"]) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # what the page asks for is logged where it is answered
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -99,6 +100,7 @@ class RequestLog:
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
+        is_quiet = is_probe(scope)  # a mount changes what the path is told by
         started_s = time.monotonic()
         try:
             await self._app(scope, receive, send_named)
@@ -109,7 +111,7 @@ class RequestLog:
             detail = f"an error that was not foreseen; the server's log has it under request_id {request_id}"
             await refusal(scope, RequestRefused(500, detail))(scope, receive, send_named)
         finally:
-            if not is_probe(scope):
+            if not is_quiet:
                 self._log.info(
                     "request",
                     method=scope["method"],

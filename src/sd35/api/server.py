@@ -14,13 +14,13 @@ import structlog
 import uvicorn
 
 from sd35.api.app import create_app
-from sd35.api.front import Front, Page, is_installed
+from sd35.api.front import Front, front_of
 from sd35.api.jobs import job_body
+from sd35.api.listening import address_of, listen
 from sd35.api.observe import configure_logs
 from sd35.api.protocol import bounded
 from sd35.backends.host import process_age_s
 from sd35.backends.table import check_available
-from sd35.errors import InvalidSetting
 from sd35.service.artifacts.retention import Retention
 from sd35.service.choosing import AUTO, why_standing_in
 from sd35.service.kept import Kept
@@ -100,7 +100,7 @@ def serve(settings: Settings) -> None:
     rules, kept = rules_of(settings), Kept.of(settings)
     webhooks = Webhooks(settings, kept.stores.jobs, partial(job_body, kept.stores.jobs))
     telemetry = Telemetry(Metering(settings.max_batch_rows), Tracing(open_provider()), log_prompts=settings.log_prompts)
-    listener = _listen(settings.host, settings.port)
+    listener = listen(settings.host, settings.port)
     _warn_if_open(listener.getsockname()[0], kept.stores.keys)
     failures: list[Exception] = []
 
@@ -118,7 +118,7 @@ def serve(settings: Settings) -> None:
     def on_ready() -> None:
         phases = {f"{phase}_s": round(took_s, 3) for phase, took_s in start_up.seconds.items()}
         log.info("ready", after_s=round(process_age_s(), 3), **phases)
-        print(_welcome(_own_address(listener)), flush=True)  # noqa: T201  for the person at the terminal
+        print(_welcome(address_of(listener)), flush=True)  # noqa: T201  for the person at the terminal
         for name in opening.studio.models:
             if why := why_standing_in(settings, name):
                 print(f"WARNING: this is {name}: {why}.", flush=True)  # noqa: T201  the same
@@ -128,12 +128,7 @@ def serve(settings: Settings) -> None:
         failures.append(error)
         server.should_exit = True
 
-    def load_page() -> Page:
-        from sd35.page.app import Page
-
-        return Page(_own_address(listener), settings.cache_dir, settings.max_arrival_s)
-
-    front = Front(load_page if settings.ui == "auto" and is_installed() else None)
+    front = front_of(settings, address_of(listener))
     opening = Opening(load, on_ready, on_failure, start_up)
     config = uvicorn.Config(
         create_app(opening, settings, kept.stores.keys, telemetry, front),
@@ -155,15 +150,6 @@ def serve(settings: Settings) -> None:
         os._exit(0)  # it loads what was built, which cannot be interrupted; all else has ended
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-        raise InvalidSetting(f"cannot listen on {host} port {port}: {reason}; see --host, --port") from error
-
-
 def _warn_if_open(host: str, keys: KeyStore | None) -> None:
     """Say aloud that whoever reaches the service may use it, where that is not this machine alone."""
     if ipaddress.ip_address(host).is_loopback or (keys and keys.keys()):
@@ -173,13 +159,6 @@ def _warn_if_open(host: str, keys: KeyStore | None) -> None:
         f"WARNING: whoever reaches {host} may use this service: there are no API keys. Make one: sd35 keys add NAME",
         flush=True,
     )
-
-
-def _own_address(listener: socket.socket) -> str:
-    """Where it is, for who is on this machine."""
-    host, port = listener.getsockname()[:2]
-    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-    return f"http://{name}:{port}"
 
 
 def _welcome(address: str) -> str:

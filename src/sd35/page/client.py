@@ -96,7 +96,8 @@ class Client:
 
     async def order(self, body: Mapping[str, Any], visitor: Visitor) -> dict[str, Any]:
         """Ask for a picture: the job."""
-        return await self._json("POST", "/v1/jobs", visitor, body)
+        job: dict[str, Any] = await self._json("POST", "/v1/jobs", visitor, body)
+        return job
 
     async def events(self, job_id: str, visitor: Visitor) -> AsyncIterator[dict[str, Any]]:
         """What happens to a job, with previews; the last one is the job as it ended, if the service told."""

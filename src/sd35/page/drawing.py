@@ -35,6 +35,7 @@ class Drawing:
 
     job_id: str = ""
     status: Literal["queued", "running", "succeeded", "failed", "cancelled"] = "queued"
+    aspect: float = 1.0
     place: int | None = None
     step: int = 0
     steps: int = 0
@@ -100,7 +101,9 @@ async def _ordered(client: Client, body: Mapping[str, Any], sheet: Sheet) -> Dra
         if not sheet.drawings:
             raise
         return Drawing(status="failed", words=refusal.words)
-    return Drawing(job["id"], place=job.get("place"), steps=job["request"]["steps"])
+    request = job["request"]
+    aspect = request["width"] / request["height"]
+    return Drawing(job["id"], aspect=aspect, place=job.get("place"), steps=request["steps"])
 
 
 async def _follow(client: Client, drawing: Drawing, visitor: Visitor, keep: Keep, changed: asyncio.Event) -> None:
@@ -125,9 +128,7 @@ async def _take(client: Client, drawing: Drawing, event: Mapping[str, Any], visi
         name = f"sd35-{request['seed']}-{picture['digest'][:8]}.png"
         path = await asyncio.to_thread(keep, png, name)
         cut_off = await asyncio.to_thread(_cut_off, png)
-        drawing.made = Made(
-            path, picture["digest"], request, picture["cached"], picture["content_filtered"], cut_off
-        )
+        drawing.made = Made(path, picture["digest"], request, picture["cached"], picture["content_filtered"], cut_off)
     elif error := event.get("error"):
         drawing.words = words_of(error)
     elif status in {"queued", "running"}:

@@ -5,6 +5,8 @@ Gradio offers more than this page needs: a proxy, an open API, files of other ap
 
 import asyncio
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -80,32 +82,44 @@ class Guard:
             task.cancel()
 
     async def _refused(self, scope: Scope) -> PlainTextResponse | None:
-        path, headers = get_route_path(scope), Headers(scope=scope)
-        if self._is_closed:
-            return PlainTextResponse("The page is closing.", 503, {"Retry-After": "5"})
-        if scope["method"] in {"GET", "HEAD"}:
-            is_there = self._is_own(path) if path.startswith(_FILE) else _READ.fullmatch(path)
-            return None if is_there else PlainTextResponse("There is no such page.", 404)
-        if scope["method"] != "POST" or not _WRITTEN.fullmatch(path):
-            return PlainTextResponse("There is no such page.", 404)
-        if headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
-            return PlainTextResponse("Another site's page may not use this one.", 403)
-        most_bytes = MOST_UPLOAD_BYTES + _FORM_BYTES if path == _UPLOAD else MOST_BODY_BYTES
-        length = headers.get("content-length", "")
-        if not length.isdecimal():
-            return PlainTextResponse("The body's length is needed.", 411)
-        if int(length) > most_bytes:
-            return PlainTextResponse(f"The body is larger than {most_bytes} bytes.", 413)
-        if path == _UPLOAD and await asyncio.to_thread(_bytes_in, self._directory) > MOST_KEPT_BYTES:
+        """An answer to what is not let through."""
+        for status, words in self._objections(scope):
+            return PlainTextResponse(words, status)
+        if get_route_path(scope) == _UPLOAD and await asyncio.to_thread(_bytes_in, self._directory) > MOST_KEPT_BYTES:
             return PlainTextResponse("There is no room for files now. Try again in an hour.", 507)
         return None
+
+    def _objections(self, scope: Scope) -> Iterator[tuple[int, str]]:
+        """Status and words of what is wrong with a request; the first counts."""
+        method, path, headers = scope["method"], get_route_path(scope), Headers(scope=scope)
+        if self._is_closed:
+            yield 503, "The page is closing."
+        if method in {"GET", "HEAD"}:
+            is_there = self._is_own(path) if path.startswith(_FILE) else bool(_READ.fullmatch(path))
+        else:
+            is_there = method == "POST" and bool(_WRITTEN.fullmatch(path))
+        if not is_there:
+            yield 404, "There is no such page."
+        if method == "POST":
+            if headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
+                yield 403, "Another site's page may not use this one."
+            length = headers.get("content-length", "")
+            if not length.isdecimal():
+                yield 411, "The body's length is needed."
+            most_bytes = MOST_UPLOAD_BYTES + _FORM_BYTES if path == _UPLOAD else MOST_BODY_BYTES
+            if int(length) > most_bytes:
+                yield 413, f"The body is larger than {most_bytes} bytes."
 
     def _is_own(self, path: str) -> bool:
         return Path(unquote(path.removeprefix(_FILE))).resolve().is_relative_to(self._directory)
 
 
 def _bytes_in(directory: Path) -> int:
-    return sum(path.lstat().st_size for path in directory.rglob("*") if path.is_file())
+    size_bytes = 0
+    for path in directory.rglob("*"):
+        with suppress(FileNotFoundError):  # removed meanwhile
+            size_bytes += path.lstat().st_size
+    return size_bytes
 
 
 def _in_time(receive: Receive, arrival_s: float) -> Receive:

@@ -36,8 +36,7 @@ class Handlers:
         except Refusal as refusal:
             shown = {parts.key_row: gr.update(visible=True)} if refusal.is_of_key else {}
             # Not an error yet: nobody has typed a key.
-            kind = "hint" if refusal.is_of_key and not key else "error"
-            return shown | {parts.notice: views.notice(refusal.words, kind)}
+            return shown | {parts.notice: views.notice(refusal.words, "error" if key or not shown else "hint")}
         first = session.models[0]
         warnings = "".join(views.standing_in(each.id, each.standing_in) for each in session.models if each.standing_in)
         return {
@@ -81,7 +80,6 @@ class Handlers:
             parts.notice: "",
             parts.generate: gr.update(interactive=False, value="Drawing..."),
             parts.cancel: gr.update(visible=True, interactive=True),
-            parts.picture: gr.update(visible=False),
             parts.actions: gr.update(visible=False),
             parts.details: gr.update(visible=False),
         }
@@ -89,7 +87,7 @@ class Handlers:
         is_key_wrong = False
         try:
             async for _ in draw(self._client, self._bodies(given, seed), sheet, self._keep):
-                yield {parts.progress: gr.update(value=views.progress(sheet), visible=True)}
+                yield {parts.stage: views.progress(sheet)}
         except Refusal as refusal:
             shown_error, is_key_wrong = views.notice(refusal.words), refusal.is_of_key
         finally:
@@ -154,7 +152,7 @@ class Handlers:
         return [{**body, "seed": (int(seed) + number) % (SEED[1] + 1) if number else seed} for number in range(count)]
 
     def _keep(self, png: bytes, name: str) -> str:
-        return save_bytes_to_cache(png, name, str(self._directory))
+        return str(save_bytes_to_cache(png, name, str(self._directory)))
 
     @staticmethod
     def _remember(session: Session, made: list[Made]) -> None:
@@ -168,11 +166,10 @@ class Handlers:
         """The chosen picture, large, with its settings; all of them, small."""
         parts = self._parts
         if not session.made:
-            return {parts.progress: gr.update(value=views.EMPTY, visible=True)}
+            return {parts.stage: views.EMPTY}
         made = session.made[session.chosen]
         return {
-            parts.progress: gr.update(value="", visible=False),
-            parts.picture: gr.update(value=made.path, visible=True, alt_text=views.alternative(made)),
+            parts.stage: views.picture(made),
             parts.actions: gr.update(visible=True),
             parts.download: made.path,
             parts.details: gr.update(value=views.details(made), visible=True),

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, fields
 import gradio as gr
 
 from sd35.page import views
-from sd35.page.drawing import Made, Sheet
 from sd35.page.client import Model
+from sd35.page.drawing import Made, Sheet
 from sd35.page.sizes import FREE
 
 MOST_PICTURES = 8
@@ -36,8 +36,7 @@ class Parts:
     generate: gr.Button
     cancel: gr.Button
     notice: gr.HTML
-    progress: gr.HTML
-    picture: gr.Image
+    stage: gr.HTML
     details: gr.HTML
     actions: gr.Row
     download: gr.DownloadButton
@@ -100,7 +99,7 @@ def _ask() -> dict[str, object]:
     )
     with gr.Row(elem_id="go"):
         generate = gr.Button("Generate", variant="primary", elem_id="generate", min_width=0)
-        cancel = gr.Button("Cancel", variant="stop", visible=False, elem_id="cancel", min_width=0)
+        cancel = gr.Button("Cancel", visible=False, elem_id="cancel", min_width=0)
     gr.HTML('<p class="aside">Ctrl or Cmd + Enter in the prompt generates, too.</p>', elem_id="shortcut")
     return {
         "key_row": key_row,
@@ -115,16 +114,7 @@ def _ask() -> dict[str, object]:
 
 def _stage() -> dict[str, object]:
     notice = gr.HTML(elem_id="notice")
-    progress = gr.HTML(views.EMPTY, elem_id="progress")
-    picture = gr.Image(
-        visible=False,
-        interactive=False,
-        type="filepath",
-        show_label=False,
-        container=False,
-        buttons=["fullscreen"],
-        elem_id="picture",
-    )
+    stage = gr.HTML(views.EMPTY, elem_id="canvas")
     with gr.Row(visible=False, elem_id="actions") as actions:
         download = gr.DownloadButton("Download", size="sm", min_width=0, elem_id="download")
         again = gr.Button("Same again", size="sm", min_width=0, elem_id="again")
@@ -143,8 +133,7 @@ def _stage() -> dict[str, object]:
     details = gr.HTML(elem_id="details", visible=False)
     return {
         "notice": notice,
-        "progress": progress,
-        "picture": picture,
+        "stage": stage,
         "actions": actions,
         "download": download,
         "again": again,

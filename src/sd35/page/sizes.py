@@ -16,7 +16,7 @@ def presets(model: Model) -> dict[str, tuple[int, int]]:
         name: (_side(math.sqrt(area * shape), model), _side(math.sqrt(area / shape), model))
         for name, shape in _SHAPES.items()
     }
-    if model.enlarges and _LARGE_PX**2 <= model.ranges.max_pixels:
+    if model.enlarges and model.ranges.max_pixels >= _LARGE_PX**2:
         found[_LARGE] = (_LARGE_PX, _LARGE_PX)
     return found
 

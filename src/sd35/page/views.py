@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, Literal
+from urllib.parse import quote
 
 from sd35.page.drawing import Drawing, Made, Sheet
 
@@ -37,9 +38,10 @@ def progress(sheet: Sheet) -> str:
     drawings = sheet.drawings
     share = sum(each.share for each in drawings) / len(drawings)
     words = _state(drawings)
+    grid = f"--count:{min(len(drawings), 4)};--aspect:{drawings[0].aspect:.4f}"
     cards = "".join(_card(number, each) for number, each in enumerate(drawings, 1))
     return (
-        f'<div class="sheet" style="--count:{min(len(drawings), 4)}">{cards}</div>'
+        f'<div class="sheet" style="{grid}">{cards}</div>'
         f'<div class="bar" role="progressbar" aria-label="Progress" aria-valuemin="0" aria-valuemax="100"'
         f' aria-valuenow="{100 * share:.0f}" aria-valuetext="{escape(words)}">'
         f'<span style="width:{100 * share:.1f}%"></span></div><p class="state">{escape(words)}</p>'
@@ -72,9 +74,14 @@ def details(made: Made) -> str:
     return f'<dl class="details">{rows}</dl><div class="notes">{said}</div>'
 
 
-def alternative(made: Made) -> str:
-    """A picture in words, for who does not see it."""
-    return f"Picture of: {made.request['prompt'][:200]}"
+def picture(made: Made) -> str:
+    """A picture as large as there is room; as it is, in a tab of its own."""
+    width, height = made.request["width"], made.request["height"]
+    address = escape(f"gradio_api/file={quote(made.path)}")
+    return (
+        f'<a class="picture" style="--aspect:{width / height:.4f}" href="{address}" target="_blank">'
+        f'<img src="{address}" width="{width}" height="{height}" alt="{escape(made.request["prompt"][:200])}"></a>'
+    )
 
 
 def _text(value: object) -> str:
@@ -89,9 +96,7 @@ def _card(number: int, drawing: Drawing) -> str:
     else:
         inner = ""
     waiting = "" if drawing.preview or drawing.is_over else " waiting"
-    return (
-        f'<div class="card{waiting}">{inner}<span class="own" style="width:{100 * drawing.share:.1f}%"></span></div>'
-    )
+    return f'<div class="card{waiting}">{inner}<span class="own" style="width:{100 * drawing.share:.1f}%"></span></div>'
 
 
 def _state(drawings: Sequence[Drawing]) -> str:
