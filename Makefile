@@ -59,8 +59,8 @@ LOCK = $(UV_COMPILE) $(LOCK_FLAGS) --universal --generate-hashes --custom-compil
 # The oldest systems that have a wheel of everything: glibc 2.28, macOS 14 (ONNX Runtime's). TensorRT-RTX's own package is
 # but a few lines of Python, and comes as source.
 PLATFORMS = x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin
-# `ui` is what `make run` installs, `default` the same without the page. Beside it, the container images have IMAGE. PyTorch for CUDA, with NVIDIA's libraries, is a lock and a layer of its
-# own; what else it needs is in the other locks.
+# `ui` is what `make run` installs; `default` is the same without the page. The container images have IMAGE. PyTorch for CUDA,
+# with NVIDIA's libraries, is a lock and a layer of its own; what else it needs is in the other locks.
 IMAGE = --extra postgres --extra otel --extra ui
 NOT_OF_TORCH = $(addprefix --no-emit-package ,filelock fsspec jinja2 markupsafe mpmath networkx setuptools sympy typing-extensions)
 

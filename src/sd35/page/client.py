@@ -206,4 +206,6 @@ def _field_words(name: str, got: object, allowed: object) -> str:
     label = _LABELS.get(name, name.capitalize())
     if name in {"prompt", "negative_prompt"}:
         return f"{label}: allowed is {allowed}."
+    if name in {"width", "height"}:
+        return f"{label}: {got} is not possible. What is possible stands below the fields."
     return f"{label}: {got} is not possible. Allowed: {allowed}."

@@ -49,12 +49,12 @@ class Guard:
             await refused(scope, receive, send)
             return
         own = {**scope, "app": None, "route": None}  # Gradio's routes are not the labels of anyone's metrics
-        has_begun = False
+        is_open = False  # an answer has begun, and not ended
 
         async def send_guarded(message: Message) -> None:
-            nonlocal has_begun
+            nonlocal is_open
+            is_open = message["type"] == "http.response.start" or message.get("more_body", False)
             if message["type"] == "http.response.start":
-                has_begun = True
                 headers = MutableHeaders(scope=message)
                 headers["Content-Security-Policy"] = _POLICY
                 headers["X-Content-Type-Options"] = "nosniff"
@@ -69,7 +69,7 @@ class Guard:
         except asyncio.CancelledError:
             if not self._is_closed:  # it is this request that is cancelled
                 raise
-            if has_begun:
+            if is_open:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             task.cancel()

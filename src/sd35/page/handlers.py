@@ -34,13 +34,17 @@ class Handlers:
         try:
             session.models = await self._client.models(_visitor(key, request))
         except Refusal as refusal:
-            shown = {parts.key_row: gr.update(visible=True)} if refusal.is_of_key else {}
+            shown: Changes = {parts.key_row: gr.update(visible=True)} if refusal.is_of_key else {}
+            shown[parts.generate] = gr.update(interactive=True)
             # Not an error yet: nobody has typed a key.
-            return shown | {parts.notice: views.notice(refusal.words, "error" if key or not shown else "hint")}
+            return shown | {
+                parts.notice: views.notice(refusal.words, "error" if key or not refusal.is_of_key else "hint")
+            }
         first = session.models[0]
         warnings = "".join(views.standing_in(each.id, each.standing_in) for each in session.models if each.standing_in)
         return {
             parts.notice: "",
+            parts.generate: gr.update(interactive=True),
             parts.warning: gr.update(value=warnings, visible=bool(warnings)),
             parts.model: gr.update(choices=[each.id for each in session.models], value=first.id),
             **self._defaults(first),
@@ -148,6 +152,8 @@ class Handlers:
         parts = self._parts
         names = ("prompt", "negative_prompt", "model", "width", "height", "steps", "guidance_scale")
         body = {name: given[getattr(parts, name)] for name in names}
+        if not given[parts.session].models:  # they could not be asked for: the service's own defaults
+            body = {"prompt": body["prompt"], "negative_prompt": body["negative_prompt"]}
         count = min(max(int(given[parts.count]), 1), MOST_PICTURES)
         return [{**body, "seed": (int(seed) + number) % (SEED[1] + 1) if number else seed} for number in range(count)]
 

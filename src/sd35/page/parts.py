@@ -98,7 +98,7 @@ def _ask() -> dict[str, object]:
         label="Negative prompt", lines=1, max_lines=6, placeholder="what to keep out of it", elem_id="negative-prompt"
     )
     with gr.Row(elem_id="go"):
-        generate = gr.Button("Generate", variant="primary", elem_id="generate", min_width=0)
+        generate = gr.Button("Generate", variant="primary", interactive=False, elem_id="generate", min_width=0)
         cancel = gr.Button("Cancel", visible=False, elem_id="cancel", min_width=0)
     gr.HTML('<p class="aside">Ctrl or Cmd + Enter in the prompt generates, too.</p>', elem_id="shortcut")
     return {
