@@ -10,14 +10,14 @@ from sd35.page.sizes import FREE, name_of, presets
 
 def model(size_px: int, side_px: tuple[int, int], max_pixels: int = 2**21, **more: Any) -> Model:
     """A checkpoint as `/v1/models` describes one."""
-    given = {
+    ranges = {"side_px": side_px, "size_multiple_px": 16, "max_pixels": max_pixels, "steps": (1, 150)}
+    given: dict[str, Any] = {
         "id": "model",
         "defaults": {"width": size_px, "height": size_px, "steps": 28, "guidance_scale": 4.5},
-        "ranges": {"side_px": side_px, "size_multiple_px": 16, "max_pixels": max_pixels},
+        "ranges": {**ranges, "guidance_scale": (0.0, 30.0), "seed": (0, 2**32 - 1)},
         "enlarges": False,
         "standing_in": None,
     }
-    given["ranges"] |= {"steps": (1, 150), "guidance_scale": (0.0, 30.0), "seed": (0, 2**32 - 1)}
     return Model.model_validate({**given, **more})
 
 

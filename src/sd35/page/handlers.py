@@ -45,6 +45,7 @@ class Handlers:
         return {
             parts.notice: "",
             parts.generate: gr.update(interactive=True),
+            parts.seed: _drawn_seed(),
             parts.warning: gr.update(value=warnings, visible=bool(warnings)),
             parts.model: gr.update(choices=[each.id for each in session.models], value=first.id),
             **self._defaults(first),
