@@ -109,6 +109,7 @@ router = APIRouter()
 
 @router.head("/", include_in_schema=False)
 @router.get("/", include_in_schema=False)
+@router.get(PATH, include_in_schema=False)
 async def root(request: Request) -> Response:
     """A person who opens the address finds the page; where there is none, the way to what explains the API."""
     front: Front = request.app.state.front
