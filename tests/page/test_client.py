@@ -2,9 +2,10 @@
 
 import asyncio
 
+import httpx2
 import pytest
 
-from sd35.page.client import Client, Refusal, Visitor, words_of
+from sd35.page.client import Client, Refusal, Visitor, check, words_of
 
 
 @pytest.mark.parametrize(
@@ -47,3 +48,33 @@ def test_a_service_that_is_not_there_is_said():
 
     with pytest.raises(Refusal, match=r"The service at http://127\.0\.0\.1:9 does not answer\. Is it running\?"):
         asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("response", "words"),
+    [
+        (httpx2.Response(429, json={"detail": "too many wait; try again in 7 s"}), "Too many wait; try again in 7 s."),
+        (
+            httpx2.Response(429, json={"detail": "16 pictures wait"}, headers={"retry-after": "7"}),
+            "16 pictures wait. Try again in 7 s.",
+        ),
+        (httpx2.Response(502, text="<html>"), "The service answered 502 Bad Gateway."),
+        (httpx2.Response(200), ""),
+    ],
+)
+def test_who_is_too_early_is_told_when_to_come_again(response: httpx2.Response, words: str):
+    """Once; and an answer that comes from no service of ours is told by its status."""
+    said = ""
+    try:
+        asyncio.run(check(response, Visitor()))
+    except Refusal as refusal:
+        said = refusal.words
+    assert said == words
+
+
+@pytest.mark.parametrize(("key", "words"), [("", "needs an API key"), ("sd35_x", "API key is not valid")])
+def test_a_key_that_lacks_is_told_from_a_wrong_one(key: str, words: str):
+    """And both show the field."""
+    with pytest.raises(Refusal, match=words) as refused:
+        asyncio.run(check(httpx2.Response(401, json={}), Visitor(key)))
+    assert refused.value.is_of_key

@@ -17,7 +17,7 @@ THEME = gr.themes.Default(
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
     radius_size="lg",
-)
+).set(button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700")
 _MOST_WAITING = 512  # events, of all who have the page open
 _EVERY_S, _KEPT_S = 3600, 24 * 3600  # files that are older are removed, looked for as often
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}

@@ -107,7 +107,7 @@ class Client:
             async with self._http.stream(
                 "GET", path, params=asked, headers=self._headers(visitor), timeout=timeout
             ) as response:
-                await _check(response, visitor)
+                await check(response, visitor)
                 async for line in response.aiter_lines():
                     if line.startswith("data:"):
                         yield json.loads(line[5:])
@@ -117,7 +117,7 @@ class Client:
         headers = self._headers(visitor) | {"Accept": "image/png"}
         with self._plain():
             response = await self._http.get(f"/v1/artifacts/{digest}", headers=headers)
-            await _check(response, visitor)
+            await check(response, visitor)
         return response.content
 
     async def cancel(self, job_ids: Iterable[str], visitor: Visitor) -> None:
@@ -140,7 +140,7 @@ class Client:
     async def _json(self, method: str, path: str, visitor: Visitor, body: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401
         with self._plain():
             response = await self._http.request(method, path, json=body, headers=self._headers(visitor))
-            await _check(response, visitor)
+            await check(response, visitor)
             return response.json()
 
     def _headers(self, visitor: Visitor) -> dict[str, str]:
@@ -168,7 +168,7 @@ class _Plain:
             raise Refusal(f"What answers at {self._server} is not this page's service.") from error
 
 
-async def _check(response: httpx2.Response, visitor: Visitor) -> None:
+async def check(response: httpx2.Response, visitor: Visitor) -> None:
     """Raises Refusal where the answer is one."""
     if response.is_success:
         return

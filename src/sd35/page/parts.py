@@ -124,7 +124,7 @@ def _stage() -> dict[str, object]:
         visible=False,
         columns=6,
         height="auto",
-        object_fit="cover",
+        object_fit="contain",
         allow_preview=False,
         interactive=False,
         buttons=[],

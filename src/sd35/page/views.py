@@ -54,7 +54,7 @@ def failures(sheet: Sheet) -> str:
     cancelled = sum(each.status == "cancelled" for each in sheet.drawings)
     told = notice(" ".join(words))
     if cancelled:
-        many = "Cancelled." if cancelled == len(sheet.drawings) else f"{cancelled} cancelled; the others are here."
+        many = "Cancelled." if cancelled == len(sheet.drawings) else f"{cancelled} of {len(sheet.drawings)} cancelled."
         told += notice(many, "hint")
     return told
 
