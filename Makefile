@@ -59,22 +59,23 @@ LOCK = $(UV_COMPILE) $(LOCK_FLAGS) --universal --generate-hashes --custom-compil
 # The oldest systems that have a wheel of everything: glibc 2.28, macOS 14 (ONNX Runtime's). TensorRT-RTX's own package is
 # but a few lines of Python, and comes as source.
 PLATFORMS = x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin
-# What the container images have beside the defaults. PyTorch for CUDA, with NVIDIA's libraries, is a lock and a layer of its
-# own; what else it needs is in the other locks.
-IMAGE = --extra postgres --extra otel
+# `ui` is what `make run` installs; `default` is the same without the page. The container images have IMAGE. PyTorch for CUDA,
+# with NVIDIA's libraries, is a lock and a layer of its own; what else it needs is in the other locks.
+IMAGE = --extra postgres --extra otel --extra ui
 NOT_OF_TORCH = $(addprefix --no-emit-package ,filelock fsspec jinja2 markupsafe mpmath networkx setuptools sympy typing-extensions)
 
 lock: .venv-lock/.installed  ## Resolves requirements/*.txt again after a change in pyproject.toml.
-	$(LOCK) pyproject.toml -o requirements/default.txt
-	$(LOCK) --group build -c requirements/default.txt -o requirements/build.txt
-	$(LOCK) pyproject.toml --group test --extra diffusers --extra bench --extra otel --extra postgres --extra train \
-		-c requirements/default.txt --no-emit-package torch -o requirements/test.txt
+	$(LOCK) pyproject.toml --extra ui -o requirements/ui.txt
+	$(LOCK) pyproject.toml -c requirements/ui.txt -o requirements/default.txt
+	$(LOCK) --group build -c requirements/ui.txt -o requirements/build.txt
+	$(LOCK) pyproject.toml --group test --extra diffusers --extra bench --extra otel --extra postgres --extra train --extra ui \
+		-c requirements/ui.txt --no-emit-package torch -o requirements/test.txt
 	$(LOCK) --group sbom -o requirements/sbom.txt
-	$(LOCK) pyproject.toml $(IMAGE) -c requirements/default.txt -o requirements/cpu.txt
+	$(LOCK) pyproject.toml $(IMAGE) -c requirements/ui.txt -o requirements/cpu.txt
 	$(LOCK) pyproject.toml $(IMAGE) --extra diffusers -c requirements/cpu.txt --no-emit-package torch -o requirements/cuda.txt
 	$(LOCK) pyproject.toml $(IMAGE) --extra tensorrt -c requirements/cuda.txt --no-emit-package torch -o requirements/tensorrt.txt
 	echo torch==2.13.0 | $(LOCK) --no-config - -c requirements/cuda.txt $(NOT_OF_TORCH) -o requirements/torch.txt
-	for platform in $(PLATFORMS); do for lock in default build test sbom cpu; do \
+	for platform in $(PLATFORMS); do for lock in default ui build test sbom cpu; do \
 		MACOSX_DEPLOYMENT_TARGET=14.0 $(UV_COMPILE) requirements/$$lock.txt --no-deps --only-binary :all: --no-binary tensorrt-rtx-cu12 \
 			--python-platform $$platform > .venv-lock/wheels || exit 1; \
 	done; done
@@ -90,9 +91,9 @@ define NEW_VENV
 	$(PYTHON) -m venv --clear $(@D)
 endef
 
-.venv/.installed: requirements/default.txt requirements/build.txt
+.venv/.installed: requirements/ui.txt requirements/build.txt
 	$(NEW_VENV)
-	$(PIP_INSTALL) --require-hashes --no-deps -r requirements/default.txt -r requirements/build.txt
+	$(PIP_INSTALL) --require-hashes --no-deps -r requirements/ui.txt -r requirements/build.txt
 	@touch $@
 
 # PyTorch is not in the lock: its build for this machine is pip's choice. What it needs is, so it comes last, alone.

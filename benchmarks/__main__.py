@@ -13,6 +13,7 @@ from benchmarks import (
     install_size,
     loading,
     overload,
+    page,
     picture,
     planned_memory,
     real_size,
@@ -38,9 +39,10 @@ BENCHMARKS: dict[str, Callable[[Path, int], Outcome]] = {
     "fp8": fp8.measure,
     "real-size": real_size.measure,
     "soak": soak.measure,
+    "page": page.measure,
 }
-# They take a checkpoint of many gigabytes to mean anything, make one, take minutes to compile, or half an hour.
-ONLY_WHEN_NAMED = {"loading", "real-size", "fp8", "soak"}
+# They take a checkpoint of many gigabytes to mean anything, make one, take minutes to compile, half an hour, a browser.
+ONLY_WHEN_NAMED = {"loading", "real-size", "fp8", "soak", "page"}
 
 
 def main() -> None:

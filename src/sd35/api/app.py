@@ -13,10 +13,11 @@ from starlette.middleware.cors import ALL_METHODS
 from starlette.routing import Match, Mount
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from sd35.api import metrics, service_pages
+from sd35.api import front, metrics, service_pages
 from sd35.api.callers import Gate, require_admin
 from sd35.api.cors import Cors
 from sd35.api.dialects import DIALECTS, refusal
+from sd35.api.front import Front
 from sd35.api.metrics import Metered
 from sd35.api.observe import RequestLog, telemetry_of
 from sd35.api.openapi import describe
@@ -46,9 +47,16 @@ Errors are `application/problem+json` (RFC 9457) and name the field, what came a
 
 
 def create_app(
-    opening: Opening, settings: Settings, keys: KeyStore | None = None, telemetry: Telemetry | None = None
+    opening: Opening,
+    settings: Settings,
+    keys: KeyStore | None = None,
+    telemetry: Telemetry | None = None,
+    page: Front | None = None,
 ) -> FastAPI:
-    """The app around a studio that its lifespan opens and closes. Without `keys`, it is open to whoever reaches it."""
+    """The app around a studio that its lifespan opens and closes.
+
+    Without `keys`, it is open to whoever reaches it. Without `page`, it has none for people.
+    """
     telemetry = telemetry or Telemetry()
     telemetry.metering.registry.register(Readings(opening))
 
@@ -71,11 +79,13 @@ def create_app(
         telemetry=telemetry_of(telemetry.tracing),
     )
     app.state.opening, app.state.telemetry, app.state.sessions = opening, telemetry, Sessions()
-    app.state.settings, app.state.started_s = settings, time.monotonic()
+    app.state.settings, app.state.started_s, app.state.front = settings, time.monotonic(), page or Front()
     for dialect in DIALECTS:
         for router in dialect.routers:
             app.include_router(router, dependencies=[Depends(refuse_unknown)])
     app.include_router(service_pages.router)
+    app.include_router(front.router)
+    app.mount(front.PATH, app.state.front)
     allowed = [Depends(require_admin)] if settings.metrics_need_admin else []
     app.include_router(metrics.router, dependencies=[*allowed, Depends(refuse_unknown)])
     describe(app)

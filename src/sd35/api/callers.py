@@ -12,6 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sd35.api.front import PATH as PAGE
 from sd35.api.refusals import RequestRefused
 from sd35.errors import NotAllowed, Sd35Error
 from sd35.service.artifacts.links import is_link
@@ -20,15 +21,15 @@ from sd35.service.keys import Role
 from sd35.service.opening import Opening
 from sd35.service.service import Service
 
-_OPEN_PATHS = {"/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
-_OPEN_FOLDER = "/static-offline-docs/"
+_OPEN_PATHS = {"/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/favicon.ico", PAGE}
+_OPEN_FOLDERS = ("/static-offline-docs/", f"{PAGE}/")
 
 Refuse = Callable[[Request, Exception], Awaitable[Response]]
 
 
 def is_open(path: str) -> bool:
-    """Whether a path needs no key: what probes ask, and the API's description."""
-    return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER)
+    """Whether a path needs no key: what probes ask, the API's description, and the page, whose calls bring one."""
+    return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDERS)
 
 
 def has_link(scope: Scope) -> bool:

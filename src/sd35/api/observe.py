@@ -10,20 +10,23 @@ from typing import Any, Literal
 
 import structlog
 from fastapi.telemetry import TelemetryConfig
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sd35.api.dialects import refusal
+from sd35.api.front import PATH as PAGE
 from sd35.api.refusals import RequestRefused
 from sd35.service.tracing import Tracing, bind_trace, hide_query
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _QUIET_PATHS = {"/healthz", "/readyz", "/metrics"}  # probes come every second
+_QUIET_FOLDER = f"{PAGE}/"  # files and streams; what the page asks the service for is a request like others
 
 
 def is_probe(scope: MutableMapping[str, Any]) -> bool:
     """Whether a request is one that is neither logged nor traced."""
-    return scope["path"] in _QUIET_PATHS
+    return scope["path"] in _QUIET_PATHS or get_route_path(scope).startswith(_QUIET_FOLDER)
 
 
 def telemetry_of(tracing: Tracing) -> TelemetryConfig:
@@ -63,6 +66,7 @@ def configure_logs(log_format: Literal["auto", "console", "json"]) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # what the page asks for is logged where it is answered
     structlog.configure(
         processors=[*shared, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
@@ -100,6 +104,7 @@ class RequestLog:
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
+        is_quiet = is_probe(scope)  # a mount changes what the path is told by
         started_s = time.monotonic()
         try:
             await self._app(scope, receive, send_named)
@@ -110,7 +115,7 @@ class RequestLog:
             detail = f"an error that was not foreseen; the server's log has it under request_id {request_id}"
             await refusal(scope, RequestRefused(500, detail))(scope, receive, send_named)
         finally:
-            if not is_probe(scope):
+            if not is_quiet:
                 self._log.info(
                     "request",
                     method=scope["method"],

@@ -14,12 +14,13 @@ import structlog
 import uvicorn
 
 from sd35.api.app import create_app
+from sd35.api.front import Front, front_of
 from sd35.api.jobs import job_body
+from sd35.api.listening import address_of, listen
 from sd35.api.observe import configure_logs
 from sd35.api.protocol import bounded
 from sd35.backends.host import process_age_s
 from sd35.backends.table import check_available
-from sd35.errors import InvalidSetting
 from sd35.service.artifacts.retention import Retention
 from sd35.service.choosing import AUTO, why_standing_in
 from sd35.service.kept import Kept
@@ -43,9 +44,9 @@ class _Server(uvicorn.Server):
     While it closes, /readyz and new pictures are answered with 503, so that a load balancer sees why.
     """
 
-    def __init__(self, config: uvicorn.Config, opening: Opening) -> None:
+    def __init__(self, config: uvicorn.Config, opening: Opening, front: Front) -> None:
         super().__init__(config)
-        self._opening = opening
+        self._opening, self._front = opening, front
         self._closing: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_asked_to_end = False
@@ -54,6 +55,11 @@ class _Server(uvicorn.Server):
         """Serve until asked to end."""
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait until everything is answered; the page's streams would last as long as a browser's tab."""
+        await self._front.close()
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  uvicorn's signature
         """Begin to close; the second time, end."""
@@ -94,7 +100,7 @@ def serve(settings: Settings) -> None:
     rules, kept = rules_of(settings), Kept.of(settings)
     webhooks = Webhooks(settings, kept.stores.jobs, partial(job_body, kept.stores.jobs))
     telemetry = Telemetry(Metering(settings.max_batch_rows), Tracing(open_provider()), log_prompts=settings.log_prompts)
-    listener = _listen(settings.host, settings.port)
+    listener = listen(settings.host, settings.port)
     _warn_if_open(listener.getsockname()[0], kept.stores.keys)
     failures: list[Exception] = []
 
@@ -112,18 +118,20 @@ def serve(settings: Settings) -> None:
     def on_ready() -> None:
         phases = {f"{phase}_s": round(took_s, 3) for phase, took_s in start_up.seconds.items()}
         log.info("ready", after_s=round(process_age_s(), 3), **phases)
-        print(_welcome(*listener.getsockname()[:2]), flush=True)  # noqa: T201  for the person at the terminal
+        print(_welcome(address_of(listener)), flush=True)  # noqa: T201  for the person at the terminal
         for name in opening.studio.models:
             if why := why_standing_in(settings, name):
                 print(f"WARNING: this is {name}: {why}.", flush=True)  # noqa: T201  the same
+        front.start()
 
     def on_failure(error: Exception) -> None:
         failures.append(error)
         server.should_exit = True
 
+    front = front_of(settings, address_of(listener))
     opening = Opening(load, on_ready, on_failure, start_up)
     config = uvicorn.Config(
-        create_app(opening, settings, kept.stores.keys, telemetry),
+        create_app(opening, settings, kept.stores.keys, telemetry, front),
         loop="uvloop",
         http=bounded(settings.max_arrival_s),
         ws="none",
@@ -134,21 +142,12 @@ def serve(settings: Settings) -> None:
         root_path=settings.root_path,
         timeout_graceful_shutdown=_ANSWERING_S,
     )
-    server = _Server(config, opening)
+    server = _Server(config, opening, front)
     server.run([listener])
     if failures:
         raise failures[0]
     if opening.is_building:
         os._exit(0)  # it loads what was built, which cannot be interrupted; all else has ended
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-        raise InvalidSetting(f"cannot listen on {host} port {port}: {reason}; see --host, --port") from error
 
 
 def _warn_if_open(host: str, keys: KeyStore | None) -> None:
@@ -162,9 +161,7 @@ def _warn_if_open(host: str, keys: KeyStore | None) -> None:
     )
 
 
-def _welcome(host: str, port: int) -> str:
+def _welcome(address: str) -> str:
     """Where it is, and a line to paste."""
-    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-    address = f"http://{name}:{port}"
     curl = f"curl -X POST {address}/v1/txt2img -H 'content-type: application/json' -d {shlex.quote(_BODY)} -o out.png"
     return f"Ready: {address} (pages: {address}/docs). Try:\n\n  {curl}\n"

@@ -4,7 +4,6 @@ import time
 from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
 
 from sd35.api.callers import service_of
@@ -86,13 +85,6 @@ class Ready(BaseModel):
 
 _NOT_READY: dict[int | str, dict[str, Any]] = {503: documented("Loading, or closing.", **{"Retry-After": "Seconds."})}
 router = APIRouter()
-
-
-@router.head("/", include_in_schema=False)
-@router.get("/", include_in_schema=False)
-async def root(request: Request) -> RedirectResponse:
-    """A person who opens the address finds the pages that explain it."""
-    return RedirectResponse(request.scope["root_path"] + "/docs")
 
 
 @router.head("/healthz", include_in_schema=False)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sd35.cli import capacity_commands, compile_command, key_commands, model_commands, options
+from sd35.cli import capacity_commands, compile_command, key_commands, model_commands, options, page_command
 from sd35.errors import InvalidSetting, Sd35Error
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.add_typer(capacity_commands.app)
 app.add_typer(model_commands.app)
 app.add_typer(compile_command.app)
 app.add_typer(key_commands.app)
+app.add_typer(page_command.app)
 
 
 def main() -> None:
@@ -55,6 +56,7 @@ def serve(
     *,
     host: options.Host = None,
     port: options.Port = None,
+    ui: options.Ui = None,
     root_path: options.RootPath = None,
     trusted_proxies: options.TrustedProxies = None,
     cors_origins: options.CorsOrigins = None,
@@ -107,7 +109,7 @@ def serve(
 ) -> None:
     """Serve pictures over HTTP until Ctrl-C or SIGTERM, which let running pictures finish.
 
-    The API is described at /docs of the address it prints.
+    A page for people is at the address it prints, where the extra `ui` is installed; the API is described at its /docs.
 
     [bold]Examples[/bold]
 

@@ -25,6 +25,7 @@ def _setting(name: str, panel: str, **more: Any) -> Any:  # noqa: ANN401  typer'
 
 Host: TypeAlias = Annotated[str | None, _setting("host", _SERVICE)]
 Port: TypeAlias = Annotated[str | None, _setting("port", _SERVICE, metavar="PORT")]
+Ui: TypeAlias = Annotated[str | None, _setting("ui", _SERVICE, metavar="WHEN")]
 RootPath: TypeAlias = Annotated[str | None, _setting("root_path", _ACCESS, metavar="PATH")]
 TrustedProxies: TypeAlias = Annotated[str | None, _setting("trusted_proxies", _ACCESS, metavar="NETWORKS")]
 CorsOrigins: TypeAlias = Annotated[str | None, _setting("cors_origins", _ACCESS, metavar="ORIGINS")]

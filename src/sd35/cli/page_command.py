@@ -1,0 +1,37 @@
+"""The command `sd35 ui`."""
+
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from sd35.cli import options
+from sd35.errors import InvalidSetting
+
+app = typer.Typer(rich_markup_mode="rich")
+
+
+@app.command(epilog=options.EPILOG)
+def ui(
+    *,
+    server: Annotated[str, typer.Option(help="Address of the service, as https://pictures.example.com.")],
+    host: options.Host = None,
+    port: options.Port = None,
+    cache_dir: options.CacheDir = None,
+    config: options.Config = None,
+) -> None:
+    """Serve the page for people alone, for a service that runs somewhere else.
+
+    `sd35 serve` has the same page; this is for another machine, or a service that was started without it.
+
+    [bold]Examples[/bold]
+
+      sd35 ui --server http://gpu.example:8000 --port 8001
+    """
+    settings = options.settings_of(locals())
+    address = urlsplit(server)
+    if address.scheme not in {"http", "https"} or not address.hostname or address.query or address.fragment:
+        raise InvalidSetting(f"--server: got {server!r}; allowed: an address as http://127.0.0.1:8000")
+    from sd35.cli.ui import ui as run
+
+    run(server, settings.host, settings.port, settings.cache_dir)

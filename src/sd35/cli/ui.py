@@ -1,0 +1,68 @@
+"""`sd35 ui`: the page for people, as a process of its own that speaks to a service somewhere else."""
+
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from sd35.api import front
+from sd35.api.front import Front
+from sd35.api.listening import address_of, listen
+from sd35.api.observe import RequestLog, configure_logs
+from sd35.api.protocol import bounded
+from sd35.errors import InvalidSetting
+
+_ARRIVAL_S = 30.0
+_ANSWERING_S = 5  # for browsers to read their last answer
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, whose end is not held up by the streams of open tabs."""
+
+    def __init__(self, config: uvicorn.Config, page: Front) -> None:
+        super().__init__(config)
+        self._page = page
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the page's streams, and then what remains."""
+        await self._page.close()
+        await super().shutdown(sockets)
+
+
+def ui(server: str, host: str, port: int, cache_dir: Path) -> None:
+    """Serve the page of a service until a signal.
+
+    Raises InvalidSetting where the extra `ui` is missing, or the port is taken.
+    """
+    if not front.is_installed():
+        raise InvalidSetting("sd35 ui: got an installation without the page; allowed: one with the extra `ui`")
+    configure_logs("auto")
+    listener = listen(host, port)
+    from sd35.page.app import Page
+
+    page, place = Page(server, cache_dir, _ARRIVAL_S, uses_proxies=True), Front()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await place.open(lambda: page)
+        print(f"Ready: {address_of(listener)} (the page of {server})", flush=True)
+        yield
+
+    app = FastAPI(openapi_url=None, lifespan=lifespan)
+    app.state.front = place
+    app.include_router(front.router)
+    app.mount(front.PATH, place)
+    app.add_middleware(RequestLog)
+    config = uvicorn.Config(
+        app,
+        http=bounded(_ARRIVAL_S),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_ANSWERING_S,
+    )
+    _Server(config, place).run([listener])

@@ -1,0 +1,142 @@
+"""What surrounds Gradio's app: it answers what the page asks for and nothing else, within bounds, and lets go at once.
+
+Gradio offers more than this page needs: a proxy, an open API, files of other apps. None of it can be reached.
+"""
+
+import asyncio
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import unquote
+
+from starlette._utils import get_route_path
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MOST_UPLOAD_BYTES = 32 * 1024 * 1024
+MOST_BODY_BYTES = 1024 * 1024
+MOST_KEPT_BYTES = 2 * 1024**3  # of dropped and made pictures; what is older than a day is removed
+_FORM_BYTES = 16 * 1024  # around a file
+_FILE = "/gradio_api/file="
+_UPLOAD = "/gradio_api/upload"
+_READ = re.compile(
+    r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/pwa_icon|/(static|assets|svelte)/.*"
+    r"|/gradio_api/(queue/data|upload_progress|heartbeat/\w+|startup-events|app_id/?|info)"
+)
+_WRITTEN = re.compile(r"/gradio_api/(queue/join|upload|cancel|reset/?)")
+# Fonts, scripts and pictures come from here, and nothing is sent elsewhere: the browser holds the page to it.
+_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline';"
+    " img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'self';"
+    " base-uri 'self'; form-action 'self'"
+)
+
+
+class Guard:
+    """ASGI: Gradio's app, as far as the page needs it. `directory` is the only one that files are given of."""
+
+    def __init__(self, app: ASGIApp, directory: Path, arrival_s: float) -> None:
+        self._app, self._directory, self._arrival_s = app, directory.resolve(), arrival_s
+        self._answering: set[asyncio.Task[None]] = set()
+        self._is_closed = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, to its end or until `close`."""
+        if refused := await self._refused(scope):
+            await refused(scope, receive, send)
+            return
+        own = {**scope, "app": None, "route": None}  # Gradio's routes are not the labels of anyone's metrics
+        is_open = False  # an answer has begun, and not ended
+
+        async def send_guarded(message: Message) -> None:
+            nonlocal is_open
+            is_open = message["type"] == "http.response.start" or message.get("more_body", False)
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = _POLICY
+                headers["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        task = asyncio.ensure_future(self._app(own, _in_time(receive, self._arrival_s), send_guarded))
+        self._answering.add(task)
+        try:
+            await asyncio.shield(task)
+        except ClientDisconnect:
+            return
+        except asyncio.CancelledError:
+            if not self._is_closed:  # it is this request that is cancelled
+                raise
+            if is_open:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            task.cancel()
+            self._answering.discard(task)
+
+    def close(self) -> None:
+        """End every answer: a browser keeps streams open for as long as its tab is."""
+        self._is_closed = True
+        for task in self._answering:
+            task.cancel()
+
+    async def _refused(self, scope: Scope) -> PlainTextResponse | None:
+        """An answer to what is not let through."""
+        for status, words in self._objections(scope):
+            return PlainTextResponse(words, status)
+        if get_route_path(scope) == _UPLOAD and await asyncio.to_thread(_bytes_in, self._directory) > MOST_KEPT_BYTES:
+            return PlainTextResponse("There is no room for files now. Try again in an hour.", 507)
+        return None
+
+    def _objections(self, scope: Scope) -> Iterator[tuple[int, str]]:
+        """Status and words of what is wrong with a request; the first counts."""
+        method, path, headers = scope["method"], get_route_path(scope), Headers(scope=scope)
+        if self._is_closed:
+            yield 503, "The page is closing."
+        if method in {"GET", "HEAD"}:
+            is_there = self._is_own(path) if path.startswith(_FILE) else bool(_READ.fullmatch(path))
+        else:
+            is_there = method == "POST" and bool(_WRITTEN.fullmatch(path))
+        if not is_there:
+            yield 404, "There is no such page."
+        if method == "POST":
+            if headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
+                yield 403, "Another site's page may not use this one."
+            length = headers.get("content-length", "")
+            if not length.isdecimal():
+                yield 411, "The body's length is needed."
+            most_bytes = MOST_UPLOAD_BYTES + _FORM_BYTES if path == _UPLOAD else MOST_BODY_BYTES
+            if int(length) > most_bytes:
+                yield 413, f"The body is larger than {most_bytes} bytes."
+
+    def _is_own(self, path: str) -> bool:
+        return Path(unquote(path.removeprefix(_FILE))).resolve().is_relative_to(self._directory)
+
+
+def _bytes_in(directory: Path) -> int:
+    size_bytes = 0
+    for path in directory.rglob("*"):
+        with suppress(FileNotFoundError):  # removed meanwhile
+            size_bytes += path.lstat().st_size
+    return size_bytes
+
+
+def _in_time(receive: Receive, arrival_s: float) -> Receive:
+    """Receives a body as a whole within a time; whoever takes longer has hung up, as far as the app is told."""
+    until_s = asyncio.get_running_loop().time() + arrival_s
+    is_whole = False
+
+    async def receive_in_time() -> Message:
+        nonlocal is_whole
+        if is_whole:
+            return await receive()
+        try:
+            async with asyncio.timeout_at(until_s):
+                message = await receive()
+        except TimeoutError:
+            return {"type": "http.disconnect"}
+        is_whole = not message.get("more_body", False)
+        return message
+
+    return receive_in_time

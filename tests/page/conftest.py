@@ -1,0 +1,122 @@
+"""A browser, a server with the page, and what is watched of both: neither speaks to another host."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from tests.cli.test_serve import Served, serving
+
+CHROMIUM = shutil.which("chromium")
+ARGUMENTS = ["--no-sandbox", "--headless", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+MOST_MS = 60_000
+# Python tells of every connection and look-up by its own sockets: what Gradio would send home goes by these.
+WATCH = """
+import os, sys
+with open(os.environ["WATCHED"], "a") as file:
+    print("noting", file=file)
+def note(event, given):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        with open(os.environ["WATCHED"], "a") as file:
+            print(event, given[1] if event == "socket.connect" else given[0], file=file)
+sys.addaudithook(note)
+"""
+
+
+class Watched(NamedTuple):
+    """A server with the page, and where its process's connections are noted."""
+
+    served: Served
+    connections: Path
+
+    @property
+    def address(self) -> str:
+        """Of the server."""
+        return f"http://127.0.0.1:{self.served.port}"
+
+    def get(self, path: str, **headers: str) -> bytes:
+        """What the service itself answers."""
+        connection = self.served.connect()
+        connection.request("GET", path, headers=headers)
+        content: bytes = connection.getresponse().read()
+        connection.close()
+        return content
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """The jobs that the service knows, the newest first."""
+        found: list[dict[str, Any]] = json.loads(self.get("/v1/jobs"))["data"]
+        return found
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium."""
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    """A server that all tests share which leave it as it was."""
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "sitecustomize.py").write_text(WATCH)
+    connections = folder / "connections"
+    before = os.environ.get("PYTHONPATH")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(folder), before])))
+        patch.setenv("WATCHED", str(connections))
+        with serving(folder / "stderr", "--cache-dir", str(folder / "cache")) as served:
+            yield Watched(served, connections)
+
+
+@pytest.fixture
+def new_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens the page of an address in a browser session of its own, and waits until it can be used.
+
+    At the end, no page has asked another host for anything, nor met an error in its scripts.
+    """
+    contexts: list[BrowserContext] = []
+    pages: list[Page] = []
+    asked: list[tuple[str, str]] = []
+    errors: list[Exception] = []
+
+    def open_page(address: str, context: BrowserContext | None = None, **options: Any) -> Page:
+        if context is None:
+            context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+            contexts.append(context)
+        page = context.new_page()
+        pages.append(page)
+        page.set_default_timeout(MOST_MS)
+        page.on("request", lambda request: asked.append((address, request.url)))
+        page.on("pageerror", lambda error: errors.append(error))  # noqa: PLW0108  Playwright marks what it is given
+        page.goto(address)  # while it is being loaded, this reloads itself
+        expect(page.get_by_role("button", name="Generate")).to_be_enabled(timeout=MOST_MS)
+        return page
+
+    yield open_page
+    for each in (*pages, *contexts):
+        each.close()
+    foreign = [url for address, url in asked if not url.startswith((f"{address}/", "data:", "blob:"))]
+    assert (foreign, errors) == ([], [])
+
+
+@pytest.fixture(scope="session")
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    """One whose cache has the page's scripts, after the first test."""
+    with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
+        yield context
+
+
+@pytest.fixture
+def page(watched: Watched, context: BrowserContext, new_page: Callable[..., Page]) -> Page:
+    """The shared server's page; each time it is opened is a session of its own."""
+    return new_page(watched.address, context)

@@ -1,0 +1,81 @@
+"""What of Gradio can be reached through the page's guard, and how much may be sent to it."""
+
+from pathlib import Path
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
+from starlette.testclient import TestClient
+
+from sd35.page import guard
+from sd35.page.guard import MOST_BODY_BYTES, MOST_UPLOAD_BYTES, Guard
+
+
+async def through(request: Request) -> PlainTextResponse:
+    """What stands for Gradio: says that it was reached."""
+    return PlainTextResponse(f"reached {len(await request.body())}")
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> TestClient:
+    """Of a guard that gives files of one directory."""
+    inner = Starlette(routes=[Route("/{path:path}", through, methods=["GET", "POST", "PUT"])])
+    return TestClient(Starlette(routes=[Mount("/ui", Guard(inner, tmp_path / "own", arrival_s=30))]))
+
+
+@pytest.mark.parametrize("path", ["/", "/config", "/theme.css", "/assets/index.js", "/gradio_api/heartbeat/a1"])
+def test_what_the_page_consists_of_is_given(client: TestClient, path: str):
+    """With a policy by which the browser asks no other host."""
+    response = client.get(f"/ui{path}")
+    assert (response.status_code, response.text) == (200, "reached 0")
+    assert response.headers["content-security-policy"].startswith("default-src 'self';")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/proxy=http://example.com/",
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/file=http://example.com/a.png",
+        "/gradio_api/component_server",
+        "/gradio_api/call/generated",
+        "/gradio_api/deep_link",
+        "/gradio_api/openapi.json",
+        "/monitoring",
+        "/login",
+    ],
+)
+def test_the_rest_of_gradio_is_not_there(client: TestClient, path: str):
+    """Neither to read nor to write."""
+    assert client.get(f"/ui{path}").status_code == 404
+    assert client.post(f"/ui{path}", json={}).status_code == 404
+
+
+def test_files_are_given_of_the_pages_own_directory_alone(client: TestClient, tmp_path: Path):
+    """However the path is written."""
+    own = tmp_path / "own"
+    assert client.get(f"/ui/gradio_api/file={own}/a.png").status_code == 200
+    for path in (f"{own}/../other/a.png", f"{own}%2f..%2fother%2fa.png", f"{tmp_path}/ownother/a.png", "a.png"):
+        assert client.get(f"/ui/gradio_api/file={path}").status_code == 404, path
+
+
+def test_what_is_sent_is_bounded(client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each body, which has to say its length, and all files together; and another site's page may send nothing."""
+
+    def status(path: str, length: int | None, **headers: str) -> int:
+        more = {} if length is None else {"content-length": str(length)}
+        return client.post(f"/ui/gradio_api/{path}", headers={**more, **headers}, content=iter([b""])).status_code
+
+    assert status("queue/join", 0) == 200
+    assert status("queue/join", MOST_BODY_BYTES + 1) == 413
+    assert status("queue/join", None) == 411
+    assert status("upload", 2 * MOST_UPLOAD_BYTES) == 413
+    assert status("upload", 0, **{"sec-fetch-site": "cross-site"}) == 403
+    assert client.put("/ui/gradio_api/upload").status_code == 404
+    (tmp_path / "own" / "a").mkdir(parents=True)
+    (tmp_path / "own" / "a" / "b.png").write_bytes(bytes(10))
+    assert status("upload", 0) == 200
+    monkeypatch.setattr(guard, "MOST_KEPT_BYTES", 1)
+    assert status("upload", 0) == 507

@@ -1,0 +1,43 @@
+"""What a dropped file says of its settings."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sd35.errors import NotReplayable
+from sd35.page.reading import read_request
+from sd35.request import Request
+from sd35.service.png import write_png
+from sd35.service.record import REQUEST_KEY
+
+REQUEST = Request("a cat \u2603", "", 64, 64, 4, 4.5, 7, "sd35-mini", "revision", "onnx/float32")
+PIXELS = np.zeros((64, 64, 3), np.uint8)
+
+
+def test_the_key_is_the_one_that_the_service_writes(tmp_path: Path):
+    """The page and the service agree on it, though neither imports the other."""
+    file = tmp_path / "made.png"
+    file.write_bytes(write_png(PIXELS, {REQUEST_KEY: REQUEST.canonical.decode()}))
+    assert read_request(file) == REQUEST
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"GIF89a", "not a PNG file"),
+        (write_png(PIXELS, {REQUEST_KEY: REQUEST.canonical.decode()})[:80], "damaged"),
+        (write_png(PIXELS, {"parameters": "a cat"}), "not made by this service"),
+        (write_png(PIXELS, {REQUEST_KEY: "{"}), "damaged"),
+        (write_png(PIXELS, {REQUEST_KEY: json.dumps({"prompt": "a cat"})}), "damaged"),
+        (write_png(PIXELS, {REQUEST_KEY: REQUEST.canonical.decode().replace('"steps":4', '"steps":999')}), "damaged"),
+    ],
+    ids=["other", "cut", "foreign", "no JSON", "incomplete", "out of range"],
+)
+def test_any_other_file_is_told_in_plain_words(tmp_path: Path, content: bytes, words: str):
+    """Each for what is wrong with it."""
+    file = tmp_path / "file.png"
+    file.write_bytes(content)
+    with pytest.raises(NotReplayable, match=words):
+        read_request(file)
