@@ -4,6 +4,7 @@ SSIM is that of Wang, Bovik, Sheikh and Simoncelli, "Image Quality Assessment: F
 Similarity" (2004): a Gaussian window of 11x11 px with sigma 1.5, K1 = 0.01, K2 = 0.03, on luma (ITU-R BT.601).
 """
 
+import base64
 import io
 from collections.abc import Sequence
 from math import log10
@@ -16,7 +17,18 @@ from pydantic import BaseModel, ConfigDict
 Picture = UInt8[np.ndarray, "height width 3"]
 WINDOW_PX, _SIGMA_PX = 11, 1.5
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+_SHOWN, _SHOWN_PX = 4, 192
 _LUMA = np.array([0.299, 0.587, 0.114])
+
+
+class Shown(BaseModel):
+    """A pair for people to look at: WebP files, small and not exact, in base64."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str
+    picture: str
+    expected: str
 
 
 class Quality(BaseModel):
@@ -38,6 +50,7 @@ class Quality(BaseModel):
     least_ssim: float | None = None
     right: float | None = None
     reference_right: float | None = None
+    shown: list[Shown] = []
 
 
 def compared(reference: str, pictures: Sequence[Picture], expected: Sequence[Picture]) -> Quality:
@@ -57,6 +70,12 @@ def compared(reference: str, pictures: Sequence[Picture], expected: Sequence[Pic
         ssim=float(np.mean(alike)),
         least_ssim=min(alike),
     )
+
+
+def shown(prompts: Sequence[str], pictures: Sequence[Picture], expected: Sequence[Picture]) -> list[Shown]:
+    """The first few pairs."""
+    trios = list(zip(prompts, pictures, expected, strict=True))[:_SHOWN]
+    return [Shown(prompt=words, picture=_small(one), expected=_small(other)) for words, one, other in trios]
 
 
 def opened(file: bytes) -> Picture:
@@ -95,6 +114,13 @@ def _blurred(levels: Float[np.ndarray, "height width"]) -> Float[np.ndarray, "in
     for axis in (0, 1):
         levels = np.lib.stride_tricks.sliding_window_view(levels, WINDOW_PX, axis) @ window
     return levels
+
+
+def _small(picture: Picture) -> str:
+    image, file = Image.fromarray(picture), io.BytesIO()
+    image.thumbnail((_SHOWN_PX, _SHOWN_PX))
+    image.save(file, "WEBP", quality=80)
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def _size(picture: Picture) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from sd35.bench.dialects import dialect_of
 from sd35.bench.judging import right_share
-from sd35.bench.quality import Quality, compared, opened
+from sd35.bench.quality import Quality, compared, opened, shown
 from sd35.bench.results import Plan, Result
 from sd35.bench.run import Measured, OnProgress, duration_s, measure, pictures
 from sd35.bench.scenes import judged_scenes
@@ -74,9 +74,11 @@ class Reference:
             return Quality(reference=self.name, pictures=self._count, why_not=why_not)
         ours, theirs = ([opened(file) for file in each.files] for each in (drawn, expected))
         quality = compared(self.name, ours, theirs)
+        scenes = judged_scenes(self._count)
+        pairs = shown([scene.prompt for scene in scenes], ours, theirs)
+        quality = quality.model_copy(update={"shown": pairs})
         if self._settings.checkpoints != (EMBEDDED,):
             return quality
-        scenes = judged_scenes(self._count)
         shares = {"right": right_share(ours, scenes), "reference_right": right_share(theirs, scenes)}
         return quality.model_copy(update=shares)
 

@@ -1,10 +1,12 @@
 """Figures and facts in words, the same for the terminal and for the page."""
 
 from sd35.bench.figures import Figure
+from sd35.bench.machine import Machine
 from sd35.bench.quality import Quality
 from sd35.bench.results import Cell, Matrix, Part, Result
 
 _MB = 1e6
+MATRIX_COLUMNS = ("pictures/s", "ratio", "row-steps/s", "p95, s", "memory", "GPU memory", "ready, s", "PSNR, dB")
 
 
 def figure(found: Figure | None, digits: int = 2) -> str:
@@ -20,16 +22,25 @@ def bytes_in_words(count: int | None) -> str:
     return "not known" if count is None else f"{count / _MB:,.0f} MB"
 
 
+def models_in_words(result: Result) -> str:
+    """What made the pictures."""
+    models = [each for each in result.served.models or [] if {"id", "backend", "precision"} <= each.keys()]
+    told = ", ".join(f"{each['id']} on {each['backend']}/{each['precision']}" for each in models)
+    return told or f"The server at {result.served.url}"
+
+
 def served_in_words(result: Result) -> str:
-    """What was measured."""
-    served = result.served
-    where = served.url or "a server started for it"
-    model = ", ".join(
-        f"{each['id']} on {each['backend']}/{each['precision']}"
-        for each in served.models or []
-        if {"id", "backend", "precision"} <= each.keys()
+    """Where it was, and how it was asked."""
+    return f"{result.served.url or 'on a server that was started for it'}, asked in the dialect {result.served.dialect}"
+
+
+def matrix_in_words(found: Matrix) -> str:
+    """How each combination was measured."""
+    plan = found.plan
+    return (
+        f"{plan.clients} clients in a closed loop, {plan.rounds} rounds of {plan.seconds:g} s, workload"
+        f" '{found.workload.name}' ({found.workload_digest}); ratios are to the first"
     )
-    return f"{model or 'an unknown model'}, at {where}, asked in the dialect {served.dialect}"
 
 
 def load_in_words(part: Part) -> str:
@@ -99,11 +110,20 @@ def batches_in_words(result: Result) -> str:
     return f"{batches.batches} batches of {batches.row_steps / batches.batches:.2f} rows on average"
 
 
+def machine_in_words(machine: Machine) -> str:
+    """Hardware and system."""
+    hardware = f"{machine.processor}, {machine.cores} cores, {machine.memory_bytes / 2**30:.1f} GiB"
+    return f"{hardware}; {'; '.join(machine.gpus) or 'no GPU'}; {machine.system}"
+
+
+def software_in_words(machine: Machine) -> str:
+    """Versions and commit."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    return f"Python {machine.python}, {versions}; commit {machine.commit or 'not known'}"
+
+
 def facts(result: Result) -> list[tuple[str, str]]:
     """All beside the table of loads, with what it is called."""
-    machine = result.machine
-    hardware = f"{machine.processor}, {machine.cores} cores, {machine.memory_bytes / 2**30:.1f} GiB"
-    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     return [
         ("cold start", cold_start_in_words(result)),
         ("memory", memory_in_words(result)),
@@ -111,8 +131,8 @@ def facts(result: Result) -> list[tuple[str, str]]:
         ("batches", batches_in_words(result)),
         ("quality", quality_in_words(result.quality)),
         ("asked", loads_in_words(result)),
-        ("machine", f"{hardware}; {'; '.join(machine.gpus) or 'no GPU'}; {machine.system}"),
-        ("software", f"Python {machine.python}, {versions}; commit {machine.commit or 'not known'}"),
+        ("machine", machine_in_words(result.machine)),
+        ("software", software_in_words(result.machine)),
     ]
 
 

@@ -17,6 +17,7 @@ from sd35.backends.table import BACKENDS, check_available
 from sd35.bench.compare import compare as compare_runs
 from sd35.bench.dialects import Dialect, dialect_of
 from sd35.bench.matrix import BATCHES, combinations, run_matrix
+from sd35.bench.page import page
 from sd35.bench.results import Matrix, Plan, Result, read, write
 from sd35.bench.run import OnProgress, duration_s
 from sd35.bench.session import Session, run_session
@@ -138,7 +139,8 @@ def compare(before: Path, after: Path, *, different_workloads: bool, as_json: bo
 
 def _keep(found: Result | Matrix, folder: Path, name: str) -> None:
     write(found, folder / f"{name}.json")
-    print(f"Written: {folder / name}.json", file=sys.stderr)
+    (folder / f"{name}.html").write_text(page(found), encoding="utf-8")
+    print(f"Written: {folder / name}.json, {folder / name}.html", file=sys.stderr)
 
 
 @contextmanager

@@ -5,12 +5,22 @@ from rich.table import Table
 
 from sd35.bench.compare import Comparison
 from sd35.bench.results import Matrix, Part, Result
-from sd35.bench.words import facts, figure, load_in_words, matrix_figures, not_run, served_in_words
+from sd35.bench.words import (
+    MATRIX_COLUMNS,
+    facts,
+    figure,
+    load_in_words,
+    matrix_figures,
+    matrix_in_words,
+    models_in_words,
+    not_run,
+    served_in_words,
+)
 
 
 def show(result: Result, console: Console) -> None:
     """All of it, the figures of each load and class first."""
-    console.print(served_in_words(result), markup=False)
+    console.print(f"{models_in_words(result)}: {served_in_words(result)}", markup=False)
     console.print(result.busy.words, style="bold red" if result.busy.is_busy else "dim", markup=False)
     for part in result.parts:
         console.print()
@@ -36,10 +46,10 @@ def _latencies(part: Part) -> Table:
 
 def show_matrix(found: Matrix, console: Console) -> None:
     """A line for each combination, with ratios to the first that ran."""
-    console.print(", ".join(found.checkpoints), markup=False)
+    console.print(f"{', '.join(found.checkpoints)}: {matrix_in_words(found)}", markup=False)
     console.print(found.busy.words, style="bold red" if found.busy.is_busy else "dim", markup=False)
     table = Table("backend/precision, rows", box=None)
-    for name in ("pictures/s", "ratio", "row-steps/s", "p95, s", "memory", "GPU memory", "ready, s", "PSNR, dB"):
+    for name in MATRIX_COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
     for cell in found.cells:
         if not cell.why_not:
