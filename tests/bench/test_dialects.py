@@ -10,7 +10,7 @@ from sd35.bench.dialects import DIALECTS, Answer, dialect_of
 from sd35.bench.load import Asking
 from sd35.bench.quality import opened
 from sd35.bench.run import Measured
-from sd35.bench.server import Server, scraped
+from sd35.bench.server import Server
 from sd35.bench.watching import occupancy
 from sd35.bench.workload import Kind, Wanted, Workload, mixed
 from sd35.errors import InvalidSetting
@@ -114,12 +114,13 @@ def test_an_unknown_dialect_is_told_with_the_known_ones():
 
 def test_the_services_metrics_tell_of_batches(url: str):
     """As many as its own counter says, each in the class of its share; and its models are read."""
-    before = scraped(url)
+    measured = Measured(Server(url), DIALECTS["sd35"])
+    before = measured.metrics()
     ask(url, "sd35", Wanted("k", "a cat", 1, steps=3, guidance=0.0))
-    after = scraped(url)
+    after = measured.metrics()
     name = "sd35_engine_batch_duration_seconds_count"
     assert sum(occupancy(before, after).values()) == after[name] - before.get(name, 0) >= 3
-    models = Measured(Server(url), DIALECTS["sd35"]).models()
+    models = measured.models()
     assert models
     assert models[0]["id"] == "mini"
     assert Measured(Server(url), DIALECTS["openai"]).models() is None

@@ -13,7 +13,7 @@ from sd35.bench.load import Asked, Asking, arrivals, closed_loop, open_loop
 from sd35.bench.machine import busy_of, this_machine
 from sd35.bench.parts import Load, Round, capacity, closed, opened, opened_at_share, part_of
 from sd35.bench.results import Batches, ColdStart, Gpu, Memory, Part, Plan, Result, Served, Span, peak
-from sd35.bench.server import Server, scraped
+from sd35.bench.server import Server, client, scraped
 from sd35.bench.watching import Watch, occupancy
 from sd35.bench.workload import Wanted, Workload
 from sd35.errors import MeasuringFailed
@@ -38,15 +38,18 @@ class Measured(NamedTuple):
 
     def metrics(self) -> dict[str, float]:
         """The server's own, where it is one of this project's."""
-        return scraped(self.server.url, self.headers) if self.dialect.has_metrics else {}
+        if not self.dialect.has_metrics:
+            return {}
+        with client(self.server.url, self.headers) as asking:
+            return scraped(asking)
 
     def models(self) -> list[dict[str, Any]] | None:
         """The models that it says it serves; None where it is not one of this project's."""
         if not self.dialect.has_metrics:
             return None
         try:
-            answer = httpx2.get(f"{self.server.url}/v1/models", headers=self.headers, trust_env=False)
-            found: list[dict[str, Any]] = answer.json()["data"]
+            with client(self.server.url, self.headers) as asking:
+                found: list[dict[str, Any]] = asking.get("/v1/models").json()["data"]
         except (httpx2.HTTPError, ValueError, KeyError):
             return None  # somebody else's server, with this project's interface for pictures
         return found

@@ -5,12 +5,13 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+import httpx2
 import psutil
 from pydantic import BaseModel, ConfigDict
 
 from sd35.bench.gpu import Gpus
 from sd35.bench.machine import OthersUse, family
-from sd35.bench.server import scraped
+from sd35.bench.server import client, scraped
 
 _SCRAPED_EVERY = 4  # looks: the service's metrics cost it some milliseconds
 _ROW_STEPS, _BATCHES = "sd35_engine_row_steps_total", "sd35_engine_batch_duration_seconds_count"
@@ -55,8 +56,9 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         """Until `finish`."""
-        while not self._ended.wait(self.every_s):
-            self.looks.append(self._look())
+        with client(self._url, self._headers) as asking:
+            while not self._ended.wait(self.every_s):
+                self.looks.append(self._look(asking))
 
     def finish(self) -> list[Look]:
         """All looks."""
@@ -64,11 +66,11 @@ class Watch(threading.Thread):
         self.join()
         return self.looks
 
-    def _look(self) -> Look:
+    def _look(self, asking: httpx2.Client) -> Look:
         processes = family(self._pid) if self._pid else []
         others = self._others.cores()
         gpu = self.gpus.sample([process.pid for process in processes])
-        told = self._told() if self._headers is not None and len(self.looks) % _SCRAPED_EVERY == 0 else {}
+        told = self._told(asking) if self._headers is not None and len(self.looks) % _SCRAPED_EVERY == 0 else {}
         of_metrics = int(told.pop("resident_bytes", 0))
         return Look(
             at_s=round(time.monotonic() - self.began_s, 3),
@@ -79,9 +81,9 @@ class Watch(threading.Thread):
             **told,
         )
 
-    def _told(self) -> dict[str, float]:
+    def _told(self, asking: httpx2.Client) -> dict[str, float]:
         """What the service's metrics say, since the last time."""
-        (then_s, before), now = self._metrics, scraped(self._url, self._headers)
+        (then_s, before), now = self._metrics, scraped(asking)
         now_s = time.monotonic()
         self._metrics = now_s, now
         if not now:
