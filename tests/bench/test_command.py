@@ -1,15 +1,19 @@
 """`sd35 bench`, really run for a moment: what it measures is another matter. And what it refuses."""
 
 import json
+import signal
+import subprocess
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sd35.bench.results import read
 from sd35.bench.server import arguments_of, last_words, started
 from sd35.errors import MeasuringFailed
 from sd35.settings import load_settings
-from tests.cli.test_commands import sd35_here
+from tests.cli.test_commands import SD35, TIMEOUT_S, sd35_here
 
 QUICK = ("--rounds", "1", "--seconds", "0.3", "--warm-up", "0.1", "--clients", "2", "--judged", "2")
 SMALL = """
@@ -142,6 +146,19 @@ def test_comparing_prints_a_table_and_tells_what_is_no_result(
     (tmp_path / "b.json").write_text("{}")
     assert sd35_here(monkeypatch, "bench", "compare", str(file), str(tmp_path / "b.json")) == 2
     assert "b.json: format: got None" in capsys.readouterr().err
+
+
+def test_who_ends_a_run_ends_its_server(small: str):
+    """SIGTERM in the middle of it leaves no process behind."""
+    with subprocess.Popen([*SD35, "bench", *QUICK, "--seconds", "60", "--workload", small]) as running:
+        bench = psutil.Process(running.pid)
+        until_s = time.monotonic() + TIMEOUT_S
+        while not (children := bench.children()):
+            assert running.poll() is None
+            assert time.monotonic() < until_s
+        running.terminate()
+        assert running.wait(TIMEOUT_S) == 128 + signal.SIGTERM
+    assert not psutil.pid_exists(children[0].pid)
 
 
 def test_a_server_is_given_the_settings_that_shape_its_figures():

@@ -3,11 +3,13 @@
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from urllib.parse import urlsplit
 
 from rich.console import Console
@@ -99,7 +101,7 @@ class Asked:
 def bench(settings: Settings, asked: Asked) -> None:
     """Measure, print, and write what is to be kept. Raises InvalidSetting, MeasuringFailed."""
     session = asked.session(settings)
-    with _bar(duration_s(session.plan)) as progress:
+    with _ending_gently(), _bar(duration_s(session.plan)) as progress:
         result = run_session(session, progress)
     if asked.as_json:
         print(result.model_dump_json())
@@ -118,7 +120,7 @@ def matrix(settings: Settings, asked: Asked, batches: tuple[int, ...]) -> None:
     session = asked.session(settings)
     session = replace(session, plan=session.plan.model_copy(update={"shares": ()}))
     batches = batches or BATCHES
-    with _bar(duration_s(session.plan) * combinations(session, batches)) as progress:
+    with _ending_gently(), _bar(duration_s(session.plan) * combinations(session, batches)) as progress:
         found = run_matrix(session, batches, progress)
     if asked.as_json:
         print(found.model_dump_json())
@@ -141,6 +143,20 @@ def _keep(found: Result | Matrix, folder: Path, name: str) -> None:
     write(found, folder / f"{name}.json")
     (folder / f"{name}.html").write_text(page(found), encoding="utf-8")
     print(f"Written: {folder / name}.json, {folder / name}.html", file=sys.stderr)
+
+
+@contextmanager
+def _ending_gently() -> Iterator[None]:
+    """SIGTERM ends what was begun, as Ctrl-C does: no server that was started is left behind."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
