@@ -10,6 +10,7 @@ import pytest
 from sd35.bench.workload import Kind, Workload, mixed, plain, read_workload
 from sd35.errors import InvalidSetting
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "benchmarking.md"
 TOML = """
 name = "ours"
 seed = 3
@@ -45,6 +46,12 @@ def test_a_file_is_read_as_it_is_documented(tmp_path: Path):
     assert {wanted.size_px for wanted in short} == {(128, 128), (96, 64)}
     assert {wanted.row_steps for wanted in short} == {4, 8}  # without guidance, with it
     assert {(w.prompt, w.negative_prompt) for w in drawn if w.kind == "long"} == {("a whale", "a fish")}
+
+
+def test_the_documented_default_is_the_default(tmp_path: Path):
+    """What docs/benchmarking.md writes out asks for the same, to the digest."""
+    (tmp_path / "it.toml").write_text(DOCUMENT.read_text().partition("```toml\n")[2].partition("```")[0])
+    assert read_workload(tmp_path / "it.toml") == mixed()
 
 
 def test_the_same_seed_asks_for_the_same():
