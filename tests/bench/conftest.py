@@ -48,7 +48,7 @@ def result() -> Result:
             versions={"numpy": "2.4"}, commit="0123456789ab",
         ),
         busy=QUIET,
-        served=Served(dialect="sd35", url=None, settings={"backend": "onnx"}, models=None),
+        served=Served(dialect="sd35", url=None, runs_here=True, settings={"backend": "onnx"}, models=None),
         workload=mixed(),
         workload_digest=mixed().digest,
         plan=plan,

@@ -37,10 +37,14 @@ class Plan(_Frozen):
 
 
 class Served(_Frozen):
-    """The server that was measured. `models` and `settings` are those of this project's servers."""
+    """The server that was measured. `models` and `settings` are those of this project's servers.
+
+    `runs_here`: whether its process was seen on this machine; else the machine of the result is only who asked.
+    """
 
     dialect: str
     url: str | None  # None: it was started here
+    runs_here: bool
     settings: dict[str, str] | None
     models: list[dict[str, Any]] | None
 

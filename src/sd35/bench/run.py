@@ -182,7 +182,13 @@ def _check_makes(asked: Sequence[Asked]) -> None:
 
 def _served(measured: Measured) -> Served:
     url = None if measured.settings is not None else measured.server.url
-    return Served(dialect=measured.dialect.name, url=url, settings=measured.settings, models=measured.models())
+    return Served(
+        dialect=measured.dialect.name,
+        url=url,
+        runs_here=measured.server.pid is not None,
+        settings=measured.settings,
+        models=measured.models(),
+    )
 
 
 def _cold_start(measured: Measured, seen: Seen) -> ColdStart:

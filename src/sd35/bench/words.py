@@ -131,7 +131,7 @@ def facts(result: Result) -> list[tuple[str, str]]:
         ("batches", batches_in_words(result)),
         ("quality", quality_in_words(result.quality)),
         ("asked", loads_in_words(result)),
-        ("machine", machine_in_words(result.machine)),
+        ("machine" if result.served.runs_here else "asked from", machine_in_words(result.machine)),
         ("software", software_in_words(result.machine)),
     ]
 

@@ -44,8 +44,8 @@ def bench(
     ] = None,
     rounds: Annotated[
         int, typer.Option(min=1, max=100, help="How often each load is measured.", rich_help_panel=_LOAD)
-    ] = 3,
-    seconds: Annotated[float, typer.Option(help="Seconds of each load in a round.", rich_help_panel=_LOAD)] = 7.0,
+    ] = 4,
+    seconds: Annotated[float, typer.Option(help="Seconds of each load in a round.", rich_help_panel=_LOAD)] = 5.0,
     warm_up: Annotated[float, typer.Option(help="Seconds of load before it counts.", rich_help_panel=_LOAD)] = 6.0,
     reference: Annotated[
         str,
