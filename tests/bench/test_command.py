@@ -1,6 +1,7 @@
 """`sd35 bench`, really run for a moment: what it measures is another matter. And what it refuses."""
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -9,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sd35.bench.results import read
+from sd35.backends.table import BACKENDS
+from sd35.bench.results import Result, read, write
 from sd35.bench.server import arguments_of, last_words, started
 from sd35.errors import MeasuringFailed
 from sd35.settings import load_settings
@@ -87,8 +89,6 @@ def test_a_matrix_tells_what_runs_and_why_the_rest_does_not(
     small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """Of a table of backends that has one that runs here; what is not compiled is said with its remedy."""
-    from sd35.backends.table import BACKENDS
-
     chosen = {name: BACKENDS[name] for name in ("onnx", "tensorrt")}
     monkeypatch.setattr("sd35.bench.matrix.BACKENDS", chosen)
     quick = (*QUICK, "--workload", small, "--reference", "none", "--cache-dir", str(tmp_path), "--batch", "8")
@@ -101,6 +101,17 @@ def test_a_matrix_tells_what_runs_and_why_the_rest_does_not(
     assert any(name.startswith("tensorrt/") for name in reasons)
     assert "onnx/float32, 8 rows" in capsys.readouterr().out
     assert "build with: sd35 compile" in (tmp_path / "matrix.html").read_text()
+
+
+def test_a_matrix_passes_over_what_is_too_slow(
+    small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Where the first picture takes longer than a round, the rounds would take for ever."""
+    monkeypatch.setattr("sd35.bench.matrix.BACKENDS", {"onnx": BACKENDS["onnx"]})
+    quick = (*QUICK, "--workload", small, "--reference", "none", "--cache-dir", str(tmp_path), "--batch", "8")
+    assert sd35_here(monkeypatch, "bench", "--matrix", *quick, "--seconds", "0.001", "--json") == 0
+    (cell, *_) = json.loads(capsys.readouterr().out)["cells"]
+    assert re.fullmatch(r"its first picture took [\d.]+ s; allowed: 0.001", cell["why_not"])
 
 
 @pytest.mark.parametrize(
@@ -131,12 +142,9 @@ def test_what_is_wrong_is_told_in_a_line(
 
 
 def test_comparing_prints_a_table_and_tells_what_is_no_result(
-    result: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """Also as JSON."""
-    from sd35.bench.results import Result, write
-
-    assert isinstance(result, Result)
     file = tmp_path / "a.json"
     write(result, file)
     assert sd35_here(monkeypatch, "bench", "compare", str(file), str(file)) == 0

@@ -4,16 +4,18 @@ import asyncio
 
 import httpx2
 import pytest
+from prometheus_client import generate_latest
 
 from benchmarks.plain_fastapi import Txt2Img
 from sd35.bench.dialects import DIALECTS, Answer, dialect_of
 from sd35.bench.load import Asking
 from sd35.bench.quality import opened
 from sd35.bench.run import Measured
-from sd35.bench.server import Server
+from sd35.bench.server import Server, parsed
 from sd35.bench.watching import occupancy
 from sd35.bench.workload import Kind, Wanted, Workload, mixed
 from sd35.errors import InvalidSetting
+from sd35.service.metering import Metering
 
 EVERYTHING = Wanted("k", "a cat", 7, "a dog", (96, 64), 2, 4.5)
 
@@ -112,14 +114,26 @@ def test_an_unknown_dialect_is_told_with_the_known_ones():
         dialect_of("http")
 
 
-def test_the_services_metrics_tell_of_batches(url: str):
-    """As many as its own counter says, each in the class of its share; and its models are read."""
+def test_batches_are_told_by_how_full_they_were():
+    """Each in the class of its share, as the service counts them, and only those since the first look."""
+    metering = Metering(max_rows=8)
+    looks = []
+    for rows in ([8], [1, 2, 2, 7, 8]):
+        for each in rows:
+            metering.stepped(1, each, 0.1)
+        looks.append(parsed(generate_latest(metering.registry).decode()))
+    assert {share: count for share, count in occupancy(*looks).items() if count} == {
+        "0.125": 1, "0.25": 2, "0.875": 1, "1.0": 1,
+    }  # fmt: skip
+
+
+def test_the_services_own_pages_are_read(url: str):
+    """Its metrics, and its models; another dialect's server is not asked for them."""
     measured = Measured(Server(url), DIALECTS["sd35"])
     before = measured.metrics()
     ask(url, "sd35", Wanted("k", "a cat", 1, steps=3, guidance=0.0))
     after = measured.metrics()
-    name = "sd35_engine_batch_duration_seconds_count"
-    assert sum(occupancy(before, after).values()) == after[name] - before.get(name, 0) >= 3
+    assert after["sd35_engine_row_steps_total"] - before.get("sd35_engine_row_steps_total", 0) == 3
     models = measured.models()
     assert models
     assert models[0]["id"] == "mini"

@@ -25,7 +25,10 @@ class _Frozen(BaseModel):
 
 
 class Plan(_Frozen):
-    """How it is measured: in each round the closed loop, then each rate of the open one. `seconds`: of each of them."""
+    """How it is measured: in each round the closed loop, then each rate of the open one. `seconds`: of each of them.
+
+    `most_first_s`: a server whose first picture takes longer is not measured.
+    """
 
     clients: int
     rates: tuple[float, ...] = ()  # a second
@@ -34,6 +37,7 @@ class Plan(_Frozen):
     seconds: float
     warm_s: float
     judged: int  # pictures that are compared with the reference's
+    most_first_s: float | None = None
 
 
 class Served(_Frozen):

@@ -118,7 +118,7 @@ def matrix(settings: Settings, asked: Asked, batches: tuple[int, ...]) -> None:
     if asked.rates:
         raise InvalidSetting("--matrix: measures a closed loop; allowed: without --rate")
     session = asked.session(settings)
-    session = replace(session, plan=session.plan.model_copy(update={"shares": ()}))
+    session = replace(session, plan=session.plan.model_copy(update={"shares": (), "most_first_s": asked.seconds}))
     batches = batches or BATCHES
     with _ending_gently(), _bar(duration_s(session.plan) * combinations(session, batches)) as progress:
         found = run_matrix(session, batches, progress)
