@@ -7,7 +7,6 @@ system's cache and their bytecode is compiled, for one start of each comes befor
 
 import http.client
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 from benchmarks.install_size import default_environment
 from benchmarks.outcome import Bar, Outcome, spread
 from benchmarks.processes import ROOT, clean_environment, end
+from sd35.bench.server import free_port
 
 MOST_S = 2.5
 MOST_SHARE = 1 / 3
@@ -52,13 +52,6 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
         ],
         {"sd35_serve_s": ours, "plain_fastapi_s": theirs, "first_s": first},
     )
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def time_to_ready(command: list[str], port: str, variables: dict[str, str]) -> float:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
-from math import ceil, nan
+from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from benchmarks.outcome import Bar, Outcome
 from benchmarks.served import Resident, Server, scraped, sd35_serve, served
 from benchmarks.wire import Client, Connection
 from benchmarks.workload import CLIENTS, requests
+from sd35.bench.figures import percentile
 from sd35.request import STEPS
 
 USUAL, OVERLOAD = 0.8, 5.0
@@ -191,4 +192,4 @@ def _outcome(seen: Seen) -> Outcome:
 
 def _p(sorted_s: list[float], percent: float = 95) -> float:
     """Seconds that so many percent took at most."""
-    return sorted_s[ceil(percent / 100 * len(sorted_s)) - 1] if sorted_s else nan
+    return percentile(sorted_s, percent) if sorted_s else nan

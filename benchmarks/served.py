@@ -1,7 +1,6 @@
 """A server in a process of its own, its metrics, and the memory it has."""
 
 import asyncio
-import re
 import subprocess
 import sys
 import tempfile
@@ -13,11 +12,11 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from benchmarks.cold_start import free_port, wait_until_ready
+from benchmarks.cold_start import wait_until_ready
 from benchmarks.processes import ROOT, clean_environment, end
 from benchmarks.wire import Client
+from sd35.bench.server import free_port, parsed
 
-_SAMPLE = re.compile(r"^([a-z0-9_]+(?:\{[^}]*\})?) (\S+)$", re.MULTILINE)
 _SAMPLE_S = 0.5
 
 
@@ -59,8 +58,7 @@ def sd35_serve(checkpoint: Path) -> list[str]:
 
 async def scraped(client: Client) -> dict[str, float]:
     """The metrics now, by name and labels as they are written."""
-    text = (await client.ask("GET", "/metrics")).body.decode()
-    return {name: float(value) for name, value in _SAMPLE.findall(text)}
+    return parsed((await client.ask("GET", "/metrics")).body.decode())
 
 
 class Resident:

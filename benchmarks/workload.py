@@ -4,10 +4,11 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
-from math import ceil
 from typing import Any, NamedTuple
 
 import httpx2
+
+from sd35.bench.figures import percentile
 
 REQUESTS, CLIENTS = 64, 8
 STEPS, GUIDANCE, SIZES_PX = (4, 12, 28), (0.0, 4.5), ((128, 128), (96, 96))
@@ -86,8 +87,7 @@ def open_loop(port: int, wanted: Sequence[dict[str, Any]], rps: float, seed: int
 
 def percentile_s(answers: Sequence[Answered], percent: float, steps: int | None = None) -> float:
     """Seconds that so many percent of the answers (of those with so many steps) took at most."""
-    took_s = sorted(answer.took_s for answer in answers if steps in (answer.steps, None))
-    return took_s[ceil(percent / 100 * len(took_s)) - 1]
+    return percentile([answer.took_s for answer in answers if steps in (answer.steps, None)], percent)
 
 
 def _client(port: int) -> httpx2.AsyncClient:

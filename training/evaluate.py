@@ -6,6 +6,7 @@ Prompts combine words that training never showed together. Prints a table, write
 
 import argparse
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from PIL import Image
 
+from sd35.bench.judge import Judge, Verdict
 from training.autoencoder import psnr_db, whole_scenes
-from training.judge import Found, find_glyphs, judge_ground
-from training.scenes import Scene, draw, sample_scene
+from training.scenes import Scene, draw, glyph, sample_scene
+from training.vocabulary import OBJECTS
 
 SIDE_PX = 128
 Size = tuple[int, int]  # width and height, px
@@ -28,26 +30,17 @@ OTHER_SIZES: list[Size] = [
 ]  # shown without a bar: training saw fewer of them
 OTHER_COUNT = 24
 BARS = {"single": 0.98, "pair": 0.93}
-AXIS = {"left": 0, "right": 0, "above": 1, "below": 1}
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Whether a picture shows what was asked, and what was found in it."""
-
-    right: bool
-    ground: str
-    found: list[Found]
+@cache
+def _judge() -> Judge:
+    marks = {name: glyph(name, 96) for name in OBJECTS}
+    return Judge({name: mark.crop(mark.getbbox()) for name, mark in marks.items()})
 
 
 def judge(picture: np.ndarray, scene: Scene) -> Verdict:
     """Compares a picture, uint8 `[H, W, 3]`, with the scene it was asked to show."""
-    ground, _ = judge_ground(picture)
-    found = find_glyphs(picture, AXIS.get(scene.relation or ""))
-    wanted = [item.name for item in scene.items]
-    if scene.relation in ("right", "below"):
-        wanted.reverse()
-    return Verdict(ground == scene.ground and [item.name for item in found] == wanted, ground, found)
+    return _judge().verdict(picture, [item.name for item in scene.items], scene.ground, scene.relation)
 
 
 def held_out_scenes(kind: str, count: int, seed: int, size_px: Size = NATIVE) -> list[Scene]:

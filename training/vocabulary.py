@@ -3,6 +3,8 @@
 from itertools import combinations
 from zlib import crc32
 
+from sd35.bench.judge import GROUNDS as GROUNDS  # noqa: PLC0414  the judge knows them too
+
 # Every object is one glyph of Noto Color Emoji.
 OBJECTS: dict[str, str] = {
     "apple": "🍎", "banana": "🍌", "grapes": "🍇", "strawberry": "🍓", "lemon": "🍋", "carrot": "🥕",
@@ -18,20 +20,6 @@ OBJECTS: dict[str, str] = {
     "ball": "⚽", "guitar": "🎸", "book": "📕", "umbrella": "☂", "heart": "❤", "key": "🔑", "robot": "🤖",
     "crown": "👑", "diamond": "💎", "balloon": "🎈", "camera": "📷", "gift": "🎁",
 }  # fmt: skip
-
-# RGB. Chosen so that no glyph melts into its ground: the red heart is lighter than the red ground, and so on.
-GROUNDS: dict[str, tuple[int, int, int]] = {
-    "white": (249, 249, 249),
-    "black": (6, 6, 6),
-    "red": (196, 26, 44),
-    "blue": (44, 84, 204),
-    "green": (42, 148, 74),
-    "yellow": (248, 216, 64),
-    "pink": (248, 164, 196),
-    "purple": (122, 62, 176),
-    "orange": (240, 140, 40),
-    "gray": (132, 132, 138),
-}
 
 # Words that carry nothing here, but that people write. Seen in training so that they do no harm.
 FILLERS: tuple[str, ...] = tuple(

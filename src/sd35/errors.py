@@ -23,7 +23,8 @@ Sd35Error
 ├── BuildFailed           a graph or an engine cannot be built     (exit 1)
 ├── DownloadFailed        the hub cannot be used, or the disk     (exit 1)
 ├── DoesNotFit            no placement fits the memory there is   (exit 1)
-└── BackendUnavailable    a backend cannot run here, and why      (exit 1)
+├── BackendUnavailable    a backend cannot run here, and why      (exit 1)
+└── MeasuringFailed       a server cannot be started or measured  (exit 1)
 """
 
 from collections.abc import Sequence
@@ -211,6 +212,10 @@ class BackendUnavailable(Sd35Error):  # noqa: N818
     def __init__(self, backend: str, reason: str, remedy: str) -> None:
         super().__init__(f"backend {backend!r} cannot run: {reason}. {remedy}")
         self.reason = reason
+
+
+class MeasuringFailed(Sd35Error):  # noqa: N818
+    """A server that is to be measured does not start, is not reached, or makes no picture."""
 
 
 def _shorten(value: object, limit: int = 80) -> str:

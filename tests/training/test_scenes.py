@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sd35.bench.judge import judge_ground
 from training.evaluate import as_table, judge, summarise
-from training.judge import judge_ground
 from training.scenes import Item, Scene, caption_for_training, draw, find_font, sample_scene
 from training.text import known_words, make_clip_tokenizer, make_t5_tokenizer
 from training.vocabulary import GROUNDS, OBJECTS, held_out_pairs

@@ -63,7 +63,7 @@ def test_tests_run_what_is_served() -> None:
 def test_locks_hold_no_pytorch_and_no_cuda(lock: str) -> None:
     """No lock names PyTorch or one of the packages, gigabytes of them, that its CUDA builds pull in."""
     found = [name for name in locked(lock) if name.startswith(("torch", "triton", "nvidia", "cuda"))]
-    assert [name for name in found if name != "torchao"] == []
+    assert [name for name in found if name not in {"torchao", "nvidia-ml-py"}] == []  # two that are small
 
 
 def test_makefile_and_extra_name_one_pytorch() -> None:

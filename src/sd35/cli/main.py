@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from sd35.cli import capacity_commands, compile_command, key_commands, model_commands, options, page_command
+from sd35.cli import (
+    bench_commands,
+    capacity_commands,
+    compile_command,
+    key_commands,
+    model_commands,
+    options,
+    page_command,
+)
 from sd35.errors import InvalidSetting, Sd35Error
 
 app = typer.Typer(
@@ -21,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(capacity_commands.app)
+app.add_typer(bench_commands.app)
 app.add_typer(model_commands.app)
 app.add_typer(compile_command.app)
 app.add_typer(key_commands.app)

@@ -63,10 +63,10 @@ def check_up(settings: Settings) -> Checkup:
         version=own_version(),
         python=platform.python_version(),
         system=platform.platform(),
-        processor=_processor(),
+        processor=processor(),
         cores=cores(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        gpus=_gpus(),
+        gpus=gpus(),
         backends=[_finding(name, _backend) for name in named],
         checkpoints=[_finding(name, partial(_checkpoint, settings)) for name in settings.checkpoints],
         directories=[_directory("cache", settings.cache_dir), _directory("data", settings.data_dir)],
@@ -112,7 +112,7 @@ def _directory(name: str, path: Path) -> Finding:
     return Finding(name, why is None, why or f"{path}{note}")
 
 
-def _gpus() -> list[str]:
+def gpus() -> list[str]:
     """Name, memory and driver of each NVIDIA GPU; empty where the driver's own tool is missing or fails."""
     tool = shutil.which("nvidia-smi")
     if not tool:
@@ -124,7 +124,8 @@ def _gpus() -> list[str]:
     return [line.strip() for line in result.stdout.splitlines() if line.strip()]
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, as the system has it."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,0 +1,105 @@
+"""Every backend, precision and batch that runs on this machine, one server after the other, under the same load."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from statistics import fmean
+
+from sd35.backends.footprint import RUNTIMES, DeviceKind
+from sd35.backends.table import BACKENDS, check_available
+from sd35.bench.machine import Busy, Machine, this_machine
+from sd35.bench.results import Cell, Matrix, Result
+from sd35.bench.run import OnProgress, duration_s
+from sd35.bench.session import Reference, Session, run_session
+from sd35.errors import Sd35Error
+
+BATCHES = (2, 8)
+_FAMILY = "fp8"  # a name for whichever of its ways the device has: each way is tried by its own name
+
+
+def run_matrix(session: Session, batches: Sequence[int], progress: OnProgress) -> Matrix:
+    """The closed loop of a session against each combination. What does not run is listed with its reason."""
+    machine = this_machine()
+    reference = Reference(session)
+    wanted = list(_combinations(session, batches, machine))
+    found: list[tuple[Cell, Result | None]] = []
+    each_s = duration_s(session.plan)
+
+    def measured(number: int, cell: Cell) -> tuple[Cell, Result | None]:
+        return _measured(
+            session, cell, reference, lambda words, s: progress(f"{cell.name}: {words}", number * each_s + s)
+        )
+
+    for number, (cell, refusal) in enumerate(wanted):
+        not_run = cell.model_copy(update={"why_not": refusal}), None
+        found.append(not_run if refusal else measured(number, cell))
+    results = [result for _, result in found if result]
+    return Matrix(
+        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=machine,
+        busy=_together([result.busy for result in results], machine),
+        workload=session.workload,
+        workload_digest=session.workload.digest,
+        plan=session.plan,
+        checkpoints=list(session.settings.checkpoints),
+        cells=[cell for cell, _ in found],
+    )
+
+
+def combinations(session: Session, batches: Sequence[int]) -> int:
+    """How many there are."""
+    return len(list(_combinations(session, batches, this_machine())))
+
+
+def _combinations(session: Session, batches: Sequence[int], machine: Machine) -> Iterator[tuple[Cell, str | None]]:
+    """Each, and why it cannot be run, where that is known before it is tried."""
+    for backend in BACKENDS:
+        device: DeviceKind = "cuda" if machine.gpus and not session.settings.device.startswith("cpu") else "cpu"
+        runtime = RUNTIMES.get((backend, device)) or RUNTIMES.get((backend, "cpu"))
+        try:
+            check_available(backend)
+            refusal = None if runtime else "it computes on GPUs only, and none is found here (nvidia-smi lists none)"
+        except Sd35Error as error:
+            refusal = str(error)
+        runtime = runtime or RUNTIMES[backend, "cuda"]
+        ways = [precision for precision in runtime.precisions if precision.startswith("fp8-")]
+        for precision in runtime.precisions:
+            if precision == _FAMILY and ways:
+                continue
+            for batch in batches:
+                yield Cell(backend=backend, precision=precision, batch=batch), refusal
+
+
+def _measured(session: Session, cell: Cell, reference: Reference, progress: OnProgress) -> tuple[Cell, Result | None]:
+    room = session.settings.max_pictures or max(session.plan.clients, cell.batch + cell.batch // 4 + 1)
+    update = {
+        "backend": cell.backend,
+        "precision": cell.precision,
+        "max_batch_rows": cell.batch,
+        "max_pictures": room,  # the same clients for all: none is to be refused
+        "standby": None,
+    }
+    try:
+        result = run_session(replace(session, settings=session.settings.model_copy(update=update)), progress, reference)
+    except Sd35Error as error:
+        return cell.model_copy(update={"why_not": str(error)}), None
+    figures = {
+        "pictures_per_s": result.closed.pictures_per_s,
+        "row_steps_per_s": result.closed.row_steps_per_s,
+        "p95_s": result.closed.all.p95_s,
+        "peak_bytes": result.memory.peak_bytes,
+        "vram_bytes": result.gpu.peak_bytes,
+        "ready_s": result.cold_start.ready_s,
+        "quality": result.quality,
+    }
+    return cell.model_copy(update=figures), result
+
+
+def _together(each: Sequence[Busy], machine: Machine) -> Busy:
+    """One mark for all: the mean, and the most that was seen."""
+    return Busy(
+        before_cores=max((busy.before_cores for busy in each), default=0.0),
+        during_cores=round(fmean(busy.during_cores for busy in each), 3) if each else 0.0,
+        most_cores=max((busy.most_cores for busy in each), default=0.0),
+        cores=machine.cores,
+    )

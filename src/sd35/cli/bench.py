@@ -1,0 +1,173 @@
+"""`sd35 bench`, `sd35 bench compare`: from flags to a session, a bar while it runs, tables and files at its end."""
+
+import json
+import math
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from urllib.parse import urlsplit
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from sd35.backends.table import BACKENDS, check_available
+from sd35.bench.compare import compare as compare_runs
+from sd35.bench.dialects import Dialect, dialect_of
+from sd35.bench.matrix import BATCHES, combinations, run_matrix
+from sd35.bench.page import page
+from sd35.bench.results import Matrix, Plan, Result, read, write
+from sd35.bench.run import OnProgress, duration_s
+from sd35.bench.session import Session, run_session
+from sd35.bench.workload import read_workload
+from sd35.cli.bench_tables import as_dict, show, show_comparison, show_matrix
+from sd35.errors import InvalidSetting
+from sd35.settings import Settings
+
+SHARES = (0.5, 0.8, 1.2)
+KEY_VARIABLE = "BENCH_API_KEY"  # a flag would show it to everyone on the machine
+_NO_REFERENCE = "none"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks for."""
+
+    out: Path | None
+    url: str | None
+    dialect: str
+    workload: Path | None
+    clients: int
+    rates: tuple[float, ...]
+    rounds: int
+    seconds: float
+    warm_s: float
+    reference: str
+    judged: int
+    as_json: bool
+
+    def check(self) -> Dialect:
+        """The dialect. Raises InvalidSetting, BackendUnavailable where the reference cannot run here."""
+        for flag, values in (("--rate", self.rates), ("--seconds", (self.seconds,)), ("--warm-up", (self.warm_s,))):
+            for value in values:
+                if not (math.isfinite(value) and value > 0):
+                    raise InvalidSetting(f"{flag}: got {value:g}; allowed: a number above 0")
+        if self.url is not None and (
+            urlsplit(self.url).scheme not in {"http", "https"} or not urlsplit(self.url).netloc
+        ):
+            raise InvalidSetting(f"--url: got {self.url!r}; allowed: an address such as http://127.0.0.1:8000")
+        if self.reference not in {*BACKENDS, _NO_REFERENCE}:
+            allowed = ", ".join((*BACKENDS, _NO_REFERENCE))
+            raise InvalidSetting(f"--reference: got {self.reference!r}; allowed: {allowed}")
+        if self.reference != _NO_REFERENCE:
+            check_available(self.reference, "--reference")
+        if self.out is not None and self.out.exists() and not self.out.is_dir():
+            raise InvalidSetting(
+                f"--out: {self.out} is a file; allowed: a directory, which is made where it is not there"
+            )
+        return dialect_of(self.dialect)
+
+    def session(self, settings: Settings) -> Session:
+        """What is to be done. Raises InvalidSetting, BackendUnavailable."""
+        dialect = self.check()
+        workload = read_workload(self.workload) if self.workload else dialect.default()
+        return Session(
+            settings=settings,
+            workload=workload,
+            plan=self.plan(),
+            url=self.url.rstrip("/") if self.url else None,
+            dialect=dialect.name,
+            key=os.environ.get(KEY_VARIABLE),
+            reference=self.reference,
+        )
+
+    def plan(self) -> Plan:
+        """How it is measured."""
+        return Plan(
+            clients=self.clients,
+            rates=self.rates,
+            shares=() if self.rates else SHARES,
+            rounds=self.rounds,
+            seconds=self.seconds,
+            warm_s=self.warm_s,
+            judged=0 if self.reference == _NO_REFERENCE else self.judged,
+        )
+
+
+def bench(settings: Settings, asked: Asked) -> None:
+    """Measure, print, and write what is to be kept. Raises InvalidSetting, MeasuringFailed."""
+    session = asked.session(settings)
+    with _ending_gently(), _bar(duration_s(session.plan)) as progress:
+        result = run_session(session, progress)
+    if asked.as_json:
+        print(result.model_dump_json())
+    else:
+        show(result, Console(highlight=False))
+    if asked.out:
+        _keep(result, asked.out, "bench")
+
+
+def matrix(settings: Settings, asked: Asked, batches: tuple[int, ...]) -> None:
+    """The same for every combination that runs here. Raises InvalidSetting."""
+    if asked.url or asked.dialect != "sd35":
+        raise InvalidSetting("--matrix: starts its own servers; allowed: without --url and --dialect")
+    if asked.rates:
+        raise InvalidSetting("--matrix: measures a closed loop; allowed: without --rate")
+    session = asked.session(settings)
+    session = replace(session, plan=session.plan.model_copy(update={"shares": (), "most_first_s": asked.seconds}))
+    batches = batches or BATCHES
+    with _ending_gently(), _bar(duration_s(session.plan) * combinations(session, batches)) as progress:
+        found = run_matrix(session, batches, progress)
+    if asked.as_json:
+        print(found.model_dump_json())
+    else:
+        show_matrix(found, Console(highlight=False))
+    if asked.out:
+        _keep(found, asked.out, "matrix")
+
+
+def compare(before: Path, after: Path, *, different_workloads: bool, as_json: bool) -> None:
+    """Print two runs side by side. Raises InvalidSetting."""
+    found = compare_runs(read(before), read(after), different_workloads=different_workloads)
+    if as_json:
+        print(json.dumps(as_dict(found)))
+    else:
+        show_comparison(found, Console(highlight=False))
+
+
+def _keep(found: Result | Matrix, folder: Path, name: str) -> None:
+    write(found, folder / f"{name}.json")
+    (folder / f"{name}.html").write_text(page(found), encoding="utf-8")
+    print(f"Written: {folder / name}.json, {folder / name}.html", file=sys.stderr)
+
+
+@contextmanager
+def _ending_gently() -> Iterator[None]:
+    """SIGTERM ends what was begun, as Ctrl-C does: no server that was started is left behind."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _bar(total_s: float) -> Iterator[OnProgress]:
+    """A bar on stderr, where that is a terminal; it leaves nothing behind."""
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn()
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("looking at the machine", total=total_s)
+
+        def on_progress(name: str, over_s: float) -> None:
+            bar.update(task, description=name, completed=over_s)
+
+        yield on_progress

@@ -1,0 +1,93 @@
+"""What `sd35 bench` prints: tables for a person."""
+
+from rich.console import Console
+from rich.table import Table
+
+from sd35.bench.compare import Comparison
+from sd35.bench.results import Matrix, Part, Result
+from sd35.bench.words import (
+    MATRIX_COLUMNS,
+    facts,
+    figure,
+    load_in_words,
+    matrix_figures,
+    matrix_in_words,
+    models_in_words,
+    not_run,
+    served_in_words,
+)
+
+
+def show(result: Result, console: Console) -> None:
+    """All of it, the figures of each load and class first."""
+    console.print(f"{models_in_words(result)}: {served_in_words(result)}", markup=False)
+    console.print(result.busy.words, style="bold red" if result.busy.is_busy else "dim", markup=False)
+    for part in result.parts:
+        console.print()
+        console.print(load_in_words(part), style="bold", markup=False)
+        console.print(_latencies(part))
+        for said, times in part.trouble.items():
+            console.print(f"  {times} times: {said}", style="yellow", markup=False)
+    console.print()
+    for name, words in facts(result):
+        console.print(f"{name:<11}{words}", markup=False)
+
+
+def _latencies(part: Part) -> Table:
+    """A line for each class where there are several, and one for all together."""
+    table = Table("  class", box=None)
+    for name in ("p50, s", "p95, s", "p99, s", "made", "refused", "failed"):
+        table.add_column(name, justify="right", no_wrap=True, min_width=11 if name.startswith("p") else None)
+    for kind in (*(part.kinds if len(part.kinds) > 1 else ()), part.all):
+        latencies = map(figure, (kind.p50_s, kind.p95_s, kind.p99_s))
+        table.add_row(f"  {kind.name}", *latencies, str(kind.made), str(kind.refused), str(kind.failed))
+    return table
+
+
+def show_matrix(found: Matrix, console: Console) -> None:
+    """A line for each combination, with ratios to the first that ran."""
+    console.print(f"{', '.join(found.checkpoints)}: {matrix_in_words(found)}", markup=False)
+    console.print(found.busy.words, style="bold red" if found.busy.is_busy else "dim", markup=False)
+    table = Table("backend/precision, rows", box=None)
+    for name in MATRIX_COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for cell in found.cells:
+        if not cell.why_not:
+            table.add_row(cell.name, *matrix_figures(found, cell))
+    console.print(table)
+    for why_not, names in not_run(found):
+        console.print(f"not run: {names}: {why_not}", markup=False)
+
+
+def show_comparison(found: Comparison, console: Console) -> None:
+    """A line for each figure, then what to beware of."""
+    table = Table("load", "figure", box=None)
+    for name in ("A", "B", "B / A", ""):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    part = ""
+    for line in found.lines:
+        ratio = "-" if line.ratio is None else f"{line.ratio:.2f}"
+        style = {"better": "green", "worse": "red"}.get(line.verdict)
+        shown = line.part if line.part != part else ""
+        part = line.part
+        table.add_row(shown, line.what, figure(line.before), figure(line.after), ratio, line.verdict, style=style)
+    console.print(table)
+    for warning in found.warnings:
+        console.print(f"beware: {warning}", style="yellow", markup=False)
+
+
+def as_dict(found: Comparison) -> dict[str, object]:
+    """For scripts."""
+    lines = [
+        {
+            "part": line.part,
+            "figure": line.what,
+            "before": line.before.model_dump(),
+            "after": line.after.model_dump(),
+            "ratio": line.ratio,
+            "differs": line.differs,
+            "verdict": line.verdict,
+        }
+        for line in found.lines
+    ]
+    return {"lines": lines, "warnings": found.warnings}
