@@ -74,7 +74,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(folder), before])))
         patch.setenv("WATCHED", str(connections))
-        with serving(folder / "stderr", "--cache-dir", str(folder / "cache")) as served:
+        with serving(folder / "stderr", "--ui", "auto", "--cache-dir", str(folder / "cache")) as served:
             yield Watched(served, connections)
 
 
