@@ -43,7 +43,7 @@ class Served(NamedTuple):
 
 @contextmanager
 def serving(log: Path, *arguments: str) -> Iterator[Served]:
-    """A server on a free port, ready: it printed its address and a curl line. Without the page, unless that is asked for."""
+    """A server on a free port, ready: it printed its address and a curl line. Without the page, unless asked for."""
     given = ("--data-dir", str(log.parent / "data"), "--ui", "off")
     command = [*SD35, "serve", "--port", "0", "--log-format", "json", *given, *arguments]
     with (
