@@ -55,7 +55,7 @@ class Watched(NamedTuple):
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium. While it is there, Playwright's event loop runs, beside which tests could not run their own."""
+    """Debian's Chromium. While it is there, Playwright's event loop runs, and tests cannot run their own."""
     if CHROMIUM is None:
         pytest.skip("chromium is not installed")
     with sync_playwright() as playwright:
