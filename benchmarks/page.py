@@ -26,7 +26,7 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
     chromium = shutil.which("chromium")
     if chromium is None:
         raise SystemExit("chromium is needed: apt install chromium")
-    with served(sd35_serve(checkpoint)) as server, sync_playwright() as playwright:
+    with served(sd35_serve(checkpoint, ui="auto")) as server, sync_playwright() as playwright:
         loaded_s = _seconds_to_page(server.port)
         browser = playwright.chromium.launch(executable_path=chromium, args=_ARGUMENTS)
         first_s, *samples_s = [_seconds_to_use(browser, server.port) for _ in range(rounds + 1)]

@@ -66,7 +66,21 @@ def measure(directory: Path, rounds: int) -> Outcome:  # noqa: ARG001  a peak is
 def _measured_bytes(case: Case, checkpoint: Checkpoint) -> int:
     """The peak of a server that drew one picture of the model's own size."""
     flags = [word for name, value in case._asdict().items() for word in (f"--{name}", value)]
-    command = [sys.executable, "-c", _SERVE, "serve", "--port", "0", "--device", "cpu", "--tiled-decode", "off", *flags]
+    command = [
+        sys.executable,
+        "-c",
+        _SERVE,
+        "serve",
+        "--ui",
+        "off",
+        "--port",
+        "0",
+        "--device",
+        "cpu",
+        "--tiled-decode",
+        "off",
+        *flags,
+    ]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
         process = subprocess.Popen(
             [*command, "--checkpoint", str(checkpoint.directory)],

@@ -51,9 +51,9 @@ def served(command: Sequence[str], variables: dict[str, str] | None = None) -> I
             end(process)
 
 
-def sd35_serve(checkpoint: Path) -> list[str]:
-    """The command of the service as it is out of the box."""
-    return [str(Path(sys.executable).with_name("sd35")), "serve", "--checkpoint", str(checkpoint)]
+def sd35_serve(checkpoint: Path, ui: str = "off") -> list[str]:
+    """The command of the service as it is out of the box, but for the page, whose loading would be measured as well."""
+    return [str(Path(sys.executable).with_name("sd35")), "serve", "--ui", ui, "--checkpoint", str(checkpoint)]
 
 
 async def scraped(client: Client) -> dict[str, float]:

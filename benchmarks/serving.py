@@ -79,8 +79,8 @@ def _commands(port: int) -> dict[str, list[str]]:
         PLAIN: [python, "-m", "uvicorn", "benchmarks.plain_fastapi:app", "--port", str(port)],
         LITSERVE: [python, "-m", "benchmarks.litserve_batching", str(port)],
         SINGLE: [python, "-m", "uvicorn", "benchmarks.one_at_a_time:app", "--port", str(port)],
-        OURS: [sd35, "serve", "--port", str(port)],
-        REPRODUCIBLE: [sd35, "serve", "--port", str(port), "--reproducible"],
+        OURS: [sd35, "serve", "--ui", "off", "--port", str(port)],
+        REPRODUCIBLE: [sd35, "serve", "--ui", "off", "--port", str(port), "--reproducible"],
     }
 
 

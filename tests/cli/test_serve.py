@@ -43,9 +43,9 @@ class Served(NamedTuple):
 
 @contextmanager
 def serving(log: Path, *arguments: str) -> Iterator[Served]:
-    """A server on a free port, ready: it printed its address and a curl line."""
-    data = ("--data-dir", str(log.parent / "data"))
-    command = [*SD35, "serve", "--port", "0", "--log-format", "json", *data, *arguments]
+    """A server on a free port, ready: it printed its address and a curl line. Without the page, unless asked for."""
+    given = ("--data-dir", str(log.parent / "data"), "--ui", "off")
+    command = [*SD35, "serve", "--port", "0", "--log-format", "json", *given, *arguments]
     with (
         log.open("w") as stderr,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,

@@ -55,7 +55,7 @@ class Watched(NamedTuple):
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium. Not for longer than a module: Playwright keeps an event loop running, beside which no other can."""
+    """Debian's Chromium. While it is there, Playwright's event loop runs, and tests cannot run their own."""
     if CHROMIUM is None:
         pytest.skip("chromium is not installed")
     with sync_playwright() as playwright:
@@ -74,7 +74,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(folder), before])))
         patch.setenv("WATCHED", str(connections))
-        with serving(folder / "stderr", "--cache-dir", str(folder / "cache")) as served:
+        with serving(folder / "stderr", "--ui", "auto", "--cache-dir", str(folder / "cache")) as served:
             yield Watched(served, connections)
 
 

@@ -52,7 +52,7 @@ def test_with_keys_the_page_asks_for_one(
     monkeypatch.delenv("HF_TOKEN", raising=False)
     secret = new_key(tmp_path / "data")
     cache = tmp_path / "cache"
-    with serving(tmp_path / "log", "--checkpoint", "auto", "--cache-dir", str(cache)) as served:
+    with serving(tmp_path / "log", "--ui", "auto", "--checkpoint", "auto", "--cache-dir", str(cache)) as served:
         page = new_page(f"http://127.0.0.1:{served.port}")
         key = page.get_by_label("API key")
         expect(key).to_have_attribute("type", "password")

@@ -1,6 +1,8 @@
 """What of Gradio can be reached through the page's guard, and how much may be sent to it."""
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.applications import Starlette
@@ -8,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
 
 from sd35.page import guard
 from sd35.page.guard import MOST_BODY_BYTES, MOST_UPLOAD_BYTES, Guard
@@ -79,3 +82,56 @@ def test_what_is_sent_is_bounded(client: TestClient, tmp_path: Path, monkeypatch
     assert status("upload", 0) == 200
     monkeypatch.setattr(guard, "MOST_KEPT_BYTES", 1)
     assert status("upload", 0) == 507
+
+
+def test_an_answer_without_an_end_is_ended_when_the_page_closes(tmp_path: Path):
+    """As a stream that a browser keeps open: it is told that it is over, and who asks then is told why."""
+    sent: list[Message] = []
+
+    async def stream(_: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        await asyncio.Event().wait()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def ask() -> None:
+        begun = asyncio.Event()
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+            begun.set()
+
+        page = Guard(stream, tmp_path, arrival_s=30)
+        scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/gradio_api/queue/data", "headers": []}
+        answering = asyncio.create_task(page(scope, receive, send))
+        await begun.wait()
+        page.close()
+        ended, _ = await asyncio.wait([answering], timeout=5)
+        assert ended
+        await page(scope, receive, send)
+
+    asyncio.run(ask())
+    assert [message.get("status") for message in sent] == [200, None, None, 503, None]
+    assert sent[2] == {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+def test_a_body_that_does_not_arrive_has_hung_up(tmp_path: Path):
+    """After the time that there is for it."""
+    heard: list[Message] = []
+
+    async def reading(_: Scope, receive: Receive, __: Send) -> None:
+        heard.append(await receive())
+
+    async def never() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def ignore(_: Message) -> None:
+        pass
+
+    headers = [(b"content-length", b"9")]
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/gradio_api/queue/join", "headers": headers}
+    asyncio.run(Guard(reading, tmp_path, arrival_s=0.01)(scope, never, ignore))
+    assert heard == [{"type": "http.disconnect"}]

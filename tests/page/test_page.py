@@ -277,3 +277,20 @@ def test_the_page_fills_neither_log_nor_metrics_and_asks_no_other_host(page: Pag
     noted = watched.connections.read_text().splitlines()
     assert "noting" in noted
     assert [line for line in noted if line != "noting" and "127.0.0.1" not in line] == []
+
+
+def test_the_server_fetches_nothing_for_anyone(page: Page, watched: Watched):
+    """Who names an address in place of a file that was dropped is refused, and the address not even looked up."""
+    config = page.evaluate("fetch('config').then(answer => answer.json())")
+    (drop,) = [each["id"] for each in config["components"] if each["props"].get("elem_id") == "drop"]
+    (event,) = [each["id"] for each in config["dependencies"] if [drop, "upload"] in each["targets"]]
+    file = {"path": "http://example.com/a.png", "meta": {"_type": "gradio.FileData"}}
+    body = {"data": [None, file], "fn_index": event, "session_hash": "someone"}
+    connection = watched.served.connect()
+    connection.request("POST", "/ui/gradio_api/queue/join", json.dumps(body), {"content-type": "application/json"})
+    connection.getresponse().read()
+    connection.request("GET", "/ui/gradio_api/queue/data?session_hash=someone")
+    told = next(line.decode() for line in connection.getresponse() if b"process_completed" in line)
+    connection.close()
+    assert "This is no file that was dropped here." in told
+    assert "example.com" not in watched.connections.read_text()
