@@ -25,12 +25,13 @@ def models_in_words(result: Result) -> str:
     """What made the pictures."""
     models = [each for each in result.served.models or [] if {"id", "backend", "precision"} <= each.keys()]
     told = ", ".join(f"{each['id']} on {each['backend']}/{each['precision']}" for each in models)
-    return told or f"The server at {result.served.url}"
+    return told or "A model that is not named"
 
 
 def served_in_words(result: Result) -> str:
     """Where it was, and how it was asked."""
-    return f"{result.served.url or 'on a server that was started for it'}, asked in the dialect {result.served.dialect}"
+    where = f"at {result.served.url}" if result.served.url else "on a server started for it"
+    return f"{where}, asked in the dialect {result.served.dialect}"
 
 
 def matrix_in_words(found: Matrix) -> str:
@@ -131,7 +132,7 @@ def facts(result: Result) -> list[tuple[str, str]]:
         ("quality", quality_in_words(result.quality)),
         ("asked", loads_in_words(result)),
         ("machine" if result.served.runs_here else "asked from", machine_in_words(result.machine)),
-        ("software", software_in_words(result.machine)),
+        ("software" if result.served.settings else "asked with", software_in_words(result.machine)),
     ]
 
 

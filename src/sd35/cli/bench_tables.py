@@ -19,7 +19,7 @@ from sd35.bench.words import (
 
 def show(result: Result, console: Console) -> None:
     """All of it, the figures of each load and class first."""
-    console.print(f"{models_in_words(result)}: {served_in_words(result)}", markup=False)
+    console.print(f"{models_in_words(result)}, {served_in_words(result)}", markup=False)
     console.print(result.busy.words, style="bold red" if result.busy.is_busy else "dim", markup=False)
     for part in result.parts:
         console.print()
