@@ -5,7 +5,7 @@ from html import escape
 
 from sd35.bench.figures import Figure
 from sd35.bench.machine import BUSY_SHARE
-from sd35.bench.plots import Band, Mark, Point, Series, bars, plot, stack
+from sd35.bench.plots import Band, Mark, Point, Series, bars, plot, ranks, stack
 from sd35.bench.results import Matrix, Part, Result
 from sd35.bench.words import figure
 
@@ -33,12 +33,11 @@ def charts(result: Result) -> Iterator[str]:
 
 def matrix_charts(found: Matrix) -> Iterator[str]:
     """Pictures a second and the tail of latency, of each combination that ran."""
-    ran = [(str(number), cell) for number, cell in enumerate((c for c in found.cells if not c.why_not), 1)]
-    names = [(f"{number}: {cell.name}", 1) for number, cell in ran]
-    rates = [(number, cell.pictures_per_s.value) for number, cell in ran if cell.pictures_per_s]
-    tails = [(number, cell.p95_s.value) for number, cell in ran if cell.p95_s]
-    yield _figure("Pictures a second", "More is better.", bars("combination", "pictures/s", rates), names)
-    yield _figure("95th percentile of latency", "Less is better.", bars("combination", "seconds", tails), names)
+    ran = [cell for cell in found.cells if not cell.why_not]
+    rates = [(cell.name, cell.pictures_per_s.value) for cell in ran if cell.pictures_per_s]
+    tails = [(cell.name, cell.p95_s.value) for cell in ran if cell.p95_s]
+    yield _figure("Pictures a second", "More is better.", ranks("pictures a second", rates), [])
+    yield _figure("95th percentile of latency, seconds", "Less is better.", ranks("seconds", tails), [])
 
 
 def _latency_over_load(result: Result) -> str:

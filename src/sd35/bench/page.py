@@ -9,7 +9,6 @@ from sd35.bench.charts import charts, matrix_charts
 from sd35.bench.quality import Quality
 from sd35.bench.results import Matrix, OfKind, Part, Result
 from sd35.bench.words import (
-    MATRIX_COLUMNS,
     bytes_in_words,
     facts,
     figure,
@@ -60,7 +59,8 @@ def _of_result(result: Result) -> str:
 
 def _of_matrix(found: Matrix) -> str:
     ran = [cell for cell in found.cells if not cell.why_not]
-    rows = [[cell.name, *matrix_figures(found, cell)] for cell in ran]
+    figures = [matrix_figures(found, cell) for cell in ran]
+    rows = [[cell.name, *of_cell.values()] for cell, of_cell in zip(ran, figures, strict=True)]
     missing = [(why_not, names) for why_not, names in not_run(found)]
     parts = [
         f"<h1>Backends of {escape(', '.join(found.checkpoints))} on one machine</h1>",
@@ -68,9 +68,9 @@ def _of_matrix(found: Matrix) -> str:
         _banner(found),
         f'<div class="plots">{"".join(matrix_charts(found))}</div>' if ran else "",
         "<h2>Figures</h2>",
-        _table(("backend/precision, rows", *MATRIX_COLUMNS), rows) if ran else "<p>Nothing ran.</p>",
+        _table(("backend/precision, rows", *figures[0]), rows) if ran else "<p>Nothing ran.</p>",
         "<h2>Not run</h2>" if missing else "",
-        _list([(names, why_not) for why_not, names in missing]),
+        f'<div class="long">{_list([(names, why_not) for why_not, names in missing])}</div>',
         "<h2>On what</h2>",
         _list([("machine", machine_in_words(found.machine)), ("software", software_in_words(found.machine))]),
     ]

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 WIDTH, HEIGHT = 480, 290
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 12, 44
 _TICKS, _MARGIN = 5, 1.02
+_RANK_PX = 36
 
 
 class Point(NamedTuple):
@@ -100,6 +101,18 @@ def bars(x_label: str, y_label: str, heights: Sequence[tuple[str, float]]) -> st
         parts.append(_text((left + room / 2, HEIGHT - _BOTTOM + 16), name))
     parts.append(_x_label(x_label))
     return _svg(f"{y_label} by {x_label}", "".join(parts), HEIGHT)
+
+
+def ranks(what: str, lengths: Sequence[tuple[str, float]]) -> str:
+    """One bar across for each name, its name above it and its value at its end."""
+    most = max((length for _, length in lengths), default=0.0) or 1.0
+    parts = []
+    for index, (name, length) in enumerate(lengths):
+        top, width = 6 + index * _RANK_PX, length / most * (WIDTH - 70)
+        parts.append(_text((0, top + 11), name, "start"))
+        parts.append(f'<rect class="fill c1" x="0" y="{top + 16}" width="{max(width, 1):.1f}" height="10" rx="2"/>')
+        parts.append(f'<text x="{width + 8:.1f}" y="{top + 26}">{length:.2f}</text>')
+    return _svg(what, "".join(parts), 6 + len(lengths) * _RANK_PX)
 
 
 def stack(pieces: Sequence[tuple[str, float]], unit: str) -> str:

@@ -104,8 +104,8 @@ def arguments_of(settings: Settings) -> list[str]:
 
 
 def told_of(settings: Settings) -> dict[str, str]:
-    """The same settings, defaults too, for a report."""
-    return {name: str(getattr(settings, name)) for name in _PASSED}
+    """The same settings, defaults too, for a report: without where somebody's cache lies."""
+    return {name: str(getattr(settings, name)) for name in _PASSED if name != "cache_dir"}
 
 
 def client(url: str, headers: dict[str, str] | None = None) -> httpx2.Client:

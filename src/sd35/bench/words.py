@@ -6,7 +6,6 @@ from sd35.bench.quality import Quality
 from sd35.bench.results import Cell, Matrix, Part, Result
 
 _MB = 1e6
-MATRIX_COLUMNS = ("pictures/s", "ratio", "row-steps/s", "p95, s", "memory", "GPU memory", "ready, s", "PSNR, dB")
 
 
 def figure(found: Figure | None, digits: int = 2) -> str:
@@ -26,12 +25,13 @@ def models_in_words(result: Result) -> str:
     """What made the pictures."""
     models = [each for each in result.served.models or [] if {"id", "backend", "precision"} <= each.keys()]
     told = ", ".join(f"{each['id']} on {each['backend']}/{each['precision']}" for each in models)
-    return told or f"The server at {result.served.url}"
+    return told or "A model that is not named"
 
 
 def served_in_words(result: Result) -> str:
     """Where it was, and how it was asked."""
-    return f"{result.served.url or 'on a server that was started for it'}, asked in the dialect {result.served.dialect}"
+    where = f"at {result.served.url}" if result.served.url else "on a server started for it"
+    return f"{where}, asked in the dialect {result.served.dialect}"
 
 
 def matrix_in_words(found: Matrix) -> str:
@@ -132,29 +132,29 @@ def facts(result: Result) -> list[tuple[str, str]]:
         ("quality", quality_in_words(result.quality)),
         ("asked", loads_in_words(result)),
         ("machine" if result.served.runs_here else "asked from", machine_in_words(result.machine)),
-        ("software", software_in_words(result.machine)),
+        ("software" if result.served.settings else "asked with", software_in_words(result.machine)),
     ]
 
 
-def matrix_figures(found: Matrix, cell: Cell) -> list[str]:
-    """Of a combination that ran: pictures a second, their ratio to the first's, and so on."""
+def matrix_figures(found: Matrix, cell: Cell) -> dict[str, str]:
+    """Of a combination that ran, by what they are; GPU memory where any has some."""
     first = next(each for each in found.cells if not each.why_not)
     assert cell.pictures_per_s
     assert first.pictures_per_s
+    figures = {
+        "pictures/s": figure(cell.pictures_per_s),
+        "ratio": f"{cell.pictures_per_s.value / first.pictures_per_s.value:.2f}" if first.pictures_per_s.value else "-",
+        "row-steps/s": figure(cell.row_steps_per_s, 0),
+        "p95, s": figure(cell.p95_s),
+        "memory": bytes_in_words(cell.peak_bytes),
+    }
+    if any(each.vram_bytes is not None for each in found.cells):
+        figures["GPU memory"] = bytes_in_words(cell.vram_bytes)
     quality = cell.quality
-    psnr = (
-        "-" if quality is None or quality.why_not else "same" if quality.psnr_db is None else f"{quality.psnr_db:.1f}"
-    )
-    return [
-        figure(cell.pictures_per_s),
-        f"{cell.pictures_per_s.value / first.pictures_per_s.value:.2f}" if first.pictures_per_s.value else "-",
-        figure(cell.row_steps_per_s, 0),
-        figure(cell.p95_s),
-        bytes_in_words(cell.peak_bytes),
-        bytes_in_words(cell.vram_bytes) if cell.vram_bytes is not None else "-",
-        "-" if cell.ready_s is None else f"{cell.ready_s:.1f}",
-        psnr,
-    ]
+    psnr = "-"
+    if quality and not quality.why_not:
+        psnr = "same" if quality.psnr_db is None else f"{quality.psnr_db:.1f}"
+    return {**figures, "ready, s": "-" if cell.ready_s is None else f"{cell.ready_s:.1f}", "PSNR, dB": psnr}
 
 
 def not_run(found: Matrix) -> list[tuple[str, str]]:

@@ -6,7 +6,6 @@ from rich.table import Table
 from sd35.bench.compare import Comparison
 from sd35.bench.results import Matrix, Part, Result
 from sd35.bench.words import (
-    MATRIX_COLUMNS,
     facts,
     figure,
     load_in_words,
@@ -20,7 +19,7 @@ from sd35.bench.words import (
 
 def show(result: Result, console: Console) -> None:
     """All of it, the figures of each load and class first."""
-    console.print(f"{models_in_words(result)}: {served_in_words(result)}", markup=False)
+    console.print(f"{models_in_words(result)}, {served_in_words(result)}", markup=False)
     console.print(result.busy.words, style="bold red" if result.busy.is_busy else "dim", markup=False)
     for part in result.parts:
         console.print()
@@ -48,12 +47,15 @@ def show_matrix(found: Matrix, console: Console) -> None:
     """A line for each combination, with ratios to the first that ran."""
     console.print(f"{', '.join(found.checkpoints)}: {matrix_in_words(found)}", markup=False)
     console.print(found.busy.words, style="bold red" if found.busy.is_busy else "dim", markup=False)
-    table = Table("backend/precision, rows", box=None)
-    for name in MATRIX_COLUMNS:
-        table.add_column(name, justify="right", no_wrap=True)
-    for cell in found.cells:
-        if not cell.why_not:
-            table.add_row(cell.name, *matrix_figures(found, cell))
+    ran = [(cell, matrix_figures(found, cell)) for cell in found.cells if not cell.why_not]
+    table = Table("backend", box=None, padding=(0, 1, 0, 0))
+    table.add_column("rows", justify="right")
+    columns = [name for name in (ran[0][1] if ran else {}) if name != "row-steps/s"]  # no room, in 80 characters
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for cell, figures in ran:
+        values = {**figures, "p95, s": figures["p95, s"].partition(" ")[0]}
+        table.add_row(f"{cell.backend}/{cell.precision}", str(cell.batch), *(values[column] for column in columns))
     console.print(table)
     for why_not, names in not_run(found):
         console.print(f"not run: {names}: {why_not}", markup=False)
