@@ -12,6 +12,7 @@ from benchmarks import (
     gemm_share,
     install_size,
     loading,
+    openvino_genai,
     overload,
     page,
     picture,
@@ -27,6 +28,7 @@ from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 OUTPUT = Path(__file__).parents[1] / "build" / "benchmarks.json"
 BENCHMARKS: dict[str, Callable[[Path, int], Outcome]] = {
     "picture": picture.measure,
+    "openvino": openvino_genai.measure,
     "cold-start": cold_start.measure,
     "install-size": install_size.measure,
     "engine-cost": engine_cost.measure,

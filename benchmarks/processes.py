@@ -8,14 +8,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 ROOT = Path(__file__).parents[1]
 _WAIT_S = 60
-_SHAPING = ("SD35_", "OMP_", "GOMP_", "KMP_", "MKL_", "ATEN_", "ONEDNN_", "DNNL_", "TORCH")
+_SHAPING = ("SD35_", "OMP_", "GOMP_", "KMP_", "MKL_", "ATEN_", "ONEDNN_", "DNNL_", "TORCH", "OV_", "OPENVINO_")
 
 
 def clean_environment() -> dict[str, str]:
@@ -42,12 +43,12 @@ def end(process: subprocess.Popen[Any]) -> None:
 class Worker:
     """A `benchmarks.worker` that stays loaded. It is ready once this returns; it ends with the `with` block."""
 
-    def __init__(self, side: str, checkpoint: Path) -> None:
+    def __init__(self, side: str, checkpoint: Path, variables: Mapping[str, str] = MappingProxyType({})) -> None:
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  lives as long as this does
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", side, str(checkpoint)],
             cwd=ROOT,
-            env=clean_environment(),
+            env={**clean_environment(), **variables},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -1,4 +1,4 @@
-"""A process that draws pictures on demand: `python -m benchmarks.worker onnx|pipeline CHECKPOINT`.
+"""A process that draws pictures on demand: `python -m benchmarks.worker SIDE CHECKPOINT`; for sides see `SIDES`.
 
 One line of JSON asks for a picture (seed, steps, guidance, side in pixels), one answers with it and what it took.
 Between two pictures the process waits for a line and computes nothing, so two of these can take turns on one machine.
@@ -10,6 +10,8 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -98,6 +100,66 @@ def open_pipeline(checkpoint: str, marks: Marks) -> Draw:
     return draw
 
 
+def open_openvino(checkpoint: str, marks: Marks, *, is_fixed: bool = False, is_default: bool = False) -> Draw:
+    """OpenVINO GenAI, on the checkpoint as `benchmarks.openvino_convert` wrote it in `$OPENVINO_MODEL`.
+
+    By default it is told to do the same work: float32, and every step by the transformer. `is_fixed`: its graphs are
+    made for the size and guidance of the benchmark alone. `is_default`: nothing but the text length is set.
+    """
+    import openvino_genai as genai
+    from openvino import Tensor
+
+    from benchmarks.picture import GUIDANCE, SIDE_PX
+    from sd35.checkpoints.checkpoint import open_checkpoint
+    from sd35.engine.noise import initial_noise
+
+    class Noise(genai.Generator):
+        """The noise that our picture of a seed starts from."""
+
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            self._seed = seed
+
+        def randn_tensor(self, shape: Sequence[int]) -> Tensor:
+            return Tensor(initial_noise(self._seed, tuple(shape)))
+
+    pipeline = genai.Text2ImagePipeline(os.environ["OPENVINO_MODEL"])
+    config = pipeline.get_generation_config()
+    config.max_sequence_length = open_checkpoint(checkpoint).card.max_sequence_length
+    if not is_default:
+        config.taylorseer_config = None  # else two of three steps, from the seventh on, are only extrapolated
+    pipeline.set_generation_config(config)
+    if is_fixed:
+        pipeline.reshape(1, SIDE_PX, SIDE_PX, GUIDANCE)
+    pipeline.compile("CPU", **({} if is_default else {"INFERENCE_PRECISION_HINT": "f32"}))  # else BF16 where there is
+
+    def draw(*, seed: int, steps: int, guidance: float, side_px: int) -> Pixels:
+        picture = pipeline.generate(
+            PROMPT.format(seed=seed),
+            negative_prompt=NEGATIVE_PROMPT.format(seed=seed),
+            width=side_px,
+            height=side_px,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=Noise(seed),
+        )
+        took = pipeline.get_performance_metrics()
+        marks.decoding_s = time.perf_counter() - took.get_vae_decoder_infer_duration() / 1e3
+        marks.encoded_s = marks.decoding_s - sum(took.raw_metrics.iteration_durations) / 1e6
+        return np.array(picture.data[0])
+
+    return draw
+
+
+SIDES: Mapping[str, Callable[[str, Marks], Draw]] = {
+    "onnx": open_onnx,
+    "pipeline": open_pipeline,
+    "openvino": open_openvino,
+    "openvino-fixed": partial(open_openvino, is_fixed=True),
+    "openvino-default": partial(open_openvino, is_default=True),
+}
+
+
 def peak_bytes() -> int:
     """The most physical memory this process ever held."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -110,7 +172,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints must not come between the answers
     marks = Marks()
-    draw = {"onnx": open_onnx, "pipeline": open_pipeline}[side](checkpoint, marks)
+    draw = SIDES[side](checkpoint, marks)
     print("{}", file=answers, flush=True)
     for line in sys.stdin:
         asked: dict[str, Any] = json.loads(line)

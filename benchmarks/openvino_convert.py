@@ -1,0 +1,104 @@
+"""Writes a checkpoint as OpenVINO GenAI reads one: `python -m benchmarks.openvino_convert CHECKPOINT DIRECTORY`.
+
+As Optimum Intel does: Diffusers' own networks, traced, with its names of tensors and its order of CLIP's results; the
+tokenizers are graphs too. All is in float32, and any size and text length can be asked for.
+"""
+
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import openvino
+import torch
+from diffusers import StableDiffusion3Pipeline
+from openvino_tokenizers import convert_tokenizer
+from torch import Tensor, nn
+
+ANY = -1
+Inputs: TypeAlias = Mapping[str, tuple[Tensor, list[int]]]
+"""Of each input by its name an example and its shape."""
+
+
+class _Called(nn.Module):
+    """A network, called in one way."""
+
+    def __init__(self, network: nn.Module, call: Callable[..., Any]) -> None:
+        super().__init__()
+        self.network = network
+        self._call = call
+
+    def forward(self, *arguments: Tensor) -> Any:  # noqa: ANN401  a tensor or several
+        return self._call(self.network, *arguments)
+
+
+def convert(checkpoint: Path, directory: Path) -> None:
+    """Writes five networks, three tokenizers, and the settings that GenAI reads beside them."""
+    pipeline: Any = StableDiffusion3Pipeline.from_pretrained(checkpoint, dtype=torch.float32)
+    shutil.copy(checkpoint / "model_index.json", directory)
+    shutil.copytree(checkpoint / "scheduler", directory / "scheduler")
+    for part in ("text_encoder", "text_encoder_2"):
+        ids = torch.ones(2, getattr(pipeline, part).config.max_position_embeddings, dtype=torch.int64)
+        _write(getattr(pipeline, part), _clip, {"input_ids": (ids, [ANY, ids.shape[1]])}, directory / part)
+    ids = torch.ones(2, 20, dtype=torch.int64)
+    _write(pipeline.text_encoder_3, _t5, {"input_ids": (ids, [ANY, ANY])}, directory / "text_encoder_3")
+    _write(pipeline.transformer, _velocity, _transformer_inputs(pipeline.transformer), directory / "transformer")
+    channels = pipeline.vae.config.latent_channels
+    latent = {"latent_sample": (torch.zeros(1, channels, 16, 16), [ANY, channels, ANY, ANY])}
+    _write(pipeline.vae, _decoded, latent, directory / "vae_decoder")
+    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+        tokenizer = getattr(pipeline, name)
+        tokenizer.save_pretrained(directory / name)
+        openvino.save_model(
+            convert_tokenizer(tokenizer, with_detokenizer=False), directory / name / "openvino_tokenizer.xml"
+        )
+
+
+def _clip(network: Any, input_ids: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401  Transformers' types mean little
+    output = network(input_ids, output_hidden_states=True)
+    return output.text_embeds, output.last_hidden_state, *output.hidden_states
+
+
+def _t5(network: Any, input_ids: Tensor) -> Tensor:  # noqa: ANN401  see above
+    return network(input_ids).last_hidden_state
+
+
+def _velocity(network: Any, *inputs: Tensor) -> Tensor:  # noqa: ANN401  see above
+    return network(*inputs, return_dict=False)[0]
+
+
+def _decoded(network: Any, latent: Tensor) -> Tensor:  # noqa: ANN401  see above
+    return network.decode(latent, return_dict=False)[0]
+
+
+def _transformer_inputs(network: Any) -> Inputs:  # noqa: ANN401  see above
+    channels, text, pooled = (
+        network.config[name] for name in ("in_channels", "joint_attention_dim", "pooled_projection_dim")
+    )
+    return {
+        "hidden_states": (torch.zeros(2, channels, 16, 16), [ANY, channels, ANY, ANY]),
+        "encoder_hidden_states": (torch.zeros(2, 36, text), [ANY, ANY, text]),
+        "pooled_projections": (torch.zeros(2, pooled), [ANY, pooled]),
+        "timestep": (torch.ones(1), [ANY]),
+    }
+
+
+def _write(network: Any, call: Callable[..., Any], inputs: Inputs, folder: Path) -> None:  # noqa: ANN401  see above
+    with torch.no_grad():
+        graph = openvino.convert_model(
+            _Called(network.eval(), call),
+            example_input=tuple(example for example, _ in inputs.values()),
+            input=[shape for _, shape in inputs.values()],
+        )
+    for port, name in zip(graph.inputs, inputs, strict=True):
+        port.get_tensor().set_names({name})
+    folder.mkdir()
+    network.config.save_pretrained(folder) if hasattr(network.config, "save_pretrained") else network.save_config(
+        folder
+    )
+    openvino.save_model(graph, folder / "openvino_model.xml", compress_to_fp16=False)
+
+
+if __name__ == "__main__":
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,83 @@
+"""One picture on the default backend against the same picture by OpenVINO GenAI's `Text2ImagePipeline`, on the CPU.
+
+It is drawn three ways: with the same work done, which is what the bar is for; the same for one size alone; and as the
+library comes. Its packages lie apart in `build/openvino`: OpenVINO is not to be had for all that the tests run on, and
+takes 200 MB. `openvino-telemetry` is left out, which would tell Google of each start; OpenVINO does without it.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmarks.in_turns import Turns, draw_in_turns
+from benchmarks.outcome import Bar, Outcome
+from benchmarks.picture import GUIDANCE, SIDE_PX, STEPS
+from benchmarks.processes import ROOT, Worker, clean_environment
+
+LEAST_RATIO = 1.1
+# Seeds are part of the prompts, and with two digits these are too long for the embedded model's CLIP. What is too long
+# loses its end token in GenAI, and in Diffusers and here the word before that: other pictures.
+MOST_ROUNDS = 9
+OURS, SAME, FIXED, DEFAULT = "onnx", "openvino", "openvino-fixed", "openvino-default"
+_LOCK, _PACKAGES = ROOT / "requirements" / "openvino.txt", ROOT / "build" / "openvino"
+
+
+def measure(checkpoint: Path, rounds: int) -> Outcome:
+    """Ours and theirs in turns; pictures of the same work are compared, so that it is known to be the same."""
+    rounds = min(rounds, MOST_ROUNDS)
+    install()
+    with tempfile.TemporaryDirectory(prefix="sd35-openvino-") as model, ExitStack() as workers:
+        variables = {"PYTHONPATH": _python_path(), "OPENVINO_MODEL": model}
+        _run([sys.executable, "-m", "benchmarks.openvino_convert", str(checkpoint), model], variables)
+        sides = {
+            side: workers.enter_context(Worker(side, checkpoint, variables)).draw
+            for side in (OURS, SAME, FIXED, DEFAULT)
+        }
+        turns = draw_in_turns(sides, rounds, steps=STEPS, guidance=GUIDANCE, side_px=SIDE_PX)
+    return outcome(turns, rounds)
+
+
+def outcome(turns: Turns, rounds: int) -> Outcome:
+    """The bar is for the same work, at any size; what else was found stands beside it."""
+    differences = {side: turns.difference(side, OURS) for side in (SAME, FIXED, DEFAULT)}
+    return Outcome(
+        [Bar("OpenVINO GenAI's time / ours", turns.ratio(SAME, OURS), "x", ">=", LEAST_RATIO)],
+        [
+            f"{SIDE_PX} px, {STEPS} steps, guidance {GUIDANCE}, {rounds} pictures of each side in turns; medians",
+            *map(turns.described, turns.answers),
+            *(
+                f"{side}: {turns.ratio(side, OURS):.2f} times our time, single pairs {turns.pairs(side, OURS)};"
+                f" its pictures differ by {difference} of 255 at most"
+                for side, difference in differences.items()
+            ),
+            f"a waiting side took {turns.idle_share:.1%} of a core at most",
+        ],
+        {**turns.numbers(), "max_difference": differences, "idle_share": turns.idle_share},
+    )
+
+
+def install() -> None:
+    """Puts the locked packages into `build/openvino`, unless the same are there. Raises SystemExit where pip fails."""
+    installed = _PACKAGES / _LOCK.name
+    if installed.exists() and installed.read_bytes() == _LOCK.read_bytes():
+        return
+    shutil.rmtree(_PACKAGES, ignore_errors=True)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    _run([*pip, "--no-deps", "--require-hashes", "--target", str(_PACKAGES), "-r", str(_LOCK)], {})
+    shutil.copy(_LOCK, _PACKAGES)
+
+
+def _python_path() -> str:
+    """Where the sides look for packages: where this process does, then those of OpenVINO."""
+    return os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(_PACKAGES)]))
+
+
+def _run(command: list[str], variables: dict[str, str]) -> None:
+    environment = {**clean_environment(), **variables}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed; it said:\n{done.stderr}")
