@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from sd35.backends.table import BACKENDS, check_available
 from sd35.bench.compare import compare as compare_runs
 from sd35.bench.dialects import Dialect, dialect_of
+from sd35.bench.machine import family
 from sd35.bench.matrix import BATCHES, combinations, run_matrix
 from sd35.bench.page import page
 from sd35.bench.results import Matrix, Plan, Result, read, write
@@ -147,7 +148,10 @@ def _keep(found: Result | Matrix, folder: Path, name: str) -> None:
 
 @contextmanager
 def _ending_gently() -> Iterator[None]:
-    """SIGTERM ends what was begun, as Ctrl-C does: no server that was started is left behind."""
+    """SIGTERM ends what was begun, as Ctrl-C does: no server that was started is left behind.
+
+    Nor one that was just being started, which nothing else has a hold on yet.
+    """
 
     def end(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -155,6 +159,11 @@ def _ending_gently() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except (SystemExit, KeyboardInterrupt):
+        for process in family(os.getpid())[1:]:
+            process.terminate()
+            process.wait()
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 
