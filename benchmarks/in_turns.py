@@ -7,14 +7,14 @@ import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from benchmarks.outcome import spread
 
 Sample: TypeAlias = dict[str, Any]
-"""What a side answers to a picture that is asked of it: see `benchmarks.worker`."""
+"""What a side answers to a picture that is asked of it (see `benchmarks.worker`), and the processor's time, `cpu_s`."""
 _PARTS = (("encode", "encode_s"), ("step", "step_s"), ("decode", "decode_s"))
 
 
@@ -24,9 +24,9 @@ class Turns:
 
     answers: Mapping[str, Sequence[Sample]]
 
-    def ratio(self, side: str, other: str) -> float:
-        """How many times the other's time a side took: of the medians."""
-        return self._median(side, "total_s") / self._median(other, "total_s")
+    def ratio(self, side: str, other: str, of: Literal["total_s", "cpu_s"] = "total_s") -> float:
+        """How many times the other's time, or its processor's, a side took: of the medians."""
+        return self._median(side, of) / self._median(other, of)
 
     def pairs(self, side: str, other: str) -> str:
         """The range of the ratios of single pictures: "1.05-1.21"."""
@@ -47,11 +47,10 @@ class Turns:
         """A side's time and its parts, medians, and what it took of processor and memory."""
         parts = ", ".join(f"{part} {1000 * self._median(side, key):.1f} ms" for part, key in _PARTS)
         samples = self._measured(side)
-        cpu_s = median(sample["cpu_after_s"] - sample["cpu_before_s"] for sample in samples)
         width = max(map(len, self.answers))
         return (
             f"{side:<{width}} {spread([sample['total_s'] for sample in samples])}: {parts};"
-            f" {cpu_s:.3f} s of CPU; peak memory {samples[-1]['peak_bytes'] / 1e6:.0f} MB"
+            f" {self._median(side, 'cpu_s'):.3f} s of CPU; peak memory {samples[-1]['peak_bytes'] / 1e6:.0f} MB"
         )
 
     def numbers(self) -> dict[str, list[dict[str, float]]]:
@@ -82,7 +81,8 @@ def draw_in_turns(sides: Mapping[str, Callable[..., Sample]], rounds: int, **ask
     answers: dict[str, list[Sample]] = {side: [] for side in sides}
     for seed in range(rounds + 1):
         for side, draw in sides.items():
-            answers[side].append(draw(seed=seed, **asked))
+            answer = draw(seed=seed, **asked)
+            answers[side].append({**answer, "cpu_s": answer["cpu_after_s"] - answer["cpu_before_s"]})
     return Turns(answers)
 
 

@@ -49,14 +49,18 @@ def outcome(turns: Turns, rounds: int) -> Outcome:
         [
             f"{SIDE_PX} px, {STEPS} steps, guidance {GUIDANCE}, {rounds} pictures of each side in turns; medians",
             *map(turns.described, turns.answers),
-            *(
-                f"{side}: {turns.ratio(side, OURS):.2f} times our time, single pairs {turns.pairs(side, OURS)};"
-                f" its pictures differ by {difference} of 255 at most"
-                for side, difference in differences.items()
-            ),
+            *(_compared(turns, side, difference) for side, difference in differences.items()),
             f"a waiting side took {turns.idle_share:.1%} of a core at most",
         ],
         {**turns.numbers(), "max_difference": differences, "idle_share": turns.idle_share},
+    )
+
+
+def _compared(turns: Turns, side: str, difference: int) -> str:
+    time, cpu = turns.ratio(side, OURS), turns.ratio(side, OURS, "cpu_s")
+    return (
+        f"{side}: {time:.2f} times our time (single pairs {turns.pairs(side, OURS)}), {cpu:.2f} times the processor's;"
+        f" its pictures differ by {difference} of 255 at most"
     )
 
 

@@ -7,7 +7,6 @@ Between two pictures the process waits for a line and computes nothing, so two o
 import base64
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,8 @@ from functools import partial
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
+
+from sd35.backends.host import HostMemory
 
 # New words with each picture, so that none finds its text encoded already.
 PROMPT = "a cat to the left of a dog on a red background, {seed}"
@@ -161,9 +162,8 @@ SIDES: Mapping[str, Callable[[str, Marks], Draw]] = {
 
 
 def peak_bytes() -> int:
-    """The most physical memory this process ever held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    """The most physical memory this process ever held; on Linux without what its parent held (`ru_maxrss` has that)."""
+    return HostMemory().peak_bytes()
 
 
 def main() -> None:
