@@ -33,8 +33,6 @@ _PASSED = (
     "max_wait_s", "max_batch_rows", "reproducible", "memory_mb", "embedding_cache_mb", "cache_dir",
 )  # fmt: skip
 
-_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
 
 class Server(NamedTuple):
     """A server that is ready. One that was started here has a process, and took so long from its start to ready."""
@@ -74,7 +72,7 @@ def started(arguments: Sequence[str]) -> Iterator[Starting]:
         port, log = free_port(), Path(folder) / "log"
         own = ["--host", "127.0.0.1", "--port", str(port), "--data-dir", f"{folder}/data", "--log-format", "json"]
         command = [sys.executable, "-c", "from sd35.cli import main; main()", "serve", *own, *arguments]
-        with log.open("wb") as output, _signals_held_back() as came:
+        with log.open("wb") as output:
             began_s = time.monotonic()
             process = subprocess.Popen(  # noqa: S603  this project's own command
                 command,
@@ -85,23 +83,9 @@ def started(arguments: Sequence[str]) -> Iterator[Starting]:
                 start_new_session=True,
             )
         try:
-            for number in came:
-                signal.raise_signal(number)
             yield Starting(process, log, port, began_s)
         finally:
             _end(process)
-
-
-@contextmanager
-def _signals_held_back() -> Iterator[list[int]]:
-    """Those that came meanwhile: one that ends this process while it starts another would leave that to nobody."""
-    came: list[int] = []
-    before = {each: signal.signal(each, lambda number, _: came.append(number)) for each in _ENDING_SIGNALS}
-    try:
-        yield came
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 def arguments_of(settings: Settings) -> list[str]:
