@@ -30,8 +30,8 @@ format: .venv-test/.package  ## Puts right what can be put right without a perso
 	.venv-test/bin/ruff check --fix-only
 	.venv-test/bin/ruff format
 
-bench: .venv-test/.package  ## Measures the service against plain Diffusers.
-	.venv-test/bin/python -m benchmarks
+bench: .venv-test/.package  ## Measures all that the README claims, and renews its table.
+	.venv-test/bin/python -m benchmarks --readme
 
 soak: .venv-test/.package  ## Half an hour of everything at once: does memory grow with the pictures?
 	.venv-test/bin/python -m benchmarks.soak

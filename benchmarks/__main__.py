@@ -17,12 +17,13 @@ from benchmarks import (
     page,
     picture,
     planned_memory,
+    readme,
     real_size,
     service_cost,
     serving,
     soak,
 )
-from benchmarks.outcome import Outcome, is_busy, machine, table
+from benchmarks.outcome import Outcome, machine, table
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 
 OUTPUT = Path(__file__).parents[1] / "build" / "benchmarks.json"
@@ -43,8 +44,8 @@ BENCHMARKS: dict[str, Callable[[Path, int], Outcome]] = {
     "soak": soak.measure,
     "page": page.measure,
 }
-# They take a checkpoint of many gigabytes to mean anything, make one, take minutes to compile, half an hour, a browser.
-ONLY_WHEN_NAMED = {"loading", "real-size", "fp8", "soak", "page"}
+# They take a checkpoint of many gigabytes to mean anything, make one, take minutes to compile, or half an hour.
+ONLY_WHEN_NAMED = {"loading", "real-size", "fp8", "soak"}
 
 
 def main() -> None:
@@ -54,11 +55,14 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; none named: all but {few}")
     parser.add_argument("--checkpoint", default=EMBEDDED, help="the embedded one's name, or a directory (%(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="samples of each side, after a warm-up (%(default)s)")
+    parser.add_argument("--readme", action="store_true", help="renew the READMEs' table by what is found")
     options = parser.parse_args()
     if unknown := set(options.names) - BENCHMARKS.keys():
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
     if options.rounds < 1:
         parser.error("--rounds: 1 or more")
+    if options.readme and options.names:
+        parser.error("--readme: the table is of a run of all, so name none")
     checkpoint = open_checkpoint(options.checkpoint)
     found = machine()
     outcomes: dict[str, Outcome] = {}
@@ -67,13 +71,15 @@ def main() -> None:
             print(f"measuring {name} ...", flush=True)
             outcomes[name] = measure(checkpoint.directory, options.rounds)
     print(f"\n{table(outcomes)}\n")
-    if is_busy(found):
+    if found["is_busy"]:
         print(f"Other work took {found['load']} of {found['cores']} cores: measure again on a quiet machine.\n")
     content = {"checkpoint": checkpoint.name, "machine": found}
     content |= {name: outcome.as_json() for name, outcome in outcomes.items()}
     OUTPUT.parent.mkdir(exist_ok=True)
     OUTPUT.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     print(f"All samples: {OUTPUT.relative_to(Path.cwd()) if OUTPUT.is_relative_to(Path.cwd()) else OUTPUT}")
+    if options.readme:
+        readme.write(content)
     if not all(bar.is_met for outcome in outcomes.values() for bar in outcome.bars):
         raise SystemExit(1)
 

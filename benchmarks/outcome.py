@@ -2,17 +2,17 @@
 
 import operator
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from datetime import UTC, datetime
 from statistics import median
 from types import MappingProxyType
 from typing import Any, Literal
 
+from sd35.bench.machine import this_machine
+
 _HOLDS = MappingProxyType({">=": operator.ge, "<=": operator.le, "<": operator.lt})
 _BUSY_SHARE = 0.25  # of the cores, taken by other work: more, and the figures are worth little
-_LIBRARIES = ("diffusers", "fastapi", "numpy", "onnxruntime", "torch", "transformers", "uvicorn")
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,7 @@ def table(outcomes: Mapping[str, Outcome]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on; `load` is the load average over the last minute, before anything is measured."""
-    return {
-        "system": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "load": round(os.getloadavg()[0], 2),
-        "versions": {name: version(name) for name in _LIBRARIES},
-    }
-
-
-def is_busy(found: Mapping[str, Any]) -> bool:
-    """Whether other work took so much of the machine that figures taken beside it mean little."""
-    return bool(found["load"] > _BUSY_SHARE * (found["cores"] or 1))
+    """What the figures were taken on, and when; `load` is the load average of the minute before they were."""
+    found = {"date": datetime.now(UTC).date().isoformat(), "load": round(os.getloadavg()[0], 2)}
+    found |= this_machine().model_dump(mode="json")
+    return {**found, "is_busy": found["load"] > _BUSY_SHARE * found["cores"]}
