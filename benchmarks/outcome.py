@@ -73,6 +73,5 @@ def table(outcomes: Mapping[str, Outcome]) -> str:
 
 def machine() -> dict[str, Any]:
     """What the figures were taken on, and when; `load` is the load average of the minute before they were."""
-    found = {"date": datetime.now(UTC).date().isoformat(), "load": round(os.getloadavg()[0], 2)}
-    found |= this_machine().model_dump(mode="json")
-    return {**found, "is_busy": found["load"] > _BUSY_SHARE * found["cores"]}
+    date, load, found = datetime.now(UTC).date().isoformat(), round(os.getloadavg()[0], 2), this_machine()
+    return {"date": date, "load": load, "is_busy": load > _BUSY_SHARE * found.cores, **found.model_dump(mode="json")}
