@@ -122,8 +122,7 @@ class Client:
 
     async def cancel(self, job_ids: Iterable[str], visitor: Visitor) -> None:
         """Nobody waits for these any more."""
-        for job_id in job_ids:
-            await self._json("DELETE", f"/v1/jobs/{job_id}", visitor)
+        await asyncio.gather(*(self._json("DELETE", f"/v1/jobs/{job_id}", visitor) for job_id in job_ids))
 
     def cancel_later(self, job_ids: Iterable[str], visitor: Visitor) -> None:
         """The same, for one who is being cancelled and cannot wait for it."""
