@@ -53,9 +53,9 @@ class Watched(NamedTuple):
         return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium."""
+    """Debian's Chromium. While it is open, this thread has a running event loop, so it ends with each file of tests."""
     if CHROMIUM is None:
         pytest.skip("chromium is not installed")
     with sync_playwright() as playwright:
@@ -109,7 +109,7 @@ def new_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     assert (foreign, errors) == ([], [])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def context(browser: Browser) -> Iterator[BrowserContext]:
     """One whose cache has the page's scripts, after the first test."""
     with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
