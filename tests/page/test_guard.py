@@ -1,6 +1,10 @@
 """What of Gradio can be reached through the page's guard, and how much may be sent to it."""
 
+<<<<<<< HEAD
 import asyncio
+=======
+import json
+>>>>>>> break9
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +68,29 @@ def test_files_are_given_of_the_pages_own_directory_alone(client: TestClient, tm
         assert client.get(f"/ui/gradio_api/file={path}").status_code == 404, path
 
 
+@pytest.mark.parametrize("file", ["/etc/passwd", "http://example.com/a.png", "../a.png", "a\0", "a" * 5000, None])
+def test_an_event_may_name_no_file_but_the_pages(client: TestClient, tmp_path: Path, file: str | None):
+    """Wherever in its values, and however it is written: Gradio would fetch it, and show it to whoever asked."""
+    body = json.dumps({"data": [None, [{"value": {"path": file, "meta": {"_type": "gradio.FileData"}}}]]})
+    escaped = body.replace("path", "p\\u0061th")
+    for sent in (body.encode(), escaped.encode(), body.encode("utf-16")):
+        assert client.post("/ui/gradio_api/queue/join", content=sent).status_code == 403
+    own = json.dumps({"data": [{"path": f"{tmp_path}/own/a.png"}, "a path"]})
+    assert client.post("/ui/gradio_api/queue/join", content=own).text == f"reached {len(own)}"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000])
+def test_an_event_that_cannot_be_read_is_refused(client: TestClient, body: bytes):
+    """Whatever another reader would make of it."""
+    assert client.post("/ui/gradio_api/queue/join", content=body).status_code == 403
+
+
 def test_what_is_sent_is_bounded(client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Each body, which has to say its length, and all files together; and another site's page may send nothing."""
 
     def status(path: str, length: int | None, **headers: str) -> int:
         more = {} if length is None else {"content-length": str(length)}
-        return client.post(f"/ui/gradio_api/{path}", headers={**more, **headers}, content=iter([b""])).status_code
+        return client.post(f"/ui/gradio_api/{path}", headers={**more, **headers}, content=iter([b"{}"])).status_code
 
     assert status("queue/join", 0) == 200
     assert status("queue/join", MOST_BODY_BYTES + 1) == 413

@@ -190,6 +190,7 @@ def test_what_is_refused_is_said_in_plain_words(page: Page):
         ("a" * 10_001, "128", "Prompt: allowed is text of 1 to 10000 characters"),
         ("a cat", "100", "Width: 100 is not possible. What is possible stands below the fields."),
         ("a cat", "32", "Width: 32 is not possible."),
+        ("a cat", "9" * 30, "Width: an integer of 100 bits is not possible."),
     ):
         fill(page, prompt)
         page.get_by_label("Width").fill(width)
@@ -197,6 +198,51 @@ def test_what_is_refused_is_said_in_plain_words(page: Page):
         page.get_by_role("button", name="Generate").click()
         expect(page.get_by_role("alert")).to_contain_text(words)
         expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+
+
+def test_a_seed_that_is_too_long_is_told_and_left_as_it_was_typed(page: Page):
+    """However long: Gradio itself can send back 64 bits at most."""
+    fill(page, "a cat")
+    seed = page.get_by_label("Seed", exact=True)
+    page.get_by_label("Lock").check()
+    seed.fill("9" * 20)
+    page.get_by_role("button", name="Generate").click()
+    expect(page.get_by_role("alert")).to_contain_text("Seed: an integer of 67 bits is not possible.")
+    expect(seed).to_have_value("9" * 20)
+
+
+def test_the_shape_free_leaves_the_size(page: Page, watched: Watched):
+    """And nothing goes wrong by it."""
+    page.get_by_text("Landscape").click()
+    expect(page.get_by_label("Width")).to_have_value("160")
+    with page.expect_response(re.compile("queue/data")) as told:
+        page.get_by_label("Free").check()
+    told.value.finished()
+    expect(page.get_by_label("Width")).to_have_value("160")
+    assert "Traceback" not in (watched.connections.parent / "stderr").read_text()
+
+
+def test_two_buttons_at_once_are_one(page: Page):
+    """What the other one would have made is not made, and one can go on."""
+    fill(page, "a star on a red background", steps=3)
+    generate(page)
+    page.evaluate("for (const name of ['again', 'vary']) document.querySelector(`#${name}`).click()")
+    expect(page.locator("#details")).to_be_hidden()
+    expect(page.locator("#details")).to_be_visible()
+    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+    fill(page, "a fish", steps=1)
+    generate(page)
+    expect(page.locator("#details")).to_contain_text("a fish")
+
+
+def test_no_file_of_the_server_is_given_to_whoever_names_it(watched: Watched):
+    """An event that names one is refused, before Gradio would take it to where files are given from."""
+    file = {"path": str(watched.connections), "meta": {"_type": "gradio.FileData"}}
+    body = json.dumps({"data": [None, file], "fn_index": 15, "session_hash": "a1"})
+    connection = watched.served.connect()
+    connection.request("POST", "/ui/gradio_api/queue/join", body, {"content-type": "application/json"})
+    assert connection.getresponse().status == 403
+    connection.close()
 
 
 def test_a_phone_scrolls_in_one_direction_only(watched: Watched, new_page: Callable[..., Page]):

@@ -30,7 +30,8 @@ def ui(
     """
     settings = options.settings_of(locals())
     address = urlsplit(server)
-    if address.scheme not in {"http", "https"} or not address.hostname or address.query or address.fragment:
+    is_whole = address.scheme in {"http", "https"} and address.hostname
+    if not is_whole or address.query or address.fragment or "@" in address.netloc:  # it is shown to whoever visits
         raise InvalidSetting(f"--server: got {server!r}; allowed: an address as http://127.0.0.1:8000")
     from sd35.cli.ui import ui as run
 

@@ -4,9 +4,11 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
 
 from sd35.api import front
 from sd35.api.front import Front
@@ -25,6 +27,10 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, page: Front) -> None:
         super().__init__(config)
         self._page = page
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  uvicorn's signature
+        """End, and with exit code 0: uvicorn's own would end the process by the signal."""
+        self.force_exit, self.should_exit = self.should_exit, True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the page's streams, and then what remains."""
@@ -54,6 +60,7 @@ def ui(server: str, host: str, port: int, cache_dir: Path) -> None:
     app = FastAPI(openapi_url=None, lifespan=lifespan)
     app.state.front = place
     app.include_router(front.router)
+    app.add_api_route("/docs", lambda: RedirectResponse(f"{server.rstrip('/')}/docs"))  # where the page's link leads
     app.mount(front.PATH, place)
     app.add_middleware(RequestLog)
     config = uvicorn.Config(

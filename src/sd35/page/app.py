@@ -57,9 +57,10 @@ def _gradio_app(client: Client, directory: Path) -> Any:  # noqa: ANN401  Gradio
 
     from sd35.page.blocks import THEME, build_blocks, head, style
 
+    blocks = build_blocks(client, directory)
     around = mount_gradio_app(
         FastAPI(),
-        build_blocks(client, directory),
+        blocks,
         PATH,
         footer_links=[],
         run_history=False,
@@ -70,6 +71,7 @@ def _gradio_app(client: Client, directory: Path) -> Any:  # noqa: ANN401  Gradio
         css=style(),
         head=head(),
     )
+    blocks.has_launched = True  # as far as Gradio looks: else it takes any file that an event names
     (app,) = [route.app for route in around.routes if getattr(route, "path", None) == PATH]
     return app
 

@@ -10,6 +10,7 @@ import httpx2
 from pydantic import BaseModel, ValidationError
 
 _CONNECT_S, _ANSWER_S, _EVENT_S = 5.0, 60.0, 60.0  # an event stream is never silent for longer than 15 s
+_CLOSING_S = 3.0  # for the service to hear that nobody waits any more
 _LABELS = {"model": "Checkpoint", "guidance_scale": "Guidance", "negative_prompt": "Negative prompt"}
 
 
@@ -80,10 +81,14 @@ class Client:
         )
         self._server = server
         self._tasks: set[asyncio.Task[None]] = set()
+        self._followed: dict[str, Visitor] = {}
 
     async def close(self) -> None:
-        """End what is left to be told, and close the connections."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Cancel what is being followed, as far as the service hears it soon, and close the connections."""
+        for job_id, visitor in self._followed.items():
+            self.cancel_later([job_id], visitor)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_CLOSING_S)
         await self._http.aclose()
 
     async def models(self, visitor: Visitor) -> list[Model]:
@@ -103,14 +108,18 @@ class Client:
         """What happens to a job, with previews; the last one is the job as it ended, if the service told."""
         timeout = httpx2.Timeout(_EVENT_S, connect=_CONNECT_S)
         path, asked = f"/v1/jobs/{job_id}/events", {"preview": "true"}
-        with self._plain():
-            async with self._http.stream(
-                "GET", path, params=asked, headers=self._headers(visitor), timeout=timeout
-            ) as response:
-                await check(response, visitor)
-                async for line in response.aiter_lines():
-                    if line.startswith("data:"):
-                        yield json.loads(line[5:])
+        self._followed[job_id] = visitor
+        try:
+            with self._plain():
+                async with self._http.stream(
+                    "GET", path, params=asked, headers=self._headers(visitor), timeout=timeout
+                ) as response:
+                    await check(response, visitor)
+                    async for line in response.aiter_lines():
+                        if line.startswith("data:"):
+                            yield json.loads(line[5:])
+        finally:
+            del self._followed[job_id]
 
     async def picture(self, digest: str, visitor: Visitor) -> bytes:
         """A picture's file, as it is kept."""
@@ -122,11 +131,12 @@ class Client:
 
     async def cancel(self, job_ids: Iterable[str], visitor: Visitor) -> None:
         """Nobody waits for these any more."""
-        for job_id in job_ids:
-            await self._json("DELETE", f"/v1/jobs/{job_id}", visitor)
+        await asyncio.gather(*(self._json("DELETE", f"/v1/jobs/{job_id}", visitor) for job_id in job_ids))
 
     def cancel_later(self, job_ids: Iterable[str], visitor: Visitor) -> None:
-        """The same, for one who is being cancelled and cannot wait for it."""
+        """The same, for one who is being cancelled and cannot wait for it; nothing after `close`, which did it."""
+        if self._http.is_closed:
+            return
         task = asyncio.get_running_loop().create_task(self._cancel_quietly(list(job_ids), visitor))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

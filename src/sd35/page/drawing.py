@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from PIL import Image
 from sd35.page.client import Client, Refusal, Visitor, words_of
 
 _LEAST_S = 0.1  # between two looks: steps may be quicker than anyone sees
+_NOT_KEPT = "The picture was made, but this page has no room for it now."
 _UNTOLD = "The service closed before this picture was done. It goes on with it when it is back."
 
 Keep = Callable[[bytes, str], str]
@@ -57,18 +58,19 @@ class Drawing:
 
 @dataclass
 class Sheet:
-    """The pictures of one press of a button. `jobs` are those that have not ended, for who cancels."""
+    """The pictures of one press of a button. Once `is_cancelled`, no more of them are asked for."""
 
     visitor: Visitor
     drawings: list[Drawing] = field(default_factory=list)
+    is_cancelled: bool = False
 
     @property
     def jobs(self) -> list[str]:
-        """Those that have not ended."""
-        return [each.job_id for each in self.drawings if each.job_id and not each.is_over]
+        """Those that have not ended, for who cancels: the service would forget the pictures of others."""
+        return [each.job_id for each in self.drawings if each.job_id and each.status in {"queued", "running"}]
 
 
-async def draw(client: Client, bodies: Sequence[Mapping[str, Any]], sheet: Sheet, keep: Keep) -> AsyncIterator[Sheet]:
+async def draw(client: Client, bodies: Sequence[Mapping[str, Any]], sheet: Sheet, keep: Keep) -> AsyncGenerator[Sheet]:
     """Have pictures made, and tell again and again how far they are. Who stops listening cancels them.
 
     `keep` writes a file, by its bytes and a name, and says where. Raises Refusal where not even the first is accepted.
@@ -81,6 +83,9 @@ async def draw(client: Client, bodies: Sequence[Mapping[str, Any]], sheet: Sheet
             sheet.drawings.append(drawing)
             if drawing.job_id:
                 following.append(asyncio.create_task(_follow(client, drawing, sheet.visitor, keep, changed)))
+            if sheet.is_cancelled:  # while this one was asked for
+                client.cancel_later([drawing.job_id], sheet.visitor)
+                break
         while not all(each.is_over for each in sheet.drawings):
             yield sheet
             await changed.wait()
@@ -116,12 +121,14 @@ async def _follow(client: Client, drawing: Drawing, visitor: Visitor, keep: Keep
             drawing.status, drawing.words = "failed", _UNTOLD
     except Refusal as refusal:
         drawing.status, drawing.words = "failed", refusal.words
+    except OSError:
+        drawing.status, drawing.words = "failed", _NOT_KEPT
     finally:
         changed.set()
 
 
 async def _take(client: Client, drawing: Drawing, event: Mapping[str, Any], visitor: Visitor, keep: Keep) -> None:
-    status = event["status"]
+    drawing.status = event["status"]
     if picture := event.get("picture"):
         png = await client.picture(picture["digest"], visitor)
         request = event["request"]
@@ -131,12 +138,11 @@ async def _take(client: Client, drawing: Drawing, event: Mapping[str, Any], visi
         drawing.made = Made(path, picture["digest"], request, picture["cached"], picture["content_filtered"], cut_off)
     elif error := event.get("error"):
         drawing.words = words_of(error)
-    elif status in {"queued", "running"}:
+    elif not drawing.is_over:
         drawing.place = event.get("place")
         drawing.step, drawing.steps = event.get("step", drawing.step), event.get("steps", drawing.steps)
         drawing.seconds_left = event.get("seconds_left")
         drawing.preview = event.get("preview", drawing.preview)
-    drawing.status = status
 
 
 def _cut_off(png: bytes) -> Sequence[str]:

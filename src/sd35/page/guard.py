@@ -1,9 +1,11 @@
 """What surrounds Gradio's app: it answers what the page asks for and nothing else, within bounds, and lets go at once.
 
-Gradio offers more than this page needs: a proxy, an open API, files of other apps. None of it can be reached.
+Gradio offers more than this page needs: a proxy, an open API, files of other apps. None of it can be reached. It also
+fetches and keeps whatever file an event names, of the machine or of another host: only the page's own may be named.
 """
 
 import asyncio
+import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,7 +14,7 @@ from urllib.parse import unquote
 
 from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,6 +24,7 @@ MOST_KEPT_BYTES = 2 * 1024**3  # of dropped and made pictures; what is older tha
 _FORM_BYTES = 16 * 1024  # around a file
 _FILE = "/gradio_api/file="
 _UPLOAD = "/gradio_api/upload"
+_JOIN = "/gradio_api/queue/join"
 _READ = re.compile(
     r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/pwa_icon|/(static|assets|svelte)/.*"
     r"|/gradio_api/(queue/data|upload_progress|heartbeat/\w+|startup-events|app_id/?|info)"
@@ -45,9 +48,15 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, to its end or until `close`."""
+        receive = _in_time(receive, self._arrival_s)
         if refused := await self._refused(scope):
             await refused(scope, receive, send)
             return
+        if get_route_path(scope) == _JOIN:
+            receive, body = await _read(scope, receive)
+            if not self._names_own_files_alone(body):
+                await PlainTextResponse("An event may name no other files than the page's.", 403)(scope, receive, send)
+                return
         own = {**scope, "app": None, "route": None}  # Gradio's routes are not the labels of anyone's metrics
         is_open = False  # an answer has begun, and not ended
 
@@ -60,7 +69,7 @@ class Guard:
                 headers["X-Content-Type-Options"] = "nosniff"
             await send(message)
 
-        task = asyncio.ensure_future(self._app(own, _in_time(receive, self._arrival_s), send_guarded))
+        task = asyncio.ensure_future(self._app(own, receive, send_guarded))
         self._answering.add(task)
         try:
             await asyncio.shield(task)
@@ -95,7 +104,8 @@ class Guard:
         if self._is_closed:
             yield 503, "The page is closing."
         if method in {"GET", "HEAD"}:
-            is_there = self._is_own(path) if path.startswith(_FILE) else bool(_READ.fullmatch(path))
+            file = path.removeprefix(_FILE)
+            is_there = bool(_READ.fullmatch(path)) if file == path else self._is_own(unquote(file))
         else:
             is_there = method == "POST" and bool(_WRITTEN.fullmatch(path))
         if not is_there:
@@ -110,8 +120,20 @@ class Guard:
             if int(length) > most_bytes:
                 yield 413, f"The body is larger than {most_bytes} bytes."
 
-    def _is_own(self, path: str) -> bool:
-        return Path(unquote(path.removeprefix(_FILE))).resolve().is_relative_to(self._directory)
+    def _is_own(self, file: object) -> bool:
+        try:
+            return isinstance(file, str) and Path(file).resolve().is_relative_to(self._directory)
+        except (OSError, ValueError):  # a name that no file can have
+            return False
+
+    def _names_own_files_alone(self, body: bytes) -> bool:
+        """Whether each file in an event's values, which is a `path` wherever Gradio finds it, is one of the page's."""
+        named: list[object] = []
+        try:
+            json.loads(body, object_hook=lambda found: named.append(found["path"]) if "path" in found else None)
+        except (ValueError, RecursionError):
+            return False
+        return all(map(self._is_own, named))
 
 
 def _bytes_in(directory: Path) -> int:
@@ -120,6 +142,24 @@ def _bytes_in(directory: Path) -> int:
         with suppress(FileNotFoundError):  # removed meanwhile
             size_bytes += path.lstat().st_size
     return size_bytes
+
+
+async def _read(scope: Scope, receive: Receive) -> tuple[Receive, bytes]:
+    """A body, none where its sender hung up, and what gives it and what comes after it once more."""
+    try:
+        body = await Request(scope, receive).body()
+    except ClientDisconnect:
+        body = b""
+    is_told = False
+
+    async def receive_again() -> Message:
+        nonlocal is_told
+        if is_told:
+            return await receive()
+        is_told = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive_again, body
 
 
 def _in_time(receive: Receive, arrival_s: float) -> Receive:

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +55,18 @@ class Handlers:
     def chose_model(self, session: Session, name: str) -> Changes:
         """Another checkpoint has sizes, steps and guidance of its own."""
         model = _model(session, name)
-        return self._defaults(model) if model else {}
+        return self._defaults(model) if model else _nothing()
 
     def chose_shape(self, session: Session, name: str, shape: str) -> Changes:
         """A preset sets width and height; free leaves them."""
         model = _model(session, name)
         size = sizes.presets(model).get(shape) if model else None
-        return dict(zip((self._parts.width, self._parts.height), size, strict=True)) if size else {}
+        return dict(zip((self._parts.width, self._parts.height), size, strict=True)) if size else _nothing()
 
     def typed_side(self, session: Session, name: str, width: float | None, height: float | None) -> Changes:
         """A size that was typed is a preset's, or free."""
         model = _model(session, name)
-        return {self._parts.shape: sizes.name_of(model, width, height)} if model else {}
+        return {self._parts.shape: sizes.name_of(model, width, height)} if model else _nothing()
 
     def rolled(self) -> Changes:
         """The dice: another seed."""
@@ -78,21 +79,26 @@ class Handlers:
         if not (given[parts.prompt] or "").strip():
             yield {parts.notice: views.notice(_NO_PROMPT)}
             return
-        seed = given[parts.seed] if given[parts.lock] and given[parts.seed] is not None else _drawn_seed()
+        if session.sheet:  # two buttons were pressed at once
+            yield _nothing()
+            return
+        is_locked = given[parts.lock] and given[parts.seed] is not None
+        seed = given[parts.seed] if is_locked else _drawn_seed()
         sheet = session.sheet = Sheet(_visitor(given[parts.key], request))
-        yield {
-            parts.seed: seed,
-            parts.notice: "",
-            parts.generate: gr.update(interactive=False, value="Drawing..."),
-            parts.cancel: gr.update(visible=True, interactive=True),
-            parts.actions: gr.update(visible=False),
-            parts.details: gr.update(visible=False),
-        }
         shown_error = ""
         is_key_wrong = False
         try:
-            async for _ in draw(self._client, self._bodies(given, seed), sheet, self._keep):
-                yield {parts.stage: views.progress(sheet)}
+            yield {
+                **({} if is_locked else {parts.seed: seed}),  # what was typed may be longer than Gradio can send back
+                parts.notice: "",
+                parts.generate: gr.update(interactive=False, value="Drawing..."),
+                parts.cancel: gr.update(visible=True, interactive=True),
+                parts.actions: gr.update(visible=False),
+                parts.details: gr.update(visible=False),
+            }
+            async with aclosing(draw(self._client, self._bodies(given, seed), sheet, self._keep)) as looks:
+                async for _ in looks:
+                    yield {parts.stage: views.progress(sheet)}
         except Refusal as refusal:
             shown_error, is_key_wrong = views.notice(refusal.words), refusal.is_of_key
         finally:
@@ -110,6 +116,7 @@ class Handlers:
         """Have the service stop; what follows the pictures then hears that they are cancelled."""
         sheet = session.sheet
         if sheet:
+            sheet.is_cancelled = True
             try:
                 await self._client.cancel(sheet.jobs, sheet.visitor)
             except Refusal as refusal:
@@ -133,7 +140,7 @@ class Handlers:
         """A picture made here: its settings. The file is not kept."""
         parts = self._parts
         if path is None:
-            return {}
+            return _nothing()
         file = Path(path)
         try:
             found = read_request(file)
@@ -219,6 +226,12 @@ class Handlers:
 
 def _visitor(key: str, request: gr.Request) -> Visitor:
     return Visitor(key or "", request.client.host if request.client else None)
+
+
+def _nothing() -> Changes:
+    """Changes none: an empty dict would be a value."""
+    changes: Changes = gr.skip()
+    return changes
 
 
 def _model(session: Session, name: str) -> Model | None:

@@ -112,7 +112,7 @@ def _state(drawings: Sequence[Drawing]) -> str:
             parts.append(f"about {_seconds(max(left_s))} left")
     elif places := [each.place for each in drawings if each.status == "queued" and each.place]:
         parts.append(f"waiting: {min(places)} before it")
-    elif not all(each.is_over for each in drawings):
+    elif any(each.status == "queued" for each in drawings):
         parts.append("about to begin")
     words = ", ".join(parts) or "Done"
     return words[0].upper() + words[1:]
