@@ -52,9 +52,9 @@ def test_sides_take_turns_and_the_first_picture_of_each_is_not_counted() -> None
 
 def test_processor_time_is_compared_apart_from_what_a_waiting_side_takes() -> None:
     """`cpu_s` is that of the picture; what a side burns while the others draw is its idle share of their time."""
-    turns = draw_in_turns({"a": side(1.0), "b": side(3.0, cpu_s=1.5, idle_s=0.5), "c": side(4.0)}, 3, steps=4)
+    turns = draw_in_turns({"a": side(1.0), "b": side(3.0, cpu_s=1.5, idle_s=0.5), "c": side(4.0)}, 1, steps=4)
     assert turns.ratio("b", "a", "cpu_s") == 1.5
-    assert turns.idle_share == pytest.approx(0.5 / (4.0 + 1.0))
+    assert turns.idle_share == pytest.approx(0.5 / (60.0 + 1.0))  # c warms up meanwhile, a has done so
 
 
 def test_the_largest_difference_counts_whichever_side_is_brighter() -> None:
