@@ -1,10 +1,7 @@
 """What of Gradio can be reached through the page's guard, and how much may be sent to it."""
 
-<<<<<<< HEAD
 import asyncio
-=======
 import json
->>>>>>> break9
 from pathlib import Path
 from typing import Any
 
