@@ -17,6 +17,7 @@ from openvino_tokenizers import convert_tokenizer
 from torch import Tensor, nn
 
 ANY = -1
+_NETWORKS = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae")
 Inputs: TypeAlias = Mapping[str, tuple[Tensor, list[int]]]
 """Of each input by its name an example and its shape."""
 
@@ -47,6 +48,8 @@ def convert(checkpoint: Path, directory: Path) -> None:
     channels = pipeline.vae.config.latent_channels
     latent = {"latent_sample": (torch.zeros(1, channels, 16, 16), [ANY, channels, ANY, ANY])}
     _write(pipeline.vae, _decoded, latent, directory / "vae_decoder")
+    for part in _NETWORKS:
+        shutil.copy(checkpoint / part / "config.json", directory / part.replace("vae", "vae_decoder"))
     for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
         tokenizer = getattr(pipeline, name)
         tokenizer.save_pretrained(directory / name)
@@ -94,9 +97,6 @@ def _write(network: Any, call: Callable[..., Any], inputs: Inputs, folder: Path)
     for port, name in zip(graph.inputs, inputs, strict=True):
         port.get_tensor().set_names({name})
     folder.mkdir()
-    network.config.save_pretrained(folder) if hasattr(network.config, "save_pretrained") else network.save_config(
-        folder
-    )
     openvino.save_model(graph, folder / "openvino_model.xml", compress_to_fp16=False)
 
 
