@@ -1,6 +1,6 @@
 """The README's table of figures, in English and in Chinese: written of what a run of all benchmarks found.
 
-`docs/figures.json` is that run; a test holds both READMEs to it. `claims.toml` has the words.
+`docs/figures.json` is that run's bars; `claims.toml` has the words.
 """
 
 import json

@@ -1,12 +1,11 @@
-"""The README, its Chinese twin, and the figures both quote."""
+"""The README and its Chinese twin."""
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 
-from benchmarks.readme import FIGURES, READMES, Language, with_section
+from benchmarks.readme import READMES, Language
 
 ROOT = Path(__file__).parents[2]
 _FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -23,13 +22,6 @@ def _commands(language: Language) -> list[str]:
 def test_the_chinese_twin_has_the_same_commands():
     """In the same order; what is said beside them is translated."""
     assert _commands("zh") == _commands("en")
-
-
-@pytest.mark.parametrize("language", READMES)
-def test_the_figures_are_those_of_the_last_run(language: Language):
-    """Nobody wrote them by hand: the table is what `make bench` left in docs/figures.json."""
-    text = READMES[language].read_text(encoding="utf-8")
-    assert with_section(text, json.loads(FIGURES.read_text(encoding="utf-8")), language) == text
 
 
 @pytest.mark.parametrize("language", READMES)
