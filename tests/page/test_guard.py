@@ -150,6 +150,6 @@ def test_a_body_that_does_not_arrive_has_hung_up(tmp_path: Path):
         pass
 
     headers = [(b"content-length", b"9")]
-    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/gradio_api/queue/join", "headers": headers}
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/gradio_api/upload", "headers": headers}
     asyncio.run(Guard(reading, tmp_path, arrival_s=0.01)(scope, never, ignore))
     assert heard == [{"type": "http.disconnect"}]
