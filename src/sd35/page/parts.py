@@ -1,8 +1,6 @@
 """The page's controls, and where each stands."""
 
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any
 
 import gradio as gr
 
@@ -12,7 +10,6 @@ from sd35.page.drawing import Made, Sheet
 from sd35.page.sizes import FREE
 
 MOST_PICTURES = 8
-_NO_FILE = "This is no file that was dropped here."
 _HEADER = """<header><h1>sd35</h1><p>Pictures from text, made here.</p><nav><a href="../docs">API</a></nav></header>"""
 
 
@@ -167,7 +164,6 @@ def _settings() -> dict[str, object]:
         height=110,
         elem_id="drop",
     )
-    _fetch_nothing(drop)
     return {
         "model": model,
         "shape": shape,
@@ -182,15 +178,3 @@ def _settings() -> dict[str, object]:
         "count": count,
         "drop": drop,
     }
-
-
-def _fetch_nothing(drop: gr.File) -> None:
-    """Gradio would fetch the file of an address for whoever names one in place of a file that was dropped."""
-    take = drop.async_move_resource_to_block_cache
-
-    async def take_files_only(path: str | Path | None) -> Any:  # noqa: ANN401  Gradio's own
-        if path is not None and "://" in str(path):
-            raise gr.Error(_NO_FILE)
-        return await take(path)
-
-    drop.async_move_resource_to_block_cache = take_files_only
