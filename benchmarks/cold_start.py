@@ -17,8 +17,8 @@ from typing import Any
 
 from benchmarks.install_size import default_environment
 from benchmarks.outcome import Bar, Outcome, spread
-from benchmarks.processes import ROOT, clean_environment, end
-from sd35.bench.server import free_port
+from benchmarks.processes import ROOT, clean_environment
+from sd35.bench.server import end, free_port
 
 MOST_S = 2.5
 MOST_SHARE = 1 / 3

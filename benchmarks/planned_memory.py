@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.outcome import Bar, Outcome
-from benchmarks.processes import ROOT, clean_environment, end
+from benchmarks.processes import ROOT, clean_environment
 from benchmarks.watch import Watch
+from sd35.bench.server import end
 from sd35.checkpoints.anatomy import anatomy_on_disk
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sd35.service.fitting import plan_for
@@ -66,21 +67,8 @@ def measure(directory: Path, rounds: int) -> Outcome:  # noqa: ARG001  a peak is
 def _measured_bytes(case: Case, checkpoint: Checkpoint) -> int:
     """The peak of a server that drew one picture of the model's own size."""
     flags = [word for name, value in case._asdict().items() for word in (f"--{name}", value)]
-    command = [
-        sys.executable,
-        "-c",
-        _SERVE,
-        "serve",
-        "--ui",
-        "off",
-        "--port",
-        "0",
-        "--device",
-        "cpu",
-        "--tiled-decode",
-        "off",
-        *flags,
-    ]
+    serve = "serve --ui off --port 0 --device cpu --tiled-decode off".split()
+    command = [sys.executable, "-c", _SERVE, *serve, *flags]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
         process = subprocess.Popen(
             [*command, "--checkpoint", str(checkpoint.directory)],

@@ -4,18 +4,17 @@ import atexit
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
+from sd35.bench.server import end
+
 ROOT = Path(__file__).parents[1]
-_WAIT_S = 60
 _SHAPING = ("SD35_", "OMP_", "GOMP_", "KMP_", "MKL_", "ATEN_", "ONEDNN_", "DNNL_", "TORCH", "OV_", "OPENVINO_")
 
 
@@ -28,16 +27,6 @@ def clean_environment() -> dict[str, str]:
     atexit.register(shutil.rmtree, data_dir, ignore_errors=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_SHAPING)}
     return {**kept, "HF_HUB_OFFLINE": "1", "SD35_DATA_DIR": data_dir}
-
-
-def end(process: subprocess.Popen[Any]) -> None:
-    """End a process that leads a session gently, then whatever of its session is left: LitServe leaves its workers."""
-    process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(_WAIT_S)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 class Worker:

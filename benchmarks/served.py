@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import psutil
 
 from benchmarks.cold_start import wait_until_ready
-from benchmarks.processes import ROOT, clean_environment, end
+from benchmarks.processes import ROOT, clean_environment
 from benchmarks.wire import Client
-from sd35.bench.server import free_port, parsed
+from sd35.bench.server import end, free_port, parsed
 
 _SAMPLE_S = 0.5
 

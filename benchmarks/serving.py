@@ -14,9 +14,9 @@ from statistics import median
 
 from benchmarks.cold_start import wait_until_ready
 from benchmarks.outcome import Bar, Outcome
-from benchmarks.processes import ROOT, clean_environment, end
+from benchmarks.processes import ROOT, clean_environment
 from benchmarks.workload import CLIENTS, REQUESTS, Answered, closed_loop, open_loop, percentile_s, requests
-from sd35.bench.server import free_port
+from sd35.bench.server import end, free_port
 
 OPEN_SHARE = 0.8  # of the pictures a second that the closed loop reached
 PLAIN, LITSERVE, SINGLE, OURS, REPRODUCIBLE = "a: FastAPI", "b: LitServe", "c: one at a time", "sd35", "reproducible"

@@ -2,10 +2,11 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.readme import READMES, Language
+from benchmarks.readme import CLAIMS, READMES, Language, section, with_section
 
 ROOT = Path(__file__).parents[2]
 _FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -43,3 +44,22 @@ def test_the_chinese_twin_says_as_much():
             (len(re.findall(r"^#+ ", text, re.MULTILINE)), len(re.findall(r"^\| ", text, re.MULTILINE)), links)
         )
     assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("language", READMES)
+def test_a_run_of_all_benchmarks_renews_the_table(language: Language):
+    """And nothing else: each claim has its row, a missed one says so, and the same run changes nothing more."""
+    bar = {"figure": 1.234, "unit": "x", "sense": ">=", "limit": 2.0, "is_met": False}
+    machine = {"date": "2026-01-02", "processor": "a processor", "cores": 2, "commit": "abc", "is_busy": True}
+    content: dict[str, Any] = {"machine": machine}
+    for claim in CLAIMS:
+        content.setdefault(claim["benchmark"], {"bars": []})["bars"].append({**bar, "what": claim["what"]})
+    before = READMES[language].read_text(encoding="utf-8")
+    after = with_section(before, content, language)
+    table = section(content, language)
+    assert len(re.findall(r"^\| .+ \| 1\.23 .*\*\*.+\*\* \| .*2 .* \|$", table, re.MULTILINE)) == len(CLAIMS)
+    assert "2026-01-02" in table
+    assert "a processor" in table
+    begin, end = "<!-- make bench -->\n", "<!-- /make bench -->"
+    assert after == before[: before.index(begin)] + begin + table + before[before.index(end) :]
+    assert with_section(after, content, language) == after

@@ -25,6 +25,7 @@ from sd35.api.query import refuse_unknown
 from sd35.api.refusals import FieldError, RequestRefused, noted, shown
 from sd35.api.sessions import Sessions
 from sd35.errors import Sd35Error
+from sd35.page import PATH
 from sd35.service.callers import KeyRing
 from sd35.service.keys import Allowance, KeyStore
 from sd35.service.limits import Limits
@@ -85,7 +86,7 @@ def create_app(
             app.include_router(router, dependencies=[Depends(refuse_unknown)])
     app.include_router(service_pages.router)
     app.include_router(front.router)
-    app.mount(front.PATH, app.state.front)
+    app.mount(PATH, app.state.front)
     allowed = [Depends(require_admin)] if settings.metrics_need_admin else []
     app.include_router(metrics.router, dependencies=[*allowed, Depends(refuse_unknown)])
     describe(app)

@@ -1,8 +1,8 @@
 """What a request passes before any route: who asks is told by its key, and its body has to arrive in time."""
 
-import asyncio
 import base64
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -12,9 +12,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sd35.api.front import PATH as PAGE
 from sd35.api.refusals import RequestRefused
+from sd35.arrival import in_time
 from sd35.errors import NotAllowed, Sd35Error
+from sd35.page import PATH as PAGE
 from sd35.service.artifacts.links import is_link
 from sd35.service.callers import Caller, KeyRing
 from sd35.service.keys import Role
@@ -67,7 +68,7 @@ class Gate:
                 MutableHeaders(scope=message).update(caller.limit_headers())
             await send(message)
 
-        await self._app(scope, _in_time(receive, self._arrival_s), send_limits)
+        await self._app(scope, in_time(receive, self._arrival_s, partial(_refuse_late, self._arrival_s)), send_limits)
 
 
 def caller_of(request: Request) -> Caller:
@@ -108,22 +109,5 @@ def _password(credentials: str) -> str | None:
         return None
 
 
-def _in_time(receive: Receive, arrival_s: float) -> Receive:
-    """Receives a body as a whole within a time, and waits for what comes after it for ever."""
-    until_s = asyncio.get_running_loop().time() + arrival_s
-    is_whole = False
-
-    async def receive_in_time() -> Message:
-        nonlocal is_whole
-        if is_whole:
-            return await receive()
-        try:
-            async with asyncio.timeout_at(until_s):
-                message = await receive()
-        except TimeoutError as error:
-            detail = f"the body did not arrive within {arrival_s:g} s"
-            raise RequestRefused(408, detail, headers={"Connection": "close"}) from error
-        is_whole = not message.get("more_body", False)
-        return message
-
-    return receive_in_time
+def _refuse_late(arrival_s: float) -> Message:
+    raise RequestRefused(408, f"the body did not arrive within {arrival_s:g} s", headers={"Connection": "close"})

@@ -13,9 +13,9 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
+from sd35.page import PATH
 from sd35.settings import Settings
 
-PATH = "/ui"
 _HTML = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>sd35</title>{head}
 <meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
 <style>body{{font:1.1rem/1.6 system-ui,sans-serif;max-width:34rem;margin:18vh auto 0;padding:0 1.5rem}}</style></head>

@@ -15,8 +15,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sd35.api.dialects import refusal
-from sd35.api.front import PATH as PAGE
 from sd35.api.refusals import RequestRefused
+from sd35.page import PATH as PAGE
 from sd35.service.tracing import Tracing, bind_trace, hide_query
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")

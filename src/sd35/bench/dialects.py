@@ -36,7 +36,10 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Dialect:
-    """`ask`: a request as httpx's arguments. `picture`: the file in an answer. `lacks`: what it has no word for."""
+    """`ask`: a request as httpx's arguments. `picture`: the file in an answer. `lacks`: what it has no word for.
+
+    `check_kind` raises InvalidSetting for what it has words for and does not allow.
+    """
 
     name: str
     path: str
@@ -44,6 +47,7 @@ class Dialect:
     picture: Callable[[httpx2.Response], bytes]
     default: Callable[[], Workload] = mixed
     lacks: frozenset[str] = frozenset()
+    check_kind: Callable[[Kind], None] = lambda _: None
     has_metrics: bool = False
     key_header: Callable[[str], str] = "Bearer {}".format
 
@@ -60,8 +64,7 @@ class Dialect:
                         f"--workload: classes: {kind.name!r} has {field}; allowed with --dialect {self.name}:"
                         f" none, for it has no word for {field}"
                     )
-            if self.name == "stability":
-                _check_stability(kind)
+            self.check_kind(kind)
 
     def answer(self, response: httpx2.Response) -> Answer:
         """A response, read."""
@@ -95,7 +98,8 @@ def _given(**fields: Any) -> dict[str, Any]:  # noqa: ANN401  whatever a field h
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _ask_txt2img(wanted: Wanted) -> Arguments:
+def _sized(wanted: Wanted, **more: Any) -> Arguments:  # noqa: ANN401  see above
+    """What the dialects call alike that take width and height apart, and `more`."""
     width, height = wanted.size_px or (None, None)
     return {
         "json": _given(
@@ -104,10 +108,14 @@ def _ask_txt2img(wanted: Wanted) -> Arguments:
             width=width,
             height=height,
             steps=wanted.steps,
-            guidance_scale=wanted.guidance,
             seed=wanted.seed,
+            **more,
         )
     }
+
+
+def _ask_txt2img(wanted: Wanted) -> Arguments:
+    return _sized(wanted, guidance_scale=wanted.guidance)
 
 
 def _ask_openai(wanted: Wanted) -> Arguments:
@@ -128,19 +136,7 @@ def _ask_openai(wanted: Wanted) -> Arguments:
 
 
 def _ask_automatic1111(wanted: Wanted) -> Arguments:
-    width, height = wanted.size_px or (None, None)
-    return {
-        "json": _given(
-            prompt=wanted.prompt,
-            negative_prompt=wanted.negative_prompt or None,
-            width=width,
-            height=height,
-            steps=wanted.steps,
-            cfg_scale=wanted.guidance,
-            seed=wanted.seed,
-            sampler_name="Euler",
-        )
-    }
+    return _sized(wanted, cfg_scale=wanted.guidance, sampler_name="Euler")
 
 
 def _ask_stability(wanted: Wanted) -> Arguments:
@@ -205,6 +201,7 @@ _TABLE = (
         _body,
         default=plain,
         lacks=frozenset({"steps"}),
+        check_kind=_check_stability,
     ),
     Dialect("plain", "/v1/txt2img", _ask_txt2img, _body),
 )

@@ -12,16 +12,16 @@ from sd35.bench.results import Cell, Matrix, Result
 from sd35.bench.run import OnProgress, duration_s
 from sd35.bench.session import Reference, Session, run_session
 from sd35.errors import Sd35Error
+from sd35.service.checkup import gpus
 
 BATCHES = (2, 8)
 _FAMILY = "fp8"  # a name for whichever of its ways the device has: each way is tried by its own name
 
 
-def run_matrix(session: Session, batches: Sequence[int], progress: OnProgress) -> Matrix:
-    """The closed loop of a session against each combination. What does not run is listed with its reason."""
+def run_matrix(session: Session, wanted: Sequence[Cell], progress: OnProgress) -> Matrix:
+    """The closed loop of a session against each of `combinations`. What does not run is listed with its reason."""
     machine = this_machine()
     reference = Reference(session)
-    wanted = list(_combinations(session, batches, machine))
     found: list[tuple[Cell, Result | None]] = []
     each_s = duration_s(session.plan)
 
@@ -30,9 +30,8 @@ def run_matrix(session: Session, batches: Sequence[int], progress: OnProgress) -
             session, cell, reference, lambda words, s: progress(f"{cell.name}: {words}", number * each_s + s)
         )
 
-    for number, (cell, refusal) in enumerate(wanted):
-        not_run = cell.model_copy(update={"why_not": refusal}), None
-        found.append(not_run if refusal else measured(number, cell))
+    for number, cell in enumerate(wanted):
+        found.append((cell, None) if cell.why_not else measured(number, cell))
     results = [result for _, result in found if result]
     return Matrix(
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -46,15 +45,10 @@ def run_matrix(session: Session, batches: Sequence[int], progress: OnProgress) -
     )
 
 
-def combinations(session: Session, batches: Sequence[int]) -> int:
-    """How many there are."""
-    return len(list(_combinations(session, batches, this_machine())))
-
-
-def _combinations(session: Session, batches: Sequence[int], machine: Machine) -> Iterator[tuple[Cell, str | None]]:
+def combinations(session: Session, batches: Sequence[int]) -> Iterator[Cell]:
     """Each, and why it cannot be run, where that is known before it is tried."""
+    device: DeviceKind = "cuda" if gpus() and not session.settings.device.startswith("cpu") else "cpu"
     for backend in BACKENDS:
-        device: DeviceKind = "cuda" if machine.gpus and not session.settings.device.startswith("cpu") else "cpu"
         runtime = RUNTIMES.get((backend, device)) or RUNTIMES.get((backend, "cpu"))
         try:
             check_available(backend)
@@ -67,7 +61,7 @@ def _combinations(session: Session, batches: Sequence[int], machine: Machine) ->
             if precision == _FAMILY and ways:
                 continue
             for batch in batches:
-                yield Cell(backend=backend, precision=precision, batch=batch), refusal
+                yield Cell(backend=backend, precision=precision, batch=batch, why_not=refusal)
 
 
 def _measured(session: Session, cell: Cell, reference: Reference, progress: OnProgress) -> tuple[Cell, Result | None]:

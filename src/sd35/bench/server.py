@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import httpx2
@@ -85,7 +85,7 @@ def started(arguments: Sequence[str]) -> Iterator[Starting]:
         try:
             yield Starting(process, log, port, began_s)
         finally:
-            _end(process)
+            end(process)
 
 
 def arguments_of(settings: Settings) -> list[str]:
@@ -173,8 +173,8 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Gently; then whatever of its session is left."""
+def end(process: subprocess.Popen[Any]) -> None:
+    """End a process that leads a session gently, then whatever of its session is left: LitServe leaves its workers."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(_ENDING_S)

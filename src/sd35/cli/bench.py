@@ -120,9 +120,9 @@ def matrix(settings: Settings, asked: Asked, batches: tuple[int, ...]) -> None:
         raise InvalidSetting("--matrix: measures a closed loop; allowed: without --rate")
     session = asked.session(settings)
     session = replace(session, plan=session.plan.model_copy(update={"shares": (), "most_first_s": asked.seconds}))
-    batches = batches or BATCHES
-    with _ending_gently(), _bar(duration_s(session.plan) * combinations(session, batches)) as progress:
-        found = run_matrix(session, batches, progress)
+    wanted = list(combinations(session, batches or BATCHES))
+    with _ending_gently(), _bar(duration_s(session.plan) * len(wanted)) as progress:
+        found = run_matrix(session, wanted, progress)
     if asked.as_json:
         print(found.model_dump_json())
     else:

@@ -16,6 +16,7 @@ from sd35.api.listening import address_of, listen
 from sd35.api.observe import RequestLog, configure_logs
 from sd35.api.protocol import bounded
 from sd35.errors import InvalidSetting
+from sd35.page import PATH
 
 _ARRIVAL_S = 30.0
 _ANSWERING_S = 5  # for browsers to read their last answer
@@ -61,7 +62,7 @@ def ui(server: str, host: str, port: int, cache_dir: Path) -> None:
     app.state.front = place
     app.include_router(front.router)
     app.add_api_route("/docs", lambda: RedirectResponse(f"{server.rstrip('/')}/docs"))  # where the page's link leads
-    app.mount(front.PATH, place)
+    app.mount(PATH, place)
     app.add_middleware(RequestLog)
     config = uvicorn.Config(
         app,

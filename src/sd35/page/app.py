@@ -10,10 +10,10 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
+from sd35.page import PATH
 from sd35.page.client import Client
 from sd35.page.guard import MOST_UPLOAD_BYTES, Guard
 
-PATH = "/ui"
 _LEFT_OVER_S = 7 * 24 * 3600  # a process that was killed leaves its files
 
 

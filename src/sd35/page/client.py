@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -158,23 +159,14 @@ class Client:
             raise Refusal("This is not an API key: keys begin with sd35_.", is_of_key=True)
         return visitor.headers
 
-    def _plain(self) -> "_Plain":
-        return _Plain(self._server)
-
-
-class _Plain:
-    """A block in which what the network does becomes a Refusal."""
-
-    def __init__(self, server: str) -> None:
-        self._server = server
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, httpx2.TransportError):
+    @contextmanager
+    def _plain(self) -> Iterator[None]:
+        """A block in which what the network does becomes a Refusal."""
+        try:
+            yield
+        except httpx2.TransportError as error:
             raise Refusal(f"The service at {self._server} does not answer. Is it running?") from error
-        if isinstance(error, ValueError | httpx2.HTTPError):
+        except (ValueError, httpx2.HTTPError) as error:
             raise Refusal(f"What answers at {self._server} is not this page's service.") from error
 
 

@@ -18,6 +18,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sd35.arrival import in_time
+
 MOST_UPLOAD_BYTES = 32 * 1024 * 1024
 MOST_BODY_BYTES = 1024 * 1024
 MOST_KEPT_BYTES = 2 * 1024**3  # of dropped and made pictures; what is older than a day is removed
@@ -48,7 +50,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, to its end or until `close`."""
-        receive = _in_time(receive, self._arrival_s)
+        receive = in_time(receive, self._arrival_s, _hung_up)
         if refused := await self._refused(scope):
             await refused(scope, receive, send)
             return
@@ -162,21 +164,6 @@ async def _read(scope: Scope, receive: Receive) -> tuple[Receive, bytes]:
     return receive_again, body
 
 
-def _in_time(receive: Receive, arrival_s: float) -> Receive:
-    """Receives a body as a whole within a time; whoever takes longer has hung up, as far as the app is told."""
-    until_s = asyncio.get_running_loop().time() + arrival_s
-    is_whole = False
-
-    async def receive_in_time() -> Message:
-        nonlocal is_whole
-        if is_whole:
-            return await receive()
-        try:
-            async with asyncio.timeout_at(until_s):
-                message = await receive()
-        except TimeoutError:
-            return {"type": "http.disconnect"}
-        is_whole = not message.get("more_body", False)
-        return message
-
-    return receive_in_time
+def _hung_up() -> Message:
+    """Whoever takes longer has, as far as Gradio is told."""
+    return {"type": "http.disconnect"}

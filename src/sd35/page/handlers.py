@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sd35.page.reading import read_request
 from sd35.request import SEED
 
 _MOST_MADE = 200  # of a session
+_SETTINGS = ("prompt", "negative_prompt", "model", "width", "height", "steps", "guidance_scale")
 _NO_PROMPT = "Write a prompt first: what the picture shows."
 
 Changes = dict[Any, Any]
@@ -151,15 +153,12 @@ class Handlers:
         words = f"The settings of {file.name} are filled in."
         if not _model(session, found.model):
             words += f" It was made by {found.model}, which is not served here: the checkpoint is left as it was."
-        fields = {name: getattr(found, name) for name in ("prompt", "negative_prompt", "model", "width", "height")}
-        fields |= {name: getattr(found, name) for name in ("steps", "guidance_scale", "seed")}
-        return {**self._filled(session, fields), parts.drop: None, parts.notice: views.notice(words, "hint")}
+        return {**self._filled(session, asdict(found)), parts.drop: None, parts.notice: views.notice(words, "hint")}
 
     def _bodies(self, given: Mapping[Any, Any], seed: int) -> list[dict[str, Any]]:
         """One request for each picture; seeds follow each other."""
         parts = self._parts
-        names = ("prompt", "negative_prompt", "model", "width", "height", "steps", "guidance_scale")
-        body = {name: given[getattr(parts, name)] for name in names}
+        body = {name: given[getattr(parts, name)] for name in _SETTINGS}
         if not given[parts.session].models:  # they could not be asked for: the service's own defaults
             body = {"prompt": body["prompt"], "negative_prompt": body["negative_prompt"]}
         count = min(max(int(given[parts.count]), 1), MOST_PICTURES)
@@ -214,10 +213,10 @@ class Handlers:
         """Settings into the controls, the seed locked."""
         parts = self._parts
         model = _model(session, fields["model"])
-        names = ("prompt", "negative_prompt", "width", "height", "steps", "guidance_scale", "seed")
-        filled: Changes = {getattr(parts, name): fields[name] for name in names}
-        if model:
-            filled[parts.model] = model.id
+        filled: Changes = {getattr(parts, name): fields[name] for name in (*_SETTINGS, "seed")}
+        if not model:
+            del filled[parts.model]
+        else:
             filled[parts.shape] = sizes.name_of(model, fields["width"], fields["height"])
         if count:
             filled[parts.count] = count

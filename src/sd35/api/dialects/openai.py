@@ -247,11 +247,11 @@ def _words(refused: RequestRefused, _: str) -> tuple[int, dict[str, Any]]:
 
 WORDING = Wording(_words, Refusal)
 _documented = WORDING.documented
-_EVENTS = ("image_generation.partial_image", "image_generation.completed", "error")
+_PARTIAL, _COMPLETED, _ERROR = "image_generation.partial_image", "image_generation.completed", "error"
 _EVENT = {  # with `itemSchema`, as OpenAPI 3.2 has it: `schema` would be that of the stream as a whole
     "type": "object",
     "properties": {
-        "event": {"type": "string", "enum": list(_EVENTS)},
+        "event": {"type": "string", "enum": [_PARTIAL, _COMPLETED, _ERROR]},
         "data": {"type": "string", "contentMediaType": "application/json"},
     },
     "required": ["event", "data"],
@@ -360,7 +360,7 @@ async def _stream(request: Request, body: Generation, call: Call) -> Response:
                 yield event
         except Sd35Error as error:
             _, content = _words(noted(request, error), "")
-            yield _event("error", content)
+            yield _event(_ERROR, content)
         finally:
             await events.aclose()
 
@@ -382,7 +382,7 @@ async def _events(request: Request, body: Generation, call: Call) -> AsyncGenera
                 marks.remove(progress.done)  # one that is spoiled is made again from its first step
                 partial = await asyncio.to_thread(_partial, progress, wanted, body)
                 yield _event(
-                    "image_generation.partial_image",
+                    _PARTIAL,
                     {**facts, "b64_json": partial, "partial_image_index": index, "created_at": _now()},
                 )
                 index += 1
@@ -392,7 +392,7 @@ async def _events(request: Request, body: Generation, call: Call) -> AsyncGenera
     usage = _usage(service, [outcome])
     more = {"usage": usage.model_dump()} if usage else {}
     made = {**picture.model_dump(exclude_none=True), **more, "model": outcome.request.model}
-    yield _event("image_generation.completed", {**facts, **made, "created_at": _now()})
+    yield _event(_COMPLETED, {**facts, **made, "created_at": _now()})
 
 
 def _marks(partial_images: int, steps: int) -> set[int]:
