@@ -69,13 +69,13 @@ lock: .venv-lock/.installed  ## Resolves requirements/*.txt again after a change
 	$(LOCK) pyproject.toml -c requirements/ui.txt -o requirements/default.txt
 	$(LOCK) --group build -c requirements/ui.txt -o requirements/build.txt
 	$(LOCK) pyproject.toml --group test --extra diffusers --extra bench --extra otel --extra postgres --extra train --extra ui \
-		-c requirements/ui.txt --no-emit-package torch -o requirements/test.txt
+		-c requirements/ui.txt --no-emit-package torch --no-emit-package openvino-telemetry -o requirements/test.txt
 	$(LOCK) --group sbom -o requirements/sbom.txt
 	$(LOCK) pyproject.toml $(IMAGE) -c requirements/ui.txt -o requirements/cpu.txt
 	$(LOCK) pyproject.toml $(IMAGE) --extra diffusers -c requirements/cpu.txt --no-emit-package torch -o requirements/cuda.txt
 	$(LOCK) pyproject.toml $(IMAGE) --extra tensorrt -c requirements/cuda.txt --no-emit-package torch -o requirements/tensorrt.txt
 	echo torch==2.13.0 | $(LOCK) --no-config - -c requirements/cuda.txt $(NOT_OF_TORCH) -o requirements/torch.txt
-	printf 'openvino\nopenvino-genai\nopenvino-tokenizers\n' | $(LOCK) --no-config --no-deps - -o requirements/openvino.txt
+	printf 'openvino-genai\nopenvino-tokenizers\n' | $(LOCK) --no-config --no-deps - -c requirements/test.txt -o requirements/openvino.txt
 	for platform in $(PLATFORMS); do for lock in default ui build test sbom cpu; do \
 		MACOSX_DEPLOYMENT_TARGET=14.0 $(UV_COMPILE) requirements/$$lock.txt --no-deps --only-binary :all: --no-binary tensorrt-rtx-cu12 \
 			--python-platform $$platform > .venv-lock/wheels || exit 1; \

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.outcome import Bar, Outcome
-from sd35.backends.onnx import OnnxBackend
+from sd35.backends.graph_backend import GraphBackend
 from sd35.backends.options import Options
 from sd35.backends.table import open_backend
 from sd35.checkpoints.checkpoint import open_checkpoint
@@ -32,10 +32,10 @@ _US = 1e6
 class _Free:
     """A graph that answers at once, with zeros of the right shape; all around it is as it is."""
 
-    def __init__(self, answer: Callable[[dict[str, Any]], Any]) -> None:
+    def __init__(self, answer: Callable[[Mapping[str, Any]], Any]) -> None:
         self._answer = answer
 
-    def run(self, _names: list[str], inputs: dict[str, Any]) -> list[Any]:
+    def run(self, _names: Sequence[str], inputs: Mapping[str, Any], /) -> list[Any]:
         """The zeros."""
         return [self._answer(inputs)]
 
@@ -68,7 +68,7 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
 def _engine(directory: Path) -> Engine:
     checkpoint = open_checkpoint(str(directory))
     backend = open_backend("onnx", checkpoint, Options())
-    assert isinstance(backend, OnnxBackend)
+    assert isinstance(backend, GraphBackend)
     zeros = np.zeros((2 * ROWS, 16, SIDE_PX // 8, SIDE_PX // 8), np.float32)
     picture = np.broadcast_to(np.linspace(-1, 1, SIDE_PX, dtype=np.float32), (1, 3, SIDE_PX, SIDE_PX))
     backend._transformer = _Free(lambda inputs: zeros[: len(inputs["timestep"])])  # noqa: SLF001  only these are free

@@ -21,8 +21,8 @@ from diffusers import SD3Transformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.outcome import Bar, Outcome
+from sd35.backends.graph_backend import GraphBackend
 from sd35.backends.host import cores
-from sd35.backends.onnx import OnnxBackend
 from sd35.backends.options import Options
 from sd35.backends.table import open_backend
 from sd35.checkpoints.checkpoint import open_checkpoint
@@ -35,7 +35,7 @@ _REPEATS = 5
 def measure(checkpoint: Path, rounds: int) -> Outcome:
     """The share at each number of rows, GEMMs and steps in turns."""
     backend = open_backend("onnx", open_checkpoint(str(checkpoint)), Options())
-    assert isinstance(backend, OnnxBackend)
+    assert isinstance(backend, GraphBackend)
     network = SD3Transformer2DModel.from_pretrained(checkpoint / "transformer").eval()
     torch.set_num_threads(cores())
     bars: list[Bar] = []

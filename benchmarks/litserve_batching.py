@@ -1,14 +1,14 @@
 """The plain pipeline behind LitServe's dynamic batching.
 
-`PLAIN_CHECKPOINT=directory python -m benchmarks.litserve_batching PORT`.
+`PLAIN_CHECKPOINT=directory python -m benchmarks.litserve_batching --port PORT`.
 
 LitServe hands over what came within its window. The pipeline takes one number of steps, one guidance and one size in a
 call, so what differs in these is called in turn; what is alike shares a call.
 """
 
+import argparse
 import io
 import os
-import sys
 from collections import defaultdict
 from typing import Any
 
@@ -83,5 +83,7 @@ class Pictures(litserve.LitAPI):
 
 if __name__ == "__main__":
     api = Pictures(max_batch_size=MAX_BATCH, batch_timeout=WINDOW_S, api_path="/v1/txt2img")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
     server = litserve.LitServer(api, accelerator="cpu", timeout=600, healthcheck_path="/readyz")
-    server.run(host="127.0.0.1", port=int(sys.argv[1]), generate_client_file=False, log_level="warning")
+    server.run(host="127.0.0.1", port=parser.parse_args().port, generate_client_file=False, log_level="warning")

@@ -40,6 +40,8 @@ class Case(NamedTuple):
 _WITH_GRAPHS = (
     Case("onnx", "float32", "none"),
     Case("onnx", "float32", "encoders"),
+    Case("openvino", "float32", "none"),
+    Case("openvino", "bfloat16", "none"),
     Case("diffusers", "float32", "none"),
     Case("diffusers", "float32", "model"),
 )

@@ -4,19 +4,13 @@
 backend and embedding cache without its scheduler. All read the checkpoint's own text length.
 """
 
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from benchmarks.cold_start import wait_until_ready
 from benchmarks.outcome import Bar, Outcome
-from benchmarks.processes import ROOT, clean_environment
+from benchmarks.served import served
 from benchmarks.workload import CLIENTS, REQUESTS, Answered, closed_loop, open_loop, percentile_s, requests
-from sd35.bench.server import end, free_port
 
 OPEN_SHARE = 0.8  # of the pictures a second that the closed loop reached
 PLAIN, LITSERVE, SINGLE, OURS, REPRODUCIBLE = "a: FastAPI", "b: LitServe", "c: one at a time", "sd35", "reproducible"
@@ -25,11 +19,13 @@ PLAIN, LITSERVE, SINGLE, OURS, REPRODUCIBLE = "a: FastAPI", "b: LitServe", "c: o
 def measure(checkpoint: Path, rounds: int) -> Outcome:
     """All servers on the same requests, round by round; ratios of medians over the rounds."""
     rounds = min(rounds, 3)  # a round takes minutes
-    closed: dict[str, list[tuple[list[Answered], float]]] = {name: [] for name in _commands(0)}
+    commands = _commands()
+    variables = {"PLAIN_CHECKPOINT": str(checkpoint), "SD35_CHECKPOINTS": str(checkpoint)}
+    closed: dict[str, list[tuple[list[Answered], float]]] = {name: [] for name in commands}
     opened: dict[str, list[list[Answered]]] = {name: [] for name in closed}
     for number in range(rounds):
         for name, runs in closed.items():
-            with serving(name, checkpoint) as port:
+            with served(commands[name], variables) as (port, _):
                 closed_loop(port, requests(seed=1000)[:CLIENTS])  # warms up sizes and batches
                 answers, took_s = closed_loop(port, requests(seed=2 * number))
                 runs.append((answers, took_s))
@@ -73,35 +69,14 @@ def _described(name: str, closed: list[tuple[list[Answered], float]], opened: li
     )
 
 
-def _commands(port: int) -> dict[str, list[str]]:
+def _commands() -> dict[str, list[str]]:
     python, sd35 = sys.executable, str(Path(sys.executable).with_name("sd35"))
+    # The others refuse nothing, so neither do these: out of the box they would, when all come at once.
+    ours = [sd35, "serve", "--ui", "off", "--max-pictures", str(REQUESTS)]
     return {
-        PLAIN: [python, "-m", "uvicorn", "benchmarks.plain_fastapi:app", "--port", str(port)],
-        LITSERVE: [python, "-m", "benchmarks.litserve_batching", str(port)],
-        SINGLE: [python, "-m", "uvicorn", "benchmarks.one_at_a_time:app", "--port", str(port)],
-        OURS: [sd35, "serve", "--ui", "off", "--port", str(port)],
-        REPRODUCIBLE: [sd35, "serve", "--ui", "off", "--port", str(port), "--reproducible"],
+        PLAIN: [python, "-m", "uvicorn", "benchmarks.plain_fastapi:app"],
+        LITSERVE: [python, "-m", "benchmarks.litserve_batching"],
+        SINGLE: [python, "-m", "uvicorn", "benchmarks.one_at_a_time:app"],
+        OURS: ours,
+        REPRODUCIBLE: [*ours, "--reproducible"],
     }
-
-
-@contextmanager
-def serving(name: str, checkpoint: Path) -> Iterator[int]:
-    """A server that is ready, on a free port."""
-    port = free_port()
-    variables = {"PLAIN_CHECKPOINT": str(checkpoint), "SD35_CHECKPOINTS": str(checkpoint)}
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            _commands(port)[name],
-            cwd=ROOT,
-            env={**clean_environment(), **variables},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            if not wait_until_ready(port, process):
-                log.seek(0)
-                raise SystemExit(f"{name} did not become ready; it said:\n{log.read()}")
-            yield port
-        finally:
-            end(process)

@@ -51,16 +51,15 @@ class Draw(Protocol):
         """The picture's pixels."""
 
 
-def open_onnx(checkpoint: str, marks: Marks) -> Draw:
-    """The default backend, through what a request goes through: resolved, queued, drawn on the engine's thread."""
+def open_ours(checkpoint: str, marks: Marks, *, backend: str, precision: str = "float32") -> Draw:
+    """One of our backends, through what a request goes through: resolved, queued, drawn on the engine's thread."""
     from sd35.service.opening import open_checkpoints, open_studio
     from sd35.service.resolve import Wanted
     from sd35.settings import load_settings
 
-    settings = load_settings({"checkpoints": (checkpoint,)})
+    settings = load_settings({"checkpoints": (checkpoint,), "backend": backend, "precision": precision})
     studio = open_studio(settings, open_checkpoints(settings))
     (model,) = studio.models.values()
-    assert model.backend.name == "onnx", model.backend.name
     marks.watch(model.backend, "encode_text", "encoded_s")
     marks.watch(model.backend, "decode_latents", "decoding_s")
 
@@ -101,7 +100,7 @@ def open_pipeline(checkpoint: str, marks: Marks) -> Draw:
     return draw
 
 
-def open_openvino(checkpoint: str, marks: Marks, *, is_fixed: bool = False, is_default: bool = False) -> Draw:
+def open_genai(checkpoint: str, marks: Marks, *, is_fixed: bool = False, is_default: bool = False) -> Draw:
     """OpenVINO GenAI, on the checkpoint as `benchmarks.openvino_convert` wrote it in `$OPENVINO_MODEL`.
 
     By default it is told to do the same work: float32, and every step by the transformer. `is_fixed`: its graphs are
@@ -153,11 +152,13 @@ def open_openvino(checkpoint: str, marks: Marks, *, is_fixed: bool = False, is_d
 
 
 SIDES: Mapping[str, Callable[[str, Marks], Draw]] = {
-    "onnx": open_onnx,
+    "onnx": partial(open_ours, backend="onnx"),
+    "openvino": partial(open_ours, backend="openvino"),
+    "openvino-bf16": partial(open_ours, backend="openvino", precision="bfloat16"),
     "pipeline": open_pipeline,
-    "openvino": open_openvino,
-    "openvino-fixed": partial(open_openvino, is_fixed=True),
-    "openvino-default": partial(open_openvino, is_default=True),
+    "genai": open_genai,
+    "genai-fixed": partial(open_genai, is_fixed=True),
+    "genai-default": partial(open_genai, is_default=True),
 }
 
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class OnnxNetworks:
     def run(self, part: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A network's outputs, in float32."""
         assert self._lock.locked(), "not within a turn"
-        graph = self._graphs[part]
+        graph: Any = self._graphs[part]
         given = {
             name: (tensor if tensor.dtype == torch.int32 else tensor.float()).numpy() for name, tensor in inputs.items()
         }

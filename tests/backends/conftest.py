@@ -21,11 +21,13 @@ def checkpoint() -> Checkpoint:
     return open_checkpoint(os.environ.get("TEST_CHECKPOINT", "sd35-mini"))
 
 
-@pytest.fixture(scope="session", params=["onnx", "diffusers", "tensorrt"])
+@pytest.fixture(scope="session", params=["onnx", "openvino", "diffusers", "tensorrt"])
 def backend(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Backend:
     """Each backend of the table, in float32 on the CPU; TensorRT's with another runtime's networks, see there."""
     if request.param == "tensorrt":
         return TensorRtBackend(checkpoint, "float32", OnnxNetworks(checkpoint), HostMemory(), {})
+    if request.param == "openvino":
+        pytest.importorskip("openvino")  # not to be had on older Linux on ARM
     return open_backend(request.param, checkpoint, Options(precision="float32", device="cpu"))
 
 

@@ -45,7 +45,7 @@ def test_the_onnx_backend_draws_without_importing_pytorch(checkpoint: Checkpoint
 
 def test_an_unknown_backend_is_refused_with_the_list(checkpoint: Checkpoint) -> None:
     """The error names every backend there is."""
-    with pytest.raises(InvalidSetting, match="onnx, diffusers"):
+    with pytest.raises(InvalidSetting, match="onnx, openvino, diffusers"):
         open_backend("caffe", checkpoint, Options())
 
 

@@ -16,6 +16,7 @@ from sd35.checkpoints.anatomy import blocks_values
 DeviceKind: TypeAlias = Literal["cpu", "cuda"]
 BETWEEN_FP8 = "bfloat16"  # what is computed in where weights are in FP8
 _BYTES_OF = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2})
+_SMALL_VALUES = 50_000_000
 _CLIP_TOKENS = "max_position_embeddings"
 
 
@@ -48,10 +49,13 @@ _GRAPHS = ("float32", "bfloat16", "fp8")
 RUNTIMES: Mapping[tuple[str, DeviceKind], Runtime] = MappingProxyType(
     {
         ("onnx", "cpu"): Runtime(
-            142_000_000, 8, 14, 4, ("none", "encoders"), _GRAPHS, needs_graphs=True, casts_aside=True
+            187_000_000, 8, 14, 4, ("none", "encoders"), _GRAPHS, needs_graphs=True, casts_aside=True
+        ),
+        ("openvino", "cpu"): Runtime(
+            286_000_000, 8, 14, 4, ("none", "encoders"), ("float32", "bfloat16"), needs_graphs=True, casts_aside=True
         ),
         ("diffusers", "cpu"): Runtime(
-            470_000_000,
+            512_000_000,
             8,
             14,
             5,
@@ -98,6 +102,22 @@ def fp8_values(backend: str, precision: str, network: str, config: Mapping[str, 
         return 0
     attention, inner = 4 * config["num_heads"] * config["d_kv"], 2 * config["d_ff"]
     return int(config["num_layers"] * config["d_model"] * (attention + inner))
+
+
+def has_second(backend: str, network: str, values: int) -> bool:
+    """Whether a network is compiled twice: OpenVINO's transformer is, for any shape and for one picture's alone.
+
+    Not where it is large: its steps are so long that known shapes save nothing that counts.
+    """
+    return backend == "openvino" and network == "transformer" and values < _SMALL_VALUES
+
+
+def beside_bytes(backend: str, network: str, values: int, size_bytes: int) -> int:
+    """What a backend holds of a network beside its weights: OpenVINO those it packed them from, and all of it twice."""
+    if backend != "openvino":
+        return 0
+    packed_from = values * _BYTES_OF["float32"]
+    return packed_from + (packed_from + size_bytes if has_second(backend, network, values) else 0)
 
 
 @dataclass(frozen=True)

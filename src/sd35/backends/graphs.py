@@ -1,4 +1,4 @@
-"""Where the `onnx` backend's graphs are from: this project's own export, what `sd35 compile` wrote, or NVIDIA's.
+"""The `onnx` backend's graphs, by ONNX Runtime: this project's own export, what `sd35 compile` wrote, or NVIDIA's.
 
 Opened, they are alike: the same tensors by the same names, float32 and int32. The same is left to the backend, too:
 putting the encoders' tokens together, guidance, the autoencoder's scale and shift.
@@ -6,30 +6,19 @@ putting the encoders' tokens together, guidance, the autoencoder's scale and shi
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import onnxruntime
 
+from sd35.backends.graph_backend import Graphs
 from sd35.backends.options import Options
-from sd35.checkpoints.checkpoint import Checkpoint, weights_layout
+from sd35.backends.own_graphs import WEIGHTS_LAYOUT, are_there, check_layout, own_graph
+from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.compiled_graphs import OF_PRECISION, compiled_graphs
 from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting
 
-WEIGHTS_LAYOUT = "sd35.weights_layout"  # of a graph's metadata: of the files it points into, if it does
-
-
-class Graphs(Protocol):
-    """The five graphs of a checkpoint, by their parts' names in the Diffusers layout; "vae" is its decoder."""
-
-    @property
-    def build(self) -> str | None:
-        """See `sd35.backends.contract.Backend`."""
-
-    def open(self, part: str, threads: int, spin_us: int = 0) -> onnxruntime.InferenceSession:
-        """A graph with its weights loaded. Raises CheckpointError where it is missing, broken or another part's.
-
-        `spin_us`: how long a thread spins for more to do before it sleeps, microseconds.
-        """
+# How long a thread of the transformer's spins for its next share of a step before it sleeps, microseconds. Of 0, 20,
+# 50, 100 and 1000: alone, a step is a sixth faster from about 50 on; beside a decoding, each of them slows both.
+_SPIN_US = 50
 
 
 def graphs_of(checkpoint: Checkpoint, options: Options) -> Graphs:
@@ -40,9 +29,8 @@ def graphs_of(checkpoint: Checkpoint, options: Options) -> Graphs:
     """
     wanted = OF_PRECISION["float32" if options.precision == "auto" else options.precision]
     if checkpoint.graphs is None:
-        own = OwnGraphs(checkpoint.directory)
-        if wanted == "fp32" and own.are_there:
-            return own
+        if wanted == "fp32" and are_there(checkpoint):
+            return OwnGraphs(checkpoint)
         checkpoint = replace(checkpoint, graphs=compiled_graphs(options.cache_dir, checkpoint, wanted))
     elif options.precision not in {"auto", "float32"} and checkpoint.graphs.transformer != wanted:
         found = checkpoint.graphs.transformer
@@ -57,33 +45,22 @@ def graphs_of(checkpoint: Checkpoint, options: Options) -> Graphs:
 
 @dataclass(frozen=True)
 class OwnGraphs:
-    """Those that `sd35.compile.onnx_export` wrote beside the weights of a directory in the Diffusers layout."""
+    """Those beside the weights of a directory in the Diffusers layout."""
 
-    directory: Path
+    checkpoint: Checkpoint
     build: None = None
 
-    @property
-    def are_there(self) -> bool:
-        """Whether they were written; without a look inside."""
-        return (self.directory / "transformer" / "model.onnx").is_file()
-
-    def open(self, part: str, threads: int, spin_us: int = 0) -> onnxruntime.InferenceSession:
+    def open(self, part: str, threads: int) -> onnxruntime.InferenceSession:
         """See `Graphs`."""
-        path = self.directory / part / ("decoder.onnx" if part == "vae" else "model.onnx")
-        command = f"python -m sd35.compile.onnx_export {self.directory}"
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing; make the graphs, where PyTorch is installed, with: {command}")
-        graph = new_session(path, path, session_options(threads, spin_us))
-        layout = graph.get_modelmeta().custom_metadata_map.get(WEIGHTS_LAYOUT)
-        if layout and layout != weights_layout(path.parent):
-            raise CheckpointError(
-                f"{path} points into weights that were written anew; make the graphs again with: {command}"
-            )
+        path = own_graph(self.checkpoint, part)
+        graph = new_session(path, path, session_options(part, threads))
+        check_layout(path, graph.get_modelmeta().custom_metadata_map.get(WEIGHTS_LAYOUT))
         return graph
 
 
-def session_options(threads: int, spin_us: int) -> onnxruntime.SessionOptions:
-    """Those that all sessions share."""
+def session_options(part: str, threads: int) -> onnxruntime.SessionOptions:
+    """Those that all sessions of a part share."""
+    spin_us = _SPIN_US if part == "transformer" else 0
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # By default threads spin for a second: that made a step slower by half, and loading too, beside other work.

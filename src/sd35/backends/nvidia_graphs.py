@@ -13,7 +13,7 @@ from sd35.checkpoints.checkpoint import Checkpoint
 
 
 class NvidiaGraphs:
-    """See `sd35.backends.graphs.Graphs`."""
+    """See `sd35.backends.graph_backend.Graphs`."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         assert checkpoint.graphs is not None
@@ -22,11 +22,11 @@ class NvidiaGraphs:
         is_calibrated = self._graphs.transformer == "fp8"
         self.build = fingerprint_of(self._graphs.path("transformer").parent) if is_calibrated else None
 
-    def open(self, part: str, threads: int, spin_us: int = 0) -> onnxruntime.InferenceSession:
+    def open(self, part: str, threads: int) -> onnxruntime.InferenceSession:
         """See `Graphs`."""
         model, folder = fitted_graph(self._graphs, part, self._interfaces[part])
         to_float32(model)
-        options = session_options(threads, spin_us)
+        options = session_options(part, threads)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         options.add_session_config_entry("session.disable_quant_qdq", "1")  # else weights are rounded at each call
         return new_session(self._graphs.path(part), model.SerializeToString(), options)

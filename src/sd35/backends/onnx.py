@@ -1,147 +1,29 @@
 """The `onnx` backend: a checkpoint's ONNX graphs on a CPU, by ONNX Runtime, in float32. Needs no PyTorch.
 
-The graphs are those of `sd35.compile` or NVIDIA's: see `sd35.backends.graphs`. In FP8 and BF16 it computes in float32
-what such a graph rounds: the numbers that a GPU would see, not its speed.
+In FP8 and BF16 it computes in float32 what such a graph rounds: the numbers that a GPU would see, not its speed.
 """
 
-import time
-from collections.abc import Callable, Sequence
-from functools import partial
-from importlib.metadata import version
-from typing import TypeAlias
-
-import numpy as np
-import onnxruntime
-from jaxtyping import Float32, UInt8
-
-from sd35.backends.contract import LATENT_PX, Array, DenoiseRow, Memory, TextEmbedding, check_finite
+from sd35.backends.contract import Memory
 from sd35.backends.footprint import DeviceKind
+from sd35.backends.graph_backend import OF_ALL, GraphBackend
 from sd35.backends.graphs import graphs_of
-from sd35.backends.guidance import guided_velocities, step_length_of, timestep_of, transformer_rows
-from sd35.backends.host import HostMemory, cores
+from sd35.backends.host import HostMemory
 from sd35.backends.options import Options
+from sd35.backends.own_graphs import refuse_files
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.compiled_graphs import OF_PRECISION
-from sd35.checkpoints.tokenizers import Tokenizers
-from sd35.errors import CheckpointError, InvalidSetting
-
-# How long a thread of the transformer's spins for its next share of a step before it sleeps, microseconds. Of 0, 20,
-# 50, 100 and 1000: alone, a step is a sixth faster from about 50 on; beside a decoding, each of them slows both.
-_SPIN_US = 50
-_Graph: TypeAlias = Callable[[], onnxruntime.InferenceSession]
 
 
-def open_backend(checkpoint: Checkpoint, options: Options) -> "OnnxBackend":
+def open_backend(checkpoint: Checkpoint, options: Options) -> GraphBackend:
     """Raises InvalidSetting for what is beyond a CPU in float32, CheckpointError where a graph is missing or broken.
 
     And BackendUnavailable where NVIDIA's graphs cannot be read for lack of a library.
     """
-    for name, got, allowed in (
-        ("precision", options.precision, ("auto", *OF_PRECISION)),
-        ("device", options.device, ("auto", "cpu")),
-        ("offload", options.offload, ("none", "encoders")),
-        ("tiled_decode", "on" if options.tiled_decode else "off", ("off",)),
-        ("torch_compile", "on" if options.torch_compile else "off", ("off",)),
-    ):
-        if got not in allowed:
-            raise InvalidSetting(f"{name}: got {got!r}; the onnx backend allows: {', '.join(allowed)}")
-    if checkpoint.files:
-        files = ", ".join(map(str, checkpoint.files))
-        raise InvalidSetting(
-            f"weights: got {files}; the onnx backend reads graphs that point into a checkpoint's own files"
-        )
-    return OnnxBackend(checkpoint, options)
+    refuse_files(checkpoint, "onnx")
+    options.check("onnx", precision=("auto", *OF_PRECISION), **OF_ALL)
+    return GraphBackend("onnx", "onnxruntime", graphs_of(checkpoint, options), checkpoint, options)
 
 
 def memory_of(device: str) -> tuple[DeviceKind, Memory]:  # noqa: ARG001  there is but one
     """The host's."""
     return "cpu", HostMemory()
-
-
-class OnnxBackend:
-    """See `sd35.backends.contract.Backend`. Latents and embeddings are float32 NumPy arrays."""
-
-    name = "onnx"
-    can_skip_layers = False
-    is_tiled = False
-    is_compiled = False
-
-    def __init__(self, checkpoint: Checkpoint, options: Options) -> None:
-        _check_positions(checkpoint)
-        began_s = time.perf_counter()
-        self.precision = "float32" if options.precision == "auto" else options.precision
-        self.memory = HostMemory()
-        self._tokenizers = Tokenizers(checkpoint)
-        graphs, threads = graphs_of(checkpoint, options), options.threads or cores()
-        self.build = graphs.build
-        parts = ("text_encoder", "text_encoder_2", "text_encoder_3")
-        opens = [partial(graphs.open, part, threads) for part in parts]
-        # Each gives its encoder's graph: the one that it keeps, or one that is opened anew and freed after its call.
-        evicts = options.offload == "encoders"
-        encoders: list[_Graph] = [*opens] if evicts else [_kept(open_()) for open_ in opens]
-        self._clip_l, self._clip_g, self._t5 = encoders
-        self._transformer = graphs.open("transformer", threads, _SPIN_US)
-        self._decoder = graphs.open("vae", threads)
-        self.start_up_s = {"compile": time.perf_counter() - began_s}  # the runtime reads weights while it compiles
-        vae = checkpoint.config("vae")
-        self._scaling, self._shift = float(vae["scaling_factor"]), float(vae["shift_factor"])
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """The libraries that shape the numbers, name -> version."""
-        return {name: version(name) for name in ("numpy", "onnxruntime", "tokenizers")}
-
-    def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
-        """One embedding per prompt, in order."""
-        ids = self._tokenizers.encode(prompts)
-        clips = [
-            graph().run(["text_embeddings", "hidden_states"], {"input_ids": part})
-            for graph, part in ((self._clip_l, ids.clip_l), (self._clip_g, ids.clip_g))
-        ]
-        (t5,) = self._t5().run(["text_embeddings"], {"input_ids": ids.t5})
-        clip = np.concatenate([hidden for _, hidden in clips], axis=-1)
-        clip = np.pad(clip, ((0, 0), (0, 0), (0, t5.shape[-1] - clip.shape[-1])))
-        embeddings = []
-        for index in range(len(prompts)):
-            tokens = np.concatenate([clip[index], t5[index]])
-            pooled = np.concatenate([projected[index] for projected, _ in clips])
-            embeddings.append(TextEmbedding(tokens, pooled, tokens.nbytes + pooled.nbytes))
-        return embeddings
-
-    def denoise_step(self, rows: Sequence[DenoiseRow]) -> list[Float32[Array, "16 h w"]]:
-        """One Euler step per row; guided and unguided rows share one call of the transformer."""
-        assert not any(row.skip for row in rows), "see can_skip_layers"
-        parts = transformer_rows(rows)
-        inputs = {
-            "hidden_states": np.stack([row.latent for row, _ in parts]),
-            "encoder_hidden_states": np.stack([embedding.tokens for _, embedding in parts]),
-            "pooled_projections": np.stack([embedding.pooled for _, embedding in parts]),
-            "timestep": np.array([timestep_of(row) for row, _ in parts]),
-        }
-        (velocities,) = self._transformer.run(["latent"], inputs)
-        return [
-            row.latent + step_length_of(row) * velocity
-            for row, velocity in zip(rows, guided_velocities(rows, velocities), strict=True)
-        ]
-
-    def decode_latents(self, latents: Sequence[Float32[Array, "16 h w"]]) -> list[UInt8[Array, "h*8 w*8 3"]]:
-        """One RGB picture per latent."""
-        (images,) = self._decoder.run(["images"], {"latent": np.stack(latents) / self._scaling + self._shift})
-        with np.errstate(invalid="ignore"):  # infinities of both signs: what is looked for
-            check_finite(float(images.sum()))
-        pixels = (np.clip(images / 2 + 0.5, 0, 1) * 255).round().astype(np.uint8)
-        return list(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)))
-
-
-def _kept(graph: onnxruntime.InferenceSession) -> _Graph:
-    return lambda: graph
-
-
-def _check_positions(checkpoint: Checkpoint) -> None:
-    """A graph computes nonsense beyond its position table, where Diffusers raises."""
-    transformer = checkpoint.config("transformer")
-    most_px = transformer["pos_embed_max_size"] * transformer["patch_size"] * LATENT_PX
-    if checkpoint.card.side_px[1] > most_px:
-        raise CheckpointError(
-            f"{checkpoint.name}: its card allows sides of {checkpoint.card.side_px[1]} px, its transformer {most_px}"
-        )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from sd35.errors import InvalidSetting
 from sd35.settings import Precision
 
 Offload: TypeAlias = Literal["none", "encoders", "model", "sequential"]
@@ -30,3 +31,11 @@ class Options:
     tiled_decode: bool = False
     torch_compile: bool = False
     cache_dir: Path | None = None
+
+    def check(self, backend: str, **allowed: tuple[str, ...]) -> None:
+        """Raises InvalidSetting where one of the named options is beyond what a backend allows."""
+        for name, choices in allowed.items():
+            value = getattr(self, name)
+            got = value if isinstance(value, str) else "on" if value else "off"
+            if got not in choices:
+                raise InvalidSetting(f"{name}: got {got!r}; the {backend} backend allows: {', '.join(choices)}")

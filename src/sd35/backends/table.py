@@ -45,6 +45,9 @@ def _check_tensorrt() -> None:
 BACKENDS: Mapping[str, Entry] = MappingProxyType(
     {
         "onnx": Entry("sd35.backends.onnx", ("onnxruntime",), "Install sd35-fp8-mirror anew."),
+        "openvino": Entry(
+            "sd35.backends.openvino", ("openvino",), "Install it with: pip install 'sd35-fp8-mirror[openvino]'"
+        ),
         "diffusers": Entry(
             "sd35.backends.diffusers",
             ("torch", "diffusers", "transformers", "accelerate", "torchao"),

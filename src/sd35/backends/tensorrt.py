@@ -58,14 +58,13 @@ class Networks(Protocol):
 
 def open_backend(checkpoint: Checkpoint, options: Options) -> "TensorRtBackend":
     """Raises InvalidSetting for what engines cannot do, BackendUnavailable, NotCompiled, CheckpointError."""
-    for name, got, allowed in (
-        ("precision", options.precision, ("auto", *OF_PRECISION)),
-        ("offload", options.offload, ("none", "sequential")),
-        ("tiled_decode", "on" if options.tiled_decode else "off", ("off",)),
-        ("torch_compile", "on" if options.torch_compile else "off", ("off",)),
-    ):
-        if got not in allowed:
-            raise InvalidSetting(f"{name}: got {got!r}; the tensorrt backend allows: {', '.join(allowed)}")
+    options.check(
+        "tensorrt",
+        precision=("auto", *OF_PRECISION),
+        offload=("none", "sequential"),
+        tiled_decode=("off",),
+        torch_compile=("off",),
+    )
     precision = _precision_of(checkpoint, options.precision)
     device = _device(options.device)
     flavour = find_flavour()

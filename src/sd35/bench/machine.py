@@ -15,8 +15,8 @@ from sd35.service.checkup import gpus, processor
 
 BUSY_SHARE = 0.1  # of the cores, taken by others: more, and a figure is marked
 _LIBRARIES = (
-    "diffusers", "fastapi", "httpx2", "numpy", "onnxruntime", "tensorrt-rtx-cu12", "torch", "torchao", "transformers",
-    "uvicorn",
+    "diffusers", "fastapi", "httpx2", "numpy", "onnxruntime", "openvino", "tensorrt-rtx-cu12", "torch", "torchao",
+    "transformers", "uvicorn",
 )  # fmt: skip
 _GIT_TIMEOUT_S = 10
 _FROZEN = ConfigDict(frozen=True, extra="forbid")

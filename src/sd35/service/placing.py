@@ -7,6 +7,7 @@ from sd35.backends.footprint import (
     RUNTIMES,
     DeviceKind,
     Work,
+    beside_bytes,
     bytes_of,
     computed_in,
     decode_values,
@@ -163,4 +164,4 @@ def weights_bytes(anatomy: Anatomy, name: str, backend: str, precision: str) -> 
     size_bytes = (network.values - in_fp8) * bytes_of(backend, precision) + in_fp8
     if (name, precision) == ("text_encoder_3", "float16"):  # Transformers keeps T5's output layers in float32 then
         size_bytes += 2 * network.config["d_ff"] * network.config["d_model"] * network.config["num_layers"]
-    return size_bytes
+    return size_bytes + beside_bytes(backend, name, network.values, size_bytes)

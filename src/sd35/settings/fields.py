@@ -114,7 +114,8 @@ class Settings(BaseSettings):
     )
     offline: bool = Field(default=False, description="Never use the network: fetch nothing, ask the hub nothing.")
     backend: str = Field(
-        "onnx", description="What computes: `onnx` (no PyTorch), `diffusers`, `tensorrt`. See `sd35 doctor`."
+        "onnx",
+        description="What computes: `onnx` (no PyTorch), `openvino`, `diffusers`, `tensorrt`. See `sd35 doctor`.",
     )
     precision: Precision = Field(
         "auto",

@@ -1,0 +1,113 @@
+"""The openvino backend, beyond what contract and parity suites ask of all: two forms of a graph, BF16, refusals."""
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sd35.backends.contract import DenoiseRow
+from sd35.backends.options import Options
+from sd35.backends.table import open_backend
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.tensorrt_onnx import OfficialGraphs
+from sd35.engine.noise import initial_noise
+from sd35.errors import CheckpointError, InvalidSetting, NotCompiled
+
+openvino: Any = pytest.importorskip("openvino")
+HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+IMPORT = (
+    "import sys, sd35.backends.openvino; sys.exit('torch' in sys.modules or bool(sys.modules['openvino_telemetry']))"
+)
+
+
+def psnr_db(one: Any, other: Any) -> float:
+    """Of two pictures; infinite where they are equal."""
+    with np.errstate(divide="ignore"):
+        return float(10 * np.log10(255**2 / np.square(one.astype(float) - other).mean()))
+
+
+def without_graphs(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
+    """A copy with nothing but weights, configurations and tokenizers."""
+    shutil.copytree(checkpoint.directory, directory, ignore=shutil.ignore_patterns("*.onnx"))
+    return replace(checkpoint, directory=directory)
+
+
+def draw(backend: Any, checkpoint: Checkpoint, steps: int = 4) -> Any:
+    """A picture as the checkpoint's card has it, in fewer steps."""
+    card = checkpoint.card
+    cat, nothing = backend.encode_text(["a cat on a blue background", ""])
+    latent = initial_noise(7, (16, card.height // 8, card.width // 8))
+    sigmas = np.linspace(1, 0, steps + 1)
+    for sigma, sigma_next in pairwise(sigmas):
+        (latent,) = backend.denoise_step([DenoiseRow(latent, cat, nothing, sigma, sigma_next, 4.5)])
+    return backend.decode_latents([latent])[0]
+
+
+def test_the_graph_for_one_picture_and_the_one_for_any_shape_agree(checkpoint: Checkpoint) -> None:
+    """A row of the card's own size gets alone what it gets beside another, by another compilation."""
+    backend = open_backend("openvino", checkpoint, Options())
+    side = checkpoint.card.width // 8
+    cat, nothing = backend.encode_text(["a cat", ""])
+    row = DenoiseRow(initial_noise(1, (16, side, side)), cat, nothing, 1.0, 0.9, 4.5)
+    transformer: Any = backend._transformer  # type: ignore[attr-defined]  # noqa: SLF001
+    assert transformer._one is not transformer._any  # noqa: SLF001
+    (alone,) = backend.denoise_step([row])
+    beside = backend.denoise_step([row, row])
+    for other in beside:
+        np.testing.assert_allclose(alone, other, atol=2e-5)
+
+
+def test_the_same_row_gets_the_same_bits_in_every_process(checkpoint: Checkpoint) -> None:
+    """Opened twice, it draws one picture, bit for bit: what makes a replay the same file."""
+    one, other = (draw(open_backend("openvino", checkpoint, Options()), checkpoint) for _ in range(2))
+    assert (one == other).all()
+
+
+@pytest.mark.skipif(not HAS_BF16, reason="this processor has no BF16")
+def test_bfloat16_draws_what_float32_draws_but_for_its_rounding(checkpoint: Checkpoint) -> None:
+    """The pictures are near, and not the same: it does compute in BF16."""
+    in_bf16 = open_backend("openvino", checkpoint, Options(precision="bfloat16"))
+    assert in_bf16.precision == "bfloat16"
+    decibels = psnr_db(draw(in_bf16, checkpoint), draw(open_backend("openvino", checkpoint, Options()), checkpoint))
+    assert 40 < decibels < 80, decibels
+
+
+@pytest.mark.parametrize(
+    "options",
+    [Options(precision="float16"), Options(precision="fp8"), Options(device="cuda"), Options(offload="model")],
+    ids=str,
+)
+def test_what_it_cannot_honour_is_refused(checkpoint: Checkpoint, options: Options) -> None:
+    """It computes in float32 and BF16 on a CPU, and says so where something else is asked of it."""
+    with pytest.raises(InvalidSetting, match="the openvino backend allows"):
+        open_backend("openvino", checkpoint, options)
+
+
+def test_graphs_it_cannot_read_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """NVIDIA's, and none at all: with what reads them, and with the command that makes them."""
+    with pytest.raises(CheckpointError, match="NVIDIA's graphs, which the onnx backend reads"):
+        open_backend("openvino", replace(checkpoint, graphs=OfficialGraphs(tmp_path, "bf16")), Options())
+    with pytest.raises(NotCompiled, match="--precision fp32 --target onnx"):
+        open_backend("openvino", without_graphs(checkpoint, tmp_path / "bare"), Options())
+
+
+def test_compiled_graphs_draw_what_the_checkpoints_own_draw(
+    checkpoint: Checkpoint, compiled: Path, tmp_path: Path
+) -> None:
+    """Where none lie beside the weights, those of `sd35 compile --precision fp32` are read, with ONNX's attention."""
+    bare = without_graphs(checkpoint, tmp_path / "bare")
+    ours = draw(open_backend("openvino", checkpoint, Options()), checkpoint)
+    other = draw(open_backend("openvino", bare, Options(cache_dir=compiled)), checkpoint)
+    assert abs(ours.astype(int) - other).max() <= 1
+
+
+def test_it_imports_neither_pytorch_nor_what_would_call_home() -> None:
+    """OpenVINO sends an event to Google at every import, where its telemetry can be imported."""
+    ended = subprocess.run([sys.executable, "-c", IMPORT], check=False, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
