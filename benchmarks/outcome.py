@@ -1,7 +1,7 @@
 """What a benchmark found, and how it is printed and kept."""
 
 import operator
-import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -9,10 +9,10 @@ from statistics import median
 from types import MappingProxyType
 from typing import Any, Literal
 
-from sd35.bench.machine import this_machine
+from sd35.bench.machine import BUSY_SHARE, OthersUse, this_machine
 
 _HOLDS = MappingProxyType({">=": operator.ge, "<=": operator.le, "<": operator.lt})
-_BUSY_SHARE = 0.25  # of the cores, taken by other work: more, and the figures are worth little
+_LOOK_S = 3
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ def table(outcomes: Mapping[str, Outcome]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on, and when; `load` is the load average of the minute before they were."""
-    date, load, found = datetime.now(UTC).date().isoformat(), round(os.getloadavg()[0], 2), this_machine()
-    return {"date": date, "load": load, "is_busy": load > _BUSY_SHARE * found.cores, **found.model_dump(mode="json")}
+    """What the figures were taken on, and when; `load` is the cores that others used in the seconds before they were."""
+    others, date, found = OthersUse(), datetime.now(UTC).date().isoformat(), this_machine()
+    time.sleep(_LOOK_S)
+    load = round(others.cores() or 0.0, 2)
+    return {"date": date, "load": load, "is_busy": load > BUSY_SHARE * found.cores, **found.model_dump(mode="json")}
