@@ -72,7 +72,7 @@ def table(outcomes: Mapping[str, Outcome]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on, and when; `load` is the cores that others used in the seconds before they were."""
+    """What the figures were taken on, and when; `load` is the cores that others used in the seconds before."""
     others, date, found = OthersUse(), datetime.now(UTC).date().isoformat(), this_machine()
     time.sleep(_LOOK_S)
     load = round(others.cores() or 0.0, 2)
