@@ -1,12 +1,13 @@
 """The README and its Chinese twin."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.readme import CLAIMS, READMES, Language, section, with_section
+from benchmarks.readme import CLAIMS, FIGURES, READMES, Language, section, with_section
 
 ROOT = Path(__file__).parents[2]
 _FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -63,3 +64,10 @@ def test_a_run_of_all_benchmarks_renews_the_table(language: Language):
     begin, end = "<!-- make bench -->\n", "<!-- /make bench -->"
     assert after == before[: before.index(begin)] + begin + table + before[before.index(end) :]
     assert with_section(after, content, language) == after
+
+
+@pytest.mark.parametrize("language", READMES)
+def test_the_table_is_that_of_the_last_run_of_all(language: Language):
+    """Both READMEs say what docs/figures.json holds, and no figure was set by hand."""
+    text = READMES[language].read_text(encoding="utf-8")
+    assert with_section(text, json.loads(FIGURES.read_text(encoding="utf-8")), language) == text

@@ -7,6 +7,7 @@ BF16, on processors that have it, twice as short.
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
@@ -72,10 +73,14 @@ class _Graphs:
             "ENABLE_CPU_PINNING": False,  # for others compute here, too
         }
         any_shape = self.core.compile_model(model, "CPU", config)
-        if not has_second("openvino", part, anatomy_on_disk(self.checkpoint).networks[part].values):
+        if not has_second("openvino", part, self._values[part]):
             return _Graph(any_shape)
         model.reshape(shapes := self._one_picture())
         return _Graph(any_shape, self.core.compile_model(model, "CPU", config), shapes)
+
+    @cached_property
+    def _values(self) -> dict[str, int]:
+        return {name: network.values for name, network in anatomy_on_disk(self.checkpoint).networks.items()}
 
     def _path(self, part: str) -> Path:
         if are_there(self.checkpoint):
