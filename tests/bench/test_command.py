@@ -4,7 +4,9 @@ import json
 import re
 import signal
 import subprocess
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -12,9 +14,10 @@ import pytest
 
 from sd35.backends.table import BACKENDS
 from sd35.bench.results import Plan, Result, read, write
-from sd35.bench.server import arguments_of, last_words, started
+from sd35.bench.server import Starting, arguments_of, last_words, started
 from sd35.bench.session import Session, run_session
-from sd35.bench.workload import mixed
+from sd35.bench.workload import mixed, read_workload
+from sd35.cli.bench import Asked
 from sd35.errors import MeasuringFailed
 from sd35.settings import load_settings
 from tests.cli.test_commands import SD35, TIMEOUT_S, sd35_here
@@ -122,9 +125,15 @@ def test_a_matrix_passes_over_what_is_too_slow(url: str):
         (("--seconds", "0"), "--seconds: got 0; allowed: a number above 0"),
         (("--url", "127.0.0.1:8000"), "--url: got '127.0.0.1:8000'; allowed: an address such as http://"),
         (("--url", "http://127.0.0.1:9"), "--url: http://127.0.0.1:9 cannot be reached"),
-        (("--reference", "best"), "--reference: got 'best'; allowed: onnx, diffusers, tensorrt, none"),
+        (("--reference", "best"), "--reference: got 'best'; allowed: onnx, openvino, diffusers, tensorrt, none"),
         (("--workload", "missing.toml"), "--workload: missing.toml cannot be read"),
-        (("--out", __file__), "is a file; allowed: a directory"),
+        (("--out", __file__), "test_command.py cannot be written to"),
+        (("--out", "/proc/report"), "--out: /proc/report cannot be written to"),
+        (("--rate", "3", "--rate", "3"), "--rate: got 3 twice; allowed: each once"),
+        (("--url", "http://me:secret@127.0.0.1:9"), "--url: holds a password"),
+        (("--url", "http://127.0.0.1:port"), "--url: got 'http://127.0.0.1:port'; allowed: an address"),
+        (("--url", "http://127.0.0.1:9", "--precision", "fp8"), "allowed: without --url"),
+        (("--batch", "4"), "--batch: is of the matrix; allowed: with --matrix"),
         (("--matrix", "--rate", "3"), "--matrix: measures a closed loop; allowed: without --rate"),
         (("--matrix", "--url", "http://127.0.0.1:9"), "--matrix: starts its own servers"),
         (("--dialect", "stability", "--url", "http://127.0.0.1:9"), "cannot be reached"),
@@ -138,6 +147,39 @@ def test_what_is_wrong_is_told_in_a_line(
     said = capsys.readouterr()
     assert words in said.err
     assert said.err.count("\n") == 1
+
+
+def test_a_run_against_a_running_server_asks_for_pictures_that_none_before_it_did(url: str):
+    """Else the second would measure what the server kept of the first."""
+    salts = set()
+    for _ in range(2):
+        asked = Asked(None, url, "sd35", None, 1, (), 1, 1.0, 1.0, "none", 1, as_json=False)
+        salts.add(asked.plan().salt)
+    assert len(salts) == 2
+    assert replace(asked, url=None).plan().salt == 0
+
+
+def test_loads_are_kept_where_the_pictures_to_compare_fail(url: str, small: str, monkeypatch: pytest.MonkeyPatch):
+    """A server that breaks after them is told of beside their figures."""
+
+    def fails(*_: object) -> None:
+        raise MeasuringFailed("no picture")
+
+    monkeypatch.setattr("sd35.bench.session._draw", fails)
+    plan = Plan(clients=1, rounds=1, seconds=0.2, warm_s=0.1, judged=1)
+    result = run_session(Session(load_settings(), read_workload(Path(small)), plan, url=url), lambda *_: None)
+    assert result.closed.all.made
+    assert result.quality
+    assert result.quality.why_not == "no picture"
+
+
+def test_a_server_that_ends_in_the_middle_is_told_with_its_last_words(tmp_path: Path):
+    """Whatever else failed by that."""
+    (tmp_path / "log").write_text("out of memory\n")
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    with pytest.raises(MeasuringFailed, match="the server ended while it was measured: out of memory"):
+        Starting(process, tmp_path / "log", 1, 0.0).check_runs()
 
 
 def test_comparing_prints_a_table_and_tells_what_is_no_result(

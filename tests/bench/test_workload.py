@@ -58,6 +58,10 @@ def test_the_same_seed_asks_for_the_same():
     """In each part of a run, which asks for other things than the other parts."""
     once, again = (list(islice(mixed().requests("closed/1"), 50)) for _ in range(2))
     other = list(islice(mixed().requests("closed/2"), 50))
+    salted = list(islice(mixed().requests("closed/1", 2**31), 50))
+    assert [each._replace(seed=0) for each in salted] == [each._replace(seed=0) for each in once]
+    assert not {each.seed for each in salted} & {each.seed for each in once}
+    assert all(0 < each.seed < 2**32 for each in salted)
     assert once == again
     assert not {wanted.seed for wanted in once} & {wanted.seed for wanted in other}
 

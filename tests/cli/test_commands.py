@@ -158,7 +158,7 @@ def test_replay_without_its_model_names_it(pictures: Path, tmp_path: Path):
         (["generate", "a cat", "-o", "nowhere/out.png"], 2, "is not a directory"),
         (["generate", "a cat", "--checkpoint", "nowhere"], 1, "'nowhere' is neither"),
         (["generate", "a cat", "--model", "other"], 2, "no model named 'other'"),
-        (["generate", "a cat", "--backend", "magic"], 2, "backend: got 'magic'; allowed: onnx, diffusers"),
+        (["generate", "a cat", "--backend", "magic"], 2, "backend: got 'magic'; allowed: onnx, openvino, diffusers"),
         (["generate", "a cat", "--device", "cuda"], 2, "device: got 'cuda'"),
         (["generate", "a cat", "--steps", "0"], 2, "steps: got 0; allowed: 1 to 150"),
         (["generate", ""], 2, "prompt: got '0 characters'"),

@@ -268,7 +268,7 @@ def test_a_standby_that_is_no_backend_is_refused_at_once():
     command = [*SD35, "serve", "--port", "0", "--standby", "onxx"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert result.returncode == 2
-    assert result.stderr == "sd35: standby: got 'onxx'; allowed: onnx, diffusers, tensorrt\n"
+    assert result.stderr == "sd35: standby: got 'onxx'; allowed: onnx, openvino, diffusers, tensorrt\n"
 
 
 def _accepted(served: Served) -> None:

@@ -1,7 +1,9 @@
 """What a run found, as it is written and read: one JSON object, of one version of this format."""
 
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -27,7 +29,8 @@ class _Frozen(BaseModel):
 class Plan(_Frozen):
     """How it is measured: in each round the closed loop, then each rate of the open one. `seconds`: of each of them.
 
-    `most_first_s`: a server whose first picture takes longer is not measured.
+    `most_first_s`: a server whose first picture takes longer is not measured. `salt`: of the pictures' seeds, see
+    `Workload.requests`; 0 with a server that is started for the run, and has no picture yet.
     """
 
     clients: int
@@ -38,6 +41,7 @@ class Plan(_Frozen):
     warm_s: float
     judged: int  # pictures that are compared with the reference's
     most_first_s: float | None = None
+    salt: int = 0
 
 
 class Served(_Frozen):
@@ -191,13 +195,27 @@ class Matrix(_Frozen):
     cells: list[Cell]
 
 
-def write(found: Result | Matrix, path: Path) -> None:
-    """To a file. Raises InvalidSetting where it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+def write(found: Result | Matrix, path: Path, page: str = "") -> None:
+    """To a file, and its page, if there is one, beside it. Raises InvalidSetting where they cannot be written."""
+    with _written(path.parent):
         path.write_text(found.model_dump_json() + "\n", encoding="utf-8")
+        if page:
+            path.with_suffix(".html").write_text(page, encoding="utf-8")
+
+
+def check_writable(folder: Path) -> None:
+    """Makes the directory. Raises InvalidSetting where nothing can be written there: after a run it is too late."""
+    with _written(folder), tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
-        raise InvalidSetting(f"--out: {path} cannot be written: {error.strerror or error}") from error
+        raise InvalidSetting(f"--out: {folder} cannot be written to: {error.strerror or error}") from error
 
 
 def read(path: Path) -> Result:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -82,10 +82,10 @@ class Loads:
     async def run(self, metrics: Callable[[], dict[str, float]]) -> Seen:
         """Everything. Raises MeasuringFailed where the server makes no picture while it warms up."""
         plan = self._plan
-        first = await self._asking.ask(next(self._workload.requests("first")))
+        first = await self._asking.ask(next(self._wanted("first")))
         if plan.most_first_s is not None and first.took_s > plan.most_first_s:
             raise MeasuringFailed(f"its first picture took {first.took_s:.1f} s; allowed: {plan.most_first_s:g}")
-        loop = closed_loop(self._asking, self._workload.requests("warm-up"), plan.clients, plan.warm_s)
+        loop = closed_loop(self._asking, self._wanted("warm-up"), plan.clients, plan.warm_s)
         warm = await self._timed("warm-up", loop, plan.warm_s)
         _check_makes([first, *warm.asked])
         before = await asyncio.to_thread(metrics)
@@ -102,9 +102,12 @@ class Loads:
         parts = [part_of(load, done, plan.seconds, self._origin_s) for load, done in rounds.items()]
         return Seen(parts, self._spans, first.took_s, before, after)
 
+    def _wanted(self, part: str) -> Iterator[Wanted]:
+        return self._workload.requests(part, self._plan.salt)
+
     async def _once(self, load: Load, number: int) -> Round:
         name, seconds = f"{load.name}/{number}", self._plan.seconds
-        wanted = self._workload.requests(name)
+        wanted = self._wanted(name)
         loop: Coroutine[Any, Any, list[Asked]]
         if load.offered is None:
             loop = closed_loop(self._asking, wanted, self._plan.clients, seconds)
@@ -140,13 +143,14 @@ def measure(measured: Measured, workload: Workload, plan: Plan, watch: Watch, pr
         async with Asking(measured.server.url, measured.dialect, measured.key) as asking:
             return await Loads(asking, workload, plan, watch, progress).run(measured.metrics)
 
+    served = _served(measured)  # before: afterwards it may be gone
     seen = asyncio.run(run())
     looks = watch.finish()
     return Result(
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=this_machine(),
         busy=busy_of(watch.before_cores, [look.others_cores for look in looks if look.others_cores is not None]),
-        served=_served(measured),
+        served=served,
         workload=workload,
         workload_digest=workload.digest,
         plan=plan,
@@ -236,7 +240,7 @@ def _batches(seen: Seen) -> Batches | None:
         return int(seen.after.get(name, 0) - seen.before.get(name, 0))
 
     batches = since("sd35_engine_batch_duration_seconds_count")
-    if not batches:
+    if batches <= 0:  # or it counted anew: it was started again meanwhile, or is gone
         return None
     counted = {up_to: int(count) for up_to, count in occupancy(seen.before, seen.after).items()}
     return Batches(batches=batches, row_steps=since("sd35_engine_row_steps_total"), occupancy=counted)

@@ -64,6 +64,11 @@ class Starting(NamedTuple):
                 time.sleep(_READY_POLL_S)
         return Server(self.url, self.process.pid, time.monotonic() - self.began_s)
 
+    def check_runs(self) -> None:
+        """Raises MeasuringFailed with its last words where it has ended."""
+        if self.process.poll() is not None:
+            raise MeasuringFailed(f"the server ended while it was measured: {last_words(self.log)}")
+
 
 @contextmanager
 def started(arguments: Sequence[str]) -> Iterator[Starting]:

@@ -63,15 +63,18 @@ class Reference:
         with started(arguments_of(self._settings)) as starting:
             return _draw(Measured(starting.until_ready(), dialect_of("sd35")), self._count)
 
+    def failed(self, why_not: str) -> Quality:
+        """No comparison."""
+        return Quality(reference=self.name, pictures=self._count, why_not=why_not)
+
     def compared(self, drawn: Drawn) -> Quality:
         """Another server's pictures against its own."""
         try:
             expected = self.drawn
         except MeasuringFailed as error:
-            return Quality(reference=self.name, pictures=self._count, why_not=str(error))
+            return self.failed(str(error))
         if None not in (drawn.revision, expected.revision) and drawn.revision != expected.revision:
-            why_not = "the server has another checkpoint; name its own by --checkpoint"
-            return Quality(reference=self.name, pictures=self._count, why_not=why_not)
+            return self.failed("the server has another checkpoint; name its own by --checkpoint")
         ours, theirs = ([opened(file) for file in each.files] for each in (drawn, expected))
         quality = compared(self.name, ours, theirs)
         scenes = judged_scenes(self._count)
@@ -95,10 +98,13 @@ def run_session(session: Session, progress: OnProgress, reference: Reference | N
         if not session.plan.judged:
             return result
         progress("pictures to compare", total_s)
-        drawn = _draw(measured, session.plan.judged)
+        reference = reference or Reference(session)
+        try:
+            drawn = _draw(measured, session.plan.judged)
+        except MeasuringFailed as error:  # what was measured until then is worth keeping
+            return result.model_copy(update={"quality": reference.failed(str(error))})
     progress(f"the same by the reference, {session.reference}", total_s)
-    quality = (reference or Reference(session)).compared(drawn)
-    return result.model_copy(update={"quality": quality})
+    return result.model_copy(update={"quality": reference.compared(drawn)})
 
 
 @contextmanager
@@ -116,7 +122,11 @@ def _measured(session: Session, progress: OnProgress) -> Iterator[tuple[Measured
     with started(arguments_of(session.settings)) as starting:
         loading = Measured(Server(starting.url, starting.process.pid), dialect, settings=told_of(session.settings))
         with _watching(loading, before_cores) as watch:
-            yield loading._replace(server=starting.until_ready()), watch
+            server = starting.until_ready()
+            try:
+                yield loading._replace(server=server), watch
+            finally:
+                starting.check_runs()
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What is asked for: a mix of classes of requests, from a file or built in, drawn by chance from a seed.
 
-No two requests have one seed, so that no picture is given from a store, unless `repeated_pictures` says otherwise.
+No two requests have one seed, so that no picture is given from a store, unless `repeated_pictures` says otherwise. Nor
+have those of two runs against one server: `salt`.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from sd35.errors import InvalidSetting
 from sd35.request import GUIDANCE_SCALE, PROMPT_CHARACTERS, STEPS
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+_SEEDS = 2**32 - 1  # from 1 on, for 0 is a random one in Stability's dialect
 _SHOWN = 80  # characters of a wrong value
 
 
@@ -87,8 +89,8 @@ class Workload(BaseModel):
         content = self.model_dump(mode="json", exclude={"name"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
-    def requests(self, part: str) -> Iterator[Wanted]:
-        """Requests without end; each `part` of a run draws its own, the same every time."""
+    def requests(self, part: str, salt: int = 0) -> Iterator[Wanted]:
+        """Requests without end; each `part` of a run draws its own, the same every time but for `salt` in the seeds."""
         rng = random.Random(f"{self.seed}/{part}")  # noqa: S311  a mix, no secret
         prompts = {kind.name: _shuffled(kind.prompts or self.prompts or _KNOWN, rng) for kind in self.classes}
         weights = [kind.weight for kind in self.classes]
@@ -101,7 +103,7 @@ class Workload(BaseModel):
                 continue
             is_repeat = before and rng.random() < self.repeated_prompts
             prompt = rng.choice(before).prompt if is_repeat else next(prompts[kind.name])
-            before.append(_drawn(kind, prompt, rng))
+            before.append(_drawn(kind, prompt, rng, salt))
             yield before[-1]
 
 
@@ -155,12 +157,12 @@ def _explained(detail: dict[str, Any]) -> str:
     return f"{where}: got {got if len(got) <= _SHOWN else got[:_SHOWN] + '…'}; {words[0].lower()}{words[1:]}"
 
 
-def _drawn(kind: Kind, prompt: str, rng: random.Random) -> Wanted:
+def _drawn(kind: Kind, prompt: str, rng: random.Random, salt: int) -> Wanted:
     size = _SIZE.fullmatch(rng.choice(kind.sizes)) if kind.sizes else None
     return Wanted(
         kind.name,
         prompt,
-        rng.randrange(1, 2**32),  # 0 is a random one in Stability's dialect
+        1 + (rng.randrange(_SEEDS) + salt) % _SEEDS,
         kind.negative_prompt,
         (int(size[1]), int(size[2])) if size else None,
         rng.choice(kind.steps) if kind.steps else None,

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from sd35.bench.dialects import Dialect, dialect_of
 from sd35.bench.machine import family
 from sd35.bench.matrix import BATCHES, combinations, run_matrix
 from sd35.bench.page import page
-from sd35.bench.results import Matrix, Plan, Result, read, write
+from sd35.bench.results import Matrix, Plan, Result, check_writable, read, write
 from sd35.bench.run import OnProgress, duration_s
 from sd35.bench.session import Session, run_session
 from sd35.bench.workload import read_workload
@@ -57,19 +58,17 @@ class Asked:
             for value in values:
                 if not (math.isfinite(value) and value > 0):
                     raise InvalidSetting(f"{flag}: got {value:g}; allowed: a number above 0")
-        if self.url is not None and (
-            urlsplit(self.url).scheme not in {"http", "https"} or not urlsplit(self.url).netloc
-        ):
-            raise InvalidSetting(f"--url: got {self.url!r}; allowed: an address such as http://127.0.0.1:8000")
+        if doubled := next((rate for rate in self.rates if self.rates.count(rate) > 1), None):
+            raise InvalidSetting(f"--rate: got {doubled:g} twice; allowed: each once, for --rounds repeats them")
+        if self.url is not None:
+            _check_address(self.url)
         if self.reference not in {*BACKENDS, _NO_REFERENCE}:
             allowed = ", ".join((*BACKENDS, _NO_REFERENCE))
             raise InvalidSetting(f"--reference: got {self.reference!r}; allowed: {allowed}")
         if self.reference != _NO_REFERENCE:
             check_available(self.reference, "--reference")
-        if self.out is not None and self.out.exists() and not self.out.is_dir():
-            raise InvalidSetting(
-                f"--out: {self.out} is a file; allowed: a directory, which is made where it is not there"
-            )
+        if self.out is not None:
+            check_writable(self.out)
         return dialect_of(self.dialect)
 
     def session(self, settings: Settings) -> Session:
@@ -96,6 +95,7 @@ class Asked:
             seconds=self.seconds,
             warm_s=self.warm_s,
             judged=0 if self.reference == _NO_REFERENCE else self.judged,
+            salt=secrets.randbits(32) if self.url else 0,
         )
 
 
@@ -141,9 +141,21 @@ def compare(before: Path, after: Path, *, different_workloads: bool, as_json: bo
 
 
 def _keep(found: Result | Matrix, folder: Path, name: str) -> None:
-    write(found, folder / f"{name}.json")
-    (folder / f"{name}.html").write_text(page(found), encoding="utf-8")
+    write(found, folder / f"{name}.json", page(found))
     print(f"Written: {folder / name}.json, {folder / name}.html", file=sys.stderr)
+
+
+def _check_address(url: str) -> None:
+    """Raises InvalidSetting."""
+    try:
+        parts, _ = urlsplit(url), urlsplit(url).port
+        is_address = parts.scheme in {"http", "https"} and bool(parts.hostname)
+    except ValueError:  # a port that is none
+        is_address = False
+    if not is_address:
+        raise InvalidSetting(f"--url: got {url!r}; allowed: an address such as http://127.0.0.1:8000")
+    if "@" in parts.netloc:
+        raise InvalidSetting(f"--url: holds a password, which would be in the report; allowed: a key in {KEY_VARIABLE}")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from sd35.cli import options
+from sd35.errors import InvalidSetting
 
 _LOAD, _QUALITY, _MATRIX = "Load", "Quality", "Matrix"
 _bench = typer.Typer(invoke_without_command=True, rich_markup_mode="rich")
@@ -102,6 +103,10 @@ def bench(
     if context.invoked_subcommand:
         return
     settings = options.settings_of(locals())
+    if url and (backend or precision):
+        raise InvalidSetting("--backend, --precision: are of a server that is started; allowed: without --url")
+    if batch and not matrix:
+        raise InvalidSetting("--batch: is of the matrix; allowed: with --matrix; else --max-batch-rows")
     from sd35.cli.bench import Asked
     from sd35.cli.bench import bench as run
     from sd35.cli.bench import matrix as run_matrix
