@@ -97,6 +97,27 @@ def test_graphs_it_cannot_read_are_refused(checkpoint: Checkpoint, tmp_path: Pat
         open_backend("openvino", without_graphs(checkpoint, tmp_path / "bare"), Options())
 
 
+def test_a_graph_that_breaks_later_is_the_checkpoints_error(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """With its text encoders read anew for each text, it names the file that cannot be read any more."""
+    copy = replace(checkpoint, directory=tmp_path / "copy")
+    shutil.copytree(checkpoint.directory, copy.directory)
+    backend = open_backend("openvino", copy, Options(offload="encoders"))
+    (copy.directory / "text_encoder" / "model.onnx").write_bytes(b"not a graph")
+    with pytest.raises(CheckpointError, match=r"text_encoder/model\.onnx cannot be loaded"):
+        backend.encode_text(["a cat"])
+
+
+def test_memory_does_not_grow_with_each_new_size(checkpoint: Checkpoint) -> None:
+    """After the largest, sixty other sizes add next to nothing: what OpenVINO keeps of each is bounded."""
+    backend = open_backend("openvino", checkpoint, Options())
+    backend.decode_latents([initial_noise(1, (16, 32, 32))])
+    before_bytes = backend.memory.held_bytes()
+    for height in range(8, 32, 4):
+        for width in range(8, 28, 2):
+            backend.decode_latents([initial_noise(1, (16, height, width))])
+    assert backend.memory.held_bytes() - before_bytes < 60e6
+
+
 def test_compiled_graphs_draw_what_the_checkpoints_own_draw(
     checkpoint: Checkpoint, compiled: Path, tmp_path: Path
 ) -> None:

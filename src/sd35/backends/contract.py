@@ -96,7 +96,7 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """The backend's name in the table: "onnx", "diffusers"."""
+        """The backend's name in the table: "onnx", "openvino"."""
 
     @property
     def precision(self) -> str:

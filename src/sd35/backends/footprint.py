@@ -52,7 +52,7 @@ RUNTIMES: Mapping[tuple[str, DeviceKind], Runtime] = MappingProxyType(
             187_000_000, 8, 14, 4, ("none", "encoders"), _GRAPHS, needs_graphs=True, casts_aside=True
         ),
         ("openvino", "cpu"): Runtime(
-            286_000_000, 8, 14, 4, ("none", "encoders"), ("float32", "bfloat16"), needs_graphs=True, casts_aside=True
+            286_000_000, 8, 70, 5, ("none", "encoders"), ("float32", "bfloat16"), needs_graphs=True, casts_aside=True
         ),
         ("diffusers", "cpu"): Runtime(
             512_000_000,

@@ -20,8 +20,8 @@ _GET_LIBRARY = (
     "Install TensorRT-RTX with: pip install 'sd35-fp8-mirror[tensorrt]'; for a data centre's GPU, NVIDIA's tensorrt"
 )
 _GET_GPU = (
-    "It computes on an NVIDIA GPU alone, which a container sees with --gpus all; elsewhere, choose"
-    " --backend onnx or diffusers"
+    "It computes on an NVIDIA GPU alone, which a container sees with --gpus all; elsewhere, choose another --backend:"
+    " sd35 doctor lists them"
 )
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
