@@ -205,7 +205,7 @@ def test_the_doctor_and_a_start_say_the_same_of_a_backend_that_cannot_run(monkey
     if tensorrt["is_usable"]:
         pytest.skip("it can run here")
     assert "backend 'tensorrt' cannot run: " in tensorrt["detail"]
-    assert "--backend onnx" in tensorrt["detail"] or "pip install" in tensorrt["detail"]
+    assert "another --backend" in tensorrt["detail"] or "pip install" in tensorrt["detail"]
     assert not found["can_serve"]
     result = sd35("serve", "--port", "0")
     assert result.returncode == 1
