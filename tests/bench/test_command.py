@@ -95,11 +95,16 @@ def test_a_matrix_tells_what_runs_and_why_the_rest_does_not(
     monkeypatch.setattr("sd35.bench.matrix.BACKENDS", chosen)
     quick = (*QUICK, "--workload", small, "--reference", "none", "--cache-dir", str(tmp_path), "--batch", "8")
     assert sd35_here(monkeypatch, "bench", "--matrix", *quick, "--out", str(tmp_path)) == 0
-    cells = json.loads((tmp_path / "matrix.json").read_text())["cells"]
+    found = json.loads((tmp_path / "matrix.json").read_text())
+    assert found["settings"]["max_pictures"] == "11"  # for a batch of eight rows
+    assert "backend" not in found["settings"]
+    cells = found["cells"]
     ran = [(cell["backend"], cell["precision"], cell["batch"]) for cell in cells if not cell["why_not"]]
     assert ran == [("onnx", "float32", 8)]
     reasons = {f"{cell['backend']}/{cell['precision']}": cell["why_not"] for cell in cells if cell["why_not"]}
-    assert "build with: sd35 compile" in reasons["onnx/fp8"]
+    assert re.search(
+        r"the fp8 graphs of sd35-mini \(\S+/compiled/sd35-mini-\w+\) .* build with: sd35 c", reasons["onnx/fp8"]
+    )
     assert any(name.startswith("tensorrt/") for name in reasons)
     assert re.search(r"^onnx/float32 +8 +[\d.]+ +1.00 ", capsys.readouterr().out, re.MULTILINE)
     assert "build with: sd35 compile" in (tmp_path / "matrix.html").read_text()
@@ -109,7 +114,7 @@ def test_a_matrix_passes_over_what_is_too_slow(url: str):
     """Where the first picture takes longer than may be, for the rounds would take for ever."""
     plan = Plan(clients=1, rounds=1, seconds=1, warm_s=1, judged=0, most_first_s=0)
     session = Session(load_settings(), mixed(), plan, url=url)
-    with pytest.raises(MeasuringFailed, match=r"its first picture took [\d.]+ s; allowed: 0$"):
+    with pytest.raises(MeasuringFailed, match=r"its first picture took [\d.]+ s; allowed: 0; raise --seconds$"):
         run_session(session, lambda *_: None)
 
 
@@ -122,7 +127,7 @@ def test_a_matrix_passes_over_what_is_too_slow(url: str):
         (("--seconds", "0"), "--seconds: got 0; allowed: a number above 0"),
         (("--url", "127.0.0.1:8000"), "--url: got '127.0.0.1:8000'; allowed: an address such as http://"),
         (("--url", "http://127.0.0.1:9"), "--url: http://127.0.0.1:9 cannot be reached"),
-        (("--reference", "best"), "--reference: got 'best'; allowed: onnx, diffusers, tensorrt, none"),
+        (("--reference", "best"), "--reference: got 'best'; allowed: onnx, openvino, diffusers, tensorrt, none"),
         (("--workload", "missing.toml"), "--workload: missing.toml cannot be read"),
         (("--out", __file__), "is a file; allowed: a directory"),
         (("--matrix", "--rate", "3"), "--matrix: measures a closed loop; allowed: without --rate"),
