@@ -13,9 +13,10 @@ import psutil
 import pytest
 
 from sd35.backends.table import BACKENDS
-from sd35.bench.results import Plan, Result, read, write
+from sd35.bench.matrix import _with_room
+from sd35.bench.results import Cell, Plan, Result, read, write
 from sd35.bench.server import Starting, arguments_of, last_words, started
-from sd35.bench.session import Session, run_session
+from sd35.bench.session import AT_ONCE, Session, run_session
 from sd35.bench.workload import mixed, read_workload
 from sd35.cli.bench import Asked
 from sd35.errors import MeasuringFailed
@@ -98,11 +99,16 @@ def test_a_matrix_tells_what_runs_and_why_the_rest_does_not(
     monkeypatch.setattr("sd35.bench.matrix.BACKENDS", chosen)
     quick = (*QUICK, "--workload", small, "--reference", "none", "--cache-dir", str(tmp_path), "--batch", "8")
     assert sd35_here(monkeypatch, "bench", "--matrix", *quick, "--out", str(tmp_path)) == 0
-    cells = json.loads((tmp_path / "matrix.json").read_text())["cells"]
+    found = json.loads((tmp_path / "matrix.json").read_text())
+    assert found["settings"]["max_pictures"] == "11"  # for a batch of eight rows
+    assert "backend" not in found["settings"]
+    cells = found["cells"]
     ran = [(cell["backend"], cell["precision"], cell["batch"]) for cell in cells if not cell["why_not"]]
     assert ran == [("onnx", "float32", 8)]
     reasons = {f"{cell['backend']}/{cell['precision']}": cell["why_not"] for cell in cells if cell["why_not"]}
-    assert "build with: sd35 compile" in reasons["onnx/fp8"]
+    assert re.search(
+        r"the fp8 graphs of sd35-mini \(\S+/compiled/sd35-mini-\w+\) .* build with: sd35 c", reasons["onnx/fp8"]
+    )
     assert any(name.startswith("tensorrt/") for name in reasons)
     assert re.search(r"^onnx/float32 +8 +[\d.]+ +1.00 ", capsys.readouterr().out, re.MULTILINE)
     assert "build with: sd35 compile" in (tmp_path / "matrix.html").read_text()
@@ -112,7 +118,7 @@ def test_a_matrix_passes_over_what_is_too_slow(url: str):
     """Where the first picture takes longer than may be, for the rounds would take for ever."""
     plan = Plan(clients=1, rounds=1, seconds=1, warm_s=1, judged=0, most_first_s=0)
     session = Session(load_settings(), mixed(), plan, url=url)
-    with pytest.raises(MeasuringFailed, match=r"its first picture took [\d.]+ s; allowed: 0$"):
+    with pytest.raises(MeasuringFailed, match=r"its first picture took [\d.]+ s; allowed: 0; raise --seconds$"):
         run_session(session, lambda *_: None)
 
 
@@ -147,6 +153,13 @@ def test_what_is_wrong_is_told_in_a_line(
     said = capsys.readouterr()
     assert words in said.err
     assert said.err.count("\n") == 1
+
+
+def test_a_matrix_leaves_room_for_the_pictures_to_compare():
+    """More are drawn at once than one client and a batch of one row would ask for, and none is to be refused."""
+    plan = Plan(clients=1, rounds=1, seconds=1, warm_s=1, judged=1)
+    cell = Cell(backend="onnx", precision="float32", batch=1)
+    assert _with_room(Session(load_settings(), mixed(), plan), [cell]).settings.max_pictures > AT_ONCE
 
 
 def test_a_run_against_a_running_server_asks_for_pictures_that_none_before_it_did(url: str):

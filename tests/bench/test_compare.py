@@ -72,6 +72,26 @@ def test_other_hardware_a_busy_machine_and_other_loads_are_told(result: Result):
     assert {line.part for line in found.lines} == {"closed, 2 clients", ""}
 
 
+def test_another_plan_and_other_comparisons_of_pictures_are_told(result: Result):
+    """Warm-up, reference and number of pictures, for they shape figures as rounds do."""
+    assert result.quality
+    plan = result.plan.model_copy(update={"rounds": 1, "warm_s": 9})
+    quality = result.quality.model_copy(update={"reference": "diffusers/float32", "pictures": 1})
+    assert compare(result, result.model_copy(update={"plan": plan, "quality": quality})).warnings == [
+        "not the same plan: 3 rounds of 2 s after 1 s of warm-up, and 1 round of 2 s after 9 s of warm-up",
+        "not the same comparison of pictures: 2 pictures against onnx/float32, and 1 picture against diffusers/float32",
+    ]
+
+
+def test_of_a_file_with_much_amiss_a_few_fields_are_told(tmp_path: Path):
+    """And how many more there are: half a result lacks nearly all of them."""
+    (tmp_path / "half.json").write_text('{"format": "sd35-bench/1"}')
+    with pytest.raises(InvalidSetting) as raised:
+        read(tmp_path / "half.json")
+    assert str(raised.value).count("is missing") == 4
+    assert str(raised.value).endswith("; and 11 more")
+
+
 def test_a_result_is_read_as_it_was_written(result: Result, tmp_path: Path):
     """Nothing is lost."""
     write(result, tmp_path / "new" / "bench.json")

@@ -69,6 +69,13 @@ def test_a_server_that_has_no_room_refuses(dialect: str, status: int):
     assert answer == Answer("refused", said=f"{status}: full")
 
 
+def test_a_page_in_place_of_an_answer_is_told_in_a_line():
+    """Not as all of its lines."""
+    told = DIALECTS["sd35"].answer(httpx2.Response(500, text="<html>\n  <h1>Oh</h1>\n" + "<p>no\n" * 100)).said
+    assert told.startswith("500: <html> <h1>Oh</h1> <p>no <p>no")
+    assert len(told) == 200
+
+
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("content", [b"", b"{}", b"<html>", b'{"data": [{"url": "x"}], "images": []}'])
 def test_an_answer_without_a_picture_is_a_failure(dialect: str, content: bytes):

@@ -5,11 +5,16 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from sd35.bench.gpu import Gpus, GpuSample
 from sd35.bench.machine import OthersUse, busy_of, family, this_machine
+from sd35.bench.server import pid_at
+from sd35.bench.watching import Watch
 from tests.bench.conftest import BUSY, QUIET
+
+NOBODY = 2**30  # above any process's number
 
 
 def test_a_machine_is_busy_where_others_take_more_than_a_tenth_of_it():
@@ -55,8 +60,8 @@ class Nvml:
     class NVMLError(Exception):
         """The library's own."""
 
-    def __init__(self, energies: list[int | None]) -> None:
-        self.energies = energies
+    def __init__(self, energies: list[int | None], pids: tuple[int, ...] = (1, 2)) -> None:
+        self.energies, self.pids = energies, pids
 
     def nvmlInit(self) -> None:  # noqa: N802  NVML's names
         """Nothing to do."""
@@ -71,7 +76,11 @@ class Nvml:
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[SimpleNamespace]:  # noqa: N802
         """Ours, and somebody else's."""
-        return [SimpleNamespace(pid=1, usedGpuMemory=100 + handle), SimpleNamespace(pid=2, usedGpuMemory=7)]
+        return [SimpleNamespace(pid=pid, usedGpuMemory=100 + handle if pid == 1 else 7) for pid in self.pids]
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:  # noqa: N802
+        """Of the whole device."""
+        return SimpleNamespace(used=1000 + handle)
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:  # noqa: N802
         """Millijoules."""
@@ -94,6 +103,33 @@ def test_a_gpus_memory_is_that_of_the_server(
     gpus = Gpus()
     assert gpus.sample([1, 3]) == expected
     assert (gpus.why_not is None) == bool(energies)
+
+
+@pytest.mark.parametrize(("pids", "used_bytes"), [((), 2001), ((NOBODY,), 2001), ((os.getpid(),), 0)])
+def test_where_no_process_of_here_is_listed_memory_is_the_devices_own(
+    monkeypatch: pytest.MonkeyPatch, pids: tuple[int, ...], used_bytes: int
+):
+    """As in a container; where others of here are listed, the server just holds nothing."""
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml([None, None], pids))
+    monkeypatch.setattr("sd35.bench.gpu.find_spec", lambda _: True)
+    assert Gpus().sample([1]) == GpuSample(used_bytes, None)
+
+
+def test_of_a_server_elsewhere_the_gpus_of_here_tell_nothing(monkeypatch: pytest.MonkeyPatch):
+    """Neither memory nor energy."""
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml([2500]))
+    monkeypatch.setattr("sd35.bench.gpu.find_spec", lambda _: True)
+    gpus = Watch("http://192.0.2.1", None, None, 0.0).gpus
+    assert gpus.why_not == "the server's process is not seen on this machine"
+    assert gpus.sample([]) is None
+
+
+@pytest.mark.parametrize(("url", "pid"), [("http://127.0.0.1", 80), ("https://127.0.0.1", 443), ("http://[::1]:9", 9)])
+def test_a_server_is_looked_for_at_its_schemes_port(monkeypatch: pytest.MonkeyPatch, url: str, pid: int):
+    """Where the address names none."""
+    listening = [SimpleNamespace(pid=n, status=psutil.CONN_LISTEN, laddr=SimpleNamespace(port=n)) for n in (9, 80, 443)]
+    monkeypatch.setattr(psutil, "net_connections", lambda _: listening)
+    assert pid_at(url) == pid
 
 
 def test_without_the_library_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch):

@@ -7,8 +7,10 @@ import pytest
 
 from sd35.bench.page import page
 from sd35.bench.plots import HEIGHT, WIDTH, Point, Scale, Series, plot
-from sd35.bench.quality import Shown
+from sd35.bench.quality import Quality, Shown
 from sd35.bench.results import Cell, Matrix, Result
+from sd35.bench.watching import Look
+from sd35.bench.words import matrix_in_words
 from tests.bench.conftest import BUSY, figure
 
 VOID = {"meta", "img"}
@@ -56,7 +58,7 @@ def matrix(result: Result) -> Matrix:
     ]
     return Matrix(
         made_at=result.made_at, machine=result.machine, busy=BUSY, workload=result.workload, plan=result.plan,
-        workload_digest=result.workload_digest, checkpoints=["sd35-mini"], cells=cells,
+        workload_digest=result.workload_digest, checkpoints=["sd35-mini"], settings={"threads": "3"}, cells=cells,
     )  # fmt: skip
 
 
@@ -100,6 +102,40 @@ def test_a_matrix_lists_what_did_not_run(matrix: Matrix):
     assert "it computes on GPUs only" in elements.text
     assert "tensorrt/fp8, 2 rows" in elements.text
     assert "onnx/float32, 8 rows6.00 ±0.101.50" in elements.text
+
+
+def test_a_matrix_tells_settings_and_workload(matrix: Matrix):
+    """As a run does."""
+    text = Elements(page(matrix)).text
+    assert "threads = 3" in text
+    assert '"name": "mixed"' in text
+
+
+def test_pictures_that_are_the_same_have_an_ssim(result: Result):
+    """Although they have no PSNR."""
+    same = Quality(reference="onnx/float32", pictures=2, identical=2, ssim=1.0, least_ssim=1.0)
+    assert "to the pixel: SSIM 1.0000" in page(result.model_copy(update={"quality": same}))
+
+
+def test_an_open_load_tells_what_chance_sent(result: Result):
+    """Beside its rate: 15 requests, in three rounds of two seconds."""
+    assert "open, 3/s (3.00 requests/s, by chance 2.50 were sent)" in page(result)
+
+
+def test_captions_tell_what_is_drawn_and_what_is_not(result: Result):
+    """The engine's share only where the server told it."""
+    refused, engine = "refused or failed is not in it", "share of time in which its engine computed."
+    assert refused in page(result)
+    assert engine not in page(result)
+    looks = [*result.looks, Look(at_s=0.75, engine_share=0.5)]
+    assert engine in page(result.model_copy(update={"looks": looks}))
+
+
+def test_one_client_in_one_round_is_said_so(matrix: Matrix):
+    """Not "1 clients"."""
+    plan = matrix.plan.model_copy(update={"clients": 1, "rounds": 1})
+    words = matrix_in_words(matrix.model_copy(update={"plan": plan}))
+    assert words.startswith("1 client in a closed loop, 1 round of 2 s")
 
 
 def test_what_others_say_stays_text(result: Result):

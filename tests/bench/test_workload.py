@@ -99,7 +99,8 @@ def test_a_workload_is_told_by_what_it_asks_not_by_its_name():
     [
         ({"sped": 1}, "sped: got an unknown key; allowed: name, seed, repeated_prompts, repeated_pictures, prompts"),
         ({"repeated_prompts": 2}, "repeated_prompts: got 2; input should be less than or equal to 1"),
-        ({"classes": []}, "classes: got []"),
+        ({"classes": []}, "classes: got []; allowed: one or more"),
+        ({"classes": [{"name": "all"}]}, "classes.0.name: got 'all'; allowed: any other name"),
         ({"classes": [{"name": "a", "step": [4]}]}, "classes.0.step: got an unknown key; allowed: name, weight, sizes"),
         ({"classes": [{"name": "a", "steps": [0]}]}, "classes.0.steps.0: got 0; input should be greater than or equal"),
         ({"classes": [{"name": "a", "weight": -1}]}, "classes.0.weight: got -1; input should be greater than 0"),
@@ -116,6 +117,14 @@ def test_a_wrong_file_is_told_by_field(tmp_path: Path, change: dict[str, object]
         read_workload(file)
     assert words in str(raised.value)
     assert str(file) in str(raised.value)
+
+
+def test_a_class_that_is_wrong_is_told_once(tmp_path: Path):
+    """Its list is not told to be too short besides."""
+    (tmp_path / "wrong.json").write_text('{"name": "w", "classes": [{"name": "a", "bogus": 1}]}')
+    with pytest.raises(InvalidSetting) as raised:
+        read_workload(tmp_path / "wrong.json")
+    assert str(raised.value).count("classes") == 1
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.toml", "= 3"), ("a.json", "{"), ("missing.json", None)])

@@ -50,8 +50,8 @@ def _latency_over_load(result: Result) -> str:
     reached = Mark(result.closed.pictures_per_s.value, "closed loop")
     return _figure(
         "Latency over load",
-        "Open loop: requests come at random, whatever is waiting; latency is from when each was due. The dashed line is"
-        " what the closed loop reached.",
+        "Open loop: requests come at random, whatever is waiting; latency is from when each was due. What was"
+        " refused or failed is not in it. The dashed line is what the closed loop reached.",
         plot("requests a second", "seconds", series, marks=[reached]),
         [(each.name, each.colour) for each in series],
     )
@@ -129,12 +129,14 @@ def _others(result: Result, bands: Sequence[Band]) -> str:
     cores = [Point(look.at_s, look.others_cores) for look in result.looks if look.others_cores is not None]
     shares = [Point(look.at_s, look.engine_share) for look in result.looks if look.engine_share is not None]
     series = [Series("cores used by others", 4, cores)]
+    sentence = "Processor time of processes that are neither the server nor the load."
     if shares:
+        sentence += " Beside it, of the server, the share of time in which its engine computed."
         series.append(Series("share of time in which the engine computed", 3, shares))
     limit = Mark(BUSY_SHARE * result.busy.cores, "busy above this, on average", "y")
     return _figure(
         "What else the machine did",
-        "Processor time of processes that are neither the server nor the load.",
+        sentence,
         plot(_SECONDS, "cores, share", series, bands, [limit]),
         [(each.name, each.colour) for each in series],
     )

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from sd35.bench.figures import Figure, is_different
-from sd35.bench.results import OfKind, Part, Result
+from sd35.bench.results import OfKind, Part, Plan, Result
+from sd35.bench.words import counted
 from sd35.errors import InvalidSetting
 
 
@@ -102,15 +103,25 @@ def _warnings(before: Result, after: Result) -> Iterator[str]:
         yield f"not the same machine: {'; '.join(differences)}"
     if before.workload_digest != after.workload_digest:
         yield "not the same workload: the ratios are of different work"
-    if before.served.dialect != after.served.dialect:
-        yield f"not the same dialect: {before.served.dialect} and {after.served.dialect}"
-    if (before.plan.seconds, before.plan.rounds) != (after.plan.seconds, after.plan.rounds):
-        yield (
-            f"not the same plan: {before.plan.rounds} rounds of {before.plan.seconds:g} s,"
-            f" and {after.plan.rounds} of {after.plan.seconds:g} s"
-        )
+    yield from _unlike("dialect", before.served.dialect, after.served.dialect)
+    yield from _unlike("plan", _plan_in_words(before.plan), _plan_in_words(after.plan))
+    yield from _unlike("comparison of pictures", _judged_in_words(before), _judged_in_words(after))
     ours, theirs = ({part.name for part in result.parts} for result in (before, after))
     if alone := sorted(ours ^ theirs):
         yield f"loads of one of them only, which are left out: {', '.join(alone)}"
     if any(part.offered and part.name in ours & theirs and "of the closed" in part.name for part in before.parts):
         yield "open loops at a share of what the closed loop reached: each server had its own rate"
+
+
+def _unlike(what: str, one: str, other: str) -> Iterator[str]:
+    if one != other:
+        yield f"not the same {what}: {one}, and {other}"
+
+
+def _plan_in_words(plan: Plan) -> str:
+    return f"{counted(plan.rounds, 'round')} of {plan.seconds:g} s after {plan.warm_s:g} s of warm-up"
+
+
+def _judged_in_words(result: Result) -> str:
+    quality = result.quality
+    return f"{counted(quality.pictures, 'picture')} against {quality.reference}" if quality else "none"

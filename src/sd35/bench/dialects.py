@@ -22,7 +22,7 @@ _OK = 200
 _REFUSALS = frozenset({429, 503})
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"\x00\x00\x00")  # PNG, JPEG, WebP, AVIF
 _RATIOS = ("16:9", "1:1", "21:9", "2:3", "3:2", "4:5", "5:4", "9:16", "9:21")
-_SAID = 300  # characters of what a server said
+_SAID = 200  # characters of what a server said
 Arguments: TypeAlias = dict[str, Any]
 
 
@@ -90,7 +90,7 @@ def _said(response: httpx2.Response) -> str:
     if isinstance(told, dict):
         told = told.get("detail") or told.get("errors") or told.get("error") or told
         told = told.get("message", told) if isinstance(told, dict) else told
-    return f"{response.status_code}: {told}"[:_SAID]
+    return f"{response.status_code}: {' '.join(str(told).split())}"[:_SAID]
 
 
 def _given(**fields: Any) -> dict[str, Any]:  # noqa: ANN401  whatever a field holds

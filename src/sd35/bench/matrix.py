@@ -10,17 +10,20 @@ from sd35.backends.table import BACKENDS, check_available
 from sd35.bench.machine import Busy, Machine, this_machine
 from sd35.bench.results import Cell, Matrix, Result
 from sd35.bench.run import OnProgress, duration_s
-from sd35.bench.session import Reference, Session, run_session
+from sd35.bench.server import told_of
+from sd35.bench.session import AT_ONCE, Reference, Session, run_session
 from sd35.errors import Sd35Error
 from sd35.service.checkup import gpus
 
 BATCHES = (2, 8)
+_OF_CELL = {"backend", "precision", "max_batch_rows"}
 _FAMILY = "fp8"  # a name for whichever of its ways the device has: each way is tried by its own name
 
 
 def run_matrix(session: Session, wanted: Sequence[Cell], progress: OnProgress) -> Matrix:
     """The closed loop of a session against each of `combinations`. What does not run is listed with its reason."""
     machine = this_machine()
+    session = _with_room(session, wanted)
     reference = Reference(session)
     found: list[tuple[Cell, Result | None]] = []
     each_s = duration_s(session.plan)
@@ -41,6 +44,7 @@ def run_matrix(session: Session, wanted: Sequence[Cell], progress: OnProgress) -
         workload_digest=session.workload.digest,
         plan=session.plan,
         checkpoints=list(session.settings.checkpoints),
+        settings={name: value for name, value in told_of(session.settings).items() if name not in _OF_CELL},
         cells=[cell for cell, _ in found],
     )
 
@@ -64,15 +68,16 @@ def combinations(session: Session, batches: Sequence[int]) -> Iterator[Cell]:
                 yield Cell(backend=backend, precision=precision, batch=batch, why_not=refusal)
 
 
+def _with_room(session: Session, wanted: Sequence[Cell]) -> Session:
+    """The same clients for all, and none of them is to be refused."""
+    rooms = (cell.batch + cell.batch // 4 + 1 for cell in wanted)
+    room = session.settings.max_pictures or max(session.plan.clients, AT_ONCE + 1, *rooms)
+    update = {"max_pictures": room, "standby": None}
+    return replace(session, settings=session.settings.model_copy(update=update))
+
+
 def _measured(session: Session, cell: Cell, reference: Reference, progress: OnProgress) -> tuple[Cell, Result | None]:
-    room = session.settings.max_pictures or max(session.plan.clients, cell.batch + cell.batch // 4 + 1)
-    update = {
-        "backend": cell.backend,
-        "precision": cell.precision,
-        "max_batch_rows": cell.batch,
-        "max_pictures": room,  # the same clients for all: none is to be refused
-        "standby": None,
-    }
+    update = {"backend": cell.backend, "precision": cell.precision, "max_batch_rows": cell.batch}
     try:
         result = run_session(replace(session, settings=session.settings.model_copy(update=update)), progress, reference)
     except Sd35Error as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sd35.bench.charts import charts, matrix_charts
 from sd35.bench.quality import Quality
-from sd35.bench.results import Matrix, OfKind, Part, Result
+from sd35.bench.results import Matrix, OfKind, Result
 from sd35.bench.words import (
     bytes_in_words,
     facts,
@@ -22,6 +22,7 @@ from sd35.bench.words import (
     served_in_words,
     software_in_words,
 )
+from sd35.bench.workload import Workload
 
 _CSS = Path(__file__).with_name("page.css")
 
@@ -49,10 +50,10 @@ def _of_result(result: Result) -> str:
         "<h2>Plots</h2>",
         f'<div class="plots">{"".join(charts(result))}</div>',
         "<h2>Every load, every class</h2>",
-        _loads(result.parts),
+        _loads(result),
         "<h2>What was measured, and on what</h2>",
         _list(facts(result)),
-        _settings(result),
+        _settings(result.workload, result.served.settings),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -73,6 +74,7 @@ def _of_matrix(found: Matrix) -> str:
         f'<div class="long">{_list([(names, why_not) for why_not, names in missing])}</div>',
         "<h2>On what</h2>",
         _list([("machine", machine_in_words(found.machine)), ("software", software_in_words(found.machine))]),
+        _settings(found.workload, found.settings),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -115,14 +117,15 @@ def _pictures(quality: Quality | None) -> str:
     return f'<p>{escape(words[0].upper() + words[1:])}.</p><div class="pictures">{shown}</div>'
 
 
-def _loads(parts: Sequence[Part]) -> str:
+def _loads(result: Result) -> str:
     head = "".join(f"<th>{name}</th>" for name in ("", "p50, s", "p95, s", "p99, s", "made", "refused", "failed"))
     body = []
-    for part in parts:
-        body.append(f'<tr class="head"><td colspan="7">{escape(load_in_words(part))}</td></tr>')
+    for part in result.parts:
+        words = escape(load_in_words(part, result.plan))
+        body.append(f'<tr class="head"><td colspan="7"><div>{words}</div></td></tr>')
         body += [_kind(kind) for kind in (*(part.kinds if len(part.kinds) > 1 else ()), part.all)]
         body += [
-            f'<tr><td colspan="7" class="trouble">{times} times: {escape(said)}</td></tr>'
+            f'<tr class="trouble"><td colspan="7"><div>{times} times: {escape(said)}</div></td></tr>'
             for said, times in part.trouble.items()
         ]
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
@@ -144,10 +147,10 @@ def _list(pairs: Iterable[tuple[str, str]]) -> str:
     return f"<dl>{items}</dl>" if items else ""
 
 
-def _settings(result: Result) -> str:
-    workload = json.dumps(result.workload.model_dump(exclude_defaults=True), indent=1)
-    settings = "\n".join(f"{name} = {value}" for name, value in (result.served.settings or {}).items())
-    parts = [f'<h2>The workload</h2><div class="wide"><pre>{escape(workload)}</pre></div>']
-    if settings:
-        parts.append(f'<h2>The server\'s settings</h2><div class="wide"><pre>{escape(settings)}</pre></div>')
+def _settings(workload: Workload, settings: dict[str, str] | None) -> str:
+    asked = json.dumps(workload.model_dump(exclude_defaults=True), indent=1)
+    given = "\n".join(f"{name} = {value}" for name, value in (settings or {}).items())
+    parts = [f'<h2>The workload</h2><div class="wide"><pre>{escape(asked)}</pre></div>']
+    if given:
+        parts.append(f'<h2>The server\'s settings</h2><div class="wide"><pre>{escape(given)}</pre></div>')
     return "".join(parts)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 from sd35.bench.figures import Figure, of_rounds, percentile_of_rounds
 from sd35.bench.load import Asked, rate_within
 from sd35.bench.results import OfKind, Part, Samples
+from sd35.bench.workload import ALL
 
-ALL = "all"
 _TROUBLES = 5  # kinds of a server's words that a report holds
 
 

@@ -182,7 +182,7 @@ class Cell(_Frozen):
 
 
 class Matrix(_Frozen):
-    """Backends, precisions and batches on one machine, one after the other."""
+    """Backends, precisions and batches on one machine, one after the other. `settings`: what all servers were given."""
 
     format: Literal["sd35-bench-matrix/1"] = MATRIX_FORMAT
     made_at: str
@@ -192,6 +192,7 @@ class Matrix(_Frozen):
     workload_digest: str
     plan: Plan
     checkpoints: list[str]
+    settings: dict[str, str]
     cells: list[Cell]
 
 

@@ -84,7 +84,9 @@ class Loads:
         plan = self._plan
         first = await self._asking.ask(next(self._wanted("first")))
         if plan.most_first_s is not None and first.took_s > plan.most_first_s:
-            raise MeasuringFailed(f"its first picture took {first.took_s:.1f} s; allowed: {plan.most_first_s:g}")
+            raise MeasuringFailed(
+                f"its first picture took {first.took_s:.1f} s; allowed: {plan.most_first_s:g}; raise --seconds"
+            )
         loop = closed_loop(self._asking, self._wanted("warm-up"), plan.clients, plan.warm_s)
         warm = await self._timed("warm-up", loop, plan.warm_s)
         _check_makes([first, *warm.asked])

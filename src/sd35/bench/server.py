@@ -138,7 +138,7 @@ def pid_at(url: str) -> int | None:
     where = urlsplit(url)
     if where.hostname not in {"127.0.0.1", "localhost", "::1"}:
         return None
-    port = where.port or 80
+    port = where.port or (443 if where.scheme == "https" else 80)
     with suppress(psutil.AccessDenied):
         found = psutil.net_connections("tcp")
         return next((each.pid for each in found if each.status == psutil.CONN_LISTEN and each.laddr.port == port), None)

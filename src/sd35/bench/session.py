@@ -22,7 +22,7 @@ from sd35.settings import Settings
 
 _LOOK_BEFORE_S = 1.0
 _SEED = 20_000
-_AT_ONCE = 4  # pictures that are compared are made under load: seeds must not change with the batch
+AT_ONCE = 4  # pictures that are compared are made under load: seeds must not change with the batch
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,6 @@ def _watching(measured: Measured, before_cores: float) -> Iterator[Watch]:
 def _draw(measured: Measured, count: int) -> Drawn:
     """The judged scenes as the server draws them where nothing but the seed is said, several at once."""
     wanted = [Wanted("judged", scene.prompt, _SEED + index) for index, scene in enumerate(judged_scenes(count))]
-    files = asyncio.run(pictures(measured, wanted, _AT_ONCE))
+    files = asyncio.run(pictures(measured, wanted, AT_ONCE))
     models = measured.models() or [{}]
     return Drawn(files, models[0].get("revision"))

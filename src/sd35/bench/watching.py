@@ -49,7 +49,7 @@ class Watch(threading.Thread):
         self.looks: list[Look] = []
         self.before_cores = before_cores
         self.began_s = time.monotonic()
-        self.gpus = Gpus()
+        self.gpus = Gpus(is_here=pid is not None)
         self._url, self._pid, self._headers = url, pid, headers
         self._others, self._ended = OthersUse(pid), threading.Event()
         self._metrics: tuple[float, Mapping[str, float]] = (0.0, {})

@@ -3,7 +3,7 @@
 from sd35.bench.figures import Figure
 from sd35.bench.machine import Machine
 from sd35.bench.quality import Quality
-from sd35.bench.results import Cell, Matrix, Part, Result
+from sd35.bench.results import Cell, Matrix, Part, Plan, Result
 
 _MB = 1e6
 
@@ -14,6 +14,11 @@ def figure(found: Figure | None, digits: int = 2) -> str:
         return "-"
     spread = "" if found.half_width is None else f" ±{found.half_width:.{digits}f}"
     return f"{found.value:.{digits}f}{spread}"
+
+
+def counted(count: int, what: str) -> str:
+    """As "1 round", "2 rounds"."""
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def bytes_in_words(count: int | None) -> str:
@@ -38,14 +43,15 @@ def matrix_in_words(found: Matrix) -> str:
     """How each combination was measured."""
     plan = found.plan
     return (
-        f"{plan.clients} clients in a closed loop, {plan.rounds} rounds of {plan.seconds:g} s, workload"
-        f" '{found.workload.name}' ({found.workload_digest}); ratios are to the first"
+        f"{counted(plan.clients, 'client')} in a closed loop, {counted(plan.rounds, 'round')} of {plan.seconds:g} s,"
+        f" workload '{found.workload.name}' ({found.workload_digest}); ratios are to the first"
     )
 
 
-def load_in_words(part: Part) -> str:
-    """What a load was, and what it got."""
-    offered = "" if part.offered is None else f" ({part.offered:.2f} requests/s)"
+def load_in_words(part: Part, plan: Plan) -> str:
+    """What a load was, and what it got. Of an open one also the requests that chance made of its rate."""
+    sent = len(part.samples.due_s) / (plan.rounds * plan.seconds)
+    offered = "" if part.offered is None else f" ({part.offered:.2f} requests/s, by chance {sent:.2f} were sent)"
     work = f", {figure(part.row_steps_per_s, 0)} row-steps/s" if part.row_steps_per_s else ""
     return f"{part.name}{offered}: {figure(part.pictures_per_s)} pictures/s{work}"
 
@@ -54,8 +60,9 @@ def loads_in_words(result: Result) -> str:
     """How it was asked."""
     plan = result.plan
     return (
-        f"workload '{result.workload.name}' ({result.workload_digest}), {plan.rounds} rounds of {plan.seconds:g} s a"
-        f" load, {plan.warm_s:g} s of warm-up; ± is half of a 95 % confidence interval (Student's t over the rounds)"
+        f"workload '{result.workload.name}' ({result.workload_digest}), {counted(plan.rounds, 'round')} of"
+        f" {plan.seconds:g} s a load, {plan.warm_s:g} s of warm-up; ± is half of a 95 % confidence interval"
+        " (Student's t over the rounds)"
     )
 
 
@@ -66,7 +73,9 @@ def quality_in_words(quality: Quality | None) -> str:
     if quality.why_not:
         return f"not compared with {quality.reference}: {quality.why_not}"
     if quality.psnr_db is None:
-        words = f"all {quality.pictures} pictures are those of {quality.reference}, to the pixel"
+        words = (
+            f"all {quality.pictures} pictures are those of {quality.reference}, to the pixel: SSIM {quality.ssim:.4f}"
+        )
     else:
         words = (
             f"{quality.pictures} pictures against {quality.reference}: PSNR {quality.psnr_db:.1f} dB"

@@ -23,6 +23,8 @@ from sd35.request import GUIDANCE_SCALE, PROMPT_CHARACTERS, STEPS
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 _SEEDS = 2**32 - 1  # from 1 on, for 0 is a random one in Stability's dialect
 _SHOWN = 80  # characters of a wrong value
+_MOST_TOLD = 4  # wrong fields: of a file that is another altogether, more say nothing
+ALL = "all"  # what a report calls all classes together
 
 
 class Wanted(NamedTuple):
@@ -44,6 +46,12 @@ class Wanted(NamedTuple):
         return self.steps * (2 if self.guidance > 1 else 1)
 
 
+def _check_name(text: str) -> str:
+    if text == ALL:
+        raise ValueError("allowed: any other name, for so a report calls all classes together")
+    return text
+
+
 def _check_size(text: str) -> str:
     if not _SIZE.fullmatch(text):
         raise ValueError("allowed: WIDTHxHEIGHT in pixels, such as 1024x1024")
@@ -62,7 +70,7 @@ class Kind(BaseModel):
 
     model_config = _STRICT
 
-    name: str = Field(min_length=1, max_length=40)
+    name: Annotated[str, Field(min_length=1, max_length=40), AfterValidator(_check_name)]
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1
     sizes: tuple[Size, ...] = ()
     steps: tuple[Steps, ...] = ()
@@ -141,7 +149,16 @@ def read_workload(path: Path) -> Workload:
 
 def explained(error: ValidationError) -> str:
     """What is wrong, one field after the other: "classes.0.steps.1: got 0; ..."."""
-    return "; ".join(_explained(dict(detail)) for detail in error.errors())
+    details = error.errors()
+    places = [detail["loc"] for detail in details]
+    # Of a list with a wrong item pydantic complains once more, as if it were too short.
+    wrong = [detail for detail in details if not any(_is_within(place, detail["loc"]) for place in places)]
+    told = [_explained(dict(detail)) for detail in wrong[:_MOST_TOLD]]
+    return "; ".join([*told, f"and {len(wrong) - _MOST_TOLD} more"] if len(wrong) > _MOST_TOLD else told)
+
+
+def _is_within(place: tuple[Any, ...], whole: tuple[Any, ...]) -> bool:
+    return len(place) > len(whole) and place[: len(whole)] == whole
 
 
 def _explained(detail: dict[str, Any]) -> str:
@@ -152,6 +169,8 @@ def _explained(detail: dict[str, Any]) -> str:
         return f"{where}: got an unknown key; allowed: {', '.join(known)}"
     if detail["type"] == "missing":
         return f"{where}: is missing; it is needed"
+    if detail["type"] == "too_short":
+        return f"{where}: got {detail['input']!r}; allowed: one or more"
     got = repr(detail["input"])
     words = detail["msg"].removeprefix("Value error, ")
     return f"{where}: got {got if len(got) <= _SHOWN else got[:_SHOWN] + '…'}; {words[0].lower()}{words[1:]}"

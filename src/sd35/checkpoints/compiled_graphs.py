@@ -41,7 +41,7 @@ def compiled_graphs(cache_dir: Path | None, checkpoint: Checkpoint, precision: G
         is_built(graphs.path(part).parent, graph_key(checkpoint, part, precision)) for part in NETWORKS
     ):
         arguments = ["compile", "--checkpoint", checkpoint.asked or checkpoint.name]
-        what = f"the {precision} graphs of {checkpoint.name}{f' ({graphs.directory})' if graphs else ''} are"
+        what = f"the {precision} graphs of {checkpoint.name}{f' ({graphs.directory.parent})' if graphs else ''} are"
         raise NotCompiled(what, [*arguments, "--precision", precision, "--target", "onnx"], cache_dir)
     return graphs
 

@@ -51,7 +51,8 @@ def bench(
     reference: Annotated[
         str,
         typer.Option(
-            help="Backend whose pictures the server's are compared with, onnx or diffusers; none for no comparison.",
+            help="Backend whose pictures the server's are compared with: onnx, openvino, diffusers or tensorrt; none"
+            " for no comparison.",
             rich_help_panel=_QUALITY,
         ),
     ] = "onnx",

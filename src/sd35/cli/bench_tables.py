@@ -23,7 +23,7 @@ def show(result: Result, console: Console) -> None:
     console.print(result.busy.words, style="bold red" if result.busy.is_busy else "dim", markup=False)
     for part in result.parts:
         console.print()
-        console.print(load_in_words(part), style="bold", markup=False)
+        console.print(load_in_words(part, result.plan), style="bold", markup=False)
         console.print(_latencies(part))
         for said, times in part.trouble.items():
             console.print(f"  {times} times: {said}", style="yellow", markup=False)
