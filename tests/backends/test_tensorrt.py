@@ -120,7 +120,7 @@ def test_what_is_missing_is_named(checkpoint: Checkpoint, monkeypatch: pytest.Mo
     """The library, the GPU or both, each with what to do."""
     gpu, library = "there is no NVIDIA GPU, or no driver for it", "TensorRT is not installed"
     if HAS_TENSORRT:
-        with pytest.raises(BackendUnavailable, match=rf"'tensorrt' cannot run: {gpu}\. .* --backend onnx"):
+        with pytest.raises(BackendUnavailable, match=rf"'tensorrt' cannot run: {gpu}\. .* another --backend"):
             open_backend("tensorrt", checkpoint, Options())
     monkeypatch.setattr(tensorrt_flavour, "find_spec", lambda _: None)
     with pytest.raises(BackendUnavailable, match=rf"{library}; {gpu}\. .*sd35-fp8-mirror\[tensorrt\].*NVIDIA GPU"):

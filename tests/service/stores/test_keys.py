@@ -44,7 +44,7 @@ def test_a_secret_belongs_to_one_key_and_is_not_kept():
     assert matches(key, secret)
     assert not matches(other, secret)
     assert not matches(key, secret[:-1])
-    assert secret.rpartition("_")[2] not in repr(key)
+    assert secret.partition(f"{key.id}_")[2] not in repr(key)  # which may hold a "_" itself
 
 
 @pytest.mark.parametrize("text", ["", "sd35_", "sd35_0123456789abcdef", "hf_0123456789abcdef_" + "a" * 43, "ü" * 64])
