@@ -22,11 +22,12 @@ from diffusers import SD3Transformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.outcome import Bar, Outcome
+from sd35.backends.graph_backend import Graph, GraphBackend
 from sd35.backends.graphs import session_options
 from sd35.backends.host import cores
 from sd35.backends.options import Options
 from sd35.backends.table import open_backend
-from sd35.checkpoints.checkpoint import open_checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
 
 BACKENDS = ("onnx", "openvino")
 ROWS, SIDE_PX = (8, 16), 128
@@ -37,7 +38,7 @@ _REPEATS = 5
 def measure(checkpoint: Path, rounds: int) -> Outcome:
     """The share at each number of rows, GEMMs and steps in turns."""
     opened = open_checkpoint(str(checkpoint))
-    backends = {name: open_backend(name, opened, Options()) for name in BACKENDS}
+    transformers = {name: _transformer(name, opened) for name in BACKENDS}
     network = SD3Transformer2DModel.from_pretrained(checkpoint / "transformer").eval()
     torch.set_num_threads(cores())
     bars: list[Bar] = []
@@ -48,11 +49,11 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
         flops = _flops(network, inputs)
         shapes = _gemm_shapes(network, inputs)
         gemm_flops = sum(2 * m * k * n * times for (m, k, n), times in shapes.items())
-        step_s: dict[str, list[float]] = {name: [] for name in backends}
+        step_s: dict[str, list[float]] = {name: [] for name in transformers}
         gemm_s: dict[str, list[float]] = {name: [] for name in _GEMMS}
         for _ in range(rounds):
-            for name, backend in backends.items():
-                step_s[name].append(_fastest(partial(backend._transformer.run, ["latent"], inputs)))  # type: ignore[attr-defined]  # noqa: SLF001
+            for name, transformer in transformers.items():
+                step_s[name].append(_fastest(partial(transformer.run, ["latent"], inputs)))
             for name, run_all in _GEMMS.items():
                 gemm_s[name].append(_fastest(run_all(shapes)))
         gemm_rate = gemm_flops / min(median(each) for each in gemm_s.values())
@@ -65,6 +66,12 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
         samples[str(rows)] = {"flops": flops, "step_s": step_s, "gemm_s": gemm_s}
     notes += _breakdown(checkpoint, _inputs(network, ROWS[0]))
     return Outcome(bars, notes, samples)
+
+
+def _transformer(name: str, checkpoint: Checkpoint) -> Graph:
+    backend = open_backend(name, checkpoint, Options())
+    assert isinstance(backend, GraphBackend)
+    return backend._transformer  # noqa: SLF001  what is around it is no matter of products
 
 
 def _inputs(network: SD3Transformer2DModel, rows: int) -> dict[str, np.ndarray[Any, Any]]:

@@ -45,7 +45,7 @@ def served(command: Sequence[str], variables: dict[str, str] | None = None) -> I
             yield Server(port, process)
         except BaseException:
             log.seek(0)
-            print(f"{command[0]}, whose exit status is {process.poll()}, said at last:\n{log.read()[-5000:]}")
+            print(f"{' '.join(command)}, whose exit status is {process.poll()}, said at last:\n{log.read()[-5000:]}")
             raise
         finally:
             end(process)

@@ -4,20 +4,24 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sd35.backends.contract import DenoiseRow
+from sd35.backends.contract import Backend, DenoiseRow
+from sd35.backends.graph_backend import GraphBackend
 from sd35.backends.options import Options
 from sd35.backends.table import open_backend
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.tensorrt_onnx import OfficialGraphs
+from sd35.compile.gate import psnr_db
 from sd35.engine.noise import initial_noise
+from sd35.engine.picture import Pixels
 from sd35.errors import CheckpointError, InvalidSetting, NotCompiled
+from sd35.request import Request
+from tests.painting import paint
 
 openvino: Any = pytest.importorskip("openvino")
 HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -26,27 +30,17 @@ IMPORT = (
 )
 
 
-def psnr_db(one: Any, other: Any) -> float:
-    """Of two pictures; infinite where they are equal."""
-    with np.errstate(divide="ignore"):
-        return float(10 * np.log10(255**2 / np.square(one.astype(float) - other).mean()))
-
-
 def without_graphs(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
     """A copy with nothing but weights, configurations and tokenizers."""
     shutil.copytree(checkpoint.directory, directory, ignore=shutil.ignore_patterns("*.onnx"))
     return replace(checkpoint, directory=directory)
 
 
-def draw(backend: Any, checkpoint: Checkpoint, steps: int = 4) -> Any:
+def draw(backend: Backend, checkpoint: Checkpoint) -> Pixels:
     """A picture as the checkpoint's card has it, in fewer steps."""
-    card = checkpoint.card
-    cat, nothing = backend.encode_text(["a cat on a blue background", ""])
-    latent = initial_noise(7, (16, card.height // 8, card.width // 8))
-    sigmas = np.linspace(1, 0, steps + 1)
-    for sigma, sigma_next in pairwise(sigmas):
-        (latent,) = backend.denoise_step([DenoiseRow(latent, cat, nothing, sigma, sigma_next, 4.5)])
-    return backend.decode_latents([latent])[0]
+    size = checkpoint.card.width, checkpoint.card.height
+    request = Request("a cat on a blue background", "", *size, 4, 4.5, 7, "model", "revision", "profile")
+    return paint(backend, checkpoint, request)
 
 
 def test_the_graph_for_one_picture_and_the_one_for_any_shape_agree(checkpoint: Checkpoint) -> None:
@@ -55,8 +49,9 @@ def test_the_graph_for_one_picture_and_the_one_for_any_shape_agree(checkpoint: C
     side = checkpoint.card.width // 8
     cat, nothing = backend.encode_text(["a cat", ""])
     row = DenoiseRow(initial_noise(1, (16, side, side)), cat, nothing, 1.0, 0.9, 4.5)
-    transformer: Any = backend._transformer  # type: ignore[attr-defined]  # noqa: SLF001
-    assert transformer._one is not transformer._any  # noqa: SLF001
+    assert isinstance(backend, GraphBackend)
+    transformer: Any = backend._transformer  # noqa: SLF001  which of the two computes shows nowhere else
+    assert transformer._one is not transformer._any  # noqa: SLF001  see above
     (alone,) = backend.denoise_step([row])
     beside = backend.denoise_step([row, row])
     for other in beside:

@@ -78,7 +78,7 @@ class Nvml:
         """Ours, and somebody else's."""
         return [SimpleNamespace(pid=pid, usedGpuMemory=100 + handle if pid == 1 else 7) for pid in self.pids]
 
-    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:  # noqa: N802
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:  # noqa: N802  NVML's name
         """Of the whole device."""
         return SimpleNamespace(used=1000 + handle)
 

@@ -7,24 +7,41 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
-from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from sd35.backends.contract import LATENT_PX, Array, DenoiseRow, TextEmbedding, check_finite
+from sd35.backends.contract import LATENT_PX, Array, DenoiseRow, Memory, TextEmbedding, check_finite
+from sd35.backends.footprint import DeviceKind
 from sd35.backends.guidance import guided_velocities, step_length_of, timestep_of, transformer_rows
 from sd35.backends.host import HostMemory, cores
 from sd35.backends.options import Options
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.tokenizers import Tokenizers
-from sd35.errors import CheckpointError
+from sd35.errors import CheckpointError, InvalidSetting
 
-OF_ALL: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"device": ("auto", "cpu"), "offload": ("none", "encoders"), "tiled_decode": ("off",), "torch_compile": ("off",)}
-)
-"""What such a backend allows, whichever runtime; of precisions each has its own."""
+
+def check_asked(name: str, checkpoint: Checkpoint, options: Options, precisions: Sequence[str]) -> None:
+    """Raises InvalidSetting for what such a backend cannot do, whichever runtime; of precisions each has its own."""
+    if checkpoint.files:  # which a graph does not see
+        files = ", ".join(map(str, checkpoint.files))
+        raise InvalidSetting(
+            f"weights: got {files}; the {name} backend reads graphs that point into a checkpoint's own files"
+        )
+    options.check(
+        name,
+        precision=("auto", *precisions),
+        device=("auto", "cpu"),
+        offload=("none", "encoders"),
+        tiled_decode=("off",),
+        torch_compile=("off",),
+    )
+
+
+def memory_of(device: str) -> tuple[DeviceKind, Memory]:  # noqa: ARG001  there is but one
+    """The host's."""
+    return "cpu", HostMemory()
 
 
 class Graph(Protocol):

@@ -11,9 +11,9 @@ import onnxruntime
 
 from sd35.backends.graph_backend import Graphs
 from sd35.backends.options import Options
-from sd35.backends.own_graphs import WEIGHTS_LAYOUT, are_there, check_layout, own_graph
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.compiled_graphs import OF_PRECISION, compiled_graphs
+from sd35.checkpoints.own_graphs import WEIGHTS_LAYOUT, are_there, check_layout, own_graph
 from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting
 
 # How long a thread of the transformer's spins for its next share of a step before it sleeps, microseconds. Of 0, 20,

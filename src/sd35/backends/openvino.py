@@ -15,29 +15,30 @@ from typing import Any
 
 import numpy as np
 
-from sd35.backends.contract import LATENT_CHANNELS, LATENT_PX, Array, Memory
-from sd35.backends.footprint import DeviceKind, has_second
-from sd35.backends.graph_backend import OF_ALL, GraphBackend
-from sd35.backends.host import HostMemory
+from sd35.backends.contract import LATENT_CHANNELS, LATENT_PX, Array
+from sd35.backends.footprint import has_second
+from sd35.backends.graph_backend import GraphBackend, check_asked, memory_of
 from sd35.backends.options import Options
-from sd35.backends.own_graphs import WEIGHTS_LAYOUT, are_there, check_layout, own_graph, refuse_files
 from sd35.checkpoints.anatomy import anatomy_on_disk
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.compiled_graphs import compiled_graphs
+from sd35.checkpoints.own_graphs import WEIGHTS_LAYOUT, are_there, check_layout, own_graph
 from sd35.errors import CheckpointError, InvalidSetting
 
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it would tell Google of each import
-import openvino  # noqa: E402
-from openvino import opset14 as operators  # noqa: E402
-from openvino.frontend.onnx import ConversionExtension  # noqa: E402
+# OpenVINO would tell Google of its import, by a package that it brings along: so that is first made not importable.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None is how Python refuses an import
+import openvino  # noqa: E402  after the line above
+from openvino import opset14 as operators  # noqa: E402  see above
+from openvino.frontend.onnx import ConversionExtension  # noqa: E402  see above
+
+__all__ = ["memory_of", "open_backend"]
 
 _HINTS = {"auto": "f32", "float32": "f32", "bfloat16": "bf16"}
 
 
 def open_backend(checkpoint: Checkpoint, options: Options) -> GraphBackend:
     """Raises InvalidSetting for what is beyond it, CheckpointError where a graph is missing or broken, NotCompiled."""
-    refuse_files(checkpoint, "openvino")
-    options.check("openvino", precision=tuple(_HINTS), **OF_ALL)
+    check_asked("openvino", checkpoint, options, ("float32", "bfloat16"))
     if checkpoint.graphs:
         raise CheckpointError(f"{checkpoint.graphs.directory} holds NVIDIA's graphs, which the onnx backend reads")
     core = openvino.Core()
@@ -45,11 +46,6 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> GraphBackend:
         raise InvalidSetting("precision: got 'bfloat16'; this processor allows: float32")
     core.add_extension(ConversionExtension("MultiHeadAttention", "com.microsoft", _attention))
     return GraphBackend("openvino", "openvino", _Graphs(core, checkpoint, options), checkpoint, options)
-
-
-def memory_of(device: str) -> tuple[DeviceKind, Memory]:  # noqa: ARG001  there is but one
-    """The host's."""
-    return "cpu", HostMemory()
 
 
 @dataclass(frozen=True)

@@ -216,7 +216,9 @@ def _written(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        raise InvalidSetting(f"--out: {folder} cannot be written to: {error.strerror or error}") from error
+        why = error.strerror or error
+        allowed = "a directory, which is made where it is not there"
+        raise InvalidSetting(f"--out: {folder} cannot be written to: {why}; allowed: {allowed}") from error
 
 
 def read(path: Path) -> Result:

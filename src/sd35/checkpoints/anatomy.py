@@ -8,6 +8,7 @@ from typing import Any
 
 from sd35.checkpoints.architectures import ARCHITECTURES, Config
 from sd35.checkpoints.checkpoint import Card, Checkpoint
+from sd35.checkpoints.own_graphs import are_there
 from sd35.checkpoints.tensorrt_onnx import OfficialGraphs
 from sd35.checkpoints.variants import Variant
 from sd35.errors import CheckpointError
@@ -47,8 +48,7 @@ def anatomy_on_disk(checkpoint: Checkpoint) -> Anatomy:
         networks = {name: _network_of_graph(checkpoint, graphs, name) for name in NETWORKS}
         return Anatomy(checkpoint.name, checkpoint.card, networks, has_graphs=True)
     networks = {name: _network_on_disk(checkpoint, name) for name in NETWORKS}
-    has_graphs = (checkpoint.directory / "transformer" / "model.onnx").is_file()
-    return Anatomy(checkpoint.name, checkpoint.card, networks, has_graphs)
+    return Anatomy(checkpoint.name, checkpoint.card, networks, are_there(checkpoint))
 
 
 def anatomy_by_name(variant: Variant) -> Anatomy:

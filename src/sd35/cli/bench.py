@@ -148,9 +148,10 @@ def _keep(found: Result | Matrix, folder: Path, name: str) -> None:
 def _check_address(url: str) -> None:
     """Raises InvalidSetting."""
     try:
-        parts, _ = urlsplit(url), urlsplit(url).port
+        parts = urlsplit(url)
+        _ = parts.port  # raises where it is none
         is_address = parts.scheme in {"http", "https"} and bool(parts.hostname)
-    except ValueError:  # a port that is none
+    except ValueError:
         is_address = False
     if not is_address:
         raise InvalidSetting(f"--url: got {url!r}; allowed: an address such as http://127.0.0.1:8000")

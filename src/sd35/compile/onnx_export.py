@@ -12,8 +12,8 @@ import torch
 from onnxscript.optimizer import optimize_ir
 
 from sd35.backends.loading import load_network
-from sd35.backends.own_graphs import WEIGHTS_LAYOUT
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint, weights_layout
+from sd35.checkpoints.own_graphs import WEIGHTS_LAYOUT, place_of_graph
 from sd35.compile.networks import PREFIX, Graph, Wrapper, graphs_of, tidy, trace
 from sd35.compile.stored_weights import assert_only_small_inline, is_fixed, point_into_files, stored_tensors
 
@@ -35,7 +35,7 @@ def _export_one(checkpoint: Checkpoint, graph: Graph) -> Path:
     tidy(model, graph)
     assert_only_small_inline(model)
     model.metadata_props[WEIGHTS_LAYOUT] = weights_layout(part)
-    path = part / ("decoder.onnx" if graph.part == "vae" else "model.onnx")
+    path = place_of_graph(checkpoint, graph.part)
     ir.save(model, path)
     return path
 
