@@ -1,15 +1,19 @@
 """What is sent by no honest client: refused at once, in bounds, and never a way to another answer, file or header."""
 
+import gc
 import json
+import re
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from starlette.testclient import TestClient
 
-from sd35.api.protocol import MAX_HEAD_BYTES, MAX_URL_BYTES
+from sd35.api.protocol import MAX_HEAD_BYTES, MAX_UNPARSED_BYTES, MAX_URL_BYTES, BoundedProtocol
 from sd35.service.studio import Studio
 from tests.api.conftest import listening
 from tests.api.test_txt2img import ask, problem
@@ -125,6 +129,62 @@ def test_a_head_is_waited_for_anew_with_each_request(impatient: tuple[str, int])
             assert answer.startswith(b"HTTP/1.1 200")
             connection.sendall(second)
             problem_in(heard(connection), 408)
+
+
+def test_pipelined_requests_are_answered_in_order(address: tuple[str, int]):
+    """A client that sends thousands of requests before it reads gets every answer, in the order of its requests."""
+    count = 5000
+    requests = b"".join(GET + b"X-Request-Id: n%d\r\n\r\n" % number for number in range(count))
+    last = GET + b"X-Request-Id: last\r\nConnection: close\r\n\r\n"
+    with connected(address) as connection:
+        sending = threading.Thread(target=connection.sendall, args=(requests + last,))
+        sending.start()
+        answers = heard(connection)
+        sending.join()
+    assert re.findall(rb"x-request-id: (\w+)", answers) == [b"n%d" % number for number in range(count)] + [b"last"]
+
+
+def test_pipelined_requests_of_a_client_that_does_not_read_take_little_memory(address: tuple[str, int]):
+    """The server stops reading: what it holds of a connection is bounded, however much is sent."""
+    with connected(address) as connection:
+        connection.settimeout(1)
+        with pytest.raises(TimeoutError):
+            _flood(connection)
+        protocols = [each for each in gc.get_objects() if BoundedProtocol in type(each).__mro__]
+        (protocol,) = [each for each in protocols if not each.transport.is_closing()]
+        assert len(protocol._unparsed) <= MAX_UNPARSED_BYTES + 256 * 1024  # noqa: SLF001  and one read of uvloop's
+        assert len(protocol.pipeline) <= 4096 // len(GET)
+
+
+def test_a_client_that_does_not_read_is_disconnected(address: tuple[str, int], monkeypatch: pytest.MonkeyPatch):
+    """Answers that nobody reads are not kept: the connection is reset after a time without progress."""
+    monkeypatch.setattr(BoundedProtocol, "stalled_s", 0.05)
+    with connected(address) as connection, pytest.raises((ConnectionResetError, BrokenPipeError)):
+        _flood(connection)
+
+
+def _flood(connection: socket.socket) -> None:
+    """Send requests and read nothing, until the server or the socket's timeout ends it."""
+    while True:
+        connection.sendall((GET + b"\r\n") * 10_000)
+
+
+@pytest.mark.parametrize(("unsent_bytes", "is_aborted"), [([9, 9], True), ([9, 8, 8], True), ([9, 8, 7], False)])
+def test_only_a_client_that_reads_nothing_for_the_whole_time_is_disconnected(
+    unsent_bytes: list[int],
+    is_aborted: bool,  # noqa: FBT001  a parameter
+):
+    """A slow client whose unsent bytes become fewer keeps its connection."""
+    protocol, transport, loop = BoundedProtocol.__new__(BoundedProtocol), Mock(), Mock()
+    protocol.transport, protocol.loop, protocol.client, protocol.flow = transport, loop, None, Mock()
+    protocol._stall_timer = None  # noqa: SLF001  as `__init__` has it, which needs a server
+    transport.get_write_buffer_size.return_value = unsent_bytes[0]
+    protocol.pause_writing()
+    for size in unsent_bytes[1:]:
+        transport.get_write_buffer_size.return_value = size
+        (_, callback, *arguments), _ = loop.call_later.call_args
+        callback(*arguments)
+    assert transport.abort.called == is_aborted
 
 
 def test_a_body_that_does_not_arrive_is_408(impatient: tuple[str, int]):

@@ -10,10 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -204,6 +205,75 @@ def test_sigterm_finishes_the_running_picture_and_exits_with_0(tmp_path: Path):
         assert (response.status, response.read()[:4]) == (200, b"\x89PNG")
         painting.close()
         assert served.process.wait(TIMEOUT_S) == 0
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("output", ["closed pipe", "full pipe", "full disk"])
+def test_output_that_cannot_be_written_fails_no_work(tmp_path: Path, stream: str, output: str):
+    """Images and jobs are made, and SIGTERM ends the process, whatever becomes of its standard output and error."""
+    with _unwritable(output) as unwritable, socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+        free.close()
+        stdout, stderr = (unwritable if stream == name else subprocess.DEVNULL for name in ("stdout", "stderr"))
+        command = [*SD35, "serve", "--port", str(port), "--data-dir", str(tmp_path), "--ui", "off"]
+        with subprocess.Popen(command, stdout=stdout, stderr=stderr) as process:
+            try:
+                _ready(port, process)
+                assert _asked(port, "POST", "/v1/txt2img", {"prompt": "a cat", "steps": 1})[0] == 200
+                _, job = _asked(port, "POST", "/v1/jobs", {"prompt": "a dog", "steps": 1})
+                until_s = time.monotonic() + TIMEOUT_S
+                while job["status"] in {"queued", "running"} and time.monotonic() < until_s:
+                    _, job = _asked(port, "GET", f"/v1/jobs/{job['id']}")
+                assert job["status"] == "succeeded"
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(TIMEOUT_S) == 0
+            finally:
+                process.kill()
+
+
+@contextmanager
+def _unwritable(output: str) -> Iterator[int]:
+    """A file descriptor that takes no output."""
+    if output == "full disk":
+        with Path("/dev/full").open("wb") as full:
+            yield full.fileno()
+        return
+    read_end, write_end = os.pipe()
+    if output == "closed pipe":
+        os.close(read_end)
+    else:
+        os.set_blocking(write_end, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(write_end, bytes(4096))
+        os.set_blocking(write_end, True)
+    yield write_end
+    os.close(write_end)
+    if output != "closed pipe":
+        os.close(read_end)
+
+
+def _ready(port: int, process: "subprocess.Popen[bytes]") -> None:
+    """Until a server that cannot say so is ready."""
+    status = 0
+    while status != 200:
+        assert process.poll() is None
+        with suppress(ConnectionRefusedError):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
+            connection.request("GET", "/readyz")
+            status = connection.getresponse().status
+            connection.close()
+
+
+def _asked(port: int, method: str, path: str, body: object = None) -> tuple[int, Any]:
+    """The status and the content of an answer: JSON, or else bytes."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
+    connection.request(method, path, None if body is None else json.dumps(body), JSON)
+    response = connection.getresponse()
+    content = response.read()
+    connection.close()
+    is_json = response.headers["content-type"] == "application/json"
+    return response.status, json.loads(content) if is_json else content
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path):

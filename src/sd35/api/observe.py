@@ -54,9 +54,9 @@ def configure_logs(log_format: Literal["auto", "console", "json"]) -> None:
         structlog.processors.TimeStamper("iso", utc=True),
     ]
     rendering: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        [_never_failing(structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback))]
         if is_console
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        else [structlog.processors.format_exc_info, _never_failing(structlog.processors.JSONRenderer())]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -73,6 +73,19 @@ def configure_logs(log_format: Literal["auto", "console", "json"]) -> None:
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def _never_failing(renderer: structlog.typing.Processor) -> structlog.typing.Processor:
+    """Wrap a renderer so that a value it cannot render costs the line's values, not the request that logs it."""
+
+    def render(logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:  # noqa: ANN401  structlog's own types
+        plain = {"event": str(event.get("event")), "level": method, "timestamp": event.get("timestamp")}
+        try:
+            return renderer(logger, method, event)
+        except Exception as error:  # noqa: BLE001  whatever a value's own methods raise
+            return renderer(logger, method, {**plain, "unrendered": type(error).__name__})
+
+    return render
 
 
 class RequestLog:

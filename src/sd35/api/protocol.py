@@ -1,7 +1,12 @@
-"""HTTP as uvicorn reads it, with bounds: a request's head is of a size, and arrives within a time.
+"""uvicorn's HTTP/1.1 protocol with bounds on what one connection may cost.
 
-httptools, the parser, bounds neither, and uvicorn's own timer runs only between a connection's requests: else a client
-could hold a connection by one byte a minute, or fill the memory with a header that does not end.
+A request's head has a largest size and must arrive within a time. httptools, the parser, bounds neither, and uvicorn's
+own timer runs only between requests: a client could hold a connection by sending one byte a minute, or fill the memory
+with a header that does not end.
+
+Pipelined requests wait as unparsed bytes until the request before them is answered, and reading pauses when these bytes
+exceed a limit. uvicorn parses all it receives, which takes a hundred times a small request's size, and goes on reading
+after each answer. A connection whose client does not read its answers is closed after a time.
 """
 
 import asyncio
@@ -9,6 +14,7 @@ import secrets
 from typing import Any
 
 import structlog
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from sd35.api.problems import PROBLEM
@@ -16,37 +22,74 @@ from sd35.api.refusals import RequestRefused
 
 MAX_URL_BYTES = 8 * 1024
 MAX_HEAD_BYTES = 32 * 1024
+MAX_UNPARSED_BYTES = 64 * 1024
+_SLICE_BYTES = 4 * 1024  # parsed at once; the parser cannot stop inside, so these may be several small requests
+STALLED_S = 120.0
+
+
+class _Flow(FlowControl):
+    """uvicorn's flow control, which does not resume reading while the connection has enough unparsed bytes."""
+
+    is_full = False
+
+    def resume_reading(self) -> None:
+        """Resume reading, unless there is enough to parse."""
+        if not self.is_full:
+            super().resume_reading()
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One connection. Whoever breaks a bound is told by a problem, as far as that can be, and let go."""
+    """One connection. A client that breaks a bound gets a problem document, where possible, and is disconnected.
+
+    `arrival_s`: longest time for a request's head to arrive. `stalled_s`: longest time without the client reading any
+    of an answer that waits to be sent.
+    """
 
     arrival_s: float
+    stalled_s: float = STALLED_S
 
     def __init__(self, *args: Any, **more: Any) -> None:  # noqa: ANN401  uvicorn's own
         super().__init__(*args, **more)
         self._timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._unparsed = bytearray()
+        self._is_parsing = False
         self._unread_bytes = 0  # came since the parser last handed something over
         self._wrong = (400, "what came is not HTTP")
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """A client has connected, and has to ask for something now."""
         super().connection_made(transport)
+        self.flow: _Flow = _Flow(transport)
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is over."""
         self._stop_timer()
+        self._stop_stall_timer()
+        self._unparsed.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Bytes came. Those between requests, as of a body that nobody read, do not make a connection live longer."""
-        self._unread_bytes += len(data)
-        super().data_received(data)
-        if self._unread_bytes > MAX_HEAD_BYTES:
-            self._refuse(431, _LONG_HEAD)
-        elif self.cycle is None or self.cycle.response_complete:
-            self._expect_head()
+        self._unparsed += data
+        self._parse()
+
+    def on_response_complete(self) -> None:
+        """A request was answered: the next one may be parsed."""
+        super().on_response_complete()
+        self._parse()
+
+    def pause_writing(self) -> None:
+        """An answer waits for the client to read."""
+        super().pause_writing()
+        self._stop_stall_timer()
+        self._watch_for_stall()
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        super().resume_writing()
+        self._stop_stall_timer()
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -78,6 +121,59 @@ class BoundedProtocol(HttpToolsProtocol):
         """The parser ended: by itself, or by a bound."""
         self._refuse(*self._wrong)
 
+    def _parse(self) -> None:
+        """Parse what came, up to the end of a request that is not answered yet."""
+        if self._is_parsing:  # an answer ended while its request was parsed
+            return
+        self._is_parsing = True
+        try:
+            while self._unparsed and not self._waits_for_answer and not self.transport.is_closing():
+                part = bytes(self._unparsed[:_SLICE_BYTES])
+                del self._unparsed[:_SLICE_BYTES]
+                self._parse_part(part)
+        finally:
+            self._is_parsing = False
+        if self.transport.is_closing():
+            self._unparsed.clear()
+        was_full, self.flow.is_full = self.flow.is_full, len(self._unparsed) > MAX_UNPARSED_BYTES
+        if self.flow.is_full:
+            self.flow.pause_reading()
+        elif was_full:
+            self.flow.resume_reading()
+
+    def _parse_part(self, part: bytes) -> None:
+        self._unread_bytes += len(part)
+        super().data_received(part)
+        if self._unread_bytes > MAX_HEAD_BYTES:
+            self._refuse(431, _LONG_HEAD)
+        elif self.cycle is None or self.cycle.response_complete:
+            self._expect_head()
+
+    @property
+    def _waits_for_answer(self) -> bool:
+        """Whether the newest request is whole and not answered."""
+        return self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
+
+    def _watch_for_stall(self) -> None:
+        unsent_bytes = self.transport.get_write_buffer_size()
+        self._stall_timer = self.loop.call_later(self.stalled_s, self._close_if_stalled, unsent_bytes)
+
+    def _close_if_stalled(self, before_bytes: int) -> None:
+        if self.transport.get_write_buffer_size() >= before_bytes:
+            structlog.get_logger("sd35.access").info("closed", reason="the client does not read", client=self._address)
+            self.transport.abort()
+        else:
+            self._watch_for_stall()
+
+    def _stop_stall_timer(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+
+    @property
+    def _address(self) -> str:
+        return self.client[0] if self.client else ""
+
     def _expect_head(self) -> None:
         if self._timer is None and not self.transport.is_closing():
             self._timer = self.loop.call_later(self.arrival_s, self._give_up)
@@ -97,8 +193,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         request_id = secrets.token_hex(8)
-        client = self.client[0] if self.client else ""
-        structlog.get_logger("sd35.access").info("refused", status=status, client=client, request_id=request_id)
+        structlog.get_logger("sd35.access").info("refused", status=status, client=self._address, request_id=request_id)
         if self.cycle is None or self.cycle.response_complete:  # else it would fall into another answer
             headers = {"Connection": "close", "X-Request-Id": request_id}
             response = PROBLEM.response(RequestRefused(status, detail, headers=headers), request_id)

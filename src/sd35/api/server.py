@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import socket
+import threading
 from functools import partial
 from types import FrameType
 
@@ -18,6 +19,7 @@ from sd35.api.front import Front, front_of
 from sd35.api.jobs import job_body
 from sd35.api.listening import address_of, listen
 from sd35.api.observe import configure_logs
+from sd35.api.output_streams import use_nonblocking_streams
 from sd35.api.protocol import bounded
 from sd35.backends.host import process_age_s
 from sd35.backends.table import check_available
@@ -35,6 +37,7 @@ from sd35.service.webhooks.service import Webhooks
 from sd35.settings import Settings, unknown_variables
 
 _ANSWERING_S = 30  # for clients to read their last answer
+_MARGIN_S = 10  # for what follows the last answer, such as sending traces
 _BODY = '{"prompt": "a cat on a blue background"}'
 
 
@@ -44,9 +47,10 @@ class _Server(uvicorn.Server):
     While it closes, /readyz and new pictures are answered with 503, so that a load balancer sees why.
     """
 
-    def __init__(self, config: uvicorn.Config, opening: Opening, front: Front) -> None:
+    def __init__(self, config: uvicorn.Config, opening: Opening, front: Front, end_within_s: float) -> None:
+        """`end_within_s`: longest time from the first signal to the end of the process, whatever still runs then."""
         super().__init__(config)
-        self._opening, self._front = opening, front
+        self._opening, self._front, self._end_within_s = opening, front, end_within_s
         self._closing: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_asked_to_end = False
@@ -67,6 +71,9 @@ class _Server(uvicorn.Server):
         if self._is_asked_to_end:
             os._exit(128 + sig)
         self._is_asked_to_end = True
+        deadline = threading.Timer(self._end_within_s, os._exit, [1])
+        deadline.daemon = True
+        deadline.start()
         assert self._loop
         self._loop.call_soon_threadsafe(self._begin_closing, sig)
 
@@ -77,7 +84,10 @@ class _Server(uvicorn.Server):
     async def _close(self) -> None:
         if self._opening.state == "loading":
             os._exit(0)  # nothing runs, and a load that takes minutes cannot be interrupted
-        await self._opening.close()
+        try:
+            await self._opening.close()
+        except Exception:  # noqa: BLE001  the process ends in any case
+            structlog.get_logger().exception("the service did not close as it should")
         self.should_exit = True
 
 
@@ -87,6 +97,8 @@ def serve(settings: Settings) -> None:
     Raises InvalidSetting, CheckpointError, BackendUnavailable, DoesNotFit, PictureFailed, StoreUnavailable.
     """
     start_up = StartUp(process_age_s())
+    metering = Metering(settings.max_batch_rows)
+    use_nonblocking_streams(metering.output_dropped)
     configure_logs(settings.log_format)
     log = structlog.get_logger()
     for name in unknown_variables():
@@ -99,7 +111,7 @@ def serve(settings: Settings) -> None:
     )  # what is wrong with them is said first
     rules, kept = rules_of(settings), Kept.of(settings)
     webhooks = Webhooks(settings, kept.stores.jobs, partial(job_body, kept.stores.jobs))
-    telemetry = Telemetry(Metering(settings.max_batch_rows), Tracing(open_provider()), log_prompts=settings.log_prompts)
+    telemetry = Telemetry(metering, Tracing(open_provider()), log_prompts=settings.log_prompts)
     listener = listen(settings.host, settings.port)
     _warn_if_open(listener.getsockname()[0], kept.stores.keys)
     failures: list[Exception] = []
@@ -142,7 +154,7 @@ def serve(settings: Settings) -> None:
         root_path=settings.root_path,
         timeout_graceful_shutdown=_ANSWERING_S,
     )
-    server = _Server(config, opening, front)
+    server = _Server(config, opening, front, settings.grace_s + _ANSWERING_S + _MARGIN_S)
     server.run([listener])
     if failures:
         raise failures[0]

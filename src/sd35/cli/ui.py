@@ -14,6 +14,7 @@ from sd35.api import front
 from sd35.api.front import Front
 from sd35.api.listening import address_of, listen
 from sd35.api.observe import RequestLog, configure_logs
+from sd35.api.output_streams import use_nonblocking_streams
 from sd35.api.protocol import bounded
 from sd35.errors import InvalidSetting
 from sd35.page import PATH
@@ -46,6 +47,7 @@ def ui(server: str, host: str, port: int, cache_dir: Path) -> None:
     """
     if not front.is_installed():
         raise InvalidSetting("sd35 ui: got an installation without the page; allowed: one with the extra `ui`")
+    use_nonblocking_streams()
     configure_logs("auto")
     listener = listen(host, port)
     from sd35.page.app import Page

@@ -79,6 +79,10 @@ class Metering:
         """A request was answered with an error of this project's."""
         self._errors.labels(type(error).__name__).inc()
 
+    def output_dropped(self) -> None:
+        """Count text for standard output or error that could not be written."""
+        self._dropped.inc()
+
     async def watch_loop(self) -> None:
         """Measure how late the event loop is, until cancelled."""
         while True:
@@ -151,6 +155,10 @@ class Metering:
         self._in_progress = self._gauge("sd35_http_requests_in_progress", "Requests that are being answered.")
         self._errors = self._counter(
             "sd35_errors_total", "Requests answered with an error of the service's, also limits' refusals.", "error"
+        )
+
+        self._dropped = self._counter(
+            "sd35_output_dropped_total", "Log lines and messages that standard output or error did not take."
         )
 
     def _of_pictures(self) -> None:

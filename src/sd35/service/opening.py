@@ -215,5 +215,5 @@ class Opening:
             return
         if self.state == "loading":
             self.state = "ready"
-            self._on_ready()
             self._service.start()  # not before: who ends it while it loads ends no child
+            self._on_ready()

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
+import structlog
+
 from sd35.backends.host import HostMemory
 from sd35.errors import NotReady, StoreUnavailable
 from sd35.service.jobs.contract import JobStore, Status
@@ -64,7 +66,16 @@ class Readings:
         yield _family(_STARTUP, _each({phase: round(s, 3) for phase, s in self._opening.start_up.seconds.items()}))
         yield _family(_HOST_FREE, _one(HostMemory().free_bytes()))
         for reading in self._readings:
-            yield _family(reading.described, reading.read(service) if service else ())
+            yield _family(reading.described, _read(reading, service) if service else ())
+
+
+def _read(reading: _Reading, service: Service) -> Samples:
+    """Read a metric; log what it raises, and give no value then, so that the other metrics are still there."""
+    try:
+        return reading.read(service)
+    except Exception:  # noqa: BLE001  such as a driver's
+        structlog.get_logger().exception("a metric cannot be read", metric=reading.described.name)
+        return ()
 
 
 class _Jobs:

@@ -1,9 +1,13 @@
-"""What is told of the work: counted (`metering`), traced (`tracing`), and of each picture a line in the log."""
+"""Reports the work: counts it (`metering`), traces it (`tracing`), and logs a line for each image.
+
+A report that fails is logged as a failure. It never fails the work it reports.
+"""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from functools import wraps
+from typing import Literal, ParamSpec
 
 import structlog
 
@@ -15,6 +19,22 @@ from sd35.service.tracing import Tracing, note
 
 _SHOWN_CHARACTERS = 200
 _NOT_BEGUN = (InvalidRequest, NotReady, Overloaded)
+
+
+Arguments = ParamSpec("Arguments")
+
+
+def _never_failing(report: Callable[Arguments, None]) -> Callable[Arguments, None]:
+    """Log what a report raises instead of raising it."""
+
+    @wraps(report)
+    def reported(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        try:
+            report(*args, **kwargs)
+        except Exception:  # noqa: BLE001  whatever it is, the image is there
+            structlog.get_logger().exception("a report failed")
+
+    return reported
 
 
 class Telemetry:
@@ -37,8 +57,9 @@ class Telemetry:
             self.metering.ended(_end_of(error))
             raise
 
+    @_never_failing
     def made(self, request: Request, stages: Sequence[Stage]) -> None:
-        """A picture was made: its stages, counted, traced and logged."""
+        """Count, trace and log an image that was made, and its stages."""
         self.metering.ended("made", stages)
         self.tracing.stages(request, stages)
         structlog.get_logger().info(
@@ -52,8 +73,9 @@ class Telemetry:
             **self._prompts(request),
         )
 
+    @_never_failing
     def given(self, request: Request, cache: Literal["hit", "shared", "miss"]) -> None:
-        """Someone got a picture."""
+        """Count an image that was given to a caller."""
         self.metering.given(cache)
         note(digest=request.digest, cache=cache)
 

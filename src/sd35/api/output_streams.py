@@ -1,0 +1,123 @@
+"""Standard output and error of a server, whose readers may stop reading or go away while it serves.
+
+With Python's own streams, `print` and every log call raise once the reader of a pipe has exited or the disk is full,
+and wait while a pipe is full. Neither may fail or delay the request that is being served.
+"""
+
+import atexit
+import io
+import os
+import select
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+MAX_BACKLOG_BYTES = 1024 * 1024
+_ATOMIC_BYTES = select.PIPE_BUF  # a pipe that `poll` calls writable takes at least this much without waiting
+_DRAIN_S = 1.0
+
+
+class NonBlockingStream(io.TextIOBase):
+    """A text stream on a file descriptor. `write` never raises and never waits.
+
+    Text that the descriptor cannot take now is kept, up to `MAX_BACKLOG_BYTES`, and written by a later call. Text
+    beyond that, and text that cannot be written at all, is dropped, and `on_drop` is called. Safe for threads.
+    The descriptor stays in blocking mode, because other processes may share it.
+    """
+
+    def __init__(self, descriptor: int, encoding: str = "utf-8") -> None:
+        super().__init__()
+        self._descriptor, self._encoding = descriptor, encoding
+        self._backlog: deque[bytes] = deque()
+        self._backlog_bytes = 0
+        self._lock = threading.RLock()  # a signal handler may write while its own thread does
+        self.on_drop: Callable[[], None] = lambda: None
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # read-only in the base class too
+        """Name of the encoding; characters that it lacks are written as escapes."""
+        return self._encoding
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def fileno(self) -> int:
+        """Return the file descriptor."""
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        """Return whether the descriptor is a terminal."""
+        return os.isatty(self._descriptor)
+
+    def write(self, text: str) -> int:
+        """Write text, or keep it for later, or drop it. Always returns the length of the text."""
+        content = text.encode(self._encoding, "backslashreplace")
+        with self._lock:
+            self._send()
+            if self._backlog_bytes + len(content) > MAX_BACKLOG_BYTES:
+                self.on_drop()
+                return len(text)
+            self._backlog.extend(
+                content[start : start + _ATOMIC_BYTES] for start in range(0, len(content), _ATOMIC_BYTES)
+            )
+            self._backlog_bytes += len(content)
+            self._send()
+        return len(text)
+
+    def flush(self) -> None:
+        """Write as much of the backlog as the descriptor takes without waiting."""
+        with self._lock:
+            self._send()
+
+    def drain(self, within_s: float = _DRAIN_S) -> None:
+        """Write the backlog, waiting for the reader for at most `within_s` seconds."""
+        until_s = time.monotonic() + within_s
+        with self._lock:
+            while self._backlog and (left_s := until_s - time.monotonic()) > 0:
+                self._is_ready(left_s)
+                self._send()
+
+    def _is_ready(self, within_s: float = 0) -> bool:
+        """Wait until a write does not wait, or fails at once. A poll object of its own: they cannot be shared."""
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLOUT)
+        return bool(poll.poll(1000 * within_s))
+
+    def _send(self) -> None:
+        while self._backlog and self._is_ready():
+            content = self._backlog[0]
+            try:
+                sent = os.write(self._descriptor, content)
+            except OSError:  # the reader is gone, or the disk is full
+                self._backlog.clear()
+                self._backlog_bytes = 0
+                self.on_drop()
+                return
+            self._backlog_bytes -= sent
+            if sent < len(content):
+                self._backlog[0] = content[sent:]
+            else:
+                self._backlog.popleft()
+
+
+def use_nonblocking_streams(on_drop: Callable[[], None] = lambda: None) -> None:
+    """Replace `sys.stdout` and `sys.stderr` by streams that neither raise nor wait, until the process ends.
+
+    A stream that was closed before the process started is replaced by the null device. A stream without a file
+    descriptor, such as a test's, stays as it is.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            guarded = NonBlockingStream(os.open(os.devnull, os.O_WRONLY))
+        else:
+            try:
+                guarded = NonBlockingStream(stream.fileno(), stream.encoding)
+            except (OSError, ValueError):
+                continue
+        guarded.on_drop = on_drop
+        setattr(sys, name, guarded)
+        atexit.register(guarded.drain)
