@@ -1,8 +1,10 @@
 """The policy, driven step by step: no thread, no clock, no tensor."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 
 import pytest
 
@@ -258,6 +260,63 @@ def test_a_full_house_refuses_with_an_estimate_and_keeps_a_place_for_others():
     with pytest.raises(Overloaded, match="10 of at most 10 pictures are accepted; try again in") as refused:
         scheduler.add("another", job("third"), 0)
     assert refused.value.retry_after_s == pytest.approx((9 * 300 + 4) * ROW_S / 10)
+
+
+class Flood:
+    """A client that asks for pictures of two rows and of one step to four until it is refused, again and again."""
+
+    def __init__(self, scheduler: Scheduler[object]) -> None:
+        self._scheduler = scheduler
+        self._keys = count()
+
+    def ask(self) -> str:
+        """Add pictures until one is refused; the reason."""
+        try:
+            while True:
+                key = next(self._keys)
+                self._scheduler.add(key, job("flood", steps=1 + key % 4, rows=2), 0)
+        except Overloaded as refused:
+            return str(refused)
+
+    def last(self) -> None:
+        """Ask at every step until four times as many pictures have come as there are places."""
+        while next(self._keys) < 4 * self._scheduler.limits.max_pictures:
+            self.ask()
+            step(self._scheduler)
+
+
+def test_a_burst_may_take_every_place_and_lasting_overload_only_a_full_batch():
+    """After a whole turnover of its pictures without rest, a device takes one batch, and all once it was half empty."""
+    scheduler = make(replace(LIMITS, max_pictures=10, max_slowdown=6))
+    flood = Flood(scheduler)
+    assert flood.ask().startswith("9 of at most 10 pictures are accepted")
+    flood.last()
+    assert re.match("the service is overloaded: pictures take (8|10) times as long as alone; try again", flood.ask())
+    assert len(scheduler) <= 5
+    while len(scheduler) > 2:
+        step(scheduler)
+    assert flood.ask().startswith("9 of at most 10 pictures are accepted")
+
+
+def test_lasting_overload_takes_no_client_its_share():
+    """A client that has less than its part of a batch is let in, although the flood's next picture is refused."""
+    scheduler = make(replace(LIMITS, max_pictures=10, max_slowdown=6))
+    flood = Flood(scheduler)
+    flood.last()
+    assert flood.ask().startswith("the service is overloaded")
+    scheduler.add("modest", job("modest", rows=2), 0)
+    assert flood.ask().startswith("the service is overloaded")
+
+
+def test_where_batching_saves_much_lasting_overload_takes_no_place():
+    """Pictures that cost each other little all stay: what counts is how much longer one takes than alone."""
+    scheduler = make(replace(LIMITS, max_pictures=10, max_slowdown=6))
+    for _ in range(100):
+        scheduler.costs.learn_step_time(SMALL, 8, 8 * ROW_S / 4)
+    assert scheduler.costs.batching(SMALL) == pytest.approx(0.25)
+    flood = Flood(scheduler)
+    flood.last()
+    assert flood.ask().startswith("9 of at most 10 pictures are accepted")
 
 
 def test_what_was_accepted_is_begun_anew_in_any_rush():

@@ -1,6 +1,7 @@
 """Settings: flags over environment over file over defaults, and errors that name the setting."""
 
 import inspect
+import math
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import typer.main
 
 from sd35.cli.main import app
+from sd35.engine.scheduler import STRETCH
 from sd35.errors import InvalidSetting
 from sd35.service.opening import limits_of
 from sd35.settings import Settings, flag_of, load_settings, secret_settings, settings_table, unknown_variables
@@ -147,3 +149,9 @@ def test_secrets_are_in_no_error_and_no_representation(file: Path):
 def test_little_more_than_a_batch_is_let_in_unless_asked_for(rows: int, asked: int, most: int):
     """As many pictures as rows and a quarter more, two at least; a number that is given is taken."""
     assert limits_of(load_settings({"max_batch_rows": rows, "max_pictures": asked}), 1).max_pictures == most
+
+
+@pytest.mark.parametrize(("asked", "slowdown"), [(0, STRETCH), (64, math.inf)])
+def test_lasting_overload_leaves_a_number_of_places_that_was_asked_for(asked: int, slowdown: float):
+    """Only the automatic number of places is reduced while overload lasts."""
+    assert limits_of(load_settings({"max_pictures": asked}), 1).max_slowdown == slowdown

@@ -27,6 +27,8 @@ class Costs:
 
     def __init__(self) -> None:
         self._row_s: dict[Shape, float] = {}
+        self._fewest_rows: dict[Shape, int] = {}
+        self._fewest_row_s: dict[Shape, float] = {}
         self._decode_s: dict[Shape, float] = {}
         self._most_rows: dict[Shape, int] = {}
         self._row_bytes: dict[Shape, float] = {}
@@ -36,6 +38,14 @@ class Costs:
     def row_s(self, shape: Shape) -> float:
         """Seconds that a transformer row of this shape takes for a step, its part of a batch."""
         return _by_nearest(self._row_s, shape, _FIRST_ROW_S)
+
+    def batching(self, shape: Shape) -> float:
+        """Return a row's time in recent batches over its time in the smallest batch seen, at most 1.
+
+        Near 1, a batch takes as long as its rows one by one, as on most CPUs; far below, rows in company cost little. 1
+        if no step of this shape was timed.
+        """
+        return min(1.0, self._row_s[shape] / self._fewest_row_s[shape]) if shape in self._row_s else 1.0
 
     def decode_s(self, shape: Shape) -> float:
         """Seconds that decoding one latent takes."""
@@ -72,6 +82,16 @@ class Costs:
     def learn_step_time(self, shape: Shape, rows: int, took_s: float) -> None:
         """A step of so many transformer rows took so long; newer ones count more."""
         _learn(self._row_s, shape, took_s / rows)
+        self.learn_smallest_batch(shape, rows, took_s)
+
+    def learn_smallest_batch(self, shape: Shape, rows: int, took_s: float) -> None:
+        """Note a step's time for `batching`, if no smaller batch of this shape was seen."""
+        fewest = self._fewest_rows.setdefault(shape, rows)
+        if rows < fewest:
+            self._fewest_rows[shape] = rows
+            self._fewest_row_s[shape] = took_s / rows
+        elif rows == fewest:
+            _learn(self._fewest_row_s, shape, took_s / rows)
 
     def learn_decode_time(self, shape: Shape, took_s: float) -> None:
         """Decoding one latent took so long; newer ones count more."""

@@ -8,8 +8,13 @@ Rows of one latent shape share a batch, whatever their step counts, guidance, pr
   overtaken by nothing that comes later.
 - Memory: a batch, and a decoding beside it, never take more than the device has. What has its last step behind it is
   decoded first come, first served, and its memory is set aside before the next batch is formed.
+
+Admission tells a burst from lasting overload, as CoDel does (Nichols and Jacobson, "Controlling Queue Delay", 2012): a
+queue that lasts delays everybody and makes no more pictures. So all of `max_pictures` is for bursts. Once the device
+has been full for a whole turnover of its pictures, it accepts only as many as keep it busy, until it is half empty.
 """
 
+import math
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
@@ -33,13 +38,15 @@ class Limits:
 
     `max_rows`: transformer rows in a batch; a single picture is stepped even where it has more. `max_pictures`:
     accepted and not ended. `max_wait_s`: the longest estimated wait a picture is accepted for. `memory_bytes`: for the
-    working memory of steps and decodings.
+    working memory of steps and decodings. `max_slowdown`: in lasting overload, a picture that would take this many
+    times as long as alone is refused.
     """
 
     max_rows: int
     max_pictures: int
     max_wait_s: float
     memory_bytes: int
+    max_slowdown: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -89,9 +96,12 @@ class Scheduler(Generic[Key]):
         self._queues: dict[Shape, FairQueue[Key]] = {}
         self._accounts: dict[Hashable, Account] = {}
         self._level_s = 0.0  # what the client served least was served: where one who comes anew starts
+        self._rows: Counter[Shape] = Counter()  # of all accepted pictures
         self._row_steps_left: Counter[Shape] = Counter()
         self._decodings_left: Counter[Shape] = Counter()
         self._places = count()
+        self._ended_while_busy = 0  # pictures, since the device was last half empty
+        self._is_overloaded = False
         self._drawn: dict[Key, None] = {}  # to be decoded, in the order of their last steps
         self._running: Batch[Key] | None = None
         self._decoding: _Decoding[Key] | None = None
@@ -133,6 +143,7 @@ class Scheduler(Generic[Key]):
     def _accept(self, key: Key, job: Job, now_s: float) -> None:
         account = self._accounts.setdefault(job.client, Account(self._level_s))
         account.pictures += 1
+        self._rows[job.shape] += job.rows
         self._row_steps_left[job.shape] += job.steps * job.rows
         self._decodings_left[job.shape] += 1
         due_s = now_s + STRETCH * self._job_s(job) - BONUS_S * job.priority
@@ -206,10 +217,12 @@ class Scheduler(Generic[Key]):
             raise InvalidRequest("width x height", size, allowed)
 
     def _check_room(self, job: Job) -> None:
+        self._check_slowdown(job)
         free = self.limits.max_pictures - len(self._pictures)
         account = self._accounts.get(job.client)
         own = account.pictures if account else 0
         if own >= _SHARE * free:
+            self._is_overloaded = self._ended_while_busy >= self.limits.max_pictures
             whose = f" and {own} of them are this client's" if free else ""
             reason = f"{len(self._pictures)} of at most {self.limits.max_pictures} pictures are accepted{whose}"
             raise Overloaded(reason, self.backlog_s / max(1, len(self._pictures)))
@@ -217,6 +230,24 @@ class Scheduler(Generic[Key]):
         if wait_s > self.limits.max_wait_s:
             reason = f"a picture would wait for {wait_s:.0f} s and may for {self.limits.max_wait_s:.0f}"
             raise Overloaded(reason, wait_s - self.limits.max_wait_s)
+
+    def _check_slowdown(self, job: Job) -> None:
+        """In lasting overload, refuse a picture that would only wait: batches are full, and its client has its share.
+
+        All accepted pictures make a step before any makes its next. So each takes as many times as long as alone as
+        there are rows, less what batching saves.
+        """
+        max_rows = self.limits.max_rows
+        if not self._is_overloaded or self._rows.total() < max_rows or self._slowdown < self.limits.max_slowdown:
+            return
+        own = sum(picture.job.rows for picture in self._pictures.values() if picture.job.client == job.client)
+        if (own + job.rows) * len(self._accounts.keys() | {job.client}) > max_rows:
+            reason = f"the service is overloaded: pictures take {self._slowdown:.0f} times as long as alone"
+            raise Overloaded(reason, self.backlog_s / len(self._pictures))
+
+    @property
+    def _slowdown(self) -> float:
+        return sum(rows * self.costs.batching(shape) for shape, rows in self._rows.items())
 
     def _wait_s(self, job: Job) -> float:
         """How long a picture is likely to wait: for all that is left, or for as much as equal shares let go before."""
@@ -282,6 +313,10 @@ class Scheduler(Generic[Key]):
 
     def _remove(self, key: Key) -> None:
         picture = self._pictures.pop(key)
+        _take_off(self._rows, picture.job.shape, picture.job.rows)
+        self._ended_while_busy += 1
+        if 2 * self._rows.total() <= self.limits.max_rows:
+            self._ended_while_busy, self._is_overloaded = 0, False
         _take_off(self._row_steps_left, picture.job.shape, picture.left * picture.job.rows)
         _take_off(self._decodings_left, picture.job.shape, 1)
         self._drawn.pop(key, None)

@@ -101,6 +101,7 @@ def _costs_of(times: StepTimes) -> Costs:
     for entry in times.shapes:
         shape, rows = times.shape(entry), max(entry.step_s)
         costs.learn_step_time(shape, rows, entry.step_s[rows])
+        costs.learn_smallest_batch(shape, min(entry.step_s), entry.step_s[min(entry.step_s)])
         costs.learn_step_bytes(shape, rows, rows * entry.row_bytes)
         costs.learn_decode_bytes(shape, entry.decode_bytes)
         costs.learn_decode_time(shape, entry.decode_s)

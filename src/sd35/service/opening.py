@@ -1,6 +1,7 @@
 """Composes a studio from settings, and keeps it through opening, serving and closing."""
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
@@ -12,7 +13,7 @@ from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.engine.embeddings import EmbeddingCache
 from sd35.engine.loop import CLOSING_RETRY_S
-from sd35.engine.scheduler import Limits
+from sd35.engine.scheduler import STRETCH, Limits
 from sd35.errors import InvalidSetting, NotCompiled, NotReady
 from sd35.service.building import Building, command_of
 from sd35.service.choosing import AUTO, choose, open_named
@@ -105,7 +106,8 @@ def open_studio(
 
 def limits_of(settings: Settings, memory_bytes: int) -> Limits:
     """What a device takes on that has so much working memory."""
-    return Limits(settings.max_batch_rows, most_pictures(settings), settings.max_wait_s, memory_bytes)
+    max_slowdown = math.inf if settings.max_pictures else STRETCH  # who sets a number of places wants them used
+    return Limits(settings.max_batch_rows, most_pictures(settings), settings.max_wait_s, memory_bytes, max_slowdown)
 
 
 def most_pictures(settings: Settings) -> int:

@@ -163,7 +163,8 @@ class Settings(BaseSettings):
         0,
         ge=0,
         description="Most pictures accepted and not ended; further ones are refused with 429. 0 takes as many as"
-        " `max_batch_rows`, and a quarter more (at least 2), so that who is let in waits little.",
+        " `max_batch_rows`, and a quarter more (at least 2), and while overload lasts only as many as keep the device"
+        " busy, so that accepted pictures wait little.",
     )
     max_wait_s: float = Field(
         600, gt=0, description="Longest wait, in estimated seconds, that a picture is accepted for; else 429."
