@@ -15,6 +15,7 @@ from sd35.cli import (
     model_commands,
     options,
     page_command,
+    storage_commands,
 )
 from sd35.errors import InvalidSetting, Sd35Error
 
@@ -33,6 +34,7 @@ app.add_typer(bench_commands.app)
 app.add_typer(model_commands.app)
 app.add_typer(compile_command.app)
 app.add_typer(key_commands.app)
+app.add_typer(storage_commands.app)
 app.add_typer(page_command.app)
 
 

@@ -83,6 +83,6 @@ def _kept_secret(settings: Settings) -> bytes:
     if len(secret) < _LEAST_SECRET_BYTES:  # with an empty secret, anybody could sign links
         raise InvalidSetting(
             f"link_secret: none is set, and {path} is damaged: it has {len(secret)} bytes; allowed: at least"
-            f" {_LEAST_SECRET_BYTES}. Delete it to have a new secret drawn, which ends the links that were signed so far"
+            f" {_LEAST_SECRET_BYTES}. Delete it to have a new one drawn, which ends all links that were signed so far"
         )
     return secret

@@ -16,8 +16,10 @@ class SqlPictureIndex:
         newer = {name: row.excluded[name] for name in ("size_bytes", "created_s")}
         # Made once: making the statement takes longer than carrying it out.
         self._added = row.on_conflict_do_update(index_elements=["digest", "owner"], set_=newer)
-        new = [bindparam("name", type_=Text), bindparam("sha256", type_=Text), bindparam("size", type_=BigInteger)]
-        owned = select(*new).where(select(pictures.c.owner).where(pictures.c.digest == bindparam("digest")).exists())
+        new = select(
+            bindparam("name", type_=Text), bindparam("sha256", type_=Text), bindparam("size", type_=BigInteger)
+        )
+        owned = new.where(select(pictures.c.owner).where(pictures.c.digest == bindparam("digest")).exists())
         recorded = database.insert(checksums).from_select(["name", "sha256", "size_bytes"], owned)
         self._recorded = recorded.on_conflict_do_nothing()
         self._read = select(checksums.c.sha256, checksums.c.size_bytes).where(checksums.c.name == bindparam("name"))

@@ -1,4 +1,7 @@
-"""The tables of jobs, keys, whose pictures are whose, and checksums. A change here needs a migration that makes the same change."""
+"""The tables of jobs, keys, whose pictures are whose, and checksums.
+
+A change here needs a migration that makes the same change.
+"""
 
 from typing import Any
 
