@@ -136,6 +136,7 @@ def test_what_another_revision_shows_stays_where_there_are_no_symbolic_links(hub
     blob.write_bytes(LARGE[TRANSFORMER])
     directory = pull(variant)
     assert hub.asked_for(TRANSFORMER) == []
+    assert not (directory / TRANSFORMER).is_symlink()
     assert blob.read_bytes() == (directory / TRANSFORMER).read_bytes() == LARGE[TRANSFORMER]
     (directory / "vae/config.json").write_bytes(b"?" * len(SMALL["vae/config.json"]))
     (damaged,) = verify(variant, offline=False, on_bytes=lambda _: None).damaged

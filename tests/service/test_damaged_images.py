@@ -181,6 +181,19 @@ def test_what_another_process_repaired_meanwhile_stays_good(monkeypatch: pytest.
     assert found in {b"a picture", b"of a newer version"}
 
 
+@pytest.mark.parametrize("method", ["put", "replace"])
+def test_no_reader_meets_a_file_whose_checksum_is_not_recorded_yet(monkeypatch: pytest.MonkeyPatch, method: str):
+    """Else a good file that another version wrote before would be taken for damaged, for that moment."""
+    holdings, name = Holdings(MemoryStore(), MemoryPictureIndex()), name_of("ab" * 32)
+    if method == "replace":
+        holdings.own(name, "ab" * 32, "me", b"of an older version")
+        holdings.files.replace(name, b"")
+    recorded: list[dict[str, int]] = []
+    during(monkeypatch, holdings.files, method, lambda: recorded.append(holdings.index.checksums(name)))
+    holdings.own(name, "ab" * 32, "me", b"a picture")
+    assert checksum_of(b"a picture") in recorded[0]
+
+
 @pytest.mark.parametrize("moment", [("index", "record"), ("files", "put")])
 def test_two_versions_that_write_an_image_at_once_do_not_damage_it(
     monkeypatch: pytest.MonkeyPatch, moment: tuple[str, str]
