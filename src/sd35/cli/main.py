@@ -48,7 +48,10 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Sd35Error as error:
-        print(f"sd35: {error}", file=sys.stderr)
+        from sd35.api.console import printable
+
+        said = printable(str(error), keep="\n")  # a server's or a file's words may be in it
+        print(f"sd35: {said}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 
