@@ -138,7 +138,7 @@ def test_a_file_that_cannot_be_read_is_damaged_and_a_store_that_fails_is_not(
 ):
     """Two broken sectors in a row are two damaged files; a third ends the check with the store's own error."""
     broken, plain = set(sorted(images.files.names())[:bad]), DirectoryStore._read  # noqa: SLF001
-    monkeypatch.setattr(DirectoryStore, "names", lambda self: iter(sorted(names(*range(6)))))
+    monkeypatch.setattr(DirectoryStore, "names", lambda _: iter(sorted(names(*range(6)))))
 
     def read(self: Any, place: str) -> bytes | None:
         if place.rpartition("/")[2] in broken:

@@ -22,7 +22,6 @@ from sd35.service.png import write_png
 from sd35.service.resolve import Wanted
 from sd35.service.service import Service
 from sd35.service.studio import Studio
-from sd35.service.telemetry import Telemetry
 from tests.double import NumpyBackend
 from tests.service.test_holdings import during
 from tests.services import memory_kept, service_of
