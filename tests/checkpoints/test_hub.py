@@ -96,6 +96,56 @@ def test_what_other_programs_fetched_is_used(hub: Hub, variant: Variant):
     assert wanted.missing_bytes == sum(one.sent_bytes for one in hub.asked)
 
 
+@pytest.fixture(params=["disabled", "not supported"])
+def no_symlinks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Symbolic links are forbidden by HF_HUB_DISABLE_SYMLINKS, or the file system has none."""
+    if request.param == "disabled":
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", True)
+        return
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS_WARNING", True)
+
+
+@pytest.mark.usefixtures("no_symlinks")
+def test_files_come_where_there_are_no_symbolic_links(hub: Hub, variant: Variant):
+    """As files of their own, each fetched once, also one that has two names; other programs find them there."""
+    content = LARGE["text_encoder/model.safetensors"]
+    hub.repositories[REPOSITORY].files["text_encoder_2/model.safetensors"] = content
+    expected = {**SMALL, **LARGE, "text_encoder_2/model.safetensors": content}
+    wanted = plan(variant)
+    arrived: list[int] = []
+    directory = fetch(wanted, arrived.append)
+    assert contents(directory) == expected
+    assert not any(path.is_symlink() for path in directory.rglob("*"))
+    assert sum(arrived) == wanted.missing_bytes
+    assert plan(variant).lacking == ()
+    assert cache.holding_of(variant).is_whole
+    assert verify(variant, offline=False, on_bytes=lambda _: None).good == tuple(file.path for file in wanted.files)
+    assert hf_hub_download(REPOSITORY, TRANSFORMER, revision=REVISION) == str(directory / TRANSFORMER)
+
+
+@pytest.mark.usefixtures("no_symlinks")
+def test_what_another_revision_shows_stays_where_there_are_no_symbolic_links(hub: Hub, variant: Variant):
+    """A file that is in the cache already is copied; a damaged one is found, and fetched again; all can be removed."""
+    blob = cache.place_of(variant).blob(CHECKSUM)
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(LARGE[TRANSFORMER])
+    directory = pull(variant)
+    assert hub.asked_for(TRANSFORMER) == []
+    assert not (directory / TRANSFORMER).is_symlink()
+    assert blob.read_bytes() == (directory / TRANSFORMER).read_bytes() == LARGE[TRANSFORMER]
+    (directory / "vae/config.json").write_bytes(b"?" * len(SMALL["vae/config.json"]))
+    (damaged,) = verify(variant, offline=False, on_bytes=lambda _: None).damaged
+    cache.discard(directory / damaged)
+    assert contents(pull(variant)) == {**SMALL, **LARGE}
+    assert cache.remove(variant) >= sum(map(len, {**SMALL, **LARGE}.values()))
+    assert not directory.exists()
+
+
 def test_the_token_goes_to_the_hub_only(hub: Hub, variant: Variant, monkeypatch: pytest.MonkeyPatch):
     """Where the hub redirects to another server, the token is not sent along."""
     hub.tokens = hub.repositories[REPOSITORY].readers = {"hf_mine"}

@@ -1,16 +1,20 @@
 """The command line: pictures to files, replay, the doctor, help pages, and errors of one line."""
 
+import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer.main
 
 from sd35.cli.main import app, main
 from sd35.service.png import read_png, write_png
-from sd35.service.record import Record, from_text, own_version
+from sd35.service.record import DIGEST_KEY, MAKER_KEY, REQUEST_KEY, Record, from_text, own_version
+from tests.orders import REQUEST
 
 TIMEOUT_S = 120
 SD35 = [sys.executable, "-c", "from sd35.cli import main; main()"]
@@ -301,3 +305,17 @@ def test_a_wrong_capacity_question_is_one_clear_line(
     Path("wrong.json").write_text("[]")
     assert sd35_here(monkeypatch, *arguments) == 2
     assert words in capsys.readouterr().err
+
+
+def test_an_error_does_not_steer_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    """Words of a file that someone sent are escaped where they are shown."""
+    request = replace(REQUEST, prompt="a \x9b2J cat")
+    edited = request.canonical.decode().replace('"prompt"', '"another": 1, "prompt"')
+    text = {REQUEST_KEY: edited, DIGEST_KEY: hashlib.sha256(edited.encode()).hexdigest(), MAKER_KEY: "{}"}
+    (tmp_path / "sent.png").write_bytes(write_png(np.zeros((64, 64, 3), np.uint8), text))
+    assert sd35_here(monkeypatch, "replay", str(tmp_path / "sent.png")) == 2
+    said = capsys.readouterr().err
+    assert r"a \x9b2J cat" in said
+    assert "\x9b" not in said

@@ -117,6 +117,22 @@ def test_every_request_is_logged_as_json_with_its_id(served: Served, log: Path):
     assert "a secret" not in log.read_text()
 
 
+def test_a_path_does_not_steer_the_terminal(tmp_path: Path):
+    """Its control characters come to the console's log as escapes."""
+    log = tmp_path / "stderr"
+    with serving(log, "--log-format", "console") as served:
+        connection = served.connect()
+        connection.request("GET", "/%1b%5d0;title%07%1b%5b2J%c2%9b31m")
+        response = connection.getresponse()
+        assert (response.status, bool(response.read())) == (404, True)
+        connection.request("GET", "/healthz")  # the line is written after the answer, but before the next one
+        connection.getresponse().read()
+        connection.close()
+    said = re.sub(r"\x1b\[[0-9]+m", "", log.read_text())  # structlog's own colours
+    assert "\\x1b]0;title\\x07\\x1b[2J\\x9b31m" in said
+    assert not {"\x1b", "\x07", "\x9b"} & set(said)
+
+
 def test_a_start_is_broken_down_by_phase(served: Served, log: Path):
     """One line of the log says what the start took, in all and by phase; /metrics has the same, for Prometheus."""
     (line,) = [line for line in map(json.loads, log.read_text().splitlines()) if line["event"] == "ready"]

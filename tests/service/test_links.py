@@ -1,7 +1,9 @@
 """Signed links: what is signed, for how long, and with which secret."""
 
+import errno
 import hashlib
 import hmac
+import os
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlsplit
 
@@ -131,3 +133,23 @@ def test_a_secret_that_cannot_be_kept_is_told(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(InvalidSetting, match=r"link_secret: .* data_dir: (Not a directory|File exists): .*link-secret"):
         Links.of(load_settings({"data_dir": tmp_path / "file"}))
+
+
+def test_a_secret_is_kept_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Drawn once there too, and read by its user alone."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    settings = load_settings({"data_dir": tmp_path})
+    follow(Links.of(settings).link(PATH, [], 1_900_000_000, "http://host"), links=Links.of(settings))
+    assert (tmp_path / "link-secret").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("left", [b"", b"0123456789abcde"])
+def test_a_damaged_secret_signs_nothing(tmp_path: Path, left: bytes):
+    """With an empty or short one, anybody could sign links: the file, its size and the remedy are named."""
+    (tmp_path / "link-secret").write_bytes(left)
+    with pytest.raises(InvalidSetting, match=rf"link-secret is damaged: it has {len(left)} bytes; .* Delete it"):
+        Links.of(load_settings({"data_dir": tmp_path}))

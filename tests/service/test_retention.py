@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from sd35.errors import StoreUnavailable
 from sd35.service.artifacts.holdings import Holdings
 from sd35.service.artifacts.index import MemoryPictureIndex
+from sd35.service.artifacts.integrity import checksum_of
 from sd35.service.artifacts.memory import MemoryStore
+from sd35.service.artifacts.names import name_of
 from sd35.service.artifacts.retention import Retention
 from sd35.settings import load_settings
 
@@ -28,8 +30,10 @@ class Shelf:
     def add(self, age_s: float, size_bytes: int, *, is_blurred: bool = False) -> str:
         """Keep a picture; its digest."""
         digest = f"{len(self.digests):064x}"
-        self.store.put(f"{digest}{'-blurred' * is_blurred}.png", bytes(size_bytes))
+        name, content = name_of(digest, is_blurred=is_blurred), bytes(size_bytes)
+        self.store.put(name, content)
         self.index.add(digest, "me", size_bytes, NOW_S - age_s)
+        self.index.record(name, checksum_of(content), size_bytes)
         self.digests.add(digest)
         return digest
 
@@ -47,7 +51,7 @@ def test_old_pictures_go_with_all_their_files():
     young = {shelf.add(1.9 * DAY_S, 10_000), shelf.add(0, 10)}
     assert Retention(shelf.pictures, 2 * DAY_S, None).sweep(NOW_S) == 2
     assert shelf.kept() == young
-    assert not any(shelf.store.has(f"{digest}{suffix}.png") for digest in old for suffix in ("", "-blurred"))
+    assert not set(shelf.store.names()) & {f"{digest}{suffix}.png" for digest in old for suffix in ("", "-blurred")}
 
 
 def test_of_too_many_bytes_the_oldest_go():

@@ -20,21 +20,36 @@ OpenStore: TypeAlias = Callable[[str | None], ArtifactStore]
 
 
 KILLED = """
-import os, sys
+import errno, os, sys
 from pathlib import Path
-from sd35.service.artifacts import files
 from sd35.service.artifacts.objects import DirectoryStore
 store = DirectoryStore(Path(sys.argv[1]))
+store.check()
+def no_links(*_):
+    raise OSError(errno.EPERM, "Operation not permitted")
+if sys.argv[4] == "no links":
+    os.link = no_links
 setattr(os, sys.argv[2], lambda *_: os.kill(os.getpid(), 9))  # dies right there
 store.put(sys.argv[3], bytes(1_000_000))
 """
 
 
-@pytest.mark.parametrize("moment", ["fsync", "link", "unlink"])
-def test_a_process_killed_while_it_writes_leaves_the_whole_or_nothing(tmp_path: Path, moment: str, open_at: OpenStore):
-    """Before the name is given there is nothing, after it all; the name can be written either way."""
-    process = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "pictures", moment, NAME], check=False)
-    assert process.returncode == -9
+@pytest.mark.parametrize(
+    ("kind", "moment"),
+    [
+        *(("links", moment) for moment in ("fsync", "link", "unlink")),
+        *(("no links", moment) for moment in ("fsync", "rename", "unlink")),
+    ],
+)
+def test_a_process_killed_while_it_writes_leaves_the_whole_or_nothing(
+    tmp_path: Path, kind: str, moment: str, open_at: OpenStore
+):
+    """Before the name is given there is nothing, after it all; the name can be written either way.
+
+    Also where the file system has no hard links, and the process dies with the lock.
+    """
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "pictures"), moment, NAME, kind]
+    assert subprocess.run(command, check=False).returncode == -9
     store = open_at(None)
     assert store.get(NAME) == (bytes(1_000_000) if moment == "unlink" else None)
     store.put(NAME, bytes(1_000_000))
@@ -143,7 +158,7 @@ def test_an_object_store_that_goes_away_is_told_by_every_call(open_at: OpenStore
     urlopen(Request(f"{address}/short-lived", method="PUT")).close()  # noqa: S310
     store = open_at("s3://short-lived")
     server.stop()
-    for attempt in (store.get, store.has, store.delete, lambda name: store.put(name, b"x")):
+    for attempt in (store.get, store.size, store.delete, lambda name: store.put(name, b"x")):
         with pytest.raises(StoreUnavailable, match=r"s3://short-lived cannot .*Connection refused"):
             attempt(NAME)
     with pytest.raises(InvalidSetting, match=r"store: .*Connection refused"):

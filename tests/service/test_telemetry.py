@@ -48,7 +48,7 @@ class Strict:
 class Full(MemoryStore):
     """A store without room."""
 
-    def put(self, name: str, content: bytes) -> None:
+    def put(self, name: str, content: bytes) -> bool:
         """Raises StoreUnavailable."""
         raise StoreUnavailable(f"no room for {name}, {len(content)} bytes")
 

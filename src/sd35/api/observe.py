@@ -14,6 +14,7 @@ from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sd35.api.console import escape_controls
 from sd35.api.dialects import refusal
 from sd35.api.refusals import RequestRefused
 from sd35.page import PATH as PAGE
@@ -54,7 +55,10 @@ def configure_logs(log_format: Literal["auto", "console", "json"]) -> None:
         structlog.processors.TimeStamper("iso", utc=True),
     ]
     rendering: list[structlog.typing.Processor] = (
-        [_never_failing(structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback))]
+        [
+            escape_controls,
+            _never_failing(structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)),
+        ]
         if is_console
         else [structlog.processors.format_exc_info, _never_failing(structlog.processors.JSONRenderer())]
     )

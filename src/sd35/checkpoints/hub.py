@@ -81,7 +81,7 @@ def fetch(plan: Plan, on_bytes: OnBytes) -> Path:
     _check_space(plan, place)
     order = sorted(plan.lacking, key=lambda file: (file.size_bytes > _SMALL_BYTES, -file.size_bytes))
     with translated(plan.variant), ThreadPoolExecutor(_WORKERS) as pool:
-        tasks = [pool.submit(_Fetch(plan.variant, place, file, on_bytes, stop).run) for file in order]
+        tasks = [pool.submit(_Fetch(plan, file, on_bytes, stop).run) for file in order]
         try:
             for task in as_completed(tasks):
                 task.result()
@@ -123,10 +123,11 @@ def verify(variant: Variant, *, offline: bool, on_bytes: OnBytes) -> Verified:
 
 
 class _Fetch:
-    """One file on its way into the cache."""
+    """One file of a plan on its way into the cache."""
 
-    def __init__(self, variant: Variant, place: Place, file: HubFile, on_bytes: OnBytes, stop: threading.Event) -> None:
-        self._variant, self._place, self._file = variant, place, file
+    def __init__(self, plan: Plan, file: HubFile, on_bytes: OnBytes, stop: threading.Event) -> None:
+        self._variant, self._place, self._file = plan.variant, place_of(plan.variant), file
+        self._is_shared = sum(each.checksum == file.checksum for each in plan.lacking) > 1
         self._on_bytes, self._stop = on_bytes, stop
 
     def run(self) -> None:
@@ -137,11 +138,29 @@ class _Fetch:
         for folder in (blob.parent, link.parent, self._place.locks):
             folder.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(self._place.locks / f"{self._file.checksum}.part.lock"):  # against another `sd35 pull`
-            if not _has_size(blob, self._file):
+            is_new = not _has_size(blob, self._file)
+            if is_new:
                 self._fetch(blob)
             if not _has_size(link, self._file):
                 link.unlink(missing_ok=True)
-                link.symlink_to(os.path.relpath(blob, link.parent))
+                self._place_in_snapshot(blob, link, may_move=is_new and not self._is_shared)
+
+    def _place_in_snapshot(self, blob: Path, link: Path, *, may_move: bool) -> None:
+        """Give a file that has arrived its name in the snapshot, as `huggingface_hub` does.
+
+        That is a symbolic link. If the file system has none, or HF_HUB_DISABLE_SYMLINKS forbids them, the file is moved
+        there, or copied where other names need it too.
+        """
+        from huggingface_hub.file_download import are_symlinks_supported
+
+        if are_symlinks_supported(self._place.repository):
+            link.symlink_to(os.path.relpath(blob, link.parent))
+        elif may_move:
+            blob.replace(link)
+        else:
+            copy = link.with_name(f"{link.name}.incomplete")
+            shutil.copyfile(blob, copy)
+            copy.replace(link)
 
     def _fetch(self, blob: Path) -> None:
         part = self._place.part_of(self._file.checksum)

@@ -15,6 +15,7 @@ from sd35.cli import (
     model_commands,
     options,
     page_command,
+    storage_commands,
 )
 from sd35.errors import InvalidSetting, Sd35Error
 
@@ -33,6 +34,7 @@ app.add_typer(bench_commands.app)
 app.add_typer(model_commands.app)
 app.add_typer(compile_command.app)
 app.add_typer(key_commands.app)
+app.add_typer(storage_commands.app)
 app.add_typer(page_command.app)
 
 
@@ -46,7 +48,10 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Sd35Error as error:
-        print(f"sd35: {error}", file=sys.stderr)
+        from sd35.api.console import printable
+
+        said = printable(str(error), keep="\n")  # a server's or a file's words may be in it
+        print(f"sd35: {said}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 

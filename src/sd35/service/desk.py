@@ -15,9 +15,10 @@ import structlog
 
 from sd35.engine.observing import Stage
 from sd35.engine.picture import Painted, Progress
-from sd35.errors import NotReady, StoreUnavailable
+from sd35.errors import NotReady, NotReplayable, StoreUnavailable
 from sd35.request import Request
 from sd35.service.artifacts.holdings import Holdings
+from sd35.service.artifacts.integrity import DamagedFile
 from sd35.service.artifacts.names import name_of
 from sd35.service.encoding import read_record
 from sd35.service.filters import ContentFilter, Decision, picture_decision, prompt_decision, shown_preview
@@ -85,10 +86,19 @@ class _Flight:
             listener(progress)
 
 
-def stored_outcome(request: Request, png: bytes, *, is_blurred: bool) -> Outcome:
-    """What the store holds of a request; which request made it is in the file, but for a blurred one."""
-    record = None if is_blurred else read_record(png)
-    return Outcome(record.request if record else request, png, record.maker if record else None, was_cached=True)
+def stored_outcome(request: Request, png: bytes, *, is_blurred: bool) -> Outcome | None:
+    """What the store holds of a request; which request made it is in the file, but for a blurred one.
+
+    None where another version of this project wrote a record that this one cannot read.
+    """
+    if is_blurred:
+        return Outcome(request, png, None, was_cached=True)
+    try:
+        record = read_record(png)
+    except NotReplayable as error:
+        structlog.get_logger().warning("a stored picture cannot be read", digest=request.digest, reason=str(error))
+        return None
+    return Outcome(record.request, png, record.maker, was_cached=True)
 
 
 class Desk:
@@ -189,16 +199,21 @@ class Desk:
         return decision, self._find(request, owner, decision)
 
     def _find(self, request: Request, owner: str, decision: Decision) -> Outcome | None:
-        """The picture where it was made before. A store that does not answer is as good as an empty one."""
+        """The picture where it was made before.
+
+        A store that does not answer is as good as an empty one, and a damaged file is as good as none.
+        """
         wanted = [True] if decision is Decision.BLUR else [False, True]
         try:
             for is_blurred in wanted:
-                png = self.pictures.files.get(name_of(request.digest, is_blurred=is_blurred))
+                png = self.pictures.get(name_of(request.digest, is_blurred=is_blurred))
                 if png is not None:
                     found = stored_outcome(request, png, is_blurred=is_blurred)
-                    return replace(found, unstored=self._keep(found, owner, was_there=True))
+                    return found and replace(found, unstored=self._keep(found, owner, was_there=True))
         except StoreUnavailable as error:
             structlog.get_logger().warning("the picture store does not answer", reason=str(error))
+        except DamagedFile:  # which is logged; the new file replaces it
+            return None
         return None
 
     def _finish(self, painted: Painted, owner: str, decision: Decision) -> Outcome:

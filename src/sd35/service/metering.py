@@ -110,6 +110,10 @@ class Metering:
         """A picture could not be written to the store."""
         self._not_stored.inc()
 
+    def damaged(self) -> None:
+        """A stored picture was read, and its file is damaged."""
+        self._damaged.inc()
+
     # What jobs and webhooks tell.
 
     def job_ended(self, status: Status, took_s: float) -> None:
@@ -171,6 +175,9 @@ class Metering:
         )
         self._decisions = self._counter("sd35_filter_decisions_total", "What the filter said.", "subject", "decision")
         self._not_stored = self._counter("sd35_unstored_pictures_total", "Pictures that the store did not take.")
+        self._damaged = self._counter(
+            "sd35_damaged_pictures_total", "Reads of stored pictures whose file is damaged: such a one is made again."
+        )
         _begin_at_0(self._pictures, ["made", "failed", "refused", "cancelled"])
         _begin_at_0(self._stage_s, STAGES)
         _begin_at_0(self._results, ["hit", "shared", "miss"])

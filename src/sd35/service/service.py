@@ -58,6 +58,7 @@ class Service:
         self.telemetry = telemetry = telemetry or Telemetry()
         studio.engine.observe(telemetry.metering)
         webhooks.observe(telemetry.metering)
+        kept.pictures.observe(telemetry.metering.damaged)
         self.desk = Desk(studio, kept.pictures, rules.content_filter, telemetry)
         self.jobs = JobRunner(self.desk, kept.stores.jobs, rules.most_running, rules.most_waiting, webhooks.wake)
         self._retention = retention
@@ -119,10 +120,22 @@ class Service:
         if job.made is None:
             raise JobEnded(409, f"the job of this idempotency key, {job.id}, was cancelled")
         png = await self.desk.threads.run(self.kept.pictures.read, job.made.digest)
-        if png is None:
-            raise JobEnded(410, f"the picture of this idempotency key, {job.made.digest}, was removed")
-        outcome = stored_outcome(job.order.request, png, is_blurred=job.made.is_blurred)
+        is_blurred = job.made.is_blurred
+        outcome = None if png is None else stored_outcome(job.order.request, png, is_blurred=is_blurred)
+        if outcome is None:
+            return await self._remake(job, job.made.digest)
         return replace(outcome, was_cached=accepted.status.is_end or job.made.was_cached)
+
+    async def _remake(self, job: Job, digest: str) -> Outcome:
+        """Make the picture of a job that has ended again: its file is damaged or lost.
+
+        Raises JobEnded where its owner removed it, and what `Desk.make` raises.
+        """
+        order = job.order
+        if not await self.has_picture(digest, order.owner):
+            raise JobEnded(410, f"the picture of this idempotency key, {digest}, was removed")
+        source = Source(order.owner, order.owner or None, order.priority)
+        return await self.desk.make(self.studio.renewed(order.request), source)
 
     async def places(self, jobs: Sequence[Job]) -> dict[str, int]:
         """How many jobs go before each queued one of these. Raises StoreUnavailable, as all below."""

@@ -32,8 +32,10 @@ def database_of(settings: Settings) -> str:
     return settings.database or str(settings.data_dir / "sd35.db")
 
 
-def open_stores(database: str, wait_s: float = 10.0) -> Stores:
+def open_stores(database: str, wait_s: float = 10.0, *, as_it_is: bool = False) -> Stores:
     """Open a database, made first or brought up to date where that is needed. `wait_s`: longest wait for SQLite's lock.
+
+    With `as_it_is`, it is neither made nor brought up to date: where that would be needed, it is an error.
 
     Raises InvalidSetting, without a word of what may hold a password, and StoreUnavailable.
     """
@@ -45,7 +47,7 @@ def open_stores(database: str, wait_s: float = 10.0) -> Stores:
     from sd35.service.database.connection import Database
     from sd35.service.database.jobs import SqlJobStore
     from sd35.service.database.keys import SqlKeyStore
-    from sd35.service.database.migrate import migrate
+    from sd35.service.database.migrate import check_version, migrate
     from sd35.service.database.pictures import SqlPictureIndex
 
     try:
@@ -57,10 +59,16 @@ def open_stores(database: str, wait_s: float = 10.0) -> Stores:
     elif url.drivername != "sqlite" or url.query or (url.database or ":memory:") == ":memory:":
         raise InvalidSetting(f"database: got {url.render_as_string(hide_password=True)!r}; allowed: {_ALLOWED}")
     if url.drivername == "sqlite":
-        url = url.set(database=str(Path(url.database or "").expanduser().absolute()))
+        path = Path(url.database or "").expanduser().absolute()
+        if as_it_is and not path.exists():
+            raise InvalidSetting(f"database: there is no file {path}; check data_dir and database")
+        url = url.set(database=str(path))
     opened = Database(url, wait_s)
     try:
-        migrate(opened)
+        if as_it_is:
+            check_version(opened)
+        else:
+            migrate(opened)
     except BaseException:
         opened.close()
         raise

@@ -376,7 +376,7 @@ def test_a_picture_that_could_not_be_stored_has_no_address(studio: Studio):
     """503, in the error's form, where one was asked for; in the answer itself it can be given."""
 
     class Full(MemoryStore):
-        def put(self, name: str, content: bytes) -> None:  # noqa: ARG002
+        def put(self, name: str, content: bytes) -> bool:  # noqa: ARG002
             raise StoreUnavailable("the disk is full")
 
     kept = memory_kept()

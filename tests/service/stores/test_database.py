@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import event, text
+from sqlalchemy import URL, event, make_url, text
 
 from sd35.errors import InvalidSetting, StoreUnavailable
+from sd35.service.database.connection import Database
 from sd35.service.database.jobs import SqlJobStore
 from sd35.service.database.migrate import config_for
 from sd35.service.database.tables import VERSION, metadata
@@ -112,6 +114,32 @@ def test_migrations_make_the_tables(database: str, opened: Stores):
         options = {"compare_type": True, "compare_server_default": True}
         assert compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
         assert ScriptDirectory.from_config(config_for(connection)).get_heads() == [VERSION]
+
+
+def test_a_database_without_checksums_is_brought_up_to_date(database: str):
+    """What is in it stays; its images get a checksum when they are read."""
+    before = Database(make_url(database) if "://" in database else URL.create("sqlite", database=database))
+    with before.write() as connection:
+        command.upgrade(config_for(connection), "0001")
+        connection.execute(text("INSERT INTO pictures VALUES (:digest, 'me', 10, 1.0)"), {"digest": "ab" * 32})
+    before.close()
+    with pytest.raises(StoreUnavailable, match=r"an older version of sd35 made it \(its schema is 0001, .* start the"):
+        open_stores(database, as_it_is=True)
+    stores, name = open_stores(database), f"{'ab' * 32}.png"
+    assert stores.pictures.owners("ab" * 32) == {"me"}
+    assert stores.pictures.checksums(name) == {}
+    stores.pictures.record(name, "1" * 64, 10)
+    stores.close()
+    again = open_stores(database, as_it_is=True)
+    assert again.pictures.checksums(name) == {"1" * 64: 10}
+    again.close()
+
+
+def test_a_database_that_is_not_there_is_not_made_where_it_is_to_be_left_as_it_is(file: Path):
+    """The setting is named, and no file appears."""
+    with pytest.raises(InvalidSetting, match=rf"database: there is no file {file}"):
+        open_stores(str(file), as_it_is=True)
+    assert not file.parent.exists()
 
 
 def test_processes_that_start_at_once_do_not_break_each_other(database: str):

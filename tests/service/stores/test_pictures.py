@@ -5,8 +5,12 @@ from functools import partial
 import pytest
 
 from sd35.service.artifacts.index import PictureIndex
+from sd35.service.artifacts.names import name_of
 from sd35.service.stores import Stores
 from tests.orders import at_once
+
+DIGEST = "ab" * 32
+NAME, BLURRED = name_of(DIGEST), name_of(DIGEST, is_blurred=True)
 
 
 @pytest.fixture
@@ -65,3 +69,43 @@ def test_pictures_take_room(index: PictureIndex):
     assert index.outdated(None, 50, 9) == ["0", "1"]
     assert index.outdated(3.0, 50, 9) == ["0", "1", "2"]
     assert index.outdated(None, 0, 9) == ["0", "1", "2", "3"]
+
+
+def test_checksums_are_recorded_for_each_file(index: PictureIndex):
+    """Each content that was written under a name, once; the blurred file has its own."""
+    index.add(DIGEST, "me", 10, 1.0)
+    for checksum, size_bytes in (("1" * 64, 10), ("2" * 64, 11), ("1" * 64, 10)):
+        index.record(NAME, checksum, size_bytes)
+    index.record(BLURRED, "3" * 64, 12)
+    assert index.checksums(NAME) == {"1" * 64: 10, "2" * 64: 11}
+    assert index.checksums(BLURRED) == {"3" * 64: 12}
+    assert index.checksums(name_of("cd" * 32)) == {}
+
+
+@pytest.mark.parametrize("end", ["remove", "forget"])
+def test_checksums_go_with_the_last_owner(index: PictureIndex, end: str):
+    """Not before; and for a picture that nobody owns, none is recorded."""
+    for owner in ("me", "you"):
+        index.add(DIGEST, owner, 10, 1.0)
+    for name in (NAME, BLURRED):
+        index.record(name, "1" * 64, 10)
+    index.remove(DIGEST, "me")
+    assert index.checksums(NAME)
+    if end == "remove":
+        index.remove(DIGEST, "you")
+    else:
+        index.forget(DIGEST)
+    assert (index.checksums(NAME), index.checksums(BLURRED)) == ({}, {})
+    index.record(NAME, "1" * 64, 10)
+    assert index.checksums(NAME) == {}
+
+
+def test_digests_come_page_by_page(index: PictureIndex):
+    """Each once, however many own it, in order."""
+    digests = [f"{number:02x}" * 32 for number in range(5)]
+    for digest in reversed(digests):
+        for owner in ("me", "you"):
+            index.add(digest, owner, 1, 0.0)
+    assert index.digests("", 3) == digests[:3]
+    assert index.digests(digests[2], 3) == digests[3:]
+    assert index.digests(digests[-1], 3) == []

@@ -1,5 +1,6 @@
 """What a store of pictures does. One contract suite runs over the implementations."""
 
+from collections.abc import Iterator
 from typing import Protocol
 
 
@@ -10,14 +11,20 @@ class ArtifactStore(Protocol):
     follows from the name. Safe for threads; blocks. Raises StoreUnavailable with the reason: unreachable, disk full.
     """
 
-    def put(self, name: str, content: bytes) -> None:
-        """Write one."""
+    def put(self, name: str, content: bytes) -> bool:
+        """Write one; False where there was one already, which stays as it is."""
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Write one in the place of what is there. Readers see the old content or the new one, whole."""
 
     def get(self, name: str) -> bytes | None:
         """Read one; None where there is none."""
 
-    def has(self, name: str) -> bool:
-        """Whether there is one."""
+    def size(self, name: str) -> int | None:
+        """Return the size of one in bytes; None where there is none."""
+
+    def names(self) -> Iterator[str]:
+        """Yield the name of each file in the store, in any order."""
 
     def delete(self, name: str) -> None:
         """Remove one; nothing where there is none."""

@@ -1,7 +1,12 @@
-"""Whose the pictures of the store are, and since when. One contract suite runs over the implementations."""
+"""Whose the pictures of the store are, since when, and the checksums of their files.
+
+One contract suite runs over the implementations.
+"""
 
 import threading
 from typing import NamedTuple, Protocol
+
+from sd35.service.artifacts.names import digest_of
 
 
 class PictureIndex(Protocol):
@@ -20,10 +25,23 @@ class PictureIndex(Protocol):
         """Whether it is an owner's."""
 
     def remove(self, digest: str, owner: str) -> bool:
-        """It is not this owner's any more; whether it is nobody's now."""
+        """It is not this owner's any more; whether it is nobody's now. Checksums go with the last owner."""
 
     def forget(self, digest: str) -> None:
-        """It is nobody's any more."""
+        """It is nobody's any more. Its checksums are forgotten too."""
+
+    def record(self, name: str, checksum: str, size_bytes: int) -> None:
+        """Record the SHA-256 and the size of a content that a file may have. A picture that nobody owns has none.
+
+        Several may be recorded for one name: two versions of this project may write the same picture at the same time,
+        and which of their files comes to lie in the store is not known beforehand.
+        """
+
+    def checksums(self, name: str) -> dict[str, int]:
+        """Return what was recorded for a file: sizes in bytes by checksum."""
+
+    def digests(self, after: str, most: int) -> list[str]:
+        """Return up to `most` pictures that somebody owns, in order, beginning behind the digest `after`."""
 
     def outdated(self, before_s: float | None, most_bytes: int | None, most: int) -> list[str]:
         """Up to `most` pictures to give up, the oldest first; a picture is as old as its newest owner's.
@@ -43,6 +61,7 @@ class MemoryPictureIndex:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._owned: dict[str, dict[str, _Owned]] = {}
+        self._checksums: dict[str, dict[str, dict[str, int]]] = {}  # by digest, by name
 
     def add(self, digest: str, owner: str, size_bytes: int, now_s: float) -> None:
         """A picture is an owner's."""
@@ -64,13 +83,30 @@ class MemoryPictureIndex:
             owned = self._owned.get(digest, {})
             owned.pop(owner, None)
             if not owned:
-                self._owned.pop(digest, None)
+                self._forget(digest)
             return not owned
 
     def forget(self, digest: str) -> None:
         """It is nobody's any more."""
         with self._lock:
-            self._owned.pop(digest, None)
+            self._forget(digest)
+
+    def record(self, name: str, checksum: str, size_bytes: int) -> None:
+        """Record the SHA-256 and the size of a content that a file may have."""
+        digest = digest_of(name)
+        with self._lock:
+            if digest in self._owned:
+                self._checksums.setdefault(digest, {}).setdefault(name, {})[checksum] = size_bytes
+
+    def checksums(self, name: str) -> dict[str, int]:
+        """Return what was recorded for a file."""
+        with self._lock:
+            return dict(self._checksums.get(digest_of(name), {}).get(name, {}))
+
+    def digests(self, after: str, most: int) -> list[str]:
+        """Return up to `most` pictures that somebody owns, in order."""
+        with self._lock:
+            return sorted(digest for digest in self._owned if digest > after)[:most]
 
     def outdated(self, before_s: float | None, most_bytes: int | None, most: int) -> list[str]:
         """Up to `most` pictures to give up, the oldest first."""
@@ -85,3 +121,7 @@ class MemoryPictureIndex:
             if (before_s is not None and created_s < before_s) or (most_bytes is not None and total_bytes > most_bytes):
                 given_up.append(digest)
         return given_up[::-1][:most]
+
+    def _forget(self, digest: str) -> None:
+        self._owned.pop(digest, None)
+        self._checksums.pop(digest, None)

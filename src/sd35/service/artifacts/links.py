@@ -17,6 +17,7 @@ from sd35.settings import Settings
 PATH = "/v1/artifacts"  # under which pictures are reached
 LASTING_S = 3600
 MOST_LASTING_S = 7 * 24 * 3600  # S3 signs for no longer either
+_LEAST_SECRET_BYTES = 16  # as of the setting
 _EXPIRES, _SIGNATURE = "expires", "signature"
 _PURPOSE = b"sd35 link 1\n"  # so that no other use of the secret ever makes the same signature
 
@@ -71,10 +72,17 @@ def expiry(now_s: float, lasting_s: int | None) -> int:
 
 
 def _kept_secret(settings: Settings) -> bytes:
-    path = settings.data_dir / "link-secret"
+    path, stage = settings.data_dir / "link-secret", FileStage(settings.data_dir)
     try:
-        FileStage(settings.data_dir).write_once(path.name, secrets.token_hex(32).encode(), mode=0o600)
-        return path.read_bytes()
+        stage.prepare()
+        stage.write_once(path.name, secrets.token_hex(32).encode())
+        secret = path.read_bytes()
     except OSError as error:
-        reason = f"{error.strerror}: {path}"
+        reason = f"{error.strerror or error}: {path}"
         raise InvalidSetting(f"link_secret: none is set, and none can be kept in data_dir: {reason}") from error
+    if len(secret) < _LEAST_SECRET_BYTES:  # with an empty secret, anybody could sign links
+        raise InvalidSetting(
+            f"link_secret: none is set, and {path} is damaged: it has {len(secret)} bytes; allowed: at least"
+            f" {_LEAST_SECRET_BYTES}. Delete it to have a new one drawn, which ends all links that were signed so far"
+        )
+    return secret

@@ -2,6 +2,7 @@
 
 import re
 
+DIGEST_CHARACTERS = 64
 _NAME = re.compile(r"[0-9a-f]{64}(-[a-z]+)?\.[a-z]+")
 
 
@@ -15,6 +16,11 @@ def names_of(digest: str) -> tuple[str, ...]:
     return name_of(digest), name_of(digest, is_blurred=True)
 
 
+def digest_of(name: str) -> str:
+    """The digest in a picture file's name."""
+    return name[:DIGEST_CHARACTERS]
+
+
 def place_of(name: str) -> str:
     """Where a store keeps a file: a folder by the name's first two digits, so that none grows too large to list.
 
@@ -23,3 +29,9 @@ def place_of(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no picture's name: 64 hexadecimal digits and a suffix")
     return f"{name[:2]}/{name}"
+
+
+def name_at(place: str) -> str | None:
+    """Return the name of the file that a store keeps at a place; None where no picture's file lies there."""
+    name = place.rpartition("/")[2]
+    return name if _NAME.fullmatch(name) and place == place_of(name) else None

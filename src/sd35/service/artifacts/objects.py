@@ -1,4 +1,4 @@
-"""Pictures in an object store, or in a directory, through obstore."""
+"""Pictures in an object store, through obstore, or in a directory."""
 
 import contextlib
 import os
@@ -11,11 +11,11 @@ from uuid import uuid4
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import AzureStore, GCSStore, LocalStore, S3Store, from_url
+from obstore.store import AzureStore, GCSStore, S3Store, from_url
 
 from sd35.errors import StoreUnavailable
-from sd35.service.artifacts.files import FileStage
-from sd35.service.artifacts.names import place_of
+from sd35.service.artifacts.files import FileStage, make_private
+from sd35.service.artifacts.names import name_at, place_of
 
 SCHEMES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}  # and what their environment variables begin with
 # A call ends within a minute: what is not answered is not waited for again, what is refused is tried twice more.
@@ -24,6 +24,7 @@ _CAUSE = re.compile(r'\b(?:message|error): "([^"]+)"')  # in obstore's descripti
 _TOLD = re.compile(r"<Message>([^<]+)</Message>")  # in what S3 and Azure answer
 _QUERY = re.compile(r"\?\S+")  # of an address: it may hold a signature
 _BODY = re.compile(r": *<.*")  # of an answer, whose message is taken out
+_FOLDER = re.compile(r"[0-9a-f]{2}")  # see `place_of`
 _NO_CREDENTIALS = re.compile(r"169\.254\.\d+\.\d+|metadata\.google\.internal")  # asked where nothing else names any
 
 
@@ -58,22 +59,26 @@ class ObjectStore:
                 f"the picture store {self.address} does not keep what was written first: it has to heed If-None-Match"
             )
 
-    def put(self, name: str, content: bytes) -> None:
-        """Write one."""
-        self._write(place_of(name), content)
+    def put(self, name: str, content: bytes) -> bool:
+        """Write one; False where there was one already."""
+        return self._write(place_of(name), content)
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Write one in the place of what is there."""
+        self._overwrite(place_of(name), content)
 
     def get(self, name: str) -> bytes | None:
         """Read one; None where there is none."""
         return self._read(place_of(name))
 
-    def has(self, name: str) -> bool:
-        """Whether there is one."""
-        with self._translated("be read"):
-            try:
-                self._store.head(place_of(name))
-            except FileNotFoundError:
-                return False
-            return True
+    def size(self, name: str) -> int | None:
+        """Return the size of one in bytes; None where there is none."""
+        return self._size(place_of(name))
+
+    def names(self) -> Iterator[str]:
+        """Yield the name of each file."""
+        with self._translated("be listed"):
+            yield from filter(None, map(name_at, self._places()))
 
     def delete(self, name: str) -> None:
         """Remove one; nothing where there is none."""
@@ -85,11 +90,33 @@ class ObjectStore:
         with self._translated("sign an address"):
             return obstore.sign(self._store, "GET", place_of(name), timedelta(seconds=expires_s))
 
-    def _write(self, place: str, content: bytes) -> None:
+    def _write(self, place: str, content: bytes) -> bool:
         """Whole, and for good: the object store itself refuses a second writing of a name."""
+        with self._translated("be written to"):
+            try:
+                self._put(place, content, "create")
+            except AlreadyExistsError:
+                return False
+            return True
+
+    def _overwrite(self, place: str, content: bytes) -> None:
+        with self._translated("be written to"):
+            self._put(place, content, "overwrite")
+
+    def _put(self, place: str, content: bytes, mode: str) -> None:
         attributes = {"Content-Type": f"image/{place.rpartition('.')[2]}"}
-        with self._translated("be written to"), contextlib.suppress(AlreadyExistsError):
-            self._store.put(place, content, mode="create", use_multipart=False, attributes=attributes)
+        self._store.put(place, content, mode=mode, use_multipart=False, attributes=attributes)
+
+    def _size(self, place: str) -> int | None:
+        with self._translated("be read"):
+            try:
+                return int(self._store.head(place)["size"])
+            except FileNotFoundError:
+                return None
+
+    def _places(self) -> Iterator[str]:
+        for page in self._store.list(chunk_size=1000):
+            yield from (each["path"] for each in page)
 
     def _read(self, place: str) -> bytes | None:
         with self._translated("be read"):
@@ -111,29 +138,61 @@ class ObjectStore:
 
 
 class DirectoryStore(ObjectStore):
-    """An ArtifactStore in a directory, which is made. What a killed process left half-written there is removed."""
+    """An ArtifactStore in a directory, without obstore: its local store does not wait for the disk.
+
+    `check` makes the directory, and lets nobody but this process's user into the folders of images. A directory that is
+    there already keeps its mode, for it may hold other things.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.address = str(directory)
+        self._directory, self._stage = directory, FileStage(directory)
+
+    def check(self) -> None:
+        """Make the directory; write a file, twice, read it and remove it. Raises StoreUnavailable."""
         with self._translated("be opened"):
-            self._directory, self._stage = directory, FileStage(directory)
-            self._store = LocalStore(directory)
+            self._stage.prepare()
+            for folder in self._folders():
+                make_private(folder)
+        super().check()
 
     def sign(self, name: str, expires_s: float) -> None:  # noqa: ARG002
         """None: a directory has no address."""
         place_of(name)
 
-    def _write(self, place: str, content: bytes) -> None:
+    def _write(self, place: str, content: bytes) -> bool:
         with self._translated("be written to"):
-            self._stage.write_once(place, content)
+            return self._stage.write_once(place, content)
+
+    def _overwrite(self, place: str, content: bytes) -> None:
+        with self._translated("be written to"):
+            self._stage.replace(place, content)
 
     def _read(self, place: str) -> bytes | None:
-        """Without obstore: each new picture is looked for first, and to find nothing it goes to a thread of its own."""
         with self._translated("be read"):
             try:
                 return (self._directory / place).read_bytes()
             except FileNotFoundError:
                 return None
+
+    def _size(self, place: str) -> int | None:
+        with self._translated("be read"):
+            try:
+                return (self._directory / place).stat().st_size
+            except FileNotFoundError:
+                return None
+
+    def _delete(self, place: str) -> None:
+        with self._translated("remove a picture"):
+            (self._directory / place).unlink(missing_ok=True)
+
+    def _places(self) -> Iterator[str]:
+        for folder in self._folders():
+            yield from (f"{folder.name}/{path.name}" for path in folder.iterdir())
+
+    def _folders(self) -> list[Path]:
+        """The folders in which images lie."""
+        return [path for path in self._directory.iterdir() if _FOLDER.fullmatch(path.name) and path.is_dir()]
 
 
 def _reason(error: BaseError | OSError) -> str:

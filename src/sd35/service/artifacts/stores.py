@@ -10,8 +10,11 @@ from sd35.settings import Settings
 MEMORY = "memory"
 
 
-def open_store(settings: Settings) -> ArtifactStore:
-    """The store, tried out. Takes a minute at most. Raises InvalidSetting where it cannot be used, with the reason."""
+def open_store(settings: Settings, *, is_tried: bool = True) -> ArtifactStore:
+    """The store, tried out. Takes a minute at most. Raises InvalidSetting where it cannot be used, with the reason.
+
+    Where it is not to be tried, nothing is written.
+    """
     where = settings.store
     if where == MEMORY:
         return MemoryStore()
@@ -24,7 +27,8 @@ def open_store(settings: Settings) -> ArtifactStore:
     try:
         directory = Path(where).expanduser() if where else settings.data_dir / "pictures"
         store = ObjectStore(where) if where and is_url else DirectoryStore(directory.absolute())
-        store.check()
+        if is_tried:
+            store.check()
     except StoreUnavailable as error:
         raise InvalidSetting(f"store: {error}") from error
     return store

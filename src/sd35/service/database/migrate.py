@@ -34,6 +34,18 @@ def migrate(database: Database, wait_s: float = 60.0) -> None:
         _migrate(database)
 
 
+def check_version(database: Database) -> None:
+    """Raise StoreUnavailable unless a database has the schema of this version."""
+    with database.read() as connection:
+        version = _version(connection)
+    _refuse_newer(database, version)
+    if version != VERSION:
+        raise database.unavailable(
+            f"an older version of sd35 made it (its schema is {version}, this one needs {VERSION}); start the service"
+            " once, which brings it up to date"
+        )
+
+
 def config_for(connection: Connection) -> "Config":
     """Alembic's configuration, for its commands."""
     from alembic.config import Config
@@ -49,11 +61,7 @@ def _migrate(database: Database) -> None:
         version = _version(connection)
         if version == VERSION:
             return
-        if version and version > VERSION:
-            raise database.unavailable(
-                f"a newer version of sd35 made it (its schema is {version}, this one knows up to {VERSION}); install"
-                " that version again, or name another database"
-            )
+        _refuse_newer(database, version)
         from alembic import command
 
         command.upgrade(config_for(connection), VERSION)
@@ -63,3 +71,11 @@ def _version(connection: Connection) -> str | None:
     if not inspect(connection).has_table(_VERSIONS.name):
         return None
     return connection.execute(select(_VERSIONS.c.version_num)).scalar()
+
+
+def _refuse_newer(database: Database, version: str | None) -> None:
+    if version and version > VERSION:
+        raise database.unavailable(
+            f"a newer version of sd35 made it (its schema is {version}, this one knows up to {VERSION}); install that"
+            " version again, or name another database"
+        )

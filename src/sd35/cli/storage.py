@@ -1,0 +1,45 @@
+"""`sd35 storage`: the stored images of the settings."""
+
+import json
+import sys
+from dataclasses import asdict
+
+from sd35.errors import InvalidSetting
+from sd35.service.artifacts.stores import MEMORY, open_store
+from sd35.service.artifacts.verification import Report, verify_images
+from sd35.service.stores import database_of, open_stores
+from sd35.settings import Settings
+
+
+def verify(settings: Settings, *, as_json: bool) -> None:
+    """Check every stored image; exit with 1 where one is damaged or missing.
+
+    Raises InvalidSetting, StoreUnavailable.
+    """
+    if settings.store == MEMORY:
+        raise InvalidSetting(f"store: got {MEMORY!r}; allowed here: one that outlives the service")
+    files = open_store(settings, is_tried=False)
+    stores = open_stores(database_of(settings), as_it_is=True)
+    try:
+        report = verify_images(files, stores.pictures)
+    finally:
+        stores.close()
+    if as_json:
+        print(json.dumps(asdict(report), indent=2))
+    else:
+        _print(report)
+    if not report.is_good:
+        sys.exit(1)
+
+
+def _print(report: Report) -> None:
+    for damage in report.damaged:
+        print(f"damaged  {damage.file}: {damage.reason}")
+    for digest in report.missing:
+        print(f"missing  {digest}: somebody owns this image, and the store has no file of it")
+    print(
+        f"{report.files} files checked: {len(report.damaged)} damaged, {len(report.missing)} missing;"
+        f" {report.without_checksum} have no recorded checksum, {report.without_owner} have no owner"
+    )
+    if report.damaged:
+        print("The service replaces a damaged file as soon as the same image is requested again.")

@@ -1,0 +1,18 @@
+"""The checksums of stored image files. Files that were stored before have none until they are read."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    """Make the table."""
+    op.create_table(
+        "checksums",
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("sha256", sa.Text, nullable=False),
+        sa.Column("size_bytes", sa.BigInteger, nullable=False),
+        sa.PrimaryKeyConstraint("name", "sha256", name="pk_checksums"),
+    )

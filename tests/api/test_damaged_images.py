@@ -1,0 +1,71 @@
+"""A stored image whose file is damaged, as clients meet it."""
+
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from sd35.service.studio import Studio
+from tests.api.conftest import serving
+from tests.services import memory_kept
+
+ASKED = {"prompt": "a cat", "seed": 1}
+
+
+@pytest.mark.parametrize("left_bytes", [0, 1000])
+@pytest.mark.parametrize(
+    ("method", "headers"),
+    [
+        ("GET", {}),
+        ("HEAD", {}),
+        ("GET", {"range": "bytes=0-99"}),
+        ("GET", {"if-none-match": "*"}),
+        ("GET", {"accept": "image/webp"}),
+    ],
+)
+def test_no_answer_is_made_of_a_damaged_file(studio: Studio, left_bytes: int, method: str, headers: dict[str, str]):
+    """404 without an ETag and without leave to cache it, by address and by signed link, whatever is asked of it."""
+    kept = memory_kept()
+    with serving(studio, kept=kept) as client:
+        made = client.post("/v1/txt2img", json=ASKED)
+        digest = made.headers["x-sd35-digest"]
+        address = f"/v1/artifacts/{digest}"
+        link = client.post(f"{address}/link").json()["url"]
+        kept.files.replace(f"{digest}.png", made.content[:left_bytes])
+        for each in (address, link):
+            answer = client.request(method, each, headers=headers)
+            assert answer.status_code == 404
+            assert not {"etag", "last-modified"} & set(answer.headers)
+            assert "immutable" not in answer.headers.get("cache-control", "")
+
+
+DIALECTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "own": ("/v1/txt2img", {"json": ASKED}),
+    "openai": ("/v1/images/generations", {"json": {**ASKED, "response_format": "url"}}),
+    "stability": (
+        "/v2beta/stable-image/generate/sd3",
+        {"data": {key: str(value) for key, value in ASKED.items()}, "files": {"none": b""}},
+    ),
+    "automatic1111": ("/sdapi/v1/txt2img", {"json": ASKED}),
+}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_damaged_image_is_made_again_for_each_dialect(studio: Studio, dialect: str):
+    """200 with a whole image, at its address too: an empty file is not an error for ever."""
+    path, body = DIALECTS[dialect]
+    kept = memory_kept()
+    with serving(studio, kept=kept) as client:
+        first = client.post(path, **body)
+        assert first.status_code == 200, first.text
+        (name,) = kept.files.names()
+        good = kept.files.get(name)
+        kept.files.replace(name, b"")
+        assert client.post(path, **body).status_code == 200
+        assert kept.files.get(name) == good
+        assert client.get(f"/v1/artifacts/{name[:64]}").content == good
+
+
+def test_reads_of_damaged_files_are_counted(client: TestClient):
+    """From 0, so that the first one is seen."""
+    assert "sd35_damaged_pictures_total 0.0" in client.get("/metrics").text

@@ -1,0 +1,155 @@
+"""`sd35 storage verify` as whoever runs the service uses it."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pytest
+
+from sd35.cli.main import main
+from sd35.errors import StoreUnavailable
+from sd35.service.artifacts.holdings import Holdings
+from sd35.service.artifacts.names import name_of
+from sd35.service.artifacts.objects import DirectoryStore
+from sd35.service.artifacts.verification import verify_images
+from sd35.service.kept import Kept
+from sd35.service.png import write_png
+from sd35.settings import load_settings
+
+Run: TypeAlias = Callable[..., tuple[int, str, str]]
+DIGESTS = [f"{number:02x}" * 32 for number in range(6)]
+PNG = write_png(np.zeros((2, 2, 3), np.uint8), {})  # without a record: of a blurred image
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of the settings."""
+    for name in ("SD35_DATABASE", "SD35_STORE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SD35_DATA_DIR", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def images(data: Path) -> Iterator[Holdings]:
+    """Six images of "me", in the files and the database of a service."""
+    kept = Kept.of(load_settings({"data_dir": data}))
+    for digest in DIGESTS:
+        kept.pictures.own(name_of(digest, is_blurred=True), digest, "me", PNG)
+    yield kept.pictures
+    kept.close()
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `sd35 storage verify` here; exit code, stdout, stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sd35", "storage", "verify", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def state_of(directory: Path) -> dict[str, bytes]:
+    """The files of the images, and what the database says of them."""
+    return {str(path): path.read_bytes() for path in (directory / "pictures").rglob("*") if path.is_file()}
+
+
+def names(*numbers: int) -> list[str]:
+    """Names of files."""
+    return [name_of(DIGESTS[number], is_blurred=True) for number in numbers]
+
+
+def test_whole_images_are_told_and_the_exit_code_is_0(images: Holdings, run: Run):
+    """In a line."""
+    del images
+    assert run() == (0, "6 files checked: 0 damaged, 0 missing; 0 have no recorded checksum, 0 have no owner\n", "")
+
+
+def test_damaged_and_missing_images_are_listed(images: Holdings, data: Path, run: Run):
+    """Each with the reason, for people and for programs, with exit code 1; nothing is changed."""
+    cut, changed, gone, before, unowned, _ = names(*range(6))
+    images.files.replace(cut, b"")
+    images.files.replace(changed, PNG + b"\0")
+    images.files.delete(gone)
+    images.index.forget(DIGESTS[3])  # as a version without checksums left it
+    images.index.add(DIGESTS[3], "me", 1, 0.0)
+    images.files.replace(before, PNG[:-1])
+    images.index.forget(DIGESTS[4])
+    found_before = state_of(data), [images.index.checksums(name) for name in names(*range(6))]
+    code, said, _ = run()
+    assert code == 1
+    *lines, summary, remedy = said.splitlines()
+    assert {line.partition(":")[0] for line in lines} == {
+        *(f"damaged  {name}" for name in (cut, changed, before)),
+        f"missing  {DIGESTS[2]}",
+    }
+    assert summary == "5 files checked: 3 damaged, 1 missing; 2 have no recorded checksum, 1 have no owner"
+    assert "requested again" in remedy
+    code, said, _ = run("--json")
+    report = json.loads(said)
+    assert code == 1
+    assert {each["file"] for each in report["damaged"]} == {cut, changed, before}
+    assert all(each["reason"] for each in report["damaged"])
+    assert (report["missing"], report["files"]) == ([DIGESTS[2]], 5)
+    assert (report["without_checksum"], report["without_owner"]) == (2, 1)
+    assert (state_of(data), [images.index.checksums(name) for name in names(*range(6))]) == found_before
+    assert unowned in images.files.names()
+
+
+def test_nothing_is_made_where_there_is_nothing(data: Path, run: Run):
+    """A directory that is not there is an error, not a store without damage."""
+    code, _, said = run()
+    assert (code, data.exists()) == (2, False)
+    assert f"database: there is no file {data / 'sd35.db'}" in said
+
+
+def test_a_store_that_is_not_there_is_an_error(images: Holdings, tmp_path: Path, run: Run):
+    """Its images would all count as missing."""
+    del images
+    code, _, said = run("--store", str(tmp_path / "elsewhere"))
+    assert code == 1
+    assert f"the picture store {tmp_path / 'elsewhere'} cannot be listed: No such file or directory" in said
+    assert run("--store", "memory")[0] == 2
+
+
+def test_what_is_removed_meanwhile_is_not_missing(images: Holdings, monkeypatch: pytest.MonkeyPatch):
+    """The service may run: an image that loses its last owner during the check is no fault."""
+    plain = images.files.names
+
+    def listed() -> Iterator[str]:
+        images.disown(DIGESTS[0], "me")
+        return plain()
+
+    monkeypatch.setattr(images.files, "names", listed)
+    report = verify_images(images.files, images.index)
+    assert (report.files, report.missing, report.damaged) == (5, [], [])
+
+
+@pytest.mark.parametrize("bad", [2, 3])
+def test_a_file_that_cannot_be_read_is_damaged_and_a_store_that_fails_is_not(
+    images: Holdings, monkeypatch: pytest.MonkeyPatch, bad: int
+):
+    """Two broken sectors in a row are two damaged files; a third ends the check with the store's own error."""
+    broken, plain = set(sorted(images.files.names())[:bad]), DirectoryStore._read  # noqa: SLF001
+    monkeypatch.setattr(DirectoryStore, "names", lambda _: iter(sorted(names(*range(6)))))
+
+    def read(self: Any, place: str) -> bytes | None:
+        if place.rpartition("/")[2] in broken:
+            raise StoreUnavailable("the picture store cannot be read: Input/output error")
+        return plain(self, place)
+
+    monkeypatch.setattr(DirectoryStore, "_read", read)
+    if bad == 3:
+        with pytest.raises(StoreUnavailable, match="Input/output error"):
+            verify_images(images.files, images.index)
+        return
+    report = verify_images(images.files, images.index)
+    assert {each.file for each in report.damaged} == broken
+    assert report.missing == []
