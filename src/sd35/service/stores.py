@@ -1,10 +1,11 @@
-"""Opens what is kept in a database: jobs, keys, and whose pictures are whose."""
+"""Opens what is kept in a database: jobs, keys, whose pictures are whose, and the record of the clock."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 from sd35.errors import InvalidSetting
 from sd35.service.artifacts.index import MemoryPictureIndex, PictureIndex
+from sd35.service.clock import ClockStore, MemoryClockStore
 from sd35.service.jobs.contract import JobStore
 from sd35.service.jobs.memory import MemoryJobStore
 from sd35.service.keys import KeyStore
@@ -21,6 +22,7 @@ class Stores(NamedTuple):
     jobs: JobStore
     keys: KeyStore
     pictures: PictureIndex
+    clock: ClockStore
 
     def close(self) -> None:
         """Let go of connections."""
@@ -38,10 +40,11 @@ def open_stores(database: str, wait_s: float = 10.0) -> Stores:
     Raises InvalidSetting, without a word of what may hold a password, and StoreUnavailable.
     """
     if database == MEMORY:
-        return Stores(MemoryJobStore(), MemoryKeyStore(), MemoryPictureIndex())
+        return Stores(MemoryJobStore(), MemoryKeyStore(), MemoryPictureIndex(), MemoryClockStore())
     from sqlalchemy import URL, make_url
     from sqlalchemy.exc import ArgumentError
 
+    from sd35.service.database.clock import SqlClockStore
     from sd35.service.database.connection import Database
     from sd35.service.database.jobs import SqlJobStore
     from sd35.service.database.keys import SqlKeyStore
@@ -64,4 +67,4 @@ def open_stores(database: str, wait_s: float = 10.0) -> Stores:
     except BaseException:
         opened.close()
         raise
-    return Stores(SqlJobStore(opened), SqlKeyStore(opened), SqlPictureIndex(opened))
+    return Stores(SqlJobStore(opened), SqlKeyStore(opened), SqlPictureIndex(opened), SqlClockStore(opened))

@@ -341,6 +341,18 @@ def test_sweeping_forgets_what_ended_long_ago(store: JobStore):
     assert [delivery.job_id for delivery in store.due(1e9, 9)] == [new.id]
 
 
+def test_jobs_that_ended_in_a_span_are_redated(store: JobStore):
+    """Both ends belong to it; without an end, it reaches into any future. What has not ended stays as it is."""
+    queued, *ended = (add(store) for _ in range(5))
+    for job, ended_s in zip(ended, (1.0, 2.0, 3.0, 9e9), strict=True):
+        store.cancel(job.id, None, ended_s)
+    store.redate(2.0, 3.0, 50.0)
+    store.redate(60.0, None, 55.0)
+    found = [store.get(job.id, None) for job in ended]
+    assert [job.ended_s for job in found if job] == [1.0, 50.0, 50.0, 55.0]
+    assert store.get(queued.id, None) == queued
+
+
 def test_ids_sort_by_age_and_are_not_alike():
     """A later millisecond is a greater id; within one, chance decides."""
     jobs = [new_job(Order(REQUEST), now_s) for now_s in (1.0, 1.25, 1e9, 1.8e9) for _ in range(50)]

@@ -25,6 +25,9 @@ class PictureIndex(Protocol):
     def forget(self, digest: str) -> None:
         """It is nobody's any more."""
 
+    def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
+        """Make pictures that are dated in a span as new as `now_s`. The span has no end where `until_s` is None."""
+
     def outdated(self, before_s: float | None, most_bytes: int | None, most: int) -> list[str]:
         """Up to `most` pictures to give up, the oldest first; a picture is as old as its newest owner's.
 
@@ -71,6 +74,14 @@ class MemoryPictureIndex:
         """It is nobody's any more."""
         with self._lock:
             self._owned.pop(digest, None)
+
+    def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
+        """Make pictures that are dated in a span as new as `now_s`."""
+        with self._lock:
+            for owned in self._owned.values():
+                for owner, one in owned.items():
+                    if from_s <= one.created_s and (until_s is None or one.created_s <= until_s):
+                        owned[owner] = one._replace(created_s=now_s)
 
     def outdated(self, before_s: float | None, most_bytes: int | None, most: int) -> list[str]:
         """Up to `most` pictures to give up, the oldest first."""

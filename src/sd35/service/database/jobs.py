@@ -189,6 +189,12 @@ class SqlJobStore:
             late = update(deliveries).where(deliveries.c.job_id == job_id)
             connection.execute(late.values(due_s=until_s, attempts=deliveries.c.attempts + 1))
 
+    def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
+        """Let jobs that ended in a span end at `now_s`."""
+        span = [jobs.c.ended_s >= from_s, *([] if until_s is None else [jobs.c.ended_s <= until_s])]
+        with self.database.write(is_lasting=False) as connection:
+            connection.execute(update(jobs).where(*span).values(ended_s=now_s))
+
     def sweep(self, ended_before_s: float) -> int:
         """Forget jobs that ended before a time, some at a time."""
         old = select(jobs.c.number).where(jobs.c.ended_s < ended_before_s).limit(_SWEPT)

@@ -1,6 +1,6 @@
 """Whose pictures are whose, in an SQL database."""
 
-from sqlalchemy import delete, func, or_, select
+from sqlalchemy import delete, func, or_, select, update
 
 from sd35.service.database.connection import Database
 from sd35.service.database.tables import pictures
@@ -44,6 +44,12 @@ class SqlPictureIndex:
         """It is nobody's any more."""
         with self._database.write() as connection:
             connection.execute(delete(pictures).where(pictures.c.digest == digest))
+
+    def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
+        """Make pictures that are dated in a span as new as `now_s`."""
+        span = [pictures.c.created_s >= from_s, *([] if until_s is None else [pictures.c.created_s <= until_s])]
+        with self._database.write(is_lasting=False) as connection:
+            connection.execute(update(pictures).where(*span).values(created_s=now_s))
 
     def outdated(self, before_s: float | None, most_bytes: int | None, most: int) -> list[str]:
         """Up to `most` pictures to give up, the oldest first."""

@@ -1,4 +1,4 @@
-"""The tables of jobs, keys and whose pictures are whose. A change here needs a migration that makes the same change."""
+"""The tables of jobs, keys, whose pictures are whose, and the clock. A change here needs a migration that makes the same change."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-VERSION = "0001"  # of the newest migration
+VERSION = "0004"  # of the newest migration
 
 metadata = MetaData(naming_convention={"uq": "uq_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"})
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers by itself what is of exactly this type
@@ -96,4 +96,13 @@ pictures = Table(
     Column("owner", Text, primary_key=True),
     Column("size_bytes", BigInteger, nullable=False),
     Column("created_s", Double, nullable=False),
+)
+
+clock = Table(
+    "clock",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("trusted_s", Double),
+    Column("suspect_since_s", Double),
+    Column("suspect_last_s", Double),
 )

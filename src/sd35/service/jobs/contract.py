@@ -152,6 +152,9 @@ class JobStore(Protocol):
     def postpone(self, job_id: str, until_s: float) -> None:
         """A webhook did not arrive: one attempt more, the next at `until_s`."""
 
+    def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
+        """Let jobs that ended in a span end at `now_s`. The span has no end where `until_s` is None."""
+
     def sweep(self, ended_before_s: float) -> int:
         """Forget jobs that ended before a time; how many that were."""
 

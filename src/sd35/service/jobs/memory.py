@@ -173,6 +173,14 @@ class MemoryJobStore:
             if kept and kept.due_s is not None:
                 kept.due_s, kept.attempts = until_s, kept.attempts + 1
 
+    def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
+        """Let jobs that ended in a span end at `now_s`."""
+        with self._lock:
+            for kept in self._kept.values():
+                at_s = kept.job.ended_s
+                if at_s is not None and from_s <= at_s and (until_s is None or at_s <= until_s):
+                    kept.job = replace(kept.job, ended_s=now_s)
+
     def sweep(self, ended_before_s: float) -> int:
         """Forget jobs that ended before a time."""
         with self._lock:
