@@ -23,11 +23,11 @@ SWEEP_S = 300.0
 class Server:
     """A server's stores, swept every five minutes as long as it runs, by a clock that may be wrong."""
 
-    def __init__(self, keep_bytes: int | None = None) -> None:
+    def __init__(self, keep_bytes: int | None = None, wrong_s: float = 0.0) -> None:
         self.stores = open_stores("memory")
         self.images = Holdings(MemoryStore(), self.stores.pictures)
         self.retention = Retention(self.images, KEEP_S, keep_bytes)
-        self.wrong_s = 0.0  # by which the clock is ahead
+        self.wrong_s = wrong_s  # by which the clock is ahead
         self.real_s = NOW_S
         self.made = 0
         self.start()
@@ -129,6 +129,18 @@ def test_an_image_made_by_a_clock_that_was_ahead_gets_old(server: Server):
     server.run(29 * DAY_S)
     assert server.has(image)
     server.run(2 * DAY_S)
+    assert (server.has(image), server.jobs()) == (False, 0)
+
+
+@pytest.mark.parametrize("ahead_s", [7 * DAY_S, 365 * DAY_S])
+def test_a_first_reading_that_was_ahead_keeps_nothing_for_ever(ahead_s: float):
+    """A server whose clock was wrong from its very first start, by little or much, keeps no image for longer."""
+    server = Server(wrong_s=ahead_s)
+    image = server.make()
+    server.wrong_s = 0
+    server.run(29 * DAY_S)
+    assert server.has(image)
+    server.run(3 * DAY_S)
     assert (server.has(image), server.jobs()) == (False, 0)
 
 
