@@ -17,12 +17,13 @@ _ALLOWED = f"`{MEMORY}`, a file's path, sqlite:///PATH or postgresql://USER:PASS
 
 
 class Stores(NamedTuple):
-    """What one database keeps."""
+    """What one database keeps. `name` is what it is called in messages, without a password."""
 
     jobs: JobStore
     keys: KeyStore
     pictures: PictureIndex
     clock: ClockStore
+    name: str
 
     def close(self) -> None:
         """Let go of connections."""
@@ -40,7 +41,7 @@ def open_stores(database: str, wait_s: float = 10.0) -> Stores:
     Raises InvalidSetting, without a word of what may hold a password, and StoreUnavailable.
     """
     if database == MEMORY:
-        return Stores(MemoryJobStore(), MemoryKeyStore(), MemoryPictureIndex(), MemoryClockStore())
+        return Stores(MemoryJobStore(), MemoryKeyStore(), MemoryPictureIndex(), MemoryClockStore(), MEMORY)
     from sqlalchemy import URL, make_url
     from sqlalchemy.exc import ArgumentError
 
@@ -67,4 +68,5 @@ def open_stores(database: str, wait_s: float = 10.0) -> Stores:
     except BaseException:
         opened.close()
         raise
-    return Stores(SqlJobStore(opened), SqlKeyStore(opened), SqlPictureIndex(opened), SqlClockStore(opened))
+    of_it = SqlJobStore(opened), SqlKeyStore(opened), SqlPictureIndex(opened), SqlClockStore(opened)
+    return Stores(*of_it, opened.name)
