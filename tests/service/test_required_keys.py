@@ -58,7 +58,8 @@ def test_revoked_keys_are_not_lost(data: Path):
     kept.stores.keys.revoke(KEY.id, 2.0)
     kept.close()
     kept = opened(data)
-    assert [key.id for key in kept.stores.keys.keys()] == [KEY.id]
+    (key,) = kept.stores.keys.keys()
+    assert (key.id, key.revoked_s) == (KEY.id, 2.0)
     kept.close()
 
 

@@ -11,7 +11,7 @@ from sd35.service.artifacts.retention import Retention
 from sd35.service.clock import ClockRecord, ClockRules, judged
 from sd35.service.jobs.new import new_job
 from sd35.service.stores import open_stores
-from sd35.service.sweeping import Swept, Sweeping
+from sd35.service.sweeping import Sweeping, Swept
 from tests.orders import order
 
 NOW_S = 1_800_000_000.0
@@ -86,10 +86,10 @@ def test_a_clock_that_is_ahead_removes_nothing(server: Server, ahead_s: float, *
     if is_restarted:
         assert server.start() == Swept(0, 0)
     assert server.run(23 * HOUR_S) == 0
-    assert server.sweeping.is_paused
+    paused = [server.sweeping.is_paused]
     server.wrong_s = 0
     assert server.run(DAY_S) == 0
-    assert not server.sweeping.is_paused
+    assert [*paused, server.sweeping.is_paused] == [True, False]
     assert (server.has("0" * 64), server.jobs()) == (True, 1)
 
 

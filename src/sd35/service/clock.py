@@ -1,9 +1,8 @@
 """Decide whether the wall clock can be believed before anything is removed for its age.
 
-A wrong clock cannot be told from a long time off by one reading. Removing is refused after any change of the clock that
-the time between two readings does not explain. It is resumed when the clock is back, or when it has gone on from its new
-time for a day: by then somebody has seen a wrong clock, and a server that was switched off for months has lost nothing
-but that day.
+One reading does not tell a wrong clock from a server that was switched off for months. After a jump, nothing is removed
+until the clock is back, or has gone on from its new time for a day. A wrong clock is noticed by then, and a server that
+was off has lost nothing but that day.
 """
 
 import threading
@@ -48,7 +47,10 @@ class Reading(NamedTuple):
 
 
 class ClockStore(Protocol):
-    """Keeps the record of the clock, beside what is removed by it. Safe for threads; blocks. Raises StoreUnavailable."""
+    """Keeps the record of the clock, beside what is removed by it.
+
+    Safe for threads; blocks. Raises StoreUnavailable.
+    """
 
     def read(self, now_s: float, rules: ClockRules) -> Reading:
         """Judge a reading, and keep the record that follows, in one transaction."""
@@ -72,18 +74,20 @@ class MemoryClockStore:
 def judged(record: ClockRecord, now_s: float, rules: ClockRules) -> Reading:
     """What a reading means after those before. The first one ever is believed: nothing is there to be lost yet."""
     trusted_s, since_s, last_s = record.trusted_s, record.suspect_since_s, record.suspect_last_s
-    believed = Reading(ClockRecord(now_s), is_trusted=True)
+    misdated = None
     if trusted_s is None:
-        return believed
-    if since_s is None or last_s is None:
-        if abs(now_s - trusted_s) <= rules.plausible_s:
-            return believed
-        return Reading(ClockRecord(trusted_s, now_s, now_s), is_trusted=False)
-    suspected_s = last_s - since_s  # a wrong clock measures durations as well as a right one
-    if abs(now_s - trusted_s - suspected_s) <= rules.plausible_s:
-        return believed._replace(misdated=(since_s - _AROUND_S, last_s + _AROUND_S))
-    if abs(now_s - last_s) > rules.plausible_s:
-        return Reading(ClockRecord(trusted_s, now_s, now_s), is_trusted=False)
-    if now_s - since_s >= rules.confirmed_s:
-        return believed
-    return Reading(ClockRecord(trusted_s, min(since_s, now_s), now_s), is_trusted=False)
+        is_trusted = True
+    elif since_s is None or last_s is None:
+        is_trusted = abs(now_s - trusted_s) <= rules.plausible_s
+        since_s = now_s
+    elif abs(now_s - trusted_s - (last_s - since_s)) <= rules.plausible_s:
+        is_trusted = True  # it is back: a wrong clock measures durations as well as a right one
+        misdated = since_s - _AROUND_S, last_s + _AROUND_S
+    elif abs(now_s - last_s) <= rules.plausible_s:
+        since_s = min(since_s, now_s)
+        is_trusted = now_s - since_s >= rules.confirmed_s
+    else:
+        is_trusted = False  # it has jumped again
+        since_s = now_s
+    following = ClockRecord(now_s) if is_trusted else ClockRecord(trusted_s, since_s, now_s)
+    return Reading(following, is_trusted, misdated)

@@ -1,4 +1,4 @@
-"""Remember outside the database that a service has API keys, so that it does not open to everyone when they are lost."""
+"""Remember outside the database that a service has API keys, so that losing them does not open it to everyone."""
 
 import os
 from collections.abc import Sequence

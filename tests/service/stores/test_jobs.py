@@ -194,9 +194,7 @@ def test_keeping_holds_a_lease(store: JobStore):
 
 
 @pytest.mark.parametrize("ahead_s", [-3600.0, -20.0, 20.0, 3600.0])
-def test_leases_do_not_depend_on_a_holders_wall_clock(
-    store: JobStore, monkeypatch: pytest.MonkeyPatch, ahead_s: float
-):
+def test_leases_do_not_depend_on_a_holders_wall_clock(store: JobStore, monkeypatch: pytest.MonkeyPatch, ahead_s: float):
     """Another holder, whose clock differs, neither takes a job early nor waits for it any longer."""
     job, here = add(store), time.time
     claim(store, 1, time.time(), "other")

@@ -1,4 +1,7 @@
-"""The tables of jobs, keys, whose pictures are whose, and the clock. A change here needs a migration that makes the same change."""
+"""The tables of jobs, keys, whose pictures are whose, and the clock.
+
+A change here needs a migration that makes the same change.
+"""
 
 from typing import Any
 
