@@ -56,7 +56,7 @@ def calls(store: SqlJobStore) -> dict[str, Callable[[], Any]]:
     last = store.page(None, [Status.QUEUED], None, 1)[0]
     numbers = count()
     store.claim("measured", time.time(), 3600.0, CALLS)
-    held = list(store.keep("measured", time.time(), 3600.0))
+    held = list(store.keep("measured", 3600.0))
     return {
         "get": lambda: store.get(last.id, None),
         "place of the last": lambda: store.place(last.id),

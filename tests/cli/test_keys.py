@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 
 from sd35.cli.main import main
+from sd35.errors import InvalidSetting
+from sd35.service.kept import Kept
 from sd35.service.keys import Role, id_of, matches
 from sd35.service.stores import open_stores
+from sd35.settings import load_settings
+from tests.postgres import new_schema
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +53,42 @@ def test_a_key_is_made_listed_and_revoked(
     assert (fields["id"], fields["role"], fields["revoked_s"] is None) == (key_id, "admin", False)
     assert secret.strip().rpartition("_")[2] not in listed
     assert key.secret_sha256 not in listed
+
+
+def test_a_key_is_required_from_then_on_until_the_service_is_opened(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    """With the database removed, no server starts; a new key, or `open`, lets it. `open` does not undo keys."""
+    settings = load_settings({})
+    keys(monkeypatch, capsys, "add", "the shop")
+    code, _, told = keys(monkeypatch, capsys, "open")
+    assert (code, "has 1 keys, revoked ones included; allowed: one without keys" in told) == (2, True)
+    for path in (tmp_path / "data").glob("sd35.db*"):
+        path.unlink()
+    with pytest.raises(InvalidSetting, match="has no API keys, but this service had keys in it"):
+        Kept.of(settings)
+    assert keys(monkeypatch, capsys, "open")[:2] == (
+        0,
+        "without keys, the service is open to whoever reaches it, from its next start on\n",
+    )
+    Kept.of(settings).close()
+    assert keys(monkeypatch, capsys, "open")[1].startswith("the service is open already: ")
+
+
+def test_a_key_for_a_server_elsewhere_requires_none_here(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+):
+    """Whoever makes keys for a PostgreSQL server can still start another service without keys on the same machine."""
+    url = new_schema(request.getfixturevalue("postgres_server")).render_as_string(hide_password=False)
+    assert keys(monkeypatch, capsys, "add", "the shop", "--database", url)[0] == 0
+    Kept.of(load_settings({})).close()
+    Kept.of(load_settings({"database": url})).close()
+    assert (tmp_path / "data" / "keys-required").read_text().startswith("postgresql")
+    with pytest.raises(InvalidSetting, match="this service had keys in postgresql"):
+        Kept.of(load_settings({}))
 
 
 @pytest.mark.parametrize(

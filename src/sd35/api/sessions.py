@@ -14,11 +14,17 @@ _MOST_CHOICES = 1000  # of models; the ones that were not asked for longest are 
 
 @dataclass(frozen=True, eq=False)
 class Running:
-    """A call whose pictures are being made. `began_s` is in seconds since 1970."""
+    """A call whose pictures are being made. `began_s` is in seconds since 1970, to be shown; see `took_s`."""
 
     batch: Batch
     name: str
     began_s: float = field(default_factory=time.time)
+    _began_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def took_s(self) -> float:
+        """Seconds since it began. A correction of the wall clock does not change them."""
+        return time.monotonic() - self._began_s
 
     @property
     def done(self) -> float:

@@ -1,4 +1,4 @@
-"""The commands about API keys: `sd35 keys add`, `list`, `revoke`."""
+"""The commands about API keys: `sd35 keys add`, `list`, `revoke`, `open`."""
 
 from typing import Annotated
 
@@ -102,3 +102,25 @@ def revoke(
     from sd35.cli.keys import revoke as run
 
     run(settings, key_id)
+
+
+@_keys.command("open", epilog=options.EPILOG)
+def open_(
+    *,
+    data_dir: options.DataDir = None,
+    database: options.Database = None,
+    config: options.Config = None,
+) -> None:
+    """Let the service start without keys, after its database was lost: whoever reaches it may then use it.
+
+    A service that once had keys does not start without them. This removes the file in data_dir that says so. Where
+    there are keys, revoked ones too, they stay required.
+
+    [bold]Examples[/bold]
+
+      sd35 keys open
+    """
+    settings = options.settings_of(locals())
+    from sd35.cli.keys import open_ as run
+
+    run(settings)

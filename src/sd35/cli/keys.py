@@ -9,8 +9,9 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 
 from sd35.errors import InvalidSetting
-from sd35.service.keys import Allowance, Key, KeyStore, Role, new_key
-from sd35.service.stores import MEMORY, database_of, open_stores
+from sd35.service.keys import Allowance, Key, Role, new_key
+from sd35.service.required_keys import KeysMarker
+from sd35.service.stores import MEMORY, Stores, database_of, open_stores
 from sd35.settings import Settings
 
 
@@ -19,16 +20,18 @@ def add(settings: Settings, name: str, allowance: Allowance, *, is_admin: bool) 
     if not name.strip() or not name.isprintable():
         raise InvalidSetting(f"NAME: got {name!r}; allowed: printable characters")
     key, secret = new_key(name, Role.ADMIN if is_admin else Role.USER, time.time(), allowance)
-    with _store(settings) as store:
-        store.add(key)
+    with _stores(settings) as stores:
+        stores.keys.add(key)
+        if not stores.name.startswith("postgresql"):  # else its servers do so, each in its own data_dir
+            _require_keys(settings, stores.name)
     print(f"key {key.id} for {name}; its secret is not kept, and never shown again:", file=sys.stderr)
     print(secret)
 
 
 def list_(settings: Settings, *, as_json: bool) -> None:
     """Print the keys, no hashes. Raises InvalidSetting, StoreUnavailable."""
-    with _store(settings) as store:
-        keys = store.keys()
+    with _stores(settings) as stores:
+        keys = stores.keys.keys()
     if as_json:
         print(json.dumps([_as_dict(key) for key in keys], indent=2))
         return
@@ -42,20 +45,48 @@ def list_(settings: Settings, *, as_json: bool) -> None:
 
 def revoke(settings: Settings, key_id: str) -> None:
     """End a key. Raises InvalidSetting where there is none of that id, StoreUnavailable."""
-    with _store(settings) as store:
-        key = store.revoke(key_id, time.time())
+    with _stores(settings) as stores:
+        key = stores.keys.revoke(key_id, time.time())
     if key is None:
         raise InvalidSetting(f"ID: no key has the id {key_id!r}; `sd35 keys list` shows them")
     print(f"key {key.id} for {key.name} is revoked")
 
 
+def open_(settings: Settings) -> None:
+    """Let the service start without keys after they were lost. Raises InvalidSetting where it has keys."""
+    if settings.database != MEMORY:
+        with _stores(settings) as stores:
+            count, name = len(stores.keys.keys()), stores.name
+        if count:
+            raise InvalidSetting(f"database: {name} has {count} keys, revoked ones included; allowed: one without keys")
+    marker = KeysMarker(settings.data_dir)
+    was_set = marker.is_set
+    try:
+        marker.clear()
+    except OSError as error:
+        raise InvalidSetting(f"data_dir: {marker.path} cannot be removed: {error.strerror}") from error
+    if was_set:
+        print("without keys, the service is open to whoever reaches it, from its next start on")
+    else:
+        print(f"the service is open already: {marker.path} is not there")
+
+
+def _require_keys(settings: Settings, database: str) -> None:
+    marker = KeysMarker(settings.data_dir)
+    try:
+        marker.set(database)
+    except OSError as error:
+        reason = f"{marker.path}: {error.strerror}"
+        print(f"WARNING: that keys are required cannot be recorded ({reason})", file=sys.stderr)
+
+
 @contextmanager
-def _store(settings: Settings) -> Iterator[KeyStore]:
+def _stores(settings: Settings) -> Iterator[Stores]:
     if settings.database == MEMORY:
         raise InvalidSetting(f"database: got {MEMORY}; allowed here: one that outlives this command")
     stores = open_stores(database_of(settings))
     try:
-        yield stores.keys
+        yield stores
     finally:
         stores.close()
 

@@ -6,6 +6,7 @@ from sd35.service.artifacts.contract import ArtifactStore
 from sd35.service.artifacts.holdings import Holdings
 from sd35.service.artifacts.links import Links
 from sd35.service.artifacts.stores import open_store
+from sd35.service.required_keys import KeysMarker, RequiredKeyStore
 from sd35.service.stores import Stores, database_of, open_stores
 from sd35.settings import Settings
 from sd35.settings.directories import check_writable
@@ -20,11 +21,17 @@ class Kept(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """As the settings say. Raises InvalidSetting, StoreUnavailable."""
+        """As the settings say. Raises InvalidSetting, also where API keys are required and lost, StoreUnavailable."""
         if not (settings.database and settings.store and settings.link_secret):
             check_writable("data_dir", settings.data_dir)
         stores = open_stores(database_of(settings))
-        return cls(stores, Holdings(open_store(settings), stores.pictures), Links.of(settings))
+        keys = RequiredKeyStore(stores.keys, KeysMarker(settings.data_dir), stores.name)
+        try:
+            keys.check()
+        except BaseException:
+            stores.close()
+            raise
+        return cls(stores._replace(keys=keys), Holdings(open_store(settings), stores.pictures), Links.of(settings))
 
     @property
     def files(self) -> ArtifactStore:

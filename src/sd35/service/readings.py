@@ -187,6 +187,11 @@ _READINGS = [
         lambda it: _one(it.studio.engine.retried),
     ),
     _gauge("sd35_model_info", "Always 1: what is served.", _models, "model", "revision", "backend", "precision"),
+    _gauge(
+        "sd35_retention_paused",
+        "Whether nothing is removed for its age, since the clock cannot be believed.",
+        lambda it: _one(it.is_retention_paused),
+    ),
     _gauge("sd35_building", "Whether a standby answers in place of what is being built.", _is_building),
     _gauge("sd35_build_seconds", "From the start of building to the swap.", _building_s),
     _counter("sd35_build_failures_total", "Builds that failed.", _build_failures),

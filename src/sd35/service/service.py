@@ -17,6 +17,7 @@ from sd35.service.kept import Kept
 from sd35.service.model import Model
 from sd35.service.resolve import Naming, find_model
 from sd35.service.studio import Studio
+from sd35.service.sweeping import Sweeping
 from sd35.service.telemetry import Telemetry
 from sd35.service.webhooks.service import Webhooks
 
@@ -61,13 +62,18 @@ class Service:
         kept.pictures.observe(telemetry.metering.damaged)
         self.desk = Desk(studio, kept.pictures, rules.content_filter, telemetry)
         self.jobs = JobRunner(self.desk, kept.stores.jobs, rules.most_running, rules.most_waiting, webhooks.wake)
-        self._retention = retention
+        self._sweeping = Sweeping(retention, kept.stores, rules.keep_s)
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def is_running(self) -> bool:
         """Whether pictures can be made."""
         return self.studio.engine.is_running
+
+    @property
+    def is_retention_paused(self) -> bool:
+        """Whether nothing is removed for its age, since the clock cannot be believed."""
+        return self._sweeping.is_paused
 
     def start(self) -> None:
         """Begin to work on jobs, and to swap what a standby stands in for; needs a running event loop."""
@@ -177,11 +183,9 @@ class Service:
         """Remove what is not to be kept, now and then."""
         while True:
             try:
-                pictures = await self.desk.threads.run(self._retention.sweep, time.time())
-                before_s = time.time() - self.rules.keep_s if self.rules.keep_s else 0.0
-                jobs = await asyncio.to_thread(self.kept.stores.jobs.sweep, before_s)
-                if pictures or jobs:
-                    structlog.get_logger().info("swept", pictures=pictures, jobs=jobs)
+                swept = await self.desk.threads.run(self._sweeping.sweep, time.time())
+                if any(swept):
+                    structlog.get_logger().info("swept", pictures=swept.images, jobs=swept.jobs)
             except StoreUnavailable as error:
                 structlog.get_logger().error("sweeping waits for a store", reason=str(error))
             await asyncio.sleep(_SWEEP_S)

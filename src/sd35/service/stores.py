@@ -1,10 +1,11 @@
-"""Opens what is kept in a database: jobs, keys, and whose pictures are whose."""
+"""Opens what is kept in a database: jobs, keys, whose pictures are whose, and the record of the clock."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 from sd35.errors import InvalidSetting
 from sd35.service.artifacts.index import MemoryPictureIndex, PictureIndex
+from sd35.service.clock import ClockStore, MemoryClockStore
 from sd35.service.jobs.contract import JobStore
 from sd35.service.jobs.memory import MemoryJobStore
 from sd35.service.keys import KeyStore
@@ -16,11 +17,13 @@ _ALLOWED = f"`{MEMORY}`, a file's path, sqlite:///PATH or postgresql://USER:PASS
 
 
 class Stores(NamedTuple):
-    """What one database keeps."""
+    """What one database keeps. `name` is what it is called in messages, without a password."""
 
     jobs: JobStore
     keys: KeyStore
     pictures: PictureIndex
+    clock: ClockStore
+    name: str
 
     def close(self) -> None:
         """Let go of connections."""
@@ -40,10 +43,11 @@ def open_stores(database: str, wait_s: float = 10.0, *, as_it_is: bool = False) 
     Raises InvalidSetting, without a word of what may hold a password, and StoreUnavailable.
     """
     if database == MEMORY:
-        return Stores(MemoryJobStore(), MemoryKeyStore(), MemoryPictureIndex())
+        return Stores(MemoryJobStore(), MemoryKeyStore(), MemoryPictureIndex(), MemoryClockStore(), MEMORY)
     from sqlalchemy import URL, make_url
     from sqlalchemy.exc import ArgumentError
 
+    from sd35.service.database.clock import SqlClockStore
     from sd35.service.database.connection import Database
     from sd35.service.database.jobs import SqlJobStore
     from sd35.service.database.keys import SqlKeyStore
@@ -72,4 +76,5 @@ def open_stores(database: str, wait_s: float = 10.0, *, as_it_is: bool = False) 
     except BaseException:
         opened.close()
         raise
-    return Stores(SqlJobStore(opened), SqlKeyStore(opened), SqlPictureIndex(opened))
+    of_it = SqlJobStore(opened), SqlKeyStore(opened), SqlPictureIndex(opened), SqlClockStore(opened)
+    return Stores(*of_it, opened.name)

@@ -1,5 +1,6 @@
 """What every JobStore does."""
 
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -11,6 +12,7 @@ from sd35.service.formats import Format
 from sd35.service.jobs.contract import HELD_S, Delivery, Failure, Job, JobStore, Made, Order, Status
 from sd35.service.jobs.new import new_job
 from sd35.service.stores import Stores
+from tests.leases import pass_time
 from tests.orders import REQUEST, at_once, order
 
 LEASE_S = 10.0
@@ -31,9 +33,9 @@ def add(
     return store.add(new_job(order(owner, priority=priority, webhook=webhook), now_s))
 
 
-def claim(store: JobStore, most: int = 1, now_s: float = 0.0, holder: str = "h") -> list[str]:
+def claim(store: JobStore, most: int = 1, started_s: float = 0.0, holder: str = "h") -> list[str]:
     """Claim jobs; their ids."""
-    return [job.id for job in store.claim(holder, now_s, LEASE_S, most)]
+    return [job.id for job in store.claim(holder, started_s, LEASE_S, most)]
 
 
 def test_a_job_comes_back_as_it_was(store: JobStore):
@@ -156,12 +158,15 @@ def test_many_owners_share_a_small_claim_by_priority(store: JobStore):
 def test_a_lease_that_is_over_is_claimed_anew(store: JobStore):
     """By whoever asks, in the job's old place; its first holder has lost it then, and not before."""
     job, other = add(store), add(store)
-    assert claim(store, 1, 0.0, "dead") == [job.id]
-    assert store.keep("dead", LEASE_S + 1, LEASE_S) == {job.id}  # late, but nobody had asked for it
-    assert claim(store, 0, 2 * LEASE_S, "alive") == []
-    assert store.keep("dead", 2 * LEASE_S, LEASE_S) == {job.id}
-    assert claim(store, 1, 3 * LEASE_S + 1, "alive") == [job.id]
-    assert store.keep("dead", 3 * LEASE_S + 1, LEASE_S) == set()
+    assert claim(store, 1, holder="dead") == [job.id]
+    pass_time(store, LEASE_S + 1)
+    assert store.keep("dead", LEASE_S) == {job.id}  # late, but nobody had asked for it
+    pass_time(store, LEASE_S / 2)
+    assert claim(store, 0, holder="alive") == []
+    assert store.keep("dead", LEASE_S) == {job.id}
+    pass_time(store, LEASE_S + 1)
+    assert claim(store, 1, holder="alive") == [job.id]
+    assert store.keep("dead", LEASE_S) == set()
     assert not store.end(job.id, "dead", 40.0, MADE)
     assert store.end(job.id, "alive", 40.0, MADE)
     assert claim(store, 9, 40.0) == [other.id]
@@ -170,9 +175,10 @@ def test_a_lease_that_is_over_is_claimed_anew(store: JobStore):
 def test_nobody_claims_what_it_holds_itself(store: JobStore):
     """Whoever was late to renew its own leases still works on those jobs."""
     job = add(store)
-    claim(store, 1, 0.0, "late")
-    assert claim(store, 9, 1e9, "late") == []
-    assert store.keep("late", 1e9, LEASE_S) == {job.id}
+    claim(store, 1, holder="late")
+    pass_time(store, 1e6)
+    assert claim(store, 9, holder="late") == []
+    assert store.keep("late", LEASE_S) == {job.id}
 
 
 def test_keeping_holds_a_lease(store: JobStore):
@@ -180,9 +186,22 @@ def test_keeping_holds_a_lease(store: JobStore):
     kept, cancelled = add(store), add(store)
     claim(store, 2)
     store.cancel(cancelled.id, None, 1.0)
-    for now_s in (5.0, 14.0, 23.0):
-        assert store.keep("h", now_s, LEASE_S) == {kept.id}
-    assert claim(store, 9, 32.0, "other") == []
+    for _ in range(3):
+        pass_time(store, 0.9 * LEASE_S)
+        assert store.keep("h", LEASE_S) == {kept.id}
+    pass_time(store, 0.9 * LEASE_S)
+    assert claim(store, 9, holder="other") == []
+
+
+@pytest.mark.parametrize("ahead_s", [-3600.0, -20.0, 20.0, 3600.0])
+def test_leases_do_not_depend_on_a_holders_wall_clock(store: JobStore, monkeypatch: pytest.MonkeyPatch, ahead_s: float):
+    """Another holder, whose clock differs, neither takes a job early nor waits for it any longer."""
+    job, here = add(store), time.time
+    claim(store, 1, time.time(), "other")
+    monkeypatch.setattr(time, "time", lambda: here() + ahead_s)
+    assert claim(store, 1, time.time(), "this") == []
+    pass_time(store, LEASE_S + 1)
+    assert claim(store, 1, time.time(), "this") == [job.id]
 
 
 def test_of_holders_who_claim_at_once_no_two_get_one_job(store: JobStore):
@@ -209,7 +228,7 @@ def test_a_job_ends_once(store: JobStore, result: Made | Failure):
     """With what came of it; its holder alone ends it, and nothing changes it afterwards."""
     job = add(store)
     assert not store.end(job.id, "h", 5.0, result)
-    claim(store, now_s=1.0)
+    claim(store, started_s=1.0)
     assert not store.end(job.id, "other", 5.0, result)
     assert store.end(job.id, "h", 5.0, result)
     ended = store.get(job.id, None)
@@ -318,6 +337,18 @@ def test_sweeping_forgets_what_ended_long_ago(store: JobStore):
     assert store.sweep(20.0) == 1
     assert [job.id for job in store.page(None, [], None, 9)] == [queued.id, new.id]
     assert [delivery.job_id for delivery in store.due(1e9, 9)] == [new.id]
+
+
+def test_jobs_that_ended_in_a_span_are_redated(store: JobStore):
+    """Both ends belong to it; without an end, it reaches into any future. What has not ended stays as it is."""
+    queued, *ended = (add(store) for _ in range(5))
+    for job, ended_s in zip(ended, (1.0, 2.0, 3.0, 9e9), strict=True):
+        store.cancel(job.id, None, ended_s)
+    store.redate(2.0, 3.0, 50.0)
+    store.redate(60.0, None, 55.0)
+    found = [store.get(job.id, None) for job in ended]
+    assert [job.ended_s for job in found if job] == [1.0, 50.0, 50.0, 55.0]
+    assert store.get(queued.id, None) == queued
 
 
 def test_ids_sort_by_age_and_are_not_alike():

@@ -59,6 +59,17 @@ def test_pictures_get_old(index: PictureIndex):
     assert index.outdated(3.0, None, 9) == ["third"]
 
 
+def test_pictures_dated_in_a_span_are_made_new(index: PictureIndex):
+    """Both ends belong to it; without an end, it reaches into any future."""
+    for created_s in (1.0, 2.0, 3.0, 9e9):
+        index.add(f"of {created_s:g}", "me", 10, created_s)
+    index.redate(2.0, 3.0, 50.0)
+    assert index.outdated(50.0, None, 9) == ["of 1"]
+    index.redate(60.0, None, 55.0)
+    assert index.outdated(55.0, None, 9) == ["of 1", "of 2", "of 3"]
+    assert "of 9e+09" in index.outdated(56.0, None, 9)
+
+
 def test_pictures_take_room(index: PictureIndex):
     """What does not fit beside all newer ones goes, the oldest first; what several own takes its room once."""
     for number, size_bytes in enumerate([5, 40, 30, 20]):

@@ -194,7 +194,7 @@ async def progress(request: Request, skip_current_image: bool = False) -> Progre
         image = base64.b64encode(await asyncio.to_thread(preview_png, latest, wanted)).decode()
     return ProgressNow(
         progress=max(0.01, done),  # as theirs: above 0 as long as it runs
-        eta_relative=(time.time() - running.began_s) * (1 - done) / done if done else 0.0,
+        eta_relative=running.took_s * (1 - done) / done if done else 0.0,
         state=State(
             skipped=was_skipped,
             interrupted=batch.was_interrupted,

@@ -43,6 +43,9 @@ class PictureIndex(Protocol):
     def digests(self, after: str, most: int) -> list[str]:
         """Return up to `most` pictures that somebody owns, in order, beginning behind the digest `after`."""
 
+    def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
+        """Make pictures that are dated in a span as new as `now_s`. The span has no end where `until_s` is None."""
+
     def outdated(self, before_s: float | None, most_bytes: int | None, most: int) -> list[str]:
         """Up to `most` pictures to give up, the oldest first; a picture is as old as its newest owner's.
 
@@ -107,6 +110,14 @@ class MemoryPictureIndex:
         """Return up to `most` pictures that somebody owns, in order."""
         with self._lock:
             return sorted(digest for digest in self._owned if digest > after)[:most]
+
+    def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
+        """Make pictures that are dated in a span as new as `now_s`."""
+        with self._lock:
+            for owned in self._owned.values():
+                for owner, one in owned.items():
+                    if from_s <= one.created_s and (until_s is None or one.created_s <= until_s):
+                        owned[owner] = one._replace(created_s=now_s)
 
     def outdated(self, before_s: float | None, most_bytes: int | None, most: int) -> list[str]:
         """Up to `most` pictures to give up, the oldest first."""

@@ -28,19 +28,22 @@ class Retention:
         """As the settings say, where 0 is no bound."""
         return cls(pictures, settings.keep_days * _DAY_S or None, int(settings.keep_gb * _GB) or None)
 
-    def sweep(self, now_s: float) -> int:
-        """Remove what is not to be kept; how many that were. Blocks. Raises StoreUnavailable, and goes on next time."""
+    def sweep(self, now_s: float, *, by_age: bool = True) -> int:
+        """Remove what is not to be kept; how many that were. Blocks. Raises StoreUnavailable, and goes on next time.
+
+        Without `by_age`, only the room for images counts.
+        """
         count = 0
-        while digests := self._outdated(now_s):
+        while digests := self._outdated(now_s, by_age=by_age):
             for digest in digests:
                 self.pictures.give_up(digest)
             count += len(digests)
         return count
 
-    def _outdated(self, now_s: float) -> list[str]:
+    def _outdated(self, now_s: float, *, by_age: bool) -> list[str]:
         index = self.pictures.index
-        by_age = index.outdated(now_s - self.keep_s, None, _AT_ONCE) if self.keep_s else []
-        if by_age or not self.keep_bytes:
-            return by_age
+        old = index.outdated(now_s - self.keep_s, None, _AT_ONCE) if self.keep_s and by_age else []
+        if old or not self.keep_bytes:
+            return old
         settled = set(index.outdated(now_s - _ASKED_FOR_S, None, _AT_ONCE))
         return [digest for digest in index.outdated(None, self.keep_bytes, _AT_ONCE) if digest in settled]

@@ -18,12 +18,15 @@ _ALL_THERE_ARE = -1
 
 
 class Database:
-    """Connections, and transactions on them. Safe for threads. `wait_s`: longest wait for SQLite's lock."""
+    """Connections, and transactions on them. Safe for threads. `wait_s`: longest wait for SQLite's lock.
+
+    `name` is the file's path or the server's address, without a password.
+    """
 
     def __init__(self, url: URL, wait_s: float = 10.0) -> None:
         self.is_sqlite = url.get_backend_name() == "sqlite"
         self.path = Path(url.database or "") if self.is_sqlite else None
-        self._name = str(self.path or url.render_as_string(hide_password=True))
+        self.name = str(self.path or url.render_as_string(hide_password=True))
         self._wait_s = wait_s
         self._writer = threading.Lock()
         options: dict[str, Any] = {"connect_args": _CONNECT, "pool_pre_ping": True}
@@ -111,7 +114,7 @@ class Database:
 
     def unavailable(self, reason: str) -> StoreUnavailable:
         """The error that says so, without a password."""
-        return StoreUnavailable(f"the database {self._name} cannot be used: {' '.join(reason.split())}")
+        return StoreUnavailable(f"the database {self.name} cannot be used: {' '.join(reason.split())}")
 
 
 def _is_there(path: Path, inode: int) -> bool:

@@ -1,19 +1,26 @@
 """Jobs in an SQL database."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Double,
     Row,
     Select,
     Update,
     and_,
+    cast,
     delete,
+    extract,
     func,
     insert,
+    literal,
+    or_,
     select,
     union_all,
     update,
@@ -21,6 +28,7 @@ from sqlalchemy import (
 
 from sd35.errors import IdempotencyConflict
 from sd35.service.database.connection import Database
+from sd35.service.database.holders import HolderLocks
 from sd35.service.database.rows import job_of, values_of, values_of_result
 from sd35.service.database.tables import deliveries, jobs
 from sd35.service.jobs.contract import HELD_S, Delivery, Failure, Job, Made, Status
@@ -37,10 +45,16 @@ _TURN = jobs.c.priority.desc(), jobs.c.number
 
 
 class SqlJobStore:
-    """A JobStore."""
+    """A JobStore.
+
+    Leases never depend on the wall clock of this machine. With PostgreSQL, the server's clock counts. With SQLite, a
+    holder lives as long as it locks its file, and its leases end by the monotonic clock, which all processes of a
+    machine share. After a reboot, that clock begins anew, and no file is locked.
+    """
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self._holders = HolderLocks(Path(f"{database.path}.holders")) if database.path else None
 
     def add(self, job: Job) -> Job:
         """Keep a new job, or find that of the same idempotency key. Raises IdempotencyConflict."""
@@ -92,32 +106,36 @@ class SqlJobStore:
             counts = [select(func.count()).where(_IS_QUEUED, before) for before in (urgent, older)]
             return sum(connection.execute(count).scalar_one() for count in counts)
 
-    def claim(self, holder: str, now_s: float, lease_s: float, most: int) -> list[Job]:
+    def claim(self, holder: str, started_s: float, lease_s: float, most: int) -> list[Job]:
         """Take up to `most` jobs to work on. Claims of all processes come one after the other, so that they are fair.
 
         Jobs that are being cancelled just now are passed over.
         """
-        over = select(jobs.c.number).where(jobs.c.lease_until_s < now_s, jobs.c.holder != holder)
+        self._hold(holder)
         with self.database.write(is_lasting=False) as connection:
             self.database.lock(connection, _LOCK)
+            over = select(jobs.c.number).where(jobs.c.holder != holder, self._is_over(connection, holder, lease_s))
             connection.execute(_update(over).values(_QUEUED))
             turns = _next(connection, min(most, _LONGEST_UNION))
             chosen = select(jobs.c.number).where(jobs.c.number.in_(turns), _IS_QUEUED)
-            lease = {"holder": holder, "lease_until_s": now_s + lease_s}
-            running = _update(chosen).values(status=Status.RUNNING.value, started_s=now_s, **lease)
+            lease = {"holder": holder, "lease_until_s": self._now_s() + lease_s}
+            running = _update(chosen).values(status=Status.RUNNING.value, started_s=started_s, **lease)
             claimed = connection.execute(running.returning(jobs)).all()
         return sorted(map(job_of, claimed), key=lambda job: turns.index(job.number))
 
-    def keep(self, holder: str, now_s: float, lease_s: float) -> set[str]:
+    def keep(self, holder: str, lease_s: float) -> set[str]:
         """Renew the leases of all that `holder` holds."""
         with self.database.write(is_lasting=False) as connection:
-            renewed = update(jobs).where(jobs.c.holder == holder).values(lease_until_s=now_s + lease_s)
+            renewed = update(jobs).where(jobs.c.holder == holder).values(lease_until_s=self._now_s() + lease_s)
             return set(connection.execute(renewed.returning(jobs.c.id)).scalars())
 
     def hand_back(self, holder: str) -> int:
         """What `holder` still holds is queued again."""
         with self.database.write(is_lasting=False) as connection:
-            return connection.execute(update(jobs).where(jobs.c.holder == holder).values(_QUEUED)).rowcount
+            handed_back = connection.execute(update(jobs).where(jobs.c.holder == holder).values(_QUEUED)).rowcount
+        if self._holders:
+            self._holders.release(holder)
+        return handed_back
 
     def end(self, job_id: str, holder: str, ended_s: float, result: Made | Failure) -> bool:
         """End a job that `holder` holds."""
@@ -171,6 +189,12 @@ class SqlJobStore:
             late = update(deliveries).where(deliveries.c.job_id == job_id)
             connection.execute(late.values(due_s=until_s, attempts=deliveries.c.attempts + 1))
 
+    def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
+        """Let jobs that ended in a span end at `now_s`."""
+        span = [jobs.c.ended_s >= from_s, *([] if until_s is None else [jobs.c.ended_s <= until_s])]
+        with self.database.write(is_lasting=False) as connection:
+            connection.execute(update(jobs).where(*span).values(ended_s=now_s))
+
     def sweep(self, ended_before_s: float) -> int:
         """Forget jobs that ended before a time, some at a time."""
         old = select(jobs.c.number).where(jobs.c.ended_s < ended_before_s).limit(_SWEPT)
@@ -183,8 +207,39 @@ class SqlJobStore:
                 return swept
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Let go of connections, and of the locks of holders."""
+        if self._holders:
+            self._holders.close()
         self.database.close()
+
+    def _hold(self, holder: str) -> None:
+        """Show other processes that `holder` lives. Raises StoreUnavailable."""
+        try:
+            if self._holders:
+                self._holders.hold(holder)
+        except OSError as error:
+            raise self.database.unavailable(error.strerror or str(error)) from error
+
+    def _now_s(self) -> ColumnElement[float]:
+        """The time that leases are measured by, when the statement begins."""
+        if self.database.is_sqlite:
+            return literal(time.monotonic())
+        return cast(extract("epoch", func.statement_timestamp()), Double)
+
+    def _is_over(self, connection: Connection, claimant: str, lease_s: float) -> ColumnElement[bool]:
+        """Whether a lease is over: by time, or because its holder is dead.
+
+        A lease that ends far later than one given now is over too. It is from before the server's clock was set back,
+        from before a reboot, or from a version that used the wall clock. Twice the length is allowed for small
+        corrections of the clock, and for leases that are renewed while this statement runs.
+        """
+        now_s = self._now_s()
+        by_time = or_(jobs.c.lease_until_s < now_s, jobs.c.lease_until_s > now_s + 2 * lease_s)
+        if self._holders is None:
+            return by_time
+        others = select(jobs.c.holder).where(jobs.c.holder.is_not(None), jobs.c.holder != claimant).distinct()
+        dead = self._holders.dead(connection.execute(others).scalars().all())
+        return or_(by_time, jobs.c.holder.in_(dead)) if dead else by_time
 
 
 def _one(job_id: str, owner: str | None) -> list[ColumnElement[bool]]:

@@ -7,6 +7,7 @@ from filelock import FileLock, Timeout
 from sqlalchemy import Connection, column, inspect, select, table
 
 from sd35.service.database.connection import Database
+from sd35.service.database.holders import NO_LOCKS
 from sd35.service.database.tables import VERSION
 
 if TYPE_CHECKING:
@@ -22,16 +23,24 @@ def migrate(database: Database, wait_s: float = 60.0) -> None:
     Of several processes that start at once, one does it. It is one transaction: all of it happens, or nothing. Raises
     StoreUnavailable, also where a newer version of this project made the database.
     """
-    if database.path:
-        try:
-            with FileLock(f"{database.path}.lock", timeout=wait_s, mode=0o600):
-                with database.read() as connection:  # lasts, in the file; not under other processes' hands
-                    connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-                _migrate(database)
-        except Timeout as error:
-            raise database.unavailable(f"another process has been opening it for {wait_s:g} s") from error
-    else:
+    if not database.path:
         _migrate(database)
+        return
+    lock = FileLock(f"{database.path}.lock", timeout=wait_s, mode=0o600, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise database.unavailable(f"another process has been opening it for {wait_s:g} s") from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise database.unavailable(error.strerror or str(error)) from error
+        # SQLite's own lock makes the migration one process's. Only two first starts at once may disturb each other.
+    try:
+        with database.read() as connection:  # lasts, in the file; not under other processes' hands
+            connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+        _migrate(database)
+    finally:
+        lock.release()
 
 
 def check_version(database: Database) -> None:

@@ -1,6 +1,6 @@
 """Whose pictures are whose, and the checksums of their files, in an SQL database."""
 
-from sqlalchemy import BigInteger, Connection, Text, bindparam, delete, func, or_, select
+from sqlalchemy import BigInteger, Connection, Text, bindparam, delete, func, or_, select, update
 
 from sd35.service.artifacts.names import digest_of, names_of
 from sd35.service.database.connection import Database
@@ -73,6 +73,12 @@ class SqlPictureIndex:
         behind = select(pictures.c.digest).where(pictures.c.digest > after).distinct()
         with self._database.read() as connection:
             return list(connection.execute(behind.order_by(pictures.c.digest).limit(most)).scalars())
+
+    def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
+        """Make pictures that are dated in a span as new as `now_s`."""
+        span = [pictures.c.created_s >= from_s, *([] if until_s is None else [pictures.c.created_s <= until_s])]
+        with self._database.write(is_lasting=False) as connection:
+            connection.execute(update(pictures).where(*span).values(created_s=now_s))
 
     def outdated(self, before_s: float | None, most_bytes: int | None, most: int) -> list[str]:
         """Up to `most` pictures to give up, the oldest first."""

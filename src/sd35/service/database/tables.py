@@ -1,4 +1,4 @@
-"""The tables of jobs, keys, whose pictures are whose, and checksums.
+"""The tables of jobs, keys, whose pictures are whose, checksums, and the clock.
 
 A change here needs a migration that makes the same change.
 """
@@ -107,4 +107,13 @@ checksums = Table(
     Column("name", Text, primary_key=True),
     Column("sha256", Text, primary_key=True),
     Column("size_bytes", BigInteger, nullable=False),
+)
+
+clock = Table(
+    "clock",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("trusted_s", Double),
+    Column("suspect_since_s", Double),
+    Column("suspect_last_s", Double),
 )

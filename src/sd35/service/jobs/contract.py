@@ -112,8 +112,12 @@ class JobStore(Protocol):
     def place(self, job_id: str) -> int:
         """How many queued jobs go before a queued one by priority and age; 0 for any other."""
 
-    def claim(self, holder: str, now_s: float, lease_s: float, most: int) -> list[Job]:
+    def claim(self, holder: str, started_s: float, lease_s: float, most: int) -> list[Job]:
         """Take up to `most` jobs to work on, which are then running: queued ones, and others' whose lease is over.
+
+        A lease ends `lease_s` after the last `claim` or `keep`, by the store's own clock, and earlier where the store
+        knows that the holder's process has ended. All holders use the same `lease_s`. `started_s` is what the jobs show
+        as their start; leases do not depend on it.
 
         Whose lease is over at another's claim has lost the job, taken or not: it is queued again in its old place.
 
@@ -121,7 +125,7 @@ class JobStore(Protocol):
         and come back in that order. Of two holders who ask at once, no job goes to both.
         """
 
-    def keep(self, holder: str, now_s: float, lease_s: float) -> set[str]:
+    def keep(self, holder: str, lease_s: float) -> set[str]:
         """Renew the leases of all that `holder` holds; the ids of those that are still its to work on."""
 
     def hand_back(self, holder: str) -> int:
@@ -147,6 +151,9 @@ class JobStore(Protocol):
 
     def postpone(self, job_id: str, until_s: float) -> None:
         """A webhook did not arrive: one attempt more, the next at `until_s`."""
+
+    def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
+        """Let jobs that ended in a span end at `now_s`. The span has no end where `until_s` is None."""
 
     def sweep(self, ended_before_s: float) -> int:
         """Forget jobs that ended before a time; how many that were."""

@@ -1,6 +1,7 @@
 """Jobs in memory: for tests, and for a service whose jobs need not outlive it."""
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -80,9 +81,10 @@ class MemoryJobStore:
             mine = (-kept.job.order.priority, kept.job.number)
             return sum((-job.order.priority, job.number) < mine for job in self._of(Status.QUEUED))
 
-    def claim(self, holder: str, now_s: float, lease_s: float, most: int) -> list[Job]:
+    def claim(self, holder: str, started_s: float, lease_s: float, most: int) -> list[Job]:
         """Take up to `most` jobs to work on."""
         with self._lock:
+            now_s = time.monotonic()
             for kept in self._kept.values():
                 if kept.holder not in {None, holder} and kept.lease_until_s < now_s:
                     kept.become(replace(kept.job, status=Status.QUEUED, started_s=None))
@@ -92,17 +94,18 @@ class MemoryJobStore:
             claimed = []
             for candidate in fairest(candidates, running, most):
                 kept = self._kept[queued[candidate.number].id]
-                kept.become(replace(kept.job, status=Status.RUNNING, started_s=now_s))
+                kept.become(replace(kept.job, status=Status.RUNNING, started_s=started_s))
                 kept.holder, kept.lease_until_s = holder, now_s + lease_s
                 claimed.append(kept.job)
             return claimed
 
-    def keep(self, holder: str, now_s: float, lease_s: float) -> set[str]:
+    def keep(self, holder: str, lease_s: float) -> set[str]:
         """Renew the leases of all that `holder` holds."""
         with self._lock:
+            until_s = time.monotonic() + lease_s
             held = self._held(holder)
             for kept in held:
-                kept.lease_until_s = now_s + lease_s
+                kept.lease_until_s = until_s
             return {kept.job.id for kept in held}
 
     def hand_back(self, holder: str) -> int:
@@ -169,6 +172,14 @@ class MemoryJobStore:
             kept = self._kept.get(job_id)
             if kept and kept.due_s is not None:
                 kept.due_s, kept.attempts = until_s, kept.attempts + 1
+
+    def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
+        """Let jobs that ended in a span end at `now_s`."""
+        with self._lock:
+            for kept in self._kept.values():
+                at_s = kept.job.ended_s
+                if at_s is not None and from_s <= at_s and (until_s is None or at_s <= until_s):
+                    kept.job = replace(kept.job, ended_s=now_s)
 
     def sweep(self, ended_before_s: float) -> int:
         """Forget jobs that ended before a time."""

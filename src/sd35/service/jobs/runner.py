@@ -169,7 +169,7 @@ class JobRunner:
         while True:
             await asyncio.sleep(LEASE_S / 3)
             try:
-                kept = await asyncio.to_thread(self.store.keep, self._holder, time.time(), LEASE_S)
+                kept = await asyncio.to_thread(self.store.keep, self._holder, LEASE_S)
             except StoreUnavailable as error:
                 structlog.get_logger().error("the job store does not answer", reason=str(error))
                 continue

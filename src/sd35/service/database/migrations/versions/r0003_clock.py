@@ -1,0 +1,23 @@
+"""The readings of the clock by which images and jobs are removed."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+
+
+def upgrade() -> None:
+    """Make the table, with its row. The newest image or job tells when the clock was last read."""
+    op.create_table(
+        "clock",
+        sa.Column("id", sa.Integer, nullable=False),
+        sa.Column("trusted_s", sa.Double),
+        sa.Column("suspect_since_s", sa.Double),
+        sa.Column("suspect_last_s", sa.Double),
+        sa.PrimaryKeyConstraint("id", name="pk_clock"),
+    )
+    op.execute(
+        "INSERT INTO clock (id, trusted_s) SELECT 1, max(created_s) FROM"
+        " (SELECT created_s FROM pictures UNION ALL SELECT created_s FROM jobs) AS dated"
+    )
