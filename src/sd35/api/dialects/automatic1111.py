@@ -86,7 +86,7 @@ async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> R
 
 
 def _ignored(content: Mapping[str, Any]) -> dict[str, str]:
-    """The header that names the fields that AUTOMATIC1111 does not have: it ignores them, and so does this."""
+    """Name the fields that were ignored, in a header. AUTOMATIC1111 ignores fields that it does not have."""
     names = [name for name in content if name not in Txt2Img.model_fields]
     if not names:
         return {}

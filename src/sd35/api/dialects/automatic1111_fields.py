@@ -18,7 +18,7 @@ _FLAGS |= dict.fromkeys(("0", "off", "f", "false", "n", "no"), False)
 
 
 def as_integer(value: Any) -> Any:  # noqa: ANN401  any JSON value
-    """An integer that came as text or as `8.0`; None for an empty text; the rest as it came."""
+    """Turn text and floats that are whole numbers into an integer, and empty text into None. Return the rest unchanged."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if not isinstance(value, str):
@@ -30,7 +30,7 @@ def as_integer(value: Any) -> Any:  # noqa: ANN401  any JSON value
 
 
 def as_number(value: Any) -> Any:  # noqa: ANN401  any JSON value
-    """A number that came as text; None for an empty text; the rest as it came."""
+    """Turn text into a number, and empty text into None. Return the rest unchanged."""
     if not isinstance(value, str):
         return value
     text = value.strip()
@@ -40,7 +40,7 @@ def as_number(value: Any) -> Any:  # noqa: ANN401  any JSON value
 
 
 def as_flag(value: Any) -> Any:  # noqa: ANN401  any JSON value
-    """A switch that came as text, or as 0 or 1; None for an empty text; the rest as it came."""
+    """Turn text, 0 and 1 into a boolean, and empty text into None. Return the rest unchanged."""
     if isinstance(value, int | float) and value in {0, 1}:
         return bool(value)
     if not isinstance(value, str):
@@ -50,7 +50,7 @@ def as_flag(value: Any) -> Any:  # noqa: ANN401  any JSON value
 
 
 def asks_for_nothing(value: object) -> bool:
-    """Whether a value is one of the ways in which clients say that they do not want a thing."""
+    """Whether a value is one of those by which clients say that they do not want something."""
     if isinstance(value, str):
         return value.strip().lower() in {"", "none"}
     return value is None or value in (0, [], {})  # 0 is also False and 0.0
@@ -78,7 +78,7 @@ def _as_no_scripts(value: Any) -> None:  # noqa: ANN401  any JSON value
 
 
 def _is_off(script: object) -> bool:
-    """Whether a script's `args` turn it off: none of them, or `false` as the first, or units that are not enabled."""
+    """Whether a script's `args` turn it off: there are none, the first is `false`, or no unit is enabled."""
     if script is None:
         return True
     arguments = script.get("args") if isinstance(script, dict) else None
@@ -90,7 +90,7 @@ def _is_off(script: object) -> bool:
 
 
 def schema(*types: str, **limits: float) -> WithJsonSchema:
-    """How a lenient field is described: by the types that are read, and null."""
+    """Describe a lenient field by the types that are read, and null."""
     return WithJsonSchema({"type": [*types, "null"], **limits})
 
 

@@ -1,8 +1,8 @@
 """AUTOMATIC1111's settings, as `override_settings` and `POST /sdapi/v1/options` name them, and what they do here.
 
-Nearly all are of its pages, files, other samplers, img2img or other model families: they cannot change an image that is
-made here from text, and are accepted at any value. Those that would change it are accepted at AUTOMATIC1111's own
-default, and where they turn something off. The rest is refused by name.
+Nearly all concern its pages, its files, other samplers, img2img or other model families. They cannot change an image
+that is made here from text, and are accepted at any value. Those that would change it are accepted at AUTOMATIC1111's
+own default, and at values that turn something off. At other values they are refused by name.
 
 Source: AUTOMATIC1111/stable-diffusion-webui 1.10, modules/shared_options.py and the options of its built-in extensions;
 lllyasviel/stable-diffusion-webui-forge. That `CLIP_stop_at_last_layers` changes nothing in Stable Diffusion 3:
@@ -126,15 +126,14 @@ _CHANGES_NOTHING = frozenset(
 
 
 class Settings(NamedTuple):
-    """The settings that are honoured. `checkpoint` is None where none is named."""
+    """The settings that are honoured. `checkpoint` is None if the client names none."""
 
     checkpoint: str | None
     has_metadata: bool
 
 
 def read_settings(given: Mapping[str, Any]) -> Settings:
-    """What settings ask for. Raises RequestRefused (422) with those that would change the image and cannot."""
-    checkpoint: str | None = None
+    """Read settings. Raises RequestRefused (422), which names those that would change the image and are not possible."""
     allowed = {name: _allowed(name, value) for name, value in given.items()}
     wrong = [
         FieldError(field=shown(name), got=shown(given[name]), allowed=text) for name, text in allowed.items() if text
@@ -144,19 +143,17 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
         wrong = [*wrong[:_NAMED_SETTINGS], FieldError(field="override_settings", got=more, allowed=_UNKNOWN)]
     if wrong:
         raise RequestRefused.of_fields(422, wrong)
-    if not asks_for_nothing(given.get(_CHECKPOINT)):
-        checkpoint = given[_CHECKPOINT].strip()
-    return Settings(checkpoint, as_flag(given.get(_PNG_INFO)) is not False)
+    checkpoint = given.get(_CHECKPOINT)
+    return Settings(
+        None if asks_for_nothing(checkpoint) else str(checkpoint).strip(), as_flag(given.get(_PNG_INFO)) is not False
+    )
 
 
 def _allowed(name: str, value: object) -> str | None:
-    """What would be accepted for a setting; None where its value is."""
+    """What would be accepted for a setting; None if its value is accepted."""
     if name == _CHECKPOINT:
-        return (
-            None
-            if value is None or isinstance(value, str)
-            else "a title, name or alias of a checkpoint of /sdapi/v1/sd-models"
-        )
+        is_name = value is None or isinstance(value, str)
+        return None if is_name else "a title, name or alias of a checkpoint of /sdapi/v1/sd-models"
     if name == _PNG_INFO:
         flag = as_flag(value)
         return None if flag is None or isinstance(flag, bool) else "true or false"
@@ -172,7 +169,7 @@ def _allowed(name: str, value: object) -> str | None:
 
 
 def _is_same(value: object, other: _Value) -> bool:
-    """Whether a value that came is another, as leniently as AUTOMATIC1111 compares."""
+    """Compare a value that came with one of the table: text without case and space, numbers and switches also as text."""
     if isinstance(other, bool):
         return as_flag(value) is other
     if isinstance(other, int):
