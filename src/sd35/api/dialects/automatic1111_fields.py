@@ -18,7 +18,7 @@ _FLAGS |= dict.fromkeys(("0", "off", "f", "false", "n", "no"), False)
 
 
 def as_integer(value: Any) -> Any:  # noqa: ANN401  any JSON value
-    """Turn text and floats that are whole numbers into an integer, and empty text into None. Return the rest unchanged."""
+    """Turn text and whole floats into an integer, and empty text into None. Return the rest unchanged."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if not isinstance(value, str):

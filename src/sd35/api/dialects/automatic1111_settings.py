@@ -133,7 +133,7 @@ class Settings(NamedTuple):
 
 
 def read_settings(given: Mapping[str, Any]) -> Settings:
-    """Read settings. Raises RequestRefused (422), which names those that would change the image and are not possible."""
+    """Read settings. Raises RequestRefused (422), which names those that would change the image."""
     allowed = {name: _allowed(name, value) for name, value in given.items()}
     wrong = [
         FieldError(field=shown(name), got=shown(given[name]), allowed=text) for name, text in allowed.items() if text
@@ -169,7 +169,7 @@ def _allowed(name: str, value: object) -> str | None:
 
 
 def _is_same(value: object, other: _Value) -> bool:
-    """Compare a value that came with one of the table: text without case and space, numbers and switches also as text."""
+    """Compare a value with one of the table: text without its case, numbers and switches also as text."""
     if isinstance(other, bool):
         return as_flag(value) is other
     if isinstance(other, int):
