@@ -25,14 +25,31 @@ def described(kind: type[BaseModel], media_type: str = "application/json", **mor
     return {"requestBody": {"required": True, "content": content}}
 
 
+async def type_may_be_missing(request: Request) -> None:
+    """Let a router's JSON bodies come without a `Content-Type`: a dependency of routers that imitate another service.
+
+    Some clients of those services send none (Dify's tool for AUTOMATIC1111), and FastAPI reads their bodies as JSON.
+    This project's own routes keep asking for the type. A page of another site can send such a body without a CORS
+    preflight (`fetch` with a `Blob` that has no type), so it is the check of `Origin` that keeps other sites out.
+    """
+    request.state.type_may_be_missing = True
+
+
 async def read_json(request: Request, kind: type[Body], most_bytes: int = MAX_BODY_BYTES) -> Body:
     """The body as a model of `kind`. Raises RequestRefused: 400, 413, 415 or 422."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
+    return validate(await read_object(request, most_bytes), kind)
+
+
+async def read_object(request: Request, most_bytes: int = MAX_BODY_BYTES) -> dict[str, Any]:
+    """The body as a JSON object whose fields are not checked yet. Raises RequestRefused: 400, 413, 415 or 422."""
+    content_type = request.headers.get("content-type", "").strip()
+    media_type = content_type.partition(";")[0].strip().lower()
+    is_missing = not content_type and getattr(request.state, "type_may_be_missing", False)
+    if media_type != "application/json" and not is_missing:
         allowed = "application/json (with curl: -H 'content-type: application/json')"
         error = FieldError(field="content-type", got=shown(media_type), allowed=allowed)
         raise RequestRefused.of_fields(415, [error])
-    return validate(parse_object(await read_body(request, most_bytes)), kind)
+    return parse_object(await read_body(request, most_bytes))
 
 
 def parse_object(content: bytes) -> dict[str, Any]:
@@ -50,10 +67,14 @@ def parse_object(content: bytes) -> dict[str, Any]:
 
 
 def validate(value: Mapping[str, Any], kind: type[Body]) -> Body:
-    """The object as a model of `kind`. Raises RequestRefused (422) with the fields that are wrong."""
+    """The object as a model of `kind`. Raises RequestRefused (422) with the fields that are wrong.
+
+    A field that `kind` does not have is wrong, unless its model_config says `extra="ignore"`.
+    """
     # Told apart here: to pydantic, a name that is no Unicode text (a lone surrogate) is a wrong value of no field.
     known = {name: content for name, content in value.items() if name in kind.model_fields}
-    unknown = [(name, content) for name, content in value.items() if name not in known]
+    ignores = kind.model_config.get("extra") == "ignore"
+    unknown = [(name, content) for name, content in value.items() if name not in known and not ignores]
     errors = [_unknown(name, content, kind) for name, content in unknown[:_NAMED_FIELDS]]
     if len(unknown) > _NAMED_FIELDS:
         errors.append(_unknown("body", f"{len(unknown) - _NAMED_FIELDS} more fields", kind))

@@ -39,6 +39,7 @@ _READ = (
     "X-Sd35-Cut-Off",
     "X-Sd35-Digest",
     "X-Sd35-Drawn-Size",
+    "X-Sd35-Ignored",
     "X-Sd35-Model",
     "X-Sd35-Seed",
     "X-Sd35-Stored",

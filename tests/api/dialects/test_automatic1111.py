@@ -182,11 +182,14 @@ def test_a_strict_service_serves_nothing_by_another_name(studio: Studio):
         ({"width": 100}, "width: got 100; allowed: an integer, a multiple of 16"),
         ({"steps": 0}, "steps: got 0; allowed: an integer from 1 to 150"),
         ({"cfg_scale": 31}, "cfg_scale: got 31; allowed: a number from 0 to 30"),
-        ({"seed": -2}, "seed: got -2; allowed: an integer from -1 to 4294967295"),
+        ({"seed": 1.5}, "seed: got 1.5; allowed: an integer, used modulo 2^32"),
+        ({"seed": "any"}, "seed: got 'any'; allowed: an integer, used modulo 2^32"),
         ({"n_iter": 17}, "n_iter: got 17; allowed: an integer from 1 to 16"),
         ({"batch_size": 5, "n_iter": 4}, "n_iter: got 4; allowed: 1 to 3 with a batch_size of 5"),
         ({"enable_hr": True}, "enable_hr: got True; allowed: false"),
-        ({"enable_hr": 0}, "enable_hr: got 0; allowed: false"),
+        ({"enable_hr": "yes"}, "enable_hr: got 'yes'; allowed: false"),
+        ({"steps": "8.5"}, "steps: got '8.5'; allowed: an integer from 1 to 150"),
+        ({"steps": True}, "steps: got True; allowed: an integer from 1 to 150"),
         ({"subseed_strength": 0.1}, "subseed_strength: got 0.1; allowed: 0"),
         ({"restore_faces": True}, "restore_faces: got True; allowed: false"),
         ({"tiling": True}, "tiling: got True; allowed: false"),
@@ -196,12 +199,14 @@ def test_a_strict_service_serves_nothing_by_another_name(studio: Studio):
         ({"refiner_checkpoint": "xl"}, "refiner_checkpoint: got 'xl'; allowed: empty"),
         ({"s_churn": 1}, "s_churn: got 1; allowed: 0"),
         ({"seed_resize_from_w": 512}, "seed_resize_from_w: got 512; allowed: -1 or 0"),
-        ({"clip_skip": 3}, "clip_skip: got 3; allowed: 0, 1 or 2"),
+        ({"alwayson_scripts": {"x": {"args": [True]}}}, "alwayson_scripts: got 'an object of 1'; allowed: {}"),
+        ({"clip_skip": "two"}, "clip_skip: got 'two'; allowed: a number"),
         ({"infotext": "Steps: 3"}, "infotext: got 'Steps: 3'; allowed: empty"),
-        ({"init_images": []}, "init_images: got 'a list of 0'; allowed: only prompt, "),
+        ({"init_images": ["AAAA"]}, "init_images: got 'a list of 1'; allowed: an empty list"),
+        ({"mask": "AAAA"}, "mask: got 'AAAA'; allowed: empty"),
         ({"override_settings": {"samples_format": "jpg"}}, "samples_format: got 'jpg'; allowed: png"),
         ({"override_settings": {"sd_vae": "mine"}}, "sd_vae: got 'mine'; allowed: Automatic, None or empty"),
-        ({"override_settings": {"\ud800": {"a": float("nan")}}}, "allowed: only sd_model_checkpoint, "),
+        ({"override_settings": {"\ud800": {"a": float("nan")}}}, "allowed: no value, for AUTOMATIC1111"),
         ({"force_task_id": "\ud800"}, "force_task_id: got"),
         ({"force_task_id": "x" * 201}, "allowed: at most 200 characters of ASCII"),
         ({"denoising_strength": float("nan")}, "denoising_strength: got 'nan'; allowed: a number"),
@@ -318,14 +323,17 @@ def test_a_checkpoint_is_chosen_for_one_client(pair: tuple[WebUIApi, WebUIApi]):
 
 
 def test_options_that_cannot_hold_are_refused(studio: Studio):
-    """Of another value than they have, unknown ones, and checkpoints that are not served."""
+    """Those that would change an image, unknown ones, and checkpoints that are not served."""
     with serving(studio) as client:
-        wrong = client.post(f"{PATH}/options", json={"samples_format": "webp", "eta_ddim": 1})
+        wrong = client.post(f"{PATH}/options", json={"samples_format": "webp", "eta_ddim": 1, "eta_any": 1})
         assert "samples_format: got 'webp'; allowed: png" in refusal(wrong, 422)["errors"]
-        assert "eta_ddim" in refusal(wrong, 422)["errors"]
+        assert "eta_any: got 1; allowed: no value" in refusal(wrong, 422)["errors"]
+        assert "eta_ddim" not in refusal(wrong, 422)["errors"]
+        hidden = client.post(f"{PATH}/options", json={"enable_pnginfo": False})
+        assert "enable_pnginfo: got False; allowed: true" in refusal(hidden, 422)["errors"]
         unknown = refusal(client.post(f"{PATH}/options", json={"sd_model_checkpoint": "v1-5"}), 404)
         assert unknown["error"] == "UnknownModel"
-        assert "mini, large" in unknown["errors"]
+        assert unknown["errors"] == "sd_model_checkpoint: got 'v1-5'; allowed: mini, large"
         assert client.post(f"{PATH}/options", json=client.get(f"{PATH}/options").json()).json() is None
 
 
@@ -471,6 +479,9 @@ def test_what_clients_ask_at_their_start_is_answered(api: WebUIApi):
     empty += [api.get_hypernetworks(), api.get_face_restorers(), api.get_realesrgan_models(), api.get_prompt_styles()]
     assert empty == [[]] * 8
     assert api.refresh_checkpoints() is None
+    for path in ("refresh-vae", "refresh-loras", "unload-checkpoint", "reload-checkpoint"):
+        assert api.session.post(f"{api.baseurl}/{path}", json="").json() is None
+    assert api.session.get(f"{api.baseurl}/sd-modules").json() == []
     assert api.get_cmd_flags()["api"]
     memory = api.get_memory()
     assert memory["ram"]["total"] == memory["ram"]["free"] + memory["ram"]["used"] > 0

@@ -209,15 +209,34 @@ def test_a_missing_prompt_is_named(client: OpenAI):
 
 
 def test_other_errors_are_their_clients(server: str, client: OpenAI):
-    """An unknown model, what the filter refuses, a path that is not there."""
-    with pytest.raises(openai.NotFoundError) as missing:
-        client.images.generate(model="dall-e-9", **CAT)
-    assert (missing.value.param, missing.value.code) == ("model", "model_not_found")
+    """What the filter refuses, and a path that is not there."""
     with pytest.raises(openai.BadRequestError) as refused:
         client.images.generate(prompt="evil")
     assert (refused.value.code, refused.value.type) == ("moderation_blocked", "image_generation_user_error")
     error = httpx2.post(f"{server}/images/edits", json={}).json()["error"]
     assert "what there is: /docs" in error["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_unknown_model_is_an_invalid_value(client: OpenAI, stream: bool):  # noqa: FBT001  a parameter of the test
+    """It is a 400, as OpenAI's image route answers: a 404 would say that there is no such route."""
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.images.generate(model="dall-e-9", stream=stream, **CAT)
+    error = refused.value
+    assert (error.param, error.code, error.type) == ("model", "invalid_value", "invalid_request_error")
+
+
+def test_nextcloud_finds_image_generation(server: str):
+    """Its probe asks for an image of an invalid model: only a 404 means that there are no images here."""
+    answer = httpx2.post(f"{server}/images/generations", json={"prompt": "a", "model": "invalid-model"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_value")
+    assert "mini, large" in answer.json()["error"]["message"]
+
+
+def test_a_model_that_is_looked_up_and_not_there_is_not_found(client: OpenAI):
+    """As with OpenAI: the page of a model is a 404 where there is no such model."""
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("dall-e-9")
 
 
 def test_what_the_filter_blurred_says_so(client: OpenAI):
@@ -417,7 +436,7 @@ def test_keys_limits_and_metrics_hold_here_too(studio: Studio):
 def test_strict_means_that_no_other_name_is_served(studio: Studio):
     """`dall-e-3` is not here."""
     with listening(studio, strict_dialects=True) as (host, port), client_of(f"http://{host}:{port}/v1") as client:
-        with pytest.raises(openai.NotFoundError):
+        with pytest.raises(openai.BadRequestError, match="no model named 'dall-e-3'"):
             client.images.generate(model="dall-e-3", **CAT)
         with pytest.raises(openai.BadRequestError, match="style"):
             client.images.generate(style="vivid", **CAT)

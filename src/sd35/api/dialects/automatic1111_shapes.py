@@ -1,27 +1,49 @@
 """What AUTOMATIC1111's API takes and gives, field by field. Of bodies, descriptions begin with what is allowed.
 
-Fields that clients send by default are all here: honoured, taken where they change nothing, or allowed at the value at
-which they change nothing.
+Its own fields are all here: honoured, or accepted where they change nothing, or at the values at which they do not.
 """
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from sd35.request import GUIDANCE_SCALE, PROMPT_CHARACTERS, SEED, SIZE_MULTIPLE_PX, STEPS
+from sd35.api.dialects.automatic1111_fields import (
+    AS_INTEGER,
+    AS_NUMBER,
+    Flag,
+    Integer,
+    NoScripts,
+    NoStyles,
+    Nothing,
+    Number,
+    Off,
+    Text,
+    Zero,
+    schema,
+)
+from sd35.request import GUIDANCE_SCALE, PROMPT_CHARACTERS, SIZE_MULTIPLE_PX, STEPS
 from sd35.service.infotext import SAMPLER, SCHEDULE
 
 MOST_PICTURES = 16
 
-_Text: TypeAlias = str | None
-_Flag: TypeAlias = bool | None
-_Number: TypeAlias = int | float | None
-_Zero: TypeAlias = Annotated[float, Field(ge=0, le=0)] | None
-# Not literals: to pydantic, 0 is the literal False, and true the literal 1.
-_Off: TypeAlias = Annotated[bool, Field(le=False), WithJsonSchema({"type": "boolean", "const": False})] | None
-_NoName: TypeAlias = Literal["", "None"] | None
-_Side: TypeAlias = Annotated[int, Field(ge=SIZE_MULTIPLE_PX, multiple_of=SIZE_MULTIPLE_PX)] | None
-_Count: TypeAlias = Annotated[int, Field(ge=1, le=MOST_PICTURES)] | None
+_ASide: TypeAlias = Annotated[int, Field(ge=SIZE_MULTIPLE_PX, multiple_of=SIZE_MULTIPLE_PX)]
+_ACount: TypeAlias = Annotated[int, Field(ge=1, le=MOST_PICTURES)]
+_AStep: TypeAlias = Annotated[int, Field(ge=STEPS[0], le=STEPS[1])]
+_AScale: TypeAlias = Annotated[float, Field(ge=GUIDANCE_SCALE[0], le=GUIDANCE_SCALE[1])]
+_Side: TypeAlias = Annotated[
+    _ASide | None, AS_INTEGER, schema("integer", "string", minimum=SIZE_MULTIPLE_PX, multipleOf=SIZE_MULTIPLE_PX)
+]
+_Count: TypeAlias = Annotated[_ACount | None, AS_INTEGER, schema("integer", "string", minimum=1, maximum=MOST_PICTURES)]
+_Steps: TypeAlias = Annotated[
+    _AStep | None, AS_INTEGER, schema("integer", "string", minimum=STEPS[0], maximum=STEPS[1])
+]
+_Scale: TypeAlias = Annotated[
+    _AScale | None, AS_NUMBER, schema("number", "string", minimum=GUIDANCE_SCALE[0], maximum=GUIDANCE_SCALE[1])
+]
+_Resize: TypeAlias = Annotated[Annotated[int, Field(le=0)] | None, AS_INTEGER, schema("integer", "string", maximum=0)]
+_Settings: TypeAlias = Annotated[
+    dict[str, Any] | None, BeforeValidator(lambda value: {} if value == [] else value), schema("object", "array")
+]
 
 _SIDE = f"an integer, a multiple of {SIZE_MULTIPLE_PX}, in the model's range. Left out or null: the model's default."
 _COUNT = f"an integer from 1 to {MOST_PICTURES}: how many pictures; batch_size x n_iter are made, of following seeds."
@@ -32,43 +54,49 @@ def _only(allowed: str, why: str) -> Any:  # noqa: ANN401  as pydantic's Field
 
 
 def _idle(kind: str, why: str) -> Any:  # noqa: ANN401  as pydantic's Field
-    return Field(None, description=f"{kind}. It is taken, and changes nothing: {why}.")
+    return Field(None, description=f"{kind}. It is accepted, and changes nothing: {why}.")
 
 
-_NO_HR, _NO_CHURN, _NOT_SAVED = (
+_NO_HR, _NO_CHURN, _NOT_SAVED, _FROM_TEXT = (
     "there is no second pass",
     "Euler's s_churn is 0",
     "every picture is kept, see /v1/artifacts",
+    "pictures are made from text alone",
 )
 
 
 class Options(BaseModel):
-    """Settings: those that clients ask for, read or set."""
+    """Settings that clients read."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    sd_model_checkpoint: str = Field(description="The title of the checkpoint that holds for the client.")
+    sd_checkpoint_hash: str = Field(description="Its revision.")
+    sd_vae: str = Field(default="Automatic", description="A checkpoint has its own.")
+    CLIP_stop_at_last_layers: int = Field(default=1, description="A checkpoint reads the layers it was trained with.")
+    samples_format: str = Field(default="png", description="Answers are PNG files.")
+    samples_save: bool = Field(default=False, description="Every picture is kept, see /v1/artifacts.")
+    grid_save: bool = Field(default=False, description="No grids are made.")
+    return_grid: bool = Field(default=False, description="No grids are made.")
+    eta_noise_seed_delta: int = Field(default=0, description="Euler adds no noise.")
 
-    sd_model_checkpoint: _Text = Field(
-        None, description="a title, name or alias of a checkpoint of /sdapi/v1/sd-models. Set, it is for one client."
+
+class NewOptions(BaseModel):
+    """Settings that a client sets: any of AUTOMATIC1111's, of which those that would change an image are refused."""
+
+    model_config = ConfigDict(extra="allow")
+
+    sd_model_checkpoint: str | None = Field(
+        None, description="a title, name or alias of a checkpoint of /sdapi/v1/sd-models. It is set for one client."
     )
-    sd_checkpoint_hash: _Text = _idle("text", "sd_model_checkpoint says it")
-    sd_vae: Literal["Automatic", "None", ""] | None = _only("Automatic, None or empty", "a checkpoint has its own")
-    CLIP_stop_at_last_layers: Annotated[int, Field(ge=1, le=2)] | None = _only(
-        "1 or 2", "a checkpoint reads the layer it was trained with"
-    )
-    samples_format: Literal["png"] | None = _only("png", "answers are PNG files")
-    samples_save: _Flag = _idle("true or false", _NOT_SAVED)
-    grid_save: _Flag = _idle("true or false", "no grids are made")
-    return_grid: _Off = _only("false", "no grids are made")
-    eta_noise_seed_delta: _Zero = _only("0", "seeds are what they are")
 
 
 class Txt2Img(BaseModel):
     """What to make pictures of.
 
-    Prompts are read as they are: parentheses, `<lora:...>` and the like have no meaning of their own.
+    Prompts are read as they are: parentheses, `<lora:...>` and the like have no meaning of their own. Fields that
+    AUTOMATIC1111 does not have are ignored, as it does, and named in the header `X-Sd35-Ignored`.
     """
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     prompt: str = Field(
         min_length=1, max_length=PROMPT_CHARACTERS, description=f"text of 1 to {PROMPT_CHARACTERS} characters."
@@ -78,74 +106,85 @@ class Txt2Img(BaseModel):
     )
     width: _Side = Field(None, description=_SIDE)
     height: _Side = Field(None, description=_SIDE)
-    steps: Annotated[int, Field(ge=STEPS[0], le=STEPS[1])] | None = Field(
+    steps: _Steps = Field(
         None, description=f"an integer from {STEPS[0]} to {STEPS[1]}. Left out or null: the model's default."
     )
-    cfg_scale: Annotated[float, Field(ge=GUIDANCE_SCALE[0], le=GUIDANCE_SCALE[1])] | None = Field(
+    cfg_scale: _Scale = Field(
         None,
         description=f"a number from {GUIDANCE_SCALE[0]:g} to {GUIDANCE_SCALE[1]:g}. Left out: the model's default.",
     )
-    seed: Annotated[int, Field(ge=-1, le=SEED[1])] | None = Field(
-        None, description=f"an integer from -1 to {SEED[1]}. -1, null or left out: a random one."
+    seed: Integer = Field(
+        None,
+        description="an integer, used modulo 2^32. -1, null, empty or left out: a random one.",
     )
     batch_size: _Count = Field(None, description=_COUNT)
     n_iter: _Count = Field(None, description=_COUNT)
-    sampler_name: _Text = Field(None, description=f"{SAMPLER}. Others are served by it, unless the service is strict.")
-    sampler_index: _Text = Field(None, description=f"{SAMPLER}. As sampler_name, where that is not given.")
-    scheduler: _Text = Field(None, description=f"{SCHEDULE}. Others are served by it, unless the service is strict.")
-    override_settings: dict[str, Any] | None = Field(
-        None, description="an object of what POST /sdapi/v1/options takes, for this call alone."
+    sampler_name: Text = Field(None, description=f"{SAMPLER}. Others are served by it, unless the service is strict.")
+    sampler_index: Text = Field(None, description=f"{SAMPLER}. As sampler_name, where that is not given.")
+    scheduler: Text = Field(None, description=f"{SCHEDULE}. Others are served by it, unless the service is strict.")
+    override_settings: _Settings = Field(
+        None, description="an object of AUTOMATIC1111's settings, as POST /sdapi/v1/options takes, for this call alone."
     )
-    send_images: _Flag = Field(None, description="true or false: whether the answer holds the pictures.")
+    send_images: Flag = Field(None, description="true or false: whether the answer holds the pictures.")
     force_task_id: Annotated[str, Field(pattern="^[ -~]{0,200}$")] | None = Field(
         None, description="at most 200 characters of ASCII: the call's name in /sdapi/v1/progress."
     )
 
-    enable_hr: _Off = _only("false", _NO_HR)
-    subseed_strength: _Zero = _only("0", "there are no variations of a seed")
-    seed_resize_from_h: Annotated[int, Field(le=0)] | None = _only("-1 or 0", "seeds are of the picture's own size")
-    seed_resize_from_w: Annotated[int, Field(le=0)] | None = _only("-1 or 0", "seeds are of the picture's own size")
-    restore_faces: _Off = _only("false", "faces are not restored")
-    tiling: _Off = _only("false", "pictures do not tile")
-    styles: Annotated[list[str], Field(max_length=0)] | None = _only("an empty list", "there are no styles")
-    script_name: _NoName = _only("empty", "there are no scripts")
-    script_args: Annotated[list[Any], Field(max_length=0)] | None = _only("an empty list", "there are no scripts")
-    alwayson_scripts: Annotated[dict[str, Any], Field(max_length=0)] | None = _only("{}", "there are no scripts")
-    refiner_checkpoint: _NoName = _only("empty", "there is no refiner")
-    s_churn: _Zero = _only("0", "Euler's steps add no noise")
-    s_min_uncond: _Zero = _only("0", "no step goes without guidance")
-    comments: Annotated[dict[str, Any], Field(max_length=0)] | None = _only("{}", "comments go nowhere")
-    infotext: Literal[""] | None = _only("empty", "settings are fields")
-    clip_skip: Annotated[int, Field(ge=0, le=2)] | None = _only(
-        "0, 1 or 2", "a checkpoint reads the layer it was trained with"
+    enable_hr: Off = _only("false", _NO_HR)
+    subseed_strength: Zero = _only("0", "there are no variations of a seed")
+    seed_resize_from_h: _Resize = _only("-1 or 0", "seeds are of the picture's own size")
+    seed_resize_from_w: _Resize = _only("-1 or 0", "seeds are of the picture's own size")
+    restore_faces: Off = _only("false", "faces are not restored")
+    tiling: Off = _only("false", "pictures do not tile")
+    styles: NoStyles = _only("an empty list, or None in it", "there are no styles")
+    script_name: Nothing = _only("empty or None", "there are no scripts")
+    alwayson_scripts: NoScripts = _only("{}, or scripts that are turned off", "there are no scripts")
+    refiner_checkpoint: Nothing = _only("empty or None", "there is no refiner")
+    s_churn: Zero = _only("0", "Euler's steps add no noise")
+    s_min_uncond: Zero = _only("0", "no step goes without guidance")
+    infotext: Nothing = _only("empty", "settings are fields")
+    init_images: Nothing = _only("an empty list", _FROM_TEXT)
+    firstpass_image: Nothing = _only("empty", _FROM_TEXT)
+    mask: Nothing = _only("empty", _FROM_TEXT)
+    controlnet_units: Nothing = _only("an empty list", "there is no ControlNet")
+
+    denoising_strength: Number = _idle("a number", _NO_HR)
+    firstphase_width: Number = _idle("a number", _NO_HR)
+    firstphase_height: Number = _idle("a number", _NO_HR)
+    hr_scale: Number = _idle("a number", _NO_HR)
+    hr_upscaler: Text = _idle("text", _NO_HR)
+    hr_second_pass_steps: Number = _idle("a number", _NO_HR)
+    hr_resize_x: Number = _idle("a number", _NO_HR)
+    hr_resize_y: Number = _idle("a number", _NO_HR)
+    hr_checkpoint_name: Text = _idle("text", _NO_HR)
+    hr_sampler_name: Text = _idle("text", _NO_HR)
+    hr_scheduler: Text = _idle("text", _NO_HR)
+    hr_prompt: Text = _idle("text", _NO_HR)
+    hr_negative_prompt: Text = _idle("text", _NO_HR)
+    subseed: Integer = _idle("an integer", "there are no variations of a seed")
+    refiner_switch_at: Number = _idle("a number", "there is no refiner")
+    eta: Number = _idle("a number", "Euler has none")
+    s_tmin: Number = _idle("a number", _NO_CHURN)
+    s_tmax: Number = _idle("a number", _NO_CHURN)
+    s_noise: Number = _idle("a number", _NO_CHURN)
+    clip_skip: Number = _idle("a number", "a checkpoint reads the layers it was trained with")
+    script_args: Any = Field(None, exclude=True, description="any list. It is accepted, and changes nothing.")
+    comments: Any = Field(None, exclude=True, description="any object. It is accepted, and changes nothing.")
+    disable_extra_networks: Flag = _idle("true or false", "there are none")
+    override_settings_restore_afterwards: Flag = _idle("true or false", "they are restored")
+    save_images: Flag = _idle("true or false", _NOT_SAVED)
+    do_not_save_samples: Flag = _idle("true or false", _NOT_SAVED)
+    do_not_save_grid: Flag = _idle("true or false", "no grids are made")
+    url: Any = Field(None, exclude=True, description="any value. SillyTavern sends its own setting, which is not used.")
+    auth: Any = Field(
+        None, exclude=True, description="any value. SillyTavern sends its own setting, which is not used."
     )
 
-    denoising_strength: _Number = _idle("a number", _NO_HR)
-    firstphase_width: _Number = _idle("a number", _NO_HR)
-    firstphase_height: _Number = _idle("a number", _NO_HR)
-    hr_scale: _Number = _idle("a number", _NO_HR)
-    hr_upscaler: _Text = _idle("text", _NO_HR)
-    hr_second_pass_steps: _Number = _idle("a number", _NO_HR)
-    hr_resize_x: _Number = _idle("a number", _NO_HR)
-    hr_resize_y: _Number = _idle("a number", _NO_HR)
-    hr_checkpoint_name: _Text = _idle("text", _NO_HR)
-    hr_sampler_name: _Text = _idle("text", _NO_HR)
-    hr_scheduler: _Text = _idle("text", _NO_HR)
-    hr_prompt: _Text = _idle("text", _NO_HR)
-    hr_negative_prompt: _Text = _idle("text", _NO_HR)
-    subseed: _Number = _idle("a number", "there are no variations of a seed")
-    refiner_switch_at: _Number = _idle("a number", "there is no refiner")
-    eta: _Number = _idle("a number", "Euler has none")
-    s_tmin: _Number = _idle("a number", _NO_CHURN)
-    s_tmax: _Number = _idle("a number", _NO_CHURN)
-    s_noise: _Number = _idle("a number", _NO_CHURN)
-    disable_extra_networks: _Flag = _idle("true or false", "there are none")
-    override_settings_restore_afterwards: _Flag = _idle("true or false", "they are restored")
-    save_images: _Flag = _idle("true or false", _NOT_SAVED)
-    do_not_save_samples: _Flag = _idle("true or false", _NOT_SAVED)
-    do_not_save_grid: _Flag = _idle("true or false", "no grids are made")
-    url: _Text = Field(None, exclude=True, description="text. SillyTavern sends its own setting, which is not used.")
-    auth: _Text = Field(None, exclude=True, description="text. SillyTavern sends its own setting, which is not used.")
+
+class StrictTxt2Img(Txt2Img):
+    """The same where the service is strict: fields that AUTOMATIC1111 does not have are refused."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 class Image(BaseModel):

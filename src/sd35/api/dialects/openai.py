@@ -11,12 +11,12 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 from pydantic import BaseModel, ConfigDict, Field
 
-from sd35.api.body import described, read_json
+from sd35.api.body import described, read_json, type_may_be_missing
 from sd35.api.callers import service_of
 from sd35.api.dialects.dialect import Dialect
 from sd35.api.making import Call, IdempotencyKey, digest_of, making, picture_headers, preview_png, refusals_of_making
@@ -232,8 +232,8 @@ def _words(refused: RequestRefused, _: str) -> tuple[int, dict[str, Any]]:
     match refused.error:
         case ContentRefused():
             status, kind, code = 400, "image_generation_user_error", "moderation_blocked"
-        case UnknownModel():
-            code = "model_not_found"
+        case UnknownModel():  # on this route OpenAI answers 400; clients take a 404 for a route that is not there
+            status, code = 400, "invalid_value"
         case _ if status == 422:
             status, code = 400, _code(wrong)
         case _ if status in _KINDS:
@@ -256,7 +256,7 @@ _EVENT = {  # with `itemSchema`, as OpenAPI 3.2 has it: `schema` would be that o
     },
     "required": ["event", "data"],
 }
-router = APIRouter(tags=["OpenAI's API"])
+router = APIRouter(tags=["OpenAI's API"], dependencies=[Depends(type_may_be_missing)])
 
 
 @router.post(
@@ -274,9 +274,8 @@ router = APIRouter(tags=["OpenAI's API"])
             "model": Pictures,
         },
         **refusals_of_making(WORDING),
-        400: _documented("A field is wrong, or the filter refuses the prompt or the picture."),
-        404: _documented("No model of that name is served."),
-        415: _documented("The body is not `application/json`."),
+        400: _documented("A field is wrong, or no model of that name is served, or the filter refuses it."),
+        415: _documented("The body's `Content-Type` is another than `application/json`."),
     },
 )
 async def generations(request: Request, idempotency_key: IdempotencyKey = None) -> Response:

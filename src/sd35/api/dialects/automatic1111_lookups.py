@@ -1,0 +1,88 @@
+"""What clients of AUTOMATIC1111's API look up before they make images: lists, memory, and what is not there."""
+
+from typing import Literal
+
+from fastapi import APIRouter, Request
+
+from sd35.api.callers import service_of
+from sd35.api.dialects.automatic1111_errors import READY
+from sd35.api.dialects.automatic1111_shapes import Memory, SamplerItem, SchedulerItem
+from sd35.backends.host import HostMemory
+
+_EMPTY = ["upscalers", "latent-upscale-modes", "loras", "sd-vae", "sd-modules", "hypernetworks", "face-restorers"]
+_EMPTY += ["realesrgan-models", "prompt-styles", "script-info", "extensions"]
+_NO_EFFECT = {
+    "refresh-checkpoints": "what is served does not change",
+    "refresh-vae": "a checkpoint has its own",
+    "refresh-loras": "there are none",
+    "unload-checkpoint": "the service itself decides what is in memory",
+    "reload-checkpoint": "the service itself decides what is in memory",
+}
+router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111's API"])
+
+
+@router.get("/samplers", summary="Which samplers are there?")
+async def samplers() -> list[SamplerItem]:
+    """One."""
+    return [SamplerItem()]
+
+
+@router.get("/schedulers", summary="Which noise schedules are there?")
+async def schedulers() -> list[SchedulerItem]:
+    """One."""
+    return [SchedulerItem()]
+
+
+@router.get("/scripts", summary="Which scripts are there?")
+async def scripts() -> dict[Literal["txt2img", "img2img"], list[str]]:
+    """None."""
+    return {"txt2img": [], "img2img": []}
+
+
+@router.get("/embeddings", summary="Which textual inversions are there?")
+async def embeddings() -> dict[Literal["loaded", "skipped"], dict[str, str]]:
+    """None."""
+    return {"loaded": {}, "skipped": {}}
+
+
+async def _none() -> list[str]:
+    """None: pictures are made from text, by the checkpoints alone."""
+    return []
+
+
+async def _nothing() -> None:
+    """Nothing is done: clients ask for it around their calls, and go on when it is answered."""
+
+
+for _name, _why in _NO_EFFECT.items():
+    router.add_api_route(
+        f"/{_name}",
+        _nothing,
+        methods=["POST"],
+        summary=f"Do nothing: {_why}",
+        operation_id=f"automatic1111-{_name}",
+    )
+
+for _name in _EMPTY:
+    router.add_api_route(f"/{_name}", _none, summary=f"Which {_name} are there?", operation_id=f"automatic1111-{_name}")
+
+
+@router.get("/cmd-flags", summary="How was the service started?")
+async def cmd_flags() -> dict[str, bool]:
+    """In that UI's words: with its API, and without its pages."""
+    return {"api": True, "nowebui": True}
+
+
+@router.get("/memory", summary="How much memory is there?", responses=READY)
+async def memory(request: Request) -> Memory:
+    """Of the system, and where the first model computes."""
+    used = next(iter(service_of(request).studio.models.values())).backend.memory
+    host = HostMemory()
+    if isinstance(used, HostMemory):
+        return Memory(ram=_bytes(host.free_bytes(), host.held_bytes()), cuda={"error": "models compute on processors"})
+    system = _bytes(used.free_bytes(), used.held_bytes())
+    return Memory(ram=_bytes(host.free_bytes(), host.held_bytes()), cuda={"system": system})
+
+
+def _bytes(free: int, held: int) -> dict[str, int]:
+    return {"free": free, "used": held, "total": free + held}

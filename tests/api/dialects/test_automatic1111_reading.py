@@ -1,0 +1,242 @@
+"""How AUTOMATIC1111's dialect reads values: as leniently as AUTOMATIC1111, which its clients rely on."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+from sd35.api.body import validate
+from sd35.api.dialects.automatic1111_settings import read_settings
+from sd35.api.dialects.automatic1111_shapes import Txt2Img
+from sd35.api.refusals import RequestRefused
+from sd35.service.infotext import KEYWORD
+from sd35.service.studio import Studio
+from tests.api.conftest import serving
+from tests.api.dialects.test_automatic1111 import CAT, PATH, opened, post, refusal
+
+NOTHING: list[Any] = [None, "", "None", "none", [], {}, False, 0]
+
+
+@pytest.fixture
+def client(studio: Studio) -> Iterator[TestClient]:
+    """A client of a server with the default settings."""
+    with serving(studio) as client:
+        yield client
+
+
+def info_of(response: Any) -> dict[str, Any]:
+    """What an answer says of its images."""
+    assert response.status_code == 200, response.text
+    info: dict[str, Any] = json.loads(response.json()["info"])
+    return info
+
+
+def read(**fields: Any) -> Txt2Img:
+    """A body as it is read."""
+    return validate({"prompt": "a cat", **fields}, Txt2Img)
+
+
+def test_numbers_as_text_give_the_same_image(client: TestClient):
+    """Also with space around them, and integers that are written as fractions."""
+    plain = post(client, **CAT, cfg_scale=4.5).json()
+    for fields in (
+        {"seed": "7", "width": " 128 ", "height": "128.0", "steps": "4", "cfg_scale": "4.5"},
+        {"seed": 7.0, "width": 128.0, "height": "+128", "steps": 4.0, "cfg_scale": " 4.50 "},
+    ):
+        answer = post(client, **{**CAT, **fields}).json()
+        assert answer["images"] == plain["images"]
+        assert (answer["parameters"]["seed"], answer["parameters"]["steps"]) == (7, 4)
+
+
+@given(st.integers(-(2**70), 2**70))
+def test_any_integer_is_read_from_text_and_from_a_number(number: int):
+    """To the last digit."""
+    assert read(seed=number).seed == read(seed=str(number)).seed == read(seed=f" {number}.0 ").seed == number
+
+
+@given(st.floats(0, 30, allow_nan=False))
+def test_any_number_is_read_from_text(number: float):
+    """As it is written, with an exponent or without."""
+    assert read(cfg_scale=str(number)).cfg_scale == read(cfg_scale=f"{number:.17e}").cfg_scale == number
+
+
+@pytest.mark.parametrize(
+    "value", ["0x10", "1_000", "8.5", "8e0", "eight", "--8", "٨", "NaN", "Infinity", [8], {"a": 8}]
+)
+def test_text_that_is_no_integer_is_refused(value: object):
+    """It is not guessed at."""
+    with pytest.raises(RequestRefused, match="steps: got"):
+        read(steps=value)
+
+
+def test_a_number_of_endless_digits_is_refused():
+    """In no time: it is not turned into an integer."""
+    with pytest.raises(RequestRefused, match="seed: got"):
+        read(seed="9" * 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("value", "is_on"), [("false", False), ("0", False), (0, False), ("TRUE", True), (1, True)], ids=repr
+)
+def test_switches_are_read_from_text_and_numbers(value: object, is_on: bool):  # noqa: FBT001  a parameter of the test
+    """As pydantic reads them for AUTOMATIC1111."""
+    assert read(send_images=value).send_images is is_on
+
+
+def test_null_and_empty_numbers_are_the_models_own(client: TestClient):
+    """As where they are left out."""
+    bare = info_of(post(client, seed=7))
+    for value in (None, "", " "):
+        info = info_of(post(client, seed=7, width=value, height=value, steps=value, cfg_scale=value, subseed=value))
+        assert {**info, "job_timestamp": ""} == {**bare, "job_timestamp": ""}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None)
+@given(number=st.integers(-(2**64), 2**64).filter(lambda number: number != -1), is_text=st.booleans())
+def test_any_seed_is_used_modulo_2_to_the_32(client: TestClient, number: int, is_text: bool):  # noqa: FBT001
+    """And the one that was used is told in `info`, in `parameters` and in the file."""
+    response = post(client, **{**CAT, "seed": str(number) if is_text else number})
+    used = number % 2**32
+    assert info_of(response)["seed"] == response.json()["parameters"]["seed"] == used
+    assert f"Seed: {used}," in opened(response.json()["images"][0]).info[KEYWORD]
+
+
+@pytest.mark.parametrize("seed", [-1, "-1", -1.0, "", " ", None], ids=repr)
+def test_a_seed_can_be_left_to_chance(client: TestClient, seed: object):
+    """In each way in which AUTOMATIC1111's clients do, and the one that was drawn is told."""
+    answers = [post(client, **{**CAT, "seed": seed}) for _ in range(2)]
+    seeds = {info_of(answer)["seed"] for answer in answers}
+    assert seeds == {answer.json()["parameters"]["seed"] for answer in answers}
+    assert len(seeds) == 2
+    assert min(seeds) >= 0
+
+
+@pytest.mark.parametrize("value", NOTHING, ids=repr)
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("styles", "script_name", "alwayson_scripts", "refiner_checkpoint", "infotext", "init_images", "mask"),
+        *("firstpass_image", "controlnet_units"),
+    ],
+)
+def test_what_asks_for_nothing_is_accepted(field: str, value: object):
+    """Clients have many ways to say none."""
+    assert getattr(read(**{field: value}), field) is None
+
+
+@pytest.mark.parametrize(
+    "scripts",
+    [
+        *({"a": None}, {"a": {"args": []}}, {"a": {"args": [False, {"model": "x"}]}}),
+        *({"controlnet": {"args": [{"enabled": False}, {"enabled": "false"}]}}, []),
+    ],
+)
+def test_scripts_that_are_turned_off_are_accepted(scripts: object):
+    """Clients send the settings of extensions that are off."""
+    assert read(alwayson_scripts=scripts).alwayson_scripts is None
+
+
+@pytest.mark.parametrize(
+    "args", [[True], [{}], [{"enabled": True}], [{"enabled": False}, {"model": "x"}], "x", {"a": 1}]
+)
+def test_scripts_that_are_on_are_refused(args: object):
+    """There are none, and they would change the image."""
+    with pytest.raises(RequestRefused, match="alwayson_scripts: got"):
+        read(alwayson_scripts={"controlnet": {"args": args}})
+
+
+@pytest.mark.parametrize(
+    "given_settings",
+    [
+        {"sd_vae": "automatic", "sd_unet": "None", "sd_hypernetwork": "none", "sd_lora": "None"},
+        {"samples_format": "PNG", "emphasis": "Original", "sd_vae_decode_method": "Full", "randn_source": "CPU"},
+        {"comma_padding_backtrack": "20", "s_churn": "0.0", "tiling": "false", "token_merging_ratio": 0},
+        {"CLIP_stop_at_last_layers": 12, "eta_noise_seed_delta": 31337, "return_grid": True, "jpeg_quality": 10},
+        {"sd_vae": None, "tiling": None, "randn_source": "", "forge_additional_modules": []},
+        {"of_an_extension": None, "of_another": False, "and_another": ""},
+    ],
+)
+def test_settings_that_change_nothing_are_accepted(client: TestClient, given_settings: dict[str, Any]):
+    """AUTOMATIC1111's own defaults, spellings of none, and what is of other samplers, pages and files."""
+    plain = post(client, **CAT).json()
+    assert post(client, **CAT, override_settings=given_settings).json()["images"] == plain["images"]
+    assert client.post(f"{PATH}/options", json=given_settings).json() is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "allowed"),
+    [
+        ("sd_vae", "vae-ft-mse.safetensors", "Automatic, None or empty"),
+        ("sd_hypernetwork", "anime", "None or empty"),
+        ("samples_format", "jpg", "png or empty"),
+        ("tiling", True, "false or empty"),
+        ("face_restoration", "yes", "false or empty"),
+        ("comma_padding_backtrack", 0, "20 or empty"),
+        ("randn_source", "NV", "GPU, CPU or empty"),
+        ("s_churn", 5, "0 or empty"),
+        ("sgm_noise_multiplier", True, "false or empty"),
+        ("forge_additional_modules", ["ae.safetensors"], "empty"),
+        ("of_an_extension", 3, "no value, for AUTOMATIC1111 1.10 has no such setting"),
+        ("sd_model_checkpoint", 5, "a title, name or alias of a checkpoint"),
+        ("enable_pnginfo", "perhaps", "true or false"),
+    ],
+)
+def test_settings_that_change_the_image_are_refused(client: TestClient, setting: str, value: object, allowed: str):
+    """By name, in a call and when they are set."""
+    for response in (
+        post(client, override_settings={setting: value, "jpeg_quality": 80}),
+        client.post(f"{PATH}/options", json={setting: value, "jpeg_quality": 80}),
+    ):
+        errors = refusal(response, 422)["errors"]
+        assert errors.startswith(f"{setting}: got")
+        assert f"allowed: {allowed}" in errors
+        assert "jpeg_quality" not in errors
+
+
+@given(st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.integers())))
+def test_settings_of_any_shape_are_read_or_refused(given_settings: dict[str, Any]):
+    """Nothing else happens, and no more than ten are named."""
+    try:
+        read_settings(given_settings)
+        refused = 0
+    except RequestRefused as error:
+        refused = len(error.errors)
+    assert refused <= 11
+
+
+def test_a_call_can_leave_metadata_out(client: TestClient):
+    """By AUTOMATIC1111's setting for it, as Discord bots do."""
+    answer = post(client, **CAT, override_settings={"enable_pnginfo": False}).json()
+    assert opened(answer["images"][0]).info == {}
+    assert KEYWORD in opened(post(client, **CAT).json()["images"][0]).info
+
+
+def test_fields_that_automatic1111_does_not_have_are_ignored_and_named(client: TestClient):
+    """As it ignores them; the answer says which, a few of them."""
+    fields: dict[str, Any] = {f"field {number}": {"a": [number]} for number in range(12)}
+    response = post(client, **CAT, **fields)
+    ignored = response.headers["x-sd35-ignored"].split(", ")
+    assert ignored == [*(f"field%20{number}" for number in range(10)), "and 2 more"]
+    assert not fields.keys() & response.json()["parameters"].keys()
+    lone = client.post(f"{PATH}/txt2img", content=json.dumps({**CAT, "\ud800" * 1000: 1}))
+    assert lone.status_code == 200
+    assert len(lone.headers["x-sd35-ignored"]) < 500
+
+
+def test_a_strict_service_refuses_fields_that_automatic1111_does_not_have(studio: Studio):
+    """It ignores nothing."""
+    with serving(studio, strict_dialects=True) as client:
+        assert "quick_steps: got 12; allowed: only prompt, " in refusal(post(client, quick_steps=12), 422)["errors"]
+        assert post(client, **CAT, sampler_name="Euler").status_code == 200
+
+
+def test_idempotency_does_not_depend_on_the_spelling(client: TestClient):
+    """The same wishes as text are the same body."""
+    key = {"Idempotency-Key": "spelling"}
+    first = client.post(f"{PATH}/txt2img", json=CAT, headers=key)
+    second = client.post(f"{PATH}/txt2img", json={**CAT, "seed": "7", "steps": 4.0}, headers=key)
+    assert first.json()["images"] == second.json()["images"]
