@@ -96,7 +96,7 @@ class HostNotAllowed(UntrustedRequest):
 
     def __init__(self, host: str) -> None:
         allowed = "an IP address, localhost, the host of public_url, and the names in the setting allowed_hosts"
-        super().__init__("host", host, f"{allowed}; with API keys any")
+        super().__init__("host", host, allowed)
 
 
 class OriginNotAllowed(UntrustedRequest):

@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.cli.test_serve import TIMEOUT_S, Served, serving
 from tests.page.conftest import ARGUMENTS, CHROMIUM, MOST_MS
+from tests.page.test_elsewhere import page_of
 from tests.page.test_page import fill, generate
 
 # What a page of another site can send without asking the server first, and the requests that would have an effect.
@@ -221,6 +222,23 @@ def test_the_page_works_behind_a_proxy(browser: Browser, tmp_path: Path):
             expect(page.get_by_role("button", name="Generate")).to_be_enabled(timeout=MOST_MS)
             fill(page, "a cat", steps=1)
             generate(page)
+
+
+def test_the_page_as_a_process_of_its_own_refuses_other_sites(named: Served, tmp_path: Path):
+    """`sd35 ui` cannot know whether its server has keys, so it checks each request's host and origin."""
+    statuses = []
+    with page_of(f"http://127.0.0.1:{named.port}", tmp_path) as address:
+        for method, headers in (
+            ("GET", {}),
+            ("GET", {"Host": "rebound.test"}),
+            ("POST", {"Content-Length": "0"}),
+            ("POST", {"Content-Length": "0", "Origin": "http://evil.test"}),
+        ):
+            with closing(http.client.HTTPConnection(address.removeprefix("http://"), timeout=TIMEOUT_S)) as connection:
+                path = "/ui/" if method == "GET" else "/ui/gradio_api/cancel"
+                connection.request(method, path, headers=headers)
+                statuses.append(connection.getresponse().status)
+    assert statuses == [200, 403, 422, 403]
 
 
 def test_a_page_of_an_allowed_origin_uses_the_server(browser: Browser, tmp_path: Path):
