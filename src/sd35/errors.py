@@ -6,6 +6,9 @@ Sd35Error
 ├── NotAuthenticated      no API key came, or none that is valid  (HTTP 401, exit 1)
 ├── NotAllowed            the caller's key does not give that     (HTTP 403, exit 1)
 ├── TooMany               the caller's own limit is reached       (HTTP 429, exit 1)
+├── UntrustedRequest      a browser sent it for another site      (HTTP 403, exit 1)
+│   ├── HostNotAllowed    under a host name that is not allowed   (HTTP 403, exit 1)
+│   └── OriginNotAllowed  from a web page of another origin       (HTTP 403, exit 1)
 ├── NotAcceptable         no format that the caller takes         (HTTP 406, exit 2)
 ├── LinkRefused           a link is expired, or was not signed    (HTTP 403, exit 1)
 ├── Overloaded            no room for another picture now         (HTTP 429, exit 1)
@@ -76,6 +79,32 @@ class NotAllowed(Sd35Error):  # noqa: N818
     """The caller is known, and what was asked for is not for it."""
 
     status = 403
+
+
+class UntrustedRequest(Sd35Error):  # noqa: N818
+    """A request that a browser may have sent on behalf of another web site."""
+
+    status = 403
+
+    def __init__(self, field: str, got: object, allowed: str) -> None:
+        super().__init__(f"{field}: got {_shorten(got)}; allowed: {allowed}")
+        self.field, self.got, self.allowed = field, got, allowed
+
+
+class HostNotAllowed(UntrustedRequest):
+    """The `Host` header of a request names a host that is not allowed."""
+
+    def __init__(self, host: str) -> None:
+        allowed = "an IP address, localhost, the host of public_url, and the names in the setting allowed_hosts"
+        super().__init__("host", host, allowed)
+
+
+class OriginNotAllowed(UntrustedRequest):
+    """A web page of another origin sent the request. `header` is the one that says so, `value` what it holds."""
+
+    def __init__(self, header: str, value: object) -> None:
+        allowed = "the server's own origin, that of public_url, and the origins in the setting cors_origins"
+        super().__init__(header, value, allowed)
 
 
 class TooMany(Sd35Error):  # noqa: N818

@@ -51,7 +51,7 @@ def serving(
     service = service_of(studio, kept, telemetry, **settings)
     opening = Opening(lambda: service, ready.set, _raise)
     app = create_app(opening, load_settings(settings), keys, service.telemetry)
-    with TestClient(app, follow_redirects=False) as client:
+    with TestClient(app, "http://127.0.0.1", follow_redirects=False) as client:
         assert ready.wait(WAIT_S)
         yield client
 

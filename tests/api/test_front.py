@@ -47,7 +47,7 @@ def test_without_the_extra_there_is_a_small_page(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(front, "find_spec", lambda _: None)
     place = front_of(load_settings(), "http://127.0.0.1:8000")
     place.start()
-    with TestClient(app_with(tmp_path, place), follow_redirects=False) as client:
+    with TestClient(app_with(tmp_path, place), "http://127.0.0.1", follow_redirects=False) as client:
         answer = client.get("/")
         assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
         assert '<a href="/docs">' in answer.text
@@ -69,7 +69,7 @@ def test_the_first_page_waits_for_the_page_and_leads_to_it(tmp_path: Path):
         return stub
 
     place = Front(load)
-    with TestClient(app_with(tmp_path, place, place.start), follow_redirects=False) as client:
+    with TestClient(app_with(tmp_path, place, place.start), "http://127.0.0.1", follow_redirects=False) as client:
         answer = client.get("/")
         assert answer.status_code == 200
         assert "One moment" in answer.text
@@ -93,7 +93,7 @@ def test_a_page_that_cannot_be_loaded_costs_the_service_nothing(tmp_path: Path):
         raise ImportError("half installed")
 
     place = Front(load)
-    with TestClient(app_with(tmp_path, place, place.start)) as client:
+    with TestClient(app_with(tmp_path, place, place.start), "http://127.0.0.1") as client:
         while "One moment" in (answer := client.get("/")).text:
             pass
         assert '<a href="/docs">' in answer.text

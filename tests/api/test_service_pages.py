@@ -47,7 +47,9 @@ def test_nothing_but_health_is_answered_while_the_model_loads(studio: Studio):
         assert load.wait(WAIT_S)
         return service_of(studio)
 
-    with TestClient(create_app(Opening(open_service, ready.set, lambda _: None), load_settings())) as client:
+    with TestClient(
+        create_app(Opening(open_service, ready.set, lambda _: None), load_settings()), "http://127.0.0.1"
+    ) as client:
         assert client.get("/healthz").status_code == 200
         for response in (
             client.get("/readyz"),
@@ -85,7 +87,9 @@ def test_a_failed_load_is_handed_over():
         failures.append(failure)
         told.set()
 
-    with TestClient(create_app(Opening(open_service, lambda: None, on_failure), load_settings())) as client:
+    with TestClient(
+        create_app(Opening(open_service, lambda: None, on_failure), load_settings()), "http://127.0.0.1"
+    ) as client:
         assert told.wait(WAIT_S)
         assert client.get("/readyz").status_code == 503
     assert failures == [error]
@@ -102,7 +106,9 @@ def test_closing_refuses_new_pictures_and_finishes_those_accepted(studio: Studio
         ticket = studio.submit(studio.resolve(_wanted("held")))
         closing = asyncio.create_task(opening.close())
         await asyncio.to_thread(backend.started.wait, WAIT_S)
-        client = TestClient(create_app(opening, load_settings()))  # without its lifespan: the opening is open already
+        client = TestClient(
+            create_app(opening, load_settings()), "http://127.0.0.1"
+        )  # without its lifespan: the opening is open already
         for response in (client.get("/readyz"), client.post("/v1/txt2img", json={"prompt": "a cat"})):
             assert response.status_code == 503
             assert "closing" in response.json()["detail"]
@@ -159,7 +165,7 @@ def test_a_client_that_hangs_up_cancels_its_picture(address: tuple[str, int], st
     with socket.create_connection(address, timeout=WAIT_S) as connection:
         head = (
             "POST /v1/txt2img HTTP/1.1",
-            "Host: x",
+            "Host: 127.0.0.1",
             "Content-Type: application/json",
             f"Content-Length: {len(body)}",
         )

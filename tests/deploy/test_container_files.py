@@ -14,8 +14,10 @@ import kubernetes_validate
 import pytest
 import typer
 import yaml
+from starlette.datastructures import Headers
 
 from sd35.api.app import create_app
+from sd35.api.hosts import AllowedHosts
 from sd35.api.server import _ANSWERING_S
 from sd35.cli.main import app
 from sd35.service.opening import Opening
@@ -145,6 +147,29 @@ def test_prometheus_in_compose_scrapes_the_service_under_the_rules_name():
     assert (job["job_name"], job["static_configs"]) == ("sd35", [{"targets": ["sd35:8000"]}])
     if promtool := shutil.which("promtool"):
         subprocess.run([promtool, "check", "config", str(ROOT / "deploy/prometheus/compose.yaml")], check=True)
+
+
+@pytest.mark.parametrize("more", ["", "gpu.example, *.lan"])
+def test_compose_allows_the_name_that_prometheus_uses(more: str):
+    """The first of `allowed_hosts`, whether the operator's environment adds more or not."""
+    variable = read(COMPOSE[0])["services"]["sd35"]["environment"]["SD35_ALLOWED_HOSTS"]
+    names = load_settings({"allowed_hosts": variable.replace("${SD35_ALLOWED_HOSTS:-}", more)}).allowed_hosts
+    (job,) = read(ROOT / "deploy/prometheus/compose.yaml")["scrape_configs"]
+    (target,) = job["static_configs"][0]["targets"]
+    assert AllowedHosts(names).error(Headers({"host": target})) is None
+    assert (AllowedHosts(names).error(Headers({"host": "gpu.example:8000"})) is None) == bool(more)
+
+
+def test_kubernetes_allows_the_names_of_the_service(container: Any):
+    """In any namespace, short and whole; Kubernetes puts a variable into those after it alone."""
+    names = [each["name"] for each in container["env"]]
+    assert names.index("POD_NAMESPACE") < names.index("SD35_ALLOWED_HOSTS")
+    (value,) = (each["value"] for each in container["env"] if each["name"] == "SD35_ALLOWED_HOSTS")
+    allowed = AllowedHosts(load_settings({"allowed_hosts": value.replace("$(POD_NAMESPACE)", "art")}).allowed_hosts)
+    service = manifest("service")["metadata"]["name"]
+    for suffix in ("", ".art", ".art.svc", ".art.svc.cluster.local"):
+        assert allowed.error(Headers({"host": f"{service}{suffix}"})) is None
+    assert allowed.error(Headers({"host": f"{service}.other.svc"}))
 
 
 def test_the_locks_hold_the_same_pytorch():

@@ -14,13 +14,16 @@ from starlette.routing import Match, Mount
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from sd35.api import front, metrics, service_pages
+from sd35.api.browsers import BrowserProtection
 from sd35.api.callers import Gate, require_admin
 from sd35.api.cors import Cors
 from sd35.api.dialects import DIALECTS, refusal
 from sd35.api.front import Front
+from sd35.api.hosts import AllowedHosts
 from sd35.api.metrics import Metered
 from sd35.api.observe import RequestLog, telemetry_of
 from sd35.api.openapi import describe
+from sd35.api.origins import AllowedOrigins
 from sd35.api.query import refuse_unknown
 from sd35.api.refusals import FieldError, RequestRefused, noted, shown
 from sd35.api.sessions import Sessions
@@ -103,8 +106,15 @@ def _surround(app: FastAPI, settings: Settings, keys: KeyStore | None, telemetry
     allowance = Allowance(settings.requests_per_minute, settings.concurrency, settings.pixels_per_hour)
     ring = KeyRing(keys, Limits(allowance))
     app.add_middleware(Gate, ring=ring, refuse=_on_own_error, arrival_s=settings.max_arrival_s)
-    if settings.cors_origins:
-        app.add_middleware(Cors, origins=settings.cors_origins)
+    app.add_middleware(
+        BrowserProtection,
+        hosts=AllowedHosts(settings.allowed_hosts, settings.public_url),
+        origins=AllowedOrigins(settings.cors_origins, settings.public_url),
+        has_keys=ring.has_keys,
+        refuse=_on_own_error,
+    )
+    if settings.cors_origins:  # outside, so that pages of these origins can read what the protection refuses
+        app.add_middleware(Cors, origins=settings.cors_origins, private_network=settings.cors_private_network)
     app.add_middleware(RequestLog)
     app.add_middleware(Metered, metering=telemetry.metering)
     if settings.trusted_proxies:

@@ -10,18 +10,6 @@ from sd35.api.problems import PROBLEM
 from sd35.api.refusals import RequestRefused
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
-_SENT = (
-    "Authorization",
-    "Idempotency-Key",
-    "If-None-Match",
-    "Last-Event-ID",
-    "Range",
-    "Stability-Client-Id",
-    "Stability-Client-User-Id",
-    "Stability-Client-Version",
-    "X-Api-Key",
-    "X-Request-Id",
-)
 _READ = (
     "Content-Range",
     "ETag",
@@ -48,17 +36,29 @@ _READ = (
 
 
 class Cors(CORSMiddleware):
-    """Starlette's, with this API's headers, and problems for what it refuses. There are no cookies to let in."""
+    """Starlette's CORS middleware, which answers refused preflights in this API's error format.
 
-    def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
-        super().__init__(app, allow_origins=origins, allow_methods=_METHODS, allow_headers=_SENT, expose_headers=_READ)
+    Pages of the allowed origins may send any header: client libraries add their own. Cookies are not used.
+    """
+
+    def __init__(self, app: ASGIApp, origins: tuple[str, ...], *, private_network: bool) -> None:
+        super().__init__(
+            app,
+            allow_origins=origins,
+            allow_methods=_METHODS,
+            allow_headers=["*"],
+            expose_headers=_READ,
+            allow_private_network=private_network,
+        )
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Whether a page may ask what it is about to ask."""
+        """Tell a browser whether a page may send the request that it is about to send."""
         response = super().preflight_response(request_headers)
         if response.status_code == 200:
             return response
         headers = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
         request_id = structlog.contextvars.get_contextvars()["request_id"]
-        refused = RequestRefused(response.status_code, bytes(response.body).decode(), headers=headers)
+        wrong = bytes(response.body).decode()
+        detail = f"{wrong}; the settings cors_origins and cors_private_network say what is allowed"
+        refused = RequestRefused(response.status_code, detail, headers=headers)
         return PROBLEM.response(refused, request_id)

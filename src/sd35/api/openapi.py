@@ -37,6 +37,7 @@ def _add_gate(operation: dict[str, Any], wording: Wording) -> None:
     documented = wording.documented
     answers = {
         "401": documented("No API key came, or none that is valid.", **{"WWW-Authenticate": "`Bearer`, or `Basic`."}),
+        "403": documented("Without API keys: a `Host` that is not allowed, or a web page of another origin asks."),
         "503": documented("The store of keys does not answer.", **{"Retry-After": "Seconds."}),
     }
     if "requestBody" in operation:

@@ -19,6 +19,7 @@ from sd35.errors import (
     StoreUnavailable,
     TooMany,
     UnknownModel,
+    UntrustedRequest,
 )
 
 _SHOWN_CHARACTERS = 100
@@ -64,7 +65,7 @@ class RequestRefused(Exception):  # noqa: N818
         errors = []
         headers = {}
         match error:
-            case InvalidRequest():
+            case InvalidRequest() | UntrustedRequest():
                 errors = [FieldError(field=error.field, got=shown(error.got), allowed=error.allowed)]
             case UnknownModel():
                 errors = [FieldError(field="model", got=shown(error.name), allowed=", ".join(error.served))]

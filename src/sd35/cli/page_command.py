@@ -17,6 +17,8 @@ def ui(
     server: Annotated[str, typer.Option(help="Address of the service, as https://pictures.example.com.")],
     host: options.Host = None,
     port: options.Port = None,
+    allowed_hosts: options.AllowedHosts = None,
+    public_url: options.PublicUrl = None,
     cache_dir: options.CacheDir = None,
     config: options.Config = None,
 ) -> None:
@@ -35,4 +37,4 @@ def ui(
         raise InvalidSetting(f"--server: got {server!r}; allowed: an address as http://127.0.0.1:8000")
     from sd35.cli.ui import ui as run
 
-    run(server, settings.host, settings.port, settings.cache_dir)
+    run(server, settings)

@@ -3,21 +3,26 @@
 import contextlib
 import socket
 from collections.abc import AsyncIterator
-from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import RedirectResponse
 
 from sd35.api import front
+from sd35.api.browsers import BrowserProtection
+from sd35.api.dialects import refusal
 from sd35.api.front import Front
+from sd35.api.hosts import AllowedHosts
 from sd35.api.listening import address_of, listen
 from sd35.api.observe import RequestLog, configure_logs
+from sd35.api.origins import AllowedOrigins
 from sd35.api.output_streams import use_nonblocking_streams
 from sd35.api.protocol import bounded
-from sd35.errors import InvalidSetting
+from sd35.api.refusals import RequestRefused
+from sd35.errors import InvalidSetting, Sd35Error
 from sd35.page import PATH
+from sd35.settings import Settings
 
 _ARRIVAL_S = 30.0
 _ANSWERING_S = 5  # for browsers to read their last answer
@@ -40,7 +45,7 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def ui(server: str, host: str, port: int, cache_dir: Path) -> None:
+def ui(server: str, settings: Settings) -> None:
     """Serve the page of a service until a signal.
 
     Raises InvalidSetting where the extra `ui` is missing, or the port is taken.
@@ -49,10 +54,10 @@ def ui(server: str, host: str, port: int, cache_dir: Path) -> None:
         raise InvalidSetting("sd35 ui: got an installation without the page; allowed: one with the extra `ui`")
     use_nonblocking_streams()
     configure_logs("auto")
-    listener = listen(host, port)
+    listener = listen(settings.host, settings.port)
     from sd35.page.app import Page
 
-    page, place = Page(server, cache_dir, _ARRIVAL_S, uses_proxies=True), Front()
+    page, place = Page(server, settings.cache_dir, _ARRIVAL_S, uses_proxies=True), Front()
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -65,6 +70,13 @@ def ui(server: str, host: str, port: int, cache_dir: Path) -> None:
     app.include_router(front.router)
     app.add_api_route("/docs", lambda: RedirectResponse(f"{server.rstrip('/')}/docs"))  # where the page's link leads
     app.mount(PATH, place)
+    app.add_middleware(
+        BrowserProtection,
+        hosts=AllowedHosts(settings.allowed_hosts, settings.public_url),
+        origins=AllowedOrigins((), settings.public_url),
+        has_keys=_has_keys,
+        refuse=_refuse,
+    )
     app.add_middleware(RequestLog)
     config = uvicorn.Config(
         app,
@@ -76,3 +88,12 @@ def ui(server: str, host: str, port: int, cache_dir: Path) -> None:
         timeout_graceful_shutdown=_ANSWERING_S,
     )
     _Server(config, place).run([listener])
+
+
+async def _has_keys() -> bool:
+    return False  # whether the service has any is unknown here
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Sd35Error)
+    return refusal(request.scope, RequestRefused.of(error))

@@ -79,6 +79,10 @@ class KeyRing:
             raise NotAuthenticated(_WRONG)
         return Caller(key.id, key.role, key.allowance, address, self._limits)
 
+    async def has_keys(self) -> bool:
+        """Whether there are keys, so that callers need one. Raises StoreUnavailable."""
+        return bool(await self._keys())
+
     async def _keys(self) -> Mapping[str, Key]:
         if self._store is None:
             return {}

@@ -5,13 +5,15 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias, get_args
+from urllib.parse import urlsplit
 
 from pydantic import ByteSize, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 PREFIX = "SD35_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+")
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+|file://")
 
 Precision: TypeAlias = Literal[
     "auto", "float32", "float16", "bfloat16", "fp8", "fp8-dynamic", "fp8-weights", "fp8-storage"
@@ -45,11 +47,23 @@ class Settings(BaseSettings):
         " Several are separated by commas (in the file a list).",
         json_schema_extra={"default": "none"},
     )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Host names under which clients may reach a server without API keys, besides IP addresses,"
+        " `localhost` and the host of `public_url`: `gpu.example`, `*.example.com` for all names below one, `*` for"
+        " any. Several are separated by commas (in the file a list).",
+        json_schema_extra={"default": "none"},
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="Origins whose pages may use the API from a browser, as `https://example.com`; `*` for all."
         " Several are separated by commas (in the file a list).",
         json_schema_extra={"default": "none"},
+    )
+    cors_private_network: bool = Field(
+        default=False,
+        description="Let pages of `cors_origins` on public sites reach a server on a private network or the user's own"
+        " machine: answer the browser's private network preflights.",
     )
     max_arrival_s: float = Field(
         30, gt=0, description="Longest time for a request's head to arrive, and then for its body; else 408."
@@ -272,7 +286,9 @@ class Settings(BaseSettings):
     def _empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return () if value == ("none",) else value
 
-    @field_validator("checkpoints", "weights", "trusted_proxies", "cors_origins", "model_aliases", mode="before")
+    @field_validator(
+        "checkpoints", "weights", "trusted_proxies", "allowed_hosts", "cors_origins", "model_aliases", mode="before"
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
@@ -291,6 +307,27 @@ class Settings(BaseSettings):
     def _check_proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for each in value:
             ipaddress.ip_network(each)  # its error says what is wrong; an address is a network of one
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [each for each in value if each != "*" and not _HOST.fullmatch(each)]:
+            raise ValueError(
+                f"{wrong[0]}: no host name; allowed: a name without scheme and port, as gpu.example (international ones"
+                " as xn--...), *.example.com for all names below one, * for any; IP addresses need no entry"
+            )
+        return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _check_public_url(cls, value: str | None) -> str | None:
+        try:
+            is_valid = value is None or (urlsplit(value).hostname and urlsplit(value).port != 0)
+        except ValueError:  # raised for a port out of range, and for brackets around something else than IPv6
+            is_valid = False
+        if not is_valid:
+            raise ValueError("allowed: an address with a host, as https://pictures.example.com/sd35")
         return value
 
     @field_validator("cors_origins")

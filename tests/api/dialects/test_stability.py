@@ -449,7 +449,7 @@ def test_a_client_that_hangs_up_cancels_its_picture(server: str, studio: Studio,
 
 
 def _head(length: int) -> bytes:
-    lines = (f"POST {PATH} HTTP/1.1", "Host: x", f"Content-Type: {BOUNDARY['content-type']}")
+    lines = (f"POST {PATH} HTTP/1.1", "Host: 127.0.0.1", f"Content-Type: {BOUNDARY['content-type']}")
     return "\r\n".join([*lines, f"Content-Length: {length}", "\r\n"]).encode()
 
 

@@ -1,0 +1,58 @@
+"""What pages of allowed origins may send: any header, and requests to a private network if that is set."""
+
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from sd35.service.studio import Studio
+from tests.api.conftest import serving
+from tests.api.test_txt2img import problem
+
+
+def preflight(client: TestClient, **headers: str) -> Any:
+    """A browser's question before a POST of a page of the allowed origin."""
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    asked = {"origin": "https://app.example", "access-control-request-method": "POST", **sent}
+    return client.options("/v1/images/generations", headers=asked)
+
+
+# As OpenAI's JavaScript SDK sends them (openai-node 6), and what other clients add.
+SDK = (
+    "authorization,cache-control,content-type,idempotency-key,openai-beta,openai-organization,openai-project,"
+    "x-stainless-arch,x-stainless-custom-poll-interval,x-stainless-helper-method,x-stainless-lang,x-stainless-os,"
+    "x-stainless-package-version,x-stainless-poll-helper,x-stainless-retry-count,x-stainless-runtime,"
+    "x-stainless-runtime-version,x-stainless-timeout,http-referer,x-title"
+)
+
+
+@pytest.mark.parametrize("origins", ["https://app.example", "*"])
+def test_a_page_of_an_allowed_origin_may_send_any_header(studio: Studio, origins: str):
+    """Such as those of OpenAI's JavaScript SDK."""
+    with serving(studio, cors_origins=origins) as client:
+        answer = preflight(client, access_control_request_headers=SDK)
+        assert answer.status_code == 200
+        allowed = {name.strip() for name in answer.headers["access-control-allow-headers"].split(",")}
+        assert set(SDK.split(",")) <= allowed
+        assert "access-control-allow-credentials" not in answer.headers
+
+
+@pytest.mark.parametrize("is_set", [True, False])
+def test_a_private_network_preflight_is_answered_by_the_setting(studio: Studio, is_set: bool):  # noqa: FBT001  a parameter
+    """`Access-Control-Allow-Private-Network` if `cors_private_network` is set; else an error that names it."""
+    with serving(studio, cors_origins="https://app.example", cors_private_network=is_set) as client:
+        answer = preflight(client, access_control_request_private_network="true")
+        if is_set:
+            assert answer.headers["access-control-allow-private-network"] == "true"
+        else:
+            assert "cors_private_network" in problem(answer, 400)["detail"]
+            assert "access-control-allow-private-network" not in answer.headers
+        assert "access-control-allow-private-network" not in preflight(client).headers
+
+
+def test_a_private_network_preflight_of_another_origin_is_refused(studio: Studio):
+    """The setting opens the network to allowed origins alone."""
+    with serving(studio, cors_origins="https://app.example", cors_private_network=True) as client:
+        answer = preflight(client, origin="https://evil.example", access_control_request_private_network="true")
+        problem(answer, 400)
+        assert "access-control-allow-origin" not in answer.headers

@@ -1,0 +1,236 @@
+"""Without API keys, a server is used under allowed hosts alone: the protection against DNS rebinding."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.datastructures import Headers
+from starlette.testclient import TestClient
+
+from sd35.api.app import create_app
+from sd35.api.dialects import DIALECTS
+from sd35.api.front import Front
+from sd35.api.hosts import AllowedHosts
+from sd35.api.origins import AllowedOrigins
+from sd35.errors import InvalidSetting, StoreUnavailable
+from sd35.service.keys import Role, new_key
+from sd35.service.memory_keys import MemoryKeyStore
+from sd35.service.opening import Opening
+from sd35.service.studio import Studio
+from sd35.settings import load_settings
+from tests.api.conftest import listening, serving
+from tests.api.test_front import Stub
+from tests.api.test_txt2img import problem
+from tests.double import WAIT_S, double_studio, key_store
+
+KEY, SECRET = new_key("user", Role.ADMIN, 1.0)
+
+
+def is_refused_by(response: Any, setting: str, got: str) -> bool:
+    """Whether a response is a 403 that names the setting and what came, in any dialect."""
+    return response.status_code == 403 and setting in response.text and got in response.text
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "127.0.0.1:8000", "192.168.1.5:80", "203.0.113.9", "127.0.0.1.", "[::1]", "[::1]:8000"),
+        *(
+            "[2001:DB8::1]:8000",
+            "[fe80::1%25eth0]:8000",
+            "localhost",
+            "LocalHost:8000",
+            "localhost.",
+            "a.b.localhost:1",
+        ),
+        *("pictures.example.com", "Pictures.Example.com:8443", "gpu", "gpu:8000", "GPU.", "my_gpu"),
+        *("a.gpu.example", "b.a.gpu.example:9", "xn--bcher-kva.example", ""),
+    ],
+)
+def test_an_allowed_host_is_answered(host: str):
+    """IP addresses, loopback names, the host of `public_url` and `allowed_hosts`, in any case and with any port."""
+    allowed = AllowedHosts(
+        ["gpu", "My_GPU", "*.gpu.example", "xn--BCHER-kva.example"], "https://pictures.example.com/sd35"
+    )
+    assert allowed.error(Headers({"host": host})) is None
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("evil.example", "evil.example:8000", "localhost.evil.example", "notlocalhost", "127.0.0.1.evil.example"),
+        *("pictures.example.com.evil.example", "gpu.evil.example", "agpu.example", "gpu.example", "2130706433"),
+        *(
+            "0x7f.1",
+            "[::1",
+            "[evil.example]",
+            "evil@127.0.0.1",
+            "127.0.0.1/evil",
+            "127.0.0.1:a",
+            "127.0.0.1, evil",
+            " ",
+        ),
+    ],
+)
+def test_another_host_is_refused(host: str):
+    """Also one that only looks like an allowed one, and one that is malformed."""
+    allowed = AllowedHosts(["gpu", "*.gpu.example"], "https://pictures.example.com")
+    error = allowed.error(Headers({"host": host}))
+    assert error is not None
+    assert repr(host) in str(error)
+    assert "allowed_hosts" in str(error)
+
+
+@given(st.ip_addresses(), st.none() | st.integers(0, 65535))
+def test_each_ip_address_is_an_allowed_host(address: Any, port: int | None):
+    """With and without a port: an address cannot be rebound."""
+    host = str(address) if address.version == 4 else f"[{address}]"
+    assert AllowedHosts([]).error(Headers({"host": host if port is None else f"{host}:{port}"})) is None
+
+
+@given(st.from_regex(r"[a-z0-9.\[\]:%@_-]{0,20}", fullmatch=True))
+def test_no_host_fails_the_check_itself(host: str):
+    """Whatever comes is allowed or refused, and a refused host is refused with a dot at its end too."""
+    allowed = AllowedHosts(["gpu"])
+    if allowed.error(Headers({"host": host})) and ":" not in host:
+        assert allowed.error(Headers({"host": f"{host}."}))
+
+
+def test_any_host_can_be_allowed():
+    """By `*`, which also allows malformed ones, so that the check is off."""
+    assert AllowedHosts(["*"]).error(Headers({"host": "evil.example"})) is None
+
+
+def test_an_international_public_url_is_compared_in_punycode():
+    """As browsers send it."""
+    allowed = AllowedHosts([], "https://bücher.example/sd35")
+    assert allowed.error(Headers({"host": "xn--bcher-kva.example"})) is None
+    origins = AllowedOrigins([], "https://bücher.example:8443/sd35")
+    assert origins.error(Headers({"origin": "https://xn--bcher-kva.example:8443"}), "http") is None
+
+
+@pytest.fixture
+def with_page() -> TestClient:
+    """A client of a server without keys, with a stand-in for the page, that calls it by a foreign name."""
+    app = create_app(Opening(pytest.fail, print, print), load_settings(), page=Front(Stub))
+    return TestClient(app, "http://evil.example:8000", follow_redirects=False)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "/docs", "/openapi.json", "/favicon.ico", "/static-offline-docs/swagger-ui.css", "/metrics", "/nothing"),
+        *("/ui", "/ui/", "/ui/config", "/ui/gradio_api/file=a.png", "/v1/models", "/v1/jobs", "/sdapi/v1/progress"),
+        f"/v1/artifacts/{'0' * 64}?expires=1&signature=0",
+    ],
+)
+def test_every_page_is_refused_under_a_foreign_host(with_page: TestClient, path: str):
+    """API, metrics, signed links, description and page alike."""
+    assert is_refused_by(with_page.get(path), "allowed_hosts", "evil.example:8000")
+
+
+def test_every_route_is_refused_under_a_foreign_host(with_page: TestClient):
+    """All that the API describes, in the words of each dialect, except for the probes."""
+    app: Any = with_page.app
+    refused = 0
+    for path, operations in app.openapi()["paths"].items():
+        for method in operations:
+            response = with_page.request(method, path)
+            assert is_refused_by(response, "allowed_hosts", "evil.example:8000") == (
+                path not in {"/healthz", "/readyz"}
+            ), path
+            refused += response.status_code == 403
+    assert refused > 2 * len(DIALECTS)
+
+
+def test_probes_are_answered_under_any_host(studio: Studio):
+    """Load balancers ask by whatever name they know."""
+    with serving(studio) as client:
+        for path in ("/healthz", "/readyz"):
+            assert client.get(path, headers={"host": "balancer.example"}).status_code == 200
+
+
+def test_a_host_is_checked_under_a_root_path(tmp_path: Path):
+    """A path that only begins like a probe's is no probe; the probe below the root path is one."""
+    with serving(double_studio(tmp_path), root_path="/pictures") as client:
+
+        async def under_path(scope: Any, receive: Any, send: Any) -> None:  # as uvicorn puts it before the path
+            await app({**scope, "root_path": "/pictures", "path": "/pictures" + scope["path"]}, receive, send)
+
+        app: Any = client.app
+        beneath = TestClient(under_path, "http://evil.example")
+        assert beneath.get("/healthz").status_code == 200
+        assert beneath.get("/readyz/").status_code == 403
+        assert beneath.get("/v1/models").status_code == 403
+
+
+def test_with_keys_any_host_is_answered(studio: Studio):
+    """A site that rebinds its name has no key; what needs none tells no secret."""
+    with serving(studio, key_store(KEY)) as client:
+        headers = {"host": "gpu.example"}
+        assert client.get("/docs", headers=headers).status_code == 200
+        assert client.get("/v1/models", headers=headers | {"x-api-key": SECRET}).status_code == 200
+        problem(client.get("/v1/models", headers=headers), 401)
+
+
+def test_a_key_that_is_added_ends_the_host_check(studio: Studio, monkeypatch: pytest.MonkeyPatch):
+    """The check asks the same key ring as the gate, and so changes with it."""
+    monkeypatch.setattr("sd35.service.callers.KEPT_S", 0.0)
+    store = MemoryKeyStore()
+    with serving(studio, store) as client:
+        headers = {"host": "gpu.example", "x-api-key": SECRET}
+        problem(client.get("/v1/models", headers=headers), 403)
+        store.add(KEY)
+        assert client.get("/v1/models", headers=headers).status_code == 200
+
+
+def test_an_allowed_request_never_waits_for_the_key_store(studio: Studio):
+    """Pages that need no key are answered while the key store is away, unless the answer depends on it."""
+
+    class Away(MemoryKeyStore):
+        def keys(self) -> Any:
+            raise StoreUnavailable("no route to the database")
+
+    with serving(studio, Away()) as client:
+        assert client.get("/docs").status_code == 200
+        problem(client.get("/docs", headers={"host": "gpu.example"}), 503)
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /v1/models HTTP/1.0\r\n", b"200"),
+        (b"GET /v1/models HTTP/1.1\r\nHost:\r\n", b"200"),
+        (b"GET /v1/models HTTP/1.1\r\nHost: evil.example\r\n", b"403"),
+        (b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: evil.example\r\n", b"403"),
+        (b"GET /v1/models HTTP/1.1\r\nHost: evil.example\r\nHost: 127.0.0.1\r\n", b"403"),
+        (b"GET /v1/models HTTP/1.1\r\nHost: evil.example\r\nX-Forwarded-Host: 127.0.0.1\r\n", b"403"),
+        (b"GET http://127.0.0.1/v1/models HTTP/1.1\r\nHost: evil.example\r\n", b"403"),
+    ],
+)
+def test_the_host_counts_as_it_came_over_the_wire(studio: Studio, head: bytes, status: bytes):
+    """HTTP/1.0 clients send none; two, a forwarded one, or one in the request line do not help."""
+    with listening(studio) as address, socket.create_connection(address, WAIT_S) as connection:
+        connection.sendall(head + b"Connection: close\r\n\r\n")
+        assert connection.recv(12).endswith(b" " + status)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(
+            ("allowed_hosts", host)
+            for host in ("https://gpu", "gpu:8000", "a b", "gpu/x", "*.*.example", "[::1]", "bücher")
+        ),
+        *(("public_url", url) for url in ("https://:80", "https://[x", "http://gpu:99999")),
+        *(("cors_origins", origin) for origin in ("null", "file:", "app:")),
+    ],
+)
+def test_a_wrong_host_or_origin_is_refused_at_the_start(name: str, value: str):
+    """The error names the setting, what came and what is allowed."""
+    with pytest.raises(InvalidSetting) as error:
+        load_settings({name: value})
+    assert f"--{name.replace('_', '-')}: got '{value}'" in str(error.value)

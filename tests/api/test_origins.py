@@ -1,0 +1,164 @@
+"""Without API keys, pages of other origins have no effect on a server: no forged requests, no framing."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.datastructures import Headers
+from starlette.testclient import TestClient
+
+from sd35.api.callers import is_open
+from sd35.api.dialects import DIALECTS
+from sd35.api.origins import AllowedOrigins
+from sd35.service.keys import Role, new_key
+from sd35.service.studio import Studio
+from sd35.settings import load_settings
+from tests.api.conftest import serving
+from tests.api.test_hosts import is_refused_by
+from tests.double import key_store
+
+KEY, SECRET = new_key("user", Role.ADMIN, 1.0)
+CAT = {"prompt": "a cat", "steps": 1, "width": 64, "height": 64}
+EVIL = {"origin": "https://evil.example", "sec-fetch-site": "cross-site"}
+
+
+def origin_error(headers: dict[str, str], scheme: str = "http", public_url: str | None = None, *others: str) -> bool:
+    """Whether a request with these headers to http://127.0.0.1:8000 is refused."""
+    sent = {"host": "127.0.0.1:8000", **headers}
+    return AllowedOrigins(others, public_url).error(Headers(sent), scheme) is not None
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"sec-fetch-site": "none"},
+        {"sec-fetch-site": "same-origin"},
+        {"origin": "http://127.0.0.1:8000"},
+        {"origin": "http://127.0.0.1:8000", "sec-fetch-site": "same-origin"},
+        {"origin": "https://pictures.example.com", "host": "sd35:8000", "sec-fetch-site": "same-origin"},
+        {"origin": "http://gpu", "host": "gpu:80"},
+        {"origin": "http://gpu.example", "host": "GPU.example"},
+        {"origin": "http://[::1]:8000", "host": "[::1]:8000"},
+    ],
+)
+def test_the_servers_own_pages_and_clients_without_a_browser_are_allowed(headers: dict[str, str]):
+    """By `Sec-Fetch-Site` where the browser sends it, else by an `Origin` that is the server's, or by neither."""
+    assert not origin_error(headers)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "https://evil.example"},
+        {"origin": "https://evil.example", "sec-fetch-site": "cross-site"},
+        {"origin": "http://127.0.0.1:9000"},
+        {"origin": "http://127.0.0.1:9000", "sec-fetch-site": "same-site"},
+        {"origin": "https://127.0.0.1:8000"},
+        {"origin": "http://127.0.0.1"},
+        {"origin": "http://127.0.0.1:8000", "sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+        {"origin": "null"},
+        {"origin": "null", "sec-fetch-site": "none"},
+        {"origin": "file://"},
+        {"origin": "app://obsidian.md"},
+        {"origin": "chrome-extension://abc", "sec-fetch-site": "none"},
+        {"origin": "http://evil.example", "x-forwarded-host": "evil.example"},
+    ],
+)
+def test_pages_of_other_origins_are_refused(headers: dict[str, str]):
+    """Another site, another port or scheme, a local file, a sandboxed frame, a browser extension, a desktop shell."""
+    assert origin_error(headers)
+
+
+def test_the_origins_of_the_settings_are_allowed():
+    """Those of `cors_origins`, also with other schemes than HTTP, that of `public_url`; `*` allows all."""
+    listed = load_settings(
+        {"cors_origins": "https://a.example,app://obsidian.md,chrome-extension://abc,file://"}
+    ).cors_origins
+    for origin in listed:
+        assert not origin_error({"origin": origin, "sec-fetch-site": "cross-site"}, "http", None, *listed)
+    assert origin_error({"origin": "https://b.example", "sec-fetch-site": "cross-site"}, "http", None, *listed)
+    assert not origin_error(EVIL, "http", None, "*")
+    public = "HTTPS://me@Pictures.example.com:443/sd35".replace("HTTPS", "https")
+    assert not origin_error({"origin": "https://pictures.example.com"}, "http", public)
+
+
+def test_behind_a_trusted_proxy_the_scheme_is_the_clients(studio: Studio):
+    """A browser without `Sec-Fetch-Site` behind a proxy that ends TLS: `X-Forwarded-Proto` makes the origin match."""
+    headers = {"host": "localhost", "origin": "https://localhost", "x-forwarded-proto": "https"}
+    for trusted, status in (("10.1.1.1", 200), ("10.2.2.2", 403)):
+        with serving(studio, trusted_proxies=trusted) as client:
+            proxied = TestClient(client.app, client=("10.1.1.1", 5))
+            assert proxied.post("/v1/txt2img", json=CAT, headers=headers).status_code == status
+
+
+@pytest.fixture
+def opened(studio: Studio) -> Iterator[TestClient]:
+    """A client of a ready server without keys."""
+    with serving(studio) as client:
+        yield client
+
+
+def test_every_route_with_an_effect_refuses_other_sites(opened: TestClient):
+    """All methods but GET, HEAD and OPTIONS, of all dialects, in the words of each."""
+    app: Any = opened.app
+    paths = app.openapi()["paths"].items()
+    routes = [(method, path) for path, operations in paths for method in operations]
+    effective = [route for route in routes if route[0] not in {"get", "head", "options"}]
+    assert len(effective) > 2 * len(DIALECTS)
+    for method, path in effective:
+        assert is_refused_by(opened.request(method, path, headers=EVIL), "cors_origins", "https://evil.example"), path
+    assert opened.get("/v1/models", headers=EVIL).status_code == 200  # the browser does not show the answer
+
+
+def test_nothing_is_made_for_another_site(opened: TestClient, studio: Studio, monkeypatch: pytest.MonkeyPatch):
+    """A multipart form, which browsers send without asking first, does not reach the engine."""
+    monkeypatch.setattr(studio, "submit", lambda *_, **__: pytest.fail("an image was made"))
+    form: Any = {"prompt": (None, "a cat")}
+    refused = opened.post("/v2beta/stable-image/generate/sd3", files=form, headers=EVIL)
+    assert refused.json()["name"] == "forbidden"
+    assert "https://evil.example" in refused.json()["errors"][0]
+    assert opened.post("/sdapi/v1/txt2img", content='{"prompt": "a cat"}', headers=EVIL).status_code == 403
+
+
+def test_with_keys_other_sites_are_refused_only_where_the_browser_may_act_for_its_user(studio: Studio):
+    """A key in a header is the page's own; Basic credentials are added by the browser, and the page needs none."""
+    with serving(studio, key_store(KEY)) as client:
+        assert client.post("/v1/txt2img", json=CAT, headers={**EVIL, "x-api-key": SECRET}).status_code == 200
+        assert client.post("/v1/txt2img", json=CAT, headers=EVIL).status_code == 401
+        assert client.post("/v1/txt2img", json=CAT, auth=("me", SECRET)).status_code == 200
+        assert client.post("/v1/txt2img", json=CAT, headers=EVIL, auth=("me", SECRET)).status_code == 403
+        assert is_open("/ui/gradio_api/upload")
+        assert client.post("/ui/gradio_api/upload", headers=EVIL).status_code == 403
+
+
+def test_a_page_of_an_allowed_origin_may_use_the_server_and_read_its_refusals(studio: Studio):
+    """Without keys too; a host that is not allowed is told to it."""
+    with serving(studio, cors_origins="https://app.example") as client:
+        headers = {"origin": "https://app.example", "sec-fetch-site": "cross-site"}
+        assert client.post("/v1/txt2img", json=CAT, headers=headers).status_code == 200
+        refused = client.post("/v1/txt2img", json=CAT, headers={**headers, "host": "gpu.example"})
+        assert is_refused_by(refused, "allowed_hosts", "gpu.example")
+        assert refused.headers["access-control-allow-origin"] == "https://app.example"
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_pages_cannot_be_framed_by_other_sites(opened: TestClient, path: str):
+    """By both headers, for browsers of any age."""
+    answer = opened.get(path)
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "frame-ancestors 'self'" in answer.headers["content-security-policy"]
+    assert answer.headers["x-frame-options"] == "SAMEORIGIN"
+
+
+def test_no_answer_is_taken_for_another_type(opened: TestClient):
+    """Pictures, JSON and refusals say `nosniff`."""
+    for answer in (
+        opened.post("/v1/txt2img", json=CAT),
+        opened.get("/v1/models"),
+        opened.get("/v1/models", headers={"host": "evil.example"}),
+    ):
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "x-frame-options" not in answer.headers
