@@ -393,3 +393,25 @@ def test_remove_works_on_a_damaged_cache(hub: Hub, variant: Variant):
     with pytest.raises(CheckpointError, match=r"is not in order \(.*stray\); delete it by hand"):
         cache.remove(variant)
     assert hub.asked
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"<html>Sign in</html>",
+        b"[]",
+        b'{"id": "x", "siblings": 3}',
+        b'{"id": "x", "siblings": [{"rfilename": null, "size": 1, "blobId": "1"}]}',
+        b'{"id": "x", "siblings": [{"rfilename": "vae/config.json", "size": "9", "blobId": "' + b"1" * 40 + b'"}]}',
+        b'{"id": "x", "siblings": [{"rfilename": "vae/config.json", "size": 9, "blobId": "../../../../escaped"}]}',
+        b'{"id": "x", "siblings": ' + b"[" * 200_000,
+        b'{"id": "x", "siblings": [' + b"9" * 5000 + b"]}",
+        b'{"id": "\xff"}',
+    ],
+)
+def test_a_server_that_is_no_hub_is_told(hub: Hub, variant: Variant, answer: bytes):
+    """Whatever it answers in place of the list, HF_ENDPOINT is named, and no file is asked for."""
+    hub.listing = answer
+    with pytest.raises((DownloadFailed, CheckpointError), match=r"is HF_ENDPOINT a server of the hub's|is no SD3\.5"):
+        pull(variant)
+    assert hub.asked == []

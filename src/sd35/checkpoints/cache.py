@@ -8,8 +8,9 @@ import hashlib
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
+from sd35.checkpoints.hub_environment import hub_constants
 from sd35.checkpoints.layout import missing, needed
 from sd35.checkpoints.variants import Variant
 from sd35.errors import CheckpointError
@@ -48,9 +49,11 @@ class Holding:
 
 
 def place_of(variant: Variant) -> Place:
-    """Where a variant lies: in `HF_HUB_CACHE`, or `hub` in `HF_HOME`, as for other programs."""
-    from huggingface_hub import constants
+    """Where a variant lies: in `HF_HUB_CACHE`, or `hub` in `HF_HOME`, as for other programs.
 
+    Raises InvalidSetting if a variable of the hub's library is malformed.
+    """
+    constants = hub_constants()
     cache, folder = Path(constants.HF_HUB_CACHE), f"models--{variant.repository.replace('/', '--')}"
     return Place(cache / folder, cache / folder / "snapshots" / variant.revision, cache / ".locks" / folder)
 
@@ -67,6 +70,11 @@ def files_of(place: Place) -> list[str]:
     """The paths of a checkpoint's files in the snapshot, links to what is not there any more included."""
     paths = place.snapshot.rglob("*")
     return needed(path.relative_to(place.snapshot).as_posix() for path in paths if not path.is_dir())
+
+
+def is_checksum(text: object) -> TypeGuard[str]:
+    """Whether it is a SHA-256 or SHA-1 in hexadecimal, as the cache names files by."""
+    return isinstance(text, str) and _CHECKSUM.fullmatch(text) is not None
 
 
 def recorded_checksum(path: Path) -> str | None:

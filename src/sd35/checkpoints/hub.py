@@ -15,7 +15,7 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sd35.checkpoints.cache import Place, digest_for, files_of, place_of, recorded_checksum
+from sd35.checkpoints.cache import Place, digest_for, files_of, is_checksum, place_of, recorded_checksum
 from sd35.checkpoints.layout import PARTS, missing, needed
 from sd35.checkpoints.trouble import translated
 from sd35.checkpoints.variants import Variant
@@ -28,6 +28,8 @@ _WORKERS = 4
 _RETRY_WAITS_S = (1.0, 2.0, 4.0, 8.0)  # as long as nothing more arrives
 _SMALL_BYTES = 2**24
 _BLOCK_BYTES = 2**20
+_ASKED = "is HF_ENDPOINT a server of the hub's protocol?"
+_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 OnBytes = Callable[[int], None]
 
@@ -214,22 +216,28 @@ def write(out: BufferedRandom, block: bytes) -> None:
 
 
 def _list(variant: Variant) -> tuple[HubFile, ...]:
-    from huggingface_hub import HfApi, constants
-
+    """The files of a checkpoint as the hub lists them. Raises DownloadFailed, CheckpointError, InvalidSetting."""
     with translated(variant):
-        info = HfApi().model_info(
-            variant.repository,
-            revision=variant.revision,
-            files_metadata=True,
-            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-        )
-    listed = {sibling.rfilename: sibling for sibling in info.siblings or []}
+        from huggingface_hub import HfApi, constants
+
+        try:
+            info = HfApi().model_info(
+                variant.repository,
+                revision=variant.revision,
+                files_metadata=True,
+                timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            )
+        except _MALFORMED as error:  # the library trusts what comes, down to the types
+            raise DownloadFailed(f"{constants.ENDPOINT} answers with something else; {_ASKED}") from error
+    listed = {str(sibling.rfilename): sibling for sibling in info.siblings or []}
     files = []
     for path in needed(listed):
         sibling = listed[path]
         checksum = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
-        if checksum is None or sibling.size is None:
-            raise DownloadFailed(f"the hub names no checksum of {path}; is HF_ENDPOINT a server of the hub's protocol?")
+        if not is_checksum(checksum):  # it becomes a file's name in the cache
+            raise DownloadFailed(f"the hub names no checksum of {path}; {_ASKED}")
+        if not (isinstance(sibling.size, int) and sibling.size >= 0):
+            raise DownloadFailed(f"the hub names no size of {path}; {_ASKED}")
         files.append(HubFile(path, sibling.size, checksum))
     if lacking := [part for part in PARTS if not any(file.path.startswith(f"{part}/") for file in files)]:
         raise CheckpointError(
