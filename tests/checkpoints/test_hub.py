@@ -1,6 +1,7 @@
 """Fetching, checking and removing variants, from a server that speaks the hub's protocol into a cache of its own."""
 
 import errno
+import json
 import os
 import shutil
 import socket
@@ -402,8 +403,6 @@ def test_remove_works_on_a_damaged_cache(hub: Hub, variant: Variant):
         b"[]",
         b'{"id": "x", "siblings": 3}',
         b'{"id": "x", "siblings": [{"rfilename": null, "size": 1, "blobId": "1"}]}',
-        b'{"id": "x", "siblings": [{"rfilename": "vae/config.json", "size": "9", "blobId": "' + b"1" * 40 + b'"}]}',
-        b'{"id": "x", "siblings": [{"rfilename": "vae/config.json", "size": 9, "blobId": "../../../../escaped"}]}',
         b'{"id": "x", "siblings": ' + b"[" * 200_000,
         b'{"id": "x", "siblings": [' + b"9" * 5000 + b"]}",
         b'{"id": "\xff"}',
@@ -413,5 +412,29 @@ def test_a_server_that_is_no_hub_is_told(hub: Hub, variant: Variant, answer: byt
     """Whatever it answers in place of the list, HF_ENDPOINT is named, and no file is asked for."""
     hub.listing = answer
     with pytest.raises((DownloadFailed, CheckpointError), match=r"is HF_ENDPOINT a server of the hub's|is no SD3\.5"):
+        pull(variant)
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ({"blobId": "../../../../escaped"}, r"names no checksum of vae/config\.json"),
+        ({"blobId": None}, r"names no checksum of vae/config\.json"),
+        ({"size": "9"}, r"names no size of vae/config\.json"),
+        ({"size": -1}, r"names no size of vae/config\.json"),
+    ],
+)
+def test_a_list_with_an_unusable_checksum_or_size_is_refused(
+    hub: Hub, variant: Variant, entry: dict[str, object], says: str
+):
+    """Both become names and sizes of files in the cache: what is neither is refused before a file is asked for."""
+    files = {**SMALL, **LARGE}
+    listed = [
+        {"rfilename": path, "size": len(content), "blobId": checksum(path, content)} for path, content in files.items()
+    ]
+    listed = [one | entry if one["rfilename"] == "vae/config.json" else one for one in listed]
+    hub.listing = json.dumps({"id": "x", "siblings": listed}).encode()
+    with pytest.raises(DownloadFailed, match=says):
         pull(variant)
     assert hub.asked == []

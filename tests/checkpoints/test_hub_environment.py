@@ -60,16 +60,6 @@ def test_a_token_in_a_file_is_named_by_its_file(tmp_path: Path, content: bytes):
 
 
 @pytest.mark.usefixtures("hub")
-def test_a_damaged_file_of_several_tokens_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """`hf auth login` keeps a second file, which the library parses for each token of the first."""
-    (tmp_path / "token").write_text("hf_mine")
-    (tmp_path / "stored_tokens").write_bytes(b"[mine]\nhf_token = \xff\n")
-    monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "stored_tokens"))
-    with pytest.raises(InvalidSetting, match=r"stored_tokens cannot be read"):
-        plan(VARIANT)
-
-
-@pytest.mark.usefixtures("hub")
 def test_auto_names_a_token_that_cannot_be_sent(monkeypatch: pytest.MonkeyPatch):
     """Choosing a checkpoint reads the token with the same check."""
     monkeypatch.setenv("HF_TOKEN", UNSENDABLE[0])

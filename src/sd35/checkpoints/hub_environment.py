@@ -68,8 +68,7 @@ def hub_token() -> str | None:
         place = error.filename or constants.HF_TOKEN_PATH
         raise InvalidSetting(f"the token's file {place} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        places = f"{constants.HF_TOKEN_PATH} or {constants.HF_STORED_TOKENS_PATH}"
-        raise InvalidSetting(f"the token's file {places} cannot be read: it is no text") from error
+        raise InvalidSetting(f"the token's file {constants.HF_TOKEN_PATH} cannot be read: it is no text") from error
     if token is not None and (position := _first_unsendable(token)) is not None:
         source = next((name for name in _TOKEN_VARIABLES if os.environ.get(name)), constants.HF_TOKEN_PATH)
         raise InvalidSetting(
