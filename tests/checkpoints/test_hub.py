@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -438,3 +439,61 @@ def test_a_list_with_an_unusable_checksum_or_size_is_refused(
     with pytest.raises(DownloadFailed, match=says):
         pull(variant)
     assert hub.asked == []
+
+
+def refuse(number: int) -> Callable[..., Any]:
+    """A call of the system that fails so, naming its file."""
+
+    def refused(path: str | Path, *_: object, **__: object) -> Any:
+        raise OSError(number, os.strerror(number), str(path))
+
+    return refused
+
+
+@pytest.mark.usefixtures("hub")
+def test_remove_says_that_the_file_system_is_read_only(variant: Variant, monkeypatch: pytest.MonkeyPatch):
+    """What the hub's library lets through becomes one error with the file and the reason."""
+    pull(variant)
+    monkeypatch.setattr(shutil, "rmtree", refuse(errno.EROFS))
+    with pytest.raises(CheckpointError, match=r"small cannot be removed: /.*: Read-only file system$"):
+        cache.remove(variant)
+
+
+@pytest.mark.usefixtures("hub")
+def test_remove_deletes_nothing_of_a_cache_that_is_someone_elses(
+    variant: Variant, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """A directory that cannot be written to is named before anything is deleted; the library's log stays empty."""
+    directory = pull(variant)
+    blobs = cache.place_of(variant).repository / "blobs"
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != blobs and may(path, mode))
+    with pytest.raises(CheckpointError, match=rf"small cannot be removed: {blobs} cannot be written to: .*belongs to"):
+        cache.remove(variant)
+    assert contents(directory) == {**SMALL, **LARGE}
+    assert caplog.text == ""
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_cache_that_cannot_be_read_is_named_by_each_command(variant: Variant, monkeypatch: pytest.MonkeyPatch):
+    """Listing, checking and planning a download all look into it."""
+    pull(variant)
+    stat = Path.stat
+    refused = refuse(errno.EACCES)
+    monkeypatch.setattr(Path, "stat", lambda path, **how: (refused if REVISION in path.parts else stat)(path, **how))
+    with pytest.raises(CheckpointError, match=r"small cannot be looked for in the cache: /.*: Permission denied"):
+        cache.holding_of(variant)
+    with pytest.raises(CheckpointError, match=r"small cannot be checked: /.*: Permission denied"):
+        verify(variant, offline=True, on_bytes=lambda _: None)
+    with pytest.raises(DownloadFailed, match=r"/.* cannot be used \(Permission denied\)"):
+        plan(variant)
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_file_that_cannot_be_read_is_named_by_verify(variant: Variant, monkeypatch: pytest.MonkeyPatch):
+    """A disk that fails while a checksum is computed."""
+    pull(variant)
+
+    monkeypatch.setattr(Path, "open", refuse(errno.EIO))
+    with pytest.raises(CheckpointError, match=r"small cannot be checked: /.*: Input/output error"):
+        verify(variant, offline=True, on_bytes=lambda _: None)
