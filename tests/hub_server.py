@@ -52,6 +52,7 @@ class Hub:
 
     `cuts`: path -> how many bytes to send before the connection breaks off, one answer each. `swaps`: path -> what is
     sent in place of it. `meeting`: large files are sent once that many are asked for. `status`: answer all with this.
+    `listing`: the body to send in place of a repository's list.
     """
 
     url: str = ""
@@ -62,6 +63,7 @@ class Hub:
     ignores_ranges: bool = False
     meeting: threading.Barrier | None = None
     status: int = 0
+    listing: bytes | None = None
     asked: list[Asked] = field(default_factory=list)
 
     def asked_for(self, path: str) -> list[Asked]:
@@ -177,7 +179,8 @@ class _Handler(BaseHTTPRequestHandler):
                 entry["lfs"] = {"size": len(content), "pointerSize": 134, "oid" if is_tree else "sha256": sha256}
             entries.append(entry)
         model = {"id": name, "sha": repository.revision, "siblings": entries, "private": False, "tags": []}
-        self._send(200, {"Content-Type": "application/json"}, json.dumps(entries if is_tree else model).encode())
+        listing = self.hub.listing or json.dumps(entries if is_tree else model).encode()
+        self._send(200, {"Content-Type": "application/json"}, listing)
 
     def _resolve(self, name: str, repository: Repository, path: str) -> None:
         if path not in repository.files:

@@ -138,6 +138,7 @@ def test_a_matrix_passes_over_what_is_too_slow(url: str):
         (("--rate", "3", "--rate", "3"), "--rate: got 3 twice; allowed: each once"),
         (("--url", "http://me:secret@127.0.0.1:9"), "--url: holds a password"),
         (("--url", "http://127.0.0.1:port"), "--url: got 'http://127.0.0.1:port'; allowed: an address"),
+        (("--url", "http://a\u200bb"), r"--url: got 'http://a\u200bb'; allowed: an address"),
         (("--url", "http://127.0.0.1:9", "--precision", "fp8"), "allowed: without --url"),
         (("--batch", "4"), "--batch: is of the matrix; allowed: with --matrix"),
         (("--matrix", "--rate", "3"), "--matrix: measures a closed loop; allowed: without --rate"),
@@ -153,6 +154,17 @@ def test_what_is_wrong_is_told_in_a_line(
     said = capsys.readouterr()
     assert words in said.err
     assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("key", ["sd35_\u200bkey", "sd35_\xe9", "sd35_a b", "sd35_\x01"])
+def test_a_key_that_no_header_can_carry_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], key: str
+):
+    """The variable is named and the key is not shown, before the server is asked for anything."""
+    monkeypatch.setenv("BENCH_API_KEY", key)
+    assert sd35_here(monkeypatch, "bench", "--url", "http://127.0.0.1:9") == 2
+    said = "sd35: BENCH_API_KEY: got a key that no header can carry; allowed: visible ASCII characters\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_matrix_leaves_room_for_the_pictures_to_compare():

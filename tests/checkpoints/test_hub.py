@@ -1,10 +1,12 @@
 """Fetching, checking and removing variants, from a server that speaks the hub's protocol into a cache of its own."""
 
 import errno
+import json
 import os
 import shutil
 import socket
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -443,3 +445,105 @@ def test_remove_works_on_a_damaged_cache(hub: Hub, variant: Variant):
     with pytest.raises(CheckpointError, match=r"is not in order \(.*stray\); delete it by hand"):
         cache.remove(variant)
     assert hub.asked
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"<html>Sign in</html>",
+        b"[]",
+        b'{"id": "x", "siblings": 3}',
+        b'{"id": "x", "siblings": [{"rfilename": null, "size": 1, "blobId": "1"}]}',
+        b'{"id": "x", "siblings": ' + b"[" * 200_000,
+        b'{"id": "x", "siblings": [' + b"9" * 5000 + b"]}",
+        b'{"id": "\xff"}',
+    ],
+)
+def test_a_server_that_is_no_hub_is_told(hub: Hub, variant: Variant, answer: bytes):
+    """Whatever it answers in place of the list, HF_ENDPOINT is named, and no file is asked for."""
+    hub.listing = answer
+    with pytest.raises((DownloadFailed, CheckpointError), match=r"is HF_ENDPOINT a server of the hub's|is no SD3\.5"):
+        pull(variant)
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ({"blobId": "../../../../escaped"}, r"names no checksum of vae/config\.json"),
+        ({"blobId": None}, r"names no checksum of vae/config\.json"),
+        ({"size": "9"}, r"names no size of vae/config\.json"),
+        ({"size": -1}, r"names no size of vae/config\.json"),
+    ],
+)
+def test_a_list_with_an_unusable_checksum_or_size_is_refused(
+    hub: Hub, variant: Variant, entry: dict[str, object], says: str
+):
+    """Both become names and sizes of files in the cache: what is neither is refused before a file is asked for."""
+    files = {**SMALL, **LARGE}
+    listed = [
+        {"rfilename": path, "size": len(content), "blobId": checksum(path, content)} for path, content in files.items()
+    ]
+    listed = [one | entry if one["rfilename"] == "vae/config.json" else one for one in listed]
+    hub.listing = json.dumps({"id": "x", "siblings": listed}).encode()
+    with pytest.raises(DownloadFailed, match=says):
+        pull(variant)
+    assert hub.asked == []
+
+
+def refuse(number: int) -> Callable[..., Any]:
+    """A call of the system that fails so, naming its file."""
+
+    def refused(path: str | Path, *_: object, **__: object) -> Any:
+        raise OSError(number, os.strerror(number), str(path))
+
+    return refused
+
+
+@pytest.mark.usefixtures("hub")
+def test_remove_says_that_the_file_system_is_read_only(variant: Variant, monkeypatch: pytest.MonkeyPatch):
+    """What the hub's library lets through becomes one error with the file and the reason."""
+    pull(variant)
+    monkeypatch.setattr(shutil, "rmtree", refuse(errno.EROFS))
+    with pytest.raises(CheckpointError, match=r"small cannot be removed: /.*: Read-only file system$"):
+        cache.remove(variant)
+
+
+@pytest.mark.usefixtures("hub")
+def test_remove_deletes_nothing_of_a_cache_that_is_someone_elses(
+    variant: Variant, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """A directory that cannot be written to is named before anything is deleted; the library's log stays empty."""
+    directory = pull(variant)
+    blobs = cache.place_of(variant).repository / "blobs"
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != blobs and may(path, mode))
+    with pytest.raises(CheckpointError, match=rf"small cannot be removed: {blobs} cannot be written to: .*belongs to"):
+        cache.remove(variant)
+    assert contents(directory) == {**SMALL, **LARGE}
+    assert caplog.text == ""
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_cache_that_cannot_be_read_is_named_by_each_command(variant: Variant, monkeypatch: pytest.MonkeyPatch):
+    """Listing, checking and planning a download all look into it."""
+    pull(variant)
+    stat = Path.stat
+    refused = refuse(errno.EACCES)
+    monkeypatch.setattr(Path, "stat", lambda path, **how: (refused if REVISION in path.parts else stat)(path, **how))
+    with pytest.raises(CheckpointError, match=r"small cannot be looked for in the cache: /.*: Permission denied"):
+        cache.holding_of(variant)
+    with pytest.raises(CheckpointError, match=r"small cannot be checked: /.*: Permission denied"):
+        verify(variant, offline=True, on_bytes=lambda _: None)
+    with pytest.raises(DownloadFailed, match=r"/.* cannot be used \(Permission denied\)"):
+        plan(variant)
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_file_that_cannot_be_read_is_named_by_verify(variant: Variant, monkeypatch: pytest.MonkeyPatch):
+    """A disk that fails while a checksum is computed."""
+    pull(variant)
+
+    monkeypatch.setattr(Path, "open", refuse(errno.EIO))
+    with pytest.raises(CheckpointError, match=r"small cannot be checked: /.*: Input/output error"):
+        verify(variant, offline=True, on_bytes=lambda _: None)

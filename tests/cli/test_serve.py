@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from sd35.api.listening import listen
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from sd35.checkpoints.compiled_graphs import compiled_graphs
+from sd35.errors import InvalidSetting
 from sd35.service.png import read_png
 from sd35.service.record import from_text
 
@@ -398,6 +400,13 @@ def test_a_taken_port_is_one_clear_line():
     assert result.returncode == 2
     assert f"cannot listen on 127.0.0.1 port {port}: Address already in use; see --host, --port" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("host", ["a" * 64 + ".example", "\u200b..", "a..b"])
+def test_a_host_that_no_name_server_could_know_is_told(host: str):
+    """What Python refuses to encode, and what nobody knows, are each one error that names --host."""
+    with pytest.raises(InvalidSetting, match=r"^(--host: got|cannot listen on .* see --host)"):
+        listen(host, 0)
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path):

@@ -96,7 +96,17 @@ def test_another_process_offers_the_same_page(watched: Watched, new_page: Callab
 
 
 @pytest.mark.parametrize(
-    "server", ["gpu.example:8000", "ftp://gpu.example", "http://", "http://gpu.example/?a", "http://a:b@gpu.example"]
+    "server",
+    [
+        "gpu.example:8000",
+        "ftp://gpu.example",
+        "http://",
+        "http://gpu.example/?a",
+        "http://a:b@gpu.example",
+        "http://[::1",
+        "http://gpu.example:99999",
+        "http://gpu\u200b.example",
+    ],
 )
 def test_an_address_that_is_none_is_refused(
     server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -107,3 +117,23 @@ def test_an_address_that_is_none_is_refused(
         main()
     said = f"sd35: --server: got {server!r}; allowed: an address as http://127.0.0.1:8000\n"
     assert (end.value.code, *capsys.readouterr()) == (2, "", said)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "cache", "says"),
+    [
+        ("http://me:secret@[::1", "cache", "ALL_PROXY: got an address that cannot be used; allowed: http"),
+        ("", "file/cache", "cache_dir: "),
+    ],
+)
+def test_what_the_page_cannot_run_with_is_told_before_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str, cache: str, says: str
+):
+    """A proxy that its client refuses, and a cache directory that cannot be made, are each one line."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    command = [*SD35, "ui", "--server", "http://127.0.0.1:9", "--port", "0", "--cache-dir", str(tmp_path / cache)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.startswith(f"sd35: {says}")
+    assert "secret" not in result.stderr

@@ -273,3 +273,23 @@ def test_a_job_cancelled_before_its_task_begins_leaves_its_place(studio: Studio)
         return status
 
     assert asyncio.run(scenario()) is Status.SUCCEEDED
+
+
+def test_an_error_that_was_not_foreseen_stops_no_claiming(studio: Studio, monkeypatch: pytest.MonkeyPatch):
+    """A job that waits is made although looking for jobs failed before."""
+    kept = memory_kept()
+    claim = kept.stores.jobs.claim
+    failures = iter([ZeroDivisionError("our mistake")])
+
+    def claim_after_a_failure(*args: Any) -> list[Job]:
+        for failure in failures:
+            raise failure
+        return claim(*args)
+
+    monkeypatch.setattr(kept.stores.jobs, "claim", claim_after_a_failure)
+
+    async def work() -> Job:
+        async with runs(studio, kept) as runner:
+            return await end_of(runner, await runner.accept(order(studio, "a cat")))
+
+    assert asyncio.run(work()).status is Status.SUCCEEDED

@@ -10,6 +10,10 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that takes connections. Raises InvalidSetting where that cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        host.encode("idna")  # as Python does; `create_server` forgets its socket where this fails
+    except UnicodeError as error:
+        raise InvalidSetting(f"--host: got {host!a}; allowed: an address, or the name of one") from error
+    try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror

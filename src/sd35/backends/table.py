@@ -12,6 +12,7 @@ from sd35.backends.contract import Backend, Memory
 from sd35.backends.footprint import DeviceKind
 from sd35.backends.options import Options
 from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.hub_environment import check_import_variables
 from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting, Sd35Error
 
 _COMPLAINING = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
@@ -76,6 +77,8 @@ def check_available(name: str, setting: str = "backend") -> None:
 def backend_module(name: str) -> ModuleType:
     """A backend's module, imported. Raises InvalidSetting, BackendUnavailable."""
     check_available(name)
+    if "transformers" in BACKENDS[name].needs:  # it imports the hub's library
+        check_import_variables()
     with _without_torchao_complaints():
         return import_module(BACKENDS[name].module)
 

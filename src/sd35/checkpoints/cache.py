@@ -6,13 +6,17 @@ their checksums, `snapshots/<commit>/` links to them. Other programs use the sam
 
 import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
+from sd35.checkpoints.hub_environment import hub_constants
 from sd35.checkpoints.layout import missing, needed
 from sd35.checkpoints.variants import Variant
 from sd35.errors import CheckpointError
+from sd35.settings.directories import why_not_writable
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -48,25 +52,43 @@ class Holding:
 
 
 def place_of(variant: Variant) -> Place:
-    """Where a variant lies: in `HF_HUB_CACHE`, or `hub` in `HF_HOME`, as for other programs."""
-    from huggingface_hub import constants
+    """Where a variant lies: in `HF_HUB_CACHE`, or `hub` in `HF_HOME`, as for other programs.
 
+    Raises InvalidSetting if a variable of the hub's library is malformed.
+    """
+    constants = hub_constants()
     cache, folder = Path(constants.HF_HUB_CACHE), f"models--{variant.repository.replace('/', '--')}"
     return Place(cache / folder, cache / folder / "snapshots" / variant.revision, cache / ".locks" / folder)
 
 
 def holding_of(variant: Variant) -> Holding:
-    """What is on disk of a variant."""
+    """What is on disk of a variant. Raises CheckpointError if the cache cannot be read."""
     place = place_of(variant)
-    files = [place.snapshot / path for path in files_of(place)]
-    stored = sum(path.stat().st_size for path in (*files, *_parts(place)) if path.exists())
-    return Holding(not missing(place.snapshot), stored, place.snapshot)
+    with disk_errors(variant, "looked for in the cache"):
+        files = [place.snapshot / path for path in files_of(place)]
+        stored = sum(path.stat().st_size for path in (*files, *_parts(place)) if path.exists())
+        return Holding(not missing(place.snapshot), stored, place.snapshot)
+
+
+@contextmanager
+def disk_errors(variant: Variant, action: str) -> Iterator[None]:
+    """Turn what the disk raises into CheckpointError; `action` completes "the variant cannot be ..."."""
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise CheckpointError(f"{variant.name} cannot be {action}: {where}{error.strerror or error}") from error
 
 
 def files_of(place: Place) -> list[str]:
     """The paths of a checkpoint's files in the snapshot, links to what is not there any more included."""
     paths = place.snapshot.rglob("*")
     return needed(path.relative_to(place.snapshot).as_posix() for path in paths if not path.is_dir())
+
+
+def is_checksum(text: object) -> TypeGuard[str]:
+    """Whether it is a SHA-256 or SHA-1 in hexadecimal, as the cache names files by."""
+    return isinstance(text, str) and _CHECKSUM.fullmatch(text) is not None
 
 
 def recorded_checksum(path: Path) -> str | None:
@@ -93,15 +115,25 @@ def discard(path: Path) -> None:
 def remove(variant: Variant) -> int:
     """Delete a variant's revision and what arrived of it in part; files that other revisions share stay.
 
-    Returns the bytes that were freed. Raises CheckpointError where nothing of it is on disk, or the cache is broken.
+    Returns the bytes that were freed. Raises CheckpointError where nothing of it is on disk, the cache is broken, or it
+    cannot be written to; what can be known of that beforehand is, and then nothing is deleted.
     """
+    place = place_of(variant)
+    with disk_errors(variant, "removed"):
+        if not _parts(place) and not place.snapshot.is_dir():
+            raise CheckpointError(f"{variant.name} is not on disk ({place.snapshot})")
+        # The hub's library goes on where a directory is read-only, and logs tracebacks.
+        for folder in (place.repository, *(path for path in place.repository.rglob("*") if path.is_dir())):
+            if why := why_not_writable(folder):
+                raise CheckpointError(f"{variant.name} cannot be removed: {why}")
+        return _remove(variant, place)
+
+
+def _remove(variant: Variant, place: Place) -> int:
     from huggingface_hub import scan_cache_dir
 
-    place, freed = place_of(variant), 0
-    parts = _parts(place)
-    if not parts and not place.snapshot.is_dir():
-        raise CheckpointError(f"{variant.name} is not on disk ({place.snapshot})")
-    for part in parts:
+    freed = 0
+    for part in _parts(place):
         freed += part.stat().st_size
         part.unlink(missing_ok=True)
     for path in files_of(place):

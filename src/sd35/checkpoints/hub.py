@@ -8,14 +8,14 @@ an interrupted file anew (https://github.com/huggingface/huggingface_hub/pull/42
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from io import BufferedRandom
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sd35.checkpoints.cache import Place, digest_for, files_of, place_of, recorded_checksum
+from sd35.checkpoints.cache import Place, digest_for, disk_errors, files_of, is_checksum, place_of, recorded_checksum
 from sd35.checkpoints.layout import PARTS, missing, needed
 from sd35.checkpoints.trouble import translated
 from sd35.checkpoints.variants import Variant
@@ -28,6 +28,8 @@ _WORKERS = 4
 _RETRY_WAITS_S = (1.0, 2.0, 4.0, 8.0)  # as long as nothing more arrives
 _SMALL_BYTES = 2**24
 _BLOCK_BYTES = 2**20
+_ASKED = "is HF_ENDPOINT a server of the hub's protocol?"
+_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 OnBytes = Callable[[int], None]
 
@@ -67,8 +69,10 @@ def plan(variant: Variant) -> Plan:
     Raises DownloadFailed; CheckpointError where the repository holds no such checkpoint.
     """
     files, place = _list(variant), place_of(variant)
-    lacking = tuple(file for file in files if not _is_there(place, file))
-    to_come = {file.checksum: file.size_bytes - _arrived(place, file) for file in lacking}  # the same file comes once
+    with translated(variant):
+        lacking = tuple(file for file in files if not _is_there(place, file))
+        # The same file comes once.
+        to_come = {file.checksum: file.size_bytes - _arrived(place, file) for file in lacking}
     return Plan(variant, files, lacking, sum(to_come.values()))
 
 
@@ -78,9 +82,9 @@ def fetch(plan: Plan, on_bytes: OnBytes) -> Path:
     What has arrived when it fails or is interrupted is kept, and the next call goes on with it. Raises DownloadFailed.
     """
     place, stop = place_of(plan.variant), threading.Event()
-    _check_space(plan, place)
     order = sorted(plan.lacking, key=lambda file: (file.size_bytes > _SMALL_BYTES, -file.size_bytes))
     with translated(plan.variant), ThreadPoolExecutor(_WORKERS) as pool:
+        _check_space(plan, place)
         tasks = [pool.submit(_Fetch(plan, file, on_bytes, stop).run) for file in order]
         try:
             for task in as_completed(tasks):
@@ -97,23 +101,28 @@ def fetch(plan: Plan, on_bytes: OnBytes) -> Path:
 def verify(variant: Variant, *, offline: bool, on_bytes: OnBytes) -> Verified:
     """Compare each file's checksum with the hub's list, or offline with the name that the cache gave the file.
 
-    Raises DownloadFailed where the hub cannot be asked, CheckpointError where nothing is on disk.
+    Raises DownloadFailed where the hub cannot be asked, CheckpointError where nothing is on disk or a file cannot be
+    read.
     """
     place = place_of(variant)
-    if not place.snapshot.is_dir():
-        raise CheckpointError(f"{variant.name} is not on disk; fetch it with: sd35 pull {variant.name}")
-    if offline:
-        expected = {path: recorded_checksum(place.snapshot / path) for path in files_of(place)}
-        lacking = set(missing(place.snapshot))
-    else:
-        expected = {file.path: file.checksum for file in _list(variant)}
-        lacking = set()
-    lacking |= {path for path in expected if not (place.snapshot / path).exists()}
+    with disk_errors(variant, "checked"):
+        if not place.snapshot.is_dir():
+            raise CheckpointError(f"{variant.name} is not on disk; fetch it with: sd35 pull {variant.name}")
+        if offline:
+            expected = {path: recorded_checksum(place.snapshot / path) for path in files_of(place)}
+            lacking = set(missing(place.snapshot))
+        else:
+            expected = {file.path: file.checksum for file in _list(variant)}
+            lacking = set()
+        return _compare(place.snapshot, expected, lacking, on_bytes)
+
+
+def _compare(snapshot: Path, expected: Mapping[str, str | None], lacking: set[str], on_bytes: OnBytes) -> Verified:
+    """Compute the checksum of each file that is there and has an expected one."""
+    lacking = lacking | {path for path in expected if not (snapshot / path).exists()}
     there = {path: checksum for path, checksum in expected.items() if path not in lacking}
     noted = {path: checksum for path, checksum in there.items() if checksum}
-    good = [
-        path for path, checksum in noted.items() if _checksum_of(place.snapshot / path, checksum, on_bytes) == checksum
-    ]
+    good = [path for path, checksum in noted.items() if _checksum_of(snapshot / path, checksum, on_bytes) == checksum]
     return Verified(
         good=tuple(good),
         damaged=tuple(path for path in noted if path not in good),
@@ -233,22 +242,28 @@ def write(out: BufferedRandom, block: bytes) -> None:
 
 
 def _list(variant: Variant) -> tuple[HubFile, ...]:
-    from huggingface_hub import HfApi, constants
-
+    """The files of a checkpoint as the hub lists them. Raises DownloadFailed, CheckpointError, InvalidSetting."""
     with translated(variant):
-        info = HfApi().model_info(
-            variant.repository,
-            revision=variant.revision,
-            files_metadata=True,
-            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-        )
-    listed = {sibling.rfilename: sibling for sibling in info.siblings or []}
+        from huggingface_hub import HfApi, constants
+
+        try:
+            info = HfApi().model_info(
+                variant.repository,
+                revision=variant.revision,
+                files_metadata=True,
+                timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            )
+        except _MALFORMED as error:  # the library trusts what comes, down to the types
+            raise DownloadFailed(f"{constants.ENDPOINT} answers with something else; {_ASKED}") from error
+    listed = {str(sibling.rfilename): sibling for sibling in info.siblings or []}
     files = []
     for path in needed(listed):
         sibling = listed[path]
         checksum = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
-        if checksum is None or sibling.size is None:
-            raise DownloadFailed(f"the hub names no checksum of {path}; is HF_ENDPOINT a server of the hub's protocol?")
+        if not is_checksum(checksum):  # it becomes a file's name in the cache
+            raise DownloadFailed(f"the hub names no checksum of {path}; {_ASKED}")
+        if not (isinstance(sibling.size, int) and sibling.size >= 0):
+            raise DownloadFailed(f"the hub names no size of {path}; {_ASKED}")
         files.append(HubFile(path, sibling.size, checksum))
     if lacking := [part for part in PARTS if not any(file.path.startswith(f"{part}/") for file in files)]:
         raise CheckpointError(

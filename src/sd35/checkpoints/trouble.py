@@ -2,6 +2,7 @@
 
 import errno
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from sd35.checkpoints.hub_environment import check_request_variables, hub_token
 from sd35.checkpoints.variants import Variant
 from sd35.errors import DownloadFailed
 from sd35.settings.directories import why_not_writable
@@ -21,18 +23,25 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 @contextmanager
 def translated(variant: Variant) -> Iterator[None]:
-    """Turn what the hub's library, HTTP and the disk raise into DownloadFailed."""
-    from httpx2 import HTTPError
+    """Turn what the hub's library, HTTP and the disk raise into DownloadFailed; first check what requests read.
+
+    Raises InvalidSetting if a variable, or the token, cannot be used.
+    """
+    check_request_variables()
+    from httpx2 import HTTPError, InvalidURL
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
+        hub_token()
         yield
     except OfflineModeIsEnabled as error:
         raise DownloadFailed("HF_HUB_OFFLINE is set: nothing is fetched; unset it to fetch") from error
     except HfHubHTTPError as error:
         raise DownloadFailed(_refusal(variant, error)) from error
-    except HTTPError as error:
+    except (HTTPError, InvalidURL) as error:
         raise DownloadFailed(_connection(variant, error)) from error
+    except ssl.SSLError as error:  # of a connection, it comes as httpx2's ConnectError
+        raise DownloadFailed(f"the certificates of SSL_CERT_FILE or SSL_CERT_DIR cannot be read ({error})") from error
     except OSError as error:
         raise DownloadFailed(_disk(variant, error)) from error
 
@@ -56,10 +65,8 @@ def _refusal(variant: Variant, error: "HfHubHTTPError") -> str:
 
 def _not_allowed(variant: Variant, error: "HfHubHTTPError") -> str:
     """401: the hub does not know who asks, and hides what is not there as well; 403: it knows, and says no."""
-    from huggingface_hub import get_token
-
     page, tokens = f"{_endpoint()}/{variant.repository}", f"{_endpoint()}/settings/tokens"
-    if error.response.status_code == 401 and get_token() is None:
+    if error.response.status_code == 401 and hub_token() is None:
         return (
             f"{variant.repository} is not for everyone, or not there, and no token was found: accept its licence at"
             f" {page}, make a token at {tokens}, and give it with `hf auth login` or HF_TOKEN; then {_again(variant)}"

@@ -29,6 +29,7 @@ from sd35.bench.workload import read_workload
 from sd35.cli.bench_tables import as_dict, show, show_comparison, show_matrix
 from sd35.errors import InvalidSetting
 from sd35.settings import Settings
+from sd35.settings.proxies import is_address
 
 SHARES = (0.5, 0.8, 1.2)
 KEY_VARIABLE = "BENCH_API_KEY"  # a flag would show it to everyone on the machine
@@ -74,6 +75,11 @@ class Asked:
     def session(self, settings: Settings) -> Session:
         """What is to be done. Raises InvalidSetting, BackendUnavailable."""
         dialect = self.check()
+        key = os.environ.get(KEY_VARIABLE)
+        if key and not (key.isascii() and key.isprintable() and " " not in key):
+            raise InvalidSetting(
+                f"{KEY_VARIABLE}: got a key that no header can carry; allowed: visible ASCII characters"
+            )
         workload = read_workload(self.workload) if self.workload else dialect.default()
         return Session(
             settings=settings,
@@ -81,7 +87,7 @@ class Asked:
             plan=self.plan(),
             url=self.url.rstrip("/") if self.url else None,
             dialect=dialect.name,
-            key=os.environ.get(KEY_VARIABLE),
+            key=key,
             reference=self.reference,
         )
 
@@ -147,14 +153,9 @@ def _keep(found: Result | Matrix, folder: Path, name: str) -> None:
 
 def _check_address(url: str) -> None:
     """Raises InvalidSetting."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # raises where it is none
-        is_address = parts.scheme in {"http", "https"} and bool(parts.hostname)
-    except ValueError:
-        is_address = False
-    if not is_address:
-        raise InvalidSetting(f"--url: got {url!r}; allowed: an address such as http://127.0.0.1:8000")
+    if not is_address(url, ("http", "https")):
+        raise InvalidSetting(f"--url: got {url!a}; allowed: an address such as http://127.0.0.1:8000")
+    parts = urlsplit(url)
     if "@" in parts.netloc:
         raise InvalidSetting(f"--url: holds a password, which would be in the report; allowed: a key in {KEY_VARIABLE}")
 

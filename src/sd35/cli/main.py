@@ -1,7 +1,6 @@
 """The commands and their help. What a command does is imported when it runs, so that help and start-up are quick."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +16,8 @@ from sd35.cli import (
     page_command,
     storage_commands,
 )
-from sd35.errors import InvalidSetting, Sd35Error
+from sd35.cli.ending import errors_as_lines, exit_when_interrupted
+from sd35.errors import InvalidSetting
 
 app = typer.Typer(
     name="sd35",
@@ -39,20 +39,12 @@ app.add_typer(page_command.app)
 
 
 def main() -> None:
-    """Run the command line; this project's errors become one line and an exit code."""
+    """Run the command line; errors become one line and an exit code, see `sd35.cli.ending`."""
     os.environ.setdefault(
         "TRANSFORMERS_VERBOSITY", "error"
     )  # else it warns of image processors, which nothing here has
-    try:
+    with exit_when_interrupted(), errors_as_lines():
         app(prog_name="sd35")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Sd35Error as error:
-        from sd35.api.console import printable
-
-        said = printable(str(error), keep="\n")  # a server's or a file's words may be in it
-        print(f"sd35: {said}", file=sys.stderr)
-        sys.exit(error.exit_code)
 
 
 @app.callback()

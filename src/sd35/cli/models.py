@@ -83,8 +83,9 @@ def verify(settings: Settings, name: str, *, discard: bool) -> None:
             print(f"{name}: {path} is {title}")
     print(f"{name}: {len(found.good)} files are as the hub has them")
     if discard:
-        for path in found.damaged:
-            cache.discard(holding.directory / path)
+        with cache.disk_errors(variant, "cleared of damaged files"):
+            for path in found.damaged:
+                cache.discard(holding.directory / path)
     elif found.damaged:
         print(f"{name}: `sd35 verify {name} --discard` deletes what is damaged")
     if found.damaged or found.lacking:

@@ -7,6 +7,8 @@ import typer
 
 from sd35.cli import options
 from sd35.errors import InvalidSetting
+from sd35.settings.directories import check_writable
+from sd35.settings.proxies import check_proxies, is_address
 
 app = typer.Typer(rich_markup_mode="rich")
 
@@ -31,10 +33,11 @@ def ui(
       sd35 ui --server http://gpu.example:8000 --port 8001
     """
     settings = options.settings_of(locals())
-    address = urlsplit(server)
-    is_whole = address.scheme in {"http", "https"} and address.hostname
-    if not is_whole or address.query or address.fragment or "@" in address.netloc:  # it is shown to whoever visits
+    address = urlsplit(server) if is_address(server, ("http", "https")) else None
+    if address is None or address.query or address.fragment or "@" in address.netloc:  # it is shown to whoever visits
         raise InvalidSetting(f"--server: got {server!r}; allowed: an address as http://127.0.0.1:8000")
+    check_proxies()
+    check_writable("cache_dir", settings.cache_dir)
     from sd35.cli.ui import ui as run
 
     run(server, settings)

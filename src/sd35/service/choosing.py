@@ -12,8 +12,9 @@ from sd35.backends.footprint import RUNTIMES
 from sd35.checkpoints import cache, hub
 from sd35.checkpoints.anatomy import Anatomy, anatomy_by_name, anatomy_on_disk
 from sd35.checkpoints.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
+from sd35.checkpoints.hub_environment import hub_token
 from sd35.checkpoints.variants import Variant, find_variant, load_variants
-from sd35.errors import CheckpointError, DownloadFailed, InvalidSetting
+from sd35.errors import CheckpointError, DownloadFailed
 from sd35.service.fitting import plan_for
 from sd35.service.plan_text import size_text
 from sd35.service.planning import Room
@@ -39,7 +40,7 @@ class Candidate:
 def candidates(settings: Settings, room: Room) -> Iterator[Candidate]:
     """The best first, judged by what is here: fetches nothing, asks no one. Where none is at hand, one stands in.
 
-    Raises InvalidSetting where a token's file cannot be read.
+    Raises InvalidSetting if the token, or a variable of the hub's library, cannot be used.
     """
     is_any_at_hand = False
     for name in BEST_FIRST:
@@ -96,17 +97,11 @@ def _tell(name: str, passed_over: list[str]) -> None:
 
 
 def _at_hand(settings: Settings, *, is_on_disk: bool) -> str | None:
-    from huggingface_hub import constants, get_token
-
     if is_on_disk:
         return None
     if settings.offline:
         return "it is not on disk, and SD35_OFFLINE is set"
-    try:
-        token = get_token()
-    except OSError as error:
-        raise InvalidSetting(f"the token's file {constants.HF_TOKEN_PATH} cannot be read: {error.strerror}") from error
-    if token is None:
+    if hub_token() is None:
         return "it is not on disk, and there is no token to fetch it with (HF_TOKEN, or `hf auth login`)"
     return None
 

@@ -188,4 +188,6 @@ class Service:
                     structlog.get_logger().info("swept", pictures=swept.images, jobs=swept.jobs)
             except StoreUnavailable as error:
                 structlog.get_logger().error("sweeping waits for a store", reason=str(error))
+            except Exception:  # noqa: BLE001  by our mistake; the disk must not fill up for it
+                structlog.get_logger().exception("unexpected")
             await asyncio.sleep(_SWEEP_S)

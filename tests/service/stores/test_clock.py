@@ -45,7 +45,7 @@ def test_a_database_without_readings_is_as_old_as_its_newest_row(database: str):
     job = old.jobs.add(new_job(order(), NOW_S))
     with old.jobs.database.write() as connection:  # as a database of revision 0001 is
         connection.exec_driver_sql("DROP TABLE clock")
-        command.stamp(config_for(connection), "0001")
+        command.stamp(config_for(connection), "0002")
     old.close()
     opened = open_stores(database)
     assert not opened.clock.read(NOW_S + 31 * DAY_S, RULES).is_trusted

@@ -142,6 +142,8 @@ class JobRunner:
                 await self._claim_once()
             except StoreUnavailable as error:
                 structlog.get_logger().error("the job store does not answer", reason=str(error))
+            except Exception:  # noqa: BLE001  by our mistake; the jobs that wait must not wait for ever
+                structlog.get_logger().exception("unexpected")
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), _LOOK_S)
 
@@ -172,6 +174,9 @@ class JobRunner:
                 kept = await asyncio.to_thread(self.store.keep, self._holder, LEASE_S)
             except StoreUnavailable as error:
                 structlog.get_logger().error("the job store does not answer", reason=str(error))
+                continue
+            except Exception:  # noqa: BLE001  by our mistake; leases must be renewed all the same
+                structlog.get_logger().exception("unexpected")
                 continue
             for job_id, task in self._running.items():
                 if job_id not in kept:

@@ -1,0 +1,103 @@
+"""Checks of the environment variables that `huggingface_hub` and its HTTP client read.
+
+The library does not check them: a malformed one ends in whatever exception the code that first uses it raises.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from urllib.parse import urlsplit
+
+from sd35.errors import InvalidSetting
+from sd35.settings.proxies import check_proxies, is_address
+
+_MOST_TIMEOUT_S = 24 * 60 * 60
+_ADDRESS = "an address such as https://huggingface.co"
+_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # in the library's order
+
+
+def hub_constants() -> ModuleType:
+    """Import `huggingface_hub.constants`, which reads its variables when it is imported. Raises InvalidSetting."""
+    check_import_variables()
+    from huggingface_hub import constants
+
+    return constants
+
+
+def check_import_variables() -> None:
+    """Raise InvalidSetting if a variable makes the import of `huggingface_hub` fail."""
+    for name, (parse, allowed) in _READ_ON_IMPORT.items():
+        if (value := os.environ.get(name)) is not None:
+            try:
+                parse(value)
+            except ValueError as error:
+                raise InvalidSetting(f"{name}: got {_shown(value)}; allowed: {allowed}") from error
+
+
+def check_request_variables() -> None:
+    """Raise InvalidSetting if a variable makes a request to the hub impossible: addresses, headers, certificates."""
+    constants = hub_constants()
+    if not is_address(constants.ENDPOINT, ("http", "https")):
+        raise InvalidSetting(f"HF_ENDPOINT: got {_shown(constants.ENDPOINT)}; allowed: {_ADDRESS}")
+    check_proxies()
+    origin = constants.HF_HUB_USER_AGENT_ORIGIN
+    if origin and (position := _first_unsendable(origin, " ")) is not None:
+        raise InvalidSetting(
+            f"HF_HUB_USER_AGENT_ORIGIN: got {origin[position]!a} as character {position + 1}; allowed: printable ASCII"
+        )
+    for name, exists in (("SSL_CERT_FILE", os.path.isfile), ("SSL_CERT_DIR", os.path.isdir)):
+        if (path := os.environ.get(name)) and not exists(path):
+            what = "file" if name == "SSL_CERT_FILE" else "directory"
+            raise InvalidSetting(f"{name}: got {_shown(path)}; allowed: a {what} of certificates that exists")
+
+
+def hub_token() -> str | None:
+    """The token that requests to the hub carry, or None if there is none.
+
+    Raises InvalidSetting if the token cannot be read, or cannot be sent in an HTTP header. The error never shows it.
+    """
+    constants = hub_constants()
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import OIDCError
+
+    try:
+        token = get_token()
+    except OIDCError as error:
+        raise InvalidSetting(f"HF_OIDC_RESOURCE: {error}") from error
+    except OSError as error:
+        place = error.filename or constants.HF_TOKEN_PATH
+        raise InvalidSetting(f"the token's file {place} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidSetting(f"the token's file {constants.HF_TOKEN_PATH} cannot be read: it is no text") from error
+    if token is not None and (position := _first_unsendable(token)) is not None:
+        source = next((name for name in _TOKEN_VARIABLES if os.environ.get(name)), constants.HF_TOKEN_PATH)
+        raise InvalidSetting(
+            f"{source}: got a token with {token[position]!a} as character {position + 1}; allowed: visible ASCII"
+            f" characters; copy it again from {constants.ENDPOINT}/settings/tokens"
+        )
+    return token
+
+
+def _timeout(value: str) -> None:
+    """Raise ValueError if the library, or a socket, does not take it for a timeout."""
+    if not 0 <= int(value) <= _MOST_TIMEOUT_S:
+        raise ValueError
+
+
+_SECONDS = f"a whole number of seconds, 0 to {_MOST_TIMEOUT_S}"
+_READ_ON_IMPORT: Mapping[str, tuple[Callable[[str], object], str]] = {
+    "HF_ENDPOINT": (urlsplit, _ADDRESS),
+    "HF_HUB_DOWNLOAD_TIMEOUT": (_timeout, _SECONDS),
+    "HF_HUB_ETAG_TIMEOUT": (_timeout, _SECONDS),
+}
+
+
+def _first_unsendable(text: str, also: str = "") -> int | None:
+    """The position of the first character that is neither visible ASCII nor one of `also`."""
+    return next((at for at, sign in enumerate(text) if not ("!" <= sign <= "~" or sign in also)), None)
+
+
+def _shown(value: str, limit: int = 80) -> str:
+    """A value for an error message: in ASCII, so that what cannot be seen is shown by its number."""
+    text = ascii(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,41 @@
+"""Check of the proxy variables, HTTP_PROXY and its like: httpx2 fails with a foreign exception on a malformed one."""
+
+from importlib.util import find_spec
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from sd35.errors import InvalidSetting
+
+_READ = ("http", "https", "all")
+_HTTP, _SOCKS = ("http", "https"), ("socks5", "socks5h")
+
+
+def check_proxies() -> None:
+    """Raise InvalidSetting if a proxy variable is set to what httpx2 cannot use.
+
+    The error does not show the value, which may hold a password.
+    """
+    proxies = getproxies()
+    if "*" in (host.strip() for host in proxies.get("no", "").split(",")):
+        return  # httpx2 then reads none of them
+    allowed = _HTTP if find_spec("socksio") is None else (*_HTTP, *_SOCKS)
+    for scheme, url in proxies.items():
+        if scheme in _READ and url and not is_address(url if "://" in url else f"http://{url}", allowed):
+            lacks_socks = allowed == _HTTP and url.lower().startswith(_SOCKS)
+            socks = "; SOCKS 5 needs the package socksio" if lacks_socks else ""
+            raise InvalidSetting(
+                f"{scheme.upper()}_PROXY: got an address that cannot be used; allowed: {', '.join(allowed)}, as in"
+                f" http://proxy.example:3128{socks}"
+            )
+
+
+def is_address(text: str, schemes: tuple[str, ...]) -> bool:
+    """Whether httpx2 can connect to it: one of the schemes, a host, and a port from 1 to 65535 if any."""
+    import httpx2
+
+    try:
+        url = httpx2.URL(text)
+        port = urlsplit(text).port  # raises ValueError above 65535, which httpx2 leaves to the connection
+    except (ValueError, httpx2.InvalidURL):
+        return False
+    return url.scheme in schemes and bool(url.host) and port != 0 and url.host.isprintable() and " " not in url.host

@@ -1,0 +1,139 @@
+"""How the command ends: Ctrl-C at any moment, outputs that cannot be written, and errors of the system."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sd35.cli.ending import errors_as_lines, exit_when_interrupted
+from sd35.errors import CheckpointError
+
+TIMEOUT_S = 120
+RUN = "from sd35.cli import main; main()"
+# Sends this process a signal when the so-manieth module is looked for; at its end, tells how many were.
+AT_AN_IMPORT = """
+import atexit, os, signal, sys
+number, moment = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+class Watch:
+    asked = 0
+    def find_spec(self, *_):
+        Watch.asked += 1
+        if Watch.asked == moment:
+            os.kill(os.getpid(), number)
+sys.meta_path.insert(0, Watch())
+"""
+FAR = 10**9
+FIRST = 4  # before that, nothing of this project runs yet: `sd35` and `sd35.cli` are looked for
+
+
+def run(code: str, *arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+    """Run code, then the command, in a process of its own that finds no settings of the user's."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("SD35_", "HF_"))}
+    return subprocess.run(
+        [sys.executable, "-c", code + RUN, *arguments],
+        **{"env": clean, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def imports() -> int:
+    """How many modules `sd35 models` looks for."""
+    code = AT_AN_IMPORT + "atexit.register(lambda: print(Watch.asked, file=sys.stderr))\n"
+    result = run(code, str(int(signal.SIGINT)), str(FAR), "models")
+    assert result.returncode == 0, result.stderr
+    return int(result.stderr)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99])
+def test_ctrl_c_while_modules_are_imported_exits_with_130_and_says_nothing(imports: int, share: float):
+    """At whatever moment of the start it comes: no traceback."""
+    result = run(AT_AN_IMPORT, str(int(signal.SIGINT)), str(max(FIRST, int(share * imports))), "models")
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
+def test_sigterm_while_modules_are_imported_ends_the_process(imports: int, share: float):
+    """By the signal itself, and without a traceback."""
+    result = run(AT_AN_IMPORT, str(int(signal.SIGTERM)), str(max(FIRST, int(share * imports))), "models")
+    assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGTERM, "", "")
+
+
+def test_ctrl_c_that_a_library_turned_into_its_own_error_is_still_ctrl_c():
+    """Extensions that are interrupted while they are imported raise ImportError, from the KeyboardInterrupt."""
+    error = ImportError("initialization failed")
+    error.__cause__ = KeyboardInterrupt()
+    with pytest.raises(SystemExit) as end, exit_when_interrupted():
+        raise error
+    assert end.value.code == 130
+
+
+@pytest.mark.parametrize("error", [ValueError("a mistake"), OSError(errno.ENOENT, "No such file or directory")])
+def test_a_mistake_of_ours_stays_a_traceback(error: Exception):
+    """Only errors of the system that no code of ours causes become one line."""
+    with pytest.raises(type(error)), exit_when_interrupted(), errors_as_lines():
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (CheckpointError("it is broken"), 1, "sd35: it is broken\n"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "sd35: No space left on device\n"),
+        (OSError(errno.EROFS, "Read-only file system", "/data/x"), 1, "sd35: /data/x: Read-only file system\n"),
+    ],
+)
+def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str], error: Exception, code: int, said: str):
+    """This project's, and the system's with its file where it names one."""
+    with pytest.raises(SystemExit) as end, errors_as_lines():
+        raise error
+    assert (end.value.code, capsys.readouterr().err) == (code, said)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [("models",), ("models", "--json"), ("--help",), ("--version",)])
+def test_an_output_that_is_full_is_one_line(arguments: tuple[str, ...], unbuffered: str):
+    """Whether Python notices while it prints or when it ends."""
+    with Path("/dev/full").open("w") as full:
+        result = run("", *arguments, stdout=full, env={**os.environ, "PYTHONUNBUFFERED": unbuffered})
+    assert (result.returncode, result.stderr) == (1, "sd35: No space left on device\n")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [("models",), ("models", "--json"), ("--help",), ("--version",)])
+def test_a_reader_that_went_away_is_no_error_to_tell(arguments: tuple[str, ...], unbuffered: str):
+    """As in `sd35 models | head -0`: exit code 1, and nothing on stderr."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        result = run("", *arguments, stdout=write, env={**os.environ, "PYTHONUNBUFFERED": unbuffered})
+    finally:
+        os.close(write)
+    assert (result.returncode, result.stderr) == (1, "")
+
+
+def test_an_error_keeps_its_exit_code_if_stderr_cannot_be_written():
+    """Neither the line nor the end of the process fails on it."""
+    with Path("/dev/full").open("w") as full:
+        assert run("", "pull", "nothing", stderr=full).returncode == 2
+    code = "import os, sys; os.close(2); os.execv(sys.executable, [sys.executable, '-c', *sys.argv[1:]])"
+    closed = [sys.executable, "-c", code]
+    result = subprocess.run([*closed, RUN, "pull", "nothing"], capture_output=True, timeout=TIMEOUT_S, check=False)
+    assert (result.returncode, result.stdout) == (2, b"")
+
+
+def test_a_file_name_that_is_no_text_can_be_printed(tmp_path: Path):
+    """Names are bytes; those that are no UTF-8 are printed escaped."""
+    name = os.fsdecode(b"cat-\xff.png")
+    size = ("--steps", "1", "--width", "64", "--height", "64", "--seed", "1")
+    result = run("", "generate", "a cat", "-o", name, *size, cwd=tmp_path)
+    assert result.stderr == ""
+    assert result.stdout.startswith("cat-\\udcff.png: seed 1")
+    assert (tmp_path / name).exists()
