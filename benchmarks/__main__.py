@@ -1,9 +1,15 @@
-"""Runs the benchmarks, prints one table, keeps all samples in build/benchmarks.json; exits 1 where a bar is missed."""
+"""Runs the benchmarks, prints one table, and writes all samples to build/benchmarks.json.
+
+The file is written after each benchmark, so that results are kept whatever fails later. Exits with 1 if a bar is missed
+or a benchmark failed, and with 130 after Ctrl-C.
+"""
 
 import argparse
 import json
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from benchmarks import (
     cold_start,
@@ -24,7 +30,7 @@ from benchmarks import (
     soak,
 )
 from benchmarks.outcome import Outcome, machine, table
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
+from sd35.checkpoints.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
 
 OUTPUT = Path(__file__).parents[1] / "build" / "benchmarks.json"
 BENCHMARKS: dict[str, Callable[[Path, int], Outcome]] = {
@@ -64,24 +70,62 @@ def main() -> None:
     if options.readme and options.names:
         parser.error("--readme: the table is of a run of all, so name none")
     checkpoint = open_checkpoint(options.checkpoint)
-    found = machine()
-    outcomes: dict[str, Outcome] = {}
-    for name, measure in BENCHMARKS.items():
-        if name in (options.names or BENCHMARKS.keys() - ONLY_WHEN_NAMED):
-            print(f"measuring {name} ...", flush=True)
-            outcomes[name] = measure(checkpoint.directory, options.rounds)
-    print(f"\n{table(outcomes)}\n")
-    if found["is_busy"]:
-        print(f"Other work took {found['load']} of {found['cores']} cores: measure again on a quiet machine.\n")
-    content = {"checkpoint": checkpoint.name, "machine": found}
-    content |= {name: outcome.as_json() for name, outcome in outcomes.items()}
-    OUTPUT.parent.mkdir(exist_ok=True)
-    OUTPUT.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    print(f"All samples: {OUTPUT.relative_to(Path.cwd()) if OUTPUT.is_relative_to(Path.cwd()) else OUTPUT}")
-    if options.readme:
-        readme.write(content)
-    if not all(bar.is_met for outcome in outcomes.values() for bar in outcome.bars):
+    names = [name for name in BENCHMARKS if name in (options.names or BENCHMARKS.keys() - ONLY_WHEN_NAMED)]
+    run = Run(checkpoint, machine())
+    try:
+        for name in names:
+            run.measure(name, options.rounds)
+    except KeyboardInterrupt:
+        run.report()
+        raise SystemExit(130) from None
+    run.report()
+    if options.readme and not run.failures:
+        readme.write(run.content)
+    elif options.readme:
+        print(f"The READMEs' table stays as it is: {', '.join(run.failures)} failed.")
+    if run.failures or not all(bar.is_met for outcome in run.outcomes.values() for bar in outcome.bars):
         raise SystemExit(1)
+
+
+class Run:
+    """What was measured so far. `failures`: what benchmarks that failed raised, as a traceback."""
+
+    def __init__(self, checkpoint: Checkpoint, found: dict[str, Any]) -> None:
+        self._checkpoint, self._machine = checkpoint, found
+        self.outcomes: dict[str, Outcome] = {}
+        self.failures: dict[str, str] = {}
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """All of it, as JSON."""
+        measured = {name: outcome.as_json() for name, outcome in self.outcomes.items()}
+        return {
+            "checkpoint": self._checkpoint.name,
+            "machine": self._machine,
+            **measured,
+            **({"failures": self.failures} if self.failures else {}),
+        }
+
+    def measure(self, name: str, rounds: int) -> None:
+        """Run a benchmark, and write all results."""
+        print(f"measuring {name} ...", flush=True)
+        try:
+            self.outcomes[name] = BENCHMARKS[name](self._checkpoint.directory, rounds)
+        except (Exception, SystemExit):  # noqa: BLE001  whatever it is, the others are measured
+            self.failures[name] = traceback.format_exc()
+            print(f"{name} failed:\n{self.failures[name]}", flush=True)
+        OUTPUT.parent.mkdir(exist_ok=True)
+        OUTPUT.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")
+
+    def report(self) -> None:
+        """Print the table, and what failed."""
+        print(f"\n{table(self.outcomes)}\n")
+        for name, failure in self.failures.items():
+            print(f"{name} FAILED: {failure.splitlines()[-1]}")
+        load, cores = self._machine["load"], self._machine["cores"]
+        if self._machine["is_busy"]:
+            print(f"Other work took {load} of {cores} cores: measure again on a quiet machine.\n")
+        print(f"All samples: {OUTPUT.relative_to(Path.cwd()) if OUTPUT.is_relative_to(Path.cwd()) else OUTPUT}")
 
 
 if __name__ == "__main__":

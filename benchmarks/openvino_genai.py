@@ -10,11 +10,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from benchmarks.in_turns import Turns, draw_in_turns
-from benchmarks.outcome import Bar, Outcome
+from benchmarks.outcome import Bar, CannotRun, Outcome
 from benchmarks.picture import GUIDANCE, SIDE_PX, STEPS
 from benchmarks.processes import ROOT, Worker, clean_environment
 
@@ -35,13 +38,24 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="sd35-openvino-") as model, ExitStack() as workers:
         variables = {"PYTHONPATH": _python_path(), "OPENVINO_MODEL": model}
         _run([sys.executable, "-m", "benchmarks.openvino_convert", str(checkpoint), model], variables)
-        sides = {side: workers.enter_context(Worker(side, checkpoint, variables)).draw for side in _SIDES}
+        sides: dict[str, Callable[..., dict[str, Any]]] = {}
+        left_out: dict[str, str] = {}
+        for side in _SIDES:
+            try:
+                sides[side] = workers.enter_context(Worker(side, checkpoint, variables)).draw
+            except CannotRun as reason:
+                if side in {OURS, SAME}:  # there is no bar without them
+                    raise
+                left_out[side] = str(reason)
         turns = draw_in_turns(sides, rounds, steps=STEPS, guidance=GUIDANCE, side_px=SIDE_PX)
-    return outcome(turns, rounds)
+    return outcome(turns, rounds, left_out)
 
 
-def outcome(turns: Turns, rounds: int) -> Outcome:
-    """The bar is for the same work, at any size; what else was found stands beside it."""
+def outcome(turns: Turns, rounds: int, left_out: Mapping[str, str] = MappingProxyType({})) -> Outcome:
+    """The bar is for the same work, at any size; what else was found stands beside it.
+
+    `left_out`: sides that this machine cannot run, and why.
+    """
     differences = {side: turns.difference(side, OURS) for side in turns.answers if side != OURS}
     return Outcome(
         [Bar("OpenVINO GenAI's time / ours", turns.ratio(SAME, OURS), "x", ">=", LEAST_RATIO)],
@@ -49,9 +63,15 @@ def outcome(turns: Turns, rounds: int) -> Outcome:
             f"{SIDE_PX} px, {STEPS} steps, guidance {GUIDANCE}, {rounds} pictures of each side in turns; medians",
             *map(turns.described, turns.answers),
             *(_compared(turns, side, difference) for side, difference in differences.items()),
+            *(f"{side}: left out; {reason}" for side, reason in left_out.items()),
             f"a waiting side took {turns.idle_share:.1%} of a core at most",
         ],
-        {**turns.numbers(), "max_difference": differences, "idle_share": turns.idle_share},
+        {
+            **turns.numbers(),
+            "max_difference": differences,
+            "idle_share": turns.idle_share,
+            "left_out": dict(left_out),
+        },
     )
 
 

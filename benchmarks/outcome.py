@@ -15,6 +15,10 @@ _HOLDS = MappingProxyType({">=": operator.ge, "<=": operator.le, "<": operator.l
 _LOOK_S = 3
 
 
+class CannotRun(Exception):  # noqa: N818  as this project's own errors
+    """What was to be measured cannot run on this machine, and why."""
+
+
 @dataclass(frozen=True)
 class Bar:
     """A figure, and the limit it is held against."""

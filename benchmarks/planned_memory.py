@@ -12,14 +12,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from benchmarks.outcome import Bar, Outcome
+from benchmarks.outcome import Bar, CannotRun, Outcome
 from benchmarks.processes import ROOT, clean_environment
 from benchmarks.watch import Watch
 from sd35.bench.server import end
 from sd35.checkpoints.anatomy import anatomy_on_disk
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sd35.errors import InvalidSetting
 from sd35.service.fitting import plan_for
 from sd35.service.planning import Room
 from sd35.settings import load_settings
@@ -52,12 +53,18 @@ def measure(directory: Path, rounds: int) -> Outcome:  # noqa: ARG001  a peak is
     """Each case once."""
     checkpoint = open_checkpoint(str(directory))
     anatomy = anatomy_on_disk(checkpoint)
-    bars, notes, samples = [], [], {}
+    bars, notes = [], []
+    samples: dict[str, Any] = {}
     for case in _WITH_GRAPHS if anatomy.has_graphs else _WITHOUT:
         settings = load_settings({**case._asdict(), "checkpoints": (str(directory),), "device": "cpu"})
         (placement, *_) = plan_for(settings, [anatomy], Room("cpu", 0, 0)).placements
-        measured = _measured_bytes(case, checkpoint)
         name = f"{case.backend} {case.precision} {case.offload}"
+        try:
+            measured = _measured_bytes(case, checkpoint)
+        except CannotRun as reason:
+            notes.append(f"{name}: left out; {reason}")
+            samples[name] = {"left_out": str(reason)}
+            continue
         error = placement.peak_bytes / measured - 1
         bars.append(Bar(f"peak, planned against measured: {name}", abs(error), "x", "<=", MOST_ERROR))
         notes.append(f"{name}: planned {_mb(placement.peak_bytes)}, measured {_mb(measured)}: {error:+.1%}")
@@ -67,7 +74,7 @@ def measure(directory: Path, rounds: int) -> Outcome:  # noqa: ARG001  a peak is
 
 
 def _measured_bytes(case: Case, checkpoint: Checkpoint) -> int:
-    """The peak of a server that drew one picture of the model's own size."""
+    """The peak of a server that drew one picture of the model's own size. Raises CannotRun, SystemExit."""
     flags = [word for name, value in case._asdict().items() for word in (f"--{name}", value)]
     serve = "serve --ui off --port 0 --device cpu --tiled-decode off".split()
     command = [sys.executable, "-c", _SERVE, *serve, *flags]
@@ -89,9 +96,13 @@ def _measured_bytes(case: Case, checkpoint: Checkpoint) -> int:
                 return watch.finish().resident_bytes
         finally:
             watch.finish()
-            end(process)
+            with process:  # closes its pipe
+                end(process)
         log.seek(0)
-        raise SystemExit(f"{' '.join(command)} drew no picture; it said:\n{log.read()}")
+        said = log.read()
+        if process.returncode == InvalidSetting.exit_code and said:  # such as a precision the processor does not have
+            raise CannotRun(said.splitlines()[-1].removeprefix("sd35: "))
+        raise SystemExit(f"{' '.join(command)} drew no picture; it said:\n{said}")
 
 
 def _draw(port: int, checkpoint: Checkpoint) -> None:

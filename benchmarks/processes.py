@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
+from benchmarks.outcome import CannotRun
 from sd35.bench.server import end
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +31,10 @@ def clean_environment() -> dict[str, str]:
 
 
 class Worker:
-    """A `benchmarks.worker` that stays loaded. It is ready once this returns; it ends with the `with` block."""
+    """A `benchmarks.worker` that stays loaded. It is ready once this returns; it ends with the `with` block.
+
+    Raises CannotRun if this machine cannot run the side.
+    """
 
     def __init__(self, side: str, checkpoint: Path, variables: Mapping[str, str] = MappingProxyType({})) -> None:
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  lives as long as this does
@@ -44,7 +48,9 @@ class Worker:
             text=True,
             start_new_session=True,
         )
-        self._read()
+        if reason := self._read().get("cannot_run"):
+            self._end()
+            raise CannotRun(reason)
 
     def __enter__(self) -> Self:
         return self
@@ -52,14 +58,18 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        end(self._process)
-        self._log.close()
+        self._end()
 
     def draw(self, **asked: float) -> dict[str, Any]:
         """One picture: see `benchmarks.worker`."""
         assert self._process.stdin
         print(json.dumps(asked), file=self._process.stdin, flush=True)
         return self._read()
+
+    def _end(self) -> None:
+        with self._process:  # closes its pipes
+            end(self._process)
+        self._log.close()
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 
 from sd35.backends.host import HostMemory
+from sd35.errors import InvalidSetting
 
 # New words with each picture, so that none finds its text encoded already.
 PROMPT = "a cat to the left of a dog on a red background, {seed}"
@@ -173,7 +174,11 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints must not come between the answers
     marks = Marks()
-    draw = SIDES[side](checkpoint, marks)
+    try:
+        draw = SIDES[side](checkpoint, marks)
+    except InvalidSetting as error:  # such as a precision that this processor does not have
+        print(json.dumps({"cannot_run": str(error)}), file=answers, flush=True)
+        return
     print("{}", file=answers, flush=True)
     for line in sys.stdin:
         asked: dict[str, Any] = json.loads(line)

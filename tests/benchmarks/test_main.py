@@ -1,0 +1,121 @@
+"""A run of the benchmarks keeps results whatever fails, and leaves out with its reason what a machine cannot run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from benchmarks import __main__ as benchmarks
+from benchmarks import openvino_genai, planned_memory, readme
+from benchmarks.outcome import Bar, CannotRun, Outcome
+from benchmarks.processes import Worker, clean_environment
+from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
+
+DIRECTORY = open_checkpoint(EMBEDDED).directory
+NO_BF16 = {"OV_CPU_MAX_ISA": "AVX2"}  # OpenVINO's own variable: the processor is taken for one without BF16
+
+
+@pytest.fixture
+def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where results are written; the machine is not looked at."""
+    monkeypatch.setattr(benchmarks, "OUTPUT", tmp_path / "build" / "benchmarks.json")
+    monkeypatch.setattr(benchmarks, "machine", lambda: {"is_busy": False, "load": 0, "cores": 2})
+    return benchmarks.OUTPUT
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str, **measures: Callable[[], Outcome]) -> Any:
+    """Run these benchmarks; the exit code, None for success."""
+
+    def measured(measure: Callable[[], Outcome]) -> Callable[[Path, int], Outcome]:
+        return lambda _directory, _rounds: measure()
+
+    monkeypatch.setattr(benchmarks, "BENCHMARKS", {name: measured(measure) for name, measure in measures.items()})
+    monkeypatch.setattr("sys.argv", ["benchmarks", *arguments])
+    try:
+        benchmarks.main()
+    except SystemExit as end:
+        return end.code
+    return None
+
+
+def good() -> Outcome:
+    """A benchmark whose bar is met."""
+    return Outcome([Bar("what", 1, "s", "<=", 2)], ["a note"])
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no such processor"), SystemExit("a worker ended")])
+def test_what_fails_loses_no_other_result(
+    output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException
+):
+    """The other benchmarks are measured and kept, the failure is told with its traceback, and the exit code is 1."""
+    monkeypatch.setattr(readme, "write", lambda _: pytest.fail("a table without all claims"))
+
+    def bad() -> Outcome:
+        raise error
+
+    assert run(monkeypatch, "--readme", first=good, bad=bad, last=good) == 1
+    content = json.loads(output.read_text())
+    assert content["first"] == content["last"] == good().as_json()
+    assert str(error) in content["failures"]["bad"]
+    said = capsys.readouterr().out
+    assert f"bad FAILED: {type(error).__name__}: {error}" in said
+    assert "The READMEs' table stays as it is: bad failed." in said
+
+
+def test_ctrl_c_keeps_what_was_measured(
+    output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Results so far are in the file and in the table; the exit code is that of an interrupted command."""
+
+    def interrupted() -> Outcome:
+        raise KeyboardInterrupt
+
+    assert run(monkeypatch, first=good, second=interrupted, third=good) == 130
+    assert json.loads(output.read_text()).keys() == {"checkpoint", "machine", "first"}
+    assert "first" in capsys.readouterr().out
+
+
+def test_a_side_that_the_processor_cannot_run_says_why():
+    """A worker in BF16 on a processor without it ends with the backend's own words."""
+    with pytest.raises(CannotRun, match="precision: got 'bfloat16'; this processor allows: float32"):
+        Worker("openvino-bf16", DIRECTORY, NO_BF16)
+
+
+def test_planned_memory_leaves_out_what_the_processor_cannot_run(monkeypatch: pytest.MonkeyPatch):
+    """The case is noted with its reason, has no bar, and does not end the benchmark."""
+    clean = clean_environment
+    monkeypatch.setattr(planned_memory, "clean_environment", lambda: {**clean(), **NO_BF16})
+    monkeypatch.setattr(planned_memory, "_WITH_GRAPHS", (planned_memory.Case("openvino", "bfloat16", "none"),))
+    found = planned_memory.measure(DIRECTORY, 1)
+    reason = "precision: got 'bfloat16'; this processor allows: float32"
+    assert found.bars == []
+    assert found.notes[1:] == [f"openvino bfloat16 none: left out; {reason}"]
+
+
+def test_openvino_leaves_out_its_bf16_side_and_keeps_the_bar(monkeypatch: pytest.MonkeyPatch):
+    """Without BF16, the comparison with GenAI is measured all the same, and the side is named with the reason."""
+
+    class Without:
+        def __init__(self, side: str, *_: object) -> None:
+            if side == openvino_genai.OURS_BF16:
+                raise CannotRun("no BF16")
+            self.draw = side
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    drawn: list[str] = []
+    monkeypatch.setattr(openvino_genai, "install", lambda: None)
+    monkeypatch.setattr(openvino_genai, "_run", lambda *_: None)
+    monkeypatch.setattr(openvino_genai, "Worker", Without)
+    monkeypatch.setattr(openvino_genai, "draw_in_turns", lambda sides, *_, **__: drawn.extend(sides))
+    found: list[dict[str, str]] = []
+    monkeypatch.setattr(openvino_genai, "outcome", lambda _turns, _rounds, left_out: found.append(left_out))
+    openvino_genai.measure(DIRECTORY, 1)
+    assert found == [{"openvino-bf16": "no BF16"}]
+    assert drawn == ["openvino", "onnx", "genai", "genai-fixed", "genai-default"]
