@@ -16,6 +16,7 @@ def _about() -> None:
     [bold]Examples[/bold]
 
       sd35 storage verify
+      sd35 storage verify --json
     """
 
 
@@ -40,7 +41,7 @@ def verify(
 
       sd35 storage verify
       sd35 storage verify --data-dir /data --json | jq -r '.damaged[].file'
-      sd35 storage verify --store s3://bucket/prefix --database postgresql://sd35@db/sd35
+      sd35 storage verify --store s3://bucket/prefix
     """
     settings = options.settings_of(locals())
     from sd35.cli.storage import verify as run
