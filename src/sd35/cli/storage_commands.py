@@ -13,6 +13,8 @@ app.add_typer(_storage, name="storage")
 def _about() -> None:
     """Stored images: check that they are whole.
 
+    The files are in the image store of the settings, their checksums in the database.
+
     [bold]Examples[/bold]
 
       sd35 storage verify
