@@ -235,10 +235,10 @@ def test_the_doctor_warns_of_what_cannot_be_used(tmp_path: Path):
 
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-KEYS = [f"keys {name}" for name in COMMANDS["keys"].commands]
+NESTED = [f"{group} {name}" for group in ("keys", "storage") for name in COMMANDS[group].commands]
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *KEYS])
+@pytest.mark.parametrize("command", [*COMMANDS, *NESTED])
 def test_every_help_page_has_examples(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], command: str):
     """--help tells what a command does and shows lines to copy."""
     assert sd35_here(monkeypatch, *command.split(), "--help") == 0

@@ -13,9 +13,12 @@ app.add_typer(_storage, name="storage")
 def _about() -> None:
     """Stored images: check that they are whole.
 
+    The files are in the image store of the settings, their checksums in the database.
+
     [bold]Examples[/bold]
 
       sd35 storage verify
+      sd35 storage verify --json
     """
 
 
@@ -40,7 +43,7 @@ def verify(
 
       sd35 storage verify
       sd35 storage verify --data-dir /data --json | jq -r '.damaged[].file'
-      sd35 storage verify --store s3://bucket/prefix --database postgresql://sd35@db/sd35
+      sd35 storage verify --store s3://bucket/prefix
     """
     settings = options.settings_of(locals())
     from sd35.cli.storage import verify as run
