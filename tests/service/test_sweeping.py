@@ -62,7 +62,7 @@ class Server:
 
     def has(self, digest: str) -> bool:
         """Whether an image is there."""
-        return self.images.read(digest) is not None
+        return self.images.files.get(f"{digest}.png") is not None
 
     def jobs(self) -> int:
         """How many jobs are known."""
