@@ -9,8 +9,8 @@ import pytest
 import typer.main
 
 from sd35.cli.main import app, main
+from sd35.metadata.record import Record, from_text, own_version
 from sd35.service.png import read_png, write_png
-from sd35.service.record import Record, from_text, own_version
 
 TIMEOUT_S = 120
 SD35 = [sys.executable, "-c", "from sd35.cli import main; main()"]

@@ -25,13 +25,13 @@ from sd35.api.query import refuse_unknown
 from sd35.api.refusals import FieldError, RequestRefused, noted, shown
 from sd35.api.sessions import Sessions
 from sd35.errors import Sd35Error
+from sd35.metadata.record import own_version
 from sd35.page import PATH
 from sd35.service.callers import KeyRing
 from sd35.service.keys import Allowance, KeyStore
 from sd35.service.limits import Limits
 from sd35.service.opening import Opening
 from sd35.service.readings import Readings
-from sd35.service.record import own_version
 from sd35.service.telemetry import Telemetry
 from sd35.settings import Settings
 

@@ -4,11 +4,10 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import Any, Literal
 
-from PIL import Image
-
+from sd35.metadata.record import MAKER_KEY
+from sd35.metadata.texts import read_texts
 from sd35.page.client import Client, Refusal, Visitor, words_of
 
 _LEAST_S = 0.1  # between two looks: steps may be quicker than anyone sees
@@ -146,8 +145,7 @@ async def _take(client: Client, drawing: Drawing, event: Mapping[str, Any], visi
 
 
 def _cut_off(png: bytes) -> Sequence[str]:
-    """The prompts of which the text encoders read a part only, as the file says; none where it says nothing."""
-    with Image.open(BytesIO(png), formats=["PNG"]) as image:
-        maker = image.info.get("sd35.maker")
-    found = json.loads(maker).get("cut_off", []) if isinstance(maker, str) else []
+    """The prompts of which the text encoders read only a part, as the file says; none if it does not say."""
+    maker = read_texts(png).texts.get(MAKER_KEY)
+    found = json.loads(maker).get("cut_off", []) if maker else []
     return tuple(map(str, found))

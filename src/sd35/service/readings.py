@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from sd35.backends.host import HostMemory
 from sd35.errors import NotReady, StoreUnavailable
+from sd35.metadata.record import own_version
 from sd35.service.jobs.contract import JobStore, Status
 from sd35.service.metering import Described, Metering
 from sd35.service.opening import Opening
-from sd35.service.record import own_version
 from sd35.service.service import Service
 
 if TYPE_CHECKING:

@@ -37,12 +37,12 @@ from sd35.api.sessions import Running, Sessions
 from sd35.api.waiting import CLIENT_CLOSED_REQUEST, unless_gone
 from sd35.backends.host import HostMemory
 from sd35.errors import InvalidRequest, NotReplayable
+from sd35.metadata.record import own_version
 from sd35.request import Request as Resolved
 from sd35.service.desk import Outcome
 from sd35.service.infotext import HASH_DIGITS, KEYWORD, SAMPLER, SCHEDULE, extras, infotext, parse, read
 from sd35.service.model import Model
 from sd35.service.png import with_text, without_text
-from sd35.service.record import own_version
 from sd35.service.resolve import Wanted, find_model, series
 from sd35.service.service import Service
 

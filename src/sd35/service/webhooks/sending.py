@@ -10,9 +10,9 @@ import httpx2
 import structlog
 
 from sd35.errors import StoreUnavailable
+from sd35.metadata.record import own_version
 from sd35.service.jobs.contract import HELD_S, Delivery, JobStore
 from sd35.service.metering import WebhookEnd
-from sd35.service.record import own_version
 from sd35.service.webhooks.signing import headers
 from sd35.service.webhooks.transport import PublicTransport
 
