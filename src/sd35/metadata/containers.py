@@ -3,6 +3,7 @@
 Sources: ITU-T T.81, annex B (JPEG's markers); EXIF 3.0, 4.7.2 (APP1); RFC 9649 (WebP).
 """
 
+import re
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -16,6 +17,7 @@ _MOST_PARTS = 4096  # ICC profiles and long XMP packets take some hundred segmen
 _MOST_CHUNKS = 65_536  # an animation has one for each frame
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD8)}
 _START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
+_NO_FILL = re.compile(b"[^\xff]")
 _WEBP_IMAGES = {b"VP8 ", b"VP8L", b"ANMF"}
 
 
@@ -81,8 +83,5 @@ def _app1_segments(jpeg: bytes) -> Iterator[bytes]:
 def _next_marker(jpeg: bytes, place: int) -> int:
     """The place of the next marker's code: behind 0xFF, and any number of 0xFF may fill the space before it."""
     place = jpeg.find(b"\xff", place)
-    if place < 0:
-        return len(jpeg)
-    while jpeg[place : place + 1] == b"\xff":
-        place += 1
-    return place
+    found = _NO_FILL.search(jpeg, place) if place >= 0 else None
+    return found.start() if found else len(jpeg)

@@ -16,6 +16,7 @@ _BYTE_TYPES = {1, 2, 7}  # BYTE, ASCII, UNDEFINED: a value's count is its size i
 _INLINE_BYTES = 4  # a value that is not longer is stored in its entry
 _CODE_BYTES = 8  # before the comment; they name its characters
 _BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xfe\xff": "utf-16-be", b"\xff\xfe": "utf-16-le"}
+_MANY = 8  # zeros are many if every eighth character has one
 _CONTROLS = frozenset(range(32)) - frozenset(b"\t\n\r")
 
 
@@ -51,7 +52,7 @@ def comment_text(comment: bytes) -> str:
 def _entry(exif: bytes, order: str, start: int, tag: int) -> tuple[int, int, bytes] | None:
     """Type, count and value field of a directory's entry. Raises struct.error if the directory is not in the data."""
     (count,) = struct.unpack_from(f"{order}H", exif, start)
-    entries = exif[start + 2 :][: 12 * count]
+    entries = exif[start + 2 : start + 2 + 12 * count]
     for found, kind, size, value in struct.iter_unpack(f"{order}HHI4s", entries[: len(entries) // 12 * 12]):
         if found == tag:
             return kind, size, value
@@ -61,17 +62,18 @@ def _entry(exif: bytes, order: str, start: int, tag: int) -> tuple[int, int, byt
 def _guess(text: bytes) -> str:
     """How text behind the UNICODE code is encoded. EXIF does not say which UTF-16, and some programs write UTF-8.
 
-    A byte order mark decides. Else zeros do: UTF-16 has one in each character below U+0100, such as spaces and digits,
-    and UTF-8 has none. Without zeros, it is UTF-8 if it can be. Else the byte of a character that varies less is the
-    high one.
+    A byte order mark decides. Else zeros do, if there are many: in UTF-16, letters, digits and spaces of ASCII have one
+    each. UTF-8 has no zeros and no control characters. What remains is UTF-16 in which the high bytes vary less.
     """
     for mark, encoding in _BYTE_ORDER_MARKS.items():
         if text.startswith(mark):
             return encoding
+    text = text.rstrip(b"\0")
     even, odd = text[::2], text[1::2]
-    if even.count(0) != odd.count(0) and text.rstrip(b"\0").count(0):
-        return "utf-16-be" if even.count(0) > odd.count(0) else "utf-16-le"
-    if not _CONTROLS & set(text.rstrip(b"\0")):
+    zeros = even.count(0) - odd.count(0)
+    if abs(zeros) * _MANY >= len(odd) and zeros:
+        return "utf-16-be" if zeros > 0 else "utf-16-le"
+    if not _CONTROLS & set(text):
         try:
             text.decode()
         except UnicodeDecodeError:

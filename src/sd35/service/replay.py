@@ -50,8 +50,8 @@ def read_recording(png: bytes) -> Recording:
     record = read_record(png)
     if image_format != "png":
         raise NotReplayable(
-            f"it is a {image_format.upper()} file, whose pixels are not exactly those that were made: replay takes the PNG file"
-            f" of {record.request.digest}"
+            f"it is a {image_format.upper()} file, whose pixels are not exactly those that were made: replay takes the"
+            f" PNG file of {record.request.digest}"
         )
     return Recording(png, read_png(png)[0], record)
 
