@@ -6,6 +6,7 @@ import struct
 import subprocess
 import tracemalloc
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -244,7 +245,7 @@ def packet_file(packet: bytes) -> bytes:
 
 
 JPEG_START = b"\xff\xd8"
-HOSTILE = {
+HOSTILE: dict[str, Callable[[], bytes]] = {
     "chunks": lambda: PLAIN[:HEADER_END] + chunk(b"aaAa", b"") * 1_000_000 + PLAIN[HEADER_END:],
     "texts": lambda: png(*[chunk(b"tEXt", b"%d\0" % number) for number in range(60_000)]),
     "segments": lambda: JPEG_START + b"\xff\xe1\0\2" * 1_000_000,

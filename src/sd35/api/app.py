@@ -17,6 +17,7 @@ from sd35.api import front, metrics, service_pages
 from sd35.api.callers import Gate, require_admin
 from sd35.api.cors import Cors
 from sd35.api.dialects import DIALECTS, refusal
+from sd35.api.dialects.automatic1111 import MOST_DESCRIBED
 from sd35.api.front import Front
 from sd35.api.metrics import Metered
 from sd35.api.observe import RequestLog, telemetry_of
@@ -81,6 +82,7 @@ def create_app(
     )
     app.state.opening, app.state.telemetry, app.state.sessions = opening, telemetry, Sessions()
     app.state.settings, app.state.started_s, app.state.front = settings, time.monotonic(), page or Front()
+    app.state.describing = asyncio.Semaphore(MOST_DESCRIBED)
     for dialect in DIALECTS:
         for router in dialect.routers:
             app.include_router(router, dependencies=[Depends(refuse_unknown)])

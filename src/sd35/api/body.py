@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from sd35.api.refusals import FieldError, RequestRefused, shown
+from sd35.service.threads import Threads
 
 MAX_BODY_BYTES = 1024 * 1024
 _NAMED_FIELDS = 10  # unknown ones that an answer names; more are counted
@@ -25,14 +26,24 @@ def described(kind: type[BaseModel], media_type: str = "application/json", **mor
     return {"requestBody": {"required": True, "content": content}}
 
 
-async def read_json(request: Request, kind: type[Body], most_bytes: int = MAX_BODY_BYTES) -> Body:
-    """The body as a model of `kind`. Raises RequestRefused: 400, 413, 415 or 422."""
+async def read_json(
+    request: Request, kind: type[Body], most_bytes: int = MAX_BODY_BYTES, threads: Threads | None = None
+) -> Body:
+    """Read the body as a model of `kind`. A body that may be large is parsed in `threads`.
+
+    Raises RequestRefused: 400, 413, 415 or 422.
+    """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         allowed = "application/json (with curl: -H 'content-type: application/json')"
         error = FieldError(field="content-type", got=shown(media_type), allowed=allowed)
         raise RequestRefused.of_fields(415, [error])
-    return validate(parse_object(await read_body(request, most_bytes)), kind)
+    content = await read_body(request, most_bytes)
+    return await threads.run(_parsed, content, kind) if threads else _parsed(content, kind)
+
+
+def _parsed(content: bytes, kind: type[Body]) -> Body:
+    return validate(parse_object(content), kind)
 
 
 def parse_object(content: bytes) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from starlette.concurrency import run_in_threadpool
+
 from sd35.metadata.record import MAKER_KEY
 from sd35.metadata.texts import read_texts
 from sd35.page.client import Client, Refusal, Visitor, words_of
@@ -132,8 +134,8 @@ async def _take(client: Client, drawing: Drawing, event: Mapping[str, Any], visi
         png = await client.picture(picture["digest"], visitor)
         request = event["request"]
         name = f"sd35-{request['seed']}-{picture['digest'][:8]}.png"
-        path = await asyncio.to_thread(keep, png, name)
-        cut_off = await asyncio.to_thread(_cut_off, png)
+        path = await run_in_threadpool(keep, png, name)
+        cut_off = await run_in_threadpool(_cut_off, png)
         drawing.made = Made(path, picture["digest"], request, picture["cached"], picture["content_filtered"], cut_off)
     elif error := event.get("error"):
         drawing.words = words_of(error)

@@ -18,6 +18,7 @@ from sd35.service.model import Model
 from sd35.service.resolve import Naming, find_model
 from sd35.service.studio import Studio
 from sd35.service.telemetry import Telemetry
+from sd35.service.threads import STORES
 from sd35.service.webhooks.service import Webhooks
 
 _SWEEP_S = 300.0
@@ -127,7 +128,7 @@ class Service:
     async def places(self, jobs: Sequence[Job]) -> dict[str, int]:
         """How many jobs go before each queued one of these. Raises StoreUnavailable, as all below."""
         queued = [job.id for job in jobs if job.status is Status.QUEUED]
-        return await asyncio.to_thread(lambda: {job_id: self.kept.stores.jobs.place(job_id) for job_id in queued})
+        return await STORES.run(lambda: {job_id: self.kept.stores.jobs.place(job_id) for job_id in queued})
 
     async def forget(self, job: Job, sees: str | None) -> None:
         """Remove a job that has ended, and its picture from its owner's; the file too, where it is nobody else's.
@@ -136,11 +137,11 @@ class Service:
         """
         if job.made:
             await self.disown(job.made.digest, job.order.owner)
-        await asyncio.to_thread(self.kept.stores.jobs.delete, job.id, sees)
+        await STORES.run(self.kept.stores.jobs.delete, job.id, sees)
 
     async def has_picture(self, digest: str, sees: str | None) -> bool:
         """Whether there is one, and it is not another's only."""
-        owners = await asyncio.to_thread(self.kept.stores.pictures.owners, digest)
+        owners = await STORES.run(self.kept.stores.pictures.owners, digest)
         return bool(owners) if sees is None else sees in owners
 
     async def picture(self, digest: str, sees: str | None, *, may_redirect: bool = False) -> bytes | str | None:
@@ -166,7 +167,7 @@ class Service:
             try:
                 pictures = await self.desk.threads.run(self._retention.sweep, time.time())
                 before_s = time.time() - self.rules.keep_s if self.rules.keep_s else 0.0
-                jobs = await asyncio.to_thread(self.kept.stores.jobs.sweep, before_s)
+                jobs = await STORES.run(self.kept.stores.jobs.sweep, before_s)
                 if pictures or jobs:
                     structlog.get_logger().info("swept", pictures=pictures, jobs=jobs)
             except StoreUnavailable as error:
