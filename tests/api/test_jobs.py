@@ -14,12 +14,12 @@ from starlette.testclient import TestClient
 
 from sd35.api.jobs import sent
 from sd35.errors import StoreUnavailable
+from sd35.metadata.record import from_text
 from sd35.service.artifacts.links import Links
 from sd35.service.jobs.contract import Status
 from sd35.service.jobs.progress import Event
 from sd35.service.keys import Role, new_key
 from sd35.service.png import read_png
-from sd35.service.record import from_text
 from sd35.service.studio import Studio
 from tests.api.conftest import serving
 from tests.double import NumpyBackend, key_store

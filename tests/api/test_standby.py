@@ -6,10 +6,10 @@ from pathlib import Path
 from starlette.testclient import TestClient
 
 from sd35.errors import NotCompiled
+from sd35.metadata.record import from_text
 from sd35.service.building import Building
 from sd35.service.model import Model
 from sd35.service.png import read_png
-from sd35.service.record import from_text
 from sd35.service.studio import Studio
 from tests.api.conftest import serving
 from tests.double import MINI, NumpyBackend, double_model, double_studio

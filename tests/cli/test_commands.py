@@ -12,8 +12,8 @@ import pytest
 import typer.main
 
 from sd35.cli.main import app, main
+from sd35.metadata.record import DIGEST_KEY, MAKER_KEY, REQUEST_KEY, Record, from_text, own_version
 from sd35.service.png import read_png, write_png
-from sd35.service.record import DIGEST_KEY, MAKER_KEY, REQUEST_KEY, Record, from_text, own_version
 from tests.orders import REQUEST
 
 TIMEOUT_S = 120

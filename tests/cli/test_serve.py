@@ -22,8 +22,8 @@ from sd35.api.listening import listen
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from sd35.checkpoints.compiled_graphs import compiled_graphs
 from sd35.errors import InvalidSetting
+from sd35.metadata.record import from_text
 from sd35.service.png import read_png
-from sd35.service.record import from_text
 
 TIMEOUT_S = 120
 SD35 = [sys.executable, "-c", "from sd35.cli import main; main()"]

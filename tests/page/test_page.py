@@ -8,9 +8,9 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import FilePayload, Locator, Page, expect
 
+from sd35.metadata.record import from_text
 from sd35.request import Request
 from sd35.service.png import read_png
-from sd35.service.record import from_text
 from tests.page.conftest import MOST_MS, Watched
 
 expect.set_options(timeout=MOST_MS)
@@ -174,7 +174,7 @@ def test_a_picture_that_is_dropped_fills_the_settings_in(page: Page, watched: Wa
     drop(page, "foreign.png", (tmp_path / "foreign.png").read_bytes())
     expect(page.get_by_role("alert")).to_contain_text("was not made by this service")
     drop(page, "text.png", b"no picture")
-    expect(page.get_by_role("alert")).to_contain_text("This is not a PNG file")
+    expect(page.get_by_role("alert")).to_contain_text("This is not a PNG, JPEG, WebP or AVIF file")
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("a bus \u2603")
 
 

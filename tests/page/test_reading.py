@@ -7,33 +7,34 @@ import numpy as np
 import pytest
 
 from sd35.errors import NotReplayable
+from sd35.metadata.record import MAKER_KEY, REQUEST_KEY, Maker, Record
 from sd35.page.reading import read_request
 from sd35.request import Request
 from sd35.service.png import write_png
-from sd35.service.record import REQUEST_KEY
 
 REQUEST = Request("a cat \u2603", "", 64, 64, 4, 4.5, 7, "sd35-mini", "revision", "onnx/float32")
+RECORD = Record(REQUEST, Maker("revision", "onnx", "float32", {}, 64, 64, [])).to_text()
 PIXELS = np.zeros((64, 64, 3), np.uint8)
 
 
 def test_the_key_is_the_one_that_the_service_writes(tmp_path: Path):
     """The page and the service agree on it, though neither imports the other."""
     file = tmp_path / "made.png"
-    file.write_bytes(write_png(PIXELS, {REQUEST_KEY: REQUEST.canonical.decode()}))
+    file.write_bytes(write_png(PIXELS, RECORD))
     assert read_request(file) == REQUEST
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"GIF89a", "not a PNG file"),
-        (write_png(PIXELS, {REQUEST_KEY: REQUEST.canonical.decode()})[:80], "damaged"),
+        (b"GIF89a", "not a PNG, JPEG, WebP or AVIF file"),
+        (write_png(PIXELS, RECORD)[:80], "damaged"),
         (write_png(PIXELS, {"parameters": "a cat"}), "not made by this service"),
-        (write_png(PIXELS, {REQUEST_KEY: "{"}), "damaged"),
-        (write_png(PIXELS, {REQUEST_KEY: json.dumps({"prompt": "a cat"})}), "damaged"),
-        (write_png(PIXELS, {REQUEST_KEY: REQUEST.canonical.decode().replace('"steps":4', '"steps":999')}), "damaged"),
+        (write_png(PIXELS, {**RECORD, REQUEST_KEY: "{"}), "damaged"),
+        (write_png(PIXELS, {**RECORD, MAKER_KEY: json.dumps({"revision": "a"})}), "damaged"),
+        (write_png(PIXELS, {**RECORD, REQUEST_KEY: RECORD[REQUEST_KEY].replace('"steps":4', '"steps":5')}), "edited"),
     ],
-    ids=["other", "cut", "foreign", "no JSON", "incomplete", "out of range"],
+    ids=["other", "cut", "foreign", "no JSON", "incomplete", "edited"],
 )
 def test_any_other_file_is_told_in_plain_words(tmp_path: Path, content: bytes, words: str):
     """Each for what is wrong with it."""

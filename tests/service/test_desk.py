@@ -11,6 +11,7 @@ import pytest
 
 from sd35.engine.preview import PreviewMap
 from sd35.errors import ContentRefused, InvalidSetting, NotReady, StoreUnavailable
+from sd35.metadata.record import from_text
 from sd35.service import filters
 from sd35.service.artifacts.holdings import Holdings
 from sd35.service.artifacts.memory import MemoryStore
@@ -18,7 +19,6 @@ from sd35.service.desk import Desk, Outcome, Source
 from sd35.service.filters import AllowAll, ContentFilter, Decision, load_filter
 from sd35.service.jobs.contract import Order
 from sd35.service.png import blurred, read_png
-from sd35.service.record import from_text
 from sd35.service.resolve import Wanted
 from sd35.service.studio import Studio
 from tests.double import WAIT_S, NumpyBackend

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sd35.errors import InvalidRequest, NotAcceptable, NotReplayable
+from sd35.metadata.record import MAKER_KEY, REQUEST_KEY, Maker, Record
+from sd35.metadata.texts import format_of, read_record
+from sd35.metadata.xmp import to_xmp
 from sd35.request import Request
-from sd35.service.encoding import encode, format_of, read_record
+from sd35.service.encoding import encode
 from sd35.service.formats import Format, check_quality, negotiate
 from sd35.service.png import read_png, write_png
-from sd35.service.record import MAKER_KEY, REQUEST_KEY, Maker, Record
 from sd35.service.replay import read_recording
-from sd35.service.xmp import to_xmp
 
 EXIFTOOL = shutil.which("exiftool")
 LOSSY = [each for each in Format if each is not Format.PNG]
@@ -78,7 +79,7 @@ def test_every_format_says_what_made_it(output_format: Format, prompt: str, nega
     """Whatever the prompts are, the record reads back, and equal pictures give equal files."""
     png, record = picture(prompt, negative_prompt)
     written = encode(png, output_format, has_metadata=True)
-    assert format_of(written) is output_format
+    assert format_of(written) == output_format
     assert read_record(written) == record
     assert encode(png, output_format, has_metadata=True) == written
 

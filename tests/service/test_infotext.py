@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from sd35.errors import NotReplayable
+from sd35.metadata.exif import USER_COMMENT
+from sd35.metadata.record import Maker, own_version
+from sd35.metadata.texts import read_texts
 from sd35.request import Request
-from sd35.service.encoding import USER_COMMENT, texts_of
 from sd35.service.infotext import KEYWORD, infotext, make, parse
 from sd35.service.png import read_png, with_text, without_text, write_png
-from sd35.service.record import Maker, own_version
 
 EXIFTOOL = shutil.which("exiftool")
 PIXELS = np.zeros((16, 16, 3), np.uint8)
@@ -185,11 +186,16 @@ def jpeg(comment: bytes) -> bytes:
     return out.getvalue()
 
 
+def texts(file: bytes) -> dict[str, str]:
+    """The texts of a file."""
+    return read_texts(file).texts
+
+
 def test_a_comment_in_exif_is_read():
     """As the web UI writes it into JPEG and WebP files: UTF-16, behind eight bytes that say so."""
-    assert texts_of(jpeg(b"UNICODE\0" + "a 猫\nSteps: 1".encode("utf-16-be")))[USER_COMMENT] == "a 猫\nSteps: 1"
-    assert texts_of(jpeg(b"ASCII\0\0\0a cat"))[USER_COMMENT] == "a cat"
-    assert USER_COMMENT not in texts_of(jpeg(b""))
+    assert texts(jpeg(b"UNICODE\0" + "a 猫\nSteps: 1".encode("utf-16-be")))[USER_COMMENT] == "a 猫\nSteps: 1"
+    assert texts(jpeg(b"ASCII\0\0\0a cat"))[USER_COMMENT] == "a cat"
+    assert USER_COMMENT not in texts(jpeg(b""))
 
 
 @given(st.data())
@@ -200,7 +206,7 @@ def test_damaged_exif_is_none(data: st.DataObject):
     for _ in range(data.draw(st.integers(1, 8))):
         whole[data.draw(st.integers(start, start + 60))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(NotReplayable):
-        texts_of(bytes(whole))
+        texts(bytes(whole))
 
 
 def test_texts_can_be_left_out():

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from sd35.metadata.png_chunks import SIGNATURE
+from sd35.metadata.record import Maker, Record
 from sd35.service.artifacts.integrity import DamagedFile, check_file, checksum_of
 from sd35.service.artifacts.names import name_of
-from sd35.service.png import SIGNATURE, without_text, write_png
-from sd35.service.record import Maker, Record
+from sd35.service.png import without_text, write_png
 from tests.orders import REQUEST
 
 MAKER = Maker("0" * 64, "double", "float32", {}, 64, 64, [])

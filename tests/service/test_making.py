@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from sd35.errors import InvalidRequest, NotReplayable, UnknownModel
+from sd35.metadata.record import DIGEST_KEY, MAKER_KEY, REQUEST_KEY
 from sd35.request import SIZE_MULTIPLE_PX
 from sd35.service.png import read_png, write_png
-from sd35.service.record import DIGEST_KEY, MAKER_KEY, REQUEST_KEY
 from sd35.service.replay import read_recording, replay
 from sd35.service.resolve import Wanted
 from sd35.service.sizes import drawn_size

@@ -18,6 +18,7 @@ from sd35.api.browsers import BrowserProtection
 from sd35.api.callers import Gate, require_admin
 from sd35.api.cors import Cors
 from sd35.api.dialects import DIALECTS, refusal
+from sd35.api.dialects.automatic1111 import MOST_DESCRIBED
 from sd35.api.front import Front
 from sd35.api.hosts import AllowedHosts
 from sd35.api.metrics import Metered
@@ -28,13 +29,13 @@ from sd35.api.query import refuse_unknown
 from sd35.api.refusals import FieldError, RequestRefused, noted, shown
 from sd35.api.sessions import Sessions
 from sd35.errors import Sd35Error
+from sd35.metadata.record import own_version
 from sd35.page import PATH
 from sd35.service.callers import KeyRing
 from sd35.service.keys import Allowance, KeyStore
 from sd35.service.limits import Limits
 from sd35.service.opening import Opening
 from sd35.service.readings import Readings
-from sd35.service.record import own_version
 from sd35.service.telemetry import Telemetry
 from sd35.settings import Settings
 
@@ -84,6 +85,7 @@ def create_app(
     )
     app.state.opening, app.state.telemetry, app.state.sessions = opening, telemetry, Sessions()
     app.state.settings, app.state.started_s, app.state.front = settings, time.monotonic(), page or Front()
+    app.state.describing = asyncio.Semaphore(MOST_DESCRIBED)
     for dialect in DIALECTS:
         for router in dialect.routers:
             app.include_router(router, dependencies=[Depends(refuse_unknown)])

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from sd35.api.refusals import FieldError, RequestRefused, shown
+from sd35.service.threads import Threads
 
 MAX_BODY_BYTES = 1024 * 1024
 _NAMED_FIELDS = 10  # unknown ones that an answer names; more are counted
@@ -35,13 +36,25 @@ async def type_may_be_missing(request: Request) -> None:
     request.state.type_may_be_missing = True
 
 
-async def read_json(request: Request, kind: type[Body], most_bytes: int = MAX_BODY_BYTES) -> Body:
-    """The body as a model of `kind`. Raises RequestRefused: 400, 413, 415 or 422."""
-    return validate(await read_object(request, most_bytes), kind)
+async def read_json(
+    request: Request, kind: type[Body], most_bytes: int = MAX_BODY_BYTES, threads: Threads | None = None
+) -> Body:
+    """Read the body as a model of `kind`. A body that may be large is parsed in `threads`.
+
+    Raises RequestRefused: 400, 413, 415 or 422.
+    """
+    _check_type(request)
+    content = await read_body(request, most_bytes)
+    return await threads.run(_parsed, content, kind) if threads else _parsed(content, kind)
 
 
 async def read_object(request: Request, most_bytes: int = MAX_BODY_BYTES) -> dict[str, Any]:
-    """The body as a JSON object whose fields are not checked yet. Raises RequestRefused: 400, 413, 415 or 422."""
+    """Read the body as a JSON object whose fields are not checked. Raises RequestRefused: 400, 413, 415 or 422."""
+    _check_type(request)
+    return parse_object(await read_body(request, most_bytes))
+
+
+def _check_type(request: Request) -> None:
     content_type = request.headers.get("content-type", "").strip()
     media_type = content_type.partition(";")[0].strip().lower()
     is_missing = not content_type and getattr(request.state, "type_may_be_missing", False)
@@ -49,7 +62,10 @@ async def read_object(request: Request, most_bytes: int = MAX_BODY_BYTES) -> dic
         allowed = "application/json (with curl: -H 'content-type: application/json')"
         error = FieldError(field="content-type", got=shown(media_type), allowed=allowed)
         raise RequestRefused.of_fields(415, [error])
-    return parse_object(await read_body(request, most_bytes))
+
+
+def _parsed(content: bytes, kind: type[Body]) -> Body:
+    return validate(parse_object(content), kind)
 
 
 def parse_object(content: bytes) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def service_of(request: Request) -> Service:
     return service
 
 
-def require_admin(request: Request) -> None:
+async def require_admin(request: Request) -> None:
     """A dependency of routes for administrators. Raises NotAllowed."""
     if caller_of(request).role is not Role.ADMIN:
         raise NotAllowed("this is for administrators; the API key that came is a user's")

@@ -1,6 +1,5 @@
 """Reads a form, multipart/form-data (RFC 7578), strictly: bounded, each field once, each of its type, and no files."""
 
-import asyncio
 import re
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from sd35.api.body import Body, read_body, validate
 from sd35.api.refusals import FieldError, RequestRefused, shown
+from sd35.service.threads import PARSING
 
 MAX_FORM_BYTES = 10 * 1024 * 1024
 MAX_PARTS = 50
@@ -44,7 +44,7 @@ async def read_form(request: Request, kind: type[Body]) -> Body:
         raise RequestRefused.of_fields(415, [error])
     content = await read_body(request, MAX_FORM_BYTES)
     # In a thread: a form that is made to be slow takes the parser seconds, in which others have to be answered.
-    return validate(await asyncio.to_thread(_values, content, options.get(b"boundary", b"")), kind)
+    return validate(await PARSING.run(_values, content, options.get(b"boundary", b"")), kind)
 
 
 def _values(content: bytes, boundary: bytes) -> dict[str, str | File]:

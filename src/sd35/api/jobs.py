@@ -25,6 +25,7 @@ from sd35.service.jobs.contract import Job, JobStore, Status
 from sd35.service.jobs.progress import Event
 from sd35.service.png import write_png
 from sd35.service.service import Service
+from sd35.service.threads import STORES
 from sd35.service.tracing import note
 
 _MOST = 200  # jobs of a page
@@ -112,7 +113,7 @@ _NOT_THERE: dict[int | str, dict[str, Any]] = {
 
 async def found_job(request: Request, job_id: str) -> Job:
     """The job of the address, if whoever asks may see it."""
-    job = await asyncio.to_thread(service_of(request).jobs.store.get, job_id, caller_of(request).sees)
+    job = await STORES.run(service_of(request).jobs.store.get, job_id, caller_of(request).sees)
     if job is None:
         error = FieldError(field="job_id", got=shown(job_id), allowed="the id of a job of yours")
         raise RequestRefused.of_fields(404, [error])
@@ -171,7 +172,7 @@ async def page(
     """Those of the key that asks; an administrator sees all."""
     service = service_of(request)
     sees = caller_of(request).sees
-    jobs = await asyncio.to_thread(service.jobs.store.page, sees, status or [], cursor, limit + 1)
+    jobs = await STORES.run(service.jobs.store.page, sees, status or [], cursor, limit + 1)
     more = str(jobs[limit - 1].number) if len(jobs) > limit else None
     return JobPage(data=await _views(jobs[:limit], service), next_cursor=more)
 

@@ -1,6 +1,5 @@
 """Metrics in Prometheus' text format, and the middleware that counts requests."""
 
-import asyncio
 import time
 
 from fastapi import APIRouter, Request
@@ -10,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sd35.api.dialects import dialect_at
 from sd35.service.metering import Metering
 from sd35.service.telemetry import Telemetry
+from sd35.service.threads import STORES
 
 _METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
 _NO_DIALECT = "none"  # pages of the service itself
@@ -26,7 +26,7 @@ async def metrics(request: Request) -> Response:
     from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
     telemetry: Telemetry = request.app.state.telemetry
-    text = await asyncio.to_thread(generate_latest, telemetry.metering.registry)  # it asks the job store
+    text = await STORES.run(generate_latest, telemetry.metering.registry)  # it asks the job store
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 

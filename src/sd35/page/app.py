@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from sd35.page import PATH
 from sd35.page.client import Client
-from sd35.page.guard import MOST_UPLOAD_BYTES, Guard
+from sd35.page.guard import Guard
 
 _LEFT_OVER_S = 7 * 24 * 3600  # a process that was killed leaves its files
 
@@ -66,7 +66,6 @@ def _gradio_app(client: Client, directory: Path) -> Any:  # noqa: ANN401  Gradio
         run_history=False,
         ssr_mode=False,
         show_error=False,
-        max_file_size=MOST_UPLOAD_BYTES,
         theme=THEME,
         css=style(),
         head=head(),

@@ -4,11 +4,12 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import Any, Literal
 
-from PIL import Image
+from starlette.concurrency import run_in_threadpool
 
+from sd35.metadata.record import MAKER_KEY
+from sd35.metadata.texts import read_texts
 from sd35.page.client import Client, Refusal, Visitor, words_of
 
 _LEAST_S = 0.1  # between two looks: steps may be quicker than anyone sees
@@ -133,8 +134,8 @@ async def _take(client: Client, drawing: Drawing, event: Mapping[str, Any], visi
         png = await client.picture(picture["digest"], visitor)
         request = event["request"]
         name = f"sd35-{request['seed']}-{picture['digest'][:8]}.png"
-        path = await asyncio.to_thread(keep, png, name)
-        cut_off = await asyncio.to_thread(_cut_off, png)
+        path = await run_in_threadpool(keep, png, name)
+        cut_off = await run_in_threadpool(_cut_off, png)
         drawing.made = Made(path, picture["digest"], request, picture["cached"], picture["content_filtered"], cut_off)
     elif error := event.get("error"):
         drawing.words = words_of(error)
@@ -146,8 +147,7 @@ async def _take(client: Client, drawing: Drawing, event: Mapping[str, Any], visi
 
 
 def _cut_off(png: bytes) -> Sequence[str]:
-    """The prompts of which the text encoders read a part only, as the file says; none where it says nothing."""
-    with Image.open(BytesIO(png), formats=["PNG"]) as image:
-        maker = image.info.get("sd35.maker")
-    found = json.loads(maker).get("cut_off", []) if isinstance(maker, str) else []
+    """The prompts of which the text encoders read only a part, as the file says; none if it does not say."""
+    maker = read_texts(png).texts.get(MAKER_KEY)
+    found = json.loads(maker).get("cut_off", []) if maker else []
     return tuple(map(str, found))

@@ -8,24 +8,22 @@ import asyncio
 import json
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote
 
 from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sd35.arrival import in_time
+from sd35.page.uploads import MOST_FORM_BYTES, Uploads
 
-MOST_UPLOAD_BYTES = 32 * 1024 * 1024
 MOST_BODY_BYTES = 1024 * 1024
-MOST_KEPT_BYTES = 2 * 1024**3  # of dropped and made pictures; what is older than a day is removed
-_FORM_BYTES = 16 * 1024  # around a file
 _FILE = "/gradio_api/file="
 _UPLOAD = "/gradio_api/upload"
+_PROGRESS = "/gradio_api/upload_progress"
 _JOIN = "/gradio_api/queue/join"
 _READ = re.compile(
     r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/pwa_icon|/(static|assets|svelte)/.*"
@@ -38,6 +36,8 @@ _POLICY = (
     " img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'self';"
     " base-uri 'self'; form-action 'self'"
 )
+# How far an upload is, which the browser asks beside it: not told, but that there is no more to tell.
+_UPLOADED = Response('data: {"msg": "done"}\n\n', media_type="text/event-stream")
 
 
 class Guard:
@@ -45,13 +45,14 @@ class Guard:
 
     def __init__(self, app: ASGIApp, directory: Path, arrival_s: float) -> None:
         self._app, self._directory, self._arrival_s = app, directory.resolve(), arrival_s
+        self._uploads = Uploads(self._directory)
         self._answering: set[asyncio.Task[None]] = set()
         self._is_closed = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, to its end or until `close`."""
         receive = in_time(receive, self._arrival_s, _hung_up)
-        if refused := await self._refused(scope):
+        if refused := self._refused(scope):
             await refused(scope, receive, send)
             return
         if get_route_path(scope) == _JOIN:
@@ -59,7 +60,7 @@ class Guard:
             if not self._names_own_files_alone(body):
                 await PlainTextResponse("An event may name no other files than the page's.", 403)(scope, receive, send)
                 return
-        own = {**scope, "app": None, "route": None}  # Gradio's routes are not the labels of anyone's metrics
+        apart = {**scope, "app": None, "route": None}  # Gradio's routes are not the labels of anyone's metrics
         is_open = False  # an answer has begun, and not ended
 
         async def send_guarded(message: Message) -> None:
@@ -71,7 +72,7 @@ class Guard:
                 headers["X-Content-Type-Options"] = "nosniff"
             await send(message)
 
-        task = asyncio.ensure_future(self._app(own, receive, send_guarded))
+        task = asyncio.ensure_future(self._app_of(scope)(apart, receive, send_guarded))
         self._answering.add(task)
         try:
             await asyncio.shield(task)
@@ -92,13 +93,16 @@ class Guard:
         for task in self._answering:
             task.cancel()
 
-    async def _refused(self, scope: Scope) -> PlainTextResponse | None:
-        """An answer to what is not let through."""
+    def _refused(self, scope: Scope) -> PlainTextResponse | None:
+        """The answer to a request that is not let through."""
         for status, words in self._objections(scope):
             return PlainTextResponse(words, status)
-        if get_route_path(scope) == _UPLOAD and await asyncio.to_thread(_bytes_in, self._directory) > MOST_KEPT_BYTES:
-            return PlainTextResponse("There is no room for files now. Try again in an hour.", 507)
         return None
+
+    def _app_of(self, scope: Scope) -> ASGIApp:
+        """What answers a request. Gradio would keep a note of each upload that is asked about, for ever."""
+        own: dict[str, ASGIApp] = {_UPLOAD: self._uploads, _PROGRESS: _UPLOADED}
+        return own.get(get_route_path(scope), self._app)
 
     def _objections(self, scope: Scope) -> Iterator[tuple[int, str]]:
         """Status and words of what is wrong with a request; the first counts."""
@@ -118,7 +122,7 @@ class Guard:
             length = headers.get("content-length", "")
             if not length.isdecimal():
                 yield 411, "The body's length is needed."
-            most_bytes = MOST_UPLOAD_BYTES + _FORM_BYTES if path == _UPLOAD else MOST_BODY_BYTES
+            most_bytes = MOST_FORM_BYTES if path == _UPLOAD else MOST_BODY_BYTES
             if int(length) > most_bytes:
                 yield 413, f"The body is larger than {most_bytes} bytes."
 
@@ -136,14 +140,6 @@ class Guard:
         except (ValueError, RecursionError):
             return False
         return all(map(self._is_own, named))
-
-
-def _bytes_in(directory: Path) -> int:
-    size_bytes = 0
-    for path in directory.rglob("*"):
-        with suppress(FileNotFoundError):  # removed meanwhile
-            size_bytes += path.lstat().st_size
-    return size_bytes
 
 
 async def _read(scope: Scope, receive: Receive) -> tuple[Receive, bytes]:

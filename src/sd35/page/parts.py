@@ -158,7 +158,7 @@ def _settings() -> dict[str, object]:
         lock = gr.Checkbox(label="Lock", min_width=0, container=False, elem_id="lock")
     count = gr.Slider(1, MOST_PICTURES, 1, step=1, label="Number of pictures", buttons=[], elem_id="count")
     drop = gr.File(
-        label="Settings from a picture: drop a PNG made here",
+        label="Settings from a picture: drop a file made here",
         file_count="single",
         type="filepath",
         height=110,

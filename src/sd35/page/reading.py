@@ -1,30 +1,29 @@
-"""The request in a PNG file that the service made, so that its settings can be taken again."""
+"""The request in an image file that the service made, so that the page can fill in its settings."""
 
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-from pydantic import TypeAdapter, ValidationError
-
-from sd35.errors import InvalidRequest, NotReplayable
+from sd35.errors import NotReplayable
+from sd35.metadata.record import REQUEST_KEY, from_text
+from sd35.metadata.texts import format_of, read_texts
 from sd35.request import Request
 
-_KEY = "sd35.request"
-_REQUEST = TypeAdapter(Request)
 _WRITTEN = "A picture keeps them as long as it is not converted, edited, or sent through a messenger."
 
 
 def read_request(path: Path) -> Request:
-    """What a file says it was made from. Only its head is read, no pixel. Raises NotReplayable, in plain words."""
+    """The request that an image file was made from. Raises NotReplayable, in words for the page's visitor."""
+    data = path.read_bytes()
+    if format_of(data) is None:
+        raise NotReplayable(f"This is not a PNG, JPEG, WebP or AVIF file, and only those carry settings. {_WRITTEN}")
     try:
-        with Image.open(path, formats=["PNG"]) as image:
-            text = image.info.get(_KEY)
-    except UnidentifiedImageError as error:
-        raise NotReplayable(f"This is not a PNG file, and only those carry settings. {_WRITTEN}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise NotReplayable("This PNG file is damaged.") from error
-    if not isinstance(text, str):
+        texts = read_texts(data).texts
+    except NotReplayable as error:
+        raise NotReplayable("This picture's file is damaged.") from error
+    if REQUEST_KEY not in texts:
         raise NotReplayable(f"This picture does not say what made it: it was not made by this service. {_WRITTEN}")
     try:
-        return _REQUEST.validate_json(text, strict=True)
-    except (ValidationError, InvalidRequest) as error:
-        raise NotReplayable("What this picture says of its settings is damaged, or of a newer version.") from error
+        return from_text(texts).request
+    except NotReplayable as error:
+        raise NotReplayable(
+            "What this picture says of its settings is damaged, was edited, or is of a newer version."
+        ) from error

@@ -12,6 +12,7 @@ from sd35.errors import NotAuthenticated, StoreUnavailable
 from sd35.request import Request
 from sd35.service.keys import Allowance, Key, KeyStore, Role, id_of, matches
 from sd35.service.limits import Charge, Limits
+from sd35.service.threads import STORES
 
 KEPT_S = 5.0  # so long, at most, a key that was added or revoked is not noticed
 _RETRY_S = 1.0  # so often a store that does not answer is asked
@@ -48,6 +49,10 @@ class Caller:
     def ordering(self, request: Request) -> Charge:
         """Counts a picture that is made when its time comes. Raises TooMany, NotAllowed; see `Limits.charge`."""
         return self.limits.charge(self.client, self.allowance, request.width * request.height)
+
+    def asking(self) -> Charge:
+        """Count a request that makes no image but costs time. Raises TooMany; see `Limits.charge`."""
+        return self.limits.charge(self.client, self.allowance, 0)
 
     def limit_headers(self) -> Mapping[str, str]:
         """What is left to it, as response headers."""
@@ -97,7 +102,7 @@ class KeyRing:
     async def _read(self, store: KeyStore) -> None:
         asked_s = self._clock()
         try:
-            self._found = {key.id: key for key in await asyncio.to_thread(store.keys)}
+            self._found = {key.id: key for key in await STORES.run(store.keys)}
             self._until_s = asked_s + KEPT_S
         except StoreUnavailable as error:
             self._found = error

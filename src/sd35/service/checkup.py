@@ -12,9 +12,9 @@ from pathlib import Path
 from sd35.backends.host import cores
 from sd35.backends.table import BACKENDS, check_available
 from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting
+from sd35.metadata.record import own_version
 from sd35.service.choosing import AUTO, candidates, open_named
 from sd35.service.fitting import room_here
-from sd35.service.record import own_version
 from sd35.settings import Settings
 from sd35.settings.directories import existing_part, why_not_writable
 

@@ -16,14 +16,14 @@ import structlog
 from sd35.engine.observing import Stage
 from sd35.engine.picture import Painted, Progress
 from sd35.errors import NotReady, NotReplayable, StoreUnavailable
+from sd35.metadata.record import Maker
+from sd35.metadata.texts import read_record
 from sd35.request import Request
 from sd35.service.artifacts.holdings import Holdings
 from sd35.service.artifacts.integrity import DamagedFile
 from sd35.service.artifacts.names import name_of
-from sd35.service.encoding import read_record
 from sd35.service.filters import ContentFilter, Decision, picture_decision, prompt_decision, shown_preview
 from sd35.service.png import blurred, write_png
-from sd35.service.record import Maker
 from sd35.service.studio import Studio
 from sd35.service.telemetry import Telemetry
 from sd35.service.threads import Threads

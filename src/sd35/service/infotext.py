@@ -15,9 +15,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from sd35.errors import NotReplayable
+from sd35.metadata.exif import USER_COMMENT
+from sd35.metadata.record import Maker, from_text, own_version
+from sd35.metadata.texts import read_texts
 from sd35.request import Request
-from sd35.service.encoding import USER_COMMENT, texts_of
-from sd35.service.record import Maker, from_text, own_version
 
 KEYWORD = "parameters"  # of the text chunk in PNG files
 SAMPLER, SCHEDULE = "Euler", "Automatic"  # what these models are sampled with, in that UI's words
@@ -25,7 +26,7 @@ HASH_DIGITS = 10
 _NEGATIVE = "Negative prompt:"
 _LEAST_SETTINGS = 3  # a last line with fewer is the prompt's
 _NAME = re.compile(r"\w[\w /-]+")
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+_QUOTED = re.compile(r'"(?:[^"\\]++|\\.)*+"')  # possessive: it keeps no way back for each character
 _SIZE = re.compile(r"(\d+)x(\d+)", re.ASCII)
 _SPECIAL = re.compile(r'[,:\n]|^"')
 
@@ -75,7 +76,7 @@ def read(file: bytes) -> tuple[str, dict[str, str]]:
 
     Of a file of this project's without one, it is made from its record. Raises NotReplayable where it is no picture.
     """
-    texts = texts_of(file)
+    texts = read_texts(file).texts
     text = texts.pop(KEYWORD, "") or texts.pop(USER_COMMENT, "")
     if not text:
         with suppress(NotReplayable):  # it is not this project's

@@ -12,12 +12,13 @@ from typing import cast
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFilter, ImageOps
 
 from sd35.backends.contract import Array
 from sd35.errors import NotReplayable
+from sd35.metadata.png_chunks import SIGNATURE, only_pixels
+from sd35.metadata.texts import read_texts
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER_END = len(SIGNATURE) + 25  # of IHDR, which comes first: length, kind, 13 bytes and a checksum
 _FILTER_UP = 2
 _RGB_8_BIT = (8, 2, 0, 0, 0)  # bit depth, colour type, compression, filter and interlace method
@@ -43,21 +44,24 @@ def write_png(pixels: UInt8[Array, "h w 3"], text: Mapping[str, str]) -> bytes:
 
 
 def read_png(data: bytes) -> tuple[UInt8[Array, "h w 3"], dict[str, str]]:
-    """The pixels and the text of a PNG file. Raises NotReplayable where it is none, is damaged, or is not RGB."""
+    """The pixels and the texts of a PNG file. Raises NotReplayable if it is none, is damaged, or is not RGB.
+
+    Pillow gets the chunks of pixels alone: it would decompress more text than `read_texts` allows, or refuse the file.
+    """
+    if not data.startswith(SIGNATURE):
+        raise NotReplayable("it is not a PNG file")
+    texts = read_texts(data).texts
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            with Image.open(io.BytesIO(only_pixels(data)), formats=["PNG"]) as image:
                 image.load()
-                text = {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
                 mode, pixels = image.mode, np.asarray(image)
-    except UnidentifiedImageError as error:
-        raise NotReplayable("it is not a PNG file") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise NotReplayable(f"it is a damaged PNG file: {error}") from error
     if mode != "RGB":
         raise NotReplayable(f"its pixels are {mode}, not RGB: it was not written by this project, or converted since")
-    return pixels, text
+    return pixels, texts
 
 
 def blurred(pixels: UInt8[Array, "h w 3"]) -> UInt8[Array, "h w 3"]:

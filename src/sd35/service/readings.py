@@ -9,10 +9,10 @@ import structlog
 
 from sd35.backends.host import HostMemory
 from sd35.errors import NotReady, StoreUnavailable
+from sd35.metadata.record import own_version
 from sd35.service.jobs.contract import JobStore, Status
 from sd35.service.metering import Described, Metering
 from sd35.service.opening import Opening
-from sd35.service.record import own_version
 from sd35.service.service import Service
 
 if TYPE_CHECKING:

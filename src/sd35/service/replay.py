@@ -10,9 +10,9 @@ from jaxtyping import UInt8
 from sd35.backends.contract import Array
 from sd35.engine.picture import OnProgress
 from sd35.errors import NotReplayable
-from sd35.service.encoding import format_of, read_record
-from sd35.service.png import SIGNATURE, read_png
-from sd35.service.record import Maker, Record, from_text
+from sd35.metadata.record import Maker, Record
+from sd35.metadata.texts import format_of, read_record
+from sd35.service.png import read_png
 from sd35.service.studio import Studio
 
 MAX_DIFFERENCE = 2  # of 255, at any pixel: what two backends may differ by
@@ -43,24 +43,17 @@ class Verdict(NamedTuple):
 
 
 def read_recording(png: bytes) -> Recording:
-    """A picture's PNG file. Raises NotReplayable where it is another's, or of a format that is not exact."""
-    if not png.startswith(SIGNATURE):
-        _refuse_lossy(png)
-    pixels, text = read_png(png)
-    return Recording(png, pixels, from_text(text))
-
-
-def _refuse_lossy(data: bytes) -> None:
-    """Say why a file of another format cannot be compared, and of which picture it is."""
-    try:
-        found = format_of(data)
-    except NotReplayable:
-        return  # it is not a picture at all
-    digest = read_record(data).request.digest
-    raise NotReplayable(
-        f"it is a {found.upper()} file, whose pixels are not exactly those that were made: replay takes the PNG file of"
-        f" {digest}"
-    )
+    """Read an image's PNG file. Raises NotReplayable if it has no record, or is of a format that is not exact."""
+    image_format = format_of(png)
+    if image_format is None:
+        raise NotReplayable("it is not a PNG file")
+    record = read_record(png)
+    if image_format != "png":
+        raise NotReplayable(
+            f"it is a {image_format.upper()} file, whose pixels are not exactly those that were made: replay takes the"
+            f" PNG file of {record.request.digest}"
+        )
+    return Recording(png, read_png(png)[0], record)
 
 
 def replay(recording: Recording, studio: Studio, on_progress: OnProgress | None = None) -> Verdict:

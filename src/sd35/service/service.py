@@ -19,6 +19,7 @@ from sd35.service.resolve import Naming, find_model
 from sd35.service.studio import Studio
 from sd35.service.sweeping import Sweeping
 from sd35.service.telemetry import Telemetry
+from sd35.service.threads import STORES
 from sd35.service.webhooks.service import Webhooks
 
 _SWEEP_S = 300.0
@@ -146,7 +147,7 @@ class Service:
     async def places(self, jobs: Sequence[Job]) -> dict[str, int]:
         """How many jobs go before each queued one of these. Raises StoreUnavailable, as all below."""
         queued = [job.id for job in jobs if job.status is Status.QUEUED]
-        return await asyncio.to_thread(lambda: {job_id: self.kept.stores.jobs.place(job_id) for job_id in queued})
+        return await STORES.run(lambda: {job_id: self.kept.stores.jobs.place(job_id) for job_id in queued})
 
     async def forget(self, job: Job, sees: str | None) -> None:
         """Remove a job that has ended, and its picture from its owner's; the file too, where it is nobody else's.
@@ -155,11 +156,11 @@ class Service:
         """
         if job.made:
             await self.disown(job.made.digest, job.order.owner)
-        await asyncio.to_thread(self.kept.stores.jobs.delete, job.id, sees)
+        await STORES.run(self.kept.stores.jobs.delete, job.id, sees)
 
     async def has_picture(self, digest: str, sees: str | None) -> bool:
         """Whether there is one, and it is not another's only."""
-        owners = await asyncio.to_thread(self.kept.stores.pictures.owners, digest)
+        owners = await STORES.run(self.kept.stores.pictures.owners, digest)
         return bool(owners) if sees is None else sees in owners
 
     async def picture(self, digest: str, sees: str | None, *, may_redirect: bool = False) -> bytes | str | None:

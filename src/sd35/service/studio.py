@@ -9,11 +9,11 @@ from sd35.engine.loop import Engine
 from sd35.engine.picture import OnProgress, Painted, Pixels, Task, Ticket
 from sd35.engine.scheduler import Limits
 from sd35.errors import PictureFailed
+from sd35.metadata.record import Maker, Record, own_version
 from sd35.request import SIZE_MULTIPLE_PX, Request
 from sd35.service.building import Building
 from sd35.service.model import Model
 from sd35.service.png import enlarge, write_png
-from sd35.service.record import Maker, Record, own_version
 from sd35.service.resolve import Wanted, find_model, resolve
 from sd35.service.sizes import drawn_size
 

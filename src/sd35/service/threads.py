@@ -1,4 +1,4 @@
-"""Threads of their own for what may take its time, so that it holds up nothing else."""
+"""Thread pools that keep blocking work apart, so that one kind of it cannot delay another."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,12 +12,20 @@ Result = TypeVar("Result")
 
 
 class Threads:
-    """`asyncio.to_thread`, on `most` threads that nothing else runs on."""
+    """Runs work as `asyncio.to_thread` does, on at most `most` threads that run nothing else."""
 
     def __init__(self, name: str, most: int) -> None:
         self._pool = ThreadPoolExecutor(most, name)
 
     async def run(self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        """What the work gives, with the context of who asks. Cancelled, it is not waited for."""
+        """Run `work` in the caller's context and return its result. If cancelled, do not wait for it."""
         work_here = partial(copy_context().run, work, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._pool, work_here)
+
+
+# Keys and jobs are read here and not on the event loop's default threads: those can be kept busy without an API key,
+# because Gradio serves parts of files there.
+STORES = Threads("stores", 8)
+# Bodies of clients that take long to parse: forms, and images whose metadata is asked for. Python runs one of them at a
+# time anyway; a second thread lets a short one pass a long one.
+PARSING = Threads("parsing", 2)

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import struct
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,12 +20,14 @@ from starlette.testclient import TestClient
 from webuiapi import WebUIApi
 
 from sd35.api.body import MAX_BODY_BYTES
+from sd35.api.dialects import automatic1111
+from sd35.api.dialects.automatic1111 import MOST_DESCRIBED
 from sd35.api.sessions import Sessions
+from sd35.metadata.record import DIGEST_KEY, own_version
 from sd35.service.filters import AllowAll, Decision
-from sd35.service.infotext import KEYWORD, parse
+from sd35.service.infotext import KEYWORD, parse, read
 from sd35.service.keys import Role, new_key
 from sd35.service.png import write_png
-from sd35.service.record import DIGEST_KEY, own_version
 from sd35.service.replay import read_recording
 from sd35.service.studio import Studio
 from tests.api.conftest import listening, serving
@@ -411,13 +414,89 @@ def test_what_is_no_picture_is_refused(studio: Studio, image: object):
     assert "image: got" in refusal(response, 422)["errors"]
 
 
-def test_a_picture_too_large_to_open_is_refused(studio: Studio):
-    """By its size alone."""
-    png = write_png(np.zeros((16, 16, 3), np.uint8), {})
+def test_texts_are_read_whatever_the_size_of_the_picture(studio: Studio):
+    """No pixel is decoded, so that a decompression bomb costs nothing."""
+    png = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: THEIR_TEXT})
     header = b"IHDR" + struct.pack(">II", 30_000, 30_000) + png[24:29]
     png = png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
     with serving(studio) as client:
-        assert "decompression bomb" in refusal(described(client, png), 422)["detail"]
+        assert described(client, png).json()["info"] == THEIR_TEXT
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda text: "\n".join(text[start : start + 76] for start in range(0, len(text), 76)),
+        lambda text: f"  {text[:10]} \t\r\n{text[10:]}\r\n",
+        lambda text: f"\n data:image/png;base64,\n{text}\n",
+        lambda text: f"DATA:;base64,{text}",
+    ],
+    ids=["lines", "whitespace", "data URL", "data URL in capitals"],
+)
+def test_base64_may_have_line_breaks(client: TestClient, written: Callable[[str], str]):
+    """And whitespace, as `base64` and MIME write it, and be a data URL."""
+    file = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: THEIR_TEXT})
+    image = written(base64.b64encode(file).decode())
+    assert client.post(f"{PATH}/png-info", json={"image": image}).json()["info"] == THEIR_TEXT
+
+
+def test_questions_about_pictures_count_against_the_limit(studio: Studio):
+    """Also those about what is no picture, but not bodies that are wrong; beyond it they are refused unread."""
+    file = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: THEIR_TEXT})
+    with serving(studio, requests_per_minute=2) as client:
+        assert client.post(f"{PATH}/png-info", json={"picture": "a"}).status_code == 422
+        assert described(client, file).status_code == 200
+        assert described(client, b"no picture").status_code == 422
+        refused = described(client, file)
+    assert refusal(refused, 429)["error"] == "TooMany"
+    assert int(refused.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize(
+    "text", ["a: b, " * 3_000_000, 'a: "' + "\\" * 20_000_000], ids=["many settings", "backslashes"]
+)
+def test_a_text_that_is_too_long_is_not_parsed(studio: Studio, monkeypatch: pytest.MonkeyPatch, text: str):
+    """However large the file may be; the rest of it is described."""
+    parsed: list[str] = []
+
+    def noting(text: str) -> dict[str, str]:
+        parsed.append(text)
+        return parse(text)
+
+    monkeypatch.setattr(automatic1111, "parse", noting)
+    png = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: text, "Software": "sd35"})
+    with serving(studio) as client:
+        assert described(client, png).json() == {"info": "", "items": {"Software": "sd35"}, "parameters": {}}
+    assert parsed == []
+
+
+def test_few_pictures_are_described_at_once(studio: Studio, monkeypatch: pytest.MonkeyPatch):
+    """Others wait, and keys and jobs are read meanwhile."""
+    release, begun, running = threading.Event(), threading.Semaphore(0), 0
+    most = 0
+
+    def slow(file: bytes) -> tuple[str, dict[str, str]]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        begun.release()
+        release.wait(WAIT_S)
+        running -= 1
+        return read(file)
+
+    monkeypatch.setattr(automatic1111, "read", slow)
+    key, secret = new_key("me", Role.USER, 0)
+    file = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: THEIR_TEXT})
+    with serving(studio, key_store(key)) as client, ThreadPoolExecutor(8) as pool:
+        client.headers["authorization"] = f"Bearer {secret}"
+        answers = [pool.submit(described, client, file) for _ in range(8)]
+        try:
+            assert begun.acquire(timeout=WAIT_S)
+            assert client.get("/v1/jobs").status_code == 200
+        finally:
+            release.set()
+        assert [answer.result(WAIT_S).status_code for answer in answers] == [200] * 8
+    assert most <= MOST_DESCRIBED
 
 
 def test_a_key_is_asked_for_as_their_clients_know_it(studio: Studio):

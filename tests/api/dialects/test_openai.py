@@ -18,12 +18,12 @@ from PIL import Image
 
 from sd35.backends.contract import Array, DenoiseRow
 from sd35.errors import StoreUnavailable
+from sd35.metadata.record import REQUEST_KEY
 from sd35.service.artifacts.holdings import Holdings
 from sd35.service.artifacts.memory import MemoryStore
 from sd35.service.filters import AllowAll, Decision
 from sd35.service.kept import Kept
 from sd35.service.keys import Role, new_key
-from sd35.service.record import REQUEST_KEY
 from sd35.service.studio import Studio
 from tests.api.conftest import cancellations, listening, serving
 from tests.double import WAIT_S, NumpyBackend, double_model, double_studio, key_store

@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 from sd35.api.dialects.stability import Form
 from sd35.api.form import MAX_FORM_BYTES, MAX_PARTS
 from sd35.errors import NotAcceptable
-from sd35.service.encoding import read_record
+from sd35.metadata.texts import read_record
 from sd35.service.filters import AllowAll, Decision
 from sd35.service.formats import Format
 from sd35.service.keys import KeyStore, Role, new_key

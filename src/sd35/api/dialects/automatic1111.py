@@ -36,15 +36,18 @@ from sd35.api.refusals import FieldError, RequestRefused, shown
 from sd35.api.sessions import Running
 from sd35.api.waiting import CLIENT_CLOSED_REQUEST, unless_gone
 from sd35.errors import InvalidRequest, NotReplayable
+from sd35.metadata.record import own_version
 from sd35.request import SEED
 from sd35.request import Request as Resolved
 from sd35.service.desk import Outcome
 from sd35.service.infotext import HASH_DIGITS, KEYWORD, SAMPLER, SCHEDULE, extras, infotext, parse, read
 from sd35.service.png import with_text, without_text
-from sd35.service.record import own_version
 from sd35.service.resolve import Wanted, series
+from sd35.service.threads import PARSING
 
 _MOST_IMAGE_BYTES = 30 * 1024 * 1024  # of a body with a picture in base64
+MOST_DESCRIBED = 4  # images whose metadata is read at once; each takes four times its size in memory
+_WHITESPACE = b" \t\r\n"  # `base64` and MIME break lines, and a form may indent them
 _SAMPLERS, _SCHEDULES = {"euler", "k_euler"}, {"automatic"}
 IGNORED = "X-Sd35-Ignored"
 _NAMED_FIELDS = 10  # ignored ones that an answer names; more are counted
@@ -224,22 +227,34 @@ async def skip(request: Request) -> None:
     "/png-info",
     summary="How was a picture made?",
     openapi_extra=described(Image),
-    responses=BODY,
+    response_model=PngInfo,
+    responses={**BODY, 429: WORDING.documented("The caller's own limit is reached.", **{"Retry-After": "Seconds."})},
 )
-async def png_info(request: Request) -> PngInfo:
+async def png_info(request: Request) -> Response:
     """Of files of this service, and of all that carry that UI's text: PNG, and JPEG, WebP and AVIF in EXIF."""
-    body = await read_json(request, Image, _MOST_IMAGE_BYTES)
-    return await asyncio.to_thread(_described, body.image)
+    charge = caller_of(request).asking()  # before the body, which is large, is read
+    async with request.app.state.describing:
+        try:
+            body = await read_json(request, Image, _MOST_IMAGE_BYTES, PARSING)
+        except RequestRefused:
+            charge.refund()
+            raise
+        content = await PARSING.run(_described, body.image)
+    return Response(content, media_type="application/json")
 
 
-def _described(image: str) -> PngInfo:
-    content = image.partition(",")[2] if image.startswith("data:") else image
+def _described(image: str) -> str:
+    """The answer about an image in base64, as JSON."""
+    content = image.lstrip()
+    if content[:5].lower() == "data:":
+        content = content.partition(",")[2]
     try:
-        text, others = read(base64.b64decode(content, validate=True))
+        encoded = content.encode("ascii").translate(None, _WHITESPACE)
+        text, others = read(base64.b64decode(encoded, validate=True))
     except (ValueError, NotReplayable) as error:
         wrong = FieldError(field="image", got=f"{len(image)} characters", allowed="a picture's file in base64")
         raise RequestRefused(422, f"image: {error}; allowed: {wrong.allowed}", [wrong]) from error
-    return PngInfo(info=text, items=others, parameters=parse(text) if text else {})
+    return PngInfo(info=text, items=others, parameters=parse(text) if text else {}).model_dump_json()
 
 
 def _timestamp(running: Running) -> str:

@@ -11,9 +11,9 @@ import struct
 import zlib
 from collections.abc import Collection, Iterator
 
+from sd35.metadata.png_chunks import SIGNATURE
+from sd35.metadata.record import DIGEST_KEY, REQUEST_KEY
 from sd35.service.artifacts.names import digest_of, name_of
-from sd35.service.png import SIGNATURE
-from sd35.service.record import DIGEST_KEY, REQUEST_KEY
 
 _ITXT_KEYWORD_END = bytes(5)  # NUL after the keyword, not compressed, and no language: as `write_png` writes it
 

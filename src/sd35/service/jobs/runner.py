@@ -18,6 +18,7 @@ from sd35.service.desk import Desk, Outcome, Source
 from sd35.service.jobs.contract import Failure, Job, JobStore, Made, Order, Status
 from sd35.service.jobs.new import new_job
 from sd35.service.jobs.progress import END, Event, Following
+from sd35.service.threads import STORES
 
 LEASE_S = 15.0
 _LOOK_S = 1.0  # for jobs of other processes, and leases that are over
@@ -64,14 +65,14 @@ class JobRunner:
             raise NotReady("closing", _RETRY_S)
         if await self._waiting() >= self._most_waiting:
             raise Overloaded(f"{self._most_waiting} jobs wait, as many as may", _RETRY_S)
-        job = await asyncio.to_thread(self.store.add, new_job(order, time.time()))
+        job = await STORES.run(self.store.add, new_job(order, time.time()))
         self._accepted += 1
         self._wake.set()
         return job
 
     async def cancel(self, job_id: str, owner: str | None) -> Job | None:
         """End a job, wherever it runs: elsewhere, within a lease's third."""
-        job = await asyncio.to_thread(self.store.cancel, job_id, owner, time.time())
+        job = await STORES.run(self.store.cancel, job_id, owner, time.time())
         if job and job.status is Status.CANCELLED:
             self._count(job, Status.CANCELLED)
             if job_id in self._running:
@@ -96,12 +97,12 @@ class JobRunner:
                     told = follow.latest.number
                     yield follow.latest
                 elif found.status is Status.QUEUED and told < 1:
-                    before, place = place, await asyncio.to_thread(self.store.place, job.id)
+                    before, place = place, await STORES.run(self.store.place, job.id)
                     if place != before:
                         yield Event(0, Status.QUEUED, place)
                 await follow.changed(_LOOK_S)
                 if not follow.latest or follow.latest.number <= told:  # nothing new here: elsewhere, perhaps
-                    found = await asyncio.to_thread(self.store.get, job.id, None)
+                    found = await STORES.run(self.store.get, job.id, None)
         finally:
             if job.id not in self._running:
                 self._followed.pop(job.id, None)
@@ -122,7 +123,7 @@ class JobRunner:
         for follow in self._followed.values():
             follow.end()
         with suppress(StoreUnavailable):
-            handed_back = await asyncio.to_thread(self.store.hand_back, self._holder)
+            handed_back = await STORES.run(self.store.hand_back, self._holder)
             if handed_back:
                 structlog.get_logger().info("jobs handed back", jobs=handed_back)
 
@@ -132,7 +133,7 @@ class JobRunner:
         if is_full or time.monotonic() >= self._count_again_s:
             self._count_again_s = time.monotonic() + _LOOK_S
             self._accepted = 0
-            self._counted = (await asyncio.to_thread(self.store.counts))[Status.QUEUED]
+            self._counted = (await STORES.run(self.store.counts))[Status.QUEUED]
         return self._counted + self._accepted
 
     async def _claim(self) -> None:
@@ -151,7 +152,7 @@ class JobRunner:
         free = self._most_running - len(self._running)
         if free <= 0:
             return
-        claimed = await asyncio.to_thread(self.store.claim, self._holder, time.time(), LEASE_S, free)
+        claimed = await STORES.run(self.store.claim, self._holder, time.time(), LEASE_S, free)
         for job in claimed:
             follow = self._followed.setdefault(job.id, Following())
             follow.begin(job.order.request.steps)
@@ -171,7 +172,7 @@ class JobRunner:
         while True:
             await asyncio.sleep(LEASE_S / 3)
             try:
-                kept = await asyncio.to_thread(self.store.keep, self._holder, LEASE_S)
+                kept = await STORES.run(self.store.keep, self._holder, LEASE_S)
             except StoreUnavailable as error:
                 structlog.get_logger().error("the job store does not answer", reason=str(error))
                 continue
@@ -228,7 +229,7 @@ class JobRunner:
         """Say so in the store, however long that does not answer: else the picture is made again."""
         while True:
             try:
-                await asyncio.to_thread(self.store.end, job.id, self._holder, time.time(), result)
+                await STORES.run(self.store.end, job.id, self._holder, time.time(), result)
             except StoreUnavailable:
                 await asyncio.sleep(_RETRY_S)
             else:

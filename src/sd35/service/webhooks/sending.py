@@ -10,9 +10,10 @@ import httpx2
 import structlog
 
 from sd35.errors import StoreUnavailable
+from sd35.metadata.record import own_version
 from sd35.service.jobs.contract import HELD_S, Delivery, JobStore
 from sd35.service.metering import WebhookEnd
-from sd35.service.record import own_version
+from sd35.service.threads import STORES
 from sd35.service.webhooks.signing import headers
 from sd35.service.webhooks.transport import PublicTransport
 
@@ -69,7 +70,7 @@ class Sender:
 
     async def send_due(self) -> int:
         """Send what is due now; how many that were. Raises StoreUnavailable."""
-        due = await asyncio.to_thread(self._store.due, self._clock(), _AT_ONCE)
+        due = await STORES.run(self._store.due, self._clock(), _AT_ONCE)
         outcomes = await asyncio.gather(*map(self._deliver, due), return_exceptions=True)
         for outcome in outcomes:
             if outcome is not None:
@@ -87,18 +88,18 @@ class Sender:
         if trouble and wait is not None:
             log.info("webhook failed", again_s=round(wait))
             self.tell("postponed")
-            await asyncio.to_thread(self._store.postpone, delivery.job_id, self._clock() + wait)
+            await STORES.run(self._store.postpone, delivery.job_id, self._clock() + wait)
             return
         if trouble:
             log.warning("webhook given up")
         self.tell("given_up" if trouble else "delivered")
-        await asyncio.to_thread(self._store.delivered, delivery.job_id)
+        await STORES.run(self._store.delivered, delivery.job_id)
 
     async def _attempt(self, delivery: Delivery) -> tuple[str | None, bool] | None:
         """What went wrong, if it did, and whether the receiver wants no more; None where the job was deleted."""
         try:
             async with asyncio.timeout(_ATTEMPT_S):
-                body = await asyncio.to_thread(self._body_of, delivery.job_id)
+                body = await STORES.run(self._body_of, delivery.job_id)
                 if body is None:
                     return None
                 status = await self._post(delivery, body)

@@ -1,0 +1,60 @@
+"""Threads that anyone can keep busy are not those that keys and jobs are read in."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from starlette.testclient import TestClient
+
+from sd35.service.keys import Role, new_key
+from sd35.service.studio import Studio
+from sd35.service.threads import PARSING, STORES, Threads
+from tests.api.conftest import serving
+from tests.double import WAIT_S, key_store
+
+_MORE_THAN_THERE_ARE = 100
+
+
+@contextmanager
+def busy(client: TestClient, threads: Threads | None) -> Iterator[None]:
+    """A pool of the server's is occupied: the event loop's default one, or another."""
+    release = threading.Event()
+
+    async def occupy() -> list[asyncio.Future[bool]]:
+        loop = asyncio.get_running_loop()
+        if threads is None:
+            return [loop.run_in_executor(None, release.wait, WAIT_S) for _ in range(_MORE_THAN_THERE_ARE)]
+        return [asyncio.ensure_future(threads.run(release.wait, WAIT_S)) for _ in range(_MORE_THAN_THERE_ARE)]
+
+    async def end(waiting: list[asyncio.Future[bool]]) -> list[bool]:
+        return await asyncio.gather(*waiting)
+
+    assert client.portal
+    waiting = client.portal.call(occupy)
+    try:
+        yield
+    finally:
+        release.set()
+        were_busy = client.portal.call(end, waiting)
+    assert all(were_busy), "something waited until they were not"
+
+
+@pytest.mark.parametrize("threads", [None, PARSING], ids=["default", "parsing"])
+def test_keys_and_jobs_are_read_while_other_threads_are_busy(studio: Studio, threads: Threads | None):
+    """Gradio serves parts of files on the default ones, without a key; large bodies are parsed on the others."""
+    key, secret = new_key("me", Role.USER, 0)
+    with serving(studio, key_store(key)) as client, busy(client, threads):
+        client.headers["authorization"] = f"Bearer {secret}"
+        job = client.post("/v1/jobs", json={"prompt": "a cat"})
+        assert job.status_code == 202
+        for path in ("/v1/models", "/v1/jobs", job.headers["location"], "/metrics"):
+            assert client.get(path).status_code == 200, path
+
+
+def test_forms_are_parsed_while_stores_are_busy(studio: Studio):
+    """Neither holds up the other: without keys in a store, a wrong form is refused at once."""
+    with serving(studio) as client, busy(client, STORES):
+        response = client.post("/v2beta/stable-image/generate/sd3", files={"prompt": (None, "")})
+        assert response.status_code == 400
