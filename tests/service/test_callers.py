@@ -147,6 +147,7 @@ def test_a_store_that_does_not_answer_lets_nobody_in_and_is_not_asked_by_all():
     [
         ("10.0.0.1", "10.0.0.1"),
         ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
         ("", ""),
         ("somewhere", "somewhere"),
     ],

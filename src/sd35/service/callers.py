@@ -110,9 +110,11 @@ class KeyRing:
 
 
 def _network_of(address: str) -> str:
-    """An address; of IPv6 the network of 64 bits, all of which is one client's to choose from."""
+    """Return the address that limits count by: IPv4 whole, of IPv6 the /64 network, which one client may use freely."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return address
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:  # as a proxy on a dual-stack socket names it
+        return str(parsed.ipv4_mapped)
     return address if parsed.version == 4 else str(ipaddress.ip_network(f"{parsed}/64", strict=False))

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
 
 from sd35.errors import IdempotencyConflict
-from sd35.service.jobs.contract import Failure, Job, Made, Order, Status
+from sd35.service.jobs.contract import Failure, Job, Made, Order, Receiver, Status
 from sd35.service.jobs.memory import MemoryJobStore
 from sd35.service.jobs.new import new_job
 from sd35.service.stores import open_stores
@@ -18,13 +18,15 @@ from tests.leases import pass_time
 from tests.orders import REQUEST
 
 OWNERS, HOLDERS = st.sampled_from(["", "me", "you"]), st.sampled_from(["one", "two"])
+HOSTS = ["a.example", "b.example"]
+RECEIVERS = st.builds(Receiver, OWNERS, st.sampled_from(HOSTS))
 SEERS = st.one_of(st.none(), OWNERS)
 ORDERS = st.builds(
     Order,
     st.just(REQUEST),
     OWNERS,
     st.integers(-1, 1),
-    webhook=st.sampled_from([None, "https://example.com"]),
+    webhook=st.sampled_from([None, *(f"https://{host}/hook" for host in HOSTS)]),
     idempotency_key=st.sampled_from([None, None, "k"]),
     body_digest=st.sampled_from(["1", "2"]),
 )
@@ -103,11 +105,13 @@ class SideBySide(RuleBasedStateMachine):
         """The same is forgotten."""
         assert unnumbered(self.sql.delete(job_id, owner)) == unnumbered(self.memory.delete(job_id, owner))
 
-    @rule(most=st.integers(1, 3), passed_s=st.integers(0, 90))
-    def due(self, most: int, passed_s: int):
-        """The same webhooks."""
+    @rule(most=st.dictionaries(RECEIVERS, st.integers(0, 3)), passed_s=st.integers(0, 90))
+    def take_due(self, most: dict[Receiver, int], passed_s: int):
+        """The same webhooks are due, and taken."""
         self.now_s += passed_s
-        assert self.sql.due(self.now_s, most) == self.memory.due(self.now_s, most)
+        due = [{one.receiver: one for one in store.due(self.now_s)} for store in (self.sql, self.memory)]
+        assert due[0] == due[1]
+        assert self.sql.take_due(self.now_s, most) == self.memory.take_due(self.now_s, most)
 
     @rule(job_id=jobs, wait_s=st.integers(0, 90))
     def postpone(self, job_id: str, wait_s: int):

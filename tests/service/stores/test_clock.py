@@ -3,9 +3,13 @@
 import sqlite3
 from pathlib import Path
 
+from sqlalchemy import URL, make_url
+
 from sd35.service.clock import ClockRules
+from sd35.service.database.connection import Database
 from sd35.service.database.jobs import SqlJobStore
 from sd35.service.database.migrate import config_for
+from sd35.service.database.pictures import SqlPictureIndex
 from sd35.service.jobs.new import new_job
 from sd35.service.stores import Stores, open_stores
 from tests.orders import order
@@ -39,14 +43,13 @@ def test_a_database_without_readings_is_as_old_as_its_newest_row(database: str):
     """An older version's images and jobs are not lost to a wrong clock at the first start of this one."""
     from alembic import command
 
-    old = open_stores(database)
-    assert isinstance(old.jobs, SqlJobStore)
-    old.pictures.add("d", "me", 10, NOW_S - DAY_S)
-    job = old.jobs.add(new_job(order(), NOW_S))
-    with old.jobs.database.write() as connection:  # as a database of revision 0001 is
-        connection.exec_driver_sql("DROP TABLE clock")
-        command.stamp(config_for(connection), "0002")
-    old.close()
+    old = Database(make_url(database) if "://" in database else URL.create("sqlite", database=database))
+    with old.write() as connection:
+        command.upgrade(config_for(connection), "0001")
+    SqlPictureIndex(old).add("d", "me", 10, NOW_S - DAY_S)
+    jobs = SqlJobStore(old)
+    job = jobs.add(new_job(order(), NOW_S))
+    jobs.close()
     opened = open_stores(database)
     assert not opened.clock.read(NOW_S + 31 * DAY_S, RULES).is_trusted
     assert opened.clock.read(NOW_S + 60, RULES).is_trusted

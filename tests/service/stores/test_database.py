@@ -21,7 +21,7 @@ from sd35.service.database.connection import Database
 from sd35.service.database.jobs import SqlJobStore
 from sd35.service.database.migrate import config_for
 from sd35.service.database.tables import VERSION, metadata
-from sd35.service.jobs.contract import Made, Status
+from sd35.service.jobs.contract import Delivery, DueWebhooks, Made, Receiver, Status
 from sd35.service.jobs.new import new_job
 from sd35.service.keys import Role, new_key
 from sd35.service.stores import Stores, open_stores
@@ -46,6 +46,11 @@ print("ready", flush=True)
 sys.stdin.readline()
 open_stores(sys.argv[1]).close()
 """
+JOB_OF_0001 = """
+INSERT INTO jobs (id, owner, status, priority, request, format, has_metadata, body_digest, created_s, webhook)
+VALUES (:id, :owner, 'cancelled', 0, '{}', 'png', TRUE, '', 0, :url)
+"""
+DELIVERY_OF_0001 = "INSERT INTO deliveries (job_id, url, due_s, attempts) VALUES (:id, :url, 0, :attempts)"
 
 
 @pytest.fixture
@@ -140,6 +145,43 @@ def test_a_database_that_is_not_there_is_not_made_where_it_is_to_be_left_as_it_i
     with pytest.raises(InvalidSetting, match=rf"database: there is no file {file}"):
         open_stores(str(file), as_it_is=True)
     assert not file.parent.exists()
+
+
+def test_webhooks_of_the_version_before_get_their_receivers(database: str):
+    """A database of the first schema, with webhooks that wait, is brought to the present schema; none is lost."""
+    hosts = {
+        "https://example.com/hook": "example.com",
+        "https://B\u00dcCHER.example.:8443/": "xn--bcher-kva.example",
+        "https://[2606:4700::1111]/": "2606:4700::1111",
+        "no URL": "",
+    }
+    before = Database(make_url(database) if "://" in database else URL.create("sqlite", database=database))
+    with before.write() as connection:
+        command.upgrade(config_for(connection), "0001")
+        for number, url in enumerate(hosts):
+            values = {"id": f"job {number}", "owner": f"owner {number}", "url": url, "attempts": number}
+            connection.execute(text(JOB_OF_0001), values)
+            connection.execute(text(DELIVERY_OF_0001), values)
+    before.close()
+    stores = open_stores(database)
+    receivers = [Receiver(f"owner {number}", host) for number, host in enumerate(hosts.values())]
+    assert {one.receiver for one in stores.jobs.due(0.0)} == set(receivers)
+    taken = stores.jobs.take_due(0.0, dict.fromkeys(receivers, 1))
+    assert taken == [
+        Delivery(f"job {number}", url, number, receiver)
+        for number, (url, receiver) in enumerate(zip(hosts, receivers, strict=True))
+    ]
+    stores.close()
+
+
+def test_a_process_of_the_version_before_can_still_add_webhooks(database: str, opened: Stores):
+    """It shares the database while services are replaced one by one, and knows nothing of receivers."""
+    assert database
+    job = opened.jobs.add(new_job(order(webhook="https://example.com/"), 0.0))
+    with sql_of(opened).database.write() as connection:
+        connection.execute(text(DELIVERY_OF_0001), {"id": job.id, "url": "https://example.com/", "attempts": 0})
+    assert opened.jobs.due(0.0) == [DueWebhooks(Receiver("", ""), 1, 0.0)]
+    assert [one.job_id for one in opened.jobs.take_due(0.0, {Receiver("", ""): 1})] == [job.id]
 
 
 def test_processes_that_start_at_once_do_not_break_each_other(database: str):

@@ -9,7 +9,18 @@ import pytest
 from sd35.errors import IdempotencyConflict
 from sd35.request import Request
 from sd35.service.formats import Format
-from sd35.service.jobs.contract import HELD_S, Delivery, Failure, Job, JobStore, Made, Order, Status
+from sd35.service.jobs.contract import (
+    HELD_S,
+    Delivery,
+    DueWebhooks,
+    Failure,
+    Job,
+    JobStore,
+    Made,
+    Order,
+    Receiver,
+    Status,
+)
 from sd35.service.jobs.new import new_job
 from sd35.service.stores import Stores
 from tests.leases import pass_time
@@ -18,6 +29,7 @@ from tests.orders import REQUEST, at_once, order
 LEASE_S = 10.0
 MADE = Made("d" * 64, was_cached=False)
 HOOK = "https://example.com/hook"
+EXAMPLE = Receiver("me", "example.com")
 
 
 @pytest.fixture
@@ -36,6 +48,11 @@ def add(
 def claim(store: JobStore, most: int = 1, started_s: float = 0.0, holder: str = "h") -> list[str]:
     """Claim jobs; their ids."""
     return [job.id for job in store.claim(holder, started_s, LEASE_S, most)]
+
+
+def take_due(store: JobStore, now_s: float, most: int = 9) -> list[Delivery]:
+    """Take webhooks that are due at `HOOK`."""
+    return store.take_due(now_s, {EXAMPLE: most})
 
 
 def test_a_job_comes_back_as_it_was(store: JobStore):
@@ -287,23 +304,48 @@ def test_a_webhook_is_due_when_its_job_ends(store: JobStore):
     made, cancelled = add(store, webhook=HOOK), add(store, webhook=HOOK + "2")
     add(store)
     claim(store, 1)
-    assert store.due(1e9, 9) == []
+    assert take_due(store, 1e9) == []
     store.end(made.id, "h", 5.0, MADE)
     store.cancel(cancelled.id, None, 6.0)
-    assert store.due(4.0, 9) == []
-    assert store.due(5.0, 9) == [Delivery(made.id, HOOK, 0)]
-    assert store.due(6.0, 9) == [Delivery(cancelled.id, HOOK + "2", 0)]
+    assert take_due(store, 4.0) == []
+    assert take_due(store, 5.0) == [Delivery(made.id, HOOK, 0, EXAMPLE)]
+    assert take_due(store, 6.0) == [Delivery(cancelled.id, HOOK + "2", 0, EXAMPLE)]
+
+
+def test_due_webhooks_are_counted_by_receiver(store: JobStore):
+    """By owner and host, however many there are, with the time since when the oldest is due."""
+    others = [("me", HOOK), ("me", "http://EXAMPLE.com.:8080/"), ("me", "https://other.example"), ("you", HOOK)]
+    for now_s, (owner, url) in enumerate(others):
+        store.cancel(add(store, owner, webhook=url).id, None, now_s)
+    store.cancel(add(store, webhook=HOOK).id, None, 50.0)
+    assert {one.receiver: one for one in store.due(49.0)} == {
+        EXAMPLE: DueWebhooks(EXAMPLE, 2, 0.0),
+        Receiver("me", "other.example"): DueWebhooks(Receiver("me", "other.example"), 1, 2.0),
+        Receiver("you", "example.com"): DueWebhooks(Receiver("you", "example.com"), 1, 3.0),
+    }
+
+
+def test_only_webhooks_of_the_given_receivers_are_taken(store: JobStore):
+    """Up to the given number of each, the longest due of each, whatever else is due longer."""
+    old, new, other = (add(store, owner, webhook=HOOK) for owner in ("me", "me", "you"))
+    for now_s, job in enumerate((other, old, new)):
+        store.cancel(job.id, None, now_s)
+    asked = {EXAMPLE: 1, Receiver("you", "elsewhere.example"): 1, Receiver("nobody", "example.com"): 1}
+    assert store.take_due(9.0, asked) == [Delivery(old.id, HOOK, 0, EXAMPLE)]
+    both = store.take_due(9.0, {EXAMPLE: 9, Receiver("you", "example.com"): 9})
+    assert [delivery.job_id for delivery in both] == [other.id, new.id]
 
 
 def test_a_webhook_that_is_being_sent_is_held(store: JobStore):
-    """For a minute; then who sent it is taken for dead. What was delivered is never due again."""
+    """For a minute; then its sender counts as dead. What was delivered is never due again."""
     job = add(store, webhook=HOOK)
     store.cancel(job.id, None, 0.0)
-    assert len(store.due(0.0, 9)) == 1
-    assert store.due(HELD_S - 1, 9) == []
-    assert len(store.due(HELD_S, 9)) == 1
+    assert len(take_due(store, 0.0)) == 1
+    assert store.due(HELD_S - 1) == []
+    assert take_due(store, HELD_S - 1) == []
+    assert len(take_due(store, HELD_S)) == 1
     store.delivered(job.id)
-    assert store.due(1e9, 9) == []
+    assert store.due(1e9) == []
 
 
 def test_a_webhook_that_failed_is_due_later(store: JobStore):
@@ -311,22 +353,22 @@ def test_a_webhook_that_failed_is_due_later(store: JobStore):
     early, late = (add(store, webhook=HOOK) for _ in range(2))
     for job in (early, late):
         store.cancel(job.id, None, 0.0)
-    store.due(0.0, 9)
+    take_due(store, 0.0)
     store.postpone(late.id, 200.0)
     store.postpone(early.id, 100.0)
-    assert store.due(99.0, 9) == []
-    assert store.due(300.0, 1) == [Delivery(early.id, HOOK, 1)]
-    assert store.due(300.0, 1) == [Delivery(late.id, HOOK, 1)]
+    assert take_due(store, 99.0) == []
+    assert take_due(store, 300.0, 1) == [Delivery(early.id, HOOK, 1, EXAMPLE)]
+    assert take_due(store, 300.0, 1) == [Delivery(late.id, HOOK, 1, EXAMPLE)]
 
 
 def test_of_those_who_ask_at_once_one_sends_a_webhook(store: JobStore):
     """Each webhook goes to one of them."""
     for _ in range(6):
         store.cancel(add(store, webhook=HOOK).id, None, 0.0)
-    due = at_once([partial(store.due, 0.0, 2) for _ in range(6)])
+    due = at_once([partial(take_due, store, 0.0, 2) for _ in range(6)])
     ids = [delivery.job_id for deliveries in due for delivery in deliveries]
     assert len(ids) == len(set(ids))
-    assert len(ids) + len(store.due(0.0, 9)) == 6
+    assert len(ids) + len(take_due(store, 0.0)) == 6
 
 
 def test_sweeping_forgets_what_ended_long_ago(store: JobStore):
@@ -336,7 +378,7 @@ def test_sweeping_forgets_what_ended_long_ago(store: JobStore):
     store.cancel(new.id, None, 20.0)
     assert store.sweep(20.0) == 1
     assert [job.id for job in store.page(None, [], None, 9)] == [queued.id, new.id]
-    assert [delivery.job_id for delivery in store.due(1e9, 9)] == [new.id]
+    assert [delivery.job_id for delivery in take_due(store, 1e9)] == [new.id]
 
 
 def test_jobs_that_ended_in_a_span_are_redated(store: JobStore):

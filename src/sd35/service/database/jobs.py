@@ -31,8 +31,9 @@ from sd35.service.database.connection import Database
 from sd35.service.database.holders import HolderLocks
 from sd35.service.database.rows import job_of, values_of, values_of_result
 from sd35.service.database.tables import deliveries, jobs
-from sd35.service.jobs.contract import HELD_S, Delivery, Failure, Job, Made, Status
+from sd35.service.jobs.contract import HELD_S, Delivery, DueWebhooks, Failure, Job, Made, Receiver, Status
 from sd35.service.jobs.fairness import Candidate, fairest
+from sd35.service.webhooks.hosts import host_of
 
 _LOCK = 0x5D35_0002
 _ENDS = [status.value for status in Status if status.is_end]
@@ -162,29 +163,31 @@ class SqlJobStore:
             found = connection.execute(select(jobs.c.status, func.count()).group_by(jobs.c.status)).all()
         return dict.fromkeys(Status, 0) | {Status(status): count for status, count in found}
 
-    def due(self, now_s: float, most: int) -> list[Delivery]:
-        """Webhooks that are to be sent now, the longest due first."""
-        waiting = (
-            select(deliveries)
-            .where(deliveries.c.due_s <= now_s)
-            .order_by(deliveries.c.due_s, deliveries.c.job_id)
-            .limit(most)
-            .with_for_update(skip_locked=True)
-        )
+    def due(self, now_s: float) -> list[DueWebhooks]:
+        """Count the webhooks that are to be sent now, by receiver. One walk through an index of all that wait."""
+        owner, host, due_s = deliveries.c.owner, deliveries.c.host, deliveries.c.due_s
+        counted = select(owner, host, func.count(), func.min(due_s)).where(due_s <= now_s).group_by(owner, host)
+        with self.database.read() as connection:
+            found = connection.execute(counted).all()
+        return [DueWebhooks(Receiver(owner, host), count, oldest_s) for owner, host, count, oldest_s in found]
+
+    def take_due(self, now_s: float, most: Mapping[Receiver, int]) -> list[Delivery]:
+        """Take webhooks that are due, and hold them for `HELD_S`. Those that another process takes are passed over."""
         with self.database.write(is_lasting=False) as connection:
-            found = connection.execute(waiting).all()
+            found = [row for receiver in sorted(most) for row in _due(connection, now_s, receiver, most[receiver])]
             if found:
                 held = update(deliveries).where(deliveries.c.job_id.in_([row.job_id for row in found]))
                 connection.execute(held.values(due_s=now_s + HELD_S))
-        return [Delivery(row.job_id, row.url, row.attempts) for row in found]
+        found.sort(key=lambda row: (row.due_s, row.job_id))
+        return [Delivery(row.job_id, row.url, row.attempts, Receiver(row.owner, row.host)) for row in found]
 
     def delivered(self, job_id: str) -> None:
-        """A webhook arrived, or was given up."""
+        """Forget a webhook that arrived or was given up."""
         with self.database.write(is_lasting=False) as connection:
             connection.execute(delete(deliveries).where(deliveries.c.job_id == job_id))
 
     def postpone(self, job_id: str, until_s: float) -> None:
-        """A webhook did not arrive."""
+        """Count a failed attempt to send a webhook, and make it due again later."""
         with self.database.write(is_lasting=False) as connection:
             late = update(deliveries).where(deliveries.c.job_id == job_id)
             connection.execute(late.values(due_s=until_s, attempts=deliveries.c.attempts + 1))
@@ -256,12 +259,21 @@ def _update(numbers: Select[Any]) -> Update:
 
 
 def _end(connection: Connection, change: Update, ended_s: float) -> bool:
-    ending = change.values(ended_s=ended_s, **_FREE).returning(jobs.c.id, jobs.c.webhook)
+    ending = change.values(ended_s=ended_s, **_FREE).returning(jobs.c.id, jobs.c.webhook, jobs.c.owner)
     ended = connection.execute(ending).one_or_none()
     if ended and ended.webhook:
-        first = {"job_id": ended.id, "url": ended.webhook, "due_s": ended_s, "attempts": 0}
+        receiver = Receiver(ended.owner, host_of(ended.webhook))._asdict()
+        first = {"job_id": ended.id, "url": ended.webhook, "due_s": ended_s, "attempts": 0, **receiver}
         connection.execute(insert(deliveries).values(first))
     return ended is not None
+
+
+def _due(connection: Connection, now_s: float, receiver: Receiver, most: int) -> Sequence[Row[Any]]:
+    """Find up to `most` webhooks of one receiver that are due and that no other process takes just now."""
+    owner, host, due_s = deliveries.c.owner, deliveries.c.host, deliveries.c.due_s
+    waiting = select(deliveries).where(owner == receiver.owner, host == receiver.host, due_s <= now_s)
+    longest_due = waiting.order_by(due_s, deliveries.c.job_id).limit(most)
+    return connection.execute(longest_due.with_for_update(skip_locked=True)).all()
 
 
 def _next(connection: Connection, most: int) -> list[int]:

@@ -8,12 +8,12 @@ does; what nobody holds any more, since its process was killed, is claimed anew.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from sd35.request import Request
 from sd35.service.formats import Format
 
-HELD_S = 60.0  # a webhook that someone sends is held from others so long
+HELD_S = 60.0  # a webhook that one process sends is not given to another for this long
 
 
 class Status(StrEnum):
@@ -81,13 +81,30 @@ class Job:
     failure: Failure | None = None
 
 
+class Receiver(NamedTuple):
+    """Who gets a webhook, as far as sharing places is concerned: the job's owner, and the host of the webhook's URL."""
+
+    owner: str
+    host: str
+
+
+@dataclass(frozen=True)
+class DueWebhooks:
+    """How many webhooks of one receiver are due, and since when the oldest of them is."""
+
+    receiver: Receiver
+    count: int
+    oldest_s: float
+
+
 @dataclass(frozen=True)
 class Delivery:
-    """A webhook that is due: the job's end, to be told to `url`; `attempts` were made already."""
+    """A webhook to send now: a POST to `url` that tells how the job ended. `attempts` were made before."""
 
     job_id: str
     url: str
     attempts: int
+    receiver: Receiver
 
 
 class JobStore(Protocol):
@@ -143,14 +160,20 @@ class JobStore(Protocol):
     def counts(self) -> Mapping[Status, int]:
         """How many there are of each status."""
 
-    def due(self, now_s: float, most: int) -> list[Delivery]:
-        """Webhooks that are to be sent now, the longest due first, each held from others for `HELD_S`."""
+    def due(self, now_s: float) -> list[DueWebhooks]:
+        """Count the webhooks that are to be sent now, by receiver, in no particular order."""
+
+    def take_due(self, now_s: float, most: Mapping[Receiver, int]) -> list[Delivery]:
+        """Take up to `most[receiver]` webhooks that are due of each receiver, and hold them for `HELD_S`.
+
+        The longest due go first. Of two processes that ask at once, no webhook goes to both.
+        """
 
     def delivered(self, job_id: str) -> None:
-        """A webhook arrived, or was given up."""
+        """Forget a webhook that arrived or was given up."""
 
     def postpone(self, job_id: str, until_s: float) -> None:
-        """A webhook did not arrive: one attempt more, the next at `until_s`."""
+        """Count a failed attempt to send a webhook, and make it due again at `until_s`."""
 
     def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
         """Let jobs that ended in a span end at `now_s`. The span has no end where `until_s` is None."""

@@ -2,13 +2,16 @@
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from operator import itemgetter
 
 from sd35.errors import IdempotencyConflict
-from sd35.service.jobs.contract import HELD_S, Delivery, Failure, Job, Made, Status
+from sd35.service.jobs.contract import HELD_S, Delivery, DueWebhooks, Failure, Job, Made, Receiver, Status
 from sd35.service.jobs.fairness import Candidate, fairest
+from sd35.service.webhooks.hosts import host_of
 
 
 @dataclass(eq=False)
@@ -23,6 +26,11 @@ class _Kept:
 
     def is_seen_by(self, owner: str | None) -> bool:
         return owner is None or self.job.order.owner == owner
+
+    @cached_property
+    def receiver(self) -> Receiver:
+        """Who gets its webhook."""
+        return Receiver(self.job.order.owner, host_of(self.job.order.webhook or ""))
 
     def become(self, job: Job, due_s: float | None = None) -> Job:
         """Nobody works on it any more; its webhook, if there is one, is due."""
@@ -151,23 +159,34 @@ class MemoryJobStore:
         with self._lock:
             return dict.fromkeys(Status, 0) | Counter(kept.job.status for kept in self._kept.values())
 
-    def due(self, now_s: float, most: int) -> list[Delivery]:
-        """Webhooks that are to be sent now, the longest due first."""
+    def due(self, now_s: float) -> list[DueWebhooks]:
+        """Count the webhooks that are to be sent now, by receiver."""
         with self._lock:
-            waiting = sorted((kept.due_s, kept.job.id) for kept in self._kept.values() if kept.due_s is not None)
-            due = [self._kept[job_id] for due_s, job_id in waiting if due_s <= now_s][:most]
-            for kept in due:
-                kept.due_s = now_s + HELD_S
-            return [Delivery(kept.job.id, kept.job.order.webhook or "", kept.attempts) for kept in due]
+            waiting: dict[Receiver, list[float]] = defaultdict(list)
+            for due_s, _, kept in self._due(now_s):
+                waiting[kept.receiver].append(due_s)
+            return [DueWebhooks(receiver, len(due_s), min(due_s)) for receiver, due_s in waiting.items()]
+
+    def take_due(self, now_s: float, most: Mapping[Receiver, int]) -> list[Delivery]:
+        """Take webhooks that are due, and hold them for `HELD_S`."""
+        with self._lock:
+            left, taken = Counter(most), []
+            for *_, kept in sorted(self._due(now_s), key=itemgetter(0, 1)):
+                if left[kept.receiver] > 0:
+                    left[kept.receiver] -= 1
+                    kept.due_s = now_s + HELD_S
+                    url = kept.job.order.webhook or ""
+                    taken.append(Delivery(kept.job.id, url, kept.attempts, kept.receiver))
+            return taken
 
     def delivered(self, job_id: str) -> None:
-        """A webhook arrived, or was given up."""
+        """Forget a webhook that arrived or was given up."""
         with self._lock:
             if kept := self._kept.get(job_id):
                 kept.due_s = None
 
     def postpone(self, job_id: str, until_s: float) -> None:
-        """A webhook did not arrive."""
+        """Count a failed attempt to send a webhook, and make it due again later."""
         with self._lock:
             kept = self._kept.get(job_id)
             if kept and kept.due_s is not None:
@@ -199,6 +218,14 @@ class MemoryJobStore:
 
     def _of(self, status: Status) -> list[Job]:
         return [kept.job for kept in self._kept.values() if kept.job.status is status]
+
+    def _due(self, now_s: float) -> list[tuple[float, str, _Kept]]:
+        """List the webhooks that are due: since when, the job's id, and the job."""
+        return [
+            (kept.due_s, kept.job.id, kept)
+            for kept in self._kept.values()
+            if kept.due_s is not None and kept.due_s <= now_s
+        ]
 
     def _held(self, holder: str) -> list[_Kept]:
         return [kept for kept in self._kept.values() if kept.holder == holder]

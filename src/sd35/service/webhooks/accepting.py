@@ -1,4 +1,4 @@
-"""Whether a job's webhook can be taken on."""
+"""Checks the webhook that a job asks for."""
 
 import re
 import socket
@@ -9,15 +9,15 @@ from sd35.service.webhooks.addresses import is_public
 from sd35.settings import Settings
 
 _CHARACTERS = 2000
-_HOST = re.compile(r"[A-Za-z0-9_.:-]+")  # a name, in ASCII as name servers have it, or an address
+_HOST = re.compile(r"[A-Za-z0-9_.:-]+")  # a name in ASCII, or an address
 _PORTS = range(1, 2**16)
-_OUR_OWN = {"localhost", "local", "internal"}  # RFC 6761, RFC 6762, and what ICANN keeps for private use
+_OUR_OWN = {"localhost", "local", "internal"}  # RFC 6761, RFC 6762, and ICANN's name for private use
 
 
 def check_url(url: str, settings: Settings) -> None:
-    """Raises InvalidRequest where it cannot be sent, as far as that shows without asking the network.
+    """Raise InvalidRequest if a webhook cannot be sent, as far as that shows without using the network.
 
-    Where a name leads is looked at when it is sent: until then, it may change.
+    The addresses of a name are checked each time a webhook is sent, since they may change until then.
     """
     if settings.webhook_secret is None:
         raise InvalidRequest(
@@ -32,13 +32,14 @@ def check_url(url: str, settings: Settings) -> None:
 
 
 def _host_of(url: str, schemes: tuple[str, ...]) -> str | None:
-    import httpx2  # whose reading of it is the one that counts: it sends it
+    import httpx2  # the sender's own parser, so that both mean the same host
 
     if len(url) > _CHARACTERS:
         return None
     try:
         parsed = httpx2.URL(url)
         host = parsed.raw_host.decode()
+        host.encode("idna")  # raises if a part of the name is empty or longer than 63 characters
     except (httpx2.InvalidURL, ValueError):
         return None
     is_sound = _HOST.fullmatch(host) and (parsed.port is None or parsed.port in _PORTS) and not parsed.userinfo
@@ -46,9 +47,9 @@ def _host_of(url: str, schemes: tuple[str, ...]) -> str | None:
 
 
 def _may_be_public(host: str) -> bool:
-    with suppress(OSError, UnicodeError):  # that it is no address: a name
+    with suppress(OSError):  # it is a name, not an address
         return all(
-            is_public(str(place[0]))  # also 127.1 and 0x7f000001, which resolvers take
-            for *_, place in socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+            is_public(str(address[0]))  # also 127.1 and 0x7f000001, which resolvers accept
+            for *_, address in socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
         )
     return host.rstrip(".").rpartition(".")[2].lower() not in _OUR_OWN

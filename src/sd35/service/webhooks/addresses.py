@@ -1,20 +1,93 @@
-"""Which addresses are the public's."""
+"""Which addresses belong to the public internet.
+
+What Python's `ipaddress` calls global depends on its version: 3.11.7 takes 192.0.0.192, Oracle Cloud's metadata
+service, for a public address. So the special ranges are listed here, and `ipaddress` may only refuse more.
+
+A network's own NAT64 prefix (RFC 6052) cannot be told from other public IPv6 addresses. Whoever runs one has to keep
+its gateway from forwarding to private addresses.
+"""
 
 import ipaddress
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-_IPV6_UNICAST = ipaddress.IPv6Network("2000::/3")
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: an IPv4 address is its last four bytes
-_AZURE_HOST = ipaddress.IPv4Address("168.63.129.16")  # its machines' own, though it looks public
+# All of https://www.iana.org/assignments/iana-ipv4-special-registry and iana-ipv6-special-registry, as of 2025. Blocks
+# inside of others are left out. Some are globally reachable, but serve a protocol: no receiver of webhooks is there.
+_SPECIAL_V4 = [
+    IPv4Network(block)
+    for block in (
+        "0.0.0.0/8",  # this network
+        "10.0.0.0/8",  # private use
+        "100.64.0.0/10",  # shared by a provider's customers
+        "127.0.0.0/8",  # loopback
+        "169.254.0.0/16",  # link-local
+        "172.16.0.0/12",  # private use
+        "192.0.0.0/24",  # protocol assignments
+        "192.0.2.0/24",  # documentation
+        "192.31.196.0/24",  # AS112
+        "192.52.193.0/24",  # AMT relays
+        "192.88.99.0/24",  # 6to4 relays, deprecated
+        "192.168.0.0/16",  # private use
+        "192.175.48.0/24",  # AS112, delegated directly
+        "198.18.0.0/15",  # benchmarks
+        "198.51.100.0/24",  # documentation
+        "203.0.113.0/24",  # documentation
+        "240.0.0.0/4",  # reserved, and broadcast
+        # Not in that registry:
+        "224.0.0.0/4",  # multicast, RFC 5771
+    )
+]
+_SPECIAL_V6 = [  # besides _MAPPED and _NAT64, which are read as the IPv4 addresses they stand for
+    IPv6Network(block)
+    for block in (
+        "::/128",  # unspecified
+        "::1/128",  # loopback
+        "64:ff9b:1::/48",  # NAT64 of a local network
+        "100::/64",  # discard
+        "100:0:0:1::/64",  # dummy
+        "2001::/23",  # protocol assignments: Teredo, benchmarks, ORCHID and others
+        "2001:db8::/32",  # documentation
+        "2002::/16",  # 6to4
+        "2620:4f:8000::/48",  # AS112, delegated directly
+        "3fff::/20",  # documentation
+        "5f00::/16",  # segment routing
+        "fc00::/7",  # unique local; in it are fd00:ec2::254 (AWS) and fd20:ce::254 (Google Cloud)
+        "fe80::/10",  # link-local
+        # Not in that registry:
+        "::/96",  # IPv4-compatible, RFC 4291, deprecated
+        "fec0::/10",  # site-local, RFC 3879, deprecated
+        "ff00::/8",  # multicast, RFC 4291
+    )
+]
+_UNICAST_V6 = IPv6Network("2000::/3")  # all that IANA has assigned to networks of the internet
+_MAPPED, _NAT64 = IPv6Network("::ffff:0:0/96"), IPv6Network("64:ff9b::/96")  # RFC 4291, RFC 6052
+_ISATAP = (0x0000_5EFE, 0x0200_5EFE)  # RFC 5214: the third quarter of an address that ends in an IPv4 address
+# Services of clouds for their own machines. Those in special ranges are named too, in case a range is ever released.
+_METADATA = {
+    IPv4Address("100.100.100.200"),  # Alibaba Cloud
+    IPv4Address("168.63.129.16"),  # Azure; looks public
+    IPv4Address("169.254.169.254"),  # AWS, Google Cloud, Azure and most others
+    IPv4Address("192.0.0.192"),  # Oracle Cloud
+}
 
 
 def is_public(text: str) -> bool:
-    """Whether an IPv4 or IPv6 address is anybody's on the internet: no machine's own, no network's own, no group's."""
+    """Whether an IPv4 or IPv6 address may be anybody's on the internet.
+
+    False for special-purpose and multicast ranges, for metadata services of clouds, and for IPv6 addresses with a zone.
+    An IPv6 address that stands for an IPv4 address is what that one is. Raises ValueError if it is no address.
+    """
     address = ipaddress.ip_address(text)
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped:
-            address = address.ipv4_mapped
-        elif address in _NAT64:
-            address = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
-        elif address not in _IPV6_UNICAST or address.sixtofour:  # 6to4 has an IPv4 address in it, perhaps a private one
+    if isinstance(address, IPv6Address):
+        if address.scope_id is not None:
             return False
-    return address.is_global and not address.is_multicast and address != _AZURE_HOST
+        if address not in _MAPPED and address not in _NAT64:
+            return _is_public_v6(address)
+        address = IPv4Address(int(address) & 0xFFFF_FFFF)
+    is_special = address in _METADATA or any(address in block for block in _SPECIAL_V4)
+    return address.is_global and not is_special
+
+
+def _is_public_v6(address: IPv6Address) -> bool:
+    is_special = address not in _UNICAST_V6 or any(address in block for block in _SPECIAL_V6)
+    is_isatap = int(address) >> 32 & 0xFFFF_FFFF in _ISATAP
+    return address.is_global and not is_special and not is_isatap

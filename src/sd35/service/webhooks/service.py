@@ -3,6 +3,7 @@
 from sd35.service.jobs.contract import JobStore
 from sd35.service.metering import Metering
 from sd35.service.webhooks.accepting import check_url
+from sd35.service.webhooks.resolving import Resolver
 from sd35.service.webhooks.sending import Body, Sender
 from sd35.service.webhooks.signing import secret_of
 from sd35.service.webhooks.transport import PublicTransport
@@ -16,7 +17,7 @@ class Webhooks:
         self._settings = settings
         self._sender: Sender | None = None
         if secret := secret_of(settings):
-            transport = PublicTransport(allow_private=settings.webhook_allow_private)
+            transport = PublicTransport(Resolver(), allow_private=settings.webhook_allow_private)
             self._sender = Sender(store, body_of, secret, transport)
 
     def observe(self, metering: Metering) -> None:
