@@ -127,7 +127,17 @@ def test_a_class_that_is_wrong_is_told_once(tmp_path: Path):
     assert str(raised.value).count("classes") == 1
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.toml", "= 3"), ("a.json", "{"), ("missing.json", None)])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.toml", "= 3"),
+        ("a.json", "{"),
+        ("missing.json", None),
+        ("a.toml", "a = " + "[" * 200_000),
+        ("a.json", "[" * 200_000),
+        ("a.json", "9" * 5_000),
+    ],
+)
 def test_a_file_that_is_none_is_told(tmp_path: Path, name: str, content: str | None):
     """Not of the form its name says, or not there."""
     if content is not None:

@@ -57,6 +57,9 @@ def test_a_file_adds_variants(own: Path):
         (f'["./a"]\n{ENTRY}', "got './a'"),
         ("a = 1", "a: got 1"),
         ("[a", "cannot be read as TOML"),
+        ("a = " + "[" * 200_000, "cannot be read as TOML: values nested in more than 64 levels"),
+        ("a.b" + ".c" * 5_000 + " = 1", "cannot be read as TOML: values nested in more than 64 levels"),
+        ("a = " + "9" * 5_000, "cannot be read as TOML"),
         (None, "cannot be read as TOML"),
     ],
 )

@@ -25,7 +25,7 @@ from transformers import (
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.safetensors_file import Stored
 from sd35.checkpoints.weights import Weight
-from sd35.errors import CheckpointError
+from sd35.errors import CheckpointError, Sd35Error
 
 _DTYPES: Mapping[str, torch.dtype] = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
@@ -74,7 +74,13 @@ def load_network(
     keep: Callable[[str, Tensor], Tensor] = lambda _, value: value,
 ) -> nn.Module:
     """One network. `keep` says what is kept of a parameter of a name. Raises CheckpointError like `load_pipeline`."""
-    network: nn.Module = _empty_network(checkpoint, part)
+    try:
+        network: nn.Module = _empty_network(checkpoint, part)
+    except Sd35Error:
+        raise
+    except Exception as error:  # whatever the libraries raise of a configuration that is not theirs
+        file = checkpoint.directory / part / "config.json"
+        raise CheckpointError(f"{file} describes no {part}: {type(error).__name__}: {error}") from error
     weights = checkpoint.weights(part)
     _check_names(checkpoint, part, network, weights)
     files = Files()

@@ -1,6 +1,5 @@
 """What a run found, as it is written and read: one JSON object, of one version of this format."""
 
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from sd35.bench.quality import Quality
 from sd35.bench.watching import Look
 from sd35.bench.workload import Workload, explained
 from sd35.errors import InvalidSetting
+from sd35.parsing import read_json, shown
 
 FORMAT: Literal["sd35-bench/1"] = "sd35-bench/1"
 MATRIX_FORMAT: Literal["sd35-bench-matrix/1"] = "sd35-bench-matrix/1"
@@ -224,14 +224,14 @@ def _written(folder: Path) -> Iterator[None]:
 def read(path: Path) -> Result:
     """A run's result. Raises InvalidSetting where the file is none, or of another version."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except OSError as error:
         raise InvalidSetting(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise InvalidSetting(f"{path} is not JSON: {error}; allowed: what `sd35 bench --out` wrote") from error
     came = content.get("format") if isinstance(content, dict) else None
     if came != FORMAT:
-        raise InvalidSetting(f"{path}: format: got {came!r}; allowed: {FORMAT!r}, which `sd35 bench --out` writes")
+        raise InvalidSetting(f"{path}: format: got {shown(came)}; allowed: {FORMAT!r}, which `sd35 bench --out` writes")
     try:
         return Result.model_validate(content)
     except ValidationError as error:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import random
 import re
-import tomllib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from sd35.bench.scenes import scenes
 from sd35.errors import InvalidSetting
+from sd35.parsing import read_json, read_toml
 from sd35.request import GUIDANCE_SCALE, PROMPT_CHARACTERS, STEPS
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
@@ -130,8 +130,7 @@ def plain() -> Workload:
 def read_workload(path: Path) -> Workload:
     """A workload from a TOML or JSON file. Raises InvalidSetting, naming the field, what came and what is allowed."""
     try:
-        text = path.read_text(encoding="utf-8")
-        content: Any = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        content: Any = read_toml(path) if path.suffix == ".toml" else read_json(path)
     except OSError as error:
         raise InvalidSetting(f"--workload: {path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:

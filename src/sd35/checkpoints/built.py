@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.errors import BuildFailed
+from sd35.parsing import read_json
 
 Key: TypeAlias = Mapping[str, Any]
 """JSON values by name: what is built from, by what, for what."""
@@ -30,7 +31,7 @@ def home_of(cache_dir: Path, checkpoint: Checkpoint) -> Path:
 def is_built(folder: Path, key: Key, *, thoroughly: bool = False) -> bool:
     """Whether the folder holds what the key says, all of it; `thoroughly` compares checksums, not sizes alone."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST)
         if {**manifest["key"], **json.loads(json.dumps(key))} != manifest["key"]:
             return False
         files = manifest["files"]
@@ -38,22 +39,21 @@ def is_built(folder: Path, key: Key, *, thoroughly: bool = False) -> bool:
             _is_intact(folder / name, size, checksum if thoroughly else None)
             for name, (size, checksum) in files.items()
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
 def key_of(folder: Path) -> Key:
     """The whole key of a folder that `is_built`."""
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    key: Key = manifest["key"]
+    key: Key = read_json(folder / MANIFEST)["key"]
     return key
 
 
 def fingerprint_of(folder: Path) -> str | None:
     """Eight hexadecimal digits that stand for all files of a folder; None where nothing was built there."""
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        files = read_json(folder / MANIFEST)["files"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:8]
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from sd35.checkpoints.layout import CARD_FILE, PARTS, missing, needed, weight_files
+from sd35.checkpoints.layout import CARD_FILE, PARTS, missing, needed
+from sd35.checkpoints.network_config import explain, read_config, read_object
 from sd35.checkpoints.safetensors_file import header_bytes
 from sd35.checkpoints.tensorrt_onnx import OfficialGraphs, Transformer, find_graphs
 from sd35.checkpoints.weights import CLIP, Weight, weights_in, weights_of_file
@@ -86,7 +87,16 @@ class Checkpoint:
 
     @cached_property
     def revision(self) -> str:
-        """SHA-256 over its card, and the names and contents of weights, configurations and tokenizers; not graphs."""
+        """SHA-256 over its card, and the names and contents of weights, configurations and tokenizers; not graphs.
+
+        Raises CheckpointError where a file cannot be read.
+        """
+        try:
+            return self._compute_revision()
+        except OSError as error:
+            raise CheckpointError(f"{error.filename or self.directory} cannot be read: {error.strerror}") from error
+
+    def _compute_revision(self) -> str:
         total = hashlib.sha256(json.dumps(asdict(self.card), sort_keys=True).encode())  # wherever the card came from
         paths = (path for path in self.directory.rglob("*") if path.is_file() and _is_identity(path))
         for name in needed(path.relative_to(self.directory).as_posix() for path in paths):
@@ -115,7 +125,7 @@ class Checkpoint:
         """Where a part's parameters lie, by name. Raises CheckpointError where a file is missing or broken."""
         if part in self.replaced:
             return self.replaced[part]
-        return weights_in(self.directory / name for name in weight_files(self.directory, part))
+        return weights_in(self.directory, part)
 
     def _which_clip(self, file: Path, weights: dict[str, Weight]) -> str:
         """By its width; by the file's name where both are as wide, which the published ones are not."""
@@ -130,8 +140,11 @@ class Checkpoint:
         return fitting[0]
 
     def config(self, part: str, file: str = "config.json") -> dict[str, Any]:
-        """A part's configuration, as Diffusers wrote it. Raises CheckpointError where it cannot be read."""
-        return _read_json(self.directory / part / file)
+        """A part's configuration, as Diffusers wrote it.
+
+        Raises CheckpointError where it cannot be read, and the result where it is asked for what is missing.
+        """
+        return read_config(self.directory / part / file)
 
 
 def weights_layout(part: Path) -> str:
@@ -268,13 +281,6 @@ def _is_identity(path: Path) -> bool:
     return path.suffix != ".onnx" and path.name != CARD_FILE
 
 
-def explain(error: ValidationError) -> str:
-    """The fields that are wrong, what came, and why not."""
-    return "; ".join(
-        f"{'.'.join(map(str, detail['loc']))}: got {detail['input']!r}; {detail['msg']}" for detail in error.errors()
-    )
-
-
 def _sha256(path: Path) -> str:
     """SHA-256 of a file; Hugging Face's cache, where a file is a link, names weights by it, and spares reading them."""
     if path.is_symlink() and re.fullmatch("[0-9a-f]{64}", name := path.readlink().name):
@@ -287,16 +293,6 @@ def _read_card(path: Path) -> Card | None:
     if not path.exists():
         return None
     try:
-        return TypeAdapter(Card).validate_python(_read_json(path))
+        return TypeAdapter(Card).validate_python(read_object(path))
     except ValidationError as error:
         raise CheckpointError(f"{path}: {explain(error)}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content

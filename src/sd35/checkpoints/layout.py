@@ -4,10 +4,12 @@ Repositories hold more than that: the same weights again as `.fp16` files, in on
 pickles, which run code when they are read. Those are never fetched, and are no part of a checkpoint's identity.
 """
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+
+from sd35.errors import CheckpointError
+from sd35.parsing import read_json, shown
 
 CARD_FILE = "sd35.json"
 PARTS = ("scheduler", "text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae")
@@ -21,7 +23,7 @@ _WEIGHTS = {
 }
 _SUFFIXES = {".json", ".txt", ".model", ".onnx", ".safetensors"}
 _INDEX = ".safetensors.index.json"
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+_SHARD = re.compile(r"-[0-9]{5}-of-[0-9]{5}\.safetensors\Z")
 
 
 def needed(paths: Iterable[str]) -> list[str]:
@@ -60,13 +62,38 @@ def _is_sharding(path: str) -> bool:
 
 
 def weight_files(directory: Path, folder: str) -> list[str]:
-    """The files that hold a part's weights, as paths in the directory, whether they are there or not."""
-    one = f"{folder}/{_WEIGHTS[folder]}.safetensors"
-    index = directory / folder / (_WEIGHTS[folder] + _INDEX)
-    if (directory / one).is_file() or not index.is_file():
-        return [one]
+    """The files that hold a part's weights, as paths in the directory, whether they are there or not.
+
+    A part whose index cannot be used has shards whose names are not known, `*` in their place.
+    """
     try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        shards = weight_map(directory, folder)
+    except CheckpointError:
         return [f"{folder}/{_WEIGHTS[folder]}-*.safetensors"]
-    return sorted(f"{folder}/{shard}" for shard in shards)
+    if shards is None:
+        return [f"{folder}/{_WEIGHTS[folder]}.safetensors"]
+    return sorted(f"{folder}/{shard}" for shard in set(shards.values()))
+
+
+def weight_map(directory: Path, folder: str) -> dict[str, str] | None:
+    """The shard of each parameter by the part's index; None if all lie in one file.
+
+    Raises CheckpointError if the index cannot be used.
+    """
+    stem = _WEIGHTS[folder]
+    index = directory / folder / (stem + _INDEX)
+    if (directory / folder / f"{stem}.safetensors").is_file() or not index.is_file():
+        return None
+    try:
+        content = read_json(index)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{index} cannot be read: {error}") from error
+    found = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{index}: expected a weight_map of names and shards, found {shown(found)}")
+    for name, shard in found.items():
+        # Any other name would be no part of the checkpoint's identity, and could lead out of its directory.
+        if not (isinstance(shard, str) and _SHARD.sub("", shard) == stem):
+            allowed = f"{stem}-00001-of-00002.safetensors and the like"
+            raise CheckpointError(f"{index}: weight_map: {shown(name)}: got {shown(shard)}; allowed: {allowed}")
+    return found

@@ -10,9 +10,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.errors import CheckpointError
+from sd35.parsing import shown
 
 _Array: TypeAlias = np.ndarray[Any, Any]
 _CLIP_WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+_PROBE = "a cat \N{SNOWMAN}"  # ordinary words, and what hardly a vocabulary has
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -54,19 +56,29 @@ def _ids(tokenizer: Tokenizer, prompts: Sequence[str]) -> Int32[_Array, "prompts
 def _open(checkpoint: Checkpoint, part: str, length: int) -> Tokenizer:
     directory, settings = checkpoint.directory / part, _settings_of(checkpoint, part)
     try:
-        if (directory / "tokenizer.json").exists():
-            tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        else:
-            tokenizer = _clip_from_vocabulary(directory, settings)
-    except Exception as error:  # the library raises plain Exception
+        return _read(directory, settings, length)
+    except CheckpointError:
+        raise
+    except BaseException as error:
+        # The library raises plain Exception, and its panics, which are no Exception; settings may be of any type.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise CheckpointError(f"{directory}: the tokenizer cannot be read: {error}") from error
+
+
+def _read(directory: Path, settings: dict[str, Any], length: int) -> Tokenizer:
+    if (directory / "tokenizer.json").exists():
+        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    else:
+        tokenizer = _clip_from_vocabulary(directory, settings)
     tokenizer.add_special_tokens(_added_tokens(settings))
     pad = _content(settings["pad_token"])
     pad_id = tokenizer.token_to_id(pad)
     if pad_id is None:
-        raise CheckpointError(f"{directory}: the pad token {pad!r} is not in the vocabulary")
+        raise CheckpointError(f"{directory}: the pad token {shown(pad)} is not in the vocabulary")
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding(length=length, pad_id=pad_id, pad_token=pad)
+    tokenizer.encode(_PROBE)  # some mistakes in its file show only here
     return tokenizer
 
 

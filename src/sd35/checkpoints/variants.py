@@ -1,15 +1,16 @@
 """The checkpoints that are known by name: `variants.toml`, and the user's own file of the same form."""
 
-import tomllib
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from sd35.checkpoints.checkpoint import EMBEDDED, Card, explain
+from sd35.checkpoints.checkpoint import EMBEDDED, Card
+from sd35.checkpoints.network_config import explain
 from sd35.errors import InvalidSetting
+from sd35.parsing import read_toml
 
 _BUILT_IN = Path(__file__).parent / "variants.toml"
 
@@ -65,7 +66,7 @@ def _built_in() -> dict[str, Variant]:
 
 def _read(path: Path) -> dict[str, Variant]:
     try:
-        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = read_toml(path)
     except (OSError, ValueError) as error:
         raise InvalidSetting(f"variants: {path} cannot be read as TOML: {error}") from error
     named = {name: {**entry, "name": name} if isinstance(entry, dict) else entry for name, entry in content.items()}

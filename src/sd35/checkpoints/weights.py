@@ -11,8 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sd35.checkpoints.layout import weight_files, weight_map
 from sd35.checkpoints.safetensors_file import Stored, read_tensors
 from sd35.errors import CheckpointError
+from sd35.parsing import shown
 
 # Of a part's weights in a single file: what its names begin with.
 PREFIXES: Mapping[str, str] = {
@@ -29,6 +31,7 @@ _FIRST_OF_OWN_FILE: Mapping[str, str] = {
     CLIP: "text_model.embeddings.token_embedding.weight",
 }
 _FP8 = {"F8_E4M3", "F8_E5M2"}
+_SCALE_DTYPES = ("F32", "F16", "BF16")
 _SCALES = (".scale_weight", ".weight_scale")  # both spellings, beside `.weight`
 # No parameters: marks of scaled files, scales of what is computed in FP8 (here it is not), what older libraries saved.
 _NO_PARAMETER = re.compile(
@@ -51,15 +54,29 @@ class Weight:
     scale: Stored | None = None
 
 
-def weights_in(files: Iterable[Path]) -> dict[str, Weight]:
-    """The parameters of one part that lies in files of its own, in the networks' own spelling.
+def weights_in(directory: Path, part: str) -> dict[str, Weight]:
+    """The parameters of a part of a directory in the Diffusers layout, in the networks' own spelling.
 
-    Raises CheckpointError where a file is not whole, or a scaled FP8 weight lacks its scale.
+    Of shards, each parameter comes from the one that the index names. Raises CheckpointError where a file is missing or
+    not whole, the index is wrong, or a scaled FP8 weight lacks its scale.
     """
-    tensors: dict[str, Stored] = {}
-    for file in files:
-        tensors |= read_tensors(file)
-    return _with_scales(tensors)
+    shards = weight_map(directory, part)
+    files = {Path(name).name: read_tensors(directory / name) for name in weight_files(directory, part)}
+    if shards is None:
+        (tensors,) = files.values()
+        return _with_scales(tensors)
+    for name, shard in shards.items():
+        if name not in files[shard]:
+            raise CheckpointError(f"{directory / part / shard}: expected {shown(name)}, as its index says; found none")
+    found = {name: files[shard][name] for name, shard in shards.items()}
+    for tensors in files.values():
+        for name, stored in tensors.items():
+            if found.setdefault(name, stored) is not stored and name not in shards:
+                raise CheckpointError(
+                    f"{directory / part}: {shown(name)} lies in {found[name].file.name} and in {stored.file.name}, and"
+                    " the index names neither"
+                )
+    return _with_scales(found)
 
 
 def weights_of_file(file: Path) -> dict[str, dict[str, Weight]]:
@@ -100,14 +117,30 @@ def _with_scales(tensors: Mapping[str, Stored]) -> dict[str, Weight]:
         weight = Weight(stored)
         if stored.dtype in _FP8 and is_scaled:
             stem = name.removesuffix(".weight")
-            scale = next((tensors[stem + spelling] for spelling in _SCALES if stem + spelling in tensors), None)
-            if scale is None:
+            scale_name = next((stem + spelling for spelling in _SCALES if stem + spelling in tensors), None)
+            if scale_name is None:
                 raise CheckpointError(
                     f"{stored.file}: expected a scale beside {name}, as the file is scaled FP8; found none"
                 )
+            scale = tensors[scale_name]
+            _check_scale(name, stored, scale_name, scale)
             weight = replace(weight, scale=scale)
         weights[name] = weight
     return weights
+
+
+def _check_scale(name: str, stored: Stored, scale_name: str, scale: Stored) -> None:
+    """Raise CheckpointError unless there is one scale for the whole weight, or one for each of its rows."""
+    is_one = all(size == 1 for size in scale.shape)
+    is_one_a_row = scale.shape[:1] == stored.shape[:1] and all(size == 1 for size in scale.shape[1:])
+    if not is_one and not is_one_a_row:
+        rows = stored.shape[0] if stored.shape else 1
+        raise CheckpointError(
+            f"{scale.file}: {scale_name} has the shape {list(scale.shape)}, for {name} of {list(stored.shape)};"
+            f" allowed: one scale, or one for each of the {rows} rows; scales of columns or blocks are not supported"
+        )
+    if scale.dtype not in _SCALE_DTYPES:
+        raise CheckpointError(f"{scale.file}: {scale_name} is {scale.dtype}; allowed: {', '.join(_SCALE_DTYPES)}")
 
 
 class _Transformer:

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from sd35.checkpoints.layout import weight_files
-from sd35.checkpoints.safetensors_file import read_tensors
+from sd35.checkpoints.weights import weights_in
 from sd35.errors import CheckpointError
 
 _DTYPES = {"F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16, "F32": ir.DataType.FLOAT}
@@ -24,24 +23,23 @@ def stored_tensors(part: Path) -> dict[str, ir.ExternalTensor]:
     Raises CheckpointError where there is no such file, where one cannot be read, or is a link that a graph cannot use.
     """
     tensors: dict[str, ir.ExternalTensor] = {}
-    for file in weight_files(part.parent, part.name):
-        path = part.parent / file
-        if path.resolve().parent != part.resolve():
+    for name, weight in weights_in(part.parent, part.name).items():
+        stored = weight.stored
+        if stored.file.resolve().parent != part.resolve():
             raise CheckpointError(
-                f"{path} is a link to elsewhere, as in Hugging Face's cache, and ONNX Runtime follows none that leaves"
-                f" the graph's directory; export a copy: cp -rL {part.parent} COPY"
+                f"{stored.file} is a link to elsewhere, as in Hugging Face's cache, and ONNX Runtime follows none that"
+                f" leaves the graph's directory; export a copy: cp -rL {part.parent} COPY"
             )
-        for name, stored in read_tensors(path).items():
-            if stored.dtype in _DTYPES:
-                tensors[name] = ir.ExternalTensor(
-                    location=stored.file.name,
-                    offset=stored.start,
-                    length=stored.nbytes,
-                    dtype=_DTYPES[stored.dtype],
-                    shape=ir.Shape(stored.shape),
-                    name=name,
-                    base_dir=part,
-                )
+        if stored.dtype in _DTYPES:
+            tensors[name] = ir.ExternalTensor(
+                location=stored.file.name,
+                offset=stored.start,
+                length=stored.nbytes,
+                dtype=_DTYPES[stored.dtype],
+                shape=ir.Shape(stored.shape),
+                name=name,
+                base_dir=part,
+            )
     return tensors
 
 

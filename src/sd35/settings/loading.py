@@ -1,7 +1,6 @@
 """From flags, environment and file to the settings in force, and what is wrong with them in words."""
 
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -9,6 +8,7 @@ from typing import Any, get_args
 from pydantic import SecretStr, ValidationError
 
 from sd35.errors import InvalidSetting
+from sd35.parsing import read_toml
 from sd35.settings.fields import CONFIG_VARIABLE, PREFIX, Settings
 
 
@@ -46,7 +46,7 @@ def settings_table() -> str:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = read_toml(path)
     except (OSError, ValueError) as error:
         raise InvalidSetting(f"{path} cannot be read as TOML: {error}") from error
     if unknown := sorted(content.keys() - Settings.model_fields.keys()):
