@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,13 +21,17 @@ _MORE_THAN_THERE_ARE = 100
 @contextmanager
 def busy(client: TestClient, threads: Threads | None) -> Iterator[None]:
     """A pool of the server's is occupied: the event loop's default one, or another."""
-    release = threading.Event()
+    release, until_s = threading.Event(), time.monotonic() + WAIT_S
+
+    def wait() -> bool:
+        """Whether it was released, and did not end by itself so that a test that fails ends too."""
+        return release.wait(max(0.0, until_s - time.monotonic()))
 
     async def occupy() -> list[asyncio.Future[bool]]:
         loop = asyncio.get_running_loop()
         if threads is None:
-            return [loop.run_in_executor(None, release.wait, WAIT_S) for _ in range(_MORE_THAN_THERE_ARE)]
-        return [asyncio.ensure_future(threads.run(release.wait, WAIT_S)) for _ in range(_MORE_THAN_THERE_ARE)]
+            return [loop.run_in_executor(None, wait) for _ in range(_MORE_THAN_THERE_ARE)]
+        return [asyncio.ensure_future(threads.run(wait)) for _ in range(_MORE_THAN_THERE_ARE)]
 
     async def end(waiting: list[asyncio.Future[bool]]) -> list[bool]:
         return await asyncio.gather(*waiting)

@@ -69,7 +69,10 @@ class Settings(BaseSettings):
         30, gt=0, description="Longest time for a request's head to arrive, and then for its body; else 408."
     )
     requests_per_minute: int = Field(
-        0, ge=0, description="Most requests for pictures by a key, or an address where there are no keys; 0 for any."
+        0,
+        ge=0,
+        description="Most requests for pictures, or to read a picture's file, by a key, or an address where there are"
+        " no keys; 0 for any.",
     )
     concurrency: int = Field(
         0, ge=0, description="Most pictures at once for a key, or an address where there are no keys; 0 for any."
