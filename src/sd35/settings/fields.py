@@ -57,8 +57,8 @@ class Settings(BaseSettings):
     requests_per_minute: int = Field(
         0,
         ge=0,
-        description="Most requests for pictures, or to read a picture's file, by a key, or an address where there are no"
-        " keys; 0 for any.",
+        description="Most requests for pictures, or to read a picture's file, by a key, or an address where there are"
+        " no keys; 0 for any.",
     )
     concurrency: int = Field(
         0, ge=0, description="Most pictures at once for a key, or an address where there are no keys; 0 for any."
