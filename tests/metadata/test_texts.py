@@ -98,6 +98,7 @@ COMMENTS = {
     "UTF-16 BE without ASCII": (b"UNICODE\0" + "кошка и собака".replace(" ", "").encode("utf-16-be"), "кошкаисобака"),
     "UTF-16 LE without ASCII": (b"UNICODE\0" + "кошкаисобака".encode("utf-16-le"), "кошкаисобака"),
     "UTF-16 LE, Chinese": (b"UNICODE\0" + "一只坐在垫子上的猫".encode("utf-16-le"), "一只坐在垫子上的猫"),
+    "UTF-16 LE with a mark, Chinese": (b"UNICODE\0\xff\xfe" + "猫".encode("utf-16-le"), "猫"),
     "ended by a zero": (b"UNICODE\0" + "a cat\0".encode("utf-16-le"), "a cat"),
     "UTF-8 ended by a zero": (b"UNICODE\0a cat\0", "a cat"),
     "short": (b"ASCII\0\0\0a", "a"),
