@@ -322,7 +322,8 @@ def test_a_webhook_that_is_being_sent_is_held(store: JobStore):
     job = add(store, webhook=HOOK)
     store.cancel(job.id, None, 0.0)
     assert len(take_due(store, 0.0)) == 1
-    assert store.due(HELD_S - 1) == take_due(store, HELD_S - 1) == []
+    assert store.due(HELD_S - 1) == []
+    assert take_due(store, HELD_S - 1) == []
     assert len(take_due(store, HELD_S)) == 1
     store.delivered(job.id)
     assert store.due(1e9) == []

@@ -36,7 +36,8 @@ class Places:
     """The same rules as `InFlight`, as plainly as they can be said: one webhook after the other, all receivers each."""
 
     def __init__(self, started: Sequence[Receiver], slow: set[str]) -> None:
-        self.started, self.slow, self.last = list(started), slow, {}
+        self.started, self.slow = list(started), slow
+        self.last: dict[Receiver | str, int] = {}
         for number, receiver in enumerate(started, 1):
             self.last |= {receiver.owner: number, receiver: number}
 
