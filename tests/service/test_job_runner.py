@@ -14,7 +14,7 @@ from sd35.service.desk import Desk
 from sd35.service.filters import AllowAll
 from sd35.service.jobs import runner as running
 from sd35.service.jobs.contract import Job, Order, Status
-from sd35.service.jobs.progress import END, Event
+from sd35.service.jobs.progress import END, Event, Following
 from sd35.service.jobs.runner import JobRunner
 from sd35.service.kept import Kept
 from sd35.service.resolve import Wanted
@@ -293,3 +293,23 @@ def test_an_error_that_was_not_foreseen_stops_no_claiming(studio: Studio, monkey
             return await end_of(runner, await runner.accept(order(studio, "a cat")))
 
     assert asyncio.run(work()).status is Status.SUCCEEDED
+
+
+def test_a_cancelled_follower_stops_though_something_happens_at_that_moment():
+    """Or a task that waits for a job's next event could not be ended for certain."""
+
+    async def scenario(turns: int) -> bool:
+        """Tell an event, let the event loop turn a number of times, and cancel; whether the follower was cancelled."""
+        following = Following()
+        waiting = asyncio.create_task(following.changed(WAIT_S))
+        for _ in range(3):  # until it waits
+            await asyncio.sleep(0)
+        following.end()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        was_done = waiting.done()
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        return was_done or waiting.cancelled()
+
+    assert all(asyncio.run(scenario(turns)) for turns in range(5))

@@ -37,7 +37,7 @@ class Places:
 
     def __init__(self, started: Sequence[Receiver], slow: set[str]) -> None:
         self.started, self.slow = list(started), slow
-        self.last: dict[object, int] = {}
+        self.last: dict[Receiver | str, int] = {}
         for number, receiver in enumerate(started, 1):
             self.last |= {receiver.owner: number, receiver: number}
 

@@ -7,6 +7,7 @@ same after a restart, and nothing has to be kept of what was told.
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from sd35.engine.picture import Pixels, Progress
@@ -57,12 +58,11 @@ class Following:
         self._tell(None)
 
     async def changed(self, timeout_s: float) -> None:
-        """Wait for what comes next, or for so long."""
+        """Wait for the next event, for at most `timeout_s`."""
         changed = self._changed
-        try:
-            await asyncio.wait_for(changed.wait(), timeout_s)
-        except TimeoutError:
-            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):  # before Python 3.12, wait_for may swallow a cancellation
+                await changed.wait()
 
     def _tell(self, event: Event | None) -> None:
         self.latest = event

@@ -146,7 +146,8 @@ class JobRunner:
             except Exception:  # noqa: BLE001  by our mistake; the jobs that wait must not wait for ever
                 structlog.get_logger().exception("unexpected")
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), _LOOK_S)
+                async with asyncio.timeout(_LOOK_S):  # before Python 3.12, wait_for may swallow a cancellation
+                    await self._wake.wait()
 
     async def _claim_once(self) -> None:
         free = self._most_running - len(self._running)
