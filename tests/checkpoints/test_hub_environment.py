@@ -18,7 +18,7 @@ from sd35.checkpoints.variants import Variant
 from sd35.errors import DownloadFailed, InvalidSetting
 from sd35.service.choosing import candidates
 from sd35.service.planning import Room
-from sd35.settings import Settings
+from sd35.settings import load_settings
 from tests.checkpoints.conftest import REPOSITORY, REVISION
 from tests.hub_server import Hub
 
@@ -64,7 +64,7 @@ def test_auto_names_a_token_that_cannot_be_sent(monkeypatch: pytest.MonkeyPatch)
     """Choosing a checkpoint reads the token with the same check."""
     monkeypatch.setenv("HF_TOKEN", UNSENDABLE[0])
     with pytest.raises(InvalidSetting, match="HF_TOKEN: got a token"):
-        list(candidates(Settings(checkpoints=("auto",)), Room("cpu", 2**40, 2**40)))
+        list(candidates(load_settings({"checkpoints": ("auto",)}), Room("cpu", 2**40, 2**40)))
 
 
 @given(token=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1))
