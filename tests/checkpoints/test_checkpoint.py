@@ -92,6 +92,18 @@ def test_a_damaged_part_is_one_clear_error(copy: Path, backend: str, file: str, 
         open_backend(backend, open_checkpoint(str(copy)), Options(precision="float32", device="cpu"))
 
 
+@pytest.mark.parametrize("place", ["x" * 5_000, "~nobody-of-this-name/x", "loop"])
+def test_a_path_that_cannot_even_be_looked_for_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str):
+    """Longer than the system allows, in the home of nobody, or a link to itself: one line, shortened."""
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    with pytest.raises(
+        CheckpointError, match=rf"^'{place[:20]}.* (cannot be looked for: |is neither a directory)"
+    ) as told:
+        open_checkpoint(place)
+    assert len(str(told.value)) < 300
+
+
 def test_graphs_are_not_run_on_weights_that_were_written_anew(copy: Path):
     """A graph points into its file by offsets; after the file was saved with another header, it is refused."""
     weights = copy / "transformer" / "diffusion_pytorch_model.safetensors"

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import pytest
 
@@ -31,12 +31,22 @@ FAR = 10**9
 FIRST = 4  # before that, nothing of this project runs yet: `sd35` and `sd35.cli` are looked for
 
 
-def run(code: str, *arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+def run(
+    code: str,
+    *arguments: str,
+    stdout: int | IO[str] = subprocess.PIPE,
+    stderr: int | IO[str] = subprocess.PIPE,
+    cwd: Path | None = None,
+    **variables: str,
+) -> "subprocess.CompletedProcess[str]":
     """Run code, then the command, in a process of its own that finds no settings of the user's."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("SD35_", "HF_"))}
     return subprocess.run(
         [sys.executable, "-c", code + RUN, *arguments],
-        **{"env": clean, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
+        stdout=stdout,
+        stderr=stderr,
+        cwd=cwd,
+        env=clean | variables,
         text=True,
         timeout=TIMEOUT_S,
         check=False,
@@ -102,7 +112,7 @@ def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str], error: Excepti
 def test_an_output_that_is_full_is_one_line(arguments: tuple[str, ...], unbuffered: str):
     """Whether Python notices while it prints or when it ends."""
     with Path("/dev/full").open("w") as full:
-        result = run("", *arguments, stdout=full, env={**os.environ, "PYTHONUNBUFFERED": unbuffered})
+        result = run("", *arguments, stdout=full, PYTHONUNBUFFERED=unbuffered)
     assert (result.returncode, result.stderr) == (1, "sd35: No space left on device\n")
 
 
@@ -113,7 +123,7 @@ def test_a_reader_that_went_away_is_no_error_to_tell(arguments: tuple[str, ...],
     read, write = os.pipe()
     os.close(read)
     try:
-        result = run("", *arguments, stdout=write, env={**os.environ, "PYTHONUNBUFFERED": unbuffered})
+        result = run("", *arguments, stdout=write, PYTHONUNBUFFERED=unbuffered)
     finally:
         os.close(write)
     assert (result.returncode, result.stderr) == (1, "")

@@ -20,6 +20,7 @@ from sd35.checkpoints.safetensors_file import header_bytes
 from sd35.checkpoints.tensorrt_onnx import OfficialGraphs, Transformer, find_graphs
 from sd35.checkpoints.weights import CLIP, Weight, weights_in, weights_of_file
 from sd35.errors import CheckpointError
+from sd35.parsing import shown
 from sd35.request import GUIDANCE_SCALE, SIZE_MULTIPLE_PX, SKIP_LAYER_SCALE, STEPS
 
 if TYPE_CHECKING:
@@ -175,9 +176,13 @@ def open_checkpoint(
     CheckpointError where it is none of these, not whole on disk, or a part is missing or broken; InvalidSetting where
     the user's file is wrong.
     """
-    files = tuple(path.expanduser().resolve() for path in weights)
-    found = _named(name_or_path, own_variants, files)
-    found = found or _at(name_or_path, own_variants, files, companion, transformer)
+    try:
+        files = tuple(path.expanduser().resolve() for path in weights)
+        found = _named(name_or_path, own_variants, files)
+        found = found or _at(name_or_path, own_variants, files, companion, transformer)
+    except (OSError, RuntimeError) as error:  # RuntimeError: of `expanduser`, and of links that lead in a circle
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{shown(name_or_path)} cannot be looked for: {reason}") from error
     return replace(found, asked=name_or_path)
 
 
