@@ -18,13 +18,15 @@ from sqlalchemy import insert, text
 from sd35.request import Request
 from sd35.service.database.jobs import SqlJobStore
 from sd35.service.database.rows import values_of, values_of_result
-from sd35.service.database.tables import jobs
+from sd35.service.database.tables import deliveries, jobs
 from sd35.service.jobs.contract import Job, Made, Order, Status
 from sd35.service.jobs.new import new_job
 from sd35.service.stores import open_stores
+from sd35.service.webhooks.concurrency import InFlight
 
 JOBS, CALLS = 100_000, 25
 LOADS = ((50, 0.1), (1000, 1.0))  # owners, and which part of the jobs is queued
+RECEIVERS = (1_000, 100_000)  # of webhooks that are due, each of them of one of 20 owners
 _REQUEST = Request("a cat to the left of a dog on a red background", "", 1024, 1024, 28, 4.5, 7, "m", "0" * 64, "p")
 _MADE = Made("d" * 64, was_cached=False)
 _MS = 1e3
@@ -46,7 +48,33 @@ def fill(store: SqlJobStore, owners: int, queued: float) -> None:
     with store.database.write() as connection:
         connection.execute(jobs.delete())
         connection.execute(insert(jobs), rows)
-    if not store.database.is_sqlite:  # what its own housekeeping does within a minute
+    _tidy(store)
+
+
+def fill_webhooks(store: SqlJobStore, receivers: int) -> None:
+    """Replace all jobs by ended ones, each with a webhook that is due."""
+    chance = random.Random(1)
+    ended = {**values_of_result(_MADE), "ended_s": 1.0}
+    rows, due = [], []
+    for _ in range(JOBS):
+        number = chance.randrange(receivers)
+        owner, host = f"owner {number % 20}", f"{number}.example"
+        job = {**values_of(_job(owner)), **ended, "webhook": f"https://{host}/hook"}
+        rows.append(job)
+        due.append(
+            {"job_id": job["id"], "url": job["webhook"], "due_s": chance.random(), "attempts": 0}
+            | {"owner": owner, "host": host}
+        )
+    with store.database.write() as connection:
+        connection.execute(jobs.delete())
+        connection.execute(insert(jobs), rows)
+        connection.execute(insert(deliveries), due)
+    _tidy(store)
+
+
+def _tidy(store: SqlJobStore) -> None:
+    """Do what PostgreSQL's own housekeeping does within a minute."""
+    if not store.database.is_sqlite:
         with store.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("VACUUM ANALYZE"))
 
@@ -71,6 +99,29 @@ def calls(store: SqlJobStore) -> dict[str, Callable[[], Any]]:
     }
 
 
+def webhook_calls(store: SqlJobStore) -> dict[str, Callable[[], Any]]:
+    """What is timed of webhooks: one look of the sender, and its parts."""
+    due = store.due(1.0)
+    chosen = InFlight().choose(due)
+    return {
+        "due": lambda: store.due(1.0),
+        "due, none": lambda: store.due(-1.0),
+        "choose": lambda: InFlight().choose(due),
+        f"take_due of {chosen.total()}": lambda: store.take_due(1.0, chosen),
+    }
+
+
+def report(calls: dict[str, Callable[[], Any]]) -> None:
+    """Time calls, and print their medians."""
+    for name, call in calls.items():
+        took = []
+        for _ in range(CALLS):
+            began = time.perf_counter()
+            call()
+            took.append((time.perf_counter() - began) * _MS)
+        print(f"  {name:36}{median(took):8.2f}")
+
+
 def main(database: str) -> None:
     """Print medians."""
     store = open_stores(database).jobs
@@ -78,13 +129,11 @@ def main(database: str) -> None:
     for owners, queued in LOADS:
         fill(store, owners, queued)
         print(f"{JOBS} jobs of {owners} owners, {queued:.0%} queued; median of {CALLS}, ms")
-        for name, call in calls(store).items():
-            took = []
-            for _ in range(CALLS):
-                began = time.perf_counter()
-                call()
-                took.append((time.perf_counter() - began) * _MS)
-            print(f"  {name:36}{median(took):8.2f}")
+        report(calls(store))
+    for receivers in RECEIVERS:
+        fill_webhooks(store, receivers)
+        print(f"{JOBS} webhooks due of {receivers} receivers; median of {CALLS}, ms")
+        report(webhook_calls(store))
     store.close()
 
 

@@ -45,7 +45,7 @@ class _Load:
 
 
 class InFlight:
-    """The webhooks that this process sends now. Not safe for threads: the event loop alone uses it."""
+    """The webhooks that this process sends now. Not safe for threads: another thread works on a copy."""
 
     def __init__(self) -> None:
         self._receivers: Counter[Receiver] = Counter()
@@ -57,6 +57,13 @@ class InFlight:
     def is_full(self) -> bool:
         """Whether no webhook can be started."""
         return self._receivers.total() >= IN_FLIGHT
+
+    def copy(self) -> "InFlight":
+        """Copy what is known now."""
+        copied = InFlight()
+        copied._receivers, copied._starts = Counter(self._receivers), self._starts
+        copied._slow_hosts, copied._last_start = dict(self._slow_hosts), dict(self._last_start)
+        return copied
 
     def start(self, receiver: Receiver) -> None:
         """Count a webhook as in flight."""

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -11,8 +11,12 @@ import httpx2
 import structlog
 
 from sd35.errors import StoreUnavailable
+<<<<<<< HEAD
 from sd35.metadata.record import own_version
 from sd35.service.jobs.contract import HELD_S, Delivery, JobStore
+=======
+from sd35.service.jobs.contract import HELD_S, Delivery, JobStore, Receiver
+>>>>>>> fix/webhooks
 from sd35.service.metering import WebhookEnd
 from sd35.service.threads import STORES
 from sd35.service.webhooks.concurrency import InFlight
@@ -25,7 +29,7 @@ _FIRST_WAIT_S, _GROWTH, _LONGEST_WAIT_S, _JITTER = 5.0, 4.0, 6 * 3600.0, 0.25
 _ATTEMPT_S = HELD_S / 4  # for the name, the connection, and the answer
 _SLOW_S = _ATTEMPT_S / 3  # a host that takes longer gets few places until it is faster
 _LOOK_S = 1.0  # how often to look without being woken
-_REST_S = 0.05  # between two looks, which cost some milliseconds when many webhooks wait
+_REST_S = 0.05  # at least, after a look; as long as the look took, if that is longer
 
 
 def wait_s(attempts: int, chance: float) -> float | None:
@@ -73,8 +77,9 @@ class Sender:
             async with asyncio.TaskGroup() as sending:
                 while True:
                     self._wake.clear()
+                    began_s = time.monotonic()
                     await self._log_errors(self.start_due(sending))
-                    await asyncio.sleep(_REST_S)
+                    await asyncio.sleep(max(_REST_S, time.monotonic() - began_s))
                     with suppress(TimeoutError):
                         async with asyncio.timeout(_LOOK_S):  # before Python 3.12, wait_for may swallow a cancellation
                             await self._wake.wait()
@@ -85,12 +90,20 @@ class Sender:
         """Start to send the due webhooks that have a place, each in a task of its own. Raises StoreUnavailable."""
         if self._in_flight.is_full:
             return
+<<<<<<< HEAD
         chosen = self._in_flight.choose(await STORES.run(self._store.due, self._clock()))
         if not chosen:
+=======
+        if not (chosen := await asyncio.to_thread(self._choose, self._in_flight.copy())):
+>>>>>>> fix/webhooks
             return
         for delivery in await STORES.run(self._store.take_due, self._clock(), chosen):
             self._in_flight.start(delivery.receiver)
             sending.create_task(self._send(delivery))
+
+    def _choose(self, in_flight: InFlight) -> Mapping[Receiver, int]:
+        """Look for due webhooks, and choose which to start. Runs on a thread: it takes a while if very many wait."""
+        return in_flight.choose(self._store.due(self._clock()))
 
     async def _send(self, delivery: Delivery) -> None:
         """Send one webhook, and give its place to another when nothing of it runs any more. Does not raise."""
