@@ -11,12 +11,8 @@ import httpx2
 import structlog
 
 from sd35.errors import StoreUnavailable
-<<<<<<< HEAD
 from sd35.metadata.record import own_version
-from sd35.service.jobs.contract import HELD_S, Delivery, JobStore
-=======
 from sd35.service.jobs.contract import HELD_S, Delivery, JobStore, Receiver
->>>>>>> fix/webhooks
 from sd35.service.metering import WebhookEnd
 from sd35.service.threads import STORES
 from sd35.service.webhooks.concurrency import InFlight
@@ -90,12 +86,7 @@ class Sender:
         """Start to send the due webhooks that have a place, each in a task of its own. Raises StoreUnavailable."""
         if self._in_flight.is_full:
             return
-<<<<<<< HEAD
-        chosen = self._in_flight.choose(await STORES.run(self._store.due, self._clock()))
-        if not chosen:
-=======
-        if not (chosen := await asyncio.to_thread(self._choose, self._in_flight.copy())):
->>>>>>> fix/webhooks
+        if not (chosen := await STORES.run(self._choose, self._in_flight.copy())):
             return
         for delivery in await STORES.run(self._store.take_due, self._clock(), chosen):
             self._in_flight.start(delivery.receiver)
