@@ -502,7 +502,7 @@ def test_few_pictures_are_described_at_once(studio: Studio, monkeypatch: pytest.
         finally:
             release.set()
         assert [answer.result(WAIT_S).status_code for answer in answers] == [200] * 8
-    assert most == MOST_DESCRIBED
+    assert most <= MOST_DESCRIBED
     assert all(were_released), "the event loop was held up"
 
 
