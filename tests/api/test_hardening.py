@@ -6,7 +6,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from unittest.mock import Mock
 
@@ -15,9 +15,9 @@ from starlette.testclient import TestClient
 
 from sd35.api.protocol import MAX_HEAD_BYTES, MAX_UNPARSED_BYTES, MAX_URL_BYTES, BoundedProtocol
 from sd35.service.studio import Studio
-from tests.api.conftest import listening
+from tests.api.conftest import cancellations, listening
 from tests.api.test_txt2img import ask, problem
-from tests.double import WAIT_S
+from tests.double import WAIT_S, NumpyBackend
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 
@@ -156,6 +156,22 @@ def test_pipelined_requests_of_a_client_that_does_not_read_take_little_memory(ad
         assert len(protocol.pipeline) <= 4096 // len(GET)
 
 
+def test_a_client_that_hangs_up_is_noticed_however_much_it_sent(
+    studio: Studio, address: tuple[str, int], backend: NumpyBackend
+):
+    """Bytes behind a request do not hide that nobody waits for its image: the image is cancelled."""
+    cancelled = cancellations(studio)
+    body = json.dumps({"prompt": "hold", "steps": 1}).encode()
+    head = (
+        b"POST /v1/txt2img HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    )
+    with connected(address) as connection, suppress(ConnectionResetError, BrokenPipeError):
+        connection.sendall(head % len(body) + body)
+        assert backend.started.wait(WAIT_S)
+        connection.sendall(bytes(4 * MAX_UNPARSED_BYTES))
+    assert cancelled.wait(WAIT_S)
+
+
 def test_a_client_that_does_not_read_is_disconnected(address: tuple[str, int], monkeypatch: pytest.MonkeyPatch):
     """Answers that nobody reads are not kept: the connection is reset after a time without progress."""
     monkeypatch.setattr(BoundedProtocol, "stalled_s", 0.05)
@@ -177,6 +193,7 @@ def test_only_a_client_that_reads_nothing_for_the_whole_time_is_disconnected(
     """A slow client whose unsent bytes become fewer keeps its connection."""
     protocol, transport, loop = BoundedProtocol.__new__(BoundedProtocol), Mock(), Mock()
     protocol.transport, protocol.loop, protocol.client, protocol.flow = transport, loop, None, Mock()
+    transport.is_closing.return_value = False
     protocol._stall_timer = None  # noqa: SLF001  as `__init__` has it, which needs a server
     transport.get_write_buffer_size.return_value = unsent_bytes[0]
     protocol.pause_writing()

@@ -299,12 +299,13 @@ def test_a_burst_may_take_every_place_and_lasting_overload_only_a_full_batch():
 
 
 def test_lasting_overload_takes_no_client_its_share():
-    """A client that has less than its part of a batch is let in, although the flood's next picture is refused."""
+    """Clients that have nothing are accepted up to the last place, although the flood's next picture is refused."""
     scheduler = make(replace(LIMITS, max_pictures=10, max_slowdown=6))
     flood = Flood(scheduler)
     flood.last()
     assert flood.ask().startswith("the service is overloaded")
-    scheduler.add("modest", job("modest", rows=2), 0)
+    for client in range(scheduler.limits.max_pictures - len(scheduler)):
+        scheduler.add(f"of client {client}", job(f"client {client}", rows=2), 0)
     assert flood.ask().startswith("the service is overloaded")
 
 

@@ -76,9 +76,8 @@ def test_overload_is_refused_and_the_accepted_ones_are_made():
 
 
 @pytest.mark.parametrize("batching", [0.25, 0.7, 1.0], ids=["as on a GPU", "as on a fast CPU", "as on a slow CPU"])
-@pytest.mark.parametrize("clients", [1, 100])
-def test_five_times_the_capacity_takes_accepted_pictures_less_than_twice_as_long(batching: float, clients: int):
-    """Their p95, over that at 0.8 of capacity, is below 2 whether or not batching saves time; throughput stays."""
+def test_five_times_the_capacity_takes_accepted_pictures_less_than_twice_as_long(batching: float):
+    """Of one client, their p95 over that at 0.8 of capacity, is below 2 whether or not batching saves time; throughput stays."""
     one = ShapeTimes(width_px=96, height_px=96, step_s={1: 1}, decode_s=0.02, row_bytes=1, decode_bytes=1)
     sizes = ((128, 0.02), (96, 0.012))
     shapes = [
@@ -87,7 +86,7 @@ def test_five_times_the_capacity_takes_accepted_pictures_less_than_twice_as_long
     ]
     times = TIMES.model_copy(update={"shapes": shapes})
     limits = replace(LIMITS, max_pictures=10, max_slowdown=6)
-    flood = replace(MIXED, rps=100, requests=10_000, shapes=shapes, clients=clients)
+    flood = replace(MIXED, rps=100, requests=10_000, shapes=shapes, clients=1)
     full = simulate(times, flood, replace(limits, max_slowdown=math.inf), 1)
     rps = full.finished / full.lasted_s
     usual = simulate(times, replace(flood, rps=0.8 * rps, requests=2_000), limits, 1)

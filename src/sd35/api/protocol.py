@@ -5,8 +5,10 @@ own timer runs only between requests: a client could hold a connection by sendin
 with a header that does not end.
 
 Pipelined requests wait as unparsed bytes until the request before them is answered, and reading pauses when these bytes
-exceed a limit. uvicorn parses all it receives, which takes a hundred times a small request's size, and goes on reading
-after each answer. A connection whose client does not read its answers is closed after a time.
+exceed a limit. If the request before them may make something, the connection is closed then: while reading is paused, a
+client that hangs up is not noticed, and its image would be made for nobody. uvicorn parses all it receives, which takes
+a hundred times a small request's size, and goes on reading after each answer. A connection whose client does not read
+its answers is closed after a time.
 """
 
 import asyncio
@@ -79,17 +81,24 @@ class BoundedProtocol(HttpToolsProtocol):
         """A request was answered: the next one may be parsed."""
         super().on_response_complete()
         self._parse()
+        if self.transport.is_closing():
+            self._watch_for_stall()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """The client has not asked for anything more."""
+        super().timeout_keep_alive_handler()
+        self._watch_for_stall()
 
     def pause_writing(self) -> None:
         """An answer waits for the client to read."""
         super().pause_writing()
-        self._stop_stall_timer()
         self._watch_for_stall()
 
     def resume_writing(self) -> None:
         """The client has read."""
         super().resume_writing()
-        self._stop_stall_timer()
+        if not self.transport.is_closing():  # else the rest has to be read too
+            self._stop_stall_timer()
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -136,7 +145,9 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             self._unparsed.clear()
         was_full, self.flow.is_full = self.flow.is_full, len(self._unparsed) > MAX_UNPARSED_BYTES
-        if self.flow.is_full:
+        if self.flow.is_full and self.cycle.scope["method"] not in {"GET", "HEAD"}:
+            self._disconnect("it sent too much behind its request")
+        elif self.flow.is_full:
             self.flow.pause_reading()
         elif was_full:
             self.flow.resume_reading()
@@ -155,15 +166,21 @@ class BoundedProtocol(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
 
     def _watch_for_stall(self) -> None:
+        """Disconnect a client that reads nothing for a time, while something waits to be sent."""
+        self._stop_stall_timer()
         unsent_bytes = self.transport.get_write_buffer_size()
         self._stall_timer = self.loop.call_later(self.stalled_s, self._close_if_stalled, unsent_bytes)
 
     def _close_if_stalled(self, before_bytes: int) -> None:
-        if self.transport.get_write_buffer_size() >= before_bytes:
-            structlog.get_logger("sd35.access").info("closed", reason="the client does not read", client=self._address)
-            self.transport.abort()
-        else:
+        unsent_bytes = self.transport.get_write_buffer_size()
+        if unsent_bytes and unsent_bytes >= before_bytes:
+            self._disconnect("it does not read")
+        elif unsent_bytes:
             self._watch_for_stall()
+
+    def _disconnect(self, reason: str) -> None:
+        structlog.get_logger("sd35.access").info("client disconnected", reason=reason, client=self._address)
+        self.transport.abort()
 
     def _stop_stall_timer(self) -> None:
         if self._stall_timer is not None:
@@ -200,6 +217,7 @@ class BoundedProtocol(HttpToolsProtocol):
             lines = [name + b": " + value + b"\r\n" for name, value in response.raw_headers]
             self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", bytes(response.body)]))
         self.transport.close()
+        self._watch_for_stall()
 
 
 _LONG_HEAD = f"the request's head is longer than the {MAX_HEAD_BYTES} bytes that are allowed"

@@ -10,8 +10,9 @@ Rows of one latent shape share a batch, whatever their step counts, guidance, pr
   decoded first come, first served, and its memory is set aside before the next batch is formed.
 
 Admission tells a burst from lasting overload, as CoDel does (Nichols and Jacobson, "Controlling Queue Delay", 2012): a
-queue that lasts delays everybody and makes no more pictures. So all of `max_pictures` is for bursts. Once the device
-has been full for a whole turnover of its pictures, it accepts only as many as keep it busy, until it is half empty.
+queue that lasts delays everybody and makes no more pictures. So all of `max_pictures` is for bursts. Overload lasts once
+the device has made that many pictures without ever being half empty. From then until it is half empty, a client that has
+its share of a batch gets no further picture accepted.
 """
 
 import math
@@ -100,7 +101,7 @@ class Scheduler(Generic[Key]):
         self._row_steps_left: Counter[Shape] = Counter()
         self._decodings_left: Counter[Shape] = Counter()
         self._places = count()
-        self._ended_while_busy = 0  # pictures, since the device was last half empty
+        self._made_while_busy = 0  # pictures, since the device was last half empty
         self._is_overloaded = False
         self._drawn: dict[Key, None] = {}  # to be decoded, in the order of their last steps
         self._running: Batch[Key] | None = None
@@ -204,6 +205,7 @@ class Scheduler(Generic[Key]):
         assert self._decoding.has_begun
         key, self._decoding = self._decoding.key, None
         if key in self._pictures:
+            self._made_while_busy += 1
             self._remove(key)
 
     def _check(self, job: Job) -> None:
@@ -222,7 +224,7 @@ class Scheduler(Generic[Key]):
         account = self._accounts.get(job.client)
         own = account.pictures if account else 0
         if own >= _SHARE * free:
-            self._is_overloaded = self._ended_while_busy >= self.limits.max_pictures
+            self._is_overloaded = self._made_while_busy >= self.limits.max_pictures
             whose = f" and {own} of them are this client's" if free else ""
             reason = f"{len(self._pictures)} of at most {self.limits.max_pictures} pictures are accepted{whose}"
             raise Overloaded(reason, self.backlog_s / max(1, len(self._pictures)))
@@ -234,19 +236,24 @@ class Scheduler(Generic[Key]):
     def _check_slowdown(self, job: Job) -> None:
         """In lasting overload, refuse a picture that would only wait: batches are full, and its client has its share.
 
-        All accepted pictures make a step before any makes its next. So each takes as many times as long as alone as
-        there are rows, less what batching saves.
+        A client that has no picture is never refused here. Else one that asks again at once would take every place that
+        becomes free before one that waits as `Retry-After` says.
         """
         max_rows = self.limits.max_rows
         if not self._is_overloaded or self._rows.total() < max_rows or self._slowdown < self.limits.max_slowdown:
             return
         own = sum(picture.job.rows for picture in self._pictures.values() if picture.job.client == job.client)
-        if (own + job.rows) * len(self._accounts.keys() | {job.client}) > max_rows:
+        if own and (own + job.rows) * len(self._accounts) > max_rows:
             reason = f"the service is overloaded: pictures take {self._slowdown:.0f} times as long as alone"
             raise Overloaded(reason, self.backlog_s / len(self._pictures))
 
     @property
     def _slowdown(self) -> float:
+        """How many times as long as alone an accepted picture takes, by estimate.
+
+        Each makes its next step when all others have made theirs: with n rows it takes n times as long, if batching
+        saves nothing.
+        """
         return sum(rows * self.costs.batching(shape) for shape, rows in self._rows.items())
 
     def _wait_s(self, job: Job) -> float:
@@ -314,9 +321,8 @@ class Scheduler(Generic[Key]):
     def _remove(self, key: Key) -> None:
         picture = self._pictures.pop(key)
         _take_off(self._rows, picture.job.shape, picture.job.rows)
-        self._ended_while_busy += 1
         if 2 * self._rows.total() <= self.limits.max_rows:
-            self._ended_while_busy, self._is_overloaded = 0, False
+            self._made_while_busy, self._is_overloaded = 0, False
         _take_off(self._row_steps_left, picture.job.shape, picture.left * picture.job.rows)
         _take_off(self._decodings_left, picture.job.shape, 1)
         self._drawn.pop(key, None)

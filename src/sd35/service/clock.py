@@ -1,8 +1,9 @@
 """Decide whether the wall clock can be believed before anything is removed for its age.
 
 One reading does not tell a wrong clock from a server that was switched off for months. After a jump, nothing is removed
-until the clock is back, or has gone on from its new time for a day. A wrong clock is noticed by then, and a server that
-was off has lost nothing but that day.
+until the clock is back, or a server has run with the new time for a day. A wrong clock is noticed by then, and a server
+that was off has lost nothing but that day. Only the time between readings that follow each other closely counts: a
+clock that is wrong in another way at each start confirms nothing.
 """
 
 import threading
@@ -10,20 +11,29 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 _DAY_S = 24 * 3600.0
+_NEXT_S = 3600.0  # between readings of a server that runs; they are 5 minutes apart, and longer under load
 _AROUND_S = 600.0  # what is dated near a suspect reading was dated by the same clock; readings are 5 minutes apart
 
 
 @dataclass(frozen=True)
 class ClockRecord:
-    """The last reading that was believed, and the first and last of those that are not yet. Seconds since 1970."""
+    """The last reading that was believed, and the first and last of those that are not yet. Seconds since 1970.
+
+    `suspect_for_s`: for how long a server has run with the suspect time.
+    """
 
     trusted_s: float | None = None
     suspect_since_s: float | None = None
     suspect_last_s: float | None = None
+    suspect_for_s: float = 0.0
 
 
 class ClockRules(NamedTuple):
-    """What is believed. `plausible_s`: between two readings. `confirmed_s`: after so long, a new time is believed."""
+    """What is believed.
+
+    `plausible_s`: the largest change between two readings. `confirmed_s`: how long a server runs before a new time is
+    believed.
+    """
 
     plausible_s: float
     confirmed_s: float
@@ -72,9 +82,9 @@ class MemoryClockStore:
 
 
 def judged(record: ClockRecord, now_s: float, rules: ClockRules) -> Reading:
-    """What a reading means after those before. The first one ever is believed: nothing is there to be lost yet."""
+    """Judge a reading by those before. The first reading of a new database is believed: it holds nothing yet."""
     trusted_s, since_s, last_s = record.trusted_s, record.suspect_since_s, record.suspect_last_s
-    misdated = None
+    misdated, for_s = None, 0.0
     if trusted_s is None:
         is_trusted = True
     elif since_s is None or last_s is None:
@@ -85,9 +95,10 @@ def judged(record: ClockRecord, now_s: float, rules: ClockRules) -> Reading:
         misdated = since_s - _AROUND_S, last_s + _AROUND_S
     elif abs(now_s - last_s) <= rules.plausible_s:
         since_s = min(since_s, now_s)
-        is_trusted = now_s - since_s >= rules.confirmed_s
+        for_s = record.suspect_for_s + (now_s - last_s if 0 <= now_s - last_s <= _NEXT_S else 0)
+        is_trusted = for_s >= rules.confirmed_s
     else:
         is_trusted = False  # it has jumped again
         since_s = now_s
-    following = ClockRecord(now_s) if is_trusted else ClockRecord(trusted_s, since_s, now_s)
+    following = ClockRecord(now_s) if is_trusted else ClockRecord(trusted_s, since_s, now_s, for_s)
     return Reading(following, is_trusted, misdated)

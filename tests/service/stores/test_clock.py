@@ -62,4 +62,4 @@ def test_a_new_database_believes_its_first_reading(tmp_path: Path):
     opened = open_stores(str(tmp_path / "jobs.db"))
     opened.close()
     with sqlite3.connect(tmp_path / "jobs.db") as connection:
-        assert connection.execute("SELECT * FROM clock").fetchall() == [(1, None, None, None)]
+        assert connection.execute("SELECT * FROM clock").fetchall() == [(1, None, None, None, 0.0)]

@@ -17,7 +17,7 @@ class SqlClockStore:
 
     def read(self, now_s: float, rules: ClockRules) -> Reading:
         """Judge a reading."""
-        columns = clock.c.trusted_s, clock.c.suspect_since_s, clock.c.suspect_last_s
+        columns = clock.c.trusted_s, clock.c.suspect_since_s, clock.c.suspect_last_s, clock.c.suspect_for_s
         with self._database.write(is_lasting=False) as connection:
             row = connection.execute(select(*columns).with_for_update()).one()
             reading = judged(ClockRecord(*row), now_s, rules)

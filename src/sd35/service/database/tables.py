@@ -121,4 +121,5 @@ clock = Table(
     Column("trusted_s", Double),
     Column("suspect_since_s", Double),
     Column("suspect_last_s", Double),
+    Column("suspect_for_s", Double, nullable=False, server_default=text("0")),
 )

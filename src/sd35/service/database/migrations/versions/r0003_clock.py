@@ -15,6 +15,7 @@ def upgrade() -> None:
         sa.Column("trusted_s", sa.Double),
         sa.Column("suspect_since_s", sa.Double),
         sa.Column("suspect_last_s", sa.Double),
+        sa.Column("suspect_for_s", sa.Double, nullable=False, server_default=sa.text("0")),
         sa.PrimaryKeyConstraint("id", name="pk_clock"),
     )
     op.execute(
