@@ -10,9 +10,9 @@ Rows of one latent shape share a batch, whatever their step counts, guidance, pr
   decoded first come, first served, and its memory is set aside before the next batch is formed.
 
 Admission tells a burst from lasting overload, as CoDel does (Nichols and Jacobson, "Controlling Queue Delay", 2012): a
-queue that lasts delays everybody and makes no more pictures. So all of `max_pictures` is for bursts. Overload lasts once
-the device has made that many pictures without ever being half empty. From then until it is half empty, a client that has
-its share of a batch gets no further picture accepted.
+queue that lasts delays everybody and makes no more pictures. So all of `max_pictures` is for bursts. Overload lasts
+once the device has made that many pictures without ever being half empty. From then until it is half empty, a client
+that has its share of a batch gets no further picture accepted.
 """
 
 import math
