@@ -19,7 +19,7 @@ from PIL import ExifTags, Image
 from starlette.testclient import TestClient
 from webuiapi import WebUIApi
 
-from sd35.api.body import MAX_BODY_BYTES, read_json
+from sd35.api.body import MAX_BODY_BYTES, parse_json
 from sd35.api.dialects import automatic1111
 from sd35.api.dialects.automatic1111 import MOST_DESCRIBED
 from sd35.api.sessions import Sessions
@@ -471,16 +471,16 @@ def test_a_text_that_is_too_long_is_not_parsed(studio: Studio, monkeypatch: pyte
 
 
 def test_few_pictures_are_described_at_once(studio: Studio, monkeypatch: pytest.MonkeyPatch):
-    """The bodies of others are not even read, and keys and jobs are read meanwhile."""
+    """The bodies of others are not even parsed, and keys and jobs are read meanwhile."""
     release, begun = threading.Event(), threading.Semaphore(0)
     were_released: list[bool] = []
     bodies = most = 0
 
-    async def counting(*args: Any) -> Any:
+    def counting(*args: Any) -> Any:
         nonlocal bodies, most
         bodies += 1
         most = max(most, bodies)
-        return await read_json(*args)
+        return parse_json(*args)
 
     def slow(file: bytes) -> tuple[str, dict[str, str]]:
         nonlocal bodies
@@ -489,7 +489,7 @@ def test_few_pictures_are_described_at_once(studio: Studio, monkeypatch: pytest.
         bodies -= 1
         return read(file)
 
-    monkeypatch.setattr(automatic1111, "read_json", counting)
+    monkeypatch.setattr(automatic1111, "parse_json", counting)
     monkeypatch.setattr(automatic1111, "read", slow)
     key, secret = new_key("me", Role.USER, 0)
     file = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: THEIR_TEXT})
