@@ -67,8 +67,11 @@ def test_a_form_of_many_files_is_refused(client: TestClient, tmp_path: Path):
             b'--a\r\nContent-Disposition: form-data; name="files"\r\n\r\n1\r\n--a--\r\n',
         ),
         ("multipart/form-data; boundary=a", b'--a\r\nContent-Disposition: form-data; filename="a"\r\n\r\ncut off'),
+        ("multipart/form-data; boundary=a", b"--a--\r\n"),
+        ("multipart/form-data; boundary=a", b"--a\r\n\r\nno header\r\n--a--\r\n"),
+        ("multipart/form-data; boundary=" + "x" * 5000, b""),
     ],
-    ids=["JSON", "no boundary", "empty", "no form", "no file", "cut off"],
+    ids=["JSON", "no boundary", "empty", "no form", "no file", "cut off", "no part", "no header", "long boundary"],
 )
 def test_what_is_no_form_of_a_file_is_refused(client: TestClient, tmp_path: Path, content_type: str, body: bytes):
     """And leaves no file."""

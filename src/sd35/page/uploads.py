@@ -62,8 +62,8 @@ class Uploads:
         media_type, options = parse_options_header(request.headers.get("content-type"))
         if media_type != b"multipart/form-data" or not options.get(b"boundary"):
             return PlainTextResponse("content-type: allowed is multipart/form-data with a boundary.", 400)
-        form = _OneFile(options[b"boundary"])
         try:
+            form = _OneFile(options[b"boundary"])
             async for piece in request.stream():
                 count(len(piece))
                 form.write(piece)
@@ -109,9 +109,11 @@ class _OneFile:
         self._parser.write(piece)
 
     def finish(self) -> None:
-        """Check that the form is whole."""
+        """Check that the form is whole and has a file."""
         if not self._is_whole:
             raise FormParserError("it ends before its last boundary")
+        if not self.name:
+            raise FormParserError("it has no part")
 
     def _begin(self) -> None:
         self._parts += 1
