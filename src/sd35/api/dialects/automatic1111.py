@@ -273,11 +273,12 @@ def _described(image: str) -> str:
         content = content.partition(",")[2]
     try:
         encoded = content.encode("ascii").translate(None, _WHITESPACE)
-        text, others = read(base64.b64decode(encoded, validate=True))
+        text, others, left_out = read(base64.b64decode(encoded, validate=True))
     except (ValueError, NotReplayable) as error:
         wrong = FieldError(field="image", got=f"{len(image)} characters", allowed="a picture's file in base64")
         raise RequestRefused(422, f"image: {error}; allowed: {wrong.allowed}", [wrong]) from error
-    return PngInfo(info=text, items=others, parameters=parse(text) if text else {}).model_dump_json()
+    parameters = parse(text) if text else {}
+    return PngInfo(info=text, items=others, parameters=parameters, left_out=left_out).model_dump_json()
 
 
 def _timestamp(running: Running) -> str:
