@@ -1,18 +1,26 @@
 """Threads that anyone can keep busy are not those that keys and jobs are read in."""
 
 import asyncio
+import base64
+import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
+import httpx
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from sd35.api import app
+from sd35.api.dialects.automatic1111 import MOST_DESCRIBED
 from sd35.service.keys import Role, new_key
+from sd35.service.png import write_png
 from sd35.service.studio import Studio
 from sd35.service.threads import PARSING, STORES, Threads
-from tests.api.conftest import serving
+from tests.api.conftest import listening, serving
 from tests.double import WAIT_S, key_store
 
 _MORE_THAN_THERE_ARE = 100
@@ -63,3 +71,31 @@ def test_forms_are_parsed_while_stores_are_busy(studio: Studio):
     with serving(studio) as client, busy(client, STORES):
         response = client.post("/v2beta/stable-image/generate/sd3", files={"prompt": (None, "")})
         assert response.status_code == 400
+
+
+def test_images_that_stop_arriving_keep_nobody_out(studio: Studio):
+    """Bodies that have begun and do not go on take no turn of those whose images are read."""
+    body = json.dumps({"image": base64.b64encode(write_png(np.zeros((16, 16, 3), np.uint8), {})).decode()})
+    begun = (
+        b"POST /sdapi/v1/png-info HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+        b'content-length: 1000\r\n\r\n{"image":"'
+    )
+    with listening(studio, max_arrival_s=10 * WAIT_S) as (host, port), ExitStack() as senders:
+        for _ in range(2 * MOST_DESCRIBED):
+            senders.enter_context(socket.create_connection((host, port))).sendall(begun)
+        headers = {"content-type": "application/json"}
+        url = f"http://{host}:{port}/sdapi/v1/png-info"
+        # The server reads connections in the order in which they came, so those above have begun.
+        for _ in range(2):
+            assert httpx.post(url, content=body, headers=headers, timeout=WAIT_S).status_code == 200
+
+
+def test_the_images_that_one_caller_sends_at_once_are_limited(studio: Studio, monkeypatch: pytest.MonkeyPatch):
+    """Beyond that, an image is refused with the limit, and is not charged for."""
+    monkeypatch.setattr(app, "MOST_HELD_BYTES_EACH", 1000)
+    with serving(studio, requests_per_minute=1) as client:
+        response = client.post("/sdapi/v1/png-info", json={"image": "a" * 1000})
+        assert response.status_code == 429
+        assert "too many images are being received" in response.json()["detail"]
+        assert response.headers["retry-after"] == "1"
+        assert client.post("/sdapi/v1/png-info", json={"image": "a"}).status_code == 422

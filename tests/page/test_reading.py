@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sd35.errors import NotReplayable
+from sd35.metadata.budget import MAX_TEXT_BYTES
 from sd35.metadata.record import MAKER_KEY, REQUEST_KEY, Maker, Record
 from sd35.page.reading import read_request
 from sd35.request import Request
@@ -14,6 +15,7 @@ from sd35.service.png import write_png
 
 REQUEST = Request("a cat \u2603", "", 64, 64, 4, 4.5, 7, "sd35-mini", "revision", "onnx/float32")
 RECORD = Record(REQUEST, Maker("revision", "onnx", "float32", {}, 64, 64, [])).to_text()
+LONG = "a" * (MAX_TEXT_BYTES + 1)
 PIXELS = np.zeros((64, 64, 3), np.uint8)
 
 
@@ -31,10 +33,12 @@ def test_the_key_is_the_one_that_the_service_writes(tmp_path: Path):
         (write_png(PIXELS, RECORD)[:80], "damaged"),
         (write_png(PIXELS, {"parameters": "a cat"}), "not made by this service"),
         (write_png(PIXELS, {**RECORD, REQUEST_KEY: "{"}), "damaged"),
+        (write_png(PIXELS, {**RECORD, REQUEST_KEY: LONG}), f"longer than 262144 bytes.* not read: {REQUEST_KEY}"),
+        (write_png(PIXELS, {**RECORD, MAKER_KEY: LONG}), f"longer than 262144 bytes.* not read: {MAKER_KEY}"),
         (write_png(PIXELS, {**RECORD, MAKER_KEY: json.dumps({"revision": "a"})}), "damaged"),
         (write_png(PIXELS, {**RECORD, REQUEST_KEY: RECORD[REQUEST_KEY].replace('"steps":4', '"steps":5')}), "edited"),
     ],
-    ids=["other", "cut", "foreign", "no JSON", "incomplete", "edited"],
+    ids=["other", "cut", "foreign", "no JSON", "long request", "long maker", "incomplete", "edited"],
 )
 def test_any_other_file_is_told_in_plain_words(tmp_path: Path, content: bytes, words: str):
     """Each for what is wrong with it."""

@@ -2,7 +2,6 @@
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,7 +13,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from sd35.page import uploads
 from sd35.page.guard import Guard
-from sd35.page.uploads import MOST_AT_ONCE, Uploads
+from sd35.page.uploads import Uploads
+from tests.double import WAIT_S
 
 PATH = "/ui/gradio_api/upload"
 
@@ -67,8 +67,11 @@ def test_a_form_of_many_files_is_refused(client: TestClient, tmp_path: Path):
             b'--a\r\nContent-Disposition: form-data; name="files"\r\n\r\n1\r\n--a--\r\n',
         ),
         ("multipart/form-data; boundary=a", b'--a\r\nContent-Disposition: form-data; filename="a"\r\n\r\ncut off'),
+        ("multipart/form-data; boundary=a", b"--a--\r\n"),
+        ("multipart/form-data; boundary=a", b"--a\r\n\r\nno header\r\n--a--\r\n"),
+        ("multipart/form-data; boundary=" + "x" * 5000, b""),
     ],
-    ids=["JSON", "no boundary", "empty", "no form", "no file", "cut off"],
+    ids=["JSON", "no boundary", "empty", "no form", "no file", "cut off", "no part", "no header", "long boundary"],
 )
 def test_what_is_no_form_of_a_file_is_refused(client: TestClient, tmp_path: Path, content_type: str, body: bytes):
     """And leaves no file."""
@@ -104,40 +107,83 @@ def test_the_oldest_files_are_removed(client: TestClient, tmp_path: Path, monkey
     assert [each.name for each in tmp_path.iterdir()] == [paths[-1].parent.name]
 
 
-def test_few_uploads_are_received_at_once(tmp_path: Path):
-    """One more is refused, and says when to come again; when one has ended or hung up, there is room."""
-    app = Uploads(tmp_path)
+HEAD = b'--a\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+END = b"\r\n--a--\r\n"
+
+
+def scope_of(address: str) -> Scope:
+    """Of an upload from an address."""
+    headers = [(b"content-type", b"multipart/form-data; boundary=a")]
+    return {"type": "http", "method": "POST", "path": "/", "headers": headers, "client": (address, 1)}
+
+
+async def whole() -> Message:
+    """Receives a whole form."""
+    return {"type": "http.request", "body": HEAD + b"b" * 50 + END, "more_body": False}
+
+
+def slow(sent: bytes, stopped: asyncio.Semaphore, hang_up: asyncio.Event) -> Receive:
+    """Receives a form that stops after `sent`, and whose sender hangs up at last."""
+    pieces = [sent]
+
+    async def receive() -> Message:
+        if pieces:
+            return {"type": "http.request", "body": pieces.pop(), "more_body": True}
+        stopped.release()
+        await hang_up.wait()
+        return {"type": "http.disconnect"}
+
+    return receive
+
+
+def statuses_while_others_send(app: Uploads, addresses: list[str], sent: bytes, asking: list[str]) -> list[int]:
+    """The statuses of whole uploads from `asking`, while one form of each of `addresses` has stopped after `sent`.
+
+    One more upload comes when those have hung up.
+    """
     statuses: list[int] = []
-    scope: dict[str, Any] = {
-        "type": "http",
-        "method": "POST",
-        "path": "/",
-        "headers": [(b"content-type", b"multipart/form-data; boundary=a")],
-    }
 
     async def send(message: Message) -> None:
         if message["type"] == "http.response.start":
             statuses.append(message["status"])
 
     async def ask() -> None:
-        hang_up = asyncio.Event()
-
-        async def never() -> Message:
-            await hang_up.wait()
-            return {"type": "http.disconnect"}
-
-        async def nothing() -> Message:
-            return {"type": "http.request", "body": b"", "more_body": False}
-
-        slow = [asyncio.ensure_future(app(scope, never, send)) for _ in range(MOST_AT_ONCE)]
-        await asyncio.sleep(0)
-        await app(scope, nothing, send)
+        hang_up, stopped = asyncio.Event(), asyncio.Semaphore(0)
+        forms = [app(scope_of(address), slow(sent, stopped, hang_up), send) for address in addresses]
+        tasks = [asyncio.ensure_future(form) for form in forms]
+        async with asyncio.timeout(WAIT_S):
+            for _ in tasks:
+                await stopped.acquire()
+        for address in asking:
+            await app(scope_of(address), whole, send)
         hang_up.set()
-        await asyncio.gather(*slow, return_exceptions=True)
-        await app(scope, nothing, send)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await app(scope_of(asking[0]), whole, send)
 
     asyncio.run(ask())
-    assert statuses == [503, 400]
+    return statuses
+
+
+def test_forms_that_stop_arriving_keep_nobody_out(tmp_path: Path):
+    """Only bytes that have arrived count, so that a hundred forms that have hardly begun take no room."""
+    app = Uploads(tmp_path)
+    assert statuses_while_others_send(app, ["10.0.0.1"] * 100, HEAD, ["10.0.0.1", "10.0.0.2"]) == [200] * 3
+
+
+def test_the_bytes_that_one_address_sends_at_once_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Others are still served, and when its forms have hung up, so is that address."""
+    monkeypatch.setattr(uploads, "MOST_HELD_BYTES_EACH", 500)
+    sent = HEAD + bytes(230 - len(HEAD))
+    app = Uploads(tmp_path)
+    assert statuses_while_others_send(app, ["10.0.0.1"] * 2, sent, ["10.0.0.1", "10.0.0.2"]) == [503, 200, 200]
+
+
+def test_the_bytes_that_all_send_at_once_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whatever their addresses are."""
+    monkeypatch.setattr(uploads, "MOST_HELD_BYTES", 500)
+    sent = HEAD + bytes(230 - len(HEAD))
+    app = Uploads(tmp_path)
+    assert statuses_while_others_send(app, ["10.0.0.1", "10.0.0.2"], sent, ["10.0.0.3"]) == [503, 200]
 
 
 def test_an_upload_does_not_look_through_the_directory(client: TestClient, monkeypatch: pytest.MonkeyPatch):

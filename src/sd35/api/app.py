@@ -18,7 +18,7 @@ from sd35.api.browsers import BrowserProtection
 from sd35.api.callers import Gate, require_admin
 from sd35.api.cors import Cors
 from sd35.api.dialects import DIALECTS, refusal
-from sd35.api.dialects.automatic1111 import MOST_DESCRIBED
+from sd35.api.dialects.automatic1111 import MOST_DESCRIBED, MOST_HELD_BYTES, MOST_HELD_BYTES_EACH
 from sd35.api.front import Front
 from sd35.api.hosts import AllowedHosts
 from sd35.api.metrics import Metered
@@ -28,6 +28,7 @@ from sd35.api.origins import AllowedOrigins
 from sd35.api.query import refuse_unknown
 from sd35.api.refusals import FieldError, RequestRefused, noted, shown
 from sd35.api.sessions import Sessions
+from sd35.arrival import HeldBytes
 from sd35.errors import Sd35Error
 from sd35.metadata.record import own_version
 from sd35.page import PATH
@@ -86,6 +87,7 @@ def create_app(
     app.state.opening, app.state.telemetry, app.state.sessions = opening, telemetry, Sessions()
     app.state.settings, app.state.started_s, app.state.front = settings, time.monotonic(), page or Front()
     app.state.describing = asyncio.Semaphore(MOST_DESCRIBED)
+    app.state.held_images = HeldBytes(MOST_HELD_BYTES, MOST_HELD_BYTES_EACH)
     for dialect in DIALECTS:
         for router in dialect.routers:
             app.include_router(router, dependencies=[Depends(refuse_unknown)])

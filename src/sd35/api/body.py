@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, TypeVar
 
@@ -10,7 +10,6 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from sd35.api.refusals import FieldError, RequestRefused, shown
-from sd35.service.threads import Threads
 
 MAX_BODY_BYTES = 1024 * 1024
 _NAMED_FIELDS = 10  # unknown ones that an answer names; more are counted
@@ -36,16 +35,18 @@ async def type_may_be_missing(request: Request) -> None:
     request.state.type_may_be_missing = True
 
 
-async def read_json(
-    request: Request, kind: type[Body], most_bytes: int = MAX_BODY_BYTES, threads: Threads | None = None
-) -> Body:
-    """Read the body as a model of `kind`. A body that may be large is parsed in `threads`.
+async def read_json(request: Request, kind: type[Body]) -> Body:
+    """Read the body as a model of `kind`. Raises RequestRefused: 400, 413, 415 or 422."""
+    return parse_json(await read_unparsed_json(request, MAX_BODY_BYTES), kind)
 
-    Raises RequestRefused: 400, 413, 415 or 422.
+
+async def read_unparsed_json(request: Request, most_bytes: int, count: Callable[[int], None] | None = None) -> bytes:
+    """Read a JSON body without parsing it, so that large ones can be parsed later. For `count` see `read_body`.
+
+    Raises RequestRefused: 400, 413 or 415.
     """
     _check_type(request)
-    content = await read_body(request, most_bytes)
-    return await threads.run(_parsed, content, kind) if threads else _parsed(content, kind)
+    return await read_body(request, most_bytes, count)
 
 
 async def read_object(request: Request, most_bytes: int = MAX_BODY_BYTES) -> dict[str, Any]:
@@ -64,7 +65,8 @@ def _check_type(request: Request) -> None:
         raise RequestRefused.of_fields(415, [error])
 
 
-def _parsed(content: bytes, kind: type[Body]) -> Body:
+def parse_json(content: bytes, kind: type[Body]) -> Body:
+    """Parse a body as a model of `kind`. Raises RequestRefused: 400 or 422."""
     return validate(parse_object(content), kind)
 
 
@@ -115,8 +117,11 @@ def _field_error(field: str, value: Mapping[str, Any], kind: type[BaseModel]) ->
     return FieldError(field=field, got=shown(value.get(field, "nothing")), allowed=allowed)
 
 
-async def read_body(request: Request, most_bytes: int) -> bytes:
-    """The body as it came. Raises RequestRefused: 413, 415 where it is compressed, 400 where it is not whole."""
+async def read_body(request: Request, most_bytes: int, count: Callable[[int], None] | None = None) -> bytes:
+    """The body as it came. `count` is called with the size of each piece, and may raise to refuse it.
+
+    Raises RequestRefused: 413, 415 where it is compressed, 400 where it is not whole.
+    """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
         error = FieldError(field="content-encoding", got=shown(encoding), allowed="identity: the body as it is")
@@ -133,6 +138,8 @@ async def read_body(request: Request, most_bytes: int) -> bytes:
     content = bytearray()
     try:
         async for chunk in request.stream():
+            if count:
+                count(len(chunk))
             content += chunk
             if len(content) > most_bytes:
                 raise too_large

@@ -13,15 +13,20 @@ from sd35.metadata.budget import MAX_TEXT_BYTES, TextBudget
 from sd35.metadata.record import Record, from_text
 from sd35.metadata.xmp import from_xmp
 
+_MOST_NAMES = 5
 FORMATS = ("png", "jpeg", "webp", "avif")
 
 
 class ImageTexts(NamedTuple):
-    """The format of an image file, its texts by name, and the names of texts that were too long."""
+    """The format of an image file, its texts by name, and the names of texts that were not read for their size."""
 
     image_format: str
     texts: dict[str, str]
     left_out: list[str]
+
+    def names_left_out(self) -> list[str]:
+        """The first names of `left_out`, each once: a file can have thousands of them."""
+        return sorted(set(self.left_out))[:_MOST_NAMES]
 
 
 def format_of(data: bytes) -> str | None:
@@ -66,7 +71,7 @@ def read_record(data: bytes) -> Record:
     except NotReplayable as error:
         if not found.left_out:
             raise
-        names = ", ".join(sorted(set(found.left_out))[:5])
+        names = ", ".join(found.names_left_out())
         raise NotReplayable(
             f"{error}; of its texts, these were not read, because together they take more than {MAX_TEXT_BYTES} bytes:"
             f" {names}"

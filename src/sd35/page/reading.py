@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from sd35.errors import NotReplayable
+from sd35.metadata.budget import MAX_TEXT_BYTES
 from sd35.metadata.record import REQUEST_KEY, from_text
-from sd35.metadata.texts import format_of, read_texts
+from sd35.metadata.texts import ImageTexts, format_of, read_texts
 from sd35.request import Request
 
 _WRITTEN = "A picture keeps them as long as it is not converted, edited, or sent through a messenger."
@@ -16,14 +17,23 @@ def read_request(path: Path) -> Request:
     if format_of(data) is None:
         raise NotReplayable(f"This is not a PNG, JPEG, WebP or AVIF file, and only those carry settings. {_WRITTEN}")
     try:
-        texts = read_texts(data).texts
+        found = read_texts(data)
     except NotReplayable as error:
         raise NotReplayable("This picture's file is damaged.") from error
-    if REQUEST_KEY not in texts:
-        raise NotReplayable(f"This picture does not say what made it: it was not made by this service. {_WRITTEN}")
     try:
-        return from_text(texts).request
+        return from_text(found.texts).request
     except NotReplayable as error:
-        raise NotReplayable(
-            "What this picture says of its settings is damaged, was edited, or is of a newer version."
-        ) from error
+        raise NotReplayable(_why_not(found)) from error
+
+
+def _why_not(found: ImageTexts) -> str:
+    """Why the texts of an image file do not give its request."""
+    if found.left_out:
+        names = ", ".join(found.names_left_out())
+        return (
+            f"This picture's settings cannot be read: its texts are damaged, or longer than {MAX_TEXT_BYTES} bytes"
+            f" together. These were not read: {names}."
+        )
+    if REQUEST_KEY not in found.texts:
+        return f"This picture does not say what made it: it was not made by this service. {_WRITTEN}"
+    return "What this picture says of its settings is damaged, was edited, or is of a newer version."

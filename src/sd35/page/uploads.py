@@ -1,12 +1,13 @@
 """Receives the files that visitors drop onto the page, in place of Gradio's own route.
 
 Nobody needs a key to send one. Gradio takes 1,000 files in one form, writes each to disk on the event loop, and keeps
-them for a day. Here, a form holds one file, few forms are received at once, and few files are kept.
+them for a day. Here, a form holds one file, the bytes that are held in memory are limited, and few files are kept.
 """
 
 import re
 import secrets
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,9 +18,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from sd35.arrival import HeldBytes, TooManyBytes
+
 MOST_UPLOAD_BYTES = 32 * 1024 * 1024
 MOST_FORM_BYTES = MOST_UPLOAD_BYTES + 16 * 1024  # a file, and what stands around it
-MOST_AT_ONCE = 4  # forms that are received: each is held in memory
+# Forms that are being received are held in memory. Only the bytes that have arrived count, so that slow senders do not
+# keep others out.
+MOST_HELD_BYTES = 8 * MOST_FORM_BYTES
+MOST_HELD_BYTES_EACH = 2 * MOST_FORM_BYTES  # of one address
 MOST_KEPT = 32  # files that no event has used yet; an event follows its upload at once, and deletes the file
 MOST_KEPT_BYTES = 256 * 1024 * 1024
 _NAME_CHARACTERS = 60  # at most 240 bytes: file systems allow 255
@@ -34,30 +40,32 @@ class Uploads:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._receiving = 0
+        self._held = HeldBytes(MOST_HELD_BYTES, MOST_HELD_BYTES_EACH)
         self._kept: deque[tuple[Path, int]] = deque()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one upload, as Gradio does: with a list of the paths of its files."""
         response: Response
-        if self._receiving >= MOST_AT_ONCE:
-            words = f"{MOST_AT_ONCE} files are being sent, as many as may. Try again."
-            response = PlainTextResponse(words, 503, {"Retry-After": "1"})
-        else:
-            self._receiving += 1
-            try:
-                response = await self._received(Request(scope, receive))
-            finally:
-                self._receiving -= 1
+        address = (scope.get("client") or ("",))[0]
+        try:
+            with self._held.body_of(address) as count:
+                response = await self._received(Request(scope, receive), count)
+        except TooManyBytes:
+            words = (
+                f"Too many bytes of files are being sent. Allowed are {MOST_HELD_BYTES_EACH} at once from one address"
+                f" and {MOST_HELD_BYTES} from all. Try again."
+            )
+            response = PlainTextResponse(words, 503, {"Retry-After": "1", "Connection": "close"})
         await response(scope, receive, send)
 
-    async def _received(self, request: Request) -> Response:
+    async def _received(self, request: Request, count: Callable[[int], None]) -> Response:
         media_type, options = parse_options_header(request.headers.get("content-type"))
         if media_type != b"multipart/form-data" or not options.get(b"boundary"):
             return PlainTextResponse("content-type: allowed is multipart/form-data with a boundary.", 400)
-        form = _OneFile(options[b"boundary"])
         try:
+            form = _OneFile(options[b"boundary"])
             async for piece in request.stream():
+                count(len(piece))
                 form.write(piece)
             form.finish()
         except FormParserError as error:
@@ -101,9 +109,11 @@ class _OneFile:
         self._parser.write(piece)
 
     def finish(self) -> None:
-        """Check that the form is whole."""
+        """Check that the form is whole and has a file."""
         if not self._is_whole:
             raise FormParserError("it ends before its last boundary")
+        if not self.name:
+            raise FormParserError("it has no part")
 
     def _begin(self) -> None:
         self._parts += 1

@@ -71,18 +71,19 @@ def make(prompt: str, negative_prompt: str, settings: Mapping[str, object]) -> s
     return f"{prompt}{negative}\n{line}".strip()
 
 
-def read(file: bytes) -> tuple[str, dict[str, str]]:
-    """The text of a picture's file, "" where it has none, and its other texts.
+def read(file: bytes) -> tuple[str, dict[str, str], list[str]]:
+    """The text of a picture's file, "" where it has none, its other texts, and names of those left out for their size.
 
     Of a file of this project's without one, it is made from its record. Raises NotReplayable where it is no picture.
     """
-    texts = read_texts(file).texts
+    found = read_texts(file)
+    texts = found.texts
     text = texts.pop(KEYWORD, "") or texts.pop(USER_COMMENT, "")
     if not text:
         with suppress(NotReplayable):  # it is not this project's
             record = from_text(texts)
             text = infotext(record.request, record.maker)
-    return text, texts
+    return text, texts, found.names_left_out()
 
 
 def parse(text: str) -> dict[str, str]:

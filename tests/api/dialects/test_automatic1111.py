@@ -19,7 +19,7 @@ from PIL import ExifTags, Image
 from starlette.testclient import TestClient
 from webuiapi import WebUIApi
 
-from sd35.api.body import MAX_BODY_BYTES, read_json
+from sd35.api.body import MAX_BODY_BYTES, parse_json
 from sd35.api.dialects import automatic1111
 from sd35.api.dialects.automatic1111 import MOST_DESCRIBED
 from sd35.api.sessions import Sessions
@@ -392,7 +392,7 @@ def test_files_of_others_are_described(studio: Studio):
     assert (theirs["info"], theirs["items"]) == (THEIR_TEXT, {})
     assert (theirs["parameters"]["Prompt"], theirs["parameters"]["Negative prompt"]) == ("a castle", "fog")
     assert (own["parameters"]["Prompt"], own["parameters"]["Seed"]) == ("a cat", "7")
-    assert silent == {"info": "", "items": {}, "parameters": {}}
+    assert silent == {"info": "", "items": {}, "parameters": {}, "left_out": []}
 
 
 def test_a_file_may_be_larger_than_other_bodies(studio: Studio):
@@ -456,7 +456,7 @@ def test_questions_about_pictures_count_against_the_limit(studio: Studio):
     "text", ["a: b, " * 3_000_000, 'a: "' + "\\" * 20_000_000], ids=["many settings", "backslashes"]
 )
 def test_a_text_that_is_too_long_is_not_parsed(studio: Studio, monkeypatch: pytest.MonkeyPatch, text: str):
-    """However large the file may be; the rest of it is described."""
+    """However large the file may be; the rest of it is described, and the text is named as left out."""
     parsed: list[str] = []
 
     def noting(text: str) -> dict[str, str]:
@@ -466,30 +466,31 @@ def test_a_text_that_is_too_long_is_not_parsed(studio: Studio, monkeypatch: pyte
     monkeypatch.setattr(automatic1111, "parse", noting)
     png = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: text, "Software": "sd35"})
     with serving(studio) as client:
-        assert described(client, png).json() == {"info": "", "items": {"Software": "sd35"}, "parameters": {}}
+        answer = described(client, png).json()
+    assert answer == {"info": "", "items": {"Software": "sd35"}, "parameters": {}, "left_out": [KEYWORD]}
     assert parsed == []
 
 
 def test_few_pictures_are_described_at_once(studio: Studio, monkeypatch: pytest.MonkeyPatch):
-    """The bodies of others are not even read, and keys and jobs are read meanwhile."""
+    """The bodies of others are not even parsed, and keys and jobs are read meanwhile."""
     release, begun = threading.Event(), threading.Semaphore(0)
     were_released: list[bool] = []
     bodies = most = 0
 
-    async def counting(*args: Any) -> Any:
+    def counting(*args: Any) -> Any:
         nonlocal bodies, most
         bodies += 1
         most = max(most, bodies)
-        return await read_json(*args)
+        return parse_json(*args)
 
-    def slow(file: bytes) -> tuple[str, dict[str, str]]:
+    def slow(file: bytes) -> tuple[str, dict[str, str], list[str]]:
         nonlocal bodies
         begun.release()
         were_released.append(release.wait(WAIT_S))
         bodies -= 1
         return read(file)
 
-    monkeypatch.setattr(automatic1111, "read_json", counting)
+    monkeypatch.setattr(automatic1111, "parse_json", counting)
     monkeypatch.setattr(automatic1111, "read", slow)
     key, secret = new_key("me", Role.USER, 0)
     file = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: THEIR_TEXT})

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from sd35.api.body import described, read_json, read_object, type_may_be_missing, validate
+from sd35.api.body import described, parse_json, read_object, read_unparsed_json, type_may_be_missing, validate
 from sd35.api.callers import caller_of, service_of
 from sd35.api.dialects.automatic1111_errors import BODY, MODEL, WORDING
 from sd35.api.dialects.automatic1111_lookups import router as lookups
@@ -35,6 +35,7 @@ from sd35.api.making import Call, IdempotencyKey, digest_of, making, preview_png
 from sd35.api.refusals import FieldError, RequestRefused, shown
 from sd35.api.sessions import Running
 from sd35.api.waiting import CLIENT_CLOSED_REQUEST, unless_gone
+from sd35.arrival import TooManyBytes
 from sd35.errors import InvalidRequest, NotReplayable
 from sd35.metadata.record import own_version
 from sd35.request import SEED
@@ -46,6 +47,9 @@ from sd35.service.resolve import Wanted, series
 from sd35.service.threads import PARSING
 
 _MOST_IMAGE_BYTES = 30 * 1024 * 1024  # of a body with a picture in base64
+# Bodies with images are received before their turn, so that slow senders do not keep others out.
+MOST_HELD_BYTES = 512 * 1024 * 1024
+MOST_HELD_BYTES_EACH = 128 * 1024 * 1024  # of one caller
 MOST_DESCRIBED = 4  # images whose metadata is read at once; each takes four times its size in memory
 _WHITESPACE = b" \t\r\n"  # `base64` and MIME break lines, and a form may indent them
 _SAMPLERS, _SCHEDULES = {"euler", "k_euler"}, {"automatic"}
@@ -54,6 +58,9 @@ _NAMED_FIELDS = 10  # ignored ones that an answer names; more are counted
 _IGNORED_HEADER = {
     IGNORED: {"description": "Fields that were ignored: AUTOMATIC1111 has none such.", "schema": {"type": "string"}}
 }
+_TOO_MANY_IMAGES = WORDING.documented(
+    "The caller's own limit is reached, or too many images are being received.", **{"Retry-After": "Seconds."}
+)
 router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111's API"], dependencies=[Depends(type_may_be_missing)])
 
 
@@ -228,19 +235,35 @@ async def skip(request: Request) -> None:
     summary="How was a picture made?",
     openapi_extra=described(Image),
     response_model=PngInfo,
-    responses={**BODY, 429: WORDING.documented("The caller's own limit is reached.", **{"Retry-After": "Seconds."})},
+    responses={**BODY, 429: _TOO_MANY_IMAGES},
 )
 async def png_info(request: Request) -> Response:
     """Of files of this service, and of all that carry that UI's text: PNG, and JPEG, WebP and AVIF in EXIF."""
-    charge = caller_of(request).asking()  # before the body, which is large, is read
-    async with request.app.state.describing:
+    caller, state = caller_of(request), request.app.state
+    charge = caller.asking()  # before the body, which is large, is read
+    with state.held_images.body_of(caller.client) as count:
         try:
-            body = await read_json(request, Image, _MOST_IMAGE_BYTES, PARSING)
+            unparsed = await read_unparsed_json(request, _MOST_IMAGE_BYTES, count)
+        except TooManyBytes as error:
+            charge.refund()
+            raise _too_many_images() from error
         except RequestRefused:
             charge.refund()
             raise
-        content = await PARSING.run(_described, body.image)
+        async with state.describing:
+            try:
+                body = await PARSING.run(parse_json, unparsed, Image)
+            except RequestRefused:
+                charge.refund()
+                raise
+            content = await PARSING.run(_described, body.image)
     return Response(content, media_type="application/json")
+
+
+def _too_many_images() -> RequestRefused:
+    allowed = f"{MOST_HELD_BYTES_EACH} bytes at once from one caller and {MOST_HELD_BYTES} from all"
+    headers = {"Retry-After": "1", "Connection": "close"}
+    return RequestRefused(429, f"too many images are being received; allowed: {allowed}", headers=headers)
 
 
 def _described(image: str) -> str:
@@ -250,11 +273,12 @@ def _described(image: str) -> str:
         content = content.partition(",")[2]
     try:
         encoded = content.encode("ascii").translate(None, _WHITESPACE)
-        text, others = read(base64.b64decode(encoded, validate=True))
+        text, others, left_out = read(base64.b64decode(encoded, validate=True))
     except (ValueError, NotReplayable) as error:
         wrong = FieldError(field="image", got=f"{len(image)} characters", allowed="a picture's file in base64")
         raise RequestRefused(422, f"image: {error}; allowed: {wrong.allowed}", [wrong]) from error
-    return PngInfo(info=text, items=others, parameters=parse(text) if text else {}).model_dump_json()
+    parameters = parse(text) if text else {}
+    return PngInfo(info=text, items=others, parameters=parameters, left_out=left_out).model_dump_json()
 
 
 def _timestamp(running: Running) -> str:

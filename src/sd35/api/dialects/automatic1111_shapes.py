@@ -270,6 +270,10 @@ class PngInfo(BaseModel):
     info: str = Field(description="How it was made, as text; empty where the file does not say.")
     items: dict[str, str] = Field(description="The file's other texts.")
     parameters: dict[str, str] = Field(description="The text's parts.")
+    left_out: list[str] = Field(
+        description="Names of texts that were not read, at most 5: they are damaged, or the texts are too long."
+        " AUTOMATIC1111 has no such field."
+    )
 
 
 class Refusal(BaseModel):
