@@ -133,6 +133,12 @@ def test_what_asks_for_nothing_is_accepted(field: str, value: object):
     [
         *({"a": None}, {"a": {"args": []}}, {"a": {"args": [False, {"model": "x"}]}}),
         *({"controlnet": {"args": [{"enabled": False}, {"enabled": "false"}]}}, []),
+        *({"a": {}}, {"a": []}, {"a": {"args": {}}}, {"a": {"args": None}}, {"a": {"alias": "x"}}),
+        *({"a": {"args": [first, 512, {"enabled": False}]}} for first in (0, "false", "False", None, "", "None")),
+        *({"ControlNet": {"args": [None]}}, {"ControlNet": {"args": [{}]}}, {"ControlNet": {"args": [{}, None]}}),
+        {"ADetailer": {"args": [{"ad_model": "None"}]}},
+        {"ADetailer": {"args": [True, False, {"ad_model": "None"}, {"ad_model": "x", "ad_tab_enable": False}]}},
+        {"AnimateDiff": {"args": [{"enable": False}]}},
     ],
 )
 def test_scripts_that_are_turned_off_are_accepted(scripts: object):
@@ -141,12 +147,17 @@ def test_scripts_that_are_turned_off_are_accepted(scripts: object):
 
 
 @pytest.mark.parametrize(
-    "args", [[True], [{}], [{"enabled": True}], [{"enabled": False}, {"model": "x"}], "x", {"a": 1}]
+    "args",
+    [
+        *([True], [{"enabled": True}], [{"enabled": False}, {"model": "x"}], "x", {"a": 1}, [1], ["x"], [True, {}]),
+        *([None, {"enabled": True}], [{}, {"enabled": True}], [{"enabled": False}, "x"]),
+        *([{"ad_model": "face"}], [True, False, {"ad_model": "None"}, {"ad_model": "face"}], [{"enable": True}]),
+    ],
 )
 def test_scripts_that_are_on_are_refused(args: object):
-    """There are none, and they would change the image."""
-    with pytest.raises(RequestRefused, match="alwayson_scripts: got"):
-        read(alwayson_scripts={"controlnet": {"args": args}})
+    """There are none, and they would change the image. The error names the first that is on."""
+    with pytest.raises(RequestRefused, match="alwayson_scripts: got 'controlnet'; allowed"):
+        read(alwayson_scripts={"off": {}, "controlnet": {"args": args}, "also": {"args": [True]}})
 
 
 @pytest.mark.parametrize(
