@@ -14,7 +14,7 @@ from sd35.service.threads import Threads
 
 MAX_BODY_BYTES = 1024 * 1024
 _NAMED_FIELDS = 10  # unknown ones that an answer names; more are counted
-_INTEGER_DIGITS = 1000  # beyond, an integer is not worth the time it takes to read
+INTEGER_DIGITS = 1000  # longer integers are not converted, because that takes too long; they are refused
 _CLAUSE_END = re.compile(r"[:.](?: |$)")
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -157,4 +157,4 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _integer(digits: str) -> int | Decimal:
     """A number no field allows is as good as the integer itself, and is read in no time."""
-    return int(digits) if len(digits) <= _INTEGER_DIGITS else Decimal(digits)
+    return int(digits) if len(digits.lstrip("-")) <= INTEGER_DIGITS else Decimal(digits)

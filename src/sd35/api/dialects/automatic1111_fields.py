@@ -12,7 +12,10 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-_INTEGER = re.compile(r"[+-]?\d{1,1000}(\.0*)?", re.ASCII)
+from sd35.api.body import INTEGER_DIGITS
+
+ANY_INTEGER = f"an integer of at most {INTEGER_DIGITS:,} digits"
+_INTEGER = re.compile(rf"[+-]?\d{{1,{INTEGER_DIGITS}}}(\.0*)?", re.ASCII)
 _UNIT_SWITCHES = ("enabled", "enable", "ad_tab_enable")  # ControlNet's, AnimateDiff's and ADetailer's
 _NUMBER = re.compile(r"[+-]?(\d{1,30}\.?\d{0,30}|\.\d{1,30})(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
 _FLAGS = dict.fromkeys(("1", "on", "t", "true", "y", "yes"), True)
