@@ -104,7 +104,7 @@ def test_a_server_that_was_off_for_months_resumes_after_a_day(server: Server):
 
 
 def test_a_server_that_is_switched_on_by_day_resumes_too(server: Server):
-    """A day need not be of one piece: a suspect clock that goes on as it should is believed after it."""
+    """The day counts from the first reading of the new clock, also if the server is off for part of it."""
     server.real_s += 60 * DAY_S
     removed = []
     for _ in range(3):
@@ -145,7 +145,7 @@ def test_a_first_reading_that_was_ahead_keeps_nothing_for_ever(ahead_s: float):
 
 
 def test_an_image_made_by_a_clock_that_was_behind_is_not_old(server: Server):
-    """A clock that began in 1970 does not make what it dated fifty years old."""
+    """An image that a clock in 1970 dated is kept for `keep_days` from when the clock was corrected."""
     server.wrong_s = -server.real_s
     server.start()
     image = server.make()

@@ -68,8 +68,7 @@ def read_record(data: bytes) -> Record:
             raise
         names = ", ".join(sorted(set(found.left_out))[:5])
         raise NotReplayable(
-            f"{error}; of its texts, these were not read, because together they take more than {MAX_TEXT_BYTES} bytes:"
-            f" {names}"
+            f"{error}. These of its texts were not read, because at most {MAX_TEXT_BYTES} bytes of text are read: {names}"
         ) from error
 
 
