@@ -68,7 +68,7 @@ def read_record(data: bytes) -> Record:
             raise
         names = ", ".join(sorted(set(found.left_out))[:5])
         raise NotReplayable(
-            f"{error}. These of its texts were not read, because at most {MAX_TEXT_BYTES} bytes of text are read: {names}"
+            f"{error}. At most {MAX_TEXT_BYTES} bytes of a file's texts are read, so these texts were left out: {names}"
         ) from error
 
 

@@ -211,7 +211,7 @@ def test_a_wrong_field_is_a_bad_request_that_names_it(client: OpenAI, fields: di
 def test_the_error_of_a_size_names_the_field_and_the_side(client: OpenAI, size: str, words: str):
     """The message has the name that the client sent, as `param` does."""
     with pytest.raises(openai.BadRequestError) as refused:
-        client.images.generate(prompt="a cat", size=size)  # type: ignore[call-overload]  no size of OpenAI's
+        client.images.generate(prompt="a cat", size=size)
     assert refused.value.param == "size"
     assert words in str(refused.value)
 
