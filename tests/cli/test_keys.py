@@ -62,7 +62,9 @@ def test_a_key_is_required_from_then_on_until_the_service_is_opened(
     settings = load_settings({})
     keys(monkeypatch, capsys, "add", "the shop")
     code, _, told = keys(monkeypatch, capsys, "open")
-    assert (code, "has 1 keys, revoked ones included; allowed: one without keys" in told) == (2, True)
+    assert (code, "has 1 key, revoked ones included; allowed: a database without keys" in told) == (2, True)
+    keys(monkeypatch, capsys, "add", "another shop")
+    assert "has 2 keys, revoked ones included" in keys(monkeypatch, capsys, "open")[2]
     for path in (tmp_path / "data").glob("sd35.db*"):
         path.unlink()
     with pytest.raises(InvalidSetting, match="has no API keys, but this service had keys in it"):

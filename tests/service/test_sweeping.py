@@ -152,7 +152,7 @@ def test_a_first_reading_that_was_ahead_keeps_nothing_for_ever(ahead_s: float):
 
 
 def test_an_image_made_by_a_clock_that_was_behind_is_not_old(server: Server):
-    """A clock that began in 1970 does not make what it dated fifty years old."""
+    """An image that a clock in 1970 dated is kept for `keep_days` from when the clock was corrected."""
     server.wrong_s = -server.real_s
     server.start()
     image = server.make()

@@ -13,7 +13,7 @@ from sd35.api.refusals import FieldError, RequestRefused, shown
 
 MAX_BODY_BYTES = 1024 * 1024
 _NAMED_FIELDS = 10  # unknown ones that an answer names; more are counted
-_INTEGER_DIGITS = 1000  # beyond, an integer is not worth the time it takes to read
+INTEGER_DIGITS = 1000  # longer integers are not converted, because that takes too long; they are refused
 _CLAUSE_END = re.compile(r"[:.](?: |$)")
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -99,8 +99,12 @@ def validate(value: Mapping[str, Any], kind: type[Body]) -> Body:
     try:
         body = kind.model_validate(known, strict=True)
     except ValidationError as error:
-        fields = dict.fromkeys(str(detail["loc"][0]) for detail in error.errors())
-        errors += [_field_error(field, known, kind) for field in fields]
+        # A validator can say by `got` which part of a value is wrong.
+        fields: dict[str, object] = {}
+        for detail in error.errors():
+            field = str(detail["loc"][0])
+            fields.setdefault(field, detail.get("ctx", {}).get("got", known.get(field, "nothing")))
+        errors += [_field_error(field, got, kind) for field, got in fields.items()]
     if errors:
         raise RequestRefused.of_fields(422, errors)
     return body
@@ -111,10 +115,10 @@ def _unknown(field: str, got: object, kind: type[BaseModel]) -> FieldError:
     return FieldError(field=shown(field), got=shown(got), allowed=f"only {', '.join(fields)}")
 
 
-def _field_error(field: str, value: Mapping[str, Any], kind: type[BaseModel]) -> FieldError:
+def _field_error(field: str, got: object, kind: type[BaseModel]) -> FieldError:
     allowed, *_ = _CLAUSE_END.split(kind.model_fields[field].description or "")
     assert allowed, f"{kind.__name__}.{field}: its description must begin with what is allowed"
-    return FieldError(field=field, got=shown(value.get(field, "nothing")), allowed=allowed)
+    return FieldError(field=field, got=shown(got), allowed=allowed)
 
 
 async def read_body(request: Request, most_bytes: int, count: Callable[[int], None] | None = None) -> bytes:
@@ -160,4 +164,4 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _integer(digits: str) -> int | Decimal:
     """A number no field allows is as good as the integer itself, and is read in no time."""
-    return int(digits) if len(digits) <= _INTEGER_DIGITS else Decimal(digits)
+    return int(digits) if len(digits.lstrip("-")) <= INTEGER_DIGITS else Decimal(digits)

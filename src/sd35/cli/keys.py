@@ -58,7 +58,10 @@ def open_(settings: Settings) -> None:
         with _stores(settings) as stores:
             count, name = len(stores.keys.keys()), stores.name
         if count:
-            raise InvalidSetting(f"database: {name} has {count} keys, revoked ones included; allowed: one without keys")
+            keys = "1 key" if count == 1 else f"{count} keys"
+            raise InvalidSetting(
+                f"database: {name} has {keys}, revoked ones included; allowed: a database without keys"
+            )
     marker = KeysMarker(settings.data_dir)
     was_set = marker.is_set
     try:

@@ -69,7 +69,7 @@ def read_chunks(png: bytes, budget: TextBudget) -> tuple[dict[str, str], bytes]:
 
 
 def only_pixels(png: bytes) -> bytes:
-    """A file without the chunks that do not change its pixels, so that who decodes it meets no text."""
+    """Keep only the chunks that decide the pixels, so that a decoder reads no text."""
     kept = [png[chunk.start - 8 : chunk.end + 4] for chunk in chunks(png) if chunk.kind in _PIXELS]
     return b"".join([png[: len(SIGNATURE)], *kept])
 

@@ -73,8 +73,7 @@ def read_record(data: bytes) -> Record:
             raise
         names = ", ".join(found.names_left_out())
         raise NotReplayable(
-            f"{error}; of its texts, these were not read, because together they take more than {MAX_TEXT_BYTES} bytes:"
-            f" {names}"
+            f"{error}. At most {MAX_TEXT_BYTES} bytes of a file's texts are read, so these texts were left out: {names}"
         ) from error
 
 

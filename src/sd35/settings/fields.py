@@ -179,9 +179,9 @@ class Settings(BaseSettings):
     max_pictures: int = Field(
         0,
         ge=0,
-        description="Most pictures accepted and not ended; further ones are refused with 429. 0 takes as many as"
-        " `max_batch_rows`, and a quarter more (at least 2), and while overload lasts only as many as keep the device"
-        " busy, so that accepted pictures wait little.",
+        description="Most pictures that wait or are being made at the same time; further ones are refused with 429. 0"
+        " allows 1.25 times `max_batch_rows`, but at least `max_batch_rows` + 2. While overload lasts, 0 allows only as"
+        " many as keep the device busy, so that accepted pictures wait less.",
     )
     max_wait_s: float = Field(
         600, gt=0, description="Longest wait, in estimated seconds, that a picture is accepted for; else 429."

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from sd35.api.body import validate
+from sd35.api.body import parse_object, validate
 from sd35.api.dialects.automatic1111_settings import read_settings
 from sd35.api.dialects.automatic1111_shapes import Txt2Img
 from sd35.api.refusals import RequestRefused
@@ -73,10 +73,18 @@ def test_text_that_is_no_integer_is_refused(value: object):
         read(steps=value)
 
 
-def test_a_number_of_endless_digits_is_refused():
-    """In no time: it is not turned into an integer."""
-    with pytest.raises(RequestRefused, match="seed: got"):
-        read(seed="9" * 1_000_000)
+@pytest.mark.parametrize("field", ["seed", "subseed"])
+@pytest.mark.parametrize("form", ["{}", "-{}", '"{}"', '"-{}"'])
+def test_an_integer_may_have_a_thousand_digits(field: str, form: str):
+    """As a number or as text, with a sign or without. The error for a longer one says how many digits are allowed."""
+    sign = -1 if "-" in form else 1
+    body = '{{"prompt": "a cat", "{}": {}}}'.format
+    most = validate(parse_object(body(field, form.format("9" * 1000)).encode()), Txt2Img)
+    assert getattr(most, field) == sign * (10**1000 - 1)
+    for digits in (1001, 4301, 500_000):
+        content = body(field, form.format("9" * digits)).encode()
+        with pytest.raises(RequestRefused, match=f"{field}: got .*; allowed: an integer of at most 1,000 digits"):
+            validate(parse_object(content), Txt2Img)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +141,12 @@ def test_what_asks_for_nothing_is_accepted(field: str, value: object):
     [
         *({"a": None}, {"a": {"args": []}}, {"a": {"args": [False, {"model": "x"}]}}),
         *({"controlnet": {"args": [{"enabled": False}, {"enabled": "false"}]}}, []),
+        *({"a": {}}, {"a": []}, {"a": {"args": {}}}, {"a": {"args": None}}, {"a": {"alias": "x"}}),
+        *({"a": {"args": [first, 512, {"enabled": False}]}} for first in (0, "false", "False", None, "", "None")),
+        *({"ControlNet": {"args": [None]}}, {"ControlNet": {"args": [{}]}}, {"ControlNet": {"args": [{}, None]}}),
+        {"ADetailer": {"args": [{"ad_model": "None"}]}},
+        {"ADetailer": {"args": [True, False, {"ad_model": "None"}, {"ad_model": "x", "ad_tab_enable": False}]}},
+        {"AnimateDiff": {"args": [{"enable": False}]}},
     ],
 )
 def test_scripts_that_are_turned_off_are_accepted(scripts: object):
@@ -141,12 +155,17 @@ def test_scripts_that_are_turned_off_are_accepted(scripts: object):
 
 
 @pytest.mark.parametrize(
-    "args", [[True], [{}], [{"enabled": True}], [{"enabled": False}, {"model": "x"}], "x", {"a": 1}]
+    "args",
+    [
+        *([True], [{"enabled": True}], [{"enabled": False}, {"model": "x"}], "x", {"a": 1}, [1], ["x"], [True, {}]),
+        *([None, {"enabled": True}], [{}, {"enabled": True}], [{"enabled": False}, "x"]),
+        *([{"ad_model": "face"}], [True, False, {"ad_model": "None"}, {"ad_model": "face"}], [{"enable": True}]),
+    ],
 )
 def test_scripts_that_are_on_are_refused(args: object):
-    """There are none, and they would change the image."""
-    with pytest.raises(RequestRefused, match="alwayson_scripts: got"):
-        read(alwayson_scripts={"controlnet": {"args": args}})
+    """There are none, and they would change the image. The error names the first that is on."""
+    with pytest.raises(RequestRefused, match="alwayson_scripts: got 'controlnet'; allowed"):
+        read(alwayson_scripts={"off": {}, "controlnet": {"args": args}, "also": {"args": [True]}})
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,21 @@ def test_a_wrong_field_is_a_bad_request_that_names_it(client: OpenAI, fields: di
     assert (refused.value.param, refused.value.code, refused.value.type) == (param, code, "invalid_request_error")
 
 
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ("1x1", "size: got a width of 1; allowed: multiples of 16"),
+        ("128x100", "size: got a height of 100; allowed: multiples of 16"),
+    ],
+)
+def test_the_error_of_a_size_names_the_field_and_the_side(client: OpenAI, size: str, words: str):
+    """The message has the name that the client sent, as `param` does."""
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.images.generate(prompt="a cat", size=size)
+    assert refused.value.param == "size"
+    assert words in str(refused.value)
+
+
 def test_a_missing_prompt_is_named(client: OpenAI):
     """As what is required."""
     with pytest.raises(openai.BadRequestError) as refused:

@@ -10,8 +10,13 @@ import re
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
-_INTEGER = re.compile(r"[+-]?\d{1,1000}(\.0*)?", re.ASCII)
+from sd35.api.body import INTEGER_DIGITS
+
+ANY_INTEGER = f"an integer of at most {INTEGER_DIGITS:,} digits"
+_INTEGER = re.compile(rf"[+-]?\d{{1,{INTEGER_DIGITS}}}(\.0*)?", re.ASCII)
+_UNIT_SWITCHES = ("enabled", "enable", "ad_tab_enable")  # ControlNet's, AnimateDiff's and ADetailer's
 _NUMBER = re.compile(r"[+-]?(\d{1,30}\.?\d{0,30}|\.\d{1,30})(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
 _FLAGS = dict.fromkeys(("1", "on", "t", "true", "y", "yes"), True)
 _FLAGS |= dict.fromkeys(("0", "off", "f", "false", "n", "no"), False)
@@ -73,20 +78,44 @@ def _as_no_styles(value: Any) -> None:  # noqa: ANN401  any JSON value
 
 
 def _as_no_scripts(value: Any) -> None:  # noqa: ANN401  any JSON value
-    if not (asks_for_nothing(value) or (isinstance(value, dict) and all(map(_is_off, value.values())))):
-        raise ValueError
+    """Raise an error that names the first script that is on."""
+    if asks_for_nothing(value):
+        return
+    if not isinstance(value, dict):
+        raise ValueError  # noqa: TRY004  pydantic takes a TypeError for a fault of the program
+    for name, script in value.items():
+        if not _is_off(script):
+            raise PydanticCustomError("script_is_on", "a script is on", {"got": name})
 
 
 def _is_off(script: object) -> bool:
-    """Whether a script's `args` turn it off: there are none, the first is `false`, or no unit is enabled."""
-    if script is None:
+    """Whether a script's `args` turn it off: they are empty, their first switch is off, or each unit is off.
+
+    Without `args`, AUTOMATIC1111 runs a script with its defaults, with which it does nothing.
+    """
+    arguments = script.get("args") if isinstance(script, dict) else script
+    if asks_for_nothing(arguments):
         return True
-    arguments = script.get("args") if isinstance(script, dict) else None
     if not isinstance(arguments, list):
         return False
-    if not arguments or arguments[0] is False:
+    first = arguments[0]
+    if as_flag(first) is False:
         return True
-    return all(isinstance(unit, dict) and as_flag(unit.get("enabled")) is False for unit in arguments)
+    units = [each for each in arguments if isinstance(each, dict)]
+    if not all(map(_is_unit_off, units)):
+        return False
+    if asks_for_nothing(first):
+        return True
+    # A script whose switch is on does nothing only if its units say so themselves, as ADetailer's do.
+    others = [as_flag(each) for each in arguments if not isinstance(each, dict)]
+    return any(units) and all(isinstance(each, bool) or asks_for_nothing(each) for each in others)
+
+
+def _is_unit_off(unit: dict[str, Any]) -> bool:
+    """Whether a unit of ControlNet, ADetailer or AnimateDiff asks for nothing."""
+    if not unit or any(as_flag(unit.get(switch)) is False for switch in _UNIT_SWITCHES):
+        return True
+    return "ad_model" in unit and asks_for_nothing(unit["ad_model"])
 
 
 def schema(*types: str, **limits: float) -> WithJsonSchema:

@@ -23,35 +23,35 @@ router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111's API"])
 
 @router.get("/samplers", summary="Which samplers are there?")
 async def samplers() -> list[SamplerItem]:
-    """One."""
+    """There is one sampler: Euler."""
     return [SamplerItem()]
 
 
 @router.get("/schedulers", summary="Which noise schedules are there?")
 async def schedulers() -> list[SchedulerItem]:
-    """One."""
+    """There is one schedule: the checkpoint's own."""
     return [SchedulerItem()]
 
 
 @router.get("/scripts", summary="Which scripts are there?")
 async def scripts() -> dict[Literal["txt2img", "img2img"], list[str]]:
-    """None."""
+    """There are no scripts, so both lists are empty."""
     return {"txt2img": [], "img2img": []}
 
 
 @router.get("/embeddings", summary="Which textual inversions are there?")
 async def embeddings() -> dict[Literal["loaded", "skipped"], dict[str, str]]:
-    """None."""
+    """Textual inversions are not supported, so both objects are empty."""
     return {"loaded": {}, "skipped": {}}
 
 
 async def _none() -> list[str]:
-    """None: pictures are made from text, by the checkpoints alone."""
+    """The list is always empty: images are made from text, with nothing but the checkpoints."""
     return []
 
 
 async def _nothing() -> None:
-    """Nothing is done: clients ask for it around their calls, and go on when it is answered."""
+    """This does nothing. It is there because clients call it before or after they make images."""
 
 
 for _name, _why in _NO_EFFECT.items():
@@ -69,13 +69,13 @@ for _name in _EMPTY:
 
 @router.get("/cmd-flags", summary="How was the service started?")
 async def cmd_flags() -> dict[str, bool]:
-    """In that UI's words: with its API, and without its pages."""
+    """As AUTOMATIC1111's UI would say it: with the API (`api`), and without web pages (`nowebui`)."""
     return {"api": True, "nowebui": True}
 
 
 @router.get("/memory", summary="How much memory is there?", responses=READY)
 async def memory(request: Request) -> Memory:
-    """Of the system, and where the first model computes."""
+    """The memory of the host, and of the device on which the first model runs."""
     used = next(iter(service_of(request).studio.models.values())).backend.memory
     host = HostMemory()
     if isinstance(used, HostMemory):

@@ -22,7 +22,7 @@ router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111's API"], dependencie
 
 @router.get("/options", summary="Which settings hold for the client?", responses=READY)
 async def options(request: Request) -> Options:
-    """Those that clients read; all but the checkpoint are as they are."""
+    """The settings that clients read. Only the checkpoint can be changed; the others are fixed."""
     service = service_of(request)
     model = find_model(service.studio.models, sessions_of(request).chosen(caller_of(request).client))
     return Options(sd_model_checkpoint=title(model), sd_checkpoint_hash=model.checkpoint.revision)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from sd35.api.dialects.automatic1111_fields import (
+    ANY_INTEGER,
     AS_INTEGER,
     AS_NUMBER,
     Flag,
@@ -115,7 +116,7 @@ class Txt2Img(BaseModel):
     )
     seed: Integer = Field(
         None,
-        description="an integer, used modulo 2^32. -1, null, empty or left out: a random one.",
+        description=f"{ANY_INTEGER}, used modulo 2^32. -1, null, empty or left out: a random one.",
     )
     batch_size: _Count = Field(None, description=_COUNT)
     n_iter: _Count = Field(None, description=_COUNT)
@@ -161,7 +162,7 @@ class Txt2Img(BaseModel):
     hr_scheduler: Text = _idle("text", _NO_HR)
     hr_prompt: Text = _idle("text", _NO_HR)
     hr_negative_prompt: Text = _idle("text", _NO_HR)
-    subseed: Integer = _idle("an integer", "there are no variations of a seed")
+    subseed: Integer = _idle(ANY_INTEGER, "there are no variations of a seed")
     refiner_switch_at: Number = _idle("a number", "there is no refiner")
     eta: Number = _idle("a number", "Euler has none")
     s_tmin: Number = _idle("a number", _NO_CHURN)

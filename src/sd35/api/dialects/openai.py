@@ -240,9 +240,12 @@ def _words(refused: RequestRefused, _: str) -> tuple[int, dict[str, Any]]:
             kind, code = _KINDS[status]
         case _ if status >= 500:
             kind = "server_error"
-    names = _PARAMS if refused.error else {}  # what the dialect itself refuses is named as it came
-    param = names.get(wrong.field, wrong.field) if wrong else None
-    return status, {"error": Error(message=refused.detail, type=kind, param=param, code=code).model_dump()}
+    message, param = refused.detail, wrong.field if wrong else None
+    if wrong and refused.error and wrong.field in _PARAMS:  # what the dialect itself refuses is named as it came
+        param = _PARAMS[wrong.field]
+        got = f"a {wrong.field} of {wrong.got}" if param == "size" else wrong.got
+        message = f"{param}: got {got}; allowed: {wrong.allowed}"
+    return status, {"error": Error(message=message, type=kind, param=param, code=code).model_dump()}
 
 
 WORDING = Wording(_words, Refusal)

@@ -22,8 +22,8 @@ _LOCKS = 256
 class Holdings:
     """A store of files and the index of their owners. Safe for threads; blocks. Raises StoreUnavailable.
 
-    In this process, one thing at a time happens to a picture. Of another process that shares the store, at most what
-    happens between two of these lines is not seen.
+    Within this process, a lock for each picture lets one operation at a time change it. The lock does not stop another
+    process that shares the store. A change that it makes between two steps of a method here may go unnoticed.
     """
 
     def __init__(self, files: ArtifactStore, index: PictureIndex) -> None:
