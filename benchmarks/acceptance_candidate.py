@@ -18,15 +18,16 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.worker import peak_bytes
-from sd35.backends.contract import Array, Backend, Memory, to_numpy
+from sd35.backends.base import Backend, Memory
 from sd35.backends.options import Offload, Options
-from sd35.backends.table import memory_of, open_backend
+from sd35.backends.registry import memory_of, open_backend
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from sd35.compile.drawing import Recipe, rows_of
 from sd35.compile.prompts import judged_prompts
-from sd35.engine.sampler import sampler_of
+from sd35.compile.reference_sampling import Recipe, rows_of
 from sd35.errors import NotCompiled
+from sd35.sampling.sigmas import sampler_of
 from sd35.settings import Precision
+from sd35.tensors import Array, to_numpy
 
 EVERY_S = 0.01
 WARM_STEPS = 3  # an engine's graph is recorded at the second

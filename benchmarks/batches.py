@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
-from sd35.engine.calls import Calls, Stepped
-from sd35.engine.picture import Picture
-from sd35.service.opening import open_studio
-from sd35.service.resolve import Wanted
+from sd35.engine.executor import Calls, Stepped
+from sd35.engine.generation import Picture
+from sd35.generation.params import Wanted
+from sd35.service.startup import open_studio
 from sd35.settings import load_settings
 
 

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks.outcome import Bar, Outcome
-from sd35.backends.graph_backend import GraphBackend
+from sd35.backends.graphs.backend import GraphBackend
 from sd35.backends.options import Options
-from sd35.backends.table import open_backend
+from sd35.backends.registry import open_backend
 from sd35.checkpoints.checkpoint import open_checkpoint
-from sd35.engine.costs import Costs, Shape
-from sd35.engine.embeddings import EmbeddingCache
-from sd35.engine.loop import Engine
-from sd35.engine.picture import Painter, Progress, Task
-from sd35.engine.sampler import sampler_of
+from sd35.engine.cost_model import Costs, Shape
+from sd35.engine.generation import Painter, Progress, Task
+from sd35.engine.local import Engine
+from sd35.engine.prompt_cache import EmbeddingCache
 from sd35.engine.scheduler import Job, Limits, Scheduler
 from sd35.request import Request
+from sd35.sampling.sigmas import sampler_of
 
 ROWS, STEPS, SIDE_PX = 32, 100, 128
 IN_FLIGHT = (100, 1000)

@@ -12,9 +12,9 @@ from typing import Any
 from benchmarks.outcome import Bar, Outcome
 from benchmarks.processes import ROOT, clean_environment
 from sd35.backends.options import Options
-from sd35.backends.table import backend_module, open_backend
+from sd35.backends.registry import backend_module, open_backend
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from sd35.checkpoints.compiled_graphs import OF_PRECISION
+from sd35.checkpoints.graphs.compiled import OF_PRECISION
 
 CACHE = ROOT / "build" / "fp8"
 _HELD = {
@@ -60,11 +60,11 @@ def measure(directory: Path, rounds: int) -> Outcome:  # noqa: ARG001  bytes are
 def _on_disk(checkpoint: Checkpoint) -> dict[str, int]:
     """The transformer's graph and the file of its weights, in each precision that is compiled."""
     backend_module("diffusers")
-    from sd35.compile.drawing import recipe_of
+    from sd35.compile.calibration_run import Wanted
     from sd35.compile.fp8 import build_fp8
     from sd35.compile.graphs import build_graphs
-    from sd35.compile.looking import Wanted
     from sd35.compile.prompts import calibration_prompts, judged_prompts
+    from sd35.compile.reference_sampling import recipe_of
     from sd35.compile.stages import Stages
 
     stages = Stages(lambda *_: None)
@@ -101,9 +101,9 @@ def _held(backend: str, precision: str, directory: Path) -> dict[str, Any]:
 
 def _drawn(checkpoint: Checkpoint) -> dict[str, Any]:
     """The judge's pictures in PyTorch, each precision with its own text encoders, against float32's."""
-    from sd35.compile.drawing import recipe_of
-    from sd35.compile.gate import compare, pictures
     from sd35.compile.prompts import judged_prompts
+    from sd35.compile.quality_gate import compare, pictures
+    from sd35.compile.reference_sampling import recipe_of
 
     expected, found = None, {}
     for precision in ("float32", *_DRAWN):

@@ -11,16 +11,17 @@ from unittest import mock
 import numpy as np
 
 from sd35.api import server
-from sd35.backends.contract import LATENT_PX, Array, DenoiseRow, TextEmbedding
-from sd35.backends.host import HostMemory
+from sd35.backends.base import DenoiseRow, TextEmbedding
+from sd35.backends.memory.host import HostMemory
 from sd35.checkpoints.checkpoint import Card, Checkpoint
 from sd35.checkpoints.tokenizers import Tokenizers
-from sd35.engine.embeddings import EmbeddingCache
-from sd35.service.model import Model
-from sd35.service.opening import limits_of
-from sd35.service.start_up import StartUp
-from sd35.service.studio import Studio
+from sd35.engine.prompt_cache import EmbeddingCache
+from sd35.generation.model import Model
+from sd35.generation.model_pool import Studio
+from sd35.service.startup import limits_of
+from sd35.service.startup_times import StartUp
 from sd35.settings import Settings, load_settings
+from sd35.tensors import LATENT_PX, Array
 
 CARD = Card(width=1024, height=1024, steps=28, guidance_scale=4.5, side_px=(64, 1024))
 _MEMORY_BYTES = 10**10
@@ -67,7 +68,7 @@ def _photograph(side_px: int) -> Array:
 def open_free_studio(
     settings: Settings, checkpoints: Sequence[Checkpoint], start_up: StartUp, *, with_standby: bool
 ) -> Studio:
-    """In place of `sd35.service.opening.open_studio`: the same limits, and another backend."""
+    """In place of `sd35.service.startup.open_studio`: the same limits, and another backend."""
     assert not with_standby or settings.standby is None
     checkpoint = Checkpoint("free", checkpoints[0].directory, CARD)
     model = Model(checkpoint, FreeBackend(), Tokenizers(checkpoints[0]))

@@ -22,11 +22,11 @@ from diffusers import SD3Transformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.outcome import Bar, Outcome
-from sd35.backends.graph_backend import Graph, GraphBackend
-from sd35.backends.graphs import session_options
-from sd35.backends.host import cores
+from sd35.backends.graphs.backend import Graph, GraphBackend
+from sd35.backends.memory.host import cores
+from sd35.backends.onnx.sessions import session_options
 from sd35.backends.options import Options
-from sd35.backends.table import open_backend
+from sd35.backends.registry import open_backend
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
 
 BACKENDS = ("onnx", "openvino")

@@ -25,11 +25,11 @@ from benchmarks.acceptance_candidate import Order
 from benchmarks.acceptance_report import Row, markdown, svg
 from benchmarks.outcome import machine
 from benchmarks.processes import ROOT, clean_environment
-from sd35.backends.contract import Array
-from sd35.backends.tensorrt_flavour import gpu_architectures
+from sd35.backends.tensorrt.flavour import gpu_architectures
 from sd35.checkpoints.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
-from sd35.compile.gate import psnr_db
+from sd35.compile.quality_gate import psnr_db
 from sd35.settings import Precision
+from sd35.tensors import Array
 
 _SD35 = "from sd35.cli import main; main()"
 _GUIDANCE = 4.5  # where the checkpoint's own is none

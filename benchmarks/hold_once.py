@@ -10,13 +10,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from sd35.backends.contract import LATENT_CHANNELS, LATENT_PX, Backend, DenoiseRow
-from sd35.backends.host import HostMemory
+from sd35.backends.base import Backend, DenoiseRow
+from sd35.backends.memory.host import HostMemory
 from sd35.backends.options import Options
-from sd35.backends.table import backend_module, open_backend
+from sd35.backends.registry import backend_module, open_backend
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from sd35.checkpoints.compiled_graphs import OF_PRECISION, compiled_graphs
-from sd35.engine.noise import initial_noise
+from sd35.checkpoints.graphs.compiled import OF_PRECISION, compiled_graphs
+from sd35.sampling.noise import initial_noise
+from sd35.tensors import LATENT_CHANNELS, LATENT_PX
 
 
 def held_bytes() -> int:
@@ -28,8 +29,8 @@ def held_bytes() -> int:
 
 def transformer_bytes(backend: Backend) -> int:
     """What the transformer's weights take in PyTorch."""
-    from sd35.backends.diffusers import DiffusersBackend
-    from sd35.backends.turns import bytes_of, weights_of
+    from sd35.backends.diffusers.backend import DiffusersBackend
+    from sd35.backends.diffusers.sequential_offload import bytes_of, weights_of
 
     assert isinstance(backend, DiffusersBackend)
     return bytes_of(weights_of(backend.transformer))

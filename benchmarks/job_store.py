@@ -15,14 +15,14 @@ from typing import Any
 
 from sqlalchemy import insert, text
 
+from sd35.jobs.webhooks.concurrency import InFlight
 from sd35.request import Request
-from sd35.service.database.jobs import SqlJobStore
-from sd35.service.database.rows import values_of, values_of_result
-from sd35.service.database.tables import deliveries, jobs
-from sd35.service.jobs.contract import Job, Made, Order, Status
-from sd35.service.jobs.new import new_job
-from sd35.service.stores import open_stores
-from sd35.service.webhooks.concurrency import InFlight
+from sd35.storage.database import open_stores
+from sd35.storage.jobs import Job, Made, Order, Status
+from sd35.storage.new_job import new_job
+from sd35.storage.sql.jobs import SqlJobStore
+from sd35.storage.sql.rows import values_of, values_of_result
+from sd35.storage.sql.tables import deliveries, jobs
 
 JOBS, CALLS = 100_000, 25
 LOADS = ((50, 0.1), (1000, 1.0))  # owners, and which part of the jobs is queued

@@ -14,7 +14,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from benchmarks.worker import peak_bytes
-from sd35.backends.loading import load_pipeline
+from sd35.backends.diffusers.loading import load_pipeline
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
 
 PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae")

@@ -12,14 +12,14 @@ from fastapi import FastAPI, Request, Response
 
 from benchmarks.plain_fastapi import Txt2Img
 from sd35.backends.options import Options
-from sd35.backends.table import open_backend
+from sd35.backends.registry import open_backend
 from sd35.checkpoints.checkpoint import open_checkpoint
-from sd35.engine.calls import Calls
-from sd35.engine.embeddings import EmbeddingCache
-from sd35.engine.picture import Painter, Picture, Pixels, Task
-from sd35.engine.sampler import sampler_of
+from sd35.engine.executor import Calls
+from sd35.engine.generation import Painter, Picture, Pixels, Task
+from sd35.engine.prompt_cache import EmbeddingCache
+from sd35.images.png import write_png
 from sd35.request import Request as Wanted
-from sd35.service.png import write_png
+from sd35.sampling.sigmas import sampler_of
 
 _drawing = threading.Lock()
 

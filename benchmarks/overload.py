@@ -18,7 +18,7 @@ from benchmarks.outcome import Bar, Outcome
 from benchmarks.served import Resident, Server, scraped, sd35_serve, served
 from benchmarks.wire import Client, Connection
 from benchmarks.workload import CLIENTS, requests
-from sd35.bench.figures import percentile
+from sd35.bench.statistics import percentile
 from sd35.request import STEPS
 
 USUAL, OVERLOAD = 0.8, 5.0

@@ -18,11 +18,11 @@ from benchmarks.outcome import Bar, CannotRun, Outcome
 from benchmarks.processes import ROOT, clean_environment
 from benchmarks.watch import Watch
 from sd35.bench.server import end
-from sd35.checkpoints.anatomy import anatomy_on_disk
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sd35.checkpoints.network_sizes import anatomy_on_disk
 from sd35.errors import InvalidSetting
-from sd35.service.fitting import plan_for
-from sd35.service.planning import Room
+from sd35.planning.fit import plan_for
+from sd35.planning.plan import Room
 from sd35.settings import load_settings
 
 MOST_ERROR = 0.1

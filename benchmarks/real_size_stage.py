@@ -14,26 +14,26 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from benchmarks.worker import peak_bytes
-from sd35.backends.buckets import buckets_of
-from sd35.backends.contract import DenoiseRow
-from sd35.backends.diffusers import DiffusersBackend
-from sd35.backends.host import HostMemory
+from sd35.backends.base import DenoiseRow
+from sd35.backends.diffusers.backend import DiffusersBackend
+from sd35.backends.diffusers.sequential_offload import bytes_of, weights_of
+from sd35.backends.memory.host import HostMemory
 from sd35.backends.options import Options
-from sd35.backends.table import open_backend
-from sd35.backends.tensorrt_flavour import find_flavour
-from sd35.backends.turns import bytes_of, weights_of
+from sd35.backends.registry import open_backend
+from sd35.backends.tensorrt.buckets import buckets_of
+from sd35.backends.tensorrt.flavour import find_flavour
 from sd35.checkpoints.architectures import ARCHITECTURES
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from sd35.checkpoints.tensorrt_onnx import GRAPH_FILE, OfficialGraphs
+from sd35.checkpoints.graphs.nvidia import GRAPH_FILE, OfficialGraphs
 from sd35.compile.calibration import calibrate
-from sd35.compile.drawing import Recipe, recipe_of
 from sd35.compile.engines import EngineBuilder, Range, targets_of
 from sd35.compile.graphs import exported, save
 from sd35.compile.networks import graphs_of
 from sd35.compile.quantise import quantise
+from sd35.compile.reference_sampling import Recipe, recipe_of
 from sd35.compile.sizes import sizes_of
 from sd35.compile.synth import synthesise
-from sd35.engine.noise import initial_noise
+from sd35.sampling.noise import initial_noise
 from sd35.settings import Precision
 
 SIDE_PX = 256  # the smallest that the checkpoint draws: what calibrating takes, a CPU has to compute

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from sd35.backends.host import HostMemory
+from sd35.backends.memory.host import HostMemory
 from sd35.errors import InvalidSetting
 
 # New words with each picture, so that none finds its text encoded already.
@@ -54,8 +54,8 @@ class Draw(Protocol):
 
 def open_ours(checkpoint: str, marks: Marks, *, backend: str, precision: str = "float32") -> Draw:
     """One of our backends, through what a request goes through: resolved, queued, drawn on the engine's thread."""
-    from sd35.service.opening import open_checkpoints, open_studio
-    from sd35.service.resolve import Wanted
+    from sd35.generation.params import Wanted
+    from sd35.service.startup import open_checkpoints, open_studio
     from sd35.settings import load_settings
 
     settings = load_settings({"checkpoints": (checkpoint,), "backend": backend, "precision": precision})
@@ -112,7 +112,7 @@ def open_genai(checkpoint: str, marks: Marks, *, is_fixed: bool = False, is_defa
 
     from benchmarks.picture import GUIDANCE, SIDE_PX
     from sd35.checkpoints.checkpoint import open_checkpoint
-    from sd35.engine.noise import initial_noise
+    from sd35.sampling.noise import initial_noise
 
     class Noise(genai.Generator):
         """The noise that our picture of a seed starts from."""

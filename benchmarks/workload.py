@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import httpx2
 
-from sd35.bench.figures import percentile
+from sd35.bench.statistics import percentile
 
 REQUESTS, CLIENTS = 64, 8
 STEPS, GUIDANCE, SIZES_PX = (4, 12, 28), (0.0, 4.5), ((128, 128), (96, 96))

@@ -9,13 +9,15 @@ import torch
 from sqlalchemy import URL
 
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
-from sd35.compile.drawing import recipe_of
+from sd35.compile.calibration_run import Wanted
 from sd35.compile.fp8 import build_fp8
 from sd35.compile.graphs import build_graphs
-from sd35.compile.looking import Wanted
 from sd35.compile.prompts import calibration_prompts, judged_prompts
+from sd35.compile.reference_sampling import recipe_of
 from sd35.compile.stages import Stages
-from tests import postgres
+from sd35.generation.model_pool import Studio
+from tests.support import postgres
+from tests.support.fake_backend import NumpyBackend, double_studio
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,3 +56,23 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = replace(recipe_of(checkpoint), width_px=64, height_px=64)
     build_fp8(checkpoint, graphs, Wanted(small, *prompts), stages)
     return cache_dir
+
+
+@pytest.fixture
+def backend() -> NumpyBackend:
+    """Waits in the pictures that are "held", and counts what it is called for."""
+    return NumpyBackend()
+
+
+@pytest.fixture
+def max_pictures() -> int:
+    """How many the studio has room for."""
+    return 3
+
+
+@pytest.fixture
+def studio(tmp_path: Path, backend: NumpyBackend, max_pictures: int) -> Iterator[Studio]:
+    """A studio around the backend, which lets go of what it holds at the end."""
+    with double_studio(tmp_path, backend, max_pictures) as studio:
+        yield studio
+        backend.release.set()

@@ -11,17 +11,17 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
+from sd35.access.keys import KeyStore
 from sd35.api.app import create_app
 from sd35.api.protocol import bounded
-from sd35.engine.picture import Ticket
-from sd35.service.kept import Kept
-from sd35.service.keys import KeyStore
-from sd35.service.opening import Opening
-from sd35.service.studio import Studio
-from sd35.service.telemetry import Telemetry
+from sd35.engine.generation import Ticket
+from sd35.generation.model_pool import Studio
+from sd35.service.startup import Opening
 from sd35.settings import load_settings
-from tests.double import WAIT_S, NumpyBackend, double_studio
-from tests.services import service_of
+from sd35.storage.storage import Kept
+from sd35.telemetry.report import Telemetry
+from tests.support.fake_backend import WAIT_S, NumpyBackend, double_studio
+from tests.support.services import service_of
 
 
 @pytest.fixture

@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from sd35.errors import NotReplayable
-from sd35.metadata.record import MAKER_KEY, REQUEST_KEY, Maker, Record, from_text
-from sd35.metadata.texts import read_record
-from sd35.page.reading import read_request
+from sd35.generation.model_pool import Studio
+from sd35.generation.replay import read_recording
+from sd35.images.encode import encode
+from sd35.images.formats import Format
+from sd35.images.png import write_png
+from sd35.images.record import MAKER_KEY, REQUEST_KEY, Maker, Record, from_text
+from sd35.images.texts import read_record
 from sd35.request import Request
-from sd35.service.encoding import encode
-from sd35.service.formats import Format
-from sd35.service.png import write_png
-from sd35.service.replay import read_recording
-from sd35.service.studio import Studio
+from sd35.ui.read_request import read_request
 from tests.api.conftest import serving
-from tests.metadata.test_texts import BOMB, chunk, exif, png, text_chunk
+from tests.images.test_texts import BOMB, chunk, exif, png, text_chunk
 
 PIXELS = np.zeros((16, 16, 3), np.uint8)
 REQUEST = Request("a 猫 \U0001f431", "a dog", 96, 64, 4, 4.5, 7, "mini", "5" * 64, "onnx/float32")

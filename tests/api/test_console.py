@@ -16,7 +16,7 @@ from sd35.api.console import printable
 LOGGING = r"""
 import logging, sys
 import structlog
-from sd35.api.observe import configure_logs
+from sd35.api.request_log import configure_logs
 configure_logs(sys.argv[1])
 bad = "\x1b[2J\x07\x9b31m\x7f\r\nforged \u202e \ud800"
 log = structlog.get_logger()

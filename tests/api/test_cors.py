@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from sd35.service.studio import Studio
+from sd35.generation.model_pool import Studio
 from tests.api.conftest import serving
 from tests.api.test_txt2img import problem
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from sd35.service.studio import Studio
+from sd35.generation.model_pool import Studio
 from tests.api.conftest import serving
-from tests.services import memory_kept
+from tests.support.services import memory_kept
 
 ASKED = {"prompt": "a cat", "seed": 1}
 

@@ -10,21 +10,21 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 
+from sd35.access.keys import Role, new_key
 from sd35.api.app import create_app
 from sd35.api.dialects import DIALECTS
-from sd35.api.front import Front
 from sd35.api.hosts import AllowedHosts
 from sd35.api.origins import AllowedOrigins
+from sd35.api.ui_mount import Front
 from sd35.errors import InvalidSetting, StoreUnavailable
-from sd35.service.keys import Role, new_key
-from sd35.service.memory_keys import MemoryKeyStore
-from sd35.service.opening import Opening
-from sd35.service.studio import Studio
+from sd35.generation.model_pool import Studio
+from sd35.service.startup import Opening
 from sd35.settings import load_settings
+from sd35.storage.memory.keys import MemoryKeyStore
 from tests.api.conftest import listening, serving
-from tests.api.test_front import Stub
 from tests.api.test_txt2img import problem
-from tests.double import WAIT_S, double_studio, key_store
+from tests.api.test_ui_mount import Stub
+from tests.support.fake_backend import WAIT_S, double_studio, key_store
 
 KEY, SECRET = new_key("user", Role.ADMIN, 1.0)
 
@@ -178,7 +178,7 @@ def test_with_keys_any_host_is_answered(studio: Studio):
 
 def test_a_key_that_is_added_ends_the_host_check(studio: Studio, monkeypatch: pytest.MonkeyPatch):
     """The check asks the same key ring as the gate, and so changes with it."""
-    monkeypatch.setattr("sd35.service.callers.KEPT_S", 0.0)
+    monkeypatch.setattr("sd35.access.authenticate.KEPT_S", 0.0)
     store = MemoryKeyStore()
     with serving(studio, store) as client:
         headers = {"host": "gpu.example", "x-api-key": SECRET}

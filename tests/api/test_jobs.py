@@ -12,18 +12,18 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from sd35.access.keys import Role, new_key
 from sd35.api.jobs import sent
 from sd35.errors import StoreUnavailable
-from sd35.metadata.record import from_text
-from sd35.service.artifacts.links import Links
-from sd35.service.jobs.contract import Status
-from sd35.service.jobs.progress import Event
-from sd35.service.keys import Role, new_key
-from sd35.service.png import read_png
-from sd35.service.studio import Studio
+from sd35.generation.model_pool import Studio
+from sd35.images.png import read_png
+from sd35.images.record import from_text
+from sd35.jobs.progress import Event
+from sd35.storage.jobs import Status
+from sd35.storage.links import Links
 from tests.api.conftest import serving
-from tests.double import NumpyBackend, key_store
-from tests.services import memory_kept
+from tests.support.fake_backend import NumpyBackend, key_store
+from tests.support.services import memory_kept
 
 CAT = {"prompt": "a cat", "seed": 1}
 

@@ -14,12 +14,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from sd35.service.metering import Metering
-from sd35.service.readings import metrics_table
-from sd35.service.studio import Studio
-from sd35.service.telemetry import Telemetry
+from sd35.generation.model_pool import Studio
+from sd35.service.metrics_collector import metrics_table
+from sd35.telemetry.metrics import Metering
+from sd35.telemetry.report import Telemetry
 from tests.api.conftest import serving
-from tests.double import NumpyBackend
+from tests.support.fake_backend import NumpyBackend
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -244,7 +244,7 @@ def test_the_dashboard_is_one_that_grafana_can_show():
 
 
 def test_the_documented_table_is_the_registry():
-    """The page holds what `python -c 'from sd35.service.readings import *; print(metrics_table())'` prints."""
+    """The page holds what `python -c 'from sd35.service.metrics_collector import *; print(metrics_table())'` prints."""
     assert metrics_table() in PAGE.read_text()
 
 

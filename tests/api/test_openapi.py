@@ -13,12 +13,12 @@ from schemathesis.engine.recorder import ScenarioRecorder
 from schemathesis.python.asgi import shutdown_lifespans
 from schemathesis.schemas import BaseSchema
 
+from sd35.access.keys import Role, new_key
 from sd35.api.app import create_app
-from sd35.service.keys import Role, new_key
-from sd35.service.opening import Opening
+from sd35.service.startup import Opening
 from sd35.settings import load_settings
-from tests.double import WAIT_S, double_studio, key_store
-from tests.services import service_of
+from tests.support.fake_backend import WAIT_S, double_studio, key_store
+from tests.support.services import service_of
 
 # It takes every header that is not described for an error; HTTP wants those passed over.
 _UNKNOWN_HEADER = "Invalid component: in header - object with unexpected properties"

@@ -7,15 +7,15 @@ import pytest
 from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 
-from sd35.api.callers import is_open
+from sd35.access.keys import Role, new_key
+from sd35.api.auth import is_open
 from sd35.api.dialects import DIALECTS
 from sd35.api.origins import AllowedOrigins
-from sd35.service.keys import Role, new_key
-from sd35.service.studio import Studio
+from sd35.generation.model_pool import Studio
 from sd35.settings import load_settings
 from tests.api.conftest import serving
 from tests.api.test_hosts import is_refused_by
-from tests.double import key_store
+from tests.support.fake_backend import key_store
 
 KEY, SECRET = new_key("user", Role.ADMIN, 1.0)
 CAT = {"prompt": "a cat", "steps": 1, "width": 64, "height": 64}

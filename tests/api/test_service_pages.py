@@ -13,13 +13,13 @@ from starlette.testclient import TestClient
 
 from sd35.api.app import create_app
 from sd35.errors import CheckpointError
-from sd35.service.opening import Opening
+from sd35.generation.model_pool import Studio
 from sd35.service.service import Service
-from sd35.service.studio import Studio
+from sd35.service.startup import Opening
 from sd35.settings import load_settings
 from tests.api.conftest import cancellations, serving
-from tests.double import WAIT_S, NumpyBackend
-from tests.services import service_of
+from tests.support.fake_backend import WAIT_S, NumpyBackend
+from tests.support.services import service_of
 
 
 def test_models_are_openais_list_with_this_projects_fields(client: TestClient):
@@ -138,7 +138,7 @@ def test_who_was_let_in_before_it_closes_has_the_picture(client: TestClient, bac
 
 
 def _wanted(prompt: str) -> Any:
-    from sd35.service.resolve import Wanted
+    from sd35.generation.params import Wanted
 
     return Wanted(prompt)
 

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from sd35.access.keys import Role, new_key
 from sd35.api import app
 from sd35.api.dialects.automatic1111 import MOST_DESCRIBED
-from sd35.service.keys import Role, new_key
-from sd35.service.png import write_png
-from sd35.service.studio import Studio
-from sd35.service.threads import PARSING, STORES, Threads
+from sd35.generation.model_pool import Studio
+from sd35.images.png import write_png
+from sd35.threads import PARSING, STORES, Threads
 from tests.api.conftest import listening, serving
-from tests.double import WAIT_S, key_store
+from tests.support.fake_backend import WAIT_S, key_store
 
 _MORE_THAN_THERE_ARE = 100
 

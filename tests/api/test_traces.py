@@ -15,9 +15,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
-from sd35.service.studio import Studio
-from sd35.service.telemetry import Telemetry
-from sd35.service.tracing import Tracing, open_provider
+from sd35.generation.model_pool import Studio
+from sd35.telemetry.report import Telemetry
+from sd35.telemetry.tracing import Tracing, open_provider
 from tests.api.conftest import serving
 
 STAGES = ["queue", "encode", "denoise", "decode", "png", "store"]

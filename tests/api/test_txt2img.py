@@ -13,9 +13,9 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from sd35.api.body import MAX_BODY_BYTES
-from sd35.service.replay import read_recording
+from sd35.generation.replay import read_recording
 from tests.api.conftest import serving
-from tests.double import WAIT_S, NumpyBackend, double_studio
+from tests.support.fake_backend import WAIT_S, NumpyBackend, double_studio
 
 PATH = "/v1/txt2img"
 JSON = {"content-type": "application/json"}
@@ -221,7 +221,7 @@ def test_too_many_pictures_are_refused_with_retry_after(client: TestClient, back
 
 def read_wanted(prompt: str) -> Any:
     """What a body with only a prompt wants."""
-    from sd35.service.resolve import Wanted
+    from sd35.generation.params import Wanted
 
     return Wanted(prompt)
 
@@ -269,10 +269,10 @@ def test_no_bytes_are_a_500(lasting_client: TestClient, body: bytes):
 
 def test_the_directory_of_a_model_may_have_any_name(tmp_path: Path):
     """A name that HTTP headers cannot hold is percent-encoded in them."""
-    from sd35.engine.embeddings import EmbeddingCache
+    from sd35.engine.prompt_cache import EmbeddingCache
     from sd35.engine.scheduler import Limits
-    from sd35.service.studio import Studio
-    from tests.double import double_model
+    from sd35.generation.model_pool import Studio
+    from tests.support.fake_backend import double_model
 
     limits = Limits(max_rows=8, max_pictures=1, max_wait_s=60, memory_bytes=10**9)
     studio = Studio([double_model(tmp_path / "große")], 1024 * 1024, limits, EmbeddingCache(0))

@@ -6,13 +6,13 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from sd35.backends.contract import Backend
-from sd35.backends.host import HostMemory
+from sd35.backends.base import Backend
+from sd35.backends.memory.host import HostMemory
 from sd35.backends.options import Options
-from sd35.backends.table import open_backend
-from sd35.backends.tensorrt import TensorRtBackend
+from sd35.backends.registry import open_backend
+from sd35.backends.tensorrt.backend import TensorRtBackend
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from tests.onnx_networks import OnnxNetworks
+from tests.support.onnx_networks import OnnxNetworks
 
 
 @pytest.fixture(scope="session")

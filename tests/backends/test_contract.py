@@ -8,9 +8,10 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 
-from sd35.backends.contract import Array, Backend, DenoiseRow, Skip, Tensor
+from sd35.backends.base import Backend, DenoiseRow, Skip
 from sd35.checkpoints.checkpoint import Checkpoint
-from sd35.engine.noise import initial_noise
+from sd35.sampling.noise import initial_noise
+from sd35.tensors import Array, Tensor
 
 PROMPTS = ["a cat on a blue background", "", "ein 猫 🐱 nobody has words for, " * 40]
 LATENT = (16, 8, 12)

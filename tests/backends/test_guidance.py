@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from sd35.backends.contract import DenoiseRow, Skip, TextEmbedding
+from sd35.backends.base import DenoiseRow, Skip, TextEmbedding
 from sd35.backends.guidance import guided_velocities, skipping_rows, step_length_of, timestep_of, transformer_rows
 
 CAT, DOG, NOTHING = (TextEmbedding(np.full(1, value), np.full(1, value), 16) for value in (1, 2, 0))

@@ -12,16 +12,17 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
-from sd35.backends.contract import Array, Backend
-from sd35.backends.diffusers import DiffusersBackend, place
+from sd35.backends.base import Backend
+from sd35.backends.diffusers.backend import DiffusersBackend, place
 from sd35.backends.options import Options
 from sd35.checkpoints.checkpoint import Checkpoint, SkipLayers, open_checkpoint
-from sd35.engine.noise import initial_noise
-from sd35.engine.picture import Painter, Picture, Task
-from sd35.engine.sampler import sampler_of
+from sd35.engine.generation import Painter, Picture, Task
 from sd35.request import Request
-from tests.double import NumpyBackend
-from tests.painting import paint
+from sd35.sampling.noise import initial_noise
+from sd35.sampling.sigmas import sampler_of
+from sd35.tensors import Array
+from tests.support.direct_generation import paint
+from tests.support.fake_backend import NumpyBackend
 
 
 class Case(NamedTuple):

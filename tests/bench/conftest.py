@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from sd35.bench.figures import Figure
+from sd35.bench.aggregate import Load, Round, part_of
 from sd35.bench.load import Asked
 from sd35.bench.machine import Busy, Machine
-from sd35.bench.parts import Load, Round, part_of
+from sd35.bench.monitor import Look
 from sd35.bench.quality import Quality
 from sd35.bench.results import Batches, ColdStart, Gpu, Memory, Plan, Result, Served, Span
-from sd35.bench.watching import Look
+from sd35.bench.statistics import Figure
 from sd35.bench.workload import mixed
 from tests.api.conftest import listening
-from tests.double import NumpyBackend, double_studio
+from tests.support.fake_backend import NumpyBackend, double_studio
 
 QUIET = Busy(before_cores=0.01, during_cores=0.02, most_cores=0.3, cores=8)
 BUSY = Busy(before_cores=0.01, during_cores=3.0, most_cores=8.0, cores=8)

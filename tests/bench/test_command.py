@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sd35.backends.table import BACKENDS
+from sd35.backends.registry import BACKENDS
 from sd35.bench.matrix import _with_room
 from sd35.bench.results import Cell, Plan, Result, read, write
 from sd35.bench.server import Starting, arguments_of, last_words, started

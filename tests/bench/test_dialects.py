@@ -9,13 +9,13 @@ from prometheus_client import generate_latest
 from benchmarks.plain_fastapi import Txt2Img
 from sd35.bench.dialects import DIALECTS, Answer, dialect_of
 from sd35.bench.load import Asking
+from sd35.bench.monitor import occupancy
 from sd35.bench.quality import opened
 from sd35.bench.run import Measured
 from sd35.bench.server import Server, parsed
-from sd35.bench.watching import occupancy
 from sd35.bench.workload import Kind, Wanted, Workload, mixed
 from sd35.errors import InvalidSetting
-from sd35.service.metering import Metering
+from sd35.telemetry.metrics import Metering
 
 EVERYTHING = Wanted("k", "a cat", 7, "a dog", (96, 64), 2, 4.5)
 

@@ -10,8 +10,8 @@ import pytest
 
 from sd35.bench.gpu import Gpus, GpuSample
 from sd35.bench.machine import OthersUse, busy_of, family, this_machine
+from sd35.bench.monitor import Watch
 from sd35.bench.server import pid_at
-from sd35.bench.watching import Watch
 from tests.bench.conftest import BUSY, QUIET
 
 NOBODY = 2**30  # above any process's number

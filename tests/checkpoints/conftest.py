@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub.utils import close_session
 
-from sd35.checkpoints.variants import Variant
-from tests.hub_server import Hub, Repository, serving, use
+from sd35.checkpoints.registry import Variant
+from tests.support.hub_server import Hub, Repository, serving, use
 
 REPOSITORY, REVISION = "someone/small-sd3.5", "1" * 40
 T5_INDEX = b'{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}'

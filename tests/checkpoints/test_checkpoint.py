@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sd35.backends.options import Options
-from sd35.backends.table import open_backend
+from sd35.backends.registry import open_backend
 from sd35.checkpoints.checkpoint import EMBEDDED, SkipLayers, open_checkpoint
 from sd35.errors import CheckpointError
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from sd35.checkpoints.anatomy import anatomy_on_disk
 from sd35.checkpoints.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
+from sd35.checkpoints.network_sizes import anatomy_on_disk
 from sd35.checkpoints.tokenizers import Tokenizers
-from sd35.engine.sampler import sampler_of
 from sd35.errors import CheckpointError
+from sd35.sampling.sigmas import sampler_of
 
 FILES = (
     "sd35.json",

@@ -12,9 +12,9 @@ import pytest
 import typer.main
 
 from sd35.cli.main import app, main
-from sd35.metadata.record import DIGEST_KEY, MAKER_KEY, REQUEST_KEY, Record, from_text, own_version
-from sd35.service.png import read_png, write_png
-from tests.orders import REQUEST
+from sd35.images.png import read_png, write_png
+from sd35.images.record import DIGEST_KEY, MAKER_KEY, REQUEST_KEY, Record, from_text, own_version
+from tests.support.job_specs import REQUEST
 
 TIMEOUT_S = 120
 SD35 = [sys.executable, "-c", "from sd35.cli import main; main()"]
@@ -142,7 +142,7 @@ def test_replay_of_what_is_no_picture_exits_with_2(tmp_path: Path):
 
 def test_replay_without_its_model_names_it(pictures: Path, tmp_path: Path):
     """A picture of a model that is not here says which one it needs, and how to name it."""
-    from sd35.service.png import read_png, write_png
+    from sd35.images.png import read_png, write_png
 
     pixels, text = read_png((pictures / "cat-1.png").read_bytes())
     record = from_text(text)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from sd35.access.keys import Role, id_of, matches
 from sd35.cli.main import main
 from sd35.errors import InvalidSetting
-from sd35.service.kept import Kept
-from sd35.service.keys import Role, id_of, matches
-from sd35.service.stores import open_stores
 from sd35.settings import load_settings
-from tests.postgres import new_schema
+from sd35.storage.database import open_stores
+from sd35.storage.storage import Kept
+from tests.support.postgres import new_schema
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from sd35.service.stores import open_stores
+from sd35.storage.database import open_stores
 from tests.cli.test_serve import JSON, Served, serving
-from tests.postgres import new_schema
+from tests.support.postgres import new_schema
 
 JOBS = 100
 

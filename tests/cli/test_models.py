@@ -13,7 +13,7 @@ from huggingface_hub.utils import close_session
 
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from sd35.cli.main import main
-from tests.hub_server import Hub, Repository, serving, use
+from tests.support.hub_server import Hub, Repository, serving, use
 
 TIMEOUT_S = 300
 REVISION = "3" * 40
@@ -155,7 +155,7 @@ def test_ctrl_c_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sd35.checkpoints.hub.fetch", interrupted)
+    monkeypatch.setattr("sd35.checkpoints.hub.download.fetch", interrupted)
     said = run("pull", "mini")
     assert said.code == 130
     assert said.err == "sd35: interrupted; what has arrived is kept: sd35 pull mini goes on with it\n"

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from sd35.cli.replay import replay
-from sd35.metadata.record import Maker, Record
+from sd35.images.png import write_png
+from sd35.images.record import Maker, Record
 from sd35.request import Request
-from sd35.service.png import write_png
 from sd35.settings import Settings
 
 

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from sd35.api.listening import listen
+from sd35.api.sockets import listen
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
-from sd35.checkpoints.compiled_graphs import compiled_graphs
+from sd35.checkpoints.graphs.compiled import compiled_graphs
 from sd35.errors import InvalidSetting
-from sd35.metadata.record import from_text
-from sd35.service.png import read_png
+from sd35.images.png import read_png
+from sd35.images.record import from_text
 
 TIMEOUT_S = 120
 SD35 = [sys.executable, "-c", "from sd35.cli import main; main()"]

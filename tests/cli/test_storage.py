@@ -11,13 +11,13 @@ import pytest
 
 from sd35.cli.main import main
 from sd35.errors import StoreUnavailable
-from sd35.service.artifacts.holdings import Holdings
-from sd35.service.artifacts.names import name_of
-from sd35.service.artifacts.objects import DirectoryStore
-from sd35.service.artifacts.verification import verify_images
-from sd35.service.kept import Kept
-from sd35.service.png import write_png
+from sd35.images.png import write_png
 from sd35.settings import load_settings
+from sd35.storage.blobs.object_store import DirectoryStore
+from sd35.storage.images import Holdings
+from sd35.storage.names import name_of
+from sd35.storage.storage import Kept
+from sd35.storage.verification import verify_images
 
 Run: TypeAlias = Callable[..., tuple[int, str, str]]
 DIGESTS = [f"{number:02x}" * 32 for number in range(6)]

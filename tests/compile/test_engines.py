@@ -10,16 +10,16 @@ from typing import Any
 import onnx
 import pytest
 
-from sd35.backends.buckets import buckets_of
 from sd35.backends.fp8_layers import Treatment, treatment_of
-from sd35.backends.tensorrt_flavour import Flavour, find_flavour
-from sd35.backends.tensorrt_types import Layer, Network
-from sd35.checkpoints.anatomy import NETWORKS
-from sd35.checkpoints.built import MANIFEST
+from sd35.backends.tensorrt.buckets import buckets_of
+from sd35.backends.tensorrt.flavour import Flavour, find_flavour
+from sd35.backends.tensorrt.types import Layer, Network
+from sd35.checkpoints.build_cache import MANIFEST
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
-from sd35.checkpoints.compiled_engines import Target, compiled_engines, engine_folder
-from sd35.checkpoints.compiled_graphs import GraphPrecision, compiled_graphs
-from sd35.checkpoints.tensorrt_onnx import GRAPH_FILE, OfficialGraphs
+from sd35.checkpoints.graphs.compiled import GraphPrecision, compiled_graphs
+from sd35.checkpoints.graphs.engines import Target, compiled_engines, engine_folder
+from sd35.checkpoints.graphs.nvidia import GRAPH_FILE, OfficialGraphs
+from sd35.checkpoints.network_sizes import NETWORKS
 from sd35.compile.engines import EngineBuilder, Range, build_engines, targets_of
 from sd35.compile.stages import Stages
 from sd35.errors import BuildFailed, CheckpointError, InvalidSetting, NotCompiled

@@ -18,24 +18,25 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 from torch import nn
 
-from sd35.backends.contract import Array, DenoiseRow
-from sd35.backends.diffusers import DiffusersBackend
+from sd35.backends.base import DenoiseRow
+from sd35.backends.diffusers.backend import DiffusersBackend
 from sd35.backends.fp8_layers import Treatment, treatment_of
 from sd35.backends.options import Options
-from sd35.backends.table import open_backend
+from sd35.backends.registry import open_backend
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
-from sd35.checkpoints.compiled_graphs import compiled_graphs, place_of_graphs
-from sd35.checkpoints.tensorrt_onnx import GRAPH_FILE
+from sd35.checkpoints.graphs.compiled import compiled_graphs, place_of_graphs
+from sd35.checkpoints.graphs.nvidia import GRAPH_FILE
 from sd35.compile import calibration
 from sd35.compile.calibration import Calibration, calibrate, fp8_layers
-from sd35.compile.drawing import recipe_of, rows_of
+from sd35.compile.calibration_run import Wanted
 from sd35.compile.fp8 import REPORT, build_fp8
 from sd35.compile.graphs import build_graphs, save
-from sd35.compile.looking import Wanted
 from sd35.compile.quantise import quantise, scale_of
+from sd35.compile.reference_sampling import recipe_of, rows_of
 from sd35.compile.sensitivity import rank
 from sd35.compile.stages import Stages
 from sd35.errors import BuildFailed, NotCompiled
+from sd35.tensors import Array
 
 CHECKPOINT = open_checkpoint(EMBEDDED)
 SHORT = replace(recipe_of(CHECKPOINT), steps=4)
@@ -182,7 +183,7 @@ def test_a_build_that_draws_worse_is_refused_and_leaves_nothing(
         found = calibrate_well(*arguments)  # type: ignore[arg-type]
         return Calibration({layer: largest / 200 for layer, largest in found.largest.items()}, found.rows)
 
-    monkeypatch.setattr("sd35.compile.looking.calibrate", calibrate_badly)
+    monkeypatch.setattr("sd35.compile.calibration_run.calibrate", calibrate_badly)
     wanted = Wanted(SHORT, ["a cat"], ["a dog on a red background"], with_sensitivity=False)
     with pytest.raises(BuildFailed, match=r"draws with -?\d+\.\d dB .* \d+\.\d dB below the bar of 25"):
         build_fp8(CHECKPOINT, graphs, wanted, QUIET)
@@ -205,7 +206,7 @@ def test_an_interrupted_build_goes_on_after_its_calibration(
         with pytest.raises(KeyboardInterrupt):
             build_fp8(CHECKPOINT, graphs, wanted, QUIET)
     assert not graphs.path("transformer").exists()
-    monkeypatch.setattr("sd35.compile.looking.calibrate", lambda *_: pytest.fail("calibrated again"))
+    monkeypatch.setattr("sd35.compile.calibration_run.calibrate", lambda *_: pytest.fail("calibrated again"))
     build_fp8(CHECKPOINT, graphs, wanted, QUIET)
     report = json.loads((tmp_path / "fp8" / REPORT).read_text())
     assert report["quality"]["mean_db"] >= 25

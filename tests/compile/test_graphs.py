@@ -10,9 +10,9 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from sd35.backends.loading import load_network
+from sd35.backends.diffusers.loading import load_network
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
-from sd35.checkpoints.compiled_graphs import compiled_graphs
+from sd35.checkpoints.graphs.compiled import compiled_graphs
 from sd35.compile.networks import graphs_of
 
 CHECKPOINT = open_checkpoint(EMBEDDED)

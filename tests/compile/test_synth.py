@@ -9,14 +9,14 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors import safe_open
 
 from sd35.backends.options import Options
-from sd35.backends.table import open_backend
+from sd35.backends.registry import open_backend
 from sd35.checkpoints.architectures import ARCHITECTURES, Architecture
 from sd35.checkpoints.checkpoint import open_checkpoint
 from sd35.compile.onnx_export import export
 from sd35.compile.synth import parameters, synthesise
 from sd35.errors import InvalidSetting
 from sd35.request import Request
-from tests.painting import paint
+from tests.support.direct_generation import paint
 
 MEDIUM = ARCHITECTURES["sd3.5-medium"]
 CLIP = {

@@ -10,7 +10,7 @@ import pytest
 
 from sd35.engine.scheduler import STRETCH, Batch, Job, Scheduler
 from sd35.errors import InvalidRequest, Overloaded
-from tests.engine.scheduling import HUGE, LARGE, LIMITS, ROW_S, SMALL, job, make
+from tests.support.scheduling import HUGE, LARGE, LIMITS, ROW_S, SMALL, job, make
 
 
 def step(scheduler: Scheduler[object]) -> Batch[object] | None:

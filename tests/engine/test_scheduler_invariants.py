@@ -7,10 +7,10 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd35.engine.costs import Shape
+from sd35.engine.cost_model import Shape
 from sd35.engine.scheduler import Batch, Job
 from sd35.errors import InvalidRequest, Overloaded
-from tests.engine.scheduling import LARGE, LIMITS, SMALL, job, make
+from tests.support.scheduling import LARGE, LIMITS, SMALL, job, make
 
 Action = tuple[str, int, int, int, bool, int]
 ACTIONS: st.SearchStrategy[list[Action]] = st.lists(

@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sd35.backends.contract import Array, Backend
+from sd35.backends.base import Backend
 from sd35.backends.options import Options
-from sd35.backends.table import open_backend
+from sd35.backends.registry import open_backend
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from sd35.request import Request
-from tests.painting import paint
+from sd35.tensors import Array
+from tests.support.direct_generation import paint
 
 CHECKPOINT = open_checkpoint(EMBEDDED)
 

@@ -13,32 +13,32 @@ from starlette.middleware.cors import ALL_METHODS
 from starlette.routing import Match, Mount
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from sd35.api import front, metrics, service_pages
+from sd35.access.authenticate import KeyRing
+from sd35.access.keys import Allowance, KeyStore
+from sd35.access.rate_limits import Limits
+from sd35.api import metrics, service_pages, ui_mount
+from sd35.api.auth import Gate, require_admin
 from sd35.api.browsers import BrowserProtection
-from sd35.api.callers import Gate, require_admin
 from sd35.api.cors import Cors
 from sd35.api.dialects import DIALECTS, refusal
 from sd35.api.dialects.automatic1111 import MOST_DESCRIBED, MOST_HELD_BYTES, MOST_HELD_BYTES_EACH
-from sd35.api.front import Front
 from sd35.api.hosts import AllowedHosts
 from sd35.api.metrics import Metered
-from sd35.api.observe import RequestLog, telemetry_of
 from sd35.api.openapi import describe
 from sd35.api.origins import AllowedOrigins
 from sd35.api.query import refuse_unknown
 from sd35.api.refusals import FieldError, RequestRefused, noted, shown
+from sd35.api.request_log import RequestLog, telemetry_of
 from sd35.api.sessions import Sessions
-from sd35.arrival import HeldBytes
+from sd35.api.ui_mount import Front
+from sd35.body_limits import HeldBytes
 from sd35.errors import Sd35Error
-from sd35.metadata.record import own_version
-from sd35.page import PATH
-from sd35.service.callers import KeyRing
-from sd35.service.keys import Allowance, KeyStore
-from sd35.service.limits import Limits
-from sd35.service.opening import Opening
-from sd35.service.readings import Readings
-from sd35.service.telemetry import Telemetry
+from sd35.images.record import own_version
+from sd35.service.metrics_collector import Readings
+from sd35.service.startup import Opening
 from sd35.settings import Settings
+from sd35.telemetry.report import Telemetry
+from sd35.ui import PATH
 
 _DESCRIPTION = """Stable Diffusion 3.5 as a service.
 
@@ -85,15 +85,15 @@ def create_app(
         telemetry=telemetry_of(telemetry.tracing),
     )
     app.state.opening, app.state.telemetry, app.state.sessions = opening, telemetry, Sessions()
-    app.state.settings, app.state.started_s, app.state.front = settings, time.monotonic(), page or Front()
+    app.state.settings, app.state.started_s, app.state.ui = settings, time.monotonic(), page or Front()
     app.state.describing = asyncio.Semaphore(MOST_DESCRIBED)
     app.state.held_images = HeldBytes(MOST_HELD_BYTES, MOST_HELD_BYTES_EACH)
     for dialect in DIALECTS:
         for router in dialect.routers:
             app.include_router(router, dependencies=[Depends(refuse_unknown)])
     app.include_router(service_pages.router)
-    app.include_router(front.router)
-    app.mount(PATH, app.state.front)
+    app.include_router(ui_mount.router)
+    app.mount(PATH, app.state.ui)
     allowed = [Depends(require_admin)] if settings.metrics_need_admin else []
     app.include_router(metrics.router, dependencies=[*allowed, Depends(refuse_unknown)])
     describe(app)

@@ -7,7 +7,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sd35.api.callers import Refuse, is_open
+from sd35.api.auth import Refuse, is_open
 from sd35.api.hosts import AllowedHosts
 from sd35.api.origins import AllowedOrigins
 from sd35.errors import Sd35Error

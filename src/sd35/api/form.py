@@ -10,7 +10,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from sd35.api.body import Body, read_body, validate
 from sd35.api.refusals import FieldError, RequestRefused, shown
-from sd35.service.threads import PARSING
+from sd35.threads import PARSING
 
 MAX_FORM_BYTES = 10 * 1024 * 1024
 MAX_PARTS = 50

@@ -13,20 +13,20 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, Field
 
+from sd35.api.auth import caller_of, service_of
 from sd35.api.body import read_json
-from sd35.api.callers import caller_of, service_of
-from sd35.api.making import Call, IdempotencyKey, digest_of, orders_of
+from sd35.api.generate import Call, IdempotencyKey, digest_of, orders_of
 from sd35.api.problems import Problem, documented
 from sd35.api.refusals import FieldError, RequestRefused, shown
 from sd35.api.txt2img import Txt2Img, body_of
 from sd35.errors import Sd35Error
-from sd35.service.formats import Format
-from sd35.service.jobs.contract import Job, JobStore, Status
-from sd35.service.jobs.progress import Event
-from sd35.service.png import write_png
+from sd35.images.formats import Format
+from sd35.images.png import write_png
+from sd35.jobs.progress import Event
 from sd35.service.service import Service
-from sd35.service.threads import STORES
-from sd35.service.tracing import note
+from sd35.storage.jobs import Job, JobStore, Status
+from sd35.telemetry.tracing import note
+from sd35.threads import STORES
 
 _MOST = 200  # jobs of a page
 

@@ -7,9 +7,9 @@ from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sd35.api.dialects import dialect_at
-from sd35.service.metering import Metering
-from sd35.service.telemetry import Telemetry
-from sd35.service.threads import STORES
+from sd35.telemetry.metrics import Metering
+from sd35.telemetry.report import Telemetry
+from sd35.threads import STORES
 
 _METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
 _NO_DIALECT = "none"  # pages of the service itself

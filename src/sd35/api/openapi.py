@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from sd35.api.callers import is_open
+from sd35.api.auth import is_open
 from sd35.api.dialects import wording_at
 from sd35.api.refusals import RequestRefused, Wording
 

@@ -5,7 +5,7 @@ from fastapi.dependencies.utils import get_flat_params
 from fastapi.params import Query
 from fastapi.routing import APIRoute
 
-from sd35.api.callers import has_link
+from sd35.api.auth import has_link
 from sd35.api.refusals import FieldError, RequestRefused, shown
 
 _NAMED = 10  # more are not named

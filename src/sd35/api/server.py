@@ -14,27 +14,27 @@ from types import FrameType
 import structlog
 import uvicorn
 
+from sd35.access.keys import KeyStore
 from sd35.api.app import create_app
-from sd35.api.front import Front, front_of
 from sd35.api.jobs import job_body
-from sd35.api.listening import address_of, listen
-from sd35.api.observe import configure_logs
 from sd35.api.output_streams import use_nonblocking_streams
 from sd35.api.protocol import bounded
-from sd35.backends.host import process_age_s
-from sd35.backends.table import check_available
-from sd35.service.artifacts.retention import Retention
-from sd35.service.choosing import AUTO, why_standing_in
-from sd35.service.kept import Kept
-from sd35.service.keys import KeyStore
-from sd35.service.metering import Metering
-from sd35.service.opening import Opening, open_checkpoints, open_studio, rules_of
+from sd35.api.request_log import configure_logs
+from sd35.api.sockets import address_of, listen
+from sd35.api.ui_mount import Front, front_of
+from sd35.backends.memory.host import process_age_s
+from sd35.backends.registry import check_available
+from sd35.jobs.webhooks.webhooks import Webhooks
+from sd35.planning.auto import AUTO, why_standing_in
 from sd35.service.service import Service
-from sd35.service.start_up import StartUp
-from sd35.service.telemetry import Telemetry
-from sd35.service.tracing import Tracing, open_provider
-from sd35.service.webhooks.service import Webhooks
+from sd35.service.startup import Opening, open_checkpoints, open_studio, rules_of
+from sd35.service.startup_times import StartUp
 from sd35.settings import Settings, unknown_variables
+from sd35.storage.retention import Retention
+from sd35.storage.storage import Kept
+from sd35.telemetry.metrics import Metering
+from sd35.telemetry.report import Telemetry
+from sd35.telemetry.tracing import Tracing, open_provider
 
 _ANSWERING_S = 30  # for clients to read their last answer
 _MARGIN_S = 10  # for what follows the last answer, such as sending traces

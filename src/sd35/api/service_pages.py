@@ -6,13 +6,13 @@ from typing import Any, Literal
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 
-from sd35.api.callers import service_of
+from sd35.api.auth import service_of
 from sd35.api.problems import documented
 from sd35.api.query import refuse_unknown
+from sd35.generation.model import Model
+from sd35.planning.auto import why_standing_in
 from sd35.request import GUIDANCE_SCALE, SEED, SIZE_MULTIPLE_PX, SKIP_LAYER_SCALE, STEPS
-from sd35.service.choosing import why_standing_in
-from sd35.service.model import Model
-from sd35.service.opening import Opening
+from sd35.service.startup import Opening
 
 
 class Defaults(BaseModel):

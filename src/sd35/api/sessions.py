@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from sd35.engine.picture import Progress
+from sd35.engine.generation import Progress
 from sd35.service.batch import Batch
 
 _MOST_CHOICES = 1000  # of models; the ones that were not asked for longest are forgotten

@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from sd35.api.auth import service_of
 from sd35.api.body import described, read_json
-from sd35.api.callers import service_of
-from sd35.api.making import (
+from sd35.api.disconnect import CLIENT_CLOSED_REQUEST, unless_gone
+from sd35.api.generate import (
     PICTURE_HEADERS,
     Call,
     IdempotencyKey,
@@ -18,7 +19,9 @@ from sd35.api.making import (
     refusals_of_making,
 )
 from sd35.api.problems import PROBLEM, documented
-from sd35.api.waiting import CLIENT_CLOSED_REQUEST, unless_gone
+from sd35.generation.params import Wanted
+from sd35.images.encode import encoded
+from sd35.images.formats import Format, negotiate
 from sd35.request import (
     GUIDANCE_SCALE,
     PRIORITY,
@@ -28,9 +31,6 @@ from sd35.request import (
     SKIP_LAYER_SCALE,
     STEPS,
 )
-from sd35.service.encoding import encoded
-from sd35.service.formats import Format, negotiate
-from sd35.service.resolve import Wanted
 
 _DEFAULT = "Left out or null: the model's default, named in /v1/models."
 _SIDE: dict[str, Any] = {"ge": SIZE_MULTIPLE_PX, "multiple_of": SIZE_MULTIPLE_PX}

@@ -9,7 +9,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from sd35.backends.contract import DenoiseRow, Tensor, TextEmbedding
+from sd35.backends.base import DenoiseRow, TextEmbedding
+from sd35.tensors import Tensor
 
 _TIMESTEPS = np.float32(1000)
 

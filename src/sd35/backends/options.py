@@ -7,8 +7,10 @@ from typing import Literal, TypeAlias
 from sd35.errors import InvalidSetting
 from sd35.settings import Precision
 
+DeviceKind: TypeAlias = Literal["cpu", "cuda"]
 Offload: TypeAlias = Literal["none", "encoders", "model", "sequential"]
 
+_SMALL_VALUES = 50_000_000
 TILE_PX = 512  # side of a tile, where decoding is tiled
 
 
@@ -39,3 +41,11 @@ class Options:
             got = value if isinstance(value, str) else "on" if value else "off"
             if got not in choices:
                 raise InvalidSetting(f"{name}: got {got!r}; the {backend} backend allows: {', '.join(choices)}")
+
+
+def has_second(backend: str, network: str, values: int) -> bool:
+    """Whether a network is compiled twice: OpenVINO's transformer is, for any shape and for one picture's alone.
+
+    Not where it is large: its steps are so long that known shapes save nothing that counts.
+    """
+    return backend == "openvino" and network == "transformer" and values < _SMALL_VALUES

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from sd35.bench.figures import Figure
+from sd35.bench.formatting import figure
 from sd35.bench.machine import BUSY_SHARE
 from sd35.bench.plots import Band, Mark, Point, Series, bars, plot, ranks, stack
 from sd35.bench.results import Matrix, Part, Result
-from sd35.bench.words import figure
+from sd35.bench.statistics import Figure
 
 _MB = 1e6
 _MOST_DOTS = 2000  # of requests; more make a page heavy, and no picture clearer

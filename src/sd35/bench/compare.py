@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from sd35.bench.figures import Figure, is_different
+from sd35.bench.formatting import counted
 from sd35.bench.results import OfKind, Part, Plan, Result
-from sd35.bench.words import counted
+from sd35.bench.statistics import Figure, is_different
 from sd35.errors import InvalidSetting
 
 

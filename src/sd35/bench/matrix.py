@@ -5,15 +5,16 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from statistics import fmean
 
-from sd35.backends.footprint import RUNTIMES, DeviceKind
-from sd35.backends.table import BACKENDS, check_available
+from sd35.backends.options import DeviceKind
+from sd35.backends.registry import BACKENDS, check_available
 from sd35.bench.machine import Busy, Machine, this_machine
 from sd35.bench.results import Cell, Matrix, Result
 from sd35.bench.run import OnProgress, duration_s
 from sd35.bench.server import told_of
 from sd35.bench.session import AT_ONCE, Reference, Session, run_session
 from sd35.errors import Sd35Error
-from sd35.service.checkup import gpus
+from sd35.planning.footprint import RUNTIMES
+from sd35.service.doctor import gpus
 
 BATCHES = (2, 8)
 _OF_CELL = {"backend", "precision", "max_batch_rows"}

@@ -8,10 +8,10 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sd35.bench.figures import Figure
 from sd35.bench.machine import Busy, Machine
+from sd35.bench.monitor import Look
 from sd35.bench.quality import Quality
-from sd35.bench.watching import Look
+from sd35.bench.statistics import Figure
 from sd35.bench.workload import Workload, explained
 from sd35.errors import InvalidSetting
 from sd35.parsing import read_json, shown

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import httpx2
 
+from sd35.bench.aggregate import Load, Round, capacity, closed, opened, opened_at_share, part_of
 from sd35.bench.dialects import Answer, Dialect
 from sd35.bench.load import Asked, Asking, arrivals, closed_loop, open_loop
 from sd35.bench.machine import busy_of, this_machine
-from sd35.bench.parts import Load, Round, capacity, closed, opened, opened_at_share, part_of
+from sd35.bench.monitor import Watch, occupancy
 from sd35.bench.results import Batches, ColdStart, Gpu, Memory, Part, Plan, Result, Served, Span, peak
 from sd35.bench.server import Server, client, scraped
-from sd35.bench.watching import Watch, occupancy
 from sd35.bench.workload import Wanted, Workload
 from sd35.errors import MeasuringFailed
 

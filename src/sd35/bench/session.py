@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 from sd35.bench.dialects import dialect_of
 from sd35.bench.judging import right_share
+from sd35.bench.monitor import Watch, others_before
 from sd35.bench.quality import Quality, compared, opened, shown
 from sd35.bench.results import Plan, Result
 from sd35.bench.run import Measured, OnProgress, duration_s, measure, pictures
 from sd35.bench.scenes import judged_scenes
 from sd35.bench.server import Server, arguments_of, check_reachable, pid_at, started, told_of
-from sd35.bench.watching import Watch, others_before
 from sd35.bench.workload import Wanted, Workload
 from sd35.checkpoints.checkpoint import EMBEDDED
 from sd35.errors import MeasuringFailed

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from sd35.checkpoints.graphs.nvidia import OfficialGraphs, Transformer, find_graphs
 from sd35.checkpoints.layout import CARD_FILE, PARTS, missing, needed
 from sd35.checkpoints.network_config import explain, read_config, read_object
-from sd35.checkpoints.safetensors_file import header_bytes
-from sd35.checkpoints.tensorrt_onnx import OfficialGraphs, Transformer, find_graphs
-from sd35.checkpoints.weights import CLIP, Weight, weights_in, weights_of_file
+from sd35.checkpoints.weights.parameters import CLIP, Weight, weights_in, weights_of_file
+from sd35.checkpoints.weights.safetensors_file import header_bytes
 from sd35.errors import CheckpointError
 from sd35.parsing import shown
 from sd35.request import GUIDANCE_SCALE, SIZE_MULTIPLE_PX, SKIP_LAYER_SCALE, STEPS
 
 if TYPE_CHECKING:
-    from sd35.checkpoints.variants import Variant
+    from sd35.checkpoints.registry import Variant
 
 EMBEDDED = "sd35-mini"
 _EMBEDDED_DIRECTORY = Path(__file__).parent / "embedded" / EMBEDDED
@@ -194,7 +194,7 @@ def _at(
     transformer: Transformer,
 ) -> Checkpoint:
     """What lies at a path: NVIDIA's graphs, a single file, a directory in the Diffusers layout."""
-    from sd35.checkpoints.variants import load_variants
+    from sd35.checkpoints.registry import load_variants
 
     path = Path(place).expanduser().resolve()
     if graphs := find_graphs(path, transformer):
@@ -216,7 +216,7 @@ def _named(
     """The checkpoint of a name, or None where nothing is called that."""
     if name == EMBEDDED:
         return _open(_EMBEDDED_DIRECTORY, EMBEDDED, Card(), files)
-    from sd35.checkpoints.variants import load_variants
+    from sd35.checkpoints.registry import load_variants
 
     variant = load_variants(own_variants).get(name)
     return _open_variant(variant, name, files, needs_weights=needs_weights) if variant else None
@@ -237,7 +237,7 @@ def _with_companion(
 
 
 def _open_variant(variant: "Variant", name: str, files: tuple[Path, ...], *, needs_weights: bool = True) -> Checkpoint:
-    from sd35.checkpoints.cache import place_of
+    from sd35.checkpoints.hub.cache import place_of
 
     directory = place_of(variant).snapshot
     checkpoint = Checkpoint(name, directory, variant.card, files)

@@ -16,12 +16,12 @@ from urllib.parse import urlsplit
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sd35.backends.table import BACKENDS, check_available
+from sd35.backends.registry import BACKENDS, check_available
 from sd35.bench.compare import compare as compare_runs
 from sd35.bench.dialects import Dialect, dialect_of
 from sd35.bench.machine import family
 from sd35.bench.matrix import BATCHES, combinations, run_matrix
-from sd35.bench.page import page
+from sd35.bench.report import page
 from sd35.bench.results import Matrix, Plan, Result, check_writable, read, write
 from sd35.bench.run import OnProgress, duration_s
 from sd35.bench.session import Session, run_session

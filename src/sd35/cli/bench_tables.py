@@ -4,8 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sd35.bench.compare import Comparison
-from sd35.bench.results import Matrix, Part, Result
-from sd35.bench.words import (
+from sd35.bench.formatting import (
     facts,
     figure,
     load_in_words,
@@ -15,6 +14,7 @@ from sd35.bench.words import (
     not_run,
     served_in_words,
 )
+from sd35.bench.results import Matrix, Part, Result
 
 
 def show(result: Result, console: Console) -> None:

@@ -9,14 +9,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from sd35.checkpoints.image_sizes import drawn_size
 from sd35.cli.generate import progress_bar
 from sd35.engine.simulation import Load, Report, simulate
 from sd35.engine.step_times import StepTimes
 from sd35.errors import InvalidRequest, InvalidSetting
-from sd35.service.measuring import measure as measure_model
-from sd35.service.measuring import row_counts
-from sd35.service.opening import OF_FREE_MEMORY, limits_of, open_checkpoints, open_studio
-from sd35.service.sizes import drawn_size
+from sd35.generation.step_timing import measure as measure_model
+from sd35.generation.step_timing import row_counts
+from sd35.service.startup import OF_FREE_MEMORY, limits_of, open_checkpoints, open_studio
 from sd35.settings import Settings
 
 _PERCENTILES = (50, 95, 99)

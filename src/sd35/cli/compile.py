@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sd35.backends.table import backend_module
+from sd35.backends.registry import backend_module
 from sd35.checkpoints.checkpoint import Checkpoint
-from sd35.checkpoints.compiled_engines import ENGINE_FILE
-from sd35.checkpoints.compiled_graphs import GraphPrecision
-from sd35.checkpoints.tensorrt_onnx import OfficialGraphs
+from sd35.checkpoints.graphs.compiled import GraphPrecision
+from sd35.checkpoints.graphs.engines import ENGINE_FILE
+from sd35.checkpoints.graphs.nvidia import OfficialGraphs
 from sd35.errors import InvalidSetting
+from sd35.planning.report import size_text
 from sd35.request import SIZE_MULTIPLE_PX
-from sd35.service.opening import open_checkpoints
-from sd35.service.plan_text import size_text
+from sd35.service.startup import open_checkpoints
 from sd35.settings import Settings
 
 if TYPE_CHECKING:
-    from sd35.compile.looking import Wanted
+    from sd35.compile.calibration_run import Wanted
     from sd35.compile.stages import Stages
 
 _SHOWN_LAYERS = 10
@@ -122,8 +122,8 @@ def _engines(
 
     Raises InvalidSetting, BackendUnavailable where there is no TensorRT.
     """
-    from sd35.backends.buckets import buckets_of
-    from sd35.backends.tensorrt_flavour import find_flavour
+    from sd35.backends.tensorrt.buckets import buckets_of
+    from sd35.backends.tensorrt.flavour import find_flavour
     from sd35.compile.engines import ROWS, EngineBuilder, Range, build_engines, targets_of
 
     flavour, asked = find_flavour(), order.engines
@@ -143,9 +143,9 @@ def _engines(
 
 
 def _wanted(checkpoint: Checkpoint, settings: Settings, order: Order) -> "Wanted":
-    from sd35.compile.drawing import recipe_of
-    from sd35.compile.looking import Wanted
+    from sd35.compile.calibration_run import Wanted
     from sd35.compile.prompts import calibration_prompts, judged_prompts
+    from sd35.compile.reference_sampling import recipe_of
 
     recipe = recipe_of(checkpoint)
     if order.size:

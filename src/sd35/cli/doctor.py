@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from sd35.service.checkup import Checkup, check_up
+from sd35.service.doctor import Checkup, check_up
 from sd35.settings import Settings
 
 

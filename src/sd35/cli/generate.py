@@ -12,10 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.errors import InvalidSetting, UnknownModel
+from sd35.generation.model_pool import Finished, Studio
+from sd35.generation.params import Wanted, draw_seed
 from sd35.request import SEED
-from sd35.service.opening import open_checkpoints, open_studio
-from sd35.service.resolve import Wanted, draw_seed
-from sd35.service.studio import Finished, Studio
+from sd35.service.startup import open_checkpoints, open_studio
 from sd35.settings import Settings
 
 

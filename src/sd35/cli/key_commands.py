@@ -53,8 +53,8 @@ def add(
       SD35_DATABASE=postgresql://sd35@db/sd35 sd35 keys add trial --requests-per-minute 10 --concurrency 1
     """
     settings = options.settings_of(locals())
+    from sd35.access.keys import Allowance
     from sd35.cli.keys import add as run
-    from sd35.service.keys import Allowance
 
     run(settings, name, Allowance(requests_per_minute, concurrency, pixels_per_hour), is_admin=admin)
 

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 
+from sd35.access.keys import Allowance, Key, Role, new_key
+from sd35.access.required_keys import KeysMarker
 from sd35.errors import InvalidSetting
-from sd35.service.keys import Allowance, Key, Role, new_key
-from sd35.service.required_keys import KeysMarker
-from sd35.service.stores import MEMORY, Stores, database_of, open_stores
 from sd35.settings import Settings
+from sd35.storage.database import MEMORY, Stores, database_of, open_stores
 
 
 def add(settings: Settings, name: str, allowance: Allowance, *, is_admin: bool) -> None:

@@ -189,7 +189,7 @@ def generate(
     if not output.absolute().parent.is_dir():
         raise InvalidSetting(f"--output: {output.absolute().parent} is not a directory")
     from sd35.cli.generate import generate as run
-    from sd35.service.resolve import Wanted
+    from sd35.generation.params import Wanted
 
     wanted = Wanted(prompt, negative_prompt, width, height, steps, guidance_scale, seed, model, skip_layer_scale)
     run(settings, wanted, output, count, as_json=as_json)

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from sd35.checkpoints import cache, hub
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
-from sd35.checkpoints.variants import Variant, find_variant, load_variants
+from sd35.checkpoints.hub import cache, download
+from sd35.checkpoints.registry import Variant, find_variant, load_variants
 from sd35.errors import DownloadFailed, InvalidSetting
 from sd35.settings import Settings
 
@@ -50,7 +50,7 @@ def pull(settings: Settings, name: str) -> None:
             raise DownloadFailed(f"{name} is not whole on disk, and SD35_OFFLINE is set: unset it to fetch the rest")
         print(f"{name}: on disk in {holding.directory}")
         return
-    plan = hub.plan(variant)
+    plan = download.plan(variant)
     if not plan.lacking:
         print(f"{name}: on disk in {cache.place_of(variant).snapshot}")
         return
@@ -61,7 +61,7 @@ def pull(settings: Settings, name: str) -> None:
     )
     try:
         with _progress(name, plan.missing_bytes) as on_bytes:
-            directory = hub.fetch(plan, on_bytes)
+            directory = download.fetch(plan, on_bytes)
     except KeyboardInterrupt:
         print(f"sd35: interrupted; what has arrived is kept: sd35 pull {name} goes on with it", file=sys.stderr)
         raise
@@ -73,7 +73,7 @@ def verify(settings: Settings, name: str, *, discard: bool) -> None:
     variant = _fetched(settings, name)
     holding = cache.holding_of(variant)
     with _progress(name, holding.stored_bytes) as on_bytes:
-        found = hub.verify(variant, offline=settings.offline, on_bytes=on_bytes)
+        found = download.verify(variant, offline=settings.offline, on_bytes=on_bytes)
     for title, paths in (
         ("damaged", found.damaged),
         ("missing", found.lacking),

@@ -3,14 +3,14 @@
 import json
 import sys
 
-from sd35.backends.footprint import Work
-from sd35.checkpoints.anatomy import Anatomy
+from sd35.checkpoints.network_sizes import Anatomy
 from sd35.errors import CheckpointError, InvalidSetting
+from sd35.planning.auto import AUTO, BEST_FIRST, anatomy_of, candidates
+from sd35.planning.fit import plan_for, room_here, room_with
+from sd35.planning.footprint import Work
+from sd35.planning.plan import Plan, Room
+from sd35.planning.report import plan_json, plan_text, size_text, way_of
 from sd35.request import SIZE_MULTIPLE_PX
-from sd35.service.choosing import AUTO, BEST_FIRST, anatomy_of, candidates
-from sd35.service.fitting import plan_for, room_here, room_with
-from sd35.service.plan_text import plan_json, plan_text, size_text, way_of
-from sd35.service.planning import Plan, Room
 from sd35.settings import Settings
 
 _FP8 = ("fp8", "fp8-storage")

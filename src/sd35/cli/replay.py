@@ -8,11 +8,11 @@ from pathlib import Path
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.cli.generate import progress_bar
 from sd35.errors import CheckpointError, NotReplayable
+from sd35.generation.model import COMPILED, TILED
+from sd35.generation.replay import Recording, Verdict, read_recording
+from sd35.generation.replay import replay as make_again
 from sd35.request import Request
-from sd35.service.model import COMPILED, TILED
-from sd35.service.opening import open_checkpoints, open_studio
-from sd35.service.replay import Recording, Verdict, read_recording
-from sd35.service.replay import replay as make_again
+from sd35.service.startup import open_checkpoints, open_studio
 from sd35.settings import Settings
 
 

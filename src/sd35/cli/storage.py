@@ -5,10 +5,10 @@ import sys
 from dataclasses import asdict
 
 from sd35.errors import InvalidSetting
-from sd35.service.artifacts.stores import MEMORY, open_store
-from sd35.service.artifacts.verification import Report, verify_images
-from sd35.service.stores import database_of, open_stores
 from sd35.settings import Settings
+from sd35.storage.blobs.open import MEMORY, open_store
+from sd35.storage.database import database_of, open_stores
+from sd35.storage.verification import Report, verify_images
 
 
 def verify(settings: Settings, *, as_json: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from sd35.backends.table import check_available
+from sd35.backends.registry import check_available
 from sd35.checkpoints.architectures import ARCHITECTURES
 from sd35.errors import InvalidSetting
 

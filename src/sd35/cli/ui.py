@@ -9,20 +9,20 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import RedirectResponse
 
-from sd35.api import front
+from sd35.api import ui_mount
 from sd35.api.browsers import BrowserProtection
 from sd35.api.dialects import refusal
-from sd35.api.front import Front
 from sd35.api.hosts import AllowedHosts
-from sd35.api.listening import address_of, listen
-from sd35.api.observe import RequestLog, configure_logs
 from sd35.api.origins import AllowedOrigins
 from sd35.api.output_streams import use_nonblocking_streams
 from sd35.api.protocol import bounded
 from sd35.api.refusals import RequestRefused
+from sd35.api.request_log import RequestLog, configure_logs
+from sd35.api.sockets import address_of, listen
+from sd35.api.ui_mount import Front
 from sd35.errors import InvalidSetting, Sd35Error
-from sd35.page import PATH
 from sd35.settings import Settings
+from sd35.ui import PATH
 
 _ARRIVAL_S = 30.0
 _ANSWERING_S = 5  # for browsers to read their last answer
@@ -50,12 +50,12 @@ def ui(server: str, settings: Settings) -> None:
 
     Raises InvalidSetting where the extra `ui` is missing, or the port is taken.
     """
-    if not front.is_installed():
+    if not ui_mount.is_installed():
         raise InvalidSetting("sd35 ui: got an installation without the page; allowed: one with the extra `ui`")
     use_nonblocking_streams()
     configure_logs("auto")
     listener = listen(settings.host, settings.port)
-    from sd35.page.app import Page
+    from sd35.ui.app import Page
 
     page, place = Page(server, settings.cache_dir, _ARRIVAL_S, uses_proxies=True), Front()
 
@@ -66,8 +66,8 @@ def ui(server: str, settings: Settings) -> None:
         yield
 
     app = FastAPI(openapi_url=None, lifespan=lifespan)
-    app.state.front = place
-    app.include_router(front.router)
+    app.state.ui = place
+    app.include_router(ui_mount.router)
     app.add_api_route("/docs", lambda: RedirectResponse(f"{server.rstrip('/')}/docs"))  # where the page's link leads
     app.mount(PATH, place)
     app.add_middleware(

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from sd35.backends.contract import DenoiseRow
-from sd35.backends.diffusers import DiffusersBackend
+from sd35.backends.base import DenoiseRow
+from sd35.backends.diffusers.backend import DiffusersBackend
 from sd35.backends.fp8_layers import Treatment, treatment_of
-from sd35.compile.drawing import Guided, Recipe, rows_of
+from sd35.compile.reference_sampling import Guided, Recipe, rows_of
 from sd35.compile.stages import Advance
 
 _SAMPLED = (0.125, 0.5, 0.875)  # of the way from noise to picture: rows that the sensitivity report looks at

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from sd35.backends.buckets import Bucket, Size, text_of
-from sd35.backends.contract import LATENT_PX
-from sd35.backends.graph_interfaces import Interface, fitted_graph, interfaces_of
-from sd35.backends.tensorrt_flavour import Flavour, gpu_architectures, known_architectures
-from sd35.backends.tensorrt_types import Buffer, Network, Profile
-from sd35.checkpoints.anatomy import NETWORKS
-from sd35.checkpoints.built import Key, build, fingerprint_of
+from sd35.backends.graphs.interfaces import Interface, fitted_graph, interfaces_of
+from sd35.backends.tensorrt.buckets import Bucket, Size, text_of
+from sd35.backends.tensorrt.flavour import Flavour, gpu_architectures, known_architectures
+from sd35.backends.tensorrt.types import Buffer, Network, Profile
+from sd35.checkpoints.build_cache import Key, build, fingerprint_of
 from sd35.checkpoints.checkpoint import Checkpoint
-from sd35.checkpoints.compiled_engines import ENGINE_FILE, Target, engine_folder, engine_key
-from sd35.checkpoints.tensorrt_onnx import OfficialGraphs
+from sd35.checkpoints.graphs.engines import ENGINE_FILE, Target, engine_folder, engine_key
+from sd35.checkpoints.graphs.nvidia import OfficialGraphs
+from sd35.checkpoints.network_sizes import NETWORKS
 from sd35.compile.stages import Stages
 from sd35.errors import BuildFailed, InvalidSetting
+from sd35.tensors import LATENT_PX
 
 MOST_PROMPTS = 8  # that a text encoder takes at once
 ROWS = 8  # that a transformer takes at once, where nothing else is asked for: as many as the engine's batches have

@@ -9,14 +9,14 @@ from typing import Any
 import onnx_ir as ir
 
 from sd35.backends.options import Options
-from sd35.backends.table import open_backend
-from sd35.checkpoints.built import build, is_built
+from sd35.backends.registry import open_backend
+from sd35.checkpoints.build_cache import build, is_built
 from sd35.checkpoints.checkpoint import Checkpoint
-from sd35.checkpoints.compiled_graphs import graph_key
-from sd35.checkpoints.tensorrt_onnx import OfficialGraphs
-from sd35.compile.gate import BAR_DB, Quality, compare, pictures
+from sd35.checkpoints.graphs.compiled import graph_key
+from sd35.checkpoints.graphs.nvidia import OfficialGraphs
+from sd35.compile.calibration_run import Seen, Wanted, look
 from sd35.compile.graphs import save, transformer_in_bf16
-from sd35.compile.looking import Seen, Wanted, look
+from sd35.compile.quality_gate import BAR_DB, Quality, compare, pictures
 from sd35.compile.quantise import quantise
 from sd35.compile.sensitivity import Sensitivity
 from sd35.compile.sizes import Sizes, sizes_of

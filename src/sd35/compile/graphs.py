@@ -11,11 +11,11 @@ import onnx_ir as ir
 import torch
 from onnxscript.optimizer import optimize_ir
 
-from sd35.backends.loading import load_network
-from sd35.checkpoints.built import build
+from sd35.backends.diffusers.loading import load_network
+from sd35.checkpoints.build_cache import build
 from sd35.checkpoints.checkpoint import Checkpoint
-from sd35.checkpoints.compiled_graphs import GraphPrecision, graph_key, place_of_graphs
-from sd35.checkpoints.tensorrt_onnx import GRAPH_FILE, OfficialGraphs
+from sd35.checkpoints.graphs.compiled import GraphPrecision, graph_key, place_of_graphs
+from sd35.checkpoints.graphs.nvidia import GRAPH_FILE, OfficialGraphs
 from sd35.compile.networks import PREFIX, Graph, graphs_of, tidy, trace
 from sd35.compile.stages import Stages
 

@@ -11,9 +11,9 @@ import onnx_ir as ir
 import torch
 from onnxscript.optimizer import optimize_ir
 
-from sd35.backends.loading import load_network
+from sd35.backends.diffusers.loading import load_network
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint, weights_layout
-from sd35.checkpoints.own_graphs import WEIGHTS_LAYOUT, place_of_graph
+from sd35.checkpoints.graphs.embedded import WEIGHTS_LAYOUT, place_of_graph
 from sd35.compile.networks import PREFIX, Graph, Wrapper, graphs_of, tidy, trace
 from sd35.compile.stored_weights import assert_only_small_inline, is_fixed, point_into_files, stored_tensors
 

@@ -7,12 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sd35.backends.contract import DenoiseRow, to_numpy
-from sd35.backends.diffusers import DiffusersBackend
+from sd35.backends.base import DenoiseRow
+from sd35.backends.diffusers.backend import DiffusersBackend
 from sd35.backends.fp8_layers import LARGEST, Treatment, treatment_of
 from sd35.compile.calibration import Calibration, fp8_layers
 from sd35.compile.quantise import scale_of
 from sd35.compile.stages import Advance
+from sd35.tensors import to_numpy
 
 
 class Sensitivity(NamedTuple):

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from sd35.backends.contract import LATENT_PX, Array
+from sd35.tensors import LATENT_PX, Array
 
 _ENOUGH = 100_000  # latent positions to learn from: a dozen pictures of a megapixel
 _SANE = 20.0  # of a latent value, whose deviation is about 1: beyond, one picture would outweigh all others

@@ -22,11 +22,11 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Generic, Literal, NamedTuple
 
-from sd35.backends.contract import LATENT_PX
-from sd35.engine.costs import Costs, Shape
+from sd35.engine.cost_model import Costs, Shape
 from sd35.engine.fair_queue import Account, Entry, FairQueue, Key
 from sd35.errors import InvalidRequest, Overloaded
 from sd35.request import PRIORITY, STEPS
+from sd35.tensors import LATENT_PX
 
 STRETCH = 6.0
 BONUS_S = 60.0  # due so much sooner for one priority more

@@ -1,7 +1,7 @@
 """The scheduler on simulated devices and a simulated clock: how policy and capacity are tried at scale, in seconds.
 
 A simulated device makes steps and decodings by a table of times; nothing waits. Decoding runs beside the steps, as in
-`sd35.engine.loop`, and the prompts of a batch's new pictures are encoded before its step.
+`sd35.engine.local`, and the prompts of a batch's new pictures are encoded before its step.
 """
 
 import random
@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 from itertools import count
 from math import ceil
 
-from sd35.engine.costs import Costs
+from sd35.engine.cost_model import Costs
 from sd35.engine.scheduler import Batch, Job, Limits, Scheduler
 from sd35.engine.step_times import ShapeTimes, StepTimes
 from sd35.errors import Overloaded

@@ -7,10 +7,10 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sd35.backends.contract import LATENT_PX
-from sd35.engine.costs import Shape
+from sd35.engine.cost_model import Shape
 from sd35.errors import InvalidSetting
 from sd35.request import GUIDANCE_SCALE, STEPS
+from sd35.tensors import LATENT_PX
 
 _Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

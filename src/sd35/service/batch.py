@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import Callable, Hashable, Sequence
 
-from sd35.engine.picture import Progress
+from sd35.engine.generation import Progress
 from sd35.errors import Overloaded
-from sd35.service.desk import OnProgress, Outcome
-from sd35.service.jobs.contract import Order
+from sd35.generation.service import OnProgress, Outcome
 from sd35.service.service import Service
+from sd35.storage.jobs import Order
 
 OnStep = Callable[[int, Progress], None]
 

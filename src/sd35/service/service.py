@@ -7,20 +7,20 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from sd35.content_filter import ContentFilter
 from sd35.errors import JobEnded, StoreUnavailable
-from sd35.service.artifacts.retention import Retention
-from sd35.service.desk import Desk, OnProgress, Outcome, Source, stored_outcome
-from sd35.service.filters import ContentFilter
-from sd35.service.jobs.contract import Job, Order, Status
-from sd35.service.jobs.runner import JobRunner
-from sd35.service.kept import Kept
-from sd35.service.model import Model
-from sd35.service.resolve import Naming, find_model
-from sd35.service.studio import Studio
-from sd35.service.sweeping import Sweeping
-from sd35.service.telemetry import Telemetry
-from sd35.service.threads import STORES
-from sd35.service.webhooks.service import Webhooks
+from sd35.generation.model import Model
+from sd35.generation.model_pool import Studio
+from sd35.generation.params import Naming, find_model
+from sd35.generation.service import Desk, OnProgress, Outcome, Source, stored_outcome
+from sd35.jobs.runner import JobRunner
+from sd35.jobs.webhooks.webhooks import Webhooks
+from sd35.storage.jobs import Job, Order, Status
+from sd35.storage.retention import Retention
+from sd35.storage.storage import Kept
+from sd35.storage.sweeper import Sweeping
+from sd35.telemetry.report import Telemetry
+from sd35.threads import STORES
 
 _SWEEP_S = 300.0
 _REDIRECT_S = 300.0  # for a client to follow

@@ -19,19 +19,19 @@ from PIL import ExifTags, Image
 from starlette.testclient import TestClient
 from webuiapi import WebUIApi
 
+from sd35.access.keys import Role, new_key
 from sd35.api.body import MAX_BODY_BYTES, parse_json
 from sd35.api.dialects import automatic1111
 from sd35.api.dialects.automatic1111 import MOST_DESCRIBED
 from sd35.api.sessions import Sessions
-from sd35.metadata.record import DIGEST_KEY, own_version
-from sd35.service.filters import AllowAll, Decision
-from sd35.service.infotext import KEYWORD, parse, read
-from sd35.service.keys import Role, new_key
-from sd35.service.png import write_png
-from sd35.service.replay import read_recording
-from sd35.service.studio import Studio
+from sd35.content_filter import AllowAll, Decision
+from sd35.generation.model_pool import Studio
+from sd35.generation.replay import read_recording
+from sd35.images.infotext import KEYWORD, parse, read
+from sd35.images.png import write_png
+from sd35.images.record import DIGEST_KEY, own_version
 from tests.api.conftest import listening, serving
-from tests.double import WAIT_S, NumpyBackend, key_store
+from tests.support.fake_backend import WAIT_S, NumpyBackend, key_store
 
 PATH = "/sdapi/v1"
 CAT: dict[str, Any] = {"prompt": "a cat", "seed": 7, "width": 128, "height": 128, "steps": 4}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from sd35.service.studio import Studio
+from sd35.generation.model_pool import Studio
 from tests.api.conftest import serving
 
 CLIENTS: list[dict[str, Any]] = json.loads(Path(__file__).with_name("clients.json").read_text())

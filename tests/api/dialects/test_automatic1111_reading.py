@@ -13,8 +13,8 @@ from sd35.api.body import parse_object, validate
 from sd35.api.dialects.automatic1111_settings import read_settings
 from sd35.api.dialects.automatic1111_shapes import Txt2Img
 from sd35.api.refusals import RequestRefused
-from sd35.service.infotext import KEYWORD
-from sd35.service.studio import Studio
+from sd35.generation.model_pool import Studio
+from sd35.images.infotext import KEYWORD
 from tests.api.conftest import serving
 from tests.api.dialects.test_automatic1111 import CAT, PATH, opened, post, refusal
 

@@ -16,18 +16,19 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from PIL import Image
 
-from sd35.backends.contract import Array, DenoiseRow
+from sd35.access.keys import Role, new_key
+from sd35.backends.base import DenoiseRow
+from sd35.content_filter import AllowAll, Decision
 from sd35.errors import StoreUnavailable
-from sd35.metadata.record import REQUEST_KEY
-from sd35.service.artifacts.holdings import Holdings
-from sd35.service.artifacts.memory import MemoryStore
-from sd35.service.filters import AllowAll, Decision
-from sd35.service.kept import Kept
-from sd35.service.keys import Role, new_key
-from sd35.service.studio import Studio
+from sd35.generation.model_pool import Studio
+from sd35.images.record import REQUEST_KEY
+from sd35.storage.blobs.memory import MemoryStore
+from sd35.storage.images import Holdings
+from sd35.storage.storage import Kept
+from sd35.tensors import Array
 from tests.api.conftest import cancellations, listening, serving
-from tests.double import WAIT_S, NumpyBackend, double_model, double_studio, key_store
-from tests.services import memory_kept
+from tests.support.fake_backend import WAIT_S, NumpyBackend, double_model, double_studio, key_store
+from tests.support.services import memory_kept
 
 CAT: dict[str, Any] = {"prompt": "a cat", "extra_body": {"seed": 7}}
 

@@ -18,16 +18,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from starlette.testclient import TestClient
 
+from sd35.access.keys import KeyStore, Role, new_key
 from sd35.api.dialects.stability import Form
 from sd35.api.form import MAX_FORM_BYTES, MAX_PARTS
+from sd35.content_filter import AllowAll, Decision
 from sd35.errors import NotAcceptable
-from sd35.metadata.texts import read_record
-from sd35.service.filters import AllowAll, Decision
-from sd35.service.formats import Format
-from sd35.service.keys import KeyStore, Role, new_key
-from sd35.service.studio import Studio
+from sd35.generation.model_pool import Studio
+from sd35.images.formats import Format
+from sd35.images.texts import read_record
 from tests.api.conftest import listening, serving
-from tests.double import WAIT_S, NumpyBackend, double_studio, key_store
+from tests.support.fake_backend import WAIT_S, NumpyBackend, double_studio, key_store
 
 PATH = "/v2beta/stable-image/generate/sd3"
 CAT: dict[str, Any] = {"prompt": "a cat", "seed": 7}

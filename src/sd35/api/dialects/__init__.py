@@ -4,7 +4,7 @@ from starlette._utils import get_route_path
 from starlette.responses import Response
 from starlette.types import Scope
 
-from sd35.api import artifacts, jobs, txt2img
+from sd35.api import images, jobs, txt2img
 from sd35.api.dialects.automatic1111 import AUTOMATIC1111
 from sd35.api.dialects.dialect import Dialect
 from sd35.api.dialects.openai import OPENAI
@@ -12,7 +12,7 @@ from sd35.api.dialects.stability import STABILITY
 from sd35.api.problems import PROBLEM
 from sd35.api.refusals import RequestRefused, Wording
 
-_OWN = Dialect("sd35", ("/v1/",), (txt2img.router, jobs.router, artifacts.router), PROBLEM)
+_OWN = Dialect("sd35", ("/v1/",), (txt2img.router, jobs.router, images.router), PROBLEM)
 
 DIALECTS = (
     OPENAI,

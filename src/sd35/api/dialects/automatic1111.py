@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from sd35.api.auth import caller_of, service_of
 from sd35.api.body import described, parse_json, read_object, read_unparsed_json, type_may_be_missing, validate
-from sd35.api.callers import caller_of, service_of
 from sd35.api.dialects.automatic1111_errors import BODY, MODEL, WORDING
 from sd35.api.dialects.automatic1111_lookups import router as lookups
 from sd35.api.dialects.automatic1111_options import router as options
@@ -31,20 +31,20 @@ from sd35.api.dialects.automatic1111_shapes import (
     Txt2Img,
 )
 from sd35.api.dialects.dialect import Dialect
-from sd35.api.making import Call, IdempotencyKey, digest_of, making, preview_png, refusals_of_making
+from sd35.api.disconnect import CLIENT_CLOSED_REQUEST, unless_gone
+from sd35.api.generate import Call, IdempotencyKey, digest_of, making, preview_png, refusals_of_making
 from sd35.api.refusals import FieldError, RequestRefused, shown
 from sd35.api.sessions import Running
-from sd35.api.waiting import CLIENT_CLOSED_REQUEST, unless_gone
-from sd35.arrival import TooManyBytes
+from sd35.body_limits import TooManyBytes
 from sd35.errors import InvalidRequest, NotReplayable
-from sd35.metadata.record import own_version
+from sd35.generation.params import Wanted, series
+from sd35.generation.service import Outcome
+from sd35.images.infotext import HASH_DIGITS, KEYWORD, SAMPLER, SCHEDULE, extras, infotext, parse, read
+from sd35.images.png import with_text, without_text
+from sd35.images.record import own_version
 from sd35.request import SEED
 from sd35.request import Request as Resolved
-from sd35.service.desk import Outcome
-from sd35.service.infotext import HASH_DIGITS, KEYWORD, SAMPLER, SCHEDULE, extras, infotext, parse, read
-from sd35.service.png import with_text, without_text
-from sd35.service.resolve import Wanted, series
-from sd35.service.threads import PARSING
+from sd35.threads import PARSING
 
 _MOST_IMAGE_BYTES = 30 * 1024 * 1024  # of a body with a picture in base64
 # Bodies with images are received before their turn, so that slow senders do not keep others out.

@@ -4,10 +4,10 @@ from typing import Literal
 
 from fastapi import APIRouter, Request
 
-from sd35.api.callers import service_of
+from sd35.api.auth import service_of
 from sd35.api.dialects.automatic1111_errors import READY
 from sd35.api.dialects.automatic1111_shapes import Memory, SamplerItem, SchedulerItem
-from sd35.backends.host import HostMemory
+from sd35.backends.memory.host import HostMemory
 
 _EMPTY = ["upscalers", "latent-upscale-modes", "loras", "sd-vae", "sd-modules", "hypernetworks", "face-restorers"]
 _EMPTY += ["realesrgan-models", "prompt-styles", "script-info", "extensions"]

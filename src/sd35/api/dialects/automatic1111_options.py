@@ -4,16 +4,16 @@ import re
 
 from fastapi import APIRouter, Depends, Request
 
+from sd35.api.auth import caller_of, service_of
 from sd35.api.body import described, read_object, type_may_be_missing
-from sd35.api.callers import caller_of, service_of
 from sd35.api.dialects.automatic1111_errors import BODY, MODEL, READY
 from sd35.api.dialects.automatic1111_settings import read_settings
 from sd35.api.dialects.automatic1111_shapes import Checkpoint, NewOptions, Options
 from sd35.api.sessions import Sessions
 from sd35.errors import InvalidRequest
-from sd35.service.infotext import HASH_DIGITS
-from sd35.service.model import Model
-from sd35.service.resolve import find_model
+from sd35.generation.model import Model
+from sd35.generation.params import find_model
+from sd35.images.infotext import HASH_DIGITS
 from sd35.service.service import Service
 
 _ENDING = re.compile(r"(\.safetensors|\.ckpt)?( \[[0-9a-f]+\])?$")  # of a checkpoint's title

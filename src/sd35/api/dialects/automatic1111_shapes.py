@@ -22,8 +22,8 @@ from sd35.api.dialects.automatic1111_fields import (
     Zero,
     schema,
 )
+from sd35.images.infotext import SAMPLER, SCHEDULE
 from sd35.request import GUIDANCE_SCALE, PROMPT_CHARACTERS, SIZE_MULTIPLE_PX, STEPS
-from sd35.service.infotext import SAMPLER, SCHEDULE
 
 MOST_PICTURES = 16
 

@@ -16,22 +16,22 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 from pydantic import BaseModel, ConfigDict, Field
 
+from sd35.api.auth import service_of
 from sd35.api.body import described, read_json, type_may_be_missing
-from sd35.api.callers import service_of
 from sd35.api.dialects.dialect import Dialect
-from sd35.api.making import Call, IdempotencyKey, digest_of, making, picture_headers, preview_png, refusals_of_making
+from sd35.api.disconnect import CLIENT_CLOSED_REQUEST, unless_gone
+from sd35.api.generate import Call, IdempotencyKey, digest_of, making, picture_headers, preview_png, refusals_of_making
 from sd35.api.refusals import FieldError, RequestRefused, Wording, noted
-from sd35.api.waiting import CLIENT_CLOSED_REQUEST, unless_gone
-from sd35.engine.picture import Progress
+from sd35.engine.generation import Progress
 from sd35.errors import ContentRefused, InvalidRequest, Sd35Error, UnknownModel
+from sd35.generation.params import Wanted, series
+from sd35.generation.service import Outcome
+from sd35.images.encode import encode, encoded
+from sd35.images.formats import Format
 from sd35.request import GUIDANCE_SCALE, PROMPT_CHARACTERS, SEED, STEPS
 from sd35.request import Request as Resolved
-from sd35.service.artifacts.links import PATH, expiry
-from sd35.service.desk import Outcome
-from sd35.service.encoding import encode, encoded
-from sd35.service.formats import Format
-from sd35.service.resolve import Wanted, series
 from sd35.service.service import Service
+from sd35.storage.links import PATH, expiry
 
 _MOST_PICTURES, _MOST_PARTIAL = 10, 3
 _ALL = 100  # of quality

@@ -12,11 +12,12 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
+from sd35.api.auth import service_of
 from sd35.api.body import described
-from sd35.api.callers import service_of
 from sd35.api.dialects.dialect import Dialect
+from sd35.api.disconnect import CLIENT_CLOSED_REQUEST, unless_gone
 from sd35.api.form import AS_INTEGER, AS_NUMBER, read_form
-from sd35.api.making import (
+from sd35.api.generate import (
     PICTURE_HEADERS,
     Call,
     IdempotencyKey,
@@ -26,15 +27,14 @@ from sd35.api.making import (
     refusals_of_making,
 )
 from sd35.api.refusals import RequestRefused, Wording
-from sd35.api.waiting import CLIENT_CLOSED_REQUEST, unless_gone
+from sd35.checkpoints.image_sizes import aspect_size
 from sd35.errors import ContentRefused, JobEnded, NotAcceptable, UnknownModel
+from sd35.generation.params import Wanted
+from sd35.generation.service import Outcome
+from sd35.images.encode import encoded
+from sd35.images.formats import Format, liking_of, negotiate, weights_of
 from sd35.request import PROMPT_CHARACTERS
-from sd35.service.desk import Outcome
-from sd35.service.encoding import encoded
-from sd35.service.formats import Format, liking_of, negotiate, weights_of
-from sd35.service.resolve import Wanted
 from sd35.service.service import Service
-from sd35.service.sizes import aspect_size
 
 _PATH = "/v2beta/stable-image/generate/sd3"
 _JSON = "application/json"

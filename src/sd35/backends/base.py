@@ -1,0 +1,138 @@
+"""The backend contract: three batch-first functions over tensors.
+
+A backend keeps weights, never request state. The step index and every sampler quantity are arguments, so rows of one
+batch share a latent shape and nothing else: steps, guidance, prompts, seeds and progress may all differ.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from jaxtyping import Float, Float32, UInt8
+
+from sd35.tensors import Array, Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class TextEmbedding:
+    """What the three text encoders say of one prompt (SD3 paper, section 4; Diffusers' `encode_prompt`).
+
+    `tokens`: CLIP-L and CLIP-G side by side, zero-padded to T5's width, then T5, concatenated over tokens.
+    `pooled`: CLIP-L's and CLIP-G's projected outputs, concatenated.
+    """
+
+    tokens: Float[Tensor, "text joint"]
+    pooled: Float[Tensor, " pooled"]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Skip-layer guidance of one step: the velocity is pushed away from a prediction without some layers, by `scale`.
+
+    `layers`: of the transformer, counted from 0.
+    """
+
+    layers: tuple[int, ...]
+    scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class DenoiseRow:
+    """One picture's part of one denoising step. `negative` is None exactly when guidance <= 1 (one row is run).
+
+    `skip` is None where this step has no skip-layer guidance, and for every backend that cannot skip layers.
+    """
+
+    latent: Float[Tensor, "16 h w"] | Float32[Array, "16 h w"]
+    positive: TextEmbedding
+    negative: TextEmbedding | None
+    sigma: float
+    sigma_next: float
+    guidance: float
+    skip: Skip | None = None
+
+
+def check_finite(total: float) -> None:
+    """Of a decoder's values, `total` is the sum: finite, so is each. Raises FloatingPointError."""
+    if not math.isfinite(total):
+        raise FloatingPointError("the decoder's values are not finite")
+
+
+class Memory(Protocol):
+    """The memory that a backend computes in: the host's, or a device's own."""
+
+    def free_bytes(self) -> int:
+        """How much more this process can take now."""
+
+    def held_bytes(self) -> int:
+        """What this process holds now; 0 where that cannot be told."""
+
+    def watch(self) -> None:
+        """Begin to note the peak anew."""
+
+    def peak_bytes(self) -> int:
+        """The most that was taken at once since `watch`, beyond what was held then."""
+
+
+class Backend(Protocol):
+    """What makes pictures from tensors. One module per runtime implements it; one contract test suite runs over all.
+
+    One thread encodes and denoises, another decodes beside it; a backend that cannot do both at once makes one wait.
+    """
+
+    @property
+    def name(self) -> str:
+        """The backend's name in the table: "onnx", "openvino"."""
+
+    @property
+    def precision(self) -> str:
+        """What was computed in, as the profile says it: "float32", "bfloat16", "fp8-weights"."""
+
+    @property
+    def build(self) -> str | None:
+        """Which of several builds of one checkpoint and precision computes; None where there is but one.
+
+        A calibration shapes the numbers, and is no part of the checkpoint.
+        """
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether it decodes large pictures in tiles, which shows in their pixels."""
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether a compiler fused its operations for this machine, which shows in the last bits."""
+
+    @property
+    def start_up_s(self) -> Mapping[str, float]:
+        """Seconds that opening it took: to "read" weights, "place" them on the device, "compile" graphs or code."""
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The libraries that shape the numbers, name -> version; they go into each picture's metadata."""
+
+    @property
+    def can_skip_layers(self) -> bool:
+        """Whether a row may ask for skip-layer guidance. A graph whose layers are fixed cannot leave any out."""
+
+    @property
+    def memory(self) -> Memory:
+        """What it computes in."""
+
+    def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
+        """One embedding per prompt, in order. Text beyond the tokenizers' lengths is cut off, as Diffusers does."""
+
+    def denoise_step(self, rows: Sequence[DenoiseRow]) -> list[Float[Tensor, "16 h w"]]:
+        """One Euler step per row: `latent + (sigma_next - sigma) * velocity`, in float32, with CFG where guidance > 1.
+
+        All rows have one latent shape. The transformer's timestep is `sigma * 1000`. A row's `skip` adds
+        `scale * (c - s)` to its velocity: `c` for the positive prompt, `s` the same without the skipped layers.
+        """
+
+    def decode_latents(self, latents: Sequence[Float[Tensor, "16 h w"]]) -> list[UInt8[Array, "h*8 w*8 3"]]:
+        """One RGB picture per latent; all latents have one shape.
+
+        Raises FloatingPointError where values on the way to one of them were not finite: as pixels nothing shows it.
+        """

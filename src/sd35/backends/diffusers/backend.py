@@ -1,0 +1,256 @@
+"""The `diffusers` backend: PyTorch, through Diffusers' own networks and text encoding.
+
+On a CPU it is tested against `StableDiffusion3Pipeline`. On CUDA it has not been run.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from importlib.metadata import version
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from sd35.backends.base import DenoiseRow, Memory, TextEmbedding, check_finite
+from sd35.backends.diffusers.fp8 import BETWEEN, WAYS, load_in_fp8, way_of
+from sd35.backends.diffusers.loading import Load, load_network, load_pipeline
+from sd35.backends.diffusers.sequential_offload import Turns, WorkingMemory, bytes_of, weights_of
+from sd35.backends.diffusers.torch_compile import compile_blocks
+from sd35.backends.guidance import (
+    Layers,
+    TransformerRow,
+    guided_velocities,
+    skipping_rows,
+    step_length_of,
+    timestep_of,
+    transformer_rows,
+)
+from sd35.backends.memory.cuda import CudaMemory
+from sd35.backends.memory.host import HostMemory
+from sd35.backends.options import TILE_PX, DeviceKind, Offload, Options
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.network_sizes import NETWORKS, TEXT_ENCODERS
+from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting
+from sd35.tensors import LATENT_PX, Array
+
+_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    **dict.fromkeys(WAYS, BETWEEN),
+}
+
+
+def open_backend(checkpoint: Checkpoint, options: Options) -> "DiffusersBackend":
+    """Raises InvalidSetting, BackendUnavailable (no such device), CheckpointError (weights missing or not readable)."""
+    if checkpoint.graphs:
+        raise CheckpointError(
+            f"{checkpoint.graphs.directory} holds ONNX graphs, which the onnx and tensorrt backends read"
+        )
+    device = _device(options.device)
+    if options.offload == "sequential" and device.type == "cpu":
+        raise InvalidSetting("offload: got 'sequential', which needs a CUDA device; allowed: none, encoders, model")
+    if options.torch_compile and options.offload in {"model", "sequential"}:
+        raise InvalidSetting(
+            f"torch_compile: got 'on' with offload {options.offload!r}; allowed: with offload none, encoders"
+        )
+    if options.threads:
+        torch.set_num_threads(options.threads)  # the process's, as PyTorch has no other
+    precision: str = options.precision
+    if precision == "auto":
+        precision = "float32" if device.type == "cpu" else "bfloat16"
+    elif precision.startswith("fp8"):
+        precision = way_of(precision, device)
+    return DiffusersBackend(checkpoint, precision, device, options)
+
+
+def memory_of(device: str) -> tuple[DeviceKind, Memory]:
+    """The host's or the CUDA device's. Raises InvalidSetting, BackendUnavailable (no such device)."""
+    found = _device(device)
+    return ("cuda", CudaMemory(found)) if found.type == "cuda" else ("cpu", HostMemory())
+
+
+class DiffusersBackend:
+    """See `sd35.backends.base.Backend`. Latents and embeddings are torch tensors on the device.
+
+    They are of `precision`; of FP8's, BF16.
+    """
+
+    name = "diffusers"
+    can_skip_layers = True
+    build = None
+
+    def __init__(self, checkpoint: Checkpoint, precision: str, device: torch.device, options: Options) -> None:
+        _check_layers(checkpoint)
+        self.precision = precision
+        self.is_tiled, self.is_compiled = options.tiled_decode, options.torch_compile
+        self._dtype = _DTYPES[precision]
+        self._device, self._offload = device, options.offload
+        # Networks that come and go share one place. Else decoding has a stream of its own beside steps.
+        takes_turns = options.offload in {"model", "sequential"}
+        self._one_at_a_time: AbstractContextManager[object] = threading.Lock() if takes_turns else nullcontext()
+        self._decoding_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        vae = checkpoint.config("vae")
+        self._scaling, self._shift = float(vae["scaling_factor"]), float(vae["shift_factor"])
+        self._text_tokens = checkpoint.card.max_sequence_length
+        self._text_device = torch.device("cpu") if options.offload == "encoders" else device
+        load = partial(load_in_fp8, precision) if precision in WAYS else load_network
+        self._turns = _turns(checkpoint, self._dtype, options, load) if device.type == "cpu" else None
+        began_s = time.perf_counter()
+        stand_ins = self._turns.stand_ins if self._turns else {}
+        self._pipeline = load_pipeline(checkpoint, self._dtype, without=stand_ins, load=load)
+        for name, stand_in in stand_ins.items():
+            setattr(self._pipeline, name, stand_in)
+        read_s = time.perf_counter()
+        if self.is_tiled and "vae" not in stand_ins:
+            _tile(self._pipeline.vae)
+        if not self._turns:
+            place(self._pipeline, device, options.offload)
+        placed_s = time.perf_counter()
+        self.start_up_s = {"read": read_s - began_s, "place": placed_s - read_s}
+        if self.is_compiled:
+            compile_blocks(self.transformer, checkpoint, device, self._dtype)
+            self.start_up_s["compile"] = time.perf_counter() - placed_s
+        self.memory = WorkingMemory(memory_of(str(device))[1], self._came_bytes)
+
+    @property
+    def transformer(self) -> nn.Module:
+        """The network itself, for whoever calibrates it."""
+        return self._pipeline.transformer
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The libraries that shape the numbers, name -> version."""
+        quantising = ("torchao",) if self.precision in {"fp8-dynamic", "fp8-weights"} else ()
+        return {name: version(name) for name in ("diffusers", "torch", *quantising, "transformers")}
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
+        """One embedding per prompt, in order."""
+        with self._one_at_a_time:
+            if self._offload == "model":
+                self._pipeline.maybe_free_model_hooks()  # the transformer; the first encoder knows nothing before it
+            tokens, _, pooled, _ = self._pipeline.encode_prompt(
+                list(prompts),
+                None,
+                None,
+                device=self._text_device,
+                do_classifier_free_guidance=False,
+                max_sequence_length=self._text_tokens,
+            )
+            if self._turns and self._offload == "encoders":
+                self._turns.free()
+        tokens, pooled = tokens.to(self._device), pooled.to(self._device)
+        return [
+            TextEmbedding(token.clone(), pool.clone(), token.nbytes + pool.nbytes)
+            for token, pool in zip(tokens, pooled, strict=True)
+        ]
+
+    @torch.no_grad()
+    def denoise_step(self, rows: Sequence[DenoiseRow]) -> list[Float[Tensor, "16 h w"]]:
+        """One Euler step per row, in float32 and rounded to the precision, as Diffusers' scheduler does."""
+        latents = {id(row): torch.as_tensor(row.latent).to(self._device, self._dtype) for row in rows}
+
+        def velocities_of(parts: Sequence[TransformerRow], skipped: Layers = ()) -> Sequence[Tensor]:
+            return self._pipeline.transformer(
+                hidden_states=torch.stack([latents[id(row)] for row, _ in parts]),
+                encoder_hidden_states=torch.stack([embedding.tokens for _, embedding in parts]),
+                pooled_projections=torch.stack([embedding.pooled for _, embedding in parts]),
+                timestep=torch.tensor([float(timestep_of(row)) for row, _ in parts], device=self._device),
+                skip_layers=skipped,
+                return_dict=False,
+            )[0].unbind()
+
+        with self._one_at_a_time:
+            velocities = velocities_of(transformer_rows(rows))
+            skipping = {layers: velocities_of(parts, layers) for layers, parts in skipping_rows(rows).items()}
+        # A step's length is a tensor, as in Diffusers' scheduler: PyTorch rounds it to the velocity's precision.
+        return [
+            (latents[id(row)].float() + torch.tensor(step_length_of(row)) * velocity).to(self._dtype)
+            for row, velocity in zip(rows, guided_velocities(rows, velocities, skipping), strict=True)
+        ]
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Sequence[Float[Tensor, "16 h w"]]) -> list[UInt8[Array, "h*8 w*8 3"]]:
+        """One RGB picture per latent."""
+        vae = self._pipeline.vae
+        with self._one_at_a_time, torch.cuda.stream(self._decoding_stream):
+            stacked = torch.stack([torch.as_tensor(latent).to(self._device, self._dtype) for latent in latents])
+            images = vae.decode(stacked / self._scaling + self._shift, return_dict=False)[0]
+            self._pipeline.maybe_free_model_hooks()  # with model offload: the decoder, last in the chain, leaves too
+            check_finite(float(images.sum(dtype=torch.float32)))
+            pixels = ((images / 2 + 0.5).clamp(0, 1).float() * 255).round().to(torch.uint8)
+            return list(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+
+    def _came_bytes(self) -> int:
+        """The weights that are there and were brought: by turns on a CPU, by the library's hooks on CUDA."""
+        if self._turns or self._device.type == "cpu":
+            return self._turns.held_bytes if self._turns else 0
+        networks = [getattr(self._pipeline, name) for name in NETWORKS] if self._offload == "model" else []
+        weights = (weight for network in networks for weight in weights_of(network))
+        return bytes_of(weight for weight in weights if weight.device.type == "cuda")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InvalidSetting(f"device: got {name!r}; allowed: auto, cpu, cuda, cuda:1, ...") from error
+    if device.type not in {"cpu", "cuda"}:
+        raise InvalidSetting(f"device: got {name!r}; the diffusers backend allows: auto, cpu, cuda, cuda:1, ...")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise BackendUnavailable(
+            "diffusers", f"PyTorch sees {found} CUDA devices, not {name}", "Choose another device."
+        )
+    return device
+
+
+def _check_layers(checkpoint: Checkpoint) -> None:
+    """Diffusers passes over layers that the transformer does not have, without a word."""
+    if skip_layers := checkpoint.card.skip_layers:
+        last, count = max(skip_layers.layers), checkpoint.config("transformer")["num_layers"]
+        if last >= count:
+            raise CheckpointError(
+                f"{checkpoint.name}: its card skips layer {last}, its transformer has layers 0 to {count - 1}"
+            )
+
+
+def _turns(checkpoint: Checkpoint, dtype: torch.dtype, options: Options, load: Load) -> Turns | None:
+    """Who takes turns on a CPU: no one, the text encoders, or all."""
+    names = {"none": (), "encoders": TEXT_ENCODERS}.get(options.offload, NETWORKS)
+    read = partial(_read, checkpoint, dtype, load, tiled=options.tiled_decode)
+    return Turns(names, read, dtype) if names else None
+
+
+def _read(checkpoint: Checkpoint, dtype: torch.dtype, load: Load, name: str, *, tiled: bool) -> nn.Module:
+    """One network of a checkpoint, from disk."""
+    network = load(checkpoint, name, dtype)
+    if tiled and name == "vae":
+        _tile(network)
+    return network
+
+
+def place(pipeline: StableDiffusion3Pipeline, device: torch.device, offload: Offload) -> None:
+    """Brings the weights to the device, or sets the hooks that bring each network, or each layer, when it is called."""
+    if offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    elif offload == "sequential":
+        pipeline.enable_sequential_cpu_offload(device=device)
+    elif offload == "encoders":
+        pipeline.transformer.to(device)
+        pipeline.vae.to(device)
+    else:
+        pipeline.to(device)
+
+
+def _tile(vae: AutoencoderKL) -> None:
+    """Decode what is larger than a tile in tiles; Diffusers' own are as large as the pictures it was trained on."""
+    vae.enable_tiling()
+    vae.tile_sample_min_size, vae.tile_latent_min_size = TILE_PX, TILE_PX // LATENT_PX

@@ -1,0 +1,184 @@
+"""Loads a checkpoint's networks into PyTorch: one copy of the weights, mapped from their files where they can stay so.
+
+A network is built without memory (on the meta device), then each parameter becomes a view of its file's mapped pages.
+Only what has to change is copied: another number format, FP8 that is scaled, halves that change places.
+"""
+
+import mmap
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from torch import Tensor, nn
+from transformers import (
+    AutoTokenizer,
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+)
+
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.weights.parameters import Weight
+from sd35.checkpoints.weights.safetensors_file import Stored
+from sd35.errors import CheckpointError, Sd35Error
+
+_DTYPES: Mapping[str, torch.dtype] = {
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32,
+}  # fmt: skip
+_OPTIONAL = {"encoder.embed_tokens.weight"}  # T5's table under its second name
+_DIFFUSERS: Mapping[str, Any] = {"transformer": SD3Transformer2DModel, "vae": AutoencoderKL}
+_TRANSFORMERS: Mapping[str, tuple[Any, Any]] = {
+    "text_encoder": (CLIPTextModelWithProjection, CLIPTextConfig),
+    "text_encoder_2": (CLIPTextModelWithProjection, CLIPTextConfig),
+    "text_encoder_3": (T5EncoderModel, T5Config),
+}
+
+Load: TypeAlias = Callable[[Checkpoint, str, torch.dtype], nn.Module]
+"""Reads a network by its checkpoint, name, and the format of its weights, like `load_network`."""
+
+
+def load_pipeline(
+    checkpoint: Checkpoint, dtype: torch.dtype, *, without: Collection[str] = (), load: Load | None = None
+) -> StableDiffusion3Pipeline:
+    """The pipeline on the CPU, its weights in `dtype`, as `from_pretrained` has them; None for the networks `without`.
+
+    `load` is by default `load_network`.
+
+    Raises CheckpointError where a file is missing, broken, or another network's.
+    """
+    folder = checkpoint.directory
+    names = (*_TRANSFORMERS, *_DIFFUSERS)
+    parts = {name: None if name in without else (load or load_network)(checkpoint, name, dtype) for name in names}
+    try:
+        return StableDiffusion3Pipeline(
+            **parts,
+            scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
+            tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+            tokenizer_2=CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True),
+            tokenizer_3=AutoTokenizer.from_pretrained(folder / "tokenizer_3", local_files_only=True),
+        )
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
+
+
+def load_network(
+    checkpoint: Checkpoint,
+    part: str,
+    dtype: torch.dtype,
+    keep: Callable[[str, Tensor], Tensor] = lambda _, value: value,
+) -> nn.Module:
+    """One network. `keep` says what is kept of a parameter of a name. Raises CheckpointError like `load_pipeline`."""
+    try:
+        network: nn.Module = _empty_network(checkpoint, part)
+    except Sd35Error:
+        raise
+    except Exception as error:  # whatever the libraries raise of a configuration that is not theirs
+        file = checkpoint.directory / part / "config.json"
+        raise CheckpointError(f"{file} describes no {part}: {type(error).__name__}: {error}") from error
+    weights = checkpoint.weights(part)
+    _check_names(checkpoint, part, network, weights)
+    files = Files()
+    kept_wide = set(getattr(network, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else set()
+    wanted = network.state_dict()
+    values = {}
+    for name, weight in weights.items():
+        if name in wanted:
+            wide = not kept_wide.isdisjoint(name.split("."))
+            values[name] = keep(name, _read(name, weight, wanted[name].shape, torch.float32 if wide else dtype, files))
+    network.load_state_dict(values, strict=False, assign=True)
+    if part == "text_encoder_3":
+        network.get_submodule("encoder.embed_tokens").weight = network.get_submodule("shared").weight
+    _fill_buffers(network)
+    files.forget_pages()
+    network.requires_grad_(requires_grad=False).eval()
+    return network
+
+
+class Files:
+    """Files mapped into memory. Pages are read when they are touched, and shared by all that map the file."""
+
+    def __init__(self) -> None:
+        self._maps: dict[Path, mmap.mmap] = {}
+
+    def tensor(self, stored: Stored) -> Tensor:
+        """A view of a stored tensor; writing to it changes neither the file nor what others read."""
+        if stored.file not in self._maps:
+            with stored.file.open("rb") as file:
+                self._maps[stored.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        if stored.dtype not in _DTYPES:
+            raise CheckpointError(f"{stored.file}: expected {', '.join(_DTYPES)}, found {stored.dtype}")
+        if stored.nbytes == 0:
+            return torch.empty(stored.shape, dtype=_DTYPES[stored.dtype])
+        flat = torch.frombuffer(self._maps[stored.file], dtype=torch.uint8, count=stored.nbytes, offset=stored.start)
+        if stored.start % _DTYPES[stored.dtype].itemsize:
+            flat = flat.clone()  # a file that does not align its tensors, as the format once allowed
+        return flat.view(_DTYPES[stored.dtype]).view(stored.shape)
+
+    def forget_pages(self) -> None:
+        """Give back the pages that were read; who still reads them finds them in the system's file cache."""
+        for mapped in self._maps.values():
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _empty_network(checkpoint: Checkpoint, part: str) -> Any:  # noqa: ANN401  Diffusers' and Transformers' classes
+    config = checkpoint.config(part)
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if part in _DIFFUSERS:
+            return _DIFFUSERS[part].from_config(config)
+        network, settings = _TRANSFORMERS[part]
+        return network(settings.from_dict(config))
+
+
+def _check_names(checkpoint: Checkpoint, part: str, network: nn.Module, weights: Mapping[str, Weight]) -> None:
+    wanted = network.state_dict().keys()
+    lacking, unknown = sorted(wanted - weights.keys() - _OPTIONAL), sorted(weights.keys() - wanted - _OPTIONAL)
+    if not lacking and not unknown:
+        return
+    file = next(iter(weights.values())).stored.file if weights else checkpoint.directory / part
+    raise CheckpointError(
+        f"{file}: expected the {part} that {checkpoint.directory / part / 'config.json'} describes,"
+        f" found one {_some('without', lacking)}{' and ' if lacking and unknown else ''}{_some('with', unknown)}"
+    )
+
+
+def _some(word: str, names: list[str]) -> str:
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"{word} {shown}" if names else ""
+
+
+def _read(name: str, weight: Weight, shape: torch.Size, dtype: torch.dtype, files: Files) -> Tensor:
+    """The parameter in `dtype`: a view where its bytes can stay as they are."""
+    value = _take(files.tensor(weight.stored), weight)
+    if weight.scale:
+        scale = files.tensor(weight.scale).float()
+        if scale.numel() > 1:  # one a row
+            scale = _take(scale, weight).reshape(-1, *(1 for _ in value.shape[1:]))
+        value = (value.float() * scale).to(dtype)
+    if weight.swapped:
+        first, second = value.chunk(2)
+        value = torch.cat([second, first])
+    if value.shape != shape and value.squeeze().shape != torch.Size(size for size in shape if size > 1):
+        raise CheckpointError(f"{weight.stored.file}: expected {name} of {list(shape)}, found {list(value.shape)}")
+    return value.reshape(shape).to(dtype)
+
+
+def _take(value: Tensor, weight: Weight) -> Tensor:
+    if len(value) % weight.of:
+        raise CheckpointError(f"{weight.stored.file}: expected {weight.of} equal parts, found {list(value.shape)}")
+    return value.chunk(weight.of)[weight.part] if weight.of > 1 else value
+
+
+def _fill_buffers(network: nn.Module) -> None:
+    """What no file holds: CLIP's position ids, 0 to the last."""
+    for module in network.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                assert name == "position_ids", name
+                setattr(module, name, torch.arange(buffer.shape[-1]).expand(buffer.shape))

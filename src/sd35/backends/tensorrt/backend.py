@@ -1,0 +1,212 @@
+"""The `tensorrt` backend: the graphs of `sd35 compile`, or NVIDIA's, as TensorRT engines on an NVIDIA GPU.
+
+What it does between its networks is tested on a CPU, with networks of another runtime. The engines themselves are run
+by `sd35.backends.tensorrt.runtime`, which has not been run yet.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from importlib.metadata import version
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from sd35.backends.base import DenoiseRow, Memory, TextEmbedding, check_finite
+from sd35.backends.guidance import guided_velocities, step_length_of, timestep_of, transformer_rows
+from sd35.backends.memory.cuda import CudaMemory
+from sd35.backends.options import DeviceKind, Options
+from sd35.backends.tensorrt.flavour import find_flavour, known_architectures
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.graphs.compiled import OF_PRECISION
+from sd35.checkpoints.graphs.engines import Target, compiled_engines
+from sd35.checkpoints.network_sizes import TEXT_ENCODERS
+from sd35.checkpoints.tokenizers import Tokenizers
+from sd35.errors import BackendUnavailable, InvalidSetting
+from sd35.tensors import Array
+
+_Item = TypeVar("_Item")
+
+
+class Networks(Protocol):
+    """A checkpoint's five networks, by part; tensors are named as in NVIDIA's graphs and lie on `device`."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they compute."""
+
+    @property
+    def graph(self) -> str | None:
+        """Which graph the transformer was built from, see `sd35.checkpoints.graphs.engines`."""
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """The libraries that shape the numbers, name -> version."""
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Inside, the caller is the only one to compute with them."""
+
+    def most(self, part: str) -> int:
+        """The most rows of a network's batch."""
+
+    def run(self, part: str, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A network's outputs; inputs are cast to what it takes."""
+
+
+def open_backend(checkpoint: Checkpoint, options: Options) -> "TensorRtBackend":
+    """Raises InvalidSetting for what engines cannot do, BackendUnavailable, NotCompiled, CheckpointError."""
+    options.check(
+        "tensorrt",
+        precision=("auto", *OF_PRECISION),
+        offload=("none", "sequential"),
+        tiled_decode=("off",),
+        torch_compile=("off",),
+    )
+    precision = _precision_of(checkpoint, options.precision)
+    device = _device(options.device)
+    flavour = find_flavour()
+    gpu = "sm{}{}".format(*torch.cuda.get_device_capability(device))
+    if (known := known_architectures(flavour)) and gpu not in known:
+        raise BackendUnavailable(
+            "tensorrt", f"{flavour.name} {flavour.version} knows {', '.join(known)}, not {gpu}", "Install tensorrt."
+        )
+    target = Target(flavour.name, flavour.version, gpu)
+    built = compiled_engines(options.cache_dir, checkpoint, OF_PRECISION[precision], target)
+    from sd35.backends.tensorrt.runtime import EngineNetworks
+
+    began_s = time.perf_counter()
+    memory = CudaMemory(device)
+    streams = options.offload == "sequential"
+    networks = EngineNetworks(flavour, built, checkpoint.card, device, memory if streams else None)
+    return TensorRtBackend(checkpoint, precision, networks, memory, {"read": time.perf_counter() - began_s})
+
+
+def memory_of(device: str) -> tuple[DeviceKind, Memory]:
+    """The CUDA device's. Raises InvalidSetting, BackendUnavailable (no such device)."""
+    return "cuda", CudaMemory(_device(device))
+
+
+class TensorRtBackend:
+    """See `sd35.backends.base.Backend`. Latents and embeddings are torch tensors on the networks' device.
+
+    They are float32 where the precision is, else BF16.
+    """
+
+    name = "tensorrt"
+    can_skip_layers = False
+    is_tiled = False
+    is_compiled = False
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        precision: str,
+        networks: Networks,
+        memory: Memory,
+        start_up_s: Mapping[str, float],
+    ) -> None:
+        self.precision, self.memory, self.start_up_s = precision, memory, start_up_s
+        self.build = networks.graph if precision == "fp8" else None
+        self._networks, self._device = networks, networks.device
+        self._dtype = torch.float32 if precision == "float32" else torch.bfloat16
+        self._tokenizers = Tokenizers(checkpoint)
+        vae = checkpoint.config("vae")
+        self._scaling, self._shift = float(vae["scaling_factor"]), float(vae["shift_factor"])
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The libraries that shape the numbers, name -> version."""
+        return {**{name: version(name) for name in ("tokenizers", "torch")}, **self._networks.versions}
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
+        """One embedding per prompt, in order."""
+        with self._networks.turn():
+            chunks = _chunks(prompts, min(map(self._networks.most, TEXT_ENCODERS)))
+            return [embedding for chunk in chunks for embedding in self._encode(chunk)]
+
+    @torch.no_grad()
+    def denoise_step(self, rows: Sequence[DenoiseRow]) -> list[Float[Tensor, "16 h w"]]:
+        """One Euler step per row, in float32 and rounded to the precision, as Diffusers' scheduler does."""
+        assert not any(row.skip for row in rows), "see can_skip_layers"
+        with self._networks.turn():
+            latents = {id(row): self._here(torch.as_tensor(row.latent)) for row in rows}
+            velocities: list[Tensor] = []
+            for parts in _chunks(transformer_rows(rows), self._networks.most("transformer")):
+                inputs = {
+                    "hidden_states": torch.stack([latents[id(row)] for row, _ in parts]),
+                    "encoder_hidden_states": torch.stack([embedding.tokens for _, embedding in parts]),
+                    "pooled_projections": torch.stack([embedding.pooled for _, embedding in parts]),
+                    "timestep": torch.tensor([float(timestep_of(row)) for row, _ in parts], device=self._device),
+                }
+                velocities += self._here(self._networks.run("transformer", inputs)["latent"]).unbind()
+            # A step's length is a tensor, as in Diffusers' scheduler: PyTorch rounds it to the velocity's precision.
+            return [
+                (latents[id(row)].float() + torch.tensor(step_length_of(row)) * velocity).to(self._dtype)
+                for row, velocity in zip(rows, guided_velocities(rows, velocities), strict=True)
+            ]
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Sequence[Float[Tensor, "16 h w"]]) -> list[UInt8[Array, "h*8 w*8 3"]]:
+        """One RGB picture per latent; only its bytes leave the device."""
+        pictures: list[Array] = []
+        with self._networks.turn():
+            for chunk in _chunks(latents, self._networks.most("vae")):
+                stacked = torch.stack([self._here(torch.as_tensor(latent)) for latent in chunk])
+                inputs = {"latent": stacked / self._scaling + self._shift}
+                images = self._here(self._networks.run("vae", inputs)["images"])
+                check_finite(float(images.sum(dtype=torch.float32)))
+                pixels = ((images / 2 + 0.5).clamp(0, 1).float() * 255).round().to(torch.uint8)
+                pictures.extend(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+        return pictures
+
+    def _encode(self, prompts: Sequence[str]) -> Iterator[TextEmbedding]:
+        """CLIPs side by side, padded to T5's width, then T5, as in Diffusers' `encode_prompt`."""
+        ids = self._tokenizers.encode(prompts)
+        clip_l = self._run_encoder("text_encoder", ids.clip_l)
+        clip_g = self._run_encoder("text_encoder_2", ids.clip_g)
+        t5 = self._run_encoder("text_encoder_3", ids.t5)["text_embeddings"]
+        clip = torch.cat([clip_l["hidden_states"], clip_g["hidden_states"]], dim=-1)
+        clip = torch.nn.functional.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
+        tokens = torch.cat([clip, t5], dim=-2)
+        pooled = torch.cat([clip_l["text_embeddings"], clip_g["text_embeddings"]], dim=-1)
+        for token, pool in zip(tokens, pooled, strict=True):
+            yield TextEmbedding(token.clone(), pool.clone(), token.nbytes + pool.nbytes)
+
+    def _run_encoder(self, part: str, ids: Array) -> dict[str, Tensor]:
+        inputs = {"input_ids": torch.from_numpy(ids.astype(np.int32)).to(self._device)}
+        return {name: self._here(output) for name, output in self._networks.run(part, inputs).items()}
+
+    def _here(self, tensor: Tensor) -> Tensor:
+        """On the device, in the precision that is computed in between networks."""
+        return tensor.to(self._device, self._dtype)
+
+
+def _chunks(items: Sequence[_Item], most: int) -> Iterator[Sequence[_Item]]:
+    return (items[begin : begin + most] for begin in range(0, len(items), most))
+
+
+def _precision_of(checkpoint: Checkpoint, asked: str) -> str:
+    """What is asked for; NVIDIA's graphs have one."""
+    if checkpoint.graphs is None:
+        return "bfloat16" if asked == "auto" else asked
+    (found,) = (name for name, of_graphs in OF_PRECISION.items() if of_graphs == checkpoint.graphs.transformer)
+    if asked not in {"auto", found}:
+        raise InvalidSetting(f"precision: got {asked!r}; {checkpoint.graphs.directory} holds {found}")
+    return found
+
+
+def _device(name: str) -> torch.device:
+    kind, _, index = name.partition(":")
+    if kind not in {"auto", "cuda"} or (index and not index.isdecimal()):
+        raise InvalidSetting(f"device: got {name!r}; the tensorrt backend allows: auto, cuda, cuda:1, ...")
+    number, found = int(index or 0), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if number >= found:
+        raise BackendUnavailable(
+            "tensorrt", f"PyTorch {torch.__version__} sees {found} CUDA devices", "Install a PyTorch for CUDA."
+            if not torch.backends.cuda.is_built() else "Choose another device.",
+        )  # fmt: skip
+    return torch.device("cuda", number)

@@ -1,0 +1,260 @@
+"""Runs TensorRT engines: what only a GPU can, so nothing of it was ever run. Typed by `sd35.backends.tensorrt.types`.
+
+All of a checkpoint's engines work in one place of device memory and on one stream, one after the other. Inputs and
+outputs have places of their own for each shape, so that a call can be recorded once, as a CUDA graph, and replayed.
+"""
+
+import logging
+import mmap
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sd35.backends.base import Memory
+from sd35.backends.tensorrt.buckets import Bucket, bucket_for, buckets_of
+from sd35.backends.tensorrt.flavour import Flavour
+from sd35.backends.tensorrt.types import Context, Engine, Runtime, RuntimeCache, RuntimeConfig
+from sd35.checkpoints.checkpoint import Card
+from sd35.checkpoints.graphs.engines import BuiltEngine
+from sd35.errors import CheckpointError
+from sd35.tensors import LATENT_PX
+
+_CACHE_FILE = "runtime.cache"  # beside the engine, of which a new one comes without
+_MOST_CALLS = 32  # shapes of a network whose places are kept, the latest
+
+
+class EngineNetworks:
+    """See `sd35.backends.tensorrt.backend.Networks`."""
+
+    def __init__(
+        self,
+        flavour: Flavour,
+        built: Mapping[str, BuiltEngine],
+        card: Card,
+        device: torch.device,
+        memory: Memory | None,
+    ) -> None:
+        """With the device's `memory`, weights that have no room in it stream from the host's; else all are loaded.
+
+        Raises CheckpointError where an engine cannot be loaded.
+        """
+        self.device = device
+        self.graph = built["transformer"].graph
+        self.versions = {flavour.name: flavour.version}
+        self._built = built
+        self._lock = threading.Lock()
+        self._stream = torch.cuda.Stream(device)
+        self._runtime = flavour.trt.Runtime(flavour.log)  # which has to outlive its engines
+        workspace = Workspace(device)
+        with self.turn():
+            engines = {part: _load(flavour, self._runtime, each) for part, each in built.items()}
+            buckets = {part: buckets_of(each.shapes, card) if each.shapes else [] for part, each in built.items()}
+            if memory:  # the large networks' weights are not on the device before a context wants them
+                _share_out(engines, buckets, (card.width, card.height), memory.free_bytes())
+            self._networks = {
+                part: _Network(flavour, engine, buckets[part], built[part].folder / _CACHE_FILE, workspace)
+                for part, engine in engines.items()
+            }
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """The only one to compute; on the engines' stream, which waits for the caller's, and for which that waits."""
+        with self._lock, torch.cuda.device(self.device):
+            callers = torch.cuda.current_stream()
+            self._stream.wait_stream(callers)
+            with torch.cuda.stream(self._stream):
+                yield
+            callers.wait_stream(self._stream)
+
+    def most(self, part: str) -> int:
+        """The most rows of a network's batch."""
+        return self._built[part].batch
+
+    def run(self, part: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A network's outputs, on the device; inputs are cast to what the engine takes. Within a `turn`."""
+        return self._networks[part](inputs)
+
+
+class Workspace:
+    """The one place of device memory that all engines work in: as large as the largest call so far needs."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8, device=device)
+        self.version = 0
+        """Another one where the place is another: what was recorded with the former is void."""
+
+    def take(self, size_bytes: int) -> tuple[int, int]:
+        """Its address and size in bytes, which is at least what is asked for."""
+        if size_bytes > self._memory.numel():
+            device, self._memory = self._memory.device, self._memory.new_empty(0)  # free it before there is another
+            self._memory = torch.empty(size_bytes, dtype=torch.uint8, device=device)
+            self.version += 1
+        return self._memory.data_ptr(), self._memory.numel()
+
+
+def streaming_budgets(streamable_bytes: Mapping[str, int], room_bytes: int) -> dict[str, int]:
+    """How much of each network's weights is to stay on the device, where not all have room.
+
+    The transformer's first, as it runs at every step; what is left streams from the host's memory at each call.
+    """
+    budgets = {}
+    for part in sorted(streamable_bytes, key=lambda part: part != "transformer"):
+        budgets[part] = min(streamable_bytes[part], max(0, room_bytes))
+        room_bytes -= budgets[part]
+    return budgets
+
+
+@dataclass(eq=False)
+class _Call:
+    """A network's call at certain shapes: the places of its tensors, and its graph once it is recorded."""
+
+    context: Context
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    graph: torch.cuda.CUDAGraph | None = None
+    version: int = -1
+
+
+class _Network:
+    """One engine, with a context for each profile in use."""
+
+    def __init__(
+        self, flavour: Flavour, engine: Engine, buckets: list[Bucket], cache_file: Path, workspace: Workspace
+    ) -> None:
+        self._flavour, self._engine, self._buckets, self._workspace = flavour, engine, buckets, workspace
+        self._cache_file = cache_file
+        streams = engine.weight_streaming_budget_v2 < engine.streamable_weights_size
+        self._records = not streams and not flavour.is_rtx  # which does that itself
+        self._config, self._cache = self._configure(streams=streams)
+        self._contexts: dict[int, Context] = {}
+        self._calls: OrderedDict[tuple[torch.Size, ...], _Call] = OrderedDict()
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        is_input = flavour.trt.TensorIOMode.INPUT
+        self._inputs = [name for name in names if engine.get_tensor_mode(name) == is_input]
+        self._outputs = [name for name in names if name not in self._inputs]
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        shapes = tuple(inputs[name].shape for name in self._inputs)
+        if is_new := shapes not in self._calls:
+            self._calls[shapes] = self._prepare(inputs)
+            if len(self._calls) > _MOST_CALLS:
+                self._calls.popitem(last=False)
+        self._calls.move_to_end(shapes)
+        call = self._calls[shapes]
+        for name, place in call.inputs.items():
+            place.copy_(inputs[name])
+        self._execute(call)
+        if is_new and self._cache:
+            _save(self._cache, self._cache_file)
+        return {name: place.clone() for name, place in call.outputs.items()}
+
+    def _execute(self, call: _Call) -> None:
+        if call.graph and call.version == self._workspace.version:
+            call.graph.replay()
+            return
+        self._bind(call)
+        self._enqueue(call.context)
+        call.version = self._workspace.version
+        if self._records:  # after a plain run, which sets up what must not be set up while recording
+            call.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(call.graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+                self._enqueue(call.context)
+
+    def _enqueue(self, context: Context) -> None:
+        if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+            raise RuntimeError(f"TensorRT: {'; '.join(self._flavour.log.take_errors())}")
+
+    def _bind(self, call: _Call) -> None:
+        """Tells the context this call's shapes and places: it may have served another's since."""
+        context = call.context
+        for name, place in call.inputs.items():
+            context.set_input_shape(name, tuple(place.shape))
+        context.set_device_memory(*self._workspace.take(context.update_device_memory_size_for_shapes()))
+        for name, place in {**call.inputs, **call.outputs}.items():
+            context.set_tensor_address(name, place.data_ptr())
+
+    def _prepare(self, inputs: Mapping[str, Tensor]) -> _Call:
+        context = self._context(self._profile_of(inputs))
+        places = {name: self._place(name, tuple(inputs[name].shape)) for name in self._inputs}
+        for name, place in places.items():
+            context.set_input_shape(name, tuple(place.shape))
+        outputs = {name: self._place(name, tuple(context.get_tensor_shape(name))) for name in self._outputs}
+        return _Call(context, places, outputs)
+
+    def _place(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        types = self._flavour.trt.DataType
+        of = {
+            types.FLOAT: torch.float32,
+            types.BF16: torch.bfloat16,
+            types.HALF: torch.float16,
+            types.INT32: torch.int32,
+        }
+        return torch.empty(shape, dtype=of[self._engine.get_tensor_dtype(name)], device="cuda")
+
+    def _profile_of(self, inputs: Mapping[str, Tensor]) -> int:
+        if not self._buckets:
+            return 0
+        height, width = next(tensor.shape[2:] for tensor in inputs.values() if tensor.ndim == 4)
+        return bucket_for(self._buckets, (width * LATENT_PX, height * LATENT_PX))
+
+    def _context(self, profile: int) -> Context:
+        if profile not in self._contexts:
+            context = self._engine.create_execution_context(self._config)
+            if context is None or not context.set_optimization_profile_async(
+                profile, torch.cuda.current_stream().cuda_stream
+            ):
+                raise RuntimeError(f"TensorRT: {'; '.join(self._flavour.log.take_errors())}")
+            self._contexts[profile] = context
+        return self._contexts[profile]
+
+    def _configure(self, *, streams: bool) -> tuple[RuntimeConfig, RuntimeCache | None]:
+        """Contexts work in memory that they are given; TensorRT-RTX records graphs itself, and keeps its kernels."""
+        trt = self._flavour.trt
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if not self._flavour.is_rtx:
+            return config, None
+        strategies = trt.CudaGraphStrategy
+        config.cuda_graph_strategy = strategies.DISABLED if streams else strategies.WHOLE_GRAPH_CAPTURE
+        cache = config.create_runtime_cache()
+        if self._cache_file.is_file():
+            cache.deserialize(self._cache_file.read_bytes())  # of another machine it refuses, and stays empty
+        config.set_runtime_cache(cache)
+        return config, cache
+
+
+def _load(flavour: Flavour, runtime: Runtime, built: BuiltEngine) -> Engine:
+    with built.file.open("rb") as file:
+        engine = runtime.deserialize_cuda_engine(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    if engine is None:
+        raise CheckpointError(f"{built.file} cannot be loaded: {'; '.join(flavour.log.take_errors())}")
+    return engine
+
+
+def _share_out(
+    engines: Mapping[str, Engine], buckets: Mapping[str, list[Bucket]], usual: tuple[int, int], free_bytes: int
+) -> None:
+    """Room is kept for a picture of the usual size."""
+    profiles = {part: bucket_for(each, usual) if each else 0 for part, each in buckets.items()}
+    working_bytes = max(each.get_device_memory_size_for_profile_v2(profiles[part]) for part, each in engines.items())
+    streamable = {part: each.streamable_weights_size for part, each in engines.items()}
+    for part, budget_bytes in streaming_budgets(streamable, free_bytes - working_bytes).items():
+        if budget_bytes < streamable[part]:
+            engines[part].weight_streaming_budget_v2 = budget_bytes
+
+
+def _save(cache: RuntimeCache, path: Path) -> None:
+    """Whole or not at all: another process may read it meanwhile."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        beside.write_bytes(cache.serialize())
+        beside.replace(path)
+    except OSError as error:
+        logging.getLogger("sd35.tensorrt").warning("%s cannot be written, so the next start is slower: %s", path, error)

@@ -1,0 +1,59 @@
+"""Pictures drawn straight with a backend, for calibrating and judging: no queue, one picture at a time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeAlias
+
+from sd35.backends.base import Backend, DenoiseRow, TextEmbedding
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.sampling.noise import initial_noise
+from sd35.sampling.sigmas import Sampler, sampler_of
+from sd35.tensors import LATENT_CHANNELS, LATENT_PX, Array, to_numpy
+
+Guided: TypeAlias = tuple[TextEmbedding, TextEmbedding]
+"""A prompt's embedding, and the one that it is guided against."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How pictures are drawn; sides in pixels."""
+
+    width_px: int
+    height_px: int
+    steps: int
+    guidance: float
+    sampler: Sampler
+
+
+def recipe_of(checkpoint: Checkpoint) -> Recipe:
+    """The checkpoint's own defaults."""
+    card = checkpoint.card
+    return Recipe(card.width, card.height, card.steps, card.guidance_scale, sampler_of(checkpoint))
+
+
+def rows_of(backend: Backend, recipe: Recipe, text: Guided, seed: int) -> Iterator[DenoiseRow]:
+    """Each step's row; the last one's is the finished latent's, with a sigma of 0."""
+    shape = (LATENT_CHANNELS, recipe.height_px // LATENT_PX, recipe.width_px // LATENT_PX)
+    latent = initial_noise(seed, shape)
+    sigmas = [float(sigma) for sigma in recipe.sampler.sigmas(recipe.steps)]
+    positive, negative = text
+    against = negative if recipe.guidance > 1 else None
+    for sigma, sigma_next in pairwise(sigmas):
+        row = DenoiseRow(latent, positive, against, sigma, sigma_next, recipe.guidance)
+        yield row
+        (latent,) = backend.denoise_step([row])
+    yield DenoiseRow(latent, positive, against, 0.0, 0.0, recipe.guidance)
+
+
+def draw(backend: Backend, recipe: Recipe, text: Guided, seed: int) -> Array:
+    """A picture, uint8 `[height, width, 3]`."""
+    *_, last = rows_of(backend, recipe, text, seed)
+    (pixels,) = backend.decode_latents([last.latent])
+    return pixels
+
+
+def as_arrays(text: Guided) -> Guided:
+    """Embeddings of any backend for the `onnx` backend."""
+    positive, negative = (TextEmbedding(to_numpy(each.tokens), to_numpy(each.pooled), each.nbytes) for each in text)
+    return positive, negative

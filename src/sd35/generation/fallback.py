@@ -1,0 +1,154 @@
+"""What a standby bridges: graphs and engines built in child processes, one after the other, while the service answers.
+
+Serving never imports what builds them: a child is the command that the error names, and its end is all that is known.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TypeAlias
+
+import structlog
+
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.errors import BuildFailed, NotCompiled, Overloaded
+from sd35.generation.model import Model
+from sd35.settings import PREFIX, Settings
+
+_KEPT_LINES = 5  # of a child that failed
+_ENDING_S = 10.0  # that a child may take to end when it is told to
+_LEAVING_S = 1.0  # that the thread takes at most where it loads nothing
+Command: TypeAlias = Callable[[Sequence[str]], list[str]]
+
+
+def command_of(settings: Settings, arguments: Sequence[str]) -> list[str]:
+    """The command line of `sd35` with `arguments`, for the files and the device that `settings` name."""
+    flags = [f"--cache-dir={settings.cache_dir}", f"--device={settings.device}", f"--threads={settings.threads}"]
+    flags += [f"--weights={path}" for path in settings.weights]
+    flags += [f"--variants={settings.variants}"] if settings.variants else []
+    flags += [f"--companion={settings.companion}"] if settings.companion else []
+    flags += ["--offline"] if settings.offline else []
+    return [sys.executable, "-P", "-c", "from sd35.cli import main; main()", *arguments, *flags]
+
+
+class Building:
+    """Builds what `pending` checkpoints lack, opens each, and gives it to `swap`; in a thread, from `start` to `stop`.
+
+    Whatever fails is logged and counted in `failures`, and changes nothing else: the standby goes on answering.
+    """
+
+    def __init__(
+        self,
+        pending: Sequence[Checkpoint],
+        command: Command,
+        open_model: Callable[[Checkpoint], Model],
+        swap: Callable[[Model], None],
+    ) -> None:
+        self._pending, self._command, self._open_model, self._swap = pending, command, open_model, swap
+        self._began_s = self._ended_s = 0.0
+        self.failures = 0
+        self._lock = threading.Lock()  # of the child: none is begun once it is to stop
+        self._child: subprocess.Popen[str] | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="building", daemon=True)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether something is still to be swapped, and may be."""
+        return self._thread.is_alive()
+
+    @property
+    def took_s(self) -> float:
+        """Seconds from the start to the last swap, or until now."""
+        return (time.monotonic() if self.is_running else self._ended_s) - self._began_s
+
+    def start(self) -> None:
+        """Begin."""
+        self._began_s = time.monotonic()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the child that builds, and begin no other. A model that is being loaded cannot be interrupted."""
+        with self._lock:
+            self._stopping.set()
+            if self._child:
+                _end(self._child)
+        if self._thread.ident:
+            self._thread.join(_LEAVING_S)
+
+    def _run(self) -> None:
+        for checkpoint in self._pending:
+            log = structlog.get_logger().bind(model=checkpoint.name)
+            try:
+                self._bring(checkpoint, log)
+            except Exception as error:
+                if not self._stopping.is_set():
+                    self.failures += 1
+                    log.exception("building failed: the standby goes on", error=str(error))
+        self._ended_s = time.monotonic()
+
+    def _bring(self, checkpoint: Checkpoint, log: structlog.typing.FilteringBoundLogger) -> None:
+        """Build what is missing, open the model, and swap to it."""
+        model = self._opened(checkpoint, log)
+        while not self._stopping.is_set():
+            try:
+                self._swap(model)
+            except Overloaded as error:  # no room for its first picture now
+                self._stopping.wait(error.retry_after_s)
+            else:
+                log.info("swapped", profile=model.profile, after_s=round(self.took_s, 3))
+                return
+
+    def _opened(self, checkpoint: Checkpoint, log: structlog.typing.FilteringBoundLogger) -> Model:
+        """The model; what it lacks is built, graphs first and then engines. Raises BuildFailed where that is no use."""
+        built: list[tuple[str, ...]] = []
+        while True:
+            try:
+                return self._open_model(checkpoint)
+            except NotCompiled as error:
+                if error.arguments in built:
+                    raise BuildFailed(f"what was built is not what is looked for: {error}") from error
+                built.append(error.arguments)
+                self._build(error.arguments, log)
+
+    def _build(self, arguments: Sequence[str], log: structlog.typing.FilteringBoundLogger) -> None:
+        """Run a child to its end. Raises BuildFailed."""
+        command = self._command(arguments)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+        with self._lock:
+            if self._stopping.is_set():
+                raise BuildFailed("the service is closing")
+            self._child = child = subprocess.Popen(  # noqa: S603  our own command
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,  # Ctrl-C at a terminal is for the service, which ends what is in the session
+            )
+        log.info("building", command=" ".join(["sd35", *arguments]), pid=child.pid)
+        last: deque[str] = deque(maxlen=_KEPT_LINES)
+        with child:
+            assert child.stdout
+            for line in child.stdout:
+                log.info("building", said=line.rstrip())
+                last.append(line)
+        if child.returncode:
+            raise BuildFailed(f"sd35 {' '.join(arguments)} ended with {child.returncode}: {''.join(last).strip()}")
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    """End a child and all that it began; one that does not end when it is asked to is killed."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if child.poll() is None:
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(child.pid, number)
+                child.wait(_ENDING_S)

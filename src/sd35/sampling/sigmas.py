@@ -1,0 +1,66 @@
+"""The sigma schedule, numerically equal to Diffusers' FlowMatchEulerDiscreteScheduler.
+
+A sigma is the share of noise in a latent, 1 to 0. The step index is an argument, never state. The Euler step itself is
+the backends' (`sd35.backends.base`).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.errors import CheckpointError
+from sd35.tensors import Array
+
+_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+# What Diffusers' scheduler can do beside, and no SD3.5 checkpoint asks for: refused, so that it is never ignored.
+_UNSUPPORTED = (
+    "use_dynamic_shifting",
+    "shift_terminal",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "invert_sigmas",
+    "stochastic_sampling",
+)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A checkpoint's sigma schedule. `shift` moves steps towards the noise (SD3 paper, section 5.3.2)."""
+
+    shift: float
+    num_train_timesteps: int = 1000
+
+    def sigmas(self, steps: int) -> Float32[Array, " steps+1"]:
+        """The sigma before each step, then 0: step `i` goes from `sigmas[i]` to `sigmas[i + 1]`.
+
+        Shifted twice, as Diffusers does: the range's lower end is a shifted sigma, and all between is shifted again.
+        """
+        assert steps > 0, steps
+        total = self.num_train_timesteps
+        lowest = float(self._shifted(np.float32(1) / np.float32(total)))
+        unshifted = np.linspace(total, lowest * total, steps) / total
+        return np.append(self._shifted(unshifted), 0).astype(np.float32)
+
+    def _shifted(self, sigma: Any) -> Any:  # noqa: ANN401  float32 scalar or float64 array, and stays what it is
+        return self.shift * sigma / (1 + (self.shift - 1) * sigma)
+
+
+def sampler_of(checkpoint: Checkpoint) -> Sampler:
+    """The schedule in a checkpoint's scheduler configuration.
+
+    Raises CheckpointError where it is not SD3.5's, or names an option beyond `shift` that this sampler does not have.
+    """
+    config = checkpoint.config("scheduler", "scheduler_config.json")
+    kind = config.get("_class_name")
+    asked = [option for option in _UNSUPPORTED if config.get(option)]
+    if kind != _SCHEDULER or asked:
+        found = f"{kind} with {', '.join(asked)}" if asked else str(kind)
+        raise CheckpointError(f"{checkpoint.name}: scheduler {found} is not supported; expected a plain {_SCHEDULER}")
+    total = config.get("num_train_timesteps", 1000)
+    if total != 1000:  # the backends' timestep is sigma * 1000
+        raise CheckpointError(f"{checkpoint.name}: num_train_timesteps is {total}; only 1000 is supported")
+    return Sampler(shift=float(config.get("shift", 1.0)))

@@ -1,0 +1,208 @@
+"""What is looked up when metrics are asked for: states, and what others count already. See `metering` for the rest."""
+
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
+
+import structlog
+
+from sd35.backends.memory.host import HostMemory
+from sd35.errors import NotReady, StoreUnavailable
+from sd35.images.record import own_version
+from sd35.service.service import Service
+from sd35.service.startup import Opening
+from sd35.storage.jobs import JobStore, Status
+from sd35.telemetry.metrics import Described, Metering
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+_COUNTED_S = 5.0  # so old may a count of all jobs be: on a large table it takes its time
+
+Label = TypeVar("Label", bound=str)
+Samples: TypeAlias = Iterable[tuple[tuple[str, ...], float]]  # labels' values, and the value
+
+
+class _Reading(NamedTuple):
+    """A metric, and how it is read of a service that is open."""
+
+    described: Described
+    read: Callable[[Service], Samples]
+
+
+def _gauge(name: str, meaning: str, read: Callable[[Service], Samples], *labels: str) -> _Reading:
+    return _Reading(Described(name, "gauge", labels, meaning), read)
+
+
+def _counter(name: str, meaning: str, read: Callable[[Service], Samples], *labels: str) -> _Reading:
+    return _Reading(Described(name, "counter", labels, meaning), read)
+
+
+def _one(value: float) -> Samples:
+    return [((), value)]
+
+
+def _each(values: Mapping[Label, float]) -> Samples:
+    return [((label,), value) for label, value in values.items()]
+
+
+class Readings:
+    """A collector (see prometheus_client) of an `opening`; while that is not ready, most have no value."""
+
+    def __init__(self, opening: Opening) -> None:
+        self._opening = opening
+        self._jobs = _Jobs()
+        self._readings = [*_READINGS, _Reading(_JOBS, self._jobs.counts), _Reading(_JOB_STORE_UP, self._jobs.is_up)]
+
+    def collect(self) -> "Iterator[Metric]":
+        """Each metric once, with the values it has now."""
+        try:
+            service = self._opening.service
+        except NotReady:
+            service = None
+        yield _family(_READY, _one(service is not None))
+        yield _family(_BUILD, [((own_version(), platform.python_version()), 1)])
+        yield _family(_STARTUP, _each({phase: round(s, 3) for phase, s in self._opening.start_up.seconds.items()}))
+        yield _family(_HOST_FREE, _one(HostMemory().free_bytes()))
+        for reading in self._readings:
+            yield _family(reading.described, _read(reading, service) if service else ())
+
+
+def _read(reading: _Reading, service: Service) -> Samples:
+    """Read a metric; log what it raises, and give no value then, so that the other metrics are still there."""
+    try:
+        return reading.read(service)
+    except Exception:  # noqa: BLE001  such as a driver's
+        structlog.get_logger().exception("a metric cannot be read", metric=reading.described.name)
+        return ()
+
+
+class _Jobs:
+    """How many jobs there are of each status, counted every few seconds at most."""
+
+    def __init__(self) -> None:
+        self._counts: Mapping[Status, int] = {}
+        self._is_answering = True
+        self._until_s = float("-inf")
+
+    def counts(self, service: Service) -> Samples:
+        """None while the store does not answer."""
+        self._count(service.kept.stores.jobs)
+        return _each({status: self._counts.get(status, 0) for status in Status} if self._is_answering else {})
+
+    def is_up(self, service: Service) -> Samples:
+        """1 or 0."""
+        self._count(service.kept.stores.jobs)
+        return _one(self._is_answering)
+
+    def _count(self, store: JobStore) -> None:
+        if time.monotonic() < self._until_s:
+            return
+        try:
+            self._counts, self._is_answering = store.counts(), True
+        except StoreUnavailable:
+            self._is_answering = False
+        self._until_s = time.monotonic() + _COUNTED_S
+
+
+def _engine_pictures(service: Service) -> Samples:
+    load = service.studio.engine.load
+    return _each({"waiting": load.waiting, "running": load.running})
+
+
+def _device_memory(service: Service) -> Samples:
+    memory = next(iter(service.studio.models.values())).backend.memory
+    return _each({"held": memory.held_bytes(), "free": memory.free_bytes()})
+
+
+def _lookups(service: Service) -> Samples:
+    embeddings = service.studio.embeddings
+    return _each({"hit": embeddings.hits, "miss": embeddings.misses})
+
+
+def _models(service: Service) -> Samples:
+    return [
+        ((model.name, model.checkpoint.revision[:12], model.backend.name, model.backend.precision), 1)
+        for model in service.studio.models.values()
+    ]
+
+
+def _is_building(service: Service) -> Samples:
+    return _one(service.studio.building.is_running) if service.studio.building else ()
+
+
+def _building_s(service: Service) -> Samples:
+    return _one(service.studio.building.took_s) if service.studio.building else ()
+
+
+def _build_failures(service: Service) -> Samples:
+    return _one(service.studio.building.failures) if service.studio.building else ()
+
+
+def _family(described: Described, samples: Samples) -> "Metric":
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    kind = CounterMetricFamily if described.kind == "counter" else GaugeMetricFamily
+    family = kind(described.name, described.meaning, labels=described.labels)
+    for labels, value in samples:
+        family.add_metric(labels, value)
+    return family
+
+
+_JOBS = Described("sd35_jobs", "gauge", ("status",), "Jobs in the store.")
+_JOB_STORE_UP = Described("sd35_job_store_up", "gauge", (), "Whether the job store answers.")
+_READY = Described("sd35_ready", "gauge", (), "Whether pictures can be made, as /readyz says.")
+_BUILD = Described("sd35_build_info", "gauge", ("version", "python"), "Always 1: what runs.")
+_STARTUP = Described("sd35_startup_seconds", "gauge", ("phase",), "What the start took.")
+_HOST_FREE = Described("sd35_host_memory_free_bytes", "gauge", (), "What system and container leave to this process.")
+_READINGS = [
+    _gauge("sd35_engine_pictures", "Pictures that the engine has accepted.", _engine_pictures, "state"),
+    _gauge(
+        "sd35_engine_pictures_limit",
+        "Most pictures that the engine accepts.",
+        lambda it: _one(it.studio.engine.limits.max_pictures),
+    ),
+    _gauge("sd35_engine_backlog_seconds", "Estimated work left.", lambda it: _one(it.studio.engine.load.backlog_s)),
+    _gauge(
+        "sd35_engine_memory_used_bytes", "Working memory in use.", lambda it: _one(it.studio.engine.load.used_bytes)
+    ),
+    _gauge(
+        "sd35_engine_memory_limit_bytes", "All working memory.", lambda it: _one(it.studio.engine.limits.memory_bytes)
+    ),
+    _gauge("sd35_device_memory_bytes", "Memory that the first model computes in.", _device_memory, "state"),
+    _counter("sd35_embedding_cache_total", "Prompts looked up among those encoded before.", _lookups, "result"),
+    _gauge(
+        "sd35_embedding_cache_bytes", "Encoded prompts that are kept.", lambda it: _one(it.studio.embeddings.used_bytes)
+    ),
+    _counter(
+        "sd35_spoiled_pictures_total",
+        "Attempts whose values went bad.",
+        lambda it: _each(it.studio.engine.spoiled),
+        "kind",
+    ),
+    _counter(
+        "sd35_retried_pictures_total",
+        "Spoiled pictures that were made again in a wider precision.",
+        lambda it: _one(it.studio.engine.retried),
+    ),
+    _gauge("sd35_model_info", "Always 1: what is served.", _models, "model", "revision", "backend", "precision"),
+    _gauge(
+        "sd35_retention_paused",
+        "Whether nothing is removed for its age, since the clock cannot be believed.",
+        lambda it: _one(it.is_retention_paused),
+    ),
+    _gauge("sd35_building", "Whether a standby answers in place of what is being built.", _is_building),
+    _gauge("sd35_build_seconds", "From the start of building to the swap.", _building_s),
+    _counter("sd35_build_failures_total", "Builds that failed.", _build_failures),
+]
+
+
+def metrics_table() -> str:
+    """The table of docs/architecture/19-metrics-logs-traces.md, in Markdown."""
+    own = [_READY, _BUILD, _STARTUP, _HOST_FREE, _JOBS, _JOB_STORE_UP, *(reading.described for reading in _READINGS)]
+    lines = ["| Metric | Type | Labels | Meaning |", "| --- | --- | --- | --- |"]
+    for each in sorted([*own, *Metering().described]):
+        labels = ", ".join(f"`{label}`" for label in each.labels)
+        lines.append(f"| `{each.name}` | {each.kind} | {labels} | {each.meaning} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,221 @@
+"""Composes a studio from settings, and keeps it through opening, serving and closing."""
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
+
+from sd35.backends.options import Options
+from sd35.backends.registry import open_backend
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.network_sizes import anatomy_on_disk
+from sd35.checkpoints.tokenizers import Tokenizers
+from sd35.content_filter import load_filter
+from sd35.engine.local import CLOSING_RETRY_S
+from sd35.engine.prompt_cache import EmbeddingCache
+from sd35.engine.scheduler import STRETCH, Limits
+from sd35.errors import InvalidSetting, NotCompiled, NotReady
+from sd35.generation.fallback import Building, command_of
+from sd35.generation.model import Model
+from sd35.generation.model_pool import Studio
+from sd35.generation.params import Naming
+from sd35.planning.auto import AUTO, choose, open_named
+from sd35.planning.fit import check_standby, place_beside, placement_of, plan_for, room_here
+from sd35.planning.plan import Placement
+from sd35.service.service import Rules, Service
+from sd35.service.startup_times import StartUp
+from sd35.settings import Settings
+
+_LOADING_RETRY_S = 1.0
+_MB = 10**6
+_DAY_S = 24 * 3600.0
+OF_FREE_MEMORY = 0.9  # the rest is for what is not counted: latents, pictures being encoded, other processes
+
+
+def open_checkpoints(settings: Settings) -> list[Checkpoint]:
+    """The checkpoints of the settings; `auto` is chosen, and fetched where it has to be; what is named besides is one.
+
+    Raises CheckpointError, InvalidSetting where two share a name, or it is open whose weights the files hold, and for
+    `auto` BackendUnavailable.
+    """
+    if settings.weights and len(settings.checkpoints) > 1:
+        raise InvalidSetting(f"weights: got files beside {len(settings.checkpoints)} checkpoints; allowed: beside one")
+    names = [choose(settings, room_here(settings)) if name == AUTO else name for name in settings.checkpoints]
+    if AUTO in settings.checkpoints:
+        names = list(dict.fromkeys(names))  # it may choose what is named besides
+    checkpoints = [open_named(name, settings) for name in names]
+    found = [checkpoint.name for checkpoint in checkpoints]
+    if doubled := sorted({name for name in found if found.count(name) > 1}):
+        raise InvalidSetting(f"checkpoints: two are named {', '.join(doubled)}; rename a directory")
+    return checkpoints
+
+
+def open_studio(
+    settings: Settings,
+    checkpoints: Sequence[Checkpoint],
+    start_up: StartUp | None = None,
+    *,
+    with_standby: bool = False,
+) -> Studio:
+    """Plan, load the checkpoints as planned, and draw a first picture with each: what is returned is ready.
+
+    With the settings' standby, which is loaded beside, it answers for checkpoints that are not built yet; those are
+    the studio's `building`, to be started. Takes seconds to minutes. Raises DoesNotFit, CheckpointError (NotCompiled
+    without a standby), BackendUnavailable, InvalidSetting, PictureFailed.
+    """
+    start_up = start_up or StartUp()
+    standby = settings.of_standby if with_standby else None
+    with start_up.phase("import"):
+        room = room_here(settings)
+        if standby:
+            check_standby(settings, standby, room)
+    with start_up.phase("plan"):
+        anatomies = [anatomy_on_disk(each) for each in checkpoints]
+        plan = plan_for(settings, anatomies, room)
+        first = placement_of(plan)
+        beside = place_beside(standby, anatomies, plan) if standby else None
+    standbys = [_open_model(standby, beside, each) for each in checkpoints] if standby and beside else []
+    open_first = partial(_open_model, settings, first)
+    models, pending = _open_built(open_first, checkpoints, standbys)
+    for model, other in zip(models, standbys, strict=bool(standbys)):
+        if model is not other and model.profile == other.profile:
+            raise InvalidSetting(f"standby: got {settings.standby!r}, which is {other.profile} here, as the first is")
+    for model in {*models, *standbys}:
+        start_up.add(model.backend.start_up_s)
+    # Networks that are not there now come: what is free for working is what their placement leaves.
+    weights_bytes = first.weights_bytes + (beside.weights_bytes if beside else 0)
+    to_be_built_bytes = first.weights_bytes if pending else 0
+    free_bytes = min(models[0].backend.memory.free_bytes() - to_be_built_bytes, room.device_bytes - weights_bytes)
+    memory_bytes = settings.memory_mb * _MB or int(OF_FREE_MEMORY * free_bytes)
+    limits = limits_of(settings, memory_bytes)
+    embeddings = EmbeddingCache(settings.embedding_cache_mb * _MB)
+    studio = Studio(models, settings.max_pixels, limits, embeddings, reproducible=settings.reproducible)
+    for model in standbys:
+        studio.add(model)
+    if pending:
+        studio.building = Building(pending, partial(command_of, settings), open_first, studio.swap)
+    try:
+        with start_up.phase("warm"):
+            studio.draw_first()
+    except BaseException:
+        studio.engine.close()
+        raise
+    return studio
+
+
+def limits_of(settings: Settings, memory_bytes: int) -> Limits:
+    """What a device takes on that has so much working memory."""
+    max_slowdown = math.inf if settings.max_pictures else STRETCH  # who sets a number of places wants them used
+    return Limits(settings.max_batch_rows, most_pictures(settings), settings.max_wait_s, memory_bytes, max_slowdown)
+
+
+def most_pictures(settings: Settings) -> int:
+    """Pictures accepted and not ended: as it is set, or little more than a batch, so that none waits long."""
+    return settings.max_pictures or settings.max_batch_rows + max(2, settings.max_batch_rows // 4)
+
+
+def _open_model(settings: Settings, placement: Placement, checkpoint: Checkpoint) -> Model:
+    """A checkpoint in the settings' backend, placed as planned."""
+    options = Options(
+        precision=settings.precision,
+        device=settings.device,
+        offload=placement.offload,
+        threads=settings.threads,
+        tiled_decode=placement.tiled_decode,
+        torch_compile=settings.torch_compile,
+        cache_dir=settings.cache_dir,
+    )
+    return Model(checkpoint, open_backend(settings.backend, checkpoint, options), Tokenizers(checkpoint))
+
+
+def _open_built(
+    open_first: Callable[[Checkpoint], Model], checkpoints: Sequence[Checkpoint], standbys: Sequence[Model]
+) -> tuple[list[Model], list[Checkpoint]]:
+    """What new requests are answered by, and the checkpoints whose standby that is, for they are not built yet."""
+    models, pending = [], []
+    for index, checkpoint in enumerate(checkpoints):
+        try:
+            models.append(open_first(checkpoint))
+        except NotCompiled:
+            if not standbys:
+                raise
+            models.append(standbys[index])
+            pending.append(checkpoint)
+    return models, pending
+
+
+def rules_of(settings: Settings) -> Rules:
+    """What the settings say of serving. Raises InvalidSetting."""
+    return Rules(
+        load_filter(settings.content_filter),
+        Naming.of(settings.model_aliases, is_strict=settings.strict_dialects),
+        has_metadata=settings.keep_metadata,
+        redirects=settings.redirect_pictures,
+        keep_s=settings.keep_days * _DAY_S or None,
+        grace_s=settings.grace_s,
+        most_running=max(1, most_pictures(settings) // 2),  # the other half is for who waits on a connection
+        most_waiting=settings.max_jobs,
+    )
+
+
+class Opening:
+    """A service that opens in the background, so that a server answers while its model loads, and closes gracefully."""
+
+    def __init__(
+        self,
+        open_service: Callable[[], Service],
+        on_ready: Callable[[], None],
+        on_failure: Callable[[Exception], None],
+        start_up: StartUp | None = None,
+    ) -> None:
+        self.start_up = start_up or StartUp()
+        self._open_service, self._on_ready, self._on_failure = open_service, on_ready, on_failure
+        self._service: Service | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self.state: Literal["loading", "ready", "closing"] = "loading"
+
+    @property
+    def is_building(self) -> bool:
+        """Whether a standby answers in place of something that is being built, or loaded after it was."""
+        building = self._service.studio.building if self._service else None
+        return bool(building and building.is_running)
+
+    @property
+    def service(self) -> Service:
+        """The service. Raises NotReady where it is not open yet, or not any more, or its engine broke."""
+        if self.state != "ready" or self._service is None:
+            raise NotReady(self.state, CLOSING_RETRY_S if self.state == "closing" else _LOADING_RETRY_S)
+        if not self._service.is_running:
+            raise NotReady("broken", CLOSING_RETRY_S)
+        return self._service
+
+    @property
+    def studio(self) -> Studio:
+        """The service's studio. Raises NotReady."""
+        return self.service.studio
+
+    def start(self) -> None:
+        """Begin to open; needs a running event loop."""
+        self._loading = asyncio.get_running_loop().create_task(self._load())
+
+    async def close(self) -> None:
+        """Build no more, refuse what is new, and finish what was accepted. Doing it twice does no harm."""
+        self.state = "closing"
+        if self._loading:
+            await self._loading
+        if self._service:
+            self._closing = self._closing or asyncio.create_task(self._service.close())
+            await self._closing
+
+    async def _load(self) -> None:
+        try:
+            self._service = await asyncio.to_thread(self._open_service)
+        except Exception as error:  # noqa: BLE001  whoever opened it decides what to do
+            self._on_failure(error)
+            return
+        if self.state == "loading":
+            self.state = "ready"
+            self._service.start()  # not before: who ends it while it loads ends no child
+            self._on_ready()

@@ -1,0 +1,48 @@
+"""API keys in an SQL database."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Row, insert, select, update
+
+from sd35.access.keys import Allowance, Key, Role
+from sd35.storage.sql.connection import Database
+from sd35.storage.sql.tables import keys
+
+
+class SqlKeyStore:
+    """A KeyStore."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, key: Key) -> None:
+        """Keep a new one."""
+        fields = asdict(key)
+        with self._database.write() as connection:
+            connection.execute(insert(keys).values(**fields.pop("allowance"), **fields))
+
+    def find(self, key_id: str) -> Key | None:
+        """One key, revoked or not."""
+        with self._database.read() as connection:
+            row = connection.execute(select(keys).where(keys.c.id == key_id)).one_or_none()
+            return _key(row) if row else None
+
+    def keys(self) -> Sequence[Key]:
+        """All, the oldest first."""
+        with self._database.read() as connection:
+            return [_key(row) for row in connection.execute(select(keys).order_by(keys.c.created_s, keys.c.id))]
+
+    def revoke(self, key_id: str, now_s: float) -> Key | None:
+        """End a key; one that was revoked before stays as it is."""
+        with self._database.write() as connection:
+            live = update(keys).where(keys.c.id == key_id, keys.c.revoked_s.is_(None))
+            connection.execute(live.values(revoked_s=now_s))
+            row = connection.execute(select(keys).where(keys.c.id == key_id)).one_or_none()
+            return _key(row) if row else None
+
+
+def _key(row: Row[Any]) -> Key:
+    allowance = Allowance(row.requests_per_minute, row.concurrency, row.pixels_per_hour)
+    return Key(row.id, row.name, row.secret_sha256, Role(row.role), row.created_s, allowance, row.revoked_s)

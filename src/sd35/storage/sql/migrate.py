@@ -1,0 +1,90 @@
+"""Brings a database to the schema of this version, when it is opened."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+from sqlalchemy import Connection, column, inspect, select, table
+
+from sd35.storage.sql.connection import Database
+from sd35.storage.sql.holders import NO_LOCKS
+from sd35.storage.sql.tables import VERSION
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+_LOCK = 0x5D35_0001
+_VERSIONS = table("alembic_version", column("version_num"))
+
+
+def migrate(database: Database, wait_s: float = 60.0) -> None:
+    """Create the tables, or bring older ones up to date; what is up to date costs no import of Alembic.
+
+    Of several processes that start at once, one does it. It is one transaction: all of it happens, or nothing. Raises
+    StoreUnavailable, also where a newer version of this project made the database.
+    """
+    if not database.path:
+        _migrate(database)
+        return
+    lock = FileLock(f"{database.path}.lock", timeout=wait_s, mode=0o600, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise database.unavailable(f"another process has been opening it for {wait_s:g} s") from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise database.unavailable(error.strerror or str(error)) from error
+        # SQLite's own lock makes the migration one process's. Only two first starts at once may disturb each other.
+    try:
+        with database.read() as connection:  # lasts, in the file; not under other processes' hands
+            connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+        _migrate(database)
+    finally:
+        lock.release()
+
+
+def check_version(database: Database) -> None:
+    """Raise StoreUnavailable unless a database has the schema of this version."""
+    with database.read() as connection:
+        version = _version(connection)
+    _refuse_newer(database, version)
+    if version != VERSION:
+        raise database.unavailable(
+            f"an older version of sd35 made it (its schema is {version}, this one needs {VERSION}); start the service"
+            " once, which brings it up to date"
+        )
+
+
+def config_for(connection: Connection) -> "Config":
+    """Alembic's configuration, for its commands."""
+    from alembic.config import Config
+
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    return config
+
+
+def _migrate(database: Database) -> None:
+    with database.write() as connection:
+        database.lock(connection, _LOCK)
+        version = _version(connection)
+        if version == VERSION:
+            return
+        _refuse_newer(database, version)
+        from alembic import command
+
+        command.upgrade(config_for(connection), VERSION)
+
+
+def _version(connection: Connection) -> str | None:
+    if not inspect(connection).has_table(_VERSIONS.name):
+        return None
+    return connection.execute(select(_VERSIONS.c.version_num)).scalar()
+
+
+def _refuse_newer(database: Database, version: str | None) -> None:
+    if version and version > VERSION:
+        raise database.unavailable(
+            f"a newer version of sd35 made it (its schema is {version}, this one knows up to {VERSION}); install that"
+            " version again, or name another database"
+        )

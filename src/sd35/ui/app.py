@@ -1,0 +1,84 @@
+"""Opens the page: Gradio, loaded when it is wanted, behind its guard."""
+
+import os
+import shutil
+import tempfile
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from sd35.ui import PATH
+from sd35.ui.client import Client
+from sd35.ui.guard import Guard
+
+_LEFT_OVER_S = 7 * 24 * 3600  # a process that was killed leaves its files
+
+
+class Page:
+    """The page of a service, as an ASGI app. To be loaded in a thread, started in the event loop, and closed."""
+
+    def __init__(self, server: str, cache_dir: Path, arrival_s: float, *, uses_proxies: bool = False) -> None:
+        """Takes seconds. `server` is the service's address; dropped and made pictures lie below `cache_dir`."""
+        self._directory = _own_directory(cache_dir / "page")
+        self._client = Client(server, uses_proxies=uses_proxies)
+        self._gradio = _gradio_app(self._client, self._directory)
+        self._guard = Guard(self._gradio, self._directory, arrival_s)
+        self._running = AsyncExitStack()
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        blocks = self._gradio.get_blocks()
+        await self._running.enter_async_context(self._gradio.router.lifespan_context(self._gradio))
+        blocks.run_startup_events()
+        await blocks.run_extra_startup_events()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        await self._guard(scope, receive, send)
+
+    async def close(self) -> None:
+        """End all answers, and leave no file."""
+        self._guard.close()
+        self._gradio.stop_event.set()
+        await self._client.close()
+        await self._running.aclose()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _gradio_app(client: Client, directory: Path) -> Any:  # noqa: ANN401  Gradio's own type would import it
+    """Gradio's app of the page. It reads its settings from the environment, some of them while it is imported."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_TEMP_DIR"] = str(directory)
+    from fastapi import FastAPI
+    from gradio import mount_gradio_app
+
+    from sd35.ui.blocks import THEME, build_blocks, head, style
+
+    blocks = build_blocks(client, directory)
+    around = mount_gradio_app(
+        FastAPI(),
+        blocks,
+        PATH,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        show_error=False,
+        theme=THEME,
+        css=style(),
+        head=head(),
+    )
+    blocks.has_launched = True  # as far as Gradio looks: else it takes any file that an event names
+    (app,) = [route.app for route in around.routes if getattr(route, "path", None) == PATH]
+    return app
+
+
+def _own_directory(parent: Path) -> Path:
+    """A directory for this process alone; what killed ones left there long ago is removed."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for each in parent.iterdir():
+        if each.stat().st_mtime < time.time() - _LEFT_OVER_S:
+            shutil.rmtree(each, ignore_errors=True)
+    return Path(tempfile.mkdtemp(dir=parent)).resolve()

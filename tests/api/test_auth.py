@@ -1,0 +1,408 @@
+"""Who may use the API and how much: keys, roles, limits, proxies, pages of other origins, and a path under a proxy."""
+
+import asyncio
+import base64
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import Depends
+from starlette.testclient import TestClient
+
+from sd35.access.keys import Allowance, Key, Role, new_key
+from sd35.api.auth import require_admin
+from sd35.errors import (
+    ContentRefused,
+    IdempotencyConflict,
+    InvalidSetting,
+    NotAllowed,
+    NotAuthenticated,
+    NotReady,
+    Overloaded,
+    Sd35Error,
+    StoreUnavailable,
+    TooMany,
+)
+from sd35.generation.model_pool import Studio
+from sd35.settings import load_settings
+from sd35.storage.memory.keys import MemoryKeyStore
+from tests.api.conftest import serving
+from tests.api.test_txt2img import ask, problem
+from tests.support.fake_backend import WAIT_S, NumpyBackend, double_studio, key_store
+
+USER, USER_SECRET = new_key("user", Role.USER, 1.0)
+ADMIN, ADMIN_SECRET = new_key("admin", Role.ADMIN, 1.0)
+BEARER = {"authorization": f"Bearer {USER_SECRET}"}
+AS_ADMIN = {"authorization": f"Bearer {ADMIN_SECRET}"}
+CAT = {"prompt": "a cat", "steps": 1, "width": 64, "height": 64}  # 4096 pixels
+
+
+@pytest.fixture
+def closed(studio: Studio) -> Iterator[TestClient]:
+    """A client of an app in which a user and an administrator have keys."""
+    with serving(studio, key_store(USER, ADMIN)) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        BEARER,
+        {"authorization": f"bearer  {USER_SECRET}"},
+        {"x-api-key": USER_SECRET},
+        AS_ADMIN,
+        {"authorization": "Basic " + base64.b64encode(f"anyone:{USER_SECRET}".encode()).decode()},
+        {"authorization": "Basic dTpw", "x-api-key": USER_SECRET},
+    ],
+    ids=["bearer", "lower case", "header", "admin", "password", "beside another scheme"],
+)
+def test_a_key_opens_in_either_header(closed: TestClient, headers: dict[str, str]):
+    """As a bearer token, or as X-Api-Key."""
+    assert closed.post("/v1/txt2img", json=CAT, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/txt2img"), ("GET", "/v1/models"), ("GET", "/metrics")])
+def test_without_a_key_there_is_no_answer_but_how_to_send_one(closed: TestClient, method: str, path: str):
+    """401 with the scheme, as a problem; a body is not even read."""
+    response = closed.request(method, path)
+    assert "'Authorization: Bearer sd35_...' or 'X-Api-Key: sd35_...'" in problem(response, 401)["detail"]
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+def test_the_description_says_which_routes_need_a_key(closed: TestClient):
+    """Each that says so answers 401 without one, which it describes; the others answer."""
+    paths = closed.get("/openapi.json").json()["paths"]
+    operations = [(method, path, each) for path, methods in paths.items() for method, each in methods.items()]
+    for method, path, operation in operations:
+        status = closed.request(method, path).status_code
+        assert (status == 401) == ("security" in operation)
+        assert str(status) in operation["responses"]
+
+
+def test_a_route_that_does_not_exist_needs_a_key_too(closed: TestClient):
+    """What there is and what not is told to those with a key."""
+    problem(closed.get("/v1/nothing"), 401)
+    problem(closed.get("/v1/nothing", headers=BEARER), 404)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico", "/static-offline-docs/swagger-ui.css"],
+)
+def test_probes_and_the_description_need_no_key(closed: TestClient, path: str):
+    """What asks for them has none."""
+    assert closed.get(path).status_code < 400
+
+
+def test_every_wrong_key_is_answered_alike(closed: TestClient):
+    """Unknown, wrong and malformed: the same status, headers and words."""
+    wrong = USER_SECRET[:-4] + ("AAAA" if USER_SECRET[-4:] != "AAAA" else "BBBB")
+    answers = set()
+    for secret in (new_key("other", Role.ADMIN, 1.0)[1], wrong, "nonsense", "sd35_" + "0" * 16 + "_"):
+        response = closed.get("/v1/models", headers={"x-api-key": secret})
+        answers.add((response.status_code, response.headers["www-authenticate"], response.json()["detail"]))
+    assert answers == {(401, "Bearer", "the API key that came is not valid")}
+
+
+@pytest.mark.parametrize("need_admin", [True, False])
+def test_metrics_are_for_administrators_where_that_is_set(studio: Studio, need_admin: bool):  # noqa: FBT001  a parameter
+    """403 for a user then; else any key is enough."""
+    with serving(studio, key_store(USER, ADMIN), metrics_need_admin=need_admin) as client:
+        assert client.get("/metrics", headers=AS_ADMIN).status_code == 200
+        response = client.get("/metrics", headers=BEARER)
+        if need_admin:
+            assert "for administrators" in problem(response, 403)["detail"]
+        else:
+            assert response.status_code == 200
+
+
+def test_a_route_can_be_for_administrators_alone(closed: TestClient):
+    """By a dependency."""
+    app: Any = closed.app
+    app.get("/v1/admin", dependencies=[Depends(require_admin)])(lambda: "you may")
+    assert closed.get("/v1/admin", headers=AS_ADMIN).json() == "you may"
+    problem(closed.get("/v1/admin", headers=BEARER), 403)
+
+
+def test_a_store_of_keys_that_is_away_lets_nobody_in(studio: Studio):
+    """503 with a time, and health still answers."""
+
+    class Away(MemoryKeyStore):
+        def keys(self) -> list[Key]:
+            raise StoreUnavailable("the database does not answer")
+
+    with serving(studio, Away()) as client:
+        response = client.get("/v1/models", headers=BEARER)
+        assert problem(response, 503)["detail"] == "the database does not answer"
+        assert int(response.headers["retry-after"]) >= 1
+        assert client.get("/healthz").status_code == 200
+
+
+def test_a_key_has_its_own_limits(studio: Studio):
+    """429 with the time to wait for the one that used its share; another key's share is untouched."""
+    small, small_secret = new_key("small", Role.USER, 1.0, Allowance(requests_per_minute=2))
+    with serving(studio, key_store(small, USER), requests_per_minute=100) as client:
+        headers = {"x-api-key": small_secret}
+        first = client.post("/v1/txt2img", json=CAT, headers=headers)
+        assert first.headers["ratelimit-policy"] == '"requests";q=2;w=60'
+        assert first.headers["ratelimit"].startswith('"requests";r=1;t=')
+        assert client.post("/v1/txt2img", json=CAT, headers=headers).status_code == 200
+        refused = client.post("/v1/txt2img", json=CAT, headers=headers)
+        assert "2 requests in 60 s" in problem(refused, 429)["detail"]
+        assert 1 <= int(refused.headers["retry-after"]) <= 30
+        assert refused.headers["ratelimit"].startswith('"requests";r=0;t=')
+        assert client.get("/v1/models", headers=headers).status_code == 200
+        assert client.post("/v1/txt2img", json=CAT, headers=BEARER).status_code == 200
+
+
+def test_pixels_are_counted_as_asked_for_and_refusals_cost_nothing(studio: Studio):
+    """Wrong requests and those beyond the budget leave it as it is; what no hour holds is 403."""
+    with serving(studio, pixels_per_hour=2 * 4096) as client:
+        for _ in range(3):
+            problem(ask(client, steps=0), 422)
+            problem(ask(client, model="none"), 404)
+        assert "this request alone takes 16384" in problem(ask(client), 403)["detail"]
+        assert client.post("/v1/txt2img", json=CAT).status_code == 200
+        assert client.post("/v1/txt2img", json=CAT).headers["ratelimit"].startswith('"pixels";r=0;')
+        refused = client.post("/v1/txt2img", json=CAT)
+        assert "8192 pixels in 3600 s" in problem(refused, 429)["detail"]
+        assert 1790 <= int(refused.headers["retry-after"]) <= 1800
+
+
+def test_pictures_at_once_are_bounded_and_their_places_given_back(studio: Studio, backend: NumpyBackend):
+    """A second one beside a running one is 429; after it, it is made."""
+    with serving(studio, concurrency=1) as client:
+        answers: list[Any] = []
+        running = threading.Thread(target=lambda: answers.append(ask(client, prompt="held")))
+        running.start()
+        assert backend.started.wait(WAIT_S)
+        refused = client.post("/v1/txt2img", json=CAT)
+        assert "1 of at most 1 pictures at once" in problem(refused, 429)["detail"]
+        backend.release.set()
+        running.join(WAIT_S)
+        assert answers[0].status_code == 200
+        assert ask(client, prompt="crash").status_code == 500
+        assert client.post("/v1/txt2img", json=CAT).status_code == 200
+
+
+def test_what_the_engine_has_no_room_for_is_not_counted(studio: Studio, backend: NumpyBackend):
+    """An overloaded service's 429 costs nothing of the caller's share."""
+    with serving(studio, requests_per_minute=2) as client:
+        tickets = [studio.submit(studio.resolve(_wanted("held")), client="other") for _ in range(3)]
+        assert backend.started.wait(WAIT_S)
+        for _ in range(5):
+            assert "3 of at most 3 pictures are accepted" in problem(ask(client), 429)["detail"]
+        backend.release.set()
+        assert all(ticket.future.result(WAIT_S) for ticket in tickets)
+        assert ask(client).status_code == 200
+
+
+def _wanted(prompt: str) -> Any:
+    from sd35.generation.params import Wanted
+
+    return Wanted(prompt)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "retry_after"),
+    [
+        (NotAuthenticated("a key"), 401, None),
+        (NotAllowed("not yours"), 403, None),
+        (IdempotencyConflict("k"), 409, None),
+        (ContentRefused("not that"), 422, None),
+        (TooMany("two a minute", 3.2), 429, "4"),
+        (Overloaded("full", 0.1), 429, "1"),
+        (NotReady("closing", 5), 503, "5"),
+        (StoreUnavailable("disk full"), 503, "5"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Sd35Error) else None,
+)
+def test_each_error_has_its_status_and_says_when_to_come_back(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch, error: Sd35Error, status: int, retry_after: str | None
+):
+    """Wherever it is raised: a problem with the request's id, and a time where waiting helps."""
+
+    def failing(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(studio, "resolve", failing)
+    with serving(studio) as client:
+        response = ask(client)
+    assert problem(response, status)["detail"] == str(error)
+    assert response.headers.get("retry-after") == retry_after
+
+
+def clients_seen(studio: Studio, headers: dict[str, str], **settings: Any) -> set[object]:
+    """For whom the engine was asked for a picture, by a request from 10.1.1.1 with these headers."""
+    seen: set[object] = set()
+    submit = studio.submit
+
+    def noticing(*args: Any, client: object, **more: Any) -> Any:
+        seen.add(client)
+        return submit(*args, client=client, **more)
+
+    studio.submit = noticing  # type: ignore[method-assign,assignment]
+    with serving(studio, **settings) as client:
+        inside = TestClient(client.app, "http://127.0.0.1", client=("10.1.1.1", 5))
+        assert inside.post("/v1/txt2img", json=CAT, headers=headers).status_code == 200
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("trusted", "forwarded", "client"),
+    [
+        ("", "203.0.113.7", "10.1.1.1"),
+        ("10.2.0.0/16", "203.0.113.7", "10.1.1.1"),
+        ("10.1.1.1", "203.0.113.7", "203.0.113.7"),
+        ("10.1.0.0/16, 192.0.2.1", "1.2.3.4, 203.0.113.7, 192.0.2.1", "203.0.113.7"),
+    ],
+)
+def test_only_a_trusted_proxy_is_believed_where_a_request_comes_from(
+    studio: Studio, trusted: str, forwarded: str, client: str
+):
+    """The last address that no trusted proxy is; what a client wrote before it counts for nothing."""
+    assert clients_seen(studio, {"x-forwarded-for": forwarded}, trusted_proxies=trusted) == {client}
+
+
+def test_pages_of_other_origins_get_nothing_by_default(client: TestClient):
+    """No header lets them in, and their browsers' question is not answered."""
+    origin = {"origin": "https://example.com"}
+    assert "access-control-allow-origin" not in client.get("/v1/models", headers=origin).headers
+    asked = client.options("/v1/txt2img", headers={**origin, "access-control-request-method": "POST"})
+    assert "access-control-allow-origin" not in asked.headers
+
+
+def test_pages_of_named_origins_are_let_in(studio: Studio):
+    """They may send a key, read this API's headers, also of errors; others are refused by a problem."""
+    with serving(studio, key_store(USER), cors_origins="https://example.com") as client:
+        question = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+        allowed = client.options("/v1/txt2img", headers={"origin": "https://example.com", **question})
+        assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, "https://example.com")
+        refused = client.options("/v1/txt2img", headers={"origin": "https://evil.example", **question})
+        assert problem(refused, 400)["detail"].startswith("Disallowed CORS origin; the settings cors_origins")
+        assert "access-control-allow-origin" not in refused.headers
+        denied = client.get("/v1/models", headers={"origin": "https://example.com"})
+        assert (denied.status_code, denied.headers["access-control-allow-origin"]) == (401, "https://example.com")
+        answer = client.post("/v1/txt2img", json=CAT, headers={"origin": "https://example.com", **BEARER})
+        readable = answer.headers["access-control-expose-headers"].lower().split(", ")
+        own = {name for name in answer.headers if name.startswith("x-")} | {"server-timing", "retry-after"}
+        own -= {"x-content-type-options"}  # for the browser itself
+        assert own <= set(readable)
+        assert "access-control-allow-credentials" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("trusted_proxies", "proxy.example"),
+        ("trusted_proxies", "10.0.0.1/8"),
+        ("cors_origins", "example.com"),
+        ("cors_origins", "https://example.com/"),
+        ("root_path", "pictures"),
+        ("root_path", "/pictures/"),
+        ("max_arrival_s", "0"),
+    ],
+)
+def test_wrong_settings_are_refused_with_what_came(name: str, value: str):
+    """At the start, not at the first request."""
+    with pytest.raises(InvalidSetting, match=rf"--{name.replace('_', '-')}: got '{value}'"):
+        load_settings({name: value})
+
+
+@pytest.mark.parametrize(
+    ("path", "allow"),
+    [("/healthz", "GET, HEAD"), ("/v1/models", "GET, HEAD"), ("/v1/txt2img", "POST")],
+)
+def test_options_and_405_tell_all_that_a_path_can_do(client: TestClient, path: str, allow: str):
+    """OPTIONS is answered without a body, any other method with a problem."""
+    asked = client.options(path)
+    assert (asked.status_code, asked.headers["allow"], asked.content) == (204, allow, b"")
+    response = client.request("PATCH", path)
+    problem(response, 405)
+    assert response.headers["allow"] == allow
+
+
+def test_under_a_path_the_pages_find_each_other(tmp_path: Path):
+    """With a root path the redirect and the API page name it; keys are needed, or not, as without."""
+
+    async def under_path(scope: Any, receive: Any, send: Any) -> None:  # as uvicorn puts it before the path
+        await app({**scope, "root_path": "/pictures", "path": "/pictures" + scope["path"]}, receive, send)
+
+    with serving(double_studio(tmp_path), key_store(USER)) as ready:
+        app = ready.app
+        client = TestClient(under_path, "http://127.0.0.1", follow_redirects=False)
+        assert '<a href="/pictures/docs">' in client.get("/").text
+        assert "/pictures/openapi.json" in client.get("/docs").text
+        assert client.get("/healthz").status_code == 200
+        problem(client.get("/v1/models"), 401)
+        assert client.get("/v1/models", headers=BEARER).status_code == 200
+        digest = client.post("/v1/txt2img", json=CAT, headers=BEARER).headers["x-sd35-digest"]
+        url = client.post(f"/v1/artifacts/{digest}/link", headers=BEARER).json()["url"]
+        assert "/pictures/v1/artifacts/" in url
+        assert client.get(url.replace("/pictures", "")).status_code == 200  # as a proxy passes it on
+        problem(client.get(url.replace("/pictures", "") + "&format=webp"), 403)
+
+
+def test_a_body_has_to_arrive_in_time(studio: Studio):
+    """408 where it does not, and what hangs up while a picture is made may take as long as it takes."""
+    with serving(studio, max_arrival_s=0.05) as client:
+        statuses = []
+
+        async def receive() -> Any:
+            await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append((message["status"], dict(message["headers"])[b"connection"]))
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/txt2img",
+            "root_path": "",
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json"), (b"content-length", b"10")],
+        }
+        asyncio.run(asyncio.wait_for(client.app(scope, receive, send), WAIT_S))
+        assert statuses == [(408, b"close")]
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/v1/jobs", f"/v1/artifacts/{'0' * 64}", "/v1/jobs/none/events", "/metrics"]
+)
+def test_what_an_address_holds_is_not_passed_over(closed: TestClient, path: str):
+    """A parameter that a route does not know is refused, with those that it knows."""
+    (error,) = problem(closed.get(path, params={"statsu": "queued"}, headers=BEARER), 422)["errors"]
+    assert (error["field"], error["got"]) == ("statsu", "queued")
+    assert "only" in error["allowed"] or "none" in error["allowed"]
+
+
+@pytest.mark.parametrize(
+    ("params", "headers", "field"),
+    [
+        ({"status": ["queued", "foo"]}, {}, "status"),
+        ({"limit": "0"}, {}, "limit"),
+        ({}, {"Last-Event-ID": "x"}, "last-event-id"),
+    ],
+)
+def test_a_wrong_parameter_is_named(client: TestClient, params: dict[str, Any], headers: dict[str, str], field: str):
+    """Also one of several values, by its own name."""
+    job = client.post("/v1/jobs", json=CAT).json()
+    path = f"/v1/jobs/{job['id']}/events" if headers else "/v1/jobs"
+    (error,) = problem(client.get(path, params=params, headers=headers), 422)["errors"]
+    assert error["field"] == field
+
+
+@pytest.mark.parametrize("method", ["DELETE", "POST"])
+def test_only_who_fetches_has_a_link(closed: TestClient, method: str):
+    """A deletion with a signature in its address is no link that is followed: the parameter is refused."""
+    path = f"/v1/artifacts/{'0' * 64}{'/link' if method == 'POST' else ''}"
+    (error,) = problem(closed.request(method, path, params={"signature": "0"}, headers=BEARER), 422)["errors"]
+    assert error["field"] == "signature"
+
+
+def test_probes_may_be_asked_in_any_way(closed: TestClient):
+    """Some balancers put the time into the address."""
+    assert closed.get("/healthz?t=1").status_code == closed.get("/readyz?t=1").status_code == 200

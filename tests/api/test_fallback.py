@@ -1,0 +1,71 @@
+"""A standby seen from outside: which profile answers, what was spoiled, and what a failing build changes: nothing."""
+
+import sys
+from pathlib import Path
+
+from starlette.testclient import TestClient
+
+from sd35.errors import NotCompiled
+from sd35.generation.fallback import Building
+from sd35.generation.model import Model
+from sd35.generation.model_pool import Studio
+from sd35.images.png import read_png
+from sd35.images.record import from_text
+from tests.api.conftest import serving
+from tests.support.fake_backend import MINI, NumpyBackend, double_model, double_studio
+
+
+def studio_of(directory: Path) -> Studio:
+    """A studio whose model is in float16, with a sound standby in float32."""
+    studio = double_studio(directory, NumpyBackend("float16"))
+    studio.add(double_model(directory / "mini", MINI, NumpyBackend(sound=True)))
+    return studio
+
+
+def test_an_answer_says_what_really_made_it(tmp_path: Path):
+    """Digest and PNG of a picture that was made again are the standby's; /metrics counts it, and what failed."""
+    with serving(studio_of(tmp_path)) as client:
+        plain, again = (client.post("/v1/txt2img", json={"prompt": word, "seed": 1}) for word in ("a cat", "flat"))
+        records = [from_text(read_png(each.content)[1]) for each in (plain, again)]
+        assert [record.request.profile for record in records] == ["double/float16", "double/float32"]
+        assert again.headers["x-sd35-digest"] == records[1].request.digest
+        failed = client.post("/v1/txt2img", json={"prompt": "nan", "model": "large"})
+        assert (failed.status_code, failed.headers["content-type"]) == (500, "application/problem+json")
+        assert "stopped being finite in float16 at step 2 of 30" in failed.json()["detail"]
+        text = client.get("/metrics").text
+    for line in (
+        'sd35_spoiled_pictures_total{kind="not_finite"} 1.0',
+        'sd35_spoiled_pictures_total{kind="uniform"} 1.0',
+        "sd35_retried_pictures_total 1.0",
+    ):
+        assert f"{line}\n" in text
+    assert "\nsd35_building " not in text  # nothing is built
+    assert "_created" not in text
+
+
+def test_a_build_that_fails_leaves_the_service_ready(tmp_path: Path):
+    """/readyz stays 200, /v1/models names what answers, /metrics counts the failure."""
+    studio = double_studio(tmp_path)
+    pending = [studio.models["mini"].checkpoint]
+
+    def open_model(_: object) -> Model:
+        raise NotCompiled("its graphs are", ["compile"])
+
+    studio.building = Building(
+        pending, lambda _: [sys.executable, "-c", "raise SystemExit(1)"], open_model, studio.swap
+    )
+    with serving(studio) as client:
+        while figure(client, "sd35_building"):
+            pass
+        assert figure(client, "sd35_build_failures_total") == 1
+        assert figure(client, "sd35_build_seconds") > 0
+        assert client.get("/readyz").status_code == 200
+        card = client.get("/v1/models").json()["data"][0]
+        assert (card["backend"], card["precision"]) == ("double", "float32")
+        assert client.post("/v1/txt2img", json={"prompt": "a cat"}).status_code == 200
+
+
+def figure(client: TestClient, name: str) -> float:
+    """A figure of /metrics."""
+    (line,) = [line for line in client.get("/metrics").text.splitlines() if line.startswith(f"{name} ")]
+    return float(line.split()[1])

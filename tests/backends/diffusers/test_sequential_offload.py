@@ -1,0 +1,95 @@
+"""Networks that are not in memory all the time, and decoding in tiles: the same pictures, for less memory."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from sd35.backends.base import Backend, DenoiseRow
+from sd35.backends.diffusers import backend as diffusers_backend
+from sd35.backends.diffusers.backend import DiffusersBackend
+from sd35.backends.diffusers.sequential_offload import WorkingMemory
+from sd35.backends.options import Offload, Options
+from sd35.backends.registry import open_backend
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.network_sizes import anatomy_on_disk
+from sd35.checkpoints.tokenizers import Tokenizers
+from sd35.generation.model import Model
+from sd35.sampling.noise import initial_noise
+from sd35.tensors import Array
+
+
+def picture(backend: Backend, prompt: str) -> Array:
+    """One step of a guided picture, decoded."""
+    positive, negative = backend.encode_text([prompt, ""])
+    row = DenoiseRow(initial_noise(7, (16, 8, 8)), positive, negative, 1.0, 0.5, 4.5)
+    return backend.decode_latents(backend.denoise_step([row]))[0]
+
+
+@pytest.mark.parametrize(("name", "offload"), [("onnx", "encoders"), ("diffusers", "encoders"), ("diffusers", "model")])
+def test_networks_that_take_turns_draw_the_same_pictures(checkpoint: Checkpoint, name: str, offload: Offload) -> None:
+    """Read when they are called and freed for the next, they draw one picture after the other as if they were there."""
+    plain, frugal = (open_backend(name, checkpoint, Options(device="cpu", offload=each)) for each in ("none", offload))
+    for prompt in ("a cat", "a red dog"):
+        assert (picture(frugal, prompt) == picture(plain, prompt)).all()
+
+
+def test_at_most_one_network_is_in_memory(checkpoint: Checkpoint) -> None:
+    """None before anything was called; then the one that was called last; of evicted text encoders none again."""
+    by_turns = DiffusersBackend(checkpoint, "float32", torch.device("cpu"), Options(offload="model"))
+    turns = by_turns._turns  # noqa: SLF001
+    assert turns is not None
+    assert turns.held_bytes == 0
+    for part in ("vae", "transformer"):
+        network = turns.bring(part)
+        assert turns.held_bytes == sum(weight.nbytes for weight in [*network.parameters(), *network.buffers()])
+        assert turns.held_bytes >= 4 * anatomy_on_disk(checkpoint).networks[part].values
+    evicting = DiffusersBackend(checkpoint, "float32", torch.device("cpu"), Options(offload="encoders"))
+    evicting.encode_text(["a cat"])
+    assert evicting._turns is not None  # noqa: SLF001
+    assert evicting._turns.held_bytes == 0  # noqa: SLF001
+
+
+def test_weights_that_come_are_no_working_memory() -> None:
+    """What a step is seen to take is without the transformer that was read for it: else no other would be let in."""
+
+    class Fixed:
+        def free_bytes(self) -> int:
+            return 7
+
+        def held_bytes(self) -> int:
+            return 5
+
+        def watch(self) -> None:
+            weights.append(0)
+
+        def peak_bytes(self) -> int:
+            return 1_000
+
+    weights: list[int] = []
+    memory = WorkingMemory(Fixed(), lambda: sum(weights))
+    memory.watch()
+    weights.append(900)
+    assert (memory.free_bytes(), memory.held_bytes(), memory.peak_bytes()) == (7, 5, 100)
+
+
+def test_tiled_decoding_is_that_of_diffusers(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fits a tile is decoded whole; what is larger, as Diffusers does in such tiles; the profile says so."""
+    monkeypatch.setattr(diffusers_backend, "TILE_PX", 128)
+    backends = (
+        open_backend("diffusers", checkpoint, Options(device="cpu", tiled_decode=each)) for each in (True, False)
+    )
+    tiled, whole = backends
+    small, large = (initial_noise(7, (16, side, side)) for side in (16, 32))
+    assert (tiled.decode_latents([small])[0] == whole.decode_latents([small])[0]).all()
+    vae = AutoencoderKL.from_pretrained(checkpoint.directory, subfolder="vae", torch_dtype=torch.float32)
+    vae.enable_tiling()
+    vae.tile_sample_min_size, vae.tile_latent_min_size = 128, 16
+    latent = torch.from_numpy(large)[None] / vae.config.scaling_factor + vae.config.shift_factor
+    with torch.no_grad():
+        image = vae.decode(latent).sample[0].permute(1, 2, 0)
+    theirs = ((image / 2 + 0.5).clamp(0, 1) * 255).round().numpy().astype(np.int16)
+    assert abs(tiled.decode_latents([large])[0] - theirs).max() <= 1
+    assert abs(whole.decode_latents([large])[0] - theirs).max() > 1
+    profiles = [Model(checkpoint, each, Tokenizers(checkpoint)).profile for each in (tiled, whole)]
+    assert profiles == ["diffusers/float32/tiled", "diffusers/float32"]

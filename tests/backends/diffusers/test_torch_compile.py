@@ -1,0 +1,70 @@
+"""`torch.compile` of the transformer: the same pictures but for the last bits, compiled once for all sizes and rows."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sd35.backends.base import Backend, DenoiseRow
+from sd35.backends.diffusers.backend import DiffusersBackend
+from sd35.backends.diffusers.loading import load_network
+from sd35.backends.diffusers.torch_compile import compile_blocks
+from sd35.backends.options import Offload, Options
+from sd35.backends.registry import open_backend
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.tokenizers import Tokenizers
+from sd35.errors import BackendUnavailable, InvalidSetting
+from sd35.generation.model import Model
+from sd35.sampling.noise import initial_noise
+from sd35.tensors import Array
+
+
+def latents(backend: Backend, guidances: list[float], height: int, width: int) -> Array:
+    """A step of rows of one size."""
+    positive, negative = backend.encode_text(["a cat", ""])
+    rows = [
+        DenoiseRow(
+            initial_noise(seed, (16, height, width)), positive, negative if guidance > 1 else None, 1.0, 0.5, guidance
+        )
+        for seed, guidance in enumerate(guidances)
+    ]
+    return np.stack([latent.float().numpy() for latent in backend.denoise_step(rows)])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # PyTorch's compiler, of PyTorch
+def test_compiled_blocks_compute_the_same_and_wait_for_no_compiler_again(checkpoint: Checkpoint) -> None:
+    """Of any size and number of rows, a step is as near to float32's as eager's; the profile says so."""
+    options = Options(precision="bfloat16", device="cpu", threads=torch.get_num_threads())
+    right = open_backend("diffusers", checkpoint, replace(options, precision="float32"))
+    eager = open_backend("diffusers", checkpoint, options)
+    compiled = open_backend("diffusers", checkpoint, replace(options, torch_compile=True))
+    assert Model(checkpoint, compiled, Tokenizers(checkpoint)).profile == "diffusers/bfloat16/compiled"
+    assert Model(checkpoint, eager, Tokenizers(checkpoint)).profile == "diffusers/bfloat16"
+    assert compiled.start_up_s["compile"] > 0
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for guidances, height, width in (([4.5], 16, 16), ([0.0], 8, 8), ([4.5, 0.0, 3.0], 12, 20)):
+            found = [latents(each, guidances, height, width) for each in (right, eager, compiled)]
+            of_eager, of_compiled = (float(np.sqrt(np.mean((each - found[0]) ** 2))) for each in found[1:])
+            assert 0 < of_compiled < 1.1 * of_eager
+    assert isinstance(compiled, DiffusersBackend)
+    blocks: Any = compiled.transformer.get_submodule("transformer_blocks")
+    assert all(block._compiled_call_impl for block in blocks)  # noqa: SLF001
+
+
+@pytest.mark.parametrize(("name", "offload"), [("onnx", "none"), ("diffusers", "model")])
+def test_what_cannot_be_compiled_is_refused(checkpoint: Checkpoint, name: str, offload: Offload) -> None:
+    """Graphs have a compiler of their own; a network that comes and goes would be compiled again and again."""
+    options = Options(device="cpu", offload=offload, torch_compile=True)
+    with pytest.raises(InvalidSetting, match=r"torch_compile: got 'on'.*allow"):
+        open_backend(name, checkpoint, options)
+
+
+def test_what_does_not_compile_is_never_run_without(checkpoint: Checkpoint) -> None:
+    """A block that the compiler cannot take whole ends the opening with its words; it is not left eager in silence."""
+    transformer = load_network(checkpoint, "transformer", torch.float32)
+    first = transformer.get_submodule("transformer_blocks.0")
+    first.register_forward_pre_hook(lambda *_: torch._dynamo.graph_break())  # noqa: SLF001
+    with pytest.raises(BackendUnavailable, match=r"torch.compile failed: .*graph_break"):
+        compile_blocks(transformer, checkpoint, torch.device("cpu"), torch.float32)

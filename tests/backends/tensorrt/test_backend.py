@@ -1,0 +1,184 @@
+"""The tensorrt backend as far as a machine without a GPU can tell: what it refuses, what it wants, its types.
+
+The contract and the parity suites run over it, too, with networks of another runtime in the place of engines.
+"""
+
+import inspect
+import platform
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sd35.backends.base import DenoiseRow
+from sd35.backends.memory.host import HostMemory
+from sd35.backends.options import Options
+from sd35.backends.registry import check_available, open_backend
+from sd35.backends.tensorrt import flavour
+from sd35.backends.tensorrt.backend import TensorRtBackend
+from sd35.backends.tensorrt.backend import open_backend as open_tensorrt
+from sd35.backends.tensorrt.flavour import find_flavour
+from sd35.backends.tensorrt.runtime import Workspace, streaming_budgets
+from sd35.backends.tensorrt.types import CLASSES
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.network_sizes import anatomy_on_disk
+from sd35.errors import BackendUnavailable, InvalidSetting
+from sd35.planning.footprint import Work
+from sd35.planning.plan import Room, Wanted, make_plan
+from sd35.sampling.noise import initial_noise
+from sd35.settings import Precision
+from tests.support.onnx_networks import OnnxNetworks
+
+HAS_TENSORRT = (sys.platform, platform.machine()) == ("linux", "x86_64")
+wants_tensorrt = pytest.mark.skipif(not HAS_TENSORRT, reason="TensorRT-RTX is for Linux on x86-64")
+wants_no_gpu = pytest.mark.skipif(bool(flavour.gpu_architectures()), reason="there is a GPU here")
+
+
+@wants_tensorrt
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_types_are_those_of_the_real_package(name: str) -> None:
+    """Each member that is used is there, a method with the same parameters, in the same order, and all it needs."""
+    real, ours = getattr(find_flavour().trt, name), CLASSES[name]
+    settable = {key for key in ours.__annotations__ if not key.startswith("_")}
+    used = settable | {key for key in vars(ours) if not key.startswith("_")}
+    assert used
+    for key in used:
+        there, declared = getattr(real, key), vars(ours).get(key)
+        if key in settable or isinstance(declared, property):
+            assert isinstance(there, property), key
+            assert key not in settable or there.fset is not None or name == "ITensor", key
+            continue
+        assert declared is not None
+        parameters = list(inspect.signature(declared).parameters)[1:]
+        signatures = re.findall(rf"^(?:\d+\. )?{key}\(self: [^,)]+(?:, )?(.*)\) ->", there.__doc__, re.MULTILINE)
+        known = [re.findall(r"(?:^|, )(\w+): ", signature) for signature in signatures]
+        assert parameters in known, (key, signatures)
+
+
+@wants_tensorrt
+def test_the_modules_names_are_those_of_the_real_package() -> None:
+    """The enumerations' members that are asked for, and the classes that are made."""
+    trt = find_flavour().trt
+    for enumeration, members in {
+        "BuilderFlag": ["WEIGHT_STREAMING"],
+        "ComputeCapability": ["SM89", "SM120"],
+        "CudaGraphStrategy": ["DISABLED", "WHOLE_GRAPH_CAPTURE"],
+        "DataType": ["FLOAT", "BF16", "HALF", "INT32", "FP8"],
+        "ExecutionContextAllocationStrategy": ["USER_MANAGED"],
+        "NetworkDefinitionCreationFlag": ["STRONGLY_TYPED"],
+        "TensorIOMode": ["INPUT"],
+    }.items():
+        assert set(members) <= set(getattr(trt, enumeration).__members__)
+    assert all(hasattr(trt, name) for name in ("Builder", "OnnxParser", "Runtime", "ILogger"))
+
+
+@given(st.dictionaries(st.sampled_from(["text_encoder_3", "transformer", "vae"]), st.integers(0, 100)), st.integers())
+def test_weights_stream_only_where_they_have_no_room(streamable: dict[str, int], room: int) -> None:
+    """What stays fits, all of it where there is room, and the transformer's before the others'."""
+    budgets = streaming_budgets(streamable, room)
+    assert budgets.keys() == streamable.keys()
+    assert sum(budgets.values()) == min(sum(streamable.values()), max(0, room))
+    assert all(0 <= budgets[part] <= size for part, size in streamable.items())
+    if budgets.get("transformer", 0) < streamable.get("transformer", 0):
+        assert sum(budgets.values()) == budgets["transformer"]
+
+
+def test_the_workspace_is_one_and_grows() -> None:
+    """Engines share a place; one that needs more gets a larger one, and what was recorded with the former is void."""
+    workspace = Workspace(torch.device("cpu"))
+    address, size_bytes = workspace.take(1000)
+    version = workspace.version
+    assert (address % 64, size_bytes >= 1000) == (0, True)
+    assert workspace.take(10) == (address, size_bytes)
+    assert workspace.version == version
+    assert workspace.take(2000)[1] >= 2000
+    assert workspace.version > version
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (Options(precision="float16"), "precision: got 'float16'; the tensorrt backend allows: auto, float32"),
+        (Options(offload="encoders"), "offload: got 'encoders'; the tensorrt backend allows: none, sequential"),
+        (Options(tiled_decode=True), "tiled_decode: got 'on'; the tensorrt backend allows: off"),
+        (Options(device="cpu"), "device: got 'cpu'; the tensorrt backend allows: auto, cuda"),
+    ],
+)
+def test_what_engines_cannot_do_is_refused(checkpoint: Checkpoint, options: Options, why: str) -> None:
+    """With what came and what is allowed, before anything is loaded."""
+    with pytest.raises(InvalidSetting, match=re.escape(why)):
+        open_tensorrt(checkpoint, options)
+
+
+@wants_no_gpu
+def test_what_is_missing_is_named(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library, the GPU or both, each with what to do."""
+    gpu, library = "there is no NVIDIA GPU, or no driver for it", "TensorRT is not installed"
+    if HAS_TENSORRT:
+        with pytest.raises(BackendUnavailable, match=rf"'tensorrt' cannot run: {gpu}\. .* another --backend"):
+            open_backend("tensorrt", checkpoint, Options())
+    monkeypatch.setattr(flavour, "find_spec", lambda _: None)
+    with pytest.raises(BackendUnavailable, match=rf"{library}; {gpu}\. .*sd35-fp8-mirror\[tensorrt\].*NVIDIA GPU"):
+        check_available("tensorrt")
+    monkeypatch.setattr(flavour, "gpu_architectures", lambda: ["sm89"])
+    with pytest.raises(BackendUnavailable, match=rf"{library}\. .*sd35-fp8-mirror\[tensorrt\]") as raised:
+        check_available("tensorrt")
+    assert gpu not in str(raised.value)
+
+
+def test_a_library_that_cannot_be_loaded_is_told_from_one_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its own words; the other flavour is taken where that one can be loaded."""
+    (tmp_path / "tensorrt.py").write_text("raise OSError('libnvinfer.so.11: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    if HAS_TENSORRT:
+        assert find_flavour().is_rtx
+    (tmp_path / "tensorrt_rtx.py").write_text("raise ImportError('no driver')")
+    for name in [name for name in sys.modules if name.split(".")[0] == "tensorrt_rtx"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(
+        BackendUnavailable,
+        match=r"tensorrt is installed and cannot be loaded \(OSError: libnvinfer.so.11: .*\); tensorrt_rtx is",
+    ):
+        find_flavour()
+
+
+@pytest.fixture(scope="module")
+def backend_f32(checkpoint: Checkpoint) -> TensorRtBackend:
+    """The same in float32."""
+    return TensorRtBackend(checkpoint, "float32", OnnxNetworks(checkpoint), HostMemory(), {})
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "fp8"])
+def test_between_networks_it_computes_in_bf16(
+    checkpoint: Checkpoint, precision: Precision, backend_f32: TensorRtBackend
+) -> None:
+    """Latents and embeddings are BF16, and the step that of float32 within what BF16 rounds."""
+    backend = TensorRtBackend(checkpoint, precision, OnnxNetworks(checkpoint), HostMemory(), {})
+    latents, pictures = [], []
+    for each in (backend, backend_f32):
+        cat, nothing = each.encode_text(["a cat", ""])
+        row = DenoiseRow(initial_noise(1, (16, 8, 12)), cat, nothing, 1.0, 0.5, 4.5)
+        latents += each.denoise_step([row])
+        pictures += each.decode_latents(latents[-1:])
+    assert [latent.dtype for latent in latents] == [torch.bfloat16, torch.float32]
+    assert backend.precision == precision
+    off = (latents[0].float() - latents[1]).abs()
+    assert 0 < off.mean() < 2**-7  # half of BF16's last bit of a value of a few units; guidance multiplies it
+    assert np.abs(pictures[0].astype(int) - pictures[1]).mean() < 2
+
+
+def test_what_the_planner_offers_is_honoured(checkpoint: Checkpoint) -> None:
+    """It places all there, or streams; neither is refused."""
+    wanted = Wanted("tensorrt", "bfloat16", Work(128, 128, 2))
+    plan = make_plan([anatomy_on_disk(checkpoint)], wanted, Room("cuda", 10**10, 10**10))
+    assert [placement.offload for placement in plan.placements] == ["none", "sequential"]
+    for placement in plan.placements:
+        with pytest.raises(BackendUnavailable):  # there is no such device
+            open_tensorrt(checkpoint, Options(offload=placement.offload, device="cuda:99"))

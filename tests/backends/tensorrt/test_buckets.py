@@ -1,0 +1,62 @@
+"""Size buckets: every size that may be asked for is served, by the tightest."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sd35.backends.tensorrt.buckets import Bucket, Size, bucket_for, buckets_of, text_of
+from sd35.checkpoints.checkpoint import Card
+from sd35.errors import InvalidSetting
+
+CARD = Card(side_px=(256, 1440))
+_SIDES = st.integers(256 // 16, 1440 // 16).map(lambda number: 16 * number)
+_SIZES = st.tuples(_SIDES, _SIDES)
+
+
+@st.composite
+def _texts(draw: st.DrawFn) -> str:
+    """One of `--shapes`: a size, or a range."""
+    one, other = draw(_SIZES), draw(_SIZES)
+    if draw(st.booleans()):
+        return f"{one[0]}x{one[1]}"
+    return f"{min(one[0], other[0])}x{min(one[1], other[1])}..{max(one[0], other[0])}x{max(one[1], other[1])}"
+
+
+@given(st.lists(_texts(), max_size=4), _SIZES)
+def test_every_size_has_the_tightest_bucket(texts: list[str], size: Size) -> None:
+    """What a checkpoint draws is served, by no bucket whose largest picture is larger than another's that serves it."""
+    buckets = buckets_of(",".join(texts), CARD)
+    chosen = buckets[bucket_for(buckets, size)]
+    assert chosen.holds(size)
+    assert all(
+        chosen.most[0] * chosen.most[1] <= bucket.most[0] * bucket.most[1] for bucket in buckets if bucket.holds(size)
+    )
+
+
+@given(st.lists(_texts(), max_size=4))
+def test_text_makes_the_same_buckets_again(texts: list[str]) -> None:
+    """Buckets are written as they are read, however often, in whatever order they were named."""
+    buckets = buckets_of(",".join(texts), CARD)
+    assert buckets_of(text_of(buckets), CARD) == buckets
+    if texts:
+        assert buckets_of(",".join(reversed(texts)), CARD) == buckets
+    for bucket in buckets:
+        assert bucket.holds(bucket.usual)
+
+
+def test_without_a_text_it_is_the_native_size_and_all_sizes() -> None:
+    """The native size has a bucket of its own; an exact one is preferred to a range that ends there."""
+    native, whole = buckets_of("", CARD)
+    assert native == Bucket((1024, 1024), (1024, 1024), (1024, 1024))
+    assert whole == Bucket((256, 256), (1024, 1024), (1440, 1440))
+    both = buckets_of("512x512..1024x1024,1024x1024", CARD)
+    assert both[bucket_for(both, (1024, 1024))] == native
+    with pytest.raises(ValueError, match="size: got 1456x1024; the engines were built for 1024x1024,256x256"):
+        bucket_for([native, whole], (1456, 1024))
+
+
+@pytest.mark.parametrize("text", ["big", "1024", "1000x1024", "128x128", "1024x2048", "1024x1024..512x512", "8x8..9x9"])
+def test_a_size_that_cannot_be_drawn_is_refused(text: str) -> None:
+    """With what came, and what is allowed."""
+    with pytest.raises(InvalidSetting, match=f"shapes: got '{text}'; allowed: sides of 256 to 1440 px"):
+        buckets_of(text, CARD)

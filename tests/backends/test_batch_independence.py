@@ -1,0 +1,119 @@
+"""A picture in any company is the picture alone."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sd35.backends.base import Backend
+from sd35.checkpoints.checkpoint import Checkpoint, SkipLayers
+from sd35.engine.generation import Painter, Pixels, Task
+from sd35.engine.local import Engine
+from sd35.engine.prompt_cache import EmbeddingCache
+from sd35.engine.scheduler import Limits
+from sd35.request import Request
+from sd35.sampling.sigmas import sampler_of
+
+LIMITS = Limits(max_rows=16, max_pictures=100, max_wait_s=600, memory_bytes=10**10)
+
+
+def request_of(prompt: str, steps: int, guidance: float, size: tuple[int, int] = (96, 64)) -> Request:
+    """A request; its prompt's length is its seed."""
+    return Request(prompt, "a tree", *size, steps, guidance, len(prompt), "model", "revision", "profile")
+
+
+WATCHED = [
+    request_of("a cat on a blue background", 12, 4.5),
+    request_of("a dog above a cat on a red background", 4, 0.0),
+    request_of("a rocket", 7, 7.0),
+]
+OTHERS = [
+    request_of("a moon on a black background", 9, 4.5),
+    request_of("a fish", 3, 1.0),
+    request_of("a key", 5, 30.0),
+    request_of("a whale on a white background", 6, 4.5, (64, 64)),
+    request_of("x", 8, 2.0),
+]
+
+
+@contextmanager
+def engine_of(backend: Backend, checkpoint: Checkpoint, *, reproducible: bool = False) -> Iterator[Engine]:
+    """An engine that knows one model."""
+    painter = Painter(backend, sampler_of(checkpoint), checkpoint.card.side_px, checkpoint.card.skip_layers)
+    engine = Engine({("model", "profile"): painter}, LIMITS, EmbeddingCache(10**6), reproducible=reproducible)
+    yield engine
+    engine.close()
+
+
+@contextmanager
+def counting(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How many rows, or prompts, were in each call of the backend."""
+    counts: list[int] = []
+    with monkeypatch.context() as patched:
+        for name in ("denoise_step", "encode_text", "decode_latents"):
+            call = getattr(backend, name)
+
+            def counted(items: Sequence[object], call: Any = call) -> Any:
+                counts.append(len(items))
+                return call(items)
+
+            patched.setattr(backend, name, counted)
+        yield counts
+
+
+def draw(engine: Engine, requests: Sequence[Request]) -> list[Pixels]:
+    """All at once."""
+    tickets = [engine.submit(Task(request, request.width, request.height)) for request in requests]
+    return [ticket.future.result(120).pixels for ticket in tickets]
+
+
+@pytest.fixture(scope="module")
+def alone(backend: Backend, checkpoint: Checkpoint) -> list[Pixels]:
+    """Each picture made by itself, nothing before it and nothing beside it."""
+    pictures = []
+    for request in WATCHED:
+        with engine_of(backend, checkpoint) as engine:
+            pictures += draw(engine, [request])
+    return pictures
+
+
+def test_company_changes_no_pixel_by_more_than_one(
+    backend: Backend, checkpoint: Checkpoint, alone: list[Pixels], monkeypatch: pytest.MonkeyPatch
+):
+    """Made among others of all kinds, a picture differs from itself alone by at most 1/255 at any pixel."""
+    with engine_of(backend, checkpoint) as engine, counting(backend, monkeypatch) as counts:
+        for company in ([*OTHERS, *WATCHED], [*WATCHED, *OTHERS[::-1]]):
+            for picture, expected in zip(draw(engine, [*company]), [*company], strict=True):
+                if expected in WATCHED:
+                    difference = abs(picture.astype(int) - alone[WATCHED.index(expected)])
+                    assert difference.max() <= 1
+    assert max(counts) >= 4  # they did share calls
+
+
+@pytest.mark.parametrize("backend", ["diffusers"], indirect=True)
+def test_skipping_layers_changes_no_companion(backend: Backend, checkpoint: Checkpoint, alone: list[Pixels]):
+    """Pictures whose steps skip layers, and those beside them whose do not, are each what they are alone."""
+    skipping = replace(checkpoint, card=replace(checkpoint.card, skip_layers=SkipLayers((2, 3), 2.8, 0.2, 0.75)))
+    asking = [replace(request, skip_layer_scale=scale) for request, scale in zip(WATCHED, (2.8, 2.8, 1.0), strict=True)]
+    expected = [*alone]
+    for request in asking:
+        with engine_of(backend, skipping) as engine:
+            expected += draw(engine, [request])
+    assert [bool((one != other).any()) for one, other in zip(alone, expected[3:], strict=True)] == [True, False, True]
+    with engine_of(backend, skipping) as engine:
+        together = draw(engine, [*OTHERS, *WATCHED, *asking])[len(OTHERS) :]
+    for picture, one in zip(together, expected, strict=True):
+        assert abs(picture.astype(int) - one).max() <= 1
+
+
+def test_reproducible_means_equal_bytes(backend: Backend, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch):
+    """In this mode the same bytes come out alone, in company, and after other work."""
+    with engine_of(backend, checkpoint, reproducible=True) as engine, counting(backend, monkeypatch) as counts:
+        alone = [draw(engine, [request])[0] for request in WATCHED]
+        together = draw(engine, [*OTHERS, *WATCHED])[len(OTHERS) :]
+    assert set(counts) == {1}
+    for one, other in zip(alone, together, strict=True):
+        assert np.array_equal(one, other)

@@ -1,0 +1,94 @@
+"""A directory of NVIDIA's graphs is known by its layout, and completed by a companion."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
+from sd35.checkpoints.graphs.nvidia import Transformer
+from sd35.errors import CheckpointError
+
+FILE = "model_optimized.onnx"
+FOLDERS = ("clip_l", "clip_g", "t5", "vae", "transformer/bf16", "transformer/fp8")
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """The layout, with files that nothing reads here."""
+    for folder in FOLDERS:
+        (tmp_path / "large" / "ONNX" / folder).mkdir(parents=True)
+        (tmp_path / "large" / "ONNX" / folder / FILE).write_text(folder)
+    return tmp_path / "large"
+
+
+@pytest.fixture
+def companion(tmp_path: Path) -> Path:
+    """A copy of the embedded checkpoint."""
+    shutil.copytree(open_checkpoint(EMBEDDED).directory, tmp_path / "companion")
+    return tmp_path / "companion"
+
+
+def test_weights_are_the_graphs_and_the_rest_is_the_companions(directory: Path, companion: Path) -> None:
+    """The name is the graphs', the card the companion's, unless the directory has one of its own."""
+    found = open_checkpoint(str(directory), companion=str(companion))
+    assert found.graphs is not None
+    assert found.graphs.path("text_encoder_2") == directory / "ONNX" / "clip_g" / FILE
+    assert (found.name, found.directory) == ("large", companion)
+    assert found.card == open_checkpoint(EMBEDDED).card
+    (directory / "sd35.json").write_text(json.dumps({"steps": 5}))
+    assert open_checkpoint(str(directory), companion=EMBEDDED).card.steps == 5
+
+
+def test_without_a_companion_it_is_refused_with_the_flag(directory: Path) -> None:
+    """The user reads what is missing, and how to name it."""
+    with pytest.raises(CheckpointError, match=r"no tokenizers and configurations.*--companion \(SD35_COMPANION\)"):
+        open_checkpoint(str(directory))
+
+
+def test_a_missing_graph_is_named(directory: Path) -> None:
+    """Whatever part it is of."""
+    (directory / "ONNX" / "t5" / FILE).unlink()
+    with pytest.raises(CheckpointError, match=f"{directory} is not whole: ONNX/t5/{FILE} missing"):
+        open_checkpoint(str(directory), companion=EMBEDDED)
+
+
+def test_the_transformer_is_the_one_asked_for_or_the_one_there(directory: Path) -> None:
+    """Where both are, BF16; one that is asked for and missing is not replaced by the other."""
+
+    def chosen(transformer: Transformer) -> str:
+        found = open_checkpoint(str(directory), companion=EMBEDDED, transformer=transformer)
+        assert found.graphs is not None
+        return found.graphs.transformer
+
+    assert [chosen(each) for each in ("auto", "bf16", "fp8")] == ["bf16", "bf16", "fp8"]
+    (directory / "ONNX" / "transformer" / "bf16" / FILE).unlink()
+    assert chosen("auto") == "fp8"
+    with pytest.raises(CheckpointError, match=f"ONNX/transformer/bf16/{FILE} missing"):
+        chosen("bf16")
+
+
+def test_a_revision_is_of_the_graphs_and_of_what_the_companion_gives(directory: Path, companion: Path) -> None:
+    """Another graph, transformer or tokenizer is another revision; the companion's weights are not read."""
+
+    def revision(transformer: Transformer = "bf16") -> str:
+        return open_checkpoint(str(directory), companion=str(companion), transformer=transformer).revision
+
+    before = revision()
+    for weights in companion.rglob("*.safetensors"):
+        weights.unlink()
+    assert revision() == before
+    assert revision("fp8") != before
+    (directory / "ONNX" / "vae" / "weights").write_text("beside")
+    beside = revision()
+    assert beside != before
+    (companion / "tokenizer_3" / "tokenizer.json").write_text("{}")
+    assert revision() not in {before, beside}
+
+
+def test_a_name_is_never_a_directory(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sd35-mini` is the embedded one, wherever the command is run."""
+    directory.rename(directory.with_name(EMBEDDED))
+    monkeypatch.chdir(directory.parent)
+    assert open_checkpoint(EMBEDDED).graphs is None

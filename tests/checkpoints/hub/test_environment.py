@@ -1,0 +1,161 @@
+"""Malformed variables of the hub's library: one error that names the variable, before any request is made."""
+
+import os
+from pathlib import Path
+
+import h11
+import httpx2
+import pytest
+from huggingface_hub import constants
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sd35.backends.registry import backend_module
+from sd35.checkpoints.hub import cache
+from sd35.checkpoints.hub.download import fetch, plan
+from sd35.checkpoints.hub.environment import hub_token
+from sd35.checkpoints.registry import Variant
+from sd35.errors import DownloadFailed, InvalidSetting
+from sd35.planning.auto import candidates
+from sd35.planning.plan import Room
+from sd35.settings import load_settings
+from tests.checkpoints.conftest import REPOSITORY, REVISION
+from tests.support.hub_server import Hub
+
+VARIANT = Variant("small", REPOSITORY, REVISION)
+UNSENDABLE = ["hf_\u200bmine", "hf_\x01mine", "hf_mi ne", "hf_\xe9", "hf_\x7f", "hf_\udcff"]
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("token", UNSENDABLE)
+def test_a_token_that_no_header_can_carry_is_named_by_its_variable_and_character(
+    monkeypatch: pytest.MonkeyPatch, token: str
+):
+    """The error shows the character and its position, and not the token."""
+    monkeypatch.setenv("HF_TOKEN", token)
+    for ask in (lambda: plan(VARIANT), lambda: fetch_nothing(VARIANT)):
+        with pytest.raises(
+            InvalidSetting, match=r"HF_TOKEN: got a token with '.*' as character [46]; allowed: visible"
+        ) as told:
+            ask()
+        assert "hf_" not in str(told.value)
+        assert str(told.value).isascii()
+        assert "\n" not in str(told.value)
+
+
+def fetch_nothing(variant: Variant) -> Path:
+    """Fetch with a plan that lacks nothing, which reads the token too."""
+    from sd35.checkpoints.hub.download import Plan
+
+    return fetch(Plan(variant, (), (), 0), lambda _: None)
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("content", [b"hf_\xe2\x80\x8bmine", b"hf_\xff\xfemine"])
+def test_a_token_in_a_file_is_named_by_its_file(tmp_path: Path, content: bytes):
+    """Neither a character that cannot be sent nor bytes that are no text end in another exception."""
+    (tmp_path / "token").write_bytes(content)
+    with pytest.raises(InvalidSetting, match=r"token: got a token with|token's file .*token.* cannot be read"):
+        plan(VARIANT)
+
+
+@pytest.mark.usefixtures("hub")
+def test_auto_names_a_token_that_cannot_be_sent(monkeypatch: pytest.MonkeyPatch):
+    """Choosing a checkpoint reads the token with the same check."""
+    monkeypatch.setenv("HF_TOKEN", UNSENDABLE[0])
+    with pytest.raises(InvalidSetting, match="HF_TOKEN: got a token"):
+        list(candidates(load_settings({"checkpoints": ("auto",)}), Room("cpu", 2**40, 2**40)))
+
+
+@given(token=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1))
+def test_what_is_taken_for_a_token_can_be_sent(token: str):
+    """A token either raises InvalidSetting, or HTTP/1.1 as h11 writes it carries it."""
+    with pytest.MonkeyPatch.context() as context:
+        context.setenv("HF_TOKEN", token)
+        context.setattr(constants, "HF_TOKEN_PATH", os.devnull)
+        try:
+            found = hub_token()
+        except InvalidSetting:
+            return
+        if found is not None:
+            request = httpx2.Request("GET", "http://hub.invalid/", headers={"Authorization": f"Bearer {found}"})
+            h11.Connection(h11.CLIENT).send(h11.Request(method="GET", target="/", headers=request.headers.raw))
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "",
+        "http:",
+        "hub.invalid",
+        "ftp://hub.invalid",
+        "http://127.0.0.1:99999",
+        "http://127.0.0.1:abc",
+        "http://a\u200bb",
+    ],
+)
+def test_an_endpoint_that_is_no_address_is_named(monkeypatch: pytest.MonkeyPatch, endpoint: str):
+    """HF_ENDPOINT, what it is set to in ASCII, and what is allowed."""
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    with pytest.raises(InvalidSetting, match=r"HF_ENDPOINT: got '.*'; allowed: an address such as https://") as told:
+        plan(VARIANT)
+    assert str(told.value).isascii()
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "soon", r"HF_HUB_DOWNLOAD_TIMEOUT: got 'soon'; allowed: a whole number of seconds"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "-1", r"HF_HUB_DOWNLOAD_TIMEOUT: got '-1'"),
+        ("HF_HUB_ETAG_TIMEOUT", "9" * 5000, r"HF_HUB_ETAG_TIMEOUT: got '9+\.\.\."),
+        ("HF_ENDPOINT", "http://[::1", r"HF_ENDPOINT: got 'http://\[::1'; allowed: an address"),
+    ],
+)
+def test_a_variable_that_breaks_the_librarys_import_is_named_wherever_it_is_imported(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+):
+    """Looking into the cache imports the library, and so does a backend that imports Transformers."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidSetting, match=says):
+        cache.holding_of(VARIANT)
+    with pytest.raises(InvalidSetting, match=says):
+        backend_module("diffusers")
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("HTTPS_PROXY", "socks9://me:secret@proxy", "HTTPS_PROXY: got an address that cannot be used"),
+        ("HTTP_PROXY", "http://me:secret@[::1", "HTTP_PROXY: got an address that cannot be used"),
+        ("ALL_PROXY", "http://me:secret@proxy:99999", "ALL_PROXY: got an address that cannot be used"),
+        ("ALL_PROXY", "socks5://me:secret@proxy", "ALL_PROXY: .*; SOCKS 5 needs the package socksio"),
+        ("SSL_CERT_FILE", "/nowhere/certificates", "SSL_CERT_FILE: got '/nowhere/certificates'; allowed: a file of"),
+        ("SSL_CERT_DIR", "/nowhere", "SSL_CERT_DIR: got '/nowhere'; allowed: a directory of"),
+    ],
+)
+def test_a_variable_of_the_http_client_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str):
+    """Proxies, whose passwords are not shown, and certificates."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidSetting, match=says) as told:
+        plan(VARIANT)
+    assert "secret" not in str(told.value)
+
+
+def test_a_file_of_certificates_that_holds_none_is_named(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The error names the variable, and not the cache's directory."""
+    (tmp_path / "none.pem").write_text("no certificate")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    with pytest.raises(DownloadFailed, match=r"the certificates of SSL_CERT_FILE or SSL_CERT_DIR cannot be read"):
+        plan(VARIANT)
+    assert hub.asked == []
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_user_agent_that_no_header_can_carry_is_named(monkeypatch: pytest.MonkeyPatch):
+    """HF_HUB_USER_AGENT_ORIGIN goes into a header of each request."""
+    monkeypatch.setattr(constants, "HF_HUB_USER_AGENT_ORIGIN", "mine\u200b")
+    with pytest.raises(InvalidSetting, match=r"HF_HUB_USER_AGENT_ORIGIN: got '\\u200b' as character 5"):
+        plan(VARIANT)

@@ -1,0 +1,155 @@
+"""From which file each parameter comes where there are shards, and which scales FP8 weights may have."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sd35.checkpoints.layout import missing
+from sd35.checkpoints.weights.parameters import weights_in, weights_of_file
+from sd35.errors import CheckpointError
+
+FIRST, SECOND = (f"diffusion_pytorch_model-0000{number}-of-00002.safetensors" for number in (1, 2))
+INDEX = "diffusion_pytorch_model.safetensors.index.json"
+
+
+def write_shards(
+    directory: Path, weight_map: dict[str, Any], first: dict[str, Tensor], second: dict[str, Tensor]
+) -> None:
+    """A transformer in two shards, with an index."""
+    part = directory / "transformer"
+    part.mkdir()
+    save_file(first, part / FIRST)
+    save_file(second, part / SECOND)
+    (part / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("shard", [FIRST, SECOND])
+def test_a_tensor_in_two_shards_comes_from_the_one_that_the_index_names(tmp_path: Path, shard: str):
+    """Whichever of the two that is."""
+    write_shards(
+        tmp_path,
+        {"both": shard, "a": FIRST, "b": SECOND},
+        {"both": torch.zeros(2), "a": torch.zeros(1)},
+        {"both": torch.ones(2), "b": torch.zeros(1)},
+    )
+    stored = weights_in(tmp_path, "transformer")["both"].stored
+    assert stored.file.name == shard
+    content = stored.file.read_bytes()[stored.start : stored.start + stored.nbytes]
+    assert np.frombuffer(content, np.float32).tolist() == ([0, 0] if shard == FIRST else [1, 1])
+
+
+def test_a_tensor_that_the_index_does_not_name_is_found_if_it_lies_in_one_shard(tmp_path: Path):
+    """As in Transformers, which read whole shards; in two, nothing says which it is."""
+    write_shards(tmp_path, {"a": FIRST, "b": SECOND}, {"a": torch.ones(1), "c": torch.ones(1)}, {"b": torch.ones(1)})
+    assert weights_in(tmp_path, "transformer")["c"].stored.file.name == FIRST
+    save_file({"b": torch.ones(1), "c": torch.ones(1)}, tmp_path / "transformer" / SECOND)
+    with pytest.raises(CheckpointError, match=rf"'c' lies in {FIRST} and in {SECOND}, and the index names neither"):
+        weights_in(tmp_path, "transformer")
+
+
+def test_a_shard_without_the_tensor_that_the_index_says_is_refused(tmp_path: Path):
+    """The shard and the tensor are named."""
+    write_shards(tmp_path, {"a": SECOND, "b": SECOND}, {"a": torch.ones(1)}, {"b": torch.ones(1)})
+    with pytest.raises(CheckpointError, match=rf"{SECOND}: expected 'a', as its index says; found none"):
+        weights_in(tmp_path, "transformer")
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path: Path):
+    """It is what the checkpoint lacks, and what cannot be read."""
+    write_shards(tmp_path, {"a": FIRST, "b": SECOND}, {"a": torch.ones(1)}, {"b": torch.ones(1)})
+    (tmp_path / "transformer" / SECOND).unlink()
+    assert f"transformer/{SECOND}" in missing(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"{SECOND} is not a readable safetensors file: .*No such file"):
+        weights_in(tmp_path, "transformer")
+
+
+@pytest.mark.parametrize(
+    "shard",
+    [
+        "../secret.safetensors",
+        f"../{FIRST}",
+        f"/etc/{FIRST}",
+        f"x/{FIRST}",
+        "",
+        ".",
+        "other.safetensors",
+        FIRST + "\n",
+        3,
+        None,
+    ],
+)
+def test_an_index_that_names_no_shard_of_its_part_is_refused(tmp_path: Path, shard: object):
+    """Neither another directory nor a file that is no part of the checkpoint's identity is read."""
+    write_shards(tmp_path, {"a": shard}, {"a": torch.ones(1)}, {"a": torch.ones(1)})
+    (tmp_path / "secret.safetensors").write_bytes((tmp_path / "transformer" / FIRST).read_bytes())
+    with pytest.raises(CheckpointError, match=rf"{INDEX}: weight_map: 'a': got .*; allowed: .*-00001-of-00002") as told:
+        weights_in(tmp_path, "transformer")
+    assert "\n" not in str(told.value)
+    assert "transformer/diffusion_pytorch_model-*.safetensors" in missing(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 200_000,
+        b'{"weight_map": {"a": ' + b"9" * 5000 + b"}}",
+        b"[]",
+        b"{}",
+        b'{"weight_map": []}',
+        b"\xff",
+        b"NaN",
+    ],
+)
+def test_an_index_of_nonsense_is_refused_by_its_name(tmp_path: Path, content: bytes):
+    """Reading weights names the file; listing what is missing does not fail."""
+    write_shards(tmp_path, {}, {"a": torch.ones(1)}, {"b": torch.ones(1)})
+    (tmp_path / "transformer" / INDEX).write_bytes(content)
+    with pytest.raises(CheckpointError, match=INDEX):
+        weights_in(tmp_path, "transformer")
+    assert "transformer/diffusion_pytorch_model-*.safetensors" in missing(tmp_path)
+
+
+WEIGHT = "encoder.block.0.layer.0.SelfAttention.q"
+ROWS, COLUMNS = 4, 4
+
+
+def scaled_file(directory: Path, scale: Tensor, spelling: str) -> Path:
+    """A T5 of one FP8 weight, as many rows as columns, with a scale."""
+    state = {f"{WEIGHT}.weight": torch.ones(ROWS, COLUMNS).to(torch.float8_e4m3fn), f"{WEIGHT}.{spelling}": scale}
+    save_file(state, directory / "t5.safetensors")
+    return directory / "t5.safetensors"
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (ROWS,), (ROWS, 1), (ROWS, 1, 1)])
+def test_scales_of_the_whole_or_of_rows_are_accepted(tmp_path: Path, shape: tuple[int, ...]):
+    """In every shape that files have them in."""
+    file = scaled_file(tmp_path, torch.ones(shape), "scale_weight")
+    scale = weights_of_file(file)["text_encoder_3"][f"{WEIGHT}.weight"].scale
+    assert scale is not None
+    assert scale.shape == shape
+
+
+@pytest.mark.parametrize("spelling", ["scale_weight", "weight_scale"])
+@pytest.mark.parametrize("shape", [(1, COLUMNS), (2, 2), (ROWS, COLUMNS), (2,), (0,), (ROWS, 2)])
+def test_scales_of_columns_or_blocks_are_refused_by_name(tmp_path: Path, shape: tuple[int, ...], spelling: str):
+    """Also those of columns of a square weight, which would pass for rows: nothing is multiplied wrongly."""
+    file = scaled_file(tmp_path, torch.ones(shape), spelling)
+    with pytest.raises(CheckpointError) as refused:
+        weights_of_file(file)
+    assert str(refused.value) == (
+        f"{file}: {WEIGHT}.{spelling} has the shape {list(shape)}, for {WEIGHT}.weight of [4, 4]; allowed: one scale,"
+        " or one for each of the 4 rows; scales of columns or blocks are not supported"
+    )
+
+
+def test_scales_that_are_no_floating_point_numbers_are_refused(tmp_path: Path):
+    """Bytes of a block format's exponents would be read as numbers."""
+    file = scaled_file(tmp_path, torch.ones((), dtype=torch.uint8), "weight_scale")
+    with pytest.raises(CheckpointError, match=rf"{WEIGHT}\.weight_scale is U8; allowed: F32, F16, BF16"):
+        weights_of_file(file)

@@ -1,0 +1,217 @@
+"""Pictures in other formats: what they look like, what they say of themselves, and which one an answer is in."""
+
+import contextlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from sd35.errors import InvalidRequest, NotAcceptable, NotReplayable
+from sd35.generation.replay import read_recording
+from sd35.images.encode import encode
+from sd35.images.formats import Format, check_quality, negotiate
+from sd35.images.png import read_png, write_png
+from sd35.images.record import MAKER_KEY, REQUEST_KEY, Maker, Record
+from sd35.images.texts import format_of, read_record
+from sd35.images.xmp import to_xmp
+from sd35.request import Request
+
+EXIFTOOL = shutil.which("exiftool")
+LOSSY = [each for each in Format if each is not Format.PNG]
+MAKER = Maker("5" * 64, "onnx", "float32", {"sd35": "1", "numpy": "2"}, 96, 64, ["prompt"])
+REQUEST = Request("a cat & a <dog>", "", 96, 64, 4, 4.5, 7, "sd35-mini", "5" * 64, "onnx/float32")
+
+
+def picture(prompt: str = REQUEST.prompt, negative_prompt: str = "") -> tuple[bytes, Record]:
+    """A PNG file of soft shapes, 96x64, and its record."""
+    y, x = np.mgrid[:64, :96]
+    pixels = np.stack([2 * x, 4 * y, 128 + 100 * np.sin(x / 9) * np.cos(y / 7)], -1).clip(0, 255).astype(np.uint8)
+    record = Record(replace(REQUEST, prompt=prompt, negative_prompt=negative_prompt), MAKER)
+    return write_png(pixels, record.to_text()), record
+
+
+@pytest.mark.parametrize("output_format", LOSSY)
+def test_a_picture_looks_the_same_in_every_format(output_format: Format):
+    """Opened by Pillow: of that format and size, and off by less than 2 of 255 on average."""
+    png, _ = picture()
+    with Image.open(io.BytesIO(encode(png, output_format, has_metadata=True))) as image:
+        assert (image.format, image.size) == (output_format.upper(), (96, 64))
+        assert image.get_format_mimetype() == output_format.media_type
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    assert np.abs(pixels - read_png(png)[0]).mean() < 2
+
+
+@pytest.mark.parametrize("output_format", LOSSY)
+def test_quality_is_paid_in_bytes(output_format: Format):
+    """The lowest quality makes a smaller file than the default, the highest a larger one."""
+    png, _ = picture()
+    sizes = [len(encode(png, output_format, has_metadata=False, quality=quality)) for quality in (1, None, 100)]
+    assert sizes == sorted(set(sizes))
+
+
+@pytest.mark.parametrize("output_format", Format)
+def test_a_quality_that_a_format_does_not_have_is_refused(output_format: Format):
+    """1 to 100 for those that lose something, none for PNG; the error says so."""
+    for quality in (0, 101) if output_format in LOSSY else (90,):
+        with pytest.raises(InvalidRequest, match=f"quality: got {quality}; allowed: (1 to 100|none with png)"):
+            check_quality(output_format, quality)
+    check_quality(output_format, None)
+
+
+@pytest.mark.parametrize("output_format", Format)
+@settings(deadline=None)  # encoding takes its time where others compute beside
+@given(
+    prompt=st.text(st.characters(codec="utf-8"), min_size=1, max_size=40),
+    negative_prompt=st.text('\\u"fe\ufffe\uffff', max_size=8),
+)
+@example(prompt="\U0001f431" * 10_000, negative_prompt="&" * 10_000)  # longer than two segments of a JPEG file
+@example(prompt="<!DOCTYPE x [<!ENTITY y 'z'>]>&y;]]>", negative_prompt="\\ufffe")
+def test_every_format_says_what_made_it(output_format: Format, prompt: str, negative_prompt: str):
+    """Whatever the prompts are, the record reads back, and equal pictures give equal files."""
+    png, record = picture(prompt, negative_prompt)
+    written = encode(png, output_format, has_metadata=True)
+    assert format_of(written) == output_format
+    assert read_record(written) == record
+    assert encode(png, output_format, has_metadata=True) == written
+
+
+@pytest.mark.skipif(EXIFTOOL is None, reason="exiftool is not installed (Debian: libimage-exiftool-perl)")
+@pytest.mark.parametrize("output_format", LOSSY)
+@pytest.mark.parametrize("prompt", ["a cat & a <dog> 日本", "\U0001f431" * 10_000])
+def test_other_programs_read_what_made_a_picture(output_format: Format, prompt: str, tmp_path: Path):
+    """The canonical request is found by exiftool, also where it fills several segments of a JPEG file."""
+    assert EXIFTOOL
+    png, record = picture(prompt, prompt)
+    file = tmp_path / f"picture.{output_format}"
+    file.write_bytes(encode(png, output_format, has_metadata=True))
+    told = subprocess.run([EXIFTOOL, "-json", "-b", "-XMP:all", file], capture_output=True, text=True, check=True)
+    found = json.loads(told.stdout)[0]
+    assert found["Request"].encode() == record.request.canonical
+    assert found["Digest"] == record.request.digest
+    assert found["CreatorTool"] == record.to_text()["Software"]
+    assert "Warning" not in found
+
+
+@pytest.mark.parametrize("output_format", Format)
+def test_metadata_is_left_out_where_it_is_not_wanted(output_format: Format):
+    """No word of the prompt is in the file, nor any other text, and its pixels are the same as with it."""
+    png, _ = picture("unmistakable")
+    without, with_it = (encode(png, output_format, has_metadata=wanted) for wanted in (False, True))
+    assert b"unmistakable" in with_it
+    for word in (b"unmistakable", b"sd35", b"onnx"):
+        assert word not in without
+    with Image.open(io.BytesIO(without)) as bare, Image.open(io.BytesIO(with_it)) as told:
+        assert not {"xmp", "exif", *Record(REQUEST, MAKER).to_text()} & bare.info.keys()
+        assert np.array_equal(np.asarray(bare), np.asarray(told))
+    with pytest.raises(NotReplayable, match=r"does not say what made it: no sd35\.request"):
+        read_record(without)
+
+
+@pytest.mark.parametrize("output_format", LOSSY)
+def test_replay_wants_the_exact_file(output_format: Format):
+    """A file of another format is refused with the digest of the picture that it shows."""
+    png, record = picture()
+    with pytest.raises(NotReplayable, match=f"it is a {output_format.upper()} file.* of {record.request.digest}"):
+        read_recording(encode(png, output_format, has_metadata=True))
+    with pytest.raises(NotReplayable, match="does not say what made it"):
+        read_recording(encode(png, output_format, has_metadata=False))
+
+
+def test_replay_refuses_other_formats_in_one_line(tmp_path: Path):
+    """The command exits with 2 and names the file and its format."""
+    (tmp_path / "cat.webp").write_bytes(encode(picture()[0], Format.WEBP, has_metadata=True))
+    command = [sys.executable, "-c", "from sd35.cli import main; main()", "replay", str(tmp_path / "cat.webp")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2
+    assert "cat.webp cannot be replayed: it is a WEBP file" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_record_that_was_edited_is_refused():
+    """The request in the packet has to match its digest."""
+    png, record = picture()
+    _, text = read_png(png)
+    edited = write_png(read_png(png)[0], {**text, REQUEST_KEY: text[REQUEST_KEY].replace("cat", "cow")})
+    for output_format in Format:
+        with pytest.raises(NotReplayable, match="its request was edited"):
+            read_record(encode(edited, output_format, has_metadata=True))
+    assert record.to_text()[MAKER_KEY] == text[MAKER_KEY]
+
+
+BOMB = b'<!DOCTYPE a [<!ENTITY b "b">]>' + to_xmp(Record(REQUEST, MAKER).to_text()).split(b"?>", 1)[1]
+
+
+@pytest.mark.parametrize("packet", [b"", b"\xff\0<", BOMB, b"<x>" * 1000, "<x/>".encode("utf-16")])
+def test_a_packet_that_is_damaged_or_hostile_says_nothing(packet: bytes):
+    """Malformed XML, a document type and another encoding are read as no text at all."""
+    out = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(out, "WEBP", xmp=packet)
+    with pytest.raises(NotReplayable, match="does not say what made it"):
+        read_record(out.getvalue())
+
+
+@pytest.mark.parametrize("data", [b"", b"GIF89a", b"\xff\xd8\xff", b"RIFF\x10\0\0\0WEBP", b"\x89PNG\r\n\x1a\n"])
+def test_a_file_that_is_no_picture_is_refused(data: bytes):
+    """Other formats and cut-off files are errors that say so."""
+    with pytest.raises(NotReplayable, match=r"it is (no picture of these formats: png, jpeg, webp, avif|a damaged)"):
+        read_record(data)
+
+
+# What real clients send: curl, Firefox and Chrome for an <img>, Safari's, a program's, and odd ones.
+@pytest.mark.parametrize(
+    ("accept", "wanted"),
+    [
+        (None, Format.PNG),
+        ("", Format.PNG),
+        ("*/*", Format.PNG),
+        ("image/*", Format.PNG),
+        ("application/json, text/plain, */*", Format.PNG),
+        ("image/avif,image/webp,image/png,image/svg+xml,image/*;q=0.8,*/*;q=0.5", Format.PNG),
+        ("image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8", Format.WEBP),
+        ("image/webp,image/avif,image/jxl,video/*;q=0.8,*/*;q=0.5", Format.WEBP),
+        ("image/jpeg", Format.JPEG),
+        ("image/jpeg, */*", Format.JPEG),
+        ("IMAGE/AVIF ; Q=0.9 , image/webp;q=0.8", Format.AVIF),
+        ("image/png;q=0, image/*", Format.JPEG),
+        ("image/*;q=0.1, image/jpeg;q=0, image/png;q=0, image/avif;q=0", Format.WEBP),
+        ("*/*;q=0, image/avif;q=0.001", Format.AVIF),
+        ("image/webp;q=2, image/jpeg;q=x, image/avif;q=0.5", Format.AVIF),
+        ("image/webp;q=0.1, image/webp, image/avif;q=0.5", Format.WEBP),
+    ],
+)
+def test_the_accept_header_chooses(accept: str | None, wanted: Format):
+    """By its weights, the narrowest range deciding for each format; PNG where it does not mind."""
+    assert negotiate(accept, None) is wanted
+
+
+@pytest.mark.parametrize(
+    "accept", ["text/html", "image/gif, image/jxl", "image/*;q=0", "*/*;q=0.0", ",;,", "image/png;q=-1"]
+)
+def test_a_header_that_takes_none_is_refused_with_what_there_is(accept: str):
+    """The error names all four formats."""
+    with pytest.raises(NotAcceptable, match=r"accept: got .*; allowed: image/png, image/jpeg, image/webp, image/avif"):
+        negotiate(accept, None)
+
+
+@given(st.text() | st.none(), st.sampled_from(Format))
+def test_what_a_request_says_wins(accept: str | None, output_format: Format):
+    """`output_format` is what is answered with, whatever the header says, and nothing breaks over a header."""
+    assert negotiate(accept, output_format) is output_format
+    with contextlib.suppress(NotAcceptable):
+        assert negotiate(accept, None) in Format
+
+
+@given(st.permutations(list(Format)), st.lists(st.integers(1, 1000), min_size=4, max_size=4, unique=True))
+def test_of_named_formats_the_one_of_most_weight_is_answered(formats: list[Format], weights: list[int]):
+    """Whatever their order in the header."""
+    accept = ", ".join(f"{one.media_type};q={weight / 1000}" for one, weight in zip(formats, weights, strict=True))
+    assert negotiate(accept, None) is max(zip(weights, formats, strict=True))[1]

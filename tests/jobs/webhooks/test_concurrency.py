@@ -1,0 +1,158 @@
+"""How many webhooks are in flight, and whose are next."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import hypothesis.strategies as st
+from hypothesis import given
+
+from sd35.jobs.webhooks.concurrency import (
+    IN_FLIGHT,
+    PER_HOST,
+    PER_OWNER,
+    PER_SLOW_HOST,
+    SLOW,
+    SLOW_PER_OWNER,
+    InFlight,
+)
+from sd35.storage.jobs import DueWebhooks, Receiver
+
+OWNERS, HOSTS = [f"owner {number}" for number in range(8)], [f"{number}.example" for number in range(24)]
+RECEIVERS = st.builds(Receiver, st.sampled_from(OWNERS), st.sampled_from(HOSTS))
+BACKLOG = 10_000
+
+
+def due_of(counts: Mapping[Receiver, int]) -> list[DueWebhooks]:
+    """So many of each receiver, which became due in this order."""
+    return [DueWebhooks(receiver, count, float(index)) for index, (receiver, count) in enumerate(counts.items())]
+
+
+DUE = st.dictionaries(RECEIVERS, st.integers(1, BACKLOG), max_size=40).map(due_of)
+STARTED = st.lists(RECEIVERS, max_size=60)
+SLOW_HOSTS = st.sets(st.sampled_from(HOSTS))
+
+
+class Places:
+    """The same rules as `InFlight`, as plainly as they can be said: one webhook after the other, all receivers each."""
+
+    def __init__(self, started: Sequence[Receiver], slow: set[str]) -> None:
+        self.started, self.slow = list(started), slow
+        self.last: dict[Receiver | str, int] = {}
+        for number, receiver in enumerate(started, 1):
+            self.last |= {receiver.owner: number, receiver: number}
+
+    def count(self, owner: str | None = None, host: str | None = None, *, slow: bool = False) -> int:
+        """How many are in flight of an owner, to a host, to slow hosts."""
+        return sum(
+            (owner is None or one.owner == owner)
+            and (host is None or one.host == host)
+            and (not slow or one.host in self.slow)
+            for one in self.started
+        )
+
+    def is_free(self, receiver: Receiver) -> bool:
+        """Whether one more is allowed."""
+        owner, host = receiver
+        is_free = self.count() < IN_FLIGHT and self.count(owner) < PER_OWNER
+        if host not in self.slow:
+            return is_free and self.count(host=host) < PER_HOST
+        has_slow = self.count(slow=True) < SLOW and self.count(owner, slow=True) < SLOW_PER_OWNER
+        return is_free and has_slow and self.count(host=host) < PER_SLOW_HOST
+
+    def choose(self, due: Sequence[DueWebhooks]) -> Counter[Receiver]:
+        """Take one after the other."""
+        chosen: Counter[Receiver] = Counter()
+        oldest = {one.receiver.owner: one.oldest_s for one in sorted(due, key=lambda one: -one.oldest_s)}
+        while free := [one for one in due if chosen[one.receiver] < one.count and self.is_free(one.receiver)]:
+            one = min(
+                free,
+                key=lambda one: (
+                    self.count(one.receiver.owner),
+                    self.last.get(one.receiver.owner, 0),
+                    oldest[one.receiver.owner],
+                    one.receiver.owner,
+                    self.count(host=one.receiver.host),
+                    self.last.get(one.receiver, 0),
+                    one.oldest_s,
+                ),
+            )
+            chosen[one.receiver] += 1
+            self.started.append(one.receiver)
+        return +chosen
+
+
+def in_flight_with(started: Sequence[Receiver], slow: set[str]) -> InFlight:
+    """Webhooks in flight, whatever the limits, and hosts that were slow."""
+    in_flight = InFlight()
+    for receiver in started:
+        in_flight.start(receiver)
+    for host in slow:
+        in_flight.note_speed(host, is_slow=True)
+    return in_flight
+
+
+@given(DUE, STARTED, SLOW_HOSTS)
+def test_the_choice_is_that_of_the_plain_rules(due: list[DueWebhooks], started: list[Receiver], slow: set[str]):
+    """The quick way to choose and the plain one agree; so no limit is passed, and no place stays free for nothing."""
+    assert in_flight_with(started, slow).copy().choose(due) == Places(started, slow).choose(due)
+
+
+def test_one_webhook_of_another_owner_is_chosen_beside_any_backlog():
+    """Whether places are free or one becomes free, and however long the others are due."""
+    in_flight, other = InFlight(), Receiver("you", "you.example")
+    backlog = {Receiver("me", host): BACKLOG for host in HOSTS}
+    chosen = in_flight.choose(due_of(backlog))
+    assert (chosen.total(), max(chosen.values())) == (PER_OWNER, 1)
+    for receiver in chosen.elements():
+        in_flight.start(receiver)
+    assert in_flight.choose(due_of(backlog | {other: 1})) == {other: 1}
+    in_flight.end(next(iter(chosen)))
+    assert in_flight.choose(due_of(backlog | {other: 1}))[other] == 1
+
+
+def test_one_host_takes_few_of_its_owners_places():
+    """The rest is left to the owner's other hosts."""
+    in_flight, receivers = InFlight(), [Receiver("me", "stuck.example"), Receiver("me", "good.example")]
+    for receiver in in_flight.choose(due_of({receivers[0]: BACKLOG})).elements():
+        in_flight.start(receiver)
+    assert in_flight.choose(due_of(dict.fromkeys(receivers, BACKLOG))) == {receivers[1]: PER_HOST}
+
+
+def test_slow_hosts_share_a_part_of_the_places():
+    """One place each, and few of an owner and in all, until a host answers quickly again."""
+    receivers = [Receiver(owner, f"{owner} {host}") for owner in OWNERS for host in HOSTS]
+    in_flight = in_flight_with([], {receiver.host for receiver in receivers})
+    chosen = in_flight.choose(due_of(dict.fromkeys(receivers, BACKLOG)))
+    assert (chosen.total(), max(chosen.values())) == (SLOW, 1)
+    assert max(Counter(receiver.owner for receiver in chosen.elements()).values()) <= SLOW_PER_OWNER
+    in_flight.note_speed(receivers[0].host, is_slow=False)
+    assert in_flight.choose(due_of({receivers[0]: BACKLOG})) == {receivers[0]: PER_HOST}
+
+
+@given(st.dictionaries(RECEIVERS, st.just(BACKLOG), min_size=1))
+def test_each_receiver_gets_its_turn(counts: dict[Receiver, int]):
+    """If one webhook is sent after the other, each owner gets every n-th, and each of its receivers in turn."""
+    in_flight, due = InFlight(), due_of(counts)
+    owners = {receiver.owner for receiver in counts}
+    turns: list[Receiver] = []
+    for _ in range(len(owners) * max(Counter(receiver.owner for receiver in counts).values())):
+        (receiver, *_) = in_flight.choose(due)
+        in_flight.start(receiver)
+        in_flight.end(receiver)
+        turns.append(receiver)
+    for start in range(0, len(turns), len(owners)):
+        assert {receiver.owner for receiver in turns[start : start + len(owners)]} == owners
+    assert set(turns) == set(counts)
+
+
+def test_what_is_remembered_has_a_bound():
+    """However many hosts there were."""
+    in_flight = InFlight()
+    for number in range(3 * BACKLOG):
+        receiver = Receiver(str(number), str(number))
+        in_flight.start(receiver)
+        in_flight.end(receiver)
+        in_flight.note_speed(receiver.host, is_slow=True)
+    remembered = [value for value in vars(in_flight).values() if isinstance(value, dict)]
+    assert remembered
+    assert all(len(each) <= BACKLOG for each in remembered)

@@ -1,0 +1,286 @@
+"""Webhooks as a receiver sees them, on this machine's loopback address."""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import shutil
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from sd35.jobs.webhooks.sender import ATTEMPTS, wait_s
+from sd35.storage.jobs import HELD_S
+from tests.support.fake_backend import WAIT_S
+from tests.support.webhooks import NAME, SECRET, Sending
+
+Asked = tuple[str, dict[str, str], bytes]
+
+
+@dataclass
+class Receiver:
+    """What arrived, and how it is answered: by statuses one after the other, the last one for ever."""
+
+    port: int = 0
+    asked: list[Asked] = field(default_factory=list)
+    statuses: list[int] = field(default_factory=lambda: [204])
+    behave: Callable[[BaseHTTPRequestHandler], None] = lambda _: None
+    arrived: threading.Event = field(default_factory=threading.Event)
+    release: threading.Event = field(default_factory=threading.Event)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    receiver: Receiver
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.receiver.asked.append((self.path, dict(self.headers.items()), body))
+        statuses = self.receiver.statuses
+        self.send_response(statuses.pop(0) if len(statuses) > 1 else statuses[0])
+        self.send_header("Location", f"http://127.0.0.1:{self.receiver.port}/elsewhere")
+        self.end_headers()
+        self.receiver.arrived.set()
+        self.receiver.behave(self)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing to the terminal."""
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """Connections that end early are expected."""
+
+
+@contextmanager
+def receiving(context: ssl.SSLContext | None = None) -> Iterator[Receiver]:
+    """A receiver."""
+    receiver = Receiver()
+    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"receiver": receiver}))
+    if context:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    receiver.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield receiver
+    finally:
+        receiver.release.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """A receiver by plain HTTP."""
+    with receiving() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def sending() -> Sending:
+    """A sender that may go to private addresses."""
+    return Sending()
+
+
+def test_a_webhook_arrives_signed(sending: Sending, receiver: Receiver):
+    """Its body as it was given, with an id, a time and a signature; then it is done."""
+    job = sending.end_job(f"http://{NAME}:{receiver.port}/hook?a=1")
+    assert sending.send() == 1
+    ((path, headers, body),) = receiver.asked
+    assert (path, json.loads(body)) == ("/hook?a=1", {"id": job.id})
+    assert headers["Host"] == f"{NAME}:{receiver.port}"
+    assert (headers["Webhook-Id"], headers["Webhook-Timestamp"]) == (job.id, "1000")
+    digest = hmac.new(SECRET, f"{job.id}.1000.".encode() + body, hashlib.sha256).digest()
+    assert headers["Webhook-Signature"] == f"v1,{base64.b64encode(digest).decode()}"
+    assert headers["Content-Type"] == "application/json"
+    assert sending.pending() == []
+    assert sending.told == ["delivered"]
+
+
+def test_a_name_is_resolved_once_and_that_address_connected_to(sending: Sending, receiver: Receiver):
+    """So that it cannot lead elsewhere after it was looked at; of several addresses, one that answers serves."""
+    sending.leads_to = ["127.9.9.9", "127.0.0.1"]
+    sending.end_job(f"http://{NAME}:{receiver.port}/")
+    sending.send()
+    assert sending.resolved == [NAME]
+    assert len(receiver.asked) == 1
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::ffff:127.0.0.1"])
+def test_a_private_address_is_never_connected_to(sending: Sending, receiver: Receiver, address: str):
+    """Whatever name leads there; it counts as a failed attempt, for the name may lead elsewhere tomorrow."""
+    sending.allow_private, sending.leads_to = False, [address]
+    sending.end_job(f"http://{NAME}:{receiver.port}/")
+    sending.end_job(f"http://127.0.0.1:{receiver.port}/")
+    assert sending.send() == 2
+    assert receiver.asked == []
+    assert [delivery.attempts for delivery in sending.pending()] == [1, 1]
+
+
+def test_a_redirect_is_not_followed(sending: Sending, receiver: Receiver):
+    """It could lead to a private address; it is a failed attempt."""
+    receiver.statuses = [307]
+    sending.end_job(f"http://{NAME}:{receiver.port}/")
+    sending.send()
+    assert [path for path, *_ in receiver.asked] == ["/"]
+    assert [delivery.attempts for delivery in sending.pending()] == [1]
+
+
+def test_a_failed_webhook_comes_again_later(sending: Sending, receiver: Receiver):
+    """With the same id and a new time; not before its wait is over."""
+    receiver.statuses = [500, 200]
+    job = sending.end_job(f"http://{NAME}:{receiver.port}/")
+    assert sending.send() == 1
+    sending.now_s += 3
+    assert sending.send() == 0
+    sending.now_s += 4
+    assert sending.send() == 1
+    assert [headers["Webhook-Id"] for _, headers, _ in receiver.asked] == [job.id] * 2
+    assert [headers["Webhook-Timestamp"] for _, headers, _ in receiver.asked] == ["1000", "1007"]
+    assert sending.told == ["postponed", "delivered"]
+    assert sending.pending() == []
+
+
+def test_a_webhook_is_given_up_after_a_day(sending: Sending, receiver: Receiver):
+    """It was tried again and again, with growing waits."""
+    receiver.statuses = [500]
+    sending.end_job(f"http://{NAME}:{receiver.port}/")
+    for attempts in range(1, ATTEMPTS + 1):
+        assert sending.send() == 1
+        sending.now_s += wait_s(attempts, 1.0) or HELD_S
+    assert len(receiver.asked) == ATTEMPTS
+    assert sending.told == ["postponed"] * (ATTEMPTS - 1) + ["given_up"]
+    assert sending.pending() == []
+
+
+def test_waits_grow_to_a_day_and_are_spread():
+    """Seconds first, hours in the end; receivers that come back are not overrun."""
+    waits = [wait_s(attempts, 0.5) for attempts in range(1, ATTEMPTS + 1)]
+    assert waits[:3] == [5.0, 20.0, 80.0]
+    assert waits[-1] is None
+    assert 24 * 3600 < sum(wait or 0 for wait in waits) < 27 * 3600
+    assert (wait_s(1, 0.0), wait_s(1, 1.0)) == (3.75, 6.25)
+
+
+def test_a_receiver_that_is_gone_is_left_alone(sending: Sending, receiver: Receiver):
+    """410 says that it wants no more."""
+    receiver.statuses = [410]
+    sending.end_job(f"http://{NAME}:{receiver.port}/")
+    sending.send()
+    assert sending.pending() == []
+
+
+def test_an_answer_without_end_is_not_read(sending: Sending, receiver: Receiver):
+    """The status is all that counts."""
+
+    def pour(handler: BaseHTTPRequestHandler) -> None:
+        while True:
+            handler.wfile.write(b"x" * 2**16)
+
+    receiver.statuses, receiver.behave = [200], pour
+    sending.end_job(f"http://{NAME}:{receiver.port}/")
+    sending.send()
+    assert sending.pending() == []
+
+
+def test_a_receiver_that_is_not_there_is_a_failed_attempt(sending: Sending, receiver: Receiver):
+    """No name, no address, no server, no HTTP: it is tried again later, and others are not touched."""
+
+    def nowhere(host: str) -> list[str]:
+        raise OSError(f"{host} is not known")
+
+    with receiving() as gone:
+        pass
+    sending.end_job(f"http://{NAME}:{gone.port}/")
+    sending.end_job(f"http://{NAME}:{receiver.port}/")
+    sending.send()
+    sending.lookup = nowhere
+    sending.end_job(f"http://{NAME}:{receiver.port}/")
+    sending.send()
+    assert len(receiver.asked) == 1
+    assert [delivery.attempts for delivery in sending.pending()] == [1, 1]
+
+
+def test_a_job_that_was_deleted_is_not_told(sending: Sending, receiver: Receiver):
+    """Its webhook went with it, and counts for nothing."""
+    sending.end_job(f"http://{NAME}:{receiver.port}/")
+
+    def deleted(job_id: str) -> None:
+        """Between being due and being read."""
+        assert sending.store.delete(job_id, None)
+
+    sending.bodies = deleted
+    assert sending.send() == 1
+    assert receiver.asked == []
+    assert sending.pending() == []
+    assert sending.told == []
+
+
+def test_a_running_sender_sends_when_it_is_woken(sending: Sending, receiver: Receiver):
+    """Without waiting for its next look, and until it is cancelled."""
+
+    async def scenario() -> None:
+        async with sending.running() as sender:
+            await asyncio.sleep(0)
+            sending.end_job(f"http://{NAME}:{receiver.port}/")
+            sender.wake()
+            assert await asyncio.to_thread(receiver.arrived.wait, WAIT_S)
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_sender_always_ends(sending: Sending, monkeypatch: pytest.MonkeyPatch):
+    """Also when it is woken at the same moment, or the service would never stop."""
+    monkeypatch.setattr("sd35.jobs.webhooks.sender._REST_S", 0.0)
+
+    async def scenario(turns: int) -> bool:
+        """Wake a sender for a number of the event loop's turns, then cancel it; whether it ended."""
+        async with sending.sender() as sender:
+            running = asyncio.create_task(sender.run())
+            for _ in range(turns):
+                sender.wake()
+                await asyncio.sleep(0)
+            running.cancel()
+            ended, _ = await asyncio.wait([running], timeout=1.0)
+            running.cancel()
+            await asyncio.wait([running])
+            return bool(ended)
+
+    assert all(asyncio.run(scenario(turns)) for turns in range(40))
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl, which makes the certificate, is not installed")
+def test_the_certificate_has_to_be_the_names(sending: Sending, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Though an address is connected to: its certificate for the name is taken, for another name it is not."""
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    named = ["-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME}"]
+    made = [
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-keyout",
+        str(key),
+        "-out",
+        str(certificate),
+    ]
+    subprocess.run(["openssl", "req", "-x509", *named, *made], check=True, capture_output=True)  # noqa: S607
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with receiving(context) as receiver:
+        sending.end_job(f"https://{NAME}:{receiver.port}/")
+        other = sending.end_job(f"https://other.example:{receiver.port}/")
+        sending.send()
+        assert [headers["Host"] for _, headers, _ in receiver.asked] == [f"{NAME}:{receiver.port}"]
+        assert [delivery.job_id for delivery in sending.pending()] == [other.id]

@@ -1,0 +1,171 @@
+"""`auto`: which of Large and Medium is taken, by memory, weights on disk, token and network; and what is said of it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub.utils import close_session
+from structlog.testing import capture_logs
+
+from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
+from sd35.checkpoints.hub import cache
+from sd35.checkpoints.network_sizes import anatomy_on_disk
+from sd35.checkpoints.registry import find_variant
+from sd35.errors import CheckpointError, DoesNotFit, InvalidSetting
+from sd35.planning.auto import choose, why_standing_in
+from sd35.planning.fit import placement_of, plan_for
+from sd35.planning.plan import Room
+from sd35.service.startup import open_checkpoints, open_studio
+from sd35.service.startup_times import StartUp
+from sd35.settings import Settings, load_settings
+from tests.support.hub_server import Hub, Repository, serving, use
+
+GIB = 2**30
+BIG, MIDDLE, SMALL = (Room("cuda", size * GIB, 64 * GIB) for size in (80, 12, 1))
+TOKEN = "hf_mine"  # noqa: S105  a word that the test's own server knows
+
+
+@pytest.fixture(scope="module")
+def _server() -> Iterator[Hub]:
+    with serving() as hub:
+        hub.tokens = {TOKEN}
+        yield hub
+
+
+@pytest.fixture
+def hub(_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that holds the embedded model's files under the names of Large and Medium, gated; an empty cache."""
+    directory = open_checkpoint(EMBEDDED).directory
+    files = {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*.*")}
+    for name in ("sd3.5-large", "sd3.5-medium"):
+        variant = find_variant(name, None)
+        _server.repositories[variant.repository] = Repository(files, variant.revision, readers={TOKEN})
+    _server.asked.clear()
+    use(_server, tmp_path, monkeypatch)
+    yield _server
+    close_session()
+
+
+def settings(**more: object) -> Settings:
+    """What names `auto`."""
+    return load_settings({"checkpoints": ("auto",), "backend": "diffusers", **more})
+
+
+def put_on_disk(name: str) -> None:
+    """As if it had been fetched; the small stand-in's files."""
+    snapshot = cache.place_of(find_variant(name, None)).snapshot
+    snapshot.parent.mkdir(parents=True)
+    snapshot.symlink_to(open_checkpoint(EMBEDDED).directory, target_is_directory=True)
+
+
+@pytest.mark.parametrize(("room", "taken"), [(BIG, "sd3.5-large"), (MIDDLE, "sd3.5-medium")], ids=["80GiB", "12GiB"])
+def test_memory_decides(hub: Hub, monkeypatch: pytest.MonkeyPatch, room: Room, taken: str):
+    """With a token for both, the best that fits without streaming it layer by layer is fetched and taken."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert choose(settings(), room) == taken
+    assert cache.holding_of(find_variant(taken, None)).is_whole
+    assert hub.asked
+
+
+def test_weights_decide_without_a_token(hub: Hub):
+    """What is on disk is taken; what is better, but is not there and cannot be fetched, is passed over."""
+    put_on_disk("sd3.5-medium")
+    assert choose(settings(), BIG) == "sd3.5-medium"
+    put_on_disk("sd3.5-large")
+    assert choose(settings(), BIG) == "sd3.5-large"
+    assert hub.asked == []
+
+
+def test_a_token_that_is_refused_allows_nothing(hub: Hub, monkeypatch: pytest.MonkeyPatch):
+    """Where the licence of Large was not accepted, Medium is taken."""
+    hub.repositories[find_variant("sd3.5-large", None).repository].readers = set()
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert choose(settings(), BIG) == "sd3.5-medium"
+
+
+@pytest.mark.parametrize(
+    ("room", "more", "why"),
+    [
+        (BIG, {}, "no token to fetch it with"),
+        (BIG, {"offline": True}, "SD35_OFFLINE is set"),
+        (BIG, {"backend": "onnx"}, "not on disk"),
+        (SMALL, {}, "not on disk"),
+    ],
+)
+def test_with_nothing_at_hand_the_embedded_model_stands_in(hub: Hub, room: Room, more: dict[str, object], why: str):
+    """A warning says so, why neither of the two is served, and what to do; the hub is not asked."""
+    with capture_logs() as logs:
+        assert choose(settings(**more), room) == EMBEDDED
+    (said,) = (entry for entry in logs if entry["log_level"] == "warning")
+    assert "HF_TOKEN" in said["remedy"]
+    for name, passed_over in zip(("sd3.5-large", "sd3.5-medium"), said["passed_over"], strict=True):
+        assert passed_over.startswith(f"{name}: ")
+        assert why in passed_over
+    assert hub.asked == []
+
+
+def test_it_stands_in_for_nothing_that_was_at_hand(hub: Hub, monkeypatch: pytest.MonkeyPatch):  # noqa: ARG001
+    """A token that neither of the two repositories lets in is an error, with an obstacle for each."""
+    monkeypatch.setenv("HF_TOKEN", "hf_someone")
+    with pytest.raises(CheckpointError, match=r"sd3\.5-large: .*token.*; sd3\.5-medium: .*token"):
+        choose(settings(), BIG)
+
+
+def test_a_token_may_be_a_mounted_secret(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It is read from the file that HF_TOKEN_PATH names; one that cannot be read is told, not passed over."""
+    secret = tmp_path / "hf_token"
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(secret))
+    secret.write_text(f"{TOKEN}\n")
+    assert choose(settings(), BIG) == "sd3.5-large"
+    assert hub.asked
+    cache.remove(find_variant("sd3.5-large", None))
+    secret.unlink()
+    secret.mkdir()
+    with pytest.raises(InvalidSetting, match=r"the token's file .*hf_token cannot be read: Is a directory"):
+        choose(settings(), BIG)
+
+
+def test_what_stands_in_and_is_named_besides_is_served_once(hub: Hub):  # noqa: ARG001
+    """`auto` may come to a model that is in the list anyhow; who named that was promised it."""
+    both = settings(checkpoints=("auto", EMBEDDED), offline=True)
+    assert [checkpoint.name for checkpoint in open_checkpoints(both)] == [EMBEDDED]
+    assert why_standing_in(both, EMBEDDED) is None
+    assert why_standing_in(settings(), EMBEDDED)
+
+
+def test_too_little_memory_is_said_in_words(hub: Hub, monkeypatch: pytest.MonkeyPatch):
+    """What is needed at the least, and what is there."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with pytest.raises(CheckpointError, match=r"sd3.5-large: it needs .* GiB .*, and 512 MiB are there"):
+        choose(settings(), Room("cuda", GIB // 2, 64 * GIB))
+    assert hub.asked == []
+
+
+def test_a_name_is_never_replaced(hub: Hub, monkeypatch: pytest.MonkeyPatch):  # noqa: ARG001
+    """Large that is named and not there is an error, though Medium lies on disk."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    put_on_disk("sd3.5-medium")
+    with pytest.raises(CheckpointError, match=r"sd3\.5-large is not on disk"):
+        open_checkpoints(settings(checkpoints=("sd3.5-large",)))
+
+
+def test_a_studio_that_does_not_fit_is_refused_with_the_table():
+    """Before anything is loaded, in words: what each part takes, and every way that was considered."""
+    small = load_settings({"ram": "150MiB"})
+    with pytest.raises(DoesNotFit) as found:
+        open_studio(small, open_checkpoints(small))
+    for words in ("sd35-mini cannot be placed here", "transformer", "Nothing fits", "of 150 MiB", "encoders"):
+        assert words in str(found.value)
+
+
+def test_a_studio_is_opened_as_planned():
+    """With room for less than all, the text encoders are evicted; what that starts with is counted by phase."""
+    found, roomy = open_checkpoints(load_settings()), load_settings({"ram": "1GiB"})
+    plan = plan_for(roomy, [anatomy_on_disk(each) for each in found], Room("cpu", GIB, GIB))
+    assert placement_of(plan).offload == "none"
+    start_up = StartUp(0.25)
+    with open_studio(load_settings({"ram": "1GiB", "offload": "encoders"}), found, start_up):
+        pass
+    assert {"import", "plan", "compile", "warm"} <= start_up.seconds.keys()
+    assert start_up.seconds["import"] >= 0.25
+    assert all(took_s >= 0 for took_s in start_up.seconds.values())

@@ -1,0 +1,83 @@
+"""Stores of every kind to test: databases, directories, and an S3 server."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import pytest
+
+from sd35.settings import load_settings
+from sd35.storage.blobs.base import ArtifactStore
+from sd35.storage.blobs.open import open_store
+from sd35.storage.database import MEMORY, Stores, open_stores
+from tests.support.postgres import new_schema
+
+OpenStore = Callable[[str | None], ArtifactStore]
+NewDatabase = Callable[[], str]
+SECRET_KEY = "0123456789-secret"  # noqa: S105  of a server that lives as long as the test
+
+
+@pytest.fixture
+def new_postgres(request: pytest.FixtureRequest) -> NewDatabase:
+    """Makes an empty place in a PostgreSQL server; its URL."""
+    server = request.getfixturevalue("postgres_server")
+    return lambda: new_schema(server).render_as_string(hide_password=False)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An SQL database that nothing has opened yet."""
+    if request.param == "sqlite":
+        return str(tmp_path / "jobs.db")
+    new: NewDatabase = request.getfixturevalue("new_postgres")
+    return new()
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stores]:
+    """Stores of every kind."""
+    where = {"memory": MEMORY, "sqlite": str(tmp_path / "jobs.db")}.get(request.param)
+    opened = open_stores(where or request.getfixturevalue("new_postgres")())
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[str]:
+    """The address of moto's S3 server, with a bucket named "pictures"."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    address = "http://{}:{}".format(*server.get_host_and_port())
+    urlopen(Request(f"{address}/pictures", method="PUT")).close()  # noqa: S310
+    yield address
+    server.stop()
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment that names no cloud at all, to set variables in."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_", "AZURE_"))]:
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+@pytest.fixture
+def s3(s3_server: str, cloud: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The variables of the S3 server."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+    }.items():
+        cloud.setenv(name, value)
+    return cloud
+
+
+@pytest.fixture
+def open_at(tmp_path: Path) -> OpenStore:
+    """Opens the store of a value of the setting."""
+    return lambda store: open_store(load_settings({"store": store, "data_dir": tmp_path}))

@@ -1,0 +1,162 @@
+"""Leases in SQL databases: what ends them when a holder's process dies, stops, or had another clock."""
+
+import errno
+import fcntl
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from sd35.errors import StoreUnavailable
+from sd35.storage.database import Stores, open_stores
+from sd35.storage.jobs import Job
+from sd35.storage.new_job import new_job
+from sd35.storage.sql.holders import HolderLocks
+from tests.support.job_specs import order
+from tests.support.leases import pass_time
+
+LEASE_S = 1000.0  # far longer than any test runs
+HOLDING = """
+import sys
+from sd35.storage.database import open_stores
+jobs = open_stores(sys.argv[1]).jobs
+print(jobs.claim("other", 0.0, 1000.0, 1)[0].id, flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Iterator[Stores]:
+    """The stores of a new SQLite database, with one job."""
+    opened = open_stores(str(tmp_path / "jobs.db"))
+    opened.jobs.add(new_job(order(), 0.0))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Where the database's holders lock their files."""
+    return tmp_path / "jobs.db.holders"
+
+
+@contextmanager
+def holding(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that has claimed the job, and still lives."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", HOLDING, str(tmp_path / "jobs.db")]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline()
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def claimed(stores: Stores, holder: str = "this") -> list[Job]:
+    """What a holder of this process gets."""
+    return stores.jobs.claim(holder, 0.0, LEASE_S, 9)
+
+
+def test_jobs_of_a_killed_process_are_claimed_at_once(stores: Stores, tmp_path: Path, directory: Path):
+    """Nobody waits for the rest of its lease; its file is removed."""
+    with holding(tmp_path) as process:
+        assert claimed(stores) == []
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert len(claimed(stores)) == 1
+    assert [path.name for path in directory.iterdir()] == ["this.lock"]
+
+
+def test_a_stopped_process_keeps_its_jobs_until_its_lease_is_over(stores: Stores, tmp_path: Path):
+    """It still locks its file, so that time decides: a process that hangs does not keep its jobs for ever."""
+    with holding(tmp_path) as process:
+        process.send_signal(signal.SIGSTOP)
+        assert claimed(stores) == []
+        pass_time(stores.jobs, LEASE_S + 1)
+        assert len(claimed(stores)) == 1
+        process.send_signal(signal.SIGCONT)
+
+
+def test_a_holder_that_hands_back_leaves_no_file(stores: Stores, directory: Path):
+    """Files are for their owner alone, as the database is."""
+    claimed(stores)
+    (path,) = directory.iterdir()
+    assert (stat.S_IMODE(directory.stat().st_mode), stat.S_IMODE(path.stat().st_mode)) == (0o700, 0o600)
+    stores.jobs.hand_back("this")
+    assert list(directory.iterdir()) == []
+
+
+def test_files_of_dead_holders_are_removed_at_the_next_claim(stores: Stores, directory: Path):
+    """Also of holders that had no job; those of live ones stay."""
+    directory.mkdir()
+    (directory / "dead.lock").touch()
+    other = HolderLocks(directory)
+    other.hold("other")
+    (directory / "dead too.lock").touch()
+    claimed(stores)
+    assert sorted(path.name for path in directory.iterdir()) == ["other.lock", "this.lock"]
+    other.close()
+
+
+@pytest.mark.parametrize("how", ["refused", "of no effect"])
+def test_without_file_locks_leases_end_by_time(
+    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+):
+    """Nobody counts as dead then. A warning says it once."""
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(fcntl, "flock", refused if how == "refused" else lambda *_: None)
+    other = open_stores(str(tmp_path / "jobs.db"))  # which needs no lock either
+    with capture_logs() as logs:
+        assert len(claimed(stores, "this")) == 1
+        claimed(stores, "this")
+        assert claimed(other, "other") == []
+        pass_time(stores.jobs, LEASE_S + 1)
+        assert len(claimed(other, "other")) == 1
+    other.close()
+    assert [log["log_level"] for log in logs] == ["warning"] * 2  # one for each process, as far as the stores know
+    assert "cannot be locked" in logs[0]["event"]
+
+
+def test_a_holder_without_room_for_its_file_claims_nothing(stores: Stores, directory: Path):
+    """Others would take it for dead; the reason is told."""
+    directory.touch()
+    with pytest.raises(StoreUnavailable, match=r"jobs\.db cannot be used: (File exists|Not a directory)"):
+        claimed(stores)
+
+
+@pytest.mark.parametrize("ahead_s", [3600.0, 1.7e9])
+def test_a_lease_that_ends_later_than_any_can_is_over(database: str, ahead_s: float):
+    """It is from before a reboot, from before the server's clock was set back, or an older version's, by wall clock."""
+    opened = open_stores(database)
+    job = opened.jobs.add(new_job(order(), 0.0))
+    opened.jobs.claim("dead", 0.0, 10.0, 1)
+    pass_time(opened.jobs, -ahead_s)
+    assert [each.id for each in opened.jobs.claim("alive", 0.0, 10.0, 1)] == [job.id]
+    opened.close()
+
+
+def test_postgresql_measures_leases_by_its_own_clock(new_postgres: Callable[[], str], monkeypatch: pytest.MonkeyPatch):
+    """Of two machines, one of which was started long before the other, both see the same lease."""
+    opened = open_stores(new_postgres())
+    opened.jobs.add(new_job(order(), 0.0))
+    opened.jobs.claim("one", 0.0, LEASE_S, 1)
+    here = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: here() + 1e6)
+    assert claimed(opened, "other") == []
+    assert len(opened.jobs.keep("one", LEASE_S)) == 1
+    opened.close()

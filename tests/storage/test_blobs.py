@@ -1,0 +1,237 @@
+"""The picture stores: one contract for memory, a directory and S3."""
+
+import errno
+import json
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+
+from sd35.errors import StoreUnavailable
+from sd35.storage.blobs.base import ArtifactStore
+from sd35.storage.whole_files import FileStage
+from tests.support.job_specs import at_once
+
+NAME, OTHER = "ab" * 32 + ".png", "cd" * 32 + "-blurred.png"
+OpenStore: TypeAlias = Callable[[str | None], ArtifactStore]
+
+
+@pytest.fixture(params=["memory", "directory", "s3"])
+def store(request: pytest.FixtureRequest, open_at: OpenStore, tmp_path: Path) -> ArtifactStore:
+    """An empty store of each kind."""
+    if request.param == "memory":
+        return open_at("memory")
+    if request.param == "directory":
+        return open_at(str(tmp_path / "my pictures, größer"))
+    request.getfixturevalue("s3")
+    return open_at(f"s3://pictures/{tmp_path.name}")
+
+
+def files_of(directory: Path) -> list[str]:
+    """The files below a directory."""
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+
+
+def test_what_is_put_is_there_until_it_is_deleted(store: ArtifactStore):
+    """Each name by itself; of what is not there nothing is read, and nothing need be removed."""
+    content = os.urandom(3_000_000)
+    store.put(NAME, content)
+    store.put(OTHER, b"")
+    assert (store.get(NAME), store.size(NAME)) == (content, 3_000_000)
+    assert (store.get(OTHER), store.size(OTHER)) == (b"", 0)
+    for _ in range(2):
+        store.delete(NAME)
+        assert (store.get(NAME), store.size(NAME)) == (None, None)
+    assert store.size(OTHER) == 0
+
+
+def test_a_name_is_written_once(store: ArtifactStore):
+    """A second writing says so and changes nothing; once removed, the name can be written again."""
+    assert store.put(NAME, b"first")
+    assert not store.put(NAME, b"second")
+    assert store.get(NAME) == b"first"
+    store.delete(NAME)
+    store.put(NAME, b"third")
+    assert store.get(NAME) == b"third"
+
+
+def test_a_file_is_replaced_whole_whether_there_is_one_or_not(store: ArtifactStore):
+    """`replace` writes over what is there, and writes what is not."""
+    store.put(NAME, b"damaged")
+    for name in (NAME, OTHER):
+        store.replace(name, b"good")
+        assert store.get(name) == b"good"
+
+
+def test_names_lists_each_file_and_nothing_else(store: ArtifactStore):
+    """An empty store has none; what is being written, and what others put there, is no file of the store's."""
+    assert list(store.names()) == []
+    for name in (NAME, OTHER):
+        store.put(name, b"x")
+    assert sorted(store.names()) == [NAME, OTHER]
+
+
+def test_of_many_writers_at_once_one_wins_and_none_fails(store: ArtifactStore):
+    """Sixteen threads write other contents under one name: all readers see one of them, whole."""
+    start = threading.Barrier(16)
+
+    def write_and_read(number: int) -> bytes | None:
+        start.wait()
+        store.put(NAME, bytes([number]) * 100_000)
+        return store.get(NAME)
+
+    with ThreadPoolExecutor(16) as pool:
+        (seen,) = set(pool.map(write_and_read, range(16)))
+    assert seen
+    assert seen in {bytes([number]) * 100_000 for number in range(16)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "../../etc/passwd", "ab" * 32, "AB" * 32 + ".png", "ab" * 31 + ".png", NAME + "/..", "/" + NAME, NAME + "\n"]
+    + ["ab" * 32 + suffix for suffix in ("/x.png", ".png.png", "-.png", "-../x.png", ".p\0g", "-Blurred.png")],
+)
+def test_nothing_but_a_digest_and_a_suffix_is_a_name(store: ArtifactStore, name: str):
+    """Whatever could lead elsewhere is refused before the store is asked."""
+    for attempt in (store.get, store.size, store.delete, lambda name: store.put(name, b"x")):
+        with pytest.raises(ValueError, match="is no picture's name"):
+            attempt(name)
+
+
+def test_only_an_object_store_gives_addresses_of_its_own(store: ArtifactStore):
+    """S3's gives the file, as of its type, to who has no credentials, and no other file; other stores give None."""
+    store.put(NAME, b"content")
+    address = store.sign(NAME, 60)
+    if "s3://" not in getattr(store, "address", ""):
+        assert address is None
+        return
+    assert address
+    with urlopen(address) as answer:  # noqa: S310
+        assert (answer.read(), answer.headers["Content-Type"]) == (b"content", "image/png")
+    with pytest.raises(HTTPError):
+        urlopen(address.replace(NAME, OTHER))  # noqa: S310
+
+
+def test_by_default_pictures_lie_in_the_data_directory(open_at: OpenStore, tmp_path: Path):
+    """By the first two digits of their names; opening leaves nothing of its trial, and what is there is found again."""
+    store = open_at(None)
+    store.put(NAME, b"x")
+    assert files_of(tmp_path) == [f"pictures/ab/{NAME}"]
+    assert open_at(None).get(NAME) == b"x"
+
+
+def test_files_and_folders_of_images_are_their_owners_alone(open_at: OpenStore, tmp_path: Path):
+    """Images hold their prompts: files 0600 in folders 0700, whatever the umask, also in folders of before."""
+    old = tmp_path / "pictures" / "cd"
+    old.mkdir(parents=True, mode=0o755)
+    before = os.umask(0)
+    store = open_at(None)
+    store.put(NAME, b"x")
+    store.put(OTHER, b"x")
+    os.umask(before)
+    pictures = tmp_path / "pictures"
+    modes = {str(path.relative_to(pictures)): path.stat().st_mode & 0o777 for path in pictures.rglob("*")}
+    assert modes == {
+        "staging": 0o700,
+        "ab": 0o700,
+        f"ab/{NAME}": 0o600,
+        "cd": 0o700,
+        f"cd/{OTHER}": 0o600,
+    }
+
+
+def test_a_directory_that_is_there_keeps_its_mode(open_at: OpenStore, tmp_path: Path):
+    """It may hold other things than images: only the folders that this project makes in it are closed to others."""
+    tmp_path.chmod(0o755)
+    other = tmp_path / "other"
+    other.mkdir(mode=0o755)
+    open_at(str(tmp_path)).put(NAME, b"x")
+    assert [path.stat().st_mode & 0o777 for path in (tmp_path, other, tmp_path / "ab")] == [0o755, 0o755, 0o700]
+
+
+@pytest.mark.parametrize("refusal", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_modes_is_no_error(
+    open_at: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int
+):
+    """As on exFAT: what cannot be made private is served all the same."""
+    (tmp_path / "pictures" / "ab").mkdir(parents=True, mode=0o755)
+    monkeypatch.setattr(os, "chmod", refusing(refusal))
+    store = open_at(None)
+    store.put(NAME, b"x")
+    assert store.get(NAME) == b"x"
+
+
+@pytest.mark.parametrize("refusal", sorted({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}))
+def test_a_file_system_without_hard_links_will_do(
+    open_at: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int
+):
+    """A name is written once there too, by many writers at once, and nothing is left lying."""
+    monkeypatch.setattr(os, "link", refusing(refusal))
+    store = open_at(None)
+    contents = {bytes([number]) * 100_000 for number in range(16)}
+    written = at_once([partial(store.put, NAME, content) for content in contents])
+    assert sorted(written) == [False] * 15 + [True]
+    assert store.get(NAME) in contents
+    assert not store.put(NAME, b"later")
+    assert store.get(NAME) in contents
+    store.replace(NAME, b"replaced")
+    assert store.get(NAME) == b"replaced"
+    assert {path.name for path in (tmp_path / "pictures" / "staging").iterdir()} <= {"lock"}
+
+
+def test_why_a_file_cannot_be_written_is_told(open_at: OpenStore, monkeypatch: pytest.MonkeyPatch):
+    """Another refusal than for want of hard links is no reason to go another way; its own words are shown."""
+    store = open_at(None)
+    monkeypatch.setattr(os, "link", refusing(errno.EDQUOT))
+    with pytest.raises(StoreUnavailable, match=r"cannot be written to: Disk quota exceeded"):
+        store.put(NAME, b"x")
+
+
+def refusing(number: int) -> Callable[..., None]:
+    """A call to the system that fails with an error."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+def test_what_a_killed_process_left_is_removed_once_it_is_old(tmp_path: Path):
+    """At the next opening; what another process is writing now stays."""
+    FileStage(tmp_path).prepare()
+    abandoned, fresh = tmp_path / "staging" / "a", tmp_path / "staging" / "b"
+    for file in (abandoned, fresh):
+        file.write_bytes(b"half")
+    os.utime(abandoned, (0, 0))
+    FileStage(tmp_path).prepare()
+    assert files_of(tmp_path) == ["staging/b"]
+
+
+def test_google_and_azure_sign_addresses(cloud: pytest.MonkeyPatch, tmp_path: Path):
+    """Without asking anyone, from the credentials in the environment; no such server is at hand to follow them to."""
+    from cryptography.hazmat.primitives.asymmetric import rsa
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    from sd35.storage.blobs.object_store import ObjectStore
+
+    cloud.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    cloud.setenv("AZURE_STORAGE_ACCOUNT_KEY", "c2VjcmV0")
+    address = ObjectStore("az://container/prefix").sign(NAME, 60)
+    assert address
+    assert address.startswith(f"https://account.blob.core.windows.net/container/prefix/ab/{NAME}?")
+    assert "sig=" in address
+    key = rsa.generate_private_key(65537, 2048).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    account = {"type": "service_account", "client_email": "a@b.c", "private_key_id": "1", "private_key": key.decode()}
+    (tmp_path / "key.json").write_text(json.dumps(account))
+    cloud.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "key.json"))
+    address = ObjectStore("gs://bucket").sign(NAME, 60)
+    assert address
+    assert f"/bucket/ab/{NAME}?" in address
+    assert "X-Goog-Signature=" in address

@@ -1,0 +1,401 @@
+"""What every JobStore does."""
+
+import time
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from sd35.errors import IdempotencyConflict
+from sd35.images.formats import Format
+from sd35.request import Request
+from sd35.storage.database import Stores
+from sd35.storage.jobs import (
+    HELD_S,
+    Delivery,
+    DueWebhooks,
+    Failure,
+    Job,
+    JobStore,
+    Made,
+    Order,
+    Receiver,
+    Status,
+)
+from sd35.storage.new_job import new_job
+from tests.support.job_specs import REQUEST, at_once, order
+from tests.support.leases import pass_time
+
+LEASE_S = 10.0
+MADE = Made("d" * 64, was_cached=False)
+HOOK = "https://example.com/hook"
+EXAMPLE = Receiver("me", "example.com")
+
+
+@pytest.fixture
+def store(stores: Stores) -> JobStore:
+    """A store of each kind."""
+    return stores.jobs
+
+
+def add(
+    store: JobStore, owner: str = "me", now_s: float = 0.0, *, priority: int = 0, webhook: str | None = None
+) -> Job:
+    """Add a job."""
+    return store.add(new_job(order(owner, priority=priority, webhook=webhook), now_s))
+
+
+def claim(store: JobStore, most: int = 1, started_s: float = 0.0, holder: str = "h") -> list[str]:
+    """Claim jobs; their ids."""
+    return [job.id for job in store.claim(holder, started_s, LEASE_S, most)]
+
+
+def take_due(store: JobStore, now_s: float, most: int = 9) -> list[Delivery]:
+    """Take webhooks that are due at `HOOK`."""
+    return store.take_due(now_s, {EXAMPLE: most})
+
+
+def test_a_job_comes_back_as_it_was(store: JobStore):
+    """Each field survives, also text that databases stumble over; numbers grow."""
+    request = Request("猫 \x00 ' \\ 🐱", "\n", 64, 64, 4, 7.0, 2**32 - 1, "m", "r", "p", 2.5)
+    whole = Order(
+        request, "you", -9, Format.AVIF, has_metadata=False, webhook=HOOK, idempotency_key="k", body_digest="d"
+    )
+    jobs = [new_job(whole, 1.25), new_job(order(), 2.5)]
+    added = [store.add(job) for job in jobs]
+    assert [replace(job, number=0) for job in added] == jobs
+    assert added[0].number < added[1].number
+    assert [store.get(job.id, None) for job in jobs] == added
+    found = store.get(jobs[0].id, "you")
+    assert found is not None
+    assert found.order.request.digest == request.digest
+    assert isinstance(found.order.request.guidance_scale, float)
+
+
+def test_another_owners_job_is_not_there(store: JobStore):
+    """It is neither seen, nor listed, cancelled or deleted; for the administrator it is."""
+    job = add(store, "you")
+    assert store.get(job.id, "me") is None
+    assert store.page("me", [], None, 9) == []
+    assert store.cancel(job.id, "me", 1.0) is None
+    assert store.cancel(job.id, None, 1.0) is not None
+    assert store.delete(job.id, "me") is None
+    assert store.get(job.id, "you") == store.delete(job.id, None)
+    assert store.get(job.id, "you") is None
+
+
+def test_the_same_idempotency_key_is_the_same_job(store: JobStore):
+    """What comes again gets the first job, also when that has ended; another owner's key is another."""
+    first = store.add(new_job(order(idempotency_key="k", body_digest="1"), 0.0))
+    claim(store)
+    store.end(first.id, "h", 2.0, MADE)
+    again = store.add(new_job(order(idempotency_key="k", body_digest="1"), 3.0))
+    assert again == store.get(first.id, None)
+    assert again.status is Status.SUCCEEDED
+    other = store.add(new_job(order("you", idempotency_key="k", body_digest="2"), 3.0))
+    assert other.id != first.id
+
+
+def test_an_idempotency_key_with_another_body_is_refused(store: JobStore):
+    """Nothing is added, and the error names the key."""
+    store.add(new_job(order(idempotency_key="k", body_digest="1"), 0.0))
+    with pytest.raises(IdempotencyConflict, match="'k'"):
+        store.add(new_job(order(idempotency_key="k", body_digest="2"), 0.0))
+    assert store.counts()[Status.QUEUED] == 1
+
+
+def test_an_idempotency_key_of_a_deleted_job_is_free(store: JobStore):
+    """What was forgotten is forgotten."""
+    first = store.add(new_job(order(idempotency_key="k"), 0.0))
+    store.cancel(first.id, None, 1.0)
+    store.delete(first.id, None)
+    assert store.add(new_job(order(idempotency_key="k"), 2.0)).id != first.id
+
+
+def test_of_many_adds_at_once_with_one_key_one_is_kept(store: JobStore):
+    """All get the same job."""
+    wanted = [new_job(order(idempotency_key="k", body_digest="1"), 0.0) for _ in range(12)]
+    added = at_once([partial(store.add, job) for job in wanted])
+    assert len({job.id for job in added}) == 1
+    assert store.counts()[Status.QUEUED] == 1
+
+
+def test_pages_are_newest_first_and_go_on(store: JobStore):
+    """Filters by owner and status, and pages that meet, with nothing twice and nothing left out."""
+    jobs = [add(store, owner) for owner in ("me", "you", "me", "me", "you")]
+    claim(store, 2)
+    newest = [job.id for job in reversed(jobs)]
+    first = store.page(None, [], None, 2)
+    rest = store.page(None, [], first[-1].number, 9)
+    assert [job.id for job in first + rest] == newest
+    mine = [job.id for job in store.page("me", [], None, 9)]
+    assert mine == [jobs[3].id, jobs[2].id, jobs[0].id]
+    running = store.page(None, [Status.RUNNING], None, 9)
+    assert [job.id for job in running] == [jobs[1].id, jobs[0].id]
+    assert len(store.page("me", [Status.RUNNING, Status.QUEUED], None, 9)) == 3
+    assert store.page("me", [Status.FAILED], None, 9) == []
+
+
+def test_place_counts_what_goes_before(store: JobStore):
+    """By priority, then by age; 0 for the first, for one that runs, and for none."""
+    low, first, second, high = (add(store, priority=priority) for priority in (-1, 0, 0, 5))
+    assert [store.place(job.id) for job in (high, first, second, low)] == [0, 1, 2, 3]
+    assert claim(store) == [high.id]
+    assert [store.place(job.id) for job in (high, first, second, low)] == [0, 0, 1, 2]
+    assert store.place("nothing") == 0
+
+
+def test_a_claim_takes_by_priority_then_age(store: JobStore):
+    """Of one owner; a claimed job is running from then on."""
+    old, new, urgent = add(store), add(store), add(store, priority=1)
+    assert claim(store, 2, 3.0) == [urgent.id, old.id]
+    running = store.get(old.id, None)
+    assert running is not None
+    assert (running.status, running.started_s) == (Status.RUNNING, 3.0)
+    assert claim(store, 2) == [new.id]
+    assert claim(store, 2) == []
+
+
+def test_a_claim_is_fair_between_owners(store: JobStore):
+    """One who has many jobs, even urgent ones, takes turns with one who has few, within a claim and across claims."""
+    many = [add(store, "many", priority=9).id for _ in range(4)]
+    few = [add(store, "few").id for _ in range(2)]
+    assert claim(store, 3) == [many[0], few[0], many[1]]
+    late = add(store, "late", priority=-9).id
+    assert claim(store, 1) == [late]  # it has none running
+    assert set(claim(store, 2)) == {few[1], many[2]}
+
+
+def test_many_owners_share_a_small_claim_by_priority(store: JobStore):
+    """Where more owners wait than may be taken, the most urgent of their first ones go."""
+    ids = [add(store, f"owner {index}", priority=index % 3).id for index in range(9)]
+    assert claim(store, 3) == [ids[2], ids[5], ids[8]]
+
+
+def test_a_lease_that_is_over_is_claimed_anew(store: JobStore):
+    """By whoever asks, in the job's old place; its first holder has lost it then, and not before."""
+    job, other = add(store), add(store)
+    assert claim(store, 1, holder="dead") == [job.id]
+    pass_time(store, LEASE_S + 1)
+    assert store.keep("dead", LEASE_S) == {job.id}  # late, but nobody had asked for it
+    pass_time(store, LEASE_S / 2)
+    assert claim(store, 0, holder="alive") == []
+    assert store.keep("dead", LEASE_S) == {job.id}
+    pass_time(store, LEASE_S + 1)
+    assert claim(store, 1, holder="alive") == [job.id]
+    assert store.keep("dead", LEASE_S) == set()
+    assert not store.end(job.id, "dead", 40.0, MADE)
+    assert store.end(job.id, "alive", 40.0, MADE)
+    assert claim(store, 9, 40.0) == [other.id]
+
+
+def test_nobody_claims_what_it_holds_itself(store: JobStore):
+    """Whoever was late to renew its own leases still works on those jobs."""
+    job = add(store)
+    claim(store, 1, holder="late")
+    pass_time(store, 1e6)
+    assert claim(store, 9, holder="late") == []
+    assert store.keep("late", LEASE_S) == {job.id}
+
+
+def test_keeping_holds_a_lease(store: JobStore):
+    """As long as its holder says so in time, a job is nobody else's; cancelled ones are not its any more."""
+    kept, cancelled = add(store), add(store)
+    claim(store, 2)
+    store.cancel(cancelled.id, None, 1.0)
+    for _ in range(3):
+        pass_time(store, 0.9 * LEASE_S)
+        assert store.keep("h", LEASE_S) == {kept.id}
+    pass_time(store, 0.9 * LEASE_S)
+    assert claim(store, 9, holder="other") == []
+
+
+@pytest.mark.parametrize("ahead_s", [-3600.0, -20.0, 20.0, 3600.0])
+def test_leases_do_not_depend_on_a_holders_wall_clock(store: JobStore, monkeypatch: pytest.MonkeyPatch, ahead_s: float):
+    """Another holder, whose clock differs, neither takes a job early nor waits for it any longer."""
+    job, here = add(store), time.time
+    claim(store, 1, time.time(), "other")
+    monkeypatch.setattr(time, "time", lambda: here() + ahead_s)
+    assert claim(store, 1, time.time(), "this") == []
+    pass_time(store, LEASE_S + 1)
+    assert claim(store, 1, time.time(), "this") == [job.id]
+
+
+def test_of_holders_who_claim_at_once_no_two_get_one_job(store: JobStore):
+    """And none is left over."""
+    ids = {add(store, f"owner {index % 3}").id for index in range(24)}
+    claims = at_once([partial(claim, store, 4, 0.0, f"holder {index}") for index in range(8)])
+    assert sorted(job_id for claimed in claims for job_id in claimed) == sorted(ids)
+
+
+def test_handing_back_puts_jobs_in_their_old_place(store: JobStore):
+    """Those of one holder; as if they had never been claimed."""
+    first, second, third = add(store), add(store), add(store)
+    claim(store, 1, holder="other")
+    claim(store, 1, holder="closing")
+    assert store.hand_back("closing") == 1
+    assert store.get(second.id, None) == second
+    assert store.place(third.id) == 1
+    assert not store.end(second.id, "closing", 1.0, MADE)
+    assert store.end(first.id, "other", 1.0, MADE)
+
+
+@pytest.mark.parametrize("result", [MADE, Made("e" * 64, was_cached=True, is_blurred=True), Failure(500, "no \x1b")])
+def test_a_job_ends_once(store: JobStore, result: Made | Failure):
+    """With what came of it; its holder alone ends it, and nothing changes it afterwards."""
+    job = add(store)
+    assert not store.end(job.id, "h", 5.0, result)
+    claim(store, started_s=1.0)
+    assert not store.end(job.id, "other", 5.0, result)
+    assert store.end(job.id, "h", 5.0, result)
+    ended = store.get(job.id, None)
+    is_made = isinstance(result, Made)
+    assert ended == replace(
+        job,
+        status=Status.SUCCEEDED if is_made else Status.FAILED,
+        started_s=1.0,
+        ended_s=5.0,
+        made=result if isinstance(result, Made) else None,
+        failure=None if isinstance(result, Made) else result,
+    )
+    assert not store.end(job.id, "h", 6.0, MADE)
+    assert store.cancel(job.id, None, 7.0) == ended
+    assert claim(store, 9, 1e9) == []
+
+
+def test_a_job_is_cancelled_queued_or_running(store: JobStore):
+    """Its holder cannot end it then, and nobody claims it."""
+    running, queued = add(store), add(store)
+    claim(store)
+    for job in (running, queued):
+        cancelled = store.cancel(job.id, "me", 4.0)
+        assert cancelled is not None
+        assert (cancelled.status, cancelled.ended_s) == (Status.CANCELLED, 4.0)
+    assert not store.end(running.id, "h", 5.0, MADE)
+    assert claim(store, 9, 1e9) == []
+    assert store.cancel("nothing", None, 4.0) is None
+
+
+def test_only_what_has_ended_is_deleted(store: JobStore):
+    """A queued or running job is cancelled first."""
+    job = add(store)
+    assert store.delete(job.id, "me") is None
+    claim(store)
+    assert store.delete(job.id, "me") is None
+    ended = store.cancel(job.id, "me", 1.0)
+    assert store.delete(job.id, "me") == ended
+    assert store.delete(job.id, "me") is None
+
+
+def test_counts_tell_every_status(store: JobStore):
+    """Also those of which there are none."""
+    assert store.counts() == dict.fromkeys(Status, 0)
+    for _ in range(4):
+        add(store)
+    first, second = claim(store, 2)
+    store.end(first, "h", 1.0, MADE)
+    store.end(second, "h", 1.0, Failure(500, "no"))
+    claim(store)
+    assert store.counts() == dict.fromkeys(Status, 1) | {Status.CANCELLED: 0}
+
+
+def test_a_webhook_is_due_when_its_job_ends(store: JobStore):
+    """However it ends, and not before; a job without one has none."""
+    made, cancelled = add(store, webhook=HOOK), add(store, webhook=HOOK + "2")
+    add(store)
+    claim(store, 1)
+    assert take_due(store, 1e9) == []
+    store.end(made.id, "h", 5.0, MADE)
+    store.cancel(cancelled.id, None, 6.0)
+    assert take_due(store, 4.0) == []
+    assert take_due(store, 5.0) == [Delivery(made.id, HOOK, 0, EXAMPLE)]
+    assert take_due(store, 6.0) == [Delivery(cancelled.id, HOOK + "2", 0, EXAMPLE)]
+
+
+def test_due_webhooks_are_counted_by_receiver(store: JobStore):
+    """By owner and host, however many there are, with the time since when the oldest is due."""
+    others = [("me", HOOK), ("me", "http://EXAMPLE.com.:8080/"), ("me", "https://other.example"), ("you", HOOK)]
+    for now_s, (owner, url) in enumerate(others):
+        store.cancel(add(store, owner, webhook=url).id, None, now_s)
+    store.cancel(add(store, webhook=HOOK).id, None, 50.0)
+    assert {one.receiver: one for one in store.due(49.0)} == {
+        EXAMPLE: DueWebhooks(EXAMPLE, 2, 0.0),
+        Receiver("me", "other.example"): DueWebhooks(Receiver("me", "other.example"), 1, 2.0),
+        Receiver("you", "example.com"): DueWebhooks(Receiver("you", "example.com"), 1, 3.0),
+    }
+
+
+def test_only_webhooks_of_the_given_receivers_are_taken(store: JobStore):
+    """Up to the given number of each, the longest due of each, whatever else is due longer."""
+    old, new, other = (add(store, owner, webhook=HOOK) for owner in ("me", "me", "you"))
+    for now_s, job in enumerate((other, old, new)):
+        store.cancel(job.id, None, now_s)
+    asked = {EXAMPLE: 1, Receiver("you", "elsewhere.example"): 1, Receiver("nobody", "example.com"): 1}
+    assert store.take_due(9.0, asked) == [Delivery(old.id, HOOK, 0, EXAMPLE)]
+    both = store.take_due(9.0, {EXAMPLE: 9, Receiver("you", "example.com"): 9})
+    assert [delivery.job_id for delivery in both] == [other.id, new.id]
+
+
+def test_a_webhook_that_is_being_sent_is_held(store: JobStore):
+    """For a minute; then its sender counts as dead. What was delivered is never due again."""
+    job = add(store, webhook=HOOK)
+    store.cancel(job.id, None, 0.0)
+    assert len(take_due(store, 0.0)) == 1
+    assert store.due(HELD_S - 1) == []
+    assert take_due(store, HELD_S - 1) == []
+    assert len(take_due(store, HELD_S)) == 1
+    store.delivered(job.id)
+    assert store.due(1e9) == []
+
+
+def test_a_webhook_that_failed_is_due_later(store: JobStore):
+    """With one attempt more, the longest due first."""
+    early, late = (add(store, webhook=HOOK) for _ in range(2))
+    for job in (early, late):
+        store.cancel(job.id, None, 0.0)
+    take_due(store, 0.0)
+    store.postpone(late.id, 200.0)
+    store.postpone(early.id, 100.0)
+    assert take_due(store, 99.0) == []
+    assert take_due(store, 300.0, 1) == [Delivery(early.id, HOOK, 1, EXAMPLE)]
+    assert take_due(store, 300.0, 1) == [Delivery(late.id, HOOK, 1, EXAMPLE)]
+
+
+def test_of_those_who_ask_at_once_one_sends_a_webhook(store: JobStore):
+    """Each webhook goes to one of them."""
+    for _ in range(6):
+        store.cancel(add(store, webhook=HOOK).id, None, 0.0)
+    due = at_once([partial(take_due, store, 0.0, 2) for _ in range(6)])
+    ids = [delivery.job_id for deliveries in due for delivery in deliveries]
+    assert len(ids) == len(set(ids))
+    assert len(ids) + len(take_due(store, 0.0)) == 6
+
+
+def test_sweeping_forgets_what_ended_long_ago(store: JobStore):
+    """With webhooks that wait; what ended later, and what has not ended, stays."""
+    old, new, queued = add(store, webhook=HOOK), add(store, webhook=HOOK), add(store)
+    store.cancel(old.id, None, 10.0)
+    store.cancel(new.id, None, 20.0)
+    assert store.sweep(20.0) == 1
+    assert [job.id for job in store.page(None, [], None, 9)] == [queued.id, new.id]
+    assert [delivery.job_id for delivery in take_due(store, 1e9)] == [new.id]
+
+
+def test_jobs_that_ended_in_a_span_are_redated(store: JobStore):
+    """Both ends belong to it; without an end, it reaches into any future. What has not ended stays as it is."""
+    queued, *ended = (add(store) for _ in range(5))
+    for job, ended_s in zip(ended, (1.0, 2.0, 3.0, 9e9), strict=True):
+        store.cancel(job.id, None, ended_s)
+    store.redate(2.0, 3.0, 50.0)
+    store.redate(60.0, None, 55.0)
+    found = [store.get(job.id, None) for job in ended]
+    assert [job.ended_s for job in found if job] == [1.0, 50.0, 50.0, 55.0]
+    assert store.get(queued.id, None) == queued
+
+
+def test_ids_sort_by_age_and_are_not_alike():
+    """A later millisecond is a greater id; within one, chance decides."""
+    jobs = [new_job(Order(REQUEST), now_s) for now_s in (1.0, 1.25, 1e9, 1.8e9) for _ in range(50)]
+    assert len({job.id for job in jobs}) == len(jobs)
+    assert [job.created_s for job in sorted(jobs, key=lambda job: job.id)] == [job.created_s for job in jobs]
+    assert {len(job.id) for job in jobs} == {32}

@@ -1,0 +1,53 @@
+"""What every KeyStore does, and what a secret is."""
+
+import pytest
+
+from sd35.access.keys import Allowance, KeyStore, Role, id_of, matches, new_key
+from sd35.storage.database import Stores
+
+
+@pytest.fixture
+def store(stores: Stores) -> KeyStore:
+    """A store of each kind."""
+    return stores.keys
+
+
+def test_a_key_comes_back_as_it_was(store: KeyStore):
+    """Each field survives, None and 0 are different; the oldest comes first."""
+    new, _ = new_key("the shop ✂", Role.USER, 2.5, Allowance(0, None, 2**40))
+    old, _ = new_key("ops", Role.ADMIN, 1.5)
+    for key in (new, old):
+        store.add(key)
+    assert store.find(new.id) == new
+    assert store.keys() == [old, new]
+    assert store.find("0" * 16) is None
+
+
+def test_a_key_is_revoked_once(store: KeyStore):
+    """It stays, with the time at which it ended; others are not touched."""
+    key, other = (new_key(name, Role.USER, 1.0)[0] for name in ("key", "other"))
+    for one in (key, other):
+        store.add(one)
+    for now_s in (5.0, 6.0):
+        revoked = store.revoke(key.id, now_s)
+        assert revoked is not None
+        assert revoked.revoked_s == 5.0
+    assert store.find(key.id) == revoked
+    assert store.find(other.id) == other
+    assert store.revoke("0" * 16, 5.0) is None
+
+
+def test_a_secret_belongs_to_one_key_and_is_not_kept():
+    """It names its key and matches it alone; of what the key keeps, it is no part."""
+    (key, secret), (other, _) = (new_key("same", Role.USER, 1.0) for _ in range(2))
+    assert id_of(secret) == key.id
+    assert matches(key, secret)
+    assert not matches(other, secret)
+    assert not matches(key, secret[:-1])
+    assert secret.partition(f"{key.id}_")[2] not in repr(key)  # which may hold a "_" itself
+
+
+@pytest.mark.parametrize("text", ["", "sd35_", "sd35_0123456789abcdef", "hf_0123456789abcdef_" + "a" * 43, "ü" * 64])
+def test_what_is_no_secret_has_no_id(text: str):
+    """It is refused before any store is asked."""
+    assert id_of(text) is None

@@ -1,0 +1,152 @@
+"""SQLite's store and memory's, side by side: whatever is asked of them in whatever order, they say the same."""
+
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import hypothesis.strategies as st
+from hypothesis import settings
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
+
+from sd35.errors import IdempotencyConflict
+from sd35.storage.database import open_stores
+from sd35.storage.jobs import Failure, Job, Made, Order, Receiver, Status
+from sd35.storage.memory.jobs import MemoryJobStore
+from sd35.storage.new_job import new_job
+from tests.support.job_specs import REQUEST
+from tests.support.leases import pass_time
+
+OWNERS, HOLDERS = st.sampled_from(["", "me", "you"]), st.sampled_from(["one", "two"])
+HOSTS = ["a.example", "b.example"]
+RECEIVERS = st.builds(Receiver, OWNERS, st.sampled_from(HOSTS))
+SEERS = st.one_of(st.none(), OWNERS)
+ORDERS = st.builds(
+    Order,
+    st.just(REQUEST),
+    OWNERS,
+    st.integers(-1, 1),
+    webhook=st.sampled_from([None, *(f"https://{host}/hook" for host in HOSTS)]),
+    idempotency_key=st.sampled_from([None, None, "k"]),
+    body_digest=st.sampled_from(["1", "2"]),
+)
+LEASE_S = 1000  # the stores' own clocks go on as well, by far less
+RESULTS = st.sampled_from([Made("d", was_cached=True), Failure(500, "no")])
+
+
+def unnumbered(job: Job | None) -> Job | None:
+    """Numbers grow in both, by other steps: a refused job may take one along."""
+    return job and replace(job, number=0)
+
+
+class SideBySide(RuleBasedStateMachine):
+    """Two stores; time goes on with every rule."""
+
+    jobs = Bundle("jobs")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        self.stores = open_stores(str(self.folder / "jobs.db"))
+        self.sql, self.memory = self.stores.jobs, MemoryJobStore()
+        self.now_s = 0.0
+
+    def teardown(self) -> None:
+        """Leave nothing."""
+        self.stores.close()
+        shutil.rmtree(self.folder)
+
+    @rule(target=jobs, order=ORDERS)
+    def add(self, order: Order):
+        """Both keep it, find the same, or refuse."""
+        job = new_job(order, self.now_s)
+        added: list[Job | str | None] = []
+        for store in (self.sql, self.memory):
+            try:
+                added.append(unnumbered(store.add(job)))
+            except IdempotencyConflict as error:
+                added.append(str(error))
+        assert added[0] == added[1]
+        return added[0].id if isinstance(added[0], Job) else multiple()
+
+    @rule(holder=HOLDERS, most=st.integers(0, 3), passed_s=st.integers(0, 9))
+    def claim(self, holder: str, most: int, passed_s: int):
+        """The same jobs in the same order."""
+        self.now_s += passed_s
+        for store in (self.sql, self.memory):
+            pass_time(store, 300 * passed_s)
+        claims = [store.claim(holder, self.now_s, LEASE_S, most) for store in (self.sql, self.memory)]
+        assert [unnumbered(job) for job in claims[0]] == [unnumbered(job) for job in claims[1]]
+
+    @rule(holder=HOLDERS)
+    def keep(self, holder: str):
+        """The same are kept."""
+        assert self.sql.keep(holder, LEASE_S) == self.memory.keep(holder, LEASE_S)
+
+    @rule(holder=HOLDERS)
+    def hand_back(self, holder: str):
+        """As many are handed back."""
+        assert self.sql.hand_back(holder) == self.memory.hand_back(holder)
+
+    @rule(job_id=jobs, holder=HOLDERS, result=RESULTS)
+    def end(self, job_id: str, holder: str, result: Made | Failure):
+        """Both end it, or neither."""
+        ends = [store.end(job_id, holder, self.now_s, result) for store in (self.sql, self.memory)]
+        assert ends[0] == ends[1]
+
+    @rule(job_id=jobs, owner=SEERS)
+    def cancel(self, job_id: str, owner: str | None):
+        """The same becomes of it."""
+        cancelled = [store.cancel(job_id, owner, self.now_s) for store in (self.sql, self.memory)]
+        assert unnumbered(cancelled[0]) == unnumbered(cancelled[1])
+
+    @rule(job_id=jobs, owner=SEERS)
+    def delete(self, job_id: str, owner: str | None):
+        """The same is forgotten."""
+        assert unnumbered(self.sql.delete(job_id, owner)) == unnumbered(self.memory.delete(job_id, owner))
+
+    @rule(most=st.dictionaries(RECEIVERS, st.integers(0, 3)), passed_s=st.integers(0, 90))
+    def take_due(self, most: dict[Receiver, int], passed_s: int):
+        """The same webhooks are due, and taken."""
+        self.now_s += passed_s
+        due = [{one.receiver: one for one in store.due(self.now_s)} for store in (self.sql, self.memory)]
+        assert due[0] == due[1]
+        assert self.sql.take_due(self.now_s, most) == self.memory.take_due(self.now_s, most)
+
+    @rule(job_id=jobs, wait_s=st.integers(0, 90))
+    def postpone(self, job_id: str, wait_s: int):
+        """Later, in both."""
+        for store in (self.sql, self.memory):
+            store.postpone(job_id, self.now_s + wait_s)
+
+    @rule(job_id=jobs)
+    def delivered(self, job_id: str):
+        """Never again, in both."""
+        for store in (self.sql, self.memory):
+            store.delivered(job_id)
+
+    @rule(ago_s=st.integers(0, 30))
+    def sweep(self, ago_s: int):
+        """As many are swept."""
+        assert self.sql.sweep(self.now_s - ago_s) == self.memory.sweep(self.now_s - ago_s)
+
+    @rule(owner=SEERS, statuses=st.lists(st.sampled_from(Status), max_size=2), limit=st.integers(1, 4))
+    def page(self, owner: str | None, statuses: list[Status], limit: int):
+        """The same page."""
+        pages = [store.page(owner, statuses, None, limit) for store in (self.sql, self.memory)]
+        assert [unnumbered(job) for job in pages[0]] == [unnumbered(job) for job in pages[1]]
+
+    @rule(job_id=jobs)
+    def place(self, job_id: str):
+        """The same place."""
+        assert self.sql.place(job_id) == self.memory.place(job_id)
+
+    @invariant()
+    def as_many(self):
+        """As many of each status."""
+        assert self.sql.counts() == self.memory.counts()
+
+
+def test_sqlite_and_memory_say_the_same():
+    """For jobs of several owners, several holders, leases that end, and webhooks."""
+    run_state_machine_as_test(SideBySide, settings=settings(max_examples=15, stateful_step_count=30, deadline=None))

@@ -1,0 +1,100 @@
+"""Whose webhooks are sent next does not depend on the store."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from sd35.jobs.webhooks.concurrency import InFlight
+from sd35.storage.database import MEMORY, open_stores
+from sd35.storage.jobs import Delivery, JobStore
+from sd35.storage.new_job import new_job
+from tests.storage.conftest import NewDatabase
+from tests.support.job_specs import order
+
+
+class Webhook(NamedTuple):
+    """A webhook that is due at a time."""
+
+    owner: str
+    host: str
+    due_s: int
+
+
+class Step(NamedTuple):
+    """Time passes, what is due is started, and of what is in flight the n-th goes as the n-th outcome says."""
+
+    passed_s: int
+    outcomes: list[str]
+
+
+WEBHOOKS = st.lists(
+    st.builds(
+        Webhook, st.sampled_from("abc"), st.sampled_from(["x.example", "y.example", "z.example"]), st.integers(0, 9)
+    ),
+    max_size=40,
+)
+OUTCOMES = st.lists(st.sampled_from(["delivered", "slow", "failed", "unanswered"]), max_size=20)
+STEPS = st.lists(st.builds(Step, st.integers(0, 40), OUTCOMES), max_size=5)
+
+
+class Sending:
+    """What a sender asks of a store, without sending."""
+
+    def __init__(self, store: JobStore) -> None:
+        self.store, self.in_flight = store, InFlight()
+        self.sent: list[Delivery] = []
+
+    def start(self, now_s: float) -> list[Delivery]:
+        """Start what is due and has a place."""
+        taken = self.store.take_due(now_s, self.in_flight.choose(self.store.due(now_s)))
+        for delivery in taken:
+            self.in_flight.start(delivery.receiver)
+        self.sent += taken
+        return taken
+
+    def end(self, outcomes: Sequence[str], now_s: float) -> None:
+        """End what was started first, as the outcomes say; the rest goes on."""
+        for delivery, outcome in zip(self.sent, outcomes, strict=False):
+            if outcome == "failed":
+                self.store.postpone(delivery.job_id, now_s + 5)
+            elif outcome != "unanswered":  # it is due again when it is no longer held
+                self.store.delivered(delivery.job_id)
+            self.in_flight.note_speed(delivery.receiver.host, is_slow=outcome == "slow")
+            self.in_flight.end(delivery.receiver)
+        del self.sent[: len(outcomes)]
+
+
+@pytest.fixture
+def kinds(tmp_path: Path, new_postgres: NewDatabase) -> Sequence[JobStore]:
+    """A store of each kind."""
+    return [open_stores(where).jobs for where in (MEMORY, str(tmp_path / "jobs.db"), new_postgres())]
+
+
+def test_all_stores_give_the_same_webhooks(kinds: Sequence[JobStore]):
+    """In the same order, whatever is due, in flight, slow, failed or no longer held."""
+
+    @settings(max_examples=40, deadline=None)
+    @given(WEBHOOKS, STEPS)
+    def check(webhooks: list[Webhook], steps: list[Step]) -> None:
+        senders, now_s = [Sending(store) for store in kinds], 0
+        for owner, host, due_s in webhooks:
+            job = new_job(order(owner, webhook=f"https://{host}/"), 0.0)
+            for store in kinds:
+                store.add(job)
+                store.cancel(job.id, None, due_s)
+        for step in steps:
+            now_s += step.passed_s
+            memory, *others = [sender.start(now_s) for sender in senders]
+            assert others == [memory, memory]
+            for sender in senders:
+                sender.end(step.outcomes, now_s)
+        for store in kinds:
+            store.sweep(1e9)
+
+    check()
+    for store in kinds:
+        store.close()

@@ -1,0 +1,19 @@
+"""Let a store's leases grow older without waiting: no test can move the clock of a PostgreSQL server."""
+
+from sqlalchemy import update
+
+from sd35.storage.jobs import JobStore
+from sd35.storage.memory.jobs import MemoryJobStore
+from sd35.storage.sql.jobs import SqlJobStore
+from sd35.storage.sql.tables import jobs
+
+
+def pass_time(store: JobStore, seconds: float) -> None:
+    """Make all leases of a store end so much earlier."""
+    if isinstance(store, MemoryJobStore):
+        for kept in store._kept.values():  # noqa: SLF001  a test's way to move its clock
+            kept.lease_until_s -= seconds
+        return
+    assert isinstance(store, SqlJobStore)
+    with store.database.write() as connection:
+        connection.execute(update(jobs).values(lease_until_s=jobs.c.lease_until_s - seconds))

@@ -1,0 +1,23 @@
+"""What the scheduler's tests share: three shapes, what they cost, and jobs with what does not matter left out."""
+
+from sd35.engine.cost_model import Costs, Shape
+from sd35.engine.scheduler import Job, Limits, Scheduler
+
+SMALL, LARGE, HUGE = Shape("mini", 8, 8), Shape("mini", 16, 16), Shape("mini", 32, 32)
+LIMITS = Limits(max_rows=8, max_pictures=1000, max_wait_s=1e9, memory_bytes=10_000)
+ROW_S = 0.01
+
+
+def make(limits: Limits = LIMITS) -> Scheduler[object]:
+    """A scheduler that knows what both shapes cost: 10 ms a row, 100 and 400 bytes a row, 500 and 2000 to decode."""
+    costs = Costs()
+    for shape, scale in ((SMALL, 1), (LARGE, 4)):
+        costs.learn_step_time(shape, 1, ROW_S * scale)
+        costs.learn_step_bytes(shape, 1, 100 * scale)
+        costs.learn_decode_bytes(shape, 500 * scale)
+    return Scheduler(limits, costs)
+
+
+def job(client: str = "a", steps: int = 4, rows: int = 1, shape: Shape = SMALL, priority: int = 0) -> Job:
+    """A job, with what does not matter left out."""
+    return Job(client, shape, steps, rows, priority)  # type: ignore[arg-type]

@@ -1,0 +1,86 @@
+"""A sender of webhooks with a store, a clock and a name server of the tests' own."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+from sd35.jobs.webhooks.resolver import Lookup, Resolver
+from sd35.jobs.webhooks.sender import Body, Sender
+from sd35.jobs.webhooks.transport import PublicTransport
+from sd35.storage.jobs import Delivery, Job, JobStore
+from sd35.storage.memory.jobs import MemoryJobStore
+from sd35.storage.new_job import new_job
+from sd35.telemetry.metrics import WebhookEnd
+from tests.support.job_specs import order
+
+SECRET = bytes(range(32))
+NAME = "hooks.example"  # no name server knows it
+
+
+@dataclass
+class Sending:
+    """A sender, its store, and its clock."""
+
+    store: JobStore = field(default_factory=MemoryJobStore)
+    now_s: float = 1_000.0
+    allow_private: bool = True
+    resolved: list[str] = field(default_factory=list)
+    told: list[WebhookEnd] = field(default_factory=list)
+    leads_to: list[str] = field(default_factory=lambda: ["127.0.0.1"])
+
+    def __post_init__(self) -> None:
+        self.lookup: Lookup = self._look_up
+        self.bodies: Body = self._body_of
+
+    def end_job(self, url: str, owner: str = "me") -> Job:
+        """A job that has ended, whose webhook is due."""
+        job = self.store.add(new_job(order(owner, webhook=url), self.now_s))
+        self.store.cancel(job.id, None, self.now_s)
+        return job
+
+    def send(self) -> int:
+        """Send what is due once, and wait until all of it was sent; how many webhooks were due."""
+
+        async def scenario() -> int:
+            due = sum(one.count for one in self.store.due(self.now_s))
+            async with self.sender() as sender, asyncio.TaskGroup() as sending:
+                await sender.start_due(sending)
+            return due
+
+        return asyncio.run(scenario())
+
+    @asynccontextmanager
+    async def sender(self) -> AsyncIterator[Sender]:
+        """A sender of these, which the test runs."""
+        transport = PublicTransport(Resolver(self.lookup), allow_private=self.allow_private)
+        sender = Sender(self.store, self.bodies, SECRET, transport, lambda: self.now_s)
+        sender.tell = self.told.append
+        yield sender
+        await transport.aclose()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Sender]:
+        """A sender of these that runs, and is cancelled in the end."""
+        async with self.sender() as sender:
+            task = asyncio.create_task(sender.run())
+            try:
+                yield sender
+            finally:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+
+    def _body_of(self, job_id: str) -> bytes | None:
+        """What is told of a job."""
+        return json.dumps({"id": job_id}).encode() if self.store.get(job_id, None) else None
+
+    def _look_up(self, host: str) -> list[str]:
+        """The tests' own name server."""
+        self.resolved.append(host)
+        return self.leads_to
+
+    def pending(self) -> list[Delivery]:
+        """What is still to be sent, some time."""
+        return self.store.take_due(1e12, {one.receiver: 99 for one in self.store.due(1e12)})

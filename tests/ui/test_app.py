@@ -1,0 +1,328 @@
+"""The page in a real browser, before a real server: what a person does with it."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import FilePayload, Locator, Page, expect
+
+from sd35.images.png import read_png
+from sd35.images.record import from_text
+from sd35.request import Request
+from tests.ui.conftest import MOST_MS, Watched
+
+expect.set_options(timeout=MOST_MS)
+# Notes what is shown while pictures are made: each value of the bar, and the kinds of previews.
+NOTE = """() => {
+  window.noted = {shares: [], previews: 0, states: []};
+  new MutationObserver(() => {
+    const bar = document.querySelector("#canvas .bar");
+    if (!bar) return;
+    window.noted.shares.push(Number(bar.getAttribute("aria-valuenow")));
+    window.noted.states.push(bar.getAttribute("aria-valuetext"));
+    const previews = [...document.querySelectorAll("#canvas .card img")];
+    window.noted.previews += previews.filter(each => each.src.startsWith("data:image/png")).length;
+  }).observe(document.querySelector("#canvas"), {subtree: true, childList: true, attributes: true});
+}"""
+
+
+def fill(page: Page, prompt: str, *, steps: int = 4, count: int = 1) -> None:
+    """Say what is wanted."""
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    number(page, "Steps").fill(str(steps))
+    number(page, "Number of pictures").fill(str(count))
+
+
+def number(page: Page, label: str) -> Locator:
+    """The field beside a slider."""
+    return page.get_by_label(f"number input for {label}")
+
+
+def generate(page: Page) -> None:
+    """Have it made, and wait until it is."""
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#canvas .picture img")).to_be_visible()
+    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+
+
+def download(page: Page) -> bytes:
+    """What the button gives."""
+    with page.expect_download() as waiting:
+        page.get_by_role("link", name="Download").or_(page.get_by_role("button", name="Download")).first.click()
+    return Path(waiting.value.path()).read_bytes()
+
+
+def request_of(png: bytes) -> Request:
+    """What a file says it was made from."""
+    return from_text(read_png(png)[1]).request
+
+
+def test_a_picture_is_made_and_downloaded_as_the_service_gave_it(page: Page, watched: Watched):
+    """What is asked for is what is made; the file is the service's to the last byte; its settings are beside it."""
+    fill(page, "a frog & a <b>rocket</b> on a green background", steps=5)
+    page.get_by_label("Negative prompt").fill("a tree")
+    page.get_by_text("Landscape").click()
+    expect(page.get_by_label("Width")).to_have_value("160")
+    generate(page)
+    png = download(page)
+    made = request_of(png)
+    assert (made.prompt, made.negative_prompt) == ("a frog & a <b>rocket</b> on a green background", "a tree")
+    assert (made.width, made.height, made.steps) == (160, 112, 5)
+    assert png == watched.get(f"/v1/artifacts/{made.digest}")
+    expect(page.locator("#details")).to_contain_text(made.prompt)
+    expect(page.locator("#details")).to_contain_text(str(made.seed))
+    expect(page.get_by_role("img", name=made.prompt).first).to_be_visible()
+
+
+def test_progress_moves_and_previews_are_seen(page: Page):
+    """Several pictures side by side: the bar grows, previews change, the time that is left is told."""
+    fill(page, "a cat above a dog on a blue background", steps=40, count=2)
+    page.evaluate(NOTE)
+    generate(page)
+    noted = page.evaluate("window.noted")
+    shares = sorted(set(noted["shares"]))
+    assert len(shares) > 4
+    assert noted["shares"] == sorted(noted["shares"])
+    assert noted["previews"] > 4
+    assert any(re.search(r"step \d+ of 40, about \d+ s left", state) for state in noted["states"])
+    expect(page.get_by_role("button", name=re.compile("Thumbnail"))).to_have_count(2)
+
+
+def test_cancel_ends_the_jobs_and_keeps_the_page_going(page: Page, watched: Watched):
+    """The service is told, the page says so, and the next picture is made."""
+    fill(page, "a castle on a purple background", steps=150, count=2)
+    page.get_by_text("Large", exact=True).click()
+    page.get_by_role("button", name="Generate").click()
+    expect(page.get_by_role("button", name="Drawing...")).to_be_disabled()
+    page.locator("#canvas .card img").first.wait_for()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("status").filter(has_text="Cancelled.")).to_be_visible()
+    assert [job["status"] for job in watched.jobs()[:2]] == ["cancelled", "cancelled"]
+    expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
+    fill(page, "a castle on a purple background", steps=2)
+    generate(page)
+
+
+def test_who_closes_the_tab_waits_for_nothing(watched: Watched, new_page: Callable[..., Page]):
+    """Its jobs are cancelled."""
+    page = new_page(watched.address)
+    fill(page, "a guitar on a yellow background", steps=150, count=8)
+    page.get_by_role("button", name="Generate").click()
+    page.locator("#canvas .card img").first.wait_for()
+    page.close()
+    while (found := {job["status"] for job in watched.jobs()[:8]}) & {"queued", "running"}:
+        pass
+    assert "cancelled" in found
+
+
+def test_same_again_is_the_same_and_vary_seed_is_not(page: Page):
+    """The first repeats the very request, whose picture is there already; the second changes nothing but the seed."""
+    fill(page, "a star on a red background", steps=3)
+    generate(page)
+    first = request_of(download(page))
+    page.get_by_label("Prompt", exact=True).fill("something else")
+    page.get_by_role("button", name="Same again").click()
+    expect(page.locator("#details")).to_contain_text("It was there already")
+    assert request_of(download(page)) == first
+    expect(page.get_by_label("Lock")).to_be_checked()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value(first.prompt)
+    page.get_by_role("button", name="Vary seed").click()
+    expect(page.get_by_role("button", name=re.compile("Thumbnail"))).to_have_count(2)
+    varied = request_of(download(page))
+    assert varied.seed != first.seed
+    assert (varied.prompt, varied.steps, varied.width) == (first.prompt, first.steps, first.width)
+    page.get_by_role("button", name="Thumbnail 2 of 2").click()
+    expect(page.locator("#details")).to_contain_text(str(first.seed))
+
+
+def test_a_locked_seed_stays_and_the_dice_give_another(page: Page):
+    """Pictures of one press follow the seed that is locked."""
+    seed = page.get_by_label("Seed", exact=True)
+    before = seed.input_value()
+    page.get_by_role("button", name="Dice").click()
+    expect(seed).not_to_have_value(before)
+    seed.fill("4294967295")
+    page.get_by_label("Lock").check()
+    fill(page, "a fish", steps=1, count=2)
+    generate(page)
+    expect(seed).to_have_value("4294967295")
+    assert request_of(download(page)).seed == 4294967295
+    page.get_by_role("button", name="Thumbnail 2 of 2").click()
+    expect(page.locator("#details")).to_contain_text("Seed0")
+
+
+def test_a_picture_that_is_dropped_fills_the_settings_in(page: Page, watched: Watched, tmp_path: Path):
+    """Those of a PNG made here, in another session too; the next press makes the very same.
+
+    Other files are told apart in plain words, and change nothing.
+    """
+    asked = {"prompt": "a bus \u2603", "negative_prompt": "a car", "width": 96, "height": 192, "steps": 3, "seed": 7}
+    connection = watched.served.connect()
+    connection.request("POST", "/v1/txt2img", json.dumps(asked), {"content-type": "application/json"})
+    png = connection.getresponse().read()
+    connection.close()
+    drop(page, "bus.png", png)
+    expect(page.get_by_role("status").filter(has_text="The settings of bus.png are filled in.")).to_be_visible()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("a bus \u2603")
+    expect(page.get_by_label("Free")).to_be_checked()
+    expect(page.get_by_label("Lock")).to_be_checked()
+    generate(page)
+    assert request_of(download(page)) == request_of(png)
+    Image.new("RGB", (8, 8)).save(tmp_path / "foreign.png")
+    drop(page, "foreign.png", (tmp_path / "foreign.png").read_bytes())
+    expect(page.get_by_role("alert")).to_contain_text("was not made by this service")
+    drop(page, "text.png", b"no picture")
+    expect(page.get_by_role("alert")).to_contain_text("This is not a PNG, JPEG, WebP or AVIF file")
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("a bus \u2603")
+
+
+def drop(page: Page, name: str, content: bytes) -> None:
+    """Let a file fall onto the page."""
+    page.locator("#drop input[type=file]").set_input_files(FilePayload(name=name, mimeType="image/png", buffer=content))
+
+
+def test_what_is_refused_is_said_in_plain_words(page: Page):
+    """With what is allowed; and one can go on."""
+    for prompt, width, words in (
+        (" ", "128", "Write a prompt first"),
+        ("a" * 10_001, "128", "Prompt: allowed is text of 1 to 10000 characters"),
+        ("a cat", "100", "Width: 100 is not possible. What is possible stands below the fields."),
+        ("a cat", "32", "Width: 32 is not possible."),
+        ("a cat", "9" * 30, "Width: an integer of 100 bits is not possible."),
+    ):
+        fill(page, prompt)
+        page.get_by_label("Width").fill(width)
+        page.get_by_label("Width").press("Tab")
+        page.get_by_role("button", name="Generate").click()
+        expect(page.get_by_role("alert")).to_contain_text(words)
+        expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+
+
+def test_a_seed_that_is_too_long_is_told_and_left_as_it_was_typed(page: Page):
+    """However long: Gradio itself can send back 64 bits at most."""
+    fill(page, "a cat")
+    seed = page.get_by_label("Seed", exact=True)
+    page.get_by_label("Lock").check()
+    seed.fill("9" * 20)
+    page.get_by_role("button", name="Generate").click()
+    expect(page.get_by_role("alert")).to_contain_text("Seed: an integer of 67 bits is not possible.")
+    expect(seed).to_have_value("9" * 20)
+
+
+def test_the_shape_free_leaves_the_size(page: Page, watched: Watched):
+    """And nothing goes wrong by it."""
+    page.get_by_text("Landscape").click()
+    expect(page.get_by_label("Width")).to_have_value("160")
+    page.get_by_label("Free").check()
+    fill(page, "a cat", steps=1)
+    generate(page)
+    expect(page.get_by_label("Width")).to_have_value("160")
+    expect(page.locator("#details")).to_contain_text("160 x")
+    assert "Traceback" not in (watched.connections.parent / "stderr").read_text()
+
+
+def test_two_buttons_at_once_are_one(page: Page):
+    """What the other one would have made is not made, and one can go on."""
+    fill(page, "a star on a red background", steps=3)
+    generate(page)
+    page.evaluate("for (const name of ['again', 'vary']) document.querySelector(`#${name}`).click()")
+    expect(page.locator("#details")).to_be_hidden()
+    expect(page.locator("#details")).to_be_visible()
+    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+    fill(page, "a fish", steps=1)
+    generate(page)
+    expect(page.locator("#details")).to_contain_text("a fish")
+
+
+def test_no_file_of_the_server_is_given_to_whoever_names_it(watched: Watched):
+    """An event that names one, or an address, is refused, before Gradio would take it to where files are given from."""
+    for path in (str(watched.connections), "http://example.com/a.png"):
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        body = json.dumps({"data": [None, file], "fn_index": 15, "session_hash": "a1"})
+        connection = watched.served.connect()
+        connection.request("POST", "/ui/gradio_api/queue/join", body, {"content-type": "application/json"})
+        assert connection.getresponse().status == 403
+        connection.close()
+    assert "example.com" not in watched.connections.read_text()
+
+
+def test_a_phone_scrolls_in_one_direction_only(watched: Watched, new_page: Callable[..., Page]):
+    """390 px wide: nothing is cut off, before and after a picture; the prompt comes first, then the picture."""
+    page = new_page(watched.address, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    widest = "Math.max(...[...document.querySelectorAll('#page *')].map(e => e.getBoundingClientRect().right))"
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.evaluate(widest) <= 390
+    fill(page, "a cat to the left of a dog", steps=2, count=3)
+    generate(page)
+    expect(page.get_by_role("button", name=re.compile("Thumbnail"))).to_have_count(3)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.evaluate(widest) <= 390
+    tops = [page.locator(name).bounding_box() for name in ("#prompt", "#canvas", "#settings")]
+    assert [box["y"] for box in tops if box] == sorted(box["y"] for box in tops if box)
+
+
+def test_the_keyboard_alone_is_enough(page: Page):
+    """Typed at once, made by Ctrl + Enter; each control is reached by Tab, and the buttons pressed by Enter."""
+    expect(page.get_by_label("Prompt", exact=True)).to_be_focused()
+    page.keyboard.type("a rabbit")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#canvas .picture img")).to_be_visible()
+    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+    page.get_by_label("Prompt", exact=True).focus()
+    wanted = {"negative-prompt", "generate", "canvas", "download", "again", "vary"}
+    wanted |= {"model", "shape", "width", "height", "steps", "guidance", "seed", "dice", "lock", "count", "drop"}
+    names, reached = ", ".join(f"#{name}" for name in wanted), []
+    for _ in range(2 * len(wanted)):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("names => document.activeElement.closest(names)?.id", names))
+    assert wanted <= set(reached)
+    page.get_by_role("button", name="Vary seed").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name=re.compile("Thumbnail"))).to_have_count(2)
+    page.get_by_role("button", name="Thumbnail 2 of 2").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Thumbnail 2 of 2")).to_have_class(re.compile("selected"))
+
+
+def test_everything_has_a_name_for_who_does_not_see_it(page: Page):
+    """No control and no picture without one, as a screen reader is told."""
+    fill(page, "a clock", steps=1, count=2)
+    generate(page)
+    told = page.locator("#page").aria_snapshot()
+    nameless = re.findall(
+        r"- (?:button|textbox|slider|spinbutton|checkbox|radio|link|img|combobox|listbox)(?=:|$| \[)", told
+    )
+    assert nameless == [], told
+
+
+def test_two_browser_sessions_see_nothing_of_each_other(watched: Watched, new_page: Callable[..., Page]):
+    """Neither pictures nor settings; one whose desktop is dark is given a dark page."""
+    one, other = new_page(watched.address), new_page(watched.address, color_scheme="dark")
+    colour = other.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert max(map(int, re.findall(r"\d+", colour)[:3])) < 64
+    fill(one, "a secret", steps=1)
+    generate(one)
+    expect(other.locator("#canvas")).to_contain_text("Your pictures appear here")
+    fill(other, "a cake", steps=1)
+    generate(other)
+    assert "a secret" not in other.content()
+    assert "a cake" not in one.content()
+
+
+def test_the_page_fills_neither_log_nor_metrics_and_asks_no_other_host(page: Page, watched: Watched):
+    """Its files and streams are not logged, and are one label; what it asks the service is logged like all else.
+
+    Nothing that Python's own sockets were used for left this machine, though it is noted when something is.
+    """
+    fill(page, "a moon", steps=1)
+    generate(page)
+    log = (watched.connections.parent / "stderr").read_text()
+    assert "/ui/" not in log
+    assert '"path": "/v1/jobs"' in log
+    routes = set(re.findall(r'route="([^"]*)"', watched.get("/metrics").decode()))
+    assert {route for route in routes if "ui" in route or "gradio" in route} == {"/ui"}
+    noted = watched.connections.read_text().splitlines()
+    assert "noting" in noted
+    assert [line for line in noted if line != "noting" and "127.0.0.1" not in line] == []

@@ -1,0 +1,150 @@
+"""What of Gradio can be reached through the page's guard, and how much may be sent to it."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
+from starlette.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
+
+from sd35.ui.guard import MOST_BODY_BYTES, Guard
+from sd35.ui.uploads import MOST_FORM_BYTES
+
+
+async def through(request: Request) -> PlainTextResponse:
+    """What stands for Gradio: says that it was reached."""
+    return PlainTextResponse(f"reached {len(await request.body())}")
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> TestClient:
+    """Of a guard that gives files of one directory."""
+    inner = Starlette(routes=[Route("/{path:path}", through, methods=["GET", "POST", "PUT"])])
+    return TestClient(Starlette(routes=[Mount("/ui", Guard(inner, tmp_path / "own", arrival_s=30))]))
+
+
+@pytest.mark.parametrize("path", ["/", "/config", "/theme.css", "/assets/index.js", "/gradio_api/heartbeat/a1"])
+def test_what_the_page_consists_of_is_given(client: TestClient, path: str):
+    """With a policy by which the browser asks no other host."""
+    response = client.get(f"/ui{path}")
+    assert (response.status_code, response.text) == (200, "reached 0")
+    assert response.headers["content-security-policy"].startswith("default-src 'self';")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/proxy=http://example.com/",
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/file=http://example.com/a.png",
+        "/gradio_api/component_server",
+        "/gradio_api/call/generated",
+        "/gradio_api/deep_link",
+        "/gradio_api/openapi.json",
+        "/monitoring",
+        "/login",
+    ],
+)
+def test_the_rest_of_gradio_is_not_there(client: TestClient, path: str):
+    """Neither to read nor to write."""
+    assert client.get(f"/ui{path}").status_code == 404
+    assert client.post(f"/ui{path}", json={}).status_code == 404
+
+
+def test_files_are_given_of_the_pages_own_directory_alone(client: TestClient, tmp_path: Path):
+    """However the path is written."""
+    own = tmp_path / "own"
+    assert client.get(f"/ui/gradio_api/file={own}/a.png").status_code == 200
+    for path in (f"{own}/../other/a.png", f"{own}%2f..%2fother%2fa.png", f"{tmp_path}/ownother/a.png", "a.png"):
+        assert client.get(f"/ui/gradio_api/file={path}").status_code == 404, path
+
+
+@pytest.mark.parametrize("file", ["/etc/passwd", "http://example.com/a.png", "../a.png", "a\0", "a" * 5000, None])
+def test_an_event_may_name_no_file_but_the_pages(client: TestClient, tmp_path: Path, file: str | None):
+    """Wherever in its values, and however it is written: Gradio would fetch it, and show it to whoever asked."""
+    body = json.dumps({"data": [None, [{"value": {"path": file, "meta": {"_type": "gradio.FileData"}}}]]})
+    escaped = body.replace("path", "p\\u0061th")
+    for sent in (body.encode(), escaped.encode(), body.encode("utf-16")):
+        assert client.post("/ui/gradio_api/queue/join", content=sent).status_code == 403
+    own = json.dumps({"data": [{"path": f"{tmp_path}/own/a.png"}, "a path"]})
+    assert client.post("/ui/gradio_api/queue/join", content=own).text == f"reached {len(own)}"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000])
+def test_an_event_that_cannot_be_read_is_refused(client: TestClient, body: bytes):
+    """Whatever another reader would make of it."""
+    assert client.post("/ui/gradio_api/queue/join", content=body).status_code == 403
+
+
+def test_what_is_sent_is_bounded(client: TestClient):
+    """Each body, which has to say its length; and another site's page may send nothing."""
+
+    def status(path: str, length: int | None, **headers: str) -> int:
+        more = {} if length is None else {"content-length": str(length)}
+        return client.post(f"/ui/gradio_api/{path}", headers={**more, **headers}, content=iter([b"{}"])).status_code
+
+    assert status("queue/join", 0) == 200
+    assert status("queue/join", MOST_BODY_BYTES + 1) == 413
+    assert status("queue/join", None) == 411
+    assert status("upload", MOST_FORM_BYTES + 1) == 413
+    assert status("upload", 0, **{"sec-fetch-site": "cross-site"}) == 403
+    assert client.put("/ui/gradio_api/upload").status_code == 404
+
+
+def test_an_answer_without_an_end_is_ended_when_the_page_closes(tmp_path: Path):
+    """As a stream that a browser keeps open: it is told that it is over, and who asks then is told why."""
+    sent: list[Message] = []
+
+    async def stream(_: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        await asyncio.Event().wait()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def ask() -> None:
+        begun = asyncio.Event()
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+            begun.set()
+
+        page = Guard(stream, tmp_path, arrival_s=30)
+        scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/gradio_api/queue/data", "headers": []}
+        answering = asyncio.create_task(page(scope, receive, send))
+        await begun.wait()
+        page.close()
+        ended, _ = await asyncio.wait([answering], timeout=5)
+        assert ended
+        await page(scope, receive, send)
+
+    asyncio.run(ask())
+    assert [message.get("status") for message in sent] == [200, None, None, 503, None]
+    assert sent[2] == {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+def test_a_body_that_does_not_arrive_has_hung_up(tmp_path: Path):
+    """After the time that there is for it."""
+    heard: list[Message] = []
+
+    async def reading(_: Scope, receive: Receive, __: Send) -> None:
+        heard.append(await receive())
+
+    async def never() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def ignore(_: Message) -> None:
+        pass
+
+    headers = [(b"content-length", b"9")]
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/gradio_api/cancel", "headers": headers}
+    asyncio.run(Guard(reading, tmp_path, arrival_s=0.01)(scope, never, ignore))
+    assert heard == [{"type": "http.disconnect"}]

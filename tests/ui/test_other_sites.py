@@ -1,0 +1,250 @@
+"""Web pages of other sites, in a real browser, before a server without keys: what they try has no effect."""
+
+import http.client
+import http.server
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.cli.test_serve import TIMEOUT_S, Served, serving
+from tests.ui.conftest import ARGUMENTS, CHROMIUM, MOST_MS
+from tests.ui.test_app import fill, generate
+from tests.ui.test_standalone import page_of
+
+# What a page of another site can send without asking the server first, and the requests that would have an effect.
+FORGE = """async server => {
+  const image = new FormData();
+  image.append("prompt", "a forged image");
+  const text = JSON.stringify({prompt: "a forged image", steps: 1});
+  const requests = [
+    ["/v2beta/stable-image/generate/sd3", image],
+    ["/v1/txt2img", text],
+    ["/v1/jobs", text],
+    ["/sdapi/v1/txt2img", text],
+    ["/sdapi/v1/interrupt", ""],
+    ["/ui/gradio_api/upload", image],
+  ];
+  for (const [path, body] of requests) await fetch(server + path, {method: "POST", mode: "no-cors", body});
+}"""
+# A page that has rebound its name is of the server's own origin to the browser, and may read all answers.
+REBIND = """async () => {
+  const answers = {};
+  for (const path of ["/v1/jobs", "/metrics", "/docs", "/ui/config", "/v1/models"])
+    answers[path] = await (await fetch(path)).text();
+  const body = JSON.stringify({prompt: "a forged image", steps: 1});
+  const headers = {"content-type": "application/json"};
+  answers["/v1/txt2img"] = await (await fetch("/v1/txt2img", {method: "POST", headers, body})).text();
+  return answers;
+}"""
+
+
+# What a page of an allowed origin sends, with headers that browsers ask about first.
+ALLOWED = """async server => {
+  const headers = {"content-type": "application/json", "x-stainless-lang": "js", "cache-control": "no-cache"};
+  const body = JSON.stringify({prompt: "a cat", steps: 1, seed: 7});
+  const answer = await fetch(server + "/v1/txt2img", {method: "POST", headers, body});
+  return [answer.status, answer.headers.get("content-type"), answer.headers.get("x-sd35-seed")];
+}"""
+NAME = "sd35.test"  # of the server; browsers send no `Sec-Fetch-Site` to it, since it is neither HTTPS nor loopback
+
+
+class Site(http.server.BaseHTTPRequestHandler):
+    """Another site: its pages are empty."""
+
+    def do_GET(self) -> None:
+        """Answer with an empty page."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
+class Proxy(Site):
+    """A reverse proxy that offers the server below the path /pictures, and keeps the `Host` header."""
+
+    server_port = 0
+
+    def do_GET(self) -> None:
+        """Pass a request on, and its answer back while it comes."""
+        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        connection = http.client.HTTPConnection("127.0.0.1", self.server_port, timeout=TIMEOUT_S)
+        with closing(connection), suppress(OSError, http.client.HTTPException):  # an end closed a stream
+            connection.putrequest(self.command, self.path.removeprefix("/pictures"), skip_host=True)
+            for name, value in self.headers.items():
+                connection.putheader(name, value)
+            connection.endheaders(body)
+            answer = connection.getresponse()
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() != "transfer-encoding":
+                    self.send_header(name, value)
+            self.end_headers()
+            while chunk := answer.read1():
+                self.wfile.write(chunk)
+
+    do_POST = do_GET  # noqa: N815  http.server's name
+
+
+@contextmanager
+def listening(handler: type[Site]) -> Iterator[int]:
+    """The port of an HTTP server on this machine."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A browser in which every name below .test is this machine, as after DNS rebinding."""
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed")
+    arguments = [*ARGUMENTS, "--host-resolver-rules=MAP *.test 127.0.0.1"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server that may be reached by a name."""
+    folder = tmp_path_factory.mktemp("named")
+    with serving(folder / "log", "--ui", "auto", "--allowed-hosts", NAME, "--cache-dir", str(folder)) as served:
+        yield served
+
+
+def made(served: Served) -> list[str]:
+    """What the server counts of images and jobs."""
+    connection = served.connect()
+    connection.request("GET", "/metrics")
+    lines = connection.getresponse().read().decode().splitlines()
+    connection.close()
+    return [line for line in lines if line.startswith(("sd35_pictures_total{", "sd35_result_cache_", "sd35_jobs{"))]
+
+
+@pytest.mark.parametrize(
+    ("site", "server"),
+    [
+        ("evil.test", "127.0.0.1"),
+        ("evil.test", NAME),
+        ("other.sd35.test", NAME),
+        ("localhost", "127.0.0.1"),
+        ("127.0.0.1", "127.0.0.1"),
+    ],
+)
+def test_forged_requests_have_no_effect(named: Served, browser: Browser, site: str, server: str):
+    """From another site, a subdomain and another port; the browser sends `Sec-Fetch-Site` in some cases only."""
+    before, statuses = made(named), []
+    assert before
+    with listening(Site) as port, browser.new_page() as page:
+        page.goto(f"http://{site}:{port}/")
+        page.on("response", lambda each: statuses.append(each.status))
+        page.evaluate(FORGE, f"http://{server}:{named.port}")
+    assert statuses == [403] * 6
+    assert made(named) == before
+
+
+def test_a_local_file_and_a_sandboxed_frame_have_no_effect(named: Served, browser: Browser, tmp_path: Path):
+    """Their origin is `null`."""
+    before, statuses = made(named), []
+    file = tmp_path / "page.html"
+    file.write_text("<iframe sandbox=allow-scripts srcdoc='empty'></iframe>")
+    with browser.new_page() as page:
+        page.goto(file.as_uri())
+        page.on("response", lambda each: statuses.append(each.status))
+        for frame in page.frames:
+            frame.evaluate(FORGE, f"http://127.0.0.1:{named.port}")
+    assert statuses == [403] * 12
+    assert made(named) == before
+
+
+def test_a_site_that_rebinds_its_name_reads_and_makes_nothing(named: Served, browser: Browser):
+    """Each answer names the setting and the host, and holds nothing else."""
+    before, host = made(named), f"rebound.test:{named.port}"
+    with browser.new_page() as page:
+        page.goto(f"http://{host}/healthz")  # stands in for a page of the site: of its origin, by a probe's answer
+        answers = page.evaluate(REBIND)
+    assert len(answers) == 6
+    for text in answers.values():
+        problem = json.loads(text)
+        assert problem["status"] == 403
+        assert problem["errors"][0]["got"] == host
+        assert "allowed_hosts" in problem["detail"]
+    assert made(named) == before
+
+
+@pytest.mark.parametrize("path", ["/docs", "/ui/"])
+def test_other_sites_cannot_show_the_servers_pages_in_a_frame(named: Served, browser: Browser, path: str):
+    """The browser shows an error in their place; the same pages are shown on their own."""
+    address = f"http://127.0.0.1:{named.port}{path}"
+    with listening(Site) as port, browser.new_page() as page:
+        page.goto(f"http://evil.test:{port}/")
+        frame = "url => document.body.append(Object.assign(document.createElement('iframe'), {src: url}))"
+        with page.expect_event("framenavigated", predicate=lambda frame: frame.parent_frame is not None) as navigated:
+            page.evaluate(frame, address)
+        assert navigated.value.url.startswith("chrome-error:")
+        answer = page.goto(address)
+        assert answer
+        assert answer.status == 200
+
+
+def test_the_page_works_under_an_allowed_name(named: Served, new_page: Callable[..., Page]):
+    """The browser sends `Origin` alone, since the address is neither HTTPS nor loopback."""
+    page = new_page(f"http://{NAME}:{named.port}")
+    fill(page, "a cat", steps=1)
+    generate(page)
+
+
+def test_the_page_works_behind_a_proxy(browser: Browser, tmp_path: Path):
+    """Under a path, with `public_url` and `root_path`, and no other setting."""
+
+    class Behind(Proxy):
+        pass
+
+    with listening(Behind) as port:
+        address = f"http://proxy.test:{port}/pictures"
+        given = ("--ui", "auto", "--public-url", address, "--root-path", "/pictures", "--cache-dir", str(tmp_path))
+        with serving(tmp_path / "log", *given) as served, browser.new_page() as page:
+            Behind.server_port = served.port
+            page.goto(f"{address}/")
+            expect(page.get_by_role("button", name="Generate")).to_be_enabled(timeout=MOST_MS)
+            fill(page, "a cat", steps=1)
+            generate(page)
+
+
+def test_the_page_as_a_process_of_its_own_refuses_other_sites(named: Served, tmp_path: Path):
+    """`sd35 ui` cannot know whether its server has keys, so it checks each request's host and origin."""
+    statuses = []
+    with page_of(f"http://127.0.0.1:{named.port}", tmp_path) as address:
+        for method, headers in (
+            ("GET", {}),
+            ("GET", {"Host": "rebound.test"}),
+            ("POST", {"Content-Length": "0"}),
+            ("POST", {"Content-Length": "0", "Origin": "http://evil.test"}),
+        ):
+            with closing(http.client.HTTPConnection(address.removeprefix("http://"), timeout=TIMEOUT_S)) as connection:
+                path = "/ui/" if method == "GET" else "/ui/gradio_api/cancel"
+                connection.request(method, path, headers=headers)
+                statuses.append(connection.getresponse().status)
+    assert statuses == [200, 403, 422, 403]
+
+
+def test_a_page_of_an_allowed_origin_uses_the_server(browser: Browser, tmp_path: Path):
+    """With headers of its own, as client libraries send them; it may read the answer's headers."""
+    with listening(Site) as port:
+        origin = f"http://app.test:{port}"
+        with serving(tmp_path / "log", "--cors-origins", origin) as served, browser.new_page() as page:
+            page.goto(origin)
+            assert page.evaluate(ALLOWED, f"http://127.0.0.1:{served.port}") == [200, "image/png", "7"]

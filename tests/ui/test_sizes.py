@@ -1,0 +1,50 @@
+"""Which sizes are offered for a checkpoint."""
+
+from typing import Any
+
+import pytest
+
+from sd35.ui.client import Model
+from sd35.ui.sizes import FREE, name_of, presets
+
+
+def model(size_px: int, side_px: tuple[int, int], max_pixels: int = 2**21, **more: Any) -> Model:
+    """A checkpoint as `/v1/models` describes one."""
+    ranges = {"side_px": side_px, "size_multiple_px": 16, "max_pixels": max_pixels, "steps": (1, 150)}
+    given: dict[str, Any] = {
+        "id": "model",
+        "defaults": {"width": size_px, "height": size_px, "steps": 28, "guidance_scale": 4.5},
+        "ranges": {**ranges, "guidance_scale": (0.0, 30.0), "seed": (0, 2**32 - 1)},
+        "enlarges": False,
+        "standing_in": None,
+    }
+    return Model.model_validate({**given, **more})
+
+
+@pytest.mark.parametrize("size_px", [128, 512, 1024])
+def test_shapes_have_about_the_pixels_of_the_models_own_size(size_px: int):
+    """Each is allowed, in multiples of 16, and none is a tenth larger or smaller."""
+    found = model(size_px, (64, 2048))
+    for width, height in presets(found).values():
+        assert width % 16 == height % 16 == 0
+        assert 0.9 < width * height / size_px**2 < 1.1
+    assert presets(found)["Square"] == (size_px, size_px)
+
+
+def test_a_side_never_leaves_the_models_range():
+    """Wide is less wide where the range ends."""
+    assert presets(model(256, (192, 288)))["Wide"] == (288, 192)
+
+
+def test_a_megapixel_is_offered_where_the_checkpoint_enlarges():
+    """And where the service allows it."""
+    assert presets(model(128, (64, 256), enlarges=True))["Large"] == (1024, 1024)
+    assert "Large" not in presets(model(128, (64, 256)))
+    assert "Large" not in presets(model(128, (64, 256), 2**19, enlarges=True))
+
+
+def test_a_size_is_called_by_its_preset():
+    """Or it is free."""
+    found = model(128, (64, 256))
+    assert name_of(found, 128, 128) == "Square"
+    assert name_of(found, 128, None) == name_of(found, 144, 144) == FREE

@@ -1,0 +1,139 @@
+"""The page where things are not as usual: keys, no SD3.5, another process, a service that ends, no page at all."""
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from sd35.cli.main import main
+from tests.cli.test_serve import SD35, TIMEOUT_S, serving
+from tests.ui.conftest import Watched
+from tests.ui.test_app import fill, generate
+
+MOST_S = 10  # of an end; a browser's stream would hold it up for 30
+
+
+def new_key(data: Path) -> str:
+    """The secret of a key."""
+    command = [*SD35, "keys", "add", "someone", "--data-dir", str(data)]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT_S).stdout.strip()
+
+
+@contextmanager
+def page_of(server: str, cache: Path) -> Iterator[str]:
+    """`sd35 ui` as a process of its own: its address."""
+    command = [*SD35, "ui", "--server", server, "--port", "0", "--cache-dir", str(cache)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout
+            found = re.match(r"Ready: (http://127.0.0.1:\d+) ", process.stdout.readline())
+            assert found
+            yield found[1]
+            process.terminate()
+            assert process.wait(MOST_S) == 0
+        finally:
+            process.kill()
+
+
+def test_with_keys_the_page_asks_for_one(
+    new_page: Callable[..., Page], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The field is there, a wrong key is told, a right one makes pictures; where SD3.5 is stood in for, that is said.
+
+    And with the tab still open, SIGTERM ends the server soon, with nothing left of what it kept for the page.
+    """
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    secret = new_key(tmp_path / "data")
+    cache = tmp_path / "cache"
+    with serving(tmp_path / "log", "--ui", "auto", "--checkpoint", "auto", "--cache-dir", str(cache)) as served:
+        page = new_page(f"http://127.0.0.1:{served.port}")
+        key = page.get_by_label("API key")
+        expect(key).to_have_attribute("type", "password")
+        expect(page.get_by_role("status").filter(has_text="This service needs an API key.")).to_be_visible()
+        key.fill("sd35_wrong")
+        page.get_by_role("button", name="Use this key").click()
+        expect(page.get_by_role("alert")).to_contain_text("This API key is not valid.")
+        key.fill(secret)
+        key.press("Enter")
+        expect(
+            page.get_by_role("status").filter(has_text="This is sd35-mini, not Stable Diffusion 3.5.")
+        ).to_be_visible()
+        fill(page, "a cat", steps=1)
+        generate(page)
+        assert list(cache.glob("page/*/*/*.png"))
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(MOST_S) == 0
+    assert list(cache.glob("page/*")) == []
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log
+    assert secret not in log
+
+
+def test_another_process_offers_the_same_page(watched: Watched, new_page: Callable[..., Page], tmp_path: Path):
+    """`sd35 ui --server` makes pictures by a service that it reaches over HTTP alone.
+
+    Its link leads to that service's description; when it ends, what it had asked for is cancelled.
+    """
+    with page_of(watched.address, tmp_path) as address:
+        page = new_page(address)
+        fill(page, "a rocket", steps=1)
+        generate(page)
+        link = page.get_by_role("link", name="API").evaluate("link => link.href")
+        assert page.request.get(link).url == f"{watched.address}/docs"
+        fill(page, "a rocket", steps=150, count=8)
+        page.get_by_role("button", name="Generate").click()
+        page.locator("#canvas .card img").first.wait_for()
+    while (found := {job["status"] for job in watched.jobs()[:8]}) & {"queued", "running"}:
+        pass
+    assert "cancelled" in found
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        "gpu.example:8000",
+        "ftp://gpu.example",
+        "http://",
+        "http://gpu.example/?a",
+        "http://a:b@gpu.example",
+        "http://[::1",
+        "http://gpu.example:99999",
+        "http://gpu\u200b.example",
+    ],
+)
+def test_an_address_that_is_none_is_refused(
+    server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """In one line, that says what is allowed."""
+    monkeypatch.setattr(sys, "argv", ["sd35", "ui", "--server", server])
+    with pytest.raises(SystemExit) as end:
+        main()
+    said = f"sd35: --server: got {server!r}; allowed: an address as http://127.0.0.1:8000\n"
+    assert (end.value.code, *capsys.readouterr()) == (2, "", said)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "cache", "says"),
+    [
+        ("http://me:secret@[::1", "cache", "ALL_PROXY: got an address that cannot be used; allowed: http"),
+        ("", "file/cache", "cache_dir: "),
+    ],
+)
+def test_what_the_page_cannot_run_with_is_told_before_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str, cache: str, says: str
+):
+    """A proxy that its client refuses, and a cache directory that cannot be made, are each one line."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    command = [*SD35, "ui", "--server", "http://127.0.0.1:9", "--port", "0", "--cache-dir", str(tmp_path / cache)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.startswith(f"sd35: {says}")
+    assert "secret" not in result.stderr

@@ -1,0 +1,206 @@
+"""Files that are sent to the page: one in a form, few at once, few kept, and none after a broken upload."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
+
+from sd35.ui import uploads
+from sd35.ui.guard import Guard
+from sd35.ui.uploads import Uploads
+from tests.support.fake_backend import WAIT_S
+
+PATH = "/ui/gradio_api/upload"
+
+
+async def gradio(scope: Scope, _: Receive, __: Send) -> None:
+    """What no upload may reach."""
+    raise AssertionError(scope["path"])
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> TestClient:
+    """Of a page whose files lie in `tmp_path`."""
+    return TestClient(Starlette(routes=[Mount("/ui", Guard(gradio, tmp_path, arrival_s=30))]))
+
+
+def files_in(directory: Path) -> list[Path]:
+    """All files, wherever they lie below."""
+    return [path for path in directory.rglob("*") if path.is_file()]
+
+
+def test_a_file_is_kept_under_its_name(client: TestClient, tmp_path: Path):
+    """In a directory of its own, and its path is the answer, as Gradio's browser code expects."""
+    content = bytes(range(256)) * 1000
+    response = client.post(f"{PATH}?upload_id=a1", files={"files": ("a cat.png", content, "image/png")})
+    (path,) = map(Path, response.json())
+    assert path.name == "a cat.png"
+    assert path.read_bytes() == content
+    assert files_in(tmp_path) == [path]
+
+
+def test_a_form_of_many_files_is_refused(client: TestClient, tmp_path: Path):
+    """Before any is written, and whatever else is in the form."""
+    many = [("files", (f"{number}.png", b"a", "image/png")) for number in range(900)]
+    for form in ({"files": many}, {"files": many[:2]}, {"files": many[:1], "data": {"more": "text"}}):
+        response = client.post(PATH, **form)
+        assert response.status_code == 400
+        assert "Allowed is one file." in response.text
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("application/json", b"{}"),
+        ("multipart/form-data", b"--a\r\n\r\n"),
+        ("multipart/form-data; boundary=a", b""),
+        ("multipart/form-data; boundary=a", b"what is no form"),
+        (
+            "multipart/form-data; boundary=a",
+            b'--a\r\nContent-Disposition: form-data; name="files"\r\n\r\n1\r\n--a--\r\n',
+        ),
+        ("multipart/form-data; boundary=a", b'--a\r\nContent-Disposition: form-data; filename="a"\r\n\r\ncut off'),
+        ("multipart/form-data; boundary=a", b"--a--\r\n"),
+        ("multipart/form-data; boundary=a", b"--a\r\n\r\nno header\r\n--a--\r\n"),
+        ("multipart/form-data; boundary=" + "x" * 5000, b""),
+    ],
+    ids=["JSON", "no boundary", "empty", "no form", "no file", "cut off", "no part", "no header", "long boundary"],
+)
+def test_what_is_no_form_of_a_file_is_refused(client: TestClient, tmp_path: Path, content_type: str, body: bytes):
+    """And leaves no file."""
+    assert client.post(PATH, content=body, headers={"content-type": content_type}).status_code == 400
+    assert files_in(tmp_path) == []
+
+
+@given(
+    st.text() | st.sampled_from(["../../a.png", "..\\a.png", "/etc/passwd", "...", ".hidden", "a" * 500, "猫" * 200])
+)
+def test_a_file_lies_in_its_own_directory_whatever_its_name(name: str):
+    """No name leads out of it, is hidden, or is longer than a file system takes."""
+    made = uploads._file_name(name)  # noqa: SLF001
+    assert made
+    assert Path(made).name == made
+    assert not made.startswith(".")
+    assert len(made.encode("utf-8", "replace")) <= 240
+
+
+def test_the_oldest_files_are_removed(client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """When there are more than are kept, or they take more room; also where an event has removed some already."""
+    monkeypatch.setattr(uploads, "MOST_KEPT", 3)
+    monkeypatch.setattr(uploads, "MOST_KEPT_BYTES", 100)
+    paths = []
+    for size_bytes in (10, 10, 10, 10, 95):
+        paths.append(Path(client.post(PATH, files={"files": ("a.png", bytes(size_bytes))}).json()[0]))
+        if len(paths) == 3:
+            paths[1].unlink()
+        if len(paths) == 4:
+            assert sorted(files_in(tmp_path)) == sorted(paths[2:])
+            assert not paths[0].parent.exists()
+    assert files_in(tmp_path) == [paths[-1]]
+    assert [each.name for each in tmp_path.iterdir()] == [paths[-1].parent.name]
+
+
+HEAD = b'--a\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+END = b"\r\n--a--\r\n"
+
+
+def scope_of(address: str) -> Scope:
+    """Of an upload from an address."""
+    headers = [(b"content-type", b"multipart/form-data; boundary=a")]
+    return {"type": "http", "method": "POST", "path": "/", "headers": headers, "client": (address, 1)}
+
+
+async def whole() -> Message:
+    """Receives a whole form."""
+    return {"type": "http.request", "body": HEAD + b"b" * 50 + END, "more_body": False}
+
+
+def slow(sent: bytes, stopped: asyncio.Semaphore, hang_up: asyncio.Event) -> Receive:
+    """Receives a form that stops after `sent`, and whose sender hangs up at last."""
+    pieces = [sent]
+
+    async def receive() -> Message:
+        if pieces:
+            return {"type": "http.request", "body": pieces.pop(), "more_body": True}
+        stopped.release()
+        await hang_up.wait()
+        return {"type": "http.disconnect"}
+
+    return receive
+
+
+def statuses_while_others_send(app: Uploads, addresses: list[str], sent: bytes, asking: list[str]) -> list[int]:
+    """The statuses of whole uploads from `asking`, while one form of each of `addresses` has stopped after `sent`.
+
+    One more upload comes when those have hung up.
+    """
+    statuses: list[int] = []
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    async def ask() -> None:
+        hang_up, stopped = asyncio.Event(), asyncio.Semaphore(0)
+        forms = [app(scope_of(address), slow(sent, stopped, hang_up), send) for address in addresses]
+        tasks = [asyncio.ensure_future(form) for form in forms]
+        async with asyncio.timeout(WAIT_S):
+            for _ in tasks:
+                await stopped.acquire()
+        for address in asking:
+            await app(scope_of(address), whole, send)
+        hang_up.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await app(scope_of(asking[0]), whole, send)
+
+    asyncio.run(ask())
+    return statuses
+
+
+def test_forms_that_stop_arriving_keep_nobody_out(tmp_path: Path):
+    """Only bytes that have arrived count, so that a hundred forms that have hardly begun take no room."""
+    app = Uploads(tmp_path)
+    assert statuses_while_others_send(app, ["10.0.0.1"] * 100, HEAD, ["10.0.0.1", "10.0.0.2"]) == [200] * 3
+
+
+def test_the_bytes_that_one_address_sends_at_once_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Others are still served, and when its forms have hung up, so is that address."""
+    monkeypatch.setattr(uploads, "MOST_HELD_BYTES_EACH", 500)
+    sent = HEAD + bytes(230 - len(HEAD))
+    app = Uploads(tmp_path)
+    assert statuses_while_others_send(app, ["10.0.0.1"] * 2, sent, ["10.0.0.1", "10.0.0.2"]) == [503, 200, 200]
+
+
+def test_the_bytes_that_all_send_at_once_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whatever their addresses are."""
+    monkeypatch.setattr(uploads, "MOST_HELD_BYTES", 500)
+    sent = HEAD + bytes(230 - len(HEAD))
+    app = Uploads(tmp_path)
+    assert statuses_while_others_send(app, ["10.0.0.1", "10.0.0.2"], sent, ["10.0.0.3"]) == [503, 200]
+
+
+def test_an_upload_does_not_look_through_the_directory(client: TestClient, monkeypatch: pytest.MonkeyPatch):
+    """However many files of others lie there."""
+
+    def looked(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    for name in ("rglob", "glob", "iterdir"):
+        monkeypatch.setattr(Path, name, looked)
+    monkeypatch.setattr("os.scandir", looked)
+    monkeypatch.setattr("os.listdir", looked)
+    assert client.post(PATH, files={"files": ("a.png", b"a")}).status_code == 200
+
+
+def test_nothing_is_remembered_of_an_upload_that_is_asked_about(client: TestClient):
+    """Gradio would, for each name that anyone makes up."""
+    response = client.get("/ui/gradio_api/upload_progress?upload_id=made-up")
+    assert response.text == 'data: {"msg": "done"}\n\n'
+    assert response.headers["content-type"].startswith("text/event-stream")
