@@ -112,7 +112,7 @@ router = APIRouter()
 @router.get(PATH, include_in_schema=False)
 async def root(request: Request) -> Response:
     """A person who opens the address finds the page; where there is none, the way to what explains the API."""
-    front: Front = request.app.state.front
+    front: Front = request.app.state.ui
     root_path = request.scope["root_path"]
     if front.state == "there":
         return RedirectResponse(f"{root_path}{PATH}/")
