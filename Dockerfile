@@ -88,7 +88,7 @@ ENV PATH=/opt/sd35/app/bin:/opt/sd35/venv/bin:$PATH \
 COPY --from=project /opt/sd35/weights /opt/sd35/app
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-# Healthy is what makes pictures; the first start may have to fetch 20 GB.
+# Healthy is what makes images; the first start may have to fetch 20 GB.
 HEALTHCHECK --interval=10s --timeout=5s --retries=3 --start-period=1h \
     CMD ["python", "-ISc", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('SD35_PORT') or 8000), timeout=4); c.request('GET', '/readyz'); sys.exit(c.getresponse().status != 200)"]
 WORKDIR /cache
@@ -126,9 +126,9 @@ RUN /opt/inventory/bin/python /opt/inventory/inventory.py /opt/sd35/venv/bin/pyt
 FROM cuda-files AS cuda
 COPY --from=cuda-inventory --chown=0:0 /cache/inventory /usr/share/doc/sd35
 
-# Engines are built for the GPU that is there, while the standby answers.
+# Engines are built for the GPU that is there, while the fallback answers.
 FROM runtime-cuda AS tensorrt-files
-ENV SD35_BACKEND=tensorrt SD35_STANDBY=diffusers
+ENV SD35_BACKEND=tensorrt SD35_FALLBACK=diffusers
 COPY --from=venv-tensorrt /opt/sd35/venv /opt/sd35/venv
 COPY --from=project /opt/sd35/app /opt/sd35/app
 

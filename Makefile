@@ -33,7 +33,7 @@ format: .venv-test/.package  ## Puts right what can be put right without a perso
 bench: .venv-test/.package  ## Measures all that the README claims, and renews its table.
 	.venv-test/bin/python -m benchmarks --readme
 
-soak: .venv-test/.package  ## Half an hour of everything at once: does memory grow with the pictures?
+soak: .venv-test/.package  ## Half an hour of everything at once: does memory grow with the images?
 	.venv-test/bin/python -m benchmarks.soak
 
 gpu-acceptance: .venv-test/.package  ## BF16, compiled, FP8 and TensorRT side by side on the GPU; without one, a small run.

@@ -16,12 +16,12 @@ from benchmarks import (
     engine_cost,
     fp8,
     gemm_share,
+    image,
     install_size,
     loading,
     openvino_genai,
     overload,
     page,
-    picture,
     planned_memory,
     readme,
     real_size,
@@ -34,7 +34,7 @@ from sd35.checkpoints.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
 
 OUTPUT = Path(__file__).parents[1] / "build" / "benchmarks.json"
 BENCHMARKS: dict[str, Callable[[Path, int], Outcome]] = {
-    "picture": picture.measure,
+    "image": image.measure,
     "openvino": openvino_genai.measure,
     "cold-start": cold_start.measure,
     "install-size": install_size.measure,

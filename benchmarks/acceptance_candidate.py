@@ -1,4 +1,4 @@
-"""Draws an order's pictures with one candidate: `python -m benchmarks.acceptance_candidate ORDER`, which is JSON.
+"""Draws an order's images with one candidate: `python -m benchmarks.acceptance_candidate ORDER`, which is JSON.
 
 Prints JSON: what it took, or the trouble in words, and where something has to be built first, the command's arguments.
 """
@@ -25,7 +25,7 @@ from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sd35.compile.prompts import judged_prompts
 from sd35.compile.reference_sampling import Recipe, rows_of
 from sd35.errors import NotCompiled
-from sd35.sampling.sigmas import sampler_of
+from sd35.sampling.sigmas import sigma_schedule_of
 from sd35.settings import Precision
 from sd35.tensors import Array, to_numpy
 
@@ -35,7 +35,7 @@ WARM_STEPS = 3  # an engine's graph is recorded at the second
 
 @dataclass(frozen=True)
 class Order:
-    """What to draw and with what. `pictures` of so many prompts, of `steps`, guided, so of two rows a step."""
+    """What to draw and with what. `images` of so many prompts, of `steps`, guided, so of two rows a step."""
 
     backend: str
     precision: Precision
@@ -44,7 +44,7 @@ class Order:
     device: str
     offload: Offload
     threads: int
-    pictures: int
+    images: int
     width_px: int
     height_px: int
     steps: int
@@ -91,7 +91,7 @@ class DeviceMemory:
 
 
 def measured(order: Order) -> dict[str, Any]:
-    """Opens the candidate, draws each picture, and writes it. Raises what backends raise."""
+    """Opens the candidate, draws each image, and writes it. Raises what backends raise."""
     checkpoint = open_checkpoint(order.checkpoint)
     kind, memory = memory_of(order.backend, order.device)
     device = DeviceMemory(memory)
@@ -107,7 +107,7 @@ def measured(order: Order) -> dict[str, Any]:
     with device.watched():
         backend = open_backend(order.backend, checkpoint, options)
         opened_s = time.perf_counter() - began_s
-        prompts = (list(judged_prompts(checkpoint)) * order.pictures)[: order.pictures]
+        prompts = (list(judged_prompts(checkpoint)) * order.images)[: order.images]
         _draw(backend, checkpoint, order, prompts[0], 0, steps=WARM_STEPS)
         drawn = [
             _draw(backend, checkpoint, order, prompt, seed, steps=order.steps) for seed, prompt in enumerate(prompts)
@@ -118,7 +118,7 @@ def measured(order: Order) -> dict[str, Any]:
         "device": _device_name(kind),
         "opened_s": opened_s,
         "steps_s": [seconds for _, steps_s, _ in drawn for seconds in steps_s],
-        "pictures_s": [seconds for _, _, seconds in drawn],
+        "images_s": [seconds for _, _, seconds in drawn],
         "peak_bytes": device.peak_bytes if kind == "cuda" else peak_bytes(),
         "versions": backend.versions,
     }
@@ -127,8 +127,8 @@ def measured(order: Order) -> dict[str, Any]:
 def _draw(
     backend: Backend, checkpoint: Checkpoint, order: Order, prompt: str, seed: int, *, steps: int
 ) -> tuple[Array, list[float], float]:
-    """A picture, the seconds of each step until its latent came to the host, and those of all, from text to pixels."""
-    recipe = Recipe(order.width_px, order.height_px, steps, order.guidance, sampler_of(checkpoint))
+    """An image, the seconds of each step until its latent came to the host, and those of all, from text to pixels."""
+    recipe = Recipe(order.width_px, order.height_px, steps, order.guidance, sigma_schedule_of(checkpoint))
     began_s = time.perf_counter()
     positive, negative = backend.encode_text([prompt, ""])
     moments_s = []

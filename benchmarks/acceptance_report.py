@@ -19,7 +19,7 @@ class Row:
     trouble: str = ""
     opened_s: float = 0.0
     steps_s: Sequence[float] = ()
-    pictures_s: Sequence[float] = ()
+    images_s: Sequence[float] = ()
     peak_bytes: int = 0
     psnr_db: Sequence[float] = ()
     is_reference: bool = False
@@ -35,7 +35,7 @@ class Panel(NamedTuple):
 
 def markdown(title: str, rows: Sequence[Row]) -> str:
     """One line for each candidate, then why some did not run."""
-    head = ("Candidate", "Step, ms", "Picture, s", "Peak memory, GB", "PSNR against BF16 eager, dB", "Opened in, s")
+    head = ("Candidate", "Step, ms", "Image, s", "Peak memory, GB", "PSNR against BF16 eager, dB", "Opened in, s")
     lines = [title, "", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
     troubles = [f"- {row.name}: {row.trouble}" for row in rows if row.trouble]
@@ -68,7 +68,7 @@ def _cells(row: Row) -> Iterator[str]:
         yield from ("not run", "", "", "", "")
         return
     yield f"{_step_ms(row):.1f}"
-    yield f"{median(row.pictures_s):.2f}"
+    yield f"{median(row.images_s):.2f}"
     yield f"{_peak_gb(row):.2f}"
     yield _psnr_text(row)
     yield f"{row.opened_s:.1f}"

@@ -1,4 +1,4 @@
-"""Draws which picture sat in which step, from a real run: `python -m benchmarks.batches docs/pictures/batches.svg`."""
+"""Draws which image sat in which step, from a real run: `python -m benchmarks.batches docs/images/batches.svg`."""
 
 import argparse
 import time
@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
-from sd35.engine.executor import Calls, Stepped
-from sd35.engine.generation import Picture
-from sd35.generation.params import Wanted
-from sd35.service.startup import open_studio
+from sd35.engine.executor import BatchExecutor, StepResult
+from sd35.engine.generation import Generation
+from sd35.generation.params import GenerationParams
+from sd35.service.startup import open_model_pool
 from sd35.settings import load_settings
 
 
 class Arrival(NamedTuple):
-    """A picture; it comes at `share` of the time that one of the first kind takes alone."""
+    """An image; it comes at `share` of the time that one of the first kind takes alone."""
 
     share: float
     client: str
@@ -42,7 +42,7 @@ LABEL, LANE, WIDTH, TOP = 190, 22, 900, 46  # of the drawing, in pixels
 
 
 class Seen(NamedTuple):
-    """A step: when it began and ended, and the pictures in it, by their seeds."""
+    """A step: when it began and ended, and the images in it, by their seeds."""
 
     began_s: float
     ended_s: float
@@ -50,19 +50,19 @@ class Seen(NamedTuple):
 
 
 def run() -> tuple[list[Seen], list[float]]:
-    """The steps of a real run, and when each picture came; seeds are the pictures' numbers."""
-    with open_studio(load_settings(), [open_checkpoint(EMBEDDED)]) as studio:
+    """The steps of a real run, and when each image came; seeds are the images' numbers."""
+    with open_model_pool(load_settings(), [open_checkpoint(EMBEDDED)]) as pool:
 
         def submit(number: int) -> Callable[[], object]:
             of = ARRIVALS[number]
-            wanted = Wanted("a cat", "", of.side_px, of.side_px, of.steps, of.guidance, number)
-            return studio.submit(studio.resolve(wanted), client=of.client).future.result
+            wanted = GenerationParams("a cat", "", of.side_px, of.side_px, of.steps, of.guidance, number)
+            return pool.submit(pool.resolve(wanted), client=of.client).future.result
 
         submit(0)()
         began_s = time.monotonic()
         submit(1)()
         alone_s = time.monotonic() - began_s
-        seen = _note_steps(studio.engine._calls)  # noqa: SLF001  nothing but this needs a record of them
+        seen = _note_steps(pool.engine._calls)  # noqa: SLF001  nothing but this needs a record of them
         came_s, waits = [], []
         began_s = time.monotonic()
         for number, arrival in enumerate(ARRIVALS):
@@ -74,14 +74,14 @@ def run() -> tuple[list[Seen], list[float]]:
         return seen, came_s
 
 
-def _note_steps(calls: Calls) -> list[Seen]:
+def _note_steps(calls: BatchExecutor) -> list[Seen]:
     seen: list[Seen] = []
     step = calls.step
 
-    def noted(pictures: Sequence[Picture], *, measure: bool) -> Stepped:
+    def noted(generations: Sequence[Generation], *, measure: bool) -> StepResult:
         began_s = time.monotonic()
-        stepped = step(pictures, measure=measure)
-        seen.append(Seen(began_s, time.monotonic(), [picture.task.request.seed for picture in pictures]))
+        stepped = step(generations, measure=measure)
+        seen.append(Seen(began_s, time.monotonic(), [generation.task.request.seed for generation in generations]))
         return stepped
 
     calls.step = noted  # type: ignore[method-assign]
@@ -89,13 +89,13 @@ def _note_steps(calls: Calls) -> list[Seen]:
 
 
 def drawing(steps: list[Seen], came_s: list[float]) -> str:
-    """SVG: time to the right, a line for each picture, a block for each step it was in."""
+    """SVG: time to the right, a line for each image, a block for each step it was in."""
     start_s, end_s = came_s[0], max(step.ended_s for step in steps)
     scale = (WIDTH - LABEL - 10) / (end_s - start_s)
     height = TOP + LANE * len(ARRIVALS) + 10
     title = (
-        f"{1000 * (end_s - start_s):.0f} ms of a real run on two CPU cores: {len(ARRIVALS)} pictures,"
-        f" {sum(len(step.seeds) for step in steps)} steps of pictures in {len(steps)} calls"
+        f"{1000 * (end_s - start_s):.0f} ms of a real run on two CPU cores: {len(ARRIVALS)} images,"
+        f" {sum(len(step.seeds) for step in steps)} steps of images in {len(steps)} calls"
     )
     legend = "blocks above each other share a call; thick ones are guided; a dot: it came; colours: clients"
     box = f'viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="11"'

@@ -1,7 +1,7 @@
-"""From process start until pictures can be made: `sd35 serve` against a FastAPI file around the plain pipeline.
+"""From process start until images can be made: `sd35 serve` against a FastAPI file around the plain pipeline.
 
 Both are started in turns, on a free port of this machine, and are ready when /readyz answers 200, which both do only
-once a first picture is drawn: the smallest, in one step. Processes are new each time; the files they read are in the
+once a first image is drawn: the smallest, in one step. Processes are new each time; the files they read are in the
 system's cache and their bytecode is compiled, for one start of each comes before the samples.
 """
 

@@ -14,13 +14,13 @@ from sd35.backends.graphs.backend import GraphBackend
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
 from sd35.checkpoints.checkpoint import open_checkpoint
-from sd35.engine.cost_model import Costs, Shape
-from sd35.engine.generation import Painter, Progress, Task
+from sd35.engine.cost_model import CostModel, Shape
+from sd35.engine.generation import Pipeline, Progress, Task
 from sd35.engine.local import Engine
 from sd35.engine.prompt_cache import EmbeddingCache
-from sd35.engine.scheduler import Job, Limits, Scheduler
+from sd35.engine.scheduler import DeviceLimits, Scheduler, WorkItem
 from sd35.request import Request
-from sd35.sampling.sigmas import sampler_of
+from sd35.sampling.sigmas import sigma_schedule_of
 
 ROWS, STEPS, SIDE_PX = 32, 100, 128
 IN_FLIGHT = (100, 1000)
@@ -53,13 +53,13 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
     return Outcome(
         [
             Bar(f"the engine's own cost per row and step, {ROWS} rows", median(row_us), "us", "<=", MOST_ROW_US),
-            Bar(f"next_batch with {many} pictures in flight", decision_us[many], "us", "<=", MOST_DECISION_US),
+            Bar(f"next_batch with {many} images in flight", decision_us[many], "us", "<=", MOST_DECISION_US),
             Bar(f"the same / with {few}", growth, "x", "<=", many / few),
         ],
         [
-            f"{ROWS} pictures of {SIDE_PX} px, {STEPS} steps, each with a listener; onnx backend without graphs:",
+            f"{ROWS} images of {SIDE_PX} px, {STEPS} steps, each with a listener; onnx backend without graphs:",
             f"{min(row_us):.1f}-{max(row_us):.1f} us: scheduling, stacking, the Euler step, checks for NaN, events",
-            f"next_batch: 50 clients, 4 shapes, batches of 8 rows; {decision_us[few]:.1f} us with {few} pictures",
+            f"next_batch: 50 clients, 4 shapes, batches of 8 rows; {decision_us[few]:.1f} us with {few} images",
         ],
         {"row_us": row_us, "decision_us": decision_us},
     )
@@ -70,12 +70,12 @@ def _engine(directory: Path) -> Engine:
     backend = open_backend("onnx", checkpoint, Options())
     assert isinstance(backend, GraphBackend)
     zeros = np.zeros((2 * ROWS, 16, SIDE_PX // 8, SIDE_PX // 8), np.float32)
-    picture = np.broadcast_to(np.linspace(-1, 1, SIDE_PX, dtype=np.float32), (1, 3, SIDE_PX, SIDE_PX))
+    image = np.broadcast_to(np.linspace(-1, 1, SIDE_PX, dtype=np.float32), (1, 3, SIDE_PX, SIDE_PX))
     backend._transformer = _Free(lambda inputs: zeros[: len(inputs["timestep"])])  # noqa: SLF001  only these are free
-    backend._decoder = _Free(lambda _: picture)  # noqa: SLF001
-    painter = Painter(backend, sampler_of(checkpoint), checkpoint.card.side_px)
-    limits = Limits(max_rows=ROWS, max_pictures=10 * ROWS, max_wait_s=1e9, memory_bytes=10**12)
-    return Engine({("model", ""): painter}, limits, EmbeddingCache(10**8), reproducible=False)
+    backend._decoder = _Free(lambda _: image)  # noqa: SLF001
+    pipeline = Pipeline(backend, sigma_schedule_of(checkpoint), checkpoint.card.side_px)
+    limits = DeviceLimits(max_rows=ROWS, max_in_flight=10 * ROWS, max_wait_s=1e9, memory_bytes=10**12)
+    return Engine({("model", ""): pipeline}, limits, EmbeddingCache(10**8), reproducible=False)
 
 
 def _row_us(engine: Engine, number: int) -> float:
@@ -93,25 +93,25 @@ def _row_us(engine: Engine, number: int) -> float:
         for seed in range(ROWS)
     ]
     began_s = time.perf_counter()
-    tickets = [engine.submit(task, listen) for task in tasks]
-    for ticket in tickets:
-        ticket.future.result()
+    handles = [engine.submit(task, listen) for task in tasks]
+    for handle in handles:
+        handle.future.result()
     took_s = time.perf_counter() - began_s
-    assert all(heard.acquire(blocking=False) for _ in tickets)
+    assert all(heard.acquire(blocking=False) for _ in handles)
     return _US * took_s / (ROWS * STEPS)
 
 
 def _decision_us(in_flight: int) -> float:
     """Microseconds of a `next_batch`, the mean of many, each after the batch before was finished."""
-    costs = Costs()
+    costs = CostModel()
     shapes = [Shape("model", side, side) for side in (8, 12, 16, 32)]
     for shape in shapes:
         costs.learn_step_time(shape, 1, shape.area * 1e-5)
         costs.learn_step_bytes(shape, 1, 0)
-    limits = Limits(max_rows=8, max_pictures=2 * in_flight, max_wait_s=1e9, memory_bytes=10**12)
+    limits = DeviceLimits(max_rows=8, max_in_flight=2 * in_flight, max_wait_s=1e9, memory_bytes=10**12)
     scheduler: Scheduler[int] = Scheduler(limits, costs)
     for key in range(in_flight):
-        scheduler.add(key, Job(key % 50, shapes[key % 4], 150, 2 if key % 3 else 1), key * 1e-3)
+        scheduler.add(key, WorkItem(key % 50, shapes[key % 4], 150, 2 if key % 3 else 1), key * 1e-3)
     took_s = 0.0
     for _ in range(_DECISIONS):
         began_s = time.perf_counter()

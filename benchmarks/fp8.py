@@ -1,4 +1,4 @@
-"""What FP8 saves and what it costs: bytes on disk and in memory against BF16 and float32, pictures against float32's.
+"""What FP8 saves and what it costs: bytes on disk and in memory against BF16 and float32, images against float32's.
 
 Measured only when it is named: graphs that are not in build/fp8 yet are compiled, which takes minutes.
 """
@@ -27,7 +27,7 @@ _LEAST_DB = 25.0
 
 
 def measure(directory: Path, rounds: int) -> Outcome:  # noqa: ARG001  bytes are the same each time but for a few MB
-    """Each file, each process and each picture once."""
+    """Each file, each process and each image once."""
     checkpoint = open_checkpoint(str(directory))
     on_disk = _on_disk(checkpoint)
     held = {
@@ -41,9 +41,7 @@ def measure(directory: Path, rounds: int) -> Outcome:  # noqa: ARG001  bytes are
     for precision in ("fp8-weights", "fp8-storage"):
         ratio = weights[precision] / weights["bfloat16"]
         bars.append(Bar(f"transformer in memory, {precision} / BF16", ratio, "x", "<=", _MOST))
-        bars.append(
-            Bar(f"pictures in {precision} against float32's", drawn[precision]["mean_db"], "dB", ">=", _LEAST_DB)
-        )
+        bars.append(Bar(f"images in {precision} against float32's", drawn[precision]["mean_db"], "dB", ">=", _LEAST_DB))
     notes = [f"transformer's graph and weights on disk, {name}: {_mb(size)}" for name, size in on_disk.items()]
     notes += [
         f"{name}: resident {_mb(found['rise_bytes'])} over the libraries' {_mb(found['libraries_bytes'])}"
@@ -51,7 +49,7 @@ def measure(directory: Path, rounds: int) -> Outcome:  # noqa: ARG001  bytes are
     ]
     notes += [f"transformer in memory, PyTorch, {name}: {_mb(size)}" for name, size in weights.items()]
     notes += [
-        f"pictures in {precision}: {found['mean_db']:.1f} dB on the mean, {min(found['psnr_db']):.1f} the least"
+        f"images in {precision}: {found['mean_db']:.1f} dB on the mean, {min(found['psnr_db']):.1f} the least"
         for precision, found in drawn.items()
     ]
     return Outcome(bars, notes, {"on_disk_bytes": on_disk, "held": held, "drawn": drawn})
@@ -60,7 +58,7 @@ def measure(directory: Path, rounds: int) -> Outcome:  # noqa: ARG001  bytes are
 def _on_disk(checkpoint: Checkpoint) -> dict[str, int]:
     """The transformer's graph and the file of its weights, in each precision that is compiled."""
     backend_module("diffusers")
-    from sd35.compile.calibration_run import Wanted
+    from sd35.compile.calibration_run import CalibrationRequest
     from sd35.compile.fp8 import build_fp8
     from sd35.compile.graphs import build_graphs
     from sd35.compile.prompts import calibration_prompts, judged_prompts
@@ -73,7 +71,9 @@ def _on_disk(checkpoint: Checkpoint) -> dict[str, int]:
         graphs = build_graphs(checkpoint, precision, CACHE, stages)
         if precision == "fp8":
             prompts = calibration_prompts(checkpoint), judged_prompts(checkpoint)
-            build_fp8(checkpoint, graphs, Wanted(recipe_of(checkpoint), *prompts, with_sensitivity=False), stages)
+            build_fp8(
+                checkpoint, graphs, CalibrationRequest(recipe_of(checkpoint), *prompts, with_sensitivity=False), stages
+            )
         graph = graphs.path("transformer")
         sizes[precision] = sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*"))
     return sizes
@@ -100,9 +100,9 @@ def _held(backend: str, precision: str, directory: Path) -> dict[str, Any]:
 
 
 def _drawn(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The judge's pictures in PyTorch, each precision with its own text encoders, against float32's."""
+    """The judge's images in PyTorch, each precision with its own text encoders, against float32's."""
     from sd35.compile.prompts import judged_prompts
-    from sd35.compile.quality_gate import compare, pictures
+    from sd35.compile.quality_gate import compare, images
     from sd35.compile.reference_sampling import recipe_of
 
     expected, found = None, {}
@@ -110,7 +110,7 @@ def _drawn(checkpoint: Checkpoint) -> dict[str, Any]:
         options = Options(precision=precision, device="cpu", threads=1)  # type: ignore[arg-type]
         backend = open_backend("diffusers", checkpoint, options)
         negative, *positive = backend.encode_text(["", *judged_prompts(checkpoint)])
-        drawn = pictures(backend, recipe_of(checkpoint), [(each, negative) for each in positive], lambda: None)
+        drawn = images(backend, recipe_of(checkpoint), [(each, negative) for each in positive], lambda: None)
         if expected is not None:
             quality = compare(drawn, expected)
             found[precision] = {"mean_db": quality.mean_db, "psnr_db": quality.psnr_db}

@@ -1,7 +1,7 @@
 """`sd35 serve` with a backend that costs nothing, so that what is left is the service.
 
 `python -m benchmarks.free_server --port N`. All but the model is as it is: uvicorn, the SQLite database and the
-directory of pictures that the settings name.
+directory of images that the settings name.
 """
 
 import argparse
@@ -17,9 +17,9 @@ from sd35.checkpoints.checkpoint import Card, Checkpoint
 from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.engine.prompt_cache import EmbeddingCache
 from sd35.generation.model import Model
-from sd35.generation.model_pool import Studio
+from sd35.generation.model_pool import ModelPool
 from sd35.service.startup import limits_of
-from sd35.service.startup_times import StartUp
+from sd35.service.startup_times import StartupTimes
 from sd35.settings import Settings, load_settings
 from sd35.tensors import LATENT_PX, Array
 
@@ -29,7 +29,7 @@ _GRAIN = 2.0  # of 255, the deviation
 
 
 class FreeBackend:
-    """Steps change nothing, and each picture of a size is the same frame, which compresses as a photograph does."""
+    """Steps change nothing, and each image of a size is the same frame, which compresses as a photograph does."""
 
     name, precision = "free", "float32"
     is_tiled = is_compiled = can_skip_layers = False
@@ -38,7 +38,7 @@ class FreeBackend:
     def __init__(self) -> None:
         self.memory = HostMemory()
         self.versions = {"numpy": np.__version__}
-        self.start_up_s: dict[str, float] = {}
+        self.startup_s: dict[str, float] = {}
         self._frame = _photograph(max(CARD.side_px))
 
     def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
@@ -66,23 +66,23 @@ def _photograph(side_px: int) -> Array:
 
 
 def open_free_studio(
-    settings: Settings, checkpoints: Sequence[Checkpoint], start_up: StartUp, *, with_standby: bool
-) -> Studio:
-    """In place of `sd35.service.startup.open_studio`: the same limits, and another backend."""
-    assert not with_standby or settings.standby is None
+    settings: Settings, checkpoints: Sequence[Checkpoint], startup: StartupTimes, *, with_fallback: bool
+) -> ModelPool:
+    """In place of `sd35.service.startup.open_model_pool`: the same limits, and another backend."""
+    assert not with_fallback or settings.fallback is None
     checkpoint = Checkpoint("free", checkpoints[0].directory, CARD)
     model = Model(checkpoint, FreeBackend(), Tokenizers(checkpoints[0]))
-    studio = Studio([model], settings.max_pixels, limits_of(settings, _MEMORY_BYTES), EmbeddingCache(10**6))
-    with start_up.phase("warm"):
-        studio.draw_first()
-    return studio
+    pool = ModelPool([model], settings.max_pixels, limits_of(settings, _MEMORY_BYTES), EmbeddingCache(10**6))
+    with startup.phase("warm"):
+        pool.draw_first()
+    return pool
 
 
 def main() -> None:
     """Serves until a signal."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
-    with mock.patch.object(server, "open_studio", open_free_studio):
+    with mock.patch.object(server, "open_model_pool", open_free_studio):
         server.serve(load_settings({"port": parser.parse_args().port}))
 
 

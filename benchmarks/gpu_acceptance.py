@@ -1,11 +1,11 @@
-"""Ways to compute the same pictures, side by side, on the GPU that is here: how quick, in what memory, how alike.
+"""Ways to compute the same images, side by side, on the GPU that is here: how quick, in what memory, how alike.
 
 BF16 in PyTorch, the same compiled, FP8, and TensorRT's engines in BF16 and FP8. All draw the same prompts from the same
 noise with the same steps and guidance, two rows a step, one after the other, each in a process of its own. What cannot
-run here is a row that says why. Without --checkpoint the weights are random, of the real shapes: then the pictures are
+run here is a row that says why. Without --checkpoint the weights are random, of the real shapes: then the images are
 noise, and all else is as with the real ones. Without a GPU, it is --small: the embedded model on the CPU.
 
-Writes a table, a drawing, the pictures and all samples to build/gpu-acceptance/. Exits with 1 where BF16 did not run.
+Writes a table, a drawing, the images and all samples to build/gpu-acceptance/. Exits with 1 where BF16 did not run.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from sd35.tensors import Array
 
 _SD35 = "from sd35.cli import main; main()"
 _GUIDANCE = 4.5  # where the checkpoint's own is none
-_SMALL = {"pictures": 1, "steps": 3, "threads": 1, "width_px": 64, "height_px": 64}
+_SMALL = {"images": 1, "steps": 3, "threads": 1, "width_px": 64, "height_px": 64}
 # The judge computes on the CPU: at the native size and all steps, that would take hours.
 _FP8_BUILD = ("--size", "512x512", "--steps", "8", "--no-sensitivity")
 
@@ -47,8 +47,8 @@ class Candidate:
     precision: Precision
     torch_compile: bool = False
 
-    def pictures(self, folder: Path) -> Path:
-        """Where its pictures lie."""
+    def images(self, folder: Path) -> Path:
+        """Where its images lie."""
         return folder / self.name.lower().replace(" ", "-")
 
 
@@ -77,11 +77,11 @@ def main() -> None:
     found = {}
     for candidate in CANDIDATES:
         print(f"measuring {candidate.name} ...", flush=True)
-        pictures = candidate.pictures(folder)
-        shutil.rmtree(pictures, ignore_errors=True)
-        pictures.mkdir()
+        images = candidate.images(folder)
+        shutil.rmtree(images, ignore_errors=True)
+        images.mkdir()
         way = {key: value for key, value in asdict(candidate).items() if key != "name"}
-        found[candidate] = _measured(Order(**way, **asked, folder=str(pictures)))
+        found[candidate] = _measured(Order(**way, **asked, folder=str(images)))
     _write(folder, checkpoint, asked, found)
     if found[REFERENCE].get("trouble"):
         raise SystemExit(1)
@@ -96,13 +96,13 @@ def _parsed() -> argparse.Namespace:
     shapes = ("sd3.5-medium", "sd3.5-large", "sd3.5-large-turbo")
     parser.add_argument("--shapes", choices=shapes, default=shapes[0], help="of the random weights (%(default)s)")
     parser.add_argument("--small", action="store_true", help="a few steps of the embedded model, on the CPU")
-    parser.add_argument("--pictures", type=int, default=3, help="that are timed, after one to warm up (%(default)s)")
+    parser.add_argument("--images", type=int, default=3, help="that are timed, after one to warm up (%(default)s)")
     parser.add_argument("--steps", type=int, help="of each; the checkpoint's own by default")
     parser.add_argument("--offload", default="none", choices=["none", "encoders", "model"], help="(%(default)s)")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "gpu-acceptance", help="folder (%(default)s)")
     options = parser.parse_args()
-    if options.pictures < 1 or (options.steps is not None and options.steps < 1):
-        parser.error("--pictures, --steps: 1 or more")
+    if options.images < 1 or (options.steps is not None and options.steps < 1):
+        parser.error("--images, --steps: 1 or more")
     return options
 
 
@@ -123,7 +123,7 @@ def _asked(options: argparse.Namespace, checkpoint: Checkpoint, *, is_small: boo
         "checkpoint": checkpoint.asked,
         "offload": options.offload,
         "threads": 0,
-        "pictures": options.pictures,
+        "images": options.images,
         "width_px": card.width,
         "height_px": card.height,
         "steps": options.steps or card.steps,
@@ -170,15 +170,15 @@ def _last_line(text: str) -> str:
 
 
 def _rows(folder: Path, found: dict[Candidate, dict[str, Any]]) -> Sequence[Row]:
-    expected = _pictures(folder, REFERENCE) if not found[REFERENCE].get("trouble") else []
+    expected = _images(folder, REFERENCE) if not found[REFERENCE].get("trouble") else []
     rows = []
     for candidate, each in found.items():
         if each.get("trouble"):
             rows.append(Row(candidate.name, each["trouble"]))
             continue
-        pairs = zip(_pictures(folder, candidate), expected, strict=True) if expected else ()
+        pairs = zip(_images(folder, candidate), expected, strict=True) if expected else ()
         psnr = [] if candidate is REFERENCE else [psnr_db(*pair) for pair in pairs]
-        figures = {key: each[key] for key in ("opened_s", "steps_s", "pictures_s", "peak_bytes")}
+        figures = {key: each[key] for key in ("opened_s", "steps_s", "images_s", "peak_bytes")}
         rows.append(Row(candidate.name, **figures, psnr_db=psnr, is_reference=candidate is REFERENCE))
     return rows
 
@@ -187,7 +187,7 @@ def _write(folder: Path, checkpoint: Checkpoint, asked: dict[str, Any], found: d
     device = next((each["device"] for each in found.values() if "device" in each), "no device")
     title = (
         f"{checkpoint.name} on {device}: {asked['width_px']}x{asked['height_px']} px, {asked['steps']} steps, guidance"
-        f" {asked['guidance']:g}, pictures: {asked['pictures']}, one by one"
+        f" {asked['guidance']:g}, images: {asked['images']}, one by one"
     )
     rows = _rows(folder, found)
     table = markdown(title, rows)
@@ -197,11 +197,11 @@ def _write(folder: Path, checkpoint: Checkpoint, asked: dict[str, Any], found: d
     (folder / "acceptance.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (folder / "acceptance.md").write_text(table, encoding="utf-8")
     (folder / "acceptance.svg").write_text(svg(title, rows), encoding="utf-8")
-    print(f"Table, drawing, pictures and all samples: {folder}")
+    print(f"Table, drawing, images and all samples: {folder}")
 
 
-def _pictures(folder: Path, candidate: Candidate) -> list[Array]:
-    files = sorted(candidate.pictures(folder).glob("*.png"), key=lambda file: int(file.stem))
+def _images(folder: Path, candidate: Candidate) -> list[Array]:
+    files = sorted(candidate.images(folder).glob("*.png"), key=lambda file: int(file.stem))
     return [np.asarray(Image.open(file)) for file in files]
 
 

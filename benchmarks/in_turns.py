@@ -1,6 +1,6 @@
-"""Sides that draw the same pictures in turns, never at once: what each took, and how far their pictures are apart.
+"""Sides that draw the same images in turns, never at once: what each took, and how far their images are apart.
 
-A machine that warms up or slows down does so for all of them. The first picture of each only warms it up.
+A machine that warms up or slows down does so for all of them. The first image of each only warms it up.
 """
 
 import base64
@@ -14,13 +14,13 @@ import numpy as np
 from benchmarks.outcome import spread
 
 Sample: TypeAlias = dict[str, Any]
-"""What a side answers to a picture that is asked of it (see `benchmarks.worker`), and the processor's time, `cpu_s`."""
+"""What a side answers to an image that is asked of it (see `benchmarks.worker`), and the processor's time, `cpu_s`."""
 _PARTS = (("encode", "encode_s"), ("step", "step_s"), ("decode", "decode_s"))
 
 
 @dataclass(frozen=True)
-class Turns:
-    """What each side answered, picture by picture, in the order in which they drew."""
+class SequentialOffload:
+    """What each side answered, image by image, in the order in which they drew."""
 
     answers: Mapping[str, Sequence[Sample]]
 
@@ -29,18 +29,18 @@ class Turns:
         return self._median(side, of) / self._median(other, of)
 
     def pairs(self, side: str, other: str) -> str:
-        """The range of the ratios of single pictures: "1.05-1.21"."""
+        """The range of the ratios of single images: "1.05-1.21"."""
         times = zip(self._measured(side), self._measured(other), strict=True)
         ratios = [one["total_s"] / another["total_s"] for one, another in times]
         return f"{min(ratios):.2f}-{max(ratios):.2f}"
 
     def difference(self, side: str, other: str) -> int:
-        """The largest difference of their pictures at any pixel, of 255."""
+        """The largest difference of their images at any pixel, of 255."""
         return max(_difference(*pair) for pair in zip(self.answers[side], self.answers[other], strict=True))
 
     @property
     def idle_share(self) -> float:
-        """The most of a core that any side took between two of its pictures, while the others drew."""
+        """The most of a core that any side took between two of its images, while the others drew."""
         return max(map(self._idle_share, range(len(self.answers))))
 
     def described(self, side: str) -> str:
@@ -76,14 +76,14 @@ class Turns:
         return max(shares)
 
 
-def draw_in_turns(sides: Mapping[str, Callable[..., Sample]], rounds: int, **asked: float) -> Turns:
-    """One picture of each side to warm it up, then `rounds` of each; a new seed, and so new text, for every round."""
+def draw_in_turns(sides: Mapping[str, Callable[..., Sample]], rounds: int, **asked: float) -> SequentialOffload:
+    """One image of each side to warm it up, then `rounds` of each; a new seed, and so new text, for every round."""
     answers: dict[str, list[Sample]] = {side: [] for side in sides}
     for seed in range(rounds + 1):
         for side, draw in sides.items():
             answer = draw(seed=seed, **asked)
             answers[side].append({**answer, "cpu_s": answer["cpu_after_s"] - answer["cpu_before_s"]})
-    return Turns(answers)
+    return SequentialOffload(answers)
 
 
 def _difference(one: Sample, other: Sample) -> int:

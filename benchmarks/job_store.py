@@ -17,8 +17,8 @@ from sqlalchemy import insert, text
 
 from sd35.jobs.webhooks.concurrency import InFlight
 from sd35.request import Request
-from sd35.storage.database import open_stores
-from sd35.storage.jobs import Job, Made, Order, Status
+from sd35.storage.database import open_database
+from sd35.storage.jobs import Job, JobResult, JobSpec, Status
 from sd35.storage.new_job import new_job
 from sd35.storage.sql.jobs import SqlJobStore
 from sd35.storage.sql.rows import values_of, values_of_result
@@ -28,12 +28,12 @@ JOBS, CALLS = 100_000, 25
 LOADS = ((50, 0.1), (1000, 1.0))  # owners, and which part of the jobs is queued
 RECEIVERS = (1_000, 100_000)  # of webhooks that are due, each of them of one of 20 owners
 _REQUEST = Request("a cat to the left of a dog on a red background", "", 1024, 1024, 28, 4.5, 7, "m", "0" * 64, "p")
-_MADE = Made("d" * 64, was_cached=False)
+_MADE = JobResult("d" * 64, was_cached=False)
 _MS = 1e3
 
 
 def _job(owner: str, priority: int = 0) -> Job:
-    return new_job(Order(_REQUEST, owner, priority), time.time())
+    return new_job(JobSpec(_REQUEST, owner, priority), time.time())
 
 
 def fill(store: SqlJobStore, owners: int, queued: float) -> None:
@@ -124,7 +124,7 @@ def report(calls: dict[str, Callable[[], Any]]) -> None:
 
 def main(database: str) -> None:
     """Print medians."""
-    store = open_stores(database).jobs
+    store = open_database(database).jobs
     assert isinstance(store, SqlJobStore)
     for owners, queued in LOADS:
         fill(store, owners, queued)

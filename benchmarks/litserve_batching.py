@@ -61,9 +61,9 @@ class Pictures(litserve.LitAPI):
         return Response(output, media_type="image/png")
 
     def draw(self, wanted: list[Txt2Img]) -> list[bytes]:
-        """Pictures of one size, number of steps and guidance, as PNG files."""
+        """Images of one size, number of steps and guidance, as PNG files."""
         first = wanted[0]
-        pictures: list[Any] = self.pipeline(
+        images: list[Any] = self.pipeline(
             [each.prompt for each in wanted],
             negative_prompt=[each.negative_prompt for each in wanted],
             width=first.width,
@@ -74,9 +74,9 @@ class Pictures(litserve.LitAPI):
             generator=[torch.Generator("cpu").manual_seed(each.seed) for each in wanted],
         ).images
         files = []
-        for picture in pictures:
+        for image in images:
             file = io.BytesIO()
-            picture.save(file, "PNG")
+            image.save(file, "PNG")
             files.append(file.getvalue())
         return files
 

@@ -14,12 +14,12 @@ from benchmarks.plain_fastapi import Txt2Img
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
 from sd35.checkpoints.checkpoint import open_checkpoint
-from sd35.engine.executor import Calls
-from sd35.engine.generation import Painter, Picture, Pixels, Task
+from sd35.engine.executor import BatchExecutor
+from sd35.engine.generation import Generation, Pipeline, Pixels, Task
 from sd35.engine.prompt_cache import EmbeddingCache
 from sd35.images.png import write_png
 from sd35.request import Request as Wanted
-from sd35.sampling.sigmas import sampler_of
+from sd35.sampling.sigmas import sigma_schedule_of
 
 _drawing = threading.Lock()
 
@@ -29,8 +29,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Load, and draw once; uvicorn answers nothing before."""
     checkpoint = open_checkpoint(os.environ["PLAIN_CHECKPOINT"])
     backend = open_backend("onnx", checkpoint, Options())
-    app.state.painter = Painter(backend, sampler_of(checkpoint), checkpoint.card.side_px)
-    app.state.calls = Calls(EmbeddingCache(64_000_000), reproducible=False)
+    app.state.pipeline = Pipeline(backend, sigma_schedule_of(checkpoint), checkpoint.card.side_px)
+    app.state.calls = BatchExecutor(EmbeddingCache(64_000_000), reproducible=False)
     draw(app, Txt2Img(prompt=" ", width=64, height=64, steps=1))
     yield
 
@@ -39,24 +39,24 @@ app = FastAPI(lifespan=lifespan)
 
 
 def draw(app: FastAPI, wanted: Txt2Img) -> Pixels:
-    """One picture; one at a time."""
+    """One image; one at a time."""
     request = Wanted(**wanted.model_dump(), model="model", revision="", profile="")
-    picture = Picture(Task(request, wanted.width, wanted.height), app.state.painter)
-    calls: Calls = app.state.calls
+    image = Generation(Task(request, wanted.width, wanted.height), app.state.pipeline)
+    calls: BatchExecutor = app.state.calls
     with _drawing:
         for _ in range(wanted.steps):
-            errors = calls.step([picture], measure=False).errors
+            errors = calls.step([image], measure=False).errors
             assert not errors, errors
-        return calls.decode(picture, measure=False)[0]
+        return calls.decode(image, measure=False)[0]
 
 
 @app.get("/readyz")
 def readyz() -> dict[str, str]:
-    """Only reached once a picture was drawn."""
+    """Only reached once an image was drawn."""
     return {"status": "ready"}
 
 
 @app.post("/v1/txt2img", response_class=Response)
 def txt2img(request: Request, wanted: Txt2Img) -> Response:
-    """Answers with the PNG file when the picture is made."""
+    """Answers with the PNG file when the image is made."""
     return Response(write_png(draw(request.app, wanted), {}), media_type="image/png")

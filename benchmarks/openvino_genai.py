@@ -1,4 +1,4 @@
-"""One picture by the `openvino` backend against the same picture by OpenVINO GenAI's `Text2ImagePipeline`, on the CPU.
+"""One image by the `openvino` backend against the same image by OpenVINO GenAI's `Text2ImagePipeline`, on the CPU.
 
 GenAI draws three ways: with the same work done, which is what the bar is for; the same for one size alone; and as the
 library comes. The default backend draws it too, and ours in BF16. GenAI's packages lie apart in `build/openvino`, for
@@ -16,14 +16,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from benchmarks.in_turns import Turns, draw_in_turns
+from benchmarks.image import GUIDANCE, SIDE_PX, STEPS
+from benchmarks.in_turns import SequentialOffload, draw_in_turns
 from benchmarks.outcome import Bar, CannotRun, Outcome
-from benchmarks.picture import GUIDANCE, SIDE_PX, STEPS
 from benchmarks.processes import ROOT, Worker, clean_environment
 
 LEAST_RATIO = 1.1
 # Seeds are part of the prompts, and with two digits these are too long for the embedded model's CLIP. What is too long
-# loses its end token in GenAI, and in Diffusers and here the word before that: other pictures.
+# loses its end token in GenAI, and in Diffusers and here the word before that: other images.
 MOST_ROUNDS = 9
 OURS, OURS_BF16, ONNX = "openvino", "openvino-bf16", "onnx"
 SAME, FIXED, DEFAULT = "genai", "genai-fixed", "genai-default"
@@ -32,7 +32,7 @@ _LOCK, _PACKAGES = ROOT / "requirements" / "openvino.txt", ROOT / "build" / "ope
 
 
 def measure(checkpoint: Path, rounds: int) -> Outcome:
-    """Ours and theirs in turns; pictures of the same work are compared, so that it is known to be the same."""
+    """Ours and theirs in turns; images of the same work are compared, so that it is known to be the same."""
     rounds = min(rounds, MOST_ROUNDS)
     install()
     with tempfile.TemporaryDirectory(prefix="sd35-openvino-") as model, ExitStack() as workers:
@@ -51,7 +51,7 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
     return outcome(turns, rounds, left_out)
 
 
-def outcome(turns: Turns, rounds: int, left_out: Mapping[str, str] = MappingProxyType({})) -> Outcome:
+def outcome(turns: SequentialOffload, rounds: int, left_out: Mapping[str, str] = MappingProxyType({})) -> Outcome:
     """The bar is for the same work, at any size; what else was found stands beside it.
 
     `left_out`: sides that this machine cannot run, and why.
@@ -60,7 +60,7 @@ def outcome(turns: Turns, rounds: int, left_out: Mapping[str, str] = MappingProx
     return Outcome(
         [Bar("OpenVINO GenAI's time / ours", turns.ratio(SAME, OURS), "x", ">=", LEAST_RATIO)],
         [
-            f"{SIDE_PX} px, {STEPS} steps, guidance {GUIDANCE}, {rounds} pictures of each side in turns; medians",
+            f"{SIDE_PX} px, {STEPS} steps, guidance {GUIDANCE}, {rounds} images of each side in turns; medians",
             *map(turns.described, turns.answers),
             *(_compared(turns, side, difference) for side, difference in differences.items()),
             *(f"{side}: left out; {reason}" for side, reason in left_out.items()),
@@ -75,11 +75,11 @@ def outcome(turns: Turns, rounds: int, left_out: Mapping[str, str] = MappingProx
     )
 
 
-def _compared(turns: Turns, side: str, difference: int) -> str:
+def _compared(turns: SequentialOffload, side: str, difference: int) -> str:
     time, cpu = turns.ratio(side, OURS), turns.ratio(side, OURS, "cpu_s")
     return (
         f"{side}: {time:.2f} times our time (single pairs {turns.pairs(side, OURS)}), {cpu:.2f} times the processor's;"
-        f" its pictures differ by {difference} of 255 at most"
+        f" its images differ by {difference} of 255 at most"
     )
 
 

@@ -1,7 +1,7 @@
 """Five times what `sd35 serve` can do, for a minute: who is let in is served as ever, who is not learns it at once.
 
 First its capacity, in a closed loop; then 0.8 of that in an open loop, which is what the rest is held against; then
-five times as much. Last, clients that hang up in the middle of their pictures, while others wait for theirs.
+five times as much. Last, clients that hang up in the middle of their images, while others wait for theirs.
 """
 
 import asyncio
@@ -30,9 +30,9 @@ _MB = 1e6
 
 @dataclass(frozen=True)
 class Durations:
-    """Seconds of each part, and the steps of the pictures that clients hang up on.
+    """Seconds of each part, and the steps of the images that clients hang up on.
 
-    The two parts whose p95 are compared last until `pictures` are to be expected, because the p95 of the hundred that a
+    The two parts whose p95 are compared last until `images` are to be expected, because the p95 of the hundred that a
     slow machine makes in a minute differs by half from one minute to the next.
     """
 
@@ -40,7 +40,7 @@ class Durations:
     closed_s: float = 30
     usual_s: float = 60
     overload_s: float = 60
-    pictures: int = 400
+    images: int = 400
     steps: int = STEPS[1]
 
 
@@ -76,9 +76,9 @@ async def _run(server: Server, durations: Durations) -> Seen:
     wanted, seen = _endless(), Seen()
     async with Client(server.port) as client:
         await _closed_loop(client, wanted, durations.warm_s)
-        pictures = await _closed_loop(client, wanted, durations.closed_s)
-        seen.capacity_rps = pictures / durations.closed_s
-        enough_s = durations.pictures / seen.capacity_rps
+        images = await _closed_loop(client, wanted, durations.closed_s)
+        seen.capacity_rps = images / durations.closed_s
+        enough_s = durations.images / seen.capacity_rps
         usual_s, overload_s = max(durations.usual_s, enough_s / USUAL), max(durations.overload_s, enough_s)
         seen.usual = await _open_loop(client, wanted, USUAL * seen.capacity_rps, usual_s)
         resident = Resident(server.process)
@@ -91,12 +91,12 @@ async def _run(server: Server, durations: Durations) -> Seen:
 
 
 def _endless() -> Iterator[dict[str, Any]]:
-    """Requests of the mixed load, no two of which are the same picture."""
+    """Requests of the mixed load, no two of which are the same image."""
     return (request for seed in count(1) for request in requests(seed))
 
 
 async def _closed_loop(client: Client, wanted: Iterator[dict[str, Any]], seconds: float) -> int:
-    """How many pictures came in time to clients that each ask for the next when they have one."""
+    """How many images came in time to clients that each ask for the next when they have one."""
     until_s, came = time.monotonic() + seconds, 0
 
     async def work() -> None:
@@ -127,7 +127,7 @@ async def _open_loop(client: Client, wanted: Iterator[dict[str, Any]], rps: floa
 
 
 async def _hang_up(client: Client, steps: int) -> tuple[float, float]:
-    """Steps that a picture went on for after its client hung up, in the mean; seconds until the engine knew.
+    """Steps that an image went on for after its client hung up, in the mean; seconds until the engine knew.
 
     All are in one batch with those who stay, so that each has as many steps behind it.
     """
@@ -161,7 +161,7 @@ def _steps(metrics: dict[str, float]) -> float:
 
 
 def _in_engine(metrics: dict[str, float]) -> float:
-    return sum(value for name, value in metrics.items() if name.startswith("sd35_engine_pictures{"))
+    return sum(value for name, value in metrics.items() if name.startswith("sd35_engine_images{"))
 
 
 def _outcome(seen: Seen) -> Outcome:
@@ -175,18 +175,18 @@ def _outcome(seen: Seen) -> Outcome:
         [
             Bar("p95 of who is let in at 5 times capacity / at 0.8", _p(admitted_s) / _p(usual_s), "x", "<=", MOST_P95),
             Bar("a refusal, the slowest", _p(refused_s, 100), "s", "<=", MOST_REFUSAL_S),
-            Bar("answers that are neither picture nor 429", len(other), "", "<=", 0),
+            Bar("answers that are neither image nor 429", len(other), "", "<=", 0),
             Bar("growth of memory, last third over first", last / first - 1, "", "<=", MOST_GROWTH),
-            Bar("steps of a picture after its client hung up", seen.steps_after, "", "<=", MOST_STEPS),
+            Bar("steps of an image after its client hung up", seen.steps_after, "", "<=", MOST_STEPS),
         ],
         [
-            f"capacity: {seen.capacity_rps:.2f} pictures/s of the mixed load, {CLIENTS} clients in a closed loop",
+            f"capacity: {seen.capacity_rps:.2f} images/s of the mixed load, {CLIENTS} clients in a closed loop",
             (
                 f"0.8: {len(seen.usual)} requests, {len(seen.usual) - len(usual_s)} refused;"
                 f" p50 {_p(usual_s, 50):.2f} s, p95 {_p(usual_s):.2f} s"
             ),
             (
-                f"5.0: {len(seen.overload)} requests, {len(admitted_s)} pictures, {len(refused_s)} refused;"
+                f"5.0: {len(seen.overload)} requests, {len(admitted_s)} images, {len(refused_s)} refused;"
                 f" p50 {_p(admitted_s, 50):.2f} s, p95 {_p(admitted_s):.2f} s"
             ),
             f"refusals: p50 {1000 * _p(refused_s, 50):.0f} ms, p99 {1000 * _p(refused_s, 99):.0f} ms",

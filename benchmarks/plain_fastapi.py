@@ -1,6 +1,6 @@
 """The file one writes first: FastAPI around `StableDiffusion3Pipeline`, which `sd35 serve` is compared with.
 
-`PLAIN_CHECKPOINT=directory uvicorn benchmarks.plain_fastapi:app`. It is ready when it has drawn a first picture, as
+`PLAIN_CHECKPOINT=directory uvicorn benchmarks.plain_fastapi:app`. It is ready when it has drawn a first image, as
 small as that of `sd35 serve`: the checkpoint's shortest side, one step.
 """
 
@@ -50,9 +50,9 @@ app = FastAPI(lifespan=lifespan)
 
 
 def draw(app: FastAPI, wanted: Txt2Img) -> bytes:
-    """One picture as a PNG file; one at a time."""
+    """One image as a PNG file; one at a time."""
     with _drawing:
-        picture = app.state.pipeline(
+        image = app.state.pipeline(
             wanted.prompt,
             negative_prompt=wanted.negative_prompt,
             width=wanted.width,
@@ -63,7 +63,7 @@ def draw(app: FastAPI, wanted: Txt2Img) -> bytes:
             generator=torch.Generator("cpu").manual_seed(wanted.seed),
         ).images[0]
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 
@@ -75,5 +75,5 @@ def readyz() -> dict[str, str]:
 
 @app.post("/v1/txt2img", response_class=Response)
 def txt2img(request: Request, wanted: Txt2Img) -> Response:
-    """Answers with the PNG file when the picture is made."""
+    """Answers with the PNG file when the image is made."""
     return Response(draw(request.app, wanted), media_type="image/png")

@@ -1,8 +1,8 @@
-"""The planner's peak against the measured one: `sd35 serve` in a new process, after its first picture and one more.
+"""The planner's peak against the measured one: `sd35 serve` in a new process, after its first image and one more.
 
 Both are the most physical memory that the process ever held (VmHWM: libraries, weights, also those mapped from files,
 and what computing takes). It is read every few milliseconds, for the engine sets it back to measure a call. One
-picture of the model's own size is asked for, guided, in one step: memory does not grow with steps. Linux only.
+image of the model's own size is asked for, guided, in one step: memory does not grow with steps. Linux only.
 """
 
 import http.client
@@ -19,10 +19,10 @@ from benchmarks.processes import ROOT, clean_environment
 from benchmarks.watch import Watch
 from sd35.bench.server import end
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from sd35.checkpoints.network_sizes import anatomy_on_disk
+from sd35.checkpoints.network_sizes import network_sizes_on_disk
 from sd35.errors import InvalidSetting
 from sd35.planning.fit import plan_for
-from sd35.planning.plan import Room
+from sd35.planning.plan import AvailableMemory
 from sd35.settings import load_settings
 
 MOST_ERROR = 0.1
@@ -52,12 +52,12 @@ _WITHOUT = (Case("diffusers", "bfloat16", "none"), Case("diffusers", "bfloat16",
 def measure(directory: Path, rounds: int) -> Outcome:  # noqa: ARG001  a peak is the same each time but for a few MB
     """Each case once."""
     checkpoint = open_checkpoint(str(directory))
-    anatomy = anatomy_on_disk(checkpoint)
+    network_sizes = network_sizes_on_disk(checkpoint)
     bars, notes = [], []
     samples: dict[str, Any] = {}
-    for case in _WITH_GRAPHS if anatomy.has_graphs else _WITHOUT:
+    for case in _WITH_GRAPHS if network_sizes.has_graphs else _WITHOUT:
         settings = load_settings({**case._asdict(), "checkpoints": (str(directory),), "device": "cpu"})
-        (placement, *_) = plan_for(settings, [anatomy], Room("cpu", 0, 0)).placements
+        (placement, *_) = plan_for(settings, [network_sizes], AvailableMemory("cpu", 0, 0)).placements
         name = f"{case.backend} {case.precision} {case.offload}"
         try:
             measured = _measured_bytes(case, checkpoint)
@@ -74,7 +74,7 @@ def measure(directory: Path, rounds: int) -> Outcome:  # noqa: ARG001  a peak is
 
 
 def _measured_bytes(case: Case, checkpoint: Checkpoint) -> int:
-    """The peak of a server that drew one picture of the model's own size. Raises CannotRun, SystemExit."""
+    """The peak of a server that drew one image of the model's own size. Raises CannotRun, SystemExit."""
     flags = [word for name, value in case._asdict().items() for word in (f"--{name}", value)]
     serve = "serve --ui off --port 0 --device cpu --tiled-decode off".split()
     command = [sys.executable, "-c", _SERVE, *serve, *flags]
@@ -102,7 +102,7 @@ def _measured_bytes(case: Case, checkpoint: Checkpoint) -> int:
         said = log.read()
         if process.returncode == InvalidSetting.exit_code and said:  # such as a precision the processor does not have
             raise CannotRun(said.splitlines()[-1].removeprefix("sd35: "))
-        raise SystemExit(f"{' '.join(command)} drew no picture; it said:\n{said}")
+        raise SystemExit(f"{' '.join(command)} drew no image; it said:\n{said}")
 
 
 def _draw(port: int, checkpoint: Checkpoint) -> None:
@@ -113,7 +113,7 @@ def _draw(port: int, checkpoint: Checkpoint) -> None:
     response = connection.getresponse()
     content = response.read()
     if response.status != http.client.OK:
-        raise SystemExit(f"no picture: {content.decode(errors='replace')}")
+        raise SystemExit(f"no image: {content.decode(errors='replace')}")
     connection.close()
 
 

@@ -61,7 +61,7 @@ class Worker:
         self._end()
 
     def draw(self, **asked: float) -> dict[str, Any]:
-        """One picture: see `benchmarks.worker`."""
+        """One image: see `benchmarks.worker`."""
         assert self._process.stdin
         print(json.dumps(asked), file=self._process.stdin, flush=True)
         return self._read()

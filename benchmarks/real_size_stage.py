@@ -38,7 +38,7 @@ from sd35.settings import Precision
 
 SIDE_PX = 256  # the smallest that the checkpoint draws: what calibrating takes, a CPU has to compute
 GPU = "sm89"
-ROWS = 2  # of the engine's batch: one picture with guidance
+ROWS = 2  # of the engine's batch: one image with guidance
 _LARGEST = "largest.json"
 
 
@@ -99,7 +99,7 @@ def residence(precision: Precision, folder: Path) -> dict[str, Any]:
 
 
 def engine(precision: Literal["bf16", "fp8"], folder: Path) -> dict[str, Any]:
-    """The graph as TensorRT-RTX's engine, for pictures of the native size."""
+    """The graph as TensorRT-RTX's engine, for images of the native size."""
     checkpoint, flavour = _checkpoint(folder), find_flavour()
     graphs = OfficialGraphs(folder, precision, transformer_at=folder / precision)
     card = checkpoint.card

@@ -1,4 +1,4 @@
-"""What the service costs beside a backend that costs nothing (`free_server.py`): per picture, and requests a second."""
+"""What the service costs beside a backend that costs nothing (`free_server.py`): per image, and requests a second."""
 
 import asyncio
 import re
@@ -22,19 +22,19 @@ _LAG = "sd35_event_loop_lag_seconds"
 _MS = 1e3
 
 
-def measure(checkpoint: Path, rounds: int, pictures: int = 100, small_s: float = 20) -> Outcome:
+def measure(checkpoint: Path, rounds: int, images: int = 100, small_s: float = 20) -> Outcome:
     """One server; as many `rounds` of small requests, of which the median counts."""
     command = [sys.executable, "-m", "benchmarks.free_server"]
     with served(command, {"SD35_CHECKPOINTS": str(checkpoint)}) as server:
-        return uvloop.run(_measure(server, rounds, pictures, small_s))
+        return uvloop.run(_measure(server, rounds, images, small_s))
 
 
-async def _measure(server: Server, rounds: int, pictures: int, small_s: float) -> Outcome:
+async def _measure(server: Server, rounds: int, images: int, small_s: float) -> Outcome:
     seeds = count()
     async with Client(server.port) as client:
         await _small(client, seeds, small_s / 10)
         before = await scraped(client)
-        large = [await _large(client, next(seeds)) for _ in range(pictures + 5)][5:]
+        large = [await _large(client, next(seeds)) for _ in range(images + 5)][5:]
         rps = [await _small(client, seeds, small_s) for _ in range(rounds)]
         late, longest = _late(before, await scraped(client))
     own_ms = [1000 * took_s - stages["png"] for took_s, stages, _ in large]
@@ -42,13 +42,13 @@ async def _measure(server: Server, rounds: int, pictures: int, small_s: float) -
     rest = median(own_ms) - sum(took for name, took in stages.items() if name != "png")
     return Outcome(
         [
-            Bar(f"a picture of {SIDE_PX} px, beside writing PNG, p50", median(own_ms), "ms", "<=", MOST_OWN_MS),
+            Bar(f"an image of {SIDE_PX} px, beside writing PNG, p50", median(own_ms), "ms", "<=", MOST_OWN_MS),
             Bar(f"requests of {SMALL_PX} px a second", median(rps), "/s", ">=", LEAST_RPS),
             Bar("event loop, longest late by less than", longest, "s", "<=", MOST_LAG_S),
         ],
         [
             (
-                f"{len(large)} pictures one after the other, 28 steps, guidance 4.5, {large[0][2] / 1e6:.1f} MB each;"
+                f"{len(large)} images one after the other, 28 steps, guidance 4.5, {large[0][2] / 1e6:.1f} MB each;"
                 f" p95 {quantiles(own_ms, n=20)[-1]:.1f} ms"
             ),
             "medians, ms: "
@@ -65,7 +65,7 @@ async def _measure(server: Server, rounds: int, pictures: int, small_s: float) -
 
 
 async def _large(client: Client, seed: int) -> tuple[float, dict[str, float], int]:
-    """Seconds of a picture, milliseconds of its stages, bytes."""
+    """Seconds of an image, milliseconds of its stages, bytes."""
     body = {"prompt": "a cat", "width": SIDE_PX, "height": SIDE_PX, "seed": seed}
     answer = await client.ask("POST", "/v1/txt2img", body)
     assert answer.status == 200, answer.body
@@ -74,7 +74,7 @@ async def _large(client: Client, seed: int) -> tuple[float, dict[str, float], in
 
 
 async def _small(client: Client, seeds: "count[int]", seconds: float) -> float:
-    """Pictures a second that come to clients that each ask for the next when they have one."""
+    """Images a second that come to clients that each ask for the next when they have one."""
     until_s, came = time.monotonic() + seconds, 0
 
     async def work() -> None:

@@ -12,7 +12,7 @@ from benchmarks.outcome import Bar, Outcome
 from benchmarks.served import served
 from benchmarks.workload import CLIENTS, REQUESTS, Answered, closed_loop, open_loop, percentile_s, requests
 
-OPEN_SHARE = 0.8  # of the pictures a second that the closed loop reached
+OPEN_SHARE = 0.8  # of the images a second that the closed loop reached
 PLAIN, LITSERVE, SINGLE, OURS, REPRODUCIBLE = "a: FastAPI", "b: LitServe", "c: one at a time", "sd35", "reproducible"
 
 
@@ -36,15 +36,15 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
     short = {name: median(percentile_s(answers, 95, 4) for answers, _ in runs) for name, runs in closed.items()}
     return Outcome(
         [
-            Bar("pictures a second / (a)", rate[OURS] / rate[PLAIN], "x", ">=", 2.0),
-            Bar("pictures a second / (b)", rate[OURS] / rate[LITSERVE], "x", ">=", 1.3),
+            Bar("images a second / (a)", rate[OURS] / rate[PLAIN], "x", ">=", 2.0),
+            Bar("images a second / (b)", rate[OURS] / rate[LITSERVE], "x", ">=", 1.3),
             Bar("p95 latency / (a)", p95[OURS] / p95[PLAIN], "x", "<=", 0.5),
-            Bar("p95 of 4-step pictures / (a)", short[OURS] / short[PLAIN], "x", "<=", 0.25),
-            Bar("p95 of 4-step pictures / (c)", short[OURS] / short[SINGLE], "x", "<=", 0.5),
+            Bar("p95 of 4-step images / (a)", short[OURS] / short[PLAIN], "x", "<=", 0.25),
+            Bar("p95 of 4-step images / (c)", short[OURS] / short[SINGLE], "x", "<=", 0.5),
         ],
         [
             f"{CLIENTS} clients, {REQUESTS} requests, {rounds} rounds; medians",
-            f"open loop at {OPEN_SHARE} of the pictures a second that each server itself reached",
+            f"open loop at {OPEN_SHARE} of the images a second that each server itself reached",
             *(_described(name, closed[name], opened[name]) for name in closed),
         ],
         {
@@ -64,7 +64,7 @@ def _described(name: str, closed: list[tuple[list[Answered], float]], opened: li
     rate = median(REQUESTS / took_s for _, took_s in closed)
     open_p95_s = median(percentile_s(answers, 95) for answers in opened)
     return (
-        f"{name:<17} {rate:.2f} pictures/s, p50 {of(50)}, p95 {of(95)}, p95 of 4 steps {of(95, 4)};"
+        f"{name:<17} {rate:.2f} images/s, p50 {of(50)}, p95 {of(95)}, p95 of 4 steps {of(95, 4)};"
         f" open loop: p95 {open_p95_s:.2f} s"
     )
 
@@ -72,7 +72,7 @@ def _described(name: str, closed: list[tuple[list[Answered], float]], opened: li
 def _commands() -> dict[str, list[str]]:
     python, sd35 = sys.executable, str(Path(sys.executable).with_name("sd35"))
     # The others refuse nothing, so neither do these: out of the box they would, when all come at once.
-    ours = [sd35, "serve", "--ui", "off", "--max-pictures", str(REQUESTS)]
+    ours = [sd35, "serve", "--ui", "off", "--max-in-flight", str(REQUESTS)]
     return {
         PLAIN: [python, "-m", "uvicorn", "benchmarks.plain_fastapi:app"],
         LITSERVE: [python, "-m", "benchmarks.litserve_batching"],

@@ -1,7 +1,7 @@
-"""Half an hour of everything at once, and whether memory grows with the pictures: `python -m benchmarks.soak`.
+"""Half an hour of everything at once, and whether memory grows with the images: `python -m benchmarks.soak`.
 
 Synchronous calls in all formats, some of them again or twice at once, jobs that are followed, fetched, cancelled and
-removed, and clients that hang up. Pictures are small and of few steps, so that there are many.
+removed, and clients that hang up. Images are small and of few steps, so that there are many.
 """
 
 import argparse
@@ -34,10 +34,10 @@ _MB = 1e6
 
 
 class Sample(NamedTuple):
-    """What the process had when it had made so many pictures."""
+    """What the process had when it had made so many images."""
 
     at_s: float
-    pictures: float
+    images: float
     resident_bytes: float
 
 
@@ -65,7 +65,7 @@ class Load:
             await kind()
 
     async def call(self) -> None:
-        """A picture, in some format."""
+        """An image, in some format."""
         await self._make(self._new())
 
     async def call_again(self) -> None:
@@ -85,7 +85,7 @@ class Load:
         connection.leave()
 
     async def job(self) -> None:
-        """A job that is followed to its end, its picture fetched, and half the time removed."""
+        """A job that is followed to its end, its image fetched, and half the time removed."""
         answer = await self._ask("POST", "/v1/jobs", self._new())
         if answer.status not in _OK:
             return
@@ -93,7 +93,7 @@ class Load:
         await self._follow(f"{address}/events?preview=true", None)
         made = (await self._ask("GET", address)).json()
         assert made["status"] == "succeeded", made
-        await self._ask("GET", made["picture"]["url"])
+        await self._ask("GET", made["image"]["url"])
         if self._chance.random() < 1 / 2:
             await self._ask("DELETE", address)
 
@@ -163,13 +163,13 @@ async def _measure(server: Server, seconds: float) -> Outcome:
 
 
 def _sample(metrics: dict[str, float], began_s: float) -> Sample:
-    pictures = metrics['sd35_pictures_total{end="made"}']
-    return Sample(time.monotonic() - began_s, pictures, metrics["process_resident_memory_bytes"])
+    images = metrics['sd35_images_total{end="made"}']
+    return Sample(time.monotonic() - began_s, images, metrics["process_resident_memory_bytes"])
 
 
 def _is_idle(metrics: dict[str, float]) -> bool:
     """Whether nothing is left of what was accepted."""
-    left = [value for name, value in metrics.items() if name.startswith("sd35_engine_pictures{")]
+    left = [value for name, value in metrics.items() if name.startswith("sd35_engine_images{")]
     left += [metrics[f'sd35_jobs{{status="{status}"}}'] for status in ("queued", "running")]
     return not sum(left)
 
@@ -177,22 +177,22 @@ def _is_idle(metrics: dict[str, float]) -> bool:
 def _outcome(samples: list[Sample], load: Load, metrics: dict[str, float]) -> Outcome:
     counted = [sample for sample in samples if sample.at_s > _WARM_SHARE * samples[-1].at_s]
     slope, _ = linear_regression(
-        [sample.pictures / 1000 for sample in counted], [sample.resident_bytes / _MB for sample in counted]
+        [sample.images / 1000 for sample in counted], [sample.resident_bytes / _MB for sample in counted]
     )
     quarters = [counted[index * (len(counted) - 1) // 4] for index in range(5)]
     return Outcome(
-        [Bar("resident memory per 1,000 pictures", slope, "MB", "<", MOST_MB_PER_1000)],
+        [Bar("resident memory per 1,000 images", slope, "MB", "<", MOST_MB_PER_1000)],
         [
-            (f"{samples[-1].at_s / 60:.1f} minutes, {CLIENTS} clients, {samples[-1].pictures:.0f} pictures made;"
-            f" the slope is of the last {counted[-1].pictures - counted[0].pictures:.0f}"),
-            "resident, MB (pictures): "
-            + ", ".join(f"{sample.resident_bytes / _MB:.1f} ({sample.pictures:.0f})" for sample in quarters),
+            (f"{samples[-1].at_s / 60:.1f} minutes, {CLIENTS} clients, {samples[-1].images:.0f} images made;"
+            f" the slope is of the last {counted[-1].images - counted[0].images:.0f}"),
+            "resident, MB (images): "
+            + ", ".join(f"{sample.resident_bytes / _MB:.1f} ({sample.images:.0f})" for sample in quarters),
             "done: " + ", ".join(f"{name} {times}" for name, times in sorted(load.did.items())),
             "answers: " + ", ".join(f"{status} {times}" for status, times in sorted(load.statuses.items())),
             "results: " + ", ".join(
                 f"{name.split(chr(34))[1]} {value:.0f}"
                 for name, value in metrics.items()
-                if name.startswith(("sd35_result_cache_total", "sd35_pictures_total"))
+                if name.startswith(("sd35_result_cache_total", "sd35_images_total"))
             ),
         ],
         {"samples": samples},

@@ -1,7 +1,7 @@
-"""A process that draws pictures on demand: `python -m benchmarks.worker SIDE CHECKPOINT`; for sides see `SIDES`.
+"""A process that draws images on demand: `python -m benchmarks.worker SIDE CHECKPOINT`; for sides see `SIDES`.
 
-One line of JSON asks for a picture (seed, steps, guidance, side in pixels), one answers with it and what it took.
-Between two pictures the process waits for a line and computes nothing, so two of these can take turns on one machine.
+One line of JSON asks for an image (seed, steps, guidance, side in pixels), one answers with it and what it took.
+Between two images the process waits for a line and computes nothing, so two of these can take turns on one machine.
 """
 
 import base64
@@ -18,7 +18,7 @@ import numpy as np
 from sd35.backends.memory.host import HostMemory
 from sd35.errors import InvalidSetting
 
-# New words with each picture, so that none finds its text encoded already.
+# New words with each image, so that none finds its text encoded already.
 PROMPT = "a cat to the left of a dog on a red background, {seed}"
 NEGATIVE_PROMPT = "a tree, {seed}"
 Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
@@ -46,28 +46,28 @@ class Marks:
 
 
 class Draw(Protocol):
-    """Draws one square picture."""
+    """Draws one square image."""
 
     def __call__(self, *, seed: int, steps: int, guidance: float, side_px: int) -> Pixels:
-        """The picture's pixels."""
+        """The image's pixels."""
 
 
 def open_ours(checkpoint: str, marks: Marks, *, backend: str, precision: str = "float32") -> Draw:
     """One of our backends, through what a request goes through: resolved, queued, drawn on the engine's thread."""
-    from sd35.generation.params import Wanted
-    from sd35.service.startup import open_checkpoints, open_studio
+    from sd35.generation.params import GenerationParams
+    from sd35.service.startup import open_checkpoints, open_model_pool
     from sd35.settings import load_settings
 
     settings = load_settings({"checkpoints": (checkpoint,), "backend": backend, "precision": precision})
-    studio = open_studio(settings, open_checkpoints(settings))
-    (model,) = studio.models.values()
+    pool = open_model_pool(settings, open_checkpoints(settings))
+    (model,) = pool.models.values()
     marks.watch(model.backend, "encode_text", "encoded_s")
     marks.watch(model.backend, "decode_latents", "decoding_s")
 
     def draw(*, seed: int, steps: int, guidance: float, side_px: int) -> Pixels:
         prompts = PROMPT.format(seed=seed), NEGATIVE_PROMPT.format(seed=seed)
-        wanted = Wanted(*prompts, side_px, side_px, steps, guidance, seed)
-        return studio.submit(studio.resolve(wanted)).future.result().pixels
+        wanted = GenerationParams(*prompts, side_px, side_px, steps, guidance, seed)
+        return pool.submit(pool.resolve(wanted)).future.result().pixels
 
     return draw
 
@@ -86,7 +86,7 @@ def open_pipeline(checkpoint: str, marks: Marks) -> Draw:
     marks.watch(pipeline.vae, "decode", "decoding_s")
 
     def draw(*, seed: int, steps: int, guidance: float, side_px: int) -> Pixels:
-        picture = pipeline(
+        image = pipeline(
             PROMPT.format(seed=seed),
             negative_prompt=NEGATIVE_PROMPT.format(seed=seed),
             width=side_px,
@@ -96,7 +96,7 @@ def open_pipeline(checkpoint: str, marks: Marks) -> Draw:
             max_sequence_length=text_tokens,
             generator=torch.Generator("cpu").manual_seed(seed),
         ).images[0]
-        return np.asarray(picture)
+        return np.asarray(image)
 
     return draw
 
@@ -110,12 +110,12 @@ def open_genai(checkpoint: str, marks: Marks, *, is_fixed: bool = False, is_defa
     import openvino_genai as genai
     from openvino import Tensor
 
-    from benchmarks.picture import GUIDANCE, SIDE_PX
+    from benchmarks.image import GUIDANCE, SIDE_PX
     from sd35.checkpoints.checkpoint import open_checkpoint
     from sd35.sampling.noise import initial_noise
 
     class Noise(genai.Generator):
-        """The noise that our picture of a seed starts from."""
+        """The noise that our image of a seed starts from."""
 
         def __init__(self, seed: int) -> None:
             super().__init__()
@@ -135,7 +135,7 @@ def open_genai(checkpoint: str, marks: Marks, *, is_fixed: bool = False, is_defa
     pipeline.compile("CPU", **({} if is_default else {"INFERENCE_PRECISION_HINT": "f32"}))  # else BF16 where there is
 
     def draw(*, seed: int, steps: int, guidance: float, side_px: int) -> Pixels:
-        picture = pipeline.generate(
+        image = pipeline.generate(
             PROMPT.format(seed=seed),
             negative_prompt=NEGATIVE_PROMPT.format(seed=seed),
             width=side_px,
@@ -147,7 +147,7 @@ def open_genai(checkpoint: str, marks: Marks, *, is_fixed: bool = False, is_defa
         took = pipeline.get_performance_metrics()
         marks.decoding_s = time.perf_counter() - took.get_vae_decoder_infer_duration() / 1e3
         marks.encoded_s = marks.decoding_s - sum(took.raw_metrics.iteration_durations) / 1e6
-        return np.array(picture.data[0])
+        return np.array(image.data[0])
 
     return draw
 

@@ -25,7 +25,7 @@ class Answered(NamedTuple):
 
 
 def requests(seed: int) -> list[dict[str, Any]]:
-    """The workload: half of the requests repeat a prompt of the other half; no two are the same picture."""
+    """The workload: half of the requests repeat a prompt of the other half; no two are the same image."""
     rng = random.Random(seed)
     prompts = [
         f"a {animal} on a {ground} background"

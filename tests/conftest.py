@@ -9,15 +9,15 @@ import torch
 from sqlalchemy import URL
 
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
-from sd35.compile.calibration_run import Wanted
+from sd35.compile.calibration_run import CalibrationRequest
 from sd35.compile.fp8 import build_fp8
 from sd35.compile.graphs import build_graphs
 from sd35.compile.prompts import calibration_prompts, judged_prompts
 from sd35.compile.reference_sampling import recipe_of
 from sd35.compile.stages import Stages
-from sd35.generation.model_pool import Studio
+from sd35.generation.model_pool import ModelPool
 from tests.support import postgres
-from tests.support.fake_backend import NumpyBackend, double_studio
+from tests.support.fake_backend import FakeBackend, fake_pool
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,25 +54,25 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     graphs = build_graphs(checkpoint, "fp8", cache_dir, stages)
     prompts = calibration_prompts(checkpoint)[:4], judged_prompts(checkpoint)[:4]
     small = replace(recipe_of(checkpoint), width_px=64, height_px=64)
-    build_fp8(checkpoint, graphs, Wanted(small, *prompts), stages)
+    build_fp8(checkpoint, graphs, CalibrationRequest(small, *prompts), stages)
     return cache_dir
 
 
 @pytest.fixture
-def backend() -> NumpyBackend:
-    """Waits in the pictures that are "held", and counts what it is called for."""
-    return NumpyBackend()
+def backend() -> FakeBackend:
+    """Waits in the images that are "held", and counts what it is called for."""
+    return FakeBackend()
 
 
 @pytest.fixture
-def max_pictures() -> int:
-    """How many the studio has room for."""
+def max_in_flight() -> int:
+    """How many the model pool has room for."""
     return 3
 
 
 @pytest.fixture
-def studio(tmp_path: Path, backend: NumpyBackend, max_pictures: int) -> Iterator[Studio]:
-    """A studio around the backend, which lets go of what it holds at the end."""
-    with double_studio(tmp_path, backend, max_pictures) as studio:
-        yield studio
+def pool(tmp_path: Path, backend: FakeBackend, max_in_flight: int) -> Iterator[ModelPool]:
+    """A model pool around the backend, which lets go of what it holds at the end."""
+    with fake_pool(tmp_path, backend, max_in_flight) as pool:
+        yield pool
         backend.release.set()

@@ -1,7 +1,7 @@
-"""Holds one number format against another by what pictures show: `python -m training.adherence --precision fp8`.
+"""Holds one number format against another by what images show: `python -m training.adherence --precision fp8`.
 
 The evaluation of the embedded model (`training.evaluate`), drawn by the `onnx` backend in both; exits 1 where the share
-of right pictures is lower by more than two points.
+of right images is lower by more than two points.
 """
 
 import argparse
@@ -20,7 +20,7 @@ SEED = 20_000  # as in `training.evaluate`
 
 
 def shares(backend: Backend, checkpoint: Checkpoint, count: int) -> dict[str, float]:
-    """The share of right pictures of each kind of prompt, each from a seed of its own."""
+    """The share of right images of each kind of prompt, each from a seed of its own."""
     recipe = recipe_of(checkpoint)
     (negative,) = backend.encode_text([""])
     found = {}

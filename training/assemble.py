@@ -37,7 +37,7 @@ def autoencoder_rows(folder: Path) -> list[str]:
 def transformer_row(state: dict[str, Any], stage: str) -> str:
     """The record of one of the transformer's stages."""
     minutes = round(state["seconds"] / 60)
-    return f"{_RECORD[1]}, {stage} | {state['step']} | {transformer.SEED} | {minutes} | {state['pictures']} pictures |"
+    return f"{_RECORD[1]}, {stage} | {state['step']} | {transformer.SEED} | {minutes} | {state['images']} images |"
 
 
 def model_card(record: list[str]) -> str:

@@ -24,9 +24,9 @@ CONFIG = {
 PIXELS_PER_STEP = 32 * 64 * 64
 
 
-def to_tensor(pictures: list[np.ndarray]) -> Tensor:
-    """uint8 `[H, W, 3]` pictures -> float32 `[B, 3, H, W]` in -1..1."""
-    batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+def to_tensor(images: list[np.ndarray]) -> Tensor:
+    """uint8 `[H, W, 3]` images -> float32 `[B, 3, H, W]` in -1..1."""
+    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return batch.contiguous(memory_format=torch.channels_last)
 
 
@@ -39,9 +39,9 @@ def crops(rng: np.random.Generator, count: int, size_px: int = 64) -> Tensor:
     """Crops of whole scenes on the scenes' own grid, the livelier of two drawn: float32 `[count, 3, size, size]`."""
     chosen = []
     for _ in range(count):
-        picture = np.asarray(draw(sample_scene(rng, 128, 128, scattered=True)))
+        image = np.asarray(draw(sample_scene(rng, 128, 128, scattered=True)))
         corners = rng.integers(0, (128 - size_px) // CELL_PX + 1, (2, 2)) * CELL_PX
-        chosen.append(max((picture[y : y + size_px, x : x + size_px] for x, y in corners), key=lambda part: part.std()))
+        chosen.append(max((image[y : y + size_px, x : x + size_px] for x, y in corners), key=lambda part: part.std()))
     return to_tensor(chosen)
 
 
@@ -51,7 +51,7 @@ def mosaics(rng: np.random.Generator, count: int, size_px: int = 64) -> Tensor:
     Glyphs lie on the scenes' grid, in the scenes' sizes: one at 64 px, four at 32, one at 48 among 16 px of others', or
     a part of one at 80 or 96.
     """
-    pictures = []
+    images = []
     for _ in range(count):
         ground = str(rng.choice(list(GROUNDS)))
         side = int(rng.choice([32, 32, 48, 64, 64, 80, 96]))
@@ -61,8 +61,8 @@ def mosaics(rng: np.random.Generator, count: int, size_px: int = 64) -> Tensor:
             Item(str(name), x, y, side)
             for name, (x, y) in zip(rng.choice(list(OBJECTS), len(places)), places, strict=True)
         )
-        pictures.append(np.asarray(draw(Scene(size_px, size_px, ground, int(rng.integers(-6, 7)), items, None, ""))))
-    return to_tensor(pictures)
+        images.append(np.asarray(draw(Scene(size_px, size_px, ground, int(rng.integers(-6, 7)), items, None, ""))))
+    return to_tensor(images)
 
 
 @dataclass(frozen=True)
@@ -89,32 +89,32 @@ STAGES = {
 }
 
 
-def loss_of(vae: AutoencoderKL, pictures: Tensor, stage: Stage) -> Tensor:
-    """L1 + 2 MSE + half the difference of gradients + a little KL (summed over a picture's latent)."""
+def loss_of(vae: AutoencoderKL, images: Tensor, stage: Stage) -> Tensor:
+    """L1 + 2 MSE + half the difference of gradients + a little KL (summed over an image's latent)."""
     if stage.decoder_only:
         with torch.no_grad():
-            latents = vae.encode(pictures).latent_dist.mode()
+            latents = vae.encode(images).latent_dist.mode()
         kl = torch.zeros(())
     else:
-        posterior = vae.encode(pictures).latent_dist
+        posterior = vae.encode(images).latent_dist
         latents, kl = posterior.sample(), posterior.kl().mean()
-    error = vae.decode(latents).sample - pictures
+    error = vae.decode(latents).sample - images
     gradients = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     return error.abs().mean() + 2 * error.square().mean() + 0.5 * gradients + stage.kl_weight * kl
 
 
 @torch.no_grad()
-def psnr_db(vae: AutoencoderKL, pictures: Tensor) -> float:
-    """Mean over pictures of the PSNR of decode(encode(x)), in dB, after clamping to the picture's range."""
-    decoded = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in pictures.split(16)])
-    mse = ((decoded.clamp(-1, 1) - pictures) / 2).square().mean(dim=(1, 2, 3))
+def psnr_db(vae: AutoencoderKL, images: Tensor) -> float:
+    """Mean over images of the PSNR of decode(encode(x)), in dB, after clamping to the image's range."""
+    decoded = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in images.split(16)])
+    mse = ((decoded.clamp(-1, 1) - images) / 2).square().mean(dim=(1, 2, 3))
     return float((-10 * mse.log10()).mean())
 
 
 @torch.no_grad()
-def set_shift_and_scale(vae: AutoencoderKL, pictures: Tensor) -> None:
+def set_shift_and_scale(vae: AutoencoderKL, images: Tensor) -> None:
     """Writes `shift_factor` and `scaling_factor` so that `(latent - shift) * scale` has mean 0 and deviation 1."""
-    latents = torch.cat([vae.encode(part).latent_dist.mode() for part in pictures.split(16)])
+    latents = torch.cat([vae.encode(part).latent_dist.mode() for part in images.split(16)])
     vae.register_to_config(shift_factor=float(latents.mean()), scaling_factor=float(1 / latents.std()))
 
 

@@ -1,7 +1,7 @@
 """Evaluates a checkpoint on held-out prompts. `python -m training.evaluate DIRECTORY --out FOLDER`.
 
 Prompts combine words that training never showed together. Prints a table, writes `contact-sheet.png` and
-`evaluation.md`. The pictures are made by plain `StableDiffusion3Pipeline`; the judge knows the font and nothing else.
+`evaluation.md`. The images are made by plain `StableDiffusion3Pipeline`; the judge knows the font and nothing else.
 """
 
 import argparse
@@ -38,9 +38,9 @@ def _judge() -> Judge:
     return Judge({name: mark.crop(mark.getbbox()) for name, mark in marks.items()})
 
 
-def judge(picture: np.ndarray, scene: Scene) -> Verdict:
-    """Compares a picture, uint8 `[H, W, 3]`, with the scene it was asked to show."""
-    return _judge().verdict(picture, [item.name for item in scene.items], scene.ground, scene.relation)
+def judge(image: np.ndarray, scene: Scene) -> Verdict:
+    """Compares an image, uint8 `[H, W, 3]`, with the scene it was asked to show."""
+    return _judge().verdict(image, [item.name for item in scene.items], scene.ground, scene.relation)
 
 
 def held_out_scenes(kind: str, count: int, seed: int, size_px: Size = NATIVE) -> list[Scene]:
@@ -51,7 +51,7 @@ def held_out_scenes(kind: str, count: int, seed: int, size_px: Size = NATIVE) ->
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the pictures are made."""
+    """How the images are made."""
 
     steps: int
     guidance: float
@@ -61,8 +61,8 @@ class Sampling:
 def generate(
     pipeline: StableDiffusion3Pipeline, scenes: list[Scene], sampling: Sampling, batch: int = 20
 ) -> list[np.ndarray]:
-    """One picture per scene, all of one size, each with a seed of its own, uint8 `[H, W, 3]`."""
-    pictures: list[np.ndarray] = []
+    """One image per scene, all of one size, each with a seed of its own, uint8 `[H, W, 3]`."""
+    images: list[np.ndarray] = []
     for start in range(0, len(scenes), batch):
         part = scenes[start : start + batch]
         generators = [torch.Generator("cpu").manual_seed(sampling.seed + start + i) for i in range(len(part))]
@@ -71,13 +71,13 @@ def generate(
             num_inference_steps=sampling.steps, guidance_scale=sampling.guidance, generator=generators,
             output_type="np", max_sequence_length=pipeline.tokenizer_3.model_max_length,
         ).images  # fmt: skip
-        pictures += [np.round(picture * 255).astype(np.uint8) for picture in made]
-    return pictures
+        images += [np.round(image * 255).astype(np.uint8) for image in made]
+    return images
 
 
 @torch.no_grad()
 def ceiling(vae: AutoencoderKL, scenes: list[Scene]) -> list[np.ndarray]:
-    """The same scenes drawn from the font and passed through the autoencoder: as crisp as it lets pictures be."""
+    """The same scenes drawn from the font and passed through the autoencoder: as crisp as it lets images be."""
     made = []
     for scene in scenes:
         pixels = torch.from_numpy(np.asarray(draw(scene)).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -93,22 +93,22 @@ def right_elsewhere(pipeline: StableDiffusion3Pipeline, sampling: Sampling) -> s
         counts = []
         for kind in BARS:
             scenes = held_out_scenes(kind, OTHER_COUNT, sampling.seed, size)
-            pictures = generate(pipeline, scenes, sampling)
-            right = sum(judge(picture, scene).right for picture, scene in zip(pictures, scenes, strict=True))
+            images = generate(pipeline, scenes, sampling)
+            right = sum(judge(image, scene).right for image, scene in zip(images, scenes, strict=True))
             counts.append(f"{right} of {OTHER_COUNT}")
         lines.append(f"| {size[0]}x{size[1]} | {' | '.join(counts)} |")
     return "\n".join([*lines, ""])
 
 
-def contact_sheet(pictures: list[np.ndarray], verdicts: list[Verdict], columns: int = 20) -> Image.Image:
-    """All pictures, the wrong ones framed in red."""
+def contact_sheet(images: list[np.ndarray], verdicts: list[Verdict], columns: int = 20) -> Image.Image:
+    """All images, the wrong ones framed in red."""
     side = SIDE_PX + 8
-    sheet = Image.new("RGB", (columns * side, -(-len(pictures) // columns) * side), (32, 32, 32))
-    for index, (picture, verdict) in enumerate(zip(pictures, verdicts, strict=True)):
+    sheet = Image.new("RGB", (columns * side, -(-len(images) // columns) * side), (32, 32, 32))
+    for index, (image, verdict) in enumerate(zip(images, verdicts, strict=True)):
         x, y = index % columns * side, index // columns * side
         if not verdict.right:
             sheet.paste((255, 0, 0), (x, y, x + side, y + side))
-        sheet.paste(Image.fromarray(picture), (x + 4, y + 4))
+        sheet.paste(Image.fromarray(image), (x + 4, y + 4))
     return sheet
 
 
@@ -130,7 +130,7 @@ class Result:
 
 
 def summarise(verdicts: list[Verdict], limit: list[Verdict], scenes: list[Scene], bar: float) -> Result:
-    """The figures of one kind of prompt; correlations are means over the glyphs of right pictures."""
+    """The figures of one kind of prompt; correlations are means over the glyphs of right images."""
     return Result(
         right=_share([verdict.right for verdict in verdicts]),
         bar=bar,
@@ -175,11 +175,11 @@ def main() -> None:
     all_pictures, all_verdicts = [], []
     for kind, bar in BARS.items():
         scenes = held_out_scenes(kind, options.count, options.seed)
-        pictures = generate(pipeline, scenes, sampling)
-        verdicts = [judge(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)]
-        limit = [judge(picture, scene) for picture, scene in zip(ceiling(pipeline.vae, scenes), scenes, strict=True)]
+        images = generate(pipeline, scenes, sampling)
+        verdicts = [judge(image, scene) for image, scene in zip(images, scenes, strict=True)]
+        limit = [judge(image, scene) for image, scene in zip(ceiling(pipeline.vae, scenes), scenes, strict=True)]
         results[kind] = summarise(verdicts, limit, scenes, bar)
-        all_pictures += pictures
+        all_pictures += images
         all_verdicts += verdicts
         for scene, verdict in zip(scenes, verdicts, strict=True):
             if not verdict.right:

@@ -82,7 +82,7 @@ def make_text() -> Text:
 def position_table(width: int, side: int) -> Tensor:
     """Sine and cosine of a patch's row, then of its column: float32 `[1, side * side, width]`, kept in the checkpoint.
 
-    Wavelengths run from 3 patches to 48. The stock table is made for wide models and large pictures: on a grid of 8
+    Wavelengths run from 3 patches to 48. The stock table is made for wide models and large images: on a grid of 8
     patches most of it is constant, and the parts of an object end up in one another's places.
     """
     wavelengths = torch.logspace(math.log10(3), math.log10(48), width // 4)

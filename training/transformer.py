@@ -77,8 +77,8 @@ class Data:
     def fresh(self, rng: np.random.Generator, count: int, size_px: tuple[int, int]) -> tuple[Tensor, list[Tensor]]:
         """`count` new scenes: scaled latents `[count, 16, h, w]` and token ids."""
         scenes = [sample_scene(rng, *size_px) for _ in range(count)]
-        pictures = to_tensor([np.asarray(draw(scene)) for scene in scenes])
-        latents = torch.cat([self.vae.encode(part).latent_dist.mode() for part in pictures.split(32)])
+        images = to_tensor([np.asarray(draw(scene)) for scene in scenes])
+        latents = torch.cat([self.vae.encode(part).latent_dist.mode() for part in images.split(32)])
         config = self.vae.config
         captions = [caption_for_training(scene, rng) for scene in scenes]
         captions = [caption.capitalize() if rng.random() < 0.1 else caption for caption in captions]
@@ -140,11 +140,11 @@ class Run:
     optimizers: list[torch.optim.Optimizer]
     step: int = 0
     seconds: float = 0.0
-    pictures: int = 0
+    images: int = 0
 
     def save(self, file: Path) -> None:
         """Writes everything a resumed run needs; the file is whole at any moment."""
-        state = {name: getattr(self, name) for name in ("step", "seconds", "pictures")} | {
+        state = {name: getattr(self, name) for name in ("step", "seconds", "images")} | {
             "networks": self.networks.state_dict(),
             "average": self.average.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -159,7 +159,7 @@ class Run:
         self.average.load_state_dict(state["average"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.step, self.seconds, self.pictures = state["step"], state["seconds"], state["pictures"]
+        self.step, self.seconds, self.images = state["step"], state["seconds"], state["images"]
 
     def update(self, loss: Tensor, learning_rates: list[float]) -> None:
         """One step of the optimizers, and of the average."""
@@ -221,7 +221,7 @@ def main() -> None:
         factor = schedule(run.step, steps, warmup=50, decay_from=DECAY_FROM)
         run.update(loss, [lr * factor for lr in base])
         losses.append(loss.item())
-        run.step, run.pictures, run.seconds = run.step + 1, run.pictures + count, time.monotonic() - began
+        run.step, run.images, run.seconds = run.step + 1, run.images + count, time.monotonic() - began
         if run.step % 25 == 0:
             print(f"step {run.step} loss {np.mean(losses[-25:]):.4f} {run.seconds:.0f} s", flush=True)
         if run.step % 100 == 0 or run.step == steps:

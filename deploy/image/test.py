@@ -216,7 +216,7 @@ def check_png(content: bytes, side_px: int) -> None:
 
 
 def try_serving(runner: Runner, image: Image, scratch: Path) -> None:
-    """Ready, healthy, a picture by the README's own line, SIGTERM while another is made, a clean end."""
+    """Ready, healthy, an image by the README's own line, SIGTERM while another is made, a clean end."""
     port, began_s = _free_port(), time.monotonic()
     process = runner.start(port)
     try:
@@ -231,17 +231,17 @@ def try_serving(runner: Runner, image: Image, scratch: Path) -> None:
         answers: list[tuple[int, bytes]] = []
         asking = threading.Thread(target=lambda: answers.append(answer_to(port, "/v1/txt2img", LONG)))
         asking.start()
-        running = b'sd35_engine_pictures{state="running"} 1.0'
-        wait_for("a picture in the making", process, lambda: running in answer_to(port, "/metrics")[1])
+        running = b'sd35_engine_images{state="running"} 1.0'
+        wait_for("an image in the making", process, lambda: running in answer_to(port, "/metrics")[1])
         runner.terminate(process)
         asking.join(ANSWER_S)
         assert process.wait(READY_S) == 0, f"it ended with {process.returncode}"
         ((status, content),) = answers
-        assert status == 200, f"the picture that was being made at SIGTERM was answered with {status}"
+        assert status == 200, f"the image that was being made at SIGTERM was answered with {status}"
         check_png(content, 256)
     finally:
         runner.remove(process)
-    print("served, healthy, a picture; at SIGTERM the running one was finished, and the end was clean")
+    print("served, healthy, an image; at SIGTERM the running one was finished, and the end was clean")
 
 
 def try_foreign_folder(runner: Runner, folder: Path) -> None:

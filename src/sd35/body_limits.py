@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from starlette.types import Message, Receive
 
 
-def in_time(receive: Receive, arrival_s: float, late: Callable[[], Message]) -> Receive:
+def in_time(receive: Receive, body_timeout_s: float, late: Callable[[], Message]) -> Receive:
     """Receives a body as a whole within a time, and waits for what comes after it for ever.
 
     `late` says what is received in place of what did not come in time, or raises.
     """
-    until_s = asyncio.get_running_loop().time() + arrival_s
+    until_s = asyncio.get_running_loop().time() + body_timeout_s
     is_whole = False
 
     async def receive_in_time() -> Message:

@@ -1,7 +1,7 @@
-"""The operator's content filter: a hook that sees prompt and picture, and allows, blurs or refuses.
+"""The operator's content filter: a hook that sees prompt and image, and allows, blurs or refuses.
 
 It is named by its import path, `package.module:name`: an object, or a class that is called without arguments. What it
-raises refuses the picture: a filter that does not work lets nothing through.
+raises refuses the image: a filter that does not work lets nothing through.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from sd35.tensors import Array
 
 
 class Decision(StrEnum):
-    """What a filter says. BLUR of a prompt blurs the picture, whatever is said of that."""
+    """What a filter says. BLUR of a prompt blurs the image, whatever is said of that."""
 
     ALLOW = "allow"
     BLUR = "blur"
@@ -31,7 +31,7 @@ class ContentFilter(Protocol):
     def check_prompt(self, prompt: str, negative_prompt: str) -> Decision | str:
         """Before anything is computed."""
 
-    def check_picture(self, pixels: UInt8[Array, "h w 3"], prompt: str) -> Decision | str:
+    def check_image(self, pixels: UInt8[Array, "h w 3"], prompt: str) -> Decision | str:
         """Before anyone sees it: also of what is shown of it while it is made, an eighth as wide and as high."""
 
 
@@ -42,7 +42,7 @@ class AllowAll:
         """Allowed."""
         return Decision.ALLOW
 
-    def check_picture(self, pixels: UInt8[Array, "h w 3"], prompt: str) -> Decision:  # noqa: ARG002
+    def check_image(self, pixels: UInt8[Array, "h w 3"], prompt: str) -> Decision:  # noqa: ARG002
         """Allowed."""
         return Decision.ALLOW
 
@@ -57,7 +57,7 @@ def load_filter(path: str | None) -> ContentFilter:
         hook: ContentFilter = found() if isinstance(found, type) else found
     except Exception as error:  # whatever the operator's code raises
         raise InvalidSetting(f"content_filter: got {path!r}, which gives {type(error).__name__}: {error}") from error
-    if lacking := [each for each in ("check_prompt", "check_picture") if not callable(getattr(hook, each, None))]:
+    if lacking := [each for each in ("check_prompt", "check_image") if not callable(getattr(hook, each, None))]:
         raise InvalidSetting(f"content_filter: got {path!r}, which has no {', '.join(lacking)}")
     return hook
 
@@ -67,9 +67,9 @@ def prompt_decision(hook: ContentFilter, request: Request) -> Decision:
     return _decision(lambda: hook.check_prompt(request.prompt, request.negative_prompt), "prompt")
 
 
-def picture_decision(hook: ContentFilter, pixels: UInt8[Array, "h w 3"], request: Request) -> Decision:
+def image_decision(hook: ContentFilter, pixels: UInt8[Array, "h w 3"], request: Request) -> Decision:
     """ALLOW or BLUR. Raises ContentRefused."""
-    return _decision(lambda: hook.check_picture(pixels, request.prompt), "picture")
+    return _decision(lambda: hook.check_image(pixels, request.prompt), "image")
 
 
 def shown_preview(
@@ -78,9 +78,9 @@ def shown_preview(
     """A preview; blurred, where the filter's `decision` on the prompt or its word on the preview does not allow it."""
     pixels = draw()
     try:
-        if decision is Decision.ALLOW and picture_decision(hook, pixels, request) is Decision.ALLOW:
+        if decision is Decision.ALLOW and image_decision(hook, pixels, request) is Decision.ALLOW:
             return pixels
-    except ContentRefused:  # the picture itself may yet be allowed
+    except ContentRefused:  # the image itself may yet be allowed
         pass
     return blurred(pixels)
 

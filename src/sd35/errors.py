@@ -11,14 +11,14 @@ Sd35Error
 │   └── OriginNotAllowed  from a web page of another origin       (HTTP 403, exit 1)
 ├── NotAcceptable         no format that the caller takes         (HTTP 406, exit 2)
 ├── LinkRefused           a link is expired, or was not signed    (HTTP 403, exit 1)
-├── Overloaded            no room for another picture now         (HTTP 429, exit 1)
+├── Overloaded            no room for another image now         (HTTP 429, exit 1)
 ├── NotReady              loading, or closing                     (HTTP 503, exit 1)
-├── PictureFailed         this picture could not be made          (HTTP 500, exit 1)
-│   └── PictureSpoiled    its values went bad while it was made   (HTTP 500, exit 1)
+├── GenerationFailed         this image could not be made          (HTTP 500, exit 1)
+│   └── NumericalFailure    its values went bad while it was made   (HTTP 500, exit 1)
 ├── ContentRefused        the operator's filter refuses it        (HTTP 422, exit 1)
-├── JobEnded              a job that was waited for has no picture (HTTP as it ended, exit 1)
+├── JobEnded              a job that was waited for has no image (HTTP as it ended, exit 1)
 ├── IdempotencyConflict   a key came again with another body      (HTTP 409, exit 1)
-├── StoreUnavailable      database or picture store do not answer (HTTP 503, exit 1)
+├── StoreUnavailable      database or image store do not answer (HTTP 503, exit 1)
 ├── NotReplayable         a file does not say what made it        (exit 2)
 ├── InvalidSetting        a setting is wrong                      (exit 2)
 ├── CheckpointError       a checkpoint is missing or not usable   (exit 1)
@@ -34,7 +34,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-Spoiling: TypeAlias = Literal["not_finite", "uniform"]
+NumericalFailureKind: TypeAlias = Literal["not_finite", "uniform"]
 
 
 class Sd35Error(Exception):
@@ -129,13 +129,13 @@ class NotAcceptable(Sd35Error):  # noqa: N818
 
 
 class LinkRefused(Sd35Error):  # noqa: N818
-    """A link to a picture has expired, or its signature is not this service's."""
+    """A link to an image has expired, or its signature is not this service's."""
 
     status = 403
 
 
 class Overloaded(Sd35Error):  # noqa: N818
-    """There is no room for another picture now."""
+    """There is no room for another image now."""
 
     status = 429
 
@@ -154,26 +154,26 @@ class NotReady(Sd35Error):  # noqa: N818
         self.state, self.retry_after_s = state, retry_after_s
 
 
-class PictureFailed(Sd35Error):  # noqa: N818
-    """This picture could not be made; others are not affected."""
+class GenerationFailed(Sd35Error):  # noqa: N818
+    """This image could not be made; others are not affected."""
 
 
-class PictureSpoiled(PictureFailed):
+class NumericalFailure(GenerationFailed):
     """Its values went bad: not finite any more, or a frame of one colour. `happened` is where, in which precision."""
 
-    def __init__(self, kind: Spoiling, happened: str, remedy: str) -> None:
+    def __init__(self, kind: NumericalFailureKind, happened: str, remedy: str) -> None:
         super().__init__(f"{happened}; {remedy}")
         self.kind, self.happened = kind, happened
 
 
 class ContentRefused(Sd35Error):  # noqa: N818
-    """The operator's filter refuses the prompt or the picture."""
+    """The operator's filter refuses the prompt or the image."""
 
     status = 422
 
 
 class JobEnded(Sd35Error):  # noqa: N818
-    """A job that someone waited for ended without a picture, with the status of what ended it."""
+    """A job that someone waited for ended without an image, with the status of what ended it."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
@@ -190,13 +190,13 @@ class IdempotencyConflict(Sd35Error):  # noqa: N818
 
 
 class StoreUnavailable(Sd35Error):  # noqa: N818
-    """The database or the picture store does not answer, or has no room."""
+    """The database or the image store does not answer, or has no room."""
 
     status = 503
 
 
 class NotReplayable(Sd35Error):  # noqa: N818
-    """A file is not a picture of this project's, or does not say what made it."""
+    """A file is not an image of this project's, or does not say what made it."""
 
     exit_code = 2
 
@@ -244,7 +244,7 @@ class BackendUnavailable(Sd35Error):  # noqa: N818
 
 
 class MeasuringFailed(Sd35Error):  # noqa: N818
-    """A server that is to be measured does not start, is not reached, or makes no picture."""
+    """A server that is to be measured does not start, is not reached, or makes no image."""
 
 
 def _shorten(value: object, limit: int = 80) -> str:

@@ -1,6 +1,6 @@
-"""The request for a picture, resolved: frozen, canonical, and its own identity.
+"""The request for an image, resolved: frozen, canonical, and its own identity.
 
-A picture is a pure function of its request. `Request.digest` is that identity: the SHA-256 of the request's canonical
+An image is a pure function of its request. `Request.digest` is that identity: the SHA-256 of the request's canonical
 JSON (RFC 8785). Cache key, artifact name, idempotency and replay all follow from it; nothing else invents an identity.
 """
 
@@ -19,15 +19,15 @@ GUIDANCE_SCALE = (0.0, 30.0)
 SKIP_LAYER_SCALE = (0.0, 10.0)  # as in ComfyUI's node for it
 SEED = (0, 2**32 - 1)
 PROMPT_CHARACTERS = 10_000
-PRIORITY = (-9, 9)  # how a picture is scheduled, no part of what it is
+PRIORITY = (-9, 9)  # how an image is scheduled, no part of what it is
 
 
 @dataclass(frozen=True)
 class Request:
-    """One picture, with nothing left open. Raises InvalidRequest where a value is outside what any model allows.
+    """One image, with nothing left open. Raises InvalidRequest where a value is outside what any model allows.
 
     `model`, `revision` and `profile` name what makes it: the served name, the digest of the checkpoint's files, and the
-    numeric profile ("onnx/float32"), so that the same request always means the same picture. `skip_layer_scale` is
+    numeric profile ("onnx/float32"), so that the same request always means the same image. `skip_layer_scale` is
     that of skip-layer guidance, 0 for none; the layers and the steps it is for are the model's.
     """
 

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from sd35.access.authenticate import KEPT_S, Caller, KeyRing
-from sd35.access.keys import Allowance, Key, Role, id_of, matches, new_key
-from sd35.access.rate_limits import Limits
+from sd35.access.authenticate import KEPT_S, Authenticator, Caller
+from sd35.access.keys import Key, Quota, Role, id_of, matches, new_key
+from sd35.access.rate_limits import RateLimiter
 from sd35.errors import NotAuthenticated, StoreUnavailable
 from sd35.storage.memory.keys import MemoryKeyStore
 from tests.support.fake_backend import Clock, key_store
 
-LIMITS = Limits(Allowance())
+LIMITS = RateLimiter(Quota())
 
 
 class Counting(MemoryKeyStore):
@@ -30,7 +30,7 @@ class Counting(MemoryKeyStore):
         return super().keys()
 
 
-def ask(ring: KeyRing, secret: str | None = None, address: str = "10.0.0.1") -> Caller:
+def ask(ring: Authenticator, secret: str | None = None, address: str = "10.0.0.1") -> Caller:
     """Who that is."""
     return asyncio.run(ring.caller(secret, address))
 
@@ -54,27 +54,27 @@ def test_what_is_no_secret_names_no_key():
 
 def test_without_keys_whoever_asks_may_do_anything():
     """No store, or one that never had a key: an administrator of no name, whatever secret it sends."""
-    for ring in (KeyRing(None, LIMITS), KeyRing(key_store(), LIMITS)):
+    for ring in (Authenticator(None, LIMITS), Authenticator(key_store(), LIMITS)):
         for secret in (None, "sk-whatever"):
             caller = ask(ring, secret)
-            assert (caller.owner, caller.role, caller.sees) == ("", Role.ADMIN, None)
+            assert (caller.owner, caller.role, caller.visible_to) == ("", Role.ADMIN, None)
 
 
 def test_a_key_is_its_owner_with_its_role_and_allowance():
     """The caller is what the key says; a user sees its own, an administrator all."""
-    user, user_secret = new_key("user", Role.USER, 1.0, Allowance(concurrency=3))
+    user, user_secret = new_key("user", Role.USER, 1.0, Quota(concurrency=3))
     admin, admin_secret = new_key("admin", Role.ADMIN, 1.0)
-    ring = KeyRing(key_store(user, admin), LIMITS)
+    ring = Authenticator(key_store(user, admin), LIMITS)
     caller = ask(ring, user_secret)
-    assert (caller.owner, caller.role, caller.allowance) == (user.id, Role.USER, Allowance(concurrency=3))
-    assert (caller.sees, ask(ring, admin_secret).sees) == (user.id, None)
+    assert (caller.owner, caller.role, caller.quota) == (user.id, Role.USER, Quota(concurrency=3))
+    assert (caller.visible_to, ask(ring, admin_secret).visible_to) == (user.id, None)
 
 
 def test_unknown_wrong_and_revoked_keys_get_the_same_answer():
     """Nobody learns which ids there are, or were."""
     key, secret = new_key("mine", Role.USER, 1.0)
     gone, gone_secret = new_key("gone", Role.USER, 1.0)
-    ring = KeyRing(key_store(key, replace(gone, revoked_s=2.0)), LIMITS)
+    ring = Authenticator(key_store(key, replace(gone, revoked_s=2.0)), LIMITS)
     _, unknown = new_key("unknown", Role.USER, 1.0)
     wrong = secret[:-4] + ("AAAA" if secret[-4:] != "AAAA" else "BBBB")
     words = set()
@@ -89,7 +89,7 @@ def test_revoking_the_last_key_does_not_open_the_service():
     """Whoever once had keys does not lose the lock with the last of them."""
     key, _ = new_key("mine", Role.USER, 1.0)
     with pytest.raises(NotAuthenticated, match="an API key is needed"):
-        ask(KeyRing(key_store(replace(key, revoked_s=2.0)), LIMITS))
+        ask(Authenticator(key_store(replace(key, revoked_s=2.0)), LIMITS))
 
 
 def test_the_store_is_read_every_few_seconds_and_a_revocation_noticed_then():
@@ -98,7 +98,7 @@ def test_the_store_is_read_every_few_seconds_and_a_revocation_noticed_then():
     key, secret = new_key("mine", Role.USER, 1.0)
     store = Counting()
     store.add(key)
-    ring = KeyRing(store, LIMITS, clock)
+    ring = Authenticator(store, LIMITS, clock)
 
     async def many() -> None:
         await asyncio.gather(*(ring.caller(secret, "10.0.0.1") for _ in range(50)))
@@ -117,7 +117,7 @@ def test_the_store_is_read_every_few_seconds_and_a_revocation_noticed_then():
 def test_a_first_key_closes_an_open_service():
     """Without a restart, within `KEPT_S`."""
     clock, store = Clock(), key_store()
-    ring = KeyRing(store, LIMITS, clock)
+    ring = Authenticator(store, LIMITS, clock)
     assert ask(ring).owner == ""
     store.add(new_key("first", Role.ADMIN, 1.0)[0])
     clock.now_s += KEPT_S
@@ -132,7 +132,7 @@ def test_a_store_that_does_not_answer_lets_nobody_in_and_is_not_asked_by_all():
     store = Counting()
     store.add(key)
     store.is_broken = True
-    ring = KeyRing(store, LIMITS, clock)
+    ring = Authenticator(store, LIMITS, clock)
     for _ in range(10):
         with pytest.raises(StoreUnavailable, match="away"):
             ask(ring, secret)
@@ -154,11 +154,11 @@ def test_a_store_that_does_not_answer_lets_nobody_in_and_is_not_asked_by_all():
 )
 def test_without_keys_limits_are_an_addresss(address: str, client: str):
     """Of IPv6 a network's, out of which one client can take any address."""
-    assert ask(KeyRing(None, LIMITS), None, address).client == client
+    assert ask(Authenticator(None, LIMITS), None, address).client == client
 
 
 def test_with_keys_limits_are_the_keys():
     """From wherever it is used."""
     key, secret = new_key("mine", Role.USER, 1.0)
-    ring = KeyRing(key_store(key), LIMITS)
+    ring = Authenticator(key_store(key), LIMITS)
     assert ask(ring, secret, "10.0.0.1").client == ask(ring, secret, "10.0.0.2").client == key.id

@@ -4,17 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd35.access.keys import Allowance
-from sd35.access.rate_limits import Limits
-from sd35.errors import NotAllowed, Overloaded, PictureFailed, TooMany
+from sd35.access.keys import Quota
+from sd35.access.rate_limits import RateLimiter
+from sd35.errors import GenerationFailed, NotAllowed, Overloaded, TooMany
 from tests.support.fake_backend import Clock
 
-NONE = Allowance()
+NONE = Quota()
 
 
-def limits(clock: Clock, requests: int = 0, concurrency: int = 0, pixels: int = 0) -> Limits:
+def limits(clock: Clock, requests: int = 0, concurrency: int = 0, pixels: int = 0) -> RateLimiter:
     """Limits for whoever has no allowance of its own."""
-    return Limits(Allowance(requests, concurrency, pixels), clock)
+    return RateLimiter(Quota(requests, concurrency, pixels), clock)
 
 
 def test_a_share_can_be_used_at_once_and_comes_back_evenly():
@@ -59,19 +59,19 @@ def test_what_is_more_than_a_whole_share_is_never_promised():
 def test_a_keys_own_allowance_goes_before_the_settings():
     """More, less, or, as 0, without bound; what it leaves open is the settings'."""
     limited = limits(Clock(), requests=1, pixels=10)
-    own = Allowance(requests_per_minute=0)
+    own = Quota(requests_per_minute=0)
     for _ in range(10):
         limited.charge("a", own, 1)
     with pytest.raises(TooMany, match="10 pixels"):
         limited.charge("a", own, 1)
 
 
-def test_a_picture_in_the_making_is_a_place_until_it_ended():
-    """Places are given back however a picture ends, and a refused one takes none."""
+def test_a_image_in_the_making_is_a_place_until_it_ended():
+    """Places are given back however an image ends, and a refused one takes none."""
     limited = limits(Clock(), concurrency=1)
     with limited.making("a", NONE, 1), limited.making("b", NONE, 1):
         for _ in range(2):
-            with pytest.raises(TooMany, match="1 of at most 1 pictures at once"), limited.making("a", NONE, 1):
+            with pytest.raises(TooMany, match="1 of at most 1 images at once"), limited.making("a", NONE, 1):
                 pass
     with pytest.raises(KeyboardInterrupt), limited.making("a", NONE, 1):
         raise KeyboardInterrupt
@@ -79,8 +79,8 @@ def test_a_picture_in_the_making_is_a_place_until_it_ended():
         pass
 
 
-@pytest.mark.parametrize(("error", "left"), [(Overloaded("full", 1), 5), (PictureFailed("broke"), 4)])
-def test_a_picture_that_the_service_refuses_is_not_counted(error: Exception, left: int):
+@pytest.mark.parametrize(("error", "left"), [(Overloaded("full", 1), 5), (GenerationFailed("broke"), 4)])
+def test_a_image_that_the_service_refuses_is_not_counted(error: Exception, left: int):
     """Where there is no room for it, the client gets its share back; where it was begun, not."""
     limited = limits(Clock(), requests=5)
     with pytest.raises(type(error)), limited.making("a", NONE, 1):
@@ -139,14 +139,14 @@ def test_clients_whose_share_is_whole_again_are_forgotten():
     assert len(limited._full_at_s) < 5000  # noqa: SLF001  no other way to see it
 
 
-def test_pictures_of_one_call_are_as_many_at_once_as_are_left():
+def test_images_of_one_call_are_as_many_at_once_as_are_left():
     """Of three at once, a call for four has three, or two where another has one; then none is left."""
     limited = limits(Clock(), concurrency=3)
-    with limited.making("a", NONE, 4, pictures=4) as charge:
+    with limited.making("a", NONE, 4, images=4) as charge:
         assert charge.at_once == 3
-    with limited.making("a", NONE, 1), limited.making("a", NONE, 4, pictures=4) as charge:
+    with limited.making("a", NONE, 1), limited.making("a", NONE, 4, images=4) as charge:
         assert charge.at_once == 2
         with pytest.raises(TooMany), limited.making("a", NONE, 1):
             pass
-    with limits(Clock()).making("a", NONE, 4, pictures=4) as charge:
+    with limits(Clock()).making("a", NONE, 4, images=4) as charge:
         assert charge.at_once == 4

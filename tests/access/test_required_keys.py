@@ -13,14 +13,14 @@ from sd35.access.required_keys import KeysMarker, RequiredKeyStore
 from sd35.errors import InvalidSetting, StoreUnavailable
 from sd35.settings import load_settings
 from sd35.storage.memory.keys import MemoryKeyStore
-from sd35.storage.storage import Kept
+from sd35.storage.storage import Storage
 
 KEY, _ = new_key("the shop", Role.USER, 1.0)
 
 
-def opened(data: Path, **given: Any) -> Kept:
+def opened(data: Path, **given: Any) -> Storage:
     """What a server opens at its start."""
-    return Kept.of(load_settings({"data_dir": data, **given}))
+    return Storage.of(load_settings({"data_dir": data, **given}))
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def data(tmp_path: Path) -> Path:
     """The data directory of a server that was started with a key, and has ended."""
     data = tmp_path / "data"
     kept = opened(data)
-    kept.stores.keys.add(KEY)
-    kept.stores.keys.keys()
+    kept.database.keys.add(KEY)
+    kept.database.keys.keys()
     kept.close()
     return data
 
@@ -55,10 +55,10 @@ def test_a_start_without_the_keys_there_were_is_refused(data: Path, how: str):
 def test_revoked_keys_are_not_lost(data: Path):
     """The service starts, and stays closed: they are in the list."""
     kept = opened(data)
-    kept.stores.keys.revoke(KEY.id, 2.0)
+    kept.database.keys.revoke(KEY.id, 2.0)
     kept.close()
     kept = opened(data)
-    (key,) = kept.stores.keys.keys()
+    (key,) = kept.database.keys.keys()
     assert (key.id, key.revoked_s) == (KEY.id, 2.0)
     kept.close()
 
@@ -67,7 +67,7 @@ def test_a_service_that_never_had_keys_leaves_no_marker(tmp_path: Path):
     """It starts open as often as it is started, with any database."""
     for database in (None, None, "memory"):
         kept = opened(tmp_path, **({"database": database} if database else {}))
-        assert kept.stores.keys.keys() == []
+        assert kept.database.keys.keys() == []
         kept.close()
     assert not (tmp_path / "keys-required").exists()
 

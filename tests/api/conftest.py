@@ -14,64 +14,64 @@ from starlette.testclient import TestClient
 from sd35.access.keys import KeyStore
 from sd35.api.app import create_app
 from sd35.api.protocol import bounded
-from sd35.engine.generation import Ticket
-from sd35.generation.model_pool import Studio
-from sd35.service.startup import Opening
+from sd35.engine.generation import Handle
+from sd35.generation.model_pool import ModelPool
+from sd35.service.startup import ServiceLifecycle
 from sd35.settings import load_settings
-from sd35.storage.storage import Kept
+from sd35.storage.storage import Storage
 from sd35.telemetry.report import Telemetry
-from tests.support.fake_backend import WAIT_S, NumpyBackend, double_studio
+from tests.support.fake_backend import WAIT_S, FakeBackend, fake_pool
 from tests.support.services import service_of
 
 
 @pytest.fixture
-def backend() -> NumpyBackend:
-    """A backend whose held pictures wait for `release`."""
-    return NumpyBackend()
+def backend() -> FakeBackend:
+    """A backend whose held images wait for `release`."""
+    return FakeBackend()
 
 
 @pytest.fixture
-def studio(tmp_path: Path, backend: NumpyBackend) -> Iterator[Studio]:
-    """A studio in which two pictures may wait."""
-    studio = double_studio(tmp_path, backend)
-    yield studio
+def pool(tmp_path: Path, backend: FakeBackend) -> Iterator[ModelPool]:
+    """A model pool in which two images may wait."""
+    pool = fake_pool(tmp_path, backend)
+    yield pool
     backend.release.set()
 
 
 @contextmanager
 def serving(
-    studio: Studio,
+    pool: ModelPool,
     keys: KeyStore | None = None,
-    kept: Kept | None = None,
+    storage: Storage | None = None,
     telemetry: Telemetry | None = None,
     **settings: Any,
 ) -> Iterator[TestClient]:
     """A client of an app that is ready."""
     ready = threading.Event()
-    service = service_of(studio, kept, telemetry, **settings)
-    opening = Opening(lambda: service, ready.set, _raise)
-    app = create_app(opening, load_settings(settings), keys, service.telemetry)
+    service = service_of(pool, storage, telemetry, **settings)
+    lifecycle = ServiceLifecycle(lambda: service, ready.set, _raise)
+    app = create_app(lifecycle, load_settings(settings), keys, service.telemetry)
     with TestClient(app, "http://127.0.0.1", follow_redirects=False) as client:
         assert ready.wait(WAIT_S)
         yield client
 
 
 @pytest.fixture
-def client(studio: Studio, backend: NumpyBackend) -> Iterator[TestClient]:
+def client(pool: ModelPool, backend: FakeBackend) -> Iterator[TestClient]:
     """A client of an app that is ready."""
-    with serving(studio) as client:
+    with serving(pool) as client:
         yield client
         backend.release.set()
 
 
 @contextmanager
-def listening(studio: Studio, keys: KeyStore | None = None, **settings: Any) -> Iterator[tuple[str, int]]:
+def listening(pool: ModelPool, keys: KeyStore | None = None, **settings: Any) -> Iterator[tuple[str, int]]:
     """Host and port of a real server."""
     ready = threading.Event()
     chosen = load_settings(settings)
-    service = service_of(studio, **settings)
-    app = create_app(Opening(lambda: service, ready.set, _raise), chosen, keys, service.telemetry)
-    server = uvicorn.Server(uvicorn.Config(app, http=bounded(chosen.max_arrival_s), log_config=None, ws="none"))
+    service = service_of(pool, **settings)
+    app = create_app(ServiceLifecycle(lambda: service, ready.set, _raise), chosen, keys, service.telemetry)
+    server = uvicorn.Server(uvicorn.Config(app, http=bounded(chosen.body_timeout_s), log_config=None, ws="none"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
@@ -84,22 +84,22 @@ def listening(studio: Studio, keys: KeyStore | None = None, **settings: Any) -> 
 
 
 @pytest.fixture
-def address(studio: Studio, backend: NumpyBackend) -> Iterator[tuple[str, int]]:
+def address(pool: ModelPool, backend: FakeBackend) -> Iterator[tuple[str, int]]:
     """Host and port of a real server."""
-    with listening(studio) as address:
+    with listening(pool) as address:
         yield address
         backend.release.set()
 
 
-def cancellations(studio: Studio) -> threading.Event:
-    """Set when the engine is told that a picture is not wanted any more."""
-    cancelled, cancel = threading.Event(), studio.engine.cancel
+def cancellations(pool: ModelPool) -> threading.Event:
+    """Set when the engine is told that an image is not wanted any more."""
+    cancelled, cancel = threading.Event(), pool.engine.cancel
 
-    def noticing(ticket: Ticket) -> None:
-        cancel(ticket)
+    def noticing(handle: Handle) -> None:
+        cancel(handle)
         cancelled.set()
 
-    studio.engine.cancel = noticing  # type: ignore[method-assign]
+    pool.engine.cancel = noticing  # type: ignore[method-assign]
     return cancelled
 
 

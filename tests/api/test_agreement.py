@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from sd35.errors import NotReplayable
-from sd35.generation.model_pool import Studio
-from sd35.generation.replay import read_recording
+from sd35.generation.model_pool import ModelPool
+from sd35.generation.replay import read_stored_image
 from sd35.images.encode import encode
 from sd35.images.formats import Format
 from sd35.images.png import write_png
@@ -71,9 +71,9 @@ NOT_MADE: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.fixture
-def client(studio: Studio) -> Iterator[TestClient]:
+def client(pool: ModelPool) -> Iterator[TestClient]:
     """A client of an app that is ready."""
-    with serving(studio) as client:
+    with serving(pool) as client:
         yield client
 
 
@@ -102,7 +102,7 @@ def of_page(file: bytes, directory: Path) -> str | None:
 def of_replay(file: bytes) -> str | None:
     """The digest of the request that is replayed, or would be if the pixels were those of a whole PNG file in RGB."""
     try:
-        return read_recording(file).record.request.digest
+        return read_stored_image(file).record.request.digest
     except NotReplayable as error:
         if found := _DIGEST.search(str(error)):
             return found[1]

@@ -11,7 +11,7 @@ import pytest
 from fastapi import Depends
 from starlette.testclient import TestClient
 
-from sd35.access.keys import Allowance, Key, Role, new_key
+from sd35.access.keys import Key, Quota, Role, new_key
 from sd35.api.auth import require_admin
 from sd35.errors import (
     ContentRefused,
@@ -25,12 +25,12 @@ from sd35.errors import (
     StoreUnavailable,
     TooMany,
 )
-from sd35.generation.model_pool import Studio
+from sd35.generation.model_pool import ModelPool
 from sd35.settings import load_settings
 from sd35.storage.memory.keys import MemoryKeyStore
 from tests.api.conftest import serving
 from tests.api.test_txt2img import ask, problem
-from tests.support.fake_backend import WAIT_S, NumpyBackend, double_studio, key_store
+from tests.support.fake_backend import WAIT_S, FakeBackend, fake_pool, key_store
 
 USER, USER_SECRET = new_key("user", Role.USER, 1.0)
 ADMIN, ADMIN_SECRET = new_key("admin", Role.ADMIN, 1.0)
@@ -40,9 +40,9 @@ CAT = {"prompt": "a cat", "steps": 1, "width": 64, "height": 64}  # 4096 pixels
 
 
 @pytest.fixture
-def closed(studio: Studio) -> Iterator[TestClient]:
+def closed(pool: ModelPool) -> Iterator[TestClient]:
     """A client of an app in which a user and an administrator have keys."""
-    with serving(studio, key_store(USER, ADMIN)) as client:
+    with serving(pool, key_store(USER, ADMIN)) as client:
         yield client
 
 
@@ -107,9 +107,9 @@ def test_every_wrong_key_is_answered_alike(closed: TestClient):
 
 
 @pytest.mark.parametrize("need_admin", [True, False])
-def test_metrics_are_for_administrators_where_that_is_set(studio: Studio, need_admin: bool):  # noqa: FBT001  a parameter
+def test_metrics_are_for_administrators_where_that_is_set(pool: ModelPool, need_admin: bool):  # noqa: FBT001  a parameter
     """403 for a user then; else any key is enough."""
-    with serving(studio, key_store(USER, ADMIN), metrics_need_admin=need_admin) as client:
+    with serving(pool, key_store(USER, ADMIN), metrics_need_admin=need_admin) as client:
         assert client.get("/metrics", headers=AS_ADMIN).status_code == 200
         response = client.get("/metrics", headers=BEARER)
         if need_admin:
@@ -126,24 +126,24 @@ def test_a_route_can_be_for_administrators_alone(closed: TestClient):
     problem(closed.get("/v1/admin", headers=BEARER), 403)
 
 
-def test_a_store_of_keys_that_is_away_lets_nobody_in(studio: Studio):
+def test_a_store_of_keys_that_is_away_lets_nobody_in(pool: ModelPool):
     """503 with a time, and health still answers."""
 
     class Away(MemoryKeyStore):
         def keys(self) -> list[Key]:
             raise StoreUnavailable("the database does not answer")
 
-    with serving(studio, Away()) as client:
+    with serving(pool, Away()) as client:
         response = client.get("/v1/models", headers=BEARER)
         assert problem(response, 503)["detail"] == "the database does not answer"
         assert int(response.headers["retry-after"]) >= 1
         assert client.get("/healthz").status_code == 200
 
 
-def test_a_key_has_its_own_limits(studio: Studio):
+def test_a_key_has_its_own_limits(pool: ModelPool):
     """429 with the time to wait for the one that used its share; another key's share is untouched."""
-    small, small_secret = new_key("small", Role.USER, 1.0, Allowance(requests_per_minute=2))
-    with serving(studio, key_store(small, USER), requests_per_minute=100) as client:
+    small, small_secret = new_key("small", Role.USER, 1.0, Quota(requests_per_minute=2))
+    with serving(pool, key_store(small, USER), requests_per_minute=100) as client:
         headers = {"x-api-key": small_secret}
         first = client.post("/v1/txt2img", json=CAT, headers=headers)
         assert first.headers["ratelimit-policy"] == '"requests";q=2;w=60'
@@ -157,9 +157,9 @@ def test_a_key_has_its_own_limits(studio: Studio):
         assert client.post("/v1/txt2img", json=CAT, headers=BEARER).status_code == 200
 
 
-def test_pixels_are_counted_as_asked_for_and_refusals_cost_nothing(studio: Studio):
+def test_pixels_are_counted_as_asked_for_and_refusals_cost_nothing(pool: ModelPool):
     """Wrong requests and those beyond the budget leave it as it is; what no hour holds is 403."""
-    with serving(studio, pixels_per_hour=2 * 4096) as client:
+    with serving(pool, pixels_per_hour=2 * 4096) as client:
         for _ in range(3):
             problem(ask(client, steps=0), 422)
             problem(ask(client, model="none"), 404)
@@ -171,15 +171,15 @@ def test_pixels_are_counted_as_asked_for_and_refusals_cost_nothing(studio: Studi
         assert 1790 <= int(refused.headers["retry-after"]) <= 1800
 
 
-def test_pictures_at_once_are_bounded_and_their_places_given_back(studio: Studio, backend: NumpyBackend):
+def test_images_at_once_are_bounded_and_their_places_given_back(pool: ModelPool, backend: FakeBackend):
     """A second one beside a running one is 429; after it, it is made."""
-    with serving(studio, concurrency=1) as client:
+    with serving(pool, concurrency=1) as client:
         answers: list[Any] = []
         running = threading.Thread(target=lambda: answers.append(ask(client, prompt="held")))
         running.start()
         assert backend.started.wait(WAIT_S)
         refused = client.post("/v1/txt2img", json=CAT)
-        assert "1 of at most 1 pictures at once" in problem(refused, 429)["detail"]
+        assert "1 of at most 1 images at once" in problem(refused, 429)["detail"]
         backend.release.set()
         running.join(WAIT_S)
         assert answers[0].status_code == 200
@@ -187,22 +187,22 @@ def test_pictures_at_once_are_bounded_and_their_places_given_back(studio: Studio
         assert client.post("/v1/txt2img", json=CAT).status_code == 200
 
 
-def test_what_the_engine_has_no_room_for_is_not_counted(studio: Studio, backend: NumpyBackend):
+def test_what_the_engine_has_no_room_for_is_not_counted(pool: ModelPool, backend: FakeBackend):
     """An overloaded service's 429 costs nothing of the caller's share."""
-    with serving(studio, requests_per_minute=2) as client:
-        tickets = [studio.submit(studio.resolve(_wanted("held")), client="other") for _ in range(3)]
+    with serving(pool, requests_per_minute=2) as client:
+        handles = [pool.submit(pool.resolve(_wanted("held")), client="other") for _ in range(3)]
         assert backend.started.wait(WAIT_S)
         for _ in range(5):
-            assert "3 of at most 3 pictures are accepted" in problem(ask(client), 429)["detail"]
+            assert "3 of at most 3 images are accepted" in problem(ask(client), 429)["detail"]
         backend.release.set()
-        assert all(ticket.future.result(WAIT_S) for ticket in tickets)
+        assert all(handle.future.result(WAIT_S) for handle in handles)
         assert ask(client).status_code == 200
 
 
 def _wanted(prompt: str) -> Any:
-    from sd35.generation.params import Wanted
+    from sd35.generation.params import GenerationParams
 
-    return Wanted(prompt)
+    return GenerationParams(prompt)
 
 
 @pytest.mark.parametrize(
@@ -220,31 +220,31 @@ def _wanted(prompt: str) -> Any:
     ids=lambda value: type(value).__name__ if isinstance(value, Sd35Error) else None,
 )
 def test_each_error_has_its_status_and_says_when_to_come_back(
-    studio: Studio, monkeypatch: pytest.MonkeyPatch, error: Sd35Error, status: int, retry_after: str | None
+    pool: ModelPool, monkeypatch: pytest.MonkeyPatch, error: Sd35Error, status: int, retry_after: str | None
 ):
     """Wherever it is raised: a problem with the request's id, and a time where waiting helps."""
 
     def failing(_: object) -> None:
         raise error
 
-    monkeypatch.setattr(studio, "resolve", failing)
-    with serving(studio) as client:
+    monkeypatch.setattr(pool, "resolve", failing)
+    with serving(pool) as client:
         response = ask(client)
     assert problem(response, status)["detail"] == str(error)
     assert response.headers.get("retry-after") == retry_after
 
 
-def clients_seen(studio: Studio, headers: dict[str, str], **settings: Any) -> set[object]:
-    """For whom the engine was asked for a picture, by a request from 10.1.1.1 with these headers."""
+def clients_seen(pool: ModelPool, headers: dict[str, str], **settings: Any) -> set[object]:
+    """For whom the engine was asked for an image, by a request from 10.1.1.1 with these headers."""
     seen: set[object] = set()
-    submit = studio.submit
+    submit = pool.submit
 
     def noticing(*args: Any, client: object, **more: Any) -> Any:
         seen.add(client)
         return submit(*args, client=client, **more)
 
-    studio.submit = noticing  # type: ignore[method-assign,assignment]
-    with serving(studio, **settings) as client:
+    pool.submit = noticing  # type: ignore[method-assign,assignment]
+    with serving(pool, **settings) as client:
         inside = TestClient(client.app, "http://127.0.0.1", client=("10.1.1.1", 5))
         assert inside.post("/v1/txt2img", json=CAT, headers=headers).status_code == 200
     return seen
@@ -260,10 +260,10 @@ def clients_seen(studio: Studio, headers: dict[str, str], **settings: Any) -> se
     ],
 )
 def test_only_a_trusted_proxy_is_believed_where_a_request_comes_from(
-    studio: Studio, trusted: str, forwarded: str, client: str
+    pool: ModelPool, trusted: str, forwarded: str, client: str
 ):
     """The last address that no trusted proxy is; what a client wrote before it counts for nothing."""
-    assert clients_seen(studio, {"x-forwarded-for": forwarded}, trusted_proxies=trusted) == {client}
+    assert clients_seen(pool, {"x-forwarded-for": forwarded}, trusted_proxies=trusted) == {client}
 
 
 def test_pages_of_other_origins_get_nothing_by_default(client: TestClient):
@@ -274,9 +274,9 @@ def test_pages_of_other_origins_get_nothing_by_default(client: TestClient):
     assert "access-control-allow-origin" not in asked.headers
 
 
-def test_pages_of_named_origins_are_let_in(studio: Studio):
+def test_pages_of_named_origins_are_let_in(pool: ModelPool):
     """They may send a key, read this API's headers, also of errors; others are refused by a problem."""
-    with serving(studio, key_store(USER), cors_origins="https://example.com") as client:
+    with serving(pool, key_store(USER), cors_origins="https://example.com") as client:
         question = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
         allowed = client.options("/v1/txt2img", headers={"origin": "https://example.com", **question})
         assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, "https://example.com")
@@ -300,9 +300,9 @@ def test_pages_of_named_origins_are_let_in(studio: Studio):
         ("trusted_proxies", "10.0.0.1/8"),
         ("cors_origins", "example.com"),
         ("cors_origins", "https://example.com/"),
-        ("root_path", "pictures"),
-        ("root_path", "/pictures/"),
-        ("max_arrival_s", "0"),
+        ("root_path", "images"),
+        ("root_path", "/images/"),
+        ("body_timeout_s", "0"),
     ],
 )
 def test_wrong_settings_are_refused_with_what_came(name: str, value: str):
@@ -328,26 +328,26 @@ def test_under_a_path_the_pages_find_each_other(tmp_path: Path):
     """With a root path the redirect and the API page name it; keys are needed, or not, as without."""
 
     async def under_path(scope: Any, receive: Any, send: Any) -> None:  # as uvicorn puts it before the path
-        await app({**scope, "root_path": "/pictures", "path": "/pictures" + scope["path"]}, receive, send)
+        await app({**scope, "root_path": "/images", "path": "/images" + scope["path"]}, receive, send)
 
-    with serving(double_studio(tmp_path), key_store(USER)) as ready:
+    with serving(fake_pool(tmp_path), key_store(USER)) as ready:
         app = ready.app
         client = TestClient(under_path, "http://127.0.0.1", follow_redirects=False)
-        assert '<a href="/pictures/docs">' in client.get("/").text
-        assert "/pictures/openapi.json" in client.get("/docs").text
+        assert '<a href="/images/docs">' in client.get("/").text
+        assert "/images/openapi.json" in client.get("/docs").text
         assert client.get("/healthz").status_code == 200
         problem(client.get("/v1/models"), 401)
         assert client.get("/v1/models", headers=BEARER).status_code == 200
         digest = client.post("/v1/txt2img", json=CAT, headers=BEARER).headers["x-sd35-digest"]
         url = client.post(f"/v1/artifacts/{digest}/link", headers=BEARER).json()["url"]
-        assert "/pictures/v1/artifacts/" in url
-        assert client.get(url.replace("/pictures", "")).status_code == 200  # as a proxy passes it on
-        problem(client.get(url.replace("/pictures", "") + "&format=webp"), 403)
+        assert "/images/v1/artifacts/" in url
+        assert client.get(url.replace("/images", "")).status_code == 200  # as a proxy passes it on
+        problem(client.get(url.replace("/images", "") + "&format=webp"), 403)
 
 
-def test_a_body_has_to_arrive_in_time(studio: Studio):
-    """408 where it does not, and what hangs up while a picture is made may take as long as it takes."""
-    with serving(studio, max_arrival_s=0.05) as client:
+def test_a_body_has_to_arrive_in_time(pool: ModelPool):
+    """408 where it does not, and what hangs up while an image is made may take as long as it takes."""
+    with serving(pool, body_timeout_s=0.05) as client:
         statuses = []
 
         async def receive() -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from sd35.generation.model_pool import Studio
+from sd35.generation.model_pool import ModelPool
 from tests.api.conftest import serving
 from tests.api.test_txt2img import problem
 
@@ -27,9 +27,9 @@ SDK = (
 
 
 @pytest.mark.parametrize("origins", ["https://app.example", "*"])
-def test_a_page_of_an_allowed_origin_may_send_any_header(studio: Studio, origins: str):
+def test_a_page_of_an_allowed_origin_may_send_any_header(pool: ModelPool, origins: str):
     """Such as those of OpenAI's JavaScript SDK."""
-    with serving(studio, cors_origins=origins) as client:
+    with serving(pool, cors_origins=origins) as client:
         answer = preflight(client, access_control_request_headers=SDK)
         assert answer.status_code == 200
         allowed = {name.strip() for name in answer.headers["access-control-allow-headers"].split(",")}
@@ -38,9 +38,9 @@ def test_a_page_of_an_allowed_origin_may_send_any_header(studio: Studio, origins
 
 
 @pytest.mark.parametrize("is_set", [True, False])
-def test_a_private_network_preflight_is_answered_by_the_setting(studio: Studio, is_set: bool):  # noqa: FBT001  a parameter
+def test_a_private_network_preflight_is_answered_by_the_setting(pool: ModelPool, is_set: bool):  # noqa: FBT001  a parameter
     """`Access-Control-Allow-Private-Network` if `cors_private_network` is set; else an error that names it."""
-    with serving(studio, cors_origins="https://app.example", cors_private_network=is_set) as client:
+    with serving(pool, cors_origins="https://app.example", cors_private_network=is_set) as client:
         answer = preflight(client, access_control_request_private_network="true")
         if is_set:
             assert answer.headers["access-control-allow-private-network"] == "true"
@@ -50,9 +50,9 @@ def test_a_private_network_preflight_is_answered_by_the_setting(studio: Studio, 
         assert "access-control-allow-private-network" not in preflight(client).headers
 
 
-def test_a_private_network_preflight_of_another_origin_is_refused(studio: Studio):
+def test_a_private_network_preflight_of_another_origin_is_refused(pool: ModelPool):
     """The setting opens the network to allowed origins alone."""
-    with serving(studio, cors_origins="https://app.example", cors_private_network=True) as client:
+    with serving(pool, cors_origins="https://app.example", cors_private_network=True) as client:
         answer = preflight(client, origin="https://evil.example", access_control_request_private_network="true")
         problem(answer, 400)
         assert "access-control-allow-origin" not in answer.headers

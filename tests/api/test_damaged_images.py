@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from sd35.generation.model_pool import Studio
+from sd35.generation.model_pool import ModelPool
 from tests.api.conftest import serving
-from tests.support.services import memory_kept
+from tests.support.services import memory_storage
 
 ASKED = {"prompt": "a cat", "seed": 1}
 
@@ -23,15 +23,15 @@ ASKED = {"prompt": "a cat", "seed": 1}
         ("GET", {"accept": "image/webp"}),
     ],
 )
-def test_no_answer_is_made_of_a_damaged_file(studio: Studio, left_bytes: int, method: str, headers: dict[str, str]):
+def test_no_answer_is_made_of_a_damaged_file(pool: ModelPool, left_bytes: int, method: str, headers: dict[str, str]):
     """404 without an ETag and without leave to cache it, by address and by signed link, whatever is asked of it."""
-    kept = memory_kept()
-    with serving(studio, kept=kept) as client:
+    storage = memory_storage()
+    with serving(pool, storage=storage) as client:
         made = client.post("/v1/txt2img", json=ASKED)
         digest = made.headers["x-sd35-digest"]
         address = f"/v1/artifacts/{digest}"
         link = client.post(f"{address}/link").json()["url"]
-        kept.files.replace(f"{digest}.png", made.content[:left_bytes])
+        storage.files.replace(f"{digest}.png", made.content[:left_bytes])
         for each in (address, link):
             answer = client.request(method, each, headers=headers)
             assert answer.status_code == 404
@@ -51,21 +51,21 @@ DIALECTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_damaged_image_is_made_again_for_each_dialect(studio: Studio, dialect: str):
+def test_a_damaged_image_is_made_again_for_each_dialect(pool: ModelPool, dialect: str):
     """200 with a whole image, at its address too: an empty file is not an error for ever."""
     path, body = DIALECTS[dialect]
-    kept = memory_kept()
-    with serving(studio, kept=kept) as client:
+    storage = memory_storage()
+    with serving(pool, storage=storage) as client:
         first = client.post(path, **body)
         assert first.status_code == 200, first.text
-        (name,) = kept.files.names()
-        good = kept.files.get(name)
-        kept.files.replace(name, b"")
+        (name,) = storage.files.names()
+        good = storage.files.get(name)
+        storage.files.replace(name, b"")
         assert client.post(path, **body).status_code == 200
-        assert kept.files.get(name) == good
+        assert storage.files.get(name) == good
         assert client.get(f"/v1/artifacts/{name[:64]}").content == good
 
 
 def test_reads_of_damaged_files_are_counted(client: TestClient):
     """From 0, so that the first one is seen."""
-    assert "sd35_damaged_pictures_total 0.0" in client.get("/metrics").text
+    assert "sd35_damaged_images_total 0.0" in client.get("/metrics").text

@@ -1,4 +1,4 @@
-"""A standby seen from outside: which profile answers, what was spoiled, and what a failing build changes: nothing."""
+"""A fallback seen from outside: which profile answers, what was spoiled, and what a failing build changes: nothing."""
 
 import sys
 from pathlib import Path
@@ -6,24 +6,24 @@ from pathlib import Path
 from starlette.testclient import TestClient
 
 from sd35.errors import NotCompiled
-from sd35.generation.fallback import Building
+from sd35.generation.fallback import FallbackBuilder
 from sd35.generation.model import Model
-from sd35.generation.model_pool import Studio
+from sd35.generation.model_pool import ModelPool
 from sd35.images.png import read_png
 from sd35.images.record import from_text
 from tests.api.conftest import serving
-from tests.support.fake_backend import MINI, NumpyBackend, double_model, double_studio
+from tests.support.fake_backend import MINI, FakeBackend, fake_model, fake_pool
 
 
-def studio_of(directory: Path) -> Studio:
-    """A studio whose model is in float16, with a sound standby in float32."""
-    studio = double_studio(directory, NumpyBackend("float16"))
-    studio.add(double_model(directory / "mini", MINI, NumpyBackend(sound=True)))
-    return studio
+def studio_of(directory: Path) -> ModelPool:
+    """A model pool whose model is in float16, with a sound fallback in float32."""
+    pool = fake_pool(directory, FakeBackend("float16"))
+    pool.add(fake_model(directory / "mini", MINI, FakeBackend(sound=True)))
+    return pool
 
 
 def test_an_answer_says_what_really_made_it(tmp_path: Path):
-    """Digest and PNG of a picture that was made again are the standby's; /metrics counts it, and what failed."""
+    """Digest and PNG of an image that was made again are the fallback's; /metrics counts it, and what failed."""
     with serving(studio_of(tmp_path)) as client:
         plain, again = (client.post("/v1/txt2img", json={"prompt": word, "seed": 1}) for word in ("a cat", "flat"))
         records = [from_text(read_png(each.content)[1]) for each in (plain, again)]
@@ -34,9 +34,9 @@ def test_an_answer_says_what_really_made_it(tmp_path: Path):
         assert "stopped being finite in float16 at step 2 of 30" in failed.json()["detail"]
         text = client.get("/metrics").text
     for line in (
-        'sd35_spoiled_pictures_total{kind="not_finite"} 1.0',
-        'sd35_spoiled_pictures_total{kind="uniform"} 1.0',
-        "sd35_retried_pictures_total 1.0",
+        'sd35_numerical_failures_total{kind="not_finite"} 1.0',
+        'sd35_numerical_failures_total{kind="uniform"} 1.0',
+        "sd35_retried_images_total 1.0",
     ):
         assert f"{line}\n" in text
     assert "\nsd35_building " not in text  # nothing is built
@@ -45,17 +45,17 @@ def test_an_answer_says_what_really_made_it(tmp_path: Path):
 
 def test_a_build_that_fails_leaves_the_service_ready(tmp_path: Path):
     """/readyz stays 200, /v1/models names what answers, /metrics counts the failure."""
-    studio = double_studio(tmp_path)
-    pending = [studio.models["mini"].checkpoint]
+    pool = fake_pool(tmp_path)
+    pending = [pool.models["mini"].checkpoint]
 
     def open_model(_: object) -> Model:
         raise NotCompiled("its graphs are", ["compile"])
 
-    studio.building = Building(
-        pending, lambda _: [sys.executable, "-c", "raise SystemExit(1)"], open_model, studio.swap
+    pool.fallback_builder = FallbackBuilder(
+        pending, lambda _: [sys.executable, "-c", "raise SystemExit(1)"], open_model, pool.swap
     )
-    with serving(studio) as client:
-        while figure(client, "sd35_building"):
+    with serving(pool) as client:
+        while figure(client, "sd35_fallback_active"):
             pass
         assert figure(client, "sd35_build_failures_total") == 1
         assert figure(client, "sd35_build_seconds") > 0

@@ -14,10 +14,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from sd35.api.protocol import MAX_HEAD_BYTES, MAX_UNPARSED_BYTES, MAX_URL_BYTES, BoundedProtocol
-from sd35.generation.model_pool import Studio
+from sd35.generation.model_pool import ModelPool
 from tests.api.conftest import cancellations, listening
 from tests.api.test_txt2img import ask, problem
-from tests.support.fake_backend import WAIT_S, NumpyBackend
+from tests.support.fake_backend import WAIT_S, FakeBackend
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 
@@ -54,9 +54,9 @@ def problem_in(answer: bytes, status: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def impatient(studio: Studio) -> Iterator[tuple[str, int]]:
+def impatient(pool: ModelPool) -> Iterator[tuple[str, int]]:
     """A server that waits a tenth of a second for what has to arrive."""
-    with listening(studio, max_arrival_s=0.1) as address:
+    with listening(pool, body_timeout_s=0.1) as address:
         yield address
 
 
@@ -157,10 +157,10 @@ def test_pipelined_requests_of_a_client_that_does_not_read_take_little_memory(ad
 
 
 def test_a_client_that_hangs_up_is_noticed_however_much_it_sent(
-    studio: Studio, address: tuple[str, int], backend: NumpyBackend
+    pool: ModelPool, address: tuple[str, int], backend: FakeBackend
 ):
     """Bytes behind a request do not hide that nobody waits for its image: the image is cancelled."""
-    cancelled = cancellations(studio)
+    cancelled = cancellations(pool)
     body = json.dumps({"prompt": "hold", "steps": 1}).encode()
     head = (
         b"POST /v1/txt2img HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
@@ -280,9 +280,9 @@ def test_no_path_leads_to_another_file(address: tuple[str, int], path: str):
 
 
 @pytest.mark.parametrize("host", [b"[", b"evil.example", b"a b", b"", b"\xff", b"x:99999999"])
-def test_a_host_header_makes_no_link_and_no_error(studio: Studio, host: bytes):
+def test_a_host_header_makes_no_link_and_no_error(pool: ModelPool, host: bytes):
     """If any host is allowed, the first page is the same under each, and a missing page is a 404."""
-    with listening(studio, allowed_hosts="*") as address:
+    with listening(pool, allowed_hosts="*") as address:
         for path, status in ((b"/", b"200"), (b"/nothing", b"404")):
             with connected(address) as connection:
                 connection.sendall(b"GET " + path + b" HTTP/1.1\r\nConnection: close\r\nHost: " + host + b"\r\n\r\n")

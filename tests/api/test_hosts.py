@@ -17,14 +17,14 @@ from sd35.api.hosts import AllowedHosts
 from sd35.api.origins import AllowedOrigins
 from sd35.api.ui_mount import Front
 from sd35.errors import InvalidSetting, StoreUnavailable
-from sd35.generation.model_pool import Studio
-from sd35.service.startup import Opening
+from sd35.generation.model_pool import ModelPool
+from sd35.service.startup import ServiceLifecycle
 from sd35.settings import load_settings
 from sd35.storage.memory.keys import MemoryKeyStore
 from tests.api.conftest import listening, serving
 from tests.api.test_txt2img import problem
 from tests.api.test_ui_mount import Stub
-from tests.support.fake_backend import WAIT_S, double_studio, key_store
+from tests.support.fake_backend import WAIT_S, fake_pool, key_store
 
 KEY, SECRET = new_key("user", Role.ADMIN, 1.0)
 
@@ -46,14 +46,14 @@ def is_refused_by(response: Any, setting: str, got: str) -> bool:
             "localhost.",
             "a.b.localhost:1",
         ),
-        *("pictures.example.com", "Pictures.Example.com:8443", "gpu", "gpu:8000", "GPU.", "my_gpu"),
+        *("images.example.com", "Images.Example.com:8443", "gpu", "gpu:8000", "GPU.", "my_gpu"),
         *("a.gpu.example", "b.a.gpu.example:9", "xn--bcher-kva.example", ""),
     ],
 )
 def test_an_allowed_host_is_answered(host: str):
     """IP addresses, loopback names, the host of `public_url` and `allowed_hosts`, in any case and with any port."""
     allowed = AllowedHosts(
-        ["gpu", "My_GPU", "*.gpu.example", "xn--BCHER-kva.example"], "https://pictures.example.com/sd35"
+        ["gpu", "My_GPU", "*.gpu.example", "xn--BCHER-kva.example"], "https://images.example.com/sd35"
     )
     assert allowed.error(Headers({"host": host})) is None
 
@@ -62,7 +62,7 @@ def test_an_allowed_host_is_answered(host: str):
     "host",
     [
         *("evil.example", "evil.example:8000", "localhost.evil.example", "notlocalhost", "127.0.0.1.evil.example"),
-        *("pictures.example.com.evil.example", "gpu.evil.example", "agpu.example", "gpu.example", "2130706433"),
+        *("images.example.com.evil.example", "gpu.evil.example", "agpu.example", "gpu.example", "2130706433"),
         *(
             "0x7f.1",
             "[::1",
@@ -77,7 +77,7 @@ def test_an_allowed_host_is_answered(host: str):
 )
 def test_another_host_is_refused(host: str):
     """Also one that only looks like an allowed one, and one that is malformed."""
-    allowed = AllowedHosts(["gpu", "*.gpu.example"], "https://pictures.example.com")
+    allowed = AllowedHosts(["gpu", "*.gpu.example"], "https://images.example.com")
     error = allowed.error(Headers({"host": host}))
     assert error is not None
     assert repr(host) in str(error)
@@ -115,7 +115,7 @@ def test_an_international_public_url_is_compared_in_punycode():
 @pytest.fixture
 def with_page() -> TestClient:
     """A client of a server without keys, with a stand-in for the page, that calls it by a foreign name."""
-    app = create_app(Opening(pytest.fail, print, print), load_settings(), page=Front(Stub))
+    app = create_app(ServiceLifecycle(pytest.fail, print, print), load_settings(), page=Front(Stub))
     return TestClient(app, "http://evil.example:8000", follow_redirects=False)
 
 
@@ -146,19 +146,19 @@ def test_every_route_is_refused_under_a_foreign_host(with_page: TestClient):
     assert refused > 2 * len(DIALECTS)
 
 
-def test_probes_are_answered_under_any_host(studio: Studio):
+def test_probes_are_answered_under_any_host(pool: ModelPool):
     """Load balancers ask by whatever name they know."""
-    with serving(studio) as client:
+    with serving(pool) as client:
         for path in ("/healthz", "/readyz"):
             assert client.get(path, headers={"host": "balancer.example"}).status_code == 200
 
 
 def test_a_host_is_checked_under_a_root_path(tmp_path: Path):
     """A path that only begins like a probe's is no probe; the probe below the root path is one."""
-    with serving(double_studio(tmp_path), root_path="/pictures") as client:
+    with serving(fake_pool(tmp_path), root_path="/images") as client:
 
         async def under_path(scope: Any, receive: Any, send: Any) -> None:  # as uvicorn puts it before the path
-            await app({**scope, "root_path": "/pictures", "path": "/pictures" + scope["path"]}, receive, send)
+            await app({**scope, "root_path": "/images", "path": "/images" + scope["path"]}, receive, send)
 
         app: Any = client.app
         beneath = TestClient(under_path, "http://evil.example")
@@ -167,34 +167,34 @@ def test_a_host_is_checked_under_a_root_path(tmp_path: Path):
         assert beneath.get("/v1/models").status_code == 403
 
 
-def test_with_keys_any_host_is_answered(studio: Studio):
+def test_with_keys_any_host_is_answered(pool: ModelPool):
     """A site that rebinds its name has no key; what needs none tells no secret."""
-    with serving(studio, key_store(KEY)) as client:
+    with serving(pool, key_store(KEY)) as client:
         headers = {"host": "gpu.example"}
         assert client.get("/docs", headers=headers).status_code == 200
         assert client.get("/v1/models", headers=headers | {"x-api-key": SECRET}).status_code == 200
         problem(client.get("/v1/models", headers=headers), 401)
 
 
-def test_a_key_that_is_added_ends_the_host_check(studio: Studio, monkeypatch: pytest.MonkeyPatch):
-    """The check asks the same key ring as the gate, and so changes with it."""
+def test_a_key_that_is_added_ends_the_host_check(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
+    """The check asks the same key ring as the authentication middleware, and so changes with it."""
     monkeypatch.setattr("sd35.access.authenticate.KEPT_S", 0.0)
     store = MemoryKeyStore()
-    with serving(studio, store) as client:
+    with serving(pool, store) as client:
         headers = {"host": "gpu.example", "x-api-key": SECRET}
         problem(client.get("/v1/models", headers=headers), 403)
         store.add(KEY)
         assert client.get("/v1/models", headers=headers).status_code == 200
 
 
-def test_an_allowed_request_never_waits_for_the_key_store(studio: Studio):
+def test_an_allowed_request_never_waits_for_the_key_store(pool: ModelPool):
     """Pages that need no key are answered while the key store is away, unless the answer depends on it."""
 
     class Away(MemoryKeyStore):
         def keys(self) -> Any:
             raise StoreUnavailable("no route to the database")
 
-    with serving(studio, Away()) as client:
+    with serving(pool, Away()) as client:
         assert client.get("/docs").status_code == 200
         problem(client.get("/docs", headers={"host": "gpu.example"}), 503)
 
@@ -211,9 +211,9 @@ def test_an_allowed_request_never_waits_for_the_key_store(studio: Studio):
         (b"GET http://127.0.0.1/v1/models HTTP/1.1\r\nHost: evil.example\r\n", b"403"),
     ],
 )
-def test_the_host_counts_as_it_came_over_the_wire(studio: Studio, head: bytes, status: bytes):
+def test_the_host_counts_as_it_came_over_the_wire(pool: ModelPool, head: bytes, status: bytes):
     """HTTP/1.0 clients send none; two, a forwarded one, or one in the request line do not help."""
-    with listening(studio) as address, socket.create_connection(address, WAIT_S) as connection:
+    with listening(pool) as address, socket.create_connection(address, WAIT_S) as connection:
         connection.sendall(head + b"Connection: close\r\n\r\n")
         assert connection.recv(12).endswith(b" " + status)
 

@@ -15,15 +15,15 @@ from starlette.testclient import TestClient
 from sd35.access.keys import Role, new_key
 from sd35.api.jobs import sent
 from sd35.errors import StoreUnavailable
-from sd35.generation.model_pool import Studio
+from sd35.generation.model_pool import ModelPool
 from sd35.images.png import read_png
 from sd35.images.record import from_text
 from sd35.jobs.progress import Event
 from sd35.storage.jobs import Status
 from sd35.storage.links import Links
 from tests.api.conftest import serving
-from tests.support.fake_backend import NumpyBackend, key_store
-from tests.support.services import memory_kept
+from tests.support.fake_backend import FakeBackend, key_store
+from tests.support.services import memory_storage
 
 CAT = {"prompt": "a cat", "seed": 1}
 
@@ -51,20 +51,20 @@ def done(client: TestClient, body: dict[str, Any], **headers: str) -> dict[str, 
 
 
 def test_a_job_is_accepted_followed_and_fetched(client: TestClient):
-    """202 with what will be made; then its picture, which is the one that a synchronous call gives."""
+    """202 with what will be made; then its image, which is the one that a synchronous call gives."""
     job = done(client, CAT)
-    assert (job["status"], job["error"], job["picture"]["cached"]) == ("succeeded", None, False)
+    assert (job["status"], job["error"], job["image"]["cached"]) == ("succeeded", None, False)
     assert job["request"]["prompt"] == "a cat"
-    picture = client.get(job["picture"]["url"])
-    assert (picture.status_code, picture.headers["content-type"]) == (200, "image/png")
+    image = client.get(job["image"]["url"])
+    assert (image.status_code, image.headers["content-type"]) == (200, "image/png")
     call = client.post("/v1/txt2img", json=CAT)
-    assert call.content == picture.content
+    assert call.content == image.content
     assert call.headers["x-sd35-cache"] == "hit"
-    assert call.headers["x-sd35-digest"] == job["picture"]["digest"]
-    assert done(client, CAT)["picture"]["cached"] is True
+    assert call.headers["x-sd35-digest"] == job["image"]["digest"]
+    assert done(client, CAT)["image"]["cached"] is True
 
 
-def test_events_are_numbered_and_resumed(client: TestClient, backend: NumpyBackend):
+def test_events_are_numbered_and_resumed(client: TestClient, backend: FakeBackend):
     """Each greater than the last, the end with the job; `Last-Event-ID` leaves out what came before."""
     job = client.post("/v1/jobs", json={"prompt": "held", "steps": 6}).json()
     timer = threading.Timer(0.1, backend.release.set)
@@ -75,13 +75,13 @@ def test_events_are_numbered_and_resumed(client: TestClient, backend: NumpyBacke
     assert {event["event"] for event in running} <= {"queued", "running"}
     now = client.get(f"/v1/jobs/{job['id']}").json()
     assert (end["event"], {**now, **end["data"]}) == ("succeeded", now)
-    assert end["data"]["picture"]["digest"]
+    assert end["data"]["image"]["digest"]
     assert follow(client, job["id"], headers={"Last-Event-ID": "7"}) == [end]
     assert follow(client, job["id"], headers={"Last-Event-ID": end["id"]}) == []
 
 
 def test_a_step_is_told_with_what_is_left_and_a_preview_if_asked_for():
-    """The preview is a picture that a page can show as it is."""
+    """The preview is an image that a page can show as it is."""
     pixels = np.zeros((16, 16, 3), np.uint8)
     event = Event(4, Status.RUNNING, done=3, steps=6, left_s=1.234, preview=lambda: pixels)
     plain, shown = (sent(event, has_preview=has_preview) for has_preview in (False, True))
@@ -106,39 +106,39 @@ def test_jobs_are_listed_newest_first_by_pages_and_status(client: TestClient):
     assert client.get("/v1/jobs?status=nonsense").status_code == 422
 
 
-def test_deleting_cancels_and_then_forgets(client: TestClient, backend: NumpyBackend):
-    """A job in the making is cancelled; one that ended goes with its picture, prompt and all."""
+def test_deleting_cancels_and_then_forgets(client: TestClient, backend: FakeBackend):
+    """A job in the making is cancelled; one that ended goes with its image, prompt and all."""
     job = client.post("/v1/jobs", json={"prompt": "held", "seed": 1}).json()["id"]
     assert client.delete(f"/v1/jobs/{job}").json()["status"] == "cancelled"
     backend.release.set()
     assert client.get(f"/v1/jobs/{job}").json()["status"] == "cancelled"
     ended = done(client, CAT)
-    assert client.delete(f"/v1/jobs/{ended['id']}").json()["picture"] == ended["picture"]
-    for path in (f"/v1/jobs/{ended['id']}", f"/v1/jobs/{ended['id']}/events", ended["picture"]["url"]):
+    assert client.delete(f"/v1/jobs/{ended['id']}").json()["image"] == ended["image"]
+    for path in (f"/v1/jobs/{ended['id']}", f"/v1/jobs/{ended['id']}/events", ended["image"]["url"]):
         assert client.get(path).status_code == 404
     assert client.delete(f"/v1/jobs/{ended['id']}").status_code == 404
     assert client.post("/v1/txt2img", json=CAT).headers["x-sd35-cache"] == "miss"
 
 
-def test_a_job_whose_picture_cannot_be_removed_can_be_deleted_later(studio: Studio, monkeypatch: pytest.MonkeyPatch):
-    """Where the picture store does not answer, 503; asked again, both are gone."""
-    kept = memory_kept()
+def test_a_job_whose_image_cannot_be_removed_can_be_deleted_later(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
+    """Where the image store does not answer, 503; asked again, both are gone."""
+    storage = memory_storage()
 
     def unavailable(_: str) -> None:
         raise StoreUnavailable("gone")
 
-    with serving(studio, kept=kept) as client:
+    with serving(pool, storage=storage) as client:
         job = done(client, CAT)
-        path, url = f"/v1/jobs/{job['id']}", job["picture"]["url"]
+        path, url = f"/v1/jobs/{job['id']}", job["image"]["url"]
         with monkeypatch.context() as broken:
-            broken.setattr(kept.files, "delete", unavailable)
+            broken.setattr(storage.files, "delete", unavailable)
             assert client.delete(path).status_code == 503
         assert client.delete(path).status_code == 200
         assert [client.get(each).status_code for each in (path, url)] == [404, 404]
-        assert kept.files.get(f"{job['picture']['digest']}.png") is None
+        assert storage.files.get(f"{job['image']['digest']}.png") is None
 
 
-def test_an_idempotency_key_makes_one_picture(client: TestClient, backend: NumpyBackend):
+def test_an_idempotency_key_makes_one_image(client: TestClient, backend: FakeBackend):
     """Of a job and of a call: sent again it is the same, though its seed was drawn; with another body it is refused."""
     headers = {"Idempotency-Key": "one"}
     jobs = [client.post("/v1/jobs", json={"prompt": "a cat"}, headers=headers).json()["id"] for _ in range(3)]
@@ -154,11 +154,11 @@ def test_an_idempotency_key_makes_one_picture(client: TestClient, backend: Numpy
     failing = {"Idempotency-Key": "three"}
     errors = [client.post("/v1/txt2img", json={"prompt": "crash"}, headers=failing) for _ in range(2)]
     assert [error.status_code for error in errors] == [500, 500]
-    assert backend.steps.count("crash") == 2  # one picture's first two steps
+    assert backend.steps.count("crash") == 2  # one image's first two steps
 
 
 @pytest.mark.parametrize(("name", "kind"), [("jpeg", "JPEG"), ("webp", "WEBP"), ("avif", "AVIF"), ("png", "PNG")])
-def test_pictures_come_in_the_format_that_is_asked_for(client: TestClient, name: str, kind: str):
+def test_images_come_in_the_format_that_is_asked_for(client: TestClient, name: str, kind: str):
     """By `output_format` or by `Accept`; with what made them, unless that is not wanted."""
     by_field = client.post("/v1/txt2img", json={**CAT, "output_format": name})
     by_header = client.post("/v1/txt2img", json=CAT, headers={"Accept": f"image/{name}"})
@@ -168,13 +168,13 @@ def test_pictures_come_in_the_format_that_is_asked_for(client: TestClient, name:
     bare = client.post("/v1/txt2img", json={**CAT, "output_format": name, "metadata": False}).content
     assert (b"sd35.request" in bare, b"a cat" in bare) == (False, False)
     job = done(client, {**CAT, "output_format": name})
-    assert client.get(job["picture"]["url"]).content == by_field.content
+    assert client.get(job["image"]["url"]).content == by_field.content
     assert client.post("/v1/txt2img", json=CAT, headers={"Accept": "text/html"}).status_code == 406
 
 
-def test_the_operator_can_leave_out_what_made_a_picture(studio: Studio):
+def test_the_operator_can_leave_out_what_made_a_image(pool: ModelPool):
     """Of all files that are given out; the store keeps it."""
-    with serving(studio, keep_metadata=False) as client:
+    with serving(pool, keep_metadata=False) as client:
         response = client.post("/v1/txt2img", json=CAT)
         assert read_png(response.content)[1] == {}
         again = client.get(f"/v1/artifacts/{response.headers['x-sd35-digest']}")
@@ -198,19 +198,19 @@ def test_ranges_and_tags_are_honoured(client: TestClient):
 
 
 @pytest.fixture
-def two(studio: Studio) -> Iterator[tuple[TestClient, dict[str, str], dict[str, str], dict[str, str]]]:
+def two(pool: ModelPool) -> Iterator[tuple[TestClient, dict[str, str], dict[str, str], dict[str, str]]]:
     """A client of an app with keys, and the headers of two users and of an administrator."""
     keys = [new_key(name, role, 0) for name, role in (("me", Role.USER), ("you", Role.USER), ("it", Role.ADMIN))]
-    with serving(studio, key_store(*(key for key, _ in keys))) as client:
+    with serving(pool, key_store(*(key for key, _ in keys))) as client:
         me, you, admin = ({"Authorization": f"Bearer {secret}"} for _, secret in keys)
         yield client, me, you, admin
 
 
 def test_what_is_ones_own_is_nobody_elses(two: tuple[TestClient, dict[str, str], dict[str, str], dict[str, str]]):
-    """Another key's jobs and pictures are not there, though their names can be guessed; an administrator sees all."""
+    """Another key's jobs and images are not there, though their names can be guessed; an administrator sees all."""
     client, me, you, admin = two
     job = done(client, CAT, **me)
-    paths = [f"/v1/jobs/{job['id']}", f"/v1/jobs/{job['id']}/events", job["picture"]["url"]]
+    paths = [f"/v1/jobs/{job['id']}", f"/v1/jobs/{job['id']}/events", job["image"]["url"]]
     for headers, status in ((me, 200), (you, 404), (admin, 200), ({}, 401)):
         assert [client.get(path, headers=headers).status_code for path in paths] == [status] * 3
     assert client.get("/v1/jobs", headers=you).json()["data"] == []
@@ -228,9 +228,9 @@ def test_what_is_ones_own_is_nobody_elses(two: tuple[TestClient, dict[str, str],
 def test_a_link_is_followed_without_a_key_until_it_expires(
     two: tuple[TestClient, dict[str, str], dict[str, str], dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ):
-    """It gives that picture in that format; changed in any way, or too late, it is refused."""
+    """It gives that image in that format; changed in any way, or too late, it is refused."""
     client, me, _, _ = two
-    digest = done(client, CAT, **me)["picture"]["digest"]
+    digest = done(client, CAT, **me)["image"]["digest"]
     link = client.post(f"/v1/artifacts/{digest}/link?output_format=webp&expires_in_s=60", headers=me).json()
     response = client.get(link["url"])
     assert (response.status_code, response.headers["content-type"]) == (200, "image/webp")
@@ -248,8 +248,8 @@ def test_a_webhook_is_refused_where_nothing_signs_it(client: TestClient):
     assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "webhook")
 
 
-def test_a_picture_tells_what_made_it(client: TestClient):
+def test_a_image_tells_what_made_it(client: TestClient):
     """Also one that was fetched."""
-    digest = done(client, CAT)["picture"]["digest"]
+    digest = done(client, CAT)["image"]["digest"]
     record = from_text(read_png(client.get(f"/v1/artifacts/{digest}").content)[1])
     assert record.request.digest == digest

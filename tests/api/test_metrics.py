@@ -14,12 +14,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from sd35.generation.model_pool import Studio
+from sd35.generation.model_pool import ModelPool
 from sd35.service.metrics_collector import metrics_table
-from sd35.telemetry.metrics import Metering
+from sd35.telemetry.metrics import Metrics
 from sd35.telemetry.report import Telemetry
 from tests.api.conftest import serving
-from tests.support.fake_backend import NumpyBackend
+from tests.support.fake_backend import FakeBackend
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -30,9 +30,9 @@ promtool = pytest.mark.skipif(not PROMTOOL, reason="needs promtool, of Debian's 
 
 
 @pytest.fixture
-def client(studio: Studio, backend: NumpyBackend) -> Iterator[TestClient]:
+def client(pool: ModelPool, backend: FakeBackend) -> Iterator[TestClient]:
     """A client of an app whose service and routes share their telemetry."""
-    with serving(studio, telemetry=Telemetry(Metering(max_rows=8))) as client:
+    with serving(pool, telemetry=Telemetry(Metrics(max_rows=8))) as client:
         yield client
         backend.release.set()
 
@@ -53,13 +53,13 @@ def difference(before: dict[str, float], after: dict[str, float], start: str) ->
     return {name: value for name, value in changed.items() if value}
 
 
-def test_a_picture_is_counted_with_its_stages_steps_and_rows(client: TestClient):
+def test_a_image_is_counted_with_its_stages_steps_and_rows(client: TestClient):
     """Three steps with guidance are three steps of the engine in six rows, and each stage happens once."""
     before = scrape(client)
     assert client.post("/v1/txt2img", json=ANY).status_code == 200
     after = scrape(client)
-    assert difference(before, after, "sd35_pictures_total") == {'sd35_pictures_total{end="made"}': 1}
-    stages = ("queue", "encode", "denoise", "decode", "png", "store")
+    assert difference(before, after, "sd35_images_total") == {'sd35_images_total{end="made"}': 1}
+    stages = ("queue", "encode", "denoise", "decode", "png", "image_store")
     assert difference(before, after, "sd35_stage_duration_seconds_count") == {
         f'sd35_stage_duration_seconds_count{{stage="{stage}"}}': 1 for stage in stages
     }
@@ -80,7 +80,7 @@ def test_what_was_made_before_is_counted_as_a_hit_and_makes_no_step(client: Test
     after = scrape(client)
     assert difference(before, after, "sd35_result_cache_total") == {'sd35_result_cache_total{result="hit"}': 1}
     assert not difference(before, after, "sd35_engine_")
-    assert not difference(before, after, "sd35_pictures_total")
+    assert not difference(before, after, "sd35_images_total")
 
 
 def test_requests_are_counted_by_route_and_status_and_never_by_path(client: TestClient):
@@ -101,24 +101,24 @@ def test_requests_are_counted_by_route_and_status_and_never_by_path(client: Test
     }
 
 
-def test_pictures_that_fail_are_counted_with_what_the_backend_raised(client: TestClient):
-    """One crash is a failed picture, a failed call and an answer of 500 with the error's name."""
+def test_images_that_fail_are_counted_with_what_the_backend_raised(client: TestClient):
+    """One crash is a failed image, a failed call and an answer of 500 with the error's name."""
     before = scrape(client)
     assert client.post("/v1/txt2img", json={**ANY, "prompt": "crash"}).status_code == 500
     after = scrape(client)
-    assert difference(before, after, "sd35_pictures_total") == {'sd35_pictures_total{end="failed"}': 1}
-    assert difference(before, after, "sd35_errors_total") == {'sd35_errors_total{error="PictureFailed"}': 1}
+    assert difference(before, after, "sd35_images_total") == {'sd35_images_total{end="failed"}': 1}
+    assert difference(before, after, "sd35_errors_total") == {'sd35_errors_total{error="GenerationFailed"}': 1}
     assert difference(before, after, "sd35_engine_backend_failures_total") == {
         'sd35_engine_backend_failures_total{kind="other"}': 1
     }
 
 
-def test_spoiled_pictures_are_counted_by_kind(client: TestClient):
+def test_spoiled_images_are_counted_by_kind(client: TestClient):
     """NaN is one kind, and no failure of a call."""
     before = scrape(client)
     client.post("/v1/txt2img", json={**ANY, "prompt": "nan"})
     after = scrape(client)
-    assert difference(before, after, "sd35_spoiled") == {'sd35_spoiled_pictures_total{kind="not_finite"}': 1}
+    assert difference(before, after, "sd35_spoiled") == {'sd35_numerical_failures_total{kind="not_finite"}': 1}
     assert not difference(before, after, "sd35_engine_backend_failures_total")
 
 
@@ -133,9 +133,9 @@ def test_spoiled_pictures_are_counted_by_kind(client: TestClient):
 )
 def test_a_runtimes_lack_of_memory_is_told_from_other_failures(error: Exception, kind: str):
     """By its type or its words: those of Python, PyTorch and ONNX Runtime."""
-    metering = Metering()
-    metering.failed(error, was_split=True)
-    value = metering.registry.get_sample_value
+    metrics = Metrics()
+    metrics.failed(error, was_split=True)
+    value = metrics.registry.get_sample_value
     assert value("sd35_engine_backend_failures_total", {"kind": kind}) == 1
     assert value("sd35_engine_splits_total") == 1
 
@@ -163,10 +163,10 @@ def test_no_label_holds_what_a_client_sent(client: TestClient):
 
 def test_a_blocked_event_loop_shows():
     """What blocks the loop for longer than the bar of 50 ms makes a timer late by more than that."""
-    metering = Metering()
+    metrics = Metrics()
 
     async def block() -> None:
-        watching = asyncio.create_task(metering.watch_loop())
+        watching = asyncio.create_task(metrics.watch_loop())
         await asyncio.sleep(0)
         time.sleep(0.2)  # noqa: ASYNC251  that is what is looked for
         for _ in range(5):  # the timer is due, and what waits for it runs
@@ -174,7 +174,7 @@ def test_a_blocked_event_loop_shows():
         watching.cancel()
 
     asyncio.run(block())
-    value = metering.registry.get_sample_value
+    value = metrics.registry.get_sample_value
     assert value("sd35_event_loop_lag_seconds_count") == 1
     assert value("sd35_event_loop_lag_seconds_bucket", {"le": "0.05"}) == 0
 

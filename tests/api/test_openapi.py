@@ -15,9 +15,9 @@ from schemathesis.schemas import BaseSchema
 
 from sd35.access.keys import Role, new_key
 from sd35.api.app import create_app
-from sd35.service.startup import Opening
+from sd35.service.startup import ServiceLifecycle
 from sd35.settings import load_settings
-from tests.support.fake_backend import WAIT_S, double_studio, key_store
+from tests.support.fake_backend import WAIT_S, fake_pool, key_store
 from tests.support.services import service_of
 
 # It takes every header that is not described for an error; HTTP wants those passed over.
@@ -27,12 +27,12 @@ CASES = int(os.environ.get("FUZZ_CASES", "1000"))  # `make fuzz` asks for more
 
 @pytest.fixture
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseSchema]:
-    """The description of an app in which a key is needed and pictures cost nothing."""
+    """The description of an app in which a key is needed and images cost nothing."""
     ready = threading.Event()
-    studio = double_studio(tmp_path_factory.mktemp("models"), max_pictures=64)
+    pool = fake_pool(tmp_path_factory.mktemp("models"), max_in_flight=64)
     key, secret = new_key("fuzzing", Role.ADMIN, 0)
-    service = service_of(studio)
-    app = create_app(Opening(lambda: service, ready.set, print), load_settings(), key_store(key))
+    service = service_of(pool)
+    app = create_app(ServiceLifecycle(lambda: service, ready.set, print), load_settings(), key_store(key))
     guarded = [
         operation for path in app.openapi()["paths"].values() for operation in path.values() if "security" in operation
     ]

@@ -11,7 +11,7 @@ from sd35.access.keys import Role, new_key
 from sd35.api.auth import is_open
 from sd35.api.dialects import DIALECTS
 from sd35.api.origins import AllowedOrigins
-from sd35.generation.model_pool import Studio
+from sd35.generation.model_pool import ModelPool
 from sd35.settings import load_settings
 from tests.api.conftest import serving
 from tests.api.test_hosts import is_refused_by
@@ -36,7 +36,7 @@ def origin_error(headers: dict[str, str], scheme: str = "http", public_url: str 
         {"sec-fetch-site": "same-origin"},
         {"origin": "http://127.0.0.1:8000"},
         {"origin": "http://127.0.0.1:8000", "sec-fetch-site": "same-origin"},
-        {"origin": "https://pictures.example.com", "host": "sd35:8000", "sec-fetch-site": "same-origin"},
+        {"origin": "https://images.example.com", "host": "sd35:8000", "sec-fetch-site": "same-origin"},
         {"origin": "http://gpu", "host": "gpu:80"},
         {"origin": "http://gpu.example", "host": "GPU.example"},
         {"origin": "http://[::1]:8000", "host": "[::1]:8000"},
@@ -81,23 +81,23 @@ def test_the_origins_of_the_settings_are_allowed():
         assert not origin_error({"origin": origin, "sec-fetch-site": "cross-site"}, "http", None, *listed)
     assert origin_error({"origin": "https://b.example", "sec-fetch-site": "cross-site"}, "http", None, *listed)
     assert not origin_error(EVIL, "http", None, "*")
-    public = "HTTPS://me@Pictures.example.com:443/sd35".replace("HTTPS", "https")
-    assert not origin_error({"origin": "https://pictures.example.com"}, "http", public)
+    public = "HTTPS://me@Images.example.com:443/sd35".replace("HTTPS", "https")
+    assert not origin_error({"origin": "https://images.example.com"}, "http", public)
 
 
-def test_behind_a_trusted_proxy_the_scheme_is_the_clients(studio: Studio):
+def test_behind_a_trusted_proxy_the_scheme_is_the_clients(pool: ModelPool):
     """A browser without `Sec-Fetch-Site` behind a proxy that ends TLS: `X-Forwarded-Proto` makes the origin match."""
     headers = {"host": "localhost", "origin": "https://localhost", "x-forwarded-proto": "https"}
     for trusted, status in (("10.1.1.1", 200), ("10.2.2.2", 403)):
-        with serving(studio, trusted_proxies=trusted) as client:
+        with serving(pool, trusted_proxies=trusted) as client:
             proxied = TestClient(client.app, client=("10.1.1.1", 5))
             assert proxied.post("/v1/txt2img", json=CAT, headers=headers).status_code == status
 
 
 @pytest.fixture
-def opened(studio: Studio) -> Iterator[TestClient]:
+def opened(pool: ModelPool) -> Iterator[TestClient]:
     """A client of a ready server without keys."""
-    with serving(studio) as client:
+    with serving(pool) as client:
         yield client
 
 
@@ -113,9 +113,9 @@ def test_every_route_with_an_effect_refuses_other_sites(opened: TestClient):
     assert opened.get("/v1/models", headers=EVIL).status_code == 200  # the browser does not show the answer
 
 
-def test_nothing_is_made_for_another_site(opened: TestClient, studio: Studio, monkeypatch: pytest.MonkeyPatch):
+def test_nothing_is_made_for_another_site(opened: TestClient, pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
     """A multipart form, which browsers send without asking first, does not reach the engine."""
-    monkeypatch.setattr(studio, "submit", lambda *_, **__: pytest.fail("an image was made"))
+    monkeypatch.setattr(pool, "submit", lambda *_, **__: pytest.fail("an image was made"))
     form: Any = {"prompt": (None, "a cat")}
     refused = opened.post("/v2beta/stable-image/generate/sd3", files=form, headers=EVIL)
     assert refused.json()["name"] == "forbidden"
@@ -123,9 +123,9 @@ def test_nothing_is_made_for_another_site(opened: TestClient, studio: Studio, mo
     assert opened.post("/sdapi/v1/txt2img", content='{"prompt": "a cat"}', headers=EVIL).status_code == 403
 
 
-def test_with_keys_other_sites_are_refused_only_where_the_browser_may_act_for_its_user(studio: Studio):
+def test_with_keys_other_sites_are_refused_only_where_the_browser_may_act_for_its_user(pool: ModelPool):
     """A key in a header is the page's own; Basic credentials are added by the browser, and the page needs none."""
-    with serving(studio, key_store(KEY)) as client:
+    with serving(pool, key_store(KEY)) as client:
         assert client.post("/v1/txt2img", json=CAT, headers={**EVIL, "x-api-key": SECRET}).status_code == 200
         assert client.post("/v1/txt2img", json=CAT, headers=EVIL).status_code == 401
         assert client.post("/v1/txt2img", json=CAT, auth=("me", SECRET)).status_code == 200
@@ -134,9 +134,9 @@ def test_with_keys_other_sites_are_refused_only_where_the_browser_may_act_for_it
         assert client.post("/ui/gradio_api/upload", headers=EVIL).status_code == 403
 
 
-def test_a_page_of_an_allowed_origin_may_use_the_server_and_read_its_refusals(studio: Studio):
+def test_a_page_of_an_allowed_origin_may_use_the_server_and_read_its_refusals(pool: ModelPool):
     """Without keys too; a host that is not allowed is told to it."""
-    with serving(studio, cors_origins="https://app.example") as client:
+    with serving(pool, cors_origins="https://app.example") as client:
         headers = {"origin": "https://app.example", "sec-fetch-site": "cross-site"}
         assert client.post("/v1/txt2img", json=CAT, headers=headers).status_code == 200
         refused = client.post("/v1/txt2img", json=CAT, headers={**headers, "host": "gpu.example"})
@@ -154,7 +154,7 @@ def test_pages_cannot_be_framed_by_other_sites(opened: TestClient, path: str):
 
 
 def test_no_answer_is_taken_for_another_type(opened: TestClient):
-    """Pictures, JSON and refusals say `nosniff`."""
+    """Images, JSON and refusals say `nosniff`."""
     for answer in (
         opened.post("/v1/txt2img", json=CAT),
         opened.get("/v1/models"),

@@ -74,9 +74,9 @@ def test_a_pipe_that_nobody_reads_takes_bounded_memory(pipe: Pipe):
     for _ in range(count):
         pipe.stream.write(line)
     assert pipe.dropped > 0
-    kept = (count - pipe.dropped) * len(line)
+    storage = (count - pipe.dropped) * len(line)
     found = b""
-    while len(found) < kept:
+    while len(found) < storage:
         found += os.read(pipe.read_end, 65536)
         pipe.stream.flush()
     assert found.decode() == line * (count - pipe.dropped)

@@ -13,12 +13,12 @@ from starlette.testclient import TestClient
 
 from sd35.api.app import create_app
 from sd35.errors import CheckpointError
-from sd35.generation.model_pool import Studio
+from sd35.generation.model_pool import ModelPool
 from sd35.service.service import Service
-from sd35.service.startup import Opening
+from sd35.service.startup import ServiceLifecycle
 from sd35.settings import load_settings
 from tests.api.conftest import cancellations, serving
-from tests.support.fake_backend import WAIT_S, NumpyBackend
+from tests.support.fake_backend import WAIT_S, FakeBackend
 from tests.support.services import service_of
 
 
@@ -39,16 +39,16 @@ def test_models_are_openais_list_with_this_projects_fields(client: TestClient):
     assert (large["id"], large["enlarges"], large["defaults"]["width"]) == ("large", False, 1024)
 
 
-def test_nothing_but_health_is_answered_while_the_model_loads(studio: Studio):
-    """Alive at once, ready only when the model is; until then 503 with a time, and then a picture."""
+def test_nothing_but_health_is_answered_while_the_model_loads(pool: ModelPool):
+    """Alive at once, ready only when the model is; until then 503 with a time, and then an image."""
     load, ready = threading.Event(), threading.Event()
 
     def open_service() -> Service:
         assert load.wait(WAIT_S)
-        return service_of(studio)
+        return service_of(pool)
 
     with TestClient(
-        create_app(Opening(open_service, ready.set, lambda _: None), load_settings()), "http://127.0.0.1"
+        create_app(ServiceLifecycle(open_service, ready.set, lambda _: None), load_settings()), "http://127.0.0.1"
     ) as client:
         assert client.get("/healthz").status_code == 200
         for response in (
@@ -64,10 +64,10 @@ def test_nothing_but_health_is_answered_while_the_model_loads(studio: Studio):
         assert client.post("/v1/txt2img", json={"prompt": "a cat"}).status_code == 200
 
 
-def test_a_broken_engine_is_not_ready(studio: Studio, client: TestClient, monkeypatch: pytest.MonkeyPatch):
-    """Whoever balances load sees that no picture can be made here any more; so does Prometheus."""
+def test_a_broken_engine_is_not_ready(pool: ModelPool, client: TestClient, monkeypatch: pytest.MonkeyPatch):
+    """Whoever balances load sees that no image can be made here any more; so does Prometheus."""
     assert "sd35_ready 1.0\n" in client.get("/metrics").text
-    backend = studio.models["mini"].backend
+    backend = pool.models["mini"].backend
     monkeypatch.setattr(backend, "encode_text", lambda _: (_ for _ in ()).throw(SystemExit("from a library")))
     assert client.post("/v1/txt2img", json={"prompt": "a cat"}).status_code == 500
     response = client.get("/readyz")
@@ -88,26 +88,26 @@ def test_a_failed_load_is_handed_over():
         told.set()
 
     with TestClient(
-        create_app(Opening(open_service, lambda: None, on_failure), load_settings()), "http://127.0.0.1"
+        create_app(ServiceLifecycle(open_service, lambda: None, on_failure), load_settings()), "http://127.0.0.1"
     ) as client:
         assert told.wait(WAIT_S)
         assert client.get("/readyz").status_code == 503
     assert failures == [error]
 
 
-def test_closing_refuses_new_pictures_and_finishes_those_accepted(studio: Studio, backend: NumpyBackend):
-    """While it closes: 503 "closing" for new pictures and readiness, and the running picture is still made."""
+def test_closing_refuses_new_images_and_finishes_those_accepted(pool: ModelPool, backend: FakeBackend):
+    """While it closes: 503 "closing" for new images and readiness, and the running image is still made."""
 
     async def scenario() -> None:
         ready = asyncio.Event()
-        opening = Opening(lambda: service_of(studio), ready.set, lambda _: None)
-        opening.start()
+        lifecycle = ServiceLifecycle(lambda: service_of(pool), ready.set, lambda _: None)
+        lifecycle.start()
         await ready.wait()
-        ticket = studio.submit(studio.resolve(_wanted("held")))
-        closing = asyncio.create_task(opening.close())
+        handle = pool.submit(pool.resolve(_wanted("held")))
+        closing = asyncio.create_task(lifecycle.close())
         await asyncio.to_thread(backend.started.wait, WAIT_S)
         client = TestClient(
-            create_app(opening, load_settings()), "http://127.0.0.1"
+            create_app(lifecycle, load_settings()), "http://127.0.0.1"
         )  # without its lifespan: the opening is open already
         for response in (client.get("/readyz"), client.post("/v1/txt2img", json={"prompt": "a cat"})):
             assert response.status_code == 503
@@ -115,21 +115,21 @@ def test_closing_refuses_new_pictures_and_finishes_those_accepted(studio: Studio
         assert client.get("/healthz").status_code == 200
         backend.release.set()
         await closing
-        assert ticket.future.done()
-        assert ticket.future.result()
+        assert handle.future.done()
+        assert handle.future.result()
 
     asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("path", ["/v1/txt2img", "/v1/images/generations"])
-def test_who_was_let_in_before_it_closes_has_the_picture(client: TestClient, backend: NumpyBackend, path: str):
+def test_who_was_let_in_before_it_closes_has_the_image(client: TestClient, backend: FakeBackend, path: str):
     """Nothing that was accepted is lost on its last few steps to the client."""
-    opening, portal = client.app.state.opening, client.portal  # type: ignore[attr-defined]
+    lifecycle, portal = client.app.state.lifecycle, client.portal  # type: ignore[attr-defined]
     assert portal
     with ThreadPoolExecutor() as pool:
         asked = pool.submit(client.post, path, json={"prompt": "held"})
         assert backend.started.wait(WAIT_S)
-        closing = portal.start_task_soon(opening.close)
+        closing = portal.start_task_soon(lifecycle.close)
         portal.call(asyncio.sleep, 0)
         assert client.get("/readyz").status_code == 503
         backend.release.set()
@@ -138,13 +138,13 @@ def test_who_was_let_in_before_it_closes_has_the_picture(client: TestClient, bac
 
 
 def _wanted(prompt: str) -> Any:
-    from sd35.generation.params import Wanted
+    from sd35.generation.params import GenerationParams
 
-    return Wanted(prompt)
+    return GenerationParams(prompt)
 
 
-def test_health_is_answered_while_a_picture_is_made(address: tuple[str, int], backend: NumpyBackend):
-    """A picture in the making never blocks another request's answer."""
+def test_health_is_answered_while_a_image_is_made(address: tuple[str, int], backend: FakeBackend):
+    """An image in the making never blocks another request's answer."""
     painting = http.client.HTTPConnection(*address, timeout=WAIT_S)
     painting.request("POST", "/v1/txt2img", json.dumps({"prompt": "held"}), {"content-type": "application/json"})
     assert backend.started.wait(WAIT_S)
@@ -158,9 +158,9 @@ def test_health_is_answered_while_a_picture_is_made(address: tuple[str, int], ba
     probe.close()
 
 
-def test_a_client_that_hangs_up_cancels_its_picture(address: tuple[str, int], studio: Studio, backend: NumpyBackend):
-    """The picture stops before its next step, and the next client's is made."""
-    cancelled = cancellations(studio)
+def test_a_client_that_hangs_up_cancels_its_image(address: tuple[str, int], pool: ModelPool, backend: FakeBackend):
+    """The image stops before its next step, and the next client's is made."""
+    cancelled = cancellations(pool)
     body = json.dumps({"prompt": "held", "steps": 150}).encode()
     with socket.create_connection(address, timeout=WAIT_S) as connection:
         head = (
@@ -207,14 +207,14 @@ def test_a_sane_request_id_is_kept_and_another_replaced(client: TestClient):
         int(returned, 16)
 
 
-def test_what_nobody_foresaw_is_a_500_that_names_the_request(studio: Studio, monkeypatch: pytest.MonkeyPatch):
+def test_what_nobody_foresaw_is_a_500_that_names_the_request(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
     """A bug's words stay in the log; the answer has the id to find them by."""
 
     def broken(_: object) -> None:
         raise ZeroDivisionError("internal words")
 
-    monkeypatch.setattr(studio, "resolve", broken)
-    with serving(studio) as client:
+    monkeypatch.setattr(pool, "resolve", broken)
+    with serving(pool) as client:
         response = client.post("/v1/txt2img", json={"prompt": "a cat"}, headers={"x-request-id": "mine"})
     assert (response.status_code, response.headers["content-type"]) == (500, "application/problem+json")
     assert "internal words" not in response.text

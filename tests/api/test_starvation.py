@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from sd35.access.keys import Role, new_key
 from sd35.api import app
 from sd35.api.dialects.automatic1111 import MOST_DESCRIBED
-from sd35.generation.model_pool import Studio
+from sd35.generation.model_pool import ModelPool
 from sd35.images.png import write_png
 from sd35.threads import PARSING, STORES, Threads
 from tests.api.conftest import listening, serving
@@ -55,10 +55,10 @@ def busy(client: TestClient, threads: Threads | None) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("threads", [None, PARSING], ids=["default", "parsing"])
-def test_keys_and_jobs_are_read_while_other_threads_are_busy(studio: Studio, threads: Threads | None):
+def test_keys_and_jobs_are_read_while_other_threads_are_busy(pool: ModelPool, threads: Threads | None):
     """Gradio serves parts of files on the default ones, without a key; large bodies are parsed on the others."""
     key, secret = new_key("me", Role.USER, 0)
-    with serving(studio, key_store(key)) as client, busy(client, threads):
+    with serving(pool, key_store(key)) as client, busy(client, threads):
         client.headers["authorization"] = f"Bearer {secret}"
         job = client.post("/v1/jobs", json={"prompt": "a cat"})
         assert job.status_code == 202
@@ -66,21 +66,21 @@ def test_keys_and_jobs_are_read_while_other_threads_are_busy(studio: Studio, thr
             assert client.get(path).status_code == 200, path
 
 
-def test_forms_are_parsed_while_stores_are_busy(studio: Studio):
+def test_forms_are_parsed_while_stores_are_busy(pool: ModelPool):
     """Neither holds up the other: without keys in a store, a wrong form is refused at once."""
-    with serving(studio) as client, busy(client, STORES):
+    with serving(pool) as client, busy(client, STORES):
         response = client.post("/v2beta/stable-image/generate/sd3", files={"prompt": (None, "")})
         assert response.status_code == 400
 
 
-def test_images_that_stop_arriving_keep_nobody_out(studio: Studio):
+def test_images_that_stop_arriving_keep_nobody_out(pool: ModelPool):
     """Bodies that have begun and do not go on take no turn of those whose images are read."""
     body = json.dumps({"image": base64.b64encode(write_png(np.zeros((16, 16, 3), np.uint8), {})).decode()})
     begun = (
         b"POST /sdapi/v1/png-info HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
         b'content-length: 1000\r\n\r\n{"image":"'
     )
-    with listening(studio, max_arrival_s=10 * WAIT_S) as (host, port), ExitStack() as senders:
+    with listening(pool, body_timeout_s=10 * WAIT_S) as (host, port), ExitStack() as senders:
         for _ in range(2 * MOST_DESCRIBED):
             senders.enter_context(socket.create_connection((host, port))).sendall(begun)
         headers = {"content-type": "application/json"}
@@ -90,10 +90,10 @@ def test_images_that_stop_arriving_keep_nobody_out(studio: Studio):
             assert httpx.post(url, content=body, headers=headers, timeout=WAIT_S).status_code == 200
 
 
-def test_the_images_that_one_caller_sends_at_once_are_limited(studio: Studio, monkeypatch: pytest.MonkeyPatch):
+def test_the_images_that_one_caller_sends_at_once_are_limited(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
     """Beyond that, an image is refused with the limit, and is not charged for."""
     monkeypatch.setattr(app, "MOST_HELD_BYTES_EACH", 1000)
-    with serving(studio, requests_per_minute=1) as client:
+    with serving(pool, requests_per_minute=1) as client:
         response = client.post("/sdapi/v1/png-info", json={"image": "a" * 1000})
         assert response.status_code == 429
         assert "too many images are being received" in response.json()["detail"]

@@ -15,23 +15,23 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
-from sd35.generation.model_pool import Studio
+from sd35.generation.model_pool import ModelPool
 from sd35.telemetry.report import Telemetry
 from sd35.telemetry.tracing import Tracing, open_provider
 from tests.api.conftest import serving
 
-STAGES = ["queue", "encode", "denoise", "decode", "png", "store"]
+STAGES = ["queue", "encode", "denoise", "decode", "png", "image_store"]
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = {"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01"}
 ANY = {"prompt": "a zebra", "seed": 1, "steps": 3}
 
 
 @contextmanager
-def traced(studio: Studio) -> Iterator[tuple[TestClient, InMemorySpanExporter]]:
+def traced(pool: ModelPool) -> Iterator[tuple[TestClient, InMemorySpanExporter]]:
     """A client, and what is exported."""
     exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    with serving(studio, telemetry=Telemetry(tracing=Tracing(provider))) as client:
+    with serving(pool, telemetry=Telemetry(tracing=Tracing(provider))) as client:
         yield client, exporter
 
 
@@ -61,9 +61,9 @@ def _seen(span: ReadableSpan) -> Seen:
     return Seen(*ids, dict(span.attributes or {}), span.start_time or 0, span.end_time or 0)
 
 
-def test_a_request_is_a_span_in_the_callers_trace_with_a_span_for_each_stage(studio: Studio):
+def test_a_request_is_a_span_in_the_callers_trace_with_a_span_for_each_stage(pool: ModelPool):
     """The caller's span is the request's parent, the request's is the stages'; these lie one after the other in it."""
-    with traced(studio) as (client, exporter):
+    with traced(pool) as (client, exporter):
         answer = client.post("/v1/txt2img", json=ANY, headers=TRACEPARENT)
         spans = by_name(exporter)
     assert list(spans) == [*STAGES, "POST /v1/txt2img"]
@@ -83,9 +83,9 @@ def test_a_request_is_a_span_in_the_callers_trace_with_a_span_for_each_stage(stu
     assert spans["denoise"].attributes["sd35.steps"] == 3
 
 
-def test_a_picture_that_was_there_has_no_stages(studio: Studio):
+def test_a_image_that_was_there_has_no_stages(pool: ModelPool):
     """Its request says so."""
-    with traced(studio) as (client, exporter):
+    with traced(pool) as (client, exporter):
         client.post("/v1/txt2img", json=ANY)
         exporter.clear()
         client.post("/v1/txt2img", json=ANY)
@@ -93,9 +93,9 @@ def test_a_picture_that_was_there_has_no_stages(studio: Studio):
     assert span.attributes["sd35.cache"] == "hit"
 
 
-def test_a_job_is_a_trace_of_its_own(studio: Studio):
+def test_a_job_is_a_trace_of_its_own(pool: ModelPool):
     """Its stages are under it, and it names the job."""
-    with traced(studio) as (client, exporter):
+    with traced(pool) as (client, exporter):
         job = client.post("/v1/jobs", json=ANY).json()
         with client.stream("GET", f"/v1/jobs/{job['id']}/events") as events:
             assert "succeeded" in "".join(events.iter_text())
@@ -105,17 +105,17 @@ def test_a_job_is_a_trace_of_its_own(studio: Studio):
     assert {spans[name].parent_id for name in STAGES} == {spans["job"].span_id}
 
 
-def test_probes_are_not_traced(studio: Studio):
+def test_probes_are_not_traced(pool: ModelPool):
     """They come every second."""
-    with traced(studio) as (client, exporter):
+    with traced(pool) as (client, exporter):
         for path in ("/healthz", "/readyz", "/metrics"):
             assert client.get(path).status_code == 200
         assert exporter.get_finished_spans() == ()
 
 
-def test_no_span_holds_a_prompt_or_a_links_signature(studio: Studio):
-    """What opens a picture, and what it shows, stays here."""
-    with traced(studio) as (client, exporter):
+def test_no_span_holds_a_prompt_or_a_links_signature(pool: ModelPool):
+    """What opens an image, and what it shows, stays here."""
+    with traced(pool) as (client, exporter):
         client.post("/v1/txt2img", json=ANY)
         client.get(f"/v1/artifacts/{'0' * 64}?expires=1&signature=secret")
         text = "".join(span.to_json() for span in exporter.get_finished_spans())
@@ -149,7 +149,7 @@ class _Receiving(BaseHTTPRequestHandler):
         """Nothing."""
 
 
-def test_spans_arrive_at_a_collector_over_http(studio: Studio, monkeypatch: pytest.MonkeyPatch):
+def test_spans_arrive_at_a_collector_over_http(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
     """With an endpoint in the environment, all spans are sent before the app has closed."""
     receiver = Receiver()
     thread = threading.Thread(target=receiver.serve_forever)
@@ -157,7 +157,7 @@ def test_spans_arrive_at_a_collector_over_http(studio: Studio, monkeypatch: pyte
     try:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{receiver.server_port}")
         monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=trial")
-        with serving(studio, telemetry=Telemetry(tracing=Tracing(open_provider()))) as client:
+        with serving(pool, telemetry=Telemetry(tracing=Tracing(open_provider()))) as client:
             client.post("/v1/txt2img", json=ANY, headers=TRACEPARENT)
     finally:
         receiver.shutdown()

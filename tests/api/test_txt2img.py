@@ -13,16 +13,16 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from sd35.api.body import MAX_BODY_BYTES
-from sd35.generation.replay import read_recording
+from sd35.generation.replay import read_stored_image
 from tests.api.conftest import serving
-from tests.support.fake_backend import WAIT_S, NumpyBackend, double_studio
+from tests.support.fake_backend import WAIT_S, FakeBackend, fake_pool
 
 PATH = "/v1/txt2img"
 JSON = {"content-type": "application/json"}
 
 
 def ask(client: TestClient, **fields: Any) -> Any:
-    """Ask for a picture of a cat, or what `fields` say."""
+    """Ask for an image of a cat, or what `fields` say."""
     return client.post(PATH, json={"prompt": "a cat", **fields})
 
 
@@ -42,7 +42,7 @@ def test_a_prompt_is_enough(client: TestClient):
     assert response.status_code == 200
     assert response.headers["content-type"] == "image/png"
     assert Image.open(io.BytesIO(response.content)).size == (128, 128)
-    request = read_recording(response.content).record.request
+    request = read_stored_image(response.content).record.request
     assert response.headers["x-sd35-seed"] == str(request.seed)
     assert response.headers["x-sd35-digest"] == request.digest
     assert response.headers["x-sd35-model"] == "mini"
@@ -52,7 +52,7 @@ def test_a_prompt_is_enough(client: TestClient):
 
 
 def test_every_field_reaches_the_request(client: TestClient):
-    """What is asked for is what the picture's file says."""
+    """What is asked for is what the image's file says."""
     fields = {
         "prompt": "ein Übergrößenträger 🐈",
         "negative_prompt": "a dog",
@@ -65,12 +65,12 @@ def test_every_field_reaches_the_request(client: TestClient):
         "model": "large",
     }
     response = ask(client, **fields)
-    request = read_recording(response.content).record.request
+    request = read_stored_image(response.content).record.request
     assert {name: getattr(request, name) for name in fields} == fields
 
 
 def test_the_same_request_gives_the_same_bytes(client: TestClient):
-    """A picture is a pure function of its request."""
+    """An image is a pure function of its request."""
     first, second, other = (ask(client, seed=seed).content for seed in (1, 1, 2))
     assert first == second != other
 
@@ -84,7 +84,7 @@ def test_null_is_as_good_as_left_out(client: TestClient):
     assert problem(ask(client, prompt=None), 422)["errors"][0]["field"] == "prompt"
 
 
-def test_an_enlarged_or_cut_off_picture_says_so(client: TestClient):
+def test_an_enlarged_or_cut_off_image_says_so(client: TestClient):
     """Headers name the size it was drawn at and the prompt that was read in part."""
     response = ask(client, prompt="cat " * 21, width=1024, height=1024, steps=1)
     assert Image.open(io.BytesIO(response.content)).size == (1024, 1024)
@@ -144,8 +144,8 @@ def test_fields_in_the_address_are_refused(client: TestClient):
     assert (error["field"], error["got"]) == ("steps", "1")
 
 
-def test_a_priority_changes_no_picture(client: TestClient):
-    """It is no part of the picture's identity."""
+def test_a_priority_changes_no_image(client: TestClient):
+    """It is no part of the image's identity."""
     assert ask(client, seed=1, priority=9).content == ask(client, seed=1).content
 
 
@@ -199,37 +199,37 @@ def test_an_unknown_model_is_404_with_the_list(client: TestClient):
     assert (error["field"], error["got"], error["allowed"]) == ("model", "medium", "mini, large")
 
 
-def test_a_failing_picture_is_a_500_that_says_why(client: TestClient):
-    """Its own reason, and the next picture is made."""
+def test_a_failing_image_is_a_500_that_says_why(client: TestClient):
+    """Its own reason, and the next image is made."""
     assert "RuntimeError: the runtime's own words" in problem(ask(client, prompt="crash"), 500)["detail"]
     assert "stopped being finite" in problem(ask(client, prompt="nan"), 500)["detail"]
     assert ask(client).status_code == 200
 
 
-def test_too_many_pictures_are_refused_with_retry_after(client: TestClient, backend: NumpyBackend):
-    """429 says when to come back; the event loop still answers while a picture is made."""
-    studio = client.app.state.opening.studio  # type: ignore[attr-defined]
-    tickets = [studio.submit(studio.resolve(read_wanted("held"))) for _ in range(3)]
+def test_too_many_images_are_refused_with_retry_after(client: TestClient, backend: FakeBackend):
+    """429 says when to come back; the event loop still answers while an image is made."""
+    pool = client.app.state.lifecycle.pool  # type: ignore[attr-defined]
+    handles = [pool.submit(pool.resolve(read_wanted("held"))) for _ in range(3)]
     assert backend.started.wait(WAIT_S)
     response = ask(client)
-    assert "3 of at most 3 pictures are accepted; try again in" in problem(response, 429)["detail"]
+    assert "3 of at most 3 images are accepted; try again in" in problem(response, 429)["detail"]
     assert int(response.headers["retry-after"]) >= 1
     assert client.get("/healthz").status_code == 200
     backend.release.set()
-    assert all(ticket.future.result(WAIT_S) for ticket in tickets)
+    assert all(handle.future.result(WAIT_S) for handle in handles)
 
 
 def read_wanted(prompt: str) -> Any:
     """What a body with only a prompt wants."""
-    from sd35.generation.params import Wanted
+    from sd35.generation.params import GenerationParams
 
-    return Wanted(prompt)
+    return GenerationParams(prompt)
 
 
 @pytest.fixture(scope="module")
 def lasting_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """One app for all of a property's examples."""
-    with serving(double_studio(tmp_path_factory.mktemp("models"))) as client:
+    with serving(fake_pool(tmp_path_factory.mktemp("models"))) as client:
         yield client
 
 
@@ -252,7 +252,7 @@ names = st.sampled_from(
 @example({"\ud800": None})
 @example({"prompt": "a cat", "\ud800": "\ud800"})
 def test_no_body_is_a_500(lasting_client: TestClient, body: object):
-    """Whatever JSON comes: a picture, or a 4xx that names a field of what came, or one that is missing."""
+    """Whatever JSON comes: an image, or a 4xx that names a field of what came, or one that is missing."""
     response = lasting_client.post(PATH, content=json.dumps(body), headers=JSON)
     if response.status_code != 200:
         content = problem(response, response.status_code)
@@ -270,11 +270,11 @@ def test_no_bytes_are_a_500(lasting_client: TestClient, body: bytes):
 def test_the_directory_of_a_model_may_have_any_name(tmp_path: Path):
     """A name that HTTP headers cannot hold is percent-encoded in them."""
     from sd35.engine.prompt_cache import EmbeddingCache
-    from sd35.engine.scheduler import Limits
-    from sd35.generation.model_pool import Studio
-    from tests.support.fake_backend import double_model
+    from sd35.engine.scheduler import DeviceLimits
+    from sd35.generation.model_pool import ModelPool
+    from tests.support.fake_backend import fake_model
 
-    limits = Limits(max_rows=8, max_pictures=1, max_wait_s=60, memory_bytes=10**9)
-    studio = Studio([double_model(tmp_path / "große")], 1024 * 1024, limits, EmbeddingCache(0))
-    with serving(studio) as client:
+    limits = DeviceLimits(max_rows=8, max_in_flight=1, max_wait_s=60, memory_bytes=10**9)
+    pool = ModelPool([fake_model(tmp_path / "große")], 1024 * 1024, limits, EmbeddingCache(0))
+    with serving(pool) as client:
         assert ask(client, model="große").headers["x-sd35-model"] == "gro%C3%9Fe"

@@ -13,9 +13,9 @@ from starlette.types import Receive, Scope, Send
 from sd35.api import ui_mount
 from sd35.api.app import create_app
 from sd35.api.ui_mount import Front, front_of
-from sd35.service.startup import Opening
+from sd35.service.startup import ServiceLifecycle
 from sd35.settings import load_settings
-from tests.support.fake_backend import WAIT_S, double_studio, key_store
+from tests.support.fake_backend import WAIT_S, fake_pool, key_store
 from tests.support.services import service_of
 
 
@@ -38,8 +38,8 @@ class Stub:
 
 def app_with(tmp_path: Path, place: Front | None, on_ready: Callable[[], None] = lambda: None) -> Any:
     """An app as `sd35 serve` has it, with keys."""
-    service = service_of(double_studio(tmp_path))
-    return create_app(Opening(lambda: service, on_ready, print), load_settings(), key_store(), page=place)
+    service = service_of(fake_pool(tmp_path))
+    return create_app(ServiceLifecycle(lambda: service, on_ready, print), load_settings(), key_store(), page=place)
 
 
 def test_without_the_extra_there_is_a_small_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,4 @@
-"""The checkpoint the backend suites run on, the backends with it, and the pipeline they are compared with."""
+"""The checkpoint the backend suites run on, the backends with it, and the reference_pipeline they are compared with."""
 
 import os
 
@@ -32,8 +32,8 @@ def backend(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Backend:
 
 
 @pytest.fixture(scope="session")
-def pipeline(checkpoint: Checkpoint) -> StableDiffusion3Pipeline:
-    """What all is measured against: Diffusers' own pipeline in float32."""
+def reference_pipeline(checkpoint: Checkpoint) -> StableDiffusion3Pipeline:
+    """What all is measured against: Diffusers' own reference_pipeline in float32."""
     plain = StableDiffusion3Pipeline.from_pretrained(checkpoint.directory, dtype=torch.float32)
     plain.set_progress_bar_config(disable=True)
     return plain

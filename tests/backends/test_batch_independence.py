@@ -1,4 +1,4 @@
-"""A picture in any company is the picture alone."""
+"""An image in any company is the image alone."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,14 +10,14 @@ import pytest
 
 from sd35.backends.base import Backend
 from sd35.checkpoints.checkpoint import Checkpoint, SkipLayers
-from sd35.engine.generation import Painter, Pixels, Task
+from sd35.engine.generation import Pipeline, Pixels, Task
 from sd35.engine.local import Engine
 from sd35.engine.prompt_cache import EmbeddingCache
-from sd35.engine.scheduler import Limits
+from sd35.engine.scheduler import DeviceLimits
 from sd35.request import Request
-from sd35.sampling.sigmas import sampler_of
+from sd35.sampling.sigmas import sigma_schedule_of
 
-LIMITS = Limits(max_rows=16, max_pictures=100, max_wait_s=600, memory_bytes=10**10)
+LIMITS = DeviceLimits(max_rows=16, max_in_flight=100, max_wait_s=600, memory_bytes=10**10)
 
 
 def request_of(prompt: str, steps: int, guidance: float, size: tuple[int, int] = (96, 64)) -> Request:
@@ -42,8 +42,8 @@ OTHERS = [
 @contextmanager
 def engine_of(backend: Backend, checkpoint: Checkpoint, *, reproducible: bool = False) -> Iterator[Engine]:
     """An engine that knows one model."""
-    painter = Painter(backend, sampler_of(checkpoint), checkpoint.card.side_px, checkpoint.card.skip_layers)
-    engine = Engine({("model", "profile"): painter}, LIMITS, EmbeddingCache(10**6), reproducible=reproducible)
+    pipeline = Pipeline(backend, sigma_schedule_of(checkpoint), checkpoint.card.side_px, checkpoint.card.skip_layers)
+    engine = Engine({("model", "profile"): pipeline}, LIMITS, EmbeddingCache(10**6), reproducible=reproducible)
     yield engine
     engine.close()
 
@@ -66,36 +66,36 @@ def counting(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[list
 
 def draw(engine: Engine, requests: Sequence[Request]) -> list[Pixels]:
     """All at once."""
-    tickets = [engine.submit(Task(request, request.width, request.height)) for request in requests]
-    return [ticket.future.result(120).pixels for ticket in tickets]
+    handles = [engine.submit(Task(request, request.width, request.height)) for request in requests]
+    return [handle.future.result(120).pixels for handle in handles]
 
 
 @pytest.fixture(scope="module")
 def alone(backend: Backend, checkpoint: Checkpoint) -> list[Pixels]:
-    """Each picture made by itself, nothing before it and nothing beside it."""
-    pictures = []
+    """Each image made by itself, nothing before it and nothing beside it."""
+    images = []
     for request in WATCHED:
         with engine_of(backend, checkpoint) as engine:
-            pictures += draw(engine, [request])
-    return pictures
+            images += draw(engine, [request])
+    return images
 
 
 def test_company_changes_no_pixel_by_more_than_one(
     backend: Backend, checkpoint: Checkpoint, alone: list[Pixels], monkeypatch: pytest.MonkeyPatch
 ):
-    """Made among others of all kinds, a picture differs from itself alone by at most 1/255 at any pixel."""
+    """Made among others of all kinds, an image differs from itself alone by at most 1/255 at any pixel."""
     with engine_of(backend, checkpoint) as engine, counting(backend, monkeypatch) as counts:
         for company in ([*OTHERS, *WATCHED], [*WATCHED, *OTHERS[::-1]]):
-            for picture, expected in zip(draw(engine, [*company]), [*company], strict=True):
+            for image, expected in zip(draw(engine, [*company]), [*company], strict=True):
                 if expected in WATCHED:
-                    difference = abs(picture.astype(int) - alone[WATCHED.index(expected)])
+                    difference = abs(image.astype(int) - alone[WATCHED.index(expected)])
                     assert difference.max() <= 1
     assert max(counts) >= 4  # they did share calls
 
 
 @pytest.mark.parametrize("backend", ["diffusers"], indirect=True)
 def test_skipping_layers_changes_no_companion(backend: Backend, checkpoint: Checkpoint, alone: list[Pixels]):
-    """Pictures whose steps skip layers, and those beside them whose do not, are each what they are alone."""
+    """Images whose steps skip layers, and those beside them whose do not, are each what they are alone."""
     skipping = replace(checkpoint, card=replace(checkpoint.card, skip_layers=SkipLayers((2, 3), 2.8, 0.2, 0.75)))
     asking = [replace(request, skip_layer_scale=scale) for request, scale in zip(WATCHED, (2.8, 2.8, 1.0), strict=True)]
     expected = [*alone]
@@ -105,8 +105,8 @@ def test_skipping_layers_changes_no_companion(backend: Backend, checkpoint: Chec
     assert [bool((one != other).any()) for one, other in zip(alone, expected[3:], strict=True)] == [True, False, True]
     with engine_of(backend, skipping) as engine:
         together = draw(engine, [*OTHERS, *WATCHED, *asking])[len(OTHERS) :]
-    for picture, one in zip(together, expected, strict=True):
-        assert abs(picture.astype(int) - one).max() <= 1
+    for image, one in zip(together, expected, strict=True):
+        assert abs(image.astype(int) - one).max() <= 1
 
 
 def test_reproducible_means_equal_bytes(backend: Backend, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch):

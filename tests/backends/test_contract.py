@@ -25,7 +25,7 @@ def as_array(tensor: Tensor) -> Array:
 
 @pytest.fixture(scope="module")
 def rows(backend: Backend) -> list[DenoiseRow]:
-    """Pictures with nothing in common but their shape; the second is not guided, the last ones skip layers."""
+    """Images with nothing in common but their shape; the second is not guided, the last ones skip layers."""
     cat, nothing, long = backend.encode_text(PROMPTS)
     skips = (Skip((2, 3), 2.8), Skip((1,), 1.5), Skip((2, 3), 0.5)) if backend.can_skip_layers else ()
     return [
@@ -102,21 +102,21 @@ def test_a_step_of_no_length_changes_nothing(backend: Backend, rows: list[Denois
     assert np.array_equal(as_array(latent), row.latent)
 
 
-def test_pictures_are_decoded_in_order_and_alone(backend: Backend) -> None:
-    """Each latent becomes an RGB picture of eight times its sides, whatever others share the call."""
+def test_images_are_decoded_in_order_and_alone(backend: Backend) -> None:
+    """Each latent becomes an RGB image of eight times its sides, whatever others share the call."""
     latents = [initial_noise(seed, LATENT) for seed in (1, 2, 3)]
     together = backend.decode_latents(latents)
-    for latent, picture in zip(latents, together, strict=True):
-        assert picture.shape == (64, 96, 3)
-        assert picture.dtype == np.uint8
-        assert picture.flags.c_contiguous
+    for latent, image in zip(latents, together, strict=True):
+        assert image.shape == (64, 96, 3)
+        assert image.dtype == np.uint8
+        assert image.flags.c_contiguous
         (alone,) = backend.decode_latents([latent])
-        assert abs(picture.astype(int) - alone).max() <= 1
+        assert abs(image.astype(int) - alone).max() <= 1
     assert not np.array_equal(together[0], together[1])
 
 
-def test_a_decoding_that_overflows_is_no_picture(backend: Backend) -> None:
-    """Values beyond the precision's raise, instead of pixels that nobody can tell from a black picture's."""
+def test_a_decoding_that_overflows_is_no_image(backend: Backend) -> None:
+    """Values beyond the precision's raise, instead of pixels that nobody can tell from a black image's."""
     far = np.full(LATENT, 1e38, np.float32)
     with pytest.raises(FloatingPointError):
         backend.decode_latents([far])

@@ -56,7 +56,7 @@ def test_a_velocity_is_pushed_away_from_the_one_without_layers() -> None:
 
 
 def test_timestep_and_step_length_are_float32s() -> None:
-    """Both are computed in float32, as Diffusers' scheduler does: another rounding would be another picture."""
+    """Both are computed in float32, as Diffusers' scheduler does: another rounding would be another image."""
     row = DenoiseRow(np.zeros(1), CAT, None, float(np.float32(0.8576923)), float(np.float32(0.6021505)), 1.0)
     assert timestep_of(row) == np.float32(0.8576923) * np.float32(1000)
     assert timestep_of(row).dtype == np.float32

@@ -1,4 +1,4 @@
-"""Same seed, same picture: every backend against plain `StableDiffusion3Pipeline`, step by step and at the end."""
+"""Same seed, same image: every backend against plain `StableDiffusion3Pipeline`, step by step and at the end."""
 
 import shutil
 from dataclasses import replace
@@ -16,17 +16,17 @@ from sd35.backends.base import Backend
 from sd35.backends.diffusers.backend import DiffusersBackend, place
 from sd35.backends.options import Options
 from sd35.checkpoints.checkpoint import Checkpoint, SkipLayers, open_checkpoint
-from sd35.engine.generation import Painter, Picture, Task
+from sd35.engine.generation import Generation, Pipeline, Task
 from sd35.request import Request
 from sd35.sampling.noise import initial_noise
-from sd35.sampling.sigmas import sampler_of
+from sd35.sampling.sigmas import sigma_schedule_of
 from sd35.tensors import Array
-from tests.support.direct_generation import paint
-from tests.support.fake_backend import NumpyBackend
+from tests.support.direct_generation import generate_directly
+from tests.support.fake_backend import FakeBackend
 
 
 class Case(NamedTuple):
-    """What the pictures differ in."""
+    """What the images differ in."""
 
     steps: int
     guidance: float
@@ -58,7 +58,7 @@ PROMPT = "a cat to the left of a Dog on a blue background!"
 SEED = 7
 
 
-def plain_call(pipeline: StableDiffusion3Pipeline, checkpoint: Checkpoint, case: Case, **more: Any) -> Any:
+def plain_call(reference_pipeline: StableDiffusion3Pipeline, checkpoint: Checkpoint, case: Case, **more: Any) -> Any:
     """What a user of Diffusers writes."""
     if case.skip:
         more |= {
@@ -67,7 +67,7 @@ def plain_call(pipeline: StableDiffusion3Pipeline, checkpoint: Checkpoint, case:
             "skip_layer_guidance_start": case.skip.start,
             "skip_layer_guidance_stop": case.skip.stop,
         }
-    return pipeline(
+    return reference_pipeline(
         PROMPT,
         negative_prompt=case.negative,
         width=case.width_px,
@@ -80,12 +80,14 @@ def plain_call(pipeline: StableDiffusion3Pipeline, checkpoint: Checkpoint, case:
 
 
 @pytest.fixture(scope="session")
-def reference(pipeline: StableDiffusion3Pipeline, checkpoint: Checkpoint) -> Any:
-    """Case -> the pipeline's picture, each drawn once for all backends."""
+def reference(reference_pipeline: StableDiffusion3Pipeline, checkpoint: Checkpoint) -> Any:
+    """Case -> the reference_pipeline's image, each drawn once for all backends."""
 
     @cache
     def draw(case: Case) -> Array:
-        return np.asarray(plain_call(pipeline, checkpoint, case, generator=torch.Generator("cpu").manual_seed(SEED)))
+        return np.asarray(
+            plain_call(reference_pipeline, checkpoint, case, generator=torch.Generator("cpu").manual_seed(SEED))
+        )
 
     return draw
 
@@ -113,20 +115,22 @@ def carded(checkpoint: Checkpoint, case: Case) -> Checkpoint:
 
 
 @pytest.mark.parametrize("case", SMALL + SQUARE + LONG, ids=str)
-def test_same_seed_same_picture(backend: Backend, checkpoint: Checkpoint, reference: Any, case: Case) -> None:
-    """A picture differs from Diffusers' by at most 2/255 at any pixel and 0.1/255 on average."""
-    difference = abs(paint(backend, checkpoint, request_of(case)).astype(int) - reference(case))
+def test_same_seed_same_image(backend: Backend, checkpoint: Checkpoint, reference: Any, case: Case) -> None:
+    """An image differs from Diffusers' by at most 2/255 at any pixel and 0.1/255 on average."""
+    difference = abs(generate_directly(backend, checkpoint, request_of(case)).astype(int) - reference(case))
     assert difference.max() <= 2
     assert difference.mean() <= 0.1
 
 
 @pytest.mark.parametrize("case", SKIPPING, ids=str)
 @pytest.mark.parametrize("backend", ["diffusers"], indirect=True)
-def test_skip_layer_guidance_draws_the_same_picture(
+def test_skip_layer_guidance_draws_the_same_image(
     backend: Backend, checkpoint: Checkpoint, reference: Any, case: Case
 ) -> None:
-    """The same tolerance with skip-layer guidance; where it is on at any step, it is another picture than without."""
-    difference = abs(paint(backend, carded(checkpoint, case), request_of(case)).astype(int) - reference(case))
+    """The same tolerance with skip-layer guidance; where it is on at any step, it is another image than without."""
+    difference = abs(
+        generate_directly(backend, carded(checkpoint, case), request_of(case)).astype(int) - reference(case)
+    )
     assert difference.max() <= 2
     assert difference.mean() <= 0.1
     is_on = case not in {SKIPPING[0], SKIPPING[-1]}
@@ -134,7 +138,7 @@ def test_skip_layer_guidance_draws_the_same_picture(
 
 
 def test_layers_are_skipped_at_diffusers_steps(
-    checkpoint: Checkpoint, pipeline: StableDiffusion3Pipeline, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint, reference_pipeline: StableDiffusion3Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the number of steps and the window, edges and rounding included, the same steps skip layers."""
     asked: list[Any] = []
@@ -143,43 +147,49 @@ def test_layers_are_skipped_at_diffusers_steps(
         asked.append(skip_layers)
         return (torch.zeros_like(hidden_states),)
 
-    monkeypatch.setattr(pipeline.transformer, "forward", forward)
+    monkeypatch.setattr(reference_pipeline.transformer, "forward", forward)
     for steps, window in product((1, 4, 10, 28, 35, 100), ((0.01, 0.2), (0.2, 0.75), (0.0, 1.0))):
         case = Case(steps, 4.5, "", 64, 64, SkipLayers((2, 3), 2.8, *window))
         asked.clear()
-        plain_call(pipeline, checkpoint, case, generator=torch.Generator("cpu").manual_seed(SEED), output_type="latent")
+        plain_call(
+            reference_pipeline,
+            checkpoint,
+            case,
+            generator=torch.Generator("cpu").manual_seed(SEED),
+            output_type="latent",
+        )
         theirs = [asked[: index + 1].count(None) - 1 for index, layers in enumerate(asked) if layers is not None]
-        painter = Painter(NumpyBackend(), sampler_of(checkpoint), checkpoint.card.side_px, case.skip)
-        picture = Picture(Task(request_of(case), 64, 64), painter)
-        picture.begin(painter.backend.encode_text(picture.task.prompts), 0, 0)
+        pipeline = Pipeline(FakeBackend(), sigma_schedule_of(checkpoint), checkpoint.card.side_px, case.skip)
+        image = Generation(Task(request_of(case), 64, 64), pipeline)
+        image.begin(pipeline.backend.encode_text(image.task.prompts), 0, 0)
         ours = []
-        for picture.done in range(steps):
-            if picture.row().skip:
-                ours.append(picture.done)
+        for image.done in range(steps):
+            if image.row().skip:
+                ours.append(image.done)
         assert ours == theirs, (steps, window)
 
 
 @pytest.mark.parametrize("case", [Case(28, 4.5, "a red dog", 64, 64), Case(4, 0.0, "a red dog", 64, 64)], ids=str)
 def test_every_step_equals_diffusers(
-    backend: Backend, checkpoint: Checkpoint, pipeline: StableDiffusion3Pipeline, case: Case
+    backend: Backend, checkpoint: Checkpoint, reference_pipeline: StableDiffusion3Pipeline, case: Case
 ) -> None:
     """From each of Diffusers' own intermediate latents, one step leads to Diffusers' next."""
-    assert_equal_steps(backend, checkpoint, pipeline, case)
+    assert_equal_steps(backend, checkpoint, reference_pipeline, case)
 
 
 @pytest.mark.parametrize("case", SKIPPING[2:4], ids=str)
 @pytest.mark.parametrize("backend", ["diffusers"], indirect=True)
 def test_every_step_that_skips_layers_equals_diffusers(
-    backend: Backend, checkpoint: Checkpoint, pipeline: StableDiffusion3Pipeline, case: Case
+    backend: Backend, checkpoint: Checkpoint, reference_pipeline: StableDiffusion3Pipeline, case: Case
 ) -> None:
     """The same with skip-layer guidance, on before, in and after its steps."""
-    assert_equal_steps(backend, checkpoint, pipeline, case)
+    assert_equal_steps(backend, checkpoint, reference_pipeline, case)
 
 
 def assert_equal_steps(
-    backend: Backend, checkpoint: Checkpoint, pipeline: StableDiffusion3Pipeline, case: Case
+    backend: Backend, checkpoint: Checkpoint, reference_pipeline: StableDiffusion3Pipeline, case: Case
 ) -> None:
-    """Every step of a case, each from where Diffusers' pipeline was before it."""
+    """Every step of a case, each from where Diffusers' reference_pipeline was before it."""
     latents = [initial_noise(SEED, (16, case.height_px // 8, case.width_px // 8))]
 
     def keep(
@@ -189,18 +199,18 @@ def assert_equal_steps(
         return values
 
     plain_call(
-        pipeline, checkpoint, case, generator=torch.Generator("cpu").manual_seed(SEED),
+        reference_pipeline, checkpoint, case, generator=torch.Generator("cpu").manual_seed(SEED),
         output_type="latent", callback_on_step_end=keep,
     )  # fmt: skip
-    painter = Painter(backend, sampler_of(checkpoint), checkpoint.card.side_px, case.skip)
-    picture = Picture(Task(request_of(case), case.width_px, case.height_px), painter)
-    picture.begin(backend.encode_text(picture.task.prompts), 0, 0)
+    pipeline = Pipeline(backend, sigma_schedule_of(checkpoint), checkpoint.card.side_px, case.skip)
+    image = Generation(Task(request_of(case), case.width_px, case.height_px), pipeline)
+    image.begin(backend.encode_text(image.task.prompts), 0, 0)
     assert len(latents) == case.steps + 1
     for before, after in pairwise(latents):
-        picture.latent = before
-        (ours,) = backend.denoise_step([picture.row()])
+        image.latent = before
+        (ours,) = backend.denoise_step([image.row()])
         np.testing.assert_allclose(np.asarray(ours), after, atol=2e-5)
-        picture.done += 1
+        image.done += 1
 
 
 def test_a_transformer_of_mediums_kind_skips_layers_alike(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -225,7 +235,7 @@ def test_a_transformer_of_mediums_kind_skips_layers_alike(checkpoint: Checkpoint
 
 @pytest.mark.parametrize("skip", [None, LATER], ids=["plain", "skipping layers"])
 def test_bfloat16_equals_diffusers_from_the_same_noise(checkpoint: Checkpoint, skip: SkipLayers | None) -> None:
-    """In BF16 the diffusers backend draws Diffusers' very picture, once that starts from float32 noise, cast."""
+    """In BF16 the diffusers backend draws Diffusers' very image, once that starts from float32 noise, cast."""
     case = Case(4, 4.5, "a red dog", 64, 64, skip)
     plain = StableDiffusion3Pipeline.from_pretrained(checkpoint.directory, dtype=torch.bfloat16)
     plain.set_progress_bar_config(disable=True)
@@ -233,17 +243,17 @@ def test_bfloat16_equals_diffusers_from_the_same_noise(checkpoint: Checkpoint, s
     theirs = np.asarray(plain_call(plain, checkpoint, case, latents=noise))
     backend = DiffusersBackend(checkpoint, "bfloat16", torch.device("cpu"), Options())
     assert backend.precision == "bfloat16"
-    assert abs(paint(backend, carded(checkpoint, case), request_of(case)).astype(int) - theirs).max() <= 2
+    assert abs(generate_directly(backend, carded(checkpoint, case), request_of(case)).astype(int) - theirs).max() <= 2
 
 
-def test_moving_networks_to_a_device_draws_the_same_picture(checkpoint: Checkpoint, reference: Any) -> None:
-    """With networks moved by hooks, one picture after the other is what it is without; the CPU stands in for a GPU."""
+def test_moving_networks_to_a_device_draws_the_same_image(checkpoint: Checkpoint, reference: Any) -> None:
+    """With networks moved by hooks, one image after the other is what it is without; the CPU stands in for a GPU."""
     case = Case(1, 4.5, "", 112, 80)
     backend = DiffusersBackend(checkpoint, "float32", torch.device("cpu"), Options())
     backend._offload = "model"  # noqa: SLF001  what opening it for a GPU sets
     place(backend._pipeline, torch.device("cpu"), "model")  # noqa: SLF001
     for _ in range(2):
-        assert abs(paint(backend, checkpoint, request_of(case)).astype(int) - reference(case)).max() <= 2
+        assert abs(generate_directly(backend, checkpoint, request_of(case)).astype(int) - reference(case)).max() <= 2
 
 
 def test_sequential_offload_leaves_no_weight_on_the_device(checkpoint: Checkpoint) -> None:

@@ -23,12 +23,12 @@ from sd35.backends.options import Options
 from sd35.backends.registry import check_available, open_backend
 from sd35.checkpoints.checkpoint import open_checkpoint
 from sd35.sampling.noise import initial_noise
-from sd35.sampling.sigmas import sampler_of
+from sd35.sampling.sigmas import sigma_schedule_of
 
 checkpoint = open_checkpoint(sys.argv[1])
 check_available("diffusers")
 backend = open_backend("onnx", checkpoint, Options(threads=1))
-start, end = sampler_of(checkpoint).sigmas(1)
+start, end = sigma_schedule_of(checkpoint).sigmas(1)
 (embedding,) = backend.encode_text(["a cat"])
 latents = backend.denoise_step([DenoiseRow(initial_noise(1, (16, 8, 8)), embedding, None, start, end, 0.0)])
 backend.decode_latents(latents)
@@ -37,7 +37,7 @@ print(sorted({"torch", "diffusers", "transformers", "onnx"} & sys.modules.keys()
 
 
 def test_the_onnx_backend_draws_without_importing_pytorch(checkpoint: Checkpoint) -> None:
-    """From noise to picture, and a look at whether the other backend is there, nothing imports torch and its kin."""
+    """From noise to image, and a look at whether the other backend is there, nothing imports torch and its kin."""
     command = [sys.executable, "-c", DRAW_WITHOUT_TORCH, str(checkpoint.directory)]
     ended = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ)
     assert ended.stdout.strip() == "[]"

@@ -14,7 +14,7 @@ from sd35.bench.results import Batches, ColdStart, Gpu, Memory, Plan, Result, Se
 from sd35.bench.statistics import Figure
 from sd35.bench.workload import mixed
 from tests.api.conftest import listening
-from tests.support.fake_backend import NumpyBackend, double_studio
+from tests.support.fake_backend import FakeBackend, fake_pool
 
 QUIET = Busy(before_cores=0.01, during_cores=0.02, most_cores=0.3, cores=8)
 BUSY = Busy(before_cores=0.01, during_cores=3.0, most_cores=8.0, cores=8)
@@ -22,9 +22,9 @@ BUSY = Busy(before_cores=0.01, during_cores=3.0, most_cores=8.0, cores=8)
 
 @pytest.fixture
 def url(tmp_path: Path) -> Iterator[str]:
-    """Where a service answers whose pictures cost nothing."""
-    backend = NumpyBackend()
-    with listening(double_studio(tmp_path, backend)) as (host, port):
+    """Where a service answers whose images cost nothing."""
+    backend = FakeBackend()
+    with listening(fake_pool(tmp_path, backend)) as (host, port):
         yield f"http://{host}:{port}"
         backend.release.set()
 
@@ -52,16 +52,16 @@ def result() -> Result:
         workload=mixed(),
         workload_digest=mixed().digest,
         plan=plan,
-        cold_start=ColdStart(ready_s=1.5, phases_s={"import": 0.7, "warm": 0.1}, first_picture_s=0.2),
+        cold_start=ColdStart(ready_s=1.5, phases_s={"import": 0.7, "warm": 0.1}, first_image_s=0.2),
         parts=[part_of(load, done, plan.seconds, 0.0) for load, done in loads.items()],
         memory=Memory(peak_bytes=300_000_000, source="a test"),
         gpu=Gpu(why_not="no GPU"),
         batches=Batches(batches=10, row_steps=60, occupancy={"0.5": 4, "1": 6}),
         quality=Quality(
-            reference="onnx/float32", pictures=2, psnr_db=40.0, least_psnr_db=39.0, ssim=0.99, least_ssim=0.98
+            reference="onnx/float32", images=2, psnr_db=40.0, least_psnr_db=39.0, ssim=0.99, least_ssim=0.98
         ),
         spans=[Span(name="warm-up", from_s=0, to_s=1), Span(name="round 1", from_s=1, to_s=3)],
-        looks=[Look(at_s=0.25, resident_bytes=10**8, others_cores=0.1), Look(at_s=0.5, rows_per_batch=6, pictures=2)],
+        looks=[Look(at_s=0.25, resident_bytes=10**8, others_cores=0.1), Look(at_s=0.5, rows_per_batch=6, images=2)],
     )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def test_a_run_from_beginning_to_end(
     small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """A server is started with the settings, and with nothing of mine; it ends in a table, a file and a page."""
-    monkeypatch.setenv("SD35_STORE", "s3://mine")
+    monkeypatch.setenv("SD35_IMAGE_STORE", "s3://mine")
     monkeypatch.setenv("SD35_MAX_BATCH_ROWS", "4")
     assert (
         sd35_here(monkeypatch, "bench", *QUICK, "--rounds", "2", "--workload", small, "--out", str(tmp_path / "out"))
@@ -61,7 +61,7 @@ def test_a_run_from_beginning_to_end(
     assert result.closed.all.made > 0
     assert {part.all.failed for part in result.parts} == {0}
     assert result.closed.row_steps_per_s
-    assert result.closed.pictures_per_s.half_width is not None
+    assert result.closed.images_per_s.half_width is not None
     cold, quality = result.cold_start, result.quality
     assert cold.ready_s
     assert 0 < sum(cold.phases_s.values()) <= cold.ready_s + 0.02
@@ -85,7 +85,7 @@ def test_a_server_that_runs_already_is_measured_as_it_is(
     assert [part["name"] for part in found["parts"]] == ["closed, 2 clients", "open, 20/s"]
     assert found["parts"][0]["all"]["made"] > 0
     assert found["parts"][0]["row_steps_per_s"]["value"] == pytest.approx(
-        4 * found["parts"][0]["pictures_per_s"]["value"]
+        4 * found["parts"][0]["images_per_s"]["value"]
     )
     assert (found["cold_start"]["ready_s"], found["quality"], found["served"]["url"]) == (None, None, url)
     assert found["memory"]["peak_bytes"] > 5e7  # of this very process, which is who listens there
@@ -100,7 +100,7 @@ def test_a_matrix_tells_what_runs_and_why_the_rest_does_not(
     quick = (*QUICK, "--workload", small, "--reference", "none", "--cache-dir", str(tmp_path), "--batch", "8")
     assert sd35_here(monkeypatch, "bench", "--matrix", *quick, "--out", str(tmp_path)) == 0
     found = json.loads((tmp_path / "matrix.json").read_text())
-    assert found["settings"]["max_pictures"] == "11"  # for a batch of eight rows
+    assert found["settings"]["max_in_flight"] == "11"  # for a batch of eight rows
     assert "backend" not in found["settings"]
     cells = found["cells"]
     ran = [(cell["backend"], cell["precision"], cell["batch"]) for cell in cells if not cell["why_not"]]
@@ -115,10 +115,10 @@ def test_a_matrix_tells_what_runs_and_why_the_rest_does_not(
 
 
 def test_a_matrix_passes_over_what_is_too_slow(url: str):
-    """Where the first picture takes longer than may be, for the rounds would take for ever."""
+    """Where the first image takes longer than may be, for the rounds would take for ever."""
     plan = Plan(clients=1, rounds=1, seconds=1, warm_s=1, judged=0, most_first_s=0)
     session = Session(load_settings(), mixed(), plan, url=url)
-    with pytest.raises(MeasuringFailed, match=r"its first picture took [\d.]+ s; allowed: 0; raise --seconds$"):
+    with pytest.raises(MeasuringFailed, match=r"its first image took [\d.]+ s; allowed: 0; raise --seconds$"):
         run_session(session, lambda *_: None)
 
 
@@ -167,14 +167,14 @@ def test_a_key_that_no_header_can_carry_is_refused(
     assert capsys.readouterr().err == said
 
 
-def test_a_matrix_leaves_room_for_the_pictures_to_compare():
+def test_a_matrix_leaves_room_for_the_images_to_compare():
     """More are drawn at once than one client and a batch of one row would ask for, and none is to be refused."""
     plan = Plan(clients=1, rounds=1, seconds=1, warm_s=1, judged=1)
     cell = Cell(backend="onnx", precision="float32", batch=1)
-    assert _with_room(Session(load_settings(), mixed(), plan), [cell]).settings.max_pictures > AT_ONCE
+    assert _with_room(Session(load_settings(), mixed(), plan), [cell]).settings.max_in_flight > AT_ONCE
 
 
-def test_a_run_against_a_running_server_asks_for_pictures_that_none_before_it_did(url: str):
+def test_a_run_against_a_running_server_asks_for_images_that_none_before_it_did(url: str):
     """Else the second would measure what the server kept of the first."""
     salts = set()
     for _ in range(2):
@@ -184,18 +184,18 @@ def test_a_run_against_a_running_server_asks_for_pictures_that_none_before_it_di
     assert replace(asked, url=None).plan().salt == 0
 
 
-def test_loads_are_kept_where_the_pictures_to_compare_fail(url: str, small: str, monkeypatch: pytest.MonkeyPatch):
+def test_loads_are_kept_where_the_images_to_compare_fail(url: str, small: str, monkeypatch: pytest.MonkeyPatch):
     """A server that breaks after them is told of beside their figures."""
 
     def fails(*_: object) -> None:
-        raise MeasuringFailed("no picture")
+        raise MeasuringFailed("no image")
 
     monkeypatch.setattr("sd35.bench.session._draw", fails)
     plan = Plan(clients=1, rounds=1, seconds=0.2, warm_s=0.1, judged=1)
     result = run_session(Session(load_settings(), read_workload(Path(small)), plan, url=url), lambda *_: None)
     assert result.closed.all.made
     assert result.quality
-    assert result.quality.why_not == "no picture"
+    assert result.quality.why_not == "no image"
 
 
 def test_a_server_that_ends_in_the_middle_is_told_with_its_last_words(tmp_path: Path):
@@ -214,7 +214,7 @@ def test_comparing_prints_a_table_and_tells_what_is_no_result(
     file = tmp_path / "a.json"
     write(result, file)
     assert sd35_here(monkeypatch, "bench", "compare", str(file), str(file)) == 0
-    assert "pictures/s" in capsys.readouterr().out
+    assert "images/s" in capsys.readouterr().out
     assert sd35_here(monkeypatch, "bench", "compare", str(file), str(file), "--json") == 0
     assert {line["ratio"] for line in json.loads(capsys.readouterr().out)["lines"]} == {1.0}
     (tmp_path / "b.json").write_text("{}")

@@ -37,9 +37,9 @@ def test_a_run_compared_with_itself_shows_no_difference(result: Result):
     ],
 )
 def test_a_difference_counts_beyond_the_intervals(result: Result, before: object, after: object, verdict: str):
-    """More pictures a second are better; whether they are more is for the intervals to say."""
-    found = compare(changed(result, pictures_per_s=before), changed(result, pictures_per_s=after))
-    line = next(line for line in found.lines if line.what == "pictures/s")
+    """More images a second are better; whether they are more is for the intervals to say."""
+    found = compare(changed(result, images_per_s=before), changed(result, images_per_s=after))
+    line = next(line for line in found.lines if line.what == "images/s")
     assert line.verdict == verdict
 
 
@@ -72,14 +72,14 @@ def test_other_hardware_a_busy_machine_and_other_loads_are_told(result: Result):
     assert {line.part for line in found.lines} == {"closed, 2 clients", ""}
 
 
-def test_another_plan_and_other_comparisons_of_pictures_are_told(result: Result):
-    """Warm-up, reference and number of pictures, for they shape figures as rounds do."""
+def test_another_plan_and_other_comparisons_of_images_are_told(result: Result):
+    """Warm-up, reference and number of images, for they shape figures as rounds do."""
     assert result.quality
     plan = result.plan.model_copy(update={"rounds": 1, "warm_s": 9})
-    quality = result.quality.model_copy(update={"reference": "diffusers/float32", "pictures": 1})
+    quality = result.quality.model_copy(update={"reference": "diffusers/float32", "images": 1})
     assert compare(result, result.model_copy(update={"plan": plan, "quality": quality})).warnings == [
         "not the same plan: 3 rounds of 2 s after 1 s of warm-up, and 1 round of 2 s after 9 s of warm-up",
-        "not the same comparison of pictures: 2 pictures against onnx/float32, and 1 picture against diffusers/float32",
+        "not the same comparison of images: 2 images against onnx/float32, and 1 image against diffusers/float32",
     ]
 
 

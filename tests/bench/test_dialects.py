@@ -1,4 +1,4 @@
-"""Each dialect asks a real service for the same picture, and reads what it answers."""
+"""Each dialect asks a real service for the same image, and reads what it answers."""
 
 import asyncio
 
@@ -13,50 +13,50 @@ from sd35.bench.monitor import occupancy
 from sd35.bench.quality import opened
 from sd35.bench.run import Measured
 from sd35.bench.server import Server, parsed
-from sd35.bench.workload import Kind, Wanted, Workload, mixed
+from sd35.bench.workload import BenchRequest, Kind, Workload, mixed
 from sd35.errors import InvalidSetting
-from sd35.telemetry.metrics import Metering
+from sd35.telemetry.metrics import Metrics
 
-EVERYTHING = Wanted("k", "a cat", 7, "a dog", (96, 64), 2, 4.5)
+EVERYTHING = BenchRequest("k", "a cat", 7, "a dog", (96, 64), 2, 4.5)
 
 
-def ask(url: str, dialect: str, wanted: Wanted) -> Answer:
+def ask(url: str, dialect: str, wanted: BenchRequest) -> Answer:
     """One request's answer."""
 
     async def run() -> Answer:
         async with Asking(url, DIALECTS[dialect]) as asking:
-            return await asking.picture(wanted)
+            return await asking.image(wanted)
 
     return asyncio.run(run())
 
 
 def test_every_field_arrives_in_each_dialect_that_has_words_for_it(url: str):
-    """The pictures are the same to the pixel, and of the size that was asked for."""
+    """The images are the same to the pixel, and of the size that was asked for."""
     answers = [ask(url, dialect, EVERYTHING) for dialect in ("sd35", "openai", "a1111", "plain")]
     assert [answer.end for answer in answers] == ["made"] * 4, answers
-    pictures = [opened(answer.picture) for answer in answers]
-    assert {picture.shape for picture in pictures} == {(64, 96, 3)}
-    assert all((picture == pictures[0]).all() for picture in pictures)
+    images = [opened(answer.image) for answer in answers]
+    assert {image.shape for image in images} == {(64, 96, 3)}
+    assert all((image == images[0]).all() for image in images)
     others = EVERYTHING._replace(seed=8), EVERYTHING._replace(negative_prompt=""), EVERYTHING._replace(guidance=1.5)
     for other in others:
-        assert (opened(ask(url, "a1111", other).picture) != pictures[0]).any(), other
+        assert (opened(ask(url, "a1111", other).image) != images[0]).any(), other
 
 
 def test_stabilitys_dialect_asks_by_aspect(url: str):
     """Steps and pixels are the server's; seed, guidance and prompts arrive."""
-    wanted = Wanted("k", "a cat", 7, "a dog", (96, 64), None, 4.5)
+    wanted = BenchRequest("k", "a cat", 7, "a dog", (96, 64), None, 4.5)
     answer = ask(url, "stability", wanted)
     assert answer.end == "made", answer
-    height, width, _ = opened(answer.picture).shape
+    height, width, _ = opened(answer.image).shape
     assert width / height == pytest.approx(1.5, abs=0.2)
-    assert (opened(answer.picture) != opened(ask(url, "stability", wanted._replace(guidance=2.0)).picture)).any()
+    assert (opened(answer.image) != opened(ask(url, "stability", wanted._replace(guidance=2.0)).image)).any()
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_what_goes_wrong_is_a_failure_with_the_servers_words(url: str, dialect: str):
     """In each dialect's own form of an error."""
-    answer = ask(url, dialect, Wanted("k", "crash", 7))
-    assert (answer.end, answer.picture) == ("failed", b"")
+    answer = ask(url, dialect, BenchRequest("k", "crash", 7))
+    assert (answer.end, answer.image) == ("failed", b"")
     assert answer.said.startswith("500: ")
     assert "the runtime's own words" in answer.said
 
@@ -78,7 +78,7 @@ def test_a_page_in_place_of_an_answer_is_told_in_a_line():
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("content", [b"", b"{}", b"<html>", b'{"data": [{"url": "x"}], "images": []}'])
-def test_an_answer_without_a_picture_is_a_failure(dialect: str, content: bytes):
+def test_an_answer_without_a_image_is_a_failure(dialect: str, content: bytes):
     """Although its status is 200."""
     assert DIALECTS[dialect].answer(httpx2.Response(200, content=content)).end == "failed"
 
@@ -123,12 +123,12 @@ def test_an_unknown_dialect_is_told_with_the_known_ones():
 
 def test_batches_are_told_by_how_full_they_were():
     """Each in the class of its share, as the service counts them, and only those since the first look."""
-    metering = Metering(max_rows=8)
+    metrics = Metrics(max_rows=8)
     looks = []
     for rows in ([8], [1, 2, 2, 7, 8]):
         for each in rows:
-            metering.stepped(1, each, 0.1)
-        looks.append(parsed(generate_latest(metering.registry).decode()))
+            metrics.on_step_done(1, each, 0.1)
+        looks.append(parsed(generate_latest(metrics.registry).decode()))
     assert {share: count for share, count in occupancy(*looks).items() if count} == {
         "0.125": 1, "0.25": 2, "0.875": 1, "1.0": 1,
     }  # fmt: skip
@@ -138,7 +138,7 @@ def test_the_services_own_pages_are_read(url: str):
     """Its metrics, and its models; another dialect's server is not asked for them."""
     measured = Measured(Server(url), DIALECTS["sd35"])
     before = measured.metrics()
-    ask(url, "sd35", Wanted("k", "a cat", 1, steps=3, guidance=0.0))
+    ask(url, "sd35", BenchRequest("k", "a cat", 1, steps=3, guidance=0.0))
     after = measured.metrics()
     assert after["sd35_engine_row_steps_total"] - before.get("sd35_engine_row_steps_total", 0) == 3
     models = measured.models()

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from sd35.bench.dialects import DIALECTS
 from sd35.bench.load import Asked, Asking, arrivals, closed_loop, open_loop, rate_within
-from sd35.bench.workload import Wanted
+from sd35.bench.workload import BenchRequest
 from tests.bench.conftest import asked
 
 PNG = b"\x89PNG and so on"
 
 
-def endless() -> Iterator[Wanted]:
+def endless() -> Iterator[BenchRequest]:
     """Requests."""
-    return (Wanted("any", "a cat", seed) for seed in itertools.count(1))
+    return (BenchRequest("any", "a cat", seed) for seed in itertools.count(1))
 
 
 @given(rate=st.floats(0.1, 200), seconds=st.floats(0.1, 20), seed=st.text(max_size=5))
@@ -84,7 +84,7 @@ def test_a_latency_counts_from_the_moment_that_was_meant():
     """Also where the client itself came late: what is sent after a stall had waited for it."""
 
     class Stalling(Asking):
-        async def ask(self, wanted: Wanted, due_s: float | None = None) -> Asked:
+        async def ask(self, wanted: BenchRequest, due_s: float | None = None) -> Asked:
             time.sleep(0.1)  # noqa: ASYNC251  it holds up everything: that is what is tried
             return await super().ask(wanted, due_s)
 
@@ -98,7 +98,7 @@ def test_a_latency_counts_from_the_moment_that_was_meant():
 
 
 def test_a_closed_loop_has_as_many_under_way_as_clients():
-    """Of a server that waits for three, three clients get their pictures, and each asks again only after its own."""
+    """Of a server that waits for three, three clients get their images, and each asks again only after its own."""
 
     async def run() -> list[Asked]:
         async with holding(3) as url, Asking(url, DIALECTS["plain"]) as asking:
@@ -123,12 +123,12 @@ def test_a_server_that_is_not_there_is_a_failure_not_an_end():
 
 def test_what_lay_half_within_counts_half():
     """And what was refused counts nothing."""
-    pictures = [asked(2.0, due_s=-1), asked(1.0, due_s=3), asked(2.0, due_s=9), asked(1.0, due_s=4, end="refused")]
-    assert rate_within(pictures, 0.0, 10.0, lambda _: 1.0) == pytest.approx((0.5 + 1 + 0.5) / 10)
+    images = [asked(2.0, due_s=-1), asked(1.0, due_s=3), asked(2.0, due_s=9), asked(1.0, due_s=4, end="refused")]
+    assert rate_within(images, 0.0, 10.0, lambda _: 1.0) == pytest.approx((0.5 + 1 + 0.5) / 10)
 
 
 @given(clients=st.integers(1, 9), took_s=st.floats(0.3, 7))
 def test_the_rate_of_a_steady_closed_loop_is_littles(clients: int, took_s: float):
-    """So many clients over how long a picture takes, however few pictures fit into the time."""
+    """So many clients over how long an image takes, however few images fit into the time."""
     done = [asked(took_s, due_s=number * took_s) for number in range(int(10 / took_s) + 1) for _ in range(clients)]
     assert rate_within(done, 0.0, 10.0, lambda _: 1.0) == pytest.approx(clients / took_s)

@@ -1,4 +1,4 @@
-"""Pictures against others: PSNR and SSIM by their definitions, and the judge of what is to be seen."""
+"""Images against others: PSNR and SSIM by their definitions, and the judge of what is to be seen."""
 
 import base64
 
@@ -16,7 +16,7 @@ from training.vocabulary import OBJECTS as KNOWN
 
 
 def noise(seed: int, side_px: int = 24) -> np.ndarray:
-    """A picture of no meaning."""
+    """An image of no meaning."""
     return np.random.default_rng(seed).integers(0, 256, (side_px, side_px, 3), dtype=np.uint8)
 
 
@@ -43,7 +43,7 @@ def ssim_by_definition(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.mark.parametrize("amount", [1, 20, 255])
 def test_ssim_is_that_of_its_definition(amount: int):
-    """Of pictures that are near, less near, and not alike."""
+    """Of images that are near, less near, and not alike."""
     one = noise(1)
     other = np.clip(one.astype(int) + np.random.default_rng(2).integers(-amount, amount + 1, one.shape), 0, 255)
     other = other.astype(np.uint8)
@@ -58,12 +58,12 @@ def test_psnr_is_that_of_its_definition():
     assert psnr_db(mean_square(flat, flat)) is None
 
 
-def test_pictures_are_compared_together_and_by_the_worst():
+def test_images_are_compared_together_and_by_the_worst():
     """And those that are the same are counted."""
     ours = [noise(1), noise(2)]
     theirs = [noise(1), noise(2) ^ np.uint8(1)]
     quality = compared("r", ours, theirs)
-    assert (quality.pictures, quality.identical, quality.why_not) == (2, 1, None)
+    assert (quality.images, quality.identical, quality.why_not) == (2, 1, None)
     assert quality.least_psnr_db == pytest.approx(20 * np.log10(255))
     assert quality.psnr_db == pytest.approx(20 * np.log10(255) + 10 * np.log10(2))
     assert quality.ssim is not None
@@ -71,22 +71,22 @@ def test_pictures_are_compared_together_and_by_the_worst():
     assert quality.least_ssim < quality.ssim < 1
 
 
-def test_pictures_of_other_sizes_are_not_compared():
+def test_images_of_other_sizes_are_not_compared():
     """The reason says which sizes."""
     quality = compared("r", [noise(1, 24)], [noise(1, 32)])
-    assert quality.why_not == "the server's pictures are of 24x24 px, the reference's of 32x32 px"
+    assert quality.why_not == "the server's images are of 24x24 px, the reference's of 32x32 px"
     assert quality.psnr_db is None
 
 
 def test_pairs_are_kept_small_for_people():
     """As WebP files of at most 192 px."""
     (pair,) = shown(["a cat"], [noise(1, 400)], [noise(2, 400)])
-    assert opened(base64.b64decode(pair.picture)).shape == (192, 192, 3)
+    assert opened(base64.b64decode(pair.image)).shape == (192, 192, 3)
 
 
-def painted(objects: tuple[str, ...], ground: str, relation: str | None) -> np.ndarray:
+def generated(objects: tuple[str, ...], ground: str, relation: str | None) -> np.ndarray:
     """A scene made of the sheet's glyphs."""
-    picture = Image.new("RGB", (128, 128), GROUNDS[ground])
+    image = Image.new("RGB", (128, 128), GROUNDS[ground])
     row = Image.open(GLYPHS)
     order = objects[::-1] if relation in {"right", "below"} else objects
     for place, name in enumerate(order):
@@ -99,17 +99,17 @@ def painted(objects: tuple[str, ...], ground: str, relation: str | None) -> np.n
             if relation in {"above", "below"}
             else (8 + 64 * place, 40)
         )
-        picture.paste(mark, at, mark)
-    return np.asarray(picture)
+        image.paste(mark, at, mark)
+    return np.asarray(image)
 
 
-def test_the_judge_knows_what_a_picture_shows():
+def test_the_judge_knows_what_a_image_shows():
     """Right scenes are right; with their objects changed, or on another's ground, they are not."""
     wanted = judged_scenes(12)
-    right = [painted(*scene) for scene in wanted]
+    right = [generated(*scene) for scene in wanted]
     assert right_share(right, wanted) == 1
     assert right_share(right[2:] + right[:2], wanted) == 0
-    mirrored = [picture[::-1, ::-1] for picture in right]  # pairs stand the wrong way, and heads down
+    mirrored = [image[::-1, ::-1] for image in right]  # pairs stand the wrong way, and heads down
     assert right_share(mirrored, wanted) < 0.5
 
 

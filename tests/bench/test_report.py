@@ -8,7 +8,7 @@ import pytest
 from sd35.bench.formatting import matrix_in_words
 from sd35.bench.monitor import Look
 from sd35.bench.plots import HEIGHT, WIDTH, Point, Scale, Series, plot
-from sd35.bench.quality import Quality, Shown
+from sd35.bench.quality import Quality, ShownObjects
 from sd35.bench.report import page
 from sd35.bench.results import Cell, Matrix, Result
 from tests.bench.conftest import BUSY, figure
@@ -52,8 +52,8 @@ class Elements(HTMLParser):
 def matrix(result: Result) -> Matrix:
     """Two that ran, and one that did not."""
     cells = [
-        Cell(backend="onnx", precision="float32", batch=2, pictures_per_s=figure(4, 0.1), p95_s=figure(1)),
-        Cell(backend="onnx", precision="float32", batch=8, pictures_per_s=figure(6, 0.1), p95_s=figure(2)),
+        Cell(backend="onnx", precision="float32", batch=2, images_per_s=figure(4, 0.1), p95_s=figure(1)),
+        Cell(backend="onnx", precision="float32", batch=8, images_per_s=figure(6, 0.1), p95_s=figure(2)),
         Cell(backend="tensorrt", precision="fp8", batch=2, why_not="it computes on GPUs only"),
     ]
     return Matrix(
@@ -63,10 +63,10 @@ def matrix(result: Result) -> Matrix:
 
 
 def test_the_page_needs_nothing_else(result: Result, matrix: Matrix):
-    """No script, no style sheet, no picture, no font and no address of elsewhere; and it is well formed."""
+    """No script, no style sheet, no image, no font and no address of elsewhere; and it is well formed."""
     quality = result.quality
     assert quality
-    pair = Shown(prompt="a cat", picture="UklGRg==", expected="UklGRg==")
+    pair = ShownObjects(prompt="a cat", image="UklGRg==", expected="UklGRg==")
     shown = result.model_copy(update={"quality": quality.model_copy(update={"shown": [pair]})})
     for content in (page(shown), page(matrix)):
         elements = Elements(content)
@@ -111,9 +111,9 @@ def test_a_matrix_tells_settings_and_workload(matrix: Matrix):
     assert '"name": "mixed"' in text
 
 
-def test_pictures_that_are_the_same_have_an_ssim(result: Result):
+def test_images_that_are_the_same_have_an_ssim(result: Result):
     """Although they have no PSNR."""
-    same = Quality(reference="onnx/float32", pictures=2, identical=2, ssim=1.0, least_ssim=1.0)
+    same = Quality(reference="onnx/float32", images=2, identical=2, ssim=1.0, least_ssim=1.0)
     assert "to the pixel: SSIM 1.0000" in page(result.model_copy(update={"quality": same}))
 
 

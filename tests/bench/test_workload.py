@@ -68,16 +68,16 @@ def test_the_same_seed_asks_for_the_same():
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_prompts_come_again_as_often_as_was_said(share: float):
-    """And pictures never, where that is not said."""
+    """And images never, where that is not said."""
     workload = Workload(name="w", repeated_prompts=share, classes=(Kind(name="k"),))
     drawn = list(islice(workload.requests("x"), 400))
     assert 1 - len({wanted.prompt for wanted in drawn}) / 400 == pytest.approx(share, abs=0.08)
     assert len({wanted.seed for wanted in drawn}) == 400
 
 
-def test_whole_pictures_come_again_where_that_is_said():
+def test_whole_images_come_again_where_that_is_said():
     """The very same request, so that a server may give what it made before."""
-    drawn = list(islice(Workload(name="w", repeated_pictures=0.5, classes=(Kind(name="k"),)).requests("x"), 400))
+    drawn = list(islice(Workload(name="w", repeated_images=0.5, classes=(Kind(name="k"),)).requests("x"), 400))
     assert len(set(drawn)) == pytest.approx(200, abs=40)
 
 
@@ -97,7 +97,7 @@ def test_a_workload_is_told_by_what_it_asks_not_by_its_name():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"sped": 1}, "sped: got an unknown key; allowed: name, seed, repeated_prompts, repeated_pictures, prompts"),
+        ({"sped": 1}, "sped: got an unknown key; allowed: name, seed, repeated_prompts, repeated_images, prompts"),
         ({"repeated_prompts": 2}, "repeated_prompts: got 2; input should be less than or equal to 1"),
         ({"classes": []}, "classes: got []; allowed: one or more"),
         ({"classes": [{"name": "all"}]}, "classes.0.name: got 'all'; allowed: any other name"),

@@ -19,7 +19,7 @@ from benchmarks.processes import ROOT
 NAMES = ["BF16 eager", "BF16 compiled", "FP8", "TensorRT BF16", "TensorRT FP8"]
 ORDER = Order(
     backend="tensorrt", precision="fp8", torch_compile=False, checkpoint="here", device="cuda", offload="none",
-    threads=0, pictures=1, width_px=64, height_px=64, steps=2, guidance=4.5, cache_dir="cache", folder="folder",
+    threads=0, images=1, width_px=64, height_px=64, steps=2, guidance=4.5, cache_dir="cache", folder="folder",
 )  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def test_the_small_configuration_runs_on_a_cpu(tmp_path: Path) -> None:
     for row in rows[:3]:
         assert not row["trouble"]
         assert len(row["steps_s"]) == 3
-        assert row["pictures_s"][0] > sum(row["steps_s"])
+        assert row["images_s"][0] > sum(row["steps_s"])
         assert row["peak_bytes"] > 10**8
         assert row["is_reference"] or row["psnr_db"][0] > 25
     assert all(row["trouble"] and not row["steps_s"] for row in rows[3:])
@@ -46,7 +46,7 @@ def test_the_small_configuration_runs_on_a_cpu(tmp_path: Path) -> None:
     words = [text.text for text in drawing.iter("{http://www.w3.org/2000/svg}text")]
     assert [word for word in words if word in NAMES] == NAMES
     for candidate in CANDIDATES[:3]:
-        assert (candidate.pictures(tmp_path) / "0.png").is_file()
+        assert (candidate.images(tmp_path) / "0.png").is_file()
 
 
 ROWS = [

@@ -1,4 +1,4 @@
-"""Sides that draw in turns: who takes how many times whose time, and whether they drew the same picture."""
+"""Sides that draw in turns: who takes how many times whose time, and whether they drew the same image."""
 
 import base64
 import subprocess
@@ -16,7 +16,7 @@ MB = 10**6
 
 
 def side(total_s: float, *, grey: int = 100, cpu_s: float = 1.0, idle_s: float = 0.0) -> Callable[..., Sample]:
-    """One that takes so long for each picture, but for the first, and so much of the processor, also between two."""
+    """One that takes so long for each image, but for the first, and so much of the processor, also between two."""
     clock_s = 0.0
 
     def draw(*, seed: int, steps: int) -> Sample:
@@ -31,8 +31,8 @@ def side(total_s: float, *, grey: int = 100, cpu_s: float = 1.0, idle_s: float =
     return draw
 
 
-def test_sides_take_turns_and_the_first_picture_of_each_is_not_counted() -> None:
-    """Every round asks each side once, in order, for the same picture; the warm-up's minute shows nowhere."""
+def test_sides_take_turns_and_the_first_image_of_each_is_not_counted() -> None:
+    """Every round asks each side once, in order, for the same image; the warm-up's minute shows nowhere."""
     asked = []
 
     def noting(name: str, draw: Callable[..., Sample]) -> Callable[..., Sample]:
@@ -51,7 +51,7 @@ def test_sides_take_turns_and_the_first_picture_of_each_is_not_counted() -> None
 
 
 def test_processor_time_is_compared_apart_from_what_a_waiting_side_takes() -> None:
-    """`cpu_s` is that of the picture; what a side burns while the others draw is its idle share of their time."""
+    """`cpu_s` is that of the image; what a side burns while the others draw is its idle share of their time."""
     turns = draw_in_turns({"a": side(1.0), "b": side(3.0, cpu_s=1.5, idle_s=0.5), "c": side(4.0)}, 1, steps=4)
     assert turns.ratio("b", "a", "cpu_s") == 1.5
     assert turns.idle_share == pytest.approx(0.5 / (60.0 + 1.0))  # c warms up meanwhile, a has done so

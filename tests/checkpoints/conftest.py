@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub.utils import close_session
 
-from sd35.checkpoints.registry import Variant
+from sd35.checkpoints.registry import RegisteredCheckpoint
 from tests.support.hub_server import Hub, Repository, serving, use
 
 REPOSITORY, REVISION = "someone/small-sd3.5", "1" * 40
@@ -75,6 +75,6 @@ def hub(_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 @pytest.fixture
-def variant() -> Variant:
+def registered() -> RegisteredCheckpoint:
     """The small checkpoint's entry in the registry."""
-    return Variant("small", REPOSITORY, REVISION)
+    return RegisteredCheckpoint("small", REPOSITORY, REVISION)

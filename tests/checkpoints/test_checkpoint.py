@@ -23,7 +23,7 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
-def test_a_revision_is_of_all_that_makes_a_picture(copy: Path):
+def test_a_revision_is_of_all_that_makes_a_image(copy: Path):
     """Another card, weight or configuration is another revision; graphs, a name and what lies beside are not."""
     revision = open_checkpoint(EMBEDDED).revision
     (copy / "README.md").write_text("something else")

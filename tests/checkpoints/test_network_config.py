@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from sd35.checkpoints.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
-from sd35.checkpoints.network_sizes import anatomy_on_disk
+from sd35.checkpoints.network_sizes import network_sizes_on_disk
 from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.errors import CheckpointError
-from sd35.sampling.sigmas import sampler_of
+from sd35.sampling.sigmas import sigma_schedule_of
 
 FILES = (
     "sd35.json",
@@ -43,9 +43,9 @@ def copy(tmp_path: Path) -> Path:
 
 def read(checkpoint: Checkpoint) -> None:
     """All that reads JSON of a checkpoint, without a backend."""
-    sampler_of(checkpoint)
+    sigma_schedule_of(checkpoint)
     Tokenizers(checkpoint)
-    anatomy_on_disk(checkpoint)
+    network_sizes_on_disk(checkpoint)
 
 
 @pytest.mark.parametrize("file", FILES)

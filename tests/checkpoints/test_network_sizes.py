@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from sd35.checkpoints import network_sizes
 from sd35.checkpoints.architectures import ARCHITECTURES
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
-from sd35.checkpoints.network_sizes import NETWORKS, anatomy_by_name, anatomy_on_disk
-from sd35.checkpoints.registry import Variant, load_variants
+from sd35.checkpoints.network_sizes import NETWORKS, network_sizes_by_name, network_sizes_on_disk
+from sd35.checkpoints.registry import RegisteredCheckpoint, load_registry
 from sd35.compile.synth import parameters
 from sd35.errors import CheckpointError
 
@@ -19,7 +19,7 @@ from sd35.errors import CheckpointError
 def test_numbers_are_those_of_the_files():
     """Values, bytes and number format, as the safetensors library reads them; no layer is larger than is said."""
     checkpoint = open_checkpoint(EMBEDDED)
-    found = anatomy_on_disk(checkpoint)
+    found = network_sizes_on_disk(checkpoint)
     assert found.has_graphs
     for name in NETWORKS:
         (file,) = (checkpoint.directory / name).glob("*.safetensors")
@@ -35,7 +35,7 @@ def test_numbers_are_those_of_the_files():
 @pytest.mark.parametrize("name", ["sd3.5-large", "sd3.5-medium"])
 def test_what_is_known_by_name_is_what_the_architecture_has(name: str):
     """The registry's sizes, halved to numbers, are those of the networks that Diffusers builds, to 1 %."""
-    found = anatomy_by_name(load_variants(None)[name])
+    found = network_sizes_by_name(load_registry(None)[name])
     for network, count in parameters(ARCHITECTURES[name]).items():
         assert found.networks[network].values == pytest.approx(count, rel=1e-2)
 
@@ -51,7 +51,7 @@ def test_a_transformer_is_counted_by_its_shapes(name: str):
 def test_a_variant_of_unknown_shapes_has_to_be_fetched():
     """What the registry cannot tell is not guessed."""
     with pytest.raises(CheckpointError, match="sd35 pull mine"):
-        anatomy_by_name(Variant("mine", "me/mine", "0" * 40))
+        network_sizes_by_name(RegisteredCheckpoint("mine", "me/mine", "0" * 40))
 
 
 def test_a_broken_file_is_named(tmp_path: Path):
@@ -60,4 +60,4 @@ def test_a_broken_file_is_named(tmp_path: Path):
     shutil.copytree(open_checkpoint(EMBEDDED).directory, broken)
     (broken / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(CheckpointError, match=r"vae.diffusion_pytorch_model\.safetensors"):
-        anatomy_on_disk(replace(open_checkpoint(EMBEDDED), directory=broken))
+        network_sizes_on_disk(replace(open_checkpoint(EMBEDDED), directory=broken))

@@ -9,7 +9,7 @@ import pytest
 from sd35.checkpoints.checkpoint import open_checkpoint
 from sd35.checkpoints.hub.download import fetch, plan
 from sd35.checkpoints.layout import missing, needed
-from sd35.checkpoints.registry import Variant, load_variants
+from sd35.checkpoints.registry import RegisteredCheckpoint, load_registry
 from sd35.errors import CheckpointError, InvalidSetting
 from tests.checkpoints.conftest import LARGE, OTHERS, REPOSITORY, REVISION, SMALL, T5_INDEX, TRANSFORMER
 from tests.support.hub_server import Hub
@@ -19,7 +19,7 @@ ENTRY = f'repository = "{REPOSITORY}"\nrevision = "{REVISION}"\n'
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """A user's file with one variant."""
+    """A user's file with one registered checkpoint."""
     path = tmp_path / "mine.toml"
     path.write_text(f"[small]\n{ENTRY}[small.card]\nsteps = 7\n")
     return path
@@ -27,7 +27,7 @@ def own(tmp_path: Path) -> Path:
 
 def test_the_sd35_models_are_known():
     """Each at a commit, with its own defaults, its licence and what it takes."""
-    known = load_variants(None)
+    known = load_registry(None)
     defaults = {name: (one.card.steps, one.card.guidance_scale) for name, one in known.items()}
     assert defaults == {"sd3.5-large": (28, 3.5), "sd3.5-large-turbo": (4, 0.0), "sd3.5-medium": (40, 4.5)}
     for one in known.values():
@@ -40,9 +40,9 @@ def test_the_sd35_models_are_known():
 
 def test_a_file_adds_variants(own: Path):
     """The user's come after the built-in ones, with the defaults of SD3.5 where they say nothing."""
-    added = load_variants(own)["small"]
+    added = load_registry(own)["small"]
     assert (added.repository, added.card.steps, added.card.width, added.size_bytes) == (REPOSITORY, 7, 1024, None)
-    assert list(load_variants(own)) == ["sd3.5-large", "sd3.5-large-turbo", "sd3.5-medium", "small"]
+    assert list(load_registry(own)) == ["sd3.5-large", "sd3.5-large-turbo", "sd3.5-medium", "small"]
 
 
 @pytest.mark.parametrize(
@@ -69,20 +69,20 @@ def test_a_wrong_entry_is_refused_by_name(tmp_path: Path, content: str | None, w
     if content is not None:
         path.write_text(content)
     with pytest.raises(InvalidSetting) as refused:
-        load_variants(path)
-    assert f"variants: {path}" in str(refused.value)
+        load_registry(path)
+    assert f"registry: {path}" in str(refused.value)
     assert why in str(refused.value)
 
 
 def test_a_name_opens_that_checkpoint_and_no_other(
-    hub: Hub, variant: Variant, own: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, registered: RegisteredCheckpoint, own: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Not a directory of that name, and not another revision; the error says how to fetch what is missing."""
     monkeypatch.chdir(own.parent)
     Path("small").mkdir()
     with pytest.raises(CheckpointError, match="small is not on disk; fetch it with: sd35 pull small"):
         open_checkpoint("small", own)
-    directory = fetch(plan(variant), lambda _: None)
+    directory = fetch(plan(registered), lambda _: None)
     opened = open_checkpoint("small", own)
     assert (opened.name, opened.directory, opened.card.steps) == ("small", directory, 7)
     own.write_text(own.read_text().replace(REVISION, "2" * 40))
@@ -97,16 +97,16 @@ def test_a_name_opens_that_checkpoint_and_no_other(
     assert hub.asked
 
 
-def test_a_card_in_the_repository_wins(hub: Hub, variant: Variant, own: Path):
+def test_a_card_in_the_repository_wins(hub: Hub, registered: RegisteredCheckpoint, own: Path):
     """What a checkpoint says of itself goes before what the registry says of it."""
     hub.repositories[REPOSITORY].files["sd35.json"] = b'{"steps": 9}'
-    fetch(plan(variant), lambda _: None)
+    fetch(plan(registered), lambda _: None)
     assert open_checkpoint("small", own).card.steps == 9
 
 
-def test_an_identity_is_the_files_that_are_read(hub: Hub, variant: Variant, own: Path, tmp_path: Path):
+def test_an_identity_is_the_files_that_are_read(hub: Hub, registered: RegisteredCheckpoint, own: Path, tmp_path: Path):
     """The same in the cache and as a plain directory, whatever else of the repository lies there."""
-    fetch(plan(variant), lambda _: None)
+    fetch(plan(registered), lambda _: None)
     plain = tmp_path / "plain"
     for path, content in {**SMALL, **LARGE, **OTHERS}.items():
         (plain / path).parent.mkdir(parents=True, exist_ok=True)

@@ -102,7 +102,7 @@ def test_a_prompt_is_cut_off_where_the_t5_reads_less(checkpoint: Checkpoint) -> 
     fits = "cat " * (length - 1)
     assert len(reference(fits).input_ids) == length
     for prompt in (*PROMPTS, fits, fits + "cat"):
-        assert tokenizers.is_cut_off(prompt) == (len(reference(prompt, verbose=False).input_ids) > length)
+        assert tokenizers.is_truncated(prompt) == (len(reference(prompt, verbose=False).input_ids) > length)
 
 
 def test_tokens_are_counted_as_the_t5_reads_them(checkpoint: Checkpoint) -> None:

@@ -1,4 +1,4 @@
-"""The command line: pictures to files, replay, the doctor, help pages, and errors of one line."""
+"""The command line: images to files, replay, the doctor, help pages, and errors of one line."""
 
 import hashlib
 import json
@@ -42,9 +42,9 @@ def sd35_here(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with two pictures, cat-1.png and cat-2.png, and what the command said of them, in said.json."""
-    directory = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with two images, cat-1.png and cat-2.png, and what the command said of them, in said.json."""
+    directory = tmp_path_factory.mktemp("images")
     options = ("-n", "2", "--seed", "4294967295", "--steps", "2", "--width", "64", "--height", "64")
     result = sd35("generate", "a cat", "-o", "cat.png", *options, "--json", cwd=directory)
     assert result.returncode == 0, result.stderr
@@ -52,13 +52,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_generate_writes_the_pictures_and_says_what_they_are(pictures: Path):
-    """Several pictures have consecutive seeds (the last is followed by 0), numbered names, and one JSON line each."""
-    said = [json.loads(line) for line in (pictures / "said.json").read_text().splitlines()]
+def test_generate_writes_the_images_and_says_what_they_are(images: Path):
+    """Several images have consecutive seeds (the last is followed by 0), numbered names, and one JSON line each."""
+    said = [json.loads(line) for line in (images / "said.json").read_text().splitlines()]
     assert [one["file"] for one in said] == ["cat-1.png", "cat-2.png"]
     assert [one["request"]["seed"] for one in said] == [4294967295, 0]
-    assert all(read_png((pictures / one["file"]).read_bytes())[0].shape == (64, 64, 3) for one in said)
-    assert sorted(path.name for path in pictures.iterdir()) == ["cat-1.png", "cat-2.png", "said.json"]
+    assert all(read_png((images / one["file"]).read_bytes())[0].shape == (64, 64, 3) for one in said)
+    assert sorted(path.name for path in images.iterdir()) == ["cat-1.png", "cat-2.png", "said.json"]
 
 
 def test_plan_needs_neither_weights_nor_device(
@@ -100,14 +100,14 @@ def test_a_plan_that_was_asked_wrongly_is_refused(
     assert why in capsys.readouterr().err
 
 
-def test_replay_makes_the_same_bytes(pictures: Path):
-    """On the same machine and versions a picture is made again to the byte."""
-    result = sd35("replay", "cat-1.png", "--json", cwd=pictures)
+def test_replay_makes_the_same_bytes(images: Path):
+    """On the same machine and versions an image is made again to the byte."""
+    result = sd35("replay", "cat-1.png", "--json", cwd=images)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["outcome"] == "same bytes"
 
 
-def test_a_picture_in_fp8_is_replayed_in_it(
+def test_a_image_in_fp8_is_replayed_in_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     """It says which FP8 it was, and is made again with that: the same bytes."""
@@ -120,9 +120,9 @@ def test_a_picture_in_fp8_is_replayed_in_it(
     assert json.loads(capsys.readouterr().out)["outcome"] == "same bytes"
 
 
-def test_replay_tells_a_different_picture(pictures: Path, tmp_path: Path):
-    """A file whose pixels are another picture's exits with 1 and says by how much it differs."""
-    pixels, text = read_png((pictures / "cat-1.png").read_bytes())
+def test_replay_tells_a_different_image(images: Path, tmp_path: Path):
+    """A file whose pixels are another image's exits with 1 and says by how much it differs."""
+    pixels, text = read_png((images / "cat-1.png").read_bytes())
     (tmp_path / "edited.png").write_bytes(write_png(255 - pixels, text))
     result = sd35("replay", tmp_path / "edited.png")
     assert result.returncode == 1, result.stderr
@@ -130,7 +130,7 @@ def test_replay_tells_a_different_picture(pictures: Path, tmp_path: Path):
     assert "of 255 at most" in result.stdout
 
 
-def test_replay_of_what_is_no_picture_exits_with_2(tmp_path: Path):
+def test_replay_of_what_is_no_image_exits_with_2(tmp_path: Path):
     """A file that does not say what made it, or is not there, is one clear line."""
     (tmp_path / "text.png").write_text("hello")
     for name, why in (("text.png", "not a PNG"), ("missing.png", "No such file")):
@@ -140,11 +140,11 @@ def test_replay_of_what_is_no_picture_exits_with_2(tmp_path: Path):
         assert result.stderr.count("\n") == 1
 
 
-def test_replay_without_its_model_names_it(pictures: Path, tmp_path: Path):
-    """A picture of a model that is not here says which one it needs, and how to name it."""
+def test_replay_without_its_model_names_it(images: Path, tmp_path: Path):
+    """An image of a model that is not here says which one it needs, and how to name it."""
     from sd35.images.png import read_png, write_png
 
-    pixels, text = read_png((pictures / "cat-1.png").read_bytes())
+    pixels, text = read_png((images / "cat-1.png").read_bytes())
     record = from_text(text)
     fields = {**json.loads(record.request.canonical), "model": "elsewhere"}
     foreign = Record(type(record.request)(**fields), record.maker)
@@ -218,7 +218,7 @@ def test_the_doctor_and_a_start_say_the_same_of_a_backend_that_cannot_run(monkey
 
 def test_the_doctor_judges_the_standby_too(monkeypatch: pytest.MonkeyPatch):
     """One that there is not ends it with 1, as it ends a start."""
-    monkeypatch.setenv("SD35_STANDBY", "onxx/float32")
+    monkeypatch.setenv("SD35_FALLBACK", "onxx/float32")
     result = sd35("doctor", "--json")
     assert result.returncode == 1
     assert not json.loads(result.stdout)["can_serve"]

@@ -10,8 +10,8 @@ from sd35.access.keys import Role, id_of, matches
 from sd35.cli.main import main
 from sd35.errors import InvalidSetting
 from sd35.settings import load_settings
-from sd35.storage.database import open_stores
-from sd35.storage.storage import Kept
+from sd35.storage.database import open_database
+from sd35.storage.storage import Storage
 from tests.support.postgres import new_schema
 
 
@@ -39,12 +39,12 @@ def test_a_key_is_made_listed_and_revoked(
     assert code == 0
     assert key_id is not None
     assert key_id in told
-    stores = open_stores(str(tmp_path / "data" / "sd35.db"))
-    (key,) = stores.keys.keys()
-    stores.close()
+    opened_database = open_database(str(tmp_path / "data" / "sd35.db"))
+    (key,) = opened_database.keys.keys()
+    opened_database.close()
     assert matches(key, secret.strip())
-    assert (key.name, key.role, key.allowance.requests_per_minute) == ("the shop", Role.ADMIN, 10)
-    assert (key.allowance.concurrency, key.allowance.pixels_per_hour) == (0, None)
+    assert (key.name, key.role, key.quota.requests_per_minute) == ("the shop", Role.ADMIN, 10)
+    assert (key.quota.concurrency, key.quota.pixels_per_hour) == (0, None)
     assert key_id in keys(monkeypatch, capsys, "list")[1]
     assert keys(monkeypatch, capsys, "revoke", key_id) == (0, f"key {key_id} for the shop is revoked\n", "")
     code, listed, _ = keys(monkeypatch, capsys, "list", "--json")
@@ -68,12 +68,12 @@ def test_a_key_is_required_from_then_on_until_the_service_is_opened(
     for path in (tmp_path / "data").glob("sd35.db*"):
         path.unlink()
     with pytest.raises(InvalidSetting, match="has no API keys, but this service had keys in it"):
-        Kept.of(settings)
+        Storage.of(settings)
     assert keys(monkeypatch, capsys, "open")[:2] == (
         0,
         "without keys, the service is open to whoever reaches it, from its next start on\n",
     )
-    Kept.of(settings).close()
+    Storage.of(settings).close()
     assert keys(monkeypatch, capsys, "open")[1].startswith("the service is open already: ")
 
 
@@ -86,11 +86,11 @@ def test_a_key_for_a_server_elsewhere_requires_none_here(
     """Whoever makes keys for a PostgreSQL server can still start another service without keys on the same machine."""
     url = new_schema(request.getfixturevalue("postgres_server")).render_as_string(hide_password=False)
     assert keys(monkeypatch, capsys, "add", "the shop", "--database", url)[0] == 0
-    Kept.of(load_settings({})).close()
-    Kept.of(load_settings({"database": url})).close()
+    Storage.of(load_settings({})).close()
+    Storage.of(load_settings({"database": url})).close()
     assert (tmp_path / "data" / "keys-required").read_text().startswith("postgresql")
     with pytest.raises(InvalidSetting, match="this service had keys in postgresql"):
-        Kept.of(load_settings({}))
+        Storage.of(load_settings({}))
 
 
 @pytest.mark.parametrize(

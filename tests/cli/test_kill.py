@@ -1,4 +1,4 @@
-"""`sd35 serve` killed in the middle of its work: what it accepted is made by the next one, each picture once."""
+"""`sd35 serve` killed in the middle of its work: what it accepted is made by the next one, each image once."""
 
 import json
 from collections import Counter
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sd35.storage.database import open_stores
+from sd35.storage.database import open_database
 from tests.cli.test_serve import JSON, Served, serving
 from tests.support.postgres import new_schema
 
@@ -35,7 +35,7 @@ def ended(served: Served, job_id: str) -> None:
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_a_killed_server_loses_no_job(tmp_path: Path, request: pytest.FixtureRequest, kind: str):
-    """`kill -9` with a hundred accepted, some made, some in the making: after a restart all end with their picture."""
+    """`kill -9` with a hundred accepted, some made, some in the making: after a restart all end with their image."""
     if kind == "sqlite":
         database = str(tmp_path / "jobs.db")
     else:
@@ -50,9 +50,9 @@ def test_a_killed_server_loses_no_job(tmp_path: Path, request: pytest.FixtureReq
         ]
         ended(served, jobs[3])
         served.process.kill()
-    stores = open_stores(database)
-    before = Counter(str(status) for status, count in stores.jobs.counts().items() for _ in range(count))
-    stores.close()
+    opened_database = open_database(database)
+    before = Counter(str(status) for status, count in opened_database.jobs.counts().items() for _ in range(count))
+    opened_database.close()
     assert before.total() == JOBS
     assert before["running"] > 0
     assert before["succeeded"] > 0
@@ -62,7 +62,7 @@ def test_a_killed_server_loses_no_job(tmp_path: Path, request: pytest.FixtureReq
             ended(served, job)
         page = ask(served, "GET", "/v1/jobs?limit=200")["data"]
     assert Counter(job["status"] for job in page) == {"succeeded": JOBS}
-    pictures = tmp_path / "log" / "data" / "pictures"
-    files = [path.name for path in pictures.glob("[0-9a-f][0-9a-f]/*")]  # what was half-written lies in `staging`
-    assert sorted(files) == sorted(f"{job['picture']['digest']}.png" for job in page)
+    images = tmp_path / "log" / "data" / "images"
+    files = [path.name for path in images.glob("[0-9a-f][0-9a-f]/*")]  # what was half-written lies in `staging`
+    assert sorted(files) == sorted(f"{job['image']['digest']}.png" for job in page)
     assert len(set(files)) == JOBS

@@ -64,11 +64,11 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture
 def run(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Runs a command in this process, for someone with one variant in a file and an empty cache."""
+    """Runs a command in this process, for someone with one registered checkpoint in a file and an empty cache."""
     use(hub, tmp_path, monkeypatch)
     hub.asked.clear()
     (tmp_path / "mine.toml").write_text(f'[mini]\nrepository = "me/mini"\nrevision = "{REVISION}"\n')
-    monkeypatch.setenv("SD35_VARIANTS", str(tmp_path / "mine.toml"))
+    monkeypatch.setenv("SD35_REGISTRY", str(tmp_path / "mine.toml"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
 
     def run(*arguments: str) -> Said:
@@ -139,7 +139,7 @@ def test_verify_and_pull_repair_what_is_damaged(run: Run):
         (("verify", "sd3.5-large"), 1, "sd3.5-large is not on disk; fetch it with: sd35 pull sd3.5-large"),
         (("pull", "sd3.5-large"), 1, "has no repository stabilityai/stable-diffusion-3.5-large"),
         (("generate", "a cat", "--checkpoint", "sd3.5-large"), 1, "fetch it with: sd35 pull sd3.5-large"),
-        (("models", "--variants", "nowhere.toml"), 2, "variants: nowhere.toml cannot be read"),
+        (("models", "--registry", "nowhere.toml"), 2, "registry: nowhere.toml cannot be read"),
     ],
 )
 def test_a_mistake_is_one_clear_line(run: Run, arguments: tuple[str, ...], code: int, words: str):
@@ -183,7 +183,7 @@ def test_offline_never_opens_a_socket(hub: Hub, tmp_path: Path):
     command does open a socket.
     """
     (tmp_path / "mine.toml").write_text(f'[mini]\nrepository = "me/mini"\nrevision = "{REVISION}"\n')
-    user = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "huggingface"), "SD35_VARIANTS": "mine.toml"}
+    user = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "huggingface"), "SD35_REGISTRY": "mine.toml"}
     assert processes(tmp_path, "", ("pull", "mini"), **user, HF_TOKEN=TOKEN)[-1] == "exit 0"
     assert (tmp_path / "huggingface/hub/models--me--mini/snapshots" / REVISION / "model_index.json").exists()
     said = processes(

@@ -1,4 +1,4 @@
-"""With which settings a picture is made again: those that its numeric profile names."""
+"""With which settings an image is made again: those that its numeric profile names."""
 
 from collections.abc import Mapping
 from pathlib import Path

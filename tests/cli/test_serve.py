@@ -77,7 +77,7 @@ def served(log: Path) -> Iterator[Served]:
         yield served
 
 
-def test_the_printed_curl_line_makes_a_picture(served: Served, tmp_path: Path):
+def test_the_printed_curl_line_makes_a_image(served: Served, tmp_path: Path):
     """A person can copy the line, and out.png is there."""
     if not shutil.which("curl"):
         pytest.skip("curl is not installed")
@@ -100,7 +100,7 @@ def test_a_client_written_for_a_megapixel_is_served(served: Served):
 
 
 def test_every_request_is_logged_as_json_with_its_id(served: Served, log: Path):
-    """Each line of the log is JSON; a request's and its picture's have its id and trace; none has a prompt."""
+    """Each line of the log is JSON; a request's and its image's have its id and trace; none has a prompt."""
     connection = served.connect()
     body = json.dumps({"prompt": "a secret", "width": 64, "height": 64, "steps": 1})
     connection.request("POST", "/v1/txt2img", body, {**JSON, "x-request-id": "find-me", **TRACE})
@@ -110,12 +110,12 @@ def test_every_request_is_logged_as_json_with_its_id(served: Served, log: Path):
     connection.getresponse().read()
     connection.close()
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    picture, line = [line for line in lines if line.get("request_id") == "find-me"]
+    image, line = [line for line in lines if line.get("request_id") == "find-me"]
     assert (line["event"], line["status"], line["path"]) == ("request", 200, "/v1/txt2img")
-    assert line["digest"] == picture["digest"] == response.headers["x-sd35-digest"]
-    assert {line["trace_id"], picture["trace_id"]} == {TRACE["traceparent"][3:35]}
-    stages = ("queue", "encode", "denoise", "decode", "png", "store")
-    assert line["took_ms"] >= sum(picture[f"{stage}_ms"] for stage in stages) - len(stages) * 0.1
+    assert line["digest"] == image["digest"] == response.headers["x-sd35-digest"]
+    assert {line["trace_id"], image["trace_id"]} == {TRACE["traceparent"][3:35]}
+    stages = ("queue", "encode", "denoise", "decode", "png", "image_store")
+    assert line["took_ms"] >= sum(image[f"{stage}_ms"] for stage in stages) - len(stages) * 0.1
     assert "a secret" not in log.read_text()
 
 
@@ -212,8 +212,8 @@ def test_auto_that_finds_nothing_serves_the_embedded_model_and_says_so(tmp_path:
     assert [entry["checkpoint"] for entry in warnings if entry["event"] == "auto found no SD3.5"] == ["sd35-mini"]
 
 
-def test_sigterm_finishes_the_running_picture_and_exits_with_0(tmp_path: Path):
-    """The client gets its picture although the signal came while it was made."""
+def test_sigterm_finishes_the_running_image_and_exits_with_0(tmp_path: Path):
+    """The client gets its image although the signal came while it was made."""
     with serving(tmp_path / "log") as served:
         painting = served.connect()
         painting.request("POST", "/v1/txt2img", LONG, JSON)
@@ -295,7 +295,7 @@ def _asked(port: int, method: str, path: str, body: object = None) -> tuple[int,
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path):
-    """Who does not want to wait for the picture signals again."""
+    """Who does not want to wait for the image signals again."""
     with serving(tmp_path / "log") as served:
         painting = served.connect()
         painting.request("POST", "/v1/txt2img", LONG, JSON)
@@ -314,7 +314,7 @@ def test_a_standby_answers_until_a_real_build_is_done(compiled: Path, tmp_path: 
     cache = tmp_path / "cache"
     shutil.copytree(compiled, cache)
     shutil.rmtree(compiled_graphs(cache, open_checkpoint(EMBEDDED), "bf16").path("text_encoder").parent)
-    asked = ["--precision", "bfloat16", "--standby", "onnx/float32", "--cache-dir", str(cache), "--threads", "1"]
+    asked = ["--precision", "bfloat16", "--fallback", "onnx/float32", "--cache-dir", str(cache), "--threads", "1"]
     profiles: list[str] = []
     with serving(tmp_path / "log", *asked) as served:
         connection = served.connect()
@@ -333,8 +333,8 @@ def test_a_standby_answers_until_a_real_build_is_done(compiled: Path, tmp_path: 
 
 
 def test_sigterm_while_building_leaves_no_child(tmp_path: Path):
-    """The child ends, the picture in flight is finished, and the service exits with 0."""
-    asked = ["--precision", "bfloat16", "--standby", "onnx/float32", "--cache-dir", str(tmp_path / "cache")]
+    """The child ends, the image in flight is finished, and the service exits with 0."""
+    asked = ["--precision", "bfloat16", "--fallback", "onnx/float32", "--cache-dir", str(tmp_path / "cache")]
     log = tmp_path / "log"
     with serving(log, *asked) as served:
         while not (found := re.search(r'"pid": (\d+)', log.read_text())):
@@ -353,10 +353,10 @@ def test_sigterm_while_building_leaves_no_child(tmp_path: Path):
 
 def test_a_standby_that_is_no_backend_is_refused_at_once():
     """The error names the setting and what there is."""
-    command = [*SD35, "serve", "--port", "0", "--standby", "onxx"]
+    command = [*SD35, "serve", "--port", "0", "--fallback", "onxx"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert result.returncode == 2
-    assert result.stderr == "sd35: standby: got 'onxx'; allowed: onnx, openvino, diffusers, tensorrt\n"
+    assert result.stderr == "sd35: fallback: got 'onxx'; allowed: onnx, openvino, diffusers, tensorrt\n"
 
 
 def _accepted(served: Served) -> None:
@@ -368,14 +368,12 @@ def _accepted(served: Served) -> None:
 
 
 def _in_the_making(served: Served) -> None:
-    """Until a picture is: who was refused before has lost nothing."""
-    connection, pictures = served.connect(), 0.0
-    while not pictures:
+    """Until an image is: who was refused before has lost nothing."""
+    connection, images = served.connect(), 0.0
+    while not images:
         connection.request("GET", "/metrics")
         text = connection.getresponse().read().decode()
-        pictures = sum(
-            float(line.split()[-1]) for line in text.splitlines() if line.startswith("sd35_engine_pictures{")
-        )
+        images = sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("sd35_engine_images{"))
     connection.close()
 
 

@@ -14,9 +14,9 @@ from sd35.errors import StoreUnavailable
 from sd35.images.png import write_png
 from sd35.settings import load_settings
 from sd35.storage.blobs.object_store import DirectoryStore
-from sd35.storage.images import Holdings
+from sd35.storage.images import ImageStore
 from sd35.storage.names import name_of
-from sd35.storage.storage import Kept
+from sd35.storage.storage import Storage
 from sd35.storage.verification import verify_images
 
 Run: TypeAlias = Callable[..., tuple[int, str, str]]
@@ -27,19 +27,19 @@ PNG = write_png(np.zeros((2, 2, 3), np.uint8), {})  # without a record: of a blu
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The directory of the settings."""
-    for name in ("SD35_DATABASE", "SD35_STORE"):
+    for name in ("SD35_DATABASE", "SD35_IMAGE_STORE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SD35_DATA_DIR", str(tmp_path / "data"))
     return tmp_path / "data"
 
 
 @pytest.fixture
-def images(data: Path) -> Iterator[Holdings]:
+def images(data: Path) -> Iterator[ImageStore]:
     """Six images of "me", in the files and the database of a service."""
-    kept = Kept.of(load_settings({"data_dir": data}))
+    kept = Storage.of(load_settings({"data_dir": data}))
     for digest in DIGESTS:
-        kept.pictures.own(name_of(digest, is_blurred=True), digest, "me", PNG)
-    yield kept.pictures
+        kept.images.own(name_of(digest, is_blurred=True), digest, "me", PNG)
+    yield kept.images
     kept.close()
 
 
@@ -58,7 +58,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 def state_of(directory: Path) -> dict[str, bytes]:
     """The files of the images, and what the database says of them."""
-    return {str(path): path.read_bytes() for path in (directory / "pictures").rglob("*") if path.is_file()}
+    return {str(path): path.read_bytes() for path in (directory / "images").rglob("*") if path.is_file()}
 
 
 def names(*numbers: int) -> list[str]:
@@ -66,13 +66,13 @@ def names(*numbers: int) -> list[str]:
     return [name_of(DIGESTS[number], is_blurred=True) for number in numbers]
 
 
-def test_whole_images_are_told_and_the_exit_code_is_0(images: Holdings, run: Run):
+def test_whole_images_are_told_and_the_exit_code_is_0(images: ImageStore, run: Run):
     """In a line."""
     del images
     assert run() == (0, "6 files checked: 0 damaged, 0 missing; 0 have no recorded checksum, 0 have no owner\n", "")
 
 
-def test_damaged_and_missing_images_are_listed(images: Holdings, data: Path, run: Run):
+def test_damaged_and_missing_images_are_listed(images: ImageStore, data: Path, run: Run):
     """Each with the reason, for people and for programs, with exit code 1; nothing is changed."""
     cut, changed, gone, before, unowned, _ = names(*range(6))
     images.files.replace(cut, b"")
@@ -110,16 +110,16 @@ def test_nothing_is_made_where_there_is_nothing(data: Path, run: Run):
     assert f"database: there is no file {data / 'sd35.db'}" in said
 
 
-def test_a_store_that_is_not_there_is_an_error(images: Holdings, tmp_path: Path, run: Run):
+def test_a_store_that_is_not_there_is_an_error(images: ImageStore, tmp_path: Path, run: Run):
     """Its images would all count as missing."""
     del images
-    code, _, said = run("--store", str(tmp_path / "elsewhere"))
+    code, _, said = run("--image-store", str(tmp_path / "elsewhere"))
     assert code == 1
-    assert f"the picture store {tmp_path / 'elsewhere'} cannot be listed: No such file or directory" in said
-    assert run("--store", "memory")[0] == 2
+    assert f"the image store {tmp_path / 'elsewhere'} cannot be listed: No such file or directory" in said
+    assert run("--image-store", "memory")[0] == 2
 
 
-def test_what_is_removed_meanwhile_is_not_missing(images: Holdings, monkeypatch: pytest.MonkeyPatch):
+def test_what_is_removed_meanwhile_is_not_missing(images: ImageStore, monkeypatch: pytest.MonkeyPatch):
     """The service may run: an image that loses its last owner during the check is no fault."""
     plain = images.files.names
 
@@ -134,7 +134,7 @@ def test_what_is_removed_meanwhile_is_not_missing(images: Holdings, monkeypatch:
 
 @pytest.mark.parametrize("bad", [2, 3])
 def test_a_file_that_cannot_be_read_is_damaged_and_a_store_that_fails_is_not(
-    images: Holdings, monkeypatch: pytest.MonkeyPatch, bad: int
+    images: ImageStore, monkeypatch: pytest.MonkeyPatch, bad: int
 ):
     """Two broken sectors in a row are two damaged files; a third ends the check with the store's own error."""
     broken, plain = set(sorted(images.files.names())[:bad]), DirectoryStore._read  # noqa: SLF001
@@ -142,7 +142,7 @@ def test_a_file_that_cannot_be_read_is_damaged_and_a_store_that_fails_is_not(
 
     def read(self: Any, place: str) -> bytes | None:
         if place.rpartition("/")[2] in broken:
-            raise StoreUnavailable("the picture store cannot be read: Input/output error")
+            raise StoreUnavailable("the image store cannot be read: Input/output error")
         return plain(self, place)
 
     monkeypatch.setattr(DirectoryStore, "_read", read)

@@ -164,7 +164,7 @@ def test_each_layer_is_fp8_where_the_rule_says(builder: Compiler, flavour: Flavo
 
 
 def test_profiles_are_the_buckets(compiled: Path, flavour: Flavour) -> None:
-    """A profile for each bucket; batches of up to 8 rows, pictures decoded one by one, text of its own length."""
+    """A profile for each bucket; batches of up to 8 rows, images decoded one by one, text of its own length."""
     graphs = compiled_graphs(compiled, CHECKPOINT, "fp8")
     builder = EngineBuilder(CHECKPOINT, graphs, Range(buckets_of("128x64", CHECKPOINT.card), 8), flavour)
     native, whole = builder.profiles("transformer")

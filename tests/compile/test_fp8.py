@@ -28,7 +28,7 @@ from sd35.checkpoints.graphs.compiled import compiled_graphs, place_of_graphs
 from sd35.checkpoints.graphs.nvidia import GRAPH_FILE
 from sd35.compile import calibration
 from sd35.compile.calibration import Calibration, calibrate, fp8_layers
-from sd35.compile.calibration_run import Wanted
+from sd35.compile.calibration_run import CalibrationRequest
 from sd35.compile.fp8 import REPORT, build_fp8
 from sd35.compile.graphs import build_graphs, save
 from sd35.compile.quantise import quantise, scale_of
@@ -53,7 +53,7 @@ def diffusers() -> DiffusersBackend:
 
 @pytest.fixture(scope="module")
 def row(diffusers: DiffusersBackend) -> DenoiseRow:
-    """A step in the middle of a picture."""
+    """A step in the middle of an image."""
     positive, negative = diffusers.encode_text(["a cat on a blue background", ""])
     return [*rows_of(diffusers, SHORT, (positive, negative), seed=3)][2]
 
@@ -136,8 +136,8 @@ def test_a_quantised_graph_computes_what_pytorchs_fp8_computes(
     assert _rms(got - expected.numpy()) < 0.05 * _rms((expected - plain).numpy())
 
 
-def test_pictures_in_fp8_are_those_in_float32(compiled: Path) -> None:
-    """All of attention's and inner layers' weights are in FP8, and 28 steps lead to pictures beyond 35 dB alike.
+def test_images_in_fp8_are_those_in_float32(compiled: Path) -> None:
+    """All of attention's and inner layers' weights are in FP8, and 28 steps lead to images beyond 35 dB alike.
 
     The bar is 25; with eight prompts 45 were seen.
     """
@@ -149,7 +149,7 @@ def test_pictures_in_fp8_are_those_in_float32(compiled: Path) -> None:
 
 
 def test_calibration_sees_the_largest_input_of_every_layer(diffusers: DiffusersBackend) -> None:
-    """Over two pictures it finds what each alone shows, the larger of both."""
+    """Over two images it finds what each alone shows, the larger of both."""
     texts = [*zip(diffusers.encode_text(["a cat on a red background", "a bus above a key"]),
                   diffusers.encode_text(["", ""]), strict=True)]  # fmt: skip
     both = calibrate(diffusers, SHORT, texts, lambda: None)
@@ -184,7 +184,7 @@ def test_a_build_that_draws_worse_is_refused_and_leaves_nothing(
         return Calibration({layer: largest / 200 for layer, largest in found.largest.items()}, found.rows)
 
     monkeypatch.setattr("sd35.compile.calibration_run.calibrate", calibrate_badly)
-    wanted = Wanted(SHORT, ["a cat"], ["a dog on a red background"], with_sensitivity=False)
+    wanted = CalibrationRequest(SHORT, ["a cat"], ["a dog on a red background"], with_sensitivity=False)
     with pytest.raises(BuildFailed, match=r"draws with -?\d+\.\d dB .* \d+\.\d dB below the bar of 25"):
         build_fp8(CHECKPOINT, graphs, wanted, QUIET)
     assert not graphs.path("transformer").exists()
@@ -196,7 +196,7 @@ def test_an_interrupted_build_goes_on_after_its_calibration(
 ) -> None:
     """What failed at the judge is not calibrated again, and comes to the same judgement."""
     graphs = replace(place_of_graphs(compiled, CHECKPOINT, "fp8"), transformer_at=tmp_path / "fp8")
-    wanted = Wanted(SHORT, ["a fish"], ["a dog on a red background"], with_sensitivity=False)
+    wanted = CalibrationRequest(SHORT, ["a fish"], ["a dog on a red background"], with_sensitivity=False)
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt

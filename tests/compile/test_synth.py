@@ -16,7 +16,7 @@ from sd35.compile.onnx_export import export
 from sd35.compile.synth import parameters, synthesise
 from sd35.errors import InvalidSetting
 from sd35.request import Request
-from tests.support.direct_generation import paint
+from tests.support.direct_generation import generate_directly
 
 MEDIUM = ARCHITECTURES["sd3.5-medium"]
 CLIP = {
@@ -66,7 +66,7 @@ def test_networks_are_as_large_as_the_published_files(name: str, part: str, file
 
 
 def test_it_draws_what_diffusers_draws_with_it(small: Path) -> None:
-    """The plain pipeline loads the files, and both backends' pictures of noise equal its own to 2/255."""
+    """The plain pipeline loads the files, and both backends' images of noise equal its own to 2/255."""
     pipeline = StableDiffusion3Pipeline.from_pretrained(small, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline.tokenizer.model_max_length == 77
@@ -76,7 +76,9 @@ def test_it_draws_what_diffusers_draws_with_it(small: Path) -> None:
     request = Request("a cat", "", 64, 64, 3, 7.0, 3, "model", "revision", "profile")
     for name in ("diffusers", "onnx"):
         checkpoint = open_checkpoint(str(small))
-        ours = paint(open_backend(name, checkpoint, Options(precision="float32")), checkpoint, request).astype(int)
+        ours = generate_directly(
+            open_backend(name, checkpoint, Options(precision="float32")), checkpoint, request
+        ).astype(int)
         assert np.ptp(ours) > 10
         assert abs(ours - np.asarray(theirs.images[0])).max() <= 2, name
 

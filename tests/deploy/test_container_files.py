@@ -21,7 +21,7 @@ from sd35.api.hosts import AllowedHosts
 from sd35.api.server import _ANSWERING_S
 from sd35.cli.main import app
 from sd35.service.metrics_collector import metrics_table
-from sd35.service.startup import Opening
+from sd35.service.startup import ServiceLifecycle
 from sd35.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ COMPOSE = [ROOT / "compose.yaml", ROOT / "compose.gpu.yaml"]
 MANIFESTS = sorted((ROOT / "deploy/kubernetes").glob("*.yaml"))
 NAME = re.compile(r"\bSD35_[A-Z0-9_]+")
 KNOWN = {f"SD35_{name.upper()}" for name in Settings.model_fields}
-GRACE_S = Settings.model_fields["grace_s"].default
+GRACE_S = Settings.model_fields["shutdown_grace_s"].default
 
 
 def read(path: Path) -> Any:
@@ -91,7 +91,7 @@ def test_variables_are_settings():
 
 def test_probes_ask_for_paths_that_there_are(container: Any):
     """Kubernetes' three probes, at the container's port, and the Dockerfile's HEALTHCHECK."""
-    paths = create_app(Opening(pytest.fail, pytest.fail, lambda _: None), load_settings()).openapi()["paths"]
+    paths = create_app(ServiceLifecycle(pytest.fail, pytest.fail, lambda _: None), load_settings()).openapi()["paths"]
     (port,) = container["ports"]
     probes = [container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "readiness", "liveness")]
     assert {probe["port"] for probe in probes} == {port["name"]}
@@ -112,8 +112,8 @@ def test_pods_select_each_other(container: Any):
     assert manifest("hpa")["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
 
 
-def test_pictures_have_time_to_end(container: Any):
-    """No one kills the service before pictures have ended and their answers are read."""
+def test_images_have_time_to_end(container: Any):
+    """No one kills the service before images have ended and their answers are read."""
     needed_s = GRACE_S + _ANSWERING_S
     pre_stop_s = float(container["lifecycle"]["preStop"]["exec"]["command"][1])
     pod = manifest("deployment")["spec"]["template"]["spec"]

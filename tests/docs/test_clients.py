@@ -25,7 +25,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.mark.parametrize(("language", "code"), SNIPPETS, ids=[f"{number}" for number in range(len(SNIPPETS))])
 def test_a_snippet_does_what_it_says(served: Served, tmp_path: Path, language: str, code: str):
-    """It ends well, and the files that it names are pictures."""
+    """It ends well, and the files that it names are images."""
     command = [sys.executable, "-c"] if language == "python" else ["bash", "-euo", "pipefail", "-c"]
     done = subprocess.run(
         [*command, code.replace("8000", str(served.port))],

@@ -36,7 +36,7 @@ def test_links_lead_somewhere(language: Language):
 
 
 def test_the_chinese_twin_says_as_much():
-    """It has the same headings, rows of tables, pictures and links; only the way to each other differs."""
+    """It has the same headings, rows of tables, images and links; only the way to each other differs."""
     shapes = []
     for path in READMES.values():
         text = path.read_text(encoding="utf-8")

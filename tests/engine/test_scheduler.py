@@ -8,7 +8,7 @@ from itertools import count
 
 import pytest
 
-from sd35.engine.scheduler import STRETCH, Batch, Job, Scheduler
+from sd35.engine.scheduler import SLOWDOWN_TARGET, Batch, Scheduler, WorkItem
 from sd35.errors import InvalidRequest, Overloaded
 from tests.support.scheduling import HUGE, LARGE, LIMITS, ROW_S, SMALL, job, make
 
@@ -37,7 +37,7 @@ def ends(scheduler: Scheduler[object]) -> list[object]:
 
 
 def test_rows_share_a_batch_whatever_their_steps_guidance_and_progress():
-    """Pictures of one shape step together, also one that comes later, has other steps, or takes two rows."""
+    """Images of one shape step together, also one that comes later, has other steps, or takes two rows."""
     scheduler = make()
     scheduler.add(1, job(steps=4), 0)
     assert step(scheduler) == Batch(SMALL, [1], 1, 100)
@@ -56,7 +56,7 @@ def test_shapes_do_not_share_a_batch():
 
 
 def test_a_batch_has_no_more_rows_than_allowed():
-    """Eight rows at most; a picture that alone takes more is stepped by itself."""
+    """Eight rows at most; an image that alone takes more is stepped by itself."""
     scheduler = make()
     for key in range(20):
         scheduler.add(key, job(rows=1 + key % 2), 0)
@@ -66,8 +66,8 @@ def test_a_batch_has_no_more_rows_than_allowed():
     assert [batch.rows for batch in batches(scheduler)] == [2, 2, 2, 2]
 
 
-def test_short_pictures_overtake_long_ones():
-    """Of one client's pictures the short one that comes later ends first."""
+def test_short_images_overtake_long_ones():
+    """Of one client's images the short one that comes later ends first."""
     scheduler = make(replace(LIMITS, max_rows=2))
     scheduler.add("long", job(steps=100, rows=2), 0)
     step(scheduler)
@@ -75,8 +75,8 @@ def test_short_pictures_overtake_long_ones():
     assert ends(scheduler) == ["short", "long"]
 
 
-def test_a_long_picture_is_not_starved_by_short_ones():
-    """However many short ones keep coming, a long one ends once it waited `STRETCH` times its own length."""
+def test_a_long_image_is_not_starved_by_short_ones():
+    """However many short ones keep coming, a long one ends once it waited `SLOWDOWN_TARGET` times its own length."""
     scheduler = make(replace(LIMITS, max_rows=1))
     scheduler.add("long", job(steps=10), 0)
     now_s, key = 0.0, 0
@@ -85,11 +85,11 @@ def test_a_long_picture_is_not_starved_by_short_ones():
         key += 1
         step(scheduler)
         now_s += ROW_S
-    assert STRETCH * 0.1 * 0.5 < now_s < STRETCH * 0.1 * 1.5
+    assert SLOWDOWN_TARGET * 0.1 * 0.5 < now_s < SLOWDOWN_TARGET * 0.1 * 1.5
 
 
-def test_a_priority_moves_a_picture_before_its_clients_others():
-    """A higher priority goes first among a client's own pictures, and gains nothing over other clients."""
+def test_a_priority_moves_a_image_before_its_clients_others():
+    """A higher priority goes first among a client's own images, and gains nothing over other clients."""
     scheduler = make(replace(LIMITS, max_rows=1))
     for key, priority in (("low", -1), ("usual", 0), ("high", 1)):
         scheduler.add(key, job("a", priority=priority), 0)
@@ -98,7 +98,7 @@ def test_a_priority_moves_a_picture_before_its_clients_others():
 
 
 def test_clients_get_equal_shares_whatever_they_ask_for():
-    """A client with a hundred long guided pictures takes no more of the device than one with a single row at a time."""
+    """A client with a hundred long guided images takes no more of the device than one with a single row at a time."""
     scheduler = make(replace(LIMITS, max_rows=4))
     for key in range(100):
         scheduler.add(f"greedy {key}", job("greedy", steps=50, rows=2), 0)
@@ -114,7 +114,7 @@ def test_clients_get_equal_shares_whatever_they_ask_for():
 
 
 def test_a_newcomer_waits_for_no_ones_backlog():
-    """Who comes when another client has a hundred pictures waiting is in the very next batch."""
+    """Who comes when another client has a hundred images waiting is in the very next batch."""
     scheduler = make(replace(LIMITS, max_rows=1))
     for key in range(100):
         scheduler.add(key, job("greedy", steps=1), 0)
@@ -141,8 +141,8 @@ def test_a_batch_and_a_decoding_share_the_memory():
     scheduler.decoded()
 
 
-def test_a_shape_never_measured_steps_one_picture_alone():
-    """Until its memory is known, a shape's batch holds a single picture."""
+def test_a_shape_never_measured_steps_one_image_alone():
+    """Until its memory is known, a shape's batch holds a single image."""
     scheduler = make(replace(LIMITS, memory_bytes=3000))
     for key in range(3):
         scheduler.add(key, job(shape=HUGE), 0)  # guessed by area to take more than there is, and tried all the same
@@ -155,7 +155,7 @@ def test_a_shape_never_measured_steps_one_picture_alone():
     assert len(batch.keys) == 3
 
 
-def test_a_long_picture_ends_though_new_clients_keep_coming():
+def test_a_long_image_ends_though_new_clients_keep_coming():
     """Clients that come anew with one step each do not hold up one that was there before."""
     scheduler = make(replace(LIMITS, max_rows=8))
     scheduler.add("long", job("long", steps=20), 0)
@@ -194,7 +194,7 @@ def test_shapes_get_their_turns_by_what_their_clients_were_served():
     assert [batch.shape for batch in first if batch].count(LARGE) == 5
 
 
-def test_cancelled_pictures_do_not_pile_up():
+def test_cancelled_images_do_not_pile_up():
     """A client that adds and cancels thousands behind an urgent one leaves no trail of them."""
     scheduler = make()
     scheduler.add("urgent", job(steps=150, priority=9), 0)
@@ -207,20 +207,20 @@ def test_cancelled_pictures_do_not_pile_up():
 
 @pytest.mark.parametrize("moment", ["ready", "running", "set aside", "decoding"])
 def test_cancelling_frees_at_once_or_within_the_step(moment: str):
-    """Whatever a picture is doing, once cancelled it is in no later batch, and its memory is free after the step."""
+    """Whatever an image is doing, once cancelled it is in no later batch, and its memory is free after the step."""
     scheduler = make()
-    scheduler.add("picture", job(steps=1 if moment in ("set aside", "decoding") else 2), 0)
+    scheduler.add("image", job(steps=1 if moment in ("set aside", "decoding") else 2), 0)
     if moment != "ready":
         assert scheduler.next_batch()
     if moment == "set aside":
-        assert scheduler.finish() == ["picture"]
+        assert scheduler.finish() == ["image"]
         assert scheduler.next_batch() is None
         assert scheduler.used_bytes == 500
     if moment == "decoding":
         scheduler.finish()
-        assert scheduler.next_decode() == "picture"
-    scheduler.cancel("picture")
-    assert "picture" not in scheduler
+        assert scheduler.next_decode() == "image"
+    scheduler.cancel("image")
+    assert "image" not in scheduler
     if moment == "running":
         assert scheduler.finish() == []
     if moment == "decoding":
@@ -239,7 +239,7 @@ def test_cancelling_frees_at_once_or_within_the_step(moment: str):
         (job(shape=HUGE), "width x height: got '256x256'; allowed: what 0.0 MB can hold; this size takes 0.0 MB"),
     ],
 )
-def test_what_can_never_be_done_is_refused(wrong: Job, why: str):
+def test_what_can_never_be_done_is_refused(wrong: WorkItem, why: str):
     """Bad input is refused at the door, naming the limit, and leaves nothing behind."""
     scheduler = make()
     scheduler.costs.learn_decode_bytes(HUGE, 10_001)
@@ -251,26 +251,26 @@ def test_what_can_never_be_done_is_refused(wrong: Job, why: str):
 
 def test_a_full_house_refuses_with_an_estimate_and_keeps_a_place_for_others():
     """One client cannot take every place; when all are taken, the refusal says when one is likely to be free."""
-    scheduler = make(replace(LIMITS, max_pictures=10))
+    scheduler = make(replace(LIMITS, max_in_flight=10))
     for key in range(9):
         scheduler.add(key, job("greedy", steps=150, rows=2), 0)
-    with pytest.raises(Overloaded, match="9 of at most 10 pictures are accepted and 9 of them are this client's"):
+    with pytest.raises(Overloaded, match="9 of at most 10 images are accepted and 9 of them are this client's"):
         scheduler.add("one more", job("greedy"), 0)
     scheduler.add("other", job("modest"), 0)
-    with pytest.raises(Overloaded, match="10 of at most 10 pictures are accepted; try again in") as refused:
+    with pytest.raises(Overloaded, match="10 of at most 10 images are accepted; try again in") as refused:
         scheduler.add("another", job("third"), 0)
     assert refused.value.retry_after_s == pytest.approx((9 * 300 + 4) * ROW_S / 10)
 
 
 class Flood:
-    """A client that asks for pictures of two rows and of one step to four until it is refused, again and again."""
+    """A client that asks for images of two rows and of one step to four until it is refused, again and again."""
 
     def __init__(self, scheduler: Scheduler[object]) -> None:
         self._scheduler = scheduler
         self._keys = count()
 
     def ask(self) -> str:
-        """Add pictures until one is refused; the reason."""
+        """Add images until one is refused; the reason."""
         try:
             while True:
                 key = next(self._keys)
@@ -279,45 +279,45 @@ class Flood:
             return str(refused)
 
     def last(self) -> None:
-        """Ask at every step until four times as many pictures have come as there are places."""
-        while next(self._keys) < 4 * self._scheduler.limits.max_pictures:
+        """Ask at every step until four times as many images have come as there are places."""
+        while next(self._keys) < 4 * self._scheduler.limits.max_in_flight:
             self.ask()
             step(self._scheduler)
 
 
 def test_a_burst_may_take_every_place_and_lasting_overload_only_a_full_batch():
-    """After a whole turnover of its pictures without rest, a device takes one batch, and all once it was half empty."""
-    scheduler = make(replace(LIMITS, max_pictures=10, max_slowdown=6))
+    """After a whole turnover of its images without rest, a device takes one batch, and all once it was half empty."""
+    scheduler = make(replace(LIMITS, max_in_flight=10, max_slowdown=6))
     flood = Flood(scheduler)
-    assert flood.ask().startswith("9 of at most 10 pictures are accepted")
+    assert flood.ask().startswith("9 of at most 10 images are accepted")
     flood.last()
-    assert re.match("the service is overloaded: pictures take (8|10) times as long as alone; try again", flood.ask())
+    assert re.match("the service is overloaded: images take (8|10) times as long as alone; try again", flood.ask())
     assert len(scheduler) <= 5
     while len(scheduler) > 2:
         step(scheduler)
-    assert flood.ask().startswith("9 of at most 10 pictures are accepted")
+    assert flood.ask().startswith("9 of at most 10 images are accepted")
 
 
 def test_lasting_overload_takes_no_client_its_share():
-    """Clients that have nothing are accepted up to the last place, although the flood's next picture is refused."""
-    scheduler = make(replace(LIMITS, max_pictures=10, max_slowdown=6))
+    """Clients that have nothing are accepted up to the last place, although the flood's next image is refused."""
+    scheduler = make(replace(LIMITS, max_in_flight=10, max_slowdown=6))
     flood = Flood(scheduler)
     flood.last()
     assert flood.ask().startswith("the service is overloaded")
-    for client in range(scheduler.limits.max_pictures - len(scheduler)):
+    for client in range(scheduler.limits.max_in_flight - len(scheduler)):
         scheduler.add(f"of client {client}", job(f"client {client}", rows=2), 0)
     assert flood.ask().startswith("the service is overloaded")
 
 
 def test_where_batching_saves_much_lasting_overload_takes_no_place():
-    """Pictures that cost each other little all stay: what counts is how much longer one takes than alone."""
-    scheduler = make(replace(LIMITS, max_pictures=10, max_slowdown=6))
+    """Images that cost each other little all stay: what counts is how much longer one takes than alone."""
+    scheduler = make(replace(LIMITS, max_in_flight=10, max_slowdown=6))
     for _ in range(100):
         scheduler.costs.learn_step_time(SMALL, 8, 8 * ROW_S / 4)
     assert scheduler.costs.batching(SMALL) == pytest.approx(0.25)
     flood = Flood(scheduler)
     flood.last()
-    assert flood.ask().startswith("9 of at most 10 pictures are accepted")
+    assert flood.ask().startswith("9 of at most 10 images are accepted")
 
 
 def test_what_was_accepted_is_begun_anew_in_any_rush():
@@ -329,7 +329,7 @@ def test_what_was_accepted_is_begun_anew_in_any_rush():
     with pytest.raises(Overloaded):
         scheduler.add("another", job("greedy"), 0)
     assert scheduler.next_batch() == Batch(SMALL, ["spoiled"], 1, 100)
-    scheduler.begin_anew("spoiled", "again", 0, LARGE)
+    scheduler.restart("spoiled", "again", 0, LARGE)
     assert scheduler.finish() == []
     assert "spoiled" not in scheduler
     turns = []
@@ -346,6 +346,6 @@ def test_a_wait_that_is_too_long_is_refused_but_not_for_a_client_with_nothing_in
     scheduler = make(replace(LIMITS, max_wait_s=5))
     for key in range(3):
         scheduler.add(key, job("greedy", steps=100, rows=2), 0)
-    with pytest.raises(Overloaded, match="a picture would wait for 6 s and may for 5"):
+    with pytest.raises(Overloaded, match="an image would wait for 6 s and may for 5"):
         scheduler.add("one more", job("greedy"), 0)
     scheduler.add("new", job("modest"), 0)

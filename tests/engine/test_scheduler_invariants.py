@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sd35.engine.cost_model import Shape
-from sd35.engine.scheduler import Batch, Job
+from sd35.engine.scheduler import Batch, WorkItem
 from sd35.errors import InvalidRequest, Overloaded
 from tests.support.scheduling import LARGE, LIMITS, SMALL, job, make
 
@@ -30,7 +30,7 @@ class Driver:
     """Plays any order of events, and keeps a record of its own of what must hold."""
 
     def __init__(self, memory_bytes: int) -> None:
-        self.scheduler = make(replace(LIMITS, max_rows=5, max_pictures=12, memory_bytes=memory_bytes))
+        self.scheduler = make(replace(LIMITS, max_rows=5, max_in_flight=12, memory_bytes=memory_bytes))
         self.left: dict[int, int] = {}
         self.steps: dict[int, int] = {}
         self.ended: Counter[int] = Counter()
@@ -49,7 +49,7 @@ class Driver:
             del self.left[key]
             self.ended[key] += 1
         elif verb == "anew" and self.left:
-            self.begin_anew(list(self.left)[client % len(self.left)], LARGE if is_large else SMALL)
+            self.restart(list(self.left)[client % len(self.left)], LARGE if is_large else SMALL)
         elif verb == "next" and not self.batch:
             self.batch = batch = self.scheduler.next_batch()
             assert not batch or batch.memory_bytes == batch.rows * (100 if batch.shape == SMALL else 400)
@@ -62,8 +62,8 @@ class Driver:
         assert 0 <= self.scheduler.used_bytes <= self.scheduler.limits.memory_bytes
         assert len(self.scheduler) == len(self.left)
 
-    def add(self, wanted: Job) -> None:
-        """A new picture; refusals leave no trace."""
+    def add(self, wanted: WorkItem) -> None:
+        """A new image; refusals leave no trace."""
         key = next(self.keys)
         try:
             self.scheduler.add(key, wanted, float(key))
@@ -72,16 +72,16 @@ class Driver:
         else:
             self.steps[key] = self.left[key] = wanted.steps
 
-    def begin_anew(self, key: int, shape: Shape) -> None:
-        """Another picture in one's place, with all its steps before it."""
+    def restart(self, key: int, shape: Shape) -> None:
+        """Another image in one's place, with all its steps before it."""
         again = next(self.keys)
-        self.scheduler.begin_anew(key, again, float(key), shape)
+        self.scheduler.restart(key, again, float(key), shape)
         self.steps[again] = self.left[again] = self.steps[key]
         del self.left[key]
         self.ended[key] += 1
 
     def finish(self, batch: Batch[object]) -> None:
-        """The batch's pictures are a step further; those cancelled meanwhile are not answered."""
+        """The batch's images are a step further; those cancelled meanwhile are not answered."""
         alive = [key for key in batch.keys if key in self.left]
         drawn = self.scheduler.finish()
         for key in alive:
@@ -91,7 +91,7 @@ class Driver:
         self.batch = None
 
     def decoded(self) -> None:
-        """The decoding ends its picture, unless that was cancelled meanwhile."""
+        """The decoding ends its image, unless that was cancelled meanwhile."""
         self.scheduler.decoded()
         if self.decoding in self.left:
             assert isinstance(self.decoding, int)
@@ -101,7 +101,7 @@ class Driver:
 
 
 @given(actions=ACTIONS, memory_bytes=st.sampled_from([1000, 2000, 2600, 10_000]))
-def test_every_accepted_picture_ends_exactly_once(actions: Sequence[Action], memory_bytes: int):
+def test_every_accepted_image_ends_exactly_once(actions: Sequence[Action], memory_bytes: int):
     """In any order of events: what is accepted ends once, each step is counted once, and memory is never exceeded."""
     driver = Driver(memory_bytes)
     accepted = set[int]()

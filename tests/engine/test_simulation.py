@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd35.engine.scheduler import Job, Limits
+from sd35.engine.scheduler import DeviceLimits, WorkItem
 from sd35.engine.simulation import Clock, Device, Load, Report, simulate
 from sd35.engine.step_times import ShapeTimes, StepTimes
 from sd35.errors import InvalidSetting
@@ -28,17 +28,17 @@ TIMES = StepTimes(
     encode_s=0.002,
     shapes=[SMALL, LARGE],
 )
-LIMITS = Limits(max_rows=8, max_pictures=64, max_wait_s=1e9, memory_bytes=10**6)
+LIMITS = DeviceLimits(max_rows=8, max_in_flight=64, max_wait_s=1e9, memory_bytes=10**6)
 MIXED = Load(rps=1, requests=1, steps=[4, 12, 28], guidance=[0, 4.5], shapes=[SMALL])
 
 
 def capacity_rps(shape: ShapeTimes, row_steps: float) -> float:
-    """Pictures a second that a device makes one at a time."""
+    """Images a second that a device makes one at a time."""
     return 1 / (row_steps * shape.step_s[1])
 
 
 def test_a_hundred_thousand_requests_all_end():
-    """At a load near what the device can do, every request is answered once: with a picture, or refused."""
+    """At a load near what the device can do, every request is answered once: with an image, or refused."""
     report = simulate(TIMES, replace(MIXED, rps=5, requests=100_000), LIMITS, devices=1)
     assert report.finished + report.refused == 100_000
     assert report.finished > 90_000
@@ -55,14 +55,14 @@ def test_a_thousand_devices_at_80_percent_are_nearly_as_quick_as_idle_ones():
 
 
 def test_an_idle_device_takes_what_its_table_says():
-    """One picture alone: its prompt, its steps, its decoding."""
+    """One image alone: its prompt, its steps, its decoding."""
     load = Load(rps=1, requests=1, steps=[4], guidance=[4.5], shapes=[SMALL])
     report = simulate(TIMES, load, LIMITS, devices=1)
     assert report.percentile_s(50) == pytest.approx(0.002 + 4 * SMALL.step_time_s(2) + 0.02)
 
 
-def test_short_pictures_do_not_wait_for_long_ones():
-    """At a high load the 4-step pictures' 95th percentile is a fraction of the 28-step ones'."""
+def test_short_images_do_not_wait_for_long_ones():
+    """At a high load the 4-step images' 95th percentile is a fraction of the 28-step ones'."""
     report = simulate(TIMES, replace(MIXED, rps=4.5, requests=5_000, clients=1), LIMITS, devices=1)
     assert report.percentile_s(95, steps=4) < 0.4 * report.percentile_s(95, steps=28)
 
@@ -76,7 +76,7 @@ def test_overload_is_refused_and_the_accepted_ones_are_made():
 
 
 @pytest.mark.parametrize("batching", [0.25, 0.7, 1.0], ids=["as on a GPU", "as on a fast CPU", "as on a slow CPU"])
-def test_five_times_the_capacity_takes_accepted_pictures_less_than_twice_as_long(batching: float):
+def test_five_times_the_capacity_takes_accepted_images_less_than_twice_as_long(batching: float):
     """One client's p95, over that at 0.8 of capacity, is below 2 whether batching saves time or not."""
     one = ShapeTimes(width_px=96, height_px=96, step_s={1: 1}, decode_s=0.02, row_bytes=1, decode_bytes=1)
     sizes = ((128, 0.02), (96, 0.012))
@@ -85,7 +85,7 @@ def test_five_times_the_capacity_takes_accepted_pictures_less_than_twice_as_long
         for px, step_s in sizes
     ]
     times = TIMES.model_copy(update={"shapes": shapes})
-    limits = replace(LIMITS, max_pictures=10, max_slowdown=6)
+    limits = replace(LIMITS, max_in_flight=10, max_slowdown=6)
     flood = replace(MIXED, rps=100, requests=10_000, shapes=shapes, clients=1)
     full = simulate(times, flood, replace(limits, max_slowdown=math.inf), 1)
     rps = full.finished / full.lasted_s
@@ -96,11 +96,11 @@ def test_five_times_the_capacity_takes_accepted_pictures_less_than_twice_as_long
 
 
 def test_nobody_is_starved_by_a_flood():
-    """While one client keeps every place it can get filled, each picture of a modest client takes its fair time."""
+    """While one client keeps every place it can get filled, each image of a modest client takes its fair time."""
     clock = Clock()
     ends: dict[object, float] = {}
     device = Device(TIMES, LIMITS, clock, lambda key: ends.update({key: clock.now_s}))
-    flood = Job("flood", TIMES.shape(SMALL), 28, 2)
+    flood = WorkItem("flood", TIMES.shape(SMALL), 28, 2)
     begun: dict[object, float] = {}
 
     def keep_full(index: int) -> None:
@@ -110,7 +110,7 @@ def test_nobody_is_starved_by_a_flood():
             clock.after(0.1, lambda: keep_full(index + 1))
 
     def modest(index: int) -> None:
-        device.submit(("modest", index), Job("modest", TIMES.shape(SMALL), 28, 2))
+        device.submit(("modest", index), WorkItem("modest", TIMES.shape(SMALL), 28, 2))
         begun["modest", index] = clock.now_s
         if index < 10:
             clock.after(3.0, lambda: modest(index + 1))
@@ -124,16 +124,16 @@ def test_nobody_is_starved_by_a_flood():
 
 
 @given(seed=st.integers(0, 10**6), memory_bytes=st.sampled_from([200, 300, 1000]), rows=st.integers(1, 16))
-def test_whatever_happens_every_picture_ends_once_and_memory_is_kept(seed: int, memory_bytes: int, rows: int):
+def test_whatever_happens_every_image_ends_once_and_memory_is_kept(seed: int, memory_bytes: int, rows: int):
     """Any mix of shapes, arrivals and cancellations: one end each, and never more memory than there is."""
     rng, clock = random.Random(seed), Clock()  # noqa: S311  chance, not secrecy
     ended: list[object] = []
-    device = Device(TIMES, Limits(rows, 20, 1e9, memory_bytes), clock, ended.append)
+    device = Device(TIMES, DeviceLimits(rows, 20, 1e9, memory_bytes), clock, ended.append)
     accepted, cancelled = [], []
 
     def arrive(key: int) -> None:
         shape = TIMES.shape(rng.choice([SMALL, LARGE]))
-        device.submit(key, Job(rng.randrange(3), shape, rng.randint(1, 9), rng.choice([1, 2])))
+        device.submit(key, WorkItem(rng.randrange(3), shape, rng.randint(1, 9), rng.choice([1, 2])))
         accepted.append(key)
         if rng.random() < 0.3:
             clock.after(rng.random(), lambda: cancel(key))
@@ -157,7 +157,7 @@ def test_whatever_happens_every_picture_ends_once_and_memory_is_kept(seed: int, 
 
 
 def test_a_percentile_is_the_least_latency_that_so_many_stay_within():
-    """Of a hundred pictures' latencies, the 95th; of those with so many steps only, where asked."""
+    """Of a hundred images' latencies, the 95th; of those with so many steps only, where asked."""
     report = Report(latencies_s={4: [float(n) for n in range(1, 51)], 28: [float(n) for n in range(100, 50, -1)]})
     assert [report.percentile_s(p) for p in (1, 50, 95, 100)] == [1, 50, 95, 100]
     assert [report.percentile_s(p, steps=4) for p in (1, 50, 99, 100)] == [1, 25, 50, 50]

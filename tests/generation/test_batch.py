@@ -1,4 +1,4 @@
-"""Pictures of one call: refused as one, made side by side as far as there is room, and left out one by one."""
+"""Images of one call: refused as one, made side by side as far as there is room, and left out one by one."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -6,78 +6,81 @@ from typing import Any
 
 import pytest
 
-from sd35.errors import Overloaded, PictureFailed
-from sd35.generation.model_pool import Studio
-from sd35.generation.params import Wanted
-from sd35.generation.service import Outcome
+from sd35.errors import GenerationFailed, Overloaded
+from sd35.generation.model_pool import ModelPool
+from sd35.generation.params import GenerationParams
+from sd35.generation.service import GenerationResult
 from sd35.service.batch import Batch
 from sd35.service.service import Service
-from sd35.storage.jobs import Order
-from tests.support.fake_backend import WAIT_S, NumpyBackend
+from sd35.storage.jobs import JobSpec
+from tests.support.fake_backend import WAIT_S, FakeBackend
 from tests.support.services import service_of
 
 Run = Callable[[Callable[[Service], Coroutine[Any, Any, Any]]], Any]
 
 
 @pytest.fixture
-def max_pictures() -> int:
-    """Of the studio."""
+def max_in_flight() -> int:
+    """Of the model pool."""
     return 4
 
 
 @pytest.fixture
-def run(studio: Studio) -> Run:
+def run(pool: ModelPool) -> Run:
     """Runs a coroutine function over a service, for a while at most."""
 
     async def bounded(work: Callable[[Service], Coroutine[Any, Any, Any]]) -> Any:
         async with asyncio.timeout(2 * WAIT_S):
-            return await work(service_of(studio, max_pictures=8))
+            return await work(service_of(pool, max_in_flight=8))
 
     return lambda work: asyncio.run(bounded(work))
 
 
-def orders(service: Service, *prompts: str) -> list[Order]:
+def job_specs(service: Service, *prompts: str) -> list[JobSpec]:
     """One for each prompt."""
-    return [Order(service.studio.resolve(Wanted(prompt, seed=place, steps=2))) for place, prompt in enumerate(prompts)]
+    return [
+        JobSpec(service.pool.resolve(GenerationParams(prompt, seed=place, steps=2)))
+        for place, prompt in enumerate(prompts)
+    ]
 
 
-def prompts_of(outcomes: list[Outcome | None]) -> list[str | None]:
-    """What the pictures are of."""
+def prompts_of(outcomes: list[GenerationResult | None]) -> list[str | None]:
+    """What the images are of."""
     return [None if outcome is None else outcome.request.prompt for outcome in outcomes]
 
 
-async def begun(backend: NumpyBackend) -> None:
-    """Until a picture is held."""
+async def begun(backend: FakeBackend) -> None:
+    """Until an image is held."""
     assert await asyncio.to_thread(backend.started.wait, WAIT_S)
 
 
-def test_all_pictures_come_in_their_order(run: Run):
+def test_all_images_come_in_their_order(run: Run):
     """Also where there are more than the engine takes at once: who was let in waits for the rest."""
-    prompts = [f"picture {number}" for number in range(9)]
+    prompts = [f"image {number}" for number in range(9)]
 
-    async def work(service: Service) -> list[Outcome | None]:
-        return await Batch(service, orders(service, *prompts), "me", 9).outcomes()
+    async def work(service: Service) -> list[GenerationResult | None]:
+        return await Batch(service, job_specs(service, *prompts), "me", 9).outcomes()
 
     assert prompts_of(run(work)) == prompts
 
 
-def test_no_more_are_made_at_once_than_may(run: Run, backend: NumpyBackend):
-    """With one at once, no step is of two pictures."""
+def test_no_more_are_made_at_once_than_may(run: Run, backend: FakeBackend):
+    """With one at once, no step is of two images."""
 
-    async def work(service: Service) -> list[Outcome | None]:
-        return await Batch(service, orders(service, "a", "b", "c"), "me", 1).outcomes()
+    async def work(service: Service) -> list[GenerationResult | None]:
+        return await Batch(service, job_specs(service, "a", "b", "c"), "me", 1).outcomes()
 
     assert prompts_of(run(work)) == ["a", "b", "c"]
     assert set(backend.rows) == {1}
 
 
-def test_steps_are_told_by_the_place_of_their_picture(run: Run):
-    """Each picture's steps, and its latest in `progress`."""
+def test_steps_are_told_by_the_place_of_their_image(run: Run):
+    """Each image's steps, and its latest in `progress`."""
     told: list[tuple[int, int]] = []
 
     async def work(service: Service) -> None:
         batch = Batch(
-            service, orders(service, "a", "b"), "me", 1, lambda place, progress: told.append((place, progress.done))
+            service, job_specs(service, "a", "b"), "me", 1, lambda place, progress: told.append((place, progress.done))
         )
         await batch.outcomes()
         assert [progress and progress.done for progress in batch.progress] == [2, 2]
@@ -86,11 +89,11 @@ def test_steps_are_told_by_the_place_of_their_picture(run: Run):
     assert told == [(0, 1), (0, 2), (1, 1), (1, 2)]
 
 
-def test_skipping_leaves_out_the_picture_whose_turn_it_is(run: Run, backend: NumpyBackend):
+def test_skipping_leaves_out_the_image_whose_turn_it_is(run: Run, backend: FakeBackend):
     """The others are made."""
 
-    async def work(service: Service) -> list[Outcome | None]:
-        batch = Batch(service, orders(service, "a held one", "another"), "me", 1)
+    async def work(service: Service) -> list[GenerationResult | None]:
+        batch = Batch(service, job_specs(service, "a held one", "another"), "me", 1)
         await begun(backend)
         batch.skip()
         backend.release.set()
@@ -99,11 +102,11 @@ def test_skipping_leaves_out_the_picture_whose_turn_it_is(run: Run, backend: Num
     assert prompts_of(run(work)) == [None, "another"]
 
 
-def test_an_interruption_keeps_what_is_made(run: Run, backend: NumpyBackend):
+def test_an_interruption_keeps_what_is_made(run: Run, backend: FakeBackend):
     """And leaves out the rest."""
 
-    async def work(service: Service) -> list[Outcome | None]:
-        batch = Batch(service, orders(service, "quick", "a held one", "a third"), "me", 1)
+    async def work(service: Service) -> list[GenerationResult | None]:
+        batch = Batch(service, job_specs(service, "quick", "a held one", "a third"), "me", 1)
         waiting = asyncio.ensure_future(batch.outcomes())
         await batch.tasks[0]
         batch.interrupt()
@@ -114,15 +117,15 @@ def test_an_interruption_keeps_what_is_made(run: Run, backend: NumpyBackend):
     assert prompts_of(run(work)) == ["quick", None, None]
 
 
-def test_a_call_is_refused_before_any_of_it_is_made(run: Run, backend: NumpyBackend):
+def test_a_call_is_refused_before_any_of_it_is_made(run: Run, backend: FakeBackend):
     """Where there is no room for the first."""
 
     async def work(service: Service) -> None:
-        held = Batch(service, orders(service, *(f"held {number}" for number in range(4))), "you", 4)
+        held = Batch(service, job_specs(service, *(f"held {number}" for number in range(4))), "you", 4)
         await begun(backend)
-        crowd = [asyncio.ensure_future(service.make(order, "you")) for order in orders(service, "x", "y", "z")]
+        crowd = [asyncio.ensure_future(service.make(job_spec, "you")) for job_spec in job_specs(service, "x", "y", "z")]
         await asyncio.sleep(0)
-        batch = Batch(service, orders(service, "first", "second"), "me", 2)
+        batch = Batch(service, job_specs(service, "first", "second"), "me", 2)
         with pytest.raises(Overloaded):
             await batch.outcomes()
         backend.release.set()
@@ -132,23 +135,23 @@ def test_a_call_is_refused_before_any_of_it_is_made(run: Run, backend: NumpyBack
     assert not {"first", "second"} & set(backend.steps)
 
 
-def test_one_that_fails_ends_the_call(run: Run, backend: NumpyBackend):
+def test_one_that_fails_ends_the_call(run: Run, backend: FakeBackend):
     """With its reason, and the others are not made any more."""
 
     async def work(service: Service) -> None:
-        batch = Batch(service, orders(service, "good", "crash", "never"), "me", 1)
-        with pytest.raises(PictureFailed):
+        batch = Batch(service, job_specs(service, "good", "crash", "never"), "me", 1)
+        with pytest.raises(GenerationFailed):
             await batch.outcomes()
 
     run(work)
     assert "never" not in backend.steps
 
 
-def test_a_picture_skipped_before_it_begins_holds_up_no_other(run: Run):
+def test_a_image_skipped_before_it_begins_holds_up_no_other(run: Run):
     """The first, in the very moment of the call."""
 
-    async def work(service: Service) -> list[Outcome | None]:
-        batch = Batch(service, orders(service, "a", "b"), "me", 1)
+    async def work(service: Service) -> list[GenerationResult | None]:
+        batch = Batch(service, job_specs(service, "a", "b"), "me", 1)
         batch.skip()
         return await batch.outcomes()
 

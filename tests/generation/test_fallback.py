@@ -1,4 +1,4 @@
-"""A standby from settings: beside what is built, in place of what is not, and only where both fit."""
+"""A fallback from settings: beside what is built, in place of what is not, and only where both fit."""
 
 import re
 from pathlib import Path
@@ -6,71 +6,73 @@ from pathlib import Path
 import pytest
 
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
-from sd35.checkpoints.network_sizes import anatomy_on_disk
+from sd35.checkpoints.network_sizes import network_sizes_on_disk
 from sd35.errors import DoesNotFit, InvalidSetting, NotCompiled
-from sd35.generation.model_pool import Studio
-from sd35.generation.params import Wanted
-from sd35.generation.replay import read_recording, replay
-from sd35.planning.fit import placement_of, plan_for, room_here
-from sd35.service.startup import open_studio
+from sd35.generation.model_pool import ModelPool
+from sd35.generation.params import GenerationParams
+from sd35.generation.replay import read_stored_image, replay
+from sd35.planning.fit import available_memory, placement_of, plan_for
+from sd35.service.startup import open_model_pool
 from sd35.settings import Settings, load_settings
 
 CHECKPOINTS = [open_checkpoint(EMBEDDED)]
-WANTED = Wanted("a cat", width=64, height=64, steps=2, seed=1)
+WANTED = GenerationParams("a cat", width=64, height=64, steps=2, seed=1)
 
 
 def settings_of(cache_dir: Path, **flags: str) -> Settings:
-    """BF16 first, float32 as the standby."""
+    """BF16 first, float32 as the fallback."""
     return load_settings(
-        {"precision": "bfloat16", "standby": "onnx/float32", "cache_dir": str(cache_dir), "threads": "1", **flags}
+        {"precision": "bfloat16", "fallback": "onnx/float32", "cache_dir": str(cache_dir), "threads": "1", **flags}
     )
 
 
-def opened(settings: Settings) -> Studio:
-    """A studio as the server opens it."""
-    return open_studio(settings, CHECKPOINTS, with_standby=True)
+def opened(settings: Settings) -> ModelPool:
+    """A model pool as the server opens it."""
+    return open_model_pool(settings, CHECKPOINTS, with_fallback=True)
 
 
 def test_the_standby_answers_for_what_is_not_built(tmp_path: Path):
-    """It is ready, says honestly what it uses, and knows what to build; without a standby the command is the error."""
+    """It is ready, says honestly what it uses, and knows what to build; without a fallback the command is the error."""
     settings = settings_of(tmp_path)
-    with opened(settings) as studio:
-        assert [model.profile for model in studio.models.values()] == ["onnx/float32"]
-        assert studio.building
-        assert not studio.building.is_running  # before the service is ready
-        assert studio.submit(studio.resolve(WANTED)).future.result().request.profile == "onnx/float32"
+    with opened(settings) as pool:
+        assert [model.profile for model in pool.models.values()] == ["onnx/float32"]
+        assert pool.fallback_builder
+        assert not pool.fallback_builder.is_running  # before the service is ready
+        assert pool.submit(pool.resolve(WANTED)).future.result().request.profile == "onnx/float32"
     with pytest.raises(NotCompiled, match="sd35 compile --checkpoint sd35-mini --precision bf16"):
-        open_studio(settings, CHECKPOINTS)
+        open_model_pool(settings, CHECKPOINTS)
 
 
 def test_the_standby_makes_again_what_the_first_spoils(compiled: Path, monkeypatch: pytest.MonkeyPatch):
-    """Built, BF16 answers; what it spoils is the very picture that float32 makes, and can be replayed with that."""
-    with opened(settings_of(compiled)) as studio:
-        assert studio.building is None
-        request = studio.resolve(WANTED)
-        assert studio.submit(request).future.result().request.profile == request.profile == "onnx/bfloat16"
-        first = studio.models["sd35-mini"].backend
+    """Built, BF16 answers; what it spoils is the very image that float32 makes, and can be replayed with that."""
+    with opened(settings_of(compiled)) as pool:
+        assert pool.fallback_builder is None
+        request = pool.resolve(WANTED)
+        assert pool.submit(request).future.result().request.profile == request.profile == "onnx/bfloat16"
+        first = pool.models["sd35-mini"].backend
         monkeypatch.setattr(first, "decode_latents", lambda _: (_ for _ in ()).throw(FloatingPointError()))
-        made = studio.finish(studio.submit(request).future.result())
+        made = pool.finish(pool.submit(request).future.result())
     assert (made.record.maker.precision, made.record.request.profile) == ("float32", "onnx/float32")
-    with open_studio(load_settings({"threads": "1"}), CHECKPOINTS) as other:
-        assert replay(read_recording(made.png), other).outcome == "same bytes"
+    with open_model_pool(load_settings({"threads": "1"}), CHECKPOINTS) as other:
+        assert replay(read_stored_image(made.png), other).outcome == "same bytes"
 
 
 def test_admission_leaves_room_for_what_is_still_to_come(tmp_path: Path):
     """From the beginning, the memory for working is what the weights of both leave."""
     settings = settings_of(tmp_path, ram="1GB")
-    room = room_here(settings)
-    anatomies = [anatomy_on_disk(CHECKPOINTS[0])]
-    both = [placement_of(plan_for(each, anatomies, room)) for each in (settings, settings.of_standby) if each]
-    with opened(settings) as studio:
+    room = available_memory(settings)
+    all_network_sizes = [network_sizes_on_disk(CHECKPOINTS[0])]
+    both = [
+        placement_of(plan_for(each, all_network_sizes, room)) for each in (settings, settings.fallback_settings) if each
+    ]
+    with opened(settings) as pool:
         left_bytes = 10**9 - sum(placement.weights_bytes for placement in both)
-        assert studio.engine._scheduler.limits.memory_bytes == int(0.9 * left_bytes)  # noqa: SLF001
+        assert pool.engine._scheduler.limits.memory_bytes == int(0.9 * left_bytes)  # noqa: SLF001
 
 
 def test_both_have_to_fit(tmp_path: Path):
     """What has room for one of them only is refused with both tables."""
-    with pytest.raises(DoesNotFit, match="sd35-mini cannot be placed here with a standby") as refused:
+    with pytest.raises(DoesNotFit, match="sd35-mini cannot be placed here with a fallback") as refused:
         opened(settings_of(tmp_path, ram="300MB"))
     text = str(refused.value)
     assert re.search(
@@ -78,15 +80,17 @@ def test_both_have_to_fit(tmp_path: Path):
     )
 
 
-@pytest.mark.parametrize("flags", [{"standby": "onnx/bfloat16"}, {"standby": "onnx", "precision": "float32"}])
+@pytest.mark.parametrize("flags", [{"fallback": "onnx/bfloat16"}, {"fallback": "onnx", "precision": "float32"}])
 def test_a_standby_is_another_backend(tmp_path: Path, flags: dict[str, str]):
     """What backend and precision name already is refused."""
-    with pytest.raises(InvalidSetting, match=r"standby: got 'onnx.*'; allowed: what the first is not"):
+    with pytest.raises(InvalidSetting, match=r"fallback: got 'onnx.*'; allowed: what the first is not"):
         opened(settings_of(tmp_path, **flags))
 
 
 @pytest.mark.parametrize("wrong", ["", "/float32", "onnx/int3", "onnx/"])
 def test_a_standby_is_a_backend_and_perhaps_a_precision(wrong: str):
     """Another form is refused by name, with the precisions there are."""
-    with pytest.raises(InvalidSetting, match=rf"--standby: got '{wrong}'; .*BACKEND/PRECISION, of which auto, float32"):
-        load_settings({"standby": wrong})
+    with pytest.raises(
+        InvalidSetting, match=rf"--fallback: got '{wrong}'; .*BACKEND/PRECISION, of which auto, float32"
+    ):
+        load_settings({"fallback": wrong})

@@ -1,4 +1,4 @@
-"""A standby answers while children build, and the swap: nothing in flight is lost or changed, whatever goes wrong."""
+"""A fallback answers while children build, and the swap: nothing in flight is lost or changed, whatever goes wrong."""
 
 import os
 import sys
@@ -12,40 +12,40 @@ import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sd35.engine.generation import Painted, Pixels
+from sd35.engine.generation import GeneratedImage, Pixels
 from sd35.engine.prompt_cache import EmbeddingCache
-from sd35.engine.scheduler import Limits
-from sd35.errors import NotCompiled, Overloaded, PictureFailed
+from sd35.engine.scheduler import DeviceLimits
+from sd35.errors import GenerationFailed, NotCompiled, Overloaded
 from sd35.generation import fallback
-from sd35.generation.fallback import Building, command_of
+from sd35.generation.fallback import FallbackBuilder, command_of
 from sd35.generation.model import Model
-from sd35.generation.model_pool import Studio
-from sd35.generation.params import Wanted
+from sd35.generation.model_pool import ModelPool
+from sd35.generation.params import GenerationParams
 from sd35.settings import load_settings
-from tests.support.fake_backend import MINI, WAIT_S, NumpyBackend, double_model
+from tests.support.fake_backend import MINI, WAIT_S, FakeBackend, fake_model
 
 STANDBY, BUILT = "double/float32", "double/float16"
 
 
 class Shop:
-    """A studio in which a standby answers, and what a child is to build for it: a file for each of `lacking`."""
+    """A model pool in which a fallback answers, and what a child is to build for it: a file for each of `lacking`."""
 
     def __init__(self, directory: Path, *lacking: str) -> None:
         self.directory, self.lacking = directory, lacking
-        self.standby, self.built = NumpyBackend(), NumpyBackend("float16")
-        models = [double_model(directory / "mini", MINI, each) for each in (self.standby, self.built)]
+        self.fallback, self.built = FakeBackend(), FakeBackend("float16")
+        models = [fake_model(directory / "mini", MINI, each) for each in (self.fallback, self.built)]
         self.model, self.swapped = models[1], threading.Event()
-        self.studio = Studio(models[:1], 1024 * 1024, Limits(8, 100, 600, 10**9), EmbeddingCache(10**6))
+        self.pool = ModelPool(models[:1], 1024 * 1024, DeviceLimits(8, 100, 600, 10**9), EmbeddingCache(10**6))
 
-    def building(self, source: str, swap: Callable[[Model], None] | None = None) -> Building:
+    def fallback_builder(self, source: str, swap: Callable[[Model], None] | None = None) -> FallbackBuilder:
         """Builds with a child that runs Python of this source, with what it is to build as its argument."""
 
         def command(arguments: Sequence[str]) -> list[str]:
             return [sys.executable, "-c", source, str(self.directory / arguments[-1])]
 
         pending = [self.model.checkpoint]
-        self.studio.building = Building(pending, command, self.open_model, swap or self.studio.swap)
-        return self.studio.building
+        self.pool.fallback_builder = FallbackBuilder(pending, command, self.open_model, swap or self.pool.swap)
+        return self.pool.fallback_builder
 
     def open_model(self, _: object) -> Model:
         """The model, once all is there."""
@@ -54,9 +54,11 @@ class Shop:
                 raise NotCompiled(f"{name} is", ["compile", name])
         return self.model
 
-    def ask(self, prompt: str = "a cat", seed: int = 1, steps: int = 4) -> Painted:
-        """A picture, as it is made now."""
-        return self.studio.submit(self.studio.resolve(Wanted(prompt, seed=seed, steps=steps))).future.result(WAIT_S)
+    def ask(self, prompt: str = "a cat", seed: int = 1, steps: int = 4) -> GeneratedImage:
+        """An image, as it is made now."""
+        return self.pool.submit(self.pool.resolve(GenerationParams(prompt, seed=seed, steps=steps))).future.result(
+            WAIT_S
+        )
 
 
 BUILD = "import sys, pathlib; print('at work'); pathlib.Path(sys.argv[1]).touch()"
@@ -66,48 +68,48 @@ BUILD = "import sys, pathlib; print('at work'); pathlib.Path(sys.argv[1]).touch(
 def shop(tmp_path: Path) -> Iterator[Shop]:
     """Graphs and engines are lacking."""
     shop = Shop(tmp_path, "graphs", "engines")
-    with shop.studio:
+    with shop.pool:
         yield shop
-        for backend in (shop.standby, shop.built):
+        for backend in (shop.fallback, shop.built):
             backend.release.set()
 
 
-def finish(building: Building) -> None:
+def finish(fallback_builder: FallbackBuilder) -> None:
     """Run it to its end."""
-    building.start()
-    building._thread.join(WAIT_S)  # noqa: SLF001  which ends by itself, and says so to no one
-    assert not building.is_running
+    fallback_builder.start()
+    fallback_builder._thread.join(WAIT_S)  # noqa: SLF001  which ends by itself, and says so to no one
+    assert not fallback_builder.is_running
 
 
 def test_what_is_lacking_is_built_in_turn_and_then_answers(shop: Shop):
     """Graphs, then engines, each by one child whose lines are logged; then new requests are the built model's."""
     assert shop.ask().request.profile == STANDBY
     with structlog.testing.capture_logs() as logs:
-        finish(shop.building(BUILD))
+        finish(shop.fallback_builder(BUILD))
     assert [line["command"] for line in logs if "command" in line] == ["sd35 compile graphs", "sd35 compile engines"]
     assert [line["said"] for line in logs if "said" in line] == ["at work"] * 2
     assert logs[-1]["event"] == "swapped"
     assert shop.ask().request.profile == BUILT
-    assert shop.studio.models["mini"] is shop.model
-    assert shop.built.steps[0] == " "  # its first picture came before any request's
+    assert shop.pool.models["mini"] is shop.model
+    assert shop.built.steps[0] == " "  # its first image came before any request's
 
 
-def test_a_picture_in_flight_at_the_swap_stays_what_it_is(shop: Shop):
-    """It ends on the standby with the pixels it would have had, beside a new one of the same prompt on the other."""
-    shop.standby.release.set()
+def test_a_image_in_flight_at_the_swap_stays_what_it_is(shop: Shop):
+    """It ends on the fallback with the pixels it would have had, beside a new one of the same prompt on the other."""
+    shop.fallback.release.set()
     expected = shop.ask("held cat")
-    shop.standby.release.clear()
-    shop.standby.started.clear()
-    request = shop.studio.resolve(Wanted("held cat", seed=1, steps=4))
-    before = shop.studio.submit(request)
-    resolved = shop.studio.resolve(Wanted("a dog", seed=1))
-    assert shop.standby.started.wait(WAIT_S)
+    shop.fallback.release.clear()
+    shop.fallback.started.clear()
+    request = shop.pool.resolve(GenerationParams("held cat", seed=1, steps=4))
+    before = shop.pool.submit(request)
+    resolved = shop.pool.resolve(GenerationParams("a dog", seed=1))
+    assert shop.fallback.started.wait(WAIT_S)
     shop.built.release.set()
-    swapping = threading.Thread(target=shop.studio.swap, args=(shop.model,))
+    swapping = threading.Thread(target=shop.pool.swap, args=(shop.model,))
     swapping.start()
-    shop.standby.release.set()
+    shop.fallback.release.set()
     swapping.join(WAIT_S)
-    after, late = shop.ask("held cat"), shop.studio.submit(resolved)
+    after, late = shop.ask("held cat"), shop.pool.submit(resolved)
     assert np.array_equal(before.future.result(WAIT_S).pixels, expected.pixels)
     assert before.future.result().request == request
     assert late.future.result(WAIT_S).request.profile == STANDBY  # resolved before, submitted after
@@ -118,35 +120,35 @@ def test_a_picture_in_flight_at_the_swap_stays_what_it_is(shop: Shop):
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.integers(1, 6), min_size=1, max_size=12), moment=st.integers(0, 12), held=st.booleans())
 def test_no_request_is_lost_or_changed_by_a_swap(tmp_path: Path, steps: list[int], moment: int, held: bool):  # noqa: FBT001
-    """Whenever it comes, each request ends with its own profile, and the pixels that a studio of that alone makes."""
+    """Whenever it comes, each request ends with its own profile and the pixels of a pool that has only that profile."""
     shop = Shop(tmp_path)
-    shop.standby.release.set()
+    shop.fallback.release.set()
     prompts = [f"{'held ' * held}cat {number}" for number in range(len(steps))]
-    with shop.studio as studio:
-        swapping = threading.Thread(target=studio.swap, args=(shop.model,))
+    with shop.pool as pool:
+        swapping = threading.Thread(target=pool.swap, args=(shop.model,))
         shop.built.release.set()
-        tickets = []
+        handles = []
         for number, (prompt, count) in enumerate(zip(prompts, steps, strict=True)):
             if number == moment:
                 swapping.start()
-            request = studio.resolve(Wanted(prompt, seed=number, steps=count))
-            tickets.append((request, studio.submit(request)))
-        painted = [(request, ticket.future.result(WAIT_S)) for request, ticket in tickets]
+            request = pool.resolve(GenerationParams(prompt, seed=number, steps=count))
+            handles.append((request, pool.submit(request)))
+        generated = [(request, handle.future.result(WAIT_S)) for request, handle in handles]
         if swapping.ident:
             swapping.join(WAIT_S)
-        for request, got in painted:
+        for request, got in generated:
             assert got.request == request
-            backend = NumpyBackend("float32" if request.profile == STANDBY else "float16")
+            backend = FakeBackend("float32" if request.profile == STANDBY else "float16")
             assert np.array_equal(got.pixels, alone(tmp_path, backend, request.prompt, request.seed, request.steps))
 
 
-def alone(directory: Path, backend: NumpyBackend, prompt: str, seed: int, steps: int) -> Pixels:
-    """The picture of a studio that knows one backend."""
+def alone(directory: Path, backend: FakeBackend, prompt: str, seed: int, steps: int) -> Pixels:
+    """The image of a model pool that knows one backend."""
     backend.release.set()
-    models = [double_model(directory / "mini", MINI, backend)]
-    with Studio(models, 1024 * 1024, Limits(8, 100, 600, 10**9), EmbeddingCache(10**6)) as studio:
-        request = studio.resolve(Wanted(prompt, seed=seed, steps=steps))
-        return studio.submit(request).future.result(WAIT_S).pixels
+    models = [fake_model(directory / "mini", MINI, backend)]
+    with ModelPool(models, 1024 * 1024, DeviceLimits(8, 100, 600, 10**9), EmbeddingCache(10**6)) as pool:
+        request = pool.resolve(GenerationParams(prompt, seed=seed, steps=steps))
+        return pool.submit(request).future.result(WAIT_S).pixels
 
 
 @pytest.mark.parametrize(
@@ -159,35 +161,35 @@ def alone(directory: Path, backend: NumpyBackend, prompt: str, seed: int, steps:
 def test_a_build_that_fails_is_counted_and_the_standby_goes_on(shop: Shop, source: str, why: str):
     """What the child said is in the log, and nothing else changes."""
     with structlog.testing.capture_logs() as logs:
-        building = shop.building(source)
-        finish(building)
-    assert building.failures == 1
+        fallback_builder = shop.fallback_builder(source)
+        finish(fallback_builder)
+    assert fallback_builder.failures == 1
     (line,) = [line for line in logs if line["log_level"] == "error"]
     assert line["error"].startswith(why)
     assert shop.ask().request.profile == STANDBY
 
 
-def test_what_cannot_draw_a_first_picture_is_not_swapped_to(shop: Shop, monkeypatch: pytest.MonkeyPatch):
-    """Not even where the standby could make it again."""
+def test_what_cannot_draw_a_first_image_is_not_swapped_to(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    """Not even where the fallback could make it again."""
     monkeypatch.setattr(shop.built, "decode_latents", lambda _: (_ for _ in ()).throw(FloatingPointError()))
-    with pytest.raises(PictureFailed, match="the first picture of mini in double/float16 was spoiled"):
-        shop.studio.swap(shop.model)
+    with pytest.raises(GenerationFailed, match="the first image of mini in double/float16 was spoiled"):
+        shop.pool.swap(shop.model)
     assert shop.ask().request.profile == STANDBY
 
 
 def test_a_full_house_delays_the_swap(shop: Shop):
-    """Where there is no room for the first picture it is tried again, and what is in flight is not disturbed."""
+    """Where there is no room for the first image it is tried again, and what is in flight is not disturbed."""
     refusals = iter([Overloaded("full", 0), Overloaded("full", 0)])
 
     def swap(model: Model) -> None:
         if refused := next(refusals, None):
             refused.retry_after_s = 0
             raise refused
-        shop.studio.swap(model)
+        shop.pool.swap(model)
 
-    building = shop.building(BUILD, swap)
-    finish(building)
-    assert building.failures == 0
+    fallback_builder = shop.fallback_builder(BUILD, swap)
+    finish(fallback_builder)
+    assert fallback_builder.failures == 0
     assert shop.ask().request.profile == BUILT
 
 
@@ -199,7 +201,7 @@ def test_stopping_ends_the_child(shop: Shop, monkeypatch: pytest.MonkeyPatch, ig
     source = "import os, pathlib, signal, sys\n"
     source += "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" * ignores
     source += "pathlib.Path(sys.argv[1]).with_name('pid').write_text(str(os.getpid()))\nwhile True: signal.pause()"
-    builds = shop.building(source)
+    builds = shop.fallback_builder(source)
     builds.start()
     child = int((shop.directory / "pid").read_text())
     assert builds.is_running
@@ -212,7 +214,7 @@ def test_stopping_ends_the_child(shop: Shop, monkeypatch: pytest.MonkeyPatch, ig
 
 def test_nothing_is_begun_after_stopping(shop: Shop):
     """No child outlives a service that closes just when one was to start."""
-    builds = shop.building(BUILD)
+    builds = shop.fallback_builder(BUILD)
     builds.stop()
     finish(builds)
     assert not (shop.directory / "graphs").exists()
@@ -225,7 +227,12 @@ def test_a_child_builds_from_the_same_files_on_the_same_device():
 
     from sd35.cli.main import app
 
-    flags = {"cache_dir": "/c", "weights": "a.safetensors,b.safetensors", "variants": "/v.toml", "companion": "one"}
+    flags = {
+        "cache_dir": "/c",
+        "weights": "a.safetensors,b.safetensors",
+        "registry": "/v.toml",
+        "base_checkpoint": "one",
+    }
     line = command_of(load_settings({**flags, "offline": True, "device": "cuda:1", "threads": 2}), ["compile"])
     arguments = line[line.index("compile") + 1 :]
     compile_ = typer.main.get_command(app).commands["compile"]  # type: ignore[attr-defined]
@@ -233,8 +240,8 @@ def test_a_child_builds_from_the_same_files_on_the_same_device():
     assert {name: value for name, value in given.items() if value and name not in ("graph_precision", "target")} == {
         "cache_dir": "/c",
         "weights": ["a.safetensors", "b.safetensors"],
-        "variants": "/v.toml",
-        "companion": "one",
+        "registry": "/v.toml",
+        "base_checkpoint": "one",
         "offline": True,
         "device": "cuda:1",
         "threads": "2",

@@ -14,79 +14,79 @@ from PIL import Image, PngImagePlugin
 
 from sd35.checkpoints.image_sizes import drawn_size
 from sd35.errors import InvalidRequest, NotReplayable, UnknownModel
-from sd35.generation.model_pool import Finished, Studio
-from sd35.generation.params import Wanted
-from sd35.generation.replay import read_recording, replay
+from sd35.generation.model_pool import EncodedImage, ModelPool
+from sd35.generation.params import GenerationParams
+from sd35.generation.replay import read_stored_image, replay
 from sd35.images.png import read_png, write_png
 from sd35.images.record import DIGEST_KEY, MAKER_KEY, REQUEST_KEY
 from sd35.request import SIZE_MULTIPLE_PX
-from tests.support.fake_backend import LARGE, MINI, NumpyBackend, double_studio
+from tests.support.fake_backend import LARGE, MINI, FakeBackend, fake_pool
 
 MAX_PIXELS = 2048 * 2048
 sides = st.integers(1, 128).map(lambda count: count * SIZE_MULTIPLE_PX)
 
 
 @pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    """A studio with two models, of which the first is the default and enlarges."""
-    with double_studio(tmp_path_factory.mktemp("models")) as studio:
-        yield studio
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelPool]:
+    """A model pool with two models, of which the first is the default and enlarges."""
+    with fake_pool(tmp_path_factory.mktemp("models")) as pool:
+        yield pool
 
 
-def make(studio: Studio, wanted: Wanted) -> Finished:
-    """A picture's file."""
-    request = studio.resolve(wanted)
-    return studio.finish(studio.submit(request).future.result())
+def make(pool: ModelPool, wanted: GenerationParams) -> EncodedImage:
+    """An image's file."""
+    request = pool.resolve(wanted)
+    return pool.finish(pool.submit(request).future.result())
 
 
-def test_what_is_left_open_comes_from_the_model_and_from_chance(studio: Studio):
+def test_what_is_left_open_comes_from_the_model_and_from_chance(pool: ModelPool):
     """Defaults are the card's, the first model is the default, and two seeds differ."""
-    first, second = studio.resolve(Wanted("a cat")), studio.resolve(Wanted("a cat"))
+    first, second = pool.resolve(GenerationParams("a cat")), pool.resolve(GenerationParams("a cat"))
     assert (first.model, first.width, first.height, first.steps, first.guidance_scale) == ("mini", 128, 128, 4, 4.5)
     assert first.profile == "double/float32"
     assert first.seed != second.seed
-    large = studio.resolve(Wanted("a cat", model="large"))
+    large = pool.resolve(GenerationParams("a cat", model="large"))
     assert (large.width, large.steps, large.guidance_scale) == (1024, 30, 3.5)
 
 
-def test_zero_is_not_left_open(studio: Studio):
+def test_zero_is_not_left_open(pool: ModelPool):
     """Seed 0 and guidance 0 are what was asked for, not defaults to fill in."""
-    request = studio.resolve(Wanted("a cat", seed=0, guidance_scale=0))
+    request = pool.resolve(GenerationParams("a cat", seed=0, guidance_scale=0))
     assert (request.seed, request.guidance_scale) == (0, 0.0)
 
 
-def test_layers_are_skipped_where_the_model_is_for_it(studio: Studio):
+def test_layers_are_skipped_where_the_model_is_for_it(pool: ModelPool):
     """The scale is the card's unless one is asked for, 0 included; a model that is not for it takes 0 and no other."""
     for model, asked, scale in (("large", None, 2.8), ("large", 1, 1.0), ("large", 0, 0.0), ("mini", None, 0.0)):
-        assert studio.resolve(Wanted("a cat", model=model, skip_layer_scale=asked)).skip_layer_scale == scale
-    assert studio.resolve(Wanted("a cat", skip_layer_scale=0)).skip_layer_scale == 0
+        assert pool.resolve(GenerationParams("a cat", model=model, skip_layer_scale=asked)).skip_layer_scale == scale
+    assert pool.resolve(GenerationParams("a cat", skip_layer_scale=0)).skip_layer_scale == 0
     with pytest.raises(InvalidRequest, match=r"skip_layer_scale: got 2\.8; allowed: 0, for the card of mini names no"):
-        studio.resolve(Wanted("a cat", skip_layer_scale=2.8))
+        pool.resolve(GenerationParams("a cat", skip_layer_scale=2.8))
     with pytest.raises(InvalidRequest, match=r"skip_layer_scale: got 10\.5; allowed: 0\.0 to 10\.0"):
-        studio.resolve(Wanted("a cat", model="large", skip_layer_scale=10.5))
+        pool.resolve(GenerationParams("a cat", model="large", skip_layer_scale=10.5))
 
 
-def test_layers_are_not_skipped_where_the_backend_cannot(studio: Studio, tmp_path: Path):
+def test_layers_are_not_skipped_where_the_backend_cannot(pool: ModelPool, tmp_path: Path):
     """Left open it is off; asked for, or in a file from another backend, it is refused."""
-    backend = NumpyBackend()
+    backend = FakeBackend()
     backend.can_skip_layers = False
-    wanted = Wanted("a cat", model="large", seed=1, width=256, height=256, steps=10)
-    recording = read_recording(make(studio, wanted).png)
-    assert recording.record.request.skip_layer_scale == 2.8
-    with double_studio(tmp_path, backend) as unable:
+    wanted = GenerationParams("a cat", model="large", seed=1, width=256, height=256, steps=10)
+    stored_image = read_stored_image(make(pool, wanted).png)
+    assert stored_image.record.request.skip_layer_scale == 2.8
+    with fake_pool(tmp_path, backend) as unable:
         assert unable.resolve(wanted).skip_layer_scale == 0
         for attempt in (
             lambda: unable.resolve(replace(wanted, skip_layer_scale=1)),
-            lambda: replay(recording, unable),
+            lambda: replay(stored_image, unable),
         ):
             with pytest.raises(InvalidRequest, match=r"skip_layer_scale: .* the double backend cannot skip layers"):
                 attempt()
 
 
-def test_a_model_that_is_not_served_is_refused_with_those_that_are(studio: Studio):
+def test_a_model_that_is_not_served_is_refused_with_those_that_are(pool: ModelPool):
     """The error lists what there is."""
     with pytest.raises(UnknownModel, match="served: mini, large"):
-        studio.resolve(Wanted("a cat", model="medium"))
+        pool.resolve(GenerationParams("a cat", model="medium"))
 
 
 @pytest.mark.parametrize(
@@ -147,20 +147,20 @@ def test_a_png_reads_back_as_it_was_written(width: int, height: int, seed: int, 
     assert texts["key"] == text
 
 
-def test_a_stand_in_enlarges_to_the_size_that_was_asked_for(studio: Studio):
+def test_a_stand_in_enlarges_to_the_size_that_was_asked_for(pool: ModelPool):
     """The file has the requested size, and says at which one it was drawn."""
-    finished = make(studio, Wanted("a cat", width=512, height=256, seed=1))
+    finished = make(pool, GenerationParams("a cat", width=512, height=256, seed=1))
     assert Image.open(io.BytesIO(finished.png)).size == (512, 256)
     assert finished.is_enlarged
     assert finished.drawn == (176, 96)
     assert "pillow" in finished.record.maker.versions
 
 
-def test_the_file_says_what_made_it(studio: Studio):
+def test_the_file_says_what_made_it(pool: ModelPool):
     """Request, digest, revision, backend, versions, drawn size and cut-off prompts are in the PNG's text."""
-    wanted = Wanted("cat " * 21 + "日本", negative_prompt="dog", seed=1)
-    finished = make(studio, wanted)
-    record = read_recording(finished.png).record
+    wanted = GenerationParams("cat " * 21 + "日本", negative_prompt="dog", seed=1)
+    finished = make(pool, wanted)
+    record = read_stored_image(finished.png).record
     assert record == finished.record
     assert (record.request.prompt, record.request.seed) == (wanted.prompt, 1)
     assert record.maker.cut_off == ["prompt"]
@@ -168,39 +168,39 @@ def test_the_file_says_what_made_it(studio: Studio):
     assert {"sd35", "numpy"} <= record.maker.versions.keys()
 
 
-def test_replay_of_the_same_is_the_same_to_the_byte(studio: Studio):
+def test_replay_of_the_same_is_the_same_to_the_byte(pool: ModelPool):
     """Nothing changed: same bytes, enlarged or not."""
-    for wanted in (Wanted("a cat", seed=1), Wanted("a cat", seed=1, width=512, height=512)):
-        verdict = replay(read_recording(make(studio, wanted).png), studio)
+    for wanted in (GenerationParams("a cat", seed=1), GenerationParams("a cat", seed=1, width=512, height=512)):
+        verdict = replay(read_stored_image(make(pool, wanted).png), pool)
         assert (verdict.outcome, verdict.changed) == ("same bytes", [])
 
 
-def test_replay_tells_other_versions_from_another_picture(studio: Studio):
-    """Equal pixels under another version and revision are the same picture, and what changed is named."""
-    finished = make(studio, Wanted("a cat", seed=1))
+def test_replay_tells_other_versions_from_another_image(pool: ModelPool):
+    """Equal pixels under another version and revision are the same image, and what changed is named."""
+    finished = make(pool, GenerationParams("a cat", seed=1))
     pixels, _ = read_png(finished.png)
     maker = replace(finished.record.maker, revision="0" * 64, versions={"numpy": "1.0"})
-    recording = read_recording(write_png(pixels, replace(finished.record, maker=maker).to_text()))
-    verdict = replay(recording, studio)
-    assert (verdict.outcome, verdict.max_difference) == ("same picture", 0)
+    stored_image = read_stored_image(write_png(pixels, replace(finished.record, maker=maker).to_text()))
+    verdict = replay(stored_image, pool)
+    assert (verdict.outcome, verdict.max_difference) == ("same image", 0)
     assert any("revision: 000000000000 then" in change for change in verdict.changed)
     assert any("numpy: 1.0 then" in change for change in verdict.changed)
 
 
-def test_a_picture_that_skipped_layers_is_replayed(studio: Studio):
-    """The file says so; it is another picture than without, and both are made again to the byte."""
-    wanted = Wanted("a cat", model="large", seed=1, width=256, height=256, steps=10)
-    files = [make(studio, replace(wanted, skip_layer_scale=scale)).png for scale in (2.8, 0)]
+def test_a_image_that_skipped_layers_is_replayed(pool: ModelPool):
+    """The file says so; it is another image than without, and both are made again to the byte."""
+    wanted = GenerationParams("a cat", model="large", seed=1, width=256, height=256, steps=10)
+    files = [make(pool, replace(wanted, skip_layer_scale=scale)).png for scale in (2.8, 0)]
     skipped, plain = (read_png(file)[0] for file in files)
     assert not np.array_equal(skipped, plain)
     for file, scale in zip(files, (2.8, 0), strict=True):
-        assert read_recording(file).record.request.skip_layer_scale == scale
-        assert replay(read_recording(file), studio).outcome == "same bytes"
+        assert read_stored_image(file).record.request.skip_layer_scale == scale
+        assert replay(read_stored_image(file), pool).outcome == "same bytes"
 
 
-def test_files_from_before_there_was_skip_layer_guidance_are_replayed(studio: Studio):
+def test_files_from_before_there_was_skip_layer_guidance_are_replayed(pool: ModelPool):
     """Their requests do not name it, and mean, by the same digest, what they meant."""
-    finished = make(studio, Wanted("a cat", seed=1))
+    finished = make(pool, GenerationParams("a cat", seed=1))
     request = finished.record.request
     written_then = (
         '{"guidance_scale":4.5,"height":128,"model":"mini","negative_prompt":"","profile":"double/float32",'
@@ -208,33 +208,33 @@ def test_files_from_before_there_was_skip_layer_guidance_are_replayed(studio: St
     )
     pixels, text = read_png(finished.png)
     text |= {REQUEST_KEY: written_then, DIGEST_KEY: hashlib.sha256(written_then.encode()).hexdigest()}
-    recording = read_recording(write_png(pixels, text))
-    assert recording.record.request == request
-    assert recording.record.request.digest == text[DIGEST_KEY]
-    assert replay(recording, studio).outcome == "same bytes"
+    stored_image = read_stored_image(write_png(pixels, text))
+    assert stored_image.record.request == request
+    assert stored_image.record.request.digest == text[DIGEST_KEY]
+    assert replay(stored_image, pool).outcome == "same bytes"
 
 
 @pytest.mark.parametrize(
-    ("off_by", "share", "outcome"), [(2, 0.01, "same picture"), (3, 0.01, "different"), (1, 1, "different")]
+    ("off_by", "share", "outcome"), [(2, 0.01, "same image"), (3, 0.01, "different"), (1, 1, "different")]
 )
 def test_replay_allows_two_of_255_at_a_pixel_and_a_tenth_on_average(
-    studio: Studio, off_by: int, share: float, outcome: str
+    pool: ModelPool, off_by: int, share: float, outcome: str
 ):
     """The tolerance is that of two backends, at any pixel and on average."""
-    finished = make(studio, Wanted("a cat", seed=1))
+    finished = make(pool, GenerationParams("a cat", seed=1))
     pixels, _ = read_png(finished.png)
     changed = pixels.copy()
     rows = max(1, round(len(changed) * share))
     changed[:rows] = np.where(changed[:rows] < 128, changed[:rows] + off_by, changed[:rows] - off_by)
-    verdict = replay(read_recording(write_png(changed, finished.record.to_text())), studio)
+    verdict = replay(read_stored_image(write_png(changed, finished.record.to_text())), pool)
     assert (verdict.outcome, verdict.max_difference) == (outcome, off_by)
 
 
-def test_replay_of_a_resized_file_is_different(studio: Studio):
+def test_replay_of_a_resized_file_is_different(pool: ModelPool):
     """A file that was cropped since is told by its size."""
-    finished = make(studio, Wanted("a cat", seed=1))
+    finished = make(pool, GenerationParams("a cat", seed=1))
     pixels, _ = read_png(finished.png)
-    verdict = replay(read_recording(write_png(pixels[:64], finished.record.to_text())), studio)
+    verdict = replay(read_stored_image(write_png(pixels[:64], finished.record.to_text())), pool)
     assert verdict.outcome == "different"
     assert verdict.changed[0] == "size: 128x64 in the file, 128x128 by its request"
 
@@ -247,9 +247,9 @@ def _foreign() -> bytes:
     return out.getvalue()
 
 
-def test_files_that_cannot_be_replayed_say_why(studio: Studio):
+def test_files_that_cannot_be_replayed_say_why(pool: ModelPool):
     """No PNG, a damaged one, one of someone else, and edited text are each told apart."""
-    finished = make(studio, Wanted("a cat", seed=1))
+    finished = make(pool, GenerationParams("a cat", seed=1))
     pixels, text = read_png(finished.png)
 
     def edited(key: str, before: str, after: str) -> bytes:
@@ -265,4 +265,4 @@ def test_files_that_cannot_be_replayed_say_why(studio: Studio):
         (edited(MAKER_KEY, "{", "["), "damaged"),
     ):
         with pytest.raises(NotReplayable, match=why):
-            read_recording(data)
+            read_stored_image(data)

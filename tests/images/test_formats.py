@@ -1,4 +1,4 @@
-"""Pictures in other formats: what they look like, what they say of themselves, and which one an answer is in."""
+"""Images in other formats: what they look like, what they say of themselves, and which one an answer is in."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sd35.errors import InvalidRequest, NotAcceptable, NotReplayable
-from sd35.generation.replay import read_recording
+from sd35.generation.replay import read_stored_image
 from sd35.images.encode import encode
 from sd35.images.formats import Format, check_quality, negotiate
 from sd35.images.png import read_png, write_png
@@ -31,7 +31,7 @@ MAKER = Maker("5" * 64, "onnx", "float32", {"sd35": "1", "numpy": "2"}, 96, 64, 
 REQUEST = Request("a cat & a <dog>", "", 96, 64, 4, 4.5, 7, "sd35-mini", "5" * 64, "onnx/float32")
 
 
-def picture(prompt: str = REQUEST.prompt, negative_prompt: str = "") -> tuple[bytes, Record]:
+def an_image(prompt: str = REQUEST.prompt, negative_prompt: str = "") -> tuple[bytes, Record]:
     """A PNG file of soft shapes, 96x64, and its record."""
     y, x = np.mgrid[:64, :96]
     pixels = np.stack([2 * x, 4 * y, 128 + 100 * np.sin(x / 9) * np.cos(y / 7)], -1).clip(0, 255).astype(np.uint8)
@@ -40,9 +40,9 @@ def picture(prompt: str = REQUEST.prompt, negative_prompt: str = "") -> tuple[by
 
 
 @pytest.mark.parametrize("output_format", LOSSY)
-def test_a_picture_looks_the_same_in_every_format(output_format: Format):
+def test_a_image_looks_the_same_in_every_format(output_format: Format):
     """Opened by Pillow: of that format and size, and off by less than 2 of 255 on average."""
-    png, _ = picture()
+    png, _ = an_image()
     with Image.open(io.BytesIO(encode(png, output_format, has_metadata=True))) as image:
         assert (image.format, image.size) == (output_format.upper(), (96, 64))
         assert image.get_format_mimetype() == output_format.media_type
@@ -53,7 +53,7 @@ def test_a_picture_looks_the_same_in_every_format(output_format: Format):
 @pytest.mark.parametrize("output_format", LOSSY)
 def test_quality_is_paid_in_bytes(output_format: Format):
     """The lowest quality makes a smaller file than the default, the highest a larger one."""
-    png, _ = picture()
+    png, _ = an_image()
     sizes = [len(encode(png, output_format, has_metadata=False, quality=quality)) for quality in (1, None, 100)]
     assert sizes == sorted(set(sizes))
 
@@ -76,8 +76,8 @@ def test_a_quality_that_a_format_does_not_have_is_refused(output_format: Format)
 @example(prompt="\U0001f431" * 10_000, negative_prompt="&" * 10_000)  # longer than two segments of a JPEG file
 @example(prompt="<!DOCTYPE x [<!ENTITY y 'z'>]>&y;]]>", negative_prompt="\\ufffe")
 def test_every_format_says_what_made_it(output_format: Format, prompt: str, negative_prompt: str):
-    """Whatever the prompts are, the record reads back, and equal pictures give equal files."""
-    png, record = picture(prompt, negative_prompt)
+    """Whatever the prompts are, the record reads back, and equal images give equal files."""
+    png, record = an_image(prompt, negative_prompt)
     written = encode(png, output_format, has_metadata=True)
     assert format_of(written) == output_format
     assert read_record(written) == record
@@ -87,11 +87,11 @@ def test_every_format_says_what_made_it(output_format: Format, prompt: str, nega
 @pytest.mark.skipif(EXIFTOOL is None, reason="exiftool is not installed (Debian: libimage-exiftool-perl)")
 @pytest.mark.parametrize("output_format", LOSSY)
 @pytest.mark.parametrize("prompt", ["a cat & a <dog> 日本", "\U0001f431" * 10_000])
-def test_other_programs_read_what_made_a_picture(output_format: Format, prompt: str, tmp_path: Path):
+def test_other_programs_read_what_made_a_image(output_format: Format, prompt: str, tmp_path: Path):
     """The canonical request is found by exiftool, also where it fills several segments of a JPEG file."""
     assert EXIFTOOL
-    png, record = picture(prompt, prompt)
-    file = tmp_path / f"picture.{output_format}"
+    png, record = an_image(prompt, prompt)
+    file = tmp_path / f"image.{output_format}"
     file.write_bytes(encode(png, output_format, has_metadata=True))
     told = subprocess.run([EXIFTOOL, "-json", "-b", "-XMP:all", file], capture_output=True, text=True, check=True)
     found = json.loads(told.stdout)[0]
@@ -104,7 +104,7 @@ def test_other_programs_read_what_made_a_picture(output_format: Format, prompt: 
 @pytest.mark.parametrize("output_format", Format)
 def test_metadata_is_left_out_where_it_is_not_wanted(output_format: Format):
     """No word of the prompt is in the file, nor any other text, and its pixels are the same as with it."""
-    png, _ = picture("unmistakable")
+    png, _ = an_image("unmistakable")
     without, with_it = (encode(png, output_format, has_metadata=wanted) for wanted in (False, True))
     assert b"unmistakable" in with_it
     for word in (b"unmistakable", b"sd35", b"onnx"):
@@ -118,17 +118,17 @@ def test_metadata_is_left_out_where_it_is_not_wanted(output_format: Format):
 
 @pytest.mark.parametrize("output_format", LOSSY)
 def test_replay_wants_the_exact_file(output_format: Format):
-    """A file of another format is refused with the digest of the picture that it shows."""
-    png, record = picture()
+    """A file of another format is refused with the digest of the image that it shows."""
+    png, record = an_image()
     with pytest.raises(NotReplayable, match=f"it is a {output_format.upper()} file.* of {record.request.digest}"):
-        read_recording(encode(png, output_format, has_metadata=True))
+        read_stored_image(encode(png, output_format, has_metadata=True))
     with pytest.raises(NotReplayable, match="does not say what made it"):
-        read_recording(encode(png, output_format, has_metadata=False))
+        read_stored_image(encode(png, output_format, has_metadata=False))
 
 
 def test_replay_refuses_other_formats_in_one_line(tmp_path: Path):
     """The command exits with 2 and names the file and its format."""
-    (tmp_path / "cat.webp").write_bytes(encode(picture()[0], Format.WEBP, has_metadata=True))
+    (tmp_path / "cat.webp").write_bytes(encode(an_image()[0], Format.WEBP, has_metadata=True))
     command = [sys.executable, "-c", "from sd35.cli import main; main()", "replay", str(tmp_path / "cat.webp")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 2
@@ -138,7 +138,7 @@ def test_replay_refuses_other_formats_in_one_line(tmp_path: Path):
 
 def test_a_record_that_was_edited_is_refused():
     """The request in the packet has to match its digest."""
-    png, record = picture()
+    png, record = an_image()
     _, text = read_png(png)
     edited = write_png(read_png(png)[0], {**text, REQUEST_KEY: text[REQUEST_KEY].replace("cat", "cow")})
     for output_format in Format:
@@ -160,9 +160,9 @@ def test_a_packet_that_is_damaged_or_hostile_says_nothing(packet: bytes):
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a", b"\xff\xd8\xff", b"RIFF\x10\0\0\0WEBP", b"\x89PNG\r\n\x1a\n"])
-def test_a_file_that_is_no_picture_is_refused(data: bytes):
+def test_a_file_that_is_no_image_is_refused(data: bytes):
     """Other formats and cut-off files are errors that say so."""
-    with pytest.raises(NotReplayable, match=r"it is (no picture of these formats: png, jpeg, webp, avif|a damaged)"):
+    with pytest.raises(NotReplayable, match=r"it is (no image of these formats: png, jpeg, webp, avif|a damaged)"):
         read_record(data)
 
 

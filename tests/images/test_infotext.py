@@ -165,7 +165,7 @@ def test_a_text_without_its_nul():
 def test_exiftool_reads_it(tmp_path: Path, prompt: str):
     """As other programs do, and finds nothing wrong with the file."""
     text = infotext(replace(REQUEST, prompt=prompt), MAKER)
-    file = tmp_path / "picture.png"
+    file = tmp_path / "image.png"
     file.write_bytes(with_text(write_png(PIXELS, {}), KEYWORD, text))
     shown = subprocess.run(
         [str(EXIFTOOL), "-json", "-charset", "utf8", "-Parameters", "-Warning", str(file)],

@@ -11,35 +11,35 @@ import pytest
 
 from sd35.content_filter import AllowAll
 from sd35.errors import IdempotencyConflict, NotReady, Overloaded, StoreUnavailable
-from sd35.generation.model_pool import Studio
-from sd35.generation.params import Wanted
-from sd35.generation.service import Desk
+from sd35.generation.model_pool import ModelPool
+from sd35.generation.params import GenerationParams
+from sd35.generation.service import GenerationService
 from sd35.jobs import runner as running
-from sd35.jobs.progress import END, Event, Following
+from sd35.jobs.progress import END, Event, JobProgress
 from sd35.jobs.runner import JobRunner
-from sd35.storage.jobs import Job, Order, Status
-from sd35.storage.storage import Kept
-from tests.support.fake_backend import WAIT_S, NumpyBackend, double_studio
-from tests.support.services import memory_kept
+from sd35.storage.jobs import Job, JobSpec, Status
+from sd35.storage.storage import Storage
+from tests.support.fake_backend import WAIT_S, FakeBackend, fake_pool
+from tests.support.services import memory_storage
 
 
 @asynccontextmanager
 async def runs(
-    studio: Studio, kept: Kept, most_waiting: int = 100, grace_s: float = WAIT_S
+    pool: ModelPool, storage: Storage, most_waiting: int = 100, shutdown_grace_s: float = WAIT_S
 ) -> AsyncIterator[JobRunner]:
     """A runner at work, of a process of its own as far as the store knows."""
-    desk = Desk(studio, kept.pictures, AllowAll())
-    runner = JobRunner(desk, kept.stores.jobs, 2, most_waiting)
+    generation_service = GenerationService(pool, storage.images, AllowAll())
+    runner = JobRunner(generation_service, storage.database.jobs, 2, most_waiting)
     runner.start()
     try:
         yield runner
     finally:
-        await runner.close(grace_s)
+        await runner.close(shutdown_grace_s)
 
 
-def order(studio: Studio, prompt: str, **more: Any) -> Order:
-    """An order for a picture of a seed."""
-    return Order(studio.resolve(Wanted(prompt, seed=1)), **more)
+def job_spec(pool: ModelPool, prompt: str, **more: Any) -> JobSpec:
+    """An order for an image of a seed."""
+    return JobSpec(pool.resolve(GenerationParams(prompt, seed=1)), **more)
 
 
 async def told(runner: JobRunner, job: Job, after: int = -1) -> list[Event]:
@@ -54,31 +54,31 @@ async def end_of(runner: JobRunner, job: Job) -> Job:
         return await runner.ended(job)
 
 
-def test_a_job_ends_with_its_picture(studio: Studio):
+def test_a_job_ends_with_its_image(pool: ModelPool):
     """It is in the store, its owner's, and the job says which it is."""
-    kept = memory_kept()
+    storage = memory_storage()
 
     async def scenario() -> Job:
-        async with runs(studio, kept) as runner:
-            return await end_of(runner, await runner.accept(order(studio, "a cat", owner="me")))
+        async with runs(pool, storage) as runner:
+            return await end_of(runner, await runner.accept(job_spec(pool, "a cat", owner="me")))
 
     job = asyncio.run(scenario())
     assert (job.status, job.failure) == (Status.SUCCEEDED, None)
     assert job.made
-    assert job.made.digest == job.order.request.digest
-    assert kept.files.get(f"{job.made.digest}.png")
-    assert kept.stores.pictures.owners(job.made.digest) == {"me"}
+    assert job.made.digest == job.job_spec.request.digest
+    assert storage.files.get(f"{job.made.digest}.png")
+    assert storage.database.images.owners(job.made.digest) == {"me"}
     assert job.started_s
     assert job.ended_s
     assert job.created_s <= job.started_s <= job.ended_s
 
 
-def test_a_job_that_fails_says_why_and_harms_no_other(studio: Studio):
+def test_a_job_that_fails_says_why_and_harms_no_other(pool: ModelPool):
     """With the status that a call would have had."""
 
     async def scenario() -> list[Job]:
-        async with runs(studio, memory_kept()) as runner:
-            jobs = [await runner.accept(order(studio, prompt)) for prompt in ("crash", "a cat", "nan")]
+        async with runs(pool, memory_storage()) as runner:
+            jobs = [await runner.accept(job_spec(pool, prompt)) for prompt in ("crash", "a cat", "nan")]
             return [await end_of(runner, job) for job in jobs]
 
     crash, cat, nan = asyncio.run(scenario())
@@ -89,13 +89,13 @@ def test_a_job_that_fails_says_why_and_harms_no_other(studio: Studio):
     assert "finite" in nan.failure.detail
 
 
-def test_what_is_told_is_numbered_and_can_be_resumed(studio: Studio, backend: NumpyBackend):
+def test_what_is_told_is_numbered_and_can_be_resumed(pool: ModelPool, backend: FakeBackend):
     """Queued with its place, running with steps, then the end; who was cut off hears what came after, and no more."""
 
     async def scenario() -> None:
-        async with runs(studio, memory_kept()) as runner:
-            held = [await runner.accept(order(studio, f"held {number}")) for number in range(2)]
-            job, _ = [await runner.accept(order(studio, prompt)) for prompt in ("a cat", "a dog")]
+        async with runs(pool, memory_storage()) as runner:
+            held = [await runner.accept(job_spec(pool, f"held {number}")) for number in range(2)]
+            job, _ = [await runner.accept(job_spec(pool, prompt)) for prompt in ("a cat", "a dog")]
             events = runner.events(job, -1)
             first = await anext(events)
             assert (first.number, first.status, first.place) == (0, Status.QUEUED, 0)
@@ -111,12 +111,12 @@ def test_what_is_told_is_numbered_and_can_be_resumed(studio: Studio, backend: Nu
     asyncio.run(scenario())
 
 
-def test_cancelled_jobs_stop(studio: Studio, backend: NumpyBackend):
+def test_cancelled_jobs_stop(pool: ModelPool, backend: FakeBackend):
     """One that is queued never runs, one that runs ends before its next step; a cancelled one stays so."""
 
     async def scenario() -> None:
-        async with runs(studio, memory_kept()) as runner:
-            jobs = [await runner.accept(order(studio, f"held {number}")) for number in range(3)]
+        async with runs(pool, memory_storage()) as runner:
+            jobs = [await runner.accept(job_spec(pool, f"held {number}")) for number in range(3)]
             await asyncio.to_thread(backend.started.wait, WAIT_S)
             for job in (jobs[0], jobs[2]):
                 cancelled = await runner.cancel(job.id, "")
@@ -132,59 +132,59 @@ def test_cancelled_jobs_stop(studio: Studio, backend: NumpyBackend):
     asyncio.run(scenario())
 
 
-def test_what_does_not_end_in_the_grace_time_is_made_at_the_next_start(tmp_path: Path, backend: NumpyBackend):
-    """Handed back, not lost and not failed: the next process makes it, and each picture is in the store once."""
-    kept = memory_kept()
+def test_what_does_not_end_in_the_grace_time_is_made_at_the_next_start(tmp_path: Path, backend: FakeBackend):
+    """Handed back, not lost and not failed: the next process makes it, and each image is in the store once."""
+    storage = memory_storage()
 
-    async def before(studio: Studio) -> list[Job]:
-        async with runs(studio, kept, grace_s=0) as runner:
-            jobs = [await runner.accept(order(studio, f"held {number}")) for number in range(4)]
+    async def before(pool: ModelPool) -> list[Job]:
+        async with runs(pool, storage, shutdown_grace_s=0) as runner:
+            jobs = [await runner.accept(job_spec(pool, f"held {number}")) for number in range(4)]
             await asyncio.to_thread(backend.started.wait, WAIT_S)
         with pytest.raises(NotReady):
-            await runner.accept(order(studio, "a cat"))
+            await runner.accept(job_spec(pool, "a cat"))
         return jobs
 
-    with double_studio(tmp_path / "before", backend) as studio:
-        jobs = asyncio.run(before(studio))
+    with fake_pool(tmp_path / "before", backend) as pool:
+        jobs = asyncio.run(before(pool))
         backend.release.set()
-    assert kept.stores.jobs.counts()[Status.QUEUED] == 4
+    assert storage.database.jobs.counts()[Status.QUEUED] == 4
 
-    async def after(studio: Studio) -> list[Job]:
-        async with runs(studio, kept) as runner:
+    async def after(pool: ModelPool) -> list[Job]:
+        async with runs(pool, storage) as runner:
             return [await end_of(runner, job) for job in jobs]
 
-    with double_studio(tmp_path / "after", NumpyBackend()) as studio:
-        studio.models["mini"].backend.release.set()  # type: ignore[attr-defined]
-        ended = asyncio.run(after(studio))
+    with fake_pool(tmp_path / "after", FakeBackend()) as pool:
+        pool.models["mini"].backend.release.set()  # type: ignore[attr-defined]
+        ended = asyncio.run(after(pool))
     assert [job.status for job in ended] == [Status.SUCCEEDED] * 4
     assert len({job.made.digest for job in ended if job.made}) == 4
 
 
-def test_a_job_of_a_profile_that_is_gone_is_made_by_the_present_one(studio: Studio):
-    """Its seed and prompt stay; the picture's identity is that of the request which made it."""
-    kept = memory_kept()
-    request = studio.resolve(Wanted("a cat", seed=1))
+def test_a_job_of_a_profile_that_is_gone_is_made_by_the_present_one(pool: ModelPool):
+    """Its seed and prompt stay; the image's identity is that of the request which made it."""
+    storage = memory_storage()
+    request = pool.resolve(GenerationParams("a cat", seed=1))
 
     async def scenario() -> Job:
-        async with runs(studio, kept) as runner:
-            return await end_of(runner, await runner.accept(Order(replace(request, profile="other/bfloat16"))))
+        async with runs(pool, storage) as runner:
+            return await end_of(runner, await runner.accept(JobSpec(replace(request, profile="other/bfloat16"))))
 
     job = asyncio.run(scenario())
     assert job.made
     assert job.made.digest == request.digest
 
 
-def test_idempotency_keys_are_one_job(studio: Studio):
+def test_idempotency_keys_are_one_job(pool: ModelPool):
     """The same again is the same job; another body under it is refused, another owner's is another."""
 
     async def scenario() -> None:
-        async with runs(studio, memory_kept()) as runner:
-            named = order(studio, "a cat", owner="me", idempotency_key="mine", body_digest="1")
+        async with runs(pool, memory_storage()) as runner:
+            named = job_spec(pool, "a cat", owner="me", idempotency_key="mine", body_digest="1")
             jobs = await asyncio.gather(*(runner.accept(named) for _ in range(10)))
             assert len({job.id for job in jobs}) == 1
             with pytest.raises(IdempotencyConflict, match="'mine' came before with another body"):
-                await runner.accept(order(studio, "a dog", owner="me", idempotency_key="mine", body_digest="2"))
-            other = await runner.accept(order(studio, "a dog", owner="you", idempotency_key="mine", body_digest="2"))
+                await runner.accept(job_spec(pool, "a dog", owner="me", idempotency_key="mine", body_digest="2"))
+            other = await runner.accept(job_spec(pool, "a dog", owner="you", idempotency_key="mine", body_digest="2"))
             assert other.id != jobs[0].id
             for job in (jobs[0], other):
                 assert (await end_of(runner, job)).status is Status.SUCCEEDED
@@ -192,27 +192,27 @@ def test_idempotency_keys_are_one_job(studio: Studio):
     asyncio.run(scenario())
 
 
-def test_no_more_wait_than_may(studio: Studio, backend: NumpyBackend):
+def test_no_more_wait_than_may(pool: ModelPool, backend: FakeBackend):
     """A job beyond is refused at once, with a time; those that wait are made."""
 
     async def scenario() -> None:
-        async with runs(studio, memory_kept(), most_waiting=2) as runner:
-            jobs = [await runner.accept(order(studio, f"held {number}")) for number in range(2)]
+        async with runs(pool, memory_storage(), most_waiting=2) as runner:
+            jobs = [await runner.accept(job_spec(pool, f"held {number}")) for number in range(2)]
             await asyncio.to_thread(backend.started.wait, WAIT_S)
-            jobs += [await runner.accept(order(studio, f"a cat {number}")) for number in range(2)]
+            jobs += [await runner.accept(job_spec(pool, f"a cat {number}")) for number in range(2)]
             with pytest.raises(Overloaded, match="2 jobs wait"):
-                await runner.accept(order(studio, "a dog"))
+                await runner.accept(job_spec(pool, "a dog"))
             backend.release.set()
             assert {(await end_of(runner, job)).status for job in jobs} == {Status.SUCCEEDED}
 
     asyncio.run(scenario())
 
 
-def test_a_store_that_is_away_holds_a_job_up_or_fails_it(studio: Studio, monkeypatch: pytest.MonkeyPatch):
+def test_a_store_that_is_away_holds_a_job_up_or_fails_it(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
     """It waits while that may pass, then fails with the reason; nothing is half-written, and the next job passes."""
-    kept = memory_kept()
+    storage = memory_storage()
     monkeypatch.setattr(running, "_STORE_TRIES_S", (0.0, 0.0, 0.0))
-    put, tries = kept.files.put, []
+    put, tries = storage.files.put, []
 
     def away(name: str, content: bytes) -> None:
         tries.append(name)
@@ -220,12 +220,12 @@ def test_a_store_that_is_away_holds_a_job_up_or_fails_it(studio: Studio, monkeyp
             raise StoreUnavailable("the disk is full")
         put(name, content)
 
-    monkeypatch.setattr(kept.files, "put", away)
+    monkeypatch.setattr(storage.files, "put", away)
 
     async def scenario() -> list[Job]:
-        async with runs(studio, kept) as runner:
+        async with runs(pool, storage) as runner:
             return [
-                await end_of(runner, await runner.accept(order(studio, prompt)))
+                await end_of(runner, await runner.accept(job_spec(pool, prompt)))
                 for prompt in ("a cat", "a dog", "a fox")
             ]
 
@@ -233,15 +233,15 @@ def test_a_store_that_is_away_holds_a_job_up_or_fails_it(studio: Studio, monkeyp
     assert (waited.status, passed.status) == (Status.SUCCEEDED, Status.SUCCEEDED)
     assert failed.failure
     assert (failed.failure.status, failed.failure.detail) == (503, "the disk is full")
-    assert kept.files.get(f"{failed.order.request.digest}.png") is None
+    assert storage.files.get(f"{failed.job_spec.request.digest}.png") is None
 
 
-def test_who_follows_a_job_is_let_go_when_the_service_closes(studio: Studio, backend: NumpyBackend):
+def test_who_follows_a_job_is_let_go_when_the_service_closes(pool: ModelPool, backend: FakeBackend):
     """A job that was handed back ends for nobody here: its followers end, and who waits for it is told."""
 
     async def scenario() -> None:
-        async with runs(studio, memory_kept(), grace_s=0) as runner:
-            jobs = [await runner.accept(order(studio, f"held {number}")) for number in range(4)]
+        async with runs(pool, memory_storage(), shutdown_grace_s=0) as runner:
+            jobs = [await runner.accept(job_spec(pool, f"held {number}")) for number in range(4)]
             await asyncio.to_thread(backend.started.wait, WAIT_S)
             following = [asyncio.create_task(told(runner, job)) for job in jobs]
             waiting = [asyncio.create_task(end_of(runner, job)) for job in jobs]
@@ -255,19 +255,19 @@ def test_who_follows_a_job_is_let_go_when_the_service_closes(studio: Studio, bac
     asyncio.run(scenario())
 
 
-def test_a_job_cancelled_before_its_task_begins_leaves_its_place(studio: Studio):
+def test_a_job_cancelled_before_its_task_begins_leaves_its_place(pool: ModelPool):
     """Else such jobs would take all places, one by one, and no other would ever run."""
-    kept = memory_kept()
-    desk = Desk(studio, kept.pictures, AllowAll())
-    runner = JobRunner(desk, kept.stores.jobs, 1, 100)
+    storage = memory_storage()
+    generation_service = GenerationService(pool, storage.images, AllowAll())
+    runner = JobRunner(generation_service, storage.database.jobs, 1, 100)
 
     async def scenario() -> Status:
-        job = await runner.accept(order(studio, "a dog"))
+        job = await runner.accept(job_spec(pool, "a dog"))
         await runner._claim_once()  # noqa: SLF001  now its task is made, and has not begun
         runner._running[job.id].cancel()  # noqa: SLF001
-        kept.stores.jobs.cancel(job.id, None, 0.0)
+        storage.database.jobs.cancel(job.id, None, 0.0)
         runner.start()
-        other = await runner.accept(order(studio, "a cat"))
+        other = await runner.accept(job_spec(pool, "a cat"))
         status = (await end_of(runner, other)).status
         await runner.close(WAIT_S)
         return status
@@ -275,10 +275,10 @@ def test_a_job_cancelled_before_its_task_begins_leaves_its_place(studio: Studio)
     assert asyncio.run(scenario()) is Status.SUCCEEDED
 
 
-def test_an_error_that_was_not_foreseen_stops_no_claiming(studio: Studio, monkeypatch: pytest.MonkeyPatch):
+def test_an_error_that_was_not_foreseen_stops_no_claiming(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
     """A job that waits is made although looking for jobs failed before."""
-    kept = memory_kept()
-    claim = kept.stores.jobs.claim
+    storage = memory_storage()
+    claim = storage.database.jobs.claim
     failures = iter([ZeroDivisionError("our mistake")])
 
     def claim_after_a_failure(*args: Any) -> list[Job]:
@@ -286,11 +286,11 @@ def test_an_error_that_was_not_foreseen_stops_no_claiming(studio: Studio, monkey
             raise failure
         return claim(*args)
 
-    monkeypatch.setattr(kept.stores.jobs, "claim", claim_after_a_failure)
+    monkeypatch.setattr(storage.database.jobs, "claim", claim_after_a_failure)
 
     async def work() -> Job:
-        async with runs(studio, kept) as runner:
-            return await end_of(runner, await runner.accept(order(studio, "a cat")))
+        async with runs(pool, storage) as runner:
+            return await end_of(runner, await runner.accept(job_spec(pool, "a cat")))
 
     assert asyncio.run(work()).status is Status.SUCCEEDED
 
@@ -300,7 +300,7 @@ def test_a_cancelled_follower_stops_though_something_happens_at_that_moment():
 
     async def scenario(turns: int) -> bool:
         """Tell an event, let the event loop turn a number of times, and cancel; whether the follower was cancelled."""
-        following = Following()
+        following = JobProgress()
         waiting = asyncio.create_task(following.changed(WAIT_S))
         for _ in range(3):  # until it waits
             await asyncio.sleep(0)

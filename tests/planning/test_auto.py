@@ -9,19 +9,19 @@ from structlog.testing import capture_logs
 
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from sd35.checkpoints.hub import cache
-from sd35.checkpoints.network_sizes import anatomy_on_disk
-from sd35.checkpoints.registry import find_variant
+from sd35.checkpoints.network_sizes import network_sizes_on_disk
+from sd35.checkpoints.registry import find_registered
 from sd35.errors import CheckpointError, DoesNotFit, InvalidSetting
 from sd35.planning.auto import choose, why_standing_in
 from sd35.planning.fit import placement_of, plan_for
-from sd35.planning.plan import Room
-from sd35.service.startup import open_checkpoints, open_studio
-from sd35.service.startup_times import StartUp
+from sd35.planning.plan import AvailableMemory
+from sd35.service.startup import open_checkpoints, open_model_pool
+from sd35.service.startup_times import StartupTimes
 from sd35.settings import Settings, load_settings
 from tests.support.hub_server import Hub, Repository, serving, use
 
 GIB = 2**30
-BIG, MIDDLE, SMALL = (Room("cuda", size * GIB, 64 * GIB) for size in (80, 12, 1))
+BIG, MIDDLE, SMALL = (AvailableMemory("cuda", size * GIB, 64 * GIB) for size in (80, 12, 1))
 TOKEN = "hf_mine"  # noqa: S105  a word that the test's own server knows
 
 
@@ -38,8 +38,8 @@ def hub(_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     directory = open_checkpoint(EMBEDDED).directory
     files = {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*.*")}
     for name in ("sd3.5-large", "sd3.5-medium"):
-        variant = find_variant(name, None)
-        _server.repositories[variant.repository] = Repository(files, variant.revision, readers={TOKEN})
+        registered = find_registered(name, None)
+        _server.repositories[registered.repository] = Repository(files, registered.revision, readers={TOKEN})
     _server.asked.clear()
     use(_server, tmp_path, monkeypatch)
     yield _server
@@ -53,17 +53,17 @@ def settings(**more: object) -> Settings:
 
 def put_on_disk(name: str) -> None:
     """As if it had been fetched; the small stand-in's files."""
-    snapshot = cache.place_of(find_variant(name, None)).snapshot
+    snapshot = cache.place_of(find_registered(name, None)).snapshot
     snapshot.parent.mkdir(parents=True)
     snapshot.symlink_to(open_checkpoint(EMBEDDED).directory, target_is_directory=True)
 
 
 @pytest.mark.parametrize(("room", "taken"), [(BIG, "sd3.5-large"), (MIDDLE, "sd3.5-medium")], ids=["80GiB", "12GiB"])
-def test_memory_decides(hub: Hub, monkeypatch: pytest.MonkeyPatch, room: Room, taken: str):
+def test_memory_decides(hub: Hub, monkeypatch: pytest.MonkeyPatch, room: AvailableMemory, taken: str):
     """With a token for both, the best that fits without streaming it layer by layer is fetched and taken."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert choose(settings(), room) == taken
-    assert cache.holding_of(find_variant(taken, None)).is_whole
+    assert cache.holding_of(find_registered(taken, None)).is_whole
     assert hub.asked
 
 
@@ -78,7 +78,7 @@ def test_weights_decide_without_a_token(hub: Hub):
 
 def test_a_token_that_is_refused_allows_nothing(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     """Where the licence of Large was not accepted, Medium is taken."""
-    hub.repositories[find_variant("sd3.5-large", None).repository].readers = set()
+    hub.repositories[find_registered("sd3.5-large", None).repository].readers = set()
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert choose(settings(), BIG) == "sd3.5-medium"
 
@@ -92,7 +92,9 @@ def test_a_token_that_is_refused_allows_nothing(hub: Hub, monkeypatch: pytest.Mo
         (SMALL, {}, "not on disk"),
     ],
 )
-def test_with_nothing_at_hand_the_embedded_model_stands_in(hub: Hub, room: Room, more: dict[str, object], why: str):
+def test_with_nothing_at_hand_the_embedded_model_stands_in(
+    hub: Hub, room: AvailableMemory, more: dict[str, object], why: str
+):
     """A warning says so, why neither of the two is served, and what to do; the hub is not asked."""
     with capture_logs() as logs:
         assert choose(settings(**more), room) == EMBEDDED
@@ -118,7 +120,7 @@ def test_a_token_may_be_a_mounted_secret(hub: Hub, tmp_path: Path, monkeypatch: 
     secret.write_text(f"{TOKEN}\n")
     assert choose(settings(), BIG) == "sd3.5-large"
     assert hub.asked
-    cache.remove(find_variant("sd3.5-large", None))
+    cache.remove(find_registered("sd3.5-large", None))
     secret.unlink()
     secret.mkdir()
     with pytest.raises(InvalidSetting, match=r"the token's file .*hf_token cannot be read: Is a directory"):
@@ -137,7 +139,7 @@ def test_too_little_memory_is_said_in_words(hub: Hub, monkeypatch: pytest.Monkey
     """What is needed at the least, and what is there."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with pytest.raises(CheckpointError, match=r"sd3.5-large: it needs .* GiB .*, and 512 MiB are there"):
-        choose(settings(), Room("cuda", GIB // 2, 64 * GIB))
+        choose(settings(), AvailableMemory("cuda", GIB // 2, 64 * GIB))
     assert hub.asked == []
 
 
@@ -153,7 +155,7 @@ def test_a_studio_that_does_not_fit_is_refused_with_the_table():
     """Before anything is loaded, in words: what each part takes, and every way that was considered."""
     small = load_settings({"ram": "150MiB"})
     with pytest.raises(DoesNotFit) as found:
-        open_studio(small, open_checkpoints(small))
+        open_model_pool(small, open_checkpoints(small))
     for words in ("sd35-mini cannot be placed here", "transformer", "Nothing fits", "of 150 MiB", "encoders"):
         assert words in str(found.value)
 
@@ -161,11 +163,11 @@ def test_a_studio_that_does_not_fit_is_refused_with_the_table():
 def test_a_studio_is_opened_as_planned():
     """With room for less than all, the text encoders are evicted; what that starts with is counted by phase."""
     found, roomy = open_checkpoints(load_settings()), load_settings({"ram": "1GiB"})
-    plan = plan_for(roomy, [anatomy_on_disk(each) for each in found], Room("cpu", GIB, GIB))
+    plan = plan_for(roomy, [network_sizes_on_disk(each) for each in found], AvailableMemory("cpu", GIB, GIB))
     assert placement_of(plan).offload == "none"
-    start_up = StartUp(0.25)
-    with open_studio(load_settings({"ram": "1GiB", "offload": "encoders"}), found, start_up):
+    startup = StartupTimes(0.25)
+    with open_model_pool(load_settings({"ram": "1GiB", "offload": "encoders"}), found, startup):
         pass
-    assert {"import", "plan", "compile", "warm"} <= start_up.seconds.keys()
-    assert start_up.seconds["import"] >= 0.25
-    assert all(took_s >= 0 for took_s in start_up.seconds.values())
+    assert {"import", "plan", "compile", "warm"} <= startup.seconds.keys()
+    assert startup.seconds["import"] >= 0.25
+    assert all(took_s >= 0 for took_s in startup.seconds.values())

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 from sd35.backends.options import DeviceKind
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
-from sd35.checkpoints.network_sizes import NETWORKS, Anatomy, anatomy_by_name, anatomy_on_disk
-from sd35.checkpoints.registry import load_variants
-from sd35.planning.footprint import RUNTIMES, Work
-from sd35.planning.plan import MARGIN, PHASES, Placement, Plan, Room, Wanted, make_plan
+from sd35.checkpoints.network_sizes import NETWORKS, NetworkSizes, network_sizes_by_name, network_sizes_on_disk
+from sd35.checkpoints.registry import load_registry
+from sd35.planning.footprint import RUNTIMES, Workload
+from sd35.planning.plan import MARGIN, PHASES, AvailableMemory, Placement, PlacementRequest, Plan, make_plan
 from sd35.planning.report import plan_json, plan_text
 
 GIB = 2**30
 SIDES = st.integers(4, 128).map(lambda number: 16 * number)
-WORKS = st.builds(Work, SIDES, SIDES, st.integers(1, 64))
+WORKS = st.builds(Workload, SIDES, SIDES, st.integers(1, 64))
 MEMORY = st.integers(0, 100 * GIB)
 
 
@@ -27,13 +27,13 @@ class Question(NamedTuple):
     name: str
     place: tuple[str, DeviceKind]
     precision: str
-    work: Work
+    work: Workload
 
     def plan(self, memory: int, host: int = 64 * GIB) -> Plan:
         """The plan, in so many bytes."""
         backend, device = self.place
-        room = Room(device, memory, memory if device == "cpu" else host)
-        return make_plan([anatomy(self.name)], Wanted(backend, self.precision, self.work), room)
+        room = AvailableMemory(device, memory, memory if device == "cpu" else host)
+        return make_plan([network_sizes(self.name)], PlacementRequest(backend, self.precision, self.work), room)
 
 
 QUESTIONS = st.builds(
@@ -46,9 +46,13 @@ QUESTIONS = st.builds(
 
 
 @cache
-def anatomy(name: str) -> Anatomy:
+def network_sizes(name: str) -> NetworkSizes:
     """A checkpoint's, none of which but the embedded one is on disk."""
-    return anatomy_on_disk(open_checkpoint(name)) if name == EMBEDDED else anatomy_by_name(load_variants(None)[name])
+    return (
+        network_sizes_on_disk(open_checkpoint(name))
+        if name == EMBEDDED
+        else network_sizes_by_name(load_registry(None)[name])
+    )
 
 
 @given(QUESTIONS, MEMORY, MEMORY)
@@ -75,9 +79,9 @@ def test_more_memory_is_never_slower(question, memory, more):
 
 @given(QUESTIONS, st.integers(0, 64), st.integers(0, 64), st.integers(0, 8))
 def test_larger_work_never_takes_less(question, wider, higher, more_rows):
-    """No phase of any placement has a lower peak for a larger picture or for more rows."""
+    """No phase of any placement has a lower peak for a larger image or for more rows."""
     work = question.work
-    larger = Work(work.width_px + 16 * wider, work.height_px + 16 * higher, work.rows + more_rows)
+    larger = Workload(work.width_px + 16 * wider, work.height_px + 16 * higher, work.rows + more_rows)
     after = {(one.offload, one.tiled_decode): one for one in question._replace(work=larger).plan(0).placements}
     for one in question.plan(0).placements:
         assert all(one.peaks[phase] <= after[one.offload, one.tiled_decode].peaks[phase] for phase in PHASES)
@@ -93,14 +97,17 @@ def test_tiles_concern_decoding_alone(question):
 
 
 def on_cuda(name: str, memory: int) -> Plan:
-    """A plan for a guided picture of 1024x1024 on a CUDA device."""
-    return Question(name, ("diffusers", "cuda"), "bfloat16", Work(1024, 1024, 2)).plan(memory)
+    """A plan for a guided image of 1024x1024 on a CUDA device."""
+    return Question(name, ("diffusers", "cuda"), "bfloat16", Workload(1024, 1024, 2)).plan(memory)
 
 
 def test_several_checkpoints_add_up():
     """Two that are served together take at least the sum of their weights."""
-    wanted, room = Wanted("diffusers", "bfloat16", Work(1024, 1024, 2)), Room("cpu", 80 * GIB, 80 * GIB)
-    large, medium = anatomy("sd3.5-large"), anatomy("sd3.5-medium")
+    wanted, room = (
+        PlacementRequest("diffusers", "bfloat16", Workload(1024, 1024, 2)),
+        AvailableMemory("cpu", 80 * GIB, 80 * GIB),
+    )
+    large, medium = network_sizes("sd3.5-large"), network_sizes("sd3.5-medium")
     alone = [make_plan([each], wanted, room).placements[0] for each in (large, medium)]
     both = make_plan([large, medium], wanted, room).placements[0]
     library = RUNTIMES["diffusers", "cpu"].library_bytes
@@ -129,11 +136,11 @@ def test_known_devices(name: str, vram_gib: int, offload: str | None):
 
 def test_a_network_that_is_cast_has_its_file_beside_it():
     """Medium's T5 is FP16 on disk: computing in BF16 on a CPU, it is read beside its file, before the transformer."""
-    medium = anatomy("sd3.5-medium").networks
-    placement = Question("sd3.5-medium", ("diffusers", "cpu"), "bfloat16", Work(256, 256, 1)).plan(0).placements[0]
+    medium = network_sizes("sd3.5-medium").networks
+    placement = Question("sd3.5-medium", ("diffusers", "cpu"), "bfloat16", Workload(256, 256, 1)).plan(0).placements[0]
     later = 2 * (medium["transformer"].values + medium["vae"].values)
     assert placement.peaks["reading"] - placement.weights_bytes == medium["text_encoder_3"].stored_bytes - later
-    mapped = Question(EMBEDDED, ("diffusers", "cpu"), "float16", Work(128, 128, 1)).plan(0).placements[0]
+    mapped = Question(EMBEDDED, ("diffusers", "cpu"), "float16", Workload(128, 128, 1)).plan(0).placements[0]
     assert mapped.peaks["reading"] == mapped.weights_bytes
 
 
@@ -141,7 +148,7 @@ def test_fp8_takes_what_it_is_stored_in():
     """Large in FP8 stays on a device of 24 GiB with its text encoders; storage casting saves most of T5, too."""
     weights = {}
     for precision in ("bfloat16", "fp8", "fp8-storage"):
-        question = Question("sd3.5-large", ("diffusers", "cuda"), precision, Work(1024, 1024, 2))
+        question = Question("sd3.5-large", ("diffusers", "cuda"), precision, Workload(1024, 1024, 2))
         plan = question.plan(24 * GIB)
         assert (precision, plan.chosen.offload if plan.chosen else None) in {
             ("bfloat16", "encoders"),
@@ -157,7 +164,7 @@ def test_fp8_takes_what_it_is_stored_in():
 def test_the_onnx_backend_holds_float32_whatever_its_graphs_hold():
     """ONNX Runtime makes float32 of BF16's and FP8's weights while it loads, and computes in it."""
     plans = [
-        Question(EMBEDDED, ("onnx", "cpu"), precision, Work(128, 128, 2)).plan(GIB)
+        Question(EMBEDDED, ("onnx", "cpu"), precision, Workload(128, 128, 2)).plan(GIB)
         for precision in ("float32", "bfloat16", "fp8")
     ]
     assert all(plan.placements == plans[0].placements for plan in plans)
@@ -186,7 +193,7 @@ def test_the_text_names_every_part_and_way():
 
 def test_what_is_left_to_the_plan_can_be_named():
     """An offload or a tiling that settings name is the only one considered."""
-    wanted = Wanted("diffusers", "bfloat16", Work(512, 512, 1), offload="model", tiled_decode=True)
-    (placement,) = make_plan([anatomy(EMBEDDED)], wanted, Room("cpu", GIB, GIB)).placements
+    wanted = PlacementRequest("diffusers", "bfloat16", Workload(512, 512, 1), offload="model", tiled_decode=True)
+    (placement,) = make_plan([network_sizes(EMBEDDED)], wanted, AvailableMemory("cpu", GIB, GIB)).placements
     assert isinstance(placement, Placement)
     assert (placement.offload, placement.tiled_decode) == ("model", True)

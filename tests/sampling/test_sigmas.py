@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sd35.checkpoints.checkpoint import Card, Checkpoint
 from sd35.errors import CheckpointError
-from sd35.sampling.sigmas import Sampler, sampler_of
+from sd35.sampling.sigmas import SigmaSchedule, sigma_schedule_of
 
 
 @given(steps=st.integers(1, 150), shift=st.sampled_from([1.0, 1.15, 3.0, 6.0]))
@@ -19,14 +19,14 @@ def test_sigmas_equal_diffusers_to_the_bit(steps: int, shift: float) -> None:
     """For any number of steps the schedule is Diffusers' own, in float32."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(steps)
-    sigmas = Sampler(shift).sigmas(steps)
+    sigmas = SigmaSchedule(shift).sigmas(steps)
     assert sigmas.dtype == np.float32
     assert np.array_equal(sigmas, scheduler.sigmas.numpy())
 
 
 def test_sigmas_of_sd35() -> None:
     """Shift 3 and four steps: the values known from SD3.5."""
-    assert Sampler(3.0).sigmas(4).tolist() == pytest.approx([1, 0.857692, 0.602151, 0.008929, 0], abs=1e-6)
+    assert SigmaSchedule(3.0).sigmas(4).tolist() == pytest.approx([1, 0.857692, 0.602151, 0.008929, 0], abs=1e-6)
 
 
 def checkpoint_with(directory: Path, **config: object) -> Checkpoint:
@@ -39,7 +39,7 @@ def checkpoint_with(directory: Path, **config: object) -> Checkpoint:
 def test_shift_is_the_checkpoints(tmp_path: Path) -> None:
     """What a scheduler saved by Diffusers says is what is sampled with."""
     FlowMatchEulerDiscreteScheduler(shift=2.5).save_pretrained(tmp_path / "scheduler")
-    assert sampler_of(Checkpoint("model", tmp_path, Card())) == Sampler(2.5)
+    assert sigma_schedule_of(Checkpoint("model", tmp_path, Card())) == SigmaSchedule(2.5)
 
 
 @pytest.mark.parametrize(
@@ -55,10 +55,10 @@ def test_options_it_does_not_have_are_refused(tmp_path: Path, option: str, value
     """A schedule beyond a plain shift is an error, never ignored."""
     config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, option: value}
     with pytest.raises(CheckpointError, match=option):
-        sampler_of(checkpoint_with(tmp_path, **config))
+        sigma_schedule_of(checkpoint_with(tmp_path, **config))
 
 
 def test_another_scheduler_is_refused(tmp_path: Path) -> None:
     """Only the flow-match Euler scheduler is SD3.5's."""
     with pytest.raises(CheckpointError, match="DDIMScheduler"):
-        sampler_of(checkpoint_with(tmp_path, _class_name="DDIMScheduler"))
+        sigma_schedule_of(checkpoint_with(tmp_path, _class_name="DDIMScheduler"))

@@ -8,7 +8,7 @@ import pytest
 from sd35.errors import InvalidSetting
 from sd35.settings import load_settings
 from sd35.settings.directories import check_writable
-from sd35.storage.storage import Kept
+from sd35.storage.storage import Storage
 
 
 def test_what_can_be_written_or_made_is_well(tmp_path: Path):
@@ -48,7 +48,7 @@ def test_the_service_looks_before_it_opens_anything(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("os.access", lambda *_: False)
     data = tmp_path / "data"
     with pytest.raises(InvalidSetting, match=r"^data_dir: .*/data cannot be written to: .* belongs to "):
-        Kept.of(load_settings({"data_dir": data}))
-    elsewhere = {"database": "memory", "store": "memory", "link_secret": "0123456789abcdef"}
-    Kept.of(load_settings({"data_dir": data, **elsewhere})).close()
+        Storage.of(load_settings({"data_dir": data}))
+    elsewhere = {"database": "memory", "image_store": "memory", "link_secret": "0123456789abcdef"}
+    Storage.of(load_settings({"data_dir": data, **elsewhere})).close()
     assert not data.exists()

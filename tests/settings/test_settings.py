@@ -9,7 +9,7 @@ import pytest
 import typer.main
 
 from sd35.cli.main import app
-from sd35.engine.scheduler import STRETCH
+from sd35.engine.scheduler import SLOWDOWN_TARGET
 from sd35.errors import InvalidSetting
 from sd35.service.startup import limits_of
 from sd35.settings import Settings, flag_of, load_settings, secret_settings, settings_table, unknown_variables
@@ -27,7 +27,7 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def file(tmp_path: Path) -> Path:
     """A settings file that sets the port and the checkpoints."""
     path = tmp_path / "sd35.toml"
-    path.write_text('port = 1001\nmax_pictures = 3\ncheckpoints = ["one", "two"]\n')
+    path.write_text('port = 1001\nmax_in_flight = 3\ncheckpoints = ["one", "two"]\n')
     return path
 
 
@@ -42,7 +42,7 @@ def test_flags_win_over_environment_over_file(file: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("SD35_PORT", "1002")
     monkeypatch.setenv("SD35_CONFIG", str(file))
     from_environment = load_settings()
-    assert (from_environment.port, from_environment.max_pictures) == (1002, 3)
+    assert (from_environment.port, from_environment.max_in_flight) == (1002, 3)
     assert load_settings({"port": "1003", "host": None}).port == 1003
 
 
@@ -126,9 +126,7 @@ def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch):
     assert "unspeakable" not in repr(load_settings())
 
 
-@pytest.mark.parametrize(
-    "url", ["pictures.example.com", "ftp://example.com", "https://example.com/?a=1", "https://a b"]
-)
+@pytest.mark.parametrize("url", ["images.example.com", "ftp://example.com", "https://example.com/?a=1", "https://a b"])
 def test_a_public_address_that_links_cannot_begin_with_is_refused(url: str):
     """It is http or https, without parameters."""
     with pytest.raises(InvalidSetting, match=f"--public-url: got {url!r}".replace("?", "[?]")):
@@ -147,11 +145,11 @@ def test_secrets_are_in_no_error_and_no_representation(file: Path):
 
 @pytest.mark.parametrize(("rows", "asked", "most"), [(8, 0, 10), (1, 0, 3), (32, 0, 40), (8, 64, 64)])
 def test_little_more_than_a_batch_is_let_in_unless_asked_for(rows: int, asked: int, most: int):
-    """As many pictures as rows and a quarter more, two at least; a number that is given is taken."""
-    assert limits_of(load_settings({"max_batch_rows": rows, "max_pictures": asked}), 1).max_pictures == most
+    """As many images as rows and a quarter more, two at least; a number that is given is taken."""
+    assert limits_of(load_settings({"max_batch_rows": rows, "max_in_flight": asked}), 1).max_in_flight == most
 
 
-@pytest.mark.parametrize(("asked", "slowdown"), [(0, STRETCH), (64, math.inf)])
+@pytest.mark.parametrize(("asked", "slowdown"), [(0, SLOWDOWN_TARGET), (64, math.inf)])
 def test_lasting_overload_leaves_a_number_of_places_that_was_asked_for(asked: int, slowdown: float):
     """Only the automatic number of places is reduced while overload lasts."""
-    assert limits_of(load_settings({"max_pictures": asked}), 1).max_slowdown == slowdown
+    assert limits_of(load_settings({"max_in_flight": asked}), 1).max_slowdown == slowdown

@@ -8,12 +8,12 @@ from urllib.request import Request, urlopen
 import pytest
 
 from sd35.settings import load_settings
-from sd35.storage.blobs.base import ArtifactStore
+from sd35.storage.blobs.base import BlobStore
 from sd35.storage.blobs.open import open_store
-from sd35.storage.database import MEMORY, Stores, open_stores
+from sd35.storage.database import MEMORY, Database, open_database
 from tests.support.postgres import new_schema
 
-OpenStore = Callable[[str | None], ArtifactStore]
+OpenStore = Callable[[str | None], BlobStore]
 NewDatabase = Callable[[], str]
 SECRET_KEY = "0123456789-secret"  # noqa: S105  of a server that lives as long as the test
 
@@ -35,23 +35,23 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgresql"])
-def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stores]:
+def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """Stores of every kind."""
     where = {"memory": MEMORY, "sqlite": str(tmp_path / "jobs.db")}.get(request.param)
-    opened = open_stores(where or request.getfixturevalue("new_postgres")())
+    opened = open_database(where or request.getfixturevalue("new_postgres")())
     yield opened
     opened.close()
 
 
 @pytest.fixture(scope="module")
 def s3_server() -> Iterator[str]:
-    """The address of moto's S3 server, with a bucket named "pictures"."""
+    """The address of moto's S3 server, with a bucket named "images"."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     address = "http://{}:{}".format(*server.get_host_and_port())
-    urlopen(Request(f"{address}/pictures", method="PUT")).close()  # noqa: S310
+    urlopen(Request(f"{address}/images", method="PUT")).close()  # noqa: S310
     yield address
     server.stop()
 
@@ -80,4 +80,4 @@ def s3(s3_server: str, cloud: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 @pytest.fixture
 def open_at(tmp_path: Path) -> OpenStore:
     """Opens the store of a value of the setting."""
-    return lambda store: open_store(load_settings({"store": store, "data_dir": tmp_path}))
+    return lambda store: open_store(load_settings({"image_store": store, "data_dir": tmp_path}))

@@ -1,4 +1,4 @@
-"""The picture stores: one contract for memory, a directory and S3."""
+"""The image stores: one contract for memory, a directory and S3."""
 
 import errno
 import json
@@ -15,23 +15,23 @@ from urllib.request import urlopen
 import pytest
 
 from sd35.errors import StoreUnavailable
-from sd35.storage.blobs.base import ArtifactStore
+from sd35.storage.blobs.base import BlobStore
 from sd35.storage.whole_files import FileStage
 from tests.support.job_specs import at_once
 
 NAME, OTHER = "ab" * 32 + ".png", "cd" * 32 + "-blurred.png"
-OpenStore: TypeAlias = Callable[[str | None], ArtifactStore]
+OpenStore: TypeAlias = Callable[[str | None], BlobStore]
 
 
 @pytest.fixture(params=["memory", "directory", "s3"])
-def store(request: pytest.FixtureRequest, open_at: OpenStore, tmp_path: Path) -> ArtifactStore:
+def store(request: pytest.FixtureRequest, open_at: OpenStore, tmp_path: Path) -> BlobStore:
     """An empty store of each kind."""
     if request.param == "memory":
         return open_at("memory")
     if request.param == "directory":
-        return open_at(str(tmp_path / "my pictures, größer"))
+        return open_at(str(tmp_path / "my images, größer"))
     request.getfixturevalue("s3")
-    return open_at(f"s3://pictures/{tmp_path.name}")
+    return open_at(f"s3://images/{tmp_path.name}")
 
 
 def files_of(directory: Path) -> list[str]:
@@ -39,7 +39,7 @@ def files_of(directory: Path) -> list[str]:
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
 
 
-def test_what_is_put_is_there_until_it_is_deleted(store: ArtifactStore):
+def test_what_is_put_is_there_until_it_is_deleted(store: BlobStore):
     """Each name by itself; of what is not there nothing is read, and nothing need be removed."""
     content = os.urandom(3_000_000)
     store.put(NAME, content)
@@ -52,7 +52,7 @@ def test_what_is_put_is_there_until_it_is_deleted(store: ArtifactStore):
     assert store.size(OTHER) == 0
 
 
-def test_a_name_is_written_once(store: ArtifactStore):
+def test_a_name_is_written_once(store: BlobStore):
     """A second writing says so and changes nothing; once removed, the name can be written again."""
     assert store.put(NAME, b"first")
     assert not store.put(NAME, b"second")
@@ -62,7 +62,7 @@ def test_a_name_is_written_once(store: ArtifactStore):
     assert store.get(NAME) == b"third"
 
 
-def test_a_file_is_replaced_whole_whether_there_is_one_or_not(store: ArtifactStore):
+def test_a_file_is_replaced_whole_whether_there_is_one_or_not(store: BlobStore):
     """`replace` writes over what is there, and writes what is not."""
     store.put(NAME, b"damaged")
     for name in (NAME, OTHER):
@@ -70,7 +70,7 @@ def test_a_file_is_replaced_whole_whether_there_is_one_or_not(store: ArtifactSto
         assert store.get(name) == b"good"
 
 
-def test_names_lists_each_file_and_nothing_else(store: ArtifactStore):
+def test_names_lists_each_file_and_nothing_else(store: BlobStore):
     """An empty store has none; what is being written, and what others put there, is no file of the store's."""
     assert list(store.names()) == []
     for name in (NAME, OTHER):
@@ -78,7 +78,7 @@ def test_names_lists_each_file_and_nothing_else(store: ArtifactStore):
     assert sorted(store.names()) == [NAME, OTHER]
 
 
-def test_of_many_writers_at_once_one_wins_and_none_fails(store: ArtifactStore):
+def test_of_many_writers_at_once_one_wins_and_none_fails(store: BlobStore):
     """Sixteen threads write other contents under one name: all readers see one of them, whole."""
     start = threading.Barrier(16)
 
@@ -98,14 +98,14 @@ def test_of_many_writers_at_once_one_wins_and_none_fails(store: ArtifactStore):
     ["", "../../etc/passwd", "ab" * 32, "AB" * 32 + ".png", "ab" * 31 + ".png", NAME + "/..", "/" + NAME, NAME + "\n"]
     + ["ab" * 32 + suffix for suffix in ("/x.png", ".png.png", "-.png", "-../x.png", ".p\0g", "-Blurred.png")],
 )
-def test_nothing_but_a_digest_and_a_suffix_is_a_name(store: ArtifactStore, name: str):
+def test_nothing_but_a_digest_and_a_suffix_is_a_name(store: BlobStore, name: str):
     """Whatever could lead elsewhere is refused before the store is asked."""
     for attempt in (store.get, store.size, store.delete, lambda name: store.put(name, b"x")):
-        with pytest.raises(ValueError, match="is no picture's name"):
+        with pytest.raises(ValueError, match="is no image's name"):
             attempt(name)
 
 
-def test_only_an_object_store_gives_addresses_of_its_own(store: ArtifactStore):
+def test_only_an_object_store_gives_addresses_of_its_own(store: BlobStore):
     """S3's gives the file, as of its type, to who has no credentials, and no other file; other stores give None."""
     store.put(NAME, b"content")
     address = store.sign(NAME, 60)
@@ -119,25 +119,32 @@ def test_only_an_object_store_gives_addresses_of_its_own(store: ArtifactStore):
         urlopen(address.replace(NAME, OTHER))  # noqa: S310
 
 
-def test_by_default_pictures_lie_in_the_data_directory(open_at: OpenStore, tmp_path: Path):
+def test_by_default_images_lie_in_the_data_directory(open_at: OpenStore, tmp_path: Path):
     """By the first two digits of their names; opening leaves nothing of its trial, and what is there is found again."""
     store = open_at(None)
     store.put(NAME, b"x")
-    assert files_of(tmp_path) == [f"pictures/ab/{NAME}"]
+    assert files_of(tmp_path) == [f"images/ab/{NAME}"]
     assert open_at(None).get(NAME) == b"x"
+
+
+def test_images_of_a_version_that_called_the_directory_pictures_are_found(open_at: OpenStore, tmp_path: Path):
+    """The directory is renamed when the store is opened."""
+    open_at(str(tmp_path / "pictures")).put(NAME, b"before")
+    assert open_at(None).get(NAME) == b"before"
+    assert not (tmp_path / "pictures").exists()
 
 
 def test_files_and_folders_of_images_are_their_owners_alone(open_at: OpenStore, tmp_path: Path):
     """Images hold their prompts: files 0600 in folders 0700, whatever the umask, also in folders of before."""
-    old = tmp_path / "pictures" / "cd"
+    old = tmp_path / "images" / "cd"
     old.mkdir(parents=True, mode=0o755)
     before = os.umask(0)
     store = open_at(None)
     store.put(NAME, b"x")
     store.put(OTHER, b"x")
     os.umask(before)
-    pictures = tmp_path / "pictures"
-    modes = {str(path.relative_to(pictures)): path.stat().st_mode & 0o777 for path in pictures.rglob("*")}
+    images = tmp_path / "images"
+    modes = {str(path.relative_to(images)): path.stat().st_mode & 0o777 for path in images.rglob("*")}
     assert modes == {
         "staging": 0o700,
         "ab": 0o700,
@@ -161,7 +168,7 @@ def test_a_file_system_without_modes_is_no_error(
     open_at: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int
 ):
     """As on exFAT: what cannot be made private is served all the same."""
-    (tmp_path / "pictures" / "ab").mkdir(parents=True, mode=0o755)
+    (tmp_path / "images" / "ab").mkdir(parents=True, mode=0o755)
     monkeypatch.setattr(os, "chmod", refusing(refusal))
     store = open_at(None)
     store.put(NAME, b"x")
@@ -183,7 +190,7 @@ def test_a_file_system_without_hard_links_will_do(
     assert store.get(NAME) in contents
     store.replace(NAME, b"replaced")
     assert store.get(NAME) == b"replaced"
-    assert {path.name for path in (tmp_path / "pictures" / "staging").iterdir()} <= {"lock"}
+    assert {path.name for path in (tmp_path / "images" / "staging").iterdir()} <= {"lock"}
 
 
 def test_why_a_file_cannot_be_written_is_told(open_at: OpenStore, monkeypatch: pytest.MonkeyPatch):

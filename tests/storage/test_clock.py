@@ -3,23 +3,22 @@
 import sqlite3
 from pathlib import Path
 
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, make_url, text
 
 from sd35.storage.clock import ClockRules
-from sd35.storage.database import Stores, open_stores
+from sd35.storage.database import Database, open_database
 from sd35.storage.new_job import new_job
-from sd35.storage.sql.connection import Database
+from sd35.storage.sql.connection import SqlDatabase
 from sd35.storage.sql.jobs import SqlJobStore
 from sd35.storage.sql.migrate import config_for
-from sd35.storage.sql.ownership import SqlPictureIndex
-from tests.support.job_specs import order
+from tests.support.job_specs import job_spec
 
 DAY_S = 86_400.0
 NOW_S = 1_800_000_000.0
 RULES = ClockRules.of(30 * DAY_S)
 
 
-def test_readings_are_remembered(stores: Stores):
+def test_readings_are_remembered(stores: Database):
     """A jump is seen against the last reading, and over when the clock is back."""
     assert stores.clock.read(NOW_S, RULES).is_trusted
     assert stores.clock.read(NOW_S + 5 * DAY_S, RULES).is_trusted
@@ -31,10 +30,10 @@ def test_readings_are_remembered(stores: Stores):
 
 def test_readings_outlive_the_process(database: str):
     """A clock that is wrong from the start of a process is noticed."""
-    first = open_stores(database)
+    first = open_database(database)
     first.clock.read(NOW_S, RULES)
     first.close()
-    second = open_stores(database)
+    second = open_database(database)
     assert not second.clock.read(NOW_S + 31 * DAY_S, RULES).is_trusted
     second.close()
 
@@ -43,23 +42,25 @@ def test_a_database_without_readings_is_as_old_as_its_newest_row(database: str):
     """An older version's images and jobs are not lost to a wrong clock at the first start of this one."""
     from alembic import command
 
-    old = Database(make_url(database) if "://" in database else URL.create("sqlite", database=database))
+    old = SqlDatabase(make_url(database) if "://" in database else URL.create("sqlite", database=database))
     with old.write() as connection:
         command.upgrade(config_for(connection), "0001")
-    SqlPictureIndex(old).add("d", "me", 10, NOW_S - DAY_S)
+        connection.execute(
+            text("INSERT INTO pictures VALUES ('d', 'me', 10, :created_s)"), {"created_s": NOW_S - DAY_S}
+        )
     jobs = SqlJobStore(old)
-    job = jobs.add(new_job(order(), NOW_S))
+    job = jobs.add(new_job(job_spec(), NOW_S))
     jobs.close()
-    opened = open_stores(database)
+    opened = open_database(database)
     assert not opened.clock.read(NOW_S + 31 * DAY_S, RULES).is_trusted
     assert opened.clock.read(NOW_S + 60, RULES).is_trusted
-    assert (opened.jobs.get(job.id, None), opened.pictures.owners("d")) == (job, {"me"})
+    assert (opened.jobs.get(job.id, None), opened.images.owners("d")) == (job, {"me"})
     opened.close()
 
 
 def test_a_new_database_believes_its_first_reading(tmp_path: Path):
     """There is nothing to compare it with, and nothing to be lost."""
-    opened = open_stores(str(tmp_path / "jobs.db"))
+    opened = open_database(str(tmp_path / "jobs.db"))
     opened.close()
     with sqlite3.connect(tmp_path / "jobs.db") as connection:
         assert connection.execute("SELECT * FROM clock").fetchall() == [(1, None, None, None, 0.0)]

@@ -9,24 +9,24 @@ import pytest
 from structlog.testing import capture_logs
 
 from sd35.content_filter import AllowAll
-from sd35.generation.model_pool import Studio
-from sd35.generation.params import Wanted
-from sd35.generation.service import Desk, Outcome, Source
+from sd35.generation.model_pool import ModelPool
+from sd35.generation.params import GenerationParams
+from sd35.generation.service import GenerationResult, GenerationService, Requester
 from sd35.images.png import write_png
 from sd35.service.service import Service
-from sd35.storage.blobs.base import ArtifactStore
-from sd35.storage.blobs.memory import MemoryStore
-from sd35.storage.images import Holdings
+from sd35.storage.blobs.base import BlobStore
+from sd35.storage.blobs.memory import MemoryBlobStore
+from sd35.storage.images import ImageStore
 from sd35.storage.integrity import checksum_of
-from sd35.storage.jobs import Order
+from sd35.storage.jobs import JobSpec
 from sd35.storage.names import name_of
-from sd35.storage.ownership import MemoryPictureIndex
-from sd35.storage.storage import Kept
+from sd35.storage.ownership import MemoryOwnershipIndex
+from sd35.storage.storage import Storage
 from tests.storage.test_images import during
-from tests.support.fake_backend import NumpyBackend
-from tests.support.services import memory_kept, service_of
+from tests.support.fake_backend import FakeBackend
+from tests.support.services import memory_storage, service_of
 
-OpenStore: TypeAlias = Callable[[str | None], ArtifactStore]
+OpenStore: TypeAlias = Callable[[str | None], BlobStore]
 Damage: TypeAlias = Callable[[bytes], bytes]
 DAMAGES: dict[str, Damage] = {
     "empty": lambda _: b"",
@@ -34,16 +34,16 @@ DAMAGES: dict[str, Damage] = {
     "one byte changed": lambda png: png[:-100] + bytes([png[-100] ^ 1]) + png[-99:],
     "longer": lambda png: png + b"\0",
 }
-ME = Source("me", "me")
+ME = Requester("me", "me")
 
 
 @pytest.fixture(params=["memory", "directory", "s3"])
-def files(request: pytest.FixtureRequest, open_at: OpenStore, tmp_path: Path) -> ArtifactStore:
+def files(request: pytest.FixtureRequest, open_at: OpenStore, tmp_path: Path) -> BlobStore:
     """An empty store of each kind."""
     if request.param == "s3":
         request.getfixturevalue("s3")
-        return open_at(f"s3://pictures/{tmp_path.name}")
-    return open_at("memory" if request.param == "memory" else str(tmp_path / "pictures"))
+        return open_at(f"s3://images/{tmp_path.name}")
+    return open_at("memory" if request.param == "memory" else str(tmp_path / "images"))
 
 
 @pytest.fixture(params=["recorded", "stored before"])
@@ -58,38 +58,38 @@ def damage(request: pytest.FixtureRequest) -> Damage:
     return DAMAGES[getattr(request, "param", "empty")]
 
 
-def forget_checksum(holdings: Holdings, digest: str, owner: str) -> None:
+def forget_checksum(holdings: ImageStore, digest: str, owner: str) -> None:
     """Leave an image as a version without checksums stored it."""
     holdings.index.forget(digest)
     holdings.index.add(digest, owner, 1, 0.0)
 
 
-def order_of(studio: Studio, prompt: str = "a cat", idempotency_key: str | None = None) -> Order:
+def order_of(pool: ModelPool, prompt: str = "a cat", idempotency_key: str | None = None) -> JobSpec:
     """An order of "me"."""
-    return Order(studio.resolve(Wanted(prompt, seed=1)), "me", idempotency_key=idempotency_key)
+    return JobSpec(pool.resolve(GenerationParams(prompt, seed=1)), "me", idempotency_key=idempotency_key)
 
 
 def count_of(service: Service) -> float:
     """How many reads found a damaged file."""
-    return service.telemetry.metering.registry.get_sample_value("sd35_damaged_pictures_total") or 0.0
+    return service.telemetry.metrics.registry.get_sample_value("sd35_damaged_images_total") or 0.0
 
 
 @pytest.mark.parametrize("damage", DAMAGES, indirect=True)
 def test_a_damaged_image_is_made_again(
-    studio: Studio, backend: NumpyBackend, files: ArtifactStore, damage: Damage, *, has_checksum: bool
+    pool: ModelPool, backend: FakeBackend, files: BlobStore, damage: Damage, *, has_checksum: bool
 ):
     """The request computes it anew, in place of the damaged file; the next request finds it."""
-    kept = memory_kept()
-    holdings = Holdings(files, kept.stores.pictures)
-    service = service_of(studio, kept._replace(pictures=holdings))
-    order = order_of(studio)
+    kept = memory_storage()
+    holdings = ImageStore(files, kept.database.images)
+    service = service_of(pool, kept._replace(images=holdings))
+    job_spec = order_of(pool)
 
-    async def scenario() -> list[Outcome]:
-        made = await service.make(order, "me")
+    async def scenario() -> list[GenerationResult]:
+        made = await service.make(job_spec, "me")
         if not has_checksum:
-            forget_checksum(holdings, order.request.digest, "me")
+            forget_checksum(holdings, job_spec.request.digest, "me")
         files.replace(made.name, damage(made.png))
-        return [made, await service.make(order, "me"), await service.make(order, "me")]
+        return [made, await service.make(job_spec, "me"), await service.make(job_spec, "me")]
 
     with capture_logs() as logs:
         made, again, found = asyncio.run(scenario())
@@ -98,68 +98,68 @@ def test_a_damaged_image_is_made_again(
     assert again.unstored is None
     assert files.get(made.name) == made.png == again.png == found.png
     assert count_of(service) == 1
-    (line,) = [each for each in logs if each["event"] == "a stored picture is damaged"]
+    (line,) = [each for each in logs if each["event"] == "a stored image is damaged"]
     assert (line["log_level"], line["file"]) == ("error", made.name)
     assert line["reason"]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, indirect=True)
-def test_a_damaged_image_is_given_to_nobody(studio: Studio, damage: Damage, *, has_checksum: bool):
+def test_a_damaged_image_is_given_to_nobody(pool: ModelPool, damage: Damage, *, has_checksum: bool):
     """Whoever fetches it hears that there is none; once it was made again, they have it."""
-    kept = memory_kept()
-    service, order = service_of(studio, kept), order_of(studio)
-    digest = order.request.digest
+    kept = memory_storage()
+    service, job_spec = service_of(pool, kept), order_of(pool)
+    digest = job_spec.request.digest
 
     async def scenario() -> None:
-        made = await service.make(order, "me")
+        made = await service.make(job_spec, "me")
         if not has_checksum:
-            forget_checksum(kept.pictures, digest, "me")
+            forget_checksum(kept.images, digest, "me")
         kept.files.replace(made.name, damage(made.png))
-        assert await service.picture(digest, "me") is None
-        await service.make(order, "me")
-        assert await service.picture(digest, "me") == made.png
+        assert await service.image(digest, "me") is None
+        await service.make(job_spec, "me")
+        assert await service.image(digest, "me") == made.png
 
     asyncio.run(scenario())
 
 
-def test_a_file_stored_before_checksums_gets_one_when_it_is_read(studio: Studio):
+def test_a_file_stored_before_checksums_gets_one_when_it_is_read(pool: ModelPool):
     """From then on a change is found that a PNG file's own CRCs do not show."""
-    kept = memory_kept()
-    desk, order = Desk(studio, kept.pictures, AllowAll()), order_of(studio)
-    made = asyncio.run(desk.make(order.request, ME))
-    digest = order.request.digest
-    forget_checksum(kept.pictures, digest, "me")
-    assert kept.stores.pictures.checksums(made.name) == {}
-    assert kept.pictures.read(digest) == made.png
-    assert kept.stores.pictures.checksums(made.name) == {checksum_of(made.png): len(made.png)}
-    other = asyncio.run(desk.make(order_of(studio, "a dog").request, ME))
+    kept = memory_storage()
+    generation_service, job_spec = GenerationService(pool, kept.images, AllowAll()), order_of(pool)
+    made = asyncio.run(generation_service.make(job_spec.request, ME))
+    digest = job_spec.request.digest
+    forget_checksum(kept.images, digest, "me")
+    assert kept.database.images.checksums(made.name) == {}
+    assert kept.images.read(digest) == made.png
+    assert kept.database.images.checksums(made.name) == {checksum_of(made.png): len(made.png)}
+    other = asyncio.run(generation_service.make(order_of(pool, "a dog").request, ME))
     kept.files.replace(made.name, other.png)
-    assert kept.pictures.read(digest) is None
+    assert kept.images.read(digest) is None
 
 
-def test_a_finished_job_whose_image_is_damaged_is_answered_with_it_made_again(studio: Studio):
+def test_a_finished_job_whose_image_is_damaged_is_answered_with_it_made_again(pool: ModelPool):
     """A request with the idempotency key of before gets its image; one whose image was removed hears of that."""
-    kept = memory_kept()
-    service = service_of(studio, kept)
-    order = order_of(studio, idempotency_key="once")
+    kept = memory_storage()
+    service = service_of(pool, kept)
+    job_spec = order_of(pool, idempotency_key="once")
 
-    async def scenario() -> tuple[Outcome, Outcome]:
+    async def scenario() -> tuple[GenerationResult, GenerationResult]:
         service.start()
-        first = await service.make(order, "me")
+        first = await service.make(job_spec, "me")
         kept.files.replace(first.name, b"")
-        second = await service.make(order, "me")
+        second = await service.make(job_spec, "me")
         await service.close()
         return first, second
 
     first, second = asyncio.run(scenario())
     assert second.png == first.png
-    assert kept.pictures.read(order.request.digest) == first.png
+    assert kept.images.read(job_spec.request.digest) == first.png
 
 
 def test_a_damaged_file_is_not_put_back_when_another_owner_comes(monkeypatch: pytest.MonkeyPatch):
     """The last owner leaves while another process adds one: only a good file is put back."""
-    holdings, name = Holdings(MemoryStore(), MemoryPictureIndex()), name_of("ab" * 32)
-    holdings.own(name, "ab" * 32, "me", b"a picture")
+    holdings, name = ImageStore(MemoryBlobStore(), MemoryOwnershipIndex()), name_of("ab" * 32)
+    holdings.own(name, "ab" * 32, "me", b"an image")
     holdings.files.replace(name, b"a pict")
     during(monkeypatch, holdings.index, "remove", lambda: holdings.index.add("ab" * 32, "you", 9, 0.0))
     assert holdings.disown("ab" * 32, "me")
@@ -169,28 +169,28 @@ def test_a_damaged_file_is_not_put_back_when_another_owner_comes(monkeypatch: py
 @pytest.mark.parametrize("method", ["put", "replace"])
 def test_what_another_process_repaired_meanwhile_stays_good(monkeypatch: pytest.MonkeyPatch, method: str):
     """Both found a damaged file and made the image: whichever file remains passes for good."""
-    files, index, name = MemoryStore(), MemoryPictureIndex(), name_of("ab" * 32)
-    here, elsewhere = Holdings(files, index), Holdings(files, index)
-    here.own(name, "ab" * 32, "me", b"a picture")
+    files, index, name = MemoryBlobStore(), MemoryOwnershipIndex(), name_of("ab" * 32)
+    here, elsewhere = ImageStore(files, index), ImageStore(files, index)
+    here.own(name, "ab" * 32, "me", b"an image")
     files.replace(name, b"")
     during(monkeypatch, files, method, lambda: elsewhere.own(name, "ab" * 32, "you", b"of a newer version"))
-    here.own(name, "ab" * 32, "me", b"a picture")
+    here.own(name, "ab" * 32, "me", b"an image")
     found = here.read("ab" * 32)
     assert found == files.get(name)
-    assert found in {b"a picture", b"of a newer version"}
+    assert found in {b"an image", b"of a newer version"}
 
 
 @pytest.mark.parametrize("method", ["put", "replace"])
 def test_no_reader_meets_a_file_whose_checksum_is_not_recorded_yet(monkeypatch: pytest.MonkeyPatch, method: str):
     """Else a good file that another version wrote before would be taken for damaged, for that moment."""
-    holdings, name = Holdings(MemoryStore(), MemoryPictureIndex()), name_of("ab" * 32)
+    holdings, name = ImageStore(MemoryBlobStore(), MemoryOwnershipIndex()), name_of("ab" * 32)
     if method == "replace":
         holdings.own(name, "ab" * 32, "me", b"of an older version")
         holdings.files.replace(name, b"")
     recorded: list[dict[str, int]] = []
     during(monkeypatch, holdings.files, method, lambda: recorded.append(holdings.index.checksums(name)))
-    holdings.own(name, "ab" * 32, "me", b"a picture")
-    assert checksum_of(b"a picture") in recorded[0]
+    holdings.own(name, "ab" * 32, "me", b"an image")
+    assert checksum_of(b"an image") in recorded[0]
 
 
 @pytest.mark.parametrize("moment", [("index", "record"), ("files", "put")])
@@ -198,8 +198,8 @@ def test_two_versions_that_write_an_image_at_once_do_not_damage_it(
     monkeypatch: pytest.MonkeyPatch, moment: tuple[str, str]
 ):
     """Their files differ in what made them; the first one stays, and passes, whoever recorded a checksum first."""
-    holdings, name = Holdings(MemoryStore(), MemoryPictureIndex()), name_of("ab" * 32)
-    elsewhere = Holdings(holdings.files, holdings.index)
+    holdings, name = ImageStore(MemoryBlobStore(), MemoryOwnershipIndex()), name_of("ab" * 32)
+    elsewhere = ImageStore(holdings.files, holdings.index)
     part, method = moment
     during(
         monkeypatch,
@@ -207,16 +207,16 @@ def test_two_versions_that_write_an_image_at_once_do_not_damage_it(
         method,
         lambda: elsewhere.own(name, "ab" * 32, "you", b"of a newer version"),
     )
-    holdings.own(name, "ab" * 32, "me", b"a picture")
+    holdings.own(name, "ab" * 32, "me", b"an image")
     assert holdings.read("ab" * 32) == b"of a newer version"
 
 
 def test_an_object_store_gives_no_address_of_a_file_of_the_wrong_size(s3: pytest.MonkeyPatch, open_at: OpenStore):
     """Nor of one that has no checksum yet: then the service reads it itself, this once."""
     del s3
-    files, index, png = open_at("s3://pictures/signed"), MemoryPictureIndex(), write_png_of_nothing()
+    files, index, png = open_at("s3://images/signed"), MemoryOwnershipIndex(), write_png_of_nothing()
     digest = "ab" * 32
-    holdings, name = Holdings(files, index), name_of(digest, is_blurred=True)
+    holdings, name = ImageStore(files, index), name_of(digest, is_blurred=True)
     index.add(digest, "me", len(png), 0.0)
     files.put(name, png)
     assert holdings.sign(digest, 60) is None
@@ -234,13 +234,13 @@ def write_png_of_nothing() -> bytes:
     return write_png(np.zeros((2, 2, 3), np.uint8), {})
 
 
-def test_a_record_that_cannot_be_read_is_no_error(studio: Studio, monkeypatch: pytest.MonkeyPatch):
+def test_a_record_that_cannot_be_read_is_no_error(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
     """A file of another version that this one does not understand: the image is made for whoever asks."""
-    kept: Kept = memory_kept()
-    desk, order = Desk(studio, kept.pictures, AllowAll()), order_of(studio)
-    made = asyncio.run(desk.make(order.request, ME))
+    kept: Storage = memory_storage()
+    generation_service, job_spec = GenerationService(pool, kept.images, AllowAll()), order_of(pool)
+    made = asyncio.run(generation_service.make(job_spec.request, ME))
     unknown = made.png.replace(b"sd35.maker", b"sd35.mAker")
     monkeypatch.setattr("sd35.storage.images.check_file", lambda *_: None)
     kept.files.replace(made.name, unknown)
-    again = asyncio.run(desk.make(order.request, ME))
+    again = asyncio.run(generation_service.make(job_spec.request, ME))
     assert (again.cache, again.png) == ("miss", made.png)

@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 
 from sd35.errors import StoreUnavailable
-from sd35.storage.blobs.memory import MemoryStore
-from sd35.storage.images import Holdings
-from sd35.storage.ownership import MemoryPictureIndex
+from sd35.storage.blobs.memory import MemoryBlobStore
+from sd35.storage.images import ImageStore
+from sd35.storage.ownership import MemoryOwnershipIndex
 from tests.support.fake_backend import WAIT_S
 
 DIGEST = "ab" * 32
-NAME, PNG = f"{DIGEST}.png", b"a picture"
+NAME, PNG = f"{DIGEST}.png", b"an image"
 
 
 @pytest.fixture
-def holdings() -> Holdings:
-    """Of "me", who has one picture."""
-    holdings = Holdings(MemoryStore(), MemoryPictureIndex())
+def holdings() -> ImageStore:
+    """Of "me", who has one image."""
+    holdings = ImageStore(MemoryBlobStore(), MemoryOwnershipIndex())
     holdings.own(NAME, DIGEST, "me", PNG)
     return holdings
 
@@ -36,7 +36,7 @@ def during(monkeypatch: pytest.MonkeyPatch, part: Any, method: str, act: Callabl
     monkeypatch.setattr(part, method, once)
 
 
-def test_a_file_goes_with_its_last_owner(holdings: Holdings):
+def test_a_file_goes_with_its_last_owner(holdings: ImageStore):
     """Not before; and who does not own it removes nothing."""
     holdings.own(NAME, DIGEST, "you", PNG)
     assert not holdings.disown(DIGEST, "another")
@@ -50,7 +50,7 @@ def test_a_file_goes_with_its_last_owner(holdings: Holdings):
 @pytest.mark.parametrize("owner", ["me", "you"])
 @pytest.mark.parametrize(("part", "method"), [("files", "get"), ("files", "delete"), ("index", "remove")])
 def test_who_comes_while_the_last_owner_leaves_has_the_file(
-    holdings: Holdings, monkeypatch: pytest.MonkeyPatch, part: str, method: str, owner: str
+    holdings: ImageStore, monkeypatch: pytest.MonkeyPatch, part: str, method: str, owner: str
 ):
     """At whatever moment: they come before the removal or after it, never in between."""
     coming = threading.Thread(target=holdings.own, args=(NAME, DIGEST, owner, PNG))
@@ -63,27 +63,27 @@ def test_who_comes_while_the_last_owner_leaves_has_the_file(
 
 @pytest.mark.parametrize(("part", "method"), [("files", "get"), ("files", "delete"), ("index", "remove")])
 def test_who_comes_in_another_process_meanwhile_has_the_file(
-    holdings: Holdings, monkeypatch: pytest.MonkeyPatch, part: str, method: str
+    holdings: ImageStore, monkeypatch: pytest.MonkeyPatch, part: str, method: str
 ):
     """There no lock helps: the owner is seen when the row is removed, and the file is put back."""
-    elsewhere = Holdings(holdings.files, holdings.index)
+    elsewhere = ImageStore(holdings.files, holdings.index)
     during(monkeypatch, getattr(holdings, part), method, lambda: elsewhere.own(NAME, DIGEST, "you", PNG))
     assert holdings.disown(DIGEST, "me")
     assert holdings.index.owners(DIGEST) == {"you"}
     assert holdings.read(DIGEST) == PNG
 
 
-def test_two_owners_who_leave_at_once_leave_no_file(holdings: Holdings, monkeypatch: pytest.MonkeyPatch):
+def test_two_owners_who_leave_at_once_leave_no_file(holdings: ImageStore, monkeypatch: pytest.MonkeyPatch):
     """Each saw the other when it began."""
     holdings.own(NAME, DIGEST, "you", PNG)
-    elsewhere = Holdings(holdings.files, holdings.index)
+    elsewhere = ImageStore(holdings.files, holdings.index)
     during(monkeypatch, holdings.index, "remove", lambda: elsewhere.disown(DIGEST, "you"))
     assert holdings.disown(DIGEST, "me")
     assert holdings.read(DIGEST) is None
 
 
-def test_a_removal_that_fails_can_be_repeated(holdings: Holdings, monkeypatch: pytest.MonkeyPatch):
-    """The picture stays its owner's until the file is gone: else its prompt would lie there for ever."""
+def test_a_removal_that_fails_can_be_repeated(holdings: ImageStore, monkeypatch: pytest.MonkeyPatch):
+    """The image stays its owner's until the file is gone: else its prompt would lie there for ever."""
 
     def unavailable(_: str) -> None:
         raise StoreUnavailable("gone")

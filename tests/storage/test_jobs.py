@@ -9,31 +9,31 @@ import pytest
 from sd35.errors import IdempotencyConflict
 from sd35.images.formats import Format
 from sd35.request import Request
-from sd35.storage.database import Stores
+from sd35.storage.database import Database
 from sd35.storage.jobs import (
     HELD_S,
     Delivery,
     DueWebhooks,
     Failure,
     Job,
+    JobResult,
+    JobSpec,
     JobStore,
-    Made,
-    Order,
     Receiver,
     Status,
 )
 from sd35.storage.new_job import new_job
-from tests.support.job_specs import REQUEST, at_once, order
+from tests.support.job_specs import REQUEST, at_once, job_spec
 from tests.support.leases import pass_time
 
 LEASE_S = 10.0
-MADE = Made("d" * 64, was_cached=False)
+MADE = JobResult("d" * 64, was_cached=False)
 HOOK = "https://example.com/hook"
 EXAMPLE = Receiver("me", "example.com")
 
 
 @pytest.fixture
-def store(stores: Stores) -> JobStore:
+def store(stores: Database) -> JobStore:
     """A store of each kind."""
     return stores.jobs
 
@@ -42,7 +42,7 @@ def add(
     store: JobStore, owner: str = "me", now_s: float = 0.0, *, priority: int = 0, webhook: str | None = None
 ) -> Job:
     """Add a job."""
-    return store.add(new_job(order(owner, priority=priority, webhook=webhook), now_s))
+    return store.add(new_job(job_spec(owner, priority=priority, webhook=webhook), now_s))
 
 
 def claim(store: JobStore, most: int = 1, started_s: float = 0.0, holder: str = "h") -> list[str]:
@@ -58,18 +58,18 @@ def take_due(store: JobStore, now_s: float, most: int = 9) -> list[Delivery]:
 def test_a_job_comes_back_as_it_was(store: JobStore):
     """Each field survives, also text that databases stumble over; numbers grow."""
     request = Request("猫 \x00 ' \\ 🐱", "\n", 64, 64, 4, 7.0, 2**32 - 1, "m", "r", "p", 2.5)
-    whole = Order(
+    whole = JobSpec(
         request, "you", -9, Format.AVIF, has_metadata=False, webhook=HOOK, idempotency_key="k", body_digest="d"
     )
-    jobs = [new_job(whole, 1.25), new_job(order(), 2.5)]
+    jobs = [new_job(whole, 1.25), new_job(job_spec(), 2.5)]
     added = [store.add(job) for job in jobs]
     assert [replace(job, number=0) for job in added] == jobs
     assert added[0].number < added[1].number
     assert [store.get(job.id, None) for job in jobs] == added
     found = store.get(jobs[0].id, "you")
     assert found is not None
-    assert found.order.request.digest == request.digest
-    assert isinstance(found.order.request.guidance_scale, float)
+    assert found.job_spec.request.digest == request.digest
+    assert isinstance(found.job_spec.request.guidance_scale, float)
 
 
 def test_another_owners_job_is_not_there(store: JobStore):
@@ -86,35 +86,35 @@ def test_another_owners_job_is_not_there(store: JobStore):
 
 def test_the_same_idempotency_key_is_the_same_job(store: JobStore):
     """What comes again gets the first job, also when that has ended; another owner's key is another."""
-    first = store.add(new_job(order(idempotency_key="k", body_digest="1"), 0.0))
+    first = store.add(new_job(job_spec(idempotency_key="k", body_digest="1"), 0.0))
     claim(store)
     store.end(first.id, "h", 2.0, MADE)
-    again = store.add(new_job(order(idempotency_key="k", body_digest="1"), 3.0))
+    again = store.add(new_job(job_spec(idempotency_key="k", body_digest="1"), 3.0))
     assert again == store.get(first.id, None)
     assert again.status is Status.SUCCEEDED
-    other = store.add(new_job(order("you", idempotency_key="k", body_digest="2"), 3.0))
+    other = store.add(new_job(job_spec("you", idempotency_key="k", body_digest="2"), 3.0))
     assert other.id != first.id
 
 
 def test_an_idempotency_key_with_another_body_is_refused(store: JobStore):
     """Nothing is added, and the error names the key."""
-    store.add(new_job(order(idempotency_key="k", body_digest="1"), 0.0))
+    store.add(new_job(job_spec(idempotency_key="k", body_digest="1"), 0.0))
     with pytest.raises(IdempotencyConflict, match="'k'"):
-        store.add(new_job(order(idempotency_key="k", body_digest="2"), 0.0))
+        store.add(new_job(job_spec(idempotency_key="k", body_digest="2"), 0.0))
     assert store.counts()[Status.QUEUED] == 1
 
 
 def test_an_idempotency_key_of_a_deleted_job_is_free(store: JobStore):
     """What was forgotten is forgotten."""
-    first = store.add(new_job(order(idempotency_key="k"), 0.0))
+    first = store.add(new_job(job_spec(idempotency_key="k"), 0.0))
     store.cancel(first.id, None, 1.0)
     store.delete(first.id, None)
-    assert store.add(new_job(order(idempotency_key="k"), 2.0)).id != first.id
+    assert store.add(new_job(job_spec(idempotency_key="k"), 2.0)).id != first.id
 
 
 def test_of_many_adds_at_once_with_one_key_one_is_kept(store: JobStore):
     """All get the same job."""
-    wanted = [new_job(order(idempotency_key="k", body_digest="1"), 0.0) for _ in range(12)]
+    wanted = [new_job(job_spec(idempotency_key="k", body_digest="1"), 0.0) for _ in range(12)]
     added = at_once([partial(store.add, job) for job in wanted])
     assert len({job.id for job in added}) == 1
     assert store.counts()[Status.QUEUED] == 1
@@ -240,8 +240,10 @@ def test_handing_back_puts_jobs_in_their_old_place(store: JobStore):
     assert store.end(first.id, "other", 1.0, MADE)
 
 
-@pytest.mark.parametrize("result", [MADE, Made("e" * 64, was_cached=True, is_blurred=True), Failure(500, "no \x1b")])
-def test_a_job_ends_once(store: JobStore, result: Made | Failure):
+@pytest.mark.parametrize(
+    "result", [MADE, JobResult("e" * 64, was_cached=True, is_blurred=True), Failure(500, "no \x1b")]
+)
+def test_a_job_ends_once(store: JobStore, result: JobResult | Failure):
     """With what came of it; its holder alone ends it, and nothing changes it afterwards."""
     job = add(store)
     assert not store.end(job.id, "h", 5.0, result)
@@ -249,14 +251,14 @@ def test_a_job_ends_once(store: JobStore, result: Made | Failure):
     assert not store.end(job.id, "other", 5.0, result)
     assert store.end(job.id, "h", 5.0, result)
     ended = store.get(job.id, None)
-    is_made = isinstance(result, Made)
+    is_made = isinstance(result, JobResult)
     assert ended == replace(
         job,
         status=Status.SUCCEEDED if is_made else Status.FAILED,
         started_s=1.0,
         ended_s=5.0,
-        made=result if isinstance(result, Made) else None,
-        failure=None if isinstance(result, Made) else result,
+        made=result if isinstance(result, JobResult) else None,
+        failure=None if isinstance(result, JobResult) else result,
     )
     assert not store.end(job.id, "h", 6.0, MADE)
     assert store.cancel(job.id, None, 7.0) == ended
@@ -395,7 +397,7 @@ def test_jobs_that_ended_in_a_span_are_redated(store: JobStore):
 
 def test_ids_sort_by_age_and_are_not_alike():
     """A later millisecond is a greater id; within one, chance decides."""
-    jobs = [new_job(Order(REQUEST), now_s) for now_s in (1.0, 1.25, 1e9, 1.8e9) for _ in range(50)]
+    jobs = [new_job(JobSpec(REQUEST), now_s) for now_s in (1.0, 1.25, 1e9, 1.8e9) for _ in range(50)]
     assert len({job.id for job in jobs}) == len(jobs)
     assert [job.created_s for job in sorted(jobs, key=lambda job: job.id)] == [job.created_s for job in jobs]
     assert {len(job.id) for job in jobs} == {32}

@@ -2,19 +2,19 @@
 
 import pytest
 
-from sd35.access.keys import Allowance, KeyStore, Role, id_of, matches, new_key
-from sd35.storage.database import Stores
+from sd35.access.keys import KeyStore, Quota, Role, id_of, matches, new_key
+from sd35.storage.database import Database
 
 
 @pytest.fixture
-def store(stores: Stores) -> KeyStore:
+def store(stores: Database) -> KeyStore:
     """A store of each kind."""
     return stores.keys
 
 
 def test_a_key_comes_back_as_it_was(store: KeyStore):
     """Each field survives, None and 0 are different; the oldest comes first."""
-    new, _ = new_key("the shop ✂", Role.USER, 2.5, Allowance(0, None, 2**40))
+    new, _ = new_key("the shop ✂", Role.USER, 2.5, Quota(0, None, 2**40))
     old, _ = new_key("ops", Role.ADMIN, 1.5)
     for key in (new, old):
         store.add(key)

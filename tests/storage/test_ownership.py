@@ -1,12 +1,12 @@
-"""What every PictureIndex does."""
+"""What every OwnershipIndex does."""
 
 from functools import partial
 
 import pytest
 
-from sd35.storage.database import Stores
+from sd35.storage.database import Database
 from sd35.storage.names import name_of
-from sd35.storage.ownership import PictureIndex
+from sd35.storage.ownership import OwnershipIndex
 from tests.support.job_specs import at_once
 
 DIGEST = "ab" * 32
@@ -14,12 +14,12 @@ NAME, BLURRED = name_of(DIGEST), name_of(DIGEST, is_blurred=True)
 
 
 @pytest.fixture
-def index(stores: Stores) -> PictureIndex:
+def index(stores: Database) -> OwnershipIndex:
     """An index of each kind."""
-    return stores.pictures
+    return stores.images
 
 
-def test_a_picture_is_of_those_who_asked_for_it(index: PictureIndex):
+def test_a_image_is_of_those_who_asked_for_it(index: OwnershipIndex):
     """And of nobody else, for a digest can be guessed."""
     for owner in ("me", "you", "me", ""):
         index.add("cat", owner, 10, 1.0)
@@ -29,7 +29,7 @@ def test_a_picture_is_of_those_who_asked_for_it(index: PictureIndex):
     assert index.owners("rat") == set()
 
 
-def test_the_last_owner_takes_the_picture_along(index: PictureIndex):
+def test_the_last_owner_takes_the_image_along(index: OwnershipIndex):
     """Removing says whether it is nobody's now."""
     for owner in ("me", "you"):
         index.add("cat", owner, 10, 1.0)
@@ -39,7 +39,7 @@ def test_the_last_owner_takes_the_picture_along(index: PictureIndex):
     assert index.remove("cat", "you")
 
 
-def test_of_owners_who_leave_at_once_the_last_one_knows(index: PictureIndex):
+def test_of_owners_who_leave_at_once_the_last_one_knows(index: OwnershipIndex):
     """The file is never left lying because each took another for the last."""
     owners = [f"owner {number}" for number in range(8)]
     for owner in owners:
@@ -47,8 +47,8 @@ def test_of_owners_who_leave_at_once_the_last_one_knows(index: PictureIndex):
     assert any(at_once([partial(index.remove, "cat", owner) for owner in owners]))
 
 
-def test_pictures_get_old(index: PictureIndex):
-    """The oldest come first; asked for again, by anyone, a picture is new."""
+def test_images_get_old(index: OwnershipIndex):
+    """The oldest come first; asked for again, by anyone, an image is new."""
     for number, digest in enumerate(["first", "second", "third", "fourth"]):
         index.add(digest, "me", 10, float(number))
     index.add("first", "you", 10, 9.0)
@@ -59,7 +59,7 @@ def test_pictures_get_old(index: PictureIndex):
     assert index.outdated(3.0, None, 9) == ["third"]
 
 
-def test_pictures_dated_in_a_span_are_made_new(index: PictureIndex):
+def test_images_dated_in_a_span_are_made_new(index: OwnershipIndex):
     """Both ends belong to it; without an end, it reaches into any future."""
     for created_s in (1.0, 2.0, 3.0, 9e9):
         index.add(f"of {created_s:g}", "me", 10, created_s)
@@ -70,7 +70,7 @@ def test_pictures_dated_in_a_span_are_made_new(index: PictureIndex):
     assert "of 9e+09" in index.outdated(56.0, None, 9)
 
 
-def test_pictures_take_room(index: PictureIndex):
+def test_images_take_room(index: OwnershipIndex):
     """What does not fit beside all newer ones goes, the oldest first; what several own takes its room once."""
     for number, size_bytes in enumerate([5, 40, 30, 20]):
         index.add(str(number), "me", size_bytes, float(number))
@@ -82,7 +82,7 @@ def test_pictures_take_room(index: PictureIndex):
     assert index.outdated(None, 0, 9) == ["0", "1", "2", "3"]
 
 
-def test_checksums_are_recorded_for_each_file(index: PictureIndex):
+def test_checksums_are_recorded_for_each_file(index: OwnershipIndex):
     """Each content that was written under a name, once; the blurred file has its own."""
     index.add(DIGEST, "me", 10, 1.0)
     for checksum, size_bytes in (("1" * 64, 10), ("2" * 64, 11), ("1" * 64, 10)):
@@ -94,8 +94,8 @@ def test_checksums_are_recorded_for_each_file(index: PictureIndex):
 
 
 @pytest.mark.parametrize("end", ["remove", "forget"])
-def test_checksums_go_with_the_last_owner(index: PictureIndex, end: str):
-    """Not before; and for a picture that nobody owns, none is recorded."""
+def test_checksums_go_with_the_last_owner(index: OwnershipIndex, end: str):
+    """Not before; and for an image that nobody owns, none is recorded."""
     for owner in ("me", "you"):
         index.add(DIGEST, owner, 10, 1.0)
     for name in (NAME, BLURRED):
@@ -111,7 +111,7 @@ def test_checksums_go_with_the_last_owner(index: PictureIndex, end: str):
     assert index.checksums(NAME) == {}
 
 
-def test_digests_come_page_by_page(index: PictureIndex):
+def test_digests_come_page_by_page(index: OwnershipIndex):
     """Each once, however many own it, in order."""
     digests = [f"{number:02x}" * 32 for number in range(5)]
     for digest in reversed(digests):

@@ -1,4 +1,4 @@
-"""Which pictures are given up, and when."""
+"""Which images are given up, and when."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from sd35.errors import StoreUnavailable
 from sd35.settings import load_settings
-from sd35.storage.blobs.memory import MemoryStore
-from sd35.storage.images import Holdings
+from sd35.storage.blobs.memory import MemoryBlobStore
+from sd35.storage.images import ImageStore
 from sd35.storage.integrity import checksum_of
 from sd35.storage.names import name_of
-from sd35.storage.ownership import MemoryPictureIndex
+from sd35.storage.ownership import MemoryOwnershipIndex
 from sd35.storage.retention import Retention
 
 NOW_S = 1_800_000_000.0
@@ -20,15 +20,15 @@ DAY_S = 86_400.0
 
 
 class Shelf:
-    """Pictures of one owner, in a store and its index."""
+    """Images of one owner, in a store and its index."""
 
     def __init__(self) -> None:
-        self.store, self.index = MemoryStore(), MemoryPictureIndex()
-        self.pictures = Holdings(self.store, self.index)
+        self.store, self.index = MemoryBlobStore(), MemoryOwnershipIndex()
+        self.images = ImageStore(self.store, self.index)
         self.digests: set[str] = set()
 
     def add(self, age_s: float, size_bytes: int, *, is_blurred: bool = False) -> str:
-        """Keep a picture; its digest."""
+        """Keep an image; its digest."""
         digest = f"{len(self.digests):064x}"
         name, content = name_of(digest, is_blurred=is_blurred), bytes(size_bytes)
         self.store.put(name, content)
@@ -38,18 +38,18 @@ class Shelf:
         return digest
 
     def kept(self) -> set[str]:
-        """The pictures whose file is there; those of the index are the same."""
-        found = {digest for digest in self.digests if self.pictures.read(digest) is not None}
+        """The images whose file is there; those of the index are the same."""
+        found = {digest for digest in self.digests if self.images.read(digest) is not None}
         assert found == {digest for digest in self.digests if self.index.owners(digest)}
         return found
 
 
-def test_old_pictures_go_with_all_their_files():
+def test_old_images_go_with_all_their_files():
     """Blurred ones too; those that are younger stay, however large."""
     shelf = Shelf()
     old = {shelf.add(3 * DAY_S, 10), shelf.add(2.1 * DAY_S, 10, is_blurred=True)}
     young = {shelf.add(1.9 * DAY_S, 10_000), shelf.add(0, 10)}
-    assert Retention(shelf.pictures, 2 * DAY_S, None).sweep(NOW_S) == 2
+    assert Retention(shelf.images, 2 * DAY_S, None).sweep(NOW_S) == 2
     assert shelf.kept() == young
     assert not set(shelf.store.names()) & {f"{digest}{suffix}.png" for digest in old for suffix in ("", "-blurred")}
 
@@ -57,16 +57,16 @@ def test_old_pictures_go_with_all_their_files():
 def test_of_too_many_bytes_the_oldest_go():
     """Until what is left fits."""
     shelf = Shelf()
-    pictures = [shelf.add(hours * 3600, 100) for hours in (5, 4, 3, 2)]
-    assert Retention(shelf.pictures, None, 250).sweep(NOW_S) == 2
-    assert shelf.kept() == set(pictures[2:])
+    images = [shelf.add(hours * 3600, 100) for hours in (5, 4, 3, 2)]
+    assert Retention(shelf.images, None, 250).sweep(NOW_S) == 2
+    assert shelf.kept() == set(images[2:])
 
 
 def test_what_was_just_made_stays():
     """For ten minutes, whatever room there is: somebody waits for it."""
     shelf = Shelf()
     young, old = shelf.add(599, 100), shelf.add(601, 100)
-    assert Retention(shelf.pictures, None, 1).sweep(NOW_S) == 1
+    assert Retention(shelf.images, None, 1).sweep(NOW_S) == 1
     assert (young in shelf.kept(), old in shelf.kept()) == (True, False)
 
 
@@ -76,19 +76,19 @@ def test_without_bounds_everything_stays(tmp_path: Path):
     for hours in (1, 11, 13):
         shelf.add(hours * 3600, 600_000)
     for days, gigabytes, removed in (("0", "0", 0), ("0.5", "0", 1), ("0", "0.001", 1)):
-        settings = load_settings({"data_dir": tmp_path, "keep_days": days, "keep_gb": gigabytes})
-        assert Retention.of(settings, shelf.pictures).sweep(NOW_S) == removed
+        settings = load_settings({"data_dir": tmp_path, "retention_days": days, "retention_gb": gigabytes})
+        assert Retention.of(settings, shelf.images).sweep(NOW_S) == removed
 
 
 def test_a_sweep_that_fails_goes_on_next_time(monkeypatch: pytest.MonkeyPatch):
-    """Where the store does not answer, the picture stays known, so that its file is removed later."""
+    """Where the store does not answer, the image stays known, so that its file is removed later."""
     shelf = Shelf()
     shelf.add(3 * DAY_S, 10)
 
     def broken(_: str) -> None:
         raise StoreUnavailable("gone")
 
-    retention = Retention(shelf.pictures, DAY_S, None)
+    retention = Retention(shelf.images, DAY_S, None)
     with monkeypatch.context() as patched:
         patched.setattr(shelf.store, "delete", broken)
         with pytest.raises(StoreUnavailable):
@@ -97,13 +97,13 @@ def test_a_sweep_that_fails_goes_on_next_time(monkeypatch: pytest.MonkeyPatch):
     assert retention.sweep(NOW_S) == 1
 
 
-@settings(deadline=None)  # up to 250 pictures a time
+@settings(deadline=None)  # up to 250 images a time
 @given(st.lists(st.tuples(st.integers(0, 100), st.integers(0, 50)), max_size=250), st.integers(1, 3000))
-def test_what_stays_is_young_and_fits(pictures: list[tuple[int, int]], most_bytes: int):
-    """Of any pictures: none is too old, the settled ones fit beside the fresh, and nothing goes that could stay."""
+def test_what_stays_is_young_and_fits(images: list[tuple[int, int]], most_bytes: int):
+    """Of any images: none is too old, the settled ones fit beside the fresh, and nothing goes that could stay."""
     shelf = Shelf()
-    made = {shelf.add(minutes * 60, size): (minutes * 60, size) for minutes, size in pictures}
-    Retention(shelf.pictures, 80 * 60, most_bytes).sweep(NOW_S)
+    made = {shelf.add(minutes * 60, size): (minutes * 60, size) for minutes, size in images}
+    Retention(shelf.images, 80 * 60, most_bytes).sweep(NOW_S)
     kept = shelf.kept()
     assert all(made[digest][0] <= 80 * 60 for digest in kept)
     assert all(digest in kept for digest, (age_s, _) in made.items() if age_s <= 600)

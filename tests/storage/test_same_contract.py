@@ -10,8 +10,8 @@ from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
 
 from sd35.errors import IdempotencyConflict
-from sd35.storage.database import open_stores
-from sd35.storage.jobs import Failure, Job, Made, Order, Receiver, Status
+from sd35.storage.database import open_database
+from sd35.storage.jobs import Failure, Job, JobResult, JobSpec, Receiver, Status
 from sd35.storage.memory.jobs import MemoryJobStore
 from sd35.storage.new_job import new_job
 from tests.support.job_specs import REQUEST
@@ -22,7 +22,7 @@ HOSTS = ["a.example", "b.example"]
 RECEIVERS = st.builds(Receiver, OWNERS, st.sampled_from(HOSTS))
 SEERS = st.one_of(st.none(), OWNERS)
 ORDERS = st.builds(
-    Order,
+    JobSpec,
     st.just(REQUEST),
     OWNERS,
     st.integers(-1, 1),
@@ -31,7 +31,7 @@ ORDERS = st.builds(
     body_digest=st.sampled_from(["1", "2"]),
 )
 LEASE_S = 1000  # the stores' own clocks go on as well, by far less
-RESULTS = st.sampled_from([Made("d", was_cached=True), Failure(500, "no")])
+RESULTS = st.sampled_from([JobResult("d", was_cached=True), Failure(500, "no")])
 
 
 def unnumbered(job: Job | None) -> Job | None:
@@ -47,7 +47,7 @@ class SideBySide(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
-        self.stores = open_stores(str(self.folder / "jobs.db"))
+        self.stores = open_database(str(self.folder / "jobs.db"))
         self.sql, self.memory = self.stores.jobs, MemoryJobStore()
         self.now_s = 0.0
 
@@ -56,10 +56,10 @@ class SideBySide(RuleBasedStateMachine):
         self.stores.close()
         shutil.rmtree(self.folder)
 
-    @rule(target=jobs, order=ORDERS)
-    def add(self, order: Order):
+    @rule(target=jobs, job_spec=ORDERS)
+    def add(self, job_spec: JobSpec):
         """Both keep it, find the same, or refuse."""
-        job = new_job(order, self.now_s)
+        job = new_job(job_spec, self.now_s)
         added: list[Job | str | None] = []
         for store in (self.sql, self.memory):
             try:
@@ -89,7 +89,7 @@ class SideBySide(RuleBasedStateMachine):
         assert self.sql.hand_back(holder) == self.memory.hand_back(holder)
 
     @rule(job_id=jobs, holder=HOLDERS, result=RESULTS)
-    def end(self, job_id: str, holder: str, result: Made | Failure):
+    def end(self, job_id: str, holder: str, result: JobResult | Failure):
         """Both end it, or neither."""
         ends = [store.end(job_id, holder, self.now_s, result) for store in (self.sql, self.memory)]
         assert ends[0] == ends[1]

@@ -1,4 +1,4 @@
-"""What the picture stores do when their process dies, their disk is full, or their server is not as it should be."""
+"""What the image stores do when their process dies, their disk is full, or their server is not as it should be."""
 
 import os
 import subprocess
@@ -13,10 +13,10 @@ import obstore.store
 import pytest
 
 from sd35.errors import InvalidSetting, StoreUnavailable
-from sd35.storage.blobs.base import ArtifactStore
+from sd35.storage.blobs.base import BlobStore
 
 NAME, OTHER = "ab" * 32 + ".png", "cd" * 32 + "-blurred.png"
-OpenStore: TypeAlias = Callable[[str | None], ArtifactStore]
+OpenStore: TypeAlias = Callable[[str | None], BlobStore]
 
 
 KILLED = """
@@ -48,7 +48,7 @@ def test_a_process_killed_while_it_writes_leaves_the_whole_or_nothing(
 
     Also where the file system has no hard links, and the process dies with the lock.
     """
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "pictures"), moment, NAME, kind]
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "images"), moment, NAME, kind]
     assert subprocess.run(command, check=False).returncode == -9
     store = open_at(None)
     assert store.get(NAME) == (bytes(1_000_000) if moment == "unlink" else None)
@@ -88,8 +88,8 @@ def _full(directory: Path, kind: str, *before: str) -> list[str]:
 
 def test_a_file_that_grows_too_large_leaves_nothing(tmp_path: Path):
     """Under a limit on the size of files, writing fails half-way with the reason, each time; smaller ones pass."""
-    *errors, files = _full(tmp_path / "pictures", "limit")
-    assert errors == [f"the picture store {tmp_path / 'pictures'} cannot be written to: File too large"] * 2
+    *errors, files = _full(tmp_path / "images", "limit")
+    assert errors == [f"the image store {tmp_path / 'images'} cannot be written to: File too large"] * 2
     assert files == str([f"cd/{OTHER}"])
 
 
@@ -99,18 +99,18 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path):
         subprocess.run([*OWN_MOUNTS, "mount", "-t", "tmpfs", "tmpfs", tmp_path], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"this machine does not allow a file system of one's own: {error}")
-    *errors, files = _full(tmp_path / "pictures", "disk", *OWN_MOUNTS)
-    assert errors == [f"the picture store {tmp_path / 'pictures'} cannot be written to: No space left on device"] * 2
+    *errors, files = _full(tmp_path / "images", "disk", *OWN_MOUNTS)
+    assert errors == [f"the image store {tmp_path / 'images'} cannot be written to: No space left on device"] * 2
     assert files == str([f"cd/{OTHER}"])
 
 
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        ("ftp://host/pictures", r"store: got 'ftp://host/pictures'; allowed: s3://BUCKET/PREFIX, gs://.*, a directory"),
-        ("{file}/below", r"store: the picture store .*/below cannot be opened: Not a directory"),
-        ("s3://no-such-bucket", r"store: .* s3://no-such-bucket cannot be written to: .*bucket does not exist"),
-        ("az://container", r"store: .* az://container cannot be opened: .*Account must be specified"),
+        ("ftp://host/images", r"image_store: got 'ftp://host/images'; allowed: s3://BUCKET/PREFIX, gs://.*, a directory"),
+        ("{file}/below", r"image_store: the image store .*/below cannot be opened: Not a directory"),
+        ("s3://no-such-bucket", r"image_store: .* s3://no-such-bucket cannot be written to: .*bucket does not exist"),
+        ("az://container", r"image_store: .* az://container cannot be opened: .*Account must be specified"),
     ],
 )
 def test_a_store_that_cannot_be_used_is_refused_at_once(
@@ -131,8 +131,8 @@ def test_a_store_that_overwrites_is_refused(open_at: OpenStore, s3: pytest.Monke
         store._store.put(place, content)  # noqa: SLF001
 
     s3.setattr(ObjectStore, "_write", unconditional)
-    with pytest.raises(InvalidSetting, match=r"store: .* does not keep what was written first"):
-        open_at("s3://pictures")
+    with pytest.raises(InvalidSetting, match=r"image_store: .* does not keep what was written first"):
+        open_at("s3://images")
 
 
 def test_wrong_credentials_are_told(open_at: OpenStore, s3: pytest.MonkeyPatch):
@@ -141,7 +141,7 @@ def test_wrong_credentials_are_told(open_at: OpenStore, s3: pytest.MonkeyPatch):
     with pytest.raises(
         InvalidSetting, match=r"403 Forbidden .The AWS Access Key Id you provided does not exist"
     ) as refused:
-        open_at("s3://pictures")
+        open_at("s3://images")
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in str(refused.value)
 
 
@@ -161,7 +161,7 @@ def test_an_object_store_that_goes_away_is_told_by_every_call(open_at: OpenStore
     for attempt in (store.get, store.size, store.delete, lambda name: store.put(name, b"x")):
         with pytest.raises(StoreUnavailable, match=r"s3://short-lived cannot .*Connection refused"):
             attempt(NAME)
-    with pytest.raises(InvalidSetting, match=r"store: .*Connection refused"):
+    with pytest.raises(InvalidSetting, match=r"image_store: .*Connection refused"):
         open_at("s3://short-lived")
 
 
@@ -171,8 +171,8 @@ def test_a_server_that_never_answers_is_not_waited_for_long(
     """The call ends by its time limit, set here to a tenth of a second."""
     s3.setattr("sd35.storage.blobs.object_store._ANSWER_S", 0.1)
     s3.setenv("AWS_ENDPOINT_URL", silent_server)
-    with pytest.raises(InvalidSetting, match=r"store: .* cannot be written to: .*(timed out|timeout)"):
-        open_at("s3://pictures")
+    with pytest.raises(InvalidSetting, match=r"image_store: .* cannot be written to: .*(timed out|timeout)"):
+        open_at("s3://images")
 
 
 @pytest.fixture
@@ -197,9 +197,9 @@ def test_the_client_is_bounded_in_time_and_encrypts_unless_told_otherwise(
         return obstore.store.from_url(url, **given)
 
     s3.setattr(object_store, "from_url", spying)
-    open_at("s3://pictures")
+    open_at("s3://images")
     s3.setenv("AWS_ENDPOINT_URL", s3_server.replace("http:", "https:"))
-    with pytest.raises(InvalidSetting, match="store: "):
-        open_at("s3://pictures")
+    with pytest.raises(InvalidSetting, match="image_store: "):
+        open_at("s3://images")
     assert [each["allow_http"] for each in options] == [True, False]
     assert all(each["connect_timeout"] <= each["timeout"] <= timedelta(seconds=20) for each in options)

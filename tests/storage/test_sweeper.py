@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given
 from structlog.testing import capture_logs
 
-from sd35.storage.blobs.memory import MemoryStore
+from sd35.storage.blobs.memory import MemoryBlobStore
 from sd35.storage.clock import ClockRecord, ClockRules, judged
-from sd35.storage.database import open_stores
-from sd35.storage.images import Holdings
+from sd35.storage.database import open_database
+from sd35.storage.images import ImageStore
 from sd35.storage.new_job import new_job
 from sd35.storage.retention import Retention
-from sd35.storage.sweeper import Sweeping, Swept
-from tests.support.job_specs import order
+from sd35.storage.sweeper import Sweeper, SweepResult
+from tests.support.job_specs import job_spec
 
 NOW_S = 1_800_000_000.0
 HOUR_S, DAY_S = 3600.0, 86_400.0
@@ -23,10 +23,10 @@ SWEEP_S = 300.0
 class Server:
     """A server's stores, swept every five minutes as long as it runs, by a clock that may be wrong."""
 
-    def __init__(self, keep_bytes: int | None = None, wrong_s: float = 0.0) -> None:
-        self.stores = open_stores("memory")
-        self.images = Holdings(MemoryStore(), self.stores.pictures)
-        self.retention = Retention(self.images, KEEP_S, keep_bytes)
+    def __init__(self, retention_bytes: int | None = None, wrong_s: float = 0.0) -> None:
+        self.stores = open_database("memory")
+        self.images = ImageStore(MemoryBlobStore(), self.stores.images)
+        self.retention = Retention(self.images, KEEP_S, retention_bytes)
         self.wrong_s = wrong_s  # by which the clock is ahead
         self.real_s = NOW_S
         self.made = 0
@@ -37,9 +37,9 @@ class Server:
         """What the clock says."""
         return self.real_s + self.wrong_s
 
-    def start(self) -> Swept:
+    def start(self) -> SweepResult:
         """Start anew; what the first sweep removes."""
-        self.sweeping = Sweeping(self.retention, self.stores, KEEP_S)
+        self.sweeping = Sweeper(self.retention, self.stores, KEEP_S)
         return self.sweeping.sweep(self.now_s)
 
     def run(self, seconds: float) -> int:
@@ -54,9 +54,9 @@ class Server:
         """Make an image by a job, and let the job end; the image's digest."""
         digest = f"{self.made:064x}"
         self.made += 1
-        self.stores.pictures.add(digest, "me", 10, self.now_s)
+        self.stores.images.add(digest, "me", 10, self.now_s)
         self.images.files.put(f"{digest}.png", bytes(10))
-        job = self.stores.jobs.add(new_job(order(), self.now_s))
+        job = self.stores.jobs.add(new_job(job_spec(), self.now_s))
         self.stores.jobs.cancel(job.id, None, self.now_s)
         return digest
 
@@ -84,7 +84,7 @@ def test_a_clock_that_is_ahead_removes_nothing(server: Server, ahead_s: float, *
     """Neither at a start nor while the server runs, for a day; once corrected, all goes on as if nothing had been."""
     server.wrong_s = ahead_s
     if is_restarted:
-        assert server.start() == Swept(0, 0)
+        assert server.start() == SweepResult(0, 0)
     assert server.run(23 * HOUR_S) == 0
     paused = [server.sweeping.is_paused]
     server.wrong_s = 0
@@ -96,7 +96,7 @@ def test_a_clock_that_is_ahead_removes_nothing(server: Server, ahead_s: float, *
 def test_a_server_that_was_off_for_months_resumes_after_a_day(server: Server):
     """Its clock is right, and nobody has to do anything."""
     server.real_s += 60 * DAY_S
-    assert server.start() == Swept(0, 0)
+    assert server.start() == SweepResult(0, 0)
     new = server.make()
     assert server.run(23 * HOUR_S) == 0
     assert server.run(2 * HOUR_S) == 1
@@ -117,18 +117,18 @@ def test_a_clock_that_is_wrong_at_each_start_in_another_way_removes_nothing(serv
     """Times that differ from start to start by a plausible day confirm nothing, because no server ran in between."""
     for days in range(31, 36):
         server.wrong_s = days * DAY_S
-        assert server.start() == Swept(0, 0)
+        assert server.start() == SweepResult(0, 0)
 
 
 def test_a_week_off_is_no_jump(server: Server):
-    """Less than a quarter of `keep_days`: what is old is removed at once."""
+    """Less than a quarter of `retention_days`: what is old is removed at once."""
     server.run(29 * DAY_S)
     server.real_s += 7 * DAY_S
-    assert server.start() == Swept(1, 1)
+    assert server.start() == SweepResult(1, 1)
 
 
 def test_an_image_made_by_a_clock_that_was_ahead_gets_old(server: Server):
-    """It is kept for `keep_days` from when the clock was corrected, not for a year longer."""
+    """It is kept for `retention_days` from when the clock was corrected, not for a year longer."""
     server.wrong_s = 365 * DAY_S
     server.run(HOUR_S)
     image = server.make()
@@ -152,7 +152,7 @@ def test_a_first_reading_that_was_ahead_keeps_nothing_for_ever(ahead_s: float):
 
 
 def test_an_image_made_by_a_clock_that_was_behind_is_not_old(server: Server):
-    """An image that a clock in 1970 dated is kept for `keep_days` from when the clock was corrected."""
+    """An image that a clock in 1970 dated is kept for `retention_days` from when the clock was corrected."""
     server.wrong_s = -server.real_s
     server.start()
     image = server.make()
@@ -166,10 +166,10 @@ def test_an_image_made_by_a_clock_that_was_behind_is_not_old(server: Server):
 
 def test_room_is_made_whatever_the_clock_says():
     """Else a disk would fill while it is not believed; no more is removed than is too much."""
-    server = Server(keep_bytes=25)
+    server = Server(retention_bytes=25)
     old, *others = (server.make() for _ in range(3))
     server.wrong_s = 365 * DAY_S
-    assert server.start() == Swept(1, 0)
+    assert server.start() == SweepResult(1, 0)
     assert [server.has(digest) for digest in (old, *others)] == [False, True, True]
 
 
@@ -192,7 +192,7 @@ def test_a_pause_is_told_once_with_what_to_do(server: Server):
 
 
 def test_what_is_kept_for_hours_is_paused_for_hours():
-    """A short `keep_days`, as for privacy, is at most doubled; no bound means a week and a day."""
+    """A short `retention_days`, as for privacy, is at most doubled; no bound means a week and a day."""
     assert ClockRules.of(4 * HOUR_S) == (HOUR_S, 4 * HOUR_S)
     assert ClockRules.of(None) == (7 * DAY_S, DAY_S)
 

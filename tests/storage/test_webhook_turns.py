@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 
 from sd35.jobs.webhooks.concurrency import InFlight
-from sd35.storage.database import MEMORY, open_stores
+from sd35.storage.database import MEMORY, open_database
 from sd35.storage.jobs import Delivery, JobStore
 from sd35.storage.new_job import new_job
 from tests.storage.conftest import NewDatabase
-from tests.support.job_specs import order
+from tests.support.job_specs import job_spec
 
 
 class Webhook(NamedTuple):
@@ -71,7 +71,7 @@ class Sending:
 @pytest.fixture
 def kinds(tmp_path: Path, new_postgres: NewDatabase) -> Sequence[JobStore]:
     """A store of each kind."""
-    return [open_stores(where).jobs for where in (MEMORY, str(tmp_path / "jobs.db"), new_postgres())]
+    return [open_database(where).jobs for where in (MEMORY, str(tmp_path / "jobs.db"), new_postgres())]
 
 
 def test_all_stores_give_the_same_webhooks(kinds: Sequence[JobStore]):
@@ -82,7 +82,7 @@ def test_all_stores_give_the_same_webhooks(kinds: Sequence[JobStore]):
     def check(webhooks: list[Webhook], steps: list[Step]) -> None:
         senders, now_s = [Sending(store) for store in kinds], 0
         for owner, host, due_s in webhooks:
-            job = new_job(order(owner, webhook=f"https://{host}/"), 0.0)
+            job = new_job(job_spec(owner, webhook=f"https://{host}/"), 0.0)
             for store in kinds:
                 store.add(job)
                 store.cancel(job.id, None, due_s)

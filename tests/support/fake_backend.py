@@ -17,9 +17,9 @@ from sd35.backends.base import DenoiseRow, TextEmbedding
 from sd35.backends.memory.host import HostMemory
 from sd35.checkpoints.checkpoint import Card, Checkpoint, SkipLayers
 from sd35.engine.prompt_cache import EmbeddingCache
-from sd35.engine.scheduler import Limits
+from sd35.engine.scheduler import DeviceLimits
 from sd35.generation.model import Model
-from sd35.generation.model_pool import Studio
+from sd35.generation.model_pool import ModelPool
 from sd35.storage.memory.keys import MemoryKeyStore
 from sd35.tensors import Array
 
@@ -39,10 +39,10 @@ WAIT_S = 20  # a bound for what is expected to happen at once
 _HEAVY, _BLIND, _VOID = 1e6, 1e9, 1e12
 
 
-class NumpyBackend:
+class FakeBackend:
     """Latents drift towards the prompt's code points, more so to the right; other words steer it, see the module.
 
-    In another precision than float32 pictures are darker, and what another one encoded is not taken.
+    In another precision than float32 images are darker, and what another one encoded is not taken.
     """
 
     name = "double"
@@ -54,7 +54,7 @@ class NumpyBackend:
     def __init__(self, precision: str = "float32", *, sound: bool = False) -> None:
         self.precision, self._sound = precision, sound
         self.versions = {"numpy": np.__version__}
-        self.start_up_s: dict[str, float] = {}
+        self.startup_s: dict[str, float] = {}
         self.memory = HostMemory()
         self.started = threading.Event()
         self.release = threading.Event()
@@ -115,7 +115,7 @@ class NumpyBackend:
 class Words:
     """Reads 20 words, each a token."""
 
-    def is_cut_off(self, prompt: str) -> bool:
+    def is_truncated(self, prompt: str) -> bool:
         """Whether there are more."""
         return len(prompt.split()) > 20
 
@@ -124,28 +124,28 @@ class Words:
         return min(20, len(prompt.split()))
 
 
-def double_model(directory: Path, card: Card = MINI, backend: NumpyBackend | None = None) -> Model:
+def fake_model(directory: Path, card: Card = MINI, backend: FakeBackend | None = None) -> Model:
     """A model named after `directory`, which is made; prompts of more than 20 words are cut off."""
     scheduler = directory / "scheduler"
     scheduler.mkdir(parents=True, exist_ok=True)
     config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
     (scheduler / "scheduler_config.json").write_text(json.dumps(config))
     checkpoint = Checkpoint(directory.name, directory, card)
-    return Model(checkpoint, backend or NumpyBackend(), Words())
+    return Model(checkpoint, backend or FakeBackend(), Words())
 
 
-def double_studio(
+def fake_pool(
     directory: Path,
-    backend: NumpyBackend | None = None,
-    max_pictures: int = 3,
+    backend: FakeBackend | None = None,
+    max_in_flight: int = 3,
     max_rows: int = 8,
     max_wait_s: float = 600,
-) -> Studio:
-    """A studio with two models, "mini" (the default) and "large"."""
-    backend = backend or NumpyBackend()
-    models = [double_model(directory / "mini", MINI, backend), double_model(directory / "large", LARGE, backend)]
-    limits = Limits(max_rows=max_rows, max_pictures=max_pictures, max_wait_s=max_wait_s, memory_bytes=10**9)
-    return Studio(models, 1024 * 1024, limits, EmbeddingCache(10**6))
+) -> ModelPool:
+    """A model pool with two models, "mini" (the default) and "large"."""
+    backend = backend or FakeBackend()
+    models = [fake_model(directory / "mini", MINI, backend), fake_model(directory / "large", LARGE, backend)]
+    limits = DeviceLimits(max_rows=max_rows, max_in_flight=max_in_flight, max_wait_s=max_wait_s, memory_bytes=10**9)
+    return ModelPool(models, 1024 * 1024, limits, EmbeddingCache(10**6))
 
 
 class Clock:

@@ -6,15 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from sd35.request import Request
-from sd35.storage.jobs import Order
+from sd35.storage.jobs import JobSpec
 
 Result = TypeVar("Result")
 REQUEST = Request("a cat", "", 64, 64, 4, 4.5, 7, "mini", "0" * 64, "double/float32")
 
 
-def order(owner: str = "me", **fields: Any) -> Order:
+def job_spec(owner: str = "me", **fields: Any) -> JobSpec:
     """An order of one request."""
-    return Order(REQUEST, owner, **fields)
+    return JobSpec(REQUEST, owner, **fields)
 
 
 def at_once(calls: Sequence[Callable[[], Result]]) -> list[Result]:

@@ -11,8 +11,8 @@ from sd35.storage.sql.tables import jobs
 def pass_time(store: JobStore, seconds: float) -> None:
     """Make all leases of a store end so much earlier."""
     if isinstance(store, MemoryJobStore):
-        for kept in store._kept.values():  # noqa: SLF001  a test's way to move its clock
-            kept.lease_until_s -= seconds
+        for storage in store._kept.values():  # noqa: SLF001  a test's way to move its clock
+            storage.lease_until_s -= seconds
         return
     assert isinstance(store, SqlJobStore)
     with store.database.write() as connection:

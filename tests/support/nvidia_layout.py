@@ -22,7 +22,7 @@ CONTROLNET_LAYERS = 19
 ROUNDED, INPUT_SCALE = "transformer_blocks.5.ff.net.0.proj", 0.0625
 FILE = "model_optimized.onnx"
 _CONTROL = "block_controlnet_hidden_states"
-_PICTURE = {0: "B", 2: "H", 3: "W"}
+_IMAGE = {0: "B", 2: "H", 3: "W"}
 _WEIGHTS = "fe820521-6e4b-11f0-805c-79ad8d380ae8"  # `onnx.save_model` makes up such a name
 
 
@@ -103,8 +103,8 @@ def _load(kind: Any, directory: Path) -> Any:
 
 def _export(network: nn.Module, inputs: dict[str, Tensor], outputs: Sequence[str], folder: Path) -> None:
     folder.mkdir(parents=True)
-    axes = {name: _PICTURE if name in {"images", "latent"} else {0: "B"} for name in outputs}
-    axes |= {name: _PICTURE if tensor.ndim == 4 else {0: "B"} for name, tensor in inputs.items()}
+    axes = {name: _IMAGE if name in {"images", "latent"} else {0: "B"} for name in outputs}
+    axes |= {name: _IMAGE if tensor.ndim == 4 else {0: "B"} for name, tensor in inputs.items()}
     if _CONTROL in inputs:
         axes[_CONTROL] = {1: "B", 2: "latent_dim"}
     with torch.inference_mode(), warnings.catch_warnings():

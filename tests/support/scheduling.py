@@ -1,16 +1,16 @@
 """What the scheduler's tests share: three shapes, what they cost, and jobs with what does not matter left out."""
 
-from sd35.engine.cost_model import Costs, Shape
-from sd35.engine.scheduler import Job, Limits, Scheduler
+from sd35.engine.cost_model import CostModel, Shape
+from sd35.engine.scheduler import DeviceLimits, Scheduler, WorkItem
 
 SMALL, LARGE, HUGE = Shape("mini", 8, 8), Shape("mini", 16, 16), Shape("mini", 32, 32)
-LIMITS = Limits(max_rows=8, max_pictures=1000, max_wait_s=1e9, memory_bytes=10_000)
+LIMITS = DeviceLimits(max_rows=8, max_in_flight=1000, max_wait_s=1e9, memory_bytes=10_000)
 ROW_S = 0.01
 
 
-def make(limits: Limits = LIMITS) -> Scheduler[object]:
+def make(limits: DeviceLimits = LIMITS) -> Scheduler[object]:
     """A scheduler that knows what both shapes cost: 10 ms a row, 100 and 400 bytes a row, 500 and 2000 to decode."""
-    costs = Costs()
+    costs = CostModel()
     for shape, scale in ((SMALL, 1), (LARGE, 4)):
         costs.learn_step_time(shape, 1, ROW_S * scale)
         costs.learn_step_bytes(shape, 1, 100 * scale)
@@ -18,6 +18,6 @@ def make(limits: Limits = LIMITS) -> Scheduler[object]:
     return Scheduler(limits, costs)
 
 
-def job(client: str = "a", steps: int = 4, rows: int = 1, shape: Shape = SMALL, priority: int = 0) -> Job:
+def job(client: str = "a", steps: int = 4, rows: int = 1, shape: Shape = SMALL, priority: int = 0) -> WorkItem:
     """A job, with what does not matter left out."""
-    return Job(client, shape, steps, rows, priority)  # type: ignore[arg-type]
+    return WorkItem(client, shape, steps, rows, priority)  # type: ignore[arg-type]

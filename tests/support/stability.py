@@ -63,7 +63,7 @@ def transformer(state: Mapping[str, Tensor]) -> State:
 
 
 def vae(state: Mapping[str, Tensor]) -> State:
-    """An autoencoder's parameters in latent diffusion's spelling: levels counted from the picture, linears as 1x1."""
+    """An autoencoder's parameters in latent diffusion's spelling: levels counted from the image, linears as 1x1."""
     return {_vae_name(name): _as_convolution(name, value).contiguous() for name, value in state.items()}
 
 

@@ -13,7 +13,7 @@ from sd35.storage.jobs import Delivery, Job, JobStore
 from sd35.storage.memory.jobs import MemoryJobStore
 from sd35.storage.new_job import new_job
 from sd35.telemetry.metrics import WebhookEnd
-from tests.support.job_specs import order
+from tests.support.job_specs import job_spec
 
 SECRET = bytes(range(32))
 NAME = "hooks.example"  # no name server knows it
@@ -36,7 +36,7 @@ class Sending:
 
     def end_job(self, url: str, owner: str = "me") -> Job:
         """A job that has ended, whose webhook is due."""
-        job = self.store.add(new_job(order(owner, webhook=url), self.now_s))
+        job = self.store.add(new_job(job_spec(owner, webhook=url), self.now_s))
         self.store.cancel(job.id, None, self.now_s)
         return job
 

@@ -11,7 +11,7 @@ from sd35.backends.registry import open_backend
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from sd35.request import Request
 from sd35.tensors import Array
-from tests.support.direct_generation import paint
+from tests.support.direct_generation import generate_directly
 
 CHECKPOINT = open_checkpoint(EMBEDDED)
 
@@ -32,7 +32,7 @@ def _draw(backend: Backend, prompt: str = "a cat on a blue background", **fields
         "seed": 1,
     }
     request = Request(prompt=prompt, model=EMBEDDED, revision="", profile="", **(wanted | fields))
-    return paint(backend, CHECKPOINT, request)
+    return generate_directly(backend, CHECKPOINT, request)
 
 
 def test_it_fits_in_64_mb():
@@ -51,20 +51,20 @@ def test_it_draws_at_the_ends_and_in_the_middle_of_its_range(backend: Backend, s
     [{"guidance_scale": 1.0}, {"negative_prompt": "a cat"}, {"prompt": "a cat on a red background"}],
 )
 def test_what_is_asked_visibly_matters(backend: Backend, changed: dict[str, Any]):
-    """Another guidance, negative prompt or prompt gives another picture: somewhere by 32 levels or more."""
+    """Another guidance, negative prompt or prompt gives another image: somewhere by 32 levels or more."""
     difference = np.abs(_draw(backend).astype(int) - _draw(backend, **changed))
     assert difference.max() >= 32
 
 
 @pytest.mark.parametrize("prompt", ["a cat", "a crown and a frog on a white background"])
 def test_a_seed_decides_what_the_prompt_leaves_open(backend: Backend, prompt: str):
-    """Of four seeds, two give pictures that are far apart: another ground, or another arrangement of the two."""
-    pictures = [_draw(backend, prompt=prompt, seed=seed, steps=28).astype(int) for seed in range(4)]
-    assert max(np.abs(a - b).mean() for a in pictures for b in pictures) >= 16
+    """Of four seeds, two give images that are far apart: another ground, or another arrangement of the two."""
+    images = [_draw(backend, prompt=prompt, seed=seed, steps=28).astype(int) for seed in range(4)]
+    assert max(np.abs(a - b).mean() for a in images for b in images) >= 16
 
 
 def test_the_ground_is_what_was_asked(backend: Backend):
-    """The picture's border is blue where blue was asked for."""
+    """The image's border is blue where blue was asked for."""
     red, green, blue = np.median(_draw(backend, steps=28)[:4].reshape(-1, 3), axis=0)
     assert blue > 1.5 * red
     assert blue > 1.5 * green
@@ -72,5 +72,5 @@ def test_the_ground_is_what_was_asked(backend: Backend):
 
 @pytest.mark.parametrize("prompt", ["zxqv wrbl", "🐱", "ein Bär im Wald", "cat " * 500, "\x00\n\t", "!"])
 def test_words_outside_the_vocabulary_do_no_harm(backend: Backend, prompt: str):
-    """Any text gives a picture."""
+    """Any text gives an image."""
     assert _draw(backend, prompt, steps=1).shape == (128, 128, 3)

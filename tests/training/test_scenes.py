@@ -1,4 +1,4 @@
-"""The scenes that the embedded model learns from, and the judge of its pictures."""
+"""The scenes that the embedded model learns from, and the judge of its images."""
 
 import re
 
@@ -23,13 +23,13 @@ needs_font = pytest.mark.skipif(bool(NO_FONT), reason=NO_FONT)
 sides = st.integers(4, 16).map(lambda cells: cells * 16)
 
 
-def _picture(scene: Scene) -> np.ndarray:
+def _image(scene: Scene) -> np.ndarray:
     return np.asarray(draw(scene))
 
 
 @given(seed=st.integers(0, 2**32), width=sides, height=sides, scattered=st.booleans())
-def test_every_scene_lies_inside_its_picture(seed: int, width: int, height: int, scattered: bool):  # noqa: FBT001  drawn by hypothesis
-    """At every size the model draws, glyphs lie on the grid and inside the picture."""
+def test_every_scene_lies_inside_its_image(seed: int, width: int, height: int, scattered: bool):  # noqa: FBT001  drawn by hypothesis
+    """At every size the model draws, glyphs lie on the grid and inside the image."""
     scene = sample_scene(np.random.default_rng(seed), width, height, scattered=scattered)
     for item in scene.items:
         assert item.x_px % 16 == item.y_px % 16 == item.size_px % 16 == 0
@@ -100,12 +100,12 @@ def test_the_judge_finds_true_scenes_right():
     """Scenes drawn from the font show what they say; at most one in fifty has a glyph too near to its ground."""
     rng = np.random.default_rng(3)
     scenes = [sample_scene(rng, 128, 128, kind, held_out=True) for kind in ("single", "pair") for _ in range(50)]
-    assert sum(judge(_picture(scene), scene).right for scene in scenes) >= 98
+    assert sum(judge(_image(scene), scene).right for scene in scenes) >= 98
 
 
 @needs_font
 def test_the_judge_finds_every_other_object_wrong():
-    """A picture of one object is not right for the prompt of another."""
+    """An image of one object is not right for the prompt of another."""
     rng = np.random.default_rng(1)
     scenes: dict[str, Scene] = {}
     while len(scenes) < len(OBJECTS):
@@ -113,7 +113,7 @@ def test_the_judge_finds_every_other_object_wrong():
         scenes[scene.items[0].name] = scene
     drawn = list(scenes.values())
     for shown, asked in zip(drawn, drawn[1:] + drawn[:1], strict=True):
-        assert not judge(_picture(shown), asked).right
+        assert not judge(_image(shown), asked).right
 
 
 @needs_font
@@ -123,16 +123,16 @@ def test_the_judge_finds_a_swapped_relation_wrong():
     for _ in range(20):
         scene = sample_scene(rng, 128, 128, "pair", held_out=True)
         flip = np.fliplr if scene.relation in {"left", "right"} else np.flipud
-        assert not judge(np.ascontiguousarray(flip(_picture(scene))), scene).right
+        assert not judge(np.ascontiguousarray(flip(_image(scene))), scene).right
 
 
 @pytest.mark.parametrize("ground", GROUNDS)
 def test_the_judge_names_plain_grounds_and_finds_nothing_on_them(ground: str):
-    """An empty picture has a ground and no glyph."""
-    picture = np.full((128, 128, 3), GROUNDS[ground], np.uint8)
+    """An empty image has a ground and no glyph."""
+    image = np.full((128, 128, 3), GROUNDS[ground], np.uint8)
     scene = Scene(128, 128, ground, 0, (Item("cat", 0, 0, 64),), None, "")
-    verdict = judge(picture, scene)
-    assert judge_ground(picture)[0] == verdict.ground == ground
+    verdict = judge(image, scene)
+    assert judge_ground(image)[0] == verdict.ground == ground
     assert (verdict.found, verdict.right) == ([], False)
 
 
@@ -140,7 +140,7 @@ def test_the_judge_names_plain_grounds_and_finds_nothing_on_them(ground: str):
 def test_the_table_says_what_was_found():
     """Shares, bars and the autoencoder's limit stand in the table."""
     scenes = [sample_scene(np.random.default_rng(seed), 128, 128, "single", held_out=True) for seed in range(4)]
-    verdicts = [judge(_picture(scene), scene) for scene in scenes]
+    verdicts = [judge(_image(scene), scene) for scene in scenes]
     result = summarise(verdicts, verdicts, scenes, 0.98)
     assert result.is_met
     assert "| single | 100.0% | 98% | 100.0% |" in as_table({"single": result}, 31.25)

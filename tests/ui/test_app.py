@@ -14,7 +14,7 @@ from sd35.request import Request
 from tests.ui.conftest import MOST_MS, Watched
 
 expect.set_options(timeout=MOST_MS)
-# Notes what is shown while pictures are made: each value of the bar, and the kinds of previews.
+# Notes what is shown while images are made: each value of the bar, and the kinds of previews.
 NOTE = """() => {
   window.noted = {shares: [], previews: 0, states: []};
   new MutationObserver(() => {
@@ -32,7 +32,7 @@ def fill(page: Page, prompt: str, *, steps: int = 4, count: int = 1) -> None:
     """Say what is wanted."""
     page.get_by_label("Prompt", exact=True).fill(prompt)
     number(page, "Steps").fill(str(steps))
-    number(page, "Number of pictures").fill(str(count))
+    number(page, "Number of images").fill(str(count))
 
 
 def number(page: Page, label: str) -> Locator:
@@ -43,7 +43,7 @@ def number(page: Page, label: str) -> Locator:
 def generate(page: Page) -> None:
     """Have it made, and wait until it is."""
     page.get_by_role("button", name="Generate").click()
-    expect(page.locator("#canvas .picture img")).to_be_visible()
+    expect(page.locator("#canvas .image img")).to_be_visible()
     expect(page.get_by_role("button", name="Generate")).to_be_enabled()
 
 
@@ -59,7 +59,7 @@ def request_of(png: bytes) -> Request:
     return from_text(read_png(png)[1]).request
 
 
-def test_a_picture_is_made_and_downloaded_as_the_service_gave_it(page: Page, watched: Watched):
+def test_a_image_is_made_and_downloaded_as_the_service_gave_it(page: Page, watched: Watched):
     """What is asked for is what is made; the file is the service's to the last byte; its settings are beside it."""
     fill(page, "a frog & a <b>rocket</b> on a green background", steps=5)
     page.get_by_label("Negative prompt").fill("a tree")
@@ -77,7 +77,7 @@ def test_a_picture_is_made_and_downloaded_as_the_service_gave_it(page: Page, wat
 
 
 def test_progress_moves_and_previews_are_seen(page: Page):
-    """Several pictures side by side: the bar grows, previews change, the time that is left is told."""
+    """Several images side by side: the bar grows, previews change, the time that is left is told."""
     fill(page, "a cat above a dog on a blue background", steps=40, count=2)
     page.evaluate(NOTE)
     generate(page)
@@ -91,7 +91,7 @@ def test_progress_moves_and_previews_are_seen(page: Page):
 
 
 def test_cancel_ends_the_jobs_and_keeps_the_page_going(page: Page, watched: Watched):
-    """The service is told, the page says so, and the next picture is made."""
+    """The service is told, the page says so, and the next image is made."""
     fill(page, "a castle on a purple background", steps=150, count=2)
     page.get_by_text("Large", exact=True).click()
     page.get_by_role("button", name="Generate").click()
@@ -118,7 +118,7 @@ def test_who_closes_the_tab_waits_for_nothing(watched: Watched, new_page: Callab
 
 
 def test_same_again_is_the_same_and_vary_seed_is_not(page: Page):
-    """The first repeats the very request, whose picture is there already; the second changes nothing but the seed."""
+    """The first repeats the very request, whose image is there already; the second changes nothing but the seed."""
     fill(page, "a star on a red background", steps=3)
     generate(page)
     first = request_of(download(page))
@@ -138,7 +138,7 @@ def test_same_again_is_the_same_and_vary_seed_is_not(page: Page):
 
 
 def test_a_locked_seed_stays_and_the_dice_give_another(page: Page):
-    """Pictures of one press follow the seed that is locked."""
+    """Images of one press follow the seed that is locked."""
     seed = page.get_by_label("Seed", exact=True)
     before = seed.input_value()
     page.get_by_role("button", name="Dice").click()
@@ -153,7 +153,7 @@ def test_a_locked_seed_stays_and_the_dice_give_another(page: Page):
     expect(page.locator("#details")).to_contain_text("Seed0")
 
 
-def test_a_picture_that_is_dropped_fills_the_settings_in(page: Page, watched: Watched, tmp_path: Path):
+def test_a_image_that_is_dropped_fills_the_settings_in(page: Page, watched: Watched, tmp_path: Path):
     """Those of a PNG made here, in another session too; the next press makes the very same.
 
     Other files are told apart in plain words, and change nothing.
@@ -173,7 +173,7 @@ def test_a_picture_that_is_dropped_fills_the_settings_in(page: Page, watched: Wa
     Image.new("RGB", (8, 8)).save(tmp_path / "foreign.png")
     drop(page, "foreign.png", (tmp_path / "foreign.png").read_bytes())
     expect(page.get_by_role("alert")).to_contain_text("was not made by this service")
-    drop(page, "text.png", b"no picture")
+    drop(page, "text.png", b"no image")
     expect(page.get_by_role("alert")).to_contain_text("This is not a PNG, JPEG, WebP or AVIF file")
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("a bus \u2603")
 
@@ -249,7 +249,7 @@ def test_no_file_of_the_server_is_given_to_whoever_names_it(watched: Watched):
 
 
 def test_a_phone_scrolls_in_one_direction_only(watched: Watched, new_page: Callable[..., Page]):
-    """390 px wide: nothing is cut off, before and after a picture; the prompt comes first, then the picture."""
+    """390 px wide: nothing is cut off, before and after an image; the prompt comes first, then the image."""
     page = new_page(watched.address, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     widest = "Math.max(...[...document.querySelectorAll('#page *')].map(e => e.getBoundingClientRect().right))"
     assert page.evaluate("document.documentElement.scrollWidth") == 390
@@ -268,7 +268,7 @@ def test_the_keyboard_alone_is_enough(page: Page):
     expect(page.get_by_label("Prompt", exact=True)).to_be_focused()
     page.keyboard.type("a rabbit")
     page.keyboard.press("Control+Enter")
-    expect(page.locator("#canvas .picture img")).to_be_visible()
+    expect(page.locator("#canvas .image img")).to_be_visible()
     expect(page.get_by_role("button", name="Generate")).to_be_enabled()
     page.get_by_label("Prompt", exact=True).focus()
     wanted = {"negative-prompt", "generate", "canvas", "download", "again", "vary"}
@@ -287,7 +287,7 @@ def test_the_keyboard_alone_is_enough(page: Page):
 
 
 def test_everything_has_a_name_for_who_does_not_see_it(page: Page):
-    """No control and no picture without one, as a screen reader is told."""
+    """No control and no image without one, as a screen reader is told."""
     fill(page, "a clock", steps=1, count=2)
     generate(page)
     told = page.locator("#page").aria_snapshot()
@@ -298,13 +298,13 @@ def test_everything_has_a_name_for_who_does_not_see_it(page: Page):
 
 
 def test_two_browser_sessions_see_nothing_of_each_other(watched: Watched, new_page: Callable[..., Page]):
-    """Neither pictures nor settings; one whose desktop is dark is given a dark page."""
+    """Neither images nor settings; one whose desktop is dark is given a dark page."""
     one, other = new_page(watched.address), new_page(watched.address, color_scheme="dark")
     colour = other.evaluate("getComputedStyle(document.body).backgroundColor")
     assert max(map(int, re.findall(r"\d+", colour)[:3])) < 64
     fill(one, "a secret", steps=1)
     generate(one)
-    expect(other.locator("#canvas")).to_contain_text("Your pictures appear here")
+    expect(other.locator("#canvas")).to_contain_text("Your images appear here")
     fill(other, "a cake", steps=1)
     generate(other)
     assert "a secret" not in other.content()

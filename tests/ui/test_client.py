@@ -55,8 +55,8 @@ def test_a_service_that_is_not_there_is_said():
     [
         (httpx2.Response(429, json={"detail": "too many wait; try again in 7 s"}), "Too many wait; try again in 7 s."),
         (
-            httpx2.Response(429, json={"detail": "16 pictures wait"}, headers={"retry-after": "7"}),
-            "16 pictures wait. Try again in 7 s.",
+            httpx2.Response(429, json={"detail": "16 images wait"}, headers={"retry-after": "7"}),
+            "16 images wait. Try again in 7 s.",
         ),
         (httpx2.Response(502, text="<html>"), "The service answered 502 Bad Gateway."),
         (httpx2.Response(200), ""),

@@ -1,4 +1,4 @@
-"""Pictures on their way, before a service that does what a test says."""
+"""Images on their way, before a service that does what a test says."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -30,7 +30,7 @@ class Service:
             await self._is_cancelled.wait()
         yield self._event or {"status": "cancelled"}
 
-    async def picture(self, _digest: str, _visitor: Visitor) -> bytes:
+    async def image(self, _digest: str, _visitor: Visitor) -> bytes:
         """A file."""
         return b"png"
 
@@ -41,7 +41,7 @@ class Service:
 
 
 def drawn(service: Service, sheet: Sheet, keep: Callable[[bytes, str], str]) -> None:
-    """Three pictures, to their end."""
+    """Three images, to their end."""
 
     async def follow() -> None:
         async for _ in draw(cast(Client, service), [{}] * 3, sheet, keep):
@@ -50,7 +50,7 @@ def drawn(service: Service, sheet: Sheet, keep: Callable[[bytes, str], str]) -> 
     asyncio.run(asyncio.wait_for(follow(), timeout=10))
 
 
-def test_who_cancels_while_pictures_are_asked_for_has_none_of_them():
+def test_who_cancels_while_images_are_asked_for_has_none_of_them():
     """The one that was being asked for is cancelled when it is there, and the rest is not asked for."""
     sheet = Sheet(Visitor())
 
@@ -63,19 +63,19 @@ def test_who_cancels_while_pictures_are_asked_for_has_none_of_them():
     assert [each.status for each in sheet.drawings] == ["cancelled"]
 
 
-def test_a_picture_that_cannot_be_kept_is_told():
+def test_a_image_that_cannot_be_kept_is_told():
     """Instead of being waited for; on a full disk, say."""
 
     def keep(_png: bytes, _name: str) -> str:
         raise OSError(28, "No space left on device")
 
     sheet = Sheet(Visitor())
-    picture = {"digest": "00ff", "cached": False, "content_filtered": False}
-    drawn(Service(status="succeeded", picture=picture, request=REQUEST), sheet, keep)
-    assert [each.words[:24] for each in sheet.drawings] == ["The picture was made, bu"] * 3
+    image = {"digest": "00ff", "cached": False, "content_filtered": False}
+    drawn(Service(status="succeeded", image=image, request=REQUEST), sheet, keep)
+    assert [each.words[:24] for each in sheet.drawings] == ["The image was made, bu"] * 3
 
 
-def test_a_picture_that_is_done_is_not_cancelled():
+def test_a_image_that_is_done_is_not_cancelled():
     """The service would forget it, before it is fetched."""
     drawings = [Drawing("a", "succeeded"), Drawing("b", "running"), Drawing("", "failed"), Drawing("c", "queued")]
     assert Sheet(Visitor(), drawings).jobs == ["b", "c"]

@@ -26,7 +26,7 @@ async def through(request: Request) -> PlainTextResponse:
 def client(tmp_path: Path) -> TestClient:
     """Of a guard that gives files of one directory."""
     inner = Starlette(routes=[Route("/{path:path}", through, methods=["GET", "POST", "PUT"])])
-    return TestClient(Starlette(routes=[Mount("/ui", Guard(inner, tmp_path / "own", arrival_s=30))]))
+    return TestClient(Starlette(routes=[Mount("/ui", Guard(inner, tmp_path / "own", body_timeout_s=30))]))
 
 
 @pytest.mark.parametrize("path", ["/", "/config", "/theme.css", "/assets/index.js", "/gradio_api/heartbeat/a1"])
@@ -116,7 +116,7 @@ def test_an_answer_without_an_end_is_ended_when_the_page_closes(tmp_path: Path):
             sent.append(message)
             begun.set()
 
-        page = Guard(stream, tmp_path, arrival_s=30)
+        page = Guard(stream, tmp_path, body_timeout_s=30)
         scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/gradio_api/queue/data", "headers": []}
         answering = asyncio.create_task(page(scope, receive, send))
         await begun.wait()
@@ -146,5 +146,5 @@ def test_a_body_that_does_not_arrive_has_hung_up(tmp_path: Path):
 
     headers = [(b"content-length", b"9")]
     scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/gradio_api/cancel", "headers": headers}
-    asyncio.run(Guard(reading, tmp_path, arrival_s=0.01)(scope, never, ignore))
+    asyncio.run(Guard(reading, tmp_path, body_timeout_s=0.01)(scope, never, ignore))
     assert heard == [{"type": "http.disconnect"}]

@@ -67,7 +67,7 @@ class Site(http.server.BaseHTTPRequestHandler):
 
 
 class Proxy(Site):
-    """A reverse proxy that offers the server below the path /pictures, and keeps the `Host` header."""
+    """A reverse proxy that offers the server below the path /images, and keeps the `Host` header."""
 
     server_port = 0
 
@@ -76,7 +76,7 @@ class Proxy(Site):
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
         connection = http.client.HTTPConnection("127.0.0.1", self.server_port, timeout=TIMEOUT_S)
         with closing(connection), suppress(OSError, http.client.HTTPException):  # an end closed a stream
-            connection.putrequest(self.command, self.path.removeprefix("/pictures"), skip_host=True)
+            connection.putrequest(self.command, self.path.removeprefix("/images"), skip_host=True)
             for name, value in self.headers.items():
                 connection.putheader(name, value)
             connection.endheaders(body)
@@ -131,7 +131,7 @@ def made(served: Served) -> list[str]:
     connection.request("GET", "/metrics")
     lines = connection.getresponse().read().decode().splitlines()
     connection.close()
-    return [line for line in lines if line.startswith(("sd35_pictures_total{", "sd35_result_cache_", "sd35_jobs{"))]
+    return [line for line in lines if line.startswith(("sd35_images_total{", "sd35_result_cache_", "sd35_jobs{"))]
 
 
 @pytest.mark.parametrize(
@@ -214,8 +214,8 @@ def test_the_page_works_behind_a_proxy(browser: Browser, tmp_path: Path):
         pass
 
     with listening(Behind) as port:
-        address = f"http://proxy.test:{port}/pictures"
-        given = ("--ui", "auto", "--public-url", address, "--root-path", "/pictures", "--cache-dir", str(tmp_path))
+        address = f"http://proxy.test:{port}/images"
+        given = ("--ui", "auto", "--public-url", address, "--root-path", "/images", "--cache-dir", str(tmp_path))
         with serving(tmp_path / "log", *given) as served, browser.new_page() as page:
             Behind.server_port = served.port
             page.goto(f"{address}/")

@@ -44,7 +44,7 @@ def page_of(server: str, cache: Path) -> Iterator[str]:
 def test_with_keys_the_page_asks_for_one(
     new_page: Callable[..., Page], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The field is there, a wrong key is told, a right one makes pictures; where SD3.5 is stood in for, that is said.
+    """The field is there, a wrong key is told, a right one makes images; where SD3.5 is stood in for, that is said.
 
     And with the tab still open, SIGTERM ends the server soon, with nothing left of what it kept for the page.
     """
@@ -77,7 +77,7 @@ def test_with_keys_the_page_asks_for_one(
 
 
 def test_another_process_offers_the_same_page(watched: Watched, new_page: Callable[..., Page], tmp_path: Path):
-    """`sd35 ui --server` makes pictures by a service that it reaches over HTTP alone.
+    """`sd35 ui --server` makes images by a service that it reaches over HTTP alone.
 
     Its link leads to that service's description; when it ends, what it had asked for is cancelled.
     """

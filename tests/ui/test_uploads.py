@@ -27,7 +27,7 @@ async def gradio(scope: Scope, _: Receive, __: Send) -> None:
 @pytest.fixture
 def client(tmp_path: Path) -> TestClient:
     """Of a page whose files lie in `tmp_path`."""
-    return TestClient(Starlette(routes=[Mount("/ui", Guard(gradio, tmp_path, arrival_s=30))]))
+    return TestClient(Starlette(routes=[Mount("/ui", Guard(gradio, tmp_path, body_timeout_s=30))]))
 
 
 def files_in(directory: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""What the page shows of pictures and of their making."""
+"""What the page shows of images and of their making."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import pytest
 
 from sd35.ui import views
 from sd35.ui.client import Visitor
-from sd35.ui.generate import Drawing, Made, Sheet
+from sd35.ui.generate import Drawing, FinishedImage, Sheet
 
 REQUEST = {
     "prompt": "<b>a cat</b>",
@@ -18,17 +18,17 @@ REQUEST = {
     "guidance_scale": 4.5,
     "seed": 7,
 }
-MADE = Made("/cache/a b.png", "00ff", REQUEST, was_kept=False, is_blurred=False, cut_off=())
+MADE = FinishedImage("/cache/a b.png", "00ff", REQUEST, was_kept=False, is_blurred=False, cut_off=())
 
 
 def test_words_of_others_are_text_and_never_html():
     """A prompt, a checkpoint's name, an error."""
-    for shown in (views.details(MADE), views.picture(MADE), views.standing_in("<b>", "why"), views.notice("<b>")):
+    for shown in (views.details(MADE), views.image(MADE), views.standing_in("<b>", "why"), views.notice("<b>")):
         assert "<b>" not in shown
         assert "&lt;b&gt;" in shown
 
 
-def test_a_picture_tells_what_is_particular_of_it():
+def test_a_image_tells_what_is_particular_of_it():
     """Blurred, read in part only, there already: each where it holds, and else nothing."""
     assert '<div class="notes"></div>' in views.details(MADE)
     assert "content filter blurred it" in views.details(replace(MADE, is_blurred=True))
@@ -58,7 +58,7 @@ def test_progress_is_said_in_words(drawings: list[Drawing], words: str):
     assert f">{words}</p>" in shown
 
 
-def test_why_pictures_are_missing_is_said_once():
+def test_why_images_are_missing_is_said_once():
     """However many of them."""
     failed = Drawing("a", "failed", words="The service is closing.")
     told = views.failures(Sheet(Visitor(), [failed, replace(failed), Drawing("b", "cancelled")]))

@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 
-from sd35.access.keys import Allowance, Key, KeyStore, Role, id_of, matches
-from sd35.access.rate_limits import Charge, Limits
+from sd35.access.keys import Key, KeyStore, Quota, Role, id_of, matches
+from sd35.access.rate_limits import Charge, RateLimiter
 from sd35.errors import NotAuthenticated, StoreUnavailable
 from sd35.request import Request
 from sd35.threads import STORES
@@ -27,13 +27,13 @@ class Caller:
 
     owner: str
     role: Role
-    allowance: Allowance
+    quota: Quota
     address: str
-    limits: Limits
+    limits: RateLimiter
 
     @property
-    def sees(self) -> str | None:
-        """Whose jobs and pictures it may see: its own, or, of an administrator, None: all."""
+    def visible_to(self) -> str | None:
+        """Whose jobs and images it may see: its own, or, of an administrator, None: all."""
         return None if self.role is Role.ADMIN else self.owner
 
     @cached_property
@@ -42,31 +42,33 @@ class Caller:
         return self.owner or _network_of(self.address)
 
     def making(self, requests: Sequence[Request]) -> AbstractContextManager[Charge]:
-        """Counts pictures that are made while the caller waits. Raises TooMany, NotAllowed; see `Limits.making`."""
+        """Counts images that are made while the caller waits. Raises TooMany, NotAllowed; see `RateLimiter.making`."""
         pixels = sum(request.width * request.height for request in requests)
-        return self.limits.making(self.client, self.allowance, pixels, len(requests))
+        return self.limits.making(self.client, self.quota, pixels, len(requests))
 
     def ordering(self, request: Request) -> Charge:
-        """Counts a picture that is made when its time comes. Raises TooMany, NotAllowed; see `Limits.charge`."""
-        return self.limits.charge(self.client, self.allowance, request.width * request.height)
+        """Counts an image that is made when its time comes. Raises TooMany, NotAllowed; see `RateLimiter.charge`."""
+        return self.limits.charge(self.client, self.quota, request.width * request.height)
 
     def asking(self) -> Charge:
-        """Count a request that makes no image but costs time. Raises TooMany; see `Limits.charge`."""
-        return self.limits.charge(self.client, self.allowance, 0)
+        """Count a request that makes no image but costs time. Raises TooMany; see `RateLimiter.charge`."""
+        return self.limits.charge(self.client, self.quota, 0)
 
     def limit_headers(self) -> Mapping[str, str]:
         """What is left to it, as response headers."""
-        return self.limits.headers(self.client, self.allowance)
+        return self.limits.headers(self.client, self.quota)
 
 
-class KeyRing:
+class Authenticator:
     """Tells callers by their keys. Without a store, or with one that never had a key, whoever asks may do anything.
 
     All keys are read at once: then what comes with a made-up key never reaches the database, and how long an answer
     takes does not tell which ids there are.
     """
 
-    def __init__(self, store: KeyStore | None, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, store: KeyStore | None, limits: RateLimiter, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._store, self._limits, self._clock = store, limits, clock
         self._reading = asyncio.Lock()
         self._found: Mapping[str, Key] | StoreUnavailable = {}
@@ -76,13 +78,13 @@ class KeyRing:
         """Who asks from an address, with a secret or none. Raises NotAuthenticated, StoreUnavailable."""
         keys = await self._keys()
         if not keys:
-            return Caller("", Role.ADMIN, Allowance(), address, self._limits)
+            return Caller("", Role.ADMIN, Quota(), address, self._limits)
         if not secret:
             raise NotAuthenticated(_MISSING)
         key = keys.get(id_of(secret) or "", _NOBODY)
         if not matches(key, secret) or key.revoked_s is not None:
             raise NotAuthenticated(_WRONG)
-        return Caller(key.id, key.role, key.allowance, address, self._limits)
+        return Caller(key.id, key.role, key.quota, address, self._limits)
 
     async def has_keys(self) -> bool:
         """Whether there are keys, so that callers need one. Raises StoreUnavailable."""

@@ -16,14 +16,14 @@ _SECRET = re.compile(r"sd35_([0-9a-f]{16})_[A-Za-z0-9_-]{43}")
 
 
 class Role(StrEnum):
-    """A user makes pictures; an administrator also sees everybody's jobs, the admin routes and the metrics."""
+    """A user makes images; an administrator also sees everybody's jobs, the admin routes and the metrics."""
 
     USER = "user"
     ADMIN = "admin"
 
 
 @dataclass(frozen=True)
-class Allowance:
+class Quota:
     """What a key may use; None leaves it to the settings, 0 is without bound."""
 
     requests_per_minute: int | None = None
@@ -40,7 +40,7 @@ class Key:
     secret_sha256: str
     role: Role
     created_s: float
-    allowance: Allowance = Allowance()
+    quota: Quota = Quota()
     revoked_s: float | None = None
 
 
@@ -60,11 +60,11 @@ class KeyStore(Protocol):
         """End a key; None where there is none."""
 
 
-def new_key(name: str, role: Role, now_s: float, allowance: Allowance | None = None) -> tuple[Key, str]:
+def new_key(name: str, role: Role, now_s: float, quota: Quota | None = None) -> tuple[Key, str]:
     """A key to keep, and its secret, which is known only now."""
     key_id = secrets.token_hex(8)
     secret = f"sd35_{key_id}_{secrets.token_urlsafe(32)}"
-    return Key(key_id, name, _sha256(secret), role, now_s, allowance or Allowance()), secret
+    return Key(key_id, name, _sha256(secret), role, now_s, quota or Quota()), secret
 
 
 def id_of(secret: str) -> str | None:

@@ -1,4 +1,4 @@
-"""What a client may use in a time: requests, pixels, and pictures at once. Known to this process alone.
+"""What a client may use in a time: requests, pixels, and images at once. Known to this process alone.
 
 Requests and pixels are token buckets, as the generic cell rate algorithm (ITU-T I.371) keeps them: one number each, the
 time at which the bucket is full again. A client may use a minute's or an hour's share at once, and gets it back evenly.
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
-from sd35.access.keys import Allowance
+from sd35.access.keys import Quota
 from sd35.errors import IdempotencyConflict, NotAllowed, NotReady, Overloaded, StoreUnavailable, TooMany
 
 _SWEPT = 4096  # clients, at which those with nothing used are forgotten
@@ -37,7 +37,7 @@ class _Bucket:
 class Charge:
     """What a request was counted as. `refund` it where nothing came of the request.
 
-    `at_once`: how many of its pictures may be in the making at once.
+    `at_once`: how many of its images may be in the making at once.
     """
 
     def __init__(self, refund: Callable[[], None], at_once: int = 1) -> None:
@@ -51,26 +51,26 @@ class Charge:
             self._refund()
 
 
-class Limits:
+class RateLimiter:
     """How much each client has used of what it may. For the event loop only.
 
     `otherwise` holds for what an allowance leaves open. Only what was granted is kept, until it has come back.
     """
 
-    def __init__(self, otherwise: Allowance, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, otherwise: Quota, clock: Callable[[], float] = time.monotonic) -> None:
         self._otherwise, self._clock = otherwise, clock
         self._full_at_s: dict[tuple[str, str], float] = {}
         self._swept_at = _SWEPT
-        self._pictures: Counter[str] = Counter()
+        self._images: Counter[str] = Counter()
 
-    def charge(self, client: str, allowance: Allowance, pixels: int) -> Charge:
+    def charge(self, client: str, quota: Quota, pixels: int) -> Charge:
         """Count a request for `pixels`.
 
         Raises TooMany, and NotAllowed for what is more than an hour's share; what is refused is not counted.
         """
         now_s = self._clock()
         amounts = {"requests": 1, "pixels": pixels}
-        buckets = self._buckets(client, allowance)
+        buckets = self._buckets(client, quota)
         for bucket in buckets:
             self._check(bucket, amounts[bucket.unit], now_s)
         for bucket in buckets:
@@ -83,46 +83,46 @@ class Limits:
         return Charge(refund)
 
     @contextmanager
-    def making(self, client: str, allowance: Allowance, pixels: int, pictures: int = 1) -> Iterator[Charge]:
-        """Count a request as `charge` does, and until the block ends as pictures in the making.
+    def making(self, client: str, quota: Quota, pixels: int, images: int = 1) -> Iterator[Charge]:
+        """Count a request as `charge` does, and until the block ends as images in the making.
 
-        Those are `pictures`, or as many as the client may still have made at once. Where the block is refused what it
+        Those are `images`, or as many as the client may still have made at once. Where the block is refused what it
         asks for (Overloaded, NotReady, ...), the charge is refunded.
         """
-        most = self._allowed(allowance).concurrency
-        if most and self._pictures[client] >= most:
-            raise TooMany(f"{self._pictures[client]} of at most {most} pictures at once are this client's", 1.0)
-        charge = self.charge(client, allowance, pixels)
-        charge.at_once = min(pictures, most - self._pictures[client]) if most else pictures
-        self._pictures[client] += charge.at_once
+        most = self._allowed(quota).concurrency
+        if most and self._images[client] >= most:
+            raise TooMany(f"{self._images[client]} of at most {most} images at once are this client's", 1.0)
+        charge = self.charge(client, quota, pixels)
+        charge.at_once = min(images, most - self._images[client]) if most else images
+        self._images[client] += charge.at_once
         try:
             yield charge
         except _REFUSALS:
             charge.refund()
             raise
         finally:
-            self._pictures[client] -= charge.at_once
-            if not self._pictures[client]:
-                del self._pictures[client]
+            self._images[client] -= charge.at_once
+            if not self._images[client]:
+                del self._images[client]
 
-    def headers(self, client: str, allowance: Allowance) -> Mapping[str, str]:
+    def headers(self, client: str, quota: Quota) -> Mapping[str, str]:
         """What a client may use and what is left of it, as of draft-ietf-httpapi-ratelimit-headers-10."""
         now_s = self._clock()
         policies, left = [], []
-        for bucket in self._buckets(client, allowance):
+        for bucket in self._buckets(client, quota):
             used_s = max(0.0, self._full_at_s.get((client, bucket.unit), now_s) - now_s)
             remaining = math.floor(bucket.most * (1 - used_s / bucket.period_s) + _ROUNDING_S)
             policies.append(f'"{bucket.unit}";q={bucket.most};w={bucket.period_s:.0f}')
             left.append(f'"{bucket.unit}";r={remaining};t={math.ceil(used_s)}')
         return {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(left)} if left else {}
 
-    def _allowed(self, own: Allowance) -> Allowance:
+    def _allowed(self, own: Quota) -> Quota:
         named = {field.name: getattr(own, field.name) for field in fields(own)}
         otherwise = self._otherwise
-        return Allowance(**{name: getattr(otherwise, name) if most is None else most for name, most in named.items()})
+        return Quota(**{name: getattr(otherwise, name) if most is None else most for name, most in named.items()})
 
-    def _buckets(self, client: str, allowance: Allowance) -> list[_Bucket]:
-        allowed = self._allowed(allowance)
+    def _buckets(self, client: str, quota: Quota) -> list[_Bucket]:
+        allowed = self._allowed(quota)
         bounds = (("requests", allowed.requests_per_minute, 60.0), ("pixels", allowed.pixels_per_hour, 3600.0))
         return [_Bucket(client, unit, most, period_s) for unit, most, period_s in bounds if most]
 

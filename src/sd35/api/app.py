@@ -1,4 +1,4 @@
-"""The application: routes, how errors are answered, and a lifespan that opens and closes the studio."""
+"""The application: routes, how errors are answered, and a lifespan that opens and closes the model pool."""
 
 import asyncio
 import contextlib
@@ -13,11 +13,11 @@ from starlette.middleware.cors import ALL_METHODS
 from starlette.routing import Match, Mount
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from sd35.access.authenticate import KeyRing
-from sd35.access.keys import Allowance, KeyStore
-from sd35.access.rate_limits import Limits
+from sd35.access.authenticate import Authenticator
+from sd35.access.keys import KeyStore, Quota
+from sd35.access.rate_limits import RateLimiter
 from sd35.api import metrics, service_pages, ui_mount
-from sd35.api.auth import Gate, require_admin
+from sd35.api.auth import AuthMiddleware, require_admin
 from sd35.api.browsers import BrowserProtection
 from sd35.api.cors import Cors
 from sd35.api.dialects import DIALECTS, refusal
@@ -27,15 +27,15 @@ from sd35.api.metrics import Metered
 from sd35.api.openapi import describe
 from sd35.api.origins import AllowedOrigins
 from sd35.api.query import refuse_unknown
-from sd35.api.refusals import FieldError, RequestRefused, noted, shown
+from sd35.api.refusals import ApiError, FieldError, noted, shown
 from sd35.api.request_log import RequestLog, telemetry_of
 from sd35.api.sessions import Sessions
 from sd35.api.ui_mount import Front
 from sd35.body_limits import HeldBytes
 from sd35.errors import Sd35Error
 from sd35.images.record import own_version
-from sd35.service.metrics_collector import Readings
-from sd35.service.startup import Opening
+from sd35.service.metrics_collector import MetricsCollector
+from sd35.service.startup import ServiceLifecycle
 from sd35.settings import Settings
 from sd35.telemetry.report import Telemetry
 from sd35.ui import PATH
@@ -53,25 +53,25 @@ Errors are `application/problem+json` (RFC 9457) and name the field, what came a
 
 
 def create_app(
-    opening: Opening,
+    lifecycle: ServiceLifecycle,
     settings: Settings,
     keys: KeyStore | None = None,
     telemetry: Telemetry | None = None,
     page: Front | None = None,
 ) -> FastAPI:
-    """The app around a studio that its lifespan opens and closes.
+    """The app around a model pool that its lifespan opens and closes.
 
     Without `keys`, it is open to whoever reaches it. Without `page`, it has none for people.
     """
     telemetry = telemetry or Telemetry()
-    telemetry.metering.registry.register(Readings(opening))
+    telemetry.metrics.registry.register(MetricsCollector(lifecycle))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        opening.start()
-        watching = asyncio.create_task(telemetry.metering.watch_loop())
+        lifecycle.start()
+        watching = asyncio.create_task(telemetry.metrics.watch_loop())
         yield
-        await opening.close()
+        await lifecycle.close()
         watching.cancel()
         await asyncio.to_thread(telemetry.tracing.close)
 
@@ -84,7 +84,7 @@ def create_app(
         redirect_slashes=False,
         telemetry=telemetry_of(telemetry.tracing),
     )
-    app.state.opening, app.state.telemetry, app.state.sessions = opening, telemetry, Sessions()
+    app.state.lifecycle, app.state.telemetry, app.state.sessions = lifecycle, telemetry, Sessions()
     app.state.settings, app.state.started_s, app.state.ui = settings, time.monotonic(), page or Front()
     app.state.describing = asyncio.Semaphore(MOST_DESCRIBED)
     app.state.held_images = HeldBytes(MOST_HELD_BYTES, MOST_HELD_BYTES_EACH)
@@ -99,7 +99,7 @@ def create_app(
     describe(app)
     _surround(app, settings, keys, telemetry)
     app.add_exception_handler(Sd35Error, _on_own_error)
-    app.add_exception_handler(RequestRefused, _on_refused)
+    app.add_exception_handler(ApiError, _on_refused)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_error)
     return app
@@ -107,9 +107,9 @@ def create_app(
 
 def _surround(app: FastAPI, settings: Settings, keys: KeyStore | None, telemetry: Telemetry) -> None:
     """The middleware, from the innermost out."""
-    allowance = Allowance(settings.requests_per_minute, settings.concurrency, settings.pixels_per_hour)
-    ring = KeyRing(keys, Limits(allowance))
-    app.add_middleware(Gate, ring=ring, refuse=_on_own_error, arrival_s=settings.max_arrival_s)
+    quota = Quota(settings.requests_per_minute, settings.concurrency, settings.pixels_per_hour)
+    ring = Authenticator(keys, RateLimiter(quota))
+    app.add_middleware(AuthMiddleware, ring=ring, refuse=_on_own_error, body_timeout_s=settings.body_timeout_s)
     app.add_middleware(
         BrowserProtection,
         hosts=AllowedHosts(settings.allowed_hosts, settings.public_url),
@@ -120,7 +120,7 @@ def _surround(app: FastAPI, settings: Settings, keys: KeyStore | None, telemetry
     if settings.cors_origins:  # outside, so that pages of these origins can read what the protection refuses
         app.add_middleware(Cors, origins=settings.cors_origins, private_network=settings.cors_private_network)
     app.add_middleware(RequestLog)
-    app.add_middleware(Metered, metering=telemetry.metering)
+    app.add_middleware(Metered, metrics=telemetry.metrics)
     if settings.trusted_proxies:
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
 
@@ -131,7 +131,7 @@ async def _on_own_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestRefused)
+    assert isinstance(error, ApiError)
     return refusal(request.scope, error)
 
 
@@ -143,7 +143,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
         for detail in error.errors()
     ]
     detail = "; ".join(f"{each.field}: got {each.got!r}; {each.allowed}" for each in wrong)
-    return refusal(request.scope, RequestRefused(422, detail, wrong))
+    return refusal(request.scope, ApiError(422, detail, wrong))
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -154,7 +154,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=headers)
     detail = f"{request.method} {request.scope['path']}: {error.detail.lower()}; what there is: /docs"
-    return refusal(request.scope, RequestRefused(error.status_code, detail, headers=headers))
+    return refusal(request.scope, ApiError(error.status_code, detail, headers=headers))
 
 
 def _methods(request: Request) -> list[str]:

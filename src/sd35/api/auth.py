@@ -12,13 +12,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sd35.access.authenticate import Caller, KeyRing
+from sd35.access.authenticate import Authenticator, Caller
 from sd35.access.keys import Role
-from sd35.api.refusals import RequestRefused
+from sd35.api.refusals import ApiError
 from sd35.body_limits import in_time
 from sd35.errors import NotAllowed, Sd35Error
 from sd35.service.service import Service
-from sd35.service.startup import Opening
+from sd35.service.startup import ServiceLifecycle
 from sd35.storage.links import is_link
 from sd35.ui import PATH as PAGE
 
@@ -34,18 +34,18 @@ def is_open(path: str) -> bool:
 
 
 def has_link(scope: Scope) -> bool:
-    """Whether a picture is asked for by a signed link; its route checks the signature."""
+    """Whether an image is asked for by a signed link; its route checks the signature."""
     return scope["method"] in {"GET", "HEAD"} and is_link(
         get_route_path(scope), scope["query_string"].decode("latin-1")
     )
 
 
-class Gate:
+class AuthMiddleware:
     """ASGI middleware: puts the Caller into the request's state, or answers by `refuse`, which knows the dialects."""
 
-    def __init__(self, app: ASGIApp, ring: KeyRing, refuse: Refuse, arrival_s: float) -> None:
+    def __init__(self, app: ASGIApp, ring: Authenticator, refuse: Refuse, body_timeout_s: float) -> None:
         self._app = app
-        self._ring, self._refuse, self._arrival_s = ring, refuse, arrival_s
+        self._ring, self._refuse, self._body_timeout_s = ring, refuse, body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -68,7 +68,9 @@ class Gate:
                 MutableHeaders(scope=message).update(caller.limit_headers())
             await send(message)
 
-        await self._app(scope, in_time(receive, self._arrival_s, partial(_refuse_late, self._arrival_s)), send_limits)
+        await self._app(
+            scope, in_time(receive, self._body_timeout_s, partial(_refuse_late, self._body_timeout_s)), send_limits
+        )
 
 
 def caller_of(request: Request) -> Caller:
@@ -81,8 +83,8 @@ def service_of(request: Request) -> Service:
     """What answers it, to the end, also where that begins to close meanwhile. Raises NotReady."""
     state: dict[str, Any] = request.scope["state"]
     if "service" not in state:
-        opening: Opening = request.app.state.opening
-        state["service"] = opening.service
+        lifecycle: ServiceLifecycle = request.app.state.lifecycle
+        state["service"] = lifecycle.service
     service: Service = state["service"]
     return service
 
@@ -109,5 +111,5 @@ def _password(credentials: str) -> str | None:
         return None
 
 
-def _refuse_late(arrival_s: float) -> Message:
-    raise RequestRefused(408, f"the body did not arrive within {arrival_s:g} s", headers={"Connection": "close"})
+def _refuse_late(body_timeout_s: float) -> Message:
+    raise ApiError(408, f"the body did not arrive within {body_timeout_s:g} s", headers={"Connection": "close"})

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
-from sd35.api.refusals import FieldError, RequestRefused, shown
+from sd35.api.refusals import ApiError, FieldError, shown
 
 MAX_BODY_BYTES = 1024 * 1024
 _NAMED_FIELDS = 10  # unknown ones that an answer names; more are counted
@@ -36,21 +36,21 @@ async def type_may_be_missing(request: Request) -> None:
 
 
 async def read_json(request: Request, kind: type[Body]) -> Body:
-    """Read the body as a model of `kind`. Raises RequestRefused: 400, 413, 415 or 422."""
+    """Read the body as a model of `kind`. Raises ApiError: 400, 413, 415 or 422."""
     return parse_json(await read_unparsed_json(request, MAX_BODY_BYTES), kind)
 
 
 async def read_unparsed_json(request: Request, most_bytes: int, count: Callable[[int], None] | None = None) -> bytes:
     """Read a JSON body without parsing it, so that large ones can be parsed later. For `count` see `read_body`.
 
-    Raises RequestRefused: 400, 413 or 415.
+    Raises ApiError: 400, 413 or 415.
     """
     _check_type(request)
     return await read_body(request, most_bytes, count)
 
 
 async def read_object(request: Request, most_bytes: int = MAX_BODY_BYTES) -> dict[str, Any]:
-    """Read the body as a JSON object whose fields are not checked. Raises RequestRefused: 400, 413, 415 or 422."""
+    """Read the body as a JSON object whose fields are not checked. Raises ApiError: 400, 413, 415 or 422."""
     _check_type(request)
     return parse_object(await read_body(request, most_bytes))
 
@@ -62,30 +62,30 @@ def _check_type(request: Request) -> None:
     if media_type != "application/json" and not is_missing:
         allowed = "application/json (with curl: -H 'content-type: application/json')"
         error = FieldError(field="content-type", got=shown(media_type), allowed=allowed)
-        raise RequestRefused.of_fields(415, [error])
+        raise ApiError.of_fields(415, [error])
 
 
 def parse_json(content: bytes, kind: type[Body]) -> Body:
-    """Parse a body as a model of `kind`. Raises RequestRefused: 400 or 422."""
+    """Parse a body as a model of `kind`. Raises ApiError: 400 or 422."""
     return validate(parse_object(content), kind)
 
 
 def parse_object(content: bytes) -> dict[str, Any]:
-    """A JSON object in UTF-8. Raises RequestRefused: 400 for what is no JSON, 422 for no object or a key twice."""
+    """A JSON object in UTF-8. Raises ApiError: 400 for what is no JSON, 422 for no object or a key twice."""
     try:
         value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_int=_integer)
     except RecursionError as error:
-        raise RequestRefused(400, "the body is nested too deeply") from error
+        raise ApiError(400, "the body is nested too deeply") from error
     except ValueError as error:
-        raise RequestRefused(400, f"the body is not JSON: {error}") from error
+        raise ApiError(400, f"the body is not JSON: {error}") from error
     if not isinstance(value, dict):
         errors = [FieldError(field="body", got=shown(value), allowed="a JSON object")]
-        raise RequestRefused(422, 'the body must be a JSON object, such as {"prompt": "a cat"}', errors)
+        raise ApiError(422, 'the body must be a JSON object, such as {"prompt": "a cat"}', errors)
     return value
 
 
 def validate(value: Mapping[str, Any], kind: type[Body]) -> Body:
-    """The object as a model of `kind`. Raises RequestRefused (422) with the fields that are wrong.
+    """The object as a model of `kind`. Raises ApiError (422) with the fields that are wrong.
 
     A field that `kind` does not have is wrong, unless its model_config says `extra="ignore"`.
     """
@@ -106,7 +106,7 @@ def validate(value: Mapping[str, Any], kind: type[Body]) -> Body:
             fields.setdefault(field, detail.get("ctx", {}).get("got", known.get(field, "nothing")))
         errors += [_field_error(field, got, kind) for field, got in fields.items()]
     if errors:
-        raise RequestRefused.of_fields(422, errors)
+        raise ApiError.of_fields(422, errors)
     return body
 
 
@@ -124,13 +124,13 @@ def _field_error(field: str, got: object, kind: type[BaseModel]) -> FieldError:
 async def read_body(request: Request, most_bytes: int, count: Callable[[int], None] | None = None) -> bytes:
     """The body as it came. `count` is called with the size of each piece, and may raise to refuse it.
 
-    Raises RequestRefused: 413, 415 where it is compressed, 400 where it is not whole.
+    Raises ApiError: 413, 415 where it is compressed, 400 where it is not whole.
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
         error = FieldError(field="content-encoding", got=shown(encoding), allowed="identity: the body as it is")
-        raise RequestRefused(415, "compressed bodies are not read", [error])
-    too_large = RequestRefused(
+        raise ApiError(415, "compressed bodies are not read", [error])
+    too_large = ApiError(
         413,
         f"the body is larger than the {most_bytes} bytes that are allowed",
         [FieldError(field="body", got=None, allowed=f"at most {most_bytes} bytes")],
@@ -148,7 +148,7 @@ async def read_body(request: Request, most_bytes: int, count: Callable[[int], No
             if len(content) > most_bytes:
                 raise too_large
     except ClientDisconnect as error:
-        raise RequestRefused(400, "the client went away before its request was whole") from error
+        raise ApiError(400, "the client went away before its request was whole") from error
     return bytes(content)
 
 
@@ -157,7 +157,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key, content in pairs:
         if key in value:
             error = FieldError(field=shown(key), got="given twice", allowed="each field once")
-            raise RequestRefused(422, f"{shown(key)!r} is given twice", [error])
+            raise ApiError(422, f"{shown(key)!r} is given twice", [error])
         value[key] = content
     return value
 

@@ -7,7 +7,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from sd35.api.problems import PROBLEM
-from sd35.api.refusals import RequestRefused
+from sd35.api.refusals import ApiError
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 _READ = (
@@ -24,7 +24,7 @@ _READ = (
     "X-Request-Id",
     "X-Sd35-Cache",
     "X-Sd35-Content-Filtered",
-    "X-Sd35-Cut-Off",
+    "X-Sd35-Truncated",
     "X-Sd35-Digest",
     "X-Sd35-Drawn-Size",
     "X-Sd35-Ignored",
@@ -60,5 +60,5 @@ class Cors(CORSMiddleware):
         request_id = structlog.contextvars.get_contextvars()["request_id"]
         wrong = bytes(response.body).decode()
         detail = f"{wrong}; the settings cors_origins and cors_private_network say what is allowed"
-        refused = RequestRefused(response.status_code, detail, headers=headers)
+        refused = ApiError(response.status_code, detail, headers=headers)
         return PROBLEM.response(refused, request_id)

@@ -1,4 +1,4 @@
-"""Waiting for a picture on a connection that may end first."""
+"""Waiting for an image on a connection that may end first."""
 
 import asyncio
 from collections.abc import Coroutine

@@ -9,7 +9,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from sd35.api.body import Body, read_body, validate
-from sd35.api.refusals import FieldError, RequestRefused, shown
+from sd35.api.refusals import ApiError, FieldError, shown
 from sd35.threads import PARSING
 
 MAX_FORM_BYTES = 10 * 1024 * 1024
@@ -35,25 +35,25 @@ class File(NamedTuple):
 async def read_form(request: Request, kind: type[Body]) -> Body:
     """The body as a model of `kind`, whose numbers are read AS_INTEGER or AS_NUMBER. Empty files are passed over.
 
-    Raises RequestRefused: 400, 413, 415 or 422.
+    Raises ApiError: 400, 413, 415 or 422.
     """
     media_type, options = parse_options_header(request.headers.get("content-type"))
     if media_type != _MEDIA_TYPE:
         got, allowed = shown(media_type.decode("latin-1")), f"{_MEDIA_TYPE.decode()} (with curl: -F prompt=...)"
         error = FieldError(field="content-type", got=got, allowed=allowed)
-        raise RequestRefused.of_fields(415, [error])
+        raise ApiError.of_fields(415, [error])
     content = await read_body(request, MAX_FORM_BYTES)
     # In a thread: a form that is made to be slow takes the parser seconds, in which others have to be answered.
     return validate(await PARSING.run(_values, content, options.get(b"boundary", b"")), kind)
 
 
 def _values(content: bytes, boundary: bytes) -> dict[str, str | File]:
-    """What the parts hold, by name. Raises RequestRefused: 400 for what is no form, 422 for a part that is wrong."""
+    """What the parts hold, by name. Raises ApiError: 400 for what is no form, 422 for a part that is wrong."""
     parts = _Parts()
     try:
         parts.read(content, boundary)
     except FormParserError as error:
-        raise RequestRefused(400, f"the body is no {_MEDIA_TYPE.decode()}: {error}") from error
+        raise ApiError(400, f"the body is no {_MEDIA_TYPE.decode()}: {error}") from error
     return parts.values
 
 
@@ -68,7 +68,7 @@ class _Parts:
         self._headers: dict[bytes, bytes] = {}
 
     def read(self, content: bytes, boundary: bytes) -> None:
-        """Raises FormParserError, RequestRefused."""
+        """Raises FormParserError, ApiError."""
         if not boundary:
             raise FormParserError("its content-type names no boundary")
         parser = MultipartParser(
@@ -120,6 +120,6 @@ class _Parts:
     def _finish(self) -> None:
         self._is_whole = True
 
-    def _refused(self, got: Any, allowed: str) -> RequestRefused:  # noqa: ANN401  whatever came
+    def _refused(self, got: Any, allowed: str) -> ApiError:  # noqa: ANN401  whatever came
         error = FieldError(field=shown(self._name), got=shown(got), allowed=allowed)
-        return RequestRefused.of_fields(422, [error])
+        return ApiError.of_fields(422, [error])

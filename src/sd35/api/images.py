@@ -1,4 +1,4 @@
-"""`/v1/artifacts`: pictures that were made, by their identity."""
+"""`/v1/artifacts`: images that were made, by their identity."""
 
 import time
 from typing import Annotated, Any
@@ -11,7 +11,7 @@ from starlette._utils import get_route_path
 from sd35.api.auth import caller_of, has_link, service_of
 from sd35.api.problems import documented
 from sd35.api.ranges import answer
-from sd35.api.refusals import FieldError, RequestRefused
+from sd35.api.refusals import ApiError, FieldError
 from sd35.images.encode import encoded
 from sd35.images.formats import Format, negotiate
 from sd35.service.service import Service
@@ -21,19 +21,19 @@ _NOT_NOW: dict[int | str, dict[str, Any]] = {
     503: documented("Loading or closing, or a store does not answer.", **{"Retry-After": "Seconds."})
 }
 _NOT_THERE: dict[int | str, dict[str, Any]] = {
-    404: documented("There is no such picture, or it is another key's."),
+    404: documented("There is no such image, or it is another key's."),
     **_NOT_NOW,
 }
 _FILE = {"content": {each.media_type: {"schema": {"type": "string", "format": "binary"}} for each in Format}}
 
-router = APIRouter(prefix=PATH, tags=["pictures"])
-Digest = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="The picture's identity, as `X-Sd35-Digest`.")]
+router = APIRouter(prefix=PATH, tags=["images"])
+Digest = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="The image's identity, as `X-Sd35-Digest`.")]
 OutputFormat = Annotated[Format | None, Query(description="Else as `Accept` asks, else png.")]
 Metadata = Annotated[bool, Query(description="Whether the file says what made it.")]
 
 
 class Link(BaseModel):
-    """An address that gives the picture to whoever has it, without a key."""
+    """An address that gives the image to whoever has it, without a key."""
 
     url: str
     expires_at: int = Field(description="Seconds since 1970.")
@@ -42,7 +42,7 @@ class Link(BaseModel):
 @router.head("/{digest}", include_in_schema=False)
 @router.get(
     "/{digest}",
-    summary="A picture that was made",
+    summary="An image that was made",
     response_class=Response,
     responses={
         200: {"description": "The file.", **_FILE},
@@ -63,10 +63,10 @@ async def get(
 ) -> Response:
     """For the key that had it made, and for whoever has a signed link. Conditional requests and ranges are honoured."""
     service = service_of(request)
-    sees = _sees(request, service)
+    visible_to = _visible_to(request, service)
     wanted = negotiate(request.headers.get("accept"), output_format)
-    has_metadata = metadata and service.rules.has_metadata
-    found = await service.picture(digest, sees, may_redirect=wanted is Format.PNG and has_metadata)
+    has_metadata = metadata and service.policy.has_metadata
+    found = await service.image(digest, visible_to, may_redirect=wanted is Format.PNG and has_metadata)
     if found is None:
         raise _missing(digest)
     if isinstance(found, str):
@@ -96,29 +96,29 @@ async def link(
 ) -> Link:
     """Signed, and good until it expires, wherever the service is reached at."""
     service = service_of(request)
-    if not await service.has_picture(digest, caller_of(request).sees):
+    if not await service.has_image(digest, caller_of(request).visible_to):
         raise _missing(digest)
     expires_at = expiry(time.time(), expires_in_s)
     parameters = [("output_format", str(output_format))] if output_format else []
-    url = service.kept.links.link(f"{PATH}/{digest}", parameters, expires_at, str(request.base_url))
+    url = service.storage.links.link(f"{PATH}/{digest}", parameters, expires_at, str(request.base_url))
     return Link(url=url, expires_at=expires_at)
 
 
-@router.delete("/{digest}", status_code=204, summary="Remove a picture", responses=_NOT_THERE)
+@router.delete("/{digest}", status_code=204, summary="Remove an image", responses=_NOT_THERE)
 async def delete(request: Request, digest: Digest) -> None:
     """For the key that asks; the file goes with the last key that had it made."""
     if not await service_of(request).disown(digest, caller_of(request).owner):
         raise _missing(digest)
 
 
-def _sees(request: Request, service: Service) -> str | None:
-    """Whose pictures are given: the caller's, or with a link, this one. Raises LinkRefused."""
+def _visible_to(request: Request, service: Service) -> str | None:
+    """Whose images are given: the caller's, or with a link, this one. Raises LinkRefused."""
     if not has_link(request.scope):
-        return caller_of(request).sees
-    service.kept.links.check(get_route_path(request.scope), request.query_params.multi_items(), time.time())
+        return caller_of(request).visible_to
+    service.storage.links.check(get_route_path(request.scope), request.query_params.multi_items(), time.time())
     return None
 
 
-def _missing(digest: str) -> RequestRefused:
-    error = FieldError(field="digest", got=digest, allowed="the digest of a picture of yours")
-    return RequestRefused(404, f"digest: got {digest}; allowed: {error.allowed}", [error])
+def _missing(digest: str) -> ApiError:
+    error = FieldError(field="digest", got=digest, allowed="the digest of an image of yours")
+    return ApiError(404, f"digest: got {digest}; allowed: {error.allowed}", [error])

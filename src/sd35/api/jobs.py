@@ -1,4 +1,4 @@
-"""`/v1/jobs`: pictures that are asked for now and fetched later. What is asked for is the body of `/v1/txt2img`."""
+"""`/v1/jobs`: images that are asked for now and fetched later. What is asked for is the body of `/v1/txt2img`."""
 
 import asyncio
 import base64
@@ -15,9 +15,9 @@ from pydantic import BaseModel, Field
 
 from sd35.api.auth import caller_of, service_of
 from sd35.api.body import read_json
-from sd35.api.generate import Call, IdempotencyKey, digest_of, orders_of
+from sd35.api.generate import Call, IdempotencyKey, digest_of, job_specs_of
 from sd35.api.problems import Problem, documented
-from sd35.api.refusals import FieldError, RequestRefused, shown
+from sd35.api.refusals import ApiError, FieldError, shown
 from sd35.api.txt2img import Txt2Img, body_of
 from sd35.errors import Sd35Error
 from sd35.images.formats import Format
@@ -41,10 +41,10 @@ class JobBody(Txt2Img):
     )
 
 
-class PictureView(BaseModel):
-    """A picture that a job made."""
+class ImageView(BaseModel):
+    """An image that a job made."""
 
-    digest: str = Field(description="The picture's identity, and its name at /v1/artifacts/.")
+    digest: str = Field(description="The image's identity, and its name at /v1/artifacts/.")
     url: str
     cached: bool = Field(description="Whether it was made before, or for someone else who asked for the very same.")
     content_filtered: bool = Field(description="Whether the operator's filter blurred it.")
@@ -60,7 +60,7 @@ class JobView(BaseModel):
     ended_at: datetime | None = None
     place: int | None = Field(None, description="Jobs that go before it; of a queued one only.")
     request: dict[str, Any] = Field(description="What is made, with nothing left open: seed, sizes, model.")
-    picture: PictureView | None = None
+    image: ImageView | None = None
     error: Problem | None = None
 
 
@@ -80,12 +80,12 @@ def job_body(store: JobStore, job_id: str) -> bytes | None:
 
 def job_view(job: Job, place: int | None = None) -> JobView:
     """A job as the API and its webhook show it."""
-    picture = error = None
+    image = error = None
     if made := job.made:
         address = f"/v1/artifacts/{made.digest}"
-        if job.order.format is not Format.PNG:
-            address += f"?output_format={job.order.format}"
-        picture = PictureView(digest=made.digest, url=address, cached=made.was_cached, content_filtered=made.is_blurred)
+        if job.job_spec.format is not Format.PNG:
+            address += f"?output_format={job.job_spec.format}"
+        image = ImageView(digest=made.digest, url=address, cached=made.was_cached, content_filtered=made.is_blurred)
     if failure := job.failure:
         error = Problem.of(failure.status, failure.detail)
     return JobView(
@@ -95,8 +95,8 @@ def job_view(job: Job, place: int | None = None) -> JobView:
         started_at=None if job.started_s is None else _time(job.started_s),
         ended_at=None if job.ended_s is None else _time(job.ended_s),
         place=place,
-        request=json.loads(job.order.request.canonical),
-        picture=picture,
+        request=json.loads(job.job_spec.request.canonical),
+        image=image,
         error=error,
     )
 
@@ -113,10 +113,10 @@ _NOT_THERE: dict[int | str, dict[str, Any]] = {
 
 async def found_job(request: Request, job_id: str) -> Job:
     """The job of the address, if whoever asks may see it."""
-    job = await STORES.run(service_of(request).jobs.store.get, job_id, caller_of(request).sees)
+    job = await STORES.run(service_of(request).jobs.store.get, job_id, caller_of(request).visible_to)
     if job is None:
         error = FieldError(field="job_id", got=shown(job_id), allowed="the id of a job of yours")
-        raise RequestRefused.of_fields(404, [error])
+        raise ApiError.of_fields(404, [error])
     return job
 
 
@@ -126,7 +126,7 @@ FoundJob = Annotated[Job, Depends(found_job)]
 @router.post(
     "",
     status_code=202,
-    summary="Ask for a picture to be made",
+    summary="Ask for an image to be made",
     openapi_extra=body_of(JobBody),
     responses={
         400: documented("The body is not JSON."),
@@ -140,7 +140,7 @@ FoundJob = Annotated[Job, Depends(found_job)]
     },
 )
 async def create(request: Request, response: Response, idempotency_key: IdempotencyKey = None) -> JobView:
-    """Answers at once. The job survives the connection and restarts; it ends with a picture, an error, or cancelled."""
+    """Answers at once. The job survives the connection and restarts; it ends with an image, an error, or cancelled."""
     service, caller = service_of(request), caller_of(request)
     body = await read_json(request, JobBody)
     service.webhooks.check(body.webhook)
@@ -148,10 +148,10 @@ async def create(request: Request, response: Response, idempotency_key: Idempote
     call = Call(
         [body.to_wanted()], body.priority, wanted, body.metadata, idempotency_key, digest_of(body, idempotency_key)
     )
-    order = replace(orders_of(request, call)[0], webhook=body.webhook)
-    charge = caller.ordering(order.request)
+    job_spec = replace(job_specs_of(request, call)[0], webhook=body.webhook)
+    charge = caller.ordering(job_spec.request)
     try:
-        job = await service.jobs.accept(order)
+        job = await service.jobs.accept(job_spec)
     except Sd35Error:
         charge.refund()
         raise
@@ -171,27 +171,27 @@ async def page(
 ) -> JobPage:
     """Those of the key that asks; an administrator sees all."""
     service = service_of(request)
-    sees = caller_of(request).sees
-    jobs = await STORES.run(service.jobs.store.page, sees, status or [], cursor, limit + 1)
+    visible_to = caller_of(request).visible_to
+    jobs = await STORES.run(service.jobs.store.page, visible_to, status or [], cursor, limit + 1)
     more = str(jobs[limit - 1].number) if len(jobs) > limit else None
     return JobPage(data=await _views(jobs[:limit], service), next_cursor=more)
 
 
 @router.get("/{job_id}", summary="How far is a job?", responses=_NOT_THERE)  # noqa: FAST003  `found_job` takes it
 async def get(request: Request, job: FoundJob) -> JobView:
-    """With its place while it is queued, and its picture's address when it succeeded."""
+    """With its place while it is queued, and its image's address when it succeeded."""
     (view,) = await _views([job], service_of(request))
     return view
 
 
 @router.delete("/{job_id}", summary="Cancel a job, or forget it", responses=_NOT_THERE)  # noqa: FAST003  see above
 async def delete(request: Request, job: FoundJob) -> JobView:
-    """One that has not ended is cancelled, within a step. One that has ended is forgotten: prompt, picture and all."""
-    service, sees = service_of(request), caller_of(request).sees
+    """One that has not ended is cancelled, within a step. One that has ended is forgotten: prompt, image and all."""
+    service, visible_to = service_of(request), caller_of(request).visible_to
     if job.status.is_end:
-        await service.forget(job, sees)
+        await service.forget(job, visible_to)
         return job_view(job)
-    return job_view(await service.jobs.cancel(job.id, sees) or job)
+    return job_view(await service.jobs.cancel(job.id, visible_to) or job)
 
 
 @router.get(
@@ -203,7 +203,7 @@ async def delete(request: Request, job: FoundJob) -> JobView:
 async def events(
     request: Request,
     job: FoundJob,
-    preview: Annotated[bool, Query(description="With a small picture of what it will be, after each step.")] = False,  # noqa: FBT002
+    preview: Annotated[bool, Query(description="With a small image of what it will be, after each step.")] = False,  # noqa: FBT002
     last_event_id: Annotated[int | None, Header(ge=0, lt=2**31, description="Of the last event that arrived.")] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events: `queued`; `running`, with steps and seconds left; `succeeded`, `failed` or `cancelled`."""

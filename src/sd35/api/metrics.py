@@ -7,7 +7,7 @@ from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sd35.api.dialects import dialect_at
-from sd35.telemetry.metrics import Metering
+from sd35.telemetry.metrics import Metrics
 from sd35.telemetry.report import Telemetry
 from sd35.threads import STORES
 
@@ -26,15 +26,15 @@ async def metrics(request: Request) -> Response:
     from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
     telemetry: Telemetry = request.app.state.telemetry
-    text = await STORES.run(generate_latest, telemetry.metering.registry)  # it asks the job store
+    text = await STORES.run(generate_latest, telemetry.metrics.registry)  # it asks the job store
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
 class Metered:
     """ASGI middleware: counts each request, by its route as it is written in the code, never by its path."""
 
-    def __init__(self, app: ASGIApp, metering: Metering) -> None:
-        self._app, self._metering = app, metering
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -50,7 +50,7 @@ class Metered:
             await send(message)
 
         began_s = time.monotonic()
-        with self._metering.answering():
+        with self._metrics.answering():
             try:
                 await self._app(scope, receive, send_noted)
             finally:
@@ -58,4 +58,4 @@ class Metered:
                 method = scope["method"] if scope["method"] in _METHODS else _OTHER
                 dialect = dialect_at(route)
                 name = dialect.name if dialect else _NO_DIALECT
-                self._metering.answered(name, route, method, status, time.monotonic() - began_s)
+                self._metrics.answered(name, route, method, status, time.monotonic() - began_s)

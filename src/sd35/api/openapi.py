@@ -1,4 +1,4 @@
-"""The API's description, with what holds for every route: its key, and the answers of the gate before it."""
+"""The OpenAPI description, with what holds for every route: the API key, and the answers of the middleware."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from fastapi import FastAPI
 
 from sd35.api.auth import is_open
 from sd35.api.dialects import wording_at
-from sd35.api.refusals import RequestRefused, Wording
+from sd35.api.refusals import ApiError, ErrorFormat
 
 _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, `sd35_...`, where there are any."},
@@ -32,7 +32,7 @@ def describe(app: FastAPI) -> None:
     app.openapi = with_gate  # type: ignore[method-assign]  # as FastAPI documents it
 
 
-def _add_gate(operation: dict[str, Any], wording: Wording) -> None:
+def _add_gate(operation: dict[str, Any], wording: ErrorFormat) -> None:
     operation["security"] = [{name: []} for name in _SCHEMES]
     documented = wording.documented
     answers = {
@@ -45,5 +45,5 @@ def _add_gate(operation: dict[str, Any], wording: Wording) -> None:
     responses = operation["responses"] = answers | operation["responses"]
     if "HTTPValidationError" in str(responses.get("422")):  # FastAPI's own words, in which nothing is worded here
         del responses["422"]
-    status, _ = wording.words(RequestRefused(422, ""), "")
+    status, _ = wording.words(ApiError(422, ""), "")
     responses.setdefault(str(status), documented("A parameter of the address or a header is wrong; each is named."))

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from sd35.api.refusals import FieldError, RequestRefused, Wording
+from sd35.api.refusals import ApiError, ErrorFormat, FieldError
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -26,12 +26,12 @@ class Problem(BaseModel):
         return cls(title=HTTPStatus(status).phrase, status=status, detail=detail)
 
 
-def _words(refused: RequestRefused, request_id: str) -> tuple[int, dict[str, Any]]:
+def _words(refused: ApiError, request_id: str) -> tuple[int, dict[str, Any]]:
     problem = Problem.of(refused.status, refused.detail).model_dump(exclude={"errors", "request_id"})
     if refused.errors:
         problem["errors"] = [error.model_dump() for error in refused.errors]
     return refused.status, {**problem, "request_id": request_id}
 
 
-PROBLEM = Wording(_words, Problem, MEDIA_TYPE)
+PROBLEM = ErrorFormat(_words, Problem, MEDIA_TYPE)
 documented = PROBLEM.documented

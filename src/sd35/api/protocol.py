@@ -20,7 +20,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from sd35.api.problems import PROBLEM
-from sd35.api.refusals import RequestRefused
+from sd35.api.refusals import ApiError
 
 MAX_URL_BYTES = 8 * 1024
 MAX_HEAD_BYTES = 32 * 1024
@@ -47,7 +47,7 @@ class BoundedProtocol(HttpToolsProtocol):
     of an answer that waits to be sent.
     """
 
-    arrival_s: float
+    body_timeout_s: float
     stalled_s: float = STALLED_S
 
     def __init__(self, *args: Any, **more: Any) -> None:  # noqa: ANN401  uvicorn's own
@@ -193,11 +193,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _expect_head(self) -> None:
         if self._timer is None and not self.transport.is_closing():
-            self._timer = self.loop.call_later(self.arrival_s, self._give_up)
+            self._timer = self.loop.call_later(self.body_timeout_s, self._give_up)
 
     def _give_up(self) -> None:
         if self._unread_bytes:
-            self._refuse(408, f"the request's head did not arrive within {self.arrival_s:g} s")
+            self._refuse(408, f"the request's head did not arrive within {self.body_timeout_s:g} s")
         else:  # a browser's connection in reserve: nobody asked for anything
             self.transport.close()
 
@@ -213,7 +213,7 @@ class BoundedProtocol(HttpToolsProtocol):
         structlog.get_logger("sd35.access").info("refused", status=status, client=self._address, request_id=request_id)
         if self.cycle is None or self.cycle.response_complete:  # else it would fall into another answer
             headers = {"Connection": "close", "X-Request-Id": request_id}
-            response = PROBLEM.response(RequestRefused(status, detail, headers=headers), request_id)
+            response = PROBLEM.response(ApiError(status, detail, headers=headers), request_id)
             lines = [name + b": " + value + b"\r\n" for name, value in response.raw_headers]
             self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", bytes(response.body)]))
         self.transport.close()
@@ -227,6 +227,6 @@ def bounded(seconds: float) -> type[BoundedProtocol]:
     """The protocol, with a time within which a head has to arrive."""
 
     class Bounded(BoundedProtocol):
-        arrival_s = seconds
+        body_timeout_s = seconds
 
     return Bounded

@@ -6,7 +6,7 @@ from fastapi.params import Query
 from fastapi.routing import APIRoute
 
 from sd35.api.auth import has_link
-from sd35.api.refusals import FieldError, RequestRefused, shown
+from sd35.api.refusals import ApiError, FieldError, shown
 
 _NAMED = 10  # more are not named
 
@@ -14,7 +14,7 @@ _NAMED = 10  # more are not named
 async def refuse_unknown(request: Request) -> None:
     """A dependency of routes. Of signed links, the signature itself says whether they are as they were written.
 
-    Raises RequestRefused (422).
+    Raises ApiError (422).
     """
     if not request.query_params or has_link(request.scope):
         return
@@ -26,4 +26,4 @@ async def refuse_unknown(request: Request) -> None:
         return
     allowed = f"only {', '.join(known)}" if known else "none in the address; fields belong in the body"
     wrong = [FieldError(field=shown(name), got=shown(value), allowed=allowed) for name, value in unknown[:_NAMED]]
-    raise RequestRefused.of_fields(422, wrong)
+    raise ApiError.of_fields(422, wrong)

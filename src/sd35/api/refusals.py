@@ -11,10 +11,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sd35.errors import (
+    GenerationFailed,
     InvalidRequest,
     NotReady,
     Overloaded,
-    PictureFailed,
     Sd35Error,
     StoreUnavailable,
     TooMany,
@@ -39,7 +39,7 @@ class FieldError(BaseModel):
         return f"{self.field}: got {self.got!r}; allowed: {self.allowed}"
 
 
-class RequestRefused(Exception):  # noqa: N818
+class ApiError(Exception):
     """A request that is refused, or failed. `error` is this project's own that it comes of, if it comes of one."""
 
     def __init__(
@@ -55,12 +55,12 @@ class RequestRefused(Exception):  # noqa: N818
         self.error = error
 
     @classmethod
-    def of_fields(cls, status: int, errors: Sequence[FieldError]) -> "RequestRefused":
+    def of_fields(cls, status: int, errors: Sequence[FieldError]) -> "ApiError":
         """For these fields alone, each in its sentence."""
         return cls(status, "; ".join(error.sentence for error in errors), errors)
 
     @classmethod
-    def of(cls, error: Sd35Error) -> "RequestRefused":
+    def of(cls, error: Sd35Error) -> "ApiError":
         """What one of this project's errors is over HTTP."""
         errors = []
         headers = {}
@@ -76,18 +76,18 @@ class RequestRefused(Exception):  # noqa: N818
         return cls(error.status, str(error), errors, headers, error)
 
 
-class Wording(NamedTuple):
+class ErrorFormat(NamedTuple):
     """How a dialect words refusals: the status and the JSON object of one, by the request's id, and its description.
 
     `challenge` is how a 401 says that a key may come.
     """
 
-    words: Callable[[RequestRefused, str], tuple[int, dict[str, Any]]]
+    words: Callable[[ApiError, str], tuple[int, dict[str, Any]]]
     model: type[BaseModel]
     media_type: str = "application/json"
     challenge: str = "Bearer"
 
-    def response(self, refused: RequestRefused, request_id: str) -> Response:
+    def response(self, refused: ApiError, request_id: str) -> Response:
         """A refusal as a response. ASCII, so that not even a lone surrogate in what came can break it."""
         status, content = self.words(refused, request_id)
         headers = refused.headers | ({"WWW-Authenticate": self.challenge} if status == 401 else {})
@@ -102,12 +102,12 @@ class Wording(NamedTuple):
         }
 
 
-def noted(request: Request, error: Sd35Error) -> RequestRefused:
-    """What an error is over HTTP, counted, and where a picture failed, logged: also where an answer has begun."""
-    if isinstance(error, PictureFailed):
-        structlog.get_logger().error("picture failed", exc_info=error)
-    request.app.state.telemetry.metering.refused(error)
-    return RequestRefused.of(error)
+def noted(request: Request, error: Sd35Error) -> ApiError:
+    """What an error is over HTTP, counted, and where an image failed, logged: also where an answer has begun."""
+    if isinstance(error, GenerationFailed):
+        structlog.get_logger().error("image failed", exc_info=error)
+    request.app.state.telemetry.metrics.refused(error)
+    return ApiError.of(error)
 
 
 def shown(value: object) -> Any:  # noqa: ANN401  any JSON value

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sd35.api.console import escape_controls
 from sd35.api.dialects import refusal
-from sd35.api.refusals import RequestRefused
+from sd35.api.refusals import ApiError
 from sd35.telemetry.tracing import Tracing, bind_trace, hide_query
 from sd35.ui import PATH as PAGE
 
@@ -130,7 +130,7 @@ class RequestLog:
             if status is not None:  # too late for another answer
                 raise
             detail = f"an error that was not foreseen; the server's log has it under request_id {request_id}"
-            await refusal(scope, RequestRefused(500, detail))(scope, receive, send_named)
+            await refusal(scope, ApiError(500, detail))(scope, receive, send_named)
         finally:
             if not is_quiet:
                 self._log.info(

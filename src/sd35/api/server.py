@@ -27,12 +27,12 @@ from sd35.backends.registry import check_available
 from sd35.jobs.webhooks.webhooks import Webhooks
 from sd35.planning.auto import AUTO, why_standing_in
 from sd35.service.service import Service
-from sd35.service.startup import Opening, open_checkpoints, open_studio, rules_of
-from sd35.service.startup_times import StartUp
+from sd35.service.startup import ServiceLifecycle, open_checkpoints, open_model_pool, policy_of
+from sd35.service.startup_times import StartupTimes
 from sd35.settings import Settings, unknown_variables
 from sd35.storage.retention import Retention
-from sd35.storage.storage import Kept
-from sd35.telemetry.metrics import Metering
+from sd35.storage.storage import Storage
+from sd35.telemetry.metrics import Metrics
 from sd35.telemetry.report import Telemetry
 from sd35.telemetry.tracing import Tracing, open_provider
 
@@ -42,15 +42,15 @@ _BODY = '{"prompt": "a cat on a blue background"}'
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, with a first signal that lets pictures finish before it stops listening, and a second that ends at once.
+    """uvicorn, with a first signal that lets images finish before it stops listening, and a second that ends at once.
 
-    While it closes, /readyz and new pictures are answered with 503, so that a load balancer sees why.
+    While it closes, /readyz and new images are answered with 503, so that a load balancer sees why.
     """
 
-    def __init__(self, config: uvicorn.Config, opening: Opening, front: Front, end_within_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, lifecycle: ServiceLifecycle, front: Front, end_within_s: float) -> None:
         """`end_within_s`: longest time from the first signal to the end of the process, whatever still runs then."""
         super().__init__(config)
-        self._opening, self._front, self._end_within_s = opening, front, end_within_s
+        self._opening, self._front, self._end_within_s = lifecycle, front, end_within_s
         self._closing: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_asked_to_end = False
@@ -94,44 +94,44 @@ class _Server(uvicorn.Server):
 def serve(settings: Settings) -> None:
     """Serve until a signal, whoever has one of the keys, or, where there are none, everyone.
 
-    Raises InvalidSetting, CheckpointError, BackendUnavailable, DoesNotFit, PictureFailed, StoreUnavailable.
+    Raises InvalidSetting, CheckpointError, BackendUnavailable, DoesNotFit, GenerationFailed, StoreUnavailable.
     """
-    start_up = StartUp(process_age_s())
-    metering = Metering(settings.max_batch_rows)
-    use_nonblocking_streams(metering.output_dropped)
+    startup = StartupTimes(process_age_s())
+    metrics = Metrics(settings.max_batch_rows)
+    use_nonblocking_streams(metrics.output_dropped)
     configure_logs(settings.log_format)
     log = structlog.get_logger()
     for name in unknown_variables():
         log.warning("this environment variable is not read", name=name)
     check_available(settings.backend)
-    if settings.of_standby:
-        check_available(settings.of_standby.backend, "standby")
+    if settings.fallback_settings:
+        check_available(settings.fallback_settings.backend, "fallback")
     named = (
         None if AUTO in settings.checkpoints else open_checkpoints(settings)
     )  # what is wrong with them is said first
-    rules, kept = rules_of(settings), Kept.of(settings)
-    webhooks = Webhooks(settings, kept.stores.jobs, partial(job_body, kept.stores.jobs))
-    telemetry = Telemetry(metering, Tracing(open_provider()), log_prompts=settings.log_prompts)
+    policy, storage = policy_of(settings), Storage.of(settings)
+    webhooks = Webhooks(settings, storage.database.jobs, partial(job_body, storage.database.jobs))
+    telemetry = Telemetry(metrics, Tracing(open_provider()), log_prompts=settings.log_prompts)
     listener = listen(settings.host, settings.port)
-    _warn_if_open(listener.getsockname()[0], kept.stores.keys)
+    _warn_if_open(listener.getsockname()[0], storage.database.keys)
     failures: list[Exception] = []
 
     def load() -> Service:
-        with start_up.phase("plan"):
+        with startup.phase("plan"):
             checkpoints = named or open_checkpoints(settings)
-        studio = open_studio(settings, checkpoints, start_up, with_standby=True)
-        retention = Retention.of(settings, kept.pictures)
-        service = Service(studio, kept, rules, retention, webhooks, telemetry)
+        pool = open_model_pool(settings, checkpoints, startup, with_fallback=True)
+        retention = Retention.of(settings, storage.images)
+        service = Service(pool, storage, policy, retention, webhooks, telemetry)
         # What is loaded stays: else every full collection looks at all of it, and holds up the event loop for 0.1 s.
         gc.collect()
         gc.freeze()
         return service
 
     def on_ready() -> None:
-        phases = {f"{phase}_s": round(took_s, 3) for phase, took_s in start_up.seconds.items()}
+        phases = {f"{phase}_s": round(took_s, 3) for phase, took_s in startup.seconds.items()}
         log.info("ready", after_s=round(process_age_s(), 3), **phases)
         print(_welcome(address_of(listener)), flush=True)  # noqa: T201  for the person at the terminal
-        for name in opening.studio.models:
+        for name in lifecycle.pool.models:
             if why := why_standing_in(settings, name):
                 print(f"WARNING: this is {name}: {why}.", flush=True)  # noqa: T201  the same
         front.start()
@@ -141,11 +141,11 @@ def serve(settings: Settings) -> None:
         server.should_exit = True
 
     front = front_of(settings, address_of(listener))
-    opening = Opening(load, on_ready, on_failure, start_up)
+    lifecycle = ServiceLifecycle(load, on_ready, on_failure, startup)
     config = uvicorn.Config(
-        create_app(opening, settings, kept.stores.keys, telemetry, front),
+        create_app(lifecycle, settings, storage.database.keys, telemetry, front),
         loop="uvloop",
-        http=bounded(settings.max_arrival_s),
+        http=bounded(settings.body_timeout_s),
         ws="none",
         log_config=None,
         access_log=False,
@@ -154,11 +154,11 @@ def serve(settings: Settings) -> None:
         root_path=settings.root_path,
         timeout_graceful_shutdown=_ANSWERING_S,
     )
-    server = _Server(config, opening, front, settings.grace_s + _ANSWERING_S + _MARGIN_S)
+    server = _Server(config, lifecycle, front, settings.shutdown_grace_s + _ANSWERING_S + _MARGIN_S)
     server.run([listener])
     if failures:
         raise failures[0]
-    if opening.is_building:
+    if lifecycle.is_building:
         os._exit(0)  # it loads what was built, which cannot be interrupted; all else has ended
 
 

@@ -12,7 +12,7 @@ from sd35.api.query import refuse_unknown
 from sd35.generation.model import Model
 from sd35.planning.auto import why_standing_in
 from sd35.request import GUIDANCE_SCALE, SEED, SIZE_MULTIPLE_PX, SKIP_LAYER_SCALE, STEPS
-from sd35.service.startup import Opening
+from sd35.service.startup import ServiceLifecycle
 
 
 class Defaults(BaseModel):
@@ -77,7 +77,7 @@ class Health(BaseModel):
 
 
 class Ready(BaseModel):
-    """That pictures can be made."""
+    """That images can be made."""
 
     status: Literal["ready"] = "ready"
     models: list[str]
@@ -90,16 +90,16 @@ router = APIRouter()
 @router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="Is the process alive?")
 async def healthz(request: Request) -> Health:
-    """Always 200, also while the model loads and while pictures are made."""
+    """Always 200, also while the model loads and while images are made."""
     return Health(uptime_s=round(time.monotonic() - request.app.state.started_s, 3))
 
 
 @router.head("/readyz", include_in_schema=False)
-@router.get("/readyz", summary="Can pictures be made?", responses=_NOT_READY)
+@router.get("/readyz", summary="Can images be made?", responses=_NOT_READY)
 async def readyz(request: Request) -> Ready:
-    """200 once the model has drawn a first picture; 503 before, and while closing."""
-    opening: Opening = request.app.state.opening
-    return Ready(models=list(opening.studio.models))
+    """200 once the model has drawn a first image; 503 before, and while closing."""
+    lifecycle: ServiceLifecycle = request.app.state.lifecycle
+    return Ready(models=list(lifecycle.pool.models))
 
 
 @router.head("/v1/models", include_in_schema=False)
@@ -108,7 +108,7 @@ async def readyz(request: Request) -> Ready:
 )
 async def models(request: Request) -> ModelList:
     """OpenAI's list, with defaults, ranges and text length of each model."""
-    return ModelList(data=[_card(model, request) for model in service_of(request).studio.models.values()])
+    return ModelList(data=[_card(model, request) for model in service_of(request).pool.models.values()])
 
 
 @router.get(
@@ -140,7 +140,7 @@ def _card(model: Model, request: Request) -> ModelCard:
         ),
         ranges=Ranges(
             side_px=card.side_px,
-            max_pixels=service_of(request).studio.max_pixels,
+            max_pixels=service_of(request).pool.max_pixels,
             skip_layer_scale=SKIP_LAYER_SCALE if skip_layers else (0.0, 0.0),
         ),
         native_pixels=card.native_pixels,

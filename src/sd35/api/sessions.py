@@ -14,7 +14,7 @@ _MOST_CHOICES = 1000  # of models; the ones that were not asked for longest are 
 
 @dataclass(frozen=True, eq=False)
 class Running:
-    """A call whose pictures are being made. `began_s` is in seconds since 1970, to be shown; see `took_s`."""
+    """A call whose images are being made. `began_s` is in seconds since 1970, to be shown; see `took_s`."""
 
     batch: Batch
     name: str
@@ -37,7 +37,7 @@ class Running:
 
     @property
     def latest(self) -> Progress | None:
-        """Of the picture whose turn it is; None before its first step, and where all have ended."""
+        """Of the image whose turn it is; None before its first step, and where all have ended."""
         place = self.batch.current
         return self.batch.progress[place] if place < len(self.batch.progress) else None
 

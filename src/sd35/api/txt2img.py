@@ -1,4 +1,4 @@
-"""`POST /v1/txt2img`: this project's own dialect. Wire format to what is wanted, a finished picture to a response."""
+"""`POST /v1/txt2img`: this project's own dialect. Wire format to what is wanted, a finished image to a response."""
 
 from dataclasses import fields as dataclass_fields
 from typing import Annotated, Any, Literal
@@ -10,16 +10,16 @@ from sd35.api.auth import service_of
 from sd35.api.body import described, read_json
 from sd35.api.disconnect import CLIENT_CLOSED_REQUEST, unless_gone
 from sd35.api.generate import (
-    PICTURE_HEADERS,
+    IMAGE_HEADERS,
     Call,
     IdempotencyKey,
     digest_of,
+    errors_of_generation,
+    image_headers,
     making,
-    picture_headers,
-    refusals_of_making,
 )
 from sd35.api.problems import PROBLEM, documented
-from sd35.generation.params import Wanted
+from sd35.generation.params import GenerationParams
 from sd35.images.encode import encoded
 from sd35.images.formats import Format, negotiate
 from sd35.request import (
@@ -38,14 +38,14 @@ _SIDE_ALLOWED = f"an integer, a multiple of {SIZE_MULTIPLE_PX}, in the model's r
 
 
 class Txt2Img(BaseModel):
-    """What to make a picture of, and how. Descriptions begin with what is allowed, which errors repeat."""
+    """What to make an image of, and how. Descriptions begin with what is allowed, which errors repeat."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     prompt: str = Field(
         min_length=1,
         max_length=PROMPT_CHARACTERS,
-        description=f"text of 1 to {PROMPT_CHARACTERS} characters, without lone surrogates: what the picture shows.",
+        description=f"text of 1 to {PROMPT_CHARACTERS} characters, without lone surrogates: what the image shows.",
         examples=["a cat on a blue background"],
     )
     negative_prompt: str | None = Field(
@@ -72,14 +72,14 @@ class Txt2Img(BaseModel):
     )
     seed: Annotated[int, Field(ge=SEED[0], le=SEED[1])] | None = Field(
         None,
-        description=f"an integer from {SEED[0]} to {SEED[1]}: the same seed and request give the same picture."
+        description=f"an integer from {SEED[0]} to {SEED[1]}: the same seed and request give the same image."
         " Left out or null: a random one, named in the answer's headers.",
     )
     model: str | None = Field(None, description="a name from /v1/models. Left out or null: the first of them.")
     priority: Annotated[int, Field(ge=PRIORITY[0], le=PRIORITY[1])] = Field(
         0,
         description=f"an integer from {PRIORITY[0]} to {PRIORITY[1]}: higher goes before the same client's others. It"
-        " is no part of what the picture is.",
+        " is no part of what the image is.",
     )
 
     output_format: Literal["png", "jpeg", "webp", "avif"] | None = Field(
@@ -96,16 +96,16 @@ class Txt2Img(BaseModel):
         """The file's, where one is asked for."""
         return Format(self.output_format) if self.output_format else None
 
-    def to_wanted(self) -> Wanted:
+    def to_wanted(self) -> GenerationParams:
         """The same, free of the dialect."""
-        fields = self.model_dump(include={field.name for field in dataclass_fields(Wanted)})
-        return Wanted(**{**fields, "negative_prompt": self.negative_prompt or ""})
+        fields = self.model_dump(include={field.name for field in dataclass_fields(GenerationParams)})
+        return GenerationParams(**{**fields, "negative_prompt": self.negative_prompt or ""})
 
 
-_PICTURE = {
-    "description": "The picture. Its text chunks carry the request, for `sd35 replay`.",
+_IMAGE = {
+    "description": "The image. Its text chunks carry the request, for `sd35 replay`.",
     "content": {each.media_type: {"schema": {"type": "string", "format": "binary"}} for each in Format},
-    "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in PICTURE_HEADERS.items()},
+    "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in IMAGE_HEADERS.items()},
 }
 
 
@@ -129,12 +129,12 @@ router = APIRouter()
 
 @router.post(
     "/v1/txt2img",
-    summary="Make a picture from text",
+    summary="Make an image from text",
     response_class=Response,
     openapi_extra=body_of(Txt2Img),
     responses={
-        200: _PICTURE,
-        **refusals_of_making(PROBLEM),
+        200: _IMAGE,
+        **errors_of_generation(PROBLEM),
         400: documented("The body is not JSON."),
         404: documented("No model of that name is served; the problem lists those that are."),
         406: documented("`Accept` takes none of the formats."),
@@ -143,7 +143,7 @@ router = APIRouter()
     },
 )
 async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
-    """Answers with the file when the picture is made. A client that hangs up cancels its picture.
+    """Answers with the file when the image is made. A client that hangs up cancels its image.
 
     With an idempotency key it is a job that someone waits for: nothing cancels it, and sent again it is not made again.
     """
@@ -156,6 +156,6 @@ async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> R
         outcomes = await unless_gone(request, batch.outcomes())
     if not outcomes or (outcome := outcomes[0]) is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    has_metadata = body.metadata and service_of(request).rules.has_metadata
+    has_metadata = body.metadata and service_of(request).policy.has_metadata
     content = await encoded(outcome.png, wanted, has_metadata=has_metadata)
-    return Response(content, headers=picture_headers(outcome), media_type=wanted.media_type)
+    return Response(content, headers=image_headers(outcome), media_type=wanted.media_type)

@@ -99,7 +99,7 @@ def front_of(settings: Settings, server: str) -> Front:
     def load() -> Page:
         from sd35.ui.app import Page
 
-        return Page(server, settings.cache_dir, settings.max_arrival_s)
+        return Page(server, settings.cache_dir, settings.body_timeout_s)
 
     return Front(load)
 
@@ -121,7 +121,7 @@ async def root(request: Request) -> Response:
         return HTMLResponse(_HTML.format(head=head, body="<p>The page is being loaded. One moment.</p>"))
     body = (
         f'<p>Stable Diffusion 3.5 as a service.</p><p><a href="{root_path}/docs">The API\'s documentation</a> says how'
-        " to have pictures made.</p>"
+        " to have images made.</p>"
     )
     return HTMLResponse(_HTML.format(head="", body=body))
 

@@ -40,7 +40,7 @@ class Skip:
 
 @dataclass(frozen=True, eq=False)
 class DenoiseRow:
-    """One picture's part of one denoising step. `negative` is None exactly when guidance <= 1 (one row is run).
+    """One image's part of one denoising step. `negative` is None exactly when guidance <= 1 (one row is run).
 
     `skip` is None where this step has no skip-layer guidance, and for every backend that cannot skip layers.
     """
@@ -77,7 +77,7 @@ class Memory(Protocol):
 
 
 class Backend(Protocol):
-    """What makes pictures from tensors. One module per runtime implements it; one contract test suite runs over all.
+    """What makes images from tensors. One module per runtime implements it; one contract test suite runs over all.
 
     One thread encodes and denoises, another decodes beside it; a backend that cannot do both at once makes one wait.
     """
@@ -99,19 +99,19 @@ class Backend(Protocol):
 
     @property
     def is_tiled(self) -> bool:
-        """Whether it decodes large pictures in tiles, which shows in their pixels."""
+        """Whether it decodes large images in tiles, which shows in their pixels."""
 
     @property
     def is_compiled(self) -> bool:
         """Whether a compiler fused its operations for this machine, which shows in the last bits."""
 
     @property
-    def start_up_s(self) -> Mapping[str, float]:
+    def startup_s(self) -> Mapping[str, float]:
         """Seconds that opening it took: to "read" weights, "place" them on the device, "compile" graphs or code."""
 
     @property
     def versions(self) -> dict[str, str]:
-        """The libraries that shape the numbers, name -> version; they go into each picture's metadata."""
+        """The libraries that shape the numbers, name -> version; they go into each image's metadata."""
 
     @property
     def can_skip_layers(self) -> bool:
@@ -132,7 +132,7 @@ class Backend(Protocol):
         """
 
     def decode_latents(self, latents: Sequence[Float[Tensor, "16 h w"]]) -> list[UInt8[Array, "h*8 w*8 3"]]:
-        """One RGB picture per latent; all latents have one shape.
+        """One RGB image per latent; all latents have one shape.
 
         Raises FloatingPointError where values on the way to one of them were not finite: as pixels nothing shows it.
         """

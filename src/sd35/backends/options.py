@@ -22,7 +22,7 @@ class Options:
     one by one when there is new text, and freed after it; on CUDA, they stay and compute on the CPU. "model": each
     network is there while it computes, read from disk on a CPU, brought from the host's memory on CUDA. "sequential",
     on CUDA only: the same of each layer; of TensorRT's engines, of the weights that have no room. `tiled_decode`: a
-    picture larger than TILE_PX is decoded in tiles. `torch_compile`: the transformer's blocks are compiled by
+    image larger than TILE_PX is decoded in tiles. `torch_compile`: the transformer's blocks are compiled by
     `torch.compile`. What `sd35 compile` built is looked for in `cache_dir`.
     """
 
@@ -44,7 +44,7 @@ class Options:
 
 
 def has_second(backend: str, network: str, values: int) -> bool:
-    """Whether a network is compiled twice: OpenVINO's transformer is, for any shape and for one picture's alone.
+    """Whether a network is compiled twice: OpenVINO's transformer is, for any shape and for one image's alone.
 
     Not where it is large: its steps are so long that known shapes save nothing that counts.
     """

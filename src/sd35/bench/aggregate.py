@@ -28,7 +28,7 @@ class Round(NamedTuple):
 
 
 def closed(clients: int) -> Load:
-    """So many clients, each of whom waits for a picture before it asks for the next."""
+    """So many clients, each of whom waits for an image before it asks for the next."""
     return Load(f"closed, {clients} client{'s' * (clients > 1)}", clients=clients)
 
 
@@ -38,12 +38,12 @@ def opened(rate: float) -> Load:
 
 
 def opened_at_share(share: float, capacity: float) -> Load:
-    """A share of the pictures a second that a closed loop got."""
+    """A share of the images a second that a closed loop got."""
     return Load(f"open, {share:g} of the closed loop's", offered=share * capacity)
 
 
 def capacity(round_: Round, seconds: float) -> float:
-    """Pictures a second."""
+    """Images a second."""
     return rate_within(round_.asked, round_.began_s, seconds, lambda _: 1.0)
 
 
@@ -58,7 +58,7 @@ def part_of(load: Load, rounds: Sequence[Round], seconds: float, origin_s: float
         loop="open" if load.clients is None else "closed",
         clients=load.clients,
         offered=load.offered,
-        pictures_per_s=_rate(rounds, seconds, lambda _: 1.0),
+        images_per_s=_rate(rounds, seconds, lambda _: 1.0),
         row_steps_per_s=_rate(rounds, seconds, lambda each: float(each.row_steps or 0)) if is_known else None,
         all=_of_kind(ALL, rounds),
         kinds=[_of_kind(kind, rounds) for kind in kinds],

@@ -10,7 +10,7 @@ from sd35.bench.results import Matrix, Part, Result
 from sd35.bench.statistics import Figure
 
 _MB = 1e6
-_MOST_DOTS = 2000  # of requests; more make a page heavy, and no picture clearer
+_MOST_DOTS = 2000  # of requests; more make a page heavy, and no image clearer
 _SECONDS = "seconds since the watch began"
 
 
@@ -32,11 +32,11 @@ def charts(result: Result) -> Iterator[str]:
 
 
 def matrix_charts(found: Matrix) -> Iterator[str]:
-    """Pictures a second and the tail of latency, of each combination that ran."""
+    """Images a second and the tail of latency, of each combination that ran."""
     ran = [cell for cell in found.cells if not cell.why_not]
-    rates = [(cell.name, cell.pictures_per_s.value) for cell in ran if cell.pictures_per_s]
+    rates = [(cell.name, cell.images_per_s.value) for cell in ran if cell.images_per_s]
     tails = [(cell.name, cell.p95_s.value) for cell in ran if cell.p95_s]
-    yield _figure("Pictures a second", "More is better.", ranks("pictures a second", rates), [])
+    yield _figure("Images a second", "More is better.", ranks("images a second", rates), [])
     yield _figure("95th percentile of latency, seconds", "Less is better.", ranks("seconds", tails), [])
 
 
@@ -47,7 +47,7 @@ def _latency_over_load(result: Result) -> str:
         Series("p95", 2, _points(opened, [part.all.p95_s for part in opened])),
         Series("p99", 3, _points(opened, [part.all.p99_s for part in opened])),
     ]
-    reached = Mark(result.closed.pictures_per_s.value, "closed loop")
+    reached = Mark(result.closed.images_per_s.value, "closed loop")
     return _figure(
         "Latency over load",
         "Open loop: requests come at random, whatever is waiting; latency is from when each was due. What was"
@@ -85,7 +85,7 @@ def _requests(result: Result) -> str:
     bands = [Band(span.from_s, span.to_s, span.name) for span in result.spans]
     return _figure(
         "Every request",
-        f"When it was due, and how long its picture took. Shaded: the loads, one after the other.{thinned}",
+        f"When it was due, and how long its image took. Shaded: the loads, one after the other.{thinned}",
         plot(_SECONDS, "seconds", series, bands),
         legend,
     )
@@ -93,12 +93,12 @@ def _requests(result: Result) -> str:
 
 def _batches(result: Result, bands: Sequence[Band]) -> str:
     rows = [Point(look.at_s, look.rows_per_batch) for look in result.looks if look.rows_per_batch is not None]
-    pictures = [Point(look.at_s, look.pictures) for look in result.looks if look.pictures is not None]
-    series = [Series("rows in a batch, on average", 1, rows, "steps"), Series("pictures in the engine", 2, pictures)]
+    images = [Point(look.at_s, look.images) for look in result.looks if look.images is not None]
+    series = [Series("rows in a batch, on average", 1, rows, "steps"), Series("images in the engine", 2, images)]
     return _figure(
         "Batches over time",
-        "A picture without guidance is one row of a batch, with guidance two.",
-        plot(_SECONDS, "rows, pictures", series, bands),
+        "An image without guidance is one row of a batch, with guidance two.",
+        plot(_SECONDS, "rows, images", series, bands),
         [(each.name, each.colour) for each in series],
     )
 

@@ -64,7 +64,7 @@ def _lines(before: Result, after: Result) -> Iterator[Line]:
         ("process start to ready, s", before.cold_start.ready_s, after.cold_start.ready_s, 1.0),
         ("peak memory, MB", before.memory.peak_bytes, after.memory.peak_bytes, 1e6),
         ("peak GPU memory, MB", before.gpu.peak_bytes, after.gpu.peak_bytes, 1e6),
-        ("energy a picture, J", before.gpu.energy_per_picture_j, after.gpu.energy_per_picture_j, 1.0),
+        ("energy an image, J", before.gpu.energy_per_image_j, after.gpu.energy_per_image_j, 1.0),
     ):
         if one is not None and other is not None:
             yield Line("", what, Figure(value=one / unit), Figure(value=other / unit), more_is_better=False)
@@ -72,14 +72,14 @@ def _lines(before: Result, after: Result) -> Iterator[Line]:
         for what, one, other in (
             ("PSNR, dB", before.quality.psnr_db, after.quality.psnr_db),
             ("SSIM", before.quality.ssim, after.quality.ssim),
-            ("pictures that show what was asked", before.quality.right, after.quality.right),
+            ("images that show what was asked", before.quality.right, after.quality.right),
         ):
             if one is not None and other is not None:
                 yield Line("", what, Figure(value=one), Figure(value=other), more_is_better=True)
 
 
 def _of_part(one: Part, other: Part) -> Iterator[Line]:
-    yield Line(one.name, "pictures/s", one.pictures_per_s, other.pictures_per_s, more_is_better=True)
+    yield Line(one.name, "images/s", one.images_per_s, other.images_per_s, more_is_better=True)
     if one.row_steps_per_s and other.row_steps_per_s:
         yield Line(one.name, "row-steps/s", one.row_steps_per_s, other.row_steps_per_s, more_is_better=True)
     kinds = {kind.name: kind for kind in other.kinds}
@@ -105,7 +105,7 @@ def _warnings(before: Result, after: Result) -> Iterator[str]:
         yield "not the same workload: the ratios are of different work"
     yield from _unlike("dialect", before.served.dialect, after.served.dialect)
     yield from _unlike("plan", _plan_in_words(before.plan), _plan_in_words(after.plan))
-    yield from _unlike("comparison of pictures", _judged_in_words(before), _judged_in_words(after))
+    yield from _unlike("comparison of images", _judged_in_words(before), _judged_in_words(after))
     ours, theirs = ({part.name for part in result.parts} for result in (before, after))
     if alone := sorted(ours ^ theirs):
         yield f"loads of one of them only, which are left out: {', '.join(alone)}"
@@ -124,4 +124,4 @@ def _plan_in_words(plan: Plan) -> str:
 
 def _judged_in_words(result: Result) -> str:
     quality = result.quality
-    return f"{counted(quality.pictures, 'picture')} against {quality.reference}" if quality else "none"
+    return f"{counted(quality.images, 'image')} against {quality.reference}" if quality else "none"

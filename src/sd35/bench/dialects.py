@@ -1,4 +1,4 @@
-"""How each kind of server is asked for a picture, and what its answer means: one entry each, in one table.
+"""How each kind of server is asked for an image, and what its answer means: one entry each, in one table.
 
 A field that a dialect has no word for is never passed over: a workload that names it is refused.
 """
@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import httpx2
 
-from sd35.bench.workload import Kind, Wanted, Workload, mixed, plain
+from sd35.bench.workload import BenchRequest, Kind, Workload, mixed, plain
 from sd35.errors import InvalidSetting
 
 End: TypeAlias = Literal["made", "refused", "failed"]
@@ -27,24 +27,24 @@ Arguments: TypeAlias = dict[str, Any]
 
 
 class Answer(NamedTuple):
-    """What came of a request: a picture's file, or the server's words."""
+    """What came of a request: an image's file, or the server's words."""
 
     end: End
-    picture: bytes = b""
+    image: bytes = b""
     said: str = ""
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """`ask`: a request as httpx's arguments. `picture`: the file in an answer. `lacks`: what it has no word for.
+    """`ask`: a request as httpx's arguments. `image`: the file in an answer. `lacks`: what it has no word for.
 
     `check_kind` raises InvalidSetting for what it has words for and does not allow.
     """
 
     name: str
     path: str
-    ask: Callable[[Wanted], Arguments]
-    picture: Callable[[httpx2.Response], bytes]
+    ask: Callable[[BenchRequest], Arguments]
+    image: Callable[[httpx2.Response], bytes]
     default: Callable[[], Workload] = mixed
     lacks: frozenset[str] = frozenset()
     check_kind: Callable[[Kind], None] = lambda _: None
@@ -73,12 +73,12 @@ class Dialect:
         if response.status_code != _OK:
             return Answer("failed", said=_said(response))
         try:
-            picture = self.picture(response)
+            image = self.image(response)
         except (KeyError, IndexError, TypeError, ValueError, binascii.Error) as error:
-            return Answer("failed", said=f"200, without a picture: {type(error).__name__}: {error}"[:_SAID])
-        if not picture.startswith(_SIGNATURES):
-            return Answer("failed", said=f"200, with no picture's file: {picture[:20]!r}")
-        return Answer("made", picture)
+            return Answer("failed", said=f"200, without an image: {type(error).__name__}: {error}"[:_SAID])
+        if not image.startswith(_SIGNATURES):
+            return Answer("failed", said=f"200, with no image's file: {image[:20]!r}")
+        return Answer("made", image)
 
 
 def _said(response: httpx2.Response) -> str:
@@ -98,7 +98,7 @@ def _given(**fields: Any) -> dict[str, Any]:  # noqa: ANN401  whatever a field h
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _sized(wanted: Wanted, **more: Any) -> Arguments:  # noqa: ANN401  see above
+def _sized(wanted: BenchRequest, **more: Any) -> Arguments:  # noqa: ANN401  see above
     """What the dialects call alike that take width and height apart, and `more`."""
     width, height = wanted.size_px or (None, None)
     return {
@@ -114,11 +114,11 @@ def _sized(wanted: Wanted, **more: Any) -> Arguments:  # noqa: ANN401  see above
     }
 
 
-def _ask_txt2img(wanted: Wanted) -> Arguments:
+def _ask_txt2img(wanted: BenchRequest) -> Arguments:
     return _sized(wanted, guidance_scale=wanted.guidance)
 
 
-def _ask_openai(wanted: Wanted) -> Arguments:
+def _ask_openai(wanted: BenchRequest) -> Arguments:
     """With the extensions that several servers of this dialect share: see docs/benchmarking.md."""
     return {
         "json": _given(
@@ -135,11 +135,11 @@ def _ask_openai(wanted: Wanted) -> Arguments:
     }
 
 
-def _ask_automatic1111(wanted: Wanted) -> Arguments:
+def _ask_automatic1111(wanted: BenchRequest) -> Arguments:
     return _sized(wanted, cfg_scale=wanted.guidance, sampler_name="Euler")
 
 
-def _ask_stability(wanted: Wanted) -> Arguments:
+def _ask_stability(wanted: BenchRequest) -> Arguments:
     fields = _given(
         prompt=wanted.prompt,
         negative_prompt=wanted.negative_prompt or None,
@@ -177,11 +177,11 @@ def _body(response: httpx2.Response) -> bytes:
     return response.content
 
 
-def _openai_picture(response: httpx2.Response) -> bytes:
+def _openai_image(response: httpx2.Response) -> bytes:
     return base64.b64decode(json.loads(response.content)["data"][0]["b64_json"])
 
 
-def _automatic1111_picture(response: httpx2.Response) -> bytes:
+def _automatic1111_image(response: httpx2.Response) -> bytes:
     return base64.b64decode(json.loads(response.content)["images"][0])
 
 
@@ -192,8 +192,8 @@ def _basic(key: str) -> str:
 
 _TABLE = (
     Dialect("sd35", "/v1/txt2img", _ask_txt2img, _body, has_metrics=True),
-    Dialect("openai", "/v1/images/generations", _ask_openai, _openai_picture),
-    Dialect("a1111", "/sdapi/v1/txt2img", _ask_automatic1111, _automatic1111_picture, key_header=_basic),
+    Dialect("openai", "/v1/images/generations", _ask_openai, _openai_image),
+    Dialect("a1111", "/sdapi/v1/txt2img", _ask_automatic1111, _automatic1111_image, key_header=_basic),
     Dialect(
         "stability",
         "/v2beta/stable-image/generate/sd3",

@@ -27,7 +27,7 @@ def bytes_in_words(count: int | None) -> str:
 
 
 def models_in_words(result: Result) -> str:
-    """What made the pictures."""
+    """What made the images."""
     models = [each for each in result.served.models or [] if {"id", "backend", "precision"} <= each.keys()]
     told = ", ".join(f"{each['id']} on {each['backend']}/{each['precision']}" for each in models)
     return told or "A model that is not named"
@@ -53,7 +53,7 @@ def load_in_words(part: Part, plan: Plan) -> str:
     sent = len(part.samples.due_s) / (plan.rounds * plan.seconds)
     offered = "" if part.offered is None else f" ({part.offered:.2f} requests/s, by chance {sent:.2f} were sent)"
     work = f", {figure(part.row_steps_per_s, 0)} row-steps/s" if part.row_steps_per_s else ""
-    return f"{part.name}{offered}: {figure(part.pictures_per_s)} pictures/s{work}"
+    return f"{part.name}{offered}: {figure(part.images_per_s)} images/s{work}"
 
 
 def loads_in_words(result: Result) -> str:
@@ -73,12 +73,10 @@ def quality_in_words(quality: Quality | None) -> str:
     if quality.why_not:
         return f"not compared with {quality.reference}: {quality.why_not}"
     if quality.psnr_db is None:
-        words = (
-            f"all {quality.pictures} pictures are those of {quality.reference}, to the pixel: SSIM {quality.ssim:.4f}"
-        )
+        words = f"all {quality.images} images are those of {quality.reference}, to the pixel: SSIM {quality.ssim:.4f}"
     else:
         words = (
-            f"{quality.pictures} pictures against {quality.reference}: PSNR {quality.psnr_db:.1f} dB"
+            f"{quality.images} images against {quality.reference}: PSNR {quality.psnr_db:.1f} dB"
             f" (worst {quality.least_psnr_db:.1f}), SSIM {quality.ssim:.4f} (worst {quality.least_ssim:.4f})"
         )
     if quality.right is None or quality.reference_right is None:
@@ -92,7 +90,7 @@ def cold_start_in_words(result: Result) -> str:
     phases = ", ".join(f"{name} {took_s:.2f}" for name, took_s in cold.phases_s.items())
     if cold.ready_s is None:
         return f"not measured: the server ran already{f'; it says of its own: {phases} s' if phases else ''}"
-    return f"{cold.ready_s:.2f} s to ready ({phases} s), first picture {cold.first_picture_s:.2f} s after that"
+    return f"{cold.ready_s:.2f} s to ready ({phases} s), first image {cold.first_image_s:.2f} s after that"
 
 
 def memory_in_words(result: Result) -> str:
@@ -106,8 +104,8 @@ def gpu_in_words(result: Result) -> str:
     if gpu.why_not:
         return f"nothing measured: {gpu.why_not}"
     energy = "energy not told by this GPU"
-    if gpu.energy_j is not None and gpu.energy_per_picture_j is not None:
-        energy = f"{gpu.energy_j:.0f} J in the rounds, {gpu.energy_per_picture_j:.2f} J a picture"
+    if gpu.energy_j is not None and gpu.energy_per_image_j is not None:
+        energy = f"{gpu.energy_j:.0f} J in the rounds, {gpu.energy_per_image_j:.2f} J an image"
     return f"{bytes_in_words(gpu.peak_bytes)} at most; {energy}"
 
 
@@ -148,11 +146,11 @@ def facts(result: Result) -> list[tuple[str, str]]:
 def matrix_figures(found: Matrix, cell: Cell) -> dict[str, str]:
     """Of a combination that ran, by what they are; GPU memory where any has some."""
     first = next(each for each in found.cells if not each.why_not)
-    assert cell.pictures_per_s
-    assert first.pictures_per_s
+    assert cell.images_per_s
+    assert first.images_per_s
     figures = {
-        "pictures/s": figure(cell.pictures_per_s),
-        "ratio": f"{cell.pictures_per_s.value / first.pictures_per_s.value:.2f}" if first.pictures_per_s.value else "-",
+        "images/s": figure(cell.images_per_s),
+        "ratio": f"{cell.images_per_s.value / first.images_per_s.value:.2f}" if first.images_per_s.value else "-",
         "row-steps/s": figure(cell.row_steps_per_s, 0),
         "p95, s": figure(cell.p95_s),
         "memory": bytes_in_words(cell.peak_bytes),

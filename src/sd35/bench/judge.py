@@ -1,4 +1,4 @@
-"""Judges pictures without a person: which glyphs, on which ground, in which relation, and how crisply.
+"""Judges images without a person: which glyphs, on which ground, in which relation, and how crisply.
 
 Ground: the median of the border, nearest by colour. Glyphs: what differs from the ground, cut in two at the widest gap
 along the relation's axis, each part boxed and compared with every glyph of the font drawn on that ground. How much has
@@ -43,7 +43,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a picture shows what was asked, and what was found in it."""
+    """Whether an image shows what was asked, and what was found in it."""
 
     right: bool
     ground: str
@@ -51,50 +51,46 @@ class Verdict:
 
 
 class Judge:
-    """Knows the font's `glyphs`, RGBA pictures by object, cropped to their ink, and nothing else."""
+    """Knows the font's `glyphs`, RGBA images by object, cropped to their ink, and nothing else."""
 
     def __init__(self, glyphs: Mapping[str, Image.Image]) -> None:
         self._glyphs = glyphs
         self._template = lru_cache(maxsize=1000)(self._on_ground)
 
-    def verdict(self, picture: np.ndarray, objects: Sequence[str], ground: str, relation: str | None) -> Verdict:
-        """Compares a picture, uint8 `[H, W, 3]`, with what was asked: the first object stands so to the second."""
-        seen, _ = judge_ground(picture)
-        found = self.find_glyphs(picture, _AXIS.get(relation or ""))
+    def verdict(self, image: np.ndarray, objects: Sequence[str], ground: str, relation: str | None) -> Verdict:
+        """Compares an image, uint8 `[H, W, 3]`, with what was asked: the first object stands so to the second."""
+        seen, _ = judge_ground(image)
+        found = self.find_glyphs(image, _AXIS.get(relation or ""))
         wanted = list(objects)
         if relation in {"right", "below"}:
             wanted.reverse()
         return Verdict(seen == ground and [item.name for item in found] == wanted, seen, found)
 
-    def find_glyphs(self, picture: np.ndarray, axis: int | None) -> list[Found]:
-        """The one glyph of a picture (`axis` None), or its two along `axis` (0 across, 1 down); fewer if not there."""
-        _, colour = judge_ground(picture)
-        inks = {difference: _despeckle(_ink(picture, colour, difference)) for difference in DIFFERENCES}
+    def find_glyphs(self, image: np.ndarray, axis: int | None) -> list[Found]:
+        """The one glyph of an image (`axis` None), or its two along `axis` (0 across, 1 down); fewer if not there."""
+        _, colour = judge_ground(image)
+        inks = {difference: _despeckle(_ink(image, colour, difference)) for difference in DIFFERENCES}
         if axis is None:
-            return self._best(picture, colour, inks)
+            return self._best(image, colour, inks)
         cuts = [_widest_gap(np.asarray(ink.any(axis=axis))) for ink in inks.values()]
         cut = next((cut for cut in cuts[1:] + cuts[:1] if cut is not None), None)
         if cut is None:
             return []
-        along = np.arange(picture.shape[1 - axis]) < cut
+        along = np.arange(image.shape[1 - axis]) < cut
         first = along[None, :] if axis == 0 else along[:, None]
         sides = (first, ~first)
-        return [
-            one for side in sides for one in self._best(picture, colour, {d: ink & side for d, ink in inks.items()})
-        ]
+        return [one for side in sides for one in self._best(image, colour, {d: ink & side for d, ink in inks.items()})]
 
-    def _best(self, picture: np.ndarray, colour: np.ndarray, inks: dict[int, np.ndarray]) -> list[Found]:
+    def _best(self, image: np.ndarray, colour: np.ndarray, inks: dict[int, np.ndarray]) -> list[Found]:
         """What fits best, of what each ink shows; nothing where there is no ink."""
-        found = [self._identify(picture, ink, colour, difference) for difference, ink in inks.items() if ink.any()]
+        found = [self._identify(image, ink, colour, difference) for difference, ink in inks.items() if ink.any()]
         return [min(found, key=lambda one: one[0])[1]] if found else []
 
-    def _identify(
-        self, picture: np.ndarray, ink: np.ndarray, colour: np.ndarray, difference: int
-    ) -> tuple[float, Found]:
+    def _identify(self, image: np.ndarray, ink: np.ndarray, colour: np.ndarray, difference: int) -> tuple[float, Found]:
         """The nearest glyph, and how far it is: the mean squared distance."""
         rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
         top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-        box = Image.fromarray(picture[top:bottom, left:right])
+        box = Image.fromarray(image[top:bottom, left:right])
         seen = _fit(box, colour).astype(np.float32)
         names = list(self._glyphs)
         ground = tuple(int(v) for v in colour)
@@ -106,27 +102,27 @@ class Judge:
 
     def _on_ground(self, name: str, colour: tuple[int, ...], difference: int) -> np.ndarray:
         mark = self._glyphs[name]
-        picture = Image.new("RGB", mark.size, colour)
-        picture.paste(mark, (0, 0), mark)
-        ink = _ink(np.asarray(picture), np.array(colour), difference)
+        image = Image.new("RGB", mark.size, colour)
+        image.paste(mark, (0, 0), mark)
+        ink = _ink(np.asarray(image), np.array(colour), difference)
         if not ink.any():
-            return _fit(picture.crop((0, 0, 1, 1)), np.array(colour))
+            return _fit(image.crop((0, 0, 1, 1)), np.array(colour))
         rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
-        # the template is boxed by the same rule as the picture: ink close to the ground's colour is seen in neither
-        return _fit(picture.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)), np.array(colour))
+        # the template is boxed by the same rule as the image: ink close to the ground's colour is seen in neither
+        return _fit(image.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)), np.array(colour))
 
 
-def judge_ground(picture: np.ndarray) -> tuple[str, np.ndarray]:
-    """The ground's name and its colour in the picture (uint8 `[H, W, 3]`)."""
-    border = np.concatenate([picture[:4].reshape(-1, 3), picture[-4:].reshape(-1, 3)])
-    border = np.concatenate([border, picture[:, :4].reshape(-1, 3), picture[:, -4:].reshape(-1, 3)])
+def judge_ground(image: np.ndarray) -> tuple[str, np.ndarray]:
+    """The ground's name and its colour in the image (uint8 `[H, W, 3]`)."""
+    border = np.concatenate([image[:4].reshape(-1, 3), image[-4:].reshape(-1, 3)])
+    border = np.concatenate([border, image[:, :4].reshape(-1, 3), image[:, -4:].reshape(-1, 3)])
     colour = np.median(border, axis=0)
     return min(GROUNDS, key=lambda name: float(np.square(colour - GROUNDS[name]).sum())), colour
 
 
-def _ink(picture: np.ndarray, colour: np.ndarray, difference: int) -> np.ndarray:
-    """Where a picture differs from its ground: bool `[H, W]`."""
-    return np.asarray((np.abs(picture.astype(np.int16) - colour.astype(np.int16)) > difference).any(axis=2))
+def _ink(image: np.ndarray, colour: np.ndarray, difference: int) -> np.ndarray:
+    """Where an image differs from its ground: bool `[H, W]`."""
+    return np.asarray((np.abs(image.astype(np.int16) - colour.astype(np.int16)) > difference).any(axis=2))
 
 
 def _despeckle(ink: np.ndarray) -> np.ndarray:

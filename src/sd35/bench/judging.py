@@ -1,4 +1,4 @@
-"""How many pictures of the embedded model show what was asked, by `judge` and a picture of the font's glyphs.
+"""How many images of the embedded model show what was asked, by `judge` and an image of the font's glyphs.
 
 The glyphs are drawn by `python -m training.glyphs` with the font Noto Color Emoji: see NOTICE.
 """
@@ -25,12 +25,12 @@ OBJECTS = (
 )  # fmt: skip
 
 
-def right_share(pictures: Sequence[Picture], scenes: Sequence[Scene]) -> float:
-    """The share of pictures that show their scenes."""
+def right_share(images: Sequence[Picture], scenes: Sequence[Scene]) -> float:
+    """The share of images that show their scenes."""
     judge = _judge()
     verdicts = [
-        judge.verdict(picture, scene.objects, scene.ground, scene.relation).right
-        for picture, scene in zip(pictures, scenes, strict=True)
+        judge.verdict(image, scene.objects, scene.ground, scene.relation).right
+        for image, scene in zip(images, scenes, strict=True)
     ]
     return sum(verdicts) / len(verdicts)
 

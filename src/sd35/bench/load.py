@@ -1,4 +1,4 @@
-"""Load: in a closed loop, where clients wait for their pictures, and in an open one, which waits for nobody.
+"""Load: in a closed loop, where clients wait for their images, and in an open one, which waits for nobody.
 
 In the open loop a request is due at a moment that chance set beforehand (a Poisson process), and its latency counts
 from there: a server that stalls, or a client that comes late, cannot hide it ("coordinated omission").
@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 import httpx2
 
 from sd35.bench.dialects import Answer, Dialect, End
-from sd35.bench.workload import Wanted
+from sd35.bench.workload import BenchRequest
 
 _TIMEOUT_S = 600.0
 _AFTER_TROUBLE_S = 0.5  # what a client of the closed loop waits, that was refused or failed
@@ -56,12 +56,12 @@ class Asking:
     async def __aexit__(self, *_: object) -> None:
         await self._client.aclose()
 
-    async def picture(self, wanted: Wanted) -> Answer:
+    async def image(self, wanted: BenchRequest) -> Answer:
         """A request's answer."""
         answer, _ = await self._answer(wanted)
         return answer
 
-    async def ask(self, wanted: Wanted, due_s: float | None = None) -> Asked:
+    async def ask(self, wanted: BenchRequest, due_s: float | None = None) -> Asked:
         """A request, due now or at another moment, and what came of it."""
         due_s = time.monotonic() if due_s is None else due_s
         answer, ended_s = await self._answer(wanted)
@@ -69,7 +69,7 @@ class Asking:
         self._on_end(asked)
         return asked
 
-    async def _answer(self, wanted: Wanted) -> tuple[Answer, float]:
+    async def _answer(self, wanted: BenchRequest) -> tuple[Answer, float]:
         try:
             response = await self._client.post(self.dialect.path, **self.dialect.ask(wanted))
         except httpx2.HTTPError as error:
@@ -78,7 +78,7 @@ class Asking:
         return self.dialect.answer(response), ended_s
 
 
-async def closed_loop(asking: Asking, wanted: Iterator[Wanted], clients: int, seconds: float) -> list[Asked]:
+async def closed_loop(asking: Asking, wanted: Iterator[BenchRequest], clients: int, seconds: float) -> list[Asked]:
     """Each client sends its next when the last is answered, until the time is over; then what is under way ends."""
     until_s = time.monotonic() + seconds
 
@@ -93,7 +93,7 @@ async def closed_loop(asking: Asking, wanted: Iterator[Wanted], clients: int, se
     return [asked for some in await asyncio.gather(*(work() for _ in range(clients))) for asked in some]
 
 
-async def open_loop(asking: Asking, wanted: Iterator[Wanted], due_s: Sequence[float]) -> list[Asked]:
+async def open_loop(asking: Asking, wanted: Iterator[BenchRequest], due_s: Sequence[float]) -> list[Asked]:
     """One request at each moment, in seconds from now, whatever has been answered by then."""
     began_s = time.monotonic()
     asked = []
@@ -117,8 +117,8 @@ def arrivals(rate: float, seconds: float, seed: str) -> list[float]:
 def rate_within(asked: Sequence[Asked], began_s: float, seconds: float, of: Callable[[Asked], float]) -> float:
     """What was made, a second, of so many seconds.
 
-    A picture that was under way when they began or ended counts with the share of its time that lay within: else a
-    short run of long pictures would be told by how they happen to fall.
+    An image that was under way when they began or ended counts with the share of its time that lay within: else a
+    short run of long images would be told by how they happen to fall.
     """
     total = 0.0
     for each in asked:

@@ -72,8 +72,8 @@ def combinations(session: Session, batches: Sequence[int]) -> Iterator[Cell]:
 def _with_room(session: Session, wanted: Sequence[Cell]) -> Session:
     """The same clients for all, and none of them is to be refused."""
     rooms = (cell.batch + cell.batch // 4 + 1 for cell in wanted)
-    room = session.settings.max_pictures or max(session.plan.clients, AT_ONCE + 1, *rooms)
-    update = {"max_pictures": room, "standby": None}
+    room = session.settings.max_in_flight or max(session.plan.clients, AT_ONCE + 1, *rooms)
+    update = {"max_in_flight": room, "fallback": None}
     return replace(session, settings=session.settings.model_copy(update=update))
 
 
@@ -84,7 +84,7 @@ def _measured(session: Session, cell: Cell, reference: Reference, progress: OnPr
     except Sd35Error as error:
         return cell.model_copy(update={"why_not": str(error)}), None
     figures = {
-        "pictures_per_s": result.closed.pictures_per_s,
+        "images_per_s": result.closed.images_per_s,
         "row_steps_per_s": result.closed.row_steps_per_s,
         "p95_s": result.closed.all.p95_s,
         "peak_bytes": result.memory.peak_bytes,

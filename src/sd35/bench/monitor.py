@@ -16,7 +16,7 @@ from sd35.bench.server import client, scraped
 _SCRAPED_EVERY = 4  # looks: the service's metrics cost it some milliseconds
 _ROW_STEPS, _BATCHES = "sd35_engine_row_steps_total", "sd35_engine_batch_duration_seconds_count"
 _BATCH_S = "sd35_engine_batch_duration_seconds_sum"
-_WAITING, _IN_ALL = 'sd35_engine_pictures{state="waiting"}', "sd35_engine_pictures{"
+_WAITING, _IN_ALL = 'sd35_engine_images{state="waiting"}', "sd35_engine_images{"
 _RESIDENT = "process_resident_memory_bytes"
 
 
@@ -32,7 +32,7 @@ class Look(BaseModel):
     energy_j: float | None = None  # of all GPUs, since the driver was loaded
     rows_per_batch: float | None = None
     engine_share: float | None = None  # of the time, in which a batch was computed
-    pictures: float | None = None  # in the engine: waiting or being made
+    images: float | None = None  # in the engine: waiting or being made
 
 
 class Watch(threading.Thread):
@@ -89,7 +89,7 @@ class Watch(threading.Thread):
         if not now:
             return {}
         told = {"resident_bytes": now.get(_RESIDENT, 0.0)}
-        told["pictures"] = sum(value for name, value in now.items() if name.startswith(_IN_ALL))
+        told["images"] = sum(value for name, value in now.items() if name.startswith(_IN_ALL))
         if _BATCHES not in before:
             return told
         batches = now[_BATCHES] - before[_BATCHES]

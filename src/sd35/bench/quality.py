@@ -1,4 +1,4 @@
-"""Pictures against a reference's, of the same requests: how far apart they are, and whether both show what was asked.
+"""Images against a reference's, of the same requests: how far apart they are, and whether both show what was asked.
 
 SSIM is that of Wang, Bovik, Sheikh and Simoncelli, "Image Quality Assessment: From Error Visibility to Structural
 Similarity" (2004): a Gaussian window of 11x11 px with sigma 1.5, K1 = 0.01, K2 = 0.03, on luma (ITU-R BT.601).
@@ -21,27 +21,27 @@ _SHOWN, _SHOWN_PX = 4, 192
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
-class Shown(BaseModel):
+class ShownObjects(BaseModel):
     """A pair for people to look at: WebP files, small and not exact, in base64."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: str
-    picture: str
+    image: str
     expected: str
 
 
 class Quality(BaseModel):
-    """`psnr_db` is of all pictures together, `least_psnr_db` of the worst; None where no pixel differs.
+    """`psnr_db` is of all images together, `least_psnr_db` of the worst; None where no pixel differs.
 
-    `why_not`: why pictures were not compared. `right` and `reference_right`: the share of pictures that show what was
+    `why_not`: why images were not compared. `right` and `reference_right`: the share of images that show what was
     asked; None where the model is not the embedded one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     reference: str
-    pictures: int
+    images: int
     why_not: str | None = None
     identical: int = 0
     psnr_db: float | None = None
@@ -50,20 +50,20 @@ class Quality(BaseModel):
     least_ssim: float | None = None
     right: float | None = None
     reference_right: float | None = None
-    shown: list[Shown] = []
+    shown: list[ShownObjects] = []
 
 
-def compared(reference: str, pictures: Sequence[Picture], expected: Sequence[Picture]) -> Quality:
-    """Pictures against the reference's, which are as many."""
-    sizes = {one.shape[:2] == other.shape[:2] for one, other in zip(pictures, expected, strict=True)}
+def compared(reference: str, images: Sequence[Picture], expected: Sequence[Picture]) -> Quality:
+    """Images against the reference's, which are as many."""
+    sizes = {one.shape[:2] == other.shape[:2] for one, other in zip(images, expected, strict=True)}
     if sizes != {True}:
-        why_not = f"the server's pictures are of {_size(pictures[0])}, the reference's of {_size(expected[0])}"
-        return Quality(reference=reference, pictures=len(pictures), why_not=why_not)
-    errors = [mean_square(one, other) for one, other in zip(pictures, expected, strict=True)]
-    alike = [ssim(one, other) for one, other in zip(pictures, expected, strict=True)]
+        why_not = f"the server's images are of {_size(images[0])}, the reference's of {_size(expected[0])}"
+        return Quality(reference=reference, images=len(images), why_not=why_not)
+    errors = [mean_square(one, other) for one, other in zip(images, expected, strict=True)]
+    alike = [ssim(one, other) for one, other in zip(images, expected, strict=True)]
     return Quality(
         reference=reference,
-        pictures=len(pictures),
+        images=len(images),
         identical=errors.count(0.0),
         psnr_db=psnr_db(float(np.mean(errors))),
         least_psnr_db=psnr_db(max(errors)),
@@ -72,14 +72,14 @@ def compared(reference: str, pictures: Sequence[Picture], expected: Sequence[Pic
     )
 
 
-def shown(prompts: Sequence[str], pictures: Sequence[Picture], expected: Sequence[Picture]) -> list[Shown]:
+def shown(prompts: Sequence[str], images: Sequence[Picture], expected: Sequence[Picture]) -> list[ShownObjects]:
     """The first few pairs."""
-    trios = list(zip(prompts, pictures, expected, strict=True))[:_SHOWN]
-    return [Shown(prompt=words, picture=_small(one), expected=_small(other)) for words, one, other in trios]
+    trios = list(zip(prompts, images, expected, strict=True))[:_SHOWN]
+    return [ShownObjects(prompt=words, image=_small(one), expected=_small(other)) for words, one, other in trios]
 
 
 def opened(file: bytes) -> Picture:
-    """The pixels of a picture's file."""
+    """The pixels of an image's file."""
     with Image.open(io.BytesIO(file)) as image:
         return np.asarray(image.convert("RGB"))
 
@@ -95,7 +95,7 @@ def psnr_db(mean_square_error: float) -> float | None:
 
 
 def ssim(one: Picture, other: Picture) -> float:
-    """The mean structural similarity, 1 for the same; of pictures that the window fits into."""
+    """The mean structural similarity, 1 for the same; of images that the window fits into."""
     x, y = one @ _LUMA, other @ _LUMA
     mean_x, mean_y = _blurred(x), _blurred(y)
     variance_x, variance_y = _blurred(x * x) - mean_x**2, _blurred(y * y) - mean_y**2
@@ -116,13 +116,13 @@ def _blurred(levels: Float[np.ndarray, "height width"]) -> Float[np.ndarray, "in
     return levels
 
 
-def _small(picture: Picture) -> str:
-    image, file = Image.fromarray(picture), io.BytesIO()
-    image.thumbnail((_SHOWN_PX, _SHOWN_PX))
-    image.save(file, "WEBP", quality=80)
+def _small(image: Picture) -> str:
+    thumbnail, file = Image.fromarray(image), io.BytesIO()
+    thumbnail.thumbnail((_SHOWN_PX, _SHOWN_PX))
+    thumbnail.save(file, "WEBP", quality=80)
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _size(picture: Picture) -> str:
-    height, width = picture.shape[:2]
+def _size(image: Picture) -> str:
+    height, width = image.shape[:2]
     return f"{width}x{height} px"

@@ -45,8 +45,8 @@ def _of_result(result: Result) -> str:
         f'<p class="quiet">{escape(served_in_words(result))}; sd35 bench, {escape(result.made_at)}</p>',
         _banner(result),
         _tiles(result),
-        "<h2>Pictures</h2>" if result.plan.judged else "",
-        _pictures(result.quality),
+        "<h2>Images</h2>" if result.plan.judged else "",
+        _images(result.quality),
         "<h2>Plots</h2>",
         f'<div class="plots">{"".join(charts(result))}</div>',
         "<h2>Every load, every class</h2>",
@@ -87,14 +87,14 @@ def _tiles(result: Result) -> str:
     closed, cold = result.closed, result.cold_start
     quality = result.quality
     tiles = [
-        (figure(closed.pictures_per_s), "pictures a second", closed.name),
+        (figure(closed.images_per_s), "images a second", closed.name),
         (f"{figure(closed.all.p95_s)} s", "95th percentile of latency", closed.name),
         (bytes_in_words(result.memory.peak_bytes), "memory at the most", "the server's processes"),
         ("-" if cold.ready_s is None else f"{cold.ready_s:.2f} s", "from start to ready", "of the server's process"),
     ]
     if quality and not quality.why_not:
         psnr = "equal" if quality.psnr_db is None else f"{quality.psnr_db:.1f} dB"
-        tiles.append((psnr, "quality: PSNR of its pictures", f"against {quality.reference}"))
+        tiles.append((psnr, "quality: PSNR of its images", f"against {quality.reference}"))
     return f'<div class="tiles">{"".join(_tile(*tile) for tile in tiles)}</div>'
 
 
@@ -104,17 +104,17 @@ def _tile(value: str, what: str, of: str) -> str:
     return f'<div class="tile"><b>{number}{space}<small>{rest}</small></b>{told}</div>'
 
 
-def _pictures(quality: Quality | None) -> str:
+def _images(quality: Quality | None) -> str:
     if quality is None:
         return ""
     shown = "".join(
-        f'<figure><div><span><img alt="" src="data:image/webp;base64,{each.picture}">the server</span>'
+        f'<figure><div><span><img alt="" src="data:image/webp;base64,{each.image}">the server</span>'
         f'<span><img alt="" src="data:image/webp;base64,{each.expected}">the reference</span></div>'
         f"<figcaption>{escape(each.prompt)}</figcaption></figure>"
         for each in quality.shown
     )
     words = quality_in_words(quality)
-    return f'<p>{escape(words[0].upper() + words[1:])}.</p><div class="pictures">{shown}</div>'
+    return f'<p>{escape(words[0].upper() + words[1:])}.</p><div class="images">{shown}</div>'
 
 
 def _loads(result: Result) -> str:

@@ -29,17 +29,17 @@ class _Frozen(BaseModel):
 class Plan(_Frozen):
     """How it is measured: in each round the closed loop, then each rate of the open one. `seconds`: of each of them.
 
-    `most_first_s`: a server whose first picture takes longer is not measured. `salt`: of the pictures' seeds, see
-    `Workload.requests`; 0 with a server that is started for the run, and has no picture yet.
+    `most_first_s`: a server whose first image takes longer is not measured. `salt`: of the images' seeds, see
+    `Workload.requests`; 0 with a server that is started for the run, and has no image yet.
     """
 
     clients: int
     rates: tuple[float, ...] = ()  # a second
-    shares: tuple[float, ...] = ()  # of the closed loop's pictures a second, where no rates are given
+    shares: tuple[float, ...] = ()  # of the closed loop's images a second, where no rates are given
     rounds: int
     seconds: float
     warm_s: float
-    judged: int  # pictures that are compared with the reference's
+    judged: int  # images that are compared with the reference's
     most_first_s: float | None = None
     salt: int = 0
 
@@ -58,11 +58,11 @@ class Served(_Frozen):
 
 
 class ColdStart(_Frozen):
-    """From the process's start to ready, and the phases that the service itself tells; the first picture after that."""
+    """From the process's start to ready, and the phases that the service itself tells; the first image after that."""
 
     ready_s: float | None
     phases_s: dict[str, float]
-    first_picture_s: float | None
+    first_image_s: float | None
 
 
 class OfKind(_Frozen):
@@ -94,7 +94,7 @@ class Part(_Frozen):
     loop: Loop
     clients: int | None
     offered: float | None
-    pictures_per_s: Figure
+    images_per_s: Figure
     row_steps_per_s: Figure | None
     all: OfKind
     kinds: list[OfKind]
@@ -123,7 +123,7 @@ class Gpu(_Frozen):
     why_not: str | None
     peak_bytes: int | None = None
     energy_j: float | None = None
-    energy_per_picture_j: float | None = None
+    energy_per_image_j: float | None = None
 
 
 class Batches(_Frozen):
@@ -167,7 +167,7 @@ class Cell(_Frozen):
     precision: str
     batch: int
     why_not: str | None = None
-    pictures_per_s: Figure | None = None
+    images_per_s: Figure | None = None
     row_steps_per_s: Figure | None = None
     p95_s: Figure | None = None
     peak_bytes: int | None = None

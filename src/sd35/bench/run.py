@@ -15,7 +15,7 @@ from sd35.bench.machine import busy_of, this_machine
 from sd35.bench.monitor import Watch, occupancy
 from sd35.bench.results import Batches, ColdStart, Gpu, Memory, Part, Plan, Result, Served, Span, peak
 from sd35.bench.server import Server, client, scraped
-from sd35.bench.workload import Wanted, Workload
+from sd35.bench.workload import BenchRequest, Workload
 from sd35.errors import MeasuringFailed
 
 _PHASE = 'sd35_startup_seconds{phase="'
@@ -51,12 +51,12 @@ class Measured(NamedTuple):
             with client(self.server.url, self.headers) as asking:
                 found: list[dict[str, Any]] = asking.get("/v1/models").json()["data"]
         except (httpx2.HTTPError, ValueError, KeyError):
-            return None  # somebody else's server, with this project's interface for pictures
+            return None  # somebody else's server, with this project's interface for images
         return found
 
 
 class Seen(NamedTuple):
-    """What came of all loads. `first_s`: seconds that the first picture took; metrics of before and after the loads."""
+    """What came of all loads. `first_s`: seconds that the first image took; metrics of before and after the loads."""
 
     parts: list[Part]
     spans: list[Span]
@@ -80,12 +80,12 @@ class Loads:
         self._over_s = 0.0
 
     async def run(self, metrics: Callable[[], dict[str, float]]) -> Seen:
-        """Everything. Raises MeasuringFailed where the server makes no picture while it warms up."""
+        """Everything. Raises MeasuringFailed where the server makes no image while it warms up."""
         plan = self._plan
         first = await self._asking.ask(next(self._wanted("first")))
         if plan.most_first_s is not None and first.took_s > plan.most_first_s:
             raise MeasuringFailed(
-                f"its first picture took {first.took_s:.1f} s; allowed: {plan.most_first_s:g}; raise --seconds"
+                f"its first image took {first.took_s:.1f} s; allowed: {plan.most_first_s:g}; raise --seconds"
             )
         loop = closed_loop(self._asking, self._wanted("warm-up"), plan.clients, plan.warm_s)
         warm = await self._timed("warm-up", loop, plan.warm_s)
@@ -104,7 +104,7 @@ class Loads:
         parts = [part_of(load, done, plan.seconds, self._origin_s) for load, done in rounds.items()]
         return Seen(parts, self._spans, first.took_s, before, after)
 
-    def _wanted(self, part: str) -> Iterator[Wanted]:
+    def _wanted(self, part: str) -> Iterator[BenchRequest]:
         return self._workload.requests(part, self._plan.salt)
 
     async def _once(self, load: Load, number: int) -> Round:
@@ -167,25 +167,25 @@ def measure(measured: Measured, workload: Workload, plan: Plan, watch: Watch, pr
     )
 
 
-async def pictures(measured: Measured, wanted: Sequence[Wanted], at_once: int) -> list[bytes]:
-    """A picture of each. Raises MeasuringFailed where one is refused or fails."""
+async def images(measured: Measured, wanted: Sequence[BenchRequest], at_once: int) -> list[bytes]:
+    """An image of each. Raises MeasuringFailed where one is refused or fails."""
     waiting = iter(enumerate(wanted))
     answers: dict[int, Answer] = {}
     async with Asking(measured.server.url, measured.dialect, measured.key) as asking:
 
         async def work() -> None:
             for index, each in waiting:
-                answers[index] = await asking.picture(each)
+                answers[index] = await asking.image(each)
 
         await asyncio.gather(*(work() for _ in range(at_once)))
     if missing := next((answer for answer in answers.values() if answer.end != "made"), None):
-        raise MeasuringFailed(f"a picture that was to be compared was {missing.end}: {missing.said}")
-    return [answers[index].picture for index in range(len(wanted))]
+        raise MeasuringFailed(f"an image that was to be compared was {missing.end}: {missing.said}")
+    return [answers[index].image for index in range(len(wanted))]
 
 
 def _check_makes(asked: Sequence[Asked]) -> None:
     if not any(each.end == "made" for each in asked):
-        raise MeasuringFailed(f"the server made no picture; it said: {asked[0].said}")
+        raise MeasuringFailed(f"the server made no image; it said: {asked[0].said}")
 
 
 def _served(measured: Measured) -> Served:
@@ -205,7 +205,7 @@ def _cold_start(measured: Measured, seen: Seen) -> ColdStart:
     }
     is_new = measured.server.ready_s is not None
     return ColdStart(
-        ready_s=measured.server.ready_s, phases_s=phases, first_picture_s=round(seen.first_s, 4) if is_new else None
+        ready_s=measured.server.ready_s, phases_s=phases, first_image_s=round(seen.first_s, 4) if is_new else None
     )
 
 
@@ -233,7 +233,7 @@ def _gpu(watch: Watch, seen: Seen) -> Gpu:
         why_not=watch.gpus.why_not,
         peak_bytes=peak([look.vram_bytes for look in watch.looks]),
         energy_j=energy_j,
-        energy_per_picture_j=energy_j / made if energy_j is not None and made else None,
+        energy_per_image_j=energy_j / made if energy_j is not None and made else None,
     )
 
 

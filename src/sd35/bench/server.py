@@ -28,8 +28,9 @@ _SAMPLE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*(?:\{[^}]*\})?) (\S+)$", re.MUL
 
 # What shapes a server's figures: all else of the settings is for what it keeps and whom it serves.
 _PASSED = (
-    "checkpoints", "weights", "variants", "companion", "transformer", "offline", "backend", "precision", "standby",
-    "device", "offload", "tiled_decode", "torch_compile", "vram", "ram", "threads", "max_pixels", "max_pictures",
+    "checkpoints", "weights", "registry", "base_checkpoint", "transformer", "offline", "backend", "precision",
+    "fallback", "device", "offload", "tiled_decode", "torch_compile", "vram", "ram", "threads", "max_pixels",
+    "max_in_flight",
     "max_wait_s", "max_batch_rows", "reproducible", "memory_mb", "embedding_cache_mb", "cache_dir",
 )  # fmt: skip
 
@@ -114,7 +115,7 @@ def told_of(settings: Settings) -> dict[str, str]:
 
 
 def client(url: str, headers: dict[str, str] | None = None) -> httpx2.Client:
-    """For pages of a server beside its pictures; to be used again, for making one takes 25 ms."""
+    """For pages of a server beside its images; to be used again, for making one takes 25 ms."""
     return httpx2.Client(base_url=url, headers=headers, timeout=_PAGE_S, trust_env=False)
 
 

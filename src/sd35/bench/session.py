@@ -1,4 +1,4 @@
-"""`sd35 bench` from its beginning to its result: starts what has to be started, measures, compares pictures."""
+"""`sd35 bench` from its beginning to its result: starts what has to be started, measures, compares images."""
 
 import asyncio
 from collections.abc import Iterator
@@ -12,24 +12,24 @@ from sd35.bench.judging import right_share
 from sd35.bench.monitor import Watch, others_before
 from sd35.bench.quality import Quality, compared, opened, shown
 from sd35.bench.results import Plan, Result
-from sd35.bench.run import Measured, OnProgress, duration_s, measure, pictures
+from sd35.bench.run import Measured, OnProgress, duration_s, images, measure
 from sd35.bench.scenes import judged_scenes
 from sd35.bench.server import Server, arguments_of, check_reachable, pid_at, started, told_of
-from sd35.bench.workload import Wanted, Workload
+from sd35.bench.workload import BenchRequest, Workload
 from sd35.checkpoints.checkpoint import EMBEDDED
 from sd35.errors import MeasuringFailed
 from sd35.settings import Settings
 
 _LOOK_BEFORE_S = 1.0
 _SEED = 20_000
-AT_ONCE = 4  # pictures that are compared are made under load: seeds must not change with the batch
+AT_ONCE = 4  # images that are compared are made under load: seeds must not change with the batch
 
 
 @dataclass(frozen=True)
 class Session:
     """What is measured and how. `url`: of a server that runs; else one is started with the settings.
 
-    `reference`: the backend whose pictures are the measure of quality, or "none".
+    `reference`: the backend whose images are the measure of quality, or "none".
     """
 
     settings: Settings
@@ -42,7 +42,7 @@ class Session:
 
 
 class Drawn(NamedTuple):
-    """Pictures' files, and the digest of the checkpoint that made them, where it is known."""
+    """Images' files, and the digest of the checkpoint that made them, where it is known."""
 
     files: list[bytes]
     revision: str | None
@@ -52,7 +52,7 @@ class Reference:
     """This project's server in float32 and reproducible, with the same checkpoint: it draws once, when it is asked."""
 
     def __init__(self, session: Session) -> None:
-        update = {"backend": session.reference, "precision": "float32", "reproducible": True, "standby": None}
+        update = {"backend": session.reference, "precision": "float32", "reproducible": True, "fallback": None}
         self.name = f"{session.reference}/float32"
         self._settings = session.settings.model_copy(update=update)
         self._count = session.plan.judged
@@ -65,10 +65,10 @@ class Reference:
 
     def failed(self, why_not: str) -> Quality:
         """No comparison."""
-        return Quality(reference=self.name, pictures=self._count, why_not=why_not)
+        return Quality(reference=self.name, images=self._count, why_not=why_not)
 
     def compared(self, drawn: Drawn) -> Quality:
-        """Another server's pictures against its own."""
+        """Another server's images against its own."""
         try:
             expected = self.drawn
         except MeasuringFailed as error:
@@ -87,7 +87,7 @@ class Reference:
 
 
 def run_session(session: Session, progress: OnProgress, reference: Reference | None = None) -> Result:
-    """Measure, then compare pictures, with a reference that may have drawn before.
+    """Measure, then compare images, with a reference that may have drawn before.
 
     Raises MeasuringFailed, and InvalidSetting where the dialect has no words for the workload.
     """
@@ -97,7 +97,7 @@ def run_session(session: Session, progress: OnProgress, reference: Reference | N
         result = measure(measured, session.workload, session.plan, watch, progress)
         if not session.plan.judged:
             return result
-        progress("pictures to compare", total_s)
+        progress("images to compare", total_s)
         reference = reference or Reference(session)
         try:
             drawn = _draw(measured, session.plan.judged)
@@ -142,7 +142,7 @@ def _watching(measured: Measured, before_cores: float) -> Iterator[Watch]:
 
 def _draw(measured: Measured, count: int) -> Drawn:
     """The judged scenes as the server draws them where nothing but the seed is said, several at once."""
-    wanted = [Wanted("judged", scene.prompt, _SEED + index) for index, scene in enumerate(judged_scenes(count))]
-    files = asyncio.run(pictures(measured, wanted, AT_ONCE))
+    wanted = [BenchRequest("judged", scene.prompt, _SEED + index) for index, scene in enumerate(judged_scenes(count))]
+    files = asyncio.run(images(measured, wanted, AT_ONCE))
     models = measured.models() or [{}]
     return Drawn(files, models[0].get("revision"))

@@ -1,6 +1,6 @@
 """What is asked for: a mix of classes of requests, from a file or built in, drawn by chance from a seed.
 
-No two requests have one seed, so that no picture is given from a store, unless `repeated_pictures` says otherwise. Nor
+No two requests have one seed, so that no image is given from a store, unless `repeated_images` says otherwise. Nor
 have those of two runs against one server: `salt`.
 """
 
@@ -27,7 +27,7 @@ _MOST_TOLD = 4  # wrong fields: of a file that is another altogether, more say n
 ALL = "all"  # what a report calls all classes together
 
 
-class Wanted(NamedTuple):
+class BenchRequest(NamedTuple):
     """One request; what is None is left to the server."""
 
     kind: str
@@ -87,7 +87,7 @@ class Workload(BaseModel):
     name: str = Field(min_length=1, max_length=80)
     seed: Annotated[int, Field(ge=0)] = 1
     repeated_prompts: Annotated[float, Field(ge=0, le=1)] = 0
-    repeated_pictures: Annotated[float, Field(ge=0, le=1)] = 0
+    repeated_images: Annotated[float, Field(ge=0, le=1)] = 0
     prompts: tuple[Prompt, ...] = ()
     classes: tuple[Kind, ...] = Field(min_length=1)
 
@@ -97,16 +97,16 @@ class Workload(BaseModel):
         content = self.model_dump(mode="json", exclude={"name"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
-    def requests(self, part: str, salt: int = 0) -> Iterator[Wanted]:
+    def requests(self, part: str, salt: int = 0) -> Iterator[BenchRequest]:
         """Requests without end; each `part` of a run draws its own, the same every time but for `salt` in the seeds."""
         rng = random.Random(f"{self.seed}/{part}")  # noqa: S311  a mix, no secret
         prompts = {kind.name: _shuffled(kind.prompts or self.prompts or _KNOWN, rng) for kind in self.classes}
         weights = [kind.weight for kind in self.classes]
-        came: dict[str, list[Wanted]] = {kind.name: [] for kind in self.classes}
+        came: dict[str, list[BenchRequest]] = {kind.name: [] for kind in self.classes}
         while True:
             (kind,) = rng.choices(self.classes, weights)
             before = came[kind.name]
-            if before and rng.random() < self.repeated_pictures:
+            if before and rng.random() < self.repeated_images:
                 yield rng.choice(before)
                 continue
             is_repeat = before and rng.random() < self.repeated_prompts
@@ -116,7 +116,7 @@ class Workload(BaseModel):
 
 
 def mixed() -> Workload:
-    """The default: short and long pictures, with and without guidance, in two sizes that the embedded model draws."""
+    """The default: short and long images, with and without guidance, in two sizes that the embedded model draws."""
     sizes, guidance = ("128x128", "96x96"), (0.0, 4.5)
     kinds = (Kind(name=f"{steps} steps", sizes=sizes, steps=(steps,), guidance=guidance) for steps in (4, 12, 28))
     return Workload(name="mixed", repeated_prompts=0.5, classes=tuple(kinds))
@@ -175,9 +175,9 @@ def _explained(detail: dict[str, Any]) -> str:
     return f"{where}: got {got if len(got) <= _SHOWN else got[:_SHOWN] + '…'}; {words[0].lower()}{words[1:]}"
 
 
-def _drawn(kind: Kind, prompt: str, rng: random.Random, salt: int) -> Wanted:
+def _drawn(kind: Kind, prompt: str, rng: random.Random, salt: int) -> BenchRequest:
     size = _SIZE.fullmatch(rng.choice(kind.sizes)) if kind.sizes else None
-    return Wanted(
+    return BenchRequest(
         kind.name,
         prompt,
         1 + (rng.randrange(_SEEDS) + salt) % _SEEDS,

@@ -24,7 +24,7 @@ from sd35.parsing import shown
 from sd35.request import GUIDANCE_SCALE, SIZE_MULTIPLE_PX, SKIP_LAYER_SCALE, STEPS
 
 if TYPE_CHECKING:
-    from sd35.checkpoints.registry import Variant
+    from sd35.checkpoints.registry import RegisteredCheckpoint
 
 EMBEDDED = "sd35-mini"
 _EMBEDDED_DIRECTORY = Path(__file__).parent / "embedded" / EMBEDDED
@@ -76,7 +76,7 @@ class Checkpoint:
     """A checkpoint that was found. `name` is what requests call it, `asked` what it was opened by, a name or a path.
 
     `files` hold weights that are read instead of the directory's: single files, text encoders. Where it has NVIDIA's
-    `graphs`, all weights are theirs, and `directory` is the companion's.
+    `graphs`, all weights are theirs, and `directory` is the base checkpoint's.
     """
 
     name: str
@@ -161,25 +161,25 @@ def weights_layout(part: Path) -> str:
 
 def open_checkpoint(
     name_or_path: str,
-    own_variants: Path | None = None,
+    own_registry: Path | None = None,
     weights: Sequence[Path] = (),
-    companion: str | None = None,
+    base_checkpoint: str | None = None,
     transformer: Transformer = "auto",
 ) -> Checkpoint:
-    """The embedded checkpoint or a variant by name, a directory in the Diffusers layout or NVIDIA's, or a single file.
+    """Open a checkpoint: a registered name, a directory in the Diffusers layout or NVIDIA's, or a single file.
 
-    A single file is read with the configurations and tokenizers, and the parts that it lacks, of the `companion`, a
-    name or a directory in the Diffusers layout; by default of the variant whose architecture it has. NVIDIA's graphs
-    are read with those of the `companion`, whose weights may be missing; `transformer` says which of theirs is.
-    `own_variants` is the user's file of variants; `weights` are files that are read instead of the checkpoint's own. A
+    A single file takes configurations, tokenizers and missing parts from the `base_checkpoint`: a name, or a directory
+    in the Diffusers layout. By default, that is the registered checkpoint of the same architecture. NVIDIA's graphs
+    take them from the `base_checkpoint` too, whose weights may be missing; `transformer` says which of theirs is read.
+    `own_registry` is the user's file of registered checkpoints. `weights` are read instead of the checkpoint's own. A
     name stands for that checkpoint at its revision, never for another: `./sd3.5-medium` is the directory. Raises
     CheckpointError where it is none of these, not whole on disk, or a part is missing or broken; InvalidSetting where
     the user's file is wrong.
     """
     try:
         files = tuple(path.expanduser().resolve() for path in weights)
-        found = _named(name_or_path, own_variants, files)
-        found = found or _at(name_or_path, own_variants, files, companion, transformer)
+        found = _named(name_or_path, own_registry, files)
+        found = found or _at(name_or_path, own_registry, files, base_checkpoint, transformer)
     except (OSError, RuntimeError) as error:  # RuntimeError: of `expanduser`, and of links that lead in a circle
         reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(f"{shown(name_or_path)} cannot be looked for: {reason}") from error
@@ -188,59 +188,61 @@ def open_checkpoint(
 
 def _at(
     place: str,
-    own_variants: Path | None,
+    own_registry: Path | None,
     files: tuple[Path, ...],
-    companion: str | None,
+    base_checkpoint: str | None,
     transformer: Transformer,
 ) -> Checkpoint:
     """What lies at a path: NVIDIA's graphs, a single file, a directory in the Diffusers layout."""
-    from sd35.checkpoints.registry import load_variants
+    from sd35.checkpoints.registry import load_registry
 
     path = Path(place).expanduser().resolve()
     if graphs := find_graphs(path, transformer):
-        return _with_companion(graphs, companion, own_variants, files)
-    variants = load_variants(own_variants)
-    if path.is_file() and companion:
-        return replace(open_checkpoint(companion, own_variants, (path, *files)), name=path.stem)
+        return _with_base_checkpoint(graphs, base_checkpoint, own_registry, files)
+    registry = load_registry(own_registry)
+    if path.is_file() and base_checkpoint:
+        return replace(open_checkpoint(base_checkpoint, own_registry, (path, *files)), name=path.stem)
     if path.is_file():
-        return _open_variant(variants[_variant_of(path)], path.stem, (path, *files))
+        return _open_registered(registry[_registered_of(path)], path.stem, (path, *files))
     if not path.is_dir():
-        known = ", ".join(map(repr, (EMBEDDED, *variants)))
+        known = ", ".join(map(repr, (EMBEDDED, *registry)))
         raise CheckpointError(f"{place!r} is neither a directory, nor a file, nor one of {known}")
     return _open(path, path.name, Card(), files)
 
 
 def _named(
-    name: str, own_variants: Path | None, files: tuple[Path, ...] = (), *, needs_weights: bool = True
+    name: str, own_registry: Path | None, files: tuple[Path, ...] = (), *, needs_weights: bool = True
 ) -> Checkpoint | None:
     """The checkpoint of a name, or None where nothing is called that."""
     if name == EMBEDDED:
         return _open(_EMBEDDED_DIRECTORY, EMBEDDED, Card(), files)
-    from sd35.checkpoints.registry import load_variants
+    from sd35.checkpoints.registry import load_registry
 
-    variant = load_variants(own_variants).get(name)
-    return _open_variant(variant, name, files, needs_weights=needs_weights) if variant else None
+    registered = load_registry(own_registry).get(name)
+    return _open_registered(registered, name, files, needs_weights=needs_weights) if registered else None
 
 
-def _with_companion(
-    graphs: OfficialGraphs, companion: str | None, own_variants: Path | None, files: tuple[Path, ...]
+def _with_base_checkpoint(
+    graphs: OfficialGraphs, base_checkpoint: str | None, own_registry: Path | None, files: tuple[Path, ...]
 ) -> Checkpoint:
-    if companion is None:
+    if base_checkpoint is None:
         raise CheckpointError(
-            f"{graphs.directory} has no tokenizers and configurations; name where the same model's are, a variant or a"
-            " directory in the Diffusers layout: --companion (SD35_COMPANION)"
+            f"{graphs.directory} has no tokenizers and configurations; name where the same model's are, a registered"
+            " checkpoint or a directory in the Diffusers layout: --base-checkpoint (SD35_BASE_CHECKPOINT)"
         )
-    path = Path(companion).expanduser().resolve()
-    rest = _named(companion, own_variants, needs_weights=False) or _open(path, path.name, Card(), ())
+    path = Path(base_checkpoint).expanduser().resolve()
+    rest = _named(base_checkpoint, own_registry, needs_weights=False) or _open(path, path.name, Card(), ())
     card = _read_card(graphs.directory / CARD_FILE) or rest.card
     return Checkpoint(graphs.directory.name, rest.directory, card, files, graphs)
 
 
-def _open_variant(variant: "Variant", name: str, files: tuple[Path, ...], *, needs_weights: bool = True) -> Checkpoint:
+def _open_registered(
+    registered: "RegisteredCheckpoint", name: str, files: tuple[Path, ...], *, needs_weights: bool = True
+) -> Checkpoint:
     from sd35.checkpoints.hub.cache import place_of
 
-    directory = place_of(variant).snapshot
-    checkpoint = Checkpoint(name, directory, variant.card, files)
+    directory = place_of(registered).snapshot
+    checkpoint = Checkpoint(name, directory, registered.card, files)
     lacking = missing(directory)
     if lacking and directory.is_dir():
         replaced = checkpoint.replaced if needs_weights else PARTS
@@ -248,13 +250,13 @@ def _open_variant(variant: "Variant", name: str, files: tuple[Path, ...], *, nee
     if lacking:
         shown = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
         state = f"not whole on disk: {shown} missing" if directory.is_dir() else "not on disk"
-        purpose = "" if name == variant.name else f", from which {name} takes what its file does not hold,"
-        raise CheckpointError(f"{variant.name}{purpose} is {state}; fetch it with: sd35 pull {variant.name}")
-    return _open(directory, name, variant.card, files)
+        purpose = "" if name == registered.name else f", from which {name} takes what its file does not hold,"
+        raise CheckpointError(f"{registered.name}{purpose} is {state}; fetch it with: sd35 pull {registered.name}")
+    return _open(directory, name, registered.card, files)
 
 
-def _variant_of(file: Path) -> str:
-    """The built-in variant of a single file's architecture. Turbo is Large in shape: its files' names tell."""
+def _registered_of(file: Path) -> str:
+    """Find the built-in checkpoint of a single file's architecture. Turbo has Large's shapes: its file names tell."""
     transformer = weights_of_file(file).get("transformer", {})
     layers = {name.split(".")[1] for name in transformer if name.startswith("transformer_blocks.")}
     if not layers:

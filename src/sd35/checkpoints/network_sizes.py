@@ -10,7 +10,7 @@ from sd35.checkpoints.architectures import ARCHITECTURES, Config
 from sd35.checkpoints.checkpoint import Card, Checkpoint
 from sd35.checkpoints.graphs.embedded import are_there
 from sd35.checkpoints.graphs.nvidia import OfficialGraphs
-from sd35.checkpoints.registry import Variant
+from sd35.checkpoints.registry import RegisteredCheckpoint
 from sd35.errors import CheckpointError
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -33,7 +33,7 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class NetworkSizes:
     """A checkpoint's networks by the names of their directories. `has_graphs`: the onnx backend finds what it reads."""
 
     name: str
@@ -42,28 +42,29 @@ class Anatomy:
     has_graphs: bool = False
 
 
-def anatomy_on_disk(checkpoint: Checkpoint) -> Anatomy:
+def network_sizes_on_disk(checkpoint: Checkpoint) -> NetworkSizes:
     """Of a checkpoint that is there: the numbers are counted in its files' headers. Raises CheckpointError."""
     if graphs := checkpoint.graphs:
         networks = {name: _network_of_graph(checkpoint, graphs, name) for name in NETWORKS}
-        return Anatomy(checkpoint.name, checkpoint.card, networks, has_graphs=True)
+        return NetworkSizes(checkpoint.name, checkpoint.card, networks, has_graphs=True)
     networks = {name: _network_on_disk(checkpoint, name) for name in NETWORKS}
-    return Anatomy(checkpoint.name, checkpoint.card, networks, are_there(checkpoint))
+    return NetworkSizes(checkpoint.name, checkpoint.card, networks, are_there(checkpoint))
 
 
-def anatomy_by_name(variant: Variant) -> Anatomy:
-    """Of a variant that is not on disk. Raises CheckpointError where its shapes are not known by its name."""
-    if variant.name not in ARCHITECTURES or not variant.files:
+def network_sizes_by_name(registered: RegisteredCheckpoint) -> NetworkSizes:
+    """Return the sizes of a registered checkpoint that is not on disk. Raises CheckpointError if they are not known."""
+    if registered.name not in ARCHITECTURES or not registered.files:
         raise CheckpointError(
-            f"{variant.name} is not on disk, and its shapes are not known; fetch it with: sd35 pull {variant.name}"
+            f"{registered.name} is not on disk, and its shapes are not known; fetch it with:"
+            f" sd35 pull {registered.name}"
         )
-    architecture, networks = ARCHITECTURES[variant.name], {}
+    architecture, networks = ARCHITECTURES[registered.name], {}
     for name in NETWORKS:
-        stored = sum(size for path, size in variant.files.items() if path.startswith(f"{name}/"))
+        stored = sum(size for path, size in registered.files.items() if path.startswith(f"{name}/"))
         config: Config = getattr(architecture, name)
         stored_as = "bfloat16" if name in {"transformer", "vae"} else "float16"
         networks[name] = Network(stored // 2, _largest_layer(name, config), stored, stored_as, config)
-    return Anatomy(variant.name, variant.card, networks)
+    return NetworkSizes(registered.name, registered.card, networks)
 
 
 def _network_of_graph(checkpoint: Checkpoint, graphs: OfficialGraphs, name: str) -> Network:
@@ -80,7 +81,7 @@ def _network_of_graph(checkpoint: Checkpoint, graphs: OfficialGraphs, name: str)
 def blocks_values(config: Mapping[str, Any]) -> int:
     """Numbers in the matrices of an MMDiT's blocks (SD3 paper, section 4), in squares of its width.
 
-    A block has for picture and text each 6 to modulate it, 4 of attention, 8 of its inner layer; a second attention is
+    A block has for image and text each 6 to modulate it, 4 of attention, 8 of its inner layer; a second attention is
     3 and 4 more; the last block's text ends in its attention.
     """
     width = config["num_attention_heads"] * config["attention_head_dim"]

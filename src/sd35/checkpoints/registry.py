@@ -1,4 +1,4 @@
-"""The checkpoints that are known by name: `variants.toml`, and the user's own file of the same form."""
+"""The checkpoints that are known by name: `registry.toml`, and the user's own file of the same form."""
 
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,7 +16,7 @@ _BUILT_IN = Path(__file__).parent / "registry.toml"
 
 
 @dataclass(frozen=True)
-class Variant:
+class RegisteredCheckpoint:
     """A checkpoint in a repository of the Hugging Face hub, at one revision.
 
     `revision` is a commit, since a branch or a tag may come to mean other files. `files` are its weights and what they
@@ -37,8 +37,8 @@ class Variant:
         return sum(self.files.values()) or None
 
 
-def load_variants(own: Path | None) -> dict[str, Variant]:
-    """The variants by name: the built-in ones, then those of the user's file.
+def load_registry(own: Path | None) -> dict[str, RegisteredCheckpoint]:
+    """The registered checkpoints by name: the built-in ones, then those of the user's file.
 
     Raises InvalidSetting, naming the file and the field, also where the file names a built-in one.
     """
@@ -47,30 +47,30 @@ def load_variants(own: Path | None) -> dict[str, Variant]:
         return built_in
     added = _read(own.expanduser())
     if taken := sorted(added.keys() & {*built_in, EMBEDDED}):
-        raise InvalidSetting(f"variants: {own}: {', '.join(taken)} cannot be given another meaning; rename yours")
+        raise InvalidSetting(f"registry: {own}: {', '.join(taken)} cannot be given another meaning; rename yours")
     return {**built_in, **added}
 
 
-def find_variant(name: str, own: Path | None) -> Variant:
-    """The variant of a name. Raises InvalidSetting where there is none."""
-    variants = load_variants(own)
-    if name not in variants:
-        raise InvalidSetting(f"NAME: got {name!r}; allowed: {', '.join(variants)}, and those of a file (SD35_VARIANTS)")
-    return variants[name]
+def find_registered(name: str, own: Path | None) -> RegisteredCheckpoint:
+    """The registered checkpoint of a name. Raises InvalidSetting where there is none."""
+    registry = load_registry(own)
+    if name not in registry:
+        raise InvalidSetting(f"NAME: got {name!r}; allowed: {', '.join(registry)}, and those of a file (SD35_REGISTRY)")
+    return registry[name]
 
 
 @cache
-def _built_in() -> dict[str, Variant]:
+def _built_in() -> dict[str, RegisteredCheckpoint]:
     return _read(_BUILT_IN)
 
 
-def _read(path: Path) -> dict[str, Variant]:
+def _read(path: Path) -> dict[str, RegisteredCheckpoint]:
     try:
         content = read_toml(path)
     except (OSError, ValueError) as error:
-        raise InvalidSetting(f"variants: {path} cannot be read as TOML: {error}") from error
+        raise InvalidSetting(f"registry: {path} cannot be read as TOML: {error}") from error
     named = {name: {**entry, "name": name} if isinstance(entry, dict) else entry for name, entry in content.items()}
     try:
-        return TypeAdapter(dict[str, Variant]).validate_python(named)
+        return TypeAdapter(dict[str, RegisteredCheckpoint]).validate_python(named)
     except ValidationError as error:
-        raise InvalidSetting(f"variants: {path}: {explain(error)}") from error
+        raise InvalidSetting(f"registry: {path}: {explain(error)}") from error

@@ -40,7 +40,7 @@ class Tokenizers:
         """Token ids of each prompt, in order; text beyond an encoder's length is cut off."""
         return TokenIds(_ids(self._clip_l, prompts), _ids(self._clip_g, prompts), _ids(self._t5, prompts))
 
-    def is_cut_off(self, prompt: str) -> bool:
+    def is_truncated(self, prompt: str) -> bool:
         """Whether the T5, which reads the most, does not read all of a prompt."""
         return bool(self._t5.encode(prompt).overflowing)
 

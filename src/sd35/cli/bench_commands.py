@@ -51,13 +51,13 @@ def bench(
     reference: Annotated[
         str,
         typer.Option(
-            help="Backend whose pictures the server's are compared with: onnx, openvino, diffusers or tensorrt; none"
+            help="Backend whose images the server's are compared with: onnx, openvino, diffusers or tensorrt; none"
             " for no comparison.",
             rich_help_panel=_QUALITY,
         ),
     ] = "onnx",
     judged: Annotated[
-        int, typer.Option(min=1, max=1000, help="Pictures that are compared.", rich_help_panel=_QUALITY)
+        int, typer.Option(min=1, max=1000, help="Images that are compared.", rich_help_panel=_QUALITY)
     ] = 16,
     matrix: Annotated[
         bool,
@@ -69,8 +69,8 @@ def bench(
     ] = None,
     checkpoint: options.Checkpoints = None,
     weights: options.Weights = None,
-    variants: options.Variants = None,
-    companion: options.Companion = None,
+    registry: options.Variants = None,
+    base_checkpoint: options.BaseCheckpoint = None,
     transformer: options.Transformer = None,
     offline: options.Offline = None,
     backend: options.Backend = None,
@@ -83,13 +83,13 @@ def bench(
     ram: options.Ram = None,
     threads: options.Threads = None,
     max_pixels: options.MaxPixels = None,
-    max_pictures: options.MaxPictures = None,
+    max_in_flight: options.MaxInFlight = None,
     max_batch_rows: options.MaxBatchRows = None,
     reproducible: options.Reproducible = None,
     cache_dir: options.CacheDir = None,
     config: options.Config = None,
 ) -> None:
-    """Measure a server: pictures a second, latency, memory, start-up, and how good its pictures are.
+    """Measure a server: images a second, latency, memory, start-up, and how good its images are.
 
     Without arguments it takes about two minutes: the embedded model, on a server that is started for it, in a data
     directory of its own. A server that needs an API key gets the one in the variable BENCH_API_KEY.

@@ -1,4 +1,4 @@
-"""`sd35 measure` and `sd35 simulate`: how many pictures a second, and how quickly, before anything is bought."""
+"""`sd35 measure` and `sd35 simulate`: how many images a second, and how quickly, before anything is bought."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from sd35.engine.step_times import StepTimes
 from sd35.errors import InvalidRequest, InvalidSetting
 from sd35.generation.step_timing import measure as measure_model
 from sd35.generation.step_timing import row_counts
-from sd35.service.startup import OF_FREE_MEMORY, limits_of, open_checkpoints, open_studio
+from sd35.service.startup import OF_FREE_MEMORY, limits_of, open_checkpoints, open_model_pool
 from sd35.settings import Settings
 
 _PERCENTILES = (50, 95, 99)
@@ -31,9 +31,9 @@ def measure(settings: Settings, sizes: Sequence[str], output: Path) -> None:
     progress = progress_bar()
     with progress:
         loading = progress.add_task("loading the model", total=None)
-        with open_studio(settings, [checkpoint]) as studio:
+        with open_model_pool(settings, [checkpoint]) as pool:
             progress.remove_task(loading)
-            (model,) = studio.models.values()
+            (model,) = pool.models.values()
             calls = 1 + len(sizes_px) * (len(row_counts(settings.max_batch_rows)) + 1)
             bar = progress.add_task("measuring", total=calls)
             times = measure_model(model, sizes_px, settings.max_batch_rows, lambda: progress.advance(bar))
@@ -105,12 +105,12 @@ def _as_dict(report: Report) -> dict[str, object]:
 
 
 def _rows(report: Report) -> list[int | None]:
-    """All pictures, then those of each number of steps where there are several."""
+    """All images, then those of each number of steps where there are several."""
     return [None, *sorted(report.latencies_s)] if len(report.latencies_s) > 1 else [None] * bool(report.finished)
 
 
 def _show(report: Report, load: Load, devices: int) -> None:
-    table = Table("pictures", *(f"p{percent}" for percent in _PERCENTILES), box=None)
+    table = Table("images", *(f"p{percent}" for percent in _PERCENTILES), box=None)
     for steps in _rows(report):
         figures = (f"{report.percentile_s(percent, steps):.2f} s" for percent in _PERCENTILES)
         table.add_row("all" if steps is None else f"{steps} steps", *figures)

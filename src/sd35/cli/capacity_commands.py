@@ -19,8 +19,8 @@ def measure(
     ] = None,
     checkpoint: options.Checkpoints = None,
     weights: options.Weights = None,
-    variants: options.Variants = None,
-    companion: options.Companion = None,
+    registry: options.Variants = None,
+    base_checkpoint: options.BaseCheckpoint = None,
     transformer: options.Transformer = None,
     backend: options.Backend = None,
     precision: options.Precision = None,
@@ -70,7 +70,7 @@ def simulate(
     clients: Annotated[int, typer.Option(min=1, help="How many clients the requests come from.")] = 100,
     seed: Annotated[int, typer.Option(help="Of chance: the same seed, the same result.")] = 0,
     as_json: options.AsJson = False,
-    max_pictures: options.MaxPictures = None,
+    max_in_flight: options.MaxInFlight = None,
     max_wait_s: options.MaxWait = None,
     max_batch_rows: options.MaxBatchRows = None,
     memory_mb: options.MemoryMb = None,
@@ -78,7 +78,7 @@ def simulate(
 ) -> None:
     """Tell latency, utilisation and refusals of a load, by the real scheduler on simulated devices.
 
-    A picture's latency is from its arrival to its pixels. Each picture goes to the least busy of a few devices.
+    An image's latency is from its arrival to its pixels. Each image goes to the least busy of a few devices.
 
     [bold]Examples[/bold]
 
@@ -99,13 +99,13 @@ def plan(
     width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16. Default: the model's.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16. Default: the model's.")] = None,
     rows: Annotated[
-        int | None, typer.Option(min=1, help="Transformer rows in a step. Default: those of one picture.")
+        int | None, typer.Option(min=1, help="Transformer rows in a step. Default: those of one image.")
     ] = None,
     as_json: options.AsJson = False,
     checkpoint: options.Checkpoints = None,
     weights: options.Weights = None,
-    variants: options.Variants = None,
-    companion: options.Companion = None,
+    registry: options.Variants = None,
+    base_checkpoint: options.BaseCheckpoint = None,
     transformer: options.Transformer = None,
     offline: options.Offline = None,
     backend: options.Backend = None,

@@ -23,7 +23,7 @@ from sd35.service.startup import open_checkpoints
 from sd35.settings import Settings
 
 if TYPE_CHECKING:
-    from sd35.compile.calibration_run import Wanted
+    from sd35.compile.calibration_run import CalibrationRequest
     from sd35.compile.stages import Stages
 
 _SHOWN_LAYERS = 10
@@ -31,7 +31,7 @@ _LEAST_PROMPTS = 12  # a third of them are for the judge
 
 
 @dataclass(frozen=True)
-class EngineOrder:
+class EngineOptions:
     """Which of TensorRT's engines to build; None leaves it to this machine, the model, or `ROWS`."""
 
     gpus: str | None
@@ -40,7 +40,7 @@ class EngineOrder:
 
 
 @dataclass(frozen=True)
-class Order:
+class CompileOptions:
     """What to build. `size`, `steps`, `prompts` are for calibrating and judging FP8; None leaves them to the model."""
 
     precision: GraphPrecision
@@ -49,7 +49,7 @@ class Order:
     steps: int | None
     prompts: Path | None
     with_sensitivity: bool
-    engines: EngineOrder
+    engines: EngineOptions
 
     @property
     def calibrates(self) -> bool:
@@ -57,12 +57,12 @@ class Order:
         return any(asked is not None for asked in (self.size, self.steps, self.prompts))
 
 
-def compile_checkpoints(settings: Settings, order: Order, *, as_json: bool) -> None:
+def compile_checkpoints(settings: Settings, order: CompileOptions, *, as_json: bool) -> None:
     """Build what is not built yet, and say where it lies.
 
     Raises InvalidSetting, BackendUnavailable, CheckpointError, BuildFailed.
     """
-    if order.target == "onnx" and order.engines != EngineOrder(None, None, None):
+    if order.target == "onnx" and order.engines != EngineOptions(None, None, None):
         raise InvalidSetting("gpu, shapes, rows: they are of engines; allowed: with --target tensorrt")
     if order.precision != "fp8" and order.calibrates:
         raise InvalidSetting("size, steps, prompts: they are for calibrating; allowed: with --precision fp8")
@@ -76,7 +76,7 @@ def compile_checkpoints(settings: Settings, order: Order, *, as_json: bool) -> N
     print(json.dumps(found, indent=2) if as_json else "\n\n".join(map(_as_text, found)))
 
 
-def _compile(checkpoint: Checkpoint, settings: Settings, order: Order, stages: "Stages") -> dict[str, Any]:
+def _compile(checkpoint: Checkpoint, settings: Settings, order: CompileOptions, stages: "Stages") -> dict[str, Any]:
     make_engines = _engines(checkpoint, settings, order) if order.target == "tensorrt" else None
     graphs, report = _graphs(checkpoint, settings, order, stages)
     engines = make_engines(graphs, stages) if make_engines else {}
@@ -92,7 +92,7 @@ def _compile(checkpoint: Checkpoint, settings: Settings, order: Order, stages: "
 
 
 def _graphs(
-    checkpoint: Checkpoint, settings: Settings, order: Order, stages: "Stages"
+    checkpoint: Checkpoint, settings: Settings, order: CompileOptions, stages: "Stages"
 ) -> tuple[OfficialGraphs, dict[str, Any]]:
     """The graphs, NVIDIA's own where those are the checkpoint, else built; and of FP8 the report."""
     if graphs := checkpoint.graphs:
@@ -116,7 +116,7 @@ def _graphs(
 
 
 def _engines(
-    checkpoint: Checkpoint, settings: Settings, order: Order
+    checkpoint: Checkpoint, settings: Settings, order: CompileOptions
 ) -> Callable[[OfficialGraphs, "Stages"], dict[str, dict[str, int]]]:
     """What builds the engines once the graphs are there, each folder's bytes by architecture; wrong asking ends here.
 
@@ -142,8 +142,8 @@ def _engines(
     return build
 
 
-def _wanted(checkpoint: Checkpoint, settings: Settings, order: Order) -> "Wanted":
-    from sd35.compile.calibration_run import Wanted
+def _wanted(checkpoint: Checkpoint, settings: Settings, order: CompileOptions) -> "CalibrationRequest":
+    from sd35.compile.calibration_run import CalibrationRequest
     from sd35.compile.prompts import calibration_prompts, judged_prompts
     from sd35.compile.reference_sampling import recipe_of
 
@@ -156,7 +156,7 @@ def _wanted(checkpoint: Checkpoint, settings: Settings, order: Order) -> "Wanted
     calibrating, judging = calibration_prompts(checkpoint), judged_prompts(checkpoint)
     if order.prompts:
         calibrating, judging = _read_prompts(order.prompts)
-    return Wanted(recipe, calibrating, judging, settings.device, settings.threads, order.with_sensitivity)
+    return CalibrationRequest(recipe, calibrating, judging, settings.device, settings.threads, order.with_sensitivity)
 
 
 def _size(text: str, checkpoint: Checkpoint) -> tuple[int, int]:
@@ -207,7 +207,7 @@ def _as_text(found: dict[str, Any]) -> str:
     if "quality" in found:
         quality, sizes = found["quality"], found["sizes"]
         lines.append(
-            f"  pictures against those before: {quality['mean_db']:.1f} dB on the mean of {len(quality['psnr_db'])},"
+            f"  images against those before: {quality['mean_db']:.1f} dB on the mean of {len(quality['psnr_db'])},"
             f" {min(quality['psnr_db']):.1f} dB the least (bar {quality['bar_db']:.0f} on the mean)"
         )
         lines.append(

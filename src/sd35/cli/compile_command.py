@@ -39,14 +39,14 @@ def compile_(
     rows: Annotated[
         int | None,
         typer.Option(
-            min=1, max=64, help="Most rows of a transformer's engine at once; a guided picture is two. [default: 8]"
+            min=1, max=64, help="Most rows of a transformer's engine at once; a guided image is two. [default: 8]"
         ),
     ] = None,
     size: Annotated[
-        str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Of the pictures for calibrating. Default: the model's.")
+        str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Of the images for calibrating. Default: the model's.")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=STEPS[0], max=STEPS[1], help="Of the same pictures. Default: the model's.")
+        int | None, typer.Option(min=STEPS[0], max=STEPS[1], help="Of the same images. Default: the model's.")
     ] = None,
     prompts: Annotated[
         Path | None,
@@ -56,8 +56,8 @@ def compile_(
     as_json: options.AsJson = False,
     checkpoint: options.Checkpoints = None,
     weights: options.Weights = None,
-    variants: options.Variants = None,
-    companion: options.Companion = None,
+    registry: options.Variants = None,
+    base_checkpoint: options.BaseCheckpoint = None,
     offline: options.Offline = None,
     device: options.Device = None,
     threads: options.Threads = None,
@@ -66,7 +66,7 @@ def compile_(
 ) -> None:
     """Build a checkpoint's networks as graphs, in FP32, BF16, or with the transformer in FP8, and TensorRT's engines.
 
-    FP8 is calibrated over real prompts and all steps, and judged: what draws other pictures than before is not built.
+    FP8 is calibrated over real prompts and all steps, and judged: what draws other images than before is not built.
     What is built already is not built again; it lies in the cache directory. Needs PyTorch; engines of NVIDIA's ONNX
     graphs do not, and TensorRT-RTX builds engines on machines without a GPU.
 
@@ -77,8 +77,8 @@ def compile_(
       sd35 compile --checkpoint sd3.5-large --precision fp8 --target tensorrt --gpu sm89,sm120 --shapes 1024x1024
     """
     settings = options.settings_of(locals())
-    from sd35.cli.compile import EngineOrder, Order, compile_checkpoints
+    from sd35.cli.compile import CompileOptions, EngineOptions, compile_checkpoints
 
-    engines = EngineOrder(gpu, shapes, rows)
-    order = Order(graph_precision, target, size, steps, prompts, with_sensitivity=sensitivity, engines=engines)
+    engines = EngineOptions(gpu, shapes, rows)
+    order = CompileOptions(graph_precision, target, size, steps, prompts, with_sensitivity=sensitivity, engines=engines)
     compile_checkpoints(settings, order, as_json=as_json)

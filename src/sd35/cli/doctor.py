@@ -6,13 +6,13 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from sd35.service.doctor import Checkup, check_up
+from sd35.service.doctor import DoctorReport, examine
 from sd35.settings import Settings
 
 
 def doctor(settings: Settings, *, as_json: bool) -> None:
     """Print what was found; exit with 1 where the settings in force cannot serve."""
-    checkup = check_up(settings)
+    checkup = examine(settings)
     if as_json:
         print(json.dumps({**asdict(checkup), "can_serve": checkup.can_serve}, indent=2))
     else:
@@ -21,7 +21,7 @@ def doctor(settings: Settings, *, as_json: bool) -> None:
         sys.exit(1)
 
 
-def _show(checkup: Checkup) -> None:
+def _show(checkup: DoctorReport) -> None:
     console = Console(highlight=False, soft_wrap=True)
     facts = {
         "version": f"{checkup.version} on Python {checkup.python}",

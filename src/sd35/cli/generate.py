@@ -1,4 +1,4 @@
-"""`sd35 generate`: pictures to files, one after the other."""
+"""`sd35 generate`: images to files, one after the other."""
 
 import json
 import os
@@ -12,26 +12,26 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.errors import InvalidSetting, UnknownModel
-from sd35.generation.model_pool import Finished, Studio
-from sd35.generation.params import Wanted, draw_seed
+from sd35.generation.model_pool import EncodedImage, ModelPool
+from sd35.generation.params import GenerationParams, draw_seed
 from sd35.request import SEED
-from sd35.service.startup import open_checkpoints, open_studio
+from sd35.service.startup import open_checkpoints, open_model_pool
 from sd35.settings import Settings
 
 
-def generate(settings: Settings, wanted: Wanted, output: Path, count: int, *, as_json: bool) -> None:
-    """Make `count` pictures and write them. Raises what the engine and the settings raise."""
+def generate(settings: Settings, wanted: GenerationParams, output: Path, count: int, *, as_json: bool) -> None:
+    """Make `count` images and write them. Raises what the engine and the settings raise."""
     checkpoint = _chosen(open_checkpoints(settings), wanted.model)
     progress = progress_bar()
     with progress:
         loading = progress.add_task("loading the model", total=None)
-        with open_studio(settings, [checkpoint]) as studio:
-            first = studio.resolve(replace(wanted, seed=draw_seed() if wanted.seed is None else wanted.seed)).seed
+        with open_model_pool(settings, [checkpoint]) as pool:
+            first = pool.resolve(replace(wanted, seed=draw_seed() if wanted.seed is None else wanted.seed)).seed
             progress.remove_task(loading)
             for index in range(count):
                 seed = (first + index) % (SEED[1] + 1)
                 path = output if count == 1 else output.with_stem(f"{output.stem}-{index + 1}")
-                finished, took_s = _make(studio, replace(wanted, seed=seed), progress, path.name)
+                finished, took_s = _make(pool, replace(wanted, seed=seed), progress, path.name)
                 _write(path, finished.png)
                 print(_as_json(path, finished, took_s) if as_json else _as_text(path, finished, took_s), flush=True)
 
@@ -56,12 +56,12 @@ def _chosen(checkpoints: list[Checkpoint], model: str | None) -> Checkpoint:
     return checkpoints[0] if model is None else by_name[model]
 
 
-def _make(studio: Studio, wanted: Wanted, progress: Progress, name: str) -> tuple[Finished, float]:
-    request = studio.resolve(wanted)
+def _make(pool: ModelPool, wanted: GenerationParams, progress: Progress, name: str) -> tuple[EncodedImage, float]:
+    request = pool.resolve(wanted)
     bar = progress.add_task(name, total=request.steps)
-    painted = studio.submit(request, lambda now: progress.update(bar, completed=now.done)).future.result()
+    generated = pool.submit(request, lambda now: progress.update(bar, completed=now.done)).future.result()
     progress.remove_task(bar)
-    return studio.finish(painted), painted.took_s
+    return pool.finish(generated), generated.took_s
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -77,7 +77,7 @@ def _write(path: Path, content: bytes) -> None:
             part.unlink(missing_ok=True)
 
 
-def _as_json(path: Path, finished: Finished, took_s: float) -> str:
+def _as_json(path: Path, finished: EncodedImage, took_s: float) -> str:
     request, maker = finished.record.request, finished.record.maker
     return json.dumps(
         {
@@ -92,7 +92,7 @@ def _as_json(path: Path, finished: Finished, took_s: float) -> str:
     )
 
 
-def _as_text(path: Path, finished: Finished, took_s: float) -> str:
+def _as_text(path: Path, finished: EncodedImage, took_s: float) -> str:
     request, maker = finished.record.request, finished.record.maker
     notes = [f"{path}: seed {request.seed}, {request.width}x{request.height}, {took_s:.1f} s"]
     if finished.is_enlarged:

@@ -33,7 +33,7 @@ def add(
         int | None, typer.Option(min=0, help="Requests in a minute; 0: without bound. Default: the service's.")
     ] = None,
     concurrency: Annotated[
-        int | None, typer.Option(min=0, help="Pictures at the same time; 0: without bound. Default: the service's.")
+        int | None, typer.Option(min=0, help="Images at the same time; 0: without bound. Default: the service's.")
     ] = None,
     pixels_per_hour: Annotated[
         int | None, typer.Option(min=0, help="Pixels in an hour; 0: without bound. Default: the service's.")
@@ -53,10 +53,10 @@ def add(
       SD35_DATABASE=postgresql://sd35@db/sd35 sd35 keys add trial --requests-per-minute 10 --concurrency 1
     """
     settings = options.settings_of(locals())
-    from sd35.access.keys import Allowance
+    from sd35.access.keys import Quota
     from sd35.cli.keys import add as run
 
-    run(settings, name, Allowance(requests_per_minute, concurrency, pixels_per_hour), is_admin=admin)
+    run(settings, name, Quota(requests_per_minute, concurrency, pixels_per_hour), is_admin=admin)
 
 
 @_keys.command("list", epilog=options.EPILOG)
@@ -92,7 +92,7 @@ def revoke(
 ) -> None:
     """End a key: whoever has its secret is refused from now on.
 
-    Its jobs and pictures stay as they are, and so does its line in the list.
+    Its jobs and images stay as they are, and so does its line in the list.
 
     [bold]Examples[/bold]
 

@@ -8,35 +8,35 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-from sd35.access.keys import Allowance, Key, Role, new_key
+from sd35.access.keys import Key, Quota, Role, new_key
 from sd35.access.required_keys import KeysMarker
 from sd35.errors import InvalidSetting
 from sd35.settings import Settings
-from sd35.storage.database import MEMORY, Stores, database_of, open_stores
+from sd35.storage.database import MEMORY, Database, database_url_of, open_database
 
 
-def add(settings: Settings, name: str, allowance: Allowance, *, is_admin: bool) -> None:
+def add(settings: Settings, name: str, quota: Quota, *, is_admin: bool) -> None:
     """Make a key: its secret goes to stdout alone, for scripts. Raises InvalidSetting, StoreUnavailable."""
     if not name.strip() or not name.isprintable():
         raise InvalidSetting(f"NAME: got {name!r}; allowed: printable characters")
-    key, secret = new_key(name, Role.ADMIN if is_admin else Role.USER, time.time(), allowance)
-    with _stores(settings) as stores:
-        stores.keys.add(key)
-        if not stores.name.startswith("postgresql"):  # else its servers do so, each in its own data_dir
-            _require_keys(settings, stores.name)
+    key, secret = new_key(name, Role.ADMIN if is_admin else Role.USER, time.time(), quota)
+    with _stores(settings) as database:
+        database.keys.add(key)
+        if not database.name.startswith("postgresql"):  # else its servers do so, each in its own data_dir
+            _require_keys(settings, database.name)
     print(f"key {key.id} for {name}; its secret is not kept, and never shown again:", file=sys.stderr)
     print(secret)
 
 
 def list_(settings: Settings, *, as_json: bool) -> None:
     """Print the keys, no hashes. Raises InvalidSetting, StoreUnavailable."""
-    with _stores(settings) as stores:
-        keys = stores.keys.keys()
+    with _stores(settings) as database:
+        keys = database.keys.keys()
     if as_json:
         print(json.dumps([_as_dict(key) for key in keys], indent=2))
         return
     for key in keys:
-        limits = ", ".join(f"{field} {value}" for field, value in asdict(key.allowance).items() if value is not None)
+        limits = ", ".join(f"{field} {value}" for field, value in asdict(key.quota).items() if value is not None)
         revoked = f", revoked {_date(key.revoked_s)}" if key.revoked_s is not None else ""
         print(
             f"{key.id}  {key.role}  {key.name}; since {_date(key.created_s)}{revoked}{'; ' + limits if limits else ''}"
@@ -45,8 +45,8 @@ def list_(settings: Settings, *, as_json: bool) -> None:
 
 def revoke(settings: Settings, key_id: str) -> None:
     """End a key. Raises InvalidSetting where there is none of that id, StoreUnavailable."""
-    with _stores(settings) as stores:
-        key = stores.keys.revoke(key_id, time.time())
+    with _stores(settings) as database:
+        key = database.keys.revoke(key_id, time.time())
     if key is None:
         raise InvalidSetting(f"ID: no key has the id {key_id!r}; `sd35 keys list` shows them")
     print(f"key {key.id} for {key.name} is revoked")
@@ -55,8 +55,8 @@ def revoke(settings: Settings, key_id: str) -> None:
 def open_(settings: Settings) -> None:
     """Let the service start without keys after they were lost. Raises InvalidSetting where it has keys."""
     if settings.database != MEMORY:
-        with _stores(settings) as stores:
-            count, name = len(stores.keys.keys()), stores.name
+        with _stores(settings) as database:
+            count, name = len(database.keys.keys()), database.name
         if count:
             keys = "1 key" if count == 1 else f"{count} keys"
             raise InvalidSetting(
@@ -84,14 +84,14 @@ def _require_keys(settings: Settings, database: str) -> None:
 
 
 @contextmanager
-def _stores(settings: Settings) -> Iterator[Stores]:
+def _stores(settings: Settings) -> Iterator[Database]:
     if settings.database == MEMORY:
         raise InvalidSetting(f"database: got {MEMORY}; allowed here: one that outlives this command")
-    stores = open_stores(database_of(settings))
+    database = open_database(database_url_of(settings))
     try:
-        yield stores
+        yield database
     finally:
-        stores.close()
+        database.close()
 
 
 def _as_dict(key: Key) -> dict[str, object]:

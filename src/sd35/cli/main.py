@@ -21,7 +21,7 @@ from sd35.errors import InvalidSetting
 
 app = typer.Typer(
     name="sd35",
-    help="Stable Diffusion 3.5 as a service: pictures from text, over HTTP or right here.",
+    help="Stable Diffusion 3.5 as a service: images from text, over HTTP or right here.",
     epilog=options.EPILOG,
     no_args_is_help=True,
     add_completion=False,
@@ -68,22 +68,22 @@ def serve(
     allowed_hosts: options.AllowedHosts = None,
     cors_origins: options.CorsOrigins = None,
     cors_private_network: options.CorsPrivateNetwork = None,
-    max_arrival_s: options.MaxArrival = None,
+    body_timeout_s: options.BodyTimeout = None,
     requests_per_minute: options.RequestsPerMinute = None,
     concurrency: options.Concurrency = None,
     pixels_per_hour: options.PixelsPerHour = None,
     metrics_need_admin: options.MetricsNeedAdmin = None,
     checkpoint: options.Checkpoints = None,
     weights: options.Weights = None,
-    variants: options.Variants = None,
-    companion: options.Companion = None,
+    registry: options.Variants = None,
+    base_checkpoint: options.BaseCheckpoint = None,
     transformer: options.Transformer = None,
     model_aliases: options.ModelAliases = None,
     strict_dialects: options.StrictDialects = None,
     offline: options.Offline = None,
     backend: options.Backend = None,
     precision: options.Precision = None,
-    standby: options.Standby = None,
+    fallback: options.Fallback = None,
     device: options.Device = None,
     offload: options.Offload = None,
     tiled_decode: options.TiledDecode = None,
@@ -92,15 +92,15 @@ def serve(
     ram: options.Ram = None,
     threads: options.Threads = None,
     max_pixels: options.MaxPixels = None,
-    max_pictures: options.MaxPictures = None,
+    max_in_flight: options.MaxInFlight = None,
     max_wait_s: options.MaxWait = None,
     max_batch_rows: options.MaxBatchRows = None,
     reproducible: options.Reproducible = None,
     memory_mb: options.MemoryMb = None,
     embedding_cache_mb: options.EmbeddingCacheMb = None,
-    store: options.Store = None,
-    keep_days: options.KeepDays = None,
-    keep_gb: options.KeepGb = None,
+    image_store: options.ImageStore = None,
+    retention_days: options.RetentionDays = None,
+    retention_gb: options.RetentionGb = None,
     public_url: options.PublicUrl = None,
     log_format: options.LogFormat = None,
     log_prompts: options.LogPrompts = None,
@@ -108,14 +108,14 @@ def serve(
     data_dir: options.DataDir = None,
     keep_metadata: options.KeepMetadata = None,
     content_filter: options.ContentFilter = None,
-    redirect_pictures: options.RedirectPictures = None,
+    redirect_images: options.RedirectImages = None,
     max_jobs: options.MaxJobs = None,
-    grace_s: options.Grace = None,
+    shutdown_grace_s: options.ShutdownGrace = None,
     database: options.Database = None,
     webhook_allow_private: options.WebhookAllowPrivate = None,
     config: options.Config = None,
 ) -> None:
-    """Serve pictures over HTTP until Ctrl-C or SIGTERM, which let running pictures finish.
+    """Serve images over HTTP until Ctrl-C or SIGTERM, which let running images finish.
 
     A page for people is at the address it prints, where the extra `ui` is installed; the API is described at its /docs.
 
@@ -123,7 +123,7 @@ def serve(
 
       sd35 serve
       sd35 serve --host 0.0.0.0 --port 80
-      sd35 serve --precision fp8 --standby onnx/float32
+      sd35 serve --precision fp8 --fallback onnx/float32
       sd35 serve --checkpoint sd35-mini --checkpoint sd3.5-medium --checkpoint ~/models/mine
     """
     settings = options.settings_of(locals())
@@ -134,7 +134,7 @@ def serve(
 
 @app.command(epilog=options.EPILOG)
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What the pictures show.")],
+    prompt: Annotated[str, typer.Argument(help="What the images show.")],
     *,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="File to write, replaced if it exists; out-1.png, ... with -n.")
@@ -157,8 +157,8 @@ def generate(
     as_json: options.AsJson = False,
     checkpoint: options.Checkpoints = None,
     weights: options.Weights = None,
-    variants: options.Variants = None,
-    companion: options.Companion = None,
+    registry: options.Variants = None,
+    base_checkpoint: options.BaseCheckpoint = None,
     transformer: options.Transformer = None,
     backend: options.Backend = None,
     precision: options.Precision = None,
@@ -173,7 +173,7 @@ def generate(
     cache_dir: options.CacheDir = None,
     config: options.Config = None,
 ) -> None:
-    """Make pictures from text, here, without a server.
+    """Make images from text, here, without a server.
 
     Each file carries what made it: `sd35 replay` makes it again.
 
@@ -189,9 +189,11 @@ def generate(
     if not output.absolute().parent.is_dir():
         raise InvalidSetting(f"--output: {output.absolute().parent} is not a directory")
     from sd35.cli.generate import generate as run
-    from sd35.generation.params import Wanted
+    from sd35.generation.params import GenerationParams
 
-    wanted = Wanted(prompt, negative_prompt, width, height, steps, guidance_scale, seed, model, skip_layer_scale)
+    wanted = GenerationParams(
+        prompt, negative_prompt, width, height, steps, guidance_scale, seed, model, skip_layer_scale
+    )
     run(settings, wanted, output, count, as_json=as_json)
 
 
@@ -202,8 +204,8 @@ def replay(
     as_json: options.AsJson = False,
     checkpoint: options.Checkpoints = None,
     weights: options.Weights = None,
-    variants: options.Variants = None,
-    companion: options.Companion = None,
+    registry: options.Variants = None,
+    base_checkpoint: options.BaseCheckpoint = None,
     transformer: options.Transformer = None,
     backend: options.Backend = None,
     precision: options.Precision = None,
@@ -218,9 +220,9 @@ def replay(
     cache_dir: options.CacheDir = None,
     config: options.Config = None,
 ) -> None:
-    """Make a picture again from what its file says, and tell whether it is the same, and if not, why.
+    """Make an image again from what its file says, and tell whether it is the same, and if not, why.
 
-    "same bytes", or "same picture": no pixel differs by more than 2 of 255, nor all by more than 0.1 on average; both
+    "same bytes", or "same image": no pixel differs by more than 2 of 255, nor all by more than 0.1 on average; both
     exit with 0. "different" exits with 1, a file that does not say what made it with 2. The backend and precision are
     those of the file unless named.
 
@@ -241,8 +243,8 @@ def doctor(
     as_json: options.AsJson = False,
     checkpoint: options.Checkpoints = None,
     weights: options.Weights = None,
-    variants: options.Variants = None,
-    companion: options.Companion = None,
+    registry: options.Variants = None,
+    base_checkpoint: options.BaseCheckpoint = None,
     transformer: options.Transformer = None,
     cache_dir: options.CacheDir = None,
     data_dir: options.DataDir = None,

@@ -14,7 +14,7 @@ _Name: TypeAlias = Annotated[str, typer.Argument(help="A name that `sd35 models`
 
 @app.command(epilog=options.EPILOG)
 def models(
-    *, as_json: options.AsJson = False, variants: options.Variants = None, config: options.Config = None
+    *, as_json: options.AsJson = False, registry: options.Variants = None, config: options.Config = None
 ) -> None:
     """List the checkpoints that are known by name: licence, what is on disk, and what each takes.
 
@@ -35,7 +35,7 @@ def models(
 def pull(
     name: _Name,
     *,
-    variants: options.Variants = None,
+    registry: options.Variants = None,
     offline: options.Offline = None,
     config: options.Config = None,
 ) -> None:
@@ -60,7 +60,7 @@ def verify(
     name: _Name,
     *,
     discard: Annotated[bool, typer.Option("--discard", help="Delete damaged files; pull fetches them again.")] = False,
-    variants: options.Variants = None,
+    registry: options.Variants = None,
     offline: options.Offline = None,
     config: options.Config = None,
 ) -> None:
@@ -80,7 +80,7 @@ def verify(
 
 
 @app.command(epilog=options.EPILOG)
-def remove(name: _Name, *, variants: options.Variants = None, config: options.Config = None) -> None:
+def remove(name: _Name, *, registry: options.Variants = None, config: options.Config = None) -> None:
     """Delete a checkpoint's files and tell how much room that made.
 
     Only the revision that `sd35 models` names goes; what other programs fetched at other revisions stays.
@@ -88,7 +88,7 @@ def remove(name: _Name, *, variants: options.Variants = None, config: options.Co
     [bold]Examples[/bold]
 
       sd35 remove sd3.5-large
-      sd35 remove my-finetune --variants my-variants.toml
+      sd35 remove my-finetune --registry my-registry.toml
     """
     settings = options.settings_of(locals())
     from sd35.cli.models import remove as run

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from sd35.checkpoints.hub import cache, download
-from sd35.checkpoints.registry import Variant, find_variant, load_variants
+from sd35.checkpoints.registry import RegisteredCheckpoint, find_registered, load_registry
 from sd35.errors import DownloadFailed, InvalidSetting
 from sd35.settings import Settings
 
@@ -21,42 +21,45 @@ _IN_THE_PACKAGE = f"{EMBEDDED} is a part of sd35 itself"
 def models(settings: Settings, *, as_json: bool) -> None:
     """Print what is known by name, the embedded checkpoint first."""
     embedded = open_checkpoint(EMBEDDED)
-    variants = load_variants(settings.variants).values()
+    registry = load_registry(settings.registry).values()
     if as_json:
         first = {"name": EMBEDDED, "on_disk": "whole", "directory": str(embedded.directory), **asdict(embedded.card)}
-        print(json.dumps([first, *map(_as_dict, variants)], indent=2))
+        print(json.dumps([first, *map(_as_dict, registry)], indent=2))
         return
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"[bold]{EMBEDDED}[/bold]  in the package; {embedded.card.licence}")
-    for variant in variants:
-        console.print(f"[bold]{variant.name}[/bold]  {_state(variant)}; {variant.card.licence}")
-        card = variant.card
+    for registered in registry:
+        console.print(f"[bold]{registered.name}[/bold]  {_state(registered)}; {registered.card.licence}")
+        card = registered.card
         console.print(
-            f"    {variant.repository} at {variant.revision[:12]}; {card.width}x{card.height}, {card.steps} steps,"
-            f" guidance {card.guidance_scale:g}",
+            f"    {registered.repository} at {registered.revision[:12]}; {card.width}x{card.height},"
+            f" {card.steps} steps, guidance {card.guidance_scale:g}",
             markup=False,
         )
 
 
 def pull(settings: Settings, name: str) -> None:
-    """Fetch a variant, with a bar on a terminal. Raises InvalidSetting, DownloadFailed, CheckpointError."""
+    """Fetch a registered checkpoint, with a progress bar on a terminal.
+
+    Raises InvalidSetting, DownloadFailed, CheckpointError.
+    """
     if name == EMBEDDED:
         print(f"{_IN_THE_PACKAGE}: nothing to fetch")
         return
-    variant = find_variant(name, settings.variants)
+    registered = find_registered(name, settings.registry)
     if settings.offline:
-        holding = cache.holding_of(variant)
+        holding = cache.holding_of(registered)
         if not holding.is_whole:
             raise DownloadFailed(f"{name} is not whole on disk, and SD35_OFFLINE is set: unset it to fetch the rest")
         print(f"{name}: on disk in {holding.directory}")
         return
-    plan = download.plan(variant)
+    plan = download.plan(registered)
     if not plan.lacking:
-        print(f"{name}: on disk in {cache.place_of(variant).snapshot}")
+        print(f"{name}: on disk in {cache.place_of(registered).snapshot}")
         return
     print(
         f"{name}: fetching {len(plan.lacking)} of {len(plan.files)} files, {_gigabytes(plan.missing_bytes)};"
-        f" {variant.card.licence}",
+        f" {registered.card.licence}",
         flush=True,
     )
     try:
@@ -69,11 +72,11 @@ def pull(settings: Settings, name: str) -> None:
 
 
 def verify(settings: Settings, name: str, *, discard: bool) -> None:
-    """Check a variant's files; exit with 1 where one is not as it should be."""
-    variant = _fetched(settings, name)
-    holding = cache.holding_of(variant)
+    """Check a registered checkpoint's files; exit with 1 where one is not as it should be."""
+    registered = _fetched(settings, name)
+    holding = cache.holding_of(registered)
     with _progress(name, holding.stored_bytes) as on_bytes:
-        found = download.verify(variant, offline=settings.offline, on_bytes=on_bytes)
+        found = download.verify(registered, offline=settings.offline, on_bytes=on_bytes)
     for title, paths in (
         ("damaged", found.damaged),
         ("missing", found.lacking),
@@ -83,7 +86,7 @@ def verify(settings: Settings, name: str, *, discard: bool) -> None:
             print(f"{name}: {path} is {title}")
     print(f"{name}: {len(found.good)} files are as the hub has them")
     if discard:
-        with cache.disk_errors(variant, "cleared of damaged files"):
+        with cache.disk_errors(registered, "cleared of damaged files"):
             for path in found.damaged:
                 cache.discard(holding.directory / path)
     elif found.damaged:
@@ -95,35 +98,35 @@ def verify(settings: Settings, name: str, *, discard: bool) -> None:
 
 
 def remove(settings: Settings, name: str) -> None:
-    """Delete a variant's files. Raises InvalidSetting, CheckpointError."""
+    """Delete a registered checkpoint's files. Raises InvalidSetting, CheckpointError."""
     print(f"{name}: removed, {_gigabytes(cache.remove(_fetched(settings, name)))} are free again")
 
 
-def _fetched(settings: Settings, name: str) -> Variant:
+def _fetched(settings: Settings, name: str) -> RegisteredCheckpoint:
     if name == EMBEDDED:
-        raise InvalidSetting(f"NAME: {_IN_THE_PACKAGE}; allowed: {', '.join(load_variants(settings.variants))}")
-    return find_variant(name, settings.variants)
+        raise InvalidSetting(f"NAME: {_IN_THE_PACKAGE}; allowed: {', '.join(load_registry(settings.registry))}")
+    return find_registered(name, settings.registry)
 
 
-def _as_dict(variant: Variant) -> dict[str, object]:
-    holding = cache.holding_of(variant)
+def _as_dict(registered: RegisteredCheckpoint) -> dict[str, object]:
+    holding = cache.holding_of(registered)
     return {
-        "name": variant.name,
+        "name": registered.name,
         "on_disk": "whole" if holding.is_whole else "part" if holding.stored_bytes else "no",
         "directory": str(holding.directory),
         "stored_bytes": holding.stored_bytes,
-        "size_bytes": variant.size_bytes,
-        "repository": variant.repository,
-        "revision": variant.revision,
-        **asdict(variant.card),
+        "size_bytes": registered.size_bytes,
+        "repository": registered.repository,
+        "revision": registered.revision,
+        **asdict(registered.card),
     }
 
 
-def _state(variant: Variant) -> str:
-    holding = cache.holding_of(variant)
+def _state(registered: RegisteredCheckpoint) -> str:
+    holding = cache.holding_of(registered)
     if holding.is_whole:
         return f"[green]on disk[/green], {_gigabytes(holding.stored_bytes)}"
-    takes = f"takes {_gigabytes(variant.size_bytes)}" if variant.size_bytes else "the hub knows its size"
+    takes = f"takes {_gigabytes(registered.size_bytes)}" if registered.size_bytes else "the hub knows its size"
     return f"{_gigabytes(holding.stored_bytes)} on disk, {takes}" if holding.stored_bytes else f"not on disk, {takes}"
 
 

@@ -16,7 +16,7 @@ app = typer.Typer(rich_markup_mode="rich")
 @app.command(epilog=options.EPILOG)
 def ui(
     *,
-    server: Annotated[str, typer.Option(help="Address of the service, as https://pictures.example.com.")],
+    server: Annotated[str, typer.Option(help="Address of the service, as https://images.example.com.")],
     host: options.Host = None,
     port: options.Port = None,
     allowed_hosts: options.AllowedHosts = None,

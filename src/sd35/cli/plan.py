@@ -3,12 +3,12 @@
 import json
 import sys
 
-from sd35.checkpoints.network_sizes import Anatomy
+from sd35.checkpoints.network_sizes import NetworkSizes
 from sd35.errors import CheckpointError, InvalidSetting
-from sd35.planning.auto import AUTO, BEST_FIRST, anatomy_of, candidates
-from sd35.planning.fit import plan_for, room_here, room_with
-from sd35.planning.footprint import Work
-from sd35.planning.plan import Plan, Room
+from sd35.planning.auto import AUTO, BEST_FIRST, candidates, network_sizes_of
+from sd35.planning.fit import available_memory, memory_with_vram, plan_for
+from sd35.planning.footprint import Workload
+from sd35.planning.plan import AvailableMemory, Plan
 from sd35.planning.report import plan_json, plan_text, size_text, way_of
 from sd35.request import SIZE_MULTIPLE_PX
 from sd35.settings import Settings
@@ -20,14 +20,14 @@ _NARROWER = {"float32": ("bfloat16", *_FP8), "bfloat16": _FP8, "float16": _FP8, 
 def plan(settings: Settings, width: int | None, height: int | None, rows: int | None, *, as_json: bool) -> None:
     """Print the plan; exit with 1 where nothing fits. Raises InvalidSetting, CheckpointError, BackendUnavailable."""
     names = [name for name in settings.checkpoints if name != AUTO]
-    settings = _with_backend(settings, [anatomy_of(name, settings) for name in names])
-    room = room_with(settings) if settings.vram else room_here(settings)
+    settings = _with_backend(settings, [network_sizes_of(name, settings) for name in names])
+    room = memory_with_vram(settings) if settings.vram else available_memory(settings)
     if AUTO in settings.checkpoints:
         names = [_auto(settings, room) if name == AUTO else name for name in settings.checkpoints]
-    anatomies = [anatomy_of(name, settings) for name in names]
-    found = plan_for(settings, anatomies, room)
+    all_network_sizes = [network_sizes_of(name, settings) for name in names]
+    found = plan_for(settings, all_network_sizes, room)
     if width or height or rows:
-        found = plan_for(settings, anatomies, room, _work(found.wanted.work, width, height, rows))
+        found = plan_for(settings, all_network_sizes, room, _work(found.wanted.work, width, height, rows))
     if as_json:
         print(json.dumps(plan_json(found), indent=2))
     else:
@@ -37,16 +37,18 @@ def plan(settings: Settings, width: int | None, height: int | None, rows: int | 
         sys.exit(1)
 
 
-def _with_backend(settings: Settings, anatomies: list[Anatomy]) -> Settings:
+def _with_backend(settings: Settings, all_network_sizes: list[NetworkSizes]) -> Settings:
     """The backend that was named; else the one that can: what has no graphs, or is for CUDA, is for Diffusers'."""
     if "backend" in settings.model_fields_set:
         return settings
-    needs_torch = settings.vram or settings.device.startswith("cuda") or not all(each.has_graphs for each in anatomies)
+    needs_torch = (
+        settings.vram or settings.device.startswith("cuda") or not all(each.has_graphs for each in all_network_sizes)
+    )
     named = {"backend": "diffusers"} if needs_torch or AUTO in settings.checkpoints else {}
     return settings.model_copy(update=named)
 
 
-def _auto(settings: Settings, room: Room) -> str:
+def _auto(settings: Settings, room: AvailableMemory) -> str:
     """What `auto` would take. Raises CheckpointError where that is none."""
     passed_over = []
     for candidate in candidates(settings, room):
@@ -56,24 +58,24 @@ def _auto(settings: Settings, room: Room) -> str:
     raise CheckpointError(f"{AUTO} finds none: {'; '.join(passed_over)}")
 
 
-def _work(work: Work, width: int | None, height: int | None, rows: int | None) -> Work:
+def _work(work: Workload, width: int | None, height: int | None, rows: int | None) -> Workload:
     for name, side in (("--width", width), ("--height", height)):
         if side is not None and (side <= 0 or side % SIZE_MULTIPLE_PX):
             raise InvalidSetting(f"{name}: got {side}; allowed: multiples of {SIZE_MULTIPLE_PX}")
-    return Work(width or work.width_px, height or work.height_px, rows or work.rows)
+    return Workload(width or work.width_px, height or work.height_px, rows or work.rows)
 
 
 def _others(settings: Settings, found: Plan) -> list[str]:
     """What else could be named: less precision, another model. What is named is never replaced."""
-    named = [anatomy.name for anatomy in found.anatomies]
+    named = [network_sizes.name for network_sizes in found.all_network_sizes]
     others = []
     for precision in _NARROWER.get(found.wanted.precision, ()) if settings.backend == "diffusers" else ():
         narrower = settings.model_copy(update={"precision": precision})
-        others.append((f"in {precision}", plan_for(narrower, found.anatomies, found.room, found.wanted.work)))
+        others.append((f"in {precision}", plan_for(narrower, found.all_network_sizes, found.room, found.wanted.work)))
     for name in BEST_FIRST if {*named} & {*BEST_FIRST} else ():
         if name not in named:
-            anatomy = anatomy_of(name, settings)
-            others.append((f"{name} in its place", plan_for(settings, [anatomy], found.room, found.wanted.work)))
+            network_sizes = network_sizes_of(name, settings)
+            others.append((f"{name} in its place", plan_for(settings, [network_sizes], found.room, found.wanted.work)))
     return [f"{what}: {_outcome(plan)}" for what, plan in others]
 
 

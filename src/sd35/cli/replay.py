@@ -1,4 +1,4 @@
-"""`sd35 replay`: makes a picture again and tells whether it is the same."""
+"""`sd35 replay`: makes an image again and tells whether it is the same."""
 
 import json
 import sys
@@ -9,23 +9,23 @@ from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.cli.generate import progress_bar
 from sd35.errors import CheckpointError, NotReplayable
 from sd35.generation.model import COMPILED, TILED
-from sd35.generation.replay import Recording, Verdict, read_recording
+from sd35.generation.replay import StoredImage, Verdict, read_stored_image
 from sd35.generation.replay import replay as make_again
 from sd35.request import Request
-from sd35.service.startup import open_checkpoints, open_studio
+from sd35.service.startup import open_checkpoints, open_model_pool
 from sd35.settings import Settings
 
 
 def replay(file: Path, settings_with: Callable[[Mapping[str, str]], Settings], *, as_json: bool) -> None:
-    """Print the verdict; exit with 1 where the picture is different. `settings_with` puts flags over what it is given.
+    """Print the verdict; exit with 1 where the image is different. `settings_with` puts flags over what it is given.
 
-    Raises NotReplayable, CheckpointError where the model is not here, and what making a picture raises.
+    Raises NotReplayable, CheckpointError where the model is not here, and what making an image raises.
     """
     try:
-        recording = read_recording(file.read_bytes())
+        stored_image = read_stored_image(file.read_bytes())
     except (OSError, NotReplayable) as error:
         raise NotReplayable(f"{file} cannot be replayed: {error}") from error
-    maker, request = recording.record.maker, recording.record.request
+    maker, request = stored_image.record.maker, stored_image.record.request
     profile = request.profile.split("/")
     settings = settings_with(
         {
@@ -38,15 +38,15 @@ def replay(file: Path, settings_with: Callable[[Mapping[str, str]], Settings], *
     checkpoint = _maker_of(request, open_checkpoints(settings), file)
     with progress_bar() as progress:
         bar = progress.add_task(f"making {file.name} again", total=request.steps)
-        with open_studio(settings, [checkpoint]) as studio:
-            verdict = make_again(recording, studio, lambda now: progress.update(bar, completed=now.done))
-    print(json.dumps({"file": str(file), **verdict._asdict()}) if as_json else _in_words(file, recording, verdict))
+        with open_model_pool(settings, [checkpoint]) as pool:
+            verdict = make_again(stored_image, pool, lambda now: progress.update(bar, completed=now.done))
+    print(json.dumps({"file": str(file), **verdict._asdict()}) if as_json else _in_words(file, stored_image, verdict))
     if not verdict.is_same:
         sys.exit(1)
 
 
 def _maker_of(request: Request, checkpoints: list[Checkpoint], file: Path) -> Checkpoint:
-    """The checkpoint that made a picture: the one of its name."""
+    """The checkpoint that made an image: the one of its name."""
     named = {checkpoint.name: checkpoint for checkpoint in checkpoints}
     if request.model not in named:
         here = ", ".join(named)
@@ -56,7 +56,7 @@ def _maker_of(request: Request, checkpoints: list[Checkpoint], file: Path) -> Ch
     return named[request.model]
 
 
-def _in_words(file: Path, recording: Recording, verdict: Verdict) -> str:
+def _in_words(file: Path, stored_image: StoredImage, verdict: Verdict) -> str:
     lines = [f"{file}: {verdict.outcome}"]
     if verdict.outcome != "same bytes" and verdict.max_difference is not None:
         lines.append(f"  differs by {verdict.max_difference} of 255 at most, {verdict.mean_difference:.3f} on average")
@@ -65,5 +65,5 @@ def _in_words(file: Path, recording: Recording, verdict: Verdict) -> str:
         lines.append(
             "  nothing that the file names has changed: it was edited, or another processor computes differently"
         )
-    lines.append(f"  digest {recording.record.request.digest}")
+    lines.append(f"  digest {stored_image.record.request.digest}")
     return "\n".join(lines)

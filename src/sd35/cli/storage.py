@@ -7,7 +7,7 @@ from dataclasses import asdict
 from sd35.errors import InvalidSetting
 from sd35.settings import Settings
 from sd35.storage.blobs.open import MEMORY, open_store
-from sd35.storage.database import database_of, open_stores
+from sd35.storage.database import database_url_of, open_database
 from sd35.storage.verification import Report, verify_images
 
 
@@ -16,14 +16,14 @@ def verify(settings: Settings, *, as_json: bool) -> None:
 
     Raises InvalidSetting, StoreUnavailable.
     """
-    if settings.store == MEMORY:
-        raise InvalidSetting(f"store: got {MEMORY!r}; allowed here: one that outlives the service")
+    if settings.image_store == MEMORY:
+        raise InvalidSetting(f"image_store: got {MEMORY!r}; allowed here: one that outlives the service")
     files = open_store(settings, is_tried=False)
-    stores = open_stores(database_of(settings), as_it_is=True)
+    database = open_database(database_url_of(settings), as_it_is=True)
     try:
-        report = verify_images(files, stores.pictures)
+        report = verify_images(files, database.images)
     finally:
-        stores.close()
+        database.close()
     if as_json:
         print(json.dumps(asdict(report), indent=2))
     else:

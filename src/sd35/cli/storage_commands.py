@@ -26,7 +26,7 @@ def _about() -> None:
 def verify(
     *,
     as_json: options.AsJson = False,
-    store: options.Store = None,
+    image_store: options.ImageStore = None,
     data_dir: options.DataDir = None,
     database: options.Database = None,
     config: options.Config = None,
@@ -43,7 +43,7 @@ def verify(
 
       sd35 storage verify
       sd35 storage verify --data-dir /data --json | jq -r '.damaged[].file'
-      sd35 storage verify --store s3://bucket/prefix
+      sd35 storage verify --image-store s3://bucket/prefix
     """
     settings = options.settings_of(locals())
     from sd35.cli.storage import verify as run

@@ -36,4 +36,4 @@ def synth(name: str, output: Path, precision: Literal["bfloat16", "float16", "fl
             precision,
             lambda written, total: progress.update(bar, completed=written, total=total),
         )
-    print(f"{output}: {name} with random weights; it draws noise, as quickly as the real one draws pictures")
+    print(f"{output}: {name} with random weights; it draws noise, as quickly as the real one draws images")

@@ -16,7 +16,7 @@ from sd35.api.hosts import AllowedHosts
 from sd35.api.origins import AllowedOrigins
 from sd35.api.output_streams import use_nonblocking_streams
 from sd35.api.protocol import bounded
-from sd35.api.refusals import RequestRefused
+from sd35.api.refusals import ApiError
 from sd35.api.request_log import RequestLog, configure_logs
 from sd35.api.sockets import address_of, listen
 from sd35.api.ui_mount import Front
@@ -24,7 +24,7 @@ from sd35.errors import InvalidSetting, Sd35Error
 from sd35.settings import Settings
 from sd35.ui import PATH
 
-_ARRIVAL_S = 30.0
+_BODY_TIMEOUT_S = 30.0
 _ANSWERING_S = 5  # for browsers to read their last answer
 
 
@@ -57,7 +57,7 @@ def ui(server: str, settings: Settings) -> None:
     listener = listen(settings.host, settings.port)
     from sd35.ui.app import Page
 
-    page, place = Page(server, settings.cache_dir, _ARRIVAL_S, uses_proxies=True), Front()
+    page, place = Page(server, settings.cache_dir, _BODY_TIMEOUT_S, uses_proxies=True), Front()
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -80,7 +80,7 @@ def ui(server: str, settings: Settings) -> None:
     app.add_middleware(RequestLog)
     config = uvicorn.Config(
         app,
-        http=bounded(_ARRIVAL_S),
+        http=bounded(_BODY_TIMEOUT_S),
         ws="none",
         log_config=None,
         access_log=False,
@@ -96,4 +96,4 @@ async def _has_keys() -> bool:
 
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, Sd35Error)
-    return refusal(request.scope, RequestRefused.of(error))
+    return refusal(request.scope, ApiError.of(error))

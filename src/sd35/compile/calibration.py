@@ -17,7 +17,7 @@ from sd35.backends.fp8_layers import Treatment, treatment_of
 from sd35.compile.reference_sampling import Guided, Recipe, rows_of
 from sd35.compile.stages import Advance
 
-_SAMPLED = (0.125, 0.5, 0.875)  # of the way from noise to picture: rows that the sensitivity report looks at
+_SAMPLED = (0.125, 0.5, 0.875)  # of the way from noise to image: rows that the sensitivity report looks at
 
 
 @dataclass

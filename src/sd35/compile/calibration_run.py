@@ -18,7 +18,7 @@ from sd35.backends.registry import open_backend
 from sd35.checkpoints.build_cache import Key, build
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.compile.calibration import calibrate, fp8_layers
-from sd35.compile.quality_gate import pictures
+from sd35.compile.quality_gate import images
 from sd35.compile.reference_sampling import Guided, Recipe, as_arrays
 from sd35.compile.sensitivity import Sensitivity, rank
 from sd35.compile.stages import Stages
@@ -28,7 +28,7 @@ _FOUND, _ARRAYS = "found.json", "arrays.npz"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CalibrationRequest:
     """How it is calibrated and judged. `with_sensitivity`: whether the layers are ranked, one step for each."""
 
     recipe: Recipe
@@ -40,8 +40,8 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """`largest`: each layer's largest input. `judged`: embeddings of the judge's prompts, `expected` their pictures."""
+class CalibrationResult:
+    """`largest`: each layer's largest input. `judged`: embeddings of the judge's prompts, `expected` their images."""
 
     largest: Mapping[str, float]
     sensitivity: list[Sensitivity]
@@ -49,20 +49,22 @@ class Seen:
     expected: list[Array]
 
 
-def look(folder: Path, key: Key, checkpoint: Checkpoint, wanted: Wanted, stages: Stages) -> Seen:
+def look(
+    folder: Path, key: Key, checkpoint: Checkpoint, wanted: CalibrationRequest, stages: Stages
+) -> CalibrationResult:
     """What is kept in the folder under the key, or what is seen now. Raises BackendUnavailable, CheckpointError."""
     key = {**key, "ranked": wanted.with_sensitivity}
     build(folder, key, partial(_look, checkpoint, wanted, stages))
     found = json.loads((folder / _FOUND).read_text(encoding="utf-8"))
     with np.load(folder / _ARRAYS) as arrays:
         texts = [_text(arrays, index) for index in range(len(wanted.judged_prompts) + 1)]
-        expected = [arrays[f"picture {index}"] for index in range(len(wanted.judged_prompts))]
+        expected = [arrays[f"image {index}"] for index in range(len(wanted.judged_prompts))]
     negative, *judged = texts
     ranking = [Sensitivity(**each) for each in found["sensitivity"]]
-    return Seen(found["largest"], ranking, [(text, negative) for text in judged], expected)
+    return CalibrationResult(found["largest"], ranking, [(text, negative) for text in judged], expected)
 
 
-def _look(checkpoint: Checkpoint, wanted: Wanted, stages: Stages, folder: Path) -> None:
+def _look(checkpoint: Checkpoint, wanted: CalibrationRequest, stages: Stages, folder: Path) -> None:
     with stages.stage("load PyTorch's networks"):
         options = Options(device=wanted.device, threads=wanted.threads, offload="encoders")
         backend = open_backend("diffusers", checkpoint, options)
@@ -77,10 +79,10 @@ def _look(checkpoint: Checkpoint, wanted: Wanted, stages: Stages, folder: Path) 
         with stages.stage("rank layers", len(fp8_layers(backend.transformer))) as advance:
             sensitivity = rank(backend, calibration, advance)
     with stages.stage("draw before", len(judging)) as advance:
-        expected = pictures(backend, wanted.recipe, judging, advance)
+        expected = images(backend, wanted.recipe, judging, advance)
     told = {"largest": calibration.largest, "sensitivity": [each._asdict() for each in sensitivity]}
     (folder / _FOUND).write_text(json.dumps(told), encoding="utf-8")
-    kept = {f"picture {index}": picture for index, picture in enumerate(expected)}
+    kept = {f"image {index}": image for index, image in enumerate(expected)}
     for index, text in enumerate((negative, *(positive for positive, _ in judging))):
         array, _ = as_arrays((text, text))
         kept |= {f"tokens {index}": array.tokens, f"pooled {index}": array.pooled}

@@ -23,7 +23,7 @@ from sd35.tensors import LATENT_PX
 
 MOST_PROMPTS = 8  # that a text encoder takes at once
 ROWS = 8  # that a transformer takes at once, where nothing else is asked for: as many as the engine's batches have
-USUAL_ROWS = 2  # of a transformer, or prompts of an encoder: one picture with guidance
+USUAL_ROWS = 2  # of a transformer, or prompts of an encoder: one image with guidance
 STREAMABLE = {"text_encoder_3", "transformer"}  # the large ones: their weights may stay in the host's memory
 
 Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
@@ -38,7 +38,7 @@ class Range:
     rows: int
 
     def batch(self, part: str) -> int:
-        """The most rows of a network's batch; pictures are decoded one by one."""
+        """The most rows of a network's batch; images are decoded one by one."""
         return {"transformer": self.rows, "vae": 1}.get(part, MOST_PROMPTS)
 
     def shapes_text(self, part: str) -> str:
@@ -130,7 +130,7 @@ class EngineBuilder:
 
 
 def build_engines(builder: EngineBuilder, target: Target, cache_dir: Path, stages: Stages) -> list[Path]:
-    """The folders of the five engines, in the order in which a picture is made; what is not built yet is built.
+    """The folders of the five engines, in the order in which an image is made; what is not built yet is built.
 
     Raises CheckpointError where a graph is missing or broken, BuildFailed where TensorRT cannot build it.
     """

@@ -14,9 +14,9 @@ from sd35.checkpoints.build_cache import build, is_built
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.graphs.compiled import graph_key
 from sd35.checkpoints.graphs.nvidia import OfficialGraphs
-from sd35.compile.calibration_run import Seen, Wanted, look
+from sd35.compile.calibration_run import CalibrationRequest, CalibrationResult, look
 from sd35.compile.graphs import save, transformer_in_bf16
-from sd35.compile.quality_gate import BAR_DB, Quality, compare, pictures
+from sd35.compile.quality_gate import BAR_DB, Quality, compare, images
 from sd35.compile.quantise import quantise
 from sd35.compile.sensitivity import Sensitivity
 from sd35.compile.sizes import Sizes, sizes_of
@@ -38,14 +38,19 @@ class Report:
     largest: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """With the mean that the gate judged."""
+        """With the mean that the authentication middleware judged."""
         plain = asdict(self)
         plain["quality"] |= {"mean_db": self.quality.mean_db, "bar_db": BAR_DB}
         return {**plain, "sensitivity": [each._asdict() for each in self.sensitivity]}
 
 
 def build_fp8(
-    checkpoint: Checkpoint, graphs: OfficialGraphs, wanted: Wanted, stages: Stages, *, any_will_do: bool = False
+    checkpoint: Checkpoint,
+    graphs: OfficialGraphs,
+    wanted: CalibrationRequest,
+    stages: Stages,
+    *,
+    any_will_do: bool = False,
 ) -> None:
     """Builds it where `graphs` says, unless it is built. The other networks' graphs have to be there.
 
@@ -76,7 +81,9 @@ def read_report(graphs: OfficialGraphs) -> dict[str, Any]:
     return found
 
 
-def _make(candidate: Checkpoint, model: ir.Model, wanted: Wanted, seen: Seen, stages: Stages) -> None:
+def _make(
+    candidate: Checkpoint, model: ir.Model, wanted: CalibrationRequest, seen: CalibrationResult, stages: Stages
+) -> None:
     assert candidate.graphs
     folder = candidate.graphs.path("transformer").parent
     last = candidate.config("transformer")["num_layers"] - 1
@@ -90,7 +97,7 @@ def _make(candidate: Checkpoint, model: ir.Model, wanted: Wanted, seen: Seen, st
         with stages.stage("judge", len(seen.judged)) as advance:
             options = Options(precision="fp8", threads=wanted.threads, offload="encoders")
             backend = open_backend("onnx", candidate, options)
-            quality = compare(pictures(backend, wanted.recipe, seen.judged, advance), seen.expected)
+            quality = compare(images(backend, wanted.recipe, seen.judged, advance), seen.expected)
             qualities.append(quality)
         if quality.is_enough and sizes.products_fp8_share >= LEAST_SHARE:
             report = Report(exempt_blocks, sizes, quality, seen.sensitivity, seen.largest)

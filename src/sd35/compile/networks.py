@@ -72,7 +72,7 @@ class Graph:
 
 
 def graphs_of(checkpoint: Checkpoint) -> list[Graph]:
-    """A checkpoint's five, in the order in which a picture is made."""
+    """A checkpoint's five, in the order in which an image is made."""
 
     def clip(part: str) -> Graph:
         config = checkpoint.config(part)

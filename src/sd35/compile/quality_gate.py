@@ -16,7 +16,7 @@ _FIRST_SEED = 1000  # apart from calibration's
 
 @dataclass(frozen=True)
 class Quality:
-    """Peak signal-to-noise ratio of each judged picture against the one before, in decibels."""
+    """Peak signal-to-noise ratio of each judged image against the one before, in decibels."""
 
     psnr_db: list[float]
 
@@ -31,8 +31,8 @@ class Quality:
         return self.mean_db >= BAR_DB
 
 
-def pictures(backend: Backend, recipe: Recipe, texts: Sequence[Guided], advance: Advance) -> list[Array]:
-    """What is judged: a picture of each text, from noise of its own, the same for every backend."""
+def images(backend: Backend, recipe: Recipe, texts: Sequence[Guided], advance: Advance) -> list[Array]:
+    """What is judged: an image of each text, from noise of its own, the same for every backend."""
     drawn = []
     for index, text in enumerate(texts):
         drawn.append(draw(backend, recipe, text, _FIRST_SEED + index))
@@ -41,11 +41,11 @@ def pictures(backend: Backend, recipe: Recipe, texts: Sequence[Guided], advance:
 
 
 def compare(got: Sequence[Array], expected: Sequence[Array]) -> Quality:
-    """Each picture with the one before."""
+    """Each image with the one before."""
     return Quality([psnr_db(*pair) for pair in zip(got, expected, strict=True)])
 
 
 def psnr_db(got: Array, expected: Array) -> float:
-    """Of two pictures of 8 bits; 100 where they are equal."""
+    """Of two images of 8 bits; 100 where they are equal."""
     squared = float(np.mean((got.astype(np.float64) - expected) ** 2))
     return min(100.0, 10 * float(np.log10(255**2 / squared))) if squared else 100.0

@@ -1,4 +1,4 @@
-"""Pictures drawn straight with a backend, for calibrating and judging: no queue, one picture at a time."""
+"""Images drawn straight with a backend, for calibrating and judging: no queue, one image at a time."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import TypeAlias
 from sd35.backends.base import Backend, DenoiseRow, TextEmbedding
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.sampling.noise import initial_noise
-from sd35.sampling.sigmas import Sampler, sampler_of
+from sd35.sampling.sigmas import SigmaSchedule, sigma_schedule_of
 from sd35.tensors import LATENT_CHANNELS, LATENT_PX, Array, to_numpy
 
 Guided: TypeAlias = tuple[TextEmbedding, TextEmbedding]
@@ -17,19 +17,19 @@ Guided: TypeAlias = tuple[TextEmbedding, TextEmbedding]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How pictures are drawn; sides in pixels."""
+    """How images are drawn; sides in pixels."""
 
     width_px: int
     height_px: int
     steps: int
     guidance: float
-    sampler: Sampler
+    sampler: SigmaSchedule
 
 
 def recipe_of(checkpoint: Checkpoint) -> Recipe:
     """The checkpoint's own defaults."""
     card = checkpoint.card
-    return Recipe(card.width, card.height, card.steps, card.guidance_scale, sampler_of(checkpoint))
+    return Recipe(card.width, card.height, card.steps, card.guidance_scale, sigma_schedule_of(checkpoint))
 
 
 def rows_of(backend: Backend, recipe: Recipe, text: Guided, seed: int) -> Iterator[DenoiseRow]:
@@ -47,7 +47,7 @@ def rows_of(backend: Backend, recipe: Recipe, text: Guided, seed: int) -> Iterat
 
 
 def draw(backend: Backend, recipe: Recipe, text: Guided, seed: int) -> Array:
-    """A picture, uint8 `[height, width, 3]`."""
+    """An image, uint8 `[height, width, 3]`."""
     *_, last = rows_of(backend, recipe, text, seed)
     (pixels,) = backend.decode_latents([last.latent])
     return pixels

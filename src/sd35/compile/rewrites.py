@@ -52,7 +52,7 @@ def _joint_attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """All of it, heads told apart and put together again, in ONNX Runtime's own operator: no transposes between.
 
-    `hidden_states` are the picture's tokens `[R, S, width]`, `encoder_hidden_states` the text's `[R, T, width]`.
+    `hidden_states` are the image's tokens `[R, S, width]`, `encoder_hidden_states` the text's `[R, T, width]`.
     """
     layers: Any = attention
 

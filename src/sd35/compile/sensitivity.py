@@ -17,7 +17,7 @@ from sd35.tensors import to_numpy
 
 
 class Sensitivity(NamedTuple):
-    """`error`: of the velocity, by root mean square, relative to it, over a few steps of one picture."""
+    """`error`: of the velocity, by root mean square, relative to it, over a few steps of one image."""
 
     layer: str
     treatment: Treatment

@@ -1,4 +1,4 @@
-"""What a picture costs on this device, by latent shape: learnt from what it took, guessed by area until then."""
+"""What an image costs on this device, by latent shape: learnt from what it took, guessed by area until then."""
 
 import math
 from collections.abc import Hashable, Mapping
@@ -10,9 +10,9 @@ _FIRST_ROW_S = 0.1  # before anything was timed
 
 @dataclass(frozen=True)
 class Shape:
-    """What rows of one batch share: the painter, as an engine finds it, and the latent's sides (8 px each)."""
+    """What rows of one batch share: the pipeline, as an engine finds it, and the latent's sides (8 px each)."""
 
-    painter: Hashable
+    pipeline: Hashable
     height: int
     width: int
 
@@ -22,7 +22,7 @@ class Shape:
         return self.height * self.width
 
 
-class Costs:
+class CostModel:
     """Seconds and bytes of a transformer row's step and of a decoding. Not safe for threads."""
 
     def __init__(self) -> None:
@@ -118,10 +118,10 @@ def _learn(known: dict[Shape, float], shape: Shape, took_s: float) -> None:
 
 
 def _by_nearest(known: Mapping[Shape, float], shape: Shape, otherwise: float) -> float:
-    """What is known of a shape; else of the same painter's nearest in area, scaled by area."""
+    """What is known of a shape; else of the same pipeline's nearest in area, scaled by area."""
     if shape in known:
         return known[shape]
-    others = [other for other in known if other.painter == shape.painter]
+    others = [other for other in known if other.pipeline == shape.pipeline]
     if not others:
         return otherwise
     nearest = min(others, key=lambda other: abs(math.log(other.area / shape.area)))
@@ -129,9 +129,9 @@ def _by_nearest(known: Mapping[Shape, float], shape: Shape, otherwise: float) ->
 
 
 def _by_dearest(known: Mapping[Shape, float], shape: Shape) -> float:
-    """What is known of a shape; else of the same painter's others, the dearest for its area, scaled by area."""
+    """What is known of a shape; else of the same pipeline's others, the dearest for its area, scaled by area."""
     if shape in known:
         return known[shape]
     return shape.area * max(
-        (cost / other.area for other, cost in known.items() if other.painter == shape.painter), default=0
+        (cost / other.area for other, cost in known.items() if other.pipeline == shape.pipeline), default=0
     )

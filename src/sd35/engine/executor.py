@@ -1,4 +1,4 @@
-"""The engine's calls of a backend: prompts are encoded, steps made, and errors kept to the pictures that have them."""
+"""The engine's calls of a backend: prompts are encoded, steps made, and errors kept to the images that have them."""
 
 import threading
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 from sd35.backends.base import Memory, TextEmbedding
-from sd35.engine.generation import Picture, Pixels, is_uniform
+from sd35.engine.generation import Generation, Pixels, is_uniform
 from sd35.engine.observer import Observer, Unobserved
 from sd35.engine.prompt_cache import EmbeddingCache
 
@@ -14,20 +14,20 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Stepped(NamedTuple):
-    """What came of a batch's step: each failed picture's error, and what the step took.
+class StepResult(NamedTuple):
+    """What came of a batch's step: each failed image's error, and what the step took.
 
     `took_s` and `peak_bytes` are None where they say nothing of the batch: no call, or several, or another beside it.
     """
 
-    errors: dict[Picture, Exception]
+    errors: dict[Generation, Exception]
     took_s: float | None
     peak_bytes: int | None
     was_split: bool  # a call of all failed, and each was tried alone
 
 
-class Calls:
-    """Calls a backend with many prompts or pictures at once; with `reproducible`, with one at a time."""
+class BatchExecutor:
+    """Calls a backend with many prompts or images at once; with `reproducible`, with one at a time."""
 
     def __init__(self, embeddings: EmbeddingCache, *, reproducible: bool) -> None:
         self._embeddings, self._one_by_one = embeddings, reproducible
@@ -35,51 +35,51 @@ class Calls:
         self._counting = threading.Lock()
         self._begun = self._running = 0  # calls of the backend
 
-    def step(self, pictures: Sequence[Picture], *, measure: bool) -> Stepped:
-        """One step of pictures of one painter and shape; measured, if that is asked for, in bytes too."""
-        errors = self._begin([picture for picture in pictures if not picture.has_begun])
-        rows = {picture: picture.row() for picture in pictures if picture not in errors}
+    def step(self, generations: Sequence[Generation], *, measure: bool) -> StepResult:
+        """One step of images of one pipeline and shape; measured, if that is asked for, in bytes too."""
+        errors = self._begin([generation for generation in generations if not generation.has_begun])
+        rows = {generation: generation.row() for generation in generations if generation not in errors}
         if not rows:
-            return Stepped(errors, None, None, was_split=False)
-        backend = pictures[0].painter.backend
+            return StepResult(errors, None, None, was_split=False)
+        backend = generations[0].pipeline.backend
         began_s = time.monotonic()
         (latents, was_split), peak_bytes = self._measured(
             backend.memory, lambda: self._each(backend.denoise_step, list(rows.values())), measure=measure
         )
-        for picture, latent in zip(rows, latents, strict=True):
-            error = latent if isinstance(latent, Exception) else _error_of(lambda: picture.advance(latent))  # noqa: B023
+        for generation, latent in zip(rows, latents, strict=True):
+            error = latent if isinstance(latent, Exception) else _error_of(lambda: generation.advance(latent))  # noqa: B023
             if error:
-                errors[picture] = error
+                errors[generation] = error
         # After a look at each latent: before it, a GPU may not have computed them.
         took_s = time.monotonic() - began_s
-        self.observer.stepped(len(rows), sum(1 if row.negative is None else 2 for row in rows.values()), took_s)
+        self.observer.on_step_done(len(rows), sum(1 if row.negative is None else 2 for row in rows.values()), took_s)
         says_nothing = was_split or measure
-        return Stepped(errors, None if says_nothing else took_s, None if was_split else peak_bytes, was_split)
+        return StepResult(errors, None if says_nothing else took_s, None if was_split else peak_bytes, was_split)
 
-    def decode(self, picture: Picture, *, measure: bool) -> tuple[Pixels, int | None]:
-        """A picture's pixels, and the bytes it took, if that is asked for.
+    def decode(self, generation: Generation, *, measure: bool) -> tuple[Pixels, int | None]:
+        """An image's pixels, and the bytes it took, if that is asked for.
 
-        Raises PictureSpoiled where they are none, and what the backend raises.
+        Raises NumericalFailure where they are none, and what the backend raises.
         """
-        backend = picture.painter.backend
+        backend = generation.pipeline.backend
         try:
             (pixels,), peak_bytes = self._measured(
-                backend.memory, lambda: backend.decode_latents([picture.latent]), measure=measure
+                backend.memory, lambda: backend.decode_latents([generation.latent]), measure=measure
             )
         except FloatingPointError as error:
-            raise picture.spoiled("not_finite", "in decoding") from error
+            raise generation.numerical_failures("not_finite", "in decoding") from error
         except Exception as error:
             self.observer.failed(error, was_split=False)
             raise
         if is_uniform(pixels):
-            raise picture.spoiled("uniform", "after decoding")
+            raise generation.numerical_failures("uniform", "after decoding")
         return pixels, peak_bytes
 
-    def _begin(self, pictures: Sequence[Picture]) -> dict[Picture, Exception]:
-        """Give pictures their embeddings and noise; answers with the errors of those whose prompts have none."""
-        if not pictures:
+    def _begin(self, generations: Sequence[Generation]) -> dict[Generation, Exception]:
+        """Give images their embeddings and noise; answers with the errors of those whose prompts have none."""
+        if not generations:
             return {}
-        backend = pictures[0].painter.backend
+        backend = generations[0].pipeline.backend
         errors: dict[str, Exception] = {}
 
         def encode(prompts: list[str]) -> dict[str, TextEmbedding]:
@@ -95,16 +95,16 @@ class Calls:
             return found
 
         began_s = time.monotonic()
-        prompts = [prompt for picture in pictures for prompt in picture.task.prompts]
-        embeddings = self._embeddings.get(pictures[0].task.painter, prompts, encode)
+        prompts = [prompt for generation in generations for prompt in generation.task.prompts]
+        embeddings = self._embeddings.get(generations[0].task.pipeline, prompts, encode)
         now_s = time.monotonic()
         failed = {}
-        for picture in pictures:
-            lacking = [errors[prompt] for prompt in picture.task.prompts if prompt in errors]
-            found = [embeddings[prompt] for prompt in picture.task.prompts if prompt in embeddings]
-            error = lacking[0] if lacking else _error_of(lambda: picture.begin(found, began_s, now_s))  # noqa: B023
+        for generation in generations:
+            lacking = [errors[prompt] for prompt in generation.task.prompts if prompt in errors]
+            found = [embeddings[prompt] for prompt in generation.task.prompts if prompt in embeddings]
+            error = lacking[0] if lacking else _error_of(lambda: generation.begin(found, began_s, now_s))  # noqa: B023
             if error:
-                failed[picture] = error
+                failed[generation] = error
         return failed
 
     def _each(
@@ -120,7 +120,7 @@ class Calls:
                 if len(results) != len(items):
                     raise RuntimeError(f"the backend answered {len(results)} of {len(items)}")  # noqa: TRY301
                 return results, False  # noqa: TRY300
-            except Exception as error:  # noqa: BLE001  whatever a runtime raises is one picture's end, no one else's
+            except Exception as error:  # noqa: BLE001  whatever a runtime raises is one image's end, no one else's
                 self.observer.failed(error, was_split=len(items) > 1)
                 if len(items) == 1:
                     return [error], False
@@ -147,5 +147,5 @@ def _error_of(call: Callable[[], Exception | None]) -> Exception | None:
     """What a call answers with or raises."""
     try:
         return call()
-    except Exception as error:  # noqa: BLE001  see `Calls._each`
+    except Exception as error:  # noqa: BLE001  see `BatchExecutor._each`
         return error

@@ -1,4 +1,4 @@
-"""Who is next: the client that was served least, and of its pictures the one that is due first. Pure policy.
+"""Who is next: the client that was served least, and of its images the one that is due first. Pure policy.
 
 Deficit round robin (Shreedhar and Varghese, SIGCOMM 1995) hands each client a quantum in rounds. This is what it tends
 to as the quantum goes to zero: each client has an account of what it was served, and who has least is next. No quantum
@@ -16,19 +16,19 @@ _SWEPT = 256  # entries of a client, at which those that are not valid any more 
 
 @dataclass(eq=False, slots=True)
 class Account:
-    """What a client was served, in seconds of the device, and how many pictures it has; made anew with its first one.
+    """What a client was served, in seconds of the device, and how many images it has; made anew with its first one.
 
     `served_s` only grows.
     """
 
     served_s: float
-    pictures: int = 0
+    images: int = 0
 
 
 class Entry(NamedTuple, Generic[Key]):
-    """A picture that is ready for its next step. `place` is unique: it orders those that are due at one time."""
+    """An image that is ready for its next step. `place` is unique: it orders those that are due at one time."""
 
-    due_s: float
+    deadline_s: float
     place: int
     key: Key
     account: Account

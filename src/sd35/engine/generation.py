@@ -1,4 +1,4 @@
-"""One picture in the making: what it starts from, where it is, who waits for it, and whether its values are sound."""
+"""One image in the making: what it starts from, where it is, who waits for it, and whether its values are sound."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,10 +15,10 @@ from sd35.checkpoints.checkpoint import SkipLayers
 from sd35.engine.cost_model import Shape
 from sd35.engine.observer import Stage
 from sd35.engine.preview import PreviewMap
-from sd35.errors import InvalidRequest, PictureSpoiled, Spoiling
+from sd35.errors import InvalidRequest, NumericalFailure, NumericalFailureKind
 from sd35.request import SIZE_MULTIPLE_PX, Request
 from sd35.sampling.noise import initial_noise
-from sd35.sampling.sigmas import Sampler
+from sd35.sampling.sigmas import SigmaSchedule
 from sd35.tensors import LATENT_CHANNELS, LATENT_PX, Array, Tensor, to_numpy
 
 Pixels: TypeAlias = UInt8[Array, "h w 3"]
@@ -36,14 +36,14 @@ class Task:
     height_px: int
 
     @property
-    def painter(self) -> tuple[str, str]:
-        """What an engine finds its painter by: model and profile. What one of them encoded is nothing to another."""
+    def pipeline(self) -> tuple[str, str]:
+        """What an engine finds its pipeline by: model and profile. What one of them encoded is nothing to another."""
         return self.request.model, self.request.profile
 
     @property
     def shape(self) -> Shape:
         """Its latent's."""
-        return Shape(self.painter, self.height_px // LATENT_PX, self.width_px // LATENT_PX)
+        return Shape(self.pipeline, self.height_px // LATENT_PX, self.width_px // LATENT_PX)
 
     @property
     def prompts(self) -> list[str]:
@@ -53,11 +53,11 @@ class Task:
 
 
 @dataclass(frozen=True, eq=False)
-class Painter:
+class Pipeline:
     """What a checkpoint brings to an engine: weights in a backend, a sigma schedule, and what its card says of it."""
 
     backend: Backend
-    sampler: Sampler
+    sampler: SigmaSchedule
     side_px: tuple[int, int]
     skip_layers: SkipLayers | None = None
     preview: PreviewMap = field(default_factory=lambda: PreviewMap(LATENT_CHANNELS))
@@ -84,15 +84,15 @@ class Painter:
 
 
 class Progress(NamedTuple):
-    """How far a picture is. `preview` computes when it is called: a millisecond or so, unless a filter looks at it."""
+    """How far an image is. `preview` computes when it is called: a millisecond or so, unless a filter looks at it."""
 
     done: int
     steps: int
     preview: Callable[[], Pixels]
 
 
-class Painted(NamedTuple):
-    """A finished picture: what it is of, its pixels at the drawn size, and its stages, for one who waited for it.
+class GeneratedImage(NamedTuple):
+    """A finished image: what it is of, its pixels at the drawn size, and its stages, for one who waited for it.
 
     `request` is the one that was submitted, with another profile where that was spoiled and another made it.
     """
@@ -111,31 +111,31 @@ OnProgress: TypeAlias = Callable[[Progress], None]
 """Called on the device's thread after each step; it must be quick and must not raise."""
 
 
-class Ticket:
-    """Someone's wait for a picture. `future` ends with `Painted`, PictureFailed or CancelledError, exactly once."""
+class Handle:
+    """One caller's wait for an image. `future` ends once: a GeneratedImage, an error, or CancelledError."""
 
-    def __init__(self, picture: "Picture", on_progress: OnProgress | None, accepted_s: float) -> None:
-        self.picture = picture
+    def __init__(self, generation: "Generation", on_progress: OnProgress | None, accepted_s: float) -> None:
+        self.generation = generation
         self.on_progress = on_progress
         self.accepted_s = accepted_s
-        self.future: Future[Painted] = Future()
+        self.future: Future[GeneratedImage] = Future()
 
 
-class Picture:
+class Generation:
     """A task on its way from noise to latent. Only the device's thread touches what changes with the steps.
 
     `asked` is the digest of what was submitted, `before` what spoiled the first attempt where this is the second.
     """
 
-    def __init__(self, task: Task, painter: Painter) -> None:
-        self.task, self.painter = task, painter
+    def __init__(self, task: Task, pipeline: Pipeline) -> None:
+        self.task, self.pipeline = task, pipeline
         self.asked = task.request.digest
-        self.before: PictureSpoiled | None = None
-        self.tickets: list[Ticket] = []
+        self.before: NumericalFailure | None = None
+        self.handles: list[Handle] = []
         self.done = 0
         self.encoding_s = self.started_s = math.inf  # when its prompts were encoded, and its steps began, first
         self.drawn_s = self.decoding_s = math.inf  # when its last step was made, and its decoding began
-        self.sigmas = _sigmas(painter.sampler, task.request.steps)
+        self.sigmas = _sigmas(pipeline.sampler, task.request.steps)
         self.latent: Tensor = None  # until `begin`
         self._last: Tensor = None  # before the last step
         self._embeddings: list[TextEmbedding] = []
@@ -165,50 +165,52 @@ class Picture:
             self._skip(),
         )
 
-    def advance(self, latent: Tensor) -> PictureSpoiled | None:
+    def advance(self, latent: Tensor) -> NumericalFailure | None:
         """Take a step's result; an error where values stopped being finite."""
         self._last, self.latent = self.latent, latent
         self.done += 1
         # The sum is the quickest look: finite, so is every value. Else it may be float16's sum that went over.
         if not math.isfinite(float(latent.sum())) and not math.isfinite(float(abs(latent).max())):
-            return self.spoiled("not_finite", f"at step {self.done} of {self.task.request.steps}")
+            return self.numerical_failures("not_finite", f"at step {self.done} of {self.task.request.steps}")
         return None
 
-    def again(self, painters: Mapping[tuple[str, str], Painter], error: PictureSpoiled) -> "Picture | None":
-        """The same from its start, by its model's painter of the widest precision: so there is no third attempt.
+    def retry_with(self, pipelines: Mapping[tuple[str, str], Pipeline], error: NumericalFailure) -> "Generation | None":
+        """The same from its start, by its model's pipeline of the widest precision: so there is no third attempt.
 
         None where none is wider, or the widest cannot make it.
         """
         request = self.task.request
         wider = [
-            (painter.narrowness, profile)
-            for (model, profile), painter in painters.items()
-            if model == request.model and painter.narrowness < self.painter.narrowness
+            (pipeline.narrowness, profile)
+            for (model, profile), pipeline in pipelines.items()
+            if model == request.model and pipeline.narrowness < self.pipeline.narrowness
         ]
         if not wider:
             return None
         task = replace(self.task, request=replace(request, profile=min(wider)[1]))
-        again = Picture(task, painters[task.painter])
+        retry_with = Generation(task, pipelines[task.pipeline])
         try:
-            again.painter.check(task)
+            retry_with.pipeline.check(task)
         except InvalidRequest:  # skip-layer guidance
             return None
-        again.asked, again.before = self.asked, error
-        again.encoding_s, again.started_s = self.encoding_s, self.started_s
-        return again
+        retry_with.asked, retry_with.before = self.asked, error
+        retry_with.encoding_s, retry_with.started_s = self.encoding_s, self.started_s
+        return retry_with
 
-    def spoiled(self, kind: Spoiling, where: str) -> PictureSpoiled:
+    def numerical_failures(self, kind: NumericalFailureKind, where: str) -> NumericalFailure:
         """The error of values that went bad."""
         what = "values stopped being finite" if kind == "not_finite" else "the frame is of one colour"
-        happened = f"{what} in {self.painter.backend.precision} {where}"
+        happened = f"{what} in {self.pipeline.backend.precision} {where}"
         if self.before:
-            return PictureSpoiled(kind, happened, f"before that, {self.before.happened}: it was tried twice")
-        remedy = "a wider precision may help: as `precision`, or as `standby`, which then makes such pictures again"
-        return PictureSpoiled(kind, happened, remedy if self.painter.narrowness else "try another seed or other values")
+            return NumericalFailure(kind, happened, f"before that, {self.before.happened}: it was tried twice")
+        remedy = "a wider precision may help: as `precision`, or as `fallback`, which then makes such images again"
+        return NumericalFailure(
+            kind, happened, remedy if self.pipeline.narrowness else "try another seed or other values"
+        )
 
     def _skip(self) -> Skip | None:
         """The next step's skip-layer guidance: on at the very steps that Diffusers' pipeline has it on."""
-        request, card = self.task.request, self.painter.skip_layers
+        request, card = self.task.request, self.pipeline.skip_layers
         if card is None or not request.skip_layer_scale or request.guidance_scale <= 1:
             return None
         is_on = request.steps * card.start < self.done < request.steps * card.stop
@@ -232,7 +234,7 @@ class Picture:
         def preview() -> Pixels:
             start, end = to_numpy(before), to_numpy(after)
             velocity = (end - start) / (sigma_next - sigma)
-            return self.painter.preview.draw(end - sigma_next * velocity)  # what the model thinks it will be
+            return self.pipeline.preview.draw(end - sigma_next * velocity)  # what the model thinks it will be
 
         return Progress(self.done, self.task.request.steps, preview)
 
@@ -243,6 +245,6 @@ def is_uniform(pixels: Pixels) -> bool:
 
 
 @lru_cache
-def _sigmas(sampler: Sampler, steps: int) -> tuple[float, ...]:
-    """See `Sampler.sigmas`; kept, for they are made on the event loop, and most pictures have as many steps."""
+def _sigmas(sampler: SigmaSchedule, steps: int) -> tuple[float, ...]:
+    """See `SigmaSchedule.sigmas`; kept, for they are made on the event loop, and most images have as many steps."""
     return tuple(map(float, sampler.sigmas(steps)))

@@ -1,7 +1,7 @@
 """A device's engine: one thread that denoises in batches by step, one that decodes beside it.
 
-Every picture ends once: with its pixels, its own error, or cancelled. What fails or leaves does no harm to the rest of
-its batch. Requests of one digest are one picture, which all of them wait for. One whose values go bad is begun anew,
+Every image ends once: with its pixels, its own error, or cancelled. What fails or leaves does no harm to the rest of
+its batch. Requests of one digest are one image, which all of them wait for. One whose values go bad is begun anew,
 once, where the same model is there in a wider precision.
 """
 
@@ -12,13 +12,13 @@ from typing import NamedTuple, TypeVar
 
 import structlog
 
-from sd35.engine.cost_model import Costs
-from sd35.engine.executor import Calls
-from sd35.engine.generation import OnProgress, Painted, Painter, Picture, Pixels, Task, Ticket
+from sd35.engine.cost_model import CostModel
+from sd35.engine.executor import BatchExecutor
+from sd35.engine.generation import GeneratedImage, Generation, Handle, OnProgress, Pipeline, Pixels, Task
 from sd35.engine.observer import Observer
 from sd35.engine.prompt_cache import EmbeddingCache
-from sd35.engine.scheduler import Job, Limits, Scheduler
-from sd35.errors import NotReady, PictureFailed, PictureSpoiled, Sd35Error, Spoiling
+from sd35.engine.scheduler import DeviceLimits, Scheduler, WorkItem
+from sd35.errors import GenerationFailed, NotReady, NumericalFailure, NumericalFailureKind, Sd35Error
 from sd35.tensors import to_numpy
 
 Item = TypeVar("Item")
@@ -27,7 +27,7 @@ CLOSING_RETRY_S = 5.0
 
 
 class Load(NamedTuple):
-    """Pictures that wait for their first step, those that are on their way, and the seconds of work left in both.
+    """Images that wait for their first step, those that are on their way, and the seconds of work left in both.
 
     `used_bytes`: working memory that a step and a decoding have now.
     """
@@ -39,30 +39,30 @@ class Load(NamedTuple):
 
 
 class Engine:
-    """Makes pictures; painters are found by model and profile, and more can be added while it runs.
+    """Makes images; pipelines are found by model and profile, and more can be added while it runs.
 
-    `spoiled` counts pictures whose values went bad, by how, and `retried` those of them that were begun anew.
+    `spoiled` counts images whose values went bad, by how, and `retried` those of them that were begun anew.
 
-    With `reproducible`, every backend call holds one prompt or picture, so that a picture's bytes do not depend on its
+    With `reproducible`, every backend call holds one prompt or image, so that an image's bytes do not depend on its
     company: with another number of rows, a runtime may add up in another order.
     """
 
     def __init__(
         self,
-        painters: Mapping[tuple[str, str], Painter],
-        limits: Limits,
+        pipelines: Mapping[tuple[str, str], Pipeline],
+        limits: DeviceLimits,
         embeddings: EmbeddingCache,
         *,
         reproducible: bool,
     ) -> None:
-        self._painters = dict(painters)
+        self._painters = dict(pipelines)
         self.limits = limits
-        self.spoiled: dict[Spoiling, int] = {"not_finite": 0, "uniform": 0}
+        self.numerical_failures: dict[NumericalFailureKind, int] = {"not_finite": 0, "uniform": 0}
         self.retried = 0
-        self._calls = Calls(embeddings, reproducible=reproducible)
-        self._costs = Costs()
-        self._scheduler: Scheduler[Picture] = Scheduler(limits, self._costs)
-        self._pictures: dict[str, Picture] = {}  # by digest, for as long as someone waits
+        self._calls = BatchExecutor(embeddings, reproducible=reproducible)
+        self._costs = CostModel()
+        self._scheduler: Scheduler[Generation] = Scheduler(limits, self._costs)
+        self._generations: dict[str, Generation] = {}  # by digest, for as long as someone waits
         self._is_closing = False
         self._changed = threading.Condition()
         self._threads = [
@@ -77,27 +77,27 @@ class Engine:
         """What it has to do now."""
         with self._changed:
             scheduler = self._scheduler
-            waiting = sum(not picture.has_begun for picture in self._pictures.values())
-            return Load(waiting, len(self._pictures) - waiting, scheduler.backlog_s, scheduler.used_bytes)
+            waiting = sum(not generation.has_begun for generation in self._generations.values())
+            return Load(waiting, len(self._generations) - waiting, scheduler.backlog_s, scheduler.used_bytes)
 
     @property
     def is_running(self) -> bool:
-        """Whether it accepts pictures: not after `drain` or `close`, nor after it broke."""
+        """Whether it accepts images: not after `drain` or `close`, nor after it broke."""
         return not self._is_closing
 
     def observe(self, observer: Observer) -> None:
         """Tell `observer`, and no other, of the work from now on."""
         self._calls.observer = observer
 
-    def add(self, model: str, profile: str, painter: Painter) -> None:
-        """From now on, make pictures of this model and profile too."""
+    def add(self, model: str, profile: str, pipeline: Pipeline) -> None:
+        """From now on, make images of this model and profile too."""
         with self._changed:
-            self._painters[model, profile] = painter
+            self._painters[model, profile] = pipeline
 
     def submit(
         self, task: Task, on_progress: OnProgress | None = None, *, client: Hashable = None, priority: int = 0
-    ) -> Ticket:
-        """Accept a picture, or join one of the same digest, which keeps its client and priority.
+    ) -> Handle:
+        """Accept an image, or join one of the same digest, which keeps its client and priority.
 
         Raises InvalidRequest for what can never be made here, Overloaded for not now, NotReady after `drain` or
         `close`.
@@ -106,28 +106,28 @@ class Engine:
         with self._changed:
             if self._is_closing:
                 raise NotReady("closing", CLOSING_RETRY_S)
-            picture = self._pictures.get(task.request.digest)
-            if picture is None:
-                painter = self._painters[task.painter]
-                painter.check(task)
-                picture = Picture(task, painter)
-                job = Job(client, task.shape, task.request.steps, 2 if len(task.prompts) == 2 else 1, priority)
-                self._scheduler.add(picture, job, now_s)
-                self._pictures[picture.asked] = picture
+            generation = self._generations.get(task.request.digest)
+            if generation is None:
+                pipeline = self._painters[task.pipeline]
+                pipeline.check(task)
+                generation = Generation(task, pipeline)
+                job = WorkItem(client, task.shape, task.request.steps, 2 if len(task.prompts) == 2 else 1, priority)
+                self._scheduler.add(generation, job, now_s)
+                self._generations[generation.asked] = generation
                 self._changed.notify_all()
-            ticket = Ticket(picture, on_progress, now_s)
-            picture.tickets.append(ticket)
-        return ticket
+            handle = Handle(generation, on_progress, now_s)
+            generation.handles.append(handle)
+        return handle
 
-    def cancel(self, ticket: Ticket) -> None:
-        """End a wait; with the last one ends the picture, before its next step. Once it ended, nothing."""
+    def cancel(self, handle: Handle) -> None:
+        """End a wait; with the last one ends the image, before its next step. Once it ended, nothing."""
         with self._changed:
-            picture = ticket.picture
-            if ticket in picture.tickets:
-                picture.tickets.remove(ticket)
-                if not picture.tickets:
-                    self._remove(picture)
-        ticket.future.cancel()
+            generation = handle.generation
+            if handle in generation.handles:
+                generation.handles.remove(handle)
+                if not generation.handles:
+                    self._remove(generation)
+        handle.future.cancel()
 
     def drain(self) -> None:
         """Accept nothing more, finish what was accepted, and end the threads."""
@@ -142,9 +142,9 @@ class Engine:
         """Accept nothing more, cancel what was accepted, and end the threads."""
         with self._changed:
             self._is_closing = True
-            tickets = [ticket for picture in self._pictures.values() for ticket in picture.tickets]
-        for ticket in tickets:
-            self.cancel(ticket)
+            handles = [handle for generation in self._generations.values() for handle in generation.handles]
+        for handle in handles:
+            self.cancel(handle)
         self.drain()
 
     def _guarded(self, run: Callable[[], None]) -> None:
@@ -155,12 +155,12 @@ class Engine:
             structlog.get_logger().exception("the engine broke")
             with self._changed:
                 self._is_closing = True
-                pictures = list(self._pictures.values())
-            for picture in pictures:
-                self._fail(picture, PictureFailed(f"the engine broke: {type(error).__name__}: {error}"))
+                generations = list(self._generations.values())
+            for generation in generations:
+                self._fail(generation, GenerationFailed(f"the engine broke: {type(error).__name__}: {error}"))
 
     def _next(self, take: Callable[[], Item | None]) -> Item | None:
-        """Wait for work; None when closing and no picture is left."""
+        """Wait for work; None when closing and no image is left."""
         with self._changed:
             while (item := take()) is None and not (self._is_closing and not len(self._scheduler)):
                 self._changed.wait()
@@ -169,31 +169,31 @@ class Engine:
     def _denoise(self) -> None:
         while batch := self._next(self._scheduler.next_batch):
             shape, rows = batch.shape, batch.rows
-            stepped = self._calls.step(batch.keys, measure=self._costs.wants_step_bytes(shape, rows))
-            for picture, error in stepped.errors.items():
-                self._fail_or_retry(picture, error)
-            self._report([picture for picture in batch.keys if picture not in stepped.errors])
+            on_step_done = self._calls.step(batch.keys, measure=self._costs.wants_step_bytes(shape, rows))
+            for generation, error in on_step_done.errors.items():
+                self._fail_or_retry(generation, error)
+            self._report([generation for generation in batch.keys if generation not in on_step_done.errors])
             with self._changed:
-                if stepped.took_s is not None and not stepped.errors:
-                    self._costs.learn_step_time(shape, rows, stepped.took_s)
-                if stepped.peak_bytes is not None:
-                    self._costs.learn_step_bytes(shape, rows, stepped.peak_bytes)
-                if stepped.was_split and len(batch.keys) > len(stepped.errors):
+                if on_step_done.took_s is not None and not on_step_done.errors:
+                    self._costs.learn_step_time(shape, rows, on_step_done.took_s)
+                if on_step_done.peak_bytes is not None:
+                    self._costs.learn_step_bytes(shape, rows, on_step_done.peak_bytes)
+                if on_step_done.was_split and len(batch.keys) > len(on_step_done.errors):
                     self._costs.learn_too_many_rows(shape, rows)
                 drawn_s = time.monotonic()
-                for picture in self._scheduler.finish():
-                    picture.drawn_s = drawn_s
+                for generation in self._scheduler.finish():
+                    generation.drawn_s = drawn_s
                 self._changed.notify_all()
 
     def _decode(self) -> None:
-        while picture := self._next(self._scheduler.next_decode):
-            shape, began_s = picture.task.shape, time.monotonic()
-            picture.decoding_s = began_s
+        while generation := self._next(self._scheduler.next_decode):
+            shape, began_s = generation.task.shape, time.monotonic()
+            generation.decoding_s = began_s
             measure = self._costs.wants_decode_bytes(shape)
             try:
-                pixels, peak_bytes = self._calls.decode(picture, measure=measure)
-            except Exception as error:  # noqa: BLE001  whatever a runtime raises is this picture's end, not the thread's
-                self._fail_or_retry(picture, error)
+                pixels, peak_bytes = self._calls.decode(generation, measure=measure)
+            except Exception as error:  # noqa: BLE001  whatever a runtime raises is this image's end, not the thread's
+                self._fail_or_retry(generation, error)
                 pixels, peak_bytes = None, None
             took_s = time.monotonic() - began_s
             with self._changed:
@@ -204,72 +204,70 @@ class Engine:
                 self._scheduler.decoded()
                 self._changed.notify_all()
             if pixels is not None:
-                self._deliver(picture, pixels)
-                picture.painter.preview.learn(to_numpy(picture.latent), pixels)
+                self._deliver(generation, pixels)
+                generation.pipeline.preview.learn(to_numpy(generation.latent), pixels)
 
-    def _remove(self, picture: Picture) -> None:
-        """Take out a picture that nobody waits for any more; the lock is held."""
-        del self._pictures[picture.asked]
-        if picture in self._scheduler:
-            self._scheduler.cancel(picture)
+    def _remove(self, generation: Generation) -> None:
+        """Take out an image that nobody waits for any more; the lock is held."""
+        del self._generations[generation.asked]
+        if generation in self._scheduler:
+            self._scheduler.cancel(generation)
             self._changed.notify_all()
 
-    def _fail_or_retry(self, picture: Picture, error: Exception) -> None:
-        if not isinstance(error, PictureSpoiled) or not self._begin_anew(picture, error):
-            self._fail(picture, error)
+    def _fail_or_retry(self, generation: Generation, error: Exception) -> None:
+        if not isinstance(error, NumericalFailure) or not self._restart(generation, error):
+            self._fail(generation, error)
 
-    def _begin_anew(self, picture: Picture, error: PictureSpoiled) -> bool:
-        """Count a spoiled picture, and begin it anew in the widest precision there is; whether that could be done."""
+    def _restart(self, generation: Generation, error: NumericalFailure) -> bool:
+        """Count a spoiled image, and begin it anew in the widest precision there is; whether that could be done."""
         with self._changed:
-            self.spoiled[error.kind] += 1
-            again = picture.again(self._painters, error)
-            if again is None or not picture.tickets:
+            self.numerical_failures[error.kind] += 1
+            again = generation.retry_with(self._painters, error)
+            if again is None or not generation.handles:
                 return False
             self.retried += 1
-            self._scheduler.begin_anew(picture, again, picture.tickets[0].accepted_s, again.task.shape)
-            again.tickets, picture.tickets = picture.tickets, []
-            for ticket in again.tickets:
-                ticket.picture = again
-            self._pictures[again.asked] = again
+            self._scheduler.restart(generation, again, generation.handles[0].accepted_s, again.task.shape)
+            again.handles, generation.handles = generation.handles, []
+            for handle in again.handles:
+                handle.generation = again
+            self._generations[again.asked] = again
             self._changed.notify_all()
         log = structlog.get_logger()
-        log.warning(
-            "picture spoiled, made again", digest=again.asked, happened=error.happened, by=again.task.painter[1]
-        )
+        log.warning("image spoiled, made again", digest=again.asked, happened=error.happened, by=again.task.pipeline[1])
         return True
 
-    def _release(self, picture: Picture) -> list[Ticket]:
-        """Those who wait for a picture, which ends now."""
+    def _release(self, generation: Generation) -> list[Handle]:
+        """Those who wait for an image, which ends now."""
         with self._changed:
-            tickets, picture.tickets = picture.tickets, []
-            if tickets:
-                self._remove(picture)
-        return [ticket for ticket in tickets if ticket.future.set_running_or_notify_cancel()]
+            handles, generation.handles = generation.handles, []
+            if handles:
+                self._remove(generation)
+        return [handle for handle in handles if handle.future.set_running_or_notify_cancel()]
 
-    def _fail(self, picture: Picture, error: Exception) -> None:
-        for ticket in self._release(picture):
-            ticket.future.set_exception(_own_error(error))
+    def _fail(self, generation: Generation, error: Exception) -> None:
+        for handle in self._release(generation):
+            handle.future.set_exception(_own_error(error))
 
-    def _deliver(self, picture: Picture, pixels: Pixels) -> None:
+    def _deliver(self, generation: Generation, pixels: Pixels) -> None:
         ended_s = time.monotonic()
-        for ticket in self._release(picture):
-            stages = picture.stages(ticket.accepted_s, ended_s)
-            ticket.future.set_result(Painted(picture.task.request, pixels, stages))
+        for handle in self._release(generation):
+            stages = generation.stages(handle.accepted_s, ended_s)
+            handle.future.set_result(GeneratedImage(generation.task.request, pixels, stages))
 
-    def _report(self, pictures: Sequence[Picture]) -> None:
+    def _report(self, generations: Sequence[Generation]) -> None:
         with self._changed:
-            told = [(ticket.on_progress, picture) for picture in pictures for ticket in picture.tickets]
-        for listener, picture in told:
+            told = [(handle.on_progress, generation) for generation in generations for handle in generation.handles]
+        for listener, generation in told:
             if listener:
                 try:
-                    listener(picture.progress())
-                except Exception:  # noqa: BLE001  a listener's mistake is nobody's picture
-                    structlog.get_logger().exception("a listener to a picture's progress failed")
+                    listener(generation.progress())
+                except Exception:  # noqa: BLE001  a listener's mistake is nobody's image
+                    structlog.get_logger().exception("a listener to an image's progress failed")
 
 
 def _own_error(error: Exception) -> Sd35Error:
     if isinstance(error, Sd35Error):
         return error
-    failure = PictureFailed(f"{type(error).__name__}: {error}")
+    failure = GenerationFailed(f"{type(error).__name__}: {error}")
     failure.__cause__ = error
     return failure

@@ -1,10 +1,10 @@
-"""What an engine tells of its work while it works, and the stages that a picture went through, told when it is done."""
+"""What an engine tells of its work while it works, and the stages that an image went through, told when it is done."""
 
 from typing import NamedTuple, Protocol
 
 
 class Stage(NamedTuple):
-    """A part of a picture's way: "queue", "encode", "denoise" and "decode" in an engine. Times of `time.monotonic`."""
+    """A part of an image's way: "queue", "encode", "denoise" and "decode" in an engine. Times of `time.monotonic`."""
 
     name: str
     began_s: float
@@ -22,11 +22,11 @@ class Observer(Protocol):
     def encoded(self, prompts: int, took_s: float) -> None:
         """Prompts that were not kept were encoded."""
 
-    def stepped(self, pictures: int, rows: int, took_s: float) -> None:
-        """Pictures made a step together, in so many transformer rows."""
+    def on_step_done(self, images: int, rows: int, took_s: float) -> None:
+        """Images made a step together, in so many transformer rows."""
 
     def failed(self, error: Exception, *, was_split: bool) -> None:
-        """A call of the backend raised; where it was split, each of its prompts or pictures is tried alone."""
+        """A call of the backend raised; where it was split, each of its prompts or images is tried alone."""
 
 
 class Unobserved:
@@ -35,7 +35,7 @@ class Unobserved:
     def encoded(self, prompts: int, took_s: float) -> None:
         """Nothing."""
 
-    def stepped(self, pictures: int, rows: int, took_s: float) -> None:
+    def on_step_done(self, images: int, rows: int, took_s: float) -> None:
         """Nothing."""
 
     def failed(self, error: Exception, *, was_split: bool) -> None:

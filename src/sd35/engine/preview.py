@@ -1,17 +1,17 @@
-"""Pictures before they are done: what a latent looks like by a linear map, without the autoencoder."""
+"""Images before they are done: what a latent looks like by a linear map, without the autoencoder."""
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from sd35.tensors import LATENT_PX, Array
 
-_ENOUGH = 100_000  # latent positions to learn from: a dozen pictures of a megapixel
-_SANE = 20.0  # of a latent value, whose deviation is about 1: beyond, one picture would outweigh all others
-_RIDGE = 1e-3  # keeps the first few pictures, flat ones too, from a map that is all edges
+_ENOUGH = 100_000  # latent positions to learn from: a dozen images of a megapixel
+_SANE = 20.0  # of a latent value, whose deviation is about 1: beyond, one image would outweigh all others
+_RIDGE = 1e-3  # keeps the first few images, flat ones too, from a map that is all edges
 
 
 class PreviewMap:
-    """The linear map from 16 latent channels to RGB that fits a checkpoint best, learnt from the pictures it made.
+    """The linear map from 16 latent channels to RGB that fits a checkpoint best, learnt from the images it made.
 
     Least squares over all latent positions seen, each against the mean colour of its 8x8 pixels.
     """
@@ -23,7 +23,7 @@ class PreviewMap:
         self._map = np.zeros((channels + 1, 3), np.float32)
 
     def learn(self, latent: Float32[Array, "16 h w"], pixels: UInt8[Array, "h*8 w*8 3"]) -> None:
-        """A latent, and the picture the autoencoder made of it; once enough were seen, nothing."""
+        """A latent, and the image the autoencoder made of it; once enough were seen, nothing."""
         if self._seen >= _ENOUGH or np.abs(latent).max() > _SANE:
             return
         positions = _with_one(latent).astype(np.float64)

@@ -18,23 +18,23 @@ class EmbeddingCache:
         self._kept: OrderedDict[tuple[Hashable, str], TextEmbedding] = OrderedDict()
 
     def get(
-        self, painter: Hashable, prompts: Iterable[str], encode: Callable[[list[str]], Mapping[str, TextEmbedding]]
+        self, pipeline: Hashable, prompts: Iterable[str], encode: Callable[[list[str]], Mapping[str, TextEmbedding]]
     ) -> dict[str, TextEmbedding]:
-        """The prompts' embeddings by a painter; `encode` is called once, with each that is missing once.
+        """The prompts' embeddings by a pipeline; `encode` is called once, with each that is missing once.
 
         What `encode` leaves out is left out here.
         """
         wanted = list(dict.fromkeys(prompts))
-        found = {prompt: self._kept[painter, prompt] for prompt in wanted if (painter, prompt) in self._kept}
+        found = {prompt: self._kept[pipeline, prompt] for prompt in wanted if (pipeline, prompt) in self._kept}
         for prompt in found:
-            self._kept.move_to_end((painter, prompt))
+            self._kept.move_to_end((pipeline, prompt))
         missing = [prompt for prompt in wanted if prompt not in found]
         self.hits += len(found)
         self.misses += len(missing)
         if missing:
             for prompt, embedding in encode(missing).items():
                 found[prompt] = embedding
-                self._keep((painter, prompt), embedding)
+                self._keep((pipeline, prompt), embedding)
         return found
 
     def _keep(self, key: tuple[Hashable, str], embedding: TextEmbedding) -> None:

@@ -1,7 +1,7 @@
 """The scheduler on simulated devices and a simulated clock: how policy and capacity are tried at scale, in seconds.
 
 A simulated device makes steps and decodings by a table of times; nothing waits. Decoding runs beside the steps, as in
-`sd35.engine.local`, and the prompts of a batch's new pictures are encoded before its step.
+`sd35.engine.local`, and the prompts of a batch's new images are encoded before its step.
 """
 
 import random
@@ -11,12 +11,12 @@ from heapq import heappop, heappush
 from itertools import count
 from math import ceil
 
-from sd35.engine.cost_model import Costs
-from sd35.engine.scheduler import Batch, Job, Limits, Scheduler
+from sd35.engine.cost_model import CostModel
+from sd35.engine.scheduler import Batch, DeviceLimits, Scheduler, WorkItem
 from sd35.engine.step_times import ShapeTimes, StepTimes
 from sd35.errors import Overloaded
 
-_LOOKED_AT = 8  # devices, for a picture
+_LOOKED_AT = 8  # devices, for an image
 
 
 class Clock:
@@ -39,26 +39,28 @@ class Clock:
 
 
 class Device:
-    """A device that takes as long as its table says. `on_end` hears of each picture that is done."""
+    """A device that takes as long as its table says. `on_end` hears of each image that is done."""
 
-    def __init__(self, times: StepTimes, limits: Limits, clock: Clock, on_end: Callable[[Hashable], None]) -> None:
+    def __init__(
+        self, times: StepTimes, limits: DeviceLimits, clock: Clock, on_end: Callable[[Hashable], None]
+    ) -> None:
         self._times, self._clock, self._on_end = times, clock, on_end
         self._of_shape = {times.shape(entry): entry for entry in times.shapes}
         self.scheduler: Scheduler[Hashable] = Scheduler(limits, _costs_of(times))
-        self._jobs: dict[Hashable, Job] = {}
+        self._jobs: dict[Hashable, WorkItem] = {}
         self._new: set[Hashable] = set()  # not encoded yet
         self._is_stepping = self._is_decoding = False
         self.busy_s = 0.0
 
-    def submit(self, key: Hashable, job: Job) -> None:
-        """Accept a picture. Raises what the scheduler raises."""
+    def submit(self, key: Hashable, job: WorkItem) -> None:
+        """Accept an image. Raises what the scheduler raises."""
         self.scheduler.add(key, job, self._clock.now_s)
         self._jobs[key] = job
         self._new.add(key)
         self._go_on()
 
     def cancel(self, key: Hashable) -> None:
-        """Take a picture out."""
+        """Take an image out."""
         self.scheduler.cancel(key)
         self._new.discard(key)
         self._go_on()
@@ -95,9 +97,9 @@ class Device:
         self._go_on()
 
 
-def _costs_of(times: StepTimes) -> Costs:
+def _costs_of(times: StepTimes) -> CostModel:
     """What an engine that ran for a while on this device has learnt."""
-    costs = Costs()
+    costs = CostModel()
     for entry in times.shapes:
         shape, rows = times.shape(entry), max(entry.step_s)
         costs.learn_step_time(shape, rows, entry.step_s[rows])
@@ -131,18 +133,18 @@ class Report:
     lasted_s: float = 0.0  # of simulated time
 
     def percentile_s(self, percent: float, steps: int | None = None) -> float:
-        """Latency that so many percent of the pictures stay within; of those with so many steps, or of all."""
+        """Latency that so many percent of the images stay within; of those with so many steps, or of all."""
         chosen = [s for of, every in self.latencies_s.items() if steps in (of, None) for s in every]
         return sorted(chosen)[ceil(percent / 100 * len(chosen)) - 1]
 
     @property
     def finished(self) -> int:
-        """Pictures that were made."""
+        """Images that were made."""
         return sum(map(len, self.latencies_s.values()))
 
 
-def simulate(times: StepTimes, load: Load, limits: Limits, devices: int) -> Report:
-    """Send a load to so many devices, each picture to the least busy of a few drawn by chance."""
+def simulate(times: StepTimes, load: Load, limits: DeviceLimits, devices: int) -> Report:
+    """Send a load to so many devices, each image to the least busy of a few drawn by chance."""
     clock, report, rng = Clock(), Report(), random.Random(load.seed)  # noqa: S311  chance, not secrecy
     arrived: dict[Hashable, tuple[float, int]] = {}
 
@@ -155,7 +157,7 @@ def simulate(times: StepTimes, load: Load, limits: Limits, devices: int) -> Repo
     def arrive(index: int) -> None:
         steps, is_guided = rng.choice(load.steps), rng.choice(load.guidance) > 1
         shape = times.shape(rng.choice(load.shapes))
-        job = Job(rng.randrange(load.clients), shape, steps, 2 if is_guided else 1)
+        job = WorkItem(rng.randrange(load.clients), shape, steps, 2 if is_guided else 1)
         try:
             _least_busy(fleet, rng).submit(index, job)
         except Overloaded:
@@ -167,7 +169,7 @@ def simulate(times: StepTimes, load: Load, limits: Limits, devices: int) -> Repo
 
     arrive(0)
     clock.run()
-    assert not arrived, "a picture was lost"
+    assert not arrived, "an image was lost"
     report.lasted_s = clock.now_s
     report.utilisation = sum(device.busy_s for device in fleet) / (devices * clock.now_s)
     return report

@@ -1,4 +1,4 @@
-"""What a standby bridges: graphs and engines built in child processes, one after the other, while the service answers.
+"""What a fallback bridges: graphs and engines built in child processes, one after the other, while the service answers.
 
 Serving never imports what builds them: a child is the command that the error names, and its end is all that is known.
 """
@@ -31,16 +31,16 @@ def command_of(settings: Settings, arguments: Sequence[str]) -> list[str]:
     """The command line of `sd35` with `arguments`, for the files and the device that `settings` name."""
     flags = [f"--cache-dir={settings.cache_dir}", f"--device={settings.device}", f"--threads={settings.threads}"]
     flags += [f"--weights={path}" for path in settings.weights]
-    flags += [f"--variants={settings.variants}"] if settings.variants else []
-    flags += [f"--companion={settings.companion}"] if settings.companion else []
+    flags += [f"--registry={settings.registry}"] if settings.registry else []
+    flags += [f"--base-checkpoint={settings.base_checkpoint}"] if settings.base_checkpoint else []
     flags += ["--offline"] if settings.offline else []
     return [sys.executable, "-P", "-c", "from sd35.cli import main; main()", *arguments, *flags]
 
 
-class Building:
+class FallbackBuilder:
     """Builds what `pending` checkpoints lack, opens each, and gives it to `swap`; in a thread, from `start` to `stop`.
 
-    Whatever fails is logged and counted in `failures`, and changes nothing else: the standby goes on answering.
+    Whatever fails is logged and counted in `failures`, and changes nothing else: the fallback goes on answering.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Building:
             except Exception as error:
                 if not self._stopping.is_set():
                     self.failures += 1
-                    log.exception("building failed: the standby goes on", error=str(error))
+                    log.exception("building failed: the fallback goes on", error=str(error))
         self._ended_s = time.monotonic()
 
     def _bring(self, checkpoint: Checkpoint, log: structlog.typing.FilteringBoundLogger) -> None:
@@ -99,7 +99,7 @@ class Building:
         while not self._stopping.is_set():
             try:
                 self._swap(model)
-            except Overloaded as error:  # no room for its first picture now
+            except Overloaded as error:  # no room for its first image now
                 self._stopping.wait(error.retry_after_s)
             else:
                 log.info("swapped", profile=model.profile, after_s=round(self.took_s, 3))

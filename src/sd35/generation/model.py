@@ -6,8 +6,8 @@ from typing import Protocol
 
 from sd35.backends.base import Backend
 from sd35.checkpoints.checkpoint import Card, Checkpoint, SkipLayers
-from sd35.engine.generation import Painter
-from sd35.sampling.sigmas import sampler_of
+from sd35.engine.generation import Pipeline
+from sd35.sampling.sigmas import sigma_schedule_of
 
 TILED, COMPILED = "tiled", "compiled"  # parts of a profile, see there
 
@@ -15,7 +15,7 @@ TILED, COMPILED = "tiled", "compiled"  # parts of a profile, see there
 class Texts(Protocol):
     """What text encoders read of a prompt."""
 
-    def is_cut_off(self, prompt: str) -> bool:
+    def is_truncated(self, prompt: str) -> bool:
         """Whether they read less than the whole of it."""
 
     def tokens(self, prompt: str) -> int:
@@ -24,7 +24,7 @@ class Texts(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What makes a request's pictures, and `texts`, what its text encoders read of a prompt."""
+    """What makes a request's images, and `texts`, what its text encoders read of a prompt."""
 
     checkpoint: Checkpoint
     backend: Backend
@@ -55,6 +55,6 @@ class Model:
         return self.card.skip_layers if self.backend.can_skip_layers else None
 
     @cached_property
-    def painter(self) -> Painter:
+    def pipeline(self) -> Pipeline:
         """Raises CheckpointError where the checkpoint's scheduler is none that is known."""
-        return Painter(self.backend, sampler_of(self.checkpoint), self.card.side_px, self.card.skip_layers)
+        return Pipeline(self.backend, sigma_schedule_of(self.checkpoint), self.card.side_px, self.card.skip_layers)

@@ -11,7 +11,7 @@ from sd35.request import SEED, Request
 
 
 @dataclass(frozen=True)
-class Wanted:
+class GenerationParams:
     """What a caller asked for, whatever the dialect. None is left to the model's card, `seed` to chance."""
 
     prompt: str
@@ -26,7 +26,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Naming:
+class ModelAliases:
     """What clients of other services may call the models: `aliases` of served names, "" for the first.
 
     Where it is `is_strict`, nothing is served by another name, or by what is not quite the thing that was asked for.
@@ -56,7 +56,7 @@ class Naming:
         return self.aliases.get(name, name) or None
 
 
-def series(wanted: Wanted, count: int) -> list[Wanted]:
+def series(wanted: GenerationParams, count: int) -> list[GenerationParams]:
     """The same so many times, each with the next seed after the first's, and 0 after the largest."""
     first = draw_seed() if wanted.seed is None else wanted.seed
     return [replace(wanted, seed=(first + place) % (SEED[1] + 1)) for place in range(count)]
@@ -71,8 +71,8 @@ def find_model(models: Mapping[str, Model], name: str | None) -> Model:
     return models[name]
 
 
-def resolve(wanted: Wanted, models: Mapping[str, Model]) -> Request:
-    """Fill in the card's defaults, draw the seed, name what makes the picture. Raises UnknownModel, InvalidRequest."""
+def resolve(wanted: GenerationParams, models: Mapping[str, Model]) -> Request:
+    """Fill in the card's defaults, draw the seed, name what makes the image. Raises UnknownModel, InvalidRequest."""
     model = find_model(models, wanted.model)
     card = model.card
     skip_layer_scale = model.skip_layers.scale if model.skip_layers else 0.0

@@ -1,4 +1,4 @@
-"""Makes a picture again from what its file says, and judges whether it is the same."""
+"""Makes an image again from what its file says, and judges whether it is the same."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 
 from sd35.engine.generation import OnProgress
 from sd35.errors import NotReplayable
-from sd35.generation.model_pool import Studio
+from sd35.generation.model_pool import ModelPool
 from sd35.images.png import read_png
 from sd35.images.record import Maker, Record
 from sd35.images.texts import format_of, read_record
@@ -20,8 +20,8 @@ MEAN_DIFFERENCE = 0.1  # of 255, over all pixels
 
 
 @dataclass(frozen=True, eq=False)
-class Recording:
-    """A picture's file, read: its bytes, its pixels, and its record."""
+class StoredImage:
+    """An image's file, read: its bytes, its pixels, and its record."""
 
     png: bytes
     pixels: UInt8[Array, "h w 3"]
@@ -31,18 +31,18 @@ class Recording:
 class Verdict(NamedTuple):
     """What replaying found. Differences are of 255; `changed` names what is not as it was when the file was made."""
 
-    outcome: Literal["same bytes", "same picture", "different"]
+    outcome: Literal["same bytes", "same image", "different"]
     max_difference: int | None
     mean_difference: float | None
     changed: list[str]
 
     @property
     def is_same(self) -> bool:
-        """Whether the picture is the same, to the byte or within the tolerance."""
+        """Whether the image is the same, to the byte or within the tolerance."""
         return self.outcome != "different"
 
 
-def read_recording(png: bytes) -> Recording:
+def read_stored_image(png: bytes) -> StoredImage:
     """Read an image's PNG file. Raises NotReplayable if it has no record, or is of a format that is not exact."""
     image_format = format_of(png)
     if image_format is None:
@@ -53,31 +53,31 @@ def read_recording(png: bytes) -> Recording:
             f"it is a {image_format.upper()} file, whose pixels are not exactly those that were made: replay takes the"
             f" PNG file of {record.request.digest}"
         )
-    return Recording(png, read_png(png)[0], record)
+    return StoredImage(png, read_png(png)[0], record)
 
 
-def replay(recording: Recording, studio: Studio, on_progress: OnProgress | None = None) -> Verdict:
-    """Make the picture again with what there is now, and compare.
+def replay(stored_image: StoredImage, pool: ModelPool, on_progress: OnProgress | None = None) -> Verdict:
+    """Make the image again with what there is now, and compare.
 
-    Raises UnknownModel, InvalidRequest where it cannot be made here, PictureFailed.
+    Raises UnknownModel, InvalidRequest where it cannot be made here, GenerationFailed.
     """
-    wanted = recording.record.request
-    model = studio.models[wanted.model]
+    wanted = stored_image.record.request
+    model = pool.models[wanted.model]
     request = replace(wanted, revision=model.checkpoint.revision, profile=model.profile)
-    made = studio.finish(studio.submit(request, on_progress).future.result())
-    changed = list(_changes(recording.record.maker, made.record.maker))
+    made = pool.finish(pool.submit(request, on_progress).future.result())
+    changed = list(_changes(stored_image.record.maker, made.record.maker))
     if not changed and made.record.request.profile != wanted.profile:
         changed = [f"profile: {wanted.profile} then, {made.record.request.profile} now"]
-    if made.png == recording.png:
+    if made.png == stored_image.png:
         return Verdict("same bytes", 0, 0.0, changed)
     pixels = read_png(made.png)[0]
-    if pixels.shape != recording.pixels.shape:
-        sizes = [f"{shape[1]}x{shape[0]}" for shape in (recording.pixels.shape, pixels.shape)]
+    if pixels.shape != stored_image.pixels.shape:
+        sizes = [f"{shape[1]}x{shape[0]}" for shape in (stored_image.pixels.shape, pixels.shape)]
         return Verdict("different", None, None, [f"size: {sizes[0]} in the file, {sizes[1]} by its request", *changed])
-    differences = np.abs(pixels.astype(np.int16) - recording.pixels)
+    differences = np.abs(pixels.astype(np.int16) - stored_image.pixels)
     largest, mean = int(differences.max()), float(differences.mean())
     is_same = largest <= MAX_DIFFERENCE and mean <= MEAN_DIFFERENCE
-    return Verdict("same picture" if is_same else "different", largest, mean, changed)
+    return Verdict("same image" if is_same else "different", largest, mean, changed)
 
 
 def _changes(then: Maker, now: Maker) -> Iterator[str]:

@@ -68,7 +68,7 @@ def _rows(backend: Backend, size_px: tuple[int, int], count: int) -> Iterator[De
     width_px, height_px = size_px
     shape = LATENT_CHANNELS, height_px // LATENT_PX, width_px // LATENT_PX
     for index in range(count):
-        (embedding,) = backend.encode_text([f"picture {index}"])
+        (embedding,) = backend.encode_text([f"image {index}"])
         sigma = (index + 1) / count
         yield DenoiseRow(initial_noise(index, shape), embedding, None, sigma, sigma - 0.5 / count, 0.0)
 

@@ -16,7 +16,7 @@ _BRANDS = {b"avif", b"avis"}
 _MOST_PARTS = 65_536  # boxes, and pieces of items
 _XMP = b"application/rdf+xml"
 _IN_FILE, _IN_IDAT = 0, 1  # what an item's offsets count from
-_DAMAGED = "it is a damaged picture: an AVIF file "
+_DAMAGED = "it is a damaged image: an AVIF file "
 
 
 class _Box(NamedTuple):

@@ -54,9 +54,9 @@ def read_webp(webp: bytes, budget: TextBudget) -> Carried:
         if is_wanted and start + size_bytes <= len(webp):
             found.setdefault(kind, webp[start : start + size_bytes])
     else:
-        raise NotReplayable(f"it is a damaged picture: a WebP file of more than {_MOST_CHUNKS} chunks")
+        raise NotReplayable(f"it is a damaged image: a WebP file of more than {_MOST_CHUNKS} chunks")
     if not has_image:
-        raise NotReplayable("it is a damaged picture: a WebP file without an image")
+        raise NotReplayable("it is a damaged image: a WebP file without an image")
     return Carried(found.get(b"EXIF", b""), found.get(b"XMP ", b""))
 
 
@@ -69,7 +69,7 @@ def _app1_segments(jpeg: bytes) -> Iterator[bytes]:
         if marker == _START_OF_SCAN:
             return
         if marker == _END_OF_IMAGE:
-            raise NotReplayable("it is a damaged picture: a JPEG file without an image")
+            raise NotReplayable("it is a damaged image: a JPEG file without an image")
         place += 1
         if marker in _WITHOUT_LENGTH:
             continue
@@ -77,7 +77,7 @@ def _app1_segments(jpeg: bytes) -> Iterator[bytes]:
         if marker == _APP1:
             yield jpeg[place + 2 : place + size_bytes]
         place += max(2, size_bytes)
-    raise NotReplayable(f"it is a damaged picture: a JPEG file of more than {_MOST_PARTS} segments")
+    raise NotReplayable(f"it is a damaged image: a JPEG file of more than {_MOST_PARTS} segments")
 
 
 def _next_marker(jpeg: bytes, place: int) -> int:

@@ -10,7 +10,7 @@ from sd35.images.formats import Format, check_quality
 from sd35.images.png import read_png, without_text
 from sd35.images.xmp import to_segments, to_xmp
 
-# The scales of quality are each format's own: at these three, a picture's error is about the same. All are set to be
+# The scales of quality are each format's own: at these three, an image's error is about the same. All are set to be
 # quick, for half the time saves but a twentieth of the bytes. JPEG keeps colours at full resolution: hard edges of
 # saturated colours, which are halved else, are what one sees first.
 _OPTIONS: dict[Format, dict[str, Any]] = {
@@ -21,7 +21,7 @@ _OPTIONS: dict[Format, dict[str, Any]] = {
 
 
 def encode(png: bytes, output_format: Format, *, has_metadata: bool, quality: int | None = None) -> bytes:
-    """A picture's PNG file in another format, with or without what made it. Keeps a core busy where it is not PNG.
+    """An image's PNG file in another format, with or without what made it. Keeps a core busy where it is not PNG.
 
     `quality` is 1 to 100, None for the format's default. Raises InvalidRequest where it is another, or for a PNG file.
     """

@@ -1,4 +1,4 @@
-"""The file formats of pictures, and which one an answer is in."""
+"""The file formats of images, and which one an answer is in."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ _WEIGHT = re.compile(r"[01](\.\d*)?", re.ASCII)
 
 
 class Format(StrEnum):
-    """A picture's file format, by the name that requests use: the exact one first, then the quickest to write."""
+    """An image's file format, by the name that requests use: the exact one first, then the quickest to write."""
 
     PNG = "png"
     JPEG = "jpeg"
@@ -25,7 +25,7 @@ class Format(StrEnum):
         return f"image/{self}"
 
 
-class Liking(NamedTuple):
+class FormatPreference(NamedTuple):
     """How well a media type is liked, 0 for not at all, and by what: 2 for its name, 1 for its type's range, 0."""
 
     weight: float
@@ -53,7 +53,7 @@ def negotiate(accept: str | None, output_format: Format | None) -> Format:
     if output_format is not None:
         return output_format
     weights = weights_of(accept)
-    likings = {each: liking_of(weights, each.media_type) for each in Format}
+    likings = {each: format_preference(weights, each.media_type) for each in Format}
     best = max(Format, key=lambda each: likings[each])
     if not likings[best].weight:
         raise NotAcceptable(accept or "", [each.media_type for each in Format])
@@ -66,11 +66,11 @@ def weights_of(accept: str | None) -> Mapping[str, float]:
     return dict(sorted(given, key=lambda one: one[1]))  # the greatest of what comes twice
 
 
-def liking_of(weights: Mapping[str, float], media_type: str) -> Liking:
+def format_preference(weights: Mapping[str, float], media_type: str) -> FormatPreference:
     """How well a media type is liked by a header's `weights_of`: the narrowest range decides."""
     ranges = ("*/*", f"{media_type.partition('/')[0]}/*", media_type)
     narrowness = max((place for place, media_range in enumerate(ranges) if media_range in weights), default=0)
-    return Liking(weights.get(ranges[narrowness], 0.0), narrowness)
+    return FormatPreference(weights.get(ranges[narrowness], 0.0), narrowness)
 
 
 def _media_ranges(accept: str) -> Iterator[tuple[str, float]]:

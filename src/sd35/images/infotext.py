@@ -1,4 +1,4 @@
-"""How a picture was made, as the text that AUTOMATIC1111's web UI puts into its files and other tools read there.
+"""How an image was made, as the text that AUTOMATIC1111's web UI puts into its files and other tools read there.
 
     a cat
     Negative prompt: a dog
@@ -32,7 +32,7 @@ _SPECIAL = re.compile(r'[,:\n]|^"')
 
 
 def infotext(request: Request, maker: Maker | None) -> str:
-    """The text of a picture; `maker` is None where it is blurred."""
+    """The text of an image; `maker` is None where it is blurred."""
     scale = request.guidance_scale
     settings = {
         "Steps": request.steps,
@@ -50,7 +50,7 @@ def infotext(request: Request, maker: Maker | None) -> str:
 
 
 def extras(request: Request, maker: Maker | None) -> dict[str, object]:
-    """What that UI has no setting for, and this project says of a picture where it is so."""
+    """What that UI has no setting for, and this project says of an image where it is so."""
     said: dict[str, object] = {}
     if request.skip_layer_scale:
         said["Skip layer scale"] = request.skip_layer_scale
@@ -72,9 +72,9 @@ def make(prompt: str, negative_prompt: str, settings: Mapping[str, object]) -> s
 
 
 def read(file: bytes) -> tuple[str, dict[str, str], list[str]]:
-    """The text of a picture's file, "" where it has none, its other texts, and names of those left out for their size.
+    """The text of an image's file, "" where it has none, its other texts, and names of those left out for their size.
 
-    Of a file of this project's without one, it is made from its record. Raises NotReplayable where it is no picture.
+    Of a file of this project's without one, it is made from its record. Raises NotReplayable where it is no image.
     """
     found = read_texts(file)
     texts = found.texts

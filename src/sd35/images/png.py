@@ -28,7 +28,7 @@ def write_png(pixels: UInt8[Array, "h w 3"], text: Mapping[str, str]) -> bytes:
     """A PNG file with `text` in iTXt chunks, in the mapping's order.
 
     Up filter and run lengths only: on a megapixel a quarter of the time of Pillow's fastest, and photographs get no
-    larger. No timestamp, so that the same picture and text give the same bytes.
+    larger. No timestamp, so that the same image and text give the same bytes.
     """
     height, width, _ = pixels.shape
     rows = pixels.reshape(height, width * 3)
@@ -65,7 +65,7 @@ def read_png(data: bytes) -> tuple[UInt8[Array, "h w 3"], dict[str, str]]:
 
 
 def blurred(pixels: UInt8[Array, "h w 3"]) -> UInt8[Array, "h w 3"]:
-    """The picture, blurred until nothing of it can be told but its colours."""
+    """The image, blurred until nothing of it can be told but its colours."""
     radius = max(pixels.shape) / 12
     return cast(Array, np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius))))
 
@@ -96,7 +96,7 @@ def without_text(png: bytes) -> bytes:
 
 
 def enlarge(pixels: UInt8[Array, "h w 3"], width_px: int, height_px: int) -> UInt8[Array, "height_px width_px 3"]:
-    """The picture at another size: resized by Lanczos so that it covers it, and cropped around the centre."""
+    """The image at another size: resized by Lanczos so that it covers it, and cropped around the centre."""
     fitted = ImageOps.fit(Image.fromarray(pixels), (width_px, height_px), Image.Resampling.LANCZOS)
     return cast(Array, np.asarray(fitted))
 

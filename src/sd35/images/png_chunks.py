@@ -45,7 +45,7 @@ def chunks(png: bytes) -> Iterator[Chunk]:
         if not is_whole or kind == b"IEND":
             return
         place = chunk.end + 4
-    raise NotReplayable(f"it is a damaged picture: a PNG file of more than {_MOST_CHUNKS} chunks")
+    raise NotReplayable(f"it is a damaged image: a PNG file of more than {_MOST_CHUNKS} chunks")
 
 
 def read_chunks(png: bytes, budget: TextBudget) -> tuple[dict[str, str], bytes]:
@@ -64,7 +64,7 @@ def read_chunks(png: bytes, budget: TextBudget) -> tuple[dict[str, str], bytes]:
         elif chunk.kind == b"eXIf" and not exif:
             exif = png[chunk.start : chunk.end]
     if kinds[:1] != [b"IHDR"] or b"IDAT" not in kinds:
-        raise NotReplayable("it is a damaged picture: a PNG file that ends before its image data")
+        raise NotReplayable("it is a damaged image: a PNG file that ends before its image data")
     return texts, exif
 
 
@@ -78,7 +78,7 @@ def _text(png: bytes, chunk: Chunk, budget: TextBudget) -> dict[str, str]:
     """Keyword and text of a chunk; nothing if it has no keyword, does not fit or is not decodable."""
     (checksum,) = struct.unpack_from(">I", png, chunk.end)
     if zlib.crc32(memoryview(png)[chunk.start - 4 : chunk.end]) != checksum:
-        raise NotReplayable(f"it is a damaged picture: the checksum of its {chunk.kind.decode()} chunk is wrong")
+        raise NotReplayable(f"it is a damaged image: the checksum of its {chunk.kind.decode()} chunk is wrong")
     separator = png.find(b"\0", chunk.start, min(chunk.end, chunk.start + _KEYWORD_BYTES + 1))
     if separator <= chunk.start:
         return {}

@@ -22,7 +22,7 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class Maker:
-    """What made a picture, beyond its request. `cut_off` names the prompts that the text encoders read in part only."""
+    """What made an image, beyond its request. `cut_off` names the prompts that the text encoders read in part only."""
 
     revision: str
     backend: str
@@ -35,7 +35,7 @@ class Maker:
 
 @dataclass(frozen=True)
 class Record:
-    """A request and what made its picture."""
+    """A request and what made its image."""
 
     request: Request
     maker: Maker
@@ -66,7 +66,7 @@ def from_text(text: Mapping[str, str]) -> Record:
 
 @cache
 def own_version() -> str:
-    """This project's version; looking it up takes a third of a millisecond, and each picture names it twice."""
+    """This project's version; looking it up takes a third of a millisecond, and each image names it twice."""
     return version("sd35-fp8-mirror")
 
 

@@ -47,7 +47,7 @@ def read_texts(data: bytes) -> ImageTexts:
     """
     image_format = format_of(data)
     if image_format is None:
-        raise NotReplayable(f"it is no picture of these formats: {', '.join(FORMATS)}")
+        raise NotReplayable(f"it is no image of these formats: {', '.join(FORMATS)}")
     budget = TextBudget()
     if image_format == "png":
         texts, exif_data = png_chunks.read_chunks(data, budget)

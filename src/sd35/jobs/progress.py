@@ -31,7 +31,7 @@ class Event:
     job: Job | None = None
 
 
-class Following:
+class JobProgress:
     """The latest of a job, for any number of followers; only the event loop touches it."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Runs jobs: takes them from the store as the engine has room, makes their pictures at the desk, and ends them.
+"""Runs jobs: claims them as the engine has room, generates their images, and records how they ended.
 
 Several processes may share a store: each holds what it works on by a lease. A job that runs here is one task; what ends
 that task without ending the job, a shutdown or a crash, leaves the job to be claimed again.
@@ -14,15 +14,15 @@ from functools import partial
 import structlog
 
 from sd35.errors import NotReady, Overloaded, Sd35Error, StoreUnavailable
-from sd35.generation.service import Desk, Outcome, Source
-from sd35.jobs.progress import END, Event, Following
-from sd35.storage.jobs import Failure, Job, JobStore, Made, Order, Status
+from sd35.generation.service import GenerationResult, GenerationService, Requester
+from sd35.jobs.progress import END, Event, JobProgress
+from sd35.storage.jobs import Failure, Job, JobResult, JobSpec, JobStore, Status
 from sd35.storage.new_job import new_job
 from sd35.threads import STORES
 
 LEASE_S = 15.0
 _LOOK_S = 1.0  # for jobs of other processes, and leases that are over
-_STORE_TRIES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # waits, for a picture store that does not answer
+_STORE_TRIES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # waits, for an image store that does not answer
 _RETRY_S = 5.0
 
 
@@ -34,17 +34,17 @@ class JobRunner:
 
     def __init__(
         self,
-        desk: Desk,
+        generation_service: GenerationService,
         store: JobStore,
         most_running: int,
         most_waiting: int,
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
-        self.desk, self.store, self._on_end = desk, store, on_end
+        self.generation_service, self.store, self._on_end = generation_service, store, on_end
         self._most_running, self._most_waiting = most_running, most_waiting
         self._holder = secrets.token_hex(8)
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._followed: dict[str, Following] = {}
+        self._followed: dict[str, JobProgress] = {}
         self._wake = asyncio.Event()
         self._counted = self._accepted = 0
         self._count_again_s = 0.0
@@ -56,7 +56,7 @@ class JobRunner:
         loop = asyncio.get_running_loop()
         self._loops = [loop.create_task(self._claim()), loop.create_task(self._keep())]
 
-    async def accept(self, order: Order) -> Job:
+    async def accept(self, job_spec: JobSpec) -> Job:
         """A new job, or the owner's of the same idempotency key.
 
         Raises Overloaded, NotReady, IdempotencyConflict, StoreUnavailable.
@@ -65,7 +65,7 @@ class JobRunner:
             raise NotReady("closing", _RETRY_S)
         if await self._waiting() >= self._most_waiting:
             raise Overloaded(f"{self._most_waiting} jobs wait, as many as may", _RETRY_S)
-        job = await STORES.run(self.store.add, new_job(order, time.time()))
+        job = await STORES.run(self.store.add, new_job(job_spec, time.time()))
         self._accepted += 1
         self._wake.set()
         return job
@@ -92,7 +92,7 @@ class JobRunner:
         found: Job | None = job
         try:
             while found and not found.status.is_end and not self._is_closed:
-                follow = self._followed.setdefault(job.id, Following())
+                follow = self._followed.setdefault(job.id, JobProgress())
                 if follow.latest and follow.latest.number > told:
                     told = follow.latest.number
                     yield follow.latest
@@ -109,13 +109,13 @@ class JobRunner:
         if found and found.status.is_end and told < END:
             yield Event(END, found.status, job=found)
 
-    async def close(self, grace_s: float) -> None:
+    async def close(self, shutdown_grace_s: float) -> None:
         """Claim nothing more, finish what runs within the grace time, and hand back the rest."""
         self._is_closing = True
         self._wake.set()
         running = list(self._running.values())
         if running:
-            await asyncio.wait(running, timeout=grace_s)
+            await asyncio.wait(running, timeout=shutdown_grace_s)
         for task in (*running, *self._loops):
             task.cancel()
         await asyncio.gather(*running, *self._loops, return_exceptions=True)
@@ -155,8 +155,8 @@ class JobRunner:
             return
         claimed = await STORES.run(self.store.claim, self._holder, time.time(), LEASE_S, free)
         for job in claimed:
-            follow = self._followed.setdefault(job.id, Following())
-            follow.begin(job.order.request.steps)
+            follow = self._followed.setdefault(job.id, JobProgress())
+            follow.begin(job.job_spec.request.steps)
             task = self._running[job.id] = asyncio.get_running_loop().create_task(self._run(job))
             task.add_done_callback(partial(self._left, job.id))  # also of one that is cancelled before it begins
 
@@ -186,15 +186,15 @@ class JobRunner:
 
     async def _run(self, job: Job) -> None:
         structlog.contextvars.bind_contextvars(job=job.id)
-        with self.desk.telemetry.tracing.job(job.id):
+        with self.generation_service.telemetry.tracing.job(job.id):
             result = await self._result(job, self._followed[job.id])
             if isinstance(result, Failure):
                 structlog.get_logger().warning("job failed", status=result.status, reason=result.detail)
             await self._end(job, result)
 
-    async def _result(self, job: Job, follow: Following) -> Made | Failure:
+    async def _result(self, job: Job, follow: JobProgress) -> JobResult | Failure:
         try:
-            outcome = await self._made(job.order, follow)
+            outcome = await self._made(job.job_spec, follow)
         except NotReady:
             raise asyncio.CancelledError from None  # the engine closes: another process, or the next start, goes on
         except Sd35Error as error:
@@ -204,38 +204,38 @@ class JobRunner:
             return Failure(500, f"an error that was not foreseen: {type(error).__name__}")
         if outcome.unstored:
             return Failure(outcome.unstored.status, str(outcome.unstored))
-        return Made(outcome.request.digest, outcome.was_cached or outcome.was_shared, outcome.is_blurred)
+        return JobResult(outcome.request.digest, outcome.was_cached or outcome.was_shared, outcome.is_blurred)
 
-    async def _made(self, order: Order, follow: Following) -> Outcome:
-        source = Source(order.owner, order.owner or "jobs", order.priority)
+    async def _made(self, job_spec: JobSpec, follow: JobProgress) -> GenerationResult:
+        source = Requester(job_spec.owner, job_spec.owner or "jobs", job_spec.priority)
         while True:
-            request = self.desk.studio.renewed(order.request)
+            request = self.generation_service.pool.renewed(job_spec.request)
             try:
-                outcome = await self.desk.make(request, source, follow.step)
+                outcome = await self.generation_service.make(request, source, follow.step)
             except Overloaded as error:  # it was accepted: it waits for its turn
                 await asyncio.sleep(error.retry_after_s)
             else:
-                return await self._stored(outcome, order.owner)
+                return await self._stored(outcome, job_spec.owner)
 
-    async def _stored(self, outcome: Outcome, owner: str) -> Outcome:
+    async def _stored(self, outcome: GenerationResult, owner: str) -> GenerationResult:
         """The outcome, in the store if that can be."""
         for wait_s in _STORE_TRIES_S:
             if outcome.unstored is None:
                 break
             await asyncio.sleep(wait_s)
-            outcome = await self.desk.keep(outcome, owner)
+            outcome = await self.generation_service.keep(outcome, owner)
         return outcome
 
-    async def _end(self, job: Job, result: Made | Failure) -> None:
-        """Say so in the store, however long that does not answer: else the picture is made again."""
+    async def _end(self, job: Job, result: JobResult | Failure) -> None:
+        """Say so in the store, however long that does not answer: else the image is made again."""
         while True:
             try:
                 await STORES.run(self.store.end, job.id, self._holder, time.time(), result)
             except StoreUnavailable:
                 await asyncio.sleep(_RETRY_S)
             else:
-                self._count(job, Status.SUCCEEDED if isinstance(result, Made) else Status.FAILED)
+                self._count(job, Status.SUCCEEDED if isinstance(result, JobResult) else Status.FAILED)
                 return
 
     def _count(self, job: Job, status: Status) -> None:
-        self.desk.telemetry.metering.job_ended(status, max(0.0, time.time() - job.created_s))
+        self.generation_service.telemetry.metrics.job_ended(status, max(0.0, time.time() - job.created_s))

@@ -11,12 +11,12 @@ import structlog
 from sd35.checkpoints.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
 from sd35.checkpoints.hub import cache, download
 from sd35.checkpoints.hub.environment import hub_token
-from sd35.checkpoints.network_sizes import Anatomy, anatomy_by_name, anatomy_on_disk
-from sd35.checkpoints.registry import Variant, find_variant, load_variants
+from sd35.checkpoints.network_sizes import NetworkSizes, network_sizes_by_name, network_sizes_on_disk
+from sd35.checkpoints.registry import RegisteredCheckpoint, find_registered, load_registry
 from sd35.errors import CheckpointError, DownloadFailed
 from sd35.planning.fit import plan_for
 from sd35.planning.footprint import RUNTIMES
-from sd35.planning.plan import Room
+from sd35.planning.plan import AvailableMemory
 from sd35.planning.report import size_text
 from sd35.settings import Settings
 
@@ -37,14 +37,14 @@ class Candidate:
     obstacle: str | None
 
 
-def candidates(settings: Settings, room: Room) -> Iterator[Candidate]:
+def candidates(settings: Settings, room: AvailableMemory) -> Iterator[Candidate]:
     """The best first, judged by what is here: fetches nothing, asks no one. Where none is at hand, one stands in.
 
     Raises InvalidSetting if the token, or a variable of the hub's library, cannot be used.
     """
     is_any_at_hand = False
     for name in BEST_FIRST:
-        is_on_disk = cache.holding_of(find_variant(name, settings.variants)).is_whole
+        is_on_disk = cache.holding_of(find_registered(name, settings.registry)).is_whole
         out_of_reach = _at_hand(settings, is_on_disk=is_on_disk)
         is_any_at_hand = is_any_at_hand or not out_of_reach
         yield Candidate(name, is_on_disk, out_of_reach or _fits(settings, name, room))
@@ -52,7 +52,7 @@ def candidates(settings: Settings, room: Room) -> Iterator[Candidate]:
         yield Candidate(EMBEDDED, is_on_disk=True, obstacle=None)
 
 
-def choose(settings: Settings, room: Room) -> str:
+def choose(settings: Settings, room: AvailableMemory) -> str:
     """The name of the best, which is on disk now: it is fetched where a token allows that. Logs what was passed over.
 
     That nothing is at hand is a warning. Raises CheckpointError with all obstacles where there is none, InvalidSetting.
@@ -61,7 +61,7 @@ def choose(settings: Settings, room: Room) -> str:
     for candidate in candidates(settings, room):
         name, obstacle = candidate.name, candidate.obstacle
         if obstacle is None and not candidate.is_on_disk:
-            obstacle = _fetch(find_variant(name, settings.variants))
+            obstacle = _fetch(find_registered(name, settings.registry))
         if obstacle is None:
             _tell(name, obstacles)
             return name
@@ -75,17 +75,17 @@ def why_standing_in(settings: Settings, name: str) -> str | None:
     return None if name != EMBEDDED or is_asked_for else _STANDING_IN
 
 
-def anatomy_of(name: str, settings: Settings) -> Anatomy:
+def network_sizes_of(name: str, settings: Settings) -> NetworkSizes:
     """Of a checkpoint as settings name it, on disk or not. Raises CheckpointError, InvalidSetting."""
-    variants = load_variants(settings.variants)
-    if name in variants and not settings.weights and not cache.holding_of(variants[name]).is_whole:
-        return anatomy_by_name(variants[name])
-    return anatomy_on_disk(open_named(name, settings))
+    registry = load_registry(settings.registry)
+    if name in registry and not settings.weights and not cache.holding_of(registry[name]).is_whole:
+        return network_sizes_by_name(registry[name])
+    return network_sizes_on_disk(open_named(name, settings))
 
 
 def open_named(name: str, settings: Settings) -> Checkpoint:
     """A checkpoint as settings name it, with what they say of its files. Raises CheckpointError, InvalidSetting."""
-    return open_checkpoint(name, settings.variants, settings.weights, settings.companion, settings.transformer)
+    return open_checkpoint(name, settings.registry, settings.weights, settings.base_checkpoint, settings.transformer)
 
 
 def _tell(name: str, passed_over: list[str]) -> None:
@@ -106,12 +106,12 @@ def _at_hand(settings: Settings, *, is_on_disk: bool) -> str | None:
     return None
 
 
-def _fits(settings: Settings, name: str, room: Room) -> str | None:
+def _fits(settings: Settings, name: str, room: AvailableMemory) -> str | None:
     """Why it does not fit. What has a smaller one after it is not streamed: that one is quicker by far."""
-    anatomy = anatomy_of(name, settings)
-    if RUNTIMES[settings.backend, room.device].needs_graphs and not anatomy.has_graphs:
+    network_sizes = network_sizes_of(name, settings)
+    if RUNTIMES[settings.backend, room.device].needs_graphs and not network_sizes.has_graphs:
         return f"it has no ONNX graphs, which is all that {settings.backend} reads; see --backend"
-    plan = plan_for(settings, [anatomy], room)
+    plan = plan_for(settings, [network_sizes], room)
     is_last = name == BEST_FIRST[-1]
     allowed = [each for each in plan.placements if is_last or each.offload != "sequential"]
     if any(placement.fits(room) for placement in allowed):
@@ -121,12 +121,12 @@ def _fits(settings: Settings, name: str, room: Room) -> str | None:
     return f"it needs {size_text(least)}{host}, and {size_text(room.device_bytes)} are there"
 
 
-def _fetch(variant: Variant) -> str | None:
+def _fetch(registered: RegisteredCheckpoint) -> str | None:
     """Fetch it; why that failed, or None."""
     log = structlog.get_logger()
     try:
-        plan = download.plan(variant)
-        log.info("fetching", checkpoint=variant.name, missing_bytes=plan.missing_bytes)
+        plan = download.plan(registered)
+        log.info("fetching", checkpoint=registered.name, missing_bytes=plan.missing_bytes)
         download.fetch(plan, lambda _: None)
     except (DownloadFailed, CheckpointError) as error:
         return str(error)

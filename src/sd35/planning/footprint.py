@@ -1,4 +1,4 @@
-"""What a picture's calls take beside the weights: formulas of the networks' shapes, with one measured factor each.
+"""What an image's calls take beside the weights: formulas of the networks' shapes, with one measured factor each.
 
 A formula counts the tensors of the network's widest place, in values; the factor says how many of them are alive there
 at once with what the runtime keeps beside. docs/architecture/12-memory-and-start-up.md says where each was measured.
@@ -111,7 +111,7 @@ def beside_bytes(backend: str, network: str, values: int, size_bytes: int) -> in
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """What is to fit: one step of so many transformer rows, and one decoding, at a size in pixels."""
 
     width_px: int
@@ -125,7 +125,7 @@ def encode_values(networks: Mapping[str, Mapping[str, Any]], text_tokens: int) -
     return int(text_tokens * (t5["d_ff"] + t5["num_heads"] * text_tokens))
 
 
-def step_values(networks: Mapping[str, Mapping[str, Any]], text_tokens: int, work: Work) -> int:
+def step_values(networks: Mapping[str, Mapping[str, Any]], text_tokens: int, work: Workload) -> int:
     """Values of one tensor of all tokens at the transformer's width, of all rows; the inner layer has four of them."""
     transformer = networks["transformer"]
     patch_px = LATENT_PX * transformer["patch_size"]
@@ -133,13 +133,13 @@ def step_values(networks: Mapping[str, Mapping[str, Any]], text_tokens: int, wor
     return int(work.rows * tokens * transformer["num_attention_heads"] * transformer["attention_head_dim"])
 
 
-def decode_values(networks: Mapping[str, Mapping[str, Any]], work: Work, *, tiled: bool) -> int:
+def decode_values(networks: Mapping[str, Mapping[str, Any]], work: Workload, *, tiled: bool) -> int:
     """Values of the decoder's widest tensor: at full size, before its last block narrows it; of one tile, if tiled."""
     channels = networks["vae"]["block_out_channels"]
     width_px, height_px = (min(side, TILE_PX) if tiled else side for side in (work.width_px, work.height_px))
     return int(channels[min(1, len(channels) - 1)] * width_px * height_px)
 
 
-def tiles_values(work: Work) -> int:
-    """Values that tiled decoding keeps beside a tile's: all tiles, overlapping by a quarter, and the picture twice."""
+def tiles_values(work: Workload) -> int:
+    """Values that tiled decoding keeps beside a tile's: all tiles, overlapping by a quarter, and the image twice."""
     return int(3 * work.width_px * work.height_px * (1 / 0.75**2 + 2))

@@ -1,13 +1,13 @@
-"""One way to place one checkpoint's networks, as arithmetic: what is where in each phase, and what a picture moves."""
+"""One way to place one checkpoint's networks, as arithmetic: what is where in each phase, and what an image moves."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from sd35.backends.options import DeviceKind, Offload
-from sd35.checkpoints.network_sizes import NETWORKS, TEXT_ENCODERS, Anatomy
+from sd35.checkpoints.network_sizes import NETWORKS, TEXT_ENCODERS, NetworkSizes
 from sd35.planning.footprint import (
     RUNTIMES,
-    Work,
+    Workload,
     beside_bytes,
     bytes_of,
     computed_in,
@@ -27,10 +27,10 @@ _WIDENED_BYTES = 4 + 4 + 2  # of a weight in FP8 while it is multiplied: itself,
 
 
 @dataclass(frozen=True)
-class Placing:
+class NetworkPlacement:
     """A checkpoint's networks in a precision, placed by `offload` on a kind of device. Sizes in bytes."""
 
-    anatomy: Anatomy
+    network_sizes: NetworkSizes
     backend: str
     precision: str
     device: DeviceKind
@@ -60,13 +60,13 @@ class Placing:
                 return transformer + vae + (max(encoders) if (phase, self.device) == ("encoding", "cpu") else 0)
             case "model":
                 return {"reading": 0, "encoding": max(encoders), "steps": transformer, "decoding": vae}[phase]
-        layers = {name: network.largest_layer * self._width for name, network in self.anatomy.networks.items()}
+        layers = {name: network.largest_layer * self._width for name, network in self.network_sizes.networks.items()}
         of_encoders = max(layers[name] for name in TEXT_ENCODERS)
         return {"reading": 0, "encoding": of_encoders, "steps": layers["transformer"], "decoding": layers["vae"]}[phase]
 
     @property
     def stays_bytes(self) -> int:
-        """Weights on the device that may be there between two pictures."""
+        """Weights on the device that may be there between two images."""
         match self.offload:
             case "none" | "encoders":
                 return self.held_bytes("steps")
@@ -74,11 +74,11 @@ class Placing:
                 return max(self._weights(name) for name in NETWORKS)
         return 0
 
-    def working_bytes(self, phase: Phase, work: Work) -> int:
+    def working_bytes(self, phase: Phase, work: Workload) -> int:
         """What a phase takes beside weights."""
         factors = RUNTIMES[self.backend, self.device]
-        configs = {name: network.config for name, network in self.anatomy.networks.items()}
-        text_tokens = self.anatomy.card.max_sequence_length
+        configs = {name: network.config for name, network in self.network_sizes.networks.items()}
+        text_tokens = self.network_sizes.card.max_sequence_length
         match phase:
             case "reading":
                 return self._reading_bytes()
@@ -100,8 +100,8 @@ class Placing:
 
     @property
     def moved_bytes(self) -> int:
-        """What a picture with new text reads from disk, on CUDA what it brings to the device and back."""
-        networks = self.anatomy.networks
+        """What an image with new text reads from disk, on CUDA what it brings to the device and back."""
+        networks = self.network_sizes.networks
         match self.offload, self.device:
             case "encoders", "cpu":
                 return sum(networks[name].stored_bytes for name in TEXT_ENCODERS)
@@ -111,7 +111,7 @@ class Placing:
                 return 2 * sum(self._weights(name) for name in NETWORKS)  # back, too: the library copies them
             case "sequential", _:
                 others = sum(self._weights(name) for name in NETWORKS if name != "transformer")
-                return others + self.anatomy.card.steps * self._weights("transformer")
+                return others + self.network_sizes.card.steps * self._weights("transformer")
         return 0
 
     @property
@@ -119,7 +119,7 @@ class Placing:
         return bytes_of(self.backend, self.precision)
 
     def _weights(self, name: str) -> int:
-        return weights_bytes(self.anatomy, name, self.backend, self.precision)
+        return weights_bytes(self.network_sizes, name, self.backend, self.precision)
 
     def _reading_bytes(self) -> int:
         """What reading takes beyond what it leaves: of a network that is cast, its file beside it. In their order."""
@@ -137,28 +137,28 @@ class Placing:
         comes = always or (self.device == "cpu" and any(self._comes(name) for name in names))
         if not comes or RUNTIMES[self.backend, self.device].casts_aside:
             return 0
-        return max(self.anatomy.networks[name].stored_bytes if self._is_cast(name) else 0 for name in names)
+        return max(self.network_sizes.networks[name].stored_bytes if self._is_cast(name) else 0 for name in names)
 
     def _is_cast(self, name: str) -> bool:
         """Whether it is stored in another precision, or some of it goes into FP8."""
-        is_other = self.anatomy.networks[name].stored_as != computed_in(self.backend, self.precision)
+        is_other = self.network_sizes.networks[name].stored_as != computed_in(self.backend, self.precision)
         return is_other or self._fp8_values(name) > 0
 
     def _fp8_values(self, name: str) -> int:
-        return fp8_values(self.backend, self.precision, name, self.anatomy.networks[name].config)
+        return fp8_values(self.backend, self.precision, name, self.network_sizes.networks[name].config)
 
     def _widened_bytes(self, name: str) -> int:
         """What multiplying with weights in FP8 takes beside them: those of the largest layer, wider."""
         takes = RUNTIMES[self.backend, self.device].widens_fp8 and self._fp8_values(name)
-        return _WIDENED_BYTES * self.anatomy.networks[name].largest_layer if takes else 0
+        return _WIDENED_BYTES * self.network_sizes.networks[name].largest_layer if takes else 0
 
     def _comes(self, name: str) -> bool:
         return self.offload == "model" or (self.offload == "encoders" and name in TEXT_ENCODERS)
 
 
-def weights_bytes(anatomy: Anatomy, name: str, backend: str, precision: str) -> int:
+def weights_bytes(network_sizes: NetworkSizes, name: str, backend: str, precision: str) -> int:
     """What a network's weights take in memory."""
-    network = anatomy.networks[name]
+    network = network_sizes.networks[name]
     in_fp8 = fp8_values(backend, precision, name, network.config)
     size_bytes = (network.values - in_fp8) * bytes_of(backend, precision) + in_fp8
     if (name, precision) == ("text_encoder_3", "float16"):  # Transformers keeps T5's output layers in float32 then

@@ -7,16 +7,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sd35.backends.options import TILE_PX, DeviceKind, Offload
-from sd35.checkpoints.network_sizes import Anatomy
-from sd35.planning.footprint import RUNTIMES, Work
-from sd35.planning.placement import Home, Phase, Placing, weights_bytes
+from sd35.checkpoints.network_sizes import NetworkSizes
+from sd35.planning.footprint import RUNTIMES, Workload
+from sd35.planning.placement import Home, NetworkPlacement, Phase, weights_bytes
 
 MARGIN = 0.1  # of a predicted peak: what the prediction may err by
 PHASES: tuple[Phase, ...] = ("reading", "encoding", "steps", "decoding")
 
 
 @dataclass(frozen=True)
-class Room:
+class AvailableMemory:
     """The memory there is: of the device that computes, and of the host, which on a CPU are one.
 
     `host_bytes` is None for a machine that is not here, and of which only the device is known.
@@ -28,12 +28,12 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PlacementRequest:
     """What a plan is for. `offload` and `tiled_decode` are None where the plan is to choose."""
 
     backend: str
     precision: str
-    work: Work
+    work: Workload
     offload: Offload | None = None
     tiled_decode: bool | None = None
 
@@ -44,7 +44,7 @@ class Placement:
 
     `homes`: where each network lives. `peaks`: the device's memory in each phase, libraries included. `weights_bytes`:
     the most of it that is libraries and weights. `host_bytes`: the same of the host beside a CUDA device, 0 on a CPU.
-    `moved_bytes`: what a picture with new text reads from disk, on CUDA what it brings to the device and back.
+    `moved_bytes`: what an image with new text reads from disk, on CUDA what it brings to the device and back.
     """
 
     offload: Offload
@@ -65,7 +65,7 @@ class Placement:
         """The peak and the margin."""
         return int(self.peak_bytes * (1 + MARGIN))
 
-    def fits(self, room: Room) -> bool:
+    def fits(self, room: AvailableMemory) -> bool:
         """Whether it stays in the memory there is, even where the prediction errs by its margin."""
         has_host = room.host_bytes is None or self.host_bytes <= room.host_bytes
         return self.needed_bytes <= room.device_bytes and has_host
@@ -75,9 +75,9 @@ class Placement:
 class Plan:
     """What was asked, and every way to place it, the fastest first."""
 
-    anatomies: tuple[Anatomy, ...]
-    wanted: Wanted
-    room: Room
+    all_network_sizes: tuple[NetworkSizes, ...]
+    wanted: PlacementRequest
+    room: AvailableMemory
     placements: tuple[Placement, ...]
 
     @property
@@ -88,18 +88,19 @@ class Plan:
     def weights_bytes(self, network: str) -> int:
         """What a network's weights take in memory, of all checkpoints together."""
         return sum(
-            weights_bytes(anatomy, network, self.wanted.backend, self.wanted.precision) for anatomy in self.anatomies
+            weights_bytes(network_sizes, network, self.wanted.backend, self.wanted.precision)
+            for network_sizes in self.all_network_sizes
         )
 
 
-def make_plan(anatomies: Sequence[Anatomy], wanted: Wanted, room: Room) -> Plan:
+def make_plan(all_network_sizes: Sequence[NetworkSizes], wanted: PlacementRequest, room: AvailableMemory) -> Plan:
     """The plan for checkpoints that are served together, all placed in the same way."""
-    placements = tuple(_placement(anatomies, wanted, room.device, *way) for way in _ways(wanted, room.device))
+    placements = tuple(_placement(all_network_sizes, wanted, room.device, *way) for way in _ways(wanted, room.device))
     assert placements, f"no placement for {wanted}"
-    return Plan(tuple(anatomies), wanted, room, placements)
+    return Plan(tuple(all_network_sizes), wanted, room, placements)
 
 
-def _ways(wanted: Wanted, device: DeviceKind) -> Iterator[tuple[Offload, bool]]:
+def _ways(wanted: PlacementRequest, device: DeviceKind) -> Iterator[tuple[Offload, bool]]:
     """What the backend can do there, the fastest first."""
     runtime = RUNTIMES[wanted.backend, device]
     is_larger = max(wanted.work.width_px, wanted.work.height_px) > TILE_PX
@@ -110,33 +111,41 @@ def _ways(wanted: Wanted, device: DeviceKind) -> Iterator[tuple[Offload, bool]]:
 
 
 def _placement(
-    anatomies: Sequence[Anatomy],
-    wanted: Wanted,
+    all_network_sizes: Sequence[NetworkSizes],
+    wanted: PlacementRequest,
     device: DeviceKind,
     offload: Offload,
     is_tiled: bool,  # noqa: FBT001
 ) -> Placement:
     """One way for all checkpoints: what stays of each adds up, and one works at a time."""
-    placings = [Placing(each, wanted.backend, wanted.precision, device, offload, is_tiled) for each in anatomies]
+    network_placements = [
+        NetworkPlacement(each, wanted.backend, wanted.precision, device, offload, is_tiled)
+        for each in all_network_sizes
+    ]
     libraries = RUNTIMES[wanted.backend, device].library_bytes
-    stays = sum(placing.stays_bytes for placing in placings)
+    stays = sum(network_placement.stays_bytes for network_placement in network_placements)
     held = {
-        phase: [libraries + stays - placing.stays_bytes + placing.held_bytes(phase) for placing in placings]
+        phase: [
+            libraries + stays - network_placement.stays_bytes + network_placement.held_bytes(phase)
+            for network_placement in network_placements
+        ]
         for phase in PHASES
     }
     peaks = {
         phase: max(
-            weights + placing.working_bytes(phase, wanted.work)
-            for weights, placing in zip(held[phase], placings, strict=True)
+            weights + network_placement.working_bytes(phase, wanted.work)
+            for weights, network_placement in zip(held[phase], network_placements, strict=True)
         )
         for phase in PHASES
     }
     return Placement(
         offload=offload,
         tiled_decode=is_tiled,
-        homes=placings[0].homes,
+        homes=network_placements[0].homes,
         peaks=peaks,
         weights_bytes=max(max(each) for each in held.values()),
-        host_bytes=libraries + sum(placing.host_bytes for placing in placings) if device == "cuda" else 0,
-        moved_bytes=max(placing.moved_bytes for placing in placings),
+        host_bytes=libraries + sum(network_placement.host_bytes for network_placement in network_placements)
+        if device == "cuda"
+        else 0,
+        moved_bytes=max(network_placement.moved_bytes for network_placement in network_placements),
     )

@@ -21,7 +21,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     """The same for a program; sizes in bytes."""
     work, room = plan.wanted.work, plan.room
     return {
-        "checkpoints": [anatomy.name for anatomy in plan.anatomies],
+        "checkpoints": [network_sizes.name for network_sizes in plan.all_network_sizes],
         "backend": plan.wanted.backend,
         "precision": plan.wanted.precision,
         "device": room.device,
@@ -49,7 +49,7 @@ def way_of(placement: Placement) -> str:
 def _asked(plan: Plan) -> str:
     work, room = plan.wanted.work, plan.room
     host = f", and {size_text(room.host_bytes)} of the host's" if room.device == "cuda" and room.host_bytes else ""
-    names = ", ".join(anatomy.name for anatomy in plan.anatomies)
+    names = ", ".join(network_sizes.name for network_sizes in plan.all_network_sizes)
     return (
         f"{names} in {plan.wanted.precision}, by {plan.wanted.backend} on"
         f" {'CUDA' if room.device == 'cuda' else 'the CPU'}, {work.width_px}x{work.height_px} px, {work.rows}"
@@ -85,7 +85,7 @@ def _need(plan: Plan, placement: Placement) -> str:
 
 
 def _ways(plan: Plan) -> list[str]:
-    moved = "a picture moves" if plan.room.device == "cuda" else "a picture reads"
+    moved = "an image moves" if plan.room.device == "cuda" else "an image reads"
     header = ("offload", "peak", moved, "")
     rows = [
         (

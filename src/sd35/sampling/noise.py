@@ -1,4 +1,4 @@
-"""The noise a picture starts from: torch's CPU generator, without torch.
+"""The noise an image starts from: torch's CPU generator, without torch.
 
 Source: `normal_fill` in PyTorch's ATen/native/cpu/DistributionTemplates.h. It draws one MT19937 word per value, then
 turns blocks of 16 uniforms into 16 normals by Box and Muller. The same seed gives the same noise on every backend.

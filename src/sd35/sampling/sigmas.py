@@ -28,7 +28,7 @@ _UNSUPPORTED = (
 
 
 @dataclass(frozen=True)
-class Sampler:
+class SigmaSchedule:
     """A checkpoint's sigma schedule. `shift` moves steps towards the noise (SD3 paper, section 5.3.2)."""
 
     shift: float
@@ -49,7 +49,7 @@ class Sampler:
         return self.shift * sigma / (1 + (self.shift - 1) * sigma)
 
 
-def sampler_of(checkpoint: Checkpoint) -> Sampler:
+def sigma_schedule_of(checkpoint: Checkpoint) -> SigmaSchedule:
     """The schedule in a checkpoint's scheduler configuration.
 
     Raises CheckpointError where it is not SD3.5's, or names an option beyond `shift` that this sampler does not have.
@@ -63,4 +63,4 @@ def sampler_of(checkpoint: Checkpoint) -> Sampler:
     total = config.get("num_train_timesteps", 1000)
     if total != 1000:  # the backends' timestep is sigma * 1000
         raise CheckpointError(f"{checkpoint.name}: num_train_timesteps is {total}; only 1000 is supported")
-    return Sampler(shift=float(config.get("shift", 1.0)))
+    return SigmaSchedule(shift=float(config.get("shift", 1.0)))

@@ -14,7 +14,7 @@ from sd35.backends.registry import BACKENDS, check_available
 from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting
 from sd35.images.record import own_version
 from sd35.planning.auto import AUTO, candidates, open_named
-from sd35.planning.fit import room_here
+from sd35.planning.fit import available_memory
 from sd35.settings import Settings
 from sd35.settings.directories import existing_part, why_not_writable
 
@@ -32,8 +32,8 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Checkup:
-    """What was found. `can_serve`: the chosen backend, the standby if there is one, and all checkpoints are usable."""
+class DoctorReport:
+    """What was found. `can_serve`: the chosen backend, the fallback if there is one, and all checkpoints are usable."""
 
     version: str
     python: str
@@ -46,20 +46,20 @@ class Checkup:
     checkpoints: list[Finding]
     directories: list[Finding]
     backend: str
-    standby: str | None
+    fallback: str | None
 
     @property
     def can_serve(self) -> bool:
         """Whether `sd35 serve` with these settings finds what it needs."""
-        chosen = [finding for finding in self.backends if finding.name in {self.backend, self.standby}]
+        chosen = [finding for finding in self.backends if finding.name in {self.backend, self.fallback}]
         return bool(chosen) and all(finding.is_usable for finding in (*chosen, *self.checkpoints))
 
 
-def check_up(settings: Settings) -> Checkup:
+def examine(settings: Settings) -> DoctorReport:
     """Look at the machine and the settings' backend, checkpoints and directories."""
-    standby = settings.of_standby.backend if settings.of_standby else None
-    named = dict.fromkeys((*BACKENDS, settings.backend, standby or settings.backend))
-    return Checkup(
+    fallback = settings.fallback_settings.backend if settings.fallback_settings else None
+    named = dict.fromkeys((*BACKENDS, settings.backend, fallback or settings.backend))
+    return DoctorReport(
         version=own_version(),
         python=platform.python_version(),
         system=platform.platform(),
@@ -71,7 +71,7 @@ def check_up(settings: Settings) -> Checkup:
         checkpoints=[_finding(name, partial(_checkpoint, settings)) for name in settings.checkpoints],
         directories=[_directory("cache", settings.cache_dir), _directory("data", settings.data_dir)],
         backend=settings.backend,
-        standby=standby,
+        fallback=fallback,
     )
 
 
@@ -97,7 +97,7 @@ def _checkpoint(settings: Settings, name: str) -> str:
 def _auto(settings: Settings) -> str:
     """What `auto` would take, and why not what is better. Raises CheckpointError where there is none."""
     passed_over: list[str] = []
-    for candidate in candidates(settings, room_here(settings)):
+    for candidate in candidates(settings, available_memory(settings)):
         if candidate.obstacle is None:
             state = "on disk" if candidate.is_on_disk else "to be fetched"
             return "; ".join([f"{candidate.name}, {state}", *passed_over])

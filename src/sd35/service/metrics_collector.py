@@ -11,9 +11,9 @@ from sd35.backends.memory.host import HostMemory
 from sd35.errors import NotReady, StoreUnavailable
 from sd35.images.record import own_version
 from sd35.service.service import Service
-from sd35.service.startup import Opening
+from sd35.service.startup import ServiceLifecycle
 from sd35.storage.jobs import JobStore, Status
-from sd35.telemetry.metrics import Described, Metering
+from sd35.telemetry.metrics import MetricDescription, Metrics
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -27,16 +27,16 @@ Samples: TypeAlias = Iterable[tuple[tuple[str, ...], float]]  # labels' values, 
 class _Reading(NamedTuple):
     """A metric, and how it is read of a service that is open."""
 
-    described: Described
+    described: MetricDescription
     read: Callable[[Service], Samples]
 
 
 def _gauge(name: str, meaning: str, read: Callable[[Service], Samples], *labels: str) -> _Reading:
-    return _Reading(Described(name, "gauge", labels, meaning), read)
+    return _Reading(MetricDescription(name, "gauge", labels, meaning), read)
 
 
 def _counter(name: str, meaning: str, read: Callable[[Service], Samples], *labels: str) -> _Reading:
-    return _Reading(Described(name, "counter", labels, meaning), read)
+    return _Reading(MetricDescription(name, "counter", labels, meaning), read)
 
 
 def _one(value: float) -> Samples:
@@ -47,11 +47,11 @@ def _each(values: Mapping[Label, float]) -> Samples:
     return [((label,), value) for label, value in values.items()]
 
 
-class Readings:
+class MetricsCollector:
     """A collector (see prometheus_client) of an `opening`; while that is not ready, most have no value."""
 
-    def __init__(self, opening: Opening) -> None:
-        self._opening = opening
+    def __init__(self, lifecycle: ServiceLifecycle) -> None:
+        self._opening = lifecycle
         self._jobs = _Jobs()
         self._readings = [*_READINGS, _Reading(_JOBS, self._jobs.counts), _Reading(_JOB_STORE_UP, self._jobs.is_up)]
 
@@ -63,7 +63,7 @@ class Readings:
             service = None
         yield _family(_READY, _one(service is not None))
         yield _family(_BUILD, [((own_version(), platform.python_version()), 1)])
-        yield _family(_STARTUP, _each({phase: round(s, 3) for phase, s in self._opening.start_up.seconds.items()}))
+        yield _family(_STARTUP, _each({phase: round(s, 3) for phase, s in self._opening.startup.seconds.items()}))
         yield _family(_HOST_FREE, _one(HostMemory().free_bytes()))
         for reading in self._readings:
             yield _family(reading.described, _read(reading, service) if service else ())
@@ -88,12 +88,12 @@ class _Jobs:
 
     def counts(self, service: Service) -> Samples:
         """None while the store does not answer."""
-        self._count(service.kept.stores.jobs)
+        self._count(service.storage.database.jobs)
         return _each({status: self._counts.get(status, 0) for status in Status} if self._is_answering else {})
 
     def is_up(self, service: Service) -> Samples:
         """1 or 0."""
-        self._count(service.kept.stores.jobs)
+        self._count(service.storage.database.jobs)
         return _one(self._is_answering)
 
     def _count(self, store: JobStore) -> None:
@@ -106,41 +106,41 @@ class _Jobs:
         self._until_s = time.monotonic() + _COUNTED_S
 
 
-def _engine_pictures(service: Service) -> Samples:
-    load = service.studio.engine.load
+def _engine_images(service: Service) -> Samples:
+    load = service.pool.engine.load
     return _each({"waiting": load.waiting, "running": load.running})
 
 
 def _device_memory(service: Service) -> Samples:
-    memory = next(iter(service.studio.models.values())).backend.memory
+    memory = next(iter(service.pool.models.values())).backend.memory
     return _each({"held": memory.held_bytes(), "free": memory.free_bytes()})
 
 
 def _lookups(service: Service) -> Samples:
-    embeddings = service.studio.embeddings
+    embeddings = service.pool.embeddings
     return _each({"hit": embeddings.hits, "miss": embeddings.misses})
 
 
 def _models(service: Service) -> Samples:
     return [
         ((model.name, model.checkpoint.revision[:12], model.backend.name, model.backend.precision), 1)
-        for model in service.studio.models.values()
+        for model in service.pool.models.values()
     ]
 
 
 def _is_building(service: Service) -> Samples:
-    return _one(service.studio.building.is_running) if service.studio.building else ()
+    return _one(service.pool.fallback_builder.is_running) if service.pool.fallback_builder else ()
 
 
 def _building_s(service: Service) -> Samples:
-    return _one(service.studio.building.took_s) if service.studio.building else ()
+    return _one(service.pool.fallback_builder.took_s) if service.pool.fallback_builder else ()
 
 
 def _build_failures(service: Service) -> Samples:
-    return _one(service.studio.building.failures) if service.studio.building else ()
+    return _one(service.pool.fallback_builder.failures) if service.pool.fallback_builder else ()
 
 
-def _family(described: Described, samples: Samples) -> "Metric":
+def _family(described: MetricDescription, samples: Samples) -> "Metric":
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
     kind = CounterMetricFamily if described.kind == "counter" else GaugeMetricFamily
@@ -150,41 +150,41 @@ def _family(described: Described, samples: Samples) -> "Metric":
     return family
 
 
-_JOBS = Described("sd35_jobs", "gauge", ("status",), "Jobs in the store.")
-_JOB_STORE_UP = Described("sd35_job_store_up", "gauge", (), "Whether the job store answers.")
-_READY = Described("sd35_ready", "gauge", (), "Whether pictures can be made, as /readyz says.")
-_BUILD = Described("sd35_build_info", "gauge", ("version", "python"), "Always 1: what runs.")
-_STARTUP = Described("sd35_startup_seconds", "gauge", ("phase",), "What the start took.")
-_HOST_FREE = Described("sd35_host_memory_free_bytes", "gauge", (), "What system and container leave to this process.")
+_JOBS = MetricDescription("sd35_jobs", "gauge", ("status",), "Jobs in the store.")
+_JOB_STORE_UP = MetricDescription("sd35_job_store_up", "gauge", (), "Whether the job store answers.")
+_READY = MetricDescription("sd35_ready", "gauge", (), "Whether images can be made, as /readyz says.")
+_BUILD = MetricDescription("sd35_build_info", "gauge", ("version", "python"), "Always 1: what runs.")
+_STARTUP = MetricDescription("sd35_startup_seconds", "gauge", ("phase",), "What the start took.")
+_HOST_FREE = MetricDescription(
+    "sd35_host_memory_free_bytes", "gauge", (), "What system and container leave to this process."
+)
 _READINGS = [
-    _gauge("sd35_engine_pictures", "Pictures that the engine has accepted.", _engine_pictures, "state"),
+    _gauge("sd35_engine_images", "Images that the engine has accepted.", _engine_images, "state"),
     _gauge(
-        "sd35_engine_pictures_limit",
-        "Most pictures that the engine accepts.",
-        lambda it: _one(it.studio.engine.limits.max_pictures),
+        "sd35_engine_images_limit",
+        "Most images that the engine accepts.",
+        lambda it: _one(it.pool.engine.limits.max_in_flight),
     ),
-    _gauge("sd35_engine_backlog_seconds", "Estimated work left.", lambda it: _one(it.studio.engine.load.backlog_s)),
+    _gauge("sd35_engine_backlog_seconds", "Estimated work left.", lambda it: _one(it.pool.engine.load.backlog_s)),
+    _gauge("sd35_engine_memory_used_bytes", "Working memory in use.", lambda it: _one(it.pool.engine.load.used_bytes)),
     _gauge(
-        "sd35_engine_memory_used_bytes", "Working memory in use.", lambda it: _one(it.studio.engine.load.used_bytes)
-    ),
-    _gauge(
-        "sd35_engine_memory_limit_bytes", "All working memory.", lambda it: _one(it.studio.engine.limits.memory_bytes)
+        "sd35_engine_memory_limit_bytes", "All working memory.", lambda it: _one(it.pool.engine.limits.memory_bytes)
     ),
     _gauge("sd35_device_memory_bytes", "Memory that the first model computes in.", _device_memory, "state"),
     _counter("sd35_embedding_cache_total", "Prompts looked up among those encoded before.", _lookups, "result"),
     _gauge(
-        "sd35_embedding_cache_bytes", "Encoded prompts that are kept.", lambda it: _one(it.studio.embeddings.used_bytes)
+        "sd35_embedding_cache_bytes", "Encoded prompts that are kept.", lambda it: _one(it.pool.embeddings.used_bytes)
     ),
     _counter(
-        "sd35_spoiled_pictures_total",
+        "sd35_numerical_failures_total",
         "Attempts whose values went bad.",
-        lambda it: _each(it.studio.engine.spoiled),
+        lambda it: _each(it.pool.engine.numerical_failures),
         "kind",
     ),
     _counter(
-        "sd35_retried_pictures_total",
-        "Spoiled pictures that were made again in a wider precision.",
-        lambda it: _one(it.studio.engine.retried),
+        "sd35_retried_images_total",
+        "Spoiled images that were made again in a wider precision.",
+        lambda it: _one(it.pool.engine.retried),
     ),
     _gauge("sd35_model_info", "Always 1: what is served.", _models, "model", "revision", "backend", "precision"),
     _gauge(
@@ -192,7 +192,7 @@ _READINGS = [
         "Whether nothing is removed for its age, since the clock cannot be believed.",
         lambda it: _one(it.is_retention_paused),
     ),
-    _gauge("sd35_building", "Whether a standby answers in place of what is being built.", _is_building),
+    _gauge("sd35_fallback_active", "Whether a fallback answers in place of what is being built.", _is_building),
     _gauge("sd35_build_seconds", "From the start of building to the swap.", _building_s),
     _counter("sd35_build_failures_total", "Builds that failed.", _build_failures),
 ]
@@ -202,7 +202,7 @@ def metrics_table() -> str:
     """The table of docs/architecture/19-metrics-logs-traces.md, in Markdown."""
     own = [_READY, _BUILD, _STARTUP, _HOST_FREE, _JOBS, _JOB_STORE_UP, *(reading.described for reading in _READINGS)]
     lines = ["| Metric | Type | Labels | Meaning |", "| --- | --- | --- | --- |"]
-    for each in sorted([*own, *Metering().described]):
+    for each in sorted([*own, *Metrics().described]):
         labels = ", ".join(f"`{label}`" for label in each.labels)
         lines.append(f"| `{each.name}` | {each.kind} | {labels} | {each.meaning} |")
     return "\n".join(lines) + "\n"

@@ -8,12 +8,12 @@ from typing import Literal, TypeAlias
 StartPhase: TypeAlias = Literal["import", "plan", "read", "place", "compile", "warm"]
 
 
-class StartUp:
+class StartupTimes:
     """Seconds of each phase.
 
     "import": from the process's start, and the backend's libraries. "plan": finding checkpoints, fetching one for
     `auto`, the memory plan. "read" and "place": weights into memory, and to the device. "compile": graphs, with their
-    weights where a runtime reads while it compiles. "warm": the first pictures.
+    weights where a runtime reads while it compiles. "warm": the first images.
     """
 
     def __init__(self, imported_s: float = 0.0) -> None:

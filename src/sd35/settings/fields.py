@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     root_path: str = Field(
         "",
         pattern=r"^(/[A-Za-z0-9._~-]+)*$",
-        description="Path under which a proxy offers the service, and which it takes off, as `/pictures`.",
+        description="Path under which a proxy offers the service, and which it takes off, as `/images`.",
         json_schema_extra={"default": "none"},
     )
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -65,17 +65,17 @@ class Settings(BaseSettings):
         description="Let pages of `cors_origins` on public sites reach a server on a private network or the user's own"
         " machine: answer the browser's private network preflights.",
     )
-    max_arrival_s: float = Field(
+    body_timeout_s: float = Field(
         30, gt=0, description="Longest time for a request's head to arrive, and then for its body; else 408."
     )
     requests_per_minute: int = Field(
         0,
         ge=0,
-        description="Most requests for pictures, or to read a picture's file, by a key, or an address where there are"
+        description="Most requests for images, or to read an image's file, by a key, or an address where there are"
         " no keys; 0 for any.",
     )
     concurrency: int = Field(
-        0, ge=0, description="Most pictures at once for a key, or an address where there are no keys; 0 for any."
+        0, ge=0, description="Most images at once for a key, or an address where there are no keys; 0 for any."
     )
     pixels_per_hour: int = Field(
         0, ge=0, description="Most pixels for a key, or an address where there are no keys; 0 for any."
@@ -99,12 +99,12 @@ class Settings(BaseSettings):
         " repeated).",
         json_schema_extra={"default": "none"},
     )
-    variants: Path | None = Field(
+    registry: Path | None = Field(
         None,
-        description="TOML file of further checkpoints by name, of the form of `checkpoints/variants.toml`.",
+        description="TOML file of further checkpoints by name, of the form of `checkpoints/registry.toml`.",
         json_schema_extra={"default": "none"},
     )
-    companion: str | None = Field(
+    base_checkpoint: str | None = Field(
         None,
         description="Where a checkpoint without tokenizers and configurations has them from: a name that `sd35 models`"
         " lists, or a directory in the Diffusers layout, of the same model.",
@@ -141,7 +141,7 @@ class Settings(BaseSettings):
         " the GPU can, else `fp8-weights`, which only keeps weights so; either can be named. `fp8-storage`, of"
         " `diffusers`, takes the least memory: also T5's weights are in FP8.",
     )
-    standby: str | None = Field(
+    fallback: str | None = Field(
         None,
         description="Of `serve`: a second backend to load beside, as `diffusers` or `onnx/float32`: it answers while"
         " the first's graphs or engines are built, and makes again what that spoils, where its precision is wider.",
@@ -155,7 +155,7 @@ class Settings(BaseSettings):
     )
     tiled_decode: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="Decode large pictures in tiles, for less memory and slightly other pixels; `auto` where needed.",
+        description="Decode large images in tiles, for less memory and slightly other pixels; `auto` where needed.",
     )
     torch_compile: bool = Field(
         default=False,
@@ -176,57 +176,57 @@ class Settings(BaseSettings):
     max_pixels: int = Field(
         2 * 1024 * 1024, ge=64 * 64, description="Most pixels (width x height) a request may ask for."
     )
-    max_pictures: int = Field(
+    max_in_flight: int = Field(
         0,
         ge=0,
-        description="Most pictures that wait or are being made at the same time; further ones are refused with 429. 0"
+        description="Most images that wait or are being made at the same time; further ones are refused with 429. 0"
         " allows 1.25 times `max_batch_rows`, but at least `max_batch_rows` + 2. While overload lasts, 0 allows only as"
-        " many as keep the device busy, so that accepted pictures wait less.",
+        " many as keep the device busy, so that accepted images wait less.",
     )
     max_wait_s: float = Field(
-        600, gt=0, description="Longest wait, in estimated seconds, that a picture is accepted for; else 429."
+        600, gt=0, description="Longest wait, in estimated seconds, that an image is accepted for; else 429."
     )
     max_batch_rows: int = Field(
-        8, ge=1, description="Most transformer rows in a step: a picture is one, or two where its guidance is above 1."
+        8, ge=1, description="Most transformer rows in a step: an image is one, or two where its guidance is above 1."
     )
     reproducible: bool = Field(
         default=False,
-        description="Compute each picture by itself: its bytes are the same whatever the load, which takes longer.",
+        description="Compute each image by itself: its bytes are the same whatever the load, which takes longer.",
     )
     memory_mb: int = Field(
         0, ge=0, description="Megabytes for the working memory of steps and decodings; 0 takes 90 % of what is free."
     )
     embedding_cache_mb: int = Field(64, ge=0, description="Megabytes of encoded prompts to keep.")
-    store: str | None = Field(
+    image_store: str | None = Field(
         None,
-        description="Where pictures are kept: a directory, `s3://BUCKET/PREFIX`, `gs://...`, `az://CONTAINER/PREFIX`,"
+        description="Where images are kept: a directory, `s3://BUCKET/PREFIX`, `gs://...`, `az://CONTAINER/PREFIX`,"
         " or `memory` for as long as the process lives. Credentials, region and endpoint of an object store come from"
         " the environment: `AWS_...`, `GOOGLE_...`, `AZURE_...`.",
-        json_schema_extra={"default": "pictures in data_dir"},
+        json_schema_extra={"default": "images in data_dir"},
     )
-    keep_days: float = Field(
-        30, ge=0, description="Days to keep a picture after it was last asked for; 0 is without bound."
+    retention_days: float = Field(
+        30, ge=0, description="Days to keep an image after it was last asked for; 0 is without bound."
     )
-    keep_gb: float = Field(
-        20, ge=0, description="Gigabytes of pictures to keep; beyond, the oldest are removed. 0 is without bound."
+    retention_gb: float = Field(
+        20, ge=0, description="Gigabytes of images to keep; beyond, the oldest are removed. 0 is without bound."
     )
     public_url: str | None = Field(
         None,
         pattern=r"^https?://[^?#\s]+$",
-        description="Address by which clients reach the service, as `https://pictures.example.com/sd35`, for links.",
+        description="Address by which clients reach the service, as `https://images.example.com/sd35`, for links.",
         json_schema_extra={"default": "that of the request"},
     )
     link_secret: SecretStr | None = Field(
         None,
         min_length=16,
-        description="Secret that signs links to pictures, of 16 characters at least; several processes need the same.",
+        description="Secret that signs links to images, of 16 characters at least; several processes need the same.",
         json_schema_extra={"default": "drawn once, kept in data_dir"},
     )
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="Logs for people or for machines; `auto` is `console` on a terminal, else `json`."
     )
     log_prompts: bool = Field(
-        default=False, description="Log each picture's prompts, the first 200 characters of them; else no log has any."
+        default=False, description="Log each image's prompts, the first 200 characters of them; else no log has any."
     )
     cache_dir: Path = Field(
         default_factory=lambda: _home("XDG_CACHE_HOME", ".cache"),
@@ -241,20 +241,20 @@ class Settings(BaseSettings):
         json_schema_extra={"default": "~/.local/share/sd35"},
     )
     keep_metadata: bool = Field(
-        default=True, description="Let picture files say what made them, where the request does not say otherwise."
+        default=True, description="Let image files say what made them, where the request does not say otherwise."
     )
     content_filter: str | None = Field(
         None,
-        description="Import path, `package.module:name`, of a hook that sees each prompt and picture, and allows, blurs"
+        description="Import path, `package.module:name`, of a hook that sees each prompt and image, and allows, blurs"
         " or refuses it.",
         json_schema_extra={"default": "none"},
     )
-    redirect_pictures: bool = Field(
+    redirect_images: bool = Field(
         default=False,
         description="Send who asks for a stored PNG file to the object store, by a signed address, where it has one.",
     )
     max_jobs: int = Field(10_000, ge=1, description="Most jobs that wait; further ones are refused with 429.")
-    grace_s: float = Field(
+    shutdown_grace_s: float = Field(
         60,
         ge=0,
         description="Seconds for what runs to end once the service closes; then jobs are handed back, and calls end.",
@@ -277,12 +277,12 @@ class Settings(BaseSettings):
     )
 
     @property
-    def of_standby(self) -> "Settings | None":
-        """The same settings with the standby as the backend; None where there is none."""
-        if self.standby is None:
+    def fallback_settings(self) -> "Settings | None":
+        """The same settings with the fallback as the backend; None where there is none."""
+        if self.fallback is None:
             return None
-        backend, _, precision = self.standby.partition("/")
-        return self.model_copy(update={"backend": backend, "precision": precision or "auto", "standby": None})
+        backend, _, precision = self.fallback.partition("/")
+        return self.model_copy(update={"backend": backend, "precision": precision or "auto", "fallback": None})
 
     @field_validator("model_aliases")
     @classmethod
@@ -296,7 +296,7 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
-    @field_validator("standby")
+    @field_validator("fallback")
     @classmethod
     def _check_standby(cls, value: str | None) -> str | None:
         precisions = get_args(cls.model_fields["precision"].annotation)
@@ -330,7 +330,7 @@ class Settings(BaseSettings):
         except ValueError:  # raised for a port out of range, and for brackets around something else than IPv6
             is_valid = False
         if not is_valid:
-            raise ValueError("allowed: an address with a host, as https://pictures.example.com/sd35")
+            raise ValueError("allowed: an address with a host, as https://images.example.com/sd35")
         return value
 
     @field_validator("cors_origins")

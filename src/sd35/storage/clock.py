@@ -39,13 +39,13 @@ class ClockRules(NamedTuple):
     confirmed_s: float
 
     @classmethod
-    def of(cls, keep_s: float | None) -> "ClockRules":
+    def of(cls, retention_s: float | None) -> "ClockRules":
         """For what is kept so long; None is for ever.
 
         A quarter of it, so that three quarters are kept in any case. What is kept for hours, perhaps for privacy, is
         not kept for a day longer.
         """
-        return cls(7 * _DAY_S, _DAY_S) if keep_s is None else cls(keep_s / 4, min(_DAY_S, keep_s))
+        return cls(7 * _DAY_S, _DAY_S) if retention_s is None else cls(retention_s / 4, min(_DAY_S, retention_s))
 
 
 class Reading(NamedTuple):

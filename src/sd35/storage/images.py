@@ -1,4 +1,4 @@
-"""Pictures' files, and whose they are, kept in step: who owns a picture finds its file, and no file is nobody's.
+"""Images' files, and whose they are, kept in step: who owns an image finds its file, and no file is nobody's.
 
 Every file is compared with its checksums when it is read. A damaged one is never handed out, and counts as missing.
 """
@@ -11,22 +11,22 @@ from contextlib import suppress
 import structlog
 
 from sd35.errors import StoreUnavailable
-from sd35.storage.blobs.base import ArtifactStore
+from sd35.storage.blobs.base import BlobStore
 from sd35.storage.integrity import DamagedFile, check_file, checksum_of
 from sd35.storage.names import names_of
-from sd35.storage.ownership import PictureIndex
+from sd35.storage.ownership import OwnershipIndex
 
 _LOCKS = 256
 
 
-class Holdings:
+class ImageStore:
     """A store of files and the index of their owners. Safe for threads; blocks. Raises StoreUnavailable.
 
-    Within this process, a lock for each picture lets one operation at a time change it. The lock does not stop another
+    Within this process, a lock for each image lets one operation at a time change it. The lock does not stop another
     process that shares the store. A change that it makes between two steps of a method here may go unnoticed.
     """
 
-    def __init__(self, files: ArtifactStore, index: PictureIndex) -> None:
+    def __init__(self, files: BlobStore, index: OwnershipIndex) -> None:
         self.files, self.index = files, index
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
         self._on_damage: Callable[[], None] = lambda: None
@@ -36,7 +36,7 @@ class Holdings:
         self._on_damage = on_damage
 
     def own(self, name: str, digest: str, owner: str, png: bytes, *, was_there: bool = False) -> None:
-        """A picture is an owner's, and its file is there: also where it `was_there`, and was removed just now.
+        """An image is an owner's, and its file is there: also where it `was_there`, and was removed just now.
 
         The owner comes first: a file that nobody owns would never be removed. Then the checksum, so that no reader
         takes the file for damaged.
@@ -57,7 +57,7 @@ class Holdings:
             check_file(name, content, checksums)
         except DamagedFile as error:
             self._on_damage()
-            structlog.get_logger().error("a stored picture is damaged", file=name, reason=str(error))
+            structlog.get_logger().error("a stored image is damaged", file=name, reason=str(error))
             raise
         if not checksums:  # it was stored before there were any; next time, they tell
             with suppress(StoreUnavailable):
@@ -65,7 +65,7 @@ class Holdings:
         return content
 
     def read(self, digest: str) -> bytes | None:
-        """A picture's file; None where there is none, or it is damaged."""
+        """An image's file; None where there is none, or it is damaged."""
         try:
             return next((png for name in names_of(digest) if (png := self.get(name)) is not None), None)
         except DamagedFile:
@@ -85,7 +85,7 @@ class Holdings:
         return None
 
     def disown(self, digest: str, owner: str) -> bool:
-        """A picture is not an owner's any more, and the file goes with the last one; whether it was theirs.
+        """An image is not an owner's any more, and the file goes with the last one; whether it was theirs.
 
         The file goes first: where that fails, it is still the owner's, who can try again.
         """
@@ -103,13 +103,13 @@ class Holdings:
             return True
 
     def give_up(self, digest: str) -> None:
-        """A picture is nobody's any more. The file goes first, here too."""
+        """An image is nobody's any more. The file goes first, here too."""
         with self._lock(digest):
             self._remove(digest)
             self.index.forget(digest)
 
     def _take(self, digest: str) -> dict[str, bytes]:
-        """Remove all files of a picture; what they were, but for damaged ones."""
+        """Remove all files of an image; what they were, but for damaged ones."""
         found = {}
         for name in names_of(digest):
             with suppress(DamagedFile):
@@ -130,7 +130,7 @@ class Holdings:
             try:
                 check_file(name, there, self.index.checksums(name))
             except DamagedFile as error:
-                structlog.get_logger().warning("a damaged picture is replaced", file=name, reason=str(error))
+                structlog.get_logger().warning("a damaged image is replaced", file=name, reason=str(error))
             else:
                 return
         self.files.replace(name, png)

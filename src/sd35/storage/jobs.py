@@ -1,7 +1,7 @@
 """What a job is, and what a store of jobs does. One contract suite runs over the implementations.
 
-A job is a request for a picture that outlives the connection it came by: it is accepted once, and ends once, with a
-picture, an error, or cancelled. Who works on it holds it for a while (a lease) and says again and again that it still
+A job is a request for an image that outlives the connection it came by: it is accepted once, and ends once, with a
+image, an error, or cancelled. Who works on it holds it for a while (a lease) and says again and again that it still
 does; what nobody holds any more, since its process was killed, is claimed anew.
 """
 
@@ -32,7 +32,7 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True)
-class Order:
+class JobSpec:
     """What is wanted of a job. `owner` is the key that asked, "" where there are no keys: only it sees the job.
 
     `idempotency_key` is the caller's own name for it, unique among the owner's jobs; `body_digest` tells whether what
@@ -58,8 +58,8 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a job ended with: the picture's identity, that of the request which made it, and whether it was there."""
+class JobResult:
+    """What a job ended with: the image's identity, that of the request which made it, and whether it was there."""
 
     digest: str
     was_cached: bool
@@ -72,12 +72,12 @@ class Job:
 
     id: str
     number: int
-    order: Order
+    job_spec: JobSpec
     status: Status
     created_s: float
     started_s: float | None = None
     ended_s: float | None = None
-    made: Made | None = None
+    made: JobResult | None = None
     failure: Failure | None = None
 
 
@@ -148,7 +148,7 @@ class JobStore(Protocol):
     def hand_back(self, holder: str) -> int:
         """What `holder` still holds is queued again, in its old place; how many that were."""
 
-    def end(self, job_id: str, holder: str, ended_s: float, result: Made | Failure) -> bool:
+    def end(self, job_id: str, holder: str, ended_s: float, result: JobResult | Failure) -> bool:
         """End a job, with its webhook due at once; False, and nothing changes, where `holder` does not hold it."""
 
     def cancel(self, job_id: str, owner: str | None, now_s: float) -> Job | None:

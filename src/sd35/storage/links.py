@@ -1,6 +1,6 @@
-"""Links that give a picture to whoever has them, without a key, until they expire.
+"""Links that give an image to whoever has them, without a key, until they expire.
 
-What is signed is the address without its host: path, parameters in their order, and when it expires. Any other picture,
+What is signed is the address without its host: path, parameters in their order, and when it expires. Any other image,
 format or time is another address, and has another signature.
 """
 
@@ -14,7 +14,7 @@ from sd35.errors import InvalidRequest, InvalidSetting, LinkRefused
 from sd35.settings import Settings
 from sd35.storage.whole_files import FileStage
 
-PATH = "/v1/artifacts"  # under which pictures are reached
+PATH = "/v1/artifacts"  # under which images are reached
 LASTING_S = 3600
 MOST_LASTING_S = 7 * 24 * 3600  # S3 signs for no longer either
 _LEAST_SECRET_BYTES = 16  # as of the setting
@@ -58,7 +58,7 @@ class Links:
 
 
 def is_link(path: str, query: str) -> bool:
-    """Whether an address claims to be a signed link to a picture; `Links.check` says whether it is."""
+    """Whether an address claims to be a signed link to an image; `Links.check` says whether it is."""
     return path.startswith(f"{PATH}/") and f"{_SIGNATURE}=" in query
 
 

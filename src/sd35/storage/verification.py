@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sd35.errors import StoreUnavailable
-from sd35.storage.blobs.base import ArtifactStore
+from sd35.storage.blobs.base import BlobStore
 from sd35.storage.integrity import DamagedFile, check_file
 from sd35.storage.names import digest_of, names_of
-from sd35.storage.ownership import PictureIndex
+from sd35.storage.ownership import OwnershipIndex
 
 _PAGE = 10_000
 _UNREADABLE_IN_A_ROW = 3  # then it is the store that fails, not the file
@@ -45,7 +45,7 @@ class Report:
         return not self.damaged and not self.missing
 
 
-def verify_images(files: ArtifactStore, index: PictureIndex) -> Report:
+def verify_images(files: BlobStore, index: OwnershipIndex) -> Report:
     """Compare every file with its checksums, and the index with the files. Raises StoreUnavailable.
 
     A service may go on writing and removing images meanwhile: what looks missing is looked for again at the end.
@@ -71,7 +71,7 @@ def verify_images(files: ArtifactStore, index: PictureIndex) -> Report:
     return report
 
 
-def _check(files: ArtifactStore, index: PictureIndex, name: str, report: Report) -> bool:
+def _check(files: BlobStore, index: OwnershipIndex, name: str, report: Report) -> bool:
     """Check a file; False where it was removed meanwhile."""
     content = files.get(name)
     if content is None:
@@ -85,11 +85,11 @@ def _check(files: ArtifactStore, index: PictureIndex, name: str, report: Report)
     return True
 
 
-def _is_missing(files: ArtifactStore, index: PictureIndex, digest: str) -> bool:
+def _is_missing(files: BlobStore, index: OwnershipIndex, digest: str) -> bool:
     return all(files.size(name) is None for name in names_of(digest)) and bool(index.owners(digest))
 
 
-def _digests(index: PictureIndex) -> Iterator[str]:
+def _digests(index: OwnershipIndex) -> Iterator[str]:
     after = ""
     while page := index.digests(after, _PAGE):
         yield from page

@@ -28,11 +28,11 @@ _LAG_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 _SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1)
 
 Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
-PictureEnd: TypeAlias = Literal["made", "failed", "refused", "cancelled"]
+ImageEnd: TypeAlias = Literal["made", "failed", "refused", "cancelled"]
 WebhookEnd: TypeAlias = Literal["delivered", "postponed", "given_up"]
 
 
-class Described(NamedTuple):
+class MetricDescription(NamedTuple):
     """A metric as the documentation names it."""
 
     name: str
@@ -41,7 +41,7 @@ class Described(NamedTuple):
     meaning: str
 
 
-class Metering:
+class Metrics:
     """Counters and histograms in a `registry` of their own; an engine's `Observer`. Safe for threads.
 
     `max_rows`: transformer rows that a batch may have. What the process holds and uses is in the registry too, under
@@ -54,10 +54,10 @@ class Metering:
         disable_created_metrics()  # a series of its own for each counter's birth, which Prometheus does not read
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.described: list[Described] = []
+        self.described: list[MetricDescription] = []
         self.max_rows = max_rows
         self._of_requests()
-        self._of_pictures()
+        self._of_images()
         self._of_engine()
         self._of_jobs()
         self._lag = self._histogram("sd35_event_loop_lag_seconds", "How late the event loop came to a timer.", _LAG_S)
@@ -90,28 +90,28 @@ class Metering:
             await asyncio.sleep(_LAG_PERIOD_S)
             self._lag.observe(max(0.0, time.monotonic() - due_s))
 
-    # What the desk tells.
+    # What the generation service tells.
 
     def given(self, cache: Literal["hit", "shared", "miss"]) -> None:
-        """Someone got a picture."""
+        """Someone got an image."""
         self._results.labels(cache).inc()
 
-    def ended(self, end: PictureEnd, stages: Iterable[Stage] = ()) -> None:
-        """A picture that was not there ended; `stages` of one that was made."""
-        self._pictures.labels(end).inc()
+    def ended(self, end: ImageEnd, stages: Iterable[Stage] = ()) -> None:
+        """An image that was not there ended; `stages` of one that was made."""
+        self._images.labels(end).inc()
         for stage in stages:
             self._stage_s.labels(stage.name).observe(stage.took_s)
 
-    def decided(self, subject: Literal["prompt", "picture"], decision: Decision) -> None:
+    def decided(self, subject: Literal["prompt", "image"], decision: Decision) -> None:
         """The content filter spoke."""
         self._decisions.labels(subject, decision).inc()
 
     def not_stored(self) -> None:
-        """A picture could not be written to the store."""
+        """An image could not be written to the store."""
         self._not_stored.inc()
 
     def damaged(self) -> None:
-        """A stored picture was read, and its file is damaged."""
+        """A stored image was read, and its file is damaged."""
         self._damaged.inc()
 
     # What jobs and webhooks tell.
@@ -131,9 +131,9 @@ class Metering:
         self._encoded.inc(prompts)
         self._encode_s.observe(took_s)
 
-    def stepped(self, pictures: int, rows: int, took_s: float) -> None:
+    def on_step_done(self, images: int, rows: int, took_s: float) -> None:
         """A batch made its step."""
-        self._steps.inc(pictures)
+        self._steps.inc(images)
         self._row_steps.inc(rows)
         self._batch_s.observe(took_s)
         self._occupancy.observe(rows / self.max_rows)
@@ -165,28 +165,28 @@ class Metering:
             "sd35_output_dropped_total", "Log lines and messages that standard output or error did not take."
         )
 
-    def _of_pictures(self) -> None:
-        self._pictures = self._counter("sd35_pictures_total", "Pictures that were begun, by how they ended.", "end")
+    def _of_images(self) -> None:
+        self._images = self._counter("sd35_images_total", "Images that were begun, by how they ended.", "end")
         self._stage_s = self._histogram(
-            "sd35_stage_duration_seconds", "How long each stage of a picture that was made took.", _LONG_S, "stage"
+            "sd35_stage_duration_seconds", "How long each stage of an image that was made took.", _LONG_S, "stage"
         )
         self._results = self._counter(
-            "sd35_result_cache_total", "Pictures given: there before, made for another, or made.", "result"
+            "sd35_result_cache_total", "Images given: there before, made for another, or made.", "result"
         )
         self._decisions = self._counter("sd35_filter_decisions_total", "What the filter said.", "subject", "decision")
-        self._not_stored = self._counter("sd35_unstored_pictures_total", "Pictures that the store did not take.")
+        self._not_stored = self._counter("sd35_unstored_images_total", "Images that the store did not take.")
         self._damaged = self._counter(
-            "sd35_damaged_pictures_total", "Reads of stored pictures whose file is damaged: such a one is made again."
+            "sd35_damaged_images_total", "Reads of stored images whose file is damaged: such a one is made again."
         )
-        _begin_at_0(self._pictures, ["made", "failed", "refused", "cancelled"])
+        _begin_at_0(self._images, ["made", "failed", "refused", "cancelled"])
         _begin_at_0(self._stage_s, STAGES)
         _begin_at_0(self._results, ["hit", "shared", "miss"])
-        for subject in ("prompt", "picture"):
+        for subject in ("prompt", "image"):
             for decision in Decision:
                 self._decisions.labels(subject, decision)
 
     def _of_engine(self) -> None:
-        self._steps = self._counter("sd35_engine_steps_total", "Steps, each of one picture.")
+        self._steps = self._counter("sd35_engine_steps_total", "Steps, each of one image.")
         self._row_steps = self._counter("sd35_engine_row_steps_total", "Transformer rows in all steps: work done.")
         self._batch_s = self._histogram(
             "sd35_engine_batch_duration_seconds", "How long a step of a batch took.", _SHORT_S
@@ -215,19 +215,19 @@ class Metering:
     def _counter(self, name: str, meaning: str, *labels: str) -> "Counter":
         from prometheus_client import Counter
 
-        self.described.append(Described(name, "counter", labels, meaning))
+        self.described.append(MetricDescription(name, "counter", labels, meaning))
         return Counter(name, meaning, labels, registry=self.registry)
 
     def _gauge(self, name: str, meaning: str) -> "Gauge":
         from prometheus_client import Gauge
 
-        self.described.append(Described(name, "gauge", (), meaning))
+        self.described.append(MetricDescription(name, "gauge", (), meaning))
         return Gauge(name, meaning, registry=self.registry)
 
     def _histogram(self, name: str, meaning: str, buckets: Sequence[float], *labels: str) -> "Histogram":
         from prometheus_client import Histogram
 
-        self.described.append(Described(name, "histogram", labels, meaning))
+        self.described.append(MetricDescription(name, "histogram", labels, meaning))
         return Histogram(name, meaning, labels, buckets=buckets, registry=self.registry)
 
 

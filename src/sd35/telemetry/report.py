@@ -14,7 +14,7 @@ import structlog
 from sd35.engine.observer import Stage
 from sd35.errors import ContentRefused, InvalidRequest, NotReady, Overloaded
 from sd35.request import Request
-from sd35.telemetry.metrics import Metering, PictureEnd
+from sd35.telemetry.metrics import ImageEnd, Metrics
 from sd35.telemetry.tracing import Tracing, note
 
 _SHOWN_CHARACTERS = 200
@@ -41,29 +41,29 @@ class Telemetry:
     """Prompts are logged, shortened, with `log_prompts` only."""
 
     def __init__(
-        self, metering: Metering | None = None, tracing: Tracing | None = None, *, log_prompts: bool = False
+        self, metrics: Metrics | None = None, tracing: Tracing | None = None, *, log_prompts: bool = False
     ) -> None:
-        self.metering, self.tracing = metering or Metering(), tracing or Tracing()
+        self.metrics, self.tracing = metrics or Metrics(), tracing or Tracing()
         self._log_prompts = log_prompts
 
     @contextmanager
     def making(self) -> Iterator[None]:
-        """Count how the making of a picture ends, where no picture comes of it."""
+        """Count how the making of an image ends, where no image comes of it."""
         try:
             yield
         except _NOT_BEGUN:
             raise
         except BaseException as error:
-            self.metering.ended(_end_of(error))
+            self.metrics.ended(_end_of(error))
             raise
 
     @_never_failing
     def made(self, request: Request, stages: Sequence[Stage]) -> None:
         """Count, trace and log an image that was made, and its stages."""
-        self.metering.ended("made", stages)
+        self.metrics.ended("made", stages)
         self.tracing.stages(request, stages)
         structlog.get_logger().info(
-            "picture",
+            "image",
             digest=request.digest,
             model=request.model,
             profile=request.profile,
@@ -76,7 +76,7 @@ class Telemetry:
     @_never_failing
     def given(self, request: Request, cache: Literal["hit", "shared", "miss"]) -> None:
         """Count an image that was given to a caller."""
-        self.metering.given(cache)
+        self.metrics.given(cache)
         note(digest=request.digest, cache=cache)
 
     def _prompts(self, request: Request) -> dict[str, str]:
@@ -86,7 +86,7 @@ class Telemetry:
         return {name: _shortened(prompt) for name, prompt in prompts.items() if prompt}
 
 
-def _end_of(error: BaseException) -> PictureEnd:
+def _end_of(error: BaseException) -> ImageEnd:
     if isinstance(error, asyncio.CancelledError):
         return "cancelled"
     return "refused" if isinstance(error, ContentRefused) else "failed"

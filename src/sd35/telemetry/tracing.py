@@ -1,4 +1,4 @@
-"""Traces: where OpenTelemetry's variables name an exporter, a span for each stage of a picture, under its request's.
+"""Traces: where OpenTelemetry's variables name an exporter, a span for each stage of an image, under its request's.
 
 An engine only notes times; spans are made of them afterwards. W3C's `traceparent` is read by FastAPI's own telemetry,
 which makes the requests' spans, from the provider that is made here.
@@ -73,7 +73,7 @@ class Tracing:
             self.provider.shutdown()
 
     def stages(self, request: Request, stages: Sequence[Stage]) -> None:
-        """A span for each stage of a picture."""
+        """A span for each stage of an image."""
         to_wall_s = time.time() - time.monotonic()
         for stage in stages:
             began_ns, ended_ns = (int(1e9 * (each_s + to_wall_s)) for each_s in (stage.began_s, stage.ended_s))
@@ -99,7 +99,7 @@ def bind_trace(traceparent: str | None = None) -> None:
 
 
 def hide_query() -> None:
-    """Of the current request's address, leave its parameters out: the signature of a link gives the picture."""
+    """Of the current request's address, leave its parameters out: the signature of a link gives the image."""
     span = trace.get_current_span()
     if span.is_recording() and "url.query" in getattr(span, "attributes", {}):
         span.set_attribute("url.query", _HIDDEN)

@@ -20,12 +20,12 @@ _LEFT_OVER_S = 7 * 24 * 3600  # a process that was killed leaves its files
 class Page:
     """The page of a service, as an ASGI app. To be loaded in a thread, started in the event loop, and closed."""
 
-    def __init__(self, server: str, cache_dir: Path, arrival_s: float, *, uses_proxies: bool = False) -> None:
-        """Takes seconds. `server` is the service's address; dropped and made pictures lie below `cache_dir`."""
+    def __init__(self, server: str, cache_dir: Path, body_timeout_s: float, *, uses_proxies: bool = False) -> None:
+        """Takes seconds. `server` is the service's address; dropped and made images lie below `cache_dir`."""
         self._directory = _own_directory(cache_dir / "page")
         self._client = Client(server, uses_proxies=uses_proxies)
         self._gradio = _gradio_app(self._client, self._directory)
-        self._guard = Guard(self._gradio, self._directory, arrival_s)
+        self._guard = Guard(self._gradio, self._directory, body_timeout_s)
         self._running = AsyncExitStack()
 
     async def start(self) -> None:

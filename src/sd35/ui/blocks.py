@@ -10,7 +10,7 @@ from sd35.ui.client import Client
 from sd35.ui.controls import Parts, build
 from sd35.ui.handlers import Handlers
 
-TITLE = "sd35: pictures from text"
+TITLE = "sd35: images from text"
 THEME = gr.themes.Default(
     primary_hue="indigo",
     neutral_hue="slate",

@@ -77,7 +77,7 @@ class Client:
             base_url=server.rstrip("/"),
             timeout=timeout,
             limits=limits,
-            follow_redirects=True,  # a picture may lie in an object store; the key is not sent along to another host
+            follow_redirects=True,  # an image may lie in an object store; the key is not sent along to another host
             trust_env=uses_proxies,
         )
         self._server = server
@@ -101,7 +101,7 @@ class Client:
             raise Refusal(f"What answers at {self._server} is not this page's service.") from error
 
     async def order(self, body: Mapping[str, Any], visitor: Visitor) -> dict[str, Any]:
-        """Ask for a picture: the job."""
+        """Ask for an image: the job."""
         job: dict[str, Any] = await self._json("POST", "/v1/jobs", visitor, body)
         return job
 
@@ -122,8 +122,8 @@ class Client:
         finally:
             del self._followed[job_id]
 
-    async def picture(self, digest: str, visitor: Visitor) -> bytes:
-        """A picture's file, as it is kept."""
+    async def image(self, digest: str, visitor: Visitor) -> bytes:
+        """An image's file, as it is kept."""
         headers = self._headers(visitor) | {"Accept": "image/png"}
         with self._plain():
             response = await self._http.get(f"/v1/artifacts/{digest}", headers=headers)
@@ -145,7 +145,7 @@ class Client:
     async def _cancel_quietly(self, job_ids: Iterable[str], visitor: Visitor) -> None:
         try:
             await self.cancel(job_ids, visitor)
-        except Refusal:  # nobody is left to be told; the pictures are made, and kept for a while
+        except Refusal:  # nobody is left to be told; the images are made, and kept for a while
             return
 
     async def _json(self, method: str, path: str, visitor: Visitor, body: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401

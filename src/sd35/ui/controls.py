@@ -6,11 +6,11 @@ import gradio as gr
 
 from sd35.ui import views
 from sd35.ui.client import Model
-from sd35.ui.generate import Made, Sheet
+from sd35.ui.generate import FinishedImage, Sheet
 from sd35.ui.sizes import FREE
 
-MOST_PICTURES = 8
-_HEADER = """<header><h1>sd35</h1><p>Pictures from text, made here.</p><nav><a href="../docs">API</a></nav></header>"""
+MAX_IMAGES = 8
+_HEADER = """<header><h1>sd35</h1><p>Images from text, made here.</p><nav><a href="../docs">API</a></nav></header>"""
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Session:
     """What is kept of one open page: what the service offers, what was made, newest first, and what is on its way."""
 
     models: list[Model] = field(default_factory=list)
-    made: list[Made] = field(default_factory=list)
+    made: list[FinishedImage] = field(default_factory=list)
     chosen: int = 0
     sheet: Sheet | None = None
 
@@ -63,7 +63,7 @@ def build() -> Parts:
     with gr.Column(elem_id="page"):
         gr.HTML(_HEADER)
         warning = gr.HTML(visible=False)
-        with gr.Row(elem_id="desk"):
+        with gr.Row(elem_id="generation service"):
             with gr.Column(elem_id="ask", min_width=0):
                 asked = _ask()
             with gr.Column(elem_id="stage", min_width=0):
@@ -98,7 +98,7 @@ def _ask() -> dict[str, object]:
         label="Negative prompt", lines=1, max_lines=6, placeholder="what to keep out of it", elem_id="negative-prompt"
     )
     with gr.Row(elem_id="go"):
-        generate = gr.Button("Generate", variant="primary", interactive=False, elem_id="generate", min_width=0)
+        generate = gr.Button("Generate", registered="primary", interactive=False, elem_id="generate", min_width=0)
         cancel = gr.Button("Cancel", visible=False, elem_id="cancel", min_width=0)
     gr.HTML('<p class="aside">Ctrl or Cmd + Enter in the prompt generates, too.</p>', elem_id="shortcut")
     return {
@@ -156,9 +156,9 @@ def _settings() -> dict[str, object]:
         seed = gr.Number(label="Seed", precision=0, min_width=0, elem_id="seed", placeholder="random")
         dice = gr.Button("Dice", size="sm", min_width=0, elem_id="dice")
         lock = gr.Checkbox(label="Lock", min_width=0, container=False, elem_id="lock")
-    count = gr.Slider(1, MOST_PICTURES, 1, step=1, label="Number of pictures", buttons=[], elem_id="count")
+    count = gr.Slider(1, MAX_IMAGES, 1, step=1, label="Number of images", buttons=[], elem_id="count")
     drop = gr.File(
-        label="Settings from a picture: drop a file made here",
+        label="Settings from an image: drop a file made here",
         file_count="single",
         type="filepath",
         height=110,

@@ -1,4 +1,4 @@
-"""Pictures on their way: one job for each, followed side by side, and cancelled where nobody waits any more."""
+"""Images on their way: one job for each, followed side by side, and cancelled where nobody waits any more."""
 
 import asyncio
 import json
@@ -13,15 +13,15 @@ from sd35.images.texts import read_texts
 from sd35.ui.client import Client, Refusal, Visitor, words_of
 
 _LEAST_S = 0.1  # between two looks: steps may be quicker than anyone sees
-_NOT_KEPT = "The picture was made, but this page has no room for it now."
-_UNTOLD = "The service closed before this picture was done. It goes on with it when it is back."
+_NOT_KEPT = "The image was made, but this page has no room for it now."
+_UNTOLD = "The service closed before this image was done. It goes on with it when it is back."
 
 Keep = Callable[[bytes, str], str]
 
 
 @dataclass(frozen=True)
-class Made:
-    """A picture that was made: the file as the service gave it, and its request."""
+class FinishedImage:
+    """An image that was made: the file as the service gave it, and its request."""
 
     path: str
     digest: str
@@ -33,7 +33,7 @@ class Made:
 
 @dataclass
 class Drawing:
-    """A picture on its way. `status` is the job's; `words` say why there is none."""
+    """An image on its way. `status` is the job's; `words` say why there is none."""
 
     job_id: str = ""
     status: Literal["queued", "running", "succeeded", "failed", "cancelled"] = "queued"
@@ -43,7 +43,7 @@ class Drawing:
     steps: int = 0
     seconds_left: float | None = None
     preview: str | None = None
-    made: Made | None = None
+    made: FinishedImage | None = None
     words: str = ""
 
     @property
@@ -59,7 +59,7 @@ class Drawing:
 
 @dataclass
 class Sheet:
-    """The pictures of one press of a button. Once `is_cancelled`, no more of them are asked for."""
+    """The images of one press of a button. Once `is_cancelled`, no more of them are asked for."""
 
     visitor: Visitor
     drawings: list[Drawing] = field(default_factory=list)
@@ -67,12 +67,12 @@ class Sheet:
 
     @property
     def jobs(self) -> list[str]:
-        """Those that have not ended, for who cancels: the service would forget the pictures of others."""
+        """Those that have not ended, for who cancels: the service would forget the images of others."""
         return [each.job_id for each in self.drawings if each.job_id and each.status in {"queued", "running"}]
 
 
 async def draw(client: Client, bodies: Sequence[Mapping[str, Any]], sheet: Sheet, keep: Keep) -> AsyncGenerator[Sheet]:
-    """Have pictures made, and tell again and again how far they are. Who stops listening cancels them.
+    """Have images made, and tell again and again how far they are. Who stops listening cancels them.
 
     `keep` writes a file, by its bytes and a name, and says where. Raises Refusal where not even the first is accepted.
     """
@@ -130,13 +130,15 @@ async def _follow(client: Client, drawing: Drawing, visitor: Visitor, keep: Keep
 
 async def _take(client: Client, drawing: Drawing, event: Mapping[str, Any], visitor: Visitor, keep: Keep) -> None:
     drawing.status = event["status"]
-    if picture := event.get("picture"):
-        png = await client.picture(picture["digest"], visitor)
+    if image := event.get("image"):
+        png = await client.image(image["digest"], visitor)
         request = event["request"]
-        name = f"sd35-{request['seed']}-{picture['digest'][:8]}.png"
+        name = f"sd35-{request['seed']}-{image['digest'][:8]}.png"
         path = await run_in_threadpool(keep, png, name)
         cut_off = await run_in_threadpool(_cut_off, png)
-        drawing.made = Made(path, picture["digest"], request, picture["cached"], picture["content_filtered"], cut_off)
+        drawing.made = FinishedImage(
+            path, image["digest"], request, image["cached"], image["content_filtered"], cut_off
+        )
     elif error := event.get("error"):
         drawing.words = words_of(error)
     elif not drawing.is_over:

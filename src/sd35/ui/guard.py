@@ -30,7 +30,7 @@ _READ = re.compile(
     r"|/gradio_api/(queue/data|upload_progress|heartbeat/\w+|startup-events|app_id/?|info)"
 )
 _WRITTEN = re.compile(r"/gradio_api/(queue/join|upload|cancel|reset/?)")
-# Fonts, scripts and pictures come from here, and nothing is sent elsewhere: the browser holds the page to it.
+# Fonts, scripts and images come from here, and nothing is sent elsewhere: the browser holds the page to it.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline';"
     " img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'self';"
@@ -43,15 +43,15 @@ _UPLOADED = Response('data: {"msg": "done"}\n\n', media_type="text/event-stream"
 class Guard:
     """ASGI: Gradio's app, as far as the page needs it. `directory` is the only one that files are given of."""
 
-    def __init__(self, app: ASGIApp, directory: Path, arrival_s: float) -> None:
-        self._app, self._directory, self._arrival_s = app, directory.resolve(), arrival_s
+    def __init__(self, app: ASGIApp, directory: Path, body_timeout_s: float) -> None:
+        self._app, self._directory, self._body_timeout_s = app, directory.resolve(), body_timeout_s
         self._uploads = Uploads(self._directory)
         self._answering: set[asyncio.Task[None]] = set()
         self._is_closed = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, to its end or until `close`."""
-        receive = in_time(receive, self._arrival_s, _hung_up)
+        receive = in_time(receive, self._body_timeout_s, _hung_up)
         if refused := self._refused(scope):
             await refused(scope, receive, send)
             return

@@ -14,13 +14,13 @@ from sd35.errors import NotReplayable
 from sd35.request import SEED
 from sd35.ui import sizes, views
 from sd35.ui.client import Client, Model, Refusal, Visitor
-from sd35.ui.controls import MOST_PICTURES, Parts, Session
-from sd35.ui.generate import Made, Sheet, draw
+from sd35.ui.controls import MAX_IMAGES, Parts, Session
+from sd35.ui.generate import FinishedImage, Sheet, draw
 from sd35.ui.read_request import read_request
 
 _MOST_MADE = 200  # of a session
 _SETTINGS = ("prompt", "negative_prompt", "model", "width", "height", "steps", "guidance_scale")
-_NO_PROMPT = "Write a prompt first: what the picture shows."
+_NO_PROMPT = "Write a prompt first: what the image shows."
 
 Changes = dict[Any, Any]
 
@@ -75,7 +75,7 @@ class Handlers:
         return {self._parts.seed: _drawn_seed()}
 
     async def generated(self, given: Mapping[Any, Any], request: gr.Request) -> AsyncIterator[Changes]:
-        """Have pictures made, and show how far they are."""
+        """Have images made, and show how far they are."""
         parts = self._parts
         session: Session = given[parts.session]
         if not (given[parts.prompt] or "").strip():
@@ -115,7 +115,7 @@ class Handlers:
         }
 
     async def cancelled(self, session: Session) -> Changes:
-        """Have the service stop; what follows the pictures then hears that they are cancelled."""
+        """Have the service stop; what follows the images then hears that they are cancelled."""
         sheet = session.sheet
         if sheet:
             sheet.is_cancelled = True
@@ -126,20 +126,20 @@ class Handlers:
         return {self._parts.cancel: gr.update(interactive=False)}
 
     def selected(self, session: Session, event: gr.SelectData) -> Changes:
-        """Another picture of the gallery."""
+        """Another image of the gallery."""
         session.chosen = int(event.index)
         return self._chosen(session)
 
     def repeated(self, session: Session) -> Changes:
-        """The chosen picture's settings, seed and all."""
+        """The chosen image's settings, seed and all."""
         return self._filled(session, session.made[session.chosen].request, count=1)
 
     def varied(self, session: Session) -> Changes:
-        """The chosen picture's settings, and a seed of their own for each that follows."""
+        """The chosen image's settings, and a seed of their own for each that follows."""
         return {**self.repeated(session), self._parts.lock: False}
 
     def dropped(self, session: Session, path: str | None) -> Changes:
-        """A picture made here: its settings. The file is not kept."""
+        """An image made here: its settings. The file is not kept."""
         parts = self._parts
         if path is None:
             return _nothing()
@@ -156,19 +156,19 @@ class Handlers:
         return {**self._filled(session, asdict(found)), parts.drop: None, parts.notice: views.notice(words, "hint")}
 
     def _bodies(self, given: Mapping[Any, Any], seed: int) -> list[dict[str, Any]]:
-        """One request for each picture; seeds follow each other."""
+        """One request for each image; seeds follow each other."""
         parts = self._parts
         body = {name: given[getattr(parts, name)] for name in _SETTINGS}
         if not given[parts.session].models:  # they could not be asked for: the service's own defaults
             body = {"prompt": body["prompt"], "negative_prompt": body["negative_prompt"]}
-        count = min(max(int(given[parts.count]), 1), MOST_PICTURES)
+        count = min(max(int(given[parts.count]), 1), MAX_IMAGES)
         return [{**body, "seed": (int(seed) + number) % (SEED[1] + 1) if number else seed} for number in range(count)]
 
     def _keep(self, png: bytes, name: str) -> str:
         return str(save_bytes_to_cache(png, name, str(self._directory)))
 
     @staticmethod
-    def _remember(session: Session, made: list[Made]) -> None:
+    def _remember(session: Session, made: list[FinishedImage]) -> None:
         """The new ones first; one that was there already moves there."""
         if made:
             digests = {each.digest for each in made}
@@ -176,13 +176,13 @@ class Handlers:
             session.chosen = 0
 
     def _chosen(self, session: Session) -> Changes:
-        """The chosen picture, large, with its settings; all of them, small."""
+        """The chosen image, large, with its settings; all of them, small."""
         parts = self._parts
         if not session.made:
             return {parts.stage: views.EMPTY}
         made = session.made[session.chosen]
         return {
-            parts.stage: views.picture(made),
+            parts.stage: views.image(made),
             parts.actions: gr.update(visible=True),
             parts.download: made.path,
             parts.details: gr.update(value=views.details(made), visible=True),

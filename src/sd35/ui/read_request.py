@@ -8,7 +8,7 @@ from sd35.images.text_budget import MAX_TEXT_BYTES
 from sd35.images.texts import ImageTexts, format_of, read_texts
 from sd35.request import Request
 
-_WRITTEN = "A picture keeps them as long as it is not converted, edited, or sent through a messenger."
+_WRITTEN = "An image keeps them as long as it is not converted, edited, or sent through a messenger."
 
 
 def read_request(path: Path) -> Request:
@@ -19,7 +19,7 @@ def read_request(path: Path) -> Request:
     try:
         found = read_texts(data)
     except NotReplayable as error:
-        raise NotReplayable("This picture's file is damaged.") from error
+        raise NotReplayable("This image's file is damaged.") from error
     try:
         return from_text(found.texts).request
     except NotReplayable as error:
@@ -31,9 +31,9 @@ def _why_not(found: ImageTexts) -> str:
     if found.left_out:
         names = ", ".join(found.names_left_out())
         return (
-            f"This picture's settings cannot be read: its texts are damaged, or longer than {MAX_TEXT_BYTES} bytes"
+            f"This image's settings cannot be read: its texts are damaged, or longer than {MAX_TEXT_BYTES} bytes"
             f" together. These were not read: {names}."
         )
     if REQUEST_KEY not in found.texts:
-        return f"This picture does not say what made it: it was not made by this service. {_WRITTEN}"
-    return "What this picture says of its settings is damaged, was edited, or is of a newer version."
+        return f"This image does not say what made it: it was not made by this service. {_WRITTEN}"
+    return "What this image says of its settings is damaged, was edited, or is of a newer version."

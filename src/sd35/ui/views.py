@@ -5,9 +5,9 @@ from html import escape
 from typing import Any, Literal
 from urllib.parse import quote
 
-from sd35.ui.generate import Drawing, Made, Sheet
+from sd35.ui.generate import Drawing, FinishedImage, Sheet
 
-EMPTY = """<div class="empty"><p><strong>Your pictures appear here.</strong></p>
+EMPTY = """<div class="empty"><p><strong>Your images appear here.</strong></p>
 <p>Say what you want to see, and press Generate.</p></div>"""
 _FIELDS = (
     ("Prompt", "prompt"),
@@ -26,7 +26,7 @@ def notice(words: str, kind: Literal["error", "hint", "warning"] = "error") -> s
 
 
 def standing_in(model: str, why: str) -> str:
-    """That the pictures are not SD3.5's."""
+    """That the images are not SD3.5's."""
     return (
         f'<div class="notice warning" role="status"><strong>This is {escape(model)}, not Stable Diffusion 3.5.</strong>'
         f" {escape(why[:1].upper() + why[1:])}.</div>"
@@ -34,7 +34,7 @@ def standing_in(model: str, why: str) -> str:
 
 
 def progress(sheet: Sheet) -> str:
-    """Each picture on its way, and how far all of them are."""
+    """Each image on its way, and how far all of them are."""
     drawings = sheet.drawings
     share = sum(each.share for each in drawings) / len(drawings)
     words = _state(drawings)
@@ -49,7 +49,7 @@ def progress(sheet: Sheet) -> str:
 
 
 def failures(sheet: Sheet) -> str:
-    """Why some pictures are not there; each reason once."""
+    """Why some images are not there; each reason once."""
     words = list(dict.fromkeys(each.words for each in sheet.drawings if each.words))
     cancelled = sum(each.status == "cancelled" for each in sheet.drawings)
     told = notice(" ".join(words))
@@ -59,14 +59,14 @@ def failures(sheet: Sheet) -> str:
     return told
 
 
-def details(made: Made) -> str:
-    """A picture's settings."""
+def details(made: FinishedImage) -> str:
+    """An image's settings."""
     request: Mapping[str, Any] = made.request
     shown = [(label, request[name]) for label, name in _FIELDS if request.get(name) not in {"", None}]
     shown.insert(-3, ("Size", f"{request['width']} x {request['height']}"))
     rows = "".join(f"<div><dt>{label}</dt><dd>{escape(_text(value))}</dd></div>" for label, value in shown)
     notes = [
-        ("It was there already: the same request gives the same picture.", made.was_kept),
+        ("It was there already: the same request gives the same image.", made.was_kept),
         ("The service's content filter blurred it.", made.is_blurred),
         (f"Too long to be read whole: {', '.join(made.cut_off).replace('_', ' ')}.", bool(made.cut_off)),
     ]
@@ -74,12 +74,12 @@ def details(made: Made) -> str:
     return f'<dl class="details">{rows}</dl><div class="notes">{said}</div>'
 
 
-def picture(made: Made) -> str:
-    """A picture as large as there is room; as it is, in a tab of its own."""
+def image(made: FinishedImage) -> str:
+    """An image as large as there is room; as it is, in a tab of its own."""
     width, height = made.request["width"], made.request["height"]
     address = escape(f"gradio_api/file={quote(made.path)}")
     return (
-        f'<a class="picture" style="--aspect:{width / height:.4f}" href="{address}" target="_blank">'
+        f'<a class="image" style="--aspect:{width / height:.4f}" href="{address}" target="_blank">'
         f'<img src="{address}" width="{width}" height="{height}" alt="{escape(made.request["prompt"][:200])}"></a>'
     )
 
@@ -92,7 +92,7 @@ def _card(number: int, drawing: Drawing) -> str:
     if drawing.words or drawing.status == "cancelled":
         inner = f'<p class="why">{escape(drawing.words or "Cancelled.")}</p>'
     elif drawing.preview:
-        inner = f'<img alt="Preview of picture {number}" src="{escape(drawing.preview)}">'
+        inner = f'<img alt="Preview of image {number}" src="{escape(drawing.preview)}">'
     else:
         inner = ""
     waiting = "" if drawing.preview or drawing.is_over else " waiting"

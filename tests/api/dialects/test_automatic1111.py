@@ -25,13 +25,13 @@ from sd35.api.dialects import automatic1111
 from sd35.api.dialects.automatic1111 import MOST_DESCRIBED
 from sd35.api.sessions import Sessions
 from sd35.content_filter import AllowAll, Decision
-from sd35.generation.model_pool import Studio
-from sd35.generation.replay import read_recording
+from sd35.generation.model_pool import ModelPool
+from sd35.generation.replay import read_stored_image
 from sd35.images.infotext import KEYWORD, parse, read
 from sd35.images.png import write_png
 from sd35.images.record import DIGEST_KEY, own_version
 from tests.api.conftest import listening, serving
-from tests.support.fake_backend import WAIT_S, NumpyBackend, key_store
+from tests.support.fake_backend import WAIT_S, FakeBackend, key_store
 
 PATH = "/sdapi/v1"
 CAT: dict[str, Any] = {"prompt": "a cat", "seed": 7, "width": 128, "height": 128, "steps": 4}
@@ -62,10 +62,10 @@ def api_of(address: tuple[str, int], secret: str | None = None) -> WebUIApi:
 
 
 @pytest.fixture
-def pair(studio: Studio, backend: NumpyBackend) -> Iterator[tuple[WebUIApi, WebUIApi]]:
+def pair(pool: ModelPool, backend: FakeBackend) -> Iterator[tuple[WebUIApi, WebUIApi]]:
     """Two users' clients of one server that asks for keys."""
     made = [new_key(name, Role.USER, 0) for name in ("one", "other")]
-    with listening(studio, key_store(*(key for key, _ in made))) as address:
+    with listening(pool, key_store(*(key for key, _ in made))) as address:
         one, other = (api_of(address, secret) for _, secret in made)
         yield one, other
         backend.release.set()
@@ -78,18 +78,18 @@ def until(holds: Callable[[], bool]) -> None:
         assert time.monotonic() < until_s
 
 
-def begun(backend: NumpyBackend, work: Callable[[], Any]) -> Future[Any]:
-    """The work, on a thread of its own, when a picture of it is in the making."""
+def begun(backend: FakeBackend, work: Callable[[], Any]) -> Future[Any]:
+    """The work, on a thread of its own, when an image of it is in the making."""
     backend.started.clear()
-    pool = ThreadPoolExecutor(1)
-    future = pool.submit(work)
-    pool.shutdown(wait=False)
+    runner = ThreadPoolExecutor(1)
+    future = runner.submit(work)
+    runner.shutdown(wait=False)
     assert backend.started.wait(WAIT_S)
     return future
 
 
-def cached_then_held(api: WebUIApi, backend: NumpyBackend, count: int) -> Future[Any]:
-    """A call of so many pictures whose first was made before, and whose second is held."""
+def cached_then_held(api: WebUIApi, backend: FakeBackend, count: int) -> Future[Any]:
+    """A call of so many images whose first was made before, and whose second is held."""
     held = {**CAT, "prompt": "held"}
     backend.release.set()
     api.txt2img(**held)
@@ -100,7 +100,7 @@ def cached_then_held(api: WebUIApi, backend: NumpyBackend, count: int) -> Future
 
 
 def post(client: TestClient, **fields: Any) -> Any:
-    """Ask for a picture of a cat, or what `fields` say."""
+    """Ask for an image of a cat, or what `fields` say."""
     return client.post(f"{PATH}/txt2img", json={"prompt": "a cat", **fields})
 
 
@@ -113,13 +113,13 @@ def refusal(response: Any, status: int) -> dict[str, str]:
 
 
 def opened(content: str) -> Image.Image:
-    """The picture in base64."""
+    """The image in base64."""
     image = Image.open(io.BytesIO(base64.b64decode(content)))
     image.load()
     return image
 
 
-def test_a_picture_says_how_it_was_made(api: WebUIApi):
+def test_a_image_says_how_it_was_made(api: WebUIApi):
     """In the file, in `info`, and for `sd35 replay`."""
     result = api.txt2img(**CAT, negative_prompt="a dog", cfg_scale=4.5)
     assert result.image.size == (128, 128)
@@ -134,11 +134,11 @@ def test_a_picture_says_how_it_was_made(api: WebUIApi):
     assert (info["width"], info["height"], info["cfg_scale"], info["sampler_name"]) == (128, 128, 4.5, "Euler")
     assert (info["sd_model_name"], info["sd_model_hash"]) == ("mini", parse(text)["Model hash"])
     assert result.parameters["sampler_name"] == "Euler a"
-    request = read_recording(base64.b64decode(result.json["images"][0])).record.request
+    request = read_stored_image(base64.b64decode(result.json["images"][0])).record.request
     assert (request.prompt, request.negative_prompt, request.guidance_scale, request.seed) == ("a cat", "a dog", 4.5, 7)
 
 
-def test_seeds_follow_each_other_over_all_pictures(api: WebUIApi):
+def test_seeds_follow_each_other_over_all_images(api: WebUIApi):
     """batch_size x n_iter of them, each with its own text."""
     result = api.txt2img(**CAT, batch_size=2, n_iter=2)
     assert result.info["all_seeds"] == [7, 8, 9, 10]
@@ -148,14 +148,14 @@ def test_seeds_follow_each_other_over_all_pictures(api: WebUIApi):
 
 
 def test_what_clients_send_by_default_changes_nothing(api: WebUIApi):
-    """All of webuiapi's fields give the picture that the six that say something give."""
+    """All of webuiapi's fields give the image that the six that say something give."""
     bare = requests.post(f"{api.baseurl}/txt2img", json={**CAT, "cfg_scale": 7}, timeout=WAIT_S).json()
     assert api.txt2img(**CAT).json["images"] == bare["images"]
 
 
-def test_what_is_left_out_is_the_models_own(studio: Studio):
+def test_what_is_left_out_is_the_models_own(pool: ModelPool):
     """Size, steps and guidance are the card's, and the seed is drawn, as with -1."""
-    with serving(studio) as client:
+    with serving(pool) as client:
         info = [parse(opened(post(client, **seed).json()["images"][0]).info[KEYWORD]) for seed in ({}, {"seed": -1})]
     assert (info[0]["Size-1"], info[0]["Steps"], info[0]["CFG scale"]) == ("128", "4", "4.5")
     assert info[0]["Seed"] != info[1]["Seed"]
@@ -168,9 +168,9 @@ def test_another_sampler_is_served_by_euler(api: WebUIApi):
     assert "Sampler: Euler, Schedule type: Automatic" in result.info["infotexts"][0]
 
 
-def test_a_strict_service_serves_nothing_by_another_name(studio: Studio):
+def test_a_strict_service_serves_nothing_by_another_name(pool: ModelPool):
     """Neither sampler nor schedule nor checkpoint."""
-    with serving(studio, strict_dialects=True) as client:
+    with serving(pool, strict_dialects=True) as client:
         for field, value in {"sampler_name": "Euler a", "sampler_index": "DDIM", "scheduler": "Karras"}.items():
             assert f"{field}: got '{value}'" in refusal(post(client, **{field: value}), 422)["errors"]
         assert post(client, sampler_name="Euler", sampler_index="DDIM", scheduler="automatic").status_code == 200
@@ -218,9 +218,9 @@ def test_a_strict_service_serves_nothing_by_another_name(studio: Studio):
         ({"denoising_strength": float("nan")}, "denoising_strength: got 'nan'; allowed: a number"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_by_name(studio: Studio, fields: dict[str, Any], words: str):
+def test_what_cannot_be_honoured_is_refused_by_name(pool: ModelPool, fields: dict[str, Any], words: str):
     """With what came and what is allowed, as errors of theirs."""
-    with serving(studio) as client:
+    with serving(pool) as client:
         response = client.post(
             f"{PATH}/txt2img",
             content=json.dumps({"prompt": "a cat", **fields}),
@@ -231,8 +231,8 @@ def test_what_cannot_be_honoured_is_refused_by_name(studio: Studio, fields: dict
     assert words in content["detail"] or words.partition(";")[0] in content["detail"]
 
 
-def test_progress_is_of_ones_own_call(pair: tuple[WebUIApi, WebUIApi], backend: NumpyBackend):
-    """With steps, a preview of the picture's size, and the call's name; another client sees that nothing runs."""
+def test_progress_is_of_ones_own_call(pair: tuple[WebUIApi, WebUIApi], backend: FakeBackend):
+    """With steps, a preview of the image's size, and the call's name; another client sees that nothing runs."""
     one, other = pair
     fields = {**CAT, "prompt": "heavy", "width": 64, "force_task_id": "task(1)"}
     call = begun(backend, lambda: one.session.post(f"{one.baseurl}/txt2img", json=fields))
@@ -254,7 +254,7 @@ def test_progress_is_of_ones_own_call(pair: tuple[WebUIApi, WebUIApi], backend: 
     assert one.get_progress() == idle
 
 
-def test_progress_is_above_zero_before_the_first_step(api: WebUIApi, backend: NumpyBackend):
+def test_progress_is_above_zero_before_the_first_step(api: WebUIApi, backend: FakeBackend):
     """For clients take 0 for idle."""
     call = begun(backend, lambda: api.txt2img(**{**CAT, "prompt": "held"}))
     now = api.get_progress()
@@ -263,7 +263,7 @@ def test_progress_is_above_zero_before_the_first_step(api: WebUIApi, backend: Nu
     call.result(WAIT_S)
 
 
-def test_an_interruption_keeps_what_is_made(api: WebUIApi, backend: NumpyBackend):
+def test_an_interruption_keeps_what_is_made(api: WebUIApi, backend: FakeBackend):
     """The call answers with it, and says of which seeds it is."""
     call = cached_then_held(api, backend, 3)
     assert api.interrupt() == {}
@@ -271,15 +271,15 @@ def test_an_interruption_keeps_what_is_made(api: WebUIApi, backend: NumpyBackend
     assert (len(result.images), result.info["all_seeds"]) == (1, [7])
 
 
-def test_an_interruption_of_all_is_an_answer_too(api: WebUIApi, backend: NumpyBackend):
-    """Without pictures."""
+def test_an_interruption_of_all_is_an_answer_too(api: WebUIApi, backend: FakeBackend):
+    """Without images."""
     call = begun(backend, lambda: api.txt2img(**{**CAT, "prompt": "held"}))
     api.interrupt()
     result = call.result(WAIT_S)
     assert (result.images, result.info["infotexts"], result.info["seed"]) == ([], [], 7)
 
 
-def test_skipping_leaves_one_out(api: WebUIApi, backend: NumpyBackend):
+def test_skipping_leaves_one_out(api: WebUIApi, backend: FakeBackend):
     """The one whose turn it is; the rest is made."""
     call = cached_then_held(api, backend, 3)
     assert api.skip() is None
@@ -289,7 +289,7 @@ def test_skipping_leaves_one_out(api: WebUIApi, backend: NumpyBackend):
     assert call.result(WAIT_S).info["all_seeds"] == [7, 9]
 
 
-def test_nobody_interrupts_anothers_call(pair: tuple[WebUIApi, WebUIApi], backend: NumpyBackend):
+def test_nobody_interrupts_anothers_call(pair: tuple[WebUIApi, WebUIApi], backend: FakeBackend):
     """Nor skips in it."""
     one, other = pair
     call = begun(backend, lambda: one.txt2img(**{**CAT, "prompt": "held"}))
@@ -299,7 +299,7 @@ def test_nobody_interrupts_anothers_call(pair: tuple[WebUIApi, WebUIApi], backen
     assert len(call.result(WAIT_S).images) == 1
 
 
-def test_who_hangs_up_has_nothing_running(api: WebUIApi, backend: NumpyBackend):
+def test_who_hangs_up_has_nothing_running(api: WebUIApi, backend: FakeBackend):
     """The call ends with its connection."""
     held = {**CAT, "prompt": "held"}
 
@@ -328,9 +328,9 @@ def test_a_checkpoint_is_chosen_for_one_client(pair: tuple[WebUIApi, WebUIApi]):
     assert one.util_get_current_model() == titles[1]
 
 
-def test_options_that_cannot_hold_are_refused(studio: Studio):
+def test_options_that_cannot_hold_are_refused(pool: ModelPool):
     """Those that would change an image, unknown ones, and checkpoints that are not served."""
-    with serving(studio) as client:
+    with serving(pool) as client:
         wrong = client.post(f"{PATH}/options", json={"samples_format": "webp", "eta_ddim": 1, "eta_any": 1})
         assert "samples_format: got 'webp'; allowed: png" in refusal(wrong, 422)["errors"]
         assert "eta_any: got 1; allowed: no value" in refusal(wrong, 422)["errors"]
@@ -343,9 +343,9 @@ def test_options_that_cannot_hold_are_refused(studio: Studio):
         assert client.post(f"{PATH}/options", json=client.get(f"{PATH}/options").json()).json() is None
 
 
-def test_a_checkpoint_has_several_names(studio: Studio):
+def test_a_checkpoint_has_several_names(pool: ModelPool):
     """Title, file name, hash, and what the operator calls it; a title's hash of elsewhere is passed over."""
-    with serving(studio, model_aliases=["sd3.5_large=large", "v1-5"]) as client:
+    with serving(pool, model_aliases=["sd3.5_large=large", "v1-5"]) as client:
         (mini, large) = client.get(f"{PATH}/sd-models").json()
         names = dict.fromkeys((mini["title"], mini["filename"], mini["hash"], mini["sha256"]), mini["model_name"])
         names |= {large["title"]: "large", "sd3.5_large.safetensors [ffef7a279d]": "large", "v1-5.ckpt": "mini"}
@@ -367,7 +367,7 @@ def test_choices_of_clients_who_came_long_ago_are_forgotten():
     assert (sessions.chosen("0"), sessions.chosen("1"), sessions.chosen("2")) == ("mini", None, "mini")
 
 
-def test_a_pictures_file_is_described(api: WebUIApi):
+def test_a_images_file_is_described(api: WebUIApi):
     """The text, its parts, and the file's other texts."""
     result = api.txt2img(**CAT)
     answer = api.png_info(result.image)
@@ -381,14 +381,14 @@ def described(client: TestClient, file: bytes, prefix: str = "") -> Any:
     return client.post(f"{PATH}/png-info", json={"image": prefix + base64.b64encode(file).decode()})
 
 
-def test_files_of_others_are_described(studio: Studio):
+def test_files_of_others_are_described(pool: ModelPool):
     """The web UI's JPEG files; of this service's own, also those that another dialect gave; any other is silent."""
     exif, jpeg, bare = Image.Exif(), io.BytesIO(), io.BytesIO()
     comment = b"UNICODE\0" + THEIR_TEXT.encode("utf-16-be")
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
     Image.new("RGB", (8, 8)).save(jpeg, "JPEG", exif=exif)
     Image.new("RGBA", (8, 8)).save(bare, "PNG")
-    with serving(studio) as client:
+    with serving(pool) as client:
         theirs = described(client, jpeg.getvalue(), "data:image/jpeg;base64,").json()
         own = described(client, client.post("/v1/txt2img", json={"prompt": "a cat", "seed": 7}).content).json()
         silent = described(client, bare.getvalue()).json()
@@ -398,31 +398,31 @@ def test_files_of_others_are_described(studio: Studio):
     assert silent == {"info": "", "items": {}, "parameters": {}, "left_out": []}
 
 
-def test_a_file_may_be_larger_than_other_bodies(studio: Studio):
-    """A picture of several megabytes is read."""
+def test_a_file_may_be_larger_than_other_bodies(pool: ModelPool):
+    """An image of several megabytes is read."""
     file = io.BytesIO()
     Image.effect_noise((1400, 1400), 100).save(file, "PNG")
     assert len(file.getvalue()) > MAX_BODY_BYTES
-    with serving(studio) as client:
+    with serving(pool) as client:
         assert described(client, file.getvalue()).status_code == 200
 
 
 @pytest.mark.parametrize("image", ["", "http://127.0.0.1/a.png", "????", "data:image/png", "AAAA", "\ud83d", 5])
-def test_what_is_no_picture_is_refused(studio: Studio, image: object):
+def test_what_is_no_image_is_refused(pool: ModelPool, image: object):
     """Addresses are not fetched."""
-    with serving(studio) as client:
+    with serving(pool) as client:
         response = client.post(
             f"{PATH}/png-info", content=json.dumps({"image": image}), headers={"content-type": "application/json"}
         )
     assert "image: got" in refusal(response, 422)["errors"]
 
 
-def test_texts_are_read_whatever_the_size_of_the_picture(studio: Studio):
+def test_texts_are_read_whatever_the_size_of_the_image(pool: ModelPool):
     """No pixel is decoded, so that a decompression bomb costs nothing."""
     png = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: THEIR_TEXT})
     header = b"IHDR" + struct.pack(">II", 30_000, 30_000) + png[24:29]
     png = png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
-    with serving(studio) as client:
+    with serving(pool) as client:
         assert described(client, png).json()["info"] == THEIR_TEXT
 
 
@@ -443,13 +443,13 @@ def test_base64_may_have_line_breaks(client: TestClient, written: Callable[[str]
     assert client.post(f"{PATH}/png-info", json={"image": image}).json()["info"] == THEIR_TEXT
 
 
-def test_questions_about_pictures_count_against_the_limit(studio: Studio):
-    """Also those about what is no picture, but not bodies that are wrong; beyond it they are refused unread."""
+def test_questions_about_images_count_against_the_limit(pool: ModelPool):
+    """Also those about what is no image, but not bodies that are wrong; beyond it they are refused unread."""
     file = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: THEIR_TEXT})
-    with serving(studio, requests_per_minute=2) as client:
-        assert client.post(f"{PATH}/png-info", json={"picture": "a"}).status_code == 422
+    with serving(pool, requests_per_minute=2) as client:
+        assert client.post(f"{PATH}/png-info", json={"image": "a"}).status_code == 422
         assert described(client, file).status_code == 200
-        assert described(client, b"no picture").status_code == 422
+        assert described(client, b"no image").status_code == 422
         refused = described(client, file)
     assert refusal(refused, 429)["error"] == "TooMany"
     assert int(refused.headers["retry-after"]) >= 1
@@ -458,7 +458,7 @@ def test_questions_about_pictures_count_against_the_limit(studio: Studio):
 @pytest.mark.parametrize(
     "text", ["a: b, " * 3_000_000, 'a: "' + "\\" * 20_000_000], ids=["many settings", "backslashes"]
 )
-def test_a_text_that_is_too_long_is_not_parsed(studio: Studio, monkeypatch: pytest.MonkeyPatch, text: str):
+def test_a_text_that_is_too_long_is_not_parsed(pool: ModelPool, monkeypatch: pytest.MonkeyPatch, text: str):
     """However large the file may be; the rest of it is described, and the text is named as left out."""
     parsed: list[str] = []
 
@@ -468,13 +468,13 @@ def test_a_text_that_is_too_long_is_not_parsed(studio: Studio, monkeypatch: pyte
 
     monkeypatch.setattr(automatic1111, "parse", noting)
     png = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: text, "Software": "sd35"})
-    with serving(studio) as client:
+    with serving(pool) as client:
         answer = described(client, png).json()
     assert answer == {"info": "", "items": {"Software": "sd35"}, "parameters": {}, "left_out": [KEYWORD]}
     assert parsed == []
 
 
-def test_few_pictures_are_described_at_once(studio: Studio, monkeypatch: pytest.MonkeyPatch):
+def test_few_images_are_described_at_once(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
     """The bodies of others are not even parsed, and keys and jobs are read meanwhile."""
     release, begun = threading.Event(), threading.Semaphore(0)
     were_released: list[bool] = []
@@ -497,9 +497,9 @@ def test_few_pictures_are_described_at_once(studio: Studio, monkeypatch: pytest.
     monkeypatch.setattr(automatic1111, "read", slow)
     key, secret = new_key("me", Role.USER, 0)
     file = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: THEIR_TEXT})
-    with serving(studio, key_store(key)) as client, ThreadPoolExecutor(8) as pool:
+    with serving(pool, key_store(key)) as client, ThreadPoolExecutor(8) as executor:
         client.headers["authorization"] = f"Bearer {secret}"
-        answers = [pool.submit(described, client, file) for _ in range(8)]
+        answers = [executor.submit(described, client, file) for _ in range(8)]
         try:
             assert begun.acquire(timeout=WAIT_S)
             assert client.get("/v1/jobs").status_code == 200
@@ -510,10 +510,10 @@ def test_few_pictures_are_described_at_once(studio: Studio, monkeypatch: pytest.
     assert all(were_released), "the event loop was held up"
 
 
-def test_a_key_is_asked_for_as_their_clients_know_it(studio: Studio):
+def test_a_key_is_asked_for_as_their_clients_know_it(pool: ModelPool):
     """HTTP Basic, in which the key is the password; without one, or with another, 401."""
     key, secret = new_key("me", Role.USER, 0)
-    with serving(studio, key_store(key)) as client:
+    with serving(pool, key_store(key)) as client:
         missing = client.get(f"{PATH}/options")
         assert refusal(missing, 401)["error"] == "NotAuthenticated"
         assert missing.headers["www-authenticate"] == 'Basic realm="sd35", Bearer'
@@ -522,37 +522,37 @@ def test_a_key_is_asked_for_as_their_clients_know_it(studio: Studio):
         assert client.get(f"{PATH}/options", auth=("any", secret)).status_code == 200
 
 
-def test_limits_hold_here_too(studio: Studio):
-    """All pictures of a call count, and the answer says what is left."""
-    with serving(studio, pixels_per_hour=4 * 128 * 128) as client:
+def test_limits_hold_here_too(pool: ModelPool):
+    """All images of a call count, and the answer says what is left."""
+    with serving(pool, pixels_per_hour=4 * 128 * 128) as client:
         assert "r=16384" in post(client, n_iter=3).headers["ratelimit"]
         refused = post(client, n_iter=2)
         assert refusal(refused, 429)["error"] == "TooMany"
         assert "retry-after" in refused.headers
 
 
-def test_the_operator_can_leave_metadata_out(studio: Studio):
+def test_the_operator_can_leave_metadata_out(pool: ModelPool):
     """Then the file says nothing, and `info` says it all."""
-    with serving(studio, keep_metadata=False) as client:
+    with serving(pool, keep_metadata=False) as client:
         answer = post(client).json()
     assert opened(answer["images"][0]).info == {}
     assert "Steps: 4" in answer["info"]
 
 
-def test_a_blurred_picture_says_so(studio: Studio):
+def test_a_blurred_image_says_so(pool: ModelPool):
     """In `info`; its file does not say how to make it again."""
-    with serving(studio, content_filter=f"{__name__}:Squeamish") as client:
+    with serving(pool, content_filter=f"{__name__}:Squeamish") as client:
         answer = post(client, prompt="a nude").json()
     assert '"Content filtered": "blurred"' in answer["info"]
     assert "Content filtered: blurred" in answer["info"]
     assert opened(answer["images"][0]).info == {}
 
 
-def test_an_idempotency_key_gives_the_same_pictures(studio: Studio):
+def test_an_idempotency_key_gives_the_same_images(pool: ModelPool):
     """Though their seeds are drawn by chance; with another body it is refused."""
     key = {"Idempotency-Key": "mine"}
     body = {"prompt": "a cat", "batch_size": 2}
-    with serving(studio) as client:
+    with serving(pool) as client:
         first, second = (client.post(f"{PATH}/txt2img", json=body, headers=key).json() for _ in range(2))
         assert first["images"] == second["images"]
         assert len(set(first["images"])) == 2
@@ -579,7 +579,7 @@ def test_what_clients_ask_at_their_start_is_answered(api: WebUIApi):
     api.util_wait_for_ready(check_interval=0)
 
 
-def test_memory_of_a_device_is_told(studio: Studio, backend: NumpyBackend):
+def test_memory_of_a_device_is_told(pool: ModelPool, backend: FakeBackend):
     """Where models compute on one."""
 
     class DeviceMemory:
@@ -590,11 +590,11 @@ def test_memory_of_a_device_is_told(studio: Studio, backend: NumpyBackend):
             return 2
 
     backend.memory = DeviceMemory()  # type: ignore[assignment]
-    with serving(studio) as client:
+    with serving(pool) as client:
         assert client.get(f"{PATH}/memory").json()["cuda"] == {"system": {"free": 3, "used": 2, "total": 5}}
 
 
-def test_sillytavern_gets_its_picture(studio: Studio):
+def test_sillytavern_gets_its_image(pool: ModelPool):
     """What it sends, its own settings among it, which nobody hears of again."""
     body = {
         "url": "http://localhost:7860",
@@ -621,7 +621,7 @@ def test_sillytavern_gets_its_picture(studio: Studio):
         "do_not_save_grid": False,
         "do_not_save_samples": False,
     }
-    with serving(studio) as client:
+    with serving(pool) as client:
         response = post(client, **body)
     assert "Drawn size: 128x128" in response.json()["info"]
     assert opened(response.json()["images"][0]).size == (512, 512)
@@ -629,16 +629,16 @@ def test_sillytavern_gets_its_picture(studio: Studio):
     assert own_version() in response.text
 
 
-def test_requests_are_counted_as_of_this_dialect(studio: Studio):
+def test_requests_are_counted_as_of_this_dialect(pool: ModelPool):
     """In the metrics."""
-    with serving(studio) as client:
+    with serving(pool) as client:
         post(client)
         metrics = client.get("/metrics").text
     assert 'dialect="automatic1111"' in metrics
 
 
 def test_of_several_calls_the_one_begun_first_is_meant(
-    pair: tuple[WebUIApi, WebUIApi], studio: Studio, backend: NumpyBackend
+    pair: tuple[WebUIApi, WebUIApi], pool: ModelPool, backend: FakeBackend
 ):
     """By `progress` and `interrupt`; when it has ended, the next."""
     one, _ = pair
@@ -648,9 +648,9 @@ def test_of_several_calls_the_one_begun_first_is_meant(
         return one.session.post(f"{one.baseurl}/txt2img", json=fields).json()["images"]
 
     first = begun(backend, partial(call, "first"))
-    with ThreadPoolExecutor(1) as pool:
-        second = pool.submit(call, "second")
-        until(lambda: studio.engine.load.waiting == 1)
+    with ThreadPoolExecutor(1) as executor:
+        second = executor.submit(call, "second")
+        until(lambda: pool.engine.load.waiting == 1)
         assert one.get_progress()["current_task"] == "first"
         one.interrupt()
         assert first.result(WAIT_S) == []

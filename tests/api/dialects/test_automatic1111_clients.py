@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from sd35.generation.model_pool import Studio
+from sd35.generation.model_pool import ModelPool
 from tests.api.conftest import serving
 
 CLIENTS: list[dict[str, Any]] = json.loads(Path(__file__).with_name("clients.json").read_text())
@@ -18,9 +18,9 @@ NAME = "{client}".format_map
 
 
 @pytest.fixture
-def client(studio: Studio) -> Iterator[TestClient]:
+def client(pool: ModelPool) -> Iterator[TestClient]:
     """A client of a server with the default settings."""
-    with serving(studio) as client:
+    with serving(pool) as client:
         yield client
 
 

@@ -12,8 +12,8 @@ from starlette.testclient import TestClient
 from sd35.api.body import parse_object, validate
 from sd35.api.dialects.automatic1111_settings import read_settings
 from sd35.api.dialects.automatic1111_shapes import Txt2Img
-from sd35.api.refusals import RequestRefused
-from sd35.generation.model_pool import Studio
+from sd35.api.refusals import ApiError
+from sd35.generation.model_pool import ModelPool
 from sd35.images.infotext import KEYWORD
 from tests.api.conftest import serving
 from tests.api.dialects.test_automatic1111 import CAT, PATH, opened, post, refusal
@@ -22,9 +22,9 @@ NOTHING: list[Any] = [None, "", "None", "none", [], {}, False, 0]
 
 
 @pytest.fixture
-def client(studio: Studio) -> Iterator[TestClient]:
+def client(pool: ModelPool) -> Iterator[TestClient]:
     """A client of a server with the default settings."""
-    with serving(studio) as client:
+    with serving(pool) as client:
         yield client
 
 
@@ -69,7 +69,7 @@ def test_any_number_is_read_from_text(number: float):
 )
 def test_text_that_is_no_integer_is_refused(value: object):
     """It is not guessed at."""
-    with pytest.raises(RequestRefused, match="steps: got"):
+    with pytest.raises(ApiError, match="steps: got"):
         read(steps=value)
 
 
@@ -83,7 +83,7 @@ def test_an_integer_may_have_a_thousand_digits(field: str, form: str):
     assert getattr(most, field) == sign * (10**1000 - 1)
     for digits in (1001, 4301, 500_000):
         content = body(field, form.format("9" * digits)).encode()
-        with pytest.raises(RequestRefused, match=f"{field}: got .*; allowed: an integer of at most 1,000 digits"):
+        with pytest.raises(ApiError, match=f"{field}: got .*; allowed: an integer of at most 1,000 digits"):
             validate(parse_object(content), Txt2Img)
 
 
@@ -164,7 +164,7 @@ def test_scripts_that_are_turned_off_are_accepted(scripts: object):
 )
 def test_scripts_that_are_on_are_refused(args: object):
     """There are none, and they would change the image. The error names the first that is on."""
-    with pytest.raises(RequestRefused, match="alwayson_scripts: got 'controlnet'; allowed"):
+    with pytest.raises(ApiError, match="alwayson_scripts: got 'controlnet'; allowed"):
         read(alwayson_scripts={"off": {}, "controlnet": {"args": args}, "also": {"args": [True]}})
 
 
@@ -222,7 +222,7 @@ def test_settings_of_any_shape_are_read_or_refused(given_settings: dict[str, Any
     try:
         read_settings(given_settings)
         refused = 0
-    except RequestRefused as error:
+    except ApiError as error:
         refused = len(error.errors)
     assert refused <= 11
 
@@ -246,9 +246,9 @@ def test_fields_that_automatic1111_does_not_have_are_ignored_and_named(client: T
     assert len(lone.headers["x-sd35-ignored"]) < 500
 
 
-def test_a_strict_service_refuses_fields_that_automatic1111_does_not_have(studio: Studio):
+def test_a_strict_service_refuses_fields_that_automatic1111_does_not_have(pool: ModelPool):
     """It ignores nothing."""
-    with serving(studio, strict_dialects=True) as client:
+    with serving(pool, strict_dialects=True) as client:
         assert "quick_steps: got 12; allowed: only prompt, " in refusal(post(client, quick_steps=12), 422)["errors"]
         assert post(client, **CAT, sampler_name="Euler").status_code == 200
 

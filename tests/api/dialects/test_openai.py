@@ -20,15 +20,15 @@ from sd35.access.keys import Role, new_key
 from sd35.backends.base import DenoiseRow
 from sd35.content_filter import AllowAll, Decision
 from sd35.errors import StoreUnavailable
-from sd35.generation.model_pool import Studio
+from sd35.generation.model_pool import ModelPool
 from sd35.images.record import REQUEST_KEY
-from sd35.storage.blobs.memory import MemoryStore
-from sd35.storage.images import Holdings
-from sd35.storage.storage import Kept
+from sd35.storage.blobs.memory import MemoryBlobStore
+from sd35.storage.images import ImageStore
+from sd35.storage.storage import Storage
 from sd35.tensors import Array
 from tests.api.conftest import cancellations, listening, serving
-from tests.support.fake_backend import WAIT_S, NumpyBackend, double_model, double_studio, key_store
-from tests.support.services import memory_kept
+from tests.support.fake_backend import WAIT_S, FakeBackend, fake_model, fake_pool, key_store
+from tests.support.services import memory_storage
 
 CAT: dict[str, Any] = {"prompt": "a cat", "extra_body": {"seed": 7}}
 
@@ -41,8 +41,8 @@ class Squeamish(AllowAll):
         return Decision.REFUSE if "evil" in prompt else Decision.BLUR if "nude" in prompt else Decision.ALLOW
 
 
-class Halting(NumpyBackend):
-    """Waits for `release` in a picture's third step, and counts what it decodes."""
+class Halting(FakeBackend):
+    """Waits for `release` in an image's third step, and counts what it decodes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,15 +63,15 @@ class Halting(NumpyBackend):
         return super().decode_latents(latents)
 
 
-def lasting(kept: Kept) -> Any:
+def lasting(storage: Storage) -> Any:
     """The same, which no service closes."""
-    return SimpleNamespace(**kept._asdict(), close=lambda: None)
+    return SimpleNamespace(**storage._asdict(), close=lambda: None)
 
 
 @pytest.fixture
-def server(studio: Studio, backend: NumpyBackend) -> Iterator[str]:
+def server(pool: ModelPool, backend: FakeBackend) -> Iterator[str]:
     """The base URL of a real server."""
-    with listening(studio, content_filter=f"{__name__}:Squeamish") as (host, port):
+    with listening(pool, content_filter=f"{__name__}:Squeamish") as (host, port):
         yield f"http://{host}:{port}/v1"
         backend.release.set()
 
@@ -88,7 +88,7 @@ def client_of(server: str, key: str = "sk-any") -> OpenAI:
     return OpenAI(base_url=server, api_key=key, max_retries=0, timeout=WAIT_S)
 
 
-def picture(content: str | None) -> Image.Image:
+def opened(content: str | None) -> Image.Image:
     """What base64 holds."""
     assert content
     with Image.open(io.BytesIO(base64.b64decode(content))) as image:
@@ -96,11 +96,11 @@ def picture(content: str | None) -> Image.Image:
     return image
 
 
-def test_a_picture_comes_as_base64(client: OpenAI):
+def test_a_image_comes_as_base64(client: OpenAI):
     """Of the default size, with what was really used, and what it took."""
     answer = client.images.generate(model="gpt-image-1", **CAT)
     (data,) = answer.data or []
-    image = picture(data.b64_json)
+    image = opened(data.b64_json)
     assert (image.format, image.size) == ("PNG", (128, 128))
     assert REQUEST_KEY in image.info
     assert (answer.size, answer.quality, answer.output_format, answer.background) == (
@@ -125,14 +125,14 @@ def test_the_models_of_old_give_an_address(client: OpenAI):
         assert image.format == "WEBP"
 
 
-def test_several_pictures_have_seeds_one_after_the_other(client: OpenAI):
+def test_several_images_have_seeds_one_after_the_other(client: OpenAI):
     """And are several."""
     answer = client.images.generate(n=3, **CAT)
     assert [(data.model_extra or {})["seed"] for data in answer.data or []] == [7, 8, 9]
     assert len({data.b64_json for data in answer.data or []}) == 3
 
 
-def test_fields_reach_the_picture(client: OpenAI):
+def test_fields_reach_the_image(client: OpenAI):
     """Each gives another one, and the same again is found."""
 
     def digest(extra: dict[str, Any] | None = None, **more: Any) -> str:
@@ -256,7 +256,7 @@ def test_a_model_that_is_looked_up_and_not_there_is_not_found(client: OpenAI):
 
 
 def test_what_the_filter_blurred_says_so(client: OpenAI):
-    """Beside the picture."""
+    """Beside the image."""
     (data,) = client.images.generate(prompt="nude").data or []
     assert (data.model_extra or {})["content_filtered"] is True
 
@@ -269,22 +269,22 @@ def test_models_are_listed_and_found(client: OpenAI):
         client.models.retrieve("dall-e-9")
 
 
-def test_a_stream_shows_the_picture_as_it_is_made(client: OpenAI):
-    """Previews of its size, each another, then the picture itself, the same as without a stream."""
-    client.images.generate(prompt="a dog")  # previews are learnt from pictures, of which there was none
+def test_a_stream_shows_the_image_as_it_is_made(client: OpenAI):
+    """Previews of its size, each another, then the image itself, the same as without a stream."""
+    client.images.generate(prompt="a dog")  # previews are learnt from images, of which there was none
     with closing(client.images.generate(stream=True, partial_images=3, output_format="webp", **CAT)) as stream:
         events = list(stream)
     kinds = [event.type for event in events]
     assert kinds == ["image_generation.partial_image"] * 3 + ["image_generation.completed"]
     assert [getattr(event, "partial_image_index", None) for event in events] == [0, 1, 2, None]
-    assert {picture(event.b64_json).size for event in events} == {(128, 128)}
-    assert {picture(event.b64_json).format for event in events} == {"WEBP"}
+    assert {opened(event.b64_json).size for event in events} == {(128, 128)}
+    assert {opened(event.b64_json).format for event in events} == {"WEBP"}
     assert len({event.b64_json for event in events}) == 4
     whole = client.images.generate(output_format="webp", **CAT)
     assert (whole.data or [])[0].b64_json == events[-1].b64_json
 
 
-def test_a_picture_that_is_there_comes_without_previews(client: OpenAI):
+def test_a_image_that_is_there_comes_without_previews(client: OpenAI):
     """Nothing of it is made."""
     client.images.generate(**CAT)
     with closing(client.images.generate(stream=True, partial_images=3, **CAT)) as stream:
@@ -292,7 +292,7 @@ def test_a_picture_that_is_there_comes_without_previews(client: OpenAI):
 
 
 def test_the_async_client_works_and_streams(server: str):
-    """The same picture both ways."""
+    """The same image both ways."""
 
     async def ask() -> tuple[str | None, str | None]:
         async with AsyncOpenAI(base_url=server, api_key="sk-any", max_retries=0, timeout=WAIT_S) as client:
@@ -323,7 +323,7 @@ def test_what_goes_wrong_before_the_first_event_is_a_status(client: OpenAI):
 
 def test_what_goes_wrong_in_a_stream_is_counted_and_logged(server: str, client: OpenAI, capsys: Any):
     """As what is answered by its status."""
-    counted = 'sd35_errors_total{error="PictureFailed"}'
+    counted = 'sd35_errors_total{error="GenerationFailed"}'
 
     def metrics() -> str:
         return httpx2.get(server.replace("/v1", "/metrics")).text
@@ -335,24 +335,24 @@ def test_what_goes_wrong_in_a_stream_is_counted_and_logged(server: str, client: 
             list(stream)
     assert failed.value.type == "server_error"
     assert f"{counted} 1.0" in metrics()
-    assert "picture failed" in capsys.readouterr().out
+    assert "image failed" in capsys.readouterr().out
 
 
-def test_a_picture_that_is_made_again_shows_each_preview_once(tmp_path: Path):
+def test_a_image_that_is_made_again_shows_each_preview_once(tmp_path: Path):
     """One whose values go bad after three previews starts anew in a wider precision."""
-    with double_studio(tmp_path, NumpyBackend("float16")) as studio:
-        studio.add(double_model(tmp_path / "mini", backend=NumpyBackend("float32", sound=True)))
-        with listening(studio) as (host, port), client_of(f"http://{host}:{port}/v1") as client:
+    with fake_pool(tmp_path, FakeBackend("float16")) as pool:
+        pool.add(fake_model(tmp_path / "mini", backend=FakeBackend("float32", sound=True)))
+        with listening(pool) as (host, port), client_of(f"http://{host}:{port}/v1") as client:
             events = list(client.images.generate(prompt="flat", stream=True, partial_images=3))
     assert [getattr(event, "partial_image_index", None) for event in events] == [0, 1, 2, None]
 
 
-def test_who_leaves_in_mid_stream_stops_the_picture(tmp_path: Path):
+def test_who_leaves_in_mid_stream_stops_the_image(tmp_path: Path):
     """After a preview came: no further step is made, and nothing is decoded."""
     backend = Halting()
-    with double_studio(tmp_path, backend) as studio:
-        cancelled = cancellations(studio)
-        with listening(studio) as (host, port), client_of(f"http://{host}:{port}/v1") as client:
+    with fake_pool(tmp_path, backend) as pool:
+        cancelled = cancellations(pool)
+        with listening(pool) as (host, port), client_of(f"http://{host}:{port}/v1") as client:
             with closing(client.images.generate(stream=True, partial_images=1, **CAT)) as stream:
                 assert next(stream).type == "image_generation.partial_image"
                 assert backend.is_halted.wait(WAIT_S)
@@ -362,9 +362,9 @@ def test_who_leaves_in_mid_stream_stops_the_picture(tmp_path: Path):
     assert (backend.steps.count("a cat"), backend.decoded) == (3, 1)
 
 
-def test_who_leaves_a_stream_stops_the_picture(client: OpenAI, studio: Studio, backend: NumpyBackend):
+def test_who_leaves_a_stream_stops_the_image(client: OpenAI, pool: ModelPool, backend: FakeBackend):
     """Before its next step."""
-    cancelled = cancellations(studio)
+    cancelled = cancellations(pool)
     with pytest.raises(openai.APITimeoutError):
         client.images.generate(prompt="held", stream=True, timeout=httpx2.Timeout(WAIT_S, read=0.2))
     assert cancelled.wait(WAIT_S)
@@ -373,7 +373,7 @@ def test_who_leaves_a_stream_stops_the_picture(client: OpenAI, studio: Studio, b
     assert backend.steps.count("held") <= 1
 
 
-def test_an_idempotency_key_gives_the_same_pictures(client: OpenAI):
+def test_an_idempotency_key_gives_the_same_images(client: OpenAI):
     """Random seeds and all, and is refused for another body, and for a stream."""
     again = {"Idempotency-Key": "order-1"}
     first, second = (client.images.generate(prompt="a cat", n=2, extra_headers=again) for _ in range(2))
@@ -391,13 +391,13 @@ def test_what_the_filter_refuses_is_a_bad_request_with_an_idempotency_key_too(cl
             client.images.generate(prompt="evil", extra_headers={"Idempotency-Key": "order-2"})
 
 
-def test_a_picture_of_what_is_served_no_more_is_given_without_usage(tmp_path: Path):
-    """An idempotency key outlives the numeric profile that made its picture."""
+def test_a_image_of_what_is_served_no_more_is_given_without_usage(tmp_path: Path):
+    """An idempotency key outlives the numeric profile that made its image."""
     given = []
-    kept = lasting(memory_kept())
+    storage = lasting(memory_storage())
     for precision in ("float32", "float16"):
-        studio = double_studio(tmp_path, NumpyBackend(precision))
-        with serving(studio, kept=kept) as client:
+        pool = fake_pool(tmp_path, FakeBackend(precision))
+        with serving(pool, storage=storage) as client:
             answer = client.post(
                 "/v1/images/generations", json={"prompt": "a cat"}, headers={"Idempotency-Key": "order-3"}
             )
@@ -407,16 +407,16 @@ def test_a_picture_of_what_is_served_no_more_is_given_without_usage(tmp_path: Pa
     assert ["usage" in each for each in given] == [True, False]
 
 
-def test_a_picture_that_could_not_be_stored_has_no_address(studio: Studio):
+def test_a_image_that_could_not_be_stored_has_no_address(pool: ModelPool):
     """503, in the error's form, where one was asked for; in the answer itself it can be given."""
 
-    class Full(MemoryStore):
+    class Full(MemoryBlobStore):
         def put(self, name: str, content: bytes) -> bool:  # noqa: ARG002
             raise StoreUnavailable("the disk is full")
 
-    kept = memory_kept()
-    kept = kept._replace(pictures=Holdings(Full(), kept.stores.pictures))
-    with serving(studio, kept=kept) as client:
+    storage = memory_storage()
+    storage = storage._replace(images=ImageStore(Full(), storage.database.images))
+    with serving(pool, storage=storage) as client:
         addressed, enclosed = (
             client.post("/v1/images/generations", json={"prompt": "a cat", "response_format": each})
             for each in ("url", "b64_json")
@@ -426,10 +426,10 @@ def test_a_picture_that_could_not_be_stored_has_no_address(studio: Studio):
     assert (enclosed.status_code, enclosed.headers["x-sd35-stored"]) == (200, "false")
 
 
-def test_keys_limits_and_metrics_hold_here_too(studio: Studio):
-    """Their clients' errors for them, and requests count under the dialect's name, each picture by its pixels."""
+def test_keys_limits_and_metrics_hold_here_too(pool: ModelPool):
+    """Their clients' errors for them, and requests count under the dialect's name, each image by its pixels."""
     key, secret = new_key("someone", Role.USER, 0.0)
-    with listening(studio, keys=key_store(key), pixels_per_hour=3 * 128 * 128) as (host, port):
+    with listening(pool, keys=key_store(key), pixels_per_hour=3 * 128 * 128) as (host, port):
         server = f"http://{host}:{port}/v1"
         with pytest.raises(openai.AuthenticationError) as unknown, client_of(server) as client:
             client.images.generate(**CAT)
@@ -449,9 +449,9 @@ def test_keys_limits_and_metrics_hold_here_too(studio: Studio):
     )
 
 
-def test_strict_means_that_no_other_name_is_served(studio: Studio):
+def test_strict_means_that_no_other_name_is_served(pool: ModelPool):
     """`dall-e-3` is not here."""
-    with listening(studio, strict_dialects=True) as (host, port), client_of(f"http://{host}:{port}/v1") as client:
+    with listening(pool, strict_dialects=True) as (host, port), client_of(f"http://{host}:{port}/v1") as client:
         with pytest.raises(openai.BadRequestError, match="no model named 'dall-e-3'"):
             client.images.generate(model="dall-e-3", **CAT)
         with pytest.raises(openai.BadRequestError, match="style"):

@@ -23,11 +23,11 @@ from sd35.api.dialects.stability import Form
 from sd35.api.form import MAX_FORM_BYTES, MAX_PARTS
 from sd35.content_filter import AllowAll, Decision
 from sd35.errors import NotAcceptable
-from sd35.generation.model_pool import Studio
+from sd35.generation.model_pool import ModelPool
 from sd35.images.formats import Format
 from sd35.images.texts import read_record
 from tests.api.conftest import listening, serving
-from tests.support.fake_backend import WAIT_S, NumpyBackend, double_studio, key_store
+from tests.support.fake_backend import WAIT_S, FakeBackend, fake_pool, key_store
 
 PATH = "/v2beta/stable-image/generate/sd3"
 CAT: dict[str, Any] = {"prompt": "a cat", "seed": 7}
@@ -44,16 +44,16 @@ class Prudish(AllowAll):
 
 
 @contextmanager
-def at(studio: Studio, keys: KeyStore | None = None, **settings: Any) -> Iterator[str]:
+def at(pool: ModelPool, keys: KeyStore | None = None, **settings: Any) -> Iterator[str]:
     """The base URL of a real server."""
-    with listening(studio, keys, **settings) as (host, port):
+    with listening(pool, keys, **settings) as (host, port):
         yield f"http://{host}:{port}"
 
 
 @pytest.fixture
-def server(studio: Studio, backend: NumpyBackend) -> Iterator[str]:
+def server(pool: ModelPool, backend: FakeBackend) -> Iterator[str]:
     """The base URL of a real server."""
-    with at(studio) as server:
+    with at(pool) as server:
         yield server
         backend.release.set()
 
@@ -79,7 +79,7 @@ def part(name: str, content: bytes = b"", more: bytes = b"") -> bytes:
 
 
 def size_of(file: bytes) -> tuple[int, int]:
-    """A picture's width and height."""
+    """An image's width and height."""
     with Image.open(io.BytesIO(file)) as image:
         return image.size
 
@@ -110,7 +110,7 @@ def test_their_sample_for_curl_gets_a_file(server: str, tmp_path: Path):
 
 
 def test_json_holds_the_same_file(server: str):
-    """In base64, with reason and seed, and which model and picture it is."""
+    """In base64, with reason and seed, and which model and image it is."""
     file = ask(server, **CAT)
     response = ask(server, "application/json", **CAT)
     assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
@@ -144,14 +144,14 @@ def test_what_is_left_out_is_the_models(server: str):
 
 
 def test_a_seed_of_0_is_a_random_one(server: str):
-    """Two pictures, each of which says its seed, by which it is made again."""
+    """Two images, each of which says its seed, by which it is made again."""
     first, second = (ask(server, prompt="a cat", seed=0) for _ in range(2))
     assert len({first.headers["seed"], second.headers["seed"], "0"}) == 3
     again = ask(server, prompt="a cat", seed=first.headers["seed"])
     assert (again.content, again.headers["x-sd35-cache"]) == (first.content, "hit")
 
 
-def test_the_picture_is_every_dialects(server: str):
+def test_the_image_is_every_dialects(server: str):
     """The same request in this project's own dialect is found in the result cache."""
     own: dict[str, Any] = {"prompt": "a cat", "seed": 7, "width": 160, "height": 96}
     first = requests.post(f"{server}/v1/txt2img", json=own, timeout=WAIT_S)
@@ -166,9 +166,9 @@ def test_their_models_are_served_by_what_there_is(server: str, name: str):
     assert ask(server, **CAT, model=name).headers["x-sd35-model"] == "mini"
 
 
-def test_strictly_no_model_goes_by_another_name(studio: Studio):
+def test_strictly_no_model_goes_by_another_name(pool: ModelPool):
     """Theirs are refused, with the names of those that there are; those are served."""
-    with at(studio, strict_dialects=True) as server:
+    with at(pool, strict_dialects=True) as server:
         words = refused(ask(server, **CAT, model="sd3.5-large"), 400, "bad_request")
         assert words == "model: got 'sd3.5-large'; allowed: mini, large"
         assert ask(server, **CAT, model="mini").status_code == 200
@@ -339,9 +339,9 @@ def test_an_accept_that_takes_neither_is_refused(server: str):
     assert words == "accept: got 'text/html'; allowed: image/jpeg, application/json"
 
 
-def test_what_the_filter_says_is_told_as_theirs_tells_it(studio: Studio):
-    """A blurred picture is 200 with a reason, in headers and in JSON; what is refused is 403, also as a job's end."""
-    with at(studio, content_filter="tests.api.dialects.test_stability:Prudish") as server:
+def test_what_the_filter_says_is_told_as_theirs_tells_it(pool: ModelPool):
+    """A blurred image is 200 with a reason, in headers and in JSON; what is refused is 403, also as a job's end."""
+    with at(pool, content_filter="tests.api.dialects.test_stability:Prudish") as server:
         file, in_json = ask(server, prompt="nude"), ask(server, "application/json", prompt="nude")
         assert (file.status_code, file.headers["finish-reason"]) == (200, "CONTENT_FILTERED")
         assert in_json.json()["finish_reason"] == "CONTENT_FILTERED"
@@ -350,12 +350,12 @@ def test_what_the_filter_says_is_told_as_theirs_tells_it(studio: Studio):
             assert words == "the prompt is refused by this service's content filter"
 
 
-def test_a_failing_picture_is_an_error_of_theirs(server: str):
+def test_a_failing_image_is_an_error_of_theirs(server: str):
     """500, with its own reason."""
     assert "the runtime's own words" in refused(ask(server, prompt="crash"), 500, "internal_error")
 
 
-def test_an_idempotency_key_makes_one_picture(server: str):
+def test_an_idempotency_key_makes_one_image(server: str):
     """Sent again it is the same, though its seed was drawn; with another form it is refused."""
     headers = {"idempotency-key": "one"}
     first, again = (ask(server, prompt="a cat", headers=headers) for _ in range(2))
@@ -386,10 +386,10 @@ def test_other_paths_of_theirs_say_what_there_is(server: str, method: str, path:
     assert f"POST {PATH}" in words if status == 404 else response.headers["allow"] == "POST"
 
 
-def test_keys_and_metrics_are_as_elsewhere(studio: Studio):
+def test_keys_and_metrics_are_as_elsewhere(pool: ModelPool):
     """A key that is none is 401 in their shape; requests count under the dialect's name."""
     key, secret = new_key("someone", Role.USER, 0.0)
-    with at(studio, key_store(key)) as server:
+    with at(pool, key_store(key)) as server:
         response = ask(server, **CAT)
         assert refused(response, 401, "unauthorized") == "the API key that came is not valid"
         assert response.headers["www-authenticate"] == "Bearer"
@@ -398,25 +398,25 @@ def test_keys_and_metrics_are_as_elsewhere(studio: Studio):
     assert f'sd35_http_requests_total{{dialect="stability",method="POST",route="{PATH}",status="200"}} 1.0' in metrics
 
 
-def test_limits_are_as_elsewhere(studio: Studio):
-    """The second in a minute of one is 429 with when to come back; a picture beyond an hour's pixels is 403."""
-    with at(studio, requests_per_minute=1) as server:
+def test_limits_are_as_elsewhere(pool: ModelPool):
+    """The second in a minute of one is 429 with when to come back; an image beyond an hour's pixels is 403."""
+    with at(pool, requests_per_minute=1) as server:
         assert ask(server, **CAT).status_code == 200
         response = ask(server, **CAT)
         refused(response, 429, "rate_limit_exceeded")
         assert int(response.headers["retry-after"]) >= 1
-    with at(double_studio_beside(studio), pixels_per_hour=1000) as server:
+    with at(double_studio_beside(pool), pixels_per_hour=1000) as server:
         refused(ask(server, **CAT), 403, "forbidden")
 
 
-def double_studio_beside(studio: Studio) -> Studio:
+def double_studio_beside(pool: ModelPool) -> ModelPool:
     """Another one: a server closes its own."""
-    return double_studio(next(iter(studio.models.values())).checkpoint.directory.parent / "beside")
+    return fake_pool(next(iter(pool.models.values())).checkpoint.directory.parent / "beside")
 
 
-def test_a_body_that_does_not_arrive_is_408(studio: Studio):
+def test_a_body_that_does_not_arrive_is_408(pool: ModelPool):
     """In their shape, as at the other dialects' paths."""
-    with at(studio, max_arrival_s=0.1) as server:
+    with at(pool, body_timeout_s=0.1) as server:
         host, port = server.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=WAIT_S) as connection:
             connection.sendall(_head(100))
@@ -427,16 +427,16 @@ def test_a_body_that_does_not_arrive_is_408(studio: Studio):
     assert b'"name": "request_timeout"' in answer
 
 
-def test_a_client_that_hangs_up_cancels_its_picture(server: str, studio: Studio, backend: NumpyBackend):
+def test_a_client_that_hangs_up_cancels_its_image(server: str, pool: ModelPool, backend: FakeBackend):
     """It stops before its next step, and the next client's is made."""
     cancelled = threading.Event()
-    cancel = studio.engine.cancel
+    cancel = pool.engine.cancel
 
-    def noticing(ticket: Any) -> None:
-        cancel(ticket)
+    def noticing(handle: Any) -> None:
+        cancel(handle)
         cancelled.set()
 
-    studio.engine.cancel = noticing  # type: ignore[method-assign]
+    pool.engine.cancel = noticing  # type: ignore[method-assign]
     body = part("prompt", b"held") + b"--x--\r\n"
     host, port = server.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=WAIT_S) as connection:
@@ -456,7 +456,7 @@ def _head(length: int) -> bytes:
 @pytest.fixture(scope="module")
 def lasting_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """One app for all of a property's examples."""
-    with serving(double_studio(tmp_path_factory.mktemp("models"))) as client:
+    with serving(fake_pool(tmp_path_factory.mktemp("models"))) as client:
         yield client
 
 
@@ -486,7 +486,7 @@ pieces = st.sampled_from(
 
 @given(st.lists(pieces | st.binary(max_size=5), max_size=12))
 def test_no_bytes_are_a_500(lasting_client: TestClient, sent: Sequence[bytes]):
-    """Whatever comes: a picture, or a 400 in their shape."""
+    """Whatever comes: an image, or a 400 in their shape."""
     response = lasting_client.post(PATH, content=b"".join(sent), headers=BOUNDARY)
     if response.status_code != 200:
         assert refused(response, 400, "bad_request")

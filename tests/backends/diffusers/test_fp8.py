@@ -1,4 +1,4 @@
-"""FP8 in PyTorch: which weights are kept so, what is computed with them, and that the pictures stay what they are."""
+"""FP8 in PyTorch: which weights are kept so, what is computed with them, and that the images stay what they are."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +18,10 @@ from sd35.backends.fp8_layers import Treatment
 from sd35.backends.options import Offload, Options
 from sd35.backends.registry import open_backend
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from sd35.checkpoints.network_sizes import NETWORKS, anatomy_on_disk
+from sd35.checkpoints.network_sizes import NETWORKS, network_sizes_on_disk
 from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.compile.prompts import judged_prompts
-from sd35.compile.quality_gate import BAR_DB, Quality, compare, pictures
+from sd35.compile.quality_gate import BAR_DB, Quality, compare, images
 from sd35.compile.reference_sampling import recipe_of
 from sd35.compile.synth import synthesise
 from sd35.errors import InvalidSetting
@@ -89,21 +89,21 @@ def stored_as(network: nn.Module) -> dict[str, torch.dtype]:
 def quality(
     backend: Backend, checkpoint: Checkpoint, expected: list[Array] | None = None
 ) -> tuple[list[Array], Quality]:
-    """Three pictures in six steps, against others."""
+    """Three images in six steps, against others."""
     recipe = replace(recipe_of(checkpoint), steps=6)
     texts = [(backend.encode_text([prompt])[0], backend.encode_text([""])[0]) for prompt in judged_prompts(checkpoint)]
-    found = pictures(backend, recipe, texts[:3], lambda: None)
+    found = images(backend, recipe, texts[:3], lambda: None)
     return found, compare(found, expected or found)
 
 
 @pytest.fixture(scope="module")
 def before(checkpoint: Checkpoint) -> list[Array]:
-    """The pictures in float32."""
+    """The images in float32."""
     return quality(DiffusersBackend(checkpoint, "float32", CPU, Options()), checkpoint)[0]
 
 
 def row_of(backend: Backend, seed: int, prompt: str, skip: Skip | None = None) -> DenoiseRow:
-    """A guided picture's first step."""
+    """A guided image's first step."""
     positive, negative = backend.encode_text([prompt, ""])
     return DenoiseRow(initial_noise(seed, (16, 8, 8)), positive, negative, 1.0, 0.8, 4.5, skip)
 
@@ -134,7 +134,7 @@ def test_only_storage_casting_keeps_t5_in_fp8(backend: DiffusersBackend) -> None
         assert found == (torch.float8_e4m3fn if in_fp8 else torch.bfloat16), name
 
 
-def test_pictures_in_fp8_are_those_of_float32(
+def test_images_in_fp8_are_those_of_float32(
     backend: DiffusersBackend, checkpoint: Checkpoint, before: list[Array]
 ) -> None:
     """At least 25 dB on the mean of several prompts; and not the very same, for FP8 does round."""
@@ -144,7 +144,7 @@ def test_pictures_in_fp8_are_those_of_float32(
 
 
 @pytest.mark.usefixtures("dynamic_on_a_cpu")
-def test_products_in_fp8_draw_those_pictures_too(checkpoint: Checkpoint, before: list[Array]) -> None:
+def test_products_in_fp8_draw_those_images_too(checkpoint: Checkpoint, before: list[Array]) -> None:
     """The way of a GPU, emulated: inputs rounded to FP8 for attention and inner layers, and not for modulations."""
     backend = DiffusersBackend(checkpoint, "fp8-dynamic", CPU, Options())
     layers = {name: layer for name, layer in backend.transformer.named_modules() if isinstance(layer, nn.Linear)}
@@ -158,7 +158,7 @@ def test_products_in_fp8_draw_those_pictures_too(checkpoint: Checkpoint, before:
 @pytest.mark.usefixtures("dynamic_on_a_cpu")
 @pytest.mark.parametrize("precision", WAYS)
 def test_a_row_is_what_it_is_alone(checkpoint: Checkpoint, precision: str) -> None:
-    """Beside pictures of other texts and noise, its latent moves no more than BF16's sums in another order do.
+    """Beside images of other texts and noise, its latent moves no more than BF16's sums in another order do.
 
     With one scale for all rows, a companion whose values are a hundred times as large would round it to nothing.
     """
@@ -180,14 +180,14 @@ def test_layers_are_skipped_in_fp8_too(backend: DiffusersBackend) -> None:
 def test_memory_is_what_the_plan_says(checkpoint: Checkpoint, small: Checkpoint) -> None:
     """All weights but scales; also of Medium's kind, and of T5; in FP8 the rule's matrices, a byte for a number."""
     for each, precision in ((checkpoint, "fp8-weights"), (small, "fp8-weights"), (small, "fp8-storage")):
-        backend, anatomy = DiffusersBackend(each, precision, CPU, Options()), anatomy_on_disk(each)
+        backend, network_sizes = DiffusersBackend(each, precision, CPU, Options()), network_sizes_on_disk(each)
         for name in NETWORKS:
             network = getattr(backend._pipeline, name)  # noqa: SLF001
             numbers = [stored(weight) for weight in network.parameters()]
             in_fp8 = [each for each in numbers if each.dtype == torch.float8_e4m3fn and each.ndim == 2]
-            expected = fp8_values("diffusers", precision, name, anatomy.networks[name].config)
+            expected = fp8_values("diffusers", precision, name, network_sizes.networks[name].config)
             assert sum(each.numel() for each in in_fp8) == expected, name
-        said = weights_bytes(anatomy, "transformer", "diffusers", precision)
+        said = weights_bytes(network_sizes, "transformer", "diffusers", precision)
         assert bytes_of(weights_of(backend.transformer)) == pytest.approx(said, rel=0.05)  # scales: 4 bytes of 256
 
 
@@ -210,7 +210,7 @@ def test_hooks_move_what_is_in_fp8(checkpoint: Checkpoint, precision: Precision,
     row = row_of(plain, 1, "a cat")
     if offload == "model":
         place(moved._pipeline, CPU, offload)  # noqa: SLF001
-    else:  # what the pipeline does for each network: it itself refuses to call one with the CPU for a device
+    else:  # what the reference_pipeline does for each network: it itself refuses to call one with the CPU for a device
         cpu_offload(moved.transformer, CPU, offload_buffers=True)
     for _ in range(2):
         assert torch.equal(moved.denoise_step([row])[0], plain.denoise_step([row])[0])

@@ -27,7 +27,7 @@ from sd35.service.startup import open_checkpoints
 from sd35.settings import load_settings
 from tests.compile.test_synth import SMALL
 from tests.support import stability
-from tests.support.direct_generation import paint
+from tests.support.direct_generation import generate_directly
 
 _INPUT = {"scale_weight": "scale_input", "weight_scale": "input_scale"}
 PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae")
@@ -104,12 +104,12 @@ def test_a_single_file_draws_what_its_directory_draws(medium: Path, tmp_path: Pa
     for part in held:  # what is in the file must not be needed in the directory
         assert (medium / part).is_dir()
     file = write(tmp_path / "sd3.5_medium.safetensors", spelled)
-    pictures = []
+    images = []
     for checkpoint in (open_checkpoint(str(medium)), open_checkpoint(str(medium), None, [file])):
         backend = open_backend("diffusers", checkpoint, Options(precision="float32", device="cpu"))
         request = Request("a cat", "a dog", 64, 64, 2, 4.0, 3, "model", "revision", "profile")
-        pictures.append(paint(backend, checkpoint, request))
-    assert np.array_equal(pictures[0], pictures[1])
+        images.append(generate_directly(backend, checkpoint, request))
+    assert np.array_equal(images[0], images[1])
 
 
 @pytest.mark.parametrize("spelling", ["scale_weight", "weight_scale"])
@@ -277,7 +277,7 @@ def test_a_single_file_takes_what_it_lacks_from_its_companion(medium: Path, tmp_
     """Named by its file, it is the companion with the file's weights."""
     parts = {"transformer": states(medium)["transformer"]}
     file = write(tmp_path / "mine.safetensors", stability.single_file(parts))
-    found = open_checkpoint(str(file), companion=str(medium))
+    found = open_checkpoint(str(file), base_checkpoint=str(medium))
     assert (found.name, found.directory, set(found.replaced)) == ("mine", medium, {"transformer"})
 
 

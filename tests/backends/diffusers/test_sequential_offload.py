@@ -1,4 +1,4 @@
-"""Networks that are not in memory all the time, and decoding in tiles: the same pictures, for less memory."""
+"""Networks that are not in memory all the time, and decoding in tiles: the same images, for less memory."""
 
 import numpy as np
 import pytest
@@ -12,26 +12,26 @@ from sd35.backends.diffusers.sequential_offload import WorkingMemory
 from sd35.backends.options import Offload, Options
 from sd35.backends.registry import open_backend
 from sd35.checkpoints.checkpoint import Checkpoint
-from sd35.checkpoints.network_sizes import anatomy_on_disk
+from sd35.checkpoints.network_sizes import network_sizes_on_disk
 from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.generation.model import Model
 from sd35.sampling.noise import initial_noise
 from sd35.tensors import Array
 
 
-def picture(backend: Backend, prompt: str) -> Array:
-    """One step of a guided picture, decoded."""
+def image(backend: Backend, prompt: str) -> Array:
+    """One step of a guided image, decoded."""
     positive, negative = backend.encode_text([prompt, ""])
     row = DenoiseRow(initial_noise(7, (16, 8, 8)), positive, negative, 1.0, 0.5, 4.5)
     return backend.decode_latents(backend.denoise_step([row]))[0]
 
 
 @pytest.mark.parametrize(("name", "offload"), [("onnx", "encoders"), ("diffusers", "encoders"), ("diffusers", "model")])
-def test_networks_that_take_turns_draw_the_same_pictures(checkpoint: Checkpoint, name: str, offload: Offload) -> None:
-    """Read when they are called and freed for the next, they draw one picture after the other as if they were there."""
+def test_networks_that_take_turns_draw_the_same_images(checkpoint: Checkpoint, name: str, offload: Offload) -> None:
+    """Read when they are called and freed for the next, they draw one image after the other as if they were there."""
     plain, frugal = (open_backend(name, checkpoint, Options(device="cpu", offload=each)) for each in ("none", offload))
     for prompt in ("a cat", "a red dog"):
-        assert (picture(frugal, prompt) == picture(plain, prompt)).all()
+        assert (image(frugal, prompt) == image(plain, prompt)).all()
 
 
 def test_at_most_one_network_is_in_memory(checkpoint: Checkpoint) -> None:
@@ -43,7 +43,7 @@ def test_at_most_one_network_is_in_memory(checkpoint: Checkpoint) -> None:
     for part in ("vae", "transformer"):
         network = turns.bring(part)
         assert turns.held_bytes == sum(weight.nbytes for weight in [*network.parameters(), *network.buffers()])
-        assert turns.held_bytes >= 4 * anatomy_on_disk(checkpoint).networks[part].values
+        assert turns.held_bytes >= 4 * network_sizes_on_disk(checkpoint).networks[part].values
     evicting = DiffusersBackend(checkpoint, "float32", torch.device("cpu"), Options(offload="encoders"))
     evicting.encode_text(["a cat"])
     assert evicting._turns is not None  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""`torch.compile` of the transformer: the same pictures but for the last bits, compiled once for all sizes and rows."""
+"""`torch.compile` of the transformer: the same images but for the last bits, compiled once for all sizes and rows."""
 
 from dataclasses import replace
 from typing import Any
@@ -42,7 +42,7 @@ def test_compiled_blocks_compute_the_same_and_wait_for_no_compiler_again(checkpo
     compiled = open_backend("diffusers", checkpoint, replace(options, torch_compile=True))
     assert Model(checkpoint, compiled, Tokenizers(checkpoint)).profile == "diffusers/bfloat16/compiled"
     assert Model(checkpoint, eager, Tokenizers(checkpoint)).profile == "diffusers/bfloat16"
-    assert compiled.start_up_s["compile"] > 0
+    assert compiled.startup_s["compile"] > 0
     with torch.compiler.set_stance("fail_on_recompile"):
         for guidances, height, width in (([4.5], 16, 16), ([0.0], 8, 8), ([4.5, 0.0, 3.0], 12, 20)):
             found = [latents(each, guidances, height, width) for each in (right, eager, compiled)]

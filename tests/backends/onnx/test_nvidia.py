@@ -22,12 +22,12 @@ from sd35.backends.registry import open_backend
 from sd35.backends.tensorrt.buckets import buckets_of
 from sd35.backends.tensorrt.flavour import find_flavour
 from sd35.checkpoints.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
-from sd35.checkpoints.network_sizes import anatomy_on_disk
+from sd35.checkpoints.network_sizes import network_sizes_on_disk
 from sd35.compile.engines import EngineBuilder, Range, targets_of
 from sd35.errors import BackendUnavailable, CheckpointError
 from sd35.request import Request
 from tests.support import nvidia_layout
-from tests.support.direct_generation import paint
+from tests.support.direct_generation import generate_directly
 from tests.support.nvidia_layout import FILE
 
 PROMPT, SEED = "a cat to the left of a Dog on a blue background!", 7
@@ -53,7 +53,7 @@ def copy(written: Path, tmp_path: Path) -> Path:
 
 def opened(directory: Path, transformer: Any = "auto") -> Checkpoint:
     """The checkpoint with the embedded one for a companion."""
-    return open_checkpoint(str(directory), companion=EMBEDDED, transformer=transformer)
+    return open_checkpoint(str(directory), base_checkpoint=EMBEDDED, transformer=transformer)
 
 
 def replaced(file: Path, content: bytes) -> None:
@@ -70,15 +70,17 @@ def request(steps: int, guidance: float, negative: str, width: int, height: int)
 @pytest.mark.parametrize("transformer", ["bf16", "fp8"])
 def test_the_memory_plan_knows_their_size(written: Path, transformer: Any):
     """Whatever holds them, the transformer's numbers are those of the checkpoint that was exported, to 5 %."""
-    exported, graphs = (anatomy_on_disk(each) for each in (open_checkpoint(EMBEDDED), opened(written, transformer)))
+    exported, graphs = (
+        network_sizes_on_disk(each) for each in (open_checkpoint(EMBEDDED), opened(written, transformer))
+    )
     expected = exported.networks["transformer"].values
     assert graphs.networks["transformer"].values == pytest.approx(expected, rel=0.05)
     assert graphs.has_graphs
 
 
 @pytest.fixture(scope="module")
-def pipeline() -> StableDiffusion3Pipeline:
-    """Diffusers' own pipeline in float32, with the weights rounded to BF16."""
+def reference_pipeline() -> StableDiffusion3Pipeline:
+    """Diffusers' own reference_pipeline in float32, with the weights rounded to BF16."""
     directory = open_checkpoint(EMBEDDED).directory
     plain = StableDiffusion3Pipeline.from_pretrained(directory, dtype=torch.bfloat16).to(torch.float32)
     plain.set_progress_bar_config(disable=True)
@@ -90,13 +92,13 @@ def pipeline() -> StableDiffusion3Pipeline:
     [request(1, 0.0, "", 96, 64), request(4, 4.5, "a red dog", 80, 112), request(8, 7.0, "", 128, 128)],
     ids=["one step", "guided", "square"],
 )
-def test_same_seed_same_picture_as_diffusers(
-    written: Path, pipeline: StableDiffusion3Pipeline, wanted: Request
+def test_same_seed_same_image_as_diffusers(
+    written: Path, reference_pipeline: StableDiffusion3Pipeline, wanted: Request
 ) -> None:
-    """With the same weights, a picture differs from Diffusers' by at most 2/255 at any pixel, 0.1/255 on average."""
+    """With the same weights, an image differs from Diffusers' by at most 2/255 at any pixel, 0.1/255 on average."""
     checkpoint = opened(written)
-    ours = paint(open_backend("onnx", checkpoint, Options()), checkpoint, wanted)
-    theirs = pipeline(
+    ours = generate_directly(open_backend("onnx", checkpoint, Options()), checkpoint, wanted)
+    theirs = reference_pipeline(
         PROMPT, negative_prompt=wanted.negative_prompt, width=wanted.width, height=wanted.height,
         num_inference_steps=wanted.steps, guidance_scale=wanted.guidance_scale,
         max_sequence_length=checkpoint.card.max_sequence_length, generator=torch.Generator("cpu").manual_seed(SEED),
@@ -176,7 +178,7 @@ def edited(change: Callable[[onnx.ModelProto], object]) -> Callable[[Path], None
 
 
 def make_static(model: onnx.ModelProto) -> None:
-    """A graph for one picture at a time."""
+    """A graph for one image at a time."""
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
 
 

@@ -21,7 +21,7 @@ from sd35.engine.generation import Pixels
 from sd35.errors import CheckpointError, InvalidSetting, NotCompiled
 from sd35.request import Request
 from sd35.sampling.noise import initial_noise
-from tests.support.direct_generation import paint
+from tests.support.direct_generation import generate_directly
 
 openvino: Any = pytest.importorskip("openvino")
 HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -38,13 +38,13 @@ def without_graphs(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
 
 
 def draw(backend: Backend, checkpoint: Checkpoint) -> Pixels:
-    """A picture as the checkpoint's card has it, in fewer steps."""
+    """An image as the checkpoint's card has it, in fewer steps."""
     size = checkpoint.card.width, checkpoint.card.height
     request = Request("a cat on a blue background", "", *size, 4, 4.5, 7, "model", "revision", "profile")
-    return paint(backend, checkpoint, request)
+    return generate_directly(backend, checkpoint, request)
 
 
-def test_the_graph_for_one_picture_and_the_one_for_any_shape_agree(checkpoint: Checkpoint) -> None:
+def test_the_graph_for_one_image_and_the_one_for_any_shape_agree(checkpoint: Checkpoint) -> None:
     """A row of the card's own size gets alone what it gets beside another, by another compilation."""
     backend = open_backend("openvino", checkpoint, Options())
     side = checkpoint.card.width // 8
@@ -60,14 +60,14 @@ def test_the_graph_for_one_picture_and_the_one_for_any_shape_agree(checkpoint: C
 
 
 def test_the_same_row_gets_the_same_bits_in_every_process(checkpoint: Checkpoint) -> None:
-    """Opened twice, it draws one picture, bit for bit: what makes a replay the same file."""
+    """Opened twice, it draws one image, bit for bit: what makes a replay the same file."""
     one, other = (draw(open_backend("openvino", checkpoint, Options()), checkpoint) for _ in range(2))
     assert (one == other).all()
 
 
 @pytest.mark.skipif(not HAS_BF16, reason="this processor has no BF16")
 def test_bfloat16_draws_what_float32_draws_but_for_its_rounding(checkpoint: Checkpoint) -> None:
-    """The pictures are near, and not the same: it does compute in BF16."""
+    """The images are near, and not the same: it does compute in BF16."""
     in_bf16 = open_backend("openvino", checkpoint, Options(precision="bfloat16"))
     assert in_bf16.precision == "bfloat16"
     decibels = psnr_db(draw(in_bf16, checkpoint), draw(open_backend("openvino", checkpoint, Options()), checkpoint))

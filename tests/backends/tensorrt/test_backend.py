@@ -26,10 +26,10 @@ from sd35.backends.tensorrt.flavour import find_flavour
 from sd35.backends.tensorrt.runtime import Workspace, streaming_budgets
 from sd35.backends.tensorrt.types import CLASSES
 from sd35.checkpoints.checkpoint import Checkpoint
-from sd35.checkpoints.network_sizes import anatomy_on_disk
+from sd35.checkpoints.network_sizes import network_sizes_on_disk
 from sd35.errors import BackendUnavailable, InvalidSetting
-from sd35.planning.footprint import Work
-from sd35.planning.plan import Room, Wanted, make_plan
+from sd35.planning.footprint import Workload
+from sd35.planning.plan import AvailableMemory, PlacementRequest, make_plan
 from sd35.sampling.noise import initial_noise
 from sd35.settings import Precision
 from tests.support.onnx_networks import OnnxNetworks
@@ -161,23 +161,23 @@ def test_between_networks_it_computes_in_bf16(
 ) -> None:
     """Latents and embeddings are BF16, and the step that of float32 within what BF16 rounds."""
     backend = TensorRtBackend(checkpoint, precision, OnnxNetworks(checkpoint), HostMemory(), {})
-    latents, pictures = [], []
+    latents, images = [], []
     for each in (backend, backend_f32):
         cat, nothing = each.encode_text(["a cat", ""])
         row = DenoiseRow(initial_noise(1, (16, 8, 12)), cat, nothing, 1.0, 0.5, 4.5)
         latents += each.denoise_step([row])
-        pictures += each.decode_latents(latents[-1:])
+        images += each.decode_latents(latents[-1:])
     assert [latent.dtype for latent in latents] == [torch.bfloat16, torch.float32]
     assert backend.precision == precision
     off = (latents[0].float() - latents[1]).abs()
     assert 0 < off.mean() < 2**-7  # half of BF16's last bit of a value of a few units; guidance multiplies it
-    assert np.abs(pictures[0].astype(int) - pictures[1]).mean() < 2
+    assert np.abs(images[0].astype(int) - images[1]).mean() < 2
 
 
 def test_what_the_planner_offers_is_honoured(checkpoint: Checkpoint) -> None:
     """It places all there, or streams; neither is refused."""
-    wanted = Wanted("tensorrt", "bfloat16", Work(128, 128, 2))
-    plan = make_plan([anatomy_on_disk(checkpoint)], wanted, Room("cuda", 10**10, 10**10))
+    wanted = PlacementRequest("tensorrt", "bfloat16", Workload(128, 128, 2))
+    plan = make_plan([network_sizes_on_disk(checkpoint)], wanted, AvailableMemory("cuda", 10**10, 10**10))
     assert [placement.offload for placement in plan.placements] == ["none", "sequential"]
     for placement in plan.placements:
         with pytest.raises(BackendUnavailable):  # there is no such device

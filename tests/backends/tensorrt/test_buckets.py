@@ -24,7 +24,7 @@ def _texts(draw: st.DrawFn) -> str:
 
 @given(st.lists(_texts(), max_size=4), _SIZES)
 def test_every_size_has_the_tightest_bucket(texts: list[str], size: Size) -> None:
-    """What a checkpoint draws is served, by no bucket whose largest picture is larger than another's that serves it."""
+    """What a checkpoint draws is served, by no bucket whose largest image is larger than another's that serves it."""
     buckets = buckets_of(",".join(texts), CARD)
     chosen = buckets[bucket_for(buckets, size)]
     assert chosen.holds(size)

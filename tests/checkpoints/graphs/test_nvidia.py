@@ -24,26 +24,28 @@ def directory(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def companion(tmp_path: Path) -> Path:
+def base_checkpoint(tmp_path: Path) -> Path:
     """A copy of the embedded checkpoint."""
-    shutil.copytree(open_checkpoint(EMBEDDED).directory, tmp_path / "companion")
-    return tmp_path / "companion"
+    shutil.copytree(open_checkpoint(EMBEDDED).directory, tmp_path / "base_checkpoint")
+    return tmp_path / "base_checkpoint"
 
 
-def test_weights_are_the_graphs_and_the_rest_is_the_companions(directory: Path, companion: Path) -> None:
+def test_weights_are_the_graphs_and_the_rest_is_the_companions(directory: Path, base_checkpoint: Path) -> None:
     """The name is the graphs', the card the companion's, unless the directory has one of its own."""
-    found = open_checkpoint(str(directory), companion=str(companion))
+    found = open_checkpoint(str(directory), base_checkpoint=str(base_checkpoint))
     assert found.graphs is not None
     assert found.graphs.path("text_encoder_2") == directory / "ONNX" / "clip_g" / FILE
-    assert (found.name, found.directory) == ("large", companion)
+    assert (found.name, found.directory) == ("large", base_checkpoint)
     assert found.card == open_checkpoint(EMBEDDED).card
     (directory / "sd35.json").write_text(json.dumps({"steps": 5}))
-    assert open_checkpoint(str(directory), companion=EMBEDDED).card.steps == 5
+    assert open_checkpoint(str(directory), base_checkpoint=EMBEDDED).card.steps == 5
 
 
 def test_without_a_companion_it_is_refused_with_the_flag(directory: Path) -> None:
     """The user reads what is missing, and how to name it."""
-    with pytest.raises(CheckpointError, match=r"no tokenizers and configurations.*--companion \(SD35_COMPANION\)"):
+    with pytest.raises(
+        CheckpointError, match=r"no tokenizers and configurations.*--base-checkpoint \(SD35_BASE_CHECKPOINT\)"
+    ):
         open_checkpoint(str(directory))
 
 
@@ -51,14 +53,14 @@ def test_a_missing_graph_is_named(directory: Path) -> None:
     """Whatever part it is of."""
     (directory / "ONNX" / "t5" / FILE).unlink()
     with pytest.raises(CheckpointError, match=f"{directory} is not whole: ONNX/t5/{FILE} missing"):
-        open_checkpoint(str(directory), companion=EMBEDDED)
+        open_checkpoint(str(directory), base_checkpoint=EMBEDDED)
 
 
 def test_the_transformer_is_the_one_asked_for_or_the_one_there(directory: Path) -> None:
     """Where both are, BF16; one that is asked for and missing is not replaced by the other."""
 
     def chosen(transformer: Transformer) -> str:
-        found = open_checkpoint(str(directory), companion=EMBEDDED, transformer=transformer)
+        found = open_checkpoint(str(directory), base_checkpoint=EMBEDDED, transformer=transformer)
         assert found.graphs is not None
         return found.graphs.transformer
 
@@ -69,21 +71,21 @@ def test_the_transformer_is_the_one_asked_for_or_the_one_there(directory: Path) 
         chosen("bf16")
 
 
-def test_a_revision_is_of_the_graphs_and_of_what_the_companion_gives(directory: Path, companion: Path) -> None:
+def test_a_revision_is_of_the_graphs_and_of_what_the_companion_gives(directory: Path, base_checkpoint: Path) -> None:
     """Another graph, transformer or tokenizer is another revision; the companion's weights are not read."""
 
     def revision(transformer: Transformer = "bf16") -> str:
-        return open_checkpoint(str(directory), companion=str(companion), transformer=transformer).revision
+        return open_checkpoint(str(directory), base_checkpoint=str(base_checkpoint), transformer=transformer).revision
 
     before = revision()
-    for weights in companion.rglob("*.safetensors"):
+    for weights in base_checkpoint.rglob("*.safetensors"):
         weights.unlink()
     assert revision() == before
     assert revision("fp8") != before
     (directory / "ONNX" / "vae" / "weights").write_text("beside")
     beside = revision()
     assert beside != before
-    (companion / "tokenizer_3" / "tokenizer.json").write_text("{}")
+    (base_checkpoint / "tokenizer_3" / "tokenizer.json").write_text("{}")
     assert revision() not in {before, beside}
 
 

@@ -14,15 +14,15 @@ from sd35.backends.registry import backend_module
 from sd35.checkpoints.hub import cache
 from sd35.checkpoints.hub.download import fetch, plan
 from sd35.checkpoints.hub.environment import hub_token
-from sd35.checkpoints.registry import Variant
+from sd35.checkpoints.registry import RegisteredCheckpoint
 from sd35.errors import DownloadFailed, InvalidSetting
 from sd35.planning.auto import candidates
-from sd35.planning.plan import Room
+from sd35.planning.plan import AvailableMemory
 from sd35.settings import load_settings
 from tests.checkpoints.conftest import REPOSITORY, REVISION
 from tests.support.hub_server import Hub
 
-VARIANT = Variant("small", REPOSITORY, REVISION)
+VARIANT = RegisteredCheckpoint("small", REPOSITORY, REVISION)
 UNSENDABLE = ["hf_\u200bmine", "hf_\x01mine", "hf_mi ne", "hf_\xe9", "hf_\x7f", "hf_\udcff"]
 
 
@@ -43,11 +43,11 @@ def test_a_token_that_no_header_can_carry_is_named_by_its_variable_and_character
         assert "\n" not in str(told.value)
 
 
-def fetch_nothing(variant: Variant) -> Path:
+def fetch_nothing(registered: RegisteredCheckpoint) -> Path:
     """Fetch with a plan that lacks nothing, which reads the token too."""
     from sd35.checkpoints.hub.download import Plan
 
-    return fetch(Plan(variant, (), (), 0), lambda _: None)
+    return fetch(Plan(registered, (), (), 0), lambda _: None)
 
 
 @pytest.mark.usefixtures("hub")
@@ -64,7 +64,7 @@ def test_auto_names_a_token_that_cannot_be_sent(monkeypatch: pytest.MonkeyPatch)
     """Choosing a checkpoint reads the token with the same check."""
     monkeypatch.setenv("HF_TOKEN", UNSENDABLE[0])
     with pytest.raises(InvalidSetting, match="HF_TOKEN: got a token"):
-        list(candidates(load_settings({"checkpoints": ("auto",)}), Room("cpu", 2**40, 2**40)))
+        list(candidates(load_settings({"checkpoints": ("auto",)}), AvailableMemory("cpu", 2**40, 2**40)))
 
 
 @given(token=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1))

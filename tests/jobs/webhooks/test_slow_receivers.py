@@ -13,7 +13,7 @@ import pytest
 
 from sd35.jobs.webhooks.concurrency import PER_HOST, PER_OWNER
 from sd35.jobs.webhooks.resolver import look_up
-from sd35.storage.database import MEMORY, open_stores
+from sd35.storage.database import MEMORY, open_database
 from sd35.telemetry.metrics import WebhookEnd
 from tests.support.fake_backend import WAIT_S
 from tests.support.webhooks import Sending
@@ -96,9 +96,9 @@ async def go_on(server: Server, streams: Streams) -> None:
 @pytest.fixture(params=["memory", "sqlite"])
 def sending(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sending]:
     """A sender with a store of each kind."""
-    stores = open_stores(MEMORY if request.param == "memory" else str(tmp_path / "jobs.db"))
-    yield Sending(stores.jobs)
-    stores.close()
+    database = open_database(MEMORY if request.param == "memory" else str(tmp_path / "jobs.db"))
+    yield Sending(database.jobs)
+    database.close()
 
 
 @pytest.mark.parametrize("owner", ["me", "you"])

@@ -18,45 +18,50 @@ from sqlalchemy import URL, event, make_url, text
 
 from sd35.access.keys import Role, new_key
 from sd35.errors import InvalidSetting, StoreUnavailable
-from sd35.storage.database import Stores, open_stores
-from sd35.storage.jobs import Delivery, DueWebhooks, Made, Receiver, Status
+from sd35.storage.database import Database, open_database
+from sd35.storage.jobs import Delivery, DueWebhooks, JobResult, Receiver, Status
 from sd35.storage.new_job import new_job
-from sd35.storage.sql.connection import Database
+from sd35.storage.sql.connection import SqlDatabase
 from sd35.storage.sql.jobs import SqlJobStore
 from sd35.storage.sql.migrate import config_for
 from sd35.storage.sql.tables import VERSION, metadata
-from tests.support.job_specs import order
+from tests.support.job_specs import REQUEST, job_spec
 
 TIMEOUT_S = 120
 ADDING = """
 import sys
 from sd35.storage.new_job import new_job
-from sd35.storage.database import open_stores
-from tests.support.job_specs import order
-jobs = open_stores(sys.argv[1]).jobs
+from sd35.storage.database import open_database
+from tests.support.job_specs import job_spec
+jobs = open_database(sys.argv[1]).jobs
 while True:
-    print(jobs.add(new_job(order(), 0.0)).id, flush=True)
+    print(jobs.add(new_job(job_spec(), 0.0)).id, flush=True)
 """
 OPENING = """
 import sys
 import alembic.command
 import sd35.storage.sql.jobs
-from sd35.storage.database import open_stores
+from sd35.storage.database import open_database
 print("ready", flush=True)
 sys.stdin.readline()
-open_stores(sys.argv[1]).close()
+open_database(sys.argv[1]).close()
 """
 JOB_OF_0001 = """
 INSERT INTO jobs (id, owner, status, priority, request, format, has_metadata, body_digest, created_s, webhook)
 VALUES (:id, :owner, 'cancelled', 0, '{}', 'png', TRUE, '', 0, :url)
 """
+ENDED_JOB_OF_0004 = """
+INSERT INTO jobs (id, owner, status, priority, request, format, has_metadata, body_digest, created_s, ended_s,
+    made_digest, was_cached, is_blurred)
+VALUES ('job', 'me', 'succeeded', 0, :request, 'png', TRUE, '', 0, 1, :digest, TRUE, FALSE)
+"""
 DELIVERY_OF_0001 = "INSERT INTO deliveries (job_id, url, due_s, attempts) VALUES (:id, :url, 0, :attempts)"
 
 
 @pytest.fixture
-def opened(database: str) -> Iterator[Stores]:
+def opened(database: str) -> Iterator[Database]:
     """The stores of a new SQL database."""
-    stores = open_stores(database)
+    stores = open_database(database)
     yield stores
     stores.close()
 
@@ -78,23 +83,23 @@ def process(script: str, database: str) -> subprocess.Popen[str]:
     )
 
 
-def sql_of(stores: Stores) -> SqlJobStore:
+def sql_of(stores: Database) -> SqlJobStore:
     """The store of jobs, which is an SQL one."""
     assert isinstance(stores.jobs, SqlJobStore)
     return stores.jobs
 
 
 def test_what_was_kept_is_there_after_a_restart(database: str):
-    """Jobs, keys, and whose pictures are whose; an open database is brought up to date once."""
-    first = open_stores(database)
-    job = first.jobs.add(new_job(order(), 1.0))
+    """Jobs, keys, and whose images are whose; an open database is brought up to date once."""
+    first = open_database(database)
+    job = first.jobs.add(new_job(job_spec(), 1.0))
     key, _ = new_key("me", Role.USER, 1.0)
     first.keys.add(key)
-    first.pictures.add("d", "me", 10, 1.0)
+    first.images.add("d", "me", 10, 1.0)
     first.close()
-    second = open_stores(database)
+    second = open_database(database)
     assert (second.jobs.get(job.id, None), second.keys.keys()) == (job, [key])
-    assert second.pictures.owns("d", "me")
+    assert second.images.owns("d", "me")
     second.close()
 
 
@@ -105,14 +110,14 @@ def test_what_was_accepted_outlives_a_kill(database: str):
         accepted = [adding.stdout.readline().strip() for _ in range(30)]
         adding.send_signal(signal.SIGKILL)
         accepted += [line.strip() for line in adding.stdout]
-    stores = open_stores(database)
+    stores = open_database(database)
     claimed = [job.id for job in stores.jobs.claim("h", 0.0, 9.0, 400)]
     assert set(accepted) <= set(claimed)
     assert len(claimed) <= len(accepted) + 1  # one may have been kept, and not yet told
     stores.close()
 
 
-def test_migrations_make_the_tables(database: str, opened: Stores):
+def test_migrations_make_the_tables(database: str, opened: Database):
     """What the migrations made is what the code expects, to the last column and index."""
     assert database
     with sql_of(opened).database.read() as connection:
@@ -123,27 +128,27 @@ def test_migrations_make_the_tables(database: str, opened: Stores):
 
 def test_a_database_without_checksums_is_brought_up_to_date(database: str):
     """What is in it stays; its images get a checksum when they are read."""
-    before = Database(make_url(database) if "://" in database else URL.create("sqlite", database=database))
+    before = SqlDatabase(make_url(database) if "://" in database else URL.create("sqlite", database=database))
     with before.write() as connection:
         command.upgrade(config_for(connection), "0001")
         connection.execute(text("INSERT INTO pictures VALUES (:digest, 'me', 10, 1.0)"), {"digest": "ab" * 32})
     before.close()
     with pytest.raises(StoreUnavailable, match=r"an older version of sd35 made it \(its schema is 0001, .* start the"):
-        open_stores(database, as_it_is=True)
-    stores, name = open_stores(database), f"{'ab' * 32}.png"
-    assert stores.pictures.owners("ab" * 32) == {"me"}
-    assert stores.pictures.checksums(name) == {}
-    stores.pictures.record(name, "1" * 64, 10)
+        open_database(database, as_it_is=True)
+    stores, name = open_database(database), f"{'ab' * 32}.png"
+    assert stores.images.owners("ab" * 32) == {"me"}
+    assert stores.images.checksums(name) == {}
+    stores.images.record(name, "1" * 64, 10)
     stores.close()
-    again = open_stores(database, as_it_is=True)
-    assert again.pictures.checksums(name) == {"1" * 64: 10}
+    again = open_database(database, as_it_is=True)
+    assert again.images.checksums(name) == {"1" * 64: 10}
     again.close()
 
 
 def test_a_database_that_is_not_there_is_not_made_where_it_is_to_be_left_as_it_is(file: Path):
     """The setting is named, and no file appears."""
     with pytest.raises(InvalidSetting, match=rf"database: there is no file {file}"):
-        open_stores(str(file), as_it_is=True)
+        open_database(str(file), as_it_is=True)
     assert not file.parent.exists()
 
 
@@ -155,7 +160,7 @@ def test_webhooks_of_the_version_before_get_their_receivers(database: str):
         "https://[2606:4700::1111]/": "2606:4700::1111",
         "no URL": "",
     }
-    before = Database(make_url(database) if "://" in database else URL.create("sqlite", database=database))
+    before = SqlDatabase(make_url(database) if "://" in database else URL.create("sqlite", database=database))
     with before.write() as connection:
         command.upgrade(config_for(connection), "0001")
         for number, url in enumerate(hosts):
@@ -163,7 +168,7 @@ def test_webhooks_of_the_version_before_get_their_receivers(database: str):
             connection.execute(text(JOB_OF_0001), values)
             connection.execute(text(DELIVERY_OF_0001), values)
     before.close()
-    stores = open_stores(database)
+    stores = open_database(database)
     receivers = [Receiver(f"owner {number}", host) for number, host in enumerate(hosts.values())]
     assert {one.receiver for one in stores.jobs.due(0.0)} == set(receivers)
     taken = stores.jobs.take_due(0.0, dict.fromkeys(receivers, 1))
@@ -174,10 +179,26 @@ def test_webhooks_of_the_version_before_get_their_receivers(database: str):
     stores.close()
 
 
-def test_a_process_of_the_version_before_can_still_add_webhooks(database: str, opened: Stores):
+def test_jobs_and_images_of_the_schema_before_their_renaming_stay(database: str):
+    """A job that ended keeps its image, and the image its owner."""
+    before = SqlDatabase(make_url(database) if "://" in database else URL.create("sqlite", database=database))
+    request = REQUEST.canonical.decode()
+    with before.write() as connection:
+        command.upgrade(config_for(connection), "0004")
+        connection.execute(text("INSERT INTO pictures VALUES (:digest, 'me', 10, 1.0)"), {"digest": "ab" * 32})
+        connection.execute(text(ENDED_JOB_OF_0004), {"request": request, "digest": "ab" * 32})
+    before.close()
+    opened = open_database(database)
+    assert opened.images.owners("ab" * 32) == {"me"}
+    (job,) = opened.jobs.page("me", [], None, 10)
+    assert job.made == JobResult("ab" * 32, was_cached=True, is_blurred=False)
+    opened.close()
+
+
+def test_a_process_of_the_version_before_can_still_add_webhooks(database: str, opened: Database):
     """It shares the database while services are replaced one by one, and knows nothing of receivers."""
     assert database
-    job = opened.jobs.add(new_job(order(webhook="https://example.com/"), 0.0))
+    job = opened.jobs.add(new_job(job_spec(webhook="https://example.com/"), 0.0))
     with sql_of(opened).database.write() as connection:
         connection.execute(text(DELIVERY_OF_0001), {"id": job.id, "url": "https://example.com/", "attempts": 0})
     assert opened.jobs.due(0.0) == [DueWebhooks(Receiver("", ""), 1, 0.0)]
@@ -197,23 +218,23 @@ def test_processes_that_start_at_once_do_not_break_each_other(database: str):
     assert [one.wait(TIMEOUT_S) for one in starting] == [0] * 3
     for one in starting:
         one.communicate()
-    stores = open_stores(database)
+    stores = open_database(database)
     assert stores.jobs.counts()[Status.QUEUED] == 0
     stores.close()
 
 
-def test_a_newer_database_is_refused(database: str, opened: Stores):
+def test_a_newer_database_is_refused(database: str, opened: Database):
     """With words that say what to do, and nothing in it changes."""
     with sql_of(opened).database.write() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(StoreUnavailable, match=r"newer version of sd35 made it \(its schema is 9999, .* install"):
-        open_stores(database)
+        open_database(database)
 
 
 def test_prompts_are_for_the_owners_eyes(file: Path):
     """The file and those beside it have no rights for others; what is deleted is overwritten."""
-    stores = open_stores(str(file))
-    job = stores.jobs.add(new_job(order(), 0.0))
+    stores = open_database(str(file))
+    job = stores.jobs.add(new_job(job_spec(), 0.0))
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in file.parent.iterdir()}
     assert modes == dict.fromkeys(["jobs.db", "jobs.db-wal", "jobs.db-shm", "jobs.db.lock"], 0o600)
     stores.jobs.cancel(job.id, None, 1.0)
@@ -224,33 +245,33 @@ def test_prompts_are_for_the_owners_eyes(file: Path):
 
 def test_a_url_of_a_file_is_that_file(file: Path):
     """SQLAlchemy's way to write it, besides the plain path."""
-    open_stores(f"sqlite:///{file}").close()
+    open_database(f"sqlite:///{file}").close()
     assert file.exists()
 
 
 def test_a_locked_database_is_unavailable_until_it_is_not(file: Path):
     """With its name and the reason, after a bounded wait; then it goes on."""
-    stores = open_stores(str(file), wait_s=0.05)
+    stores = open_database(str(file), wait_s=0.05)
     other = sqlite3.connect(file, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreUnavailable, match=r"jobs\.db cannot be used: database is locked"):
-        stores.jobs.add(new_job(order(), 0.0))
+        stores.jobs.add(new_job(job_spec(), 0.0))
     assert stores.jobs.counts()[Status.QUEUED] == 0  # reading goes on
     other.execute("ROLLBACK")
     other.close()
-    stores.jobs.add(new_job(order(), 0.0))
+    stores.jobs.add(new_job(job_spec(), 0.0))
     stores.close()
 
 
 @pytest.mark.parametrize("is_replaced", [False, True])
 def test_a_file_that_was_removed_takes_nothing_on(file: Path, *, is_replaced: bool):
     """What SQLite would still write there, nobody would find after a restart."""
-    stores = open_stores(str(file))
+    stores = open_database(str(file))
     for each in file.parent.glob("jobs.db*"):
         each.rename(each.with_name(f"old-{each.name}"))  # an inode that is free may come again at once
     if is_replaced:
-        open_stores(str(file)).close()
-    for call in (lambda: stores.jobs.add(new_job(order(), 1.0)), stores.keys.keys):
+        open_database(str(file)).close()
+    for call in (lambda: stores.jobs.add(new_job(job_spec(), 1.0)), stores.keys.keys):
         with pytest.raises(StoreUnavailable, match=r"jobs.db cannot be used: its file was removed or replaced"):
             call()
     stores.close()
@@ -258,9 +279,9 @@ def test_a_file_that_was_removed_takes_nothing_on(file: Path, *, is_replaced: bo
 
 def test_a_full_disk_leaves_nothing_half_written(file: Path):
     """The reason is told; when there is room again, jobs pass."""
-    stores = open_stores(str(file))
+    stores = open_database(str(file))
     database = sql_of(stores).database
-    kept = stores.jobs.add(new_job(order(), 0.0))
+    kept = stores.jobs.add(new_job(job_spec(), 0.0))
 
     def fill(connection: sqlite3.Connection, *_: object) -> None:
         connection.execute("PRAGMA max_page_count = 1")  # SQLite takes the number of pages there are, and no more
@@ -268,12 +289,12 @@ def test_a_full_disk_leaves_nothing_half_written(file: Path):
     event.listen(database.engine, "checkout", fill)
     with pytest.raises(StoreUnavailable, match="database or disk is full"):  # noqa: PT012  how many fit, who knows
         for _ in range(1000):
-            stores.jobs.add(new_job(order(webhook="https://example.com/" + "x" * 1000), 0.0))
+            stores.jobs.add(new_job(job_spec(webhook="https://example.com/" + "x" * 1000), 0.0))
     event.remove(database.engine, "checkout", fill)
     database.engine.dispose()
     queued = stores.jobs.counts()[Status.QUEUED]
     assert stores.jobs.get(kept.id, None) == kept
-    stores.jobs.add(new_job(order(), 0.0))
+    stores.jobs.add(new_job(job_spec(), 0.0))
     assert stores.jobs.counts()[Status.QUEUED] == queued + 1
     stores.close()
 
@@ -286,7 +307,7 @@ def test_a_place_that_is_no_file_is_told(tmp_path: Path, name: str, reason: str)
     (tmp_path / "here").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(StoreUnavailable, match=reason):
-        open_stores(str(tmp_path / name))
+        open_database(str(tmp_path / name))
 
 
 def test_what_is_no_database_is_told(file: Path):
@@ -294,7 +315,7 @@ def test_what_is_no_database_is_told(file: Path):
     file.parent.mkdir()
     file.write_bytes(b"x" * 5000)
     with pytest.raises(StoreUnavailable, match="file is not a database"):
-        open_stores(str(file))
+        open_database(str(file))
     assert file.read_bytes() == b"x" * 5000
 
 
@@ -312,21 +333,21 @@ def test_what_is_no_database_is_told(file: Path):
 def test_other_databases_are_refused_without_their_password(database: str):
     """What is allowed is said."""
     with pytest.raises(InvalidSetting, match=r"allowed: `memory`, a file's path") as error:
-        open_stores(database)
+        open_database(database)
     assert "hush" not in str(error.value)
 
 
 def test_a_server_that_is_not_there_is_told_without_the_password(tmp_path: Path):
     """Where it was looked for, and why it was not found."""
     with pytest.raises(StoreUnavailable, match=r"postgresql\+psycopg://me:\*\*\*@/jobs.*No such file") as error:
-        open_stores(f"postgresql://me:hush@/jobs?host={tmp_path}")
+        open_database(f"postgresql://me:hush@/jobs?host={tmp_path}")
     assert "hush" not in str(error.value)
 
 
 def test_a_server_that_restarted_is_found_again(new_postgres: Callable[[], str]):
     """Connections that were cut while nobody used them cost no call."""
     url = new_postgres()
-    stores, other = open_stores(url), open_stores(url)
+    stores, other = open_database(url), open_database(url)
     stores.jobs.counts()
     with sql_of(other).database.write() as connection:
         connection.execute(
@@ -335,8 +356,8 @@ def test_a_server_that_restarted_is_found_again(new_postgres: Callable[[], str])
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
         )
-    job = stores.jobs.add(new_job(order(), 0.0))
+    job = stores.jobs.add(new_job(job_spec(), 0.0))
     assert stores.jobs.claim("h", 0.0, 9.0, 1)[0].id == job.id
-    assert stores.jobs.end(job.id, "h", 1.0, Made("d", was_cached=False))
+    assert stores.jobs.end(job.id, "h", 1.0, JobResult("d", was_cached=False))
     stores.close()
     other.close()

@@ -16,28 +16,28 @@ import pytest
 from structlog.testing import capture_logs
 
 from sd35.errors import StoreUnavailable
-from sd35.storage.database import Stores, open_stores
+from sd35.storage.database import Database, open_database
 from sd35.storage.jobs import Job
 from sd35.storage.new_job import new_job
 from sd35.storage.sql.holders import HolderLocks
-from tests.support.job_specs import order
+from tests.support.job_specs import job_spec
 from tests.support.leases import pass_time
 
 LEASE_S = 1000.0  # far longer than any test runs
 HOLDING = """
 import sys
-from sd35.storage.database import open_stores
-jobs = open_stores(sys.argv[1]).jobs
+from sd35.storage.database import open_database
+jobs = open_database(sys.argv[1]).jobs
 print(jobs.claim("other", 0.0, 1000.0, 1)[0].id, flush=True)
 sys.stdin.readline()
 """
 
 
 @pytest.fixture
-def stores(tmp_path: Path) -> Iterator[Stores]:
+def stores(tmp_path: Path) -> Iterator[Database]:
     """The stores of a new SQLite database, with one job."""
-    opened = open_stores(str(tmp_path / "jobs.db"))
-    opened.jobs.add(new_job(order(), 0.0))
+    opened = open_database(str(tmp_path / "jobs.db"))
+    opened.jobs.add(new_job(job_spec(), 0.0))
     yield opened
     opened.close()
 
@@ -64,12 +64,12 @@ def holding(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def claimed(stores: Stores, holder: str = "this") -> list[Job]:
+def claimed(stores: Database, holder: str = "this") -> list[Job]:
     """What a holder of this process gets."""
     return stores.jobs.claim(holder, 0.0, LEASE_S, 9)
 
 
-def test_jobs_of_a_killed_process_are_claimed_at_once(stores: Stores, tmp_path: Path, directory: Path):
+def test_jobs_of_a_killed_process_are_claimed_at_once(stores: Database, tmp_path: Path, directory: Path):
     """Nobody waits for the rest of its lease; its file is removed."""
     with holding(tmp_path) as process:
         assert claimed(stores) == []
@@ -79,7 +79,7 @@ def test_jobs_of_a_killed_process_are_claimed_at_once(stores: Stores, tmp_path: 
     assert [path.name for path in directory.iterdir()] == ["this.lock"]
 
 
-def test_a_stopped_process_keeps_its_jobs_until_its_lease_is_over(stores: Stores, tmp_path: Path):
+def test_a_stopped_process_keeps_its_jobs_until_its_lease_is_over(stores: Database, tmp_path: Path):
     """It still locks its file, so that time decides: a process that hangs does not keep its jobs for ever."""
     with holding(tmp_path) as process:
         process.send_signal(signal.SIGSTOP)
@@ -89,7 +89,7 @@ def test_a_stopped_process_keeps_its_jobs_until_its_lease_is_over(stores: Stores
         process.send_signal(signal.SIGCONT)
 
 
-def test_a_holder_that_hands_back_leaves_no_file(stores: Stores, directory: Path):
+def test_a_holder_that_hands_back_leaves_no_file(stores: Database, directory: Path):
     """Files are for their owner alone, as the database is."""
     claimed(stores)
     (path,) = directory.iterdir()
@@ -98,7 +98,7 @@ def test_a_holder_that_hands_back_leaves_no_file(stores: Stores, directory: Path
     assert list(directory.iterdir()) == []
 
 
-def test_files_of_dead_holders_are_removed_at_the_next_claim(stores: Stores, directory: Path):
+def test_files_of_dead_holders_are_removed_at_the_next_claim(stores: Database, directory: Path):
     """Also of holders that had no job; those of live ones stay."""
     directory.mkdir()
     (directory / "dead.lock").touch()
@@ -112,7 +112,7 @@ def test_files_of_dead_holders_are_removed_at_the_next_claim(stores: Stores, dir
 
 @pytest.mark.parametrize("how", ["refused", "of no effect"])
 def test_without_file_locks_leases_end_by_time(
-    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    stores: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ):
     """Nobody counts as dead then. A warning says it once."""
 
@@ -120,7 +120,7 @@ def test_without_file_locks_leases_end_by_time(
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     monkeypatch.setattr(fcntl, "flock", refused if how == "refused" else lambda *_: None)
-    other = open_stores(str(tmp_path / "jobs.db"))  # which needs no lock either
+    other = open_database(str(tmp_path / "jobs.db"))  # which needs no lock either
     with capture_logs() as logs:
         assert len(claimed(stores, "this")) == 1
         claimed(stores, "this")
@@ -132,7 +132,7 @@ def test_without_file_locks_leases_end_by_time(
     assert "cannot be locked" in logs[0]["event"]
 
 
-def test_a_holder_without_room_for_its_file_claims_nothing(stores: Stores, directory: Path):
+def test_a_holder_without_room_for_its_file_claims_nothing(stores: Database, directory: Path):
     """Others would take it for dead; the reason is told."""
     directory.touch()
     with pytest.raises(StoreUnavailable, match=r"jobs\.db cannot be used: (File exists|Not a directory)"):
@@ -142,8 +142,8 @@ def test_a_holder_without_room_for_its_file_claims_nothing(stores: Stores, direc
 @pytest.mark.parametrize("ahead_s", [3600.0, 1.7e9])
 def test_a_lease_that_ends_later_than_any_can_is_over(database: str, ahead_s: float):
     """It is from before a reboot, from before the server's clock was set back, or an older version's, by wall clock."""
-    opened = open_stores(database)
-    job = opened.jobs.add(new_job(order(), 0.0))
+    opened = open_database(database)
+    job = opened.jobs.add(new_job(job_spec(), 0.0))
     opened.jobs.claim("dead", 0.0, 10.0, 1)
     pass_time(opened.jobs, -ahead_s)
     assert [each.id for each in opened.jobs.claim("alive", 0.0, 10.0, 1)] == [job.id]
@@ -152,8 +152,8 @@ def test_a_lease_that_ends_later_than_any_can_is_over(database: str, ahead_s: fl
 
 def test_postgresql_measures_leases_by_its_own_clock(new_postgres: Callable[[], str], monkeypatch: pytest.MonkeyPatch):
     """Of two machines, one of which was started long before the other, both see the same lease."""
-    opened = open_stores(new_postgres())
-    opened.jobs.add(new_job(order(), 0.0))
+    opened = open_database(new_postgres())
+    opened.jobs.add(new_job(job_spec(), 0.0))
     opened.jobs.claim("one", 0.0, LEASE_S, 1)
     here = time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: here() + 1e6)

@@ -10,7 +10,7 @@ from sd35.api.dialects.dialect import Dialect
 from sd35.api.dialects.openai import OPENAI
 from sd35.api.dialects.stability import STABILITY
 from sd35.api.problems import PROBLEM
-from sd35.api.refusals import RequestRefused, Wording
+from sd35.api.refusals import ApiError, ErrorFormat
 
 _OWN = Dialect("sd35", ("/v1/",), (txt2img.router, jobs.router, images.router), PROBLEM)
 
@@ -27,12 +27,12 @@ def dialect_at(path: str) -> Dialect | None:
     return next((dialect for dialect in DIALECTS if path.startswith(dialect.starts)), None)
 
 
-def wording_at(path: str) -> Wording:
+def wording_at(path: str) -> ErrorFormat:
     """How a refusal is worded at a path: where no dialect is spoken, as a problem."""
     dialect = dialect_at(path)
     return dialect.wording if dialect else PROBLEM
 
 
-def refusal(scope: Scope, refused: RequestRefused) -> Response:
+def refusal(scope: Scope, refused: ApiError) -> Response:
     """The response to a request that is refused."""
     return wording_at(get_route_path(scope)).response(refused, scope["state"]["request_id"])

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's API, `/sdapi/v1/...`: bodies to what is wanted, pictures to their answer, and what its clients ask.
+"""AUTOMATIC1111's API, `/sdapi/v1/...`: bodies to what is wanted, images to their answer, and what its clients ask.
 
 Source: AUTOMATIC1111/stable-diffusion-webui 1.10, modules/api, and its clients, see tests/api/dialects/clients.json.
 """
@@ -21,9 +21,9 @@ from sd35.api.dialects.automatic1111_options import router as options
 from sd35.api.dialects.automatic1111_options import served_name, sessions_of
 from sd35.api.dialects.automatic1111_settings import read_settings
 from sd35.api.dialects.automatic1111_shapes import (
-    MOST_PICTURES,
+    MAX_IMAGES,
     Image,
-    Pictures,
+    ImagesResponse,
     PngInfo,
     ProgressNow,
     State,
@@ -32,13 +32,13 @@ from sd35.api.dialects.automatic1111_shapes import (
 )
 from sd35.api.dialects.dialect import Dialect
 from sd35.api.disconnect import CLIENT_CLOSED_REQUEST, unless_gone
-from sd35.api.generate import Call, IdempotencyKey, digest_of, making, preview_png, refusals_of_making
-from sd35.api.refusals import FieldError, RequestRefused, shown
+from sd35.api.generate import Call, IdempotencyKey, digest_of, errors_of_generation, making, preview_png
+from sd35.api.refusals import ApiError, FieldError, shown
 from sd35.api.sessions import Running
 from sd35.body_limits import TooManyBytes
 from sd35.errors import InvalidRequest, NotReplayable
-from sd35.generation.params import Wanted, series
-from sd35.generation.service import Outcome
+from sd35.generation.params import GenerationParams, series
+from sd35.generation.service import GenerationResult
 from sd35.images.infotext import HASH_DIGITS, KEYWORD, SAMPLER, SCHEDULE, extras, infotext, parse, read
 from sd35.images.png import with_text, without_text
 from sd35.images.record import own_version
@@ -46,7 +46,7 @@ from sd35.request import SEED
 from sd35.request import Request as Resolved
 from sd35.threads import PARSING
 
-_MOST_IMAGE_BYTES = 30 * 1024 * 1024  # of a body with a picture in base64
+_MOST_IMAGE_BYTES = 30 * 1024 * 1024  # of a body with an image in base64
 # Bodies with images are received before their turn, so that slow senders do not keep others out.
 MOST_HELD_BYTES = 512 * 1024 * 1024
 MOST_HELD_BYTES_EACH = 128 * 1024 * 1024  # of one caller
@@ -66,16 +66,16 @@ router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111's API"], dependencie
 
 @router.post(
     "/txt2img",
-    summary="Make pictures from text, as AUTOMATIC1111's API does",
-    response_model=Pictures,
+    summary="Make images from text, as AUTOMATIC1111's API does",
+    response_model=ImagesResponse,
     openapi_extra=described(Txt2Img),
-    responses={200: {"headers": _IGNORED_HEADER}, **refusals_of_making(WORDING), **BODY, **MODEL},
+    responses={200: {"headers": _IGNORED_HEADER}, **errors_of_generation(WORDING), **BODY, **MODEL},
 )
 async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
-    """Answers when all pictures are made but those that were left out. A client that hangs up cancels them."""
+    """Answers when all images are made but those that were left out. A client that hangs up cancels them."""
     content = await read_object(request)
     service, client = service_of(request), caller_of(request).client
-    is_strict = service.rules.naming.is_strict
+    is_strict = service.policy.aliases.is_strict
     body = validate(content, StrictTxt2Img if is_strict else Txt2Img)
     settings = read_settings(body.override_settings or {})
     body.override_settings = {"sd_model_checkpoint": settings.checkpoint} if settings.checkpoint else {}
@@ -83,14 +83,14 @@ async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> R
     model = served_name(settings.checkpoint, service) or sessions_of(request).chosen(client)
     call = Call(_wanted(body, model), idempotency_key=idempotency_key, body_digest=digest_of(body, idempotency_key))
     async with making(request, call) as batch:
-        running = Running(batch, body.force_task_id or f"txt2img-{batch.orders[0].request.digest[:8]}")
+        running = Running(batch, body.force_task_id or f"txt2img-{batch.job_specs[0].request.digest[:8]}")
         with sessions_of(request).running(client, running):
             outcomes = await unless_gone(request, batch.outcomes())
     if outcomes is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    has_metadata = service.rules.has_metadata and settings.has_metadata
+    has_metadata = service.policy.has_metadata and settings.has_metadata
     answer = await asyncio.to_thread(
-        _answer, body, batch.orders[0].request, outcomes, running, has_metadata=has_metadata
+        _answer, body, batch.job_specs[0].request, outcomes, running, has_metadata=has_metadata
     )
     return Response(answer, headers=_ignored(content), media_type="application/json")
 
@@ -108,8 +108,8 @@ def _ignored(content: Mapping[str, Any]) -> dict[str, str]:
 def _check(body: Txt2Img, *, is_strict: bool) -> None:
     """What the service and the fields say of each other. Raises InvalidRequest."""
     size, rounds = body.batch_size or 1, body.n_iter or 1
-    if size * rounds > MOST_PICTURES:
-        raise InvalidRequest("n_iter", rounds, f"1 to {MOST_PICTURES // size} with a batch_size of {size}")
+    if size * rounds > MAX_IMAGES:
+        raise InvalidRequest("n_iter", rounds, f"1 to {MAX_IMAGES // size} with a batch_size of {size}")
     if not is_strict:
         return
     sampler, scheduler = body.sampler_name or body.sampler_index or SAMPLER, body.scheduler or SCHEDULE
@@ -119,15 +119,15 @@ def _check(body: Txt2Img, *, is_strict: bool) -> None:
         raise InvalidRequest("scheduler", scheduler, SCHEDULE)
 
 
-def _wanted(body: Txt2Img, model: str | None) -> list[Wanted]:
+def _wanted(body: Txt2Img, model: str | None) -> list[GenerationParams]:
     sizes = body.width, body.height, body.steps, body.cfg_scale
     seed = None if body.seed in {None, -1} else body.seed % (SEED[1] + 1)
-    wanted = Wanted(body.prompt, body.negative_prompt or "", *sizes, seed, model)
+    wanted = GenerationParams(body.prompt, body.negative_prompt or "", *sizes, seed, model)
     return series(wanted, (body.batch_size or 1) * (body.n_iter or 1))
 
 
 def _answer(
-    body: Txt2Img, first: Resolved, outcomes: Sequence[Outcome | None], running: Running, *, has_metadata: bool
+    body: Txt2Img, first: Resolved, outcomes: Sequence[GenerationResult | None], running: Running, *, has_metadata: bool
 ) -> str:
     made = [outcome for outcome in outcomes if outcome]
     texts = [infotext(outcome.request, outcome.maker) for outcome in made]
@@ -147,7 +147,7 @@ def _answer(
 
 
 def _info(body: Txt2Img, requests: Sequence[Resolved], running: Running) -> dict[str, Any]:
-    """What was made, in that UI's names; of lists, one item for each picture."""
+    """What was made, in that UI's names; of lists, one item for each image."""
     first, subseed = requests[0], -1 if body.subseed is None else body.subseed
     return {
         "prompt": first.prompt,
@@ -192,7 +192,7 @@ async def progress(request: Request, skip_current_image: bool = False) -> Progre
     if running is None:
         return ProgressNow()
     batch, latest, done = running.batch, running.latest, running.done
-    wanted = batch.orders[min(batch.current, len(batch.orders) - 1)].request
+    wanted = batch.job_specs[min(batch.current, len(batch.job_specs) - 1)].request
     was_skipped = any(task.cancelled() for task in batch.tasks) and not batch.was_interrupted
     image = None
     if latest and not skip_current_image:
@@ -204,7 +204,7 @@ async def progress(request: Request, skip_current_image: bool = False) -> Progre
             skipped=was_skipped,
             interrupted=batch.was_interrupted,
             job=running.name,
-            job_count=len(batch.orders),
+            job_count=len(batch.job_specs),
             job_timestamp=_timestamp(running),
             job_no=batch.current,
             sampling_step=latest.done if latest else 0,
@@ -223,7 +223,7 @@ async def interrupt(request: Request) -> dict[str, str]:
     return {}
 
 
-@router.post("/skip", summary="Leave out the picture whose turn it is of the client's call")
+@router.post("/skip", summary="Leave out the image whose turn it is of the client's call")
 async def skip(request: Request) -> None:
     """Of the call that `progress` tells of, which goes on with the next."""
     if running := sessions_of(request).first(caller_of(request).client):
@@ -232,7 +232,7 @@ async def skip(request: Request) -> None:
 
 @router.post(
     "/png-info",
-    summary="How was a picture made?",
+    summary="How was an image made?",
     openapi_extra=described(Image),
     response_model=PngInfo,
     responses={**BODY, 429: _TOO_MANY_IMAGES},
@@ -247,23 +247,23 @@ async def png_info(request: Request) -> Response:
         except TooManyBytes as error:
             charge.refund()
             raise _too_many_images() from error
-        except RequestRefused:
+        except ApiError:
             charge.refund()
             raise
         async with state.describing:
             try:
                 body = await PARSING.run(parse_json, unparsed, Image)
-            except RequestRefused:
+            except ApiError:
                 charge.refund()
                 raise
             content = await PARSING.run(_described, body.image)
     return Response(content, media_type="application/json")
 
 
-def _too_many_images() -> RequestRefused:
+def _too_many_images() -> ApiError:
     allowed = f"{MOST_HELD_BYTES_EACH} bytes at once from one caller and {MOST_HELD_BYTES} from all"
     headers = {"Retry-After": "1", "Connection": "close"}
-    return RequestRefused(429, f"too many images are being received; allowed: {allowed}", headers=headers)
+    return ApiError(429, f"too many images are being received; allowed: {allowed}", headers=headers)
 
 
 def _described(image: str) -> str:
@@ -275,8 +275,8 @@ def _described(image: str) -> str:
         encoded = content.encode("ascii").translate(None, _WHITESPACE)
         text, others, left_out = read(base64.b64decode(encoded, validate=True))
     except (ValueError, NotReplayable) as error:
-        wrong = FieldError(field="image", got=f"{len(image)} characters", allowed="a picture's file in base64")
-        raise RequestRefused(422, f"image: {error}; allowed: {wrong.allowed}", [wrong]) from error
+        wrong = FieldError(field="image", got=f"{len(image)} characters", allowed="an image's file in base64")
+        raise ApiError(422, f"image: {error}; allowed: {wrong.allowed}", [wrong]) from error
     parameters = parse(text) if text else {}
     return PngInfo(info=text, items=others, parameters=parameters, left_out=left_out).model_dump_json()
 

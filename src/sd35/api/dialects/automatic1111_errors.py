@@ -3,13 +3,13 @@
 from typing import Any, TypeAlias
 
 from sd35.api.dialects.automatic1111_shapes import Refusal
-from sd35.api.refusals import RequestRefused, Wording
+from sd35.api.refusals import ApiError, ErrorFormat
 
 _Answers: TypeAlias = dict[int | str, dict[str, Any]]
 _NAMES = {"model": "sd_model_checkpoint", "guidance_scale": "cfg_scale"}  # what the service itself calls otherwise
 
 
-def _words(refused: RequestRefused, _: str) -> tuple[int, dict[str, Any]]:
+def _words(refused: ApiError, _: str) -> tuple[int, dict[str, Any]]:
     names = _NAMES if refused.error else {}  # what the dialect itself refuses is named as it came
     wrong = [each.model_copy(update={"field": names.get(each.field, each.field)}) for each in refused.errors]
     errors = "; ".join(each.sentence for each in wrong)
@@ -17,7 +17,7 @@ def _words(refused: RequestRefused, _: str) -> tuple[int, dict[str, Any]]:
     return refused.status, Refusal(error=kind, detail=refused.detail, errors=errors).model_dump()
 
 
-WORDING = Wording(_words, Refusal, challenge='Basic realm="sd35", Bearer')
+WORDING = ErrorFormat(_words, Refusal, challenge='Basic realm="sd35", Bearer')
 _documented = WORDING.documented
 BODY: _Answers = {
     400: _documented("The body is not JSON."),

@@ -76,7 +76,7 @@ async def cmd_flags() -> dict[str, bool]:
 @router.get("/memory", summary="How much memory is there?", responses=READY)
 async def memory(request: Request) -> Memory:
     """The memory of the host, and of the device on which the first model runs."""
-    used = next(iter(service_of(request).studio.models.values())).backend.memory
+    used = next(iter(service_of(request).pool.models.values())).backend.memory
     host = HostMemory()
     if isinstance(used, HostMemory):
         return Memory(ram=_bytes(host.free_bytes(), host.held_bytes()), cuda={"error": "models compute on processors"})

@@ -24,7 +24,7 @@ router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111's API"], dependencie
 async def options(request: Request) -> Options:
     """The settings that clients read. Only the checkpoint can be changed; the others are fixed."""
     service = service_of(request)
-    model = find_model(service.studio.models, sessions_of(request).chosen(caller_of(request).client))
+    model = find_model(service.pool.models, sessions_of(request).chosen(caller_of(request).client))
     return Options(sd_model_checkpoint=title(model), sd_checkpoint_hash=model.checkpoint.revision)
 
 
@@ -40,10 +40,10 @@ async def set_options(request: Request) -> None:
     Settings that cannot change an image here are accepted, and so are AUTOMATIC1111's defaults; the rest is refused.
     """
     settings, service = read_settings(await read_object(request)), service_of(request)
-    if service.rules.has_metadata and not settings.has_metadata:
+    if service.policy.has_metadata and not settings.has_metadata:
         raise InvalidRequest("enable_pnginfo", False, "true, or false in a call's override_settings")  # noqa: FBT003
     if name := served_name(settings.checkpoint, service):
-        model = find_model(service.studio.models, name)
+        model = find_model(service.pool.models, name)
         sessions_of(request).choose(caller_of(request).client, model.name)
 
 
@@ -58,7 +58,7 @@ async def checkpoints(request: Request) -> list[Checkpoint]:
             sha256=model.checkpoint.revision,
             filename=f"{model.name}.safetensors",
         )
-        for model in service_of(request).studio.models.values()
+        for model in service_of(request).pool.models.values()
     ]
 
 
@@ -75,7 +75,7 @@ def title(model: Model) -> str:
 
 def served_name(asked: str | None, service: Service) -> str | None:
     """The name of what a client asks for: by title, file or hash; else by an alias, where the rules allow them."""
-    models, naming = service.studio.models, service.rules.naming
+    models, aliases = service.pool.models, service.policy.aliases
     if not asked or asked in models:
         return asked or None
     for name, model in models.items():
@@ -83,4 +83,4 @@ def served_name(asked: str | None, service: Service) -> str | None:
         known = {title(model), f"{name}.safetensors", f"{name}.safetensors [{revision[:HASH_DIGITS]}]"}
         if asked in {*known, revision, revision[:HASH_DIGITS]}:
             return name
-    return naming.served(asked if naming.is_strict or asked in naming.aliases else _ENDING.sub("", asked), models)
+    return aliases.served(asked if aliases.is_strict or asked in aliases.aliases else _ENDING.sub("", asked), models)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from sd35.api.dialects.automatic1111_fields import as_flag, as_number, asks_for_nothing
-from sd35.api.refusals import FieldError, RequestRefused, shown
+from sd35.api.refusals import ApiError, FieldError, shown
 
 _Value: TypeAlias = str | int | bool
 _CHECKPOINT, _PNG_INFO = "sd_model_checkpoint", "enable_pnginfo"
@@ -133,7 +133,7 @@ class Settings(NamedTuple):
 
 
 def read_settings(given: Mapping[str, Any]) -> Settings:
-    """Read settings. Raises RequestRefused (422), which names those that would change the image."""
+    """Read settings. Raises ApiError (422), which names those that would change the image."""
     allowed = {name: _allowed(name, value) for name, value in given.items()}
     wrong = [
         FieldError(field=shown(name), got=shown(given[name]), allowed=text) for name, text in allowed.items() if text
@@ -142,7 +142,7 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
         more = f"{len(wrong) - _NAMED_SETTINGS} more settings"
         wrong = [*wrong[:_NAMED_SETTINGS], FieldError(field="override_settings", got=more, allowed=_UNKNOWN)]
     if wrong:
-        raise RequestRefused.of_fields(422, wrong)
+        raise ApiError.of_fields(422, wrong)
     checkpoint = given.get(_CHECKPOINT)
     return Settings(
         None if asks_for_nothing(checkpoint) else str(checkpoint).strip(), as_flag(given.get(_PNG_INFO)) is not False

@@ -25,16 +25,16 @@ from sd35.api.dialects.automatic1111_fields import (
 from sd35.images.infotext import SAMPLER, SCHEDULE
 from sd35.request import GUIDANCE_SCALE, PROMPT_CHARACTERS, SIZE_MULTIPLE_PX, STEPS
 
-MOST_PICTURES = 16
+MAX_IMAGES = 16
 
 _ASide: TypeAlias = Annotated[int, Field(ge=SIZE_MULTIPLE_PX, multiple_of=SIZE_MULTIPLE_PX)]
-_ACount: TypeAlias = Annotated[int, Field(ge=1, le=MOST_PICTURES)]
+_ACount: TypeAlias = Annotated[int, Field(ge=1, le=MAX_IMAGES)]
 _AStep: TypeAlias = Annotated[int, Field(ge=STEPS[0], le=STEPS[1])]
 _AScale: TypeAlias = Annotated[float, Field(ge=GUIDANCE_SCALE[0], le=GUIDANCE_SCALE[1])]
 _Side: TypeAlias = Annotated[
     _ASide | None, AS_INTEGER, schema("integer", "string", minimum=SIZE_MULTIPLE_PX, multipleOf=SIZE_MULTIPLE_PX)
 ]
-_Count: TypeAlias = Annotated[_ACount | None, AS_INTEGER, schema("integer", "string", minimum=1, maximum=MOST_PICTURES)]
+_Count: TypeAlias = Annotated[_ACount | None, AS_INTEGER, schema("integer", "string", minimum=1, maximum=MAX_IMAGES)]
 _Steps: TypeAlias = Annotated[
     _AStep | None, AS_INTEGER, schema("integer", "string", minimum=STEPS[0], maximum=STEPS[1])
 ]
@@ -47,7 +47,7 @@ _Settings: TypeAlias = Annotated[
 ]
 
 _SIDE = f"an integer, a multiple of {SIZE_MULTIPLE_PX}, in the model's range. Left out or null: the model's default."
-_COUNT = f"an integer from 1 to {MOST_PICTURES}: how many pictures; batch_size x n_iter are made, of following seeds."
+_COUNT = f"an integer from 1 to {MAX_IMAGES}: how many images; batch_size x n_iter are made, of following seeds."
 
 
 def _only(allowed: str, why: str) -> Any:  # noqa: ANN401  as pydantic's Field
@@ -61,8 +61,8 @@ def _idle(kind: str, why: str) -> Any:  # noqa: ANN401  as pydantic's Field
 _NO_HR, _NO_CHURN, _NOT_SAVED, _FROM_TEXT = (
     "there is no second pass",
     "Euler's s_churn is 0",
-    "every picture is kept, see /v1/artifacts",
-    "pictures are made from text alone",
+    "every image is kept, see /v1/artifacts",
+    "images are made from text alone",
 )
 
 
@@ -74,7 +74,7 @@ class Options(BaseModel):
     sd_vae: str = Field(default="Automatic", description="A checkpoint has its own.")
     CLIP_stop_at_last_layers: int = Field(default=1, description="A checkpoint reads the layers it was trained with.")
     samples_format: str = Field(default="png", description="Answers are PNG files.")
-    samples_save: bool = Field(default=False, description="Every picture is kept, see /v1/artifacts.")
+    samples_save: bool = Field(default=False, description="Every image is kept, see /v1/artifacts.")
     grid_save: bool = Field(default=False, description="No grids are made.")
     return_grid: bool = Field(default=False, description="No grids are made.")
     eta_noise_seed_delta: int = Field(default=0, description="Euler adds no noise.")
@@ -91,7 +91,7 @@ class NewOptions(BaseModel):
 
 
 class Txt2Img(BaseModel):
-    """What to make pictures of.
+    """What to make images of.
 
     Prompts are read as they are: parentheses, `<lora:...>` and the like have no meaning of their own. Fields that
     AUTOMATIC1111 does not have are ignored, as it does, and named in the header `X-Sd35-Ignored`.
@@ -126,17 +126,17 @@ class Txt2Img(BaseModel):
     override_settings: _Settings = Field(
         None, description="an object of AUTOMATIC1111's settings, as POST /sdapi/v1/options takes, for this call alone."
     )
-    send_images: Flag = Field(None, description="true or false: whether the answer holds the pictures.")
+    send_images: Flag = Field(None, description="true or false: whether the answer holds the images.")
     force_task_id: Annotated[str, Field(pattern="^[ -~]{0,200}$")] | None = Field(
         None, description="at most 200 characters of ASCII: the call's name in /sdapi/v1/progress."
     )
 
     enable_hr: Off = _only("false", _NO_HR)
     subseed_strength: Zero = _only("0", "there are no variations of a seed")
-    seed_resize_from_h: _Resize = _only("-1 or 0", "seeds are of the picture's own size")
-    seed_resize_from_w: _Resize = _only("-1 or 0", "seeds are of the picture's own size")
+    seed_resize_from_h: _Resize = _only("-1 or 0", "seeds are of the image's own size")
+    seed_resize_from_w: _Resize = _only("-1 or 0", "seeds are of the image's own size")
     restore_faces: Off = _only("false", "faces are not restored")
-    tiling: Off = _only("false", "pictures do not tile")
+    tiling: Off = _only("false", "images do not tile")
     styles: NoStyles = _only("an empty list, or None in it", "there are no styles")
     script_name: Nothing = _only("empty or None", "there are no scripts")
     alwayson_scripts: NoScripts = _only("{}, or scripts that are turned off", "there are no scripts")
@@ -189,15 +189,15 @@ class StrictTxt2Img(Txt2Img):
 
 
 class Image(BaseModel):
-    """A picture's file."""
+    """An image's file."""
 
     model_config = ConfigDict(extra="forbid")
 
-    image: str = Field(description="a picture in base64, perhaps behind `data:image/png;base64,`. Addresses are not.")
+    image: str = Field(description="an image in base64, perhaps behind `data:image/png;base64,`. Addresses are not.")
 
 
-class Pictures(BaseModel):
-    """The pictures of a call."""
+class ImagesResponse(BaseModel):
+    """The images of a call."""
 
     images: list[str] = Field(description="PNG files in base64, each with its `parameters` as text.")
     parameters: dict[str, Any] = Field(description="What was asked for.")
@@ -205,7 +205,7 @@ class Pictures(BaseModel):
 
 
 class State(BaseModel):
-    """Where a call is; `job_count` is 0 where none runs. `job_no` counts its pictures."""
+    """Where a call is; `job_count` is 0 where none runs. `job_no` counts its images."""
 
     skipped: bool = False
     interrupted: bool = False
@@ -266,7 +266,7 @@ class Memory(BaseModel):
 
 
 class PngInfo(BaseModel):
-    """What a picture's file says."""
+    """What an image's file says."""
 
     info: str = Field(description="How it was made, as text; empty where the file does not say.")
     items: dict[str, str] = Field(description="The file's other texts.")

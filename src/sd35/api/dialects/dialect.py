@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from fastapi import APIRouter
 
-from sd35.api.refusals import Wording
+from sd35.api.refusals import ErrorFormat
 
 
 class Dialect(NamedTuple):
@@ -13,4 +13,4 @@ class Dialect(NamedTuple):
     name: str
     starts: tuple[str, ...]
     routers: tuple[APIRouter, ...]
-    wording: Wording
+    wording: ErrorFormat

@@ -1,4 +1,4 @@
-"""OpenAI's images API: `POST /v1/images/generations`. A body to what is wanted, pictures to their answer or events.
+"""OpenAI's images API: `POST /v1/images/generations`. A body to what is wanted, images to their answer or events.
 
 Source: OpenAI's API reference, and their Python client. `GET /v1/models` is the service's own page, in their form.
 """
@@ -20,12 +20,12 @@ from sd35.api.auth import service_of
 from sd35.api.body import described, read_json, type_may_be_missing
 from sd35.api.dialects.dialect import Dialect
 from sd35.api.disconnect import CLIENT_CLOSED_REQUEST, unless_gone
-from sd35.api.generate import Call, IdempotencyKey, digest_of, making, picture_headers, preview_png, refusals_of_making
-from sd35.api.refusals import FieldError, RequestRefused, Wording, noted
+from sd35.api.generate import Call, IdempotencyKey, digest_of, errors_of_generation, image_headers, making, preview_png
+from sd35.api.refusals import ApiError, ErrorFormat, FieldError, noted
 from sd35.engine.generation import Progress
 from sd35.errors import ContentRefused, InvalidRequest, Sd35Error, UnknownModel
-from sd35.generation.params import Wanted, series
-from sd35.generation.service import Outcome
+from sd35.generation.params import GenerationParams, series
+from sd35.generation.service import GenerationResult
 from sd35.images.encode import encode, encoded
 from sd35.images.formats import Format
 from sd35.request import GUIDANCE_SCALE, PROMPT_CHARACTERS, SEED, STEPS
@@ -33,7 +33,7 @@ from sd35.request import Request as Resolved
 from sd35.service.service import Service
 from sd35.storage.links import PATH, expiry
 
-_MOST_PICTURES, _MOST_PARTIAL = 10, 3
+_MAX_IMAGES, _MOST_PARTIAL = 10, 3
 _ALL = 100  # of quality
 _NO_EFFECT = "text. It is taken, and changes nothing."
 _QUALITIES = {"low": "low", "high": "high", "hd": "high"}  # others are "medium"
@@ -42,7 +42,7 @@ _PARAMS = {"width": "size", "height": "size", "steps": "num_inference_steps"}  #
 
 
 class Generation(BaseModel):
-    """What to make pictures of. Descriptions begin with what is allowed, which errors repeat."""
+    """What to make images of. Descriptions begin with what is allowed, which errors repeat."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -55,8 +55,8 @@ class Generation(BaseModel):
     n: int | None = Field(
         None,
         ge=1,
-        le=_MOST_PICTURES,
-        description=f"an integer from 1 to {_MOST_PICTURES}: how many pictures, of following seeds.",
+        le=_MAX_IMAGES,
+        description=f"an integer from 1 to {_MAX_IMAGES}: how many images, of following seeds.",
     )
     size: str | None = Field(
         None, pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$", description="auto, or WIDTHxHEIGHT in the model's range."
@@ -79,13 +79,13 @@ class Generation(BaseModel):
     output_compression: int | None = Field(
         None, ge=0, le=_ALL, description="an integer from 0 to 100: the quality of jpeg, webp and avif; 100 with png."
     )
-    background: Literal["auto", "opaque"] | None = Field(None, description="auto or opaque: no picture is transparent.")
+    background: Literal["auto", "opaque"] | None = Field(None, description="auto or opaque: no image is transparent.")
     moderation: Literal["auto", "low"] | None = Field(
         None, description="auto or low: both leave it to the operator's filter."
     )
     user: str | None = Field(None, description=_NO_EFFECT)
     safety_identifier: str | None = Field(None, description=_NO_EFFECT)
-    stream: bool | None = Field(None, description="true or false: whether to answer with events, of one picture.")
+    stream: bool | None = Field(None, description="true or false: whether to answer with events, of one image.")
     partial_images: int | None = Field(
         None, ge=0, le=_MOST_PARTIAL, description=f"an integer from 0 to {_MOST_PARTIAL}: previews in a stream."
     )
@@ -143,13 +143,13 @@ class Generation(BaseModel):
         if self.stream and idempotency_key is not None:
             raise InvalidRequest("idempotency-key", idempotency_key, "none with stream")
 
-    def to_wanted(self, service: Service) -> list[Wanted]:
+    def to_wanted(self, service: Service) -> list[GenerationParams]:
         """The same, free of the dialect. Raises UnknownModel."""
         model = service.model(self.model)
         own = model.card.steps
         steps = {"low": max(1, own // 2), "high": min(own * 3 // 2, STEPS[1])}.get(self.level, self.num_inference_steps)
         width, _, height = (self.size or "auto").partition("x")
-        wanted = Wanted(
+        wanted = GenerationParams(
             self.prompt,
             self.negative_prompt or "",
             int(width) if height else None,
@@ -185,7 +185,7 @@ class TextTokens(BaseModel):
 
 
 class Usage(BaseModel):
-    """What the transformer worked on: tokens of the prompt that T5 reads, and the picture's patches of 16x16 px."""
+    """What the transformer worked on: tokens of the prompt that T5 reads, and the image's patches of 16x16 px."""
 
     input_tokens: int
     input_tokens_details: TextTokens
@@ -193,8 +193,8 @@ class Usage(BaseModel):
     total_tokens: int
 
 
-class Picture(BaseModel):
-    """A picture; from `seed` on it is more than OpenAI says."""
+class GeneratedItem(BaseModel):
+    """An image; from `seed` on it is more than OpenAI says."""
 
     b64_json: str | None = None
     url: str | None = None
@@ -204,16 +204,16 @@ class Picture(BaseModel):
     content_filtered: bool = Field(description="Whether the operator's filter blurred it.")
 
 
-class Pictures(BaseModel):
+class ImagesResponse(BaseModel):
     """OpenAI's answer; `model` is what was really used."""
 
     created: int
-    data: list[Picture]
+    data: list[GeneratedItem]
     background: Literal["opaque"] = "opaque"
     output_format: str
     quality: str
     size: str
-    usage: Usage | None = Field(None, description="Left out where what made the pictures is not served any more.")
+    usage: Usage | None = Field(None, description="Left out where what made the images is not served any more.")
     model: str
 
 
@@ -226,7 +226,7 @@ def _code(wrong: FieldError | None) -> str | None:
     return "unknown_parameter" if wrong.allowed.startswith("only ") else "invalid_value"
 
 
-def _words(refused: RequestRefused, _: str) -> tuple[int, dict[str, Any]]:
+def _words(refused: ApiError, _: str) -> tuple[int, dict[str, Any]]:
     status, kind, code = refused.status, "invalid_request_error", None
     wrong = refused.errors[0] if refused.errors else None
     match refused.error:
@@ -248,7 +248,7 @@ def _words(refused: RequestRefused, _: str) -> tuple[int, dict[str, Any]]:
     return status, {"error": Error(message=message, type=kind, param=param, code=code).model_dump()}
 
 
-WORDING = Wording(_words, Refusal)
+WORDING = ErrorFormat(_words, Refusal)
 _documented = WORDING.documented
 _PARTIAL, _COMPLETED, _ERROR = "image_generation.partial_image", "image_generation.completed", "error"
 _EVENT = {  # with `itemSchema`, as OpenAPI 3.2 has it: `schema` would be that of the stream as a whole
@@ -264,28 +264,28 @@ router = APIRouter(tags=["OpenAI's API"], dependencies=[Depends(type_may_be_miss
 
 @router.post(
     "/v1/images/generations",
-    summary="Make pictures from text, as OpenAI's API does",
+    summary="Make images from text, as OpenAI's API does",
     response_class=Response,
     openapi_extra=described(Generation),
     responses={
         200: {
-            "description": "The pictures; with `stream` their events.",
+            "description": "The images; with `stream` their events.",
             "content": {
-                "application/json": {"schema": {"$ref": "#/components/schemas/Pictures"}},
+                "application/json": {"schema": {"$ref": "#/components/schemas/Images"}},
                 "text/event-stream": {"itemSchema": _EVENT},
             },
-            "model": Pictures,
+            "model": ImagesResponse,
         },
-        **refusals_of_making(WORDING),
+        **errors_of_generation(WORDING),
         400: _documented("A field is wrong, or no model of that name is served, or the filter refuses it."),
         415: _documented("The body's `Content-Type` is another than `application/json`."),
     },
 )
 async def generations(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
-    """Answers when all pictures are made, or with `stream` as one is made. A client that hangs up cancels them."""
+    """Answers when all images are made, or with `stream` as one is made. A client that hangs up cancels them."""
     body = await read_json(request, Generation)
     service = service_of(request)
-    body.check(idempotency_key, is_strict=service.rules.naming.is_strict)
+    body.check(idempotency_key, is_strict=service.policy.aliases.is_strict)
     call = Call(body.to_wanted(service), 0, body.format, True, idempotency_key, digest_of(body, idempotency_key))  # noqa: FBT003
     if body.stream:
         return await _stream(request, body, call)
@@ -295,48 +295,48 @@ async def generations(request: Request, idempotency_key: IdempotencyKey = None) 
     if not made:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     give = _addressed if body.gives_url else _enclosed
-    answer = Pictures(
+    answer = ImagesResponse(
         data=[await give(request, body, outcome) for outcome in made],
         created=_now(),
         usage=_usage(service, made),
         model=made[0].request.model,
         **_facts(body, made[0].request),
     )
-    headers = picture_headers(made[0]) if len(made) == 1 else {}
+    headers = image_headers(made[0]) if len(made) == 1 else {}
     return Response(answer.model_dump_json(exclude_none=True), headers=headers, media_type="application/json")
 
 
-async def _addressed(request: Request, body: Generation, outcome: Outcome) -> Picture:
+async def _addressed(request: Request, body: Generation, outcome: GenerationResult) -> GeneratedItem:
     """By a signed address. Raises StoreUnavailable where there is nothing at it."""
     if outcome.unstored:
         raise outcome.unstored
     parameters = [] if body.format is Format.PNG else [("output_format", str(body.format))]
     address = f"{PATH}/{outcome.request.digest}"
-    links, expires_at = service_of(request).kept.links, expiry(time.time(), None)
-    return _picture(outcome, url=links.link(address, parameters, expires_at, str(request.base_url)))
+    links, expires_at = service_of(request).storage.links, expiry(time.time(), None)
+    return _image(outcome, url=links.link(address, parameters, expires_at, str(request.base_url)))
 
 
-async def _enclosed(request: Request, body: Generation, outcome: Outcome) -> Picture:
-    has_metadata = service_of(request).rules.has_metadata
+async def _enclosed(request: Request, body: Generation, outcome: GenerationResult) -> GeneratedItem:
+    has_metadata = service_of(request).policy.has_metadata
     content = await encoded(outcome.png, body.format, has_metadata=has_metadata, quality=body.compression)
-    return _picture(outcome, b64_json=base64.b64encode(content).decode())
+    return _image(outcome, b64_json=base64.b64encode(content).decode())
 
 
-def _picture(outcome: Outcome, **where: str) -> Picture:
+def _image(outcome: GenerationResult, **where: str) -> GeneratedItem:
     request, was_there = outcome.request, outcome.was_cached
-    return Picture(
+    return GeneratedItem(
         **where, seed=request.seed, digest=request.digest, cached=was_there, content_filtered=outcome.is_blurred
     )
 
 
 def _facts(body: Generation, request: Resolved) -> dict[str, Any]:
-    """What answers and events say of all pictures alike."""
+    """What answers and events say of all images alike."""
     size = f"{request.width}x{request.height}"
     return {"background": "opaque", "size": size, "quality": body.level, "output_format": body.format}
 
 
-def _usage(service: Service, made: Sequence[Outcome]) -> Usage | None:
-    tokens = service.studio.tokens_of(made[0].request)
+def _usage(service: Service, made: Sequence[GenerationResult]) -> Usage | None:
+    tokens = service.pool.tokens_of(made[0].request)
     if tokens is None:
         return None
     read, drawn = tokens[0], tokens[1] * len(made)
@@ -374,7 +374,7 @@ async def _events(request: Request, body: Generation, call: Call) -> AsyncGenera
     service, steps = service_of(request), asyncio.Queue[Progress | None]()
     index = 0
     async with making(request, call, lambda _, progress: steps.put_nowait(progress)) as batch:
-        wanted = batch.orders[0].request
+        wanted = batch.job_specs[0].request
         marks = _marks(body.partial_images or 0, wanted.steps)
         outcomes = asyncio.ensure_future(batch.outcomes())
         outcomes.add_done_callback(lambda _: steps.put_nowait(None))
@@ -390,15 +390,15 @@ async def _events(request: Request, body: Generation, call: Call) -> AsyncGenera
                 index += 1
         (outcome,) = await outcomes
     assert outcome, "only its own client could leave it out"
-    picture = await _enclosed(request, body, outcome)
+    image = await _enclosed(request, body, outcome)
     usage = _usage(service, [outcome])
     more = {"usage": usage.model_dump()} if usage else {}
-    made = {**picture.model_dump(exclude_none=True), **more, "model": outcome.request.model}
+    made = {**image.model_dump(exclude_none=True), **more, "model": outcome.request.model}
     yield _event(_COMPLETED, {**facts, **made, "created_at": _now()})
 
 
 def _marks(partial_images: int, steps: int) -> set[int]:
-    """After which steps a preview is sent: spread evenly, and none after the last, when the picture is there."""
+    """After which steps a preview is sent: spread evenly, and none after the last, when the image is there."""
     marks = {math.ceil(steps * (each + 1) / (partial_images + 1)) for each in range(partial_images)}
     return marks - {steps}
 

@@ -1,4 +1,4 @@
-"""Stability's dialect: `POST /v2beta/stable-image/generate/sd3`. A form to what is wanted, a picture to their answer.
+"""Stability's dialect: `POST /v2beta/stable-image/generate/sd3`. A form to what is wanted, an image to their answer.
 
 Source: the reference of Stability AI's REST API, v2beta, and the samples in it.
 """
@@ -18,41 +18,41 @@ from sd35.api.dialects.dialect import Dialect
 from sd35.api.disconnect import CLIENT_CLOSED_REQUEST, unless_gone
 from sd35.api.form import AS_INTEGER, AS_NUMBER, read_form
 from sd35.api.generate import (
-    PICTURE_HEADERS,
+    IMAGE_HEADERS,
     Call,
     IdempotencyKey,
     digest_of,
+    errors_of_generation,
+    image_headers,
     making,
-    picture_headers,
-    refusals_of_making,
 )
-from sd35.api.refusals import RequestRefused, Wording
+from sd35.api.refusals import ApiError, ErrorFormat
 from sd35.checkpoints.image_sizes import aspect_size
 from sd35.errors import ContentRefused, JobEnded, NotAcceptable, UnknownModel
-from sd35.generation.params import Wanted
-from sd35.generation.service import Outcome
+from sd35.generation.params import GenerationParams
+from sd35.generation.service import GenerationResult
 from sd35.images.encode import encoded
-from sd35.images.formats import Format, liking_of, negotiate, weights_of
+from sd35.images.formats import Format, format_preference, negotiate, weights_of
 from sd35.request import PROMPT_CHARACTERS
 from sd35.service.service import Service
 
 _PATH = "/v2beta/stable-image/generate/sd3"
 _JSON = "application/json"
 _MOST_SEED = 2**32 - 2
-_TEXT_ALONE = "left out, for there is no image-to-image here, pictures are made from text alone"
+_TEXT_ALONE = "left out, for there is no image-to-image here, images are made from text alone"
 FinishReason = Literal["SUCCESS", "CONTENT_FILTERED"]
 _NAMES = {413: "payload_too_large", 429: "rate_limit_exceeded", 500: "internal_error"}  # the others are HTTP's own
 
 
 class Form(BaseModel):
-    """What to make a picture of. Descriptions begin with what is allowed, which errors repeat."""
+    """What to make an image of. Descriptions begin with what is allowed, which errors repeat."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     prompt: str = Field(
         min_length=1,
         max_length=PROMPT_CHARACTERS,
-        description=f"text of 1 to {PROMPT_CHARACTERS} characters: what the picture shows.",
+        description=f"text of 1 to {PROMPT_CHARACTERS} characters: what the image shows.",
         examples=["a cat on a blue background"],
     )
     negative_prompt: str = Field(
@@ -73,7 +73,7 @@ class Form(BaseModel):
     )
     seed: Annotated[int, Field(ge=0, le=_MOST_SEED), AS_INTEGER] = Field(
         0,
-        description=f"an integer from 0 to {_MOST_SEED}: the same seed and request give the same picture."
+        description=f"an integer from 0 to {_MOST_SEED}: the same seed and request give the same image."
         " 0: a random one, named in the answer.",
     )
     cfg_scale: Annotated[float, Field(ge=1, le=10), AS_NUMBER] | SkipJsonSchema[None] = Field(
@@ -87,12 +87,12 @@ class Form(BaseModel):
     strength: SkipJsonSchema[None] = Field(None, description=f"{_TEXT_ALONE}.")
     style_preset: SkipJsonSchema[None] = Field(None, description="left out, with the style in the prompt.")
 
-    def to_wanted(self, service: Service) -> Wanted:
+    def to_wanted(self, service: Service) -> GenerationParams:
         """The same, free of the dialect. Raises UnknownModel."""
         model = service.model(self.model)
         wide, high = map(int, self.aspect_ratio.split(":"))
         width, height = aspect_size(wide, high, model.card)
-        return Wanted(
+        return GenerationParams(
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
             width=width,
@@ -110,7 +110,10 @@ class Form(BaseModel):
         """
         formats = [Format(self.output_format)] if self.output_format else list(Format)
         weights = weights_of(accept)
-        file, json = max(liking_of(weights, each.media_type) for each in formats), liking_of(weights, _JSON)
+        file, json = (
+            max(format_preference(weights, each.media_type) for each in formats),
+            format_preference(weights, _JSON),
+        )
         if not (file.weight or json.weight):
             raise NotAcceptable(accept or "", [*(each.media_type for each in formats), _JSON])
         if (json.weight, json.narrowness > 0) > (file.weight, file.narrowness > 0):
@@ -119,13 +122,13 @@ class Form(BaseModel):
 
 
 class Answer(BaseModel):
-    """A picture inside of JSON. `model` and `digest` are this project's own."""
+    """An image inside of JSON. `model` and `digest` are this project's own."""
 
     image: str = Field(description="The file, in base64.")
     finish_reason: FinishReason
     seed: int
     model: str = Field(description="The name of the model that was used.")
-    digest: str = Field(description="The picture's identity: SHA-256 of its canonical request.")
+    digest: str = Field(description="The image's identity: SHA-256 of its canonical request.")
 
 
 class Failure(BaseModel):
@@ -136,7 +139,7 @@ class Failure(BaseModel):
     errors: list[str] = Field(description="What went wrong, each with what is allowed.")
 
 
-def _words(refused: RequestRefused, request_id: str) -> tuple[int, dict[str, Any]]:
+def _words(refused: ApiError, request_id: str) -> tuple[int, dict[str, Any]]:
     status, error = refused.status, refused.error
     name = _NAMES.get(status) or HTTPStatus(status).name.lower()
     errors = [each.sentence for each in refused.errors]
@@ -149,15 +152,15 @@ def _words(refused: RequestRefused, request_id: str) -> tuple[int, dict[str, Any
     return status, Failure(id=request_id, name=name, errors=errors or [refused.detail]).model_dump()
 
 
-_WORDING = Wording(_words, Failure)
+_WORDING = ErrorFormat(_words, Failure)
 _documented = _WORDING.documented
 _HEADERS = {
-    "finish-reason": "`SUCCESS`, or `CONTENT_FILTERED` where the operator's filter blurred the picture.",
+    "finish-reason": "`SUCCESS`, or `CONTENT_FILTERED` where the operator's filter blurred the image.",
     "seed": "The seed, also where it was drawn by chance.",
-    **PICTURE_HEADERS,
+    **IMAGE_HEADERS,
 }
-_PICTURE = {
-    "description": "The picture, or, where `Accept` asks for it, JSON with the picture inside.",
+_IMAGE = {
+    "description": "The image, or, where `Accept` asks for it, JSON with the image inside.",
     "content": {
         **{each.media_type: {"schema": {"type": "string", "format": "binary"}} for each in Format},
         _JSON: {"schema": Answer.model_json_schema()},
@@ -170,12 +173,12 @@ router = APIRouter()
 
 @router.post(
     _PATH,
-    summary="Make a picture from text, as Stability's API",
+    summary="Make an image from text, as Stability's API",
     response_class=Response,
     openapi_extra=described(Form, "multipart/form-data"),
     responses={
-        200: _PICTURE,
-        **refusals_of_making(_WORDING),
+        200: _IMAGE,
+        **errors_of_generation(_WORDING),
         400: _documented(
             "The body is no form; or a field is unknown, missing, given twice or wrong, or `Accept` takes nothing that"
             " there is: each is named."
@@ -184,15 +187,15 @@ router = APIRouter()
     },
 )
 async def generate(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
-    """Answers when the picture is made. A client that hangs up cancels it, unless it sent an idempotency key.
+    """Answers when the image is made. A client that hangs up cancels it, unless it sent an idempotency key.
 
-    Refused are `image` and `strength`, for pictures are made from text alone, and `style_preset`. An empty file is
+    Refused are `image` and `strength`, for images are made from text alone, and `style_preset`. An empty file is
     passed over. The headers `stability-client-id`, `-user-id` and `-version` may be there and change nothing.
     """
     form = await read_form(request, Form)
     output_format, is_json = form.format(request.headers.get("accept"))
     service = service_of(request)
-    has_metadata = service.rules.has_metadata
+    has_metadata = service.policy.has_metadata
     call = Call(
         [form.to_wanted(service)], 0, output_format, has_metadata, idempotency_key, digest_of(form, idempotency_key)
     )
@@ -204,10 +207,10 @@ async def generate(request: Request, idempotency_key: IdempotencyKey = None) -> 
     return _answer(outcome, file, _JSON if is_json else output_format.media_type)
 
 
-def _answer(outcome: Outcome, file: bytes, media_type: str) -> Response:
+def _answer(outcome: GenerationResult, file: bytes, media_type: str) -> Response:
     made = outcome.request
     finish_reason: FinishReason = "CONTENT_FILTERED" if outcome.is_blurred else "SUCCESS"
-    headers = {"finish-reason": finish_reason, "seed": str(made.seed), **picture_headers(outcome)}
+    headers = {"finish-reason": finish_reason, "seed": str(made.seed), **image_headers(outcome)}
     if media_type != _JSON:
         return Response(file, headers=headers, media_type=media_type)
     image = base64.b64encode(file).decode()

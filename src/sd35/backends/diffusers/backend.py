@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sd35.backends.base import DenoiseRow, Memory, TextEmbedding, check_finite
 from sd35.backends.diffusers.fp8 import BETWEEN, WAYS, load_in_fp8, way_of
 from sd35.backends.diffusers.loading import Load, load_network, load_pipeline
-from sd35.backends.diffusers.sequential_offload import Turns, WorkingMemory, bytes_of, weights_of
+from sd35.backends.diffusers.sequential_offload import SequentialOffload, WorkingMemory, bytes_of, weights_of
 from sd35.backends.diffusers.torch_compile import compile_blocks
 from sd35.backends.guidance import (
     Layers,
@@ -101,20 +101,20 @@ class DiffusersBackend:
         load = partial(load_in_fp8, precision) if precision in WAYS else load_network
         self._turns = _turns(checkpoint, self._dtype, options, load) if device.type == "cpu" else None
         began_s = time.perf_counter()
-        stand_ins = self._turns.stand_ins if self._turns else {}
-        self._pipeline = load_pipeline(checkpoint, self._dtype, without=stand_ins, load=load)
-        for name, stand_in in stand_ins.items():
-            setattr(self._pipeline, name, stand_in)
+        lazy_networks = self._turns.lazy_networks if self._turns else {}
+        self._pipeline = load_pipeline(checkpoint, self._dtype, without=lazy_networks, load=load)
+        for name, lazy_network in lazy_networks.items():
+            setattr(self._pipeline, name, lazy_network)
         read_s = time.perf_counter()
-        if self.is_tiled and "vae" not in stand_ins:
+        if self.is_tiled and "vae" not in lazy_networks:
             _tile(self._pipeline.vae)
         if not self._turns:
             place(self._pipeline, device, options.offload)
         placed_s = time.perf_counter()
-        self.start_up_s = {"read": read_s - began_s, "place": placed_s - read_s}
+        self.startup_s = {"read": read_s - began_s, "place": placed_s - read_s}
         if self.is_compiled:
             compile_blocks(self.transformer, checkpoint, device, self._dtype)
-            self.start_up_s["compile"] = time.perf_counter() - placed_s
+            self.startup_s["compile"] = time.perf_counter() - placed_s
         self.memory = WorkingMemory(memory_of(str(device))[1], self._came_bytes)
 
     @property
@@ -176,7 +176,7 @@ class DiffusersBackend:
 
     @torch.no_grad()
     def decode_latents(self, latents: Sequence[Float[Tensor, "16 h w"]]) -> list[UInt8[Array, "h*8 w*8 3"]]:
-        """One RGB picture per latent."""
+        """One RGB image per latent."""
         vae = self._pipeline.vae
         with self._one_at_a_time, torch.cuda.stream(self._decoding_stream):
             stacked = torch.stack([torch.as_tensor(latent).to(self._device, self._dtype) for latent in latents])
@@ -222,11 +222,11 @@ def _check_layers(checkpoint: Checkpoint) -> None:
             )
 
 
-def _turns(checkpoint: Checkpoint, dtype: torch.dtype, options: Options, load: Load) -> Turns | None:
+def _turns(checkpoint: Checkpoint, dtype: torch.dtype, options: Options, load: Load) -> SequentialOffload | None:
     """Who takes turns on a CPU: no one, the text encoders, or all."""
     names = {"none": (), "encoders": TEXT_ENCODERS}.get(options.offload, NETWORKS)
     read = partial(_read, checkpoint, dtype, load, tiled=options.tiled_decode)
-    return Turns(names, read, dtype) if names else None
+    return SequentialOffload(names, read, dtype) if names else None
 
 
 def _read(checkpoint: Checkpoint, dtype: torch.dtype, load: Load, name: str, *, tiled: bool) -> nn.Module:
@@ -251,6 +251,6 @@ def place(pipeline: StableDiffusion3Pipeline, device: torch.device, offload: Off
 
 
 def _tile(vae: AutoencoderKL) -> None:
-    """Decode what is larger than a tile in tiles; Diffusers' own are as large as the pictures it was trained on."""
+    """Decode what is larger than a tile in tiles; Diffusers' own are as large as the images it was trained on."""
     vae.enable_tiling()
     vae.tile_sample_min_size, vae.tile_latent_min_size = TILE_PX, TILE_PX // LATENT_PX

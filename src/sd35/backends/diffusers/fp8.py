@@ -67,7 +67,7 @@ def config_of(way: str, treatment: Treatment, shape: torch.Size) -> "AOBaseConfi
     """How torchao is to quantise a matrix, which is treated other than HIGH."""
     from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, Float8WeightOnlyConfig, PerRow
 
-    # A scale for each token, not one for all: that would depend on the other pictures of a batch.
+    # A scale for each token, not one for all: that would depend on the other images of a batch.
     multiplied = way == "fp8-dynamic" and treatment == Treatment.FP8
     if multiplied and not any(side % _MULTIPLE for side in shape):
         return Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)

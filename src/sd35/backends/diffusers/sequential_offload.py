@@ -29,14 +29,14 @@ def bytes_of(weights: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensors in parts for tensor in tensors)
 
 
-class Turns:
+class SequentialOffload:
     """Of the networks of these names, at most one is in memory. `read` reads one from disk. Not safe for threads."""
 
     def __init__(self, names: Iterable[str], read: Callable[[str], nn.Module], dtype: object) -> None:
         self._read = read
         self._name = ""
         self._network: nn.Module | None = None
-        self.stand_ins = {name: StandIn(self, name, dtype) for name in names}
+        self.lazy_networks = {name: LazyNetwork(self, name, dtype) for name in names}
 
     @property
     def held_bytes(self) -> int:
@@ -60,13 +60,13 @@ class Turns:
                 ctypes.CDLL(None).malloc_trim(0)
 
 
-class StandIn:
+class LazyNetwork:
     """In a network's place in a pipeline: when it is called, the network is read, and answers.
 
     `dtype` is known without that, as pipelines ask one network for another's.
     """
 
-    def __init__(self, turns: Turns, name: str, dtype: object) -> None:
+    def __init__(self, turns: SequentialOffload, name: str, dtype: object) -> None:
         self._turns, self._name, self.dtype = turns, name, dtype
 
     def __call__(self, *arguments: object, **named: object) -> Any:  # noqa: ANN401  whatever a network answers

@@ -1,7 +1,7 @@
 """`torch.compile` of a transformer's blocks, for the `diffusers` backend. Needs torch, a C++ compiler, on CUDA Triton.
 
 Block by block: blocks that are alike share their code, so that compiling takes as long for 38 of them as for a few.
-Rows and sizes are symbols in it: no picture waits for a compiler. Only one row alone is code of its own. On CUDA not
+Rows and sizes are symbols in it: no image waits for a compiler. Only one row alone is code of its own. On CUDA not
 run.
 """
 

@@ -93,7 +93,7 @@ class GraphBackend:
         self._clip_l, self._clip_g, self._t5 = encoders
         self._transformer = graphs.open("transformer", threads)
         self._decoder = graphs.open("vae", threads)
-        self.start_up_s = {"compile": time.perf_counter() - began_s}  # the runtime reads weights while it compiles
+        self.startup_s = {"compile": time.perf_counter() - began_s}  # the runtime reads weights while it compiles
         vae = checkpoint.config("vae")
         self._scaling, self._shift = float(vae["scaling_factor"]), float(vae["shift_factor"])
 
@@ -131,7 +131,7 @@ class GraphBackend:
         ]
 
     def decode_latents(self, latents: Sequence[Float32[Array, "16 h w"]]) -> list[UInt8[Array, "h*8 w*8 3"]]:
-        """One RGB picture per latent."""
+        """One RGB image per latent."""
         (images,) = self._decoder.run(["images"], {"latent": np.stack(latents) / self._scaling + self._shift})
         with np.errstate(invalid="ignore"):  # infinities of both signs: what is looked for
             check_finite(float(images.sum()))

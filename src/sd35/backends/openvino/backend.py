@@ -20,7 +20,7 @@ from sd35.backends.options import Options, has_second
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.graphs.compiled import compiled_graphs
 from sd35.checkpoints.graphs.embedded import WEIGHTS_LAYOUT, are_there, check_layout, own_graph
-from sd35.checkpoints.network_sizes import anatomy_on_disk
+from sd35.checkpoints.network_sizes import network_sizes_on_disk
 from sd35.errors import CheckpointError, InvalidSetting
 from sd35.tensors import LATENT_CHANNELS, LATENT_PX, Array
 
@@ -78,20 +78,20 @@ class _Graphs:
         any_shape = self.core.compile_model(model, "CPU", config)
         if not has_second("openvino", part, self._values[part]):
             return _Graph(any_shape)
-        model.reshape(shapes := self._one_picture())
+        model.reshape(shapes := self._one_image())
         return _Graph(any_shape, self.core.compile_model(model, "CPU", config), shapes)
 
     @cached_property
     def _values(self) -> dict[str, int]:
-        return {name: network.values for name, network in anatomy_on_disk(self.checkpoint).networks.items()}
+        return {name: network.values for name, network in network_sizes_on_disk(self.checkpoint).networks.items()}
 
     def _path(self, part: str) -> Path:
         if are_there(self.checkpoint):
             return own_graph(self.checkpoint, part)
         return compiled_graphs(self.options.cache_dir, self.checkpoint, "fp32").path(part)
 
-    def _one_picture(self) -> dict[str, tuple[int, ...]]:
-        """The transformer's inputs for one picture as the checkpoint's card has it."""
+    def _one_image(self) -> dict[str, tuple[int, ...]]:
+        """The transformer's inputs for one image as the checkpoint's card has it."""
         card, sizes = self.checkpoint.card, self.checkpoint.config("transformer")
         rows = 2 if card.guidance_scale > 1 else 1
         tokens = self.checkpoint.config("text_encoder")["max_position_embeddings"] + card.max_sequence_length

@@ -106,9 +106,9 @@ class TensorRtBackend:
         precision: str,
         networks: Networks,
         memory: Memory,
-        start_up_s: Mapping[str, float],
+        startup_s: Mapping[str, float],
     ) -> None:
-        self.precision, self.memory, self.start_up_s = precision, memory, start_up_s
+        self.precision, self.memory, self.startup_s = precision, memory, startup_s
         self.build = networks.graph if precision == "fp8" else None
         self._networks, self._device = networks, networks.device
         self._dtype = torch.float32 if precision == "float32" else torch.bfloat16
@@ -151,8 +151,8 @@ class TensorRtBackend:
 
     @torch.no_grad()
     def decode_latents(self, latents: Sequence[Float[Tensor, "16 h w"]]) -> list[UInt8[Array, "h*8 w*8 3"]]:
-        """One RGB picture per latent; only its bytes leave the device."""
-        pictures: list[Array] = []
+        """One RGB image per latent; only its bytes leave the device."""
+        decoded: list[Array] = []
         with self._networks.turn():
             for chunk in _chunks(latents, self._networks.most("vae")):
                 stacked = torch.stack([self._here(torch.as_tensor(latent)) for latent in chunk])
@@ -160,8 +160,8 @@ class TensorRtBackend:
                 images = self._here(self._networks.run("vae", inputs)["images"])
                 check_finite(float(images.sum(dtype=torch.float32)))
                 pixels = ((images / 2 + 0.5).clamp(0, 1).float() * 255).round().to(torch.uint8)
-                pictures.extend(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
-        return pictures
+                decoded.extend(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+        return decoded
 
     def _encode(self, prompts: Sequence[str]) -> Iterator[TextEmbedding]:
         """CLIPs side by side, padded to T5's width, then T5, as in Diffusers' `encode_prompt`."""

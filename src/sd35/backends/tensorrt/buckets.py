@@ -1,4 +1,4 @@
-"""Size buckets: the ranges of picture sizes that an engine is optimised for. Knows no tensor library.
+"""Size buckets: the ranges of image sizes that an engine is optimised for. Knows no tensor library.
 
 An engine computes nothing outside of its buckets. So the last one is always all that a checkpoint draws, and every
 size that may be asked for has a bucket.

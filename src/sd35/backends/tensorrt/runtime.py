@@ -241,7 +241,7 @@ def _load(flavour: Flavour, runtime: Runtime, built: BuiltEngine) -> Engine:
 def _share_out(
     engines: Mapping[str, Engine], buckets: Mapping[str, list[Bucket]], usual: tuple[int, int], free_bytes: int
 ) -> None:
-    """Room is kept for a picture of the usual size."""
+    """Room is kept for an image of the usual size."""
     profiles = {part: bucket_for(each, usual) if each else 0 for part, each in buckets.items()}
     working_bytes = max(each.get_device_memory_size_for_profile_v2(profiles[part]) for part, each in engines.items())
     streamable = {part: each.streamable_weights_size for part, each in engines.items()}

@@ -1,8 +1,8 @@
 """NVIDIA's ONNX graphs of SD3.5, as they lie in `stabilityai/stable-diffusion-3.5-large-tensorrt` on Hugging Face.
 
 `ONNX/{clip_l,clip_g,t5,vae}` and `ONNX/transformer/{bf16,fp8}` hold a graph each, and beside one of 2 GiB and more the
-file of its weights. Tokenizers, scheduler and configurations are not there: they are a companion's. What `sd35 compile`
-writes lies alike, in FP32 too.
+file of its weights. Tokenizers, scheduler and configurations come from a base checkpoint. What `sd35 compile` writes
+has the same layout, in FP32 too.
 """
 
 from dataclasses import dataclass

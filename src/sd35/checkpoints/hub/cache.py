@@ -1,4 +1,4 @@
-"""Hugging Face's cache on this machine: where a variant's files lie, what is there, and removing it. No network.
+"""Hugging Face's cache on this machine: where a checkpoint's files lie, what is there, and how to remove it.
 
 Its layout is documented (https://huggingface.co/docs/huggingface_hub/guides/manage-cache): `blobs/` holds files under
 their checksums, `snapshots/<commit>/` links to them. Other programs use the same files.
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeGuard
 
 from sd35.checkpoints.hub.environment import hub_constants
 from sd35.checkpoints.layout import missing, needed
-from sd35.checkpoints.registry import Variant
+from sd35.checkpoints.registry import RegisteredCheckpoint
 from sd35.errors import CheckpointError
 from sd35.settings.directories import why_not_writable
 
@@ -44,40 +44,40 @@ class Place:
 
 @dataclass(frozen=True)
 class Holding:
-    """What is on disk of a variant: `is_whole` where it can be opened, `stored_bytes` with what arrived in part."""
+    """What is on disk of a checkpoint. `is_whole`: it can be opened. `stored_bytes` counts partial files too."""
 
     is_whole: bool
     stored_bytes: int
     directory: Path
 
 
-def place_of(variant: Variant) -> Place:
-    """Where a variant lies: in `HF_HUB_CACHE`, or `hub` in `HF_HOME`, as for other programs.
+def place_of(registered: RegisteredCheckpoint) -> Place:
+    """Where a registered checkpoint lies: in `HF_HUB_CACHE`, or `hub` in `HF_HOME`, as for other programs.
 
     Raises InvalidSetting if a variable of the hub's library is malformed.
     """
     constants = hub_constants()
-    cache, folder = Path(constants.HF_HUB_CACHE), f"models--{variant.repository.replace('/', '--')}"
-    return Place(cache / folder, cache / folder / "snapshots" / variant.revision, cache / ".locks" / folder)
+    cache, folder = Path(constants.HF_HUB_CACHE), f"models--{registered.repository.replace('/', '--')}"
+    return Place(cache / folder, cache / folder / "snapshots" / registered.revision, cache / ".locks" / folder)
 
 
-def holding_of(variant: Variant) -> Holding:
-    """What is on disk of a variant. Raises CheckpointError if the cache cannot be read."""
-    place = place_of(variant)
-    with disk_errors(variant, "looked for in the cache"):
+def holding_of(registered: RegisteredCheckpoint) -> Holding:
+    """What is on disk of a registered checkpoint. Raises CheckpointError if the cache cannot be read."""
+    place = place_of(registered)
+    with disk_errors(registered, "looked for in the cache"):
         files = [place.snapshot / path for path in files_of(place)]
         stored = sum(path.stat().st_size for path in (*files, *_parts(place)) if path.exists())
         return Holding(not missing(place.snapshot), stored, place.snapshot)
 
 
 @contextmanager
-def disk_errors(variant: Variant, action: str) -> Iterator[None]:
-    """Turn what the disk raises into CheckpointError; `action` completes "the variant cannot be ..."."""
+def disk_errors(registered: RegisteredCheckpoint, action: str) -> Iterator[None]:
+    """Turn what the disk raises into CheckpointError; `action` completes "the registered checkpoint cannot be ..."."""
     try:
         yield
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        raise CheckpointError(f"{variant.name} cannot be {action}: {where}{error.strerror or error}") from error
+        raise CheckpointError(f"{registered.name} cannot be {action}: {where}{error.strerror or error}") from error
 
 
 def files_of(place: Place) -> list[str]:
@@ -112,24 +112,24 @@ def discard(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def remove(variant: Variant) -> int:
-    """Delete a variant's revision and what arrived of it in part; files that other revisions share stay.
+def remove(registered: RegisteredCheckpoint) -> int:
+    """Delete a registered checkpoint's revision and what arrived of it in part; files that other revisions share stay.
 
     Returns the bytes that were freed. Raises CheckpointError where nothing of it is on disk, the cache is broken, or it
     cannot be written to; what can be known of that beforehand is, and then nothing is deleted.
     """
-    place = place_of(variant)
-    with disk_errors(variant, "removed"):
+    place = place_of(registered)
+    with disk_errors(registered, "removed"):
         if not _parts(place) and not place.snapshot.is_dir():
-            raise CheckpointError(f"{variant.name} is not on disk ({place.snapshot})")
+            raise CheckpointError(f"{registered.name} is not on disk ({place.snapshot})")
         # The hub's library goes on where a directory is read-only, and logs tracebacks.
         for folder in (place.repository, *(path for path in place.repository.rglob("*") if path.is_dir())):
             if why := why_not_writable(folder):
-                raise CheckpointError(f"{variant.name} cannot be removed: {why}")
-        return _remove(variant, place)
+                raise CheckpointError(f"{registered.name} cannot be removed: {why}")
+        return _remove(registered, place)
 
 
-def _remove(variant: Variant, place: Place) -> int:
+def _remove(registered: RegisteredCheckpoint, place: Place) -> int:
     from huggingface_hub import scan_cache_dir
 
     freed = 0
@@ -142,7 +142,7 @@ def _remove(variant: Variant, place: Place) -> int:
     if place.snapshot.is_dir():
         found = scan_cache_dir(place.repository.parent)
         mine = frozenset(repository for repository in found.repos if repository.repo_path == place.repository.resolve())
-        strategy = replace(found, repos=mine).delete_revisions(variant.revision)  # a fork has the same commits
+        strategy = replace(found, repos=mine).delete_revisions(registered.revision)  # a fork has the same commits
         strategy.execute()
         freed += strategy.expected_freed_size
         if place.snapshot.is_dir():

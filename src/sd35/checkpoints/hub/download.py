@@ -1,4 +1,4 @@
-"""Fetching variants from the Hugging Face hub, and checking them, through `huggingface_hub`.
+"""Fetching registered checkpoints from the Hugging Face hub, and checking them, through `huggingface_hub`.
 
 Files come by plain HTTPS into the cache's own place for what arrived in part, are compared with the hub's checksum, and
 only then get the name under which the cache, and every program that uses it, finds them. `huggingface_hub` alone starts
@@ -26,7 +26,7 @@ from sd35.checkpoints.hub.cache import (
 )
 from sd35.checkpoints.hub.errors import translated
 from sd35.checkpoints.layout import PARTS, missing, needed
-from sd35.checkpoints.registry import Variant
+from sd35.checkpoints.registry import RegisteredCheckpoint
 from sd35.errors import CheckpointError, DownloadFailed
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a variant consists of, and what of it is not on disk; `missing_bytes` are still to come."""
+    """What a registered checkpoint consists of, and what of it is not on disk; `missing_bytes` are still to come."""
 
-    variant: Variant
+    registered: RegisteredCheckpoint
     files: tuple[HubFile, ...]
     lacking: tuple[HubFile, ...]
     missing_bytes: int
@@ -71,17 +71,17 @@ class Verified:
     unknown: tuple[str, ...]
 
 
-def plan(variant: Variant) -> Plan:
-    """Ask the hub what a variant consists of, and look what is on disk.
+def plan(registered: RegisteredCheckpoint) -> Plan:
+    """Ask the hub what a registered checkpoint consists of, and look what is on disk.
 
     Raises DownloadFailed; CheckpointError where the repository holds no such checkpoint.
     """
-    files, place = _list(variant), place_of(variant)
-    with translated(variant):
+    files, place = _list(registered), place_of(registered)
+    with translated(registered):
         lacking = tuple(file for file in files if not _is_there(place, file))
         # The same file comes once.
         to_come = {file.checksum: file.size_bytes - _arrived(place, file) for file in lacking}
-    return Plan(variant, files, lacking, sum(to_come.values()))
+    return Plan(registered, files, lacking, sum(to_come.values()))
 
 
 def fetch(plan: Plan, on_bytes: OnBytes) -> Path:
@@ -89,9 +89,9 @@ def fetch(plan: Plan, on_bytes: OnBytes) -> Path:
 
     What has arrived when it fails or is interrupted is kept, and the next call goes on with it. Raises DownloadFailed.
     """
-    place, stop = place_of(plan.variant), threading.Event()
+    place, stop = place_of(plan.registered), threading.Event()
     order = sorted(plan.lacking, key=lambda file: (file.size_bytes > _SMALL_BYTES, -file.size_bytes))
-    with translated(plan.variant), ThreadPoolExecutor(_WORKERS) as pool:
+    with translated(plan.registered), ThreadPoolExecutor(_WORKERS) as pool:
         _check_space(plan, place)
         tasks = [pool.submit(_Fetch(plan, file, on_bytes, stop).run) for file in order]
         try:
@@ -102,25 +102,25 @@ def fetch(plan: Plan, on_bytes: OnBytes) -> Path:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     if lacking := missing(place.snapshot):
-        raise CheckpointError(f"{plan.variant.repository} is no whole checkpoint: {', '.join(lacking)} missing")
+        raise CheckpointError(f"{plan.registered.repository} is no whole checkpoint: {', '.join(lacking)} missing")
     return place.snapshot
 
 
-def verify(variant: Variant, *, offline: bool, on_bytes: OnBytes) -> Verified:
+def verify(registered: RegisteredCheckpoint, *, offline: bool, on_bytes: OnBytes) -> Verified:
     """Compare each file's checksum with the hub's list, or offline with the name that the cache gave the file.
 
     Raises DownloadFailed where the hub cannot be asked, CheckpointError where nothing is on disk or a file cannot be
     read.
     """
-    place = place_of(variant)
-    with disk_errors(variant, "checked"):
+    place = place_of(registered)
+    with disk_errors(registered, "checked"):
         if not place.snapshot.is_dir():
-            raise CheckpointError(f"{variant.name} is not on disk; fetch it with: sd35 pull {variant.name}")
+            raise CheckpointError(f"{registered.name} is not on disk; fetch it with: sd35 pull {registered.name}")
         if offline:
             expected = {path: recorded_checksum(place.snapshot / path) for path in files_of(place)}
             lacking = set(missing(place.snapshot))
         else:
-            expected = {file.path: file.checksum for file in _list(variant)}
+            expected = {file.path: file.checksum for file in _list(registered)}
             lacking = set()
         return _compare(place.snapshot, expected, lacking, on_bytes)
 
@@ -143,7 +143,7 @@ class _Fetch:
     """One file of a plan on its way into the cache."""
 
     def __init__(self, plan: Plan, file: HubFile, on_bytes: OnBytes, stop: threading.Event) -> None:
-        self._variant, self._place, self._file = plan.variant, place_of(plan.variant), file
+        self._registered, self._place, self._file = plan.registered, place_of(plan.registered), file
         self._is_shared = sum(each.checksum == file.checksum for each in plan.lacking) > 1
         self._on_bytes, self._stop = on_bytes, stop
 
@@ -197,8 +197,8 @@ class _Fetch:
             part.unlink()
             raise DownloadFailed(
                 f"{self._file.path} is not what the hub lists: its checksum is {digest.hexdigest()}, not"
-                f" {self._file.checksum}; it was deleted. Run `sd35 pull {self._variant.name}` again; if that does not"
-                " help, something on the way changes files: a proxy, or the server of HF_ENDPOINT"
+                f" {self._file.checksum}; it was deleted. Run `sd35 pull {self._registered.name}` again; if that does"
+                " not help, something on the way changes files: a proxy, or the server of HF_ENDPOINT"
             )
         part.replace(blob)
 
@@ -219,7 +219,7 @@ class _Fetch:
         from huggingface_hub import constants, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
-        url = hf_hub_url(self._variant.repository, self._file.path, revision=self._variant.revision)
+        url = hf_hub_url(self._registered.repository, self._file.path, revision=self._registered.revision)
         headers, timeout_s = {**build_hf_headers(), "Accept-Encoding": "identity"}, constants.HF_HUB_DOWNLOAD_TIMEOUT
         if have := out.tell():
             headers["Range"] = f"bytes={have}-"
@@ -249,15 +249,15 @@ def write(out: BufferedRandom, block: bytes) -> None:
     out.write(block)
 
 
-def _list(variant: Variant) -> tuple[HubFile, ...]:
+def _list(registered: RegisteredCheckpoint) -> tuple[HubFile, ...]:
     """The files of a checkpoint as the hub lists them. Raises DownloadFailed, CheckpointError, InvalidSetting."""
-    with translated(variant):
+    with translated(registered):
         from huggingface_hub import HfApi, constants
 
         try:
             info = HfApi().model_info(
-                variant.repository,
-                revision=variant.revision,
+                registered.repository,
+                revision=registered.revision,
                 files_metadata=True,
                 timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
             )
@@ -275,7 +275,7 @@ def _list(variant: Variant) -> tuple[HubFile, ...]:
         files.append(HubFile(path, sibling.size, checksum))
     if lacking := [part for part in PARTS if not any(file.path.startswith(f"{part}/") for file in files)]:
         raise CheckpointError(
-            f"{variant.repository} is no SD3.5 checkpoint in the Diffusers layout: {', '.join(lacking)} missing"
+            f"{registered.repository} is no SD3.5 checkpoint in the Diffusers layout: {', '.join(lacking)} missing"
         )
     return tuple(files)
 
@@ -302,8 +302,8 @@ def _check_space(plan: Plan, place: Place) -> None:
     free = shutil.disk_usage(existing).free
     if free < plan.missing_bytes:
         raise DownloadFailed(
-            f"{plan.variant.name} takes {plan.missing_bytes / 1e9:.2f} GB more, and {existing} has {free / 1e9:.2f} GB"
-            " free; free some, or name a directory on another disk with HF_HOME"
+            f"{plan.registered.name} takes {plan.missing_bytes / 1e9:.2f} GB more, and {existing} has"
+            f" {free / 1e9:.2f} GB free; free some, or name a directory on another disk with HF_HOME"
         )
 
 

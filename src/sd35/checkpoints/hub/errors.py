@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from sd35.checkpoints.hub.environment import check_request_variables, hub_token
-from sd35.checkpoints.registry import Variant
+from sd35.checkpoints.registry import RegisteredCheckpoint
 from sd35.errors import DownloadFailed
 from sd35.settings.directories import why_not_writable
 
@@ -22,7 +22,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
 @contextmanager
-def translated(variant: Variant) -> Iterator[None]:
+def translated(registered: RegisteredCheckpoint) -> Iterator[None]:
     """Turn what the hub's library, HTTP and the disk raise into DownloadFailed; first check what requests read.
 
     Raises InvalidSetting if a variable, or the token, cannot be used.
@@ -37,53 +37,54 @@ def translated(variant: Variant) -> Iterator[None]:
     except OfflineModeIsEnabled as error:
         raise DownloadFailed("HF_HUB_OFFLINE is set: nothing is fetched; unset it to fetch") from error
     except HfHubHTTPError as error:
-        raise DownloadFailed(_refusal(variant, error)) from error
+        raise DownloadFailed(_refusal(registered, error)) from error
     except (HTTPError, InvalidURL) as error:
-        raise DownloadFailed(_connection(variant, error)) from error
+        raise DownloadFailed(_connection(registered, error)) from error
     except ssl.SSLError as error:  # of a connection, it comes as httpx2's ConnectError
         raise DownloadFailed(f"the certificates of SSL_CERT_FILE or SSL_CERT_DIR cannot be read ({error})") from error
     except OSError as error:
-        raise DownloadFailed(_disk(variant, error)) from error
+        raise DownloadFailed(_disk(registered, error)) from error
 
 
-def _refusal(variant: Variant, error: "HfHubHTTPError") -> str:
+def _refusal(registered: RegisteredCheckpoint, error: "HfHubHTTPError") -> str:
     """The hub answered, with an error."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     status = error.response.status_code
     if status in {401, 403} or isinstance(error, GatedRepoError):
-        return _not_allowed(variant, error)
-    where = "its entry in the file of SD35_VARIANTS, or this version of sd35 is too old"
+        return _not_allowed(registered, error)
+    where = "its entry in the file of SD35_REGISTRY, or this version of sd35 is too old"
     if isinstance(error, RevisionNotFoundError):
-        return f"{variant.repository} has no revision {variant.revision}: correct {where}"
+        return f"{registered.repository} has no revision {registered.revision}: correct {where}"
     if isinstance(error, RepositoryNotFoundError):
-        return f"{_endpoint()} has no repository {variant.repository}, or hides it from you: correct {where}"
+        return f"{_endpoint()} has no repository {registered.repository}, or hides it from you: correct {where}"
     if status == 404:
         return f"{error.response.url.path} is not at {_endpoint()}; is HF_ENDPOINT a server of the hub's protocol?"
-    return f"{_endpoint()} answered with {status}; {_again(variant)} later, which goes on where this stopped"
+    return f"{_endpoint()} answered with {status}; {_again(registered)} later, which goes on where this stopped"
 
 
-def _not_allowed(variant: Variant, error: "HfHubHTTPError") -> str:
+def _not_allowed(registered: RegisteredCheckpoint, error: "HfHubHTTPError") -> str:
     """401: the hub does not know who asks, and hides what is not there as well; 403: it knows, and says no."""
-    page, tokens = f"{_endpoint()}/{variant.repository}", f"{_endpoint()}/settings/tokens"
+    page, tokens = f"{_endpoint()}/{registered.repository}", f"{_endpoint()}/settings/tokens"
     if error.response.status_code == 401 and hub_token() is None:
         return (
-            f"{variant.repository} is not for everyone, or not there, and no token was found: accept its licence at"
-            f" {page}, make a token at {tokens}, and give it with `hf auth login` or HF_TOKEN; then {_again(variant)}"
+            f"{registered.repository} is not for everyone, or not there, and no token was found: accept its licence at"
+            f" {page}, make a token at {tokens}, and give it with `hf auth login` or HF_TOKEN; then"
+            f" {_again(registered)}"
         )
     if error.response.status_code == 401:
         return (
             "the hub does not accept the token that was sent (HF_TOKEN, or of `hf auth login`): it is wrong, or has"
-            f" ended; make another at {tokens}, then {_again(variant)}"
+            f" ended; make another at {tokens}, then {_again(registered)}"
         )
     said = f" (the hub says: {error.server_message})" if error.server_message else ""
     return (
-        f"the account of the token may not read {variant.repository}{said}: accept its licence at {page}, and let the"
-        f" token read gated repositories at {tokens}; then {_again(variant)}"
+        f"the account of the token may not read {registered.repository}{said}: accept its licence at {page}, and let"
+        f" the token read gated repositories at {tokens}; then {_again(registered)}"
     )
 
 
-def _connection(variant: Variant, error: Exception) -> str:
+def _connection(registered: RegisteredCheckpoint, error: Exception) -> str:
     """No answer, or not all of it."""
     from httpx2 import ConnectError, ProxyError, TimeoutException
 
@@ -99,13 +100,13 @@ def _connection(variant: Variant, error: Exception) -> str:
     if isinstance(error, ConnectError):
         return f"{host} cannot be reached ({error}): check the network, HF_ENDPOINT and HTTPS_PROXY"
     what = "is silent" if isinstance(error, TimeoutException) else f"breaks off ({error})"
-    return f"the connection to {host} {what}; {_again(variant)}, which goes on where this stopped"
+    return f"the connection to {host} {what}; {_again(registered)}, which goes on where this stopped"
 
 
-def _disk(variant: Variant, error: OSError) -> str:
+def _disk(registered: RegisteredCheckpoint, error: OSError) -> str:
     from huggingface_hub import constants
 
-    cache, again = constants.HF_HUB_CACHE, f"{_again(variant)}, which goes on where this stopped"
+    cache, again = constants.HF_HUB_CACHE, f"{_again(registered)}, which goes on where this stopped"
     if error.errno in _NO_ROOM:
         return f"the disk of {cache} is full: free some and {again}; or name a directory elsewhere with HF_HOME"
     if isinstance(error, PermissionError) and (why := why_not_writable(Path(cache))):
@@ -115,8 +116,8 @@ def _disk(variant: Variant, error: OSError) -> str:
     )
 
 
-def _again(variant: Variant) -> str:
-    return f"run `sd35 pull {variant.name}` again"
+def _again(registered: RegisteredCheckpoint) -> str:
+    return f"run `sd35 pull {registered.name}` again"
 
 
 def _endpoint() -> str:

@@ -217,7 +217,7 @@ _VAE_LEVELS = 4
 
 
 def _vae_name(name: str) -> str:
-    """Latent diffusion counts the decoder's levels from its picture, Diffusers from its latent."""
+    """Latent diffusion counts the decoder's levels from its image, Diffusers from its latent."""
     for pattern, target in _VAE_NAMES:
         name = pattern.sub(target, name)
     return re.sub(r"up_blocks\.(\d)", lambda found: f"up_blocks.{_VAE_LEVELS - 1 - int(found[1])}", name)

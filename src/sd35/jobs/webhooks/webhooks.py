@@ -7,7 +7,7 @@ from sd35.jobs.webhooks.transport import PublicTransport
 from sd35.jobs.webhooks.validation import check_url
 from sd35.settings import Settings
 from sd35.storage.jobs import JobStore
-from sd35.telemetry.metrics import Metering
+from sd35.telemetry.metrics import Metrics
 
 
 class Webhooks:
@@ -20,10 +20,10 @@ class Webhooks:
             transport = PublicTransport(Resolver(), allow_private=settings.webhook_allow_private)
             self._sender = Sender(store, body_of, secret, transport)
 
-    def observe(self, metering: Metering) -> None:
+    def observe(self, metrics: Metrics) -> None:
         """Count what becomes of them from now on."""
         if self._sender:
-            self._sender.tell = metering.webhook
+            self._sender.tell = metrics.webhook
 
     def check(self, url: str | None) -> None:
         """Raises InvalidRequest where a job cannot be told of there."""

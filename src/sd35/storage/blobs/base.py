@@ -1,11 +1,11 @@
-"""What a store of pictures does. One contract suite runs over the implementations."""
+"""What a store of images does. One contract suite runs over the implementations."""
 
 from collections.abc import Iterator
 from typing import Protocol
 
 
-class ArtifactStore(Protocol):
-    """Keeps picture files by name: `digest` of the request that made it, and a suffix where it is not the picture.
+class BlobStore(Protocol):
+    """Keeps image files by name: `digest` of the request that made it, and a suffix where it is not the image.
 
     A name is written once and whole, or not at all; a second writing of the same name changes nothing, for the content
     follows from the name. Safe for threads; blocks. Raises StoreUnavailable with the reason: unreachable, disk full.

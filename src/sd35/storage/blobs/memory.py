@@ -1,4 +1,4 @@
-"""Pictures in this process's memory, for a service that is to keep none, and for tests."""
+"""Images in this process's memory, for a service that is to keep none, and for tests."""
 
 import threading
 from collections.abc import Iterator
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from sd35.storage.names import name_at, place_of
 
 
-class MemoryStore:
-    """An ArtifactStore that forgets all when the process ends."""
+class MemoryBlobStore:
+    """An BlobStore that forgets all when the process ends."""
 
     def __init__(self) -> None:
         self._contents: dict[str, bytes] = {}

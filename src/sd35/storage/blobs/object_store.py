@@ -1,4 +1,4 @@
-"""Pictures in an object store, through obstore, or in a directory."""
+"""Images in an object store, through obstore, or in a directory."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ _NO_CREDENTIALS = re.compile(r"169\.254\.\d+\.\d+|metadata\.google\.internal")  
 
 
 class ObjectStore:
-    """An ArtifactStore in a bucket of S3, Google Cloud Storage or Azure: `s3://bucket/prefix`, `gs://...`, `az://...`.
+    """An BlobStore in a bucket of S3, Google Cloud Storage or Azure: `s3://bucket/prefix`, `gs://...`, `az://...`.
 
     Credentials, region and endpoint come from the environment: `AWS_...`, `GOOGLE_...`, `AZURE_...`.
     """
@@ -56,7 +56,7 @@ class ObjectStore:
         self._delete(place)
         if found != b"first":
             raise StoreUnavailable(
-                f"the picture store {self.address} does not keep what was written first: it has to heed If-None-Match"
+                f"the image store {self.address} does not keep what was written first: it has to heed If-None-Match"
             )
 
     def put(self, name: str, content: bytes) -> bool:
@@ -126,7 +126,7 @@ class ObjectStore:
                 return None
 
     def _delete(self, place: str) -> None:
-        with self._translated("remove a picture"), contextlib.suppress(FileNotFoundError):
+        with self._translated("remove an image"), contextlib.suppress(FileNotFoundError):
             self._store.delete(place)
 
     @contextlib.contextmanager
@@ -134,11 +134,11 @@ class ObjectStore:
         try:
             yield
         except (BaseError, OSError) as error:
-            raise StoreUnavailable(f"the picture store {self.address} cannot {what}: {_reason(error)}") from error
+            raise StoreUnavailable(f"the image store {self.address} cannot {what}: {_reason(error)}") from error
 
 
 class DirectoryStore(ObjectStore):
-    """An ArtifactStore in a directory, without obstore: its local store does not wait for the disk.
+    """An BlobStore in a directory, without obstore: its local store does not wait for the disk.
 
     `check` makes the directory, and lets nobody but this process's user into the folders of images. A directory that is
     there already keeps its mode, for it may hold other things.
@@ -183,7 +183,7 @@ class DirectoryStore(ObjectStore):
                 return None
 
     def _delete(self, place: str) -> None:
-        with self._translated("remove a picture"):
+        with self._translated("remove an image"):
             (self._directory / place).unlink(missing_ok=True)
 
     def _places(self) -> Iterator[str]:

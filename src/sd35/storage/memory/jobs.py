@@ -10,7 +10,7 @@ from operator import itemgetter
 
 from sd35.errors import IdempotencyConflict
 from sd35.storage.fair_claim import Candidate, fairest
-from sd35.storage.jobs import HELD_S, Delivery, DueWebhooks, Failure, Job, Made, Receiver, Status
+from sd35.storage.jobs import HELD_S, Delivery, DueWebhooks, Failure, Job, JobResult, Receiver, Status
 from sd35.storage.webhook_hosts import host_of
 
 
@@ -24,18 +24,18 @@ class _Kept:
     due_s: float | None = None
     attempts: int = 0
 
-    def is_seen_by(self, owner: str | None) -> bool:
-        return owner is None or self.job.order.owner == owner
+    def is_visible_to(self, owner: str | None) -> bool:
+        return owner is None or self.job.job_spec.owner == owner
 
     @cached_property
     def receiver(self) -> Receiver:
         """Who gets its webhook."""
-        return Receiver(self.job.order.owner, host_of(self.job.order.webhook or ""))
+        return Receiver(self.job.job_spec.owner, host_of(self.job.job_spec.webhook or ""))
 
     def become(self, job: Job, due_s: float | None = None) -> Job:
         """Nobody works on it any more; its webhook, if there is one, is due."""
         self.job, self.holder = job, None
-        self.due_s = due_s if job.order.webhook else None
+        self.due_s = due_s if job.job_spec.webhook else None
         return job
 
 
@@ -50,12 +50,15 @@ class MemoryJobStore:
     def add(self, job: Job) -> Job:
         """Keep a new job, or find that of the same idempotency key. Raises IdempotencyConflict."""
         assert job.status is Status.QUEUED
-        order = job.order
+        job_spec = job.job_spec
         with self._lock:
-            for same in self._kept.values() if order.idempotency_key is not None else ():
-                if (same.job.order.owner, same.job.order.idempotency_key) == (order.owner, order.idempotency_key):
-                    if same.job.order.body_digest != order.body_digest:
-                        raise IdempotencyConflict(str(order.idempotency_key))
+            for same in self._kept.values() if job_spec.idempotency_key is not None else ():
+                if (same.job.job_spec.owner, same.job.job_spec.idempotency_key) == (
+                    job_spec.owner,
+                    job_spec.idempotency_key,
+                ):
+                    if same.job.job_spec.body_digest != job_spec.body_digest:
+                        raise IdempotencyConflict(str(job_spec.idempotency_key))
                     return same.job
             self._last += 1
             job = replace(job, number=self._last)
@@ -74,7 +77,7 @@ class MemoryJobStore:
             found = [
                 kept.job
                 for kept in reversed(self._kept.values())
-                if kept.is_seen_by(owner)
+                if kept.is_visible_to(owner)
                 and (not statuses or kept.job.status in statuses)
                 and (before is None or kept.job.number < before)
             ]
@@ -86,8 +89,8 @@ class MemoryJobStore:
             kept = self._kept.get(job_id)
             if kept is None or kept.job.status is not Status.QUEUED:
                 return 0
-            mine = (-kept.job.order.priority, kept.job.number)
-            return sum((-job.order.priority, job.number) < mine for job in self._of(Status.QUEUED))
+            mine = (-kept.job.job_spec.priority, kept.job.number)
+            return sum((-job.job_spec.priority, job.number) < mine for job in self._of(Status.QUEUED))
 
     def claim(self, holder: str, started_s: float, lease_s: float, most: int) -> list[Job]:
         """Take up to `most` jobs to work on."""
@@ -96,9 +99,9 @@ class MemoryJobStore:
             for kept in self._kept.values():
                 if kept.holder not in {None, holder} and kept.lease_until_s < now_s:
                     kept.become(replace(kept.job, status=Status.QUEUED, started_s=None))
-            running = Counter(job.order.owner for job in self._of(Status.RUNNING))
+            running = Counter(job.job_spec.owner for job in self._of(Status.RUNNING))
             queued = {job.number: job for job in self._of(Status.QUEUED)}
-            candidates = [Candidate(job.order.owner, job.order.priority, job.number) for job in queued.values()]
+            candidates = [Candidate(job.job_spec.owner, job.job_spec.priority, job.number) for job in queued.values()]
             claimed = []
             for candidate in fairest(candidates, running, most):
                 kept = self._kept[queued[candidate.number].id]
@@ -124,13 +127,13 @@ class MemoryJobStore:
                 kept.become(replace(kept.job, status=Status.QUEUED, started_s=None))
             return len(held)
 
-    def end(self, job_id: str, holder: str, ended_s: float, result: Made | Failure) -> bool:
+    def end(self, job_id: str, holder: str, ended_s: float, result: JobResult | Failure) -> bool:
         """End a job that `holder` holds."""
         with self._lock:
             kept = self._kept.get(job_id)
             if kept is None or kept.holder != holder:
                 return False
-            if isinstance(result, Made):
+            if isinstance(result, JobResult):
                 ended = replace(kept.job, status=Status.SUCCEEDED, ended_s=ended_s, made=result)
             else:
                 ended = replace(kept.job, status=Status.FAILED, ended_s=ended_s, failure=result)
@@ -175,7 +178,7 @@ class MemoryJobStore:
                 if left[kept.receiver] > 0:
                     left[kept.receiver] -= 1
                     kept.due_s = now_s + HELD_S
-                    url = kept.job.order.webhook or ""
+                    url = kept.job.job_spec.webhook or ""
                     taken.append(Delivery(kept.job.id, url, kept.attempts, kept.receiver))
             return taken
 
@@ -214,7 +217,7 @@ class MemoryJobStore:
 
     def _find(self, job_id: str, owner: str | None) -> _Kept | None:
         kept = self._kept.get(job_id)
-        return kept if kept and kept.is_seen_by(owner) else None
+        return kept if kept and kept.is_visible_to(owner) else None
 
     def _of(self, status: Status) -> list[Job]:
         return [kept.job for kept in self._kept.values() if kept.job.status is status]

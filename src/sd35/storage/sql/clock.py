@@ -5,14 +5,14 @@ from dataclasses import asdict
 from sqlalchemy import select, update
 
 from sd35.storage.clock import ClockRecord, ClockRules, Reading, judged
-from sd35.storage.sql.connection import Database
+from sd35.storage.sql.connection import SqlDatabase
 from sd35.storage.sql.tables import clock
 
 
 class SqlClockStore:
     """A ClockStore. Its table has one row, which the migration makes."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: SqlDatabase) -> None:
         self._database = database
 
     def read(self, now_s: float, rules: ClockRules) -> Reading:

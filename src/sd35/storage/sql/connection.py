@@ -17,7 +17,7 @@ _CONNECT = {"connect_timeout": 10, "tcp_user_timeout": 30_000}  # seconds, milli
 _ALL_THERE_ARE = -1
 
 
-class Database:
+class SqlDatabase:
     """Connections, and transactions on them. Safe for threads. `wait_s`: longest wait for SQLite's lock.
 
     `name` is the file's path or the server's address, without a password.

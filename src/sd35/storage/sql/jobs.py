@@ -28,8 +28,8 @@ from sqlalchemy import (
 
 from sd35.errors import IdempotencyConflict
 from sd35.storage.fair_claim import Candidate, fairest
-from sd35.storage.jobs import HELD_S, Delivery, DueWebhooks, Failure, Job, Made, Receiver, Status
-from sd35.storage.sql.connection import Database
+from sd35.storage.jobs import HELD_S, Delivery, DueWebhooks, Failure, Job, JobResult, Receiver, Status
+from sd35.storage.sql.connection import SqlDatabase
 from sd35.storage.sql.holders import HolderLocks
 from sd35.storage.sql.rows import job_of, values_of, values_of_result
 from sd35.storage.sql.tables import deliveries, jobs
@@ -53,17 +53,17 @@ class SqlJobStore:
     machine share. After a reboot, that clock begins anew, and no file is locked.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: SqlDatabase) -> None:
         self.database = database
         self._holders = HolderLocks(Path(f"{database.path}.holders")) if database.path else None
 
     def add(self, job: Job) -> Job:
         """Keep a new job, or find that of the same idempotency key. Raises IdempotencyConflict."""
         assert job.status is Status.QUEUED
-        order = job.order
+        job_spec = job.job_spec
         fresh = self.database.insert(jobs).values(values_of(job))
         fresh = fresh.on_conflict_do_nothing(index_elements=["owner", "idempotency_key"])
-        same = select(jobs).where(jobs.c.owner == order.owner, jobs.c.idempotency_key == order.idempotency_key)
+        same = select(jobs).where(jobs.c.owner == job_spec.owner, jobs.c.idempotency_key == job_spec.idempotency_key)
         with self.database.write() as connection:
             while True:
                 number = connection.execute(fresh.returning(jobs.c.number)).scalar()
@@ -71,8 +71,8 @@ class SqlJobStore:
                     return replace(job, number=number)
                 if kept := connection.execute(same).one_or_none():  # else it was deleted in between
                     break
-        if kept.body_digest != order.body_digest:
-            raise IdempotencyConflict(str(order.idempotency_key))
+        if kept.body_digest != job_spec.body_digest:
+            raise IdempotencyConflict(str(job_spec.idempotency_key))
         return job_of(kept)
 
     def get(self, job_id: str, owner: str | None) -> Job | None:
@@ -138,7 +138,7 @@ class SqlJobStore:
             self._holders.release(holder)
         return handed_back
 
-    def end(self, job_id: str, holder: str, ended_s: float, result: Made | Failure) -> bool:
+    def end(self, job_id: str, holder: str, ended_s: float, result: JobResult | Failure) -> bool:
         """End a job that `holder` holds."""
         with self.database.write() as connection:
             one = update(jobs).where(jobs.c.id == job_id, jobs.c.holder == holder)

@@ -6,22 +6,22 @@ from typing import Any
 
 from sqlalchemy import Row, insert, select, update
 
-from sd35.access.keys import Allowance, Key, Role
-from sd35.storage.sql.connection import Database
+from sd35.access.keys import Key, Quota, Role
+from sd35.storage.sql.connection import SqlDatabase
 from sd35.storage.sql.tables import keys
 
 
 class SqlKeyStore:
     """A KeyStore."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: SqlDatabase) -> None:
         self._database = database
 
     def add(self, key: Key) -> None:
         """Keep a new one."""
         fields = asdict(key)
         with self._database.write() as connection:
-            connection.execute(insert(keys).values(**fields.pop("allowance"), **fields))
+            connection.execute(insert(keys).values(**fields.pop("quota"), **fields))
 
     def find(self, key_id: str) -> Key | None:
         """One key, revoked or not."""
@@ -44,5 +44,5 @@ class SqlKeyStore:
 
 
 def _key(row: Row[Any]) -> Key:
-    allowance = Allowance(row.requests_per_minute, row.concurrency, row.pixels_per_hour)
-    return Key(row.id, row.name, row.secret_sha256, Role(row.role), row.created_s, allowance, row.revoked_s)
+    quota = Quota(row.requests_per_minute, row.concurrency, row.pixels_per_hour)
+    return Key(row.id, row.name, row.secret_sha256, Role(row.role), row.created_s, quota, row.revoked_s)

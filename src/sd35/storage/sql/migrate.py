@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 from sqlalchemy import Connection, column, inspect, select, table
 
-from sd35.storage.sql.connection import Database
+from sd35.storage.sql.connection import SqlDatabase
 from sd35.storage.sql.holders import NO_LOCKS
 from sd35.storage.sql.tables import VERSION
 
@@ -17,7 +17,7 @@ _LOCK = 0x5D35_0001
 _VERSIONS = table("alembic_version", column("version_num"))
 
 
-def migrate(database: Database, wait_s: float = 60.0) -> None:
+def migrate(database: SqlDatabase, wait_s: float = 60.0) -> None:
     """Create the tables, or bring older ones up to date; what is up to date costs no import of Alembic.
 
     Of several processes that start at once, one does it. It is one transaction: all of it happens, or nothing. Raises
@@ -43,7 +43,7 @@ def migrate(database: Database, wait_s: float = 60.0) -> None:
         lock.release()
 
 
-def check_version(database: Database) -> None:
+def check_version(database: SqlDatabase) -> None:
     """Raise StoreUnavailable unless a database has the schema of this version."""
     with database.read() as connection:
         version = _version(connection)
@@ -64,7 +64,7 @@ def config_for(connection: Connection) -> "Config":
     return config
 
 
-def _migrate(database: Database) -> None:
+def _migrate(database: SqlDatabase) -> None:
     with database.write() as connection:
         database.lock(connection, _LOCK)
         version = _version(connection)
@@ -82,7 +82,7 @@ def _version(connection: Connection) -> str | None:
     return connection.execute(select(_VERSIONS.c.version_num)).scalar()
 
 
-def _refuse_newer(database: Database, version: str | None) -> None:
+def _refuse_newer(database: SqlDatabase, version: str | None) -> None:
     if version and version > VERSION:
         raise database.unavailable(
             f"a newer version of sd35 made it (its schema is {version}, this one knows up to {VERSION}); install that"

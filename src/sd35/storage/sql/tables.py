@@ -1,4 +1,4 @@
-"""The tables of jobs, keys, whose pictures are whose, checksums, and the clock.
+"""The tables of jobs, keys, whose images are whose, checksums, and the clock.
 
 A change here needs a migration that makes the same change.
 """
@@ -20,7 +20,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = "0004"  # of the newest migration
+VERSION = "0005"  # of the newest migration
 
 metadata = MetaData(naming_convention={"uq": "uq_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"})
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers by itself what is of exactly this type
@@ -44,7 +44,7 @@ jobs = Table(
     Column("ended_s", Double),
     Column("holder", Text),
     Column("lease_until_s", Double),
-    Column("made_digest", Text),
+    Column("image_digest", Text),
     Column("was_cached", Boolean),
     Column("is_blurred", Boolean),
     Column("failure_status", Integer),
@@ -97,8 +97,8 @@ keys = Table(
     Column("revoked_s", Double),
 )
 
-pictures = Table(
-    "pictures",
+images = Table(
+    "images",
     metadata,
     Column("digest", Text, primary_key=True),
     Column("owner", Text, primary_key=True),

@@ -1,7 +1,7 @@
-"""One picture on the default backend against the same picture on plain `StableDiffusion3Pipeline`.
+"""One image on the default backend against the same image on plain `StableDiffusion3Pipeline`.
 
-Each side is a process of its own, loaded once and warmed by one picture. They draw in turns, never at once, each with
-its library's default threads. A picture's time is from the call to its pixels in memory.
+Each side is a process of its own, loaded once and warmed by one image. They draw in turns, never at once, each with
+its library's default threads. An image's time is from the call to its pixels in memory.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ LEAST_RATIO = 1.5
 
 
 def measure(checkpoint: Path, rounds: int) -> Outcome:
-    """Ours and theirs in turns; the pictures are compared too, so that both are known to do the same work."""
+    """Ours and theirs in turns; the images are compared too, so that both are known to do the same work."""
     with Worker("onnx", checkpoint) as onnx, Worker("pipeline", checkpoint) as pipeline:
         sides = {"onnx": onnx.draw, "pipeline": pipeline.draw}
         turns = draw_in_turns(sides, rounds, steps=STEPS, guidance=GUIDANCE, side_px=SIDE_PX)
@@ -23,10 +23,10 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
     return Outcome(
         [Bar("plain pipeline's time / ours", turns.ratio("pipeline", "onnx"), "x", ">=", LEAST_RATIO)],
         [
-            f"{SIDE_PX} px, {STEPS} steps, guidance {GUIDANCE}, {rounds} pictures of each side in turns; medians",
+            f"{SIDE_PX} px, {STEPS} steps, guidance {GUIDANCE}, {rounds} images of each side in turns; medians",
             *map(turns.described, sides),
             f"ratio of single pairs {turns.pairs('pipeline', 'onnx')}",
-            f"the pictures differ by {difference} of 255 at most; the waiting side took {idle:.1%} of a core at most",
+            f"the images differ by {difference} of 255 at most; the waiting side took {idle:.1%} of a core at most",
         ],
         {**turns.numbers(), "max_difference": difference, "idle_share": idle},
     )
