@@ -107,7 +107,10 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path):
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        ("ftp://host/images", r"image_store: got 'ftp://host/images'; allowed: s3://BUCKET/PREFIX, gs://.*, a directory"),
+        (
+            "ftp://host/images",
+            r"image_store: got 'ftp://host/images'; allowed: s3://BUCKET/PREFIX, gs://.*, a directory",
+        ),
         ("{file}/below", r"image_store: the image store .*/below cannot be opened: Not a directory"),
         ("s3://no-such-bucket", r"image_store: .* s3://no-such-bucket cannot be written to: .*bucket does not exist"),
         ("az://container", r"image_store: .* az://container cannot be opened: .*Account must be specified"),
