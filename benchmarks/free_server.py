@@ -12,13 +12,13 @@ import numpy as np
 
 from sd35.api import server
 from sd35.backends.base import DenoiseRow, TextEmbedding
-from sd35.backends.memory.host import HostMemory
+from sd35.host import HostMemory
 from sd35.checkpoints.checkpoint import Card, Checkpoint
 from sd35.checkpoints.tokenizers import Tokenizers
-from sd35.engine.prompt_cache import EmbeddingCache
+from sd35.engine.local.prompt_cache import EmbeddingCache
 from sd35.generation.model import Model
 from sd35.generation.model_pool import ModelPool
-from sd35.service.startup import limits_of
+from sd35.startup import limits_of
 from sd35.service.startup_times import StartupTimes
 from sd35.settings import Settings, load_settings
 from sd35.tensors import LATENT_PX, Array
@@ -68,7 +68,7 @@ def _photograph(side_px: int) -> Array:
 def open_free_studio(
     settings: Settings, checkpoints: Sequence[Checkpoint], startup: StartupTimes, *, with_fallback: bool
 ) -> ModelPool:
-    """In place of `sd35.service.startup.open_model_pool`: the same limits, and another backend."""
+    """In place of `sd35.startup.open_model_pool`: the same limits, and another backend."""
     assert not with_fallback or settings.fallback is None
     checkpoint = Checkpoint("free", checkpoints[0].directory, CARD)
     model = Model(checkpoint, FreeBackend(), Tokenizers(checkpoints[0]))

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sd35.backends.base import Backend, DenoiseRow
-from sd35.backends.memory.host import HostMemory
+from sd35.host import HostMemory
 from sd35.backends.options import Options
 from sd35.backends.registry import backend_module, open_backend
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint

@@ -14,9 +14,9 @@ from benchmarks.plain_fastapi import Txt2Img
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
 from sd35.checkpoints.checkpoint import open_checkpoint
-from sd35.engine.executor import BatchExecutor
-from sd35.engine.generation import Generation, Pipeline, Pixels, Task
-from sd35.engine.prompt_cache import EmbeddingCache
+from sd35.engine.local.executor import BatchExecutor
+from sd35.engine.local.generation import Generation, Pipeline, Pixels, Task
+from sd35.engine.local.prompt_cache import EmbeddingCache
 from sd35.images.png import write_png
 from sd35.request import Request as Wanted
 from sd35.sampling.sigmas import sigma_schedule_of

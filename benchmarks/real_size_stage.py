@@ -17,7 +17,7 @@ from benchmarks.worker import peak_bytes
 from sd35.backends.base import DenoiseRow
 from sd35.backends.diffusers.backend import DiffusersBackend
 from sd35.backends.diffusers.sequential_offload import bytes_of, weights_of
-from sd35.backends.memory.host import HostMemory
+from sd35.host import HostMemory
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
 from sd35.backends.tensorrt.buckets import buckets_of

@@ -18,7 +18,7 @@ from sd35.api.origins import AllowedOrigins
 from sd35.api.ui_mount import Front
 from sd35.errors import InvalidSetting, StoreUnavailable
 from sd35.generation.model_pool import ModelPool
-from sd35.service.startup import ServiceLifecycle
+from sd35.service.lifecycle import ServiceLifecycle
 from sd35.settings import load_settings
 from sd35.storage.memory.keys import MemoryKeyStore
 from tests.api.conftest import listening, serving

@@ -269,8 +269,8 @@ def test_no_bytes_are_a_500(lasting_client: TestClient, body: bytes):
 
 def test_the_directory_of_a_model_may_have_any_name(tmp_path: Path):
     """A name that HTTP headers cannot hold is percent-encoded in them."""
-    from sd35.engine.prompt_cache import EmbeddingCache
-    from sd35.engine.scheduler import DeviceLimits
+    from sd35.engine.local.prompt_cache import EmbeddingCache
+    from sd35.engine.scheduling.scheduler import DeviceLimits
     from sd35.generation.model_pool import ModelPool
     from tests.support.fake_backend import fake_model
 

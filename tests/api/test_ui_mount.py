@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from sd35.api import ui_mount
 from sd35.api.app import create_app
 from sd35.api.ui_mount import Front, front_of
-from sd35.service.startup import ServiceLifecycle
+from sd35.service.lifecycle import ServiceLifecycle
 from sd35.settings import load_settings
 from tests.support.fake_backend import WAIT_S, fake_pool, key_store
 from tests.support.services import service_of

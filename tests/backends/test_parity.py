@@ -16,7 +16,7 @@ from sd35.backends.base import Backend
 from sd35.backends.diffusers.backend import DiffusersBackend, place
 from sd35.backends.options import Options
 from sd35.checkpoints.checkpoint import Checkpoint, SkipLayers, open_checkpoint
-from sd35.engine.generation import Generation, Pipeline, Task
+from sd35.engine.local.generation import Generation, Pipeline, Task
 from sd35.request import Request
 from sd35.sampling.noise import initial_noise
 from sd35.sampling.sigmas import sigma_schedule_of

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sd35.engine.generation import Generation, Task
+from sd35.engine.local.generation import Generation, Task
 from sd35.generation.params import GenerationParams, resolve
 from tests.support.fake_backend import FakeBackend, fake_model
 

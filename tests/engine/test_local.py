@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sd35.engine.generation import Handle, Progress
+from sd35.engine.local.generation import Handle, Progress
 from sd35.errors import GenerationFailed, InvalidRequest, NotReady, Overloaded
 from sd35.generation.model_pool import ModelPool
 from sd35.generation.params import GenerationParams
@@ -215,7 +215,7 @@ def test_cancelling_takes_effect_before_the_next_step(pool: ModelPool, backend: 
 @pytest.mark.parametrize(("field", "wrong"), [("width", 40), ("height", 4096), ("width", 8)])
 def test_a_size_the_model_cannot_draw_is_refused(pool: ModelPool, field: str, wrong: int):
     """The engine itself names the limit, whoever calls it."""
-    from sd35.engine.generation import Task
+    from sd35.engine.local.generation import Task
 
     request = pool.resolve(GenerationParams("a cat", seed=1))
     size = {"width_px": 128, "height_px": 128, f"{field}_px": wrong}

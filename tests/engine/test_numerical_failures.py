@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from sd35.checkpoints.checkpoint import Card, SkipLayers
-from sd35.engine.generation import Handle, Progress
-from sd35.engine.prompt_cache import EmbeddingCache
-from sd35.engine.scheduler import DeviceLimits
+from sd35.engine.local.generation import Handle, Progress
+from sd35.engine.local.prompt_cache import EmbeddingCache
+from sd35.engine.scheduling.scheduler import DeviceLimits
 from sd35.errors import NumericalFailure
 from sd35.generation.model_pool import ModelPool
 from sd35.generation.params import GenerationParams

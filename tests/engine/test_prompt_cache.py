@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sd35.backends.base import TextEmbedding
-from sd35.engine.prompt_cache import EmbeddingCache
+from sd35.engine.local.prompt_cache import EmbeddingCache
 
 
 class Encoder:

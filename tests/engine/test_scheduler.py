@@ -8,7 +8,7 @@ from itertools import count
 
 import pytest
 
-from sd35.engine.scheduler import SLOWDOWN_TARGET, Batch, Scheduler, WorkItem
+from sd35.engine.scheduling.scheduler import SLOWDOWN_TARGET, Batch, Scheduler, WorkItem
 from sd35.errors import InvalidRequest, Overloaded
 from tests.support.scheduling import HUGE, LARGE, LIMITS, ROW_S, SMALL, job, make
 

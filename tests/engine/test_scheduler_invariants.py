@@ -7,8 +7,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd35.engine.cost_model import Shape
-from sd35.engine.scheduler import Batch, WorkItem
+from sd35.engine.scheduling.cost_model import Shape
+from sd35.engine.scheduling.scheduler import Batch, WorkItem
 from sd35.errors import InvalidRequest, Overloaded
 from tests.support.scheduling import LARGE, LIMITS, SMALL, job, make
 

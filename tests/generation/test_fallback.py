@@ -12,7 +12,7 @@ from sd35.generation.model_pool import ModelPool
 from sd35.generation.params import GenerationParams
 from sd35.generation.replay import read_stored_image, replay
 from sd35.planning.fit import available_memory, placement_of, plan_for
-from sd35.service.startup import open_model_pool
+from sd35.startup import open_model_pool
 from sd35.settings import Settings, load_settings
 
 CHECKPOINTS = [open_checkpoint(EMBEDDED)]

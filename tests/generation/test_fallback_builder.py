@@ -12,9 +12,9 @@ import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sd35.engine.generation import GeneratedImage, Pixels
-from sd35.engine.prompt_cache import EmbeddingCache
-from sd35.engine.scheduler import DeviceLimits
+from sd35.engine.local.generation import GeneratedImage, Pixels
+from sd35.engine.local.prompt_cache import EmbeddingCache
+from sd35.engine.scheduling.scheduler import DeviceLimits
 from sd35.errors import GenerationFailed, NotCompiled, Overloaded
 from sd35.generation import fallback
 from sd35.generation.fallback import FallbackBuilder, command_of

@@ -11,7 +11,7 @@ import pytest
 
 from sd35 import content_filter
 from sd35.content_filter import AllowAll, ContentFilter, Decision, load_filter
-from sd35.engine.preview import PreviewMap
+from sd35.engine.local.preview import PreviewMap
 from sd35.errors import ContentRefused, InvalidSetting, NotReady, StoreUnavailable
 from sd35.generation.model_pool import ModelPool
 from sd35.generation.params import GenerationParams

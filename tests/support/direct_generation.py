@@ -2,9 +2,9 @@
 
 from sd35.backends.base import Backend
 from sd35.checkpoints.checkpoint import Checkpoint
-from sd35.engine.executor import BatchExecutor
-from sd35.engine.generation import Generation, Pipeline, Pixels, Task
-from sd35.engine.prompt_cache import EmbeddingCache
+from sd35.engine.local.executor import BatchExecutor
+from sd35.engine.local.generation import Generation, Pipeline, Pixels, Task
+from sd35.engine.local.prompt_cache import EmbeddingCache
 from sd35.request import Request
 from sd35.sampling.sigmas import sigma_schedule_of
 

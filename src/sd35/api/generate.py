@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from sd35.api.auth import caller_of, service_of
 from sd35.api.refusals import ErrorFormat
-from sd35.engine.generation import Progress
+from sd35.engine.base import Pixels
 from sd35.generation.params import GenerationParams
 from sd35.generation.service import GenerationResult
 from sd35.images.formats import Format
@@ -96,7 +96,9 @@ def job_specs_of(request: Request, call: Call) -> list[JobSpec]:
 
 
 @asynccontextmanager
-async def making(request: Request, call: Call, on_step: OnStep | None = None) -> AsyncIterator[Batch]:
+async def making(
+    request: Request, call: Call, on_step: OnStep | None = None, *, previews: bool = False
+) -> AsyncIterator[Batch]:
     """The call's images in the making, until the block ends: what is not made then is not wanted any more.
 
     Raises what `orders_of` raises, and TooMany, NotAllowed by the caller's limits.
@@ -105,16 +107,16 @@ async def making(request: Request, call: Call, on_step: OnStep | None = None) ->
     job_specs = job_specs_of(request, call)
     structlog.contextvars.bind_contextvars(digest=job_specs[0].request.digest, model=job_specs[0].request.model)
     with caller.making([job_spec.request for job_spec in job_specs]) as charge:
-        batch = Batch(service, job_specs, caller.client, charge.at_once, on_step)
+        batch = Batch(service, job_specs, caller.client, charge.at_once, on_step, previews=previews)
         try:
             yield batch
         finally:
             batch.interrupt()
 
 
-def preview_png(progress: Progress, request: Resolved) -> bytes:
-    """What an image will be, a PNG file of its size. Keeps a core busy."""
-    return write_png(enlarge(progress.preview(), request.width, request.height), {})
+def preview_png(preview: Callable[[], Pixels], request: Resolved) -> bytes:
+    """Return a preview as a PNG file of the image's size. Keeps a core busy."""
+    return write_png(enlarge(preview(), request.width, request.height), {})
 
 
 def image_headers(outcome: GenerationResult) -> dict[str, str]:

@@ -22,14 +22,15 @@ from sd35.api.protocol import bounded
 from sd35.api.request_log import configure_logs
 from sd35.api.sockets import address_of, listen
 from sd35.api.ui_mount import Front, front_of
-from sd35.backends.memory.host import process_age_s
-from sd35.backends.registry import check_available
+from sd35.host import process_age_s
 from sd35.jobs.webhooks.webhooks import Webhooks
 from sd35.planning.auto import AUTO, why_standing_in
+from sd35.service.lifecycle import ServiceLifecycle
+from sd35.service.policy import policy_of
 from sd35.service.service import Service
-from sd35.service.startup import ServiceLifecycle, open_checkpoints, open_model_pool, policy_of
 from sd35.service.startup_times import StartupTimes
 from sd35.settings import Settings, unknown_variables
+from sd35.startup import check_backends, open_checkpoints, open_model_pool
 from sd35.storage.retention import Retention
 from sd35.storage.storage import Storage
 from sd35.telemetry.metrics import Metrics
@@ -103,9 +104,7 @@ def serve(settings: Settings) -> None:
     log = structlog.get_logger()
     for name in unknown_variables():
         log.warning("this environment variable is not read", name=name)
-    check_available(settings.backend)
-    if settings.fallback_settings:
-        check_available(settings.fallback_settings.backend, "fallback")
+    check_backends(settings)
     named = (
         None if AUTO in settings.checkpoints else open_checkpoints(settings)
     )  # what is wrong with them is said first

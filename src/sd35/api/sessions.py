@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from sd35.engine.generation import Progress
+from sd35.generation.service import ImageProgress
 from sd35.service.batch import Batch
 
 _MOST_CHOICES = 1000  # of models; the ones that were not asked for longest are forgotten
@@ -30,13 +30,13 @@ class Running:
     def done(self) -> float:
         """How much of it is done, from 0 to 1."""
         parts = [
-            1.0 if task.done() else progress.done / progress.steps if progress else 0.0
+            1.0 if task.done() else progress.step / progress.steps if progress else 0.0
             for task, progress in zip(self.batch.tasks, self.batch.progress, strict=True)
         ]
         return sum(parts) / len(parts)
 
     @property
-    def latest(self) -> Progress | None:
+    def latest(self) -> ImageProgress | None:
         """Of the image whose turn it is; None before its first step, and where all have ended."""
         place = self.batch.current
         return self.batch.progress[place] if place < len(self.batch.progress) else None

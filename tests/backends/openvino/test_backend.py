@@ -17,7 +17,7 @@ from sd35.backends.registry import open_backend
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.graphs.nvidia import OfficialGraphs
 from sd35.compile.quality_gate import psnr_db
-from sd35.engine.generation import Pixels
+from sd35.engine.local.generation import Pixels
 from sd35.errors import CheckpointError, InvalidSetting, NotCompiled
 from sd35.request import Request
 from sd35.sampling.noise import initial_noise

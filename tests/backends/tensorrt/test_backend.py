@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sd35.backends.base import DenoiseRow
-from sd35.backends.memory.host import HostMemory
+from sd35.host import HostMemory
 from sd35.backends.options import Options
 from sd35.backends.registry import check_available, open_backend
 from sd35.backends.tensorrt import flavour

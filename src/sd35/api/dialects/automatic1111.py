@@ -82,7 +82,7 @@ async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> R
     _check(body, is_strict=is_strict)
     model = served_name(settings.checkpoint, service) or sessions_of(request).chosen(client)
     call = Call(_wanted(body, model), idempotency_key=idempotency_key, body_digest=digest_of(body, idempotency_key))
-    async with making(request, call) as batch:
+    async with making(request, call, previews=True) as batch:
         running = Running(batch, body.force_task_id or f"txt2img-{batch.job_specs[0].request.digest[:8]}")
         with sessions_of(request).running(client, running):
             outcomes = await unless_gone(request, batch.outcomes())
@@ -195,8 +195,8 @@ async def progress(request: Request, skip_current_image: bool = False) -> Progre
     wanted = batch.job_specs[min(batch.current, len(batch.job_specs) - 1)].request
     was_skipped = any(task.cancelled() for task in batch.tasks) and not batch.was_interrupted
     image = None
-    if latest and not skip_current_image:
-        image = base64.b64encode(await asyncio.to_thread(preview_png, latest, wanted)).decode()
+    if latest and latest.preview and not skip_current_image:
+        image = base64.b64encode(await asyncio.to_thread(preview_png, latest.preview, wanted)).decode()
     return ProgressNow(
         progress=max(0.01, done),  # as theirs: above 0 as long as it runs
         eta_relative=running.took_s * (1 - done) / done if done else 0.0,
@@ -207,7 +207,7 @@ async def progress(request: Request, skip_current_image: bool = False) -> Progre
             job_count=len(batch.job_specs),
             job_timestamp=_timestamp(running),
             job_no=batch.current,
-            sampling_step=latest.done if latest else 0,
+            sampling_step=latest.step if latest else 0,
             sampling_steps=wanted.steps,
         ),
         current_image=image,

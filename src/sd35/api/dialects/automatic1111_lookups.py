@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from sd35.api.auth import service_of
 from sd35.api.dialects.automatic1111_errors import READY
 from sd35.api.dialects.automatic1111_shapes import Memory, SamplerItem, SchedulerItem
-from sd35.backends.memory.host import HostMemory
+from sd35.host import HostMemory
 
 _EMPTY = ["upscalers", "latent-upscale-modes", "loras", "sd-vae", "sd-modules", "hypernetworks", "face-restorers"]
 _EMPTY += ["realesrgan-models", "prompt-styles", "script-info", "extensions"]
@@ -76,12 +76,11 @@ async def cmd_flags() -> dict[str, bool]:
 @router.get("/memory", summary="How much memory is there?", responses=READY)
 async def memory(request: Request) -> Memory:
     """The memory of the host, and of the device on which the first model runs."""
-    used = next(iter(service_of(request).pool.models.values())).backend.memory
-    host = HostMemory()
-    if isinstance(used, HostMemory):
-        return Memory(ram=_bytes(host.free_bytes(), host.held_bytes()), cuda={"error": "models compute on processors"})
-    system = _bytes(used.free_bytes(), used.held_bytes())
-    return Memory(ram=_bytes(host.free_bytes(), host.held_bytes()), cuda={"system": system})
+    status, host = service_of(request).pool.engine.status(), HostMemory()
+    ram = _bytes(host.free_bytes(), host.held_bytes())
+    if status.is_host_memory:
+        return Memory(ram=ram, cuda={"error": "models compute on processors"})
+    return Memory(ram=ram, cuda={"system": _bytes(status.free_bytes, status.held_bytes)})
 
 
 def _bytes(free: int, held: int) -> dict[str, int]:

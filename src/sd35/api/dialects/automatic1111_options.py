@@ -10,8 +10,8 @@ from sd35.api.dialects.automatic1111_errors import BODY, MODEL, READY
 from sd35.api.dialects.automatic1111_settings import read_settings
 from sd35.api.dialects.automatic1111_shapes import Checkpoint, NewOptions, Options
 from sd35.api.sessions import Sessions
+from sd35.engine.model_info import ModelInfo
 from sd35.errors import InvalidRequest
-from sd35.generation.model import Model
 from sd35.generation.params import find_model
 from sd35.images.infotext import HASH_DIGITS
 from sd35.service.service import Service
@@ -25,7 +25,7 @@ async def options(request: Request) -> Options:
     """The settings that clients read. Only the checkpoint can be changed; the others are fixed."""
     service = service_of(request)
     model = find_model(service.pool.models, sessions_of(request).chosen(caller_of(request).client))
-    return Options(sd_model_checkpoint=title(model), sd_checkpoint_hash=model.checkpoint.revision)
+    return Options(sd_model_checkpoint=title(model), sd_checkpoint_hash=model.revision)
 
 
 @router.post(
@@ -54,8 +54,8 @@ async def checkpoints(request: Request) -> list[Checkpoint]:
         Checkpoint(
             title=title(model),
             model_name=model.name,
-            hash=model.checkpoint.revision[:HASH_DIGITS],
-            sha256=model.checkpoint.revision,
+            hash=model.revision[:HASH_DIGITS],
+            sha256=model.revision,
             filename=f"{model.name}.safetensors",
         )
         for model in service_of(request).pool.models.values()
@@ -68,9 +68,9 @@ def sessions_of(request: Request) -> Sessions:
     return sessions
 
 
-def title(model: Model) -> str:
+def title(model: ModelInfo) -> str:
     """A checkpoint's name and short hash, by which that UI lists it."""
-    return f"{model.name} [{model.checkpoint.revision[:HASH_DIGITS]}]"
+    return f"{model.name} [{model.revision[:HASH_DIGITS]}]"
 
 
 def served_name(asked: str | None, service: Service) -> str | None:
@@ -79,7 +79,7 @@ def served_name(asked: str | None, service: Service) -> str | None:
     if not asked or asked in models:
         return asked or None
     for name, model in models.items():
-        revision = model.checkpoint.revision
+        revision = model.revision
         known = {title(model), f"{name}.safetensors", f"{name}.safetensors [{revision[:HASH_DIGITS]}]"}
         if asked in {*known, revision, revision[:HASH_DIGITS]}:
             return name

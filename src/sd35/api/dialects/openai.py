@@ -8,7 +8,7 @@ import base64
 import json
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -22,10 +22,10 @@ from sd35.api.dialects.dialect import Dialect
 from sd35.api.disconnect import CLIENT_CLOSED_REQUEST, unless_gone
 from sd35.api.generate import Call, IdempotencyKey, digest_of, errors_of_generation, image_headers, making, preview_png
 from sd35.api.refusals import ApiError, ErrorFormat, FieldError, noted
-from sd35.engine.generation import Progress
+from sd35.engine.base import Pixels
 from sd35.errors import ContentRefused, InvalidRequest, Sd35Error, UnknownModel
 from sd35.generation.params import GenerationParams, series
-from sd35.generation.service import GenerationResult
+from sd35.generation.service import GenerationResult, ImageProgress
 from sd35.images.encode import encode, encoded
 from sd35.images.formats import Format
 from sd35.request import GUIDANCE_SCALE, PROMPT_CHARACTERS, SEED, STEPS
@@ -371,18 +371,19 @@ async def _stream(request: Request, body: Generation, call: Call) -> Response:
 
 
 async def _events(request: Request, body: Generation, call: Call) -> AsyncGenerator[bytes, None]:
-    service, steps = service_of(request), asyncio.Queue[Progress | None]()
+    service, steps = service_of(request), asyncio.Queue[ImageProgress | None]()
     index = 0
-    async with making(request, call, lambda _, progress: steps.put_nowait(progress)) as batch:
+    async with making(request, call, lambda _, progress: steps.put_nowait(progress), previews=True) as batch:
         wanted = batch.job_specs[0].request
         marks = _marks(body.partial_images or 0, wanted.steps)
         outcomes = asyncio.ensure_future(batch.outcomes())
         outcomes.add_done_callback(lambda _: steps.put_nowait(None))
         facts = _facts(body, wanted)
         while progress := await steps.get():
-            if progress.done in marks:
-                marks.remove(progress.done)  # one that is spoiled is made again from its first step
-                partial = await asyncio.to_thread(_partial, progress, wanted, body)
+            due = {mark for mark in marks if mark <= progress.step < wanted.steps}
+            if due and progress.preview:
+                marks -= due  # an image that is started again after a numerical failure sends none twice
+                partial = await asyncio.to_thread(_partial, progress.preview, wanted, body)
                 yield _event(
                     _PARTIAL,
                     {**facts, "b64_json": partial, "partial_image_index": index, "created_at": _now()},
@@ -403,9 +404,9 @@ def _marks(partial_images: int, steps: int) -> set[int]:
     return marks - {steps}
 
 
-def _partial(progress: Progress, wanted: Resolved, body: Generation) -> str:
+def _partial(preview: Callable[[], Pixels], wanted: Resolved, body: Generation) -> str:
     """A preview as the file that is asked for, in base64. Keeps a core busy."""
-    png = preview_png(progress, wanted)
+    png = preview_png(preview, wanted)
     return base64.b64encode(encode(png, body.format, has_metadata=False, quality=body.compression)).decode()
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from sd35.backends.memory.host import cores
 from sd35.backends.registry import BACKENDS, check_available
 from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting
+from sd35.host import cores
 from sd35.images.record import own_version
 from sd35.planning.auto import AUTO, candidates, open_named
 from sd35.planning.fit import available_memory

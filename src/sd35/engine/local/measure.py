@@ -8,8 +8,8 @@ from statistics import median
 from typing import TypeVar
 
 from sd35.backends.base import Backend, DenoiseRow
-from sd35.engine.step_times import ShapeTimes, StepTimes
-from sd35.generation.model import Model
+from sd35.engine.local.pipeline import Pipeline
+from sd35.engine.scheduling.step_times import ShapeTimes, StepTimes
 from sd35.sampling.noise import initial_noise
 from sd35.tensors import LATENT_CHANNELS, LATENT_PX
 
@@ -23,10 +23,10 @@ def row_counts(max_rows: int) -> list[int]:
 
 
 def measure(
-    model: Model, sizes_px: Sequence[tuple[int, int]], max_rows: int, on_call: Callable[[], None] = lambda: None
+    pipeline: Pipeline, sizes_px: Sequence[tuple[int, int]], max_rows: int, on_call: Callable[[], None] = lambda: None
 ) -> StepTimes:
     """The table of a model at sizes (width, height) that it can draw. `on_call` hears of each kind of call measured."""
-    backend = model.backend
+    backend, model = pipeline.backend, pipeline.info
     memory_bytes = backend.memory.free_bytes()
     prompts = (f"{number} {model.name}" for number in range(1000))  # never the same again, should a backend remember
     encode_s, _ = _timed(backend, lambda: backend.encode_text([next(prompts)]))
@@ -48,7 +48,7 @@ def _shape_times(backend: Backend, size_px: tuple[int, int], max_rows: int, on_c
     rows = list(_rows(backend, size_px, max_rows))
     step_s, row_bytes = {}, 0.0
     for count in row_counts(max_rows):
-        step_s[count], peak_bytes = _timed(backend, lambda count=count: backend.denoise_step(rows[:count]))  # type: ignore[misc]
+        step_s[count], peak_bytes = _timed(backend, lambda count=count: backend.predict_velocity(rows[:count]))  # type: ignore[misc]
         row_bytes = max(row_bytes, peak_bytes / count)
         on_call()
     decode_s, decode_bytes = _timed(backend, lambda: backend.decode_latents([rows[0].latent]))
@@ -70,7 +70,7 @@ def _rows(backend: Backend, size_px: tuple[int, int], count: int) -> Iterator[De
     for index in range(count):
         (embedding,) = backend.encode_text([f"image {index}"])
         sigma = (index + 1) / count
-        yield DenoiseRow(initial_noise(index, shape), embedding, None, sigma, sigma - 0.5 / count, 0.0)
+        yield DenoiseRow(initial_noise(index, shape), embedding, None, sigma, 0.0)
 
 
 def _timed(backend: Backend, call: Callable[[], Result]) -> tuple[float, int]:

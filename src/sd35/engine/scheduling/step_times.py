@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sd35.engine.cost_model import Shape
+from sd35.engine.scheduling.cost_model import Shape
 from sd35.errors import InvalidSetting
 from sd35.request import GUIDANCE_SCALE, STEPS
 from sd35.tensors import LATENT_PX

@@ -6,6 +6,8 @@ import torch
 class CudaMemory:
     """See `sd35.backends.base.Memory`. Not run yet."""
 
+    is_host = False
+
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._held_bytes = 0

@@ -2,7 +2,7 @@
 
 Rows of one latent shape share a batch, whatever their step counts, guidance, prompts and progress. Three rules:
 
-- Between clients: who was served least is next (`sd35.engine.fair_queue`), so nobody starves anybody.
+- Between clients: who was served least is next (`sd35.engine.scheduling.fair_queue`), so nobody starves anybody.
 - Among a client's own images: the earliest deadline. The deadline is `SLOWDOWN_TARGET` times an image's own length
   after it came, and sooner with a priority. So short ones overtake long ones, but nothing that comes later overtakes
   one past its deadline.
@@ -15,17 +15,17 @@ once the device has made that many images without ever being half empty. From th
 that has its share of a batch gets no further image accepted.
 """
 
-import math
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Generic, Literal, NamedTuple
 
-from sd35.engine.cost_model import CostModel, Shape
-from sd35.engine.fair_queue import Account, Entry, FairQueue, Key
+from sd35.engine.base import DeviceLimits
+from sd35.engine.scheduling.cost_model import CostModel, Shape
+from sd35.engine.scheduling.fair_queue import Account, Entry, FairQueue, Key
 from sd35.errors import InvalidRequest, Overloaded
-from sd35.request import PRIORITY, STEPS
+from sd35.request import PRIORITY
 from sd35.tensors import LATENT_PX
 
 SLOWDOWN_TARGET = 6.0
@@ -34,29 +34,12 @@ _SHARE = 8  # a client may have so many times as many images as there are free p
 
 
 @dataclass(frozen=True)
-class DeviceLimits:
-    """What a device takes on.
-
-    `max_rows`: transformer rows in a batch; a single image is stepped even where it has more. `max_in_flight`:
-    accepted and not ended. `max_wait_s`: the longest estimated wait an image is accepted for. `memory_bytes`: for the
-    working memory of steps and decodings. `max_slowdown`: in lasting overload, an image that would take this many
-    times as long as alone is refused.
-    """
-
-    max_rows: int
-    max_in_flight: int
-    max_wait_s: float
-    memory_bytes: int
-    max_slowdown: float = math.inf
-
-
-@dataclass(frozen=True)
 class WorkItem:
     """What the policy has to know of an image. `rows` is 2 where guidance takes a second transformer row, else 1."""
 
     client: Hashable
     shape: Shape
-    steps: int
+    evaluations: int
     rows: Literal[1, 2]
     priority: int = 0
 
@@ -72,7 +55,7 @@ class Batch(NamedTuple, Generic[Key]):
 
 @dataclass(slots=True)
 class _Entry:
-    job: WorkItem
+    item: WorkItem
     account: Account
     deadline_s: float
     place: int
@@ -125,30 +108,30 @@ class Scheduler(Generic[Key]):
         stepping_s = sum(left * self.costs.row_s(shape) for shape, left in self._row_steps_left.items())
         return stepping_s + sum(left * self.costs.decode_s(shape) for shape, left in self._decodings_left.items())
 
-    def add(self, key: Key, job: WorkItem, now_s: float) -> None:
+    def add(self, key: Key, item: WorkItem, now_s: float) -> None:
         """Accept an image. Raises InvalidRequest for what this device can never do, Overloaded for not now."""
         assert key not in self._images, key
-        self._check(job)
-        self._check_room(job)
-        self._accept(key, job, now_s)
+        self._check(item)
+        self._check_room(item)
+        self._accept(key, item, now_s)
 
     def restart(self, key: Key, instead: Key, accepted_s: float, shape: Shape) -> None:
         """Put `instead`, of another pipeline's shape, in the place of an accepted image, with all steps before it.
 
         Accepted it stays: it is not refused, and is due as it was for who waits since `accepted_s`.
         """
-        job = replace(self._images[key].job, shape=shape)
-        self._accept(instead, job, accepted_s)  # first: its client's account stays
+        item = replace(self._images[key].item, shape=shape)
+        self._accept(instead, item, accepted_s)  # first: its client's account stays
         self.cancel(key)
 
-    def _accept(self, key: Key, job: WorkItem, now_s: float) -> None:
-        account = self._accounts.setdefault(job.client, Account(self._level_s))
+    def _accept(self, key: Key, item: WorkItem, now_s: float) -> None:
+        account = self._accounts.setdefault(item.client, Account(self._level_s))
         account.images += 1
-        self._rows[job.shape] += job.rows
-        self._row_steps_left[job.shape] += job.steps * job.rows
-        self._decodings_left[job.shape] += 1
-        deadline_s = now_s + SLOWDOWN_TARGET * self._job_s(job) - BONUS_S * job.priority
-        image = self._images[key] = _Entry(job, account, deadline_s, next(self._places), job.steps)
+        self._rows[item.shape] += item.rows
+        self._row_steps_left[item.shape] += item.evaluations * item.rows
+        self._decodings_left[item.shape] += 1
+        deadline_s = now_s + SLOWDOWN_TARGET * self._item_s(item) - BONUS_S * item.priority
+        image = self._images[key] = _Entry(item, account, deadline_s, next(self._places), item.evaluations)
         self._push(key, image)
 
     def cancel(self, key: Key) -> None:
@@ -164,12 +147,12 @@ class Scheduler(Generic[Key]):
         lead = self._lead()
         if lead is None:
             return None
-        job = self._images[lead.key].job
+        item = self._images[lead.key].item
         free_bytes = self.limits.memory_bytes - self.used_bytes
-        needed_bytes = self._at_most_all(self.costs.step_bytes(job.shape, job.rows))
+        needed_bytes = self._at_most_all(self.costs.step_bytes(item.shape, item.rows))
         if needed_bytes > free_bytes:
             return None  # a decoding has it, and ends soon
-        self._running = self._fill(job.shape, free_bytes)
+        self._running = self._fill(item.shape, free_bytes)
         return self._running
 
     def finish(self) -> list[Key]:
@@ -182,7 +165,7 @@ class Scheduler(Generic[Key]):
             if image is None:  # cancelled while it ran
                 continue
             image.left -= 1
-            _take_off(self._row_steps_left, batch.shape, image.job.rows)
+            _take_off(self._row_steps_left, batch.shape, image.item.rows)
             if image.left:
                 self._push(key, image)
             else:
@@ -208,32 +191,32 @@ class Scheduler(Generic[Key]):
             self._made_while_busy += 1
             self._remove(key)
 
-    def _check(self, job: WorkItem) -> None:
-        for field, value, (low, high) in (("steps", job.steps, STEPS), ("priority", job.priority, PRIORITY)):
-            if not low <= value <= high:
-                raise InvalidRequest(field, value, f"{low} to {high}")
-        needed = self.costs.measured_bytes(job.shape, job.rows)
+    def _check(self, item: WorkItem) -> None:
+        low, high = PRIORITY
+        if not low <= item.priority <= high:
+            raise InvalidRequest("priority", item.priority, f"{low} to {high}")
+        needed = self.costs.measured_bytes(item.shape, item.rows)
         if needed > self.limits.memory_bytes:
-            size = f"{LATENT_PX * job.shape.width}x{LATENT_PX * job.shape.height}"
+            size = f"{LATENT_PX * item.shape.width}x{LATENT_PX * item.shape.height}"
             allowed = f"what {self.limits.memory_bytes / 1e6:.1f} MB can hold; this size takes {needed / 1e6:.1f} MB"
             raise InvalidRequest("width x height", size, allowed)
 
-    def _check_room(self, job: WorkItem) -> None:
-        self._check_slowdown(job)
+    def _check_room(self, item: WorkItem) -> None:
+        self._check_slowdown(item)
         free = self.limits.max_in_flight - len(self._images)
-        account = self._accounts.get(job.client)
+        account = self._accounts.get(item.client)
         own = account.images if account else 0
         if own >= _SHARE * free:
             self._is_overloaded = self._made_while_busy >= self.limits.max_in_flight
             whose = f" and {own} of them are this client's" if free else ""
             reason = f"{len(self._images)} of at most {self.limits.max_in_flight} images are accepted{whose}"
             raise Overloaded(reason, self.backlog_s / max(1, len(self._images)))
-        wait_s = self._wait_s(job)
+        wait_s = self._wait_s(item)
         if wait_s > self.limits.max_wait_s:
             reason = f"an image would wait for {wait_s:.0f} s and may for {self.limits.max_wait_s:.0f}"
             raise Overloaded(reason, wait_s - self.limits.max_wait_s)
 
-    def _check_slowdown(self, job: WorkItem) -> None:
+    def _check_slowdown(self, item: WorkItem) -> None:
         """In lasting overload, refuse an image that would only wait: batches are full, and its client has its share.
 
         A client that has no image is never refused here. Else one that asks again at once would take every place that
@@ -242,8 +225,8 @@ class Scheduler(Generic[Key]):
         max_rows = self.limits.max_rows
         if not self._is_overloaded or self._rows.total() < max_rows or self._slowdown < self.limits.max_slowdown:
             return
-        own = sum(image.job.rows for image in self._images.values() if image.job.client == job.client)
-        if own and (own + job.rows) * len(self._accounts) > max_rows:
+        own = sum(image.item.rows for image in self._images.values() if image.item.client == item.client)
+        if own and (own + item.rows) * len(self._accounts) > max_rows:
             reason = f"the service is overloaded: images take {self._slowdown:.0f} times as long as alone"
             raise Overloaded(reason, self.backlog_s / len(self._images))
 
@@ -256,23 +239,23 @@ class Scheduler(Generic[Key]):
         """
         return sum(rows * self.costs.batching(shape) for shape, rows in self._rows.items())
 
-    def _wait_s(self, job: WorkItem) -> float:
+    def _wait_s(self, item: WorkItem) -> float:
         """How long an image is likely to wait: for all that is left, or for as much as equal shares let go before."""
         total_s = self.backlog_s
         if total_s <= self.limits.max_wait_s:
             return total_s
-        job_s = self._job_s(job)
-        own = [image for image in self._images.values() if image.job.client == job.client]
-        own_s = sum(self._job_s(image.job) * image.left / image.job.steps for image in own)
-        sharing = len(self._accounts.keys() | {job.client})
-        return min(total_s, (own_s + job_s) * sharing - job_s)
+        item_s = self._item_s(item)
+        own = [image for image in self._images.values() if image.item.client == item.client]
+        own_s = sum(self._item_s(image.item) * image.left / image.item.evaluations for image in own)
+        sharing = len(self._accounts.keys() | {item.client})
+        return min(total_s, (own_s + item_s) * sharing - item_s)
 
-    def _job_s(self, job: WorkItem) -> float:
-        """Seconds of work in all of a job's steps."""
-        return job.steps * job.rows * self.costs.row_s(job.shape)
+    def _item_s(self, item: WorkItem) -> float:
+        """Seconds of work in all of a item's steps."""
+        return item.evaluations * item.rows * self.costs.row_s(item.shape)
 
     def _push(self, key: Key, image: _Entry) -> None:
-        shape = image.job.shape
+        shape = image.item.shape
         # Who was in every batch, for want of others, may have got less than they: that is no credit for later.
         image.account.served_s = max(image.account.served_s, self._level_s)
         queue = self._queues.get(shape)
@@ -293,7 +276,7 @@ class Scheduler(Generic[Key]):
         rows = 0
         most_rows = self.costs.most_rows(shape, self.limits.max_rows)
         while entry := queue.first():
-            more = self._images[entry.key].job.rows
+            more = self._images[entry.key].item.rows
             is_known = self.costs.is_measured(shape)
             has_room = rows + more <= most_rows and self.costs.step_bytes(shape, rows + more) <= free_bytes
             if keys and not (is_known and has_room):
@@ -314,21 +297,21 @@ class Scheduler(Generic[Key]):
         """Memory for the next decoding, as soon as there is enough."""
         if self._decoding is None and self._drawn:
             key = next(iter(self._drawn))
-            needed = self._at_most_all(self.costs.decode_bytes(self._images[key].job.shape))
+            needed = self._at_most_all(self.costs.decode_bytes(self._images[key].item.shape))
             if needed <= self.limits.memory_bytes - self.used_bytes:
                 self._decoding = _Decoding(key, needed)
 
     def _remove(self, key: Key) -> None:
         image = self._images.pop(key)
-        _take_off(self._rows, image.job.shape, image.job.rows)
+        _take_off(self._rows, image.item.shape, image.item.rows)
         if 2 * self._rows.total() <= self.limits.max_rows:
             self._made_while_busy, self._is_overloaded = 0, False
-        _take_off(self._row_steps_left, image.job.shape, image.left * image.job.rows)
-        _take_off(self._decodings_left, image.job.shape, 1)
+        _take_off(self._row_steps_left, image.item.shape, image.left * image.item.rows)
+        _take_off(self._decodings_left, image.item.shape, 1)
         self._drawn.pop(key, None)
         image.account.images -= 1
         if not image.account.images:
-            del self._accounts[image.job.client]
+            del self._accounts[image.item.client]
 
 
 def _take_off(left: Counter[Shape], shape: Shape, amount: int) -> None:

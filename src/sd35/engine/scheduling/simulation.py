@@ -1,7 +1,7 @@
 """The scheduler on simulated devices and a simulated clock: how policy and capacity are tried at scale, in seconds.
 
 A simulated device makes steps and decodings by a table of times; nothing waits. Decoding runs beside the steps, as in
-`sd35.engine.local`, and the prompts of a batch's new images are encoded before its step.
+`sd35.engine.local.engine`, and the prompts of a batch's new images are encoded before its step.
 """
 
 import random
@@ -11,9 +11,10 @@ from heapq import heappop, heappush
 from itertools import count
 from math import ceil
 
-from sd35.engine.cost_model import CostModel
-from sd35.engine.scheduler import Batch, DeviceLimits, Scheduler, WorkItem
-from sd35.engine.step_times import ShapeTimes, StepTimes
+from sd35.engine.base import DeviceLimits
+from sd35.engine.scheduling.cost_model import CostModel
+from sd35.engine.scheduling.scheduler import Batch, Scheduler, WorkItem
+from sd35.engine.scheduling.step_times import ShapeTimes, StepTimes
 from sd35.errors import Overloaded
 
 _LOOKED_AT = 8  # devices, for an image

@@ -1,4 +1,4 @@
-"""The engine's calls of a backend: prompts are encoded, steps made, and errors kept to the images that have them."""
+"""The engine's calls of a backend: encode prompts, evaluate steps, decode, and keep each error to its own image."""
 
 import threading
 import time
@@ -6,24 +6,25 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 from sd35.backends.base import Memory, TextEmbedding
-from sd35.engine.generation import Generation, Pixels, is_uniform
-from sd35.engine.observer import Observer, Unobserved
-from sd35.engine.prompt_cache import EmbeddingCache
+from sd35.engine.base import Observer, Pixels
+from sd35.engine.local.generation import Generation, is_uniform
+from sd35.engine.local.prompt_cache import EmbeddingCache
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class StepResult(NamedTuple):
-    """What came of a batch's step: each failed image's error, and what the step took.
+    """The errors of a batch's step, by image, and the cost of the step.
 
-    `took_s` and `peak_bytes` are None where they say nothing of the batch: no call, or several, or another beside it.
+    `took_s` and `peak_bytes` are None if they do not describe the batch: there was no call, or several, or another one
+    at the same time. `was_split`: a call of all failed, and each was tried alone.
     """
 
     errors: dict[Generation, Exception]
     took_s: float | None
     peak_bytes: int | None
-    was_split: bool  # a call of all failed, and each was tried alone
+    was_split: bool
 
 
 class BatchExecutor:
@@ -31,35 +32,37 @@ class BatchExecutor:
 
     def __init__(self, embeddings: EmbeddingCache, *, reproducible: bool) -> None:
         self._embeddings, self._one_by_one = embeddings, reproducible
-        self.observer: Observer = Unobserved()
+        self.observer: Observer | None = None
         self._counting = threading.Lock()
         self._begun = self._running = 0  # calls of the backend
 
     def step(self, generations: Sequence[Generation], *, measure: bool) -> StepResult:
-        """One step of images of one pipeline and shape; measured, if that is asked for, in bytes too."""
+        """Make one step of generations of one pipeline and shape. With `measure`, its memory is measured too."""
         errors = self._begin([generation for generation in generations if not generation.has_begun])
         rows = {generation: generation.row() for generation in generations if generation not in errors}
         if not rows:
             return StepResult(errors, None, None, was_split=False)
         backend = generations[0].pipeline.backend
         began_s = time.monotonic()
-        (latents, was_split), peak_bytes = self._measured(
-            backend.memory, lambda: self._each(backend.denoise_step, list(rows.values())), measure=measure
+        (velocities, was_split), peak_bytes = self._measured(
+            backend.memory, lambda: self._each(backend.predict_velocity, list(rows.values())), measure=measure
         )
-        for generation, latent in zip(rows, latents, strict=True):
-            error = latent if isinstance(latent, Exception) else _error_of(lambda: generation.advance(latent))  # noqa: B023
+        for generation, velocity in zip(rows, velocities, strict=True):
+            error = velocity if isinstance(velocity, Exception) else _error_of(lambda: generation.advance(velocity))  # noqa: B023
             if error:
                 errors[generation] = error
-        # After a look at each latent: before it, a GPU may not have computed them.
+        # Only now: `advance` reads the latents, and a GPU may not have computed them before.
         took_s = time.monotonic() - began_s
-        self.observer.on_step_done(len(rows), sum(1 if row.negative is None else 2 for row in rows.values()), took_s)
-        says_nothing = was_split or measure
-        return StepResult(errors, None if says_nothing else took_s, None if was_split else peak_bytes, was_split)
+        if self.observer:
+            transformer_rows = sum(1 if row.negative is None else 2 for row in rows.values())
+            self.observer.on_step_done(len(rows), transformer_rows, took_s)
+        is_one_call = not was_split and not measure
+        return StepResult(errors, took_s if is_one_call else None, None if was_split else peak_bytes, was_split)
 
     def decode(self, generation: Generation, *, measure: bool) -> tuple[Pixels, int | None]:
-        """An image's pixels, and the bytes it took, if that is asked for.
+        """Return an image's pixels and, with `measure`, the bytes that decoding took.
 
-        Raises NumericalFailure where they are none, and what the backend raises.
+        Raises NumericalFailure if the pixels are not an image, and whatever the backend raises.
         """
         backend = generation.pipeline.backend
         try:
@@ -67,42 +70,43 @@ class BatchExecutor:
                 backend.memory, lambda: backend.decode_latents([generation.latent]), measure=measure
             )
         except FloatingPointError as error:
-            raise generation.numerical_failures("not_finite", "in decoding") from error
+            raise generation.numerical_failure("not_finite", "in decoding") from error
         except Exception as error:
-            self.observer.failed(error, was_split=False)
+            self._report_failure(error, was_split=False)
             raise
         if is_uniform(pixels):
-            raise generation.numerical_failures("uniform", "after decoding")
+            raise generation.numerical_failure("uniform", "after decoding")
         return pixels, peak_bytes
 
     def _begin(self, generations: Sequence[Generation]) -> dict[Generation, Exception]:
-        """Give images their embeddings and noise; answers with the errors of those whose prompts have none."""
+        """Give generations their embeddings and noise. Return the errors of those whose prompts cannot be encoded."""
         if not generations:
             return {}
-        backend = generations[0].pipeline.backend
+        pipeline = generations[0].pipeline
         errors: dict[str, Exception] = {}
 
         def encode(prompts: list[str]) -> dict[str, TextEmbedding]:
-            found = {}
+            encoded = {}
             encoding_s = time.monotonic()
-            results, _ = self._each(backend.encode_text, prompts)
-            self.observer.encoded(len(prompts), time.monotonic() - encoding_s)
+            results, _ = self._each(pipeline.backend.encode_text, prompts)
+            if self.observer:
+                self.observer.encoded(len(prompts), time.monotonic() - encoding_s)
             for prompt, embedding in zip(prompts, results, strict=True):
                 if isinstance(embedding, Exception):
                     errors[prompt] = embedding
                 else:
-                    found[prompt] = embedding
-            return found
+                    encoded[prompt] = embedding
+            return encoded
 
         began_s = time.monotonic()
-        prompts = [prompt for generation in generations for prompt in generation.task.prompts]
-        embeddings = self._embeddings.get(generations[0].task.pipeline, prompts, encode)
+        prompts = [prompt for generation in generations for prompt in generation.work.prompts]
+        embeddings = self._embeddings.get(pipeline.info.key, prompts, encode)
         now_s = time.monotonic()
         failed = {}
         for generation in generations:
-            lacking = [errors[prompt] for prompt in generation.task.prompts if prompt in errors]
-            found = [embeddings[prompt] for prompt in generation.task.prompts if prompt in embeddings]
-            error = lacking[0] if lacking else _error_of(lambda: generation.begin(found, began_s, now_s))  # noqa: B023
+            own_errors = [errors[prompt] for prompt in generation.work.prompts if prompt in errors]
+            own = [embeddings[prompt] for prompt in generation.work.prompts if prompt in embeddings]
+            error = own_errors[0] if own_errors else _error_of(lambda: generation.begin(own, began_s, now_s))  # noqa: B023
             if error:
                 failed[generation] = error
         return failed
@@ -110,24 +114,21 @@ class BatchExecutor:
     def _each(
         self, call: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]
     ) -> tuple[list[Result | Exception], bool]:
-        """What `call` makes of each item, or its error: where a call of several fails, each is tried alone.
-
-        And whether it was so.
-        """
+        """Return each item's result or error, and whether a call of all failed, so that each was tried alone."""
         if len(items) == 1 or not self._one_by_one:
             try:
                 results: list[Result | Exception] = list(call(items))
                 if len(results) != len(items):
                     raise RuntimeError(f"the backend answered {len(results)} of {len(items)}")  # noqa: TRY301
                 return results, False  # noqa: TRY300
-            except Exception as error:  # noqa: BLE001  whatever a runtime raises is one image's end, no one else's
-                self.observer.failed(error, was_split=len(items) > 1)
+            except Exception as error:  # noqa: BLE001  whatever a runtime raises ends one image, and no other
+                self._report_failure(error, was_split=len(items) > 1)
                 if len(items) == 1:
                     return [error], False
         return [result for item in items for result in self._each(call, [item])[0]], not self._one_by_one
 
     def _measured(self, memory: Memory, call: Callable[[], Result], *, measure: bool) -> tuple[Result, int | None]:
-        """What a call gives, and its peak of memory if no other call ran beside it, for the peak is the process's."""
+        """Return a call's result, and its peak of memory if no other call ran beside it: the peak is the process's."""
         with self._counting:
             self._begun += 1
             self._running += 1
@@ -142,9 +143,13 @@ class BatchExecutor:
             with self._counting:
                 self._running -= 1
 
+    def _report_failure(self, error: Exception, *, was_split: bool) -> None:
+        if self.observer:
+            self.observer.failed(f"{type(error).__name__}: {error}", was_split=was_split)
+
 
 def _error_of(call: Callable[[], Exception | None]) -> Exception | None:
-    """What a call answers with or raises."""
+    """Return what a call returns or raises."""
     try:
         return call()
     except Exception as error:  # noqa: BLE001  see `BatchExecutor._each`

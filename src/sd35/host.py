@@ -29,6 +29,8 @@ def cores() -> int:
 class HostMemory:
     """See `sd35.backends.base.Memory`. Exact on Linux; elsewhere a peak is the highest the process ever had."""
 
+    is_host = True
+
     def __init__(self) -> None:
         self._held_bytes = 0
 
