@@ -10,8 +10,8 @@ from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from sd35.engine.local.executor import BatchExecutor, StepResult
 from sd35.engine.local.generation import Generation
 from sd35.generation.params import GenerationParams
-from sd35.startup import open_model_pool
 from sd35.settings import load_settings
+from sd35.startup import open_model_pool
 
 
 class Arrival(NamedTuple):

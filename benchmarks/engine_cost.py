@@ -14,10 +14,10 @@ from sd35.backends.graphs.backend import GraphBackend
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
 from sd35.checkpoints.checkpoint import open_checkpoint
-from sd35.engine.scheduling.cost_model import CostModel, Shape
-from sd35.engine.local.generation import Pipeline, Progress, Task
 from sd35.engine.local.engine import Engine
+from sd35.engine.local.generation import Pipeline, Progress, Task
 from sd35.engine.local.prompt_cache import EmbeddingCache
+from sd35.engine.scheduling.cost_model import CostModel, Shape
 from sd35.engine.scheduling.scheduler import DeviceLimits, Scheduler, WorkItem
 from sd35.request import Request
 from sd35.sampling.sigmas import sigma_schedule_of

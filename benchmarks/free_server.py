@@ -9,18 +9,18 @@ from collections.abc import Sequence
 from unittest import mock
 
 import numpy as np
+from sd35.generation.model import Model
 
 from sd35.api import server
 from sd35.backends.base import DenoiseRow, TextEmbedding
-from sd35.host import HostMemory
 from sd35.checkpoints.checkpoint import Card, Checkpoint
 from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.engine.local.prompt_cache import EmbeddingCache
-from sd35.generation.model import Model
 from sd35.generation.model_pool import ModelPool
-from sd35.startup import limits_of
+from sd35.host import HostMemory
 from sd35.service.startup_times import StartupTimes
 from sd35.settings import Settings, load_settings
+from sd35.startup import limits_of
 from sd35.tensors import LATENT_PX, Array
 
 CARD = Card(width=1024, height=1024, steps=28, guidance_scale=4.5, side_px=(64, 1024))

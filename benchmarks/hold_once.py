@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from sd35.backends.base import Backend, DenoiseRow
-from sd35.host import HostMemory
 from sd35.backends.options import Options
 from sd35.backends.registry import backend_module, open_backend
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sd35.checkpoints.graphs.compiled import OF_PRECISION, compiled_graphs
+from sd35.host import HostMemory
 from sd35.sampling.noise import initial_noise
 from sd35.tensors import LATENT_CHANNELS, LATENT_PX
 

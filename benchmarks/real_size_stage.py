@@ -17,7 +17,6 @@ from benchmarks.worker import peak_bytes
 from sd35.backends.base import DenoiseRow
 from sd35.backends.diffusers.backend import DiffusersBackend
 from sd35.backends.diffusers.sequential_offload import bytes_of, weights_of
-from sd35.host import HostMemory
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
 from sd35.backends.tensorrt.buckets import buckets_of
@@ -33,6 +32,7 @@ from sd35.compile.quantise import quantise
 from sd35.compile.reference_sampling import Recipe, recipe_of
 from sd35.compile.sizes import sizes_of
 from sd35.compile.synth import synthesise
+from sd35.host import HostMemory
 from sd35.sampling.noise import initial_noise
 from sd35.settings import Precision
 

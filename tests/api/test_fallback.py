@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
+from sd35.generation.model import Model
 from starlette.testclient import TestClient
 
 from sd35.errors import NotCompiled
 from sd35.generation.fallback import FallbackBuilder
-from sd35.generation.model import Model
 from sd35.generation.model_pool import ModelPool
 from sd35.images.png import read_png
 from sd35.images.record import from_text

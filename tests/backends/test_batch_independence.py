@@ -10,8 +10,8 @@ import pytest
 
 from sd35.backends.base import Backend
 from sd35.checkpoints.checkpoint import Checkpoint, SkipLayers
-from sd35.engine.local.generation import Pipeline, Pixels, Task
 from sd35.engine.local.engine import Engine
+from sd35.engine.local.generation import Pipeline, Pixels, Task
 from sd35.engine.local.prompt_cache import EmbeddingCache
 from sd35.engine.scheduling.scheduler import DeviceLimits
 from sd35.request import Request

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from sd35.engine.local.generation import Handle
 from sd35.engine.base import Stage
+from sd35.engine.local.generation import Handle
 from sd35.errors import GenerationFailed
 from sd35.generation.model_pool import ModelPool
 from sd35.generation.params import GenerationParams

@@ -12,8 +12,8 @@ from sd35.generation.model_pool import ModelPool
 from sd35.generation.params import GenerationParams
 from sd35.generation.replay import read_stored_image, replay
 from sd35.planning.fit import available_memory, placement_of, plan_for
-from sd35.startup import open_model_pool
 from sd35.settings import Settings, load_settings
+from sd35.startup import open_model_pool
 
 CHECKPOINTS = [open_checkpoint(EMBEDDED)]
 WANTED = GenerationParams("a cat", width=64, height=64, steps=2, seed=1)

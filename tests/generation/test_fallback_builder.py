@@ -11,6 +11,7 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sd35.generation.model import Model
 
 from sd35.engine.local.generation import GeneratedImage, Pixels
 from sd35.engine.local.prompt_cache import EmbeddingCache
@@ -18,7 +19,6 @@ from sd35.engine.scheduling.scheduler import DeviceLimits
 from sd35.errors import GenerationFailed, NotCompiled, Overloaded
 from sd35.generation import fallback
 from sd35.generation.fallback import FallbackBuilder, command_of
-from sd35.generation.model import Model
 from sd35.generation.model_pool import ModelPool
 from sd35.generation.params import GenerationParams
 from sd35.settings import load_settings

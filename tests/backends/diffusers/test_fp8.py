@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
+from sd35.generation.model import Model
 from torch import Tensor, nn
 
 from sd35.backends.base import Backend, DenoiseRow, Skip
@@ -25,7 +26,6 @@ from sd35.compile.quality_gate import BAR_DB, Quality, compare, images
 from sd35.compile.reference_sampling import recipe_of
 from sd35.compile.synth import synthesise
 from sd35.errors import InvalidSetting
-from sd35.generation.model import Model
 from sd35.planning.footprint import fp8_values
 from sd35.planning.placement import weights_bytes
 from sd35.sampling.noise import initial_noise

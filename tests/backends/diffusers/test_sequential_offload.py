@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from sd35.generation.model import Model
 
 from sd35.backends.base import Backend, DenoiseRow
 from sd35.backends.diffusers import backend as diffusers_backend
@@ -14,7 +15,6 @@ from sd35.backends.registry import open_backend
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.network_sizes import network_sizes_on_disk
 from sd35.checkpoints.tokenizers import Tokenizers
-from sd35.generation.model import Model
 from sd35.sampling.noise import initial_noise
 from sd35.tensors import Array
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sd35.generation.model import Model
 
 from sd35.backends.base import Backend, DenoiseRow
 from sd35.backends.diffusers.backend import DiffusersBackend
@@ -16,7 +17,6 @@ from sd35.backends.registry import open_backend
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.errors import BackendUnavailable, InvalidSetting
-from sd35.generation.model import Model
 from sd35.sampling.noise import initial_noise
 from sd35.tensors import Array
 

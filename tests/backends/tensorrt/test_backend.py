@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sd35.backends.base import DenoiseRow
-from sd35.host import HostMemory
 from sd35.backends.options import Options
 from sd35.backends.registry import check_available, open_backend
 from sd35.backends.tensorrt import flavour
@@ -28,6 +27,7 @@ from sd35.backends.tensorrt.types import CLASSES
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.network_sizes import network_sizes_on_disk
 from sd35.errors import BackendUnavailable, InvalidSetting
+from sd35.host import HostMemory
 from sd35.planning.footprint import Workload
 from sd35.planning.plan import AvailableMemory, PlacementRequest, make_plan
 from sd35.sampling.noise import initial_noise
