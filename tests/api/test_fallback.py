@@ -11,8 +11,8 @@ from sd35.generation.fallback import FallbackBuilder
 from sd35.generation.model_pool import ModelPool
 from sd35.images.png import read_png
 from sd35.images.record import from_text
-from tests.api.conftest import serving
 from tests.support.fake_backend import MINI, FakeBackend, fake_model, fake_pool
+from tests.support.serving import serving
 
 
 def studio_of(directory: Path) -> ModelPool:

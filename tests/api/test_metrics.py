@@ -18,8 +18,8 @@ from sd35.generation.model_pool import ModelPool
 from sd35.service.metrics_collector import metrics_table
 from sd35.telemetry.metrics import Metrics
 from sd35.telemetry.report import Telemetry
-from tests.api.conftest import serving
 from tests.support.fake_backend import FakeBackend
+from tests.support.serving import serving
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

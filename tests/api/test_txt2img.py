@@ -14,26 +14,11 @@ from starlette.testclient import TestClient
 
 from sd35.api.body import MAX_BODY_BYTES
 from sd35.generation.replay import read_stored_image
-from tests.api.conftest import serving
 from tests.support.fake_backend import WAIT_S, FakeBackend, fake_pool
+from tests.support.http import PATH, ask, problem
+from tests.support.serving import serving
 
-PATH = "/v1/txt2img"
 JSON = {"content-type": "application/json"}
-
-
-def ask(client: TestClient, **fields: Any) -> Any:
-    """Ask for an image of a cat, or what `fields` say."""
-    return client.post(PATH, json={"prompt": "a cat", **fields})
-
-
-def problem(response: Any, status: int) -> dict[str, Any]:
-    """The problem in a response, which must be one of RFC 9457 and of that status."""
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    content: dict[str, Any] = response.json()
-    assert content["status"] == status
-    assert content["request_id"] == response.headers["x-request-id"]
-    return content
 
 
 def test_a_prompt_is_enough(client: TestClient):

@@ -26,9 +26,9 @@ from sd35.storage.blobs.memory import MemoryBlobStore
 from sd35.storage.images import ImageStore
 from sd35.storage.storage import Storage
 from sd35.tensors import Array
-from tests.api.conftest import cancellations, listening, serving
 from tests.support.fake_backend import WAIT_S, FakeBackend, fake_model, fake_pool, key_store
 from tests.support.services import memory_storage
+from tests.support.serving import cancellations, listening, serving
 
 CAT: dict[str, Any] = {"prompt": "a cat", "extra_body": {"seed": 7}}
 

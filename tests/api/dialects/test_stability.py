@@ -26,8 +26,8 @@ from sd35.errors import NotAcceptable
 from sd35.generation.model_pool import ModelPool
 from sd35.images.formats import Format
 from sd35.images.texts import read_record
-from tests.api.conftest import listening, serving
 from tests.support.fake_backend import WAIT_S, FakeBackend, fake_pool, key_store
+from tests.support.serving import listening, serving
 
 PATH = "/v2beta/stable-image/generate/sd3"
 CAT: dict[str, Any] = {"prompt": "a cat", "seed": 7}
