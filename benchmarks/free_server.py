@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from unittest import mock
 
 import numpy as np
-from sd35.generation.model import Model
 
 from sd35.api import server
 from sd35.backends.base import DenoiseRow, TextEmbedding
 from sd35.checkpoints.checkpoint import Card, Checkpoint
 from sd35.checkpoints.tokenizers import Tokenizers
+from sd35.engine.local.engine import LocalEngine
+from sd35.engine.local.pipeline import Pipeline
 from sd35.engine.local.prompt_cache import EmbeddingCache
 from sd35.generation.model_pool import ModelPool
 from sd35.host import HostMemory
@@ -46,9 +47,9 @@ class FreeBackend:
         nothing = np.zeros(1, np.float32)
         return [TextEmbedding(nothing, nothing, nothing.nbytes) for _ in prompts]
 
-    def denoise_step(self, rows: Sequence[DenoiseRow]) -> list[Array]:
-        """Each latent as it is."""
-        return [row.latent for row in rows]
+    def predict_velocity(self, rows: Sequence[DenoiseRow]) -> list[Array]:
+        """Zeros: each latent stays as it is."""
+        return [np.zeros_like(row.latent) for row in rows]
 
     def decode_latents(self, latents: Sequence[Array]) -> list[Array]:
         """The frame's corner of each latent's size."""
@@ -71,10 +72,11 @@ def open_free_studio(
     """In place of `sd35.startup.open_model_pool`: the same limits, and another backend."""
     assert not with_fallback or settings.fallback is None
     checkpoint = Checkpoint("free", checkpoints[0].directory, CARD)
-    model = Model(checkpoint, FreeBackend(), Tokenizers(checkpoints[0]))
-    pool = ModelPool([model], settings.max_pixels, limits_of(settings, _MEMORY_BYTES), EmbeddingCache(10**6))
+    pipeline = Pipeline(checkpoint, FreeBackend())
+    engine = LocalEngine([pipeline], limits_of(settings, _MEMORY_BYTES), EmbeddingCache(10**6))
+    pool = ModelPool(engine, {checkpoint.name: Tokenizers(checkpoints[0])}, settings.max_pixels)
     with startup.phase("warm"):
-        pool.draw_first()
+        pool.warm_up()
     return pool
 
 

@@ -58,7 +58,7 @@ def main() -> None:
     backend = open_backend(name, checkpoint, Options(precision=asked, device="cpu", threads=1))  # type: ignore[arg-type]
     (text,) = backend.encode_text(["a cat"])
     side = checkpoint.card.side_px[0] // LATENT_PX
-    backend.denoise_step([DenoiseRow(initial_noise(1, (LATENT_CHANNELS, side, side)), text, None, 1.0, 0.5, 0.0)])
+    backend.predict_velocity([DenoiseRow(initial_noise(1, (LATENT_CHANNELS, side, side)), text, None, 1.0, 0.0)])
     found = {"libraries_bytes": before_bytes, "rise_bytes": held_bytes() - before_bytes}
     if name == "diffusers":
         found |= {"transformer_bytes": transformer_bytes(backend)}

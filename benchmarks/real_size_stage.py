@@ -90,7 +90,7 @@ def residence(precision: Precision, folder: Path) -> dict[str, Any]:
     assert isinstance(backend, DiffusersBackend)
     positive, negative = backend.encode_text(["a cat", ""])
     latent = initial_noise(0, (16, SIDE_PX // 8, SIDE_PX // 8))
-    backend.denoise_step([DenoiseRow(latent, positive, negative, 1.0, 0.9, 4.5)])
+    backend.predict_velocity([DenoiseRow(latent, positive, negative, 1.0, 4.5)])
     held_bytes = memory.held_bytes() - before_bytes
     return {
         "held_bytes": held_bytes,

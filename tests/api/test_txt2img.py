@@ -254,12 +254,12 @@ def test_no_bytes_are_a_500(lasting_client: TestClient, body: bytes):
 
 def test_the_directory_of_a_model_may_have_any_name(tmp_path: Path):
     """A name that HTTP headers cannot hold is percent-encoded in them."""
+    from sd35.engine.base import DeviceLimits
+    from sd35.engine.local.engine import LocalEngine
     from sd35.engine.local.prompt_cache import EmbeddingCache
-    from sd35.engine.scheduling.scheduler import DeviceLimits
-    from sd35.generation.model_pool import ModelPool
-    from tests.support.fake_backend import fake_model
+    from tests.support.fake_backend import fake_pipeline, pool_of
 
     limits = DeviceLimits(max_rows=8, max_in_flight=1, max_wait_s=60, memory_bytes=10**9)
-    pool = ModelPool([fake_model(tmp_path / "große")], 1024 * 1024, limits, EmbeddingCache(0))
-    with serving(pool) as client:
+    engine = LocalEngine([fake_pipeline(tmp_path / "große")], limits, EmbeddingCache(0))
+    with serving(pool_of(engine)) as client:
         assert ask(client, model="große").headers["x-sd35-model"] == "gro%C3%9Fe"

@@ -136,18 +136,20 @@ def fake_pipeline(directory: Path, card: Card = MINI, backend: FakeBackend | Non
     return Pipeline(checkpoint, backend or FakeBackend())
 
 
-def fake_pool(
+def fake_pool(  # noqa: PLR0913, PLR0917  a pool's own parameters
     directory: Path,
     backend: FakeBackend | None = None,
     max_in_flight: int = 3,
     max_rows: int = 8,
     max_wait_s: float = 600,
+    fallback: FakeBackend | None = None,
 ) -> ModelPool:
     """A model pool with two models, "mini" (the default) and "large"."""
     backend = backend or FakeBackend()
     pipelines = [
         fake_pipeline(directory / "mini", MINI, backend),
         fake_pipeline(directory / "large", LARGE, backend),
+        *([fake_pipeline(directory / "mini", MINI, fallback)] if fallback else []),
     ]
     limits = DeviceLimits(max_rows, max_in_flight, max_wait_s, memory_bytes=10**9)
     return pool_of(LocalEngine(pipelines, limits, EmbeddingCache(10**6), previews_per_s=math.inf))

@@ -14,9 +14,9 @@ from starlette.types import Receive, Scope, Send
 from sd35.access.keys import KeyStore
 from sd35.api.app import create_app
 from sd35.api.protocol import bounded
-from sd35.engine.generation import Handle
+from sd35.engine.base import Handle
 from sd35.generation.model_pool import ModelPool
-from sd35.service.startup import ServiceLifecycle
+from sd35.service.lifecycle import ServiceLifecycle
 from sd35.settings import load_settings
 from sd35.storage.storage import Storage
 from sd35.telemetry.report import Telemetry

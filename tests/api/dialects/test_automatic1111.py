@@ -650,7 +650,7 @@ def test_of_several_calls_the_one_begun_first_is_meant(
     first = begun(backend, partial(call, "first"))
     with ThreadPoolExecutor(1) as executor:
         second = executor.submit(call, "second")
-        until(lambda: pool.engine.load.waiting == 1)
+        until(lambda: pool.engine.status().waiting == 1)
         assert one.get_progress()["current_task"] == "first"
         one.interrupt()
         assert first.result(WAIT_S) == []

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd35.engine.scheduling.scheduler import DeviceLimits, WorkItem
+from sd35.engine.base import DeviceLimits
+from sd35.engine.scheduling.scheduler import WorkItem
 from sd35.engine.scheduling.simulation import Clock, Device, Load, Report, simulate
 from sd35.engine.scheduling.step_times import ShapeTimes, StepTimes
 from sd35.errors import InvalidSetting

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sd35.engine.local.generation import Handle, Progress
+from sd35.engine.base import Handle, Progress
 from sd35.errors import GenerationFailed, InvalidRequest, NotReady, Overloaded
 from sd35.generation.model_pool import ModelPool
 from sd35.generation.params import GenerationParams
@@ -21,9 +21,10 @@ def max_in_flight() -> int:
     return 10
 
 
-def submit(pool: ModelPool, prompt: str, on_progress: Any = None, **wanted: Any) -> Handle:
+def submit(pool: ModelPool, prompt: str, on_progress: Any = None, *, previews: bool = False, **wanted: Any) -> Handle:
     """Ask for an image."""
-    return pool.submit(pool.resolve(GenerationParams(prompt, **{"seed": 1, **wanted})), on_progress)
+    request = pool.resolve(GenerationParams(prompt, **{"seed": 1, **wanted}))
+    return pool.submit(request, on_progress, previews=previews)
 
 
 def test_a_image_is_a_function_of_its_request(pool: ModelPool):
@@ -58,7 +59,7 @@ def test_progress_counts_each_step(pool: ModelPool):
     """The callback hears of every step, in order, before the image is there."""
     heard: list[Progress] = []
     submit(pool, "a cat", heard.append, steps=5).future.result(WAIT_S)
-    assert [(progress.done, progress.steps) for progress in heard] == [(done, 5) for done in range(1, 6)]
+    assert [(progress.step, progress.steps) for progress in heard] == [(done, 5) for done in range(1, 6)]
 
 
 def test_a_preview_shows_what_the_image_will_be(pool: ModelPool):
@@ -66,7 +67,9 @@ def test_a_preview_shows_what_the_image_will_be(pool: ModelPool):
     for seed in range(4):
         submit(pool, "a cat", seed=seed).future.result(WAIT_S)
     previews: list[Any] = []
-    image = submit(pool, "a dog", lambda progress: previews.append(progress.preview())).future.result(WAIT_S)
+    image = submit(pool, "a dog", lambda progress: previews.append(progress.preview), previews=True).future.result(
+        WAIT_S
+    )
     small = image.pixels[::8, ::8].astype(int)
     assert previews[-1].shape == small.shape == (16, 16, 3)
     inside = (small > 0) & (small < 255)
@@ -84,7 +87,7 @@ def test_the_same_request_twice_is_one_image(pool: ModelPool, backend: FakeBacke
     assert staying.future.result(WAIT_S).pixels is joining.future.result(WAIT_S).pixels
     assert leaving.future.cancelled()
     assert backend.steps == ["held"] * 4
-    assert [progress.done for progress in heard] == [1, 2, 3, 4]
+    assert [progress.step for progress in heard] == [1, 2, 3, 4]
 
 
 def test_a_image_nobody_waits_for_any_more_is_stopped(pool: ModelPool, backend: FakeBackend):
@@ -143,13 +146,13 @@ def test_a_listener_that_raises_harms_nothing(pool: ModelPool):
     """The image is made, and the next one too."""
 
     def raising(progress: Progress) -> None:
-        raise RuntimeError(f"a listener's own mistake at {progress.done}")
+        raise RuntimeError(f"a listener's own mistake at {progress.step}")
 
     assert submit(pool, "a cat", raising).future.result(WAIT_S)
     assert submit(pool, "a dog").future.result(WAIT_S)
 
 
-@pytest.mark.parametrize("verb", ["encode_text", "denoise_step", "decode_latents"])
+@pytest.mark.parametrize("verb", ["encode_text", "predict_velocity", "decode_latents"])
 def test_a_backend_that_answers_too_little_fails_the_image(
     pool: ModelPool, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch, verb: str
 ):
@@ -181,7 +184,7 @@ def test_decoding_does_not_stall_the_steps_of_others(pool: ModelPool, backend: F
     """While one image is being decoded, another makes all its steps."""
     last_step = Event()
     slow = submit(pool, "heavy", steps=1)
-    other = submit(pool, "a cat", lambda progress: last_step.set() if progress.done == 4 else None)
+    other = submit(pool, "a cat", lambda progress: last_step.set() if progress.step == 4 else None)
     assert last_step.wait(WAIT_S)
     assert not slow.future.done()
     backend.release.set()
@@ -215,12 +218,12 @@ def test_cancelling_takes_effect_before_the_next_step(pool: ModelPool, backend: 
 @pytest.mark.parametrize(("field", "wrong"), [("width", 40), ("height", 4096), ("width", 8)])
 def test_a_size_the_model_cannot_draw_is_refused(pool: ModelPool, field: str, wrong: int):
     """The engine itself names the limit, whoever calls it."""
-    from sd35.engine.local.generation import Task
+    from sd35.engine.base import Work
 
     request = pool.resolve(GenerationParams("a cat", seed=1))
     size = {"width_px": 128, "height_px": 128, f"{field}_px": wrong}
     with pytest.raises(InvalidRequest, match=f"{field}: got {wrong}; allowed: multiples of 16 from 64 to 256"):
-        pool.engine.submit(Task(request, **size))
+        pool.engine.submit(Work(request, **size))
 
 
 def test_draining_finishes_what_was_accepted(pool: ModelPool, backend: FakeBackend):

@@ -233,8 +233,6 @@ def test_cancelling_frees_at_once_or_within_the_step(moment: str):
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
-        (job(steps=0), "steps: got 0; allowed: 1 to 150"),
-        (job(steps=151), "steps: got 151; allowed: 1 to 150"),
         (job(priority=10), "priority: got 10; allowed: -9 to 9"),
         (job(shape=HUGE), "width x height: got '256x256'; allowed: what 0.0 MB can hold; this size takes 0.0 MB"),
     ],

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from sd35.checkpoints.checkpoint import Card, SkipLayers
-from sd35.engine.local.generation import Handle, Progress
+from sd35.engine.base import DeviceLimits, Handle, Progress
+from sd35.engine.local.engine import LocalEngine
 from sd35.engine.local.prompt_cache import EmbeddingCache
-from sd35.engine.scheduling.scheduler import DeviceLimits
 from sd35.errors import NumericalFailure
 from sd35.generation.model_pool import ModelPool
 from sd35.generation.params import GenerationParams
-from tests.support.fake_backend import MINI, WAIT_S, FakeBackend, fake_model
+from tests.support.fake_backend import MINI, WAIT_S, FakeBackend, fake_pipeline, pool_of
 
 SKIP = SkipLayers((7, 8, 9), 2.8, 0.01, 0.2)
 SPOILED = [
@@ -31,11 +31,9 @@ def studio_of(
     directory: Path, backend: FakeBackend, *beside: FakeBackend, max_in_flight: int = 10, card: Card = MINI
 ) -> Iterator[ModelPool]:
     """A model pool of one model, in as many backends; new requests are for the first."""
-    models = [fake_model(directory / "mini", card, each) for each in (backend, *beside)]
+    pipelines = [fake_pipeline(directory / "mini", card, each) for each in (backend, *beside)]
     limits = DeviceLimits(max_rows=8, max_in_flight=max_in_flight, max_wait_s=600, memory_bytes=10**9)
-    with ModelPool(models[:1], 1024 * 1024, limits, EmbeddingCache(10**6)) as pool:
-        for model in models[1:]:
-            pool.add(model)
+    with pool_of(LocalEngine(pipelines, limits, EmbeddingCache(10**6))) as pool:
         yield pool
         for each in (backend, *beside):
             each.release.set()
@@ -53,15 +51,15 @@ def test_a_spoiled_image_is_counted_and_says_what_to_do(tmp_path: Path, word: st
         with pytest.raises(NumericalFailure) as failed:
             submit(pool, word).future.result(WAIT_S)
         assert str(failed.value).startswith(happened.format("float16") + "; a wider precision may help: as `precision`")
-        assert pool.engine.numerical_failures == {"not_finite": 0, "uniform": 0, kind: 1}
-        assert pool.engine.retried == 0
+        assert pool.engine.status().numerical_failures == {"not_finite": 0, "uniform": 0, kind: 1}
+        assert pool.engine.status().retried == 0
 
 
 @pytest.mark.parametrize(("word", "kind"), [each[:2] for each in SPOILED])
 def test_a_spoiled_image_is_what_the_standby_makes_of_it(tmp_path: Path, word: str, kind: str):
     """It is made again from its noise: the fallback's own image, to the byte and by its record; its mates are not."""
     with studio_of(tmp_path / "own", FakeBackend(sound=True)) as pool:
-        expected = pool.finish(submit(pool, word).future.result(WAIT_S))
+        expected = pool.encode(submit(pool, word).future.result(WAIT_S))
     narrow = FakeBackend("float16")
     with studio_of(tmp_path / "both", narrow, FakeBackend(sound=True)) as pool:
         mate = submit(pool, "a cat").future.result(WAIT_S)
@@ -70,13 +68,13 @@ def test_a_spoiled_image_is_what_the_standby_makes_of_it(tmp_path: Path, word: s
         numerical_failures, beside = submit(pool, word), submit(pool, "a cat", seed=1)
         narrow.release.set()
         assert held.future.result(WAIT_S)
-        made = pool.finish(numerical_failures.future.result(WAIT_S))
+        made = pool.encode(numerical_failures.future.result(WAIT_S))
         assert made.record.request.profile == "double/float32"
         assert made.png == expected.png
         assert beside.future.result(WAIT_S).request.profile == "double/float16"
         assert np.array_equal(beside.future.result().pixels, mate.pixels)
-        assert pool.engine.numerical_failures == {"not_finite": 0, "uniform": 0, kind: 1}
-        assert pool.engine.retried == 1
+        assert pool.engine.status().numerical_failures == {"not_finite": 0, "uniform": 0, kind: 1}
+        assert pool.engine.status().retried == 1
 
 
 @pytest.mark.parametrize(("word", "kind", "happened"), SPOILED)
@@ -89,8 +87,8 @@ def test_what_the_standby_spoils_too_is_not_tried_a_third_time(tmp_path: Path, w
             submit(pool, word).future.result(WAIT_S)
         again, before = happened.format("float32"), happened.format("float16")
         assert str(failed.value) == f"{again}; before that, {before}: it was tried twice"
-        assert pool.engine.numerical_failures == {"not_finite": 0, "uniform": 0, kind: 2}
-        assert pool.engine.retried == 1
+        assert pool.engine.status().numerical_failures == {"not_finite": 0, "uniform": 0, kind: 2}
+        assert pool.engine.status().retried == 1
         assert not backends[2].steps
 
 
@@ -122,7 +120,7 @@ def test_who_asks_for_the_same_meanwhile_waits_for_the_second_attempt(tmp_path: 
         heard: list[int] = []
 
         def listen(progress: Progress) -> None:
-            heard.append(progress.done)
+            heard.append(progress.step)
 
         first = submit(pool, "held nan", listen)
         assert fallback.started.wait(WAIT_S)

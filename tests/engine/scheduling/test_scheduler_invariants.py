@@ -70,7 +70,7 @@ class Driver:
         except (Overloaded, InvalidRequest):
             assert key not in self.scheduler
         else:
-            self.steps[key] = self.left[key] = wanted.steps
+            self.steps[key] = self.left[key] = wanted.evaluations
 
     def restart(self, key: int, shape: Shape) -> None:
         """Another image in one's place, with all its steps before it."""
