@@ -4,6 +4,7 @@ import gc
 import io
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import pytest
 import sd35
 import sd35.generator
 from sd35 import Generator, Image, ImageParams, InvalidRequest, InvalidSetting, UnknownModel
+from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from sd35.generation.params import GenerationParams
 from sd35.generation.replay import read_stored_image
 from sd35.images.texts import format_of, read_record
@@ -219,6 +221,30 @@ def test_settings_are_those_of_the_service(generator: Generator):
     assert generator.generate("a cat", width=256, height=256, steps=1).width == 256
 
 
+def test_a_generator_holds_several_checkpoints(tmp_path: Path):
+    """Names and directories; the first is the default."""
+    shutil.copytree(open_checkpoint(EMBEDDED).directory, tmp_path / "other")
+    with Generator(["sd35-mini", tmp_path / "other"]) as both:
+        assert both.generate("a cat", **SMALL).request.model == "sd35-mini"
+        assert both.generate("a cat", model="other", **SMALL).request.model == "other"
+    with Generator(tmp_path / "other") as other:
+        assert other.generate("a cat", **SMALL).request.model == "other"
+
+
+def test_settings_also_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
+    """But not the checkpoint, and not the limits of a server's queue. What is given goes before."""
+    for name, value in {"CHECKPOINTS": "none", "MAX_IN_FLIGHT": "1", "MAX_PIXELS": "4096"}.items():
+        monkeypatch.setenv(f"SD35_{name}", value)
+    with Generator() as small:
+        assert len(small.generate_many("a cat", count=3, **SMALL)) == 3
+        with pytest.raises(InvalidRequest, match="width x height of 4096 pixels"):
+            small.generate("a cat", width=128)
+    with Generator(max_pixels=128 * 128, max_in_flight=1) as larger:
+        assert larger.generate("a cat", steps=1).width == 128
+        with pytest.raises(sd35.Overloaded, match="1 of at most 1 images are accepted"):
+            larger.generate_many("a cat", count=2, **LONG | {"width": 128, "height": 128})
+
+
 def test_several_images_have_consecutive_seeds(generator: Generator):
     """For each prompt; 4294967295 is followed by 0. Each image is the one that `generate` makes alone."""
     images = generator.generate_many(["a cat", "a dog"], count=2, seed=2**32 - 1, **SMALL)
@@ -264,13 +290,17 @@ def test_progress_is_reported_after_each_step(generator: Generator):
     assert {type(number) for report in reports for number in report} == {int}
 
 
-def test_an_exception_in_the_progress_callback_does_not_break_the_image(generator: Generator, image: Image):
-    """The image is the same as without the callback."""
+def test_an_exception_in_the_progress_callback_does_not_break_the_image(
+    generator: Generator, image: Image, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+):
+    """The image is the same as without the callback; the exception is logged, and nothing is printed."""
 
     def fail(step: int, steps: int) -> None:
         raise ValueError(f"{step} of {steps}")
 
     assert generator.generate("a cat", seed=7, on_progress=fail, **SMALL).png == image.png
+    assert [str(each.exc_info[1]) for each in caplog.records if each.exc_info] == ["1 of 2", "2 of 2"]
+    assert capsys.readouterr() == ("", "")
 
 
 def test_threads_share_batches(fake: Generator, backend: FakeBackend):

@@ -1,5 +1,6 @@
 """The Python library: generate images in this process, without a server, a database or jobs."""
 
+import logging
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -185,9 +186,10 @@ class Generator:
 
         Args:
             prompt: What the image shows; 1 to 10,000 characters.
-            on_progress: Called with `(step, steps)` after each step, on a thread of the engine: keep it short. If it
-                raises, the exception is logged and the image continues.
-            **params: See `ImageParams`.
+            on_progress: Called with `(step, steps)` after each step, on a thread of the engine: keep it short. What it
+                raises is logged, by `logging`, and the image continues.
+            **params: `negative_prompt`, `width`, `height`, `steps`, `guidance_scale`, `seed`, `model` and
+                `skip_layer_scale`: see `ImageParams`.
 
         Raises:
             InvalidRequest: A parameter has a value that is not allowed.
@@ -214,7 +216,7 @@ class Generator:
             prompts: One prompt or several.
             count: Images of each prompt, with seeds `seed`, `seed + 1`, and so on; 4294967295 is followed by 0.
             on_progress: As for `generate`. The numbers are sums over all images.
-            **params: See `ImageParams`; they apply to all images.
+            **params: As for `generate`; they apply to all images.
 
         Returns:
             The images in the order of the prompts, and of the seeds for each prompt.
@@ -264,7 +266,10 @@ class _TotalProgress:
 
     def __call__(self, place: int, progress: Progress) -> None:
         self._done[place] = progress.done
-        self._listener(sum(self._done), self._steps)
+        try:
+            self._listener(sum(self._done), self._steps)
+        except Exception:
+            logging.getLogger(__name__).exception("on_progress raised an exception")
 
 
 def _validated(prompt: str, params: ImageParams) -> GenerationParams:
