@@ -267,7 +267,7 @@ def test_several_images_of_one_prompt(generator: Generator):
         generator.generate_many("a cat", count=0)
 
 
-def test_many_images_wait_for_their_turn(fake: Generator, backend: FakeBackend):
+def test_images_of_one_call_share_batches(fake: Generator, backend: FakeBackend):
     """All are submitted before the first is awaited, so that they share batches."""
     images = fake.generate_many("a cat", count=20, seed=1, **SMALL | {"steps": 100})
     assert len({each.digest for each in images}) == 20
