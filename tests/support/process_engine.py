@@ -164,7 +164,7 @@ class _Child:
             self._engine.cancel(self._handles[number])
 
     def _observe(self) -> None:
-        self._engine.observe(self)  # type: ignore[arg-type]  # see `__getattr__`
+        self._engine.observe(self)
 
     def __getattr__(self, name: str) -> Any:
         """The observer's methods: send what they are called with."""
