@@ -139,7 +139,7 @@ def test_who_shares_a_image_is_counted_as_such(pool: ModelPool, telemetry: Telem
 def test_a_image_that_cannot_be_stored_is_counted(pool: ModelPool, telemetry: Telemetry):
     """It is made all the same."""
     generation_service = GenerationService(
-        pool, ImageStore(Full(), memory_storage().database.images), AllowAll(), telemetry
+        pool, ImageStore(Full(), memory_storage().database.ownership), AllowAll(), telemetry
     )
     asyncio.run(make(generation_service, "a cat"))
     assert counted(telemetry, "sd35_unstored_images_total") == {(): 1}

@@ -109,7 +109,7 @@ def serve(settings: Settings) -> None:
     named = (
         None if AUTO in settings.checkpoints else open_checkpoints(settings)
     )  # what is wrong with them is said first
-    policy, storage = policy_of(settings), Storage.of(settings)
+    policy, storage = policy_of(settings), Storage.open(settings)
     webhooks = Webhooks(settings, storage.database.jobs, partial(job_body, storage.database.jobs))
     telemetry = Telemetry(metrics, Tracing(open_provider()), log_prompts=settings.log_prompts)
     listener = listen(settings.host, settings.port)
@@ -120,7 +120,7 @@ def serve(settings: Settings) -> None:
         with startup.phase("plan"):
             checkpoints = named or open_checkpoints(settings)
         pool = open_model_pool(settings, checkpoints, startup, with_fallback=True)
-        retention = Retention.of(settings, storage.images)
+        retention = Retention.from_settings(settings, storage.images)
         service = Service(pool, storage, policy, retention, webhooks, telemetry)
         # What is loaded stays: else every full collection looks at all of it, and holds up the event loop for 0.1 s.
         gc.collect()

@@ -248,7 +248,7 @@ class GenerationService:
     def _keep(self, outcome: GenerationResult, owner: str, *, was_there: bool = False) -> StoreUnavailable | None:
         """Make it its owner's, and its file be there; why that cannot be."""
         try:
-            self.images.own(outcome.name, outcome.request.digest, owner, outcome.png, was_there=was_there)
+            self.images.add(outcome.name, outcome.request.digest, owner, outcome.png, was_stored=was_there)
         except StoreUnavailable as error:
             structlog.get_logger().error("an image cannot be kept", reason=str(error))
             self.telemetry.metrics.not_stored()
