@@ -71,12 +71,10 @@ class MemoryOwnershipIndex:
     def expired(self, before_s: float | None, max_bytes: int | None, limit: int) -> list[str]:
         """Return up to `limit` digests of images to delete, oldest first."""
         with self._lock:
-            images = {digest: list(zip(*owners.values(), strict=True)) for digest, owners in self._images.items()}
-        newest_first = sorted(
-            ((max(dates), digest, max(sizes)) for digest, (sizes, dates) in images.items()), reverse=True
-        )
+            columns = {digest: list(zip(*owners.values(), strict=True)) for digest, owners in self._images.items()}
+        images = ((max(dates), digest, max(sizes)) for digest, (sizes, dates) in columns.items())
         expired, total_bytes = [], 0
-        for created_s, digest, size_bytes in newest_first:
+        for created_s, digest, size_bytes in sorted(images, reverse=True):
             total_bytes += size_bytes
             if (before_s is not None and created_s < before_s) or (max_bytes is not None and total_bytes > max_bytes):
                 expired.append(digest)
