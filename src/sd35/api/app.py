@@ -31,7 +31,7 @@ from sd35.api.refusals import ApiError, FieldError, noted, shown
 from sd35.api.request_log import RequestLog, telemetry_of
 from sd35.api.sessions import Sessions
 from sd35.api.ui_mount import Front
-from sd35.body_limits import HeldBytes
+from sd35.body_limits import BodyMemory
 from sd35.errors import Sd35Error
 from sd35.images.record import own_version
 from sd35.service.metrics_collector import MetricsCollector
@@ -87,7 +87,7 @@ def create_app(
     app.state.lifecycle, app.state.telemetry, app.state.sessions = lifecycle, telemetry, Sessions()
     app.state.settings, app.state.started_s, app.state.ui = settings, time.monotonic(), page or Front()
     app.state.describing = asyncio.Semaphore(MOST_DESCRIBED)
-    app.state.held_images = HeldBytes(MOST_HELD_BYTES, MOST_HELD_BYTES_EACH)
+    app.state.held_images = BodyMemory(MOST_HELD_BYTES, MOST_HELD_BYTES_EACH)
     for dialect in DIALECTS:
         for router in dialect.routers:
             app.include_router(router, dependencies=[Depends(refuse_unknown)])

@@ -149,7 +149,7 @@ async def create(request: Request, response: Response, idempotency_key: Idempote
         [body.to_wanted()], body.priority, wanted, body.metadata, idempotency_key, digest_of(body, idempotency_key)
     )
     job_spec = replace(job_specs_of(request, call)[0], webhook=body.webhook)
-    charge = caller.ordering(job_spec.request)
+    charge = caller.charge_job(job_spec.request)
     try:
         job = await service.jobs.accept(job_spec)
     except Sd35Error:

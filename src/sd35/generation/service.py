@@ -26,7 +26,7 @@ from sd35.storage.images import ImageStore
 from sd35.storage.integrity import DamagedFile
 from sd35.storage.names import name_of
 from sd35.telemetry.report import Telemetry
-from sd35.threads import Threads
+from sd35.threads import ThreadPool
 
 OnProgress = Callable[[Progress], None]
 _CLOSING_RETRY_S = 5.0
@@ -116,7 +116,7 @@ class GenerationService:
         telemetry: Telemetry | None = None,
     ) -> None:
         self.pool, self.images = pool, images
-        self.threads = Threads("images", _THREADS)
+        self.threads = ThreadPool("images", _THREADS)
         self.telemetry = telemetry or Telemetry()
         self._filter = content_filter
         self._flights: dict[str, _Flight] = {}
