@@ -15,7 +15,7 @@ from sd35.storage.images import ImageStore
 from sd35.storage.links import Links
 from sd35.storage.retention import Retention
 from sd35.storage.storage import Storage
-from sd35.telemetry.report import Telemetry
+from sd35.telemetry.telemetry import Telemetry
 
 
 def memory_storage() -> Storage:

@@ -11,7 +11,7 @@ from sd35.jobs.webhooks.sender import Body, Sender
 from sd35.jobs.webhooks.transport import PublicTransport
 from sd35.storage.jobs import Delivery, Job, JobStore, new_job
 from sd35.storage.memory.jobs import MemoryJobStore
-from sd35.telemetry.metrics import WebhookEnd
+from sd35.telemetry.metrics import WebhookResult
 from tests.support.job_specs import job_spec
 
 SECRET = bytes(range(32))
@@ -26,7 +26,7 @@ class Sending:
     now_s: float = 1_000.0
     allow_private: bool = True
     resolved: list[str] = field(default_factory=list)
-    told: list[WebhookEnd] = field(default_factory=list)
+    told: list[WebhookResult] = field(default_factory=list)
     leads_to: list[str] = field(default_factory=lambda: ["127.0.0.1"])
 
     def __post_init__(self) -> None:

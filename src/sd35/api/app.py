@@ -37,7 +37,7 @@ from sd35.images.record import own_version
 from sd35.service.metrics_collector import MetricsCollector
 from sd35.service.startup import ServiceLifecycle
 from sd35.settings import Settings
-from sd35.telemetry.report import Telemetry
+from sd35.telemetry.telemetry import Telemetry
 from sd35.ui import PATH
 
 _DESCRIPTION = """Stable Diffusion 3.5 as a service.
@@ -69,7 +69,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         lifecycle.start()
-        watching = asyncio.create_task(telemetry.metrics.watch_loop())
+        watching = asyncio.create_task(telemetry.metrics.measure_loop_lag())
         yield
         await lifecycle.close()
         watching.cancel()

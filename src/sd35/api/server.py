@@ -33,7 +33,7 @@ from sd35.settings import Settings, unknown_variables
 from sd35.storage.retention import Retention
 from sd35.storage.storage import Storage
 from sd35.telemetry.metrics import Metrics
-from sd35.telemetry.report import Telemetry
+from sd35.telemetry.telemetry import Telemetry
 from sd35.telemetry.tracing import Tracing, open_provider
 
 _ANSWERING_S = 30  # for clients to read their last answer

@@ -25,7 +25,7 @@ from sd35.request import Request
 from sd35.storage.images import ImageStore
 from sd35.storage.integrity import DamagedFile
 from sd35.storage.names import name_of
-from sd35.telemetry.report import Telemetry
+from sd35.telemetry.telemetry import Telemetry
 from sd35.threads import ThreadPool
 
 OnProgress = Callable[[Progress], None]
@@ -150,7 +150,7 @@ class GenerationService:
         if not is_first:  # each who waited owns it, though it was written once
             unstored = outcome.unstored or await self.threads.run(self._keep, outcome, source.owner, was_there=True)
             outcome = replace(outcome, was_shared=True, unstored=unstored)
-        self.telemetry.given(outcome.request, outcome.cache)
+        self.telemetry.image_returned(outcome.request, outcome.cache)
         return outcome
 
     async def keep(self, outcome: GenerationResult, owner: str) -> GenerationResult:
@@ -173,7 +173,7 @@ class GenerationService:
         decision, found = await self.threads.run(self._begin, request, source.owner)
         if found:
             return found
-        with self.telemetry.making():
+        with self.telemetry.generating():
             generated = await self._generate(flight, request, source, decision)
             return await self.threads.run(self._finish, generated, source.owner, decision)
 
@@ -234,7 +234,7 @@ class GenerationService:
         unstored = self._keep(outcome, owner)
         last = (Stage("png", began_s, written_s), Stage("store", written_s, time.monotonic()))
         stages = (*generated.stages, *last)
-        self.telemetry.made(outcome.request, stages)
+        self.telemetry.image_generated(outcome.request, stages)
         return replace(outcome, stages=stages, unstored=unstored)
 
     def _decided(self, subject: Literal["prompt", "image"], decide: Callable[[], Decision]) -> Decision:
@@ -242,7 +242,7 @@ class GenerationService:
         try:
             decision = decide()
         finally:
-            self.telemetry.metrics.decided(subject, decision)
+            self.telemetry.metrics.filter_decided(subject, decision)
         return decision
 
     def _keep(self, outcome: GenerationResult, owner: str, *, was_there: bool = False) -> StoreUnavailable | None:
@@ -251,6 +251,6 @@ class GenerationService:
             self.images.add(outcome.name, outcome.request.digest, owner, outcome.png, was_stored=was_there)
         except StoreUnavailable as error:
             structlog.get_logger().error("an image cannot be kept", reason=str(error))
-            self.telemetry.metrics.not_stored()
+            self.telemetry.metrics.image_not_stored()
             return error
         return None

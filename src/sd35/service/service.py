@@ -19,7 +19,7 @@ from sd35.storage.jobs import Job, JobSpec, Status
 from sd35.storage.retention import Retention
 from sd35.storage.storage import Storage
 from sd35.storage.sweeper import Sweeper
-from sd35.telemetry.report import Telemetry
+from sd35.telemetry.telemetry import Telemetry
 from sd35.threads import STORES
 
 _SWEEP_S = 300.0
@@ -61,7 +61,7 @@ class Service:
         self.telemetry = telemetry = telemetry or Telemetry()
         pool.engine.observe(telemetry.metrics)
         webhooks.observe(telemetry.metrics)
-        storage.images.observe(telemetry.metrics.damaged)
+        storage.images.observe(telemetry.metrics.image_damaged)
         self.generation_service = GenerationService(pool, storage.images, policy.content_filter, telemetry)
         self.jobs = JobRunner(
             self.generation_service, storage.database.jobs, policy.most_running, policy.most_waiting, webhooks.wake

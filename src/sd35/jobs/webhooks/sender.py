@@ -16,7 +16,7 @@ from sd35.jobs.webhooks.concurrency import InFlight
 from sd35.jobs.webhooks.signing import headers
 from sd35.jobs.webhooks.transport import PublicTransport
 from sd35.storage.jobs import WEBHOOK_LEASE_S, Delivery, JobStore, Receiver
-from sd35.telemetry.metrics import WebhookEnd
+from sd35.telemetry.metrics import WebhookResult
 from sd35.threads import STORES
 
 Body = Callable[[str], bytes | None]
@@ -59,7 +59,7 @@ class Sender:
     ) -> None:
         self._store, self._body_of, self._secret = store, body_of, secret
         self._transport, self._clock = transport, clock
-        self.tell: Callable[[WebhookEnd], None] = lambda _: None
+        self.tell: Callable[[WebhookResult], None] = lambda _: None
         self._in_flight = InFlight()
         self._wake = asyncio.Event()
 
