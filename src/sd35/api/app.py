@@ -31,13 +31,13 @@ from sd35.api.refusals import ApiError, FieldError, noted, shown
 from sd35.api.request_log import RequestLog, telemetry_of
 from sd35.api.sessions import Sessions
 from sd35.api.ui_mount import Front
-from sd35.body_limits import HeldBytes
+from sd35.body_limits import BodyMemory
 from sd35.errors import Sd35Error
 from sd35.images.record import own_version
 from sd35.service.lifecycle import ServiceLifecycle
 from sd35.service.metrics_collector import MetricsCollector
 from sd35.settings import Settings
-from sd35.telemetry.report import Telemetry
+from sd35.telemetry.telemetry import Telemetry
 from sd35.ui import PATH
 
 _DESCRIPTION = """Stable Diffusion 3.5 as a service.
@@ -69,7 +69,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         lifecycle.start()
-        watching = asyncio.create_task(telemetry.metrics.watch_loop())
+        watching = asyncio.create_task(telemetry.metrics.measure_loop_lag())
         yield
         await lifecycle.close()
         watching.cancel()
@@ -87,7 +87,7 @@ def create_app(
     app.state.lifecycle, app.state.telemetry, app.state.sessions = lifecycle, telemetry, Sessions()
     app.state.settings, app.state.started_s, app.state.ui = settings, time.monotonic(), page or Front()
     app.state.describing = asyncio.Semaphore(MOST_DESCRIBED)
-    app.state.held_images = HeldBytes(MOST_HELD_BYTES, MOST_HELD_BYTES_EACH)
+    app.state.held_images = BodyMemory(MOST_HELD_BYTES, MOST_HELD_BYTES_EACH)
     for dialect in DIALECTS:
         for router in dialect.routers:
             app.include_router(router, dependencies=[Depends(refuse_unknown)])

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sd35.access.authenticate import Authenticator, Caller
 from sd35.access.keys import Role
 from sd35.api.refusals import ApiError
-from sd35.body_limits import in_time
+from sd35.body_limits import limit_body_time
 from sd35.errors import NotAllowed, Sd35Error
 from sd35.service.lifecycle import ServiceLifecycle
 from sd35.service.service import Service
@@ -54,7 +54,7 @@ class AuthMiddleware:
             return
         address = (scope.get("client") or ("",))[0]
         try:
-            caller = await self._ring.caller(_secret_in(Headers(scope=scope)), address)
+            caller = await self._ring.authenticate(_secret_in(Headers(scope=scope)), address)
         except Sd35Error as error:
             response = await self._refuse(Request(scope), error)
             await response(scope, receive, send)
@@ -68,9 +68,8 @@ class AuthMiddleware:
                 MutableHeaders(scope=message).update(caller.limit_headers())
             await send(message)
 
-        await self._app(
-            scope, in_time(receive, self._body_timeout_s, partial(_refuse_late, self._body_timeout_s)), send_limits
-        )
+        refuse = partial(_refuse_late, self._body_timeout_s)
+        await self._app(scope, limit_body_time(receive, self._body_timeout_s, refuse), send_limits)
 
 
 def caller_of(request: Request) -> Caller:

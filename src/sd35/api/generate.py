@@ -106,8 +106,8 @@ async def making(
     service, caller = service_of(request), caller_of(request)
     job_specs = job_specs_of(request, call)
     structlog.contextvars.bind_contextvars(digest=job_specs[0].request.digest, model=job_specs[0].request.model)
-    with caller.making([job_spec.request for job_spec in job_specs]) as charge:
-        batch = Batch(service, job_specs, caller.client, charge.at_once, on_step, previews=previews)
+    with caller.generating([job_spec.request for job_spec in job_specs]) as charge:
+        batch = Batch(service, job_specs, caller.client, charge.max_concurrent, on_step, previews=previews)
         try:
             yield batch
         finally:

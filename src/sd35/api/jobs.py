@@ -81,10 +81,10 @@ def job_body(store: JobStore, job_id: str) -> bytes | None:
 def job_view(job: Job, place: int | None = None) -> JobView:
     """A job as the API and its webhook show it."""
     image = error = None
-    if made := job.made:
+    if made := job.result:
         address = f"/v1/artifacts/{made.digest}"
-        if job.job_spec.format is not Format.PNG:
-            address += f"?output_format={job.job_spec.format}"
+        if job.spec.format is not Format.PNG:
+            address += f"?output_format={job.spec.format}"
         image = ImageView(digest=made.digest, url=address, cached=made.was_cached, content_filtered=made.is_blurred)
     if failure := job.failure:
         error = Problem.of(failure.status, failure.detail)
@@ -95,7 +95,7 @@ def job_view(job: Job, place: int | None = None) -> JobView:
         started_at=None if job.started_s is None else _time(job.started_s),
         ended_at=None if job.ended_s is None else _time(job.ended_s),
         place=place,
-        request=json.loads(job.job_spec.request.canonical),
+        request=json.loads(job.spec.request.canonical),
         image=image,
         error=error,
     )
@@ -149,7 +149,7 @@ async def create(request: Request, response: Response, idempotency_key: Idempote
         [body.to_wanted()], body.priority, wanted, body.metadata, idempotency_key, digest_of(body, idempotency_key)
     )
     job_spec = replace(job_specs_of(request, call)[0], webhook=body.webhook)
-    charge = caller.ordering(job_spec.request)
+    charge = caller.charge_job(job_spec.request)
     try:
         job = await service.jobs.accept(job_spec)
     except Sd35Error:

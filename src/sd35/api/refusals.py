@@ -106,7 +106,7 @@ def noted(request: Request, error: Sd35Error) -> ApiError:
     """What an error is over HTTP, counted, and where an image failed, logged: also where an answer has begun."""
     if isinstance(error, GenerationFailed):
         structlog.get_logger().error("image failed", exc_info=error)
-    request.app.state.telemetry.metrics.refused(error)
+    request.app.state.telemetry.metrics.error_returned(error)
     return ApiError.of(error)
 
 

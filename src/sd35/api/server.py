@@ -34,7 +34,7 @@ from sd35.startup import check_backends, open_checkpoints, open_model_pool
 from sd35.storage.retention import Retention
 from sd35.storage.storage import Storage
 from sd35.telemetry.metrics import Metrics
-from sd35.telemetry.report import Telemetry
+from sd35.telemetry.telemetry import Telemetry
 from sd35.telemetry.tracing import Tracing, open_provider
 
 _ANSWERING_S = 30  # for clients to read their last answer
@@ -108,7 +108,7 @@ def serve(settings: Settings) -> None:
     named = (
         None if AUTO in settings.checkpoints else open_checkpoints(settings)
     )  # what is wrong with them is said first
-    policy, storage = policy_of(settings), Storage.of(settings)
+    policy, storage = policy_of(settings), Storage.open(settings)
     webhooks = Webhooks(settings, storage.database.jobs, partial(job_body, storage.database.jobs))
     telemetry = Telemetry(metrics, Tracing(open_provider()), log_prompts=settings.log_prompts)
     listener = listen(settings.host, settings.port)
@@ -119,7 +119,7 @@ def serve(settings: Settings) -> None:
         with startup.phase("plan"):
             checkpoints = named or open_checkpoints(settings)
         pool = open_model_pool(settings, checkpoints, startup, with_fallback=True)
-        retention = Retention.of(settings, storage.images)
+        retention = Retention.from_settings(settings, storage.images)
         service = Service(pool, storage, policy, retention, webhooks, telemetry)
         # What is loaded stays: else every full collection looks at all of it, and holds up the event loop for 0.1 s.
         gc.collect()

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sd35.body_limits import in_time
+from sd35.body_limits import limit_body_time
 from sd35.ui.uploads import MOST_FORM_BYTES, Uploads
 
 MOST_BODY_BYTES = 1024 * 1024
@@ -51,7 +51,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, to its end or until `close`."""
-        receive = in_time(receive, self._body_timeout_s, _hung_up)
+        receive = limit_body_time(receive, self._body_timeout_s, _hung_up)
         if refused := self._refused(scope):
             await refused(scope, receive, send)
             return

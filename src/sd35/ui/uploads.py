@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from sd35.body_limits import HeldBytes, TooManyBytes
+from sd35.body_limits import BodyMemory, TooManyBytes
 
 MOST_UPLOAD_BYTES = 32 * 1024 * 1024
 MOST_FORM_BYTES = MOST_UPLOAD_BYTES + 16 * 1024  # a file, and what stands around it
@@ -40,7 +40,7 @@ class Uploads:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._held = HeldBytes(MOST_HELD_BYTES, MOST_HELD_BYTES_EACH)
+        self._held = BodyMemory(MOST_HELD_BYTES, MOST_HELD_BYTES_EACH)
         self._kept: deque[tuple[Path, int]] = deque()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

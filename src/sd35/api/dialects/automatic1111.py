@@ -240,7 +240,7 @@ async def skip(request: Request) -> None:
 async def png_info(request: Request) -> Response:
     """Of files of this service, and of all that carry that UI's text: PNG, and JPEG, WebP and AVIF in EXIF."""
     caller, state = caller_of(request), request.app.state
-    charge = caller.asking()  # before the body, which is large, is read
+    charge = caller.charge_request()  # before the body, which is large, is read
     with state.held_images.body_of(caller.client) as count:
         try:
             unparsed = await read_unparsed_json(request, _MOST_IMAGE_BYTES, count)

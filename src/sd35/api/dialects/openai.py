@@ -313,7 +313,7 @@ async def _addressed(request: Request, body: Generation, outcome: GenerationResu
     parameters = [] if body.format is Format.PNG else [("output_format", str(body.format))]
     address = f"{PATH}/{outcome.request.digest}"
     links, expires_at = service_of(request).storage.links, expiry(time.time(), None)
-    return _image(outcome, url=links.link(address, parameters, expires_at, str(request.base_url)))
+    return _image(outcome, url=links.sign(address, parameters, expires_at, str(request.base_url)))
 
 
 async def _enclosed(request: Request, body: Generation, outcome: GenerationResult) -> GeneratedItem:
