@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 STAGES = ("queue", "encode", "denoise", "decode", "png", "store")
 _LAG_INTERVAL_S = 0.025
-_OUT_OF_MEMORY = re.compile(r"out ?of ?memory|allocate memory|bad_alloc", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(r"MemoryError|out ?of ?memory|allocate memory|bad_alloc", re.IGNORECASE)
 _SHORT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _LONG_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600)
 _LAG_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
@@ -144,7 +144,7 @@ class Metrics:
 
     def failed(self, error: str, *, was_split: bool) -> None:
         """Count a failed call of the backend. Classifies the error by its text, since the runtime is not known here."""
-        is_memory = isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}")
+        is_memory = _OUT_OF_MEMORY.search(error)
         self._failures.labels("out_of_memory" if is_memory else "other").inc()
         if was_split:
             self._splits.inc()
