@@ -13,7 +13,6 @@ from sd35.bench.run import OnProgress, duration_s
 from sd35.bench.server import told_of
 from sd35.bench.session import AT_ONCE, Reference, Session, run_session
 from sd35.errors import Sd35Error
-from sd35.planning.footprint import RUNTIMES
 from sd35.service.doctor import gpus
 
 BATCHES = (2, 8)
@@ -53,17 +52,19 @@ def run_matrix(session: Session, wanted: Sequence[Cell], progress: OnProgress) -
 def combinations(session: Session, batches: Sequence[int]) -> Iterator[Cell]:
     """Each, and why it cannot be run, where that is known before it is tried."""
     device: DeviceKind = "cuda" if gpus() and not session.settings.device.startswith("cpu") else "cpu"
-    for backend in BACKENDS:
-        runtime = RUNTIMES.get((backend, device)) or RUNTIMES.get((backend, "cpu"))
+    for backend, spec in BACKENDS.items():
+        device_spec = spec.devices.get(device) or spec.devices.get("cpu")
         try:
             check_available(backend)
-            refusal = None if runtime else "it computes on GPUs only, and none is found here (nvidia-smi lists none)"
+            refusal = (
+                None if device_spec else "it computes on GPUs only, and none is found here (nvidia-smi lists none)"
+            )
         except Sd35Error as error:
             refusal = str(error)
-        runtime = runtime or RUNTIMES[backend, "cuda"]
-        ways = [precision for precision in runtime.precisions if precision.startswith("fp8-")]
-        for precision in runtime.precisions:
-            if precision == _FAMILY and ways:
+        device_spec = device_spec or spec.devices["cuda"]
+        is_fp8_named = any(precision.startswith("fp8-") for precision in device_spec.precisions)
+        for precision in device_spec.precisions:
+            if precision == _FAMILY and is_fp8_named:
                 continue
             for batch in batches:
                 yield Cell(backend=backend, precision=precision, batch=batch, why_not=refusal)
