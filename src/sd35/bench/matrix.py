@@ -53,17 +53,15 @@ def combinations(session: Session, batches: Sequence[int]) -> Iterator[Cell]:
     """Each, and why it cannot be run, where that is known before it is tried."""
     device: DeviceKind = "cuda" if gpus() and not session.settings.device.startswith("cpu") else "cpu"
     for backend, spec in BACKENDS.items():
-        device_spec = spec.devices.get(device) or spec.devices.get("cpu")
+        here = spec.devices.get(device) or spec.devices.get("cpu")
         try:
             check_available(backend)
-            refusal = (
-                None if device_spec else "it computes on GPUs only, and none is found here (nvidia-smi lists none)"
-            )
+            refusal = None if here else "it computes on GPUs only, and none is found here (nvidia-smi lists none)"
         except Sd35Error as error:
             refusal = str(error)
-        device_spec = device_spec or spec.devices["cuda"]
-        is_fp8_named = any(precision.startswith("fp8-") for precision in device_spec.precisions)
-        for precision in device_spec.precisions:
+        precisions = (here or spec.devices["cuda"]).precisions
+        is_fp8_named = any(precision.startswith("fp8-") for precision in precisions)
+        for precision in precisions:
             if precision == _FAMILY and is_fp8_named:
                 continue
             for batch in batches:

@@ -9,7 +9,7 @@ from sd35.checkpoints.hub.environment import check_import_variables
 from sd35.checkpoints.network_sizes import Network
 
 _PLAIN = ("float32", "bfloat16", "float16")
-_NARROWEST = ("fp8", "fp8-storage")
+_FP8 = ("fp8", "fp8-storage")  # the widest and the narrowest
 _LOGGERS = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
 
 
@@ -60,12 +60,7 @@ SPEC = BackendSpec(
     importing=_importing,
     can_torch_compile=True,
     extra_bytes=_extra_bytes,
-    narrower={
-        "float32": ("bfloat16", *_NARROWEST),
-        "bfloat16": _NARROWEST,
-        "float16": _NARROWEST,
-        "fp8": ("fp8-storage",),
-    },
+    narrower={"float32": ("bfloat16", *_FP8), "bfloat16": _FP8, "float16": _FP8, "fp8": ("fp8-storage",)},
     can_tile=True,
     widens_fp8=True,
 )
