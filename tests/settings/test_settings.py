@@ -58,6 +58,12 @@ def test_an_unknown_key_in_the_file_is_named(file: Path):
         load_settings(config=file)
 
 
+def test_an_unknown_setting_is_named():
+    """Also if a program gives it."""
+    with pytest.raises(InvalidSetting, match="--prot: got '1'; extra inputs are not permitted"):
+        load_settings({"prot": "1"})
+
+
 @pytest.mark.parametrize("content", ["port = ", "port = " + "[" * 200_000, "port = " + "9" * 5_000, None])
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: str | None):
     """A missing or malformed file is an error that names it."""

@@ -9,8 +9,9 @@ from sd35.settings.settings import PREFIX, Settings
 
 
 def metadata_of(name: str) -> Flag:
-    """Return the flag's metadata of a setting."""
-    return next((each for each in Settings.model_fields[name].metadata if isinstance(each, Flag)), Flag())
+    """Return the flag's metadata of a setting; the default metadata for a name that is no setting."""
+    field = Settings.model_fields.get(name)
+    return next((each for each in (field.metadata if field else ()) if isinstance(each, Flag)), Flag())
 
 
 def flag_of(name: str) -> str:

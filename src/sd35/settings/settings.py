@@ -27,7 +27,7 @@ class Settings(  # Pydantic lists the fields of the last base first
     """All settings. Each field is a variable `SD35_<NAME>`, a key of the file, and a flag. Use `load_settings`."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, defer_build=False
+        title="Settings", env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, defer_build=False
     )
 
     @property
