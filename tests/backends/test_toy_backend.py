@@ -126,7 +126,7 @@ def test_a_registered_backend_can_be_the_fallback() -> None:
     """It is loaded next to another backend, in the memory that the first leaves."""
     checkpoint = open_checkpoint(EMBEDDED)
     with open_model_pool(load_settings({"fallback": "toy"}), [checkpoint], with_fallback=True) as pool:
-        assert [profile for _, profile in pool._loaded] == ["onnx/float32", "toy/float16"]  # noqa: SLF001
+        assert [model.profile for model in pool.engine.models] == ["onnx/float32", "toy/float16"]
 
 
 def test_a_registered_backend_is_planned_by_its_spec(monkeypatch: pytest.MonkeyPatch) -> None:

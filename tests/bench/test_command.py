@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -18,7 +17,6 @@ from sd35.bench.results import Cell, Plan, Result, read, write
 from sd35.bench.server import Starting, arguments_of, last_words, started
 from sd35.bench.session import AT_ONCE, Session, run_session
 from sd35.bench.workload import mixed, read_workload
-from sd35.cli.bench import Asked
 from sd35.errors import MeasuringFailed
 from sd35.settings import load_settings
 from tests.cli.test_commands import SD35, TIMEOUT_S, sd35_here
@@ -174,14 +172,20 @@ def test_a_matrix_leaves_room_for_the_images_to_compare():
     assert _with_room(Session(load_settings(), mixed(), plan), [cell]).settings.max_in_flight > AT_ONCE
 
 
-def test_a_run_against_a_running_server_asks_for_images_that_none_before_it_did(url: str):
-    """Else the second would measure what the server kept of the first."""
-    salts = set()
-    for _ in range(2):
-        asked = Asked(None, url, "sd35", None, 1, (), 1, 1.0, 1.0, "none", 1, as_json=False)
-        salts.add(asked.plan().salt)
-    assert len(salts) == 2
-    assert replace(asked, url=None).plan().salt == 0
+def test_each_run_against_a_running_server_requests_new_images(monkeypatch: pytest.MonkeyPatch):
+    """A second run would otherwise measure the server's stored images. A server started for the run has none."""
+    sessions: list[Session] = []
+
+    def stop(session: Session, _: object) -> None:
+        sessions.append(session)
+        raise MeasuringFailed("enough")
+
+    monkeypatch.setattr("sd35.cli.commands.bench.run_session", stop)
+    for target in (("--url", "http://127.0.0.1:9"), ("--url", "http://127.0.0.1:9"), ()):
+        assert sd35_here(monkeypatch, "bench", *target, "--reference", "none") == 1
+    first, second, own = (session.plan.salt for session in sessions)
+    assert len({first, second}) == 2
+    assert own == 0
 
 
 def test_loads_are_kept_where_the_images_to_compare_fail(url: str, small: str, monkeypatch: pytest.MonkeyPatch):

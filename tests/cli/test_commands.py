@@ -1,5 +1,6 @@
 """The command line: images to files, replay, the doctor, help pages, and errors of one line."""
 
+import ast
 import hashlib
 import json
 import subprocess
@@ -9,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer.main
+from typer.core import TyperGroup
 
-from sd35.cli.main import app, main
+from sd35.cli.main import COMMANDS, load_command, main
 from sd35.images.png import read_png, write_png
 from sd35.images.record import DIGEST_KEY, MAKER_KEY, REQUEST_KEY, Record, from_text, own_version
 from tests.support.job_specs import REQUEST
@@ -234,13 +235,13 @@ def test_the_doctor_warns_of_what_cannot_be_used(tmp_path: Path):
     assert "file/cache cannot be written to" in result.stdout
 
 
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-NESTED = [f"{group} {name}" for group in ("keys", "storage") for name in COMMANDS[group].commands]
+GROUPS = {name: group.commands for name in COMMANDS if isinstance(group := load_command(name), TyperGroup)}
+NESTED = [f"{group} {name}" for group, commands in GROUPS.items() for name in commands]
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, *NESTED])
 def test_every_help_page_has_examples(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], command: str):
-    """--help tells what a command does and shows lines to copy."""
+    """--help says what a command does and shows lines to copy."""
     assert sd35_here(monkeypatch, *command.split(), "--help") == 0
     text = capfd.readouterr().out
     assert f"Usage: sd35 {command}" in text
@@ -254,12 +255,46 @@ def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
     assert capfd.readouterr().out == f"{own_version()}\n"
 
 
-def test_help_needs_none_of_what_computes_or_serves():
-    """The command line imports heavy libraries only when a command needs them."""
-    script = (
-        "import sys, sd35.cli; print([m for m in ('numpy', 'fastapi', 'uvicorn', 'structlog') if m in sys.modules])"
-    )
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
+def test_the_list_of_commands_shows_the_first_line_of_each_help(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    """It is read from the sources; the page of a command has the same line."""
+    assert sd35_here(monkeypatch, "--help") == 0
+    listed = capfd.readouterr().out
+    assert {*GROUPS} == {"bench", "keys", "storage"}
+    for name in COMMANDS:
+        first_line = (load_command(name).help or "").partition("\n")[0]
+        assert first_line in listed, name
+
+
+def test_an_unknown_command_is_refused_with_a_similar_name(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    """A typo exits with 2."""
+    assert sd35_here(monkeypatch, "generat") == 2
+    assert "No such command 'generat'. Did you mean 'generate'?" in capfd.readouterr().err
+
+
+def imported_by(script: str, modules: set[str]) -> set[str]:
+    """Run a script in a new process, and return which of the modules it imported."""
+    code = f"import atexit, sys\natexit.register(lambda: print({modules} & sys.modules.keys(), file=sys.stderr))\n"
+    result = subprocess.run([sys.executable, "-c", code + script], capture_output=True, text=True, check=True)
+    found = ast.literal_eval(result.stderr.replace("set()", "()"))
+    return {*found}
+
+
+def test_the_list_of_commands_imports_no_command_and_nothing_heavy():
+    """`sd35 --help` imports neither settings nor any library that computes, serves or stores."""
+    heavy = {"numpy", "onnxruntime", "torch", "sqlalchemy", "fastapi", "uvicorn", "structlog", "pydantic"}
+    commands = {f"sd35.cli.commands.{name}" for name in COMMANDS}
+    script = "import sys; sys.argv = ['sd35', '--help']\nfrom sd35.cli import main; main()"
+    assert imported_by(script, heavy | commands | {"sd35.settings"}) == set()
+
+
+def test_no_command_imports_a_library_that_reads_the_offline_variable_before_the_settings_are_loaded():
+    """`HF_HUB_OFFLINE` follows from the settings, and has no effect on a library that is imported already."""
+    script = "from sd35.cli.main import COMMANDS, load_command\nfor name in COMMANDS: load_command(name)"
+    assert imported_by(script, {"huggingface_hub", "transformers", "diffusers", "torch", "onnxruntime"}) == set()
 
 
 def test_measure_writes_a_table_that_simulate_reads(tmp_path: Path):

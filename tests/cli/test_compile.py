@@ -68,7 +68,7 @@ def test_nvidias_graphs_become_engines_as_they_are(monkeypatch, capsys, home: Pa
     shutil.copytree(graphs, official)
     shutil.copy(embedded.directory / "sd35.json", official)
     ask = ["--checkpoint", str(official), "--base-checkpoint", EMBEDDED, "--target", "tensorrt", "--gpu", "sm89"]
-    monkeypatch.setattr("sd35.cli.compile.backend_module", lambda _: pytest.fail("PyTorch was asked for"))
+    monkeypatch.setattr("sd35.cli.commands.compile.backend_module", lambda _: pytest.fail("PyTorch was asked for"))
     whole = ["--shapes", "64x64..256x256"]
     found = built(monkeypatch, capsys, *ask, *whole, "--precision", "fp8")
     folders = list(found["engines"]["sm89"])

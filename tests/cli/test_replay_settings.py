@@ -1,35 +1,63 @@
-"""With which settings an image is made again: those that its numeric profile names."""
+"""The settings with which `sd35 replay` generates an image again: those that the image's numeric profile names."""
 
-from collections.abc import Mapping
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sd35.cli.replay import replay
+from sd35.cli.main import main
+from sd35.errors import CheckpointError
 from sd35.images.png import write_png
 from sd35.images.record import Maker, Record
 from sd35.request import Request
 from sd35.settings import Settings
 
 
+@pytest.fixture
+def file(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """An image whose profile has the suffix that the test names."""
+    profile = f"diffusers/bfloat16{request.param}"
+    record = Record(
+        Request("a cat", "", 16, 16, 1, 0.0, 1, "model", "revision", profile),
+        Maker("revision", "diffusers", "bfloat16", {}, 16, 16, []),
+    )
+    path = tmp_path / "cat.png"
+    path.write_bytes(write_png(np.zeros((16, 16, 3), np.uint8), record.to_text()))
+    return path
+
+
+def replayed_with(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> Settings:
+    """Run `sd35 replay` until it opens checkpoints, and return the settings with which it does."""
+    opened: list[Settings] = []
+
+    def stop(settings: Settings) -> None:
+        opened.append(settings)
+        raise CheckpointError("enough")
+
+    monkeypatch.setattr("sd35.cli.commands.replay.open_checkpoints", stop)
+    monkeypatch.setattr(sys, "argv", ["sd35", "replay", *map(str, arguments)])
+    with pytest.raises(SystemExit):
+        main()
+    return opened[0]
+
+
 @pytest.mark.parametrize(
-    ("suffix", "compiled", "tiled"),
-    [("", "off", "off"), ("/compiled", "on", "off"), ("/tiled", "off", "on"), ("/compiled/tiled", "on", "on")],
+    ("file", "compiled", "tiled"),
+    [("", False, "off"), ("/compiled", True, "off"), ("/tiled", False, "on"), ("/compiled/tiled", True, "on")],
+    indirect=["file"],
 )
-def test_a_profile_says_how_it_was_computed(tmp_path: Path, suffix: str, compiled: str, tiled: str) -> None:
-    """What was compiled, or decoded in tiles, is so again; what was not, is not."""
-    request = Request("a cat", "", 16, 16, 1, 0.0, 1, "model", "revision", f"diffusers/bfloat16{suffix}")
-    maker = Maker("revision", "diffusers", "bfloat16", {}, 16, 16, [])
-    file = tmp_path / "cat.png"
-    file.write_bytes(write_png(np.zeros((16, 16, 3), np.uint8), Record(request, maker).to_text()))
-    asked: dict[str, str] = {}
+def test_replay_uses_the_settings_of_the_profile(
+    monkeypatch: pytest.MonkeyPatch, file: Path, compiled: object, tiled: str
+):
+    """Backend, precision, compiling and tiling are those of the image."""
+    settings = replayed_with(monkeypatch, file)
+    assert (settings.backend, settings.precision) == ("diffusers", "bfloat16")
+    assert (settings.torch_compile, settings.tiled_decode) == (compiled, tiled)
 
-    def settings_with(otherwise: Mapping[str, str]) -> Settings:
-        asked.update(otherwise)
-        raise InterruptedError
 
-    with pytest.raises(InterruptedError):
-        replay(file, settings_with, as_json=True)
-    expected = {"backend": "diffusers", "precision": "bfloat16", "tiled_decode": tiled, "torch_compile": compiled}
-    assert asked == expected
+@pytest.mark.parametrize("file", [""], indirect=True)
+def test_flags_override_the_settings_of_the_profile(monkeypatch: pytest.MonkeyPatch, file: Path):
+    """A flag wins over the file's record, setting by setting."""
+    settings = replayed_with(monkeypatch, file, "--backend", "onnx", "--precision", "float32")
+    assert (settings.backend, settings.precision, settings.tiled_decode) == ("onnx", "float32", "off")

@@ -232,9 +232,7 @@ def test_nothing_is_begun_after_stopping(shop: Shop):
 
 def test_a_child_builds_from_the_same_files_on_the_same_device():
     """Whatever flags, environment or file said: all that the command reads is on its line, which it understands."""
-    import typer.main
-
-    from sd35.cli.main import app
+    from sd35.cli.main import load_command
 
     flags = {
         "cache_dir": "/c",
@@ -244,8 +242,7 @@ def test_a_child_builds_from_the_same_files_on_the_same_device():
     }
     line = command_of(load_settings({**flags, "offline": True, "device": "cuda:1", "threads": 2}), ["compile"])
     arguments = line[line.index("compile") + 1 :]
-    compile_ = typer.main.get_command(app).commands["compile"]  # type: ignore[attr-defined]
-    given = compile_.make_context("compile", arguments).params
+    given = load_command("compile").make_context("compile", arguments).params
     assert {name: value for name, value in given.items() if value and name not in ("graph_precision", "target")} == {
         "cache_dir": "/c",
         "weights": ["a.safetensors", "b.safetensors"],

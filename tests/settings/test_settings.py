@@ -6,12 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
-import typer.main
 
-from sd35.cli.main import app
 from sd35.engine.scheduling.scheduler import SLOWDOWN_TARGET
 from sd35.errors import InvalidSetting
-from sd35.settings import Settings, flag_of, load_settings, secret_settings, settings_table, unknown_variables
+from sd35.settings import Settings, group_of, load_settings, settings_table, unknown_variables
 from sd35.startup import limits_of
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
@@ -60,6 +58,12 @@ def test_an_unknown_key_in_the_file_is_named(file: Path):
         load_settings(config=file)
 
 
+def test_an_unknown_setting_is_named():
+    """Also if a program gives it."""
+    with pytest.raises(InvalidSetting, match="--prot: got '1'; extra inputs are not permitted"):
+        load_settings({"prot": "1"})
+
+
 @pytest.mark.parametrize("content", ["port = ", "port = " + "[" * 200_000, "port = " + "9" * 5_000, None])
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: str | None):
     """A missing or malformed file is an error that names it."""
@@ -94,11 +98,11 @@ def test_the_documented_table_is_the_settings():
     assert settings_table() in DOCUMENT.read_text()
 
 
-def test_every_setting_has_a_flag_of_serve():
-    """`sd35 serve` can set whatever a variable can, but for secrets: flags are there for everyone to read."""
-    serve = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
-    flags = {flag for parameter in serve.params for flag in parameter.opts}
-    assert {flag_of(name) for name in Settings.model_fields} - flags == {flag_of(name) for name in secret_settings()}
+def test_every_setting_has_a_description_and_belongs_to_a_group():
+    """The table and the help of `sd35 serve` show both."""
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+    groups = {group_of(name) for name in Settings.model_fields}
+    assert groups == {"Server", "Access", "Limits", "Models", "Compute", "Storage", "Webhooks"}
 
 
 def test_every_setting_is_read_somewhere():

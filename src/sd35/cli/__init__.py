@@ -1,12 +1,12 @@
-"""The command `sd35`: the composition of everything below, for a terminal."""
+"""The command line of `sd35`."""
 
-# Importing takes most of a command's first half second, and Ctrl-C may come then as well as later.
+# Imports take most of a command's first half second, and Ctrl-C may arrive during them too.
 try:
-    from sd35.cli.ending import exit_when_interrupted
+    from sd35.cli.exit_codes import exit_when_interrupted
 
     with exit_when_interrupted():
         from sd35.cli.main import main
-except KeyboardInterrupt:  # while `ending` was imported
+except KeyboardInterrupt:  # while `exit_codes` was imported
     raise SystemExit(130) from None
 
 __all__ = ["main"]

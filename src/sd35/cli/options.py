@@ -1,104 +1,86 @@
-"""The flags that several commands share, and from flags to settings."""
+"""Options that several commands share: the settings as flags, and `--json`."""
 
+import functools
+import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import typer
 
-from sd35.settings import Settings, flag_of, load_settings
+from sd35.settings import CONFIG_VARIABLE, Settings, default_of, flag_of, group_of, load_settings, metadata_of
 
-_SERVICE, _ACCESS, _COMPUTE = "Service", "Who may use it", "What computes"
-EPILOG = "Every setting is also an environment variable (SD35_...) or a key of a TOML file: see docs/settings.md."
-
-
-def _setting(name: str, panel: str, **more: Any) -> Any:  # noqa: ANN401  typer's own type is not public
-    """A flag that sets a setting; its help is the setting's own."""
-    field = Settings.model_fields[name]
-    extra = field.json_schema_extra
-    default = extra["default"] if isinstance(extra, dict) else field.default
-    shown = ",".join(default) if isinstance(default, tuple) else default
-    text = f"{(field.description or '').replace('`', '')} [default: {shown}]"
-    return typer.Option(flag_of(name), help=text.replace("[", r"\["), rich_help_panel=panel, show_default=False, **more)
-
-
-Host: TypeAlias = Annotated[str | None, _setting("host", _SERVICE)]
-Port: TypeAlias = Annotated[str | None, _setting("port", _SERVICE, metavar="PORT")]
-Ui: TypeAlias = Annotated[str | None, _setting("ui", _SERVICE, metavar="WHEN")]
-RootPath: TypeAlias = Annotated[str | None, _setting("root_path", _ACCESS, metavar="PATH")]
-TrustedProxies: TypeAlias = Annotated[str | None, _setting("trusted_proxies", _ACCESS, metavar="NETWORKS")]
-AllowedHosts: TypeAlias = Annotated[str | None, _setting("allowed_hosts", _ACCESS, metavar="NAMES")]
-CorsOrigins: TypeAlias = Annotated[str | None, _setting("cors_origins", _ACCESS, metavar="ORIGINS")]
-CorsPrivateNetwork: TypeAlias = Annotated[bool | None, _setting("cors_private_network", _ACCESS)]
-BodyTimeout: TypeAlias = Annotated[str | None, _setting("body_timeout_s", _ACCESS, metavar="SECONDS")]
-RequestsPerMinute: TypeAlias = Annotated[str | None, _setting("requests_per_minute", _ACCESS, metavar="REQUESTS")]
-Concurrency: TypeAlias = Annotated[str | None, _setting("concurrency", _ACCESS, metavar="PICTURES")]
-PixelsPerHour: TypeAlias = Annotated[str | None, _setting("pixels_per_hour", _ACCESS, metavar="PIXELS")]
-MetricsNeedAdmin: TypeAlias = Annotated[bool | None, _setting("metrics_need_admin", _ACCESS)]
-MaxPixels: TypeAlias = Annotated[str | None, _setting("max_pixels", _SERVICE, metavar="PIXELS")]
-MaxInFlight: TypeAlias = Annotated[str | None, _setting("max_in_flight", _SERVICE, metavar="PICTURES")]
-MaxWait: TypeAlias = Annotated[str | None, _setting("max_wait_s", _SERVICE, metavar="SECONDS")]
-MaxBatchRows: TypeAlias = Annotated[str | None, _setting("max_batch_rows", _COMPUTE, metavar="ROWS")]
-Reproducible: TypeAlias = Annotated[bool | None, _setting("reproducible", _COMPUTE)]
-MemoryMb: TypeAlias = Annotated[str | None, _setting("memory_mb", _COMPUTE, metavar="MB")]
-EmbeddingCacheMb: TypeAlias = Annotated[str | None, _setting("embedding_cache_mb", _COMPUTE, metavar="MB")]
-ImageStore: TypeAlias = Annotated[str | None, _setting("image_store", _SERVICE, metavar="DIRECTORY|URL")]
-RetentionDays: TypeAlias = Annotated[str | None, _setting("retention_days", _SERVICE, metavar="DAYS")]
-RetentionGb: TypeAlias = Annotated[str | None, _setting("retention_gb", _SERVICE, metavar="GB")]
-PublicUrl: TypeAlias = Annotated[str | None, _setting("public_url", _SERVICE, metavar="URL")]
-LogFormat: TypeAlias = Annotated[str | None, _setting("log_format", _SERVICE, metavar="FORMAT")]
-LogPrompts: TypeAlias = Annotated[bool | None, _setting("log_prompts", _SERVICE)]
-KeepMetadata: TypeAlias = Annotated[bool | None, _setting("keep_metadata", _SERVICE)]
-ContentFilter: TypeAlias = Annotated[str | None, _setting("content_filter", _SERVICE, metavar="MODULE:NAME")]
-RedirectImages: TypeAlias = Annotated[bool | None, _setting("redirect_images", _SERVICE)]
-MaxJobs: TypeAlias = Annotated[str | None, _setting("max_jobs", _SERVICE, metavar="JOBS")]
-ShutdownGrace: TypeAlias = Annotated[str | None, _setting("shutdown_grace_s", _SERVICE, metavar="SECONDS")]
-CacheDir: TypeAlias = Annotated[str | None, _setting("cache_dir", _SERVICE, metavar="DIRECTORY")]
-DataDir: TypeAlias = Annotated[str | None, _setting("data_dir", _SERVICE, metavar="DIRECTORY")]
-Database: TypeAlias = Annotated[str | None, _setting("database", _SERVICE, metavar="FILE|URL")]
-WebhookAllowPrivate: TypeAlias = Annotated[bool | None, _setting("webhook_allow_private", _SERVICE)]
-Checkpoints: TypeAlias = Annotated[list[str] | None, _setting("checkpoints", _COMPUTE, metavar="NAME|PATH")]
-Weights: TypeAlias = Annotated[list[str] | None, _setting("weights", _COMPUTE, metavar="FILE")]
-Variants: TypeAlias = Annotated[str | None, _setting("registry", _COMPUTE, metavar="FILE")]
-BaseCheckpoint: TypeAlias = Annotated[str | None, _setting("base_checkpoint", _COMPUTE, metavar="NAME|DIRECTORY")]
-Transformer: TypeAlias = Annotated[str | None, _setting("transformer", _COMPUTE, metavar="FORMAT")]
-ModelAliases: TypeAlias = Annotated[str | None, _setting("model_aliases", _SERVICE, metavar="NAMES")]
-StrictDialects: TypeAlias = Annotated[bool | None, _setting("strict_dialects", _SERVICE)]
-Offline: TypeAlias = Annotated[bool | None, _setting("offline", _SERVICE)]
-Backend: TypeAlias = Annotated[str | None, _setting("backend", _COMPUTE, metavar="NAME")]
-Precision: TypeAlias = Annotated[str | None, _setting("precision", _COMPUTE, metavar="FORMAT")]
-Fallback: TypeAlias = Annotated[str | None, _setting("fallback", _COMPUTE, metavar="BACKEND")]
-Device: TypeAlias = Annotated[str | None, _setting("device", _COMPUTE, metavar="DEVICE")]
-Offload: TypeAlias = Annotated[str | None, _setting("offload", _COMPUTE, metavar="HOW")]
-TiledDecode: TypeAlias = Annotated[str | None, _setting("tiled_decode", _COMPUTE, metavar="WHEN")]
-TorchCompile: TypeAlias = Annotated[bool | None, _setting("torch_compile", _COMPUTE)]
-Vram: TypeAlias = Annotated[str | None, _setting("vram", _COMPUTE, metavar="SIZE")]
-Ram: TypeAlias = Annotated[str | None, _setting("ram", _COMPUTE, metavar="SIZE")]
-Threads: TypeAlias = Annotated[str | None, _setting("threads", _COMPUTE, metavar="COUNT")]
-Config: TypeAlias = Annotated[
-    Path | None, typer.Option(help="TOML file of settings.", envvar="SD35_CONFIG", show_default=False)
-]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
+# Settings of commands that read a checkpoint, and of those that also compute with it.
+CHECKPOINT = ("checkpoints", "weights", "registry", "base_checkpoint", "transformer")
+PIPELINE = (
+    *CHECKPOINT,
+    *("backend", "precision", "device", "offload", "tiled_decode", "torch_compile"),
+    *("vram", "ram", "threads", "max_pixels", "cache_dir"),
+)
 
-def settings_of(arguments: Mapping[str, Any], otherwise: Mapping[str, str] | None = None) -> Settings:
-    """The settings in force for a command's arguments. `otherwise` stands for flags that were not given.
+_CONFIG = inspect.Parameter(
+    "config",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        Path | None, typer.Option(help="TOML file of settings.", envvar=CONFIG_VARIABLE, show_default=False)
+    ],
+)
 
-    Raises InvalidSetting.
+
+class SettingFlags(NamedTuple):
+    """The values of a command's flags: `given` by the setting's name, and the file of `--config`."""
+
+    given: Mapping[str, Any]
+    config: Path | None
+
+    def load(self, fallback: Mapping[str, str] | None = None) -> Settings:
+        """Return the settings. `fallback` has values for flags that were not given. Raises InvalidSetting."""
+        settings = load_settings({**(fallback or {}), **self.given}, self.config)
+        if settings.offline:
+            os.environ["HF_HUB_OFFLINE"] = "1"  # Diffusers, Transformers and the hub's library read it on import
+        return settings
+
+
+def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the flags of settings, and `--config`.
+
+    The command receives the loaded settings as its parameter `settings`. A command with a parameter `flags` receives
+    `SettingFlags` instead, to load the settings itself.
     """
-    named = {"checkpoints" if name == "checkpoint" else name: value for name, value in arguments.items()}
-    flags = {name: value for name, value in named.items() if name in Settings.model_fields and value is not None}
-    settings = load_settings({**(otherwise or {}), **flags}, named.get("config"))
-    if settings.offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # for Diffusers, Transformers and the hub's library, which read it on import
-    return settings
+    flags = [_flag(name) for name in sorted(names, key=list(Settings.model_fields).index)]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters = dict(inspect.signature(command).parameters)
+        loads = parameters.pop("settings", None) is not None
+        parameters.pop("flags", None)
+
+        @functools.wraps(command)
+        def run(config: Path | None, **arguments: Any) -> None:  # noqa: ANN401  of the command's own types
+            given = {name: arguments.pop(name) for name in names}
+            values = SettingFlags({name: value for name, value in given.items() if value is not None}, config)
+            if loads:
+                command(settings=values.load(), **arguments)
+            else:
+                command(flags=values, **arguments)
+
+        # Typer reads the options from the signature.
+        run.__signature__ = inspect.Signature([*parameters.values(), *flags, _CONFIG])  # type: ignore[attr-defined]
+        return run
+
+    return decorate
 
 
-def print_version(asked: bool) -> None:
-    """Print the version and end, where that was asked."""
-    if asked:
-        from importlib.metadata import version
-
-        print(version("sd35-fp8-mirror"))
-        raise typer.Exit
+def _flag(name: str) -> inspect.Parameter:
+    """Return a setting as an option. Its text is validated with the settings, so that all sources fail alike."""
+    field, metadata = Settings.model_fields[name], metadata_of(name)
+    kind: Any = bool if field.annotation is bool else list[str] if metadata.is_repeated else str
+    text = f"{(field.description or '').replace('`', '')} [default: {default_of(name)}]".replace("[", r"\[")
+    option = typer.Option(
+        flag_of(name), help=text, metavar=metadata.metavar, rich_help_panel=group_of(name), show_default=False
+    )
+    annotation = Annotated[kind | None, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

@@ -1,4 +1,4 @@
-"""Whether a directory can be written to, and if not, whose it is and what to do: most often, it is someone's volume."""
+"""Clear errors for directories that cannot be written to: the owner, and how to fix it."""
 
 import os
 from pathlib import Path
@@ -7,30 +7,30 @@ from sd35.errors import InvalidSetting
 
 
 def check_writable(setting: str, path: Path) -> None:
-    """Raises InvalidSetting where nothing can be written into a directory, or it cannot be made."""
-    if why := why_not_writable(path):
-        raise InvalidSetting(f"{setting}: {why}")
+    """Raise InvalidSetting, naming `setting`, if files cannot be written to a directory or it cannot be created."""
+    if reason := why_not_writable(path):
+        raise InvalidSetting(f"{setting}: {reason}")
 
 
 def why_not_writable(path: Path) -> str | None:
-    """A sentence with the owner and the remedy; None where all is well."""
-    found = existing_part(path.absolute())
-    if os.access(found, os.W_OK | os.X_OK) and found.is_dir():
+    """Return a sentence with the reason and the fix, or None if the directory can be written to or created."""
+    existing = existing_part(path.absolute())
+    if os.access(existing, os.W_OK | os.X_OK) and existing.is_dir():
         return None
-    refusal = f"{path} cannot be written to: {found}"
-    if not found.is_dir():
+    refusal = f"{path} cannot be written to: {existing}"
+    if not existing.is_dir():
         return f"{refusal} is not a directory"
-    if os.statvfs(found).f_flag & os.ST_RDONLY:
+    if os.statvfs(existing).f_flag & os.ST_RDONLY:
         return f"{refusal} is on a read-only file system; mount a volume there"
-    state, mine = found.stat(), f"{os.geteuid()}:{os.getegid()}"
-    owner = f"{state.st_uid}:{state.st_gid}"
+    status, process = existing.stat(), f"{os.geteuid()}:{os.getegid()}"
+    owner = f"{status.st_uid}:{status.st_gid}"
     return (
-        f"{refusal} belongs to {owner} (user and group; mode {state.st_mode & 0o777:o}), and this process is {mine};"
-        f" let it have that (chown -R {mine}, of a container's volume outside), or run as the owner (docker run --user"
-        f" {owner})"
+        f"{refusal} belongs to {owner} (user and group; mode {status.st_mode & 0o777:o}), and this process is"
+        f" {process}; change the owner (chown -R {process}; for a container's volume, on the host), or run as the owner"
+        f" (docker run --user {owner})"
     )
 
 
 def existing_part(path: Path) -> Path:
-    """The directory itself, or what there is of its path, in which it would be made."""
+    """Return the path, or its nearest parent that exists."""
     return next(parent for parent in (path, *path.parents) if os.path.lexists(parent))

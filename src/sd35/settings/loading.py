@@ -1,47 +1,42 @@
-"""From flags, environment and file to the settings in force, and what is wrong with them in words."""
+"""Load the settings from flags, environment and file, and explain invalid ones."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import SecretStr, ValidationError
+from pydantic import ValidationError
 
 from sd35.errors import InvalidSetting
 from sd35.parsing import read_toml
-from sd35.settings.fields import CONFIG_VARIABLE, PREFIX, Settings
+from sd35.settings.description import flag_of, secret_settings
+from sd35.settings.settings import CONFIG_VARIABLE, PREFIX, Settings
 
 
 def load_settings(flags: Mapping[str, object] | None = None, config: Path | None = None) -> Settings:
-    """The settings in force. `flags` that are None were not given; `config` defaults to `SD35_CONFIG`, if that is set.
+    """Return the settings: flags override environment variables, which override the file, which overrides defaults.
 
-    Raises InvalidSetting, naming the setting and where it came from.
+    Args:
+        flags: Values by the setting's name. None means that a flag was not given.
+        config: The TOML file; by default, the one that `SD35_CONFIG` names, if set.
+
+    Raises:
+        InvalidSetting: A value is invalid. The error names the flag, the variable or the file's key.
     """
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     path = config or (Path(variable) if (variable := os.environ.get(CONFIG_VARIABLE)) else None)
     file = _read_file(path) if path else {}
-    below_environment = {name: value for name, value in file.items() if not os.environ.get(PREFIX + name.upper())}
+    not_in_environment = {name: value for name, value in file.items() if not os.environ.get(PREFIX + name.upper())}
     try:
-        return Settings(**{**below_environment, **given})
+        return Settings(**{**not_in_environment, **given})
     except ValidationError as error:
         raise InvalidSetting("; ".join(_explain(dict(detail), given, path) for detail in error.errors())) from error
 
 
 def unknown_variables() -> list[str]:
-    """The `SD35_...` environment variables that nothing reads: typing errors, or links that Kubernetes sets."""
+    """Return the `SD35_...` environment variables that are no settings: typos, or links that Kubernetes sets."""
     known = {PREFIX + name.upper() for name in Settings.model_fields} | {CONFIG_VARIABLE}
     return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
-
-
-def settings_table() -> str:
-    """The table of docs/settings.md, in Markdown."""
-    lines = ["| Variable | Key in the file | Default | Meaning |", "| --- | --- | --- | --- |"]
-    for name, field in Settings.model_fields.items():
-        extra = field.json_schema_extra
-        default = extra["default"] if isinstance(extra, dict) else field.default
-        shown = ", ".join(default) if isinstance(default, tuple) else default
-        lines.append(f"| `{PREFIX}{name.upper()}` | `{name}` | `{shown}` | {field.description} |")
-    return "\n".join(lines) + "\n"
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -56,6 +51,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _explain(detail: dict[str, Any], given: Mapping[str, object], path: Path | None) -> str:
+    """Return one sentence for an error of Pydantic: the source of the value, the value, and what is allowed."""
     name = str(detail["loc"][0])
     if name in given:
         source = flag_of(name)
@@ -66,15 +62,5 @@ def _explain(detail: dict[str, Any], given: Mapping[str, object], path: Path | N
     if detail["type"].startswith("byte_size"):
         return f"{source}: got {detail['input']!r}; allowed: a number of bytes, or one with a unit, as 12GiB or 800MB"
     got = "a secret" if name in {"database", *secret_settings()} else repr(detail["input"])
-    words = detail["msg"].removeprefix("Value error, ")
-    return f"{source}: got {got}; {words[0].lower()}{words[1:]}"
-
-
-def secret_settings() -> set[str]:
-    """The settings that no message shows, and that are no flags: everyone on a machine may read those."""
-    return {name for name, field in Settings.model_fields.items() if SecretStr in get_args(field.annotation)}
-
-
-def flag_of(name: str) -> str:
-    """The flag that sets a setting: `--max-pixels`; `--checkpoint` sets `checkpoints`, one each time."""
-    return "--checkpoint" if name == "checkpoints" else "--" + name.replace("_", "-")
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{source}: got {got}; {message[0].lower()}{message[1:]}"

@@ -1,4 +1,4 @@
-"""Check of the proxy variables, HTTP_PROXY and its like: httpx2 fails with a foreign exception on a malformed one."""
+"""Checks of the proxy variables, such as HTTP_PROXY, and of URLs: httpx2 itself raises unclear errors."""
 
 from importlib.util import find_spec
 from urllib.parse import urlsplit
@@ -11,13 +11,13 @@ _HTTP, _SOCKS = ("http", "https"), ("socks5", "socks5h")
 
 
 def check_proxies() -> None:
-    """Raise InvalidSetting if a proxy variable is set to what httpx2 cannot use.
+    """Raise InvalidSetting if a proxy variable holds an address that httpx2 cannot use.
 
     The error does not show the value, which may hold a password.
     """
     proxies = getproxies()
     if "*" in (host.strip() for host in proxies.get("no", "").split(",")):
-        return  # httpx2 then reads none of them
+        return  # httpx2 then ignores the other variables
     allowed = _HTTP if find_spec("socksio") is None else (*_HTTP, *_SOCKS)
     for scheme, url in proxies.items():
         if scheme in _READ and url and not is_address(url if "://" in url else f"http://{url}", allowed):
@@ -30,12 +30,12 @@ def check_proxies() -> None:
 
 
 def is_address(text: str, schemes: tuple[str, ...]) -> bool:
-    """Whether httpx2 can connect to it: one of the schemes, a host, and a port from 1 to 65535 if any."""
+    """Return whether httpx2 can connect to a URL: one of the schemes, a host, and a valid port if it has one."""
     import httpx2
 
     try:
         url = httpx2.URL(text)
-        port = urlsplit(text).port  # raises ValueError above 65535, which httpx2 leaves to the connection
+        port = urlsplit(text).port  # raises ValueError above 65535; httpx2 would only fail on connecting
     except (ValueError, httpx2.InvalidURL):
         return False
     return url.scheme in schemes and bool(url.host) and port != 0 and url.host.isprintable() and " " not in url.host

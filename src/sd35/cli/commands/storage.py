@@ -1,9 +1,12 @@
-"""`sd35 storage`: the stored images of the settings."""
+"""The commands `sd35 storage ...`."""
 
 import json
 import sys
 from dataclasses import asdict
 
+import typer
+
+from sd35.cli.options import AsJson, with_settings
 from sd35.errors import InvalidSetting
 from sd35.settings import Settings
 from sd35.storage.blobs.open import MEMORY, open_blob_store
@@ -11,11 +14,38 @@ from sd35.storage.database import database_url, open_database
 from sd35.storage.images import ImageStore
 from sd35.storage.verification import VerificationReport, verify_images
 
+app = typer.Typer(no_args_is_help=True)
 
-def verify(settings: Settings, *, as_json: bool) -> None:
-    """Check every stored image; exit with 1 where one is damaged or missing.
 
-    Raises InvalidSetting, StoreUnavailable.
+@app.callback()
+def storage() -> None:
+    """Stored images: check that they are whole.
+
+    The files are in the image store of the settings, their checksums in the database.
+
+    [bold]Examples[/bold]
+
+      sd35 storage verify
+      sd35 storage verify --json
+    """
+
+
+@app.command()
+@with_settings("image_store", "data_dir", "database")
+def verify(*, as_json: AsJson = False, settings: Settings) -> None:
+    """Check every stored image, and list those that are damaged or missing.
+
+    Reads each file and compares it with the checksum that was recorded when it was written. A file that was stored
+    before checksums existed is checked by the CRCs in the PNG file and by its record. Nothing is changed, and the
+    service may run meanwhile. Give the same settings as to `sd35 serve`.
+
+    Exits with 1 if an image is damaged or missing.
+
+    [bold]Examples[/bold]
+
+      sd35 storage verify
+      sd35 storage verify --data-dir /data --json | jq -r '.damaged[].file'
+      sd35 storage verify --image-store s3://bucket/prefix
     """
     if settings.image_store == MEMORY:
         raise InvalidSetting(f"image_store: got {MEMORY!r}; allowed here: one that outlives the service")
@@ -28,12 +58,12 @@ def verify(settings: Settings, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(report), indent=2))
     else:
-        _print(report)
+        _show(report)
     if not report.is_good:
         sys.exit(1)
 
 
-def _print(report: VerificationReport) -> None:
+def _show(report: VerificationReport) -> None:
     for damage in report.damaged:
         print(f"damaged  {damage.file}: {damage.reason}")
     for digest in report.missing:

@@ -10,7 +10,7 @@ from typing import IO
 
 import pytest
 
-from sd35.cli.ending import errors_as_lines, exit_when_interrupted
+from sd35.cli.exit_codes import errors_as_lines, exit_when_interrupted
 from sd35.errors import CheckpointError
 
 TIMEOUT_S = 120

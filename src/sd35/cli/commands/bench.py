@@ -1,0 +1,274 @@
+"""The commands `sd35 bench` and `sd35 bench compare`."""
+
+import json
+import math
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+from rich.console import Console
+from rich.progress import TextColumn, TimeElapsedColumn
+
+from sd35.backends.registry import BACKENDS, check_available
+from sd35.bench.compare import compare as compare_runs
+from sd35.bench.dialects import dialect_of
+from sd35.bench.machine import family
+from sd35.bench.matrix import BATCHES, combinations, run_matrix
+from sd35.bench.report import page
+from sd35.bench.results import Matrix, Plan, Result, check_writable, read, write
+from sd35.bench.run import OnProgress, duration_s
+from sd35.bench.session import Session, run_session
+from sd35.bench.workload import read_workload
+from sd35.cli.bench_tables import as_dict, show, show_comparison, show_matrix
+from sd35.cli.options import PIPELINE, AsJson, SettingFlags, with_settings
+from sd35.cli.progress import progress_bar
+from sd35.errors import InvalidSetting
+from sd35.settings.proxies import is_address
+
+_LOAD, _QUALITY, _MATRIX = "Load", "Quality", "Matrix"
+_SHARES = (0.5, 0.8, 1.2)
+_KEY_VARIABLE = "BENCH_API_KEY"  # a flag would show the key to every user of the machine
+_NO_REFERENCE = "none"
+app = typer.Typer(invoke_without_command=True)
+
+
+@app.callback()
+@with_settings(*PIPELINE, "offline", "max_in_flight", "max_batch_rows", "reproducible")
+def bench(
+    context: typer.Context,
+    *,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIRECTORY", help="Directory to write bench.json and bench.html to.")
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Address of a running server. Default: `sd35 serve` is started on a free port."),
+    ] = None,
+    dialect: Annotated[
+        str, typer.Option(help="API to use: sd35, openai, a1111, stability, or plain, benchmarks/'s own.")
+    ] = "sd35",
+    workload: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="TOML or JSON: docs/benchmarking.md. Default: 4, 12 and 28 steps, mixed."),
+    ] = None,
+    as_json: AsJson = False,
+    clients: Annotated[
+        int, typer.Option(min=1, max=1000, help="Clients of the closed loop.", rich_help_panel=_LOAD)
+    ] = 8,
+    rate: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Requests a second of the open loop; may be repeated. Default: 0.5, 0.8 and 1.2 of what the closed"
+            " loop reached.",
+            rich_help_panel=_LOAD,
+        ),
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option(min=1, max=100, help="How often each load is measured.", rich_help_panel=_LOAD)
+    ] = 4,
+    seconds: Annotated[float, typer.Option(help="Seconds of each load in a round.", rich_help_panel=_LOAD)] = 5.0,
+    warm_up: Annotated[float, typer.Option(help="Seconds of load before it counts.", rich_help_panel=_LOAD)] = 6.0,
+    reference: Annotated[
+        str,
+        typer.Option(
+            help="Backend whose images the server's are compared with: onnx, openvino, diffusers or tensorrt; none"
+            " for no comparison.",
+            rich_help_panel=_QUALITY,
+        ),
+    ] = "onnx",
+    judged: Annotated[
+        int, typer.Option(min=1, max=1000, help="Number of images to compare.", rich_help_panel=_QUALITY)
+    ] = 16,
+    matrix: Annotated[
+        bool,
+        typer.Option("--matrix", help="Every backend, precision and batch that runs here.", rich_help_panel=_MATRIX),
+    ] = False,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Most rows in a step; may be repeated. Default: 2 and 8.", rich_help_panel=_MATRIX),
+    ] = None,
+    flags: SettingFlags,
+) -> None:
+    """Measure a server: images a second, latency, memory, start-up, and image quality.
+
+    Without arguments it takes about two minutes: it starts a server with the embedded model and a temporary data
+    directory. For a server that needs an API key, set the variable BENCH_API_KEY.
+
+    [bold]Examples[/bold]
+
+      sd35 bench --out report
+      sd35 bench --url http://127.0.0.1:7860 --dialect a1111 --clients 2 --rate 0.5 --reference none
+      sd35 bench --matrix --out matrix
+      sd35 bench compare before/bench.json after/bench.json
+    """
+    if context.invoked_subcommand:
+        return
+    settings = flags.load()
+    _check_combination(flags, url, dialect, rate, batch, is_matrix=matrix)
+    plan = Plan(
+        clients=clients,
+        rates=tuple(rate or ()),
+        shares=() if rate or matrix else _SHARES,
+        rounds=rounds,
+        seconds=seconds,
+        warm_s=warm_up,
+        judged=0 if reference == _NO_REFERENCE else judged,
+        most_first_s=seconds if matrix else None,
+        salt=secrets.randbits(32) if url else 0,  # else a running server would answer a second run from its cache
+    )
+    _check_plan(plan)
+    _check_target(url, reference, out)
+    protocol = dialect_of(dialect)
+    key = _read_key()
+    session = Session(
+        settings=settings,
+        workload=read_workload(workload) if workload else protocol.default(),
+        plan=plan,
+        url=url.rstrip("/") if url else None,
+        dialect=protocol.name,
+        key=key,
+        reference=reference,
+    )
+    if matrix:
+        _run_matrix(session, tuple(batch or BATCHES), out, as_json=as_json)
+    else:
+        _run_bench(session, out, as_json=as_json)
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="A.json", help="A file that `sd35 bench --out` wrote.")],
+    after: Annotated[Path, typer.Argument(metavar="B.json", help="Another of these.")],
+    *,
+    different_workloads: Annotated[
+        bool, typer.Option("--different-workloads", help="Compare runs even if their workloads differ.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two runs: the ratio of each figure, and whether the difference is more than chance.
+
+    A difference counts if the confidence intervals of the two runs do not overlap.
+
+    [bold]Examples[/bold]
+
+      sd35 bench compare before/bench.json after/bench.json
+    """
+    comparison = compare_runs(read(before), read(after), different_workloads=different_workloads)
+    if as_json:
+        print(json.dumps(as_dict(comparison)))
+    else:
+        show_comparison(comparison, Console(highlight=False))
+
+
+def _run_bench(session: Session, out: Path | None, *, as_json: bool) -> None:
+    with _terminate_children(), _bar(duration_s(session.plan)) as on_progress:
+        result = run_session(session, on_progress)
+    if as_json:
+        print(result.model_dump_json())
+    else:
+        show(result, Console(highlight=False))
+    _write(result, out, "bench")
+
+
+def _run_matrix(session: Session, batches: tuple[int, ...], out: Path | None, *, as_json: bool) -> None:
+    cells = list(combinations(session, batches))
+    with _terminate_children(), _bar(duration_s(session.plan) * len(cells)) as on_progress:
+        matrix = run_matrix(session, cells, on_progress)
+    if as_json:
+        print(matrix.model_dump_json())
+    else:
+        show_matrix(matrix, Console(highlight=False))
+    _write(matrix, out, "matrix")
+
+
+def _write(result: Result | Matrix, out: Path | None, name: str) -> None:
+    if out:
+        write(result, out / f"{name}.json", page(result))
+        print(f"Written: {out / name}.json, {out / name}.html", file=sys.stderr)
+
+
+def _check_combination(
+    flags: SettingFlags,
+    url: str | None,
+    dialect: str,
+    rate: list[float] | None,
+    batch: list[int] | None,
+    *,
+    is_matrix: bool,
+) -> None:
+    """Raise InvalidSetting for flags that exclude each other."""
+    if url and {"backend", "precision"} & flags.given.keys():
+        raise InvalidSetting("--backend, --precision: are of a server that is started; allowed: without --url")
+    if batch and not is_matrix:
+        raise InvalidSetting("--batch: is of the matrix; allowed: with --matrix; else --max-batch-rows")
+    if is_matrix and (url or dialect != "sd35"):
+        raise InvalidSetting("--matrix: starts its own servers; allowed: without --url and --dialect")
+    if is_matrix and rate:
+        raise InvalidSetting("--matrix: measures a closed loop; allowed: without --rate")
+
+
+def _check_plan(plan: Plan) -> None:
+    for flag, values in (("--rate", plan.rates), ("--seconds", (plan.seconds,)), ("--warm-up", (plan.warm_s,))):
+        for value in values:
+            if not (math.isfinite(value) and value > 0):
+                raise InvalidSetting(f"{flag}: got {value:g}; allowed: a number above 0")
+    if repeated := next((rate for rate in plan.rates if plan.rates.count(rate) > 1), None):
+        raise InvalidSetting(f"--rate: got {repeated:g} twice; allowed: each once, for --rounds repeats them")
+
+
+def _check_target(url: str | None, reference: str, out: Path | None) -> None:
+    """Raise InvalidSetting for a wrong address, reference or directory, BackendUnavailable for the reference."""
+    if url is not None and not is_address(url, ("http", "https")):
+        raise InvalidSetting(f"--url: got {url!a}; allowed: an address such as http://127.0.0.1:8000")
+    if url is not None and "@" in urlsplit(url).netloc:
+        raise InvalidSetting(
+            f"--url: holds a password, which would be in the report; allowed: a key in {_KEY_VARIABLE}"
+        )
+    if reference not in {*BACKENDS, _NO_REFERENCE}:
+        allowed = ", ".join((*BACKENDS, _NO_REFERENCE))
+        raise InvalidSetting(f"--reference: got {reference!r}; allowed: {allowed}")
+    if reference != _NO_REFERENCE:
+        check_available(reference, "--reference")
+    if out is not None:
+        check_writable(out)
+
+
+def _read_key() -> str | None:
+    key = os.environ.get(_KEY_VARIABLE)
+    if key and not (key.isascii() and key.isprintable() and " " not in key):
+        raise InvalidSetting(f"{_KEY_VARIABLE}: got a key that no header can carry; allowed: visible ASCII characters")
+    return key
+
+
+@contextmanager
+def _terminate_children() -> Iterator[None]:
+    """Terminate all servers that were started, or are just being started, on SIGTERM and on Ctrl-C."""
+
+    def exit_on_signal(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, exit_on_signal)
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt):
+        for process in family(os.getpid())[1:]:
+            process.terminate()
+            process.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def _bar(total_s: float) -> Iterator[OnProgress]:
+    with progress_bar(TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn()) as bar:
+        task = bar.add_task("looking at the machine", total=total_s)
+        yield lambda name, elapsed_s: bar.update(task, description=name, completed=elapsed_s)

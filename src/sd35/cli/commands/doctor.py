@@ -1,0 +1,57 @@
+"""The command `sd35 doctor`."""
+
+import json
+import sys
+from dataclasses import asdict
+
+import typer
+from rich.console import Console
+
+from sd35.cli.options import CHECKPOINT, AsJson, with_settings
+from sd35.doctor import DoctorReport, examine
+from sd35.settings import Settings
+
+app = typer.Typer()
+
+
+@app.command()
+@with_settings(*CHECKPOINT, "cache_dir", "data_dir")
+def doctor(*, as_json: AsJson = False, settings: Settings) -> None:
+    """Check this machine: hardware, which backends can run and why others cannot, checkpoints and directories.
+
+    Exits with 1 if the chosen backend or a checkpoint cannot be used.
+
+    [bold]Examples[/bold]
+
+      sd35 doctor
+      sd35 doctor --json
+    """
+    report = examine(settings)
+    if as_json:
+        print(json.dumps({**asdict(report), "can_serve": report.can_serve}, indent=2))
+    else:
+        _show(report)
+    if not report.can_serve:
+        sys.exit(1)
+
+
+def _show(report: DoctorReport) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    facts = {
+        "version": f"{report.version} on Python {report.python}",
+        "system": report.system,
+        "processor": f"{report.processor}, {report.cores} cores",
+        "memory": f"{report.memory_bytes / 2**30:.1f} GiB",
+        "GPU": "; ".join(report.gpus) or "none found (nvidia-smi lists none)",
+    }
+    for name, value in facts.items():
+        console.print(f"{name:<12}", value, markup=False)
+    for title, findings in (
+        ("Backends", report.backends),
+        ("Checkpoints", report.checkpoints),
+        ("Directories", report.directories),
+    ):
+        console.print(f"\n[bold]{title}[/bold]")
+        for finding in findings:
+            console.print(f"  {'[green]ok[/green]' if finding.is_usable else '[red]no[/red]'}  ", end="")
+            console.print(f"{finding.name}: {finding.detail}", markup=False)

@@ -1,0 +1,56 @@
+"""The command `sd35 measure`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sd35.checkpoints.image_sizes import drawn_size
+from sd35.cli.options import PIPELINE, with_settings
+from sd35.cli.progress import count_bar
+from sd35.cli.sizes import parse_size
+from sd35.engine.local.measure import measure as measure_model
+from sd35.engine.local.measure import row_counts
+from sd35.settings import Settings
+from sd35.startup import open_checkpoints, open_pipeline
+
+app = typer.Typer()
+
+
+@app.command()
+@with_settings(*PIPELINE, "max_batch_rows")
+def measure(
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("step-times.json"),
+    size: Annotated[
+        list[str] | None, typer.Option(help="WIDTHxHEIGHT in pixels; may be repeated. Default: the model's.")
+    ] = None,
+    settings: Settings,
+) -> None:
+    """Time a model's steps on this machine, by rows and size, for `sd35 simulate`.
+
+    Times the first checkpoint with 1, 2, 4, ... rows, up to the largest batch.
+
+    [bold]Examples[/bold]
+
+      sd35 measure
+      sd35 measure --checkpoint ~/models/stable-diffusion-3.5-medium --size 1024x1024 --size 768x1344 -o h100.json
+    """
+    checkpoint = open_checkpoints(settings)[0]
+    card = checkpoint.card
+    requested = [parse_size(text) for text in size or ()] or [(card.width, card.height)]
+    sizes_px = list(dict.fromkeys(drawn_size(*each, card, settings.max_pixels) for each in requested))
+    with count_bar() as progress:
+        loading = progress.add_task("loading the model", total=None)
+        pipeline = open_pipeline(settings, checkpoint)
+        progress.remove_task(loading)
+        calls = 1 + len(sizes_px) * (len(row_counts(settings.max_batch_rows)) + 1)
+        bar = progress.add_task("measuring", total=calls)
+        times = measure_model(pipeline, sizes_px, settings.max_batch_rows, lambda: progress.advance(bar))
+    times.write(output)
+    for entry in times.shapes:
+        best = min(entry.step_s, key=lambda rows: entry.step_s[rows] / rows)
+        print(
+            f"{output}: {entry.width_px}x{entry.height_px}: a step of 1 row takes {1000 * entry.step_s[1]:.1f} ms, "
+            f"of {best} {1000 * entry.step_s[best]:.1f} ms; decoding {1000 * entry.decode_s:.1f} ms"
+        )

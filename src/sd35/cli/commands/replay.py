@@ -1,0 +1,92 @@
+"""The command `sd35 replay`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.cli.options import PIPELINE, AsJson, SettingFlags, with_settings
+from sd35.cli.progress import count_bar
+from sd35.engine.model_info import COMPILED, TILED
+from sd35.errors import CheckpointError, NotReplayable
+from sd35.generation.replay import StoredImage, Verdict, read_stored_image
+from sd35.generation.replay import replay as replay_image
+from sd35.request import Request
+from sd35.startup import open_checkpoints, open_model_pool
+
+app = typer.Typer()
+
+
+@app.command()
+@with_settings(*PIPELINE)
+def replay(
+    file: Annotated[Path, typer.Argument(help="A PNG file that this project wrote; other formats are not exact.")],
+    *,
+    as_json: AsJson = False,
+    flags: SettingFlags,
+) -> None:
+    """Generate an image again from the record in its file, and report whether it is the same, and if not, why.
+
+    "same bytes", or "same image": no pixel differs by more than 2 of 255, and the average difference is at most 0.1;
+    both exit with 0. "different" exits with 1, a file without a record with 2. Backend and precision are those of the
+    file, unless you name others.
+
+    [bold]Examples[/bold]
+
+      sd35 replay out.png
+      sd35 replay out.png --backend diffusers --json
+    """
+    stored_image = _read(file)
+    maker, request = stored_image.record.maker, stored_image.record.request
+    profile = request.profile.split("/")
+    settings = flags.load(
+        {
+            "backend": maker.backend,
+            "precision": maker.precision,
+            "tiled_decode": "on" if TILED in profile else "off",
+            "torch_compile": "on" if COMPILED in profile else "off",
+        }
+    )
+    checkpoint = _find_checkpoint(request, open_checkpoints(settings), file)
+    with count_bar() as progress:
+        bar = progress.add_task(f"making {file.name} again", total=request.steps)
+        with open_model_pool(settings, [checkpoint]) as pool:
+            verdict = replay_image(stored_image, pool, lambda now: progress.update(bar, completed=now.step))
+    print(json.dumps({"file": str(file), **verdict._asdict()}) if as_json else _as_text(file, stored_image, verdict))
+    if not verdict.is_same:
+        sys.exit(1)
+
+
+def _read(file: Path) -> StoredImage:
+    try:
+        return read_stored_image(file.read_bytes())
+    except (OSError, NotReplayable) as error:
+        raise NotReplayable(f"{file} cannot be replayed: {error}") from error
+
+
+def _find_checkpoint(request: Request, checkpoints: list[Checkpoint], file: Path) -> Checkpoint:
+    """Return the checkpoint that a request names. Raises CheckpointError if it is not among those loaded."""
+    by_name = {checkpoint.name: checkpoint for checkpoint in checkpoints}
+    if request.model not in by_name:
+        names = ", ".join(by_name)
+        raise CheckpointError(
+            f"{file} was made with {request.model!r}; here is only {names}; name it, or its directory, with"
+            " --checkpoint"
+        )
+    return by_name[request.model]
+
+
+def _as_text(file: Path, stored_image: StoredImage, verdict: Verdict) -> str:
+    lines = [f"{file}: {verdict.outcome}"]
+    if verdict.outcome != "same bytes" and verdict.max_difference is not None:
+        lines.append(f"  differs by {verdict.max_difference} of 255 at most, {verdict.mean_difference:.3f} on average")
+    lines += [f"  {change}" for change in verdict.changed]
+    if not verdict.is_same and not verdict.changed:
+        lines.append(
+            "  nothing that the file names has changed: it was edited, or another processor computes differently"
+        )
+    lines.append(f"  digest {stored_image.record.request.digest}")
+    return "\n".join(lines)

@@ -1,0 +1,121 @@
+"""The command `sd35 simulate`."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sd35.cli.options import AsJson, with_settings
+from sd35.cli.sizes import parse_size
+from sd35.engine.scheduling.simulation import Load, Report
+from sd35.engine.scheduling.simulation import simulate as run_simulation
+from sd35.engine.scheduling.step_times import StepTimes
+from sd35.errors import InvalidRequest, InvalidSetting
+from sd35.settings import Settings
+from sd35.startup import OF_FREE_MEMORY, limits_of
+
+_PERCENTILES = (50, 95, 99)
+app = typer.Typer()
+
+
+@app.command()
+@with_settings("max_in_flight", "max_wait_s", "max_batch_rows", "memory_mb")
+def simulate(
+    *,
+    rps: Annotated[float, typer.Option(help="Requests a second on average, at random times.")],
+    step_times: Annotated[Path, typer.Option(help="The file that `sd35 measure` wrote.")],
+    devices: Annotated[int, typer.Option(min=1, max=10_000, help="Number of devices.")] = 1,
+    requests: Annotated[int, typer.Option(min=1, max=10_000_000, help="Number of requests.")] = 10_000,
+    steps: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=150, help="Steps; if repeated, each request picks one. Default: the model's."),
+    ] = None,
+    guidance_scale: Annotated[
+        list[float] | None,
+        typer.Option(min=0, max=30, help="Guidance; if repeated, each request picks one. Default: the model's."),
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(help="WIDTHxHEIGHT; if repeated, each request picks one. Default: all sizes that were measured."),
+    ] = None,
+    clients: Annotated[int, typer.Option(min=1, help="Number of clients that send the requests.")] = 100,
+    seed: Annotated[int, typer.Option(help="Random seed: the same seed gives the same result.")] = 0,
+    as_json: AsJson = False,
+    settings: Settings,
+) -> None:
+    """Predict latency, utilisation and refusals under a load, with the real scheduler on simulated devices.
+
+    An image's latency runs from its arrival to its pixels. Each image goes to the least busy of a few devices.
+
+    [bold]Examples[/bold]
+
+      sd35 simulate --rps 3 --step-times step-times.json
+      sd35 simulate --rps 900 --step-times h100.json --devices 1000 --steps 4 --steps 28 --json
+    """
+    if not (math.isfinite(rps) and rps > 0):
+        raise InvalidSetting(f"--rps: got {rps}; allowed: a number above 0")
+    times = StepTimes.read(step_times)
+    load = _complete(Load(rps, requests, steps or [], guidance_scale or [], [], clients, seed), times, size or ())
+    memory_bytes = settings.memory_mb * 10**6 or int(OF_FREE_MEMORY * times.memory_bytes)
+    try:
+        report = run_simulation(times, load, limits_of(settings, memory_bytes), devices)
+    except InvalidRequest as error:
+        raise InvalidSetting(f"--memory-mb: {error}") from error
+    if as_json:
+        print(json.dumps(_as_dict(report)))
+    else:
+        _show(report, load, devices)
+
+
+def _complete(load: Load, times: StepTimes, sizes: Sequence[str]) -> Load:
+    """Return a load with the named sizes, and with the table's values for what is not named."""
+    measured = {(entry.width_px, entry.height_px): entry for entry in times.shapes}
+    requested = [parse_size(text) for text in sizes] or list(measured)
+    if missing := [size for size in requested if size not in measured]:
+        known = ", ".join("{}x{}".format(*size) for size in measured)
+        raise InvalidSetting("--size: got {}x{}; the table has ".format(*missing[0]) + known)
+    return replace(
+        load,
+        shapes=[measured[size] for size in requested],
+        steps=load.steps or [times.steps],
+        guidance=load.guidance or [times.guidance_scale],
+    )
+
+
+def _as_dict(report: Report) -> dict[str, object]:
+    latency_s = {
+        "all" if steps is None else str(steps): {
+            f"p{percent}": round(report.percentile_s(percent, steps), 4) for percent in _PERCENTILES
+        }
+        for steps in _rows(report)
+    }
+    return {
+        "latency_s": latency_s,
+        "utilisation": round(report.utilisation, 4),
+        "finished": report.finished,
+        "refused": report.refused,
+        "simulated_s": round(report.lasted_s, 3),
+    }
+
+
+def _rows(report: Report) -> list[int | None]:
+    """Return the numbers of steps that get a row of their own; None stands for all images."""
+    return [None, *sorted(report.latencies_s)] if len(report.latencies_s) > 1 else [None] * bool(report.finished)
+
+
+def _show(report: Report, load: Load, devices: int) -> None:
+    table = Table("images", *(f"p{percent}" for percent in _PERCENTILES), box=None)
+    for steps in _rows(report):
+        figures = (f"{report.percentile_s(percent, steps):.2f} s" for percent in _PERCENTILES)
+        table.add_row("all" if steps is None else f"{steps} steps", *figures)
+    console = Console(highlight=False)
+    requests = report.finished + report.refused
+    console.print(f"{requests} requests at {load.rps:g} a second on {devices} simulated device{'s' * (devices > 1)}")
+    console.print(table)
+    console.print(f"utilisation {report.utilisation:.0%}, refused {report.refused} ({report.refused / requests:.1%})")

@@ -1,0 +1,131 @@
+"""The command `sd35 ui`."""
+
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from types import FrameType
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import RedirectResponse
+
+from sd35.api import ui_mount
+from sd35.api.browsers import BrowserProtection
+from sd35.api.dialects import refusal
+from sd35.api.hosts import AllowedHosts
+from sd35.api.origins import AllowedOrigins
+from sd35.api.output_streams import use_nonblocking_streams
+from sd35.api.protocol import bounded
+from sd35.api.refusals import ApiError
+from sd35.api.request_log import RequestLog, configure_logs
+from sd35.api.sockets import address_of, listen
+from sd35.api.ui_mount import Front
+from sd35.cli.options import with_settings
+from sd35.errors import InvalidSetting, Sd35Error
+from sd35.settings import Settings
+from sd35.settings.directories import check_writable
+from sd35.settings.proxies import check_proxies, is_address
+from sd35.ui import PATH
+
+_BODY_TIMEOUT_S = 30.0
+_SHUTDOWN_S = 5  # for browsers to read their last response
+app = typer.Typer()
+
+
+class _Server(uvicorn.Server):
+    """A uvicorn server whose shutdown does not wait for the event streams of open browser tabs."""
+
+    def __init__(self, config: uvicorn.Config, page: Front) -> None:
+        super().__init__(config)
+        self._page = page
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  uvicorn's signature
+        """Shut down with exit code 0; uvicorn would raise the signal again."""
+        self.force_exit, self.should_exit = self.should_exit, True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the page's event streams, then shut down."""
+        await self._page.close()
+        await super().shutdown(sockets)
+
+
+@app.command()
+@with_settings("host", "port", "allowed_hosts", "public_url", "cache_dir")
+def ui(
+    *,
+    server: Annotated[str, typer.Option(help="Address of the service, such as https://images.example.com.")],
+    settings: Settings,
+) -> None:
+    """Serve only the user interface, for a service that runs somewhere else.
+
+    `sd35 serve` has the same user interface. This command is for another machine, or a service started without it.
+
+    [bold]Examples[/bold]
+
+      sd35 ui --server http://gpu.example:8000 --port 8001
+    """
+    _check_server(server)
+    check_proxies()
+    check_writable("cache_dir", settings.cache_dir)
+    if not ui_mount.is_installed():
+        raise InvalidSetting("sd35 ui: got an installation without the page; allowed: one with the extra `ui`")
+    use_nonblocking_streams()
+    configure_logs("auto")
+    listener = listen(settings.host, settings.port)
+    mount = Front()
+    config = uvicorn.Config(
+        _create_app(server, settings, mount, address_of(listener)),
+        http=bounded(_BODY_TIMEOUT_S),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_SHUTDOWN_S,
+    )
+    _Server(config, mount).run([listener])
+
+
+def _check_server(server: str) -> None:
+    """Raise InvalidSetting if an address cannot be used, or has more than an address: every visitor sees it."""
+    address = urlsplit(server) if is_address(server, ("http", "https")) else None
+    if address is None or address.query or address.fragment or "@" in address.netloc:
+        raise InvalidSetting(f"--server: got {server!r}; allowed: an address as http://127.0.0.1:8000")
+
+
+def _create_app(server: str, settings: Settings, mount: Front, address: str) -> FastAPI:
+    from sd35.ui.app import Page  # imports Gradio
+
+    page = Page(server, settings.cache_dir, _BODY_TIMEOUT_S, uses_proxies=True)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await mount.open(lambda: page)
+        print(f"Ready: {address} (the page of {server})", flush=True)
+        yield
+
+    api = FastAPI(openapi_url=None, lifespan=lifespan)
+    api.state.ui = mount
+    api.include_router(ui_mount.router)
+    api.add_api_route("/docs", lambda: RedirectResponse(f"{server.rstrip('/')}/docs"))  # the page links to it
+    api.mount(PATH, mount)
+    api.add_middleware(
+        BrowserProtection,
+        hosts=AllowedHosts(settings.allowed_hosts, settings.public_url),
+        origins=AllowedOrigins((), settings.public_url),
+        has_keys=_has_keys,
+        refuse=_refuse,
+    )
+    api.add_middleware(RequestLog)
+    return api
+
+
+async def _has_keys() -> bool:
+    return False  # it is unknown here whether the service has any
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Sd35Error)
+    return refusal(request.scope, ApiError.of(error))

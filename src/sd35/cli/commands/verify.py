@@ -1,0 +1,60 @@
+"""The command `sd35 verify`."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from sd35.checkpoints.hub import cache, download
+from sd35.cli.options import with_settings
+from sd35.cli.progress import byte_bar
+from sd35.cli.registered import Name, find_downloadable
+from sd35.settings import Settings
+
+app = typer.Typer()
+
+
+@app.command()
+@with_settings("registry", "offline")
+def verify(
+    name: Name,
+    *,
+    discard: Annotated[
+        bool, typer.Option("--discard", help="Delete damaged files; `sd35 pull` downloads them again.")
+    ] = False,
+    settings: Settings,
+) -> None:
+    """Compare the checksum of each file with the hub's, or offline, with those recorded at the download.
+
+    Exits with 1 if a file is damaged, missing or cannot be checked.
+
+    [bold]Examples[/bold]
+
+      sd35 verify sd3.5-medium
+      sd35 verify sd3.5-medium --offline --discard
+    """
+    registered = find_downloadable(name, settings)
+    holding = cache.holding_of(registered)
+    with byte_bar() as progress:
+        bar = progress.add_task(name, total=holding.stored_bytes)
+        result = download.verify(
+            registered, offline=settings.offline, on_bytes=lambda more: progress.advance(bar, more)
+        )
+    for state, paths in (
+        ("damaged", result.damaged),
+        ("missing", result.lacking),
+        ("not checked, as no checksum is noted", result.unknown),
+    ):
+        for path in paths:
+            print(f"{name}: {path} is {state}")
+    print(f"{name}: {len(result.good)} files are as the hub has them")
+    if discard:
+        with cache.disk_errors(registered, "cleared of damaged files"):
+            for path in result.damaged:
+                cache.discard(holding.directory / path)
+    elif result.damaged:
+        print(f"{name}: `sd35 verify {name} --discard` deletes what is damaged")
+    if result.damaged or result.lacking:
+        print(f"{name}: `sd35 pull {name}` fetches what is missing")
+    if result.damaged or result.lacking or result.unknown:
+        sys.exit(1)

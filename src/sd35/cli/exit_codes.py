@@ -1,0 +1,97 @@
+"""The end of a command that fails: an exit code, and at most one line on stderr.
+
+This module is imported before everything else of the command line, so it imports nothing of this project at its top.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TextIO
+
+INTERRUPTED = 130  # as a shell reports a program that SIGINT ended: 128 + 2
+
+# Errors that the system causes, not a defect of this project: permissions, disks, limits.
+_SYSTEM_ERRNOS = frozenset(
+    {
+        errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE,
+        errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ELOOP,
+    }
+)  # fmt: skip
+
+
+@contextmanager
+def exit_when_interrupted() -> Iterator[None]:
+    """Exit with 130 on Ctrl-C, even if a library turned the KeyboardInterrupt into its own exception."""
+    try:
+        yield
+    except (KeyboardInterrupt, Exception) as error:
+        if _is_interrupt(error):
+            sys.exit(INTERRUPTED)
+        raise
+
+
+@contextmanager
+def errors_as_lines() -> Iterator[None]:
+    """Turn this project's errors, and errors of the system, into one line and an exit code.
+
+    Other exceptions pass. Flushes stdout at the end, so that an output that cannot be written is such an error too.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # file names may not be valid UTF-8
+    from sd35.errors import Sd35Error
+
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout:  # None if the command was started with stdout closed
+                sys.stdout.flush()
+    except Sd35Error as error:
+        from sd35.api.console import printable
+
+        _end(printable(str(error), keep="\n"), error.exit_code)  # it may quote a server or a file
+    except BrokenPipeError:
+        _end(None, 1)  # the reader of the output has closed it, as `head` does
+    except OSError as error:
+        if error.errno not in _SYSTEM_ERRNOS:
+            raise
+        reason = error.strerror or str(error)
+        _end(f"{error.filename}: {reason}" if error.filename else reason, 1)
+
+
+def _end(line: str | None, code: int) -> None:
+    """Print a line to stderr, if possible, and exit."""
+    if line and sys.stderr:
+        with suppress(OSError):
+            print(f"sd35: {line}", file=sys.stderr, flush=True)
+    for stream in (sys.stdout, sys.stderr):
+        _discard_if_unwritable(stream)
+    sys.exit(code)
+
+
+def _discard_if_unwritable(stream: TextIO | None) -> None:
+    """Redirect a stream that cannot be flushed to the null device; Python would change the exit code over it."""
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except OSError:
+        with suppress(OSError):  # a stream in memory has no file descriptor
+            null_device = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null_device, stream.fileno())
+            os.close(null_device)
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Return whether an exception, or one in its chain of causes, is a KeyboardInterrupt."""
+    visited: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in visited:
+        if isinstance(cause, KeyboardInterrupt):
+            return True
+        visited.add(id(cause))
+        cause = cause.__cause__ or cause.__context__
+    return False

@@ -1,0 +1,33 @@
+"""What the fields of `Settings` share: metadata of flags, and lists written with commas."""
+
+from dataclasses import dataclass
+from typing import Annotated, TypeAlias, TypeVar
+
+from pydantic import BeforeValidator
+from pydantic_settings import NoDecode
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Metadata of a setting for the command line and docs/settings.md, for what name, type and default do not say.
+
+    Attributes:
+        metavar: The value's placeholder in the help.
+        default: The default in words, if it depends on the machine or on another setting.
+        name: The flag, if it is not the setting's name with dashes.
+        is_repeated: Whether the flag is given once for each item, instead of once with commas.
+    """
+
+    metavar: str | None = None
+    default: str | None = None
+    name: str | None = None
+    is_repeated: bool = False
+
+
+def _split(value: object) -> object:
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+CommaSeparated: TypeAlias = Annotated[tuple[_Item, ...], NoDecode, BeforeValidator(_split)]
