@@ -44,7 +44,7 @@ def test_a_secret_names_its_key_and_only_its_hash_is_kept():
     assert secret.rsplit("_", 1)[1] not in repr(key)
 
 
-def test_what_is_no_secret_names_no_key():
+def test_a_malformed_secret_is_not_authenticated():
     """Shortened, lengthened or otherwise changed, it is none."""
     key, secret = new_key("mine", Role.USER, 1.0)
     for changed in (secret[:-1], secret + "x", secret.upper(), secret[:-1] + "é", ""):
@@ -52,7 +52,7 @@ def test_what_is_no_secret_names_no_key():
         assert not matches(key, changed)
 
 
-def test_without_keys_whoever_asks_may_do_anything():
+def test_without_keys_every_caller_is_an_administrator():
     """No store, or one that never had a key: an administrator of no name, whatever secret it sends."""
     for ring in (Authenticator(None, LIMITS), Authenticator(key_store(), LIMITS)):
         for secret in (None, "sk-whatever"):
@@ -60,7 +60,7 @@ def test_without_keys_whoever_asks_may_do_anything():
             assert (caller.owner, caller.role, caller.visible_to) == ("", Role.ADMIN, None)
 
 
-def test_a_key_is_its_owner_with_its_role_and_allowance():
+def test_a_caller_has_the_id_role_and_quota_of_its_key():
     """The caller is what the key says; a user sees its own, an administrator all."""
     user, user_secret = new_key("user", Role.USER, 1.0, Quota(concurrency=3))
     admin, admin_secret = new_key("admin", Role.ADMIN, 1.0)
@@ -92,7 +92,7 @@ def test_revoking_the_last_key_does_not_open_the_service():
         ask(Authenticator(key_store(replace(key, revoked_s=2.0)), LIMITS))
 
 
-def test_the_store_is_read_every_few_seconds_and_a_revocation_noticed_then():
+def test_keys_are_cached_for_a_few_seconds():
     """Many requests are one reading, made-up keys none; a revoked key ends within `KEY_CACHE_S`."""
     clock = Clock()
     key, secret = new_key("mine", Role.USER, 1.0)
@@ -125,7 +125,7 @@ def test_a_first_key_closes_an_open_service():
         ask(ring)
 
 
-def test_a_store_that_does_not_answer_lets_nobody_in_and_is_not_asked_by_all():
+def test_an_unavailable_store_lets_nobody_in_and_is_asked_once_a_second():
     """StoreUnavailable for everyone for a second, then it is asked again, and answers."""
     clock = Clock()
     key, secret = new_key("mine", Role.USER, 1.0)
@@ -152,12 +152,12 @@ def test_a_store_that_does_not_answer_lets_nobody_in_and_is_not_asked_by_all():
         ("somewhere", "somewhere"),
     ],
 )
-def test_without_keys_limits_are_an_addresss(address: str, client: str):
+def test_without_keys_limits_count_by_address(address: str, client: str):
     """Of IPv6 a network's, out of which one client can take any address."""
     assert ask(Authenticator(None, LIMITS), None, address).client == client
 
 
-def test_with_keys_limits_are_the_keys():
+def test_with_keys_limits_count_by_key():
     """From wherever it is used."""
     key, secret = new_key("mine", Role.USER, 1.0)
     ring = Authenticator(key_store(key), LIMITS)

@@ -35,7 +35,7 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("how", ["removed", "emptied", "memory", "another"])
-def test_a_start_without_the_keys_there_were_is_refused(data: Path, how: str):
+def test_a_start_without_its_former_keys_is_refused(data: Path, how: str):
     """Whatever became of the database. The error says what happened and the ways out, in one line."""
     other = {"memory": "memory", "another": str(data / "other.db")}.get(how)
     if how == "removed":
@@ -80,7 +80,7 @@ def test_a_start_with_keys_makes_the_marker(data: Path):
     assert stat.S_IMODE((data / "keys-required").stat().st_mode) == 0o600
 
 
-def test_keys_that_vanish_while_it_runs_let_nobody_in(tmp_path: Path):
+def test_keys_lost_at_run_time_let_nobody_in(tmp_path: Path):
     """It answers that it is unavailable, and logs once why; nothing of its files is told to clients."""
     inner = MemoryKeyStore()
     store = RequiredKeyStore(inner, KeysMarker(tmp_path), "the database")
@@ -96,7 +96,7 @@ def test_keys_that_vanish_while_it_runs_let_nobody_in(tmp_path: Path):
     assert [log["event"] for log in logs] == ["the API keys are lost"]
 
 
-def test_a_marker_that_cannot_be_made_is_a_warning(tmp_path: Path):
+def test_a_marker_that_cannot_be_written_is_a_warning(tmp_path: Path):
     """The service works; keys are still required while it lives."""
     place = tmp_path / "file"
     place.touch()

@@ -83,7 +83,7 @@ def test_events_are_numbered_and_resumed(client: TestClient, backend: FakeBacken
 def test_a_step_is_told_with_what_is_left_and_a_preview_if_asked_for():
     """The preview is an image that a page can show as it is."""
     pixels = np.zeros((16, 16, 3), np.uint8)
-    event = Event(4, Status.RUNNING, done=3, steps=6, left_s=1.234, preview=lambda: pixels)
+    event = Event(4, Status.RUNNING, done=3, steps=6, remaining_s=1.234, preview=lambda: pixels)
     plain, shown = (sent(event, has_preview=has_preview) for has_preview in (False, True))
     assert (plain.event, plain.id) == ("running", "4")
     assert plain.data == {"status": "running", "step": 3, "steps": 6, "seconds_left": 1.2}

@@ -51,7 +51,7 @@ async def told(runner: JobRunner, job: Job, after: int = -1) -> list[Event]:
 async def end_of(runner: JobRunner, job: Job) -> Job:
     """The job when it has ended."""
     async with asyncio.timeout(WAIT_S):
-        return await runner.ended(job)
+        return await runner.wait(job)
 
 
 def test_a_job_ends_with_its_image(pool: ModelPool):
@@ -98,7 +98,7 @@ def test_what_is_told_is_numbered_and_can_be_resumed(pool: ModelPool, backend: F
             job, _ = [await runner.accept(job_spec(pool, prompt)) for prompt in ("a cat", "a dog")]
             events = runner.events(job, -1)
             first = await anext(events)
-            assert (first.number, first.status, first.place) == (0, Status.QUEUED, 0)
+            assert (first.number, first.status, first.position) == (0, Status.QUEUED, 0)
             backend.release.set()
             numbers = [event.number async for event in events]
             assert numbers == sorted(set(numbers))

@@ -39,7 +39,7 @@ def files_of(directory: Path) -> list[str]:
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
 
 
-def test_what_is_put_is_there_until_it_is_deleted(store: BlobStore):
+def test_a_file_exists_from_put_to_delete(store: BlobStore):
     """Each name by itself; of what is not there nothing is read, and nothing need be removed."""
     content = os.urandom(3_000_000)
     store.put(NAME, content)
@@ -62,7 +62,7 @@ def test_a_name_is_written_once(store: BlobStore):
     assert store.get(NAME) == b"third"
 
 
-def test_a_file_is_replaced_whole_whether_there_is_one_or_not(store: BlobStore):
+def test_replace_writes_a_whole_file_whether_it_exists_or_not(store: BlobStore):
     """`replace` writes over what is there, and writes what is not."""
     store.put(NAME, b"damaged")
     for name in (NAME, OTHER):
@@ -78,7 +78,7 @@ def test_names_lists_each_file_and_nothing_else(store: BlobStore):
     assert sorted(store.names()) == [NAME, OTHER]
 
 
-def test_of_many_writers_at_once_one_wins_and_none_fails(store: BlobStore):
+def test_one_of_many_simultaneous_writers_wins_and_none_fails(store: BlobStore):
     """Sixteen threads write other contents under one name: all readers see one of them, whole."""
     start = threading.Barrier(16)
 
@@ -98,14 +98,14 @@ def test_of_many_writers_at_once_one_wins_and_none_fails(store: BlobStore):
     ["", "../../etc/passwd", "ab" * 32, "AB" * 32 + ".png", "ab" * 31 + ".png", NAME + "/..", "/" + NAME, NAME + "\n"]
     + ["ab" * 32 + suffix for suffix in ("/x.png", ".png.png", "-.png", "-../x.png", ".p\0g", "-Blurred.png")],
 )
-def test_nothing_but_a_digest_and_a_suffix_is_a_name(store: BlobStore, name: str):
+def test_names_other_than_a_digest_and_a_suffix_are_refused(store: BlobStore, name: str):
     """Whatever could lead elsewhere is refused before the store is asked."""
     for attempt in (store.get, store.size, store.delete, lambda name: store.put(name, b"x")):
         with pytest.raises(ValueError, match="is no image's name"):
             attempt(name)
 
 
-def test_only_an_object_store_gives_addresses_of_its_own(store: BlobStore):
+def test_only_an_object_store_signs_urls(store: BlobStore):
     """S3's gives the file, as of its type, to who has no credentials, and no other file; other stores give None."""
     store.put(NAME, b"content")
     address = store.sign(NAME, 60)
@@ -119,7 +119,7 @@ def test_only_an_object_store_gives_addresses_of_its_own(store: BlobStore):
         urlopen(address.replace(NAME, OTHER))  # noqa: S310
 
 
-def test_by_default_images_lie_in_the_data_directory(open_at: OpenStore, tmp_path: Path):
+def test_images_are_in_the_data_directory_by_default(open_at: OpenStore, tmp_path: Path):
     """By the first two digits of their names; opening leaves nothing of its trial, and what is there is found again."""
     store = open_at(None)
     store.put(NAME, b"x")
@@ -127,14 +127,14 @@ def test_by_default_images_lie_in_the_data_directory(open_at: OpenStore, tmp_pat
     assert open_at(None).get(NAME) == b"x"
 
 
-def test_images_of_a_version_that_called_the_directory_pictures_are_found(open_at: OpenStore, tmp_path: Path):
+def test_a_directory_called_pictures_is_renamed_to_images(open_at: OpenStore, tmp_path: Path):
     """The directory is renamed when the store is opened."""
     open_at(str(tmp_path / "pictures")).put(NAME, b"before")
     assert open_at(None).get(NAME) == b"before"
     assert not (tmp_path / "pictures").exists()
 
 
-def test_files_and_folders_of_images_are_their_owners_alone(open_at: OpenStore, tmp_path: Path):
+def test_files_and_folders_of_images_are_private(open_at: OpenStore, tmp_path: Path):
     """Images hold their prompts: files 0600 in folders 0700, whatever the umask, also in folders of before."""
     old = tmp_path / "images" / "cd"
     old.mkdir(parents=True, mode=0o755)
@@ -154,7 +154,7 @@ def test_files_and_folders_of_images_are_their_owners_alone(open_at: OpenStore, 
     }
 
 
-def test_a_directory_that_is_there_keeps_its_mode(open_at: OpenStore, tmp_path: Path):
+def test_an_existing_directory_keeps_its_mode(open_at: OpenStore, tmp_path: Path):
     """It may hold other things than images: only the folders that this project makes in it are closed to others."""
     tmp_path.chmod(0o755)
     other = tmp_path / "other"
@@ -176,7 +176,7 @@ def test_a_file_system_without_modes_is_no_error(
 
 
 @pytest.mark.parametrize("refusal", sorted({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}))
-def test_a_file_system_without_hard_links_will_do(
+def test_a_file_system_without_hard_links_works(
     open_at: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int
 ):
     """A name is written once there too, by many writers at once, and nothing is left lying."""
@@ -193,7 +193,7 @@ def test_a_file_system_without_hard_links_will_do(
     assert {path.name for path in (tmp_path / "images" / "staging").iterdir()} <= {"lock"}
 
 
-def test_why_a_file_cannot_be_written_is_told(open_at: OpenStore, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_write_says_why(open_at: OpenStore, monkeypatch: pytest.MonkeyPatch):
     """Another refusal than for want of hard links is no reason to go another way; its own words are shown."""
     store = open_at(None)
     monkeypatch.setattr(os, "link", refusing(errno.EDQUOT))
@@ -210,7 +210,7 @@ def refusing(number: int) -> Callable[..., None]:
     return refuse
 
 
-def test_what_a_killed_process_left_is_removed_once_it_is_old(tmp_path: Path):
+def test_old_staged_files_of_killed_processes_are_deleted(tmp_path: Path):
     """At the next opening; what another process is writing now stays."""
     AtomicWriter(tmp_path).prepare()
     abandoned, fresh = tmp_path / "staging" / "a", tmp_path / "staging" / "b"
@@ -221,7 +221,7 @@ def test_what_a_killed_process_left_is_removed_once_it_is_old(tmp_path: Path):
     assert files_of(tmp_path) == ["staging/b"]
 
 
-def test_google_and_azure_sign_addresses(cloud: pytest.MonkeyPatch, tmp_path: Path):
+def test_google_and_azure_sign_urls(cloud: pytest.MonkeyPatch, tmp_path: Path):
     """Without asking anyone, from the credentials in the environment; no such server is at hand to follow them to."""
     from cryptography.hazmat.primitives.asymmetric import rsa
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat

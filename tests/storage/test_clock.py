@@ -18,7 +18,7 @@ NOW_S = 1_800_000_000.0
 RULES = ClockRules.for_retention(30 * DAY_S)
 
 
-def test_readings_are_remembered(stores: Database):
+def test_readings_are_stored(stores: Database):
     """A jump is seen against the last reading, and over when the clock is back."""
     assert stores.clock.read(NOW_S, RULES).is_trusted
     assert stores.clock.read(NOW_S + 5 * DAY_S, RULES).is_trusted
@@ -58,7 +58,7 @@ def test_a_database_without_readings_is_as_old_as_its_newest_row(database: str):
     opened.close()
 
 
-def test_a_new_database_believes_its_first_reading(tmp_path: Path):
+def test_a_new_database_trusts_its_first_reading(tmp_path: Path):
     """There is nothing to compare it with, and nothing to be lost."""
     opened = open_database(str(tmp_path / "jobs.db"))
     opened.close()

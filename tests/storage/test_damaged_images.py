@@ -58,10 +58,10 @@ def damage(request: pytest.FixtureRequest) -> Damage:
     return DAMAGES[getattr(request, "param", "empty")]
 
 
-def forget_checksum(holdings: ImageStore, digest: str, owner: str) -> None:
+def forget_checksum(images: ImageStore, digest: str, owner: str) -> None:
     """Leave an image as a version without checksums stored it."""
-    holdings.ownership.delete(digest)
-    holdings.ownership.add(digest, owner, 1, 0.0)
+    images.ownership.delete(digest)
+    images.ownership.add(digest, owner, 1, 0.0)
 
 
 def order_of(pool: ModelPool, prompt: str = "a cat", idempotency_key: str | None = None) -> JobSpec:
@@ -75,19 +75,19 @@ def count_of(service: Service) -> float:
 
 
 @pytest.mark.parametrize("damage", DAMAGES, indirect=True)
-def test_a_damaged_image_is_made_again(
+def test_a_damaged_image_is_generated_again(
     pool: ModelPool, backend: FakeBackend, files: BlobStore, damage: Damage, *, has_checksum: bool
 ):
     """The request computes it anew, in place of the damaged file; the next request finds it."""
-    kept = memory_storage()
-    holdings = ImageStore(files, kept.database.ownership)
-    service = service_of(pool, kept._replace(images=holdings))
+    storage = memory_storage()
+    images = ImageStore(files, storage.database.ownership)
+    service = service_of(pool, storage._replace(images=images))
     job_spec = order_of(pool)
 
     async def scenario() -> list[GenerationResult]:
         made = await service.generate(job_spec, "me")
         if not has_checksum:
-            forget_checksum(holdings, job_spec.request.digest, "me")
+            forget_checksum(images, job_spec.request.digest, "me")
         files.replace(made.name, damage(made.png))
         return [made, await service.generate(job_spec, "me"), await service.generate(job_spec, "me")]
 
@@ -104,17 +104,17 @@ def test_a_damaged_image_is_made_again(
 
 
 @pytest.mark.parametrize("damage", DAMAGES, indirect=True)
-def test_a_damaged_image_is_given_to_nobody(pool: ModelPool, damage: Damage, *, has_checksum: bool):
+def test_a_damaged_image_is_never_returned(pool: ModelPool, damage: Damage, *, has_checksum: bool):
     """Whoever fetches it hears that there is none; once it was made again, they have it."""
-    kept = memory_storage()
-    service, job_spec = service_of(pool, kept), order_of(pool)
+    storage = memory_storage()
+    service, job_spec = service_of(pool, storage), order_of(pool)
     digest = job_spec.request.digest
 
     async def scenario() -> None:
         made = await service.generate(job_spec, "me")
         if not has_checksum:
-            forget_checksum(kept.images, digest, "me")
-        kept.images.blobs.replace(made.name, damage(made.png))
+            forget_checksum(storage.images, digest, "me")
+        storage.images.blobs.replace(made.name, damage(made.png))
         assert await service.image(digest, "me") is None
         await service.generate(job_spec, "me")
         assert await service.image(digest, "me") == made.png
@@ -124,50 +124,50 @@ def test_a_damaged_image_is_given_to_nobody(pool: ModelPool, damage: Damage, *, 
 
 def test_a_file_stored_before_checksums_gets_one_when_it_is_read(pool: ModelPool):
     """From then on a change is found that a PNG file's own CRCs do not show."""
-    kept = memory_storage()
-    generation_service, job_spec = GenerationService(pool, kept.images, AllowAll()), order_of(pool)
+    storage = memory_storage()
+    generation_service, job_spec = GenerationService(pool, storage.images, AllowAll()), order_of(pool)
     made = asyncio.run(generation_service.generate(job_spec.request, ME))
     digest = job_spec.request.digest
-    forget_checksum(kept.images, digest, "me")
-    assert kept.database.ownership.checksums(made.name) == {}
-    assert kept.images.read(digest) == made.png
-    assert kept.database.ownership.checksums(made.name) == {checksum_of(made.png): len(made.png)}
+    forget_checksum(storage.images, digest, "me")
+    assert storage.database.ownership.checksums(made.name) == {}
+    assert storage.images.read(digest) == made.png
+    assert storage.database.ownership.checksums(made.name) == {checksum_of(made.png): len(made.png)}
     other = asyncio.run(generation_service.generate(order_of(pool, "a dog").request, ME))
-    kept.images.blobs.replace(made.name, other.png)
-    assert kept.images.read(digest) is None
+    storage.images.blobs.replace(made.name, other.png)
+    assert storage.images.read(digest) is None
 
 
-def test_a_finished_job_whose_image_is_damaged_is_answered_with_it_made_again(pool: ModelPool):
+def test_a_damaged_image_of_a_finished_job_is_generated_again(pool: ModelPool):
     """A request with the idempotency key of before gets its image; one whose image was removed hears of that."""
-    kept = memory_storage()
-    service = service_of(pool, kept)
+    storage = memory_storage()
+    service = service_of(pool, storage)
     job_spec = order_of(pool, idempotency_key="once")
 
     async def scenario() -> tuple[GenerationResult, GenerationResult]:
         service.start()
         first = await service.generate(job_spec, "me")
-        kept.images.blobs.replace(first.name, b"")
+        storage.images.blobs.replace(first.name, b"")
         second = await service.generate(job_spec, "me")
         await service.close()
         return first, second
 
     first, second = asyncio.run(scenario())
     assert second.png == first.png
-    assert kept.images.read(job_spec.request.digest) == first.png
+    assert storage.images.read(job_spec.request.digest) == first.png
 
 
 def test_a_damaged_file_is_not_put_back_when_another_owner_comes(monkeypatch: pytest.MonkeyPatch):
     """The last owner leaves while another process adds one: only a good file is put back."""
-    holdings, name = ImageStore(MemoryBlobStore(), MemoryOwnershipIndex()), name_of("ab" * 32)
-    holdings.add(name, "ab" * 32, "me", b"an image")
-    holdings.blobs.replace(name, b"a pict")
-    during(monkeypatch, holdings.ownership, "remove", lambda: holdings.ownership.add("ab" * 32, "you", 9, 0.0))
-    assert holdings.remove("ab" * 32, "me")
-    assert holdings.blobs.get(name) is None
+    images, name = ImageStore(MemoryBlobStore(), MemoryOwnershipIndex()), name_of("ab" * 32)
+    images.add(name, "ab" * 32, "me", b"an image")
+    images.blobs.replace(name, b"a pict")
+    during(monkeypatch, images.ownership, "remove", lambda: images.ownership.add("ab" * 32, "you", 9, 0.0))
+    assert images.remove("ab" * 32, "me")
+    assert images.blobs.get(name) is None
 
 
 @pytest.mark.parametrize("method", ["put", "replace"])
-def test_what_another_process_repaired_meanwhile_stays_good(monkeypatch: pytest.MonkeyPatch, method: str):
+def test_a_simultaneous_repair_by_another_process_leaves_a_good_file(monkeypatch: pytest.MonkeyPatch, method: str):
     """Both found a damaged file and made the image: whichever file remains passes for good."""
     files, index, name = MemoryBlobStore(), MemoryOwnershipIndex(), name_of("ab" * 32)
     here, elsewhere = ImageStore(files, index), ImageStore(files, index)
@@ -181,15 +181,15 @@ def test_what_another_process_repaired_meanwhile_stays_good(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("method", ["put", "replace"])
-def test_no_reader_meets_a_file_whose_checksum_is_not_recorded_yet(monkeypatch: pytest.MonkeyPatch, method: str):
+def test_the_checksum_is_recorded_before_the_file_is_written(monkeypatch: pytest.MonkeyPatch, method: str):
     """Else a good file that another version wrote before would be taken for damaged, for that moment."""
-    holdings, name = ImageStore(MemoryBlobStore(), MemoryOwnershipIndex()), name_of("ab" * 32)
+    images, name = ImageStore(MemoryBlobStore(), MemoryOwnershipIndex()), name_of("ab" * 32)
     if method == "replace":
-        holdings.add(name, "ab" * 32, "me", b"of an older version")
-        holdings.blobs.replace(name, b"")
+        images.add(name, "ab" * 32, "me", b"of an older version")
+        images.blobs.replace(name, b"")
     recorded: list[dict[str, int]] = []
-    during(monkeypatch, holdings.blobs, method, lambda: recorded.append(holdings.ownership.checksums(name)))
-    holdings.add(name, "ab" * 32, "me", b"an image")
+    during(monkeypatch, images.blobs, method, lambda: recorded.append(images.ownership.checksums(name)))
+    images.add(name, "ab" * 32, "me", b"an image")
     assert checksum_of(b"an image") in recorded[0]
 
 
@@ -198,33 +198,33 @@ def test_two_versions_that_write_an_image_at_once_do_not_damage_it(
     monkeypatch: pytest.MonkeyPatch, moment: tuple[str, str]
 ):
     """Their files differ in what made them; the first one stays, and passes, whoever recorded a checksum first."""
-    holdings, name = ImageStore(MemoryBlobStore(), MemoryOwnershipIndex()), name_of("ab" * 32)
-    elsewhere = ImageStore(holdings.blobs, holdings.ownership)
+    images, name = ImageStore(MemoryBlobStore(), MemoryOwnershipIndex()), name_of("ab" * 32)
+    elsewhere = ImageStore(images.blobs, images.ownership)
     part, method = moment
     during(
         monkeypatch,
-        getattr(holdings, part),
+        getattr(images, part),
         method,
         lambda: elsewhere.add(name, "ab" * 32, "you", b"of a newer version"),
     )
-    holdings.add(name, "ab" * 32, "me", b"an image")
-    assert holdings.read("ab" * 32) == b"of a newer version"
+    images.add(name, "ab" * 32, "me", b"an image")
+    assert images.read("ab" * 32) == b"of a newer version"
 
 
-def test_an_object_store_gives_no_address_of_a_file_of_the_wrong_size(s3: pytest.MonkeyPatch, open_at: OpenStore):
+def test_a_file_of_the_wrong_size_gets_no_signed_url(s3: pytest.MonkeyPatch, open_at: OpenStore):
     """Nor of one that has no checksum yet: then the service reads it itself, this once."""
     del s3
     files, index, png = open_at("s3://images/signed"), MemoryOwnershipIndex(), write_png_of_nothing()
     digest = "ab" * 32
-    holdings, name = ImageStore(files, index), name_of(digest, is_blurred=True)
+    images, name = ImageStore(files, index), name_of(digest, is_blurred=True)
     index.add(digest, "me", len(png), 0.0)
     files.put(name, png)
-    assert holdings.sign(digest, 60) is None
-    assert holdings.read(digest) == png
-    assert (holdings.sign(digest, 60) or "").startswith("http")
+    assert images.sign(digest, 60) is None
+    assert images.read(digest) == png
+    assert (images.sign(digest, 60) or "").startswith("http")
     files.replace(name, png[:-1])
-    assert holdings.sign(digest, 60) is None
-    assert holdings.read(digest) is None
+    assert images.sign(digest, 60) is None
+    assert images.read(digest) is None
 
 
 def write_png_of_nothing() -> bytes:
@@ -234,13 +234,13 @@ def write_png_of_nothing() -> bytes:
     return write_png(np.zeros((2, 2, 3), np.uint8), {})
 
 
-def test_a_record_that_cannot_be_read_is_no_error(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
+def test_an_image_with_an_unreadable_record_is_generated_again(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
     """A file of another version that this one does not understand: the image is made for whoever asks."""
-    kept: Storage = memory_storage()
-    generation_service, job_spec = GenerationService(pool, kept.images, AllowAll()), order_of(pool)
+    storage: Storage = memory_storage()
+    generation_service, job_spec = GenerationService(pool, storage.images, AllowAll()), order_of(pool)
     made = asyncio.run(generation_service.generate(job_spec.request, ME))
     unknown = made.png.replace(b"sd35.maker", b"sd35.mAker")
     monkeypatch.setattr("sd35.storage.images.check_file", lambda *_: None)
-    kept.images.blobs.replace(made.name, unknown)
+    storage.images.blobs.replace(made.name, unknown)
     again = asyncio.run(generation_service.generate(job_spec.request, ME))
     assert (again.cache, again.png) == ("miss", made.png)

@@ -17,11 +17,11 @@ NAME, PNG = f"{DIGEST}.png", b"an image"
 
 
 @pytest.fixture
-def holdings() -> ImageStore:
+def images() -> ImageStore:
     """Of "me", who has one image."""
-    holdings = ImageStore(MemoryBlobStore(), MemoryOwnershipIndex())
-    holdings.add(NAME, DIGEST, "me", PNG)
-    return holdings
+    images = ImageStore(MemoryBlobStore(), MemoryOwnershipIndex())
+    images.add(NAME, DIGEST, "me", PNG)
+    return images
 
 
 def during(monkeypatch: pytest.MonkeyPatch, part: Any, method: str, act: Callable[[], Any]) -> None:
@@ -36,62 +36,62 @@ def during(monkeypatch: pytest.MonkeyPatch, part: Any, method: str, act: Callabl
     monkeypatch.setattr(part, method, once)
 
 
-def test_a_file_goes_with_its_last_owner(holdings: ImageStore):
+def test_a_file_goes_with_its_last_owner(images: ImageStore):
     """Not before; and who does not own it removes nothing."""
-    holdings.add(NAME, DIGEST, "you", PNG)
-    assert not holdings.remove(DIGEST, "another")
-    assert holdings.remove(DIGEST, "me")
-    assert not holdings.remove(DIGEST, "me")
-    assert holdings.read(DIGEST) == PNG
-    assert holdings.remove(DIGEST, "you")
-    assert holdings.read(DIGEST) is None
+    images.add(NAME, DIGEST, "you", PNG)
+    assert not images.remove(DIGEST, "another")
+    assert images.remove(DIGEST, "me")
+    assert not images.remove(DIGEST, "me")
+    assert images.read(DIGEST) == PNG
+    assert images.remove(DIGEST, "you")
+    assert images.read(DIGEST) is None
 
 
 @pytest.mark.parametrize("owner", ["me", "you"])
 @pytest.mark.parametrize(("part", "method"), [("blobs", "get"), ("blobs", "delete"), ("ownership", "remove")])
-def test_who_comes_while_the_last_owner_leaves_has_the_file(
-    holdings: ImageStore, monkeypatch: pytest.MonkeyPatch, part: str, method: str, owner: str
+def test_an_owner_added_while_the_last_one_is_removed_has_the_file(
+    images: ImageStore, monkeypatch: pytest.MonkeyPatch, part: str, method: str, owner: str
 ):
     """At whatever moment: they come before the removal or after it, never in between."""
-    coming = threading.Thread(target=holdings.add, args=(NAME, DIGEST, owner, PNG))
-    during(monkeypatch, getattr(holdings, part), method, coming.start)
-    assert holdings.remove(DIGEST, "me")
+    coming = threading.Thread(target=images.add, args=(NAME, DIGEST, owner, PNG))
+    during(monkeypatch, getattr(images, part), method, coming.start)
+    assert images.remove(DIGEST, "me")
     coming.join(WAIT_S)
-    assert holdings.ownership.owners(DIGEST) == {owner}
-    assert holdings.read(DIGEST) == PNG
+    assert images.ownership.owners(DIGEST) == {owner}
+    assert images.read(DIGEST) == PNG
 
 
 @pytest.mark.parametrize(("part", "method"), [("blobs", "get"), ("blobs", "delete"), ("ownership", "remove")])
-def test_who_comes_in_another_process_meanwhile_has_the_file(
-    holdings: ImageStore, monkeypatch: pytest.MonkeyPatch, part: str, method: str
+def test_an_owner_added_by_another_process_meanwhile_has_the_file(
+    images: ImageStore, monkeypatch: pytest.MonkeyPatch, part: str, method: str
 ):
     """There no lock helps: the owner is seen when the row is removed, and the file is put back."""
-    elsewhere = ImageStore(holdings.blobs, holdings.ownership)
-    during(monkeypatch, getattr(holdings, part), method, lambda: elsewhere.add(NAME, DIGEST, "you", PNG))
-    assert holdings.remove(DIGEST, "me")
-    assert holdings.ownership.owners(DIGEST) == {"you"}
-    assert holdings.read(DIGEST) == PNG
+    elsewhere = ImageStore(images.blobs, images.ownership)
+    during(monkeypatch, getattr(images, part), method, lambda: elsewhere.add(NAME, DIGEST, "you", PNG))
+    assert images.remove(DIGEST, "me")
+    assert images.ownership.owners(DIGEST) == {"you"}
+    assert images.read(DIGEST) == PNG
 
 
-def test_two_owners_who_leave_at_once_leave_no_file(holdings: ImageStore, monkeypatch: pytest.MonkeyPatch):
+def test_two_owners_removed_at_once_leave_no_file(images: ImageStore, monkeypatch: pytest.MonkeyPatch):
     """Each saw the other when it began."""
-    holdings.add(NAME, DIGEST, "you", PNG)
-    elsewhere = ImageStore(holdings.blobs, holdings.ownership)
-    during(monkeypatch, holdings.ownership, "remove", lambda: elsewhere.remove(DIGEST, "you"))
-    assert holdings.remove(DIGEST, "me")
-    assert holdings.read(DIGEST) is None
+    images.add(NAME, DIGEST, "you", PNG)
+    elsewhere = ImageStore(images.blobs, images.ownership)
+    during(monkeypatch, images.ownership, "remove", lambda: elsewhere.remove(DIGEST, "you"))
+    assert images.remove(DIGEST, "me")
+    assert images.read(DIGEST) is None
 
 
-def test_a_removal_that_fails_can_be_repeated(holdings: ImageStore, monkeypatch: pytest.MonkeyPatch):
+def test_a_removal_that_fails_can_be_repeated(images: ImageStore, monkeypatch: pytest.MonkeyPatch):
     """The image stays its owner's until the file is gone: else its prompt would lie there for ever."""
 
     def unavailable(_: str) -> None:
         raise StoreUnavailable("gone")
 
     with monkeypatch.context() as broken:
-        broken.setattr(holdings.blobs, "delete", unavailable)
+        broken.setattr(images.blobs, "delete", unavailable)
         with pytest.raises(StoreUnavailable):
-            holdings.remove(DIGEST, "me")
-    assert holdings.ownership.owners(DIGEST) == {"me"}
-    assert holdings.remove(DIGEST, "me")
-    assert holdings.read(DIGEST) is None
+            images.remove(DIGEST, "me")
+    assert images.ownership.owners(DIGEST) == {"me"}
+    assert images.remove(DIGEST, "me")
+    assert images.read(DIGEST) is None

@@ -82,3 +82,10 @@ def test_files_that_pillow_writes_pass():
     Image.effect_noise((300, 300), 90).save(out, "PNG")  # several IDAT chunks
     assert out.getvalue().count(b"IDAT") > 1
     check_file(BLURRED, out.getvalue(), ())
+
+
+def test_a_file_of_too_many_chunks_is_damaged():
+    """The reader of chunks gives up; for the store, that is damage like any other."""
+    empty = b"\0\0\0\0tEXt" + zlib.crc32(b"tEXt").to_bytes(4, "big")
+    with pytest.raises(DamagedFile, match="chunks"):
+        check_file(BLURRED, SIGNATURE + 65_537 * empty, ())

@@ -55,7 +55,7 @@ def take_due(store: JobStore, now_s: float, most: int = 9) -> list[Delivery]:
     return store.claim_webhooks(now_s, {EXAMPLE: most})
 
 
-def test_a_job_comes_back_as_it_was(store: JobStore):
+def test_a_job_is_returned_as_it_was_stored(store: JobStore):
     """Each field survives, also text that databases stumble over; numbers grow."""
     request = Request("猫 \x00 ' \\ 🐱", "\n", 64, 64, 4, 7.0, 2**32 - 1, "m", "r", "p", 2.5)
     whole = JobSpec(
@@ -72,7 +72,7 @@ def test_a_job_comes_back_as_it_was(store: JobStore):
     assert isinstance(found.spec.request.guidance_scale, float)
 
 
-def test_another_owners_job_is_not_there(store: JobStore):
+def test_a_job_of_another_owner_is_missing(store: JobStore):
     """It is neither seen, nor listed, cancelled or deleted; for the administrator it is."""
     job = add(store, "you")
     assert store.get(job.id, "me") is None
@@ -84,7 +84,7 @@ def test_another_owners_job_is_not_there(store: JobStore):
     assert store.get(job.id, "you") is None
 
 
-def test_the_same_idempotency_key_is_the_same_job(store: JobStore):
+def test_the_same_idempotency_key_returns_the_same_job(store: JobStore):
     """What comes again gets the first job, also when that has ended; another owner's key is another."""
     first = store.add(new_job(job_spec(idempotency_key="k", body_digest="1"), 0.0))
     claim(store)
@@ -112,7 +112,7 @@ def test_an_idempotency_key_of_a_deleted_job_is_free(store: JobStore):
     assert store.add(new_job(job_spec(idempotency_key="k"), 2.0)).id != first.id
 
 
-def test_of_many_adds_at_once_with_one_key_one_is_kept(store: JobStore):
+def test_simultaneous_adds_with_one_key_store_one_job(store: JobStore):
     """All get the same job."""
     wanted = [new_job(job_spec(idempotency_key="k", body_digest="1"), 0.0) for _ in range(12)]
     added = at_once([partial(store.add, job) for job in wanted])
@@ -120,7 +120,7 @@ def test_of_many_adds_at_once_with_one_key_one_is_kept(store: JobStore):
     assert store.counts()[Status.QUEUED] == 1
 
 
-def test_pages_are_newest_first_and_go_on(store: JobStore):
+def test_pages_are_newest_first_and_continue(store: JobStore):
     """Filters by owner and status, and pages that meet, with nothing twice and nothing left out."""
     jobs = [add(store, owner) for owner in ("me", "you", "me", "me", "you")]
     claim(store, 2)
@@ -136,7 +136,7 @@ def test_pages_are_newest_first_and_go_on(store: JobStore):
     assert store.page("me", [Status.FAILED], None, 9) == []
 
 
-def test_place_counts_what_goes_before(store: JobStore):
+def test_position_counts_the_jobs_ahead(store: JobStore):
     """By priority, then by age; 0 for the first, for one that runs, and for none."""
     low, first, second, high = (add(store, priority=priority) for priority in (-1, 0, 0, 5))
     assert [store.position(job.id) for job in (high, first, second, low)] == [0, 1, 2, 3]
@@ -172,7 +172,7 @@ def test_many_owners_share_a_small_claim_by_priority(store: JobStore):
     assert claim(store, 3) == [ids[2], ids[5], ids[8]]
 
 
-def test_a_lease_that_is_over_is_claimed_anew(store: JobStore):
+def test_a_job_with_an_expired_lease_is_claimed_again(store: JobStore):
     """By whoever asks, in the job's old place; its first holder has lost it then, and not before."""
     job, other = add(store), add(store)
     assert claim(store, 1, holder="dead") == [job.id]
@@ -189,7 +189,7 @@ def test_a_lease_that_is_over_is_claimed_anew(store: JobStore):
     assert claim(store, 9, 40.0) == [other.id]
 
 
-def test_nobody_claims_what_it_holds_itself(store: JobStore):
+def test_a_holder_does_not_claim_its_own_jobs(store: JobStore):
     """Whoever was late to renew its own leases still works on those jobs."""
     job = add(store)
     claim(store, 1, holder="late")
@@ -198,7 +198,7 @@ def test_nobody_claims_what_it_holds_itself(store: JobStore):
     assert store.renew("late", LEASE_S) == {job.id}
 
 
-def test_keeping_holds_a_lease(store: JobStore):
+def test_renewing_extends_a_lease(store: JobStore):
     """As long as its holder says so in time, a job is nobody else's; cancelled ones are not its any more."""
     kept, cancelled = add(store), add(store)
     claim(store, 2)
@@ -221,14 +221,14 @@ def test_leases_do_not_depend_on_a_holders_wall_clock(store: JobStore, monkeypat
     assert claim(store, 1, time.time(), "this") == [job.id]
 
 
-def test_of_holders_who_claim_at_once_no_two_get_one_job(store: JobStore):
+def test_simultaneous_claims_never_share_a_job(store: JobStore):
     """And none is left over."""
     ids = {add(store, f"owner {index % 3}").id for index in range(24)}
     claims = at_once([partial(claim, store, 4, 0.0, f"holder {index}") for index in range(8)])
     assert sorted(job_id for claimed in claims for job_id in claimed) == sorted(ids)
 
 
-def test_handing_back_puts_jobs_in_their_old_place(store: JobStore):
+def test_released_jobs_are_queued_in_their_old_place(store: JobStore):
     """Those of one holder; as if they had never been claimed."""
     first, second, third = add(store), add(store), add(store)
     claim(store, 1, holder="other")
@@ -278,7 +278,7 @@ def test_a_job_is_cancelled_queued_or_running(store: JobStore):
     assert store.cancel("nothing", None, 4.0) is None
 
 
-def test_only_what_has_ended_is_deleted(store: JobStore):
+def test_only_ended_jobs_are_deleted(store: JobStore):
     """A queued or running job is cancelled first."""
     job = add(store)
     assert store.delete(job.id, "me") is None
@@ -289,7 +289,7 @@ def test_only_what_has_ended_is_deleted(store: JobStore):
     assert store.delete(job.id, "me") is None
 
 
-def test_counts_tell_every_status(store: JobStore):
+def test_counts_cover_every_status(store: JobStore):
     """Also those of which there are none."""
     assert store.counts() == dict.fromkeys(Status, 0)
     for _ in range(4):
@@ -327,7 +327,7 @@ def test_due_webhooks_are_counted_by_receiver(store: JobStore):
     }
 
 
-def test_only_webhooks_of_the_given_receivers_are_taken(store: JobStore):
+def test_only_webhooks_of_the_given_receivers_are_claimed(store: JobStore):
     """Up to the given number of each, the longest due of each, whatever else is due longer."""
     old, new, other = (add(store, owner, webhook=HOOK) for owner in ("me", "me", "you"))
     for now_s, job in enumerate((other, old, new)):
@@ -338,7 +338,7 @@ def test_only_webhooks_of_the_given_receivers_are_taken(store: JobStore):
     assert [delivery.job_id for delivery in both] == [other.id, new.id]
 
 
-def test_a_webhook_that_is_being_sent_is_held(store: JobStore):
+def test_a_claimed_webhook_is_not_due_during_its_lease(store: JobStore):
     """For a minute; then its sender counts as dead. What was delivered is never due again."""
     job = add(store, webhook=HOOK)
     store.cancel(job.id, None, 0.0)
@@ -350,7 +350,7 @@ def test_a_webhook_that_is_being_sent_is_held(store: JobStore):
     assert store.due_webhooks(1e9) == []
 
 
-def test_a_webhook_that_failed_is_due_later(store: JobStore):
+def test_a_postponed_webhook_is_due_later(store: JobStore):
     """With one attempt more, the longest due first."""
     early, late = (add(store, webhook=HOOK) for _ in range(2))
     for job in (early, late):
@@ -363,7 +363,7 @@ def test_a_webhook_that_failed_is_due_later(store: JobStore):
     assert take_due(store, 300.0, 1) == [Delivery(late.id, HOOK, 1, EXAMPLE)]
 
 
-def test_of_those_who_ask_at_once_one_sends_a_webhook(store: JobStore):
+def test_simultaneous_claims_never_share_a_webhook(store: JobStore):
     """Each webhook goes to one of them."""
     for _ in range(6):
         store.cancel(add(store, webhook=HOOK).id, None, 0.0)
@@ -373,7 +373,7 @@ def test_of_those_who_ask_at_once_one_sends_a_webhook(store: JobStore):
     assert len(ids) + len(take_due(store, 0.0)) == 6
 
 
-def test_sweeping_forgets_what_ended_long_ago(store: JobStore):
+def test_a_sweep_deletes_jobs_that_ended_long_ago(store: JobStore):
     """With webhooks that wait; what ended later, and what has not ended, stays."""
     old, new, queued = add(store, webhook=HOOK), add(store, webhook=HOOK), add(store)
     store.cancel(old.id, None, 10.0)
@@ -395,7 +395,7 @@ def test_jobs_that_ended_in_a_span_are_redated(store: JobStore):
     assert store.get(queued.id, None) == queued
 
 
-def test_ids_sort_by_age_and_are_not_alike():
+def test_ids_sort_by_age_and_are_unique():
     """A later millisecond is a greater id; within one, chance decides."""
     jobs = [new_job(JobSpec(REQUEST), now_s) for now_s in (1.0, 1.25, 1e9, 1.8e9) for _ in range(50)]
     assert len({job.id for job in jobs}) == len(jobs)

@@ -12,7 +12,7 @@ def store(stores: Database) -> KeyStore:
     return stores.keys
 
 
-def test_a_key_comes_back_as_it_was(store: KeyStore):
+def test_a_key_is_returned_as_it_was_stored(store: KeyStore):
     """Each field survives, None and 0 are different; the oldest comes first."""
     new, _ = new_key("the shop ✂", Role.USER, 2.5, Quota(0, None, 2**40))
     old, _ = new_key("ops", Role.ADMIN, 1.5)
@@ -37,7 +37,7 @@ def test_a_key_is_revoked_once(store: KeyStore):
     assert store.revoke("0" * 16, 5.0) is None
 
 
-def test_a_secret_belongs_to_one_key_and_is_not_kept():
+def test_a_secret_belongs_to_one_key_and_is_not_stored():
     """It names its key and matches it alone; of what the key keeps, it is no part."""
     (key, secret), (other, _) = (new_key("same", Role.USER, 1.0) for _ in range(2))
     assert id_of(secret) == key.id
@@ -48,6 +48,6 @@ def test_a_secret_belongs_to_one_key_and_is_not_kept():
 
 
 @pytest.mark.parametrize("text", ["", "sd35_", "sd35_0123456789abcdef", "hf_0123456789abcdef_" + "a" * 43, "ü" * 64])
-def test_what_is_no_secret_has_no_id(text: str):
+def test_a_malformed_secret_has_no_id(text: str):
     """It is refused before any store is asked."""
     assert id_of(text) is None

@@ -26,7 +26,7 @@ def follow(link: str, now_s: float = NOW_S, links: Links = LINKS) -> None:
     links.check(parts.path, parse_qsl(parts.query, keep_blank_values=True), now_s)
 
 
-def test_a_link_is_good_until_it_expires():
+def test_a_link_is_valid_until_it_expires():
     """To the second, and then it says so."""
     link = LINKS.sign(PATH, [("format", "webp")], expiry(NOW_S, 60), "http://127.0.0.1:8000/")
     assert link.startswith(f"http://127.0.0.1:8000{PATH}?format=webp&expires=1800000060&signature=")
@@ -36,7 +36,7 @@ def test_a_link_is_good_until_it_expires():
         follow(link, NOW_S + 60)
 
 
-def test_the_signature_is_what_others_can_compute():
+def test_the_signature_can_be_recomputed_from_its_definition():
     """HMAC-SHA256, by the standard library, over what the documentation says."""
     link = LINKS.sign(PATH, [], 1_800_000_060, "http://host")
     signed = f"sd35 link 1\n{PATH}?expires=1800000060"
@@ -68,7 +68,7 @@ def test_any_other_address_has_another_signature(before: str, after: str):
 
 
 @given(st.text(), st.lists(st.tuples(st.text(), st.text()), max_size=5))
-def test_what_was_not_signed_is_refused(path: str, parameters: list[tuple[str, str]]):
+def test_unsigned_urls_are_refused(path: str, parameters: list[tuple[str, str]]):
     """Whatever comes, it is refused, and nothing breaks."""
     with pytest.raises(LinkRefused):
         LINKS.check(path, parameters, NOW_S)
@@ -80,7 +80,7 @@ def test_what_was_not_signed_is_refused(path: str, parameters: list[tuple[str, s
         st.tuples(st.sampled_from(["format", "a b&"]), st.text(st.characters(codec="utf-8"), max_size=9)), max_size=3
     ),
 )
-def test_whatever_was_signed_is_followed(path: str, parameters: list[tuple[str, str]]):
+def test_any_signed_url_is_accepted(path: str, parameters: list[tuple[str, str]]):
     """Any path and parameters survive the way through an address, and another service's secret does not sign them."""
     link = LINKS.sign(f"/{path}", parameters, 1_900_000_000, "https://host/behind/")
     query = parse_qsl(urlsplit(link).query, keep_blank_values=True)
@@ -121,7 +121,7 @@ def test_links_survive_a_restart_and_only_its_user_reads_the_secret(tmp_path: Pa
         follow(link, links=Links.from_settings(load_settings({"data_dir": tmp_path / "elsewhere"})))
 
 
-def test_a_secret_that_is_set_is_used_and_none_kept(tmp_path: Path):
+def test_a_configured_secret_is_used_and_none_stored(tmp_path: Path):
     """So that several processes follow each other's links."""
     one, other = (
         Links.from_settings(load_settings({"data_dir": tmp_path / name, "link_secret": "of sixteen chars"}))
@@ -131,14 +131,14 @@ def test_a_secret_that_is_set_is_used_and_none_kept(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_secret_that_cannot_be_kept_is_told(tmp_path: Path):
+def test_a_secret_that_cannot_be_stored_is_an_error(tmp_path: Path):
     """With the setting, the file and the reason."""
     (tmp_path / "file").touch()
     with pytest.raises(InvalidSetting, match=r"link_secret: .* data_dir: (Not a directory|File exists): .*link-secret"):
         Links.from_settings(load_settings({"data_dir": tmp_path / "file"}))
 
 
-def test_a_secret_is_kept_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_secret_is_stored_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Drawn once there too, and read by its user alone."""
 
     def refuse(*_: object, **__: object) -> None:

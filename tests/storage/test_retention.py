@@ -37,7 +37,7 @@ class Shelf:
         self.digests.add(digest)
         return digest
 
-    def kept(self) -> set[str]:
+    def remaining(self) -> set[str]:
         """The images whose file is there; those of the index are the same."""
         found = {digest for digest in self.digests if self.images.read(digest) is not None}
         assert found == {digest for digest in self.digests if self.index.owners(digest)}
@@ -50,27 +50,27 @@ def test_old_images_go_with_all_their_files():
     old = {shelf.add(3 * DAY_S, 10), shelf.add(2.1 * DAY_S, 10, is_blurred=True)}
     young = {shelf.add(1.9 * DAY_S, 10_000), shelf.add(0, 10)}
     assert Retention(shelf.images, 2 * DAY_S, None).sweep(NOW_S) == 2
-    assert shelf.kept() == young
+    assert shelf.remaining() == young
     assert not set(shelf.store.names()) & {f"{digest}{suffix}.png" for digest in old for suffix in ("", "-blurred")}
 
 
-def test_of_too_many_bytes_the_oldest_go():
+def test_the_oldest_images_beyond_the_size_limit_are_deleted():
     """Until what is left fits."""
     shelf = Shelf()
     images = [shelf.add(hours * 3600, 100) for hours in (5, 4, 3, 2)]
     assert Retention(shelf.images, None, 250).sweep(NOW_S) == 2
-    assert shelf.kept() == set(images[2:])
+    assert shelf.remaining() == set(images[2:])
 
 
-def test_what_was_just_made_stays():
+def test_new_images_are_kept():
     """For ten minutes, whatever room there is: somebody waits for it."""
     shelf = Shelf()
     young, old = shelf.add(599, 100), shelf.add(601, 100)
     assert Retention(shelf.images, None, 1).sweep(NOW_S) == 1
-    assert (young in shelf.kept(), old in shelf.kept()) == (True, False)
+    assert (young in shelf.remaining(), old in shelf.remaining()) == (True, False)
 
 
-def test_without_bounds_everything_stays(tmp_path: Path):
+def test_without_bounds_everything_is_kept(tmp_path: Path):
     """0 days and 0 GB are no bounds; half a day and a thousandth of a GB are."""
     shelf = Shelf()
     for hours in (1, 11, 13):
@@ -80,7 +80,7 @@ def test_without_bounds_everything_stays(tmp_path: Path):
         assert Retention.from_settings(settings, shelf.images).sweep(NOW_S) == removed
 
 
-def test_a_sweep_that_fails_goes_on_next_time(monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_sweep_resumes_next_time(monkeypatch: pytest.MonkeyPatch):
     """Where the store does not answer, the image stays known, so that its file is removed later."""
     shelf = Shelf()
     shelf.add(3 * DAY_S, 10)
@@ -93,22 +93,22 @@ def test_a_sweep_that_fails_goes_on_next_time(monkeypatch: pytest.MonkeyPatch):
         patched.setattr(shelf.store, "delete", broken)
         with pytest.raises(StoreUnavailable):
             retention.sweep(NOW_S)
-    assert len(shelf.kept()) == 1
+    assert len(shelf.remaining()) == 1
     assert retention.sweep(NOW_S) == 1
 
 
 @settings(deadline=None)  # up to 250 images a time
 @given(st.lists(st.tuples(st.integers(0, 100), st.integers(0, 50)), max_size=250), st.integers(1, 3000))
-def test_what_stays_is_young_and_fits(images: list[tuple[int, int]], most_bytes: int):
+def test_the_remaining_images_are_young_and_fit(images: list[tuple[int, int]], most_bytes: int):
     """Of any images: none is too old, the settled ones fit beside the fresh, and nothing goes that could stay."""
     shelf = Shelf()
     made = {shelf.add(minutes * 60, size): (minutes * 60, size) for minutes, size in images}
     Retention(shelf.images, 80 * 60, most_bytes).sweep(NOW_S)
-    kept = shelf.kept()
-    assert all(made[digest][0] <= 80 * 60 for digest in kept)
-    assert all(digest in kept for digest, (age_s, _) in made.items() if age_s <= 600)
-    assert sum(made[digest][1] for digest in kept) <= max(
+    remaining = shelf.remaining()
+    assert all(made[digest][0] <= 80 * 60 for digest in remaining)
+    assert all(digest in remaining for digest, (age_s, _) in made.items() if age_s <= 600)
+    assert sum(made[digest][1] for digest in remaining) <= max(
         most_bytes, sum(size for age_s, size in made.values() if age_s <= 600)
     )
-    gone = [age_s for digest, (age_s, _) in made.items() if digest not in kept and age_s <= 80 * 60]
-    assert all(made[digest][0] <= min(gone) for digest in kept) if gone else True
+    gone = [age_s for digest, (age_s, _) in made.items() if digest not in remaining and age_s <= 80 * 60]
+    assert all(made[digest][0] <= min(gone) for digest in remaining) if gone else True

@@ -138,7 +138,7 @@ def test_a_store_that_overwrites_is_refused(open_at: OpenStore, s3: pytest.Monke
         open_at("s3://images")
 
 
-def test_wrong_credentials_are_told(open_at: OpenStore, s3: pytest.MonkeyPatch):
+def test_wrong_credentials_are_an_error(open_at: OpenStore, s3: pytest.MonkeyPatch):
     """In the words of the server, and never with the secret."""
     s3.setattr("moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0)  # from now on it looks at them
     with pytest.raises(
@@ -148,7 +148,7 @@ def test_wrong_credentials_are_told(open_at: OpenStore, s3: pytest.MonkeyPatch):
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in str(refused.value)
 
 
-def test_an_object_store_that_goes_away_is_told_by_every_call(open_at: OpenStore, cloud: pytest.MonkeyPatch):
+def test_every_call_fails_if_the_object_store_goes_away(open_at: OpenStore, cloud: pytest.MonkeyPatch):
     """Each fails with the reason, in seconds, and so does opening; nothing is taken for missing."""
     from moto.server import ThreadedMotoServer
 
@@ -168,9 +168,7 @@ def test_an_object_store_that_goes_away_is_told_by_every_call(open_at: OpenStore
         open_at("s3://short-lived")
 
 
-def test_a_server_that_never_answers_is_not_waited_for_long(
-    open_at: OpenStore, s3: pytest.MonkeyPatch, silent_server: str
-):
+def test_a_server_that_never_answers_times_out(open_at: OpenStore, s3: pytest.MonkeyPatch, silent_server: str):
     """The call ends by its time limit, set here to a tenth of a second."""
     s3.setattr("sd35.storage.blobs.object_store._ANSWER_S", 0.1)
     s3.setenv("AWS_ENDPOINT_URL", silent_server)
@@ -187,9 +185,7 @@ def silent_server() -> Iterator[str]:
         yield "http://{}:{}".format(*listening.getsockname())
 
 
-def test_the_client_is_bounded_in_time_and_encrypts_unless_told_otherwise(
-    open_at: OpenStore, s3: pytest.MonkeyPatch, s3_server: str
-):
+def test_the_client_has_timeouts_and_uses_tls_by_default(open_at: OpenStore, s3: pytest.MonkeyPatch, s3_server: str):
     """An answer is waited for 20 seconds at most; `http://` is for an endpoint that the environment names so."""
     from sd35.storage.blobs import object_store
 

@@ -164,7 +164,7 @@ def test_an_image_made_by_a_clock_that_was_behind_is_not_old(server: Server):
     assert (server.has(image), server.jobs()) == (False, 0)
 
 
-def test_room_is_made_whatever_the_clock_says():
+def test_the_size_limit_applies_whatever_the_clock_says():
     """Else a disk would fill while it is not believed; no more is removed than is too much."""
     server = Server(retention_bytes=25)
     old, *others = (server.make() for _ in range(3))
@@ -173,7 +173,7 @@ def test_room_is_made_whatever_the_clock_says():
     assert [server.has(digest) for digest in (old, *others)] == [False, True, True]
 
 
-def test_a_pause_is_told_once_with_what_to_do(server: Server):
+def test_a_pause_is_logged_once_with_a_remedy(server: Server):
     """When the clock was read last, what it says now, and when retention goes on by itself."""
     with capture_logs() as logs:
         server.wrong_s = 31 * DAY_S
@@ -191,14 +191,14 @@ def test_a_pause_is_told_once_with_what_to_do(server: Server):
     assert "goes on" in resumed["event"]
 
 
-def test_what_is_kept_for_hours_is_paused_for_hours():
+def test_a_retention_of_hours_is_paused_for_hours():
     """A short `retention_days`, as for privacy, is at most doubled; no bound means a week and a day."""
     assert ClockRules.for_retention(4 * HOUR_S) == (HOUR_S, 4 * HOUR_S)
     assert ClockRules.for_retention(None) == (7 * DAY_S, DAY_S)
 
 
 @given(st.lists(st.tuples(st.floats(-1e9, 1e9), st.integers(0, 40)), max_size=12))
-def test_no_jump_is_believed_at_once(jumps: list[tuple[float, int]]):
+def test_no_jump_is_trusted_at_once(jumps: list[tuple[float, int]]):
     """Whatever a clock does, a believed reading is near the last believed one, or a day after the first of its kind."""
     rules = ClockRules.for_retention(KEEP_S)
     record, now_s, last_s = ClockRecord(NOW_S), NOW_S, NOW_S

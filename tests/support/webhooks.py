@@ -55,7 +55,7 @@ class Sending:
         """A sender of these, which the test runs."""
         transport = PublicTransport(Resolver(self.lookup), allow_private=self.allow_private)
         sender = Sender(self.store, self.bodies, SECRET, transport, lambda: self.now_s)
-        sender.tell = self.told.append
+        sender.on_result = self.told.append
         yield sender
         await transport.aclose()
 

@@ -218,9 +218,9 @@ def sent(event: Event, *, has_preview: bool) -> ServerSentEvent:
     if event.job:
         data = job_view(event.job).model_dump(mode="json", exclude_none=True)
     elif event.status is Status.QUEUED:
-        data["place"] = event.place
+        data["place"] = event.position
     else:
-        left_s = None if event.left_s is None else round(event.left_s, 1)
+        left_s = None if event.remaining_s is None else round(event.remaining_s, 1)
         data |= {"step": event.done, "steps": event.steps, "seconds_left": left_s}
         if has_preview and event.preview:
             png = write_png(event.preview(), {})

@@ -126,7 +126,7 @@ class Service:
         Raises what `GenerationService.generate` and `JobRunner.accept` raise.
         """
         accepted = await self.jobs.accept(job_spec)
-        job = await self.jobs.ended(accepted)
+        job = await self.jobs.wait(accepted)
         if job.failure:
             raise JobEnded(job.failure.status, job.failure.detail)
         if job.result is None:

@@ -7,11 +7,11 @@ import hypothesis.strategies as st
 from hypothesis import given
 
 from sd35.jobs.webhooks.concurrency import (
-    IN_FLIGHT,
+    MAX_IN_FLIGHT,
+    MAX_SLOW,
     PER_HOST,
     PER_OWNER,
     PER_SLOW_HOST,
-    SLOW,
     SLOW_PER_OWNER,
     InFlight,
 )
@@ -53,10 +53,10 @@ class Places:
     def is_free(self, receiver: Receiver) -> bool:
         """Whether one more is allowed."""
         owner, host = receiver
-        is_free = self.count() < IN_FLIGHT and self.count(owner) < PER_OWNER
+        is_free = self.count() < MAX_IN_FLIGHT and self.count(owner) < PER_OWNER
         if host not in self.slow:
             return is_free and self.count(host=host) < PER_HOST
-        has_slow = self.count(slow=True) < SLOW and self.count(owner, slow=True) < SLOW_PER_OWNER
+        has_slow = self.count(slow=True) < MAX_SLOW and self.count(owner, slow=True) < SLOW_PER_OWNER
         return is_free and has_slow and self.count(host=host) < PER_SLOW_HOST
 
     def choose(self, due: Sequence[DueWebhooks]) -> Counter[Receiver]:
@@ -123,7 +123,7 @@ def test_slow_hosts_share_a_part_of_the_places():
     receivers = [Receiver(owner, f"{owner} {host}") for owner in OWNERS for host in HOSTS]
     in_flight = in_flight_with([], {receiver.host for receiver in receivers})
     chosen = in_flight.choose(due_of(dict.fromkeys(receivers, BACKLOG)))
-    assert (chosen.total(), max(chosen.values())) == (SLOW, 1)
+    assert (chosen.total(), max(chosen.values())) == (MAX_SLOW, 1)
     assert max(Counter(receiver.owner for receiver in chosen.elements()).values()) <= SLOW_PER_OWNER
     in_flight.note_speed(receivers[0].host, is_slow=False)
     assert in_flight.choose(due_of({receivers[0]: BACKLOG})) == {receivers[0]: PER_HOST}

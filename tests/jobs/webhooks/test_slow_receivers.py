@@ -232,7 +232,7 @@ def test_a_lookup_that_outlasts_its_attempt_keeps_the_place(sending: Sending, mo
             sending.end_job(f"http://stuck{number}.example/")
         try:
             async with sending.sender() as sender, asyncio.TaskGroup() as attempts:
-                sender.tell = tell
+                sender.on_result = tell
                 await sender.start_due(attempts)
                 await asyncio.to_thread(timed_out.wait, WAIT_S)
                 await sender.start_due(attempts)

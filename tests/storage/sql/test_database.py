@@ -88,7 +88,7 @@ def sql_of(stores: Database) -> SqlJobStore:
     return stores.jobs
 
 
-def test_what_was_kept_is_there_after_a_restart(database: str):
+def test_stored_data_survives_a_restart(database: str):
     """Jobs, keys, and whose images are whose; an open database is brought up to date once."""
     first = open_database(database)
     job = first.jobs.add(new_job(job_spec(), 1.0))
@@ -102,7 +102,7 @@ def test_what_was_kept_is_there_after_a_restart(database: str):
     second.close()
 
 
-def test_what_was_accepted_outlives_a_kill(database: str):
+def test_accepted_jobs_survive_a_kill(database: str):
     """`kill -9` in the middle of adding: each job that was acknowledged is there, whole, and can be claimed."""
     with process(ADDING, database) as adding:
         assert adding.stdout
@@ -125,7 +125,7 @@ def test_migrations_make_the_tables(database: str, opened: Database):
         assert ScriptDirectory.from_config(config_for(connection)).get_heads() == [VERSION]
 
 
-def test_a_database_without_checksums_is_brought_up_to_date(database: str):
+def test_a_database_without_checksums_is_upgraded(database: str):
     """What is in it stays; its images get a checksum when they are read."""
     before = SqlDatabase(make_url(database) if "://" in database else URL.create("sqlite", database=database))
     with before.write() as connection:
@@ -144,14 +144,14 @@ def test_a_database_without_checksums_is_brought_up_to_date(database: str):
     again.close()
 
 
-def test_a_database_that_is_not_there_is_not_made_where_it_is_to_be_left_as_it_is(file: Path):
+def test_a_missing_database_is_not_created_without_upgrade(file: Path):
     """The setting is named, and no file appears."""
     with pytest.raises(InvalidSetting, match=rf"database: there is no file {file}"):
         open_database(str(file), upgrade=False)
     assert not file.parent.exists()
 
 
-def test_webhooks_of_the_version_before_get_their_receivers(database: str):
+def test_upgrading_adds_receivers_to_pending_webhooks(database: str):
     """A database of the first schema, with webhooks that wait, is brought to the present schema; none is lost."""
     hosts = {
         "https://example.com/hook": "example.com",
@@ -178,7 +178,7 @@ def test_webhooks_of_the_version_before_get_their_receivers(database: str):
     stores.close()
 
 
-def test_jobs_and_images_of_the_schema_before_their_renaming_stay(database: str):
+def test_upgrading_keeps_jobs_and_images_of_renamed_tables(database: str):
     """A job that ended keeps its image, and the image its owner."""
     before = SqlDatabase(make_url(database) if "://" in database else URL.create("sqlite", database=database))
     request = REQUEST.canonical.decode()
@@ -194,7 +194,7 @@ def test_jobs_and_images_of_the_schema_before_their_renaming_stay(database: str)
     opened.close()
 
 
-def test_a_process_of_the_version_before_can_still_add_webhooks(database: str, opened: Database):
+def test_a_process_of_the_previous_version_can_still_add_webhooks(database: str, opened: Database):
     """It shares the database while services are replaced one by one, and knows nothing of receivers."""
     assert database
     job = opened.jobs.add(new_job(job_spec(webhook="https://example.com/"), 0.0))
@@ -230,7 +230,7 @@ def test_a_newer_database_is_refused(database: str, opened: Database):
         open_database(database)
 
 
-def test_prompts_are_for_the_owners_eyes(file: Path):
+def test_the_database_file_is_private_to_its_user(file: Path):
     """The file and those beside it have no rights for others; what is deleted is overwritten."""
     stores = open_database(str(file))
     job = stores.jobs.add(new_job(job_spec(), 0.0))
@@ -242,7 +242,7 @@ def test_prompts_are_for_the_owners_eyes(file: Path):
     assert b"a cat" not in file.read_bytes()
 
 
-def test_a_url_of_a_file_is_that_file(file: Path):
+def test_a_url_and_a_path_open_the_same_file(file: Path):
     """SQLAlchemy's way to write it, besides the plain path."""
     open_database(f"sqlite:///{file}").close()
     assert file.exists()
@@ -263,7 +263,7 @@ def test_a_locked_database_is_unavailable_until_it_is_not(file: Path):
 
 
 @pytest.mark.parametrize("is_replaced", [False, True])
-def test_a_file_that_was_removed_takes_nothing_on(file: Path, *, is_replaced: bool):
+def test_a_removed_file_accepts_no_writes(file: Path, *, is_replaced: bool):
     """What SQLite would still write there, nobody would find after a restart."""
     stores = open_database(str(file))
     for each in file.parent.glob("jobs.db*"):
@@ -301,7 +301,7 @@ def test_a_full_disk_leaves_nothing_half_written(file: Path):
 @pytest.mark.parametrize(
     ("name", "reason"), [("here", "unable to open database file"), ("file/jobs.db", "Not a directory|File exists")]
 )
-def test_a_place_that_is_no_file_is_told(tmp_path: Path, name: str, reason: str):
+def test_a_path_that_cannot_be_a_file_is_an_error(tmp_path: Path, name: str, reason: str):
     """A directory in its place, a file in its directory's."""
     (tmp_path / "here").mkdir()
     (tmp_path / "file").touch()
@@ -309,7 +309,7 @@ def test_a_place_that_is_no_file_is_told(tmp_path: Path, name: str, reason: str)
         open_database(str(tmp_path / name))
 
 
-def test_what_is_no_database_is_told(file: Path):
+def test_a_file_that_is_no_database_is_an_error(file: Path):
     """A file that something else wrote is not written to."""
     file.parent.mkdir()
     file.write_bytes(b"x" * 5000)
@@ -336,14 +336,14 @@ def test_other_databases_are_refused_without_their_password(database: str):
     assert "hush" not in str(error.value)
 
 
-def test_a_server_that_is_not_there_is_told_without_the_password(tmp_path: Path):
+def test_an_unreachable_server_is_an_error_without_the_password(tmp_path: Path):
     """Where it was looked for, and why it was not found."""
     with pytest.raises(StoreUnavailable, match=r"postgresql\+psycopg://me:\*\*\*@/jobs.*No such file") as error:
         open_database(f"postgresql://me:hush@/jobs?host={tmp_path}")
     assert "hush" not in str(error.value)
 
 
-def test_a_server_that_restarted_is_found_again(new_postgres: Callable[[], str]):
+def test_a_restarted_server_is_used_again(new_postgres: Callable[[], str]):
     """Connections that were cut while nobody used them cost no call."""
     url = new_postgres()
     stores, other = open_database(url), open_database(url)

@@ -88,7 +88,7 @@ def test_a_stopped_process_keeps_its_jobs_until_its_lease_is_over(stores: Databa
         process.send_signal(signal.SIGCONT)
 
 
-def test_a_holder_that_hands_back_leaves_no_file(stores: Database, directory: Path):
+def test_a_holder_that_releases_its_jobs_leaves_no_file(stores: Database, directory: Path):
     """Files are for their owner alone, as the database is."""
     claimed(stores)
     (path,) = directory.iterdir()
@@ -131,7 +131,7 @@ def test_without_file_locks_leases_end_by_time(
     assert "cannot be locked" in logs[0]["event"]
 
 
-def test_a_holder_without_room_for_its_file_claims_nothing(stores: Database, directory: Path):
+def test_a_holder_that_cannot_lock_its_file_claims_nothing(stores: Database, directory: Path):
     """Others would take it for dead; the reason is told."""
     directory.touch()
     with pytest.raises(StoreUnavailable, match=r"jobs\.db cannot be used: (File exists|Not a directory)"):

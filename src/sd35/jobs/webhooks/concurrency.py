@@ -1,7 +1,7 @@
-"""How many webhooks are sent at once, and whose are next.
+"""Limits on simultaneous webhooks, and the choice of the next ones.
 
-A receiver that accepts a connection and never answers keeps a place until the attempt times out. So an owner and a host
-have limited numbers of places, and hosts that were slow lately share a small part of all places, one each.
+A receiver that accepts a connection and never answers occupies a slot until the attempt times out. The numbers of slots
+per owner and per host are therefore limited. Hosts that were slow recently share a small part of all slots, one each.
 """
 
 from collections import Counter, defaultdict
@@ -12,15 +12,15 @@ from typing import Any
 
 from sd35.storage.jobs import DueWebhooks, Receiver
 
-IN_FLIGHT, PER_OWNER, PER_HOST = 64, 16, 4
-SLOW, SLOW_PER_OWNER, PER_SLOW_HOST = 16, 4, 1  # parts of the numbers above
-_REMEMBERED = 10_000  # hosts, and receivers; what was used longest ago is forgotten first
-_Candidate = tuple[int, int, float, Receiver, int]  # in flight to the host, last start, oldest due, who, how many due
+MAX_IN_FLIGHT, PER_OWNER, PER_HOST = 64, 16, 4
+MAX_SLOW, SLOW_PER_OWNER, PER_SLOW_HOST = 16, 4, 1  # parts of the numbers above
+_MAX_REMEMBERED = 10_000  # hosts, and receivers; the least recently used are forgotten first
+_Candidate = tuple[int, int, float, Receiver, int]  # in flight to the host, last start, oldest due, receiver, due count
 
 
 @dataclass
 class _Load:
-    """What is in flight: in all, of slow hosts, and of slow hosts by owner."""
+    """Number of webhooks in flight: in total, by owner and host, and to slow hosts."""
 
     owners: Counter[str] = field(default_factory=Counter)
     hosts: Counter[str] = field(default_factory=Counter)
@@ -36,37 +36,37 @@ class _Load:
             self.slow += 1
             self.slow_by_owner[receiver.owner] += 1
 
-    def has_place(self, receiver: Receiver, *, is_slow: bool) -> bool:
-        has_room = self.total < IN_FLIGHT and self.owners[receiver.owner] < PER_OWNER
+    def has_slot(self, receiver: Receiver, *, is_slow: bool) -> bool:
+        has_slot = self.total < MAX_IN_FLIGHT and self.owners[receiver.owner] < PER_OWNER
         if not is_slow:
-            return has_room and self.hosts[receiver.host] < PER_HOST
-        is_slow_free = self.slow < SLOW and self.slow_by_owner[receiver.owner] < SLOW_PER_OWNER
-        return has_room and is_slow_free and self.hosts[receiver.host] < PER_SLOW_HOST
+            return has_slot and self.hosts[receiver.host] < PER_HOST
+        has_slow_slot = self.slow < MAX_SLOW and self.slow_by_owner[receiver.owner] < SLOW_PER_OWNER
+        return has_slot and has_slow_slot and self.hosts[receiver.host] < PER_SLOW_HOST
 
 
 class InFlight:
-    """The webhooks that this process sends now. Not safe for threads: another thread works on a copy."""
+    """The webhooks that this process is sending. Not thread-safe: give other threads a copy."""
 
     def __init__(self) -> None:
         self._receivers: Counter[Receiver] = Counter()
-        self._slow_hosts: dict[str, None] = {}  # the one that was slow longest ago first
-        self._last_start: dict[Receiver | str, int] = {}  # of a receiver or an owner; the oldest first
+        self._slow_hosts: dict[str, None] = {}  # least recently slow first
+        self._last_start: dict[Receiver | str, int] = {}  # by receiver and by owner; oldest first
         self._starts = 0
 
     @property
     def is_full(self) -> bool:
-        """Whether no webhook can be started."""
-        return self._receivers.total() >= IN_FLIGHT
+        """Whether all slots are occupied."""
+        return self._receivers.total() >= MAX_IN_FLIGHT
 
     def copy(self) -> "InFlight":
-        """Copy what is known now."""
+        """Return a copy of the current state."""
         copied = InFlight()
         copied._receivers, copied._starts = Counter(self._receivers), self._starts
         copied._slow_hosts, copied._last_start = dict(self._slow_hosts), dict(self._last_start)
         return copied
 
     def start(self, receiver: Receiver) -> None:
-        """Count a webhook as in flight."""
+        """Occupy a slot for a webhook."""
         self._receivers[receiver] += 1
         self._starts += 1
         for key in (receiver.owner, receiver):
@@ -75,7 +75,7 @@ class InFlight:
         _forget_oldest(self._last_start)
 
     def end(self, receiver: Receiver) -> None:
-        """Give the place of a webhook back."""
+        """Free the slot of a webhook."""
         self._receivers[receiver] -= 1
         if not self._receivers[receiver]:
             del self._receivers[receiver]
@@ -88,18 +88,17 @@ class InFlight:
             _forget_oldest(self._slow_hosts)
 
     def choose(self, due: Iterable[DueWebhooks]) -> Counter[Receiver]:
-        """Choose how many webhooks of each receiver to start, as if one after the other.
+        """Choose how many webhooks of each receiver to start, as if one by one.
 
-        Each is one of the owner with the fewest in flight, and of that owner's, one to the host with the fewest in
-        flight. Of equals, the one whose last start is longest ago goes first, then the one that is due longest.
+        Each choice takes the owner with the fewest webhooks in flight, and of that owner the host with the fewest. Ties
+        go to the least recent start, then to the longest due webhook.
         """
         load = self._load()
         hosts: dict[str, list[_Candidate]] = defaultdict(list)
-        for one in due:
-            last = self._last_start.get(one.receiver, 0)
-            hosts[one.receiver.owner].append(
-                (load.hosts[one.receiver.host], last, one.oldest_s, one.receiver, one.count)
-            )
+        for each in due:
+            last = self._last_start.get(each.receiver, 0)
+            candidate = (load.hosts[each.receiver.host], last, each.oldest_s, each.receiver, each.count)
+            hosts[each.receiver.owner].append(candidate)
         owners = []
         for owner, candidates in hosts.items():
             heapify(candidates)
@@ -107,22 +106,22 @@ class InFlight:
             owners.append((load.owners[owner], self._last_start.get(owner, 0), oldest_s, owner))
         heapify(owners)
         chosen: Counter[Receiver] = Counter()
-        while owners and load.total < IN_FLIGHT:
+        while owners and load.total < MAX_IN_FLIGHT:
             _, last, oldest_s, owner = heappop(owners)
-            receiver = self._next_of(hosts[owner], load)
+            receiver = self._pop_next(hosts[owner], load)
             if receiver is not None:
                 chosen[receiver] += 1
                 load.add(receiver, is_slow=receiver.host in self._slow_hosts)
                 heappush(owners, (load.owners[owner], last, oldest_s, owner))
         return chosen
 
-    def _next_of(self, candidates: list[_Candidate], load: _Load) -> Receiver | None:
-        """Take the next receiver from the heap of one owner's; None if none has a place."""
+    def _pop_next(self, candidates: list[_Candidate], load: _Load) -> Receiver | None:
+        """Take the next receiver from the heap of an owner. Returns None if none has a free slot."""
         while candidates:
             in_flight, last, oldest_s, receiver, count = heappop(candidates)
-            if not load.has_place(receiver, is_slow=receiver.host in self._slow_hosts):
-                continue  # nor will it have one in this choice: numbers in flight only grow
-            if load.hosts[receiver.host] > in_flight:  # another owner's webhook to this host was chosen meanwhile
+            if not load.has_slot(receiver, is_slow=receiver.host in self._slow_hosts):
+                continue  # and will not have one during this choice, since numbers in flight only grow
+            if load.hosts[receiver.host] > in_flight:  # a webhook of another owner to this host was chosen meanwhile
                 heappush(candidates, (load.hosts[receiver.host], last, oldest_s, receiver, count))
                 continue
             if count > 1:
@@ -138,5 +137,5 @@ class InFlight:
 
 
 def _forget_oldest(remembered: dict[Any, Any]) -> None:
-    while len(remembered) > _REMEMBERED:
+    while len(remembered) > _MAX_REMEMBERED:
         del remembered[next(iter(remembered))]

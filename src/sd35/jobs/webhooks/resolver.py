@@ -1,4 +1,4 @@
-"""Looking up the addresses of hosts, on threads of its own."""
+"""DNS lookups on threads of their own."""
 
 import asyncio
 import socket
@@ -10,7 +10,7 @@ Lookup = Callable[[str], list[str]]
 
 
 def look_up(host: str) -> list[str]:
-    """Return the addresses of a host, the preferred one first. Blocks. Raises OSError."""
+    """Return the addresses of a host, preferred ones first. Blocks. Raises OSError."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except UnicodeError as error:  # a part of the name is empty or too long
@@ -19,12 +19,12 @@ def look_up(host: str) -> list[str]:
 
 
 class Resolver:
-    """Looks up one host at most once at a time.
+    """Looks up hosts, each at most once at a time.
 
-    A lookup cannot be interrupted: a name server that does not answer holds its thread longer than the attempt that
-    asked. So lookups use none of the event loop's default threads, which read keys and jobs, and their threads are
-    daemons, which do not delay the end of the process. Whoever limits the number of hosts in use, and counts a host
-    until `running` is done, limits the number of threads.
+    A lookup cannot be interrupted: if the name server does not answer, its thread outlives the attempt that needs it.
+    Lookups therefore use no shared thread pool, and their threads are daemons, which do not delay the exit of the
+    process. The caller limits the number of threads by limiting the number of hosts, and by counting a host until
+    `running` is done.
     """
 
     def __init__(self, lookup: Lookup = look_up) -> None:
@@ -32,11 +32,11 @@ class Resolver:
         self._running: dict[str, asyncio.Future[list[str]]] = {}
 
     def running(self, host: str) -> "asyncio.Future[list[str]] | None":
-        """Return the lookup of a host that still runs, perhaps for an attempt that timed out."""
+        """Return the running lookup of a host, perhaps of an attempt that has timed out, or None."""
         return self._running.get(host)
 
     async def resolve(self, host: str) -> list[str]:
-        """Return the addresses of a host, the preferred one first. Raises OSError."""
+        """Return the addresses of a host, preferred ones first. Raises OSError."""
         return await asyncio.shield(self._running.get(host) or self._start(host))
 
     def _start(self, host: str) -> "asyncio.Future[list[str]]":
@@ -49,7 +49,7 @@ class Resolver:
                 addresses = self._lookup(host)
             except Exception as error:  # noqa: BLE001  raised again where the result is awaited
                 failure = error
-            with suppress(RuntimeError):  # the event loop was closed meanwhile
+            with suppress(RuntimeError):  # the event loop was closed
                 loop.call_soon_threadsafe(end, addresses, failure)
 
         def end(addresses: list[str], failure: Exception | None) -> None:
@@ -58,7 +58,7 @@ class Resolver:
                 done.set_result(addresses)
             else:
                 done.set_exception(failure)
-                done.exception()  # marks it as seen: nobody may be waiting for it any more
+                done.exception()  # marks it as retrieved, since nobody may be waiting any more
 
         threading.Thread(target=run, name="webhook lookup", daemon=True).start()
         self._running[host] = done

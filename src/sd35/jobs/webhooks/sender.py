@@ -1,4 +1,4 @@
-"""Sends the webhooks that are due. They are kept in the job store, so that they outlive the process."""
+"""Send due webhooks. The job store holds them, so they outlive the process."""
 
 import asyncio
 import random
@@ -20,34 +20,42 @@ from sd35.telemetry.metrics import WebhookResult
 from sd35.threads import STORES
 
 Body = Callable[[str], bytes | None]
-ATTEMPTS = 11  # with the waits below, the last is a day after the first
-_FIRST_WAIT_S, _GROWTH, _LONGEST_WAIT_S, _JITTER = 5.0, 4.0, 6 * 3600.0, 0.25
-_ATTEMPT_S = WEBHOOK_LEASE_S / 4  # for the name, the connection, and the answer
-_SLOW_S = _ATTEMPT_S / 3  # a host that takes longer gets few places until it is faster
-_LOOK_S = 1.0  # how often to look without being woken
-_REST_S = 0.05  # at least, after a look; as long as the look took, if that is longer
+ATTEMPTS = 11  # with the waits below, the last attempt is a day after the first
+_FIRST_WAIT_S, _GROWTH, _MAX_WAIT_S, _JITTER = 5.0, 4.0, 6 * 3600.0, 0.25
+_ATTEMPT_S = WEBHOOK_LEASE_S / 4  # for the lookup, the connection, and the response
+_SLOW_S = _ATTEMPT_S / 3  # a slower host gets few slots until it is faster
+_POLL_S = 1.0  # interval without being woken
+_REST_S = 0.05  # minimum pause after a poll; at least as long as the poll took
 
 
-def wait_s(attempts: int, chance: float) -> float | None:
-    """Return how long to wait after a number of attempts; None to give up.
+def wait_s(attempts: int, jitter: float) -> float | None:
+    """Return the wait after a number of failed attempts, in seconds, or None to give up.
 
-    `chance`, 0 to 1, spreads the waits of webhooks that failed together.
+    `jitter`, 0 to 1, spreads the waits of webhooks that failed together.
     """
     if attempts >= ATTEMPTS:
         return None
-    return min(_FIRST_WAIT_S * _GROWTH ** (attempts - 1), _LONGEST_WAIT_S) * (1 + _JITTER * (2 * chance - 1))
+    return min(_FIRST_WAIT_S * _GROWTH ** (attempts - 1), _MAX_WAIT_S) * (1 + _JITTER * (2 * jitter - 1))
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """How an attempt went. `failure`: why it failed, else None. `is_gone`: the receiver wants no more."""
+    """Result of an attempt. `failure` is the reason of a failure. `is_gone`: the receiver wants no more webhooks."""
 
     failure: str | None = None
     is_gone: bool = False
 
 
 class Sender:
-    """Sends webhooks. `body_of` is called on a thread and gives a job's JSON; None if the job was deleted."""
+    """Sends webhooks.
+
+    Args:
+        store: The job store with the webhooks.
+        body_of: Returns the JSON of a job by its ID, or None if the job was deleted. Called on a thread.
+        secret: Key of the signatures.
+        transport: Sends HTTP requests.
+        clock: Seconds since 1970.
+    """
 
     def __init__(
         self,
@@ -59,7 +67,7 @@ class Sender:
     ) -> None:
         self._store, self._body_of, self._secret = store, body_of, secret
         self._transport, self._clock = transport, clock
-        self.tell: Callable[[WebhookResult], None] = lambda _: None
+        self.on_result: Callable[[WebhookResult], None] = lambda _: None
         self._in_flight = InFlight()
         self._wake = asyncio.Event()
 
@@ -68,7 +76,7 @@ class Sender:
         self._wake.set()
 
     async def run(self) -> None:
-        """Send what is due until cancelled. What is in flight then is due again when it is no longer held."""
+        """Send due webhooks until cancelled. Those in flight then become due again when their lease expires."""
         try:
             async with asyncio.TaskGroup() as sending:
                 while True:
@@ -77,13 +85,13 @@ class Sender:
                     await self._log_errors(self.start_due(sending))
                     await asyncio.sleep(max(_REST_S, time.monotonic() - began_s))
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(_LOOK_S):  # before Python 3.12, wait_for may swallow a cancellation
+                        async with asyncio.timeout(_POLL_S):  # before Python 3.12, wait_for may swallow a cancellation
                             await self._wake.wait()
         finally:
             await self._transport.aclose()
 
     async def start_due(self, sending: asyncio.TaskGroup) -> None:
-        """Start to send the due webhooks that have a place, each in a task of its own. Raises StoreUnavailable."""
+        """Start to send the due webhooks that get a slot, each in its own task. Raises StoreUnavailable."""
         if self._in_flight.is_full:
             return
         if not (chosen := await STORES.run(self._choose, self._in_flight.copy())):
@@ -93,40 +101,40 @@ class Sender:
             sending.create_task(self._send(delivery))
 
     def _choose(self, in_flight: InFlight) -> Mapping[Receiver, int]:
-        """Look for due webhooks, and choose which to start. Runs on a thread: it takes a while if very many wait."""
+        """Choose which due webhooks to start. Runs on a thread, since it takes a while if very many are due."""
         return in_flight.choose(self._store.due_webhooks(self._clock()))
 
     async def _send(self, delivery: Delivery) -> None:
-        """Send one webhook, and give its place to another when nothing of it runs any more. Does not raise."""
+        """Send a webhook, and free its slot when nothing of it runs any more. Never raises."""
         try:
             await self._log_errors(self._deliver(delivery))
-            if lookup := self._transport.lookup_of(delivery.url):  # it was not over when the attempt timed out
+            if lookup := self._transport.lookup_of(delivery.url):  # it still runs if the attempt timed out
                 await asyncio.wait([lookup])
         finally:
             self._in_flight.end(delivery.receiver)
             self._wake.set()
 
     async def _deliver(self, delivery: Delivery) -> None:
-        """Try once to deliver a webhook, and store what came of it. Raises StoreUnavailable."""
+        """Try once to deliver a webhook, and store the result. Raises StoreUnavailable."""
         body = await STORES.run(self._body_of, delivery.job_id)
         if body is None:
             return
         attempt = await self._attempt(delivery, body)
         attempts = delivery.attempts + 1
         log = structlog.get_logger().bind(job=delivery.job_id, attempts=attempts, reason=attempt.failure)
-        wait = None if attempt.is_gone else wait_s(attempts, random.random())  # noqa: S311  no secret
+        wait = None if attempt.is_gone else wait_s(attempts, random.random())  # noqa: S311  not used for security
         if attempt.failure and wait is not None:
             await STORES.run(self._store.postpone_webhook, delivery.job_id, self._clock() + wait)
-            log.info("webhook failed", again_s=round(wait))
-            self.tell("postponed")
+            log.info("webhook failed", retry_s=round(wait))
+            self.on_result("postponed")
             return
         await STORES.run(self._store.finish_webhook, delivery.job_id)
         if attempt.failure:
             log.warning("webhook given up")
-        self.tell("given_up" if attempt.failure else "delivered")
+        self.on_result("given_up" if attempt.failure else "delivered")
 
     async def _attempt(self, delivery: Delivery, body: bytes) -> _Attempt:
-        """Post a webhook within `_ATTEMPT_S`, and note whether its receiver was slow."""
+        """Post a webhook within `_ATTEMPT_S`, and record whether the receiver was slow."""
         began_s = time.monotonic()
         try:
             async with asyncio.timeout(_ATTEMPT_S):
@@ -135,7 +143,7 @@ class Sender:
             return _Attempt(f"no answer within {_ATTEMPT_S:g} s")
         except (httpx2.TransportError, OSError) as error:
             return _Attempt(f"{type(error).__name__}: {error}")
-        except Exception as error:  # noqa: BLE001  a mistake of ours: the webhook is postponed, and others go on
+        except Exception as error:  # noqa: BLE001  a bug here must not stop other webhooks
             structlog.get_logger().exception("unexpected")
             return _Attempt(type(error).__name__)
         finally:
@@ -144,7 +152,7 @@ class Sender:
         return _Attempt(failure, is_gone=status == httpx2.codes.GONE)
 
     async def _post(self, delivery: Delivery, body: bytes) -> int:
-        """Return the status of the answer, whose body is not read. A redirect is an answer like any other."""
+        """Return the status of the response. Does not read its body, and does not follow redirects."""
         fixed = {"Content-Type": "application/json", "User-Agent": f"sd35-fp8-mirror/{own_version()}"}
         signed = headers(self._secret, delivery.job_id, self._clock(), body)
         request = httpx2.Request("POST", delivery.url, headers={**fixed, **signed}, content=body)
@@ -153,10 +161,10 @@ class Sender:
         return response.status_code
 
     async def _log_errors(self, work: Awaitable[None]) -> None:
-        """Await work whose errors must not stop other webhooks: log them."""
+        """Await work and log its errors, which must not stop other webhooks."""
         try:
             await work
         except StoreUnavailable as error:
-            structlog.get_logger().error("webhooks wait for the job store", reason=str(error))
-        except Exception:  # noqa: BLE001  a mistake of ours
+            structlog.get_logger().error("webhooks wait: the job store does not answer", reason=str(error))
+        except Exception:  # noqa: BLE001  a bug here must not stop other webhooks
             structlog.get_logger().exception("unexpected")

@@ -1,6 +1,6 @@
-"""Signs webhooks as Standard Webhooks has it: https://github.com/standard-webhooks/standard-webhooks, version 1.0.0.
+"""Sign webhooks as in Standard Webhooks 1.0.0: https://github.com/standard-webhooks/standard-webhooks.
 
-Its libraries verify them in most languages.
+Receivers can verify them with the libraries of that project, which exist for most languages.
 """
 
 import base64
@@ -11,11 +11,14 @@ from sd35.errors import InvalidSetting
 from sd35.settings import Settings
 
 _PREFIX = "whsec_"
-_LEAST_BYTES, _MOST_BYTES = 24, 64
+_MIN_BYTES, _MAX_BYTES = 24, 64
 
 
 def secret_of(settings: Settings) -> bytes | None:
-    """The bytes to sign with; None where there is no secret. Raises InvalidSetting, which does not tell the secret."""
+    """Return the key from the settings, or None if there is no secret.
+
+    Raises InvalidSetting, with a message that does not contain the secret.
+    """
     if settings.webhook_secret is None:
         return None
     text = settings.webhook_secret.get_secret_value()
@@ -23,16 +26,16 @@ def secret_of(settings: Settings) -> bytes | None:
         secret = base64.b64decode(text.removeprefix(_PREFIX), validate=True)
     except (binascii.Error, ValueError):
         secret = b""
-    if not text.startswith(_PREFIX) or not _LEAST_BYTES <= len(secret) <= _MOST_BYTES:
+    if not text.startswith(_PREFIX) or not _MIN_BYTES <= len(secret) <= _MAX_BYTES:
         raise InvalidSetting(
-            f"webhook_secret: got something else; allowed: {_PREFIX} and then {_LEAST_BYTES} to {_MOST_BYTES} random"
+            f"webhook_secret: got another format; allowed: {_PREFIX} and then {_MIN_BYTES} to {_MAX_BYTES} random"
             f' bytes in base64, as echo "{_PREFIX}$(openssl rand -base64 32)" makes'
         )
     return secret
 
 
 def headers(secret: bytes, message_id: str, now_s: float, body: bytes) -> dict[str, str]:
-    """What says of a body which message it is, when it was sent, and that it is from who has the secret."""
+    """Return the headers with message ID, time (seconds since 1970), and the signature of these and the body."""
     timestamp = str(int(now_s))
     digest = hmac.digest(secret, f"{message_id}.{timestamp}.".encode() + body, "sha256")
     return {

@@ -1,4 +1,4 @@
-"""HTTP to public addresses only."""
+"""HTTP transport that connects to public addresses only."""
 
 import asyncio
 from typing import Any
@@ -8,14 +8,14 @@ import httpx2
 from sd35.jobs.webhooks.addresses import is_public
 from sd35.jobs.webhooks.resolver import Resolver
 
-_CONNECT_S = 5.0  # to one address, TLS included; then the next address is tried
+_CONNECT_S = 5.0  # per address, TLS included; then the next address is tried
 
 
 class PublicTransport(httpx2.AsyncHTTPTransport):
-    """Looks a name up once, and connects to that very address if it is public.
+    """Looks up the host once, and connects to exactly the address that was checked.
 
-    If the name were looked up again to connect, it could lead elsewhere the second time (DNS rebinding). Connections
-    are not kept open: a request to another name at the same address must not use this one's.
+    A second lookup could return another address (DNS rebinding). Connections are not kept alive: a request to another
+    host at the same address must not reuse this one's connection.
     """
 
     def __init__(self, resolver: Resolver, *, allow_private: bool) -> None:
@@ -23,7 +23,7 @@ class PublicTransport(httpx2.AsyncHTTPTransport):
         self._resolver, self._allow_private = resolver, allow_private
 
     def lookup_of(self, url: str) -> "asyncio.Future[list[str]] | None":
-        """Return the lookup of a URL's host that still runs, if one does."""
+        """Return the running lookup of the host of a URL, or None."""
         return self._resolver.running(httpx2.URL(url).raw_host.decode())
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -31,8 +31,8 @@ class PublicTransport(httpx2.AsyncHTTPTransport):
         host = request.url.raw_host.decode()
         addresses = await self._resolver.resolve(host)
         allowed = [address for address in addresses if self._allow_private or is_public(address)]
-        failure: Exception = httpx2.ConnectError("it leads to no public address")
-        # The certificate has to be the name's, not the address's. The Host header is set already.
+        failure: Exception = httpx2.ConnectError("it has no public address")
+        # The certificate must match the name, not the address. The Host header is already set.
         request.extensions |= {"sni_hostname": host, "timeout": {"connect": _CONNECT_S}}
         for address in allowed:
             request.url = request.url.copy_with(host=address)
@@ -43,9 +43,9 @@ class PublicTransport(httpx2.AsyncHTTPTransport):
         raise failure
 
     async def _send(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request to the address in its URL, and close the connection if that fails or is cancelled.
+        """Send a request to the address in its URL. Closes the connection if that fails or is cancelled.
 
-        httpcore leaves the connection open if it is cancelled in the middle of a TLS handshake.
+        httpcore leaves the connection open if it is cancelled during a TLS handshake.
         """
         opened: list[Any] = []
 

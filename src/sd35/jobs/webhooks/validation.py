@@ -1,4 +1,4 @@
-"""Checks the webhook that a job asks for."""
+"""Validate the webhook URL of a job."""
 
 import re
 import socket
@@ -8,16 +8,16 @@ from sd35.errors import InvalidRequest
 from sd35.jobs.webhooks.addresses import is_public
 from sd35.settings import Settings
 
-_CHARACTERS = 2000
+_MAX_CHARACTERS = 2000
 _HOST = re.compile(r"[A-Za-z0-9_.:-]+")  # a name in ASCII, or an address
 _PORTS = range(1, 2**16)
-_OUR_OWN = {"localhost", "local", "internal"}  # RFC 6761, RFC 6762, and ICANN's name for private use
+_PRIVATE_DOMAINS = {"localhost", "local", "internal"}  # RFC 6761, RFC 6762, and ICANN's name for private use
 
 
 def check_url(url: str, settings: Settings) -> None:
-    """Raise InvalidRequest if a webhook cannot be sent, as far as that shows without using the network.
+    """Raise InvalidRequest if a webhook cannot be sent to a URL. Does not use the network.
 
-    The addresses of a name are checked each time a webhook is sent, since they may change until then.
+    The addresses of a host name are checked whenever a webhook is sent, since they may change.
     """
     if settings.webhook_secret is None:
         raise InvalidRequest(
@@ -26,15 +26,15 @@ def check_url(url: str, settings: Settings) -> None:
     schemes = ("https", "http") if settings.webhook_allow_private else ("https",)
     host = _host_of(url, schemes)
     if host is None or not (settings.webhook_allow_private or _may_be_public(host)):
-        where = "an address" if settings.webhook_allow_private else "a public address"
-        allowed = f"{' or '.join(schemes)}, to {where}, without user and password, up to {_CHARACTERS} characters"
+        target = "an address" if settings.webhook_allow_private else "a public address"
+        allowed = f"{' or '.join(schemes)}, to {target}, without user and password, up to {_MAX_CHARACTERS} characters"
         raise InvalidRequest("webhook", url, allowed)
 
 
 def _host_of(url: str, schemes: tuple[str, ...]) -> str | None:
-    import httpx2  # the sender's own parser, so that both mean the same host
+    import httpx2  # the parser of the sender, so that both agree on the host
 
-    if len(url) > _CHARACTERS:
+    if len(url) > _MAX_CHARACTERS:
         return None
     try:
         parsed = httpx2.URL(url)
@@ -42,14 +42,14 @@ def _host_of(url: str, schemes: tuple[str, ...]) -> str | None:
         host.encode("idna")  # raises if a part of the name is empty or longer than 63 characters
     except (httpx2.InvalidURL, ValueError):
         return None
-    is_sound = _HOST.fullmatch(host) and (parsed.port is None or parsed.port in _PORTS) and not parsed.userinfo
-    return host if is_sound and parsed.scheme in schemes else None
+    is_valid = _HOST.fullmatch(host) and (parsed.port is None or parsed.port in _PORTS) and not parsed.userinfo
+    return host if is_valid and parsed.scheme in schemes else None
 
 
 def _may_be_public(host: str) -> bool:
-    with suppress(OSError):  # it is a name, not an address
+    with suppress(OSError):  # not an address, but a name
         return all(
             is_public(str(address[0]))  # also 127.1 and 0x7f000001, which resolvers accept
             for *_, address in socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
         )
-    return host.rstrip(".").rpartition(".")[2].lower() not in _OUR_OWN
+    return host.rstrip(".").rpartition(".")[2].lower() not in _PRIVATE_DOMAINS

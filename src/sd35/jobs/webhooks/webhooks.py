@@ -1,4 +1,4 @@
-"""Webhooks as the service has them: accepted and sent where there is a secret to sign them with, else refused."""
+"""Webhooks of the service: accepted and sent if there is a secret to sign them with, otherwise refused."""
 
 from sd35.jobs.webhooks.resolver import Resolver
 from sd35.jobs.webhooks.sender import Body, Sender
@@ -11,7 +11,7 @@ from sd35.telemetry.metrics import Metrics
 
 
 class Webhooks:
-    """Raises InvalidSetting where the secret is none. `body_of` tells of a job, see Sender."""
+    """Validates and sends webhooks. Raises InvalidSetting if the secret is invalid. `body_of`: see `Sender`."""
 
     def __init__(self, settings: Settings, store: JobStore, body_of: Body) -> None:
         self._settings = settings
@@ -21,21 +21,21 @@ class Webhooks:
             self._sender = Sender(store, body_of, secret, transport)
 
     def observe(self, metrics: Metrics) -> None:
-        """Count what becomes of them from now on."""
+        """Count the results of webhooks from now on."""
         if self._sender:
-            self._sender.tell = metrics.webhook_attempted
+            self._sender.on_result = metrics.webhook_attempted
 
     def check(self, url: str | None) -> None:
-        """Raises InvalidRequest where a job cannot be told of there."""
+        """Raise InvalidRequest if a webhook cannot be sent to a URL. None means no webhook."""
         if url is not None:
             check_url(url, self._settings)
 
     def wake(self) -> None:
-        """A job has ended."""
+        """Look for due webhooks now, since a job has ended."""
         if self._sender:
             self._sender.wake()
 
     async def run(self) -> None:
-        """Send what is due, until it is cancelled."""
+        """Send due webhooks until cancelled."""
         if self._sender:
             await self._sender.run()

@@ -1,7 +1,7 @@
 """Interface of a blob store, and the part that file-like stores share. One contract suite runs over all stores."""
 
-import contextlib
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import ClassVar, Protocol
 from uuid import uuid4
 
@@ -75,13 +75,15 @@ class PathBlobStore(BlobStore, Protocol):
 
     def get(self, name: str) -> bytes | None:
         """Return the content of a file, or None if it is missing."""
-        with self._translate_errors("be read"):
+        with self._translate_errors("be read"), suppress(FileNotFoundError):
             return self._read(path_of(name))
+        return None
 
     def size(self, name: str) -> int | None:
         """Return the size of a file in bytes, or None if it is missing."""
-        with self._translate_errors("be read"):
+        with self._translate_errors("be read"), suppress(FileNotFoundError):
             return self._size(path_of(name))
+        return None
 
     def names(self) -> Iterator[str]:
         """Yield the names of all files."""
@@ -90,7 +92,7 @@ class PathBlobStore(BlobStore, Protocol):
 
     def delete(self, name: str) -> None:
         """Delete a file, if it exists."""
-        with self._translate_errors("delete an image"):
+        with self._translate_errors("delete an image"), suppress(FileNotFoundError):
             self._delete(path_of(name))
 
     def _write_once(self, path: str, content: bytes) -> bool:
@@ -99,19 +101,19 @@ class PathBlobStore(BlobStore, Protocol):
     def _overwrite(self, path: str, content: bytes) -> None:
         """Write a file, replacing an existing one."""
 
-    def _read(self, path: str) -> bytes | None:
-        """Return the content of a file, or None if it is missing."""
+    def _read(self, path: str) -> bytes:
+        """Return the content of a file. Raise FileNotFoundError if it is missing."""
 
-    def _size(self, path: str) -> int | None:
-        """Return the size of a file in bytes, or None if it is missing."""
+    def _size(self, path: str) -> int:
+        """Return the size of a file in bytes. Raise FileNotFoundError if it is missing."""
 
     def _paths(self) -> Iterator[str]:
         """Yield the paths of all files."""
 
     def _delete(self, path: str) -> None:
-        """Delete a file, if it exists."""
+        """Delete a file. May raise FileNotFoundError if it is missing."""
 
-    @contextlib.contextmanager
+    @contextmanager
     def _translate_errors(self, action: str) -> Iterator[None]:
         try:
             yield

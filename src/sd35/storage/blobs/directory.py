@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from sd35.storage.atomic_files import AtomicWriter, make_private
@@ -41,18 +40,14 @@ class DirectoryStore(PathBlobStore):
     def _overwrite(self, path: str, content: bytes) -> None:
         self._writer.replace(path, content)
 
-    def _read(self, path: str) -> bytes | None:
-        with suppress(FileNotFoundError):
-            return (self._directory / path).read_bytes()
-        return None
+    def _read(self, path: str) -> bytes:
+        return (self._directory / path).read_bytes()
 
-    def _size(self, path: str) -> int | None:
-        with suppress(FileNotFoundError):
-            return (self._directory / path).stat().st_size
-        return None
+    def _size(self, path: str) -> int:
+        return (self._directory / path).stat().st_size
 
     def _delete(self, path: str) -> None:
-        (self._directory / path).unlink(missing_ok=True)
+        (self._directory / path).unlink()
 
     def _paths(self) -> Iterator[str]:
         for folder in self._folders():

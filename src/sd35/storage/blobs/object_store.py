@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -66,23 +65,18 @@ class ObjectStore(PathBlobStore):
         attributes = {"Content-Type": f"image/{path.rpartition('.')[2]}"}
         self._store.put(path, content, mode=mode, use_multipart=False, attributes=attributes)
 
-    def _read(self, path: str) -> bytes | None:
-        with suppress(FileNotFoundError):
-            return bytes(self._store.get(path).bytes())
-        return None
+    def _read(self, path: str) -> bytes:
+        return bytes(self._store.get(path).bytes())
 
-    def _size(self, path: str) -> int | None:
-        with suppress(FileNotFoundError):
-            return int(self._store.head(path)["size"])
-        return None
+    def _size(self, path: str) -> int:
+        return int(self._store.head(path)["size"])
 
     def _paths(self) -> Iterator[str]:
         for page in self._store.list(chunk_size=1000):
             yield from (each["path"] for each in page)
 
     def _delete(self, path: str) -> None:
-        with suppress(FileNotFoundError):
-            self._store.delete(path)
+        self._store.delete(path)
 
     @staticmethod
     def _reason(error: Exception) -> str:

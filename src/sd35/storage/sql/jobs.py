@@ -70,9 +70,8 @@ class SqlJobStore:
     def position(self, job_id: str) -> int:
         """Return how many queued jobs precede a queued job."""
         with self.database.read() as connection:
-            job = connection.execute(
-                select(jobs.c.priority, jobs.c.number).where(jobs.c.id == job_id, _IS_QUEUED)
-            ).one_or_none()
+            queued = select(jobs.c.priority, jobs.c.number).where(jobs.c.id == job_id, _IS_QUEUED)
+            job = connection.execute(queued).one_or_none()
             if job is None:
                 return 0
             urgent = jobs.c.priority > job.priority

@@ -146,6 +146,6 @@ class SideBySide(RuleBasedStateMachine):
         assert self.sql.counts() == self.memory.counts()
 
 
-def test_sqlite_and_memory_say_the_same():
+def test_sqlite_and_memory_give_the_same_results():
     """For jobs of several owners, several holders, leases that end, and webhooks."""
     run_state_machine_as_test(SideBySide, settings=settings(max_examples=15, stateful_step_count=30, deadline=None))
