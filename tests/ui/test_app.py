@@ -95,7 +95,7 @@ def test_cancel_ends_the_jobs_and_keeps_the_page_going(page: Page, watched: Watc
     fill(page, "a castle on a purple background", steps=150, count=2)
     page.get_by_text("Large", exact=True).click()
     page.get_by_role("button", name="Generate").click()
-    expect(page.get_by_role("button", name="Drawing...")).to_be_disabled()
+    expect(page.get_by_role("button", name="Generating...")).to_be_disabled()
     page.locator("#canvas .card img").first.wait_for()
     page.get_by_role("button", name="Cancel").click()
     expect(page.get_by_role("status").filter(has_text="Cancelled.")).to_be_visible()
@@ -117,14 +117,14 @@ def test_who_closes_the_tab_waits_for_nothing(watched: Watched, new_page: Callab
     assert "cancelled" in found
 
 
-def test_same_again_is_the_same_and_vary_seed_is_not(page: Page):
+def test_repeat_gives_the_same_image_and_vary_seed_another(page: Page):
     """The first repeats the very request, whose image is there already; the second changes nothing but the seed."""
     fill(page, "a star on a red background", steps=3)
     generate(page)
     first = request_of(download(page))
     page.get_by_label("Prompt", exact=True).fill("something else")
-    page.get_by_role("button", name="Same again").click()
-    expect(page.locator("#details")).to_contain_text("It was there already")
+    page.get_by_role("button", name="Repeat").click()
+    expect(page.locator("#details")).to_contain_text("Cached")
     assert request_of(download(page)) == first
     expect(page.get_by_label("Lock")).to_be_checked()
     expect(page.get_by_label("Prompt", exact=True)).to_have_value(first.prompt)
@@ -137,11 +137,11 @@ def test_same_again_is_the_same_and_vary_seed_is_not(page: Page):
     expect(page.locator("#details")).to_contain_text(str(first.seed))
 
 
-def test_a_locked_seed_stays_and_the_dice_give_another(page: Page):
+def test_a_locked_seed_stays_and_random_gives_another(page: Page):
     """Images of one press follow the seed that is locked."""
     seed = page.get_by_label("Seed", exact=True)
     before = seed.input_value()
-    page.get_by_role("button", name="Dice").click()
+    page.get_by_role("button", name="Random").click()
     expect(seed).not_to_have_value(before)
     seed.fill("4294967295")
     page.get_by_label("Lock").check()
@@ -164,9 +164,9 @@ def test_a_image_that_is_dropped_fills_the_settings_in(page: Page, watched: Watc
     png = connection.getresponse().read()
     connection.close()
     drop(page, "bus.png", png)
-    expect(page.get_by_role("status").filter(has_text="The settings of bus.png are filled in.")).to_be_visible()
+    expect(page.get_by_role("status").filter(has_text="Loaded the settings of bus.png.")).to_be_visible()
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("a bus \u2603")
-    expect(page.get_by_label("Free")).to_be_checked()
+    expect(page.get_by_label("Custom")).to_be_checked()
     expect(page.get_by_label("Lock")).to_be_checked()
     generate(page)
     assert request_of(download(page)) == request_of(png)
@@ -180,17 +180,19 @@ def test_a_image_that_is_dropped_fills_the_settings_in(page: Page, watched: Watc
 
 def drop(page: Page, name: str, content: bytes) -> None:
     """Let a file fall onto the page."""
-    page.locator("#drop input[type=file]").set_input_files(FilePayload(name=name, mimeType="image/png", buffer=content))
+    page.locator("#upload input[type=file]").set_input_files(
+        FilePayload(name=name, mimeType="image/png", buffer=content)
+    )
 
 
 def test_what_is_refused_is_said_in_plain_words(page: Page):
     """With what is allowed; and one can go on."""
     for prompt, width, words in (
-        (" ", "128", "Write a prompt first"),
+        (" ", "128", "Enter a prompt first"),
         ("a" * 10_001, "128", "Prompt: allowed is text of 1 to 10000 characters"),
-        ("a cat", "100", "Width: 100 is not possible. What is possible stands below the fields."),
-        ("a cat", "32", "Width: 32 is not possible."),
-        ("a cat", "9" * 30, "Width: an integer of 100 bits is not possible."),
+        ("a cat", "100", "Width: 100 is not allowed. See the allowed sizes below the fields."),
+        ("a cat", "32", "Width: 32 is not allowed."),
+        ("a cat", "9" * 30, "Width: an integer of 100 bits is not allowed."),
     ):
         fill(page, prompt)
         page.get_by_label("Width").fill(width)
@@ -207,15 +209,15 @@ def test_a_seed_that_is_too_long_is_told_and_left_as_it_was_typed(page: Page):
     page.get_by_label("Lock").check()
     seed.fill("9" * 20)
     page.get_by_role("button", name="Generate").click()
-    expect(page.get_by_role("alert")).to_contain_text("Seed: an integer of 67 bits is not possible.")
+    expect(page.get_by_role("alert")).to_contain_text("Seed: an integer of 67 bits is not allowed.")
     expect(seed).to_have_value("9" * 20)
 
 
-def test_the_shape_free_leaves_the_size(page: Page, watched: Watched):
+def test_the_custom_preset_leaves_the_size(page: Page, watched: Watched):
     """And nothing goes wrong by it."""
     page.get_by_text("Landscape").click()
     expect(page.get_by_label("Width")).to_have_value("160")
-    page.get_by_label("Free").check()
+    page.get_by_label("Custom").check()
     fill(page, "a cat", steps=1)
     generate(page)
     expect(page.get_by_label("Width")).to_have_value("160")
@@ -227,7 +229,7 @@ def test_two_buttons_at_once_are_one(page: Page):
     """What the other one would have made is not made, and one can go on."""
     fill(page, "a star on a red background", steps=3)
     generate(page)
-    page.evaluate("for (const name of ['again', 'vary']) document.querySelector(`#${name}`).click()")
+    page.evaluate("for (const name of ['repeat', 'vary']) document.querySelector(`#${name}`).click()")
     expect(page.locator("#details")).to_be_hidden()
     expect(page.locator("#details")).to_be_visible()
     expect(page.get_by_role("button", name="Generate")).to_be_enabled()
@@ -271,8 +273,20 @@ def test_the_keyboard_alone_is_enough(page: Page):
     expect(page.locator("#canvas .image img")).to_be_visible()
     expect(page.get_by_role("button", name="Generate")).to_be_enabled()
     page.get_by_label("Prompt", exact=True).focus()
-    wanted = {"negative-prompt", "generate", "canvas", "download", "again", "vary"}
-    wanted |= {"model", "shape", "width", "height", "steps", "guidance", "seed", "dice", "lock", "count", "drop"}
+    wanted = {"negative-prompt", "generate", "canvas", "download", "repeat", "vary"}
+    wanted |= {
+        "model",
+        "preset",
+        "width",
+        "height",
+        "steps",
+        "guidance",
+        "seed",
+        "random-seed",
+        "lock",
+        "count",
+        "upload",
+    }
     names, reached = ", ".join(f"#{name}" for name in wanted), []
     for _ in range(2 * len(wanted)):
         page.keyboard.press("Tab")

@@ -13,8 +13,8 @@ from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
-from sd35.ui.guard import MOST_BODY_BYTES, Guard
-from sd35.ui.uploads import MOST_FORM_BYTES
+from sd35.ui.guard import MAX_BODY_BYTES, Guard
+from sd35.ui.uploads import MAX_FORM_BYTES
 
 
 async def through(request: Request) -> PlainTextResponse:
@@ -90,9 +90,9 @@ def test_what_is_sent_is_bounded(client: TestClient):
         return client.post(f"/ui/gradio_api/{path}", headers={**more, **headers}, content=iter([b"{}"])).status_code
 
     assert status("queue/join", 0) == 200
-    assert status("queue/join", MOST_BODY_BYTES + 1) == 413
+    assert status("queue/join", MAX_BODY_BYTES + 1) == 413
     assert status("queue/join", None) == 411
-    assert status("upload", MOST_FORM_BYTES + 1) == 413
+    assert status("upload", MAX_FORM_BYTES + 1) == 413
     assert status("upload", 0, **{"sec-fetch-site": "cross-site"}) == 403
     assert client.put("/ui/gradio_api/upload").status_code == 404
 

@@ -93,8 +93,8 @@ def test_a_file_lies_in_its_own_directory_whatever_its_name(name: str):
 
 def test_the_oldest_files_are_removed(client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """When there are more than are kept, or they take more room; also where an event has removed some already."""
-    monkeypatch.setattr(uploads, "MOST_KEPT", 3)
-    monkeypatch.setattr(uploads, "MOST_KEPT_BYTES", 100)
+    monkeypatch.setattr(uploads, "MAX_STORED", 3)
+    monkeypatch.setattr(uploads, "MAX_STORED_BYTES", 100)
     paths = []
     for size_bytes in (10, 10, 10, 10, 95):
         paths.append(Path(client.post(PATH, files={"files": ("a.png", bytes(size_bytes))}).json()[0]))
@@ -172,7 +172,7 @@ def test_forms_that_stop_arriving_keep_nobody_out(tmp_path: Path):
 
 def test_the_bytes_that_one_address_sends_at_once_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Others are still served, and when its forms have hung up, so is that address."""
-    monkeypatch.setattr(uploads, "MOST_HELD_BYTES_EACH", 500)
+    monkeypatch.setattr(uploads, "MAX_HELD_BYTES_EACH", 500)
     sent = HEAD + bytes(230 - len(HEAD))
     app = Uploads(tmp_path)
     assert statuses_while_others_send(app, ["10.0.0.1"] * 2, sent, ["10.0.0.1", "10.0.0.2"]) == [503, 200, 200]
@@ -180,7 +180,7 @@ def test_the_bytes_that_one_address_sends_at_once_are_limited(tmp_path: Path, mo
 
 def test_the_bytes_that_all_send_at_once_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Whatever their addresses are."""
-    monkeypatch.setattr(uploads, "MOST_HELD_BYTES", 500)
+    monkeypatch.setattr(uploads, "MAX_HELD_BYTES", 500)
     sent = HEAD + bytes(230 - len(HEAD))
     app = Uploads(tmp_path)
     assert statuses_while_others_send(app, ["10.0.0.1", "10.0.0.2"], sent, ["10.0.0.3"]) == [503, 200]

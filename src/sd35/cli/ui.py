@@ -11,17 +11,18 @@ from fastapi.responses import RedirectResponse
 
 from sd35.api import ui_mount
 from sd35.api.browsers import BrowserProtection
-from sd35.api.dialects import refusal
+from sd35.api.dialects import error_response
+from sd35.api.errors import ApiError
 from sd35.api.hosts import AllowedHosts
 from sd35.api.origins import AllowedOrigins
 from sd35.api.output_streams import use_nonblocking_streams
 from sd35.api.protocol import bounded
-from sd35.api.refusals import ApiError
-from sd35.api.request_log import RequestLog, configure_logs
+from sd35.api.request_log import RequestLog
 from sd35.api.sockets import address_of, listen
-from sd35.api.ui_mount import Front
+from sd35.api.ui_mount import UiMount
 from sd35.errors import InvalidSetting, Sd35Error
 from sd35.settings import Settings
+from sd35.telemetry.logs import configure_logs
 from sd35.ui import PATH
 
 _BODY_TIMEOUT_S = 30.0
@@ -31,7 +32,7 @@ _ANSWERING_S = 5  # for browsers to read their last answer
 class _Server(uvicorn.Server):
     """uvicorn, whose end is not held up by the streams of open tabs."""
 
-    def __init__(self, config: uvicorn.Config, page: Front) -> None:
+    def __init__(self, config: uvicorn.Config, page: UiMount) -> None:
         super().__init__(config)
         self._page = page
 
@@ -55,9 +56,9 @@ def ui(server: str, settings: Settings) -> None:
     use_nonblocking_streams()
     configure_logs("auto")
     listener = listen(settings.host, settings.port)
-    from sd35.ui.app import Page
+    from sd35.ui.app import UiApp
 
-    page, place = Page(server, settings.cache_dir, _BODY_TIMEOUT_S, uses_proxies=True), Front()
+    page, place = UiApp(server, settings.cache_dir, _BODY_TIMEOUT_S, uses_proxies=True), UiMount()
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -75,7 +76,7 @@ def ui(server: str, settings: Settings) -> None:
         hosts=AllowedHosts(settings.allowed_hosts, settings.public_url),
         origins=AllowedOrigins((), settings.public_url),
         has_keys=_has_keys,
-        refuse=_refuse,
+        on_error=_on_error,
     )
     app.add_middleware(RequestLog)
     config = uvicorn.Config(
@@ -94,6 +95,6 @@ async def _has_keys() -> bool:
     return False  # whether the service has any is unknown here
 
 
-async def _refuse(request: Request, error: Exception) -> Response:
+async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, Sd35Error)
-    return refusal(request.scope, ApiError.of(error))
+    return error_response(request.scope, ApiError.from_error(error))
