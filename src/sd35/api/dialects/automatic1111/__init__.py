@@ -10,9 +10,7 @@ from sd35.api.dialects.automatic1111 import lookups, options, png_info, progress
 from sd35.api.dialects.automatic1111.errors import ERROR_FORMAT
 from sd35.api.dialects.dialect import Dialect
 
-_router = APIRouter(
-    prefix="/sdapi/v1", tags=["AUTOMATIC1111's API"], dependencies=[Depends(allow_missing_content_type)]
-)
+_router = APIRouter(tags=["AUTOMATIC1111's API"], dependencies=[Depends(allow_missing_content_type)])
 for _module in (txt2img, progress, png_info, options, lookups):
     _router.include_router(_module.router)
 

@@ -18,7 +18,7 @@ _NO_EFFECT = {
     "unload-checkpoint": "the service manages memory itself",
     "reload-checkpoint": "the service manages memory itself",
 }
-router = APIRouter()
+router = APIRouter(prefix="/sdapi/v1")
 
 
 @router.get("/samplers", summary="List samplers")

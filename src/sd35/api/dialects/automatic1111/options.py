@@ -18,7 +18,7 @@ from sd35.images.infotext import HASH_DIGITS
 from sd35.service.service import Service
 
 _ENDING = re.compile(r"(\.safetensors|\.ckpt)?( \[[0-9a-f]+\])?$")  # of a checkpoint's title
-router = APIRouter()
+router = APIRouter(prefix="/sdapi/v1")
 
 
 @router.get("/options", summary="Get the client's settings", responses=NOT_READY_ERRORS)

@@ -24,7 +24,7 @@ _WHITESPACE = b" \t\r\n"  # `base64` and MIME break lines, and a form may indent
 _TOO_MANY_IMAGES = documented(
     "The caller's rate limit is reached, or too many images are being received.", **{"Retry-After": "Seconds."}
 )
-router = APIRouter()
+router = APIRouter(prefix="/sdapi/v1")
 
 
 @router.post(

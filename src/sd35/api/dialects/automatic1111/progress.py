@@ -13,7 +13,7 @@ from sd35.api.dialects.automatic1111.txt2img import timestamp
 from sd35.api.generate import preview_png
 from sd35.api.sessions import RunningCall
 
-router = APIRouter()
+router = APIRouter(prefix="/sdapi/v1")
 
 
 @router.get("/progress", summary="Get the progress of the client's call", responses={422: BODY_ERRORS[422]})

@@ -32,7 +32,7 @@ _MAX_NAMED_FIELDS = 10  # ignored fields that a response names; the rest is coun
 _IGNORED_HEADER = {
     IGNORED: {"description": "Ignored fields, which AUTOMATIC1111 does not have.", "schema": {"type": "string"}}
 }
-router = APIRouter()
+router = APIRouter(prefix="/sdapi/v1")
 
 
 @router.post(
