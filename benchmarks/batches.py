@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
-from sd35.engine.executor import BatchExecutor, StepResult
-from sd35.engine.generation import Generation
+from sd35.engine.local.executor import BatchExecutor, StepResult
+from sd35.engine.local.generation import Generation
 from sd35.generation.params import GenerationParams
-from sd35.service.startup import open_model_pool
 from sd35.settings import load_settings
+from sd35.startup import open_model_pool
 
 
 class Arrival(NamedTuple):
@@ -62,7 +62,7 @@ def run() -> tuple[list[Seen], list[float]]:
         began_s = time.monotonic()
         submit(1)()
         alone_s = time.monotonic() - began_s
-        seen = _note_steps(pool.engine._calls)  # noqa: SLF001  nothing but this needs a record of them
+        seen = _note_steps(pool.engine._executor)  # type: ignore[attr-defined]  # noqa: SLF001  nothing else needs a record
         came_s, waits = [], []
         began_s = time.monotonic()
         for number, arrival in enumerate(ARRIVALS):
@@ -81,7 +81,7 @@ def _note_steps(calls: BatchExecutor) -> list[Seen]:
     def noted(generations: Sequence[Generation], *, measure: bool) -> StepResult:
         began_s = time.monotonic()
         stepped = step(generations, measure=measure)
-        seen.append(Seen(began_s, time.monotonic(), [generation.task.request.seed for generation in generations]))
+        seen.append(Seen(began_s, time.monotonic(), [generation.work.request.seed for generation in generations]))
         return stepped
 
     calls.step = noted  # type: ignore[method-assign]

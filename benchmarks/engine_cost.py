@@ -14,13 +14,13 @@ from sd35.backends.graphs.backend import GraphBackend
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
 from sd35.checkpoints.checkpoint import open_checkpoint
-from sd35.engine.cost_model import CostModel, Shape
-from sd35.engine.generation import Pipeline, Progress, Task
-from sd35.engine.local import Engine
-from sd35.engine.prompt_cache import EmbeddingCache
-from sd35.engine.scheduler import DeviceLimits, Scheduler, WorkItem
+from sd35.engine.base import DeviceLimits, Progress, Work
+from sd35.engine.local.engine import LocalEngine
+from sd35.engine.local.pipeline import Pipeline
+from sd35.engine.local.prompt_cache import EmbeddingCache
+from sd35.engine.scheduling.cost_model import CostModel, Shape
+from sd35.engine.scheduling.scheduler import Scheduler, WorkItem
 from sd35.request import Request
-from sd35.sampling.sigmas import sigma_schedule_of
 
 ROWS, STEPS, SIDE_PX = 32, 100, 128
 IN_FLIGHT = (100, 1000)
@@ -65,7 +65,7 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
     )
 
 
-def _engine(directory: Path) -> Engine:
+def _engine(directory: Path) -> LocalEngine:
     checkpoint = open_checkpoint(str(directory))
     backend = open_backend("onnx", checkpoint, Options())
     assert isinstance(backend, GraphBackend)
@@ -73,27 +73,26 @@ def _engine(directory: Path) -> Engine:
     image = np.broadcast_to(np.linspace(-1, 1, SIDE_PX, dtype=np.float32), (1, 3, SIDE_PX, SIDE_PX))
     backend._transformer = _Free(lambda inputs: zeros[: len(inputs["timestep"])])  # noqa: SLF001  only these are free
     backend._decoder = _Free(lambda _: image)  # noqa: SLF001
-    pipeline = Pipeline(backend, sigma_schedule_of(checkpoint), checkpoint.card.side_px)
     limits = DeviceLimits(max_rows=ROWS, max_in_flight=10 * ROWS, max_wait_s=1e9, memory_bytes=10**12)
-    return Engine({("model", ""): pipeline}, limits, EmbeddingCache(10**8), reproducible=False)
+    return LocalEngine([Pipeline(checkpoint, backend)], limits, EmbeddingCache(10**8))
 
 
-def _row_us(engine: Engine, number: int) -> float:
+def _row_us(engine: LocalEngine, number: int) -> float:
     """Microseconds of a round, over its rows and steps."""
     heard = threading.Semaphore(0)
 
     def listen(progress: Progress) -> None:
-        if progress.done == progress.steps:
+        if progress.step == progress.steps:
             heard.release()
 
-    tasks = [
-        Task(
-            Request("a cat", "", SIDE_PX, SIDE_PX, STEPS, 0.0, ROWS * number + seed, "model", "", ""), SIDE_PX, SIDE_PX
-        )
+    (model,) = engine.models
+    requests = [
+        Request("a cat", "", SIDE_PX, SIDE_PX, STEPS, 0.0, ROWS * number + seed, model.name, "", model.profile)
         for seed in range(ROWS)
     ]
+    works = [Work(request, SIDE_PX, SIDE_PX) for request in requests]
     began_s = time.perf_counter()
-    handles = [engine.submit(task, listen) for task in tasks]
+    handles = [engine.submit(work, listen) for work in works]
     for handle in handles:
         handle.future.result()
     took_s = time.perf_counter() - began_s

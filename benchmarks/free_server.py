@@ -12,15 +12,16 @@ import numpy as np
 
 from sd35.api import server
 from sd35.backends.base import DenoiseRow, TextEmbedding
-from sd35.backends.memory.host import HostMemory
 from sd35.checkpoints.checkpoint import Card, Checkpoint
 from sd35.checkpoints.tokenizers import Tokenizers
-from sd35.engine.prompt_cache import EmbeddingCache
-from sd35.generation.model import Model
+from sd35.engine.local.engine import LocalEngine
+from sd35.engine.local.pipeline import Pipeline
+from sd35.engine.local.prompt_cache import EmbeddingCache
 from sd35.generation.model_pool import ModelPool
-from sd35.service.startup import limits_of
+from sd35.host import HostMemory
 from sd35.service.startup_times import StartupTimes
 from sd35.settings import Settings, load_settings
+from sd35.startup import limits_of
 from sd35.tensors import LATENT_PX, Array
 
 CARD = Card(width=1024, height=1024, steps=28, guidance_scale=4.5, side_px=(64, 1024))
@@ -46,9 +47,9 @@ class FreeBackend:
         nothing = np.zeros(1, np.float32)
         return [TextEmbedding(nothing, nothing, nothing.nbytes) for _ in prompts]
 
-    def denoise_step(self, rows: Sequence[DenoiseRow]) -> list[Array]:
-        """Each latent as it is."""
-        return [row.latent for row in rows]
+    def predict_velocity(self, rows: Sequence[DenoiseRow]) -> list[Array]:
+        """Zeros: each latent stays as it is."""
+        return [np.zeros_like(row.latent) for row in rows]
 
     def decode_latents(self, latents: Sequence[Array]) -> list[Array]:
         """The frame's corner of each latent's size."""
@@ -68,13 +69,14 @@ def _photograph(side_px: int) -> Array:
 def open_free_studio(
     settings: Settings, checkpoints: Sequence[Checkpoint], startup: StartupTimes, *, with_fallback: bool
 ) -> ModelPool:
-    """In place of `sd35.service.startup.open_model_pool`: the same limits, and another backend."""
+    """In place of `sd35.startup.open_model_pool`: the same limits, and another backend."""
     assert not with_fallback or settings.fallback is None
     checkpoint = Checkpoint("free", checkpoints[0].directory, CARD)
-    model = Model(checkpoint, FreeBackend(), Tokenizers(checkpoints[0]))
-    pool = ModelPool([model], settings.max_pixels, limits_of(settings, _MEMORY_BYTES), EmbeddingCache(10**6))
+    pipeline = Pipeline(checkpoint, FreeBackend())
+    engine = LocalEngine([pipeline], limits_of(settings, _MEMORY_BYTES), EmbeddingCache(10**6))
+    pool = ModelPool(engine, {checkpoint.name: Tokenizers(checkpoints[0])}, settings.max_pixels)
     with startup.phase("warm"):
-        pool.draw_first()
+        pool.warm_up()
     return pool
 
 

@@ -23,11 +23,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.outcome import Bar, Outcome
 from sd35.backends.graphs.backend import Graph, GraphBackend
-from sd35.backends.memory.host import cores
 from sd35.backends.onnx.sessions import session_options
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sd35.host import cores
 
 BACKENDS = ("onnx", "openvino")
 ROWS, SIDE_PX = (8, 16), 128

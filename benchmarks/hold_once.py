@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from sd35.backends.base import Backend, DenoiseRow
-from sd35.backends.memory.host import HostMemory
 from sd35.backends.options import Options
 from sd35.backends.registry import backend_module, open_backend
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sd35.checkpoints.graphs.compiled import OF_PRECISION, compiled_graphs
+from sd35.host import HostMemory
 from sd35.sampling.noise import initial_noise
 from sd35.tensors import LATENT_CHANNELS, LATENT_PX
 
@@ -58,7 +58,7 @@ def main() -> None:
     backend = open_backend(name, checkpoint, Options(precision=asked, device="cpu", threads=1))  # type: ignore[arg-type]
     (text,) = backend.encode_text(["a cat"])
     side = checkpoint.card.side_px[0] // LATENT_PX
-    backend.denoise_step([DenoiseRow(initial_noise(1, (LATENT_CHANNELS, side, side)), text, None, 1.0, 0.5, 0.0)])
+    backend.predict_velocity([DenoiseRow(initial_noise(1, (LATENT_CHANNELS, side, side)), text, None, 1.0, 0.0)])
     found = {"libraries_bytes": before_bytes, "rise_bytes": held_bytes() - before_bytes}
     if name == "diffusers":
         found |= {"transformer_bytes": transformer_bytes(backend)}

@@ -14,12 +14,13 @@ from benchmarks.plain_fastapi import Txt2Img
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
 from sd35.checkpoints.checkpoint import open_checkpoint
-from sd35.engine.executor import BatchExecutor
-from sd35.engine.generation import Generation, Pipeline, Pixels, Task
-from sd35.engine.prompt_cache import EmbeddingCache
+from sd35.engine.base import Pixels, Work
+from sd35.engine.local.executor import BatchExecutor
+from sd35.engine.local.generation import Generation
+from sd35.engine.local.pipeline import Pipeline
+from sd35.engine.local.prompt_cache import EmbeddingCache
 from sd35.images.png import write_png
 from sd35.request import Request as Wanted
-from sd35.sampling.sigmas import sigma_schedule_of
 
 _drawing = threading.Lock()
 
@@ -29,7 +30,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Load, and draw once; uvicorn answers nothing before."""
     checkpoint = open_checkpoint(os.environ["PLAIN_CHECKPOINT"])
     backend = open_backend("onnx", checkpoint, Options())
-    app.state.pipeline = Pipeline(backend, sigma_schedule_of(checkpoint), checkpoint.card.side_px)
+    app.state.pipeline = Pipeline(checkpoint, backend)
     app.state.calls = BatchExecutor(EmbeddingCache(64_000_000), reproducible=False)
     draw(app, Txt2Img(prompt=" ", width=64, height=64, steps=1))
     yield
@@ -41,7 +42,7 @@ app = FastAPI(lifespan=lifespan)
 def draw(app: FastAPI, wanted: Txt2Img) -> Pixels:
     """One image; one at a time."""
     request = Wanted(**wanted.model_dump(), model="model", revision="", profile="")
-    image = Generation(Task(request, wanted.width, wanted.height), app.state.pipeline)
+    image = Generation(Work(request, wanted.width, wanted.height), app.state.pipeline)
     calls: BatchExecutor = app.state.calls
     with _drawing:
         for _ in range(wanted.steps):

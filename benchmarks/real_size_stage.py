@@ -17,7 +17,6 @@ from benchmarks.worker import peak_bytes
 from sd35.backends.base import DenoiseRow
 from sd35.backends.diffusers.backend import DiffusersBackend
 from sd35.backends.diffusers.sequential_offload import bytes_of, weights_of
-from sd35.backends.memory.host import HostMemory
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
 from sd35.backends.tensorrt.buckets import buckets_of
@@ -33,6 +32,7 @@ from sd35.compile.quantise import quantise
 from sd35.compile.reference_sampling import Recipe, recipe_of
 from sd35.compile.sizes import sizes_of
 from sd35.compile.synth import synthesise
+from sd35.host import HostMemory
 from sd35.sampling.noise import initial_noise
 from sd35.settings import Precision
 
@@ -90,7 +90,7 @@ def residence(precision: Precision, folder: Path) -> dict[str, Any]:
     assert isinstance(backend, DiffusersBackend)
     positive, negative = backend.encode_text(["a cat", ""])
     latent = initial_noise(0, (16, SIDE_PX // 8, SIDE_PX // 8))
-    backend.denoise_step([DenoiseRow(latent, positive, negative, 1.0, 0.9, 4.5)])
+    backend.predict_velocity([DenoiseRow(latent, positive, negative, 1.0, 4.5)])
     held_bytes = memory.held_bytes() - before_bytes
     return {
         "held_bytes": held_bytes,

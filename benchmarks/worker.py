@@ -15,8 +15,8 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from sd35.backends.memory.host import HostMemory
 from sd35.errors import InvalidSetting
+from sd35.host import HostMemory
 
 # New words with each image, so that none finds its text encoded already.
 PROMPT = "a cat to the left of a dog on a red background, {seed}"
@@ -55,8 +55,8 @@ class Draw(Protocol):
 def open_ours(checkpoint: str, marks: Marks, *, backend: str, precision: str = "float32") -> Draw:
     """One of our backends, through what a request goes through: resolved, queued, drawn on the engine's thread."""
     from sd35.generation.params import GenerationParams
-    from sd35.service.startup import open_checkpoints, open_model_pool
     from sd35.settings import load_settings
+    from sd35.startup import open_checkpoints, open_model_pool
 
     settings = load_settings({"checkpoints": (checkpoint,), "backend": backend, "precision": precision})
     pool = open_model_pool(settings, open_checkpoints(settings))

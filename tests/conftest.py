@@ -20,6 +20,14 @@ from tests.support import postgres
 from tests.support.fake_backend import FakeBackend, fake_pool
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests of a file in one process, so that no fixture is built twice; likewise all tests of `compiled`."""
+    for item in items:
+        shares_compiled = "compiled" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("compiled" if shares_compiled else item.path.as_posix()))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_torch_thread() -> Iterator[None]:
     """PyTorch's threads wait by spinning, which is slower by far than one thread where other work runs beside."""

@@ -73,10 +73,9 @@ def image_decision(hook: ContentFilter, pixels: UInt8[Array, "h w 3"], request: 
 
 
 def shown_preview(
-    hook: ContentFilter, request: Request, decision: Decision, draw: Callable[[], UInt8[Array, "h w 3"]]
+    hook: ContentFilter, request: Request, decision: Decision, pixels: UInt8[Array, "h w 3"]
 ) -> UInt8[Array, "h w 3"]:
-    """A preview; blurred, where the filter's `decision` on the prompt or its word on the preview does not allow it."""
-    pixels = draw()
+    """Return a preview, blurred unless the filter allowed the prompt (`decision`) and allows the preview."""
     try:
         if decision is Decision.ALLOW and image_decision(hook, pixels, request) is Decision.ALLOW:
             return pixels

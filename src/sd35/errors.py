@@ -32,7 +32,7 @@ Sd35Error
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 NumericalFailureKind: TypeAlias = Literal["not_finite", "uniform"]
 
@@ -45,6 +45,17 @@ class Sd35Error(Exception):
 
     exit_code = 1
     status = 500
+    _given: tuple[tuple[object, ...], dict[str, object]]
+
+    def __new__(cls, *args: object, **kwargs: object) -> Self:
+        """Keep the arguments, see `__reduce__`."""
+        error = super().__new__(cls, *args)
+        error._given = args, kwargs
+        return error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the class's name and the arguments it was raised with, so that it crosses processes as itself."""
+        return _raised, (type(self).__name__, *self._given)
 
 
 class InvalidRequest(Sd35Error):  # noqa: N818  these read as sentences: "raise InvalidRequest"
@@ -250,3 +261,8 @@ class MeasuringFailed(Sd35Error):  # noqa: N818
 def _shorten(value: object, limit: int = 80) -> str:
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _raised(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sd35Error:
+    kind: type[Sd35Error] = globals()[name]
+    return kind(*args, **kwargs)

@@ -23,8 +23,8 @@ from sd35.images.record import MAKER_KEY, REQUEST_KEY, Maker, Record, from_text
 from sd35.images.texts import read_record
 from sd35.request import Request
 from sd35.ui.read_request import read_request
-from tests.api.conftest import serving
 from tests.images.test_texts import BOMB, chunk, exif, png, text_chunk
+from tests.support.serving import serving
 
 PIXELS = np.zeros((16, 16, 3), np.uint8)
 REQUEST = Request("a 猫 \U0001f431", "a dog", 96, 64, 4, 4.5, 7, "mini", "5" * 64, "onnx/float32")

@@ -28,9 +28,9 @@ from sd35.errors import (
 from sd35.generation.model_pool import ModelPool
 from sd35.settings import load_settings
 from sd35.storage.memory.keys import MemoryKeyStore
-from tests.api.conftest import serving
-from tests.api.test_txt2img import ask, problem
 from tests.support.fake_backend import WAIT_S, FakeBackend, fake_pool, key_store
+from tests.support.http import ask, problem
+from tests.support.serving import serving
 
 USER, USER_SECRET = new_key("user", Role.USER, 1.0)
 ADMIN, ADMIN_SECRET = new_key("admin", Role.ADMIN, 1.0)

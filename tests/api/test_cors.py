@@ -6,8 +6,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from sd35.generation.model_pool import ModelPool
-from tests.api.conftest import serving
-from tests.api.test_txt2img import problem
+from tests.support.http import problem
+from tests.support.serving import serving
 
 
 def preflight(client: TestClient, **headers: str) -> Any:

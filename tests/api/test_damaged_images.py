@@ -6,8 +6,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from sd35.generation.model_pool import ModelPool
-from tests.api.conftest import serving
 from tests.support.services import memory_storage
+from tests.support.serving import serving
 
 ASKED = {"prompt": "a cat", "seed": 1}
 

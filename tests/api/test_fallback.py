@@ -5,21 +5,19 @@ from pathlib import Path
 
 from starlette.testclient import TestClient
 
+from sd35.engine.model_info import ModelInfo
 from sd35.errors import NotCompiled
 from sd35.generation.fallback import FallbackBuilder
-from sd35.generation.model import Model
 from sd35.generation.model_pool import ModelPool
 from sd35.images.png import read_png
 from sd35.images.record import from_text
-from tests.api.conftest import serving
-from tests.support.fake_backend import MINI, FakeBackend, fake_model, fake_pool
+from tests.support.fake_backend import FakeBackend, fake_pipeline, fake_pool
+from tests.support.serving import serving
 
 
 def studio_of(directory: Path) -> ModelPool:
     """A model pool whose model is in float16, with a sound fallback in float32."""
-    pool = fake_pool(directory, FakeBackend("float16"))
-    pool.add(fake_model(directory / "mini", MINI, FakeBackend(sound=True)))
-    return pool
+    return fake_pool(directory, FakeBackend("float16"), fallback=FakeBackend(sound=True))
 
 
 def test_an_answer_says_what_really_made_it(tmp_path: Path):
@@ -46,9 +44,9 @@ def test_an_answer_says_what_really_made_it(tmp_path: Path):
 def test_a_build_that_fails_leaves_the_service_ready(tmp_path: Path):
     """/readyz stays 200, /v1/models names what answers, /metrics counts the failure."""
     pool = fake_pool(tmp_path)
-    pending = [pool.models["mini"].checkpoint]
+    pending = [fake_pipeline(tmp_path / "mini").checkpoint]
 
-    def open_model(_: object) -> Model:
+    def open_model(_: object) -> ModelInfo:
         raise NotCompiled("its graphs are", ["compile"])
 
     pool.fallback_builder = FallbackBuilder(

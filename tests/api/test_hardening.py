@@ -15,9 +15,9 @@ from starlette.testclient import TestClient
 
 from sd35.api.protocol import MAX_HEAD_BYTES, MAX_UNPARSED_BYTES, MAX_URL_BYTES, BoundedProtocol
 from sd35.generation.model_pool import ModelPool
-from tests.api.conftest import cancellations, listening
-from tests.api.test_txt2img import ask, problem
 from tests.support.fake_backend import WAIT_S, FakeBackend
+from tests.support.http import ask, problem
+from tests.support.serving import cancellations, listening
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 

@@ -18,20 +18,14 @@ from sd35.api.origins import AllowedOrigins
 from sd35.api.ui_mount import UiMount
 from sd35.errors import InvalidSetting, StoreUnavailable
 from sd35.generation.model_pool import ModelPool
-from sd35.service.startup import ServiceLifecycle
+from sd35.service.lifecycle import ServiceLifecycle
 from sd35.settings import load_settings
 from sd35.storage.memory.keys import MemoryKeyStore
-from tests.api.conftest import listening, serving
-from tests.api.test_txt2img import problem
-from tests.api.test_ui_mount import Stub
 from tests.support.fake_backend import WAIT_S, fake_pool, key_store
+from tests.support.http import is_refused_by, problem
+from tests.support.serving import StubUi, listening, serving
 
 KEY, SECRET = new_key("user", Role.ADMIN, 1.0)
-
-
-def is_refused_by(response: Any, setting: str, got: str) -> bool:
-    """Whether a response is a 403 that names the setting and what came, in any dialect."""
-    return response.status_code == 403 and setting in response.text and got in response.text
 
 
 @pytest.mark.parametrize(
@@ -115,7 +109,7 @@ def test_an_international_public_url_is_compared_in_punycode():
 @pytest.fixture
 def with_page() -> TestClient:
     """A client of a server without keys, with a stand-in for the page, that calls it by a foreign name."""
-    app = create_app(ServiceLifecycle(pytest.fail, print, print), load_settings(), ui=UiMount(Stub))
+    app = create_app(ServiceLifecycle(pytest.fail, print, print), load_settings(), ui=UiMount(StubUi))
     return TestClient(app, "http://evil.example:8000", follow_redirects=False)
 
 

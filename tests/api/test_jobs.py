@@ -21,9 +21,9 @@ from sd35.images.record import from_text
 from sd35.jobs.progress import Event
 from sd35.storage.jobs import Status
 from sd35.storage.links import Links
-from tests.api.conftest import serving
 from tests.support.fake_backend import FakeBackend, key_store
 from tests.support.services import memory_storage
+from tests.support.serving import serving
 
 CAT = {"prompt": "a cat", "seed": 1}
 

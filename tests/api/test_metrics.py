@@ -18,8 +18,8 @@ from sd35.generation.model_pool import ModelPool
 from sd35.service.metrics_collector import metrics_table
 from sd35.telemetry.metrics import Metrics
 from sd35.telemetry.report import Telemetry
-from tests.api.conftest import serving
 from tests.support.fake_backend import FakeBackend
+from tests.support.serving import serving
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -134,7 +134,7 @@ def test_spoiled_images_are_counted_by_kind(client: TestClient):
 def test_a_runtimes_lack_of_memory_is_told_from_other_failures(error: Exception, kind: str):
     """By its type or its words: those of Python, PyTorch and ONNX Runtime."""
     metrics = Metrics()
-    metrics.failed(error, was_split=True)
+    metrics.failed(f"{type(error).__name__}: {error}", was_split=True)
     value = metrics.registry.get_sample_value
     assert value("sd35_engine_backend_failures_total", {"kind": kind}) == 1
     assert value("sd35_engine_splits_total") == 1

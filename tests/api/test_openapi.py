@@ -15,7 +15,7 @@ from schemathesis.schemas import BaseSchema
 
 from sd35.access.keys import Role, new_key
 from sd35.api.app import create_app
-from sd35.service.startup import ServiceLifecycle
+from sd35.service.lifecycle import ServiceLifecycle
 from sd35.settings import load_settings
 from tests.support.fake_backend import WAIT_S, fake_pool, key_store
 from tests.support.services import service_of

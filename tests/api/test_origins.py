@@ -13,9 +13,9 @@ from sd35.api.dialects import DIALECTS
 from sd35.api.origins import AllowedOrigins
 from sd35.generation.model_pool import ModelPool
 from sd35.settings import load_settings
-from tests.api.conftest import serving
-from tests.api.test_hosts import is_refused_by
 from tests.support.fake_backend import key_store
+from tests.support.http import is_refused_by
+from tests.support.serving import serving
 
 KEY, SECRET = new_key("user", Role.ADMIN, 1.0)
 CAT = {"prompt": "a cat", "steps": 1, "width": 64, "height": 64}

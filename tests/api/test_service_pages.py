@@ -14,12 +14,12 @@ from starlette.testclient import TestClient
 from sd35.api.app import create_app
 from sd35.errors import CheckpointError
 from sd35.generation.model_pool import ModelPool
+from sd35.service.lifecycle import ServiceLifecycle
 from sd35.service.service import Service
-from sd35.service.startup import ServiceLifecycle
 from sd35.settings import load_settings
-from tests.api.conftest import cancellations, serving
 from tests.support.fake_backend import WAIT_S, FakeBackend
 from tests.support.services import service_of
+from tests.support.serving import cancellations, serving
 
 
 def test_models_are_openais_list_with_this_projects_fields(client: TestClient):

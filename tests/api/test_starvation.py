@@ -20,8 +20,8 @@ from sd35.api.dialects.automatic1111.png_info import MAX_PARSED_IMAGES
 from sd35.generation.model_pool import ModelPool
 from sd35.images.png import write_png
 from sd35.threads import PARSING, STORES, Threads
-from tests.api.conftest import listening, serving
 from tests.support.fake_backend import WAIT_S, key_store
+from tests.support.serving import listening, serving
 
 _MORE_THAN_THERE_ARE = 100
 

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from sd35.generation.model_pool import ModelPool
 from sd35.telemetry.report import Telemetry
 from sd35.telemetry.tracing import Tracing, open_provider
-from tests.api.conftest import serving
+from tests.support.serving import serving
 
 STAGES = ["queue", "encode", "denoise", "decode", "png", "image_store"]
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

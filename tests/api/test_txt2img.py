@@ -14,26 +14,11 @@ from starlette.testclient import TestClient
 
 from sd35.api.body import MAX_BODY_BYTES
 from sd35.generation.replay import read_stored_image
-from tests.api.conftest import serving
 from tests.support.fake_backend import WAIT_S, FakeBackend, fake_pool
+from tests.support.http import PATH, ask, problem
+from tests.support.serving import serving
 
-PATH = "/v1/txt2img"
 JSON = {"content-type": "application/json"}
-
-
-def ask(client: TestClient, **fields: Any) -> Any:
-    """Ask for an image of a cat, or what `fields` say."""
-    return client.post(PATH, json={"prompt": "a cat", **fields})
-
-
-def problem(response: Any, status: int) -> dict[str, Any]:
-    """The problem in a response, which must be one of RFC 9457 and of that status."""
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    content: dict[str, Any] = response.json()
-    assert content["status"] == status
-    assert content["request_id"] == response.headers["x-request-id"]
-    return content
 
 
 def test_a_prompt_is_enough(client: TestClient):
@@ -269,12 +254,12 @@ def test_no_bytes_are_a_500(lasting_client: TestClient, body: bytes):
 
 def test_the_directory_of_a_model_may_have_any_name(tmp_path: Path):
     """A name that HTTP headers cannot hold is percent-encoded in them."""
-    from sd35.engine.prompt_cache import EmbeddingCache
-    from sd35.engine.scheduler import DeviceLimits
-    from sd35.generation.model_pool import ModelPool
-    from tests.support.fake_backend import fake_model
+    from sd35.engine.base import DeviceLimits
+    from sd35.engine.local.engine import LocalEngine
+    from sd35.engine.local.prompt_cache import EmbeddingCache
+    from tests.support.fake_backend import fake_pipeline, pool_of
 
     limits = DeviceLimits(max_rows=8, max_in_flight=1, max_wait_s=60, memory_bytes=10**9)
-    pool = ModelPool([fake_model(tmp_path / "große")], 1024 * 1024, limits, EmbeddingCache(0))
-    with serving(pool) as client:
+    engine = LocalEngine([fake_pipeline(tmp_path / "große")], limits, EmbeddingCache(0))
+    with serving(pool_of(engine)) as client:
         assert ask(client, model="große").headers["x-sd35-model"] == "gro%C3%9Fe"

@@ -6,34 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
-from starlette.types import Receive, Scope, Send
 
 from sd35.api import ui_mount
 from sd35.api.app import create_app
 from sd35.api.ui_mount import UiMount, ui_mount_of
-from sd35.service.startup import ServiceLifecycle
+from sd35.service.lifecycle import ServiceLifecycle
 from sd35.settings import load_settings
 from tests.support.fake_backend import WAIT_S, fake_pool, key_store
 from tests.support.services import service_of
-
-
-class Stub:
-    """A page that says hello."""
-
-    is_closed = False
-
-    async def start(self) -> None:
-        """Nothing has to be."""
-
-    async def close(self) -> None:
-        """Is noted."""
-        self.is_closed = True
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hello."""
-        await PlainTextResponse("hello")(scope, receive, send)
+from tests.support.serving import StubUi
 
 
 def app_with(tmp_path: Path, place: UiMount | None, on_ready: Callable[[], None] = lambda: None) -> Any:
@@ -62,9 +44,9 @@ def test_the_page_can_be_switched_off():
 
 def test_the_first_page_waits_for_the_page_and_leads_to_it(tmp_path: Path):
     """While it is loaded, it says so and asks again by itself; nobody needs a key for that."""
-    may_load, stub = threading.Event(), Stub()
+    may_load, stub = threading.Event(), StubUi()
 
-    def load() -> Stub:
+    def load() -> StubUi:
         assert may_load.wait(WAIT_S)
         return stub
 
@@ -89,7 +71,7 @@ def test_the_first_page_waits_for_the_page_and_leads_to_it(tmp_path: Path):
 def test_a_page_that_cannot_be_loaded_costs_the_service_nothing(tmp_path: Path):
     """The small page is there in its place."""
 
-    def load() -> Stub:
+    def load() -> StubUi:
         raise ImportError("half installed")
 
     place = UiMount(load)
@@ -104,6 +86,6 @@ def test_the_api_is_the_same_with_and_without_the_page(tmp_path: Path):
     """Its description, to the last word."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    without, with_it = app_with(tmp_path / "a", None), app_with(tmp_path / "b", UiMount(Stub))
+    without, with_it = app_with(tmp_path / "a", None), app_with(tmp_path / "b", UiMount(StubUi))
     assert without.openapi() == with_it.openapi()
     assert not [path for path in with_it.openapi()["paths"] if path == "/" or path.startswith("/ui")]

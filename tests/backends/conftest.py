@@ -7,11 +7,11 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from sd35.backends.base import Backend
-from sd35.backends.memory.host import HostMemory
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
 from sd35.backends.tensorrt.backend import TensorRtBackend
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sd35.host import HostMemory
 from tests.support.onnx_networks import OnnxNetworks
 
 

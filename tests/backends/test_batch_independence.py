@@ -10,12 +10,11 @@ import pytest
 
 from sd35.backends.base import Backend
 from sd35.checkpoints.checkpoint import Checkpoint, SkipLayers
-from sd35.engine.generation import Pipeline, Pixels, Task
-from sd35.engine.local import Engine
-from sd35.engine.prompt_cache import EmbeddingCache
-from sd35.engine.scheduler import DeviceLimits
+from sd35.engine.base import DeviceLimits, Pixels, Work
+from sd35.engine.local.engine import LocalEngine
+from sd35.engine.local.pipeline import Pipeline
+from sd35.engine.local.prompt_cache import EmbeddingCache
 from sd35.request import Request
-from sd35.sampling.sigmas import sigma_schedule_of
 
 LIMITS = DeviceLimits(max_rows=16, max_in_flight=100, max_wait_s=600, memory_bytes=10**10)
 
@@ -40,10 +39,9 @@ OTHERS = [
 
 
 @contextmanager
-def engine_of(backend: Backend, checkpoint: Checkpoint, *, reproducible: bool = False) -> Iterator[Engine]:
+def engine_of(backend: Backend, checkpoint: Checkpoint, *, reproducible: bool = False) -> Iterator[LocalEngine]:
     """An engine that knows one model."""
-    pipeline = Pipeline(backend, sigma_schedule_of(checkpoint), checkpoint.card.side_px, checkpoint.card.skip_layers)
-    engine = Engine({("model", "profile"): pipeline}, LIMITS, EmbeddingCache(10**6), reproducible=reproducible)
+    engine = LocalEngine([Pipeline(checkpoint, backend)], LIMITS, EmbeddingCache(10**6), reproducible=reproducible)
     yield engine
     engine.close()
 
@@ -53,7 +51,7 @@ def counting(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[list
     """How many rows, or prompts, were in each call of the backend."""
     counts: list[int] = []
     with monkeypatch.context() as patched:
-        for name in ("denoise_step", "encode_text", "decode_latents"):
+        for name in ("predict_velocity", "encode_text", "decode_latents"):
             call = getattr(backend, name)
 
             def counted(items: Sequence[object], call: Any = call) -> Any:
@@ -64,9 +62,11 @@ def counting(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[list
         yield counts
 
 
-def draw(engine: Engine, requests: Sequence[Request]) -> list[Pixels]:
+def draw(engine: LocalEngine, requests: Sequence[Request]) -> list[Pixels]:
     """All at once."""
-    handles = [engine.submit(Task(request, request.width, request.height)) for request in requests]
+    (model,) = engine.models
+    own = [replace(request, model=model.name, profile=model.profile) for request in requests]
+    handles = [engine.submit(Work(request, request.width, request.height)) for request in own]
     return [handle.future.result(120).pixels for handle in handles]
 
 

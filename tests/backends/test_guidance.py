@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 
 from sd35.backends.base import DenoiseRow, Skip, TextEmbedding
-from sd35.backends.guidance import guided_velocities, skipping_rows, step_length_of, timestep_of, transformer_rows
+from sd35.backends.guidance import guided_velocities, skipping_rows, timestep_of, transformer_rows
 
 CAT, DOG, NOTHING = (TextEmbedding(np.full(1, value), np.full(1, value), 16) for value in (1, 2, 0))
-GUIDED = DenoiseRow(np.zeros(1), CAT, NOTHING, 1.0, 0.5, 4.5)
-PLAIN = DenoiseRow(np.zeros(1), DOG, None, 0.5, 0.0, 1.0)
+GUIDED = DenoiseRow(np.zeros(1), CAT, NOTHING, 1.0, 4.5)
+PLAIN = DenoiseRow(np.zeros(1), DOG, None, 0.5, 1.0)
 
 
 def test_a_guided_row_costs_two_transformer_rows_and_another_one() -> None:
@@ -32,7 +32,7 @@ def test_velocities_are_guided_row_by_row() -> None:
 def test_rows_that_skip_the_same_layers_share_a_call() -> None:
     """The positives of those that ask, by their layers; whoever does not ask, costs nothing more."""
     first, other, last = (
-        DenoiseRow(np.zeros(1), positive, NOTHING, 1.0, 0.5, 4.5, Skip(layers, 2.0))
+        DenoiseRow(np.zeros(1), positive, NOTHING, 1.0, 4.5, Skip(layers, 2.0))
         for positive, layers in ((CAT, (7, 8)), (DOG, (3,)), (DOG, (7, 8)))
     )
     assert skipping_rows([PLAIN, GUIDED]) == {}
@@ -42,7 +42,7 @@ def test_rows_that_skip_the_same_layers_share_a_call() -> None:
 def test_a_velocity_is_pushed_away_from_the_one_without_layers() -> None:
     """`scale * (c - s)` comes on top of guidance, each row with its own `s` and scale."""
     rows = [
-        DenoiseRow(np.zeros(1), CAT, NOTHING, 1.0, 0.5, 4.5, skip)
+        DenoiseRow(np.zeros(1), CAT, NOTHING, 1.0, 4.5, skip)
         for skip in (Skip((7,), 2.0), None, Skip((3,), 0.5), Skip((7,), 4.0))
     ]
     velocities = [np.array([value], np.float32) for value in (1, 1, 1, 1, 3, 4, 5, 6)]  # four negatives and positives
@@ -55,9 +55,8 @@ def test_a_velocity_is_pushed_away_from_the_one_without_layers() -> None:
     ]
 
 
-def test_timestep_and_step_length_are_float32s() -> None:
-    """Both are computed in float32, as Diffusers' scheduler does: another rounding would be another image."""
-    row = DenoiseRow(np.zeros(1), CAT, None, float(np.float32(0.8576923)), float(np.float32(0.6021505)), 1.0)
+def test_the_timestep_is_a_float32() -> None:
+    """It is computed in float32, as Diffusers' scheduler does: another rounding would be another image."""
+    row = DenoiseRow(np.zeros(1), CAT, None, float(np.float32(0.8576923)), 1.0)
     assert timestep_of(row) == np.float32(0.8576923) * np.float32(1000)
     assert timestep_of(row).dtype == np.float32
-    assert step_length_of(row) == float(np.float32(0.6021505) - np.float32(0.8576923))

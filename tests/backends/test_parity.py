@@ -16,10 +16,11 @@ from sd35.backends.base import Backend
 from sd35.backends.diffusers.backend import DiffusersBackend, place
 from sd35.backends.options import Options
 from sd35.checkpoints.checkpoint import Checkpoint, SkipLayers, open_checkpoint
-from sd35.engine.generation import Generation, Pipeline, Task
+from sd35.engine.base import Work
+from sd35.engine.local.generation import Generation
+from sd35.engine.local.pipeline import Pipeline
 from sd35.request import Request
 from sd35.sampling.noise import initial_noise
-from sd35.sampling.sigmas import sigma_schedule_of
 from sd35.tensors import Array
 from tests.support.direct_generation import generate_directly
 from tests.support.fake_backend import FakeBackend
@@ -159,13 +160,14 @@ def test_layers_are_skipped_at_diffusers_steps(
             output_type="latent",
         )
         theirs = [asked[: index + 1].count(None) - 1 for index, layers in enumerate(asked) if layers is not None]
-        pipeline = Pipeline(FakeBackend(), sigma_schedule_of(checkpoint), checkpoint.card.side_px, case.skip)
-        image = Generation(Task(request_of(case), 64, 64), pipeline)
-        image.begin(pipeline.backend.encode_text(image.task.prompts), 0, 0)
+        pipeline = Pipeline(carded(checkpoint, case), FakeBackend())
+        generation = Generation(Work(request_of(case), 64, 64), pipeline)
+        generation.begin(pipeline.backend.encode_text(generation.work.prompts), 0, 0)
         ours = []
-        for image.done in range(steps):
-            if image.row().skip:
-                ours.append(image.done)
+        for step in range(steps):
+            generation.solver.step = step
+            if generation.row().skip:
+                ours.append(step)
         assert ours == theirs, (steps, window)
 
 
@@ -202,15 +204,16 @@ def assert_equal_steps(
         reference_pipeline, checkpoint, case, generator=torch.Generator("cpu").manual_seed(SEED),
         output_type="latent", callback_on_step_end=keep,
     )  # fmt: skip
-    pipeline = Pipeline(backend, sigma_schedule_of(checkpoint), checkpoint.card.side_px, case.skip)
-    image = Generation(Task(request_of(case), case.width_px, case.height_px), pipeline)
-    image.begin(backend.encode_text(image.task.prompts), 0, 0)
+    generation = Generation(
+        Work(request_of(case), case.width_px, case.height_px), Pipeline(carded(checkpoint, case), backend)
+    )
+    generation.begin(backend.encode_text(generation.work.prompts), 0, 0)
     assert len(latents) == case.steps + 1
     for before, after in pairwise(latents):
-        image.latent = before
-        (ours,) = backend.denoise_step([image.row()])
-        np.testing.assert_allclose(np.asarray(ours), after, atol=2e-5)
-        image.done += 1
+        generation.solver.latent = before
+        (velocity,) = backend.predict_velocity([generation.row()])
+        assert generation.advance(velocity) is None
+        np.testing.assert_allclose(np.asarray(generation.latent), after, atol=2e-5)
 
 
 def test_a_transformer_of_mediums_kind_skips_layers_alike(checkpoint: Checkpoint, tmp_path: Path) -> None:

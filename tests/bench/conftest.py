@@ -13,8 +13,8 @@ from sd35.bench.quality import Quality
 from sd35.bench.results import Batches, ColdStart, Gpu, Memory, Plan, Result, Served, Span
 from sd35.bench.statistics import Figure
 from sd35.bench.workload import mixed
-from tests.api.conftest import listening
 from tests.support.fake_backend import FakeBackend, fake_pool
+from tests.support.serving import listening
 
 QUIET = Busy(before_cores=0.01, during_cores=0.02, most_cores=0.3, cores=8)
 BUSY = Busy(before_cores=0.01, during_cores=3.0, most_cores=8.0, cores=8)

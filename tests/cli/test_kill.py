@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from sd35.storage.database import open_database
-from tests.cli.test_serve import JSON, Served, serving
 from tests.support.postgres import new_schema
+from tests.support.server_process import JSON, Served, serving
 
 JOBS = 100
 

@@ -9,12 +9,11 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -24,44 +23,10 @@ from sd35.checkpoints.graphs.compiled import compiled_graphs
 from sd35.errors import InvalidSetting
 from sd35.images.png import read_png
 from sd35.images.record import from_text
+from tests.support.server_process import JSON, SD35, TIMEOUT_S, Served, serving
 
-TIMEOUT_S = 120
-SD35 = [sys.executable, "-c", "from sd35.cli import main; main()"]
-JSON = {"content-type": "application/json"}
 TRACE = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
 LONG = json.dumps({"prompt": "a cat", "steps": 150, "guidance_scale": 0})
-
-
-class Served(NamedTuple):
-    """A server that is ready."""
-
-    process: subprocess.Popen[str]
-    port: int
-    curl: str
-
-    def connect(self) -> http.client.HTTPConnection:
-        """A connection of its own."""
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)
-
-
-@contextmanager
-def serving(log: Path, *arguments: str) -> Iterator[Served]:
-    """A server on a free port, ready: it printed its address and a curl line. Without the page, unless asked for."""
-    given = ("--data-dir", str(log.parent / "data"), "--ui", "off")
-    command = [*SD35, "serve", "--port", "0", "--log-format", "json", *given, *arguments]
-    with (
-        log.open("w") as stderr,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
-    ):
-        try:
-            assert process.stdout
-            said = process.stdout.readline()
-            found = re.match(r"Ready: http://127.0.0.1:(\d+) ", said)
-            assert found, said + log.read_text()
-            process.stdout.readline()
-            yield Served(process, int(found[1]), process.stdout.readline().strip())
-        finally:
-            process.kill()
 
 
 @pytest.fixture(scope="module")

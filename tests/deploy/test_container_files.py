@@ -20,8 +20,8 @@ from sd35.api.app import create_app
 from sd35.api.hosts import AllowedHosts
 from sd35.api.server import _ANSWERING_S
 from sd35.cli.main import app
+from sd35.service.lifecycle import ServiceLifecycle
 from sd35.service.metrics_collector import metrics_table
-from sd35.service.startup import ServiceLifecycle
 from sd35.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]

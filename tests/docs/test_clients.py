@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.cli.test_serve import Served, serving
+from tests.support.server_process import Served, serving
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "clients.md"
 SNIPPETS = re.findall(r"```(python|bash)\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)

@@ -80,10 +80,10 @@ def test_steps_are_told_by_the_place_of_their_image(run: Run):
 
     async def work(service: Service) -> None:
         batch = Batch(
-            service, job_specs(service, "a", "b"), "me", 1, lambda place, progress: told.append((place, progress.done))
+            service, job_specs(service, "a", "b"), "me", 1, lambda place, progress: told.append((place, progress.step))
         )
         await batch.outcomes()
-        assert [progress and progress.done for progress in batch.progress] == [2, 2]
+        assert [progress and progress.step for progress in batch.progress] == [2, 2]
 
     run(work)
     assert told == [(0, 1), (0, 2), (1, 1), (1, 2)]
@@ -123,7 +123,9 @@ def test_a_call_is_refused_before_any_of_it_is_made(run: Run, backend: FakeBacke
     async def work(service: Service) -> None:
         held = Batch(service, job_specs(service, *(f"held {number}" for number in range(4))), "you", 4)
         await begun(backend)
-        crowd = [asyncio.ensure_future(service.make(job_spec, "you")) for job_spec in job_specs(service, "x", "y", "z")]
+        crowd = [
+            asyncio.ensure_future(service.generate(job_spec, "you")) for job_spec in job_specs(service, "x", "y", "z")
+        ]
         await asyncio.sleep(0)
         batch = Batch(service, job_specs(service, "first", "second"), "me", 2)
         with pytest.raises(Overloaded):

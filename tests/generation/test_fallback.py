@@ -7,13 +7,14 @@ import pytest
 
 from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from sd35.checkpoints.network_sizes import network_sizes_on_disk
+from sd35.engine.local.engine import LocalEngine
 from sd35.errors import DoesNotFit, InvalidSetting, NotCompiled
 from sd35.generation.model_pool import ModelPool
 from sd35.generation.params import GenerationParams
 from sd35.generation.replay import read_stored_image, replay
 from sd35.planning.fit import available_memory, placement_of, plan_for
-from sd35.service.startup import open_model_pool
 from sd35.settings import Settings, load_settings
+from sd35.startup import open_model_pool
 
 CHECKPOINTS = [open_checkpoint(EMBEDDED)]
 WANTED = GenerationParams("a cat", width=64, height=64, steps=2, seed=1)
@@ -49,9 +50,10 @@ def test_the_standby_makes_again_what_the_first_spoils(compiled: Path, monkeypat
         assert pool.fallback_builder is None
         request = pool.resolve(WANTED)
         assert pool.submit(request).future.result().request.profile == request.profile == "onnx/bfloat16"
-        first = pool.models["sd35-mini"].backend
+        assert isinstance(pool.engine, LocalEngine)
+        first = pool.engine._pipelines["sd35-mini", "onnx/bfloat16"].backend  # noqa: SLF001  it is to break
         monkeypatch.setattr(first, "decode_latents", lambda _: (_ for _ in ()).throw(FloatingPointError()))
-        made = pool.finish(pool.submit(request).future.result())
+        made = pool.encode(pool.submit(request).future.result())
     assert (made.record.maker.precision, made.record.request.profile) == ("float32", "onnx/float32")
     with open_model_pool(load_settings({"threads": "1"}), CHECKPOINTS) as other:
         assert replay(read_stored_image(made.png), other).outcome == "same bytes"
@@ -67,7 +69,7 @@ def test_admission_leaves_room_for_what_is_still_to_come(tmp_path: Path):
     ]
     with opened(settings) as pool:
         left_bytes = 10**9 - sum(placement.weights_bytes for placement in both)
-        assert pool.engine._scheduler.limits.memory_bytes == int(0.9 * left_bytes)  # noqa: SLF001
+        assert pool.engine.status().limits.memory_bytes == int(0.9 * left_bytes)
 
 
 def test_both_have_to_fit(tmp_path: Path):

@@ -12,19 +12,21 @@ import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sd35.engine.generation import GeneratedImage, Pixels
-from sd35.engine.prompt_cache import EmbeddingCache
-from sd35.engine.scheduler import DeviceLimits
+from sd35.engine.base import DeviceLimits, GeneratedImage, Pixels
+from sd35.engine.local.engine import LocalEngine
+from sd35.engine.local.prompt_cache import EmbeddingCache
+from sd35.engine.model_info import ModelInfo
 from sd35.errors import GenerationFailed, NotCompiled, Overloaded
 from sd35.generation import fallback
 from sd35.generation.fallback import FallbackBuilder, command_of
-from sd35.generation.model import Model
-from sd35.generation.model_pool import ModelPool
 from sd35.generation.params import GenerationParams
 from sd35.settings import load_settings
-from tests.support.fake_backend import MINI, WAIT_S, FakeBackend, fake_model
+from tests.support.fake_backend import MINI, WAIT_S, FakeBackend, fake_pipeline, pool_of
 
 STANDBY, BUILT = "double/float32", "double/float16"
+
+
+LIMITS = DeviceLimits(8, 100, 600, 10**9)
 
 
 class Shop:
@@ -33,26 +35,33 @@ class Shop:
     def __init__(self, directory: Path, *lacking: str) -> None:
         self.directory, self.lacking = directory, lacking
         self.fallback, self.built = FakeBackend(), FakeBackend("float16")
-        models = [fake_model(directory / "mini", MINI, each) for each in (self.fallback, self.built)]
-        self.model, self.swapped = models[1], threading.Event()
-        self.pool = ModelPool(models[:1], 1024 * 1024, DeviceLimits(8, 100, 600, 10**9), EmbeddingCache(10**6))
+        first, self.pipeline = (fake_pipeline(directory / "mini", MINI, each) for each in (self.fallback, self.built))
+        self.model = self.pipeline.info
+        self.engine = LocalEngine([first], LIMITS, EmbeddingCache(10**6))
+        self.pool = pool_of(self.engine)
 
-    def fallback_builder(self, source: str, swap: Callable[[Model], None] | None = None) -> FallbackBuilder:
+    def fallback_builder(self, source: str, swap: Callable[[ModelInfo], None] | None = None) -> FallbackBuilder:
         """Builds with a child that runs Python of this source, with what it is to build as its argument."""
 
         def command(arguments: Sequence[str]) -> list[str]:
             return [sys.executable, "-c", source, str(self.directory / arguments[-1])]
 
-        pending = [self.model.checkpoint]
+        pending = [self.pipeline.checkpoint]
         self.pool.fallback_builder = FallbackBuilder(pending, command, self.open_model, swap or self.pool.swap)
         return self.pool.fallback_builder
 
-    def open_model(self, _: object) -> Model:
+    def open_model(self, _: object) -> ModelInfo:
         """The model, once all is there."""
         for name in self.lacking:
             if not (self.directory / name).exists():
                 raise NotCompiled(f"{name} is", ["compile", name])
+        self.engine.add(self.pipeline)
         return self.model
+
+    def swap(self) -> None:
+        """Open the built model, and answer new requests with it."""
+        self.engine.add(self.pipeline)
+        self.pool.swap(self.model)
 
     def ask(self, prompt: str = "a cat", seed: int = 1, steps: int = 4) -> GeneratedImage:
         """An image, as it is made now."""
@@ -105,7 +114,7 @@ def test_a_image_in_flight_at_the_swap_stays_what_it_is(shop: Shop):
     resolved = shop.pool.resolve(GenerationParams("a dog", seed=1))
     assert shop.fallback.started.wait(WAIT_S)
     shop.built.release.set()
-    swapping = threading.Thread(target=shop.pool.swap, args=(shop.model,))
+    swapping = threading.Thread(target=shop.swap)
     swapping.start()
     shop.fallback.release.set()
     swapping.join(WAIT_S)
@@ -125,7 +134,7 @@ def test_no_request_is_lost_or_changed_by_a_swap(tmp_path: Path, steps: list[int
     shop.fallback.release.set()
     prompts = [f"{'held ' * held}cat {number}" for number in range(len(steps))]
     with shop.pool as pool:
-        swapping = threading.Thread(target=pool.swap, args=(shop.model,))
+        swapping = threading.Thread(target=shop.swap)
         shop.built.release.set()
         handles = []
         for number, (prompt, count) in enumerate(zip(prompts, steps, strict=True)):
@@ -145,8 +154,8 @@ def test_no_request_is_lost_or_changed_by_a_swap(tmp_path: Path, steps: list[int
 def alone(directory: Path, backend: FakeBackend, prompt: str, seed: int, steps: int) -> Pixels:
     """The image of a model pool that knows one backend."""
     backend.release.set()
-    models = [fake_model(directory / "mini", MINI, backend)]
-    with ModelPool(models, 1024 * 1024, DeviceLimits(8, 100, 600, 10**9), EmbeddingCache(10**6)) as pool:
+    engine = LocalEngine([fake_pipeline(directory / "mini", MINI, backend)], LIMITS, EmbeddingCache(10**6))
+    with pool_of(engine) as pool:
         request = pool.resolve(GenerationParams(prompt, seed=seed, steps=steps))
         return pool.submit(request).future.result(WAIT_S).pixels
 
@@ -172,8 +181,8 @@ def test_a_build_that_fails_is_counted_and_the_standby_goes_on(shop: Shop, sourc
 def test_what_cannot_draw_a_first_image_is_not_swapped_to(shop: Shop, monkeypatch: pytest.MonkeyPatch):
     """Not even where the fallback could make it again."""
     monkeypatch.setattr(shop.built, "decode_latents", lambda _: (_ for _ in ()).throw(FloatingPointError()))
-    with pytest.raises(GenerationFailed, match="the first image of mini in double/float16 was spoiled"):
-        shop.pool.swap(shop.model)
+    with pytest.raises(GenerationFailed, match="the first image of mini in double/float16 had a numerical failure"):
+        shop.swap()
     assert shop.ask().request.profile == STANDBY
 
 
@@ -181,7 +190,7 @@ def test_a_full_house_delays_the_swap(shop: Shop):
     """Where there is no room for the first image it is tried again, and what is in flight is not disturbed."""
     refusals = iter([Overloaded("full", 0), Overloaded("full", 0)])
 
-    def swap(model: Model) -> None:
+    def swap(model: ModelInfo) -> None:
         if refused := next(refusals, None):
             refused.retry_after_s = 0
             raise refused

@@ -36,7 +36,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelPool]:
 def make(pool: ModelPool, wanted: GenerationParams) -> EncodedImage:
     """An image's file."""
     request = pool.resolve(wanted)
-    return pool.finish(pool.submit(request).future.result())
+    return pool.encode(pool.submit(request).future.result())
 
 
 def test_what_is_left_open_comes_from_the_model_and_from_chance(pool: ModelPool):

@@ -8,7 +8,7 @@ from sd35.errors import InvalidSetting
 from sd35.generation.params import GenerationParams, ModelAliases, series
 from sd35.request import SEED
 from sd35.settings import Settings, load_settings
-from tests.support.fake_backend import fake_model, fake_pool
+from tests.support.fake_backend import fake_pipeline, fake_pool
 from tests.support.services import service_of
 
 
@@ -20,7 +20,7 @@ def aliases(**given: object) -> ModelAliases:
 
 def test_an_alias_is_a_served_model(tmp_path: Path):
     """The first, or the one it names; what is served goes by its own name, and what is unknown stays so."""
-    models = {name: fake_model(tmp_path / name) for name in ("mini", "large")}
+    models = {name: fake_pipeline(tmp_path / name).info for name in ("mini", "large")}
     named = aliases(model_aliases="dall-e-3, gpt-image-1 = large, mini=large")
     asked = [None, "dall-e-3", "gpt-image-1", "mini", "dall-e-2"]
     assert [named.served(name, models) for name in asked] == [None, None, "large", "mini", "dall-e-2"]
@@ -28,7 +28,7 @@ def test_an_alias_is_a_served_model(tmp_path: Path):
 
 def test_aliases_can_be_emptied_or_refused(tmp_path: Path):
     """By `none`, or by the strict setting: then a name is what it is."""
-    models = {"mini": fake_model(tmp_path / "mini")}
+    models = {"mini": fake_pipeline(tmp_path / "mini").info}
     assert aliases().served("dall-e-3", models) is None
     assert aliases(model_aliases="none").served("dall-e-3", models) == "dall-e-3"
     assert aliases(strict_dialects=True).served("dall-e-3", models) == "dall-e-3"

@@ -11,11 +11,11 @@ import pytest
 
 from sd35 import content_filter
 from sd35.content_filter import AllowAll, ContentFilter, Decision, load_filter
-from sd35.engine.preview import PreviewMap
+from sd35.engine.local.preview import PreviewMap
 from sd35.errors import ContentRefused, InvalidSetting, NotReady, StoreUnavailable
 from sd35.generation.model_pool import ModelPool
 from sd35.generation.params import GenerationParams
-from sd35.generation.service import GenerationResult, GenerationService, Requester
+from sd35.generation.service import GenerationResult, GenerationService, ImageProgress, Requester
 from sd35.images.png import blurred, read_png
 from sd35.images.record import from_text
 from sd35.storage.blobs.memory import MemoryBlobStore
@@ -72,7 +72,7 @@ def make(
     generation_service: GenerationService, prompt: str, source: Requester = ME, **wanted: Any
 ) -> Coroutine[Any, Any, GenerationResult]:
     """An image of a seed."""
-    return generation_service.make(
+    return generation_service.generate(
         generation_service.pool.resolve(GenerationParams(prompt, **{"seed": 1, **wanted})), source
     )
 
@@ -186,17 +186,18 @@ def test_the_filter_has_its_word_on_previews_too(
 ):
     """What it does not allow, or has not allowed of the prompt, is blurred before anyone sees it."""
     monkeypatch.setattr(PreviewMap, "draw", lambda *_: CHECKS)
-    generation_service, previews = desk_with(pool, content_filter), []
+    generation_service, previews = desk_with(pool, content_filter), list[ImageProgress]()
 
     async def scenario() -> None:
         with suppress(ContentRefused):
             request = generation_service.pool.resolve(GenerationParams(prompt))
-            await generation_service.make(request, ME, lambda progress: previews.append(progress.preview()))
+            await generation_service.generate(request, ME, previews.append, previews=True)
 
     asyncio.run(scenario())
     assert previews
-    for preview in previews:
-        assert np.array_equal(preview, CHECKS if is_shown else blurred(CHECKS))
+    for progress in previews:
+        assert progress.preview
+        assert np.array_equal(progress.preview(), CHECKS if is_shown else blurred(CHECKS))
 
 
 def test_a_filter_that_fails_lets_nothing_through(pool: ModelPool):
@@ -252,7 +253,7 @@ def test_a_image_is_answered_though_it_cannot_be_kept(pool: ModelPool, monkeypat
             outcome = await make(generation_service, "a cat")
         assert str(outcome.unstored) == "the disk is full"
         assert read_png(outcome.png)[0].shape == (128, 128, 3)
-        storage = await generation_service.keep(outcome, "me")
+        storage = await generation_service.store(outcome, "me")
         assert storage.unstored is None
         assert (await make(generation_service, "a cat")).png == outcome.png
 
@@ -304,10 +305,10 @@ def test_a_image_removed_by_one_while_another_asks_for_it_stays(pool: ModelPool,
     digest = mine.request.digest
 
     async def scenario() -> object:
-        await service.make(mine, "me")
+        await service.generate(mine, "me")
         if moment == "found":
             files.found = lambda: asyncio.run(service.disown(digest, "me"))
-            assert (await service.make(yours, "you")).cache == "hit"
+            assert (await service.generate(yours, "you")).cache == "hit"
         else:
             files.removing = lambda: storage.database.images.add(digest, "you", 1, 0.0)
             assert await service.disown(digest, "me")

@@ -153,8 +153,9 @@ def test_what_does_not_end_in_the_grace_time_is_made_at_the_next_start(tmp_path:
         async with runs(pool, storage) as runner:
             return [await end_of(runner, job) for job in jobs]
 
-    with fake_pool(tmp_path / "after", FakeBackend()) as pool:
-        pool.models["mini"].backend.release.set()  # type: ignore[attr-defined]
+    other = FakeBackend()
+    other.release.set()
+    with fake_pool(tmp_path / "after", other) as pool:
         ended = asyncio.run(after(pool))
     assert [job.status for job in ended] == [Status.SUCCEEDED] * 4
     assert len({job.made.digest for job in ended if job.made}) == 4

@@ -15,9 +15,9 @@ from sd35.errors import CheckpointError, DoesNotFit, InvalidSetting
 from sd35.planning.auto import choose, why_standing_in
 from sd35.planning.fit import placement_of, plan_for
 from sd35.planning.plan import AvailableMemory
-from sd35.service.startup import open_checkpoints, open_model_pool
 from sd35.service.startup_times import StartupTimes
 from sd35.settings import Settings, load_settings
+from sd35.startup import open_checkpoints, open_model_pool
 from tests.support.hub_server import Hub, Repository, serving, use
 
 GIB = 2**30

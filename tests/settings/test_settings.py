@@ -9,10 +9,10 @@ import pytest
 import typer.main
 
 from sd35.cli.main import app
-from sd35.engine.scheduler import SLOWDOWN_TARGET
+from sd35.engine.scheduling.scheduler import SLOWDOWN_TARGET
 from sd35.errors import InvalidSetting
-from sd35.service.startup import limits_of
 from sd35.settings import Settings, flag_of, load_settings, secret_settings, settings_table, unknown_variables
+from sd35.startup import limits_of
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
 

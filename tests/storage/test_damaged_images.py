@@ -85,11 +85,11 @@ def test_a_damaged_image_is_made_again(
     job_spec = order_of(pool)
 
     async def scenario() -> list[GenerationResult]:
-        made = await service.make(job_spec, "me")
+        made = await service.generate(job_spec, "me")
         if not has_checksum:
             forget_checksum(holdings, job_spec.request.digest, "me")
         files.replace(made.name, damage(made.png))
-        return [made, await service.make(job_spec, "me"), await service.make(job_spec, "me")]
+        return [made, await service.generate(job_spec, "me"), await service.generate(job_spec, "me")]
 
     with capture_logs() as logs:
         made, again, found = asyncio.run(scenario())
@@ -111,12 +111,12 @@ def test_a_damaged_image_is_given_to_nobody(pool: ModelPool, damage: Damage, *, 
     digest = job_spec.request.digest
 
     async def scenario() -> None:
-        made = await service.make(job_spec, "me")
+        made = await service.generate(job_spec, "me")
         if not has_checksum:
             forget_checksum(kept.images, digest, "me")
         kept.files.replace(made.name, damage(made.png))
         assert await service.image(digest, "me") is None
-        await service.make(job_spec, "me")
+        await service.generate(job_spec, "me")
         assert await service.image(digest, "me") == made.png
 
     asyncio.run(scenario())
@@ -126,13 +126,13 @@ def test_a_file_stored_before_checksums_gets_one_when_it_is_read(pool: ModelPool
     """From then on a change is found that a PNG file's own CRCs do not show."""
     kept = memory_storage()
     generation_service, job_spec = GenerationService(pool, kept.images, AllowAll()), order_of(pool)
-    made = asyncio.run(generation_service.make(job_spec.request, ME))
+    made = asyncio.run(generation_service.generate(job_spec.request, ME))
     digest = job_spec.request.digest
     forget_checksum(kept.images, digest, "me")
     assert kept.database.images.checksums(made.name) == {}
     assert kept.images.read(digest) == made.png
     assert kept.database.images.checksums(made.name) == {checksum_of(made.png): len(made.png)}
-    other = asyncio.run(generation_service.make(order_of(pool, "a dog").request, ME))
+    other = asyncio.run(generation_service.generate(order_of(pool, "a dog").request, ME))
     kept.files.replace(made.name, other.png)
     assert kept.images.read(digest) is None
 
@@ -145,9 +145,9 @@ def test_a_finished_job_whose_image_is_damaged_is_answered_with_it_made_again(po
 
     async def scenario() -> tuple[GenerationResult, GenerationResult]:
         service.start()
-        first = await service.make(job_spec, "me")
+        first = await service.generate(job_spec, "me")
         kept.files.replace(first.name, b"")
-        second = await service.make(job_spec, "me")
+        second = await service.generate(job_spec, "me")
         await service.close()
         return first, second
 
@@ -238,9 +238,9 @@ def test_a_record_that_cannot_be_read_is_no_error(pool: ModelPool, monkeypatch: 
     """A file of another version that this one does not understand: the image is made for whoever asks."""
     kept: Storage = memory_storage()
     generation_service, job_spec = GenerationService(pool, kept.images, AllowAll()), order_of(pool)
-    made = asyncio.run(generation_service.make(job_spec.request, ME))
+    made = asyncio.run(generation_service.generate(job_spec.request, ME))
     unknown = made.png.replace(b"sd35.maker", b"sd35.mAker")
     monkeypatch.setattr("sd35.storage.images.check_file", lambda *_: None)
     kept.files.replace(made.name, unknown)
-    again = asyncio.run(generation_service.make(job_spec.request, ME))
+    again = asyncio.run(generation_service.generate(job_spec.request, ME))
     assert (again.cache, again.png) == ("miss", made.png)

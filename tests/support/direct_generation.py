@@ -1,20 +1,20 @@
-"""An image on a backend, step by step and without an engine's threads."""
+"""Generate an image step by step, without an engine's threads."""
 
 from sd35.backends.base import Backend
 from sd35.checkpoints.checkpoint import Checkpoint
-from sd35.engine.executor import BatchExecutor
-from sd35.engine.generation import Generation, Pipeline, Pixels, Task
-from sd35.engine.prompt_cache import EmbeddingCache
+from sd35.engine.base import Pixels, Work
+from sd35.engine.local.executor import BatchExecutor
+from sd35.engine.local.generation import Generation
+from sd35.engine.local.pipeline import Pipeline
+from sd35.engine.local.prompt_cache import EmbeddingCache
 from sd35.request import Request
-from sd35.sampling.sigmas import sigma_schedule_of
 
 
 def generate_directly(backend: Backend, checkpoint: Checkpoint, request: Request) -> Pixels:
-    """The pixels of a request, drawn at the size it asks for."""
-    pipeline = Pipeline(backend, sigma_schedule_of(checkpoint), checkpoint.card.side_px, checkpoint.card.skip_layers)
-    generation = Generation(Task(request, request.width, request.height), pipeline)
-    calls = BatchExecutor(EmbeddingCache(0), reproducible=False)
-    for _ in range(request.steps):
-        errors = calls.step([generation], measure=False).errors
+    """Return the pixels of a request, at the size it asks for."""
+    generation = Generation(Work(request, request.width, request.height), Pipeline(checkpoint, backend))
+    executor = BatchExecutor(EmbeddingCache(0), reproducible=False)
+    while not generation.has_begun or not generation.solver.is_done:
+        errors = executor.step([generation], measure=False).errors
         assert not errors, errors
-    return calls.decode(generation, measure=False)[0]
+    return executor.decode(generation, measure=False)[0]

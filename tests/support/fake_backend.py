@@ -6,6 +6,7 @@ in the second step, "void" in decoding, and "flat" makes a frame of one colour.
 """
 
 import json
+import math
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +15,13 @@ import numpy as np
 
 from sd35.access.keys import Key
 from sd35.backends.base import DenoiseRow, TextEmbedding
-from sd35.backends.memory.host import HostMemory
 from sd35.checkpoints.checkpoint import Card, Checkpoint, SkipLayers
-from sd35.engine.prompt_cache import EmbeddingCache
-from sd35.engine.scheduler import DeviceLimits
-from sd35.generation.model import Model
+from sd35.engine.base import DeviceLimits, Engine
+from sd35.engine.local.engine import LocalEngine
+from sd35.engine.local.pipeline import Pipeline
+from sd35.engine.local.prompt_cache import EmbeddingCache
 from sd35.generation.model_pool import ModelPool
+from sd35.host import HostMemory
 from sd35.storage.memory.keys import MemoryKeyStore
 from sd35.tensors import Array
 
@@ -70,10 +72,10 @@ class FakeBackend:
         points = [np.array([ord(character) for character in prompt], self.precision) for prompt in prompts]
         return [TextEmbedding(array, array, array.nbytes) for array in points]
 
-    def denoise_step(self, rows: Sequence[DenoiseRow]) -> list[Array]:
-        """One Euler step for each row."""
+    def predict_velocity(self, rows: Sequence[DenoiseRow]) -> list[Array]:
+        """The velocity of each row."""
         self.rows.append(len(rows))
-        return [self._step(row) for row in rows]
+        return [self._velocity(row) for row in rows]
 
     def decode_latents(self, latents: Sequence[Array]) -> list[Array]:
         """Each latent value as a square of 8x8 pixels."""
@@ -87,7 +89,7 @@ class FakeBackend:
         squares = [np.kron(latent[:3], np.ones((1, 8, 8))) for latent in latents]
         return [np.clip(square * 40 + 128, 0, 255).astype(np.uint8).transpose(1, 2, 0) for square in squares]
 
-    def _step(self, row: DenoiseRow) -> Array:
+    def _velocity(self, row: DenoiseRow) -> Array:
         assert row.positive.tokens.dtype == self.precision, row.positive.tokens.dtype
         prompt = "".join(chr(int(point)) for point in row.positive.tokens)
         self.steps.append(prompt)
@@ -103,13 +105,13 @@ class FakeBackend:
         against = 0 if row.negative is None else row.guidance * (1 + row.negative.tokens.sum()) / 1e4
         against = min(2.5, against)  # more would be black all over
         skipped = row.skip.scale * sum(row.skip.layers) / 100 if row.skip else 0
-        velocity = row.latent - target + against + skipped
-        latent: Array = row.latent + np.float32(row.sigma_next - row.sigma) * velocity.astype(np.float32)
-        latent[3:] += _HEAVY * ("heavy" in prompt) + _BLIND * ("blind" in prompt)  # channels that are not shown
+        velocity: Array = (row.latent - target + against + skipped).astype(np.float32)
+        # The latent moves against the velocity, in all steps together by once its value. Channels from 3 are not shown.
+        velocity[3:] -= 2 * (_HEAVY * ("heavy" in prompt) + _BLIND * ("blind" in prompt))
         if not self._sound:
-            latent[3:] += _VOID * ("void" in prompt)
-            latent[:3] -= _HEAVY * ("flat" in prompt)
-        return latent
+            velocity[3:] -= 2 * _VOID * ("void" in prompt)
+            velocity[:3] += 2 * _HEAVY * ("flat" in prompt)
+        return velocity
 
 
 class Words:
@@ -124,28 +126,38 @@ class Words:
         return min(20, len(prompt.split()))
 
 
-def fake_model(directory: Path, card: Card = MINI, backend: FakeBackend | None = None) -> Model:
-    """A model named after `directory`, which is made; prompts of more than 20 words are cut off."""
+def fake_pipeline(directory: Path, card: Card = MINI, backend: FakeBackend | None = None) -> Pipeline:
+    """A pipeline named after `directory`, which is made."""
     scheduler = directory / "scheduler"
     scheduler.mkdir(parents=True, exist_ok=True)
     config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
     (scheduler / "scheduler_config.json").write_text(json.dumps(config))
     checkpoint = Checkpoint(directory.name, directory, card)
-    return Model(checkpoint, backend or FakeBackend(), Words())
+    return Pipeline(checkpoint, backend or FakeBackend())
 
 
-def fake_pool(
+def fake_pool(  # noqa: PLR0913, PLR0917  a pool's own parameters
     directory: Path,
     backend: FakeBackend | None = None,
     max_in_flight: int = 3,
     max_rows: int = 8,
     max_wait_s: float = 600,
+    fallback: FakeBackend | None = None,
 ) -> ModelPool:
     """A model pool with two models, "mini" (the default) and "large"."""
     backend = backend or FakeBackend()
-    models = [fake_model(directory / "mini", MINI, backend), fake_model(directory / "large", LARGE, backend)]
-    limits = DeviceLimits(max_rows=max_rows, max_in_flight=max_in_flight, max_wait_s=max_wait_s, memory_bytes=10**9)
-    return ModelPool(models, 1024 * 1024, limits, EmbeddingCache(10**6))
+    pipelines = [
+        fake_pipeline(directory / "mini", MINI, backend),
+        fake_pipeline(directory / "large", LARGE, backend),
+        *([fake_pipeline(directory / "mini", MINI, fallback)] if fallback else []),
+    ]
+    limits = DeviceLimits(max_rows, max_in_flight, max_wait_s, memory_bytes=10**9)
+    return pool_of(LocalEngine(pipelines, limits, EmbeddingCache(10**6), previews_per_s=math.inf))
+
+
+def pool_of(engine: Engine) -> ModelPool:
+    """A pool of an engine's models, each of which reads 20 words of a prompt."""
+    return ModelPool(engine, {model.name: Words() for model in engine.models}, 1024 * 1024)
 
 
 class Clock:

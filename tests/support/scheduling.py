@@ -1,7 +1,8 @@
 """What the scheduler's tests share: three shapes, what they cost, and jobs with what does not matter left out."""
 
-from sd35.engine.cost_model import CostModel, Shape
-from sd35.engine.scheduler import DeviceLimits, Scheduler, WorkItem
+from sd35.engine.base import DeviceLimits
+from sd35.engine.scheduling.cost_model import CostModel, Shape
+from sd35.engine.scheduling.scheduler import Scheduler, WorkItem
 
 SMALL, LARGE, HUGE = Shape("mini", 8, 8), Shape("mini", 16, 16), Shape("mini", 32, 32)
 LIMITS = DeviceLimits(max_rows=8, max_in_flight=1000, max_wait_s=1e9, memory_bytes=10_000)

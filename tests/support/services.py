@@ -6,8 +6,8 @@ from typing import Any
 from sd35.api.jobs import job_body
 from sd35.generation.model_pool import ModelPool
 from sd35.jobs.webhooks.webhooks import Webhooks
+from sd35.service.policy import policy_of
 from sd35.service.service import Service
-from sd35.service.startup import policy_of
 from sd35.settings import load_settings
 from sd35.storage.blobs.memory import MemoryBlobStore
 from sd35.storage.database import open_database

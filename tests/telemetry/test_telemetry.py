@@ -55,7 +55,7 @@ class Full(MemoryBlobStore):
 
 def make(generation_service: GenerationService, prompt: str) -> Coroutine[Any, Any, GenerationResult]:
     """An image."""
-    return generation_service.make(generation_service.pool.resolve(GenerationParams(prompt, seed=1)), Requester())
+    return generation_service.generate(generation_service.pool.resolve(GenerationParams(prompt, seed=1)), Requester())
 
 
 def counted(telemetry: Telemetry, name: str) -> dict[tuple[str, ...], float]:

@@ -1,20 +1,15 @@
 """A browser, a server with the page, and what is watched of both: neither speaks to another host."""
 
-import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from tests.cli.test_serve import Served, serving
+from tests.support.browser import CHROMIUM, CHROMIUM_ARGUMENTS, TIMEOUT_MS, Watched
+from tests.support.server_process import serving
 
-CHROMIUM = shutil.which("chromium")
-ARGUMENTS = ["--no-sandbox", "--headless", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-MOST_MS = 60_000
 # Python tells of every connection and look-up by its own sockets: what Gradio would send home goes by these.
 WATCH = """
 import os, sys
@@ -28,38 +23,13 @@ sys.addaudithook(note)
 """
 
 
-class Watched(NamedTuple):
-    """A server with the page, and where its process's connections are noted."""
-
-    served: Served
-    connections: Path
-
-    @property
-    def address(self) -> str:
-        """Of the server."""
-        return f"http://127.0.0.1:{self.served.port}"
-
-    def get(self, path: str, **headers: str) -> bytes:
-        """What the service itself answers."""
-        connection = self.served.connect()
-        connection.request("GET", path, headers=headers)
-        content: bytes = connection.getresponse().read()
-        connection.close()
-        return content
-
-    def jobs(self) -> list[dict[str, Any]]:
-        """The jobs that the service knows, the newest first."""
-        found: list[dict[str, Any]] = json.loads(self.get("/v1/jobs"))["data"]
-        return found
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Debian's Chromium. While it is there, Playwright's event loop runs, and tests cannot run their own."""
     if CHROMIUM is None:
         pytest.skip("chromium is not installed")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
         yield browser
         browser.close()
 
@@ -95,11 +65,11 @@ def new_page(browser: Browser) -> Iterator[Callable[..., Page]]:
             contexts.append(context)
         page = context.new_page()
         pages.append(page)
-        page.set_default_timeout(MOST_MS)
+        page.set_default_timeout(TIMEOUT_MS)
         page.on("request", lambda request: asked.append((address, request.url)))
         page.on("pageerror", lambda error: errors.append(error))  # noqa: PLW0108  Playwright marks what it is given
         page.goto(address)  # while it is being loaded, this reloads itself
-        expect(page.get_by_role("button", name="Generate")).to_be_enabled(timeout=MOST_MS)
+        expect(page.get_by_role("button", name="Generate")).to_be_enabled(timeout=TIMEOUT_MS)
         return page
 
     yield open_page

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import FilePayload, Locator, Page, expect
+from playwright.sync_api import FilePayload, Page, expect
 
 from sd35.images.png import read_png
 from sd35.images.record import from_text
 from sd35.request import Request
-from tests.ui.conftest import MOST_MS, Watched
+from tests.support.browser import TIMEOUT_MS, Watched, fill, generate
 
-expect.set_options(timeout=MOST_MS)
+expect.set_options(timeout=TIMEOUT_MS)
 # Notes what is shown while images are made: each value of the bar, and the kinds of previews.
 NOTE = """() => {
   window.noted = {shares: [], previews: 0, states: []};
@@ -26,25 +26,6 @@ NOTE = """() => {
     window.noted.previews += previews.filter(each => each.src.startsWith("data:image/png")).length;
   }).observe(document.querySelector("#canvas"), {subtree: true, childList: true, attributes: true});
 }"""
-
-
-def fill(page: Page, prompt: str, *, steps: int = 4, count: int = 1) -> None:
-    """Say what is wanted."""
-    page.get_by_label("Prompt", exact=True).fill(prompt)
-    number(page, "Steps").fill(str(steps))
-    number(page, "Number of images").fill(str(count))
-
-
-def number(page: Page, label: str) -> Locator:
-    """The field beside a slider."""
-    return page.get_by_label(f"number input for {label}")
-
-
-def generate(page: Page) -> None:
-    """Have it made, and wait until it is."""
-    page.get_by_role("button", name="Generate").click()
-    expect(page.locator("#canvas .image img")).to_be_visible()
-    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
 
 
 def download(page: Page) -> bytes:

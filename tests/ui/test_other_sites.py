@@ -11,10 +11,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.cli.test_serve import TIMEOUT_S, Served, serving
-from tests.ui.conftest import ARGUMENTS, CHROMIUM, MOST_MS
-from tests.ui.test_app import fill, generate
-from tests.ui.test_standalone import page_of
+from tests.support.browser import CHROMIUM, CHROMIUM_ARGUMENTS, TIMEOUT_MS, fill, generate, page_of
+from tests.support.server_process import TIMEOUT_S, Served, serving
 
 # What a page of another site can send without asking the server first, and the requests that would have an effect.
 FORGE = """async server => {
@@ -110,7 +108,7 @@ def browser() -> Iterator[Browser]:
     """A browser in which every name below .test is this machine, as after DNS rebinding."""
     if CHROMIUM is None:
         pytest.skip("chromium is not installed")
-    arguments = [*ARGUMENTS, "--host-resolver-rules=MAP *.test 127.0.0.1"]
+    arguments = [*CHROMIUM_ARGUMENTS, "--host-resolver-rules=MAP *.test 127.0.0.1"]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         yield browser
@@ -219,7 +217,7 @@ def test_the_page_works_behind_a_proxy(browser: Browser, tmp_path: Path):
         with serving(tmp_path / "log", *given) as served, browser.new_page() as page:
             Behind.server_port = served.port
             page.goto(f"{address}/")
-            expect(page.get_by_role("button", name="Generate")).to_be_enabled(timeout=MOST_MS)
+            expect(page.get_by_role("button", name="Generate")).to_be_enabled(timeout=TIMEOUT_MS)
             fill(page, "a cat", steps=1)
             generate(page)
 

@@ -1,44 +1,23 @@
 """The page where things are not as usual: keys, no SD3.5, another process, a service that ends, no page at all."""
 
-import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from sd35.cli.main import main
-from tests.cli.test_serve import SD35, TIMEOUT_S, serving
-from tests.ui.conftest import Watched
-from tests.ui.test_app import fill, generate
-
-MOST_S = 10  # of an end; a browser's stream would hold it up for 30
+from tests.support.browser import EXIT_TIMEOUT_S, Watched, fill, generate, page_of
+from tests.support.server_process import SD35, TIMEOUT_S, serving
 
 
 def new_key(data: Path) -> str:
     """The secret of a key."""
     command = [*SD35, "keys", "add", "someone", "--data-dir", str(data)]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT_S).stdout.strip()
-
-
-@contextmanager
-def page_of(server: str, cache: Path) -> Iterator[str]:
-    """`sd35 ui` as a process of its own: its address."""
-    command = [*SD35, "ui", "--server", server, "--port", "0", "--cache-dir", str(cache)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        try:
-            assert process.stdout
-            found = re.match(r"Ready: (http://127.0.0.1:\d+) ", process.stdout.readline())
-            assert found
-            yield found[1]
-            process.terminate()
-            assert process.wait(MOST_S) == 0
-        finally:
-            process.kill()
 
 
 def test_with_keys_the_page_asks_for_one(
@@ -69,7 +48,7 @@ def test_with_keys_the_page_asks_for_one(
         generate(page)
         assert list(cache.glob("page/*/*/*.png"))
         served.process.send_signal(signal.SIGTERM)
-        assert served.process.wait(MOST_S) == 0
+        assert served.process.wait(EXIT_TIMEOUT_S) == 0
     assert list(cache.glob("page/*")) == []
     log = (tmp_path / "log").read_text()
     assert "Traceback" not in log

@@ -34,8 +34,8 @@ from sd35.api.ui_mount import UiMount
 from sd35.body_limits import HeldBytes
 from sd35.errors import Sd35Error
 from sd35.images.record import own_version
+from sd35.service.lifecycle import ServiceLifecycle
 from sd35.service.metrics_collector import MetricsCollector
-from sd35.service.startup import ServiceLifecycle
 from sd35.settings import Settings
 from sd35.telemetry.report import Telemetry
 from sd35.ui import PATH as UI_PATH

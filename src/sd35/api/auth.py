@@ -17,8 +17,8 @@ from sd35.access.keys import Role
 from sd35.api.errors import ApiError
 from sd35.body_limits import in_time
 from sd35.errors import NotAllowed, Sd35Error
+from sd35.service.lifecycle import ServiceLifecycle
 from sd35.service.service import Service
-from sd35.service.startup import ServiceLifecycle
 from sd35.storage.links import is_link
 from sd35.ui import PATH as UI_PATH
 

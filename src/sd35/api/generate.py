@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from sd35.api.auth import caller_of, service_of
 from sd35.api.disconnect import unless_disconnected
 from sd35.api.errors import ErrorFormat
-from sd35.engine.generation import Progress
+from sd35.engine.base import Pixels
 from sd35.generation.params import GenerationParams
 from sd35.generation.service import GenerationResult
 from sd35.images.formats import Format
@@ -81,7 +81,7 @@ def job_specs_of(
 
 @asynccontextmanager
 async def running_batch(
-    request: Request, job_specs: Sequence[JobSpec], on_step: OnStep | None = None
+    request: Request, job_specs: Sequence[JobSpec], on_step: OnStep | None = None, *, previews: bool = False
 ) -> AsyncIterator[Batch]:
     """Generate the images of a call until the block ends, which cancels those that are not done.
 
@@ -91,7 +91,7 @@ async def running_batch(
     first = job_specs[0].request
     structlog.contextvars.bind_contextvars(digest=first.digest, model=first.model)
     with caller.making([job_spec.request for job_spec in job_specs]) as charge:
-        batch = Batch(service, job_specs, caller.client, charge.at_once, on_step)
+        batch = Batch(service, job_specs, caller.client, charge.at_once, on_step, previews=previews)
         try:
             yield batch
         finally:
@@ -108,9 +108,9 @@ async def generate(request: Request, job_specs: Sequence[JobSpec]) -> list[Gener
     return [result for result in results or () if result]
 
 
-def preview_png(progress: Progress, request: ImageRequest) -> bytes:
+def preview_png(preview: Callable[[], Pixels], request: ImageRequest) -> bytes:
     """Return a preview as a PNG file of the image's size. Blocks."""
-    return write_png(enlarge(progress.preview(), request.width, request.height), {})
+    return write_png(enlarge(preview(), request.width, request.height), {})
 
 
 def image_headers(result: GenerationResult) -> dict[str, str]:

@@ -210,7 +210,7 @@ async def events(
 ) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events: `queued`; `running`, with steps and seconds left; `succeeded`, `failed` or `cancelled`."""
     after = -1 if last_event_id is None else last_event_id
-    async for event in service_of(request).jobs.events(job, after):
+    async for event in service_of(request).jobs.events(job, after, previews=preview):
         yield await asyncio.to_thread(sent, event, has_preview=preview)  # a content filter may inspect a preview
 
 

@@ -22,14 +22,15 @@ from sd35.api.output_streams import use_nonblocking_streams
 from sd35.api.protocol import bounded
 from sd35.api.sockets import address_of, listen
 from sd35.api.ui_mount import UiMount, ui_mount_of
-from sd35.backends.memory.host import process_age_s
-from sd35.backends.registry import check_available
+from sd35.host import process_age_s
 from sd35.jobs.webhooks.webhooks import Webhooks
 from sd35.planning.auto import AUTO, why_standing_in
+from sd35.service.lifecycle import ServiceLifecycle
+from sd35.service.policy import policy_of
 from sd35.service.service import Service
-from sd35.service.startup import ServiceLifecycle, open_checkpoints, open_model_pool, policy_of
 from sd35.service.startup_times import StartupTimes
 from sd35.settings import Settings, unknown_variables
+from sd35.startup import check_backends, open_checkpoints, open_model_pool
 from sd35.storage.retention import Retention
 from sd35.storage.storage import Storage
 from sd35.telemetry.logs import configure_logs
@@ -109,7 +110,9 @@ def serve(settings: Settings) -> None:
     metrics = Metrics(settings.max_batch_rows)
     use_nonblocking_streams(metrics.output_dropped)
     configure_logs(settings.log_format)
-    _check(settings)
+    for name in unknown_variables():
+        structlog.get_logger().warning("this environment variable is not read", name=name)
+    check_backends(settings)
     # Named checkpoints are opened before anything else, so that an invalid one is reported at once.
     checkpoints = None if AUTO in settings.checkpoints else open_checkpoints(settings)
     policy, storage = policy_of(settings), Storage.of(settings)
@@ -140,15 +143,6 @@ def serve(settings: Settings) -> None:
     server.run([listener])
     if lifecycle.is_building:
         os._exit(0)  # it loads a finished build, which cannot be interrupted; everything else has ended
-
-
-def _check(settings: Settings) -> None:
-    """Warn of unknown environment variables, and raise BackendUnavailable if a backend cannot be used."""
-    for name in unknown_variables():
-        structlog.get_logger().warning("this environment variable is not read", name=name)
-    check_available(settings.backend)
-    if settings.fallback_settings:
-        check_available(settings.fallback_settings.backend, "fallback")
 
 
 def _uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:

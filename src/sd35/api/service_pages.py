@@ -9,10 +9,10 @@ from pydantic import BaseModel, Field
 from sd35.api.auth import service_of
 from sd35.api.problems import UNAVAILABLE, documented
 from sd35.api.query import refuse_unknown_parameters
-from sd35.generation.model import Model
+from sd35.engine.model_info import ModelInfo
 from sd35.planning.auto import why_standing_in
 from sd35.request import GUIDANCE_SCALE, SEED, SIZE_MULTIPLE_PX, SKIP_LAYER_SCALE, STEPS
-from sd35.service.startup import ServiceLifecycle
+from sd35.service.lifecycle import ServiceLifecycle
 
 
 class Defaults(BaseModel):
@@ -121,15 +121,15 @@ async def model(request: Request, name: str) -> ModelCard:
     return _card(service_of(request).model(name), request)
 
 
-def _card(model: Model, request: Request) -> ModelCard:
+def _card(model: ModelInfo, request: Request) -> ModelCard:
     card, skip_layers = model.card, model.skip_layers
     return ModelCard(
         id=model.name,
-        created=int(model.checkpoint.directory.stat().st_mtime),
-        revision=model.checkpoint.revision,
+        created=int(model.created_s),
+        revision=model.revision,
         licence=card.licence,
-        backend=model.backend.name,
-        precision=model.backend.precision,
+        backend=model.backend,
+        precision=model.precision,
         defaults=Defaults(
             width=card.width,
             height=card.height,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from sd35.engine.generation import Progress
+from sd35.generation.service import ImageProgress
 from sd35.service.batch import Batch
 
 _MAX_CHOICES = 1000  # chosen models; the least recently used are dropped
@@ -30,13 +30,13 @@ class RunningCall:
     def done(self) -> float:
         """The share of its steps that are done, from 0 to 1."""
         parts = [
-            1.0 if task.done() else progress.done / progress.steps if progress else 0.0
+            1.0 if task.done() else progress.step / progress.steps if progress else 0.0
             for task, progress in zip(self.batch.tasks, self.batch.progress, strict=True)
         ]
         return sum(parts) / len(parts)
 
     @property
-    def latest(self) -> Progress | None:
+    def latest(self) -> ImageProgress | None:
         """The progress of the current image; None before its first step, and when all images have ended."""
         index = self.batch.current
         return self.batch.progress[index] if index < len(self.batch.progress) else None

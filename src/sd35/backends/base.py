@@ -40,16 +40,15 @@ class Skip:
 
 @dataclass(frozen=True, eq=False)
 class DenoiseRow:
-    """One image's part of one denoising step. `negative` is None exactly when guidance <= 1 (one row is run).
+    """One image's part of an evaluation of the transformer. `negative` is None exactly when guidance <= 1.
 
-    `skip` is None where this step has no skip-layer guidance, and for every backend that cannot skip layers.
+    `skip` is None if this step has no skip-layer guidance, and for backends that cannot skip layers.
     """
 
     latent: Float[Tensor, "16 h w"] | Float32[Array, "16 h w"]
     positive: TextEmbedding
     negative: TextEmbedding | None
     sigma: float
-    sigma_next: float
     guidance: float
     skip: Skip | None = None
 
@@ -62,6 +61,10 @@ def check_finite(total: float) -> None:
 
 class Memory(Protocol):
     """The memory that a backend computes in: the host's, or a device's own."""
+
+    @property
+    def is_host(self) -> bool:
+        """Whether it is the host's."""
 
     def free_bytes(self) -> int:
         """How much more this process can take now."""
@@ -124,8 +127,8 @@ class Backend(Protocol):
     def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
         """One embedding per prompt, in order. Text beyond the tokenizers' lengths is cut off, as Diffusers does."""
 
-    def denoise_step(self, rows: Sequence[DenoiseRow]) -> list[Float[Tensor, "16 h w"]]:
-        """One Euler step per row: `latent + (sigma_next - sigma) * velocity`, in float32, with CFG where guidance > 1.
+    def predict_velocity(self, rows: Sequence[DenoiseRow]) -> list[Float[Tensor, "16 h w"]]:
+        """Return the velocity at each row's latent and sigma, with classifier-free guidance if guidance > 1.
 
         All rows have one latent shape. The transformer's timestep is `sigma * 1000`. A row's `skip` adds
         `scale * (c - s)` to its velocity: `c` for the positive prompt, `s` the same without the skipped layers.

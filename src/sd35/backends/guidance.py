@@ -1,4 +1,4 @@
-"""Guidance, classifier-free and by skipped layers, and the Euler step over ragged rows.
+"""Guidance, classifier-free and by skipped layers, over rows of which some are guided.
 
 The same code for NumPy arrays and torch tensors.
 """
@@ -58,8 +58,3 @@ def _guided(
 def timestep_of(row: DenoiseRow) -> np.float32:
     """What the transformer is told of the noise: `sigma * 1000`, multiplied in float32."""
     return np.float32(row.sigma) * _TIMESTEPS
-
-
-def step_length_of(row: DenoiseRow) -> float:
-    """`sigma_next - sigma`, subtracted in float32, as Diffusers' scheduler does; negative."""
-    return float(np.float32(row.sigma_next) - np.float32(row.sigma))

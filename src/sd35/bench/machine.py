@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-from sd35.service.doctor import gpus, processor
+from sd35.doctor import gpus, processor
 
 BUSY_SHARE = 0.1  # of the cores, taken by others: more, and a figure is marked
 _LIBRARIES = (

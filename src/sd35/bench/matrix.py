@@ -12,9 +12,9 @@ from sd35.bench.results import Cell, Matrix, Result
 from sd35.bench.run import OnProgress, duration_s
 from sd35.bench.server import told_of
 from sd35.bench.session import AT_ONCE, Reference, Session, run_session
+from sd35.doctor import gpus
 from sd35.errors import Sd35Error
 from sd35.planning.footprint import RUNTIMES
-from sd35.service.doctor import gpus
 
 BATCHES = (2, 8)
 _OF_CELL = {"backend", "precision", "max_batch_rows"}

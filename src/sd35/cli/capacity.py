@@ -11,13 +11,13 @@ from rich.table import Table
 
 from sd35.checkpoints.image_sizes import drawn_size
 from sd35.cli.generate import progress_bar
-from sd35.engine.simulation import Load, Report, simulate
-from sd35.engine.step_times import StepTimes
+from sd35.engine.local.measure import measure as measure_model
+from sd35.engine.local.measure import row_counts
+from sd35.engine.scheduling.simulation import Load, Report, simulate
+from sd35.engine.scheduling.step_times import StepTimes
 from sd35.errors import InvalidRequest, InvalidSetting
-from sd35.generation.step_timing import measure as measure_model
-from sd35.generation.step_timing import row_counts
-from sd35.service.startup import OF_FREE_MEMORY, limits_of, open_checkpoints, open_model_pool
 from sd35.settings import Settings
+from sd35.startup import OF_FREE_MEMORY, limits_of, open_checkpoints, open_pipeline
 
 _PERCENTILES = (50, 95, 99)
 
@@ -31,12 +31,11 @@ def measure(settings: Settings, sizes: Sequence[str], output: Path) -> None:
     progress = progress_bar()
     with progress:
         loading = progress.add_task("loading the model", total=None)
-        with open_model_pool(settings, [checkpoint]) as pool:
-            progress.remove_task(loading)
-            (model,) = pool.models.values()
-            calls = 1 + len(sizes_px) * (len(row_counts(settings.max_batch_rows)) + 1)
-            bar = progress.add_task("measuring", total=calls)
-            times = measure_model(model, sizes_px, settings.max_batch_rows, lambda: progress.advance(bar))
+        pipeline = open_pipeline(settings, checkpoint)
+        progress.remove_task(loading)
+        calls = 1 + len(sizes_px) * (len(row_counts(settings.max_batch_rows)) + 1)
+        bar = progress.add_task("measuring", total=calls)
+        times = measure_model(pipeline, sizes_px, settings.max_batch_rows, lambda: progress.advance(bar))
     times.write(output)
     for entry in times.shapes:
         best = min(entry.step_s, key=lambda rows: entry.step_s[rows] / rows)

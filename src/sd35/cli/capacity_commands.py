@@ -87,7 +87,7 @@ def simulate(
     """
     settings = options.settings_of(locals())
     from sd35.cli.capacity import run_simulation
-    from sd35.engine.simulation import Load
+    from sd35.engine.scheduling.simulation import Load
 
     load = Load(rps, requests, steps or [], guidance_scale or [], [], clients, seed)
     run_simulation(settings, step_times, load, size or [], devices, as_json=as_json)

@@ -19,8 +19,8 @@ from sd35.checkpoints.graphs.nvidia import OfficialGraphs
 from sd35.errors import InvalidSetting
 from sd35.planning.report import size_text
 from sd35.request import SIZE_MULTIPLE_PX
-from sd35.service.startup import open_checkpoints
 from sd35.settings import Settings
+from sd35.startup import open_checkpoints
 
 if TYPE_CHECKING:
     from sd35.compile.calibration_run import CalibrationRequest

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from sd35.service.doctor import DoctorReport, examine
+from sd35.doctor import DoctorReport, examine
 from sd35.settings import Settings
 
 

@@ -15,8 +15,8 @@ from sd35.errors import InvalidSetting, UnknownModel
 from sd35.generation.model_pool import EncodedImage, ModelPool
 from sd35.generation.params import GenerationParams, draw_seed
 from sd35.request import SEED
-from sd35.service.startup import open_checkpoints, open_model_pool
 from sd35.settings import Settings
+from sd35.startup import open_checkpoints, open_model_pool
 
 
 def generate(settings: Settings, wanted: GenerationParams, output: Path, count: int, *, as_json: bool) -> None:
@@ -59,9 +59,9 @@ def _chosen(checkpoints: list[Checkpoint], model: str | None) -> Checkpoint:
 def _make(pool: ModelPool, wanted: GenerationParams, progress: Progress, name: str) -> tuple[EncodedImage, float]:
     request = pool.resolve(wanted)
     bar = progress.add_task(name, total=request.steps)
-    generated = pool.submit(request, lambda now: progress.update(bar, completed=now.done)).future.result()
+    generated = pool.submit(request, lambda now: progress.update(bar, completed=now.step)).future.result()
     progress.remove_task(bar)
-    return pool.finish(generated), generated.took_s
+    return pool.encode(generated), generated.took_s
 
 
 def _write(path: Path, content: bytes) -> None:

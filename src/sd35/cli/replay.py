@@ -7,13 +7,13 @@ from pathlib import Path
 
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.cli.generate import progress_bar
+from sd35.engine.model_info import COMPILED, TILED
 from sd35.errors import CheckpointError, NotReplayable
-from sd35.generation.model import COMPILED, TILED
 from sd35.generation.replay import StoredImage, Verdict, read_stored_image
 from sd35.generation.replay import replay as make_again
 from sd35.request import Request
-from sd35.service.startup import open_checkpoints, open_model_pool
 from sd35.settings import Settings
+from sd35.startup import open_checkpoints, open_model_pool
 
 
 def replay(file: Path, settings_with: Callable[[Mapping[str, str]], Settings], *, as_json: bool) -> None:
@@ -39,7 +39,7 @@ def replay(file: Path, settings_with: Callable[[Mapping[str, str]], Settings], *
     with progress_bar() as progress:
         bar = progress.add_task(f"making {file.name} again", total=request.steps)
         with open_model_pool(settings, [checkpoint]) as pool:
-            verdict = make_again(stored_image, pool, lambda now: progress.update(bar, completed=now.done))
+            verdict = make_again(stored_image, pool, lambda now: progress.update(bar, completed=now.step))
     print(json.dumps({"file": str(file), **verdict._asdict()}) if as_json else _in_words(file, stored_image, verdict))
     if not verdict.is_same:
         sys.exit(1)

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TypeAlias
 
 from sd35.backends.base import Backend, DenoiseRow, TextEmbedding
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.sampling.noise import initial_noise
 from sd35.sampling.sigmas import SigmaSchedule, sigma_schedule_of
+from sd35.sampling.solvers.euler import Euler
 from sd35.tensors import LATENT_CHANNELS, LATENT_PX, Array, to_numpy
 
 Guided: TypeAlias = tuple[TextEmbedding, TextEmbedding]
@@ -33,17 +33,17 @@ def recipe_of(checkpoint: Checkpoint) -> Recipe:
 
 
 def rows_of(backend: Backend, recipe: Recipe, text: Guided, seed: int) -> Iterator[DenoiseRow]:
-    """Each step's row; the last one's is the finished latent's, with a sigma of 0."""
+    """Yield each evaluation's row, and last the finished latent's, with a sigma of 0."""
     shape = (LATENT_CHANNELS, recipe.height_px // LATENT_PX, recipe.width_px // LATENT_PX)
-    latent = initial_noise(seed, shape)
-    sigmas = [float(sigma) for sigma in recipe.sampler.sigmas(recipe.steps)]
+    solver = Euler([float(sigma) for sigma in recipe.sampler.sigmas(recipe.steps)], initial_noise(seed, shape), seed)
     positive, negative = text
     against = negative if recipe.guidance > 1 else None
-    for sigma, sigma_next in pairwise(sigmas):
-        row = DenoiseRow(latent, positive, against, sigma, sigma_next, recipe.guidance)
+    while not solver.is_done:
+        row = DenoiseRow(solver.latent, positive, against, solver.sigma, recipe.guidance)
         yield row
-        (latent,) = backend.denoise_step([row])
-    yield DenoiseRow(latent, positive, against, 0.0, 0.0, recipe.guidance)
+        (velocity,) = backend.predict_velocity([row])
+        solver.advance(velocity)
+    yield DenoiseRow(solver.latent, positive, against, 0.0, recipe.guidance)
 
 
 def draw(backend: Backend, recipe: Recipe, text: Guided, seed: int) -> Array:

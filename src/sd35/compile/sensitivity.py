@@ -44,12 +44,7 @@ def to_fp8_and_back(values: Tensor, scale: float) -> Tensor:
 
 
 def _velocities(backend: DiffusersBackend, rows: list[DenoiseRow]) -> Tensor:
-    after = backend.denoise_step(rows)
-    moves = [
-        (torch.from_numpy(to_numpy(latent) - to_numpy(row.latent))) / (row.sigma_next - row.sigma)
-        for row, latent in zip(rows, after, strict=True)
-    ]
-    return torch.stack(moves)
+    return torch.stack([torch.from_numpy(to_numpy(velocity)) for velocity in backend.predict_velocity(rows)])
 
 
 @contextmanager

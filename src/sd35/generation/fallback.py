@@ -17,8 +17,8 @@ from typing import TypeAlias
 import structlog
 
 from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.engine.model_info import ModelInfo
 from sd35.errors import BuildFailed, NotCompiled, Overloaded
-from sd35.generation.model import Model
 from sd35.settings import PREFIX, Settings
 
 _KEPT_LINES = 5  # of a child that failed
@@ -47,8 +47,8 @@ class FallbackBuilder:
         self,
         pending: Sequence[Checkpoint],
         command: Command,
-        open_model: Callable[[Checkpoint], Model],
-        swap: Callable[[Model], None],
+        open_model: Callable[[Checkpoint], ModelInfo],
+        swap: Callable[[ModelInfo], None],
     ) -> None:
         self._pending, self._command, self._open_model, self._swap = pending, command, open_model, swap
         self._began_s = self._ended_s = 0.0
@@ -105,7 +105,7 @@ class FallbackBuilder:
                 log.info("swapped", profile=model.profile, after_s=round(self.took_s, 3))
                 return
 
-    def _opened(self, checkpoint: Checkpoint, log: structlog.typing.FilteringBoundLogger) -> Model:
+    def _opened(self, checkpoint: Checkpoint, log: structlog.typing.FilteringBoundLogger) -> ModelInfo:
         """The model; what it lacks is built, graphs first and then engines. Raises BuildFailed where that is no use."""
         built: list[tuple[str, ...]] = []
         while True:

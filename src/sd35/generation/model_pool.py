@@ -1,25 +1,32 @@
-"""Where images are made: models, the engine that runs them, and what turns its pixels into a PNG file."""
+"""The models that are served: which requests they can make, and their images as PNG files."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 from sd35.checkpoints.image_sizes import drawn_size
-from sd35.engine.generation import GeneratedImage, Handle, OnProgress, Pixels, Task
-from sd35.engine.local import Engine
-from sd35.engine.prompt_cache import EmbeddingCache
-from sd35.engine.scheduler import DeviceLimits
+from sd35.engine.base import Engine, GeneratedImage, Handle, OnProgress, Pixels, Work
+from sd35.engine.model_info import ModelInfo
 from sd35.errors import GenerationFailed
 from sd35.generation.fallback import FallbackBuilder
-from sd35.generation.model import Model
 from sd35.generation.params import GenerationParams, find_model, resolve
 from sd35.images.png import enlarge, write_png
 from sd35.images.record import Maker, Record, own_version
 from sd35.request import SIZE_MULTIPLE_PX, Request
 
 
+class Texts(Protocol):
+    """What a checkpoint's text encoders read of a prompt."""
+
+    def is_truncated(self, prompt: str) -> bool:
+        """Whether they read less than the whole of it."""
+
+    def tokens(self, prompt: str) -> int:
+        """How many tokens the one that reads the most reads."""
+
+
 class EncodedImage(NamedTuple):
-    """An image as a PNG file, what it says of itself, and its pixels."""
+    """An image as a PNG file, the record in it, and its pixels."""
 
     png: bytes
     record: Record
@@ -27,40 +34,30 @@ class EncodedImage(NamedTuple):
 
     @property
     def drawn(self) -> tuple[int, int]:
-        """The size it was drawn at, (width, height) in pixels."""
+        """The size it was generated at, (width, height) in pixels."""
         return self.record.maker.drawn_width, self.record.maker.drawn_height
 
     @property
     def is_enlarged(self) -> bool:
-        """Whether it was drawn at another size than the requested one."""
+        """Whether it was generated at another size than the requested one."""
         return self.drawn != (self.record.request.width, self.record.request.height)
 
 
 class ModelPool:
-    """Serves `models`, the first of which is the default. Its engine's threads run until `drain` or `close`.
+    """The models of an engine, the first of which is the default.
 
-    A model may be there in several profiles: new requests are resolved with the one in `models`, and each makes what
-    was asked of it. `building` is what will swap some of them, if anything is.
+    A model may be loaded in several profiles. New requests take the one in `models`; a request that was resolved
+    before keeps its own. `texts` has the text encoders' view of each model, by name. `fallback_builder`, if any,
+    replaces models by faster profiles while the service runs.
     """
 
     fallback_builder: FallbackBuilder | None = None
 
-    def __init__(
-        self,
-        models: Sequence[Model],
-        max_pixels: int,
-        limits: DeviceLimits,
-        embeddings: EmbeddingCache,
-        *,
-        reproducible: bool = False,
-    ) -> None:
-        assert models, "a model pool needs a model"
-        self.models = {model.name: model for model in models}
-        self.max_pixels = max_pixels
-        self._loaded = {(model.name, model.profile): model for model in models}
-        pipelines = {key: model.pipeline for key, model in self._loaded.items()}
-        self.embeddings = embeddings
-        self.engine = Engine(pipelines, limits, embeddings, reproducible=reproducible)
+    def __init__(self, engine: Engine, texts: Mapping[str, Texts], max_pixels: int) -> None:
+        self.engine, self.texts, self.max_pixels = engine, texts, max_pixels
+        self.models: dict[str, ModelInfo] = {}
+        for model in engine.models:
+            self.models.setdefault(model.name, model)
 
     def __enter__(self) -> Self:
         return self
@@ -68,48 +65,57 @@ class ModelPool:
     def __exit__(self, *_: object) -> None:
         self.engine.close()
 
-    def resolve(self, wanted: GenerationParams) -> Request:
-        """A request that can be made here. Raises UnknownModel, InvalidRequest."""
-        request = resolve(wanted, self.models)
-        self._model_of(request).pipeline.check(self._task(request))
+    def resolve(self, params: GenerationParams) -> Request:
+        """Return a request that can be made here. Raises UnknownModel, InvalidRequest."""
+        request = resolve(params, self.models)
+        self._checked(request, self.models[request.model])
         return request
 
     def tokens_of(self, request: Request) -> tuple[int, int] | None:
-        """What the transformer works on: tokens of the prompt that T5 reads, and the image's patches as drawn.
+        """Return what the transformer works on: the prompt's tokens that T5 reads, and the image's patches.
 
-        None where what made it is not served any more.
+        None if the request's model is not served any more.
         """
-        if (request.model, request.profile) not in self._loaded:
+        model = self._loaded(request)
+        if model is None:
             return None
-        task = self._task(request)
-        patches = task.width_px * task.height_px // SIZE_MULTIPLE_PX**2
-        return self._model_of(request).texts.tokens(request.prompt), patches
+        width_px, height_px = self._drawn_size(request, model)
+        return self.texts[request.model].tokens(request.prompt), width_px * height_px // SIZE_MULTIPLE_PX**2
 
     def renewed(self, request: Request) -> Request:
-        """The request as it can be made now: of the same revision and profile where these are still there.
+        """Return the request as it can be made now: in its own revision and profile if these are still loaded.
 
-        Else of the model's present ones. Raises UnknownModel, InvalidRequest.
+        Otherwise in the model's present ones. Raises UnknownModel, InvalidRequest.
         """
-        model = self._loaded.get((request.model, request.profile))
-        if model is None or model.checkpoint.revision != request.revision:
+        model = self._loaded(request)
+        if model is None or model.revision != request.revision:
             model = find_model(self.models, request.model)
-            request = replace(request, revision=model.checkpoint.revision, profile=model.profile)
-        model.pipeline.check(self._task(request))
+            request = replace(request, revision=model.revision, profile=model.profile)
+        self._checked(request, model)
         return request
 
     def submit(
-        self, request: Request, on_progress: OnProgress | None = None, *, client: Hashable = None, priority: int = 0
+        self,
+        request: Request,
+        on_progress: OnProgress | None = None,
+        *,
+        client: object = None,
+        priority: int = 0,
+        previews: bool = False,
     ) -> Handle:
-        """Accept an image. Raises InvalidRequest, Overloaded, NotReady."""
-        return self.engine.submit(self._task(request), on_progress, client=client, priority=priority)
+        """Submit a request to the engine. Raises InvalidRequest, Overloaded, NotReady."""
+        model = self._loaded(request)
+        assert model, request.profile
+        work = Work(request, *self._drawn_size(request, model), client, priority)
+        return self.engine.submit(work, on_progress, previews=previews)
 
-    def finish(self, generated: GeneratedImage) -> EncodedImage:
-        """The PNG file of an image: enlarged where it was drawn smaller, with its record. Keeps a core busy."""
-        request = generated.request
-        model = self._model_of(request)
-        drawn_height, drawn_width, _ = generated.pixels.shape
-        versions = {"sd35": own_version(), **model.backend.versions}
-        pixels = generated.pixels
+    def encode(self, generated: GeneratedImage) -> EncodedImage:
+        """Return an image's PNG file with its record, enlarged to the requested size. Keeps a core busy."""
+        request, pixels = generated.request, generated.pixels
+        model = self._loaded(request)
+        assert model, request.profile
+        drawn_height, drawn_width, _ = pixels.shape
+        versions = {"sd35": own_version(), **model.versions}
         if (drawn_width, drawn_height) != (request.width, request.height):
             from PIL import __version__ as pillow_version
 
@@ -118,50 +124,50 @@ class ModelPool:
         prompts = {"prompt": request.prompt}
         if request.guidance_scale > 1:
             prompts["negative_prompt"] = request.negative_prompt
+        texts = self.texts[request.model]
         maker = Maker(
             revision=request.revision,
-            backend=model.backend.name,
-            precision=model.backend.precision,
+            backend=model.backend,
+            precision=model.precision,
             versions=versions,
             drawn_width=drawn_width,
             drawn_height=drawn_height,
-            cut_off=[field for field, text in prompts.items() if model.texts.is_truncated(text)],
+            cut_off=[field for field, text in prompts.items() if texts.is_truncated(text)],
         )
         record = Record(request, maker)
         return EncodedImage(write_png(pixels, record.to_text()), record, pixels)
 
-    def draw_first(self) -> None:
-        """Draw a smallest image with each model, so that whatever a runtime builds at first use is built.
+    def warm_up(self) -> None:
+        """Generate a smallest image with each model and profile, so that runtimes build what they build at first use.
 
         Raises GenerationFailed.
         """
-        for model in self._loaded.values():
-            self._draw_first(model)
+        for model in self.engine.models:
+            self._warm_up(model)
 
-    def add(self, model: Model) -> None:
-        """Make images in this profile too: what is asked of it, and what a narrower one spoils."""
-        self._loaded[model.name, model.profile] = model
-        self.engine.add(model.name, model.profile, model.pipeline)
-
-    def swap(self, model: Model) -> None:
-        """Answer new requests with a model in place of the one of its name, once it has drawn a first image.
+    def swap(self, model: ModelInfo) -> None:
+        """Resolve new requests with `model`, which the engine has, once it has generated a first image.
 
         Requests that were resolved before stay what they are. Raises GenerationFailed, Overloaded, NotReady.
         """
-        self.add(model)
-        self._draw_first(model)
+        self._warm_up(model)
         self.models = {**self.models, model.name: model}
 
-    def _draw_first(self, model: Model) -> None:
+    def _warm_up(self, model: ModelInfo) -> None:
         side_px = model.card.side_px[0]
-        wanted = GenerationParams(" ", width=side_px, height=side_px, steps=1, seed=0)
-        generated = self.submit(resolve(wanted, {model.name: model})).future.result()
+        params = GenerationParams(" ", width=side_px, height=side_px, steps=1, seed=0)
+        generated = self.submit(resolve(params, {model.name: model})).future.result()
         if generated.request.profile != model.profile:
-            raise GenerationFailed(f"the first image of {model.name} in {model.profile} was spoiled")
+            raise GenerationFailed(f"the first image of {model.name} in {model.profile} had a numerical failure")
 
-    def _model_of(self, request: Request) -> Model:
-        return self._loaded[request.model, request.profile]
+    def _loaded(self, request: Request) -> ModelInfo | None:
+        """Return the model and profile of a request, or None if the engine does not have them."""
+        key = request.model, request.profile
+        return next((model for model in self.engine.models if model.key == key), None)
 
-    def _task(self, request: Request) -> Task:
-        card = self._model_of(request).card
-        return Task(request, *drawn_size(request.width, request.height, card, self.max_pixels))
+    def _drawn_size(self, request: Request, model: ModelInfo) -> tuple[int, int]:
+        """Return the (width, height) in pixels to generate at: the requested one, or a stand-in model's own."""
+        return drawn_size(request.width, request.height, model.card, self.max_pixels)
+
+    def _checked(self, request: Request, model: ModelInfo) -> None:
+        model.check(request, *self._drawn_size(request, model))

@@ -1,18 +1,18 @@
-"""From what was wanted to a request with nothing left open."""
+"""The parameters of a call, and how they become a request with nothing left open."""
 
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
+from sd35.engine.model_info import ModelInfo
 from sd35.errors import InvalidSetting, UnknownModel
-from sd35.generation.model import Model
 from sd35.request import SEED, Request
 
 
 @dataclass(frozen=True)
 class GenerationParams:
-    """What a caller asked for, whatever the dialect. None is left to the model's card, `seed` to chance."""
+    """What a caller asks for, whatever the API. None takes the card's default; a `seed` of None is random."""
 
     prompt: str
     negative_prompt: str = ""
@@ -27,9 +27,9 @@ class GenerationParams:
 
 @dataclass(frozen=True)
 class ModelAliases:
-    """What clients of other services may call the models: `aliases` of served names, "" for the first.
+    """Names by which clients of other services call the models: alias to served name, "" for the default model.
 
-    Where it is `is_strict`, nothing is served by another name, or by what is not quite the thing that was asked for.
+    If `is_strict`, a request by an alias is refused, and so is one for a feature that would be replaced by another.
     """
 
     aliases: Mapping[str, str]
@@ -41,7 +41,7 @@ class ModelAliases:
         parts = [each.partition("=") for each in listed]
         return cls({name.strip(): served.strip() for name, _, served in parts}, is_strict)
 
-    def check(self, models: Mapping[str, Model]) -> None:
+    def check(self, models: Mapping[str, ModelInfo]) -> None:
         """Raises InvalidSetting where an alias is of a model that is not served."""
         for alias, name in self.aliases.items():
             if name and name not in models:
@@ -49,21 +49,21 @@ class ModelAliases:
                     f"model_aliases: {alias}={name}: no model named {name}; served: {', '.join(models)}"
                 )
 
-    def served(self, name: str | None, models: Mapping[str, Model]) -> str | None:
+    def served(self, name: str | None, models: Mapping[str, ModelInfo]) -> str | None:
         """The name by which a model that a client asks for is served, None for the first; unknown ones as they came."""
         if name is None or name in models or self.is_strict:
             return name
         return self.aliases.get(name, name) or None
 
 
-def series(wanted: GenerationParams, count: int) -> list[GenerationParams]:
-    """The same so many times, each with the next seed after the first's, and 0 after the largest."""
-    first = draw_seed() if wanted.seed is None else wanted.seed
-    return [replace(wanted, seed=(first + place) % (SEED[1] + 1)) for place in range(count)]
+def series(params: GenerationParams, count: int) -> list[GenerationParams]:
+    """Return `count` copies, each with the next seed after the first's, and 0 after the largest."""
+    first = draw_seed() if params.seed is None else params.seed
+    return [replace(params, seed=(first + place) % (SEED[1] + 1)) for place in range(count)]
 
 
-def find_model(models: Mapping[str, Model], name: str | None) -> Model:
-    """The named model; the first one for None. Raises UnknownModel."""
+def find_model(models: Mapping[str, ModelInfo], name: str | None) -> ModelInfo:
+    """Return the named model; the first one for None. Raises UnknownModel."""
     if name is None:
         return next(iter(models.values()))
     if name not in models:
@@ -71,26 +71,26 @@ def find_model(models: Mapping[str, Model], name: str | None) -> Model:
     return models[name]
 
 
-def resolve(wanted: GenerationParams, models: Mapping[str, Model]) -> Request:
-    """Fill in the card's defaults, draw the seed, name what makes the image. Raises UnknownModel, InvalidRequest."""
-    model = find_model(models, wanted.model)
+def resolve(params: GenerationParams, models: Mapping[str, ModelInfo]) -> Request:
+    """Fill in the card's defaults and the seed, and name the model. Raises UnknownModel, InvalidRequest."""
+    model = find_model(models, params.model)
     card = model.card
     skip_layer_scale = model.skip_layers.scale if model.skip_layers else 0.0
     return Request(
-        prompt=wanted.prompt,
-        negative_prompt=wanted.negative_prompt,
-        width=card.width if wanted.width is None else wanted.width,
-        height=card.height if wanted.height is None else wanted.height,
-        steps=card.steps if wanted.steps is None else wanted.steps,
-        guidance_scale=float(card.guidance_scale if wanted.guidance_scale is None else wanted.guidance_scale),
-        seed=draw_seed() if wanted.seed is None else wanted.seed,
+        prompt=params.prompt,
+        negative_prompt=params.negative_prompt,
+        width=card.width if params.width is None else params.width,
+        height=card.height if params.height is None else params.height,
+        steps=card.steps if params.steps is None else params.steps,
+        guidance_scale=float(card.guidance_scale if params.guidance_scale is None else params.guidance_scale),
+        seed=draw_seed() if params.seed is None else params.seed,
         model=model.name,
-        revision=model.checkpoint.revision,
+        revision=model.revision,
         profile=model.profile,
-        skip_layer_scale=float(skip_layer_scale if wanted.skip_layer_scale is None else wanted.skip_layer_scale),
+        skip_layer_scale=float(skip_layer_scale if params.skip_layer_scale is None else params.skip_layer_scale),
     )
 
 
 def draw_seed() -> int:
-    """A seed nobody can guess from the last one."""
+    """Return a seed that nobody can guess from the last one."""
     return secrets.randbelow(SEED[1] + 1)

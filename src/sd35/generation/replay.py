@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from sd35.engine.generation import OnProgress
+from sd35.engine.base import OnProgress
 from sd35.errors import NotReplayable
 from sd35.generation.model_pool import ModelPool
 from sd35.images.png import read_png
@@ -63,8 +63,8 @@ def replay(stored_image: StoredImage, pool: ModelPool, on_progress: OnProgress |
     """
     wanted = stored_image.record.request
     model = pool.models[wanted.model]
-    request = replace(wanted, revision=model.checkpoint.revision, profile=model.profile)
-    made = pool.finish(pool.submit(request, on_progress).future.result())
+    request = replace(wanted, revision=model.revision, profile=model.profile)
+    made = pool.encode(pool.submit(request, on_progress).future.result())
     changed = list(_changes(stored_image.record.maker, made.record.maker))
     if not changed and made.record.request.profile != wanted.profile:
         changed = [f"profile: {wanted.profile} then, {made.record.request.profile} now"]

@@ -1,7 +1,6 @@
-"""The one path of an image, from a resolved request to a file in the store, once however many wait for it.
+"""The one path of an image, from a resolved request to a file in the store, once for all who ask for it.
 
-The filter's word on the prompt, the result cache, the engine, the PNG file, the filter's word on the image, the
-store. Synchronous calls and jobs both come here; an image stops being made when the last who waits for it has left.
+Synchronous calls and jobs both come here. An image is cancelled when its last caller has left.
 """
 
 import asyncio
@@ -9,13 +8,12 @@ import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import structlog
 
 from sd35.content_filter import ContentFilter, Decision, image_decision, prompt_decision, shown_preview
-from sd35.engine.generation import GeneratedImage, Progress
-from sd35.engine.observer import Stage
+from sd35.engine.base import CLOSING_RETRY_S, GeneratedImage, Handle, Pixels, Progress, Stage
 from sd35.errors import NotReady, NotReplayable, StoreUnavailable
 from sd35.generation.model_pool import ModelPool
 from sd35.images.png import blurred, write_png
@@ -28,13 +26,11 @@ from sd35.storage.names import name_of
 from sd35.telemetry.report import Telemetry
 from sd35.threads import Threads
 
-OnProgress = Callable[[Progress], None]
-_CLOSING_RETRY_S = 5.0
 _THREADS = 32
 
 
 class Requester(NamedTuple):
-    """Who asks: `owner` is who the image is for, `client` whom the queue is fair to."""
+    """Who asks: the `owner` of the image, and the `client` that the queue is fair to."""
 
     owner: str = ""
     client: Hashable = None
@@ -43,10 +39,10 @@ class Requester(NamedTuple):
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """An image's file, and what is known of it.
+    """An image's PNG file, and how it came about.
 
-    `request` is the one that made it. `maker` is None where it is blurred: such a file does not say how to make it
-    again. `stages`: none of one that was there. `unstored`: why it is not in the store, though it was made.
+    `request` is the one that made it. `maker` is None if it is blurred: such a file does not say how to make it again.
+    `stages` is empty for a stored image. `unstored`: the error if the image could not be stored.
     """
 
     request: Request
@@ -64,32 +60,49 @@ class GenerationResult:
 
     @property
     def cache(self) -> Literal["hit", "shared", "miss"]:
-        """Whether it was made before, or for another who asked at the same time."""
+        """Whether it was stored ("hit"), made for another caller at the same time ("shared"), or made ("miss")."""
         return "hit" if self.was_cached else "shared" if self.was_shared else "miss"
 
     @property
     def name(self) -> str:
-        """What the store calls it."""
+        """Its name in the store."""
         return name_of(self.request.digest, is_blurred=self.is_blurred)
 
 
-@dataclass(eq=False)
-class _Flight:
-    """An image on its way, and those who wait for it."""
+class ImageProgress(NamedTuple):
+    """How far an image is: `step` of `steps` evaluations are done.
 
-    waiting: int = 0
+    `preview` gives what the image looks like now, one pixel for each latent position, blurred if the content filter
+    does not allow it. It calls the filter, which may block, so call it on a thread.
+    """
+
+    step: int
+    steps: int
+    preview: Callable[[], Pixels] | None = None
+
+
+OnProgress: TypeAlias = Callable[[ImageProgress], None]
+
+
+@dataclass(eq=False)
+class _InFlight:
+    """An image that is being made, and its callers."""
+
+    callers: int = 0
+    previews: bool = False
     listeners: list[OnProgress] = field(default_factory=list)
     task: asyncio.Task[GenerationResult] | None = None
+    handle: Handle | None = None
 
-    def tell(self, progress: Progress) -> None:
+    def report(self, progress: ImageProgress) -> None:
         for listener in tuple(self.listeners):
             listener(progress)
 
 
-def stored_outcome(request: Request, png: bytes, *, is_blurred: bool) -> GenerationResult | None:
-    """What the store holds of a request; which request made it is in the file, but for a blurred one.
+def stored_result(request: Request, png: bytes, *, is_blurred: bool) -> GenerationResult | None:
+    """Return the stored file of a request as a result. Its record names the request, unless it is blurred.
 
-    None where another version of this project wrote a record that this one cannot read.
+    None if another version of this project wrote a record that this one cannot read.
     """
     if is_blurred:
         return GenerationResult(request, png, None, was_cached=True)
@@ -102,10 +115,10 @@ def stored_outcome(request: Request, png: bytes, *, is_blurred: bool) -> Generat
 
 
 class GenerationService:
-    """Makes images, on an event loop; threads do what blocks.
+    """Generates images, on an event loop; threads do what blocks.
 
-    These are its own: an operator's filter or an image store that takes long holds up images, and no question to
-    the database, such as whose a key is.
+    The threads are its own: if an operator's filter or an image store is slow, only images wait for it, and no question
+    to the database, such as whose a key is.
     """
 
     def __init__(
@@ -119,123 +132,143 @@ class GenerationService:
         self.threads = Threads("images", _THREADS)
         self.telemetry = telemetry or Telemetry()
         self._filter = content_filter
-        self._flights: dict[str, _Flight] = {}
+        self._in_flight: dict[str, _InFlight] = {}  # by digest
 
-    async def make(
-        self, request: Request, source: Requester, on_progress: OnProgress | None = None
+    async def generate(
+        self,
+        request: Request,
+        requester: Requester,
+        on_progress: OnProgress | None = None,
+        *,
+        previews: bool = False,
     ) -> GenerationResult:
-        """An image: from the store, from one that is being made, or made now. Cancelled, it is not waited for.
+        """Return an image: stored, generated for another caller at the same time, or generated now.
+
+        If the caller is cancelled and no other waits, the image is cancelled.
 
         Raises ContentRefused, InvalidRequest, Overloaded, NotReady, GenerationFailed.
         """
-        flight = self._flights.get(request.digest)
-        is_first = flight is None
-        if flight is None:
-            flight = self._flights[request.digest] = _Flight()
-            flight.task = asyncio.get_running_loop().create_task(self._run_flight(flight, request, source))
-            flight.task.add_done_callback(lambda _: self._finish_flight(request.digest, flight))
-        assert flight.task
-        flight.waiting += 1
+        in_flight = self._in_flight.get(request.digest)
+        is_first = in_flight is None
+        if in_flight is None:
+            in_flight = self._in_flight[request.digest] = _InFlight()
+            in_flight.task = asyncio.get_running_loop().create_task(self._run(in_flight, request, requester))
+            in_flight.task.add_done_callback(lambda _: self._forget(request.digest, in_flight))
+        assert in_flight.task
+        in_flight.callers += 1
         if on_progress:
-            flight.listeners.append(on_progress)
+            in_flight.listeners.append(on_progress)
+        if previews:
+            self.send_previews(request.digest)
         try:
-            outcome = await asyncio.shield(flight.task)
+            result = await asyncio.shield(in_flight.task)
         finally:
-            flight.waiting -= 1
+            in_flight.callers -= 1
             if on_progress:
-                flight.listeners.remove(on_progress)
-            if not flight.waiting and not flight.task.done():
-                self._finish_flight(request.digest, flight)  # who comes now does not join what ends
-                flight.task.cancel()
-        if not is_first:  # each who waited owns it, though it was written once
-            unstored = outcome.unstored or await self.threads.run(self._keep, outcome, source.owner, was_there=True)
-            outcome = replace(outcome, was_shared=True, unstored=unstored)
-        self.telemetry.given(outcome.request, outcome.cache)
-        return outcome
+                in_flight.listeners.remove(on_progress)
+            if not in_flight.callers and not in_flight.task.done():
+                self._forget(request.digest, in_flight)  # a new caller must not join what ends
+                in_flight.task.cancel()
+        if not is_first:  # each caller owns the image, though it was stored once
+            unstored = result.unstored or await self.threads.run(self._store, result, requester.owner, was_there=True)
+            result = replace(result, was_shared=True, unstored=unstored)
+        self.telemetry.given(result.request, result.cache)
+        return result
 
-    async def keep(self, outcome: GenerationResult, owner: str) -> GenerationResult:
-        """Try again to write what could not be written."""
-        return replace(outcome, unstored=await self.threads.run(self._keep, outcome, owner))
+    def send_previews(self, digest: str) -> None:
+        """Send previews with the progress of a request that is in flight, to all its listeners, from now on."""
+        in_flight = self._in_flight.get(digest)
+        if in_flight:
+            in_flight.previews = True
+            if in_flight.handle:
+                self.pool.engine.send_previews(in_flight.handle)
 
-    async def wait_for_running(self, within_s: float) -> None:
-        """Wait until what is being made is made, or for so long."""
-        tasks = [flight.task for flight in self._flights.values() if flight.task]
+    async def store(self, result: GenerationResult, owner: str) -> GenerationResult:
+        """Try again to store a result that could not be stored."""
+        return replace(result, unstored=await self.threads.run(self._store, result, owner))
+
+    async def wait_for_running(self, timeout_s: float) -> None:
+        """Wait until the images in flight have ended, for at most `timeout_s`."""
+        tasks = [in_flight.task for in_flight in self._in_flight.values() if in_flight.task]
         if tasks:
-            await asyncio.wait(tasks, timeout=max(0.0, within_s))
+            await asyncio.wait(tasks, timeout=max(0.0, timeout_s))
 
-    def _finish_flight(self, digest: str, flight: _Flight) -> None:
-        if self._flights.get(digest) is flight:
-            del self._flights[digest]
-        if flight.task and flight.task.done() and not flight.task.cancelled():
-            flight.task.exception()  # seen, also where nobody waits any more
+    def _forget(self, digest: str, in_flight: _InFlight) -> None:
+        if self._in_flight.get(digest) is in_flight:
+            del self._in_flight[digest]
+        if in_flight.task and in_flight.task.done() and not in_flight.task.cancelled():
+            in_flight.task.exception()  # retrieved, even if nobody waits any more: asyncio would complain
 
-    async def _run_flight(self, flight: _Flight, request: Request, source: Requester) -> GenerationResult:
-        decision, found = await self.threads.run(self._begin, request, source.owner)
-        if found:
-            return found
+    async def _run(self, in_flight: _InFlight, request: Request, requester: Requester) -> GenerationResult:
+        """Check the prompt, find the image in the store, generate it, encode it, and store it."""
+        decision, stored = await self.threads.run(self._check_prompt_and_find, request, requester.owner)
+        if stored:
+            return stored
         with self.telemetry.making():
-            generated = await self._generate(flight, request, source, decision)
-            return await self.threads.run(self._finish, generated, source.owner, decision)
+            generated = await self._generate(in_flight, request, requester, decision)
+            return await self.threads.run(self._encode_and_store, generated, requester.owner, decision)
 
-    async def _generate(
-        self, flight: _Flight, request: Request, source: Requester, decision: Decision
-    ) -> GeneratedImage:
-        loop = asyncio.get_running_loop()
-
-        def tell(progress: Progress) -> None:
-            if flight.listeners:
-                preview = partial(shown_preview, self._filter, request, decision, progress.preview)
-                loop.call_soon_threadsafe(flight.tell, progress._replace(preview=preview))
-
-        engine = self.pool.engine
-        handle = self.pool.submit(request, tell, client=source.client, priority=source.priority)
-        try:
-            return await asyncio.wrap_future(handle.future)
-        except asyncio.CancelledError:
-            if flight.waiting:  # not by them: the engine closed
-                raise NotReady("closing", _CLOSING_RETRY_S) from None
-            raise
-        finally:
-            engine.cancel(handle)  # of no effect on an image that is done
-
-    def _begin(self, request: Request, owner: str) -> tuple[Decision, GenerationResult | None]:
+    def _check_prompt_and_find(self, request: Request, owner: str) -> tuple[Decision, GenerationResult | None]:
         decision = self._decided("prompt", lambda: prompt_decision(self._filter, request))
         return decision, self._find(request, owner, decision)
 
     def _find(self, request: Request, owner: str, decision: Decision) -> GenerationResult | None:
-        """The image where it was made before.
+        """Return the stored image, if there is one.
 
-        A store that does not answer is as good as an empty one, and a damaged file is as good as none.
+        A store that does not answer counts as empty, and a damaged file as none.
         """
-        wanted = [True] if decision is Decision.BLUR else [False, True]
+        blurred_or_not = [True] if decision is Decision.BLUR else [False, True]
         try:
-            for is_blurred in wanted:
+            for is_blurred in blurred_or_not:
                 png = self.images.get(name_of(request.digest, is_blurred=is_blurred))
                 if png is not None:
-                    found = stored_outcome(request, png, is_blurred=is_blurred)
-                    return found and replace(found, unstored=self._keep(found, owner, was_there=True))
+                    found = stored_result(request, png, is_blurred=is_blurred)
+                    return found and replace(found, unstored=self._store(found, owner, was_there=True))
         except StoreUnavailable as error:
             structlog.get_logger().warning("the image store does not answer", reason=str(error))
         except DamagedFile:  # which is logged; the new file replaces it
             return None
         return None
 
-    def _finish(self, generated: GeneratedImage, owner: str, decision: Decision) -> GenerationResult:
+    async def _generate(
+        self, in_flight: _InFlight, request: Request, requester: Requester, decision: Decision
+    ) -> GeneratedImage:
+        loop = asyncio.get_running_loop()
+
+        def report(progress: Progress) -> None:
+            if in_flight.listeners:
+                preview = None
+                if progress.preview is not None:
+                    preview = partial(shown_preview, self._filter, request, decision, progress.preview)
+                shown = ImageProgress(progress.step, progress.steps, preview)
+                loop.call_soon_threadsafe(in_flight.report, shown)
+
+        handle = in_flight.handle = self.pool.submit(
+            request, report, client=requester.client, priority=requester.priority, previews=in_flight.previews
+        )
+        try:
+            return await asyncio.wrap_future(handle.future)
+        except asyncio.CancelledError:
+            if in_flight.callers:  # they did not cancel: the engine closed
+                raise NotReady("closing", CLOSING_RETRY_S) from None
+            raise
+        finally:
+            self.pool.engine.cancel(handle)  # without effect if the image is done
+
+    def _encode_and_store(self, generated: GeneratedImage, owner: str, decision: Decision) -> GenerationResult:
+        """Write the PNG file, blurred if the filter says so of the prompt or of the image, and store it."""
         began_s = time.monotonic()
-        finished = self.pool.finish(generated)
-        pixels = finished.pixels
-        shown = self._decided("image", lambda: image_decision(self._filter, pixels, generated.request))
-        if shown is Decision.BLUR:
-            decision = Decision.BLUR
-        is_blurred = decision is Decision.BLUR
-        png = write_png(blurred(pixels), {}) if is_blurred else finished.png
-        written_s = time.monotonic()
-        outcome = GenerationResult(finished.record.request, png, None if is_blurred else finished.record.maker)
-        unstored = self._keep(outcome, owner)
-        last = (Stage("png", began_s, written_s), Stage("store", written_s, time.monotonic()))
+        encoded = self.pool.encode(generated)
+        image_says = self._decided("image", lambda: image_decision(self._filter, encoded.pixels, generated.request))
+        is_blurred = Decision.BLUR in {decision, image_says}
+        png = write_png(blurred(encoded.pixels), {}) if is_blurred else encoded.png
+        encoded_s = time.monotonic()
+        result = GenerationResult(encoded.record.request, png, None if is_blurred else encoded.record.maker)
+        unstored = self._store(result, owner)
+        last = (Stage("png", began_s, encoded_s), Stage("store", encoded_s, time.monotonic()))
         stages = (*generated.stages, *last)
-        self.telemetry.made(outcome.request, stages)
-        return replace(outcome, stages=stages, unstored=unstored)
+        self.telemetry.made(result.request, stages)
+        return replace(result, stages=stages, unstored=unstored)
 
     def _decided(self, subject: Literal["prompt", "image"], decide: Callable[[], Decision]) -> Decision:
         decision = Decision.REFUSE
@@ -245,12 +278,12 @@ class GenerationService:
             self.telemetry.metrics.decided(subject, decision)
         return decision
 
-    def _keep(self, outcome: GenerationResult, owner: str, *, was_there: bool = False) -> StoreUnavailable | None:
-        """Make it its owner's, and its file be there; why that cannot be."""
+    def _store(self, result: GenerationResult, owner: str, *, was_there: bool = False) -> StoreUnavailable | None:
+        """Store the file, and make it its owner's. Return the error if that cannot be."""
         try:
-            self.images.own(outcome.name, outcome.request.digest, owner, outcome.png, was_there=was_there)
+            self.images.own(result.name, result.request.digest, owner, result.png, was_there=was_there)
         except StoreUnavailable as error:
-            structlog.get_logger().error("an image cannot be kept", reason=str(error))
+            structlog.get_logger().error("an image cannot be stored", reason=str(error))
             self.telemetry.metrics.not_stored()
             return error
         return None

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from sd35.engine.generation import Pixels, Progress
+from sd35.engine.base import Pixels
+from sd35.generation.service import ImageProgress
 from sd35.request import STEPS
 from sd35.storage.jobs import Job, Status
 
@@ -32,9 +33,14 @@ class Event:
 
 
 class JobProgress:
-    """The latest of a job, for any number of followers; only the event loop touches it."""
+    """The newest event of a job, for any number of followers. Only the event loop uses it.
+
+    `previews`: some follower wants previews. `digest`: of the request that runs, once it does.
+    """
 
     def __init__(self) -> None:
+        self.previews = False
+        self.digest: str | None = None
         self.latest: Event | None = None
         self._first: tuple[int, float] | None = None
         self._changed = asyncio.Event()
@@ -43,15 +49,15 @@ class JobProgress:
         """It is running."""
         self._tell(Event(1, Status.RUNNING, steps=steps))
 
-    def step(self, progress: Progress) -> None:
+    def step(self, progress: ImageProgress) -> None:
         """A step was made. What is left follows from the steps since the first, which comes after the text."""
         now_s = time.monotonic()
-        if self._first is None or progress.done <= self._first[0]:
-            self._first = progress.done, now_s
-        done, since_s = progress.done - self._first[0], now_s - self._first[1]
-        left_s = (progress.steps - progress.done) * since_s / done if done else None
-        number = 1 + progress.done
-        self._tell(Event(number, Status.RUNNING, 0, progress.done, progress.steps, left_s, progress.preview))
+        if self._first is None or progress.step <= self._first[0]:
+            self._first = progress.step, now_s
+        done, since_s = progress.step - self._first[0], now_s - self._first[1]
+        left_s = (progress.steps - progress.step) * since_s / done if done else None
+        number = 1 + progress.step
+        self._tell(Event(number, Status.RUNNING, 0, progress.step, progress.steps, left_s, progress.preview))
 
     def end(self) -> None:
         """Nothing more comes: the job has ended, or was handed back."""

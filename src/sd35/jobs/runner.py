@@ -86,13 +86,17 @@ class JobRunner:
                 return event.job
         raise NotReady("closing" if self._is_closing else "without this job, which was deleted", _RETRY_S)
 
-    async def events(self, job: Job, after: int) -> AsyncIterator[Event]:
-        """What becomes of a job from now on, and to its end; what has a number up to `after` was told before."""
+    async def events(self, job: Job, after: int, *, previews: bool = False) -> AsyncIterator[Event]:
+        """Yield a job's events to its end, beginning with the first that has a number above `after`."""
         told, place = after, -1
         found: Job | None = job
         try:
             while found and not found.status.is_end and not self._is_closed:
                 follow = self._followed.setdefault(job.id, JobProgress())
+                if previews and not follow.previews:
+                    follow.previews = True
+                    if follow.digest:
+                        self.generation_service.send_previews(follow.digest)
                 if follow.latest and follow.latest.number > told:
                     told = follow.latest.number
                     yield follow.latest
@@ -211,7 +215,8 @@ class JobRunner:
         while True:
             request = self.generation_service.pool.renewed(job_spec.request)
             try:
-                outcome = await self.generation_service.make(request, source, follow.step)
+                follow.digest = request.digest
+                outcome = await self.generation_service.generate(request, source, follow.step, previews=follow.previews)
             except Overloaded as error:  # it was accepted: it waits for its turn
                 await asyncio.sleep(error.retry_after_s)
             else:
@@ -223,7 +228,7 @@ class JobRunner:
             if outcome.unstored is None:
                 break
             await asyncio.sleep(wait_s)
-            outcome = await self.generation_service.keep(outcome, owner)
+            outcome = await self.generation_service.store(outcome, owner)
         return outcome
 
     async def _end(self, job: Job, result: JobResult | Failure) -> None:

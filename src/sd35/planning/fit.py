@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sd35.backends.memory.host import HostMemory
 from sd35.backends.options import DeviceKind, Offload
 from sd35.backends.registry import memory_of
 from sd35.checkpoints.image_sizes import drawn_size
 from sd35.checkpoints.network_sizes import NetworkSizes
 from sd35.errors import DoesNotFit, InvalidSetting
+from sd35.host import HostMemory
 from sd35.planning.footprint import RUNTIMES, Workload
 from sd35.planning.plan import AvailableMemory, Placement, PlacementRequest, Plan, make_plan
 from sd35.planning.report import plan_text

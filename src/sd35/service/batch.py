@@ -3,13 +3,12 @@
 import asyncio
 from collections.abc import Callable, Hashable, Sequence
 
-from sd35.engine.generation import Progress
 from sd35.errors import Overloaded
-from sd35.generation.service import GenerationResult, OnProgress
+from sd35.generation.service import GenerationResult, ImageProgress, OnProgress
 from sd35.service.service import Service
 from sd35.storage.jobs import JobSpec
 
-OnStep = Callable[[int, Progress], None]
+OnStep = Callable[[int, ImageProgress], None]
 
 
 class Batch:
@@ -19,18 +18,20 @@ class Batch:
     turn where there is no room now. `on_step` hears of each image's steps by its place among the orders.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  see the class
         self,
         service: Service,
         job_specs: Sequence[JobSpec],
         client: Hashable,
         at_once: int = 1,
         on_step: OnStep | None = None,
+        *,
+        previews: bool = False,
     ) -> None:
         self.job_specs = tuple(job_specs)
-        self.progress: list[Progress | None] = [None] * len(job_specs)
+        self.progress: list[ImageProgress | None] = [None] * len(job_specs)
         self.was_interrupted = False
-        self._service, self._client, self._on_step = service, client, on_step
+        self._service, self._client, self._on_step, self._previews = service, client, on_step, previews
         self._room = asyncio.Semaphore(max(1, min(at_once, service.policy.most_running)))
         self._is_accepted = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -73,8 +74,11 @@ class Batch:
             task.cancel()
 
     async def _make(self, place: int, job_spec: JobSpec) -> GenerationResult:
-        def tell(progress: Progress) -> None:
+        def tell(progress: ImageProgress) -> None:
             self._is_accepted.set()
+            before = self.progress[place]
+            if before and not progress.preview:
+                progress = progress._replace(preview=before.preview)
             self.progress[place] = progress
             if self._on_step:
                 self._on_step(place, progress)
@@ -92,7 +96,7 @@ class Batch:
     async def _made(self, place: int, job_spec: JobSpec, tell: OnProgress) -> GenerationResult:
         while True:
             try:
-                return await self._service.make(job_spec, self._client, tell)
+                return await self._service.generate(job_spec, self._client, tell, previews=self._previews)
             except Overloaded as error:
                 if not place:
                     raise

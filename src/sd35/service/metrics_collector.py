@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 import structlog
 
-from sd35.backends.memory.host import HostMemory
 from sd35.errors import NotReady, StoreUnavailable
+from sd35.host import HostMemory
 from sd35.images.record import own_version
+from sd35.service.lifecycle import ServiceLifecycle
 from sd35.service.service import Service
-from sd35.service.startup import ServiceLifecycle
 from sd35.storage.jobs import JobStore, Status
 from sd35.telemetry.metrics import MetricDescription, Metrics
 
@@ -51,19 +51,19 @@ class MetricsCollector:
     """A collector (see prometheus_client) of an `opening`; while that is not ready, most have no value."""
 
     def __init__(self, lifecycle: ServiceLifecycle) -> None:
-        self._opening = lifecycle
+        self._lifecycle = lifecycle
         self._jobs = _Jobs()
         self._readings = [*_READINGS, _Reading(_JOBS, self._jobs.counts), _Reading(_JOB_STORE_UP, self._jobs.is_up)]
 
     def collect(self) -> "Iterator[Metric]":
         """Each metric once, with the values it has now."""
         try:
-            service = self._opening.service
+            service = self._lifecycle.service
         except NotReady:
             service = None
         yield _family(_READY, _one(service is not None))
         yield _family(_BUILD, [((own_version(), platform.python_version()), 1)])
-        yield _family(_STARTUP, _each({phase: round(s, 3) for phase, s in self._opening.startup.seconds.items()}))
+        yield _family(_STARTUP, _each({phase: round(s, 3) for phase, s in self._lifecycle.startup.seconds.items()}))
         yield _family(_HOST_FREE, _one(HostMemory().free_bytes()))
         for reading in self._readings:
             yield _family(reading.described, _read(reading, service) if service else ())
@@ -107,24 +107,23 @@ class _Jobs:
 
 
 def _engine_images(service: Service) -> Samples:
-    load = service.pool.engine.load
-    return _each({"waiting": load.waiting, "running": load.running})
+    status = service.status
+    return _each({"waiting": status.waiting, "running": status.running})
 
 
 def _device_memory(service: Service) -> Samples:
-    memory = next(iter(service.pool.models.values())).backend.memory
-    return _each({"held": memory.held_bytes(), "free": memory.free_bytes()})
+    status = service.status
+    return _each({"held": status.held_bytes, "free": status.free_bytes})
 
 
 def _lookups(service: Service) -> Samples:
-    embeddings = service.pool.embeddings
-    return _each({"hit": embeddings.hits, "miss": embeddings.misses})
+    status = service.status
+    return _each({"hit": status.prompt_cache_hits, "miss": status.prompt_cache_misses})
 
 
 def _models(service: Service) -> Samples:
     return [
-        ((model.name, model.checkpoint.revision[:12], model.backend.name, model.backend.precision), 1)
-        for model in service.pool.models.values()
+        ((model.name, model.revision[:12], model.backend, model.precision), 1) for model in service.pool.models.values()
     ]
 
 
@@ -163,28 +162,32 @@ _READINGS = [
     _gauge(
         "sd35_engine_images_limit",
         "Most images that the engine accepts.",
-        lambda it: _one(it.pool.engine.limits.max_in_flight),
+        lambda it: _one(it.status.limits.max_in_flight),
     ),
-    _gauge("sd35_engine_backlog_seconds", "Estimated work left.", lambda it: _one(it.pool.engine.load.backlog_s)),
-    _gauge("sd35_engine_memory_used_bytes", "Working memory in use.", lambda it: _one(it.pool.engine.load.used_bytes)),
+    _gauge("sd35_engine_backlog_seconds", "Estimated work left.", lambda it: _one(it.status.backlog_s)),
+    _gauge("sd35_engine_memory_used_bytes", "Working memory in use.", lambda it: _one(it.status.used_bytes)),
     _gauge(
-        "sd35_engine_memory_limit_bytes", "All working memory.", lambda it: _one(it.pool.engine.limits.memory_bytes)
+        "sd35_engine_memory_limit_bytes",
+        "All working memory.",
+        lambda it: _one(it.status.limits.memory_bytes),
     ),
     _gauge("sd35_device_memory_bytes", "Memory that the first model computes in.", _device_memory, "state"),
     _counter("sd35_embedding_cache_total", "Prompts looked up among those encoded before.", _lookups, "result"),
     _gauge(
-        "sd35_embedding_cache_bytes", "Encoded prompts that are kept.", lambda it: _one(it.pool.embeddings.used_bytes)
+        "sd35_embedding_cache_bytes",
+        "Encoded prompts that are kept.",
+        lambda it: _one(it.status.prompt_cache_bytes),
     ),
     _counter(
         "sd35_numerical_failures_total",
         "Attempts whose values went bad.",
-        lambda it: _each(it.pool.engine.numerical_failures),
+        lambda it: _each(it.status.numerical_failures),
         "kind",
     ),
     _counter(
         "sd35_retried_images_total",
         "Spoiled images that were made again in a wider precision.",
-        lambda it: _one(it.pool.engine.retried),
+        lambda it: _one(it.status.retried),
     ),
     _gauge("sd35_model_info", "Always 1: what is served.", _models, "model", "revision", "backend", "precision"),
     _gauge(

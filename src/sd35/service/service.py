@@ -3,18 +3,19 @@
 import asyncio
 import time
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import structlog
 
-from sd35.content_filter import ContentFilter
+from sd35.engine.base import EngineStatus
+from sd35.engine.model_info import ModelInfo
 from sd35.errors import JobEnded, StoreUnavailable
-from sd35.generation.model import Model
 from sd35.generation.model_pool import ModelPool
-from sd35.generation.params import ModelAliases, find_model
-from sd35.generation.service import GenerationResult, GenerationService, OnProgress, Requester, stored_outcome
+from sd35.generation.params import find_model
+from sd35.generation.service import GenerationResult, GenerationService, OnProgress, Requester, stored_result
 from sd35.jobs.runner import JobRunner
 from sd35.jobs.webhooks.webhooks import Webhooks
+from sd35.service.policy import ServingPolicy
 from sd35.storage.jobs import Job, JobSpec, Status
 from sd35.storage.retention import Retention
 from sd35.storage.storage import Storage
@@ -24,24 +25,6 @@ from sd35.threads import STORES
 
 _SWEEP_S = 300.0
 _REDIRECT_S = 300.0  # for a client to follow
-
-
-@dataclass(frozen=True)
-class ServingPolicy:
-    """What the settings say of serving.
-
-    `shutdown_grace_s`: for what runs to end, when the service closes. `retention_s`: how long ended jobs are kept; None
-    is for ever.
-    """
-
-    content_filter: ContentFilter
-    aliases: ModelAliases
-    has_metadata: bool = True
-    redirects: bool = False
-    retention_s: float | None = None
-    shutdown_grace_s: float = 60
-    most_running: int = 32
-    most_waiting: int = 10_000
 
 
 class Service:
@@ -75,6 +58,11 @@ class Service:
         return self.pool.engine.is_running
 
     @property
+    def status(self) -> EngineStatus:
+        """What the engine has to do now."""
+        return self.pool.engine.status()
+
+    @property
     def is_retention_paused(self) -> bool:
         """Whether nothing is removed for its age, since the clock cannot be believed."""
         return self._sweeping.is_paused
@@ -106,28 +94,36 @@ class Service:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self.storage.close)
 
-    def model(self, name: str | None) -> Model:
+    def model(self, name: str | None) -> ModelInfo:
         """The model that a client of another service asks for, by name or alias. Raises UnknownModel."""
         models = self.pool.models
         return find_model(models, self.policy.aliases.served(name, models))
 
-    async def make(
-        self, job_spec: JobSpec, client: Hashable, on_progress: OnProgress | None = None
+    async def generate(
+        self,
+        job_spec: JobSpec,
+        client: Hashable,
+        on_progress: OnProgress | None = None,
+        *,
+        previews: bool = False,
     ) -> GenerationResult:
         """An image for one who waits, whose turn it is by `client`; of progress nothing is heard where it is a job.
 
-        Raises what `GenerationService.make` and, with an idempotency key, `JobRunner.accept` raise.
+        Raises what `GenerationService.generate` and, with an idempotency key, `JobRunner.accept` raise.
         """
         if job_spec.idempotency_key is not None:
-            return await self._make_once(job_spec)
-        return await self.generation_service.make(
-            job_spec.request, Requester(job_spec.owner, client, job_spec.priority), on_progress
+            return await self._generate_once(job_spec)
+        return await self.generation_service.generate(
+            job_spec.request,
+            Requester(job_spec.owner, client, job_spec.priority),
+            on_progress,
+            previews=previews,
         )
 
-    async def _make_once(self, job_spec: JobSpec) -> GenerationResult:
+    async def _generate_once(self, job_spec: JobSpec) -> GenerationResult:
         """The image of a job that someone waits for: made now, or when the same idempotency key came before.
 
-        Raises what `GenerationService.make` and `JobRunner.accept` raise.
+        Raises what `GenerationService.generate` and `JobRunner.accept` raise.
         """
         accepted = await self.jobs.accept(job_spec)
         job = await self.jobs.ended(accepted)
@@ -137,7 +133,7 @@ class Service:
             raise JobEnded(409, f"the job of this idempotency key, {job.id}, was cancelled")
         png = await self.generation_service.threads.run(self.storage.images.read, job.made.digest)
         is_blurred = job.made.is_blurred
-        outcome = None if png is None else stored_outcome(job.job_spec.request, png, is_blurred=is_blurred)
+        outcome = None if png is None else stored_result(job.job_spec.request, png, is_blurred=is_blurred)
         if outcome is None:
             return await self._remake(job, job.made.digest)
         return replace(outcome, was_cached=accepted.status.is_end or job.made.was_cached)
@@ -145,13 +141,13 @@ class Service:
     async def _remake(self, job: Job, digest: str) -> GenerationResult:
         """Make the image of a job that has ended again: its file is damaged or lost.
 
-        Raises JobEnded where its owner removed it, and what `GenerationService.make` raises.
+        Raises JobEnded where its owner removed it, and what `GenerationService.generate` raises.
         """
         job_spec = job.job_spec
         if not await self.has_image(digest, job_spec.owner):
             raise JobEnded(410, f"the image of this idempotency key, {digest}, was removed")
         source = Requester(job_spec.owner, job_spec.owner or None, job_spec.priority)
-        return await self.generation_service.make(self.pool.renewed(job_spec.request), source)
+        return await self.generation_service.generate(self.pool.renewed(job_spec.request), source)
 
     async def places(self, jobs: Sequence[Job]) -> dict[str, int]:
         """How many jobs go before each queued one of these. Raises StoreUnavailable, as all below."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from sd35.content_filter import Decision
-from sd35.engine.observer import Stage
+from sd35.engine.base import Stage
 from sd35.errors import Sd35Error
 from sd35.storage.jobs import Status
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 STAGES = ("queue", "encode", "denoise", "decode", "png", "store")
 _LAG_PERIOD_S = 0.025
-_NO_MEMORY = re.compile(r"out ?of ?memory|allocate memory|bad_alloc", re.IGNORECASE)
+_NO_MEMORY = re.compile(r"MemoryError|out ?of ?memory|allocate memory|bad_alloc", re.IGNORECASE)
 _SHORT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _LONG_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600)
 _LAG_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
@@ -124,7 +124,7 @@ class Metrics:
         """A webhook was tried."""
         self._webhooks.labels(end).inc()
 
-    # What the engine tells: see `sd35.engine.observer.Observer`.
+    # What the engine tells: see `sd35.engine.base.Observer`.
 
     def encoded(self, prompts: int, took_s: float) -> None:
         """Prompts were encoded."""
@@ -138,9 +138,9 @@ class Metrics:
         self._batch_s.observe(took_s)
         self._occupancy.observe(rows / self.max_rows)
 
-    def failed(self, error: Exception, *, was_split: bool) -> None:
-        """A call of the backend raised. Which runtime's error it is, is not known here: its words tell."""
-        is_memory = isinstance(error, MemoryError) or _NO_MEMORY.search(f"{type(error).__name__}: {error}")
+    def failed(self, error: str, *, was_split: bool) -> None:
+        """A call of the backend raised. Runtimes have errors of their own, so the message tells what it was."""
+        is_memory = _NO_MEMORY.search(error)
         self._failures.labels("out_of_memory" if is_memory else "other").inc()
         if was_split:
             self._splits.inc()

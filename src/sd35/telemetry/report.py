@@ -11,7 +11,7 @@ from typing import Literal, ParamSpec
 
 import structlog
 
-from sd35.engine.observer import Stage
+from sd35.engine.base import Stage
 from sd35.errors import ContentRefused, InvalidRequest, NotReady, Overloaded
 from sd35.request import Request
 from sd35.telemetry.metrics import ImageEnd, Metrics

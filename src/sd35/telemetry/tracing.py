@@ -14,7 +14,7 @@ import structlog
 from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from sd35.engine.observer import Stage
+from sd35.engine.base import Stage
 from sd35.request import Request
 
 if TYPE_CHECKING:

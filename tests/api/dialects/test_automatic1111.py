@@ -30,8 +30,8 @@ from sd35.generation.replay import read_stored_image
 from sd35.images.infotext import KEYWORD, parse, read
 from sd35.images.png import write_png
 from sd35.images.record import DIGEST_KEY, own_version
-from tests.api.conftest import listening, serving
 from tests.support.fake_backend import WAIT_S, FakeBackend, key_store
+from tests.support.serving import listening, serving
 
 PATH = "/sdapi/v1"
 CAT: dict[str, Any] = {"prompt": "a cat", "seed": 7, "width": 128, "height": 128, "steps": 4}
@@ -654,7 +654,7 @@ def test_of_several_calls_the_one_begun_first_is_meant(
     first = begun(backend, partial(call, "first"))
     with ThreadPoolExecutor(1) as executor:
         second = executor.submit(call, "second")
-        until(lambda: pool.engine.load.waiting == 1)
+        until(lambda: pool.engine.status().waiting == 1)
         assert one.get_progress()["current_task"] == "first"
         one.interrupt()
         assert first.result(WAIT_S) == []

@@ -9,7 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from sd35.generation.model_pool import ModelPool
-from tests.api.conftest import serving
+from tests.support.serving import serving
 
 CLIENTS: list[dict[str, Any]] = json.loads(Path(__file__).with_name("clients.json").read_text())
 SERVED = [client for client in CLIENTS if "refused" not in client]

@@ -15,8 +15,8 @@ from sd35.api.dialects.automatic1111.settings import read_settings
 from sd35.api.errors import ApiError
 from sd35.generation.model_pool import ModelPool
 from sd35.images.infotext import KEYWORD
-from tests.api.conftest import serving
 from tests.api.dialects.test_automatic1111 import CAT, PATH, opened, post, refusal
+from tests.support.serving import serving
 
 NOTHING: list[Any] = [None, "", "None", "none", [], {}, False, 0]
 

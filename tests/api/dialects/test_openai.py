@@ -26,9 +26,9 @@ from sd35.storage.blobs.memory import MemoryBlobStore
 from sd35.storage.images import ImageStore
 from sd35.storage.storage import Storage
 from sd35.tensors import Array
-from tests.api.conftest import cancellations, listening, serving
-from tests.support.fake_backend import WAIT_S, FakeBackend, fake_model, fake_pool, key_store
+from tests.support.fake_backend import WAIT_S, FakeBackend, fake_pool, key_store
 from tests.support.services import memory_storage
+from tests.support.serving import cancellations, listening, serving
 
 CAT: dict[str, Any] = {"prompt": "a cat", "extra_body": {"seed": 7}}
 
@@ -49,13 +49,13 @@ class Halting(FakeBackend):
         self.is_halted = threading.Event()
         self.decoded = 0
 
-    def denoise_step(self, rows: Sequence[DenoiseRow]) -> list[Array]:
-        """One step of each row."""
-        stepped = super().denoise_step(rows)
+    def predict_velocity(self, rows: Sequence[DenoiseRow]) -> list[Array]:
+        """The velocity of each row."""
+        velocities = super().predict_velocity(rows)
         if len(self.rows) == 3:
             self.is_halted.set()
             assert self.release.wait(3 * WAIT_S)
-        return stepped
+        return velocities
 
     def decode_latents(self, latents: Sequence[Array]) -> list[Array]:
         """As ever."""
@@ -340,10 +340,12 @@ def test_what_goes_wrong_in_a_stream_is_counted_and_logged(server: str, client: 
 
 def test_a_image_that_is_made_again_shows_each_preview_once(tmp_path: Path):
     """One whose values go bad after three previews starts anew in a wider precision."""
-    with fake_pool(tmp_path, FakeBackend("float16")) as pool:
-        pool.add(fake_model(tmp_path / "mini", backend=FakeBackend("float32", sound=True)))
-        with listening(pool) as (host, port), client_of(f"http://{host}:{port}/v1") as client:
-            events = list(client.images.generate(prompt="flat", stream=True, partial_images=3))
+    with (
+        fake_pool(tmp_path, FakeBackend("float16"), fallback=FakeBackend(sound=True)) as pool,
+        listening(pool) as (host, port),
+        client_of(f"http://{host}:{port}/v1") as client,
+    ):
+        events = list(client.images.generate(prompt="flat", stream=True, partial_images=3))
     assert [getattr(event, "partial_image_index", None) for event in events] == [0, 1, 2, None]
 
 

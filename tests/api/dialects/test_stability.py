@@ -26,8 +26,8 @@ from sd35.errors import NotAcceptable
 from sd35.generation.model_pool import ModelPool
 from sd35.images.formats import Format
 from sd35.images.texts import read_record
-from tests.api.conftest import listening, serving
 from tests.support.fake_backend import WAIT_S, FakeBackend, fake_pool, key_store
+from tests.support.serving import listening, serving
 
 PATH = "/v2beta/stable-image/generate/sd3"
 CAT: dict[str, Any] = {"prompt": "a cat", "seed": 7}
@@ -401,20 +401,20 @@ def test_keys_and_metrics_are_as_elsewhere(pool: ModelPool):
     assert f'sd35_http_requests_total{{dialect="stability",method="POST",route="{PATH}",status="200"}} 1.0' in metrics
 
 
-def test_limits_are_as_elsewhere(pool: ModelPool):
+def test_limits_are_as_elsewhere(pool: ModelPool, tmp_path: Path):
     """The second in a minute of one is 429 with when to come back; an image beyond an hour's pixels is 403."""
     with at(pool, requests_per_minute=1) as server:
         assert ask(server, **CAT).status_code == 200
         response = ask(server, **CAT)
         refused(response, 429, "rate_limit_exceeded")
         assert int(response.headers["retry-after"]) >= 1
-    with at(double_studio_beside(pool), pixels_per_hour=1000) as server:
+    with at(another_pool(tmp_path), pixels_per_hour=1000) as server:
         refused(ask(server, **CAT), 403, "forbidden")
 
 
-def double_studio_beside(pool: ModelPool) -> ModelPool:
+def another_pool(directory: Path) -> ModelPool:
     """Another one: a server closes its own."""
-    return fake_pool(next(iter(pool.models.values())).checkpoint.directory.parent / "beside")
+    return fake_pool(directory / "another")
 
 
 def test_a_body_that_does_not_arrive_is_408(pool: ModelPool):

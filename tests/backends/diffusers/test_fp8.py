@@ -19,19 +19,19 @@ from sd35.backends.options import Offload, Options
 from sd35.backends.registry import open_backend
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sd35.checkpoints.network_sizes import NETWORKS, network_sizes_on_disk
-from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.compile.prompts import judged_prompts
 from sd35.compile.quality_gate import BAR_DB, Quality, compare, images
 from sd35.compile.reference_sampling import recipe_of
 from sd35.compile.synth import synthesise
+from sd35.engine.local.pipeline import Pipeline
 from sd35.errors import InvalidSetting
-from sd35.generation.model import Model
 from sd35.planning.footprint import fp8_values
 from sd35.planning.placement import weights_bytes
 from sd35.sampling.noise import initial_noise
 from sd35.settings import Precision
 from sd35.tensors import Array
 from tests.compile.test_synth import SMALL
+from tests.support.solving import euler_step
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 ON_A_CPU: tuple[Precision, ...] = ("fp8-weights", "fp8-storage")
@@ -105,7 +105,7 @@ def before(checkpoint: Checkpoint) -> list[Array]:
 def row_of(backend: Backend, seed: int, prompt: str, skip: Skip | None = None) -> DenoiseRow:
     """A guided image's first step."""
     positive, negative = backend.encode_text([prompt, ""])
-    return DenoiseRow(initial_noise(seed, (16, 8, 8)), positive, negative, 1.0, 0.8, 4.5, skip)
+    return DenoiseRow(initial_noise(seed, (16, 8, 8)), positive, negative, 1.0, 4.5, skip)
 
 
 def test_the_rules_layers_are_kept_in_fp8_and_no_others(backend: DiffusersBackend) -> None:
@@ -165,15 +165,15 @@ def test_a_row_is_what_it_is_alone(checkpoint: Checkpoint, precision: str) -> No
     backend = DiffusersBackend(checkpoint, precision, CPU, Options())
     row, *others = (row_of(backend, seed, prompt) for seed, prompt in ((1, "a cat"), (2, "a dog"), (3, "")))
     loud = [replace(other, latent=100 * np.asarray(other.latent)) for other in others]
-    (alone,) = backend.denoise_step([row])
-    together = backend.denoise_step([loud[0], row, loud[1]])[1]
+    (alone,) = euler_step(backend, [row], 0.8)
+    together = euler_step(backend, [loud[0], row, loud[1]], 0.8)[1]
     assert float((together - alone).float().abs().max()) < 0.05
 
 
 def test_layers_are_skipped_in_fp8_too(backend: DiffusersBackend) -> None:
     """A step that leaves layers out is another."""
     plain, skipping = (row_of(backend, 1, "a cat", skip) for skip in (None, Skip((2, 3), 2.8)))
-    latents = [backend.denoise_step([row])[0] for row in (plain, skipping)]
+    latents = [euler_step(backend, [row], 0.8)[0] for row in (plain, skipping)]
     assert float((latents[0] - latents[1]).float().abs().max()) > 0.01
 
 
@@ -196,7 +196,7 @@ def test_networks_that_take_turns_are_in_fp8_each_time(checkpoint: Checkpoint, p
     """Read anew from disk, the transformer is quantised anew, and draws what it drew."""
     plain, frugal = (open_fp8(checkpoint, precision, offload) for offload in ("none", "model"))
     for prompt in ("a cat", "a dog"):
-        expected, found = (each.denoise_step([row_of(each, 1, prompt)])[0] for each in (plain, frugal))
+        expected, found = (each.predict_velocity([row_of(each, 1, prompt)])[0] for each in (plain, frugal))
         assert torch.equal(found, expected)
     assert frugal._turns is not None  # noqa: SLF001
     assert frugal._turns.held_bytes == bytes_of(weights_of(plain.transformer))  # noqa: SLF001
@@ -213,14 +213,14 @@ def test_hooks_move_what_is_in_fp8(checkpoint: Checkpoint, precision: Precision,
     else:  # what the reference_pipeline does for each network: it itself refuses to call one with the CPU for a device
         cpu_offload(moved.transformer, CPU, offload_buffers=True)
     for _ in range(2):
-        assert torch.equal(moved.denoise_step([row])[0], plain.denoise_step([row])[0])
+        assert torch.equal(moved.predict_velocity([row])[0], plain.predict_velocity([row])[0])
     away = {weight.device.type for weight in moved.transformer.parameters()}
     assert away == {"cpu" if offload == "model" else "meta"}
 
 
 def test_the_profile_says_what_was_computed(backend: DiffusersBackend, checkpoint: Checkpoint) -> None:
     """Not what was asked: `fp8` is one thing on a CPU and another on a GPU. torchao is named where it rounds."""
-    assert Model(checkpoint, backend, Tokenizers(checkpoint)).profile == f"diffusers/{backend.precision}"
+    assert Pipeline(checkpoint, backend).info.profile == f"diffusers/{backend.precision}"
     assert open_fp8(checkpoint, "fp8").precision == "fp8-weights"
     assert ("torchao" in backend.versions) == (backend.precision == "fp8-weights")
 

@@ -23,8 +23,8 @@ from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sd35.compile.synth import synthesise
 from sd35.errors import CheckpointError, InvalidSetting
 from sd35.request import Request
-from sd35.service.startup import open_checkpoints
 from sd35.settings import load_settings
+from sd35.startup import open_checkpoints
 from tests.compile.test_synth import SMALL
 from tests.support import stability
 from tests.support.direct_generation import generate_directly

@@ -13,17 +13,17 @@ from sd35.backends.options import Offload, Options
 from sd35.backends.registry import open_backend
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.network_sizes import network_sizes_on_disk
-from sd35.checkpoints.tokenizers import Tokenizers
-from sd35.generation.model import Model
+from sd35.engine.local.pipeline import Pipeline
 from sd35.sampling.noise import initial_noise
 from sd35.tensors import Array
+from tests.support.solving import euler_step
 
 
 def image(backend: Backend, prompt: str) -> Array:
     """One step of a guided image, decoded."""
     positive, negative = backend.encode_text([prompt, ""])
-    row = DenoiseRow(initial_noise(7, (16, 8, 8)), positive, negative, 1.0, 0.5, 4.5)
-    return backend.decode_latents(backend.denoise_step([row]))[0]
+    row = DenoiseRow(initial_noise(7, (16, 8, 8)), positive, negative, 1.0, 4.5)
+    return backend.decode_latents(euler_step(backend, [row], 0.5))[0]
 
 
 @pytest.mark.parametrize(("name", "offload"), [("onnx", "encoders"), ("diffusers", "encoders"), ("diffusers", "model")])
@@ -54,6 +54,8 @@ def test_weights_that_come_are_no_working_memory() -> None:
     """What a step is seen to take is without the transformer that was read for it: else no other would be let in."""
 
     class Fixed:
+        is_host = True
+
         def free_bytes(self) -> int:
             return 7
 
@@ -91,5 +93,5 @@ def test_tiled_decoding_is_that_of_diffusers(checkpoint: Checkpoint, monkeypatch
     theirs = ((image / 2 + 0.5).clamp(0, 1) * 255).round().numpy().astype(np.int16)
     assert abs(tiled.decode_latents([large])[0] - theirs).max() <= 1
     assert abs(whole.decode_latents([large])[0] - theirs).max() > 1
-    profiles = [Model(checkpoint, each, Tokenizers(checkpoint)).profile for each in (tiled, whole)]
+    profiles = [Pipeline(checkpoint, each).info.profile for each in (tiled, whole)]
     assert profiles == ["diffusers/float32/tiled", "diffusers/float32"]

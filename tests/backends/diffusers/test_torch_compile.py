@@ -14,11 +14,11 @@ from sd35.backends.diffusers.torch_compile import compile_blocks
 from sd35.backends.options import Offload, Options
 from sd35.backends.registry import open_backend
 from sd35.checkpoints.checkpoint import Checkpoint
-from sd35.checkpoints.tokenizers import Tokenizers
+from sd35.engine.local.pipeline import Pipeline
 from sd35.errors import BackendUnavailable, InvalidSetting
-from sd35.generation.model import Model
 from sd35.sampling.noise import initial_noise
 from sd35.tensors import Array
+from tests.support.solving import euler_step
 
 
 def latents(backend: Backend, guidances: list[float], height: int, width: int) -> Array:
@@ -26,11 +26,11 @@ def latents(backend: Backend, guidances: list[float], height: int, width: int) -
     positive, negative = backend.encode_text(["a cat", ""])
     rows = [
         DenoiseRow(
-            initial_noise(seed, (16, height, width)), positive, negative if guidance > 1 else None, 1.0, 0.5, guidance
+            initial_noise(seed, (16, height, width)), positive, negative if guidance > 1 else None, 1.0, guidance
         )
         for seed, guidance in enumerate(guidances)
     ]
-    return np.stack([latent.float().numpy() for latent in backend.denoise_step(rows)])
+    return np.stack([latent.float().numpy() for latent in euler_step(backend, rows, 0.5)])
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # PyTorch's compiler, of PyTorch
@@ -40,8 +40,8 @@ def test_compiled_blocks_compute_the_same_and_wait_for_no_compiler_again(checkpo
     right = open_backend("diffusers", checkpoint, replace(options, precision="float32"))
     eager = open_backend("diffusers", checkpoint, options)
     compiled = open_backend("diffusers", checkpoint, replace(options, torch_compile=True))
-    assert Model(checkpoint, compiled, Tokenizers(checkpoint)).profile == "diffusers/bfloat16/compiled"
-    assert Model(checkpoint, eager, Tokenizers(checkpoint)).profile == "diffusers/bfloat16"
+    assert Pipeline(checkpoint, compiled).info.profile == "diffusers/bfloat16/compiled"
+    assert Pipeline(checkpoint, eager).info.profile == "diffusers/bfloat16"
     assert compiled.startup_s["compile"] > 0
     with torch.compiler.set_stance("fail_on_recompile"):
         for guidances, height, width in (([4.5], 16, 16), ([0.0], 8, 8), ([4.5, 0.0, 3.0], 12, 20)):

@@ -17,11 +17,12 @@ from sd35.backends.registry import open_backend
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.graphs.nvidia import OfficialGraphs
 from sd35.compile.quality_gate import psnr_db
-from sd35.engine.generation import Pixels
+from sd35.engine.base import Pixels
 from sd35.errors import CheckpointError, InvalidSetting, NotCompiled
 from sd35.request import Request
 from sd35.sampling.noise import initial_noise
 from tests.support.direct_generation import generate_directly
+from tests.support.solving import euler_step
 
 openvino: Any = pytest.importorskip("openvino")
 HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -49,12 +50,12 @@ def test_the_graph_for_one_image_and_the_one_for_any_shape_agree(checkpoint: Che
     backend = open_backend("openvino", checkpoint, Options())
     side = checkpoint.card.width // 8
     cat, nothing = backend.encode_text(["a cat", ""])
-    row = DenoiseRow(initial_noise(1, (16, side, side)), cat, nothing, 1.0, 0.9, 4.5)
+    row = DenoiseRow(initial_noise(1, (16, side, side)), cat, nothing, 1.0, 4.5)
     assert isinstance(backend, GraphBackend)
     transformer: Any = backend._transformer  # noqa: SLF001  which of the two computes shows nowhere else
     assert transformer._one is not transformer._any  # noqa: SLF001  see above
-    (alone,) = backend.denoise_step([row])
-    beside = backend.denoise_step([row, row])
+    (alone,) = euler_step(backend, [row], 0.9)
+    beside = euler_step(backend, [row, row], 0.9)
     for other in beside:
         np.testing.assert_allclose(alone, other, atol=2e-5)
 

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sd35.backends.base import DenoiseRow
-from sd35.backends.memory.host import HostMemory
 from sd35.backends.options import Options
 from sd35.backends.registry import check_available, open_backend
 from sd35.backends.tensorrt import flavour
@@ -28,11 +27,13 @@ from sd35.backends.tensorrt.types import CLASSES
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.network_sizes import network_sizes_on_disk
 from sd35.errors import BackendUnavailable, InvalidSetting
+from sd35.host import HostMemory
 from sd35.planning.footprint import Workload
 from sd35.planning.plan import AvailableMemory, PlacementRequest, make_plan
 from sd35.sampling.noise import initial_noise
 from sd35.settings import Precision
 from tests.support.onnx_networks import OnnxNetworks
+from tests.support.solving import euler_step
 
 HAS_TENSORRT = (sys.platform, platform.machine()) == ("linux", "x86_64")
 wants_tensorrt = pytest.mark.skipif(not HAS_TENSORRT, reason="TensorRT-RTX is for Linux on x86-64")
@@ -164,8 +165,8 @@ def test_between_networks_it_computes_in_bf16(
     latents, images = [], []
     for each in (backend, backend_f32):
         cat, nothing = each.encode_text(["a cat", ""])
-        row = DenoiseRow(initial_noise(1, (16, 8, 12)), cat, nothing, 1.0, 0.5, 4.5)
-        latents += each.denoise_step([row])
+        row = DenoiseRow(initial_noise(1, (16, 8, 12)), cat, nothing, 1.0, 4.5)
+        latents += euler_step(each, [row], 0.5)
         images += each.decode_latents(latents[-1:])
     assert [latent.dtype for latent in latents] == [torch.bfloat16, torch.float32]
     assert backend.precision == precision

@@ -16,6 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from sd35.backends.base import DenoiseRow, Memory, TextEmbedding, check_finite
+from sd35.backends.cuda_memory import CudaMemory
 from sd35.backends.diffusers.fp8 import BETWEEN, WAYS, load_in_fp8, way_of
 from sd35.backends.diffusers.loading import Load, load_network, load_pipeline
 from sd35.backends.diffusers.sequential_offload import SequentialOffload, WorkingMemory, bytes_of, weights_of
@@ -25,16 +26,14 @@ from sd35.backends.guidance import (
     TransformerRow,
     guided_velocities,
     skipping_rows,
-    step_length_of,
     timestep_of,
     transformer_rows,
 )
-from sd35.backends.memory.cuda import CudaMemory
-from sd35.backends.memory.host import HostMemory
 from sd35.backends.options import TILE_PX, DeviceKind, Offload, Options
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.network_sizes import NETWORKS, TEXT_ENCODERS
 from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting
+from sd35.host import HostMemory
 from sd35.tensors import LATENT_PX, Array
 
 _DTYPES = {
@@ -151,8 +150,8 @@ class DiffusersBackend:
         ]
 
     @torch.no_grad()
-    def denoise_step(self, rows: Sequence[DenoiseRow]) -> list[Float[Tensor, "16 h w"]]:
-        """One Euler step per row, in float32 and rounded to the precision, as Diffusers' scheduler does."""
+    def predict_velocity(self, rows: Sequence[DenoiseRow]) -> list[Float[Tensor, "16 h w"]]:
+        """Return each row's velocity, in the backend's precision."""
         latents = {id(row): torch.as_tensor(row.latent).to(self._device, self._dtype) for row in rows}
 
         def velocities_of(parts: Sequence[TransformerRow], skipped: Layers = ()) -> Sequence[Tensor]:
@@ -168,11 +167,7 @@ class DiffusersBackend:
         with self._one_at_a_time:
             velocities = velocities_of(transformer_rows(rows))
             skipping = {layers: velocities_of(parts, layers) for layers, parts in skipping_rows(rows).items()}
-        # A step's length is a tensor, as in Diffusers' scheduler: PyTorch rounds it to the velocity's precision.
-        return [
-            (latents[id(row)].float() + torch.tensor(step_length_of(row)) * velocity).to(self._dtype)
-            for row, velocity in zip(rows, guided_velocities(rows, velocities, skipping), strict=True)
-        ]
+        return guided_velocities(rows, velocities, skipping)
 
     @torch.no_grad()
     def decode_latents(self, latents: Sequence[Float[Tensor, "16 h w"]]) -> list[UInt8[Array, "h*8 w*8 3"]]:

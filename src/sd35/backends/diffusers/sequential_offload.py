@@ -84,6 +84,7 @@ class WorkingMemory:
 
     def __init__(self, memory: Memory, weights_bytes: Callable[[], int]) -> None:
         self._memory, self._weights_bytes = memory, weights_bytes
+        self.is_host = memory.is_host
         self._held_bytes = 0
 
     def free_bytes(self) -> int:

@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from sd35.backends.base import DenoiseRow, Memory, TextEmbedding, check_finite
-from sd35.backends.guidance import guided_velocities, step_length_of, timestep_of, transformer_rows
-from sd35.backends.memory.host import HostMemory, cores
+from sd35.backends.guidance import guided_velocities, timestep_of, transformer_rows
 from sd35.backends.options import DeviceKind, Options
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.errors import CheckpointError, InvalidSetting
+from sd35.host import HostMemory, cores
 from sd35.tensors import LATENT_PX, Array
 
 
@@ -114,8 +114,8 @@ class GraphBackend:
             embeddings.append(TextEmbedding(tokens, pooled, tokens.nbytes + pooled.nbytes))
         return embeddings
 
-    def denoise_step(self, rows: Sequence[DenoiseRow]) -> list[Float32[Array, "16 h w"]]:
-        """One Euler step per row; guided and unguided rows share one call of the transformer."""
+    def predict_velocity(self, rows: Sequence[DenoiseRow]) -> list[Float32[Array, "16 h w"]]:
+        """Return each row's velocity; guided and unguided rows share one call of the transformer."""
         assert not any(row.skip for row in rows), "see can_skip_layers"
         parts = transformer_rows(rows)
         inputs = {
@@ -125,10 +125,7 @@ class GraphBackend:
             "timestep": np.array([timestep_of(row) for row, _ in parts]),
         }
         (velocities,) = self._transformer.run(["latent"], inputs)
-        return [
-            row.latent + step_length_of(row) * velocity
-            for row, velocity in zip(rows, guided_velocities(rows, velocities), strict=True)
-        ]
+        return guided_velocities(rows, velocities)
 
     def decode_latents(self, latents: Sequence[Float32[Array, "16 h w"]]) -> list[UInt8[Array, "h*8 w*8 3"]]:
         """One RGB image per latent."""

@@ -16,8 +16,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from sd35.backends.base import DenoiseRow, Memory, TextEmbedding, check_finite
-from sd35.backends.guidance import guided_velocities, step_length_of, timestep_of, transformer_rows
-from sd35.backends.memory.cuda import CudaMemory
+from sd35.backends.cuda_memory import CudaMemory
+from sd35.backends.guidance import guided_velocities, timestep_of, transformer_rows
 from sd35.backends.options import DeviceKind, Options
 from sd35.backends.tensorrt.flavour import find_flavour, known_architectures
 from sd35.checkpoints.checkpoint import Checkpoint
@@ -129,8 +129,8 @@ class TensorRtBackend:
             return [embedding for chunk in chunks for embedding in self._encode(chunk)]
 
     @torch.no_grad()
-    def denoise_step(self, rows: Sequence[DenoiseRow]) -> list[Float[Tensor, "16 h w"]]:
-        """One Euler step per row, in float32 and rounded to the precision, as Diffusers' scheduler does."""
+    def predict_velocity(self, rows: Sequence[DenoiseRow]) -> list[Float[Tensor, "16 h w"]]:
+        """Return each row's velocity, in the backend's precision."""
         assert not any(row.skip for row in rows), "see can_skip_layers"
         with self._networks.turn():
             latents = {id(row): self._here(torch.as_tensor(row.latent)) for row in rows}
@@ -143,11 +143,7 @@ class TensorRtBackend:
                     "timestep": torch.tensor([float(timestep_of(row)) for row, _ in parts], device=self._device),
                 }
                 velocities += self._here(self._networks.run("transformer", inputs)["latent"]).unbind()
-            # A step's length is a tensor, as in Diffusers' scheduler: PyTorch rounds it to the velocity's precision.
-            return [
-                (latents[id(row)].float() + torch.tensor(step_length_of(row)) * velocity).to(self._dtype)
-                for row, velocity in zip(rows, guided_velocities(rows, velocities), strict=True)
-            ]
+            return guided_velocities(rows, velocities)
 
     @torch.no_grad()
     def decode_latents(self, latents: Sequence[Float[Tensor, "16 h w"]]) -> list[UInt8[Array, "h*8 w*8 3"]]:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from sd35.api.auth import service_of
 from sd35.api.dialects.automatic1111.errors import NOT_READY_ERRORS
 from sd35.api.dialects.automatic1111.responses import Memory, SamplerItem, SchedulerItem
-from sd35.backends.memory.host import HostMemory
+from sd35.host import HostMemory
 
 _EMPTY = ["upscalers", "latent-upscale-modes", "loras", "sd-vae", "sd-modules", "hypernetworks", "face-restorers"]
 _EMPTY += ["realesrgan-models", "prompt-styles", "script-info", "extensions"]
@@ -76,12 +76,11 @@ async def cmd_flags() -> dict[str, bool]:
 @router.get("/memory", summary="Get the memory in use", responses=NOT_READY_ERRORS)
 async def memory(request: Request) -> Memory:
     """Return the memory of the host, and of the device of the first model."""
-    used = next(iter(service_of(request).pool.models.values())).backend.memory
-    host = HostMemory()
-    if isinstance(used, HostMemory):
-        return Memory(ram=_bytes(host.free_bytes(), host.held_bytes()), cuda={"error": "models run on the CPU"})
-    system = _bytes(used.free_bytes(), used.held_bytes())
-    return Memory(ram=_bytes(host.free_bytes(), host.held_bytes()), cuda={"system": system})
+    status, host = service_of(request).pool.engine.status(), HostMemory()
+    ram = _bytes(host.free_bytes(), host.held_bytes())
+    if status.is_host_memory:
+        return Memory(ram=ram, cuda={"error": "models run on the CPU"})
+    return Memory(ram=ram, cuda={"system": _bytes(status.free_bytes, status.held_bytes)})
 
 
 def _bytes(free: int, held: int) -> dict[str, int]:

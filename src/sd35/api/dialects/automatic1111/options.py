@@ -11,8 +11,8 @@ from sd35.api.dialects.automatic1111.errors import BODY_ERRORS, MODEL_ERRORS, NO
 from sd35.api.dialects.automatic1111.responses import Checkpoint, Options
 from sd35.api.dialects.automatic1111.settings import read_settings
 from sd35.api.sessions import Sessions
+from sd35.engine.model_info import ModelInfo
 from sd35.errors import InvalidRequest
-from sd35.generation.model import Model
 from sd35.generation.params import find_model
 from sd35.images.infotext import HASH_DIGITS
 from sd35.service.service import Service
@@ -26,7 +26,7 @@ async def options(request: Request) -> Options:
     """Return the settings that clients read. Only the checkpoint can be changed; the others are fixed."""
     service = service_of(request)
     model = find_model(service.pool.models, sessions_of(request).chosen_model(caller_of(request).client))
-    return Options(sd_model_checkpoint=title(model), sd_checkpoint_hash=model.checkpoint.revision)
+    return Options(sd_model_checkpoint=title(model), sd_checkpoint_hash=model.revision)
 
 
 @router.post(
@@ -55,8 +55,8 @@ async def checkpoints(request: Request) -> list[Checkpoint]:
         Checkpoint(
             title=title(model),
             model_name=model.name,
-            hash=model.checkpoint.revision[:HASH_DIGITS],
-            sha256=model.checkpoint.revision,
+            hash=model.revision[:HASH_DIGITS],
+            sha256=model.revision,
             filename=f"{model.name}.safetensors",
         )
         for model in service_of(request).pool.models.values()
@@ -69,9 +69,9 @@ def sessions_of(request: Request) -> Sessions:
     return sessions
 
 
-def title(model: Model) -> str:
+def title(model: ModelInfo) -> str:
     """Return a checkpoint's title in AUTOMATIC1111's form: its name and short hash."""
-    return f"{model.name} [{model.checkpoint.revision[:HASH_DIGITS]}]"
+    return f"{model.name} [{model.revision[:HASH_DIGITS]}]"
 
 
 def served_name(requested: str | None, service: Service) -> str | None:
@@ -83,7 +83,7 @@ def served_name(requested: str | None, service: Service) -> str | None:
     if not requested or requested in models:
         return requested or None
     for name, model in models.items():
-        revision = model.checkpoint.revision
+        revision = model.revision
         known = {title(model), f"{name}.safetensors", f"{name}.safetensors [{revision[:HASH_DIGITS]}]"}
         if requested in {*known, revision, revision[:HASH_DIGITS]}:
             return name

@@ -26,8 +26,8 @@ async def progress(request: Request, skip_current_image: bool = False) -> Progre
     current = batch.job_specs[min(batch.current, len(batch.job_specs) - 1)].request
     was_skipped = any(task.cancelled() for task in batch.tasks) and not batch.was_interrupted
     image = None
-    if latest and not skip_current_image:
-        image = base64.b64encode(await asyncio.to_thread(preview_png, latest, current)).decode()
+    if latest and latest.preview and not skip_current_image:
+        image = base64.b64encode(await asyncio.to_thread(preview_png, latest.preview, current)).decode()
     return ProgressResponse(
         progress=max(0.01, done),  # above 0 while the call runs, as in AUTOMATIC1111
         eta_relative=call.took_s * (1 - done) / done if done else 0.0,
@@ -38,7 +38,7 @@ async def progress(request: Request, skip_current_image: bool = False) -> Progre
             job_count=len(batch.job_specs),
             job_timestamp=timestamp(call),
             job_no=batch.current,
-            sampling_step=latest.done if latest else 0,
+            sampling_step=latest.step if latest else 0,
             sampling_steps=current.steps,
         ),
         current_image=image,

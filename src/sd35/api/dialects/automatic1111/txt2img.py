@@ -54,7 +54,7 @@ async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> R
     model = served_name(settings.checkpoint, service) or sessions_of(request).chosen_model(client)
     job_specs = job_specs_of(request, body, body.to_params(model), idempotency_key)
     first = job_specs[0].request
-    async with running_batch(request, job_specs) as batch:
+    async with running_batch(request, job_specs, previews=True) as batch:
         call = RunningCall(batch, body.force_task_id or f"txt2img-{first.digest[:8]}")
         with sessions_of(request).running(client, call):
             results = await unless_disconnected(request, batch.outcomes())

@@ -5,7 +5,7 @@ import base64
 import json
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
 
 from fastapi import Request, Response
@@ -19,8 +19,9 @@ from sd35.api.dialects.openai.responses import common_fields, file_item, usage_o
 from sd35.api.disconnect import CLIENT_CLOSED_REQUEST, unless_disconnected
 from sd35.api.errors import report_error
 from sd35.api.generate import preview_png, running_batch
-from sd35.engine.generation import Progress
+from sd35.engine.base import Pixels
 from sd35.errors import Sd35Error
+from sd35.generation.service import ImageProgress
 from sd35.images.encode import encode
 from sd35.request import Request as ImageRequest
 from sd35.storage.jobs import JobSpec
@@ -63,18 +64,21 @@ async def stream_response(request: Request, body: GenerationBody, job_specs: Seq
 
 
 async def _events(request: Request, body: GenerationBody, job_specs: Sequence[JobSpec]) -> AsyncGenerator[bytes, None]:
-    service, steps = service_of(request), asyncio.Queue[Progress | None]()
+    service, steps = service_of(request), asyncio.Queue[ImageProgress | None]()
     image_request = job_specs[0].request
     fields = common_fields(body, image_request)
     index = 0
-    async with running_batch(request, job_specs, lambda _, progress: steps.put_nowait(progress)) as batch:
+    async with running_batch(
+        request, job_specs, lambda _, progress: steps.put_nowait(progress), previews=True
+    ) as batch:
         preview_steps = _preview_steps(body.partial_images or 0, image_request.steps)
         results = asyncio.ensure_future(batch.outcomes())
         results.add_done_callback(lambda _: steps.put_nowait(None))
         while progress := await steps.get():
-            if progress.done in preview_steps:
-                preview_steps.remove(progress.done)  # a generation that is restarted repeats its steps
-                content = await asyncio.to_thread(_preview, progress, image_request, body)
+            due = {step for step in preview_steps if step <= progress.step < image_request.steps}
+            if due and progress.preview:
+                preview_steps -= due  # a generation that is restarted repeats its steps, but not its previews
+                content = await asyncio.to_thread(_preview, progress.preview, image_request, body)
                 preview = {"b64_json": content, "partial_image_index": index}
                 yield _event(_PARTIAL, {**fields, **preview, "created_at": int(time.time())})
                 index += 1
@@ -93,9 +97,9 @@ def _preview_steps(partial_images: int, steps: int) -> set[int]:
     return indices - {steps}
 
 
-def _preview(progress: Progress, request: ImageRequest, body: GenerationBody) -> str:
+def _preview(preview: Callable[[], Pixels], request: ImageRequest, body: GenerationBody) -> str:
     """Return a preview in the requested format, in base64. Blocks."""
-    png = preview_png(progress, request)
+    png = preview_png(preview, request)
     return base64.b64encode(encode(png, body.format, has_metadata=False, quality=body.compression)).decode()
 
 

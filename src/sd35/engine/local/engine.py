@@ -1,0 +1,315 @@
+"""The engine of this process: one thread that denoises in batches by step, and one that decodes beside it.
+
+Every image ends once: with its pixels, with an error of its own, or cancelled. An image that fails or leaves does no
+harm to the rest of its batch. Work of one request is one generation, and all who submitted it wait for that. After a
+numerical failure, it is started again once if the model is loaded in a wider precision.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import structlog
+
+from sd35.engine.base import (
+    CLOSING_RETRY_S,
+    PREVIEWS_PER_S,
+    DeviceLimits,
+    EngineStatus,
+    GeneratedImage,
+    Handle,
+    Observer,
+    OnProgress,
+    Pixels,
+    Progress,
+    Work,
+)
+from sd35.engine.local.executor import BatchExecutor
+from sd35.engine.local.generation import Generation, Waiter
+from sd35.engine.local.pipeline import Pipeline
+from sd35.engine.local.prompt_cache import EmbeddingCache
+from sd35.engine.model_info import ModelInfo
+from sd35.engine.scheduling.cost_model import CostModel
+from sd35.engine.scheduling.scheduler import Scheduler
+from sd35.errors import GenerationFailed, NotReady, NumericalFailure, NumericalFailureKind, Sd35Error
+from sd35.tensors import to_numpy
+
+Item = TypeVar("Item")
+
+
+class LocalEngine:
+    """See `sd35.engine.base.Engine`. Its threads run until `drain` or `close`.
+
+    With `reproducible`, every call of a backend holds one prompt or image, so that an image's bytes do not depend on
+    the others in its batch: with another number of rows, a runtime may add up in another order.
+    """
+
+    def __init__(
+        self,
+        pipelines: Sequence[Pipeline],
+        limits: DeviceLimits,
+        embeddings: EmbeddingCache,
+        *,
+        reproducible: bool = False,
+        previews_per_s: float = PREVIEWS_PER_S,
+    ) -> None:
+        assert pipelines, "an engine needs a pipeline"
+        self._pipelines = {pipeline.info.key: pipeline for pipeline in pipelines}
+        self._limits, self._embeddings, self._previews_per_s = limits, embeddings, previews_per_s
+        self._memory = pipelines[0].backend.memory
+        self._failures: dict[NumericalFailureKind, int] = {"not_finite": 0, "uniform": 0}
+        self._retried = 0
+        self._executor = BatchExecutor(embeddings, reproducible=reproducible)
+        self._costs = CostModel()
+        self._scheduler: Scheduler[Generation] = Scheduler(limits, self._costs)
+        self._generations: dict[str, Generation] = {}  # by digest, as long as someone waits
+        self._waited_for: dict[Handle, Generation] = {}
+        self._is_closing = False
+        self._changed = threading.Condition()
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(run,), name=name, daemon=True)
+            for name, run in (("denoising", self._denoise), ("decoding", self._decode))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def models(self) -> tuple[ModelInfo, ...]:
+        """What it can generate with."""
+        return tuple(pipeline.info for pipeline in self._pipelines.values())
+
+    @property
+    def is_running(self) -> bool:
+        """See `Engine.is_running`."""
+        return not self._is_closing
+
+    def add(self, pipeline: Pipeline) -> None:
+        """From now on, generate with this pipeline too."""
+        with self._changed:
+            self._pipelines = {**self._pipelines, pipeline.info.key: pipeline}  # `models` reads it without the lock
+
+    def submit(self, work: Work, on_progress: OnProgress | None = None, *, previews: bool = False) -> Handle:
+        """See `Engine.submit`."""
+        handle, now_s = Handle(), time.monotonic()
+        with self._changed:
+            if self._is_closing:
+                raise NotReady("closing", CLOSING_RETRY_S)
+            generation = self._generations.get(work.request.digest)
+            if generation is None:
+                generation = self._accept(work, now_s)
+            generation.waiters.append(Waiter(handle, on_progress, now_s, previews))
+            self._waited_for[handle] = generation
+        return handle
+
+    def send_previews(self, handle: Handle) -> None:
+        """See `Engine.send_previews`."""
+        with self._changed:
+            generation = self._waited_for.get(handle)
+            for waiter in generation.waiters if generation else ():
+                waiter.previews |= waiter.handle is handle
+
+    def cancel(self, handle: Handle) -> None:
+        """See `Engine.cancel`."""
+        with self._changed:
+            generation = self._waited_for.pop(handle, None)
+            if generation:
+                generation.waiters = [waiter for waiter in generation.waiters if waiter.handle is not handle]
+                if not generation.waiters:
+                    self._remove(generation)
+        handle.future.cancel()
+
+    def status(self) -> EngineStatus:
+        """See `Engine.status`."""
+        held_bytes, free_bytes = self._memory.held_bytes(), self._memory.free_bytes()
+        with self._changed:
+            waiting = sum(not generation.has_begun for generation in self._generations.values())
+            return EngineStatus(
+                waiting=waiting,
+                running=len(self._generations) - waiting,
+                backlog_s=self._scheduler.backlog_s,
+                used_bytes=self._scheduler.used_bytes,
+                limits=self._limits,
+                is_host_memory=self._memory.is_host,
+                held_bytes=held_bytes,
+                free_bytes=free_bytes,
+                prompt_cache_hits=self._embeddings.hits,
+                prompt_cache_misses=self._embeddings.misses,
+                prompt_cache_bytes=self._embeddings.used_bytes,
+                numerical_failures=dict(self._failures),
+                retried=self._retried,
+            )
+
+    def observe(self, observer: Observer) -> None:
+        """See `Engine.observe`."""
+        self._executor.observer = observer
+
+    def drain(self) -> None:
+        """See `Engine.drain`."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        with self._changed:
+            self._is_closing = True
+            handles = list(self._waited_for)
+        for handle in handles:
+            self.cancel(handle)
+        self.drain()
+
+    def _accept(self, work: Work, now_s: float) -> Generation:
+        """Queue new work; the lock is held. Raises InvalidRequest, Overloaded."""
+        pipeline = self._pipelines[work.request.model, work.request.profile]
+        pipeline.info.check(work.request, work.width_px, work.height_px)
+        generation = Generation(work, pipeline)
+        self._scheduler.add(generation, generation.item, now_s)
+        self._generations[generation.submitted_digest] = generation
+        self._changed.notify_all()
+        return generation
+
+    def _guarded(self, run: Callable[[], None]) -> None:
+        """Run a thread. If it breaks, by our mistake, nobody waits for ever: all end, and no more is accepted."""
+        try:
+            run()
+        except BaseException as error:  # noqa: BLE001  see above
+            structlog.get_logger().exception("the engine broke")
+            with self._changed:
+                self._is_closing = True
+                generations = list(self._generations.values())
+            for generation in generations:
+                self._fail(generation, GenerationFailed(f"the engine broke: {type(error).__name__}: {error}"))
+
+    def _next(self, take: Callable[[], Item | None]) -> Item | None:
+        """Wait for work. None if the engine is closing and has none left."""
+        with self._changed:
+            while (item := take()) is None and not (self._is_closing and not len(self._scheduler)):
+                self._changed.wait()
+            return item
+
+    def _denoise(self) -> None:
+        while batch := self._next(self._scheduler.next_batch):
+            shape, rows = batch.shape, batch.rows
+            result = self._executor.step(batch.keys, measure=self._costs.wants_step_bytes(shape, rows))
+            for generation, error in result.errors.items():
+                self._fail_or_retry(generation, error)
+            self._report([generation for generation in batch.keys if generation not in result.errors])
+            with self._changed:
+                if result.took_s is not None and not result.errors:
+                    self._costs.learn_step_time(shape, rows, result.took_s)
+                if result.peak_bytes is not None:
+                    self._costs.learn_step_bytes(shape, rows, result.peak_bytes)
+                if result.was_split and len(batch.keys) > len(result.errors):
+                    self._costs.learn_too_many_rows(shape, rows)
+                denoised_s = time.monotonic()
+                for generation in self._scheduler.finish():
+                    generation.denoised_s = denoised_s
+                self._changed.notify_all()
+
+    def _decode(self) -> None:
+        while generation := self._next(self._scheduler.next_decode):
+            shape, began_s = generation.shape, time.monotonic()
+            generation.decoding_s = began_s
+            measure = self._costs.wants_decode_bytes(shape)
+            try:
+                pixels, peak_bytes = self._executor.decode(generation, measure=measure)
+            except Exception as error:  # noqa: BLE001  whatever a runtime raises ends this image, not the thread
+                self._fail_or_retry(generation, error)
+                pixels, peak_bytes = None, None
+            took_s = time.monotonic() - began_s
+            with self._changed:
+                if peak_bytes is not None:
+                    self._costs.learn_decode_bytes(shape, peak_bytes)
+                if pixels is not None and not measure:
+                    self._costs.learn_decode_time(shape, took_s)
+                self._scheduler.decoded()
+                self._changed.notify_all()
+            if pixels is not None:
+                self._deliver(generation, pixels)
+                generation.pipeline.preview.learn(to_numpy(generation.latent), pixels)
+
+    def _remove(self, generation: Generation) -> None:
+        """Take out a generation that nobody waits for any more; the lock is held."""
+        del self._generations[generation.submitted_digest]
+        if generation in self._scheduler:
+            self._scheduler.cancel(generation)
+            self._changed.notify_all()
+
+    def _fail_or_retry(self, generation: Generation, error: Exception) -> None:
+        if not isinstance(error, NumericalFailure) or not self._retry(generation, error):
+            self._fail(generation, error)
+
+    def _retry(self, generation: Generation, error: NumericalFailure) -> bool:
+        """Count a numerical failure, and start again in the widest precision. Return whether that is possible."""
+        with self._changed:
+            self._failures[error.kind] += 1
+            retry = generation.retry_with(self._pipelines.values(), error)
+            if retry is None or not generation.waiters:
+                return False
+            self._retried += 1
+            self._scheduler.restart(generation, retry, generation.waiters[0].accepted_s, retry.shape)
+            retry.waiters, generation.waiters = generation.waiters, []
+            self._waited_for.update((waiter.handle, retry) for waiter in retry.waiters)
+            self._generations[retry.submitted_digest] = retry
+            self._changed.notify_all()
+        structlog.get_logger().warning(
+            "numerical failure, started again",
+            digest=retry.submitted_digest,
+            happened=error.happened,
+            profile=retry.work.request.profile,
+        )
+        return True
+
+    def _release(self, generation: Generation) -> list[Waiter]:
+        """Take out a generation that ends now, and return who still waits for it."""
+        with self._changed:
+            waiters, generation.waiters = generation.waiters, []
+            for waiter in waiters:
+                del self._waited_for[waiter.handle]
+            if waiters:
+                self._remove(generation)
+        return [waiter for waiter in waiters if waiter.handle.future.set_running_or_notify_cancel()]
+
+    def _fail(self, generation: Generation, error: Exception) -> None:
+        for waiter in self._release(generation):
+            waiter.handle.future.set_exception(_own_error(error))
+
+    def _deliver(self, generation: Generation, pixels: Pixels) -> None:
+        ended_s = time.monotonic()
+        for waiter in self._release(generation):
+            stages = generation.stages(waiter.accepted_s, ended_s)
+            waiter.handle.future.set_result(GeneratedImage(generation.work.request, pixels, stages))
+
+    def _report(self, generations: Sequence[Generation]) -> None:
+        with self._changed:
+            waiters = [(generation, waiter) for generation in generations for waiter in generation.waiters]
+        previews: dict[Generation, Progress] = {}
+        for generation, waiter in waiters:
+            if not waiter.on_progress:
+                continue
+            try:
+                if waiter.previews and generation not in previews:
+                    previews[generation] = self._with_preview(generation)
+                waiter.on_progress(previews[generation] if waiter.previews else generation.progress())
+            except Exception:  # noqa: BLE001  a listener's mistake must not end an image
+                structlog.get_logger().exception("a listener to an image's progress failed")
+
+    def _with_preview(self, generation: Generation) -> Progress:
+        """Return the progress, with a preview if the newest is old enough."""
+        now_s = time.monotonic()
+        if (now_s - generation.previewed_s) * self._previews_per_s < 1:
+            return generation.progress()
+        generation.previewed_s = now_s
+        return generation.progress()._replace(preview=generation.preview())
+
+
+def _own_error(error: Exception) -> Sd35Error:
+    if isinstance(error, Sd35Error):
+        return error
+    failure = GenerationFailed(f"{type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure

@@ -1,0 +1,156 @@
+"""The engine's calls of a backend: encode prompts, evaluate steps, decode, and keep each error to its own image."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+from sd35.backends.base import Memory, TextEmbedding
+from sd35.engine.base import Observer, Pixels
+from sd35.engine.local.generation import Generation, is_uniform
+from sd35.engine.local.prompt_cache import EmbeddingCache
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class StepResult(NamedTuple):
+    """The errors of a batch's step, by image, and the cost of the step.
+
+    `took_s` and `peak_bytes` are None if they do not describe the batch: there was no call, or several, or another one
+    at the same time. `was_split`: a call of all failed, and each was tried alone.
+    """
+
+    errors: dict[Generation, Exception]
+    took_s: float | None
+    peak_bytes: int | None
+    was_split: bool
+
+
+class BatchExecutor:
+    """Calls a backend with many prompts or images at once; with `reproducible`, with one at a time."""
+
+    def __init__(self, embeddings: EmbeddingCache, *, reproducible: bool) -> None:
+        self._embeddings, self._one_by_one = embeddings, reproducible
+        self.observer: Observer | None = None
+        self._counting = threading.Lock()
+        self._begun = self._running = 0  # calls of the backend
+
+    def step(self, generations: Sequence[Generation], *, measure: bool) -> StepResult:
+        """Make one step of generations of one pipeline and shape. With `measure`, its memory is measured too."""
+        errors = self._begin([generation for generation in generations if not generation.has_begun])
+        rows = {generation: generation.row() for generation in generations if generation not in errors}
+        if not rows:
+            return StepResult(errors, None, None, was_split=False)
+        backend = generations[0].pipeline.backend
+        began_s = time.monotonic()
+        (velocities, was_split), peak_bytes = self._measured(
+            backend.memory, lambda: self._each(backend.predict_velocity, list(rows.values())), measure=measure
+        )
+        for generation, velocity in zip(rows, velocities, strict=True):
+            error = velocity if isinstance(velocity, Exception) else _error_of(lambda: generation.advance(velocity))  # noqa: B023
+            if error:
+                errors[generation] = error
+        # Only now: `advance` reads the latents, and a GPU may not have computed them before.
+        took_s = time.monotonic() - began_s
+        if self.observer:
+            transformer_rows = sum(1 if row.negative is None else 2 for row in rows.values())
+            self.observer.on_step_done(len(rows), transformer_rows, took_s)
+        is_one_call = not was_split and not measure
+        return StepResult(errors, took_s if is_one_call else None, None if was_split else peak_bytes, was_split)
+
+    def decode(self, generation: Generation, *, measure: bool) -> tuple[Pixels, int | None]:
+        """Return an image's pixels and, with `measure`, the bytes that decoding took.
+
+        Raises NumericalFailure if the pixels are not an image, and whatever the backend raises.
+        """
+        backend = generation.pipeline.backend
+        try:
+            (pixels,), peak_bytes = self._measured(
+                backend.memory, lambda: backend.decode_latents([generation.latent]), measure=measure
+            )
+        except FloatingPointError as error:
+            raise generation.numerical_failure("not_finite", "in decoding") from error
+        except Exception as error:
+            self._report_failure(error, was_split=False)
+            raise
+        if is_uniform(pixels):
+            raise generation.numerical_failure("uniform", "after decoding")
+        return pixels, peak_bytes
+
+    def _begin(self, generations: Sequence[Generation]) -> dict[Generation, Exception]:
+        """Give generations their embeddings and noise. Return the errors of those whose prompts cannot be encoded."""
+        if not generations:
+            return {}
+        pipeline = generations[0].pipeline
+        errors: dict[str, Exception] = {}
+
+        def encode(prompts: list[str]) -> dict[str, TextEmbedding]:
+            encoded = {}
+            encoding_s = time.monotonic()
+            results, _ = self._each(pipeline.backend.encode_text, prompts)
+            if self.observer:
+                self.observer.encoded(len(prompts), time.monotonic() - encoding_s)
+            for prompt, embedding in zip(prompts, results, strict=True):
+                if isinstance(embedding, Exception):
+                    errors[prompt] = embedding
+                else:
+                    encoded[prompt] = embedding
+            return encoded
+
+        began_s = time.monotonic()
+        prompts = [prompt for generation in generations for prompt in generation.work.prompts]
+        embeddings = self._embeddings.get(pipeline.info.key, prompts, encode)
+        now_s = time.monotonic()
+        failed = {}
+        for generation in generations:
+            own_errors = [errors[prompt] for prompt in generation.work.prompts if prompt in errors]
+            own = [embeddings[prompt] for prompt in generation.work.prompts if prompt in embeddings]
+            error = own_errors[0] if own_errors else _error_of(lambda: generation.begin(own, began_s, now_s))  # noqa: B023
+            if error:
+                failed[generation] = error
+        return failed
+
+    def _each(
+        self, call: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]
+    ) -> tuple[list[Result | Exception], bool]:
+        """Return each item's result or error, and whether a call of all failed, so that each was tried alone."""
+        if len(items) == 1 or not self._one_by_one:
+            try:
+                results: list[Result | Exception] = list(call(items))
+                if len(results) != len(items):
+                    raise RuntimeError(f"the backend answered {len(results)} of {len(items)}")  # noqa: TRY301
+                return results, False  # noqa: TRY300
+            except Exception as error:  # noqa: BLE001  whatever a runtime raises ends one image, and no other
+                self._report_failure(error, was_split=len(items) > 1)
+                if len(items) == 1:
+                    return [error], False
+        return [result for item in items for result in self._each(call, [item])[0]], not self._one_by_one
+
+    def _measured(self, memory: Memory, call: Callable[[], Result], *, measure: bool) -> tuple[Result, int | None]:
+        """Return a call's result, and its peak of memory if no other call ran beside it: the peak is the process's."""
+        with self._counting:
+            self._begun += 1
+            self._running += 1
+            begun, is_alone = self._begun, self._running == 1
+        try:
+            if not (measure and is_alone):
+                return call(), None
+            memory.watch()
+            result, peak_bytes = call(), memory.peak_bytes()
+            return result, peak_bytes if self._begun == begun else None
+        finally:
+            with self._counting:
+                self._running -= 1
+
+    def _report_failure(self, error: Exception, *, was_split: bool) -> None:
+        if self.observer:
+            self.observer.failed(f"{type(error).__name__}: {error}", was_split=was_split)
+
+
+def _error_of(call: Callable[[], Exception | None]) -> Exception | None:
+    """Return what a call returns or raises."""
+    try:
+        return call()
+    except Exception as error:  # noqa: BLE001  see `BatchExecutor._each`
+        return error

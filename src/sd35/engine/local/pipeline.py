@@ -1,0 +1,60 @@
+"""A checkpoint in a backend: all that an engine needs to generate with it."""
+
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+
+from sd35.backends.base import Backend
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.engine.local.preview import PreviewMap
+from sd35.engine.model_info import COMPILED, TILED, ModelInfo
+from sd35.sampling.sigmas import SigmaSchedule, sigma_schedule_of
+from sd35.tensors import LATENT_CHANNELS
+
+
+@dataclass(frozen=True, eq=False)
+class Pipeline:
+    """A backend that holds a checkpoint's weights, and what the checkpoint says of itself."""
+
+    checkpoint: Checkpoint
+    backend: Backend
+    preview: PreviewMap = field(default_factory=lambda: PreviewMap(LATENT_CHANNELS))
+
+    @cached_property
+    def schedule(self) -> SigmaSchedule:
+        """The checkpoint's sigma schedule. Raises CheckpointError if its scheduler is not supported."""
+        return sigma_schedule_of(self.checkpoint)
+
+    @cached_property
+    def info(self) -> ModelInfo:
+        """What callers of the engine have to know."""
+        backend, checkpoint = self.backend, self.checkpoint
+        return ModelInfo(
+            name=checkpoint.name,
+            revision=checkpoint.revision,
+            profile=_profile_of(backend),
+            backend=backend.name,
+            precision=backend.precision,
+            card=checkpoint.card,
+            versions=backend.versions,
+            can_skip_layers=backend.can_skip_layers,
+            created_s=checkpoint.directory.stat().st_mtime,
+        )
+
+    def sigmas(self, steps: int) -> tuple[float, ...]:
+        """The sigma before each step, then 0."""
+        return _sigmas(self.schedule, steps)
+
+
+def _profile_of(backend: Backend) -> str:
+    """Return "onnx/float32", "onnx/fp8/5d7e9a10", or "diffusers/bfloat16/compiled/tiled"."""
+    parts = [backend.name, backend.precision]
+    parts += [backend.build] if backend.build else []
+    parts += [COMPILED] if backend.is_compiled else []
+    parts += [TILED] if backend.is_tiled else []
+    return "/".join(parts)
+
+
+@lru_cache
+def _sigmas(schedule: SigmaSchedule, steps: int) -> tuple[float, ...]:
+    """Cached, since generations begin on the event loop, and most have as many steps."""
+    return tuple(map(float, schedule.sigmas(steps)))

@@ -1,0 +1,49 @@
+"""A cache of encoded prompts: most clients ask for a few prompts again and again."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Mapping
+
+from sd35.backends.base import TextEmbedding
+
+
+class EmbeddingCache:
+    """The embeddings used last, of positive and negative prompts, in at most `max_bytes`. Not safe for threads.
+
+    `hits` and `misses` count lookups.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.used_bytes = self.hits = self.misses = 0
+        self._embeddings: OrderedDict[tuple[Hashable, str], TextEmbedding] = OrderedDict()
+
+    def get(
+        self, pipeline: Hashable, prompts: Iterable[str], encode: Callable[[list[str]], Mapping[str, TextEmbedding]]
+    ) -> dict[str, TextEmbedding]:
+        """Return the prompts' embeddings by a pipeline. Missing ones are encoded in one call of `encode`, each once.
+
+        Prompts that `encode` leaves out are left out of the result.
+        """
+        distinct = list(dict.fromkeys(prompts))
+        found = {
+            prompt: self._embeddings[pipeline, prompt] for prompt in distinct if (pipeline, prompt) in self._embeddings
+        }
+        for prompt in found:
+            self._embeddings.move_to_end((pipeline, prompt))
+        missing = [prompt for prompt in distinct if prompt not in found]
+        self.hits += len(found)
+        self.misses += len(missing)
+        if missing:
+            for prompt, embedding in encode(missing).items():
+                found[prompt] = embedding
+                self._store((pipeline, prompt), embedding)
+        return found
+
+    def _store(self, key: tuple[Hashable, str], embedding: TextEmbedding) -> None:
+        if embedding.nbytes > self.max_bytes:
+            return  # for it, all others would have to go
+        self._embeddings[key] = embedding
+        self.used_bytes += embedding.nbytes
+        while self.used_bytes > self.max_bytes:
+            _, dropped = self._embeddings.popitem(last=False)
+            self.used_bytes -= dropped.nbytes

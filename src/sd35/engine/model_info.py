@@ -1,0 +1,59 @@
+"""What a caller of an engine has to know of a model: plain data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sd35.checkpoints.checkpoint import Card, SkipLayers
+from sd35.errors import InvalidRequest
+from sd35.request import SIZE_MULTIPLE_PX, Request
+
+TILED, COMPILED = "tiled", "compiled"  # parts of a profile
+_WIDEST_FIRST = ("float32", "bfloat16")  # by range: float16 overflows where bfloat16 does not, and so does FP8
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A checkpoint in a backend.
+
+    `profile` names what shapes the numbers: "onnx/float32", "diffusers/bfloat16/compiled". `versions`: the libraries
+    that do, name to version. `created_s`: time of the checkpoint's files, in seconds since 1970.
+    """
+
+    name: str
+    revision: str
+    profile: str
+    backend: str
+    precision: str
+    card: Card
+    versions: Mapping[str, str]
+    can_skip_layers: bool
+    created_s: float
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Name and profile, by which an engine finds it."""
+        return self.name, self.profile
+
+    @property
+    def skip_layers(self) -> SkipLayers | None:
+        """The card's skip-layer guidance; None if it has none, or if the backend cannot skip layers."""
+        return self.card.skip_layers if self.can_skip_layers else None
+
+    @property
+    def narrowness(self) -> int:
+        """How narrow the precision's range of values is: 0 for the widest."""
+        return _WIDEST_FIRST.index(self.precision) if self.precision in _WIDEST_FIRST else len(_WIDEST_FIRST)
+
+    def check(self, request: Request, width_px: int, height_px: int) -> None:
+        """Raise InvalidRequest if the model cannot generate the size, or cannot skip layers as asked."""
+        low, high = self.card.side_px
+        for field, side_px in (("width", width_px), ("height", height_px)):
+            if side_px % SIZE_MULTIPLE_PX or not low <= side_px <= high:
+                raise InvalidRequest(field, side_px, f"multiples of {SIZE_MULTIPLE_PX} from {low} to {high}")
+        if scale := request.skip_layer_scale:
+            if self.card.skip_layers is None:
+                raise InvalidRequest(
+                    "skip_layer_scale", scale, f"0, for the card of {request.model} names no layers to skip"
+                )
+            if not self.can_skip_layers:
+                raise InvalidRequest("skip_layer_scale", scale, f"0, for the {self.backend} backend cannot skip layers")

@@ -1,0 +1,76 @@
+"""How long a device takes for a step, by rows and shape: what `sd35 measure` writes and `sd35 simulate` reads."""
+
+import json
+from bisect import bisect_left
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sd35.engine.scheduling.cost_model import Shape
+from sd35.errors import InvalidSetting
+from sd35.request import GUIDANCE_SCALE, STEPS
+from sd35.tensors import LATENT_PX
+
+_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class ShapeTimes(BaseModel):
+    """One latent shape's: seconds of a step by transformer rows, seconds to decode one latent, bytes of both."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    width_px: int = Field(gt=0)
+    height_px: int = Field(gt=0)
+    step_s: dict[Annotated[int, Field(ge=1)], _Seconds] = Field(min_length=1)
+    decode_s: _Seconds
+    row_bytes: int = Field(ge=0)
+    decode_bytes: int = Field(ge=0)
+
+    def step_time_s(self, rows: int) -> float:
+        """Between measured numbers of rows, linear; beyond the most, as the last two go on."""
+        known = sorted(self.step_s)
+        if rows in self.step_s or len(known) == 1:
+            return self.step_s.get(rows, self.step_s[known[0]] * rows / known[0])
+        upper = min(max(bisect_left(known, rows), 1), len(known) - 1)
+        (low, high) = known[upper - 1 : upper + 1]
+        slope = (self.step_s[high] - self.step_s[low]) / (high - low)
+        return max(self.step_s[known[0]] * rows / known[0] / 10, self.step_s[low] + slope * (rows - low))
+
+
+class StepTimes(BaseModel):
+    """A device's table. `steps` and `guidance_scale` are the model's defaults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    profile: str
+    machine: str
+    memory_bytes: int = Field(gt=0)
+    steps: int = Field(ge=STEPS[0], le=STEPS[1])
+    guidance_scale: float = Field(ge=GUIDANCE_SCALE[0], le=GUIDANCE_SCALE[1])
+    encode_s: _Seconds = Field(description="Of one prompt.")
+    shapes: list[ShapeTimes] = Field(min_length=1)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Raises InvalidSetting where it is no such table."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise InvalidSetting(f"--step-times: {path} cannot be read: {error.strerror}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise InvalidSetting(f"--step-times: {path} is no table of step times: {where}: {first['msg']}") from error
+
+    def write(self, path: Path) -> None:
+        """As JSON. Raises InvalidSetting where that cannot be."""
+        try:
+            path.write_text(json.dumps(self.model_dump(), indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InvalidSetting(f"--output: {path} cannot be written: {error.strerror}") from error
+
+    def shape(self, times: ShapeTimes) -> Shape:
+        """The latent shape of an entry."""
+        return Shape((self.model, self.profile), times.height_px // LATENT_PX, times.width_px // LATENT_PX)

@@ -1,0 +1,282 @@
+"""The Python library: generate images in this process, without a server, a database or jobs."""
+
+import logging
+import weakref
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Self, TypeAlias, TypedDict, Unpack
+
+import PIL.Image
+from jaxtyping import UInt8
+from pydantic import TypeAdapter, ValidationError
+
+from sd35.engine.base import Handle, Progress
+from sd35.errors import InvalidRequest, InvalidSetting
+from sd35.generation.params import GenerationParams, series
+from sd35.images.encode import encode
+from sd35.images.formats import Format
+from sd35.images.record import Record
+from sd35.request import Request
+from sd35.settings import Settings, load_settings
+from sd35.startup import open_checkpoints, open_model_pool
+from sd35.tensors import Array
+
+OnProgress: TypeAlias = Callable[[int, int], None]
+"""Called with `(step, steps)`: the steps that are done, and the number of steps in all."""
+
+_SUFFIXES = {f".{each}": each for each in Format} | {".jpg": Format.JPEG}
+_PARAMS = TypeAdapter(GenerationParams)
+_CLOSED = "the generator is closed"
+# Limits of a server. Here the caller waits for its own images, so none is refused because others are before it.
+_NO_ADMISSION_LIMITS: dict[str, object] = {"max_in_flight": 10**9, "max_wait_s": float("inf")}
+
+
+class ImageParams(TypedDict, total=False):
+    """The optional parameters of an image. Defaults come from the model's card.
+
+    Attributes:
+        negative_prompt: What to keep out of the image; at most 10,000 characters. It has no effect at a
+            `guidance_scale` of 1 or less. Default: empty.
+        width: Pixels, a multiple of 16 in the model's range.
+        height: Pixels, a multiple of 16 in the model's range.
+        steps: Denoising steps, 1 to 150.
+        guidance_scale: How closely to follow the prompt, 0 to 30. 1 or less turns guidance off and halves the work.
+        seed: 0 to 4294967295. The same seed and parameters give the same image. Default: random.
+        model: The name of one of the generator's checkpoints. Default: the first.
+        skip_layer_scale: Skip-layer guidance, 0 (off) to 10, if the model's card supports it.
+    """
+
+    negative_prompt: str
+    width: int | None
+    height: int | None
+    steps: int | None
+    guidance_scale: float | None
+    seed: int | None
+    model: str | None
+    skip_layer_scale: float | None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Image:
+    """A generated image.
+
+    Attributes:
+        png: A PNG file. Its text chunks hold the record, so `sd35 replay` can generate the image again.
+        pixels: RGB values, 0 to 255, of shape [height, width, 3].
+        record: The request, the software versions, the size before enlarging (`record.maker.drawn_width`), and the
+            prompts that were too long for the text encoders (`record.maker.cut_off`).
+    """
+
+    png: bytes
+    pixels: UInt8[Array, "height width 3"]
+    record: Record
+
+    def __repr__(self) -> str:
+        return f"<sd35.Image {self.width}x{self.height}, seed {self.seed}, model {self.request.model}>"
+
+    @property
+    def request(self) -> Request:
+        """Every parameter of the image, defaults filled in."""
+        return self.record.request
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the request: 64 hexadecimal digits that identify the image."""
+        return self.request.digest
+
+    @property
+    def seed(self) -> int:
+        """The seed, drawn at random if none was given."""
+        return self.request.seed
+
+    @property
+    def width(self) -> int:
+        """Width in pixels."""
+        return self.request.width
+
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+        return self.request.height
+
+    def save(self, path: str | PathLike[str], *, quality: int | None = None, metadata: bool = True) -> None:
+        """Write the image to a file. An existing file is replaced.
+
+        Args:
+            path: The suffix sets the format: `.png` (lossless), `.jpeg`, `.jpg`, `.webp` or `.avif`.
+            quality: 1 to 100, for all formats but PNG. Default: the format's.
+            metadata: Whether the file holds the record.
+
+        Raises:
+            InvalidRequest: The suffix is none of these, or `quality` is out of range or given for a PNG file.
+            OSError: The file cannot be written.
+        """
+        suffix = Path(path).suffix.lower()
+        if suffix not in _SUFFIXES:
+            raise InvalidRequest("path", str(path), f"a file name that ends in {', '.join(_SUFFIXES)}")
+        Path(path).write_bytes(encode(self.png, _SUFFIXES[suffix], has_metadata=metadata, quality=quality))
+
+    def to_pil(self) -> PIL.Image.Image:
+        """Return the image as a Pillow image in mode RGB, without the record."""
+        return PIL.Image.fromarray(self.pixels)
+
+    def _repr_png_(self) -> bytes:
+        """Show the image in a Jupyter notebook."""
+        return self.png
+
+
+class Generator:
+    """Generate images from text with one or more checkpoints, which stay loaded until `close`.
+
+    Use it as a context manager, or call `close`. All methods can be called from several threads at once: images that
+    are requested at the same time share batches.
+
+        with Generator("sd35-mini") as generator:
+            image = generator.generate("a cat on a blue background", seed=7)
+            image.save("cat.png")
+    """
+
+    def __init__(
+        self, checkpoint: str | PathLike[str] | Iterable[str | PathLike[str]] = "sd35-mini", **settings: object
+    ) -> None:
+        """Load the checkpoint. Takes seconds to minutes; a checkpoint that is not on this machine is downloaded.
+
+        Args:
+            checkpoint: A name that `sd35 models` lists, a directory, a file, or "auto". With several of them,
+                `generate` takes one by its name as `model`; the first is the default.
+            **settings: Settings by their names in docs/settings.md, such as `backend="diffusers"`, `precision="fp8"`,
+                `device="cuda"` or `max_pixels=1024 * 1024`. Settings that are not given come from the environment
+                (`SD35_BACKEND`) and from the file that `SD35_CONFIG` names. Settings of the HTTP service, for example
+                `content_filter`, have no effect. The number of waiting images is limited only if `max_in_flight` or
+                `max_wait_s` is given here.
+
+        Raises:
+            InvalidSetting: A setting is unknown or has a value that is not allowed.
+            CheckpointError: The checkpoint is missing or not usable, or it must be compiled first (NotCompiled).
+            DownloadFailed: The checkpoint could not be downloaded.
+            BackendUnavailable: The backend cannot run on this machine.
+            DoesNotFit: There is not enough memory.
+            GenerationFailed: The first image, which is generated as a check, failed.
+        """
+        known = Settings.model_fields.keys() - {"checkpoints"}  # those are `checkpoint`
+        if unknown := sorted(settings.keys() - known):
+            raise InvalidSetting(f"unknown setting {', '.join(map(repr, unknown))}; known: {', '.join(sorted(known))}")
+        names = [checkpoint] if isinstance(checkpoint, str | PathLike) else checkpoint
+        loaded = load_settings({**_NO_ADMISSION_LIMITS, **settings, "checkpoints": [str(name) for name in names]})
+        stack = ExitStack()
+        self._pool = stack.enter_context(open_model_pool(loaded, open_checkpoints(loaded)))
+        self._close = weakref.finalize(self, stack.close)  # also if the generator is deleted without `close`
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel unfinished images and free the model's memory. Calling it again does nothing."""
+        self._close()
+
+    def generate(self, prompt: str, *, on_progress: OnProgress | None = None, **params: Unpack[ImageParams]) -> Image:
+        """Generate an image.
+
+        Args:
+            prompt: What the image shows; 1 to 10,000 characters.
+            on_progress: Called with `(step, steps)` after each step, on a thread of the engine: keep it short. What it
+                raises is logged, by `logging`, and the image continues.
+            **params: `negative_prompt`, `width`, `height`, `steps`, `guidance_scale`, `seed`, `model` and
+                `skip_layer_scale`: see `ImageParams`.
+
+        Raises:
+            InvalidRequest: A parameter has a value that is not allowed.
+            UnknownModel: `model` is not one of the generator's checkpoints.
+            GenerationFailed: The backend failed on this image.
+            Overloaded: Too many images are waiting, if `max_in_flight` or `max_wait_s` was given.
+            RuntimeError: The generator is closed.
+        """
+        return self.generate_many([prompt], on_progress=on_progress, **params)[0]
+
+    def generate_many(
+        self,
+        prompts: str | Iterable[str],
+        *,
+        count: int = 1,
+        on_progress: OnProgress | None = None,
+        **params: Unpack[ImageParams],
+    ) -> list[Image]:
+        """Generate `count` images of each prompt. All are submitted at once, so that they share batches.
+
+        If one image fails, or on Ctrl-C, the others are cancelled.
+
+        Args:
+            prompts: One prompt or several.
+            count: Images of each prompt, with seeds `seed`, `seed + 1`, and so on; 4294967295 is followed by 0.
+            on_progress: As for `generate`. The numbers are sums over all images.
+            **params: As for `generate`; they apply to all images.
+
+        Returns:
+            The images in the order of the prompts, and of the seeds for each prompt.
+
+        Raises:
+            InvalidRequest: A parameter has a value that is not allowed. No image is started then.
+            Exception: Any other error that `generate` raises.
+        """
+        if count < 1:
+            raise InvalidRequest("count", count, "1 or more")
+        self._check_open()
+        texts = [prompts] if isinstance(prompts, str) else prompts
+        requests = [request for text in texts for request in self._resolve(_validated(text, params), count)]
+        report = _TotalProgress(requests, on_progress) if on_progress else None
+        handles: list[Handle] = []
+        try:
+            for place, request in enumerate(requests):
+                handles.append(self._pool.submit(request, partial(report, place) if report else None))
+            return [self._result(handle) for handle in handles]
+        except BaseException as error:
+            for handle in handles:
+                self._pool.engine.cancel(handle)
+            if not isinstance(error, KeyboardInterrupt):
+                self._check_open()  # closed by another thread: that is the reason, whatever the error says
+            raise
+
+    def _check_open(self) -> None:
+        if not self._close.alive:
+            raise RuntimeError(_CLOSED)
+
+    def _resolve(self, params: GenerationParams, count: int) -> list[Request]:
+        first = self._pool.resolve(params)  # before `series`, which takes a seed out of range for another one
+        return [self._pool.resolve(each) for each in series(replace(params, seed=first.seed), count)]
+
+    def _result(self, handle: Handle) -> Image:
+        encoded = self._pool.encode(handle.future.result())
+        return Image(encoded.png, encoded.pixels, encoded.record)
+
+
+class _TotalProgress:
+    """Adds up the steps of several images for one listener."""
+
+    def __init__(self, requests: list[Request], listener: OnProgress) -> None:
+        self._done = [0] * len(requests)
+        self._steps = sum(request.steps for request in requests)
+        self._listener = listener
+
+    def __call__(self, place: int, progress: Progress) -> None:
+        self._done[place] = progress.step
+        try:
+            self._listener(sum(self._done), self._steps)
+        except Exception:
+            logging.getLogger(__name__).exception("on_progress raised an exception")
+
+
+def _validated(prompt: str, params: ImageParams) -> GenerationParams:
+    """Check the types and convert NumPy's numbers. Raises InvalidRequest."""
+    try:
+        return _PARAMS.validate_python(asdict(GenerationParams(prompt, **params)))
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Input should be ")
+        raise InvalidRequest(str(first["loc"][0]), first["input"], message) from error

@@ -1,0 +1,34 @@
+"""Arithmetic on latents that gives the same numbers for NumPy arrays and for torch tensors, without importing torch."""
+
+import sys
+from typing import Any
+
+from jaxtyping import Float, Float32
+
+from sd35.tensors import Tensor
+
+
+def to_float32(tensor: Float[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
+    """Return `tensor` in float32, on its device; the same object if it is in float32 already."""
+    library = _library_of(tensor)
+    return library.asarray(tensor, dtype=library.float32)
+
+
+def like(tensor: Float[Tensor, "*shape"], other: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return `tensor` in the library, dtype and device of `other`; the same object if it is there already."""
+    return _library_of(other).asarray(tensor, dtype=other.dtype, device=other.device)
+
+
+def add_scaled(
+    latent: Float[Tensor, "*shape"], velocity: Float[Tensor, "*shape"], scale: float
+) -> Float[Tensor, "*shape"]:
+    """Return `latent + scale * velocity`, added in float32 and rounded to the dtype of `velocity`.
+
+    As in Diffusers' schedulers, `scale` is a float32 scalar tensor: PyTorch then multiplies in the dtype of `velocity`.
+    """
+    library = _library_of(velocity)
+    return like(to_float32(latent) + library.asarray(scale, dtype=library.float32) * velocity, velocity)
+
+
+def _library_of(tensor: Tensor) -> Any:  # noqa: ANN401  the module numpy or torch
+    return sys.modules[type(tensor).__module__.partition(".")[0]]

@@ -1,0 +1,75 @@
+"""The service from its opening in the background to its closing."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Literal
+
+from sd35.engine.base import CLOSING_RETRY_S
+from sd35.errors import NotReady
+from sd35.generation.model_pool import ModelPool
+from sd35.service.service import Service
+from sd35.service.startup_times import StartupTimes
+
+_LOADING_RETRY_S = 1.0
+
+
+class ServiceLifecycle:
+    """A service that opens in the background, so that a server answers while its model loads, and closes gracefully."""
+
+    def __init__(
+        self,
+        open_service: Callable[[], Service],
+        on_ready: Callable[[], None],
+        on_failure: Callable[[Exception], None],
+        startup: StartupTimes | None = None,
+    ) -> None:
+        self.startup = startup or StartupTimes()
+        self._open_service, self._on_ready, self._on_failure = open_service, on_ready, on_failure
+        self._service: Service | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self.state: Literal["loading", "ready", "closing"] = "loading"
+
+    @property
+    def is_building(self) -> bool:
+        """Whether a fallback answers in place of something that is being built, or loaded after it was."""
+        fallback_builder = self._service.pool.fallback_builder if self._service else None
+        return bool(fallback_builder and fallback_builder.is_running)
+
+    @property
+    def service(self) -> Service:
+        """The service. Raises NotReady where it is not open yet, or not any more, or its engine broke."""
+        if self.state != "ready" or self._service is None:
+            raise NotReady(self.state, CLOSING_RETRY_S if self.state == "closing" else _LOADING_RETRY_S)
+        if not self._service.is_running:
+            raise NotReady("broken", CLOSING_RETRY_S)
+        return self._service
+
+    @property
+    def pool(self) -> ModelPool:
+        """The service's model pool. Raises NotReady."""
+        return self.service.pool
+
+    def start(self) -> None:
+        """Begin to open; needs a running event loop."""
+        self._loading = asyncio.get_running_loop().create_task(self._load())
+
+    async def close(self) -> None:
+        """Build no more, refuse what is new, and finish what was accepted. Doing it twice does no harm."""
+        self.state = "closing"
+        if self._loading:
+            await self._loading
+        if self._service:
+            self._closing = self._closing or asyncio.create_task(self._service.close())
+            await self._closing
+
+    async def _load(self) -> None:
+        try:
+            self._service = await asyncio.to_thread(self._open_service)
+        except Exception as error:  # noqa: BLE001  whoever opened it decides what to do
+            self._on_failure(error)
+            return
+        if self.state == "loading":
+            self.state = "ready"
+            self._service.start()  # not before: who ends it while it loads ends no child
+            self._on_ready()

@@ -1,0 +1,46 @@
+"""The rules of serving, from the settings."""
+
+from dataclasses import dataclass
+
+from sd35.content_filter import ContentFilter, load_filter
+from sd35.generation.params import ModelAliases
+from sd35.settings import Settings
+
+_DAY_S = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class ServingPolicy:
+    """How the service treats requests, jobs and images.
+
+    `shutdown_grace_s`: for what runs to end, when the service closes. `retention_s`: how long ended jobs are kept; None
+    is for ever.
+    """
+
+    content_filter: ContentFilter
+    aliases: ModelAliases
+    has_metadata: bool = True
+    redirects: bool = False
+    retention_s: float | None = None
+    shutdown_grace_s: float = 60
+    most_running: int = 32
+    most_waiting: int = 10_000
+
+
+def policy_of(settings: Settings) -> ServingPolicy:
+    """Return the policy of the settings. Raises InvalidSetting."""
+    return ServingPolicy(
+        load_filter(settings.content_filter),
+        ModelAliases.of(settings.model_aliases, is_strict=settings.strict_dialects),
+        has_metadata=settings.keep_metadata,
+        redirects=settings.redirect_images,
+        retention_s=settings.retention_days * _DAY_S or None,
+        shutdown_grace_s=settings.shutdown_grace_s,
+        most_running=max(1, max_in_flight_of(settings) // 2),  # the other half is for who waits on a connection
+        most_waiting=settings.max_jobs,
+    )
+
+
+def max_in_flight_of(settings: Settings) -> int:
+    """Return how many images may be in flight: the setting, or little more than a batch, so that none waits long."""
+    return settings.max_in_flight or settings.max_batch_rows + max(2, settings.max_batch_rows // 4)

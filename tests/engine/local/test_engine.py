@@ -1,0 +1,249 @@
+"""The engine's threads: every image ends once, and nothing one does harms another."""
+
+from concurrent.futures import CancelledError
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sd35.engine.base import Handle, Progress
+from sd35.errors import GenerationFailed, InvalidRequest, NotReady, Overloaded
+from sd35.generation.model_pool import ModelPool
+from sd35.generation.params import GenerationParams
+from tests.support.fake_backend import WAIT_S, FakeBackend, fake_pool
+
+
+@pytest.fixture
+def max_in_flight() -> int:
+    """Of the model pool."""
+    return 10
+
+
+def submit(pool: ModelPool, prompt: str, on_progress: Any = None, *, previews: bool = False, **wanted: Any) -> Handle:
+    """Ask for an image."""
+    request = pool.resolve(GenerationParams(prompt, **{"seed": 1, **wanted}))
+    return pool.submit(request, on_progress, previews=previews)
+
+
+def test_a_image_is_a_function_of_its_request(pool: ModelPool):
+    """The same request gives the same pixels; another prompt, seed, guidance or negative prompt gives others."""
+    requests = [
+        GenerationParams("a cat", seed=1),
+        GenerationParams("a cat", seed=1),
+        GenerationParams("a dog", seed=1),
+        GenerationParams("a cat", seed=2),
+        GenerationParams("a cat", seed=1, guidance_scale=1),
+        GenerationParams("a cat", seed=1, negative_prompt="a tree"),
+    ]
+    images = [pool.submit(pool.resolve(wanted)).future.result(WAIT_S).pixels for wanted in requests[:2]]
+    assert np.array_equal(images[0], images[1])
+    for wanted in requests[2:]:
+        other = pool.submit(pool.resolve(wanted)).future.result(WAIT_S).pixels
+        assert not np.array_equal(images[0], other), wanted
+
+
+def test_images_that_have_little_in_common_step_together(pool: ModelPool, backend: FakeBackend):
+    """While one image's step is held, others come with other steps, guidance and prompts: all share later calls."""
+    first = submit(pool, "held", steps=3)
+    assert backend.started.wait(WAIT_S)
+    others = [submit(pool, "a cat", steps=2, guidance_scale=1), submit(pool, "a dog", steps=5)]
+    backend.release.set()
+    for handle in (first, *others):
+        handle.future.result(WAIT_S)
+    assert backend.rows == [1, 3, 3, 1, 1, 1]
+
+
+def test_progress_counts_each_step(pool: ModelPool):
+    """The callback hears of every step, in order, before the image is there."""
+    heard: list[Progress] = []
+    submit(pool, "a cat", heard.append, steps=5).future.result(WAIT_S)
+    assert [(progress.step, progress.steps) for progress in heard] == [(done, 5) for done in range(1, 6)]
+
+
+def test_a_preview_shows_what_the_image_will_be(pool: ModelPool):
+    """Once a few images were made, a preview has one pixel for each 8x8 of the image, and their colour."""
+    for seed in range(4):
+        submit(pool, "a cat", seed=seed).future.result(WAIT_S)
+    previews: list[Any] = []
+    image = submit(pool, "a dog", lambda progress: previews.append(progress.preview), previews=True).future.result(
+        WAIT_S
+    )
+    small = image.pixels[::8, ::8].astype(int)
+    assert previews[-1].shape == small.shape == (16, 16, 3)
+    inside = (small > 0) & (small < 255)
+    assert abs(previews[-1] - small)[inside].mean() < 8
+
+
+def test_the_same_request_twice_is_one_image(pool: ModelPool, backend: FakeBackend):
+    """Who asks for what is being made waits for the same image; who leaves does not stop it for the others."""
+    leaving = submit(pool, "held")
+    assert backend.started.wait(WAIT_S)
+    heard: list[Progress] = []
+    staying, joining = submit(pool, "held"), submit(pool, "held", heard.append)
+    pool.engine.cancel(leaving)
+    backend.release.set()
+    assert staying.future.result(WAIT_S).pixels is joining.future.result(WAIT_S).pixels
+    assert leaving.future.cancelled()
+    assert backend.steps == ["held"] * 4
+    assert [progress.step for progress in heard] == [1, 2, 3, 4]
+
+
+def test_a_image_nobody_waits_for_any_more_is_stopped(pool: ModelPool, backend: FakeBackend):
+    """When the last of several has left, no further step is made; asking again begins anew."""
+    handles = [submit(pool, "held", steps=50) for _ in range(2)]
+    assert backend.started.wait(WAIT_S)
+    for handle in handles:
+        pool.engine.cancel(handle)
+    again = submit(pool, "held", steps=2)
+    backend.release.set()
+    assert again.future.result(WAIT_S)
+    assert len(backend.steps) == 3
+
+
+def test_a_full_house_refuses_with_a_time(tmp_path: Path, backend: FakeBackend):
+    """Three images are accepted; the next is refused, and the accepted ones are still made."""
+    with fake_pool(tmp_path, backend, max_in_flight=3) as pool:
+        handles = [submit(pool, "held", seed=seed) for seed in range(3)]
+        with pytest.raises(Overloaded) as refused:
+            submit(pool, "too many")
+        assert refused.value.retry_after_s >= 1
+        backend.release.set()
+        assert all(handle.future.result(WAIT_S) for handle in handles)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "why"),
+    [
+        ("crash", "RuntimeError: the runtime's own words"),
+        ("nan", "finite in float32 at step 2 of 4"),
+        ("void", "finite in float32 in decoding"),
+        ("flat", "of one colour in float32 after decoding"),
+        ("mute", "RuntimeError: no words for that"),
+        ("blind", "RuntimeError: nothing to see"),
+    ],
+)
+def test_a_failing_image_fails_alone(pool: ModelPool, backend: FakeBackend, prompt: str, why: str):
+    """Wherever an image fails, it ends with its reason, and its batch's others are what they are without it."""
+    backend.release.set()
+    expected = [submit(pool, "a cat", seed=seed).future.result(WAIT_S).pixels for seed in range(2)]
+    backend.release.clear()
+    backend.started.clear()
+    first = submit(pool, "held")
+    assert backend.started.wait(WAIT_S)
+    before, failing, after = submit(pool, "a cat", seed=0), submit(pool, prompt), submit(pool, "a cat", seed=1)
+    backend.release.set()
+    with pytest.raises(GenerationFailed, match=why):
+        failing.future.result(WAIT_S)
+    assert first.future.result(WAIT_S)
+    for handle, pixels in zip((before, after), expected, strict=True):
+        assert np.array_equal(handle.future.result(WAIT_S).pixels, pixels)
+    assert max(backend.rows) > 2  # they did share a call
+
+
+def test_a_listener_that_raises_harms_nothing(pool: ModelPool):
+    """The image is made, and the next one too."""
+
+    def raising(progress: Progress) -> None:
+        raise RuntimeError(f"a listener's own mistake at {progress.step}")
+
+    assert submit(pool, "a cat", raising).future.result(WAIT_S)
+    assert submit(pool, "a dog").future.result(WAIT_S)
+
+
+@pytest.mark.parametrize("verb", ["encode_text", "predict_velocity", "decode_latents"])
+def test_a_backend_that_answers_too_little_fails_the_image(
+    pool: ModelPool, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch, verb: str
+):
+    """Not the engine: the next image is made."""
+    with monkeypatch.context() as patched:
+        patched.setattr(backend, verb, lambda _: [])
+        with pytest.raises(GenerationFailed):
+            submit(pool, "a cat").future.result(WAIT_S)
+    assert submit(pool, "a cat").future.result(WAIT_S)
+
+
+def test_an_engine_that_breaks_keeps_nobody_waiting(
+    pool: ModelPool, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+):
+    """What no image can be blamed for ends all of them with the reason, and no more is accepted."""
+    handle = submit(pool, "held")
+    assert backend.started.wait(WAIT_S)
+    waiting = submit(pool, "a cat", width=64)
+    monkeypatch.setattr(backend, "encode_text", lambda _: (_ for _ in ()).throw(SystemExit("from a library")))
+    backend.release.set()
+    with pytest.raises(GenerationFailed, match="the engine broke: SystemExit: from a library"):
+        waiting.future.result(WAIT_S)
+    assert handle.future.exception(WAIT_S) or handle.future.result()
+    with pytest.raises(NotReady):
+        submit(pool, "late")
+
+
+def test_decoding_does_not_stall_the_steps_of_others(pool: ModelPool, backend: FakeBackend):
+    """While one image is being decoded, another makes all its steps."""
+    last_step = Event()
+    slow = submit(pool, "heavy", steps=1)
+    other = submit(pool, "a cat", lambda progress: last_step.set() if progress.step == 4 else None)
+    assert last_step.wait(WAIT_S)
+    assert not slow.future.done()
+    backend.release.set()
+    assert slow.future.result(WAIT_S)
+    assert other.future.result(WAIT_S)
+
+
+def test_prompts_are_encoded_once(pool: ModelPool, backend: FakeBackend):
+    """Prompts, negative ones too, that were encoded lately are not encoded again."""
+    for seed in range(3):
+        submit(pool, "a cat", seed=seed, negative_prompt="a dog").future.result(WAIT_S)
+    submit(pool, "a dog", negative_prompt="a cat").future.result(WAIT_S)
+    assert sorted(backend.encoded) == ["a cat", "a dog"]
+
+
+def test_cancelling_takes_effect_before_the_next_step(pool: ModelPool, backend: FakeBackend):
+    """An image in the making stops between steps, one that waits is never begun, and the next one is made."""
+    running = submit(pool, "held")
+    assert backend.started.wait(WAIT_S)
+    waiting, last = submit(pool, "waits"), submit(pool, "a cat")
+    pool.engine.cancel(running)
+    pool.engine.cancel(waiting)
+    backend.release.set()
+    assert last.future.result(WAIT_S)
+    for handle in (running, waiting):
+        with pytest.raises(CancelledError):
+            handle.future.result(WAIT_S)
+    assert backend.steps == ["held"] + ["a cat"] * 4
+
+
+@pytest.mark.parametrize(("field", "wrong"), [("width", 40), ("height", 4096), ("width", 8)])
+def test_a_size_the_model_cannot_draw_is_refused(pool: ModelPool, field: str, wrong: int):
+    """The engine itself names the limit, whoever calls it."""
+    from sd35.engine.base import Work
+
+    request = pool.resolve(GenerationParams("a cat", seed=1))
+    size = {"width_px": 128, "height_px": 128, f"{field}_px": wrong}
+    with pytest.raises(InvalidRequest, match=f"{field}: got {wrong}; allowed: multiples of 16 from 64 to 256"):
+        pool.engine.submit(Work(request, **size))
+
+
+def test_draining_finishes_what_was_accepted(pool: ModelPool, backend: FakeBackend):
+    """After a drain all accepted images are there and new ones are refused."""
+    backend.release.set()
+    handles = [submit(pool, "held"), submit(pool, "waits")]
+    pool.engine.drain()
+    assert all(handle.future.done() and handle.future.result() for handle in handles)
+    with pytest.raises(NotReady, match="closing"):
+        submit(pool, "late")
+
+
+def test_closing_cancels_what_was_accepted(pool: ModelPool, backend: FakeBackend):
+    """A close ends the running image at its next step and never begins those that wait."""
+    running = submit(pool, "held", steps=150)
+    assert backend.started.wait(WAIT_S)
+    waiting = submit(pool, "waits")
+    waiting.future.add_done_callback(lambda _: backend.release.set())
+    pool.engine.close()
+    for handle in (running, waiting):
+        with pytest.raises(CancelledError):
+            handle.future.result(WAIT_S)
+    assert len(backend.steps) == 1

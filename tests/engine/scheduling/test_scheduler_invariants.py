@@ -1,0 +1,120 @@
+"""The policy under any order of events."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sd35.engine.scheduling.cost_model import Shape
+from sd35.engine.scheduling.scheduler import Batch, WorkItem
+from sd35.errors import InvalidRequest, Overloaded
+from tests.support.scheduling import LARGE, LIMITS, SMALL, job, make
+
+Action = tuple[str, int, int, int, bool, int]
+ACTIONS: st.SearchStrategy[list[Action]] = st.lists(
+    st.tuples(
+        st.sampled_from(["add", "add", "next", "finish", "decode", "decoded", "cancel", "anew"]),
+        st.integers(0, 3),
+        st.integers(1, 6),
+        st.integers(1, 2),
+        st.booleans(),
+        st.integers(-9, 9),
+    ),
+    max_size=200,
+)
+
+
+class Driver:
+    """Plays any order of events, and keeps a record of its own of what must hold."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        self.scheduler = make(replace(LIMITS, max_rows=5, max_in_flight=12, memory_bytes=memory_bytes))
+        self.left: dict[int, int] = {}
+        self.steps: dict[int, int] = {}
+        self.ended: Counter[int] = Counter()
+        self.batch: Batch[object] | None = None
+        self.decoding: object = None
+        self.keys = iter(range(10**6))
+
+    def play(self, action: Action) -> None:
+        """One event, where it is possible now."""
+        verb, client, steps, rows, is_large, priority = action
+        if verb == "add":
+            self.add(job(f"client {client}", steps, rows, LARGE if is_large else SMALL, priority))
+        elif verb == "cancel" and self.left:
+            key = list(self.left)[client % len(self.left)]
+            self.scheduler.cancel(key)
+            del self.left[key]
+            self.ended[key] += 1
+        elif verb == "anew" and self.left:
+            self.restart(list(self.left)[client % len(self.left)], LARGE if is_large else SMALL)
+        elif verb == "next" and not self.batch:
+            self.batch = batch = self.scheduler.next_batch()
+            assert not batch or batch.memory_bytes == batch.rows * (100 if batch.shape == SMALL else 400)
+        elif verb == "finish" and self.batch:
+            self.finish(self.batch)
+        elif verb == "decode" and self.decoding is None:
+            self.decoding = self.scheduler.next_decode()
+        elif verb == "decoded" and self.decoding is not None:
+            self.decoded()
+        assert 0 <= self.scheduler.used_bytes <= self.scheduler.limits.memory_bytes
+        assert len(self.scheduler) == len(self.left)
+
+    def add(self, wanted: WorkItem) -> None:
+        """A new image; refusals leave no trace."""
+        key = next(self.keys)
+        try:
+            self.scheduler.add(key, wanted, float(key))
+        except (Overloaded, InvalidRequest):
+            assert key not in self.scheduler
+        else:
+            self.steps[key] = self.left[key] = wanted.evaluations
+
+    def restart(self, key: int, shape: Shape) -> None:
+        """Another image in one's place, with all its steps before it."""
+        again = next(self.keys)
+        self.scheduler.restart(key, again, float(key), shape)
+        self.steps[again] = self.left[again] = self.steps[key]
+        del self.left[key]
+        self.ended[key] += 1
+
+    def finish(self, batch: Batch[object]) -> None:
+        """The batch's images are a step further; those cancelled meanwhile are not answered."""
+        alive = [key for key in batch.keys if key in self.left]
+        drawn = self.scheduler.finish()
+        for key in alive:
+            assert isinstance(key, int)
+            self.left[key] -= 1
+        assert drawn == [key for key in alive if self.left[key] == 0]
+        self.batch = None
+
+    def decoded(self) -> None:
+        """The decoding ends its image, unless that was cancelled meanwhile."""
+        self.scheduler.decoded()
+        if self.decoding in self.left:
+            assert isinstance(self.decoding, int)
+            assert self.left.pop(self.decoding) == 0
+            self.ended[self.decoding] += 1
+        self.decoding = None
+
+
+@given(actions=ACTIONS, memory_bytes=st.sampled_from([1000, 2000, 2600, 10_000]))
+def test_every_accepted_image_ends_exactly_once(actions: Sequence[Action], memory_bytes: int):
+    """In any order of events: what is accepted ends once, each step is counted once, and memory is never exceeded."""
+    driver = Driver(memory_bytes)
+    accepted = set[int]()
+    for action in actions:
+        driver.play(action)
+        accepted |= driver.left.keys()
+    for _ in range(1000):
+        if not driver.left and not driver.batch and driver.decoding is None:
+            break
+        for verb in ("finish", "decoded", "decode", "next"):
+            driver.play((verb, 0, 1, 1, False, 0))
+    assert not driver.left
+    assert set(driver.ended) == accepted
+    assert set(driver.ended.values()) <= {1}
+    assert driver.scheduler.used_bytes == 0
+    assert driver.scheduler.backlog_s == 0

@@ -1,0 +1,381 @@
+"""The Python library: `from sd35 import Generator`."""
+
+import gc
+import io
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypedDict, get_type_hints
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import sd35
+import sd35.generator
+from sd35 import Generator, Image, ImageParams, InvalidRequest, InvalidSetting, UnknownModel
+from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
+from sd35.generation.params import GenerationParams
+from sd35.generation.replay import read_stored_image
+from sd35.images.texts import format_of, read_record
+from tests.support.fake_backend import WAIT_S, FakeBackend, fake_pool
+
+ROOT = Path(__file__).parents[1]
+
+
+class Size(TypedDict):
+    """The parameters that set how much work an image is."""
+
+    width: int
+    height: int
+    steps: int
+
+
+SMALL: Size = {"width": 64, "height": 64, "steps": 2}
+LONG: Size = {"width": 256, "height": 256, "steps": 150}  # never runs to its end
+
+
+@pytest.fixture(scope="module")
+def generator() -> Iterator[Generator]:
+    """The embedded model."""
+    with Generator("sd35-mini") as generator:
+        yield generator
+
+
+@pytest.fixture(scope="module")
+def image(generator: Generator) -> Image:
+    """A small image."""
+    return generator.generate("a cat", seed=7, **SMALL)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, backend: FakeBackend) -> Iterator[Generator]:
+    """A generator around the fake backend."""
+    monkeypatch.setattr(sd35.generator, "open_model_pool", lambda *_: fake_pool(tmp_path, backend, max_in_flight=99))
+    with Generator() as generator:
+        yield generator
+        backend.release.set()
+
+
+def test_all_lists_the_public_names():
+    """Each name in `__all__` can be imported and is listed by `dir`; nothing else is public."""
+    assert sd35.__all__ == [
+        "BackendUnavailable",
+        "CheckpointError",
+        "DoesNotFit",
+        "DownloadFailed",
+        "GenerationFailed",
+        "Generator",
+        "Image",
+        "ImageParams",
+        "InvalidRequest",
+        "InvalidSetting",
+        "NotCompiled",
+        "NumericalFailure",
+        "Overloaded",
+        "Sd35Error",
+        "UnknownModel",
+    ]
+    assert all(getattr(sd35, name).__name__ == name for name in sd35.__all__)
+    assert set(sd35.__all__) <= set(dir(sd35))
+    with pytest.raises(AttributeError, match="module 'sd35' has no attribute 'Painter'"):
+        sd35.Painter  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_importing_the_package_imports_no_heavy_library():
+    """`import sd35` loads neither NumPy nor a runtime, so that `sd35 --help` is quick."""
+    code = "import sys, sd35; sd35.Sd35Error; print({'numpy', 'onnxruntime', 'pydantic', 'PIL'} & sys.modules.keys())"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"
+
+
+def test_parameters_are_those_of_the_http_api():
+    """`ImageParams` has the fields of GenerationParams but the prompt, with the same types."""
+    hints = get_type_hints(GenerationParams)
+    names = [field.name for field in fields(GenerationParams) if field.name != "prompt"]
+    assert get_type_hints(ImageParams) == {name: hints[name] for name in names}
+
+
+def test_an_image_has_its_request(image: Image):
+    """Seed and size are those asked for, the rest is filled in; the pixels are RGB of 8 bits."""
+    assert (image.width, image.height, image.seed, image.request.steps) == (64, 64, 7, 2)
+    assert (image.request.prompt, image.request.guidance_scale > 0) == ("a cat", True)
+    assert image.digest == image.request.digest
+    assert (image.pixels.shape, image.pixels.dtype) == ((64, 64, 3), np.uint8)
+    assert repr(image) == "<sd35.Image 64x64, seed 7, model sd35-mini>"
+
+
+def test_an_enlarged_image_has_the_requested_size(generator: Generator):
+    """The embedded model generates at its own size; the record says at which."""
+    image = generator.generate("a cat", width=1024, height=512, steps=1)
+    assert (image.width, image.height, image.pixels.shape) == (1024, 512, (512, 1024, 3))
+    assert image.record.maker.drawn_width < 1024
+
+
+def test_the_png_file_can_be_replayed(generator: Generator, image: Image):
+    """Its text chunks hold the request; the same parameters give the same bytes."""
+    assert read_stored_image(image.png).record == image.record
+    assert generator.generate("a cat", seed=7, **SMALL).png == image.png
+
+
+def test_an_image_converts_to_pillow_and_shows_in_notebooks(image: Image):
+    """Both have the pixels of the image."""
+    shown = PIL.Image.open(io.BytesIO(image._repr_png_()))
+    for each in (image.to_pil(), shown):
+        assert (each.mode, np.array_equal(np.asarray(each), image.pixels)) == ("RGB", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [("a.png", "png"), ("a.JPG", "jpeg"), ("a.jpeg", "jpeg"), ("a.webp", "webp"), ("a.avif", "avif")],
+)
+def test_the_suffix_sets_the_format_of_a_saved_file(image: Image, tmp_path: Path, name: str, written: str):
+    """The file holds the record in each format."""
+    image.save(tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    assert (format_of(content), read_record(content).request) == (written, image.request)
+
+
+def test_a_file_can_be_saved_without_record_and_with_less_quality(image: Image, tmp_path: Path):
+    """`metadata=False` leaves the record out; a lower quality makes a smaller file. A path may be text."""
+    image.save(str(tmp_path / "a.png"), metadata=False)
+    assert b"a cat" not in (tmp_path / "a.png").read_bytes()
+    for quality in (20, 90):
+        image.save(tmp_path / f"{quality}.jpg", quality=quality)
+    assert (tmp_path / "20.jpg").stat().st_size < (tmp_path / "90.jpg").stat().st_size
+
+
+@pytest.mark.parametrize("name", ["a.gif", "png", "a"])
+def test_an_unknown_suffix_is_refused(image: Image, tmp_path: Path, name: str):
+    """The error lists the suffixes, and no file is written."""
+    with pytest.raises(InvalidRequest, match=r"path: got '.*'; allowed: a file name that ends in \.png, \.jpeg, "):
+        image.save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"width": 65}, "width: got 65; allowed: multiples of 16"),
+        ({"steps": 0}, "steps: got 0; allowed: 1 to 150"),
+        ({"steps": 2.5}, r"steps: got 2\.5; allowed: a valid integer"),
+        ({"seed": -1}, "seed: got -1; allowed: 0 to 4294967295"),
+        ({"seed": 2**32}, "seed: got 4294967296; allowed: 0 to 4294967295"),
+        ({"guidance_scale": float("nan")}, "guidance_scale: got nan"),
+        ({"skip_layer_scale": 1}, "skip_layer_scale: got 1"),
+        ({"negative_prompt": None}, "negative_prompt: got None; allowed: a valid string"),
+        ({"prompt": ""}, "prompt: got '0 characters'"),
+        ({"prompt": 7}, "prompt: got 7; allowed: a valid string"),
+    ],
+)
+def test_bad_parameters_are_refused(generator: Generator, params: dict[str, Any], message: str):
+    """With the error of the HTTP API, which names the parameter, the value and what is allowed."""
+    with pytest.raises(InvalidRequest, match=message):
+        generator.generate(**{"prompt": "a cat", **params})
+
+
+def test_an_unknown_parameter_and_an_unknown_model_are_refused(generator: Generator):
+    """The one by Python, the other with the names of the models that are loaded."""
+    with pytest.raises(TypeError, match="unexpected keyword argument 'sede'"):
+        generator.generate("a cat", sede=7)  # type: ignore[call-arg]
+    with pytest.raises(UnknownModel, match="no model named 'other' is served; served: sd35-mini"):
+        generator.generate("a cat", model="other")
+
+
+def test_numbers_of_numpy_are_taken(generator: Generator, image: Image):
+    """An integer of NumPy, as one draws for a seed, is the same as Python's."""
+    size: Any = np.int64(64)
+    assert generator.generate("a cat", seed=np.uint32(7), width=size, height=size, steps=2).png == image.png  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_pixels": 1}, "max-pixels: got 1; "),
+        ({"precision": "fp4"}, "precision: got 'fp4'; input should be 'auto', "),
+        ({"bakend": "onnx"}, "unknown setting 'bakend'; known: allowed_hosts, backend, "),
+        ({"checkpoints": ["sd35-mini"]}, "unknown setting 'checkpoints'"),
+        ({"backend": "caffe"}, "caffe"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], message: str):
+    """With the error of the command line."""
+    with pytest.raises(InvalidSetting, match=message):
+        Generator(**settings)
+
+
+def test_settings_are_those_of_the_service(generator: Generator):
+    """`max_pixels` bounds what is asked for; without it, the default does."""
+    with Generator(["sd35-mini"], max_pixels=128 * 128, backend="onnx", threads=1) as small:
+        assert small.generate("a cat", width=128, height=128, steps=1).width == 128
+        with pytest.raises(InvalidRequest, match="width: got 256; allowed: width x height of 16384 pixels at most"):
+            small.generate("a cat", width=256, height=256)
+    assert generator.generate("a cat", width=256, height=256, steps=1).width == 256
+
+
+def test_a_generator_holds_several_checkpoints(tmp_path: Path):
+    """Names and directories; the first is the default."""
+    shutil.copytree(open_checkpoint(EMBEDDED).directory, tmp_path / "other")
+    with Generator(["sd35-mini", tmp_path / "other"]) as both:
+        assert both.generate("a cat", **SMALL).request.model == "sd35-mini"
+        assert both.generate("a cat", model="other", **SMALL).request.model == "other"
+    with Generator(tmp_path / "other") as other:
+        assert other.generate("a cat", **SMALL).request.model == "other"
+
+
+def test_settings_also_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
+    """But not the checkpoint, and not the limits of a server's queue. What is given goes before."""
+    for name, value in {"CHECKPOINTS": "none", "MAX_IN_FLIGHT": "1", "MAX_PIXELS": "4096"}.items():
+        monkeypatch.setenv(f"SD35_{name}", value)
+    with Generator() as small:
+        assert len(small.generate_many("a cat", count=3, **SMALL)) == 3
+        with pytest.raises(InvalidRequest, match="width x height of 4096 pixels"):
+            small.generate("a cat", width=128)
+    with Generator(max_pixels=128 * 128, max_in_flight=1) as larger:
+        assert larger.generate("a cat", steps=1).width == 128
+        with pytest.raises(sd35.Overloaded, match="1 of at most 1 images are accepted"):
+            larger.generate_many("a cat", count=2, **LONG | {"width": 128, "height": 128})
+
+
+def test_several_images_have_consecutive_seeds(generator: Generator):
+    """For each prompt; 4294967295 is followed by 0. Each image is the one that `generate` makes alone."""
+    images = generator.generate_many(["a cat", "a dog"], count=2, seed=2**32 - 1, **SMALL)
+    assert [(each.request.prompt, each.seed) for each in images] == [
+        ("a cat", 2**32 - 1),
+        ("a cat", 0),
+        ("a dog", 2**32 - 1),
+        ("a dog", 0),
+    ]
+    alone = generator.generate("a dog", seed=0, **SMALL)
+    assert np.abs(alone.pixels.astype(int) - images[3].pixels).max() <= 2
+
+
+def test_several_images_of_one_prompt(generator: Generator):
+    """A prompt may be text alone; seeds are random if none is given."""
+    first, second = generator.generate_many("a cat", count=2, **SMALL)
+    assert (first.request.prompt, second.seed) == ("a cat", (first.seed + 1) % 2**32)
+    assert generator.generate_many([]) == []
+    with pytest.raises(InvalidRequest, match="count: got 0; allowed: 1 or more"):
+        generator.generate_many("a cat", count=0)
+
+
+def test_images_of_one_call_share_batches(fake: Generator, backend: FakeBackend):
+    """All are submitted before the first is awaited, so that they share batches."""
+    images = fake.generate_many("a cat", count=20, seed=1, **SMALL | {"steps": 100})
+    assert len({each.digest for each in images}) == 20
+    assert max(backend.rows) > 1
+
+
+def test_more_images_than_a_server_accepts_are_generated(generator: Generator):
+    """A server refuses what exceeds its queue; here the caller waits for its own images."""
+    assert len(generator.generate_many("a cat", count=30, width=64, height=64, steps=1)) == 30
+
+
+def test_progress_is_reported_after_each_step(generator: Generator):
+    """Plain numbers: of one image its steps, of several the sums."""
+    reports: list[tuple[int, int]] = []
+    generator.generate("a cat", on_progress=lambda *report: reports.append(report), **SMALL | {"steps": 3})
+    assert reports == [(1, 3), (2, 3), (3, 3)]
+    reports.clear()
+    generator.generate_many(["a cat", "a dog"], on_progress=lambda *report: reports.append(report), **SMALL)
+    assert reports == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert {type(number) for report in reports for number in report} == {int}
+
+
+def test_an_exception_in_the_progress_callback_does_not_break_the_image(
+    generator: Generator, image: Image, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+):
+    """The image is the same as without the callback; the exception is logged, and nothing is printed."""
+
+    def fail(step: int, steps: int) -> None:
+        raise ValueError(f"{step} of {steps}")
+
+    assert generator.generate("a cat", seed=7, on_progress=fail, **SMALL).png == image.png
+    assert [str(each.exc_info[1]) for each in caplog.records if each.exc_info] == ["1 of 2", "2 of 2"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_threads_share_batches(fake: Generator, backend: FakeBackend):
+    """Images of several threads are generated side by side, and each thread gets its own."""
+    with ThreadPoolExecutor(4) as threads:
+        futures = [threads.submit(fake.generate, "a cat", seed=seed, **SMALL | {"steps": 150}) for seed in range(4)]
+        assert [future.result().seed for future in futures] == [0, 1, 2, 3]
+    assert max(backend.rows) > 1
+
+
+def test_a_failed_image_cancels_the_others(fake: Generator, backend: FakeBackend):
+    """Its error is raised, and the generator goes on."""
+    with pytest.raises(sd35.GenerationFailed, match="the runtime's own words"):
+        fake.generate_many(["crash", "a cat"], **LONG)
+    assert fake.generate("a cat", **SMALL).width == 64
+    assert backend.steps.count("a cat") < LONG["steps"]
+
+
+def test_ctrl_c_cancels_the_images(generator: Generator):
+    """KeyboardInterrupt is raised at once, the image makes no further steps, and the generator goes on."""
+    steps: list[int] = []
+
+    def interrupt(step: int, _: int) -> None:
+        steps.append(step)
+        if step == 2:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        generator.generate_many("a cat", on_progress=interrupt, **LONG)
+    after = len(steps)
+    generator.generate("a dog", **LONG | {"steps": 5})
+    assert len(steps) <= after + 1 < 150  # the step that was on its way
+
+
+def test_a_closed_generator_refuses_images():
+    """With an error that says so; closing twice does nothing."""
+    generator = Generator()
+    assert generator.generate("a cat", **SMALL).width == 64
+    generator.close()
+    generator.close()
+    with pytest.raises(RuntimeError, match=r"^the generator is closed$"):
+        generator.generate("a cat")
+
+
+def test_closing_cancels_what_other_threads_wait_for():
+    """They get the same error."""
+    generator, started = Generator(), threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        future = threads.submit(generator.generate, "a cat", on_progress=lambda *_: started.set(), **LONG)
+        assert started.wait(WAIT_S)
+        generator.close()
+        with pytest.raises(RuntimeError, match=r"^the generator is closed$"):
+            future.result(WAIT_S)
+
+
+def test_a_deleted_generator_ends_its_threads():
+    """Also without `close`."""
+    before = threading.active_count()
+    generator = Generator()
+    assert threading.active_count() > before
+    del generator
+    gc.collect()
+    assert threading.active_count() == before
+
+
+def test_the_readme_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """The example has the README's lines, and writes the images that it names."""
+    (block,) = re.findall(
+        r"^```python\n(from sd35 import .*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    example = ROOT / "examples" / "python.py"
+    assert block in example.read_text()
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(example))
+    names = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == [f"image-{number}.png" for number in range(1, 5)]
+    for name in ["cat.png", *names]:
+        read_stored_image((tmp_path / name).read_bytes())
