@@ -96,7 +96,7 @@ def service_of(request: Request) -> Service:
 async def require_admin(request: Request) -> None:
     """Require an administrator. A dependency of routes. Raises NotAllowed."""
     if caller_of(request).role is not Role.ADMIN:
-        raise NotAllowed("this is for administrators; the API key that came is a user's")
+        raise NotAllowed("this route is for administrators, and the API key is a user's")
 
 
 def _secret_in(headers: Headers) -> str | None:

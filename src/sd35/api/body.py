@@ -62,7 +62,7 @@ def _check_type(request: Request) -> None:
         return
     if media_type != "application/json":
         allowed = "application/json (with curl: -H 'content-type: application/json')"
-        raise ApiError.from_fields(415, [FieldError(field="content-type", got=echo(media_type), allowed=allowed)])
+        raise ApiError.from_field(415, "content-type", media_type, allowed)
 
 
 def parse_json(content: bytes, model: type[Body]) -> Body:

@@ -60,6 +60,11 @@ class ApiError(Exception):
         return cls(status, "; ".join(error.sentence for error in errors), errors)
 
     @classmethod
+    def from_field(cls, status: int, field: str, got: object, allowed: str) -> "ApiError":
+        """Build an error of one field."""
+        return cls.from_fields(status, [FieldError(field=echo(field), got=echo(got), allowed=allowed)])
+
+    @classmethod
     def from_error(cls, error: Sd35Error) -> "ApiError":
         """Build the HTTP form of one of this project's errors."""
         errors = []

@@ -7,7 +7,7 @@ from fastapi import Request
 from pydantic import BeforeValidator
 
 from sd35.api.body import Body, read_body, validate
-from sd35.api.errors import ApiError, FieldError, echo
+from sd35.api.errors import ApiError
 from sd35.multipart import MEDIA_TYPE, FormParserError, FormReader, Part, boundary_of
 from sd35.threads import PARSING
 
@@ -39,7 +39,7 @@ async def read_form(request: Request, model: type[Body]) -> Body:
     boundary = boundary_of(content_type)
     if boundary is None:
         media_type = content_type.partition(";")[0].strip().lower()
-        raise _field_error("content-type", media_type, f"{MEDIA_TYPE} (with curl: -F prompt=...)", 415)
+        raise ApiError.from_field(415, "content-type", media_type, f"{MEDIA_TYPE} (with curl: -F prompt=...)")
     content = await read_body(request, MAX_FORM_BYTES)
     # In a thread, because a malicious form keeps the parser busy for seconds, which would block other requests.
     return validate(await PARSING.run(_values, content, boundary), model)
@@ -58,7 +58,7 @@ def _values(content: bytes, boundary: bytes) -> dict[str, str | File]:
         if part.option(b"filename") is not None and not part.content:
             continue  # to send a form with requests, one adds files={"none": ""}
         if name in values:
-            raise _field_error(name, "given twice", "each field once")
+            raise ApiError.from_field(422, name, "given twice", "each field once")
         values[name] = _value(name, part)
     return values
 
@@ -66,14 +66,10 @@ def _values(content: bytes, boundary: bytes) -> dict[str, str | File]:
 def _value(name: str, part: Part) -> str | File:
     encoding = part.headers.get(b"content-transfer-encoding", b"").lower()
     if encoding not in _TRANSFER_ENCODINGS:
-        raise _field_error(name, encoding.decode("latin-1"), "no content-transfer-encoding")
+        raise ApiError.from_field(422, name, encoding.decode("latin-1"), "no content-transfer-encoding")
     if part.option(b"filename") is not None:
         return File(len(part.content))
     try:
         return part.content.decode()
     except UnicodeDecodeError as error:
-        raise _field_error(name, part.content.decode(errors="replace"), "text in UTF-8") from error
-
-
-def _field_error(name: str, got: str, allowed: str, status: int = 422) -> ApiError:
-    return ApiError.from_fields(status, [FieldError(field=echo(name), got=echo(got), allowed=allowed)])
+        raise ApiError.from_field(422, name, part.content.decode(errors="replace"), "text in UTF-8") from error

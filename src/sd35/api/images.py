@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from starlette._utils import get_route_path
 
 from sd35.api.auth import caller_of, has_link, service_of
-from sd35.api.errors import ApiError, FieldError
+from sd35.api.errors import ApiError
 from sd35.api.generate import FILE_CONTENT
 from sd35.api.problems import UNAVAILABLE, documented
 from sd35.api.ranges import answer
@@ -118,6 +118,4 @@ def _visible_to(request: Request, service: Service) -> str | None:
 
 
 def _not_found(digest: str) -> ApiError:
-    return ApiError.from_fields(
-        404, [FieldError(field="digest", got=digest, allowed="the digest of an image of yours")]
-    )
+    return ApiError.from_field(404, "digest", digest, "the digest of an image of yours")

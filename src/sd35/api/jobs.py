@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from sd35.api.auth import caller_of, service_of
 from sd35.api.body import openapi_body, read_json
-from sd35.api.errors import ApiError, FieldError, echo
+from sd35.api.errors import ApiError
 from sd35.api.generate import IdempotencyKey, job_specs_of
 from sd35.api.problems import UNAVAILABLE, Problem, documented
 from sd35.api.txt2img import EXAMPLES, Txt2Img
@@ -112,8 +112,7 @@ async def visible_job(request: Request, job_id: str) -> Job:
     """Return the job of the path, if the caller may see it. A dependency of routes. Raises ApiError (404)."""
     job = await STORES.run(service_of(request).jobs.store.get, job_id, caller_of(request).visible_to)
     if job is None:
-        error = FieldError(field="job_id", got=echo(job_id), allowed="the id of a job of yours")
-        raise ApiError.from_fields(404, [error])
+        raise ApiError.from_field(404, "job_id", job_id, "the id of a job of yours")
     return job
 
 
@@ -211,10 +210,10 @@ async def events(
     """Server-sent events: `queued`; `running`, with steps and seconds left; `succeeded`, `failed` or `cancelled`."""
     after = -1 if last_event_id is None else last_event_id
     async for event in service_of(request).jobs.events(job, after, previews=preview):
-        yield await asyncio.to_thread(sent, event, has_preview=preview)  # a content filter may inspect a preview
+        yield await asyncio.to_thread(wire_event, event, has_preview=preview)  # a content filter may inspect a preview
 
 
-def sent(event: Event, *, has_preview: bool) -> ServerSentEvent:
+def wire_event(event: Event, *, has_preview: bool) -> ServerSentEvent:
     """Return an event in its wire format."""
     data: dict[str, Any] = {"status": event.status}
     if event.job:

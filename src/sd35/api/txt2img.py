@@ -118,19 +118,10 @@ _IMAGE = {
 }
 
 
+_SETTINGS = {"width": 1024, "height": 1024, "steps": 28, "guidance_scale": 4.5, "seed": 7}
 EXAMPLES = {
     "smallest": {"value": {"prompt": "a cat on a blue background"}},
-    "everything": {
-        "value": {
-            "prompt": "a cat to the left of a dog on a red background",
-            "negative_prompt": "a tree",
-            "width": 1024,
-            "height": 1024,
-            "steps": 28,
-            "guidance_scale": 4.5,
-            "seed": 7,
-        }
-    },
+    "with settings": {"value": {"prompt": "a cat to the left of a dog", "negative_prompt": "a tree", **_SETTINGS}},
 }
 router = APIRouter()
 

@@ -110,10 +110,8 @@ class Form(BaseModel):
         """
         formats = [Format(self.output_format)] if self.output_format else list(Format)
         weights = weights_of(accept)
-        file, json = (
-            max(format_preference(weights, each.media_type) for each in formats),
-            format_preference(weights, _JSON),
-        )
+        file = max(format_preference(weights, each.media_type) for each in formats)
+        json = format_preference(weights, _JSON)
         if not (file.weight or json.weight):
             raise NotAcceptable(accept or "", [*(each.media_type for each in formats), _JSON])
         if (json.weight, json.narrowness > 0) > (file.weight, file.narrowness > 0):
