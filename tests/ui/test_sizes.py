@@ -22,8 +22,8 @@ def model(size_px: int, side_px: tuple[int, int], max_pixels: int = 2**21, **mor
 
 
 @pytest.mark.parametrize("size_px", [128, 512, 1024])
-def test_shapes_have_about_the_pixels_of_the_models_own_size(size_px: int):
-    """Each is allowed, in multiples of 16, and none is a tenth larger or smaller."""
+def test_presets_have_about_the_pixels_of_the_models_default_size(size_px: int):
+    """In multiples of 16, and within a tenth."""
     found = model(size_px, (64, 2048))
     for width, height in presets(found).values():
         assert width % 16 == height % 16 == 0
@@ -32,7 +32,7 @@ def test_shapes_have_about_the_pixels_of_the_models_own_size(size_px: int):
 
 
 def test_a_side_never_leaves_the_models_range():
-    """Wide is less wide where the range ends."""
+    """Wide is less wide if the range ends."""
     assert presets(model(256, (192, 288)))["Wide"] == (288, 192)
 
 
