@@ -46,10 +46,10 @@ def test_a_service_with_keys_makes_the_page_ask_for_one(
         ).to_be_visible()
         fill(page, "a cat", steps=1)
         generate(page)
-        assert list(cache.glob("page/*/*/*.png"))
+        assert list(cache.glob("ui/*/*/*.png"))
         served.process.send_signal(signal.SIGTERM)
         assert served.process.wait(EXIT_TIMEOUT_S) == 0
-    assert list(cache.glob("page/*")) == []
+    assert list(cache.glob("ui/*")) == []
     log = (tmp_path / "log").read_text()
     assert "Traceback" not in log
     assert secret not in log

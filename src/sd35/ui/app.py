@@ -22,7 +22,7 @@ class UiApp:
 
     def __init__(self, server: str, cache_dir: Path, body_timeout_s: float, *, uses_proxies: bool = False) -> None:
         """Load Gradio, which takes seconds. `server` is the service's URL; files are stored below `cache_dir`."""
-        self._directory = _own_directory(cache_dir / "page")
+        self._directory = _own_directory(cache_dir / "ui")
         self._client = Client(server, uses_proxies=uses_proxies)
         self._gradio = _gradio_app(self._client, self._directory)
         self._guard = Guard(self._gradio, self._directory, body_timeout_s)
