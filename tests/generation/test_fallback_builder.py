@@ -205,7 +205,7 @@ def test_a_full_house_delays_the_swap(shop: Shop):
 @pytest.mark.parametrize("ignores", [False, True], ids=["at once", "when it is killed"])
 def test_stopping_ends_the_child(shop: Shop, monkeypatch: pytest.MonkeyPatch, ignores: bool):  # noqa: FBT001
     """And is no failure; a child that does not end when it is told to is killed."""
-    monkeypatch.setattr(fallback, "_ENDING_S", 0.2 if ignores else WAIT_S)
+    monkeypatch.setattr(fallback, "_TERMINATE_S", 0.2 if ignores else WAIT_S)
     os.mkfifo(shop.directory / "pid")
     source = "import os, pathlib, signal, sys\n"
     source += "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" * ignores

@@ -1,4 +1,4 @@
-"""What a fallback bridges: graphs and engines built in child processes, one after the other, while the service answers.
+"""Build missing graphs and engines in child processes, one after the other, while the fallback answers.
 
 Serving never imports what builds them: a child is the command that the error names, and its end is all that is known.
 """
@@ -21,14 +21,14 @@ from sd35.engine.model_info import ModelInfo
 from sd35.errors import BuildFailed, NotCompiled, Overloaded
 from sd35.settings import PREFIX, Settings
 
-_KEPT_LINES = 5  # of a child that failed
-_ENDING_S = 10.0  # that a child may take to end when it is told to
-_LEAVING_S = 1.0  # that the thread takes at most where it loads nothing
+_LAST_LINES = 5  # of a child that failed
+_TERMINATE_S = 10.0  # that a child may take to end when it is told to
+_JOIN_S = 1.0  # that the thread takes at most where it loads nothing
 Command: TypeAlias = Callable[[Sequence[str]], list[str]]
 
 
 def command_of(settings: Settings, arguments: Sequence[str]) -> list[str]:
-    """The command line of `sd35` with `arguments`, for the files and the device that `settings` name."""
+    """Return the command line of `sd35` with `arguments`, for the files and the device of the settings."""
     flags = [f"--cache-dir={settings.cache_dir}", f"--device={settings.device}", f"--threads={settings.threads}"]
     flags += [f"--weights={path}" for path in settings.weights]
     flags += [f"--registry={settings.registry}"] if settings.registry else []
@@ -38,9 +38,10 @@ def command_of(settings: Settings, arguments: Sequence[str]) -> list[str]:
 
 
 class FallbackBuilder:
-    """Builds what `pending` checkpoints lack, opens each, and gives it to `swap`; in a thread, from `start` to `stop`.
+    """Builds the missing graphs or engines of `pending` checkpoints, opens each, and passes it to `swap`.
 
-    Whatever fails is logged and counted in `failures`, and changes nothing else: the fallback goes on answering.
+    It works in a thread, from `start` to `stop`. A failure is logged and counted in `failures`; the fallback goes on
+    answering.
     """
 
     def __init__(
@@ -53,14 +54,14 @@ class FallbackBuilder:
         self._pending, self._command, self._open_model, self._swap = pending, command, open_model, swap
         self._began_s = self._ended_s = 0.0
         self.failures = 0
-        self._lock = threading.Lock()  # of the child: none is begun once it is to stop
+        self._lock = threading.Lock()  # so that no child starts after `stop`
         self._child: subprocess.Popen[str] | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="building", daemon=True)
 
     @property
     def is_running(self) -> bool:
-        """Whether something is still to be swapped, and may be."""
+        """Whether a swap may still come."""
         return self._thread.is_alive()
 
     @property
@@ -69,31 +70,31 @@ class FallbackBuilder:
         return (time.monotonic() if self.is_running else self._ended_s) - self._began_s
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._began_s = time.monotonic()
         self._thread.start()
 
     def stop(self) -> None:
-        """End the child that builds, and begin no other. A model that is being loaded cannot be interrupted."""
+        """End the child process and start no other. Loading a model cannot be interrupted."""
         with self._lock:
             self._stopping.set()
             if self._child:
                 _end(self._child)
         if self._thread.ident:
-            self._thread.join(_LEAVING_S)
+            self._thread.join(_JOIN_S)
 
     def _run(self) -> None:
         for checkpoint in self._pending:
             log = structlog.get_logger().bind(model=checkpoint.name)
             try:
-                self._bring(checkpoint, log)
+                self._build_and_swap(checkpoint, log)
             except Exception as error:
                 if not self._stopping.is_set():
                     self.failures += 1
                     log.exception("building failed: the fallback goes on", error=str(error))
         self._ended_s = time.monotonic()
 
-    def _bring(self, checkpoint: Checkpoint, log: structlog.typing.FilteringBoundLogger) -> None:
+    def _build_and_swap(self, checkpoint: Checkpoint, log: structlog.typing.FilteringBoundLogger) -> None:
         """Build what is missing, open the model, and swap to it."""
         model = self._opened(checkpoint, log)
         while not self._stopping.is_set():
@@ -106,7 +107,7 @@ class FallbackBuilder:
                 return
 
     def _opened(self, checkpoint: Checkpoint, log: structlog.typing.FilteringBoundLogger) -> ModelInfo:
-        """The model; what it lacks is built, graphs first and then engines. Raises BuildFailed where that is no use."""
+        """Open the model, and build what it lacks first: graphs, then engines. Raises BuildFailed."""
         built: list[tuple[str, ...]] = []
         while True:
             try:
@@ -118,7 +119,7 @@ class FallbackBuilder:
                 self._build(error.arguments, log)
 
     def _build(self, arguments: Sequence[str], log: structlog.typing.FilteringBoundLogger) -> None:
-        """Run a child to its end. Raises BuildFailed."""
+        """Run a child process to its end. Raises BuildFailed."""
         command = self._command(arguments)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
         with self._lock:
@@ -135,7 +136,7 @@ class FallbackBuilder:
                 start_new_session=True,  # Ctrl-C at a terminal is for the service, which ends what is in the session
             )
         log.info("building", command=" ".join(["sd35", *arguments]), pid=child.pid)
-        last: deque[str] = deque(maxlen=_KEPT_LINES)
+        last: deque[str] = deque(maxlen=_LAST_LINES)
         with child:
             assert child.stdout
             for line in child.stdout:
@@ -151,4 +152,4 @@ def _end(child: subprocess.Popen[str]) -> None:
         if child.poll() is None:
             with suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(child.pid, number)
-                child.wait(_ENDING_S)
+                child.wait(_TERMINATE_S)

@@ -1,4 +1,4 @@
-"""Images of one call that are made side by side, each of which can be left out while the others go on."""
+"""The images of one API call, generated side by side. Each can be cancelled while the others go on."""
 
 import asyncio
 from collections.abc import Callable, Hashable, Sequence
@@ -12,10 +12,10 @@ OnStep = Callable[[int, ImageProgress], None]
 
 
 class Batch:
-    """Images in the making, `at_once` of them at most side by side. For an event loop.
+    """Generates the images of `job_specs` on an event loop, at most `at_once` at the same time.
 
-    The first is refused as any image is. When it is on its way the call is accepted, and the others wait for their
-    turn where there is no room now. `on_step` hears of each image's steps by its place among the orders.
+    If the first is refused, so is the call. Once the first has made a step, the call counts as accepted: the others
+    then wait while the service is overloaded. `on_step` is called with an image's index and progress.
     """
 
     def __init__(  # noqa: PLR0913  see the class
@@ -39,9 +39,9 @@ class Batch:
         self.tasks[0].add_done_callback(self._first_ended)
 
     async def outcomes(self) -> list[GenerationResult | None]:
-        """Each image when all are made; None for what was left out.
+        """Return all images once they are generated; None for those that were cancelled.
 
-        Raises what the first that fails raises. Then, and when this is cancelled, the others are not made either.
+        Raises the error of the first that fails. The others are then cancelled, and so they are if this is cancelled.
         """
         try:
             done, _ = await asyncio.wait(self.tasks, return_when=asyncio.FIRST_EXCEPTION)
@@ -53,20 +53,20 @@ class Batch:
             self._stop()
 
     def skip(self) -> None:
-        """Leave out the image whose turn it is: the first that is not made yet."""
+        """Cancel the current image: the first that has not ended."""
         for task in self.tasks:
             if not task.done():
                 task.cancel()
                 return
 
     def interrupt(self) -> None:
-        """Leave out all that are not made yet."""
+        """Cancel all images that have not ended."""
         self.was_interrupted = True
         self._stop()
 
     @property
     def current(self) -> int:
-        """The place of the image whose turn it is; the number of images where all have ended."""
+        """The index of the current image; the number of images if all have ended."""
         return next((place for place, task in enumerate(self.tasks) if not task.done()), len(self.tasks))
 
     def _stop(self) -> None:
@@ -89,7 +89,7 @@ class Batch:
             return await self._made(place, job_spec, tell)
 
     def _first_ended(self, first: "asyncio.Task[GenerationResult]") -> None:
-        """Made, or left out, perhaps before it began: the others go on. Refused or failed, they do not."""
+        """Let the others begin, unless the first was refused or failed."""
         if first.cancelled() or first.exception() is None:
             self._is_accepted.set()
 

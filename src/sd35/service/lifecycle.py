@@ -14,7 +14,7 @@ _LOADING_RETRY_S = 1.0
 
 
 class ServiceLifecycle:
-    """A service that opens in the background, so that a server answers while its model loads, and closes gracefully."""
+    """Opens a service in the background, so that a server answers while models load, and closes it gracefully."""
 
     def __init__(
         self,
@@ -32,13 +32,13 @@ class ServiceLifecycle:
 
     @property
     def is_building(self) -> bool:
-        """Whether a fallback answers in place of something that is being built, or loaded after it was."""
+        """Whether a fallback answers while graphs or engines are built or loaded."""
         fallback_builder = self._service.pool.fallback_builder if self._service else None
         return bool(fallback_builder and fallback_builder.is_running)
 
     @property
     def service(self) -> Service:
-        """The service. Raises NotReady where it is not open yet, or not any more, or its engine broke."""
+        """The service. Raises NotReady while it opens, once it closes, and after its engine broke."""
         if self.state != "ready" or self._service is None:
             raise NotReady(self.state, CLOSING_RETRY_S if self.state == "closing" else _LOADING_RETRY_S)
         if not self._service.is_running:
@@ -51,11 +51,11 @@ class ServiceLifecycle:
         return self.service.pool
 
     def start(self) -> None:
-        """Begin to open; needs a running event loop."""
+        """Begin to open the service. Needs a running event loop."""
         self._loading = asyncio.get_running_loop().create_task(self._load())
 
     async def close(self) -> None:
-        """Build no more, refuse what is new, and finish what was accepted. Doing it twice does no harm."""
+        """Refuse new requests, finish accepted ones, and close. Calling it again does nothing."""
         self.state = "closing"
         if self._loading:
             await self._loading

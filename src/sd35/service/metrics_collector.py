@@ -1,4 +1,7 @@
-"""What is looked up when metrics are asked for: states, and what others count already. See `metering` for the rest."""
+"""Metrics that are read when Prometheus asks: states of the service, and counts that others keep.
+
+`sd35.telemetry.metrics` has the metrics that are counted as work is done.
+"""
 
 import platform
 import time
@@ -25,7 +28,7 @@ Samples: TypeAlias = Iterable[tuple[tuple[str, ...], float]]  # labels' values, 
 
 
 class _Reading(NamedTuple):
-    """A metric, and how it is read of a service that is open."""
+    """A metric, and how to read it from an open service."""
 
     described: MetricDescription
     read: Callable[[Service], Samples]
@@ -48,7 +51,7 @@ def _each(values: Mapping[Label, float]) -> Samples:
 
 
 class MetricsCollector:
-    """A collector (see prometheus_client) of an `opening`; while that is not ready, most have no value."""
+    """A collector for prometheus_client. Until the service is ready, most metrics have no value."""
 
     def __init__(self, lifecycle: ServiceLifecycle) -> None:
         self._lifecycle = lifecycle
@@ -56,7 +59,7 @@ class MetricsCollector:
         self._readings = [*_READINGS, _Reading(_JOBS, self._jobs.counts), _Reading(_JOB_STORE_UP, self._jobs.is_up)]
 
     def collect(self) -> "Iterator[Metric]":
-        """Each metric once, with the values it has now."""
+        """Yield each metric with its present values."""
         try:
             service = self._lifecycle.service
         except NotReady:
@@ -70,7 +73,7 @@ class MetricsCollector:
 
 
 def _read(reading: _Reading, service: Service) -> Samples:
-    """Read a metric; log what it raises, and give no value then, so that the other metrics are still there."""
+    """Read a metric. If that fails, log the error and return no value, so that the other metrics are still there."""
     try:
         return reading.read(service)
     except Exception:  # noqa: BLE001  such as a driver's
@@ -79,7 +82,7 @@ def _read(reading: _Reading, service: Service) -> Samples:
 
 
 class _Jobs:
-    """How many jobs there are of each status, counted every few seconds at most."""
+    """Counts of jobs by status, refreshed every few seconds at most."""
 
     def __init__(self) -> None:
         self._counts: Mapping[Status, int] = {}
@@ -87,12 +90,12 @@ class _Jobs:
         self._until_s = float("-inf")
 
     def counts(self, service: Service) -> Samples:
-        """None while the store does not answer."""
+        """Return the counts; nothing while the store does not answer."""
         self._count(service.storage.database.jobs)
         return _each({status: self._counts.get(status, 0) for status in Status} if self._is_answering else {})
 
     def is_up(self, service: Service) -> Samples:
-        """1 or 0."""
+        """Return 1 if the store answers, or 0."""
         self._count(service.storage.database.jobs)
         return _one(self._is_answering)
 
@@ -152,51 +155,59 @@ def _family(described: MetricDescription, samples: Samples) -> "Metric":
 _JOBS = MetricDescription("sd35_jobs", "gauge", ("status",), "Jobs in the store.")
 _JOB_STORE_UP = MetricDescription("sd35_job_store_up", "gauge", (), "Whether the job store answers.")
 _READY = MetricDescription("sd35_ready", "gauge", (), "Whether images can be made, as /readyz says.")
-_BUILD = MetricDescription("sd35_build_info", "gauge", ("version", "python"), "Always 1: what runs.")
-_STARTUP = MetricDescription("sd35_startup_seconds", "gauge", ("phase",), "What the start took.")
+_BUILD = MetricDescription("sd35_build_info", "gauge", ("version", "python"), "Always 1; the labels name the versions.")
+_STARTUP = MetricDescription("sd35_startup_seconds", "gauge", ("phase",), "Duration of each phase of the start.")
 _HOST_FREE = MetricDescription(
-    "sd35_host_memory_free_bytes", "gauge", (), "What system and container leave to this process."
+    "sd35_host_memory_free_bytes", "gauge", (), "Memory that the system and the container leave to this process."
 )
 _READINGS = [
-    _gauge("sd35_engine_images", "Images that the engine has accepted.", _engine_images, "state"),
+    _gauge("sd35_engine_images", "Images in flight in the engine.", _engine_images, "state"),
     _gauge(
         "sd35_engine_images_limit",
-        "Most images that the engine accepts.",
+        "Limit of images in flight in the engine.",
         lambda it: _one(it.status.limits.max_in_flight),
     ),
     _gauge("sd35_engine_backlog_seconds", "Estimated work left.", lambda it: _one(it.status.backlog_s)),
     _gauge("sd35_engine_memory_used_bytes", "Working memory in use.", lambda it: _one(it.status.used_bytes)),
     _gauge(
         "sd35_engine_memory_limit_bytes",
-        "All working memory.",
+        "Working memory in all.",
         lambda it: _one(it.status.limits.memory_bytes),
     ),
-    _gauge("sd35_device_memory_bytes", "Memory that the first model computes in.", _device_memory, "state"),
-    _counter("sd35_embedding_cache_total", "Prompts looked up among those encoded before.", _lookups, "result"),
+    _gauge("sd35_device_memory_bytes", "Memory of the device that the first model runs on.", _device_memory, "state"),
+    _counter("sd35_embedding_cache_total", "Lookups of encoded prompts in the cache.", _lookups, "result"),
     _gauge(
         "sd35_embedding_cache_bytes",
-        "Encoded prompts that are kept.",
+        "Size of the cached embeddings.",
         lambda it: _one(it.status.prompt_cache_bytes),
     ),
     _counter(
         "sd35_numerical_failures_total",
-        "Attempts whose values went bad.",
+        "Attempts that ended with infinite or NaN values, or one colour all over.",
         lambda it: _each(it.status.numerical_failures),
         "kind",
     ),
     _counter(
         "sd35_retried_images_total",
-        "Spoiled images that were made again in a wider precision.",
+        "Images that were started again in a wider precision after a numerical failure.",
         lambda it: _one(it.status.retried),
     ),
-    _gauge("sd35_model_info", "Always 1: what is served.", _models, "model", "revision", "backend", "precision"),
+    _gauge(
+        "sd35_model_info",
+        "Always 1; the labels name what is served.",
+        _models,
+        "model",
+        "revision",
+        "backend",
+        "precision",
+    ),
     _gauge(
         "sd35_retention_paused",
-        "Whether nothing is removed for its age, since the clock cannot be believed.",
+        "Whether retention is paused because the clock cannot be trusted.",
         lambda it: _one(it.is_retention_paused),
     ),
-    _gauge("sd35_fallback_active", "Whether a fallback answers in place of what is being built.", _is_building),
-    _gauge("sd35_build_seconds", "From the start of building to the swap.", _building_s),
+    _gauge("sd35_fallback_active", "Whether a fallback answers while graphs or engines are built.", _is_building),
+    _gauge("sd35_build_seconds", "Time from the start of building to the swap.", _building_s),
     _counter("sd35_build_failures_total", "Builds that failed.", _build_failures),
 ]
 

@@ -28,7 +28,7 @@ _REDIRECT_S = 300.0  # for a client to follow
 
 
 class Service:
-    """What the API calls. Where a method takes `sees`, it is an owner, or None for who sees all."""
+    """What the API calls. `visible_to` is an owner, or None for callers who may see everything."""
 
     def __init__(  # noqa: PLR0913, PLR0917  the parts it is composed of
         self,
@@ -64,11 +64,11 @@ class Service:
 
     @property
     def is_retention_paused(self) -> bool:
-        """Whether nothing is removed for its age, since the clock cannot be believed."""
+        """Whether retention is paused because the clock cannot be trusted."""
         return self._sweeping.is_paused
 
     def start(self) -> None:
-        """Begin to work on jobs, and to swap what a fallback stands in for; needs a running event loop."""
+        """Begin to run jobs, to send webhooks, and to build what a fallback replaces. Needs a running event loop."""
         self.jobs.start()
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self.webhooks.run()), loop.create_task(self._sweep())]
@@ -76,7 +76,7 @@ class Service:
             self.pool.fallback_builder.start()
 
     async def close(self) -> None:
-        """Accept nothing more; finish what was accepted, or hand back after the grace time what are jobs."""
+        """Accept nothing more, and finish what was accepted. Jobs beyond the grace time are handed back."""
         until_s = time.monotonic() + self.policy.shutdown_grace_s
         if self.pool.fallback_builder:
             await asyncio.to_thread(self.pool.fallback_builder.stop)
@@ -95,7 +95,7 @@ class Service:
         await asyncio.to_thread(self.storage.close)
 
     def model(self, name: str | None) -> ModelInfo:
-        """The model that a client of another service asks for, by name or alias. Raises UnknownModel."""
+        """Return the model of a name or an alias. Raises UnknownModel."""
         models = self.pool.models
         return find_model(models, self.policy.aliases.served(name, models))
 
@@ -107,7 +107,7 @@ class Service:
         *,
         previews: bool = False,
     ) -> GenerationResult:
-        """An image for one who waits, whose turn it is by `client`; of progress nothing is heard where it is a job.
+        """Return an image to a caller who waits. With an idempotency key it runs as a job, without progress.
 
         Raises what `GenerationService.generate` and, with an idempotency key, `JobRunner.accept` raise.
         """
@@ -121,7 +121,7 @@ class Service:
         )
 
     async def _generate_once(self, job_spec: JobSpec) -> GenerationResult:
-        """The image of a job that someone waits for: made now, or when the same idempotency key came before.
+        """Return the image of a job, started now or when the same idempotency key came before.
 
         Raises what `GenerationService.generate` and `JobRunner.accept` raise.
         """
@@ -139,9 +139,9 @@ class Service:
         return replace(outcome, was_cached=accepted.status.is_end or job.made.was_cached)
 
     async def _remake(self, job: Job, digest: str) -> GenerationResult:
-        """Make the image of a job that has ended again: its file is damaged or lost.
+        """Generate the image of a job that has ended again, since its file is damaged or lost.
 
-        Raises JobEnded where its owner removed it, and what `GenerationService.generate` raises.
+        Raises JobEnded if its owner removed it, and what `GenerationService.generate` raises.
         """
         job_spec = job.job_spec
         if not await self.has_image(digest, job_spec.owner):
@@ -150,29 +150,28 @@ class Service:
         return await self.generation_service.generate(self.pool.renewed(job_spec.request), source)
 
     async def places(self, jobs: Sequence[Job]) -> dict[str, int]:
-        """How many jobs go before each queued one of these. Raises StoreUnavailable, as all below."""
+        """Return how many jobs are ahead of each queued one of these. Raises StoreUnavailable, as all below."""
         queued = [job.id for job in jobs if job.status is Status.QUEUED]
         return await STORES.run(lambda: {job_id: self.storage.database.jobs.place(job_id) for job_id in queued})
 
     async def forget(self, job: Job, visible_to: str | None) -> None:
-        """Remove a job that has ended, and its image from its owner's; the file too, where it is nobody else's.
+        """Remove a job that has ended, and its owner's claim to the image; the file too, if nobody else owns it.
 
-        The job goes last: where that fails, it can be asked for again.
+        The job is removed last, so that a failed attempt can be repeated.
         """
         if job.made:
             await self.disown(job.made.digest, job.job_spec.owner)
         await STORES.run(self.storage.database.jobs.delete, job.id, visible_to)
 
     async def has_image(self, digest: str, visible_to: str | None) -> bool:
-        """Whether there is one, and it is not another's only."""
+        """Return whether there is an image that the caller may see."""
         owners = await STORES.run(self.storage.database.images.owners, digest)
         return bool(owners) if visible_to is None else visible_to in owners
 
     async def image(self, digest: str, visible_to: str | None, *, may_redirect: bool = False) -> bytes | str | None:
-        """An image's PNG file; None where there is none, or it is another's.
+        """Return an image's PNG file; None if there is none, or if the caller may not see it.
 
-        With `may_redirect`, the address at which the object store itself gives it for a while, if that is wanted and it
-        can.
+        With `may_redirect`, and if the policy and the object store allow it, return a signed URL of the store instead.
         """
         if not await self.has_image(digest, visible_to):
             return None
@@ -182,11 +181,11 @@ class Service:
         return address or await self.generation_service.threads.run(self.storage.images.read, digest)
 
     async def disown(self, digest: str, owner: str) -> bool:
-        """Remove an image from an owner's, the file too where it is nobody else's; whether it was theirs."""
+        """Remove an owner's claim to an image; the file too, if nobody else owns it. Return whether they owned it."""
         return await self.generation_service.threads.run(self.storage.images.disown, digest, owner)
 
     async def _sweep(self) -> None:
-        """Remove what is not to be kept, now and then."""
+        """Remove expired images and jobs from time to time."""
         while True:
             try:
                 swept = await self.generation_service.threads.run(self._sweeping.sweep, time.time())

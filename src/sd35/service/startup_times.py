@@ -1,4 +1,4 @@
-"""What a start takes, by phase, measured where it happens."""
+"""How long the phases of a start take."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -9,11 +9,11 @@ StartPhase: TypeAlias = Literal["import", "plan", "read", "place", "compile", "w
 
 
 class StartupTimes:
-    """Seconds of each phase.
+    """Seconds by phase.
 
-    "import": from the process's start, and the backend's libraries. "plan": finding checkpoints, fetching one for
-    `auto`, the memory plan. "read" and "place": weights into memory, and to the device. "compile": graphs, with their
-    weights where a runtime reads while it compiles. "warm": the first images.
+    "import": from the start of the process to the backend's libraries. "plan": finding checkpoints, fetching one for
+    `auto`, planning memory. "read" and "place": weights into memory, and onto the device. "compile": graphs, including
+    their weights if the runtime reads them while it compiles. "warm": the first images.
     """
 
     def __init__(self, imported_s: float = 0.0) -> None:
@@ -21,12 +21,12 @@ class StartupTimes:
 
     @contextmanager
     def phase(self, name: StartPhase) -> Iterator[None]:
-        """Count what happens inside."""
+        """Add the time of the block to a phase."""
         began_s = time.perf_counter()
         yield
         self.add({name: time.perf_counter() - began_s})
 
     def add(self, seconds: Mapping[str, float]) -> None:
-        """Count what was measured elsewhere."""
+        """Add times that were measured elsewhere."""
         for name, more_s in seconds.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + more_s
