@@ -18,10 +18,9 @@ from sqlalchemy import insert, text
 from sd35.jobs.webhooks.concurrency import InFlight
 from sd35.request import Request
 from sd35.storage.database import open_database
-from sd35.storage.jobs import Job, JobResult, JobSpec, Status
-from sd35.storage.new_job import new_job
+from sd35.storage.jobs import Job, JobResult, JobSpec, Status, new_job
 from sd35.storage.sql.jobs import SqlJobStore
-from sd35.storage.sql.rows import values_of, values_of_result
+from sd35.storage.sql.rows import job_values, result_values
 from sd35.storage.sql.tables import deliveries, jobs
 
 JOBS, CALLS = 100_000, 25
@@ -39,11 +38,11 @@ def _job(owner: str, priority: int = 0) -> Job:
 def fill(store: SqlJobStore, owners: int, queued: float) -> None:
     """Have so many jobs, in place of those that were there; the rest of them ended well."""
     chance = random.Random(1)
-    ended = {**values_of_result(_MADE), "ended_s": 1.0}
+    ended = {**result_values(_MADE), "ended_s": 1.0}
     open_ = {name: None for name in ended if name != "status"}
     rows = []
     for _ in range(JOBS):
-        job = values_of(_job(f"owner {chance.randrange(owners)}", chance.randint(-2, 2)))
+        job = job_values(_job(f"owner {chance.randrange(owners)}", chance.randint(-2, 2)))
         rows.append({**job, **(open_ if chance.random() < queued else ended)})
     with store.database.write() as connection:
         connection.execute(jobs.delete())
@@ -54,12 +53,12 @@ def fill(store: SqlJobStore, owners: int, queued: float) -> None:
 def fill_webhooks(store: SqlJobStore, receivers: int) -> None:
     """Replace all jobs by ended ones, each with a webhook that is due."""
     chance = random.Random(1)
-    ended = {**values_of_result(_MADE), "ended_s": 1.0}
+    ended = {**result_values(_MADE), "ended_s": 1.0}
     rows, due = [], []
     for _ in range(JOBS):
         number = chance.randrange(receivers)
         owner, host = f"owner {number % 20}", f"{number}.example"
-        job = {**values_of(_job(owner)), **ended, "webhook": f"https://{host}/hook"}
+        job = {**job_values(_job(owner)), **ended, "webhook": f"https://{host}/hook"}
         rows.append(job)
         due.append(
             {"job_id": job["id"], "url": job["webhook"], "due_s": chance.random(), "attempts": 0}
@@ -84,10 +83,10 @@ def calls(store: SqlJobStore) -> dict[str, Callable[[], Any]]:
     last = store.page(None, [Status.QUEUED], None, 1)[0]
     numbers = count()
     store.claim("measured", time.time(), 3600.0, CALLS)
-    held = list(store.keep("measured", 3600.0))
+    held = list(store.renew("measured", 3600.0))
     return {
         "get": lambda: store.get(last.id, None),
-        "place of the last": lambda: store.place(last.id),
+        "place of the last": lambda: store.position(last.id),
         "page of 50": lambda: store.page(None, [], None, 50),
         "page of 50, one owner, two statuses": lambda: store.page(
             "owner 1", [Status.FAILED, Status.SUCCEEDED], None, 50
@@ -101,13 +100,13 @@ def calls(store: SqlJobStore) -> dict[str, Callable[[], Any]]:
 
 def webhook_calls(store: SqlJobStore) -> dict[str, Callable[[], Any]]:
     """What is timed of webhooks: one look of the sender, and its parts."""
-    due = store.due(1.0)
+    due = store.due_webhooks(1.0)
     chosen = InFlight().choose(due)
     return {
-        "due": lambda: store.due(1.0),
-        "due, none": lambda: store.due(-1.0),
+        "due": lambda: store.due_webhooks(1.0),
+        "due, none": lambda: store.due_webhooks(-1.0),
         "choose": lambda: InFlight().choose(due),
-        f"take_due of {chosen.total()}": lambda: store.take_due(1.0, chosen),
+        f"take_due of {chosen.total()}": lambda: store.claim_webhooks(1.0, chosen),
     }
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd35.parsing import MOST_LEVELS, parse_json, read_json, read_toml, shown
+from sd35.parsing import MAX_DEPTH, parse_json, read_json, read_toml, shown
 
 DEEP = 200_000
 
@@ -17,7 +17,7 @@ DEEP = 200_000
     [
         (b"[" * DEEP, "values nested in more than 64 levels"),
         (b'{"a":' * DEEP, "values nested in more than 64 levels"),
-        (b"[" * (MOST_LEVELS + 1) + b"]" * (MOST_LEVELS + 1), "values nested in more than 64 levels"),
+        (b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1), "values nested in more than 64 levels"),
         (b"[" + b"9" * 5000 + b"]", "a number of 5000 digits; allowed: 1000"),
         (b"[-" + b"9" * 5000 + b"]", "a number of 5001 digits; allowed: 1000"),
         (b"NaN", "NaN is no number in JSON"),

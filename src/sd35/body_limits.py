@@ -1,6 +1,6 @@
-"""Limits on bodies that are being received: how long one may take, and how many bytes of all are held in memory.
+"""Limits on request bodies: the time in which one must arrive, and the memory that all of them may use.
 
-The API and the page, which do not import each other, share this module.
+Shared by the API and the user interface, which do not import each other.
 """
 
 import asyncio
@@ -11,64 +11,71 @@ from contextlib import contextmanager
 from starlette.types import Message, Receive
 
 
-def in_time(receive: Receive, body_timeout_s: float, late: Callable[[], Message]) -> Receive:
-    """Receives a body as a whole within a time, and waits for what comes after it for ever.
+def limit_body_time(receive: Receive, timeout_s: float, on_timeout: Callable[[], Message]) -> Receive:
+    """Wrap `receive` so that the request body must arrive within `timeout_s`. Later messages are not limited.
 
-    `late` says what is received in place of what did not come in time, or raises.
+    Args:
+        receive: The function to wrap.
+        timeout_s: Time for the whole body, in seconds from now.
+        on_timeout: Returns the message to receive after a timeout, or raises.
     """
-    until_s = asyncio.get_running_loop().time() + body_timeout_s
-    is_whole = False
+    deadline_s = asyncio.get_running_loop().time() + timeout_s
+    is_complete = False
 
     async def receive_in_time() -> Message:
-        nonlocal is_whole
-        if is_whole:
+        nonlocal is_complete
+        if is_complete:
             return await receive()
         try:
-            async with asyncio.timeout_at(until_s):
+            async with asyncio.timeout_at(deadline_s):
                 message = await receive()
         except TimeoutError:
-            return late()
-        is_whole = not message.get("more_body", False)
+            return on_timeout()
+        is_complete = not message.get("more_body", False)
         return message
 
     return receive_in_time
 
 
-class HeldBytes:
-    """Counts the bytes of bodies that are held in memory: all together, and those of each sender.
+class BodyMemory:
+    """Limits the memory of request bodies: in total, and for each client.
 
-    Only bytes that have arrived count. A body that arrives slowly therefore takes no room from others.
+    Only received bytes count. A body that arrives slowly therefore takes no room from others.
+
+    Args:
+        max_bytes: Limit of all bodies together.
+        max_client_bytes: Limit of the bodies of one client.
     """
 
-    def __init__(self, most_bytes: int, most_bytes_each: int) -> None:
-        self._most_bytes, self._most_bytes_each = most_bytes, most_bytes_each
-        self._of: Counter[str] = Counter()
-        self._all = 0
+    def __init__(self, max_bytes: int, max_client_bytes: int) -> None:
+        self._max_bytes, self._max_client_bytes = max_bytes, max_client_bytes
+        self._by_client: Counter[str] = Counter()
+        self._total = 0
 
     @contextmanager
-    def body_of(self, sender: str) -> Iterator[Callable[[int], None]]:
-        """Give a function that counts the bytes of one body as they arrive. They count until the context ends.
+    def body_of(self, client: str) -> Iterator[Callable[[int], None]]:
+        """Return a function that counts received bytes of one body. The bytes are released when the context ends.
 
-        The function raises TooManyBytes where the bytes would exceed a limit.
+        The function raises TooManyBytes if the bytes would exceed a limit.
         """
-        held_bytes = 0
+        body_bytes = 0
 
         def count(size_bytes: int) -> None:
-            nonlocal held_bytes
-            if self._of[sender] + size_bytes > self._most_bytes_each or self._all + size_bytes > self._most_bytes:
+            nonlocal body_bytes
+            of_client, total = self._by_client[client] + size_bytes, self._total + size_bytes
+            if of_client > self._max_client_bytes or total > self._max_bytes:
                 raise TooManyBytes
-            held_bytes += size_bytes
-            self._of[sender] += size_bytes
-            self._all += size_bytes
+            body_bytes += size_bytes
+            self._by_client[client], self._total = of_client, total
 
         try:
             yield count
         finally:
-            self._all -= held_bytes
-            self._of[sender] -= held_bytes
-            if not self._of[sender]:
-                del self._of[sender]
+            self._total -= body_bytes
+            self._by_client[client] -= body_bytes
+            if not self._by_client[client]:
+                del self._by_client[client]
 
 
-class TooManyBytes(Exception):  # noqa: N818
-    """The bodies being received already take as much memory as they may."""
+class TooManyBytes(Exception):  # noqa: N818  it reads as a sentence: "except TooManyBytes"
+    """The bodies being received already use all the memory they may."""

@@ -1,4 +1,7 @@
-"""What this machine has and what can run on it. Looks; loads no weights, and a runtime only to judge `auto`."""
+"""What this machine has and what can run on it.
+
+Loads no weights. Imports a runtime only to find out what `auto` would choose.
+"""
 
 import os
 import platform
@@ -24,7 +27,7 @@ _GPU_TIMEOUT_S = 10
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that can be used, or why not and what to do."""
+    """Whether something can be used. If not, `detail` says why and what to do."""
 
     name: str
     is_usable: bool
@@ -33,7 +36,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """What was found. `can_serve`: the chosen backend, the fallback if there is one, and all checkpoints are usable."""
+    """What was found. `backend` and `fallback` are the names that the settings have."""
 
     version: str
     python: str
@@ -50,15 +53,15 @@ class DoctorReport:
 
     @property
     def can_serve(self) -> bool:
-        """Whether `sd35 serve` with these settings finds what it needs."""
-        chosen = [finding for finding in self.backends if finding.name in {self.backend, self.fallback}]
-        return bool(chosen) and all(finding.is_usable for finding in (*chosen, *self.checkpoints))
+        """Whether the backend, the fallback if the settings name one, and all checkpoints are usable."""
+        needed = [finding for finding in self.backends if finding.name in {self.backend, self.fallback}]
+        return bool(needed) and all(finding.is_usable for finding in (*needed, *self.checkpoints))
 
 
 def examine(settings: Settings) -> DoctorReport:
-    """Look at the machine and the settings' backend, checkpoints and directories."""
+    """Examine the machine, all backends, and the settings' checkpoints and directories."""
     fallback = settings.fallback_settings.backend if settings.fallback_settings else None
-    named = dict.fromkeys((*BACKENDS, settings.backend, fallback or settings.backend))
+    backends = dict.fromkeys((*BACKENDS, settings.backend, fallback or settings.backend))
     return DoctorReport(
         version=own_version(),
         python=platform.python_version(),
@@ -67,7 +70,7 @@ def examine(settings: Settings) -> DoctorReport:
         cores=cores(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         gpus=gpus(),
-        backends=[_finding(name, _backend) for name in named],
+        backends=[_finding(name, _backend) for name in backends],
         checkpoints=[_finding(name, partial(_checkpoint, settings)) for name in settings.checkpoints],
         directories=[_directory("cache", settings.cache_dir), _directory("data", settings.data_dir)],
         backend=settings.backend,
@@ -75,9 +78,9 @@ def examine(settings: Settings) -> DoctorReport:
     )
 
 
-def _finding(name: str, look: Callable[[str], str]) -> Finding:
+def _finding(name: str, examine_one: Callable[[str], str]) -> Finding:
     try:
-        return Finding(name, is_usable=True, detail=look(name))
+        return Finding(name, is_usable=True, detail=examine_one(name))
     except (BackendUnavailable, CheckpointError, InvalidSetting) as error:
         return Finding(name, is_usable=False, detail=str(error))
 
@@ -90,12 +93,13 @@ def _backend(name: str) -> str:
 def _checkpoint(settings: Settings, name: str) -> str:
     if name == AUTO:
         return _auto(settings)
-    found = open_named(name, settings)
-    return f"{found.graphs.directory if found.graphs else found.directory}, revision {found.revision[:12]}"
+    checkpoint = open_named(name, settings)
+    directory = checkpoint.graphs.directory if checkpoint.graphs else checkpoint.directory
+    return f"{directory}, revision {checkpoint.revision[:12]}"
 
 
 def _auto(settings: Settings) -> str:
-    """What `auto` would take, and why not what is better. Raises CheckpointError where there is none."""
+    """Return what `auto` would choose, and why nothing better. Raises CheckpointError if it can choose nothing."""
     passed_over: list[str] = []
     for candidate in candidates(settings, available_memory(settings)):
         if candidate.obstacle is None:
@@ -106,14 +110,14 @@ def _auto(settings: Settings) -> str:
 
 
 def _directory(name: str, path: Path) -> Finding:
-    """Usable where it can be written to, or made in what there is of it."""
+    """Return whether a directory can be written to, or created if missing."""
     note = "" if existing_part(path) == path else " (does not exist yet)"
     why = why_not_writable(path)
     return Finding(name, why is None, why or f"{path}{note}")
 
 
 def gpus() -> list[str]:
-    """Name, memory and driver of each NVIDIA GPU; empty where the driver's own tool is missing or fails."""
+    """Return name, memory and driver of each NVIDIA GPU; nothing if nvidia-smi is missing or fails."""
     tool = shutil.which("nvidia-smi")
     if not tool:
         return []
@@ -125,7 +129,7 @@ def gpus() -> list[str]:
 
 
 def processor() -> str:
-    """The processor's name, as the system has it."""
+    """Return the processor's name as the operating system reports it."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -19,7 +19,7 @@ from sd35.errors import InvalidSetting, NotCompiled
 from sd35.generation.fallback import FallbackBuilder, command_of
 from sd35.generation.model_pool import ModelPool
 from sd35.planning.auto import AUTO, choose, open_named
-from sd35.planning.fit import available_memory, check_fallback, place_beside, placement_of, plan_for
+from sd35.planning.fit import available_memory, check_fallback, place_fallback, placement_of, plan_for
 from sd35.planning.plan import Placement
 from sd35.service.policy import max_in_flight_of
 from sd35.service.startup_times import StartupTimes
@@ -79,7 +79,7 @@ def open_model_pool(
         all_network_sizes = [network_sizes_on_disk(each) for each in checkpoints]
         plan = plan_for(settings, all_network_sizes, room)
         first = placement_of(plan)
-        beside = place_beside(fallback, all_network_sizes, plan) if fallback else None
+        beside = place_fallback(fallback, all_network_sizes, plan) if fallback else None
     fallbacks = [_open_pipeline(fallback, beside, each) for each in checkpoints] if fallback and beside else []
     open_first = partial(_open_pipeline, settings, first)
     pipelines, pending = _open_built(open_first, checkpoints, fallbacks)

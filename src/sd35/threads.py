@@ -1,4 +1,4 @@
-"""Thread pools that keep blocking work apart, so that one kind of it cannot delay another."""
+"""Thread pools that separate kinds of blocking work, so that one kind cannot delay another."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,21 +11,21 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-class Threads:
-    """Runs work as `asyncio.to_thread` does, on at most `most` threads that run nothing else."""
+class ThreadPool:
+    """A pool of up to `max_threads` threads, used like `asyncio.to_thread`."""
 
-    def __init__(self, name: str, most: int) -> None:
-        self._pool = ThreadPoolExecutor(most, name)
+    def __init__(self, name: str, max_threads: int) -> None:
+        self._pool = ThreadPoolExecutor(max_threads, name)
 
     async def run(self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        """Run `work` in the caller's context and return its result. If cancelled, do not wait for it."""
-        work_here = partial(copy_context().run, work, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work_here)
+        """Run `work` in the caller's context and return its result. If cancelled, does not wait for `work`."""
+        in_context = partial(copy_context().run, work, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, in_context)
 
 
-# Keys and jobs are read here and not on the event loop's default threads: those can be kept busy without an API key,
-# because Gradio serves parts of files there.
-STORES = Threads("stores", 8)
-# Bodies of clients that take long to parse: forms, and images whose metadata is asked for. Python runs one of them at a
-# time anyway; a second thread lets a short one pass a long one.
-PARSING = Threads("parsing", 2)
+# Reads keys and jobs. The event loop's default threads cannot: clients without an API key can keep those busy, because
+# Gradio serves file ranges there.
+STORES = ThreadPool("stores", 8)
+# Parses bodies that take long: forms, and images with metadata. The GIL runs one at a time anyway; the second thread
+# lets a short body overtake a long one.
+PARSING = ThreadPool("parsing", 2)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from sd35.access.authenticate import KEPT_S, Authenticator, Caller
+from sd35.access.authenticate import KEY_CACHE_S, Authenticator, Caller
 from sd35.access.keys import Key, Quota, Role, id_of, matches, new_key
 from sd35.access.rate_limits import RateLimiter
 from sd35.errors import NotAuthenticated, StoreUnavailable
@@ -32,7 +32,7 @@ class Counting(MemoryKeyStore):
 
 def ask(ring: Authenticator, secret: str | None = None, address: str = "10.0.0.1") -> Caller:
     """Who that is."""
-    return asyncio.run(ring.caller(secret, address))
+    return asyncio.run(ring.authenticate(secret, address))
 
 
 def test_a_secret_names_its_key_and_only_its_hash_is_kept():
@@ -93,7 +93,7 @@ def test_revoking_the_last_key_does_not_open_the_service():
 
 
 def test_the_store_is_read_every_few_seconds_and_a_revocation_noticed_then():
-    """Many requests are one reading, made-up keys none; a revoked key ends within `KEPT_S`."""
+    """Many requests are one reading, made-up keys none; a revoked key ends within `KEY_CACHE_S`."""
     clock = Clock()
     key, secret = new_key("mine", Role.USER, 1.0)
     store = Counting()
@@ -101,7 +101,7 @@ def test_the_store_is_read_every_few_seconds_and_a_revocation_noticed_then():
     ring = Authenticator(store, LIMITS, clock)
 
     async def many() -> None:
-        await asyncio.gather(*(ring.caller(secret, "10.0.0.1") for _ in range(50)))
+        await asyncio.gather(*(ring.authenticate(secret, "10.0.0.1") for _ in range(50)))
 
     asyncio.run(many())
     for _ in range(50):
@@ -109,18 +109,18 @@ def test_the_store_is_read_every_few_seconds_and_a_revocation_noticed_then():
             ask(ring, new_key("made up", Role.USER, 1.0)[1])
     assert store.reads == 1
     store.revoke(key.id, 2.0)
-    clock.now_s += KEPT_S
+    clock.now_s += KEY_CACHE_S
     with pytest.raises(NotAuthenticated):
         ask(ring, secret)
 
 
 def test_a_first_key_closes_an_open_service():
-    """Without a restart, within `KEPT_S`."""
+    """Without a restart, within `KEY_CACHE_S`."""
     clock, store = Clock(), key_store()
     ring = Authenticator(store, LIMITS, clock)
     assert ask(ring).owner == ""
     store.add(new_key("first", Role.ADMIN, 1.0)[0])
-    clock.now_s += KEPT_S
+    clock.now_s += KEY_CACHE_S
     with pytest.raises(NotAuthenticated):
         ask(ring)
 

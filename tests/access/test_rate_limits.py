@@ -69,13 +69,13 @@ def test_a_keys_own_allowance_goes_before_the_settings():
 def test_a_image_in_the_making_is_a_place_until_it_ended():
     """Places are given back however an image ends, and a refused one takes none."""
     limited = limits(Clock(), concurrency=1)
-    with limited.making("a", NONE, 1), limited.making("b", NONE, 1):
+    with limited.generating("a", NONE, 1), limited.generating("b", NONE, 1):
         for _ in range(2):
-            with pytest.raises(TooMany, match="1 of at most 1 images at once"), limited.making("a", NONE, 1):
+            with pytest.raises(TooMany, match="1 of at most 1 images at once"), limited.generating("a", NONE, 1):
                 pass
-    with pytest.raises(KeyboardInterrupt), limited.making("a", NONE, 1):
+    with pytest.raises(KeyboardInterrupt), limited.generating("a", NONE, 1):
         raise KeyboardInterrupt
-    with limited.making("a", NONE, 1):
+    with limited.generating("a", NONE, 1):
         pass
 
 
@@ -83,7 +83,7 @@ def test_a_image_in_the_making_is_a_place_until_it_ended():
 def test_a_image_that_the_service_refuses_is_not_counted(error: Exception, left: int):
     """Where there is no room for it, the client gets its share back; where it was begun, not."""
     limited = limits(Clock(), requests=5)
-    with pytest.raises(type(error)), limited.making("a", NONE, 1):
+    with pytest.raises(type(error)), limited.generating("a", NONE, 1):
         raise error
     assert f"r={left};" in limited.headers("a", NONE)["RateLimit"]
 
@@ -142,11 +142,11 @@ def test_clients_whose_share_is_whole_again_are_forgotten():
 def test_images_of_one_call_are_as_many_at_once_as_are_left():
     """Of three at once, a call for four has three, or two where another has one; then none is left."""
     limited = limits(Clock(), concurrency=3)
-    with limited.making("a", NONE, 4, images=4) as charge:
-        assert charge.at_once == 3
-    with limited.making("a", NONE, 1), limited.making("a", NONE, 4, images=4) as charge:
-        assert charge.at_once == 2
-        with pytest.raises(TooMany), limited.making("a", NONE, 1):
+    with limited.generating("a", NONE, 4, images=4) as charge:
+        assert charge.max_concurrent == 3
+    with limited.generating("a", NONE, 1), limited.generating("a", NONE, 4, images=4) as charge:
+        assert charge.max_concurrent == 2
+        with pytest.raises(TooMany), limited.generating("a", NONE, 1):
             pass
-    with limits(Clock()).making("a", NONE, 4, images=4) as charge:
-        assert charge.at_once == 4
+    with limits(Clock()).generating("a", NONE, 4, images=4) as charge:
+        assert charge.max_concurrent == 4

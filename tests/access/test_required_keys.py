@@ -20,7 +20,7 @@ KEY, _ = new_key("the shop", Role.USER, 1.0)
 
 def opened(data: Path, **given: Any) -> Storage:
     """What a server opens at its start."""
-    return Storage.of(load_settings({"data_dir": data, **given}))
+    return Storage.open(load_settings({"data_dir": data, **given}))
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def test_no_answer_is_made_of_a_damaged_file(pool: ModelPool, left_bytes: int, m
         digest = made.headers["x-sd35-digest"]
         address = f"/v1/artifacts/{digest}"
         link = client.post(f"{address}/link").json()["url"]
-        storage.files.replace(f"{digest}.png", made.content[:left_bytes])
+        storage.images.blobs.replace(f"{digest}.png", made.content[:left_bytes])
         for each in (address, link):
             answer = client.request(method, each, headers=headers)
             assert answer.status_code == 404
@@ -58,11 +58,11 @@ def test_a_damaged_image_is_made_again_for_each_dialect(pool: ModelPool, dialect
     with serving(pool, storage=storage) as client:
         first = client.post(path, **body)
         assert first.status_code == 200, first.text
-        (name,) = storage.files.names()
-        good = storage.files.get(name)
-        storage.files.replace(name, b"")
+        (name,) = storage.images.blobs.names()
+        good = storage.images.blobs.get(name)
+        storage.images.blobs.replace(name, b"")
         assert client.post(path, **body).status_code == 200
-        assert storage.files.get(name) == good
+        assert storage.images.blobs.get(name) == good
         assert client.get(f"/v1/artifacts/{name[:64]}").content == good
 
 

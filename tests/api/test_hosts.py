@@ -172,7 +172,7 @@ def test_with_keys_any_host_is_answered(pool: ModelPool):
 
 def test_a_key_that_is_added_ends_the_host_check(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
     """The check asks the same key ring as the authentication middleware, and so changes with it."""
-    monkeypatch.setattr("sd35.access.authenticate.KEPT_S", 0.0)
+    monkeypatch.setattr("sd35.access.authenticate.KEY_CACHE_S", 0.0)
     store = MemoryKeyStore()
     with serving(pool, store) as client:
         headers = {"host": "gpu.example", "x-api-key": SECRET}

@@ -131,11 +131,11 @@ def test_a_job_whose_image_cannot_be_removed_can_be_deleted_later(pool: ModelPoo
         job = done(client, CAT)
         path, url = f"/v1/jobs/{job['id']}", job["image"]["url"]
         with monkeypatch.context() as broken:
-            broken.setattr(storage.files, "delete", unavailable)
+            broken.setattr(storage.images.blobs, "delete", unavailable)
             assert client.delete(path).status_code == 503
         assert client.delete(path).status_code == 200
         assert [client.get(each).status_code for each in (path, url)] == [404, 404]
-        assert storage.files.get(f"{job['image']['digest']}.png") is None
+        assert storage.images.blobs.get(f"{job['image']['digest']}.png") is None
 
 
 def test_an_idempotency_key_makes_one_image(client: TestClient, backend: FakeBackend):

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from sd35.generation.model_pool import ModelPool
 from sd35.service.metrics_collector import metrics_table
 from sd35.telemetry.metrics import Metrics
-from sd35.telemetry.report import Telemetry
+from sd35.telemetry.telemetry import Telemetry
 from tests.support.fake_backend import FakeBackend
 from tests.support.serving import serving
 
@@ -58,8 +58,8 @@ def test_a_image_is_counted_with_its_stages_steps_and_rows(client: TestClient):
     before = scrape(client)
     assert client.post("/v1/txt2img", json=ANY).status_code == 200
     after = scrape(client)
-    assert difference(before, after, "sd35_images_total") == {'sd35_images_total{end="made"}': 1}
-    stages = ("queue", "encode", "denoise", "decode", "png", "image_store")
+    assert difference(before, after, "sd35_images_total") == {'sd35_images_total{result="generated"}': 1}
+    stages = ("queue", "encode", "denoise", "decode", "png", "store")
     assert difference(before, after, "sd35_stage_duration_seconds_count") == {
         f'sd35_stage_duration_seconds_count{{stage="{stage}"}}': 1 for stage in stages
     }
@@ -106,7 +106,7 @@ def test_images_that_fail_are_counted_with_what_the_backend_raised(client: TestC
     before = scrape(client)
     assert client.post("/v1/txt2img", json={**ANY, "prompt": "crash"}).status_code == 500
     after = scrape(client)
-    assert difference(before, after, "sd35_images_total") == {'sd35_images_total{end="failed"}': 1}
+    assert difference(before, after, "sd35_images_total") == {'sd35_images_total{result="failed"}': 1}
     assert difference(before, after, "sd35_errors_total") == {'sd35_errors_total{error="GenerationFailed"}': 1}
     assert difference(before, after, "sd35_engine_backend_failures_total") == {
         'sd35_engine_backend_failures_total{kind="other"}': 1
@@ -118,7 +118,9 @@ def test_spoiled_images_are_counted_by_kind(client: TestClient):
     before = scrape(client)
     client.post("/v1/txt2img", json={**ANY, "prompt": "nan"})
     after = scrape(client)
-    assert difference(before, after, "sd35_spoiled") == {'sd35_numerical_failures_total{kind="not_finite"}': 1}
+    assert difference(before, after, "sd35_numerical_failures") == {
+        'sd35_numerical_failures_total{kind="not_finite"}': 1
+    }
     assert not difference(before, after, "sd35_engine_backend_failures_total")
 
 
@@ -166,7 +168,7 @@ def test_a_blocked_event_loop_shows():
     metrics = Metrics()
 
     async def block() -> None:
-        watching = asyncio.create_task(metrics.watch_loop())
+        watching = asyncio.create_task(metrics.measure_loop_lag())
         await asyncio.sleep(0)
         time.sleep(0.2)  # noqa: ASYNC251  that is what is looked for
         for _ in range(5):  # the timer is due, and what waits for it runs

@@ -1,4 +1,4 @@
-"""Threads that anyone can keep busy are not those that keys and jobs are read in."""
+"""ThreadPool that anyone can keep busy are not those that keys and jobs are read in."""
 
 import asyncio
 import base64
@@ -19,7 +19,7 @@ from sd35.api import app
 from sd35.api.dialects.automatic1111.png_info import MAX_PARSED_IMAGES
 from sd35.generation.model_pool import ModelPool
 from sd35.images.png import write_png
-from sd35.threads import PARSING, STORES, Threads
+from sd35.threads import PARSING, STORES, ThreadPool
 from tests.support.fake_backend import WAIT_S, key_store
 from tests.support.serving import listening, serving
 
@@ -27,7 +27,7 @@ _MORE_THAN_THERE_ARE = 100
 
 
 @contextmanager
-def busy(client: TestClient, threads: Threads | None) -> Iterator[None]:
+def busy(client: TestClient, threads: ThreadPool | None) -> Iterator[None]:
     """A pool of the server's is occupied: the event loop's default one, or another."""
     release, until_s = threading.Event(), time.monotonic() + WAIT_S
 
@@ -55,7 +55,7 @@ def busy(client: TestClient, threads: Threads | None) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("threads", [None, PARSING], ids=["default", "parsing"])
-def test_keys_and_jobs_are_read_while_other_threads_are_busy(pool: ModelPool, threads: Threads | None):
+def test_keys_and_jobs_are_read_while_other_threads_are_busy(pool: ModelPool, threads: ThreadPool | None):
     """Gradio serves parts of files on the default ones, without a key; large bodies are parsed on the others."""
     key, secret = new_key("me", Role.USER, 0)
     with serving(pool, key_store(key)) as client, busy(client, threads):

@@ -16,11 +16,11 @@ from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
 from sd35.generation.model_pool import ModelPool
-from sd35.telemetry.report import Telemetry
+from sd35.telemetry.telemetry import Telemetry
 from sd35.telemetry.tracing import Tracing, open_provider
 from tests.support.serving import serving
 
-STAGES = ["queue", "encode", "denoise", "decode", "png", "image_store"]
+STAGES = ["queue", "encode", "denoise", "decode", "png", "store"]
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = {"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01"}
 ANY = {"prompt": "a zebra", "seed": 1, "steps": 3}

@@ -1,4 +1,4 @@
-"""Choosing a backend: what is refused and how, and what is never imported."""
+"""Opening a backend through the registry: what is imported, and what is refused."""
 
 import os
 import shutil
@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sd35.backends import registry
 from sd35.backends.options import Options
-from sd35.backends.registry import Entry, check_available, open_backend
+from sd35.backends.registry import BACKENDS, check_available, open_backend
+from sd35.backends.spec import BackendSpec
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting
 
@@ -37,22 +37,22 @@ print(sorted({"torch", "diffusers", "transformers", "onnx"} & sys.modules.keys()
 
 
 def test_the_onnx_backend_draws_without_importing_pytorch(checkpoint: Checkpoint) -> None:
-    """From noise to image, and a look at whether the other backend is there, nothing imports torch and its kin."""
+    """Drawing an image with `onnx`, and checking whether `diffusers` is installed, does not import PyTorch."""
     command = [sys.executable, "-c", DRAW_WITHOUT_TORCH, str(checkpoint.directory)]
     ended = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ)
     assert ended.stdout.strip() == "[]"
 
 
 def test_an_unknown_backend_is_refused_with_the_list(checkpoint: Checkpoint) -> None:
-    """The error names every backend there is."""
+    """The error lists all backends."""
     with pytest.raises(InvalidSetting, match="onnx, openvino, diffusers"):
         open_backend("caffe", checkpoint, Options())
 
 
 def test_a_missing_library_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint) -> None:
-    """Where a backend's libraries are not installed, the error says which and how to install them."""
-    entry = Entry("nowhere", ("numpy", "no_such_library"), "Install it so.")
-    monkeypatch.setattr(registry, "BACKENDS", {"far": entry})
+    """If a backend's libraries are not installed, the error names them and says how to install them."""
+    spec = BackendSpec("far", "nowhere", ("numpy", "no_such_library"), "Install it so.", devices={})
+    monkeypatch.setitem(BACKENDS, spec.name, spec)
     for attempt in (lambda: check_available("far"), lambda: open_backend("far", checkpoint, Options())):
         with pytest.raises(BackendUnavailable, match=r"no_such_library not installed\. Install it so"):
             attempt()
@@ -64,7 +64,7 @@ def test_a_missing_library_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPa
     ids=str,
 )
 def test_the_onnx_backend_refuses_what_it_cannot_honour(checkpoint: Checkpoint, options: Options) -> None:
-    """It computes in float32 on a CPU, and says so where something else is asked of it."""
+    """It computes on a CPU, and the error says what it allows."""
     with pytest.raises(InvalidSetting, match="onnx backend allows"):
         open_backend("onnx", checkpoint, options)
 
@@ -73,21 +73,21 @@ def test_the_onnx_backend_refuses_what_it_cannot_honour(checkpoint: Checkpoint, 
     "options", [Options(device="cpu", offload="sequential"), Options(device="mars"), Options(device="mps")], ids=str
 )
 def test_the_diffusers_backend_refuses_what_it_cannot_honour(checkpoint: Checkpoint, options: Options) -> None:
-    """Offload with no device to offload from, and devices that do not exist or were never tried, are refused."""
+    """Sequential offload on a CPU, and devices that are neither a CPU nor CUDA, are refused."""
     with pytest.raises(InvalidSetting, match=r"offload|device"):
         open_backend("diffusers", checkpoint, options)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch sees a CUDA device here")
 def test_a_missing_cuda_device_is_named(checkpoint: Checkpoint) -> None:
-    """CUDA where there is none is the machine's lack, not the setting's error."""
+    """A CUDA device that is missing makes the backend unavailable; the setting is valid."""
     with pytest.raises(BackendUnavailable, match="sees 0 CUDA devices"):
         open_backend("diffusers", checkpoint, Options(device="cuda"))
 
 
 @pytest.mark.parametrize("name", ["onnx", "diffusers"])
 def test_an_incomplete_checkpoint_is_refused(name: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """Where weights or graphs are missing or broken, the error is the checkpoint's and names the place."""
+    """Missing or broken weights or graphs raise CheckpointError, which names the directory."""
     broken = replace(checkpoint, directory=tmp_path / "broken")
     shutil.copytree(checkpoint.directory, broken.directory, ignore=shutil.ignore_patterns("*.safetensors"))
     for graph in broken.directory.glob("text_encoder/*.onnx"):
@@ -97,7 +97,7 @@ def test_an_incomplete_checkpoint_is_refused(name: str, checkpoint: Checkpoint, 
 
 
 def test_a_missing_graph_is_refused_with_the_command_that_makes_it(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """The onnx backend says how its graphs are made."""
+    """The `onnx` backend's error has the command that compiles the graph."""
     bare = replace(checkpoint, directory=tmp_path / "bare")
     shutil.copytree(checkpoint.directory, bare.directory, ignore=shutil.ignore_patterns("*.onnx"))
     with pytest.raises(CheckpointError, match=r"sd35 compile --checkpoint .* --precision fp32 --target onnx"):
@@ -105,7 +105,7 @@ def test_a_missing_graph_is_refused_with_the_command_that_makes_it(checkpoint: C
 
 
 def test_a_card_beyond_the_position_table_is_refused(checkpoint: Checkpoint) -> None:
-    """A graph would compute nonsense there without a word."""
+    """A graph would compute wrong images there without an error."""
     boastful = replace(checkpoint, card=replace(checkpoint.card, side_px=(64, 100_000)))
     with pytest.raises(CheckpointError, match="100000"):
         open_backend("onnx", boastful, Options())

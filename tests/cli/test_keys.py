@@ -68,12 +68,12 @@ def test_a_key_is_required_from_then_on_until_the_service_is_opened(
     for path in (tmp_path / "data").glob("sd35.db*"):
         path.unlink()
     with pytest.raises(InvalidSetting, match="has no API keys, but this service had keys in it"):
-        Storage.of(settings)
+        Storage.open(settings)
     assert keys(monkeypatch, capsys, "open")[:2] == (
         0,
         "without keys, the service is open to whoever reaches it, from its next start on\n",
     )
-    Storage.of(settings).close()
+    Storage.open(settings).close()
     assert keys(monkeypatch, capsys, "open")[1].startswith("the service is open already: ")
 
 
@@ -86,11 +86,11 @@ def test_a_key_for_a_server_elsewhere_requires_none_here(
     """Whoever makes keys for a PostgreSQL server can still start another service without keys on the same machine."""
     url = new_schema(request.getfixturevalue("postgres_server")).render_as_string(hide_password=False)
     assert keys(monkeypatch, capsys, "add", "the shop", "--database", url)[0] == 0
-    Storage.of(load_settings({})).close()
-    Storage.of(load_settings({"database": url})).close()
+    Storage.open(load_settings({})).close()
+    Storage.open(load_settings({"database": url})).close()
     assert (tmp_path / "data" / "keys-required").read_text().startswith("postgresql")
     with pytest.raises(InvalidSetting, match="this service had keys in postgresql"):
-        Storage.of(load_settings({}))
+        Storage.open(load_settings({}))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from sd35.cli.main import main
 from sd35.errors import StoreUnavailable
 from sd35.images.png import write_png
 from sd35.settings import load_settings
-from sd35.storage.blobs.object_store import DirectoryStore
+from sd35.storage.blobs.directory import DirectoryStore
 from sd35.storage.images import ImageStore
 from sd35.storage.names import name_of
 from sd35.storage.storage import Storage
@@ -36,9 +36,9 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def images(data: Path) -> Iterator[ImageStore]:
     """Six images of "me", in the files and the database of a service."""
-    kept = Storage.of(load_settings({"data_dir": data}))
+    kept = Storage.open(load_settings({"data_dir": data}))
     for digest in DIGESTS:
-        kept.images.own(name_of(digest, is_blurred=True), digest, "me", PNG)
+        kept.images.add(name_of(digest, is_blurred=True), digest, "me", PNG)
     yield kept.images
     kept.close()
 
@@ -75,14 +75,14 @@ def test_whole_images_are_told_and_the_exit_code_is_0(images: ImageStore, run: R
 def test_damaged_and_missing_images_are_listed(images: ImageStore, data: Path, run: Run):
     """Each with the reason, for people and for programs, with exit code 1; nothing is changed."""
     cut, changed, gone, before, unowned, _ = names(*range(6))
-    images.files.replace(cut, b"")
-    images.files.replace(changed, PNG + b"\0")
-    images.files.delete(gone)
-    images.index.forget(DIGESTS[3])  # as a version without checksums left it
-    images.index.add(DIGESTS[3], "me", 1, 0.0)
-    images.files.replace(before, PNG[:-1])
-    images.index.forget(DIGESTS[4])
-    found_before = state_of(data), [images.index.checksums(name) for name in names(*range(6))]
+    images.blobs.replace(cut, b"")
+    images.blobs.replace(changed, PNG + b"\0")
+    images.blobs.delete(gone)
+    images.ownership.delete(DIGESTS[3])  # as a version without checksums left it
+    images.ownership.add(DIGESTS[3], "me", 1, 0.0)
+    images.blobs.replace(before, PNG[:-1])
+    images.ownership.delete(DIGESTS[4])
+    found_before = state_of(data), [images.ownership.checksums(name) for name in names(*range(6))]
     code, said, _ = run()
     assert code == 1
     *lines, summary, remedy = said.splitlines()
@@ -99,8 +99,8 @@ def test_damaged_and_missing_images_are_listed(images: ImageStore, data: Path, r
     assert all(each["reason"] for each in report["damaged"])
     assert (report["missing"], report["files"]) == ([DIGESTS[2]], 5)
     assert (report["without_checksum"], report["without_owner"]) == (2, 1)
-    assert (state_of(data), [images.index.checksums(name) for name in names(*range(6))]) == found_before
-    assert unowned in images.files.names()
+    assert (state_of(data), [images.ownership.checksums(name) for name in names(*range(6))]) == found_before
+    assert unowned in images.blobs.names()
 
 
 def test_nothing_is_made_where_there_is_nothing(data: Path, run: Run):
@@ -121,14 +121,14 @@ def test_a_store_that_is_not_there_is_an_error(images: ImageStore, tmp_path: Pat
 
 def test_what_is_removed_meanwhile_is_not_missing(images: ImageStore, monkeypatch: pytest.MonkeyPatch):
     """The service may run: an image that loses its last owner during the check is no fault."""
-    plain = images.files.names
+    plain = images.blobs.names
 
     def listed() -> Iterator[str]:
-        images.disown(DIGESTS[0], "me")
+        images.remove(DIGESTS[0], "me")
         return plain()
 
-    monkeypatch.setattr(images.files, "names", listed)
-    report = verify_images(images.files, images.index)
+    monkeypatch.setattr(images.blobs, "names", listed)
+    report = verify_images(images)
     assert (report.files, report.missing, report.damaged) == (5, [], [])
 
 
@@ -137,7 +137,7 @@ def test_a_file_that_cannot_be_read_is_damaged_and_a_store_that_fails_is_not(
     images: ImageStore, monkeypatch: pytest.MonkeyPatch, bad: int
 ):
     """Two broken sectors in a row are two damaged files; a third ends the check with the store's own error."""
-    broken, plain = set(sorted(images.files.names())[:bad]), DirectoryStore._read  # noqa: SLF001
+    broken, plain = set(sorted(images.blobs.names())[:bad]), DirectoryStore._read  # noqa: SLF001
     monkeypatch.setattr(DirectoryStore, "names", lambda _: iter(sorted(names(*range(6)))))
 
     def read(self: Any, place: str) -> bytes | None:
@@ -148,8 +148,8 @@ def test_a_file_that_cannot_be_read_is_damaged_and_a_store_that_fails_is_not(
     monkeypatch.setattr(DirectoryStore, "_read", read)
     if bad == 3:
         with pytest.raises(StoreUnavailable, match="Input/output error"):
-            verify_images(images.files, images.index)
+            verify_images(images)
         return
-    report = verify_images(images.files, images.index)
+    report = verify_images(images)
     assert {each.file for each in report.damaged} == broken
     assert report.missing == []

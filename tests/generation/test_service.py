@@ -87,7 +87,9 @@ def test_a_hundred_at_once_are_one_image(generation_service: GenerationService, 
     assert len(backend.steps) == outcomes[0].request.steps
     assert len({outcome.png for outcome in outcomes}) == 1
     assert sorted(outcome.cache for outcome in outcomes) == ["miss", *["shared"] * 99]
-    assert generation_service.images.index.owners(outcomes[0].request.digest) == {str(owner) for owner in range(100)}
+    assert generation_service.images.ownership.owners(outcomes[0].request.digest) == {
+        str(owner) for owner in range(100)
+    }
 
 
 def test_a_second_request_finds_the_first_ones_image(generation_service: GenerationService, backend: FakeBackend):
@@ -105,7 +107,7 @@ def test_a_second_request_finds_the_first_ones_image(generation_service: Generat
     assert second.png == first.png != other.png
     assert len(backend.steps) == 2 * first.request.steps
     assert from_text(read_png(second.png)[1]).request == second.request == first.request
-    assert generation_service.images.index.owners(first.request.digest) == {"me", "you"}
+    assert generation_service.images.ownership.owners(first.request.digest) == {"me", "you"}
 
 
 def test_a_image_is_made_while_anyone_waits(generation_service: GenerationService, backend: FakeBackend):
@@ -164,7 +166,7 @@ def test_the_filter_allows_blurs_or_refuses(pool: ModelPool, backend: FakeBacken
     sharp = read_png(asyncio.run(make(desk_with(pool, AllowAll()), "nude")).png)[0]
     assert np.abs(np.diff(pixels.astype(int), axis=1)).max() < np.abs(np.diff(sharp.astype(int), axis=1)).max() / 4
     digest = generation_service.pool.resolve(GenerationParams("evil", seed=1)).digest
-    assert generation_service.images.index.owners(digest) == set()
+    assert generation_service.images.ownership.owners(digest) == set()
 
 
 CHECKS = np.kron(np.indices((8, 8)).sum(0) % 2 * 255, np.ones((2, 2)))[..., None].repeat(3, -1).astype(np.uint8)
@@ -249,7 +251,7 @@ def test_a_image_is_answered_though_it_cannot_be_kept(pool: ModelPool, monkeypat
     async def scenario() -> None:
         with monkeypatch.context() as broken:
             for method in ("get", "put"):
-                broken.setattr(generation_service.images.files, method, unavailable)
+                broken.setattr(generation_service.images.blobs, method, unavailable)
             outcome = await make(generation_service, "a cat")
         assert str(outcome.unstored) == "the disk is full"
         assert read_png(outcome.png)[0].shape == (128, 128, 3)
@@ -299,7 +301,7 @@ class Busy(MemoryBlobStore):
 def test_a_image_removed_by_one_while_another_asks_for_it_stays(pool: ModelPool, moment: str):
     """Whether the removal falls into the asking, or the asking into the removal."""
     files, storage = Busy(), memory_storage()
-    storage = storage._replace(images=ImageStore(files, storage.database.images))
+    storage = storage._replace(images=ImageStore(files, storage.database.ownership))
     service = service_of(pool, storage)
     mine, yours = (JobSpec(pool.resolve(GenerationParams("a cat", seed=1)), owner) for owner in ("me", "you"))
     digest = mine.request.digest
@@ -310,7 +312,7 @@ def test_a_image_removed_by_one_while_another_asks_for_it_stays(pool: ModelPool,
             files.found = lambda: asyncio.run(service.disown(digest, "me"))
             assert (await service.generate(yours, "you")).cache == "hit"
         else:
-            files.removing = lambda: storage.database.images.add(digest, "you", 1, 0.0)
+            files.removing = lambda: storage.database.ownership.add(digest, "you", 1, 0.0)
             assert await service.disown(digest, "me")
         return await service.image(digest, "you")
 

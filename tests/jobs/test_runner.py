@@ -64,10 +64,10 @@ def test_a_job_ends_with_its_image(pool: ModelPool):
 
     job = asyncio.run(scenario())
     assert (job.status, job.failure) == (Status.SUCCEEDED, None)
-    assert job.made
-    assert job.made.digest == job.job_spec.request.digest
-    assert storage.files.get(f"{job.made.digest}.png")
-    assert storage.database.images.owners(job.made.digest) == {"me"}
+    assert job.result
+    assert job.result.digest == job.spec.request.digest
+    assert storage.images.blobs.get(f"{job.result.digest}.png")
+    assert storage.database.ownership.owners(job.result.digest) == {"me"}
     assert job.started_s
     assert job.ended_s
     assert job.created_s <= job.started_s <= job.ended_s
@@ -158,7 +158,7 @@ def test_what_does_not_end_in_the_grace_time_is_made_at_the_next_start(tmp_path:
     with fake_pool(tmp_path / "after", other) as pool:
         ended = asyncio.run(after(pool))
     assert [job.status for job in ended] == [Status.SUCCEEDED] * 4
-    assert len({job.made.digest for job in ended if job.made}) == 4
+    assert len({job.result.digest for job in ended if job.result}) == 4
 
 
 def test_a_job_of_a_profile_that_is_gone_is_made_by_the_present_one(pool: ModelPool):
@@ -171,8 +171,8 @@ def test_a_job_of_a_profile_that_is_gone_is_made_by_the_present_one(pool: ModelP
             return await end_of(runner, await runner.accept(JobSpec(replace(request, profile="other/bfloat16"))))
 
     job = asyncio.run(scenario())
-    assert job.made
-    assert job.made.digest == request.digest
+    assert job.result
+    assert job.result.digest == request.digest
 
 
 def test_idempotency_keys_are_one_job(pool: ModelPool):
@@ -213,7 +213,7 @@ def test_a_store_that_is_away_holds_a_job_up_or_fails_it(pool: ModelPool, monkey
     """It waits while that may pass, then fails with the reason; nothing is half-written, and the next job passes."""
     storage = memory_storage()
     monkeypatch.setattr(running, "_STORE_TRIES_S", (0.0, 0.0, 0.0))
-    put, tries = storage.files.put, []
+    put, tries = storage.images.blobs.put, []
 
     def away(name: str, content: bytes) -> None:
         tries.append(name)
@@ -221,7 +221,7 @@ def test_a_store_that_is_away_holds_a_job_up_or_fails_it(pool: ModelPool, monkey
             raise StoreUnavailable("the disk is full")
         put(name, content)
 
-    monkeypatch.setattr(storage.files, "put", away)
+    monkeypatch.setattr(storage.images.blobs, "put", away)
 
     async def scenario() -> list[Job]:
         async with runs(pool, storage) as runner:
@@ -234,7 +234,7 @@ def test_a_store_that_is_away_holds_a_job_up_or_fails_it(pool: ModelPool, monkey
     assert (waited.status, passed.status) == (Status.SUCCEEDED, Status.SUCCEEDED)
     assert failed.failure
     assert (failed.failure.status, failed.failure.detail) == (503, "the disk is full")
-    assert storage.files.get(f"{failed.job_spec.request.digest}.png") is None
+    assert storage.images.blobs.get(f"{failed.spec.request.digest}.png") is None
 
 
 def test_who_follows_a_job_is_let_go_when_the_service_closes(pool: ModelPool, backend: FakeBackend):

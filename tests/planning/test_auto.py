@@ -1,4 +1,4 @@
-"""`auto`: which of Large and Medium is taken, by memory, weights on disk, token and network; and what is said of it."""
+"""`auto`: which of Large and Medium it chooses, by memory, weights on disk and token, and what it reports."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.support.hub_server import Hub, Repository, serving, use
 
 GIB = 2**30
 BIG, MIDDLE, SMALL = (AvailableMemory("cuda", size * GIB, 64 * GIB) for size in (80, 12, 1))
-TOKEN = "hf_mine"  # noqa: S105  a word that the test's own server knows
+TOKEN = "hf_mine"  # noqa: S105  known to the test's own server
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def _server() -> Iterator[Hub]:
 
 @pytest.fixture
 def hub(_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub that holds the embedded model's files under the names of Large and Medium, gated; an empty cache."""
+    """A hub that has the embedded model's files as Large and Medium, for its token only; and an empty cache."""
     directory = open_checkpoint(EMBEDDED).directory
     files = {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*.*")}
     for name in ("sd3.5-large", "sd3.5-medium"):
@@ -47,28 +47,30 @@ def hub(_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 def settings(**more: object) -> Settings:
-    """What names `auto`."""
+    """Return settings that name `auto`."""
     return load_settings({"checkpoints": ("auto",), "backend": "diffusers", **more})
 
 
 def put_on_disk(name: str) -> None:
-    """As if it had been fetched; the small stand-in's files."""
+    """Put the embedded model's files where a download of `name` would be."""
     snapshot = cache.place_of(find_registered(name, None)).snapshot
     snapshot.parent.mkdir(parents=True)
     snapshot.symlink_to(open_checkpoint(EMBEDDED).directory, target_is_directory=True)
 
 
-@pytest.mark.parametrize(("room", "taken"), [(BIG, "sd3.5-large"), (MIDDLE, "sd3.5-medium")], ids=["80GiB", "12GiB"])
-def test_memory_decides(hub: Hub, monkeypatch: pytest.MonkeyPatch, room: AvailableMemory, taken: str):
-    """With a token for both, the best that fits without streaming it layer by layer is fetched and taken."""
+@pytest.mark.parametrize(
+    ("available", "chosen"), [(BIG, "sd3.5-large"), (MIDDLE, "sd3.5-medium")], ids=["80GiB", "12GiB"]
+)
+def test_memory_decides(hub: Hub, monkeypatch: pytest.MonkeyPatch, available: AvailableMemory, chosen: str):
+    """With a token for both, the best that fits without streaming is downloaded and chosen."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert choose(settings(), room) == taken
-    assert cache.holding_of(find_registered(taken, None)).is_whole
+    assert choose(settings(), available) == chosen
+    assert cache.holding_of(find_registered(chosen, None)).is_whole
     assert hub.asked
 
 
 def test_weights_decide_without_a_token(hub: Hub):
-    """What is on disk is taken; what is better, but is not there and cannot be fetched, is passed over."""
+    """A checkpoint on disk is chosen over a better one that cannot be downloaded."""
     put_on_disk("sd3.5-medium")
     assert choose(settings(), BIG) == "sd3.5-medium"
     put_on_disk("sd3.5-large")
@@ -77,14 +79,14 @@ def test_weights_decide_without_a_token(hub: Hub):
 
 
 def test_a_token_that_is_refused_allows_nothing(hub: Hub, monkeypatch: pytest.MonkeyPatch):
-    """Where the licence of Large was not accepted, Medium is taken."""
+    """If the token does not give access to Large, Medium is chosen."""
     hub.repositories[find_registered("sd3.5-large", None).repository].readers = set()
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert choose(settings(), BIG) == "sd3.5-medium"
 
 
 @pytest.mark.parametrize(
-    ("room", "more", "why"),
+    ("available", "more", "why"),
     [
         (BIG, {}, "no token to fetch it with"),
         (BIG, {"offline": True}, "SD35_OFFLINE is set"),
@@ -92,29 +94,29 @@ def test_a_token_that_is_refused_allows_nothing(hub: Hub, monkeypatch: pytest.Mo
         (SMALL, {}, "not on disk"),
     ],
 )
-def test_with_nothing_at_hand_the_embedded_model_stands_in(
-    hub: Hub, room: AvailableMemory, more: dict[str, object], why: str
+def test_without_weights_and_token_the_embedded_model_is_used(
+    hub: Hub, available: AvailableMemory, more: dict[str, object], why: str
 ):
-    """A warning says so, why neither of the two is served, and what to do; the hub is not asked."""
+    """A warning says why neither of the two is served, and what to do. The hub receives no request."""
     with capture_logs() as logs:
-        assert choose(settings(**more), room) == EMBEDDED
-    (said,) = (entry for entry in logs if entry["log_level"] == "warning")
-    assert "HF_TOKEN" in said["remedy"]
-    for name, passed_over in zip(("sd3.5-large", "sd3.5-medium"), said["passed_over"], strict=True):
+        assert choose(settings(**more), available) == EMBEDDED
+    (warning,) = (entry for entry in logs if entry["log_level"] == "warning")
+    assert "HF_TOKEN" in warning["remedy"]
+    for name, passed_over in zip(("sd3.5-large", "sd3.5-medium"), warning["passed_over"], strict=True):
         assert passed_over.startswith(f"{name}: ")
         assert why in passed_over
     assert hub.asked == []
 
 
-def test_it_stands_in_for_nothing_that_was_at_hand(hub: Hub, monkeypatch: pytest.MonkeyPatch):  # noqa: ARG001
-    """A token that neither of the two repositories lets in is an error, with an obstacle for each."""
+def test_the_embedded_model_is_not_used_if_downloads_are_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch):  # noqa: ARG001
+    """A token that both repositories refuse is an error, with an obstacle for each."""
     monkeypatch.setenv("HF_TOKEN", "hf_someone")
     with pytest.raises(CheckpointError, match=r"sd3\.5-large: .*token.*; sd3\.5-medium: .*token"):
         choose(settings(), BIG)
 
 
 def test_a_token_may_be_a_mounted_secret(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """It is read from the file that HF_TOKEN_PATH names; one that cannot be read is told, not passed over."""
+    """The token is read from the file at HF_TOKEN_PATH. A file that cannot be read is an error."""
     secret = tmp_path / "hf_token"
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(secret))
     secret.write_text(f"{TOKEN}\n")
@@ -127,8 +129,8 @@ def test_a_token_may_be_a_mounted_secret(hub: Hub, tmp_path: Path, monkeypatch: 
         choose(settings(), BIG)
 
 
-def test_what_stands_in_and_is_named_besides_is_served_once(hub: Hub):  # noqa: ARG001
-    """`auto` may come to a model that is in the list anyhow; who named that was promised it."""
+def test_an_embedded_model_that_is_also_named_is_served_once(hub: Hub):  # noqa: ARG001
+    """If `auto` chooses a model that settings also name, it is served once and counts as named."""
     both = settings(checkpoints=("auto", EMBEDDED), offline=True)
     assert [checkpoint.name for checkpoint in open_checkpoints(both)] == [EMBEDDED]
     assert why_standing_in(both, EMBEDDED) is None
@@ -136,7 +138,7 @@ def test_what_stands_in_and_is_named_besides_is_served_once(hub: Hub):  # noqa: 
 
 
 def test_too_little_memory_is_said_in_words(hub: Hub, monkeypatch: pytest.MonkeyPatch):
-    """What is needed at the least, and what is there."""
+    """The error says how much memory is needed at least, and how much is available."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with pytest.raises(CheckpointError, match=r"sd3.5-large: it needs .* GiB .*, and 512 MiB are there"):
         choose(settings(), AvailableMemory("cuda", GIB // 2, 64 * GIB))
@@ -144,15 +146,15 @@ def test_too_little_memory_is_said_in_words(hub: Hub, monkeypatch: pytest.Monkey
 
 
 def test_a_name_is_never_replaced(hub: Hub, monkeypatch: pytest.MonkeyPatch):  # noqa: ARG001
-    """Large that is named and not there is an error, though Medium lies on disk."""
+    """If settings name Large and it is not on disk, that is an error, even with Medium on disk."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     put_on_disk("sd3.5-medium")
     with pytest.raises(CheckpointError, match=r"sd3\.5-large is not on disk"):
         open_checkpoints(settings(checkpoints=("sd3.5-large",)))
 
 
-def test_a_studio_that_does_not_fit_is_refused_with_the_table():
-    """Before anything is loaded, in words: what each part takes, and every way that was considered."""
+def test_a_model_pool_that_does_not_fit_is_refused_with_the_table():
+    """Before anything is loaded, the error says what each network takes and lists every placement."""
     small = load_settings({"ram": "150MiB"})
     with pytest.raises(DoesNotFit) as found:
         open_model_pool(small, open_checkpoints(small))
@@ -160,13 +162,13 @@ def test_a_studio_that_does_not_fit_is_refused_with_the_table():
         assert words in str(found.value)
 
 
-def test_a_studio_is_opened_as_planned():
-    """With room for less than all, the text encoders are evicted; what that starts with is counted by phase."""
-    found, roomy = open_checkpoints(load_settings()), load_settings({"ram": "1GiB"})
-    plan = plan_for(roomy, [network_sizes_on_disk(each) for each in found], AvailableMemory("cpu", GIB, GIB))
+def test_a_model_pool_is_opened_as_planned():
+    """The pool opens with the planned offload, and the start-up times are recorded by phase."""
+    checkpoints, settings = open_checkpoints(load_settings()), load_settings({"ram": "1GiB"})
+    plan = plan_for(settings, [network_sizes_on_disk(each) for each in checkpoints], AvailableMemory("cpu", GIB, GIB))
     assert placement_of(plan).offload == "none"
     startup = StartupTimes(0.25)
-    with open_model_pool(load_settings({"ram": "1GiB", "offload": "encoders"}), found, startup):
+    with open_model_pool(load_settings({"ram": "1GiB", "offload": "encoders"}), checkpoints, startup):
         pass
     assert {"import", "plan", "compile", "warm"} <= startup.seconds.keys()
     assert startup.seconds["import"] >= 0.25

@@ -48,7 +48,7 @@ def test_the_service_looks_before_it_opens_anything(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("os.access", lambda *_: False)
     data = tmp_path / "data"
     with pytest.raises(InvalidSetting, match=r"^data_dir: .*/data cannot be written to: .* belongs to "):
-        Storage.of(load_settings({"data_dir": data}))
+        Storage.open(load_settings({"data_dir": data}))
     elsewhere = {"database": "memory", "image_store": "memory", "link_secret": "0123456789abcdef"}
-    Storage.of(load_settings({"data_dir": data, **elsewhere})).close()
+    Storage.open(load_settings({"data_dir": data, **elsewhere})).close()
     assert not data.exists()

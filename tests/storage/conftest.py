@@ -9,7 +9,7 @@ import pytest
 
 from sd35.settings import load_settings
 from sd35.storage.blobs.base import BlobStore
-from sd35.storage.blobs.open import open_store
+from sd35.storage.blobs.open import open_blob_store
 from sd35.storage.database import MEMORY, Database, open_database
 from tests.support.postgres import new_schema
 
@@ -80,4 +80,4 @@ def s3(s3_server: str, cloud: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 @pytest.fixture
 def open_at(tmp_path: Path) -> OpenStore:
     """Opens the store of a value of the setting."""
-    return lambda store: open_store(load_settings({"image_store": store, "data_dir": tmp_path}))
+    return lambda store: open_blob_store(load_settings({"image_store": store, "data_dir": tmp_path}))

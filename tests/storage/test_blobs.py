@@ -15,8 +15,8 @@ from urllib.request import urlopen
 import pytest
 
 from sd35.errors import StoreUnavailable
+from sd35.storage.atomic_files import AtomicWriter
 from sd35.storage.blobs.base import BlobStore
-from sd35.storage.whole_files import FileStage
 from tests.support.job_specs import at_once
 
 NAME, OTHER = "ab" * 32 + ".png", "cd" * 32 + "-blurred.png"
@@ -212,12 +212,12 @@ def refusing(number: int) -> Callable[..., None]:
 
 def test_what_a_killed_process_left_is_removed_once_it_is_old(tmp_path: Path):
     """At the next opening; what another process is writing now stays."""
-    FileStage(tmp_path).prepare()
+    AtomicWriter(tmp_path).prepare()
     abandoned, fresh = tmp_path / "staging" / "a", tmp_path / "staging" / "b"
     for file in (abandoned, fresh):
         file.write_bytes(b"half")
     os.utime(abandoned, (0, 0))
-    FileStage(tmp_path).prepare()
+    AtomicWriter(tmp_path).prepare()
     assert files_of(tmp_path) == ["staging/b"]
 
 

@@ -7,15 +7,15 @@ from sqlalchemy import URL, make_url, text
 
 from sd35.storage.clock import ClockRules
 from sd35.storage.database import Database, open_database
-from sd35.storage.new_job import new_job
+from sd35.storage.jobs import new_job
 from sd35.storage.sql.connection import SqlDatabase
 from sd35.storage.sql.jobs import SqlJobStore
-from sd35.storage.sql.migrate import config_for
+from sd35.storage.sql.upgrade import config_for
 from tests.support.job_specs import job_spec
 
 DAY_S = 86_400.0
 NOW_S = 1_800_000_000.0
-RULES = ClockRules.of(30 * DAY_S)
+RULES = ClockRules.for_retention(30 * DAY_S)
 
 
 def test_readings_are_remembered(stores: Database):
@@ -54,7 +54,7 @@ def test_a_database_without_readings_is_as_old_as_its_newest_row(database: str):
     opened = open_database(database)
     assert not opened.clock.read(NOW_S + 31 * DAY_S, RULES).is_trusted
     assert opened.clock.read(NOW_S + 60, RULES).is_trusted
-    assert (opened.jobs.get(job.id, None), opened.images.owners("d")) == (job, {"me"})
+    assert (opened.jobs.get(job.id, None), opened.ownership.owners("d")) == (job, {"me"})
     opened.close()
 
 

@@ -19,8 +19,8 @@ from sd35.storage.blobs.memory import MemoryBlobStore
 from sd35.storage.images import ImageStore
 from sd35.storage.integrity import checksum_of
 from sd35.storage.jobs import JobSpec
+from sd35.storage.memory.ownership import MemoryOwnershipIndex
 from sd35.storage.names import name_of
-from sd35.storage.ownership import MemoryOwnershipIndex
 from sd35.storage.storage import Storage
 from tests.storage.test_images import during
 from tests.support.fake_backend import FakeBackend
@@ -60,8 +60,8 @@ def damage(request: pytest.FixtureRequest) -> Damage:
 
 def forget_checksum(holdings: ImageStore, digest: str, owner: str) -> None:
     """Leave an image as a version without checksums stored it."""
-    holdings.index.forget(digest)
-    holdings.index.add(digest, owner, 1, 0.0)
+    holdings.ownership.delete(digest)
+    holdings.ownership.add(digest, owner, 1, 0.0)
 
 
 def order_of(pool: ModelPool, prompt: str = "a cat", idempotency_key: str | None = None) -> JobSpec:
@@ -80,7 +80,7 @@ def test_a_damaged_image_is_made_again(
 ):
     """The request computes it anew, in place of the damaged file; the next request finds it."""
     kept = memory_storage()
-    holdings = ImageStore(files, kept.database.images)
+    holdings = ImageStore(files, kept.database.ownership)
     service = service_of(pool, kept._replace(images=holdings))
     job_spec = order_of(pool)
 
@@ -114,7 +114,7 @@ def test_a_damaged_image_is_given_to_nobody(pool: ModelPool, damage: Damage, *, 
         made = await service.generate(job_spec, "me")
         if not has_checksum:
             forget_checksum(kept.images, digest, "me")
-        kept.files.replace(made.name, damage(made.png))
+        kept.images.blobs.replace(made.name, damage(made.png))
         assert await service.image(digest, "me") is None
         await service.generate(job_spec, "me")
         assert await service.image(digest, "me") == made.png
@@ -129,11 +129,11 @@ def test_a_file_stored_before_checksums_gets_one_when_it_is_read(pool: ModelPool
     made = asyncio.run(generation_service.generate(job_spec.request, ME))
     digest = job_spec.request.digest
     forget_checksum(kept.images, digest, "me")
-    assert kept.database.images.checksums(made.name) == {}
+    assert kept.database.ownership.checksums(made.name) == {}
     assert kept.images.read(digest) == made.png
-    assert kept.database.images.checksums(made.name) == {checksum_of(made.png): len(made.png)}
+    assert kept.database.ownership.checksums(made.name) == {checksum_of(made.png): len(made.png)}
     other = asyncio.run(generation_service.generate(order_of(pool, "a dog").request, ME))
-    kept.files.replace(made.name, other.png)
+    kept.images.blobs.replace(made.name, other.png)
     assert kept.images.read(digest) is None
 
 
@@ -146,7 +146,7 @@ def test_a_finished_job_whose_image_is_damaged_is_answered_with_it_made_again(po
     async def scenario() -> tuple[GenerationResult, GenerationResult]:
         service.start()
         first = await service.generate(job_spec, "me")
-        kept.files.replace(first.name, b"")
+        kept.images.blobs.replace(first.name, b"")
         second = await service.generate(job_spec, "me")
         await service.close()
         return first, second
@@ -159,11 +159,11 @@ def test_a_finished_job_whose_image_is_damaged_is_answered_with_it_made_again(po
 def test_a_damaged_file_is_not_put_back_when_another_owner_comes(monkeypatch: pytest.MonkeyPatch):
     """The last owner leaves while another process adds one: only a good file is put back."""
     holdings, name = ImageStore(MemoryBlobStore(), MemoryOwnershipIndex()), name_of("ab" * 32)
-    holdings.own(name, "ab" * 32, "me", b"an image")
-    holdings.files.replace(name, b"a pict")
-    during(monkeypatch, holdings.index, "remove", lambda: holdings.index.add("ab" * 32, "you", 9, 0.0))
-    assert holdings.disown("ab" * 32, "me")
-    assert holdings.files.get(name) is None
+    holdings.add(name, "ab" * 32, "me", b"an image")
+    holdings.blobs.replace(name, b"a pict")
+    during(monkeypatch, holdings.ownership, "remove", lambda: holdings.ownership.add("ab" * 32, "you", 9, 0.0))
+    assert holdings.remove("ab" * 32, "me")
+    assert holdings.blobs.get(name) is None
 
 
 @pytest.mark.parametrize("method", ["put", "replace"])
@@ -171,10 +171,10 @@ def test_what_another_process_repaired_meanwhile_stays_good(monkeypatch: pytest.
     """Both found a damaged file and made the image: whichever file remains passes for good."""
     files, index, name = MemoryBlobStore(), MemoryOwnershipIndex(), name_of("ab" * 32)
     here, elsewhere = ImageStore(files, index), ImageStore(files, index)
-    here.own(name, "ab" * 32, "me", b"an image")
+    here.add(name, "ab" * 32, "me", b"an image")
     files.replace(name, b"")
-    during(monkeypatch, files, method, lambda: elsewhere.own(name, "ab" * 32, "you", b"of a newer version"))
-    here.own(name, "ab" * 32, "me", b"an image")
+    during(monkeypatch, files, method, lambda: elsewhere.add(name, "ab" * 32, "you", b"of a newer version"))
+    here.add(name, "ab" * 32, "me", b"an image")
     found = here.read("ab" * 32)
     assert found == files.get(name)
     assert found in {b"an image", b"of a newer version"}
@@ -185,29 +185,29 @@ def test_no_reader_meets_a_file_whose_checksum_is_not_recorded_yet(monkeypatch: 
     """Else a good file that another version wrote before would be taken for damaged, for that moment."""
     holdings, name = ImageStore(MemoryBlobStore(), MemoryOwnershipIndex()), name_of("ab" * 32)
     if method == "replace":
-        holdings.own(name, "ab" * 32, "me", b"of an older version")
-        holdings.files.replace(name, b"")
+        holdings.add(name, "ab" * 32, "me", b"of an older version")
+        holdings.blobs.replace(name, b"")
     recorded: list[dict[str, int]] = []
-    during(monkeypatch, holdings.files, method, lambda: recorded.append(holdings.index.checksums(name)))
-    holdings.own(name, "ab" * 32, "me", b"an image")
+    during(monkeypatch, holdings.blobs, method, lambda: recorded.append(holdings.ownership.checksums(name)))
+    holdings.add(name, "ab" * 32, "me", b"an image")
     assert checksum_of(b"an image") in recorded[0]
 
 
-@pytest.mark.parametrize("moment", [("index", "record"), ("files", "put")])
+@pytest.mark.parametrize("moment", [("ownership", "add_checksum"), ("blobs", "put")])
 def test_two_versions_that_write_an_image_at_once_do_not_damage_it(
     monkeypatch: pytest.MonkeyPatch, moment: tuple[str, str]
 ):
     """Their files differ in what made them; the first one stays, and passes, whoever recorded a checksum first."""
     holdings, name = ImageStore(MemoryBlobStore(), MemoryOwnershipIndex()), name_of("ab" * 32)
-    elsewhere = ImageStore(holdings.files, holdings.index)
+    elsewhere = ImageStore(holdings.blobs, holdings.ownership)
     part, method = moment
     during(
         monkeypatch,
         getattr(holdings, part),
         method,
-        lambda: elsewhere.own(name, "ab" * 32, "you", b"of a newer version"),
+        lambda: elsewhere.add(name, "ab" * 32, "you", b"of a newer version"),
     )
-    holdings.own(name, "ab" * 32, "me", b"an image")
+    holdings.add(name, "ab" * 32, "me", b"an image")
     assert holdings.read("ab" * 32) == b"of a newer version"
 
 
@@ -241,6 +241,6 @@ def test_a_record_that_cannot_be_read_is_no_error(pool: ModelPool, monkeypatch: 
     made = asyncio.run(generation_service.generate(job_spec.request, ME))
     unknown = made.png.replace(b"sd35.maker", b"sd35.mAker")
     monkeypatch.setattr("sd35.storage.images.check_file", lambda *_: None)
-    kept.files.replace(made.name, unknown)
+    kept.images.blobs.replace(made.name, unknown)
     again = asyncio.run(generation_service.generate(job_spec.request, ME))
     assert (again.cache, again.png) == ("miss", made.png)

@@ -9,7 +9,7 @@ import pytest
 from sd35.errors import StoreUnavailable
 from sd35.storage.blobs.memory import MemoryBlobStore
 from sd35.storage.images import ImageStore
-from sd35.storage.ownership import MemoryOwnershipIndex
+from sd35.storage.memory.ownership import MemoryOwnershipIndex
 from tests.support.fake_backend import WAIT_S
 
 DIGEST = "ab" * 32
@@ -20,7 +20,7 @@ NAME, PNG = f"{DIGEST}.png", b"an image"
 def holdings() -> ImageStore:
     """Of "me", who has one image."""
     holdings = ImageStore(MemoryBlobStore(), MemoryOwnershipIndex())
-    holdings.own(NAME, DIGEST, "me", PNG)
+    holdings.add(NAME, DIGEST, "me", PNG)
     return holdings
 
 
@@ -38,47 +38,47 @@ def during(monkeypatch: pytest.MonkeyPatch, part: Any, method: str, act: Callabl
 
 def test_a_file_goes_with_its_last_owner(holdings: ImageStore):
     """Not before; and who does not own it removes nothing."""
-    holdings.own(NAME, DIGEST, "you", PNG)
-    assert not holdings.disown(DIGEST, "another")
-    assert holdings.disown(DIGEST, "me")
-    assert not holdings.disown(DIGEST, "me")
+    holdings.add(NAME, DIGEST, "you", PNG)
+    assert not holdings.remove(DIGEST, "another")
+    assert holdings.remove(DIGEST, "me")
+    assert not holdings.remove(DIGEST, "me")
     assert holdings.read(DIGEST) == PNG
-    assert holdings.disown(DIGEST, "you")
+    assert holdings.remove(DIGEST, "you")
     assert holdings.read(DIGEST) is None
 
 
 @pytest.mark.parametrize("owner", ["me", "you"])
-@pytest.mark.parametrize(("part", "method"), [("files", "get"), ("files", "delete"), ("index", "remove")])
+@pytest.mark.parametrize(("part", "method"), [("blobs", "get"), ("blobs", "delete"), ("ownership", "remove")])
 def test_who_comes_while_the_last_owner_leaves_has_the_file(
     holdings: ImageStore, monkeypatch: pytest.MonkeyPatch, part: str, method: str, owner: str
 ):
     """At whatever moment: they come before the removal or after it, never in between."""
-    coming = threading.Thread(target=holdings.own, args=(NAME, DIGEST, owner, PNG))
+    coming = threading.Thread(target=holdings.add, args=(NAME, DIGEST, owner, PNG))
     during(monkeypatch, getattr(holdings, part), method, coming.start)
-    assert holdings.disown(DIGEST, "me")
+    assert holdings.remove(DIGEST, "me")
     coming.join(WAIT_S)
-    assert holdings.index.owners(DIGEST) == {owner}
+    assert holdings.ownership.owners(DIGEST) == {owner}
     assert holdings.read(DIGEST) == PNG
 
 
-@pytest.mark.parametrize(("part", "method"), [("files", "get"), ("files", "delete"), ("index", "remove")])
+@pytest.mark.parametrize(("part", "method"), [("blobs", "get"), ("blobs", "delete"), ("ownership", "remove")])
 def test_who_comes_in_another_process_meanwhile_has_the_file(
     holdings: ImageStore, monkeypatch: pytest.MonkeyPatch, part: str, method: str
 ):
     """There no lock helps: the owner is seen when the row is removed, and the file is put back."""
-    elsewhere = ImageStore(holdings.files, holdings.index)
-    during(monkeypatch, getattr(holdings, part), method, lambda: elsewhere.own(NAME, DIGEST, "you", PNG))
-    assert holdings.disown(DIGEST, "me")
-    assert holdings.index.owners(DIGEST) == {"you"}
+    elsewhere = ImageStore(holdings.blobs, holdings.ownership)
+    during(monkeypatch, getattr(holdings, part), method, lambda: elsewhere.add(NAME, DIGEST, "you", PNG))
+    assert holdings.remove(DIGEST, "me")
+    assert holdings.ownership.owners(DIGEST) == {"you"}
     assert holdings.read(DIGEST) == PNG
 
 
 def test_two_owners_who_leave_at_once_leave_no_file(holdings: ImageStore, monkeypatch: pytest.MonkeyPatch):
     """Each saw the other when it began."""
-    holdings.own(NAME, DIGEST, "you", PNG)
-    elsewhere = ImageStore(holdings.files, holdings.index)
-    during(monkeypatch, holdings.index, "remove", lambda: elsewhere.disown(DIGEST, "you"))
-    assert holdings.disown(DIGEST, "me")
+    holdings.add(NAME, DIGEST, "you", PNG)
+    elsewhere = ImageStore(holdings.blobs, holdings.ownership)
+    during(monkeypatch, holdings.ownership, "remove", lambda: elsewhere.remove(DIGEST, "you"))
+    assert holdings.remove(DIGEST, "me")
     assert holdings.read(DIGEST) is None
 
 
@@ -89,9 +89,9 @@ def test_a_removal_that_fails_can_be_repeated(holdings: ImageStore, monkeypatch:
         raise StoreUnavailable("gone")
 
     with monkeypatch.context() as broken:
-        broken.setattr(holdings.files, "delete", unavailable)
+        broken.setattr(holdings.blobs, "delete", unavailable)
         with pytest.raises(StoreUnavailable):
-            holdings.disown(DIGEST, "me")
-    assert holdings.index.owners(DIGEST) == {"me"}
-    assert holdings.disown(DIGEST, "me")
+            holdings.remove(DIGEST, "me")
+    assert holdings.ownership.owners(DIGEST) == {"me"}
+    assert holdings.remove(DIGEST, "me")
     assert holdings.read(DIGEST) is None

@@ -11,7 +11,7 @@ from sd35.images.formats import Format
 from sd35.request import Request
 from sd35.storage.database import Database
 from sd35.storage.jobs import (
-    HELD_S,
+    WEBHOOK_LEASE_S,
     Delivery,
     DueWebhooks,
     Failure,
@@ -21,8 +21,8 @@ from sd35.storage.jobs import (
     JobStore,
     Receiver,
     Status,
+    new_job,
 )
-from sd35.storage.new_job import new_job
 from tests.support.job_specs import REQUEST, at_once, job_spec
 from tests.support.leases import pass_time
 
@@ -52,7 +52,7 @@ def claim(store: JobStore, most: int = 1, started_s: float = 0.0, holder: str = 
 
 def take_due(store: JobStore, now_s: float, most: int = 9) -> list[Delivery]:
     """Take webhooks that are due at `HOOK`."""
-    return store.take_due(now_s, {EXAMPLE: most})
+    return store.claim_webhooks(now_s, {EXAMPLE: most})
 
 
 def test_a_job_comes_back_as_it_was(store: JobStore):
@@ -68,8 +68,8 @@ def test_a_job_comes_back_as_it_was(store: JobStore):
     assert [store.get(job.id, None) for job in jobs] == added
     found = store.get(jobs[0].id, "you")
     assert found is not None
-    assert found.job_spec.request.digest == request.digest
-    assert isinstance(found.job_spec.request.guidance_scale, float)
+    assert found.spec.request.digest == request.digest
+    assert isinstance(found.spec.request.guidance_scale, float)
 
 
 def test_another_owners_job_is_not_there(store: JobStore):
@@ -139,10 +139,10 @@ def test_pages_are_newest_first_and_go_on(store: JobStore):
 def test_place_counts_what_goes_before(store: JobStore):
     """By priority, then by age; 0 for the first, for one that runs, and for none."""
     low, first, second, high = (add(store, priority=priority) for priority in (-1, 0, 0, 5))
-    assert [store.place(job.id) for job in (high, first, second, low)] == [0, 1, 2, 3]
+    assert [store.position(job.id) for job in (high, first, second, low)] == [0, 1, 2, 3]
     assert claim(store) == [high.id]
-    assert [store.place(job.id) for job in (high, first, second, low)] == [0, 0, 1, 2]
-    assert store.place("nothing") == 0
+    assert [store.position(job.id) for job in (high, first, second, low)] == [0, 0, 1, 2]
+    assert store.position("nothing") == 0
 
 
 def test_a_claim_takes_by_priority_then_age(store: JobStore):
@@ -177,13 +177,13 @@ def test_a_lease_that_is_over_is_claimed_anew(store: JobStore):
     job, other = add(store), add(store)
     assert claim(store, 1, holder="dead") == [job.id]
     pass_time(store, LEASE_S + 1)
-    assert store.keep("dead", LEASE_S) == {job.id}  # late, but nobody had asked for it
+    assert store.renew("dead", LEASE_S) == {job.id}  # late, but nobody had asked for it
     pass_time(store, LEASE_S / 2)
     assert claim(store, 0, holder="alive") == []
-    assert store.keep("dead", LEASE_S) == {job.id}
+    assert store.renew("dead", LEASE_S) == {job.id}
     pass_time(store, LEASE_S + 1)
     assert claim(store, 1, holder="alive") == [job.id]
-    assert store.keep("dead", LEASE_S) == set()
+    assert store.renew("dead", LEASE_S) == set()
     assert not store.end(job.id, "dead", 40.0, MADE)
     assert store.end(job.id, "alive", 40.0, MADE)
     assert claim(store, 9, 40.0) == [other.id]
@@ -195,7 +195,7 @@ def test_nobody_claims_what_it_holds_itself(store: JobStore):
     claim(store, 1, holder="late")
     pass_time(store, 1e6)
     assert claim(store, 9, holder="late") == []
-    assert store.keep("late", LEASE_S) == {job.id}
+    assert store.renew("late", LEASE_S) == {job.id}
 
 
 def test_keeping_holds_a_lease(store: JobStore):
@@ -205,7 +205,7 @@ def test_keeping_holds_a_lease(store: JobStore):
     store.cancel(cancelled.id, None, 1.0)
     for _ in range(3):
         pass_time(store, 0.9 * LEASE_S)
-        assert store.keep("h", LEASE_S) == {kept.id}
+        assert store.renew("h", LEASE_S) == {kept.id}
     pass_time(store, 0.9 * LEASE_S)
     assert claim(store, 9, holder="other") == []
 
@@ -233,9 +233,9 @@ def test_handing_back_puts_jobs_in_their_old_place(store: JobStore):
     first, second, third = add(store), add(store), add(store)
     claim(store, 1, holder="other")
     claim(store, 1, holder="closing")
-    assert store.hand_back("closing") == 1
+    assert store.release("closing") == 1
     assert store.get(second.id, None) == second
-    assert store.place(third.id) == 1
+    assert store.position(third.id) == 1
     assert not store.end(second.id, "closing", 1.0, MADE)
     assert store.end(first.id, "other", 1.0, MADE)
 
@@ -257,7 +257,7 @@ def test_a_job_ends_once(store: JobStore, result: JobResult | Failure):
         status=Status.SUCCEEDED if is_made else Status.FAILED,
         started_s=1.0,
         ended_s=5.0,
-        made=result if isinstance(result, JobResult) else None,
+        result=result if isinstance(result, JobResult) else None,
         failure=None if isinstance(result, JobResult) else result,
     )
     assert not store.end(job.id, "h", 6.0, MADE)
@@ -320,7 +320,7 @@ def test_due_webhooks_are_counted_by_receiver(store: JobStore):
     for now_s, (owner, url) in enumerate(others):
         store.cancel(add(store, owner, webhook=url).id, None, now_s)
     store.cancel(add(store, webhook=HOOK).id, None, 50.0)
-    assert {one.receiver: one for one in store.due(49.0)} == {
+    assert {one.receiver: one for one in store.due_webhooks(49.0)} == {
         EXAMPLE: DueWebhooks(EXAMPLE, 2, 0.0),
         Receiver("me", "other.example"): DueWebhooks(Receiver("me", "other.example"), 1, 2.0),
         Receiver("you", "example.com"): DueWebhooks(Receiver("you", "example.com"), 1, 3.0),
@@ -333,8 +333,8 @@ def test_only_webhooks_of_the_given_receivers_are_taken(store: JobStore):
     for now_s, job in enumerate((other, old, new)):
         store.cancel(job.id, None, now_s)
     asked = {EXAMPLE: 1, Receiver("you", "elsewhere.example"): 1, Receiver("nobody", "example.com"): 1}
-    assert store.take_due(9.0, asked) == [Delivery(old.id, HOOK, 0, EXAMPLE)]
-    both = store.take_due(9.0, {EXAMPLE: 9, Receiver("you", "example.com"): 9})
+    assert store.claim_webhooks(9.0, asked) == [Delivery(old.id, HOOK, 0, EXAMPLE)]
+    both = store.claim_webhooks(9.0, {EXAMPLE: 9, Receiver("you", "example.com"): 9})
     assert [delivery.job_id for delivery in both] == [other.id, new.id]
 
 
@@ -343,11 +343,11 @@ def test_a_webhook_that_is_being_sent_is_held(store: JobStore):
     job = add(store, webhook=HOOK)
     store.cancel(job.id, None, 0.0)
     assert len(take_due(store, 0.0)) == 1
-    assert store.due(HELD_S - 1) == []
-    assert take_due(store, HELD_S - 1) == []
-    assert len(take_due(store, HELD_S)) == 1
-    store.delivered(job.id)
-    assert store.due(1e9) == []
+    assert store.due_webhooks(WEBHOOK_LEASE_S - 1) == []
+    assert take_due(store, WEBHOOK_LEASE_S - 1) == []
+    assert len(take_due(store, WEBHOOK_LEASE_S)) == 1
+    store.finish_webhook(job.id)
+    assert store.due_webhooks(1e9) == []
 
 
 def test_a_webhook_that_failed_is_due_later(store: JobStore):
@@ -356,8 +356,8 @@ def test_a_webhook_that_failed_is_due_later(store: JobStore):
     for job in (early, late):
         store.cancel(job.id, None, 0.0)
     take_due(store, 0.0)
-    store.postpone(late.id, 200.0)
-    store.postpone(early.id, 100.0)
+    store.postpone_webhook(late.id, 200.0)
+    store.postpone_webhook(early.id, 100.0)
     assert take_due(store, 99.0) == []
     assert take_due(store, 300.0, 1) == [Delivery(early.id, HOOK, 1, EXAMPLE)]
     assert take_due(store, 300.0, 1) == [Delivery(late.id, HOOK, 1, EXAMPLE)]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sd35.errors import InvalidRequest, InvalidSetting, LinkRefused
 from sd35.settings import load_settings
-from sd35.storage.links import MOST_LASTING_S, Links, expiry
+from sd35.storage.links import MAX_LIFETIME_S, Links, expiry
 
 NOW_S = 1_800_000_000.5
 LINKS = Links(b"a secret of the test")
@@ -28,7 +28,7 @@ def follow(link: str, now_s: float = NOW_S, links: Links = LINKS) -> None:
 
 def test_a_link_is_good_until_it_expires():
     """To the second, and then it says so."""
-    link = LINKS.link(PATH, [("format", "webp")], expiry(NOW_S, 60), "http://127.0.0.1:8000/")
+    link = LINKS.sign(PATH, [("format", "webp")], expiry(NOW_S, 60), "http://127.0.0.1:8000/")
     assert link.startswith(f"http://127.0.0.1:8000{PATH}?format=webp&expires=1800000060&signature=")
     follow(link)
     follow(link, NOW_S + 59)
@@ -38,7 +38,7 @@ def test_a_link_is_good_until_it_expires():
 
 def test_the_signature_is_what_others_can_compute():
     """HMAC-SHA256, by the standard library, over what the documentation says."""
-    link = LINKS.link(PATH, [], 1_800_000_060, "http://host")
+    link = LINKS.sign(PATH, [], 1_800_000_060, "http://host")
     signed = f"sd35 link 1\n{PATH}?expires=1800000060"
     assert link.endswith("&signature=" + hmac.digest(b"a secret of the test", signed.encode(), hashlib.sha256).hex())
 
@@ -61,7 +61,7 @@ def test_the_signature_is_what_others_can_compute():
 )
 def test_any_other_address_has_another_signature(before: str, after: str):
     """Path, parameters, their order and number, and the time: whatever is changed breaks the link."""
-    link = LINKS.link(PATH, [("format", "webp")], 1_800_000_060, "http://host")
+    link = LINKS.sign(PATH, [("format", "webp")], 1_800_000_060, "http://host")
     assert before in link
     with pytest.raises(LinkRefused, match="signature: it is not this service's"):
         follow(link.replace(before, after, 1))
@@ -82,7 +82,7 @@ def test_what_was_not_signed_is_refused(path: str, parameters: list[tuple[str, s
 )
 def test_whatever_was_signed_is_followed(path: str, parameters: list[tuple[str, str]]):
     """Any path and parameters survive the way through an address, and another service's secret does not sign them."""
-    link = LINKS.link(f"/{path}", parameters, 1_900_000_000, "https://host/behind/")
+    link = LINKS.sign(f"/{path}", parameters, 1_900_000_000, "https://host/behind/")
     query = parse_qsl(urlsplit(link).query, keep_blank_values=True)
     assert link.startswith(f"https://host/behind/{quote(path)}?")
     LINKS.check(f"/{path}", query, NOW_S)
@@ -93,8 +93,8 @@ def test_whatever_was_signed_is_followed(path: str, parameters: list[tuple[str, 
 def test_a_link_lasts_an_hour_and_at_most_a_week():
     """Unless it is said how long; what is out of range is named."""
     assert expiry(NOW_S, None) == 1_800_003_600
-    assert expiry(NOW_S, MOST_LASTING_S) == 1_800_000_000 + 7 * 86_400
-    for wrong in (0, -1, MOST_LASTING_S + 1):
+    assert expiry(NOW_S, MAX_LIFETIME_S) == 1_800_000_000 + 7 * 86_400
+    for wrong in (0, -1, MAX_LIFETIME_S + 1):
         with pytest.raises(InvalidRequest, match=f"expires_in_s: got {wrong}; allowed: 1 to 604800"):
             expiry(NOW_S, wrong)
 
@@ -103,28 +103,31 @@ def test_links_begin_with_the_public_address(tmp_path: Path):
     """Where one is set, however the service was reached."""
     settings = load_settings({"data_dir": tmp_path, "public_url": "https://example.com/sd35/"})
     assert (
-        Links.of(settings).link("/a", [], 1, "http://10.0.0.1:8000").startswith("https://example.com/sd35/a?expires=1&")
+        Links.from_settings(settings)
+        .sign("/a", [], 1, "http://10.0.0.1:8000")
+        .startswith("https://example.com/sd35/a?expires=1&")
     )
 
 
 def test_links_survive_a_restart_and_only_its_user_reads_the_secret(tmp_path: Path):
     """The secret is drawn once, kept in the data directory with mode 0600, and is another one elsewhere."""
     settings = load_settings({"data_dir": tmp_path / "here"})
-    link = Links.of(settings).link(PATH, [], 1_900_000_000, "http://host")
-    follow(link, links=Links.of(settings))
+    link = Links.from_settings(settings).sign(PATH, [], 1_900_000_000, "http://host")
+    follow(link, links=Links.from_settings(settings))
     kept = tmp_path / "here" / "link-secret"
     assert kept.stat().st_mode & 0o777 == 0o600
     assert len(kept.read_bytes()) == 64
     with pytest.raises(LinkRefused):
-        follow(link, links=Links.of(load_settings({"data_dir": tmp_path / "elsewhere"})))
+        follow(link, links=Links.from_settings(load_settings({"data_dir": tmp_path / "elsewhere"})))
 
 
 def test_a_secret_that_is_set_is_used_and_none_kept(tmp_path: Path):
     """So that several processes follow each other's links."""
     one, other = (
-        Links.of(load_settings({"data_dir": tmp_path / name, "link_secret": "of sixteen chars"})) for name in ("1", "2")
+        Links.from_settings(load_settings({"data_dir": tmp_path / name, "link_secret": "of sixteen chars"}))
+        for name in ("1", "2")
     )
-    follow(one.link(PATH, [], 1_900_000_000, "http://host"), links=other)
+    follow(one.sign(PATH, [], 1_900_000_000, "http://host"), links=other)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -132,7 +135,7 @@ def test_a_secret_that_cannot_be_kept_is_told(tmp_path: Path):
     """With the setting, the file and the reason."""
     (tmp_path / "file").touch()
     with pytest.raises(InvalidSetting, match=r"link_secret: .* data_dir: (Not a directory|File exists): .*link-secret"):
-        Links.of(load_settings({"data_dir": tmp_path / "file"}))
+        Links.from_settings(load_settings({"data_dir": tmp_path / "file"}))
 
 
 def test_a_secret_is_kept_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -143,7 +146,9 @@ def test_a_secret_is_kept_where_there_are_no_hard_links(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(os, "link", refuse)
     settings = load_settings({"data_dir": tmp_path})
-    follow(Links.of(settings).link(PATH, [], 1_900_000_000, "http://host"), links=Links.of(settings))
+    follow(
+        Links.from_settings(settings).sign(PATH, [], 1_900_000_000, "http://host"), links=Links.from_settings(settings)
+    )
     assert (tmp_path / "link-secret").stat().st_mode & 0o777 == 0o600
 
 
@@ -152,4 +157,4 @@ def test_a_damaged_secret_signs_nothing(tmp_path: Path, left: bytes):
     """With an empty or short one, anybody could sign links: the file, its size and the remedy are named."""
     (tmp_path / "link-secret").write_bytes(left)
     with pytest.raises(InvalidSetting, match=rf"link-secret is damaged: it has {len(left)} bytes; .* Delete it"):
-        Links.of(load_settings({"data_dir": tmp_path}))
+        Links.from_settings(load_settings({"data_dir": tmp_path}))

@@ -16,7 +16,7 @@ NAME, BLURRED = name_of(DIGEST), name_of(DIGEST, is_blurred=True)
 @pytest.fixture
 def index(stores: Database) -> OwnershipIndex:
     """An index of each kind."""
-    return stores.images
+    return stores.ownership
 
 
 def test_a_image_is_of_those_who_asked_for_it(index: OwnershipIndex):
@@ -25,7 +25,7 @@ def test_a_image_is_of_those_who_asked_for_it(index: OwnershipIndex):
         index.add("cat", owner, 10, 1.0)
     index.add("dog", "you", 10, 1.0)
     assert index.owners("cat") == {"", "me", "you"}
-    assert (index.owns("cat", "me"), index.owns("dog", "me")) == (True, False)
+    assert index.owners("dog") == {"you"}
     assert index.owners("rat") == set()
 
 
@@ -52,11 +52,11 @@ def test_images_get_old(index: OwnershipIndex):
     for number, digest in enumerate(["first", "second", "third", "fourth"]):
         index.add(digest, "me", 10, float(number))
     index.add("first", "you", 10, 9.0)
-    assert index.outdated(3.0, None, 9) == ["second", "third"]
-    assert index.outdated(3.0, None, 1) == ["second"]
-    assert index.outdated(None, None, 9) == []
-    index.forget("second")
-    assert index.outdated(3.0, None, 9) == ["third"]
+    assert index.expired(3.0, None, 9) == ["second", "third"]
+    assert index.expired(3.0, None, 1) == ["second"]
+    assert index.expired(None, None, 9) == []
+    index.delete("second")
+    assert index.expired(3.0, None, 9) == ["third"]
 
 
 def test_images_dated_in_a_span_are_made_new(index: OwnershipIndex):
@@ -64,10 +64,10 @@ def test_images_dated_in_a_span_are_made_new(index: OwnershipIndex):
     for created_s in (1.0, 2.0, 3.0, 9e9):
         index.add(f"of {created_s:g}", "me", 10, created_s)
     index.redate(2.0, 3.0, 50.0)
-    assert index.outdated(50.0, None, 9) == ["of 1"]
+    assert index.expired(50.0, None, 9) == ["of 1"]
     index.redate(60.0, None, 55.0)
-    assert index.outdated(55.0, None, 9) == ["of 1", "of 2", "of 3"]
-    assert "of 9e+09" in index.outdated(56.0, None, 9)
+    assert index.expired(55.0, None, 9) == ["of 1", "of 2", "of 3"]
+    assert "of 9e+09" in index.expired(56.0, None, 9)
 
 
 def test_images_take_room(index: OwnershipIndex):
@@ -75,19 +75,19 @@ def test_images_take_room(index: OwnershipIndex):
     for number, size_bytes in enumerate([5, 40, 30, 20]):
         index.add(str(number), "me", size_bytes, float(number))
         index.add(str(number), "you", size_bytes, float(number))
-    assert index.outdated(None, 95, 9) == []
-    assert index.outdated(None, 94, 9) == ["0"]
-    assert index.outdated(None, 50, 9) == ["0", "1"]
-    assert index.outdated(3.0, 50, 9) == ["0", "1", "2"]
-    assert index.outdated(None, 0, 9) == ["0", "1", "2", "3"]
+    assert index.expired(None, 95, 9) == []
+    assert index.expired(None, 94, 9) == ["0"]
+    assert index.expired(None, 50, 9) == ["0", "1"]
+    assert index.expired(3.0, 50, 9) == ["0", "1", "2"]
+    assert index.expired(None, 0, 9) == ["0", "1", "2", "3"]
 
 
 def test_checksums_are_recorded_for_each_file(index: OwnershipIndex):
     """Each content that was written under a name, once; the blurred file has its own."""
     index.add(DIGEST, "me", 10, 1.0)
     for checksum, size_bytes in (("1" * 64, 10), ("2" * 64, 11), ("1" * 64, 10)):
-        index.record(NAME, checksum, size_bytes)
-    index.record(BLURRED, "3" * 64, 12)
+        index.add_checksum(NAME, checksum, size_bytes)
+    index.add_checksum(BLURRED, "3" * 64, 12)
     assert index.checksums(NAME) == {"1" * 64: 10, "2" * 64: 11}
     assert index.checksums(BLURRED) == {"3" * 64: 12}
     assert index.checksums(name_of("cd" * 32)) == {}
@@ -99,15 +99,15 @@ def test_checksums_go_with_the_last_owner(index: OwnershipIndex, end: str):
     for owner in ("me", "you"):
         index.add(DIGEST, owner, 10, 1.0)
     for name in (NAME, BLURRED):
-        index.record(name, "1" * 64, 10)
+        index.add_checksum(name, "1" * 64, 10)
     index.remove(DIGEST, "me")
     assert index.checksums(NAME)
     if end == "remove":
         index.remove(DIGEST, "you")
     else:
-        index.forget(DIGEST)
+        index.delete(DIGEST)
     assert (index.checksums(NAME), index.checksums(BLURRED)) == ({}, {})
-    index.record(NAME, "1" * 64, 10)
+    index.add_checksum(NAME, "1" * 64, 10)
     assert index.checksums(NAME) == {}
 
 

@@ -11,8 +11,8 @@ from sd35.settings import load_settings
 from sd35.storage.blobs.memory import MemoryBlobStore
 from sd35.storage.images import ImageStore
 from sd35.storage.integrity import checksum_of
+from sd35.storage.memory.ownership import MemoryOwnershipIndex
 from sd35.storage.names import name_of
-from sd35.storage.ownership import MemoryOwnershipIndex
 from sd35.storage.retention import Retention
 
 NOW_S = 1_800_000_000.0
@@ -33,7 +33,7 @@ class Shelf:
         name, content = name_of(digest, is_blurred=is_blurred), bytes(size_bytes)
         self.store.put(name, content)
         self.index.add(digest, "me", size_bytes, NOW_S - age_s)
-        self.index.record(name, checksum_of(content), size_bytes)
+        self.index.add_checksum(name, checksum_of(content), size_bytes)
         self.digests.add(digest)
         return digest
 
@@ -77,7 +77,7 @@ def test_without_bounds_everything_stays(tmp_path: Path):
         shelf.add(hours * 3600, 600_000)
     for days, gigabytes, removed in (("0", "0", 0), ("0.5", "0", 1), ("0", "0.001", 1)):
         settings = load_settings({"data_dir": tmp_path, "retention_days": days, "retention_gb": gigabytes})
-        assert Retention.of(settings, shelf.images).sweep(NOW_S) == removed
+        assert Retention.from_settings(settings, shelf.images).sweep(NOW_S) == removed
 
 
 def test_a_sweep_that_fails_goes_on_next_time(monkeypatch: pytest.MonkeyPatch):

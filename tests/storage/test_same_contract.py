@@ -11,9 +11,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multip
 
 from sd35.errors import IdempotencyConflict
 from sd35.storage.database import open_database
-from sd35.storage.jobs import Failure, Job, JobResult, JobSpec, Receiver, Status
+from sd35.storage.jobs import Failure, Job, JobResult, JobSpec, Receiver, Status, new_job
 from sd35.storage.memory.jobs import MemoryJobStore
-from sd35.storage.new_job import new_job
 from tests.support.job_specs import REQUEST
 from tests.support.leases import pass_time
 
@@ -81,12 +80,12 @@ class SideBySide(RuleBasedStateMachine):
     @rule(holder=HOLDERS)
     def keep(self, holder: str):
         """The same are kept."""
-        assert self.sql.keep(holder, LEASE_S) == self.memory.keep(holder, LEASE_S)
+        assert self.sql.renew(holder, LEASE_S) == self.memory.renew(holder, LEASE_S)
 
     @rule(holder=HOLDERS)
     def hand_back(self, holder: str):
         """As many are handed back."""
-        assert self.sql.hand_back(holder) == self.memory.hand_back(holder)
+        assert self.sql.release(holder) == self.memory.release(holder)
 
     @rule(job_id=jobs, holder=HOLDERS, result=RESULTS)
     def end(self, job_id: str, holder: str, result: JobResult | Failure):
@@ -109,21 +108,21 @@ class SideBySide(RuleBasedStateMachine):
     def take_due(self, most: dict[Receiver, int], passed_s: int):
         """The same webhooks are due, and taken."""
         self.now_s += passed_s
-        due = [{one.receiver: one for one in store.due(self.now_s)} for store in (self.sql, self.memory)]
+        due = [{one.receiver: one for one in store.due_webhooks(self.now_s)} for store in (self.sql, self.memory)]
         assert due[0] == due[1]
-        assert self.sql.take_due(self.now_s, most) == self.memory.take_due(self.now_s, most)
+        assert self.sql.claim_webhooks(self.now_s, most) == self.memory.claim_webhooks(self.now_s, most)
 
     @rule(job_id=jobs, wait_s=st.integers(0, 90))
     def postpone(self, job_id: str, wait_s: int):
         """Later, in both."""
         for store in (self.sql, self.memory):
-            store.postpone(job_id, self.now_s + wait_s)
+            store.postpone_webhook(job_id, self.now_s + wait_s)
 
     @rule(job_id=jobs)
     def delivered(self, job_id: str):
         """Never again, in both."""
         for store in (self.sql, self.memory):
-            store.delivered(job_id)
+            store.finish_webhook(job_id)
 
     @rule(ago_s=st.integers(0, 30))
     def sweep(self, ago_s: int):
@@ -139,7 +138,7 @@ class SideBySide(RuleBasedStateMachine):
     @rule(job_id=jobs)
     def place(self, job_id: str):
         """The same place."""
-        assert self.sql.place(job_id) == self.memory.place(job_id)
+        assert self.sql.position(job_id) == self.memory.position(job_id)
 
     @invariant()
     def as_many(self):

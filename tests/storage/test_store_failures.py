@@ -22,7 +22,7 @@ OpenStore: TypeAlias = Callable[[str | None], BlobStore]
 KILLED = """
 import errno, os, sys
 from pathlib import Path
-from sd35.storage.blobs.object_store import DirectoryStore
+from sd35.storage.blobs.directory import DirectoryStore
 store = DirectoryStore(Path(sys.argv[1]))
 store.check()
 def no_links(*_):
@@ -61,7 +61,7 @@ FULL = """
 import resource, subprocess, sys
 from pathlib import Path
 from sd35.errors import StoreUnavailable
-from sd35.storage.blobs.object_store import DirectoryStore
+from sd35.storage.blobs.directory import DirectoryStore
 directory = Path(sys.argv[1])
 if sys.argv[4] == "disk":
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", directory], check=True)
@@ -130,10 +130,10 @@ def test_a_store_that_overwrites_is_refused(open_at: OpenStore, s3: pytest.Monke
     """As S3-compatible servers do that pass over the condition of a writing."""
     from sd35.storage.blobs.object_store import ObjectStore
 
-    def unconditional(store: Any, place: str, content: bytes) -> None:
-        store._store.put(place, content)  # noqa: SLF001
+    def unconditional(store: Any, path: str, content: bytes) -> None:
+        store._store.put(path, content)  # noqa: SLF001
 
-    s3.setattr(ObjectStore, "_write", unconditional)
+    s3.setattr(ObjectStore, "_write_once", unconditional)
     with pytest.raises(InvalidSetting, match=r"image_store: .* does not keep what was written first"):
         open_at("s3://images")
 

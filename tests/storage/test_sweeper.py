@@ -6,10 +6,10 @@ from hypothesis import given
 from structlog.testing import capture_logs
 
 from sd35.storage.blobs.memory import MemoryBlobStore
-from sd35.storage.clock import ClockRecord, ClockRules, judged
+from sd35.storage.clock import ClockRecord, ClockRules, judge
 from sd35.storage.database import open_database
 from sd35.storage.images import ImageStore
-from sd35.storage.new_job import new_job
+from sd35.storage.jobs import new_job
 from sd35.storage.retention import Retention
 from sd35.storage.sweeper import Sweeper, SweepResult
 from tests.support.job_specs import job_spec
@@ -25,7 +25,7 @@ class Server:
 
     def __init__(self, retention_bytes: int | None = None, wrong_s: float = 0.0) -> None:
         self.stores = open_database("memory")
-        self.images = ImageStore(MemoryBlobStore(), self.stores.images)
+        self.images = ImageStore(MemoryBlobStore(), self.stores.ownership)
         self.retention = Retention(self.images, KEEP_S, retention_bytes)
         self.wrong_s = wrong_s  # by which the clock is ahead
         self.real_s = NOW_S
@@ -54,15 +54,15 @@ class Server:
         """Make an image by a job, and let the job end; the image's digest."""
         digest = f"{self.made:064x}"
         self.made += 1
-        self.stores.images.add(digest, "me", 10, self.now_s)
-        self.images.files.put(f"{digest}.png", bytes(10))
+        self.stores.ownership.add(digest, "me", 10, self.now_s)
+        self.images.blobs.put(f"{digest}.png", bytes(10))
         job = self.stores.jobs.add(new_job(job_spec(), self.now_s))
         self.stores.jobs.cancel(job.id, None, self.now_s)
         return digest
 
     def has(self, digest: str) -> bool:
         """Whether an image is there."""
-        return self.images.files.get(f"{digest}.png") is not None
+        return self.images.blobs.get(f"{digest}.png") is not None
 
     def jobs(self) -> int:
         """How many jobs are known."""
@@ -193,14 +193,14 @@ def test_a_pause_is_told_once_with_what_to_do(server: Server):
 
 def test_what_is_kept_for_hours_is_paused_for_hours():
     """A short `retention_days`, as for privacy, is at most doubled; no bound means a week and a day."""
-    assert ClockRules.of(4 * HOUR_S) == (HOUR_S, 4 * HOUR_S)
-    assert ClockRules.of(None) == (7 * DAY_S, DAY_S)
+    assert ClockRules.for_retention(4 * HOUR_S) == (HOUR_S, 4 * HOUR_S)
+    assert ClockRules.for_retention(None) == (7 * DAY_S, DAY_S)
 
 
 @given(st.lists(st.tuples(st.floats(-1e9, 1e9), st.integers(0, 40)), max_size=12))
 def test_no_jump_is_believed_at_once(jumps: list[tuple[float, int]]):
     """Whatever a clock does, a believed reading is near the last believed one, or a day after the first of its kind."""
-    rules = ClockRules.of(KEEP_S)
+    rules = ClockRules.for_retention(KEEP_S)
     record, now_s, last_s = ClockRecord(NOW_S), NOW_S, NOW_S
     run_s = 0.0  # for which readings have followed each other plausibly
     for jump_s, sweeps in jumps:
@@ -212,7 +212,7 @@ def test_no_jump_is_believed_at_once(jumps: list[tuple[float, int]]):
                 run_s += step_s
             since_s = record.suspect_since_s
             suspected_s = (record.suspect_last_s or 0) - (since_s or 0)
-            reading = judged(record, now_s, rules)
+            reading = judge(record, now_s, rules)
             if reading.is_trusted:
                 is_near = abs(now_s - last_s - suspected_s) <= rules.plausible_s
                 assert is_near or run_s >= rules.confirmed_s

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 
 from sd35.jobs.webhooks.concurrency import InFlight
 from sd35.storage.database import MEMORY, open_database
-from sd35.storage.jobs import Delivery, JobStore
-from sd35.storage.new_job import new_job
+from sd35.storage.jobs import Delivery, JobStore, new_job
 from tests.storage.conftest import NewDatabase
 from tests.support.job_specs import job_spec
 
@@ -50,7 +49,7 @@ class Sending:
 
     def start(self, now_s: float) -> list[Delivery]:
         """Start what is due and has a place."""
-        taken = self.store.take_due(now_s, self.in_flight.choose(self.store.due(now_s)))
+        taken = self.store.claim_webhooks(now_s, self.in_flight.choose(self.store.due_webhooks(now_s)))
         for delivery in taken:
             self.in_flight.start(delivery.receiver)
         self.sent += taken
@@ -60,9 +59,9 @@ class Sending:
         """End what was started first, as the outcomes say; the rest goes on."""
         for delivery, outcome in zip(self.sent, outcomes, strict=False):
             if outcome == "failed":
-                self.store.postpone(delivery.job_id, now_s + 5)
+                self.store.postpone_webhook(delivery.job_id, now_s + 5)
             elif outcome != "unanswered":  # it is due again when it is no longer held
-                self.store.delivered(delivery.job_id)
+                self.store.finish_webhook(delivery.job_id)
             self.in_flight.note_speed(delivery.receiver.host, is_slow=outcome == "slow")
             self.in_flight.end(delivery.receiver)
         del self.sent[: len(outcomes)]

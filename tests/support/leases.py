@@ -11,7 +11,7 @@ from sd35.storage.sql.tables import jobs
 def pass_time(store: JobStore, seconds: float) -> None:
     """Make all leases of a store end so much earlier."""
     if isinstance(store, MemoryJobStore):
-        for storage in store._kept.values():  # noqa: SLF001  a test's way to move its clock
+        for storage in store._entries.values():  # noqa: SLF001  a test's way to move its clock
             storage.lease_until_s -= seconds
         return
     assert isinstance(store, SqlJobStore)

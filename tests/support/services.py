@@ -15,13 +15,13 @@ from sd35.storage.images import ImageStore
 from sd35.storage.links import Links
 from sd35.storage.retention import Retention
 from sd35.storage.storage import Storage
-from sd35.telemetry.report import Telemetry
+from sd35.telemetry.telemetry import Telemetry
 
 
 def memory_storage() -> Storage:
     """Nothing that outlives the process."""
     database = open_database("memory")
-    return Storage(database, ImageStore(MemoryBlobStore(), database.images), Links(b"a secret"))
+    return Storage(database, ImageStore(MemoryBlobStore(), database.ownership), Links(b"a secret"))
 
 
 def service_of(
@@ -29,6 +29,6 @@ def service_of(
 ) -> Service:
     """The service as `sd35 serve` composes it, with settings that are given."""
     settings, storage = load_settings(given), storage or memory_storage()
-    retention = Retention.of(settings, storage.images)
+    retention = Retention.from_settings(settings, storage.images)
     webhooks = Webhooks(settings, storage.database.jobs, partial(job_body, storage.database.jobs))
     return Service(pool, storage, policy_of(settings), retention, webhooks, telemetry)

@@ -19,7 +19,7 @@ from sd35.generation.model_pool import ModelPool
 from sd35.service.lifecycle import ServiceLifecycle
 from sd35.settings import load_settings
 from sd35.storage.storage import Storage
-from sd35.telemetry.report import Telemetry
+from sd35.telemetry.telemetry import Telemetry
 from tests.support.fake_backend import WAIT_S
 from tests.support.services import service_of
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from sd35.jobs.webhooks.resolver import Lookup, Resolver
 from sd35.jobs.webhooks.sender import Body, Sender
 from sd35.jobs.webhooks.transport import PublicTransport
-from sd35.storage.jobs import Delivery, Job, JobStore
+from sd35.storage.jobs import Delivery, Job, JobStore, new_job
 from sd35.storage.memory.jobs import MemoryJobStore
-from sd35.storage.new_job import new_job
-from sd35.telemetry.metrics import WebhookEnd
+from sd35.telemetry.metrics import WebhookResult
 from tests.support.job_specs import job_spec
 
 SECRET = bytes(range(32))
@@ -27,7 +26,7 @@ class Sending:
     now_s: float = 1_000.0
     allow_private: bool = True
     resolved: list[str] = field(default_factory=list)
-    told: list[WebhookEnd] = field(default_factory=list)
+    told: list[WebhookResult] = field(default_factory=list)
     leads_to: list[str] = field(default_factory=lambda: ["127.0.0.1"])
 
     def __post_init__(self) -> None:
@@ -44,7 +43,7 @@ class Sending:
         """Send what is due once, and wait until all of it was sent; how many webhooks were due."""
 
         async def scenario() -> int:
-            due = sum(one.count for one in self.store.due(self.now_s))
+            due = sum(one.count for one in self.store.due_webhooks(self.now_s))
             async with self.sender() as sender, asyncio.TaskGroup() as sending:
                 await sender.start_due(sending)
             return due
@@ -83,4 +82,4 @@ class Sending:
 
     def pending(self) -> list[Delivery]:
         """What is still to be sent, some time."""
-        return self.store.take_due(1e12, {one.receiver: 99 for one in self.store.due(1e12)})
+        return self.store.claim_webhooks(1e12, {one.receiver: 99 for one in self.store.due_webhooks(1e12)})

@@ -14,7 +14,7 @@ from sd35.generation.params import GenerationParams
 from sd35.generation.service import GenerationResult, GenerationService, Requester
 from sd35.storage.blobs.memory import MemoryBlobStore
 from sd35.storage.images import ImageStore
-from sd35.telemetry.report import Telemetry
+from sd35.telemetry.telemetry import Telemetry
 from tests.support.fake_backend import WAIT_S, FakeBackend
 from tests.support.services import memory_storage
 
@@ -83,7 +83,7 @@ def test_each_end_of_a_image_is_counted(pool: ModelPool, backend: FakeBackend, t
 
     asyncio.run(scenario())
     assert counted(telemetry, "sd35_images_total") == {
-        ("made",): 1,
+        ("generated",): 1,
         ("failed",): 1,
         ("refused",): 1,
         ("cancelled",): 1,
@@ -104,7 +104,7 @@ def test_what_finds_no_room_is_no_image(pool: ModelPool, backend: FakeBackend, t
         await held
 
     asyncio.run(scenario())
-    assert counted(telemetry, "sd35_images_total") == {("made",): 1}
+    assert counted(telemetry, "sd35_images_total") == {("generated",): 1}
 
 
 def test_the_filters_decisions_are_counted_by_what_they_are_about(pool: ModelPool, telemetry: Telemetry):
@@ -139,11 +139,11 @@ def test_who_shares_a_image_is_counted_as_such(pool: ModelPool, telemetry: Telem
 def test_a_image_that_cannot_be_stored_is_counted(pool: ModelPool, telemetry: Telemetry):
     """It is made all the same."""
     generation_service = GenerationService(
-        pool, ImageStore(Full(), memory_storage().database.images), AllowAll(), telemetry
+        pool, ImageStore(Full(), memory_storage().database.ownership), AllowAll(), telemetry
     )
     asyncio.run(make(generation_service, "a cat"))
     assert counted(telemetry, "sd35_unstored_images_total") == {(): 1}
-    assert counted(telemetry, "sd35_images_total") == {("made",): 1}
+    assert counted(telemetry, "sd35_images_total") == {("generated",): 1}
 
 
 @pytest.mark.parametrize(("log_prompts", "logged"), [(False, None), (True, f"{'a ' * 100}… (600 characters)")])

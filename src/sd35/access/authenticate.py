@@ -1,4 +1,4 @@
-"""Who asks: from the secret that came to a caller, by all keys, which are read every few seconds at most."""
+"""Authentication of callers by API key. The keys are read from the store every few seconds at most."""
 
 import asyncio
 import ipaddress
@@ -14,77 +14,93 @@ from sd35.errors import NotAuthenticated, StoreUnavailable
 from sd35.request import Request
 from sd35.threads import STORES
 
-KEPT_S = 5.0  # so long, at most, a key that was added or revoked is not noticed
-_RETRY_S = 1.0  # so often a store that does not answer is asked
-_NOBODY = Key("", "", "", Role.USER, 0.0)  # what a secret of no key is compared with: it takes as long
+KEY_CACHE_S = 5.0  # upper bound for a new or revoked key to take effect
+_RETRY_S = 1.0  # interval at which a store that does not answer is asked again
+_NO_KEY = Key("", "", "", Role.USER, 0.0)  # compared with secrets of unknown keys, so that they take as long
 _MISSING = "an API key is needed, as a header: 'Authorization: Bearer sd35_...' or 'X-Api-Key: sd35_...'"
-_WRONG = "the API key that came is not valid"
+_INVALID = "the API key that came is not valid"
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. `owner` is the key's id, "" where there are no keys; `address` the client's, "" where it has none."""
+    """The authenticated sender of a request.
+
+    Attributes:
+        owner: ID of the API key, "" if the service has no keys.
+        role: Role of the key.
+        quota: Quota of the key.
+        address: IP address of the client, "" if unknown.
+        rate_limiter: Counts what the caller uses.
+    """
 
     owner: str
     role: Role
     quota: Quota
     address: str
-    limits: RateLimiter
+    rate_limiter: RateLimiter
 
     @property
     def visible_to(self) -> str | None:
-        """Whose jobs and images it may see: its own, or, of an administrator, None: all."""
+        """The owner whose jobs and images the caller may see. None means all of them, for an administrator."""
         return None if self.role is Role.ADMIN else self.owner
 
     @cached_property
     def client(self) -> str:
-        """Whose limits count, and whose turn it is: the key's, or the address's where there are no keys."""
+        """The unit of rate limits and of fair queueing: the key, or the network address if there are no keys."""
         return self.owner or _network_of(self.address)
 
-    def making(self, requests: Sequence[Request]) -> AbstractContextManager[Charge]:
-        """Counts images that are made while the caller waits. Raises TooMany, NotAllowed; see `RateLimiter.making`."""
+    def generating(self, requests: Sequence[Request]) -> AbstractContextManager[Charge]:
+        """Count images that are generated while the caller waits.
+
+        Raises TooMany, NotAllowed; see `RateLimiter.generating`.
+        """
         pixels = sum(request.width * request.height for request in requests)
-        return self.limits.making(self.client, self.quota, pixels, len(requests))
+        return self.rate_limiter.generating(self.client, self.quota, pixels, len(requests))
 
-    def ordering(self, request: Request) -> Charge:
-        """Counts an image that is made when its time comes. Raises TooMany, NotAllowed; see `RateLimiter.charge`."""
-        return self.limits.charge(self.client, self.quota, request.width * request.height)
+    def charge_job(self, request: Request) -> Charge:
+        """Count the image of a job. Raises TooMany, NotAllowed; see `RateLimiter.charge`."""
+        return self.rate_limiter.charge(self.client, self.quota, request.width * request.height)
 
-    def asking(self) -> Charge:
-        """Count a request that makes no image but costs time. Raises TooMany; see `RateLimiter.charge`."""
-        return self.limits.charge(self.client, self.quota, 0)
+    def charge_request(self) -> Charge:
+        """Count a request that generates no image but takes time. Raises TooMany; see `RateLimiter.charge`."""
+        return self.rate_limiter.charge(self.client, self.quota, 0)
 
     def limit_headers(self) -> Mapping[str, str]:
-        """What is left to it, as response headers."""
-        return self.limits.headers(self.client, self.quota)
+        """Return the response headers about rate limits."""
+        return self.rate_limiter.headers(self.client, self.quota)
 
 
 class Authenticator:
-    """Tells callers by their keys. Without a store, or with one that never had a key, whoever asks may do anything.
+    """Authenticates callers by their API keys. If there are no keys, every caller is an administrator.
 
-    All keys are read at once: then what comes with a made-up key never reaches the database, and how long an answer
-    takes does not tell which ids there are.
+    All keys are read at once. Requests with made-up keys therefore never reach the database, and the response time does
+    not reveal which key IDs exist.
+
+    Args:
+        store: The key store; None for a service without keys.
+        rate_limiter: Counts what the callers use.
+        clock: Monotonic clock, in seconds.
     """
 
     def __init__(
-        self, store: KeyStore | None, limits: RateLimiter, clock: Callable[[], float] = time.monotonic
+        self, store: KeyStore | None, rate_limiter: RateLimiter, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._store, self._limits, self._clock = store, limits, clock
+        self._store, self._rate_limiter, self._clock = store, rate_limiter, clock
         self._reading = asyncio.Lock()
-        self._found: Mapping[str, Key] | StoreUnavailable = {}
-        self._until_s = float("-inf")  # when `_found` is too old
+        self._cached: Mapping[str, Key] | StoreUnavailable = {}
+        self._expires_s = float("-inf")  # when `_cached` is too old
 
-    async def caller(self, secret: str | None, address: str) -> Caller:
-        """Who asks from an address, with a secret or none. Raises NotAuthenticated, StoreUnavailable."""
+    async def authenticate(self, secret: str | None, address: str) -> Caller:
+        """Return the caller with this secret and IP address. Raises NotAuthenticated, StoreUnavailable."""
         keys = await self._keys()
         if not keys:
-            return Caller("", Role.ADMIN, Quota(), address, self._limits)
+            return Caller("", Role.ADMIN, Quota(), address, self._rate_limiter)
         if not secret:
             raise NotAuthenticated(_MISSING)
-        key = keys.get(id_of(secret) or "", _NOBODY)
+        key = keys.get(id_of(secret) or "", _NO_KEY)
         if not matches(key, secret) or key.revoked_s is not None:
-            raise NotAuthenticated(_WRONG)
-        return Caller(key.id, key.role, key.quota, address, self._limits)
+            raise NotAuthenticated(_INVALID)
+        return Caller(key.id, key.role, key.quota, address, self._rate_limiter)
 
     async def has_keys(self) -> bool:
         """Whether there are keys, so that callers need one. Raises StoreUnavailable."""
@@ -93,30 +109,30 @@ class Authenticator:
     async def _keys(self) -> Mapping[str, Key]:
         if self._store is None:
             return {}
-        if self._clock() >= self._until_s:
+        if self._clock() >= self._expires_s:
             async with self._reading:
-                if self._clock() >= self._until_s:  # else another request has read them meanwhile
+                if self._clock() >= self._expires_s:  # else another request has read them meanwhile
                     await self._read(self._store)
-        if isinstance(self._found, StoreUnavailable):
-            raise StoreUnavailable(str(self._found)) from self._found
-        return self._found
+        if isinstance(self._cached, StoreUnavailable):
+            raise StoreUnavailable(str(self._cached)) from self._cached
+        return self._cached
 
     async def _read(self, store: KeyStore) -> None:
-        asked_s = self._clock()
+        began_s = self._clock()
         try:
-            self._found = {key.id: key for key in await STORES.run(store.keys)}
-            self._until_s = asked_s + KEPT_S
+            self._cached = {key.id: key for key in await STORES.run(store.keys)}
+            self._expires_s = began_s + KEY_CACHE_S
         except StoreUnavailable as error:
-            self._found = error
-            self._until_s = self._clock() + _RETRY_S
+            self._cached = error
+            self._expires_s = self._clock() + _RETRY_S
 
 
 def _network_of(address: str) -> str:
-    """Return the address that limits count by: IPv4 whole, of IPv6 the /64 network, which one client may use freely."""
+    """Return the unit that limits count by: an IPv4 address, or the /64 of an IPv6 address, which one client owns."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return address
-    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:  # as a proxy on a dual-stack socket names it
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:  # as a proxy on a dual-stack socket shows it
         return str(parsed.ipv4_mapped)
     return address if parsed.version == 4 else str(ipaddress.ip_network(f"{parsed}/64", strict=False))

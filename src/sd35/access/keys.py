@@ -1,6 +1,6 @@
-"""API keys: who may ask, for what, and how much.
+"""API keys, their roles and quotas.
 
-A secret reads `sd35_<id>_<random>`. The id is public; the rest has 256 bits of chance, so that one SHA-256 keeps it.
+A secret reads `sd35_<id>_<random>`. The ID is public. The rest has 256 random bits, so a single SHA-256 protects it.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ _SECRET = re.compile(r"sd35_([0-9a-f]{16})_[A-Za-z0-9_-]{43}")
 
 
 class Role(StrEnum):
-    """A user makes images; an administrator also sees everybody's jobs, the admin routes and the metrics."""
+    """Role of a key. Users generate images. Administrators also see all jobs, the admin routes and the metrics."""
 
     USER = "user"
     ADMIN = "admin"
@@ -24,7 +24,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class Quota:
-    """What a key may use; None leaves it to the settings, 0 is without bound."""
+    """Limits of a key. None uses the limit of the settings, 0 means unlimited."""
 
     requests_per_minute: int | None = None
     concurrency: int | None = None
@@ -33,7 +33,7 @@ class Quota:
 
 @dataclass(frozen=True)
 class Key:
-    """A key as it is kept: its secret's hash alone. `id` is public, part of the secret, and the jobs' `owner`."""
+    """A key as it is stored, with only the hash of its secret. `id` is public and the `owner` of jobs and images."""
 
     id: str
     name: str
@@ -45,36 +45,36 @@ class Key:
 
 
 class KeyStore(Protocol):
-    """Keeps keys. Safe for threads; blocks. Raises StoreUnavailable."""
+    """Stores keys. Thread-safe. Methods block and raise StoreUnavailable."""
 
     def add(self, key: Key) -> None:
-        """Keep a new one."""
+        """Store a new key."""
 
     def find(self, key_id: str) -> Key | None:
-        """One key, revoked or not."""
+        """Return a key, revoked or not, or None if it is missing."""
 
     def keys(self) -> Sequence[Key]:
-        """All, the oldest first."""
+        """Return all keys, oldest first."""
 
     def revoke(self, key_id: str, now_s: float) -> Key | None:
-        """End a key; None where there is none."""
+        """Revoke a key and return it, or None if it is missing. An earlier revocation is not changed."""
 
 
 def new_key(name: str, role: Role, now_s: float, quota: Quota | None = None) -> tuple[Key, str]:
-    """A key to keep, and its secret, which is known only now."""
+    """Return a new key to store, and its secret, which cannot be recovered later."""
     key_id = secrets.token_hex(8)
     secret = f"sd35_{key_id}_{secrets.token_urlsafe(32)}"
     return Key(key_id, name, _sha256(secret), role, now_s, quota or Quota()), secret
 
 
 def id_of(secret: str) -> str | None:
-    """The id in a secret; None for what is no secret."""
+    """Return the key ID in a secret, or None if the text is not a secret."""
     found = _SECRET.fullmatch(secret)
     return found[1] if found else None
 
 
 def matches(key: Key, secret: str) -> bool:
-    """Whether a secret is a key's, in a time that does not tell how much of it is right."""
+    """Whether a secret belongs to a key. Takes constant time."""
     return hmac.compare_digest(_sha256(secret), key.secret_sha256)
 
 

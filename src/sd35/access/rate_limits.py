@@ -1,8 +1,9 @@
-"""What a client may use in a time: requests, pixels, and images at once. Known to this process alone.
+"""Rate limits of clients: requests, pixels, and concurrent images. Counted in this process only.
 
-Requests and pixels are token buckets, as the generic cell rate algorithm (ITU-T I.371) keeps them: one number each, the
-time at which the bucket is full again. A client may use a minute's or an hour's share at once, and gets it back evenly.
-(The library `limits` keeps an object for each unit that was used, and for pixels these are millions.)
+Requests and pixels are token buckets, implemented by the generic cell rate algorithm (ITU-T I.371). It stores one
+number per bucket, the time at which the bucket is full again. A client may use a minute's or an hour's share at once,
+and the bucket refills evenly. The library `limits` has neither token buckets nor refunds, and its moving window stores
+one object per used unit, which would be millions for pixels.
 """
 
 import math
@@ -15,58 +16,60 @@ from dataclasses import dataclass, fields
 from sd35.access.keys import Quota
 from sd35.errors import IdempotencyConflict, NotAllowed, NotReady, Overloaded, StoreUnavailable, TooMany
 
-_SWEPT = 4096  # clients, at which those with nothing used are forgotten
+_SWEEP_SIZE = 4096  # number of buckets at which full ones are deleted
 _ROUNDING_S = 1e-6
-_REFUSALS = (IdempotencyConflict, NotReady, Overloaded, StoreUnavailable)  # after which nothing was used
+_REFUNDED = (IdempotencyConflict, NotReady, Overloaded, StoreUnavailable)  # errors after which nothing was used
 
 
 @dataclass(frozen=True)
 class _Bucket:
-    """What a client may use: `most` in `period_s`."""
+    """A client may use `limit` units in `period_s` seconds."""
 
     client: str
     unit: str
-    most: int
+    limit: int
     period_s: float
 
     def seconds(self, amount: float) -> float:
-        """How long an amount takes to come back."""
-        return amount * self.period_s / self.most
+        """Return the time in which an amount refills."""
+        return amount * self.period_s / self.limit
 
 
 class Charge:
-    """What a request was counted as. `refund` it where nothing came of the request.
+    """What a request was counted as. Call `refund` if the request came to nothing.
 
-    `at_once`: how many of its images may be in the making at once.
+    `max_concurrent` is how many images of the request may be generated at once.
     """
 
-    def __init__(self, refund: Callable[[], None], at_once: int = 1) -> None:
-        self._refund, self.at_once = refund, at_once
+    def __init__(self, refund: Callable[[], None], max_concurrent: int = 1) -> None:
+        self._refund, self.max_concurrent = refund, max_concurrent
         self._is_refunded = False
 
     def refund(self) -> None:
-        """Give it back; the second time, nothing."""
+        """Give the charge back. Further calls do nothing."""
         if not self._is_refunded:
             self._is_refunded = True
             self._refund()
 
 
 class RateLimiter:
-    """How much each client has used of what it may. For the event loop only.
+    """Counts what each client has used of its quota. Only for the event loop. Refused requests are not counted.
 
-    `otherwise` holds for what an allowance leaves open. Only what was granted is kept, until it has come back.
+    Args:
+        defaults: Limits where the quota of a key has none.
+        clock: Monotonic clock, in seconds.
     """
 
-    def __init__(self, otherwise: Quota, clock: Callable[[], float] = time.monotonic) -> None:
-        self._otherwise, self._clock = otherwise, clock
-        self._full_at_s: dict[tuple[str, str], float] = {}
-        self._swept_at = _SWEPT
-        self._images: Counter[str] = Counter()
+    def __init__(self, defaults: Quota, clock: Callable[[], float] = time.monotonic) -> None:
+        self._defaults, self._clock = defaults, clock
+        self._full_at_s: dict[tuple[str, str], float] = {}  # by client and unit
+        self._sweep_at = _SWEEP_SIZE
+        self._images: Counter[str] = Counter()  # being generated, by client
 
     def charge(self, client: str, quota: Quota, pixels: int) -> Charge:
         """Count a request for `pixels`.
 
-        Raises TooMany, and NotAllowed for what is more than an hour's share; what is refused is not counted.
+        Raises TooMany if a limit is reached, and NotAllowed if the request exceeds the share of a whole hour.
         """
         now_s = self._clock()
         amounts = {"requests": 1, "pixels": pixels}
@@ -83,52 +86,52 @@ class RateLimiter:
         return Charge(refund)
 
     @contextmanager
-    def making(self, client: str, quota: Quota, pixels: int, images: int = 1) -> Iterator[Charge]:
-        """Count a request as `charge` does, and until the block ends as images in the making.
+    def generating(self, client: str, quota: Quota, pixels: int, images: int = 1) -> Iterator[Charge]:
+        """Count a request as `charge` does, and its images as concurrent until the block ends.
 
-        Those are `images`, or as many as the client may still have made at once. Where the block is refused what it
-        asks for (Overloaded, NotReady, ...), the charge is refunded.
+        Counts as many of `images` as the client may still generate at once; see `Charge.max_concurrent`. If the block
+        raises an error after which nothing was used (Overloaded, NotReady, ...), the charge is refunded.
         """
-        most = self._allowed(quota).concurrency
-        if most and self._images[client] >= most:
-            raise TooMany(f"{self._images[client]} of at most {most} images at once are this client's", 1.0)
+        limit = self._limits(quota).concurrency
+        if limit and self._images[client] >= limit:
+            raise TooMany(f"{self._images[client]} of at most {limit} images at once are this client's", 1.0)
         charge = self.charge(client, quota, pixels)
-        charge.at_once = min(images, most - self._images[client]) if most else images
-        self._images[client] += charge.at_once
+        charge.max_concurrent = min(images, limit - self._images[client]) if limit else images
+        self._images[client] += charge.max_concurrent
         try:
             yield charge
-        except _REFUSALS:
+        except _REFUNDED:
             charge.refund()
             raise
         finally:
-            self._images[client] -= charge.at_once
+            self._images[client] -= charge.max_concurrent
             if not self._images[client]:
                 del self._images[client]
 
     def headers(self, client: str, quota: Quota) -> Mapping[str, str]:
-        """What a client may use and what is left of it, as of draft-ietf-httpapi-ratelimit-headers-10."""
+        """Return the limits and remaining amounts, as in draft-ietf-httpapi-ratelimit-headers-10."""
         now_s = self._clock()
-        policies, left = [], []
+        policies, remaining = [], []
         for bucket in self._buckets(client, quota):
-            used_s = max(0.0, self._full_at_s.get((client, bucket.unit), now_s) - now_s)
-            remaining = math.floor(bucket.most * (1 - used_s / bucket.period_s) + _ROUNDING_S)
-            policies.append(f'"{bucket.unit}";q={bucket.most};w={bucket.period_s:.0f}')
-            left.append(f'"{bucket.unit}";r={remaining};t={math.ceil(used_s)}')
-        return {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(left)} if left else {}
+            refill_s = max(0.0, self._full_at_s.get((client, bucket.unit), now_s) - now_s)
+            amount = math.floor(bucket.limit * (1 - refill_s / bucket.period_s) + _ROUNDING_S)
+            policies.append(f'"{bucket.unit}";q={bucket.limit};w={bucket.period_s:.0f}')
+            remaining.append(f'"{bucket.unit}";r={amount};t={math.ceil(refill_s)}')
+        return {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(remaining)} if policies else {}
 
-    def _allowed(self, own: Quota) -> Quota:
-        named = {field.name: getattr(own, field.name) for field in fields(own)}
-        otherwise = self._otherwise
-        return Quota(**{name: getattr(otherwise, name) if most is None else most for name, most in named.items()})
+    def _limits(self, quota: Quota) -> Quota:
+        own = {field.name: getattr(quota, field.name) for field in fields(quota)}
+        defaults = self._defaults
+        return Quota(**{name: getattr(defaults, name) if limit is None else limit for name, limit in own.items()})
 
     def _buckets(self, client: str, quota: Quota) -> list[_Bucket]:
-        allowed = self._allowed(quota)
-        bounds = (("requests", allowed.requests_per_minute, 60.0), ("pixels", allowed.pixels_per_hour, 3600.0))
-        return [_Bucket(client, unit, most, period_s) for unit, most, period_s in bounds if most]
+        limits = self._limits(quota)
+        bounds = (("requests", limits.requests_per_minute, 60.0), ("pixels", limits.pixels_per_hour, 3600.0))
+        return [_Bucket(client, unit, limit, period_s) for unit, limit, period_s in bounds if limit]
 
     def _check(self, bucket: _Bucket, amount: int, now_s: float) -> None:
-        limit = f"{bucket.most} {bucket.unit} in {bucket.period_s:.0f} s"
-        if amount > bucket.most:
+        limit = f"{bucket.limit} {bucket.unit} in {bucket.period_s:.0f} s"
+        if amount > bucket.limit:
             raise NotAllowed(f"this client may use {limit}, and this request alone takes {amount}")
         full_at_s = max(now_s, self._full_at_s.get((bucket.client, bucket.unit), now_s))
         wait_s = full_at_s + bucket.seconds(amount) - now_s - bucket.period_s
@@ -138,6 +141,6 @@ class RateLimiter:
     def _use(self, bucket: _Bucket, amount: int, now_s: float) -> None:
         key = (bucket.client, bucket.unit)
         self._full_at_s[key] = max(now_s, self._full_at_s.get(key, now_s)) + bucket.seconds(amount)
-        if len(self._full_at_s) > self._swept_at:
+        if len(self._full_at_s) > self._sweep_at:
             self._full_at_s = {each: full_at_s for each, full_at_s in self._full_at_s.items() if full_at_s > now_s}
-            self._swept_at = max(_SWEPT, 2 * len(self._full_at_s))
+            self._sweep_at = max(_SWEEP_SIZE, 2 * len(self._full_at_s))

@@ -1,4 +1,4 @@
-"""Remember outside the database that a service has API keys, so that losing them does not open it to everyone."""
+"""Record outside the database that a service has API keys, so that losing the database does not open the service."""
 
 import os
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from sd35.errors import InvalidSetting, StoreUnavailable
 
 
 class KeysMarker:
-    """The file `keys-required` in `data_dir`. It names the database that the keys are in."""
+    """The file `keys-required` in `data_dir`, which contains the name of the database with the keys."""
 
     def __init__(self, data_dir: Path) -> None:
         self.path = data_dir / "keys-required"
@@ -22,7 +22,7 @@ class KeysMarker:
         return os.path.lexists(self.path)
 
     def set(self, database: str) -> None:
-        """Make the file; one that is there stays as it is. Raises OSError."""
+        """Create the file. Does nothing if it exists. Raises OSError."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(self.path, "x", encoding="utf-8", opener=_private) as file:
@@ -31,58 +31,63 @@ class KeysMarker:
             return
 
     def clear(self) -> None:
-        """Remove the file, if it is there. Raises OSError."""
+        """Delete the file, if it exists. Raises OSError."""
         self.path.unlink(missing_ok=True)
 
-    def missing(self, database: str) -> str:
-        """The sentence that says that the keys are gone, and the ways out."""
+    def loss_message(self, database: str) -> str:
+        """Return a message that the keys of a database are lost, and what to do about it."""
         try:
-            where = self.path.read_text(encoding="utf-8", errors="replace").strip()
+            recorded = self.path.read_text(encoding="utf-8", errors="replace").strip()
         except OSError:
-            where = ""
-        had = f"in {where}" if where and where != database else "in it"
+            recorded = ""
+        location = f"in {recorded}" if recorded and recorded != database else "in it"
         return (
-            f"{database} has no API keys, but this service had keys {had}, as {self.path} records. The database was"
-            " removed or emptied, or the setting names another one. Restore it, or make a new key: sd35 keys add NAME."
-            " To serve everyone without keys instead: sd35 keys open"
+            f"{database} has no API keys, but this service had keys {location}, as {self.path} records. The database"
+            " was removed or emptied, or the setting names another one. Restore it, or make a new key:"
+            " sd35 keys add NAME. To serve everyone without keys instead: sd35 keys open"
         )
 
 
 class RequiredKeyStore:
-    """A KeyStore that refuses to have no keys once it had some. `database` is its name in messages.
+    """A KeyStore that raises an error if it once had keys and has none now.
 
-    The file is made when keys are first read. Where it cannot be, keys are required as long as the process lives.
+    The marker file is created when keys are first read. If that fails, keys are required until the process ends.
+
+    Args:
+        store: The store with the keys.
+        marker: Records that there were keys.
+        database: Name of the database in messages.
     """
 
     def __init__(self, store: KeyStore, marker: KeysMarker, database: str) -> None:
         self._store, self._marker, self._database = store, marker, database
-        self._had_keys = self._was_told = False
+        self._had_keys = self._is_logged = False
 
     def check(self) -> None:
-        """Raises InvalidSetting where the keys are lost, StoreUnavailable where they cannot be read."""
+        """Raise InvalidSetting if the keys are lost, and StoreUnavailable if they cannot be read."""
         if self._are_lost(self._store.keys()):
-            raise InvalidSetting(f"database: {self._marker.missing(self._database)}")
+            raise InvalidSetting(f"database: {self._marker.loss_message(self._database)}")
 
     def add(self, key: Key) -> None:
-        """Keep a new one."""
+        """Store a new key."""
         self._store.add(key)
 
     def find(self, key_id: str) -> Key | None:
-        """One key, revoked or not."""
+        """Return a key, revoked or not, or None if it is missing."""
         return self._store.find(key_id)
 
     def keys(self) -> Sequence[Key]:
-        """All, the oldest first. Raises StoreUnavailable where they are lost, too."""
+        """Return all keys, oldest first. Raises StoreUnavailable, also if the keys are lost."""
         found = self._store.keys()
         if self._are_lost(found):
-            if not self._was_told:  # clients are not told where files lie
-                structlog.get_logger().error("the API keys are lost", reason=self._marker.missing(self._database))
-            self._was_told = True
+            if not self._is_logged:  # responses to clients never contain paths
+                structlog.get_logger().error("the API keys are lost", reason=self._marker.loss_message(self._database))
+            self._is_logged = True
             raise StoreUnavailable("the service has lost its API keys; its operator has to restore them")
         return found
 
     def revoke(self, key_id: str, now_s: float) -> Key | None:
-        """End a key; None where there is none."""
+        """Revoke a key and return it, or None if it is missing."""
         return self._store.revoke(key_id, now_s)
 
     def _are_lost(self, found: Sequence[Key]) -> bool:
@@ -99,7 +104,7 @@ class RequiredKeyStore:
             self._marker.set(self._database)
         except OSError as error:
             structlog.get_logger().warning(
-                "that API keys are required cannot be recorded: should the database be lost, the next start is open",
+                "cannot record that API keys are required: if the database is lost, the next start is open to everyone",
                 path=str(self._marker.path),
                 reason=error.strerror or str(error),
             )

@@ -31,13 +31,13 @@ from sd35.api.query import refuse_unknown_parameters
 from sd35.api.request_log import RequestLog, telemetry_config
 from sd35.api.sessions import Sessions
 from sd35.api.ui_mount import UiMount
-from sd35.body_limits import HeldBytes
+from sd35.body_limits import BodyMemory
 from sd35.errors import Sd35Error
 from sd35.images.record import own_version
 from sd35.service.lifecycle import ServiceLifecycle
 from sd35.service.metrics_collector import MetricsCollector
 from sd35.settings import Settings
-from sd35.telemetry.report import Telemetry
+from sd35.telemetry.telemetry import Telemetry
 from sd35.ui import PATH as UI_PATH
 
 _DESCRIPTION = """Stable Diffusion 3.5 as a service.
@@ -77,7 +77,7 @@ def create_app(
     app.state.lifecycle, app.state.telemetry, app.state.sessions = lifecycle, telemetry, Sessions()
     app.state.settings, app.state.started_s, app.state.ui = settings, time.monotonic(), ui or UiMount()
     app.state.image_parsing = asyncio.Semaphore(MAX_PARSED_IMAGES)
-    app.state.received_images = HeldBytes(MAX_RECEIVED_BYTES, MAX_RECEIVED_BYTES_EACH)
+    app.state.received_images = BodyMemory(MAX_RECEIVED_BYTES, MAX_RECEIVED_BYTES_EACH)
     _add_routes(app, settings)
     _add_middleware(app, settings, keys, telemetry)
     app.add_exception_handler(Sd35Error, _on_error)
@@ -93,7 +93,7 @@ def _lifespan(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         lifecycle.start()
-        loop_watch = asyncio.create_task(telemetry.metrics.watch_loop())
+        loop_watch = asyncio.create_task(telemetry.metrics.measure_loop_lag())
         yield
         await lifecycle.close()
         loop_watch.cancel()

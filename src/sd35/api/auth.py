@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sd35.access.authenticate import Authenticator, Caller
 from sd35.access.keys import Role
 from sd35.api.errors import ApiError
-from sd35.body_limits import in_time
+from sd35.body_limits import limit_body_time
 from sd35.errors import NotAllowed, Sd35Error
 from sd35.service.lifecycle import ServiceLifecycle
 from sd35.service.service import Service
@@ -59,7 +59,7 @@ class AuthMiddleware:
             return
         address = (scope.get("client") or ("",))[0]
         try:
-            caller = await self._authenticator.caller(_secret_in(Headers(scope=scope)), address)
+            caller = await self._authenticator.authenticate(_secret_in(Headers(scope=scope)), address)
         except Sd35Error as error:
             response = await self._on_error(Request(scope), error)
             await response(scope, receive, send)
@@ -74,7 +74,7 @@ class AuthMiddleware:
             await send(message)
 
         on_timeout = partial(_raise_timeout, self._body_timeout_s)
-        await self._app(scope, in_time(receive, self._body_timeout_s, on_timeout), send_limits)
+        await self._app(scope, limit_body_time(receive, self._body_timeout_s, on_timeout), send_limits)
 
 
 def caller_of(request: Request) -> Caller:

@@ -112,7 +112,7 @@ def report_error(request: Request, error: Sd35Error) -> ApiError:
     """Count an error, log it if generation failed, and return its HTTP form. Also for streams that have begun."""
     if isinstance(error, GenerationFailed):
         structlog.get_logger().error("image failed", exc_info=error)
-    request.app.state.telemetry.metrics.refused(error)
+    request.app.state.telemetry.metrics.error_returned(error)
     return ApiError.from_error(error)
 
 

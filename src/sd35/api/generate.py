@@ -90,8 +90,8 @@ async def running_batch(
     service, caller = service_of(request), caller_of(request)
     first = job_specs[0].request
     structlog.contextvars.bind_contextvars(digest=first.digest, model=first.model)
-    with caller.making([job_spec.request for job_spec in job_specs]) as charge:
-        batch = Batch(service, job_specs, caller.client, charge.at_once, on_step, previews=previews)
+    with caller.generating([job_spec.request for job_spec in job_specs]) as charge:
+        batch = Batch(service, job_specs, caller.client, charge.max_concurrent, on_step, previews=previews)
         try:
             yield batch
         finally:

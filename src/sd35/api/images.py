@@ -16,7 +16,7 @@ from sd35.api.ranges import answer
 from sd35.images.encode import encoded
 from sd35.images.formats import Format, negotiate
 from sd35.service.service import Service
-from sd35.storage.links import LASTING_S, MOST_LASTING_S, PATH, expiry
+from sd35.storage.links import DEFAULT_LIFETIME_S, MAX_LIFETIME_S, PATH, expiry
 
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {
     404: documented("There is no such image, or another key owns it."),
@@ -89,7 +89,7 @@ async def get(
 async def link(
     request: Request,
     digest: Digest,
-    expires_in_s: Annotated[int, Query(ge=1, le=MOST_LASTING_S)] = LASTING_S,
+    expires_in_s: Annotated[int, Query(ge=1, le=MAX_LIFETIME_S)] = DEFAULT_LIFETIME_S,
     output_format: OutputFormat = None,
 ) -> Link:
     """Return a signed URL. It is valid until it expires, under every host name of the service."""
@@ -98,7 +98,7 @@ async def link(
         raise _not_found(digest)
     expires_at = expiry(time.time(), expires_in_s)
     parameters = [("output_format", str(output_format))] if output_format else []
-    url = service.storage.links.link(f"{PATH}/{digest}", parameters, expires_at, str(request.base_url))
+    url = service.storage.links.sign(f"{PATH}/{digest}", parameters, expires_at, str(request.base_url))
     return Link(url=url, expires_at=expires_at)
 
 

@@ -81,10 +81,10 @@ def job_body(store: JobStore, job_id: str) -> bytes | None:
 def job_view(job: Job, queue_position: int | None = None) -> JobView:
     """Return a job as the API and webhooks show it."""
     image = error = None
-    if result := job.made:
+    if result := job.result:
         url = f"/v1/artifacts/{result.digest}"
-        if job.job_spec.format is not Format.PNG:
-            url += f"?output_format={job.job_spec.format}"
+        if job.spec.format is not Format.PNG:
+            url += f"?output_format={job.spec.format}"
         image = ImageView(digest=result.digest, url=url, cached=result.was_cached, content_filtered=result.is_blurred)
     if failure := job.failure:
         error = Problem.of(failure.status, failure.detail)
@@ -95,7 +95,7 @@ def job_view(job: Job, queue_position: int | None = None) -> JobView:
         started_at=None if job.started_s is None else _time(job.started_s),
         ended_at=None if job.ended_s is None else _time(job.ended_s),
         queue_position=queue_position,
-        request=json.loads(job.job_spec.request.canonical),
+        request=json.loads(job.spec.request.canonical),
         image=image,
         error=error,
     )
@@ -148,7 +148,7 @@ async def create(request: Request, response: Response, idempotency_key: Idempote
         has_metadata=body.metadata,
         webhook=body.webhook,
     )
-    charge = caller.ordering(job_spec.request)
+    charge = caller.charge_job(job_spec.request)
     try:
         job = await service.jobs.accept(job_spec)
     except Sd35Error:

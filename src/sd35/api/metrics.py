@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sd35.api.dialects import dialect_at
 from sd35.telemetry.metrics import Metrics
-from sd35.telemetry.report import Telemetry
+from sd35.telemetry.telemetry import Telemetry
 from sd35.threads import STORES
 
 _METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
@@ -50,7 +50,7 @@ class RequestMetrics:
             await send(message)
 
         began_s = time.monotonic()
-        with self._metrics.answering():
+        with self._metrics.request_in_progress():
             try:
                 await self._app(scope, receive, send_and_note_status)
             finally:
@@ -58,4 +58,4 @@ class RequestMetrics:
                 method = scope["method"] if scope["method"] in _METHODS else _OTHER
                 dialect = dialect_at(route)
                 name = dialect.name if dialect else _NO_DIALECT
-                self._metrics.answered(name, route, method, status, time.monotonic() - began_s)
+                self._metrics.request_ended(name, route, method, status, time.monotonic() - began_s)

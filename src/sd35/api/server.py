@@ -35,7 +35,7 @@ from sd35.storage.retention import Retention
 from sd35.storage.storage import Storage
 from sd35.telemetry.logs import configure_logs
 from sd35.telemetry.metrics import Metrics
-from sd35.telemetry.report import Telemetry
+from sd35.telemetry.telemetry import Telemetry
 from sd35.telemetry.tracing import Tracing, open_provider
 
 _ANSWERING_S = 30  # for clients to read their last response
@@ -115,7 +115,7 @@ def serve(settings: Settings) -> None:
     check_backends(settings)
     # Named checkpoints are opened before anything else, so that an invalid one is reported at once.
     checkpoints = None if AUTO in settings.checkpoints else open_checkpoints(settings)
-    policy, storage = policy_of(settings), Storage.of(settings)
+    policy, storage = policy_of(settings), Storage.open(settings)
     webhooks = Webhooks(settings, storage.database.jobs, partial(job_body, storage.database.jobs))
     telemetry = Telemetry(metrics, Tracing(open_provider()), log_prompts=settings.log_prompts)
     listener = listen(settings.host, settings.port)
@@ -125,7 +125,7 @@ def serve(settings: Settings) -> None:
         with startup.phase("plan"):
             opened = checkpoints or open_checkpoints(settings)
         pool = open_model_pool(settings, opened, startup, with_fallback=True)
-        service = Service(pool, storage, policy, Retention.of(settings, storage.images), webhooks, telemetry)
+        service = Service(pool, storage, policy, Retention.from_settings(settings, storage.images), webhooks, telemetry)
         # Frozen, because every full collection would otherwise scan all of it, and block the event loop for 0.1 s.
         gc.collect()
         gc.freeze()

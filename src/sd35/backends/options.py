@@ -1,29 +1,33 @@
-"""How a backend is to compute. Each backend honours an option or refuses it with InvalidSetting."""
+"""How a backend is to compute."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from sd35.errors import InvalidSetting
 from sd35.settings import Precision
 
 DeviceKind: TypeAlias = Literal["cpu", "cuda"]
 Offload: TypeAlias = Literal["none", "encoders", "model", "sequential"]
 
-_SMALL_VALUES = 50_000_000
-TILE_PX = 512  # side of a tile, where decoding is tiled
+TILE_PX = 512  # side of a tile in tiled decoding
 
 
 @dataclass(frozen=True)
 class Options:
-    """`auto` is the backend's best; `device` is "auto", "cpu", "cuda", "cuda:1", ...; 0 threads are one per core.
+    """How to open a backend. The registry refuses options that the backend's spec does not allow.
 
-    `offload` says which networks are not there all the time. "encoders": on a CPU, the text encoders are read from disk
-    one by one when there is new text, and freed after it; on CUDA, they stay and compute on the CPU. "model": each
-    network is there while it computes, read from disk on a CPU, brought from the host's memory on CUDA. "sequential",
-    on CUDA only: the same of each layer; of TensorRT's engines, of the weights that have no room. `tiled_decode`: a
-    image larger than TILE_PX is decoded in tiles. `torch_compile`: the transformer's blocks are compiled by
-    `torch.compile`. What `sd35 compile` built is looked for in `cache_dir`.
+    Attributes:
+        precision: The format to compute in; "auto" leaves it to the backend.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        offload: The networks that are not on the device all the time. "encoders": on a CPU, the text encoders are
+            read from disk one by one for new text and freed afterwards; on CUDA, they stay on the CPU and compute
+            there. "model": each network is on the device only while it computes; it is read from disk on a CPU, and
+            copied from the host's memory on CUDA. "sequential", on CUDA only: weights are copied layer by layer, or
+            streamed as far as they do not fit.
+        threads: Processor threads; 0 means one per core.
+        tiled_decode: Decode images larger than TILE_PX in tiles.
+        torch_compile: Compile the transformer's blocks with `torch.compile`.
+        cache_dir: The directory where `sd35 compile` puts what it builds.
     """
 
     precision: Precision = "auto"
@@ -33,19 +37,3 @@ class Options:
     tiled_decode: bool = False
     torch_compile: bool = False
     cache_dir: Path | None = None
-
-    def check(self, backend: str, **allowed: tuple[str, ...]) -> None:
-        """Raises InvalidSetting where one of the named options is beyond what a backend allows."""
-        for name, choices in allowed.items():
-            value = getattr(self, name)
-            got = value if isinstance(value, str) else "on" if value else "off"
-            if got not in choices:
-                raise InvalidSetting(f"{name}: got {got!r}; the {backend} backend allows: {', '.join(choices)}")
-
-
-def has_second(backend: str, network: str, values: int) -> bool:
-    """Whether a network is compiled twice: OpenVINO's transformer is, for any shape and for one image's alone.
-
-    Not where it is large: its steps are so long that known shapes save nothing that counts.
-    """
-    return backend == "openvino" and network == "transformer" and values < _SMALL_VALUES

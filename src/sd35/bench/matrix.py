@@ -14,7 +14,6 @@ from sd35.bench.server import told_of
 from sd35.bench.session import AT_ONCE, Reference, Session, run_session
 from sd35.doctor import gpus
 from sd35.errors import Sd35Error
-from sd35.planning.footprint import RUNTIMES
 
 BATCHES = (2, 8)
 _OF_CELL = {"backend", "precision", "max_batch_rows"}
@@ -53,17 +52,17 @@ def run_matrix(session: Session, wanted: Sequence[Cell], progress: OnProgress) -
 def combinations(session: Session, batches: Sequence[int]) -> Iterator[Cell]:
     """Each, and why it cannot be run, where that is known before it is tried."""
     device: DeviceKind = "cuda" if gpus() and not session.settings.device.startswith("cpu") else "cpu"
-    for backend in BACKENDS:
-        runtime = RUNTIMES.get((backend, device)) or RUNTIMES.get((backend, "cpu"))
+    for backend, spec in BACKENDS.items():
+        here = spec.devices.get(device) or spec.devices.get("cpu")
         try:
             check_available(backend)
-            refusal = None if runtime else "it computes on GPUs only, and none is found here (nvidia-smi lists none)"
+            refusal = None if here else "it computes on GPUs only, and none is found here (nvidia-smi lists none)"
         except Sd35Error as error:
             refusal = str(error)
-        runtime = runtime or RUNTIMES[backend, "cuda"]
-        ways = [precision for precision in runtime.precisions if precision.startswith("fp8-")]
-        for precision in runtime.precisions:
-            if precision == _FAMILY and ways:
+        precisions = (here or spec.devices["cuda"]).precisions
+        is_fp8_named = any(precision.startswith("fp8-") for precision in precisions)
+        for precision in precisions:
+            if precision == _FAMILY and is_fp8_named:
                 continue
             for batch in batches:
                 yield Cell(backend=backend, precision=precision, batch=batch, why_not=refusal)

@@ -12,7 +12,7 @@ from sd35.access.keys import Key, Quota, Role, new_key
 from sd35.access.required_keys import KeysMarker
 from sd35.errors import InvalidSetting
 from sd35.settings import Settings
-from sd35.storage.database import MEMORY, Database, database_url_of, open_database
+from sd35.storage.database import MEMORY, Database, database_url, open_database
 
 
 def add(settings: Settings, name: str, quota: Quota, *, is_admin: bool) -> None:
@@ -87,7 +87,7 @@ def _require_keys(settings: Settings, database: str) -> None:
 def _stores(settings: Settings) -> Iterator[Database]:
     if settings.database == MEMORY:
         raise InvalidSetting(f"database: got {MEMORY}; allowed here: one that outlives this command")
-    database = open_database(database_url_of(settings))
+    database = open_database(database_url(settings))
     try:
         yield database
     finally:

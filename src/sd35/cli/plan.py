@@ -3,31 +3,28 @@
 import json
 import sys
 
-from sd35.checkpoints.network_sizes import NetworkSizes
+from sd35.backends.registry import BACKENDS
 from sd35.errors import CheckpointError, InvalidSetting
-from sd35.planning.auto import AUTO, BEST_FIRST, candidates, network_sizes_of
+from sd35.planning.auto import AUTO, BEST_FIRST, candidates, network_sizes_of, with_capable_backend
 from sd35.planning.fit import available_memory, memory_with_vram, plan_for
 from sd35.planning.footprint import Workload
 from sd35.planning.plan import AvailableMemory, Plan
-from sd35.planning.report import plan_json, plan_text, size_text, way_of
+from sd35.planning.report import plan_json, plan_text, size_text
 from sd35.request import SIZE_MULTIPLE_PX
 from sd35.settings import Settings
-
-_FP8 = ("fp8", "fp8-storage")
-_NARROWER = {"float32": ("bfloat16", *_FP8), "bfloat16": _FP8, "float16": _FP8, "fp8": ("fp8-storage",)}
 
 
 def plan(settings: Settings, width: int | None, height: int | None, rows: int | None, *, as_json: bool) -> None:
     """Print the plan; exit with 1 where nothing fits. Raises InvalidSetting, CheckpointError, BackendUnavailable."""
     names = [name for name in settings.checkpoints if name != AUTO]
-    settings = _with_backend(settings, [network_sizes_of(name, settings) for name in names])
+    settings = with_capable_backend(settings, [network_sizes_of(name, settings) for name in names])
     room = memory_with_vram(settings) if settings.vram else available_memory(settings)
     if AUTO in settings.checkpoints:
         names = [_auto(settings, room) if name == AUTO else name for name in settings.checkpoints]
     all_network_sizes = [network_sizes_of(name, settings) for name in names]
     found = plan_for(settings, all_network_sizes, room)
     if width or height or rows:
-        found = plan_for(settings, all_network_sizes, room, _work(found.wanted.work, width, height, rows))
+        found = plan_for(settings, all_network_sizes, room, _work(found.request.work, width, height, rows))
     if as_json:
         print(json.dumps(plan_json(found), indent=2))
     else:
@@ -35,17 +32,6 @@ def plan(settings: Settings, width: int | None, height: int | None, rows: int | 
         print("\n".join([plan_text(found), *([""] if others else []), *others]))
     if found.chosen is None:
         sys.exit(1)
-
-
-def _with_backend(settings: Settings, all_network_sizes: list[NetworkSizes]) -> Settings:
-    """The backend that was named; else the one that can: what has no graphs, or is for CUDA, is for Diffusers'."""
-    if "backend" in settings.model_fields_set:
-        return settings
-    needs_torch = (
-        settings.vram or settings.device.startswith("cuda") or not all(each.has_graphs for each in all_network_sizes)
-    )
-    named = {"backend": "diffusers"} if needs_torch or AUTO in settings.checkpoints else {}
-    return settings.model_copy(update=named)
 
 
 def _auto(settings: Settings, room: AvailableMemory) -> str:
@@ -67,19 +53,23 @@ def _work(work: Workload, width: int | None, height: int | None, rows: int | Non
 
 def _others(settings: Settings, found: Plan) -> list[str]:
     """What else could be named: less precision, another model. What is named is never replaced."""
-    named = [network_sizes.name for network_sizes in found.all_network_sizes]
+    named = [network_sizes.name for network_sizes in found.checkpoint_sizes]
     others = []
-    for precision in _NARROWER.get(found.wanted.precision, ()) if settings.backend == "diffusers" else ():
+    for precision in BACKENDS[settings.backend].narrower.get(found.request.precision, ()):
         narrower = settings.model_copy(update={"precision": precision})
-        others.append((f"in {precision}", plan_for(narrower, found.all_network_sizes, found.room, found.wanted.work)))
+        others.append(
+            (f"in {precision}", plan_for(narrower, found.checkpoint_sizes, found.available, found.request.work))
+        )
     for name in BEST_FIRST if {*named} & {*BEST_FIRST} else ():
         if name not in named:
             network_sizes = network_sizes_of(name, settings)
-            others.append((f"{name} in its place", plan_for(settings, [network_sizes], found.room, found.wanted.work)))
+            others.append(
+                (f"{name} in its place", plan_for(settings, [network_sizes], found.available, found.request.work))
+            )
     return [f"{what}: {_outcome(plan)}" for what, plan in others]
 
 
 def _outcome(plan: Plan) -> str:
     if plan.chosen is None:
         return "does not fit"
-    return f"fits as {way_of(plan.chosen)!r}, {size_text(plan.chosen.peak_bytes)} at the peak"
+    return f"fits as {plan.chosen.name!r}, {size_text(plan.chosen.peak_bytes)} at the peak"

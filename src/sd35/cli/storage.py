@@ -6,9 +6,10 @@ from dataclasses import asdict
 
 from sd35.errors import InvalidSetting
 from sd35.settings import Settings
-from sd35.storage.blobs.open import MEMORY, open_store
-from sd35.storage.database import database_url_of, open_database
-from sd35.storage.verification import Report, verify_images
+from sd35.storage.blobs.open import MEMORY, open_blob_store
+from sd35.storage.database import database_url, open_database
+from sd35.storage.images import ImageStore
+from sd35.storage.verification import VerificationReport, verify_images
 
 
 def verify(settings: Settings, *, as_json: bool) -> None:
@@ -18,10 +19,10 @@ def verify(settings: Settings, *, as_json: bool) -> None:
     """
     if settings.image_store == MEMORY:
         raise InvalidSetting(f"image_store: got {MEMORY!r}; allowed here: one that outlives the service")
-    files = open_store(settings, is_tried=False)
-    database = open_database(database_url_of(settings), as_it_is=True)
+    blobs = open_blob_store(settings, check=False)
+    database = open_database(database_url(settings), upgrade=False)
     try:
-        report = verify_images(files, database.images)
+        report = verify_images(ImageStore(blobs, database.ownership))
     finally:
         database.close()
     if as_json:
@@ -32,7 +33,7 @@ def verify(settings: Settings, *, as_json: bool) -> None:
         sys.exit(1)
 
 
-def _print(report: Report) -> None:
+def _print(report: VerificationReport) -> None:
     for damage in report.damaged:
         print(f"damaged  {damage.file}: {damage.reason}")
     for digest in report.missing:

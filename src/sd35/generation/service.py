@@ -23,8 +23,8 @@ from sd35.request import Request
 from sd35.storage.images import ImageStore
 from sd35.storage.integrity import DamagedFile
 from sd35.storage.names import name_of
-from sd35.telemetry.report import Telemetry
-from sd35.threads import Threads
+from sd35.telemetry.telemetry import Telemetry
+from sd35.threads import ThreadPool
 
 _THREADS = 32
 
@@ -129,7 +129,7 @@ class GenerationService:
         telemetry: Telemetry | None = None,
     ) -> None:
         self.pool, self.images = pool, images
-        self.threads = Threads("images", _THREADS)
+        self.threads = ThreadPool("images", _THREADS)
         self.telemetry = telemetry or Telemetry()
         self._filter = content_filter
         self._in_flight: dict[str, _InFlight] = {}  # by digest
@@ -172,7 +172,7 @@ class GenerationService:
         if not is_first:  # each caller owns the image, though it was stored once
             unstored = result.unstored or await self.threads.run(self._store, result, requester.owner, was_there=True)
             result = replace(result, was_shared=True, unstored=unstored)
-        self.telemetry.given(result.request, result.cache)
+        self.telemetry.image_returned(result.request, result.cache)
         return result
 
     def send_previews(self, digest: str) -> None:
@@ -204,7 +204,7 @@ class GenerationService:
         decision, stored = await self.threads.run(self._check_prompt_and_find, request, requester.owner)
         if stored:
             return stored
-        with self.telemetry.making():
+        with self.telemetry.generating():
             generated = await self._generate(in_flight, request, requester, decision)
             return await self.threads.run(self._encode_and_store, generated, requester.owner, decision)
 
@@ -267,7 +267,7 @@ class GenerationService:
         unstored = self._store(result, owner)
         last = (Stage("png", began_s, encoded_s), Stage("store", encoded_s, time.monotonic()))
         stages = (*generated.stages, *last)
-        self.telemetry.made(result.request, stages)
+        self.telemetry.image_generated(result.request, stages)
         return replace(result, stages=stages, unstored=unstored)
 
     def _decided(self, subject: Literal["prompt", "image"], decide: Callable[[], Decision]) -> Decision:
@@ -275,15 +275,15 @@ class GenerationService:
         try:
             decision = decide()
         finally:
-            self.telemetry.metrics.decided(subject, decision)
+            self.telemetry.metrics.filter_decided(subject, decision)
         return decision
 
     def _store(self, result: GenerationResult, owner: str, *, was_there: bool = False) -> StoreUnavailable | None:
         """Store the file, and make it its owner's. Return the error if that cannot be."""
         try:
-            self.images.own(result.name, result.request.digest, owner, result.png, was_there=was_there)
+            self.images.add(result.name, result.request.digest, owner, result.png, was_stored=was_there)
         except StoreUnavailable as error:
             structlog.get_logger().error("an image cannot be stored", reason=str(error))
-            self.telemetry.metrics.not_stored()
+            self.telemetry.metrics.image_not_stored()
             return error
         return None

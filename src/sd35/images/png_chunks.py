@@ -48,6 +48,12 @@ def chunks(png: bytes) -> Iterator[Chunk]:
     raise NotReplayable(f"it is a damaged image: a PNG file of more than {_MOST_CHUNKS} chunks")
 
 
+def has_valid_crc(png: bytes, chunk: Chunk) -> bool:
+    """Whether the CRC of a chunk, of which the file holds all, matches its content."""
+    (crc,) = struct.unpack_from(">I", png, chunk.end)
+    return zlib.crc32(memoryview(png)[chunk.start - 4 : chunk.end]) == int(crc)
+
+
 def read_chunks(png: bytes, budget: TextBudget) -> tuple[dict[str, str], bytes]:
     """The texts of a file by keyword, the last of each keyword, and its EXIF data.
 
@@ -76,8 +82,7 @@ def only_pixels(png: bytes) -> bytes:
 
 def _text(png: bytes, chunk: Chunk, budget: TextBudget) -> dict[str, str]:
     """Keyword and text of a chunk; nothing if it has no keyword, does not fit or is not decodable."""
-    (checksum,) = struct.unpack_from(">I", png, chunk.end)
-    if zlib.crc32(memoryview(png)[chunk.start - 4 : chunk.end]) != checksum:
+    if not has_valid_crc(png, chunk):
         raise NotReplayable(f"it is a damaged image: the checksum of its {chunk.kind.decode()} chunk is wrong")
     separator = png.find(b"\0", chunk.start, min(chunk.end, chunk.start + _KEYWORD_BYTES + 1))
     if separator <= chunk.start:

@@ -16,8 +16,7 @@ import structlog
 from sd35.errors import NotReady, Overloaded, Sd35Error, StoreUnavailable
 from sd35.generation.service import GenerationResult, GenerationService, Requester
 from sd35.jobs.progress import END, Event, JobProgress
-from sd35.storage.jobs import Failure, Job, JobResult, JobSpec, JobStore, Status
-from sd35.storage.new_job import new_job
+from sd35.storage.jobs import Failure, Job, JobResult, JobSpec, JobStore, Status, new_job
 from sd35.threads import STORES
 
 LEASE_S = 15.0
@@ -101,7 +100,7 @@ class JobRunner:
                     told = follow.latest.number
                     yield follow.latest
                 elif found.status is Status.QUEUED and told < 1:
-                    before, place = place, await STORES.run(self.store.place, job.id)
+                    before, place = place, await STORES.run(self.store.position, job.id)
                     if place != before:
                         yield Event(0, Status.QUEUED, place)
                 await follow.changed(_LOOK_S)
@@ -127,7 +126,7 @@ class JobRunner:
         for follow in self._followed.values():
             follow.end()
         with suppress(StoreUnavailable):
-            handed_back = await STORES.run(self.store.hand_back, self._holder)
+            handed_back = await STORES.run(self.store.release, self._holder)
             if handed_back:
                 structlog.get_logger().info("jobs handed back", jobs=handed_back)
 
@@ -160,7 +159,7 @@ class JobRunner:
         claimed = await STORES.run(self.store.claim, self._holder, time.time(), LEASE_S, free)
         for job in claimed:
             follow = self._followed.setdefault(job.id, JobProgress())
-            follow.begin(job.job_spec.request.steps)
+            follow.begin(job.spec.request.steps)
             task = self._running[job.id] = asyncio.get_running_loop().create_task(self._run(job))
             task.add_done_callback(partial(self._left, job.id))  # also of one that is cancelled before it begins
 
@@ -177,7 +176,7 @@ class JobRunner:
         while True:
             await asyncio.sleep(LEASE_S / 3)
             try:
-                kept = await STORES.run(self.store.keep, self._holder, LEASE_S)
+                kept = await STORES.run(self.store.renew, self._holder, LEASE_S)
             except StoreUnavailable as error:
                 structlog.get_logger().error("the job store does not answer", reason=str(error))
                 continue
@@ -198,7 +197,7 @@ class JobRunner:
 
     async def _result(self, job: Job, follow: JobProgress) -> JobResult | Failure:
         try:
-            outcome = await self._made(job.job_spec, follow)
+            outcome = await self._made(job.spec, follow)
         except NotReady:
             raise asyncio.CancelledError from None  # the engine closes: another process, or the next start, goes on
         except Sd35Error as error:

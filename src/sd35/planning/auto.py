@@ -1,13 +1,14 @@
-"""`auto`: the best of SD3.5 Large and Medium that the memory, and the weights or the token at hand, allow.
+"""`auto`: the best of SD3.5 Large and Medium that fits and that is on disk or can be downloaded.
 
-Where there is neither a weight nor a token, the embedded model stands in, and that is said aloud.
+The embedded model is the fallback if neither is on disk and there is no token to download them with.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import structlog
 
+from sd35.backends.registry import BACKENDS
 from sd35.checkpoints.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
 from sd35.checkpoints.hub import cache, download
 from sd35.checkpoints.hub.environment import hub_token
@@ -15,7 +16,6 @@ from sd35.checkpoints.network_sizes import NetworkSizes, network_sizes_by_name, 
 from sd35.checkpoints.registry import RegisteredCheckpoint, find_registered, load_registry
 from sd35.errors import CheckpointError, DownloadFailed
 from sd35.planning.fit import plan_for
-from sd35.planning.footprint import RUNTIMES
 from sd35.planning.plan import AvailableMemory
 from sd35.planning.report import size_text
 from sd35.settings import Settings
@@ -30,53 +30,58 @@ _STANDING_IN = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """One of them. `obstacle`: why it cannot be served; None where it can, once it is fetched if not `is_on_disk`."""
+    """A checkpoint that `auto` considers.
+
+    `obstacle` says why it cannot be served. It is None if it can be, after a download unless `is_on_disk`.
+    """
 
     name: str
     is_on_disk: bool
     obstacle: str | None
 
 
-def candidates(settings: Settings, room: AvailableMemory) -> Iterator[Candidate]:
-    """The best first, judged by what is here: fetches nothing, asks no one. Where none is at hand, one stands in.
+def candidates(settings: Settings, available: AvailableMemory) -> Iterator[Candidate]:
+    """Yield the candidates, best first, and last the embedded model if no other is on disk or can be downloaded.
 
-    Raises InvalidSetting if the token, or a variable of the hub's library, cannot be used.
+    Uses no network. Raises InvalidSetting if the token, or a variable of the hub's library, cannot be used.
     """
-    is_any_at_hand = False
+    is_any_available = False
     for name in BEST_FIRST:
         is_on_disk = cache.holding_of(find_registered(name, settings.registry)).is_whole
-        out_of_reach = _at_hand(settings, is_on_disk=is_on_disk)
-        is_any_at_hand = is_any_at_hand or not out_of_reach
-        yield Candidate(name, is_on_disk, out_of_reach or _fits(settings, name, room))
-    if not is_any_at_hand:
+        why_unavailable = _why_unavailable(settings, is_on_disk=is_on_disk)
+        is_any_available = is_any_available or not why_unavailable
+        yield Candidate(name, is_on_disk, why_unavailable or _why_not_fitting(settings, name, available))
+    if not is_any_available:
         yield Candidate(EMBEDDED, is_on_disk=True, obstacle=None)
 
 
-def choose(settings: Settings, room: AvailableMemory) -> str:
-    """The name of the best, which is on disk now: it is fetched where a token allows that. Logs what was passed over.
+def choose(settings: Settings, available: AvailableMemory) -> str:
+    """Return the name of the best candidate, downloading it if needed. Log the others and their obstacles.
 
-    That nothing is at hand is a warning. Raises CheckpointError with all obstacles where there is none, InvalidSetting.
+    The log entry is a warning if the embedded model is used.
+
+    Raises CheckpointError, with all obstacles, if no candidate can be served, and InvalidSetting.
     """
     obstacles: list[str] = []
-    for candidate in candidates(settings, room):
+    for candidate in candidates(settings, available):
         name, obstacle = candidate.name, candidate.obstacle
         if obstacle is None and not candidate.is_on_disk:
             obstacle = _fetch(find_registered(name, settings.registry))
         if obstacle is None:
-            _tell(name, obstacles)
+            _log_choice(name, obstacles)
             return name
         obstacles.append(f"{name}: {obstacle}")
     raise CheckpointError(f"checkpoints: {AUTO} finds none to serve; {'; '.join(obstacles)}")
 
 
 def why_standing_in(settings: Settings, name: str) -> str | None:
-    """Why a model that is served stands in for what `auto` found none of, and what to do; None where it does not."""
-    is_asked_for = AUTO not in settings.checkpoints or EMBEDDED in settings.checkpoints
-    return None if name != EMBEDDED or is_asked_for else _STANDING_IN
+    """Explain why `auto` serves the embedded model, and what to do. None for other models, or if settings name it."""
+    is_requested = AUTO not in settings.checkpoints or EMBEDDED in settings.checkpoints
+    return None if name != EMBEDDED or is_requested else _STANDING_IN
 
 
 def network_sizes_of(name: str, settings: Settings) -> NetworkSizes:
-    """Of a checkpoint as settings name it, on disk or not. Raises CheckpointError, InvalidSetting."""
+    """Return the sizes of a checkpoint that settings name, on disk or not. Raises CheckpointError, InvalidSetting."""
     registry = load_registry(settings.registry)
     if name in registry and not settings.weights and not cache.holding_of(registry[name]).is_whole:
         return network_sizes_by_name(registry[name])
@@ -84,11 +89,28 @@ def network_sizes_of(name: str, settings: Settings) -> NetworkSizes:
 
 
 def open_named(name: str, settings: Settings) -> Checkpoint:
-    """A checkpoint as settings name it, with what they say of its files. Raises CheckpointError, InvalidSetting."""
+    """Open a checkpoint that settings name, with the files that they name. Raises CheckpointError, InvalidSetting."""
     return open_checkpoint(name, settings.registry, settings.weights, settings.base_checkpoint, settings.transformer)
 
 
-def _tell(name: str, passed_over: list[str]) -> None:
+def with_capable_backend(settings: Settings, checkpoint_sizes: Sequence[NetworkSizes]) -> Settings:
+    """Return settings whose backend can compute on the device and read the checkpoints, unless they name a backend.
+
+    The backend stays the default if all checkpoints have graphs and settings do not name a CUDA device.
+    """
+    on_cuda = bool(settings.vram) or settings.device.startswith("cuda")
+    reads_graphs = AUTO not in settings.checkpoints and all(sizes.has_graphs for sizes in checkpoint_sizes)
+    if "backend" in settings.model_fields_set or (reads_graphs and not on_cuda):
+        return settings
+    capable = (
+        name
+        for name, spec in BACKENDS.items()
+        if ("cuda" in spec.devices or not on_cuda) and (reads_graphs or not spec.needs_graphs)
+    )
+    return settings.model_copy(update={"backend": next(capable)})
+
+
+def _log_choice(name: str, passed_over: list[str]) -> None:
     log = structlog.get_logger()
     if name == EMBEDDED:
         log.warning("auto found no SD3.5", checkpoint=name, remedy=_STANDING_IN, passed_over=passed_over)
@@ -96,7 +118,8 @@ def _tell(name: str, passed_over: list[str]) -> None:
         log.info("auto", checkpoint=name, passed_over=passed_over)
 
 
-def _at_hand(settings: Settings, *, is_on_disk: bool) -> str | None:
+def _why_unavailable(settings: Settings, *, is_on_disk: bool) -> str | None:
+    """Say why a checkpoint is not on disk and cannot be downloaded, or return None."""
     if is_on_disk:
         return None
     if settings.offline:
@@ -106,23 +129,26 @@ def _at_hand(settings: Settings, *, is_on_disk: bool) -> str | None:
     return None
 
 
-def _fits(settings: Settings, name: str, room: AvailableMemory) -> str | None:
-    """Why it does not fit. What has a smaller one after it is not streamed: that one is quicker by far."""
+def _why_not_fitting(settings: Settings, name: str, available: AvailableMemory) -> str | None:
+    """Say why a checkpoint does not fit, or return None.
+
+    Only the last candidate may be streamed: for the others, the next candidate is much faster than streaming.
+    """
     network_sizes = network_sizes_of(name, settings)
-    if RUNTIMES[settings.backend, room.device].needs_graphs and not network_sizes.has_graphs:
+    if BACKENDS[settings.backend].needs_graphs and not network_sizes.has_graphs:
         return f"it has no ONNX graphs, which is all that {settings.backend} reads; see --backend"
-    plan = plan_for(settings, [network_sizes], room)
+    plan = plan_for(settings, [network_sizes], available)
     is_last = name == BEST_FIRST[-1]
     allowed = [each for each in plan.placements if is_last or each.offload != "sequential"]
-    if any(placement.fits(room) for placement in allowed):
+    if any(placement.fits(available) for placement in allowed):
         return None
     least = min(placement.needed_bytes for placement in allowed)
-    host = f" (and {size_text(allowed[0].host_bytes)} of the host's)" if room.device == "cuda" else ""
-    return f"it needs {size_text(least)}{host}, and {size_text(room.device_bytes)} are there"
+    host = f" (and {size_text(allowed[0].host_bytes)} of the host's)" if available.device == "cuda" else ""
+    return f"it needs {size_text(least)}{host}, and {size_text(available.device_bytes)} are there"
 
 
 def _fetch(registered: RegisteredCheckpoint) -> str | None:
-    """Fetch it; why that failed, or None."""
+    """Download a checkpoint. Return why that failed, or None."""
     log = structlog.get_logger()
     try:
         plan = download.plan(registered)

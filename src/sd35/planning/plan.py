@@ -1,25 +1,28 @@
-"""The memory planner: decides where each part of the checkpoints lives, and says the peak that follows.
+"""The memory planner: the ways to place checkpoints on a device, fastest first, and the peak memory of each.
 
-Pure: it is told all sizes. docs/architecture/12-memory-and-start-up.md says what is formula and what was measured.
+It is pure: callers give it all sizes. docs/architecture/12-memory-and-start-up.md says what is computed from shapes and
+what was measured.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sd35.backends.options import TILE_PX, DeviceKind, Offload
+from sd35.backends.registry import BACKENDS
+from sd35.backends.spec import BackendSpec
 from sd35.checkpoints.network_sizes import NetworkSizes
-from sd35.planning.footprint import RUNTIMES, Workload
-from sd35.planning.placement import Home, NetworkPlacement, Phase, weights_bytes
+from sd35.planning.footprint import Workload, weights_bytes
+from sd35.planning.placement import Location, NetworkPlacement, Phase
 
-MARGIN = 0.1  # of a predicted peak: what the prediction may err by
+MARGIN = 0.1  # the share of a predicted peak by which the prediction may be wrong
 PHASES: tuple[Phase, ...] = ("reading", "encoding", "steps", "decoding")
 
 
 @dataclass(frozen=True)
 class AvailableMemory:
-    """The memory there is: of the device that computes, and of the host, which on a CPU are one.
+    """The memory of the device that computes, and of the host. On a CPU, they are the same memory.
 
-    `host_bytes` is None for a machine that is not here, and of which only the device is known.
+    `host_bytes` is None if the device is in another machine, of which no more is known.
     """
 
     device: DeviceKind
@@ -29,7 +32,7 @@ class AvailableMemory:
 
 @dataclass(frozen=True)
 class PlacementRequest:
-    """What a plan is for. `offload` and `tiled_decode` are None where the plan is to choose."""
+    """What to plan for. If `offload` or `tiled_decode` is None, the plan chooses it."""
 
     backend: str
     precision: str
@@ -37,27 +40,42 @@ class PlacementRequest:
     offload: Offload | None = None
     tiled_decode: bool | None = None
 
+    @property
+    def spec(self) -> BackendSpec:
+        """The spec of the backend."""
+        return BACKENDS[self.backend]
+
 
 @dataclass(frozen=True)
 class Placement:
-    """A way to place the networks, and what follows from it.
+    """A way to place the networks, and the memory that it takes.
 
-    `homes`: where each network lives. `peaks`: the device's memory in each phase, libraries included. `weights_bytes`:
-    the most of it that is libraries and weights. `host_bytes`: the same of the host beside a CUDA device, 0 on a CPU.
-    `moved_bytes`: what an image with new text reads from disk, on CUDA what it brings to the device and back.
+    Attributes:
+        offload: Which networks are not on the device all the time.
+        tiled_decode: Whether large images are decoded in tiles.
+        locations: Where each network is.
+        peaks: The device's memory in each phase, libraries included.
+        weights_bytes: The most of it that is libraries and weights.
+        host_bytes: The same of the host next to a CUDA device; 0 on a CPU.
+        moved_bytes: What an image with new text reads from disk; on CUDA, what it copies to the device and back.
     """
 
     offload: Offload
     tiled_decode: bool
-    homes: dict[str, Home]
+    locations: dict[str, Location]
     peaks: dict[Phase, int]
     weights_bytes: int
     host_bytes: int
     moved_bytes: int
 
     @property
+    def name(self) -> str:
+        """The settings that select it: "model, tiled"."""
+        return self.offload + (", tiled" if self.tiled_decode else "")
+
+    @property
     def peak_bytes(self) -> int:
-        """The most memory of the device at once."""
+        """The most of the device's memory at once."""
         return max(self.peaks.values())
 
     @property
@@ -65,87 +83,83 @@ class Placement:
         """The peak and the margin."""
         return int(self.peak_bytes * (1 + MARGIN))
 
-    def fits(self, room: AvailableMemory) -> bool:
-        """Whether it stays in the memory there is, even where the prediction errs by its margin."""
-        has_host = room.host_bytes is None or self.host_bytes <= room.host_bytes
-        return self.needed_bytes <= room.device_bytes and has_host
+    def fits(self, available: AvailableMemory) -> bool:
+        """Whether it fits even if the prediction is wrong by the margin."""
+        host_fits = available.host_bytes is None or self.host_bytes <= available.host_bytes
+        return self.needed_bytes <= available.device_bytes and host_fits
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What was asked, and every way to place it, the fastest first."""
+    """What was asked, and every way to place it, fastest first."""
 
-    all_network_sizes: tuple[NetworkSizes, ...]
-    wanted: PlacementRequest
-    room: AvailableMemory
+    checkpoint_sizes: tuple[NetworkSizes, ...]
+    request: PlacementRequest
+    available: AvailableMemory
     placements: tuple[Placement, ...]
 
     @property
     def chosen(self) -> Placement | None:
-        """The fastest that fits, or None."""
-        return next((placement for placement in self.placements if placement.fits(self.room)), None)
+        """The fastest placement that fits, or None."""
+        return next((placement for placement in self.placements if placement.fits(self.available)), None)
 
     def weights_bytes(self, network: str) -> int:
-        """What a network's weights take in memory, of all checkpoints together."""
-        return sum(
-            weights_bytes(network_sizes, network, self.wanted.backend, self.wanted.precision)
-            for network_sizes in self.all_network_sizes
-        )
+        """Return the memory that a network's weights take in all checkpoints together."""
+        spec, precision = self.request.spec, self.request.precision
+        return sum(weights_bytes(spec, precision, network, sizes.networks[network]) for sizes in self.checkpoint_sizes)
 
 
-def make_plan(all_network_sizes: Sequence[NetworkSizes], wanted: PlacementRequest, room: AvailableMemory) -> Plan:
-    """The plan for checkpoints that are served together, all placed in the same way."""
-    placements = tuple(_placement(all_network_sizes, wanted, room.device, *way) for way in _ways(wanted, room.device))
-    assert placements, f"no placement for {wanted}"
-    return Plan(tuple(all_network_sizes), wanted, room, placements)
+def make_plan(checkpoint_sizes: Sequence[NetworkSizes], request: PlacementRequest, available: AvailableMemory) -> Plan:
+    """Return the plan for checkpoints that are served together, all placed in the same way."""
+    placements = tuple(
+        _placement(checkpoint_sizes, request, available.device, offload, tiled_decode=tiled_decode)
+        for offload, tiled_decode in _choices(request, available.device)
+    )
+    assert placements, f"no placement for {request}"
+    return Plan(tuple(checkpoint_sizes), request, available, placements)
 
 
-def _ways(wanted: PlacementRequest, device: DeviceKind) -> Iterator[tuple[Offload, bool]]:
-    """What the backend can do there, the fastest first."""
-    runtime = RUNTIMES[wanted.backend, device]
-    is_larger = max(wanted.work.width_px, wanted.work.height_px) > TILE_PX
-    both = (False, True) if runtime.tiles and is_larger else (False,)
-    for offload in runtime.offloads if wanted.offload is None else (wanted.offload,):
-        for tiled in both if wanted.tiled_decode is None else (wanted.tiled_decode,):
-            yield offload, tiled
+def _choices(request: PlacementRequest, device: DeviceKind) -> Iterator[tuple[Offload, bool]]:
+    """Yield each offload and tiling that the backend can do on the device, fastest first."""
+    has_tiles = max(request.work.width_px, request.work.height_px) > TILE_PX
+    tilings = (False, True) if request.spec.can_tile and has_tiles else (False,)
+    for offload in request.spec.devices[device].offloads if request.offload is None else (request.offload,):
+        for tiled_decode in tilings if request.tiled_decode is None else (request.tiled_decode,):
+            yield offload, tiled_decode
 
 
 def _placement(
-    all_network_sizes: Sequence[NetworkSizes],
-    wanted: PlacementRequest,
+    checkpoint_sizes: Sequence[NetworkSizes],
+    request: PlacementRequest,
     device: DeviceKind,
     offload: Offload,
-    is_tiled: bool,  # noqa: FBT001
+    *,
+    tiled_decode: bool,
 ) -> Placement:
-    """One way for all checkpoints: what stays of each adds up, and one works at a time."""
-    network_placements = [
-        NetworkPlacement(each, wanted.backend, wanted.precision, device, offload, is_tiled)
-        for each in all_network_sizes
+    """Place all checkpoints in the same way: their resident weights add up, and one of them works at a time."""
+    placed = [
+        NetworkPlacement(sizes, request.spec, request.precision, device, offload, tiled_decode)
+        for sizes in checkpoint_sizes
     ]
-    libraries = RUNTIMES[wanted.backend, device].library_bytes
-    stays = sum(network_placement.stays_bytes for network_placement in network_placements)
-    held = {
-        phase: [
-            libraries + stays - network_placement.stays_bytes + network_placement.held_bytes(phase)
-            for network_placement in network_placements
-        ]
+    library_bytes = request.spec.devices[device].memory.library_bytes
+    resident_bytes = sum(each.resident_bytes for each in placed)
+    loaded = {
+        phase: [library_bytes + resident_bytes - each.resident_bytes + each.loaded_bytes(phase) for each in placed]
         for phase in PHASES
     }
     peaks = {
         phase: max(
-            weights + network_placement.working_bytes(phase, wanted.work)
-            for weights, network_placement in zip(held[phase], network_placements, strict=True)
+            weights + each.working_bytes(phase, request.work)
+            for weights, each in zip(loaded[phase], placed, strict=True)
         )
         for phase in PHASES
     }
     return Placement(
         offload=offload,
-        tiled_decode=is_tiled,
-        homes=network_placements[0].homes,
+        tiled_decode=tiled_decode,
+        locations=placed[0].locations,
         peaks=peaks,
-        weights_bytes=max(max(each) for each in held.values()),
-        host_bytes=libraries + sum(network_placement.host_bytes for network_placement in network_placements)
-        if device == "cuda"
-        else 0,
-        moved_bytes=max(network_placement.moved_bytes for network_placement in network_placements),
+        weights_bytes=max(map(max, loaded.values())),
+        host_bytes=library_bytes + sum(each.host_bytes for each in placed) if device == "cuda" else 0,
+        moved_bytes=max(each.moved_bytes for each in placed),
     )

@@ -1,4 +1,4 @@
-"""A plan as a table of plain text, for a terminal and for an error; and as JSON."""
+"""A plan as plain text, for terminals and error messages, and as JSON."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,55 +10,54 @@ _GIB = 2**30
 
 
 def plan_text(plan: Plan) -> str:
-    """Parts and phases of what was chosen, or of what comes nearest; the verdict; and every other way."""
+    """Describe the chosen placement, or else the one with the lowest peak; then list all placements."""
     shown = plan.chosen or min(plan.placements, key=lambda placement: placement.peak_bytes)
     return "\n".join(
-        (_asked(plan), "", *_parts(plan, shown), "", *_phases(shown), "", _verdict(plan), "", *_ways(plan))
+        (_title(plan), "", *_weights(plan, shown), "", *_phases(shown), "", _verdict(plan), "", *_placements(plan))
     )
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """The same for a program; sizes in bytes."""
-    work, room = plan.wanted.work, plan.room
+    """Return the plan for programs; sizes are in bytes."""
+    work, available = plan.request.work, plan.available
     return {
-        "checkpoints": [network_sizes.name for network_sizes in plan.all_network_sizes],
-        "backend": plan.wanted.backend,
-        "precision": plan.wanted.precision,
-        "device": room.device,
-        "device_bytes": room.device_bytes,
-        "host_bytes": room.host_bytes,
+        "checkpoints": [sizes.name for sizes in plan.checkpoint_sizes],
+        "backend": plan.request.backend,
+        "precision": plan.request.precision,
+        "device": available.device,
+        "device_bytes": available.device_bytes,
+        "host_bytes": available.host_bytes,
         "width": work.width_px,
         "height": work.height_px,
         "rows": work.rows,
         "weights_bytes": {name: plan.weights_bytes(name) for name in NETWORKS},
-        "chosen": _way_json(plan, plan.chosen) if plan.chosen else None,
-        "ways": [_way_json(plan, placement) for placement in plan.placements],
+        "chosen": _placement_json(plan, plan.chosen) if plan.chosen else None,
+        "ways": [_placement_json(plan, placement) for placement in plan.placements],
     }
 
 
 def size_text(size_bytes: int) -> str:
-    """As "12.0 GiB", or "53 MiB"."""
+    """Format a size: "12.0 GiB" or "53 MiB"."""
     return f"{size_bytes / _GIB:.1f} GiB" if size_bytes >= _GIB else f"{size_bytes / 2**20:.0f} MiB"
 
 
-def way_of(placement: Placement) -> str:
-    """The settings that name it: "model, tiled"."""
-    return placement.offload + (", tiled" if placement.tiled_decode else "")
-
-
-def _asked(plan: Plan) -> str:
-    work, room = plan.wanted.work, plan.room
-    host = f", and {size_text(room.host_bytes)} of the host's" if room.device == "cuda" and room.host_bytes else ""
-    names = ", ".join(network_sizes.name for network_sizes in plan.all_network_sizes)
+def _title(plan: Plan) -> str:
+    work, available = plan.request.work, plan.available
+    host = (
+        f", and {size_text(available.host_bytes)} of the host's"
+        if available.device == "cuda" and available.host_bytes
+        else ""
+    )
+    names = ", ".join(sizes.name for sizes in plan.checkpoint_sizes)
     return (
-        f"{names} in {plan.wanted.precision}, by {plan.wanted.backend} on"
-        f" {'CUDA' if room.device == 'cuda' else 'the CPU'}, {work.width_px}x{work.height_px} px, {work.rows}"
-        f" row{'s' * (work.rows > 1)} a step; {size_text(room.device_bytes)} of memory{host}"
+        f"{names} in {plan.request.precision}, by {plan.request.backend} on"
+        f" {'CUDA' if available.device == 'cuda' else 'the CPU'}, {work.width_px}x{work.height_px} px, {work.rows}"
+        f" row{'s' * (work.rows > 1)} a step; {size_text(available.device_bytes)} of memory{host}"
     )
 
 
-def _parts(plan: Plan, shown: Placement) -> list[str]:
-    rows = [(name, size_text(plan.weights_bytes(name)), shown.homes[name]) for name in NETWORKS]
+def _weights(plan: Plan, shown: Placement) -> list[str]:
+    rows = [(name, size_text(plan.weights_bytes(name)), shown.locations[name]) for name in NETWORKS]
     return _table([("part", "weights", "lives"), *rows])
 
 
@@ -70,29 +69,29 @@ def _verdict(plan: Plan) -> str:
     if (chosen := plan.chosen) is None:
         least = min(plan.placements, key=lambda placement: placement.peak_bytes)
         return f"Nothing fits: at the least, {_need(plan, least)}."
-    return f"Fits as {way_of(chosen)!r}: {_need(plan, chosen)}."
+    return f"Fits as {chosen.name!r}: {_need(plan, chosen)}."
 
 
 def _need(plan: Plan, placement: Placement) -> str:
     text = (
         f"{size_text(placement.peak_bytes)} at the peak, {size_text(placement.needed_bytes)} with a margin of"
-        f" {MARGIN:.0%}, of {size_text(plan.room.device_bytes)}"
+        f" {MARGIN:.0%}, of {size_text(plan.available.device_bytes)}"
     )
     if placement.host_bytes:
-        there = f", which has {size_text(plan.room.host_bytes)}" if plan.room.host_bytes is not None else ""
+        there = f", which has {size_text(plan.available.host_bytes)}" if plan.available.host_bytes is not None else ""
         text += f"; {size_text(placement.host_bytes)} of the host{there}"
     return text
 
 
-def _ways(plan: Plan) -> list[str]:
-    moved = "an image moves" if plan.room.device == "cuda" else "an image reads"
+def _placements(plan: Plan) -> list[str]:
+    moved = "an image moves" if plan.available.device == "cuda" else "an image reads"
     header = ("offload", "peak", moved, "")
     rows = [
         (
-            way_of(placement),
+            placement.name,
             size_text(placement.peak_bytes),
             size_text(placement.moved_bytes) if placement.moved_bytes else "nothing",
-            "chosen" if placement is plan.chosen else "fits" if placement.fits(plan.room) else "does not fit",
+            "chosen" if placement is plan.chosen else "fits" if placement.fits(plan.available) else "does not fit",
         )
         for placement in plan.placements
     ]
@@ -100,21 +99,21 @@ def _ways(plan: Plan) -> list[str]:
 
 
 def _table(rows: Sequence[Iterable[str]]) -> list[str]:
-    """Columns as wide as their widest cell, with a line below the first row."""
+    """Align columns and underline the first row."""
     cells = [tuple(row) for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
 
 
-def _way_json(plan: Plan, placement: Placement) -> dict[str, Any]:
+def _placement_json(plan: Plan, placement: Placement) -> dict[str, Any]:
     return {
         "offload": placement.offload,
         "tiled_decode": placement.tiled_decode,
-        "homes": placement.homes,
+        "homes": placement.locations,
         "peaks": placement.peaks,
         "peak_bytes": placement.peak_bytes,
         "host_bytes": placement.host_bytes,
         "moved_bytes": placement.moved_bytes,
-        "fits": placement.fits(plan.room),
+        "fits": placement.fits(plan.available),
     }

@@ -1,7 +1,4 @@
-"""Metrics that are read when Prometheus asks: states of the service, and counts that others keep.
-
-`sd35.telemetry.metrics` has the metrics that are counted as work is done.
-"""
+"""Metrics that are read when Prometheus scrapes them: states, and counts of other components. See also `Metrics`."""
 
 import platform
 import time
@@ -21,14 +18,14 @@ from sd35.telemetry.metrics import MetricDescription, Metrics
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-_COUNTED_S = 5.0  # so old may a count of all jobs be: on a large table it takes its time
+_MAX_AGE_S = 5.0  # of the counts of jobs, which take a while on a large table
 
 Label = TypeVar("Label", bound=str)
-Samples: TypeAlias = Iterable[tuple[tuple[str, ...], float]]  # labels' values, and the value
+Samples: TypeAlias = Iterable[tuple[tuple[str, ...], float]]  # values of the labels, and the value
 
 
 class _Reading(NamedTuple):
-    """A metric, and how to read it from an open service."""
+    """A metric, and a function that reads it from a running service."""
 
     described: MetricDescription
     read: Callable[[Service], Samples]
@@ -51,7 +48,7 @@ def _each(values: Mapping[Label, float]) -> Samples:
 
 
 class MetricsCollector:
-    """A collector for prometheus_client. Until the service is ready, most metrics have no value."""
+    """A collector of prometheus_client. Most metrics have no value until the service is ready."""
 
     def __init__(self, lifecycle: ServiceLifecycle) -> None:
         self._lifecycle = lifecycle
@@ -59,7 +56,7 @@ class MetricsCollector:
         self._readings = [*_READINGS, _Reading(_JOBS, self._jobs.counts), _Reading(_JOB_STORE_UP, self._jobs.is_up)]
 
     def collect(self) -> "Iterator[Metric]":
-        """Yield each metric with its present values."""
+        """Yield each metric once, with its current values."""
         try:
             service = self._lifecycle.service
         except NotReady:
@@ -73,16 +70,16 @@ class MetricsCollector:
 
 
 def _read(reading: _Reading, service: Service) -> Samples:
-    """Read a metric. If that fails, log the error and return no value, so that the other metrics are still there."""
+    """Read a metric. Logs an exception and returns no value then, so that the other metrics are still available."""
     try:
         return reading.read(service)
-    except Exception:  # noqa: BLE001  such as a driver's
+    except Exception:  # noqa: BLE001  such as those of drivers
         structlog.get_logger().exception("a metric cannot be read", metric=reading.described.name)
         return ()
 
 
 class _Jobs:
-    """Counts of jobs by status, refreshed every few seconds at most."""
+    """Number of jobs by status, read from the store every few seconds at most."""
 
     def __init__(self) -> None:
         self._counts: Mapping[Status, int] = {}
@@ -90,12 +87,12 @@ class _Jobs:
         self._until_s = float("-inf")
 
     def counts(self, service: Service) -> Samples:
-        """Return the counts; nothing while the store does not answer."""
+        """Return the counts, or nothing while the store does not answer."""
         self._count(service.storage.database.jobs)
         return _each({status: self._counts.get(status, 0) for status in Status} if self._is_answering else {})
 
     def is_up(self, service: Service) -> Samples:
-        """Return 1 if the store answers, or 0."""
+        """Return 1 if the store answers, else 0."""
         self._count(service.storage.database.jobs)
         return _one(self._is_answering)
 
@@ -106,7 +103,7 @@ class _Jobs:
             self._counts, self._is_answering = store.counts(), True
         except StoreUnavailable:
             self._is_answering = False
-        self._until_s = time.monotonic() + _COUNTED_S
+        self._until_s = time.monotonic() + _MAX_AGE_S
 
 
 def _engine_images(service: Service) -> Samples:
@@ -146,77 +143,61 @@ def _family(described: MetricDescription, samples: Samples) -> "Metric":
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
     kind = CounterMetricFamily if described.kind == "counter" else GaugeMetricFamily
-    family = kind(described.name, described.meaning, labels=described.labels)
+    family = kind(described.name, described.help, labels=described.labels)
     for labels, value in samples:
         family.add_metric(labels, value)
     return family
 
 
-_JOBS = MetricDescription("sd35_jobs", "gauge", ("status",), "Jobs in the store.")
-_JOB_STORE_UP = MetricDescription("sd35_job_store_up", "gauge", (), "Whether the job store answers.")
-_READY = MetricDescription("sd35_ready", "gauge", (), "Whether images can be made, as /readyz says.")
-_BUILD = MetricDescription("sd35_build_info", "gauge", ("version", "python"), "Always 1; the labels name the versions.")
-_STARTUP = MetricDescription("sd35_startup_seconds", "gauge", ("phase",), "Duration of each phase of the start.")
+_JOBS = MetricDescription("sd35_jobs", "gauge", ("status",), "Jobs in the store, by status.")
+_JOB_STORE_UP = MetricDescription("sd35_job_store_up", "gauge", (), "1 if the job store answers.")
+_READY = MetricDescription("sd35_ready", "gauge", (), "1 if the service can generate images, as in /readyz.")
+_BUILD = MetricDescription("sd35_build_info", "gauge", ("version", "python"), "Always 1: the versions in use.")
+_STARTUP = MetricDescription("sd35_startup_seconds", "gauge", ("phase",), "Duration of the start.")
 _HOST_FREE = MetricDescription(
-    "sd35_host_memory_free_bytes", "gauge", (), "Memory that the system and the container leave to this process."
+    "sd35_host_memory_free_bytes", "gauge", (), "Memory that the system or the container leaves to this process."
 )
 _READINGS = [
-    _gauge("sd35_engine_images", "Images in flight in the engine.", _engine_images, "state"),
+    _gauge("sd35_engine_images", "Images in the engine.", _engine_images, "state"),
     _gauge(
         "sd35_engine_images_limit",
-        "Limit of images in flight in the engine.",
+        "Maximum number of images in the engine (`max_in_flight`).",
         lambda it: _one(it.status.limits.max_in_flight),
     ),
-    _gauge("sd35_engine_backlog_seconds", "Estimated work left.", lambda it: _one(it.status.backlog_s)),
+    _gauge("sd35_engine_backlog_seconds", "Estimated time left.", lambda it: _one(it.status.backlog_s)),
     _gauge("sd35_engine_memory_used_bytes", "Working memory in use.", lambda it: _one(it.status.used_bytes)),
-    _gauge(
-        "sd35_engine_memory_limit_bytes",
-        "Working memory in all.",
-        lambda it: _one(it.status.limits.memory_bytes),
-    ),
-    _gauge("sd35_device_memory_bytes", "Memory of the device that the first model runs on.", _device_memory, "state"),
-    _counter("sd35_embedding_cache_total", "Lookups of encoded prompts in the cache.", _lookups, "result"),
-    _gauge(
-        "sd35_embedding_cache_bytes",
-        "Size of the cached embeddings.",
-        lambda it: _one(it.status.prompt_cache_bytes),
-    ),
+    _gauge("sd35_engine_memory_limit_bytes", "Working memory.", lambda it: _one(it.status.limits.memory_bytes)),
+    _gauge("sd35_device_memory_bytes", "Memory of the first model's device.", _device_memory, "state"),
+    _counter("sd35_embedding_cache_total", "Lookups of prompts in the embedding cache.", _lookups, "result"),
+    _gauge("sd35_embedding_cache_bytes", "Size of the embedding cache.", lambda it: _one(it.status.prompt_cache_bytes)),
     _counter(
         "sd35_numerical_failures_total",
-        "Attempts that ended with infinite or NaN values, or one colour all over.",
+        "Attempts that ended with invalid values.",
         lambda it: _each(it.status.numerical_failures),
         "kind",
     ),
     _counter(
         "sd35_retried_images_total",
-        "Images that were started again in a wider precision after a numerical failure.",
+        "Images that were retried with a wider precision after a numerical failure.",
         lambda it: _one(it.status.retried),
     ),
-    _gauge(
-        "sd35_model_info",
-        "Always 1; the labels name what is served.",
-        _models,
-        "model",
-        "revision",
-        "backend",
-        "precision",
-    ),
+    _gauge("sd35_model_info", "Always 1: the models in use.", _models, "model", "revision", "backend", "precision"),
     _gauge(
         "sd35_retention_paused",
-        "Whether retention is paused because the clock cannot be trusted.",
+        "1 while retention by age is paused because the clock cannot be trusted.",
         lambda it: _one(it.is_retention_paused),
     ),
-    _gauge("sd35_fallback_active", "Whether a fallback answers while graphs or engines are built.", _is_building),
-    _gauge("sd35_build_seconds", "Time from the start of building to the swap.", _building_s),
-    _counter("sd35_build_failures_total", "Builds that failed.", _build_failures),
+    _gauge("sd35_fallback_active", "1 while a fallback serves until a build has ended.", _is_building),
+    _gauge("sd35_build_seconds", "Time from the start of a build to the swap.", _building_s),
+    _counter("sd35_build_failures_total", "Failed builds.", _build_failures),
 ]
 
 
 def metrics_table() -> str:
-    """The table of docs/architecture/19-metrics-logs-traces.md, in Markdown."""
+    """Return the table of docs/architecture/19-metrics-logs-traces.md in Markdown."""
     own = [_READY, _BUILD, _STARTUP, _HOST_FREE, _JOBS, _JOB_STORE_UP, *(reading.described for reading in _READINGS)]
     lines = ["| Metric | Type | Labels | Meaning |", "| --- | --- | --- | --- |"]
-    for each in sorted([*own, *Metrics().described]):
+    for each in sorted([*own, *Metrics().descriptions]):
         labels = ", ".join(f"`{label}`" for label in each.labels)
-        lines.append(f"| `{each.name}` | {each.kind} | {labels} | {each.meaning} |")
+        lines.append(f"| `{each.name}` | {each.kind} | {labels} | {each.help} |")
     return "\n".join(lines) + "\n"

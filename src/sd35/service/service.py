@@ -20,7 +20,7 @@ from sd35.storage.jobs import Job, JobSpec, Status
 from sd35.storage.retention import Retention
 from sd35.storage.storage import Storage
 from sd35.storage.sweeper import Sweeper
-from sd35.telemetry.report import Telemetry
+from sd35.telemetry.telemetry import Telemetry
 from sd35.threads import STORES
 
 _SWEEP_S = 300.0
@@ -44,7 +44,7 @@ class Service:
         self.telemetry = telemetry = telemetry or Telemetry()
         pool.engine.observe(telemetry.metrics)
         webhooks.observe(telemetry.metrics)
-        storage.images.observe(telemetry.metrics.damaged)
+        storage.images.observe(telemetry.metrics.image_damaged)
         self.generation_service = GenerationService(pool, storage.images, policy.content_filter, telemetry)
         self.jobs = JobRunner(
             self.generation_service, storage.database.jobs, policy.most_running, policy.most_waiting, webhooks.wake
@@ -129,21 +129,21 @@ class Service:
         job = await self.jobs.ended(accepted)
         if job.failure:
             raise JobEnded(job.failure.status, job.failure.detail)
-        if job.made is None:
+        if job.result is None:
             raise JobEnded(409, f"the job of this idempotency key, {job.id}, was cancelled")
-        png = await self.generation_service.threads.run(self.storage.images.read, job.made.digest)
-        is_blurred = job.made.is_blurred
-        outcome = None if png is None else stored_result(job.job_spec.request, png, is_blurred=is_blurred)
+        png = await self.generation_service.threads.run(self.storage.images.read, job.result.digest)
+        is_blurred = job.result.is_blurred
+        outcome = None if png is None else stored_result(job.spec.request, png, is_blurred=is_blurred)
         if outcome is None:
-            return await self._remake(job, job.made.digest)
-        return replace(outcome, was_cached=accepted.status.is_end or job.made.was_cached)
+            return await self._remake(job, job.result.digest)
+        return replace(outcome, was_cached=accepted.status.is_end or job.result.was_cached)
 
     async def _remake(self, job: Job, digest: str) -> GenerationResult:
         """Generate the image of a job that has ended again, since its file is damaged or lost.
 
         Raises JobEnded if its owner removed it, and what `GenerationService.generate` raises.
         """
-        job_spec = job.job_spec
+        job_spec = job.spec
         if not await self.has_image(digest, job_spec.owner):
             raise JobEnded(410, f"the image of this idempotency key, {digest}, was removed")
         source = Requester(job_spec.owner, job_spec.owner or None, job_spec.priority)
@@ -152,20 +152,20 @@ class Service:
     async def places(self, jobs: Sequence[Job]) -> dict[str, int]:
         """Return how many jobs are ahead of each queued one of these. Raises StoreUnavailable, as all below."""
         queued = [job.id for job in jobs if job.status is Status.QUEUED]
-        return await STORES.run(lambda: {job_id: self.storage.database.jobs.place(job_id) for job_id in queued})
+        return await STORES.run(lambda: {job_id: self.storage.database.jobs.position(job_id) for job_id in queued})
 
     async def forget(self, job: Job, visible_to: str | None) -> None:
         """Remove a job that has ended, and its owner's claim to the image; the file too, if nobody else owns it.
 
         The job is removed last, so that a failed attempt can be repeated.
         """
-        if job.made:
-            await self.disown(job.made.digest, job.job_spec.owner)
+        if job.result:
+            await self.disown(job.result.digest, job.spec.owner)
         await STORES.run(self.storage.database.jobs.delete, job.id, visible_to)
 
     async def has_image(self, digest: str, visible_to: str | None) -> bool:
         """Return whether there is an image that the caller may see."""
-        owners = await STORES.run(self.storage.database.images.owners, digest)
+        owners = await STORES.run(self.storage.database.ownership.owners, digest)
         return bool(owners) if visible_to is None else visible_to in owners
 
     async def image(self, digest: str, visible_to: str | None, *, may_redirect: bool = False) -> bytes | str | None:
@@ -182,7 +182,7 @@ class Service:
 
     async def disown(self, digest: str, owner: str) -> bool:
         """Remove an owner's claim to an image; the file too, if nobody else owns it. Return whether they owned it."""
-        return await self.generation_service.threads.run(self.storage.images.disown, digest, owner)
+        return await self.generation_service.threads.run(self.storage.images.remove, digest, owner)
 
     async def _sweep(self) -> None:
         """Remove expired images and jobs from time to time."""

@@ -1,25 +1,28 @@
-"""Decide whether the wall clock can be believed before anything is removed for its age.
+"""Decide whether the wall clock can be trusted before anything is removed for its age.
 
-One reading does not tell a wrong clock from a server that was switched off for months. After a jump, nothing is removed
-until the clock is back, or a server has run with the new time for a day. A wrong clock is noticed by then, and a server
-that was off has lost nothing but that day. Only the time between readings that follow each other closely counts: a
-clock that is wrong in another way at each start confirms nothing.
+A single reading cannot distinguish a wrong clock from a server that was off for months. After a jump of the clock,
+nothing is removed until the clock jumps back, or until a server has run with the new time for a day. A wrong clock is
+noticed within that day, and a server that was off only loses a day. Only the time between readings in close succession
+counts, so a clock that is wrong in a different way at each start never confirms itself.
 """
 
-import threading
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 _DAY_S = 24 * 3600.0
-_NEXT_S = 3600.0  # between readings of a server that runs; they are 5 minutes apart, and longer under load
-_AROUND_S = 600.0  # what is dated near a suspect reading was dated by the same clock; readings are 5 minutes apart
+_MAX_INTERVAL_S = 3600.0  # between readings of a running server; normally 5 minutes, longer under load
+_MARGIN_S = 600.0  # dates this close to a suspect reading came from the same clock; readings are 5 minutes apart
 
 
 @dataclass(frozen=True)
 class ClockRecord:
-    """The last reading that was believed, and the first and last of those that are not yet. Seconds since 1970.
+    """The last trusted reading of the clock, and the later readings that are not trusted yet. Seconds since 1970.
 
-    `suspect_for_s`: for how long a server has run with the suspect time.
+    Attributes:
+        trusted_s: The last trusted reading. None in a new database.
+        suspect_since_s: The first reading that is not trusted.
+        suspect_last_s: The last reading that is not trusted.
+        suspect_for_s: How long a server has run with the suspect time, in seconds.
     """
 
     trusted_s: float | None = None
@@ -29,27 +32,34 @@ class ClockRecord:
 
 
 class ClockRules(NamedTuple):
-    """What is believed.
+    """When to trust the clock.
 
-    `plausible_s`: the largest change between two readings. `confirmed_s`: how long a server runs before a new time is
-    believed.
+    Attributes:
+        plausible_s: The largest plausible change between two readings, in seconds.
+        confirmed_s: How long a server must run before a new time is trusted, in seconds.
     """
 
     plausible_s: float
     confirmed_s: float
 
     @classmethod
-    def of(cls, retention_s: float | None) -> "ClockRules":
-        """For what is kept so long; None is for ever.
+    def for_retention(cls, retention_s: float | None) -> "ClockRules":
+        """Return rules for a retention period. None means that data is kept for ever.
 
-        A quarter of it, so that three quarters are kept in any case. What is kept for hours, perhaps for privacy, is
-        not kept for a day longer.
+        A quarter of the period is plausible, so that data is kept for at least three quarters of it. Short retention
+        periods, perhaps chosen for privacy, are not extended by a whole day.
         """
         return cls(7 * _DAY_S, _DAY_S) if retention_s is None else cls(retention_s / 4, min(_DAY_S, retention_s))
 
 
 class Reading(NamedTuple):
-    """What a reading of the clock means. `misdated`: from when to when the clock was wrong, once that is known."""
+    """A judged reading of the clock.
+
+    Attributes:
+        record: The record to store.
+        is_trusted: Whether the clock can be trusted now.
+        misdated: First and last moment at which the clock was wrong, as soon as this is known.
+    """
 
     record: ClockRecord
     is_trusted: bool
@@ -57,32 +67,17 @@ class Reading(NamedTuple):
 
 
 class ClockStore(Protocol):
-    """Keeps the record of the clock, beside what is removed by it.
+    """Stores the clock record in the database whose rows are removed by that clock.
 
-    Safe for threads; blocks. Raises StoreUnavailable.
+    Thread-safe. Methods block and raise StoreUnavailable.
     """
 
     def read(self, now_s: float, rules: ClockRules) -> Reading:
-        """Judge a reading, and keep the record that follows, in one transaction."""
+        """Judge a reading and store the new record, in one transaction."""
 
 
-class MemoryClockStore:
-    """A ClockStore."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._record = ClockRecord()
-
-    def read(self, now_s: float, rules: ClockRules) -> Reading:
-        """Judge a reading."""
-        with self._lock:
-            reading = judged(self._record, now_s, rules)
-            self._record = reading.record
-            return reading
-
-
-def judged(record: ClockRecord, now_s: float, rules: ClockRules) -> Reading:
-    """Judge a reading by those before. The first reading of a new database is believed: it holds nothing yet."""
+def judge(record: ClockRecord, now_s: float, rules: ClockRules) -> Reading:
+    """Judge a reading by the earlier ones. The first reading of a new database is trusted: there is nothing to lose."""
     trusted_s, since_s, last_s = record.trusted_s, record.suspect_since_s, record.suspect_last_s
     misdated, for_s = None, 0.0
     if trusted_s is None:
@@ -91,14 +86,14 @@ def judged(record: ClockRecord, now_s: float, rules: ClockRules) -> Reading:
         is_trusted = abs(now_s - trusted_s) <= rules.plausible_s
         since_s = now_s
     elif abs(now_s - trusted_s - (last_s - since_s)) <= rules.plausible_s:
-        is_trusted = True  # it is back: a wrong clock measures durations as well as a right one
-        misdated = since_s - _AROUND_S, last_s + _AROUND_S
+        is_trusted = True  # the clock has jumped back: a wrong clock measures durations as well as a right one
+        misdated = since_s - _MARGIN_S, last_s + _MARGIN_S
     elif abs(now_s - last_s) <= rules.plausible_s:
         since_s = min(since_s, now_s)
-        for_s = record.suspect_for_s + (now_s - last_s if 0 <= now_s - last_s <= _NEXT_S else 0)
+        for_s = record.suspect_for_s + (now_s - last_s if 0 <= now_s - last_s <= _MAX_INTERVAL_S else 0)
         is_trusted = for_s >= rules.confirmed_s
     else:
-        is_trusted = False  # it has jumped again
+        is_trusted = False  # another jump
         since_s = now_s
     following = ClockRecord(now_s) if is_trusted else ClockRecord(trusted_s, since_s, now_s, for_s)
     return Reading(following, is_trusted, misdated)

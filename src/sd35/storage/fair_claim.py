@@ -1,4 +1,4 @@
-"""Whose job is next. Pure policy, for every store."""
+"""Fair order of queued jobs. Pure policy, shared by all job stores."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -7,25 +7,31 @@ from typing import NamedTuple
 
 
 class Candidate(NamedTuple):
-    """A queued job; of equal priority, the lower number is the older one."""
+    """A queued job. Of equal priority, the lower number is the older job."""
 
     owner: str
     priority: int
     number: int
 
 
-def fairest(candidates: Iterable[Candidate], running: Mapping[str, int], most: int) -> list[Candidate]:
-    """Up to `most`, as if taken one by one: of the owner who has the fewest running, then by priority, then by age.
+def choose_fairly(candidates: Iterable[Candidate], running: Mapping[str, int], limit: int) -> list[Candidate]:
+    """Choose up to `limit` jobs in order, as if one by one.
 
-    What is taken counts as running from then on.
+    Each choice takes a job of the owner with the fewest running jobs, then the highest priority, then the oldest.
+    Chosen jobs count as running for later choices.
+
+    Args:
+        candidates: The queued jobs.
+        running: Number of running jobs by owner.
+        limit: Maximum number of jobs.
     """
-    had = Counter(running)
+    running_count = Counter(running)
     ranked = []
-    for candidate in sorted(candidates, key=_before):
-        ranked.append((had[candidate.owner], *_before(candidate), candidate))
-        had[candidate.owner] += 1
-    return [candidate for *_, candidate in nsmallest(most, ranked)]
+    for candidate in sorted(candidates, key=_urgency):
+        ranked.append((running_count[candidate.owner], *_urgency(candidate), candidate))
+        running_count[candidate.owner] += 1
+    return [candidate for *_, candidate in nsmallest(limit, ranked)]
 
 
-def _before(candidate: Candidate) -> tuple[int, int]:
+def _urgency(candidate: Candidate) -> tuple[int, int]:
     return -candidate.priority, candidate.number

@@ -1,6 +1,7 @@
-"""Images' files, and whose they are, kept in step: who owns an image finds its file, and no file is nobody's.
+"""Store of images: keeps the files in the blob store and their owners in the index consistent.
 
-Every file is compared with its checksums when it is read. A damaged one is never handed out, and counts as missing.
+Every owned image has a file, and every file has an owner. Each file is checked against its checksums when it is read.
+A damaged file is never returned and counts as missing.
 """
 
 import threading
@@ -20,124 +21,132 @@ _LOCKS = 256
 
 
 class ImageStore:
-    """A store of files and the index of their owners. Safe for threads; blocks. Raises StoreUnavailable.
+    """A blob store and the index of image owners. Thread-safe. Methods block and raise StoreUnavailable.
 
-    Within this process, a lock for each image lets one operation at a time change it. The lock does not stop another
-    process that shares the store. A change that it makes between two steps of a method here may go unnoticed.
+    Within this process, one operation at a time changes an image. Other processes that share the store are not locked
+    out: a change that one makes between two steps of a method here may go unnoticed.
     """
 
-    def __init__(self, files: BlobStore, index: OwnershipIndex) -> None:
-        self.files, self.index = files, index
+    def __init__(self, blobs: BlobStore, ownership: OwnershipIndex) -> None:
+        self.blobs, self.ownership = blobs, ownership
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
         self._on_damage: Callable[[], None] = lambda: None
 
     def observe(self, on_damage: Callable[[], None]) -> None:
-        """Call `on_damage` whenever a damaged file is found, from now on."""
+        """Call `on_damage` for each damaged file from now on."""
         self._on_damage = on_damage
 
-    def own(self, name: str, digest: str, owner: str, png: bytes, *, was_there: bool = False) -> None:
-        """An image is an owner's, and its file is there: also where it `was_there`, and was removed just now.
+    def add(self, name: str, digest: str, owner: str, png: bytes, *, was_stored: bool = False) -> None:
+        """Add an owner to an image, and write its file.
 
-        The owner comes first: a file that nobody owns would never be removed. Then the checksum, so that no reader
-        takes the file for damaged.
+        The owner is added first, because a file without an owner would never be removed. The checksum follows, so that
+        no reader takes the new file for damaged.
+
+        Args:
+            name: Name of the file.
+            digest: Digest of the request that generated the image.
+            owner: The new owner.
+            png: Content of the file.
+            was_stored: Whether the caller has just seen the file in the store. It is written again only if it was
+                removed since.
         """
         with self._lock(digest):
-            self.index.add(digest, owner, len(png), time.time())
-            if not (was_there and self.files.size(name) is not None):
-                self.index.record(name, checksum_of(png), len(png))
+            self.ownership.add(digest, owner, len(png), time.time())
+            if not (was_stored and self.blobs.size(name) is not None):
+                self.ownership.add_checksum(name, checksum_of(png), len(png))
                 self._write(name, png)
 
     def get(self, name: str) -> bytes | None:
-        """Read a file; None where there is none. Raises DamagedFile, after logging and counting it."""
-        content = self.files.get(name)
+        """Return the content of a file, or None if it is missing. Raises DamagedFile, after logging and counting it."""
+        content = self.blobs.get(name)
         if content is None:
             return None
-        checksums = self.index.checksums(name)
+        checksums = self.ownership.checksums(name)
         try:
             check_file(name, content, checksums)
         except DamagedFile as error:
             self._on_damage()
             structlog.get_logger().error("a stored image is damaged", file=name, reason=str(error))
             raise
-        if not checksums:  # it was stored before there were any; next time, they tell
+        if not checksums:  # the file is older than checksums; record one for the next read
             with suppress(StoreUnavailable):
-                self.index.record(name, checksum_of(content), len(content))
+                self.ownership.add_checksum(name, checksum_of(content), len(content))
         return content
 
     def read(self, digest: str) -> bytes | None:
-        """An image's file; None where there is none, or it is damaged."""
+        """Return the file of an image, or None if it is missing or damaged."""
         try:
             return next((png for name in names_of(digest) if (png := self.get(name)) is not None), None)
         except DamagedFile:
             return None
 
     def sign(self, digest: str, expires_s: float) -> str | None:
-        """The address at which the store itself gives the file for so long; None where it cannot, or has none.
+        """Return a URL at which the blob store itself serves the image for `expires_s` seconds.
 
-        What is behind the address is not read here. None also where its size is not one that was recorded: then `read`
-        tells whether it is damaged.
+        Returns None if the image is missing or the store has no such URLs. The file is not read here; if its size was
+        never recorded, it may be damaged, and the result is None as well, so that the caller uses `read`.
         """
         for name in names_of(digest):
-            size_bytes = self.files.size(name)
+            size_bytes = self.blobs.size(name)
             if size_bytes is not None:
-                is_known = size_bytes in self.index.checksums(name).values()
-                return self.files.sign(name, expires_s) if is_known else None
+                is_known = size_bytes in self.ownership.checksums(name).values()
+                return self.blobs.sign(name, expires_s) if is_known else None
         return None
 
-    def disown(self, digest: str, owner: str) -> bool:
-        """An image is not an owner's any more, and the file goes with the last one; whether it was theirs.
+    def remove(self, digest: str, owner: str) -> bool:
+        """Remove an owner from an image, and delete the files with the last owner. Returns whether they owned it.
 
-        The file goes first: where that fails, it is still the owner's, who can try again.
+        The files are deleted first: if that fails, the owner still has the image and can try again.
         """
         with self._lock(digest):
-            owners = self.index.owners(digest)
+            owners = self.ownership.owners(digest)
             if owner not in owners:
                 return False
             is_last = owners == {owner}
-            taken = self._take(digest) if is_last else {}
-            is_nobodys = self.index.remove(digest, owner)
-            if is_nobodys and not is_last:  # the others have left, elsewhere, meanwhile
-                self._remove(digest)
-            for name, content in {} if is_nobodys else taken.items():  # another has come, elsewhere, meanwhile
-                self.files.put(name, content)
+            removed = self._take_files(digest) if is_last else {}
+            is_unowned = self.ownership.remove(digest, owner)
+            if is_unowned and not is_last:  # another process removed the other owners meanwhile
+                self._delete_files(digest)
+            for name, content in {} if is_unowned else removed.items():  # another process added an owner meanwhile
+                self.blobs.put(name, content)
             return True
 
-    def give_up(self, digest: str) -> None:
-        """An image is nobody's any more. The file goes first, here too."""
+    def delete(self, digest: str) -> None:
+        """Delete an image with all its owners. The files are deleted first, as in `remove`."""
         with self._lock(digest):
-            self._remove(digest)
-            self.index.forget(digest)
+            self._delete_files(digest)
+            self.ownership.delete(digest)
 
-    def _take(self, digest: str) -> dict[str, bytes]:
-        """Remove all files of an image; what they were, but for damaged ones."""
-        found = {}
+    def _take_files(self, digest: str) -> dict[str, bytes]:
+        """Delete all files of an image. Returns the contents of those that are not damaged."""
+        contents = {}
         for name in names_of(digest):
             with suppress(DamagedFile):
                 if (content := self.get(name)) is not None:
-                    found[name] = content
-        self._remove(digest)
-        return found
+                    contents[name] = content
+        self._delete_files(digest)
+        return contents
 
     def _write(self, name: str, png: bytes) -> None:
-        """Write a file, unless a good one is there.
+        """Write a file, unless an undamaged one exists.
 
-        A damaged one is replaced, never removed first: another process may have put a good one there meanwhile.
+        A damaged file is replaced, never deleted first: another process may have written a good one meanwhile.
         """
-        if self.files.put(name, png):
+        if self.blobs.put(name, png):
             return
-        there = self.files.get(name)
-        if there is not None:
+        stored = self.blobs.get(name)
+        if stored is not None:
             try:
-                check_file(name, there, self.index.checksums(name))
+                check_file(name, stored, self.ownership.checksums(name))
             except DamagedFile as error:
                 structlog.get_logger().warning("a damaged image is replaced", file=name, reason=str(error))
             else:
                 return
-        self.files.replace(name, png)
+        self.blobs.replace(name, png)
 
-    def _remove(self, digest: str) -> None:
+    def _delete_files(self, digest: str) -> None:
         for name in names_of(digest):
-            self.files.delete(name)
+            self.blobs.delete(name)
 
     def _lock(self, digest: str) -> threading.Lock:
         return self._locks[int(digest[:4], 16) % _LOCKS]

@@ -1,10 +1,11 @@
-"""What a job is, and what a store of jobs does. One contract suite runs over the implementations.
+"""Jobs, and the interface of a job store. One contract test suite runs over all implementations.
 
-A job is a request for an image that outlives the connection it came by: it is accepted once, and ends once, with a
-image, an error, or cancelled. Who works on it holds it for a while (a lease) and says again and again that it still
-does; what nobody holds any more, since its process was killed, is claimed anew.
+A job is a request for an image that outlives the connection it came by. It is accepted once and ends once: with an
+image, with an error, or cancelled. The process that works on a job holds it by a lease and renews that lease
+regularly. If the process is killed, the lease expires and another process claims the job.
 """
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,11 +14,11 @@ from typing import NamedTuple, Protocol
 from sd35.images.formats import Format
 from sd35.request import Request
 
-HELD_S = 60.0  # a webhook that one process sends is not given to another for this long
+WEBHOOK_LEASE_S = 60.0  # a webhook that one process sends is not given to another for this long
 
 
 class Status(StrEnum):
-    """Where a job is. The last three are ends: a job never leaves them."""
+    """Status of a job. The last three are final."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -27,16 +28,24 @@ class Status(StrEnum):
 
     @property
     def is_end(self) -> bool:
-        """Whether nothing more comes."""
+        """Whether the status is final."""
         return self not in {Status.QUEUED, Status.RUNNING}
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What is wanted of a job. `owner` is the key that asked, "" where there are no keys: only it sees the job.
+    """Everything the client asked for.
 
-    `idempotency_key` is the caller's own name for it, unique among the owner's jobs; `body_digest` tells whether what
-    comes under the same name is the same again.
+    Attributes:
+        request: The image to generate.
+        owner: ID of the API key that sent the job, "" if the service has no keys.
+        priority: Higher goes first among jobs of one owner.
+        format: File format of the image in responses.
+        has_metadata: Whether the file carries the parameters of the image.
+        webhook: URL to notify when the job ends.
+        idempotency_key: The client's own name of the job, unique among the owner's jobs.
+        body_digest: Digest of the request body. Tells whether a second request with the same idempotency key is a
+            repetition of the first.
     """
 
     request: Request
@@ -51,7 +60,7 @@ class JobSpec:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job failed: the HTTP status that a synchronous call would have had, and the words."""
+    """Why a job failed: a message, and the HTTP status that a synchronous call would have returned."""
 
     status: int
     detail: str
@@ -59,7 +68,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class JobResult:
-    """What a job ended with: the image's identity, that of the request which made it, and whether it was there."""
+    """The image of a job that succeeded. `digest` is that of the request which generated the image."""
 
     digest: str
     was_cached: bool
@@ -68,29 +77,42 @@ class JobResult:
 
 @dataclass(frozen=True)
 class Job:
-    """One job as it is now. Times are seconds since 1970. `number` grows with every job of the store."""
+    """State of a job. Times are seconds since 1970. `number` grows with every job of the store."""
 
     id: str
     number: int
-    job_spec: JobSpec
+    spec: JobSpec
     status: Status
     created_s: float
     started_s: float | None = None
     ended_s: float | None = None
-    made: JobResult | None = None
+    result: JobResult | None = None
     failure: Failure | None = None
 
 
 class Receiver(NamedTuple):
-    """Who gets a webhook, as far as sharing places is concerned: the job's owner, and the host of the webhook's URL."""
+    """The unit of fairness among webhooks: the owner of the job and the host of the webhook's URL."""
 
     owner: str
     host: str
 
+    @classmethod
+    def from_url(cls, owner: str, url: str) -> "Receiver":
+        """Return the receiver of a URL. Its host is lower case, ASCII and without a final dot; "" if missing.
+
+        Uses the URL parser of the HTTP client that sends the webhook, so that both agree on the host.
+        """
+        import httpx2
+
+        try:
+            return cls(owner, httpx2.URL(url).raw_host.decode().rstrip("."))
+        except (httpx2.InvalidURL, ValueError):
+            return cls(owner, "")
+
 
 @dataclass(frozen=True)
 class DueWebhooks:
-    """How many webhooks of one receiver are due, and since when the oldest of them is."""
+    """Number of webhooks that are due for one receiver, and the time at which the oldest of them became due."""
 
     receiver: Receiver
     count: int
@@ -99,7 +121,7 @@ class DueWebhooks:
 
 @dataclass(frozen=True)
 class Delivery:
-    """A webhook to send now: a POST to `url` that tells how the job ended. `attempts` were made before."""
+    """A webhook to send now: a POST to `url` with the final state of a job. `attempts` counts earlier attempts."""
 
     job_id: str
     url: str
@@ -108,78 +130,99 @@ class Delivery:
 
 
 class JobStore(Protocol):
-    """Keeps jobs. Safe for threads; blocks, so that the event loop calls it in a thread. Each call is one transaction.
+    """Stores jobs. Thread-safe. Methods block, so the event loop calls them in a thread. Each call is one transaction.
 
-    Where a method takes an `owner`, None is the administrator, who sees all; else another's job counts as not there.
-    Raises StoreUnavailable where the database does not answer.
+    A method that takes an `owner` treats jobs of other owners as missing. `owner=None` is an administrator, who sees
+    all jobs. All methods raise StoreUnavailable if the database does not answer.
     """
 
     def add(self, job: Job) -> Job:
-        """Keep a new job. Where its owner has one of the same idempotency key, that one comes back instead.
+        """Store a new job and return it with its `number`.
 
-        `number` is the store's to give. Raises IdempotencyConflict where that one's `body_digest` is another.
+        If the owner already has a job with the same idempotency key, returns that job instead. Raises
+        IdempotencyConflict if its `body_digest` differs.
         """
 
     def get(self, job_id: str, owner: str | None) -> Job | None:
-        """One job."""
+        """Return a job, or None if it is missing."""
 
     def page(self, owner: str | None, statuses: Sequence[Status], before: int | None, limit: int) -> list[Job]:
-        """The newest first; of the given statuses, or all where none is given; with a `number` below `before`."""
+        """Return up to `limit` jobs, newest first.
 
-    def place(self, job_id: str) -> int:
-        """How many queued jobs go before a queued one by priority and age; 0 for any other."""
-
-    def claim(self, holder: str, started_s: float, lease_s: float, most: int) -> list[Job]:
-        """Take up to `most` jobs to work on, which are then running: queued ones, and others' whose lease is over.
-
-        A lease ends `lease_s` after the last `claim` or `keep`, by the store's own clock, and earlier where the store
-        knows that the holder's process has ended. All holders use the same `lease_s`. `started_s` is what the jobs show
-        as their start; leases do not depend on it.
-
-        Whose lease is over at another's claim has lost the job, taken or not: it is queued again in its old place.
-
-        Those of the owners who have the fewest running go first, then by priority, then by age, as if taken one by one,
-        and come back in that order. Of two holders who ask at once, no job goes to both.
+        Args:
+            owner: Owner of the jobs; None for all owners.
+            statuses: Statuses to include; empty for all.
+            before: Return only jobs with a `number` below this one; None for no bound.
+            limit: Maximum number of jobs.
         """
 
-    def keep(self, holder: str, lease_s: float) -> set[str]:
-        """Renew the leases of all that `holder` holds; the ids of those that are still its to work on."""
+    def position(self, job_id: str) -> int:
+        """Return how many queued jobs precede a queued job by priority and age; 0 for a job that is not queued."""
 
-    def hand_back(self, holder: str) -> int:
-        """What `holder` still holds is queued again, in its old place; how many that were."""
+    def claim(self, holder: str, started_s: float, lease_s: float, limit: int) -> list[Job]:
+        """Claim up to `limit` queued jobs, which are then running, and return them in fair order.
+
+        The owners with the fewest running jobs go first, then higher priorities, then older jobs, as if jobs were
+        claimed one by one. No job goes to two holders.
+
+        Before that, requeues jobs of other holders whose lease has expired. Such a job keeps its old place, and its
+        holder has lost it even if it is not claimed again now. A lease expires `lease_s` after the last `claim` or
+        `renew`, by the store's own clock, or earlier if the store knows that the holder's process has ended.
+
+        Args:
+            holder: ID of the process that claims.
+            started_s: Start time that the jobs show. Leases do not depend on it.
+            lease_s: Length of the lease in seconds. All holders use the same.
+            limit: Maximum number of jobs.
+        """
+
+    def renew(self, holder: str, lease_s: float) -> set[str]:
+        """Renew all leases of `holder`. Returns the IDs of the jobs that it still holds."""
+
+    def release(self, holder: str) -> int:
+        """Requeue all jobs that `holder` holds, in their old places. Returns how many."""
 
     def end(self, job_id: str, holder: str, ended_s: float, result: JobResult | Failure) -> bool:
-        """End a job, with its webhook due at once; False, and nothing changes, where `holder` does not hold it."""
+        """End a job and make its webhook due. Returns False and changes nothing if `holder` does not hold the job."""
 
     def cancel(self, job_id: str, owner: str | None, now_s: float) -> Job | None:
-        """End a job as cancelled, with its webhook due at once, unless it has ended; the job as it is then, or None."""
+        """Cancel a job and make its webhook due, unless the job has ended. Returns the job, or None if missing."""
 
     def delete(self, job_id: str, owner: str | None) -> Job | None:
-        """Forget a job that has ended, prompt and all; the job as it was. One that runs has to be cancelled first."""
+        """Delete a job that has ended and return it; None if it is missing or has not ended."""
 
     def counts(self) -> Mapping[Status, int]:
-        """How many there are of each status."""
+        """Return the number of jobs of each status."""
 
-    def due(self, now_s: float) -> list[DueWebhooks]:
-        """Count the webhooks that are to be sent now, by receiver, in no particular order."""
+    def due_webhooks(self, now_s: float) -> list[DueWebhooks]:
+        """Count the webhooks that are due, by receiver, in no particular order."""
 
-    def take_due(self, now_s: float, most: Mapping[Receiver, int]) -> list[Delivery]:
-        """Take up to `most[receiver]` webhooks that are due of each receiver, and hold them for `HELD_S`.
+    def claim_webhooks(self, now_s: float, limits: Mapping[Receiver, int]) -> list[Delivery]:
+        """Claim up to `limits[receiver]` due webhooks of each receiver for `WEBHOOK_LEASE_S`, longest due first.
 
-        The longest due go first. Of two processes that ask at once, no webhook goes to both.
+        No webhook goes to two processes.
         """
 
-    def delivered(self, job_id: str) -> None:
-        """Forget a webhook that arrived or was given up."""
+    def finish_webhook(self, job_id: str) -> None:
+        """Delete a webhook that was delivered or given up."""
 
-    def postpone(self, job_id: str, until_s: float) -> None:
-        """Count a failed attempt to send a webhook, and make it due again at `until_s`."""
+    def postpone_webhook(self, job_id: str, until_s: float) -> None:
+        """Count a failed attempt to send a webhook, and make the webhook due again at `until_s`."""
 
     def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
-        """Let jobs that ended in a span end at `now_s`. The span has no end where `until_s` is None."""
+        """Set the end time of jobs that ended in a time span to `now_s`. `until_s=None` leaves the span open."""
 
     def sweep(self, ended_before_s: float) -> int:
-        """Forget jobs that ended before a time; how many that were."""
+        """Delete jobs that ended before a time. Returns how many."""
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Close all connections."""
+
+
+def new_job(spec: JobSpec, now_s: float) -> Job:
+    """Return a queued job to add to a store, which assigns its `number`.
+
+    The ID is 32 hexadecimal digits: milliseconds since 1970, so that IDs sort by age and are neighbours in an index,
+    then 80 random bits, so that IDs of other clients cannot be guessed.
+    """
+    return Job(f"{int(now_s * 1000):012x}{secrets.token_hex(10)}", 0, spec, Status.QUEUED, now_s)

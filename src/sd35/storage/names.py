@@ -1,4 +1,4 @@
-"""What image files are called, and where a store keeps them."""
+"""Names of image files, and their paths in a blob store."""
 
 import re
 
@@ -7,31 +7,31 @@ _NAME = re.compile(r"[0-9a-f]{64}(-[a-z]+)?\.[a-z]+")
 
 
 def name_of(digest: str, *, is_blurred: bool = False) -> str:
-    """What an image's PNG file is called, by the digest of the request that made it."""
+    """Return the name of an image's PNG file. `digest` is that of the request which generated the image."""
     return f"{digest}{'-blurred' if is_blurred else ''}.png"
 
 
 def names_of(digest: str) -> tuple[str, ...]:
-    """All names that an image's files may have."""
+    """Return all names that the files of an image may have."""
     return name_of(digest), name_of(digest, is_blurred=True)
 
 
 def digest_of(name: str) -> str:
-    """The digest in an image file's name."""
+    """Return the digest in the name of an image file."""
     return name[:DIGEST_CHARACTERS]
 
 
-def place_of(name: str) -> str:
-    """Where a store keeps a file: a folder by the name's first two digits, so that none grows too large to list.
+def path_of(name: str) -> str:
+    """Return the path of a file in a store: a folder named by the first two digits, so that no folder gets too large.
 
-    Raises ValueError for what is no name: another path than this can never come of one.
+    Raises ValueError if `name` is not the name of an image file. This rules out paths that leave the store.
     """
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no image's name: 64 hexadecimal digits and a suffix")
     return f"{name[:2]}/{name}"
 
 
-def name_at(place: str) -> str | None:
-    """Return the name of the file that a store keeps at a place; None where no image's file lies there."""
-    name = place.rpartition("/")[2]
-    return name if _NAME.fullmatch(name) and place == place_of(name) else None
+def name_at(path: str) -> str | None:
+    """Return the name of the file at a path in a store, or None if no image file belongs there."""
+    name = path.rpartition("/")[2]
+    return name if _NAME.fullmatch(name) and path == path_of(name) else None

@@ -1,43 +1,41 @@
-"""All that outlives the process: what the database keeps, the images' files, and the secret of links to them."""
+"""Everything that outlives the process: the database, the image files, and the secret of signed links."""
 
 from typing import NamedTuple, Self
 
 from sd35.access.required_keys import KeysMarker, RequiredKeyStore
 from sd35.settings import Settings
 from sd35.settings.directories import check_writable
-from sd35.storage.blobs.base import BlobStore
-from sd35.storage.blobs.open import open_store
-from sd35.storage.database import Database, database_url_of, open_database
+from sd35.storage.blobs.open import open_blob_store
+from sd35.storage.database import Database, database_url, open_database
 from sd35.storage.images import ImageStore
 from sd35.storage.links import Links
 
 
 class Storage(NamedTuple):
-    """Opened."""
+    """The opened stores of a service."""
 
     database: Database
     images: ImageStore
     links: Links
 
     @classmethod
-    def of(cls, settings: Settings) -> Self:
-        """As the settings say. Raises InvalidSetting, also where API keys are required and lost, StoreUnavailable."""
+    def open(cls, settings: Settings) -> Self:
+        """Open the stores that the settings name.
+
+        Raises InvalidSetting if a setting is wrong or if API keys are required but lost, and StoreUnavailable.
+        """
         if not (settings.database and settings.image_store and settings.link_secret):
             check_writable("data_dir", settings.data_dir)
-        database = open_database(database_url_of(settings))
+        database = open_database(database_url(settings))
         keys = RequiredKeyStore(database.keys, KeysMarker(settings.data_dir), database.name)
         try:
             keys.check()
         except BaseException:
             database.close()
             raise
-        return cls(database._replace(keys=keys), ImageStore(open_store(settings), database.images), Links.of(settings))
-
-    @property
-    def files(self) -> BlobStore:
-        """The images' files."""
-        return self.images.files
+        images = ImageStore(open_blob_store(settings), database.ownership)
+        return cls(database._replace(keys=keys), images, Links.from_settings(settings))
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Close all connections."""
         self.database.close()

@@ -1,4 +1,4 @@
-"""Remove images and jobs that are not to be kept, as far as the clock can be believed."""
+"""Delete images and jobs past their retention period, unless the clock cannot be trusted."""
 
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -9,55 +9,61 @@ from sd35.storage.clock import ClockRecord, ClockRules
 from sd35.storage.database import Database
 from sd35.storage.retention import Retention
 
-_AHEAD_S = 600.0  # by so much, clocks of several machines may differ
+_MAX_SKEW_S = 600.0  # between the clocks of several machines
 
 
 class SweepResult(NamedTuple):
-    """How many were removed."""
+    """Number of images and jobs that were deleted."""
 
     images: int
     jobs: int
 
 
 class Sweeper:
-    """Sweeps `stores`. `keep_s`: how long ended jobs are known, None for ever."""
+    """Deletes expired images and jobs.
+
+    Args:
+        retention: Retention of images.
+        database: The database to sweep.
+        retention_s: How long to keep jobs that have ended, in seconds. None keeps them for ever.
+    """
 
     def __init__(self, retention: Retention, database: Database, retention_s: float | None) -> None:
-        self._retention, self._stores, self._retention_s = retention, database, retention_s
-        self._rules = ClockRules.of(retention_s)
+        self._retention, self._database, self._retention_s = retention, database, retention_s
+        self._rules = ClockRules.for_retention(retention_s)
         self._suspect_since_s: float | None = None
 
     @property
     def is_paused(self) -> bool:
-        """Whether nothing is removed for its age, since the clock cannot be believed."""
+        """Whether retention by age is paused because the clock cannot be trusted."""
         return self._suspect_since_s is not None
 
     def sweep(self, now_s: float) -> SweepResult:
-        """Remove what is too old, and images beyond the room for them. Blocks. Raises StoreUnavailable.
+        """Delete expired jobs and images, and images beyond the size limit. Blocks. Raises StoreUnavailable.
 
-        While the clock cannot be believed, only room counts: that never removes more than is too much.
+        While the clock cannot be trusted, only the size limit applies: it never deletes more than the excess.
         """
-        reading = self._stores.clock.read(now_s, self._rules)
-        self._tell(reading.record, now_s)
+        reading = self._database.clock.read(now_s, self._rules)
+        self._log_changes(reading.record, now_s)
         if not reading.is_trusted:
             return SweepResult(self._retention.sweep(now_s, by_age=False), 0)
-        if reading.misdated:  # with a clock that was behind: else it would be taken for old
+        if reading.misdated:  # written while the clock was behind: such rows would look too old
             self._redate(*reading.misdated, now_s)
-        self._redate(now_s + _AHEAD_S, None, now_s)  # with a clock that was ahead: else it would never get old
+        self._redate(now_s + _MAX_SKEW_S, None, now_s)  # written while the clock was ahead: would never get old
         images = self._retention.sweep(now_s)
-        return SweepResult(images, self._stores.jobs.sweep(now_s - self._retention_s) if self._retention_s else 0)
+        return SweepResult(images, self._database.jobs.sweep(now_s - self._retention_s) if self._retention_s else 0)
 
     def _redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
-        self._stores.images.redate(from_s, until_s, now_s)
-        self._stores.jobs.redate(from_s, until_s, now_s)
+        self._database.ownership.redate(from_s, until_s, now_s)
+        self._database.jobs.redate(from_s, until_s, now_s)
 
-    def _tell(self, record: ClockRecord, now_s: float) -> None:
+    def _log_changes(self, record: ClockRecord, now_s: float) -> None:
         since_s, before_s = record.suspect_since_s, self._suspect_since_s
         self._suspect_since_s = since_s
         if since_s == before_s:
             return
         if since_s is None:
-            structlog.get_logger().info("retention goes on: the clock is believed again", clock=_date(now_s))
+            structlog.get_logger().info("retention goes on: the clock is trusted again", clock=_date(now_s))
             return
         assert record.trusted_s is not None
         structlog.get_logger().warning(

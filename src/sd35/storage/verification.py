@@ -1,36 +1,36 @@
-"""Checks every stored image. Reads only: nothing is repaired, removed or recorded."""
+"""Verification of all stored images. Only reads: repairs, removes and records nothing."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sd35.errors import StoreUnavailable
-from sd35.storage.blobs.base import BlobStore
+from sd35.storage.images import ImageStore
 from sd35.storage.integrity import DamagedFile, check_file
 from sd35.storage.names import digest_of, names_of
 from sd35.storage.ownership import OwnershipIndex
 
 _PAGE = 10_000
-_UNREADABLE_IN_A_ROW = 3  # then it is the store that fails, not the file
+_MAX_CONSECUTIVE_ERRORS = 3  # more errors in a row are the store's fault, not the file's
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that cannot be used, and why."""
+    """A damaged file, and the reason."""
 
     file: str
     reason: str
 
 
 @dataclass
-class Report:
-    """What a check found.
+class VerificationReport:
+    """Result of a verification.
 
     Attributes:
         files: Number of files in the store.
-        without_checksum: How many of them were stored before checksums existed. Each was checked by its own CRCs.
-        without_owner: How many of them nobody owns. The service neither serves nor removes these by itself.
-        damaged: Files that are not what was written.
-        missing: Digests of images that somebody owns and that have no file.
+        without_checksum: Number of files that are older than checksums. Each was checked by its own CRCs.
+        without_owner: Number of files without an owner. The service neither serves nor removes these.
+        damaged: Files that differ from what was written.
+        missing: Digests of images that have an owner but no file.
     """
 
     files: int = 0
@@ -45,38 +45,39 @@ class Report:
         return not self.damaged and not self.missing
 
 
-def verify_images(files: BlobStore, index: OwnershipIndex) -> Report:
+def verify_images(images: ImageStore) -> VerificationReport:
     """Compare every file with its checksums, and the index with the files. Raises StoreUnavailable.
 
-    A service may go on writing and removing images meanwhile: what looks missing is looked for again at the end.
+    A running service may write and remove images meanwhile: images that seem missing are looked up again at the end.
     """
-    report, found = Report(), set()
-    owned = set(_digests(index))
-    unreadable = 0
-    for name in files.names():
+    blobs, index = images.blobs, images.ownership
+    report, found = VerificationReport(), set()
+    owned = set(_owned_digests(index))
+    errors = 0
+    for name in blobs.names():
         try:
-            is_there = _check(files, index, name, report)
-            unreadable = 0
+            exists = _check(images, name, report)
+            errors = 0
         except StoreUnavailable as error:
-            unreadable += 1
-            if unreadable == _UNREADABLE_IN_A_ROW:
+            errors += 1
+            if errors == _MAX_CONSECUTIVE_ERRORS:
                 raise
             report.damaged.append(Damage(name, f"it cannot be read: {error}"))
-            is_there = True
-        if is_there:
+            exists = True
+        if exists:
             report.files += 1
             found.add(digest_of(name))
             report.without_owner += digest_of(name) not in owned and not index.owners(digest_of(name))
-    report.missing = [digest for digest in sorted(owned - found) if _is_missing(files, index, digest)]
+    report.missing = [digest for digest in sorted(owned - found) if _is_missing(images, digest)]
     return report
 
 
-def _check(files: BlobStore, index: OwnershipIndex, name: str, report: Report) -> bool:
-    """Check a file; False where it was removed meanwhile."""
-    content = files.get(name)
+def _check(images: ImageStore, name: str, report: VerificationReport) -> bool:
+    """Check a file. Returns False if it was removed meanwhile."""
+    content = images.blobs.get(name)
     if content is None:
         return False
-    checksums = index.checksums(name)
+    checksums = images.ownership.checksums(name)
     report.without_checksum += not checksums
     try:
         check_file(name, content, checksums)
@@ -85,11 +86,11 @@ def _check(files: BlobStore, index: OwnershipIndex, name: str, report: Report) -
     return True
 
 
-def _is_missing(files: BlobStore, index: OwnershipIndex, digest: str) -> bool:
-    return all(files.size(name) is None for name in names_of(digest)) and bool(index.owners(digest))
+def _is_missing(images: ImageStore, digest: str) -> bool:
+    return all(images.blobs.size(name) is None for name in names_of(digest)) and bool(images.ownership.owners(digest))
 
 
-def _digests(index: OwnershipIndex) -> Iterator[str]:
+def _owned_digests(index: OwnershipIndex) -> Iterator[str]:
     after = ""
     while page := index.digests(after, _PAGE):
         yield from page

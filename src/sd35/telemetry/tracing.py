@@ -1,7 +1,8 @@
-"""Traces: where OpenTelemetry's variables name an exporter, a span for each stage of an image, under its request's.
+"""Traces with OpenTelemetry: a span for each stage of an image, below the span of its request.
 
-An engine only notes times; spans are made of them afterwards. W3C's `traceparent` is read by FastAPI's own telemetry,
-which makes the requests' spans, from the provider that is made here.
+Active if OpenTelemetry's environment variables configure an exporter. The engine only measures times, and the spans are
+created from them afterwards. FastAPI's own telemetry reads W3C's `traceparent` and creates the spans of requests, with
+the provider that is opened here.
 """
 
 import os
@@ -29,13 +30,14 @@ Attributes: TypeAlias = Mapping[str, str | int | float]
 
 
 def open_provider(environment: Mapping[str, str] = os.environ) -> "TracerProvider | None":
-    """What exports spans by OTLP, as OpenTelemetry's variables say; None, with a warning, where they ask in vain.
+    """Return a provider that exports spans by OTLP, configured by OpenTelemetry's environment variables.
 
-    None as well where they do not ask: OTEL_TRACES_EXPORTER or one of the OTLP endpoints has to be set.
+    Returns None if neither OTEL_TRACES_EXPORTER nor an OTLP endpoint is set, and logs a warning and returns None if the
+    configuration is not supported or a package is missing.
     """
     exporter = environment.get("OTEL_TRACES_EXPORTER", "").strip().lower()
-    asks = exporter or next(filter(None, (environment.get(name) for name in _ENDPOINTS)), None)
-    if not asks or exporter == "none" or environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    is_requested = exporter or next(filter(None, (environment.get(name) for name in _ENDPOINTS)), None)
+    if not is_requested or exporter == "none" or environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
     log = structlog.get_logger()
     if exporter not in {"", "otlp"}:
@@ -51,62 +53,62 @@ def open_provider(environment: Mapping[str, str] = os.environ) -> "TracerProvide
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        log.warning("no traces: what exports them is not installed", lacking=error.name, remedy=_REMEDY)
+        log.warning("no traces: a package is not installed", missing=error.name, remedy=_REMEDY)
         return None
-    named = {} if environment.get("OTEL_SERVICE_NAME") else {"service.name": "sd35"}
-    provider = TracerProvider(resource=Resource.create(named), shutdown_on_exit=False)
+    attributes = {} if environment.get("OTEL_SERVICE_NAME") else {"service.name": "sd35"}
+    provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    log.info("traces are exported")
+    log.info("exporting traces")
     return provider
 
 
 class Tracing:
-    """Makes spans under the current one; without a `provider`, none."""
+    """Creates spans below the current one. Does nothing without a provider."""
 
     def __init__(self, provider: "TracerProvider | None" = None) -> None:
         self.provider = provider
         self._tracer = (provider or trace.NoOpTracerProvider()).get_tracer("sd35")
 
     def close(self) -> None:
-        """Send what is left."""
+        """Export the remaining spans."""
         if self.provider:
             self.provider.shutdown()
 
     def stages(self, request: Request, stages: Sequence[Stage]) -> None:
-        """A span for each stage of an image."""
-        to_wall_s = time.time() - time.monotonic()
+        """Create a span for each stage of an image."""
+        offset_s = time.time() - time.monotonic()
         for stage in stages:
-            began_ns, ended_ns = (int(1e9 * (each_s + to_wall_s)) for each_s in (stage.began_s, stage.ended_s))
+            began_ns, ended_ns = (int(1e9 * (each_s + offset_s)) for each_s in (stage.began_s, stage.ended_s))
             span = self._tracer.start_span(stage.name, start_time=began_ns, attributes=_attributes(request, stage.name))
             span.end(ended_ns)
 
     @contextmanager
     def job(self, job_id: str) -> Iterator[None]:
-        """A trace of its own for a job: the request that it came by has long been answered."""
+        """Trace a job separately from the request that submitted it, which ended long before."""
         with self._tracer.start_as_current_span("job", attributes={"sd35.job": job_id}):
             bind_trace()
             yield
 
 
 def bind_trace(traceparent: str | None = None) -> None:
-    """Put the current span's trace into the logs of what follows; without one, the caller's."""
+    """Add the trace ID of the current span to later log lines. Without a span, uses the `traceparent` of the caller."""
     context = trace.get_current_span().get_span_context()
     if traceparent and not context.is_valid:
-        found = TraceContextTextMapPropagator().extract({"traceparent": traceparent})
-        context = trace.get_current_span(found).get_span_context()
+        extracted = TraceContextTextMapPropagator().extract({"traceparent": traceparent})
+        context = trace.get_current_span(extracted).get_span_context()
     if context.is_valid:
         structlog.contextvars.bind_contextvars(trace_id=trace.format_trace_id(context.trace_id))
 
 
 def hide_query() -> None:
-    """Of the current request's address, leave its parameters out: the signature of a link gives the image."""
+    """Hide the query of the current request in its span: the signature of a link gives access to the image."""
     span = trace.get_current_span()
     if span.is_recording() and "url.query" in getattr(span, "attributes", {}):
         span.set_attribute("url.query", _HIDDEN)
 
 
 def note(**attributes: str | int) -> None:
-    """Say more of the current span: `model` becomes `sd35.model`."""
+    """Add attributes to the current span, prefixed with `sd35.`."""
     trace.get_current_span().set_attributes({f"sd35.{name}": value for name, value in attributes.items()})
 
 

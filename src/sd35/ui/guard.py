@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sd35.body_limits import in_time
+from sd35.body_limits import limit_body_time
 from sd35.ui.uploads import MAX_FORM_BYTES, Uploads
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -53,7 +53,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, to its end or until `close`."""
-        receive = in_time(receive, self._body_timeout_s, _disconnect)
+        receive = limit_body_time(receive, self._body_timeout_s, _disconnect)
         if error := self._error(scope):
             await error(scope, receive, send)
             return

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from sd35.body_limits import HeldBytes, TooManyBytes
+from sd35.body_limits import BodyMemory, TooManyBytes
 from sd35.multipart import MEDIA_TYPE, FormParserError, FormReader, boundary_of
 
 MAX_UPLOAD_BYTES = 32 * 1024 * 1024
@@ -39,7 +39,7 @@ class Uploads:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._held = HeldBytes(MAX_HELD_BYTES, MAX_HELD_BYTES_EACH)
+        self._held = BodyMemory(MAX_HELD_BYTES, MAX_HELD_BYTES_EACH)
         self._stored: deque[tuple[Path, int]] = deque()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -417,7 +417,7 @@ def test_a_image_that_could_not_be_stored_has_no_address(pool: ModelPool):
             raise StoreUnavailable("the disk is full")
 
     storage = memory_storage()
-    storage = storage._replace(images=ImageStore(Full(), storage.database.images))
+    storage = storage._replace(images=ImageStore(Full(), storage.database.ownership))
     with serving(pool, storage=storage) as client:
         addressed, enclosed = (
             client.post("/v1/images/generations", json={"prompt": "a cat", "response_format": each})

@@ -14,6 +14,7 @@ from sd35.backends.diffusers import fp8
 from sd35.backends.diffusers.backend import DiffusersBackend, place
 from sd35.backends.diffusers.fp8 import WAYS, config_of, way_of
 from sd35.backends.diffusers.sequential_offload import bytes_of, weights_of
+from sd35.backends.diffusers.spec import SPEC
 from sd35.backends.fp8_layers import Treatment
 from sd35.backends.options import Offload, Options
 from sd35.backends.registry import open_backend
@@ -25,8 +26,7 @@ from sd35.compile.reference_sampling import recipe_of
 from sd35.compile.synth import synthesise
 from sd35.engine.local.pipeline import Pipeline
 from sd35.errors import InvalidSetting
-from sd35.planning.footprint import fp8_values
-from sd35.planning.placement import weights_bytes
+from sd35.planning.footprint import fp8_values, weights_bytes
 from sd35.sampling.noise import initial_noise
 from sd35.settings import Precision
 from sd35.tensors import Array
@@ -185,9 +185,9 @@ def test_memory_is_what_the_plan_says(checkpoint: Checkpoint, small: Checkpoint)
             network = getattr(backend._pipeline, name)  # noqa: SLF001
             numbers = [stored(weight) for weight in network.parameters()]
             in_fp8 = [each for each in numbers if each.dtype == torch.float8_e4m3fn and each.ndim == 2]
-            expected = fp8_values("diffusers", precision, name, network_sizes.networks[name].config)
+            expected = fp8_values(SPEC, precision, name, network_sizes.networks[name].config)
             assert sum(each.numel() for each in in_fp8) == expected, name
-        said = weights_bytes(network_sizes, "transformer", "diffusers", precision)
+        said = weights_bytes(SPEC, precision, "transformer", network_sizes.networks["transformer"])
         assert bytes_of(weights_of(backend.transformer)) == pytest.approx(said, rel=0.05)  # scales: 4 bytes of 256
 
 
@@ -248,11 +248,13 @@ def test_products_in_fp8_are_chosen_for_the_right_layers(monkeypatch: pytest.Mon
 
 
 def test_products_in_fp8_are_refused_where_there_are_none(checkpoint: Checkpoint) -> None:
-    """Where they are named; with what is allowed there."""
+    """A device that cannot multiply FP8 refuses them if settings name them; the error lists what it allows."""
+    with pytest.raises(InvalidSetting, match=r"precision: got 'fp8-dynamic'.* allows: .*fp8, fp8-weights, fp8-storage"):
+        open_fp8(checkpoint, "fp8-dynamic")
     with pytest.raises(
         InvalidSetting, match=r"precision: got 'fp8-dynamic'.* cpu allows: fp8, fp8-weights, fp8-storage"
     ):
-        open_fp8(checkpoint, "fp8-dynamic")
+        way_of("fp8-dynamic", CPU)
 
 
 @pytest.mark.parametrize("precision", WAYS)

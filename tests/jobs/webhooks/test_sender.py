@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from sd35.jobs.webhooks.sender import ATTEMPTS, wait_s
-from sd35.storage.jobs import HELD_S
+from sd35.storage.jobs import WEBHOOK_LEASE_S
 from tests.support.fake_backend import WAIT_S
 from tests.support.webhooks import NAME, SECRET, Sending
 
@@ -156,7 +156,7 @@ def test_a_webhook_is_given_up_after_a_day(sending: Sending, receiver: Receiver)
     sending.end_job(f"http://{NAME}:{receiver.port}/")
     for attempts in range(1, ATTEMPTS + 1):
         assert sending.send() == 1
-        sending.now_s += wait_s(attempts, 1.0) or HELD_S
+        sending.now_s += wait_s(attempts, 1.0) or WEBHOOK_LEASE_S
     assert len(receiver.asked) == ATTEMPTS
     assert sending.told == ["postponed"] * (ATTEMPTS - 1) + ["given_up"]
     assert sending.pending() == []

@@ -14,7 +14,7 @@ import pytest
 from sd35.jobs.webhooks.concurrency import PER_HOST, PER_OWNER
 from sd35.jobs.webhooks.resolver import look_up
 from sd35.storage.database import MEMORY, open_database
-from sd35.telemetry.metrics import WebhookEnd
+from sd35.telemetry.metrics import WebhookResult
 from tests.support.fake_backend import WAIT_S
 from tests.support.webhooks import Sending
 
@@ -220,7 +220,7 @@ def test_a_lookup_that_outlasts_its_attempt_keeps_the_place(sending: Sending, mo
         released.wait(3 * WAIT_S)
         return []
 
-    def tell(end: WebhookEnd) -> None:
+    def tell(end: WebhookResult) -> None:
         sending.told.append(end)
         if len(sending.told) == PER_OWNER:
             timed_out.set()
@@ -236,7 +236,7 @@ def test_a_lookup_that_outlasts_its_attempt_keeps_the_place(sending: Sending, mo
                 await sender.start_due(attempts)
                 await asyncio.to_thread(timed_out.wait, WAIT_S)
                 await sender.start_due(attempts)
-                assert sum(one.count for one in sending.store.due(sending.now_s)) == JOBS - PER_OWNER
+                assert sum(one.count for one in sending.store.due_webhooks(sending.now_s)) == JOBS - PER_OWNER
                 released.set()
         finally:
             released.set()

@@ -19,18 +19,17 @@ from sqlalchemy import URL, event, make_url, text
 from sd35.access.keys import Role, new_key
 from sd35.errors import InvalidSetting, StoreUnavailable
 from sd35.storage.database import Database, open_database
-from sd35.storage.jobs import Delivery, DueWebhooks, JobResult, Receiver, Status
-from sd35.storage.new_job import new_job
+from sd35.storage.jobs import Delivery, DueWebhooks, JobResult, Receiver, Status, new_job
 from sd35.storage.sql.connection import SqlDatabase
 from sd35.storage.sql.jobs import SqlJobStore
-from sd35.storage.sql.migrate import config_for
 from sd35.storage.sql.tables import VERSION, metadata
+from sd35.storage.sql.upgrade import config_for
 from tests.support.job_specs import REQUEST, job_spec
 
 TIMEOUT_S = 120
 ADDING = """
 import sys
-from sd35.storage.new_job import new_job
+from sd35.storage.jobs import new_job
 from sd35.storage.database import open_database
 from tests.support.job_specs import job_spec
 jobs = open_database(sys.argv[1]).jobs
@@ -95,11 +94,11 @@ def test_what_was_kept_is_there_after_a_restart(database: str):
     job = first.jobs.add(new_job(job_spec(), 1.0))
     key, _ = new_key("me", Role.USER, 1.0)
     first.keys.add(key)
-    first.images.add("d", "me", 10, 1.0)
+    first.ownership.add("d", "me", 10, 1.0)
     first.close()
     second = open_database(database)
     assert (second.jobs.get(job.id, None), second.keys.keys()) == (job, [key])
-    assert second.images.owns("d", "me")
+    assert second.ownership.owners("d") == {"me"}
     second.close()
 
 
@@ -134,21 +133,21 @@ def test_a_database_without_checksums_is_brought_up_to_date(database: str):
         connection.execute(text("INSERT INTO pictures VALUES (:digest, 'me', 10, 1.0)"), {"digest": "ab" * 32})
     before.close()
     with pytest.raises(StoreUnavailable, match=r"an older version of sd35 made it \(its schema is 0001, .* start the"):
-        open_database(database, as_it_is=True)
+        open_database(database, upgrade=False)
     stores, name = open_database(database), f"{'ab' * 32}.png"
-    assert stores.images.owners("ab" * 32) == {"me"}
-    assert stores.images.checksums(name) == {}
-    stores.images.record(name, "1" * 64, 10)
+    assert stores.ownership.owners("ab" * 32) == {"me"}
+    assert stores.ownership.checksums(name) == {}
+    stores.ownership.add_checksum(name, "1" * 64, 10)
     stores.close()
-    again = open_database(database, as_it_is=True)
-    assert again.images.checksums(name) == {"1" * 64: 10}
+    again = open_database(database, upgrade=False)
+    assert again.ownership.checksums(name) == {"1" * 64: 10}
     again.close()
 
 
 def test_a_database_that_is_not_there_is_not_made_where_it_is_to_be_left_as_it_is(file: Path):
     """The setting is named, and no file appears."""
     with pytest.raises(InvalidSetting, match=rf"database: there is no file {file}"):
-        open_database(str(file), as_it_is=True)
+        open_database(str(file), upgrade=False)
     assert not file.parent.exists()
 
 
@@ -170,8 +169,8 @@ def test_webhooks_of_the_version_before_get_their_receivers(database: str):
     before.close()
     stores = open_database(database)
     receivers = [Receiver(f"owner {number}", host) for number, host in enumerate(hosts.values())]
-    assert {one.receiver for one in stores.jobs.due(0.0)} == set(receivers)
-    taken = stores.jobs.take_due(0.0, dict.fromkeys(receivers, 1))
+    assert {one.receiver for one in stores.jobs.due_webhooks(0.0)} == set(receivers)
+    taken = stores.jobs.claim_webhooks(0.0, dict.fromkeys(receivers, 1))
     assert taken == [
         Delivery(f"job {number}", url, number, receiver)
         for number, (url, receiver) in enumerate(zip(hosts, receivers, strict=True))
@@ -189,9 +188,9 @@ def test_jobs_and_images_of_the_schema_before_their_renaming_stay(database: str)
         connection.execute(text(ENDED_JOB_OF_0004), {"request": request, "digest": "ab" * 32})
     before.close()
     opened = open_database(database)
-    assert opened.images.owners("ab" * 32) == {"me"}
+    assert opened.ownership.owners("ab" * 32) == {"me"}
     (job,) = opened.jobs.page("me", [], None, 10)
-    assert job.made == JobResult("ab" * 32, was_cached=True, is_blurred=False)
+    assert job.result == JobResult("ab" * 32, was_cached=True, is_blurred=False)
     opened.close()
 
 
@@ -201,8 +200,8 @@ def test_a_process_of_the_version_before_can_still_add_webhooks(database: str, o
     job = opened.jobs.add(new_job(job_spec(webhook="https://example.com/"), 0.0))
     with sql_of(opened).database.write() as connection:
         connection.execute(text(DELIVERY_OF_0001), {"id": job.id, "url": "https://example.com/", "attempts": 0})
-    assert opened.jobs.due(0.0) == [DueWebhooks(Receiver("", ""), 1, 0.0)]
-    assert [one.job_id for one in opened.jobs.take_due(0.0, {Receiver("", ""): 1})] == [job.id]
+    assert opened.jobs.due_webhooks(0.0) == [DueWebhooks(Receiver("", ""), 1, 0.0)]
+    assert [one.job_id for one in opened.jobs.claim_webhooks(0.0, {Receiver("", ""): 1})] == [job.id]
 
 
 def test_processes_that_start_at_once_do_not_break_each_other(database: str):

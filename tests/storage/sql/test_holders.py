@@ -17,8 +17,7 @@ from structlog.testing import capture_logs
 
 from sd35.errors import StoreUnavailable
 from sd35.storage.database import Database, open_database
-from sd35.storage.jobs import Job
-from sd35.storage.new_job import new_job
+from sd35.storage.jobs import Job, new_job
 from sd35.storage.sql.holders import HolderLocks
 from tests.support.job_specs import job_spec
 from tests.support.leases import pass_time
@@ -94,7 +93,7 @@ def test_a_holder_that_hands_back_leaves_no_file(stores: Database, directory: Pa
     claimed(stores)
     (path,) = directory.iterdir()
     assert (stat.S_IMODE(directory.stat().st_mode), stat.S_IMODE(path.stat().st_mode)) == (0o700, 0o600)
-    stores.jobs.hand_back("this")
+    stores.jobs.release("this")
     assert list(directory.iterdir()) == []
 
 
@@ -158,5 +157,5 @@ def test_postgresql_measures_leases_by_its_own_clock(new_postgres: Callable[[], 
     here = time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: here() + 1e6)
     assert claimed(opened, "other") == []
-    assert len(opened.jobs.keep("one", LEASE_S)) == 1
+    assert len(opened.jobs.renew("one", LEASE_S)) == 1
     opened.close()

@@ -20,6 +20,7 @@ from sd35.backends.cuda_memory import CudaMemory
 from sd35.backends.diffusers.fp8 import BETWEEN, WAYS, load_in_fp8, way_of
 from sd35.backends.diffusers.loading import Load, load_network, load_pipeline
 from sd35.backends.diffusers.sequential_offload import SequentialOffload, WorkingMemory, bytes_of, weights_of
+from sd35.backends.diffusers.spec import SPEC
 from sd35.backends.diffusers.torch_compile import compile_blocks
 from sd35.backends.guidance import (
     Layers,
@@ -51,8 +52,6 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> "DiffusersBackend"
             f"{checkpoint.graphs.directory} holds ONNX graphs, which the onnx and tensorrt backends read"
         )
     device = _device(options.device)
-    if options.offload == "sequential" and device.type == "cpu":
-        raise InvalidSetting("offload: got 'sequential', which needs a CUDA device; allowed: none, encoders, model")
     if options.torch_compile and options.offload in {"model", "sequential"}:
         raise InvalidSetting(
             f"torch_compile: got 'on' with offload {options.offload!r}; allowed: with offload none, encoders"
@@ -61,7 +60,7 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> "DiffusersBackend"
         torch.set_num_threads(options.threads)  # the process's, as PyTorch has no other
     precision: str = options.precision
     if precision == "auto":
-        precision = "float32" if device.type == "cpu" else "bfloat16"
+        precision = SPEC.devices[_kind_of(device)].default_precision
     elif precision.startswith("fp8"):
         precision = way_of(precision, device)
     return DiffusersBackend(checkpoint, precision, device, options)
@@ -70,7 +69,7 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> "DiffusersBackend"
 def memory_of(device: str) -> tuple[DeviceKind, Memory]:
     """The host's or the CUDA device's. Raises InvalidSetting, BackendUnavailable (no such device)."""
     found = _device(device)
-    return ("cuda", CudaMemory(found)) if found.type == "cuda" else ("cpu", HostMemory())
+    return _kind_of(found), CudaMemory(found) if found.type == "cuda" else HostMemory()
 
 
 class DiffusersBackend:
@@ -205,6 +204,10 @@ def _device(name: str) -> torch.device:
             "diffusers", f"PyTorch sees {found} CUDA devices, not {name}", "Choose another device."
         )
     return device
+
+
+def _kind_of(device: torch.device) -> DeviceKind:
+    return "cuda" if device.type == "cuda" else "cpu"
 
 
 def _check_layers(checkpoint: Checkpoint) -> None:

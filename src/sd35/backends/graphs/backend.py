@@ -22,21 +22,13 @@ from sd35.host import HostMemory, cores
 from sd35.tensors import LATENT_PX, Array
 
 
-def check_asked(name: str, checkpoint: Checkpoint, options: Options, precisions: Sequence[str]) -> None:
-    """Raises InvalidSetting for what such a backend cannot do, whichever runtime; of precisions each has its own."""
-    if checkpoint.files:  # which a graph does not see
+def check_weights(name: str, checkpoint: Checkpoint) -> None:
+    """Raise InvalidSetting if a checkpoint has weights in files of their own, which graphs do not read."""
+    if checkpoint.files:
         files = ", ".join(map(str, checkpoint.files))
         raise InvalidSetting(
             f"weights: got {files}; the {name} backend reads graphs that point into a checkpoint's own files"
         )
-    options.check(
-        name,
-        precision=("auto", *precisions),
-        device=("auto", "cpu"),
-        offload=("none", "encoders"),
-        tiled_decode=("off",),
-        torch_compile=("off",),
-    )
 
 
 def memory_of(device: str) -> tuple[DeviceKind, Memory]:  # noqa: ARG001  there is but one

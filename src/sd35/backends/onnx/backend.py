@@ -3,11 +3,11 @@
 In FP8 and BF16 it computes in float32 what such a graph rounds: the numbers that a GPU would see, not its speed.
 """
 
-from sd35.backends.graphs.backend import GraphBackend, check_asked, memory_of
+from sd35.backends.graphs.backend import GraphBackend, check_weights, memory_of
 from sd35.backends.onnx.sessions import graphs_of
+from sd35.backends.onnx.spec import SPEC
 from sd35.backends.options import Options
 from sd35.checkpoints.checkpoint import Checkpoint
-from sd35.checkpoints.graphs.compiled import OF_PRECISION
 
 __all__ = ["memory_of", "open_backend"]
 
@@ -17,5 +17,5 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> GraphBackend:
 
     And BackendUnavailable where NVIDIA's graphs cannot be read for lack of a library.
     """
-    check_asked("onnx", checkpoint, options, tuple(OF_PRECISION))
-    return GraphBackend("onnx", "onnxruntime", graphs_of(checkpoint, options), checkpoint, options)
+    check_weights(SPEC.name, checkpoint)
+    return GraphBackend(SPEC.name, "onnxruntime", graphs_of(checkpoint, options), checkpoint, options)

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from sd35.backends.graphs.backend import GraphBackend, check_asked, memory_of
-from sd35.backends.options import Options, has_second
+from sd35.backends.graphs.backend import GraphBackend, check_weights, memory_of
+from sd35.backends.openvino.spec import SPEC, is_compiled_twice
+from sd35.backends.options import Options
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.graphs.compiled import compiled_graphs
 from sd35.checkpoints.graphs.embedded import WEIGHTS_LAYOUT, are_there, check_layout, own_graph
@@ -37,14 +38,14 @@ _HINTS = {"auto": "f32", "float32": "f32", "bfloat16": "bf16"}
 
 def open_backend(checkpoint: Checkpoint, options: Options) -> GraphBackend:
     """Raises InvalidSetting for what is beyond it, CheckpointError where a graph is missing or broken, NotCompiled."""
-    check_asked("openvino", checkpoint, options, ("float32", "bfloat16"))
+    check_weights(SPEC.name, checkpoint)
     if checkpoint.graphs:
         raise CheckpointError(f"{checkpoint.graphs.directory} holds NVIDIA's graphs, which the onnx backend reads")
     core = openvino.Core()
     if options.precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise InvalidSetting("precision: got 'bfloat16'; this processor allows: float32")
     core.add_extension(ConversionExtension("MultiHeadAttention", "com.microsoft", _attention))
-    return GraphBackend("openvino", "openvino", _Graphs(core, checkpoint, options), checkpoint, options)
+    return GraphBackend(SPEC.name, "openvino", _Graphs(core, checkpoint, options), checkpoint, options)
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class _Graphs:
             "CPU_RUNTIME_CACHE_CAPACITY": "64",
         }
         any_shape = self.core.compile_model(model, "CPU", config)
-        if not has_second("openvino", part, self._values[part]):
+        if not is_compiled_twice(part, self._values[part]):
             return _Graph(any_shape)
         model.reshape(shapes := self._one_image())
         return _Graph(any_shape, self.core.compile_model(model, "CPU", config), shapes)

@@ -58,13 +58,6 @@ class Networks(Protocol):
 
 def open_backend(checkpoint: Checkpoint, options: Options) -> "TensorRtBackend":
     """Raises InvalidSetting for what engines cannot do, BackendUnavailable, NotCompiled, CheckpointError."""
-    options.check(
-        "tensorrt",
-        precision=("auto", *OF_PRECISION),
-        offload=("none", "sequential"),
-        tiled_decode=("off",),
-        torch_compile=("off",),
-    )
     precision = _precision_of(checkpoint, options.precision)
     device = _device(options.device)
     flavour = find_flavour()

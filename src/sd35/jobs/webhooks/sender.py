@@ -15,14 +15,14 @@ from sd35.images.record import own_version
 from sd35.jobs.webhooks.concurrency import InFlight
 from sd35.jobs.webhooks.signing import headers
 from sd35.jobs.webhooks.transport import PublicTransport
-from sd35.storage.jobs import HELD_S, Delivery, JobStore, Receiver
-from sd35.telemetry.metrics import WebhookEnd
+from sd35.storage.jobs import WEBHOOK_LEASE_S, Delivery, JobStore, Receiver
+from sd35.telemetry.metrics import WebhookResult
 from sd35.threads import STORES
 
 Body = Callable[[str], bytes | None]
 ATTEMPTS = 11  # with the waits below, the last is a day after the first
 _FIRST_WAIT_S, _GROWTH, _LONGEST_WAIT_S, _JITTER = 5.0, 4.0, 6 * 3600.0, 0.25
-_ATTEMPT_S = HELD_S / 4  # for the name, the connection, and the answer
+_ATTEMPT_S = WEBHOOK_LEASE_S / 4  # for the name, the connection, and the answer
 _SLOW_S = _ATTEMPT_S / 3  # a host that takes longer gets few places until it is faster
 _LOOK_S = 1.0  # how often to look without being woken
 _REST_S = 0.05  # at least, after a look; as long as the look took, if that is longer
@@ -59,7 +59,7 @@ class Sender:
     ) -> None:
         self._store, self._body_of, self._secret = store, body_of, secret
         self._transport, self._clock = transport, clock
-        self.tell: Callable[[WebhookEnd], None] = lambda _: None
+        self.tell: Callable[[WebhookResult], None] = lambda _: None
         self._in_flight = InFlight()
         self._wake = asyncio.Event()
 
@@ -88,13 +88,13 @@ class Sender:
             return
         if not (chosen := await STORES.run(self._choose, self._in_flight.copy())):
             return
-        for delivery in await STORES.run(self._store.take_due, self._clock(), chosen):
+        for delivery in await STORES.run(self._store.claim_webhooks, self._clock(), chosen):
             self._in_flight.start(delivery.receiver)
             sending.create_task(self._send(delivery))
 
     def _choose(self, in_flight: InFlight) -> Mapping[Receiver, int]:
         """Look for due webhooks, and choose which to start. Runs on a thread: it takes a while if very many wait."""
-        return in_flight.choose(self._store.due(self._clock()))
+        return in_flight.choose(self._store.due_webhooks(self._clock()))
 
     async def _send(self, delivery: Delivery) -> None:
         """Send one webhook, and give its place to another when nothing of it runs any more. Does not raise."""
@@ -116,11 +116,11 @@ class Sender:
         log = structlog.get_logger().bind(job=delivery.job_id, attempts=attempts, reason=attempt.failure)
         wait = None if attempt.is_gone else wait_s(attempts, random.random())  # noqa: S311  no secret
         if attempt.failure and wait is not None:
-            await STORES.run(self._store.postpone, delivery.job_id, self._clock() + wait)
+            await STORES.run(self._store.postpone_webhook, delivery.job_id, self._clock() + wait)
             log.info("webhook failed", again_s=round(wait))
             self.tell("postponed")
             return
-        await STORES.run(self._store.delivered, delivery.job_id)
+        await STORES.run(self._store.finish_webhook, delivery.job_id)
         if attempt.failure:
             log.warning("webhook given up")
         self.tell("given_up" if attempt.failure else "delivered")

@@ -23,7 +23,7 @@ class Webhooks:
     def observe(self, metrics: Metrics) -> None:
         """Count what becomes of them from now on."""
         if self._sender:
-            self._sender.tell = metrics.webhook
+            self._sender.tell = metrics.webhook_attempted
 
     def check(self, url: str | None) -> None:
         """Raises InvalidRequest where a job cannot be told of there."""

@@ -1,33 +1,125 @@
-"""What a store of images does. One contract suite runs over the implementations."""
+"""Interface of a blob store, and the part that file-like stores share. One contract suite runs over all stores."""
 
+import contextlib
 from collections.abc import Iterator
-from typing import Protocol
+from typing import ClassVar, Protocol
+from uuid import uuid4
+
+from sd35.errors import StoreUnavailable
+from sd35.storage.names import name_at, path_of
 
 
 class BlobStore(Protocol):
-    """Keeps image files by name: `digest` of the request that made it, and a suffix where it is not the image.
+    """Stores image files by name: the digest of the request that generated the image, and a suffix.
 
-    A name is written once and whole, or not at all; a second writing of the same name changes nothing, for the content
-    follows from the name. Safe for threads; blocks. Raises StoreUnavailable with the reason: unreachable, disk full.
+    A file is written once, and whole or not at all. Writing the same name again changes nothing, because the name
+    determines the image. Thread-safe. Methods block. They raise StoreUnavailable with the reason, such as unreachable
+    or disk full, and ValueError for a name that is no image's.
     """
 
     def put(self, name: str, content: bytes) -> bool:
-        """Write one; False where there was one already, which stays as it is."""
+        """Write a file. Returns False and changes nothing if it exists."""
 
     def replace(self, name: str, content: bytes) -> None:
-        """Write one in the place of what is there. Readers see the old content or the new one, whole."""
+        """Write a file, replacing an existing one. Readers see the old content or the new one, never a mix."""
 
     def get(self, name: str) -> bytes | None:
-        """Read one; None where there is none."""
+        """Return the content of a file, or None if it is missing."""
 
     def size(self, name: str) -> int | None:
-        """Return the size of one in bytes; None where there is none."""
+        """Return the size of a file in bytes, or None if it is missing."""
 
     def names(self) -> Iterator[str]:
-        """Yield the name of each file in the store, in any order."""
+        """Yield the names of all files, in any order."""
 
     def delete(self, name: str) -> None:
-        """Remove one; nothing where there is none."""
+        """Delete a file, if it exists."""
 
     def sign(self, name: str, expires_s: float) -> str | None:
-        """An address at which the object store itself gives the file for so long; None where it has none."""
+        """Return a URL at which the store itself serves the file for `expires_s` seconds, or None if it has none."""
+
+
+class PathBlobStore(BlobStore, Protocol):
+    """Base of stores that keep files under paths: maps names to paths, and errors to StoreUnavailable.
+
+    `address` is the name of the store in messages.
+    """
+
+    address: str
+    _ERRORS: ClassVar[tuple[type[Exception], ...]] = (OSError,)
+
+    def check(self) -> None:
+        """Test the store: write a file twice, read it and delete it. Raises StoreUnavailable."""
+        path = f"check-{uuid4().hex}.png"
+        with self._translate_errors("be written to"):
+            for content in (b"first", b"second"):
+                self._write_once(path, content)
+        with self._translate_errors("be read"):
+            found = self._read(path)
+        with self._translate_errors("delete an image"):
+            self._delete(path)
+        if found != b"first":
+            raise StoreUnavailable(
+                f"the image store {self.address} does not keep what was written first: it has to heed If-None-Match"
+            )
+
+    def put(self, name: str, content: bytes) -> bool:
+        """Write a file. Returns False if it exists."""
+        with self._translate_errors("be written to"):
+            return self._write_once(path_of(name), content)
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Write a file, replacing an existing one."""
+        with self._translate_errors("be written to"):
+            self._overwrite(path_of(name), content)
+
+    def get(self, name: str) -> bytes | None:
+        """Return the content of a file, or None if it is missing."""
+        with self._translate_errors("be read"):
+            return self._read(path_of(name))
+
+    def size(self, name: str) -> int | None:
+        """Return the size of a file in bytes, or None if it is missing."""
+        with self._translate_errors("be read"):
+            return self._size(path_of(name))
+
+    def names(self) -> Iterator[str]:
+        """Yield the names of all files."""
+        with self._translate_errors("be listed"):
+            yield from filter(None, map(name_at, self._paths()))
+
+    def delete(self, name: str) -> None:
+        """Delete a file, if it exists."""
+        with self._translate_errors("delete an image"):
+            self._delete(path_of(name))
+
+    def _write_once(self, path: str, content: bytes) -> bool:
+        """Write a file. Return False if it exists."""
+
+    def _overwrite(self, path: str, content: bytes) -> None:
+        """Write a file, replacing an existing one."""
+
+    def _read(self, path: str) -> bytes | None:
+        """Return the content of a file, or None if it is missing."""
+
+    def _size(self, path: str) -> int | None:
+        """Return the size of a file in bytes, or None if it is missing."""
+
+    def _paths(self) -> Iterator[str]:
+        """Yield the paths of all files."""
+
+    def _delete(self, path: str) -> None:
+        """Delete a file, if it exists."""
+
+    @contextlib.contextmanager
+    def _translate_errors(self, action: str) -> Iterator[None]:
+        try:
+            yield
+        except self._ERRORS as error:
+            reason = self._reason(error)
+            raise StoreUnavailable(f"the image store {self.address} cannot {action}: {reason}") from error
+
+    @staticmethod
+    def _reason(error: Exception) -> str:
+        """Describe an error in one line."""
+        return getattr(error, "strerror", None) or str(error)

@@ -1,4 +1,4 @@
-"""The image store that the settings name."""
+"""Open the blob store that the settings name."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -11,24 +11,25 @@ from sd35.storage.blobs.memory import MemoryBlobStore
 MEMORY = "memory"
 
 
-def open_store(settings: Settings, *, is_tried: bool = True) -> BlobStore:
-    """The store, tried out. Takes a minute at most. Raises InvalidSetting where it cannot be used, with the reason.
+def open_blob_store(settings: Settings, *, check: bool = True) -> BlobStore:
+    """Open the store. With `check`, also test it, which takes at most a minute; else nothing is written.
 
-    Where it is not to be tried, nothing is written.
+    Raises InvalidSetting, with the reason, if the store cannot be used.
     """
-    where = settings.image_store
-    if where == MEMORY:
+    address = settings.image_store
+    if address == MEMORY:
         return MemoryBlobStore()
-    from sd35.storage.blobs.object_store import SCHEMES, DirectoryStore, ObjectStore
+    from sd35.storage.blobs.directory import DirectoryStore
+    from sd35.storage.blobs.object_store import SCHEMES, ObjectStore
 
-    scheme, is_url, _ = (where or "").partition("://")
+    scheme, is_url, _ = (address or "").partition("://")
     if is_url and scheme not in SCHEMES:
         known = ", ".join(f"{each}://BUCKET/PREFIX" for each in SCHEMES)
-        raise InvalidSetting(f"image_store: got {where!r}; allowed: {known}, a directory, or {MEMORY!r}")
+        raise InvalidSetting(f"image_store: got {address!r}; allowed: {known}, a directory, or {MEMORY!r}")
     try:
-        directory = Path(where).expanduser() if where else _default_directory(settings.data_dir)
-        store = ObjectStore(where) if where and is_url else DirectoryStore(directory.absolute())
-        if is_tried:
+        directory = Path(address).expanduser() if address else _default_directory(settings.data_dir)
+        store = ObjectStore(address) if address and is_url else DirectoryStore(directory.absolute())
+        if check:
             store.check()
     except StoreUnavailable as error:
         raise InvalidSetting(f"image_store: {error}") from error
@@ -36,7 +37,7 @@ def open_store(settings: Settings, *, is_tried: bool = True) -> BlobStore:
 
 
 def _default_directory(data_dir: Path) -> Path:
-    """Return `images` in the data directory. Versions before called it `pictures`: such a one is renamed."""
+    """Return `images` in the data directory. Earlier versions called it `pictures`: renames such a directory."""
     directory = data_dir / "images"
     if not directory.exists():
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""API keys in memory: for tests, and where jobs are."""
+"""API keys in memory."""
 
 import threading
 from collections.abc import Sequence
@@ -8,28 +8,28 @@ from sd35.access.keys import Key
 
 
 class MemoryKeyStore:
-    """A KeyStore."""
+    """A KeyStore in memory."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._keys: dict[str, Key] = {}
 
     def add(self, key: Key) -> None:
-        """Keep a new one."""
+        """Store a new key."""
         with self._lock:
             self._keys[key.id] = key
 
     def find(self, key_id: str) -> Key | None:
-        """One key, revoked or not."""
+        """Return a key, revoked or not, or None if it is missing."""
         return self._keys.get(key_id)
 
     def keys(self) -> Sequence[Key]:
-        """All, the oldest first."""
+        """Return all keys, oldest first."""
         with self._lock:
             return sorted(self._keys.values(), key=lambda key: (key.created_s, key.id))
 
     def revoke(self, key_id: str, now_s: float) -> Key | None:
-        """End a key; one that was revoked before stays as it is."""
+        """Revoke a key and return it. An earlier revocation is not changed."""
         with self._lock:
             key = self._keys.get(key_id)
             if key and key.revoked_s is None:

@@ -1,25 +1,25 @@
-"""The record of the clock in an SQL database."""
+"""Clock record in an SQL database."""
 
 from dataclasses import asdict
 
 from sqlalchemy import select, update
 
-from sd35.storage.clock import ClockRecord, ClockRules, Reading, judged
+from sd35.storage.clock import ClockRecord, ClockRules, Reading, judge
 from sd35.storage.sql.connection import SqlDatabase
 from sd35.storage.sql.tables import clock
 
 
 class SqlClockStore:
-    """A ClockStore. Its table has one row, which the migration makes."""
+    """A ClockStore in an SQL database. Its table has one row, which a migration creates."""
 
     def __init__(self, database: SqlDatabase) -> None:
         self._database = database
 
     def read(self, now_s: float, rules: ClockRules) -> Reading:
-        """Judge a reading."""
+        """Judge a reading and store the new record."""
         columns = clock.c.trusted_s, clock.c.suspect_since_s, clock.c.suspect_last_s, clock.c.suspect_for_s
-        with self._database.write(is_lasting=False) as connection:
+        with self._database.write(is_durable=False) as connection:
             row = connection.execute(select(*columns).with_for_update()).one()
-            reading = judged(ClockRecord(*row), now_s, rules)
+            reading = judge(ClockRecord(*row), now_s, rules)
             connection.execute(update(clock).values(asdict(reading.record)))
         return reading

@@ -1,26 +1,48 @@
-"""One SQL database: SQLite in a file, or PostgreSQL. Whatever goes wrong with it becomes StoreUnavailable here."""
+"""Connections to an SQL database: SQLite in a file, or PostgreSQL. Translates all its errors to StoreUnavailable."""
 
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Table, create_engine, event, func, select
+from sqlalchemy import URL, Connection, Table, create_engine, event, func, make_url, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from sd35.errors import InvalidSetting, StoreUnavailable
 
 _CONNECT = {"connect_timeout": 10, "tcp_user_timeout": 30_000}  # seconds, milliseconds: libpq's own units
-_ALL_THERE_ARE = -1
+_UNLIMITED = -1
+
+
+def parse_url(text: str, allowed: str) -> URL:
+    """Parse the path of an SQLite file, or the URL of a database. Raises InvalidSetting without showing a password.
+
+    Args:
+        text: The path or URL.
+        allowed: What the setting allows, for the error message.
+    """
+    try:
+        url = make_url(text) if "://" in text else URL.create("sqlite", database=text)
+    except (ArgumentError, ValueError):
+        raise InvalidSetting(f"database: got a URL that cannot be read; allowed: {allowed}") from None
+    if url.drivername in {"postgresql", "postgres", "postgresql+psycopg"}:
+        return url.set(drivername="postgresql+psycopg")
+    if url.drivername != "sqlite" or url.query or (url.database or ":memory:") == ":memory:":
+        raise InvalidSetting(f"database: got {url.render_as_string(hide_password=True)!r}; allowed: {allowed}")
+    return url.set(database=str(Path(url.database or "").expanduser().absolute()))
 
 
 class SqlDatabase:
-    """Connections, and transactions on them. Safe for threads. `wait_s`: longest wait for SQLite's lock.
+    """A pool of connections, and transactions on them. Thread-safe.
 
-    `name` is the file's path or the server's address, without a password.
+    `name` is the path of the file or the address of the server, without a password.
+
+    Args:
+        url: URL of the database.
+        wait_s: Longest wait for SQLite's lock, in seconds.
     """
 
     def __init__(self, url: URL, wait_s: float = 10.0) -> None:
@@ -32,9 +54,9 @@ class SqlDatabase:
         options: dict[str, Any] = {"connect_args": _CONNECT, "pool_pre_ping": True}
         if self.path:
             self._inode = self._create(self.path)
-            options = {"connect_args": {"timeout": wait_s}, "max_overflow": _ALL_THERE_ARE}
+            options = {"connect_args": {"timeout": wait_s}, "max_overflow": _UNLIMITED}
         try:
-            self.engine = create_engine(url, hide_parameters=True, **options)  # else errors show prompts
+            self.engine = create_engine(url, hide_parameters=True, **options)  # keeps prompts out of errors
         except ModuleNotFoundError as error:
             raise InvalidSetting(
                 "database: PostgreSQL needs a package; install with: pip install 'sd35-fp8-mirror[postgres]'"
@@ -44,57 +66,60 @@ class SqlDatabase:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A connection for a statement that changes nothing. Raises StoreUnavailable."""
-        with self._translated(), self.engine.connect() as connection:
+        """Open a connection for statements that change nothing. Raises StoreUnavailable."""
+        with self._translate_errors(), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
-    def write(self, *, is_lasting: bool = True, is_single: bool = False) -> Iterator[Connection]:
-        """A transaction, which ends with the block. Raises StoreUnavailable.
+    def write(self, *, is_durable: bool = True, is_single: bool = False) -> Iterator[Connection]:
+        """Open a transaction and commit it at the end of the block. Raises StoreUnavailable.
 
-        What it wrote outlives this process in any case; where it is not `is_lasting`, a loss of power may take the
-        last of it: it saves SQLite a wait for the disk. Where it `is_single`, it is one statement, which SQLite takes
-        for a transaction by itself.
+        Args:
+            is_durable: If false, a power failure may undo the last commits, which saves SQLite a wait for the disk. A
+                commit outlives this process in any case.
+            is_single: Whether the transaction has one statement, which SQLite makes a transaction by itself.
         """
-        with self._translated(), self._turn(), self.engine.connect() as connection:
+        with self._translate_errors(), self._writer_lock(), self.engine.connect() as connection:
             if self.is_sqlite:
-                if connection.info.get("is_lasting") is not is_lasting:  # as it was left by another transaction
-                    connection.exec_driver_sql(f"PRAGMA synchronous = {'FULL' if is_lasting else 'NORMAL'}")
-                    connection.info["is_lasting"] = is_lasting
+                if connection.info.get("is_durable") is not is_durable:  # as the last transaction left it
+                    connection.exec_driver_sql(f"PRAGMA synchronous = {'FULL' if is_durable else 'NORMAL'}")
+                    connection.info["is_durable"] = is_durable
                 if not is_single:
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
             connection.commit()
 
     def lock(self, connection: Connection, number: int) -> None:
-        """Wait for all other transactions that took the same number, in any process; SQLite's have to anyway."""
+        """Wait for other transactions that locked the same number, in any process. SQLite serializes all writers."""
         if not self.is_sqlite:
             connection.execute(select(func.pg_advisory_xact_lock(number)))
 
     def insert(self, table: Table) -> "sqlite.Insert | postgresql.Insert":
-        """The database's own insertion, which can do something else where there is such a row."""
+        """Return the dialect's own INSERT, which supports ON CONFLICT."""
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Close all connections."""
         self.engine.dispose()
 
-    def _turn(self) -> AbstractContextManager[object]:
-        """SQLite has one writer at a time, and lets the others ask again and again; here, they wait in a row."""
-        return self._row() if self.is_sqlite else nullcontext()
+    def unavailable(self, reason: str) -> StoreUnavailable:
+        """Return an error with the name of the database and the reason in one line."""
+        return StoreUnavailable(f"the database {self.name} cannot be used: {' '.join(reason.split())}")
 
     @contextmanager
-    def _row(self) -> Iterator[None]:
-        if not self._writer.acquire(timeout=self._wait_s):
+    def _writer_lock(self) -> Iterator[None]:
+        """Queue the writers of SQLite, which has one at a time and makes the others poll."""
+        if self.is_sqlite and not self._writer.acquire(timeout=self._wait_s):
             raise self.unavailable(f"others have been writing for {self._wait_s:g} s")
         try:
             yield
         finally:
-            self._writer.release()
+            if self.is_sqlite:
+                self._writer.release()
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
-        if self.path and not _is_there(self.path, self._inode):  # what is open still is, and is lost when this ends
+    def _translate_errors(self) -> Iterator[None]:
+        if self.path and not _exists(self.path, self._inode):  # open connections still work, but their file is lost
             raise self.unavailable("its file was removed or replaced while it was in use; restart the service")
         try:
             yield
@@ -104,7 +129,10 @@ class SqlDatabase:
             raise self.unavailable("all connections are busy") from error
 
     def _create(self, path: Path) -> int:
-        """For the owner's eyes alone: prompts are in it. SQLite gives the files beside it the same mode. The inode."""
+        """Create the file, private to its owner since it contains prompts. Returns its inode.
+
+        SQLite gives its WAL files the same mode.
+        """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)
@@ -112,12 +140,8 @@ class SqlDatabase:
         except OSError as error:
             raise self.unavailable(error.strerror or str(error)) from error
 
-    def unavailable(self, reason: str) -> StoreUnavailable:
-        """The error that says so, without a password."""
-        return StoreUnavailable(f"the database {self.name} cannot be used: {' '.join(reason.split())}")
 
-
-def _is_there(path: Path, inode: int) -> bool:
+def _exists(path: Path, inode: int) -> bool:
     try:
         return path.stat().st_ino == inode
     except OSError:
@@ -125,7 +149,7 @@ def _is_there(path: Path, inode: int) -> bool:
 
 
 def _prepare(connection: Any, _: object) -> None:  # noqa: ANN401  a driver's
-    """Make a new connection to SQLite leave transactions to us, and keep what the tables promise."""
+    """Configure a new SQLite connection: explicit transactions, foreign keys, and overwriting of deleted data."""
     connection.isolation_level = None
-    for pragma in ("foreign_keys = ON", "secure_delete = ON"):  # what is deleted is overwritten
+    for pragma in ("foreign_keys = ON", "secure_delete = ON"):
         connection.execute(f"PRAGMA {pragma}")

@@ -1,8 +1,8 @@
-"""Tell which holders of jobs are alive, by a locked file for each, beside an SQLite database.
+"""Detect dead lease holders by a locked file for each, next to an SQLite database.
 
-The operating system frees a lock when its process ends, however it ends. A free lock therefore means a dead holder, at
-once and whatever any clock says. All processes that share an SQLite database run on one machine, so they see the same
-locks.
+The operating system frees a lock when its process ends, for whatever reason. A free lock therefore means a dead holder,
+at once and independent of any clock. All processes that share an SQLite database run on one machine, so they see the
+same locks.
 """
 
 import errno
@@ -14,16 +14,16 @@ from pathlib import Path
 import structlog
 from filelock import FileLock, Timeout
 
-# What file systems say that have no locks: some shared folders, some network file systems.
+# Errors of file systems without locks: some shared folders, some network file systems.
 NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL}
-_PROBED_S = 10.0  # upper bound for another process to look at a new file; it takes microseconds
+_PROBE_S = 10.0  # upper bound for another process to probe a new file; it takes microseconds
 _SUFFIX = ".lock"
 
 
 class HolderLocks:
-    """Locks for the holders of this process, and a test of those of others. Safe for threads.
+    """Locks for the holders of this process, and a probe for those of other processes. Thread-safe.
 
-    On a file system whose locks do not exclude anybody, no holder counts as dead: leases then end by time alone.
+    On a file system whose locks exclude nobody, no holder counts as dead. Leases then only expire by time.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -33,36 +33,36 @@ class HolderLocks:
         self._is_supported = True
 
     def hold(self, holder: str) -> None:
-        """Lock the holder's file until `release`. Holding it twice does no harm. Raises OSError."""
+        """Lock the file of a holder until `release`. Does nothing if it is already locked here. Raises OSError."""
         with self._mutex:
             if holder in self._held or not self._is_supported:
                 return
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not self._held:
-                self._remove_left_over()
+                self._delete_stale_files()
             lock = _lock(self._path(holder))
             try:
-                lock.acquire(timeout=_PROBED_S, poll_interval=0.01)
+                lock.acquire(timeout=_PROBE_S, poll_interval=0.01)
             except OSError as error:
                 if error.errno not in NO_LOCKS:
                     raise
-                self._give_up(holder, error.strerror or str(error))
+                self._disable(holder, error.strerror or str(error))
                 return
             if _is_locked(self._path(holder)):
                 self._held[holder] = lock
             else:
                 lock.release()
-                self._give_up(holder, "a locked file can be locked again")
+                self._disable(holder, "a locked file can be locked again")
 
     def dead(self, holders: Iterable[str]) -> list[str]:
-        """Of `holders`, those whose process has ended. Removes their files."""
+        """Return those of `holders` whose process has ended. Deletes their files."""
         with self._mutex:
             if not self._is_supported:
                 return []
             return [each for each in holders if each not in self._held and _is_free(self._path(each))]
 
     def release(self, holder: str) -> None:
-        """Unlock and remove the holder's file."""
+        """Unlock and delete the file of a holder."""
         with self._mutex:
             if lock := self._held.pop(holder, None):
                 with suppress(OSError):
@@ -70,20 +70,20 @@ class HolderLocks:
                 lock.release()
 
     def close(self) -> None:
-        """Release all."""
+        """Release all holders of this process."""
         for holder in list(self._held):
             self.release(holder)
 
-    def _give_up(self, holder: str, reason: str) -> None:
+    def _disable(self, holder: str, reason: str) -> None:
         self._is_supported = False
         self._path(holder).unlink(missing_ok=True)
         structlog.get_logger().warning(
-            "files beside the database cannot be locked: jobs of a killed process wait until their lease is over",
+            "files next to the database cannot be locked: jobs of a killed process wait until their lease expires",
             directory=str(self._directory),
             reason=reason,
         )
 
-    def _remove_left_over(self) -> None:
+    def _delete_stale_files(self) -> None:
         for path in self._directory.glob(f"*{_SUFFIX}"):
             _is_free(path)
 
@@ -92,12 +92,12 @@ class HolderLocks:
 
 
 def _lock(path: Path) -> FileLock:
-    """A lock that any thread may release. The library's substitute for a missing lock would outlive its process."""
+    """Return a lock that any thread may release. The library's fallback without locks would outlive its process."""
     return FileLock(path, mode=0o600, thread_local=False, fallback_to_soft=False)
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether someone holds the lock of a file. Raises OSError."""
+    """Whether a file is locked. Raises OSError."""
     lock = _lock(path)
     try:
         lock.acquire(blocking=False)
@@ -108,7 +108,7 @@ def _is_locked(path: Path) -> bool:
 
 
 def _is_free(path: Path) -> bool:
-    """Whether nobody holds the lock of a file, which is then removed. False where that cannot be told."""
+    """Whether a file is not locked; deletes it then. Returns False if that cannot be determined."""
     if not path.exists():
         return True
     lock = _lock(path)
@@ -117,6 +117,6 @@ def _is_free(path: Path) -> bool:
     except (Timeout, OSError):
         return False
     with suppress(OSError):
-        path.unlink()  # while it is locked: whoever opened it before sees that the name is gone, and makes it anew
+        path.unlink()  # while locked: a process that opened it before notices that the name is gone, and recreates it
     lock.release()
     return True

@@ -12,33 +12,33 @@ from sd35.storage.sql.tables import keys
 
 
 class SqlKeyStore:
-    """A KeyStore."""
+    """A KeyStore in an SQL database."""
 
     def __init__(self, database: SqlDatabase) -> None:
         self._database = database
 
     def add(self, key: Key) -> None:
-        """Keep a new one."""
+        """Store a new key."""
         fields = asdict(key)
         with self._database.write() as connection:
             connection.execute(insert(keys).values(**fields.pop("quota"), **fields))
 
     def find(self, key_id: str) -> Key | None:
-        """One key, revoked or not."""
+        """Return a key, revoked or not, or None if it is missing."""
         with self._database.read() as connection:
             row = connection.execute(select(keys).where(keys.c.id == key_id)).one_or_none()
             return _key(row) if row else None
 
     def keys(self) -> Sequence[Key]:
-        """All, the oldest first."""
+        """Return all keys, oldest first."""
         with self._database.read() as connection:
             return [_key(row) for row in connection.execute(select(keys).order_by(keys.c.created_s, keys.c.id))]
 
     def revoke(self, key_id: str, now_s: float) -> Key | None:
-        """End a key; one that was revoked before stays as it is."""
+        """Revoke a key and return it. An earlier revocation is not changed."""
         with self._database.write() as connection:
-            live = update(keys).where(keys.c.id == key_id, keys.c.revoked_s.is_(None))
-            connection.execute(live.values(revoked_s=now_s))
+            active = update(keys).where(keys.c.id == key_id, keys.c.revoked_s.is_(None))
+            connection.execute(active.values(revoked_s=now_s))
             row = connection.execute(select(keys).where(keys.c.id == key_id)).one_or_none()
             return _key(row) if row else None
 

@@ -1,4 +1,4 @@
-"""Jobs as rows, and back."""
+"""Conversion between jobs and database rows."""
 
 from typing import Any
 
@@ -12,26 +12,26 @@ from sd35.storage.jobs import Failure, Job, JobResult, JobSpec, Status
 _REQUEST = TypeAdapter(Request)
 
 
-def values_of(job: Job) -> dict[str, Any]:
-    """The columns of a job that is queued; the store numbers it."""
-    job_spec = job.job_spec
+def job_values(job: Job) -> dict[str, Any]:
+    """Return the columns of a queued job, without `number`, which the database assigns."""
+    spec = job.spec
     return {
         "id": job.id,
-        "owner": job_spec.owner,
+        "owner": spec.owner,
         "status": job.status.value,
-        "priority": job_spec.priority,
-        "request": job_spec.request.canonical.decode(),
-        "format": job_spec.format.value,
-        "has_metadata": job_spec.has_metadata,
-        "webhook": job_spec.webhook,
-        "idempotency_key": job_spec.idempotency_key,
-        "body_digest": job_spec.body_digest,
+        "priority": spec.priority,
+        "request": spec.request.canonical.decode(),
+        "format": spec.format.value,
+        "has_metadata": spec.has_metadata,
+        "webhook": spec.webhook,
+        "idempotency_key": spec.idempotency_key,
+        "body_digest": spec.body_digest,
         "created_s": job.created_s,
     }
 
 
-def values_of_result(result: JobResult | Failure) -> dict[str, Any]:
-    """The columns of how a job ended."""
+def result_values(result: JobResult | Failure) -> dict[str, Any]:
+    """Return the columns of a result."""
     if isinstance(result, JobResult):
         return {
             "status": Status.SUCCEEDED.value,
@@ -42,9 +42,9 @@ def values_of_result(result: JobResult | Failure) -> dict[str, Any]:
     return {"status": Status.FAILED.value, "failure_status": result.status, "failure_detail": result.detail}
 
 
-def job_of(row: Row[Any]) -> Job:
-    """The job in a row that has all columns."""
-    job_spec = JobSpec(
+def job_from_row(row: Row[Any]) -> Job:
+    """Return the job of a row with all columns."""
+    spec = JobSpec(
         request=_REQUEST.validate_json(row.request),
         owner=row.owner,
         priority=row.priority,
@@ -57,11 +57,11 @@ def job_of(row: Row[Any]) -> Job:
     return Job(
         id=row.id,
         number=row.number,
-        job_spec=job_spec,
+        spec=spec,
         status=Status(row.status),
         created_s=row.created_s,
         started_s=row.started_s,
         ended_s=row.ended_s,
-        made=None if row.image_digest is None else JobResult(row.image_digest, row.was_cached, row.is_blurred),
+        result=None if row.image_digest is None else JobResult(row.image_digest, row.was_cached, row.is_blurred),
         failure=None if row.failure_status is None else Failure(row.failure_status, row.failure_detail),
     )

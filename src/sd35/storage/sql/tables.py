@@ -1,6 +1,6 @@
-"""The tables of jobs, keys, whose images are whose, checksums, and the clock.
+"""Tables of jobs, API keys, image owners, checksums, and the clock record.
 
-A change here needs a migration that makes the same change.
+Every change here needs a migration that makes the same change.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ from sqlalchemy import (
 VERSION = "0005"  # of the newest migration
 
 metadata = MetaData(naming_convention={"uq": "uq_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"})
-_NUMBER = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers by itself what is of exactly this type
+_NUMBER = BigInteger().with_variant(Integer, "sqlite")  # SQLite assigns numbers to columns of exactly this type
 
 jobs = Table(
     "jobs",
@@ -33,7 +33,7 @@ jobs = Table(
     Column("owner", Text, nullable=False),
     Column("status", Text, nullable=False),
     Column("priority", Integer, nullable=False),
-    Column("request", Text, nullable=False),  # canonical JSON; PostgreSQL's own JSON takes no \u0000
+    Column("request", Text, nullable=False),  # canonical JSON; the type JSON of PostgreSQL accepts no \u0000
     Column("format", Text, nullable=False),
     Column("has_metadata", Boolean, nullable=False),
     Column("webhook", Text),
@@ -51,16 +51,16 @@ jobs = Table(
     Column("failure_detail", Text),
     UniqueConstraint("id"),
     UniqueConstraint("owner", "idempotency_key"),
-    sqlite_autoincrement=True,  # the number of a job that was deleted never comes again
+    sqlite_autoincrement=True,  # the number of a deleted job is never used again
 )
 
 
 def _not_null(column: Column[Any]) -> dict[str, Any]:
-    """An index of few jobs alone. It serves comparisons with the column, for what is null is never equal or less."""
+    """Restrict an index to the few jobs that have a value. Comparisons can still use it, since they exclude null."""
     return {"sqlite_where": column.is_not(None), "postgresql_where": column.is_not(None)}
 
 
-# Status first: the queued and running ones are few beside those that ended, and lie together at the front of each.
+# Status first: few jobs are queued or running compared to those that ended, and they are neighbours in each index.
 Index("ix_jobs_turn", jobs.c.status, jobs.c.owner, jobs.c.priority.desc(), jobs.c.number)
 Index("ix_jobs_place", jobs.c.status, jobs.c.priority.desc(), jobs.c.number)
 Index("ix_jobs_page", jobs.c.status, jobs.c.owner, jobs.c.number)
@@ -76,10 +76,10 @@ deliveries = Table(
     Column("url", Text, nullable=False),
     Column("due_s", Double, nullable=False),
     Column("attempts", Integer, nullable=False),
-    # Processes of the version before, which know no such columns, may still add rows to a database that several share.
+    # Processes of the previous version, which do not know these columns, may still insert into a shared database.
     Column("owner", Text, nullable=False, server_default=text("''")),
     Column("host", Text, nullable=False, server_default=text("''")),
-    # Counting what is due by receiver reads this index alone. It is quick with 100,000 rows: benchmarks/job_store.py.
+    # Counting due webhooks by receiver only reads this index, which is fast with 100,000 rows: benchmarks/job_store.py.
     Index("ix_deliveries_receiver", "owner", "host", "due_s", "job_id"),
 )
 

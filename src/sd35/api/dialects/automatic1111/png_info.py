@@ -37,7 +37,7 @@ router = APIRouter(prefix="/sdapi/v1")
 async def png_info(request: Request) -> Response:
     """Read PNG, JPEG, WebP and AVIF files of this service, and other files with AUTOMATIC1111's text."""
     caller, state = caller_of(request), request.app.state
-    charge = caller.asking()  # before the large body is read
+    charge = caller.charge_request()  # before the large body is read
     with state.received_images.body_of(caller.client) as count:
         try:
             unparsed = await read_unparsed_json(request, _MAX_BODY_BYTES, count)

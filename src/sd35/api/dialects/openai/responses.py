@@ -65,7 +65,7 @@ async def url_item(request: Request, body: GenerationBody, result: GenerationRes
     parameters = [] if body.format is Format.PNG else [("output_format", str(body.format))]
     path = f"{PATH}/{result.request.digest}"
     links, expires_at = service_of(request).storage.links, expiry(time.time(), None)
-    return _item(result, url=links.link(path, parameters, expires_at, str(request.base_url)))
+    return _item(result, url=links.sign(path, parameters, expires_at, str(request.base_url)))
 
 
 async def file_item(request: Request, body: GenerationBody, result: GenerationResult) -> ImageItem:

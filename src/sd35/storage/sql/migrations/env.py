@@ -1,4 +1,4 @@
-"""How Alembic runs the migrations: on the connection it is given, within that one's transaction."""
+"""Alembic environment: runs the migrations on the given connection, inside its transaction."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""Jobs, the deliveries of their webhooks, keys, and whose pictures are whose."""
+"""Create the tables of jobs, webhook deliveries, API keys, and owners of images (then called pictures)."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Make the first tables."""
+    """Create the first tables."""
     _create_jobs()
     op.create_table(
         "deliveries",

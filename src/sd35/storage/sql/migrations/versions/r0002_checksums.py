@@ -1,4 +1,4 @@
-"""The checksums of stored image files. Files that were stored before have none until they are read."""
+"""Create the table of checksums. Existing files get theirs when they are first read."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Make the table."""
+    """Create the table."""
     op.create_table(
         "checksums",
         sa.Column("name", sa.Text, nullable=False),

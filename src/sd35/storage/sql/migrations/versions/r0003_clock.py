@@ -1,4 +1,4 @@
-"""The readings of the clock by which images and jobs are removed."""
+"""Create the table of the clock record."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Make the table, with its row. The newest image or job tells when the clock was last read."""
+    """Create the table and its row. The date of the newest image or job counts as the last reading of the clock."""
     op.create_table(
         "clock",
         sa.Column("id", sa.Integer, nullable=False),

@@ -1,4 +1,4 @@
-"""Webhooks name their receiver, the owner and the host, so that receivers can take turns."""
+"""Add the receiver of a webhook, its owner and host, so that webhooks can be sent fairly."""
 
 from urllib.parse import urlsplit
 
@@ -8,11 +8,11 @@ from alembic import op
 revision = "0004"
 down_revision = "0003"
 
-_ROWS = 1000  # changed by one call
+_ROWS = 1000  # per statement
 
 
 def upgrade() -> None:
-    """Add owner and host to the webhooks that wait, and the index that counts by them."""
+    """Add owner and host to pending webhooks, and the index that counts by them."""
     for name in ("owner", "host"):
         op.add_column("deliveries", sa.Column(name, sa.Text, nullable=False, server_default=sa.text("''")))
     op.execute("UPDATE deliveries SET owner = (SELECT owner FROM jobs WHERE jobs.id = deliveries.job_id)")
@@ -31,8 +31,8 @@ def _fill_hosts() -> None:
 
 
 def _host_of(url: str) -> str:
-    """The host of a URL, in the ASCII form that later versions compare; "" if the URL has none."""
+    """Return the host of a URL in the ASCII form that later versions compare; "" if missing."""
     try:
         return (urlsplit(url).hostname or "").encode("idna").decode().rstrip(".")
-    except ValueError:  # not a URL, or not a name
+    except ValueError:  # not a URL, or not a host name
         return ""

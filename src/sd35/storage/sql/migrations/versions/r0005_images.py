@@ -1,4 +1,4 @@
-"""Rename the table `pictures` to `images`, and `jobs.made_digest` to `jobs.image_digest`. All rows stay."""
+"""Rename the table `pictures` to `images`, and `jobs.made_digest` to `jobs.image_digest`. Keeps all rows."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""Brings a database to the schema of this version, when it is opened."""
+"""Upgrade a database to the schema of this version when it is opened."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,14 +17,14 @@ _LOCK = 0x5D35_0001
 _VERSIONS = table("alembic_version", column("version_num"))
 
 
-def migrate(database: SqlDatabase, wait_s: float = 60.0) -> None:
-    """Create the tables, or bring older ones up to date; what is up to date costs no import of Alembic.
+def upgrade_schema(database: SqlDatabase, wait_s: float = 60.0) -> None:
+    """Create the tables, or upgrade older ones, in one transaction. Imports Alembic only if there is something to do.
 
-    Of several processes that start at once, one does it. It is one transaction: all of it happens, or nothing. Raises
-    StoreUnavailable, also where a newer version of this project made the database.
+    If several processes start at once, one of them does it. Raises StoreUnavailable, also for a database that a newer
+    version of this project created.
     """
     if not database.path:
-        _migrate(database)
+        _upgrade(database)
         return
     lock = FileLock(f"{database.path}.lock", timeout=wait_s, mode=0o600, fallback_to_soft=False)
     try:
@@ -34,11 +34,11 @@ def migrate(database: SqlDatabase, wait_s: float = 60.0) -> None:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise database.unavailable(error.strerror or str(error)) from error
-        # SQLite's own lock makes the migration one process's. Only two first starts at once may disturb each other.
+        # SQLite's own lock still protects the migration. Only two simultaneous first starts may disturb each other.
     try:
-        with database.read() as connection:  # lasts, in the file; not under other processes' hands
+        with database.read() as connection:  # stored in the file; must not be set while other processes use it
             connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-        _migrate(database)
+        _upgrade(database)
     finally:
         lock.release()
 
@@ -56,7 +56,7 @@ def check_version(database: SqlDatabase) -> None:
 
 
 def config_for(connection: Connection) -> "Config":
-    """Alembic's configuration, for its commands."""
+    """Return an Alembic configuration that runs commands on a connection."""
     from alembic.config import Config
 
     config = Config(attributes={"connection": connection})
@@ -64,7 +64,7 @@ def config_for(connection: Connection) -> "Config":
     return config
 
 
-def _migrate(database: SqlDatabase) -> None:
+def _upgrade(database: SqlDatabase) -> None:
     with database.write() as connection:
         database.lock(connection, _LOCK)
         version = _version(connection)

@@ -1,0 +1,62 @@
+"""Image files in a directory."""
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from sd35.storage.atomic_files import AtomicWriter, make_private
+from sd35.storage.blobs.base import PathBlobStore
+from sd35.storage.names import path_of
+
+_FOLDER = re.compile(r"[0-9a-f]{2}")  # see `path_of`
+
+
+class DirectoryStore(PathBlobStore):
+    """A BlobStore in a directory. Does not use obstore, whose local store does not sync files to the disk.
+
+    `check` creates the directory, and makes the folders of images private to the user of this process. The mode of an
+    existing directory is not changed, because it may hold other things.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.address = str(directory)
+        self._directory, self._writer = directory, AtomicWriter(directory)
+
+    def check(self) -> None:
+        """Create the directory and test it. Raises StoreUnavailable."""
+        with self._translate_errors("be opened"):
+            self._writer.prepare()
+            for folder in self._folders():
+                make_private(folder)
+        super().check()
+
+    def sign(self, name: str, expires_s: float) -> None:  # noqa: ARG002
+        """Return None: a directory has no URLs."""
+        path_of(name)
+
+    def _write_once(self, path: str, content: bytes) -> bool:
+        return self._writer.write_once(path, content)
+
+    def _overwrite(self, path: str, content: bytes) -> None:
+        self._writer.replace(path, content)
+
+    def _read(self, path: str) -> bytes | None:
+        with suppress(FileNotFoundError):
+            return (self._directory / path).read_bytes()
+        return None
+
+    def _size(self, path: str) -> int | None:
+        with suppress(FileNotFoundError):
+            return (self._directory / path).stat().st_size
+        return None
+
+    def _delete(self, path: str) -> None:
+        (self._directory / path).unlink(missing_ok=True)
+
+    def _paths(self) -> Iterator[str]:
+        for folder in self._folders():
+            yield from (f"{folder.name}/{path.name}" for path in folder.iterdir())
+
+    def _folders(self) -> list[Path]:
+        return [path for path in self._directory.iterdir() if _FOLDER.fullmatch(path.name) and path.is_dir()]

@@ -1,0 +1,20 @@
+"""Clock record in memory."""
+
+import threading
+
+from sd35.storage.clock import ClockRecord, ClockRules, Reading, judge
+
+
+class MemoryClockStore:
+    """A ClockStore in memory."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._record = ClockRecord()
+
+    def read(self, now_s: float, rules: ClockRules) -> Reading:
+        """Judge a reading and store the new record."""
+        with self._lock:
+            reading = judge(self._record, now_s, rules)
+            self._record = reading.record
+            return reading

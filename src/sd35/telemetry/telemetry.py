@@ -1,0 +1,103 @@
+"""Report the work of the generation service: count it (`metrics`), trace it (`tracing`), and log a line per image.
+
+An error while reporting is logged and never affects the work.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec
+
+import structlog
+
+from sd35.engine.base import Stage
+from sd35.errors import ContentRefused, InvalidRequest, NotReady, Overloaded
+from sd35.request import Request
+from sd35.telemetry.metrics import CacheResult, ImageResult, Metrics
+from sd35.telemetry.tracing import Tracing, note
+
+_MAX_PROMPT = 200  # characters
+_NOT_STARTED = (InvalidRequest, NotReady, Overloaded)
+
+Arguments = ParamSpec("Arguments")
+
+
+def _never_raise(report: Callable[Arguments, None]) -> Callable[Arguments, None]:
+    """Decorate a function to log its exceptions instead of raising them."""
+
+    @wraps(report)
+    def safe(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        try:
+            report(*args, **kwargs)
+        except Exception:  # noqa: BLE001  no error here may cost the caller the image
+            structlog.get_logger().exception("a report failed")
+
+    return safe
+
+
+class Telemetry:
+    """Metrics, traces and logs of generated images.
+
+    Args:
+        metrics: Counters and histograms.
+        tracing: Creates spans.
+        log_prompts: Whether to log prompts, shortened.
+    """
+
+    def __init__(
+        self, metrics: Metrics | None = None, tracing: Tracing | None = None, *, log_prompts: bool = False
+    ) -> None:
+        self.metrics, self.tracing = metrics or Metrics(), tracing or Tracing()
+        self._log_prompts = log_prompts
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """Count how the generation of an image ends if the block raises. Requests that never started do not count."""
+        try:
+            yield
+        except _NOT_STARTED:
+            raise
+        except BaseException as error:
+            self.metrics.image_ended(_result_of(error))
+            raise
+
+    @_never_raise
+    def image_generated(self, request: Request, stages: Sequence[Stage]) -> None:
+        """Count, trace and log a generated image and its stages."""
+        self.metrics.image_ended("generated", stages)
+        self.tracing.stages(request, stages)
+        structlog.get_logger().info(
+            "image",
+            digest=request.digest,
+            model=request.model,
+            profile=request.profile,
+            size=f"{request.width}x{request.height}",
+            steps=request.steps,
+            **{f"{stage.name}_ms": round(1000 * stage.took_s, 1) for stage in stages},
+            **self._prompts(request),
+        )
+
+    @_never_raise
+    def image_returned(self, request: Request, cache: CacheResult) -> None:
+        """Count an image that is returned to a caller, and note it in the current span."""
+        self.metrics.image_returned(cache)
+        note(digest=request.digest, cache=cache)
+
+    def _prompts(self, request: Request) -> dict[str, str]:
+        if not self._log_prompts:
+            return {}
+        prompts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+        return {name: _shorten(prompt) for name, prompt in prompts.items() if prompt}
+
+
+def _result_of(error: BaseException) -> ImageResult:
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled"
+    return "refused" if isinstance(error, ContentRefused) else "failed"
+
+
+def _shorten(text: str) -> str:
+    if len(text) <= _MAX_PROMPT:
+        return text
+    return f"{text[:_MAX_PROMPT]}… ({len(text)} characters)"
