@@ -15,7 +15,7 @@ from sd35.api.app import create_app
 from sd35.api.dialects import DIALECTS
 from sd35.api.hosts import AllowedHosts
 from sd35.api.origins import AllowedOrigins
-from sd35.api.ui_mount import Front
+from sd35.api.ui_mount import UiMount
 from sd35.errors import InvalidSetting, StoreUnavailable
 from sd35.generation.model_pool import ModelPool
 from sd35.service.lifecycle import ServiceLifecycle
@@ -109,7 +109,7 @@ def test_an_international_public_url_is_compared_in_punycode():
 @pytest.fixture
 def with_page() -> TestClient:
     """A client of a server without keys, with a stand-in for the page, that calls it by a foreign name."""
-    app = create_app(ServiceLifecycle(pytest.fail, print, print), load_settings(), page=Front(StubUi))
+    app = create_app(ServiceLifecycle(pytest.fail, print, print), load_settings(), ui=UiMount(StubUi))
     return TestClient(app, "http://evil.example:8000", follow_redirects=False)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from sd35.access.keys import Role, new_key
-from sd35.api.jobs import sent
+from sd35.api.jobs import wire_event
 from sd35.errors import StoreUnavailable
 from sd35.generation.model_pool import ModelPool
 from sd35.images.png import read_png
@@ -84,7 +84,7 @@ def test_a_step_is_told_with_what_is_left_and_a_preview_if_asked_for():
     """The preview is an image that a page can show as it is."""
     pixels = np.zeros((16, 16, 3), np.uint8)
     event = Event(4, Status.RUNNING, done=3, steps=6, remaining_s=1.234, preview=lambda: pixels)
-    plain, shown = (sent(event, has_preview=has_preview) for has_preview in (False, True))
+    plain, shown = (wire_event(event, has_preview=has_preview) for has_preview in (False, True))
     assert (plain.event, plain.id) == ("running", "4")
     assert plain.data == {"status": "running", "step": 3, "steps": 6, "seconds_left": 1.2}
     kind, _, content = shown.data["preview"].partition(",")

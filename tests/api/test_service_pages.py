@@ -35,7 +35,7 @@ def test_models_are_openais_list_with_this_projects_fields(client: TestClient):
     assert mini["ranges"]["side_px"] == [64, 256]
     assert (mini["max_sequence_length"], mini["native_pixels"], mini["enlarges"]) == (20, 16384, True)
     assert (mini["backend"], mini["precision"], mini["licence"]) == ("double", "float32", "Apache-2.0")
-    assert (mini["standing_in"], large["standing_in"]) == (None, None)
+    assert (mini["substitute_reason"], large["substitute_reason"]) == (None, None)
     assert (large["id"], large["enlarges"], large["defaults"]["width"]) == ("large", False, 1024)
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from sd35.api.sessions import Running
+from sd35.api.sessions import RunningCall
 
 if TYPE_CHECKING:
     from sd35.service.batch import Batch
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def test_how_long_a_call_runs_does_not_depend_on_the_wall_clock(monkeypatch: pytest.MonkeyPatch):
     """A clock that is corrected meanwhile makes no estimate of what is left negative, or an hour longer."""
-    running = Running(cast("Batch", None), "txt2img")
+    running = RunningCall(cast("Batch", None), "txt2img")
     for now_s in (time.time() - 3600, time.time() + 3600):
         monkeypatch.setattr(time, "time", lambda now_s=now_s: now_s)
         assert 0 <= running.took_s < 1800

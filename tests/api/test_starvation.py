@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from sd35.access.keys import Role, new_key
 from sd35.api import app
-from sd35.api.dialects.automatic1111 import MOST_DESCRIBED
+from sd35.api.dialects.automatic1111.png_info import MAX_PARSED_IMAGES
 from sd35.generation.model_pool import ModelPool
 from sd35.images.png import write_png
 from sd35.threads import PARSING, STORES, ThreadPool
@@ -81,7 +81,7 @@ def test_images_that_stop_arriving_keep_nobody_out(pool: ModelPool):
         b'content-length: 1000\r\n\r\n{"image":"'
     )
     with listening(pool, body_timeout_s=10 * WAIT_S) as (host, port), ExitStack() as senders:
-        for _ in range(2 * MOST_DESCRIBED):
+        for _ in range(2 * MAX_PARSED_IMAGES):
             senders.enter_context(socket.create_connection((host, port))).sendall(begun)
         headers = {"content-type": "application/json"}
         url = f"http://{host}:{port}/sdapi/v1/png-info"
@@ -92,7 +92,7 @@ def test_images_that_stop_arriving_keep_nobody_out(pool: ModelPool):
 
 def test_the_images_that_one_caller_sends_at_once_are_limited(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
     """Beyond that, an image is refused with the limit, and is not charged for."""
-    monkeypatch.setattr(app, "MOST_HELD_BYTES_EACH", 1000)
+    monkeypatch.setattr(app, "MAX_RECEIVED_BYTES_EACH", 1000)
     with serving(pool, requests_per_minute=1) as client:
         response = client.post("/sdapi/v1/png-info", json={"image": "a" * 1000})
         assert response.status_code == 429

@@ -32,8 +32,8 @@ def test_a_prompt_is_enough(client: TestClient):
     assert response.headers["x-sd35-digest"] == request.digest
     assert response.headers["x-sd35-model"] == "mini"
     assert int(response.headers["x-sd35-time-ms"]) >= 0
-    assert "x-sd35-drawn-size" not in response.headers
-    assert "x-sd35-cut-off" not in response.headers
+    assert "x-sd35-generated-size" not in response.headers
+    assert "x-sd35-truncated" not in response.headers
 
 
 def test_every_field_reaches_the_request(client: TestClient):
@@ -73,8 +73,8 @@ def test_an_enlarged_or_cut_off_image_says_so(client: TestClient):
     """Headers name the size it was drawn at and the prompt that was read in part."""
     response = ask(client, prompt="cat " * 21, width=1024, height=1024, steps=1)
     assert Image.open(io.BytesIO(response.content)).size == (1024, 1024)
-    assert response.headers["x-sd35-drawn-size"] == "128x128"
-    assert response.headers["x-sd35-cut-off"] == "prompt"
+    assert response.headers["x-sd35-generated-size"] == "128x128"
+    assert response.headers["x-sd35-truncated"] == "prompt"
 
 
 @pytest.mark.parametrize(

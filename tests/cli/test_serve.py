@@ -59,7 +59,7 @@ def test_a_client_written_for_a_megapixel_is_served(served: Served):
     connection.request("POST", "/v1/txt2img", body, JSON)
     response = connection.getresponse()
     assert response.status == 200
-    assert response.headers["x-sd35-drawn-size"] == "128x128"
+    assert response.headers["x-sd35-generated-size"] == "128x128"
     assert int.from_bytes(response.read()[16:20]) == 1024
     connection.close()
 
@@ -172,7 +172,7 @@ def test_auto_that_finds_nothing_serves_the_embedded_model_and_says_so(tmp_path:
         (card,) = json.loads(connection.getresponse().read())["data"]
         connection.close()
     assert card["id"] == "sd35-mini"
-    assert "HF_TOKEN" in card["standing_in"]
+    assert "HF_TOKEN" in card["substitute_reason"]
     warnings = [entry for line in log.read_text().splitlines() if (entry := json.loads(line))["level"] == "warning"]
     assert [entry["checkpoint"] for entry in warnings if entry["event"] == "auto found no SD3.5"] == ["sd35-mini"]
 

@@ -1,4 +1,4 @@
-"""A browser, a server with the page, and what is watched of both: neither speaks to another host."""
+"""A browser, a server with the user interface, and checks that neither contacts another host."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ sys.addaudithook(note)
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium. While it is there, Playwright's event loop runs, and tests cannot run their own."""
+    """Debian's Chromium. Playwright's event loop runs meanwhile, so tests cannot run their own."""
     if CHROMIUM is None:
         pytest.skip("chromium is not installed")
     with sync_playwright() as playwright:
@@ -36,7 +36,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """A server that all tests share which leave it as it was."""
+    """A server for all tests that do not change it."""
     folder = tmp_path_factory.mktemp("page")
     (folder / "sitecustomize.py").write_text(WATCH)
     connections = folder / "connections"
@@ -50,7 +50,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 
 @pytest.fixture
 def new_page(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Opens the page of an address in a browser session of its own, and waits until it can be used.
+    """Open the page of an address in a new browser session, and wait until it is ready.
 
     At the end, no page has asked another host for anything, nor met an error in its scripts.
     """
@@ -81,12 +81,12 @@ def new_page(browser: Browser) -> Iterator[Callable[..., Page]]:
 
 @pytest.fixture(scope="module")
 def context(browser: Browser) -> Iterator[BrowserContext]:
-    """One whose cache has the page's scripts, after the first test."""
+    """A browser session whose cache has the page's scripts after the first test."""
     with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
         yield context
 
 
 @pytest.fixture
 def page(watched: Watched, context: BrowserContext, new_page: Callable[..., Page]) -> Page:
-    """The shared server's page; each time it is opened is a session of its own."""
+    """The page of the shared server, in a new session."""
     return new_page(watched.address, context)

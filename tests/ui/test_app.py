@@ -1,4 +1,4 @@
-"""The page in a real browser, before a real server: what a person does with it."""
+"""The user interface in a real browser, with a real server."""
 
 import json
 import re
@@ -29,19 +29,19 @@ NOTE = """() => {
 
 
 def download(page: Page) -> bytes:
-    """What the button gives."""
+    """Return the file of the Download button."""
     with page.expect_download() as waiting:
         page.get_by_role("link", name="Download").or_(page.get_by_role("button", name="Download")).first.click()
     return Path(waiting.value.path()).read_bytes()
 
 
 def request_of(png: bytes) -> Request:
-    """What a file says it was made from."""
+    """Return the request in a file."""
     return from_text(read_png(png)[1]).request
 
 
-def test_a_image_is_made_and_downloaded_as_the_service_gave_it(page: Page, watched: Watched):
-    """What is asked for is what is made; the file is the service's to the last byte; its settings are beside it."""
+def test_the_download_is_the_file_of_the_service(page: Page, watched: Watched):
+    """Byte for byte; the image has the settings of the form, and they are shown below it."""
     fill(page, "a frog & a <b>rocket</b> on a green background", steps=5)
     page.get_by_label("Negative prompt").fill("a tree")
     page.get_by_text("Landscape").click()
@@ -57,8 +57,8 @@ def test_a_image_is_made_and_downloaded_as_the_service_gave_it(page: Page, watch
     expect(page.get_by_role("img", name=made.prompt).first).to_be_visible()
 
 
-def test_progress_moves_and_previews_are_seen(page: Page):
-    """Several images side by side: the bar grows, previews change, the time that is left is told."""
+def test_progress_and_previews_are_shown_while_images_are_generated(page: Page):
+    """The bar only grows, previews change, and the remaining time is shown."""
     fill(page, "a cat above a dog on a blue background", steps=40, count=2)
     page.evaluate(NOTE)
     generate(page)
@@ -71,12 +71,12 @@ def test_progress_moves_and_previews_are_seen(page: Page):
     expect(page.get_by_role("button", name=re.compile("Thumbnail"))).to_have_count(2)
 
 
-def test_cancel_ends_the_jobs_and_keeps_the_page_going(page: Page, watched: Watched):
-    """The service is told, the page says so, and the next image is made."""
+def test_cancel_cancels_the_jobs_and_the_page_can_generate_again(page: Page, watched: Watched):
+    """The page shows that the images are cancelled."""
     fill(page, "a castle on a purple background", steps=150, count=2)
     page.get_by_text("Large", exact=True).click()
     page.get_by_role("button", name="Generate").click()
-    expect(page.get_by_role("button", name="Drawing...")).to_be_disabled()
+    expect(page.get_by_role("button", name="Generating...")).to_be_disabled()
     page.locator("#canvas .card img").first.wait_for()
     page.get_by_role("button", name="Cancel").click()
     expect(page.get_by_role("status").filter(has_text="Cancelled.")).to_be_visible()
@@ -86,8 +86,8 @@ def test_cancel_ends_the_jobs_and_keeps_the_page_going(page: Page, watched: Watc
     generate(page)
 
 
-def test_who_closes_the_tab_waits_for_nothing(watched: Watched, new_page: Callable[..., Page]):
-    """Its jobs are cancelled."""
+def test_closing_the_tab_cancels_its_jobs(watched: Watched, new_page: Callable[..., Page]):
+    """All of them."""
     page = new_page(watched.address)
     fill(page, "a guitar on a yellow background", steps=150, count=8)
     page.get_by_role("button", name="Generate").click()
@@ -98,14 +98,14 @@ def test_who_closes_the_tab_waits_for_nothing(watched: Watched, new_page: Callab
     assert "cancelled" in found
 
 
-def test_same_again_is_the_same_and_vary_seed_is_not(page: Page):
-    """The first repeats the very request, whose image is there already; the second changes nothing but the seed."""
+def test_repeat_gives_the_same_image_and_vary_seed_another(page: Page):
+    """Repeat sends the same request, whose image is cached. Vary seed changes only the seed."""
     fill(page, "a star on a red background", steps=3)
     generate(page)
     first = request_of(download(page))
     page.get_by_label("Prompt", exact=True).fill("something else")
-    page.get_by_role("button", name="Same again").click()
-    expect(page.locator("#details")).to_contain_text("It was there already")
+    page.get_by_role("button", name="Repeat").click()
+    expect(page.locator("#details")).to_contain_text("Cached")
     assert request_of(download(page)) == first
     expect(page.get_by_label("Lock")).to_be_checked()
     expect(page.get_by_label("Prompt", exact=True)).to_have_value(first.prompt)
@@ -118,11 +118,11 @@ def test_same_again_is_the_same_and_vary_seed_is_not(page: Page):
     expect(page.locator("#details")).to_contain_text(str(first.seed))
 
 
-def test_a_locked_seed_stays_and_the_dice_give_another(page: Page):
-    """Images of one press follow the seed that is locked."""
+def test_a_locked_seed_stays_and_random_gives_another(page: Page):
+    """Several images use consecutive seeds from the locked one."""
     seed = page.get_by_label("Seed", exact=True)
     before = seed.input_value()
-    page.get_by_role("button", name="Dice").click()
+    page.get_by_role("button", name="Random").click()
     expect(seed).not_to_have_value(before)
     seed.fill("4294967295")
     page.get_by_label("Lock").check()
@@ -134,10 +134,10 @@ def test_a_locked_seed_stays_and_the_dice_give_another(page: Page):
     expect(page.locator("#details")).to_contain_text("Seed0")
 
 
-def test_a_image_that_is_dropped_fills_the_settings_in(page: Page, watched: Watched, tmp_path: Path):
-    """Those of a PNG made here, in another session too; the next press makes the very same.
+def test_an_uploaded_image_fills_in_its_settings(page: Page, watched: Watched, tmp_path: Path):
+    """Also in another session. Generating then gives the same image.
 
-    Other files are told apart in plain words, and change nothing.
+    Other files are errors, and change nothing.
     """
     asked = {"prompt": "a bus \u2603", "negative_prompt": "a car", "width": 96, "height": 192, "steps": 3, "seed": 7}
     connection = watched.served.connect()
@@ -145,9 +145,9 @@ def test_a_image_that_is_dropped_fills_the_settings_in(page: Page, watched: Watc
     png = connection.getresponse().read()
     connection.close()
     drop(page, "bus.png", png)
-    expect(page.get_by_role("status").filter(has_text="The settings of bus.png are filled in.")).to_be_visible()
+    expect(page.get_by_role("status").filter(has_text="Loaded the settings of bus.png.")).to_be_visible()
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("a bus \u2603")
-    expect(page.get_by_label("Free")).to_be_checked()
+    expect(page.get_by_label("Custom")).to_be_checked()
     expect(page.get_by_label("Lock")).to_be_checked()
     generate(page)
     assert request_of(download(page)) == request_of(png)
@@ -160,18 +160,20 @@ def test_a_image_that_is_dropped_fills_the_settings_in(page: Page, watched: Watc
 
 
 def drop(page: Page, name: str, content: bytes) -> None:
-    """Let a file fall onto the page."""
-    page.locator("#drop input[type=file]").set_input_files(FilePayload(name=name, mimeType="image/png", buffer=content))
+    """Upload a file."""
+    page.locator("#upload input[type=file]").set_input_files(
+        FilePayload(name=name, mimeType="image/png", buffer=content)
+    )
 
 
-def test_what_is_refused_is_said_in_plain_words(page: Page):
-    """With what is allowed; and one can go on."""
+def test_invalid_values_are_shown_with_the_allowed_values(page: Page):
+    """After each error, the page can generate again."""
     for prompt, width, words in (
-        (" ", "128", "Write a prompt first"),
+        (" ", "128", "Enter a prompt first"),
         ("a" * 10_001, "128", "Prompt: allowed is text of 1 to 10000 characters"),
-        ("a cat", "100", "Width: 100 is not possible. What is possible stands below the fields."),
-        ("a cat", "32", "Width: 32 is not possible."),
-        ("a cat", "9" * 30, "Width: an integer of 100 bits is not possible."),
+        ("a cat", "100", "Width: 100 is not allowed. See the allowed sizes below the fields."),
+        ("a cat", "32", "Width: 32 is not allowed."),
+        ("a cat", "9" * 30, "Width: an integer of 100 bits is not allowed."),
     ):
         fill(page, prompt)
         page.get_by_label("Width").fill(width)
@@ -181,22 +183,22 @@ def test_what_is_refused_is_said_in_plain_words(page: Page):
         expect(page.get_by_role("button", name="Generate")).to_be_enabled()
 
 
-def test_a_seed_that_is_too_long_is_told_and_left_as_it_was_typed(page: Page):
-    """However long: Gradio itself can send back 64 bits at most."""
+def test_a_seed_that_is_too_long_is_an_error_and_stays_as_typed(page: Page):
+    """Gradio can send back 64 bits at most."""
     fill(page, "a cat")
     seed = page.get_by_label("Seed", exact=True)
     page.get_by_label("Lock").check()
     seed.fill("9" * 20)
     page.get_by_role("button", name="Generate").click()
-    expect(page.get_by_role("alert")).to_contain_text("Seed: an integer of 67 bits is not possible.")
+    expect(page.get_by_role("alert")).to_contain_text("Seed: an integer of 67 bits is not allowed.")
     expect(seed).to_have_value("9" * 20)
 
 
-def test_the_shape_free_leaves_the_size(page: Page, watched: Watched):
-    """And nothing goes wrong by it."""
+def test_the_custom_preset_leaves_the_size(page: Page, watched: Watched):
+    """It causes no error in the server."""
     page.get_by_text("Landscape").click()
     expect(page.get_by_label("Width")).to_have_value("160")
-    page.get_by_label("Free").check()
+    page.get_by_label("Custom").check()
     fill(page, "a cat", steps=1)
     generate(page)
     expect(page.get_by_label("Width")).to_have_value("160")
@@ -204,11 +206,11 @@ def test_the_shape_free_leaves_the_size(page: Page, watched: Watched):
     assert "Traceback" not in (watched.connections.parent / "stderr").read_text()
 
 
-def test_two_buttons_at_once_are_one(page: Page):
-    """What the other one would have made is not made, and one can go on."""
+def test_pressing_two_buttons_at_once_generates_once(page: Page):
+    """Afterwards, the page can generate again."""
     fill(page, "a star on a red background", steps=3)
     generate(page)
-    page.evaluate("for (const name of ['again', 'vary']) document.querySelector(`#${name}`).click()")
+    page.evaluate("for (const name of ['repeat', 'vary']) document.querySelector(`#${name}`).click()")
     expect(page.locator("#details")).to_be_hidden()
     expect(page.locator("#details")).to_be_visible()
     expect(page.get_by_role("button", name="Generate")).to_be_enabled()
@@ -217,8 +219,8 @@ def test_two_buttons_at_once_are_one(page: Page):
     expect(page.locator("#details")).to_contain_text("a fish")
 
 
-def test_no_file_of_the_server_is_given_to_whoever_names_it(watched: Watched):
-    """An event that names one, or an address, is refused, before Gradio would take it to where files are given from."""
+def test_an_event_that_names_a_foreign_file_is_refused(watched: Watched):
+    """Gradio would copy the file, or fetch the URL, to where anyone can read it."""
     for path in (str(watched.connections), "http://example.com/a.png"):
         file = {"path": path, "meta": {"_type": "gradio.FileData"}}
         body = json.dumps({"data": [None, file], "fn_index": 15, "session_hash": "a1"})
@@ -229,8 +231,8 @@ def test_no_file_of_the_server_is_given_to_whoever_names_it(watched: Watched):
     assert "example.com" not in watched.connections.read_text()
 
 
-def test_a_phone_scrolls_in_one_direction_only(watched: Watched, new_page: Callable[..., Page]):
-    """390 px wide: nothing is cut off, before and after an image; the prompt comes first, then the image."""
+def test_a_phone_scrolls_vertically_only(watched: Watched, new_page: Callable[..., Page]):
+    """At 390 px, nothing is cut off, before and after images; the prompt is first, then the image."""
     page = new_page(watched.address, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     widest = "Math.max(...[...document.querySelectorAll('#page *')].map(e => e.getBoundingClientRect().right))"
     assert page.evaluate("document.documentElement.scrollWidth") == 390
@@ -244,16 +246,28 @@ def test_a_phone_scrolls_in_one_direction_only(watched: Watched, new_page: Calla
     assert [box["y"] for box in tops if box] == sorted(box["y"] for box in tops if box)
 
 
-def test_the_keyboard_alone_is_enough(page: Page):
-    """Typed at once, made by Ctrl + Enter; each control is reached by Tab, and the buttons pressed by Enter."""
+def test_the_page_can_be_used_with_the_keyboard_only(page: Page):
+    """Ctrl + Enter generates; Tab reaches each control, and Enter presses the buttons."""
     expect(page.get_by_label("Prompt", exact=True)).to_be_focused()
     page.keyboard.type("a rabbit")
     page.keyboard.press("Control+Enter")
     expect(page.locator("#canvas .image img")).to_be_visible()
     expect(page.get_by_role("button", name="Generate")).to_be_enabled()
     page.get_by_label("Prompt", exact=True).focus()
-    wanted = {"negative-prompt", "generate", "canvas", "download", "again", "vary"}
-    wanted |= {"model", "shape", "width", "height", "steps", "guidance", "seed", "dice", "lock", "count", "drop"}
+    wanted = {"negative-prompt", "generate", "canvas", "download", "repeat", "vary"}
+    wanted |= {
+        "model",
+        "preset",
+        "width",
+        "height",
+        "steps",
+        "guidance",
+        "seed",
+        "random-seed",
+        "lock",
+        "count",
+        "upload",
+    }
     names, reached = ", ".join(f"#{name}" for name in wanted), []
     for _ in range(2 * len(wanted)):
         page.keyboard.press("Tab")
@@ -267,8 +281,8 @@ def test_the_keyboard_alone_is_enough(page: Page):
     expect(page.get_by_role("button", name="Thumbnail 2 of 2")).to_have_class(re.compile("selected"))
 
 
-def test_everything_has_a_name_for_who_does_not_see_it(page: Page):
-    """No control and no image without one, as a screen reader is told."""
+def test_every_control_and_image_has_an_accessible_name(page: Page):
+    """As a screen reader finds it."""
     fill(page, "a clock", steps=1, count=2)
     generate(page)
     told = page.locator("#page").aria_snapshot()
@@ -278,8 +292,8 @@ def test_everything_has_a_name_for_who_does_not_see_it(page: Page):
     assert nameless == [], told
 
 
-def test_two_browser_sessions_see_nothing_of_each_other(watched: Watched, new_page: Callable[..., Page]):
-    """Neither images nor settings; one whose desktop is dark is given a dark page."""
+def test_browser_sessions_share_neither_images_nor_settings(watched: Watched, new_page: Callable[..., Page]):
+    """A browser in dark mode gets a dark page."""
     one, other = new_page(watched.address), new_page(watched.address, color_scheme="dark")
     colour = other.evaluate("getComputedStyle(document.body).backgroundColor")
     assert max(map(int, re.findall(r"\d+", colour)[:3])) < 64
@@ -292,10 +306,10 @@ def test_two_browser_sessions_see_nothing_of_each_other(watched: Watched, new_pa
     assert "a cake" not in one.content()
 
 
-def test_the_page_fills_neither_log_nor_metrics_and_asks_no_other_host(page: Page, watched: Watched):
-    """Its files and streams are not logged, and are one label; what it asks the service is logged like all else.
+def test_the_page_fills_neither_log_nor_metrics_and_contacts_no_other_host(page: Page, watched: Watched):
+    """Its files and streams are not logged, and have one label. Its API calls are logged like others.
 
-    Nothing that Python's own sockets were used for left this machine, though it is noted when something is.
+    The server's own connections are recorded, and none leaves this machine.
     """
     fill(page, "a moon", steps=1)
     generate(page)

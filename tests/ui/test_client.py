@@ -1,11 +1,11 @@
-"""What the service's refusals are in plain words, and what it is told of who asks."""
+"""Errors of the service as messages for the user, and the headers that the client sends."""
 
 import asyncio
 
 import httpx2
 import pytest
 
-from sd35.ui.client import Client, Refusal, Visitor, check, words_of
+from sd35.ui.client import Client, ServiceError, Visitor, check, problem_message
 
 
 @pytest.mark.parametrize(
@@ -14,30 +14,30 @@ from sd35.ui.client import Client, Refusal, Visitor, check, words_of
         ({"detail": "the service is loading; try again in 1 s"}, "The service is loading; try again in 1 s."),
         (
             {"detail": "x", "errors": [{"field": "guidance_scale", "got": 31, "allowed": "a number from 0 to 30"}]},
-            "Guidance: 31 is not possible. Allowed: a number from 0 to 30.",
+            "Guidance: 31 is not allowed. Allowed: a number from 0 to 30.",
         ),
         (
             {"errors": [{"field": "model", "got": "b", "allowed": "a"}, {"field": "steps", "got": 0, "allowed": "1"}]},
-            "Checkpoint: b is not possible. Allowed: a. Steps: 0 is not possible. Allowed: 1.",
+            "Model: b is not allowed. Allowed: a. Steps: 0 is not allowed. Allowed: 1.",
         ),
         ({}, ""),
     ],
 )
-def test_a_problem_is_said_as_a_person_would(problem: dict[str, object], words: str):
-    """By the fields that are wrong where it names any, with the page's names for them; else as it says itself."""
-    assert words_of(problem) == words
+def test_a_problem_becomes_a_message_with_the_pages_names_of_the_fields(problem: dict[str, object], words: str):
+    """The message lists the invalid fields, or else repeats the detail."""
+    assert problem_message(problem) == words
 
 
-def test_a_key_is_sent_and_never_shown():
-    """It goes with each call, and is in no text that could come into a log."""
+def test_a_key_is_sent_in_a_header_and_is_not_in_the_repr():
+    """So it cannot get into a log."""
     visitor = Visitor(" sd35_secret ", "203.0.113.7")
     assert visitor.headers == {"Authorization": "Bearer sd35_secret", "X-Forwarded-For": "203.0.113.7"}
     assert "secret" not in repr(visitor)
     assert Visitor().headers == {}
 
 
-def test_a_service_that_is_not_there_is_said():
-    """With its address."""
+def test_an_unreachable_service_is_an_error_with_its_address():
+    """The message says what to check."""
 
     async def ask() -> None:
         client = Client("http://127.0.0.1:9", uses_proxies=False)
@@ -46,7 +46,7 @@ def test_a_service_that_is_not_there_is_said():
         finally:
             await client.close()
 
-    with pytest.raises(Refusal, match=r"The service at http://127\.0\.0\.1:9 does not answer\. Is it running\?"):
+    with pytest.raises(ServiceError, match=r"The service at http://127\.0\.0\.1:9 does not answer\. Is it running\?"):
         asyncio.run(ask())
 
 
@@ -62,19 +62,19 @@ def test_a_service_that_is_not_there_is_said():
         (httpx2.Response(200), ""),
     ],
 )
-def test_who_is_too_early_is_told_when_to_come_again(response: httpx2.Response, words: str):
-    """Once; and an answer that comes from no service of ours is told by its status."""
+def test_retry_after_is_added_to_the_message_once(response: httpx2.Response, words: str):
+    """A response that is no problem document gives a message with its status."""
     said = ""
     try:
         asyncio.run(check(response, Visitor()))
-    except Refusal as refusal:
-        said = refusal.words
+    except ServiceError as error:
+        said = error.message
     assert said == words
 
 
 @pytest.mark.parametrize(("key", "words"), [("", "needs an API key"), ("sd35_x", "API key is not valid")])
-def test_a_key_that_lacks_is_told_from_a_wrong_one(key: str, words: str):
-    """And both show the field."""
-    with pytest.raises(Refusal, match=words) as refused:
+def test_a_missing_key_and_an_invalid_key_have_different_messages(key: str, words: str):
+    """Both are key errors, so that the page shows the key field."""
+    with pytest.raises(ServiceError, match=words) as refused:
         asyncio.run(check(httpx2.Response(401, json={}), Visitor(key)))
-    assert refused.value.is_of_key
+    assert refused.value.is_key_error

@@ -1,81 +1,81 @@
-"""Images on their way, before a service that does what a test says."""
+"""Generation of a batch of images, with a fake client."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, cast
 
 from sd35.ui.client import Client, Visitor
-from sd35.ui.generate import Drawing, Sheet, draw
+from sd35.ui.generate import ImageBatch, ImageJob, generate
 
 REQUEST = {"width": 64, "height": 64, "steps": 4, "seed": 7}
 
 
 class Service:
-    """What stands for the client: each job has the event that is given, or is cancelled."""
+    """A fake client whose jobs each have the given event, or wait until they are cancelled."""
 
-    def __init__(self, on_order: Callable[[], None] = lambda: None, **event: object) -> None:
-        self.ordered: list[str] = []
+    def __init__(self, on_create: Callable[[], None] = lambda: None, **event: object) -> None:
+        self.created: list[str] = []
         self.cancelled: list[str] = []
-        self._on_order, self._event, self._is_cancelled = on_order, event, asyncio.Event()
+        self._on_create, self._event, self._is_cancelled = on_create, event, asyncio.Event()
 
-    async def order(self, _body: Mapping[str, Any], _visitor: Visitor) -> dict[str, Any]:
-        """The job."""
-        self.ordered.append(f"job {len(self.ordered)}")
-        self._on_order()
-        return {"id": self.ordered[-1], "request": REQUEST}
+    async def create_job(self, _body: Mapping[str, Any], _visitor: Visitor) -> dict[str, Any]:
+        """Create a job."""
+        self.created.append(f"job {len(self.created)}")
+        self._on_create()
+        return {"id": self.created[-1], "request": REQUEST}
 
     async def events(self, _job_id: str, _visitor: Visitor) -> AsyncIterator[dict[str, Any]]:
-        """The one that it has."""
+        """Yield the given event."""
         if not self._event:
             await self._is_cancelled.wait()
         yield self._event or {"status": "cancelled"}
 
     async def image(self, _digest: str, _visitor: Visitor) -> bytes:
-        """A file."""
+        """Return a file."""
         return b"png"
 
     def cancel_later(self, job_ids: Iterable[str], _visitor: Visitor) -> None:
-        """Noted."""
+        """Record the jobs."""
         self.cancelled += job_ids
         self._is_cancelled.set()
 
 
-def drawn(service: Service, sheet: Sheet, keep: Callable[[bytes, str], str]) -> None:
-    """Three images, to their end."""
+def run(service: Service, batch: ImageBatch, save_file: Callable[[bytes, str], str]) -> None:
+    """Generate three images, until all jobs have ended."""
 
     async def follow() -> None:
-        async for _ in draw(cast(Client, service), [{}] * 3, sheet, keep):
+        async for _ in generate(cast(Client, service), [{}] * 3, batch, save_file):
             pass
 
     asyncio.run(asyncio.wait_for(follow(), timeout=10))
 
 
-def test_who_cancels_while_images_are_asked_for_has_none_of_them():
-    """The one that was being asked for is cancelled when it is there, and the rest is not asked for."""
-    sheet = Sheet(Visitor())
+def test_a_batch_cancelled_while_jobs_are_created_ends_with_none():
+    """The job being created is cancelled as soon as it exists, and no other is created."""
+    batch = ImageBatch(Visitor())
 
     def cancel() -> None:
-        sheet.is_cancelled = True
+        batch.is_cancelled = True
 
     service = Service(cancel)
-    drawn(service, sheet, lambda _, name: name)
-    assert service.ordered == service.cancelled == ["job 0"]
-    assert [each.status for each in sheet.drawings] == ["cancelled"]
+    run(service, batch, lambda _, name: name)
+    assert service.created == service.cancelled == ["job 0"]
+    assert [each.status for each in batch.jobs] == ["cancelled"]
 
 
-def test_a_image_that_cannot_be_kept_is_told():
-    """Instead of being waited for; on a full disk, say."""
+def test_an_image_that_cannot_be_saved_is_an_error():
+    """For example because the disk is full."""
 
-    def keep(_png: bytes, _name: str) -> str:
+    def fail(_png: bytes, _name: str) -> str:
         raise OSError(28, "No space left on device")
 
-    sheet = Sheet(Visitor())
+    batch = ImageBatch(Visitor())
     image = {"digest": "00ff", "cached": False, "content_filtered": False}
-    drawn(Service(status="succeeded", image=image, request=REQUEST), sheet, keep)
-    assert [each.words[:24] for each in sheet.drawings] == ["The image was made, bu"] * 3
+    run(Service(status="succeeded", image=image, request=REQUEST), batch, fail)
+    assert [each.error[:24] for each in batch.jobs] == ["The image was generated,"] * 3
 
 
-def test_a_image_that_is_done_is_not_cancelled():
-    """The service would forget it, before it is fetched."""
-    drawings = [Drawing("a", "succeeded"), Drawing("b", "running"), Drawing("", "failed"), Drawing("c", "queued")]
-    assert Sheet(Visitor(), drawings).jobs == ["b", "c"]
+def test_only_queued_and_running_jobs_are_cancelled():
+    """The service would delete the image of an ended job."""
+    jobs = [ImageJob("a", "succeeded"), ImageJob("b", "running"), ImageJob("", "failed"), ImageJob("c", "queued")]
+    assert ImageBatch(Visitor(), jobs).active_job_ids == ["b", "c"]

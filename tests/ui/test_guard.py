@@ -1,4 +1,4 @@
-"""What of Gradio can be reached through the page's guard, and how much may be sent to it."""
+"""The guard: the routes of Gradio that can be reached, and the limits of requests."""
 
 import asyncio
 import json
@@ -13,25 +13,25 @@ from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
-from sd35.ui.guard import MOST_BODY_BYTES, Guard
-from sd35.ui.uploads import MOST_FORM_BYTES
+from sd35.ui.guard import MAX_BODY_BYTES, Guard
+from sd35.ui.uploads import MAX_FORM_BYTES
 
 
 async def through(request: Request) -> PlainTextResponse:
-    """What stands for Gradio: says that it was reached."""
+    """A fake Gradio that answers with the length of the body."""
     return PlainTextResponse(f"reached {len(await request.body())}")
 
 
 @pytest.fixture
 def client(tmp_path: Path) -> TestClient:
-    """Of a guard that gives files of one directory."""
+    """A client of a guard that serves files of one directory."""
     inner = Starlette(routes=[Route("/{path:path}", through, methods=["GET", "POST", "PUT"])])
     return TestClient(Starlette(routes=[Mount("/ui", Guard(inner, tmp_path / "own", body_timeout_s=30))]))
 
 
 @pytest.mark.parametrize("path", ["/", "/config", "/theme.css", "/assets/index.js", "/gradio_api/heartbeat/a1"])
-def test_what_the_page_consists_of_is_given(client: TestClient, path: str):
-    """With a policy by which the browser asks no other host."""
+def test_the_files_of_the_page_are_served(client: TestClient, path: str):
+    """With a policy that keeps the browser from other hosts."""
     response = client.get(f"/ui{path}")
     assert (response.status_code, response.text) == (200, "reached 0")
     assert response.headers["content-security-policy"].startswith("default-src 'self';")
@@ -51,13 +51,13 @@ def test_what_the_page_consists_of_is_given(client: TestClient, path: str):
         "/login",
     ],
 )
-def test_the_rest_of_gradio_is_not_there(client: TestClient, path: str):
-    """Neither to read nor to write."""
+def test_other_routes_of_gradio_do_not_exist(client: TestClient, path: str):
+    """Neither for reading nor for writing."""
     assert client.get(f"/ui{path}").status_code == 404
     assert client.post(f"/ui{path}", json={}).status_code == 404
 
 
-def test_files_are_given_of_the_pages_own_directory_alone(client: TestClient, tmp_path: Path):
+def test_files_are_served_from_the_own_directory_only(client: TestClient, tmp_path: Path):
     """However the path is written."""
     own = tmp_path / "own"
     assert client.get(f"/ui/gradio_api/file={own}/a.png").status_code == 200
@@ -66,8 +66,8 @@ def test_files_are_given_of_the_pages_own_directory_alone(client: TestClient, tm
 
 
 @pytest.mark.parametrize("file", ["/etc/passwd", "http://example.com/a.png", "../a.png", "a\0", "a" * 5000, None])
-def test_an_event_may_name_no_file_but_the_pages(client: TestClient, tmp_path: Path, file: str | None):
-    """Wherever in its values, and however it is written: Gradio would fetch it, and show it to whoever asked."""
+def test_an_event_that_names_a_foreign_file_is_refused(client: TestClient, tmp_path: Path, file: str | None):
+    """Wherever in its values: Gradio would fetch the file, and show it to anyone."""
     body = json.dumps({"data": [None, [{"value": {"path": file, "meta": {"_type": "gradio.FileData"}}}]]})
     escaped = body.replace("path", "p\\u0061th")
     for sent in (body.encode(), escaped.encode(), body.encode("utf-16")):
@@ -77,28 +77,28 @@ def test_an_event_may_name_no_file_but_the_pages(client: TestClient, tmp_path: P
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000])
-def test_an_event_that_cannot_be_read_is_refused(client: TestClient, body: bytes):
-    """Whatever another reader would make of it."""
+def test_an_event_with_invalid_json_is_refused(client: TestClient, body: bytes):
+    """Another JSON reader might accept it."""
     assert client.post("/ui/gradio_api/queue/join", content=body).status_code == 403
 
 
-def test_what_is_sent_is_bounded(client: TestClient):
-    """Each body, which has to say its length; and another site's page may send nothing."""
+def test_bodies_need_a_length_within_the_limit_and_no_foreign_site(client: TestClient):
+    """Uploads have a larger limit."""
 
     def status(path: str, length: int | None, **headers: str) -> int:
         more = {} if length is None else {"content-length": str(length)}
         return client.post(f"/ui/gradio_api/{path}", headers={**more, **headers}, content=iter([b"{}"])).status_code
 
     assert status("queue/join", 0) == 200
-    assert status("queue/join", MOST_BODY_BYTES + 1) == 413
+    assert status("queue/join", MAX_BODY_BYTES + 1) == 413
     assert status("queue/join", None) == 411
-    assert status("upload", MOST_FORM_BYTES + 1) == 413
+    assert status("upload", MAX_FORM_BYTES + 1) == 413
     assert status("upload", 0, **{"sec-fetch-site": "cross-site"}) == 403
     assert client.put("/ui/gradio_api/upload").status_code == 404
 
 
-def test_an_answer_without_an_end_is_ended_when_the_page_closes(tmp_path: Path):
-    """As a stream that a browser keeps open: it is told that it is over, and who asks then is told why."""
+def test_open_responses_end_when_the_guard_closes(tmp_path: Path):
+    """Later requests are answered with 503."""
     sent: list[Message] = []
 
     async def stream(_: Scope, __: Receive, send: Send) -> None:
@@ -130,8 +130,8 @@ def test_an_answer_without_an_end_is_ended_when_the_page_closes(tmp_path: Path):
     assert sent[2] == {"type": "http.response.body", "body": b"", "more_body": False}
 
 
-def test_a_body_that_does_not_arrive_has_hung_up(tmp_path: Path):
-    """After the time that there is for it."""
+def test_a_body_that_does_not_arrive_in_time_is_a_disconnect(tmp_path: Path):
+    """Gradio then stops waiting for it."""
     heard: list[Message] = []
 
     async def reading(_: Scope, receive: Receive, __: Send) -> None:

@@ -1,4 +1,4 @@
-"""Web pages of other sites, in a real browser, before a server without keys: what they try has no effect."""
+"""Attacks by web pages of other sites on a server without keys, in a real browser."""
 
 import http.client
 import http.server
@@ -124,7 +124,7 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def made(served: Served) -> list[str]:
-    """What the server counts of images and jobs."""
+    """Return the server's metrics of images and jobs."""
     connection = served.connect()
     connection.request("GET", "/metrics")
     lines = connection.getresponse().read().decode().splitlines()
@@ -168,8 +168,8 @@ def test_a_local_file_and_a_sandboxed_frame_have_no_effect(named: Served, browse
     assert made(named) == before
 
 
-def test_a_site_that_rebinds_its_name_reads_and_makes_nothing(named: Served, browser: Browser):
-    """Each answer names the setting and the host, and holds nothing else."""
+def test_a_site_that_rebinds_its_name_gets_errors_only(named: Served, browser: Browser):
+    """Each error names the setting and the host."""
     before, host = made(named), f"rebound.test:{named.port}"
     with browser.new_page() as page:
         page.goto(f"http://{host}/healthz")  # stands in for a page of the site: of its origin, by a probe's answer
@@ -185,7 +185,7 @@ def test_a_site_that_rebinds_its_name_reads_and_makes_nothing(named: Served, bro
 
 @pytest.mark.parametrize("path", ["/docs", "/ui/"])
 def test_other_sites_cannot_show_the_servers_pages_in_a_frame(named: Served, browser: Browser, path: str):
-    """The browser shows an error in their place; the same pages are shown on their own."""
+    """The browser shows an error in the frame. On their own, the pages are shown."""
     address = f"http://127.0.0.1:{named.port}{path}"
     with listening(Site) as port, browser.new_page() as page:
         page.goto(f"http://evil.test:{port}/")
@@ -240,7 +240,7 @@ def test_the_page_as_a_process_of_its_own_refuses_other_sites(named: Served, tmp
 
 
 def test_a_page_of_an_allowed_origin_uses_the_server(browser: Browser, tmp_path: Path):
-    """With headers of its own, as client libraries send them; it may read the answer's headers."""
+    """With headers of its own, as client libraries send them; it may read the response's headers."""
     with listening(Site) as port:
         origin = f"http://app.test:{port}"
         with serving(tmp_path / "log", "--cors-origins", origin) as served, browser.new_page() as page:

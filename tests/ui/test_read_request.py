@@ -1,4 +1,4 @@
-"""What a dropped file says of its settings."""
+"""The request in an uploaded image file."""
 
 import json
 from pathlib import Path
@@ -19,8 +19,8 @@ LONG = "a" * (MAX_TEXT_BYTES + 1)
 PIXELS = np.zeros((64, 64, 3), np.uint8)
 
 
-def test_the_key_is_the_one_that_the_service_writes(tmp_path: Path):
-    """The page and the service agree on it, though neither imports the other."""
+def test_the_request_of_a_generated_file_is_read(tmp_path: Path):
+    """The user interface and the service agree on the format, although neither imports the other."""
     file = tmp_path / "made.png"
     file.write_bytes(write_png(PIXELS, RECORD))
     assert read_request(file) == REQUEST
@@ -40,8 +40,8 @@ def test_the_key_is_the_one_that_the_service_writes(tmp_path: Path):
     ],
     ids=["other", "cut", "foreign", "no JSON", "long request", "long maker", "incomplete", "edited"],
 )
-def test_any_other_file_is_told_in_plain_words(tmp_path: Path, content: bytes, words: str):
-    """Each for what is wrong with it."""
+def test_any_other_file_is_an_error_with_its_reason(tmp_path: Path, content: bytes, words: str):
+    """The message is for the user."""
     file = tmp_path / "file.png"
     file.write_bytes(content)
     with pytest.raises(NotReplayable, match=words):

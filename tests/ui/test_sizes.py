@@ -1,29 +1,29 @@
-"""Which sizes are offered for a checkpoint."""
+"""The sizes that are offered for a model."""
 
 from typing import Any
 
 import pytest
 
 from sd35.ui.client import Model
-from sd35.ui.sizes import FREE, name_of, presets
+from sd35.ui.sizes import CUSTOM, preset_of, presets
 
 
 def model(size_px: int, side_px: tuple[int, int], max_pixels: int = 2**21, **more: Any) -> Model:
-    """A checkpoint as `/v1/models` describes one."""
+    """Return a model as `/v1/models` describes one."""
     ranges = {"side_px": side_px, "size_multiple_px": 16, "max_pixels": max_pixels, "steps": (1, 150)}
     given: dict[str, Any] = {
         "id": "model",
         "defaults": {"width": size_px, "height": size_px, "steps": 28, "guidance_scale": 4.5},
-        "ranges": {**ranges, "guidance_scale": (0.0, 30.0), "seed": (0, 2**32 - 1)},
+        "ranges": {**ranges, "guidance_scale": (0.0, 30.0)},
         "enlarges": False,
-        "standing_in": None,
+        "substitute_reason": None,
     }
     return Model.model_validate({**given, **more})
 
 
 @pytest.mark.parametrize("size_px", [128, 512, 1024])
-def test_shapes_have_about_the_pixels_of_the_models_own_size(size_px: int):
-    """Each is allowed, in multiples of 16, and none is a tenth larger or smaller."""
+def test_presets_have_about_the_pixels_of_the_models_default_size(size_px: int):
+    """In multiples of 16, and within a tenth."""
     found = model(size_px, (64, 2048))
     for width, height in presets(found).values():
         assert width % 16 == height % 16 == 0
@@ -32,19 +32,19 @@ def test_shapes_have_about_the_pixels_of_the_models_own_size(size_px: int):
 
 
 def test_a_side_never_leaves_the_models_range():
-    """Wide is less wide where the range ends."""
+    """Wide is less wide if the range ends."""
     assert presets(model(256, (192, 288)))["Wide"] == (288, 192)
 
 
-def test_a_megapixel_is_offered_where_the_checkpoint_enlarges():
-    """And where the service allows it."""
+def test_a_megapixel_is_offered_if_the_model_enlarges():
+    """And if the service allows it."""
     assert presets(model(128, (64, 256), enlarges=True))["Large"] == (1024, 1024)
     assert "Large" not in presets(model(128, (64, 256)))
     assert "Large" not in presets(model(128, (64, 256), 2**19, enlarges=True))
 
 
-def test_a_size_is_called_by_its_preset():
-    """Or it is free."""
+def test_a_size_has_a_preset_or_is_custom():
+    """A missing side is custom too."""
     found = model(128, (64, 256))
-    assert name_of(found, 128, 128) == "Square"
-    assert name_of(found, 128, None) == name_of(found, 144, 144) == FREE
+    assert preset_of(found, 128, 128) == "Square"
+    assert preset_of(found, 128, None) == preset_of(found, 144, 144) == CUSTOM

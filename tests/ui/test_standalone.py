@@ -1,4 +1,4 @@
-"""The page where things are not as usual: keys, no SD3.5, another process, a service that ends, no page at all."""
+"""The user interface with keys, without SD3.5, and as a process of its own."""
 
 import signal
 import subprocess
@@ -15,15 +15,15 @@ from tests.support.server_process import SD35, TIMEOUT_S, serving
 
 
 def new_key(data: Path) -> str:
-    """The secret of a key."""
+    """Create a key, and return its secret."""
     command = [*SD35, "keys", "add", "someone", "--data-dir", str(data)]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT_S).stdout.strip()
 
 
-def test_with_keys_the_page_asks_for_one(
+def test_a_service_with_keys_makes_the_page_ask_for_one(
     new_page: Callable[..., Page], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The field is there, a wrong key is told, a right one makes images; where SD3.5 is stood in for, that is said.
+    """The page shows the key field, an error for a wrong key, and a warning that SD3.5 is not served.
 
     And with the tab still open, SIGTERM ends the server soon, with nothing left of what it kept for the page.
     """
@@ -46,17 +46,17 @@ def test_with_keys_the_page_asks_for_one(
         ).to_be_visible()
         fill(page, "a cat", steps=1)
         generate(page)
-        assert list(cache.glob("page/*/*/*.png"))
+        assert list(cache.glob("ui/*/*/*.png"))
         served.process.send_signal(signal.SIGTERM)
         assert served.process.wait(EXIT_TIMEOUT_S) == 0
-    assert list(cache.glob("page/*")) == []
+    assert list(cache.glob("ui/*")) == []
     log = (tmp_path / "log").read_text()
     assert "Traceback" not in log
     assert secret not in log
 
 
 def test_another_process_offers_the_same_page(watched: Watched, new_page: Callable[..., Page], tmp_path: Path):
-    """`sd35 ui --server` makes images by a service that it reaches over HTTP alone.
+    """`sd35 ui --server` generates images with a service that it reaches over HTTP.
 
     Its link leads to that service's description; when it ends, what it had asked for is cancelled.
     """
@@ -87,10 +87,10 @@ def test_another_process_offers_the_same_page(watched: Watched, new_page: Callab
         "http://gpu\u200b.example",
     ],
 )
-def test_an_address_that_is_none_is_refused(
+def test_an_invalid_server_address_is_refused(
     server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """In one line, that says what is allowed."""
+    """In one line, with the allowed form."""
     monkeypatch.setattr(sys, "argv", ["sd35", "ui", "--server", server])
     with pytest.raises(SystemExit) as end:
         main()
@@ -105,10 +105,10 @@ def test_an_address_that_is_none_is_refused(
         ("", "file/cache", "cache_dir: "),
     ],
 )
-def test_what_the_page_cannot_run_with_is_told_before_it_is_loaded(
+def test_an_unusable_proxy_or_cache_directory_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str, cache: str, says: str
 ):
-    """A proxy that its client refuses, and a cache directory that cannot be made, are each one line."""
+    """Before Gradio is loaded."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("ALL_PROXY", proxy)
     command = [*SD35, "ui", "--server", "http://127.0.0.1:9", "--port", "0", "--cache-dir", str(tmp_path / cache)]

@@ -1,4 +1,4 @@
-"""Files that are sent to the page: one in a form, few at once, few kept, and none after a broken upload."""
+"""Uploads: one file in a form, limited memory, few stored files."""
 
 import asyncio
 from pathlib import Path
@@ -35,8 +35,8 @@ def files_in(directory: Path) -> list[Path]:
     return [path for path in directory.rglob("*") if path.is_file()]
 
 
-def test_a_file_is_kept_under_its_name(client: TestClient, tmp_path: Path):
-    """In a directory of its own, and its path is the answer, as Gradio's browser code expects."""
+def test_an_upload_is_stored_under_its_name(client: TestClient, tmp_path: Path):
+    """In a directory of its own. The response is its path, as Gradio's browser code expects."""
     content = bytes(range(256)) * 1000
     response = client.post(f"{PATH}?upload_id=a1", files={"files": ("a cat.png", content, "image/png")})
     (path,) = map(Path, response.json())
@@ -45,8 +45,8 @@ def test_a_file_is_kept_under_its_name(client: TestClient, tmp_path: Path):
     assert files_in(tmp_path) == [path]
 
 
-def test_a_form_of_many_files_is_refused(client: TestClient, tmp_path: Path):
-    """Before any is written, and whatever else is in the form."""
+def test_a_form_with_more_than_one_part_is_refused(client: TestClient, tmp_path: Path):
+    """Before any file is written."""
     many = [("files", (f"{number}.png", b"a", "image/png")) for number in range(900)]
     for form in ({"files": many}, {"files": many[:2]}, {"files": many[:1], "data": {"more": "text"}}):
         response = client.post(PATH, **form)
@@ -73,7 +73,7 @@ def test_a_form_of_many_files_is_refused(client: TestClient, tmp_path: Path):
     ],
     ids=["JSON", "no boundary", "empty", "no form", "no file", "cut off", "no part", "no header", "long boundary"],
 )
-def test_what_is_no_form_of_a_file_is_refused(client: TestClient, tmp_path: Path, content_type: str, body: bytes):
+def test_a_form_without_a_file_is_refused(client: TestClient, tmp_path: Path, content_type: str, body: bytes):
     """And leaves no file."""
     assert client.post(PATH, content=body, headers={"content-type": content_type}).status_code == 400
     assert files_in(tmp_path) == []
@@ -83,7 +83,7 @@ def test_what_is_no_form_of_a_file_is_refused(client: TestClient, tmp_path: Path
     st.text() | st.sampled_from(["../../a.png", "..\\a.png", "/etc/passwd", "...", ".hidden", "a" * 500, "猫" * 200])
 )
 def test_a_file_lies_in_its_own_directory_whatever_its_name(name: str):
-    """No name leads out of it, is hidden, or is longer than a file system takes."""
+    """No name leads out of it, is hidden, or is longer than a file system allows."""
     made = uploads._file_name(name)  # noqa: SLF001
     assert made
     assert Path(made).name == made
@@ -91,10 +91,12 @@ def test_a_file_lies_in_its_own_directory_whatever_its_name(name: str):
     assert len(made.encode("utf-8", "replace")) <= 240
 
 
-def test_the_oldest_files_are_removed(client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """When there are more than are kept, or they take more room; also where an event has removed some already."""
-    monkeypatch.setattr(uploads, "MOST_KEPT", 3)
-    monkeypatch.setattr(uploads, "MOST_KEPT_BYTES", 100)
+def test_the_oldest_files_beyond_the_limits_are_removed(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """By number and by bytes, also if an event has removed some already."""
+    monkeypatch.setattr(uploads, "MAX_STORED", 3)
+    monkeypatch.setattr(uploads, "MAX_STORED_BYTES", 100)
     paths = []
     for size_bytes in (10, 10, 10, 10, 95):
         paths.append(Path(client.post(PATH, files={"files": ("a.png", bytes(size_bytes))}).json()[0]))
@@ -164,15 +166,15 @@ def statuses_while_others_send(app: Uploads, addresses: list[str], sent: bytes, 
     return statuses
 
 
-def test_forms_that_stop_arriving_keep_nobody_out(tmp_path: Path):
-    """Only bytes that have arrived count, so that a hundred forms that have hardly begun take no room."""
+def test_forms_that_stop_arriving_do_not_block_others(tmp_path: Path):
+    """Only received bytes count, so a hundred forms that have hardly begun use no memory."""
     app = Uploads(tmp_path)
     assert statuses_while_others_send(app, ["10.0.0.1"] * 100, HEAD, ["10.0.0.1", "10.0.0.2"]) == [200] * 3
 
 
 def test_the_bytes_that_one_address_sends_at_once_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Others are still served, and when its forms have hung up, so is that address."""
-    monkeypatch.setattr(uploads, "MOST_HELD_BYTES_EACH", 500)
+    """Others are still served, and so is that address when its forms have disconnected."""
+    monkeypatch.setattr(uploads, "MAX_HELD_BYTES_EACH", 500)
     sent = HEAD + bytes(230 - len(HEAD))
     app = Uploads(tmp_path)
     assert statuses_while_others_send(app, ["10.0.0.1"] * 2, sent, ["10.0.0.1", "10.0.0.2"]) == [503, 200, 200]
@@ -180,14 +182,14 @@ def test_the_bytes_that_one_address_sends_at_once_are_limited(tmp_path: Path, mo
 
 def test_the_bytes_that_all_send_at_once_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Whatever their addresses are."""
-    monkeypatch.setattr(uploads, "MOST_HELD_BYTES", 500)
+    monkeypatch.setattr(uploads, "MAX_HELD_BYTES", 500)
     sent = HEAD + bytes(230 - len(HEAD))
     app = Uploads(tmp_path)
     assert statuses_while_others_send(app, ["10.0.0.1", "10.0.0.2"], sent, ["10.0.0.3"]) == [503, 200]
 
 
-def test_an_upload_does_not_look_through_the_directory(client: TestClient, monkeypatch: pytest.MonkeyPatch):
-    """However many files of others lie there."""
+def test_an_upload_does_not_scan_the_directory(client: TestClient, monkeypatch: pytest.MonkeyPatch):
+    """However many other files lie there."""
 
     def looked(*_: object, **__: object) -> None:
         raise AssertionError
@@ -199,8 +201,8 @@ def test_an_upload_does_not_look_through_the_directory(client: TestClient, monke
     assert client.post(PATH, files={"files": ("a.png", b"a")}).status_code == 200
 
 
-def test_nothing_is_remembered_of_an_upload_that_is_asked_about(client: TestClient):
-    """Gradio would, for each name that anyone makes up."""
+def test_asking_for_the_progress_of_an_upload_stores_nothing(client: TestClient):
+    """Gradio would store a record for each made-up name."""
     response = client.get("/ui/gradio_api/upload_progress?upload_id=made-up")
     assert response.text == 'data: {"msg": "done"}\n\n'
     assert response.headers["content-type"].startswith("text/event-stream")

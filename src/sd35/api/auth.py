@@ -1,4 +1,4 @@
-"""What a request passes before any route: who asks is told by its key, and its body has to arrive in time."""
+"""Authentication of requests, and the dependencies by which routes get the caller and the service."""
 
 import base64
 from collections.abc import Awaitable, Callable
@@ -14,38 +14,43 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sd35.access.authenticate import Authenticator, Caller
 from sd35.access.keys import Role
-from sd35.api.refusals import ApiError
+from sd35.api.errors import ApiError
 from sd35.body_limits import limit_body_time
 from sd35.errors import NotAllowed, Sd35Error
 from sd35.service.lifecycle import ServiceLifecycle
 from sd35.service.service import Service
 from sd35.storage.links import is_link
-from sd35.ui import PATH as PAGE
+from sd35.ui import PATH as UI_PATH
 
-_OPEN_PATHS = {"/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/favicon.ico", PAGE}
-_OPEN_FOLDERS = ("/static-offline-docs/", f"{PAGE}/")
+_OPEN_PATHS = {"/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/favicon.ico", UI_PATH}
+_OPEN_FOLDERS = ("/static-offline-docs/", f"{UI_PATH}/")
 
-Refuse = Callable[[Request, Exception], Awaitable[Response]]
+ErrorHandler = Callable[[Request, Exception], Awaitable[Response]]
 
 
 def is_open(path: str) -> bool:
-    """Whether a path needs no key: what probes ask, the API's description, and the page, whose calls bring one."""
+    """Return whether a path needs no key: probes, the API's description, and the user interface's own files."""
     return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDERS)
 
 
 def has_link(scope: Scope) -> bool:
-    """Whether an image is asked for by a signed link; its route checks the signature."""
+    """Return whether a request uses a signed link. The route checks the signature."""
     return scope["method"] in {"GET", "HEAD"} and is_link(
         get_route_path(scope), scope["query_string"].decode("latin-1")
     )
 
 
 class AuthMiddleware:
-    """ASGI middleware: puts the Caller into the request's state, or answers by `refuse`, which knows the dialects."""
+    """ASGI middleware that puts the Caller into the request's state and limits the time of the body's arrival.
 
-    def __init__(self, app: ASGIApp, ring: Authenticator, refuse: Refuse, body_timeout_s: float) -> None:
+    Errors are answered by `on_error`, which knows the dialects' error formats.
+    """
+
+    def __init__(
+        self, app: ASGIApp, authenticator: Authenticator, on_error: ErrorHandler, body_timeout_s: float
+    ) -> None:
         self._app = app
-        self._ring, self._refuse, self._body_timeout_s = ring, refuse, body_timeout_s
+        self._authenticator, self._on_error, self._body_timeout_s = authenticator, on_error, body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -54,9 +59,9 @@ class AuthMiddleware:
             return
         address = (scope.get("client") or ("",))[0]
         try:
-            caller = await self._ring.authenticate(_secret_in(Headers(scope=scope)), address)
+            caller = await self._authenticator.authenticate(_secret_in(Headers(scope=scope)), address)
         except Sd35Error as error:
-            response = await self._refuse(Request(scope), error)
+            response = await self._on_error(Request(scope), error)
             await response(scope, receive, send)
             return
         scope["state"]["caller"] = caller
@@ -68,18 +73,18 @@ class AuthMiddleware:
                 MutableHeaders(scope=message).update(caller.limit_headers())
             await send(message)
 
-        refuse = partial(_refuse_late, self._body_timeout_s)
-        await self._app(scope, limit_body_time(receive, self._body_timeout_s, refuse), send_limits)
+        on_timeout = partial(_raise_timeout, self._body_timeout_s)
+        await self._app(scope, limit_body_time(receive, self._body_timeout_s, on_timeout), send_limits)
 
 
 def caller_of(request: Request) -> Caller:
-    """Who asks, of a request to a route that is not open."""
+    """Return the caller of a request to a route that is not open."""
     caller: Caller = request.state.caller
     return caller
 
 
 def service_of(request: Request) -> Service:
-    """What answers it, to the end, also where that begins to close meanwhile. Raises NotReady."""
+    """Return the service, the same one for the whole request even if it closes meanwhile. Raises NotReady."""
     state: dict[str, Any] = request.scope["state"]
     if "service" not in state:
         lifecycle: ServiceLifecycle = request.app.state.lifecycle
@@ -89,26 +94,26 @@ def service_of(request: Request) -> Service:
 
 
 async def require_admin(request: Request) -> None:
-    """A dependency of routes for administrators. Raises NotAllowed."""
+    """Require an administrator. A dependency of routes. Raises NotAllowed."""
     if caller_of(request).role is not Role.ADMIN:
-        raise NotAllowed("this is for administrators; the API key that came is a user's")
+        raise NotAllowed("this route is for administrators, and the API key is a user's")
 
 
 def _secret_in(headers: Headers) -> str | None:
     scheme, _, secret = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return secret.strip()
-    key = headers.get("x-api-key")  # goes first: a proxy's own Basic credentials may stand beside it
+    key = headers.get("x-api-key")  # before Basic credentials, which may be a proxy's own
     return _password(secret) if key is None and scheme.lower() == "basic" else key
 
 
 def _password(credentials: str) -> str | None:
-    """Of HTTP Basic (RFC 7617): the user's name is free, for the key tells who it is."""
+    """Return the password of HTTP Basic credentials (RFC 7617). Any user name is allowed: the key names the caller."""
     try:
         return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
     except ValueError:
         return None
 
 
-def _refuse_late(body_timeout_s: float) -> Message:
+def _raise_timeout(body_timeout_s: float) -> Message:
     raise ApiError(408, f"the body did not arrive within {body_timeout_s:g} s", headers={"Connection": "close"})

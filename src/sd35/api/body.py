@@ -1,4 +1,4 @@
-"""Reads a JSON body strictly: bounded, one object, no key twice, each field of its type or refused by name."""
+"""Strict reading of JSON bodies: limited size, one object, no repeated key, and an error for each invalid field."""
 
 import json
 import re
@@ -9,69 +9,69 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
-from sd35.api.refusals import ApiError, FieldError, shown
+from sd35.api.errors import ApiError, FieldError, echo
 
 MAX_BODY_BYTES = 1024 * 1024
-_NAMED_FIELDS = 10  # unknown ones that an answer names; more are counted
-INTEGER_DIGITS = 1000  # longer integers are not converted, because that takes too long; they are refused
+_MAX_NAMED_FIELDS = 10  # unknown fields that an error names; the rest is counted
+INTEGER_DIGITS = 1000  # longer integers are refused unconverted, because the conversion takes too long
 _CLAUSE_END = re.compile(r"[:.](?: |$)")
 
 Body = TypeVar("Body", bound=BaseModel)
 
 
-def described(kind: type[BaseModel], media_type: str = "application/json", **more: object) -> dict[str, Any]:
-    """A body in the OpenAPI page, for `openapi_extra`: bodies are read here, of which FastAPI knows nothing."""
-    content = {media_type: {"schema": kind.model_json_schema(), **more}}
+def openapi_body(model: type[BaseModel], media_type: str = "application/json", **more: object) -> dict[str, Any]:
+    """Describe a body for `openapi_extra`. FastAPI cannot: the bodies are read by this module."""
+    content = {media_type: {"schema": model.model_json_schema(), **more}}
     return {"requestBody": {"required": True, "content": content}}
 
 
-async def type_may_be_missing(request: Request) -> None:
-    """Let a router's JSON bodies come without a `Content-Type`: a dependency of routers that imitate another service.
+async def allow_missing_content_type(request: Request) -> None:
+    """Accept JSON bodies without a `Content-Type`. A dependency of routers that imitate another service.
 
     Some clients of those services send none (Dify's tool for AUTOMATIC1111), and FastAPI reads their bodies as JSON.
-    This project's own routes keep asking for the type. A page of another site can send such a body without a CORS
-    preflight (`fetch` with a `Blob` that has no type), so it is the check of `Origin` that keeps other sites out.
+    This project's own routes require the type. A page of another site can send such a body without a CORS preflight
+    (`fetch` with a `Blob` that has no type), so the check of `Origin` has to keep other sites out.
     """
-    request.state.type_may_be_missing = True
+    request.state.content_type_optional = True
 
 
-async def read_json(request: Request, kind: type[Body]) -> Body:
-    """Read the body as a model of `kind`. Raises ApiError: 400, 413, 415 or 422."""
-    return parse_json(await read_unparsed_json(request, MAX_BODY_BYTES), kind)
+async def read_json(request: Request, model: type[Body]) -> Body:
+    """Read the body as `model`. Raises ApiError: 400, 413, 415 or 422."""
+    return parse_json(await read_unparsed_json(request, MAX_BODY_BYTES), model)
 
 
-async def read_unparsed_json(request: Request, most_bytes: int, count: Callable[[int], None] | None = None) -> bytes:
+async def read_unparsed_json(request: Request, max_bytes: int, count: Callable[[int], None] | None = None) -> bytes:
     """Read a JSON body without parsing it, so that large ones can be parsed later. For `count` see `read_body`.
 
     Raises ApiError: 400, 413 or 415.
     """
     _check_type(request)
-    return await read_body(request, most_bytes, count)
+    return await read_body(request, max_bytes, count)
 
 
-async def read_object(request: Request, most_bytes: int = MAX_BODY_BYTES) -> dict[str, Any]:
+async def read_object(request: Request, max_bytes: int = MAX_BODY_BYTES) -> dict[str, Any]:
     """Read the body as a JSON object whose fields are not checked. Raises ApiError: 400, 413, 415 or 422."""
     _check_type(request)
-    return parse_object(await read_body(request, most_bytes))
+    return parse_object(await read_body(request, max_bytes))
 
 
 def _check_type(request: Request) -> None:
     content_type = request.headers.get("content-type", "").strip()
     media_type = content_type.partition(";")[0].strip().lower()
-    is_missing = not content_type and getattr(request.state, "type_may_be_missing", False)
-    if media_type != "application/json" and not is_missing:
+    if not content_type and getattr(request.state, "content_type_optional", False):
+        return
+    if media_type != "application/json":
         allowed = "application/json (with curl: -H 'content-type: application/json')"
-        error = FieldError(field="content-type", got=shown(media_type), allowed=allowed)
-        raise ApiError.of_fields(415, [error])
+        raise ApiError.from_field(415, "content-type", media_type, allowed)
 
 
-def parse_json(content: bytes, kind: type[Body]) -> Body:
-    """Parse a body as a model of `kind`. Raises ApiError: 400 or 422."""
-    return validate(parse_object(content), kind)
+def parse_json(content: bytes, model: type[Body]) -> Body:
+    """Parse a body as `model`. Raises ApiError: 400 or 422."""
+    return validate(parse_object(content), model)
 
 
 def parse_object(content: bytes) -> dict[str, Any]:
-    """A JSON object in UTF-8. Raises ApiError: 400 for what is no JSON, 422 for no object or a key twice."""
+    """Parse a JSON object in UTF-8. Raises ApiError: 400 for invalid JSON, 422 for no object or a repeated key."""
     try:
         value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_int=_integer)
     except RecursionError as error:
@@ -79,65 +79,65 @@ def parse_object(content: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise ApiError(400, f"the body is not JSON: {error}") from error
     if not isinstance(value, dict):
-        errors = [FieldError(field="body", got=shown(value), allowed="a JSON object")]
+        errors = [FieldError(field="body", got=echo(value), allowed="a JSON object")]
         raise ApiError(422, 'the body must be a JSON object, such as {"prompt": "a cat"}', errors)
     return value
 
 
-def validate(value: Mapping[str, Any], kind: type[Body]) -> Body:
-    """The object as a model of `kind`. Raises ApiError (422) with the fields that are wrong.
+def validate(value: Mapping[str, Any], model: type[Body]) -> Body:
+    """Validate an object as `model`. Raises ApiError (422) that names the invalid fields.
 
-    A field that `kind` does not have is wrong, unless its model_config says `extra="ignore"`.
+    Unknown fields are invalid, unless the model's config says `extra="ignore"`.
     """
-    # Told apart here: to pydantic, a name that is no Unicode text (a lone surrogate) is a wrong value of no field.
-    known = {name: content for name, content in value.items() if name in kind.model_fields}
-    ignores = kind.model_config.get("extra") == "ignore"
+    # Found here and not by pydantic, which does not name an unknown field whose name has a lone surrogate.
+    known = {name: content for name, content in value.items() if name in model.model_fields}
+    ignores = model.model_config.get("extra") == "ignore"
     unknown = [(name, content) for name, content in value.items() if name not in known and not ignores]
-    errors = [_unknown(name, content, kind) for name, content in unknown[:_NAMED_FIELDS]]
-    if len(unknown) > _NAMED_FIELDS:
-        errors.append(_unknown("body", f"{len(unknown) - _NAMED_FIELDS} more fields", kind))
+    errors = [_unknown(name, content, model) for name, content in unknown[:_MAX_NAMED_FIELDS]]
+    if len(unknown) > _MAX_NAMED_FIELDS:
+        errors.append(_unknown("body", f"{len(unknown) - _MAX_NAMED_FIELDS} more fields", model))
     try:
-        body = kind.model_validate(known, strict=True)
+        body = model.model_validate(known, strict=True)
     except ValidationError as error:
-        # A validator can say by `got` which part of a value is wrong.
+        # A validator can name the invalid part of a value in the error's context, as `got`.
         fields: dict[str, object] = {}
         for detail in error.errors():
             field = str(detail["loc"][0])
             fields.setdefault(field, detail.get("ctx", {}).get("got", known.get(field, "nothing")))
-        errors += [_field_error(field, got, kind) for field, got in fields.items()]
+        errors += [_field_error(field, got, model) for field, got in fields.items()]
     if errors:
-        raise ApiError.of_fields(422, errors)
+        raise ApiError.from_fields(422, errors)
     return body
 
 
-def _unknown(field: str, got: object, kind: type[BaseModel]) -> FieldError:
-    fields = [name for name, known in kind.model_fields.items() if known.annotation is not type(None)]
-    return FieldError(field=shown(field), got=shown(got), allowed=f"only {', '.join(fields)}")
+def _unknown(field: str, got: object, model: type[BaseModel]) -> FieldError:
+    fields = [name for name, known in model.model_fields.items() if known.annotation is not type(None)]
+    return FieldError(field=echo(field), got=echo(got), allowed=f"only {', '.join(fields)}")
 
 
-def _field_error(field: str, got: object, kind: type[BaseModel]) -> FieldError:
-    allowed, *_ = _CLAUSE_END.split(kind.model_fields[field].description or "")
-    assert allowed, f"{kind.__name__}.{field}: its description must begin with what is allowed"
-    return FieldError(field=field, got=shown(got), allowed=allowed)
+def _field_error(field: str, got: object, model: type[BaseModel]) -> FieldError:
+    allowed, *_ = _CLAUSE_END.split(model.model_fields[field].description or "")
+    assert allowed, f"{model.__name__}.{field}: its description must begin with the allowed values"
+    return FieldError(field=field, got=echo(got), allowed=allowed)
 
 
-async def read_body(request: Request, most_bytes: int, count: Callable[[int], None] | None = None) -> bytes:
-    """The body as it came. `count` is called with the size of each piece, and may raise to refuse it.
+async def read_body(request: Request, max_bytes: int, count: Callable[[int], None] | None = None) -> bytes:
+    """Read the body unparsed. `count` is called with the size of each piece, and may raise to refuse the body.
 
-    Raises ApiError: 413, 415 where it is compressed, 400 where it is not whole.
+    Raises ApiError: 413, 415 if the body is compressed, 400 if it is incomplete.
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
-        error = FieldError(field="content-encoding", got=shown(encoding), allowed="identity: the body as it is")
+        error = FieldError(field="content-encoding", got=echo(encoding), allowed="identity: the body as it is")
         raise ApiError(415, "compressed bodies are not read", [error])
     too_large = ApiError(
         413,
-        f"the body is larger than the {most_bytes} bytes that are allowed",
-        [FieldError(field="body", got=None, allowed=f"at most {most_bytes} bytes")],
+        f"the body is larger than the {max_bytes} bytes that are allowed",
+        [FieldError(field="body", got=None, allowed=f"at most {max_bytes} bytes")],
         {"Connection": "close"},
     )
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > most_bytes:
+    if declared.isdecimal() and int(declared) > max_bytes:
         raise too_large
     content = bytearray()
     try:
@@ -145,10 +145,10 @@ async def read_body(request: Request, most_bytes: int, count: Callable[[int], No
             if count:
                 count(len(chunk))
             content += chunk
-            if len(content) > most_bytes:
+            if len(content) > max_bytes:
                 raise too_large
     except ClientDisconnect as error:
-        raise ApiError(400, "the client went away before its request was whole") from error
+        raise ApiError(400, "the client disconnected before its request was complete") from error
     return bytes(content)
 
 
@@ -156,12 +156,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value: dict[str, Any] = {}
     for key, content in pairs:
         if key in value:
-            error = FieldError(field=shown(key), got="given twice", allowed="each field once")
-            raise ApiError(422, f"{shown(key)!r} is given twice", [error])
+            error = FieldError(field=echo(key), got="given twice", allowed="each field once")
+            raise ApiError(422, f"{echo(key)!r} is given twice", [error])
         value[key] = content
     return value
 
 
 def _integer(digits: str) -> int | Decimal:
-    """A number no field allows is as good as the integer itself, and is read in no time."""
+    """Convert an integer, or keep one of too many digits as a Decimal: no field allows it, and this takes no time."""
     return int(digits) if len(digits.lstrip("-")) <= INTEGER_DIGITS else Decimal(digits)

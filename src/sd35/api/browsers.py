@@ -1,4 +1,4 @@
-"""Protect users' browsers: no other web site may use the server through them, or show its pages inside its own."""
+"""Protection of users' browsers: no other web site may use the server through them, or embed its pages."""
 
 from collections.abc import Awaitable, Callable
 
@@ -7,20 +7,20 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sd35.api.auth import Refuse, is_open
+from sd35.api.auth import ErrorHandler, is_open
 from sd35.api.hosts import AllowedHosts
 from sd35.api.origins import AllowedOrigins
 from sd35.errors import Sd35Error
 
-_PROBES = {"/healthz", "/readyz"}  # load balancers ask under any name, and the answers hold nothing
+_PROBES = {"/healthz", "/readyz"}  # load balancers use any host name, and the responses hold nothing
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}  # no route of these methods has an effect
 
 
 class BrowserProtection:
-    """ASGI middleware: refuse DNS rebinding and cross-site requests, and forbid other sites to frame pages.
+    """ASGI middleware that refuses DNS rebinding and cross-site requests, and forbids other sites to frame pages.
 
-    A server with API keys needs neither check, since other sites do not know a key. Cross-site requests are refused
-    there too if they need no key, or if the browser may have added it by itself, as it does with HTTP Basic.
+    A server with API keys needs neither check, because other sites do not know a key. It still refuses cross-site
+    requests that need no key, and those whose key the browser may have added by itself, as it does for HTTP Basic.
     """
 
     def __init__(
@@ -29,10 +29,10 @@ class BrowserProtection:
         hosts: AllowedHosts,
         origins: AllowedOrigins,
         has_keys: Callable[[], Awaitable[bool]],
-        refuse: Refuse,
+        on_error: ErrorHandler,
     ) -> None:
         self._app = app
-        self._hosts, self._origins, self._has_keys, self._refuse = hosts, origins, has_keys, refuse
+        self._hosts, self._origins, self._has_keys, self._on_error = hosts, origins, has_keys, on_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -48,7 +48,7 @@ class BrowserProtection:
         try:
             await self._check(scope)
         except Sd35Error as error:
-            response = await self._refuse(Request(scope), error)
+            response = await self._on_error(Request(scope), error)
             await response(scope, receive, send_protected)
             return
         await self._app(scope, receive, send_protected)
@@ -61,7 +61,7 @@ class BrowserProtection:
         if origin_error and (is_open(path) or _has_basic_credentials(headers)):
             raise origin_error
         error = (None if path in _PROBES else self._hosts.error(headers)) or origin_error
-        if error and not await self._has_keys():  # asked last: most requests need no answer to it
+        if error and not await self._has_keys():  # last, because most requests do not need this lookup
             raise error
 
 

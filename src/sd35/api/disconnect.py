@@ -1,4 +1,4 @@
-"""Waiting for an image on a connection that may end first."""
+"""Cancellation of work when the client disconnects."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -8,13 +8,13 @@ from fastapi import Request
 
 Result = TypeVar("Result")
 
-CLIENT_CLOSED_REQUEST = 499  # as nginx logs it; nobody is left to read it
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for it; no client reads the response
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:
-    """What the work gives; None, and the work cancelled, where the client hangs up first. The body has to be read."""
-    connection = asyncio.timeout(None)  # over when the client hangs up: waiting that ends so needs no task of its own
-    hanging_up = asyncio.ensure_future(_hang_up(request, connection))
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:
+    """Await `work`; cancel it and return None if the client disconnects first. The body must have been read."""
+    connection = asyncio.timeout(None)  # expires when the client disconnects; so `work` needs no task of its own
+    watcher = asyncio.ensure_future(_expire_on_disconnect(request, connection))
     try:
         async with connection:
             return await work
@@ -23,10 +23,10 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Re
             raise
         return None
     finally:
-        hanging_up.cancel()
+        watcher.cancel()
 
 
-async def _hang_up(request: Request, connection: asyncio.Timeout) -> None:
+async def _expire_on_disconnect(request: Request, connection: asyncio.Timeout) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
     connection.reschedule(asyncio.get_running_loop().time())

@@ -1,10 +1,9 @@
-"""What all dialects share between a body that was read and its answer: images made, and what is said of one."""
+"""Image generation as all dialects share it: from parameters to results, and the headers of a result."""
 
 import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -13,13 +12,14 @@ from fastapi import Header, Request
 from pydantic import BaseModel
 
 from sd35.api.auth import caller_of, service_of
-from sd35.api.refusals import ErrorFormat
+from sd35.api.disconnect import unless_disconnected
+from sd35.api.errors import ErrorFormat
 from sd35.engine.base import Pixels
 from sd35.generation.params import GenerationParams
 from sd35.generation.service import GenerationResult
 from sd35.images.formats import Format
 from sd35.images.png import enlarge, write_png
-from sd35.request import Request as Resolved
+from sd35.request import Request as ImageRequest
 from sd35.service.batch import Batch, OnStep
 from sd35.storage.jobs import JobSpec
 
@@ -28,84 +28,68 @@ IdempotencyKey = Annotated[
     Header(
         alias="Idempotency-Key",
         pattern=r"^[!-~]{1,255}$",
-        description="Your own name for this call: sent again, it is the same, and not made again.",
+        description="The client's own name for this call. Sent again, it returns the same images.",
     ),
 ]
 
+FILE_CONTENT = {each.media_type: {"schema": {"type": "string", "format": "binary"}} for each in Format}
 IMAGE_HEADERS = {
-    "X-Sd35-Seed": "The seed, also where it was drawn by chance.",
+    "X-Sd35-Seed": "The seed, also if it was random.",
     "X-Sd35-Digest": "The image's identity: SHA-256 of its canonical request.",
-    "X-Sd35-Model": "The model, percent-encoded where its name is not ASCII.",
-    "X-Sd35-Time-Ms": "Milliseconds from acceptance to the stored file; 0 where it was made before.",
-    "X-Sd35-Drawn-Size": "Only where the image was drawn smaller and enlarged: the size drawn, as 128x128.",
-    "X-Sd35-Truncated": "Only where the text encoders read a part of a prompt only: the fields, comma-separated.",
-    "X-Sd35-Cache": "`hit` where it was made before, `shared` where it was made for others too, else `miss`.",
-    "X-Sd35-Content-Filtered": "Only where the operator's filter blurred the image: `true`.",
-    "X-Sd35-Stored": "Only where the image could not be stored: `false`.",
-    "Server-Timing": "Milliseconds of each stage, `queue` to `store`, where it was made now.",
-    "X-Request-Id": "The request's name in the server's log.",
+    "X-Sd35-Model": "The model, percent-encoded if its name is not ASCII.",
+    "X-Sd35-Time-Ms": "Milliseconds from acceptance to the stored file. 0 for a cached image.",
+    "X-Sd35-Generated-Size": "The size before the image was enlarged, as 128x128. Only if it was enlarged.",
+    "X-Sd35-Truncated": "The prompts that exceed what the text encoders read, comma-separated. Only if there are any.",
+    "X-Sd35-Cache": "`hit` for a cached image, `shared` for one generated for several requests at once, else `miss`.",
+    "X-Sd35-Content-Filtered": "`true`. Only if the content filter blurred the image.",
+    "X-Sd35-Stored": "`false`. Only if the image could not be stored.",
+    "Server-Timing": "Milliseconds of each stage, `queue` to `store`. Only if the image was generated now.",
+    "X-Request-Id": "The request's id in the server's log.",
 }
 
 
-def errors_of_generation(wording: ErrorFormat) -> dict[int | str, dict[str, Any]]:
-    """How a call for images may end without any, in a dialect's words, for the OpenAPI page."""
-    documented, later = wording.documented, {"Retry-After": "Seconds."}
+def errors_of_generation(error_format: ErrorFormat) -> dict[int | str, dict[str, Any]]:
+    """Describe the errors of a route that generates images, for OpenAPI."""
+    documented, retry_after = error_format.documented, {"Retry-After": "Seconds."}
     return {
-        403: documented("The request takes more than an hour's share of pixels."),
-        409: documented("The idempotency key came before with another body, or its job was cancelled."),
+        403: documented("The request exceeds the pixels of an hour."),
+        409: documented("The idempotency key was used with another body, or its job was cancelled."),
         410: documented("An image of the idempotency key was removed."),
         413: documented("The body is too large."),
-        429: documented("Too many images wait, or the caller's own limit is reached.", **later),
-        500: documented("An image could not be made; other requests are not affected."),
-        503: documented("The service is loading or closing, or a store does not answer.", **later),
+        429: documented("The queue is full, or the caller's rate limit is reached.", **retry_after),
+        500: documented("An image could not be generated. Other requests are not affected."),
+        503: documented("The service is loading or closing, or a store does not answer.", **retry_after),
     }
 
 
-@dataclass(frozen=True)
-class Call:
-    """What a request wants, free of its dialect: the images of one call, and how they are given.
+def job_specs_of(
+    request: Request, body: BaseModel, params: Sequence[GenerationParams], idempotency_key: str | None
+) -> list[JobSpec]:
+    """Resolve parameters into one job spec for each image. `body` is what the idempotency key stands for.
 
-    `body_digest` tells whether what comes under the same idempotency key is the same again; empty without one.
+    Raises NotReady, UnknownModel, InvalidRequest.
     """
-
-    wanted: Sequence[GenerationParams]
-    priority: int = 0
-    format: Format = Format.PNG
-    has_metadata: bool = True
-    idempotency_key: str | None = None
-    body_digest: str = ""
-
-
-def digest_of(body: BaseModel, idempotency_key: str | None) -> str:
-    """SHA-256 of what was asked for; empty without a key, for nothing is compared then.
-
-    Not of canonical JSON, which has no integers as large as may come.
-    """
-    if idempotency_key is None:
-        return ""
-    return hashlib.sha256(json.dumps(body.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
-
-
-def job_specs_of(request: Request, call: Call) -> list[JobSpec]:
-    """A call's images with nothing left open. Raises NotReady, UnknownModel, InvalidRequest."""
     pool, owner = service_of(request).pool, caller_of(request).owner
-    resolved = [pool.resolve(wanted) for wanted in call.wanted]
-    keys = _keys(call.idempotency_key, len(resolved))
-    first = JobSpec(resolved[0], owner, call.priority, call.format, call.has_metadata, body_digest=call.body_digest)
-    return [replace(first, request=each, idempotency_key=key) for each, key in zip(resolved, keys, strict=True)]
+    body_digest = "" if idempotency_key is None else _digest_of(body)
+    requests = [pool.resolve(each) for each in params]
+    keys = _idempotency_keys(idempotency_key, len(requests))
+    return [
+        JobSpec(image_request, owner, idempotency_key=key, body_digest=body_digest)
+        for image_request, key in zip(requests, keys, strict=True)
+    ]
 
 
 @asynccontextmanager
-async def making(
-    request: Request, call: Call, on_step: OnStep | None = None, *, previews: bool = False
+async def running_batch(
+    request: Request, job_specs: Sequence[JobSpec], on_step: OnStep | None = None, *, previews: bool = False
 ) -> AsyncIterator[Batch]:
-    """The call's images in the making, until the block ends: what is not made then is not wanted any more.
+    """Generate the images of a call until the block ends, which cancels those that are not done.
 
-    Raises what `orders_of` raises, and TooMany, NotAllowed by the caller's limits.
+    Raises TooMany, NotAllowed by the caller's limits.
     """
     service, caller = service_of(request), caller_of(request)
-    job_specs = job_specs_of(request, call)
-    structlog.contextvars.bind_contextvars(digest=job_specs[0].request.digest, model=job_specs[0].request.model)
+    first = job_specs[0].request
+    structlog.contextvars.bind_contextvars(digest=first.digest, model=first.model)
     with caller.generating([job_spec.request for job_spec in job_specs]) as charge:
         batch = Batch(service, job_specs, caller.client, charge.max_concurrent, on_step, previews=previews)
         try:
@@ -114,40 +98,55 @@ async def making(
             batch.interrupt()
 
 
-def preview_png(preview: Callable[[], Pixels], request: Resolved) -> bytes:
-    """Return a preview as a PNG file of the image's size. Keeps a core busy."""
+async def generate(request: Request, job_specs: Sequence[JobSpec]) -> list[GenerationResult]:
+    """Generate all images of a call. Returns none if the client disconnects, which cancels them.
+
+    Raises what `running_batch` and `Batch.outcomes` raise.
+    """
+    async with running_batch(request, job_specs) as batch:
+        results = await unless_disconnected(request, batch.outcomes())
+    return [result for result in results or () if result]
+
+
+def preview_png(preview: Callable[[], Pixels], request: ImageRequest) -> bytes:
+    """Return a preview as a PNG file of the image's size. Blocks."""
     return write_png(enlarge(preview(), request.width, request.height), {})
 
 
-def image_headers(outcome: GenerationResult) -> dict[str, str]:
-    """What an answer that is one image says of it; see `PICTURE_HEADERS`."""
-    request, stages = outcome.request, outcome.stages
+def image_headers(result: GenerationResult) -> dict[str, str]:
+    """Return the headers of a response that is one image. See `IMAGE_HEADERS`."""
+    request, stages = result.request, result.stages
     took_s = stages[-1].ended_s - stages[0].began_s if stages else 0
-    structlog.contextvars.bind_contextvars(digest=request.digest, cache=outcome.cache)
+    structlog.contextvars.bind_contextvars(digest=request.digest, cache=result.cache)
     headers = {
         "X-Sd35-Seed": str(request.seed),
         "X-Sd35-Digest": request.digest,
         "X-Sd35-Model": quote(request.model),
         "X-Sd35-Time-Ms": f"{1000 * took_s:.0f}",
-        "X-Sd35-Cache": outcome.cache,
+        "X-Sd35-Cache": result.cache,
     }
     if stages:
         headers["Server-Timing"] = ", ".join(f"{stage.name};dur={1000 * stage.took_s:.1f}" for stage in stages)
-    if outcome.is_blurred:
+    if result.is_blurred:
         headers["X-Sd35-Content-Filtered"] = "true"
-    if outcome.unstored:
+    if result.unstored:
         headers["X-Sd35-Stored"] = "false"
-    if maker := outcome.maker:
+    if maker := result.maker:
         if (maker.drawn_width, maker.drawn_height) != (request.width, request.height):
-            headers["X-Sd35-Drawn-Size"] = f"{maker.drawn_width}x{maker.drawn_height}"
+            headers["X-Sd35-Generated-Size"] = f"{maker.drawn_width}x{maker.drawn_height}"
         if maker.cut_off:
             headers["X-Sd35-Truncated"] = ", ".join(maker.cut_off)
     return headers
 
 
-def _keys(key: str | None, count: int) -> list[str | None]:
-    """A name for each image of a call that has one: no other call's, and no longer than one may be."""
+def _digest_of(body: BaseModel) -> str:
+    """Return the SHA-256 of a body. Not of canonical JSON, which lacks integers as large as some bodies have."""
+    return hashlib.sha256(json.dumps(body.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def _idempotency_keys(key: str | None, count: int) -> list[str | None]:
+    """Return a key for each image of a call: unique to the call, and no longer than a key may be."""
     if key is None:
         return [None] * count
     rest = hashlib.sha256(key.encode()).hexdigest()
-    return [key, *(f"{rest}/{place}" for place in range(1, count))]
+    return [key, *(f"{rest}/{index}" for index in range(1, count))]

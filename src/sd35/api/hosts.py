@@ -1,7 +1,7 @@
-"""Check the `Host` header of requests: the protection against DNS rebinding.
+"""Check of the `Host` header: the protection against DNS rebinding.
 
 In a DNS rebinding attack, a web site points its own name at the address of this server. The browser then treats the
-site and the server as one origin, so the site's scripts may read every answer. Only the `Host` header shows the name.
+site and the server as one origin, so the site's scripts may read every response. Only the `Host` header shows the name.
 """
 
 import ipaddress
@@ -27,11 +27,11 @@ class AllowedHosts:
     def __init__(self, names: Sequence[str], public_url: str | None = None) -> None:
         public = (urlsplit(public_url).hostname or "") if public_url else ""
         self._any = "*" in names
-        self._names = {"localhost", normalised(public), *map(normalised, names)} - {""}
-        self._endings = (".localhost", *(normalised(name[1:]) for name in names if name.startswith("*.")))
+        self._names = {"localhost", normalise(public), *map(normalise, names)} - {""}
+        self._endings = (".localhost", *(normalise(name[1:]) for name in names if name.startswith("*.")))
 
     def error(self, headers: Headers) -> HostNotAllowed | None:
-        """The error for a request with these headers, or None if its host is allowed.
+        """Return the error of a request with these headers, or None if its host is allowed.
 
         A request without a host is allowed: HTTP/1.0 clients send such requests, browsers never do. A repeated or
         malformed `Host` is not.
@@ -45,7 +45,7 @@ class AllowedHosts:
         parsed = parse_host_header(_ZONE.sub("", header))
         if parsed is None:
             return False
-        host = normalised(parsed.host)
+        host = normalise(parsed.host)
         return host in self._names or host.endswith(self._endings) or _is_address(host)
 
 
@@ -57,8 +57,8 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def normalised(host: str) -> str:
-    """A host name as browsers send it: lower case, international names in Punycode; without a trailing dot."""
+def normalise(host: str) -> str:
+    """Return a host name as browsers send it: in lower case, in Punycode if international, without a trailing dot."""
     host = host.lower().removesuffix(".")
     try:
         return host if host.isascii() else host.encode("idna").decode()

@@ -1,4 +1,4 @@
-"""`/v1/jobs`: images that are asked for now and fetched later. What is asked for is the body of `/v1/txt2img`."""
+"""`/v1/jobs`: images that are generated asynchronously. A job's body is that of `/v1/txt2img`."""
 
 import asyncio
 import base64
@@ -14,11 +14,11 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, Field
 
 from sd35.api.auth import caller_of, service_of
-from sd35.api.body import read_json
-from sd35.api.generate import Call, IdempotencyKey, digest_of, job_specs_of
-from sd35.api.problems import Problem, documented
-from sd35.api.refusals import ApiError, FieldError, shown
-from sd35.api.txt2img import Txt2Img, body_of
+from sd35.api.body import openapi_body, read_json
+from sd35.api.errors import ApiError
+from sd35.api.generate import IdempotencyKey, job_specs_of
+from sd35.api.problems import UNAVAILABLE, Problem, documented
+from sd35.api.txt2img import EXAMPLES, Txt2Img
 from sd35.errors import Sd35Error
 from sd35.images.formats import Format
 from sd35.images.png import write_png
@@ -28,64 +28,64 @@ from sd35.storage.jobs import Job, JobStore, Status
 from sd35.telemetry.tracing import note
 from sd35.threads import STORES
 
-_MOST = 200  # jobs of a page
+_MAX_PAGE_JOBS = 200
 
 
 class JobBody(Txt2Img):
-    """The body of `/v1/txt2img`, and whom to tell."""
+    """The body of `/v1/txt2img` with a webhook."""
 
     webhook: str | None = Field(
         None,
         max_length=2000,
-        description="an https address: where the job is sent, signed, when it has ended. Left out or null: nowhere.",
+        description="an https address: receives the job, signed, when it has ended. Omitted or null: no webhook.",
     )
 
 
 class ImageView(BaseModel):
-    """An image that a job made."""
+    """The image of a job."""
 
     digest: str = Field(description="The image's identity, and its name at /v1/artifacts/.")
     url: str
-    cached: bool = Field(description="Whether it was made before, or for someone else who asked for the very same.")
-    content_filtered: bool = Field(description="Whether the operator's filter blurred it.")
+    cached: bool = Field(description="Whether an earlier or a concurrent request for the same image generated it.")
+    content_filtered: bool = Field(description="Whether the content filter blurred it.")
 
 
 class JobView(BaseModel):
-    """A job as it is now."""
+    """The current state of a job."""
 
     id: str
     status: Status
     created_at: datetime
     started_at: datetime | None = None
     ended_at: datetime | None = None
-    place: int | None = Field(None, description="Jobs that go before it; of a queued one only.")
-    request: dict[str, Any] = Field(description="What is made, with nothing left open: seed, sizes, model.")
+    queue_position: int | None = Field(None, description="The number of jobs before it. Only of a queued job.")
+    request: dict[str, Any] = Field(description="The complete request: with seed, size and model.")
     image: ImageView | None = None
     error: Problem | None = None
 
 
 class JobPage(BaseModel):
-    """Jobs, the newest first."""
+    """A page of jobs, the newest first."""
 
     object: Literal["list"] = "list"
     data: list[JobView]
-    next_cursor: str | None = Field(None, description="For `cursor`, where there are more.")
+    next_cursor: str | None = Field(None, description="The `cursor` of the next page, if there is one.")
 
 
 def job_body(store: JobStore, job_id: str) -> bytes | None:
-    """What a webhook tells of a job; None where it was forgotten."""
+    """Return the body of a job's webhook, or None if the job was deleted."""
     job = store.get(job_id, None)
     return job_view(job).model_dump_json(exclude_none=True).encode() if job else None
 
 
-def job_view(job: Job, place: int | None = None) -> JobView:
-    """A job as the API and its webhook show it."""
+def job_view(job: Job, queue_position: int | None = None) -> JobView:
+    """Return a job as the API and webhooks show it."""
     image = error = None
-    if made := job.result:
-        address = f"/v1/artifacts/{made.digest}"
+    if result := job.result:
+        url = f"/v1/artifacts/{result.digest}"
         if job.spec.format is not Format.PNG:
-            address += f"?output_format={job.spec.format}"
-        image = ImageView(digest=made.digest, url=address, cached=made.was_cached, content_filtered=made.is_blurred)
+            url += f"?output_format={job.spec.format}"
+        image = ImageView(digest=result.digest, url=url, cached=result.was_cached, content_filtered=result.is_blurred)
     if failure := job.failure:
         error = Problem.of(failure.status, failure.detail)
     return JobView(
@@ -94,7 +94,7 @@ def job_view(job: Job, place: int | None = None) -> JobView:
         created_at=_time(job.created_s),
         started_at=None if job.started_s is None else _time(job.started_s),
         ended_at=None if job.ended_s is None else _time(job.ended_s),
-        place=place,
+        queue_position=queue_position,
         request=json.loads(job.spec.request.canonical),
         image=image,
         error=error,
@@ -102,53 +102,52 @@ def job_view(job: Job, place: int | None = None) -> JobView:
 
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
-_NOT_NOW: dict[int | str, dict[str, Any]] = {
-    503: documented("Loading or closing, or the job store does not answer.", **{"Retry-After": "Seconds."})
-}
-_NOT_THERE: dict[int | str, dict[str, Any]] = {
-    404: documented("There is no such job, or it is another key's."),
-    **_NOT_NOW,
+_NOT_FOUND: dict[int | str, dict[str, Any]] = {
+    404: documented("There is no such job, or another key owns it."),
+    **UNAVAILABLE,
 }
 
 
-async def found_job(request: Request, job_id: str) -> Job:
-    """The job of the address, if whoever asks may see it."""
+async def visible_job(request: Request, job_id: str) -> Job:
+    """Return the job of the path, if the caller may see it. A dependency of routes. Raises ApiError (404)."""
     job = await STORES.run(service_of(request).jobs.store.get, job_id, caller_of(request).visible_to)
     if job is None:
-        error = FieldError(field="job_id", got=shown(job_id), allowed="the id of a job of yours")
-        raise ApiError.of_fields(404, [error])
+        raise ApiError.from_field(404, "job_id", job_id, "the id of a job of yours")
     return job
 
 
-FoundJob = Annotated[Job, Depends(found_job)]
+VisibleJob = Annotated[Job, Depends(visible_job)]
 
 
 @router.post(
     "",
     status_code=202,
-    summary="Ask for an image to be made",
-    openapi_extra=body_of(JobBody),
+    summary="Create a job",
+    openapi_extra=openapi_body(JobBody, examples=EXAMPLES),
     responses={
         400: documented("The body is not JSON."),
-        404: documented("No model of that name is served; the problem lists those that are."),
-        409: documented("The idempotency key came before with another body."),
+        404: documented("No model of that name is served. The problem lists the models that are."),
+        409: documented("The idempotency key was used with another body."),
         413: documented("The body is too large."),
         415: documented("The body is not `application/json`."),
-        422: documented("A field is unknown, missing, of the wrong type or out of range; each is named."),
-        429: documented("As many jobs wait as may.", **{"Retry-After": "Seconds."}),
-        **_NOT_NOW,
+        422: documented("A field is unknown, missing, of the wrong type or out of range. Each is named."),
+        429: documented("The queue is full.", **{"Retry-After": "Seconds."}),
+        **UNAVAILABLE,
     },
 )
 async def create(request: Request, response: Response, idempotency_key: IdempotencyKey = None) -> JobView:
-    """Answers at once. The job survives the connection and restarts; it ends with an image, an error, or cancelled."""
+    """Accept a job. It survives the connection and restarts, and ends as succeeded, failed or cancelled."""
     service, caller = service_of(request), caller_of(request)
     body = await read_json(request, JobBody)
     service.webhooks.check(body.webhook)
-    wanted = body.format or Format.PNG
-    call = Call(
-        [body.to_wanted()], body.priority, wanted, body.metadata, idempotency_key, digest_of(body, idempotency_key)
+    (job_spec,) = job_specs_of(request, body, [body.to_params()], idempotency_key)
+    job_spec = replace(
+        job_spec,
+        priority=body.priority,
+        format=body.format or Format.PNG,
+        has_metadata=body.metadata,
+        webhook=body.webhook,
     )
-    job_spec = replace(job_specs_of(request, call)[0], webhook=body.webhook)
     charge = caller.charge_job(job_spec.request)
     try:
         job = await service.jobs.accept(job_spec)
@@ -162,31 +161,31 @@ async def create(request: Request, response: Response, idempotency_key: Idempote
     return view
 
 
-@router.get("", summary="Which jobs are there?", responses=_NOT_NOW)
+@router.get("", summary="List jobs", responses=UNAVAILABLE)
 async def page(
     request: Request,
-    status: Annotated[list[Status] | None, Query(description="Only these.")] = None,
-    limit: Annotated[int, Query(ge=1, le=_MOST)] = 50,
-    cursor: Annotated[int | None, Query(ge=1, lt=2**53, description="The last page's `next_cursor`.")] = None,
+    status: Annotated[list[Status] | None, Query(description="List only jobs of these statuses.")] = None,
+    limit: Annotated[int, Query(ge=1, le=_MAX_PAGE_JOBS)] = 50,
+    cursor: Annotated[int | None, Query(ge=1, lt=2**53, description="`next_cursor` of the previous page.")] = None,
 ) -> JobPage:
-    """Those of the key that asks; an administrator sees all."""
+    """Return the jobs of the calling key, or all jobs for an administrator."""
     service = service_of(request)
     visible_to = caller_of(request).visible_to
     jobs = await STORES.run(service.jobs.store.page, visible_to, status or [], cursor, limit + 1)
-    more = str(jobs[limit - 1].number) if len(jobs) > limit else None
-    return JobPage(data=await _views(jobs[:limit], service), next_cursor=more)
+    next_cursor = str(jobs[limit - 1].number) if len(jobs) > limit else None
+    return JobPage(data=await _views(jobs[:limit], service), next_cursor=next_cursor)
 
 
-@router.get("/{job_id}", summary="How far is a job?", responses=_NOT_THERE)  # noqa: FAST003  `found_job` takes it
-async def get(request: Request, job: FoundJob) -> JobView:
-    """With its place while it is queued, and its image's address when it succeeded."""
+@router.get("/{job_id}", summary="Get a job", responses=_NOT_FOUND)  # noqa: FAST003  `visible_job` takes it
+async def get(request: Request, job: VisibleJob) -> JobView:
+    """Return a job, with its queue position if it is queued, and its image's URL if it succeeded."""
     (view,) = await _views([job], service_of(request))
     return view
 
 
-@router.delete("/{job_id}", summary="Cancel a job, or forget it", responses=_NOT_THERE)  # noqa: FAST003  see above
-async def delete(request: Request, job: FoundJob) -> JobView:
-    """One that has not ended is cancelled, within a step. One that has ended is forgotten: prompt, image and all."""
+@router.delete("/{job_id}", summary="Cancel or delete a job", responses=_NOT_FOUND)  # noqa: FAST003  see above
+async def delete(request: Request, job: VisibleJob) -> JobView:
+    """Cancel a job that has not ended, within one step. Delete one that has ended, with its prompt and image."""
     service, visible_to = service_of(request), caller_of(request).visible_to
     if job.status.is_end:
         await service.forget(job, visible_to)
@@ -198,27 +197,29 @@ async def delete(request: Request, job: FoundJob) -> JobView:
     "/{job_id}/events",  # noqa: FAST003  see above
     summary="Follow a job",
     response_class=EventSourceResponse,
-    responses=_NOT_THERE,
+    responses=_NOT_FOUND,
 )
 async def events(
     request: Request,
-    job: FoundJob,
-    preview: Annotated[bool, Query(description="With a small image of what it will be, after each step.")] = False,  # noqa: FBT002
-    last_event_id: Annotated[int | None, Header(ge=0, lt=2**31, description="Of the last event that arrived.")] = None,
+    job: VisibleJob,
+    preview: Annotated[bool, Query(description="Whether to send a small preview after each step.")] = False,  # noqa: FBT002
+    last_event_id: Annotated[
+        int | None, Header(ge=0, lt=2**31, description="The id of the last event received.")
+    ] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events: `queued`; `running`, with steps and seconds left; `succeeded`, `failed` or `cancelled`."""
     after = -1 if last_event_id is None else last_event_id
     async for event in service_of(request).jobs.events(job, after, previews=preview):
-        yield await asyncio.to_thread(sent, event, has_preview=preview)  # a filter may look at a preview
+        yield await asyncio.to_thread(wire_event, event, has_preview=preview)  # a content filter may inspect a preview
 
 
-def sent(event: Event, *, has_preview: bool) -> ServerSentEvent:
-    """An event as it goes over the wire."""
+def wire_event(event: Event, *, has_preview: bool) -> ServerSentEvent:
+    """Return an event in its wire format."""
     data: dict[str, Any] = {"status": event.status}
     if event.job:
         data = job_view(event.job).model_dump(mode="json", exclude_none=True)
     elif event.status is Status.QUEUED:
-        data["place"] = event.position
+        data["queue_position"] = event.position
     else:
         left_s = None if event.remaining_s is None else round(event.remaining_s, 1)
         data |= {"step": event.done, "steps": event.steps, "seconds_left": left_s}
@@ -229,8 +230,8 @@ def sent(event: Event, *, has_preview: bool) -> ServerSentEvent:
 
 
 async def _views(jobs: Sequence[Job], service: Service) -> list[JobView]:
-    places = await service.places(jobs)
-    return [job_view(job, places.get(job.id)) for job in jobs]
+    positions = await service.places(jobs)
+    return [job_view(job, positions.get(job.id)) for job in jobs]
 
 
 def _time(seconds: float) -> datetime:

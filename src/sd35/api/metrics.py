@@ -12,26 +12,26 @@ from sd35.telemetry.telemetry import Telemetry
 from sd35.threads import STORES
 
 _METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
-_NO_DIALECT = "none"  # pages of the service itself
+_NO_DIALECT = "none"  # the service's own pages
 _OTHER = "other"
-_NO_ANSWER = 499  # as nginx logs who hung up first
+_CLIENT_CLOSED = 499  # nginx's status for a client that disconnects before the response
 
 router = APIRouter()
 
 
 @router.head("/metrics", include_in_schema=False)
-@router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+@router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
 async def metrics(request: Request) -> Response:
-    """What docs/architecture/19-metrics-logs-traces.md lists; most of it has values once the service is ready."""
+    """See docs/architecture/19-metrics-logs-traces.md. Most metrics have values once the service is ready."""
     from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
     telemetry: Telemetry = request.app.state.telemetry
-    text = await STORES.run(generate_latest, telemetry.metrics.registry)  # it asks the job store
+    text = await STORES.run(generate_latest, telemetry.metrics.registry)  # in a thread: it reads the job store
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
-class Metered:
-    """ASGI middleware: counts each request, by its route as it is written in the code, never by its path."""
+class RequestMetrics:
+    """ASGI middleware that counts each request by its route's template, never by its path."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -41,9 +41,9 @@ class Metered:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = _NO_ANSWER
+        status = _CLIENT_CLOSED
 
-        async def send_noted(message: Message) -> None:
+        async def send_and_note_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -52,7 +52,7 @@ class Metered:
         began_s = time.monotonic()
         with self._metrics.request_in_progress():
             try:
-                await self._app(scope, receive, send_noted)
+                await self._app(scope, receive, send_and_note_status)
             finally:
                 route = getattr(scope.get("route"), "path_format", _OTHER)
                 method = scope["method"] if scope["method"] in _METHODS else _OTHER

@@ -1,49 +1,49 @@
-"""The OpenAPI description, with what holds for every route: the API key, and the answers of the middleware."""
+"""The parts of the OpenAPI description that hold for every route: API keys, and the errors of the middleware."""
 
 from typing import Any
 
 from fastapi import FastAPI
 
 from sd35.api.auth import is_open
-from sd35.api.dialects import wording_at
-from sd35.api.refusals import ApiError, ErrorFormat
+from sd35.api.dialects import error_format_at
+from sd35.api.errors import ApiError, ErrorFormat
 
 _SCHEMES = {
-    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, `sd35_...`, where there are any."},
-    "basic": {"type": "http", "scheme": "basic", "description": "The same as the password; the user's name is free."},
-    "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key", "description": "The same, for clients without."},
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, `sd35_...`, if the service has keys."},
+    "basic": {"type": "http", "scheme": "basic", "description": "The API key as the password, with any user name."},
+    "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key", "description": "The API key as a header."},
 }
 
 
-def describe(app: FastAPI) -> None:
-    """Have the app's description say what its gate does."""
-    plain = app.openapi
+def describe_middleware(app: FastAPI) -> None:
+    """Add the API keys and errors of the middleware to the app's OpenAPI description."""
+    generate_schema = app.openapi
 
-    def with_gate() -> dict[str, Any]:
+    def openapi() -> dict[str, Any]:
         if not app.openapi_schema:
-            page = plain()
-            page.setdefault("components", {})["securitySchemes"] = _SCHEMES
-            for path, operations in page["paths"].items():
+            schema = generate_schema()
+            schema.setdefault("components", {})["securitySchemes"] = _SCHEMES
+            for path, operations in schema["paths"].items():
                 for operation in [] if is_open(path) else operations.values():
-                    _add_gate(operation, wording_at(path))
-            app.openapi_schema = page
+                    _describe_operation(operation, error_format_at(path))
+            app.openapi_schema = schema
         return app.openapi_schema
 
-    app.openapi = with_gate  # type: ignore[method-assign]  # as FastAPI documents it
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI documents it
 
 
-def _add_gate(operation: dict[str, Any], wording: ErrorFormat) -> None:
+def _describe_operation(operation: dict[str, Any], error_format: ErrorFormat) -> None:
     operation["security"] = [{name: []} for name in _SCHEMES]
-    documented = wording.documented
-    answers = {
-        "401": documented("No API key came, or none that is valid.", **{"WWW-Authenticate": "`Bearer`, or `Basic`."}),
-        "403": documented("Without API keys: a `Host` that is not allowed, or a web page of another origin asks."),
+    documented = error_format.documented
+    errors = {
+        "401": documented("The API key is missing or invalid.", **{"WWW-Authenticate": "`Bearer`, or `Basic`."}),
+        "403": documented("Without API keys: the `Host` is not allowed, or a web page of another origin calls."),
         "503": documented("The store of keys does not answer.", **{"Retry-After": "Seconds."}),
     }
     if "requestBody" in operation:
-        answers["408"] = documented("The body did not arrive in time.")
-    responses = operation["responses"] = answers | operation["responses"]
-    if "HTTPValidationError" in str(responses.get("422")):  # FastAPI's own words, in which nothing is worded here
+        errors["408"] = documented("The body did not arrive in time.")
+    responses = operation["responses"] = errors | operation["responses"]
+    if "HTTPValidationError" in str(responses.get("422")):  # FastAPI's own error format, which is not used
         del responses["422"]
-    status, _ = wording.words(ApiError(422, ""), "")
-    responses.setdefault(str(status), documented("A parameter of the address or a header is wrong; each is named."))
+    status, _ = error_format.render(ApiError(422, ""), "")
+    responses.setdefault(str(status), documented("A query parameter or a header is invalid. Each is named."))

@@ -1,7 +1,7 @@
-"""Check the origin of requests: the protection against cross-site request forgery.
+"""Check of the origin of requests: the protection against cross-site request forgery.
 
 A web page can make the visitor's browser send a form to any server, also to one on the visitor's machine. It cannot
-read the answer, but the request has an effect. Browsers say which page sent it, in `Origin` and `Sec-Fetch-Site`, and
+read the response, but the request has an effect. Browsers say which page sent it, in `Origin` and `Sec-Fetch-Site`, and
 no page can change these headers. Clients other than browsers do not send them.
 """
 
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
-from sd35.api.hosts import normalised
+from sd35.api.hosts import normalise
 from sd35.errors import OriginNotAllowed
 
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
@@ -28,7 +28,7 @@ class AllowedOrigins:
         self._public = _origin(parts.scheme, parts.netloc.rpartition("@")[2])
 
     def error(self, headers: Headers, scheme: str) -> OriginNotAllowed | None:
-        """The error for a request with these headers, or None if no page of another origin sent it.
+        """Return the error of a request with these headers, or None if no page of another origin sent it.
 
         `scheme` is the one that the client used. `Sec-Fetch-Site: same-origin` is enough, so that a proxy may rewrite
         `Host`. Browsers send `Sec-Fetch-Site` to HTTPS and loopback addresses only; elsewhere `Origin` has to match.
@@ -44,5 +44,5 @@ class AllowedOrigins:
 
 
 def _origin(scheme: str, authority: str) -> str:
-    """An origin as browsers write it: without the scheme's default port."""
-    return f"{scheme}://{normalised(authority.removesuffix(_DEFAULT_PORTS.get(scheme, '')))}"
+    """Return an origin as browsers write it: without the scheme's default port."""
+    return f"{scheme}://{normalise(authority.removesuffix(_DEFAULT_PORTS.get(scheme, '')))}"

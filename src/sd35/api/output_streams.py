@@ -1,4 +1,4 @@
-"""Standard output and error of a server, whose readers may stop reading or go away while it serves.
+"""Standard output and error that neither fail nor wait if their readers stop reading or exit.
 
 With Python's own streams, `print` and every log call raise once the reader of a pipe has exited or the disk is full,
 and wait while a pipe is full. Neither may fail or delay the request that is being served.
@@ -22,7 +22,7 @@ _DRAIN_S = 1.0
 class NonBlockingStream(io.TextIOBase):
     """A text stream on a file descriptor. `write` never raises and never waits.
 
-    Text that the descriptor cannot take now is kept, up to `MAX_BACKLOG_BYTES`, and written by a later call. Text
+    Text that the descriptor cannot take now is buffered, up to `MAX_BACKLOG_BYTES`, and written by a later call. Text
     beyond that, and text that cannot be written at all, is dropped, and `on_drop` is called. Safe for threads.
     The descriptor stays in blocking mode, because other processes may share it.
     """
@@ -53,7 +53,7 @@ class NonBlockingStream(io.TextIOBase):
         return os.isatty(self._descriptor)
 
     def write(self, text: str) -> int:
-        """Write text, or keep it for later, or drop it. Always returns the length of the text."""
+        """Write text, or buffer it, or drop it. Return the length of the text in every case."""
         content = text.encode(self._encoding, "backslashreplace")
         with self._lock:
             self._send()
@@ -81,7 +81,7 @@ class NonBlockingStream(io.TextIOBase):
                 self._send()
 
     def _is_ready(self, within_s: float = 0) -> bool:
-        """Wait until a write does not wait, or fails at once. A poll object of its own: they cannot be shared."""
+        """Return whether a write would not wait. Uses a poll object of its own, because threads cannot share one."""
         poll = select.poll()
         poll.register(self._descriptor, select.POLLOUT)
         return bool(poll.poll(1000 * within_s))
@@ -91,7 +91,7 @@ class NonBlockingStream(io.TextIOBase):
             content = self._backlog[0]
             try:
                 sent = os.write(self._descriptor, content)
-            except OSError:  # the reader is gone, or the disk is full
+            except OSError:  # the reader has exited, or the disk is full
                 self._backlog.clear()
                 self._backlog_bytes = 0
                 self.on_drop()

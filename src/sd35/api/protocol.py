@@ -1,14 +1,14 @@
-"""uvicorn's HTTP/1.1 protocol with bounds on what one connection may cost.
+"""uvicorn's HTTP/1.1 protocol with limits on the resources of one connection.
 
-A request's head has a largest size and must arrive within a time. httptools, the parser, bounds neither, and uvicorn's
-own timer runs only between requests: a client could hold a connection by sending one byte a minute, or fill the memory
-with a header that does not end.
+A request's head has a maximum size and must arrive in time. httptools, the parser, limits neither, and uvicorn's own
+timer runs only between requests: a client could hold a connection by sending one byte a minute, or fill the memory
+with an endless header.
 
 Pipelined requests wait as unparsed bytes until the request before them is answered, and reading pauses when these bytes
-exceed a limit. If the request before them may make something, the connection is closed then: while reading is paused, a
-client that hangs up is not noticed, and its image would be made for nobody. uvicorn parses all it receives, which takes
-a hundred times a small request's size, and goes on reading after each answer. A connection whose client does not read
-its answers is closed after a time.
+exceed a limit. uvicorn itself parses everything it receives, which takes a hundred times the size of a small request,
+and resumes reading after each response. If the request before them may generate an image, the connection is closed
+instead: while reading is paused, a disconnect goes unnoticed, and the image would be generated for nobody. A connection
+whose client does not read its responses is closed after a time.
 """
 
 import asyncio
@@ -19,32 +19,32 @@ import structlog
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from sd35.api.errors import ApiError
 from sd35.api.problems import PROBLEM
-from sd35.api.refusals import ApiError
 
 MAX_URL_BYTES = 8 * 1024
 MAX_HEAD_BYTES = 32 * 1024
 MAX_UNPARSED_BYTES = 64 * 1024
-_SLICE_BYTES = 4 * 1024  # parsed at once; the parser cannot stop inside, so these may be several small requests
+_SLICE_BYTES = 4 * 1024  # parsed at once; the parser cannot stop within a slice, which may hold several small requests
 STALLED_S = 120.0
 
 
 class _Flow(FlowControl):
-    """uvicorn's flow control, which does not resume reading while the connection has enough unparsed bytes."""
+    """uvicorn's flow control, which does not resume reading while the connection has too many unparsed bytes."""
 
     is_full = False
 
     def resume_reading(self) -> None:
-        """Resume reading, unless there is enough to parse."""
+        """Resume reading, unless there are too many unparsed bytes."""
         if not self.is_full:
             super().resume_reading()
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One connection. A client that breaks a bound gets a problem document, where possible, and is disconnected.
+    """One connection. A client that exceeds a limit gets a problem document, if possible, and is disconnected.
 
-    `arrival_s`: longest time for a request's head to arrive. `stalled_s`: longest time without the client reading any
-    of an answer that waits to be sent.
+    `body_timeout_s`: the longest time for a request's head to arrive. `stalled_s`: the longest time in which the client
+    reads nothing of a response that waits to be sent.
     """
 
     body_timeout_s: float
@@ -56,83 +56,83 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stall_timer: asyncio.TimerHandle | None = None
         self._unparsed = bytearray()
         self._is_parsing = False
-        self._unread_bytes = 0  # came since the parser last handed something over
-        self._wrong = (400, "what came is not HTTP")
+        self._pending_bytes = 0  # received since the parser last completed a head or a part of a body
+        self._error = (400, "the request is not HTTP")
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """A client has connected, and has to ask for something now."""
+        """Start the timer of the first request's head."""
         super().connection_made(transport)
         self.flow: _Flow = _Flow(transport)
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is over."""
+        """Stop all timers."""
         self._stop_timer()
         self._stop_stall_timer()
         self._unparsed.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came. Those between requests, as of a body that nobody read, do not make a connection live longer."""
+        """Parse received bytes. Bytes between requests, as of an unread body, do not extend a connection's life."""
         self._unparsed += data
         self._parse()
 
     def on_response_complete(self) -> None:
-        """A request was answered: the next one may be parsed."""
+        """Parse the next request after a response."""
         super().on_response_complete()
         self._parse()
         if self.transport.is_closing():
             self._watch_for_stall()
 
     def timeout_keep_alive_handler(self) -> None:
-        """The client has not asked for anything more."""
+        """Close an idle connection."""
         super().timeout_keep_alive_handler()
         self._watch_for_stall()
 
     def pause_writing(self) -> None:
-        """An answer waits for the client to read."""
+        """Watch for a client that does not read."""
         super().pause_writing()
         self._watch_for_stall()
 
     def resume_writing(self) -> None:
-        """The client has read."""
+        """Stop watching once the client has read."""
         super().resume_writing()
-        if not self.transport.is_closing():  # else the rest has to be read too
+        if not self.transport.is_closing():  # otherwise the rest must be read too
             self._stop_stall_timer()
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """Start the timer of a request's head."""
         super().on_message_begin()
         self._expect_head()
 
     def on_url(self, url: bytes) -> None:
-        """A part of the address."""
+        """Check the length of the URL so far."""
         super().on_url(url)
         if len(self.url) > MAX_URL_BYTES:
-            self._wrong = (414, f"the address is longer than the {MAX_URL_BYTES} bytes that are allowed")
-            raise ValueError("the address is too long")  # ends the parsing, and comes back as `send_400_response`
+            self._error = (414, f"the address is longer than the {MAX_URL_BYTES} bytes that are allowed")
+            raise ValueError("the address is too long")  # ends the parsing, which calls `send_400_response`
 
     def on_headers_complete(self) -> None:
-        """A request's head is whole."""
-        self._unread_bytes = 0
+        """Check the size of a complete head."""
+        self._pending_bytes = 0
         self._stop_timer()
         if sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
-            self._wrong = (431, _LONG_HEAD)
+            self._error = (431, _LONG_HEAD)
             raise ValueError("the head is too long")
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """A part of a body."""
-        self._unread_bytes = 0
+        """Accept a part of a body."""
+        self._pending_bytes = 0
         super().on_body(body)
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  uvicorn's words
-        """The parser ended: by itself, or by a bound."""
-        self._refuse(*self._wrong)
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  uvicorn's signature
+        """Answer a request that the parser rejected, or that exceeds a limit."""
+        self._refuse(*self._error)
 
     def _parse(self) -> None:
-        """Parse what came, up to the end of a request that is not answered yet."""
-        if self._is_parsing:  # an answer ended while its request was parsed
+        """Parse received bytes up to the end of a request that is not answered yet."""
+        if self._is_parsing:  # a response ended while its request was parsed
             return
         self._is_parsing = True
         try:
@@ -146,27 +146,27 @@ class BoundedProtocol(HttpToolsProtocol):
             self._unparsed.clear()
         was_full, self.flow.is_full = self.flow.is_full, len(self._unparsed) > MAX_UNPARSED_BYTES
         if self.flow.is_full and self.cycle.scope["method"] not in {"GET", "HEAD"}:
-            self._disconnect("it sent too much behind its request")
+            self._disconnect("it sent too many bytes after its request")
         elif self.flow.is_full:
             self.flow.pause_reading()
         elif was_full:
             self.flow.resume_reading()
 
     def _parse_part(self, part: bytes) -> None:
-        self._unread_bytes += len(part)
+        self._pending_bytes += len(part)
         super().data_received(part)
-        if self._unread_bytes > MAX_HEAD_BYTES:
+        if self._pending_bytes > MAX_HEAD_BYTES:
             self._refuse(431, _LONG_HEAD)
         elif self.cycle is None or self.cycle.response_complete:
             self._expect_head()
 
     @property
     def _waits_for_answer(self) -> bool:
-        """Whether the newest request is whole and not answered."""
+        """Whether the newest request is complete and not answered."""
         return self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
 
     def _watch_for_stall(self) -> None:
-        """Disconnect a client that reads nothing for a time, while something waits to be sent."""
+        """Disconnect a client that reads nothing for a time while bytes wait to be sent."""
         self._stop_stall_timer()
         unsent_bytes = self.transport.get_write_buffer_size()
         self._stall_timer = self.loop.call_later(self.stalled_s, self._close_if_stalled, unsent_bytes)
@@ -196,9 +196,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self._timer = self.loop.call_later(self.body_timeout_s, self._give_up)
 
     def _give_up(self) -> None:
-        if self._unread_bytes:
+        if self._pending_bytes:
             self._refuse(408, f"the request's head did not arrive within {self.body_timeout_s:g} s")
-        else:  # a browser's connection in reserve: nobody asked for anything
+        else:  # an idle connection, such as a browser keeps in reserve
             self.transport.close()
 
     def _stop_timer(self) -> None:
@@ -211,7 +211,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         request_id = secrets.token_hex(8)
         structlog.get_logger("sd35.access").info("refused", status=status, client=self._address, request_id=request_id)
-        if self.cycle is None or self.cycle.response_complete:  # else it would fall into another answer
+        if self.cycle is None or self.cycle.response_complete:  # otherwise it would be written into another response
             headers = {"Connection": "close", "X-Request-Id": request_id}
             response = PROBLEM.response(ApiError(status, detail, headers=headers), request_id)
             lines = [name + b": " + value + b"\r\n" for name, value in response.raw_headers]
@@ -224,7 +224,7 @@ _LONG_HEAD = f"the request's head is longer than the {MAX_HEAD_BYTES} bytes that
 
 
 def bounded(seconds: float) -> type[BoundedProtocol]:
-    """The protocol, with a time within which a head has to arrive."""
+    """Return the protocol with a time limit for a request's head."""
 
     class Bounded(BoundedProtocol):
         body_timeout_s = seconds

@@ -1,4 +1,4 @@
-"""Nothing that stands in an address is passed over: what a route does not know is refused by name."""
+"""A check that refuses unknown query parameters by name instead of ignoring them."""
 
 from fastapi import Request
 from fastapi.dependencies.utils import get_flat_params
@@ -6,15 +6,15 @@ from fastapi.params import Query
 from fastapi.routing import APIRoute
 
 from sd35.api.auth import has_link
-from sd35.api.refusals import ApiError, FieldError, shown
+from sd35.api.errors import ApiError, FieldError, echo
 
-_NAMED = 10  # more are not named
+_MAX_NAMED = 10  # unknown parameters that an error names
 
 
-async def refuse_unknown(request: Request) -> None:
-    """A dependency of routes. Of signed links, the signature itself says whether they are as they were written.
+async def refuse_unknown_parameters(request: Request) -> None:
+    """Refuse unknown query parameters. A dependency of routes. Raises ApiError (422).
 
-    Raises ApiError (422).
+    The parameters of a signed link are not checked here: its signature covers them.
     """
     if not request.query_params or has_link(request.scope):
         return
@@ -25,5 +25,5 @@ async def refuse_unknown(request: Request) -> None:
     if not unknown:
         return
     allowed = f"only {', '.join(known)}" if known else "none in the address; fields belong in the body"
-    wrong = [FieldError(field=shown(name), got=shown(value), allowed=allowed) for name, value in unknown[:_NAMED]]
-    raise ApiError.of_fields(422, wrong)
+    errors = [FieldError(field=echo(name), got=echo(value), allowed=allowed) for name, value in unknown[:_MAX_NAMED]]
+    raise ApiError.from_fields(422, errors)

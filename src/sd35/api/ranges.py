@@ -1,6 +1,6 @@
-"""Answers with a part of a file, or with none of it where the client has it already.
+"""Range and conditional requests for files in memory.
 
-Starlette does so for files on disk only. Source: RFC 9110, sections 13 (conditions) and 14 (ranges).
+Starlette does this for files on disk only. Source: RFC 9110, sections 13 (conditions) and 14 (ranges).
 """
 
 import re
@@ -11,7 +11,7 @@ _TAG = re.compile(r'(?:W/)?"[^"]*"')
 
 
 class Partial(NamedTuple):
-    """What to answer with, beside the headers that every answer has."""
+    """The status, headers and body of a response. The caller adds the headers that do not depend on the range."""
 
     status: int
     headers: dict[str, str]
@@ -26,16 +26,16 @@ def answer(
     if_none_match: str | None = None,
     if_range: str | None = None,
 ) -> Partial:
-    """200, 206 with a range, 304 where the client's copy is good, or 416; `etag` is strong, and comes in quotes.
+    """Answer a request for `content`: 200, 206 with a range, 304 if the client has it already, or 416.
 
-    One range is given, the whole file where several are asked for, or where `Range` is malformed: RFC 9110 allows both.
-    `If-Range` with a date is taken for a copy that is out of date: no date is ever given.
+    `etag` is a strong tag in quotes. The whole file is sent if several ranges are asked for, or if `Range` is
+    malformed: RFC 9110 allows both. A date in `If-Range` never matches, because no `Last-Modified` is sent.
     """
     headers = {"ETag": etag, "Accept-Ranges": "bytes"}
     if if_none_match is not None and _matches(if_none_match, etag):
         return Partial(304, headers, b"")
-    asked = _RANGE.fullmatch(byte_range) if byte_range and if_range in {None, etag} else None
-    bounds = _bounds(asked[1], asked[2], len(content)) if asked else None
+    match = _RANGE.fullmatch(byte_range) if byte_range and if_range in {None, etag} else None
+    bounds = _bounds(match[1], match[2], len(content)) if match else None
     if bounds is None:
         return Partial(200, headers, content)
     start, stop = bounds
@@ -45,12 +45,12 @@ def answer(
 
 
 def _matches(if_none_match: str, etag: str) -> bool:
-    """By weak comparison: what a proxy has marked as weak is the same file."""
+    """Compare tags weakly: a proxy may have marked the tag as weak."""
     return if_none_match.strip() == "*" or etag in {tag.removeprefix("W/") for tag in _TAG.findall(if_none_match)}
 
 
 def _bounds(first: str, last: str, size: int) -> tuple[int, int] | None:
-    """(start, stop) of a range; None where it is none; with nothing between them where it lies outside the file."""
+    """Return (start, stop) of a range, or None if it is malformed. A range outside the file is empty."""
     if first and last and int(last) < int(first):
         return None
     if first:

@@ -1,12 +1,10 @@
-"""Logs: structured, one line per request, each with its request's id; uvicorn's go the same way."""
+"""One log line and one id for each request, and a 500 for each exception that nobody caught."""
 
-import logging
 import re
 import secrets
-import sys
 import time
 from collections.abc import MutableMapping
-from typing import Any, Literal
+from typing import Any
 
 import structlog
 from fastapi.telemetry import TelemetryConfig
@@ -14,24 +12,23 @@ from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sd35.api.console import escape_controls
-from sd35.api.dialects import refusal
-from sd35.api.refusals import ApiError
+from sd35.api.dialects import error_response
+from sd35.api.errors import ApiError
 from sd35.telemetry.tracing import Tracing, bind_trace, hide_query
-from sd35.ui import PATH as PAGE
+from sd35.ui import PATH as UI_PATH
 
-_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_QUIET_PATHS = {"/healthz", "/readyz", "/metrics"}  # probes come every second
-_QUIET_FOLDER = f"{PAGE}/"  # files and streams; what the page asks the service for is a request like others
-
-
-def is_probe(scope: MutableMapping[str, Any]) -> bool:
-    """Whether a request is one that is neither logged nor traced."""
-    return scope["path"] in _QUIET_PATHS or get_route_path(scope).startswith(_QUIET_FOLDER)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_UNLOGGED_PATHS = {"/healthz", "/readyz", "/metrics"}  # probes come every second
+_UNLOGGED_FOLDER = f"{UI_PATH}/"  # files and streams; the user interface's API calls are logged like others
 
 
-def telemetry_of(tracing: Tracing) -> TelemetryConfig:
-    """FastAPI's own telemetry: the requests' spans, where any are exported, and nothing else of it."""
+def is_unlogged(scope: MutableMapping[str, Any]) -> bool:
+    """Return whether a request is neither logged nor traced."""
+    return scope["path"] in _UNLOGGED_PATHS or get_route_path(scope).startswith(_UNLOGGED_FOLDER)
+
+
+def telemetry_config(tracing: Tracing) -> TelemetryConfig:
+    """Configure FastAPI's own telemetry: spans of requests if they are exported, nothing else."""
     return {
         "tracer_provider": tracing.provider,
         "tracing": tracing.provider is not None,
@@ -39,61 +36,12 @@ def telemetry_of(tracing: Tracing) -> TelemetryConfig:
         "metrics": False,
         "logs": False,
         "auto_configure": False,
-        "exclude": is_probe,
+        "exclude": is_unlogged,
     }
 
 
-def configure_logs(log_format: Literal["auto", "console", "json"]) -> None:
-    """Send structlog's and the standard library's logs to stderr, one format for both.
-
-    structlog's own do not go by way of the standard library, which takes as long again for a line.
-    """
-    is_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper("iso", utc=True),
-    ]
-    rendering: list[structlog.typing.Processor] = (
-        [
-            escape_controls,
-            _never_failing(structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)),
-        ]
-        if is_console
-        else [structlog.processors.format_exc_info, _never_failing(structlog.processors.JSONRenderer())]
-    )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
-        )
-    )
-    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # what the page asks for is logged where it is answered
-    structlog.configure(
-        processors=[*shared, *rendering],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-
-
-def _never_failing(renderer: structlog.typing.Processor) -> structlog.typing.Processor:
-    """Wrap a renderer so that a value it cannot render costs the line's values, not the request that logs it."""
-
-    def render(logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:  # noqa: ANN401  structlog's own types
-        plain = {"event": str(event.get("event")), "level": method, "timestamp": event.get("timestamp")}
-        try:
-            return renderer(logger, method, event)
-        except Exception as error:  # noqa: BLE001  whatever a value's own methods raise
-            return renderer(logger, method, {**plain, "unrendered": type(error).__name__})
-
-    return render
-
-
 class RequestLog:
-    """ASGI middleware: names each request, logs its end, and turns what nobody caught into a 500 that names it too."""
+    """ASGI middleware that gives each request an id, logs its end, and answers uncaught exceptions with a 500."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -104,35 +52,28 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        asked = headers.get("x-request-id", "")
-        request_id = asked if _SANE_ID.fullmatch(asked) else secrets.token_hex(8)
-        scope.setdefault("state", {})["request_id"] = request_id
-        structlog.contextvars.clear_contextvars()
-        structlog.contextvars.bind_contextvars(request_id=request_id)
-        bind_trace(headers.get("traceparent"))
-        hide_query()
+        request_id = _begin(scope)
         status: int | None = None
 
-        async def send_named(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
-        is_quiet = is_probe(scope)  # a mount changes what the path is told by
+        is_logged = not is_unlogged(scope)  # before the app runs, because a mount changes the route path
         started_s = time.monotonic()
         try:
-            await self._app(scope, receive, send_named)
+            await self._app(scope, receive, send_with_id)
         except Exception:
             self._log.exception("unexpected")
-            if status is not None:  # too late for another answer
+            if status is not None:  # the response has begun
                 raise
-            detail = f"an error that was not foreseen; the server's log has it under request_id {request_id}"
-            await refusal(scope, ApiError(500, detail))(scope, receive, send_named)
+            detail = f"unexpected error; find it in the server's log by request_id {request_id}"
+            await error_response(scope, ApiError(500, detail))(scope, receive, send_with_id)
         finally:
-            if not is_quiet:
+            if is_logged:
                 self._log.info(
                     "request",
                     method=scope["method"],
@@ -141,3 +82,16 @@ class RequestLog:
                     took_ms=round(1000 * (time.monotonic() - started_s), 1),
                     client=(scope.get("client") or ("",))[0],
                 )
+
+
+def _begin(scope: Scope) -> str:
+    """Set a request's id, its own if it is valid, and bind it and the trace to the log. Return the id."""
+    headers = Headers(scope=scope)
+    requested = headers.get("x-request-id", "")
+    request_id = requested if _REQUEST_ID.fullmatch(requested) else secrets.token_hex(8)
+    scope.setdefault("state", {})["request_id"] = request_id
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(request_id=request_id)
+    bind_trace(headers.get("traceparent"))
+    hide_query()
+    return request_id

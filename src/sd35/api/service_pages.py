@@ -1,14 +1,14 @@
-"""What a client and an operator ask about the service itself: models, health, readiness."""
+"""Routes about the service itself: models, health, readiness."""
 
 import time
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 
 from sd35.api.auth import service_of
-from sd35.api.problems import documented
-from sd35.api.query import refuse_unknown
+from sd35.api.problems import UNAVAILABLE, documented
+from sd35.api.query import refuse_unknown_parameters
 from sd35.engine.model_info import ModelInfo
 from sd35.planning.auto import why_standing_in
 from sd35.request import GUIDANCE_SCALE, SEED, SIZE_MULTIPLE_PX, SKIP_LAYER_SCALE, STEPS
@@ -16,7 +16,7 @@ from sd35.service.lifecycle import ServiceLifecycle
 
 
 class Defaults(BaseModel):
-    """What a request that leaves a field out gets."""
+    """The values of fields that a request omits."""
 
     width: int
     height: int
@@ -26,25 +26,25 @@ class Defaults(BaseModel):
 
 
 class Ranges(BaseModel):
-    """What a request may ask for; each is (least, most)."""
+    """The allowed values, each as (minimum, maximum)."""
 
-    side_px: tuple[int, int] = Field(description="Each side's range as drawn; larger ones only where `enlarges`.")
+    side_px: tuple[int, int] = Field(description="The range of each side. With `enlarges`, sides may be larger.")
     size_multiple_px: int = SIZE_MULTIPLE_PX
-    max_pixels: int = Field(description="Most pixels, width x height, that may be asked for.")
+    max_pixels: int = Field(description="The largest width x height.")
     steps: tuple[int, int] = STEPS
     guidance_scale: tuple[float, float] = GUIDANCE_SCALE
     skip_layer_scale: tuple[float, float] = Field(
-        description="Of skip-layer guidance; 0 to 0 where the model is not for it or the backend cannot."
+        description="The range of skip-layer guidance. 0 to 0 if the model or the backend does not support it."
     )
     seed: tuple[int, int] = SEED
 
 
 class ModelCard(BaseModel):
-    """A model as OpenAI's list names it (`id` to `owned_by`), and what this project says of it beside."""
+    """A model in OpenAI's format (`id` to `owned_by`), with further fields of this project."""
 
     id: str
     object: Literal["model"] = "model"
-    created: int = Field(description="When it was put where it lies, in seconds since 1970.")
+    created: int = Field(description="When its directory last changed, in seconds since 1970.")
     owned_by: str = "sd35"
     revision: str = Field(description="SHA-256 over its files.")
     licence: str
@@ -54,11 +54,11 @@ class ModelCard(BaseModel):
     ranges: Ranges
     native_pixels: int
     enlarges: bool = Field(
-        description="Whether sizes above its range are drawn with `native_pixels` at the same aspect, then enlarged."
+        description="Whether larger sizes are generated with `native_pixels` at the same aspect ratio, then enlarged."
     )
-    max_sequence_length: int = Field(description="Tokens that T5 reads of a prompt.")
-    standing_in: str | None = Field(
-        description="Where `auto` found no SD3.5 model and this one is served in its place: why, and what to do."
+    max_sequence_length: int = Field(description="The number of tokens that T5 reads of a prompt.")
+    substitute_reason: str | None = Field(
+        description="Why `auto` serves this model instead of an SD3.5 model, and how to change that. Else null."
     )
 
 
@@ -70,55 +70,54 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    """That the process answers."""
+    """The process is alive."""
 
     status: Literal["ok"] = "ok"
     uptime_s: float
 
 
 class Ready(BaseModel):
-    """That images can be made."""
+    """The service is ready."""
 
     status: Literal["ready"] = "ready"
     models: list[str]
 
 
-_NOT_READY: dict[int | str, dict[str, Any]] = {503: documented("Loading, or closing.", **{"Retry-After": "Seconds."})}
 router = APIRouter()
 
 
 @router.head("/healthz", include_in_schema=False)
-@router.get("/healthz", summary="Is the process alive?")
+@router.get("/healthz", summary="Check that the process is alive")
 async def healthz(request: Request) -> Health:
-    """Always 200, also while the model loads and while images are made."""
+    """Return 200, also while the model loads and while images are generated."""
     return Health(uptime_s=round(time.monotonic() - request.app.state.started_s, 3))
 
 
 @router.head("/readyz", include_in_schema=False)
-@router.get("/readyz", summary="Can images be made?", responses=_NOT_READY)
+@router.get("/readyz", summary="Check that the service is ready", responses=UNAVAILABLE)
 async def readyz(request: Request) -> Ready:
-    """200 once the model has drawn a first image; 503 before, and while closing."""
+    """Return 200 once the model has generated a first image; 503 before that, and while the service closes."""
     lifecycle: ServiceLifecycle = request.app.state.lifecycle
     return Ready(models=list(lifecycle.pool.models))
 
 
 @router.head("/v1/models", include_in_schema=False)
 @router.get(
-    "/v1/models", summary="Which models are served?", responses=_NOT_READY, dependencies=[Depends(refuse_unknown)]
+    "/v1/models", summary="List models", responses=UNAVAILABLE, dependencies=[Depends(refuse_unknown_parameters)]
 )
 async def models(request: Request) -> ModelList:
-    """OpenAI's list, with defaults, ranges and text length of each model."""
+    """Return the models in OpenAI's format, with the defaults, ranges and text length of each."""
     return ModelList(data=[_card(model, request) for model in service_of(request).pool.models.values()])
 
 
 @router.get(
     "/v1/models/{name}",
-    summary="What is a model?",
-    responses={404: documented("No model of that name is served."), **_NOT_READY},
-    dependencies=[Depends(refuse_unknown)],
+    summary="Get a model",
+    responses={404: documented("No model of that name is served."), **UNAVAILABLE},
+    dependencies=[Depends(refuse_unknown_parameters)],
 )
 async def model(request: Request, name: str) -> ModelCard:
-    """One of the list, by its name or by one of its aliases."""
+    """Return a model by its name or by one of its aliases."""
     return _card(service_of(request).model(name), request)
 
 
@@ -146,5 +145,5 @@ def _card(model: ModelInfo, request: Request) -> ModelCard:
         native_pixels=card.native_pixels,
         enlarges=card.enlarges,
         max_sequence_length=card.max_sequence_length,
-        standing_in=why_standing_in(request.app.state.settings, model.name),
+        substitute_reason=why_standing_in(request.app.state.settings, model.name),
     )

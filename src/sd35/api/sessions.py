@@ -1,4 +1,4 @@
-"""What is kept of each client from one request to the next, while the process lives: its calls, and its model."""
+"""The state of each client between requests: its running calls, and the model it chose. In this process only."""
 
 import time
 from collections import OrderedDict
@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from sd35.generation.service import ImageProgress
 from sd35.service.batch import Batch
 
-_MOST_CHOICES = 1000  # of models; the ones that were not asked for longest are forgotten
+_MAX_CHOICES = 1000  # chosen models; the least recently used are dropped
 
 
 @dataclass(frozen=True, eq=False)
-class Running:
-    """A call whose images are being made. `began_s` is in seconds since 1970, to be shown; see `took_s`."""
+class RunningCall:
+    """A call whose images are being generated. `began_s` is in seconds since 1970, for display only."""
 
     batch: Batch
     name: str
@@ -23,12 +23,12 @@ class Running:
 
     @property
     def took_s(self) -> float:
-        """Seconds since it began. A correction of the wall clock does not change them."""
+        """Seconds since it began, unaffected by corrections of the wall clock."""
         return time.monotonic() - self._began_s
 
     @property
     def done(self) -> float:
-        """How much of it is done, from 0 to 1."""
+        """The share of its steps that are done, from 0 to 1."""
         parts = [
             1.0 if task.done() else progress.step / progress.steps if progress else 0.0
             for task, progress in zip(self.batch.tasks, self.batch.progress, strict=True)
@@ -37,43 +37,43 @@ class Running:
 
     @property
     def latest(self) -> ImageProgress | None:
-        """Of the image whose turn it is; None before its first step, and where all have ended."""
-        place = self.batch.current
-        return self.batch.progress[place] if place < len(self.batch.progress) else None
+        """The progress of the current image; None before its first step, and when all images have ended."""
+        index = self.batch.current
+        return self.batch.progress[index] if index < len(self.batch.progress) else None
 
 
 class Sessions:
-    """Clients by their names, see `Caller.client`. For an event loop."""
+    """The state of all clients by `Caller.client`. For an event loop."""
 
     def __init__(self) -> None:
-        self._running: dict[str, list[Running]] = {}
+        self._calls: dict[str, list[RunningCall]] = {}
         self._models: OrderedDict[str, str] = OrderedDict()
 
     @contextmanager
-    def running(self, client: str, call: Running) -> Iterator[None]:
-        """The client's call runs until the block ends."""
-        calls = self._running.setdefault(client, [])
+    def running(self, client: str, call: RunningCall) -> Iterator[None]:
+        """List a client's call as running until the block ends."""
+        calls = self._calls.setdefault(client, [])
         calls.append(call)
         try:
             yield
         finally:
             calls.remove(call)
             if not calls:
-                del self._running[client]
+                del self._calls[client]
 
-    def first(self, client: str) -> Running | None:
-        """The client's call that began first of those that run."""
-        return next(iter(self._running.get(client, ())), None)
+    def oldest(self, client: str) -> RunningCall | None:
+        """Return the client's running call that began first."""
+        return next(iter(self._calls.get(client, ())), None)
 
-    def choose(self, client: str, model: str) -> None:
-        """Remember which model a client wants where it does not say."""
+    def choose_model(self, client: str, model: str) -> None:
+        """Set the model of a client's calls that name none."""
         self._models[client] = model
         self._models.move_to_end(client)
-        if len(self._models) > _MOST_CHOICES:
+        if len(self._models) > _MAX_CHOICES:
             self._models.popitem(last=False)
 
-    def chosen(self, client: str) -> str | None:
-        """The name of the model that a client chose; None where it chose none, or long ago."""
+    def chosen_model(self, client: str) -> str | None:
+        """Return the model that a client chose, or None."""
         if client in self._models:
             self._models.move_to_end(client)
         return self._models.get(client)

@@ -1,4 +1,4 @@
-"""Where a server listens, and how it is reached from this machine."""
+"""The listening socket of a server, and its address for this machine."""
 
 import os
 import socket
@@ -7,12 +7,12 @@ from sd35.errors import InvalidSetting
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that takes connections. Raises InvalidSetting where that cannot be had."""
+    """Open a socket that accepts connections. Raises InvalidSetting if that is not possible."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        host.encode("idna")  # as Python does; `create_server` forgets its socket where this fails
+        host.encode("idna")  # as Python does; `create_server` leaks its socket if this fails
     except UnicodeError as error:
-        raise InvalidSetting(f"--host: got {host!a}; allowed: an address, or the name of one") from error
+        raise InvalidSetting(f"--host: got {host!a}; allowed: an address or a host name") from error
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
@@ -21,7 +21,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address_of(listener: socket.socket) -> str:
-    """Where it is, for who is on this machine."""
+    """Return the URL under which this machine reaches a listening socket."""
     host, port = listener.getsockname()[:2]
     name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
     return f"http://{name}:{port}"

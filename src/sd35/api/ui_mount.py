@@ -1,4 +1,7 @@
-"""The front door: `/`, and the page for people, loaded after the service is ready: it costs no start-up time."""
+"""The mount of the user interface at `/ui`, and the page at `/`.
+
+The user interface is loaded after the service is ready, so that it costs no start-up time.
+"""
 
 import asyncio
 import gc
@@ -25,83 +28,83 @@ _ICON = (
     '<circle cx="16" cy="16" r="7" fill="#fff"/></svg>'
 )
 _RELOAD_S = 1
-_ROUTE = SimpleNamespace(path_format=PATH)  # one label of metrics, for all that the page consists of
+_ROUTE = SimpleNamespace(path_format=PATH)  # the one metrics label of all its files and streams
 
 
-class Page(Protocol):
-    """An ASGI app that is started and closed."""
+class Ui(Protocol):
+    """The user interface: an ASGI app that is started and closed."""
 
     async def start(self) -> None:
-        """Begin to answer; needs a running event loop."""
+        """Start to serve. Needs a running event loop."""
 
     async def close(self) -> None:
-        """End all answers."""
+        """End all responses."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Serve one request."""
 
 
 def is_installed() -> bool:
-    """Whether the extra `ui` is."""
+    """Return whether the extra `ui` is installed."""
     return find_spec("gradio") is not None
 
 
-class Front:
-    """ASGI, at `PATH`: the page, as soon as it is loaded. `load` takes seconds; None where there is to be no page."""
+class UiMount:
+    """ASGI app that serves the user interface once it is loaded. `load` takes seconds; None means no interface."""
 
-    def __init__(self, load: Callable[[], Page] | None = None) -> None:
+    def __init__(self, load: Callable[[], Ui] | None = None) -> None:
         self._load = load
-        self._page: Page | None = None
+        self._ui: Ui | None = None
         self._loading: asyncio.Task[None] | None = None
-        self.state: Literal["absent", "loading", "there"] = "loading" if load else "absent"
+        self.state: Literal["absent", "loading", "ready"] = "loading" if load else "absent"
 
     def start(self) -> None:
-        """Begin to load; needs a running event loop."""
+        """Load the user interface in the background. Needs a running event loop."""
         if self._load:
-            self._loading = asyncio.get_running_loop().create_task(self._open_or_say(self._load))
+            self._loading = asyncio.get_running_loop().create_task(self._open_or_log(self._load))
 
-    async def open(self, load: Callable[[], Page]) -> None:
-        """Load, and begin to answer."""
-        page = await asyncio.to_thread(load)
-        await page.start()
-        gc.freeze()  # as what else is loaded once; collecting first would hold up the event loop
-        self._page, self.state = page, "there"
+    async def open(self, load: Callable[[], Ui]) -> None:
+        """Load the user interface, and start to serve it."""
+        ui = await asyncio.to_thread(load)
+        await ui.start()
+        gc.freeze()  # like all that is loaded once; a collection first would block the event loop
+        self._ui, self.state = ui, "ready"
 
     async def close(self) -> None:
-        """End its answers, so that a browser's open tab does not hold up the end of the process."""
+        """End all responses, so that a browser's open tab does not delay the end of the process."""
         if self._loading and not self._loading.done():
             self._loading.cancel()
-        if self._page:
-            page, self._page, self.state = self._page, None, "absent"
-            await page.close()
+        if self._ui:
+            ui, self._ui, self.state = self._ui, None, "absent"
+            await ui.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Serve one request."""
         scope["route"] = _ROUTE
-        if self._page:
-            await self._page(scope, receive, send)
+        if self._ui:
+            await self._ui(scope, receive, send)
         else:
-            await PlainTextResponse("There is no page here, or not yet.", 404)(scope, receive, send)
+            await PlainTextResponse("The user interface is not available.", 404)(scope, receive, send)
 
-    async def _open_or_say(self, load: Callable[[], Page]) -> None:
+    async def _open_or_log(self, load: Callable[[], Ui]) -> None:
         try:
             await self.open(load)
-        except Exception:  # noqa: BLE001  the service goes on without
-            structlog.get_logger().exception("the page for people cannot be opened")
+        except Exception:  # noqa: BLE001  the service works without it
+            structlog.get_logger().exception("the user interface cannot be loaded")
             self.state = "absent"
 
 
-def front_of(settings: Settings, server: str) -> Front:
-    """What the settings say, of a service at an address: the page, where it is installed and wanted."""
+def ui_mount_of(settings: Settings, server: str) -> UiMount:
+    """Return the mount for a service at the URL `server`. It is empty if the settings or the installation lack a UI."""
     if settings.ui == "off" or not is_installed():
-        return Front()
+        return UiMount()
 
-    def load() -> Page:
-        from sd35.ui.app import Page
+    def load() -> Ui:
+        from sd35.ui.app import UiApp
 
-        return Page(server, settings.cache_dir, settings.body_timeout_s)
+        return UiApp(server, settings.cache_dir, settings.body_timeout_s)
 
-    return Front(load)
+    return UiMount(load)
 
 
 router = APIRouter()
@@ -111,17 +114,17 @@ router = APIRouter()
 @router.get("/", include_in_schema=False)
 @router.get(PATH, include_in_schema=False)
 async def root(request: Request) -> Response:
-    """A person who opens the address finds the page; where there is none, the way to what explains the API."""
-    front: Front = request.app.state.ui
+    """Redirect to the user interface, or link to the API's documentation if there is none."""
+    ui: UiMount = request.app.state.ui
     root_path = request.scope["root_path"]
-    if front.state == "there":
+    if ui.state == "ready":
         return RedirectResponse(f"{root_path}{PATH}/")
-    if front.state == "loading":
+    if ui.state == "loading":
         head = f'<meta http-equiv="refresh" content="{_RELOAD_S}">'
-        return HTMLResponse(_HTML.format(head=head, body="<p>The page is being loaded. One moment.</p>"))
+        return HTMLResponse(_HTML.format(head=head, body="<p>Loading the user interface. One moment.</p>"))
     body = (
-        f'<p>Stable Diffusion 3.5 as a service.</p><p><a href="{root_path}/docs">The API\'s documentation</a> says how'
-        " to have images made.</p>"
+        "<p>Stable Diffusion 3.5 as a service.</p>"
+        f'<p>See <a href="{root_path}/docs">the API documentation</a> to generate images.</p>'
     )
     return HTMLResponse(_HTML.format(head="", body=body))
 
@@ -129,5 +132,5 @@ async def root(request: Request) -> Response:
 @router.head("/favicon.ico", include_in_schema=False)
 @router.get("/favicon.ico", include_in_schema=False)
 async def icon() -> Response:
-    """What a browser shows beside the title, of all pages."""
+    """Return the icon of all pages."""
     return Response(_ICON, media_type="image/svg+xml", headers={"Cache-Control": "max-age=86400"})

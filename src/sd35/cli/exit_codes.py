@@ -50,7 +50,7 @@ def errors_as_lines() -> Iterator[None]:
             if sys.stdout:  # None if the command was started with stdout closed
                 sys.stdout.flush()
     except Sd35Error as error:
-        from sd35.api.console import printable
+        from sd35.telemetry.logs import printable
 
         _end(printable(str(error), keep="\n"), error.exit_code)  # it may quote a server or a file
     except BrokenPipeError:

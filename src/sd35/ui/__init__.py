@@ -1,3 +1,3 @@
-"""A page for people, in front of a service that it knows by HTTP alone."""
+"""The user interface: web pages in front of a service, which they use by its HTTP API only."""
 
 PATH = "/ui"  # where it is mounted

@@ -1,4 +1,4 @@
-"""Opens the page: Gradio, loaded when it is wanted, behind its guard."""
+"""The user interface as an ASGI app: Gradio behind its guard."""
 
 import os
 import shutil
@@ -14,33 +14,33 @@ from sd35.ui import PATH
 from sd35.ui.client import Client
 from sd35.ui.guard import Guard
 
-_LEFT_OVER_S = 7 * 24 * 3600  # a process that was killed leaves its files
+_MAX_AGE_S = 7 * 24 * 3600  # of the files of killed processes
 
 
-class Page:
-    """The page of a service, as an ASGI app. To be loaded in a thread, started in the event loop, and closed."""
+class UiApp:
+    """The user interface of a service as an ASGI app. Create it in a thread, start it in the event loop, close it."""
 
     def __init__(self, server: str, cache_dir: Path, body_timeout_s: float, *, uses_proxies: bool = False) -> None:
-        """Takes seconds. `server` is the service's address; dropped and made images lie below `cache_dir`."""
-        self._directory = _own_directory(cache_dir / "page")
+        """Load Gradio, which takes seconds. `server` is the service's URL; files are stored below `cache_dir`."""
+        self._directory = _own_directory(cache_dir / "ui")
         self._client = Client(server, uses_proxies=uses_proxies)
         self._gradio = _gradio_app(self._client, self._directory)
         self._guard = Guard(self._gradio, self._directory, body_timeout_s)
         self._running = AsyncExitStack()
 
     async def start(self) -> None:
-        """Begin to answer."""
+        """Start to serve."""
         blocks = self._gradio.get_blocks()
         await self._running.enter_async_context(self._gradio.router.lifespan_context(self._gradio))
         blocks.run_startup_events()
         await blocks.run_extra_startup_events()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Serve one request."""
         await self._guard(scope, receive, send)
 
     async def close(self) -> None:
-        """End all answers, and leave no file."""
+        """End all responses, and delete all files."""
         self._guard.close()
         self._gradio.stop_event.set()
         await self._client.close()
@@ -49,7 +49,7 @@ class Page:
 
 
 def _gradio_app(client: Client, directory: Path) -> Any:  # noqa: ANN401  Gradio's own type would import it
-    """Gradio's app of the page. It reads its settings from the environment, some of them while it is imported."""
+    """Return Gradio's app of the page. Gradio reads its settings from the environment, some of them while imported."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(directory)
     from fastapi import FastAPI
@@ -58,7 +58,7 @@ def _gradio_app(client: Client, directory: Path) -> Any:  # noqa: ANN401  Gradio
     from sd35.ui.blocks import THEME, build_blocks, head, style
 
     blocks = build_blocks(client, directory)
-    around = mount_gradio_app(
+    outer = mount_gradio_app(
         FastAPI(),
         blocks,
         PATH,
@@ -70,15 +70,15 @@ def _gradio_app(client: Client, directory: Path) -> Any:  # noqa: ANN401  Gradio
         css=style(),
         head=head(),
     )
-    blocks.has_launched = True  # as far as Gradio looks: else it takes any file that an event names
-    (app,) = [route.app for route in around.routes if getattr(route, "path", None) == PATH]
+    blocks.has_launched = True  # otherwise Gradio accepts any file that an event names
+    (app,) = [route.app for route in outer.routes if getattr(route, "path", None) == PATH]
     return app
 
 
 def _own_directory(parent: Path) -> Path:
-    """A directory for this process alone; what killed ones left there long ago is removed."""
+    """Create a directory for this process, and delete old ones that killed processes left."""
     parent.mkdir(parents=True, exist_ok=True)
     for each in parent.iterdir():
-        if each.stat().st_mtime < time.time() - _LEFT_OVER_S:
+        if each.stat().st_mtime < time.time() - _MAX_AGE_S:
             shutil.rmtree(each, ignore_errors=True)
     return Path(tempfile.mkdtemp(dir=parent)).resolve()

@@ -1,4 +1,4 @@
-"""The page as Gradio's blocks: which control leads to what."""
+"""The page as Gradio blocks: the controls and the handlers of their events."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -7,10 +7,10 @@ from typing import Any
 import gradio as gr
 
 from sd35.ui.client import Client
-from sd35.ui.controls import Parts, build
+from sd35.ui.controls import Controls
 from sd35.ui.handlers import Handlers
 
-TITLE = "sd35: images from text"
+TITLE = "sd35: text to image"
 THEME = gr.themes.Default(
     primary_hue="indigo",
     neutral_hue="slate",
@@ -18,50 +18,55 @@ THEME = gr.themes.Default(
     font_mono=["ui-monospace", "monospace"],
     radius_size="lg",
 ).set(button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700")
-_MOST_WAITING = 512  # events, of all who have the page open
-_EVERY_S, _KEPT_S = 3600, 24 * 3600  # files that are older are removed, looked for as often
+_MAX_QUEUED_EVENTS = 512  # of all open pages
+_CLEANUP_INTERVAL_S, _MAX_FILE_AGE_S = 3600, 24 * 3600
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 def style() -> str:
-    """The style sheet."""
+    """Return the style sheet."""
     return (files("sd35.ui") / "style.css").read_text(encoding="utf-8")
 
 
 def head() -> str:
-    """What Gradio has no own way for: Ctrl or Cmd + Enter in a prompt."""
+    """Return a script for Ctrl or Cmd + Enter in a prompt, which Gradio does not support."""
     return f"<script>{(files('sd35.ui') / 'keys.js').read_text(encoding='utf-8')}</script>"
 
 
 def build_blocks(client: Client, directory: Path) -> gr.Blocks:
-    """The page of a service; files are kept in `directory`."""
-    blocks = gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(_EVERY_S, _KEPT_S))
+    """Build the page of a service. Its files are stored in `directory`."""
+    blocks = gr.Blocks(
+        title=TITLE,
+        fill_width=True,
+        analytics_enabled=False,
+        delete_cache=(_CLEANUP_INTERVAL_S, _MAX_FILE_AGE_S),
+    )
     with blocks:
-        parts = build()
-        _wire(blocks, parts, Handlers(client, directory, parts))
-    blocks.queue(max_size=_MOST_WAITING, default_concurrency_limit=None, api_open=False)
+        controls = Controls()
+        _connect(blocks, controls, Handlers(client, directory, controls))
+    blocks.queue(max_size=_MAX_QUEUED_EVENTS, default_concurrency_limit=None, api_open=False)
     return blocks
 
 
-def _wire(blocks: gr.Blocks, parts: Parts, on: Handlers) -> None:
-    every = {getattr(parts, name) for name in parts.__dataclass_fields__}
-    outputs = every - {parts.session}
-    opening = {"inputs": [parts.session, parts.key], "outputs": outputs, **_QUIET}
-    blocks.load(on.opened, **opening)
-    parts.unlock.click(on.opened, **opening)
-    parts.key.submit(on.opened, **opening)
-    parts.model.input(on.chose_model, [parts.session, parts.model], outputs, **_QUIET)
-    parts.shape.input(on.chose_shape, [parts.session, parts.model, parts.shape], [parts.width, parts.height], **_QUIET)
-    for side in (parts.width, parts.height):
-        side.input(on.typed_side, [parts.session, parts.model, parts.width, parts.height], [parts.shape], **_QUIET)
-    parts.dice.click(on.rolled, None, [parts.seed], **_QUIET)
-    asked = {
-        *(parts.session, parts.key, parts.prompt, parts.negative_prompt, parts.model, parts.width, parts.height),
-        *(parts.steps, parts.guidance_scale, parts.seed, parts.lock, parts.count),
+def _connect(blocks: gr.Blocks, controls: Controls, handlers: Handlers) -> None:
+    c, session = controls, controls.session
+    outputs = set(vars(c).values()) - {session}
+    load = {"fn": handlers.load, "inputs": [session, c.key], "outputs": outputs, **_QUIET}
+    blocks.load(**load)
+    c.use_key.click(**load)
+    c.key.submit(**load)
+    c.model.input(handlers.select_model, [session, c.model], outputs, **_QUIET)
+    c.preset.input(handlers.select_preset, [session, c.model, c.preset], [c.width, c.height], **_QUIET)
+    for side in (c.width, c.height):
+        side.input(handlers.update_preset, [session, c.model, c.width, c.height], [c.preset], **_QUIET)
+    c.random_seed.click(handlers.draw_seed, None, [c.seed], **_QUIET)
+    request = {
+        *(session, c.key, c.prompt, c.negative_prompt, c.model, c.width, c.height),
+        *(c.steps, c.guidance_scale, c.seed, c.lock, c.count),
     }
-    parts.generate.click(on.generated, asked, outputs, **_QUIET)
-    for button, fill in ((parts.again, on.repeated), (parts.vary, on.varied)):
-        button.click(fill, [parts.session], outputs, **_QUIET).then(on.generated, asked, outputs, **_QUIET)
-    parts.cancel.click(on.cancelled, [parts.session], [parts.notice, parts.cancel], **_QUIET)
-    parts.gallery.select(on.selected, [parts.session], outputs, **_QUIET)
-    parts.drop.upload(on.dropped, [parts.session, parts.drop], outputs, **_QUIET)
+    c.generate.click(handlers.generate, request, outputs, **_QUIET)
+    for button, fill in ((c.repeat, handlers.fill_selected), (c.vary, handlers.fill_selected_unlocked)):
+        button.click(fill, [session], outputs, **_QUIET).then(handlers.generate, request, outputs, **_QUIET)
+    c.cancel.click(handlers.cancel, [session], [c.notice, c.cancel], **_QUIET)
+    c.gallery.select(handlers.select_image, [session], outputs, **_QUIET)
+    c.upload.upload(handlers.load_settings, [session, c.upload], outputs, **_QUIET)

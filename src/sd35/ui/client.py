@@ -1,4 +1,4 @@
-"""The service as the page sees it: its public HTTP interface, and its refusals in plain words."""
+"""A client of the service's HTTP API, whose errors are messages for the user."""
 
 import asyncio
 import json
@@ -10,35 +10,35 @@ from typing import Any
 import httpx2
 from pydantic import BaseModel, ValidationError
 
-_CONNECT_S, _ANSWER_S, _EVENT_S = 5.0, 60.0, 60.0  # an event stream is never silent for longer than 15 s
-_CLOSING_S = 3.0  # for the service to hear that nobody waits any more
-_LABELS = {"model": "Checkpoint", "guidance_scale": "Guidance", "negative_prompt": "Negative prompt"}
+_CONNECT_S, _RESPONSE_S, _EVENT_S = 5.0, 60.0, 60.0  # an event stream is never silent for longer than 15 s
+_CLOSING_S = 3.0  # for the last cancellations to reach the service
+_LABELS = {"guidance_scale": "Guidance", "negative_prompt": "Negative prompt"}
 
 
-class Refusal(Exception):  # noqa: N818
-    """What the service would not do, in plain words. `is_of_key`: for want of a key that is valid."""
+class ServiceError(Exception):
+    """An error as a message for the user. `is_key_error`: the API key is missing or invalid."""
 
-    def __init__(self, words: str, *, is_of_key: bool = False) -> None:
-        super().__init__(words)
-        self.words, self.is_of_key = words, is_of_key
+    def __init__(self, message: str, *, is_key_error: bool = False) -> None:
+        super().__init__(message)
+        self.message, self.is_key_error = message, is_key_error
 
 
 @dataclass(frozen=True)
 class Visitor:
-    """Who uses the page: the key that was typed in, and the address that the browser's request came from."""
+    """A user of the page: the API key that they typed, and the address of their browser."""
 
     key: str = field(default="", repr=False)
     address: str | None = None
 
     @property
     def headers(self) -> dict[str, str]:
-        """As the service is told. The address counts only where the service is set to trust this page's machine."""
+        """Headers of API calls. The address counts only if the service trusts the machine of this user interface."""
         forwarded = {"X-Forwarded-For": self.address} if self.address else {}
         return forwarded | ({"Authorization": f"Bearer {self.key.strip()}"} if self.key.strip() else {})
 
 
 class Defaults(BaseModel):
-    """What a checkpoint takes where nothing is said."""
+    """The defaults of a model."""
 
     width: int
     height: int
@@ -47,37 +47,36 @@ class Defaults(BaseModel):
 
 
 class Ranges(BaseModel):
-    """What a checkpoint allows; each is (least, most)."""
+    """The values that a model allows, each as (minimum, maximum)."""
 
     side_px: tuple[int, int]
     size_multiple_px: int
     max_pixels: int
     steps: tuple[int, int]
     guidance_scale: tuple[float, float]
-    seed: tuple[int, int]
 
 
 class Model(BaseModel):
-    """A checkpoint, as `/v1/models` describes it."""
+    """A model, as `/v1/models` describes it."""
 
     id: str
     defaults: Defaults
     ranges: Ranges
     enlarges: bool
-    standing_in: str | None
+    substitute_reason: str | None
 
 
 class Client:
-    """Speaks to one service, for all visitors. Whatever goes wrong is a Refusal."""
+    """A client of one service for all visitors. All its errors are ServiceError."""
 
     def __init__(self, server: str, *, uses_proxies: bool) -> None:
-        timeout = httpx2.Timeout(_ANSWER_S, connect=_CONNECT_S)
+        timeout = httpx2.Timeout(_RESPONSE_S, connect=_CONNECT_S)
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=16)
         self._http = httpx2.AsyncClient(
             base_url=server.rstrip("/"),
             timeout=timeout,
             limits=limits,
-            follow_redirects=True,  # an image may lie in an object store; the key is not sent along to another host
+            follow_redirects=True,  # an image may lie in an object store; the key is not sent to another host
             trust_env=uses_proxies,
         )
         self._server = server
@@ -85,7 +84,7 @@ class Client:
         self._followed: dict[str, Visitor] = {}
 
     async def close(self) -> None:
-        """Cancel what is being followed, as far as the service hears it soon, and close the connections."""
+        """Cancel the jobs that are followed, and close the connections after at most a few seconds."""
         for job_id, visitor in self._followed.items():
             self.cancel_later([job_id], visitor)
         if self._tasks:
@@ -93,49 +92,48 @@ class Client:
         await self._http.aclose()
 
     async def models(self, visitor: Visitor) -> list[Model]:
-        """The checkpoints, the default first."""
+        """Return the models, the default first."""
         content = await self._json("GET", "/v1/models", visitor)
         try:
             return [Model.model_validate(each) for each in content["data"]]
         except (KeyError, TypeError, ValidationError) as error:
-            raise Refusal(f"What answers at {self._server} is not this page's service.") from error
+            raise self._not_the_service() from error
 
-    async def order(self, body: Mapping[str, Any], visitor: Visitor) -> dict[str, Any]:
-        """Ask for an image: the job."""
+    async def create_job(self, body: Mapping[str, Any], visitor: Visitor) -> dict[str, Any]:
+        """Create a job, and return it."""
         job: dict[str, Any] = await self._json("POST", "/v1/jobs", visitor, body)
         return job
 
     async def events(self, job_id: str, visitor: Visitor) -> AsyncIterator[dict[str, Any]]:
-        """What happens to a job, with previews; the last one is the job as it ended, if the service told."""
+        """Yield the events of a job, with previews. The last one is the ended job, if the service sent it."""
         timeout = httpx2.Timeout(_EVENT_S, connect=_CONNECT_S)
-        path, asked = f"/v1/jobs/{job_id}/events", {"preview": "true"}
+        path, parameters = f"/v1/jobs/{job_id}/events", {"preview": "true"}
         self._followed[job_id] = visitor
         try:
-            with self._plain():
+            with self._service_errors():
                 async with self._http.stream(
-                    "GET", path, params=asked, headers=self._headers(visitor), timeout=timeout
+                    "GET", path, params=parameters, headers=self._headers(visitor), timeout=timeout
                 ) as response:
                     await check(response, visitor)
-                    async for line in response.aiter_lines():
-                        if line.startswith("data:"):
-                            yield json.loads(line[5:])
+                    async for event in httpx2.EventSource(response):
+                        yield json.loads(event.data)
         finally:
             del self._followed[job_id]
 
     async def image(self, digest: str, visitor: Visitor) -> bytes:
-        """An image's file, as it is kept."""
+        """Return the PNG file of an image, as it is stored."""
         headers = self._headers(visitor) | {"Accept": "image/png"}
-        with self._plain():
+        with self._service_errors():
             response = await self._http.get(f"/v1/artifacts/{digest}", headers=headers)
             await check(response, visitor)
         return response.content
 
     async def cancel(self, job_ids: Iterable[str], visitor: Visitor) -> None:
-        """Nobody waits for these any more."""
+        """Cancel jobs."""
         await asyncio.gather(*(self._json("DELETE", f"/v1/jobs/{job_id}", visitor) for job_id in job_ids))
 
     def cancel_later(self, job_ids: Iterable[str], visitor: Visitor) -> None:
-        """The same, for one who is being cancelled and cannot wait for it; nothing after `close`, which did it."""
+        """Cancel jobs in the background, for a caller that is being cancelled. Does nothing after `close`."""
         if self._http.is_closed:
             return
         task = asyncio.get_running_loop().create_task(self._cancel_quietly(list(job_ids), visitor))
@@ -145,33 +143,38 @@ class Client:
     async def _cancel_quietly(self, job_ids: Iterable[str], visitor: Visitor) -> None:
         try:
             await self.cancel(job_ids, visitor)
-        except Refusal:  # nobody is left to be told; the images are made, and kept for a while
+        except ServiceError:  # no user is left to see it; the images are generated, and stored for a while
             return
 
     async def _json(self, method: str, path: str, visitor: Visitor, body: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401
-        with self._plain():
+        with self._service_errors():
             response = await self._http.request(method, path, json=body, headers=self._headers(visitor))
             await check(response, visitor)
             return response.json()
 
     def _headers(self, visitor: Visitor) -> dict[str, str]:
         if not (visitor.key.isascii() and visitor.key.strip().isprintable()):
-            raise Refusal("This is not an API key: keys begin with sd35_.", is_of_key=True)
+            raise ServiceError("This is not an API key: keys begin with sd35_.", is_key_error=True)
         return visitor.headers
 
     @contextmanager
-    def _plain(self) -> Iterator[None]:
-        """A block in which what the network does becomes a Refusal."""
+    def _service_errors(self) -> Iterator[None]:
+        """Turn network errors and malformed responses within the block into ServiceError."""
         try:
             yield
+        except httpx2.SSEError as error:
+            raise self._not_the_service() from error
         except httpx2.TransportError as error:
-            raise Refusal(f"The service at {self._server} does not answer. Is it running?") from error
+            raise ServiceError(f"The service at {self._server} does not answer. Is it running?") from error
         except (ValueError, httpx2.HTTPError) as error:
-            raise Refusal(f"What answers at {self._server} is not this page's service.") from error
+            raise self._not_the_service() from error
+
+    def _not_the_service(self) -> ServiceError:
+        return ServiceError(f"The server at {self._server} is not an sd35 service.")
 
 
 async def check(response: httpx2.Response, visitor: Visitor) -> None:
-    """Raises Refusal where the answer is one."""
+    """Raise ServiceError if the response is an error."""
     if response.is_success:
         return
     await response.aread()
@@ -181,33 +184,28 @@ async def check(response: httpx2.Response, visitor: Visitor) -> None:
         problem = {}
     problem = problem if isinstance(problem, dict) else {}
     if response.status_code == httpx2.codes.UNAUTHORIZED:
-        asked = "This API key is not valid." if visitor.key.strip() else "This service needs an API key."
-        raise Refusal(f"{asked} Whoever runs the service can make one.", is_of_key=True)
-    words = words_of(problem) or f"The service answered {response.status_code} {response.reason_phrase}."
-    later = response.headers.get("retry-after")
-    if later and "try again" not in words:
-        words += f" Try again in {later} s."
-    raise Refusal(words)
+        reason = "This API key is not valid." if visitor.key.strip() else "This service needs an API key."
+        raise ServiceError(f"{reason} The operator of the service can create one.", is_key_error=True)
+    message = problem_message(problem) or f"The service answered {response.status_code} {response.reason_phrase}."
+    retry_after = response.headers.get("retry-after")
+    if retry_after and "try again" not in message:
+        message += f" Try again in {retry_after} s."
+    raise ServiceError(message)
 
 
-def words_of(problem: Mapping[str, Any]) -> str:
-    """A problem document as a person would say it."""
-    wrong = [each for each in problem.get("errors") or () if isinstance(each, dict)]
-    if wrong:
-        return " ".join(_field_words(str(each.get("field")), each.get("got"), each.get("allowed")) for each in wrong)
-    return sentence(str(problem.get("detail") or ""))
+def problem_message(problem: Mapping[str, Any]) -> str:
+    """Return the message of a problem document: its invalid fields, or else its detail."""
+    errors = [each for each in problem.get("errors") or () if isinstance(each, dict)]
+    if errors:
+        return " ".join(_field_message(str(each.get("field")), each.get("got"), each.get("allowed")) for each in errors)
+    detail = str(problem.get("detail") or "").strip()
+    return detail and detail[0].upper() + detail[1:] + ("" if detail[-1] in ".!?" else ".")
 
 
-def sentence(words: str) -> str:
-    """With a capital and a full stop."""
-    words = words.strip()
-    return words and words[0].upper() + words[1:] + ("" if words[-1] in ".!?" else ".")
-
-
-def _field_words(name: str, got: object, allowed: object) -> str:
+def _field_message(name: str, got: object, allowed: object) -> str:
     label = _LABELS.get(name, name.capitalize())
     if name in {"prompt", "negative_prompt"}:
         return f"{label}: allowed is {allowed}."
     if name in {"width", "height"}:
-        return f"{label}: {got} is not possible. What is possible stands below the fields."
-    return f"{label}: {got} is not possible. Allowed: {allowed}."
+        return f"{label}: {got} is not allowed. See the allowed sizes below the fields."
+    return f"{label}: {got} is not allowed. Allowed: {allowed}."

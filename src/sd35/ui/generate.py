@@ -1,4 +1,4 @@
-"""Images on their way: one job for each, followed side by side, and cancelled where nobody waits any more."""
+"""Generation of several images by one job each, whose progress is followed side by side."""
 
 import asyncio
 import json
@@ -10,146 +10,151 @@ from starlette.concurrency import run_in_threadpool
 
 from sd35.images.record import MAKER_KEY
 from sd35.images.texts import read_texts
-from sd35.ui.client import Client, Refusal, Visitor, words_of
+from sd35.ui.client import Client, ServiceError, Visitor, problem_message
 
-_LEAST_S = 0.1  # between two looks: steps may be quicker than anyone sees
-_NOT_KEPT = "The image was made, but this page has no room for it now."
-_UNTOLD = "The service closed before this image was done. It goes on with it when it is back."
+_MIN_INTERVAL_S = 0.1  # between two updates of the page, because steps may be quicker than that
+_NOT_SAVED = "The image was generated, but the server of this page has no room for it."
+_INTERRUPTED = "The service closed before this image was done. It continues when it is restarted."
 
-Keep = Callable[[bytes, str], str]
+SaveFile = Callable[[bytes, str], str]
 
 
 @dataclass(frozen=True)
-class FinishedImage:
-    """An image that was made: the file as the service gave it, and its request."""
+class GeneratedImage:
+    """An image: the path of its file, exactly as the service sent it, and its request."""
 
     path: str
     digest: str
     request: Mapping[str, Any]
-    was_kept: bool
+    was_cached: bool
     is_blurred: bool
-    cut_off: Sequence[str]
+    truncated: Sequence[str]
 
 
 @dataclass
-class Drawing:
-    """An image on its way. `status` is the job's; `words` say why there is none."""
+class ImageJob:
+    """A job for one image. `status` is the job's; `error` is the message if it failed."""
 
     job_id: str = ""
     status: Literal["queued", "running", "succeeded", "failed", "cancelled"] = "queued"
     aspect: float = 1.0
-    place: int | None = None
+    queue_position: int | None = None
     step: int = 0
     steps: int = 0
     seconds_left: float | None = None
     preview: str | None = None
-    made: FinishedImage | None = None
-    words: str = ""
+    image: GeneratedImage | None = None
+    error: str = ""
 
     @property
-    def is_over(self) -> bool:
-        """Whether it has ended, one way or another, and the file is here if there is one."""
-        return self.status in {"failed", "cancelled"} or self.made is not None
+    def has_ended(self) -> bool:
+        """Whether the job has ended and its image, if any, is saved."""
+        return self.status in {"failed", "cancelled"} or self.image is not None
 
     @property
-    def share(self) -> float:
-        """How much of it is done, from 0 to 1."""
-        return 1.0 if self.made else self.step / self.steps if self.steps else 0.0
+    def progress(self) -> float:
+        """The share of its steps that are done, from 0 to 1."""
+        return 1.0 if self.image else self.step / self.steps if self.steps else 0.0
 
 
 @dataclass
-class Sheet:
-    """The images of one press of a button. Once `is_cancelled`, no more of them are asked for."""
+class ImageBatch:
+    """The jobs of one click on Generate. Once it `is_cancelled`, no more jobs are created."""
 
     visitor: Visitor
-    drawings: list[Drawing] = field(default_factory=list)
+    jobs: list[ImageJob] = field(default_factory=list)
     is_cancelled: bool = False
 
     @property
-    def jobs(self) -> list[str]:
-        """Those that have not ended, for who cancels: the service would forget the images of others."""
-        return [each.job_id for each in self.drawings if each.job_id and each.status in {"queued", "running"}]
+    def active_job_ids(self) -> list[str]:
+        """The jobs that can be cancelled. The service would delete the images of the others."""
+        return [each.job_id for each in self.jobs if each.job_id and each.status in {"queued", "running"}]
 
 
-async def draw(client: Client, bodies: Sequence[Mapping[str, Any]], sheet: Sheet, keep: Keep) -> AsyncGenerator[Sheet]:
-    """Have images made, and tell again and again how far they are. Who stops listening cancels them.
+async def generate(
+    client: Client, bodies: Sequence[Mapping[str, Any]], batch: ImageBatch, save_file: SaveFile
+) -> AsyncGenerator[ImageBatch]:
+    """Generate an image for each body, and yield the batch whenever it has changed. Closing it cancels the jobs.
 
-    `keep` writes a file, by its bytes and a name, and says where. Raises Refusal where not even the first is accepted.
+    `save_file` takes the content and name of a file, and returns its path. Raises ServiceError if the service does not
+    accept the first job.
     """
     changed = asyncio.Event()
-    following: list[asyncio.Task[None]] = []
+    followers: list[asyncio.Task[None]] = []
     try:
         for body in bodies:
-            drawing = await _ordered(client, body, sheet)
-            sheet.drawings.append(drawing)
-            if drawing.job_id:
-                following.append(asyncio.create_task(_follow(client, drawing, sheet.visitor, keep, changed)))
-            if sheet.is_cancelled:  # while this one was asked for
-                client.cancel_later([drawing.job_id], sheet.visitor)
+            job = await _create_job(client, body, batch)
+            batch.jobs.append(job)
+            if job.job_id:
+                followers.append(asyncio.create_task(_follow(client, job, batch.visitor, save_file, changed)))
+            if batch.is_cancelled:  # while this job was created
+                client.cancel_later([job.job_id], batch.visitor)
                 break
-        while not all(each.is_over for each in sheet.drawings):
-            yield sheet
+        while not all(each.has_ended for each in batch.jobs):
+            yield batch
             await changed.wait()
-            await asyncio.sleep(_LEAST_S)
+            await asyncio.sleep(_MIN_INTERVAL_S)
             changed.clear()
-        yield sheet
+        yield batch
     finally:
-        for task in following:
+        for task in followers:
             task.cancel()
-        if sheet.jobs:
-            client.cancel_later(sheet.jobs, sheet.visitor)
+        if batch.active_job_ids:
+            client.cancel_later(batch.active_job_ids, batch.visitor)
 
 
-async def _ordered(client: Client, body: Mapping[str, Any], sheet: Sheet) -> Drawing:
+async def _create_job(client: Client, body: Mapping[str, Any], batch: ImageBatch) -> ImageJob:
     try:
-        job = await client.order(body, sheet.visitor)
-    except Refusal as refusal:
-        if not sheet.drawings:
+        job = await client.create_job(body, batch.visitor)
+    except ServiceError as error:
+        if not batch.jobs:
             raise
-        return Drawing(status="failed", words=refusal.words)
+        return ImageJob(status="failed", error=error.message)
     request = job["request"]
     aspect = request["width"] / request["height"]
-    return Drawing(job["id"], aspect=aspect, place=job.get("place"), steps=request["steps"])
+    return ImageJob(job["id"], aspect=aspect, queue_position=job.get("queue_position"), steps=request["steps"])
 
 
-async def _follow(client: Client, drawing: Drawing, visitor: Visitor, keep: Keep, changed: asyncio.Event) -> None:
-    """Bring a drawing up to date until it is over."""
+async def _follow(client: Client, job: ImageJob, visitor: Visitor, save_file: SaveFile, changed: asyncio.Event) -> None:
+    """Update a job from its events until it has ended."""
     try:
-        async for event in client.events(drawing.job_id, visitor):
-            await _take(client, drawing, event, visitor, keep)
+        async for event in client.events(job.job_id, visitor):
+            await _update(client, job, event, visitor, save_file)
             changed.set()
-        if not drawing.is_over:
-            drawing.status, drawing.words = "failed", _UNTOLD
-    except Refusal as refusal:
-        drawing.status, drawing.words = "failed", refusal.words
+        if not job.has_ended:
+            job.status, job.error = "failed", _INTERRUPTED
+    except ServiceError as error:
+        job.status, job.error = "failed", error.message
     except OSError:
-        drawing.status, drawing.words = "failed", _NOT_KEPT
+        job.status, job.error = "failed", _NOT_SAVED
     finally:
         changed.set()
 
 
-async def _take(client: Client, drawing: Drawing, event: Mapping[str, Any], visitor: Visitor, keep: Keep) -> None:
-    drawing.status = event["status"]
+async def _update(
+    client: Client, job: ImageJob, event: Mapping[str, Any], visitor: Visitor, save_file: SaveFile
+) -> None:
+    job.status = event["status"]
     if image := event.get("image"):
         png = await client.image(image["digest"], visitor)
         request = event["request"]
         name = f"sd35-{request['seed']}-{image['digest'][:8]}.png"
-        path = await run_in_threadpool(keep, png, name)
-        cut_off = await run_in_threadpool(_cut_off, png)
-        drawing.made = FinishedImage(
-            path, image["digest"], request, image["cached"], image["content_filtered"], cut_off
+        path = await run_in_threadpool(save_file, png, name)
+        truncated = await run_in_threadpool(_truncated_prompts, png)
+        job.image = GeneratedImage(
+            path, image["digest"], request, image["cached"], image["content_filtered"], truncated
         )
     elif error := event.get("error"):
-        drawing.words = words_of(error)
-    elif not drawing.is_over:
-        drawing.place = event.get("place")
-        drawing.step, drawing.steps = event.get("step", drawing.step), event.get("steps", drawing.steps)
-        drawing.seconds_left = event.get("seconds_left")
-        drawing.preview = event.get("preview", drawing.preview)
+        job.error = problem_message(error)
+    elif not job.has_ended:
+        job.queue_position = event.get("queue_position")
+        job.step, job.steps = event.get("step", job.step), event.get("steps", job.steps)
+        job.seconds_left = event.get("seconds_left")
+        job.preview = event.get("preview", job.preview)
 
 
-def _cut_off(png: bytes) -> Sequence[str]:
-    """The prompts of which the text encoders read only a part, as the file says; none if it does not say."""
+def _truncated_prompts(png: bytes) -> Sequence[str]:
+    """Return the names of the prompts that the text encoders read only in part, if the file lists them."""
     maker = read_texts(png).texts.get(MAKER_KEY)
-    found = json.loads(maker).get("cut_off", []) if maker else []
-    return tuple(map(str, found))
+    names = json.loads(maker).get("cut_off", []) if maker else []
+    return tuple(map(str, names))

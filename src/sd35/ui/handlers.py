@@ -1,4 +1,4 @@
-"""What happens when something on the page is pressed, chosen or dropped."""
+"""Handlers of the page's events."""
 
 import secrets
 from collections.abc import AsyncIterator, Mapping
@@ -13,222 +13,225 @@ from gradio.processing_utils import save_bytes_to_cache
 from sd35.errors import NotReplayable
 from sd35.request import SEED
 from sd35.ui import sizes, views
-from sd35.ui.client import Client, Model, Refusal, Visitor
-from sd35.ui.controls import MAX_IMAGES, Parts, Session
-from sd35.ui.generate import FinishedImage, Sheet, draw
+from sd35.ui.client import Client, Model, ServiceError, Visitor
+from sd35.ui.controls import MAX_IMAGES, Controls, Session
+from sd35.ui.generate import GeneratedImage, ImageBatch, generate
 from sd35.ui.read_request import read_request
 
-_MOST_MADE = 200  # of a session
+_MAX_IMAGES_LISTED = 200  # of a session
 _SETTINGS = ("prompt", "negative_prompt", "model", "width", "height", "steps", "guidance_scale")
-_NO_PROMPT = "Write a prompt first: what the image shows."
+_NO_PROMPT = "Enter a prompt first."
 
 Changes = dict[Any, Any]
 
 
 class Handlers:
-    """The events of one page, which speaks to one service. What comes in is by control, and so is what changes."""
+    """The event handlers of a page. Values and changes are dicts by control."""
 
-    def __init__(self, client: Client, directory: Path, parts: Parts) -> None:
-        self._client, self._directory, self._parts = client, directory, parts
+    def __init__(self, client: Client, directory: Path, controls: Controls) -> None:
+        self._client, self._directory, self._controls = client, directory, controls
 
-    async def opened(self, session: Session, key: str, request: gr.Request) -> Changes:
-        """Ask the service what it offers; the key field is there where it wants a key."""
-        parts = self._parts
+    async def load(self, session: Session, key: str, request: gr.Request) -> Changes:
+        """Load the models of the service, or show the key field if the service needs a key."""
+        controls = self._controls
         try:
             session.models = await self._client.models(_visitor(key, request))
-        except Refusal as refusal:
-            shown: Changes = {parts.key_row: gr.update(visible=True)} if refusal.is_of_key else {}
-            shown[parts.generate] = gr.update(interactive=True)
-            # Not an error yet: nobody has typed a key.
-            return shown | {
-                parts.notice: views.notice(refusal.words, "error" if key or not refusal.is_of_key else "hint")
-            }
-        first = session.models[0]
-        warnings = "".join(views.standing_in(each.id, each.standing_in) for each in session.models if each.standing_in)
+        except ServiceError as error:
+            changes: Changes = {controls.key_row: gr.update(visible=True)} if error.is_key_error else {}
+            changes[controls.generate] = gr.update(interactive=True)
+            # If the user has typed no key yet, the message is no error.
+            changes[controls.notice] = views.notice(error.message, "error" if key or not error.is_key_error else "hint")
+            return changes
+        default = session.models[0]
+        warnings = "".join(
+            views.substitute_warning(each.id, each.substitute_reason)
+            for each in session.models
+            if each.substitute_reason
+        )
         return {
-            parts.notice: "",
-            parts.generate: gr.update(interactive=True),
-            parts.seed: _drawn_seed(),
-            parts.warning: gr.update(value=warnings, visible=bool(warnings)),
-            parts.model: gr.update(choices=[each.id for each in session.models], value=first.id),
-            **self._defaults(first),
+            controls.notice: "",
+            controls.generate: gr.update(interactive=True),
+            controls.seed: _random_seed(),
+            controls.warning: gr.update(value=warnings, visible=bool(warnings)),
+            controls.model: gr.update(choices=[each.id for each in session.models], value=default.id),
+            **self._defaults(default),
         }
 
-    def chose_model(self, session: Session, name: str) -> Changes:
-        """Another checkpoint has sizes, steps and guidance of its own."""
+    def select_model(self, session: Session, name: str) -> Changes:
+        """Set the sizes, steps and guidance of the selected model."""
         model = _model(session, name)
-        return self._defaults(model) if model else _nothing()
+        return self._defaults(model) if model else _no_changes()
 
-    def chose_shape(self, session: Session, name: str, shape: str) -> Changes:
-        """A preset sets width and height; free leaves them."""
+    def select_preset(self, session: Session, name: str, preset: str) -> Changes:
+        """Set width and height to a preset. `CUSTOM` leaves them."""
         model = _model(session, name)
-        size = sizes.presets(model).get(shape) if model else None
-        return dict(zip((self._parts.width, self._parts.height), size, strict=True)) if size else _nothing()
+        size = sizes.presets(model).get(preset) if model else None
+        return dict(zip((self._controls.width, self._controls.height), size, strict=True)) if size else _no_changes()
 
-    def typed_side(self, session: Session, name: str, width: float | None, height: float | None) -> Changes:
-        """A size that was typed is a preset's, or free."""
+    def update_preset(self, session: Session, name: str, width: float | None, height: float | None) -> Changes:
+        """Select the preset of a typed size."""
         model = _model(session, name)
-        return {self._parts.shape: sizes.name_of(model, width, height)} if model else _nothing()
+        return {self._controls.preset: sizes.preset_of(model, width, height)} if model else _no_changes()
 
-    def rolled(self) -> Changes:
-        """The dice: another seed."""
-        return {self._parts.seed: _drawn_seed()}
+    def draw_seed(self) -> Changes:
+        """Set another random seed."""
+        return {self._controls.seed: _random_seed()}
 
-    async def generated(self, given: Mapping[Any, Any], request: gr.Request) -> AsyncIterator[Changes]:
-        """Have images made, and show how far they are."""
-        parts = self._parts
-        session: Session = given[parts.session]
-        if not (given[parts.prompt] or "").strip():
-            yield {parts.notice: views.notice(_NO_PROMPT)}
+    async def generate(self, values: Mapping[Any, Any], request: gr.Request) -> AsyncIterator[Changes]:
+        """Generate images, and show their progress."""
+        controls = self._controls
+        session: Session = values[controls.session]
+        if not (values[controls.prompt] or "").strip():
+            yield {controls.notice: views.notice(_NO_PROMPT)}
             return
-        if session.sheet:  # two buttons were pressed at once
-            yield _nothing()
+        if session.batch:  # two buttons were pressed at once
+            yield _no_changes()
             return
-        is_locked = given[parts.lock] and given[parts.seed] is not None
-        seed = given[parts.seed] if is_locked else _drawn_seed()
-        sheet = session.sheet = Sheet(_visitor(given[parts.key], request))
-        shown_error = ""
-        is_key_wrong = False
+        is_locked = values[controls.lock] and values[controls.seed] is not None
+        seed = values[controls.seed] if is_locked else _random_seed()
+        batch = session.batch = ImageBatch(_visitor(values[controls.key], request))
+        error: ServiceError | None = None
         try:
             yield {
-                **({} if is_locked else {parts.seed: seed}),  # what was typed may be longer than Gradio can send back
-                parts.notice: "",
-                parts.generate: gr.update(interactive=False, value="Drawing..."),
-                parts.cancel: gr.update(visible=True, interactive=True),
-                parts.actions: gr.update(visible=False),
-                parts.details: gr.update(visible=False),
+                **({} if is_locked else {controls.seed: seed}),  # a typed seed may exceed what Gradio can send back
+                controls.notice: "",
+                controls.generate: gr.update(interactive=False, value="Generating..."),
+                controls.cancel: gr.update(visible=True, interactive=True),
+                controls.actions: gr.update(visible=False),
+                controls.details: gr.update(visible=False),
             }
-            async with aclosing(draw(self._client, self._bodies(given, seed), sheet, self._keep)) as looks:
-                async for _ in looks:
-                    yield {parts.stage: views.progress(sheet)}
-        except Refusal as refusal:
-            shown_error, is_key_wrong = views.notice(refusal.words), refusal.is_of_key
+            async with aclosing(generate(self._client, self._bodies(values, seed), batch, self._save)) as updates:
+                async for _ in updates:
+                    yield {controls.canvas: views.progress(batch)}
+        except ServiceError as caught:
+            error = caught
         finally:
-            session.sheet = None
-        self._remember(session, [each.made for each in sheet.drawings if each.made])
+            session.batch = None
+        _add_images(session, [each.image for each in batch.jobs if each.image])
         yield {
-            **self._chosen(session),
-            parts.notice: shown_error or views.failures(sheet),
-            parts.generate: gr.update(interactive=True, value="Generate"),
-            parts.cancel: gr.update(visible=False),
-            **({parts.key_row: gr.update(visible=True)} if is_key_wrong else {}),
+            **self._show_selected(session),
+            controls.notice: views.notice(error.message) if error else views.failures(batch),
+            controls.generate: gr.update(interactive=True, value="Generate"),
+            controls.cancel: gr.update(visible=False),
+            **({controls.key_row: gr.update(visible=True)} if error and error.is_key_error else {}),
         }
 
-    async def cancelled(self, session: Session) -> Changes:
-        """Have the service stop; what follows the images then hears that they are cancelled."""
-        sheet = session.sheet
-        if sheet:
-            sheet.is_cancelled = True
+    async def cancel(self, session: Session) -> Changes:
+        """Cancel the batch. Its progress then shows that the jobs are cancelled."""
+        batch = session.batch
+        if batch:
+            batch.is_cancelled = True
             try:
-                await self._client.cancel(sheet.jobs, sheet.visitor)
-            except Refusal as refusal:
-                return {self._parts.notice: views.notice(refusal.words)}
-        return {self._parts.cancel: gr.update(interactive=False)}
+                await self._client.cancel(batch.active_job_ids, batch.visitor)
+            except ServiceError as error:
+                return {self._controls.notice: views.notice(error.message)}
+        return {self._controls.cancel: gr.update(interactive=False)}
 
-    def selected(self, session: Session, event: gr.SelectData) -> Changes:
-        """Another image of the gallery."""
-        session.chosen = int(event.index)
-        return self._chosen(session)
+    def select_image(self, session: Session, event: gr.SelectData) -> Changes:
+        """Show an image of the gallery."""
+        session.selected = int(event.index)
+        return self._show_selected(session)
 
-    def repeated(self, session: Session) -> Changes:
-        """The chosen image's settings, seed and all."""
-        return self._filled(session, session.made[session.chosen].request, count=1)
+    def fill_selected(self, session: Session) -> Changes:
+        """Fill in the settings of the selected image, with its seed."""
+        return self._fill(session, session.images[session.selected].request, count=1)
 
-    def varied(self, session: Session) -> Changes:
-        """The chosen image's settings, and a seed of their own for each that follows."""
-        return {**self.repeated(session), self._parts.lock: False}
+    def fill_selected_unlocked(self, session: Session) -> Changes:
+        """Fill in the settings of the selected image, for images with other seeds."""
+        return {**self.fill_selected(session), self._controls.lock: False}
 
-    def dropped(self, session: Session, path: str | None) -> Changes:
-        """An image made here: its settings. The file is not kept."""
-        parts = self._parts
+    def load_settings(self, session: Session, path: str | None) -> Changes:
+        """Fill in the settings of an uploaded image, and delete the file."""
+        controls = self._controls
         if path is None:
-            return _nothing()
+            return _no_changes()
         file = Path(path)
         try:
-            found = read_request(file)
+            request = read_request(file)
         except NotReplayable as error:
-            return {parts.drop: None, parts.notice: views.notice(str(error))}
+            return {controls.upload: None, controls.notice: views.notice(str(error))}
         finally:
             file.unlink(missing_ok=True)
-        words = f"The settings of {file.name} are filled in."
-        if not _model(session, found.model):
-            words += f" It was made by {found.model}, which is not served here: the checkpoint is left as it was."
-        return {**self._filled(session, asdict(found)), parts.drop: None, parts.notice: views.notice(words, "hint")}
+        message = f"Loaded the settings of {file.name}."
+        if not _model(session, request.model):
+            message += f" Its model, {request.model}, is not served here, so the model was not changed."
+        changes = self._fill(session, asdict(request))
+        return {**changes, controls.upload: None, controls.notice: views.notice(message, "hint")}
 
-    def _bodies(self, given: Mapping[Any, Any], seed: int) -> list[dict[str, Any]]:
-        """One request for each image; seeds follow each other."""
-        parts = self._parts
-        body = {name: given[getattr(parts, name)] for name in _SETTINGS}
-        if not given[parts.session].models:  # they could not be asked for: the service's own defaults
+    def _bodies(self, values: Mapping[Any, Any], seed: int) -> list[dict[str, Any]]:
+        """Return the body of each image's job. Seeds are consecutive."""
+        controls = self._controls
+        body = {name: values[getattr(controls, name)] for name in _SETTINGS}
+        if not values[controls.session].models:  # without the models, the service's own defaults are used
             body = {"prompt": body["prompt"], "negative_prompt": body["negative_prompt"]}
-        count = min(max(int(given[parts.count]), 1), MAX_IMAGES)
+        count = min(max(int(values[controls.count]), 1), MAX_IMAGES)
         return [{**body, "seed": (int(seed) + number) % (SEED[1] + 1) if number else seed} for number in range(count)]
 
-    def _keep(self, png: bytes, name: str) -> str:
+    def _save(self, png: bytes, name: str) -> str:
         return str(save_bytes_to_cache(png, name, str(self._directory)))
 
-    @staticmethod
-    def _remember(session: Session, made: list[FinishedImage]) -> None:
-        """The new ones first; one that was there already moves there."""
-        if made:
-            digests = {each.digest for each in made}
-            session.made = [*made, *(each for each in session.made if each.digest not in digests)][:_MOST_MADE]
-            session.chosen = 0
-
-    def _chosen(self, session: Session) -> Changes:
-        """The chosen image, large, with its settings; all of them, small."""
-        parts = self._parts
-        if not session.made:
-            return {parts.stage: views.EMPTY}
-        made = session.made[session.chosen]
+    def _show_selected(self, session: Session) -> Changes:
+        """Show the selected image with its settings, and the gallery."""
+        controls = self._controls
+        if not session.images:
+            return {controls.canvas: views.EMPTY}
+        image = session.images[session.selected]
         return {
-            parts.stage: views.image(made),
-            parts.actions: gr.update(visible=True),
-            parts.download: made.path,
-            parts.details: gr.update(value=views.details(made), visible=True),
-            parts.gallery: gr.update(
-                value=[(each.path, f"Seed {each.request['seed']}") for each in session.made],
-                visible=len(session.made) > 1,
-                selected_index=session.chosen,
+            controls.canvas: views.image(image),
+            controls.actions: gr.update(visible=True),
+            controls.download: image.path,
+            controls.details: gr.update(value=views.details(image), visible=True),
+            controls.gallery: gr.update(
+                value=[(each.path, f"Seed {each.request['seed']}") for each in session.images],
+                visible=len(session.images) > 1,
+                selected_index=session.selected,
             ),
         }
 
     def _defaults(self, model: Model) -> Changes:
-        parts, defaults, ranges = self._parts, model.defaults, model.ranges
+        controls, defaults, ranges = self._controls, model.defaults, model.ranges
         return {
-            parts.shape: gr.update(
-                choices=[*sizes.presets(model), sizes.FREE],
-                value=sizes.name_of(model, defaults.width, defaults.height),
+            controls.preset: gr.update(
+                choices=[*sizes.presets(model), sizes.CUSTOM],
+                value=sizes.preset_of(model, defaults.width, defaults.height),
             ),
-            parts.width: defaults.width,
-            parts.height: defaults.height,
-            parts.sides: f'<p class="aside">{sizes.allowed(model)}</p>',
-            parts.steps: gr.update(minimum=ranges.steps[0], maximum=ranges.steps[1], value=defaults.steps),
-            parts.guidance_scale: gr.update(
+            controls.width: defaults.width,
+            controls.height: defaults.height,
+            controls.allowed_sizes: f'<p class="hint-text">{sizes.allowed_sizes(model)}</p>',
+            controls.steps: gr.update(minimum=ranges.steps[0], maximum=ranges.steps[1], value=defaults.steps),
+            controls.guidance_scale: gr.update(
                 minimum=ranges.guidance_scale[0], maximum=ranges.guidance_scale[1], value=defaults.guidance_scale
             ),
         }
 
-    def _filled(self, session: Session, fields: Mapping[str, Any], count: int | None = None) -> Changes:
-        """Settings into the controls, the seed locked."""
-        parts = self._parts
-        model = _model(session, fields["model"])
-        filled: Changes = {getattr(parts, name): fields[name] for name in (*_SETTINGS, "seed")}
-        if not model:
-            del filled[parts.model]
+    def _fill(self, session: Session, request: Mapping[str, Any], count: int | None = None) -> Changes:
+        """Fill in the settings of a request, and lock its seed."""
+        controls = self._controls
+        model = _model(session, request["model"])
+        changes: Changes = {getattr(controls, name): request[name] for name in (*_SETTINGS, "seed")}
+        if model:
+            changes[controls.preset] = sizes.preset_of(model, request["width"], request["height"])
         else:
-            filled[parts.shape] = sizes.name_of(model, fields["width"], fields["height"])
+            del changes[controls.model]
         if count:
-            filled[parts.count] = count
-        return {**filled, parts.lock: True}
+            changes[controls.count] = count
+        return {**changes, controls.lock: True}
+
+
+def _add_images(session: Session, images: list[GeneratedImage]) -> None:
+    """Put new images first in a session. An image that it has already moves to the front."""
+    if images:
+        digests = {each.digest for each in images}
+        others = [each for each in session.images if each.digest not in digests]
+        session.images, session.selected = [*images, *others][:_MAX_IMAGES_LISTED], 0
 
 
 def _visitor(key: str, request: gr.Request) -> Visitor:
     return Visitor(key or "", request.client.host if request.client else None)
 
 
-def _nothing() -> Changes:
-    """Changes none: an empty dict would be a value."""
+def _no_changes() -> Changes:
+    """Return Gradio's value for no changes. An empty dict would be a value."""
     changes: Changes = gr.skip()
     return changes
 
@@ -237,5 +240,5 @@ def _model(session: Session, name: str) -> Model | None:
     return next((each for each in session.models if each.id == name), None)
 
 
-def _drawn_seed() -> int:
+def _random_seed() -> int:
     return secrets.randbelow(SEED[1] + 1)

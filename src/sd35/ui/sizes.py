@@ -1,38 +1,38 @@
-"""Which sizes the page offers for a checkpoint: shapes of about as many pixels as its own size has."""
+"""The sizes that the page offers for a model: aspect ratios with about as many pixels as its default size."""
 
 import math
 
 from sd35.ui.client import Model
 
-FREE = "Free"
-_SHAPES = {"Square": 1.0, "Landscape": 3 / 2, "Portrait": 2 / 3, "Wide": 16 / 9, "Tall": 9 / 16}
-_LARGE, _LARGE_PX = "Large", 1024  # of a checkpoint that enlarges
+CUSTOM = "Custom"
+_ASPECTS = {"Square": 1.0, "Landscape": 3 / 2, "Portrait": 2 / 3, "Wide": 16 / 9, "Tall": 9 / 16}
+_LARGE, _LARGE_PX = "Large", 1024  # for a model that enlarges
 
 
 def presets(model: Model) -> dict[str, tuple[int, int]]:
-    """Width and height by name."""
+    """Return width and height by the name of the preset."""
     area = model.defaults.width * model.defaults.height
-    found = {
-        name: (_side(math.sqrt(area * shape), model), _side(math.sqrt(area / shape), model))
-        for name, shape in _SHAPES.items()
+    sizes = {
+        name: (_side(math.sqrt(area * aspect), model), _side(math.sqrt(area / aspect), model))
+        for name, aspect in _ASPECTS.items()
     }
     if model.enlarges and model.ranges.max_pixels >= _LARGE_PX**2:
-        found[_LARGE] = (_LARGE_PX, _LARGE_PX)
-    return found
+        sizes[_LARGE] = (_LARGE_PX, _LARGE_PX)
+    return sizes
 
 
-def name_of(model: Model, width: object, height: object) -> str:
-    """The preset of a size; `FREE` where it is none."""
-    return next((name for name, size in presets(model).items() if size == (width, height)), FREE)
+def preset_of(model: Model, width: object, height: object) -> str:
+    """Return the preset of a size, or `CUSTOM`."""
+    return next((name for name, size in presets(model).items() if size == (width, height)), CUSTOM)
 
 
-def allowed(model: Model) -> str:
-    """What a side may be, in words."""
+def allowed_sizes(model: Model) -> str:
+    """Describe the allowed sides."""
     ranges = model.ranges
     least, most = ranges.side_px
-    steps = f"steps of {ranges.size_multiple_px}"
+    steps = f"multiples of {ranges.size_multiple_px}"
     if model.enlarges:
-        return f"Pixels, {least} and up, in {steps}; above {most}, it is drawn smaller and enlarged."
+        return f"Pixels, from {least}, in {steps}. Sizes above {most} are generated smaller, then enlarged."
     return f"Pixels, {least} to {most}, in {steps}."
 
 

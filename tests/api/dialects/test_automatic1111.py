@@ -21,8 +21,8 @@ from webuiapi import WebUIApi
 
 from sd35.access.keys import Role, new_key
 from sd35.api.body import MAX_BODY_BYTES, parse_json
-from sd35.api.dialects import automatic1111
-from sd35.api.dialects.automatic1111 import MOST_DESCRIBED
+from sd35.api.dialects.automatic1111 import png_info
+from sd35.api.dialects.automatic1111.png_info import MAX_PARSED_IMAGES
 from sd35.api.sessions import Sessions
 from sd35.content_filter import AllowAll, Decision
 from sd35.generation.model_pool import ModelPool
@@ -361,10 +361,14 @@ def test_choices_of_clients_who_came_long_ago_are_forgotten():
     """A thousand are remembered, and those that were asked for are the newest."""
     sessions = Sessions()
     for number in range(1000):
-        sessions.choose(str(number), "mini")
-    assert sessions.chosen("0") == "mini"
-    sessions.choose("one more", "mini")
-    assert (sessions.chosen("0"), sessions.chosen("1"), sessions.chosen("2")) == ("mini", None, "mini")
+        sessions.choose_model(str(number), "mini")
+    assert sessions.chosen_model("0") == "mini"
+    sessions.choose_model("one more", "mini")
+    assert (sessions.chosen_model("0"), sessions.chosen_model("1"), sessions.chosen_model("2")) == (
+        "mini",
+        None,
+        "mini",
+    )
 
 
 def test_a_images_file_is_described(api: WebUIApi):
@@ -447,7 +451,7 @@ def test_questions_about_images_count_against_the_limit(pool: ModelPool):
     """Also those about what is no image, but not bodies that are wrong; beyond it they are refused unread."""
     file = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: THEIR_TEXT})
     with serving(pool, requests_per_minute=2) as client:
-        assert client.post(f"{PATH}/png-info", json={"image": "a"}).status_code == 422
+        assert client.post(f"{PATH}/png-info", json={"file": "a"}).status_code == 422
         assert described(client, file).status_code == 200
         assert described(client, b"no image").status_code == 422
         refused = described(client, file)
@@ -466,7 +470,7 @@ def test_a_text_that_is_too_long_is_not_parsed(pool: ModelPool, monkeypatch: pyt
         parsed.append(text)
         return parse(text)
 
-    monkeypatch.setattr(automatic1111, "parse", noting)
+    monkeypatch.setattr(png_info, "parse", noting)
     png = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: text, "Software": "sd35"})
     with serving(pool) as client:
         answer = described(client, png).json()
@@ -493,8 +497,8 @@ def test_few_images_are_described_at_once(pool: ModelPool, monkeypatch: pytest.M
         bodies -= 1
         return read(file)
 
-    monkeypatch.setattr(automatic1111, "parse_json", counting)
-    monkeypatch.setattr(automatic1111, "read", slow)
+    monkeypatch.setattr(png_info, "parse_json", counting)
+    monkeypatch.setattr(png_info, "read", slow)
     key, secret = new_key("me", Role.USER, 0)
     file = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: THEIR_TEXT})
     with serving(pool, key_store(key)) as client, ThreadPoolExecutor(8) as executor:
@@ -506,7 +510,7 @@ def test_few_images_are_described_at_once(pool: ModelPool, monkeypatch: pytest.M
         finally:
             release.set()
         assert [answer.result(WAIT_S).status_code for answer in answers] == [200] * 8
-    assert most <= MOST_DESCRIBED
+    assert most <= MAX_PARSED_IMAGES
     assert all(were_released), "the event loop was held up"
 
 
@@ -575,7 +579,7 @@ def test_what_clients_ask_at_their_start_is_answered(api: WebUIApi):
     assert api.get_cmd_flags()["api"]
     memory = api.get_memory()
     assert memory["ram"]["total"] == memory["ram"]["free"] + memory["ram"]["used"] > 0
-    assert memory["cuda"] == {"error": "models compute on processors"}
+    assert memory["cuda"] == {"error": "models run on the CPU"}
     api.util_wait_for_ready(check_interval=0)
 
 

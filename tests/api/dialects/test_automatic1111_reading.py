@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from sd35.api.body import parse_object, validate
-from sd35.api.dialects.automatic1111_settings import read_settings
-from sd35.api.dialects.automatic1111_shapes import Txt2Img
-from sd35.api.refusals import ApiError
+from sd35.api.dialects.automatic1111.body import Txt2Img
+from sd35.api.dialects.automatic1111.settings import read_settings
+from sd35.api.errors import ApiError
 from sd35.generation.model_pool import ModelPool
 from sd35.images.infotext import KEYWORD
 from tests.api.dialects.test_automatic1111 import CAT, PATH, opened, post, refusal

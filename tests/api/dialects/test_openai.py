@@ -230,7 +230,7 @@ def test_other_errors_are_their_clients(server: str, client: OpenAI):
         client.images.generate(prompt="evil")
     assert (refused.value.code, refused.value.type) == ("moderation_blocked", "image_generation_user_error")
     error = httpx2.post(f"{server}/images/edits", json={}).json()["error"]
-    assert "what there is: /docs" in error["message"]
+    assert "all routes are listed at /docs" in error["message"]
 
 
 @pytest.mark.parametrize("stream", [False, True])

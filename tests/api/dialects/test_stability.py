@@ -182,10 +182,10 @@ WRONG = [
     ({"negative_prompt": "x" * 10_001}, "negative_prompt: got 'x"),
     (
         {"mode": "image-to-image"},
-        "mode: got 'image-to-image'; allowed: text-to-image, or left out, for there is no image",
+        "mode: got 'image-to-image'; allowed: text-to-image, or omitted, because there is no image",
     ),
-    ({"strength": "0.5"}, "strength: got '0.5'; allowed: left out, for there is no image-to-image here"),
-    ({"style_preset": "anime"}, "style_preset: got 'anime'; allowed: left out, with the style in the prompt"),
+    ({"strength": "0.5"}, "strength: got '0.5'; allowed: omitted, because there is no image-to-image here"),
+    ({"style_preset": "anime"}, "style_preset: got 'anime'; allowed: omitted, with the style in the prompt"),
     ({"aspect_ratio": "7:5"}, "aspect_ratio: got '7:5'; allowed: one of 16:9, 1:1, 21:9"),
     ({"model": "sd9"}, "model: got 'sd9'; allowed: mini, large"),
     ({"model": ""}, "model: got ''; allowed: a name from /v1/models"),
@@ -202,8 +202,11 @@ WRONG = [
     ({"cfg_scale": "1_0"}, "cfg_scale: got '1_0'"),
     ({"output_format": "gif"}, "output_format: got 'gif'; allowed: png, jpeg, webp or avif"),
     ({"steps": "4"}, "steps: got '4'; allowed: only prompt, negative_prompt, aspect_ratio, model, seed, cfg_scale, o"),
-    ({"image": (None, "text")}, "image: got 'text'; allowed: left out, for there is no image-to-image here"),
-    ({"image": ("a.png", FILE)}, "image: got 'a file of 14 bytes'; allowed: left out, for there is no image-to-image"),
+    ({"image": (None, "text")}, "image: got 'text'; allowed: omitted, because there is no image-to-image here"),
+    (
+        {"image": ("a.png", FILE)},
+        "image: got 'a file of 14 bytes'; allowed: omitted, because there is no image-to-image",
+    ),
     ({"prompt": ("a.txt", FILE)}, "prompt: got 'a file of 14 bytes'; allowed: text of"),
     ({"none": ("none", FILE)}, "none: got 'a file of 14 bytes'; allowed: only prompt"),
     ({"prompt": (None, b"a \xff")}, "prompt: got 'a \ufffd'; allowed: text in UTF-8"),
@@ -254,7 +257,7 @@ BODIES = [
     (b"--x\r\nContent-Disposition: form-data\r\n\r\na\r\n--x--\r\n", "a part has no name"),
     (b"--x\r\n\r\na\r\n--x--\r\n", "a part has no name"),
     (part("prompt", b"YQ==", ENCODED) + b"--x--\r\n", "prompt: got 'base64'; allowed: no content-transfer-encoding"),
-    (b"".join(part(str(n)) for n in range(MAX_PARTS + 1)) + b"--x--\r\n", "more than the 50 parts"),
+    (b"".join(part(str(n)) for n in range(MAX_PARTS + 1)) + b"--x--\r\n", "more parts than the 50"),
     (b"--x\r\n" + b"a: b\r\n" * 100 + part("prompt")[5:] + b"--x--\r\n", "Maximum header count"),
     (b"--x\r\na: " + b"b" * 10_000 + b"\r\n" + part("prompt")[5:] + b"--x--\r\n", "Maximum header size"),
 ]
@@ -465,7 +468,7 @@ def test_the_description_has_no_errors_but_theirs(lasting_client: TestClient):
     responses = lasting_client.get("/openapi.json").json()["paths"][PATH]["post"]["responses"]
     assert "422" not in responses
     errors = {status: each["content"]["application/json"]["schema"] for status, each in responses.items()}
-    assert errors.pop("200")["title"] == "Answer"
+    assert errors.pop("200")["title"] == "ImageResponse"
     assert {tuple(schema["properties"]) for schema in errors.values()} == {("id", "name", "errors")}
 
 

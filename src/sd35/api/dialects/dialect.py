@@ -1,16 +1,16 @@
-"""What a dialect is."""
+"""The description of a dialect."""
 
 from typing import NamedTuple
 
 from fastapi import APIRouter
 
-from sd35.api.refusals import ErrorFormat
+from sd35.api.errors import ErrorFormat
 
 
 class Dialect(NamedTuple):
-    """A form of requests, answers and refusals that some clients speak. `starts`: how the paths of its routes begin."""
+    """An API that clients speak: its routes and error format. `prefixes` are the beginnings of its routes' paths."""
 
     name: str
-    starts: tuple[str, ...]
+    prefixes: tuple[str, ...]
     routers: tuple[APIRouter, ...]
-    wording: ErrorFormat
+    error_format: ErrorFormat

@@ -14,20 +14,21 @@ from fastapi.responses import RedirectResponse
 
 from sd35.api import ui_mount
 from sd35.api.browsers import BrowserProtection
-from sd35.api.dialects import refusal
+from sd35.api.dialects import error_response
+from sd35.api.errors import ApiError
 from sd35.api.hosts import AllowedHosts
 from sd35.api.origins import AllowedOrigins
 from sd35.api.output_streams import use_nonblocking_streams
 from sd35.api.protocol import bounded
-from sd35.api.refusals import ApiError
-from sd35.api.request_log import RequestLog, configure_logs
+from sd35.api.request_log import RequestLog
 from sd35.api.sockets import address_of, listen
-from sd35.api.ui_mount import Front
+from sd35.api.ui_mount import UiMount
 from sd35.cli.options import with_settings
 from sd35.errors import InvalidSetting, Sd35Error
 from sd35.settings import Settings
 from sd35.settings.directories import check_writable
 from sd35.settings.proxies import check_proxies, is_address
+from sd35.telemetry.logs import configure_logs
 from sd35.ui import PATH
 
 _BODY_TIMEOUT_S = 30.0
@@ -38,7 +39,7 @@ app = typer.Typer()
 class _Server(uvicorn.Server):
     """A uvicorn server whose shutdown does not wait for the event streams of open browser tabs."""
 
-    def __init__(self, config: uvicorn.Config, page: Front) -> None:
+    def __init__(self, config: uvicorn.Config, page: UiMount) -> None:
         super().__init__(config)
         self._page = page
 
@@ -75,7 +76,7 @@ def ui(
     use_nonblocking_streams()
     configure_logs("auto")
     listener = listen(settings.host, settings.port)
-    mount = Front()
+    mount = UiMount()
     config = uvicorn.Config(
         _create_app(server, settings, mount, address_of(listener)),
         http=bounded(_BODY_TIMEOUT_S),
@@ -95,10 +96,10 @@ def _check_server(server: str) -> None:
         raise InvalidSetting(f"--server: got {server!r}; allowed: an address as http://127.0.0.1:8000")
 
 
-def _create_app(server: str, settings: Settings, mount: Front, address: str) -> FastAPI:
-    from sd35.ui.app import Page  # imports Gradio
+def _create_app(server: str, settings: Settings, mount: UiMount, address: str) -> FastAPI:
+    from sd35.ui.app import UiApp  # imports Gradio
 
-    page = Page(server, settings.cache_dir, _BODY_TIMEOUT_S, uses_proxies=True)
+    page = UiApp(server, settings.cache_dir, _BODY_TIMEOUT_S, uses_proxies=True)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -116,7 +117,7 @@ def _create_app(server: str, settings: Settings, mount: Front, address: str) -> 
         hosts=AllowedHosts(settings.allowed_hosts, settings.public_url),
         origins=AllowedOrigins((), settings.public_url),
         has_keys=_has_keys,
-        refuse=_refuse,
+        on_error=_on_error,
     )
     api.add_middleware(RequestLog)
     return api
@@ -126,6 +127,6 @@ async def _has_keys() -> bool:
     return False  # it is unknown here whether the service has any
 
 
-async def _refuse(request: Request, error: Exception) -> Response:
+async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, Sd35Error)
-    return refusal(request.scope, ApiError.of(error))
+    return error_response(request.scope, ApiError.from_error(error))

@@ -1,16 +1,17 @@
 """Types of AUTOMATIC1111's fields: its API reads JSON leniently, and its clients rely on that.
 
-Numbers come as text, integers as `8.0`, switches as text or as 0 and 1, nothing as null, "", "None", [] or {}.
-Fractions for integers and booleans for numbers are refused: no client sends them on purpose.
+Numbers may be text, integers may be `8.0`, switches may be text or 0 and 1, and null, "", "None", [] and {} mean
+"not set". Fractions for integers and booleans for numbers are refused, because no client sends them on purpose.
 
 Source: pydantic 1 as AUTOMATIC1111/stable-diffusion-webui 1.10 uses it, modules/api/models.py.
 """
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, WithJsonSchema
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from sd35.api.body import INTEGER_DIGITS
 
@@ -54,8 +55,8 @@ def as_flag(value: Any) -> Any:  # noqa: ANN401  any JSON value
     return _FLAGS.get(text, value) if text else None
 
 
-def asks_for_nothing(value: object) -> bool:
-    """Whether a value is one of those by which clients say that they do not want something."""
+def is_unset(value: object) -> bool:
+    """Return whether a value is one that clients send for "not set"."""
     if isinstance(value, str):
         return value.strip().lower() in {"", "none"}
     return value is None or value in (0, [], {})  # 0 is also False and 0.0
@@ -67,34 +68,34 @@ def _as_text(value: Any) -> Any:  # noqa: ANN401  any JSON value
 
 
 def _as_nothing(value: Any) -> None:  # noqa: ANN401  any JSON value
-    if not asks_for_nothing(value):
+    if not is_unset(value):
         raise ValueError
 
 
 def _as_no_styles(value: Any) -> None:  # noqa: ANN401  any JSON value
-    """AUTOMATIC1111's own name for no style is "None", and an unset one is sent as ""."""
-    if not (asks_for_nothing(value) or (isinstance(value, list) and all(map(asks_for_nothing, value)))):
+    """Accept AUTOMATIC1111's forms of no style: "None", and "" for an unset one."""
+    if not (is_unset(value) or (isinstance(value, list) and all(map(is_unset, value)))):
         raise ValueError
 
 
 def _as_no_scripts(value: Any) -> None:  # noqa: ANN401  any JSON value
     """Raise an error that names the first script that is on."""
-    if asks_for_nothing(value):
+    if is_unset(value):
         return
     if not isinstance(value, dict):
-        raise ValueError  # noqa: TRY004  pydantic takes a TypeError for a fault of the program
+        raise ValueError  # noqa: TRY004  pydantic treats a TypeError as a bug
     for name, script in value.items():
         if not _is_off(script):
             raise PydanticCustomError("script_is_on", "a script is on", {"got": name})
 
 
 def _is_off(script: object) -> bool:
-    """Whether a script's `args` turn it off: they are empty, their first switch is off, or each unit is off.
+    """Return whether a script's `args` turn it off: they are empty, their first switch is off, or each unit is off.
 
     Without `args`, AUTOMATIC1111 runs a script with its defaults, with which it does nothing.
     """
     arguments = script.get("args") if isinstance(script, dict) else script
-    if asks_for_nothing(arguments):
+    if is_unset(arguments):
         return True
     if not isinstance(arguments, list):
         return False
@@ -104,38 +105,49 @@ def _is_off(script: object) -> bool:
     units = [each for each in arguments if isinstance(each, dict)]
     if not all(map(_is_unit_off, units)):
         return False
-    if asks_for_nothing(first):
+    if is_unset(first):
         return True
-    # A script whose switch is on does nothing only if its units say so themselves, as ADetailer's do.
+    # A script whose switch is on does nothing only if its units are off themselves, as ADetailer's may be.
     others = [as_flag(each) for each in arguments if not isinstance(each, dict)]
-    return any(units) and all(isinstance(each, bool) or asks_for_nothing(each) for each in others)
+    return any(units) and all(isinstance(each, bool) or is_unset(each) for each in others)
 
 
 def _is_unit_off(unit: dict[str, Any]) -> bool:
-    """Whether a unit of ControlNet, ADetailer or AnimateDiff asks for nothing."""
+    """Return whether a unit of ControlNet, ADetailer or AnimateDiff is off."""
     if not unit or any(as_flag(unit.get(switch)) is False for switch in _UNIT_SWITCHES):
         return True
-    return "ad_model" in unit and asks_for_nothing(unit["ad_model"])
+    return "ad_model" in unit and is_unset(unit["ad_model"])
 
 
-def schema(*types: str, **limits: float) -> WithJsonSchema:
-    """Describe a lenient field by the types that are read, and null."""
-    return WithJsonSchema({"type": [*types, "null"], **limits})
+class _Lenient:
+    """Annotation of a field that may be null and whose value `read` converts first.
+
+    The field's JSON schema lists `types` and null, with the limits of the field's own type.
+    """
+
+    def __init__(self, read: Callable[[Any], Any], *types: str) -> None:
+        self._read, self._types = read, types
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:  # noqa: ANN401
+        return core_schema.no_info_before_validator_function(self._read, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        limits = [each for each in handler(schema)["anyOf"] if each["type"] != "null"]
+        return {**(limits[0] if len(limits) == 1 else {}), "type": [*self._types, "null"]}
 
 
-AS_INTEGER, AS_NUMBER, _AS_FLAG = map(BeforeValidator, (as_integer, as_number, as_flag))
-# Annotated twice: what is read leniently is null or a value of the inner type.
-_Number: TypeAlias = Annotated[int | float | None, AS_NUMBER]
-_Zero: TypeAlias = Annotated[Annotated[float, Field(ge=0, le=0)] | None, AS_NUMBER]
-_Off: TypeAlias = Annotated[Annotated[bool, Field(le=False)] | None, _AS_FLAG]
+LENIENT_INTEGER = _Lenient(as_integer, "integer", "string")
+LENIENT_NUMBER = _Lenient(as_number, "number", "string")
 
-Text: TypeAlias = Annotated[str | None, BeforeValidator(_as_text), schema("string", "number")]
-Flag: TypeAlias = Annotated[bool | None, _AS_FLAG, schema("boolean", "integer", "string")]
-Number: TypeAlias = Annotated[_Number, schema("number", "string")]
-Integer: TypeAlias = Annotated[int | None, AS_INTEGER, schema("integer", "string")]
-Zero: TypeAlias = Annotated[_Zero, schema("number", "string", minimum=0, maximum=0)]
+Integer: TypeAlias = Annotated[int | None, LENIENT_INTEGER]
+Number: TypeAlias = Annotated[int | float | None, LENIENT_NUMBER]
+Zero: TypeAlias = Annotated[Annotated[float, Field(ge=0, le=0)] | None, LENIENT_NUMBER]
+Text: TypeAlias = Annotated[str | None, _Lenient(_as_text, "string", "number")]
+Flag: TypeAlias = Annotated[bool | None, _Lenient(as_flag, "boolean", "integer", "string")]
 Off: TypeAlias = Annotated[
-    _Off, WithJsonSchema({"anyOf": [{"const": False}, {"const": 0}, {"type": ["string", "null"]}]})
+    Annotated[bool, Field(le=False)] | None,
+    BeforeValidator(as_flag),
+    WithJsonSchema({"anyOf": [{"const": False}, {"const": 0}, {"type": ["string", "null"]}]}),
 ]
 Nothing: TypeAlias = Annotated[Any, BeforeValidator(_as_nothing), WithJsonSchema({})]
 NoStyles: TypeAlias = Annotated[Any, BeforeValidator(_as_no_styles), WithJsonSchema({})]

@@ -1,4 +1,4 @@
-"""What is refused, before any dialect words it: the status, the words, and the fields that were wrong."""
+"""API errors and how they become responses. Each dialect has an `ErrorFormat` of its own."""
 
 import json
 import math
@@ -22,25 +22,25 @@ from sd35.errors import (
     UntrustedRequest,
 )
 
-_SHOWN_CHARACTERS = 100
+_MAX_ECHO_CHARACTERS = 100
 _STORE_RETRY_S = 5
 
 
 class FieldError(BaseModel):
-    """One field that was wrong."""
+    """An invalid field: its name, the value received, and the allowed values."""
 
-    field: str = Field(description="Name of the field, or `body`.")
-    got: Any = Field(description="What came, shortened where it is long; `nothing` where the field is missing.")
-    allowed: str = Field(description="What would have been accepted.")
+    field: str = Field(description="The field's name, or `body`.")
+    got: Any = Field(description="The value received, shortened if long. `nothing` if the field is missing.")
+    allowed: str = Field(description="The values that are accepted.")
 
     @property
     def sentence(self) -> str:
-        """All three."""
+        """The error as one sentence."""
         return f"{self.field}: got {self.got!r}; allowed: {self.allowed}"
 
 
 class ApiError(Exception):
-    """A request that is refused, or failed. `error` is this project's own that it comes of, if it comes of one."""
+    """An error that is sent to the client. `error` is the `Sd35Error` that caused it, if any."""
 
     def __init__(
         self,
@@ -55,20 +55,25 @@ class ApiError(Exception):
         self.error = error
 
     @classmethod
-    def of_fields(cls, status: int, errors: Sequence[FieldError]) -> "ApiError":
-        """For these fields alone, each in its sentence."""
+    def from_fields(cls, status: int, errors: Sequence[FieldError]) -> "ApiError":
+        """Build an error whose detail is the sentences of its fields."""
         return cls(status, "; ".join(error.sentence for error in errors), errors)
 
     @classmethod
-    def of(cls, error: Sd35Error) -> "ApiError":
-        """What one of this project's errors is over HTTP."""
+    def from_field(cls, status: int, field: str, got: object, allowed: str) -> "ApiError":
+        """Build an error of one field."""
+        return cls.from_fields(status, [FieldError(field=echo(field), got=echo(got), allowed=allowed)])
+
+    @classmethod
+    def from_error(cls, error: Sd35Error) -> "ApiError":
+        """Build the HTTP form of one of this project's errors."""
         errors = []
         headers = {}
         match error:
             case InvalidRequest() | UntrustedRequest():
-                errors = [FieldError(field=error.field, got=shown(error.got), allowed=error.allowed)]
+                errors = [FieldError(field=error.field, got=echo(error.got), allowed=error.allowed)]
             case UnknownModel():
-                errors = [FieldError(field="model", got=shown(error.name), allowed=", ".join(error.served))]
+                errors = [FieldError(field="model", got=echo(error.name), allowed=", ".join(error.served))]
             case Overloaded() | TooMany() | NotReady():
                 headers = {"Retry-After": str(math.ceil(error.retry_after_s))}
             case StoreUnavailable():
@@ -77,24 +82,25 @@ class ApiError(Exception):
 
 
 class ErrorFormat(NamedTuple):
-    """How a dialect words refusals: the status and the JSON object of one, by the request's id, and its description.
+    """The error format of a dialect.
 
-    `challenge` is how a 401 says that a key may come.
+    `render` turns an error and a request id into a status and a JSON object, `model` describes that object, and
+    `challenge` is the `WWW-Authenticate` header of a 401.
     """
 
-    words: Callable[[ApiError, str], tuple[int, dict[str, Any]]]
+    render: Callable[[ApiError, str], tuple[int, dict[str, Any]]]
     model: type[BaseModel]
     media_type: str = "application/json"
     challenge: str = "Bearer"
 
-    def response(self, refused: ApiError, request_id: str) -> Response:
-        """A refusal as a response. ASCII, so that not even a lone surrogate in what came can break it."""
-        status, content = self.words(refused, request_id)
-        headers = refused.headers | ({"WWW-Authenticate": self.challenge} if status == 401 else {})
+    def response(self, error: ApiError, request_id: str) -> Response:
+        """Build the response of an error. It is ASCII, so that lone surrogates in the request cannot break it."""
+        status, content = self.render(error, request_id)
+        headers = error.headers | ({"WWW-Authenticate": self.challenge} if status == 401 else {})
         return Response(json.dumps(content, allow_nan=False), status, headers, self.media_type)
 
     def documented(self, description: str, **headers: str) -> dict[str, Any]:
-        """A refusal as a response in the OpenAPI page; `headers` are names and descriptions."""
+        """Describe an error response in OpenAPI. `headers` maps names to descriptions."""
         return {
             "description": description,
             "content": {self.media_type: {"schema": _inlined(self.model.model_json_schema())}},
@@ -102,16 +108,16 @@ class ErrorFormat(NamedTuple):
         }
 
 
-def noted(request: Request, error: Sd35Error) -> ApiError:
-    """What an error is over HTTP, counted, and where an image failed, logged: also where an answer has begun."""
+def report_error(request: Request, error: Sd35Error) -> ApiError:
+    """Count an error, log it if generation failed, and return its HTTP form. Also for streams that have begun."""
     if isinstance(error, GenerationFailed):
         structlog.get_logger().error("image failed", exc_info=error)
     request.app.state.telemetry.metrics.error_returned(error)
-    return ApiError.of(error)
+    return ApiError.from_error(error)
 
 
-def shown(value: object) -> Any:  # noqa: ANN401  any JSON value
-    """What came, fit to be sent back: short JSON scalars as they are, the rest as shortened text."""
+def echo(value: object) -> Any:  # noqa: ANN401  any JSON value
+    """Return a received value in a form that is safe to send back: short scalars as they are, the rest as text."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int) and abs(value) < 2**53:
@@ -126,13 +132,13 @@ def shown(value: object) -> Any:  # noqa: ANN401  any JSON value
         text = f"an integer of {value.bit_length()} bits"
     else:
         text = str(value)
-    if len(text) <= _SHOWN_CHARACTERS:
+    if len(text) <= _MAX_ECHO_CHARACTERS:
         return text
-    return f"{text[: _SHOWN_CHARACTERS - 40]}… ({len(text)} characters)"
+    return f"{text[: _MAX_ECHO_CHARACTERS - 40]}… ({len(text)} characters)"
 
 
 def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema without references, which would point nowhere on the page."""
+    """Replace the references of a schema by what they refer to, because the OpenAPI page lacks its definitions."""
     definitions = schema.pop("$defs", {})
 
     def inline(part: Any) -> Any:  # noqa: ANN401  any JSON value

@@ -1,8 +1,8 @@
-"""AUTOMATIC1111's settings, as `override_settings` and `POST /sdapi/v1/options` name them, and what they do here.
+"""AUTOMATIC1111's settings, as in `override_settings` and `POST /sdapi/v1/options`, and their effect here.
 
-Nearly all concern its pages, its files, other samplers, img2img or other model families. They cannot change an image
-that is made here from text, and are accepted at any value. Those that would change it are accepted at AUTOMATIC1111's
-own default, and at values that turn something off. At other values they are refused by name.
+Nearly all concern its web pages, its files, other samplers, img2img or other model families. They cannot change an
+image that is generated here from text, and are accepted at any value. Settings that would change it are accepted at
+AUTOMATIC1111's own default, and at values that turn something off. At other values they are refused by name.
 
 Source: AUTOMATIC1111/stable-diffusion-webui 1.10, modules/shared_options.py and the options of its built-in extensions;
 lllyasviel/stable-diffusion-webui-forge. That `CLIP_stop_at_last_layers` changes nothing in Stable Diffusion 3:
@@ -12,15 +12,15 @@ modules/models/sd3/sd3_cond.py, whose text encoders do not read it.
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-from sd35.api.dialects.automatic1111_fields import as_flag, as_number, asks_for_nothing
-from sd35.api.refusals import ApiError, FieldError, shown
+from sd35.api.dialects.automatic1111.fields import as_flag, as_number, is_unset
+from sd35.api.errors import ApiError, FieldError, echo
 
 _Value: TypeAlias = str | int | bool
 _CHECKPOINT, _PNG_INFO = "sd_model_checkpoint", "enable_pnginfo"
-_NAMED_SETTINGS = 10  # wrong ones that an answer names; more are counted
+_MAX_NAMED_SETTINGS = 10  # invalid settings that an error names; the rest is counted
 _UNKNOWN = "no value, for AUTOMATIC1111 1.10 has no such setting"
 
-# Settings that change an image, and the values at which they change nothing here. None, "" and [] are always accepted.
+# Settings that change an image, and the values at which they do not. None, "" and [] are always accepted.
 _CHANGES_IMAGE: Mapping[str, tuple[_Value, ...]] = {
     "sd_vae": ("Automatic", "None"),
     "sd_unet": ("Automatic", "None"),
@@ -135,22 +135,22 @@ class Settings(NamedTuple):
 def read_settings(given: Mapping[str, Any]) -> Settings:
     """Read settings. Raises ApiError (422), which names those that would change the image."""
     allowed = {name: _allowed(name, value) for name, value in given.items()}
-    wrong = [
-        FieldError(field=shown(name), got=shown(given[name]), allowed=text) for name, text in allowed.items() if text
+    errors = [
+        FieldError(field=echo(name), got=echo(given[name]), allowed=text) for name, text in allowed.items() if text
     ]
-    if len(wrong) > _NAMED_SETTINGS:
-        more = f"{len(wrong) - _NAMED_SETTINGS} more settings"
-        wrong = [*wrong[:_NAMED_SETTINGS], FieldError(field="override_settings", got=more, allowed=_UNKNOWN)]
-    if wrong:
-        raise ApiError.of_fields(422, wrong)
+    if len(errors) > _MAX_NAMED_SETTINGS:
+        more = f"{len(errors) - _MAX_NAMED_SETTINGS} more settings"
+        errors = [*errors[:_MAX_NAMED_SETTINGS], FieldError(field="override_settings", got=more, allowed=_UNKNOWN)]
+    if errors:
+        raise ApiError.from_fields(422, errors)
     checkpoint = given.get(_CHECKPOINT)
     return Settings(
-        None if asks_for_nothing(checkpoint) else str(checkpoint).strip(), as_flag(given.get(_PNG_INFO)) is not False
+        None if is_unset(checkpoint) else str(checkpoint).strip(), as_flag(given.get(_PNG_INFO)) is not False
     )
 
 
 def _allowed(name: str, value: object) -> str | None:
-    """What would be accepted for a setting; None if its value is accepted."""
+    """Return the allowed values of a setting, or None if its value is allowed."""
     if name == _CHECKPOINT:
         is_name = value is None or isinstance(value, str)
         return None if is_name else "a title, name or alias of a checkpoint of /sdapi/v1/sd-models"
@@ -160,7 +160,7 @@ def _allowed(name: str, value: object) -> str | None:
     if name in _CHANGES_NOTHING:
         return None
     if name not in _CHANGES_IMAGE:
-        return None if asks_for_nothing(value) else _UNKNOWN
+        return None if is_unset(value) else _UNKNOWN
     values = _CHANGES_IMAGE[name]
     if value in (None, "", []) or any(_is_same(value, each) for each in values):
         return None

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd35.api.console import printable
+from sd35.telemetry.logs import printable
 
 # Each line of the log in its own way: structlog's, the standard library's, a bound value, an error's message.
 LOGGING = r"""
 import logging, sys
 import structlog
-from sd35.api.request_log import configure_logs
+from sd35.telemetry.logs import configure_logs
 configure_logs(sys.argv[1])
 bad = "\x1b[2J\x07\x9b31m\x7f\r\nforged \u202e \ud800"
 log = structlog.get_logger()

@@ -1,0 +1,41 @@
+"""The error format of AUTOMATIC1111's API, and the errors that its routes share."""
+
+from typing import Any, TypeAlias
+
+from pydantic import BaseModel, Field
+
+from sd35.api.errors import ApiError, ErrorFormat
+
+_Responses: TypeAlias = dict[int | str, dict[str, Any]]
+_NAMES = {"model": "sd_model_checkpoint", "guidance_scale": "cfg_scale"}  # this project's names, and AUTOMATIC1111's
+
+
+class ErrorBody(BaseModel):
+    """An error in AUTOMATIC1111's format."""
+
+    error: str = Field(description="The kind of error.")
+    detail: str = Field(description="What went wrong, and what to do.")
+    body: str = ""
+    errors: str = Field(description="The invalid fields, each with its value and the allowed values.")
+
+
+def _render(error: ApiError, _: str) -> tuple[int, dict[str, Any]]:
+    names = _NAMES if error.error else {}  # errors of the dialect itself use its own names
+    fields = [each.model_copy(update={"field": names.get(each.field, each.field)}) for each in error.errors]
+    errors = "; ".join(each.sentence for each in fields)
+    kind = type(error.error).__name__ if error.error else "HTTPException"
+    return error.status, ErrorBody(error=kind, detail=error.detail, errors=errors).model_dump()
+
+
+ERROR_FORMAT = ErrorFormat(_render, ErrorBody, challenge='Basic realm="sd35", Bearer')
+documented = ERROR_FORMAT.documented
+BODY_ERRORS: _Responses = {
+    400: documented("The body is not JSON."),
+    413: documented("The body is too large."),
+    415: documented("The body's `Content-Type` is not `application/json`."),
+    422: documented("A field is invalid. Each is named."),
+}
+MODEL_ERRORS: _Responses = {404: documented("No model of that name is served. The error lists the models that are.")}
+NOT_READY_ERRORS: _Responses = {
+    503: documented("The service is loading or closing, or a store does not answer.", **{"Retry-After": "Seconds."})
+}

@@ -1,0 +1,91 @@
+"""The checkpoints and settings of AUTOMATIC1111's API, and the lookup of a checkpoint by a client's name for it."""
+
+import re
+
+from fastapi import APIRouter, Request
+
+from sd35.api.auth import caller_of, service_of
+from sd35.api.body import openapi_body, read_object
+from sd35.api.dialects.automatic1111.body import NewOptions
+from sd35.api.dialects.automatic1111.errors import BODY_ERRORS, MODEL_ERRORS, NOT_READY_ERRORS
+from sd35.api.dialects.automatic1111.responses import Checkpoint, Options
+from sd35.api.dialects.automatic1111.settings import read_settings
+from sd35.api.sessions import Sessions
+from sd35.engine.model_info import ModelInfo
+from sd35.errors import InvalidRequest
+from sd35.generation.params import find_model
+from sd35.images.infotext import HASH_DIGITS
+from sd35.service.service import Service
+
+_ENDING = re.compile(r"(\.safetensors|\.ckpt)?( \[[0-9a-f]+\])?$")  # of a checkpoint's title
+router = APIRouter(prefix="/sdapi/v1")
+
+
+@router.get("/options", summary="Get the client's settings", responses=NOT_READY_ERRORS)
+async def options(request: Request) -> Options:
+    """Return the settings that clients read. Only the checkpoint can be changed; the others are fixed."""
+    service = service_of(request)
+    model = find_model(service.pool.models, sessions_of(request).chosen_model(caller_of(request).client))
+    return Options(sd_model_checkpoint=title(model), sd_checkpoint_hash=model.revision)
+
+
+@router.post(
+    "/options",
+    summary="Choose the client's checkpoint",
+    openapi_extra=openapi_body(NewOptions),
+    responses={**BODY_ERRORS, **MODEL_ERRORS, **NOT_READY_ERRORS},
+)
+async def set_options(request: Request) -> None:
+    """Set `sd_model_checkpoint` for the calling client while the service runs. Nothing else can be set.
+
+    Settings that cannot change an image here are accepted, and so are AUTOMATIC1111's defaults. Others are refused.
+    """
+    settings, service = read_settings(await read_object(request)), service_of(request)
+    if service.policy.has_metadata and not settings.has_metadata:
+        raise InvalidRequest("enable_pnginfo", False, "true, or false in a call's override_settings")  # noqa: FBT003
+    if name := served_name(settings.checkpoint, service):
+        model = find_model(service.pool.models, name)
+        sessions_of(request).choose_model(caller_of(request).client, model.name)
+
+
+@router.get("/sd-models", summary="List checkpoints", responses=NOT_READY_ERRORS)
+async def checkpoints(request: Request) -> list[Checkpoint]:
+    """Return the checkpoints. The first one is the default."""
+    return [
+        Checkpoint(
+            title=title(model),
+            model_name=model.name,
+            hash=model.revision[:HASH_DIGITS],
+            sha256=model.revision,
+            filename=f"{model.name}.safetensors",
+        )
+        for model in service_of(request).pool.models.values()
+    ]
+
+
+def sessions_of(request: Request) -> Sessions:
+    """Return the state of all clients."""
+    sessions: Sessions = request.app.state.sessions
+    return sessions
+
+
+def title(model: ModelInfo) -> str:
+    """Return a checkpoint's title in AUTOMATIC1111's form: its name and short hash."""
+    return f"{model.name} [{model.revision[:HASH_DIGITS]}]"
+
+
+def served_name(requested: str | None, service: Service) -> str | None:
+    """Return the name of the model that a client names by title, file or hash, or by an alias if they are allowed.
+
+    A name that matches nothing is returned unchanged.
+    """
+    models, aliases = service.pool.models, service.policy.aliases
+    if not requested or requested in models:
+        return requested or None
+    for name, model in models.items():
+        revision = model.revision
+        known = {title(model), f"{name}.safetensors", f"{name}.safetensors [{revision[:HASH_DIGITS]}]"}
+        if requested in {*known, revision, revision[:HASH_DIGITS]}:
+            return name
+    is_exact = aliases.is_strict or requested in aliases.aliases
+    return aliases.served(requested if is_exact else _ENDING.sub("", requested), models)

@@ -1,0 +1,78 @@
+"""`POST /sdapi/v1/png-info` of AUTOMATIC1111's API: the generation settings in an image file."""
+
+import base64
+
+from fastapi import APIRouter, Request, Response
+
+from sd35.api.auth import caller_of
+from sd35.api.body import openapi_body, parse_json, read_unparsed_json
+from sd35.api.dialects.automatic1111.body import ImageBody
+from sd35.api.dialects.automatic1111.errors import BODY_ERRORS, documented
+from sd35.api.dialects.automatic1111.responses import PngInfo
+from sd35.api.errors import ApiError, FieldError
+from sd35.body_limits import TooManyBytes
+from sd35.errors import NotReplayable
+from sd35.images.infotext import parse, read
+from sd35.threads import PARSING
+
+_MAX_BODY_BYTES = 30 * 1024 * 1024
+# Bodies are received before they wait for a parser, so that slow senders do not block others.
+MAX_RECEIVED_BYTES = 512 * 1024 * 1024
+MAX_RECEIVED_BYTES_EACH = 128 * 1024 * 1024  # of one caller
+MAX_PARSED_IMAGES = 4  # at once; each takes four times its size in memory
+_WHITESPACE = b" \t\r\n"  # `base64` and MIME break lines, and a form may indent them
+_TOO_MANY_IMAGES = documented(
+    "The caller's rate limit is reached, or too many images are being received.", **{"Retry-After": "Seconds."}
+)
+router = APIRouter(prefix="/sdapi/v1")
+
+
+@router.post(
+    "/png-info",
+    summary="Read the settings of an image file",
+    openapi_extra=openapi_body(ImageBody),
+    response_model=PngInfo,
+    responses={**BODY_ERRORS, 429: _TOO_MANY_IMAGES},
+)
+async def png_info(request: Request) -> Response:
+    """Read PNG, JPEG, WebP and AVIF files of this service, and other files with AUTOMATIC1111's text."""
+    caller, state = caller_of(request), request.app.state
+    charge = caller.charge_request()  # before the large body is read
+    with state.received_images.body_of(caller.client) as count:
+        try:
+            unparsed = await read_unparsed_json(request, _MAX_BODY_BYTES, count)
+        except TooManyBytes as error:
+            charge.refund()
+            raise _too_many_images() from error
+        except ApiError:
+            charge.refund()
+            raise
+        async with state.image_parsing:
+            try:
+                body = await PARSING.run(parse_json, unparsed, ImageBody)
+            except ApiError:
+                charge.refund()
+                raise
+            content = await PARSING.run(_png_info, body.image)
+    return Response(content, media_type="application/json")
+
+
+def _too_many_images() -> ApiError:
+    allowed = f"{MAX_RECEIVED_BYTES_EACH} bytes at once from one caller and {MAX_RECEIVED_BYTES} from all"
+    headers = {"Retry-After": "1", "Connection": "close"}
+    return ApiError(429, f"too many images are being received; allowed: {allowed}", headers=headers)
+
+
+def _png_info(image: str) -> str:
+    """Return the response for an image in base64, as JSON."""
+    content = image.lstrip()
+    if content[:5].lower() == "data:":
+        content = content.partition(",")[2]
+    try:
+        encoded = content.encode("ascii").translate(None, _WHITESPACE)
+        text, others, left_out = read(base64.b64decode(encoded, validate=True))
+    except (ValueError, NotReplayable) as error:
+        field = FieldError(field="image", got=f"{len(image)} characters", allowed="an image's file in base64")
+        raise ApiError(422, f"image: {error}; allowed: {field.allowed}", [field]) from error
+    parameters = parse(text) if text else {}
+    return PngInfo(info=text, items=others, parameters=parameters, left_out=left_out).model_dump_json()

@@ -1,0 +1,142 @@
+"""`POST /sdapi/v1/txt2img` of AUTOMATIC1111's API."""
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Request, Response
+
+from sd35.api.auth import caller_of, service_of
+from sd35.api.body import openapi_body, read_object, validate
+from sd35.api.dialects.automatic1111.body import StrictTxt2Img, Txt2Img
+from sd35.api.dialects.automatic1111.errors import BODY_ERRORS, ERROR_FORMAT, MODEL_ERRORS
+from sd35.api.dialects.automatic1111.options import served_name, sessions_of
+from sd35.api.dialects.automatic1111.responses import ImagesResponse
+from sd35.api.dialects.automatic1111.settings import read_settings
+from sd35.api.disconnect import CLIENT_CLOSED_REQUEST, unless_disconnected
+from sd35.api.errors import echo
+from sd35.api.generate import IdempotencyKey, errors_of_generation, job_specs_of, running_batch
+from sd35.api.sessions import RunningCall
+from sd35.generation.service import GenerationResult
+from sd35.images.infotext import HASH_DIGITS, KEYWORD, SAMPLER, SCHEDULE, extras, infotext
+from sd35.images.png import with_text, without_text
+from sd35.images.record import own_version
+from sd35.request import Request as ImageRequest
+
+IGNORED = "X-Sd35-Ignored"
+_MAX_NAMED_FIELDS = 10  # ignored fields that a response names; the rest is counted
+_IGNORED_HEADER = {
+    IGNORED: {"description": "Ignored fields, which AUTOMATIC1111 does not have.", "schema": {"type": "string"}}
+}
+router = APIRouter(prefix="/sdapi/v1")
+
+
+@router.post(
+    "/txt2img",
+    summary="Generate images from text with AUTOMATIC1111's API",
+    response_model=ImagesResponse,
+    openapi_extra=openapi_body(Txt2Img),
+    responses={200: {"headers": _IGNORED_HEADER}, **errors_of_generation(ERROR_FORMAT), **BODY_ERRORS, **MODEL_ERRORS},
+)
+async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
+    """Return the images when all are done or skipped. If the client disconnects, they are cancelled."""
+    content = await read_object(request)
+    service, client = service_of(request), caller_of(request).client
+    is_strict = service.policy.aliases.is_strict
+    body = validate(content, StrictTxt2Img if is_strict else Txt2Img)
+    settings = read_settings(body.override_settings or {})
+    body.override_settings = {"sd_model_checkpoint": settings.checkpoint} if settings.checkpoint else {}
+    body.check(is_strict=is_strict)
+    model = served_name(settings.checkpoint, service) or sessions_of(request).chosen_model(client)
+    job_specs = job_specs_of(request, body, body.to_params(model), idempotency_key)
+    first = job_specs[0].request
+    async with running_batch(request, job_specs, previews=True) as batch:
+        call = RunningCall(batch, body.force_task_id or f"txt2img-{first.digest[:8]}")
+        with sessions_of(request).running(client, call):
+            results = await unless_disconnected(request, batch.outcomes())
+    if results is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    done = [result for result in results if result]
+    has_metadata = service.policy.has_metadata and settings.has_metadata
+    images = []
+    if body.send_images is not False:
+        images = await asyncio.to_thread(_encoded, done, has_metadata=has_metadata)
+    info = _info(body, [result.request for result in done] or [first], call)
+    for result in done:
+        info["infotexts"].append(infotext(result.request, result.maker))
+        info["extra_generation_params"] |= extras(result.request, result.maker)
+    parameters = body.model_dump(mode="json") | {"seed": info["seed"]}
+    answer = json.dumps({"images": images, "parameters": parameters, "info": json.dumps(info)})
+    return Response(answer, headers=_ignored_header(content), media_type="application/json")
+
+
+def _ignored_header(content: Mapping[str, Any]) -> dict[str, str]:
+    """Return a header that names the ignored fields. AUTOMATIC1111 ignores fields that it does not have."""
+    names = [name for name in content if name not in Txt2Img.model_fields]
+    if not names:
+        return {}
+    named = [quote(str(echo(name)), errors="replace") for name in names[:_MAX_NAMED_FIELDS]]
+    more = [f"and {len(names) - _MAX_NAMED_FIELDS} more"] if len(names) > _MAX_NAMED_FIELDS else []
+    return {IGNORED: ", ".join([*named, *more])}
+
+
+def _encoded(results: Sequence[GenerationResult], *, has_metadata: bool) -> list[str]:
+    """Return the PNG files in base64, with AUTOMATIC1111's text added or all metadata removed. Blocks."""
+    files = []
+    for result in results:
+        if not has_metadata:
+            png = without_text(result.png)
+        elif result.is_blurred:
+            png = result.png
+        else:
+            png = with_text(result.png, KEYWORD, infotext(result.request, result.maker))
+        files.append(base64.b64encode(png).decode())
+    return files
+
+
+def _info(body: Txt2Img, requests: Sequence[ImageRequest], call: RunningCall) -> dict[str, Any]:
+    """Return the settings of the images under AUTOMATIC1111's names. Lists have one item for each image."""
+    first, subseed = requests[0], -1 if body.subseed is None else body.subseed
+    return {
+        "prompt": first.prompt,
+        "all_prompts": [request.prompt for request in requests],
+        "negative_prompt": first.negative_prompt,
+        "all_negative_prompts": [request.negative_prompt for request in requests],
+        "seed": first.seed,
+        "all_seeds": [request.seed for request in requests],
+        "subseed": subseed,
+        "all_subseeds": [subseed] * len(requests),
+        "subseed_strength": 0,
+        "width": first.width,
+        "height": first.height,
+        "sampler_name": SAMPLER,
+        "cfg_scale": first.guidance_scale,
+        "steps": first.steps,
+        "batch_size": body.batch_size or 1,
+        "restore_faces": False,
+        "face_restoration_model": None,
+        "sd_model_name": first.model,
+        "sd_model_hash": first.revision[:HASH_DIGITS],
+        "sd_vae_name": None,
+        "sd_vae_hash": None,
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "denoising_strength": None,
+        "extra_generation_params": {"Schedule type": SCHEDULE},
+        "index_of_first_image": 0,
+        "infotexts": [],
+        "styles": [],
+        "job_timestamp": timestamp(call),
+        "clip_skip": 1,
+        "is_using_inpainting_conditioning": False,
+        "version": f"sd35-fp8-mirror {own_version()}",
+    }
+
+
+def timestamp(call: RunningCall) -> str:
+    """Return when a call began, in AUTOMATIC1111's format."""
+    return time.strftime("%Y%m%d%H%M%S", time.gmtime(call.began_s))

@@ -1,0 +1,146 @@
+"""The body of OpenAI's `POST /v1/images/generations`. The description of each field begins with the allowed values.
+
+Source: OpenAI's API reference.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sd35.errors import InvalidRequest
+from sd35.generation.params import GenerationParams, series
+from sd35.images.formats import Format
+from sd35.request import GUIDANCE_SCALE, PROMPT_CHARACTERS, SEED, STEPS
+from sd35.service.service import Service
+
+_MAX_IMAGES, _MAX_PARTIAL_IMAGES = 10, 3
+_MAX_QUALITY = 100
+_NO_EFFECT = "text. It is accepted, and changes nothing."
+_QUALITIES = {"low": "low", "high": "high", "hd": "high"}  # all others are "medium"
+
+
+class GenerationBody(BaseModel):
+    """The body."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    prompt: str = Field(
+        min_length=1, max_length=PROMPT_CHARACTERS, description=f"text of 1 to {PROMPT_CHARACTERS} characters."
+    )
+    model: str | None = Field(
+        None, description="a name from /v1/models or `model_aliases`. Omitted or null: the first of /v1/models."
+    )
+    n: int | None = Field(
+        None,
+        ge=1,
+        le=_MAX_IMAGES,
+        description=f"an integer from 1 to {_MAX_IMAGES}: how many images, whose seeds are consecutive.",
+    )
+    size: str | None = Field(
+        None, pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$", description="auto, or WIDTHxHEIGHT in the model's range."
+    )
+    quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = Field(
+        None,
+        description="auto, low, medium, high, standard or hd: the model's steps; half of them for low, half as many"
+        " again for high and hd.",
+    )
+    style: Literal["vivid", "natural"] | None = Field(
+        None,
+        description="vivid or natural: accepted without effect, or refused if `strict_dialects` is set.",
+    )
+    response_format: Literal["b64_json", "url"] | None = Field(
+        None, description="b64_json or url. Omitted or null: url for models named dall-e..., else b64_json."
+    )
+    output_format: Literal["png", "jpeg", "webp", "avif"] | None = Field(
+        None, description="png, jpeg, webp or avif. Omitted or null: png."
+    )
+    output_compression: int | None = Field(
+        None,
+        ge=0,
+        le=_MAX_QUALITY,
+        description="an integer from 0 to 100: the quality of jpeg, webp and avif; 100 with png.",
+    )
+    background: Literal["auto", "opaque"] | None = Field(None, description="auto or opaque: no image is transparent.")
+    moderation: Literal["auto", "low"] | None = Field(
+        None, description="auto or low: both use the operator's content filter."
+    )
+    user: str | None = Field(None, description=_NO_EFFECT)
+    safety_identifier: str | None = Field(None, description=_NO_EFFECT)
+    stream: bool | None = Field(None, description="true or false: whether to stream events, of one image.")
+    partial_images: int | None = Field(
+        None,
+        ge=0,
+        le=_MAX_PARTIAL_IMAGES,
+        description=f"an integer from 0 to {_MAX_PARTIAL_IMAGES}: previews in a stream.",
+    )
+    negative_prompt: str | None = Field(
+        None, max_length=PROMPT_CHARACTERS, description=f"text of at most {PROMPT_CHARACTERS} characters."
+    )
+    seed: int | None = Field(None, ge=SEED[0], le=SEED[1], description=f"an integer from {SEED[0]} to {SEED[1]}.")
+    num_inference_steps: int | None = Field(
+        None, ge=STEPS[0], le=STEPS[1], description=f"an integer from {STEPS[0]} to {STEPS[1]}: denoising steps."
+    )
+    guidance_scale: float | None = Field(
+        None,
+        ge=GUIDANCE_SCALE[0],
+        le=GUIDANCE_SCALE[1],
+        description=f"a number from {GUIDANCE_SCALE[0]:g} to {GUIDANCE_SCALE[1]:g}.",
+    )
+
+    @property
+    def format(self) -> Format:
+        """The files' format."""
+        return Format(self.output_format or "png")
+
+    @property
+    def compression(self) -> int | None:
+        """The files' quality; None for the format's default."""
+        return None if self.output_compression is None or self.format is Format.PNG else max(1, self.output_compression)
+
+    @property
+    def level(self) -> str:
+        """The quality as responses name it."""
+        return _QUALITIES.get(self.quality or "", "medium")
+
+    @property
+    def has_urls(self) -> bool:
+        """Whether the response holds URLs instead of files."""
+        default = "url" if (self.model or "").startswith("dall-e") else "b64_json"
+        return not self.stream and (self.response_format or default) == "url"
+
+    def check(self, idempotency_key: str | None, *, is_strict: bool) -> None:
+        """Check fields against each other. Raises InvalidRequest."""
+        if is_strict and self.style is not None:
+            raise InvalidRequest("style", self.style, "none: put it in the prompt")
+        if self.num_inference_steps is not None and self.level != "medium":
+            raise InvalidRequest("quality", self.quality, "auto, medium or standard with num_inference_steps")
+        if self.format is Format.PNG and self.output_compression not in {None, _MAX_QUALITY}:
+            raise InvalidRequest("output_compression", self.output_compression, "100 with png, which is lossless")
+        if self.has_urls and self.compression is not None:
+            raise InvalidRequest("output_compression", self.output_compression, "none with the response_format url")
+        if not self.stream and self.partial_images:
+            raise InvalidRequest("partial_images", self.partial_images, "0 without stream")
+        if self.stream and (self.n or 1) > 1:
+            raise InvalidRequest("n", self.n, "1 with stream")
+        if self.stream and self.response_format == "url":
+            raise InvalidRequest("response_format", "url", "b64_json with stream")
+        if self.stream and idempotency_key is not None:
+            raise InvalidRequest("idempotency-key", idempotency_key, "none with stream")
+
+    def to_params(self, service: Service) -> list[GenerationParams]:
+        """Return the generation parameters of each image. Raises UnknownModel."""
+        model = service.model(self.model)
+        own = model.card.steps
+        steps = {"low": max(1, own // 2), "high": min(own * 3 // 2, STEPS[1])}.get(self.level, self.num_inference_steps)
+        width, _, height = (self.size or "auto").partition("x")
+        params = GenerationParams(
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt or "",
+            width=int(width) if height else None,
+            height=int(height) if height else None,
+            steps=steps,
+            guidance_scale=self.guidance_scale,
+            seed=self.seed,
+            model=model.name,
+        )
+        return series(params, self.n or 1)

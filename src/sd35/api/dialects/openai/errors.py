@@ -1,0 +1,63 @@
+"""The error format of OpenAI's API.
+
+Source: OpenAI's API reference, and their Python client.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from sd35.api.errors import ApiError, ErrorFormat, FieldError
+from sd35.errors import ContentRefused, UnknownModel
+
+_KINDS = {401: ("authentication_error", "invalid_api_key"), 429: ("rate_limit_error", "rate_limit_exceeded")}
+_PARAMS = {"width": "size", "height": "size", "steps": "num_inference_steps"}  # this project's names, and OpenAI's
+
+
+class Error(BaseModel):
+    """An error in OpenAI's terms."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The JSON object of an error."""
+
+    error: Error
+
+
+def _code(field: FieldError | None) -> str | None:
+    """Return OpenAI's code of an invalid field. Only the prompt can be missing."""
+    if field is None:
+        return None
+    if (field.field, field.got) == ("prompt", "nothing"):
+        return "missing_required_parameter"
+    return "unknown_parameter" if field.allowed.startswith("only ") else "invalid_value"
+
+
+def _render(error: ApiError, _: str) -> tuple[int, dict[str, Any]]:
+    status, kind, code = error.status, "invalid_request_error", None
+    field = error.errors[0] if error.errors else None
+    match error.error:
+        case ContentRefused():
+            status, kind, code = 400, "image_generation_user_error", "moderation_blocked"
+        case UnknownModel():  # as OpenAI on this route; clients would take a 404 for a missing route
+            status, code = 400, "invalid_value"
+        case _ if status == 422:
+            status, code = 400, _code(field)
+        case _ if status in _KINDS:
+            kind, code = _KINDS[status]
+        case _ if status >= 500:
+            kind = "server_error"
+    message, param = error.detail, field.field if field else None
+    if field and error.error and field.field in _PARAMS:  # errors of the dialect itself use OpenAI's names
+        param = _PARAMS[field.field]
+        got = f"a {field.field} of {field.got}" if param == "size" else field.got
+        message = f"{param}: got {got}; allowed: {field.allowed}"
+    return status, {"error": Error(message=message, type=kind, param=param, code=code).model_dump()}
+
+
+ERROR_FORMAT = ErrorFormat(_render, ErrorBody)

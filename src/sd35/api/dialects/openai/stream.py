@@ -1,0 +1,107 @@
+"""The event stream of OpenAI's images API: previews of one image, and the image."""
+
+import asyncio
+import base64
+import json
+import math
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+from fastapi.sse import format_sse_event
+
+from sd35.api.auth import service_of
+from sd35.api.dialects.openai.body import GenerationBody
+from sd35.api.dialects.openai.errors import ERROR_FORMAT
+from sd35.api.dialects.openai.responses import common_fields, file_item, usage_of
+from sd35.api.disconnect import CLIENT_CLOSED_REQUEST, unless_disconnected
+from sd35.api.errors import report_error
+from sd35.api.generate import preview_png, running_batch
+from sd35.engine.base import Pixels
+from sd35.errors import Sd35Error
+from sd35.generation.service import ImageProgress
+from sd35.images.encode import encode
+from sd35.request import Request as ImageRequest
+from sd35.storage.jobs import JobSpec
+
+_PARTIAL, _COMPLETED, _ERROR = "image_generation.partial_image", "image_generation.completed", "error"
+EVENT_SCHEMA = {  # for `itemSchema` of OpenAPI 3.2: `schema` would describe the stream as a whole
+    "type": "object",
+    "properties": {
+        "event": {"type": "string", "enum": [_PARTIAL, _COMPLETED, _ERROR]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["event", "data"],
+}
+
+
+async def stream_response(request: Request, body: GenerationBody, job_specs: Sequence[JobSpec]) -> Response:
+    """Stream the events of one image. An error before the first event is raised, so that it has its own status."""
+    events = _events(request, body, job_specs)
+
+    async def first_event() -> bytes:
+        return await anext(events)
+
+    first = await unless_disconnected(request, first_event())
+    if first is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+    async def all_events() -> AsyncIterator[bytes]:
+        try:
+            yield first
+            async for event in events:
+                yield event
+        except Sd35Error as error:
+            _, content = ERROR_FORMAT.render(report_error(request, error), "")
+            yield _event(_ERROR, content)
+        finally:
+            await events.aclose()
+
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would buffer the events
+    return StreamingResponse(all_events(), media_type="text/event-stream", headers=headers)
+
+
+async def _events(request: Request, body: GenerationBody, job_specs: Sequence[JobSpec]) -> AsyncGenerator[bytes, None]:
+    service, steps = service_of(request), asyncio.Queue[ImageProgress | None]()
+    image_request = job_specs[0].request
+    fields = common_fields(body, image_request)
+    index = 0
+    async with running_batch(
+        request, job_specs, lambda _, progress: steps.put_nowait(progress), previews=True
+    ) as batch:
+        preview_steps = _preview_steps(body.partial_images or 0, image_request.steps)
+        results = asyncio.ensure_future(batch.outcomes())
+        results.add_done_callback(lambda _: steps.put_nowait(None))
+        while progress := await steps.get():
+            due = {step for step in preview_steps if step <= progress.step < image_request.steps}
+            if due and progress.preview:
+                preview_steps -= due  # a generation that is restarted repeats its steps, but not its previews
+                content = await asyncio.to_thread(_preview, progress.preview, image_request, body)
+                preview = {"b64_json": content, "partial_image_index": index}
+                yield _event(_PARTIAL, {**fields, **preview, "created_at": int(time.time())})
+                index += 1
+        (result,) = await results
+    assert result, "only this call could skip its image"
+    image = await file_item(request, body, result)
+    usage = usage_of(service, [result])
+    usage_field = {"usage": usage.model_dump()} if usage else {}
+    content_fields = {**image.model_dump(exclude_none=True), **usage_field, "model": result.request.model}
+    yield _event(_COMPLETED, {**fields, **content_fields, "created_at": int(time.time())})
+
+
+def _preview_steps(partial_images: int, steps: int) -> set[int]:
+    """Return the steps after which a preview is sent: evenly spread, without the last one."""
+    indices = {math.ceil(steps * (each + 1) / (partial_images + 1)) for each in range(partial_images)}
+    return indices - {steps}
+
+
+def _preview(preview: Callable[[], Pixels], request: ImageRequest, body: GenerationBody) -> str:
+    """Return a preview in the requested format, in base64. Blocks."""
+    png = preview_png(preview, request)
+    return base64.b64encode(encode(png, body.format, has_metadata=False, quality=body.compression)).decode()
+
+
+def _event(kind: str, data: dict[str, Any]) -> bytes:
+    return format_sse_event(event=kind, data_str=json.dumps({"type": kind, **data}))

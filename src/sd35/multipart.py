@@ -1,0 +1,83 @@
+"""Parsing of forms, multipart/form-data (RFC 7578), whose parts are held in memory.
+
+The API and the user interface, which do not import each other, share this module.
+"""
+
+from dataclasses import dataclass, field
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+MEDIA_TYPE = "multipart/form-data"
+
+__all__ = ["MEDIA_TYPE", "FormParserError", "FormReader", "Part", "boundary_of"]
+
+
+def boundary_of(content_type: str | None) -> bytes | None:
+    """Return the boundary in a `Content-Type`, empty if it lacks one; None if the type is not that of a form."""
+    media_type, options = parse_options_header(content_type)
+    return options.get(b"boundary", b"") if media_type == MEDIA_TYPE.encode() else None
+
+
+@dataclass
+class Part:
+    """A part of a form. The names of `headers` are in lower case."""
+
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    content: bytearray = field(default_factory=bytearray)
+
+    def option(self, name: bytes) -> str | None:
+        """Return an option of `Content-Disposition`, such as `name` or `filename`; None if it is missing."""
+        _, options = parse_options_header(self.headers.get(b"content-disposition"))
+        return options[name].decode(errors="replace") if name in options else None
+
+    def required_option(self, name: bytes) -> str:
+        """Return an option of `Content-Disposition`. Raises FormParserError if it is missing or empty."""
+        value = self.option(name)
+        if not value:
+            raise FormParserError(f"a part has no {name.decode()}")
+        return value
+
+
+class FormReader:
+    """Reads a form of at most `max_parts` parts, in pieces. Raises FormParserError if the form is malformed."""
+
+    def __init__(self, boundary: bytes, max_parts: int) -> None:
+        if not boundary:
+            raise FormParserError("its content-type names no boundary")
+        self._parts: list[Part] = []
+        self._max_parts, self._is_complete = max_parts, False
+        self._header, self._value = bytearray(), bytearray()
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._begin,
+                "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
+                "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+                "on_header_end": self._end_header,
+                "on_part_data": lambda data, start, end: self._parts[-1].content.extend(data[start:end]),
+                "on_end": self._end,
+            },
+        )
+
+    def write(self, piece: bytes) -> None:
+        """Read the next piece."""
+        self._parser.write(piece)
+
+    def finish(self) -> list[Part]:
+        """Return the parts of the complete form."""
+        if not self._is_complete:
+            raise FormParserError("it ends before its last boundary")
+        return self._parts
+
+    def _begin(self) -> None:
+        if len(self._parts) == self._max_parts:
+            raise FormParserError(f"it has more parts than the {self._max_parts} that are allowed")
+        self._parts.append(Part())
+
+    def _end_header(self) -> None:
+        self._parts[-1].headers[bytes(self._header).lower()] = bytes(self._value).strip()
+        self._header, self._value = bytearray(), bytearray()
+
+    def _end(self) -> None:
+        self._is_complete = True

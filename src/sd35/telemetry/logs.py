@@ -1,0 +1,87 @@
+"""Structured logs on standard error, and text that is safe to write to a terminal.
+
+A terminal obeys control characters, so text that comes from clients and servers must not carry any.
+"""
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Literal
+
+import structlog
+
+_TRACEBACK_KEYS = {"exception", "stack"}
+
+
+def configure_logs(log_format: Literal["auto", "console", "json"]) -> None:
+    """Send the logs of structlog and of the standard library to standard error, in one format.
+
+    structlog writes its own lines directly: through the standard library, a line takes twice as long.
+    """
+    is_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper("iso", utc=True),
+    ]
+    rendering: list[structlog.typing.Processor] = (
+        [
+            escape_controls,
+            _never_failing(structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)),
+        ]
+        if is_console
+        else [structlog.processors.format_exc_info, _never_failing(structlog.processors.JSONRenderer())]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # the service already logs the user interface's requests
+    structlog.configure(
+        processors=[*shared, *rendering],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""Escape each character that is not printable as Python does: ESC becomes `\x1b`. Characters in `keep` stay.
+
+    Not printable are control characters, line separators, marks that reverse the direction of writing, and halves of
+    surrogate pairs, which no terminal's encoding can write.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each in keep else each.encode("unicode_escape").decode() for each in text
+    )
+
+
+def escape_controls(logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:  # noqa: ANN401  structlog's
+    """Escape every value of a console log line. Tracebacks keep their line breaks. A structlog processor.
+
+    JSON lines do not need it: JSON strings are escaped anyway.
+    """
+    event = structlog.processors.format_exc_info(logger, method, event)
+    return {
+        key: printable(value, keep="\n\t" if key in _TRACEBACK_KEYS else "") if isinstance(value, str) else value
+        for key, value in event.items()
+    }
+
+
+def _never_failing(renderer: structlog.typing.Processor) -> structlog.typing.Processor:
+    """Wrap a renderer so that a value it cannot render loses the line's values instead of failing the request."""
+
+    def render(logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:  # noqa: ANN401  structlog's own types
+        plain = {"event": str(event.get("event")), "level": method, "timestamp": event.get("timestamp")}
+        try:
+            return renderer(logger, method, event)
+        except Exception as error:  # noqa: BLE001  whatever a value's own methods raise
+            return renderer(logger, method, {**plain, "unrendered": type(error).__name__})
+
+    return render
