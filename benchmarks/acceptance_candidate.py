@@ -21,7 +21,8 @@ from benchmarks.worker import peak_bytes
 from sd35.backends.base import Backend, Memory
 from sd35.backends.options import Offload, Options
 from sd35.backends.registry import memory_of, open_backend
-from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.open import open_checkpoint
 from sd35.compile.prompts import judged_prompts
 from sd35.compile.reference_sampling import Recipe, rows_of
 from sd35.errors import NotCompiled

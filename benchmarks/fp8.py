@@ -13,8 +13,9 @@ from benchmarks.outcome import Bar, Outcome
 from benchmarks.processes import ROOT, clean_environment
 from sd35.backends.options import Options
 from sd35.backends.registry import backend_module, open_backend
-from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from sd35.checkpoints.graphs.compiled import OF_PRECISION
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.graphs.compiled import GRAPH_PRECISIONS
+from sd35.checkpoints.open import open_checkpoint
 
 CACHE = ROOT / "build" / "fp8"
 _HELD = {
@@ -67,7 +68,7 @@ def _on_disk(checkpoint: Checkpoint) -> dict[str, int]:
 
     stages = Stages(lambda *_: None)
     sizes: dict[str, int] = {}
-    for precision in OF_PRECISION.values():
+    for precision in GRAPH_PRECISIONS.values():
         graphs = build_graphs(checkpoint, precision, CACHE, stages)
         if precision == "fp8":
             prompts = calibration_prompts(checkpoint), judged_prompts(checkpoint)

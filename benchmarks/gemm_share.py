@@ -27,7 +27,8 @@ from sd35.backends.memory.host import cores
 from sd35.backends.onnx.sessions import session_options
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
-from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.open import open_checkpoint
 
 BACKENDS = ("onnx", "openvino")
 ROWS, SIDE_PX = (8, 16), 128

@@ -23,8 +23,9 @@ from sd35.backends.registry import open_backend
 from sd35.backends.tensorrt.buckets import buckets_of
 from sd35.backends.tensorrt.flavour import find_flavour
 from sd35.checkpoints.architectures import ARCHITECTURES
-from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.graphs.nvidia import GRAPH_FILE, OfficialGraphs
+from sd35.checkpoints.open import open_checkpoint
 from sd35.compile.calibration import calibrate
 from sd35.compile.engines import EngineBuilder, Range, targets_of
 from sd35.compile.graphs import exported, save

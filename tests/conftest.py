@@ -8,7 +8,8 @@ import pytest
 import torch
 from sqlalchemy import URL
 
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 from sd35.compile.calibration_run import CalibrationRequest
 from sd35.compile.fp8 import build_fp8
 from sd35.compile.graphs import build_graphs

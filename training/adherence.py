@@ -10,7 +10,9 @@ from pathlib import Path
 from sd35.backends.base import Backend
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
-from sd35.checkpoints.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 from sd35.compile.reference_sampling import draw, recipe_of
 from sd35.settings import load_settings
 from training.evaluate import BARS, held_out_scenes, judge

@@ -75,6 +75,6 @@ def hub(_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 @pytest.fixture
-def registered() -> RegisteredCheckpoint:
+def entry() -> RegisteredCheckpoint:
     """The small checkpoint's entry in the registry."""
     return RegisteredCheckpoint("small", REPOSITORY, REVISION)

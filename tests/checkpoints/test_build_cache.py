@@ -18,7 +18,7 @@ def _write(folder: Path) -> None:
 def test_what_is_built_is_not_built_again(tmp_path: Path) -> None:
     """The second who asks for the same finds it."""
     assert build(tmp_path / "one", KEY, _write)
-    assert is_built(tmp_path / "one", KEY, thoroughly=True)
+    assert is_built(tmp_path / "one", KEY, verify_checksums=True)
     assert not build(tmp_path / "one", KEY, lambda _: pytest.fail("built again"))
 
 
@@ -40,7 +40,7 @@ def test_a_harmed_folder_counts_as_not_there(tmp_path: Path, harm: str) -> None:
         graph.write_bytes(b"node" if harm == "cut" else b"nodez")
     else:
         (graph if harm == "missing" else tmp_path / "one" / MANIFEST).unlink()
-    assert not is_built(tmp_path / "one", KEY, thoroughly=True)
+    assert not is_built(tmp_path / "one", KEY, verify_checksums=True)
     assert is_built(tmp_path / "one", KEY) == (harm == "changed")
 
 
@@ -54,7 +54,7 @@ def test_what_fails_leaves_the_place_as_it_was(tmp_path: Path) -> None:
 
     with pytest.raises(BuildFailed, match="one cannot be built: disk full"):
         build(tmp_path / "one", {**KEY, "precision": "bf16"}, fail)
-    assert is_built(tmp_path / "one", KEY, thoroughly=True)
+    assert is_built(tmp_path / "one", KEY, verify_checksums=True)
     assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == ["one"]
 
 
@@ -67,7 +67,7 @@ def test_a_manifest_that_is_none_counts_as_nothing_built(tmp_path: Path, manifes
     (tmp_path / ".one.old").write_text("nor this")
     assert not is_built(tmp_path / "one", {})
     assert build(tmp_path / "one", KEY, _write)
-    assert is_built(tmp_path / "one", KEY, thoroughly=True)
+    assert is_built(tmp_path / "one", KEY, verify_checksums=True)
 
 
 def test_a_place_that_cannot_be_written_is_an_error_in_words(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from safetensors.numpy import load_file, save_file
 
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
-from sd35.checkpoints.checkpoint import EMBEDDED, SkipLayers, open_checkpoint
+from sd35.checkpoints.card import SkipLayers
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 from sd35.errors import CheckpointError
 
 SKIP_LAYERS = {"layers": [2, 3], "scale": 2.8, "start": 0.01, "stop": 0.2}
@@ -97,9 +99,7 @@ def test_a_path_that_cannot_even_be_looked_for_is_refused(tmp_path: Path, monkey
     """Longer than the system allows, in the home of nobody, or a link to itself: one line, shortened."""
     monkeypatch.chdir(tmp_path)
     Path("loop").symlink_to("loop")
-    with pytest.raises(
-        CheckpointError, match=rf"^'{place[:20]}.* (cannot be looked for: |is neither a directory)"
-    ) as told:
+    with pytest.raises(CheckpointError, match=rf"^'{place[:20]}.* (cannot be opened: |is neither a directory)") as told:
         open_checkpoint(place)
     assert len(str(told.value)) < 300
 
@@ -108,5 +108,5 @@ def test_graphs_are_not_run_on_weights_that_were_written_anew(copy: Path):
     """A graph points into its file by offsets; after the file was saved with another header, it is refused."""
     weights = copy / "transformer" / "diffusion_pytorch_model.safetensors"
     save_file(load_file(weights), weights, metadata={"note": "a longer header"})
-    with pytest.raises(CheckpointError, match="written anew; make the graphs again with"):
+    with pytest.raises(CheckpointError, match="were rewritten; export the graphs again with"):
         open_backend("onnx", open_checkpoint(str(copy)), Options())

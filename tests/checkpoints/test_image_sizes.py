@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd35.checkpoints.checkpoint import Card
+from sd35.checkpoints.card import Card
 from sd35.checkpoints.image_sizes import aspect_size
 
 MEGAPIXEL = {

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from sd35.checkpoints.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.network_sizes import network_sizes_on_disk
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.errors import CheckpointError
 from sd35.sampling.sigmas import sigma_schedule_of

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 from sd35.checkpoints import network_sizes
 from sd35.checkpoints.architectures import ARCHITECTURES
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from sd35.checkpoints.network_sizes import NETWORKS, network_sizes_by_name, network_sizes_on_disk
-from sd35.checkpoints.registry import RegisteredCheckpoint, load_registry
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED, RegisteredCheckpoint, load_registry
 from sd35.compile.synth import parameters
 from sd35.errors import CheckpointError
 

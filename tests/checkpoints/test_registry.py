@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from sd35.checkpoints.checkpoint import open_checkpoint
-from sd35.checkpoints.hub.download import fetch, plan
-from sd35.checkpoints.layout import missing, needed
+from sd35.checkpoints.hub.download import fetch
+from sd35.checkpoints.hub.plan import plan_download
+from sd35.checkpoints.layout import checkpoint_files, missing_files
+from sd35.checkpoints.open import open_checkpoint
 from sd35.checkpoints.registry import RegisteredCheckpoint, load_registry
 from sd35.errors import CheckpointError, InvalidSetting
 from tests.checkpoints.conftest import LARGE, OTHERS, REPOSITORY, REVISION, SMALL, T5_INDEX, TRANSFORMER
@@ -33,7 +34,7 @@ def test_the_sd35_models_are_known():
     for one in known.values():
         assert one.repository == f"stabilityai/{one.name.replace('sd3.5', 'stable-diffusion-3.5')}"
         assert "Stability AI Community License" in one.card.licence
-        assert needed(one.files) == sorted(one.files)
+        assert checkpoint_files(one.files) == sorted(one.files)
     sizes = {name: round((one.size_bytes or 0) / 1e9) for name, one in known.items()}
     assert sizes == {"sd3.5-large": 28, "sd3.5-large-turbo": 28, "sd3.5-medium": 16}
 
@@ -48,8 +49,8 @@ def test_a_file_adds_variants(own: Path):
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (f'["sd3.5-medium"]\n{ENTRY}', "sd3.5-medium cannot be given another meaning"),
-        (f"[sd35-mini]\n{ENTRY}", "sd35-mini cannot be given another meaning"),
+        (f'["sd3.5-medium"]\n{ENTRY}', "sd3.5-medium cannot be redefined"),
+        (f"[sd35-mini]\n{ENTRY}", "sd35-mini cannot be redefined"),
         ('[a]\nrepository = "b/c"\nrevision = "main"', "a.revision: got 'main'"),
         ('[a]\nrepository = "c"\nrevision = "x"', "a.repository: got 'c'"),
         (f"[a]\n{ENTRY}colour = 1", "a.colour: got 1"),
@@ -75,14 +76,14 @@ def test_a_wrong_entry_is_refused_by_name(tmp_path: Path, content: str | None, w
 
 
 def test_a_name_opens_that_checkpoint_and_no_other(
-    hub: Hub, registered: RegisteredCheckpoint, own: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, entry: RegisteredCheckpoint, own: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Not a directory of that name, and not another revision; the error says how to fetch what is missing."""
     monkeypatch.chdir(own.parent)
     Path("small").mkdir()
     with pytest.raises(CheckpointError, match="small is not on disk; fetch it with: sd35 pull small"):
         open_checkpoint("small", own)
-    directory = fetch(plan(registered), lambda _: None)
+    directory = fetch(plan_download(entry), lambda _: None)
     opened = open_checkpoint("small", own)
     assert (opened.name, opened.directory, opened.card.steps) == ("small", directory, 7)
     own.write_text(own.read_text().replace(REVISION, "2" * 40))
@@ -90,23 +91,23 @@ def test_a_name_opens_that_checkpoint_and_no_other(
         open_checkpoint("small", own)
     own.write_text(own.read_text().replace("2" * 40, REVISION))
     (directory / TRANSFORMER).unlink()
-    with pytest.raises(CheckpointError, match=f"small is not whole on disk: {TRANSFORMER} missing; .*sd35 pull small"):
+    with pytest.raises(CheckpointError, match=f"small is incomplete on disk: {TRANSFORMER} missing; .*sd35 pull small"):
         open_checkpoint("small", own)
-    with pytest.raises(CheckpointError, match=r"no SD3\.5 checkpoint"):
+    with pytest.raises(CheckpointError, match=r"not an SD3\.5 checkpoint"):
         open_checkpoint("./small", own)
     assert hub.asked
 
 
-def test_a_card_in_the_repository_wins(hub: Hub, registered: RegisteredCheckpoint, own: Path):
+def test_a_card_in_the_repository_wins(hub: Hub, entry: RegisteredCheckpoint, own: Path):
     """What a checkpoint says of itself goes before what the registry says of it."""
     hub.repositories[REPOSITORY].files["sd35.json"] = b'{"steps": 9}'
-    fetch(plan(registered), lambda _: None)
+    fetch(plan_download(entry), lambda _: None)
     assert open_checkpoint("small", own).card.steps == 9
 
 
-def test_an_identity_is_the_files_that_are_read(hub: Hub, registered: RegisteredCheckpoint, own: Path, tmp_path: Path):
+def test_an_identity_is_the_files_that_are_read(hub: Hub, entry: RegisteredCheckpoint, own: Path, tmp_path: Path):
     """The same in the cache and as a plain directory, whatever else of the repository lies there."""
-    fetch(plan(registered), lambda _: None)
+    fetch(plan_download(entry), lambda _: None)
     plain = tmp_path / "plain"
     for path, content in {**SMALL, **LARGE, **OTHERS}.items():
         (plain / path).parent.mkdir(parents=True, exist_ok=True)
@@ -121,12 +122,17 @@ def test_an_identity_is_the_files_that_are_read(hub: Hub, registered: Registered
 
 def test_weights_are_taken_once():
     """The `.fp16` copies, pickles and other programs' files are left; one file of weights goes before its shards."""
-    assert needed([*SMALL, *LARGE, *OTHERS]) == sorted([*SMALL, *LARGE])
+    assert checkpoint_files([*SMALL, *LARGE, *OTHERS]) == sorted([*SMALL, *LARGE])
     shards = [f"text_encoder_3/model-0000{n}-of-00002.safetensors" for n in (1, 2)]
     index = "text_encoder_3/model.safetensors.index.json"
-    assert needed([*shards, index, "text_encoder_3/model.safetensors"]) == ["text_encoder_3/model.safetensors"]
-    assert needed([*shards, index]) == [*shards, index]
-    assert needed(["transformer/model.safetensors", "transformer/extra/config.json", "vae/x.bin", "vae/x.py"]) == []
+    assert checkpoint_files([*shards, index, "text_encoder_3/model.safetensors"]) == [
+        "text_encoder_3/model.safetensors"
+    ]
+    assert checkpoint_files([*shards, index]) == [*shards, index]
+    assert (
+        checkpoint_files(["transformer/model.safetensors", "transformer/extra/config.json", "vae/x.bin", "vae/x.py"])
+        == []
+    )
 
 
 def test_a_checkpoint_is_whole_with_all_shards_of_its_index(tmp_path: Path):
@@ -134,16 +140,16 @@ def test_a_checkpoint_is_whole_with_all_shards_of_its_index(tmp_path: Path):
     for path, content in {**SMALL, **LARGE}.items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes(content)
-    assert missing(tmp_path) == []
+    assert missing_files(tmp_path) == []
     (tmp_path / "text_encoder_3/model-00002-of-00002.safetensors").unlink()
     (tmp_path / "vae/diffusion_pytorch_model.safetensors").unlink()
     (tmp_path / "tokenizer/tokenizer_config.json").unlink()
-    assert missing(tmp_path) == [
+    assert missing_files(tmp_path) == [
         "tokenizer/tokenizer_config.json",
         "text_encoder_3/model-00002-of-00002.safetensors",
         "vae/diffusion_pytorch_model.safetensors",
     ]
     (tmp_path / "text_encoder_3/model.safetensors.index.json").write_bytes(T5_INDEX[:20])
-    assert "text_encoder_3/model-*.safetensors" in missing(tmp_path)
+    assert "text_encoder_3/model-*.safetensors" in missing_files(tmp_path)
     (tmp_path / "text_encoder_3/model.safetensors.index.json").write_text(json.dumps({"weight_map": {}}))
-    assert [path for path in missing(tmp_path) if path.startswith("text_encoder_3")] == []
+    assert [path for path in missing_files(tmp_path) if path.startswith("text_encoder_3")] == []

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase, T5TokenizerFast
 
-from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.open import open_checkpoint
 from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.errors import CheckpointError
 

@@ -15,11 +15,12 @@ from sd35.backends.tensorrt.buckets import buckets_of
 from sd35.backends.tensorrt.flavour import Flavour, find_flavour
 from sd35.backends.tensorrt.types import Layer, Network
 from sd35.checkpoints.build_cache import MANIFEST
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from sd35.checkpoints.graphs.compiled import GraphPrecision, compiled_graphs
 from sd35.checkpoints.graphs.engines import Target, compiled_engines, engine_folder
 from sd35.checkpoints.graphs.nvidia import GRAPH_FILE, OfficialGraphs
 from sd35.checkpoints.network_sizes import NETWORKS
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 from sd35.compile.engines import EngineBuilder, Range, build_engines, targets_of
 from sd35.compile.stages import Stages
 from sd35.errors import BuildFailed, CheckpointError, InvalidSetting, NotCompiled

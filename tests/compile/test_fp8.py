@@ -23,9 +23,10 @@ from sd35.backends.diffusers.backend import DiffusersBackend
 from sd35.backends.fp8_layers import Treatment, treatment_of
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
-from sd35.checkpoints.graphs.compiled import compiled_graphs, place_of_graphs
+from sd35.checkpoints.graphs.compiled import compiled_graph_paths, compiled_graphs
 from sd35.checkpoints.graphs.nvidia import GRAPH_FILE
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 from sd35.compile import calibration
 from sd35.compile.calibration import Calibration, calibrate, fp8_layers
 from sd35.compile.calibration_run import CalibrationRequest
@@ -175,7 +176,7 @@ def test_a_build_that_draws_worse_is_refused_and_leaves_nothing(
     tmp_path: Path, compiled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The gate says by how much; no transformer takes the place of one that passed."""
-    graphs = place_of_graphs(compiled, CHECKPOINT, "fp8")
+    graphs = compiled_graph_paths(compiled, CHECKPOINT, "fp8")
     graphs = replace(graphs, transformer_at=tmp_path / "fp8")
     calibrate_well = calibration.calibrate
 
@@ -195,7 +196,7 @@ def test_an_interrupted_build_goes_on_after_its_calibration(
     tmp_path: Path, compiled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What failed at the judge is not calibrated again, and comes to the same judgement."""
-    graphs = replace(place_of_graphs(compiled, CHECKPOINT, "fp8"), transformer_at=tmp_path / "fp8")
+    graphs = replace(compiled_graph_paths(compiled, CHECKPOINT, "fp8"), transformer_at=tmp_path / "fp8")
     wanted = CalibrationRequest(SHORT, ["a fish"], ["a dog on a red background"], with_sensitivity=False)
 
     def interrupted(*_: object) -> None:

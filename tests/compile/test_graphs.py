@@ -11,8 +11,9 @@ import torch
 from onnx import TensorProto
 
 from sd35.backends.diffusers.loading import load_network
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from sd35.checkpoints.graphs.compiled import compiled_graphs
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 from sd35.compile.networks import graphs_of
 
 CHECKPOINT = open_checkpoint(EMBEDDED)

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
 from sd35.checkpoints.architectures import ARCHITECTURES, Architecture
-from sd35.checkpoints.checkpoint import open_checkpoint
+from sd35.checkpoints.open import open_checkpoint
 from sd35.compile.onnx_export import export
 from sd35.compile.synth import parameters, synthesise
 from sd35.errors import InvalidSetting

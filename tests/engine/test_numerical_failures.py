@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sd35.checkpoints.checkpoint import Card, SkipLayers
+from sd35.checkpoints.card import Card, SkipLayers
 from sd35.engine.generation import Handle, Progress
 from sd35.engine.prompt_cache import EmbeddingCache
 from sd35.engine.scheduler import DeviceLimits

@@ -9,9 +9,11 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from sd35.checkpoints.hub import cache, download
-from sd35.checkpoints.registry import RegisteredCheckpoint, find_registered, load_registry
+from sd35.checkpoints.hub.plan import plan_download
+from sd35.checkpoints.hub.verify import verify_checkpoint
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED, RegisteredCheckpoint, find_registered, load_registry
 from sd35.errors import DownloadFailed, InvalidSetting
 from sd35.settings import Settings
 
@@ -48,17 +50,17 @@ def pull(settings: Settings, name: str) -> None:
         return
     registered = find_registered(name, settings.registry)
     if settings.offline:
-        holding = cache.holding_of(registered)
-        if not holding.is_whole:
+        holding = cache.cache_status(registered)
+        if not holding.is_complete:
             raise DownloadFailed(f"{name} is not whole on disk, and SD35_OFFLINE is set: unset it to fetch the rest")
         print(f"{name}: on disk in {holding.directory}")
         return
-    plan = download.plan(registered)
-    if not plan.lacking:
-        print(f"{name}: on disk in {cache.place_of(registered).snapshot}")
+    plan = plan_download(registered)
+    if not plan.missing:
+        print(f"{name}: on disk in {cache.cache_paths(registered).snapshot}")
         return
     print(
-        f"{name}: fetching {len(plan.lacking)} of {len(plan.files)} files, {_gigabytes(plan.missing_bytes)};"
+        f"{name}: fetching {len(plan.missing)} of {len(plan.files)} files, {_gigabytes(plan.missing_bytes)};"
         f" {registered.card.licence}",
         flush=True,
     )
@@ -74,26 +76,26 @@ def pull(settings: Settings, name: str) -> None:
 def verify(settings: Settings, name: str, *, discard: bool) -> None:
     """Check a registered checkpoint's files; exit with 1 where one is not as it should be."""
     registered = _fetched(settings, name)
-    holding = cache.holding_of(registered)
+    holding = cache.cache_status(registered)
     with _progress(name, holding.stored_bytes) as on_bytes:
-        found = download.verify(registered, offline=settings.offline, on_bytes=on_bytes)
+        found = verify_checkpoint(registered, offline=settings.offline, on_bytes=on_bytes)
     for title, paths in (
         ("damaged", found.damaged),
-        ("missing", found.lacking),
+        ("missing", found.missing),
         ("not checked, as no checksum is noted", found.unknown),
     ):
         for path in paths:
             print(f"{name}: {path} is {title}")
-    print(f"{name}: {len(found.good)} files are as the hub has them")
+    print(f"{name}: {len(found.intact)} files are as the hub has them")
     if discard:
         with cache.disk_errors(registered, "cleared of damaged files"):
             for path in found.damaged:
                 cache.discard(holding.directory / path)
     elif found.damaged:
         print(f"{name}: `sd35 verify {name} --discard` deletes what is damaged")
-    if found.damaged or found.lacking:
+    if found.damaged or found.missing:
         print(f"{name}: `sd35 pull {name}` fetches what is missing")
-    if found.damaged or found.lacking or found.unknown:
+    if found.damaged or found.missing or found.unknown:
         sys.exit(1)
 
 
@@ -109,10 +111,10 @@ def _fetched(settings: Settings, name: str) -> RegisteredCheckpoint:
 
 
 def _as_dict(registered: RegisteredCheckpoint) -> dict[str, object]:
-    holding = cache.holding_of(registered)
+    holding = cache.cache_status(registered)
     return {
         "name": registered.name,
-        "on_disk": "whole" if holding.is_whole else "part" if holding.stored_bytes else "no",
+        "on_disk": "whole" if holding.is_complete else "part" if holding.stored_bytes else "no",
         "directory": str(holding.directory),
         "stored_bytes": holding.stored_bytes,
         "size_bytes": registered.size_bytes,
@@ -123,8 +125,8 @@ def _as_dict(registered: RegisteredCheckpoint) -> dict[str, object]:
 
 
 def _state(registered: RegisteredCheckpoint) -> str:
-    holding = cache.holding_of(registered)
-    if holding.is_whole:
+    holding = cache.cache_status(registered)
+    if holding.is_complete:
         return f"[green]on disk[/green], {_gigabytes(holding.stored_bytes)}"
     takes = f"takes {_gigabytes(registered.size_bytes)}" if registered.size_bytes else "the hub knows its size"
     return f"{_gigabytes(holding.stored_bytes)} on disk, {takes}" if holding.stored_bytes else f"not on disk, {takes}"

@@ -14,7 +14,7 @@ from onnxscript.optimizer import optimize_ir
 from sd35.backends.diffusers.loading import load_network
 from sd35.checkpoints.build_cache import build
 from sd35.checkpoints.checkpoint import Checkpoint
-from sd35.checkpoints.graphs.compiled import GraphPrecision, graph_key, place_of_graphs
+from sd35.checkpoints.graphs.compiled import GraphPrecision, compiled_graph_paths, graph_key
 from sd35.checkpoints.graphs.nvidia import GRAPH_FILE, OfficialGraphs
 from sd35.compile.networks import PREFIX, Graph, graphs_of, tidy, trace
 from sd35.compile.stages import Stages
@@ -28,7 +28,7 @@ def build_graphs(checkpoint: Checkpoint, precision: GraphPrecision, cache_dir: P
 
     Raises CheckpointError where weights are missing or broken.
     """
-    graphs = place_of_graphs(cache_dir, checkpoint, precision)
+    graphs = compiled_graph_paths(cache_dir, checkpoint, precision)
     for graph in graphs_of(checkpoint):
         if graph.part != "transformer" or precision != "fp8":
             _build_graph(checkpoint, graph, graphs, stages)

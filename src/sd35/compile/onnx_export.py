@@ -12,8 +12,10 @@ import torch
 from onnxscript.optimizer import optimize_ir
 
 from sd35.backends.diffusers.loading import load_network
-from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint, weights_layout
-from sd35.checkpoints.graphs.embedded import WEIGHTS_LAYOUT, place_of_graph
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.graphs.embedded import WEIGHTS_LAYOUT, embedded_graph_path
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.weights.safetensors_file import weights_layout
 from sd35.compile.networks import PREFIX, Graph, Wrapper, graphs_of, tidy, trace
 from sd35.compile.stored_weights import assert_only_small_inline, is_fixed, point_into_files, stored_tensors
 
@@ -35,7 +37,7 @@ def _export_one(checkpoint: Checkpoint, graph: Graph) -> Path:
     tidy(model, graph)
     assert_only_small_inline(model)
     model.metadata_props[WEIGHTS_LAYOUT] = weights_layout(part)
-    path = place_of_graph(checkpoint, graph.part)
+    path = embedded_graph_path(checkpoint, graph.part)
     ir.save(model, path)
     return path
 

@@ -18,8 +18,10 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from sd35.checkpoints.architectures import Architecture
-from sd35.checkpoints.checkpoint import EMBEDDED, Card, open_checkpoint
+from sd35.checkpoints.card import Card
 from sd35.checkpoints.layout import CARD_FILE
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 from sd35.errors import InvalidSetting
 
 Precision = Literal["bfloat16", "float16", "float32"]

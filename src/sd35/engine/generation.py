@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sd35.backends.base import Backend, DenoiseRow, Skip, TextEmbedding
-from sd35.checkpoints.checkpoint import SkipLayers
+from sd35.checkpoints.card import SkipLayers
 from sd35.engine.cost_model import Shape
 from sd35.engine.observer import Stage
 from sd35.engine.preview import PreviewMap

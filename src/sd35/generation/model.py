@@ -5,7 +5,8 @@ from functools import cached_property
 from typing import Protocol
 
 from sd35.backends.base import Backend
-from sd35.checkpoints.checkpoint import Card, Checkpoint, SkipLayers
+from sd35.checkpoints.card import Card, SkipLayers
+from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.engine.generation import Pipeline
 from sd35.sampling.sigmas import sigma_schedule_of
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import structlog
 
-from sd35.checkpoints.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.hub import cache, download
 from sd35.checkpoints.hub.environment import hub_token
+from sd35.checkpoints.hub.plan import plan_download
 from sd35.checkpoints.network_sizes import NetworkSizes, network_sizes_by_name, network_sizes_on_disk
-from sd35.checkpoints.registry import RegisteredCheckpoint, find_registered, load_registry
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED, RegisteredCheckpoint, find_registered, load_registry
 from sd35.errors import CheckpointError, DownloadFailed
 from sd35.planning.fit import plan_for
 from sd35.planning.footprint import RUNTIMES
@@ -44,7 +46,7 @@ def candidates(settings: Settings, room: AvailableMemory) -> Iterator[Candidate]
     """
     is_any_at_hand = False
     for name in BEST_FIRST:
-        is_on_disk = cache.holding_of(find_registered(name, settings.registry)).is_whole
+        is_on_disk = cache.cache_status(find_registered(name, settings.registry)).is_complete
         out_of_reach = _at_hand(settings, is_on_disk=is_on_disk)
         is_any_at_hand = is_any_at_hand or not out_of_reach
         yield Candidate(name, is_on_disk, out_of_reach or _fits(settings, name, room))
@@ -78,7 +80,7 @@ def why_standing_in(settings: Settings, name: str) -> str | None:
 def network_sizes_of(name: str, settings: Settings) -> NetworkSizes:
     """Of a checkpoint as settings name it, on disk or not. Raises CheckpointError, InvalidSetting."""
     registry = load_registry(settings.registry)
-    if name in registry and not settings.weights and not cache.holding_of(registry[name]).is_whole:
+    if name in registry and not settings.weights and not cache.cache_status(registry[name]).is_complete:
         return network_sizes_by_name(registry[name])
     return network_sizes_on_disk(open_named(name, settings))
 
@@ -125,7 +127,7 @@ def _fetch(registered: RegisteredCheckpoint) -> str | None:
     """Fetch it; why that failed, or None."""
     log = structlog.get_logger()
     try:
-        plan = download.plan(registered)
+        plan = plan_download(registered)
         log.info("fetching", checkpoint=registered.name, missing_bytes=plan.missing_bytes)
         download.fetch(plan, lambda _: None)
     except (DownloadFailed, CheckpointError) as error:

@@ -17,8 +17,9 @@ from sd35.backends.diffusers.sequential_offload import bytes_of, weights_of
 from sd35.backends.fp8_layers import Treatment
 from sd35.backends.options import Offload, Options
 from sd35.backends.registry import open_backend
-from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.network_sizes import NETWORKS, network_sizes_on_disk
+from sd35.checkpoints.open import open_checkpoint
 from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.compile.prompts import judged_prompts
 from sd35.compile.quality_gate import BAR_DB, Quality, compare, images

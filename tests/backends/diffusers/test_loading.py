@@ -19,7 +19,8 @@ from sd35.backends.diffusers.loading import load_network, load_pipeline
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
 from sd35.checkpoints.architectures import ARCHITECTURES
-from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.open import open_checkpoint
 from sd35.compile.synth import synthesise
 from sd35.errors import CheckpointError, InvalidSetting
 from sd35.request import Request

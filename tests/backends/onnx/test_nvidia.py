@@ -21,8 +21,10 @@ from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
 from sd35.backends.tensorrt.buckets import buckets_of
 from sd35.backends.tensorrt.flavour import find_flavour
-from sd35.checkpoints.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.network_sizes import network_sizes_on_disk
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 from sd35.compile.engines import EngineBuilder, Range, targets_of
 from sd35.errors import BackendUnavailable, CheckpointError
 from sd35.request import Request

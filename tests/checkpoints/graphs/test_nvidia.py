@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
-from sd35.checkpoints.graphs.nvidia import Transformer
+from sd35.checkpoints.graphs.nvidia import TransformerPrecision
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 from sd35.errors import CheckpointError
 
 FILE = "model_optimized.onnx"
@@ -52,14 +53,14 @@ def test_without_a_companion_it_is_refused_with_the_flag(directory: Path) -> Non
 def test_a_missing_graph_is_named(directory: Path) -> None:
     """Whatever part it is of."""
     (directory / "ONNX" / "t5" / FILE).unlink()
-    with pytest.raises(CheckpointError, match=f"{directory} is not whole: ONNX/t5/{FILE} missing"):
+    with pytest.raises(CheckpointError, match=f"{directory} is incomplete: ONNX/t5/{FILE} missing"):
         open_checkpoint(str(directory), base_checkpoint=EMBEDDED)
 
 
 def test_the_transformer_is_the_one_asked_for_or_the_one_there(directory: Path) -> None:
     """Where both are, BF16; one that is asked for and missing is not replaced by the other."""
 
-    def chosen(transformer: Transformer) -> str:
+    def chosen(transformer: TransformerPrecision) -> str:
         found = open_checkpoint(str(directory), base_checkpoint=EMBEDDED, transformer=transformer)
         assert found.graphs is not None
         return found.graphs.transformer
@@ -74,7 +75,7 @@ def test_the_transformer_is_the_one_asked_for_or_the_one_there(directory: Path) 
 def test_a_revision_is_of_the_graphs_and_of_what_the_companion_gives(directory: Path, base_checkpoint: Path) -> None:
     """Another graph, transformer or tokenizer is another revision; the companion's weights are not read."""
 
-    def revision(transformer: Transformer = "bf16") -> str:
+    def revision(transformer: TransformerPrecision = "bf16") -> str:
         return open_checkpoint(str(directory), base_checkpoint=str(base_checkpoint), transformer=transformer).revision
 
     before = revision()

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from sd35.backends.registry import backend_module
 from sd35.checkpoints.hub import cache
-from sd35.checkpoints.hub.download import fetch, plan
+from sd35.checkpoints.hub.download import fetch
 from sd35.checkpoints.hub.environment import hub_token
+from sd35.checkpoints.hub.plan import plan_download
 from sd35.checkpoints.registry import RegisteredCheckpoint
 from sd35.errors import DownloadFailed, InvalidSetting
 from sd35.planning.auto import candidates
@@ -22,7 +23,7 @@ from sd35.settings import load_settings
 from tests.checkpoints.conftest import REPOSITORY, REVISION
 from tests.support.hub_server import Hub
 
-VARIANT = RegisteredCheckpoint("small", REPOSITORY, REVISION)
+ENTRY = RegisteredCheckpoint("small", REPOSITORY, REVISION)
 UNSENDABLE = ["hf_\u200bmine", "hf_\x01mine", "hf_mi ne", "hf_\xe9", "hf_\x7f", "hf_\udcff"]
 
 
@@ -33,7 +34,7 @@ def test_a_token_that_no_header_can_carry_is_named_by_its_variable_and_character
 ):
     """The error shows the character and its position, and not the token."""
     monkeypatch.setenv("HF_TOKEN", token)
-    for ask in (lambda: plan(VARIANT), lambda: fetch_nothing(VARIANT)):
+    for ask in (lambda: plan_download(ENTRY), lambda: fetch_nothing(ENTRY)):
         with pytest.raises(
             InvalidSetting, match=r"HF_TOKEN: got a token with '.*' as character [46]; allowed: visible"
         ) as told:
@@ -43,11 +44,11 @@ def test_a_token_that_no_header_can_carry_is_named_by_its_variable_and_character
         assert "\n" not in str(told.value)
 
 
-def fetch_nothing(registered: RegisteredCheckpoint) -> Path:
+def fetch_nothing(entry: RegisteredCheckpoint) -> Path:
     """Fetch with a plan that lacks nothing, which reads the token too."""
-    from sd35.checkpoints.hub.download import Plan
+    from sd35.checkpoints.hub.plan import DownloadPlan
 
-    return fetch(Plan(registered, (), (), 0), lambda _: None)
+    return fetch(DownloadPlan(entry, (), (), 0), lambda _: None)
 
 
 @pytest.mark.usefixtures("hub")
@@ -56,7 +57,7 @@ def test_a_token_in_a_file_is_named_by_its_file(tmp_path: Path, content: bytes):
     """Neither a character that cannot be sent nor bytes that are no text end in another exception."""
     (tmp_path / "token").write_bytes(content)
     with pytest.raises(InvalidSetting, match=r"token: got a token with|token's file .*token.* cannot be read"):
-        plan(VARIANT)
+        plan_download(ENTRY)
 
 
 @pytest.mark.usefixtures("hub")
@@ -99,7 +100,7 @@ def test_an_endpoint_that_is_no_address_is_named(monkeypatch: pytest.MonkeyPatch
     """HF_ENDPOINT, what it is set to in ASCII, and what is allowed."""
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     with pytest.raises(InvalidSetting, match=r"HF_ENDPOINT: got '.*'; allowed: an address such as https://") as told:
-        plan(VARIANT)
+        plan_download(ENTRY)
     assert str(told.value).isascii()
 
 
@@ -119,7 +120,7 @@ def test_a_variable_that_breaks_the_librarys_import_is_named_wherever_it_is_impo
     """Looking into the cache imports the library, and so does a backend that imports Transformers."""
     monkeypatch.setenv(name, value)
     with pytest.raises(InvalidSetting, match=says):
-        cache.holding_of(VARIANT)
+        cache.cache_status(ENTRY)
     with pytest.raises(InvalidSetting, match=says):
         backend_module("diffusers")
 
@@ -132,15 +133,19 @@ def test_a_variable_that_breaks_the_librarys_import_is_named_wherever_it_is_impo
         ("HTTP_PROXY", "http://me:secret@[::1", "HTTP_PROXY: got an address that cannot be used"),
         ("ALL_PROXY", "http://me:secret@proxy:99999", "ALL_PROXY: got an address that cannot be used"),
         ("ALL_PROXY", "socks5://me:secret@proxy", "ALL_PROXY: .*; SOCKS 5 needs the package socksio"),
-        ("SSL_CERT_FILE", "/nowhere/certificates", "SSL_CERT_FILE: got '/nowhere/certificates'; allowed: a file of"),
-        ("SSL_CERT_DIR", "/nowhere", "SSL_CERT_DIR: got '/nowhere'; allowed: a directory of"),
+        (
+            "SSL_CERT_FILE",
+            "/nowhere/certificates",
+            "SSL_CERT_FILE: got '/nowhere/certificates'; allowed: an existing file",
+        ),
+        ("SSL_CERT_DIR", "/nowhere", "SSL_CERT_DIR: got '/nowhere'; allowed: an existing directory"),
     ],
 )
 def test_a_variable_of_the_http_client_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str):
     """Proxies, whose passwords are not shown, and certificates."""
     monkeypatch.setenv(name, value)
     with pytest.raises(InvalidSetting, match=says) as told:
-        plan(VARIANT)
+        plan_download(ENTRY)
     assert "secret" not in str(told.value)
 
 
@@ -149,7 +154,7 @@ def test_a_file_of_certificates_that_holds_none_is_named(hub: Hub, tmp_path: Pat
     (tmp_path / "none.pem").write_text("no certificate")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
     with pytest.raises(DownloadFailed, match=r"the certificates of SSL_CERT_FILE or SSL_CERT_DIR cannot be read"):
-        plan(VARIANT)
+        plan_download(ENTRY)
     assert hub.asked == []
 
 
@@ -158,4 +163,4 @@ def test_a_user_agent_that_no_header_can_carry_is_named(monkeypatch: pytest.Monk
     """HF_HUB_USER_AGENT_ORIGIN goes into a header of each request."""
     monkeypatch.setattr(constants, "HF_HUB_USER_AGENT_ORIGIN", "mine\u200b")
     with pytest.raises(InvalidSetting, match=r"HF_HUB_USER_AGENT_ORIGIN: got '\\u200b' as character 5"):
-        plan(VARIANT)
+        plan_download(ENTRY)

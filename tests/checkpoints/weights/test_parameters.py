@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sd35.checkpoints.layout import missing
+from sd35.checkpoints.layout import missing_files
 from sd35.checkpoints.weights.parameters import weights_in, weights_of_file
 from sd35.errors import CheckpointError
 
@@ -49,7 +49,7 @@ def test_a_tensor_that_the_index_does_not_name_is_found_if_it_lies_in_one_shard(
     write_shards(tmp_path, {"a": FIRST, "b": SECOND}, {"a": torch.ones(1), "c": torch.ones(1)}, {"b": torch.ones(1)})
     assert weights_in(tmp_path, "transformer")["c"].stored.file.name == FIRST
     save_file({"b": torch.ones(1), "c": torch.ones(1)}, tmp_path / "transformer" / SECOND)
-    with pytest.raises(CheckpointError, match=rf"'c' lies in {FIRST} and in {SECOND}, and the index names neither"):
+    with pytest.raises(CheckpointError, match=rf"'c' is in both {FIRST} and {SECOND}, and the index lists neither"):
         weights_in(tmp_path, "transformer")
 
 
@@ -64,7 +64,7 @@ def test_a_shard_that_is_missing_is_named(tmp_path: Path):
     """It is what the checkpoint lacks, and what cannot be read."""
     write_shards(tmp_path, {"a": FIRST, "b": SECOND}, {"a": torch.ones(1)}, {"b": torch.ones(1)})
     (tmp_path / "transformer" / SECOND).unlink()
-    assert f"transformer/{SECOND}" in missing(tmp_path)
+    assert f"transformer/{SECOND}" in missing_files(tmp_path)
     with pytest.raises(CheckpointError, match=rf"{SECOND} is not a readable safetensors file: .*No such file"):
         weights_in(tmp_path, "transformer")
 
@@ -91,7 +91,7 @@ def test_an_index_that_names_no_shard_of_its_part_is_refused(tmp_path: Path, sha
     with pytest.raises(CheckpointError, match=rf"{INDEX}: weight_map: 'a': got .*; allowed: .*-00001-of-00002") as told:
         weights_in(tmp_path, "transformer")
     assert "\n" not in str(told.value)
-    assert "transformer/diffusion_pytorch_model-*.safetensors" in missing(tmp_path)
+    assert "transformer/diffusion_pytorch_model-*.safetensors" in missing_files(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_an_index_of_nonsense_is_refused_by_its_name(tmp_path: Path, content: by
     (tmp_path / "transformer" / INDEX).write_bytes(content)
     with pytest.raises(CheckpointError, match=INDEX):
         weights_in(tmp_path, "transformer")
-    assert "transformer/diffusion_pytorch_model-*.safetensors" in missing(tmp_path)
+    assert "transformer/diffusion_pytorch_model-*.safetensors" in missing_files(tmp_path)
 
 
 WEIGHT = "encoder.block.0.layer.0.SelfAttention.q"

@@ -7,7 +7,7 @@ from sd35.backends.graphs.backend import GraphBackend, check_asked, memory_of
 from sd35.backends.onnx.sessions import graphs_of
 from sd35.backends.options import Options
 from sd35.checkpoints.checkpoint import Checkpoint
-from sd35.checkpoints.graphs.compiled import OF_PRECISION
+from sd35.checkpoints.graphs.compiled import GRAPH_PRECISIONS
 
 __all__ = ["memory_of", "open_backend"]
 
@@ -17,5 +17,5 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> GraphBackend:
 
     And BackendUnavailable where NVIDIA's graphs cannot be read for lack of a library.
     """
-    check_asked("onnx", checkpoint, options, tuple(OF_PRECISION))
+    check_asked("onnx", checkpoint, options, tuple(GRAPH_PRECISIONS))
     return GraphBackend("onnx", "onnxruntime", graphs_of(checkpoint, options), checkpoint, options)
