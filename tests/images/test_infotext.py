@@ -17,7 +17,7 @@ from PIL import ExifTags, Image
 
 from sd35.errors import NotReplayable
 from sd35.images.exif import USER_COMMENT
-from sd35.images.infotext import KEYWORD, infotext, make, parse
+from sd35.images.infotext import KEYWORD, format_infotext, infotext, parse_infotext
 from sd35.images.png import read_png, with_text, without_text, write_png
 from sd35.images.record import Maker, own_version
 from sd35.images.texts import read_texts
@@ -53,16 +53,16 @@ def test_what_is_special_is_said():
     """Enlarged, read in part, with a layer skipped, or blurred."""
     request = replace(REQUEST, skip_layer_scale=2.8)
     enlarged = replace(MAKER, drawn_width=48, drawn_height=32, cut_off=["prompt", "negative_prompt"])
-    said = parse(infotext(request, enlarged))
+    said = parse_infotext(infotext(request, enlarged))
     assert said["Skip layer scale"] == "2.8"
     assert (said["Drawn size-1"], said["Drawn size-2"]) == ("48", "32")
     assert said["Cut off"] == "prompt, negative_prompt"
-    assert parse(infotext(REQUEST, None))["Content filtered"] == "blurred"
+    assert parse_infotext(infotext(REQUEST, None))["Content filtered"] == "blurred"
 
 
 def test_texts_of_the_web_ui_are_read():
     """Several lines, colons in prompts, sizes, and quoted settings with commas."""
-    assert parse(THEIRS) == {
+    assert parse_infotext(THEIRS) == {
         "Prompt": "masterpiece, (a castle:1.2), <lora:stone:0.8>\nby the sea",
         "Negative prompt": "lowres, bad: hands\nworst quality",
         "Steps": "20",
@@ -105,7 +105,7 @@ def test_texts_of_the_web_ui_are_read():
 )
 def test_texts_without_all_parts_are_read(text: str, parts: dict[str, str]):
     """A last line with fewer than three settings is the prompt's."""
-    assert parse(text) == parts
+    assert parse_infotext(text) == parts
 
 
 lines = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(
@@ -125,14 +125,14 @@ def test_what_is_made_is_read_back(prompt: list[str], negative: list[str], value
     """Whatever prompts and settings hold."""
     settings = {f"Setting {place}": value for place, value in enumerate(values)}
     parts = {"Prompt": "\n".join(prompt), "Negative prompt": "\n".join(negative)}
-    assert parse(make(parts["Prompt"], parts["Negative prompt"], settings)) == {**parts, **settings}
+    assert parse_infotext(format_infotext(parts["Prompt"], parts["Negative prompt"], settings)) == {**parts, **settings}
 
 
 @given(st.text(st.sampled_from('ab:, "\\\n1x')))
 @example('aa: "\\ud800", bb: 1, cc: 2')
 def test_no_text_breaks_the_reader(text: str):
     """Whatever comes, parts come back, of which an answer can be made."""
-    parts = parse(text)
+    parts = parse_infotext(text)
     assert parts.keys() >= {"Prompt", "Negative prompt"}
     assert "".join(parts.values()).encode() or not text.strip()
 
@@ -141,7 +141,7 @@ def test_no_text_breaks_the_reader(text: str):
 def test_reading_takes_time_in_proportion(piece: str):
     """A long line of anything is read at once, for clients may send it."""
     began_s = time.process_time()
-    parse(piece * 200_000)
+    parse_infotext(piece * 200_000)
     assert time.process_time() - began_s < 5
 
 

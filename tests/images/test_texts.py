@@ -19,7 +19,7 @@ from sd35.errors import NotReplayable
 from sd35.images.encode import encode
 from sd35.images.exif import USER_COMMENT
 from sd35.images.formats import Format
-from sd35.images.infotext import KEYWORD, infotext, parse
+from sd35.images.infotext import KEYWORD, infotext, parse_infotext
 from sd35.images.png import read_png, with_text, write_png
 from sd35.images.record import Maker, Record
 from sd35.images.text_budget import MAX_TEXT_BYTES
@@ -314,4 +314,4 @@ def test_pixels_are_read_whatever_the_texts_are():
 def test_the_longest_text_is_parsed(piece: str):
     """A hundred megabytes are never parsed: what is as long as the limit allows is."""
     text = piece * (MAX_TEXT_BYTES // len(piece))
-    assert parse(text)["Prompt"] is not None
+    assert parse_infotext(text)["Prompt"] is not None

@@ -12,7 +12,7 @@ from sd35.api.auth import caller_of, has_link, service_of
 from sd35.api.problems import documented
 from sd35.api.ranges import answer
 from sd35.api.refusals import ApiError, FieldError
-from sd35.images.encode import encoded
+from sd35.images.encode import encode_async
 from sd35.images.formats import Format, negotiate
 from sd35.service.service import Service
 from sd35.storage.links import LASTING_S, MOST_LASTING_S, PATH, expiry
@@ -71,7 +71,7 @@ async def get(
         raise _missing(digest)
     if isinstance(found, str):
         return RedirectResponse(found, 307, {"Cache-Control": "no-store"})
-    content = await encoded(found, wanted, has_metadata=has_metadata)
+    content = await encode_async(found, wanted, has_metadata=has_metadata)
     part = answer(
         content,
         f'"{digest[:32]}-{wanted}{"" if has_metadata else "-bare"}-{len(content)}"',

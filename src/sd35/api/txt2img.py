@@ -20,7 +20,7 @@ from sd35.api.generate import (
 )
 from sd35.api.problems import PROBLEM, documented
 from sd35.generation.params import GenerationParams
-from sd35.images.encode import encoded
+from sd35.images.encode import encode_async
 from sd35.images.formats import Format, negotiate
 from sd35.request import (
     GUIDANCE_SCALE,
@@ -157,5 +157,5 @@ async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> R
     if not outcomes or (outcome := outcomes[0]) is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     has_metadata = body.metadata and service_of(request).policy.has_metadata
-    content = await encoded(outcome.png, wanted, has_metadata=has_metadata)
+    content = await encode_async(outcome.png, wanted, has_metadata=has_metadata)
     return Response(content, headers=image_headers(outcome), media_type=wanted.media_type)

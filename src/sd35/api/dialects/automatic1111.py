@@ -39,7 +39,16 @@ from sd35.body_limits import TooManyBytes
 from sd35.errors import InvalidRequest, NotReplayable
 from sd35.generation.params import GenerationParams, series
 from sd35.generation.service import GenerationResult
-from sd35.images.infotext import HASH_DIGITS, KEYWORD, SAMPLER, SCHEDULE, extras, infotext, parse, read
+from sd35.images.infotext import (
+    HASH_DIGITS,
+    KEYWORD,
+    SAMPLER,
+    SCHEDULE,
+    extra_settings,
+    infotext,
+    parse_infotext,
+    read_infotext,
+)
 from sd35.images.png import with_text, without_text
 from sd35.images.record import own_version
 from sd35.request import SEED
@@ -141,7 +150,7 @@ def _answer(
     info = _info(body, [outcome.request for outcome in made] or [first], running)
     info["infotexts"] = texts
     for outcome in made:
-        info["extra_generation_params"] |= extras(outcome.request, outcome.maker)
+        info["extra_generation_params"] |= extra_settings(outcome.request, outcome.maker)
     parameters = body.model_dump(mode="json") | {"seed": info["seed"]}
     return json.dumps({"images": images, "parameters": parameters, "info": json.dumps(info)})
 
@@ -273,11 +282,11 @@ def _described(image: str) -> str:
         content = content.partition(",")[2]
     try:
         encoded = content.encode("ascii").translate(None, _WHITESPACE)
-        text, others, left_out = read(base64.b64decode(encoded, validate=True))
+        text, others, left_out = read_infotext(base64.b64decode(encoded, validate=True))
     except (ValueError, NotReplayable) as error:
         wrong = FieldError(field="image", got=f"{len(image)} characters", allowed="an image's file in base64")
         raise ApiError(422, f"image: {error}; allowed: {wrong.allowed}", [wrong]) from error
-    parameters = parse(text) if text else {}
+    parameters = parse_infotext(text) if text else {}
     return PngInfo(info=text, items=others, parameters=parameters, left_out=left_out).model_dump_json()
 
 

@@ -26,7 +26,7 @@ from sd35.engine.generation import Progress
 from sd35.errors import ContentRefused, InvalidRequest, Sd35Error, UnknownModel
 from sd35.generation.params import GenerationParams, series
 from sd35.generation.service import GenerationResult
-from sd35.images.encode import encode, encoded
+from sd35.images.encode import encode, encode_async
 from sd35.images.formats import Format
 from sd35.request import GUIDANCE_SCALE, PROMPT_CHARACTERS, SEED, STEPS
 from sd35.request import Request as Resolved
@@ -318,7 +318,7 @@ async def _addressed(request: Request, body: Generation, outcome: GenerationResu
 
 async def _enclosed(request: Request, body: Generation, outcome: GenerationResult) -> GeneratedItem:
     has_metadata = service_of(request).policy.has_metadata
-    content = await encoded(outcome.png, body.format, has_metadata=has_metadata, quality=body.compression)
+    content = await encode_async(outcome.png, body.format, has_metadata=has_metadata, quality=body.compression)
     return _image(outcome, b64_json=base64.b64encode(content).decode())
 
 

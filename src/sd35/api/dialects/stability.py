@@ -31,7 +31,7 @@ from sd35.checkpoints.image_sizes import aspect_size
 from sd35.errors import ContentRefused, JobEnded, NotAcceptable, UnknownModel
 from sd35.generation.params import GenerationParams
 from sd35.generation.service import GenerationResult
-from sd35.images.encode import encoded
+from sd35.images.encode import encode_async
 from sd35.images.formats import Format, format_preference, negotiate, weights_of
 from sd35.request import PROMPT_CHARACTERS
 from sd35.service.service import Service
@@ -203,7 +203,7 @@ async def generate(request: Request, idempotency_key: IdempotencyKey = None) -> 
         outcomes = await unless_gone(request, batch.outcomes())
     if not outcomes or (outcome := outcomes[0]) is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    file = await encoded(outcome.png, output_format, has_metadata=has_metadata)
+    file = await encode_async(outcome.png, output_format, has_metadata=has_metadata)
     return _answer(outcome, file, _JSON if is_json else output_format.media_type)
 
 
