@@ -66,7 +66,7 @@ class Request:
 
     @cached_property
     def canonical(self) -> bytes:
-        """Canonical JSON (RFC 8785) in UTF-8. Omits a `skip_layer_scale` of 0, to keep the digests of older requests."""
+        """Canonical JSON (RFC 8785) in UTF-8. Omits a `skip_layer_scale` of 0, so that older digests stay valid."""
         fields = asdict(self)
         if not self.skip_layer_scale:
             del fields["skip_layer_scale"]

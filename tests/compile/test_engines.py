@@ -21,7 +21,7 @@ from sd35.checkpoints.graphs.nvidia import GRAPH_FILE, OfficialGraphs
 from sd35.checkpoints.network_sizes import NETWORKS
 from sd35.checkpoints.open import open_checkpoint
 from sd35.checkpoints.registry import EMBEDDED
-from sd35.compile.engines import EngineBuilder, Range, build_engines, targets_of
+from sd35.compile.engines import EngineBuilder, EngineShapes, build_engines, targets_of
 from sd35.compile.stages import Stages
 from sd35.errors import BuildFailed, CheckpointError, InvalidSetting, NotCompiled
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(
 
 CHECKPOINT = open_checkpoint(EMBEDDED)
 BUCKETS = buckets_of("", CHECKPOINT.card)
-WANTED = Range(BUCKETS[-1:], 8)  # one bucket: each further one takes as long again
+WANTED = EngineShapes(BUCKETS[-1:], 8)  # one bucket: each further one takes as long again
 TEXT = 16 + CHECKPOINT.card.max_sequence_length
 Compiler = Callable[[GraphPrecision], EngineBuilder]
 
@@ -167,7 +167,7 @@ def test_each_layer_is_fp8_where_the_rule_says(builder: Compiler, flavour: Flavo
 def test_profiles_are_the_buckets(compiled: Path, flavour: Flavour) -> None:
     """A profile for each bucket; batches of up to 8 rows, images decoded one by one, text of its own length."""
     graphs = compiled_graphs(compiled, CHECKPOINT, "fp8")
-    builder = EngineBuilder(CHECKPOINT, graphs, Range(buckets_of("128x64", CHECKPOINT.card), 8), flavour)
+    builder = EngineBuilder(CHECKPOINT, graphs, EngineShapes(buckets_of("128x64", CHECKPOINT.card), 8), flavour)
     native, whole = builder.profiles("transformer")
     assert native["hidden_states"] == ((1, 16, 8, 16), (2, 16, 8, 16), (8, 16, 8, 16))
     assert whole["hidden_states"] == ((1, 16, 8, 8), (2, 16, 16, 16), (8, 16, 32, 32))
@@ -230,7 +230,7 @@ def test_an_architecture_that_cannot_be_built_for_is_refused(flavour: Flavour) -
     """With what came and what is allowed; TensorRT-RTX knows no Hopper. None at all, where there is no GPU, neither."""
     with pytest.raises(InvalidSetting, match=r"gpu: got sm90; tensorrt_rtx 1\..* allows: sm75, .*sm89, .*sm120"):
         targets_of(flavour, ["sm89", "sm90"])
-    with pytest.raises(InvalidSetting, match="gpu: none named, and this machine has none; allowed: sm75"):
+    with pytest.raises(InvalidSetting, match="gpu: none given, and this machine has no GPU; allowed: sm75"):
         targets_of(flavour, [])
 
 

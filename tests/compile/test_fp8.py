@@ -118,7 +118,7 @@ def test_a_quantised_graph_computes_what_pytorchs_fp8_computes(
     """
     found = calibrate(diffusers, SHORT, [(row.positive, row.positive)], lambda: None)
     model = ir.load(compiled_graphs(compiled, CHECKPOINT, "fp32").path("transformer"))
-    quantise(model, found.largest, exempt_blocks=set(range(6)) - {block})
+    quantise(model, found.largest_inputs, exempt_blocks=set(range(6)) - {block})
     save(model, tmp_path)
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.disable_quant_qdq", "1")
@@ -132,7 +132,7 @@ def test_a_quantised_graph_computes_what_pytorchs_fp8_computes(
     (got,) = graph.run(["latent"], {name: tensor.numpy() for name, tensor in inputs.items()})
     with torch.inference_mode():
         (plain,) = diffusers.transformer(**inputs, return_dict=False)
-        with _rounded(diffusers.transformer, found.largest, block):
+        with _rounded(diffusers.transformer, found.largest_inputs, block):
             (expected,) = diffusers.transformer(**inputs, return_dict=False)
     assert _rms(got - expected.numpy()) < 0.05 * _rms((expected - plain).numpy())
 
@@ -155,9 +155,9 @@ def test_calibration_sees_the_largest_input_of_every_layer(diffusers: DiffusersB
                   diffusers.encode_text(["", ""]), strict=True)]  # fmt: skip
     both = calibrate(diffusers, SHORT, texts, lambda: None)
     first = calibrate(diffusers, SHORT, texts[:1], lambda: None)
-    assert both.largest.keys() == fp8_layers(diffusers.transformer).keys()
-    assert all(both.largest[layer] >= largest for layer, largest in first.largest.items())
-    assert any(both.largest[layer] > largest for layer, largest in first.largest.items())
+    assert both.largest_inputs.keys() == fp8_layers(diffusers.transformer).keys()
+    assert all(both.largest_inputs[layer] >= largest for layer, largest in first.largest_inputs.items())
+    assert any(both.largest_inputs[layer] > largest for layer, largest in first.largest_inputs.items())
     assert len(first.rows) == 3
 
 
@@ -165,11 +165,11 @@ def test_the_ranking_finds_the_layer_that_fp8_harms_most(diffusers: DiffusersBac
     """A layer whose calibration saw a hundredth of its inputs is cut off, and comes first."""
     found = calibrate(diffusers, SHORT, [(row.positive, row.negative or row.positive)], lambda: None)
     harmed = "transformer_blocks.2.ff.net.2"
-    found.largest[harmed] /= 100
+    found.largest_inputs[harmed] /= 100
     ranked = rank(diffusers, found, lambda: None)
     assert ranked[0].layer == harmed
     assert [each.error for each in ranked] == sorted((each.error for each in ranked), reverse=True)
-    assert len(ranked) == len(found.largest)
+    assert len(ranked) == len(found.largest_inputs)
 
 
 def test_a_build_that_draws_worse_is_refused_and_leaves_nothing(
@@ -182,11 +182,11 @@ def test_a_build_that_draws_worse_is_refused_and_leaves_nothing(
 
     def calibrate_badly(*arguments: object) -> Calibration:
         found = calibrate_well(*arguments)  # type: ignore[arg-type]
-        return Calibration({layer: largest / 200 for layer, largest in found.largest.items()}, found.rows)
+        return Calibration({layer: largest / 200 for layer, largest in found.largest_inputs.items()}, found.rows)
 
     monkeypatch.setattr("sd35.compile.calibration_run.calibrate", calibrate_badly)
     wanted = CalibrationRequest(SHORT, ["a cat"], ["a dog on a red background"], with_sensitivity=False)
-    with pytest.raises(BuildFailed, match=r"draws with -?\d+\.\d dB .* \d+\.\d dB below the bar of 25"):
+    with pytest.raises(BuildFailed, match=r"too much .*: -?\d+\.\d dB, \d+\.\d dB below the minimum of 25"):
         build_fp8(CHECKPOINT, graphs, wanted, QUIET)
     assert not graphs.path("transformer").exists()
     assert not list(tmp_path.glob("*/*"))

@@ -32,7 +32,7 @@ _LEAST_PROMPTS = 12  # a third of them are for the judge
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Which of TensorRT's engines to build; None leaves it to this machine, the model, or `ROWS`."""
+    """Which of TensorRT's engines to build; None leaves it to this machine, the model, or `DEFAULT_ROWS`."""
 
     gpus: str | None
     shapes: str | None
@@ -111,7 +111,7 @@ def _graphs(
     graphs = build_graphs(checkpoint, order.precision, settings.cache_dir, stages)
     if order.precision != "fp8":
         return graphs, {}
-    build_fp8(checkpoint, graphs, wanted, stages, any_will_do=not order.calibrates)
+    build_fp8(checkpoint, graphs, wanted, stages, reuse_existing=not order.calibrates)
     return graphs, read_report(graphs)
 
 
@@ -124,12 +124,12 @@ def _engines(
     """
     from sd35.backends.tensorrt.buckets import buckets_of
     from sd35.backends.tensorrt.flavour import find_flavour
-    from sd35.compile.engines import ROWS, EngineBuilder, Range, build_engines, targets_of
+    from sd35.compile.engines import DEFAULT_ROWS, EngineBuilder, EngineShapes, build_engines, targets_of
 
     flavour, asked = find_flavour(), order.engines
     gpus = [gpu.strip() for gpu in (asked.gpus or "").split(",") if gpu.strip()]
     targets = targets_of(flavour, gpus)
-    wanted = Range(buckets_of(asked.shapes or "", checkpoint.card), asked.rows or ROWS)
+    wanted = EngineShapes(buckets_of(asked.shapes or "", checkpoint.card), asked.rows or DEFAULT_ROWS)
 
     def build(graphs: OfficialGraphs, stages: "Stages") -> dict[str, dict[str, int]]:
         builder = EngineBuilder(checkpoint, graphs, wanted, flavour)
@@ -144,7 +144,7 @@ def _engines(
 
 def _wanted(checkpoint: Checkpoint, settings: Settings, order: CompileOptions) -> "CalibrationRequest":
     from sd35.compile.calibration_run import CalibrationRequest
-    from sd35.compile.prompts import calibration_prompts, judged_prompts
+    from sd35.compile.prompts import calibration_prompts, evaluation_prompts
     from sd35.compile.reference_sampling import recipe_of
 
     recipe = recipe_of(checkpoint)
@@ -153,7 +153,7 @@ def _wanted(checkpoint: Checkpoint, settings: Settings, order: CompileOptions) -
         recipe = replace(recipe, width_px=width_px, height_px=height_px)
     if order.steps is not None:
         recipe = replace(recipe, steps=order.steps)
-    calibrating, judging = calibration_prompts(checkpoint), judged_prompts(checkpoint)
+    calibrating, judging = calibration_prompts(checkpoint), evaluation_prompts(checkpoint)
     if order.prompts:
         calibrating, judging = _read_prompts(order.prompts)
     return CalibrationRequest(recipe, calibrating, judging, settings.device, settings.threads, order.with_sensitivity)

@@ -1,7 +1,7 @@
-"""Exports a checkpoint's networks to graphs for ONNX Runtime: `python -m sd35.compile.onnx_export DIRECTORY`.
+"""Export a checkpoint's networks as graphs for ONNX Runtime: `python -m sd35.compile.onnx_export DIRECTORY`.
 
-The graphs lie beside the safetensors files and point into them. They compute in float32, and use ONNX Runtime's own
-operators where those are faster. For graphs that any runtime reads: `sd35.compile.graphs`.
+The graphs are next to the safetensors files and refer to them. They compute in float32, and use ONNX Runtime's own
+operators if those are faster. For portable graphs, see `sd35.compile.graphs`.
 """
 
 import argparse
@@ -21,9 +21,9 @@ from sd35.compile.stored_weights import assert_only_small_inline, is_fixed, poin
 
 
 def export(checkpoint: Checkpoint) -> list[Path]:
-    """Writes the five graphs into the checkpoint's directory and returns their paths.
+    """Write the five graphs into the checkpoint's directory and return their paths.
 
-    Raises CheckpointError where a network's weights are not in its safetensors files.
+    Raises CheckpointError if a network's weights are not in its safetensors files.
     """
     return [_export_one(checkpoint, graph) for graph in graphs_of(checkpoint)]
 
@@ -43,7 +43,7 @@ def _export_one(checkpoint: Checkpoint, graph: Graph) -> Path:
 
 
 def _stored_weights(wrapper: Wrapper, part: Path) -> dict[str, ir.ExternalTensor]:
-    """The stored tensors by the names the graph gives them; a tied weight has several, and one in the file."""
+    """Return the stored tensors by their names in the graph. A tied weight has several there, and one in the file."""
     stored = stored_tensors(part)
     weights = wrapper.state_dict()
     by_address = {
@@ -53,8 +53,8 @@ def _stored_weights(wrapper: Wrapper, part: Path) -> dict[str, ir.ExternalTensor
 
 
 def main() -> None:
-    """Exports the checkpoint named on the command line."""
-    parser = argparse.ArgumentParser(description="Exports a checkpoint's networks to ONNX graphs beside its weights.")
+    """Export the checkpoint given on the command line."""
+    parser = argparse.ArgumentParser(description="Export a checkpoint's networks as ONNX graphs next to its weights.")
     parser.add_argument(
         "checkpoint", help="a checkpoint's directory in the Diffusers layout, or an embedded one's name"
     )
