@@ -108,5 +108,5 @@ def test_graphs_are_not_run_on_weights_that_were_written_anew(copy: Path):
     """A graph points into its file by offsets; after the file was saved with another header, it is refused."""
     weights = copy / "transformer" / "diffusion_pytorch_model.safetensors"
     save_file(load_file(weights), weights, metadata={"note": "a longer header"})
-    with pytest.raises(CheckpointError, match="were rewritten; export the graphs again with"):
+    with pytest.raises(CheckpointError, match="were rewritten; re-export the graphs: "):
         open_backend("onnx", open_checkpoint(str(copy)), Options())

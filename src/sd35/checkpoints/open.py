@@ -138,9 +138,6 @@ def _identify(file: Path) -> str:
 
 def _open_directory(directory: Path, name: str, default_card: Card, files: tuple[Path, ...]) -> Checkpoint:
     """Open a directory in the Diffusers layout. `default_card` applies if the directory has no card."""
-    missing = [part for part in PARTS if not (directory / part).is_dir()]
-    if missing:
-        raise CheckpointError(
-            f"{directory} is not an SD3.5 checkpoint in the Diffusers layout: {', '.join(missing)} missing"
-        )
+    if absent := [part for part in PARTS if not (directory / part).is_dir()]:
+        raise CheckpointError(f"{directory} is not an SD3.5 checkpoint in the Diffusers layout: no {', '.join(absent)}")
     return Checkpoint(name, directory, read_card(directory / CARD_FILE) or default_card, files)

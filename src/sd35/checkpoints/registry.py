@@ -58,9 +58,7 @@ def find_registered(name: str, registry_file: Path | None) -> RegisteredCheckpoi
     """Look up a registered checkpoint. Raises InvalidSetting if the name is not registered."""
     registry = load_registry(registry_file)
     if name not in registry:
-        raise InvalidSetting(
-            f"NAME: got {name!r}; allowed: {', '.join(registry)}, and names in your own registry (SD35_REGISTRY)"
-        )
+        raise InvalidSetting(f"NAME: got {name!r}; allowed: {', '.join(registry)}, and those of SD35_REGISTRY")
     return registry[name]
 
 

@@ -55,8 +55,7 @@ def targets_of(flavour: Flavour, gpus: Sequence[str]) -> list[Target]:
     local, supported = gpu_architectures(), known_architectures(flavour)
     requested = list(dict.fromkeys(gpus or local))
     if not requested:
-        allowed = ", ".join(supported) or "those of this machine's GPUs"
-        raise InvalidSetting(f"gpu: none given, and this machine has no GPU; allowed: {allowed}")
+        raise InvalidSetting(f"gpu: none given, and this machine has no GPU; allowed: {', '.join(supported) or 'none'}")
     if unsupported := [gpu for gpu in requested if gpu not in (supported or local)]:
         allowed = ", ".join(supported or local) or "none, as this machine has no GPU"
         raise InvalidSetting(f"gpu: got {', '.join(unsupported)}; {flavour.name} {flavour.version} allows: {allowed}")

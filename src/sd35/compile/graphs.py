@@ -59,9 +59,7 @@ def save(model: ir.Model, folder: Path) -> None:
     for value in list(model.graph.initializers.values()):
         if not value.uses() and not value.is_graph_output():
             del model.graph.initializers[str(value.name)]
-    ir.save(
-        model, folder / GRAPH_FILE, external_data=f"{GRAPH_FILE}.data", size_threshold_bytes=_INLINE_BYTES
-    )  # fmt: skip
+    ir.save(model, folder / GRAPH_FILE, external_data=f"{GRAPH_FILE}.data", size_threshold_bytes=_INLINE_BYTES)
 
 
 def _build_graph(checkpoint: Checkpoint, graph: Graph, graphs: OfficialGraphs, stages: Stages) -> None:

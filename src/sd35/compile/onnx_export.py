@@ -55,9 +55,7 @@ def _stored_weights(wrapper: Wrapper, part: Path) -> dict[str, ir.ExternalTensor
 def main() -> None:
     """Export the checkpoint given on the command line."""
     parser = argparse.ArgumentParser(description="Export a checkpoint's networks as ONNX graphs next to its weights.")
-    parser.add_argument(
-        "checkpoint", help="a checkpoint's directory in the Diffusers layout, or an embedded one's name"
-    )
+    parser.add_argument("checkpoint", help="a directory in the Diffusers layout, or a registered name")
     for path in export(open_checkpoint(parser.parse_args().checkpoint)):
         print(path)  # noqa: T201  the command's output
 

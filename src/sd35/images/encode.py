@@ -30,9 +30,7 @@ def encode(png: bytes, output_format: Format, *, has_metadata: bool, quality: in
     if output_format is Format.PNG:
         return png if has_metadata else without_text(png)
     pixels, text = read_png(png)
-    options = dict(_OPTIONS[output_format])
-    if quality is not None:
-        options["quality"] = quality
+    options = _OPTIONS[output_format] | ({} if quality is None else {"quality": quality})
     if has_metadata and text:
         packet = to_xmp(text)
         options |= {"extra": to_segments(packet)} if output_format is Format.JPEG else {"xmp": packet}

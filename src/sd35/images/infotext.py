@@ -23,7 +23,7 @@ from sd35.request import Request
 
 KEYWORD = "parameters"  # the keyword of the text chunk in PNG files
 SAMPLER, SCHEDULE = "Euler", "Automatic"  # the web UI's names for the sampler of these models
-HASH_DIGITS = 10
+HASH_CHARS = 10
 _NEGATIVE = "Negative prompt:"
 _MIN_SETTINGS = 3  # a last line with fewer belongs to the prompt
 _NAME = re.compile(r"\w[\w /-]+")
@@ -42,15 +42,15 @@ def infotext(request: Request, maker: Maker | None) -> str:
         "CFG scale": int(scale) if scale.is_integer() else scale,
         "Seed": request.seed,
         "Size": f"{request.width}x{request.height}",
-        "Model hash": request.revision[:HASH_DIGITS],
+        "Model hash": request.revision[:HASH_CHARS],
         "Model": request.model,
-        **extra_settings(request, maker),
+        **extras(request, maker),
         "Version": f"sd35-fp8-mirror {own_version()}",
     }
     return format_infotext(request.prompt, request.negative_prompt, settings)
 
 
-def extra_settings(request: Request, maker: Maker | None) -> dict[str, object]:
+def extras(request: Request, maker: Maker | None) -> dict[str, object]:
     """Return the settings that the web UI does not have, for the images that they apply to."""
     settings: dict[str, object] = {}
     if request.skip_layer_scale:

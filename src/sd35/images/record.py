@@ -52,8 +52,7 @@ class Record:
 
 def from_text(text: Mapping[str, str]) -> Record:
     """Parse the record in a file's texts. Raises NotReplayable if it is missing, damaged or was edited."""
-    missing = [key for key in (REQUEST_KEY, DIGEST_KEY, MAKER_KEY) if key not in text]
-    if missing:
+    if missing := [key for key in (REQUEST_KEY, DIGEST_KEY, MAKER_KEY) if key not in text]:
         raise NotReplayable(f"it does not say what made it: no {', '.join(missing)} in its text")
     canonical = text[REQUEST_KEY]
     if hashlib.sha256(canonical.encode("utf-8", "replace")).hexdigest() != text[DIGEST_KEY]:

@@ -143,9 +143,7 @@ def from_segments(segments: Iterable[bytes]) -> bytes:
 
 
 def _meta(properties: Mapping[str, str]) -> str:
-    lines = "".join(
-        f"<{name}>{html.escape(_escape(value), quote=False)}</{name}>\n" for name, value in properties.items()
-    )
+    lines = "".join(f"<{key}>{html.escape(_escape(text), quote=False)}</{key}>\n" for key, text in properties.items())
     return (
         f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{_RDF}"><rdf:Description rdf:about=""'
         f' xmlns:xmp="{_TOOL}" xmlns:xmpNote="{_NOTE}" xmlns:sd35="{NAMESPACE}">\n'

@@ -239,7 +239,7 @@ def _unscaled(path: Path, state: dict[str, Tensor]) -> None:
         ),
         (_without, "found one without transformer_blocks.1.ff.net.0.proj.bias"),
         (_narrow, r"expected context_embedder.weight of \[128, 96\], found \[128, 32\]"),
-        (_unscaled, "expected a scale beside context_embedder.weight"),
+        (_unscaled, "expected a scale for context_embedder.weight"),
         (
             lambda path, state: write(
                 path, {**state, "model.diffusion_model.joint_blocks.0.x_block.lora": torch.ones(1)}

@@ -338,7 +338,7 @@ def test_a_repository_of_something_else_is_refused(hub: Hub, entry: RegisteredCh
     """Before anything comes, the parts that are not there are named."""
     files = {path: content for path, content in SMALL.items() if not path.startswith("transformer")}
     hub.repositories[REPOSITORY].files = {**files, "unet/config.json": b"{}"}
-    with pytest.raises(CheckpointError, match=r"not an SD3\.5 checkpoint in the Diffusers layout: transformer missing"):
+    with pytest.raises(CheckpointError, match=r"not an SD3\.5 checkpoint in the Diffusers layout: no transformer"):
         pull(entry)
     assert hub.asked == []
 

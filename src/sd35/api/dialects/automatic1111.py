@@ -39,16 +39,7 @@ from sd35.body_limits import TooManyBytes
 from sd35.errors import InvalidRequest, NotReplayable
 from sd35.generation.params import GenerationParams, series
 from sd35.generation.service import GenerationResult
-from sd35.images.infotext import (
-    HASH_DIGITS,
-    KEYWORD,
-    SAMPLER,
-    SCHEDULE,
-    extra_settings,
-    infotext,
-    parse_infotext,
-    read_infotext,
-)
+from sd35.images.infotext import HASH_CHARS, KEYWORD, SAMPLER, SCHEDULE, extras, infotext, parse_infotext, read_infotext
 from sd35.images.png import with_text, without_text
 from sd35.images.record import own_version
 from sd35.request import SEED
@@ -150,7 +141,7 @@ def _answer(
     info = _info(body, [outcome.request for outcome in made] or [first], running)
     info["infotexts"] = texts
     for outcome in made:
-        info["extra_generation_params"] |= extra_settings(outcome.request, outcome.maker)
+        info["extra_generation_params"] |= extras(outcome.request, outcome.maker)
     parameters = body.model_dump(mode="json") | {"seed": info["seed"]}
     return json.dumps({"images": images, "parameters": parameters, "info": json.dumps(info)})
 
@@ -177,7 +168,7 @@ def _info(body: Txt2Img, requests: Sequence[Resolved], running: Running) -> dict
         "restore_faces": False,
         "face_restoration_model": None,
         "sd_model_name": first.model,
-        "sd_model_hash": first.revision[:HASH_DIGITS],
+        "sd_model_hash": first.revision[:HASH_CHARS],
         "sd_vae_name": None,
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,

@@ -13,7 +13,7 @@ from sd35.api.sessions import Sessions
 from sd35.errors import InvalidRequest
 from sd35.generation.model import Model
 from sd35.generation.params import find_model
-from sd35.images.infotext import HASH_DIGITS
+from sd35.images.infotext import HASH_CHARS
 from sd35.service.service import Service
 
 _ENDING = re.compile(r"(\.safetensors|\.ckpt)?( \[[0-9a-f]+\])?$")  # of a checkpoint's title
@@ -54,7 +54,7 @@ async def checkpoints(request: Request) -> list[Checkpoint]:
         Checkpoint(
             title=title(model),
             model_name=model.name,
-            hash=model.checkpoint.revision[:HASH_DIGITS],
+            hash=model.checkpoint.revision[:HASH_CHARS],
             sha256=model.checkpoint.revision,
             filename=f"{model.name}.safetensors",
         )
@@ -70,7 +70,7 @@ def sessions_of(request: Request) -> Sessions:
 
 def title(model: Model) -> str:
     """A checkpoint's name and short hash, by which that UI lists it."""
-    return f"{model.name} [{model.checkpoint.revision[:HASH_DIGITS]}]"
+    return f"{model.name} [{model.checkpoint.revision[:HASH_CHARS]}]"
 
 
 def served_name(asked: str | None, service: Service) -> str | None:
@@ -80,7 +80,7 @@ def served_name(asked: str | None, service: Service) -> str | None:
         return asked or None
     for name, model in models.items():
         revision = model.checkpoint.revision
-        known = {title(model), f"{name}.safetensors", f"{name}.safetensors [{revision[:HASH_DIGITS]}]"}
-        if asked in {*known, revision, revision[:HASH_DIGITS]}:
+        known = {title(model), f"{name}.safetensors", f"{name}.safetensors [{revision[:HASH_CHARS]}]"}
+        if asked in {*known, revision, revision[:HASH_CHARS]}:
             return name
     return aliases.served(asked if aliases.is_strict or asked in aliases.aliases else _ENDING.sub("", asked), models)

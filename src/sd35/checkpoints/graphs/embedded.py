@@ -30,9 +30,7 @@ def find_embedded_graph(checkpoint: Checkpoint, part: str) -> Path:
 def check_layout(path: Path, layout: str | None) -> None:
     """Raise CheckpointError if the layout in a graph's metadata differs from that of the weights next to it."""
     if layout and layout != weights_layout(path.parent):
-        raise CheckpointError(
-            f"{path} refers to weights that were rewritten; export the graphs again with: {_command(path)}"
-        )
+        raise CheckpointError(f"{path} refers to weights that were rewritten; re-export the graphs: {_command(path)}")
 
 
 def _command(path: Path) -> str:

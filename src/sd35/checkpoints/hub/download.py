@@ -9,7 +9,6 @@ checksums.
 import os
 import shutil
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from io import BufferedRandom
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from sd35.checkpoints.hub.cache import CachePaths, cache_paths, digest_for
 from sd35.checkpoints.hub.errors import download_errors
-from sd35.checkpoints.hub.plan import DownloadPlan, HubFile, has_size
+from sd35.checkpoints.hub.plan import DownloadPlan, HubFile, OnBytes, has_size
 from sd35.checkpoints.layout import missing_files
 from sd35.errors import CheckpointError, DownloadFailed
 
@@ -28,8 +27,6 @@ _WORKERS = 4
 _RETRY_WAITS_S = (1.0, 2.0, 4.0, 8.0)  # start over whenever bytes arrive
 _SMALL_BYTES = 2**24
 _BLOCK_BYTES = 2**20
-
-OnBytes = Callable[[int], None]
 
 
 def fetch(plan: DownloadPlan, on_bytes: OnBytes) -> Path:

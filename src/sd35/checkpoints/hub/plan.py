@@ -1,5 +1,6 @@
 """Plan a download: list a checkpoint's files on the Hugging Face hub, and compare them with the cache."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from sd35.checkpoints.registry import RegisteredCheckpoint
 from sd35.errors import CheckpointError, DownloadFailed
 
 _ASK_FOR_ENDPOINT = "is HF_ENDPOINT a server of the hub's protocol?"
+OnBytes = Callable[[int], None]  # gets the number of bytes that arrived or were read
 _MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 
@@ -50,13 +52,9 @@ def list_files(entry: RegisteredCheckpoint) -> tuple[HubFile, ...]:
     with download_errors(entry):
         from huggingface_hub import HfApi, constants
 
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         try:
-            info = HfApi().model_info(
-                entry.repository,
-                revision=entry.revision,
-                files_metadata=True,
-                timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-            )
+            info = HfApi().model_info(entry.repository, revision=entry.revision, files_metadata=True, timeout=timeout)
         except _MALFORMED as error:  # the library does not check the types in an answer
             raise DownloadFailed(f"{constants.ENDPOINT} sent an unexpected answer; {_ASK_FOR_ENDPOINT}") from error
     listed = {str(sibling.rfilename): sibling for sibling in info.siblings or []}
@@ -70,9 +68,8 @@ def list_files(entry: RegisteredCheckpoint) -> tuple[HubFile, ...]:
             raise DownloadFailed(f"the hub lists no size of {path}; {_ASK_FOR_ENDPOINT}")
         files.append(HubFile(path, sibling.size, checksum))
     if missing := [part for part in PARTS if not any(file.path.startswith(f"{part}/") for file in files)]:
-        raise CheckpointError(
-            f"{entry.repository} is not an SD3.5 checkpoint in the Diffusers layout: {', '.join(missing)} missing"
-        )
+        name = f"the repository {entry.repository}"
+        raise CheckpointError(f"{name} is not an SD3.5 checkpoint in the Diffusers layout: no {', '.join(missing)}")
     return tuple(files)
 
 

@@ -1,11 +1,11 @@
 """Verify a checkpoint on disk: compare the checksum of each file with the one on record."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sd35.checkpoints.hub.cache import cache_paths, digest_for, disk_errors, recorded_checksum, snapshot_files
-from sd35.checkpoints.hub.plan import list_files
+from sd35.checkpoints.hub.plan import OnBytes, list_files
 from sd35.checkpoints.layout import missing_files
 from sd35.checkpoints.registry import RegisteredCheckpoint
 from sd35.errors import CheckpointError
@@ -23,7 +23,7 @@ class Verification:
     unknown: tuple[str, ...]
 
 
-def verify_checkpoint(entry: RegisteredCheckpoint, *, offline: bool, on_bytes: Callable[[int], None]) -> Verification:
+def verify_checkpoint(entry: RegisteredCheckpoint, *, offline: bool, on_bytes: OnBytes) -> Verification:
     """Compare each file's checksum with the hub's list, or offline with the name of the file's blob in the cache.
 
     `on_bytes` is called with the size of each block that was read.
@@ -45,9 +45,7 @@ def verify_checkpoint(entry: RegisteredCheckpoint, *, offline: bool, on_bytes: C
         return _compare(snapshot, expected, missing, on_bytes)
 
 
-def _compare(
-    snapshot: Path, expected: Mapping[str, str | None], missing: set[str], on_bytes: Callable[[int], None]
-) -> Verification:
+def _compare(snapshot: Path, expected: Mapping[str, str | None], missing: set[str], on_bytes: OnBytes) -> Verification:
     missing = missing | {path for path in expected if not (snapshot / path).exists()}
     present = {path: checksum for path, checksum in expected.items() if path not in missing}
     recorded = {path: checksum for path, checksum in present.items() if checksum}
@@ -60,7 +58,7 @@ def _compare(
     )
 
 
-def _has_checksum(path: Path, checksum: str, on_bytes: Callable[[int], None]) -> bool:
+def _has_checksum(path: Path, checksum: str, on_bytes: OnBytes) -> bool:
     digest = digest_for(checksum, path.stat().st_size)
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):

@@ -34,9 +34,7 @@ _FP8 = {"F8_E4M3", "F8_E5M2"}
 _SCALE_DTYPES = ("F32", "F16", "BF16")
 _SCALES = (".scale_weight", ".weight_scale")  # the two spellings in use
 # Not parameters: markers of scaled files, scales for FP8 arithmetic (not used here), leftovers of older libraries.
-_NOT_A_PARAMETER = re.compile(
-    r"(^|\.)(scaled_fp8|comfy_quant|scale_input|input_scale|position_ids|logit_scale|spiece_model)$"
-)
+_IGNORED = re.compile(r"(^|\.)(scaled_fp8|comfy_quant|scale_input|input_scale|position_ids|logit_scale|spiece_model)$")
 _SCALED_MARKER = re.compile(r"(^|\.)scaled_fp8$")
 
 
@@ -115,16 +113,14 @@ def _with_scales(tensors: Mapping[str, Stored]) -> dict[str, Weight]:
     is_scaled = any(_SCALED_MARKER.search(name) or name.endswith(_SCALES) for name in tensors)
     weights = {}
     for name, stored in tensors.items():
-        if _NOT_A_PARAMETER.search(name) or name.endswith(_SCALES):
+        if _IGNORED.search(name) or name.endswith(_SCALES):
             continue
         weight = Weight(stored)
         if stored.dtype in _FP8 and is_scaled:
             stem = name.removesuffix(".weight")
             scale_name = next((stem + spelling for spelling in _SCALES if stem + spelling in tensors), None)
             if scale_name is None:
-                raise CheckpointError(
-                    f"{stored.file}: expected a scale for {name}, because the file is scaled FP8; found none"
-                )
+                raise CheckpointError(f"{stored.file}: expected a scale for {name} in scaled FP8; found none")
             scale = tensors[scale_name]
             _check_scale(name, stored, scale_name, scale)
             weight = replace(weight, scale=scale)
