@@ -1,4 +1,4 @@
-"""A hub with a small checkpoint of the real layout, in which everything lies that must not be fetched."""
+"""A hub with a small checkpoint in the real layout, and files that must not be downloaded."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The registry of checkpoints by name, and which files of a repository make a checkpoint."""
+"""The registry of checkpoints, and the selection of a repository's files."""
 
 import json
 from dataclasses import asdict
@@ -26,8 +26,8 @@ def own(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_sd35_models_are_known():
-    """Each at a commit, with its own defaults, its licence and what it takes."""
+def test_the_built_in_registry_has_the_sd35_models():
+    """Each has a commit, its defaults, its licence and its size."""
     known = load_registry(None)
     defaults = {name: (one.card.steps, one.card.guidance_scale) for name, one in known.items()}
     assert defaults == {"sd3.5-large": (28, 3.5), "sd3.5-large-turbo": (4, 0.0), "sd3.5-medium": (40, 4.5)}
@@ -39,8 +39,8 @@ def test_the_sd35_models_are_known():
     assert sizes == {"sd3.5-large": 28, "sd3.5-large-turbo": 28, "sd3.5-medium": 16}
 
 
-def test_a_file_adds_variants(own: Path):
-    """The user's come after the built-in ones, with the defaults of SD3.5 where they say nothing."""
+def test_the_users_file_adds_checkpoints(own: Path):
+    """They follow the built-in ones, with the defaults of SD3.5."""
     added = load_registry(own)["small"]
     assert (added.repository, added.card.steps, added.card.width, added.size_bytes) == (REPOSITORY, 7, 1024, None)
     assert list(load_registry(own)) == ["sd3.5-large", "sd3.5-large-turbo", "sd3.5-medium", "small"]
@@ -64,8 +64,8 @@ def test_a_file_adds_variants(own: Path):
         (None, "cannot be read as TOML"),
     ],
 )
-def test_a_wrong_entry_is_refused_by_name(tmp_path: Path, content: str | None, why: str):
-    """The file, the field and what came are named; a built-in name keeps its meaning."""
+def test_an_invalid_entry_is_refused(tmp_path: Path, content: str | None, why: str):
+    """The error names the file, the field and the value. Built-in names cannot be redefined."""
     path = tmp_path / "wrong.toml"
     if content is not None:
         path.write_text(content)
@@ -75,10 +75,10 @@ def test_a_wrong_entry_is_refused_by_name(tmp_path: Path, content: str | None, w
     assert why in str(refused.value)
 
 
-def test_a_name_opens_that_checkpoint_and_no_other(
+def test_a_name_opens_only_the_registered_revision(
     hub: Hub, entry: RegisteredCheckpoint, own: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Not a directory of that name, and not another revision; the error says how to fetch what is missing."""
+    """A directory of that name or another revision is not opened; the error says how to fetch missing files."""
     monkeypatch.chdir(own.parent)
     Path("small").mkdir()
     with pytest.raises(CheckpointError, match="small is not on disk; fetch it with: sd35 pull small"):
@@ -98,15 +98,17 @@ def test_a_name_opens_that_checkpoint_and_no_other(
     assert hub.asked
 
 
-def test_a_card_in_the_repository_wins(hub: Hub, entry: RegisteredCheckpoint, own: Path):
-    """What a checkpoint says of itself goes before what the registry says of it."""
+def test_the_repositorys_card_overrides_the_registry(hub: Hub, entry: RegisteredCheckpoint, own: Path):
+    """The checkpoint's own `sd35.json` has precedence."""
     hub.repositories[REPOSITORY].files["sd35.json"] = b'{"steps": 9}'
     fetch(plan_download(entry), lambda _: None)
     assert open_checkpoint("small", own).card.steps == 9
 
 
-def test_an_identity_is_the_files_that_are_read(hub: Hub, entry: RegisteredCheckpoint, own: Path, tmp_path: Path):
-    """The same in the cache and as a plain directory, whatever else of the repository lies there."""
+def test_the_revision_is_the_same_in_the_cache_and_in_a_directory(
+    hub: Hub, entry: RegisteredCheckpoint, own: Path, tmp_path: Path
+):
+    """Other files of the repository do not count."""
     fetch(plan_download(entry), lambda _: None)
     plain = tmp_path / "plain"
     for path, content in {**SMALL, **LARGE, **OTHERS}.items():
@@ -120,8 +122,8 @@ def test_an_identity_is_the_files_that_are_read(hub: Hub, entry: RegisteredCheck
     assert hub.asked
 
 
-def test_weights_are_taken_once():
-    """The `.fp16` copies, pickles and other programs' files are left; one file of weights goes before its shards."""
+def test_each_parts_weights_are_selected_once():
+    """`.fp16` copies, pickles and files of other programs are excluded; a single file precedes shards."""
     assert checkpoint_files([*SMALL, *LARGE, *OTHERS]) == sorted([*SMALL, *LARGE])
     shards = [f"text_encoder_3/model-0000{n}-of-00002.safetensors" for n in (1, 2)]
     index = "text_encoder_3/model.safetensors.index.json"
@@ -135,8 +137,8 @@ def test_weights_are_taken_once():
     )
 
 
-def test_a_checkpoint_is_whole_with_all_shards_of_its_index(tmp_path: Path):
-    """Each shard that an index names has to be there; without an index, one file of weights."""
+def test_a_checkpoint_is_complete_with_all_shards_of_its_index(tmp_path: Path):
+    """Without an index, a single weight file is expected."""
     for path, content in {**SMALL, **LARGE}.items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes(content)

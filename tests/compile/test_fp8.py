@@ -1,4 +1,4 @@
-"""FP8: which layers, by which scales, as PyTorch's own FP8 rounds; and a gate that lets nothing worse through."""
+"""FP8: the selection of layers, their scales, rounding as in PyTorch, and the quality gate."""
 
 import json
 from collections.abc import Iterator
@@ -60,15 +60,15 @@ def row(diffusers: DiffusersBackend) -> DenoiseRow:
 
 
 @given(st.floats(1e-6, 1e6))
-def test_a_scale_is_a_bf16_number_that_holds_the_largest(largest: float) -> None:
-    """Nothing that calibration saw is beyond FP8's range, and no more than BF16's precision of it is given away."""
+def test_a_scale_is_a_bf16_number_that_covers_the_largest_input(largest: float) -> None:
+    """No calibrated input exceeds FP8's range, and the scale is rounded up by at most BF16's precision."""
     scale = scale_of(largest)
     assert float(ml_dtypes.bfloat16(scale)) == scale
     assert largest / 448 * (1 - 1e-6) <= scale <= largest / 448 * (1 + 2**-7)
 
 
-def test_the_rule_takes_products_and_leaves_what_is_sensitive() -> None:
-    """Matrices of attention and inner layers are in FP8, modulations by their weights alone, the rest not at all."""
+def test_the_rule_selects_products_and_excludes_sensitive_layers() -> None:
+    """Attention and feed-forward are in FP8, modulations have FP8 weights, and other layers stay."""
     expected = {
         "transformer_blocks.0.attn.to_q": Treatment.FP8,
         "transformer_blocks.12.attn2.to_out.0": Treatment.FP8,
@@ -85,8 +85,8 @@ def test_the_rule_takes_products_and_leaves_what_is_sensitive() -> None:
     assert treatment_of("transformer_blocks.3.attn.to_q", exempt_blocks=(0, 3)) is Treatment.HIGH
 
 
-def test_the_graph_has_fp8_where_the_rule_says_and_nowhere_else(compiled: Path) -> None:
-    """Each layer's weights are stored in FP8, nothing else; what they are multiplied with is rounded, if so ruled."""
+def test_fp8_layers_of_the_graph_follow_the_rule(compiled: Path) -> None:
+    """Only weights of selected layers are stored in FP8, and inputs are rounded if the rule says so."""
     model = onnx.load(compiled_graphs(compiled, CHECKPOINT, "fp8").path("transformer"), load_external_data=False)
     made_by = {name: node for node in model.graph.node for name in node.output}
     stored = {each.name: each for each in model.graph.initializer}
@@ -109,7 +109,7 @@ def test_the_graph_has_fp8_where_the_rule_says_and_nowhere_else(compiled: Path) 
 
 
 @pytest.mark.parametrize("block", [0, 3, 5])
-def test_a_quantised_graph_computes_what_pytorchs_fp8_computes(
+def test_a_quantised_graph_matches_pytorchs_fp8(
     compiled: Path, tmp_path: Path, diffusers: DiffusersBackend, row: DenoiseRow, block: int
 ) -> None:
     """With a block's layers rounded by PyTorch's own conversion to FP8 instead, the transformer says the same.
@@ -137,7 +137,7 @@ def test_a_quantised_graph_computes_what_pytorchs_fp8_computes(
     assert _rms(got - expected.numpy()) < 0.05 * _rms((expected - plain).numpy())
 
 
-def test_images_in_fp8_are_those_in_float32(compiled: Path) -> None:
+def test_images_in_fp8_match_those_in_float32(compiled: Path) -> None:
     """All of attention's and inner layers' weights are in FP8, and 28 steps lead to images beyond 35 dB alike.
 
     The bar is 25; with eight prompts 45 were seen.
@@ -149,8 +149,8 @@ def test_images_in_fp8_are_those_in_float32(compiled: Path) -> None:
     assert report["sizes"]["total_bytes"] <= 0.55 * report["sizes"]["total_bf16_bytes"]
 
 
-def test_calibration_sees_the_largest_input_of_every_layer(diffusers: DiffusersBackend) -> None:
-    """Over two images it finds what each alone shows, the larger of both."""
+def test_calibration_finds_the_largest_input_of_every_layer(diffusers: DiffusersBackend) -> None:
+    """Two images give the larger of the values of each."""
     texts = [*zip(diffusers.encode_text(["a cat on a red background", "a bus above a key"]),
                   diffusers.encode_text(["", ""]), strict=True)]  # fmt: skip
     both = calibrate(diffusers, SHORT, texts, lambda: None)
@@ -161,8 +161,8 @@ def test_calibration_sees_the_largest_input_of_every_layer(diffusers: DiffusersB
     assert len(first.rows) == 3
 
 
-def test_the_ranking_finds_the_layer_that_fp8_harms_most(diffusers: DiffusersBackend, row: DenoiseRow) -> None:
-    """A layer whose calibration saw a hundredth of its inputs is cut off, and comes first."""
+def test_the_most_sensitive_layer_ranks_first(diffusers: DiffusersBackend, row: DenoiseRow) -> None:
+    """A layer whose calibrated input is a hundred times too small saturates, and ranks first."""
     found = calibrate(diffusers, SHORT, [(row.positive, row.negative or row.positive)], lambda: None)
     harmed = "transformer_blocks.2.ff.net.2"
     found.largest_inputs[harmed] /= 100
@@ -172,10 +172,10 @@ def test_the_ranking_finds_the_layer_that_fp8_harms_most(diffusers: DiffusersBac
     assert len(ranked) == len(found.largest_inputs)
 
 
-def test_a_build_that_draws_worse_is_refused_and_leaves_nothing(
+def test_a_build_that_fails_the_quality_gate_stores_nothing(
     tmp_path: Path, compiled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The gate says by how much; no transformer takes the place of one that passed."""
+    """The error has the difference in dB."""
     graphs = compiled_graph_paths(compiled, CHECKPOINT, "fp8")
     graphs = replace(graphs, transformer_at=tmp_path / "fp8")
     calibrate_well = calibration.calibrate
@@ -192,10 +192,10 @@ def test_a_build_that_draws_worse_is_refused_and_leaves_nothing(
     assert not list(tmp_path.glob("*/*"))
 
 
-def test_an_interrupted_build_goes_on_after_its_calibration(
+def test_an_interrupted_build_resumes_after_its_calibration(
     tmp_path: Path, compiled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What failed at the judge is not calibrated again, and comes to the same judgement."""
+    """The calibration is not repeated, and the quality gate has the same result."""
     graphs = replace(compiled_graph_paths(compiled, CHECKPOINT, "fp8"), transformer_at=tmp_path / "fp8")
     wanted = CalibrationRequest(SHORT, ["a fish"], ["a dog on a red background"], with_sensitivity=False)
 
@@ -213,8 +213,8 @@ def test_an_interrupted_build_goes_on_after_its_calibration(
     assert report["quality"]["mean_db"] >= 25
 
 
-def test_what_is_compiled_is_a_revisions_and_a_precisions(compiled: Path) -> None:
-    """Another revision of the checkpoint does not find it; the same one finds it, and makes nothing again."""
+def test_compiled_graphs_belong_to_one_revision_and_precision(compiled: Path) -> None:
+    """Another revision does not find them; the same one does not rebuild them."""
     checkpoint = open_checkpoint(EMBEDDED)
     before = compiled_graphs(compiled, checkpoint, "bf16").path("vae").stat().st_mtime_ns
     build_graphs(checkpoint, "bf16", compiled, QUIET)
