@@ -30,7 +30,9 @@ from benchmarks import (
     soak,
 )
 from benchmarks.outcome import Outcome, machine, table
-from sd35.checkpoints.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 
 OUTPUT = Path(__file__).parents[1] / "build" / "benchmarks.json"
 BENCHMARKS: dict[str, Callable[[Path, int], Outcome]] = {

@@ -21,8 +21,9 @@ from benchmarks.worker import peak_bytes
 from sd35.backends.base import Backend, Memory
 from sd35.backends.options import Offload, Options
 from sd35.backends.registry import memory_of, open_backend
-from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from sd35.compile.prompts import judged_prompts
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.open import open_checkpoint
+from sd35.compile.prompts import evaluation_prompts
 from sd35.compile.reference_sampling import Recipe, rows_of
 from sd35.errors import NotCompiled
 from sd35.sampling.sigmas import sigma_schedule_of
@@ -107,7 +108,7 @@ def measured(order: Order) -> dict[str, Any]:
     with device.watched():
         backend = open_backend(order.backend, checkpoint, options)
         opened_s = time.perf_counter() - began_s
-        prompts = (list(judged_prompts(checkpoint)) * order.images)[: order.images]
+        prompts = (list(evaluation_prompts(checkpoint)) * order.images)[: order.images]
         _draw(backend, checkpoint, order, prompts[0], 0, steps=WARM_STEPS)
         drawn = [
             _draw(backend, checkpoint, order, prompt, seed, steps=order.steps) for seed, prompt in enumerate(prompts)

@@ -13,7 +13,7 @@ from benchmarks.outcome import Bar, Outcome
 from sd35.backends.graphs.backend import GraphBackend
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
-from sd35.checkpoints.checkpoint import open_checkpoint
+from sd35.checkpoints.open import open_checkpoint
 from sd35.engine.base import DeviceLimits, Progress, Work
 from sd35.engine.local.engine import LocalEngine
 from sd35.engine.local.pipeline import Pipeline

@@ -13,8 +13,9 @@ from benchmarks.outcome import Bar, Outcome
 from benchmarks.processes import ROOT, clean_environment
 from sd35.backends.options import Options
 from sd35.backends.registry import backend_module, open_backend
-from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from sd35.checkpoints.graphs.compiled import OF_PRECISION
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.graphs.compiled import GRAPH_PRECISIONS
+from sd35.checkpoints.open import open_checkpoint
 
 CACHE = ROOT / "build" / "fp8"
 _HELD = {
@@ -61,16 +62,16 @@ def _on_disk(checkpoint: Checkpoint) -> dict[str, int]:
     from sd35.compile.calibration_run import CalibrationRequest
     from sd35.compile.fp8 import build_fp8
     from sd35.compile.graphs import build_graphs
-    from sd35.compile.prompts import calibration_prompts, judged_prompts
+    from sd35.compile.prompts import calibration_prompts, evaluation_prompts
     from sd35.compile.reference_sampling import recipe_of
     from sd35.compile.stages import Stages
 
     stages = Stages(lambda *_: None)
     sizes: dict[str, int] = {}
-    for precision in OF_PRECISION.values():
+    for precision in GRAPH_PRECISIONS.values():
         graphs = build_graphs(checkpoint, precision, CACHE, stages)
         if precision == "fp8":
-            prompts = calibration_prompts(checkpoint), judged_prompts(checkpoint)
+            prompts = calibration_prompts(checkpoint), evaluation_prompts(checkpoint)
             build_fp8(
                 checkpoint, graphs, CalibrationRequest(recipe_of(checkpoint), *prompts, with_sensitivity=False), stages
             )
@@ -101,16 +102,16 @@ def _held(backend: str, precision: str, directory: Path) -> dict[str, Any]:
 
 def _drawn(checkpoint: Checkpoint) -> dict[str, Any]:
     """The judge's images in PyTorch, each precision with its own text encoders, against float32's."""
-    from sd35.compile.prompts import judged_prompts
-    from sd35.compile.quality_gate import compare, images
+    from sd35.compile.prompts import evaluation_prompts
+    from sd35.compile.quality_gate import compare, generate_images
     from sd35.compile.reference_sampling import recipe_of
 
     expected, found = None, {}
     for precision in ("float32", *_DRAWN):
         options = Options(precision=precision, device="cpu", threads=1)  # type: ignore[arg-type]
         backend = open_backend("diffusers", checkpoint, options)
-        negative, *positive = backend.encode_text(["", *judged_prompts(checkpoint)])
-        drawn = images(backend, recipe_of(checkpoint), [(each, negative) for each in positive], lambda: None)
+        negative, *positive = backend.encode_text(["", *evaluation_prompts(checkpoint)])
+        drawn = generate_images(backend, recipe_of(checkpoint), [(each, negative) for each in positive], lambda: None)
         if expected is not None:
             quality = compare(drawn, expected)
             found[precision] = {"mean_db": quality.mean_db, "psnr_db": quality.psnr_db}

@@ -12,7 +12,8 @@ import numpy as np
 
 from sd35.api import server
 from sd35.backends.base import DenoiseRow, TextEmbedding
-from sd35.checkpoints.checkpoint import Card, Checkpoint
+from sd35.checkpoints.card import Card
+from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.engine.local.engine import LocalEngine
 from sd35.engine.local.pipeline import Pipeline

@@ -26,7 +26,8 @@ from sd35.backends.graphs.backend import Graph, GraphBackend
 from sd35.backends.onnx.sessions import session_options
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
-from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.open import open_checkpoint
 from sd35.host import cores
 
 BACKENDS = ("onnx", "openvino")

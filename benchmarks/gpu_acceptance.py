@@ -26,7 +26,9 @@ from benchmarks.acceptance_report import Row, markdown, svg
 from benchmarks.outcome import machine
 from benchmarks.processes import ROOT, clean_environment
 from sd35.backends.tensorrt.flavour import gpu_architectures
-from sd35.checkpoints.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 from sd35.compile.quality_gate import psnr_db
 from sd35.settings import Precision
 from sd35.tensors import Array

@@ -13,8 +13,9 @@ from pathlib import Path
 from sd35.backends.base import Backend, DenoiseRow
 from sd35.backends.options import Options
 from sd35.backends.registry import backend_module, open_backend
-from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from sd35.checkpoints.graphs.compiled import OF_PRECISION, compiled_graphs
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.graphs.compiled import GRAPH_PRECISIONS, compiled_graphs
+from sd35.checkpoints.open import open_checkpoint
 from sd35.host import HostMemory
 from sd35.sampling.noise import initial_noise
 from sd35.tensors import LATENT_CHANNELS, LATENT_PX
@@ -43,7 +44,7 @@ def opened(name: str, directory: str, precision: str, cache_dir: Path) -> Checkp
         return checkpoint
     import onnx  # noqa: F401  else reading graphs would count as held
 
-    return replace(checkpoint, graphs=compiled_graphs(cache_dir, checkpoint, OF_PRECISION[precision]))
+    return replace(checkpoint, graphs=compiled_graphs(cache_dir, checkpoint, GRAPH_PRECISIONS[precision]))
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from diffusers import StableDiffusion3Pipeline
 from fastapi import Response
 
 from benchmarks.plain_fastapi import Txt2Img
-from sd35.checkpoints.checkpoint import open_checkpoint
+from sd35.checkpoints.open import open_checkpoint
 
 MAX_BATCH, WINDOW_S = 8, 0.05
 

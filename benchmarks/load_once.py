@@ -15,7 +15,8 @@ from diffusers import StableDiffusion3Pipeline
 
 from benchmarks.worker import peak_bytes
 from sd35.backends.diffusers.loading import load_pipeline
-from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.open import open_checkpoint
 
 PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae")
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}

@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request, Response
 from benchmarks.plain_fastapi import Txt2Img
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
-from sd35.checkpoints.checkpoint import open_checkpoint
+from sd35.checkpoints.open import open_checkpoint
 from sd35.engine.base import Pixels, Work
 from sd35.engine.local.executor import BatchExecutor
 from sd35.engine.local.generation import Generation

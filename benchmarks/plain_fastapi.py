@@ -15,7 +15,7 @@ from diffusers import StableDiffusion3Pipeline
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 
-from sd35.checkpoints.checkpoint import open_checkpoint
+from sd35.checkpoints.open import open_checkpoint
 
 _drawing = threading.Lock()
 

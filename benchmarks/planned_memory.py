@@ -18,8 +18,9 @@ from benchmarks.outcome import Bar, CannotRun, Outcome
 from benchmarks.processes import ROOT, clean_environment
 from benchmarks.watch import Watch
 from sd35.bench.server import end
-from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.network_sizes import network_sizes_on_disk
+from sd35.checkpoints.open import open_checkpoint
 from sd35.errors import InvalidSetting
 from sd35.planning.fit import plan_for
 from sd35.planning.plan import AvailableMemory

@@ -22,11 +22,12 @@ from sd35.backends.registry import open_backend
 from sd35.backends.tensorrt.buckets import buckets_of
 from sd35.backends.tensorrt.flavour import find_flavour
 from sd35.checkpoints.architectures import ARCHITECTURES
-from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.graphs.nvidia import GRAPH_FILE, OfficialGraphs
+from sd35.checkpoints.open import open_checkpoint
 from sd35.compile.calibration import calibrate
-from sd35.compile.engines import EngineBuilder, Range, targets_of
-from sd35.compile.graphs import exported, save
+from sd35.compile.engines import EngineBuilder, EngineShapes, targets_of
+from sd35.compile.graphs import export_graph, save
 from sd35.compile.networks import graphs_of
 from sd35.compile.quantise import quantise
 from sd35.compile.reference_sampling import Recipe, recipe_of
@@ -60,7 +61,7 @@ def export(folder: Path) -> dict[str, Any]:
     """The transformer's graph in BF16, its weights beside."""
     checkpoint = _checkpoint(folder)
     graph = next(each for each in graphs_of(checkpoint) if each.part == "transformer")
-    model = exported(checkpoint, graph, "bf16")
+    model = export_graph(checkpoint, graph, "bf16")
     return _saved(model, folder / "bf16")
 
 
@@ -71,8 +72,8 @@ def calibration(folder: Path) -> dict[str, Any]:
     assert isinstance(backend, DiffusersBackend)
     positive, negative = backend.encode_text(["a cat", ""])
     found = calibrate(backend, _recipe(checkpoint), [(positive, negative)], lambda: None)
-    (folder / _LARGEST).write_text(json.dumps(found.largest))
-    return {"layers": len(found.largest)}
+    (folder / _LARGEST).write_text(json.dumps(found.largest_inputs))
+    return {"layers": len(found.largest_inputs)}
 
 
 def quantisation(folder: Path) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def engine(precision: Literal["bf16", "fp8"], folder: Path) -> dict[str, Any]:
     graphs = OfficialGraphs(folder, precision, transformer_at=folder / precision)
     card = checkpoint.card
     native = next(each for each in buckets_of("", card) if each.holds((card.width, card.height)))
-    builder = EngineBuilder(checkpoint, graphs, Range([native], ROWS), flavour)
+    builder = EngineBuilder(checkpoint, graphs, EngineShapes([native], ROWS), flavour)
     (target,) = targets_of(flavour, [GPU])
     built = builder.build("transformer", target)
     return {"file_bytes": memoryview(built).nbytes, "target": str(target), "bucket": str(native)}

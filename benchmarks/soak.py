@@ -19,7 +19,8 @@ from benchmarks.outcome import Bar, Outcome, table
 from benchmarks.served import Server, scraped, sd35_serve, served
 from benchmarks.wire import Answer, Client, Connection
 from benchmarks.workload import requests
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 
 MINUTES, CLIENTS = 30.0, 8
 MOST_MB_PER_1000 = 1.0

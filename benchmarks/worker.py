@@ -77,7 +77,7 @@ def open_pipeline(checkpoint: str, marks: Marks) -> Draw:
     import torch
     from diffusers import StableDiffusion3Pipeline
 
-    from sd35.checkpoints.checkpoint import open_checkpoint
+    from sd35.checkpoints.open import open_checkpoint
 
     pipeline = StableDiffusion3Pipeline.from_pretrained(checkpoint, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
@@ -111,7 +111,7 @@ def open_genai(checkpoint: str, marks: Marks, *, is_fixed: bool = False, is_defa
     from openvino import Tensor
 
     from benchmarks.image import GUIDANCE, SIDE_PX
-    from sd35.checkpoints.checkpoint import open_checkpoint
+    from sd35.checkpoints.open import open_checkpoint
     from sd35.sampling.noise import initial_noise
 
     class Noise(genai.Generator):

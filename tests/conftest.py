@@ -8,11 +8,12 @@ import pytest
 import torch
 from sqlalchemy import URL
 
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 from sd35.compile.calibration_run import CalibrationRequest
 from sd35.compile.fp8 import build_fp8
 from sd35.compile.graphs import build_graphs
-from sd35.compile.prompts import calibration_prompts, judged_prompts
+from sd35.compile.prompts import calibration_prompts, evaluation_prompts
 from sd35.compile.reference_sampling import recipe_of
 from sd35.compile.stages import Stages
 from sd35.generation.model_pool import ModelPool
@@ -60,7 +61,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for precision in ("fp32", "bf16"):
         graphs = build_graphs(checkpoint, precision, cache_dir, stages)
     graphs = build_graphs(checkpoint, "fp8", cache_dir, stages)
-    prompts = calibration_prompts(checkpoint)[:4], judged_prompts(checkpoint)[:4]
+    prompts = calibration_prompts(checkpoint)[:4], evaluation_prompts(checkpoint)[:4]
     small = replace(recipe_of(checkpoint), width_px=64, height_px=64)
     build_fp8(checkpoint, graphs, CalibrationRequest(small, *prompts), stages)
     return cache_dir

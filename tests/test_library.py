@@ -22,7 +22,8 @@ import pytest
 import sd35
 import sd35.generator
 from sd35 import Generator, Image, ImageParams, InvalidRequest, InvalidSetting, UnknownModel
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 from sd35.generation.params import GenerationParams
 from sd35.generation.replay import read_stored_image
 from sd35.images.texts import format_of, read_record

@@ -10,8 +10,10 @@ from pathlib import Path
 from sd35.backends.base import Backend
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
-from sd35.checkpoints.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
-from sd35.compile.reference_sampling import draw, recipe_of
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
+from sd35.compile.reference_sampling import generate_image, recipe_of
 from sd35.settings import load_settings
 from training.evaluate import BARS, held_out_scenes, judge
 
@@ -28,7 +30,7 @@ def shares(backend: Backend, checkpoint: Checkpoint, count: int) -> dict[str, fl
         right = []
         for index, scene in enumerate(held_out_scenes(kind, count, SEED)):
             (positive,) = backend.encode_text([scene.caption])
-            right.append(judge(draw(backend, recipe, (positive, negative), SEED + index), scene).right)
+            right.append(judge(generate_image(backend, recipe, (positive, negative), SEED + index), scene).right)
         found[kind] = sum(right) / count
     return found
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
-from sd35.checkpoints.checkpoint import open_checkpoint
+from sd35.checkpoints.open import open_checkpoint
 from sd35.compile.onnx_export import export
 from training import autoencoder, transformer
 from training.model import make_text, make_transformer, save_checkpoint

@@ -1,7 +1,16 @@
-"""The operator's content filter: a hook that sees prompt and image, and allows, blurs or refuses.
+"""The content filter: an operator's hook that allows, blurs or refuses prompts and images.
 
-It is named by its import path, `package.module:name`: an object, or a class that is called without arguments. What it
-raises refuses the image: a filter that does not work lets nothing through.
+The setting `content_filter` is an import path, `package.module:name`, of an object, or of a class without constructor
+arguments:
+
+    class NoBlood:
+        def check_prompt(self, prompt: str, negative_prompt: str) -> str:
+            return "refuse" if "blood" in prompt.lower() else "allow"
+
+        def check_image(self, pixels, prompt: str) -> str:
+            return "blur" if my_classifier(pixels) > 0.5 else "allow"
+
+An exception in a filter refuses the image, so that a broken filter lets nothing through.
 """
 
 from collections.abc import Callable
@@ -12,13 +21,13 @@ from typing import Protocol
 from jaxtyping import UInt8
 
 from sd35.errors import ContentRefused, InvalidSetting
-from sd35.images.png import blurred
+from sd35.images.resize import blurred
 from sd35.request import Request
 from sd35.tensors import Array
 
 
 class Decision(StrEnum):
-    """What a filter says. BLUR of a prompt blurs the image, whatever is said of that."""
+    """The decision of a filter. BLUR for a prompt blurs its image, whatever the decision on the image is."""
 
     ALLOW = "allow"
     BLUR = "blur"
@@ -26,69 +35,74 @@ class Decision(StrEnum):
 
 
 class ContentFilter(Protocol):
-    """What is called, in several threads at once; it may take its time, and must decide alike each time."""
+    """The interface of a content filter.
+
+    The methods are called from several threads at once, and may take long. For equal arguments they must return equal
+    decisions.
+    """
 
     def check_prompt(self, prompt: str, negative_prompt: str) -> Decision | str:
-        """Before anything is computed."""
+        """Decide on a prompt, before anything is computed."""
 
     def check_image(self, pixels: UInt8[Array, "h w 3"], prompt: str) -> Decision | str:
-        """Before anyone sees it: also of what is shown of it while it is made, an eighth as wide and as high."""
+        """Decide on an image before it is sent or stored. Previews, an eighth as wide and high, are checked too."""
 
 
 class AllowAll:
-    """No filter."""
+    """The filter that applies if none is configured."""
 
     def check_prompt(self, prompt: str, negative_prompt: str) -> Decision:  # noqa: ARG002
-        """Allowed."""
+        """Allow every prompt."""
         return Decision.ALLOW
 
     def check_image(self, pixels: UInt8[Array, "h w 3"], prompt: str) -> Decision:  # noqa: ARG002
-        """Allowed."""
+        """Allow every image."""
         return Decision.ALLOW
 
 
 def load_filter(path: str | None) -> ContentFilter:
-    """The hook of an import path. Raises InvalidSetting where there is none."""
+    """Import the filter at an import path. Raises InvalidSetting if that fails or the object is not a filter."""
     if path is None:
         return AllowAll()
     module, _, name = path.partition(":")
     try:
         found = getattr(import_module(module), name)
-        hook: ContentFilter = found() if isinstance(found, type) else found
-    except Exception as error:  # whatever the operator's code raises
-        raise InvalidSetting(f"content_filter: got {path!r}, which gives {type(error).__name__}: {error}") from error
-    if lacking := [each for each in ("check_prompt", "check_image") if not callable(getattr(hook, each, None))]:
-        raise InvalidSetting(f"content_filter: got {path!r}, which has no {', '.join(lacking)}")
-    return hook
+        content_filter: ContentFilter = found() if isinstance(found, type) else found
+    except Exception as error:  # the operator's code may raise anything
+        raise InvalidSetting(f"content_filter: got {path!r}, which raises {type(error).__name__}: {error}") from error
+    methods = ("check_prompt", "check_image")
+    if missing := [name for name in methods if not callable(getattr(content_filter, name, None))]:
+        raise InvalidSetting(f"content_filter: got {path!r}, which has no {', '.join(missing)}")
+    return content_filter
 
 
-def prompt_decision(hook: ContentFilter, request: Request) -> Decision:
-    """ALLOW or BLUR. Raises ContentRefused."""
-    return _decision(lambda: hook.check_prompt(request.prompt, request.negative_prompt), "prompt")
+def prompt_decision(content_filter: ContentFilter, request: Request) -> Decision:
+    """Return ALLOW or BLUR for a request's prompts. Raises ContentRefused."""
+    return _decide(lambda: content_filter.check_prompt(request.prompt, request.negative_prompt), "prompt")
 
 
-def image_decision(hook: ContentFilter, pixels: UInt8[Array, "h w 3"], request: Request) -> Decision:
-    """ALLOW or BLUR. Raises ContentRefused."""
-    return _decision(lambda: hook.check_image(pixels, request.prompt), "image")
+def image_decision(content_filter: ContentFilter, pixels: UInt8[Array, "h w 3"], request: Request) -> Decision:
+    """Return ALLOW or BLUR for an image. Raises ContentRefused."""
+    return _decide(lambda: content_filter.check_image(pixels, request.prompt), "image")
 
 
 def shown_preview(
-    hook: ContentFilter, request: Request, decision: Decision, pixels: UInt8[Array, "h w 3"]
+    content_filter: ContentFilter, request: Request, on_prompt: Decision, pixels: UInt8[Array, "h w 3"]
 ) -> UInt8[Array, "h w 3"]:
-    """Return a preview, blurred unless the filter allowed the prompt (`decision`) and allows the preview."""
+    """Return a preview, blurred unless the filter allows both the prompt and the preview."""
     try:
-        if decision is Decision.ALLOW and image_decision(hook, pixels, request) is Decision.ALLOW:
+        if on_prompt is Decision.ALLOW and image_decision(content_filter, pixels, request) is Decision.ALLOW:
             return pixels
-    except ContentRefused:  # the image itself may yet be allowed
+    except ContentRefused:  # the finished image may still be allowed
         pass
     return blurred(pixels)
 
 
-def _decision(ask: Callable[[], Decision | str], what: str) -> Decision:
+def _decide(check: Callable[[], Decision | str], subject: str) -> Decision:
     try:
-        decision = Decision(ask())
+        decision = Decision(check())
     except Exception as error:
-        raise ContentRefused(f"the content filter failed at the {what}, which lets nothing through") from error
+        raise ContentRefused(f"the content filter failed at the {subject}, so the image is refused") from error
     if decision is Decision.REFUSE:
-        raise ContentRefused(f"the {what} is refused by this service's content filter")
+        raise ContentRefused(f"the {subject} is refused by this service's content filter")
     return decision

@@ -1,7 +1,7 @@
-"""The request for an image, resolved: frozen, canonical, and its own identity.
+"""A fully specified request for an image, and its identity.
 
-An image is a pure function of its request. `Request.digest` is that identity: the SHA-256 of the request's canonical
-JSON (RFC 8785). Cache key, artifact name, idempotency and replay all follow from it; nothing else invents an identity.
+An image is a pure function of its request. `Request.digest`, the SHA-256 of the request's canonical JSON (RFC 8785),
+identifies both. Cache keys, image names, idempotency and replay all use this digest.
 """
 
 import hashlib
@@ -16,19 +16,25 @@ from sd35.errors import InvalidRequest
 SIZE_MULTIPLE_PX = 16  # 8x autoencoder times patch 2
 STEPS = (1, 150)
 GUIDANCE_SCALE = (0.0, 30.0)
-SKIP_LAYER_SCALE = (0.0, 10.0)  # as in ComfyUI's node for it
+SKIP_LAYER_SCALE = (0.0, 10.0)  # as in ComfyUI's node for skip-layer guidance
 SEED = (0, 2**32 - 1)
 PROMPT_CHARACTERS = 10_000
-PRIORITY = (-9, 9)  # how an image is scheduled, no part of what it is
+PRIORITY = (-9, 9)  # affects scheduling only, so it is not part of the request
 
 
 @dataclass(frozen=True)
 class Request:
-    """One image, with nothing left open. Raises InvalidRequest where a value is outside what any model allows.
+    """A request for one image, with every parameter specified.
 
-    `model`, `revision` and `profile` name what makes it: the served name, the digest of the checkpoint's files, and the
-    numeric profile ("onnx/float32"), so that the same request always means the same image. `skip_layer_scale` is
-    that of skip-layer guidance, 0 for none; the layers and the steps it is for are the model's.
+    Attributes:
+        model: The name of the served model.
+        revision: The digest of the checkpoint's files.
+        profile: The numeric profile, such as "onnx/float32". With `model` and `revision`, it ensures that the same
+            request always means the same image.
+        skip_layer_scale: The scale of skip-layer guidance; 0 disables it. Layers and steps come from the model's card.
+
+    Raises:
+        InvalidRequest: A value is out of the range that all models share.
     """
 
     prompt: str
@@ -41,7 +47,7 @@ class Request:
     model: str
     revision: str
     profile: str
-    skip_layer_scale: float = 0.0  # requests that were recorded before it was there have none
+    skip_layer_scale: float = 0.0  # missing in older records
 
     def __post_init__(self) -> None:
         _check_prompt("prompt", self.prompt, 1)
@@ -60,7 +66,7 @@ class Request:
 
     @cached_property
     def canonical(self) -> bytes:
-        """Canonical JSON (RFC 8785), UTF-8. A `skip_layer_scale` of 0 is left out: older digests stay what they are."""
+        """Canonical JSON (RFC 8785) in UTF-8. Omits a `skip_layer_scale` of 0, so that older digests stay valid."""
         fields = asdict(self)
         if not self.skip_layer_scale:
             del fields["skip_layer_scale"]
@@ -68,14 +74,14 @@ class Request:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of `canonical`, 64 hexadecimal digits."""
+        """SHA-256 of `canonical`, as 64 hexadecimal digits."""
         return hashlib.sha256(self.canonical).hexdigest()
 
 
-def _check_prompt(field: str, text: str, least: int) -> None:
-    if not least <= len(text) <= PROMPT_CHARACTERS:
-        raise InvalidRequest(field, f"{len(text)} characters", f"{least} to {PROMPT_CHARACTERS} characters")
+def _check_prompt(field: str, text: str, min_length: int) -> None:
+    if not min_length <= len(text) <= PROMPT_CHARACTERS:
+        raise InvalidRequest(field, f"{len(text)} characters", f"{min_length} to {PROMPT_CHARACTERS} characters")
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # a lone surrogate, legal in JSON's \u escapes
+    except UnicodeEncodeError as error:  # lone surrogates can come from JSON's \u escapes
         raise InvalidRequest(field, text[error.start : error.end], "Unicode text without lone surrogates") from error

@@ -1,4 +1,4 @@
-"""What arrays of numbers are called here, and the shape of a latent."""
+"""Type aliases for arrays and tensors, and the shape of a latent."""
 
 from typing import Any, TypeAlias
 
@@ -7,12 +7,12 @@ from jaxtyping import Float, Float32
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Tensor: TypeAlias = Any
-"""A latent or an embedding on its backend's device: a NumPy array or a torch tensor. Only its backend looks inside."""
+"""A latent or an embedding on its backend's device: a NumPy array or a torch tensor. Only the backend reads it."""
 
 LATENT_CHANNELS = 16
-LATENT_PX = 8  # pixels of a side for each latent value
+LATENT_PX = 8  # pixels for each latent value, along a side
 
 
 def to_numpy(tensor: Float[Tensor, "*shape"]) -> Float32[Array, "*shape"]:
-    """Return any backend's tensor as a float32 NumPy array."""
+    """Convert the tensor of any backend to a float32 NumPy array."""
     return tensor if isinstance(tensor, np.ndarray) else np.asarray(tensor.float().cpu())

@@ -10,7 +10,8 @@ from sd35.backends.base import Backend
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
 from sd35.backends.tensorrt.backend import TensorRtBackend
-from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.open import open_checkpoint
 from sd35.host import HostMemory
 from tests.support.onnx_networks import OnnxNetworks
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from sd35.backends.base import Backend
-from sd35.checkpoints.checkpoint import Checkpoint, SkipLayers
+from sd35.checkpoints.card import SkipLayers
+from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.engine.base import DeviceLimits, Pixels, Work
 from sd35.engine.local.engine import LocalEngine
 from sd35.engine.local.pipeline import Pipeline

@@ -15,7 +15,9 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from sd35.backends.base import Backend
 from sd35.backends.diffusers.backend import DiffusersBackend, place
 from sd35.backends.options import Options
-from sd35.checkpoints.checkpoint import Checkpoint, SkipLayers, open_checkpoint
+from sd35.checkpoints.card import SkipLayers
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.open import open_checkpoint
 from sd35.engine.base import Work
 from sd35.engine.local.generation import Generation
 from sd35.engine.local.pipeline import Pipeline

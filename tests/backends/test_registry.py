@@ -21,7 +21,7 @@ import sys
 from sd35.backends.base import DenoiseRow
 from sd35.backends.options import Options
 from sd35.backends.registry import check_available, open_backend
-from sd35.checkpoints.checkpoint import open_checkpoint
+from sd35.checkpoints.open import open_checkpoint
 from sd35.sampling.noise import initial_noise
 from sd35.sampling.sigmas import sigma_schedule_of
 

@@ -15,8 +15,11 @@ from sd35.backends.base import DenoiseRow, Memory, TextEmbedding
 from sd35.backends.options import DeviceKind, Options
 from sd35.backends.registry import BACKENDS
 from sd35.backends.spec import BackendSpec, DeviceSpec, MemoryUse
-from sd35.checkpoints.checkpoint import EMBEDDED, Checkpoint, SkipLayers, open_checkpoint
+from sd35.checkpoints.card import SkipLayers
+from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.network_sizes import network_sizes_on_disk
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 from sd35.doctor import Finding, examine
 from sd35.errors import InvalidRequest, InvalidSetting
 from sd35.generation.params import GenerationParams

@@ -6,7 +6,8 @@ import pytest
 
 from benchmarks import overload, service_cost, soak
 from benchmarks.overload import Durations
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 
 DIRECTORY = open_checkpoint(EMBEDDED).directory
 

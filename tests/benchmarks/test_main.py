@@ -11,7 +11,8 @@ from benchmarks import __main__ as benchmarks
 from benchmarks import openvino_genai, planned_memory, readme
 from benchmarks.outcome import Bar, CannotRun, Outcome
 from benchmarks.processes import Worker, clean_environment
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 
 DIRECTORY = open_checkpoint(EMBEDDED).directory
 NO_BF16 = {"OV_CPU_MAX_ISA": "AVX2"}  # OpenVINO's own variable: the processor is taken for one without BF16

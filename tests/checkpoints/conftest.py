@@ -1,4 +1,4 @@
-"""A hub with a small checkpoint of the real layout, in which everything lies that must not be fetched."""
+"""A hub with a small checkpoint in the real layout, and files that must not be downloaded."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +75,6 @@ def hub(_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 @pytest.fixture
-def registered() -> RegisteredCheckpoint:
+def entry() -> RegisteredCheckpoint:
     """The small checkpoint's entry in the registry."""
     return RegisteredCheckpoint("small", REPOSITORY, REVISION)

@@ -1,4 +1,4 @@
-"""Folders that are built: whole or not there, once for all who want them, and never another's."""
+"""The build cache: folders are complete or missing, built once, and never used for another key."""
 
 import threading
 from pathlib import Path
@@ -15,15 +15,15 @@ def _write(folder: Path) -> None:
     (folder / "graph").write_bytes(b"nodes")
 
 
-def test_what_is_built_is_not_built_again(tmp_path: Path) -> None:
-    """The second who asks for the same finds it."""
+def test_a_complete_folder_is_not_built_again(tmp_path: Path) -> None:
+    """A second build with the same key reuses the folder."""
     assert build(tmp_path / "one", KEY, _write)
-    assert is_built(tmp_path / "one", KEY, thoroughly=True)
+    assert is_built(tmp_path / "one", KEY, verify_checksums=True)
     assert not build(tmp_path / "one", KEY, lambda _: pytest.fail("built again"))
 
 
-def test_another_key_is_not_taken_for_it_and_builds_anew(tmp_path: Path) -> None:
-    """What was built from something else counts as not there."""
+def test_a_folder_with_another_key_is_rebuilt(tmp_path: Path) -> None:
+    """A folder that was built from something else counts as missing."""
     build(tmp_path / "one", KEY, _write)
     other = {**KEY, "revision": "def"}
     assert not is_built(tmp_path / "one", other)
@@ -32,20 +32,20 @@ def test_another_key_is_not_taken_for_it_and_builds_anew(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("harm", ["cut", "changed", "missing", "no manifest"])
-def test_a_harmed_folder_counts_as_not_there(tmp_path: Path, harm: str) -> None:
-    """Files that were cut off, changed or deleted are found; sizes alone do not tell a change."""
+def test_a_damaged_folder_counts_as_missing(tmp_path: Path, harm: str) -> None:
+    """Truncated, changed and deleted files are detected; a change of equal size only by checksum."""
     build(tmp_path / "one", KEY, _write)
     graph = tmp_path / "one" / "graph"
     if harm in {"cut", "changed"}:
         graph.write_bytes(b"node" if harm == "cut" else b"nodez")
     else:
         (graph if harm == "missing" else tmp_path / "one" / MANIFEST).unlink()
-    assert not is_built(tmp_path / "one", KEY, thoroughly=True)
+    assert not is_built(tmp_path / "one", KEY, verify_checksums=True)
     assert is_built(tmp_path / "one", KEY) == (harm == "changed")
 
 
-def test_what_fails_leaves_the_place_as_it_was(tmp_path: Path) -> None:
-    """An error in the middle leaves nothing half-built, and what was there before stays."""
+def test_a_failed_build_leaves_the_previous_folder_unchanged(tmp_path: Path) -> None:
+    """An error during a build leaves no partial folder."""
     build(tmp_path / "one", KEY, _write)
 
     def fail(folder: Path) -> None:
@@ -54,31 +54,31 @@ def test_what_fails_leaves_the_place_as_it_was(tmp_path: Path) -> None:
 
     with pytest.raises(BuildFailed, match="one cannot be built: disk full"):
         build(tmp_path / "one", {**KEY, "precision": "bf16"}, fail)
-    assert is_built(tmp_path / "one", KEY, thoroughly=True)
+    assert is_built(tmp_path / "one", KEY, verify_checksums=True)
     assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == ["one"]
 
 
 @pytest.mark.parametrize("manifest", ["{}", "[]", '{"key": {}, "files": {}}', '{"key": {}, "files": []}', "[" * 99_999])
-def test_a_manifest_that_is_none_counts_as_nothing_built(tmp_path: Path, manifest: str) -> None:
-    """Whatever it holds, and whatever lies where building takes place, it is built anew."""
+def test_an_invalid_manifest_causes_a_rebuild(tmp_path: Path, manifest: str) -> None:
+    """Leftovers in the temporary paths do not prevent the rebuild."""
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / MANIFEST).write_text(manifest)
     (tmp_path / ".one.incomplete").write_text("not a folder")
     (tmp_path / ".one.old").write_text("nor this")
     assert not is_built(tmp_path / "one", {})
     assert build(tmp_path / "one", KEY, _write)
-    assert is_built(tmp_path / "one", KEY, thoroughly=True)
+    assert is_built(tmp_path / "one", KEY, verify_checksums=True)
 
 
-def test_a_place_that_cannot_be_written_is_an_error_in_words(tmp_path: Path) -> None:
-    """As one that is full, or that nobody may write to."""
+def test_an_unwritable_folder_raises_build_failed(tmp_path: Path) -> None:
+    """The error names the folder."""
     (tmp_path / "file").write_text("")
     with pytest.raises(BuildFailed, match="file/one cannot be built: "):
         build(tmp_path / "file" / "one", KEY, _write)
 
 
-def test_a_fingerprint_is_the_files(tmp_path: Path) -> None:
-    """The same files have the same, other files another, and what is not built has none."""
+def test_a_fingerprint_depends_on_the_files_only(tmp_path: Path) -> None:
+    """Equal files have equal fingerprints, and a folder that is not built has none."""
     assert fingerprint_of(tmp_path / "one") is None
     build(tmp_path / "one", KEY, _write)
     build(tmp_path / "two", {"other": 1}, _write)
@@ -91,8 +91,8 @@ def test_a_fingerprint_is_the_files(tmp_path: Path) -> None:
     assert first == second != third
 
 
-def test_of_two_at_once_one_builds_and_the_other_finds_it(tmp_path: Path) -> None:
-    """They do not write into each other's files."""
+def test_concurrent_builds_of_one_folder_build_it_once(tmp_path: Path) -> None:
+    """The second build waits for the first and reuses its folder."""
     is_building, may_end = threading.Event(), threading.Event()
     built: list[bool] = []
 

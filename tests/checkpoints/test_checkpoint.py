@@ -1,4 +1,4 @@
-"""What a directory says of itself is checked before it is believed."""
+"""Opening a checkpoint validates its files."""
 
 import json
 import shutil
@@ -10,7 +10,9 @@ from safetensors.numpy import load_file, save_file
 
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
-from sd35.checkpoints.checkpoint import EMBEDDED, SkipLayers, open_checkpoint
+from sd35.checkpoints.card import SkipLayers
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 from sd35.errors import CheckpointError
 
 SKIP_LAYERS = {"layers": [2, 3], "scale": 2.8, "start": 0.01, "stop": 0.2}
@@ -23,8 +25,8 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
-def test_a_revision_is_of_all_that_makes_a_image(copy: Path):
-    """Another card, weight or configuration is another revision; graphs, a name and what lies beside are not."""
+def test_the_revision_covers_card_weights_and_configurations(copy: Path):
+    """Graphs, the name, and other files in the directory do not change the revision."""
     revision = open_checkpoint(EMBEDDED).revision
     (copy / "README.md").write_text("something else")
     (copy / "transformer" / "model.onnx").unlink()
@@ -58,16 +60,16 @@ def test_a_revision_is_of_all_that_makes_a_image(copy: Path):
         ({"skip_layers": {**SKIP_LAYERS, "begin": 0}}, "skip_layers.begin: got 0"),
     ],
 )
-def test_a_card_of_nonsense_is_refused_by_name(copy: Path, card: dict[str, Any], why: str):
-    """The file, the field and what came are named."""
+def test_an_invalid_card_is_refused(copy: Path, card: dict[str, Any], why: str):
+    """The error names the file, the field and the value."""
     (copy / "sd35.json").write_text(json.dumps(card))
     with pytest.raises(CheckpointError) as refused:
         open_checkpoint(str(copy))
     assert f"{copy / 'sd35.json'}: {why}" in str(refused.value)
 
 
-def test_a_card_names_the_layers_to_skip(copy: Path):
-    """They are read as they stand; layers that the transformer does not have are refused, not passed over."""
+def test_the_card_defines_skip_layer_guidance(copy: Path):
+    """Layers that the transformer does not have are refused."""
     (copy / "sd35.json").write_text(json.dumps({"skip_layers": SKIP_LAYERS}))
     assert open_checkpoint(str(copy)).card.skip_layers == SkipLayers((2, 3), 2.8, 0.01, 0.2)
     (copy / "sd35.json").write_text(json.dumps({"skip_layers": {**SKIP_LAYERS, "layers": [5, 6]}}))
@@ -85,28 +87,26 @@ def test_a_card_names_the_layers_to_skip(copy: Path):
     ],
 )
 @pytest.mark.parametrize("backend", ["onnx", "diffusers"])
-def test_a_damaged_part_is_one_clear_error(copy: Path, backend: str, file: str, content: str):
-    """Whatever a library makes of it, the user reads which checkpoint cannot be loaded."""
+def test_a_damaged_part_raises_checkpoint_error(copy: Path, backend: str, file: str, content: str):
+    """The error names the checkpoint, whatever a library raises."""
     (copy / file).write_text(content)
     with pytest.raises(CheckpointError, match="copy"):
         open_backend(backend, open_checkpoint(str(copy)), Options(precision="float32", device="cpu"))
 
 
 @pytest.mark.parametrize("place", ["x" * 5_000, "~nobody-of-this-name/x", "loop"])
-def test_a_path_that_cannot_even_be_looked_for_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str):
-    """Longer than the system allows, in the home of nobody, or a link to itself: one line, shortened."""
+def test_an_unusable_path_is_refused_in_one_short_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str):
+    """The path is too long, in the home of an unknown user, or a link to itself."""
     monkeypatch.chdir(tmp_path)
     Path("loop").symlink_to("loop")
-    with pytest.raises(
-        CheckpointError, match=rf"^'{place[:20]}.* (cannot be looked for: |is neither a directory)"
-    ) as told:
+    with pytest.raises(CheckpointError, match=rf"^'{place[:20]}.* (cannot be opened: |is neither a directory)") as told:
         open_checkpoint(place)
     assert len(str(told.value)) < 300
 
 
-def test_graphs_are_not_run_on_weights_that_were_written_anew(copy: Path):
-    """A graph points into its file by offsets; after the file was saved with another header, it is refused."""
+def test_graphs_are_refused_for_rewritten_weights(copy: Path):
+    """A graph refers to its weights by offset, so a longer header invalidates it."""
     weights = copy / "transformer" / "diffusion_pytorch_model.safetensors"
     save_file(load_file(weights), weights, metadata={"note": "a longer header"})
-    with pytest.raises(CheckpointError, match="written anew; make the graphs again with"):
+    with pytest.raises(CheckpointError, match="were rewritten; re-export the graphs: "):
         open_backend("onnx", open_checkpoint(str(copy)), Options())

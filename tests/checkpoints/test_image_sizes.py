@@ -1,10 +1,10 @@
-"""The size of an aspect: of its shape, and no larger than what a model draws by default."""
+"""The image size of an aspect ratio."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd35.checkpoints.checkpoint import Card
+from sd35.checkpoints.card import Card
 from sd35.checkpoints.image_sizes import aspect_size
 
 MEGAPIXEL = {
@@ -22,16 +22,14 @@ sides = st.integers(1, 256).map(lambda multiple: 16 * multiple)
 
 
 @pytest.mark.parametrize(("aspect", "size"), MEGAPIXEL.items())
-def test_a_megapixel_comes_in_the_sizes_that_the_models_were_trained_with(
-    aspect: tuple[int, int], size: tuple[int, int]
-):
-    """Multiples of 64."""
+def test_at_a_megapixel_aspects_give_the_training_sizes(aspect: tuple[int, int], size: tuple[int, int]):
+    """The sides are multiples of 64."""
     assert aspect_size(*aspect, Card()) == size
 
 
 @given(sides, sides, st.sampled_from(list(MEGAPIXEL)))
-def test_a_size_has_the_aspect_and_no_more_pixels_than_the_default(width: int, height: int, aspect: tuple[int, int]):
-    """Whatever the default: sides are multiples of 16 and, but for thumbnails, less than an eighth off its shape."""
+def test_a_size_keeps_the_aspect_within_the_default_pixels(width: int, height: int, aspect: tuple[int, int]):
+    """For any default, sides are multiples of 16; above thumbnails, the aspect differs by less than an eighth."""
     wide, high = aspect_size(*aspect, Card(width=width, height=height))
     assert wide % 16 == high % 16 == 0
     assert 0 < wide * high <= width * height
@@ -40,8 +38,8 @@ def test_a_size_has_the_aspect_and_no_more_pixels_than_the_default(width: int, h
         assert wide * high > 0.75 * width * height
 
 
-def test_a_small_model_has_small_steps():
-    """The embedded model's 128x128 leave no room for multiples of 64."""
+def test_a_small_model_uses_multiples_of_16():
+    """At the embedded model's 128x128, multiples of 64 would be too coarse."""
     card = Card(width=128, height=128)
     assert [aspect_size(16, 9, card), aspect_size(21, 9, card), aspect_size(2, 3, card)] == [
         (160, 96),

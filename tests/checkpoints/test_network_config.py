@@ -1,4 +1,4 @@
-"""JSON files of a checkpoint with any content: what reads them raises CheckpointError, which names the file."""
+"""JSON files of a checkpoint with arbitrary content: readers raise CheckpointError with the file."""
 
 import json
 import shutil
@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from sd35.checkpoints.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.network_sizes import network_sizes_on_disk
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.errors import CheckpointError
 from sd35.sampling.sigmas import sigma_schedule_of
@@ -50,8 +52,8 @@ def read(checkpoint: Checkpoint) -> None:
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("content", NONSENSE, ids=range(len(NONSENSE)))
-def test_a_file_of_nonsense_is_one_error(copy: Path, file: str, content: bytes):
-    """It names the file, or of a tokenizer its directory, and is a line to read."""
+def test_an_invalid_json_file_is_refused_in_one_short_line(copy: Path, file: str, content: bytes):
+    """The error names the file; for a tokenizer, its directory."""
     (copy / file).write_bytes(content)
     with pytest.raises(CheckpointError, match=str(copy / file).removesuffix("/tokenizer.json")) as refused:
         read(open_checkpoint(str(copy)))
@@ -79,8 +81,8 @@ def test_a_file_of_nonsense_is_one_error(copy: Path, file: str, content: bytes):
         ("tokenizer/tokenizer_config.json", {"model_max_length": -1}, "cannot be read"),
     ],
 )
-def test_a_field_of_a_wrong_type_or_missing_is_named(copy: Path, file: str, changed: dict[str, object], says: str):
-    """The file, the field, what came and what is allowed."""
+def test_an_invalid_or_missing_field_is_named(copy: Path, file: str, changed: dict[str, object], says: str):
+    """The error has the file, the field, the value and the allowed values."""
     content = json.loads((copy / file).read_text()) | changed
     (copy / file).write_text(json.dumps({name: value for name, value in content.items() if value is not ...}))
     with pytest.raises(CheckpointError, match=rf"{Path(file).parent}.*{says}"):
@@ -88,8 +90,8 @@ def test_a_field_of_a_wrong_type_or_missing_is_named(copy: Path, file: str, chan
 
 
 @pytest.mark.parametrize("field", ["unk_id", "post_processor"])
-def test_a_tokenizer_that_fails_at_its_first_use_is_refused_when_it_is_opened(copy: Path, field: str):
-    """The library accepts such files, and raises, or panics, when it encodes."""
+def test_a_tokenizer_that_cannot_encode_is_refused_on_opening(copy: Path, field: str):
+    """The library loads such files, and raises or panics when it encodes."""
     content = json.loads((copy / "tokenizer_3/tokenizer.json").read_text())
     if field == "unk_id":
         content["model"]["unk_id"] = None
@@ -100,7 +102,7 @@ def test_a_tokenizer_that_fails_at_its_first_use_is_refused_when_it_is_opened(co
         Tokenizers(open_checkpoint(str(copy)))
 
 
-def test_a_file_that_cannot_be_read_is_named_by_the_revision(copy: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_revision_names_an_unreadable_file(copy: Path, monkeypatch: pytest.MonkeyPatch):
     """The revision reads every file of a checkpoint."""
     checkpoint = open_checkpoint(str(copy))
     (copy / "vae/config.json").unlink()

@@ -1,4 +1,4 @@
-"""The registry of checkpoints by name, and which files of a repository make a checkpoint."""
+"""The registry of checkpoints, and the selection of a repository's files."""
 
 import json
 from dataclasses import asdict
@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from sd35.checkpoints.checkpoint import open_checkpoint
-from sd35.checkpoints.hub.download import fetch, plan
-from sd35.checkpoints.layout import missing, needed
+from sd35.checkpoints.hub.download import fetch
+from sd35.checkpoints.hub.plan import plan_download
+from sd35.checkpoints.layout import checkpoint_files, missing_files
+from sd35.checkpoints.open import open_checkpoint
 from sd35.checkpoints.registry import RegisteredCheckpoint, load_registry
 from sd35.errors import CheckpointError, InvalidSetting
 from tests.checkpoints.conftest import LARGE, OTHERS, REPOSITORY, REVISION, SMALL, T5_INDEX, TRANSFORMER
@@ -25,21 +26,21 @@ def own(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_sd35_models_are_known():
-    """Each at a commit, with its own defaults, its licence and what it takes."""
+def test_the_built_in_registry_has_the_sd35_models():
+    """Each has a commit, its defaults, its licence and its size."""
     known = load_registry(None)
     defaults = {name: (one.card.steps, one.card.guidance_scale) for name, one in known.items()}
     assert defaults == {"sd3.5-large": (28, 3.5), "sd3.5-large-turbo": (4, 0.0), "sd3.5-medium": (40, 4.5)}
     for one in known.values():
         assert one.repository == f"stabilityai/{one.name.replace('sd3.5', 'stable-diffusion-3.5')}"
         assert "Stability AI Community License" in one.card.licence
-        assert needed(one.files) == sorted(one.files)
+        assert checkpoint_files(one.files) == sorted(one.files)
     sizes = {name: round((one.size_bytes or 0) / 1e9) for name, one in known.items()}
     assert sizes == {"sd3.5-large": 28, "sd3.5-large-turbo": 28, "sd3.5-medium": 16}
 
 
-def test_a_file_adds_variants(own: Path):
-    """The user's come after the built-in ones, with the defaults of SD3.5 where they say nothing."""
+def test_the_users_file_adds_checkpoints(own: Path):
+    """They follow the built-in ones, with the defaults of SD3.5."""
     added = load_registry(own)["small"]
     assert (added.repository, added.card.steps, added.card.width, added.size_bytes) == (REPOSITORY, 7, 1024, None)
     assert list(load_registry(own)) == ["sd3.5-large", "sd3.5-large-turbo", "sd3.5-medium", "small"]
@@ -48,8 +49,8 @@ def test_a_file_adds_variants(own: Path):
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (f'["sd3.5-medium"]\n{ENTRY}', "sd3.5-medium cannot be given another meaning"),
-        (f"[sd35-mini]\n{ENTRY}", "sd35-mini cannot be given another meaning"),
+        (f'["sd3.5-medium"]\n{ENTRY}', "sd3.5-medium cannot be redefined"),
+        (f"[sd35-mini]\n{ENTRY}", "sd35-mini cannot be redefined"),
         ('[a]\nrepository = "b/c"\nrevision = "main"', "a.revision: got 'main'"),
         ('[a]\nrepository = "c"\nrevision = "x"', "a.repository: got 'c'"),
         (f"[a]\n{ENTRY}colour = 1", "a.colour: got 1"),
@@ -63,8 +64,8 @@ def test_a_file_adds_variants(own: Path):
         (None, "cannot be read as TOML"),
     ],
 )
-def test_a_wrong_entry_is_refused_by_name(tmp_path: Path, content: str | None, why: str):
-    """The file, the field and what came are named; a built-in name keeps its meaning."""
+def test_an_invalid_entry_is_refused(tmp_path: Path, content: str | None, why: str):
+    """The error names the file, the field and the value. Built-in names cannot be redefined."""
     path = tmp_path / "wrong.toml"
     if content is not None:
         path.write_text(content)
@@ -74,15 +75,15 @@ def test_a_wrong_entry_is_refused_by_name(tmp_path: Path, content: str | None, w
     assert why in str(refused.value)
 
 
-def test_a_name_opens_that_checkpoint_and_no_other(
-    hub: Hub, registered: RegisteredCheckpoint, own: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_name_opens_only_the_registered_revision(
+    hub: Hub, entry: RegisteredCheckpoint, own: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Not a directory of that name, and not another revision; the error says how to fetch what is missing."""
+    """A directory of that name or another revision is not opened; the error says how to fetch missing files."""
     monkeypatch.chdir(own.parent)
     Path("small").mkdir()
     with pytest.raises(CheckpointError, match="small is not on disk; fetch it with: sd35 pull small"):
         open_checkpoint("small", own)
-    directory = fetch(plan(registered), lambda _: None)
+    directory = fetch(plan_download(entry), lambda _: None)
     opened = open_checkpoint("small", own)
     assert (opened.name, opened.directory, opened.card.steps) == ("small", directory, 7)
     own.write_text(own.read_text().replace(REVISION, "2" * 40))
@@ -90,23 +91,25 @@ def test_a_name_opens_that_checkpoint_and_no_other(
         open_checkpoint("small", own)
     own.write_text(own.read_text().replace("2" * 40, REVISION))
     (directory / TRANSFORMER).unlink()
-    with pytest.raises(CheckpointError, match=f"small is not whole on disk: {TRANSFORMER} missing; .*sd35 pull small"):
+    with pytest.raises(CheckpointError, match=f"small is incomplete on disk: {TRANSFORMER} missing; .*sd35 pull small"):
         open_checkpoint("small", own)
-    with pytest.raises(CheckpointError, match=r"no SD3\.5 checkpoint"):
+    with pytest.raises(CheckpointError, match=r"not an SD3\.5 checkpoint"):
         open_checkpoint("./small", own)
     assert hub.asked
 
 
-def test_a_card_in_the_repository_wins(hub: Hub, registered: RegisteredCheckpoint, own: Path):
-    """What a checkpoint says of itself goes before what the registry says of it."""
+def test_the_repositorys_card_overrides_the_registry(hub: Hub, entry: RegisteredCheckpoint, own: Path):
+    """The checkpoint's own `sd35.json` has precedence."""
     hub.repositories[REPOSITORY].files["sd35.json"] = b'{"steps": 9}'
-    fetch(plan(registered), lambda _: None)
+    fetch(plan_download(entry), lambda _: None)
     assert open_checkpoint("small", own).card.steps == 9
 
 
-def test_an_identity_is_the_files_that_are_read(hub: Hub, registered: RegisteredCheckpoint, own: Path, tmp_path: Path):
-    """The same in the cache and as a plain directory, whatever else of the repository lies there."""
-    fetch(plan(registered), lambda _: None)
+def test_the_revision_is_the_same_in_the_cache_and_in_a_directory(
+    hub: Hub, entry: RegisteredCheckpoint, own: Path, tmp_path: Path
+):
+    """Other files of the repository do not count."""
+    fetch(plan_download(entry), lambda _: None)
     plain = tmp_path / "plain"
     for path, content in {**SMALL, **LARGE, **OTHERS}.items():
         (plain / path).parent.mkdir(parents=True, exist_ok=True)
@@ -119,31 +122,36 @@ def test_an_identity_is_the_files_that_are_read(hub: Hub, registered: Registered
     assert hub.asked
 
 
-def test_weights_are_taken_once():
-    """The `.fp16` copies, pickles and other programs' files are left; one file of weights goes before its shards."""
-    assert needed([*SMALL, *LARGE, *OTHERS]) == sorted([*SMALL, *LARGE])
+def test_each_parts_weights_are_selected_once():
+    """`.fp16` copies, pickles and files of other programs are excluded; a single file precedes shards."""
+    assert checkpoint_files([*SMALL, *LARGE, *OTHERS]) == sorted([*SMALL, *LARGE])
     shards = [f"text_encoder_3/model-0000{n}-of-00002.safetensors" for n in (1, 2)]
     index = "text_encoder_3/model.safetensors.index.json"
-    assert needed([*shards, index, "text_encoder_3/model.safetensors"]) == ["text_encoder_3/model.safetensors"]
-    assert needed([*shards, index]) == [*shards, index]
-    assert needed(["transformer/model.safetensors", "transformer/extra/config.json", "vae/x.bin", "vae/x.py"]) == []
+    assert checkpoint_files([*shards, index, "text_encoder_3/model.safetensors"]) == [
+        "text_encoder_3/model.safetensors"
+    ]
+    assert checkpoint_files([*shards, index]) == [*shards, index]
+    assert (
+        checkpoint_files(["transformer/model.safetensors", "transformer/extra/config.json", "vae/x.bin", "vae/x.py"])
+        == []
+    )
 
 
-def test_a_checkpoint_is_whole_with_all_shards_of_its_index(tmp_path: Path):
-    """Each shard that an index names has to be there; without an index, one file of weights."""
+def test_a_checkpoint_is_complete_with_all_shards_of_its_index(tmp_path: Path):
+    """Without an index, a single weight file is expected."""
     for path, content in {**SMALL, **LARGE}.items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes(content)
-    assert missing(tmp_path) == []
+    assert missing_files(tmp_path) == []
     (tmp_path / "text_encoder_3/model-00002-of-00002.safetensors").unlink()
     (tmp_path / "vae/diffusion_pytorch_model.safetensors").unlink()
     (tmp_path / "tokenizer/tokenizer_config.json").unlink()
-    assert missing(tmp_path) == [
+    assert missing_files(tmp_path) == [
         "tokenizer/tokenizer_config.json",
         "text_encoder_3/model-00002-of-00002.safetensors",
         "vae/diffusion_pytorch_model.safetensors",
     ]
     (tmp_path / "text_encoder_3/model.safetensors.index.json").write_bytes(T5_INDEX[:20])
-    assert "text_encoder_3/model-*.safetensors" in missing(tmp_path)
+    assert "text_encoder_3/model-*.safetensors" in missing_files(tmp_path)
     (tmp_path / "text_encoder_3/model.safetensors.index.json").write_text(json.dumps({"weight_map": {}}))
-    assert [path for path in missing(tmp_path) if path.startswith("text_encoder_3")] == []
+    assert [path for path in missing_files(tmp_path) if path.startswith("text_encoder_3")] == []

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase, T5TokenizerFast
 
-from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.open import open_checkpoint
 from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.errors import CheckpointError
 
@@ -85,17 +86,17 @@ def assert_equal_to_transformers(checkpoint: Checkpoint) -> None:
 
 
 def test_ids_equal_transformers(checkpoint: Checkpoint) -> None:
-    """Padding, truncation, special tokens inside the text, scripts and symbols: the same ids for all three."""
+    """Padding, truncation, special tokens, scripts and symbols give the same ids for all three tokenizers."""
     assert_equal_to_transformers(checkpoint)
 
 
 def test_ids_equal_transformers_from_vocabulary_and_merges(old_layout: Checkpoint) -> None:
-    """CLIP's tokenizers read from `vocab.json` and `merges.txt` give the same ids."""
+    """CLIP's tokenizers from `vocab.json` and `merges.txt` give the same ids."""
     assert_equal_to_transformers(old_layout)
 
 
-def test_a_prompt_is_cut_off_where_the_t5_reads_less(checkpoint: Checkpoint) -> None:
-    """Cut off means that T5's ids, end token counted, are more than its length."""
+def test_a_prompt_is_truncated_if_it_exceeds_t5s_length(checkpoint: Checkpoint) -> None:
+    """The end token counts."""
     tokenizers = Tokenizers(checkpoint)
     reference = T5TokenizerFast.from_pretrained(checkpoint.directory / "tokenizer_3")
     length = checkpoint.card.max_sequence_length
@@ -105,8 +106,8 @@ def test_a_prompt_is_cut_off_where_the_t5_reads_less(checkpoint: Checkpoint) -> 
         assert tokenizers.is_truncated(prompt) == (len(reference(prompt, verbose=False).input_ids) > length)
 
 
-def test_tokens_are_counted_as_the_t5_reads_them(checkpoint: Checkpoint) -> None:
-    """The end token is one of them, padding and what is cut off are not."""
+def test_token_counts_match_t5(checkpoint: Checkpoint) -> None:
+    """The end token counts; padding and truncated tokens do not."""
     tokenizers = Tokenizers(checkpoint)
     reference = T5TokenizerFast.from_pretrained(checkpoint.directory / "tokenizer_3")
     length = checkpoint.card.max_sequence_length
@@ -115,8 +116,8 @@ def test_tokens_are_counted_as_the_t5_reads_them(checkpoint: Checkpoint) -> None
         assert tokenizers.tokens(prompt) == len(read), prompt[:40]
 
 
-def test_a_tokenizer_that_is_missing_is_the_checkpoints_error(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """The error names the place."""
+def test_a_missing_tokenizer_raises_checkpoint_error(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The error names the directory."""
     for part in PARTS:
         (tmp_path / part).mkdir()
         shutil.copy(checkpoint.directory / part / "tokenizer_config.json", tmp_path / part)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 from sd35.cli.main import main
 
 needs_rtx = pytest.mark.skipif(

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import pytest
 from huggingface_hub.utils import close_session
 
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 from sd35.cli.main import main
 from tests.support.hub_server import Hub, Repository, serving, use
 

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from sd35.api.sockets import listen
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from sd35.checkpoints.graphs.compiled import compiled_graphs
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 from sd35.errors import InvalidSetting
 from sd35.images.png import read_png
 from sd35.images.record import from_text
@@ -374,7 +375,7 @@ def test_a_host_that_no_name_server_could_know_is_told(host: str):
 
 def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path):
     """Found out only while loading: one line, exit code 1, no server that is never ready."""
-    from sd35.checkpoints.checkpoint import open_checkpoint
+    from sd35.checkpoints.open import open_checkpoint
     from sd35.settings import load_settings
 
     source = open_checkpoint(load_settings().checkpoints[0]).directory

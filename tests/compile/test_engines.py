@@ -1,4 +1,4 @@
-"""TensorRT engines, really built, without a GPU. They cannot be opened without one: what went in is looked at."""
+"""TensorRT engines, built without a GPU. Running them needs one, so the tests inspect the network before the build."""
 
 import json
 import platform
@@ -15,12 +15,13 @@ from sd35.backends.tensorrt.buckets import buckets_of
 from sd35.backends.tensorrt.flavour import Flavour, find_flavour
 from sd35.backends.tensorrt.types import Layer, Network
 from sd35.checkpoints.build_cache import MANIFEST
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from sd35.checkpoints.graphs.compiled import GraphPrecision, compiled_graphs
 from sd35.checkpoints.graphs.engines import Target, compiled_engines, engine_folder
 from sd35.checkpoints.graphs.nvidia import GRAPH_FILE, OfficialGraphs
 from sd35.checkpoints.network_sizes import NETWORKS
-from sd35.compile.engines import EngineBuilder, Range, build_engines, targets_of
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
+from sd35.compile.engines import EngineBuilder, EngineShapes, build_engines, targets_of
 from sd35.compile.stages import Stages
 from sd35.errors import BuildFailed, CheckpointError, InvalidSetting, NotCompiled
 
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.skipif(
 
 CHECKPOINT = open_checkpoint(EMBEDDED)
 BUCKETS = buckets_of("", CHECKPOINT.card)
-WANTED = Range(BUCKETS[-1:], 8)  # one bucket: each further one takes as long again
+WANTED = EngineShapes(BUCKETS[-1:], 8)  # one bucket: each further one takes as long again
 TEXT = 16 + CHECKPOINT.card.max_sequence_length
 Compiler = Callable[[GraphPrecision], EngineBuilder]
 
@@ -67,10 +68,10 @@ def layers_of(network: Network) -> list[Layer]:
 
 @pytest.mark.parametrize("gpu", ["sm89", "sm120"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8"])
-def test_all_networks_become_engines(
+def test_all_networks_are_built_as_engines(
     compiled: Path, builder: Compiler, flavour: Flavour, precision: GraphPrecision, gpu: str
 ) -> None:
-    """Of each precision and architecture there are five engines, which are found again, and not built twice."""
+    """For each precision and architecture, five engines are built, found again, and not built twice."""
     (target,) = targets_of(flavour, [gpu])
     stages = quiet()
     folders = build_engines(builder(precision), target, compiled, stages)
@@ -88,8 +89,8 @@ def test_all_networks_become_engines(
     assert [engine.file.stat() for engine in found.values()] == before
 
 
-def test_fp8_makes_a_smaller_engine(compiled: Path, builder: Compiler, target: Target) -> None:
-    """The transformer's weights are in the engine as they are in the graph; the other networks' engines are shared."""
+def test_an_fp8_engine_is_smaller(compiled: Path, builder: Compiler, target: Target) -> None:
+    """The engine keeps the graph's FP8 weights; the other networks' engines are shared."""
     sizes = {}
     for precision in ("fp32", "bf16", "fp8"):
         build_engines(builder(precision), target, compiled, quiet())
@@ -100,8 +101,10 @@ def test_fp8_makes_a_smaller_engine(compiled: Path, builder: Compiler, target: T
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_inputs_and_outputs_are_the_graphs(builder: Compiler, flavour: Flavour, precision: GraphPrecision) -> None:
-    """TensorRT reads names, sizes and types as they are; only the timestep is FP32 in any precision."""
+def test_engines_have_the_inputs_and_outputs_of_the_graphs(
+    builder: Compiler, flavour: Flavour, precision: GraphPrecision
+) -> None:
+    """TensorRT keeps names, sizes and types; only the timestep is always FP32."""
     types = flavour.trt.DataType
     wide = types.FLOAT if precision == "fp32" else types.BF16
     latent = (-1, 16, -1, -1)
@@ -132,8 +135,8 @@ def test_inputs_and_outputs_are_the_graphs(builder: Compiler, flavour: Flavour, 
         del parser
 
 
-def test_each_layer_is_fp8_where_the_rule_says(builder: Compiler, flavour: Flavour) -> None:
-    """On the network as TensorRT parsed it: products of two FP8 tensors, weights alone in FP8, and all other layers."""
+def test_fp8_layers_of_the_parsed_network_follow_the_rule(builder: Compiler, flavour: Flavour) -> None:
+    """For products in FP8, weights in FP8, and all other layers."""
     trt = flavour.trt
     network, parser = builder("fp8").network("transformer")
     made_by = {}
@@ -163,10 +166,10 @@ def test_each_layer_is_fp8_where_the_rule_says(builder: Compiler, flavour: Flavo
     del parser
 
 
-def test_profiles_are_the_buckets(compiled: Path, flavour: Flavour) -> None:
-    """A profile for each bucket; batches of up to 8 rows, images decoded one by one, text of its own length."""
+def test_each_bucket_has_a_profile(compiled: Path, flavour: Flavour) -> None:
+    """Batches have up to 8 rows, images are decoded one at a time, and texts have their own length."""
     graphs = compiled_graphs(compiled, CHECKPOINT, "fp8")
-    builder = EngineBuilder(CHECKPOINT, graphs, Range(buckets_of("128x64", CHECKPOINT.card), 8), flavour)
+    builder = EngineBuilder(CHECKPOINT, graphs, EngineShapes(buckets_of("128x64", CHECKPOINT.card), 8), flavour)
     native, whole = builder.profiles("transformer")
     assert native["hidden_states"] == ((1, 16, 8, 16), (2, 16, 8, 16), (8, 16, 8, 16))
     assert whole["hidden_states"] == ((1, 16, 8, 8), (2, 16, 16, 16), (8, 16, 32, 32))
@@ -177,8 +180,8 @@ def test_profiles_are_the_buckets(compiled: Path, flavour: Flavour) -> None:
     assert builder.profiles("text_encoder_3") == [{"input_ids": ((1, length), (2, length), (8, length))}]
 
 
-def test_an_engine_of_other_buckets_is_built_anew(compiled: Path, builder: Compiler, target: Target) -> None:
-    """Whoever reads engines takes those that are there, and learns their buckets from them."""
+def test_an_engine_with_other_buckets_is_rebuilt(compiled: Path, builder: Compiler, target: Target) -> None:
+    """Readers accept any buckets and read them from the engine's key."""
     build_engines(builder("bf16"), target, compiled, quiet())
     file = engine_folder(compiled, CHECKPOINT, "vae", "bf16", target) / MANIFEST
     file.write_text(file.read_text().replace("64x64..256x256", "64x64..128x128"))
@@ -188,8 +191,8 @@ def test_an_engine_of_other_buckets_is_built_anew(compiled: Path, builder: Compi
 
 
 @pytest.mark.parametrize("harm", ["version", "gpu", "revision", "format", "cut"])
-def test_a_foreign_engine_is_never_taken(compiled: Path, builder: Compiler, target: Target, harm: str) -> None:
-    """Of another TensorRT, architecture, checkpoint or format, or cut off, it is as good as none, and rebuilt."""
+def test_an_engine_for_something_else_is_refused(compiled: Path, builder: Compiler, target: Target, harm: str) -> None:
+    """Another version, architecture, checkpoint or format, or a truncated file, counts as not built."""
     build_engines(builder("bf16"), target, compiled, quiet())
     folder = engine_folder(compiled, CHECKPOINT, "text_encoder", "bf16", target)
     if harm == "cut":
@@ -207,8 +210,8 @@ def test_a_foreign_engine_is_never_taken(compiled: Path, builder: Compiler, targ
     assert compiled_engines(compiled, CHECKPOINT, "bf16", target)
 
 
-def test_an_engine_of_a_graph_that_was_built_anew_is_stale(compiled: Path, builder: Compiler, target: Target) -> None:
-    """It is not taken, and built anew; where the graph is not here, the engine is what there is."""
+def test_an_engine_is_stale_after_its_graph_was_rebuilt(compiled: Path, builder: Compiler, target: Target) -> None:
+    """Without its graph, an engine is accepted."""
     build_engines(builder("bf16"), target, compiled, quiet())
     manifest = compiled_graphs(compiled, CHECKPOINT, "bf16").path("text_encoder").parent / MANIFEST
     before = manifest.read_text()
@@ -225,16 +228,16 @@ def test_an_engine_of_a_graph_that_was_built_anew_is_stale(compiled: Path, build
     assert compiled_engines(compiled, CHECKPOINT, "bf16", target)
 
 
-def test_an_architecture_that_cannot_be_built_for_is_refused(flavour: Flavour) -> None:
-    """With what came and what is allowed; TensorRT-RTX knows no Hopper. None at all, where there is no GPU, neither."""
+def test_an_unsupported_architecture_is_refused(flavour: Flavour) -> None:
+    """TensorRT-RTX does not support Hopper. Without a GPU, an architecture has to be given."""
     with pytest.raises(InvalidSetting, match=r"gpu: got sm90; tensorrt_rtx 1\..* allows: sm75, .*sm89, .*sm120"):
         targets_of(flavour, ["sm89", "sm90"])
-    with pytest.raises(InvalidSetting, match="gpu: none named, and this machine has none; allowed: sm75"):
+    with pytest.raises(InvalidSetting, match="gpu: none given, and this machine has no GPU; allowed: sm75"):
         targets_of(flavour, [])
 
 
-def test_a_graph_that_tensorrt_cannot_read_is_named(compiled: Path, flavour: Flavour, tmp_path: Path) -> None:
-    """With the operator and TensorRT's own words; one whose weights are missing is the graph's error."""
+def test_a_graph_that_tensorrt_cannot_parse_is_named(compiled: Path, flavour: Flavour, tmp_path: Path) -> None:
+    """The error has the operator and TensorRT's message; missing weights are an error of the graph."""
     source = compiled_graphs(compiled, CHECKPOINT, "bf16").path("text_encoder")
     graphs = OfficialGraphs(tmp_path, "bf16")
     path = graphs.path("text_encoder")

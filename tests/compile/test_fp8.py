@@ -1,4 +1,4 @@
-"""FP8: which layers, by which scales, as PyTorch's own FP8 rounds; and a gate that lets nothing worse through."""
+"""FP8: the selection of layers, their scales, rounding as in PyTorch, and the quality gate."""
 
 import json
 from collections.abc import Iterator
@@ -23,9 +23,10 @@ from sd35.backends.diffusers.backend import DiffusersBackend
 from sd35.backends.fp8_layers import Treatment, treatment_of
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
-from sd35.checkpoints.graphs.compiled import compiled_graphs, place_of_graphs
+from sd35.checkpoints.graphs.compiled import compiled_graph_paths, compiled_graphs
 from sd35.checkpoints.graphs.nvidia import GRAPH_FILE
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 from sd35.compile import calibration
 from sd35.compile.calibration import Calibration, calibrate, fp8_layers
 from sd35.compile.calibration_run import CalibrationRequest
@@ -59,15 +60,15 @@ def row(diffusers: DiffusersBackend) -> DenoiseRow:
 
 
 @given(st.floats(1e-6, 1e6))
-def test_a_scale_is_a_bf16_number_that_holds_the_largest(largest: float) -> None:
-    """Nothing that calibration saw is beyond FP8's range, and no more than BF16's precision of it is given away."""
+def test_a_scale_is_a_bf16_number_that_covers_the_largest_input(largest: float) -> None:
+    """No calibrated input exceeds FP8's range, and the scale is rounded up by at most BF16's precision."""
     scale = scale_of(largest)
     assert float(ml_dtypes.bfloat16(scale)) == scale
     assert largest / 448 * (1 - 1e-6) <= scale <= largest / 448 * (1 + 2**-7)
 
 
-def test_the_rule_takes_products_and_leaves_what_is_sensitive() -> None:
-    """Matrices of attention and inner layers are in FP8, modulations by their weights alone, the rest not at all."""
+def test_the_rule_selects_products_and_excludes_sensitive_layers() -> None:
+    """Attention and feed-forward are in FP8, modulations have FP8 weights, and other layers stay."""
     expected = {
         "transformer_blocks.0.attn.to_q": Treatment.FP8,
         "transformer_blocks.12.attn2.to_out.0": Treatment.FP8,
@@ -84,8 +85,8 @@ def test_the_rule_takes_products_and_leaves_what_is_sensitive() -> None:
     assert treatment_of("transformer_blocks.3.attn.to_q", exempt_blocks=(0, 3)) is Treatment.HIGH
 
 
-def test_the_graph_has_fp8_where_the_rule_says_and_nowhere_else(compiled: Path) -> None:
-    """Each layer's weights are stored in FP8, nothing else; what they are multiplied with is rounded, if so ruled."""
+def test_fp8_layers_of_the_graph_follow_the_rule(compiled: Path) -> None:
+    """Only weights of selected layers are stored in FP8, and inputs are rounded if the rule says so."""
     model = onnx.load(compiled_graphs(compiled, CHECKPOINT, "fp8").path("transformer"), load_external_data=False)
     made_by = {name: node for node in model.graph.node for name in node.output}
     stored = {each.name: each for each in model.graph.initializer}
@@ -108,7 +109,7 @@ def test_the_graph_has_fp8_where_the_rule_says_and_nowhere_else(compiled: Path) 
 
 
 @pytest.mark.parametrize("block", [0, 3, 5])
-def test_a_quantised_graph_computes_what_pytorchs_fp8_computes(
+def test_a_quantised_graph_matches_pytorchs_fp8(
     compiled: Path, tmp_path: Path, diffusers: DiffusersBackend, row: DenoiseRow, block: int
 ) -> None:
     """With a block's layers rounded by PyTorch's own conversion to FP8 instead, the transformer says the same.
@@ -117,7 +118,7 @@ def test_a_quantised_graph_computes_what_pytorchs_fp8_computes(
     """
     found = calibrate(diffusers, SHORT, [(row.positive, row.positive)], lambda: None)
     model = ir.load(compiled_graphs(compiled, CHECKPOINT, "fp32").path("transformer"))
-    quantise(model, found.largest, exempt_blocks=set(range(6)) - {block})
+    quantise(model, found.largest_inputs, exempt_blocks=set(range(6)) - {block})
     save(model, tmp_path)
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.disable_quant_qdq", "1")
@@ -131,12 +132,12 @@ def test_a_quantised_graph_computes_what_pytorchs_fp8_computes(
     (got,) = graph.run(["latent"], {name: tensor.numpy() for name, tensor in inputs.items()})
     with torch.inference_mode():
         (plain,) = diffusers.transformer(**inputs, return_dict=False)
-        with _rounded(diffusers.transformer, found.largest, block):
+        with _rounded(diffusers.transformer, found.largest_inputs, block):
             (expected,) = diffusers.transformer(**inputs, return_dict=False)
     assert _rms(got - expected.numpy()) < 0.05 * _rms((expected - plain).numpy())
 
 
-def test_images_in_fp8_are_those_in_float32(compiled: Path) -> None:
+def test_images_in_fp8_match_those_in_float32(compiled: Path) -> None:
     """All of attention's and inner layers' weights are in FP8, and 28 steps lead to images beyond 35 dB alike.
 
     The bar is 25; with eight prompts 45 were seen.
@@ -148,54 +149,54 @@ def test_images_in_fp8_are_those_in_float32(compiled: Path) -> None:
     assert report["sizes"]["total_bytes"] <= 0.55 * report["sizes"]["total_bf16_bytes"]
 
 
-def test_calibration_sees_the_largest_input_of_every_layer(diffusers: DiffusersBackend) -> None:
-    """Over two images it finds what each alone shows, the larger of both."""
+def test_calibration_finds_the_largest_input_of_every_layer(diffusers: DiffusersBackend) -> None:
+    """Two images give the larger of the values of each."""
     texts = [*zip(diffusers.encode_text(["a cat on a red background", "a bus above a key"]),
                   diffusers.encode_text(["", ""]), strict=True)]  # fmt: skip
     both = calibrate(diffusers, SHORT, texts, lambda: None)
     first = calibrate(diffusers, SHORT, texts[:1], lambda: None)
-    assert both.largest.keys() == fp8_layers(diffusers.transformer).keys()
-    assert all(both.largest[layer] >= largest for layer, largest in first.largest.items())
-    assert any(both.largest[layer] > largest for layer, largest in first.largest.items())
+    assert both.largest_inputs.keys() == fp8_layers(diffusers.transformer).keys()
+    assert all(both.largest_inputs[layer] >= largest for layer, largest in first.largest_inputs.items())
+    assert any(both.largest_inputs[layer] > largest for layer, largest in first.largest_inputs.items())
     assert len(first.rows) == 3
 
 
-def test_the_ranking_finds_the_layer_that_fp8_harms_most(diffusers: DiffusersBackend, row: DenoiseRow) -> None:
-    """A layer whose calibration saw a hundredth of its inputs is cut off, and comes first."""
+def test_the_most_sensitive_layer_ranks_first(diffusers: DiffusersBackend, row: DenoiseRow) -> None:
+    """A layer whose calibrated input is a hundred times too small saturates, and ranks first."""
     found = calibrate(diffusers, SHORT, [(row.positive, row.negative or row.positive)], lambda: None)
     harmed = "transformer_blocks.2.ff.net.2"
-    found.largest[harmed] /= 100
+    found.largest_inputs[harmed] /= 100
     ranked = rank(diffusers, found, lambda: None)
     assert ranked[0].layer == harmed
     assert [each.error for each in ranked] == sorted((each.error for each in ranked), reverse=True)
-    assert len(ranked) == len(found.largest)
+    assert len(ranked) == len(found.largest_inputs)
 
 
-def test_a_build_that_draws_worse_is_refused_and_leaves_nothing(
+def test_a_build_that_fails_the_quality_gate_stores_nothing(
     tmp_path: Path, compiled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The gate says by how much; no transformer takes the place of one that passed."""
-    graphs = place_of_graphs(compiled, CHECKPOINT, "fp8")
+    """The error has the difference in dB."""
+    graphs = compiled_graph_paths(compiled, CHECKPOINT, "fp8")
     graphs = replace(graphs, transformer_at=tmp_path / "fp8")
     calibrate_well = calibration.calibrate
 
     def calibrate_badly(*arguments: object) -> Calibration:
         found = calibrate_well(*arguments)  # type: ignore[arg-type]
-        return Calibration({layer: largest / 200 for layer, largest in found.largest.items()}, found.rows)
+        return Calibration({layer: largest / 200 for layer, largest in found.largest_inputs.items()}, found.rows)
 
     monkeypatch.setattr("sd35.compile.calibration_run.calibrate", calibrate_badly)
     wanted = CalibrationRequest(SHORT, ["a cat"], ["a dog on a red background"], with_sensitivity=False)
-    with pytest.raises(BuildFailed, match=r"draws with -?\d+\.\d dB .* \d+\.\d dB below the bar of 25"):
+    with pytest.raises(BuildFailed, match=r"too much .*: -?\d+\.\d dB, \d+\.\d dB below the minimum of 25"):
         build_fp8(CHECKPOINT, graphs, wanted, QUIET)
     assert not graphs.path("transformer").exists()
     assert not list(tmp_path.glob("*/*"))
 
 
-def test_an_interrupted_build_goes_on_after_its_calibration(
+def test_an_interrupted_build_resumes_after_its_calibration(
     tmp_path: Path, compiled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What failed at the judge is not calibrated again, and comes to the same judgement."""
-    graphs = replace(place_of_graphs(compiled, CHECKPOINT, "fp8"), transformer_at=tmp_path / "fp8")
+    """The calibration is not repeated, and the quality gate has the same result."""
+    graphs = replace(compiled_graph_paths(compiled, CHECKPOINT, "fp8"), transformer_at=tmp_path / "fp8")
     wanted = CalibrationRequest(SHORT, ["a fish"], ["a dog on a red background"], with_sensitivity=False)
 
     def interrupted(*_: object) -> None:
@@ -212,8 +213,8 @@ def test_an_interrupted_build_goes_on_after_its_calibration(
     assert report["quality"]["mean_db"] >= 25
 
 
-def test_what_is_compiled_is_a_revisions_and_a_precisions(compiled: Path) -> None:
-    """Another revision of the checkpoint does not find it; the same one finds it, and makes nothing again."""
+def test_compiled_graphs_belong_to_one_revision_and_precision(compiled: Path) -> None:
+    """Another revision does not find them; the same one does not rebuild them."""
     checkpoint = open_checkpoint(EMBEDDED)
     before = compiled_graphs(compiled, checkpoint, "bf16").path("vae").stat().st_mtime_ns
     build_graphs(checkpoint, "bf16", compiled, QUIET)

@@ -1,4 +1,4 @@
-"""Graphs for any runtime: what PyTorch computes, in ONNX's own operators, with weights of their own."""
+"""Portable graphs match PyTorch, with standard ONNX operators and their own weights."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +11,9 @@ import torch
 from onnx import TensorProto
 
 from sd35.backends.diffusers.loading import load_network
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from sd35.checkpoints.graphs.compiled import compiled_graphs
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 from sd35.compile.networks import graphs_of
 
 CHECKPOINT = open_checkpoint(EMBEDDED)
@@ -37,7 +38,7 @@ def inputs_of(part: str, sizes: dict[str, int]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("part", GRAPHS)
 def test_a_graph_in_fp32_equals_pytorch(compiled: Path, part: str) -> None:
-    """At other sizes than the traced ones, every output differs from PyTorch's by less than 1e-4 of its largest."""
+    """At sizes other than the traced ones, outputs differ by less than 1e-4 of the largest value."""
     graph = GRAPHS[part]
     inputs = inputs_of(part, SIZES)
     as_it_is = SimpleNamespace(network=load_network(CHECKPOINT, part, torch.float32))  # not rewritten
@@ -52,8 +53,8 @@ def test_a_graph_in_fp32_equals_pytorch(compiled: Path, part: str) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8"])
 @pytest.mark.parametrize("part", GRAPHS)
-def test_graphs_are_standard_and_of_one_type(compiled: Path, part: str, precision: str) -> None:
-    """ONNX's own operators alone; weights beside, in the graph's type; timesteps in FP32, tokens in INT32."""
+def test_graphs_have_standard_operators_and_one_type(compiled: Path, part: str, precision: str) -> None:
+    """Weights are in separate files in the graph's type; timesteps are FP32, and tokens INT32."""
     path = compiled_graphs(compiled, CHECKPOINT, precision).path(part)  # type: ignore[arg-type]
     model = onnx.load(path, load_external_data=False)
     assert {each.domain for each in model.opset_import if each.version} <= {"", "pkg.onnxscript.torch_lib.common"}

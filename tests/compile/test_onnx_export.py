@@ -1,4 +1,4 @@
-"""The export: graphs that compute what PyTorch does, and read their weights from the safetensors files."""
+"""Exported graphs match PyTorch, and read their weights from the safetensors files."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from diffusers import SD3Transformer2DModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sd35.checkpoints.checkpoint import open_checkpoint
+from sd35.checkpoints.open import open_checkpoint
 from sd35.compile.onnx_export import export
 from sd35.compile.stored_weights import stored_tensors
 from sd35.errors import CheckpointError
@@ -55,7 +55,7 @@ def medium(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("size", [(1, 8, 8, 5), (3, 20, 14, 33), (2, 6, 48, 7)], ids=str)
 def test_an_exported_transformer_equals_pytorch(medium: Path, size: tuple[int, int, int, int]) -> None:
-    """At batches, heights, widths and text lengths other than the traced ones, the graph computes what PyTorch does."""
+    """At batches, sizes and text lengths other than the traced ones."""
     batch, height, width, text = size
     network = SD3Transformer2DModel.from_pretrained(medium / "transformer", dtype=torch.float32)
     inputs = {
@@ -74,7 +74,7 @@ def test_an_exported_transformer_equals_pytorch(medium: Path, size: tuple[int, i
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("fixture", ["embedded", "medium"])
 def test_weights_are_read_from_the_safetensors_files(request: pytest.FixtureRequest, fixture: str, graph: str) -> None:
-    """Every weight is a reference to the bytes of the tensor of its name; nothing large is stored again."""
+    """Every weight refers to the bytes of its tensor, and nothing large is stored twice."""
     path = request.getfixturevalue(fixture) / graph
     model = onnx.load(path, load_external_data=False)
     references = [tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
@@ -92,7 +92,7 @@ def test_weights_are_read_from_the_safetensors_files(request: pytest.FixtureRequ
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("fixture", ["embedded", "medium"])
 def test_tensors_have_nvidias_names_and_no_paths(request: pytest.FixtureRequest, fixture: str, graph: str) -> None:
-    """Inputs and outputs are named as in NVIDIA's graphs, and nothing tells of the machine that exported them."""
+    """Inputs and outputs have the names of NVIDIA's graphs, and the files contain no local paths."""
     path = request.getfixturevalue(fixture) / graph
     model = onnx.load(path, load_external_data=False)
     inputs, outputs = GRAPHS[graph]
@@ -103,14 +103,14 @@ def test_tensors_have_nvidias_names_and_no_paths(request: pytest.FixtureRequest,
     assert b'File "' not in content
 
 
-def test_tied_weights_are_found_under_the_name_they_are_stored_by(embedded: Path) -> None:
+def test_tied_weights_have_the_name_in_the_file(embedded: Path) -> None:
     """T5's embedding has two names in the network and one in the file."""
     model = onnx.load(embedded / "text_encoder_3" / "model.onnx", load_external_data=False)
     assert "shared.weight" in {tensor.name for tensor in model.graph.initializer}
 
 
-def test_offsets_count_from_the_files_start(tmp_path: Path) -> None:
-    """Header and length are part of the file; float formats only, for integers are no weights."""
+def test_offsets_count_from_the_start_of_the_file(tmp_path: Path) -> None:
+    """Integer tensors are not weights and are skipped."""
     part = tmp_path / "text_encoder"
     part.mkdir()
     save_file({"b": torch.arange(6.0).reshape(2, 3), "a": torch.arange(3, dtype=torch.float16), "i": torch.arange(2)},
@@ -121,8 +121,8 @@ def test_offsets_count_from_the_files_start(tmp_path: Path) -> None:
     assert tensors["b"].numpy().tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
-def test_weights_that_do_not_fit_the_network_are_refused(medium: Path, tmp_path: Path) -> None:
-    """A network whose values are not those of the files is not exported: a graph must compute what the files hold."""
+def test_weights_that_differ_from_the_network_are_refused(medium: Path, tmp_path: Path) -> None:
+    """A graph must compute with the values in the files."""
     directory = tmp_path / "changed"
     shutil.copytree(medium, directory)
     weights = load_file(directory / "text_encoder" / "model.safetensors")
@@ -134,7 +134,7 @@ def test_weights_that_do_not_fit_the_network_are_refused(medium: Path, tmp_path:
 
 @pytest.mark.parametrize("content", [None, b"short", b"\xff" * 64])
 def test_unreadable_weights_are_refused(tmp_path: Path, content: bytes | None) -> None:
-    """A part without a safetensors file, or with a broken one, is the checkpoint's error."""
+    """A missing or damaged safetensors file raises CheckpointError."""
     part = tmp_path / "text_encoder"
     part.mkdir()
     if content is not None:
@@ -143,11 +143,11 @@ def test_unreadable_weights_are_refused(tmp_path: Path, content: bytes | None) -
         stored_tensors(part)
 
 
-def test_links_out_of_the_directory_are_refused_with_the_way_out(tmp_path: Path) -> None:
-    """In Hugging Face's cache weights are links; ONNX Runtime would not follow them from a graph beside them."""
+def test_links_out_of_the_directory_are_refused(tmp_path: Path) -> None:
+    """Hugging Face's cache has links, which ONNX Runtime does not follow. The error says how to copy."""
     part = tmp_path / "text_encoder"
     part.mkdir()
     save_file({"a": torch.ones(2)}, tmp_path / "blob")
     (part / "model.safetensors").symlink_to(tmp_path / "blob")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is a link .* cp -rL"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is a link, .* cp -rL"):
         stored_tensors(part)

@@ -1,4 +1,4 @@
-"""Checkpoints with random weights: the real shapes, in files that the real code reads."""
+"""Checkpoints with random weights have the real shapes, and load like real ones."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from safetensors import safe_open
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
 from sd35.checkpoints.architectures import ARCHITECTURES, Architecture
-from sd35.checkpoints.checkpoint import open_checkpoint
+from sd35.checkpoints.open import open_checkpoint
 from sd35.compile.onnx_export import export
 from sd35.compile.synth import parameters, synthesise
 from sd35.errors import InvalidSetting
@@ -57,16 +57,16 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("sd3.5-medium", "vae", 167_666_902),
     ],
 )
-def test_networks_are_as_large_as_the_published_files(name: str, part: str, file_bytes: int) -> None:
-    """At two bytes a number, within what headers take; sizes as public download lists give them."""
+def test_networks_have_the_size_of_the_published_files(name: str, part: str, file_bytes: int) -> None:
+    """At two bytes a parameter, except for headers; sizes from public download lists."""
     numbers = parameters(ARCHITECTURES[name])[part]
     if part == "text_encoder_3":
         numbers += 32128 * 4096
     assert 2 * numbers == pytest.approx(file_bytes, rel=0, abs=1_500_000)
 
 
-def test_it_draws_what_diffusers_draws_with_it(small: Path) -> None:
-    """The plain pipeline loads the files, and both backends' images of noise equal its own to 2/255."""
+def test_backends_generate_the_same_image_as_diffusers(small: Path) -> None:
+    """Diffusers' pipeline loads the files, and both backends' images match to 2/255."""
     pipeline = StableDiffusion3Pipeline.from_pretrained(small, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline.tokenizer.model_max_length == 77
@@ -83,8 +83,8 @@ def test_it_draws_what_diffusers_draws_with_it(small: Path) -> None:
         assert abs(ours - np.asarray(theirs.images[0])).max() <= 2, name
 
 
-def test_weights_have_the_scale_that_keeps_numbers_in_range(small: Path) -> None:
-    """Matrices: variance 1 / inputs. Norms are one, biases zero, and no two matrices are the same."""
+def test_weights_keep_activations_in_range(small: Path) -> None:
+    """Matrices have variance 1 / inputs, norms are one, biases zero, and matrices differ."""
     with safe_open(small / "transformer" / "diffusion_pytorch_model.safetensors", "pt") as file:
         weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  not a dict
     for name, weight in weights.items():
@@ -97,10 +97,10 @@ def test_weights_have_the_scale_that_keeps_numbers_in_range(small: Path) -> None
     assert not (first == second).all()
 
 
-def test_what_would_overwrite_or_not_fit_is_refused(
+def test_an_existing_directory_or_a_full_disk_is_refused(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An existing directory stays as it is; a disk with too little room is not begun to be filled."""
+    """Nothing is written."""
     with pytest.raises(InvalidSetting, match="small exists"):
         synthesise(SMALL, small, "bfloat16", lambda *_: None)
     with pytest.raises(InvalidSetting, match="is not a directory"):

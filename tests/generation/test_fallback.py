@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from sd35.checkpoints.network_sizes import network_sizes_on_disk
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 from sd35.engine.local.engine import LocalEngine
 from sd35.errors import DoesNotFit, InvalidSetting, NotCompiled
 from sd35.generation.model_pool import ModelPool

@@ -16,8 +16,9 @@ from sd35.errors import ContentRefused, InvalidSetting, NotReady, StoreUnavailab
 from sd35.generation.model_pool import ModelPool
 from sd35.generation.params import GenerationParams
 from sd35.generation.service import GenerationResult, GenerationService, ImageProgress, Requester
-from sd35.images.png import blurred, read_png
+from sd35.images.png import read_png
 from sd35.images.record import from_text
+from sd35.images.resize import blurred
 from sd35.storage.blobs.memory import MemoryBlobStore
 from sd35.storage.images import ImageStore
 from sd35.storage.jobs import JobSpec

@@ -1,4 +1,4 @@
-"""Images in other formats: what they look like, what they say of themselves, and which one an answer is in."""
+"""Images in other formats: pixels, records, and the negotiation of the format."""
 
 import contextlib
 import io
@@ -40,8 +40,8 @@ def an_image(prompt: str = REQUEST.prompt, negative_prompt: str = "") -> tuple[b
 
 
 @pytest.mark.parametrize("output_format", LOSSY)
-def test_a_image_looks_the_same_in_every_format(output_format: Format):
-    """Opened by Pillow: of that format and size, and off by less than 2 of 255 on average."""
+def test_an_image_looks_the_same_in_every_format(output_format: Format):
+    """Pillow reads the format and the size, and pixels differ by less than 2 of 255 on average."""
     png, _ = an_image()
     with Image.open(io.BytesIO(encode(png, output_format, has_metadata=True))) as image:
         assert (image.format, image.size) == (output_format.upper(), (96, 64))
@@ -51,16 +51,16 @@ def test_a_image_looks_the_same_in_every_format(output_format: Format):
 
 
 @pytest.mark.parametrize("output_format", LOSSY)
-def test_quality_is_paid_in_bytes(output_format: Format):
-    """The lowest quality makes a smaller file than the default, the highest a larger one."""
+def test_a_higher_quality_gives_a_larger_file(output_format: Format):
+    """The default is between the lowest and the highest quality."""
     png, _ = an_image()
     sizes = [len(encode(png, output_format, has_metadata=False, quality=quality)) for quality in (1, None, 100)]
     assert sizes == sorted(set(sizes))
 
 
 @pytest.mark.parametrize("output_format", Format)
-def test_a_quality_that_a_format_does_not_have_is_refused(output_format: Format):
-    """1 to 100 for those that lose something, none for PNG; the error says so."""
+def test_an_unsupported_quality_is_refused(output_format: Format):
+    """Lossy formats allow 1 to 100, and PNG none."""
     for quality in (0, 101) if output_format in LOSSY else (90,):
         with pytest.raises(InvalidRequest, match=f"quality: got {quality}; allowed: (1 to 100|none with png)"):
             check_quality(output_format, quality)
@@ -75,8 +75,8 @@ def test_a_quality_that_a_format_does_not_have_is_refused(output_format: Format)
 )
 @example(prompt="\U0001f431" * 10_000, negative_prompt="&" * 10_000)  # longer than two segments of a JPEG file
 @example(prompt="<!DOCTYPE x [<!ENTITY y 'z'>]>&y;]]>", negative_prompt="\\ufffe")
-def test_every_format_says_what_made_it(output_format: Format, prompt: str, negative_prompt: str):
-    """Whatever the prompts are, the record reads back, and equal images give equal files."""
+def test_every_format_keeps_the_record(output_format: Format, prompt: str, negative_prompt: str):
+    """The record reads back for any prompts, and equal images give equal files."""
     png, record = an_image(prompt, negative_prompt)
     written = encode(png, output_format, has_metadata=True)
     assert format_of(written) == output_format
@@ -87,8 +87,8 @@ def test_every_format_says_what_made_it(output_format: Format, prompt: str, nega
 @pytest.mark.skipif(EXIFTOOL is None, reason="exiftool is not installed (Debian: libimage-exiftool-perl)")
 @pytest.mark.parametrize("output_format", LOSSY)
 @pytest.mark.parametrize("prompt", ["a cat & a <dog> 日本", "\U0001f431" * 10_000])
-def test_other_programs_read_what_made_a_image(output_format: Format, prompt: str, tmp_path: Path):
-    """The canonical request is found by exiftool, also where it fills several segments of a JPEG file."""
+def test_exiftool_reads_the_record(output_format: Format, prompt: str, tmp_path: Path):
+    """This includes a record that fills several segments of a JPEG file."""
     assert EXIFTOOL
     png, record = an_image(prompt, prompt)
     file = tmp_path / f"image.{output_format}"
@@ -102,8 +102,8 @@ def test_other_programs_read_what_made_a_image(output_format: Format, prompt: st
 
 
 @pytest.mark.parametrize("output_format", Format)
-def test_metadata_is_left_out_where_it_is_not_wanted(output_format: Format):
-    """No word of the prompt is in the file, nor any other text, and its pixels are the same as with it."""
+def test_metadata_can_be_omitted(output_format: Format):
+    """The file contains no text, and its pixels are the same."""
     png, _ = an_image("unmistakable")
     without, with_it = (encode(png, output_format, has_metadata=wanted) for wanted in (False, True))
     assert b"unmistakable" in with_it
@@ -117,8 +117,8 @@ def test_metadata_is_left_out_where_it_is_not_wanted(output_format: Format):
 
 
 @pytest.mark.parametrize("output_format", LOSSY)
-def test_replay_wants_the_exact_file(output_format: Format):
-    """A file of another format is refused with the digest of the image that it shows."""
+def test_replay_requires_the_png_file(output_format: Format):
+    """The error of other formats has the digest of the image."""
     png, record = an_image()
     with pytest.raises(NotReplayable, match=f"it is a {output_format.upper()} file.* of {record.request.digest}"):
         read_stored_image(encode(png, output_format, has_metadata=True))
@@ -136,8 +136,8 @@ def test_replay_refuses_other_formats_in_one_line(tmp_path: Path):
     assert result.stderr.count("\n") == 1
 
 
-def test_a_record_that_was_edited_is_refused():
-    """The request in the packet has to match its digest."""
+def test_an_edited_record_is_refused():
+    """The request has to match its digest."""
     png, record = an_image()
     _, text = read_png(png)
     edited = write_png(read_png(png)[0], {**text, REQUEST_KEY: text[REQUEST_KEY].replace("cat", "cow")})
@@ -151,8 +151,8 @@ BOMB = b'<!DOCTYPE a [<!ENTITY b "b">]>' + to_xmp(Record(REQUEST, MAKER).to_text
 
 
 @pytest.mark.parametrize("packet", [b"", b"\xff\0<", BOMB, b"<x>" * 1000, "<x/>".encode("utf-16")])
-def test_a_packet_that_is_damaged_or_hostile_says_nothing(packet: bytes):
-    """Malformed XML, a document type and another encoding are read as no text at all."""
+def test_a_damaged_or_hostile_packet_has_no_texts(packet: bytes):
+    """Malformed XML, a document type and another encoding are ignored."""
     out = io.BytesIO()
     Image.new("RGB", (16, 16)).save(out, "WEBP", xmp=packet)
     with pytest.raises(NotReplayable, match="does not say what made it"):
@@ -160,8 +160,8 @@ def test_a_packet_that_is_damaged_or_hostile_says_nothing(packet: bytes):
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a", b"\xff\xd8\xff", b"RIFF\x10\0\0\0WEBP", b"\x89PNG\r\n\x1a\n"])
-def test_a_file_that_is_no_image_is_refused(data: bytes):
-    """Other formats and cut-off files are errors that say so."""
+def test_a_file_that_is_not_an_image_is_refused(data: bytes):
+    """Other formats and truncated files raise NotReplayable."""
     with pytest.raises(NotReplayable, match=r"it is (no image of these formats: png, jpeg, webp, avif|a damaged)"):
         read_record(data)
 
@@ -188,30 +188,30 @@ def test_a_file_that_is_no_image_is_refused(data: bytes):
         ("image/webp;q=0.1, image/webp, image/avif;q=0.5", Format.WEBP),
     ],
 )
-def test_the_accept_header_chooses(accept: str | None, wanted: Format):
-    """By its weights, the narrowest range deciding for each format; PNG where it does not mind."""
+def test_the_accept_header_selects_the_format(accept: str | None, wanted: Format):
+    """The narrowest range decides for each format; PNG is the default."""
     assert negotiate(accept, None) is wanted
 
 
 @pytest.mark.parametrize(
     "accept", ["text/html", "image/gif, image/jxl", "image/*;q=0", "*/*;q=0.0", ",;,", "image/png;q=-1"]
 )
-def test_a_header_that_takes_none_is_refused_with_what_there_is(accept: str):
-    """The error names all four formats."""
+def test_a_header_that_accepts_no_format_is_refused(accept: str):
+    """The error lists the four formats."""
     with pytest.raises(NotAcceptable, match=r"accept: got .*; allowed: image/png, image/jpeg, image/webp, image/avif"):
         negotiate(accept, None)
 
 
 @given(st.text() | st.none(), st.sampled_from(Format))
-def test_what_a_request_says_wins(accept: str | None, output_format: Format):
-    """`output_format` is what is answered with, whatever the header says, and nothing breaks over a header."""
+def test_output_format_overrides_the_accept_header(accept: str | None, output_format: Format):
+    """No header raises another error than NotAcceptable."""
     assert negotiate(accept, output_format) is output_format
     with contextlib.suppress(NotAcceptable):
         assert negotiate(accept, None) in Format
 
 
 @given(st.permutations(list(Format)), st.lists(st.integers(1, 1000), min_size=4, max_size=4, unique=True))
-def test_of_named_formats_the_one_of_most_weight_is_answered(formats: list[Format], weights: list[int]):
-    """Whatever their order in the header."""
+def test_the_named_format_of_the_largest_weight_is_selected(formats: list[Format], weights: list[int]):
+    """The order in the header does not matter."""
     accept = ", ".join(f"{one.media_type};q={weight / 1000}" for one, weight in zip(formats, weights, strict=True))
     assert negotiate(accept, None) is max(zip(weights, formats, strict=True))[1]

@@ -1,4 +1,4 @@
-"""Infotext: what is made is read back, what the web UI itself wrote is read, and other programs find it in files."""
+"""Infotext: formatting, parsing texts of the web UI, and reading by other programs."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ from PIL import ExifTags, Image
 
 from sd35.errors import NotReplayable
 from sd35.images.exif import USER_COMMENT
-from sd35.images.infotext import KEYWORD, infotext, make, parse
+from sd35.images.infotext import KEYWORD, format_infotext, infotext, parse_infotext
 from sd35.images.png import read_png, with_text, without_text, write_png
 from sd35.images.record import Maker, own_version
 from sd35.images.texts import read_texts
@@ -38,8 +38,8 @@ ControlNet 0: "Module: canny, Model: control_v11p_sd15_canny [d14c016b], Weight:
 Lora hashes: "stone: 0f1e2d3c4b5a", Version: v1.9.4"""
 
 
-def test_a_text_is_what_the_web_ui_writes():
-    """Prompt, negative prompt, and settings in its order."""
+def test_infotext_has_the_web_uis_format():
+    """Prompt, negative prompt, and settings in the web UI's order."""
     assert infotext(REQUEST, MAKER) == (
         "a cat\nNegative prompt: a dog\n"
         "Steps: 4, Sampler: Euler, Schedule type: Automatic, CFG scale: 4.5, Seed: 7, Size: 96x64,"
@@ -49,20 +49,20 @@ def test_a_text_is_what_the_web_ui_writes():
     assert infotext(whole, MAKER).startswith("a cat\nSteps: 4, Sampler: Euler, Schedule type: Automatic, CFG scale: 7,")
 
 
-def test_what_is_special_is_said():
-    """Enlarged, read in part, with a layer skipped, or blurred."""
+def test_infotext_mentions_enlarging_truncation_skipped_layers_and_blurring():
+    """Each has a setting of its own."""
     request = replace(REQUEST, skip_layer_scale=2.8)
     enlarged = replace(MAKER, drawn_width=48, drawn_height=32, cut_off=["prompt", "negative_prompt"])
-    said = parse(infotext(request, enlarged))
+    said = parse_infotext(infotext(request, enlarged))
     assert said["Skip layer scale"] == "2.8"
     assert (said["Drawn size-1"], said["Drawn size-2"]) == ("48", "32")
     assert said["Cut off"] == "prompt, negative_prompt"
-    assert parse(infotext(REQUEST, None))["Content filtered"] == "blurred"
+    assert parse_infotext(infotext(REQUEST, None))["Content filtered"] == "blurred"
 
 
-def test_texts_of_the_web_ui_are_read():
+def test_infotexts_of_the_web_ui_are_parsed():
     """Several lines, colons in prompts, sizes, and quoted settings with commas."""
-    assert parse(THEIRS) == {
+    assert parse_infotext(THEIRS) == {
         "Prompt": "masterpiece, (a castle:1.2), <lora:stone:0.8>\nby the sea",
         "Negative prompt": "lowres, bad: hands\nworst quality",
         "Steps": "20",
@@ -103,9 +103,9 @@ def test_texts_of_the_web_ui_are_read():
         ),
     ],
 )
-def test_texts_without_all_parts_are_read(text: str, parts: dict[str, str]):
-    """A last line with fewer than three settings is the prompt's."""
-    assert parse(text) == parts
+def test_incomplete_infotexts_are_parsed(text: str, parts: dict[str, str]):
+    """A last line with fewer than three settings belongs to the prompt."""
+    assert parse_infotext(text) == parts
 
 
 lines = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(
@@ -121,33 +121,33 @@ values = st.text(st.characters(exclude_categories=["Cs"])).filter(lambda text: "
 )
 @example(["Steps: 1, Seed: 2, Size: 3"], [], ["a", "b", "c"])
 @example(["a"], [], ['"quoted"', ' spaced, "and": more\n', "\\"])
-def test_what_is_made_is_read_back(prompt: list[str], negative: list[str], values: list[str]):
-    """Whatever prompts and settings hold."""
+def test_a_formatted_infotext_parses_to_the_same_parts(prompt: list[str], negative: list[str], values: list[str]):
+    """This holds for any prompts and settings."""
     settings = {f"Setting {place}": value for place, value in enumerate(values)}
     parts = {"Prompt": "\n".join(prompt), "Negative prompt": "\n".join(negative)}
-    assert parse(make(parts["Prompt"], parts["Negative prompt"], settings)) == {**parts, **settings}
+    assert parse_infotext(format_infotext(parts["Prompt"], parts["Negative prompt"], settings)) == {**parts, **settings}
 
 
 @given(st.text(st.sampled_from('ab:, "\\\n1x')))
 @example('aa: "\\ud800", bb: 1, cc: 2')
-def test_no_text_breaks_the_reader(text: str):
-    """Whatever comes, parts come back, of which an answer can be made."""
-    parts = parse(text)
+def test_any_text_can_be_parsed(text: str):
+    """The result can be encoded in a response."""
+    parts = parse_infotext(text)
     assert parts.keys() >= {"Prompt", "Negative prompt"}
     assert "".join(parts.values()).encode() or not text.strip()
 
 
 @pytest.mark.parametrize("piece", ["a", "a:", 'a:"', 'a:"\\",', "a, ", ": "])
-def test_reading_takes_time_in_proportion(piece: str):
-    """A long line of anything is read at once, for clients may send it."""
+def test_parsing_takes_linear_time(piece: str):
+    """Clients may send long lines."""
     began_s = time.process_time()
-    parse(piece * 200_000)
+    parse_infotext(piece * 200_000)
     assert time.process_time() - began_s < 5
 
 
 @pytest.mark.parametrize("text", ["a cat\nSteps: 1", "Katze, größer\n©", "a 猫 🐈\nSteps: 1"])
-def test_a_text_is_added_to_a_file(text: str):
-    """Other texts and the pixels are as they were; it is the kind of chunk that Pillow would write."""
+def test_a_text_can_be_added_to_a_png_file(text: str):
+    """Other texts and the pixels stay the same; the chunk is of the kind that Pillow would write."""
     png = with_text(write_png(PIXELS, {"Software": "sd35"}), KEYWORD, text)
     pixels, texts = read_png(png)
     assert (pixels == PIXELS).all()
@@ -155,15 +155,15 @@ def test_a_text_is_added_to_a_file(text: str):
     assert (b"tEXt" in png) == all(ord(character) < 256 for character in text)
 
 
-def test_a_text_without_its_nul():
-    """PNG's texts hold none."""
+def test_nul_characters_are_removed_from_added_texts():
+    """PNG texts may not contain them."""
     assert read_png(with_text(write_png(PIXELS, {}), KEYWORD, "a\0b"))[1] == {KEYWORD: "ab"}
 
 
 @pytest.mark.skipif(EXIFTOOL is None, reason="exiftool is not installed")
 @pytest.mark.parametrize("prompt", ["a cat", "größer", "a 猫 🐈"])
-def test_exiftool_reads_it(tmp_path: Path, prompt: str):
-    """As other programs do, and finds nothing wrong with the file."""
+def test_exiftool_reads_the_infotext(tmp_path: Path, prompt: str):
+    """It reports no warning."""
     text = infotext(replace(REQUEST, prompt=prompt), MAKER)
     file = tmp_path / "image.png"
     file.write_bytes(with_text(write_png(PIXELS, {}), KEYWORD, text))
@@ -191,16 +191,16 @@ def texts(file: bytes) -> dict[str, str]:
     return read_texts(file).texts
 
 
-def test_a_comment_in_exif_is_read():
-    """As the web UI writes it into JPEG and WebP files: UTF-16, behind eight bytes that say so."""
+def test_a_user_comment_in_exif_is_read():
+    """The web UI writes UTF-16 after an eight-byte code into JPEG and WebP files."""
     assert texts(jpeg(b"UNICODE\0" + "a 猫\nSteps: 1".encode("utf-16-be")))[USER_COMMENT] == "a 猫\nSteps: 1"
     assert texts(jpeg(b"ASCII\0\0\0a cat"))[USER_COMMENT] == "a cat"
     assert USER_COMMENT not in texts(jpeg(b""))
 
 
 @given(st.data())
-def test_damaged_exif_is_none(data: st.DataObject):
-    """Whatever it holds, it is read as far as it goes, or the file is refused."""
+def test_damaged_exif_raises_no_other_error(data: st.DataObject):
+    """It is read as far as possible, or the file is refused."""
     whole = bytearray(jpeg(b"UNICODE\0" + "a cat".encode("utf-16-be")))
     start = whole.index(b"Exif\0\0") + 6
     for _ in range(data.draw(st.integers(1, 8))):
@@ -209,7 +209,7 @@ def test_damaged_exif_is_none(data: st.DataObject):
         texts(bytes(whole))
 
 
-def test_texts_can_be_left_out():
-    """What `write_png` wrote loses them, before this one is added."""
+def test_texts_can_be_removed():
+    """`without_text` removes all texts of `write_png`."""
     png = write_png(PIXELS, {"Software": "sd35"})
     assert read_png(without_text(png))[1] == {}

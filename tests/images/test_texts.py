@@ -1,4 +1,4 @@
-"""Texts in image files: what is read agrees with other readers, and hostile files cost little."""
+"""Texts in image files: agreement with other readers, and bounds on hostile files."""
 
 import io
 import shutil
@@ -19,7 +19,7 @@ from sd35.errors import NotReplayable
 from sd35.images.encode import encode
 from sd35.images.exif import USER_COMMENT
 from sd35.images.formats import Format
-from sd35.images.infotext import KEYWORD, infotext, parse
+from sd35.images.infotext import KEYWORD, infotext, parse_infotext
 from sd35.images.png import read_png, with_text, write_png
 from sd35.images.record import Maker, Record
 from sd35.images.text_budget import MAX_TEXT_BYTES
@@ -66,10 +66,8 @@ written = st.lists(st.tuples(st.sampled_from(["tEXt", "zTXt", "iTXt", "compresse
 
 
 @given(written, written)
-def test_texts_of_png_files_are_those_that_pillow_finds(
-    before: list[tuple[str, str, str]], after: list[tuple[str, str, str]]
-):
-    """Compressed or not, and also behind the image data, where Pillow decodes the image to find them."""
+def test_png_texts_equal_those_of_pillow(before: list[tuple[str, str, str]], after: list[tuple[str, str, str]]):
+    """Compressed or not, before and after the image data."""
     file = png(*(text_chunk(*each) for each in before), after=b"".join(text_chunk(*each) for each in after))
     with Image.open(io.BytesIO(file)) as image:
         image.load()
@@ -109,7 +107,7 @@ COMMENTS = {
 @pytest.mark.parametrize("case", COMMENTS)
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp", "avif"])
 def test_user_comments_are_read_in_every_encoding(image_format: str, case: str, order: str):
-    """Of all four formats, whatever the byte order of the EXIF data is."""
+    """In all four formats and both byte orders."""
     comment, text = COMMENTS[case]
     data = exif(comment, order)
     out = io.BytesIO()
@@ -123,8 +121,8 @@ def test_user_comments_are_read_in_every_encoding(image_format: str, case: str, 
     st.text(st.characters(codec="utf-8", min_codepoint=32), max_size=80),
     st.sampled_from(["utf-16-be", "utf-16-le", "utf-8"]),
 )
-def test_no_text_of_the_web_ui_is_taken_for_another_encoding(prompt: str, encoding: str):
-    """Its settings have letters and digits, by which the encodings are told apart."""
+def test_the_encoding_of_infotexts_is_detected(prompt: str, encoding: str):
+    """Their settings have letters and digits, which tell the encodings apart."""
     text = f"{prompt}\nSteps: 20, Sampler: Euler, Seed: 1"
     out = io.BytesIO()
     Image.new("RGB", (8, 8)).save(out, "JPEG", exif=b"Exif\0\0" + exif(b"UNICODE\0" + text.encode(encoding)))
@@ -134,7 +132,7 @@ def test_no_text_of_the_web_ui_is_taken_for_another_encoding(prompt: str, encodi
 @pytest.mark.skipif(EXIFTOOL is None, reason="exiftool is not installed (Debian: libimage-exiftool-perl)")
 @pytest.mark.parametrize("order", ["II", "MM"])
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp", "avif"])
-def test_comments_that_exiftool_wrote_are_read(tmp_path: Path, image_format: str, order: str):
+def test_comments_from_exiftool_are_read(tmp_path: Path, image_format: str, order: str):
     """It writes UTF-16 in the byte order of the EXIF data, and PNG's eXIf chunk."""
     assert EXIFTOOL
     file = tmp_path / f"image.{image_format}"
@@ -146,8 +144,8 @@ def test_comments_that_exiftool_wrote_are_read(tmp_path: Path, image_format: str
 
 @pytest.mark.parametrize("output_format", Format)
 @pytest.mark.parametrize("character", ["a", "\x01", '"', "&", "<", "é", "猫", "\U0001f431", "\ufffe"])
-def test_the_largest_record_fits(output_format: Format, character: str):
-    """Two prompts of 10,000 characters that take most room, in every format, in PNG with AUTOMATIC1111's text too."""
+def test_the_largest_record_fits_the_text_budget(output_format: Format, character: str):
+    """Two prompts of 10,000 characters in every format, for PNG with an infotext too."""
     prompt = character * PROMPT_CHARACTERS
     record = Record(Request(prompt, prompt, 96, 64, 4, 4.5, 7, "m" * 200, "5" * 64, "onnx/float32"), MAKER)
     file = encode(write_png(PIXELS, record.to_text()), output_format, has_metadata=True)
@@ -178,15 +176,15 @@ BOMB = zlib.compress(b"a" * 60_000_000)
 @pytest.mark.parametrize(
     "bomb", [chunk(b"zTXt", b"bomb\0\0" + BOMB), chunk(b"iTXt", b"bomb\0\1\0\0\0" + BOMB)], ids=["zTXt", "iTXt"]
 )
-def test_a_text_that_expands_beyond_the_limit_is_left_out(bomb: bytes):
-    """What stands before it is read."""
+def test_a_decompression_bomb_is_skipped(bomb: bytes):
+    """Texts before it are read."""
     assert limited(png(text_chunk("tEXt", "parameters", "a cat"), bomb)) == {"parameters": "a cat"}
     found = read_texts(png(bomb))
     assert (found.texts, found.left_out) == ({}, ["bomb"])
 
 
 def test_many_bombs_cost_no_more_than_one():
-    """One that failed, damaged or too long, uses up what may be decompressed."""
+    """A damaged or too long stream uses up the budget for decompression."""
     decompressed = 0
     whole = zlib.decompressobj
 
@@ -212,8 +210,8 @@ def test_many_bombs_cost_no_more_than_one():
     assert decompressed <= 2 * MAX_TEXT_BYTES + 1000
 
 
-def test_a_text_longer_than_the_limit_is_named():
-    """If a record cannot be read because of it, the error says so; shorter texts are read all the same."""
+def test_a_too_long_text_is_named():
+    """The error mentions it if the record cannot be read; shorter texts are still read."""
     long = text_chunk("tEXt", "workflow", "a" * (MAX_TEXT_BYTES + 1))
     found = read_texts(png(long, text_chunk("tEXt", "parameters", "a cat")))
     assert (found.texts, found.left_out) == ({"parameters": "a cat"}, ["workflow"])
@@ -265,12 +263,12 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_file_costs_little_memory(name: str):
-    """Whatever it repeats or nests, and the answer holds no more text than the limit."""
+    """Repetition and nesting do not increase the memory, and the texts stay within the limit."""
     limited(HOSTILE[name]())
 
 
 def test_xmp_names_are_resolved_by_their_namespace():
-    """Whatever prefix another program chose, also as attributes; a name of another namespace is no record's."""
+    """Any prefix and attributes work; names of other namespaces are ignored."""
     packet = f"""<r:RDF xmlns:r="http://www.w3.org/1999/02/22-rdf-syntax-ns#" xmlns:o="urn:other">
       <r:Description xmlns:p="{NAMESPACE}" p:digest="1" o:maker="2">
         <p:request>one<!-- no text -->&amp;two</p:request><o:request>three</o:request>
@@ -282,7 +280,7 @@ def test_xmp_names_are_resolved_by_their_namespace():
 @given(st.data())
 @settings(deadline=None)
 def test_a_damaged_file_is_read_or_refused(data: st.DataObject):
-    """Whichever bytes of a file of any format are changed, no other error comes of it."""
+    """Changed bytes in a file of any format raise no error other than NotReplayable."""
     record = Record(Request("a cat", "", 96, 64, 4, 4.5, 7, "mini", "5" * 64, "onnx/float32"), MAKER)
     output_format = data.draw(st.sampled_from(list(Format)))
     whole = bytearray(encode(write_png(PIXELS, record.to_text()), output_format, has_metadata=True))
@@ -296,22 +294,22 @@ def test_a_damaged_file_is_read_or_refused(data: st.DataObject):
     assert all(isinstance(text, str) for text in texts.values())
 
 
-def test_a_text_that_does_not_match_its_checksum_is_damage():
-    """It is not read as if it were what was written."""
+def test_a_text_with_a_wrong_checksum_is_refused():
+    """It is not read."""
     file = png(text_chunk("tEXt", "parameters", "a cat"))
     with pytest.raises(NotReplayable, match="the checksum of its tEXt chunk is wrong"):
         read_texts(file.replace(b"a cat", b"a cow"))
 
 
-def test_pixels_are_read_whatever_the_texts_are():
-    """A text that Pillow would refuse to expand is no reason against the image."""
+def test_pixels_are_read_despite_a_decompression_bomb():
+    """Pillow alone would refuse the file."""
     pixels, texts = read_png(png(chunk(b"zTXt", b"bomb\0\0" + BOMB)))
     assert (pixels == PIXELS).all()
     assert texts == {}
 
 
 @pytest.mark.parametrize("piece", ["a: b, ", 'a: "' + "\\" * 1000, "ab: ", 'aa:"', ","])
-def test_the_longest_text_is_parsed(piece: str):
-    """A hundred megabytes are never parsed: what is as long as the limit allows is."""
+def test_a_text_of_maximum_length_is_parsed(piece: str):
+    """Longer texts never reach the parser."""
     text = piece * (MAX_TEXT_BYTES // len(piece))
-    assert parse(text)["Prompt"] is not None
+    assert parse_infotext(text)["Prompt"] is not None

@@ -7,10 +7,10 @@ import pytest
 from huggingface_hub.utils import close_session
 from structlog.testing import capture_logs
 
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from sd35.checkpoints.hub import cache
 from sd35.checkpoints.network_sizes import network_sizes_on_disk
-from sd35.checkpoints.registry import find_registered
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED, find_registered
 from sd35.errors import CheckpointError, DoesNotFit, InvalidSetting
 from sd35.planning.auto import choose, why_standing_in
 from sd35.planning.fit import placement_of, plan_for
@@ -53,7 +53,7 @@ def settings(**more: object) -> Settings:
 
 def put_on_disk(name: str) -> None:
     """Put the embedded model's files where a download of `name` would be."""
-    snapshot = cache.place_of(find_registered(name, None)).snapshot
+    snapshot = cache.cache_paths(find_registered(name, None)).snapshot
     snapshot.parent.mkdir(parents=True)
     snapshot.symlink_to(open_checkpoint(EMBEDDED).directory, target_is_directory=True)
 
@@ -65,7 +65,7 @@ def test_memory_decides(hub: Hub, monkeypatch: pytest.MonkeyPatch, available: Av
     """With a token for both, the best that fits without streaming is downloaded and chosen."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert choose(settings(), available) == chosen
-    assert cache.holding_of(find_registered(chosen, None)).is_whole
+    assert cache.cache_status(find_registered(chosen, None)).is_complete
     assert hub.asked
 
 

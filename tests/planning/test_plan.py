@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from sd35.backends.options import DeviceKind
 from sd35.backends.registry import BACKENDS
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from sd35.checkpoints.network_sizes import NETWORKS, NetworkSizes, network_sizes_by_name, network_sizes_on_disk
-from sd35.checkpoints.registry import load_registry
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED, load_registry
 from sd35.planning.footprint import Workload
 from sd35.planning.plan import MARGIN, PHASES, AvailableMemory, Placement, PlacementRequest, Plan, make_plan
 from sd35.planning.report import plan_json, plan_text

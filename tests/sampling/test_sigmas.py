@@ -9,7 +9,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd35.checkpoints.checkpoint import Card, Checkpoint
+from sd35.checkpoints.card import Card
+from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.errors import CheckpointError
 from sd35.sampling.sigmas import SigmaSchedule, sigma_schedule_of
 

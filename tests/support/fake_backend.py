@@ -15,7 +15,8 @@ import numpy as np
 
 from sd35.access.keys import Key
 from sd35.backends.base import DenoiseRow, TextEmbedding
-from sd35.checkpoints.checkpoint import Card, Checkpoint, SkipLayers
+from sd35.checkpoints.card import Card, SkipLayers
+from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.engine.base import DeviceLimits, Engine
 from sd35.engine.local.engine import LocalEngine
 from sd35.engine.local.pipeline import Pipeline

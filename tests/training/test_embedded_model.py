@@ -8,7 +8,8 @@ import pytest
 from sd35.backends.base import Backend
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 from sd35.request import Request
 from sd35.tensors import Array
 from tests.support.direct_generation import generate_directly

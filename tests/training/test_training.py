@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 from training.autoencoder import CONFIG
 from training.model import load_checkpoint, make_text, make_transformer, position_table, save_checkpoint
 from training.optimizer import orthogonalise, schedule

@@ -18,7 +18,8 @@ from sd35.engine.base import Pixels
 from sd35.generation.params import GenerationParams
 from sd35.generation.service import GenerationResult
 from sd35.images.formats import Format
-from sd35.images.png import enlarge, write_png
+from sd35.images.png import write_png
+from sd35.images.resize import enlarge
 from sd35.request import Request as ImageRequest
 from sd35.service.batch import Batch, OnStep
 from sd35.storage.jobs import JobSpec

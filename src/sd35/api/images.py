@@ -13,7 +13,7 @@ from sd35.api.errors import ApiError
 from sd35.api.generate import FILE_CONTENT
 from sd35.api.problems import UNAVAILABLE, documented
 from sd35.api.ranges import answer
-from sd35.images.encode import encoded
+from sd35.images.encode import encode_async
 from sd35.images.formats import Format, negotiate
 from sd35.service.service import Service
 from sd35.storage.links import DEFAULT_LIFETIME_S, MAX_LIFETIME_S, PATH, expiry
@@ -69,7 +69,7 @@ async def get(
         raise _not_found(digest)
     if isinstance(image, str):
         return RedirectResponse(image, 307, {"Cache-Control": "no-store"})
-    content = await encoded(image, file_format, has_metadata=has_metadata)
+    content = await encode_async(image, file_format, has_metadata=has_metadata)
     part = answer(
         content,
         f'"{digest[:32]}-{file_format}{"" if has_metadata else "-bare"}-{len(content)}"',

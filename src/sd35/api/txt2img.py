@@ -20,7 +20,7 @@ from sd35.api.generate import (
 )
 from sd35.api.problems import PROBLEM, documented
 from sd35.generation.params import GenerationParams
-from sd35.images.encode import encoded
+from sd35.images.encode import encode_async
 from sd35.images.formats import Format, negotiate
 from sd35.request import (
     GUIDANCE_SCALE,
@@ -156,5 +156,5 @@ async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> R
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     (result,) = results
     has_metadata = body.metadata and service_of(request).policy.has_metadata
-    content = await encoded(result.png, file_format, has_metadata=has_metadata)
+    content = await encode_async(result.png, file_format, has_metadata=has_metadata)
     return Response(content, headers=image_headers(result), media_type=file_format.media_type)

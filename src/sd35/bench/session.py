@@ -16,7 +16,7 @@ from sd35.bench.run import Measured, OnProgress, duration_s, images, measure
 from sd35.bench.scenes import judged_scenes
 from sd35.bench.server import Server, arguments_of, check_reachable, pid_at, started, told_of
 from sd35.bench.workload import BenchRequest, Workload
-from sd35.checkpoints.checkpoint import EMBEDDED
+from sd35.checkpoints.registry import EMBEDDED
 from sd35.errors import MeasuringFailed
 from sd35.settings import Settings
 

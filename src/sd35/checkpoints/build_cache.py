@@ -1,8 +1,8 @@
-"""Folders of what was built from a checkpoint: graphs, engines. Whole or not there, and never taken for another's.
+"""A cache of folders that are built from a checkpoint, such as graphs and engines.
 
-Each holds a manifest: the key, which is all that its content follows from, and its files with their checksums. A folder
-whose key is another, or whose files are not those, counts as not there. Who reads it may know less of the key than who
-built it: of what both know, all has to agree.
+Each folder has a manifest with its key, which determines the content, and the checksums of its files. A folder counts
+as built only if its key and its files match. A reader may know fewer fields of the key than the builder; the fields
+that it knows must all match.
 """
 
 import hashlib
@@ -18,39 +18,39 @@ from sd35.errors import BuildFailed
 from sd35.parsing import read_json
 
 Key: TypeAlias = Mapping[str, Any]
-"""JSON values by name: what is built from, by what, for what."""
+"""JSON values by name that determine a folder's content."""
 
 MANIFEST = "manifest.json"
 
 
-def home_of(cache_dir: Path, checkpoint: Checkpoint) -> Path:
-    """Where all that was built from a checkpoint lies; another revision of it has another place."""
+def build_root(cache_dir: Path, checkpoint: Checkpoint) -> Path:
+    """Return the directory of all builds of a checkpoint's revision."""
     return cache_dir / "compiled" / f"{checkpoint.name}-{checkpoint.revision[:16]}"
 
 
-def is_built(folder: Path, key: Key, *, thoroughly: bool = False) -> bool:
-    """Whether the folder holds what the key says, all of it; `thoroughly` compares checksums, not sizes alone."""
+def is_built(folder: Path, key: Key, *, verify_checksums: bool = False) -> bool:
+    """Return whether a folder is complete and matches the key; by default, only file sizes are compared."""
     try:
         manifest = read_json(folder / MANIFEST)
         if {**manifest["key"], **json.loads(json.dumps(key))} != manifest["key"]:
             return False
         files = manifest["files"]
         return bool(files) and all(
-            _is_intact(folder / name, size, checksum if thoroughly else None)
+            _is_intact(folder / name, size, checksum if verify_checksums else None)
             for name, (size, checksum) in files.items()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
-def key_of(folder: Path) -> Key:
-    """The whole key of a folder that `is_built`."""
+def read_key(folder: Path) -> Key:
+    """Return the complete key of a folder that `is_built`."""
     key: Key = read_json(folder / MANIFEST)["key"]
     return key
 
 
 def fingerprint_of(folder: Path) -> str | None:
-    """Eight hexadecimal digits that stand for all files of a folder; None where nothing was built there."""
+    """Return eight hexadecimal digits that identify a folder's files, or None if it is not built."""
     try:
         files = read_json(folder / MANIFEST)["files"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -58,41 +58,42 @@ def fingerprint_of(folder: Path) -> str | None:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def build(folder: Path, key: Key, make: Callable[[Path], None]) -> bool:
-    """Have `make` fill the folder, unless it is built; whether it had to.
+def build(folder: Path, key: Key, write: Callable[[Path], None]) -> bool:
+    """Build a folder unless it is built already, and return whether it was built now.
 
-    It fills another folder beside, which takes the place when it is whole. Of several processes that want the same,
-    one builds and the others wait. What `make` raises leaves the place as it was. Raises BuildFailed where the folder
-    cannot be written: no room, no right to.
+    `write` fills a temporary folder, which replaces `folder` when it is complete. If several processes build the same
+    folder, one does it and the others wait. An error in `write` leaves `folder` unchanged.
+
+    Raises BuildFailed if the folder cannot be written.
     """
-    if is_built(folder, key, thoroughly=True):  # also where nothing can be written
+    if is_built(folder, key, verify_checksums=True):  # before any write, for read-only caches
         return False
     try:
-        return _build(folder, key, make)
+        return _build(folder, key, write)
     except OSError as error:
         raise BuildFailed(f"{folder} cannot be built: {error.strerror or error}") from error
 
 
-def _build(folder: Path, key: Key, make: Callable[[Path], None]) -> bool:
+def _build(folder: Path, key: Key, write: Callable[[Path], None]) -> bool:
     from filelock import FileLock
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if is_built(folder, key, thoroughly=True):
+        if is_built(folder, key, verify_checksums=True):
             return False
-        beside = folder.with_name(f".{folder.name}.incomplete")  # nobody else's: the lock is held
-        _remove(beside)
-        beside.mkdir()
+        temporary = folder.with_name(f".{folder.name}.incomplete")  # a leftover, if any: this process has the lock
+        _remove(temporary)
+        temporary.mkdir()
         try:
-            make(beside)
-            _write_manifest(beside, key)
-            _take_place(beside, folder)
+            write(temporary)
+            _write_manifest(temporary, key)
+            _replace(temporary, folder)
         finally:
-            _remove(beside)
+            _remove(temporary)
     return True
 
 
-def _take_place(new: Path, folder: Path) -> None:
+def _replace(new: Path, folder: Path) -> None:
     old = folder.with_name(f".{folder.name}.old")
     _remove(old)
     if folder.exists():
@@ -102,7 +103,7 @@ def _take_place(new: Path, folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """A folder, or a file in its place."""
+    """Remove a folder or a file, if it exists."""
     if path.is_file():
         path.unlink()
     shutil.rmtree(path, ignore_errors=True)
@@ -118,7 +119,7 @@ def _write_manifest(folder: Path, key: Key) -> None:
 
 
 def _flush(path: Path) -> None:
-    """To the disk, so that the folder's new name never stands for files that a crash emptied."""
+    """Write a file to the disk, so that a crash after the rename never leaves empty files."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

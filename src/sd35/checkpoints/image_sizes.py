@@ -1,16 +1,17 @@
-"""Which sizes a model makes, and at which size a stand-in draws what it then enlarges."""
+"""The image sizes that a model can generate, and the size at which an enlarged image is generated."""
 
 import math
 
-from sd35.checkpoints.checkpoint import Card
+from sd35.checkpoints.card import Card
 from sd35.errors import InvalidRequest
 from sd35.request import SIZE_MULTIPLE_PX
 
 
 def drawn_size(width_px: int, height_px: int, card: Card, max_pixels: int) -> tuple[int, int]:
-    """The size to draw at, (width, height): the requested one, or for a card that `enlarges`, the nearest native one.
+    """Return the size, (width, height), at which a requested image is generated.
 
-    Raises InvalidRequest where the size is beyond `max_pixels` or the card.
+    This is the requested size. If it exceeds the card's range and the card `enlarges`, it is the nearest native size.
+    Raises InvalidRequest if the size exceeds `max_pixels`, or the card does not allow it.
     """
     for field, side_px in (("width", width_px), ("height", height_px)):
         if side_px % SIZE_MULTIPLE_PX or side_px <= 0:
@@ -33,29 +34,29 @@ def drawn_size(width_px: int, height_px: int, card: Card, max_pixels: int) -> tu
 
 
 def size_rule(card: Card) -> str:
-    """The sides a card allows, in words."""
+    """Describe the sides that a card allows."""
     low_px, high_px = card.side_px
-    larger = f", or larger at an aspect of {high_px / low_px:g}:1 at most (drawn smaller, then enlarged)"
+    larger = f", or larger at an aspect of {high_px / low_px:g}:1 at most (generated smaller, then enlarged)"
     return f"{low_px} to {high_px}{larger if card.enlarges else ''}"
 
 
-def aspect_size(wide: int, high: int, card: Card) -> tuple[int, int]:
-    """The size, (width, height), of the aspect `wide`:`high` with no more pixels than a card's default size has.
+def aspect_size(aspect_width: int, aspect_height: int, card: Card) -> tuple[int, int]:
+    """Return a size, (width, height), of an aspect ratio with at most the pixels of the card's default size.
 
-    Sides are multiples of 64 where that is a megapixel, the sizes that SDXL and SD3 were trained with (1344x768,
-    1216x832, 1536x640), and of as much more or less where it is larger or smaller, down to 16.
+    At a megapixel, sides are multiples of 64, which gives the sizes that SDXL and SD3 were trained with (1344x768,
+    1216x832, 1536x640). For other default sizes the multiple scales with the side, with a minimum of 16.
     """
     area = card.width * card.height
     multiple_px = SIZE_MULTIPLE_PX * max(1, 4 * math.isqrt(area) // 1024)
     width, height = (
         max(math.isqrt(area * side // other) // multiple_px * multiple_px, SIZE_MULTIPLE_PX)
-        for side, other in ((wide, high), (high, wide))
+        for side, other in ((aspect_width, aspect_height), (aspect_height, aspect_width))
     )
     return width, height
 
 
 def _native_size(width_px: int, height_px: int, card: Card) -> tuple[int, int]:
-    """The multiples of 16 nearest to this aspect at the native number of pixels, inside the card's range."""
+    """Return the nearest multiples of 16 at this aspect and the native number of pixels, within the card's range."""
     scale = math.sqrt(card.native_pixels / (width_px * height_px))
     low_px, high_px = card.side_px
     width, height = (

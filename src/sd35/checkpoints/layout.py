@@ -1,7 +1,7 @@
-"""Which files of a directory, or of a repository, in the Diffusers layout make a checkpoint.
+"""The files that make up a checkpoint in a directory or a repository in the Diffusers layout.
 
-Repositories hold more than that: the same weights again as `.fp16` files, in one file for other programs, or as
-pickles, which run code when they are read. Those are never fetched, and are no part of a checkpoint's identity.
+Repositories hold other files too: the same weights as `.fp16` files, as one file for other programs, or as pickles,
+which execute code when they are loaded. Such files are never downloaded, and do not count for a checkpoint's identity.
 """
 
 import re
@@ -26,18 +26,19 @@ _INDEX = ".safetensors.index.json"
 _SHARD = re.compile(r"-[0-9]{5}-of-[0-9]{5}\.safetensors\Z")
 
 
-def needed(paths: Iterable[str]) -> list[str]:
-    """Those of the paths that a checkpoint consists of, sorted; each part's weights once.
+def checkpoint_files(paths: Iterable[str]) -> list[str]:
+    """Select the paths that belong to a checkpoint, sorted.
 
-    Where a part has both one file of weights and shards, Diffusers and Transformers read the one file.
+    If a part has both a single weight file and shards, only the single file is selected: Diffusers and Transformers
+    read that one.
     """
-    read = sorted(path for path in paths if _is_read(PurePosixPath(path)))
-    whole = {folder for folder, stem in _WEIGHTS.items() if f"{folder}/{stem}.safetensors" in read}
-    return [path for path in read if not (_is_sharding(path) and str(PurePosixPath(path).parent) in whole)]
+    files = sorted(path for path in paths if _belongs(PurePosixPath(path)))
+    unsharded = {folder for folder, stem in _WEIGHTS.items() if f"{folder}/{stem}.safetensors" in files}
+    return [path for path in files if not (_is_sharded(path) and str(PurePosixPath(path).parent) in unsharded)]
 
 
-def missing(directory: Path) -> list[str]:
-    """What a directory lacks to be a whole checkpoint, as paths in it; weights are known by their shards' index."""
+def missing_files(directory: Path) -> list[str]:
+    """List the files that a directory lacks to be a complete checkpoint, as relative paths."""
     always = ["model_index.json", "scheduler/scheduler_config.json"]
     always += [f"{folder}/config.json" for folder in _WEIGHTS]
     always += [f"{folder}/tokenizer_config.json" for folder in _TOKENIZERS]
@@ -45,7 +46,7 @@ def missing(directory: Path) -> list[str]:
     return [path for path in (*always, *weights) if not (directory / path).is_file()]
 
 
-def _is_read(path: PurePosixPath) -> bool:
+def _belongs(path: PurePosixPath) -> bool:
     folder = str(path.parent)
     if folder == ".":
         return path.name in {"model_index.json", CARD_FILE}
@@ -57,14 +58,14 @@ def _is_read(path: PurePosixPath) -> bool:
     return stem is not None and _SHARD.sub(".safetensors", path.name) in {f"{stem}.safetensors", stem + _INDEX}
 
 
-def _is_sharding(path: str) -> bool:
+def _is_sharded(path: str) -> bool:
     return path.endswith(_INDEX) or _SHARD.search(path) is not None
 
 
 def weight_files(directory: Path, folder: str) -> list[str]:
-    """The files that hold a part's weights, as paths in the directory, whether they are there or not.
+    """List a part's weight files as relative paths, whether they exist or not.
 
-    A part whose index cannot be used has shards whose names are not known, `*` in their place.
+    If the part's index is not valid, the numbers of its shards are unknown, and `*` stands for them.
     """
     try:
         shards = weight_map(directory, folder)
@@ -76,9 +77,9 @@ def weight_files(directory: Path, folder: str) -> list[str]:
 
 
 def weight_map(directory: Path, folder: str) -> dict[str, str] | None:
-    """The shard of each parameter by the part's index; None if all lie in one file.
+    """Read a part's index and return the shard of each parameter, or None if the part has a single weight file.
 
-    Raises CheckpointError if the index cannot be used.
+    Raises CheckpointError if the index is not valid.
     """
     stem = _WEIGHTS[folder]
     index = directory / folder / (stem + _INDEX)
@@ -88,12 +89,12 @@ def weight_map(directory: Path, folder: str) -> dict[str, str] | None:
         content = read_json(index)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{index} cannot be read: {error}") from error
-    found = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{index}: expected a weight_map of names and shards, found {shown(found)}")
-    for name, shard in found.items():
-        # Any other name would be no part of the checkpoint's identity, and could lead out of its directory.
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shards, dict):
+        raise CheckpointError(f"{index}: expected a weight_map of parameters and shards, found {shown(shards)}")
+    for name, shard in shards.items():
+        # A file of another name would not count for the checkpoint's identity, and could lie outside its directory.
         if not (isinstance(shard, str) and _SHARD.sub("", shard) == stem):
             allowed = f"{stem}-00001-of-00002.safetensors and the like"
             raise CheckpointError(f"{index}: weight_map: {shown(name)}: got {shown(shard)}; allowed: {allowed}")
-    return found
+    return shards

@@ -1,4 +1,4 @@
-"""The JSON files that describe a checkpoint's parts, checked as far as this project reads them."""
+"""Read the JSON files of a checkpoint's parts, and validate the fields that this project uses."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +14,8 @@ _Size = Annotated[StrictInt, Field(ge=1, lt=2**31)]
 _Factor = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
-class _Known(TypedDict, total=False):
-    """What this project reads of the networks' configurations."""
+class _UsedFields(TypedDict, total=False):
+    """The fields of the networks' configurations that this project uses."""
 
     attention_head_dim: _Size
     block_out_channels: Annotated[list[_Size], Field(min_length=1)]
@@ -41,11 +41,11 @@ class _Known(TypedDict, total=False):
     vocab_size: _Size
 
 
-_KNOWN = TypeAdapter(_Known)
+_USED_FIELDS = TypeAdapter(_UsedFields)
 
 
 class Config(dict[str, Any]):
-    """A configuration's values; asking for one that is missing raises CheckpointError, not KeyError."""
+    """A configuration. Looking up a key that is missing raises CheckpointError, not KeyError."""
 
     def __init__(self, values: Mapping[str, Any], file: Path) -> None:
         super().__init__(values)
@@ -56,17 +56,17 @@ class Config(dict[str, Any]):
 
 
 def read_config(file: Path) -> Config:
-    """A part's configuration. Raises CheckpointError if it cannot be read, or what is read of it is of a wrong type."""
+    """Read a part's configuration. Raises CheckpointError if it cannot be read or a used field is not valid."""
     content = read_object(file)
     try:
-        _KNOWN.validate_python({name: content[name] for name in _Known.__annotations__ if name in content})
+        _USED_FIELDS.validate_python({name: content[name] for name in _UsedFields.__annotations__ if name in content})
     except ValidationError as error:
         raise CheckpointError(f"{file}: {explain(error)}") from error
     return Config(content, file)
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises CheckpointError if there is none."""
+    """Read a JSON object from a file. Raises CheckpointError if the file cannot be read or holds something else."""
     try:
         content = read_json(file)
     except (OSError, ValueError) as error:
@@ -77,7 +77,7 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def explain(error: ValidationError) -> str:
-    """The fields that are wrong, what came, and why not."""
+    """Describe a validation error: each field, its value, and the reason."""
     return "; ".join(
         f"{'.'.join(map(str, detail['loc']))}: got {shown(detail['input'])}; {detail['msg']}"
         for detail in error.errors()

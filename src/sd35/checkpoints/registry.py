@@ -1,4 +1,4 @@
-"""The checkpoints that are known by name: `registry.toml`, and the user's own file of the same form."""
+"""Checkpoints that can be opened by name: those of `registry.toml`, and of the user's file in the same format."""
 
 from dataclasses import dataclass, field
 from functools import cache
@@ -7,11 +7,12 @@ from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from sd35.checkpoints.checkpoint import EMBEDDED, Card
+from sd35.checkpoints.card import Card
 from sd35.checkpoints.network_config import explain
 from sd35.errors import InvalidSetting
 from sd35.parsing import read_toml
 
+EMBEDDED = "sd35-mini"  # the model that is part of the package
 _BUILT_IN = Path(__file__).parent / "registry.toml"
 
 
@@ -19,8 +20,10 @@ _BUILT_IN = Path(__file__).parent / "registry.toml"
 class RegisteredCheckpoint:
     """A checkpoint in a repository of the Hugging Face hub, at one revision.
 
-    `revision` is a commit, since a branch or a tag may come to mean other files. `files` are its weights and what they
-    take, in bytes, to be told before the hub was asked; what is fetched follows from the hub's own list.
+    Attributes:
+        revision: A commit. A branch or a tag could move to other files.
+        files: The weight files and their sizes in bytes. They give the size before the hub is asked; a download uses
+            the hub's own list.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -33,29 +36,29 @@ class RegisteredCheckpoint:
 
     @property
     def size_bytes(self) -> int | None:
-        """What its weights take, or None where its entry does not say."""
+        """The total size of the weights, or None if the entry does not list them."""
         return sum(self.files.values()) or None
 
 
-def load_registry(own: Path | None) -> dict[str, RegisteredCheckpoint]:
-    """The registered checkpoints by name: the built-in ones, then those of the user's file.
+def load_registry(registry_file: Path | None) -> dict[str, RegisteredCheckpoint]:
+    """Return the registered checkpoints by name: the built-in ones, then those of the user's file.
 
-    Raises InvalidSetting, naming the file and the field, also where the file names a built-in one.
+    Raises InvalidSetting if the user's file is not valid or redefines a built-in name.
     """
     built_in = _built_in()
-    if own is None:
+    if registry_file is None:
         return built_in
-    added = _read(own.expanduser())
+    added = _read(registry_file.expanduser())
     if taken := sorted(added.keys() & {*built_in, EMBEDDED}):
-        raise InvalidSetting(f"registry: {own}: {', '.join(taken)} cannot be given another meaning; rename yours")
+        raise InvalidSetting(f"registry: {registry_file}: {', '.join(taken)} cannot be redefined; use another name")
     return {**built_in, **added}
 
 
-def find_registered(name: str, own: Path | None) -> RegisteredCheckpoint:
-    """The registered checkpoint of a name. Raises InvalidSetting where there is none."""
-    registry = load_registry(own)
+def find_registered(name: str, registry_file: Path | None) -> RegisteredCheckpoint:
+    """Look up a registered checkpoint. Raises InvalidSetting if the name is not registered."""
+    registry = load_registry(registry_file)
     if name not in registry:
-        raise InvalidSetting(f"NAME: got {name!r}; allowed: {', '.join(registry)}, and those of a file (SD35_REGISTRY)")
+        raise InvalidSetting(f"NAME: got {name!r}; allowed: {', '.join(registry)}, and those of SD35_REGISTRY")
     return registry[name]
 
 

@@ -1,4 +1,4 @@
-"""The three tokenizers of a checkpoint: the very token ids that Diffusers would feed to the text encoders."""
+"""The three tokenizers of a checkpoint. They give the same token ids as Diffusers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +14,12 @@ from sd35.parsing import shown
 
 _Array: TypeAlias = np.ndarray[Any, Any]
 _CLIP_WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
-_PROBE = "a cat \N{SNOWMAN}"  # ordinary words, and what hardly a vocabulary has
+_PROBE = "a cat \N{SNOWMAN}"  # common words, and a character that few vocabularies have
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 class TokenIds(NamedTuple):
-    """Padded and cut to each encoder's length."""
+    """Token ids, padded and truncated to each encoder's length."""
 
     clip_l: Int32[_Array, "prompts clip"]
     clip_g: Int32[_Array, "prompts clip"]
@@ -30,22 +30,22 @@ class Tokenizers:
     """The tokenizers of one checkpoint: `tokenizer` (CLIP-L), `tokenizer_2` (CLIP-G), `tokenizer_3` (T5)."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """Raises CheckpointError where a tokenizer's files are missing or not readable."""
+        """Raises CheckpointError if a tokenizer's files are missing or cannot be read."""
         clip_length = _settings_of(checkpoint, "tokenizer").get("model_max_length", 77)
         self._clip_l = _open(checkpoint, "tokenizer", clip_length)
-        self._clip_g = _open(checkpoint, "tokenizer_2", clip_length)  # Diffusers takes the first one's length for both
+        self._clip_g = _open(checkpoint, "tokenizer_2", clip_length)  # Diffusers uses the first length for both
         self._t5 = _open(checkpoint, "tokenizer_3", checkpoint.card.max_sequence_length)
 
     def encode(self, prompts: Sequence[str]) -> TokenIds:
-        """Token ids of each prompt, in order; text beyond an encoder's length is cut off."""
+        """Tokenize prompts, and truncate each to the encoders' lengths."""
         return TokenIds(_ids(self._clip_l, prompts), _ids(self._clip_g, prompts), _ids(self._t5, prompts))
 
     def is_truncated(self, prompt: str) -> bool:
-        """Whether the T5, which reads the most, does not read all of a prompt."""
+        """Return whether a prompt exceeds the length of T5, the longest of the three."""
         return bool(self._t5.encode(prompt).overflowing)
 
     def tokens(self, prompt: str) -> int:
-        """How many tokens the T5 reads of a prompt, its end among them."""
+        """Count the tokens that T5 reads of a prompt, including the end token."""
         return sum(self._t5.encode(prompt).attention_mask)
 
 
@@ -60,7 +60,7 @@ def _open(checkpoint: Checkpoint, part: str, length: int) -> Tokenizer:
     except CheckpointError:
         raise
     except BaseException as error:
-        # The library raises plain Exception, and its panics, which are no Exception; settings may be of any type.
+        # The library raises plain Exception for any mistake; its panics derive from BaseException alone.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise CheckpointError(f"{directory}: the tokenizer cannot be read: {error}") from error
@@ -78,12 +78,12 @@ def _read(directory: Path, settings: dict[str, Any], length: int) -> Tokenizer:
         raise CheckpointError(f"{directory}: the pad token {shown(pad)} is not in the vocabulary")
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding(length=length, pad_id=pad_id, pad_token=pad)
-    tokenizer.encode(_PROBE)  # some mistakes in its file show only here
+    tokenizer.encode(_PROBE)  # some invalid files fail only here
     return tokenizer
 
 
 def _clip_from_vocabulary(directory: Path, settings: dict[str, Any]) -> Tokenizer:
-    """CLIP's byte-level BPE, as `transformers.CLIPTokenizer` builds it from `vocab.json` and `merges.txt`."""
+    """Build CLIP's byte-level BPE from `vocab.json` and `merges.txt`, as `transformers.CLIPTokenizer` does."""
     bos, eos, unk = (_content(settings[name]) for name in ("bos_token", "eos_token", "unk_token"))
     vocabulary, merges = models.BPE.read_file(str(directory / "vocab.json"), str(directory / "merges.txt"))
     bpe = models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=unk)
@@ -100,23 +100,23 @@ def _clip_from_vocabulary(directory: Path, settings: dict[str, Any]) -> Tokenize
 
 
 def _settings_of(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
-    """A tokenizer's settings; the oldest checkpoints name the special tokens in a file of their own."""
+    """Read a tokenizer's settings. The oldest checkpoints list the special tokens in a separate file."""
     settings = checkpoint.config(part, "tokenizer_config.json")
     special_tokens_map = checkpoint.directory / part / "special_tokens_map.json"
     if "added_tokens_decoder" not in settings and special_tokens_map.exists():
         settings |= checkpoint.config(part, special_tokens_map.name)
     if "pad_token" not in settings:
-        raise CheckpointError(f"{checkpoint.directory / part} names no pad_token")
+        raise CheckpointError(f"{checkpoint.directory / part} has no pad_token")
     return settings
 
 
 def _added_tokens(settings: dict[str, Any]) -> list[AddedToken]:
-    """Tokens that are found in the text before anything else is done to it, with their own flags where those are given.
+    """Return the tokens that are matched in the text before any other step, with their flags if specified.
 
-    The pad token is one of them: CLIP-G pads with "!", so a "!" in a prompt becomes padding, in Diffusers too.
+    The pad token is one of them. CLIP-G pads with "!", so a "!" in a prompt becomes padding, as in Diffusers.
     """
-    given = settings.get("added_tokens_decoder", {}).values()
-    flags = {entry["content"]: entry for entry in given}
+    specified = settings.get("added_tokens_decoder", {}).values()
+    flags = {entry["content"]: entry for entry in specified}
     for name in _SPECIAL_TOKENS:
         if name in settings:
             token = settings[name]

@@ -4,8 +4,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from sd35.checkpoints.checkpoint import EMBEDDED
-from sd35.checkpoints.registry import RegisteredCheckpoint, find_registered, load_registry
+from sd35.checkpoints.registry import EMBEDDED, RegisteredCheckpoint, find_registered, load_registry
 from sd35.errors import InvalidSetting
 from sd35.settings import Settings
 

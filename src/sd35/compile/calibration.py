@@ -1,7 +1,7 @@
-"""Finds the largest magnitude that each layer of FP8 is multiplied with, over real prompts and all steps.
+"""Calibrate FP8: find the largest input magnitude of each FP8 layer over real prompts and all steps.
 
-One scale a layer for all steps (per-tensor, "amax"), as TensorRT wants it: what is smaller loses nothing, for FP8 is a
-floating-point format. It runs in PyTorch, on the device that the `diffusers` backend has.
+Each layer gets one scale for all steps (per-tensor, "amax"), as TensorRT requires. Smaller inputs lose no precision,
+because FP8 is a floating-point format. Runs in PyTorch on the device of the `diffusers` backend.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,19 +17,19 @@ from sd35.backends.fp8_layers import Treatment, treatment_of
 from sd35.compile.reference_sampling import Guided, Recipe, rows_of
 from sd35.compile.stages import Advance
 
-_SAMPLED = (0.125, 0.5, 0.875)  # of the way from noise to image: rows that the sensitivity report looks at
+_SAMPLED = (0.125, 0.5, 0.875)  # shares of the steps: the rows for the sensitivity report
 
 
 @dataclass
 class Calibration:
-    """What was found: `largest` by layer. `rows` are some of the steps, of the first prompt."""
+    """The largest input magnitude by layer, and the `rows` of some steps of the first prompt."""
 
-    largest: dict[str, float] = field(default_factory=dict)
+    largest_inputs: dict[str, float] = field(default_factory=dict)
     rows: list[DenoiseRow] = field(default_factory=list)
 
 
 def fp8_layers(transformer: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers that are not left alone, by name; none exempt."""
+    """Return the linear layers that FP8 applies to, by name, without exempt blocks."""
     linears = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
     return {name: module for name, module in linears.items() if treatment_of(name) is not Treatment.HIGH}
 
@@ -40,33 +40,33 @@ def calibrate(
     texts: Sequence[Guided],
     advance: Advance,
 ) -> Calibration:
-    """Draws each text with a seed of its own, without decoding; `advance` is called `recipe.steps` times for each."""
-    found = Calibration()
+    """Sample each text with its own seed, without decoding. Calls `advance` `recipe.steps` times for each text."""
+    calibration = Calibration()
     sampled = {int(share * recipe.steps) for share in _SAMPLED}
-    with _watched(fp8_layers(backend.transformer)) as largest:
+    with _largest_inputs(fp8_layers(backend.transformer)) as largest:
         for seed, text in enumerate(texts):
             for step, row in enumerate(rows_of(backend, recipe, text, seed)):
                 if row.sigma:
                     advance()
                 if seed == 0 and step in sampled:
-                    found.rows.append(row)
-    found.largest = {name: float(value) for name, value in largest.items()}
-    return found
+                    calibration.rows.append(row)
+    calibration.largest_inputs = {name: float(value) for name, value in largest.items()}
+    return calibration
 
 
 @contextmanager
-def _watched(layers: dict[str, nn.Linear]) -> Iterator[dict[str, Tensor]]:
-    """The largest magnitude of each layer's input so far, where the layer computes."""
+def _largest_inputs(layers: dict[str, nn.Linear]) -> Iterator[dict[str, Tensor]]:
+    """Yield the largest input magnitude of each layer so far, as tensors on the layer's device."""
     largest: dict[str, Tensor] = {}
 
-    def watch(name: str, layer: nn.Linear) -> torch.utils.hooks.RemovableHandle:
-        def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            seen = inputs[0].detach().abs().amax().float()
-            largest[name] = torch.maximum(largest[name], seen) if name in largest else seen
+    def add_hook(name: str, layer: nn.Linear) -> torch.utils.hooks.RemovableHandle:
+        def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            magnitude = inputs[0].detach().abs().amax().float()
+            largest[name] = torch.maximum(largest[name], magnitude) if name in largest else magnitude
 
-        return layer.register_forward_pre_hook(look)
+        return layer.register_forward_pre_hook(record)
 
-    handles = [watch(name, layer) for name, layer in layers.items()]
+    handles = [add_hook(name, layer) for name, layer in layers.items()]
     try:
         yield largest
     finally:

@@ -1,6 +1,7 @@
-"""Builds TensorRT engines of a checkpoint's graphs: one for each network, with a profile for each size bucket.
+"""Build TensorRT engines from a checkpoint's graphs: one for each network, with a profile for each size bucket.
 
-TensorRT-RTX builds them without a GPU, for any it knows; standard TensorRT only on the GPU that will run them.
+TensorRT-RTX builds without a GPU for any architecture that it supports. Standard TensorRT must build on the GPU that
+runs the engine.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,85 +22,85 @@ from sd35.compile.stages import Stages
 from sd35.errors import BuildFailed, InvalidSetting
 from sd35.tensors import LATENT_PX
 
-MOST_PROMPTS = 8  # that a text encoder takes at once
-ROWS = 8  # that a transformer takes at once, where nothing else is asked for: as many as the engine's batches have
-USUAL_ROWS = 2  # of a transformer, or prompts of an encoder: one image with guidance
-STREAMABLE = {"text_encoder_3", "transformer"}  # the large ones: their weights may stay in the host's memory
+MAX_PROMPTS = 8  # in a text encoder's batch
+DEFAULT_ROWS = 8  # the largest batch of the transformer: the batch size of the scheduler
+TYPICAL_ROWS = 2  # one image with guidance: two rows of the transformer, or two prompts of a text encoder
+STREAMABLE = {"text_encoder_3", "transformer"}  # large networks whose weights may stay in the host's memory
 
 Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
-"""Of each input: the least, the usual and the largest."""
+"""The smallest, the typical and the largest shape of each input."""
 
 
 @dataclass(frozen=True)
-class Range:
-    """What the engines are to take: size buckets, and the most rows of the transformer at once."""
+class EngineShapes:
+    """The shapes that engines support: size buckets, and the largest number of rows of the transformer."""
 
     buckets: Sequence[Bucket]
     rows: int
 
     def batch(self, part: str) -> int:
-        """The most rows of a network's batch; images are decoded one by one."""
-        return {"transformer": self.rows, "vae": 1}.get(part, MOST_PROMPTS)
+        """Return the largest batch of a network. Images are decoded one at a time."""
+        return {"transformer": self.rows, "vae": 1}.get(part, MAX_PROMPTS)
 
-    def shapes_text(self, part: str) -> str:
-        """The buckets of a network that knows sizes, else nothing."""
+    def buckets_text(self, part: str) -> str:
+        """Return the buckets of a network with image sizes as text, else ""."""
         return text_of(self.buckets) if part in {"transformer", "vae"} else ""
 
 
 def targets_of(flavour: Flavour, gpus: Sequence[str]) -> list[Target]:
-    """What to build for: the architectures that were named, or this machine's GPUs.
+    """Return the targets for GPU architectures, by default those of this machine's GPUs.
 
-    Raises InvalidSetting where an architecture cannot be built for here.
+    Raises InvalidSetting if this machine cannot build for an architecture.
     """
-    here, known = gpu_architectures(), known_architectures(flavour)
-    wanted = list(dict.fromkeys(gpus or here))
-    if not wanted:
-        raise InvalidSetting(f"gpu: none named, and this machine has none; allowed: {', '.join(known) or 'this one'}")
-    if wrong := [gpu for gpu in wanted if gpu not in (known or here)]:
-        allowed = ", ".join(known or here) or "an architecture of this machine's, which has no GPU"
-        raise InvalidSetting(f"gpu: got {', '.join(wrong)}; {flavour.name} {flavour.version} allows: {allowed}")
-    return [Target(flavour.name, flavour.version, gpu) for gpu in wanted]
+    local, supported = gpu_architectures(), known_architectures(flavour)
+    requested = list(dict.fromkeys(gpus or local))
+    if not requested:
+        raise InvalidSetting(f"gpu: none given, and this machine has no GPU; allowed: {', '.join(supported) or 'none'}")
+    if unsupported := [gpu for gpu in requested if gpu not in (supported or local)]:
+        allowed = ", ".join(supported or local) or "none, as this machine has no GPU"
+        raise InvalidSetting(f"gpu: got {', '.join(unsupported)}; {flavour.name} {flavour.version} allows: {allowed}")
+    return [Target(flavour.name, flavour.version, gpu) for gpu in requested]
 
 
 class EngineBuilder:
-    """Builds the engines of a checkpoint's graphs: its own, or what was compiled of it, in a precision."""
+    """Builds engines from a checkpoint's graphs, its own or compiled ones, in one precision."""
 
-    def __init__(self, checkpoint: Checkpoint, graphs: OfficialGraphs, wanted: Range, flavour: Flavour) -> None:
-        self.checkpoint, self.graphs, self.wanted = checkpoint, graphs, wanted
+    def __init__(self, checkpoint: Checkpoint, graphs: OfficialGraphs, shapes: EngineShapes, flavour: Flavour) -> None:
+        self.checkpoint, self.graphs, self.shapes = checkpoint, graphs, shapes
         self._flavour = flavour
         self._interfaces = interfaces_of(checkpoint)
         self._builder = flavour.trt.Builder(flavour.log)
 
     def network(self, part: str) -> tuple[Network, object]:
-        """A part's graph as TensorRT reads it, strongly typed, and its parser, which has to outlive it.
+        """Parse a part's graph as a strongly typed network. Also returns the parser, which must outlive the network.
 
-        Raises CheckpointError where the graph is missing or broken, BuildFailed with what the parser says.
+        Raises CheckpointError if the graph is missing or damaged, BuildFailed if TensorRT cannot parse it.
         """
         model, folder = fitted_graph(self.graphs, part, self._interfaces[part])
         trt, path = self._flavour.trt, self.graphs.path(part)
         network = self._builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, self._flavour.log)
-        if not parser.parse(model.SerializeToString(), str(folder / path.name)):  # weights are looked for beside that
+        if not parser.parse(model.SerializeToString(), str(folder / path.name)):  # weights are relative to the path
             errors = [parser.get_error(index) for index in range(parser.num_errors)]
-            said = "; ".join(f"{each.node_operator()} {each.node_name()!r}: {each.desc()}" for each in errors)
-            raise BuildFailed(f"{path}: {self._flavour.name} {self._flavour.version} cannot read it: {said}")
+            reasons = "; ".join(f"{each.node_operator()} {each.node_name()!r}: {each.desc()}" for each in errors)
+            raise BuildFailed(f"{path}: {self._flavour.name} {self._flavour.version} cannot read it: {reasons}")
         return network, parser
 
     def profiles(self, part: str) -> list[Shapes]:
-        """What a network's inputs may be: of each size bucket, or where it knows no sizes, of its batch."""
-        interface, most = self._interfaces[part], self.wanted.batch(part)
-        batches = (1, min(USUAL_ROWS, most), most)
-        if not self.wanted.shapes_text(part):
+        """Return the shapes of a network's inputs for each size bucket; only one if it has no image sizes."""
+        interface, max_batch = self._interfaces[part], self.shapes.batch(part)
+        batches = (1, min(TYPICAL_ROWS, max_batch), max_batch)
+        if not self.shapes.buckets_text(part):
             return [_shapes(interface, batches, [(0, 0)] * 3)]
-        return [_shapes(interface, batches, [each.least, each.usual, each.most]) for each in self.wanted.buckets]
+        return [_shapes(interface, batches, [each.least, each.usual, each.most]) for each in self.shapes.buckets]
 
     def origin(self, part: str) -> Key:
-        """Which graph an engine is of: one that was built anew takes another engine. NVIDIA's are the revision's."""
-        found = fingerprint_of(self.graphs.path(part).parent)
-        return {"graph": found} if found else {}
+        """Return the fingerprint of an engine's graph, if it was compiled. The revision covers NVIDIA's graphs."""
+        fingerprint = fingerprint_of(self.graphs.path(part).parent)
+        return {"graph": fingerprint} if fingerprint else {}
 
     def build(self, part: str, target: Target) -> Buffer:
-        """An engine as TensorRT serialises it. Raises CheckpointError, BuildFailed."""
+        """Build and serialise an engine. Raises CheckpointError, BuildFailed."""
         network, parser = self.network(part)
         config = self._builder.create_builder_config()
         trt = self._flavour.trt
@@ -111,15 +112,14 @@ class EngineBuilder:
         profiles = [self._profile(shapes) for shapes in self.profiles(part)]
         for profile in profiles:
             if config.add_optimization_profile(profile) < 0:
-                said = "; ".join(self._flavour.log.take_errors())
-                raise BuildFailed(
-                    f"{self.graphs.path(part)}: sizes {self.wanted.shapes_text(part)} are refused: {said}"
-                )
+                errors = "; ".join(self._flavour.log.take_errors())
+                sizes = self.shapes.buckets_text(part)
+                raise BuildFailed(f"{self.graphs.path(part)}: TensorRT rejects the sizes {sizes}: {errors}")
         engine = self._builder.build_serialized_network(network, config)
         del parser
         if engine is None:
-            said = "; ".join(self._flavour.log.take_errors())
-            raise BuildFailed(f"{self.graphs.path(part)}: {target} cannot be built for: {said}")
+            errors = "; ".join(self._flavour.log.take_errors())
+            raise BuildFailed(f"{self.graphs.path(part)}: building for {target} failed: {errors}")
         return engine
 
     def _profile(self, shapes: Shapes) -> Profile:
@@ -130,11 +130,11 @@ class EngineBuilder:
 
 
 def build_engines(builder: EngineBuilder, target: Target, cache_dir: Path, stages: Stages) -> list[Path]:
-    """The folders of the five engines, in the order in which an image is made; what is not built yet is built.
+    """Build the five engines that are not built yet, and return their folders in the order of their use.
 
-    Raises CheckpointError where a graph is missing or broken, BuildFailed where TensorRT cannot build it.
+    Raises CheckpointError if a graph is missing or damaged, BuildFailed if TensorRT cannot build it.
     """
-    checkpoint, precision, wanted = builder.checkpoint, builder.graphs.transformer, builder.wanted
+    checkpoint, precision, shapes = builder.checkpoint, builder.graphs.transformer, builder.shapes
     folders = []
     for part in NETWORKS:
         key = engine_key(checkpoint, part, precision, target)
@@ -142,7 +142,7 @@ def build_engines(builder: EngineBuilder, target: Target, cache_dir: Path, stage
         with stages.stage(f"engine of {part} for {target.gpu}"):
             build(
                 folder,
-                {**key, "shapes": wanted.shapes_text(part), "batch": wanted.batch(part), **builder.origin(part)},
+                {**key, "shapes": shapes.buckets_text(part), "batch": shapes.batch(part), **builder.origin(part)},
                 partial(_write, builder, part, target),
             )
         folders.append(folder)
@@ -154,7 +154,7 @@ def _write(builder: EngineBuilder, part: str, target: Target, folder: Path) -> N
 
 
 def _shapes(interface: Interface, batches: Sequence[int], sizes: Sequence[Size]) -> Shapes:
-    """The three shapes of each input: the first axis is its batch, a latent's third and last are height and width."""
+    """Compute the three shapes of each input. Axis 0 is the batch; axes 2 and 3 of a latent are height and width."""
 
     def shape(fixed: Sequence[int | None], index: int) -> tuple[int, ...]:
         width, height = (side // LATENT_PX for side in sizes[index])

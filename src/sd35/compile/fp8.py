@@ -1,4 +1,4 @@
-"""A transformer in FP8, from calibration to quality gate: what is built has passed."""
+"""Build a transformer in FP8: calibrate, quantise, and check the quality. Only a graph that passes is stored."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ from sd35.checkpoints.build_cache import build, is_built
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.graphs.compiled import graph_key
 from sd35.checkpoints.graphs.nvidia import OfficialGraphs
-from sd35.compile.calibration_run import CalibrationRequest, CalibrationResult, look
+from sd35.compile.calibration_run import CalibrationRequest, CalibrationResult, run_calibration
 from sd35.compile.graphs import save, transformer_in_bf16
-from sd35.compile.quality_gate import BAR_DB, Quality, compare, images
+from sd35.compile.quality_gate import MIN_MEAN_DB, Quality, compare, generate_images
 from sd35.compile.quantise import quantise
 from sd35.compile.sensitivity import Sensitivity
 from sd35.compile.sizes import Sizes, sizes_of
@@ -24,66 +24,67 @@ from sd35.compile.stages import Stages
 from sd35.errors import BuildFailed
 
 REPORT = "report.json"
-LEAST_SHARE = 0.9  # of the numbers of attention's and inner layers' matrices that are in FP8: less is not worth a build
+MIN_FP8_SHARE = 0.9  # among the matrices of attention and feed-forward layers; with less, FP8 saves too little
 
 
 @dataclass(frozen=True)
 class Report:
-    """What is known of a transformer in FP8; it lies beside the graph as `report.json`."""
+    """The report of an FP8 transformer, stored next to the graph as `report.json`."""
 
     exempt_blocks: tuple[int, ...]
     sizes: Sizes
     quality: Quality
     sensitivity: list[Sensitivity]
-    largest: Mapping[str, float]
+    largest_inputs: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """With the mean that the authentication middleware judged."""
+        """Return the report as JSON values, including the mean quality and its minimum."""
         plain = asdict(self)
-        plain["quality"] |= {"mean_db": self.quality.mean_db, "bar_db": BAR_DB}
+        plain["quality"] |= {"mean_db": self.quality.mean_db, "bar_db": MIN_MEAN_DB}
         return {**plain, "sensitivity": [each._asdict() for each in self.sensitivity]}
 
 
 def build_fp8(
     checkpoint: Checkpoint,
     graphs: OfficialGraphs,
-    wanted: CalibrationRequest,
+    request: CalibrationRequest,
     stages: Stages,
     *,
-    any_will_do: bool = False,
+    reuse_existing: bool = False,
 ) -> None:
-    """Builds it where `graphs` says, unless it is built. The other networks' graphs have to be there.
+    """Build the FP8 transformer of `graphs`, unless it is built. The graphs of the other networks must exist.
 
-    With `any_will_do`, one that is there is left as it is, however it was calibrated.
+    With `reuse_existing`, an FP8 transformer that was calibrated with other parameters counts as built.
 
-    Raises BuildFailed where the quality gate is not passed, with nothing built; BackendUnavailable, CheckpointError.
+    Raises BuildFailed if the quality gate fails (then nothing is stored), BackendUnavailable, CheckpointError.
     """
     key = dict(graph_key(checkpoint, "transformer", "fp8"))
-    if any_will_do and is_built(graphs.path("transformer").parent, key):
+    if reuse_existing and is_built(graphs.path("transformer").parent, key):
         return
-    key["wanted"] = asdict(wanted)
+    key["request"] = asdict(request)
     for name in ("device", "threads", "with_sensitivity"):
-        del key["wanted"][name]  # a calibration of another device is as good, and the ranking changes nothing
+        del key["request"][name]  # they do not affect the graph
 
-    def make(folder: Path) -> None:
-        # Each is built by itself first, so that what is interrupted later goes on from there.
-        seen = look(graphs.directory.parent / "calibration", key, checkpoint, wanted, stages)
+    def write(folder: Path) -> None:
+        # Calibration and the BF16 graph are builds of their own, so that an interrupted build resumes after them.
+        calibration = run_calibration(graphs.directory.parent / "calibration", key, checkpoint, request, stages)
         model = transformer_in_bf16(checkpoint, graphs.directory, stages)
-        tried = OfficialGraphs(graphs.directory, "fp8", transformer_at=folder)
-        _make(replace(checkpoint, graphs=tried, files=()), model, wanted, seen, stages)
+        candidate = OfficialGraphs(graphs.directory, "fp8", transformer_at=folder)
+        _quantise(replace(checkpoint, graphs=candidate, files=()), model, request, calibration, stages)
 
-    build(graphs.path("transformer").parent, key, make)
+    build(graphs.path("transformer").parent, key, write)
 
 
 def read_report(graphs: OfficialGraphs) -> dict[str, Any]:
-    """The report of a transformer that is built."""
-    found: dict[str, Any] = json.loads((graphs.path("transformer").parent / REPORT).read_text(encoding="utf-8"))
-    return found
+    """Read the report of an FP8 transformer that is built."""
+    report: dict[str, Any] = json.loads((graphs.path("transformer").parent / REPORT).read_text(encoding="utf-8"))
+    return report
 
 
-def _make(
-    candidate: Checkpoint, model: ir.Model, wanted: CalibrationRequest, seen: CalibrationResult, stages: Stages
+def _quantise(
+    candidate: Checkpoint, model: ir.Model, request: CalibrationRequest, calibration: CalibrationResult, stages: Stages
 ) -> None:
+    """Quantise all blocks; if that fails the quality gate, all but the first and the last."""
     assert candidate.graphs
     folder = candidate.graphs.path("transformer").parent
     last = candidate.config("transformer")["num_layers"] - 1
@@ -91,29 +92,30 @@ def _make(
     for exempt_blocks in ((), (0, last)):
         with stages.stage("quantise"):
             quantised = model.clone()
-            quantise(quantised, seen.largest, exempt_blocks)
+            quantise(quantised, calibration.largest_inputs, exempt_blocks)
             save(quantised, folder)
             sizes = sizes_of(quantised)
-        with stages.stage("judge", len(seen.judged)) as advance:
-            options = Options(precision="fp8", threads=wanted.threads, offload="encoders")
-            backend = open_backend("onnx", candidate, options)
-            quality = compare(images(backend, wanted.recipe, seen.judged, advance), seen.expected)
+        texts = calibration.evaluation_texts
+        with stages.stage("evaluate", len(texts)) as advance:
+            backend = open_backend("onnx", candidate, Options("fp8", threads=request.threads, offload="encoders"))
+            images = generate_images(backend, request.recipe, texts, advance)
+            quality = compare(images, calibration.reference_images)
             qualities.append(quality)
-        if quality.is_enough and sizes.products_fp8_share >= LEAST_SHARE:
-            report = Report(exempt_blocks, sizes, quality, seen.sensitivity, seen.largest)
+        if quality.is_sufficient and sizes.products_fp8_share >= MIN_FP8_SHARE:
+            report = Report(exempt_blocks, sizes, quality, calibration.sensitivity, calibration.largest_inputs)
             (folder / REPORT).write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
             return
-    raise BuildFailed(_why_not(candidate.name, qualities, sizes))
+    raise BuildFailed(_failure_message(candidate.name, qualities, sizes))
 
 
-def _why_not(name: str, qualities: Sequence[Quality], sizes: Sizes) -> str:
-    whole, without = qualities
-    found = (
-        f"the transformer of {name} in FP8 draws with {whole.mean_db:.1f} dB of what it drew before,"
-        f" {BAR_DB - whole.mean_db:.1f} dB below the bar of {BAR_DB:.0f}; its first and last block left as they were,"
-        f" with {without.mean_db:.1f} dB"
+def _failure_message(name: str, qualities: Sequence[Quality], sizes: Sizes) -> str:
+    all_blocks, inner_blocks = qualities
+    message = (
+        f"the images of {name} with an FP8 transformer differ too much from those before:"
+        f" {all_blocks.mean_db:.1f} dB, {MIN_MEAN_DB - all_blocks.mean_db:.1f} dB below the minimum of"
+        f" {MIN_MEAN_DB:.0f}; without FP8 in the first and the last block, {inner_blocks.mean_db:.1f} dB"
     )
-    if without.is_enough:
+    if inner_blocks.is_sufficient:
         share = sizes.products_fp8_share
-        found += f", but then {share:.0%} of its matrices are in FP8, below the bar of {LEAST_SHARE:.0%}"
-    return found
+        message += f", but then only {share:.0%} of the matrices are in FP8, below the minimum of {MIN_FP8_SHARE:.0%}"
+    return message

@@ -1,7 +1,7 @@
-"""Writes a checkpoint's networks as graphs that any runtime reads: ONNX's operators alone, in NVIDIA's layout.
+"""Write a checkpoint's networks as portable graphs, with standard ONNX operators only, in NVIDIA's layout.
 
-They lie in the cache directory with weights of their own, in the number format they compute in: TensorRT takes a
-graph's types as they are. Needs torch, diffusers, transformers and onnxscript.
+The graphs are in the cache directory with their own weights, in the number format of the computation, because TensorRT
+uses a graph's types as they are. Needs torch, diffusers, transformers and onnxscript.
 """
 
 from functools import partial
@@ -14,21 +14,21 @@ from onnxscript.optimizer import optimize_ir
 from sd35.backends.diffusers.loading import load_network
 from sd35.checkpoints.build_cache import build
 from sd35.checkpoints.checkpoint import Checkpoint
-from sd35.checkpoints.graphs.compiled import GraphPrecision, graph_key, place_of_graphs
+from sd35.checkpoints.graphs.compiled import GraphPrecision, compiled_graph_paths, graph_key
 from sd35.checkpoints.graphs.nvidia import GRAPH_FILE, OfficialGraphs
 from sd35.compile.networks import PREFIX, Graph, graphs_of, tidy, trace
 from sd35.compile.stages import Stages
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_INLINE_BYTES = 1024  # smaller tensors stay in the graph's own file: shapes, scales
+_INLINE_BYTES = 1024  # smaller tensors, such as shapes and scales, stay in the graph's file
 
 
 def build_graphs(checkpoint: Checkpoint, precision: GraphPrecision, cache_dir: Path, stages: Stages) -> OfficialGraphs:
-    """Builds what is not built yet, but for a transformer in FP8: see `sd35.compile.fp8`.
+    """Build the graphs that are not built yet, except an FP8 transformer (see `sd35.compile.fp8`).
 
-    Raises CheckpointError where weights are missing or broken.
+    Raises CheckpointError if weights are missing or damaged.
     """
-    graphs = place_of_graphs(cache_dir, checkpoint, precision)
+    graphs = compiled_graph_paths(cache_dir, checkpoint, precision)
     for graph in graphs_of(checkpoint):
         if graph.part != "transformer" or precision != "fp8":
             _build_graph(checkpoint, graph, graphs, stages)
@@ -36,15 +36,15 @@ def build_graphs(checkpoint: Checkpoint, precision: GraphPrecision, cache_dir: P
 
 
 def transformer_in_bf16(checkpoint: Checkpoint, directory: Path, stages: Stages) -> ir.Model:
-    """The graph that FP8 is made from; it is built in `directory` unless it is. Raises CheckpointError."""
+    """Load the BF16 graph that is the source for FP8, after building it if missing. Raises CheckpointError."""
     graphs = OfficialGraphs(directory, "bf16")
     graph = next(each for each in graphs_of(checkpoint) if each.part == "transformer")
     _build_graph(checkpoint, graph, graphs, stages)
     return ir.load(graphs.path("transformer"))
 
 
-def exported(checkpoint: Checkpoint, graph: Graph, precision: str) -> ir.Model:
-    """One network's graph in FP32 or BF16; its weights are PyTorch's, mapped from their files where they can be."""
+def export_graph(checkpoint: Checkpoint, graph: Graph, precision: str) -> ir.Model:
+    """Export a network in FP32 or BF16. The weights are PyTorch's, memory-mapped from their files if possible."""
     dtype = _DTYPES[precision]
     model = trace(graph.wrapper(load_network(checkpoint, graph.part, dtype), "standard"), graph, dtype)
     optimize_ir(model, should_fold=lambda node: False if _reads_weight(node) else None)
@@ -55,13 +55,11 @@ def exported(checkpoint: Checkpoint, graph: Graph, precision: str) -> ir.Model:
 
 
 def save(model: ir.Model, folder: Path) -> None:
-    """Writes a graph and, beside it, its weights: one after the other, so that memory holds one at a time."""
+    """Write a graph and its weights, one at a time to limit the memory."""
     for value in list(model.graph.initializers.values()):
         if not value.uses() and not value.is_graph_output():
             del model.graph.initializers[str(value.name)]
-    ir.save(
-        model, folder / GRAPH_FILE, external_data=f"{GRAPH_FILE}.data", size_threshold_bytes=_INLINE_BYTES
-    )  # fmt: skip
+    ir.save(model, folder / GRAPH_FILE, external_data=f"{GRAPH_FILE}.data", size_threshold_bytes=_INLINE_BYTES)
 
 
 def _build_graph(checkpoint: Checkpoint, graph: Graph, graphs: OfficialGraphs, stages: Stages) -> None:
@@ -71,9 +69,9 @@ def _build_graph(checkpoint: Checkpoint, graph: Graph, graphs: OfficialGraphs, s
 
 
 def _write(checkpoint: Checkpoint, graph: Graph, precision: str, folder: Path) -> None:
-    save(exported(checkpoint, graph, precision), folder)
+    save(export_graph(checkpoint, graph, precision), folder)
 
 
 def _reads_weight(node: ir.Node) -> bool:
-    """What must not be folded: it would store a weight in another form, or twice."""
+    """Return whether a node reads a weight. Folding it would store a weight twice or in another form."""
     return any(value is not None and str(value.name).startswith(PREFIX) for value in node.inputs)

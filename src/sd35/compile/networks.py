@@ -1,6 +1,6 @@
-"""The five networks as graphs: what goes in and comes out by which names, and how PyTorch's exporter traces them.
+"""The five networks as graphs: the names of inputs and outputs, and tracing with PyTorch's exporter.
 
-Tensors are named as in NVIDIA's published SD3.5 graphs, so that those and these are interchangeable.
+Tensors have the names of NVIDIA's published SD3.5 graphs, so that the graphs are interchangeable.
 Needs torch, diffusers, transformers and onnxscript.
 """
 
@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.compile.rewrites import Form, rewrite
 
-OPSET = 21  # the first with FP8 Q/DQ as TensorRT and ONNX Runtime read it
-PREFIX = "network."  # of a parameter's name inside the wrappers below
+OPSET = 21  # the first with the FP8 Q/DQ that TensorRT and ONNX Runtime read
+PREFIX = "network."  # the prefix of parameter names inside the wrappers below
 Dimensions = tuple[str | int, ...]
 
 
 class Wrapper(nn.Module):
-    """A network whose arguments and results are a graph's; the network's modules are rewritten."""
+    """Adapts a network to the inputs and outputs of its graph, and rewrites its modules."""
 
-    network: Any  # each wrapper knows its own
+    network: Any  # a different type in each wrapper
 
     def __init__(self, network: nn.Module, form: Form) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class _Decoder(Wrapper):
 
 @dataclass(frozen=True)
 class Graph:
-    """One network's graph: the names of its tensors, and of their dimensions; integers are fixed."""
+    """The inputs and outputs of a network's graph. Dimensions are names, or integers if they are fixed."""
 
     part: str
     wrapper: type[Wrapper]
@@ -72,7 +72,7 @@ class Graph:
 
 
 def graphs_of(checkpoint: Checkpoint) -> list[Graph]:
-    """A checkpoint's five, in the order in which an image is made."""
+    """Return a checkpoint's five graphs in the order of their use."""
 
     def clip(part: str) -> Graph:
         config = checkpoint.config(part)
@@ -102,16 +102,16 @@ def graphs_of(checkpoint: Checkpoint) -> list[Graph]:
 
 
 def trace(wrapper: Wrapper, graph: Graph, dtype: torch.dtype = torch.float32) -> ir.Model:
-    """The network as the exporter writes it, not optimised: each parameter is still an initializer of its own name."""
+    """Export a network without optimisation, so that each parameter is an initializer of its own name."""
     examples = tuple(_example(name, dimensions, dtype) for name, dimensions in graph.inputs.items())
     dynamic = {
         name: {axis: torch.export.Dim.AUTO for axis, size in enumerate(dimensions) if isinstance(size, str)}
         for name, dimensions in graph.inputs.items()
     }
-    # Once imported, PyTorch sets its loggers' levels: these notes are of libraries that no graph here needs.
+    # PyTorch logs about missing libraries that no graph here needs, and sets its loggers' levels when imported.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own, of its internals
+        warnings.simplefilter("ignore")  # warnings about the exporter's internals
         program = torch.onnx.export(
             wrapper, examples, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
             input_names=list(graph.inputs), output_names=list(graph.outputs), dynamic_shapes=dynamic,
@@ -121,7 +121,7 @@ def trace(wrapper: Wrapper, graph: Graph, dtype: torch.dtype = torch.float32) ->
 
 
 def tidy(model: ir.Model, graph: Graph) -> None:
-    """Removes the exporter's notes (they name paths of this machine) and gives the dimensions their names."""
+    """Name the dimensions, and remove the exporter's metadata, which contains local paths."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
@@ -131,7 +131,7 @@ def tidy(model: ir.Model, graph: Graph) -> None:
         node.doc_string = None
         for value in node.outputs:
             value.metadata_props.clear()
-            if not value.is_graph_output():  # runtimes infer these themselves
+            if not value.is_graph_output():  # runtimes infer them
                 value.shape = value.type = None
     for values, named in ((model.graph.inputs, graph.inputs), (model.graph.outputs, graph.outputs)):
         for value, dimensions in zip(values, named.values(), strict=True):
@@ -139,7 +139,7 @@ def tidy(model: ir.Model, graph: Graph) -> None:
 
 
 def _example(name: str, dimensions: Dimensions, dtype: torch.dtype) -> Tensor:
-    """An input to trace with. No two dynamic sizes are equal, and none is 1: the exporter would take them for fixed."""
+    """Create an input for tracing. The exporter would take equal dynamic sizes, or a size of 1, as fixed."""
     sizes = {"R": 2, "B": 2, "T": 20, "h": 16, "w": 12}
     shape = [size if isinstance(size, int) else sizes[size] for size in dimensions]
     if name == "input_ids":

@@ -1,7 +1,7 @@
-"""Exports a checkpoint's networks to graphs for ONNX Runtime: `python -m sd35.compile.onnx_export DIRECTORY`.
+"""Export a checkpoint's networks as graphs for ONNX Runtime: `python -m sd35.compile.onnx_export DIRECTORY`.
 
-The graphs lie beside the safetensors files and point into them. They compute in float32, and use ONNX Runtime's own
-operators where those are faster. For graphs that any runtime reads: `sd35.compile.graphs`.
+The graphs are next to the safetensors files and refer to them. They compute in float32, and use ONNX Runtime's own
+operators if those are faster. For portable graphs, see `sd35.compile.graphs`.
 """
 
 import argparse
@@ -12,16 +12,18 @@ import torch
 from onnxscript.optimizer import optimize_ir
 
 from sd35.backends.diffusers.loading import load_network
-from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint, weights_layout
-from sd35.checkpoints.graphs.embedded import WEIGHTS_LAYOUT, place_of_graph
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.graphs.embedded import WEIGHTS_LAYOUT, embedded_graph_path
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.weights.safetensors_file import weights_layout
 from sd35.compile.networks import PREFIX, Graph, Wrapper, graphs_of, tidy, trace
 from sd35.compile.stored_weights import assert_only_small_inline, is_fixed, point_into_files, stored_tensors
 
 
 def export(checkpoint: Checkpoint) -> list[Path]:
-    """Writes the five graphs into the checkpoint's directory and returns their paths.
+    """Write the five graphs into the checkpoint's directory and return their paths.
 
-    Raises CheckpointError where a network's weights are not in its safetensors files.
+    Raises CheckpointError if a network's weights are not in its safetensors files.
     """
     return [_export_one(checkpoint, graph) for graph in graphs_of(checkpoint)]
 
@@ -35,13 +37,13 @@ def _export_one(checkpoint: Checkpoint, graph: Graph) -> Path:
     tidy(model, graph)
     assert_only_small_inline(model)
     model.metadata_props[WEIGHTS_LAYOUT] = weights_layout(part)
-    path = place_of_graph(checkpoint, graph.part)
+    path = embedded_graph_path(checkpoint, graph.part)
     ir.save(model, path)
     return path
 
 
 def _stored_weights(wrapper: Wrapper, part: Path) -> dict[str, ir.ExternalTensor]:
-    """The stored tensors by the names the graph gives them; a tied weight has several, and one in the file."""
+    """Return the stored tensors by their names in the graph. A tied weight has several there, and one in the file."""
     stored = stored_tensors(part)
     weights = wrapper.state_dict()
     by_address = {
@@ -51,11 +53,9 @@ def _stored_weights(wrapper: Wrapper, part: Path) -> dict[str, ir.ExternalTensor
 
 
 def main() -> None:
-    """Exports the checkpoint named on the command line."""
-    parser = argparse.ArgumentParser(description="Exports a checkpoint's networks to ONNX graphs beside its weights.")
-    parser.add_argument(
-        "checkpoint", help="a checkpoint's directory in the Diffusers layout, or an embedded one's name"
-    )
+    """Export the checkpoint given on the command line."""
+    parser = argparse.ArgumentParser(description="Export a checkpoint's networks as ONNX graphs next to its weights.")
+    parser.add_argument("checkpoint", help="a directory in the Diffusers layout, or a registered name")
     for path in export(open_checkpoint(parser.parse_args().checkpoint)):
         print(path)  # noqa: T201  the command's output
 

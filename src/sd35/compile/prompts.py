@@ -1,4 +1,4 @@
-"""What is drawn to calibrate FP8 and to judge it: prompts of many kinds, those of the judge apart from the others."""
+"""The prompts for calibrating FP8, and other prompts for evaluating it in the quality gate."""
 
 from collections.abc import Sequence
 
@@ -14,13 +14,13 @@ _CALIBRATION = (
     "a watercolor sketch of a lighthouse on a cliff, loose lines, white background",
     "a close-up of a mechanical watch movement, macro photograph, shallow depth of field",
 )  # fmt: skip
-_JUDGED = (
+_EVALUATION = (
     "a wooden desk with an open notebook, a cup of coffee and round glasses, morning light",
     "an astronaut riding a horse through a field of sunflowers, wide angle",
     'a poster with the words "Summer Fair" in bold letters over a striped tent',
     "a black cat on a stone wall under a full moon, long exposure",
 )  # fmt: skip
-_STAND_IN_CALIBRATION = (
+_SMALL_MODEL_CALIBRATION = (
     "a cat on a blue background",
     "a rocket above a dog on a red background",
     "a tree to the left of a car on a green background",
@@ -30,7 +30,7 @@ _STAND_IN_CALIBRATION = (
     "a house to the right of a sun on a purple background",
     "a dog on a gray background",
 )
-_STAND_IN_JUDGED = (
+_SMALL_MODEL_EVALUATION = (
     "a penguin on a pink background",
     "a castle above a moon on an orange background",
     "a guitar to the right of a crab on a white background",
@@ -43,10 +43,10 @@ _STAND_IN_JUDGED = (
 
 
 def calibration_prompts(checkpoint: Checkpoint) -> Sequence[str]:
-    """Of the kind that the checkpoint knows: a stand-in has a small world of its own."""
-    return _STAND_IN_CALIBRATION if checkpoint.card.enlarges else _CALIBRATION
+    """Return the calibration prompts. Small test models get prompts from their own training vocabulary."""
+    return _SMALL_MODEL_CALIBRATION if checkpoint.card.enlarges else _CALIBRATION
 
 
-def judged_prompts(checkpoint: Checkpoint) -> Sequence[str]:
-    """Others of that kind."""
-    return _STAND_IN_JUDGED if checkpoint.card.enlarges else _JUDGED
+def evaluation_prompts(checkpoint: Checkpoint) -> Sequence[str]:
+    """Return prompts of the same kind that are not used for calibration."""
+    return _SMALL_MODEL_EVALUATION if checkpoint.card.enlarges else _EVALUATION

@@ -1,4 +1,4 @@
-"""The quality gate: a transformer in FP8 has to draw what it drew before, or it is not built."""
+"""The quality gate: an FP8 transformer must generate nearly the same images as before, or it is not built."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,46 +6,46 @@ from dataclasses import dataclass
 import numpy as np
 
 from sd35.backends.base import Backend
-from sd35.compile.reference_sampling import Guided, Recipe, draw
+from sd35.compile.reference_sampling import Guided, Recipe, generate_image
 from sd35.compile.stages import Advance
 from sd35.tensors import Array
 
-BAR_DB = 25.0
-_FIRST_SEED = 1000  # apart from calibration's
+MIN_MEAN_DB = 25.0
+_FIRST_SEED = 1000  # distinct from the seeds of the calibration
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Peak signal-to-noise ratio of each judged image against the one before, in decibels."""
+    """The peak signal-to-noise ratio of each image against its reference, in decibels."""
 
     psnr_db: list[float]
 
     @property
     def mean_db(self) -> float:
-        """Their mean."""
+        """The mean over all images."""
         return float(np.mean(self.psnr_db))
 
     @property
-    def is_enough(self) -> bool:
-        """Whether the bar is reached."""
-        return self.mean_db >= BAR_DB
+    def is_sufficient(self) -> bool:
+        """Whether the mean reaches `MIN_MEAN_DB`."""
+        return self.mean_db >= MIN_MEAN_DB
 
 
-def images(backend: Backend, recipe: Recipe, texts: Sequence[Guided], advance: Advance) -> list[Array]:
-    """What is judged: an image of each text, from noise of its own, the same for every backend."""
-    drawn = []
+def generate_images(backend: Backend, recipe: Recipe, texts: Sequence[Guided], advance: Advance) -> list[Array]:
+    """Generate an image of each text. The initial noise of an image is the same for every backend."""
+    images = []
     for index, text in enumerate(texts):
-        drawn.append(draw(backend, recipe, text, _FIRST_SEED + index))
+        images.append(generate_image(backend, recipe, text, _FIRST_SEED + index))
         advance()
-    return drawn
+    return images
 
 
-def compare(got: Sequence[Array], expected: Sequence[Array]) -> Quality:
-    """Each image with the one before."""
-    return Quality([psnr_db(*pair) for pair in zip(got, expected, strict=True)])
+def compare(images: Sequence[Array], references: Sequence[Array]) -> Quality:
+    """Compare each image with its reference."""
+    return Quality([psnr_db(*pair) for pair in zip(images, references, strict=True)])
 
 
-def psnr_db(got: Array, expected: Array) -> float:
-    """Of two images of 8 bits; 100 where they are equal."""
-    squared = float(np.mean((got.astype(np.float64) - expected) ** 2))
+def psnr_db(image: Array, reference: Array) -> float:
+    """Return the peak signal-to-noise ratio of two 8-bit images; 100 if they are equal."""
+    squared = float(np.mean((image.astype(np.float64) - reference) ** 2))
     return min(100.0, 10 * float(np.log10(255**2 / squared))) if squared else 100.0

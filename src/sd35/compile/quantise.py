@@ -1,7 +1,7 @@
-"""Puts FP8 (E4M3) into a transformer's graph: ONNX's QuantizeLinear and DequantizeLinear, as TensorRT reads them.
+"""Quantise a transformer's graph to FP8 (E4M3), with ONNX's QuantizeLinear and DequantizeLinear for TensorRT.
 
-A layer's weights are stored in FP8 with one scale; what they are multiplied with is rounded to FP8 with a scale that
-calibration found. Which layers: `sd35.backends.fp8_layers`. Needs onnx_ir.
+A layer's weights are stored in FP8 with one scale. Its inputs are rounded to FP8 with a scale from calibration.
+`sd35.backends.fp8_layers` selects the layers. Needs onnx_ir.
 """
 
 import math
@@ -14,17 +14,19 @@ import onnx_ir as ir
 from sd35.backends.fp8_layers import LARGEST, Treatment, treatment_of
 
 _FP8 = ir.DataType.FLOAT8E4M3FN
-_TINY = 1e-30  # a layer that only ever saw zeros needs a scale, too
+_MIN_LARGEST = 1e-30  # for layers whose inputs were all zero
 _Scales = dict[tuple[str, float], ir.Value]
 
 
 def quantise(model: ir.Model, largest_inputs: Mapping[str, float], exempt_blocks: Collection[int] = ()) -> list[str]:
-    """Rewrites the graph of a transformer in place; the names of the layers whose weights are in FP8 now.
+    """Rewrite a transformer's graph in place, and return the names of the layers with FP8 weights.
 
-    The graph is one of `sd35.compile.networks`: a layer is a Gemm of the weight `<layer>.weight`. `largest_inputs`: by
-    layer, the largest magnitude that it is multiplied with.
+    Args:
+        model: A graph of `sd35.compile.networks`, in which a layer is a Gemm with the weight `<layer>.weight`.
+        largest_inputs: The largest input magnitude by layer.
+        exempt_blocks: The indices of the blocks that are not quantised.
     """
-    rounded: dict[tuple[ir.Value, float], ir.Value] = {}  # layers that share an input share its rounding
+    rounded: dict[tuple[ir.Value, float], ir.Value] = {}  # shared by layers with the same input
     scales: _Scales = {}
     layers = []
     for node in list(model.graph):
@@ -50,14 +52,14 @@ def quantise(model: ir.Model, largest_inputs: Mapping[str, float], exempt_blocks
 
 
 def scale_of(largest: float) -> float:
-    """What FP8's largest number stands for the given one with: rounded up to BF16, which a graph may hold it in."""
-    scale = np.float32(max(largest, _TINY) / LARGEST)
+    """Return the scale that maps a magnitude to FP8's largest number, rounded up to BF16 for graphs in BF16."""
+    scale = np.float32(max(largest, _MIN_LARGEST) / LARGEST)
     rounded = ml_dtypes.bfloat16(scale)
     return float(rounded if np.float32(rounded) >= scale else np.nextafter(rounded, ml_dtypes.bfloat16(math.inf)))
 
 
 def _stored_in_fp8(graph: ir.Graph, user: ir.Node, weight: ir.Value, scales: _Scales) -> ir.Value:
-    """The weight as it comes out of FP8. Computed when the graph is written, one at a time."""
+    """Insert a weight in FP8 and its dequantisation. Values are computed one weight at a time, on saving the graph."""
     tensor = weight.const_value
     assert tensor is not None
     scale = scale_of(float(np.abs(tensor.numpy().astype(np.float32)).max()))
@@ -79,7 +81,7 @@ def _stored_in_fp8(graph: ir.Graph, user: ir.Node, weight: ir.Value, scales: _Sc
 
 
 def _rounded(graph: ir.Graph, user: ir.Node, values: ir.Value, scale: ir.Value) -> ir.Value:
-    """The values as they come out of FP8."""
+    """Insert the rounding of values to FP8."""
     name = str(values.name)
     small = ir.node("QuantizeLinear", [values, scale], {"output_dtype": int(_FP8)}, name=f"{name} to FP8")
     small.outputs[0].name = f"{name} in FP8"
@@ -90,7 +92,7 @@ def _rounded(graph: ir.Graph, user: ir.Node, values: ir.Value, scale: ir.Value) 
 
 
 def _constant(graph: ir.Graph, weight: ir.Value, scale: float, scales: _Scales) -> ir.Value:
-    """A scale, in the number format of the weights: what comes out of FP8 is of its scale's."""
+    """Return a scale as a constant. Its type, that of the weights, determines the type after dequantisation."""
     dtype = weight.dtype
     assert dtype is not None
     key = (dtype.name, scale)

@@ -1,4 +1,4 @@
-"""Images drawn straight with a backend, for calibrating and judging: no queue, one image at a time."""
+"""Generate images with a backend directly, one at a time, for calibration and the quality gate."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from sd35.sampling.solvers.euler import Euler
 from sd35.tensors import LATENT_CHANNELS, LATENT_PX, Array, to_numpy
 
 Guided: TypeAlias = tuple[TextEmbedding, TextEmbedding]
-"""A prompt's embedding, and the one that it is guided against."""
+"""The embeddings of a prompt and of its negative prompt."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How images are drawn; sides in pixels."""
+    """The sampling parameters of an image."""
 
     width_px: int
     height_px: int
@@ -27,7 +27,7 @@ class Recipe:
 
 
 def recipe_of(checkpoint: Checkpoint) -> Recipe:
-    """The checkpoint's own defaults."""
+    """Return the checkpoint's default parameters."""
     card = checkpoint.card
     return Recipe(card.width, card.height, card.steps, card.guidance_scale, sigma_schedule_of(checkpoint))
 
@@ -46,14 +46,14 @@ def rows_of(backend: Backend, recipe: Recipe, text: Guided, seed: int) -> Iterat
     yield DenoiseRow(solver.latent, positive, against, 0.0, recipe.guidance)
 
 
-def draw(backend: Backend, recipe: Recipe, text: Guided, seed: int) -> Array:
-    """An image, uint8 `[height, width, 3]`."""
+def generate_image(backend: Backend, recipe: Recipe, text: Guided, seed: int) -> Array:
+    """Generate an image, uint8 `[height, width, 3]`."""
     *_, last = rows_of(backend, recipe, text, seed)
     (pixels,) = backend.decode_latents([last.latent])
     return pixels
 
 
 def as_arrays(text: Guided) -> Guided:
-    """Embeddings of any backend for the `onnx` backend."""
+    """Convert embeddings of any backend for the `onnx` backend."""
     positive, negative = (TextEmbedding(to_numpy(each.tokens), to_numpy(each.pooled), each.nbytes) for each in text)
     return positive, negative

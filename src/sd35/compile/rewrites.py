@@ -1,6 +1,6 @@
-"""The networks' computations, written so that the exporter gets them right and runtimes can fuse them.
+"""Rewrites of the networks' modules that the exporter translates correctly and runtimes can fuse.
 
-None changes what is computed, beyond the last bit.
+Results stay the same except for rounding.
 """
 
 from functools import partial
@@ -16,12 +16,12 @@ Form: TypeAlias = Literal["onnxruntime", "standard"]
 
 
 def rewrite(network: nn.Module, form: Form) -> None:
-    """Gives the modules of a network that is about to be traced the forms below, in place.
+    """Rewrite the modules of a network in place, before tracing.
 
-    Of the form "onnxruntime", attention is that runtime's own operator; a "standard" graph has ONNX's alone.
+    In the form "onnxruntime", attention is ONNX Runtime's own operator. A "standard" graph has ONNX's operators only.
     """
     for module in network.modules():
-        forms: Any = module  # methods are replaced on the instance, which the type does not foresee
+        forms: Any = module  # the type does not allow replacing methods of an instance
         if isinstance(module, PatchEmbed):
             forms.cropped_pos_embed = partial(_crop_positions, module)
         elif isinstance(module, Attention) and isinstance(module.processor, JointAttnProcessor2_0):
@@ -36,10 +36,11 @@ def rewrite(network: nn.Module, form: Form) -> None:
 
 
 def _crop_positions(positions: PatchEmbed, height: int, width: int) -> Tensor:
-    """The middle of the position table, for a latent of these sides.
+    """Crop the middle of the position table for a latent of this height and width.
 
-    Diffusers slices from start to end. The exporter writes that end with a floor division of a negative number, which
-    ONNX rounds towards zero: wrong for odd numbers of patches. From a start, then to a length, nothing is negative.
+    Diffusers slices from start to end. The exporter computes the end with a floor division of a negative number, which
+    ONNX rounds towards zero; this is wrong for odd numbers of patches. A slice from the start and then to a length has
+    no negative numbers.
     """
     rows, columns, size = height // positions.patch_size, width // positions.patch_size, positions.pos_embed_max_size
     table = positions.pos_embed.reshape(size, size, -1)
@@ -50,7 +51,7 @@ def _crop_positions(positions: PatchEmbed, height: int, width: int) -> Tensor:
 def _joint_attention(
     attention: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: object
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """All of it, heads told apart and put together again, in ONNX Runtime's own operator: no transposes between.
+    """Compute joint attention with ONNX Runtime's operator, which splits and joins the heads without transposes.
 
     `hidden_states` are the image's tokens `[R, S, width]`, `encoder_hidden_states` the text's `[R, T, width]`.
     """
@@ -62,12 +63,12 @@ def _joint_attention(
     x, text = hidden_states, encoder_hidden_states
     parts = [heads(layers.norm_q, layers.to_q(x)), heads(layers.norm_k, layers.to_k(x)), layers.to_v(x)]
     if text is not None:
-        of_text = [
+        text_parts = [
             heads(layers.norm_added_q, layers.add_q_proj(text)),
             heads(layers.norm_added_k, layers.add_k_proj(text)),
             layers.add_v_proj(text),
         ]
-        parts = [torch.cat(both, dim=1) for both in zip(parts, of_text, strict=True)]
+        parts = [torch.cat(both, dim=1) for both in zip(parts, text_parts, strict=True)]
     attended = torch.onnx.ops.symbolic(
         "com.microsoft::MultiHeadAttention", parts, {"num_heads": layers.heads},
         dtype=x.dtype, shape=parts[0].shape, version=1,
@@ -80,16 +81,19 @@ def _joint_attention(
 
 
 def _rms_norm(norm: RMSNorm, values: Tensor) -> Tensor:
-    """Divided by a root, where Diffusers multiplies with its reciprocal: the form that ONNX Runtime fuses to one.
+    """Divide by the root, where Diffusers multiplies by its reciprocal, so that ONNX Runtime fuses the operators.
 
-    In float32, as Diffusers does, whatever comes.
+    Computes in float32 for inputs of any type, as Diffusers does.
     """
     wide = values.float()
     return (wide / torch.sqrt(wide.pow(2).mean(-1, keepdim=True) + norm.eps)).to(values.dtype) * norm.weight
 
 
 def _group_norm(norm: nn.GroupNorm, values: Tensor) -> Tensor:
-    """Each group an instance's channel, which ONNX has an operator for. The exporter writes sums, roots and casts."""
+    """Express a group norm as ONNX's InstanceNormalization, with each group as a channel.
+
+    The exporter would write sums, roots and casts.
+    """
     groups = values.reshape(values.shape[0], norm.num_groups, -1)
     ones, zeros = values.new_ones(norm.num_groups), values.new_zeros(norm.num_groups)
     normal = torch.onnx.ops.symbolic(
@@ -101,7 +105,7 @@ def _group_norm(norm: nn.GroupNorm, values: Tensor) -> Tensor:
 
 
 def _linear(linear: nn.Linear, values: Tensor) -> Tensor:
-    """On a matrix of all tokens: a Gemm with its bias. Of three dimensions it would be a MatMul and an Add."""
+    """Flatten the tokens to a matrix, to export one Gemm. Three dimensions would give a MatMul and an Add."""
     if values.ndim == 2:
         return nn.functional.linear(values, linear.weight, linear.bias)
     flat = nn.functional.linear(values.flatten(0, -2), linear.weight, linear.bias)

@@ -1,4 +1,4 @@
-"""Ranks a transformer's layers by the error that each adds when it alone is in FP8."""
+"""Rank a transformer's layers by the error that each causes if it alone is in FP8."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from sd35.tensors import to_numpy
 
 
 class Sensitivity(NamedTuple):
-    """`error`: of the velocity, by root mean square, relative to it, over a few steps of one image."""
+    """The relative RMS error of the velocity if only this layer is in FP8, over some steps of one image."""
 
     layer: str
     treatment: Treatment
@@ -25,20 +25,23 @@ class Sensitivity(NamedTuple):
 
 
 def rank(backend: DiffusersBackend, calibration: Calibration, advance: Advance) -> list[Sensitivity]:
-    """The most sensitive first. Computes in the backend's precision; `advance` is called for each of `fp8_layers`."""
+    """Rank the layers, the most sensitive first. Calls `advance` for each of `fp8_layers`.
+
+    All other layers compute in the backend's precision.
+    """
     expected = _velocities(backend, calibration.rows)
     size = expected.square().mean().sqrt()
-    found = []
+    ranking = []
     for name, layer in fp8_layers(backend.transformer).items():
-        with _rounded(name, layer, calibration.largest):
+        with _rounded(name, layer, calibration.largest_inputs):
             error = (_velocities(backend, calibration.rows) - expected).square().mean().sqrt() / size
-        found.append(Sensitivity(name, treatment_of(name), float(error)))
+        ranking.append(Sensitivity(name, treatment_of(name), float(error)))
         advance()
-    return sorted(found, key=lambda each: each.error, reverse=True)
+    return sorted(ranking, key=lambda each: each.error, reverse=True)
 
 
 def to_fp8_and_back(values: Tensor, scale: float) -> Tensor:
-    """Rounded as the graph rounds: beyond the largest number, to it."""
+    """Round values to FP8 as the graph does, with saturation."""
     small = (values.float() / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
     return (small.float() * scale).to(values.dtype)
 
@@ -49,7 +52,7 @@ def _velocities(backend: DiffusersBackend, rows: list[DenoiseRow]) -> Tensor:
 
 @contextmanager
 def _rounded(name: str, layer: nn.Linear, largest: Mapping[str, float]) -> Iterator[None]:
-    """The layer as it is in FP8."""
+    """Let a layer compute as it does in FP8."""
     weight = layer.weight
     rounded = to_fp8_and_back(weight, scale_of(float(weight.abs().max())))
     layer.weight = nn.Parameter(rounded, requires_grad=False)

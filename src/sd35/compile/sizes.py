@@ -1,4 +1,4 @@
-"""What a transformer's graph holds in bytes, and how much of it is FP8."""
+"""The size of a transformer's graph in bytes, and the share of FP8."""
 
 import re
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ _FROM_FP8 = re.compile(r"(.+)\.weight in FP8")
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of weights, and what the same weights are in BF16.
+    """The size of a graph's weights, and their size in BF16.
 
-    `layers_*`: of the matrices that are in FP8. `products_fp8_share`: of the numbers in the matrices of attention and
-    inner layers, those in FP8.
+    `layers_*` count only the matrices in FP8. `products_fp8_share` is the share of the parameters in FP8 among the
+    matrices of attention and feed-forward layers.
     """
 
     total_bytes: int
@@ -27,17 +27,17 @@ class Sizes:
 
 
 def sizes_of(model: ir.Model) -> Sizes:
-    """Of a graph that `sd35.compile.quantise` rewrote."""
+    """Measure a graph that `sd35.compile.quantise` rewrote."""
     total = total_values = fp8_values = products = fp8_products = 0
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if tensor is None or not value.uses() or tensor.dtype not in {_FP8, ir.DataType.BFLOAT16}:
             continue
         total, total_values = total + tensor.nbytes, total_values + tensor.size
-        found = _FROM_FP8.fullmatch(str(value.name))
-        layer = found[1] if found else str(value.name).removesuffix(".weight")
+        fp8_name = _FROM_FP8.fullmatch(str(value.name))
+        layer = fp8_name[1] if fp8_name else str(value.name).removesuffix(".weight")
         is_product = treatment_of(layer) is Treatment.FP8 and len(tensor.shape) == 2
-        fp8_values += tensor.size if found else 0
+        fp8_values += tensor.size if fp8_name else 0
         products += tensor.size if is_product else 0
-        fp8_products += tensor.size if is_product and found else 0
+        fp8_products += tensor.size if is_product and fp8_name else 0
     return Sizes(total, 2 * total_values, fp8_values, 2 * fp8_values, fp8_products / max(1, products))

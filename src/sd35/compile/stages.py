@@ -1,4 +1,4 @@
-"""The stages of a compilation: which one runs and how far it is, and what each took."""
+"""The stages of a compilation: progress and durations."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ Advance = Callable[[], None]
 
 
 class Stages:
-    """Seconds of each stage, in order; `on_progress` hears of a stage's name, of what is done and of all there is."""
+    """Times the stages of a compilation. `on_progress` gets a stage's name, the steps done, and the total."""
 
     def __init__(self, on_progress: Callable[[str, int, int], None]) -> None:
         self.seconds: dict[str, float] = {}
@@ -16,8 +16,8 @@ class Stages:
 
     @contextmanager
     def stage(self, name: str, total: int = 1) -> Iterator[Advance]:
-        """Time what happens inside; it calls what it gets for each of `total` equal shares."""
-        began_s, done = time.perf_counter(), 0
+        """Time the body of a `with` statement. The body calls the yielded function after each of `total` steps."""
+        start_s, done = time.perf_counter(), 0
         self._on_progress(name, 0, total)
 
         def advance() -> None:
@@ -28,4 +28,4 @@ class Stages:
         yield advance
         if done < total:
             self._on_progress(name, total, total)
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began_s
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start_s

@@ -1,7 +1,7 @@
-"""Lets an ONNX graph read its weights from the safetensors files they already lie in.
+"""Let an ONNX graph read its weights from the checkpoint's safetensors files, so that no weight is stored twice.
 
-ONNX external data is a file name beside the graph, an offset and a length; a safetensors file is a JSON header and raw
-little-endian tensors (its format is described in the safetensors README). So no weight is stored twice.
+ONNX external data is a file name, an offset and a length. A safetensors file consists of a JSON header and raw
+little-endian tensors (see the safetensors README).
 """
 
 from collections.abc import Mapping
@@ -14,21 +14,21 @@ from sd35.checkpoints.weights.parameters import weights_in
 from sd35.errors import CheckpointError
 
 _DTYPES = {"F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16, "F32": ir.DataType.FLOAT}
-_INLINE_LIMIT_BYTES = 65536  # of what is no weight: shapes, position ids, the mask of 77 x 77 tokens
+_INLINE_LIMIT_BYTES = 65536  # for constants: shapes, position ids, the mask of 77 x 77 tokens
 
 
 def stored_tensors(part: Path) -> dict[str, ir.ExternalTensor]:
-    """Every floating-point tensor in the safetensors files of one part of a checkpoint, by name.
+    """Return the floating-point tensors in the safetensors files of a checkpoint's part, by name.
 
-    Raises CheckpointError where there is no such file, where one cannot be read, or is a link that a graph cannot use.
+    Raises CheckpointError if a file is missing, cannot be read, or is a link, which ONNX Runtime does not follow.
     """
     tensors: dict[str, ir.ExternalTensor] = {}
     for name, weight in weights_in(part.parent, part.name).items():
         stored = weight.stored
         if stored.file.resolve().parent != part.resolve():
             raise CheckpointError(
-                f"{stored.file} is a link to elsewhere, as in Hugging Face's cache, and ONNX Runtime follows none that"
-                f" leaves the graph's directory; export a copy: cp -rL {part.parent} COPY"
+                f"{stored.file} is a link, as in Hugging Face's cache, and ONNX Runtime does not follow links out of"
+                f" the graph's directory; export a copy: cp -rL {part.parent} COPY"
             )
         if stored.dtype in _DTYPES:
             tensors[name] = ir.ExternalTensor(
@@ -44,10 +44,10 @@ def stored_tensors(part: Path) -> dict[str, ir.ExternalTensor]:
 
 
 def point_into_files(model: ir.Model, stored: Mapping[str, ir.ExternalTensor]) -> None:
-    """Replaces each float32 weight of a freshly exported graph by the stored tensor it came from, cast to float32.
+    """Replace each float32 weight of an exported graph by its stored tensor, cast to float32.
 
-    `stored` is keyed by the graph's own names. Each reference is compared by value with the weight it replaces. The
-    runtime folds the casts when it loads the graph. Raises CheckpointError where a weight is not stored as it is.
+    `stored` has the graph's names as keys. The values of each weight are compared. The runtime folds the casts when it
+    loads the graph. Raises CheckpointError if a weight differs from the stored one.
     """
     graph = model.graph
     casts = []
@@ -73,12 +73,12 @@ def point_into_files(model: ir.Model, stored: Mapping[str, ir.ExternalTensor]) -
 
 
 def is_fixed(node: ir.Node) -> bool:
-    """Whether a node reads a stored weight itself: what the optimizer must not fold into a second copy."""
+    """Return whether a node reads a stored weight, so that the optimizer must not fold it into a copy."""
     return any(value is not None and isinstance(value.const_value, ir.ExternalTensor) for value in node.inputs)
 
 
 def assert_only_small_inline(model: ir.Model) -> None:
-    """No weight slipped into the graph's own file."""
+    """Assert that the graph's own file contains no weights."""
     for value in model.graph.initializers.values():
         tensor = value.const_value
         assert isinstance(tensor, ir.ExternalTensor) or (tensor is not None and tensor.nbytes <= _INLINE_LIMIT_BYTES), (

@@ -1,6 +1,7 @@
-"""Checkpoints of the real shapes with random weights: what hardware can do, measured before a licence is accepted.
+"""Write checkpoints of real shapes with random weights, to measure hardware before a licence is accepted.
 
-They draw noise. Speed, memory, files and loading are those of the real thing. Needs torch, diffusers, transformers.
+Their images are noise. Speed, memory, files and loading are those of the real model. Needs torch, diffusers and
+transformers.
 """
 
 import json
@@ -18,8 +19,10 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from sd35.checkpoints.architectures import Architecture
-from sd35.checkpoints.checkpoint import EMBEDDED, Card, open_checkpoint
+from sd35.checkpoints.card import Card
 from sd35.checkpoints.layout import CARD_FILE
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 from sd35.errors import InvalidSetting
 
 Precision = Literal["bfloat16", "float16", "float32"]
@@ -28,25 +31,25 @@ _TAGS: Mapping[Precision, tuple[str, torch.dtype]] = {
     "float16": ("F16", torch.float16),
     "float32": ("F32", torch.float32),
 }
-_BLOCK = 1 << 24  # random numbers that are drawn; weights take them round and round, each tensor from another place
-_MARGIN_BYTES = 10**8  # of disk, for all that is no weight
+_BLOCK = 1 << 24  # the number of random values; tensors reuse them, each from another offset
+_MARGIN_BYTES = 10**8  # disk space for all files without weights
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A network on the meta device, which has shapes and no weights, and the name of its file."""
+    """A network on the meta device, which has shapes but no weights, and its file name."""
 
     name: str
     file: str
     network: Any  # Diffusers' and transformers' classes
 
     def shapes(self) -> dict[str, torch.Size]:
-        """Of what its file holds. A weight that has two names, as T5's embedding, is stored once."""
+        """Return the shapes of the tensors in the file. Tied weights, such as T5's embedding, are stored once."""
         tied = getattr(self.network, "_tied_weights_keys", None) or ()
         return {name: tensor.shape for name, tensor in self.network.state_dict().items() if name not in tied}
 
     def save_config(self, directory: Path) -> None:
-        """As its library does."""
+        """Write the configuration as the network's library does."""
         if isinstance(self.network, ConfigMixin):
             self.network.save_config(directory)
         else:
@@ -56,42 +59,44 @@ class _Part:
 def synthesise(
     architecture: Architecture, directory: Path, precision: Precision, on_written: Callable[[int, int], None]
 ) -> None:
-    """Write a checkpoint in the Diffusers layout into a new `directory`; `on_written` hears of bytes, and of all.
+    """Write a checkpoint in the Diffusers layout to a new directory.
 
-    Matrices are normal with variance 1 / inputs, so that numbers stay in range; norms are one, biases zero. Tokenizers
-    are the embedded model's, at the real lengths: few words, the real number of tokens. Raises InvalidSetting where the
-    directory exists, or the disk has too little room.
+    Matrices are normally distributed with variance 1 / inputs, so that activations stay in range. Norms are one, biases
+    zero. The tokenizers are those of the embedded model, with a small vocabulary but the real numbers of tokens.
+    `on_written` gets the bytes written so far and the total.
+
+    Raises InvalidSetting if the directory exists or the disk has too little space.
     """
     parts = list(_parts(architecture))
     tag, dtype = _TAGS[precision]
     total = sum(shape.numel() for part in parts for shape in part.shapes().values()) * dtype.itemsize
-    beside = _begin(directory, total)
+    temporary = _create_temporary(directory, total)
     numbers = torch.from_numpy(np.random.default_rng(0).standard_normal(_BLOCK, np.float32))
     written = 0
     for part in parts:
-        (beside / part.name).mkdir()
-        part.save_config(beside / part.name)
-        with (beside / part.name / part.file).open("wb") as file:
+        (temporary / part.name).mkdir()
+        part.save_config(temporary / part.name)
+        with (temporary / part.name / part.file).open("wb") as file:
             _write_header(file, part.shapes(), tag, dtype)
             for values in _weights(part.shapes(), numbers):
                 file.write(values.to(dtype).view(torch.uint8).numpy().tobytes())
                 written += values.numel() * dtype.itemsize
                 on_written(written, total)
-    _write_rest(architecture, beside)
-    beside.rename(directory)
+    _write_rest(architecture, temporary)
+    temporary.rename(directory)
 
 
 def parameters(architecture: Architecture) -> dict[str, int]:
-    """How many numbers each network's file holds."""
+    """Count the parameters in each network's file."""
     return {part.name: sum(shape.numel() for shape in part.shapes().values()) for part in _parts(architecture)}
 
 
 def _parts(architecture: Architecture) -> Iterator[_Part]:
-    words = open_checkpoint(EMBEDDED)
+    embedded = open_checkpoint(EMBEDDED)
     clips = {"text_encoder": architecture.text_encoder, "text_encoder_2": architecture.text_encoder_2}
     with torch.device("meta"):
         for name, config in clips.items():
-            ends = {key: words.config(name)[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+            ends = {key: embedded.config(name)[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
             yield _Part(name, "model.safetensors", CLIPTextModelWithProjection(CLIPTextConfig(**config, **ends)))
         yield _Part("text_encoder_3", "model.safetensors", T5EncoderModel(T5Config(**architecture.text_encoder_3)))
         file = "diffusion_pytorch_model.safetensors"
@@ -99,50 +104,50 @@ def _parts(architecture: Architecture) -> Iterator[_Part]:
         yield _Part("vae", file, AutoencoderKL(**architecture.vae))
 
 
-def _begin(directory: Path, weights_bytes: int) -> Path:
-    """An empty directory beside the wanted one, which gets its name when it is whole."""
+def _create_temporary(directory: Path, weights_bytes: int) -> Path:
+    """Create an empty directory next to the final one. It is renamed when it is complete."""
     if directory.exists():
         raise InvalidSetting(f"--output: {directory} exists")
     if not directory.absolute().parent.is_dir():
         raise InvalidSetting(f"--output: {directory.absolute().parent} is not a directory")
-    beside = directory.with_name(directory.name + ".incomplete")
-    shutil.rmtree(beside, ignore_errors=True)
+    temporary = directory.with_name(directory.name + ".incomplete")
+    shutil.rmtree(temporary, ignore_errors=True)
     free = shutil.disk_usage(directory.absolute().parent).free
     if free < weights_bytes + _MARGIN_BYTES:
         raise InvalidSetting(
             f"--output: {directory} would take {weights_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
         )
-    beside.mkdir()
-    return beside
+    temporary.mkdir()
+    return temporary
 
 
 def _write_header(file: BinaryIO, shapes: Mapping[str, torch.Size], tag: str, dtype: torch.dtype) -> None:
-    """A safetensors header: length, and JSON that says what lies where (format: the safetensors README)."""
+    """Write a safetensors header: its length, and JSON with types, shapes and offsets (see the safetensors README)."""
     header, end = {}, 0
     for name, shape in shapes.items():
-        begin, end = end, end + shape.numel() * dtype.itemsize
-        header[name] = {"dtype": tag, "shape": list(shape), "data_offsets": [begin, end]}
+        start, end = end, end + shape.numel() * dtype.itemsize
+        header[name] = {"dtype": tag, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
 
 
 def _weights(shapes: Mapping[str, torch.Size], numbers: Tensor) -> Iterator[Tensor]:
-    """Float32 values of all tensors, one after the other, in pieces."""
+    """Yield the float32 values of all tensors in turn, in blocks."""
     for index, (name, shape) in enumerate(shapes.items()):
         if len(shape) == 1:
             yield torch.full(shape, 0.0 if name.endswith("bias") else 1.0)
             continue
-        scale, left = (shape[0] / shape.numel()) ** 0.5, shape.numel()
-        at = index * 7919 % _BLOCK  # each tensor begins elsewhere
-        while left:
-            piece = numbers[at : at + left]
-            yield piece * scale
-            left, at = left - len(piece), 0
+        scale, remaining = (shape[0] / shape.numel()) ** 0.5, shape.numel()
+        offset = index * 7919 % _BLOCK  # another offset for each tensor
+        while remaining:
+            block = numbers[offset : offset + remaining]
+            yield block * scale
+            remaining, offset = remaining - len(block), 0
 
 
 def _write_rest(architecture: Architecture, directory: Path) -> None:
-    """Scheduler, tokenizers, the index that Diffusers reads, and the card."""
+    """Write the scheduler, the tokenizers, the index for Diffusers, and the card."""
     embedded = open_checkpoint(EMBEDDED).directory
     FlowMatchEulerDiscreteScheduler(shift=architecture.shift).save_pretrained(directory / "scheduler")
     shutil.copy(embedded / "model_index.json", directory)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sd35.checkpoints.checkpoint import Card, SkipLayers
+from sd35.checkpoints.card import Card, SkipLayers
 from sd35.errors import InvalidRequest
 from sd35.request import SIZE_MULTIPLE_PX, Request
 

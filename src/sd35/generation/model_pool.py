@@ -10,8 +10,9 @@ from sd35.engine.model_info import ModelInfo
 from sd35.errors import GenerationFailed
 from sd35.generation.fallback import FallbackBuilder
 from sd35.generation.params import GenerationParams, find_model, resolve
-from sd35.images.png import enlarge, write_png
+from sd35.images.png import write_png
 from sd35.images.record import Maker, Record, own_version
+from sd35.images.resize import enlarge
 from sd35.request import SIZE_MULTIPLE_PX, Request
 
 

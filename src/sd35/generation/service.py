@@ -16,8 +16,9 @@ from sd35.content_filter import ContentFilter, Decision, image_decision, prompt_
 from sd35.engine.base import CLOSING_RETRY_S, GeneratedImage, Handle, Pixels, Progress, Stage
 from sd35.errors import NotReady, NotReplayable, StoreUnavailable
 from sd35.generation.model_pool import ModelPool
-from sd35.images.png import blurred, write_png
+from sd35.images.png import write_png
 from sd35.images.record import Maker
+from sd35.images.resize import blurred
 from sd35.images.texts import read_record
 from sd35.request import Request
 from sd35.storage.images import ImageStore

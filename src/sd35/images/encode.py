@@ -1,4 +1,4 @@
-"""Encodes a PNG file as one of the other formats, with its record."""
+"""Encode a PNG file in one of the other formats, with its record."""
 
 import asyncio
 import io
@@ -10,9 +10,9 @@ from sd35.images.formats import Format, check_quality
 from sd35.images.png import read_png, without_text
 from sd35.images.xmp import to_segments, to_xmp
 
-# The scales of quality are each format's own: at these three, an image's error is about the same. All are set to be
-# quick, for half the time saves but a twentieth of the bytes. JPEG keeps colours at full resolution: hard edges of
-# saturated colours, which are halved else, are what one sees first.
+# Each format has its own quality scale; at these values, the error of an image is about the same. All settings favour
+# speed: twice the time saves only a twentieth of the bytes. JPEG has its colours at full resolution, because the hard
+# edges of saturated colours are the most visible loss at half resolution.
 _OPTIONS: dict[Format, dict[str, Any]] = {
     Format.JPEG: {"quality": 90, "subsampling": 0},
     Format.WEBP: {"quality": 90, "method": 0},
@@ -21,17 +21,16 @@ _OPTIONS: dict[Format, dict[str, Any]] = {
 
 
 def encode(png: bytes, output_format: Format, *, has_metadata: bool, quality: int | None = None) -> bytes:
-    """An image's PNG file in another format, with or without what made it. Keeps a core busy where it is not PNG.
+    """Encode a PNG file in another format, with or without its record. CPU-bound unless the format is PNG.
 
-    `quality` is 1 to 100, None for the format's default. Raises InvalidRequest where it is another, or for a PNG file.
+    `quality` is 1 to 100, or None for the format's default. Raises InvalidRequest for other values, and for any quality
+    with PNG.
     """
     check_quality(output_format, quality)
     if output_format is Format.PNG:
         return png if has_metadata else without_text(png)
     pixels, text = read_png(png)
-    options = dict(_OPTIONS[output_format])
-    if quality is not None:
-        options["quality"] = quality
+    options = _OPTIONS[output_format] | ({} if quality is None else {"quality": quality})
     if has_metadata and text:
         packet = to_xmp(text)
         options |= {"extra": to_segments(packet)} if output_format is Format.JPEG else {"xmp": packet}
@@ -40,8 +39,8 @@ def encode(png: bytes, output_format: Format, *, has_metadata: bool, quality: in
     return out.getvalue()
 
 
-async def encoded(png: bytes, output_format: Format, *, has_metadata: bool, quality: int | None = None) -> bytes:
-    """`encode`, on an event loop: in a thread, where it keeps a core busy."""
+async def encode_async(png: bytes, output_format: Format, *, has_metadata: bool, quality: int | None = None) -> bytes:
+    """Run `encode` without blocking the event loop."""
     if output_format is Format.PNG:
         return encode(png, output_format, has_metadata=has_metadata)
     return await asyncio.to_thread(encode, png, output_format, has_metadata=has_metadata, quality=quality)

@@ -1,7 +1,7 @@
-"""The user comment in EXIF data: where AUTOMATIC1111 writes its text in JPEG, WebP and AVIF files.
+"""Read the user comment in EXIF data, where AUTOMATIC1111 writes its text in JPEG, WebP and AVIF files.
 
-The two directories on the way to it are looked up here. Pillow's reader copies the value of every entry, and entries
-may overlap: a block of 1 MB can name 65,535 values of 1 MB each.
+Only the two directories on the path to the comment are read. Pillow's parser copies the value of every entry, and
+entries may overlap: a block of 1 MB can declare 65,535 values of 1 MB each.
 
 Source: CIPA DC-008 (EXIF 3.0), sections 4.5.2 and 4.6.6.7.1 (UserComment); TIFF 6.0, section 2.
 """
@@ -13,15 +13,15 @@ _PREFIX = b"Exif\0\0"
 _BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 _EXIF_DIRECTORY, _COMMENT = 0x8769, 0x9286
 _BYTE_TYPES = {1, 2, 7}  # BYTE, ASCII, UNDEFINED: a value's count is its size in bytes
-_INLINE_BYTES = 4  # a value that is not longer is stored in its entry
-_CODE_BYTES = 8  # before the comment; they name its characters
+_INLINE_BYTES = 4  # shorter values are stored in their entry
+_CODE_BYTES = 8  # the character code before the comment
 _BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xfe\xff": "utf-16-be", b"\xff\xfe": "utf-16-le"}
-_MANY = 8  # zeros are many if every eighth character has one
+_ZERO_RATIO = 8  # zeros decide if at least every eighth character has one
 _CONTROLS = frozenset(range(32)) - frozenset(b"\t\n\r")
 
 
 def comment_bytes(exif: bytes) -> bytes:
-    """The user comment as it is stored, with its character code; b"" if there is none or the data is damaged."""
+    """Return the stored user comment with its character code; b"" if it is missing or the data is damaged."""
     exif = exif.removeprefix(_PREFIX)
     order = _BYTE_ORDERS.get(exif[:4])
     if order is None:
@@ -42,7 +42,7 @@ def comment_bytes(exif: bytes) -> bytes:
 
 
 def comment_text(comment: bytes) -> str:
-    """The text of a user comment; "" if it has none. Bytes that are no characters become U+FFFD."""
+    """Decode a user comment. Bytes that are not valid become U+FFFD."""
     code, text = comment[:_CODE_BYTES], comment[_CODE_BYTES:]
     encoding = _guess(text) if code == b"UNICODE\0" else "utf-8"
     mark = next((mark for mark, its in _BYTE_ORDER_MARKS.items() if its == encoding and text.startswith(mark)), b"")
@@ -50,7 +50,7 @@ def comment_text(comment: bytes) -> str:
 
 
 def _entry(exif: bytes, order: str, start: int, tag: int) -> tuple[int, int, bytes] | None:
-    """Type, count and value field of a directory's entry. Raises struct.error if the directory is not in the data."""
+    """Return type, count and value of an entry in a directory, or None. Raises struct.error if the directory is cut."""
     (count,) = struct.unpack_from(f"{order}H", exif, start)
     entries = exif[start + 2 : start + 2 + 12 * count]
     for found, kind, size, value in struct.iter_unpack(f"{order}HHI4s", entries[: len(entries) // 12 * 12]):
@@ -60,10 +60,10 @@ def _entry(exif: bytes, order: str, start: int, tag: int) -> tuple[int, int, byt
 
 
 def _guess(text: bytes) -> str:
-    """How text behind the UNICODE code is encoded. EXIF does not say which UTF-16, and some programs write UTF-8.
+    """Guess the encoding of text after the UNICODE code. EXIF does not specify the byte order of UTF-16.
 
-    A byte order mark decides. Else zeros do, if there are many: in UTF-16, letters, digits and spaces of ASCII have one
-    each. UTF-8 has no zeros and no control characters. What remains is UTF-16 in which the high bytes vary less.
+    In order: a byte order mark; many zero bytes, because each ASCII character has one in UTF-16; valid UTF-8 without
+    control characters, which some programs write. Otherwise it is UTF-16, whose high bytes vary less than the low ones.
     """
     for mark, encoding in _BYTE_ORDER_MARKS.items():
         if text.startswith(mark):
@@ -71,7 +71,7 @@ def _guess(text: bytes) -> str:
     text = text.rstrip(b"\0")
     even, odd = text[::2], text[1::2]
     zeros = even.count(0) - odd.count(0)
-    if abs(zeros) * _MANY >= len(odd) and zeros:
+    if abs(zeros) * _ZERO_RATIO >= len(odd) and zeros:
         return "utf-16-be" if zeros > 0 else "utf-16-le"
     if not _CONTROLS & set(text):
         try:

@@ -1,4 +1,4 @@
-"""The file formats of images, and which one an answer is in."""
+"""The file formats of images, and the negotiation of a response's format."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ _WEIGHT = re.compile(r"[01](\.\d*)?", re.ASCII)
 
 
 class Format(StrEnum):
-    """An image's file format, by the name that requests use: the exact one first, then the quickest to write."""
+    """A file format by its name in requests: the lossless one first, then by encoding speed."""
 
     PNG = "png"
     JPEG = "jpeg"
@@ -21,55 +21,58 @@ class Format(StrEnum):
 
     @property
     def media_type(self) -> str:
-        """As in `Content-Type`."""
+        """The value of `Content-Type`."""
         return f"image/{self}"
 
 
 class FormatPreference(NamedTuple):
-    """How well a media type is liked, 0 for not at all, and by what: 2 for its name, 1 for its type's range, 0."""
+    """The weight of a media type in an `Accept` header, and the kind of media range that it comes from.
+
+    A `weight` of 0 means not acceptable. `narrowness` is 2 for the type itself, 1 for `image/*`, and 0 for `*/*`.
+    """
 
     weight: float
     narrowness: int
 
 
 def check_quality(output_format: Format, quality: int | None) -> None:
-    """Whether a format can be written at a quality, None being its default. Raises InvalidRequest."""
+    """Raise InvalidRequest if a format does not support a quality. None is the format's default."""
     if quality is None:
         return
     if output_format is Format.PNG:
-        raise InvalidRequest("quality", quality, "none with png, which is exact")
+        raise InvalidRequest("quality", quality, "none with png, which is lossless")
     if not QUALITY[0] <= quality <= QUALITY[1]:
         raise InvalidRequest("quality", quality, f"{QUALITY[0]} to {QUALITY[1]}")
 
 
 def negotiate(accept: str | None, output_format: Format | None) -> Format:
-    """The format of an answer: `output_format` where a request says it, else what its `Accept` header likes best.
+    """Return the format of a response: `output_format` if given, or the best one by the `Accept` header.
 
-    Of formats that it likes equally, one that is named goes before one that `image/*` or `*/*` covers; then the order
-    of Format decides. Media ranges that are malformed are passed over. Source: RFC 9110, section 12.5.1.
+    Among formats of equal weight, one that the header names precedes one that `image/*` or `*/*` covers; then the order
+    of `Format` decides. Malformed media ranges are ignored. Source: RFC 9110, section 12.5.1.
 
-    Raises NotAcceptable where the header takes none of them.
+    Raises NotAcceptable if the header accepts none of the formats.
     """
     if output_format is not None:
         return output_format
     weights = weights_of(accept)
-    likings = {each: format_preference(weights, each.media_type) for each in Format}
-    best = max(Format, key=lambda each: likings[each])
-    if not likings[best].weight:
+    preferences = {each: format_preference(weights, each.media_type) for each in Format}
+    best = max(Format, key=lambda each: preferences[each])
+    if not preferences[best].weight:
         raise NotAcceptable(accept or "", [each.media_type for each in Format])
     return best
 
 
 def weights_of(accept: str | None) -> Mapping[str, float]:
-    """How well an `Accept` header likes each of its media ranges. Without one, all media types are liked."""
-    given = _media_ranges(accept) if accept and accept.strip() else [("*/*", 1.0)]
-    return dict(sorted(given, key=lambda one: one[1]))  # the greatest of what comes twice
+    """Return the weight of each media range in an `Accept` header. Without a header, `*/*` has weight 1."""
+    ranges = _media_ranges(accept) if accept and accept.strip() else [("*/*", 1.0)]
+    return dict(sorted(ranges, key=lambda one: one[1]))  # of duplicates, the largest weight
 
 
 def format_preference(weights: Mapping[str, float], media_type: str) -> FormatPreference:
-    """How well a media type is liked by a header's `weights_of`: the narrowest range decides."""
+    """Look up a media type in a header's `weights_of`. The narrowest matching range decides."""
     ranges = ("*/*", f"{media_type.partition('/')[0]}/*", media_type)
-    narrowness = max((place for place, media_range in enumerate(ranges) if media_range in weights), default=0)
+    narrowness = max((index for index, media_range in enumerate(ranges) if media_range in weights), default=0)
     return FormatPreference(weights.get(ranges[narrowness], 0.0), narrowness)
 
 

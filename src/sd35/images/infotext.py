@@ -1,12 +1,13 @@
-"""How an image was made, as the text that AUTOMATIC1111's web UI puts into its files and other tools read there.
+"""Infotext: the generation parameters as text, as AUTOMATIC1111's web UI writes them into its files.
 
     a cat
     Negative prompt: a dog
     Steps: 28, Sampler: Euler, Schedule type: Automatic, CFG scale: 4.5, Seed: 42, Size: 1024x1024, Model: mini
 
 Source: AUTOMATIC1111/stable-diffusion-webui 1.10: `create_infotext` in modules/processing.py writes it,
-`parse_generation_parameters` in modules/infotext_utils.py reads it. The form has no way to quote a prompt: read back,
-a prompt's lines have no space around them, and one that begins as the negative prompt's does begins that.
+`parse_generation_parameters` in modules/infotext_utils.py reads it. The format cannot quote prompts. So after parsing,
+the lines of a prompt have no surrounding spaces, and a line that starts with "Negative prompt:" starts the negative
+prompt.
 """
 
 import json
@@ -20,19 +21,19 @@ from sd35.images.record import Maker, from_text, own_version
 from sd35.images.texts import read_texts
 from sd35.request import Request
 
-KEYWORD = "parameters"  # of the text chunk in PNG files
-SAMPLER, SCHEDULE = "Euler", "Automatic"  # what these models are sampled with, in that UI's words
-HASH_DIGITS = 10
+KEYWORD = "parameters"  # the keyword of the text chunk in PNG files
+SAMPLER, SCHEDULE = "Euler", "Automatic"  # the web UI's names for the sampler of these models
+HASH_CHARS = 10
 _NEGATIVE = "Negative prompt:"
-_LEAST_SETTINGS = 3  # a last line with fewer is the prompt's
+_MIN_SETTINGS = 3  # a last line with fewer belongs to the prompt
 _NAME = re.compile(r"\w[\w /-]+")
-_QUOTED = re.compile(r'"(?:[^"\\]++|\\.)*+"')  # possessive: it keeps no way back for each character
+_QUOTED = re.compile(r'"(?:[^"\\]++|\\.)*+"')  # possessive, to avoid backtracking
 _SIZE = re.compile(r"(\d+)x(\d+)", re.ASCII)
 _SPECIAL = re.compile(r'[,:\n]|^"')
 
 
 def infotext(request: Request, maker: Maker | None) -> str:
-    """The text of an image; `maker` is None where it is blurred."""
+    """Return the infotext of an image. `maker` is None for a blurred image."""
     scale = request.guidance_scale
     settings = {
         "Steps": request.steps,
@@ -41,60 +42,60 @@ def infotext(request: Request, maker: Maker | None) -> str:
         "CFG scale": int(scale) if scale.is_integer() else scale,
         "Seed": request.seed,
         "Size": f"{request.width}x{request.height}",
-        "Model hash": request.revision[:HASH_DIGITS],
+        "Model hash": request.revision[:HASH_CHARS],
         "Model": request.model,
         **extras(request, maker),
         "Version": f"sd35-fp8-mirror {own_version()}",
     }
-    return make(request.prompt, request.negative_prompt, settings)
+    return format_infotext(request.prompt, request.negative_prompt, settings)
 
 
 def extras(request: Request, maker: Maker | None) -> dict[str, object]:
-    """What that UI has no setting for, and this project says of an image where it is so."""
-    said: dict[str, object] = {}
+    """Return the settings that the web UI does not have, for the images that they apply to."""
+    settings: dict[str, object] = {}
     if request.skip_layer_scale:
-        said["Skip layer scale"] = request.skip_layer_scale
+        settings["Skip layer scale"] = request.skip_layer_scale
     if maker is None:
-        said["Content filtered"] = "blurred"
+        settings["Content filtered"] = "blurred"
     else:
         if (maker.drawn_width, maker.drawn_height) != (request.width, request.height):
-            said["Drawn size"] = f"{maker.drawn_width}x{maker.drawn_height}"
+            settings["Drawn size"] = f"{maker.drawn_width}x{maker.drawn_height}"
         if maker.cut_off:
-            said["Cut off"] = ", ".join(maker.cut_off)
-    return said
+            settings["Cut off"] = ", ".join(maker.cut_off)
+    return settings
 
 
-def make(prompt: str, negative_prompt: str, settings: Mapping[str, object]) -> str:
-    """The text of two prompts and settings, which are quoted as JSON where they would be misread else."""
+def format_infotext(prompt: str, negative_prompt: str, settings: Mapping[str, object]) -> str:
+    """Format prompts and settings. Values that would be misread otherwise are quoted as JSON."""
     negative = f"\n{_NEGATIVE} {negative_prompt}" if negative_prompt else ""
     line = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items())
     return f"{prompt}{negative}\n{line}".strip()
 
 
-def read(file: bytes) -> tuple[str, dict[str, str], list[str]]:
-    """The text of an image's file, "" where it has none, its other texts, and names of those left out for their size.
+def read_infotext(file: bytes) -> tuple[str, dict[str, str], list[str]]:
+    """Return a file's infotext or "", its other texts, and the names of texts that were too long to read.
 
-    Of a file of this project's without one, it is made from its record. Raises NotReplayable where it is no image.
+    If a file of this project has no infotext, it is derived from the record. Raises NotReplayable if the file is not an
+    image.
     """
     found = read_texts(file)
     texts = found.texts
     text = texts.pop(KEYWORD, "") or texts.pop(USER_COMMENT, "")
     if not text:
-        with suppress(NotReplayable):  # it is not this project's
+        with suppress(NotReplayable):  # not a file of this project
             record = from_text(texts)
             text = infotext(record.request, record.maker)
     return text, texts, found.names_left_out()
 
 
-def parse(text: str) -> dict[str, str]:
-    """The settings in a text by their names, and `Prompt` and `Negative prompt`.
+def parse_infotext(text: str) -> dict[str, str]:
+    """Parse an infotext into its settings by name, including `Prompt` and `Negative prompt`.
 
-    A size is two: `Size-1` is the width, `Size-2` the height. That UI adds defaults of its own to what it reads; this
-    says what is there.
+    A size becomes two settings: `Size-1` is the width, `Size-2` the height. Unlike the web UI, this adds no defaults.
     """
     *lines, last = text.strip().split("\n")
     settings = list(_settings(last))
-    if len(settings) < _LEAST_SETTINGS:
+    if len(settings) < _MIN_SETTINGS:
         lines, settings = [*lines, last], []
     prompts: dict[str, list[str]] = {"Prompt": [], "Negative prompt": []}
     current = "Prompt"
@@ -110,10 +111,10 @@ def parse(text: str) -> dict[str, str]:
 
 
 def _settings(line: str) -> Iterator[tuple[str, str]]:
-    """Names and values of `name: value, name: "value"`, in time that grows with the line's length alone."""
-    place = 0
-    while (colon := line.find(":", place)) >= 0:
-        name = line[place:colon].rpartition(",")[2].strip()
+    """Yield the names and values of `name: value, name: "value"`, in linear time."""
+    position = 0
+    while (colon := line.find(":", position)) >= 0:
+        name = line[position:colon].rpartition(",")[2].strip()
         start = colon + 1
         while start < len(line) and line[start].isspace():
             start += 1
@@ -124,7 +125,7 @@ def _settings(line: str) -> Iterator[tuple[str, str]]:
             comma = line.find(",", start)
             end = comma if comma >= 0 else len(line)
             value = line[start:end]
-        place = end + 1
+        position = end + 1
         if _NAME.fullmatch(name):
             yield name, value
 
@@ -138,6 +139,6 @@ def _unquoted(value: str) -> str:
     try:
         text = str(json.loads(value))
         text.encode()
-    except ValueError:  # no JSON, or a lone surrogate, which no answer could hold
+    except ValueError:  # not JSON, or a lone surrogate, which a response cannot contain
         return value
     return text

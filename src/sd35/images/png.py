@@ -1,4 +1,4 @@
-"""PNG files: written fast and always to the same bytes, read back with their text.
+"""Write PNG files, fast and reproducibly, and read them with their texts.
 
 Source: the PNG specification, third edition (W3C, 2025): chunks, filter type Up, tEXt, iTXt.
 """
@@ -8,27 +8,26 @@ import struct
 import warnings
 import zlib
 from collections.abc import Mapping
-from typing import cast
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image
 
 from sd35.errors import NotReplayable
 from sd35.images.png_chunks import SIGNATURE, only_pixels
 from sd35.images.texts import read_texts
 from sd35.tensors import Array
 
-_HEADER_END = len(SIGNATURE) + 25  # of IHDR, which comes first: length, kind, 13 bytes and a checksum
+_HEADER_END = len(SIGNATURE) + 25  # the end of IHDR, the first chunk: length, type, 13 bytes and a checksum
 _FILTER_UP = 2
 _RGB_8_BIT = (8, 2, 0, 0, 0)  # bit depth, colour type, compression, filter and interlace method
 
 
 def write_png(pixels: UInt8[Array, "h w 3"], text: Mapping[str, str]) -> bytes:
-    """A PNG file with `text` in iTXt chunks, in the mapping's order.
+    """Encode an image as a PNG file with `text` in iTXt chunks, in the mapping's order.
 
-    Up filter and run lengths only: on a megapixel a quarter of the time of Pillow's fastest, and photographs get no
-    larger. No timestamp, so that the same image and text give the same bytes.
+    The Up filter with run lengths only takes a quarter of the time of Pillow's fastest setting for a megapixel, and
+    photographs do not get larger. There is no timestamp: the same image and text give the same bytes.
     """
     height, width, _ = pixels.shape
     rows = pixels.reshape(height, width * 3)
@@ -44,9 +43,9 @@ def write_png(pixels: UInt8[Array, "h w 3"], text: Mapping[str, str]) -> bytes:
 
 
 def read_png(data: bytes) -> tuple[UInt8[Array, "h w 3"], dict[str, str]]:
-    """The pixels and the texts of a PNG file. Raises NotReplayable if it is none, is damaged, or is not RGB.
+    """Decode the pixels and the texts of a PNG file. Raises NotReplayable if it is not an intact PNG file in RGB.
 
-    Pillow gets the chunks of pixels alone: it would decompress more text than `read_texts` allows, or refuse the file.
+    Pillow only gets the chunks with pixels: it would decompress more text than `read_texts` allows, or reject the file.
     """
     if not data.startswith(SIGNATURE):
         raise NotReplayable("it is not a PNG file")
@@ -64,16 +63,10 @@ def read_png(data: bytes) -> tuple[UInt8[Array, "h w 3"], dict[str, str]]:
     return pixels, texts
 
 
-def blurred(pixels: UInt8[Array, "h w 3"]) -> UInt8[Array, "h w 3"]:
-    """The image, blurred until nothing of it can be told but its colours."""
-    radius = max(pixels.shape) / 12
-    return cast(Array, np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius))))
-
-
 def with_text(png: bytes, keyword: str, text: str) -> bytes:
-    """A PNG file with one more text: in a tEXt chunk where Latin-1 can write it, as most tools expect, else in iTXt.
+    """Add a text to a PNG file: in a tEXt chunk, as most tools expect, or in iTXt if Latin-1 cannot encode it.
 
-    NUL, which a chunk's text may not hold, is left out of it.
+    NUL characters are removed, because a text chunk may not contain them.
     """
     text = text.replace("\0", "")
     try:
@@ -84,21 +77,15 @@ def with_text(png: bytes, keyword: str, text: str) -> bytes:
 
 
 def without_text(png: bytes) -> bytes:
-    """A PNG file that `write_png` wrote, without its text; the pixels are left as they are compressed."""
-    place, kept = len(SIGNATURE), [SIGNATURE]
-    while place < len(png):
-        size, kind = struct.unpack_from(">I4s", png, place)
-        end = place + 12 + size
+    """Remove the texts from a file of `write_png`. The compressed pixels stay the same."""
+    start, chunks = len(SIGNATURE), [SIGNATURE]
+    while start < len(png):
+        size, kind = struct.unpack_from(">I4s", png, start)
+        end = start + 12 + size
         if kind != b"iTXt":
-            kept.append(png[place:end])
-        place = end
-    return b"".join(kept)
-
-
-def enlarge(pixels: UInt8[Array, "h w 3"], width_px: int, height_px: int) -> UInt8[Array, "height_px width_px 3"]:
-    """The image at another size: resized by Lanczos so that it covers it, and cropped around the centre."""
-    fitted = ImageOps.fit(Image.fromarray(pixels), (width_px, height_px), Image.Resampling.LANCZOS)
-    return cast(Array, np.asarray(fitted))
+            chunks.append(png[start:end])
+        start = end
+    return b"".join(chunks)
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:

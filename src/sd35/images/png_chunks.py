@@ -1,6 +1,6 @@
-"""The chunks of PNG files, and the texts in them, wherever they stand. Pixels are not decoded.
+"""Read the chunks of PNG files and the texts in them, without decoding pixels.
 
-Pillow reads the texts behind the image data only if it decodes that data, and it allows 64 MB of text.
+Pillow reads texts after the image data only if it decodes that data, and it allows 64 MB of text.
 
 Source: the PNG specification, third edition (W3C, 2025): 5.3 (chunk layout), 11.3.3 (tEXt, zTXt, iTXt), eXIf.
 """
@@ -14,14 +14,14 @@ from sd35.errors import NotReplayable
 from sd35.images.text_budget import TextBudget
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_MOST_CHUNKS = 65_536  # encoders write image data in chunks of 8 KiB or more: half a gigabyte
+_MAX_CHUNKS = 65_536  # encoders write image data in chunks of 8 KiB or more: half a gigabyte
 _KEYWORD_BYTES = 79
 _TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
 _PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 
 
 class Chunk(NamedTuple):
-    """The place of a chunk in its file. `start` and `end` are those of its content."""
+    """The type of a chunk, and the offsets of its content in the file."""
 
     kind: bytes
     start: int
@@ -29,23 +29,23 @@ class Chunk(NamedTuple):
 
 
 def chunks(png: bytes) -> Iterator[Chunk]:
-    """The chunks of a file, up to its end or to where it is damaged; image data that is cut off counts as a chunk.
+    """Yield the chunks of a file, up to its end or to the first damage. Truncated image data counts as a chunk.
 
-    Raises NotReplayable if there are too many.
+    Raises NotReplayable if there are too many chunks.
     """
-    place = len(SIGNATURE)
-    for _ in range(_MOST_CHUNKS):
-        if place + 8 > len(png):
+    offset = len(SIGNATURE)
+    for _ in range(_MAX_CHUNKS):
+        if offset + 8 > len(png):
             return
-        size_bytes, kind = struct.unpack_from(">I4s", png, place)
-        chunk = Chunk(kind, place + 8, place + 8 + size_bytes)
-        is_whole = chunk.end + 4 <= len(png)
-        if is_whole or kind == b"IDAT":
+        size_bytes, kind = struct.unpack_from(">I4s", png, offset)
+        chunk = Chunk(kind, offset + 8, offset + 8 + size_bytes)
+        is_complete = chunk.end + 4 <= len(png)
+        if is_complete or kind == b"IDAT":
             yield chunk
-        if not is_whole or kind == b"IEND":
+        if not is_complete or kind == b"IEND":
             return
-        place = chunk.end + 4
-    raise NotReplayable(f"it is a damaged image: a PNG file of more than {_MOST_CHUNKS} chunks")
+        offset = chunk.end + 4
+    raise NotReplayable(f"it is a damaged image: a PNG file of more than {_MAX_CHUNKS} chunks")
 
 
 def has_valid_crc(png: bytes, chunk: Chunk) -> bool:
@@ -55,10 +55,10 @@ def has_valid_crc(png: bytes, chunk: Chunk) -> bool:
 
 
 def read_chunks(png: bytes, budget: TextBudget) -> tuple[dict[str, str], bytes]:
-    """The texts of a file by keyword, the last of each keyword, and its EXIF data.
+    """Return the texts of a file by keyword, and its EXIF data. The last text of a keyword counts.
 
-    A file that is cut off in its image data still has the texts before. Raises NotReplayable if a file is cut off
-    before that data, or a text does not match its checksum.
+    Of a file that is truncated in its image data, the texts before are read. Raises NotReplayable if a file is
+    truncated before that data, or if a text does not match its checksum.
     """
     texts: dict[str, str] = {}
     exif = b""
@@ -75,9 +75,9 @@ def read_chunks(png: bytes, budget: TextBudget) -> tuple[dict[str, str], bytes]:
 
 
 def only_pixels(png: bytes) -> bytes:
-    """Keep only the chunks that decide the pixels, so that a decoder reads no text."""
-    kept = [png[chunk.start - 8 : chunk.end + 4] for chunk in chunks(png) if chunk.kind in _PIXELS]
-    return b"".join([png[: len(SIGNATURE)], *kept])
+    """Remove all chunks that do not affect the pixels, so that a decoder reads no text."""
+    pixel_chunks = [png[chunk.start - 8 : chunk.end + 4] for chunk in chunks(png) if chunk.kind in _PIXELS]
+    return b"".join([png[: len(SIGNATURE)], *pixel_chunks])
 
 
 def _text(png: bytes, chunk: Chunk, budget: TextBudget) -> dict[str, str]:
@@ -100,11 +100,11 @@ def _text(png: bytes, chunk: Chunk, budget: TextBudget) -> dict[str, str]:
 
 
 def _content(kind: bytes, fields: bytes) -> tuple[bool, bytes]:
-    """Whether a text is compressed, and its bytes, from what follows the keyword in its chunk."""
+    """Return whether a text is compressed, and its bytes. `fields` follow the keyword in the chunk."""
     if kind == b"tEXt":
         return False, fields
     if kind == b"zTXt":
-        return True, fields[1:]  # the method of compression, of which there is one
+        return True, fields[1:]  # after the compression method; only one exists
     _language, _, rest = fields[2:].partition(b"\0")
     _translated_keyword, _, text = rest.partition(b"\0")
     return fields[:1] == b"\1", text

@@ -1,4 +1,4 @@
-"""What a PNG file says of how it was made, so that it can be made again."""
+"""The record in an image file: its request and how it was generated, so that it can be replayed."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class Maker:
-    """What made an image, beyond its request. `cut_off` names the prompts that the text encoders read in part only."""
+    """How an image was generated, beyond its request. `cut_off` lists the prompts that were truncated."""
 
     revision: str
     backend: str
@@ -35,13 +35,13 @@ class Maker:
 
 @dataclass(frozen=True)
 class Record:
-    """A request and what made its image."""
+    """A request, and how its image was generated."""
 
     request: Request
     maker: Maker
 
     def to_text(self) -> dict[str, str]:
-        """The text chunks of the PNG file; equal records give equal text."""
+        """Return the texts for the PNG file. Equal records give equal texts."""
         return {
             "Software": f"sd35-fp8-mirror {own_version()}",
             REQUEST_KEY: self.request.canonical.decode(),
@@ -51,9 +51,8 @@ class Record:
 
 
 def from_text(text: Mapping[str, str]) -> Record:
-    """The record in a PNG file's text chunks. Raises NotReplayable where it is missing, damaged or was edited."""
-    missing = [key for key in (REQUEST_KEY, DIGEST_KEY, MAKER_KEY) if key not in text]
-    if missing:
+    """Parse the record in a file's texts. Raises NotReplayable if it is missing, damaged or was edited."""
+    if missing := [key for key in (REQUEST_KEY, DIGEST_KEY, MAKER_KEY) if key not in text]:
         raise NotReplayable(f"it does not say what made it: no {', '.join(missing)} in its text")
     canonical = text[REQUEST_KEY]
     if hashlib.sha256(canonical.encode("utf-8", "replace")).hexdigest() != text[DIGEST_KEY]:
@@ -66,12 +65,12 @@ def from_text(text: Mapping[str, str]) -> Record:
 
 @cache
 def own_version() -> str:
-    """This project's version; looking it up takes a third of a millisecond, and each image names it twice."""
+    """Return this project's version. Cached: a lookup takes a third of a millisecond, and an image needs two."""
     return version("sd35-fp8-mirror")
 
 
 def _typed(kind: type[Part], content: str, key: str) -> Part:
-    """A dataclass from its JSON, every field there and of its type."""
+    """Parse a dataclass from JSON, with strict types and all fields required."""
     try:
         return TypeAdapter(kind).validate_json(content, strict=True)
     except ValidationError as error:

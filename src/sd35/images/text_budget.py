@@ -1,4 +1,4 @@
-"""The limit on how much text is read from one image file, whatever the file holds."""
+"""The limit on the text that is read from one image file."""
 
 import zlib
 
@@ -9,9 +9,9 @@ MAX_TEXT_BYTES = 256 * 1024
 
 
 class TextBudget:
-    """The bytes of text that may still be read from one file.
+    """The remaining bytes of text that may be read from one file.
 
-    A text that does not fit is left out. Shorter texts after it are still read.
+    A text that exceeds the budget is skipped. Shorter texts after it are still read.
     """
 
     def __init__(self, max_bytes: int = MAX_TEXT_BYTES) -> None:
@@ -19,7 +19,7 @@ class TextBudget:
         self.left_out: list[str] = []
 
     def allows(self, name: str, size_bytes: int) -> bool:
-        """Whether a text of this size fits. If so, its size is subtracted; if not, its name is noted."""
+        """Return whether a text fits the budget. Subtracts its size if so, else adds its name to `left_out`."""
         if size_bytes > self._left:
             self.left_out.append(name)
             return False
@@ -27,7 +27,7 @@ class TextBudget:
         return True
 
     def decompress(self, name: str, content: bytes) -> bytes | None:
-        """Decompress a zlib stream. Return None if it is damaged or does not fit.
+        """Decompress a zlib stream. Return None if it is damaged or exceeds the budget.
 
         Decompression stops when the text is too long. A stream that fails uses up the budget, because a file may hold
         thousands of them and each costs the time to decompress a whole budget.

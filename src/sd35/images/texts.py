@@ -1,7 +1,7 @@
-"""Reads the texts of image files in any of the formats that this project writes.
+"""Read the texts of image files in all formats that this project writes, without decoding pixels.
 
-`POST /sdapi/v1/png-info`, the page and `sd35 replay` all read files here, so that they agree on what a file says. What
-comes from users is limited: see budget.py for the text, and each reader for its parts. Pixels are not decoded.
+`POST /sdapi/v1/png-info`, the user interface and `sd35 replay` share this code, so they find the same texts. The files
+come from users, so the amount of text (text_budget.py) and the number of parts (each reader) are limited.
 """
 
 from collections.abc import Callable
@@ -13,24 +13,24 @@ from sd35.images.record import Record, from_text
 from sd35.images.text_budget import MAX_TEXT_BYTES, TextBudget
 from sd35.images.xmp import from_xmp
 
-_MOST_NAMES = 5
+_MAX_NAMES = 5
 FORMATS = ("png", "jpeg", "webp", "avif")
 
 
 class ImageTexts(NamedTuple):
-    """The format of an image file, its texts by name, and the names of texts that were not read for their size."""
+    """The format of an image file, its texts by name, and the names of texts that were too long to read."""
 
     image_format: str
     texts: dict[str, str]
     left_out: list[str]
 
     def names_left_out(self) -> list[str]:
-        """The first names of `left_out`, each once: a file can have thousands of them."""
-        return sorted(set(self.left_out))[:_MOST_NAMES]
+        """Return the first distinct names of `left_out`. A file can have thousands of them."""
+        return sorted(set(self.left_out))[:_MAX_NAMES]
 
 
 def format_of(data: bytes) -> str | None:
-    """The format of a file, by its first bytes; None if it is none of FORMATS."""
+    """Detect the format of a file from its first bytes. Return None if it is not one of FORMATS."""
     if data.startswith(png_chunks.SIGNATURE):
         return "png"
     if data.startswith(b"\xff\xd8\xff"):
@@ -41,9 +41,9 @@ def format_of(data: bytes) -> str | None:
 
 
 def read_texts(data: bytes) -> ImageTexts:
-    """The texts of an image file: those of PNG chunks, of this project's XMP, and EXIF's `UserComment`.
+    """Read the texts of an image file: PNG chunks, this project's XMP, and EXIF's `UserComment`.
 
-    Reads at most MAX_TEXT_BYTES of text. Raises NotReplayable if it is no image, or is damaged.
+    Reads at most MAX_TEXT_BYTES of text. Raises NotReplayable if the file is not an image or is damaged.
     """
     image_format = format_of(data)
     if image_format is None:
@@ -52,8 +52,8 @@ def read_texts(data: bytes) -> ImageTexts:
     if image_format == "png":
         texts, exif_data = png_chunks.read_chunks(data, budget)
     else:
-        carried = _READERS[image_format](data, budget)
-        texts, exif_data = from_xmp(carried.xmp), carried.exif
+        metadata = _READERS[image_format](data, budget)
+        texts, exif_data = from_xmp(metadata.xmp), metadata.exif
     comment = exif.comment_bytes(exif_data)
     if comment and budget.allows(exif.USER_COMMENT, len(comment)) and (text := exif.comment_text(comment)):
         texts.setdefault(exif.USER_COMMENT, text)
@@ -61,9 +61,9 @@ def read_texts(data: bytes) -> ImageTexts:
 
 
 def read_record(data: bytes) -> Record:
-    """What made an image, from its file in any of the formats.
+    """Read the record in an image file of any format.
 
-    Raises NotReplayable if the file does not say it, is damaged, or its record was edited.
+    Raises NotReplayable if the file has no record or is damaged, or if the record was edited.
     """
     found = read_texts(data)
     try:
@@ -77,7 +77,7 @@ def read_record(data: bytes) -> Record:
         ) from error
 
 
-_READERS: dict[str, Callable[[bytes, TextBudget], containers.Carried]] = {
+_READERS: dict[str, Callable[[bytes, TextBudget], containers.EmbeddedMetadata]] = {
     "jpeg": containers.read_jpeg,
     "webp": containers.read_webp,
     "avif": avif.read_avif,

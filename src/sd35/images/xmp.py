@@ -1,8 +1,8 @@
-"""XMP packets: how JPEG, WebP and AVIF files carry the text that a PNG file has in its chunks.
+"""XMP packets, in which JPEG, WebP and AVIF files hold the texts that a PNG file has in its chunks.
 
-XMP and not EXIF: each text keeps its name, all is UTF-8, the three formats have a place for it, and it may be longer
-than the 64 KiB of a JPEG segment. Sources: the XMP specification (Adobe, 2012 and 2020), part 1 (ISO 16684-1) for
-packets, part 3 section 1.1.3.1 for long ones in JPEG.
+XMP instead of EXIF, because each text has a name, the encoding is UTF-8, all three formats support it, and it may
+exceed the 64 KiB of a JPEG segment. Sources: the XMP specification (Adobe, 2012 and 2020), part 1 (ISO 16684-1) for
+packets, and part 3, section 1.1.3.1, for long packets in JPEG.
 """
 
 import hashlib
@@ -13,28 +13,28 @@ from collections.abc import Iterable, Mapping
 from xml.parsers import expat
 
 NAMESPACE = "urn:sd35:record#"
-_PREFIX = "sd35."  # of the PNG file's keys: `sd35.request` is the property `sd35:request`
+_PREFIX = "sd35."  # of PNG keywords: `sd35.request` becomes the property `sd35:request`
 _TOOL = "http://ns.adobe.com/xap/1.0/"
 _NOTE = "http://ns.adobe.com/xmp/note/"
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
-_NO_XML = re.compile("[\ufffe\uffff]")  # in JSON, everything else that XML does not allow is escaped anyhow
-_ESCAPED = re.compile(r"(?<!\\)((?:\\\\)*)\\u(fffe|ffff)")  # as JSON has it: after an even number of backslashes
+_NO_XML = re.compile("[\ufffe\uffff]")  # JSON escapes all other characters that XML does not allow
+_ESCAPED = re.compile(r"(?<!\\)((?:\\\\)*)\\u(fffe|ffff)")  # a JSON escape follows an even number of backslashes
 
 _STANDARD = b"http://ns.adobe.com/xap/1.0/\0"
 _EXTENSION = b"http://ns.adobe.com/xmp/extension/\0"
-_SEGMENT_BYTES = 65_000  # of a packet; with what stands before it, a segment has 65,535 at most
+_SEGMENT_BYTES = 65_000  # of the packet; with its header, a segment has at most 65,535 bytes
 
 
 def to_xmp(text: Mapping[str, str]) -> bytes:
-    """The packet that carries a record's texts: ASCII, or JSON."""
+    """Write a record's texts, which are ASCII or JSON, as a packet."""
     names = {"Software": "xmp:CreatorTool"}
     return _packet(_meta({names.get(key) or key.replace(_PREFIX, "sd35:"): value for key, value in text.items()}))
 
 
 def from_xmp(packet: bytes) -> dict[str, str]:
-    """The texts in a packet; none if it is damaged or another program's. Takes time in proportion to its size."""
+    """Read the texts of a packet in linear time. Return {} if it is damaged or of another program."""
     content = packet.decode("utf-8", "replace").strip("\0 \n\r\t\ufeff")
-    if "<!DOCTYPE" in content:  # no packet has one; entities could make a small file large
+    if "<!DOCTYPE" in content:  # not part of XMP; entities could expand a small file
         return {}
     reader = _Reader()
     try:
@@ -45,10 +45,10 @@ def from_xmp(packet: bytes) -> dict[str, str]:
 
 
 class _Reader:
-    """Collects the texts of a packet, from the attributes and the child elements of `rdf:Description`.
+    """Collects the texts of a packet from the attributes and child elements of `rdf:Description`.
 
-    Names are resolved here. The parser would write the whole namespace into each name: a namespace of 100 KB, used by
-    10,000 elements, makes a gigabyte of a packet of 200 KB.
+    It resolves names itself. The parser would copy the namespace into every name: a namespace of 100 KB, used by 10,000
+    elements, would turn a packet of 200 KB into a gigabyte.
     """
 
     def __init__(self) -> None:
@@ -57,18 +57,18 @@ class _Reader:
         self.parser.buffer_text = True
         self.parser.StartElementHandler, self.parser.EndElementHandler = self._start, self._end
         self.parser.CharacterDataHandler = self._characters
-        self._namespaces: dict[str, str] = {}  # those of interest, by the prefix that stands for them here
-        self._open: list[tuple[bool, list[tuple[str, str | None]]]] = []  # is it a Description; what its prefixes were
-        self._key: str | None = None  # of the text that is being read
+        self._namespaces: dict[str, str] = {}  # the known namespaces, by their current prefix
+        self._open: list[tuple[bool, list[tuple[str, str | None]]]] = []  # is it a Description; its rebound prefixes
+        self._key: str | None = None  # of the text being read
         self._parts: list[str] = []
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         self._finish_text()
-        before = []
+        rebound = []
         for attribute, value in attributes.items():
             xmlns, _, prefix = attribute.partition(":")
             if xmlns == "xmlns":
-                before.append((prefix, self._namespaces.get(prefix)))
+                rebound.append((prefix, self._namespaces.get(prefix)))
                 self._bind(prefix, value)
         is_description = self._resolve(name) == (_RDF, "Description")
         if is_description:
@@ -77,7 +77,7 @@ class _Reader:
                     self.text[key] = _unescape(value)
         elif self._open and self._open[-1][0]:
             self._key = _key_of(self._resolve(name))
-        self._open.append((is_description, before))
+        self._open.append((is_description, rebound))
 
     def _end(self, _: str) -> None:
         self._finish_text()
@@ -89,7 +89,7 @@ class _Reader:
             self._parts.append(characters)
 
     def _finish_text(self) -> None:
-        """An element's text ends with the element, or where another begins in it."""
+        """Store the text of an element, which ends at the element's end or at its first child."""
         if self._key:
             self.text[self._key] = _unescape("".join(self._parts))
         self._key, self._parts = None, []
@@ -106,7 +106,7 @@ class _Reader:
 
 
 def _key_of(name: tuple[str | None, str]) -> str | None:
-    """The key of a text in a PNG file, by its name in a packet; None if the text is none of a record's."""
+    """Return the PNG keyword of a property, or None if the property is not part of a record."""
     namespace, local = name
     if namespace == NAMESPACE:
         return _PREFIX + local
@@ -114,7 +114,7 @@ def _key_of(name: tuple[str | None, str]) -> str | None:
 
 
 def to_segments(packet: bytes) -> bytes:
-    """A packet as a JPEG file's APP1 segments: one, or where it is longer, one that announces it and its parts."""
+    """Split a packet into APP1 segments of a JPEG file. A long packet has a main segment that refers to its parts."""
     if len(packet) <= _SEGMENT_BYTES:
         return _segment(_STANDARD + packet)
     name = hashlib.md5(packet, usedforsecurity=False).hexdigest().upper()
@@ -126,26 +126,24 @@ def to_segments(packet: bytes) -> bytes:
 
 
 def is_xmp(segment: bytes) -> bool:
-    """Whether an APP1 segment is a packet or a part of one."""
+    """Return whether an APP1 segment is a packet or a part of one."""
     return segment.startswith((_STANDARD, _EXTENSION))
 
 
 def from_segments(segments: Iterable[bytes]) -> bytes:
-    """The packet in the contents of a JPEG file's APP1 segments; b"" where there is none."""
-    whole = b""
+    """Join the packet from the contents of a JPEG file's APP1 segments. Return b"" if there is none."""
+    packet = b""
     parts: dict[int, bytes] = {}
     for segment in segments:
         if segment.startswith(_STANDARD):
-            whole = segment.removeprefix(_STANDARD)
+            packet = segment.removeprefix(_STANDARD)
         elif segment.startswith(_EXTENSION) and len(segment) >= len(_EXTENSION) + 40:
             parts[struct.unpack_from(">I", segment, len(_EXTENSION) + 36)[0]] = segment[len(_EXTENSION) + 40 :]
-    return b"".join(parts[start] for start in sorted(parts)) or whole
+    return b"".join(parts[start] for start in sorted(parts)) or packet
 
 
 def _meta(properties: Mapping[str, str]) -> str:
-    lines = "".join(
-        f"<{name}>{html.escape(_escape(value), quote=False)}</{name}>\n" for name, value in properties.items()
-    )
+    lines = "".join(f"<{key}>{html.escape(_escape(text), quote=False)}</{key}>\n" for key, text in properties.items())
     return (
         f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{_RDF}"><rdf:Description rdf:about=""'
         f' xmlns:xmp="{_TOOL}" xmlns:xmpNote="{_NOTE}" xmlns:sd35="{NAMESPACE}">\n'

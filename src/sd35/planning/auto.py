@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import structlog
 
 from sd35.backends.registry import BACKENDS
-from sd35.checkpoints.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.hub import cache, download
 from sd35.checkpoints.hub.environment import hub_token
+from sd35.checkpoints.hub.plan import plan_download
 from sd35.checkpoints.network_sizes import NetworkSizes, network_sizes_by_name, network_sizes_on_disk
-from sd35.checkpoints.registry import RegisteredCheckpoint, find_registered, load_registry
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED, RegisteredCheckpoint, find_registered, load_registry
 from sd35.errors import CheckpointError, DownloadFailed
 from sd35.planning.fit import plan_for
 from sd35.planning.plan import AvailableMemory
@@ -47,7 +49,7 @@ def candidates(settings: Settings, available: AvailableMemory) -> Iterator[Candi
     """
     is_any_available = False
     for name in BEST_FIRST:
-        is_on_disk = cache.holding_of(find_registered(name, settings.registry)).is_whole
+        is_on_disk = cache.cache_status(find_registered(name, settings.registry)).is_complete
         why_unavailable = _why_unavailable(settings, is_on_disk=is_on_disk)
         is_any_available = is_any_available or not why_unavailable
         yield Candidate(name, is_on_disk, why_unavailable or _why_not_fitting(settings, name, available))
@@ -83,7 +85,7 @@ def why_standing_in(settings: Settings, name: str) -> str | None:
 def network_sizes_of(name: str, settings: Settings) -> NetworkSizes:
     """Return the sizes of a checkpoint that settings name, on disk or not. Raises CheckpointError, InvalidSetting."""
     registry = load_registry(settings.registry)
-    if name in registry and not settings.weights and not cache.holding_of(registry[name]).is_whole:
+    if name in registry and not settings.weights and not cache.cache_status(registry[name]).is_complete:
         return network_sizes_by_name(registry[name])
     return network_sizes_on_disk(open_named(name, settings))
 
@@ -151,7 +153,7 @@ def _fetch(registered: RegisteredCheckpoint) -> str | None:
     """Download a checkpoint. Return why that failed, or None."""
     log = structlog.get_logger()
     try:
-        plan = download.plan(registered)
+        plan = plan_download(registered)
         log.info("fetching", checkpoint=registered.name, missing_bytes=plan.missing_bytes)
         download.fetch(plan, lambda _: None)
     except (DownloadFailed, CheckpointError) as error:

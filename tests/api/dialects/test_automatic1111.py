@@ -27,7 +27,7 @@ from sd35.api.sessions import Sessions
 from sd35.content_filter import AllowAll, Decision
 from sd35.generation.model_pool import ModelPool
 from sd35.generation.replay import read_stored_image
-from sd35.images.infotext import KEYWORD, parse, read
+from sd35.images.infotext import KEYWORD, parse_infotext, read_infotext
 from sd35.images.png import write_png
 from sd35.images.record import DIGEST_KEY, own_version
 from tests.support.fake_backend import WAIT_S, FakeBackend, key_store
@@ -132,7 +132,7 @@ def test_a_image_says_how_it_was_made(api: WebUIApi):
     assert info["infotexts"] == [text]
     assert (info["prompt"], info["negative_prompt"], info["seed"], info["steps"]) == ("a cat", "a dog", 7, 4)
     assert (info["width"], info["height"], info["cfg_scale"], info["sampler_name"]) == (128, 128, 4.5, "Euler")
-    assert (info["sd_model_name"], info["sd_model_hash"]) == ("mini", parse(text)["Model hash"])
+    assert (info["sd_model_name"], info["sd_model_hash"]) == ("mini", parse_infotext(text)["Model hash"])
     assert result.parameters["sampler_name"] == "Euler a"
     request = read_stored_image(base64.b64decode(result.json["images"][0])).record.request
     assert (request.prompt, request.negative_prompt, request.guidance_scale, request.seed) == ("a cat", "a dog", 4.5, 7)
@@ -142,7 +142,7 @@ def test_seeds_follow_each_other_over_all_images(api: WebUIApi):
     """batch_size x n_iter of them, each with its own text."""
     result = api.txt2img(**CAT, batch_size=2, n_iter=2)
     assert result.info["all_seeds"] == [7, 8, 9, 10]
-    assert [parse(image.info[KEYWORD])["Seed"] for image in result.images] == ["7", "8", "9", "10"]
+    assert [parse_infotext(image.info[KEYWORD])["Seed"] for image in result.images] == ["7", "8", "9", "10"]
     assert len({image.info[DIGEST_KEY] for image in result.images}) == 4
     assert all(len(result.info[name]) == 4 for name in ("all_prompts", "all_negative_prompts", "infotexts"))
 
@@ -156,7 +156,10 @@ def test_what_clients_send_by_default_changes_nothing(api: WebUIApi):
 def test_what_is_left_out_is_the_models_own(pool: ModelPool):
     """Size, steps and guidance are the card's, and the seed is drawn, as with -1."""
     with serving(pool) as client:
-        info = [parse(opened(post(client, **seed).json()["images"][0]).info[KEYWORD]) for seed in ({}, {"seed": -1})]
+        info = [
+            parse_infotext(opened(post(client, **seed).json()["images"][0]).info[KEYWORD])
+            for seed in ({}, {"seed": -1})
+        ]
     assert (info[0]["Size-1"], info[0]["Steps"], info[0]["CFG scale"]) == ("128", "4", "4.5")
     assert info[0]["Seed"] != info[1]["Seed"]
 
@@ -468,7 +471,7 @@ def test_a_text_that_is_too_long_is_not_parsed(pool: ModelPool, monkeypatch: pyt
 
     def noting(text: str) -> dict[str, str]:
         parsed.append(text)
-        return parse(text)
+        return parse_infotext(text)
 
     monkeypatch.setattr(png_info, "parse", noting)
     png = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: text, "Software": "sd35"})
@@ -495,7 +498,7 @@ def test_few_images_are_described_at_once(pool: ModelPool, monkeypatch: pytest.M
         begun.release()
         were_released.append(release.wait(WAIT_S))
         bodies -= 1
-        return read(file)
+        return read_infotext(file)
 
     monkeypatch.setattr(png_info, "parse_json", counting)
     monkeypatch.setattr(png_info, "read", slow)

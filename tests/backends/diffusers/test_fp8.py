@@ -18,10 +18,11 @@ from sd35.backends.diffusers.spec import SPEC
 from sd35.backends.fp8_layers import Treatment
 from sd35.backends.options import Offload, Options
 from sd35.backends.registry import open_backend
-from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.network_sizes import NETWORKS, network_sizes_on_disk
-from sd35.compile.prompts import judged_prompts
-from sd35.compile.quality_gate import BAR_DB, Quality, compare, images
+from sd35.checkpoints.open import open_checkpoint
+from sd35.compile.prompts import evaluation_prompts
+from sd35.compile.quality_gate import MIN_MEAN_DB, Quality, compare, generate_images
 from sd35.compile.reference_sampling import recipe_of
 from sd35.compile.synth import synthesise
 from sd35.engine.local.pipeline import Pipeline
@@ -91,8 +92,10 @@ def quality(
 ) -> tuple[list[Array], Quality]:
     """Three images in six steps, against others."""
     recipe = replace(recipe_of(checkpoint), steps=6)
-    texts = [(backend.encode_text([prompt])[0], backend.encode_text([""])[0]) for prompt in judged_prompts(checkpoint)]
-    found = images(backend, recipe, texts[:3], lambda: None)
+    texts = [
+        (backend.encode_text([prompt])[0], backend.encode_text([""])[0]) for prompt in evaluation_prompts(checkpoint)
+    ]
+    found = generate_images(backend, recipe, texts[:3], lambda: None)
     return found, compare(found, expected or found)
 
 
@@ -139,7 +142,7 @@ def test_images_in_fp8_are_those_of_float32(
 ) -> None:
     """At least 25 dB on the mean of several prompts; and not the very same, for FP8 does round."""
     found = quality(backend, checkpoint, before)[1]
-    assert found.mean_db >= BAR_DB
+    assert found.mean_db >= MIN_MEAN_DB
     assert max(found.psnr_db) < 60
 
 
@@ -152,7 +155,7 @@ def test_products_in_fp8_draw_those_images_too(checkpoint: Checkpoint, before: l
     assert {name for name, how in inputs.items() if how is None} == {
         f"transformer_blocks.{block}.{layer}" for block in range(6) for layer in MODULATIONS
     }
-    assert quality(backend, checkpoint, before)[1].mean_db >= BAR_DB
+    assert quality(backend, checkpoint, before)[1].mean_db >= MIN_MEAN_DB
 
 
 @pytest.mark.usefixtures("dynamic_on_a_cpu")

@@ -19,7 +19,8 @@ from sd35.backends.diffusers.loading import load_network, load_pipeline
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
 from sd35.checkpoints.architectures import ARCHITECTURES
-from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.open import open_checkpoint
 from sd35.compile.synth import synthesise
 from sd35.errors import CheckpointError, InvalidSetting
 from sd35.request import Request
@@ -238,7 +239,7 @@ def _unscaled(path: Path, state: dict[str, Tensor]) -> None:
         ),
         (_without, "found one without transformer_blocks.1.ff.net.0.proj.bias"),
         (_narrow, r"expected context_embedder.weight of \[128, 96\], found \[128, 32\]"),
-        (_unscaled, "expected a scale beside context_embedder.weight"),
+        (_unscaled, "expected a scale for context_embedder.weight"),
         (
             lambda path, state: write(
                 path, {**state, "model.diffusion_model.joint_blocks.0.x_block.lora": torch.ones(1)}

@@ -21,9 +21,11 @@ from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
 from sd35.backends.tensorrt.buckets import buckets_of
 from sd35.backends.tensorrt.flavour import find_flavour
-from sd35.checkpoints.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
+from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.network_sizes import network_sizes_on_disk
-from sd35.compile.engines import EngineBuilder, Range, targets_of
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
+from sd35.compile.engines import EngineBuilder, EngineShapes, targets_of
 from sd35.errors import BackendUnavailable, CheckpointError
 from sd35.request import Request
 from tests.support import nvidia_layout
@@ -285,7 +287,9 @@ def test_tensorrt_builds_them(copy: Path, operators: str) -> None:
     checkpoint = opened(copy, "bf16" if operators == "none" else "fp8")
     assert checkpoint.graphs
     flavour = find_flavour()
-    builder = EngineBuilder(checkpoint, checkpoint.graphs, Range(buckets_of("", checkpoint.card)[-1:], 8), flavour)
+    builder = EngineBuilder(
+        checkpoint, checkpoint.graphs, EngineShapes(buckets_of("", checkpoint.card)[-1:], 8), flavour
+    )
     (target,) = targets_of(flavour, ["sm89"])
     network, parser = builder.network("transformer")
     names = [network.get_input(index).name for index in range(network.num_inputs)]

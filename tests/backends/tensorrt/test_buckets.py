@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sd35.backends.tensorrt.buckets import Bucket, Size, bucket_for, buckets_of, text_of
-from sd35.checkpoints.checkpoint import Card
+from sd35.checkpoints.card import Card
 from sd35.errors import InvalidSetting
 
 CARD = Card(side_px=(256, 1440))

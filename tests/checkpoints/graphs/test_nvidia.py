@@ -1,4 +1,4 @@
-"""A directory of NVIDIA's graphs is known by its layout, and completed by a companion."""
+"""NVIDIA's graphs are recognised by their layout, and completed by a base checkpoint."""
 
 import json
 import shutil
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
-from sd35.checkpoints.graphs.nvidia import Transformer
+from sd35.checkpoints.graphs.nvidia import TransformerPrecision
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED
 from sd35.errors import CheckpointError
 
 FILE = "model_optimized.onnx"
@@ -30,8 +31,10 @@ def base_checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "base_checkpoint"
 
 
-def test_weights_are_the_graphs_and_the_rest_is_the_companions(directory: Path, base_checkpoint: Path) -> None:
-    """The name is the graphs', the card the companion's, unless the directory has one of its own."""
+def test_weights_come_from_the_graphs_and_the_rest_from_the_base_checkpoint(
+    directory: Path, base_checkpoint: Path
+) -> None:
+    """The name is that of the graphs; the card that of the base checkpoint, unless the directory has its own."""
     found = open_checkpoint(str(directory), base_checkpoint=str(base_checkpoint))
     assert found.graphs is not None
     assert found.graphs.path("text_encoder_2") == directory / "ONNX" / "clip_g" / FILE
@@ -41,8 +44,8 @@ def test_weights_are_the_graphs_and_the_rest_is_the_companions(directory: Path, 
     assert open_checkpoint(str(directory), base_checkpoint=EMBEDDED).card.steps == 5
 
 
-def test_without_a_companion_it_is_refused_with_the_flag(directory: Path) -> None:
-    """The user reads what is missing, and how to name it."""
+def test_graphs_without_a_base_checkpoint_are_refused(directory: Path) -> None:
+    """The error names the option."""
     with pytest.raises(
         CheckpointError, match=r"no tokenizers and configurations.*--base-checkpoint \(SD35_BASE_CHECKPOINT\)"
     ):
@@ -50,16 +53,16 @@ def test_without_a_companion_it_is_refused_with_the_flag(directory: Path) -> Non
 
 
 def test_a_missing_graph_is_named(directory: Path) -> None:
-    """Whatever part it is of."""
+    """The error has the path of the graph."""
     (directory / "ONNX" / "t5" / FILE).unlink()
-    with pytest.raises(CheckpointError, match=f"{directory} is not whole: ONNX/t5/{FILE} missing"):
+    with pytest.raises(CheckpointError, match=f"{directory} is incomplete: ONNX/t5/{FILE} missing"):
         open_checkpoint(str(directory), base_checkpoint=EMBEDDED)
 
 
-def test_the_transformer_is_the_one_asked_for_or_the_one_there(directory: Path) -> None:
-    """Where both are, BF16; one that is asked for and missing is not replaced by the other."""
+def test_the_transformer_precision_is_selected(directory: Path) -> None:
+    """`auto` prefers BF16 and takes the one that exists; a requested precision that is missing is an error."""
 
-    def chosen(transformer: Transformer) -> str:
+    def chosen(transformer: TransformerPrecision) -> str:
         found = open_checkpoint(str(directory), base_checkpoint=EMBEDDED, transformer=transformer)
         assert found.graphs is not None
         return found.graphs.transformer
@@ -71,10 +74,10 @@ def test_the_transformer_is_the_one_asked_for_or_the_one_there(directory: Path) 
         chosen("bf16")
 
 
-def test_a_revision_is_of_the_graphs_and_of_what_the_companion_gives(directory: Path, base_checkpoint: Path) -> None:
-    """Another graph, transformer or tokenizer is another revision; the companion's weights are not read."""
+def test_the_revision_covers_the_graphs_and_the_base_checkpoints_files(directory: Path, base_checkpoint: Path) -> None:
+    """The weights of the base checkpoint do not count."""
 
-    def revision(transformer: Transformer = "bf16") -> str:
+    def revision(transformer: TransformerPrecision = "bf16") -> str:
         return open_checkpoint(str(directory), base_checkpoint=str(base_checkpoint), transformer=transformer).revision
 
     before = revision()
@@ -89,8 +92,8 @@ def test_a_revision_is_of_the_graphs_and_of_what_the_companion_gives(directory: 
     assert revision() not in {before, beside}
 
 
-def test_a_name_is_never_a_directory(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`sd35-mini` is the embedded one, wherever the command is run."""
+def test_the_embedded_name_has_precedence_over_a_directory(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sd35-mini` is the embedded model in every working directory."""
     directory.rename(directory.with_name(EMBEDDED))
     monkeypatch.chdir(directory.parent)
     assert open_checkpoint(EMBEDDED).graphs is None

@@ -1,4 +1,4 @@
-"""Malformed variables of the hub's library: one error that names the variable, before any request is made."""
+"""A malformed variable of the hub's library is named before any request is sent."""
 
 import os
 from pathlib import Path
@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from sd35.backends.registry import backend_module
 from sd35.checkpoints.hub import cache
-from sd35.checkpoints.hub.download import fetch, plan
+from sd35.checkpoints.hub.download import fetch
 from sd35.checkpoints.hub.environment import hub_token
+from sd35.checkpoints.hub.plan import plan_download
 from sd35.checkpoints.registry import RegisteredCheckpoint
 from sd35.errors import DownloadFailed, InvalidSetting
 from sd35.planning.auto import candidates
@@ -22,18 +23,16 @@ from sd35.settings import load_settings
 from tests.checkpoints.conftest import REPOSITORY, REVISION
 from tests.support.hub_server import Hub
 
-VARIANT = RegisteredCheckpoint("small", REPOSITORY, REVISION)
+ENTRY = RegisteredCheckpoint("small", REPOSITORY, REVISION)
 UNSENDABLE = ["hf_\u200bmine", "hf_\x01mine", "hf_mi ne", "hf_\xe9", "hf_\x7f", "hf_\udcff"]
 
 
 @pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("token", UNSENDABLE)
-def test_a_token_that_no_header_can_carry_is_named_by_its_variable_and_character(
-    monkeypatch: pytest.MonkeyPatch, token: str
-):
-    """The error shows the character and its position, and not the token."""
+def test_an_unsendable_token_is_named_by_variable_and_character(monkeypatch: pytest.MonkeyPatch, token: str):
+    """The error shows the character and its position, but not the token."""
     monkeypatch.setenv("HF_TOKEN", token)
-    for ask in (lambda: plan(VARIANT), lambda: fetch_nothing(VARIANT)):
+    for ask in (lambda: plan_download(ENTRY), lambda: fetch_nothing(ENTRY)):
         with pytest.raises(
             InvalidSetting, match=r"HF_TOKEN: got a token with '.*' as character [46]; allowed: visible"
         ) as told:
@@ -43,33 +42,33 @@ def test_a_token_that_no_header_can_carry_is_named_by_its_variable_and_character
         assert "\n" not in str(told.value)
 
 
-def fetch_nothing(registered: RegisteredCheckpoint) -> Path:
+def fetch_nothing(entry: RegisteredCheckpoint) -> Path:
     """Fetch with a plan that lacks nothing, which reads the token too."""
-    from sd35.checkpoints.hub.download import Plan
+    from sd35.checkpoints.hub.plan import DownloadPlan
 
-    return fetch(Plan(registered, (), (), 0), lambda _: None)
+    return fetch(DownloadPlan(entry, (), (), 0), lambda _: None)
 
 
 @pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("content", [b"hf_\xe2\x80\x8bmine", b"hf_\xff\xfemine"])
-def test_a_token_in_a_file_is_named_by_its_file(tmp_path: Path, content: bytes):
-    """Neither a character that cannot be sent nor bytes that are no text end in another exception."""
+def test_an_unsendable_token_file_is_named(tmp_path: Path, content: bytes):
+    """Characters that cannot be sent and invalid UTF-8 raise the same error."""
     (tmp_path / "token").write_bytes(content)
     with pytest.raises(InvalidSetting, match=r"token: got a token with|token's file .*token.* cannot be read"):
-        plan(VARIANT)
+        plan_download(ENTRY)
 
 
 @pytest.mark.usefixtures("hub")
-def test_auto_names_a_token_that_cannot_be_sent(monkeypatch: pytest.MonkeyPatch):
-    """Choosing a checkpoint reads the token with the same check."""
+def test_auto_refuses_an_unsendable_token(monkeypatch: pytest.MonkeyPatch):
+    """Automatic selection checks the token too."""
     monkeypatch.setenv("HF_TOKEN", UNSENDABLE[0])
     with pytest.raises(InvalidSetting, match="HF_TOKEN: got a token"):
         list(candidates(load_settings({"checkpoints": ("auto",)}), AvailableMemory("cpu", 2**40, 2**40)))
 
 
 @given(token=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1))
-def test_what_is_taken_for_a_token_can_be_sent(token: str):
-    """A token either raises InvalidSetting, or HTTP/1.1 as h11 writes it carries it."""
+def test_an_accepted_token_can_be_sent(token: str):
+    """HTTP/1.1, as implemented by h11, accepts every token that passes the check."""
     with pytest.MonkeyPatch.context() as context:
         context.setenv("HF_TOKEN", token)
         context.setattr(constants, "HF_TOKEN_PATH", os.devnull)
@@ -95,11 +94,11 @@ def test_what_is_taken_for_a_token_can_be_sent(token: str):
         "http://a\u200bb",
     ],
 )
-def test_an_endpoint_that_is_no_address_is_named(monkeypatch: pytest.MonkeyPatch, endpoint: str):
-    """HF_ENDPOINT, what it is set to in ASCII, and what is allowed."""
+def test_an_invalid_endpoint_is_named(monkeypatch: pytest.MonkeyPatch, endpoint: str):
+    """The error has the variable, its value in ASCII, and an example."""
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     with pytest.raises(InvalidSetting, match=r"HF_ENDPOINT: got '.*'; allowed: an address such as https://") as told:
-        plan(VARIANT)
+        plan_download(ENTRY)
     assert str(told.value).isascii()
 
 
@@ -113,13 +112,13 @@ def test_an_endpoint_that_is_no_address_is_named(monkeypatch: pytest.MonkeyPatch
         ("HF_ENDPOINT", "http://[::1", r"HF_ENDPOINT: got 'http://\[::1'; allowed: an address"),
     ],
 )
-def test_a_variable_that_breaks_the_librarys_import_is_named_wherever_it_is_imported(
+def test_a_variable_that_breaks_the_librarys_import_is_named(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
 ):
-    """Looking into the cache imports the library, and so does a backend that imports Transformers."""
+    """The cache and the Transformers backend both import the library."""
     monkeypatch.setenv(name, value)
     with pytest.raises(InvalidSetting, match=says):
-        cache.holding_of(VARIANT)
+        cache.cache_status(ENTRY)
     with pytest.raises(InvalidSetting, match=says):
         backend_module("diffusers")
 
@@ -132,30 +131,36 @@ def test_a_variable_that_breaks_the_librarys_import_is_named_wherever_it_is_impo
         ("HTTP_PROXY", "http://me:secret@[::1", "HTTP_PROXY: got an address that cannot be used"),
         ("ALL_PROXY", "http://me:secret@proxy:99999", "ALL_PROXY: got an address that cannot be used"),
         ("ALL_PROXY", "socks5://me:secret@proxy", "ALL_PROXY: .*; SOCKS 5 needs the package socksio"),
-        ("SSL_CERT_FILE", "/nowhere/certificates", "SSL_CERT_FILE: got '/nowhere/certificates'; allowed: a file of"),
-        ("SSL_CERT_DIR", "/nowhere", "SSL_CERT_DIR: got '/nowhere'; allowed: a directory of"),
+        (
+            "SSL_CERT_FILE",
+            "/nowhere/certificates",
+            "SSL_CERT_FILE: got '/nowhere/certificates'; allowed: an existing file",
+        ),
+        ("SSL_CERT_DIR", "/nowhere", "SSL_CERT_DIR: got '/nowhere'; allowed: an existing directory"),
     ],
 )
-def test_a_variable_of_the_http_client_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str):
-    """Proxies, whose passwords are not shown, and certificates."""
+def test_an_invalid_proxy_or_certificate_variable_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+):
+    """Passwords of proxies are not shown."""
     monkeypatch.setenv(name, value)
     with pytest.raises(InvalidSetting, match=says) as told:
-        plan(VARIANT)
+        plan_download(ENTRY)
     assert "secret" not in str(told.value)
 
 
-def test_a_file_of_certificates_that_holds_none_is_named(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The error names the variable, and not the cache's directory."""
+def test_an_invalid_certificate_file_is_named(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The error names the variable, not the cache."""
     (tmp_path / "none.pem").write_text("no certificate")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
     with pytest.raises(DownloadFailed, match=r"the certificates of SSL_CERT_FILE or SSL_CERT_DIR cannot be read"):
-        plan(VARIANT)
+        plan_download(ENTRY)
     assert hub.asked == []
 
 
 @pytest.mark.usefixtures("hub")
-def test_a_user_agent_that_no_header_can_carry_is_named(monkeypatch: pytest.MonkeyPatch):
-    """HF_HUB_USER_AGENT_ORIGIN goes into a header of each request."""
+def test_an_unsendable_user_agent_is_named(monkeypatch: pytest.MonkeyPatch):
+    """HF_HUB_USER_AGENT_ORIGIN is part of a header of every request."""
     monkeypatch.setattr(constants, "HF_HUB_USER_AGENT_ORIGIN", "mine\u200b")
     with pytest.raises(InvalidSetting, match=r"HF_HUB_USER_AGENT_ORIGIN: got '\\u200b' as character 5"):
-        plan(VARIANT)
+        plan_download(ENTRY)

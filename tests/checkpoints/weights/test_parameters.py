@@ -1,4 +1,4 @@
-"""From which file each parameter comes where there are shards, and which scales FP8 weights may have."""
+"""The file of each parameter in sharded checkpoints, and the scales of FP8 weights."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sd35.checkpoints.layout import missing
+from sd35.checkpoints.layout import missing_files
 from sd35.checkpoints.weights.parameters import weights_in, weights_of_file
 from sd35.errors import CheckpointError
 
@@ -30,8 +30,8 @@ def write_shards(
 
 
 @pytest.mark.parametrize("shard", [FIRST, SECOND])
-def test_a_tensor_in_two_shards_comes_from_the_one_that_the_index_names(tmp_path: Path, shard: str):
-    """Whichever of the two that is."""
+def test_a_tensor_in_two_shards_comes_from_the_shard_in_the_index(tmp_path: Path, shard: str):
+    """This holds for either shard."""
     write_shards(
         tmp_path,
         {"both": shard, "a": FIRST, "b": SECOND},
@@ -44,27 +44,27 @@ def test_a_tensor_in_two_shards_comes_from_the_one_that_the_index_names(tmp_path
     assert np.frombuffer(content, np.float32).tolist() == ([0, 0] if shard == FIRST else [1, 1])
 
 
-def test_a_tensor_that_the_index_does_not_name_is_found_if_it_lies_in_one_shard(tmp_path: Path):
-    """As in Transformers, which read whole shards; in two, nothing says which it is."""
+def test_a_tensor_missing_from_the_index_is_found_if_one_shard_has_it(tmp_path: Path):
+    """As in Transformers. If two shards have it, the index has to decide."""
     write_shards(tmp_path, {"a": FIRST, "b": SECOND}, {"a": torch.ones(1), "c": torch.ones(1)}, {"b": torch.ones(1)})
     assert weights_in(tmp_path, "transformer")["c"].stored.file.name == FIRST
     save_file({"b": torch.ones(1), "c": torch.ones(1)}, tmp_path / "transformer" / SECOND)
-    with pytest.raises(CheckpointError, match=rf"'c' lies in {FIRST} and in {SECOND}, and the index names neither"):
+    with pytest.raises(CheckpointError, match=rf"'c' is in both {FIRST} and {SECOND}, and the index lists neither"):
         weights_in(tmp_path, "transformer")
 
 
-def test_a_shard_without_the_tensor_that_the_index_says_is_refused(tmp_path: Path):
-    """The shard and the tensor are named."""
+def test_a_shard_without_an_indexed_tensor_is_refused(tmp_path: Path):
+    """The error names the shard and the tensor."""
     write_shards(tmp_path, {"a": SECOND, "b": SECOND}, {"a": torch.ones(1)}, {"b": torch.ones(1)})
     with pytest.raises(CheckpointError, match=rf"{SECOND}: expected 'a', as its index says; found none"):
         weights_in(tmp_path, "transformer")
 
 
-def test_a_shard_that_is_missing_is_named(tmp_path: Path):
-    """It is what the checkpoint lacks, and what cannot be read."""
+def test_a_missing_shard_is_named(tmp_path: Path):
+    """It is listed as missing, and reading it is an error."""
     write_shards(tmp_path, {"a": FIRST, "b": SECOND}, {"a": torch.ones(1)}, {"b": torch.ones(1)})
     (tmp_path / "transformer" / SECOND).unlink()
-    assert f"transformer/{SECOND}" in missing(tmp_path)
+    assert f"transformer/{SECOND}" in missing_files(tmp_path)
     with pytest.raises(CheckpointError, match=rf"{SECOND} is not a readable safetensors file: .*No such file"):
         weights_in(tmp_path, "transformer")
 
@@ -84,14 +84,14 @@ def test_a_shard_that_is_missing_is_named(tmp_path: Path):
         None,
     ],
 )
-def test_an_index_that_names_no_shard_of_its_part_is_refused(tmp_path: Path, shard: object):
-    """Neither another directory nor a file that is no part of the checkpoint's identity is read."""
+def test_an_index_with_an_invalid_shard_name_is_refused(tmp_path: Path, shard: object):
+    """Files outside the part or its identity are not read."""
     write_shards(tmp_path, {"a": shard}, {"a": torch.ones(1)}, {"a": torch.ones(1)})
     (tmp_path / "secret.safetensors").write_bytes((tmp_path / "transformer" / FIRST).read_bytes())
     with pytest.raises(CheckpointError, match=rf"{INDEX}: weight_map: 'a': got .*; allowed: .*-00001-of-00002") as told:
         weights_in(tmp_path, "transformer")
     assert "\n" not in str(told.value)
-    assert "transformer/diffusion_pytorch_model-*.safetensors" in missing(tmp_path)
+    assert "transformer/diffusion_pytorch_model-*.safetensors" in missing_files(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -106,13 +106,13 @@ def test_an_index_that_names_no_shard_of_its_part_is_refused(tmp_path: Path, sha
         b"NaN",
     ],
 )
-def test_an_index_of_nonsense_is_refused_by_its_name(tmp_path: Path, content: bytes):
-    """Reading weights names the file; listing what is missing does not fail."""
+def test_an_invalid_index_is_named(tmp_path: Path, content: bytes):
+    """Reading weights raises an error, but listing missing files works."""
     write_shards(tmp_path, {}, {"a": torch.ones(1)}, {"b": torch.ones(1)})
     (tmp_path / "transformer" / INDEX).write_bytes(content)
     with pytest.raises(CheckpointError, match=INDEX):
         weights_in(tmp_path, "transformer")
-    assert "transformer/diffusion_pytorch_model-*.safetensors" in missing(tmp_path)
+    assert "transformer/diffusion_pytorch_model-*.safetensors" in missing_files(tmp_path)
 
 
 WEIGHT = "encoder.block.0.layer.0.SelfAttention.q"
@@ -127,8 +127,8 @@ def scaled_file(directory: Path, scale: Tensor, spelling: str) -> Path:
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1), (ROWS,), (ROWS, 1), (ROWS, 1, 1)])
-def test_scales_of_the_whole_or_of_rows_are_accepted(tmp_path: Path, shape: tuple[int, ...]):
-    """In every shape that files have them in."""
+def test_scales_per_tensor_or_per_row_are_accepted(tmp_path: Path, shape: tuple[int, ...]):
+    """All shapes that occur in files work."""
     file = scaled_file(tmp_path, torch.ones(shape), "scale_weight")
     scale = weights_of_file(file)["text_encoder_3"][f"{WEIGHT}.weight"].scale
     assert scale is not None
@@ -137,8 +137,8 @@ def test_scales_of_the_whole_or_of_rows_are_accepted(tmp_path: Path, shape: tupl
 
 @pytest.mark.parametrize("spelling", ["scale_weight", "weight_scale"])
 @pytest.mark.parametrize("shape", [(1, COLUMNS), (2, 2), (ROWS, COLUMNS), (2,), (0,), (ROWS, 2)])
-def test_scales_of_columns_or_blocks_are_refused_by_name(tmp_path: Path, shape: tuple[int, ...], spelling: str):
-    """Also those of columns of a square weight, which would pass for rows: nothing is multiplied wrongly."""
+def test_scales_per_column_or_block_are_refused(tmp_path: Path, shape: tuple[int, ...], spelling: str):
+    """This includes column scales of a square weight, which could be mistaken for row scales."""
     file = scaled_file(tmp_path, torch.ones(shape), spelling)
     with pytest.raises(CheckpointError) as refused:
         weights_of_file(file)
@@ -148,8 +148,8 @@ def test_scales_of_columns_or_blocks_are_refused_by_name(tmp_path: Path, shape: 
     )
 
 
-def test_scales_that_are_no_floating_point_numbers_are_refused(tmp_path: Path):
-    """Bytes of a block format's exponents would be read as numbers."""
+def test_integer_scales_are_refused(tmp_path: Path):
+    """Exponents of a block format would be misread as numbers."""
     file = scaled_file(tmp_path, torch.ones((), dtype=torch.uint8), "weight_scale")
     with pytest.raises(CheckpointError, match=rf"{WEIGHT}\.weight_scale is U8; allowed: F32, F16, BF16"):
         weights_of_file(file)

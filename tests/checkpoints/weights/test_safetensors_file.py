@@ -1,4 +1,4 @@
-"""Headers of safetensors files: read as the safetensors library reads them, or refused with CheckpointError."""
+"""Headers of safetensors files are read like in the safetensors library, or refused with CheckpointError."""
 
 import json
 import struct
@@ -29,20 +29,20 @@ def safetensors(header: Any, data: bytes = bytes(8)) -> bytes:
         (safetensors(b'{"a": ' * 200_000), "nested in more than 64 levels"),
         (safetensors({"a": {**ONE, "shape": [int("9" * 4000)]}}), "a number of 4000 digits; allowed: 1000"),
         (safetensors({"a": {**ONE, "shape": [int("9" * 900)]}}), "expected dtype, shape and data_offsets of a, found"),
-        (safetensors({"a": {**ONE, "shape": [2**62] * 5000}}), "expected a within the 8 bytes behind the header"),
+        (safetensors({"a": {**ONE, "shape": [2**62] * 5000}}), "expected a within the 8 bytes after the header"),
         (safetensors({"a": {**ONE, "shape": [-2, -1]}}), "expected dtype, shape and data_offsets of a"),
         (safetensors({"a": {**ONE, "shape": [True, 2]}}), "expected dtype, shape and data_offsets of a"),
         (safetensors({"a": {**ONE, "shape": [2.0]}}), "expected dtype, shape and data_offsets of a"),
         (safetensors({"a": {**ONE, "dtype": "F8_E8M0"}}), "expected dtype, shape and data_offsets of a"),
         (safetensors({"a": {**ONE, "data_offsets": [-8, 0]}}), "expected dtype, shape and data_offsets of a"),
-        (safetensors({"a": {**ONE, "data_offsets": [8, 16]}}), "expected a to begin at byte"),
+        (safetensors({"a": {**ONE, "data_offsets": [8, 16]}}), "expected a to start at byte"),
         (safetensors({"a": {**ONE, "data_offsets": [8, 0]}}), "expected 8 bytes of a, found -8"),
         (safetensors({"a": {**ONE, "data_offsets": [2**62, 2**62 + 8]}}), "expected a within the 8 bytes"),
-        (safetensors({"a": ONE, "b": ONE}), "expected b to begin at byte"),
-        (safetensors({"a": ONE}, bytes(12)), r"; it was cut off or is another file's end"),
+        (safetensors({"a": ONE, "b": ONE}), "expected b to start at byte"),
+        (safetensors({"a": ONE}, bytes(12)), r"; it is truncated or was overwritten in part"),
         (safetensors({"a": ONE}, bytes(4)), "expected a within the 4 bytes"),
-        (safetensors({"a": ONE, "__metadata__": 3}), "expected __metadata__ of texts, found 3"),
-        (safetensors({"a": ONE, "__metadata__": {"x": 3}}), "expected __metadata__ of texts"),
+        (safetensors({"a": ONE, "__metadata__": 3}), "expected __metadata__ with strings as values, found 3"),
+        (safetensors({"a": ONE, "__metadata__": {"x": 3}}), "expected __metadata__ with strings as values"),
         (safetensors({"\n" * 500: 3}), r"expected dtype, shape and data_offsets of '\\n\\n"),
         (safetensors([]), "expected a header that is a JSON object, found list"),
         (safetensors(b'{"a": NaN}'), "NaN is no number"),
@@ -52,8 +52,8 @@ def safetensors(header: Any, data: bytes = bytes(8)) -> bytes:
         (b"", "expected a safetensors file, found 0 bytes"),
     ],
 )
-def test_a_header_of_nonsense_is_refused_in_one_line(tmp_path: Path, content: bytes, says: str):
-    """The file is named, what was expected and what was found, however large the nonsense is."""
+def test_an_invalid_header_is_refused_in_one_short_line(tmp_path: Path, content: bytes, says: str):
+    """The error has the file, what was expected and what was found."""
     file = tmp_path / "x.safetensors"
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match=says) as refused:
@@ -64,8 +64,8 @@ def test_a_header_of_nonsense_is_refused_in_one_line(tmp_path: Path, content: by
 
 
 @pytest.mark.parametrize("read", [read_tensors, header_bytes])
-def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, read: Any):
-    """One that is not there, and a directory."""
+def test_an_unreadable_file_is_refused(tmp_path: Path, read: Any):
+    """The path does not exist, or is a directory."""
     for path in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(CheckpointError, match=f"{path} is not a readable safetensors file"):
             read(path)
@@ -88,8 +88,8 @@ HEADER = st.dictionaries(
 @given(
     content=st.binary(max_size=200) | st.builds(safetensors, HEADER | st.binary(max_size=60), st.binary(max_size=40))
 )
-def test_any_bytes_are_what_the_safetensors_library_reads_or_a_checkpoint_error(tmp_path_factory: Any, content: bytes):
-    """No other exception; and what is accepted, that library accepts too, with the same shapes and bytes."""
+def test_any_bytes_are_read_like_the_library_does_or_refused(tmp_path_factory: Any, content: bytes):
+    """Accepted files have the same shapes and bytes in the safetensors library."""
     file = tmp_path_factory.getbasetemp() / "any.safetensors"
     file.write_bytes(content)
     try:
@@ -104,8 +104,8 @@ def test_any_bytes_are_what_the_safetensors_library_reads_or_a_checkpoint_error(
 
 
 @given(data=st.data())
-def test_what_that_library_accepts_is_accepted(tmp_path_factory: Any, data: st.DataObject):
-    """Tensors of each number format that both know, one after the other."""
+def test_files_that_the_library_accepts_are_accepted(tmp_path_factory: Any, data: st.DataObject):
+    """Tensors of every common type, stored one after the other."""
     header: dict[str, Any] = {}
     end = 0
     for index in range(data.draw(st.integers(0, 4))):

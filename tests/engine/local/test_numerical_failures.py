@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sd35.checkpoints.checkpoint import Card, SkipLayers
+from sd35.checkpoints.card import Card, SkipLayers
 from sd35.engine.base import DeviceLimits, Handle, Progress
 from sd35.engine.local.engine import LocalEngine
 from sd35.engine.local.prompt_cache import EmbeddingCache

@@ -32,7 +32,7 @@ from sd35.checkpoints.image_sizes import aspect_size
 from sd35.errors import ContentRefused, JobEnded, NotAcceptable, UnknownModel
 from sd35.generation.params import GenerationParams
 from sd35.generation.service import GenerationResult
-from sd35.images.encode import encoded
+from sd35.images.encode import encode_async
 from sd35.images.formats import Format, format_preference, negotiate, weights_of
 from sd35.request import PROMPT_CHARACTERS
 from sd35.service.service import Service
@@ -196,7 +196,7 @@ async def generate_sd3(request: Request, idempotency_key: IdempotencyKey = None)
     if not results:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     (result,) = results
-    file = await encoded(result.png, output_format, has_metadata=has_metadata)
+    file = await encode_async(result.png, output_format, has_metadata=has_metadata)
     return _response(result, file, _JSON if is_json else output_format.media_type)
 
 

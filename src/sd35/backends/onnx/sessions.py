@@ -12,8 +12,8 @@ import onnxruntime
 from sd35.backends.graphs.backend import Graphs
 from sd35.backends.options import Options
 from sd35.checkpoints.checkpoint import Checkpoint
-from sd35.checkpoints.graphs.compiled import OF_PRECISION, compiled_graphs
-from sd35.checkpoints.graphs.embedded import WEIGHTS_LAYOUT, are_there, check_layout, own_graph
+from sd35.checkpoints.graphs.compiled import GRAPH_PRECISIONS, compiled_graphs
+from sd35.checkpoints.graphs.embedded import WEIGHTS_LAYOUT, check_layout, find_embedded_graph, has_embedded_graphs
 from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting
 
 # How long a thread of the transformer's spins for its next share of a step before it sleeps, microseconds. Of 0, 20,
@@ -27,9 +27,9 @@ def graphs_of(checkpoint: Checkpoint, options: Options) -> Graphs:
     Raises BackendUnavailable where reading them takes a library that is not installed, InvalidSetting where NVIDIA's
     are of another precision, NotCompiled, CheckpointError.
     """
-    wanted = OF_PRECISION["float32" if options.precision == "auto" else options.precision]
+    wanted = GRAPH_PRECISIONS["float32" if options.precision == "auto" else options.precision]
     if checkpoint.graphs is None:
-        if wanted == "fp32" and are_there(checkpoint):
+        if wanted == "fp32" and has_embedded_graphs(checkpoint):
             return OwnGraphs(checkpoint)
         checkpoint = replace(checkpoint, graphs=compiled_graphs(options.cache_dir, checkpoint, wanted))
     elif options.precision not in {"auto", "float32"} and checkpoint.graphs.transformer != wanted:
@@ -52,7 +52,7 @@ class OwnGraphs:
 
     def open(self, part: str, threads: int) -> onnxruntime.InferenceSession:
         """See `Graphs`."""
-        path = own_graph(self.checkpoint, part)
+        path = find_embedded_graph(self.checkpoint, part)
         graph = new_session(path, path, session_options(part, threads))
         check_layout(path, graph.get_modelmeta().custom_metadata_map.get(WEIGHTS_LAYOUT))
         return graph

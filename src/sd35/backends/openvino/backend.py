@@ -20,7 +20,7 @@ from sd35.backends.openvino.spec import SPEC, is_compiled_twice
 from sd35.backends.options import Options
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.graphs.compiled import compiled_graphs
-from sd35.checkpoints.graphs.embedded import WEIGHTS_LAYOUT, are_there, check_layout, own_graph
+from sd35.checkpoints.graphs.embedded import WEIGHTS_LAYOUT, check_layout, find_embedded_graph, has_embedded_graphs
 from sd35.checkpoints.network_sizes import network_sizes_on_disk
 from sd35.errors import CheckpointError, InvalidSetting
 from sd35.tensors import LATENT_CHANNELS, LATENT_PX, Array
@@ -87,8 +87,8 @@ class _Graphs:
         return {name: network.values for name, network in network_sizes_on_disk(self.checkpoint).networks.items()}
 
     def _path(self, part: str) -> Path:
-        if are_there(self.checkpoint):
-            return own_graph(self.checkpoint, part)
+        if has_embedded_graphs(self.checkpoint):
+            return find_embedded_graph(self.checkpoint, part)
         return compiled_graphs(self.options.cache_dir, self.checkpoint, "fp32").path(part)
 
     def _one_image(self) -> dict[str, tuple[int, ...]]:

@@ -21,7 +21,7 @@ from sd35.backends.guidance import guided_velocities, timestep_of, transformer_r
 from sd35.backends.options import DeviceKind, Options
 from sd35.backends.tensorrt.flavour import find_flavour, known_architectures
 from sd35.checkpoints.checkpoint import Checkpoint
-from sd35.checkpoints.graphs.compiled import OF_PRECISION
+from sd35.checkpoints.graphs.compiled import GRAPH_PRECISIONS
 from sd35.checkpoints.graphs.engines import Target, compiled_engines
 from sd35.checkpoints.network_sizes import TEXT_ENCODERS
 from sd35.checkpoints.tokenizers import Tokenizers
@@ -67,7 +67,7 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> "TensorRtBackend":
             "tensorrt", f"{flavour.name} {flavour.version} knows {', '.join(known)}, not {gpu}", "Install tensorrt."
         )
     target = Target(flavour.name, flavour.version, gpu)
-    built = compiled_engines(options.cache_dir, checkpoint, OF_PRECISION[precision], target)
+    built = compiled_engines(options.cache_dir, checkpoint, GRAPH_PRECISIONS[precision], target)
     from sd35.backends.tensorrt.runtime import EngineNetworks
 
     began_s = time.perf_counter()
@@ -182,7 +182,7 @@ def _precision_of(checkpoint: Checkpoint, asked: str) -> str:
     """What is asked for; NVIDIA's graphs have one."""
     if checkpoint.graphs is None:
         return "bfloat16" if asked == "auto" else asked
-    (found,) = (name for name, of_graphs in OF_PRECISION.items() if of_graphs == checkpoint.graphs.transformer)
+    (found,) = (name for name, of_graphs in GRAPH_PRECISIONS.items() if of_graphs == checkpoint.graphs.transformer)
     if asked not in {"auto", found}:
         raise InvalidSetting(f"precision: got {asked!r}; {checkpoint.graphs.directory} holds {found}")
     return found

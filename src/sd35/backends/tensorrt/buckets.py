@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from sd35.checkpoints.checkpoint import Card
+from sd35.checkpoints.card import Card
 from sd35.errors import InvalidSetting
 from sd35.request import SIZE_MULTIPLE_PX
 

@@ -21,7 +21,7 @@ from sd35.backends.base import Memory
 from sd35.backends.tensorrt.buckets import Bucket, bucket_for, buckets_of
 from sd35.backends.tensorrt.flavour import Flavour
 from sd35.backends.tensorrt.types import Context, Engine, Runtime, RuntimeCache, RuntimeConfig
-from sd35.checkpoints.checkpoint import Card
+from sd35.checkpoints.card import Card
 from sd35.checkpoints.graphs.engines import BuiltEngine
 from sd35.errors import CheckpointError
 from sd35.tensors import LATENT_PX

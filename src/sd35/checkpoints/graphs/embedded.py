@@ -1,37 +1,36 @@
-"""The graphs that `sd35.compile.onnx_export` wrote beside a checkpoint's weights, and that point into them."""
+"""The graphs that `sd35.compile.onnx_export` writes next to a checkpoint's weights, and that refer to these weights."""
 
 from pathlib import Path
 
-from sd35.checkpoints.checkpoint import Checkpoint, weights_layout
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.weights.safetensors_file import weights_layout
 from sd35.errors import CheckpointError
 
-WEIGHTS_LAYOUT = "sd35.weights_layout"  # of a graph's metadata: of the files it points into, if it does
+WEIGHTS_LAYOUT = "sd35.weights_layout"  # the metadata key for the layout of the weight files that a graph refers to
 
 
-def are_there(checkpoint: Checkpoint) -> bool:
-    """Whether they were written; without a look inside."""
-    return place_of_graph(checkpoint, "transformer").is_file()
+def has_embedded_graphs(checkpoint: Checkpoint) -> bool:
+    """Return whether the transformer's graph exists. Does not read it."""
+    return embedded_graph_path(checkpoint, "transformer").is_file()
 
 
-def place_of_graph(checkpoint: Checkpoint, part: str) -> Path:
-    """Where a part's graph lies, written or not; the autoencoder's is of its decoder alone."""
+def embedded_graph_path(checkpoint: Checkpoint, part: str) -> Path:
+    """Return the path of a part's graph, written or not. The autoencoder's graph is the decoder only."""
     return checkpoint.directory / part / ("decoder.onnx" if part == "vae" else "model.onnx")
 
 
-def own_graph(checkpoint: Checkpoint, part: str) -> Path:
-    """The file of a part's graph. Raises CheckpointError where there is none."""
-    path = place_of_graph(checkpoint, part)
+def find_embedded_graph(checkpoint: Checkpoint, part: str) -> Path:
+    """Return the path of a part's graph. Raises CheckpointError if it does not exist."""
+    path = embedded_graph_path(checkpoint, part)
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing; make the graphs, where PyTorch is installed, with: {_command(path)}")
+        raise CheckpointError(f"{path} is missing; if PyTorch is installed, export the graphs with: {_command(path)}")
     return path
 
 
 def check_layout(path: Path, layout: str | None) -> None:
-    """Raises CheckpointError where a graph's metadata names another layout than that of the weights beside it."""
+    """Raise CheckpointError if the layout in a graph's metadata differs from that of the weights next to it."""
     if layout and layout != weights_layout(path.parent):
-        raise CheckpointError(
-            f"{path} points into weights that were written anew; make the graphs again with: {_command(path)}"
-        )
+        raise CheckpointError(f"{path} refers to weights that were rewritten; re-export the graphs: {_command(path)}")
 
 
 def _command(path: Path) -> str:

@@ -1,7 +1,7 @@
-"""The TensorRT engines that `sd35 compile` builds of a checkpoint: where they lie, and whether they are its own.
+"""The TensorRT engines that `sd35 compile` builds for a checkpoint: their paths in the cache, and their keys.
 
-An engine runs on the GPU architecture, and by the very version of TensorRT, that it was built for. Both are part of
-its place and of its key, so another's is never loaded.
+An engine runs only on the GPU architecture and with the exact version of TensorRT that it was built for. Both are part
+of its path and its key, so that no other engine is loaded.
 """
 
 from collections.abc import Mapping
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from sd35.checkpoints.build_cache import Key, fingerprint_of, home_of, is_built, key_of
+from sd35.checkpoints.build_cache import Key, build_root, fingerprint_of, is_built, read_key
 from sd35.checkpoints.checkpoint import Checkpoint
-from sd35.checkpoints.graphs.compiled import GraphPrecision, of_part, place_of_graphs
+from sd35.checkpoints.graphs.compiled import GraphPrecision, compiled_graph_paths, part_precision
 from sd35.checkpoints.network_sizes import NETWORKS
 from sd35.errors import NotCompiled
 
 ENGINE_FILE = "model.engine"
-_FORMAT = 1  # of the engines' contents: another number makes them anew
-# By which name each lies: those of NVIDIA's layout.
+_FORMAT = 1  # increment it when the content of engines changes, so that they are rebuilt
+# Folder names, as in NVIDIA's layout.
 _NAMES: Mapping[str, str] = MappingProxyType(
     {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5", "transformer": "transformer"}
 )
@@ -25,23 +25,25 @@ _NAMES: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Target:
-    """What engines are for: "tensorrt" or "tensorrt_rtx" and its version, and a GPU architecture, as "sm89"."""
+    """The target of an engine: "tensorrt" or "tensorrt_rtx", its version, and a GPU architecture such as "sm89"."""
 
     flavour: str
     version: str
     gpu: str
 
     def __str__(self) -> str:
-        """As a folder's name."""
+        """Return the target as a folder name."""
         return f"{self.flavour}-{self.version}-{self.gpu}"
 
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """One that is there.
+    """An engine on disk.
 
-    `shapes`: the size buckets of its profiles, in their order, or "". `batch`: the most rows. `graph`: which graph it
-    was built from, see `fingerprint_of`; None for one of NVIDIA's.
+    Attributes:
+        shapes: The size buckets of its profiles, in their order, or "".
+        batch: The largest number of rows.
+        graph: The fingerprint of the graph that it was built from (see `fingerprint_of`); None for NVIDIA's graphs.
     """
 
     folder: Path
@@ -51,25 +53,25 @@ class BuiltEngine:
 
     @property
     def file(self) -> Path:
-        """The engine as TensorRT serialised it."""
+        """The file with the engine, as TensorRT serialises it."""
         return self.folder / ENGINE_FILE
 
 
 def engine_folder(
     cache_dir: Path, checkpoint: Checkpoint, part: str, precision: GraphPrecision, target: Target
 ) -> Path:
-    """Where one of them lies, built or not."""
-    name = f"{_NAMES.get(part, part)}-{of_part(part, precision)}"
-    return home_of(cache_dir, checkpoint) / "engines" / str(target) / name
+    """Return the folder of an engine, built or not."""
+    name = f"{_NAMES.get(part, part)}-{part_precision(part, precision)}"
+    return build_root(cache_dir, checkpoint) / "engines" / str(target) / name
 
 
 def engine_key(checkpoint: Checkpoint, part: str, precision: GraphPrecision, target: Target) -> Key:
-    """What one of them follows from, as far as its readers know; who builds adds `shapes`, `batch` and the `graph`."""
+    """Return the fields of an engine's key that its readers know. The builder adds `shapes`, `batch` and `graph`."""
     return {
         "format": _FORMAT,
         "revision": checkpoint.revision,
         "network": part,
-        "precision": of_part(part, precision),
+        "precision": part_precision(part, precision),
         "flavour": target.flavour,
         "version": target.version,
         "gpu": target.gpu,
@@ -79,27 +81,27 @@ def engine_key(checkpoint: Checkpoint, part: str, precision: GraphPrecision, tar
 def compiled_engines(
     cache_dir: Path | None, checkpoint: Checkpoint, precision: GraphPrecision, target: Target
 ) -> dict[str, BuiltEngine]:
-    """A checkpoint's five engines, by part, each whole to the last byte.
+    """Return a checkpoint's five engines by part, after verifying their checksums.
 
-    Raises NotCompiled where one is not built, not whole, or another revision's, TensorRT's or architecture's, or where
-    its graph is there and was built anew since.
+    Raises NotCompiled if an engine is not built, damaged, or built for another revision, version or architecture, or
+    if its graph exists and was rebuilt since.
     """
-    found = {}
+    engines = {}
     for part in NETWORKS:
         folder = engine_folder(cache_dir, checkpoint, part, precision, target) if cache_dir else None
-        wanted = {**engine_key(checkpoint, part, precision, target), **_graph(cache_dir, checkpoint, part, precision)}
-        if not folder or not is_built(folder, wanted, thoroughly=True):
+        key = {**engine_key(checkpoint, part, precision, target), **_graph_key(cache_dir, checkpoint, part, precision)}
+        if not folder or not is_built(folder, key, verify_checksums=True):
             what = f"the {precision} engines of {checkpoint.name} for {target}{f' ({folder})' if folder else ''} are"
             arguments = ["compile", "--checkpoint", checkpoint.asked or checkpoint.name, "--precision", precision]
             raise NotCompiled(what, [*arguments, "--target", "tensorrt", "--gpu", target.gpu], cache_dir)
-        key = key_of(folder)
-        found[part] = BuiltEngine(folder, str(key["shapes"]), int(key["batch"]), key.get("graph"))
-    return found
+        built = read_key(folder)
+        engines[part] = BuiltEngine(folder, str(built["shapes"]), int(built["batch"]), built.get("graph"))
+    return engines
 
 
-def _graph(cache_dir: Path | None, checkpoint: Checkpoint, part: str, precision: GraphPrecision) -> Key:
-    """Which graph the engine has to be of, where that graph is here."""
+def _graph_key(cache_dir: Path | None, checkpoint: Checkpoint, part: str, precision: GraphPrecision) -> Key:
+    """Return the fingerprint of the graph that the engine must be built from, if that graph exists."""
     if cache_dir is None or checkpoint.graphs:
         return {}
-    found = fingerprint_of(place_of_graphs(cache_dir, checkpoint, precision).path(part).parent)
-    return {"graph": found} if found else {}
+    fingerprint = fingerprint_of(compiled_graph_paths(cache_dir, checkpoint, precision).path(part).parent)
+    return {"graph": fingerprint} if fingerprint else {}

@@ -1,7 +1,7 @@
-"""Hugging Face's cache on this machine: where a checkpoint's files lie, what is there, and how to remove it.
+"""Hugging Face's cache on this machine: the paths of a checkpoint's files, their state, and how to remove them.
 
-Its layout is documented (https://huggingface.co/docs/huggingface_hub/guides/manage-cache): `blobs/` holds files under
-their checksums, `snapshots/<commit>/` links to them. Other programs use the same files.
+The cache's layout is documented (https://huggingface.co/docs/huggingface_hub/guides/manage-cache): `blobs/` holds files
+named by checksum, and `snapshots/<commit>/` links to them. Other programs use the same files.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
 from sd35.checkpoints.hub.environment import hub_constants
-from sd35.checkpoints.layout import missing, needed
+from sd35.checkpoints.layout import checkpoint_files, missing_files
 from sd35.checkpoints.registry import RegisteredCheckpoint
 from sd35.errors import CheckpointError
 from sd35.settings.directories import why_not_writable
@@ -21,137 +21,142 @@ from sd35.settings.directories import why_not_writable
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-_PART_FILE = ".incomplete"
+_PARTIAL_SUFFIX = ".incomplete"
 _CHECKSUM = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the files of one repository and revision lie, whether they are there or not."""
+class CachePaths:
+    """The paths of one repository and revision, whether they exist or not."""
 
     repository: Path
     snapshot: Path
     locks: Path
 
     def blob(self, checksum: str) -> Path:
-        """The file of that checksum, which is its name there."""
+        """Return the path of a complete file."""
         return self.repository / "blobs" / checksum
 
-    def part_of(self, checksum: str) -> Path:
-        """What has arrived of it; older programs of Hugging Face go on with a file of this name too."""
-        return self.repository / "blobs" / (checksum + _PART_FILE)
+    def partial(self, checksum: str) -> Path:
+        """Return the path of an incomplete file. Older versions of Hugging Face's library resume it too."""
+        return self.repository / "blobs" / (checksum + _PARTIAL_SUFFIX)
 
 
 @dataclass(frozen=True)
-class Holding:
-    """What is on disk of a checkpoint. `is_whole`: it can be opened. `stored_bytes` counts partial files too."""
+class CacheStatus:
+    """The state of a checkpoint on disk.
 
-    is_whole: bool
+    A checkpoint with `is_complete` can be opened. `stored_bytes` includes partial files.
+    """
+
+    is_complete: bool
     stored_bytes: int
     directory: Path
 
 
-def place_of(registered: RegisteredCheckpoint) -> Place:
-    """Where a registered checkpoint lies: in `HF_HUB_CACHE`, or `hub` in `HF_HOME`, as for other programs.
+def cache_paths(entry: RegisteredCheckpoint) -> CachePaths:
+    """Return the paths of a registered checkpoint in `HF_HUB_CACHE`, or in `hub` below `HF_HOME`.
 
     Raises InvalidSetting if a variable of the hub's library is malformed.
     """
     constants = hub_constants()
-    cache, folder = Path(constants.HF_HUB_CACHE), f"models--{registered.repository.replace('/', '--')}"
-    return Place(cache / folder, cache / folder / "snapshots" / registered.revision, cache / ".locks" / folder)
+    cache, folder = Path(constants.HF_HUB_CACHE), f"models--{entry.repository.replace('/', '--')}"
+    return CachePaths(cache / folder, cache / folder / "snapshots" / entry.revision, cache / ".locks" / folder)
 
 
-def holding_of(registered: RegisteredCheckpoint) -> Holding:
-    """What is on disk of a registered checkpoint. Raises CheckpointError if the cache cannot be read."""
-    place = place_of(registered)
-    with disk_errors(registered, "looked for in the cache"):
-        files = [place.snapshot / path for path in files_of(place)]
-        stored = sum(path.stat().st_size for path in (*files, *_parts(place)) if path.exists())
-        return Holding(not missing(place.snapshot), stored, place.snapshot)
+def cache_status(entry: RegisteredCheckpoint) -> CacheStatus:
+    """Inspect a registered checkpoint on disk. Raises CheckpointError if the cache cannot be read."""
+    paths = cache_paths(entry)
+    with disk_errors(entry, "looked up in the cache"):
+        files = [paths.snapshot / path for path in snapshot_files(paths)]
+        stored = sum(path.stat().st_size for path in (*files, *_partial_files(paths)) if path.exists())
+        return CacheStatus(not missing_files(paths.snapshot), stored, paths.snapshot)
 
 
 @contextmanager
-def disk_errors(registered: RegisteredCheckpoint, action: str) -> Iterator[None]:
-    """Turn what the disk raises into CheckpointError; `action` completes "the registered checkpoint cannot be ..."."""
+def disk_errors(entry: RegisteredCheckpoint, action: str) -> Iterator[None]:
+    """Raise CheckpointError for errors of the disk; `action` completes "the checkpoint cannot be ..."."""
     try:
         yield
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        raise CheckpointError(f"{registered.name} cannot be {action}: {where}{error.strerror or error}") from error
+        raise CheckpointError(f"{entry.name} cannot be {action}: {where}{error.strerror or error}") from error
 
 
-def files_of(place: Place) -> list[str]:
-    """The paths of a checkpoint's files in the snapshot, links to what is not there any more included."""
-    paths = place.snapshot.rglob("*")
-    return needed(path.relative_to(place.snapshot).as_posix() for path in paths if not path.is_dir())
+def snapshot_files(paths: CachePaths) -> list[str]:
+    """List a checkpoint's files in the snapshot, including links whose target is missing."""
+    found = paths.snapshot.rglob("*")
+    return checkpoint_files(path.relative_to(paths.snapshot).as_posix() for path in found if not path.is_dir())
 
 
 def is_checksum(text: object) -> TypeGuard[str]:
-    """Whether it is a SHA-256 or SHA-1 in hexadecimal, as the cache names files by."""
+    """Return whether a value is a SHA-256 or SHA-1 in hexadecimal, by which the cache names files."""
     return isinstance(text, str) and _CHECKSUM.fullmatch(text) is not None
 
 
 def recorded_checksum(path: Path) -> str | None:
-    """The checksum under which the cache holds a file, where it is a link to it."""
+    """Return the checksum in the name of the blob that a file links to, or None if it is not such a link."""
     if path.is_symlink() and _CHECKSUM.fullmatch(name := path.readlink().name):
         return name
     return None
 
 
 def digest_for(checksum: str, size_bytes: int) -> "_Hash":
-    """An empty digest of the checksum's kind: SHA-256 of a large file, or git's SHA-1 of a small one."""
+    """Create the digest of a checksum's kind: SHA-256 for a large file, git's SHA-1 for a small one."""
     if len(checksum) == 64:
         return hashlib.sha256()
     return hashlib.sha1(f"blob {size_bytes}\0".encode(), usedforsecurity=False)
 
 
 def discard(path: Path) -> None:
-    """Delete a file of a snapshot with what it links to, so that it is fetched again."""
+    """Delete a file of a snapshot and the blob that it links to, so that the next download fetches it."""
     if path.is_symlink():
         path.resolve().unlink(missing_ok=True)
     path.unlink(missing_ok=True)
 
 
-def remove(registered: RegisteredCheckpoint) -> int:
-    """Delete a registered checkpoint's revision and what arrived of it in part; files that other revisions share stay.
+def remove(entry: RegisteredCheckpoint) -> int:
+    """Delete a registered checkpoint's revision and its partial files, and return the number of freed bytes.
 
-    Returns the bytes that were freed. Raises CheckpointError where nothing of it is on disk, the cache is broken, or it
-    cannot be written to; what can be known of that beforehand is, and then nothing is deleted.
+    Files that other revisions share stay. Permissions are checked first, so that a failure deletes nothing.
+
+    Raises CheckpointError if the checkpoint is not on disk, or the cache is damaged or not writable.
     """
-    place = place_of(registered)
-    with disk_errors(registered, "removed"):
-        if not _parts(place) and not place.snapshot.is_dir():
-            raise CheckpointError(f"{registered.name} is not on disk ({place.snapshot})")
-        # The hub's library goes on where a directory is read-only, and logs tracebacks.
-        for folder in (place.repository, *(path for path in place.repository.rglob("*") if path.is_dir())):
+    paths = cache_paths(entry)
+    with disk_errors(entry, "removed"):
+        if not _partial_files(paths) and not paths.snapshot.is_dir():
+            raise CheckpointError(f"{entry.name} is not on disk ({paths.snapshot})")
+        # If a directory is read-only, the hub's library continues and logs tracebacks.
+        for folder in (paths.repository, *(path for path in paths.repository.rglob("*") if path.is_dir())):
             if why := why_not_writable(folder):
-                raise CheckpointError(f"{registered.name} cannot be removed: {why}")
-        return _remove(registered, place)
+                raise CheckpointError(f"{entry.name} cannot be removed: {why}")
+        return _remove(entry, paths)
 
 
-def _remove(registered: RegisteredCheckpoint, place: Place) -> int:
+def _remove(entry: RegisteredCheckpoint, paths: CachePaths) -> int:
     from huggingface_hub import scan_cache_dir
 
     freed = 0
-    for part in _parts(place):
-        freed += part.stat().st_size
-        part.unlink(missing_ok=True)
-    for path in files_of(place):
-        if not (place.snapshot / path).exists():
-            (place.snapshot / path).unlink()  # a link to nothing, with which the library refuses the whole repository
-    if place.snapshot.is_dir():
-        found = scan_cache_dir(place.repository.parent)
-        mine = frozenset(repository for repository in found.repos if repository.repo_path == place.repository.resolve())
-        strategy = replace(found, repos=mine).delete_revisions(registered.revision)  # a fork has the same commits
+    for file in _partial_files(paths):
+        freed += file.stat().st_size
+        file.unlink(missing_ok=True)
+    for path in snapshot_files(paths):
+        if not (paths.snapshot / path).exists():
+            (paths.snapshot / path).unlink()  # because of one dangling link the library refuses the whole repository
+    if paths.snapshot.is_dir():
+        scanned = scan_cache_dir(paths.repository.parent)
+        # Forks have the same commits, so restrict the deletion to this repository.
+        own = frozenset(repo for repo in scanned.repos if repo.repo_path == paths.repository.resolve())
+        strategy = replace(scanned, repos=own).delete_revisions(entry.revision)
         strategy.execute()
         freed += strategy.expected_freed_size
-        if place.snapshot.is_dir():
-            why = "; ".join(map(str, found.warnings))
-            raise CheckpointError(f"{place.repository} is not in order ({why}); delete it by hand")
+        if paths.snapshot.is_dir():
+            why = "; ".join(map(str, scanned.warnings))
+            raise CheckpointError(f"{paths.repository} is damaged ({why}); delete it by hand")
     return freed
 
 
-def _parts(place: Place) -> list[Path]:
-    """Files that arrived in part and nothing fetches now under a name of its own."""
-    found = (place.repository / "blobs").glob("*" + _PART_FILE)
-    return sorted(path for path in found if _CHECKSUM.fullmatch(path.name.removesuffix(_PART_FILE)))
+def _partial_files(paths: CachePaths) -> list[Path]:
+    """List incomplete files, except those that another program downloads now under a name of its own."""
+    found = (paths.repository / "blobs").glob("*" + _PARTIAL_SUFFIX)
+    return sorted(path for path in found if _CHECKSUM.fullmatch(path.name.removesuffix(_PARTIAL_SUFFIX)))

@@ -1,6 +1,6 @@
 """Checks of the environment variables that `huggingface_hub` and its HTTP client read.
 
-The library does not check them: a malformed one ends in whatever exception the code that first uses it raises.
+The library does not check them: a malformed variable ends in an exception of the code that uses it first.
 """
 
 import os
@@ -17,7 +17,7 @@ _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # in the library's or
 
 
 def hub_constants() -> ModuleType:
-    """Import `huggingface_hub.constants`, which reads its variables when it is imported. Raises InvalidSetting."""
+    """Import `huggingface_hub.constants`. Raises InvalidSetting if a variable that the import reads is not valid."""
     check_import_variables()
     from huggingface_hub import constants
 
@@ -25,7 +25,7 @@ def hub_constants() -> ModuleType:
 
 
 def check_import_variables() -> None:
-    """Raise InvalidSetting if a variable makes the import of `huggingface_hub` fail."""
+    """Raise InvalidSetting if a variable would make the import of `huggingface_hub` fail."""
     for name, (parse, allowed) in _READ_ON_IMPORT.items():
         if (value := os.environ.get(name)) is not None:
             try:
@@ -35,7 +35,7 @@ def check_import_variables() -> None:
 
 
 def check_request_variables() -> None:
-    """Raise InvalidSetting if a variable makes a request to the hub impossible: addresses, headers, certificates."""
+    """Raise InvalidSetting if a variable for addresses, headers or certificates would make requests to the hub fail."""
     constants = hub_constants()
     if not is_address(constants.ENDPOINT, ("http", "https")):
         raise InvalidSetting(f"HF_ENDPOINT: got {_shown(constants.ENDPOINT)}; allowed: {_ADDRESS}")
@@ -47,14 +47,14 @@ def check_request_variables() -> None:
         )
     for name, exists in (("SSL_CERT_FILE", os.path.isfile), ("SSL_CERT_DIR", os.path.isdir)):
         if (path := os.environ.get(name)) and not exists(path):
-            what = "file" if name == "SSL_CERT_FILE" else "directory"
-            raise InvalidSetting(f"{name}: got {_shown(path)}; allowed: a {what} of certificates that exists")
+            kind = "file" if name == "SSL_CERT_FILE" else "directory"
+            raise InvalidSetting(f"{name}: got {_shown(path)}; allowed: an existing {kind} of certificates")
 
 
 def hub_token() -> str | None:
-    """The token that requests to the hub carry, or None if there is none.
+    """Return the token for requests to the hub, or None.
 
-    Raises InvalidSetting if the token cannot be read, or cannot be sent in an HTTP header. The error never shows it.
+    Raises InvalidSetting if the token cannot be read or cannot be sent in an HTTP header. The error never contains it.
     """
     constants = hub_constants()
     from huggingface_hub import get_token
@@ -65,10 +65,10 @@ def hub_token() -> str | None:
     except OIDCError as error:
         raise InvalidSetting(f"HF_OIDC_RESOURCE: {error}") from error
     except OSError as error:
-        place = error.filename or constants.HF_TOKEN_PATH
-        raise InvalidSetting(f"the token's file {place} cannot be read: {error.strerror}") from error
+        file = error.filename or constants.HF_TOKEN_PATH
+        raise InvalidSetting(f"the token's file {file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise InvalidSetting(f"the token's file {constants.HF_TOKEN_PATH} cannot be read: it is no text") from error
+        raise InvalidSetting(f"the token's file {constants.HF_TOKEN_PATH} cannot be read: it is not UTF-8") from error
     if token is not None and (position := _first_unsendable(token)) is not None:
         source = next((name for name in _TOKEN_VARIABLES if os.environ.get(name)), constants.HF_TOKEN_PATH)
         raise InvalidSetting(
@@ -79,7 +79,7 @@ def hub_token() -> str | None:
 
 
 def _timeout(value: str) -> None:
-    """Raise ValueError if the library, or a socket, does not take it for a timeout."""
+    """Raise ValueError unless both the library and a socket accept the value as a timeout."""
     if not 0 <= int(value) <= _MOST_TIMEOUT_S:
         raise ValueError
 
@@ -93,11 +93,11 @@ _READ_ON_IMPORT: Mapping[str, tuple[Callable[[str], object], str]] = {
 
 
 def _first_unsendable(text: str, also: str = "") -> int | None:
-    """The position of the first character that is neither visible ASCII nor one of `also`."""
-    return next((at for at, sign in enumerate(text) if not ("!" <= sign <= "~" or sign in also)), None)
+    """Return the index of the first character that is neither visible ASCII nor one of `also`."""
+    return next((index for index, sign in enumerate(text) if not ("!" <= sign <= "~" or sign in also)), None)
 
 
 def _shown(value: str, limit: int = 80) -> str:
-    """A value for an error message: in ASCII, so that what cannot be seen is shown by its number."""
+    """Format a value for an error message, in ASCII, so that invisible characters show as escapes."""
     text = ascii(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."

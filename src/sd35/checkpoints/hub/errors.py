@@ -1,4 +1,4 @@
-"""What can go wrong between here and the hub, each as one sentence that says what to do."""
+"""Errors of downloads from the hub, each turned into one sentence that says what to do."""
 
 import errno
 import socket
@@ -18,14 +18,14 @@ from sd35.settings.directories import why_not_writable
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @contextmanager
-def translated(registered: RegisteredCheckpoint) -> Iterator[None]:
-    """Turn what the hub's library, HTTP and the disk raise into DownloadFailed; first check what requests read.
+def download_errors(entry: RegisteredCheckpoint) -> Iterator[None]:
+    """Raise DownloadFailed for errors of the hub's library, HTTP and the disk.
 
-    Raises InvalidSetting if a variable, or the token, cannot be used.
+    Checks the environment variables and the token first. Raises InvalidSetting if one of them is not valid.
     """
     check_request_variables()
     from httpx2 import HTTPError, InvalidURL
@@ -35,89 +35,84 @@ def translated(registered: RegisteredCheckpoint) -> Iterator[None]:
         hub_token()
         yield
     except OfflineModeIsEnabled as error:
-        raise DownloadFailed("HF_HUB_OFFLINE is set: nothing is fetched; unset it to fetch") from error
+        raise DownloadFailed("HF_HUB_OFFLINE is set and forbids downloads; unset it") from error
     except HfHubHTTPError as error:
-        raise DownloadFailed(_refusal(registered, error)) from error
+        raise DownloadFailed(_http_error(entry, error)) from error
     except (HTTPError, InvalidURL) as error:
-        raise DownloadFailed(_connection(registered, error)) from error
-    except ssl.SSLError as error:  # of a connection, it comes as httpx2's ConnectError
+        raise DownloadFailed(_connection_error(entry, error)) from error
+    except ssl.SSLError as error:  # from reading certificates; a connection's own is httpx2's ConnectError
         raise DownloadFailed(f"the certificates of SSL_CERT_FILE or SSL_CERT_DIR cannot be read ({error})") from error
     except OSError as error:
-        raise DownloadFailed(_disk(registered, error)) from error
+        raise DownloadFailed(_disk_error(entry, error)) from error
 
 
-def _refusal(registered: RegisteredCheckpoint, error: "HfHubHTTPError") -> str:
-    """The hub answered, with an error."""
+def _http_error(entry: RegisteredCheckpoint, error: "HfHubHTTPError") -> str:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     status = error.response.status_code
     if status in {401, 403} or isinstance(error, GatedRepoError):
-        return _not_allowed(registered, error)
-    where = "its entry in the file of SD35_REGISTRY, or this version of sd35 is too old"
+        return _access_error(entry, error)
+    remedy = "correct its entry in the file of SD35_REGISTRY, or update sd35"
     if isinstance(error, RevisionNotFoundError):
-        return f"{registered.repository} has no revision {registered.revision}: correct {where}"
+        return f"{entry.repository} has no revision {entry.revision}: {remedy}"
     if isinstance(error, RepositoryNotFoundError):
-        return f"{_endpoint()} has no repository {registered.repository}, or hides it from you: correct {where}"
+        return f"{_endpoint()} has no repository {entry.repository}, or you have no access to it: {remedy}"
     if status == 404:
         return f"{error.response.url.path} is not at {_endpoint()}; is HF_ENDPOINT a server of the hub's protocol?"
-    return f"{_endpoint()} answered with {status}; {_again(registered)} later, which goes on where this stopped"
+    return f"{_endpoint()} answered with status {status}; {_retry(entry)} later to resume"
 
 
-def _not_allowed(registered: RegisteredCheckpoint, error: "HfHubHTTPError") -> str:
-    """401: the hub does not know who asks, and hides what is not there as well; 403: it knows, and says no."""
-    page, tokens = f"{_endpoint()}/{registered.repository}", f"{_endpoint()}/settings/tokens"
+def _access_error(entry: RegisteredCheckpoint, error: "HfHubHTTPError") -> str:
+    """Explain 401 (the token is unknown or missing; also for repositories that do not exist) and 403 (no access)."""
+    page, tokens = f"{_endpoint()}/{entry.repository}", f"{_endpoint()}/settings/tokens"
     if error.response.status_code == 401 and hub_token() is None:
         return (
-            f"{registered.repository} is not for everyone, or not there, and no token was found: accept its licence at"
-            f" {page}, make a token at {tokens}, and give it with `hf auth login` or HF_TOKEN; then"
-            f" {_again(registered)}"
+            f"{entry.repository} is gated or does not exist, and no token was found: accept its licence at {page},"
+            f" create a token at {tokens}, and provide it with `hf auth login` or HF_TOKEN; then {_retry(entry)}"
         )
     if error.response.status_code == 401:
         return (
-            "the hub does not accept the token that was sent (HF_TOKEN, or of `hf auth login`): it is wrong, or has"
-            f" ended; make another at {tokens}, then {_again(registered)}"
+            "the hub does not accept the token (from HF_TOKEN or `hf auth login`): it is wrong or has expired; create"
+            f" another at {tokens}, then {_retry(entry)}"
         )
-    said = f" (the hub says: {error.server_message})" if error.server_message else ""
+    message = f" (the hub says: {error.server_message})" if error.server_message else ""
     return (
-        f"the account of the token may not read {registered.repository}{said}: accept its licence at {page}, and let"
-        f" the token read gated repositories at {tokens}; then {_again(registered)}"
+        f"the token's account has no access to {entry.repository}{message}: accept its licence at {page}, and give"
+        f" the token access to gated repositories at {tokens}; then {_retry(entry)}"
     )
 
 
-def _connection(registered: RegisteredCheckpoint, error: Exception) -> str:
-    """No answer, or not all of it."""
+def _connection_error(entry: RegisteredCheckpoint, error: Exception) -> str:
     from httpx2 import ConnectError, ProxyError, TimeoutException
 
     host = urlsplit(_endpoint()).hostname or _endpoint()
     proxy = _proxy(host)
     if isinstance(error, ProxyError) or (proxy and isinstance(error, ConnectError)):
-        return f"the proxy {proxy} does not lead to {host} ({error}): correct HTTPS_PROXY, or name the host in NO_PROXY"
+        return f"the proxy {proxy} cannot reach {host} ({error}): correct HTTPS_PROXY, or list the host in NO_PROXY"
     if any(isinstance(cause, socket.gaierror) for cause in _causes(error)):
         return (
-            f"the name {host} cannot be looked up ({error}): check the network, HF_ENDPOINT, and HTTPS_PROXY where the"
-            " hub is behind a proxy"
+            f"the host name {host} cannot be resolved ({error}): check the network, HF_ENDPOINT, and HTTPS_PROXY if"
+            " the hub is behind a proxy"
         )
     if isinstance(error, ConnectError):
         return f"{host} cannot be reached ({error}): check the network, HF_ENDPOINT and HTTPS_PROXY"
-    what = "is silent" if isinstance(error, TimeoutException) else f"breaks off ({error})"
-    return f"the connection to {host} {what}; {_again(registered)}, which goes on where this stopped"
+    problem = "timed out" if isinstance(error, TimeoutException) else f"broke off ({error})"
+    return f"the connection to {host} {problem}; {_retry(entry)} to resume"
 
 
-def _disk(registered: RegisteredCheckpoint, error: OSError) -> str:
+def _disk_error(entry: RegisteredCheckpoint, error: OSError) -> str:
     from huggingface_hub import constants
 
-    cache, again = constants.HF_HUB_CACHE, f"{_again(registered)}, which goes on where this stopped"
-    if error.errno in _NO_ROOM:
-        return f"the disk of {cache} is full: free some and {again}; or name a directory elsewhere with HF_HOME"
+    cache, retry = constants.HF_HUB_CACHE, f"{_retry(entry)} to resume"
+    if error.errno in _DISK_FULL:
+        return f"the disk of {cache} is full: free some space, or set HF_HOME to a directory elsewhere; then {retry}"
     if isinstance(error, PermissionError) and (why := why_not_writable(Path(cache))):
-        return f"{why}; or name a directory elsewhere with HF_HOME; then {again}"
-    return (
-        f"{error.filename or cache} cannot be used ({error.strerror or error}): correct that, or HF_HOME, and {again}"
-    )
+        return f"{why}; or set HF_HOME to a directory elsewhere; then {retry}"
+    return f"{error.filename or cache} cannot be used ({error.strerror or error}): correct it or HF_HOME, and {retry}"
 
 
-def _again(registered: RegisteredCheckpoint) -> str:
-    return f"run `sd35 pull {registered.name}` again"
+def _retry(entry: RegisteredCheckpoint) -> str:
+    return f"run `sd35 pull {entry.name}` again"
 
 
 def _endpoint() -> str:
@@ -127,9 +122,9 @@ def _endpoint() -> str:
 
 
 def _proxy(host: str) -> str | None:
-    """The proxy that requests to the hub take, without the password it may carry."""
-    given = getproxies()
-    url = given.get(urlsplit(_endpoint()).scheme) or given.get("all")
+    """Return the address of the proxy for requests to the hub, without its password."""
+    proxies = getproxies()
+    url = proxies.get(urlsplit(_endpoint()).scheme) or proxies.get("all")
     if not url or proxy_bypass(host):
         return None
     parts = urlsplit(url if "//" in url else f"//{url}")

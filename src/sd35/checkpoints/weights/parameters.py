@@ -1,9 +1,9 @@
-"""Where each parameter of a checkpoint's networks lies, under the names its network gives it. No tensor library.
+"""Locate the parameters of a checkpoint's networks by their names in Diffusers and Transformers. No tensor library.
 
-Files come in two spellings. Diffusers' and Transformers' are the networks' own. Stability's single files (also without
-encoders, and the encoders as files of their own) name the transformer's parameters as in their reference code
-(https://github.com/Stability-AI/sd3.5, `mmditx.py`) and the autoencoder's as in latent diffusion; q, k and v lie in one
-tensor, and scale and shift in the other order where a norm has just the two.
+Files use one of two naming schemes. Files in the Diffusers layout have the networks' own names. Stability's single
+files, with or without the text encoders, name the transformer's parameters as in the reference code
+(https://github.com/Stability-AI/sd3.5, `mmditx.py`) and the autoencoder's as in latent diffusion. There, q, k and v
+share one tensor, and norms with just a scale and a shift store them in the opposite order.
 """
 
 import re
@@ -16,7 +16,7 @@ from sd35.checkpoints.weights.safetensors_file import Stored, read_tensors
 from sd35.errors import CheckpointError
 from sd35.parsing import shown
 
-# Of a part's weights in a single file: what its names begin with.
+# The prefix of each part's parameter names in a single file.
 PREFIXES: Mapping[str, str] = {
     "transformer": "model.diffusion_model.",
     "vae": "first_stage_model.",
@@ -24,27 +24,28 @@ PREFIXES: Mapping[str, str] = {
     "text_encoder_2": "text_encoders.clip_g.transformer.",
     "text_encoder_3": "text_encoders.t5xxl.transformer.",
 }
-CLIP = "clip"  # a CLIP's own file: which of the two, only a checkpoint's configurations tell
-_FIRST_OF_OWN_FILE: Mapping[str, str] = {
+CLIP = "clip"  # the file of one CLIP; a checkpoint's configurations tell which of the two
+_MARKER_OF_SEPARATE_FILE: Mapping[str, str] = {
     "transformer": "joint_blocks.0.x_block.attn.qkv.weight",
     "text_encoder_3": "encoder.block.0.layer.0.SelfAttention.q.weight",
     CLIP: "text_model.embeddings.token_embedding.weight",
 }
 _FP8 = {"F8_E4M3", "F8_E5M2"}
 _SCALE_DTYPES = ("F32", "F16", "BF16")
-_SCALES = (".scale_weight", ".weight_scale")  # both spellings, beside `.weight`
-# No parameters: marks of scaled files, scales of what is computed in FP8 (here it is not), what older libraries saved.
-_NO_PARAMETER = re.compile(
-    r"(^|\.)(scaled_fp8|comfy_quant|scale_input|input_scale|position_ids|logit_scale|spiece_model)$"
-)
-_MARK = re.compile(r"(^|\.)scaled_fp8$")
+_SCALES = (".scale_weight", ".weight_scale")  # the two spellings in use
+# Not parameters: markers of scaled files, scales for FP8 arithmetic (not used here), leftovers of older libraries.
+_IGNORED = re.compile(r"(^|\.)(scaled_fp8|comfy_quant|scale_input|input_scale|position_ids|logit_scale|spiece_model)$")
+_SCALED_MARKER = re.compile(r"(^|\.)scaled_fp8$")
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter: a stored tensor, or of `of` equal parts of its first axis the `part`-th; `swapped`: its halves.
+    """A parameter, as a stored tensor or a part of one.
 
-    Where it is FP8 in a scaled file, `scale` is what it has to be multiplied with: one number, or one a row.
+    Attributes:
+        part: The index of the parameter among the `of` equal parts of the tensor's first axis.
+        swapped: Whether the two halves of the first axis are stored in the opposite order.
+        scale: For FP8 in a scaled file, the factor of the stored values: one number, or one for each row.
     """
 
     stored: Stored
@@ -55,10 +56,10 @@ class Weight:
 
 
 def weights_in(directory: Path, part: str) -> dict[str, Weight]:
-    """The parameters of a part of a directory in the Diffusers layout, in the networks' own spelling.
+    """Locate the parameters of one part of a directory in the Diffusers layout.
 
-    Of shards, each parameter comes from the one that the index names. Raises CheckpointError where a file is missing or
-    not whole, the index is wrong, or a scaled FP8 weight lacks its scale.
+    With shards, the index decides which shard a parameter comes from. Raises CheckpointError if a file is missing or
+    damaged, the index is not valid, or a scaled FP8 weight has no scale.
     """
     shards = weight_map(directory, part)
     files = {Path(name).name: read_tensors(directory / name) for name in weight_files(directory, part)}
@@ -73,27 +74,27 @@ def weights_in(directory: Path, part: str) -> dict[str, Weight]:
         for name, stored in tensors.items():
             if found.setdefault(name, stored) is not stored and name not in shards:
                 raise CheckpointError(
-                    f"{directory / part}: {shown(name)} lies in {found[name].file.name} and in {stored.file.name}, and"
-                    " the index names neither"
+                    f"{directory / part}: {shown(name)} is in both {found[name].file.name} and {stored.file.name}, and"
+                    " the index lists neither"
                 )
     return _with_scales(found)
 
 
 def weights_of_file(file: Path) -> dict[str, dict[str, Weight]]:
-    """The parameters of a single file, or of a text encoder's own file, by part; `CLIP` for a CLIP's.
+    """Locate the parameters of a single file, or of a separate file of a text encoder, by part.
 
-    Raises CheckpointError also for what is no part of an SD3.5 checkpoint.
+    The part of a separate CLIP is `CLIP`. Raises CheckpointError if the file is damaged or not part of SD3.5.
     """
     tensors = read_tensors(file)
     parts = {part: _below(tensors, prefix) for part, prefix in PREFIXES.items()}
-    for part, first in _FIRST_OF_OWN_FILE.items():
-        if first in tensors:
+    for part, marker in _MARKER_OF_SEPARATE_FILE.items():
+        if marker in tensors:
             parts[part] = tensors
     found = {part: _with_scales(below) for part, below in parts.items() if below}
     if not found:
         raise CheckpointError(
-            f"{file}: expected weights of SD3.5 (names that begin with {', '.join(PREFIXES.values())}, or a text"
-            f" encoder's own), found {', '.join(sorted(tensors)[:3])}, ..."
+            f"{file}: expected weights of SD3.5 (names with the prefix {', '.join(PREFIXES.values())}, or those of a"
+            f" text encoder), found {', '.join(sorted(tensors)[:3])}, ..."
         )
     if "transformer" in found:
         renamed = _Transformer(found["transformer"]).renamed
@@ -108,20 +109,18 @@ def _below(tensors: Mapping[str, Stored], prefix: str) -> dict[str, Stored]:
 
 
 def _with_scales(tensors: Mapping[str, Stored]) -> dict[str, Weight]:
-    """Scales joined to their weights; what is no parameter left out."""
-    is_scaled = any(_MARK.search(name) or name.endswith(_SCALES) for name in tensors)
+    """Combine weights with their scales, and drop entries that are not parameters."""
+    is_scaled = any(_SCALED_MARKER.search(name) or name.endswith(_SCALES) for name in tensors)
     weights = {}
     for name, stored in tensors.items():
-        if _NO_PARAMETER.search(name) or name.endswith(_SCALES):
+        if _IGNORED.search(name) or name.endswith(_SCALES):
             continue
         weight = Weight(stored)
         if stored.dtype in _FP8 and is_scaled:
             stem = name.removesuffix(".weight")
             scale_name = next((stem + spelling for spelling in _SCALES if stem + spelling in tensors), None)
             if scale_name is None:
-                raise CheckpointError(
-                    f"{stored.file}: expected a scale beside {name}, as the file is scaled FP8; found none"
-                )
+                raise CheckpointError(f"{stored.file}: expected a scale for {name} in scaled FP8; found none")
             scale = tensors[scale_name]
             _check_scale(name, stored, scale_name, scale)
             weight = replace(weight, scale=scale)
@@ -130,7 +129,7 @@ def _with_scales(tensors: Mapping[str, Stored]) -> dict[str, Weight]:
 
 
 def _check_scale(name: str, stored: Stored, scale_name: str, scale: Stored) -> None:
-    """Raise CheckpointError unless there is one scale for the whole weight, or one for each of its rows."""
+    """Raise CheckpointError unless the weight has one scale, or one for each of its rows."""
     is_one = all(size == 1 for size in scale.shape)
     is_one_a_row = scale.shape[:1] == stored.shape[:1] and all(size == 1 for size in scale.shape[1:])
     if not is_one and not is_one_a_row:
@@ -144,7 +143,7 @@ def _check_scale(name: str, stored: Stored, scale_name: str, scale: Stored) -> N
 
 
 class _Transformer:
-    """Stability's names of the MMDiT's parameters, in Diffusers' spelling."""
+    """Translates Stability's names of the MMDiT's parameters to those of Diffusers."""
 
     _TOP: Mapping[str, str] = {
         "pos_embed": "pos_embed.pos_embed",
@@ -175,24 +174,24 @@ class _Transformer:
     }
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._last = max((int(found[1]) for name in names if (found := self._BLOCK.fullmatch(name))), default=-1)
+        self._last = max((int(match[1]) for name in names if (match := self._BLOCK.fullmatch(name))), default=-1)
 
     def renamed(self, name: str, weight: Weight) -> Iterator[tuple[str, Weight]]:
-        """One parameter, or three where q, k and v lie in one tensor. A name that is not known stays as it is."""
-        if not (found := self._BLOCK.fullmatch(name)):
+        """Yield one parameter, or three if q, k and v share the tensor. Unknown names are kept."""
+        if not (match := self._BLOCK.fullmatch(name)):
             stem, _, kind = name.rpartition(".")
             is_whole = name in self._TOP
             target = self._TOP[name] if is_whole else f"{self._TOP[stem]}.{kind}" if stem in self._TOP else name
             yield target, replace(weight, swapped=target.startswith("norm_out."))
             return
-        layer, stream, stem, kind = int(found[1]), found[2], found[3], found[4]
+        layer, stream, stem, kind = int(match[1]), match[2], match[3], match[4]
         block = f"transformer_blocks.{layer}."
         if targets := self._QKV.get((stream, stem)):
             for part, target in enumerate(targets):
                 yield f"{block}{target}.{kind}", replace(weight, part=part, of=3)
             return
         names = self._IMAGE if stream == "x_block" else self._TEXT
-        # The last block's text goes no further than into attention: its norm has a scale and a shift, no gates.
+        # The last block's text stream ends in the attention: its norm has a scale and a shift, but no gates.
         is_pair = stream == "context_block" and stem == "adaLN_modulation.1" and layer == self._last
         yield f"{block}{names.get(stem, f'{stream}.{stem}')}.{kind}", replace(weight, swapped=is_pair)
 
@@ -217,7 +216,7 @@ _VAE_LEVELS = 4
 
 
 def _vae_name(name: str) -> str:
-    """Latent diffusion counts the decoder's levels from its image, Diffusers from its latent."""
+    """Translate a name of latent diffusion, which counts the decoder's levels from the image, not from the latent."""
     for pattern, target in _VAE_NAMES:
         name = pattern.sub(target, name)
-    return re.sub(r"up_blocks\.(\d)", lambda found: f"up_blocks.{_VAE_LEVELS - 1 - int(found[1])}", name)
+    return re.sub(r"up_blocks\.(\d)", lambda match: f"up_blocks.{_VAE_LEVELS - 1 - int(match[1])}", name)

@@ -178,7 +178,7 @@ def _graphs(
     graphs = build_graphs(checkpoint, options.precision, settings.cache_dir, stages)
     if options.precision != "fp8":
         return graphs, {}
-    build_fp8(checkpoint, graphs, request, stages, any_will_do=not options.calibrates)
+    build_fp8(checkpoint, graphs, request, stages, reuse_existing=not options.calibrates)
     return graphs, read_report(graphs)
 
 
@@ -189,12 +189,12 @@ def _engine_builder(
 
     Raises InvalidSetting for wrong options before anything is built, BackendUnavailable without TensorRT.
     """
-    from sd35.compile.engines import ROWS, EngineBuilder, Range, build_engines, targets_of
+    from sd35.compile.engines import DEFAULT_ROWS, EngineBuilder, EngineShapes, build_engines, targets_of
 
     flavour, engines = find_flavour(), options.engines
     gpus = [gpu.strip() for gpu in (engines.gpus or "").split(",") if gpu.strip()]
     targets = targets_of(flavour, gpus)
-    shapes = Range(buckets_of(engines.shapes or "", checkpoint.card), engines.rows or ROWS)
+    shapes = EngineShapes(buckets_of(engines.shapes or "", checkpoint.card), engines.rows or DEFAULT_ROWS)
 
     def build(graphs: OfficialGraphs, stages: Stages) -> dict[str, dict[str, int]]:
         builder = EngineBuilder(checkpoint, graphs, shapes, flavour)
@@ -209,7 +209,7 @@ def _engine_builder(
 
 def _calibration_request(checkpoint: Checkpoint, settings: Settings, options: CompileOptions) -> "CalibrationRequest":
     from sd35.compile.calibration_run import CalibrationRequest
-    from sd35.compile.prompts import calibration_prompts, judged_prompts
+    from sd35.compile.prompts import calibration_prompts, evaluation_prompts
     from sd35.compile.reference_sampling import recipe_of
 
     recipe = recipe_of(checkpoint)
@@ -218,7 +218,7 @@ def _calibration_request(checkpoint: Checkpoint, settings: Settings, options: Co
         recipe = replace(recipe, width_px=width_px, height_px=height_px)
     if options.steps is not None:
         recipe = replace(recipe, steps=options.steps)
-    calibrating, judging = calibration_prompts(checkpoint), judged_prompts(checkpoint)
+    calibrating, judging = calibration_prompts(checkpoint), evaluation_prompts(checkpoint)
     if options.prompts:
         calibrating, judging = _read_prompts(options.prompts)
     return CalibrationRequest(recipe, calibrating, judging, settings.device, settings.threads, options.with_sensitivity)

@@ -6,9 +6,9 @@ from dataclasses import asdict
 import typer
 from rich.console import Console
 
-from sd35.checkpoints.checkpoint import EMBEDDED, open_checkpoint
 from sd35.checkpoints.hub import cache
-from sd35.checkpoints.registry import RegisteredCheckpoint, load_registry
+from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.registry import EMBEDDED, RegisteredCheckpoint, load_registry
 from sd35.cli.options import AsJson, with_settings
 from sd35.cli.registered import gigabytes
 from sd35.settings import Settings
@@ -47,10 +47,10 @@ def models(*, as_json: AsJson = False, settings: Settings) -> None:
 
 
 def _as_dict(registered: RegisteredCheckpoint) -> dict[str, object]:
-    holding = cache.holding_of(registered)
+    holding = cache.cache_status(registered)
     return {
         "name": registered.name,
-        "on_disk": "whole" if holding.is_whole else "part" if holding.stored_bytes else "no",
+        "on_disk": "whole" if holding.is_complete else "part" if holding.stored_bytes else "no",
         "directory": str(holding.directory),
         "stored_bytes": holding.stored_bytes,
         "size_bytes": registered.size_bytes,
@@ -61,8 +61,8 @@ def _as_dict(registered: RegisteredCheckpoint) -> dict[str, object]:
 
 
 def _state(registered: RegisteredCheckpoint) -> str:
-    holding = cache.holding_of(registered)
-    if holding.is_whole:
+    holding = cache.cache_status(registered)
+    if holding.is_complete:
         return f"[green]on disk[/green], {gigabytes(holding.stored_bytes)}"
     takes = f"takes {gigabytes(registered.size_bytes)}" if registered.size_bytes else "the hub knows its size"
     return f"{gigabytes(holding.stored_bytes)} on disk, {takes}" if holding.stored_bytes else f"not on disk, {takes}"

@@ -4,9 +4,9 @@ import sys
 
 import typer
 
-from sd35.checkpoints.checkpoint import EMBEDDED
 from sd35.checkpoints.hub import cache, download
-from sd35.checkpoints.registry import RegisteredCheckpoint, find_registered
+from sd35.checkpoints.hub.plan import plan_download
+from sd35.checkpoints.registry import EMBEDDED, RegisteredCheckpoint, find_registered
 from sd35.cli.options import with_settings
 from sd35.cli.progress import byte_bar
 from sd35.cli.registered import IN_THE_PACKAGE, Name, gigabytes
@@ -34,8 +34,8 @@ def pull(name: Name, *, settings: Settings) -> None:
         return
     registered = find_registered(name, settings.registry)
     if settings.offline:
-        holding = cache.holding_of(registered)
-        if not holding.is_whole:
+        holding = cache.cache_status(registered)
+        if not holding.is_complete:
             raise DownloadFailed(f"{name} is not whole on disk, and SD35_OFFLINE is set: unset it to fetch the rest")
         print(f"{name}: on disk in {holding.directory}")
         return
@@ -43,12 +43,12 @@ def pull(name: Name, *, settings: Settings) -> None:
 
 
 def _download(registered: RegisteredCheckpoint) -> None:
-    name, plan = registered.name, download.plan(registered)
-    if not plan.lacking:
-        print(f"{name}: on disk in {cache.place_of(registered).snapshot}")
+    name, plan = registered.name, plan_download(registered)
+    if not plan.missing:
+        print(f"{name}: on disk in {cache.cache_paths(registered).snapshot}")
         return
     print(
-        f"{name}: fetching {len(plan.lacking)} of {len(plan.files)} files, {gigabytes(plan.missing_bytes)};"
+        f"{name}: fetching {len(plan.missing)} of {len(plan.files)} files, {gigabytes(plan.missing_bytes)};"
         f" {registered.card.licence}",
         flush=True,
     )

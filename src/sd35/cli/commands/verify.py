@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from sd35.checkpoints.hub import cache, download
+from sd35.checkpoints.hub import cache
+from sd35.checkpoints.hub.verify import verify_checkpoint
 from sd35.cli.options import with_settings
 from sd35.cli.progress import byte_bar
 from sd35.cli.registered import Name, find_downloadable
@@ -34,27 +35,27 @@ def verify(
       sd35 verify sd3.5-medium --offline --discard
     """
     registered = find_downloadable(name, settings)
-    holding = cache.holding_of(registered)
+    holding = cache.cache_status(registered)
     with byte_bar() as progress:
         bar = progress.add_task(name, total=holding.stored_bytes)
-        result = download.verify(
+        result = verify_checkpoint(
             registered, offline=settings.offline, on_bytes=lambda more: progress.advance(bar, more)
         )
     for state, paths in (
         ("damaged", result.damaged),
-        ("missing", result.lacking),
+        ("missing", result.missing),
         ("not checked, as no checksum is noted", result.unknown),
     ):
         for path in paths:
             print(f"{name}: {path} is {state}")
-    print(f"{name}: {len(result.good)} files are as the hub has them")
+    print(f"{name}: {len(result.intact)} files are as the hub has them")
     if discard:
         with cache.disk_errors(registered, "cleared of damaged files"):
             for path in result.damaged:
                 cache.discard(holding.directory / path)
     elif result.damaged:
         print(f"{name}: `sd35 verify {name} --discard` deletes what is damaged")
-    if result.damaged or result.lacking:
+    if result.damaged or result.missing:
         print(f"{name}: `sd35 pull {name}` fetches what is missing")
-    if result.damaged or result.lacking or result.unknown:
+    if result.damaged or result.missing or result.unknown:
         sys.exit(1)

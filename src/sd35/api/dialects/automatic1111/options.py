@@ -14,7 +14,7 @@ from sd35.api.sessions import Sessions
 from sd35.engine.model_info import ModelInfo
 from sd35.errors import InvalidRequest
 from sd35.generation.params import find_model
-from sd35.images.infotext import HASH_DIGITS
+from sd35.images.infotext import HASH_CHARS
 from sd35.service.service import Service
 
 _ENDING = re.compile(r"(\.safetensors|\.ckpt)?( \[[0-9a-f]+\])?$")  # of a checkpoint's title
@@ -55,7 +55,7 @@ async def checkpoints(request: Request) -> list[Checkpoint]:
         Checkpoint(
             title=title(model),
             model_name=model.name,
-            hash=model.revision[:HASH_DIGITS],
+            hash=model.revision[:HASH_CHARS],
             sha256=model.revision,
             filename=f"{model.name}.safetensors",
         )
@@ -71,7 +71,7 @@ def sessions_of(request: Request) -> Sessions:
 
 def title(model: ModelInfo) -> str:
     """Return a checkpoint's title in AUTOMATIC1111's form: its name and short hash."""
-    return f"{model.name} [{model.revision[:HASH_DIGITS]}]"
+    return f"{model.name} [{model.revision[:HASH_CHARS]}]"
 
 
 def served_name(requested: str | None, service: Service) -> str | None:
@@ -84,8 +84,8 @@ def served_name(requested: str | None, service: Service) -> str | None:
         return requested or None
     for name, model in models.items():
         revision = model.revision
-        known = {title(model), f"{name}.safetensors", f"{name}.safetensors [{revision[:HASH_DIGITS]}]"}
-        if requested in {*known, revision, revision[:HASH_DIGITS]}:
+        known = {title(model), f"{name}.safetensors", f"{name}.safetensors [{revision[:HASH_CHARS]}]"}
+        if requested in {*known, revision, revision[:HASH_CHARS]}:
             return name
     is_exact = aliases.is_strict or requested in aliases.aliases
     return aliases.served(requested if is_exact else _ENDING.sub("", requested), models)

@@ -12,7 +12,7 @@ from sd35.api.dialects.automatic1111.responses import PngInfo
 from sd35.api.errors import ApiError, FieldError
 from sd35.body_limits import TooManyBytes
 from sd35.errors import NotReplayable
-from sd35.images.infotext import parse, read
+from sd35.images.infotext import parse_infotext, read_infotext
 from sd35.threads import PARSING
 
 _MAX_BODY_BYTES = 30 * 1024 * 1024
@@ -70,9 +70,9 @@ def _png_info(image: str) -> str:
         content = content.partition(",")[2]
     try:
         encoded = content.encode("ascii").translate(None, _WHITESPACE)
-        text, others, left_out = read(base64.b64decode(encoded, validate=True))
+        text, others, left_out = read_infotext(base64.b64decode(encoded, validate=True))
     except (ValueError, NotReplayable) as error:
         field = FieldError(field="image", got=f"{len(image)} characters", allowed="an image's file in base64")
         raise ApiError(422, f"image: {error}; allowed: {field.allowed}", [field]) from error
-    parameters = parse(text) if text else {}
+    parameters = parse_infotext(text) if text else {}
     return PngInfo(info=text, items=others, parameters=parameters, left_out=left_out).model_dump_json()

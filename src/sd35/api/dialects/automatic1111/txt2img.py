@@ -22,7 +22,7 @@ from sd35.api.errors import echo
 from sd35.api.generate import IdempotencyKey, errors_of_generation, job_specs_of, running_batch
 from sd35.api.sessions import RunningCall
 from sd35.generation.service import GenerationResult
-from sd35.images.infotext import HASH_DIGITS, KEYWORD, SAMPLER, SCHEDULE, extras, infotext
+from sd35.images.infotext import HASH_CHARS, KEYWORD, SAMPLER, SCHEDULE, extras, infotext
 from sd35.images.png import with_text, without_text
 from sd35.images.record import own_version
 from sd35.request import Request as ImageRequest
@@ -120,7 +120,7 @@ def _info(body: Txt2Img, requests: Sequence[ImageRequest], call: RunningCall) ->
         "restore_faces": False,
         "face_restoration_model": None,
         "sd_model_name": first.model,
-        "sd_model_hash": first.revision[:HASH_DIGITS],
+        "sd_model_hash": first.revision[:HASH_CHARS],
         "sd_vae_name": None,
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from sd35.api.auth import service_of
 from sd35.api.dialects.openai.body import GenerationBody
 from sd35.generation.service import GenerationResult
-from sd35.images.encode import encoded
+from sd35.images.encode import encode_async
 from sd35.images.formats import Format
 from sd35.request import Request as ImageRequest
 from sd35.service.service import Service
@@ -71,7 +71,7 @@ async def url_item(request: Request, body: GenerationBody, result: GenerationRes
 async def file_item(request: Request, body: GenerationBody, result: GenerationResult) -> ImageItem:
     """Return an image as a file in base64."""
     has_metadata = service_of(request).policy.has_metadata
-    content = await encoded(result.png, body.format, has_metadata=has_metadata, quality=body.compression)
+    content = await encode_async(result.png, body.format, has_metadata=has_metadata, quality=body.compression)
     return _item(result, b64_json=base64.b64encode(content).decode())
 
 

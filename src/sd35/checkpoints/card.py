@@ -1,0 +1,68 @@
+"""The model card of a checkpoint: its defaults and limits beyond the weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from sd35.checkpoints.network_config import explain, read_object
+from sd35.errors import CheckpointError
+from sd35.request import GUIDANCE_SCALE, SIZE_MULTIPLE_PX, SKIP_LAYER_SCALE, STEPS
+
+_Side = Annotated[int, Field(ge=SIZE_MULTIPLE_PX, multiple_of=SIZE_MULTIPLE_PX)]
+_Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class SkipLayers:
+    """Settings of skip-layer guidance.
+
+    `layers` are the transformer layers to skip, counted from 0. Of N steps, counted from 0, guidance applies to those
+    strictly between `N * start` and `N * stop`, as in Diffusers.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    scale: Annotated[float, Field(ge=SKIP_LAYER_SCALE[0], le=SKIP_LAYER_SCALE[1])]
+    start: _Fraction
+    stop: _Fraction
+
+
+@dataclass(frozen=True)
+class Card:
+    """The contents of a checkpoint's `sd35.json`. The defaults are those of the SD3.5 models.
+
+    Attributes:
+        max_sequence_length: The length of T5's input in tokens.
+        side_px: The smallest and largest side that the model generates.
+        native_pixels: The number of pixels at which larger images are generated if `enlarges` is set.
+        enlarges: Whether an image with a side above `side_px` is generated at `native_pixels`, with the same aspect
+            ratio, and then enlarged. Only small test models do this.
+        skip_layers: None if the model is not meant for skip-layer guidance. SD3.5 Medium's published model card has
+            layers 7, 8 and 9, scale 2.8, and 0.01 to 0.2.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    width: _Side = 1024
+    height: _Side = 1024
+    steps: Annotated[int, Field(ge=STEPS[0], le=STEPS[1])] = 30
+    guidance_scale: Annotated[float, Field(ge=GUIDANCE_SCALE[0], le=GUIDANCE_SCALE[1])] = 3.5
+    max_sequence_length: Annotated[int, Field(ge=1, le=512)] = 256
+    side_px: tuple[_Side, _Side] = (256, 2048)
+    native_pixels: Annotated[int, Field(ge=SIZE_MULTIPLE_PX**2)] = 1024 * 1024
+    enlarges: bool = False
+    skip_layers: SkipLayers | None = None
+    licence: str = "see the checkpoint's model card"
+
+
+def read_card(file: Path) -> Card | None:
+    """Read a card, or return None if the file does not exist. Raises CheckpointError if it is not valid."""
+    if not file.exists():
+        return None
+    try:
+        return TypeAdapter(Card).validate_python(read_object(file))
+    except ValidationError as error:
+        raise CheckpointError(f"{file}: {explain(error)}") from error

@@ -1,0 +1,143 @@
+"""Open a checkpoint by its registered name, or by the path of a directory or a file."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sd35.checkpoints.card import Card, read_card
+from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.graphs.nvidia import OfficialGraphs, TransformerPrecision, find_graphs
+from sd35.checkpoints.hub.cache import cache_paths
+from sd35.checkpoints.layout import CARD_FILE, PARTS, missing_files
+from sd35.checkpoints.registry import EMBEDDED, RegisteredCheckpoint, load_registry
+from sd35.checkpoints.weights.parameters import weights_of_file
+from sd35.errors import CheckpointError
+from sd35.parsing import shown
+
+_EMBEDDED_DIRECTORY = Path(__file__).parent / "embedded" / EMBEDDED
+
+
+def open_checkpoint(
+    name_or_path: str,
+    registry_file: Path | None = None,
+    weights: Sequence[Path] = (),
+    base_checkpoint: str | None = None,
+    transformer: TransformerPrecision = "auto",
+) -> Checkpoint:
+    """Open a checkpoint: a registered name, a directory in the Diffusers layout or NVIDIA's, or a single file.
+
+    Args:
+        name_or_path: A name always means the registered checkpoint at its revision; `./sd3.5-medium` is a directory.
+        registry_file: The user's file of registered checkpoints.
+        weights: Files that are read instead of the checkpoint's own weights.
+        base_checkpoint: A registered name, or a directory in the Diffusers layout. Single files and NVIDIA's graphs
+            take configurations and tokenizers from it, and single files also the parts that they lack. For a single
+            file, the default is the registered checkpoint of the same architecture.
+        transformer: Which of NVIDIA's transformer graphs to read.
+
+    Raises:
+        CheckpointError: The path does not exist or is of another kind, or a part is missing or damaged.
+        InvalidSetting: The registry file is not valid.
+    """
+    try:
+        files = tuple(path.expanduser().resolve() for path in weights)
+        checkpoint = _open_name(name_or_path, registry_file, files)
+        checkpoint = checkpoint or _open_path(name_or_path, registry_file, files, base_checkpoint, transformer)
+    except (OSError, RuntimeError) as error:  # RuntimeError: from `expanduser`, and from links that form a circle
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{shown(name_or_path)} cannot be opened: {reason}") from error
+    return replace(checkpoint, asked=name_or_path)
+
+
+def _open_name(
+    name: str, registry_file: Path | None, files: tuple[Path, ...] = (), *, needs_weights: bool = True
+) -> Checkpoint | None:
+    """Open a registered checkpoint, or return None if the name is not registered."""
+    if name == EMBEDDED:
+        return _open_directory(_EMBEDDED_DIRECTORY, EMBEDDED, Card(), files)
+    entry = load_registry(registry_file).get(name)
+    return _open_entry(entry, name, files, needs_weights=needs_weights) if entry else None
+
+
+def _open_path(
+    location: str,
+    registry_file: Path | None,
+    files: tuple[Path, ...],
+    base_checkpoint: str | None,
+    transformer: TransformerPrecision,
+) -> Checkpoint:
+    """Open NVIDIA's graphs, a single file, or a directory in the Diffusers layout."""
+    path = Path(location).expanduser().resolve()
+    if graphs := find_graphs(path, transformer):
+        return _open_graphs(graphs, base_checkpoint, registry_file, files)
+    registry = load_registry(registry_file)
+    if path.is_file() and base_checkpoint:
+        return replace(open_checkpoint(base_checkpoint, registry_file, (path, *files)), name=path.stem)
+    if path.is_file():
+        return _open_entry(registry[_identify(path)], path.stem, (path, *files))
+    if not path.is_dir():
+        names = ", ".join(map(repr, (EMBEDDED, *registry)))
+        raise CheckpointError(f"{location!r} is neither a directory, nor a file, nor one of {names}")
+    return _open_directory(path, path.name, Card(), files)
+
+
+def _open_graphs(
+    graphs: OfficialGraphs, base_checkpoint: str | None, registry_file: Path | None, files: tuple[Path, ...]
+) -> Checkpoint:
+    if base_checkpoint is None:
+        raise CheckpointError(
+            f"{graphs.directory} has no tokenizers and configurations; give a base checkpoint that has them, a"
+            " registered name or a directory in the Diffusers layout: --base-checkpoint (SD35_BASE_CHECKPOINT)"
+        )
+    path = Path(base_checkpoint).expanduser().resolve()
+    base = _open_name(base_checkpoint, registry_file, needs_weights=False)
+    base = base or _open_directory(path, path.name, Card(), ())
+    card = read_card(graphs.directory / CARD_FILE) or base.card
+    return Checkpoint(graphs.directory.name, base.directory, card, files, graphs)
+
+
+def _open_entry(
+    entry: RegisteredCheckpoint, name: str, files: tuple[Path, ...], *, needs_weights: bool = True
+) -> Checkpoint:
+    directory = cache_paths(entry).snapshot
+    checkpoint = Checkpoint(name, directory, entry.card, files)
+    missing = missing_files(directory)
+    if missing and directory.is_dir():
+        replaced = checkpoint.replaced if needs_weights else PARTS
+        missing = [path for path in missing if not (".safetensors" in path and path.split("/")[0] in replaced)]
+    if missing:
+        listed = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        state = f"incomplete on disk: {listed} missing" if directory.is_dir() else "not on disk"
+        purpose = "" if name == entry.name else f", from which {name} takes the parts that its file lacks,"
+        raise CheckpointError(f"{entry.name}{purpose} is {state}; fetch it with: sd35 pull {entry.name}")
+    return _open_directory(directory, name, entry.card, files)
+
+
+def _identify(file: Path) -> str:
+    """Find the built-in checkpoint of a single file's architecture.
+
+    Turbo has the shapes of Large, so the file name tells them apart.
+    """
+    parts = weights_of_file(file)
+    transformer = parts.get("transformer", {})
+    layers = {name.split(".")[1] for name in transformer if name.startswith("transformer_blocks.")}
+    if not layers:
+        raise CheckpointError(
+            f"{file}: expected a transformer, found only {', '.join(parts)}; pass the file with --weights"
+        )
+    match len(layers), any(".attn2." in name for name in transformer):
+        case 24, True:
+            return "sd3.5-medium"
+        case 38, False:
+            return "sd3.5-large-turbo" if "turbo" in file.name.lower() else "sd3.5-large"
+    raise CheckpointError(
+        f"{file}: expected the 38 layers of SD3.5 Large or the 24 of Medium, found {len(layers)}; for another"
+        " architecture, give a directory in the Diffusers layout with --checkpoint and this file with --weights"
+    )
+
+
+def _open_directory(directory: Path, name: str, default_card: Card, files: tuple[Path, ...]) -> Checkpoint:
+    """Open a directory in the Diffusers layout. `default_card` applies if the directory has no card."""
+    if absent := [part for part in PARTS if not (directory / part).is_dir()]:
+        raise CheckpointError(f"{directory} is not an SD3.5 checkpoint in the Diffusers layout: no {', '.join(absent)}")
+    return Checkpoint(name, directory, read_card(directory / CARD_FILE) or default_card, files)
