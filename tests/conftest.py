@@ -68,19 +68,19 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def backend() -> FakeBackend:
-    """Waits in the images that are "held", and counts what it is called for."""
+    """The backend of `pool`."""
     return FakeBackend()
 
 
 @pytest.fixture
 def max_in_flight() -> int:
-    """How many the model pool has room for."""
+    """The number of images that `pool` accepts at once."""
     return 3
 
 
 @pytest.fixture
 def pool(tmp_path: Path, backend: FakeBackend, max_in_flight: int) -> Iterator[ModelPool]:
-    """A model pool around the backend, which lets go of what it holds at the end."""
+    """A model pool over `backend`. At the end, images that are held are released."""
     with fake_pool(tmp_path, backend, max_in_flight) as pool:
         yield pool
         backend.release.set()

@@ -28,7 +28,7 @@ from sd35.errors import (
 from sd35.generation.model_pool import ModelPool
 from sd35.settings import load_settings
 from sd35.storage.memory.keys import MemoryKeyStore
-from tests.support.fake_backend import WAIT_S, FakeBackend, fake_pool, key_store
+from tests.support.fake_backend import WAIT_S, FakeBackend, Fault, fake_pool, key_store
 from tests.support.http import ask, problem
 from tests.support.serving import serving
 
@@ -175,7 +175,8 @@ def test_images_at_once_are_bounded_and_their_places_given_back(pool: ModelPool,
     """A second one beside a running one is 429; after it, it is made."""
     with serving(pool, concurrency=1) as client:
         answers: list[Any] = []
-        running = threading.Thread(target=lambda: answers.append(ask(client, prompt="held")))
+        backend.hold()
+        running = threading.Thread(target=lambda: answers.append(ask(client, prompt="a tree")))
         running.start()
         assert backend.started.wait(WAIT_S)
         refused = client.post("/v1/txt2img", json=CAT)
@@ -183,14 +184,16 @@ def test_images_at_once_are_bounded_and_their_places_given_back(pool: ModelPool,
         backend.release.set()
         running.join(WAIT_S)
         assert answers[0].status_code == 200
-        assert ask(client, prompt="crash").status_code == 500
+        backend.faults["a dog"] = Fault.STEP_ERROR
+        assert ask(client, prompt="a dog").status_code == 500
         assert client.post("/v1/txt2img", json=CAT).status_code == 200
 
 
 def test_what_the_engine_has_no_room_for_is_not_counted(pool: ModelPool, backend: FakeBackend):
     """An overloaded service's 429 costs nothing of the caller's share."""
     with serving(pool, requests_per_minute=2) as client:
-        handles = [pool.submit(pool.resolve(_wanted("held")), client="other") for _ in range(3)]
+        backend.hold()
+        handles = [pool.submit(pool.resolve(_wanted("a tree")), client="other") for _ in range(3)]
         assert backend.started.wait(WAIT_S)
         for _ in range(5):
             assert "3 of at most 3 images are accepted" in problem(ask(client), 429)["detail"]

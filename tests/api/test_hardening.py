@@ -161,7 +161,7 @@ def test_a_client_that_hangs_up_is_noticed_however_much_it_sent(
 ):
     """Bytes behind a request do not hide that nobody waits for its image: the image is cancelled."""
     cancelled = cancellations(pool)
-    body = json.dumps({"prompt": "hold", "steps": 1}).encode()
+    body = json.dumps({"prompt": "a cat", "steps": 1}).encode()
     head = (
         b"POST /v1/txt2img HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     )

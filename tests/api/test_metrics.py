@@ -18,7 +18,7 @@ from sd35.generation.model_pool import ModelPool
 from sd35.service.metrics_collector import metrics_table
 from sd35.telemetry.metrics import Metrics
 from sd35.telemetry.report import Telemetry
-from tests.support.fake_backend import FakeBackend
+from tests.support.fake_backend import FakeBackend, Fault
 from tests.support.serving import serving
 
 ROOT = Path(__file__).parents[2]
@@ -101,10 +101,11 @@ def test_requests_are_counted_by_route_and_status_and_never_by_path(client: Test
     }
 
 
-def test_images_that_fail_are_counted_with_what_the_backend_raised(client: TestClient):
+def test_images_that_fail_are_counted_with_what_the_backend_raised(client: TestClient, backend: FakeBackend):
     """One crash is a failed image, a failed call and an answer of 500 with the error's name."""
+    backend.faults["a dog"] = Fault.STEP_ERROR
     before = scrape(client)
-    assert client.post("/v1/txt2img", json={**ANY, "prompt": "crash"}).status_code == 500
+    assert client.post("/v1/txt2img", json={**ANY, "prompt": "a dog"}).status_code == 500
     after = scrape(client)
     assert difference(before, after, "sd35_images_total") == {'sd35_images_total{end="failed"}': 1}
     assert difference(before, after, "sd35_errors_total") == {'sd35_errors_total{error="GenerationFailed"}': 1}
@@ -113,10 +114,11 @@ def test_images_that_fail_are_counted_with_what_the_backend_raised(client: TestC
     }
 
 
-def test_spoiled_images_are_counted_by_kind(client: TestClient):
+def test_spoiled_images_are_counted_by_kind(client: TestClient, backend: FakeBackend):
     """NaN is one kind, and no failure of a call."""
+    backend.faults["a dog"] = Fault.STEP_NAN
     before = scrape(client)
-    client.post("/v1/txt2img", json={**ANY, "prompt": "nan"})
+    client.post("/v1/txt2img", json={**ANY, "prompt": "a dog"})
     after = scrape(client)
     assert difference(before, after, "sd35_spoiled") == {'sd35_numerical_failures_total{kind="not_finite"}': 1}
     assert not difference(before, after, "sd35_engine_backend_failures_total")

@@ -103,7 +103,8 @@ def test_closing_refuses_new_images_and_finishes_those_accepted(pool: ModelPool,
         lifecycle = ServiceLifecycle(lambda: service_of(pool), ready.set, lambda _: None)
         lifecycle.start()
         await ready.wait()
-        handle = pool.submit(pool.resolve(_wanted("held")))
+        backend.hold()
+        handle = pool.submit(pool.resolve(_wanted("a cat")))
         closing = asyncio.create_task(lifecycle.close())
         await asyncio.to_thread(backend.started.wait, WAIT_S)
         client = TestClient(
@@ -127,7 +128,8 @@ def test_who_was_let_in_before_it_closes_has_the_image(client: TestClient, backe
     lifecycle, portal = client.app.state.lifecycle, client.portal  # type: ignore[attr-defined]
     assert portal
     with ThreadPoolExecutor() as pool:
-        asked = pool.submit(client.post, path, json={"prompt": "held"})
+        backend.hold()
+        asked = pool.submit(client.post, path, json={"prompt": "a cat"})
         assert backend.started.wait(WAIT_S)
         closing = portal.start_task_soon(lifecycle.close)
         portal.call(asyncio.sleep, 0)
@@ -146,12 +148,13 @@ def _wanted(prompt: str) -> Any:
 def test_health_is_answered_while_a_image_is_made(address: tuple[str, int], backend: FakeBackend):
     """An image in the making never blocks another request's answer."""
     painting = http.client.HTTPConnection(*address, timeout=WAIT_S)
-    painting.request("POST", "/v1/txt2img", json.dumps({"prompt": "held"}), {"content-type": "application/json"})
+    backend.hold()
+    painting.request("POST", "/v1/txt2img", json.dumps({"prompt": "a cat"}), {"content-type": "application/json"})
     assert backend.started.wait(WAIT_S)
     probe = http.client.HTTPConnection(*address, timeout=WAIT_S)
     probe.request("GET", "/healthz")
     assert probe.getresponse().status == 200
-    assert backend.steps == ["held"]
+    assert backend.steps == ["a cat"]
     backend.release.set()
     assert painting.getresponse().read().startswith(b"\x89PNG")
     painting.close()
@@ -161,7 +164,8 @@ def test_health_is_answered_while_a_image_is_made(address: tuple[str, int], back
 def test_a_client_that_hangs_up_cancels_its_image(address: tuple[str, int], pool: ModelPool, backend: FakeBackend):
     """The image stops before its next step, and the next client's is made."""
     cancelled = cancellations(pool)
-    body = json.dumps({"prompt": "held", "steps": 150}).encode()
+    backend.hold()
+    body = json.dumps({"prompt": "a dog", "steps": 150}).encode()
     with socket.create_connection(address, timeout=WAIT_S) as connection:
         head = (
             "POST /v1/txt2img HTTP/1.1",
@@ -177,7 +181,7 @@ def test_a_client_that_hangs_up_cancels_its_image(address: tuple[str, int], pool
     other.request("POST", "/v1/txt2img", b'{"prompt": "a cat"}', {"content-type": "application/json"})
     assert other.getresponse().status == 200
     other.close()
-    assert backend.steps == ["held"] + ["a cat"] * 4
+    assert backend.steps == ["a dog"] + ["a cat"] * 4
 
 
 @pytest.mark.parametrize(

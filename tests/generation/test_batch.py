@@ -13,7 +13,7 @@ from sd35.generation.service import GenerationResult
 from sd35.service.batch import Batch
 from sd35.service.service import Service
 from sd35.storage.jobs import JobSpec
-from tests.support.fake_backend import WAIT_S, FakeBackend
+from tests.support.fake_backend import WAIT_S, FakeBackend, Fault
 from tests.support.services import service_of
 
 Run = Callable[[Callable[[Service], Coroutine[Any, Any, Any]]], Any]
@@ -91,9 +91,10 @@ def test_steps_are_told_by_the_place_of_their_image(run: Run):
 
 def test_skipping_leaves_out_the_image_whose_turn_it_is(run: Run, backend: FakeBackend):
     """The others are made."""
+    backend.hold()
 
     async def work(service: Service) -> list[GenerationResult | None]:
-        batch = Batch(service, job_specs(service, "a held one", "another"), "me", 1)
+        batch = Batch(service, job_specs(service, "one", "another"), "me", 1)
         await begun(backend)
         batch.skip()
         backend.release.set()
@@ -104,9 +105,10 @@ def test_skipping_leaves_out_the_image_whose_turn_it_is(run: Run, backend: FakeB
 
 def test_an_interruption_keeps_what_is_made(run: Run, backend: FakeBackend):
     """And leaves out the rest."""
+    backend.hold("slow")
 
     async def work(service: Service) -> list[GenerationResult | None]:
-        batch = Batch(service, job_specs(service, "quick", "a held one", "a third"), "me", 1)
+        batch = Batch(service, job_specs(service, "quick", "slow", "a third"), "me", 1)
         waiting = asyncio.ensure_future(batch.outcomes())
         await batch.tasks[0]
         batch.interrupt()
@@ -121,7 +123,8 @@ def test_a_call_is_refused_before_any_of_it_is_made(run: Run, backend: FakeBacke
     """Where there is no room for the first."""
 
     async def work(service: Service) -> None:
-        held = Batch(service, job_specs(service, *(f"held {number}" for number in range(4))), "you", 4)
+        backend.hold()
+        held = Batch(service, job_specs(service, *(f"cat {number}" for number in range(4))), "you", 4)
         await begun(backend)
         crowd = [asyncio.ensure_future(service.make(job_spec, "you")) for job_spec in job_specs(service, "x", "y", "z")]
         await asyncio.sleep(0)
@@ -137,9 +140,10 @@ def test_a_call_is_refused_before_any_of_it_is_made(run: Run, backend: FakeBacke
 
 def test_one_that_fails_ends_the_call(run: Run, backend: FakeBackend):
     """With its reason, and the others are not made any more."""
+    backend.faults["bad"] = Fault.STEP_ERROR
 
     async def work(service: Service) -> None:
-        batch = Batch(service, job_specs(service, "good", "crash", "never"), "me", 1)
+        batch = Batch(service, job_specs(service, "good", "bad", "never"), "me", 1)
         with pytest.raises(GenerationFailed):
             await batch.outcomes()
 

@@ -96,20 +96,17 @@ def test_what_is_lacking_is_built_in_turn_and_then_answers(shop: Shop):
 
 def test_a_image_in_flight_at_the_swap_stays_what_it_is(shop: Shop):
     """It ends on the fallback with the pixels it would have had, beside a new one of the same prompt on the other."""
-    shop.fallback.release.set()
-    expected = shop.ask("held cat")
-    shop.fallback.release.clear()
-    shop.fallback.started.clear()
-    request = shop.pool.resolve(GenerationParams("held cat", seed=1, steps=4))
+    expected = shop.ask("a cat")
+    shop.fallback.hold()
+    request = shop.pool.resolve(GenerationParams("a cat", seed=1, steps=4))
     before = shop.pool.submit(request)
     resolved = shop.pool.resolve(GenerationParams("a dog", seed=1))
     assert shop.fallback.started.wait(WAIT_S)
-    shop.built.release.set()
     swapping = threading.Thread(target=shop.pool.swap, args=(shop.model,))
     swapping.start()
     shop.fallback.release.set()
     swapping.join(WAIT_S)
-    after, late = shop.ask("held cat"), shop.pool.submit(resolved)
+    after, late = shop.ask("a cat"), shop.pool.submit(resolved)
     assert np.array_equal(before.future.result(WAIT_S).pixels, expected.pixels)
     assert before.future.result().request == request
     assert late.future.result(WAIT_S).request.profile == STANDBY  # resolved before, submitted after
@@ -118,15 +115,13 @@ def test_a_image_in_flight_at_the_swap_stays_what_it_is(shop: Shop):
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(steps=st.lists(st.integers(1, 6), min_size=1, max_size=12), moment=st.integers(0, 12), held=st.booleans())
-def test_no_request_is_lost_or_changed_by_a_swap(tmp_path: Path, steps: list[int], moment: int, held: bool):  # noqa: FBT001
+@given(steps=st.lists(st.integers(1, 6), min_size=1, max_size=12), moment=st.integers(0, 12))
+def test_no_request_is_lost_or_changed_by_a_swap(tmp_path: Path, steps: list[int], moment: int):
     """Whenever it comes, each request ends with its own profile and the pixels of a pool that has only that profile."""
     shop = Shop(tmp_path)
-    shop.fallback.release.set()
-    prompts = [f"{'held ' * held}cat {number}" for number in range(len(steps))]
+    prompts = [f"cat {number}" for number in range(len(steps))]
     with shop.pool as pool:
         swapping = threading.Thread(target=pool.swap, args=(shop.model,))
-        shop.built.release.set()
         handles = []
         for number, (prompt, count) in enumerate(zip(prompts, steps, strict=True)):
             if number == moment:

@@ -112,20 +112,20 @@ def test_a_image_is_made_while_anyone_waits(generation_service: GenerationServic
     """One of two leaves, and the other has it; both leave, and it ends before its next step, for whoever comes anew."""
 
     async def scenario() -> None:
-        one, other = (asyncio.create_task(make(generation_service, "held", source)) for source in (ME, YOU))
+        backend.hold()
+        one, other = (asyncio.create_task(make(generation_service, "a cat", source)) for source in (ME, YOU))
         await asyncio.to_thread(backend.started.wait, WAIT_S)
         one.cancel()
         await asyncio.gather(one, return_exceptions=True)
         backend.release.set()
         assert (await other).cache == "shared"
-        backend.release.clear()
-        backend.started.clear()
-        leaving = [asyncio.create_task(make(generation_service, "held", source, seed=2)) for source in (ME, YOU)]
+        backend.hold()
+        leaving = [asyncio.create_task(make(generation_service, "a cat", source, seed=2)) for source in (ME, YOU)]
         await asyncio.to_thread(backend.started.wait, WAIT_S)
         for task in leaving:
             task.cancel()
         await asyncio.gather(*leaving, return_exceptions=True)
-        anew = asyncio.create_task(make(generation_service, "held", seed=2))
+        anew = asyncio.create_task(make(generation_service, "a cat", seed=2))
         await asyncio.sleep(0)
         before = len(backend.steps)
         backend.release.set()
@@ -263,7 +263,8 @@ def test_who_waits_learns_that_the_engine_closes(generation_service: GenerationS
     """Not that it left itself."""
 
     async def scenario() -> None:
-        waiting = asyncio.create_task(make(generation_service, "held"))
+        backend.hold()
+        waiting = asyncio.create_task(make(generation_service, "a cat"))
         await asyncio.to_thread(backend.started.wait, WAIT_S)
         closing = asyncio.create_task(asyncio.to_thread(generation_service.pool.engine.close))
         with pytest.raises(NotReady, match="closing"):

@@ -19,7 +19,7 @@ from sd35.jobs.progress import END, Event, JobProgress
 from sd35.jobs.runner import JobRunner
 from sd35.storage.jobs import Job, JobSpec, Status
 from sd35.storage.storage import Storage
-from tests.support.fake_backend import WAIT_S, FakeBackend, fake_pool
+from tests.support.fake_backend import WAIT_S, FakeBackend, Fault, fake_pool
 from tests.support.services import memory_storage
 
 
@@ -73,20 +73,21 @@ def test_a_job_ends_with_its_image(pool: ModelPool):
     assert job.created_s <= job.started_s <= job.ended_s
 
 
-def test_a_job_that_fails_says_why_and_harms_no_other(pool: ModelPool):
+def test_a_job_that_fails_says_why_and_harms_no_other(pool: ModelPool, backend: FakeBackend):
     """With the status that a call would have had."""
+    backend.faults = {"a dog": Fault.STEP_ERROR, "a tree": Fault.STEP_NAN}
 
     async def scenario() -> list[Job]:
         async with runs(pool, memory_storage()) as runner:
-            jobs = [await runner.accept(job_spec(pool, prompt)) for prompt in ("crash", "a cat", "nan")]
+            jobs = [await runner.accept(job_spec(pool, prompt)) for prompt in ("a dog", "a cat", "a tree")]
             return [await end_of(runner, job) for job in jobs]
 
-    crash, cat, nan = asyncio.run(scenario())
+    dog, cat, tree = asyncio.run(scenario())
     assert cat.status is Status.SUCCEEDED
-    assert crash.failure
-    assert (crash.failure.status, "the runtime's own words" in crash.failure.detail) == (500, True)
-    assert nan.failure
-    assert "finite" in nan.failure.detail
+    assert dog.failure
+    assert (dog.failure.status, "the runtime's own words" in dog.failure.detail) == (500, True)
+    assert tree.failure
+    assert "finite" in tree.failure.detail
 
 
 def test_what_is_told_is_numbered_and_can_be_resumed(pool: ModelPool, backend: FakeBackend):
@@ -94,7 +95,8 @@ def test_what_is_told_is_numbered_and_can_be_resumed(pool: ModelPool, backend: F
 
     async def scenario() -> None:
         async with runs(pool, memory_storage()) as runner:
-            held = [await runner.accept(job_spec(pool, f"held {number}")) for number in range(2)]
+            backend.hold()
+            held = [await runner.accept(job_spec(pool, f"cat {number}")) for number in range(2)]
             job, _ = [await runner.accept(job_spec(pool, prompt)) for prompt in ("a cat", "a dog")]
             events = runner.events(job, -1)
             first = await anext(events)
@@ -116,7 +118,8 @@ def test_cancelled_jobs_stop(pool: ModelPool, backend: FakeBackend):
 
     async def scenario() -> None:
         async with runs(pool, memory_storage()) as runner:
-            jobs = [await runner.accept(job_spec(pool, f"held {number}")) for number in range(3)]
+            backend.hold()
+            jobs = [await runner.accept(job_spec(pool, f"cat {number}")) for number in range(3)]
             await asyncio.to_thread(backend.started.wait, WAIT_S)
             for job in (jobs[0], jobs[2]):
                 cancelled = await runner.cancel(job.id, "")
@@ -126,8 +129,8 @@ def test_cancelled_jobs_stop(pool: ModelPool, backend: FakeBackend):
             backend.release.set()
             ends = [(await end_of(runner, job)).status for job in jobs]
             assert ends == [Status.CANCELLED, Status.SUCCEEDED, Status.CANCELLED]
-        assert "held 2" not in backend.steps
-        assert backend.steps.count("held 0") <= 1
+        assert "cat 2" not in backend.steps
+        assert backend.steps.count("cat 0") <= 1
 
     asyncio.run(scenario())
 
@@ -138,7 +141,8 @@ def test_what_does_not_end_in_the_grace_time_is_made_at_the_next_start(tmp_path:
 
     async def before(pool: ModelPool) -> list[Job]:
         async with runs(pool, storage, shutdown_grace_s=0) as runner:
-            jobs = [await runner.accept(job_spec(pool, f"held {number}")) for number in range(4)]
+            backend.hold()
+            jobs = [await runner.accept(job_spec(pool, f"cat {number}")) for number in range(4)]
             await asyncio.to_thread(backend.started.wait, WAIT_S)
         with pytest.raises(NotReady):
             await runner.accept(job_spec(pool, "a cat"))
@@ -154,7 +158,6 @@ def test_what_does_not_end_in_the_grace_time_is_made_at_the_next_start(tmp_path:
             return [await end_of(runner, job) for job in jobs]
 
     with fake_pool(tmp_path / "after", FakeBackend()) as pool:
-        pool.models["mini"].backend.release.set()  # type: ignore[attr-defined]
         ended = asyncio.run(after(pool))
     assert [job.status for job in ended] == [Status.SUCCEEDED] * 4
     assert len({job.made.digest for job in ended if job.made}) == 4
@@ -197,7 +200,8 @@ def test_no_more_wait_than_may(pool: ModelPool, backend: FakeBackend):
 
     async def scenario() -> None:
         async with runs(pool, memory_storage(), most_waiting=2) as runner:
-            jobs = [await runner.accept(job_spec(pool, f"held {number}")) for number in range(2)]
+            backend.hold()
+            jobs = [await runner.accept(job_spec(pool, f"cat {number}")) for number in range(2)]
             await asyncio.to_thread(backend.started.wait, WAIT_S)
             jobs += [await runner.accept(job_spec(pool, f"a cat {number}")) for number in range(2)]
             with pytest.raises(Overloaded, match="2 jobs wait"):
@@ -241,7 +245,8 @@ def test_who_follows_a_job_is_let_go_when_the_service_closes(pool: ModelPool, ba
 
     async def scenario() -> None:
         async with runs(pool, memory_storage(), shutdown_grace_s=0) as runner:
-            jobs = [await runner.accept(job_spec(pool, f"held {number}")) for number in range(4)]
+            backend.hold()
+            jobs = [await runner.accept(job_spec(pool, f"cat {number}")) for number in range(4)]
             await asyncio.to_thread(backend.started.wait, WAIT_S)
             following = [asyncio.create_task(told(runner, job)) for job in jobs]
             waiting = [asyncio.create_task(end_of(runner, job)) for job in jobs]

@@ -15,7 +15,7 @@ from sd35.generation.service import GenerationResult, GenerationService, Request
 from sd35.storage.blobs.memory import MemoryBlobStore
 from sd35.storage.images import ImageStore
 from sd35.telemetry.report import Telemetry
-from tests.support.fake_backend import WAIT_S, FakeBackend
+from tests.support.fake_backend import WAIT_S, FakeBackend, Fault
 from tests.support.services import memory_storage
 
 
@@ -72,11 +72,12 @@ def test_each_end_of_a_image_is_counted(pool: ModelPool, backend: FakeBackend, t
 
     async def scenario() -> None:
         await make(generation_service, "a tree")
-        for prompt in ("crash", "a dog", "rude"):
+        backend.faults["bad"] = Fault.STEP_ERROR
+        for prompt in ("bad", "a dog", "rude"):
             with pytest.raises(Sd35Error):
                 await make(generation_service, prompt)
-        backend.started.clear()
-        held = asyncio.create_task(make(generation_service, "held"))
+        backend.hold()
+        held = asyncio.create_task(make(generation_service, "a held cat"))
         await asyncio.to_thread(backend.started.wait, WAIT_S)
         held.cancel()
         await asyncio.gather(held, return_exceptions=True)
@@ -96,7 +97,8 @@ def test_what_finds_no_room_is_no_image(pool: ModelPool, backend: FakeBackend, t
     generation_service = GenerationService(pool, storage.images, AllowAll(), telemetry)
 
     async def scenario() -> None:
-        held = asyncio.create_task(make(generation_service, "held"))
+        backend.hold()
+        held = asyncio.create_task(make(generation_service, "a tree"))
         await asyncio.to_thread(backend.started.wait, WAIT_S)
         with pytest.raises(Overloaded):
             await make(generation_service, "a cat")

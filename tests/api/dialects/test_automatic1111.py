@@ -90,11 +90,9 @@ def begun(backend: FakeBackend, work: Callable[[], Any]) -> Future[Any]:
 
 def cached_then_held(api: WebUIApi, backend: FakeBackend, count: int) -> Future[Any]:
     """A call of so many images whose first was made before, and whose second is held."""
-    held = {**CAT, "prompt": "held"}
-    backend.release.set()
-    api.txt2img(**held)
-    backend.release.clear()
-    call = begun(backend, lambda: api.txt2img(**held, batch_size=count))
+    api.txt2img(**CAT)
+    backend.hold()
+    call = begun(backend, lambda: api.txt2img(**CAT, batch_size=count))
     until(lambda: api.get_progress()["state"]["job_no"] == 1)
     return call
 
@@ -234,7 +232,8 @@ def test_what_cannot_be_honoured_is_refused_by_name(pool: ModelPool, fields: dic
 def test_progress_is_of_ones_own_call(pair: tuple[WebUIApi, WebUIApi], backend: FakeBackend):
     """With steps, a preview of the image's size, and the call's name; another client sees that nothing runs."""
     one, other = pair
-    fields = {**CAT, "prompt": "heavy", "width": 64, "force_task_id": "task(1)"}
+    backend.hold(in_decoding=True)
+    fields = {**CAT, "width": 64, "force_task_id": "task(1)"}
     call = begun(backend, lambda: one.session.post(f"{one.baseurl}/txt2img", json=fields))
     until(lambda: one.get_progress()["state"]["sampling_step"] == 4)
     now, idle = one.get_progress(), other.get_progress()
@@ -256,7 +255,8 @@ def test_progress_is_of_ones_own_call(pair: tuple[WebUIApi, WebUIApi], backend: 
 
 def test_progress_is_above_zero_before_the_first_step(api: WebUIApi, backend: FakeBackend):
     """For clients take 0 for idle."""
-    call = begun(backend, lambda: api.txt2img(**{**CAT, "prompt": "held"}))
+    backend.hold()
+    call = begun(backend, lambda: api.txt2img(**CAT))
     now = api.get_progress()
     assert (now["progress"], now["eta_relative"], now["state"]["sampling_step"]) == (0.01, 0, 0)
     backend.release.set()
@@ -273,7 +273,8 @@ def test_an_interruption_keeps_what_is_made(api: WebUIApi, backend: FakeBackend)
 
 def test_an_interruption_of_all_is_an_answer_too(api: WebUIApi, backend: FakeBackend):
     """Without images."""
-    call = begun(backend, lambda: api.txt2img(**{**CAT, "prompt": "held"}))
+    backend.hold()
+    call = begun(backend, lambda: api.txt2img(**CAT))
     api.interrupt()
     result = call.result(WAIT_S)
     assert (result.images, result.info["infotexts"], result.info["seed"]) == ([], [], 7)
@@ -292,7 +293,8 @@ def test_skipping_leaves_one_out(api: WebUIApi, backend: FakeBackend):
 def test_nobody_interrupts_anothers_call(pair: tuple[WebUIApi, WebUIApi], backend: FakeBackend):
     """Nor skips in it."""
     one, other = pair
-    call = begun(backend, lambda: one.txt2img(**{**CAT, "prompt": "held"}))
+    backend.hold()
+    call = begun(backend, lambda: one.txt2img(**CAT))
     other.interrupt()
     other.skip()
     backend.release.set()
@@ -301,11 +303,11 @@ def test_nobody_interrupts_anothers_call(pair: tuple[WebUIApi, WebUIApi], backen
 
 def test_who_hangs_up_has_nothing_running(api: WebUIApi, backend: FakeBackend):
     """The call ends with its connection."""
-    held = {**CAT, "prompt": "held"}
+    backend.hold()
 
     def hang_up() -> None:
         with pytest.raises(requests.Timeout):
-            requests.post(f"{api.baseurl}/txt2img", json=held, timeout=(WAIT_S, 0.2))
+            requests.post(f"{api.baseurl}/txt2img", json=CAT, timeout=(WAIT_S, 0.2))
 
     begun(backend, hang_up).result(WAIT_S)
     until(lambda: api.get_progress()["state"]["job_count"] == 0)
@@ -642,9 +644,10 @@ def test_of_several_calls_the_one_begun_first_is_meant(
 ):
     """By `progress` and `interrupt`; when it has ended, the next."""
     one, _ = pair
+    backend.hold()
 
     def call(name: str) -> Any:
-        fields = {**CAT, "prompt": f"held {name}", "force_task_id": name}
+        fields = {**CAT, "prompt": f"a {name} cat", "force_task_id": name}
         return one.session.post(f"{one.baseurl}/txt2img", json=fields).json()["images"]
 
     first = begun(backend, partial(call, "first"))

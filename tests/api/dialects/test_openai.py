@@ -26,7 +26,7 @@ from sd35.storage.blobs.memory import MemoryBlobStore
 from sd35.storage.images import ImageStore
 from sd35.storage.storage import Storage
 from sd35.tensors import Array
-from tests.support.fake_backend import WAIT_S, FakeBackend, fake_model, fake_pool, key_store
+from tests.support.fake_backend import WAIT_S, FakeBackend, Fault, fake_model, fake_pool, key_store
 from tests.support.services import memory_storage
 from tests.support.serving import cancellations, listening, serving
 
@@ -46,6 +46,7 @@ class Halting(FakeBackend):
 
     def __init__(self) -> None:
         super().__init__()
+        self.release.clear()
         self.is_halted = threading.Event()
         self.decoded = 0
 
@@ -306,30 +307,34 @@ def test_the_async_client_works_and_streams(server: str):
     assert whole == last
 
 
-def test_what_goes_wrong_before_the_first_event_is_a_status(client: OpenAI):
+def test_what_goes_wrong_before_the_first_event_is_a_status(client: OpenAI, backend: FakeBackend):
     """And after it an event, which their client raises."""
+    backend.faults["a dog"] = Fault.STEP_ERROR
     with pytest.raises(openai.BadRequestError):
         client.images.generate(prompt="evil", stream=True)
     with pytest.raises(openai.InternalServerError, match="the runtime"):
-        list(client.images.generate(prompt="crash", stream=True))
+        list(client.images.generate(prompt="a dog", stream=True))
     with (
         closing(
-            client.images.generate(prompt="crash", stream=True, partial_images=3, extra_body={"seed": 1})
+            client.images.generate(prompt="a dog", stream=True, partial_images=3, extra_body={"seed": 1})
         ) as stream,
         pytest.raises(openai.APIError, match="the runtime"),
     ):
         list(stream)
 
 
-def test_what_goes_wrong_in_a_stream_is_counted_and_logged(server: str, client: OpenAI, capsys: Any):
+def test_what_goes_wrong_in_a_stream_is_counted_and_logged(
+    server: str, client: OpenAI, backend: FakeBackend, capsys: Any
+):
     """As what is answered by its status."""
+    backend.faults["a dog"] = Fault.STEP_ERROR
     counted = 'sd35_errors_total{error="GenerationFailed"}'
 
     def metrics() -> str:
         return httpx2.get(server.replace("/v1", "/metrics")).text
 
     assert f"{counted} 1.0" not in metrics()
-    with closing(client.images.generate(prompt="crash", stream=True, partial_images=3)) as stream:
+    with closing(client.images.generate(prompt="a dog", stream=True, partial_images=3)) as stream:
         assert next(stream).type == "image_generation.partial_image"
         with pytest.raises(openai.APIError, match="the runtime") as failed:
             list(stream)
@@ -340,10 +345,10 @@ def test_what_goes_wrong_in_a_stream_is_counted_and_logged(server: str, client: 
 
 def test_a_image_that_is_made_again_shows_each_preview_once(tmp_path: Path):
     """One whose values go bad after three previews starts anew in a wider precision."""
-    with fake_pool(tmp_path, FakeBackend("float16")) as pool:
-        pool.add(fake_model(tmp_path / "mini", backend=FakeBackend("float32", sound=True)))
+    with fake_pool(tmp_path, FakeBackend("float16", {"a dog": Fault.UNIFORM})) as pool:
+        pool.add(fake_model(tmp_path / "mini", backend=FakeBackend()))
         with listening(pool) as (host, port), client_of(f"http://{host}:{port}/v1") as client:
-            events = list(client.images.generate(prompt="flat", stream=True, partial_images=3))
+            events = list(client.images.generate(prompt="a dog", stream=True, partial_images=3))
     assert [getattr(event, "partial_image_index", None) for event in events] == [0, 1, 2, None]
 
 
@@ -364,13 +369,14 @@ def test_who_leaves_in_mid_stream_stops_the_image(tmp_path: Path):
 
 def test_who_leaves_a_stream_stops_the_image(client: OpenAI, pool: ModelPool, backend: FakeBackend):
     """Before its next step."""
+    backend.hold()
     cancelled = cancellations(pool)
     with pytest.raises(openai.APITimeoutError):
-        client.images.generate(prompt="held", stream=True, timeout=httpx2.Timeout(WAIT_S, read=0.2))
+        client.images.generate(prompt="a tree", stream=True, timeout=httpx2.Timeout(WAIT_S, read=0.2))
     assert cancelled.wait(WAIT_S)
     backend.release.set()
     client.images.generate(**CAT)
-    assert backend.steps.count("held") <= 1
+    assert backend.steps.count("a tree") <= 1
 
 
 def test_an_idempotency_key_gives_the_same_images(client: OpenAI):

@@ -26,7 +26,7 @@ from sd35.errors import NotAcceptable
 from sd35.generation.model_pool import ModelPool
 from sd35.images.formats import Format
 from sd35.images.texts import read_record
-from tests.support.fake_backend import WAIT_S, FakeBackend, fake_pool, key_store
+from tests.support.fake_backend import WAIT_S, FakeBackend, Fault, fake_pool, key_store
 from tests.support.serving import listening, serving
 
 PATH = "/v2beta/stable-image/generate/sd3"
@@ -350,9 +350,10 @@ def test_what_the_filter_says_is_told_as_theirs_tells_it(pool: ModelPool):
             assert words == "the prompt is refused by this service's content filter"
 
 
-def test_a_failing_image_is_an_error_of_theirs(server: str):
+def test_a_failing_image_is_an_error_of_theirs(server: str, backend: FakeBackend):
     """500, with its own reason."""
-    assert "the runtime's own words" in refused(ask(server, prompt="crash"), 500, "internal_error")
+    backend.faults["a dog"] = Fault.STEP_ERROR
+    assert "the runtime's own words" in refused(ask(server, prompt="a dog"), 500, "internal_error")
 
 
 def test_an_idempotency_key_makes_one_image(server: str):
@@ -437,7 +438,8 @@ def test_a_client_that_hangs_up_cancels_its_image(server: str, pool: ModelPool, 
         cancelled.set()
 
     pool.engine.cancel = noticing  # type: ignore[method-assign]
-    body = part("prompt", b"held") + b"--x--\r\n"
+    body = part("prompt", b"a tree") + b"--x--\r\n"
+    backend.hold()
     host, port = server.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=WAIT_S) as connection:
         connection.sendall(_head(len(body)) + body)
@@ -445,7 +447,7 @@ def test_a_client_that_hangs_up_cancels_its_image(server: str, pool: ModelPool, 
     assert cancelled.wait(WAIT_S)
     backend.release.set()
     assert ask(server, prompt="a dog").status_code == 200
-    assert backend.steps == ["held"] + ["a dog"] * 4
+    assert backend.steps == ["a tree"] + ["a dog"] * 4
 
 
 def _head(length: int) -> bytes:
