@@ -13,8 +13,11 @@ help:  ## This list.
 run: .venv/.package  ## The service with the embedded model, on port 8000 (PORT=...).
 	@.venv/bin/sd35 serve --port $(PORT)
 
+# A process a core, 8 at most: each takes up to 2 GB. The tests of a file run in one process, see tests/conftest.py.
+IN_PARALLEL = --numprocesses logical --maxprocesses 8 --dist loadgroup
+
 test: lint  ## All that is checked on every change: lint, then the tests.
-	.venv-test/bin/python -m pytest
+	.venv-test/bin/python -m pytest $(IN_PARALLEL)
 
 fuzz: .venv-test/.package  ## Ten times the cases with which every change tries the API's description.
 	FUZZ_CASES=10000 .venv-test/bin/python -m pytest tests/api/test_openapi.py
