@@ -44,7 +44,7 @@ def test_a_secret_names_its_key_and_only_its_hash_is_kept():
     assert secret.rsplit("_", 1)[1] not in repr(key)
 
 
-def test_what_is_no_secret_names_no_key():
+def test_a_malformed_secret_has_no_key_id():
     """Shortened, lengthened or otherwise changed, it is none."""
     key, secret = new_key("mine", Role.USER, 1.0)
     for changed in (secret[:-1], secret + "x", secret.upper(), secret[:-1] + "é", ""):
@@ -152,12 +152,12 @@ def test_a_store_that_does_not_answer_lets_nobody_in_and_is_not_asked_by_all():
         ("somewhere", "somewhere"),
     ],
 )
-def test_without_keys_limits_are_an_addresss(address: str, client: str):
+def test_without_keys_limits_are_by_address(address: str, client: str):
     """Of IPv6 a network's, out of which one client can take any address."""
     assert ask(Authenticator(None, LIMITS), None, address).client == client
 
 
-def test_with_keys_limits_are_the_keys():
+def test_with_keys_limits_are_by_key():
     """From wherever it is used."""
     key, secret = new_key("mine", Role.USER, 1.0)
     ring = Authenticator(key_store(key), LIMITS)

@@ -36,7 +36,7 @@ def test_a_share_can_be_used_at_once_and_comes_back_evenly():
         limited.charge("a", NONE, 1)
 
 
-def test_what_is_refused_costs_nothing():
+def test_a_refused_request_is_not_charged():
     """A request refused for its pixels leaves the requests as they were, and the other way round."""
     clock = Clock()
     limited = limits(clock, requests=2, pixels=1000)
@@ -50,13 +50,13 @@ def test_what_is_refused_costs_nothing():
         limited.charge("a", NONE, 0)
 
 
-def test_what_is_more_than_a_whole_share_is_never_promised():
+def test_a_request_above_the_whole_limit_gets_no_retry_time():
     """No time is named after which it would be granted, for there is none."""
     with pytest.raises(NotAllowed, match="1000 pixels in 3600 s, and this request alone takes 1001"):
         limits(Clock(), pixels=1000).charge("a", NONE, 1001)
 
 
-def test_a_keys_own_allowance_goes_before_the_settings():
+def test_a_keys_quota_overrides_the_settings():
     """More, less, or, as 0, without bound; what it leaves open is the settings'."""
     limited = limits(Clock(), requests=1, pixels=10)
     own = Quota(requests_per_minute=0)
@@ -66,7 +66,7 @@ def test_a_keys_own_allowance_goes_before_the_settings():
         limited.charge("a", own, 1)
 
 
-def test_a_image_in_the_making_is_a_place_until_it_ended():
+def test_a_running_image_takes_a_place_until_it_ends():
     """Places are given back however an image ends, and a refused one takes none."""
     limited = limits(Clock(), concurrency=1)
     with limited.making("a", NONE, 1), limited.making("b", NONE, 1):
@@ -80,7 +80,7 @@ def test_a_image_in_the_making_is_a_place_until_it_ended():
 
 
 @pytest.mark.parametrize(("error", "left"), [(Overloaded("full", 1), 5), (GenerationFailed("broke"), 4)])
-def test_a_image_that_the_service_refuses_is_not_counted(error: Exception, left: int):
+def test_an_image_refused_by_the_service_is_refunded(error: Exception, left: int):
     """Where there is no room for it, the client gets its share back; where it was begun, not."""
     limited = limits(Clock(), requests=5)
     with pytest.raises(type(error)), limited.making("a", NONE, 1):
@@ -110,7 +110,7 @@ def test_headers_tell_what_may_be_used_and_what_is_left():
 
 
 @given(st.lists(st.tuples(st.floats(0, 30), st.integers(1, 40)), max_size=60), st.integers(1, 100))
-def test_no_more_is_granted_than_a_share_and_what_came_back(asked: list[tuple[float, int]], most: int):
+def test_grants_never_exceed_the_limit_and_what_was_regained(asked: list[tuple[float, int]], most: int):
     """Of any requests at any times: a share at once, and what came back since; to wait as told is enough."""
     clock = Clock()
     limited = limits(clock, pixels=most)
@@ -129,7 +129,7 @@ def test_no_more_is_granted_than_a_share_and_what_came_back(asked: list[tuple[fl
         assert granted <= most * (1 + (clock.now_s - began_s) / 3600) + 1e-3
 
 
-def test_clients_whose_share_is_whole_again_are_forgotten():
+def test_clients_with_an_unused_quota_are_removed_from_memory():
     """Memory follows those who used something lately, not all who ever came."""
     clock = Clock()
     limited = limits(clock, requests=60)
@@ -139,7 +139,7 @@ def test_clients_whose_share_is_whole_again_are_forgotten():
     assert len(limited._full_at_s) < 5000  # noqa: SLF001  no other way to see it
 
 
-def test_images_of_one_call_are_as_many_at_once_as_are_left():
+def test_the_images_of_a_call_use_the_remaining_places():
     """Of three at once, a call for four has three, or two where another has one; then none is left."""
     limited = limits(Clock(), concurrency=3)
     with limited.making("a", NONE, 4, images=4) as charge:

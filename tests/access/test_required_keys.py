@@ -35,7 +35,7 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("how", ["removed", "emptied", "memory", "another"])
-def test_a_start_without_the_keys_there_were_is_refused(data: Path, how: str):
+def test_a_start_whose_keys_are_lost_is_refused(data: Path, how: str):
     """Whatever became of the database. The error says what happened and the ways out, in one line."""
     other = {"memory": "memory", "another": str(data / "other.db")}.get(how)
     if how == "removed":

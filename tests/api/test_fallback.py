@@ -22,7 +22,7 @@ def studio_of(directory: Path) -> ModelPool:
     return pool
 
 
-def test_an_answer_says_what_really_made_it(tmp_path: Path):
+def test_a_response_names_the_profile_that_generated_the_image(tmp_path: Path):
     """Digest and PNG of an image that was made again are the fallback's; /metrics counts it, and what failed."""
     with serving(studio_of(tmp_path)) as client:
         plain, again = (client.post("/v1/txt2img", json={"prompt": word, "seed": 1}) for word in ("a cat", "a dog"))

@@ -91,7 +91,7 @@ def impatient(pool: ModelPool) -> Iterator[tuple[str, int]]:
         "null in a header",
     ],
 )
-def test_what_is_no_bounded_http_is_refused_with_a_problem(
+def test_malformed_or_oversized_http_is_refused_with_a_problem(
     address: tuple[str, int], sent: bytes, status: int, words: str
 ):
     """Smuggled, oversized or broken: told why as far as that can be, and let go."""

@@ -61,7 +61,7 @@ def test_clients_take_turns(one_row_studio: ModelPool, backend: FakeBackend):
     assert [index for index, prompt in enumerate(made) if prompt == "one"][-1] < 10
 
 
-def test_what_steps_take_is_learnt(tmp_path: Path, backend: FakeBackend):
+def test_the_wait_estimate_learns_from_finished_images(tmp_path: Path, backend: FakeBackend):
     """A wait that is refused by the first guess is accepted once images of that size were made."""
     with fake_pool(tmp_path, backend, max_wait_s=0.5) as pool:
         with held(pool, backend), pytest.raises(Overloaded):

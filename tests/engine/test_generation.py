@@ -9,7 +9,7 @@ from sd35.generation.params import GenerationParams, resolve
 from tests.support.fake_backend import FakeBackend, fake_model
 
 
-def test_every_preview_is_of_the_end(tmp_path: Path):
+def test_every_preview_predicts_the_final_image(tmp_path: Path):
     """On a straight path from noise to a latent, as flow matching wants it, each step's preview is the last one's."""
     model = fake_model(tmp_path / "mini")
     rng = np.random.default_rng(0)

@@ -26,7 +26,7 @@ def submit(pool: ModelPool, prompt: str, on_progress: Any = None, **wanted: Any)
     return pool.submit(pool.resolve(GenerationParams(prompt, **{"seed": 1, **wanted})), on_progress)
 
 
-def test_a_image_is_a_function_of_its_request(pool: ModelPool):
+def test_an_image_is_a_function_of_its_request(pool: ModelPool):
     """The same request gives the same pixels; another prompt, seed, guidance or negative prompt gives others."""
     requests = [
         GenerationParams("a cat", seed=1),
@@ -43,7 +43,7 @@ def test_a_image_is_a_function_of_its_request(pool: ModelPool):
         assert not np.array_equal(images[0], other), wanted
 
 
-def test_images_that_have_little_in_common_step_together(pool: ModelPool, backend: FakeBackend):
+def test_images_with_different_parameters_share_a_batch(pool: ModelPool, backend: FakeBackend):
     """While one image's step is held, others come with other steps, guidance and prompts: all share later calls."""
     backend.hold()
     first = submit(pool, "a tree", steps=3)
@@ -62,7 +62,7 @@ def test_progress_counts_each_step(pool: ModelPool):
     assert [(progress.done, progress.steps) for progress in heard] == [(done, 5) for done in range(1, 6)]
 
 
-def test_a_preview_shows_what_the_image_will_be(pool: ModelPool):
+def test_a_preview_resembles_the_image(pool: ModelPool):
     """Once a few images were made, a preview has one pixel for each 8x8 of the image, and their colour."""
     for seed in range(4):
         submit(pool, "a cat", seed=seed).future.result(WAIT_S)
@@ -89,7 +89,7 @@ def test_the_same_request_twice_is_one_image(pool: ModelPool, backend: FakeBacke
     assert [progress.done for progress in heard] == [1, 2, 3, 4]
 
 
-def test_a_image_nobody_waits_for_any_more_is_stopped(pool: ModelPool, backend: FakeBackend):
+def test_an_image_is_stopped_when_its_last_client_cancels(pool: ModelPool, backend: FakeBackend):
     """When the last of several has left, no further step is made; asking again begins anew."""
     backend.hold()
     handles = [submit(pool, "a tree", steps=50) for _ in range(2)]
@@ -102,7 +102,7 @@ def test_a_image_nobody_waits_for_any_more_is_stopped(pool: ModelPool, backend: 
     assert len(backend.steps) == 3
 
 
-def test_a_full_house_refuses_with_a_time(tmp_path: Path, backend: FakeBackend):
+def test_a_full_engine_refuses_with_a_retry_time(tmp_path: Path, backend: FakeBackend):
     """Three images are accepted; the next is refused, and the accepted ones are still made."""
     backend.hold()
     with fake_pool(tmp_path, backend, max_in_flight=3) as pool:
@@ -153,7 +153,7 @@ def test_a_listener_that_raises_harms_nothing(pool: ModelPool):
 
 
 @pytest.mark.parametrize("verb", ["encode_text", "denoise_step", "decode_latents"])
-def test_a_backend_that_answers_too_little_fails_the_image(
+def test_a_backend_that_returns_too_few_results_fails_the_image(
     pool: ModelPool, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch, verb: str
 ):
     """Not the engine: the next image is made."""
@@ -164,9 +164,7 @@ def test_a_backend_that_answers_too_little_fails_the_image(
     assert submit(pool, "a cat").future.result(WAIT_S)
 
 
-def test_an_engine_that_breaks_keeps_nobody_waiting(
-    pool: ModelPool, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_broken_engine_fails_all_images(pool: ModelPool, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch):
     """What no image can be blamed for ends all of them with the reason, and no more is accepted."""
     backend.hold()
     handle = submit(pool, "a tree")

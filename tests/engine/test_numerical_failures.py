@@ -47,7 +47,9 @@ def submit(pool: ModelPool, prompt: str, on_progress: Any = None, **wanted: Any)
 
 
 @pytest.mark.parametrize(("fault", "kind", "happened"), SPOILED)
-def test_a_spoiled_image_is_counted_and_says_what_to_do(tmp_path: Path, fault: Fault, kind: str, happened: str):
+def test_a_numerical_failure_is_counted_and_its_error_suggests_a_remedy(
+    tmp_path: Path, fault: Fault, kind: str, happened: str
+):
     """Without a wider precision it fails, naming precision and place, and how it could be made."""
     with studio_of(tmp_path, FakeBackend("float16", {"a dog": fault})) as pool:
         with pytest.raises(NumericalFailure) as failed:
@@ -58,7 +60,7 @@ def test_a_spoiled_image_is_counted_and_says_what_to_do(tmp_path: Path, fault: F
 
 
 @pytest.mark.parametrize(("fault", "kind"), [each[:2] for each in SPOILED])
-def test_a_spoiled_image_is_what_the_standby_makes_of_it(tmp_path: Path, fault: Fault, kind: str):
+def test_an_image_with_a_numerical_failure_is_the_fallbacks_own_image(tmp_path: Path, fault: Fault, kind: str):
     """It is made again from its noise: the fallback's own image, to the byte and by its record; its mates are not."""
     with studio_of(tmp_path / "own", FakeBackend()) as pool:
         expected = pool.finish(submit(pool, "a dog").future.result(WAIT_S))
@@ -81,7 +83,7 @@ def test_a_spoiled_image_is_what_the_standby_makes_of_it(tmp_path: Path, fault: 
 
 
 @pytest.mark.parametrize(("fault", "kind", "happened"), SPOILED)
-def test_what_the_standby_spoils_too_is_not_tried_a_third_time(tmp_path: Path, fault: Fault, kind: str, happened: str):
+def test_a_numerical_failure_in_the_fallback_is_not_retried(tmp_path: Path, fault: Fault, kind: str, happened: str):
     """Two attempts, and an error that names both, although a third backend would be there."""
     backends = FakeBackend("float16", {"a dog": fault}), FakeBackend(faults={"a dog": fault}), FakeBackend()
     backends[2].precision = "float64"
@@ -96,7 +98,7 @@ def test_what_the_standby_spoils_too_is_not_tried_a_third_time(tmp_path: Path, f
 
 
 @pytest.mark.parametrize("beside", ["float16", "float64"])
-def test_what_holds_no_more_is_not_tried(tmp_path: Path, beside: str):
+def test_a_fallback_of_no_wider_precision_is_not_tried(tmp_path: Path, beside: str):
     """A fallback that is narrower, or not known to be wider, makes nothing again."""
     fallback = FakeBackend(beside)
     with studio_of(tmp_path, FakeBackend(faults={"a dog": Fault.STEP_NAN}), fallback) as pool:
@@ -105,7 +107,7 @@ def test_what_holds_no_more_is_not_tried(tmp_path: Path, beside: str):
         assert not fallback.steps
 
 
-def test_what_the_standby_cannot_make_fails(tmp_path: Path):
+def test_a_request_the_fallback_does_not_support_is_not_retried(tmp_path: Path):
     """Skip-layer guidance is no part of it: another image would not be what was asked for."""
     fallback = FakeBackend()
     fallback.can_skip_layers = False
@@ -116,7 +118,7 @@ def test_what_the_standby_cannot_make_fails(tmp_path: Path):
         assert submit(pool, "a dog", skip_layer_scale=0).future.result(WAIT_S)
 
 
-def test_who_asks_for_the_same_meanwhile_waits_for_the_second_attempt(tmp_path: Path):
+def test_an_equal_request_joins_the_second_attempt(tmp_path: Path):
     """One image for all of them; who leaves does not stop it, and progress begins anew for who listens."""
     narrow, fallback = FakeBackend("float16", {"a dog": Fault.STEP_NAN}), FakeBackend()
     fallback.hold()
@@ -138,7 +140,7 @@ def test_who_asks_for_the_same_meanwhile_waits_for_the_second_attempt(tmp_path: 
         assert fallback.steps == ["a dog"] * 4
 
 
-def test_a_second_attempt_that_nobody_waits_for_is_stopped(tmp_path: Path):
+def test_a_second_attempt_is_stopped_when_its_last_client_cancels(tmp_path: Path):
     """The last to leave ends it before its next step, and the same can be asked for again."""
     narrow, fallback = FakeBackend("float16", {"a dog": Fault.STEP_NAN}), FakeBackend()
     fallback.hold()
@@ -151,7 +153,7 @@ def test_a_second_attempt_that_nobody_waits_for_is_stopped(tmp_path: Path):
         assert fallback.steps == ["a dog"] * 51
 
 
-def test_a_second_attempt_is_accepted_in_a_full_house_and_finished_by_a_drain(tmp_path: Path):
+def test_a_second_attempt_is_accepted_by_a_full_engine_and_finished_by_a_drain(tmp_path: Path):
     """What was accepted is made: no limit is applied again, and closing waits for it."""
     narrow = FakeBackend("float16", {"a dog": Fault.UNIFORM})
     narrow.hold()

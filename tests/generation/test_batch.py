@@ -64,7 +64,7 @@ def test_all_images_come_in_their_order(run: Run):
     assert prompts_of(run(work)) == prompts
 
 
-def test_no_more_are_made_at_once_than_may(run: Run, backend: FakeBackend):
+def test_a_batch_generates_at_most_the_allowed_number_of_images_at_once(run: Run, backend: FakeBackend):
     """With one at once, no step is of two images."""
 
     async def work(service: Service) -> list[GenerationResult | None]:
@@ -74,7 +74,7 @@ def test_no_more_are_made_at_once_than_may(run: Run, backend: FakeBackend):
     assert set(backend.rows) == {1}
 
 
-def test_steps_are_told_by_the_place_of_their_image(run: Run):
+def test_progress_is_reported_with_the_index_of_the_image(run: Run):
     """Each image's steps, and its latest in `progress`."""
     told: list[tuple[int, int]] = []
 
@@ -89,7 +89,7 @@ def test_steps_are_told_by_the_place_of_their_image(run: Run):
     assert told == [(0, 1), (0, 2), (1, 1), (1, 2)]
 
 
-def test_skipping_leaves_out_the_image_whose_turn_it_is(run: Run, backend: FakeBackend):
+def test_skipping_leaves_out_the_current_image(run: Run, backend: FakeBackend):
     """The others are made."""
     backend.hold()
 
@@ -103,7 +103,7 @@ def test_skipping_leaves_out_the_image_whose_turn_it_is(run: Run, backend: FakeB
     assert prompts_of(run(work)) == [None, "another"]
 
 
-def test_an_interruption_keeps_what_is_made(run: Run, backend: FakeBackend):
+def test_an_interruption_keeps_finished_images(run: Run, backend: FakeBackend):
     """And leaves out the rest."""
     backend.hold("slow")
 
@@ -119,7 +119,7 @@ def test_an_interruption_keeps_what_is_made(run: Run, backend: FakeBackend):
     assert prompts_of(run(work)) == ["quick", None, None]
 
 
-def test_a_call_is_refused_before_any_of_it_is_made(run: Run, backend: FakeBackend):
+def test_a_batch_without_room_for_its_first_image_is_refused(run: Run, backend: FakeBackend):
     """Where there is no room for the first."""
 
     async def work(service: Service) -> None:
@@ -138,7 +138,7 @@ def test_a_call_is_refused_before_any_of_it_is_made(run: Run, backend: FakeBacke
     assert not {"first", "second"} & set(backend.steps)
 
 
-def test_one_that_fails_ends_the_call(run: Run, backend: FakeBackend):
+def test_a_failed_image_ends_the_batch(run: Run, backend: FakeBackend):
     """With its reason, and the others are not made any more."""
     backend.faults["bad"] = Fault.STEP_ERROR
 
@@ -151,7 +151,7 @@ def test_one_that_fails_ends_the_call(run: Run, backend: FakeBackend):
     assert "never" not in backend.steps
 
 
-def test_a_image_skipped_before_it_begins_holds_up_no_other(run: Run):
+def test_an_image_skipped_before_it_starts_does_not_delay_the_others(run: Run):
     """The first, in the very moment of the call."""
 
     async def work(service: Service) -> list[GenerationResult | None]:

@@ -90,7 +90,7 @@ def test_a_job_that_fails_says_why_and_harms_no_other(pool: ModelPool, backend: 
     assert "finite" in tree.failure.detail
 
 
-def test_what_is_told_is_numbered_and_can_be_resumed(pool: ModelPool, backend: FakeBackend):
+def test_events_are_numbered_and_can_be_resumed(pool: ModelPool, backend: FakeBackend):
     """Queued with its place, running with steps, then the end; who was cut off hears what came after, and no more."""
 
     async def scenario() -> None:
@@ -135,7 +135,7 @@ def test_cancelled_jobs_stop(pool: ModelPool, backend: FakeBackend):
     asyncio.run(scenario())
 
 
-def test_what_does_not_end_in_the_grace_time_is_made_at_the_next_start(tmp_path: Path, backend: FakeBackend):
+def test_a_job_unfinished_at_shutdown_runs_at_the_next_start(tmp_path: Path, backend: FakeBackend):
     """Handed back, not lost and not failed: the next process makes it, and each image is in the store once."""
     storage = memory_storage()
 
@@ -163,7 +163,7 @@ def test_what_does_not_end_in_the_grace_time_is_made_at_the_next_start(tmp_path:
     assert len({job.made.digest for job in ended if job.made}) == 4
 
 
-def test_a_job_of_a_profile_that_is_gone_is_made_by_the_present_one(pool: ModelPool):
+def test_a_job_of_a_removed_profile_runs_with_the_present_one(pool: ModelPool):
     """Its seed and prompt stay; the image's identity is that of the request which made it."""
     storage = memory_storage()
     request = pool.resolve(GenerationParams("a cat", seed=1))
@@ -195,7 +195,7 @@ def test_idempotency_keys_are_one_job(pool: ModelPool):
     asyncio.run(scenario())
 
 
-def test_no_more_wait_than_may(pool: ModelPool, backend: FakeBackend):
+def test_jobs_beyond_the_queue_limit_are_refused(pool: ModelPool, backend: FakeBackend):
     """A job beyond is refused at once, with a time; those that wait are made."""
 
     async def scenario() -> None:
@@ -212,7 +212,7 @@ def test_no_more_wait_than_may(pool: ModelPool, backend: FakeBackend):
     asyncio.run(scenario())
 
 
-def test_a_store_that_is_away_holds_a_job_up_or_fails_it(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
+def test_an_unavailable_store_delays_a_job_and_then_fails_it(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
     """It waits while that may pass, then fails with the reason; nothing is half-written, and the next job passes."""
     storage = memory_storage()
     monkeypatch.setattr(running, "_STORE_TRIES_S", (0.0, 0.0, 0.0))
@@ -240,7 +240,7 @@ def test_a_store_that_is_away_holds_a_job_up_or_fails_it(pool: ModelPool, monkey
     assert storage.files.get(f"{failed.job_spec.request.digest}.png") is None
 
 
-def test_who_follows_a_job_is_let_go_when_the_service_closes(pool: ModelPool, backend: FakeBackend):
+def test_followers_of_a_job_are_released_when_the_service_closes(pool: ModelPool, backend: FakeBackend):
     """A job that was handed back ends for nobody here: its followers end, and who waits for it is told."""
 
     async def scenario() -> None:
@@ -260,7 +260,7 @@ def test_who_follows_a_job_is_let_go_when_the_service_closes(pool: ModelPool, ba
     asyncio.run(scenario())
 
 
-def test_a_job_cancelled_before_its_task_begins_leaves_its_place(pool: ModelPool):
+def test_a_job_cancelled_before_its_task_starts_releases_its_place(pool: ModelPool):
     """Else such jobs would take all places, one by one, and no other would ever run."""
     storage = memory_storage()
     generation_service = GenerationService(pool, storage.images, AllowAll())
@@ -280,7 +280,7 @@ def test_a_job_cancelled_before_its_task_begins_leaves_its_place(pool: ModelPool
     assert asyncio.run(scenario()) is Status.SUCCEEDED
 
 
-def test_an_error_that_was_not_foreseen_stops_no_claiming(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
+def test_an_unexpected_error_does_not_stop_claiming(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
     """A job that waits is made although looking for jobs failed before."""
     storage = memory_storage()
     claim = storage.database.jobs.claim

@@ -176,7 +176,7 @@ def test_a_file_system_without_modes_is_no_error(
 
 
 @pytest.mark.parametrize("refusal", sorted({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}))
-def test_a_file_system_without_hard_links_will_do(
+def test_a_file_system_without_hard_links_is_supported(
     open_at: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int
 ):
     """A name is written once there too, by many writers at once, and nothing is left lying."""
@@ -193,7 +193,7 @@ def test_a_file_system_without_hard_links_will_do(
     assert {path.name for path in (tmp_path / "images" / "staging").iterdir()} <= {"lock"}
 
 
-def test_why_a_file_cannot_be_written_is_told(open_at: OpenStore, monkeypatch: pytest.MonkeyPatch):
+def test_the_error_of_a_failed_write_has_the_systems_reason(open_at: OpenStore, monkeypatch: pytest.MonkeyPatch):
     """Another refusal than for want of hard links is no reason to go another way; its own words are shown."""
     store = open_at(None)
     monkeypatch.setattr(os, "link", refusing(errno.EDQUOT))

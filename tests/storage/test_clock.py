@@ -18,7 +18,7 @@ NOW_S = 1_800_000_000.0
 RULES = ClockRules.of(30 * DAY_S)
 
 
-def test_readings_are_remembered(stores: Database):
+def test_a_clock_jump_is_detected_against_the_last_reading(stores: Database):
     """A jump is seen against the last reading, and over when the clock is back."""
     assert stores.clock.read(NOW_S, RULES).is_trusted
     assert stores.clock.read(NOW_S + 5 * DAY_S, RULES).is_trusted

@@ -104,7 +104,7 @@ def test_a_damaged_image_is_made_again(
 
 
 @pytest.mark.parametrize("damage", DAMAGES, indirect=True)
-def test_a_damaged_image_is_given_to_nobody(pool: ModelPool, damage: Damage, *, has_checksum: bool):
+def test_a_damaged_image_is_not_returned(pool: ModelPool, damage: Damage, *, has_checksum: bool):
     """Whoever fetches it hears that there is none; once it was made again, they have it."""
     kept = memory_storage()
     service, job_spec = service_of(pool, kept), order_of(pool)
@@ -167,7 +167,7 @@ def test_a_damaged_file_is_not_put_back_when_another_owner_comes(monkeypatch: py
 
 
 @pytest.mark.parametrize("method", ["put", "replace"])
-def test_what_another_process_repaired_meanwhile_stays_good(monkeypatch: pytest.MonkeyPatch, method: str):
+def test_two_concurrent_repairs_leave_a_good_file(monkeypatch: pytest.MonkeyPatch, method: str):
     """Both found a damaged file and made the image: whichever file remains passes for good."""
     files, index, name = MemoryBlobStore(), MemoryOwnershipIndex(), name_of("ab" * 32)
     here, elsewhere = ImageStore(files, index), ImageStore(files, index)

@@ -49,7 +49,7 @@ def test_a_file_goes_with_its_last_owner(holdings: ImageStore):
 
 @pytest.mark.parametrize("owner", ["me", "you"])
 @pytest.mark.parametrize(("part", "method"), [("files", "get"), ("files", "delete"), ("index", "remove")])
-def test_who_comes_while_the_last_owner_leaves_has_the_file(
+def test_a_request_during_the_last_removal_gets_the_file(
     holdings: ImageStore, monkeypatch: pytest.MonkeyPatch, part: str, method: str, owner: str
 ):
     """At whatever moment: they come before the removal or after it, never in between."""
@@ -62,7 +62,7 @@ def test_who_comes_while_the_last_owner_leaves_has_the_file(
 
 
 @pytest.mark.parametrize(("part", "method"), [("files", "get"), ("files", "delete"), ("index", "remove")])
-def test_who_comes_in_another_process_meanwhile_has_the_file(
+def test_a_request_in_another_process_during_the_last_removal_gets_the_file(
     holdings: ImageStore, monkeypatch: pytest.MonkeyPatch, part: str, method: str
 ):
     """There no lock helps: the owner is seen when the row is removed, and the file is put back."""

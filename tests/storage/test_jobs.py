@@ -120,7 +120,7 @@ def test_of_many_adds_at_once_with_one_key_one_is_kept(store: JobStore):
     assert store.counts()[Status.QUEUED] == 1
 
 
-def test_pages_are_newest_first_and_go_on(store: JobStore):
+def test_pages_are_newest_first_and_continue_at_the_cursor(store: JobStore):
     """Filters by owner and status, and pages that meet, with nothing twice and nothing left out."""
     jobs = [add(store, owner) for owner in ("me", "you", "me", "me", "you")]
     claim(store, 2)
@@ -136,7 +136,7 @@ def test_pages_are_newest_first_and_go_on(store: JobStore):
     assert store.page("me", [Status.FAILED], None, 9) == []
 
 
-def test_place_counts_what_goes_before(store: JobStore):
+def test_the_place_of_a_job_counts_the_jobs_before_it(store: JobStore):
     """By priority, then by age; 0 for the first, for one that runs, and for none."""
     low, first, second, high = (add(store, priority=priority) for priority in (-1, 0, 0, 5))
     assert [store.place(job.id) for job in (high, first, second, low)] == [0, 1, 2, 3]
@@ -189,7 +189,7 @@ def test_a_lease_that_is_over_is_claimed_anew(store: JobStore):
     assert claim(store, 9, 40.0) == [other.id]
 
 
-def test_nobody_claims_what_it_holds_itself(store: JobStore):
+def test_a_holder_does_not_claim_its_own_jobs(store: JobStore):
     """Whoever was late to renew its own leases still works on those jobs."""
     job = add(store)
     claim(store, 1, holder="late")
@@ -198,7 +198,7 @@ def test_nobody_claims_what_it_holds_itself(store: JobStore):
     assert store.keep("late", LEASE_S) == {job.id}
 
 
-def test_keeping_holds_a_lease(store: JobStore):
+def test_renewing_extends_a_lease(store: JobStore):
     """As long as its holder says so in time, a job is nobody else's; cancelled ones are not its any more."""
     kept, cancelled = add(store), add(store)
     claim(store, 2)
@@ -289,7 +289,7 @@ def test_only_what_has_ended_is_deleted(store: JobStore):
     assert store.delete(job.id, "me") is None
 
 
-def test_counts_tell_every_status(store: JobStore):
+def test_counts_include_every_status(store: JobStore):
     """Also those of which there are none."""
     assert store.counts() == dict.fromkeys(Status, 0)
     for _ in range(4):
@@ -373,7 +373,7 @@ def test_of_those_who_ask_at_once_one_sends_a_webhook(store: JobStore):
     assert len(ids) + len(take_due(store, 0.0)) == 6
 
 
-def test_sweeping_forgets_what_ended_long_ago(store: JobStore):
+def test_sweeping_removes_jobs_that_ended_long_ago(store: JobStore):
     """With webhooks that wait; what ended later, and what has not ended, stays."""
     old, new, queued = add(store, webhook=HOOK), add(store, webhook=HOOK), add(store)
     store.cancel(old.id, None, 10.0)

@@ -48,6 +48,6 @@ def test_a_secret_belongs_to_one_key_and_is_not_kept():
 
 
 @pytest.mark.parametrize("text", ["", "sd35_", "sd35_0123456789abcdef", "hf_0123456789abcdef_" + "a" * 43, "ü" * 64])
-def test_what_is_no_secret_has_no_id(text: str):
+def test_a_malformed_secret_has_no_id(text: str):
     """It is refused before any store is asked."""
     assert id_of(text) is None

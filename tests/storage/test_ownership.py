@@ -19,7 +19,7 @@ def index(stores: Database) -> OwnershipIndex:
     return stores.images
 
 
-def test_a_image_is_of_those_who_asked_for_it(index: OwnershipIndex):
+def test_an_image_belongs_to_those_who_requested_it(index: OwnershipIndex):
     """And of nobody else, for a digest can be guessed."""
     for owner in ("me", "you", "me", ""):
         index.add("cat", owner, 10, 1.0)
@@ -29,7 +29,7 @@ def test_a_image_is_of_those_who_asked_for_it(index: OwnershipIndex):
     assert index.owners("rat") == set()
 
 
-def test_the_last_owner_takes_the_image_along(index: OwnershipIndex):
+def test_removing_the_last_owner_reports_that_none_is_left(index: OwnershipIndex):
     """Removing says whether it is nobody's now."""
     for owner in ("me", "you"):
         index.add("cat", owner, 10, 1.0)
@@ -47,7 +47,7 @@ def test_of_owners_who_leave_at_once_the_last_one_knows(index: OwnershipIndex):
     assert any(at_once([partial(index.remove, "cat", owner) for owner in owners]))
 
 
-def test_images_get_old(index: OwnershipIndex):
+def test_images_are_listed_by_their_last_request(index: OwnershipIndex):
     """The oldest come first; asked for again, by anyone, an image is new."""
     for number, digest in enumerate(["first", "second", "third", "fourth"]):
         index.add(digest, "me", 10, float(number))
@@ -70,7 +70,7 @@ def test_images_dated_in_a_span_are_made_new(index: OwnershipIndex):
     assert "of 9e+09" in index.outdated(56.0, None, 9)
 
 
-def test_images_take_room(index: OwnershipIndex):
+def test_the_oldest_images_beyond_the_size_limit_are_listed(index: OwnershipIndex):
     """What does not fit beside all newer ones goes, the oldest first; what several own takes its room once."""
     for number, size_bytes in enumerate([5, 40, 30, 20]):
         index.add(str(number), "me", size_bytes, float(number))

@@ -54,7 +54,7 @@ def test_old_images_go_with_all_their_files():
     assert not set(shelf.store.names()) & {f"{digest}{suffix}.png" for digest in old for suffix in ("", "-blurred")}
 
 
-def test_of_too_many_bytes_the_oldest_go():
+def test_the_oldest_images_beyond_the_size_limit_are_removed():
     """Until what is left fits."""
     shelf = Shelf()
     images = [shelf.add(hours * 3600, 100) for hours in (5, 4, 3, 2)]
@@ -62,7 +62,7 @@ def test_of_too_many_bytes_the_oldest_go():
     assert shelf.kept() == set(images[2:])
 
 
-def test_what_was_just_made_stays():
+def test_images_of_the_last_ten_minutes_stay():
     """For ten minutes, whatever room there is: somebody waits for it."""
     shelf = Shelf()
     young, old = shelf.add(599, 100), shelf.add(601, 100)
@@ -99,7 +99,7 @@ def test_a_sweep_that_fails_goes_on_next_time(monkeypatch: pytest.MonkeyPatch):
 
 @settings(deadline=None)  # up to 250 images a time
 @given(st.lists(st.tuples(st.integers(0, 100), st.integers(0, 50)), max_size=250), st.integers(1, 3000))
-def test_what_stays_is_young_and_fits(images: list[tuple[int, int]], most_bytes: int):
+def test_the_remaining_images_are_within_age_and_size_limits(images: list[tuple[int, int]], most_bytes: int):
     """Of any images: none is too old, the settled ones fit beside the fresh, and nothing goes that could stay."""
     shelf = Shelf()
     made = {shelf.add(minutes * 60, size): (minutes * 60, size) for minutes, size in images}

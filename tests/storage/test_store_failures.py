@@ -138,7 +138,7 @@ def test_a_store_that_overwrites_is_refused(open_at: OpenStore, s3: pytest.Monke
         open_at("s3://images")
 
 
-def test_wrong_credentials_are_told(open_at: OpenStore, s3: pytest.MonkeyPatch):
+def test_the_error_of_wrong_credentials_has_the_servers_words_and_no_secret(open_at: OpenStore, s3: pytest.MonkeyPatch):
     """In the words of the server, and never with the secret."""
     s3.setattr("moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0)  # from now on it looks at them
     with pytest.raises(
@@ -148,7 +148,7 @@ def test_wrong_credentials_are_told(open_at: OpenStore, s3: pytest.MonkeyPatch):
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in str(refused.value)
 
 
-def test_an_object_store_that_goes_away_is_told_by_every_call(open_at: OpenStore, cloud: pytest.MonkeyPatch):
+def test_every_call_to_an_unreachable_object_store_raises_its_reason(open_at: OpenStore, cloud: pytest.MonkeyPatch):
     """Each fails with the reason, in seconds, and so does opening; nothing is taken for missing."""
     from moto.server import ThreadedMotoServer
 

@@ -120,7 +120,7 @@ def test_a_clock_that_is_wrong_at_each_start_in_another_way_removes_nothing(serv
         assert server.start() == SweepResult(0, 0)
 
 
-def test_a_week_off_is_no_jump(server: Server):
+def test_a_week_without_running_is_not_a_clock_jump(server: Server):
     """Less than a quarter of `retention_days`: what is old is removed at once."""
     server.run(29 * DAY_S)
     server.real_s += 7 * DAY_S
@@ -164,7 +164,7 @@ def test_an_image_made_by_a_clock_that_was_behind_is_not_old(server: Server):
     assert (server.has(image), server.jobs()) == (False, 0)
 
 
-def test_room_is_made_whatever_the_clock_says():
+def test_the_size_limit_holds_while_retention_is_paused():
     """Else a disk would fill while it is not believed; no more is removed than is too much."""
     server = Server(retention_bytes=25)
     old, *others = (server.make() for _ in range(3))
@@ -173,7 +173,7 @@ def test_room_is_made_whatever_the_clock_says():
     assert [server.has(digest) for digest in (old, *others)] == [False, True, True]
 
 
-def test_a_pause_is_told_once_with_what_to_do(server: Server):
+def test_a_pause_of_retention_is_logged_once_with_its_remedy(server: Server):
     """When the clock was read last, what it says now, and when retention goes on by itself."""
     with capture_logs() as logs:
         server.wrong_s = 31 * DAY_S
@@ -191,7 +191,7 @@ def test_a_pause_is_told_once_with_what_to_do(server: Server):
     assert "goes on" in resumed["event"]
 
 
-def test_what_is_kept_for_hours_is_paused_for_hours():
+def test_the_pause_is_no_longer_than_the_retention_time():
     """A short `retention_days`, as for privacy, is at most doubled; no bound means a week and a day."""
     assert ClockRules.of(4 * HOUR_S) == (HOUR_S, 4 * HOUR_S)
     assert ClockRules.of(None) == (7 * DAY_S, DAY_S)

@@ -65,7 +65,7 @@ def counted(telemetry: Telemetry, name: str) -> dict[tuple[str, ...], float]:
     return {labels: value for labels, value in samples.items() if value}
 
 
-def test_each_end_of_a_image_is_counted(pool: ModelPool, backend: FakeBackend, telemetry: Telemetry):
+def test_each_end_of_an_image_is_counted(pool: ModelPool, backend: FakeBackend, telemetry: Telemetry):
     """Made, failed, refused by its pixels, left by who waited; what was refused before it began is none."""
     storage = memory_storage()
     generation_service = GenerationService(pool, storage.images, Strict(), telemetry)
@@ -91,7 +91,7 @@ def test_each_end_of_a_image_is_counted(pool: ModelPool, backend: FakeBackend, t
     }
 
 
-def test_what_finds_no_room_is_no_image(pool: ModelPool, backend: FakeBackend, telemetry: Telemetry):
+def test_a_refused_image_is_not_counted_as_failed(pool: ModelPool, backend: FakeBackend, telemetry: Telemetry):
     """An overload is counted where it is answered, not as a failure."""
     storage = memory_storage()
     generation_service = GenerationService(pool, storage.images, AllowAll(), telemetry)
@@ -125,7 +125,7 @@ def test_the_filters_decisions_are_counted_by_what_they_are_about(pool: ModelPoo
     }
 
 
-def test_who_shares_a_image_is_counted_as_such(pool: ModelPool, telemetry: Telemetry):
+def test_shared_and_cached_images_are_counted_as_such(pool: ModelPool, telemetry: Telemetry):
     """One made it, two shared it, one found it."""
     storage = memory_storage()
     generation_service = GenerationService(pool, storage.images, AllowAll(), telemetry)
@@ -138,7 +138,7 @@ def test_who_shares_a_image_is_counted_as_such(pool: ModelPool, telemetry: Telem
     assert counted(telemetry, "sd35_result_cache_total") == {("miss",): 1, ("shared",): 2, ("hit",): 1}
 
 
-def test_a_image_that_cannot_be_stored_is_counted(pool: ModelPool, telemetry: Telemetry):
+def test_an_image_that_cannot_be_stored_is_counted(pool: ModelPool, telemetry: Telemetry):
     """It is made all the same."""
     generation_service = GenerationService(
         pool, ImageStore(Full(), memory_storage().database.images), AllowAll(), telemetry
@@ -149,7 +149,7 @@ def test_a_image_that_cannot_be_stored_is_counted(pool: ModelPool, telemetry: Te
 
 
 @pytest.mark.parametrize(("log_prompts", "logged"), [(False, None), (True, f"{'a ' * 100}… (600 characters)")])
-def test_prompts_are_logged_where_that_is_allowed(pool: ModelPool, log_prompts: bool, logged: str | None):  # noqa: FBT001
+def test_prompts_are_logged_only_if_enabled(pool: ModelPool, log_prompts: bool, logged: str | None):  # noqa: FBT001
     """One line for an image, with what it is and its stages; with its prompt, shortened, only then."""
     storage = memory_storage()
     generation_service = GenerationService(pool, storage.images, AllowAll(), Telemetry(log_prompts=log_prompts))

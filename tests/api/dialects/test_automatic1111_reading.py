@@ -131,7 +131,7 @@ def test_a_seed_can_be_left_to_chance(client: TestClient, seed: object):
         *("firstpass_image", "controlnet_units"),
     ],
 )
-def test_what_asks_for_nothing_is_accepted(field: str, value: object):
+def test_empty_values_of_unsupported_fields_are_accepted(field: str, value: object):
     """Clients have many ways to say none."""
     assert getattr(read(**{field: value}), field) is None
 
