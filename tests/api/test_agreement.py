@@ -126,7 +126,7 @@ def test_no_reader_finds_a_request_in_other_files(client: TestClient, tmp_path: 
 
 
 @given(st.data())
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_all_readers_agree_on_any_file(client: TestClient, tmp_path: Path, data: st.DataObject):
     """Whichever bytes of it were changed, or wherever it was cut off."""
     file = bytearray(encode(OWN, data.draw(st.sampled_from(list(Format))), has_metadata=True))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 from starlette.testclient import TestClient
@@ -234,7 +234,6 @@ names = st.sampled_from(
 ) | st.text(st.characters(), max_size=5)
 
 
-@settings(deadline=None)  # a request takes its time where others compute beside
 @given(st.dictionaries(names, values, max_size=6) | values)
 @example({"\ud800": None})
 @example({"prompt": "a cat", "\ud800": "\ud800"})
@@ -247,7 +246,6 @@ def test_no_body_is_a_500(lasting_client: TestClient, body: object):
         assert content["errors"] or response.status_code == 400
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_are_a_500(lasting_client: TestClient, body: bytes):
     """Whatever bytes come: 400 or 422."""

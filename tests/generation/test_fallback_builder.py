@@ -114,7 +114,7 @@ def test_an_image_in_flight_during_the_swap_ends_on_the_fallback(shop: Shop):
     assert not np.array_equal(after.pixels, expected.pixels)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.integers(1, 6), min_size=1, max_size=12), moment=st.integers(0, 12))
 def test_no_request_is_lost_or_changed_by_a_swap(tmp_path: Path, steps: list[int], moment: int):
     """Whenever it comes, each request ends with its own profile and the pixels of a pool that has only that profile."""
