@@ -262,6 +262,7 @@ def test_help_needs_none_of_what_computes_or_serves():
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
+@pytest.mark.serial
 def test_measure_writes_a_table_that_simulate_reads(tmp_path: Path):
     """A table of this machine; then latency, utilisation and refusals of a load on a hundred of it."""
     options = ("--size", "64x64", "--size", "1024x512", "--max-batch-rows", "3")
