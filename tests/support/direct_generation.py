@@ -1,4 +1,4 @@
-"""An image on a backend, step by step and without an engine's threads."""
+"""Generate an image on a backend without the engine's threads."""
 
 from sd35.backends.base import Backend
 from sd35.checkpoints.checkpoint import Checkpoint
@@ -10,7 +10,7 @@ from sd35.sampling.sigmas import sigma_schedule_of
 
 
 def generate_directly(backend: Backend, checkpoint: Checkpoint, request: Request) -> Pixels:
-    """The pixels of a request, drawn at the size it asks for."""
+    """Return the pixels of a request, generated at the requested size."""
     pipeline = Pipeline(backend, sigma_schedule_of(checkpoint), checkpoint.card.side_px, checkpoint.card.skip_layers)
     generation = Generation(Task(request, request.width, request.height), pipeline)
     calls = BatchExecutor(EmbeddingCache(0), reproducible=False)
