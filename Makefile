@@ -13,8 +13,12 @@ help:  ## This list.
 run: .venv/.package  ## The service with the embedded model, on port 8000 (PORT=...).
 	@.venv/bin/sd35 serve --port $(PORT)
 
+# One process per core, and at most 8 for the sake of memory. tests/conftest.py says which tests share a process.
+IN_PARALLEL = --numprocesses logical --maxprocesses 8 --dist loadgroup
+
 test: lint  ## All that is checked on every change: lint, then the tests.
-	.venv-test/bin/python -m pytest
+	.venv-test/bin/python -m pytest -m 'not serial' $(IN_PARALLEL); parallel=$$?; \
+	.venv-test/bin/python -m pytest -m serial && exit $$parallel
 
 fuzz: .venv-test/.package  ## Ten times the cases with which every change tries the API's description.
 	FUZZ_CASES=10000 .venv-test/bin/python -m pytest tests/api/test_openapi.py

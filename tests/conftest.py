@@ -1,4 +1,4 @@
-"""What suites of several folders share."""
+"""Fixtures of several folders, and how tests are spread over processes."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from sqlalchemy import URL
 
 from sd35.checkpoints.open import open_checkpoint
@@ -20,18 +21,26 @@ from sd35.generation.model_pool import ModelPool
 from tests.support import postgres
 from tests.support.fake_backend import FakeBackend, fake_pool
 
+# How long an example takes depends on what else the machine does.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
+_SHARED_BY_FILES = ("compiled", "watched")  # session fixtures that take many seconds to build
+
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests of a file in one process, so that no fixture is built twice; likewise all tests of `compiled`."""
+    """Let pytest-xdist run the tests of a file in one process, and all tests that share an expensive fixture.
+
+    No fixture is then built twice, except those of a session that are cheap.
+    """
     for item in items:
-        shares_compiled = "compiled" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("compiled" if shares_compiled else item.path.as_posix()))
+        shared = [name for name in _SHARED_BY_FILES if name in getattr(item, "fixturenames", ())]
+        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.path.as_posix()))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_torch_thread() -> Iterator[None]:
-    """PyTorch's threads wait by spinning, which is slower by far than one thread where other work runs beside."""
+    """Compute with one PyTorch thread: several wait by spinning, which is far slower beside other work."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -40,7 +49,7 @@ def _one_torch_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_data_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Processes that are started without `--data-dir` neither read nor change the data of this machine's user."""
+    """Keep processes started without `--data-dir` away from the data of this machine's user."""
     with pytest.MonkeyPatch.context() as context:
         context.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
         yield
@@ -48,14 +57,14 @@ def _own_data_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[URL]:
-    """A PostgreSQL server; skips where none is installed."""
+    """The URL of a PostgreSQL server. Skips the test if none is installed."""
     with postgres.serving() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache directory that holds the embedded checkpoint compiled, in FP32, BF16 and FP8."""
+    """A cache directory with the graphs of the embedded checkpoint in FP32, BF16 and FP8."""
     cache_dir = tmp_path_factory.mktemp("cache")
     checkpoint, stages = open_checkpoint(EMBEDDED), Stages(lambda *_: None)
     for precision in ("fp32", "bf16"):
@@ -69,19 +78,19 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def backend() -> FakeBackend:
-    """Waits in the images that are "held", and counts what it is called for."""
+    """The backend of `pool`."""
     return FakeBackend()
 
 
 @pytest.fixture
 def max_in_flight() -> int:
-    """How many the model pool has room for."""
+    """The number of images that `pool` accepts at once."""
     return 3
 
 
 @pytest.fixture
 def pool(tmp_path: Path, backend: FakeBackend, max_in_flight: int) -> Iterator[ModelPool]:
-    """A model pool around the backend, which lets go of what it holds at the end."""
+    """A model pool over `backend`. At the end, images that are held are released."""
     with fake_pool(tmp_path, backend, max_in_flight) as pool:
         yield pool
         backend.release.set()

@@ -13,7 +13,7 @@ from tests.support.serving import listening, serving
 
 @pytest.fixture
 def backend() -> FakeBackend:
-    """A backend whose held images wait for `release`."""
+    """The backend of `pool`."""
     return FakeBackend()
 
 

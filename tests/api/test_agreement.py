@@ -112,22 +112,22 @@ def of_replay(file: bytes) -> str | None:
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_all_find_the_request(client: TestClient, tmp_path: Path, name: str):
+def test_all_readers_find_the_request(client: TestClient, tmp_path: Path, name: str):
     """Wherever it lies, and whatever else does."""
     file = MADE[name]()
     assert [of_png_info(client, file), of_page(file, tmp_path), of_replay(file)] == [REQUEST.digest] * 3
 
 
 @pytest.mark.parametrize("name", NOT_MADE)
-def test_none_finds_a_request(client: TestClient, tmp_path: Path, name: str):
+def test_no_reader_finds_a_request_in_other_files(client: TestClient, tmp_path: Path, name: str):
     """In files of others, and in files that are damaged, edited or made to be slow."""
     file = NOT_MADE[name]()
     assert [of_png_info(client, file), of_page(file, tmp_path), of_replay(file)] == [None] * 3
 
 
 @given(st.data())
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_all_say_the_same_of_any_file(client: TestClient, tmp_path: Path, data: st.DataObject):
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_all_readers_agree_on_any_file(client: TestClient, tmp_path: Path, data: st.DataObject):
     """Whichever bytes of it were changed, or wherever it was cut off."""
     file = bytearray(encode(OWN, data.draw(st.sampled_from(list(Format))), has_metadata=True))
     for _ in range(data.draw(st.integers(0, 4))):

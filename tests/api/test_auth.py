@@ -28,7 +28,7 @@ from sd35.errors import (
 from sd35.generation.model_pool import ModelPool
 from sd35.settings import load_settings
 from sd35.storage.memory.keys import MemoryKeyStore
-from tests.support.fake_backend import WAIT_S, FakeBackend, fake_pool, key_store
+from tests.support.fake_backend import WAIT_S, FakeBackend, Fault, fake_pool, key_store
 from tests.support.http import ask, problem
 from tests.support.serving import serving
 
@@ -58,13 +58,13 @@ def closed(pool: ModelPool) -> Iterator[TestClient]:
     ],
     ids=["bearer", "lower case", "header", "admin", "password", "beside another scheme"],
 )
-def test_a_key_opens_in_either_header(closed: TestClient, headers: dict[str, str]):
+def test_a_key_is_accepted_in_either_header(closed: TestClient, headers: dict[str, str]):
     """As a bearer token, or as X-Api-Key."""
     assert closed.post("/v1/txt2img", json=CAT, headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/v1/txt2img"), ("GET", "/v1/models"), ("GET", "/metrics")])
-def test_without_a_key_there_is_no_answer_but_how_to_send_one(closed: TestClient, method: str, path: str):
+def test_without_a_key_the_response_says_how_to_send_one(closed: TestClient, method: str, path: str):
     """401 with the scheme, as a problem; a body is not even read."""
     response = closed.request(method, path)
     assert "'Authorization: Bearer sd35_...' or 'X-Api-Key: sd35_...'" in problem(response, 401)["detail"]
@@ -171,11 +171,12 @@ def test_pixels_are_counted_as_asked_for_and_refusals_cost_nothing(pool: ModelPo
         assert 1790 <= int(refused.headers["retry-after"]) <= 1800
 
 
-def test_images_at_once_are_bounded_and_their_places_given_back(pool: ModelPool, backend: FakeBackend):
+def test_concurrent_images_are_limited_and_their_places_released(pool: ModelPool, backend: FakeBackend):
     """A second one beside a running one is 429; after it, it is made."""
     with serving(pool, concurrency=1) as client:
         answers: list[Any] = []
-        running = threading.Thread(target=lambda: answers.append(ask(client, prompt="held")))
+        backend.hold()
+        running = threading.Thread(target=lambda: answers.append(ask(client, prompt="a tree")))
         running.start()
         assert backend.started.wait(WAIT_S)
         refused = client.post("/v1/txt2img", json=CAT)
@@ -183,14 +184,16 @@ def test_images_at_once_are_bounded_and_their_places_given_back(pool: ModelPool,
         backend.release.set()
         running.join(WAIT_S)
         assert answers[0].status_code == 200
-        assert ask(client, prompt="crash").status_code == 500
+        backend.faults["a dog"] = Fault.STEP_ERROR
+        assert ask(client, prompt="a dog").status_code == 500
         assert client.post("/v1/txt2img", json=CAT).status_code == 200
 
 
-def test_what_the_engine_has_no_room_for_is_not_counted(pool: ModelPool, backend: FakeBackend):
+def test_a_request_refused_by_a_full_engine_is_not_charged(pool: ModelPool, backend: FakeBackend):
     """An overloaded service's 429 costs nothing of the caller's share."""
     with serving(pool, requests_per_minute=2) as client:
-        handles = [pool.submit(pool.resolve(_wanted("held")), client="other") for _ in range(3)]
+        backend.hold()
+        handles = [pool.submit(pool.resolve(_wanted("a tree")), client="other") for _ in range(3)]
         assert backend.started.wait(WAIT_S)
         for _ in range(5):
             assert "3 of at most 3 images are accepted" in problem(ask(client), 429)["detail"]
@@ -259,14 +262,14 @@ def clients_seen(pool: ModelPool, headers: dict[str, str], **settings: Any) -> s
         ("10.1.0.0/16, 192.0.2.1", "1.2.3.4, 203.0.113.7, 192.0.2.1", "203.0.113.7"),
     ],
 )
-def test_only_a_trusted_proxy_is_believed_where_a_request_comes_from(
+def test_the_client_address_is_taken_from_trusted_proxies_only(
     pool: ModelPool, trusted: str, forwarded: str, client: str
 ):
     """The last address that no trusted proxy is; what a client wrote before it counts for nothing."""
     assert clients_seen(pool, {"x-forwarded-for": forwarded}, trusted_proxies=trusted) == {client}
 
 
-def test_pages_of_other_origins_get_nothing_by_default(client: TestClient):
+def test_other_origins_get_no_cors_headers_by_default(client: TestClient):
     """No header lets them in, and their browsers' question is not answered."""
     origin = {"origin": "https://example.com"}
     assert "access-control-allow-origin" not in client.get("/v1/models", headers=origin).headers
@@ -274,7 +277,7 @@ def test_pages_of_other_origins_get_nothing_by_default(client: TestClient):
     assert "access-control-allow-origin" not in asked.headers
 
 
-def test_pages_of_named_origins_are_let_in(pool: ModelPool):
+def test_allowed_origins_get_cors_headers(pool: ModelPool):
     """They may send a key, read this API's headers, also of errors; others are refused by a problem."""
     with serving(pool, key_store(USER), cors_origins="https://example.com") as client:
         question = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
@@ -315,7 +318,7 @@ def test_wrong_settings_are_refused_with_what_came(name: str, value: str):
     ("path", "allow"),
     [("/healthz", "GET, HEAD"), ("/v1/models", "GET, HEAD"), ("/v1/txt2img", "POST")],
 )
-def test_options_and_405_tell_all_that_a_path_can_do(client: TestClient, path: str, allow: str):
+def test_options_and_405_list_the_methods_of_a_path(client: TestClient, path: str, allow: str):
     """OPTIONS is answered without a body, any other method with a problem."""
     asked = client.options(path)
     assert (asked.status_code, asked.headers["allow"], asked.content) == (204, allow, b"")
@@ -324,7 +327,7 @@ def test_options_and_405_tell_all_that_a_path_can_do(client: TestClient, path: s
     assert response.headers["allow"] == allow
 
 
-def test_under_a_path_the_pages_find_each_other(tmp_path: Path):
+def test_pages_link_to_each_other_under_a_root_path(tmp_path: Path):
     """With a root path the redirect and the API page name it; keys are needed, or not, as without."""
 
     async def under_path(scope: Any, receive: Any, send: Any) -> None:  # as uvicorn puts it before the path
@@ -372,7 +375,7 @@ def test_a_body_has_to_arrive_in_time(pool: ModelPool):
 @pytest.mark.parametrize(
     "path", ["/v1/models", "/v1/jobs", f"/v1/artifacts/{'0' * 64}", "/v1/jobs/none/events", "/metrics"]
 )
-def test_what_an_address_holds_is_not_passed_over(closed: TestClient, path: str):
+def test_unknown_query_parameters_are_refused(closed: TestClient, path: str):
     """A parameter that a route does not know is refused, with those that it knows."""
     (error,) = problem(closed.get(path, params={"statsu": "queued"}, headers=BEARER), 422)["errors"]
     assert (error["field"], error["got"]) == ("statsu", "queued")
@@ -387,7 +390,9 @@ def test_what_an_address_holds_is_not_passed_over(closed: TestClient, path: str)
         ({}, {"Last-Event-ID": "x"}, "last-event-id"),
     ],
 )
-def test_a_wrong_parameter_is_named(client: TestClient, params: dict[str, Any], headers: dict[str, str], field: str):
+def test_the_error_of_a_wrong_parameter_names_it(
+    client: TestClient, params: dict[str, Any], headers: dict[str, str], field: str
+):
     """Also one of several values, by its own name."""
     job = client.post("/v1/jobs", json=CAT).json()
     path = f"/v1/jobs/{job['id']}/events" if headers else "/v1/jobs"
@@ -396,13 +401,13 @@ def test_a_wrong_parameter_is_named(client: TestClient, params: dict[str, Any], 
 
 
 @pytest.mark.parametrize("method", ["DELETE", "POST"])
-def test_only_who_fetches_has_a_link(closed: TestClient, method: str):
+def test_a_signed_link_cannot_delete(closed: TestClient, method: str):
     """A deletion with a signature in its address is no link that is followed: the parameter is refused."""
     path = f"/v1/artifacts/{'0' * 64}{'/link' if method == 'POST' else ''}"
     (error,) = problem(closed.request(method, path, params={"signature": "0"}, headers=BEARER), 422)["errors"]
     assert error["field"] == "signature"
 
 
-def test_probes_may_be_asked_in_any_way(closed: TestClient):
+def test_probes_ignore_unknown_query_parameters(closed: TestClient):
     """Some balancers put the time into the address."""
     assert closed.get("/healthz?t=1").status_code == closed.get("/readyz?t=1").status_code == 200

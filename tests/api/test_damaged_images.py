@@ -23,7 +23,7 @@ ASKED = {"prompt": "a cat", "seed": 1}
         ("GET", {"accept": "image/webp"}),
     ],
 )
-def test_no_answer_is_made_of_a_damaged_file(pool: ModelPool, left_bytes: int, method: str, headers: dict[str, str]):
+def test_a_damaged_file_is_not_found(pool: ModelPool, left_bytes: int, method: str, headers: dict[str, str]):
     """404 without an ETag and without leave to cache it, by address and by signed link, whatever is asked of it."""
     storage = memory_storage()
     with serving(pool, storage=storage) as client:
@@ -51,7 +51,7 @@ DIALECTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_damaged_image_is_made_again_for_each_dialect(pool: ModelPool, dialect: str):
+def test_a_damaged_image_is_regenerated_in_each_dialect(pool: ModelPool, dialect: str):
     """200 with a whole image, at its address too: an empty file is not an error for ever."""
     path, body = DIALECTS[dialect]
     storage = memory_storage()

@@ -11,23 +11,24 @@ from sd35.generation.fallback import FallbackBuilder
 from sd35.generation.model_pool import ModelPool
 from sd35.images.png import read_png
 from sd35.images.record import from_text
-from tests.support.fake_backend import FakeBackend, fake_pipeline, fake_pool
+from tests.support.fake_backend import FakeBackend, Fault, fake_pipeline, fake_pool
 from tests.support.serving import serving
 
 
 def studio_of(directory: Path) -> ModelPool:
-    """A model pool whose model is in float16, with a sound fallback in float32."""
-    return fake_pool(directory, FakeBackend("float16"), fallback=FakeBackend(sound=True))
+    """A model pool whose model is in float16, with a fallback in float32 in which nothing fails."""
+    failing = FakeBackend("float16", {"a dog": Fault.UNIFORM, "a tree": Fault.STEP_NAN})
+    return fake_pool(directory, failing, fallback=FakeBackend())
 
 
-def test_an_answer_says_what_really_made_it(tmp_path: Path):
+def test_a_response_names_the_profile_that_generated_the_image(tmp_path: Path):
     """Digest and PNG of an image that was made again are the fallback's; /metrics counts it, and what failed."""
     with serving(studio_of(tmp_path)) as client:
-        plain, again = (client.post("/v1/txt2img", json={"prompt": word, "seed": 1}) for word in ("a cat", "flat"))
+        plain, again = (client.post("/v1/txt2img", json={"prompt": word, "seed": 1}) for word in ("a cat", "a dog"))
         records = [from_text(read_png(each.content)[1]) for each in (plain, again)]
         assert [record.request.profile for record in records] == ["double/float16", "double/float32"]
         assert again.headers["x-sd35-digest"] == records[1].request.digest
-        failed = client.post("/v1/txt2img", json={"prompt": "nan", "model": "large"})
+        failed = client.post("/v1/txt2img", json={"prompt": "a tree", "model": "large"})
         assert (failed.status_code, failed.headers["content-type"]) == (500, "application/problem+json")
         assert "stopped being finite in float16 at step 2 of 30" in failed.json()["detail"]
         text = client.get("/metrics").text

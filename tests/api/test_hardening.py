@@ -91,7 +91,7 @@ def impatient(pool: ModelPool) -> Iterator[tuple[str, int]]:
         "null in a header",
     ],
 )
-def test_what_is_no_bounded_http_is_refused_with_a_problem(
+def test_malformed_or_oversized_http_is_refused_with_a_problem(
     address: tuple[str, int], sent: bytes, status: int, words: str
 ):
     """Smuggled, oversized or broken: told why as far as that can be, and let go."""
@@ -161,7 +161,7 @@ def test_a_client_that_hangs_up_is_noticed_however_much_it_sent(
 ):
     """Bytes behind a request do not hide that nobody waits for its image: the image is cancelled."""
     cancelled = cancellations(pool)
-    body = json.dumps({"prompt": "hold", "steps": 1}).encode()
+    body = json.dumps({"prompt": "a cat", "steps": 1}).encode()
     head = (
         b"POST /v1/txt2img HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     )

@@ -21,7 +21,7 @@ from sd35.images.record import from_text
 from sd35.jobs.progress import Event
 from sd35.storage.jobs import Status
 from sd35.storage.links import Links
-from tests.support.fake_backend import FakeBackend, key_store
+from tests.support.fake_backend import FakeBackend, Fault, key_store
 from tests.support.services import memory_storage
 from tests.support.serving import serving
 
@@ -66,7 +66,8 @@ def test_a_job_is_accepted_followed_and_fetched(client: TestClient):
 
 def test_events_are_numbered_and_resumed(client: TestClient, backend: FakeBackend):
     """Each greater than the last, the end with the job; `Last-Event-ID` leaves out what came before."""
-    job = client.post("/v1/jobs", json={"prompt": "held", "steps": 6}).json()
+    backend.hold()
+    job = client.post("/v1/jobs", json={"prompt": "a cat", "steps": 6}).json()
     timer = threading.Timer(0.1, backend.release.set)
     timer.start()
     *running, end = events = follow(client, job["id"], params={"preview": "true"})
@@ -80,7 +81,7 @@ def test_events_are_numbered_and_resumed(client: TestClient, backend: FakeBacken
     assert follow(client, job["id"], headers={"Last-Event-ID": end["id"]}) == []
 
 
-def test_a_step_is_told_with_what_is_left_and_a_preview_if_asked_for():
+def test_a_step_event_has_the_time_left_and_a_preview_on_request():
     """The preview is an image that a page can show as it is."""
     pixels = np.zeros((16, 16, 3), np.uint8)
     event = Event(4, Status.RUNNING, done=3, steps=6, remaining_s=1.234, preview=lambda: pixels)
@@ -92,10 +93,11 @@ def test_a_step_is_told_with_what_is_left_and_a_preview_if_asked_for():
     assert (read_png(base64.b64decode(content))[0] == pixels).all()
 
 
-def test_jobs_are_listed_newest_first_by_pages_and_status(client: TestClient):
+def test_jobs_are_listed_newest_first_by_pages_and_status(client: TestClient, backend: FakeBackend):
     """A cursor goes on where the page ended, also when more came meanwhile."""
     made = [done(client, {**CAT, "seed": seed})["id"] for seed in range(5)]
-    failed = done(client, {"prompt": "crash", "seed": 1})
+    backend.faults["a dog"] = Fault.STEP_ERROR
+    failed = done(client, {"prompt": "a dog", "seed": 1})
     assert failed["error"]["status"] == 500
     first = client.get("/v1/jobs", params={"limit": 4}).json()
     done(client, {**CAT, "seed": 9})
@@ -106,9 +108,10 @@ def test_jobs_are_listed_newest_first_by_pages_and_status(client: TestClient):
     assert client.get("/v1/jobs?status=nonsense").status_code == 422
 
 
-def test_deleting_cancels_and_then_forgets(client: TestClient, backend: FakeBackend):
+def test_deleting_cancels_a_running_job_and_removes_an_ended_one(client: TestClient, backend: FakeBackend):
     """A job in the making is cancelled; one that ended goes with its image, prompt and all."""
-    job = client.post("/v1/jobs", json={"prompt": "held", "seed": 1}).json()["id"]
+    backend.hold()
+    job = client.post("/v1/jobs", json={"prompt": "a tree", "seed": 1}).json()["id"]
     assert client.delete(f"/v1/jobs/{job}").json()["status"] == "cancelled"
     backend.release.set()
     assert client.get(f"/v1/jobs/{job}").json()["status"] == "cancelled"
@@ -152,9 +155,10 @@ def test_an_idempotency_key_makes_one_image(client: TestClient, backend: FakeBac
     assert client.post("/v1/txt2img", json={"prompt": "a dog"}, headers=headers).status_code == 409
     assert client.post("/v1/txt2img", json={"prompt": "a"}, headers={"Idempotency-Key": "a b"}).status_code == 422
     failing = {"Idempotency-Key": "three"}
-    errors = [client.post("/v1/txt2img", json={"prompt": "crash"}, headers=failing) for _ in range(2)]
+    backend.faults["a tree"] = Fault.STEP_ERROR
+    errors = [client.post("/v1/txt2img", json={"prompt": "a tree"}, headers=failing) for _ in range(2)]
     assert [error.status_code for error in errors] == [500, 500]
-    assert backend.steps.count("crash") == 2  # one image's first two steps
+    assert backend.steps.count("a tree") == 2  # one image's first two steps
 
 
 @pytest.mark.parametrize(("name", "kind"), [("jpeg", "JPEG"), ("webp", "WEBP"), ("avif", "AVIF"), ("png", "PNG")])
@@ -172,7 +176,7 @@ def test_images_come_in_the_format_that_is_asked_for(client: TestClient, name: s
     assert client.post("/v1/txt2img", json=CAT, headers={"Accept": "text/html"}).status_code == 406
 
 
-def test_the_operator_can_leave_out_what_made_a_image(pool: ModelPool):
+def test_the_operator_can_leave_out_what_made_an_image(pool: ModelPool):
     """Of all files that are given out; the store keeps it."""
     with serving(pool, keep_metadata=False) as client:
         response = client.post("/v1/txt2img", json=CAT)
@@ -206,7 +210,9 @@ def two(pool: ModelPool) -> Iterator[tuple[TestClient, dict[str, str], dict[str,
         yield client, me, you, admin
 
 
-def test_what_is_ones_own_is_nobody_elses(two: tuple[TestClient, dict[str, str], dict[str, str], dict[str, str]]):
+def test_jobs_and_images_of_other_owners_are_not_found(
+    two: tuple[TestClient, dict[str, str], dict[str, str], dict[str, str]],
+):
     """Another key's jobs and images are not there, though their names can be guessed; an administrator sees all."""
     client, me, you, admin = two
     job = done(client, CAT, **me)
@@ -242,13 +248,13 @@ def test_a_link_is_followed_without_a_key_until_it_expires(
     assert client.get(link["url"]).status_code == 403
 
 
-def test_a_webhook_is_refused_where_nothing_signs_it(client: TestClient):
+def test_a_webhook_is_refused_without_a_signing_secret(client: TestClient):
     """And with a secret, where it leads to this machine."""
     response = client.post("/v1/jobs", json={**CAT, "webhook": "https://example.com/"})
     assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "webhook")
 
 
-def test_a_image_tells_what_made_it(client: TestClient):
+def test_the_metadata_of_an_image_is_served(client: TestClient):
     """Also one that was fetched."""
     digest = done(client, CAT)["image"]["digest"]
     record = from_text(read_png(client.get(f"/v1/artifacts/{digest}").content)[1])

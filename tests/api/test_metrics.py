@@ -18,7 +18,7 @@ from sd35.generation.model_pool import ModelPool
 from sd35.service.metrics_collector import metrics_table
 from sd35.telemetry.metrics import Metrics
 from sd35.telemetry.telemetry import Telemetry
-from tests.support.fake_backend import FakeBackend
+from tests.support.fake_backend import FakeBackend, Fault
 from tests.support.serving import serving
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ def difference(before: dict[str, float], after: dict[str, float], start: str) ->
     return {name: value for name, value in changed.items() if value}
 
 
-def test_a_image_is_counted_with_its_stages_steps_and_rows(client: TestClient):
+def test_an_image_is_counted_with_its_stages_steps_and_rows(client: TestClient):
     """Three steps with guidance are three steps of the engine in six rows, and each stage happens once."""
     before = scrape(client)
     assert client.post("/v1/txt2img", json=ANY).status_code == 200
@@ -72,7 +72,7 @@ def test_a_image_is_counted_with_its_stages_steps_and_rows(client: TestClient):
     assert difference(before, after, "sd35_embedding_cache_total") == {'sd35_embedding_cache_total{result="miss"}': 2}
 
 
-def test_what_was_made_before_is_counted_as_a_hit_and_makes_no_step(client: TestClient):
+def test_a_cache_hit_is_counted_and_makes_no_step(client: TestClient):
     """The second of two equal requests comes from the store."""
     client.post("/v1/txt2img", json=ANY)
     before = scrape(client)
@@ -101,10 +101,11 @@ def test_requests_are_counted_by_route_and_status_and_never_by_path(client: Test
     }
 
 
-def test_images_that_fail_are_counted_with_what_the_backend_raised(client: TestClient):
+def test_images_that_fail_are_counted_with_what_the_backend_raised(client: TestClient, backend: FakeBackend):
     """One crash is a failed image, a failed call and an answer of 500 with the error's name."""
+    backend.faults["a dog"] = Fault.STEP_ERROR
     before = scrape(client)
-    assert client.post("/v1/txt2img", json={**ANY, "prompt": "crash"}).status_code == 500
+    assert client.post("/v1/txt2img", json={**ANY, "prompt": "a dog"}).status_code == 500
     after = scrape(client)
     assert difference(before, after, "sd35_images_total") == {'sd35_images_total{result="failed"}': 1}
     assert difference(before, after, "sd35_errors_total") == {'sd35_errors_total{error="GenerationFailed"}': 1}
@@ -113,10 +114,11 @@ def test_images_that_fail_are_counted_with_what_the_backend_raised(client: TestC
     }
 
 
-def test_spoiled_images_are_counted_by_kind(client: TestClient):
+def test_numerical_failures_are_counted_by_kind(client: TestClient, backend: FakeBackend):
     """NaN is one kind, and no failure of a call."""
+    backend.faults["a dog"] = Fault.STEP_NAN
     before = scrape(client)
-    client.post("/v1/txt2img", json={**ANY, "prompt": "nan"})
+    client.post("/v1/txt2img", json={**ANY, "prompt": "a dog"})
     after = scrape(client)
     assert difference(before, after, "sd35_numerical_failures") == {
         'sd35_numerical_failures_total{kind="not_finite"}': 1
@@ -133,7 +135,7 @@ def test_spoiled_images_are_counted_by_kind(client: TestClient):
         (RuntimeError("an illegal instruction was met"), "other"),
     ],
 )
-def test_a_runtimes_lack_of_memory_is_told_from_other_failures(error: Exception, kind: str):
+def test_out_of_memory_errors_are_counted_as_such(error: Exception, kind: str):
     """By its type or its words: those of Python, PyTorch and ONNX Runtime."""
     metrics = Metrics()
     metrics.failed(f"{type(error).__name__}: {error}", was_split=True)
@@ -163,7 +165,7 @@ def test_no_label_holds_what_a_client_sent(client: TestClient):
         assert private not in text
 
 
-def test_a_blocked_event_loop_shows():
+def test_a_blocked_event_loop_raises_its_lag_metric():
     """What blocks the loop for longer than the bar of 50 ms makes a timer late by more than that."""
     metrics = Metrics()
 
@@ -199,20 +201,20 @@ def test_promtool_finds_nothing_wrong_with_the_metrics(client: TestClient):
         ["check", "config", "--syntax-only", "prometheus.yaml"],
     ],
 )
-def test_promtool_accepts_the_rules_and_their_stories(command: list[str]):
+def test_promtool_accepts_the_rules_and_their_tests(command: list[str]):
     """Rules are well-formed, and fire when they should."""
     done = subprocess.run([PROMTOOL, *command], cwd=DEPLOY / "prometheus", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_each_alert_has_a_story_in_which_it_fires():
+def test_each_alert_has_a_test_in_which_it_fires():
     """None of the rules is untested."""
     alerts = set(re.findall(r"alert: (\w+)", (DEPLOY / "prometheus/rules.yaml").read_text()))
     assert alerts
     assert alerts == set(re.findall(r'alertname="(\w+)",', (DEPLOY / "prometheus/rules.test.yaml").read_text()))
 
 
-def test_dashboard_and_rules_name_metrics_that_there_are(client: TestClient):
+def test_dashboard_and_rules_use_existing_metrics(client: TestClient):
     """Each metric that is asked for is in a scrape, under that very name."""
     client.post("/v1/txt2img", json=ANY)
     client.post("/v1/txt2img", json={"prompt": ""})

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -88,7 +88,6 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> TestClient:
     return TestClient(Starlette(routes=[Route("/memory", from_memory), Route("/disk", from_disk)]))
 
 
-@settings(deadline=None)  # a request takes its time where others compute beside
 @given(first=st.none() | st.integers(0, 120), last=st.none() | st.integers(1, 120))
 def test_a_well_formed_range_is_answered_as_starlette_does(client: TestClient, first: int | None, last: int | None):
     """Over HTTP: status, `Content-Range`, and bytes."""

@@ -75,7 +75,7 @@ def test_a_broken_engine_is_not_ready(pool: ModelPool, client: TestClient, monke
     assert "sd35_ready 0.0\n" in client.get("/metrics").text
 
 
-def test_a_failed_load_is_handed_over():
+def test_a_failed_load_is_reported_to_the_caller():
     """Whoever opens learns why, and is never ready."""
     error, failures = CheckpointError("no weights"), []
     told = threading.Event()
@@ -103,7 +103,8 @@ def test_closing_refuses_new_images_and_finishes_those_accepted(pool: ModelPool,
         lifecycle = ServiceLifecycle(lambda: service_of(pool), ready.set, lambda _: None)
         lifecycle.start()
         await ready.wait()
-        handle = pool.submit(pool.resolve(_wanted("held")))
+        backend.hold()
+        handle = pool.submit(pool.resolve(_wanted("a cat")))
         closing = asyncio.create_task(lifecycle.close())
         await asyncio.to_thread(backend.started.wait, WAIT_S)
         client = TestClient(
@@ -122,12 +123,13 @@ def test_closing_refuses_new_images_and_finishes_those_accepted(pool: ModelPool,
 
 
 @pytest.mark.parametrize("path", ["/v1/txt2img", "/v1/images/generations"])
-def test_who_was_let_in_before_it_closes_has_the_image(client: TestClient, backend: FakeBackend, path: str):
+def test_a_request_accepted_before_closing_gets_its_image(client: TestClient, backend: FakeBackend, path: str):
     """Nothing that was accepted is lost on its last few steps to the client."""
     lifecycle, portal = client.app.state.lifecycle, client.portal  # type: ignore[attr-defined]
     assert portal
     with ThreadPoolExecutor() as pool:
-        asked = pool.submit(client.post, path, json={"prompt": "held"})
+        backend.hold()
+        asked = pool.submit(client.post, path, json={"prompt": "a cat"})
         assert backend.started.wait(WAIT_S)
         closing = portal.start_task_soon(lifecycle.close)
         portal.call(asyncio.sleep, 0)
@@ -143,15 +145,16 @@ def _wanted(prompt: str) -> Any:
     return GenerationParams(prompt)
 
 
-def test_health_is_answered_while_a_image_is_made(address: tuple[str, int], backend: FakeBackend):
+def test_health_is_answered_while_an_image_is_made(address: tuple[str, int], backend: FakeBackend):
     """An image in the making never blocks another request's answer."""
     painting = http.client.HTTPConnection(*address, timeout=WAIT_S)
-    painting.request("POST", "/v1/txt2img", json.dumps({"prompt": "held"}), {"content-type": "application/json"})
+    backend.hold()
+    painting.request("POST", "/v1/txt2img", json.dumps({"prompt": "a cat"}), {"content-type": "application/json"})
     assert backend.started.wait(WAIT_S)
     probe = http.client.HTTPConnection(*address, timeout=WAIT_S)
     probe.request("GET", "/healthz")
     assert probe.getresponse().status == 200
-    assert backend.steps == ["held"]
+    assert backend.steps == ["a cat"]
     backend.release.set()
     assert painting.getresponse().read().startswith(b"\x89PNG")
     painting.close()
@@ -161,7 +164,8 @@ def test_health_is_answered_while_a_image_is_made(address: tuple[str, int], back
 def test_a_client_that_hangs_up_cancels_its_image(address: tuple[str, int], pool: ModelPool, backend: FakeBackend):
     """The image stops before its next step, and the next client's is made."""
     cancelled = cancellations(pool)
-    body = json.dumps({"prompt": "held", "steps": 150}).encode()
+    backend.hold()
+    body = json.dumps({"prompt": "a dog", "steps": 150}).encode()
     with socket.create_connection(address, timeout=WAIT_S) as connection:
         head = (
             "POST /v1/txt2img HTTP/1.1",
@@ -177,14 +181,14 @@ def test_a_client_that_hangs_up_cancels_its_image(address: tuple[str, int], pool
     other.request("POST", "/v1/txt2img", b'{"prompt": "a cat"}', {"content-type": "application/json"})
     assert other.getresponse().status == 200
     other.close()
-    assert backend.steps == ["held"] + ["a cat"] * 4
+    assert backend.steps == ["a dog"] + ["a cat"] * 4
 
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [("GET", "/nothing", 404), ("GET", "/v1/txt2img", 405), ("POST", "/healthz", 405), ("POST", "/v1/txt2img/", 404)],
 )
-def test_what_is_not_there_is_a_problem_too(client: TestClient, method: str, path: str, status: int):
+def test_404_and_405_are_problem_documents(client: TestClient, method: str, path: str, status: int):
     """404 and 405 are application/problem+json, 405 with what is allowed."""
     response = client.request(method, path)
     assert response.status_code == status
@@ -198,7 +202,7 @@ def test_head_is_answered_as_get(client: TestClient, path: str):
     assert client.head(path).status_code == client.get(path).status_code < 400
 
 
-def test_a_sane_request_id_is_kept_and_another_replaced(client: TestClient):
+def test_a_valid_request_id_is_returned_and_another_replaced(client: TestClient):
     """A caller's id comes back; what could forge a log line does not."""
     assert client.get("/healthz", headers={"x-request-id": "Abc-1.2_3"}).headers["x-request-id"] == "Abc-1.2_3"
     for bad in (b"a b", b"x" * 65, b"\xe9"):
@@ -207,7 +211,7 @@ def test_a_sane_request_id_is_kept_and_another_replaced(client: TestClient):
         int(returned, 16)
 
 
-def test_what_nobody_foresaw_is_a_500_that_names_the_request(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
+def test_an_unexpected_error_is_a_500_with_the_request_id(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
     """A bug's words stay in the log; the answer has the id to find them by."""
 
     def broken(_: object) -> None:
@@ -232,7 +236,7 @@ def test_the_documentation_works_without_the_internet(client: TestClient):
     assert '<a href="/docs">' in client.get("/").text
 
 
-def test_openapi_tells_the_body_the_answers_and_the_headers(client: TestClient):
+def test_openapi_describes_the_body_the_responses_and_the_headers(client: TestClient):
     """The schema names each field with its range, the PNG, its headers, and every problem."""
     operation = client.get("/openapi.json").json()["paths"]["/v1/txt2img"]["post"]
     body = operation["requestBody"]["content"]["application/json"]["schema"]
@@ -249,7 +253,7 @@ def test_openapi_tells_the_body_the_answers_and_the_headers(client: TestClient):
     assert "application/problem+json" in operation["responses"]["422"]["content"]
 
 
-def test_every_reference_of_the_openapi_page_points_somewhere(client: TestClient):
+def test_every_reference_in_the_openapi_page_resolves(client: TestClient):
     """Client generators can follow all of them."""
     page = client.get("/openapi.json").json()
 

@@ -73,7 +73,7 @@ def test_forms_are_parsed_while_stores_are_busy(pool: ModelPool):
         assert response.status_code == 400
 
 
-def test_images_that_stop_arriving_keep_nobody_out(pool: ModelPool):
+def test_stalled_uploads_do_not_block_other_uploads(pool: ModelPool):
     """Bodies that have begun and do not go on take no turn of those whose images are read."""
     body = json.dumps({"image": base64.b64encode(write_png(np.zeros((16, 16, 3), np.uint8), {})).decode()})
     begun = (

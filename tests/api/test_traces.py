@@ -83,7 +83,7 @@ def test_a_request_is_a_span_in_the_callers_trace_with_a_span_for_each_stage(poo
     assert spans["denoise"].attributes["sd35.steps"] == 3
 
 
-def test_a_image_that_was_there_has_no_stages(pool: ModelPool):
+def test_an_image_that_was_there_has_no_stages(pool: ModelPool):
     """Its request says so."""
     with traced(pool) as (client, exporter):
         client.post("/v1/txt2img", json=ANY)

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 from starlette.testclient import TestClient
 
 from sd35.api.body import MAX_BODY_BYTES
 from sd35.generation.replay import read_stored_image
-from tests.support.fake_backend import WAIT_S, FakeBackend, fake_pool
+from tests.support.fake_backend import WAIT_S, FakeBackend, Fault, fake_pool
 from tests.support.http import PATH, ask, problem
 from tests.support.serving import serving
 
@@ -184,17 +184,19 @@ def test_an_unknown_model_is_404_with_the_list(client: TestClient):
     assert (error["field"], error["got"], error["allowed"]) == ("model", "medium", "mini, large")
 
 
-def test_a_failing_image_is_a_500_that_says_why(client: TestClient):
+def test_a_failing_image_is_a_500_that_says_why(client: TestClient, backend: FakeBackend):
     """Its own reason, and the next image is made."""
-    assert "RuntimeError: the runtime's own words" in problem(ask(client, prompt="crash"), 500)["detail"]
-    assert "stopped being finite" in problem(ask(client, prompt="nan"), 500)["detail"]
+    backend.faults = {"a dog": Fault.STEP_ERROR, "a tree": Fault.STEP_NAN}
+    assert "RuntimeError: the runtime's own words" in problem(ask(client, prompt="a dog"), 500)["detail"]
+    assert "stopped being finite" in problem(ask(client, prompt="a tree"), 500)["detail"]
     assert ask(client).status_code == 200
 
 
 def test_too_many_images_are_refused_with_retry_after(client: TestClient, backend: FakeBackend):
     """429 says when to come back; the event loop still answers while an image is made."""
     pool = client.app.state.lifecycle.pool  # type: ignore[attr-defined]
-    handles = [pool.submit(pool.resolve(read_wanted("held"))) for _ in range(3)]
+    backend.hold()
+    handles = [pool.submit(pool.resolve(read_wanted("a tree"))) for _ in range(3)]
     assert backend.started.wait(WAIT_S)
     response = ask(client)
     assert "3 of at most 3 images are accepted; try again in" in problem(response, 429)["detail"]
@@ -232,7 +234,6 @@ names = st.sampled_from(
 ) | st.text(st.characters(), max_size=5)
 
 
-@settings(deadline=None)  # a request takes its time where others compute beside
 @given(st.dictionaries(names, values, max_size=6) | values)
 @example({"\ud800": None})
 @example({"prompt": "a cat", "\ud800": "\ud800"})
@@ -245,7 +246,6 @@ def test_no_body_is_a_500(lasting_client: TestClient, body: object):
         assert content["errors"] or response.status_code == 400
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_are_a_500(lasting_client: TestClient, body: bytes):
     """Whatever bytes come: 400 or 422."""

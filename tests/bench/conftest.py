@@ -13,7 +13,7 @@ from sd35.bench.quality import Quality
 from sd35.bench.results import Batches, ColdStart, Gpu, Memory, Plan, Result, Served, Span
 from sd35.bench.statistics import Figure
 from sd35.bench.workload import mixed
-from tests.support.fake_backend import FakeBackend, fake_pool
+from tests.support.fake_backend import FakeBackend, Fault, fake_pool
 from tests.support.serving import listening
 
 QUIET = Busy(before_cores=0.01, during_cores=0.02, most_cores=0.3, cores=8)
@@ -22,11 +22,10 @@ BUSY = Busy(before_cores=0.01, during_cores=3.0, most_cores=8.0, cores=8)
 
 @pytest.fixture
 def url(tmp_path: Path) -> Iterator[str]:
-    """Where a service answers whose images cost nothing."""
-    backend = FakeBackend()
+    """The URL of a service over the fake backend. Images of "a fault" fail."""
+    backend = FakeBackend(faults={"a fault": Fault.STEP_ERROR})
     with listening(fake_pool(tmp_path, backend)) as (host, port):
         yield f"http://{host}:{port}"
-        backend.release.set()
 
 
 def asked(took_s: float, due_s: float = 0.0, kind: str = "4 steps", end: str = "made") -> Asked:

@@ -55,7 +55,7 @@ def test_stabilitys_dialect_asks_by_aspect(url: str):
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_what_goes_wrong_is_a_failure_with_the_servers_words(url: str, dialect: str):
     """In each dialect's own form of an error."""
-    answer = ask(url, dialect, BenchRequest("k", "crash", 7))
+    answer = ask(url, dialect, BenchRequest("k", "a fault", 7))
     assert (answer.end, answer.image) == ("failed", b"")
     assert answer.said.startswith("500: ")
     assert "the runtime's own words" in answer.said

@@ -297,6 +297,7 @@ def test_no_command_imports_a_library_that_reads_the_offline_variable_before_the
     assert imported_by(script, {"huggingface_hub", "transformers", "diffusers", "torch", "onnxruntime"}) == set()
 
 
+@pytest.mark.serial
 def test_measure_writes_a_table_that_simulate_reads(tmp_path: Path):
     """A table of this machine; then latency, utilisation and refusals of a load on a hundred of it."""
     options = ("--size", "64x64", "--size", "1024x512", "--max-batch-rows", "3")

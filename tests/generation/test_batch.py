@@ -13,7 +13,7 @@ from sd35.generation.service import GenerationResult
 from sd35.service.batch import Batch
 from sd35.service.service import Service
 from sd35.storage.jobs import JobSpec
-from tests.support.fake_backend import WAIT_S, FakeBackend
+from tests.support.fake_backend import WAIT_S, FakeBackend, Fault
 from tests.support.services import service_of
 
 Run = Callable[[Callable[[Service], Coroutine[Any, Any, Any]]], Any]
@@ -64,7 +64,7 @@ def test_all_images_come_in_their_order(run: Run):
     assert prompts_of(run(work)) == prompts
 
 
-def test_no_more_are_made_at_once_than_may(run: Run, backend: FakeBackend):
+def test_a_batch_generates_at_most_the_allowed_number_of_images_at_once(run: Run, backend: FakeBackend):
     """With one at once, no step is of two images."""
 
     async def work(service: Service) -> list[GenerationResult | None]:
@@ -74,7 +74,7 @@ def test_no_more_are_made_at_once_than_may(run: Run, backend: FakeBackend):
     assert set(backend.rows) == {1}
 
 
-def test_steps_are_told_by_the_place_of_their_image(run: Run):
+def test_progress_is_reported_with_the_index_of_the_image(run: Run):
     """Each image's steps, and its latest in `progress`."""
     told: list[tuple[int, int]] = []
 
@@ -89,11 +89,12 @@ def test_steps_are_told_by_the_place_of_their_image(run: Run):
     assert told == [(0, 1), (0, 2), (1, 1), (1, 2)]
 
 
-def test_skipping_leaves_out_the_image_whose_turn_it_is(run: Run, backend: FakeBackend):
+def test_skipping_leaves_out_the_current_image(run: Run, backend: FakeBackend):
     """The others are made."""
+    backend.hold()
 
     async def work(service: Service) -> list[GenerationResult | None]:
-        batch = Batch(service, job_specs(service, "a held one", "another"), "me", 1)
+        batch = Batch(service, job_specs(service, "one", "another"), "me", 1)
         await begun(backend)
         batch.skip()
         backend.release.set()
@@ -102,11 +103,12 @@ def test_skipping_leaves_out_the_image_whose_turn_it_is(run: Run, backend: FakeB
     assert prompts_of(run(work)) == [None, "another"]
 
 
-def test_an_interruption_keeps_what_is_made(run: Run, backend: FakeBackend):
+def test_an_interruption_keeps_finished_images(run: Run, backend: FakeBackend):
     """And leaves out the rest."""
+    backend.hold("slow")
 
     async def work(service: Service) -> list[GenerationResult | None]:
-        batch = Batch(service, job_specs(service, "quick", "a held one", "a third"), "me", 1)
+        batch = Batch(service, job_specs(service, "quick", "slow", "a third"), "me", 1)
         waiting = asyncio.ensure_future(batch.outcomes())
         await batch.tasks[0]
         batch.interrupt()
@@ -117,11 +119,12 @@ def test_an_interruption_keeps_what_is_made(run: Run, backend: FakeBackend):
     assert prompts_of(run(work)) == ["quick", None, None]
 
 
-def test_a_call_is_refused_before_any_of_it_is_made(run: Run, backend: FakeBackend):
+def test_a_batch_without_room_for_its_first_image_is_refused(run: Run, backend: FakeBackend):
     """Where there is no room for the first."""
 
     async def work(service: Service) -> None:
-        held = Batch(service, job_specs(service, *(f"held {number}" for number in range(4))), "you", 4)
+        backend.hold()
+        held = Batch(service, job_specs(service, *(f"cat {number}" for number in range(4))), "you", 4)
         await begun(backend)
         crowd = [
             asyncio.ensure_future(service.generate(job_spec, "you")) for job_spec in job_specs(service, "x", "y", "z")
@@ -137,11 +140,12 @@ def test_a_call_is_refused_before_any_of_it_is_made(run: Run, backend: FakeBacke
     assert not {"first", "second"} & set(backend.steps)
 
 
-def test_one_that_fails_ends_the_call(run: Run, backend: FakeBackend):
+def test_a_failed_image_ends_the_batch(run: Run, backend: FakeBackend):
     """With its reason, and the others are not made any more."""
+    backend.faults["bad"] = Fault.STEP_ERROR
 
     async def work(service: Service) -> None:
-        batch = Batch(service, job_specs(service, "good", "crash", "never"), "me", 1)
+        batch = Batch(service, job_specs(service, "good", "bad", "never"), "me", 1)
         with pytest.raises(GenerationFailed):
             await batch.outcomes()
 
@@ -149,7 +153,7 @@ def test_one_that_fails_ends_the_call(run: Run, backend: FakeBackend):
     assert "never" not in backend.steps
 
 
-def test_a_image_skipped_before_it_begins_holds_up_no_other(run: Run):
+def test_an_image_skipped_before_it_starts_does_not_delay_the_others(run: Run):
     """The first, in the very moment of the call."""
 
     async def work(service: Service) -> list[GenerationResult | None]:

@@ -33,7 +33,7 @@ def opened(settings: Settings) -> ModelPool:
     return open_model_pool(settings, CHECKPOINTS, with_fallback=True)
 
 
-def test_the_standby_answers_for_what_is_not_built(tmp_path: Path):
+def test_the_fallback_answers_until_the_graphs_are_built(tmp_path: Path):
     """It is ready, says honestly what it uses, and knows what to build; without a fallback the command is the error."""
     settings = settings_of(tmp_path)
     with opened(settings) as pool:
@@ -45,7 +45,7 @@ def test_the_standby_answers_for_what_is_not_built(tmp_path: Path):
         open_model_pool(settings, CHECKPOINTS)
 
 
-def test_the_standby_makes_again_what_the_first_spoils(compiled: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_fallback_retries_images_with_numerical_failures(compiled: Path, monkeypatch: pytest.MonkeyPatch):
     """Built, BF16 answers; what it spoils is the very image that float32 makes, and can be replayed with that."""
     with opened(settings_of(compiled)) as pool:
         assert pool.fallback_builder is None
@@ -60,7 +60,7 @@ def test_the_standby_makes_again_what_the_first_spoils(compiled: Path, monkeypat
         assert replay(read_stored_image(made.png), other).outcome == "same bytes"
 
 
-def test_admission_leaves_room_for_what_is_still_to_come(tmp_path: Path):
+def test_admission_reserves_memory_for_the_model_that_is_not_built_yet(tmp_path: Path):
     """From the beginning, the memory for working is what the weights of both leave."""
     settings = settings_of(tmp_path, ram="1GB")
     room = available_memory(settings)
@@ -73,7 +73,7 @@ def test_admission_leaves_room_for_what_is_still_to_come(tmp_path: Path):
         assert pool.engine.status().limits.memory_bytes == int(0.9 * left_bytes)
 
 
-def test_both_have_to_fit(tmp_path: Path):
+def test_the_model_and_its_fallback_have_to_fit_together(tmp_path: Path):
     """What has room for one of them only is refused with both tables."""
     with pytest.raises(DoesNotFit, match="sd35-mini cannot be placed here with a fallback") as refused:
         opened(settings_of(tmp_path, ram="300MB"))
@@ -84,14 +84,14 @@ def test_both_have_to_fit(tmp_path: Path):
 
 
 @pytest.mark.parametrize("flags", [{"fallback": "onnx/bfloat16"}, {"fallback": "onnx", "precision": "float32"}])
-def test_a_standby_is_another_backend(tmp_path: Path, flags: dict[str, str]):
+def test_a_fallback_equal_to_the_model_is_refused(tmp_path: Path, flags: dict[str, str]):
     """What backend and precision name already is refused."""
     with pytest.raises(InvalidSetting, match=r"fallback: got 'onnx.*'; allowed: what the first is not"):
         opened(settings_of(tmp_path, **flags))
 
 
 @pytest.mark.parametrize("wrong", ["", "/float32", "onnx/int3", "onnx/"])
-def test_a_standby_is_a_backend_and_perhaps_a_precision(wrong: str):
+def test_a_malformed_fallback_is_refused(wrong: str):
     """Another form is refused by name, with the precisions there are."""
     with pytest.raises(
         InvalidSetting, match=rf"--fallback: got '{wrong}'; .*BACKEND/PRECISION, of which auto, float32"

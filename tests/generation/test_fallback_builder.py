@@ -90,7 +90,7 @@ def finish(fallback_builder: FallbackBuilder) -> None:
     assert not fallback_builder.is_running
 
 
-def test_what_is_lacking_is_built_in_turn_and_then_answers(shop: Shop):
+def test_missing_graphs_and_engines_are_built_and_then_used(shop: Shop):
     """Graphs, then engines, each by one child whose lines are logged; then new requests are the built model's."""
     assert shop.ask().request.profile == STANDBY
     with structlog.testing.capture_logs() as logs:
@@ -103,22 +103,19 @@ def test_what_is_lacking_is_built_in_turn_and_then_answers(shop: Shop):
     assert shop.built.steps[0] == " "  # its first image came before any request's
 
 
-def test_a_image_in_flight_at_the_swap_stays_what_it_is(shop: Shop):
+def test_an_image_in_flight_during_the_swap_ends_on_the_fallback(shop: Shop):
     """It ends on the fallback with the pixels it would have had, beside a new one of the same prompt on the other."""
-    shop.fallback.release.set()
-    expected = shop.ask("held cat")
-    shop.fallback.release.clear()
-    shop.fallback.started.clear()
-    request = shop.pool.resolve(GenerationParams("held cat", seed=1, steps=4))
+    expected = shop.ask("a cat")
+    shop.fallback.hold()
+    request = shop.pool.resolve(GenerationParams("a cat", seed=1, steps=4))
     before = shop.pool.submit(request)
     resolved = shop.pool.resolve(GenerationParams("a dog", seed=1))
     assert shop.fallback.started.wait(WAIT_S)
-    shop.built.release.set()
-    swapping = threading.Thread(target=shop.swap)
+    swapping = threading.Thread(target=shop.pool.swap, args=(shop.model,))
     swapping.start()
     shop.fallback.release.set()
     swapping.join(WAIT_S)
-    after, late = shop.ask("held cat"), shop.pool.submit(resolved)
+    after, late = shop.ask("a cat"), shop.pool.submit(resolved)
     assert np.array_equal(before.future.result(WAIT_S).pixels, expected.pixels)
     assert before.future.result().request == request
     assert late.future.result(WAIT_S).request.profile == STANDBY  # resolved before, submitted after
@@ -126,16 +123,14 @@ def test_a_image_in_flight_at_the_swap_stays_what_it_is(shop: Shop):
     assert not np.array_equal(after.pixels, expected.pixels)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(steps=st.lists(st.integers(1, 6), min_size=1, max_size=12), moment=st.integers(0, 12), held=st.booleans())
-def test_no_request_is_lost_or_changed_by_a_swap(tmp_path: Path, steps: list[int], moment: int, held: bool):  # noqa: FBT001
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(st.integers(1, 6), min_size=1, max_size=12), moment=st.integers(0, 12))
+def test_no_request_is_lost_or_changed_by_a_swap(tmp_path: Path, steps: list[int], moment: int):
     """Whenever it comes, each request ends with its own profile and the pixels of a pool that has only that profile."""
     shop = Shop(tmp_path)
-    shop.fallback.release.set()
-    prompts = [f"{'held ' * held}cat {number}" for number in range(len(steps))]
+    prompts = [f"cat {number}" for number in range(len(steps))]
     with shop.pool as pool:
-        swapping = threading.Thread(target=shop.swap)
-        shop.built.release.set()
+        swapping = threading.Thread(target=pool.swap, args=(shop.model,))
         handles = []
         for number, (prompt, count) in enumerate(zip(prompts, steps, strict=True)):
             if number == moment:
@@ -167,7 +162,7 @@ def alone(directory: Path, backend: FakeBackend, prompt: str, seed: int, steps: 
         ("pass", "what was built is not what is looked for: graphs is not built yet"),
     ],
 )
-def test_a_build_that_fails_is_counted_and_the_standby_goes_on(shop: Shop, source: str, why: str):
+def test_the_fallback_keeps_answering_after_a_failed_build(shop: Shop, source: str, why: str):
     """What the child said is in the log, and nothing else changes."""
     with structlog.testing.capture_logs() as logs:
         fallback_builder = shop.fallback_builder(source)
@@ -178,7 +173,7 @@ def test_a_build_that_fails_is_counted_and_the_standby_goes_on(shop: Shop, sourc
     assert shop.ask().request.profile == STANDBY
 
 
-def test_what_cannot_draw_a_first_image_is_not_swapped_to(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+def test_a_model_whose_first_image_fails_is_not_swapped_in(shop: Shop, monkeypatch: pytest.MonkeyPatch):
     """Not even where the fallback could make it again."""
     monkeypatch.setattr(shop.built, "decode_latents", lambda _: (_ for _ in ()).throw(FloatingPointError()))
     with pytest.raises(GenerationFailed, match="the first image of mini in double/float16 had a numerical failure"):
@@ -186,7 +181,7 @@ def test_what_cannot_draw_a_first_image_is_not_swapped_to(shop: Shop, monkeypatc
     assert shop.ask().request.profile == STANDBY
 
 
-def test_a_full_house_delays_the_swap(shop: Shop):
+def test_the_swap_waits_until_the_engine_has_room(shop: Shop):
     """Where there is no room for the first image it is tried again, and what is in flight is not disturbed."""
     refusals = iter([Overloaded("full", 0), Overloaded("full", 0)])
 
@@ -203,7 +198,7 @@ def test_a_full_house_delays_the_swap(shop: Shop):
 
 
 @pytest.mark.parametrize("ignores", [False, True], ids=["at once", "when it is killed"])
-def test_stopping_ends_the_child(shop: Shop, monkeypatch: pytest.MonkeyPatch, ignores: bool):  # noqa: FBT001
+def test_stopping_terminates_the_child_process(shop: Shop, monkeypatch: pytest.MonkeyPatch, ignores: bool):  # noqa: FBT001
     """And is no failure; a child that does not end when it is told to is killed."""
     monkeypatch.setattr(fallback, "_TERMINATE_S", 0.2 if ignores else WAIT_S)
     os.mkfifo(shop.directory / "pid")
@@ -221,7 +216,7 @@ def test_stopping_ends_the_child(shop: Shop, monkeypatch: pytest.MonkeyPatch, ig
     assert (builds.is_running, builds.failures) == (False, 0)
 
 
-def test_nothing_is_begun_after_stopping(shop: Shop):
+def test_no_child_process_is_started_after_stopping(shop: Shop):
     """No child outlives a service that closes just when one was to start."""
     builds = shop.fallback_builder(BUILD)
     builds.stop()

@@ -39,7 +39,7 @@ def make(pool: ModelPool, wanted: GenerationParams) -> EncodedImage:
     return pool.encode(pool.submit(request).future.result())
 
 
-def test_what_is_left_open_comes_from_the_model_and_from_chance(pool: ModelPool):
+def test_omitted_parameters_are_the_models_defaults_and_a_random_seed(pool: ModelPool):
     """Defaults are the card's, the first model is the default, and two seeds differ."""
     first, second = pool.resolve(GenerationParams("a cat")), pool.resolve(GenerationParams("a cat"))
     assert (first.model, first.width, first.height, first.steps, first.guidance_scale) == ("mini", 128, 128, 4, 4.5)
@@ -49,13 +49,13 @@ def test_what_is_left_open_comes_from_the_model_and_from_chance(pool: ModelPool)
     assert (large.width, large.steps, large.guidance_scale) == (1024, 30, 3.5)
 
 
-def test_zero_is_not_left_open(pool: ModelPool):
+def test_zero_is_not_an_omitted_parameter(pool: ModelPool):
     """Seed 0 and guidance 0 are what was asked for, not defaults to fill in."""
     request = pool.resolve(GenerationParams("a cat", seed=0, guidance_scale=0))
     assert (request.seed, request.guidance_scale) == (0, 0.0)
 
 
-def test_layers_are_skipped_where_the_model_is_for_it(pool: ModelPool):
+def test_layers_are_skipped_by_default_if_the_model_supports_it(pool: ModelPool):
     """The scale is the card's unless one is asked for, 0 included; a model that is not for it takes 0 and no other."""
     for model, asked, scale in (("large", None, 2.8), ("large", 1, 1.0), ("large", 0, 0.0), ("mini", None, 0.0)):
         assert pool.resolve(GenerationParams("a cat", model=model, skip_layer_scale=asked)).skip_layer_scale == scale
@@ -66,7 +66,7 @@ def test_layers_are_skipped_where_the_model_is_for_it(pool: ModelPool):
         pool.resolve(GenerationParams("a cat", model="large", skip_layer_scale=10.5))
 
 
-def test_layers_are_not_skipped_where_the_backend_cannot(pool: ModelPool, tmp_path: Path):
+def test_skipping_layers_is_refused_if_the_backend_cannot(pool: ModelPool, tmp_path: Path):
     """Left open it is off; asked for, or in a file from another backend, it is refused."""
     backend = FakeBackend()
     backend.can_skip_layers = False
@@ -83,7 +83,7 @@ def test_layers_are_not_skipped_where_the_backend_cannot(pool: ModelPool, tmp_pa
                 attempt()
 
 
-def test_a_model_that_is_not_served_is_refused_with_those_that_are(pool: ModelPool):
+def test_the_error_of_an_unknown_model_lists_the_served_models(pool: ModelPool):
     """The error lists what there is."""
     with pytest.raises(UnknownModel, match="served: mini, large"):
         pool.resolve(GenerationParams("a cat", model="medium"))
@@ -175,7 +175,7 @@ def test_replay_of_the_same_is_the_same_to_the_byte(pool: ModelPool):
         assert (verdict.outcome, verdict.changed) == ("same bytes", [])
 
 
-def test_replay_tells_other_versions_from_another_image(pool: ModelPool):
+def test_replay_tells_changed_versions_from_a_changed_image(pool: ModelPool):
     """Equal pixels under another version and revision are the same image, and what changed is named."""
     finished = make(pool, GenerationParams("a cat", seed=1))
     pixels, _ = read_png(finished.png)
@@ -187,7 +187,7 @@ def test_replay_tells_other_versions_from_another_image(pool: ModelPool):
     assert any("numpy: 1.0 then" in change for change in verdict.changed)
 
 
-def test_a_image_that_skipped_layers_is_replayed(pool: ModelPool):
+def test_an_image_that_skipped_layers_is_replayed(pool: ModelPool):
     """The file says so; it is another image than without, and both are made again to the byte."""
     wanted = GenerationParams("a cat", model="large", seed=1, width=256, height=256, steps=10)
     files = [make(pool, replace(wanted, skip_layer_scale=scale)).png for scale in (2.8, 0)]

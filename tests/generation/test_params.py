@@ -34,7 +34,7 @@ def test_aliases_can_be_emptied_or_refused(tmp_path: Path):
     assert aliases(strict_dialects=True).served("dall-e-3", models) == "dall-e-3"
 
 
-def test_an_alias_of_what_is_not_served_is_refused_at_the_start(tmp_path: Path):
+def test_an_alias_of_a_model_that_is_not_served_is_refused_at_the_start(tmp_path: Path):
     """With the names that are served."""
     with (
         fake_pool(tmp_path) as pool,
@@ -43,7 +43,7 @@ def test_an_alias_of_what_is_not_served_is_refused_at_the_start(tmp_path: Path):
         service_of(pool, model_aliases="dall-e-3=huge")
 
 
-def test_seeds_of_several_images_follow_each_other():
+def test_the_seeds_of_several_images_are_consecutive():
     """From the first one's, which is drawn where none is named; after the largest comes 0."""
     assert [each.seed for each in series(GenerationParams("a", seed=SEED[1] - 1), 3)] == [SEED[1] - 1, SEED[1], 0]
     drawn = series(GenerationParams("a"), 2)

@@ -78,7 +78,9 @@ def make(
     )
 
 
-def test_a_hundred_at_once_are_one_image(generation_service: GenerationService, backend: FakeBackend):
+def test_a_hundred_equal_requests_at_once_compute_one_image(
+    generation_service: GenerationService, backend: FakeBackend
+):
     """It is computed once, each gets the same file, and each says whether it was made for it alone."""
 
     async def scenario() -> list[GenerationResult]:
@@ -93,7 +95,7 @@ def test_a_hundred_at_once_are_one_image(generation_service: GenerationService, 
     }
 
 
-def test_a_second_request_finds_the_first_ones_image(generation_service: GenerationService, backend: FakeBackend):
+def test_an_equal_request_is_a_cache_hit(generation_service: GenerationService, backend: FakeBackend):
     """The same file, nothing computed, also for another owner; another seed is another image."""
 
     async def scenario() -> list[GenerationResult]:
@@ -111,24 +113,26 @@ def test_a_second_request_finds_the_first_ones_image(generation_service: Generat
     assert generation_service.images.ownership.owners(first.request.digest) == {"me", "you"}
 
 
-def test_a_image_is_made_while_anyone_waits(generation_service: GenerationService, backend: FakeBackend):
+def test_a_shared_image_is_generated_until_its_last_client_cancels(
+    generation_service: GenerationService, backend: FakeBackend
+):
     """One of two leaves, and the other has it; both leave, and it ends before its next step, for whoever comes anew."""
 
     async def scenario() -> None:
-        one, other = (asyncio.create_task(make(generation_service, "held", source)) for source in (ME, YOU))
+        backend.hold()
+        one, other = (asyncio.create_task(make(generation_service, "a cat", source)) for source in (ME, YOU))
         await asyncio.to_thread(backend.started.wait, WAIT_S)
         one.cancel()
         await asyncio.gather(one, return_exceptions=True)
         backend.release.set()
         assert (await other).cache == "shared"
-        backend.release.clear()
-        backend.started.clear()
-        leaving = [asyncio.create_task(make(generation_service, "held", source, seed=2)) for source in (ME, YOU)]
+        backend.hold()
+        leaving = [asyncio.create_task(make(generation_service, "a cat", source, seed=2)) for source in (ME, YOU)]
         await asyncio.to_thread(backend.started.wait, WAIT_S)
         for task in leaving:
             task.cancel()
         await asyncio.gather(*leaving, return_exceptions=True)
-        anew = asyncio.create_task(make(generation_service, "held", seed=2))
+        anew = asyncio.create_task(make(generation_service, "a cat", seed=2))
         await asyncio.sleep(0)
         before = len(backend.steps)
         backend.release.set()
@@ -184,7 +188,7 @@ CHECKS = np.kron(np.indices((8, 8)).sum(0) % 2 * 255, np.ones((2, 2)))[..., None
         (BlursPrompts(), "a cat", False),
     ],
 )
-def test_the_filter_has_its_word_on_previews_too(
+def test_previews_are_blurred_unless_the_filter_allows_them(
     pool: ModelPool, monkeypatch: pytest.MonkeyPatch, content_filter: ContentFilter, prompt: str, *, is_shown: bool
 ):
     """What it does not allow, or has not allowed of the prompt, is blurred before anyone sees it."""
@@ -210,7 +214,7 @@ def test_a_filter_that_fails_lets_nothing_through(pool: ModelPool):
     assert "no model" not in str(raised.value)
 
 
-def test_a_filter_that_takes_long_holds_up_images_alone(pool: ModelPool):
+def test_a_slow_filter_does_not_delay_key_lookups(pool: ModelPool):
     """However many wait for it: whose a key is, is told meanwhile."""
     told, says = threading.Event(), threading.Event()
 
@@ -242,7 +246,7 @@ def test_a_filter_is_found_by_its_import_path(monkeypatch: pytest.MonkeyPatch):
             load_filter(path)
 
 
-def test_a_image_is_answered_though_it_cannot_be_kept(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
+def test_an_image_that_cannot_be_stored_is_still_returned(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
     """A store that does not answer costs no one who waits the image; it says so, and can be tried again."""
     generation_service = desk_with(pool, AllowAll())
 
@@ -263,11 +267,14 @@ def test_a_image_is_answered_though_it_cannot_be_kept(pool: ModelPool, monkeypat
     asyncio.run(scenario())
 
 
-def test_who_waits_learns_that_the_engine_closes(generation_service: GenerationService, backend: FakeBackend):
+def test_clients_waiting_for_an_image_learn_that_the_engine_closes(
+    generation_service: GenerationService, backend: FakeBackend
+):
     """Not that it left itself."""
 
     async def scenario() -> None:
-        waiting = asyncio.create_task(make(generation_service, "held"))
+        backend.hold()
+        waiting = asyncio.create_task(make(generation_service, "a cat"))
         await asyncio.to_thread(backend.started.wait, WAIT_S)
         closing = asyncio.create_task(asyncio.to_thread(generation_service.pool.engine.close))
         with pytest.raises(NotReady, match="closing"):
@@ -299,7 +306,7 @@ class Busy(MemoryBlobStore):
 
 
 @pytest.mark.parametrize("moment", ["found", "removing"])
-def test_a_image_removed_by_one_while_another_asks_for_it_stays(pool: ModelPool, moment: str):
+def test_an_image_requested_by_another_client_survives_a_concurrent_removal(pool: ModelPool, moment: str):
     """Whether the removal falls into the asking, or the asking into the removal."""
     files, storage = Busy(), memory_storage()
     storage = storage._replace(images=ImageStore(files, storage.database.ownership))

@@ -19,7 +19,7 @@ from sd35.jobs.progress import END, Event, JobProgress
 from sd35.jobs.runner import JobRunner
 from sd35.storage.jobs import Job, JobSpec, Status
 from sd35.storage.storage import Storage
-from tests.support.fake_backend import WAIT_S, FakeBackend, fake_pool
+from tests.support.fake_backend import WAIT_S, FakeBackend, Fault, fake_pool
 from tests.support.services import memory_storage
 
 
@@ -73,28 +73,30 @@ def test_a_job_ends_with_its_image(pool: ModelPool):
     assert job.created_s <= job.started_s <= job.ended_s
 
 
-def test_a_job_that_fails_says_why_and_harms_no_other(pool: ModelPool):
+def test_a_job_that_fails_says_why_and_harms_no_other(pool: ModelPool, backend: FakeBackend):
     """With the status that a call would have had."""
+    backend.faults = {"a dog": Fault.STEP_ERROR, "a tree": Fault.STEP_NAN}
 
     async def scenario() -> list[Job]:
         async with runs(pool, memory_storage()) as runner:
-            jobs = [await runner.accept(job_spec(pool, prompt)) for prompt in ("crash", "a cat", "nan")]
+            jobs = [await runner.accept(job_spec(pool, prompt)) for prompt in ("a dog", "a cat", "a tree")]
             return [await end_of(runner, job) for job in jobs]
 
-    crash, cat, nan = asyncio.run(scenario())
+    dog, cat, tree = asyncio.run(scenario())
     assert cat.status is Status.SUCCEEDED
-    assert crash.failure
-    assert (crash.failure.status, "the runtime's own words" in crash.failure.detail) == (500, True)
-    assert nan.failure
-    assert "finite" in nan.failure.detail
+    assert dog.failure
+    assert (dog.failure.status, "the runtime's own words" in dog.failure.detail) == (500, True)
+    assert tree.failure
+    assert "finite" in tree.failure.detail
 
 
-def test_what_is_told_is_numbered_and_can_be_resumed(pool: ModelPool, backend: FakeBackend):
+def test_events_are_numbered_and_can_be_resumed(pool: ModelPool, backend: FakeBackend):
     """Queued with its place, running with steps, then the end; who was cut off hears what came after, and no more."""
 
     async def scenario() -> None:
         async with runs(pool, memory_storage()) as runner:
-            held = [await runner.accept(job_spec(pool, f"held {number}")) for number in range(2)]
+            backend.hold()
+            held = [await runner.accept(job_spec(pool, f"cat {number}")) for number in range(2)]
             job, _ = [await runner.accept(job_spec(pool, prompt)) for prompt in ("a cat", "a dog")]
             events = runner.events(job, -1)
             first = await anext(events)
@@ -116,7 +118,8 @@ def test_cancelled_jobs_stop(pool: ModelPool, backend: FakeBackend):
 
     async def scenario() -> None:
         async with runs(pool, memory_storage()) as runner:
-            jobs = [await runner.accept(job_spec(pool, f"held {number}")) for number in range(3)]
+            backend.hold()
+            jobs = [await runner.accept(job_spec(pool, f"cat {number}")) for number in range(3)]
             await asyncio.to_thread(backend.started.wait, WAIT_S)
             for job in (jobs[0], jobs[2]):
                 cancelled = await runner.cancel(job.id, "")
@@ -126,19 +129,20 @@ def test_cancelled_jobs_stop(pool: ModelPool, backend: FakeBackend):
             backend.release.set()
             ends = [(await end_of(runner, job)).status for job in jobs]
             assert ends == [Status.CANCELLED, Status.SUCCEEDED, Status.CANCELLED]
-        assert "held 2" not in backend.steps
-        assert backend.steps.count("held 0") <= 1
+        assert "cat 2" not in backend.steps
+        assert backend.steps.count("cat 0") <= 1
 
     asyncio.run(scenario())
 
 
-def test_what_does_not_end_in_the_grace_time_is_made_at_the_next_start(tmp_path: Path, backend: FakeBackend):
+def test_a_job_unfinished_at_shutdown_runs_at_the_next_start(tmp_path: Path, backend: FakeBackend):
     """Handed back, not lost and not failed: the next process makes it, and each image is in the store once."""
     storage = memory_storage()
 
     async def before(pool: ModelPool) -> list[Job]:
         async with runs(pool, storage, shutdown_grace_s=0) as runner:
-            jobs = [await runner.accept(job_spec(pool, f"held {number}")) for number in range(4)]
+            backend.hold()
+            jobs = [await runner.accept(job_spec(pool, f"cat {number}")) for number in range(4)]
             await asyncio.to_thread(backend.started.wait, WAIT_S)
         with pytest.raises(NotReady):
             await runner.accept(job_spec(pool, "a cat"))
@@ -153,15 +157,13 @@ def test_what_does_not_end_in_the_grace_time_is_made_at_the_next_start(tmp_path:
         async with runs(pool, storage) as runner:
             return [await end_of(runner, job) for job in jobs]
 
-    other = FakeBackend()
-    other.release.set()
-    with fake_pool(tmp_path / "after", other) as pool:
+    with fake_pool(tmp_path / "after", FakeBackend()) as pool:
         ended = asyncio.run(after(pool))
     assert [job.status for job in ended] == [Status.SUCCEEDED] * 4
     assert len({job.result.digest for job in ended if job.result}) == 4
 
 
-def test_a_job_of_a_profile_that_is_gone_is_made_by_the_present_one(pool: ModelPool):
+def test_a_job_of_a_removed_profile_runs_with_the_present_one(pool: ModelPool):
     """Its seed and prompt stay; the image's identity is that of the request which made it."""
     storage = memory_storage()
     request = pool.resolve(GenerationParams("a cat", seed=1))
@@ -193,12 +195,13 @@ def test_idempotency_keys_are_one_job(pool: ModelPool):
     asyncio.run(scenario())
 
 
-def test_no_more_wait_than_may(pool: ModelPool, backend: FakeBackend):
+def test_jobs_beyond_the_queue_limit_are_refused(pool: ModelPool, backend: FakeBackend):
     """A job beyond is refused at once, with a time; those that wait are made."""
 
     async def scenario() -> None:
         async with runs(pool, memory_storage(), most_waiting=2) as runner:
-            jobs = [await runner.accept(job_spec(pool, f"held {number}")) for number in range(2)]
+            backend.hold()
+            jobs = [await runner.accept(job_spec(pool, f"cat {number}")) for number in range(2)]
             await asyncio.to_thread(backend.started.wait, WAIT_S)
             jobs += [await runner.accept(job_spec(pool, f"a cat {number}")) for number in range(2)]
             with pytest.raises(Overloaded, match="2 jobs wait"):
@@ -209,7 +212,7 @@ def test_no_more_wait_than_may(pool: ModelPool, backend: FakeBackend):
     asyncio.run(scenario())
 
 
-def test_a_store_that_is_away_holds_a_job_up_or_fails_it(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
+def test_an_unavailable_store_delays_a_job_and_then_fails_it(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
     """It waits while that may pass, then fails with the reason; nothing is half-written, and the next job passes."""
     storage = memory_storage()
     monkeypatch.setattr(running, "_STORE_TRIES_S", (0.0, 0.0, 0.0))
@@ -237,12 +240,13 @@ def test_a_store_that_is_away_holds_a_job_up_or_fails_it(pool: ModelPool, monkey
     assert storage.images.blobs.get(f"{failed.spec.request.digest}.png") is None
 
 
-def test_who_follows_a_job_is_let_go_when_the_service_closes(pool: ModelPool, backend: FakeBackend):
+def test_followers_of_a_job_are_released_when_the_service_closes(pool: ModelPool, backend: FakeBackend):
     """A job that was handed back ends for nobody here: its followers end, and who waits for it is told."""
 
     async def scenario() -> None:
         async with runs(pool, memory_storage(), shutdown_grace_s=0) as runner:
-            jobs = [await runner.accept(job_spec(pool, f"held {number}")) for number in range(4)]
+            backend.hold()
+            jobs = [await runner.accept(job_spec(pool, f"cat {number}")) for number in range(4)]
             await asyncio.to_thread(backend.started.wait, WAIT_S)
             following = [asyncio.create_task(told(runner, job)) for job in jobs]
             waiting = [asyncio.create_task(end_of(runner, job)) for job in jobs]
@@ -256,7 +260,7 @@ def test_who_follows_a_job_is_let_go_when_the_service_closes(pool: ModelPool, ba
     asyncio.run(scenario())
 
 
-def test_a_job_cancelled_before_its_task_begins_leaves_its_place(pool: ModelPool):
+def test_a_job_cancelled_before_its_task_starts_releases_its_place(pool: ModelPool):
     """Else such jobs would take all places, one by one, and no other would ever run."""
     storage = memory_storage()
     generation_service = GenerationService(pool, storage.images, AllowAll())
@@ -276,7 +280,7 @@ def test_a_job_cancelled_before_its_task_begins_leaves_its_place(pool: ModelPool
     assert asyncio.run(scenario()) is Status.SUCCEEDED
 
 
-def test_an_error_that_was_not_foreseen_stops_no_claiming(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
+def test_an_unexpected_error_does_not_stop_claiming(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
     """A job that waits is made although looking for jobs failed before."""
     storage = memory_storage()
     claim = storage.database.jobs.claim

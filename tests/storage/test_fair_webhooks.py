@@ -76,7 +76,7 @@ def kinds(tmp_path: Path, new_postgres: NewDatabase) -> Sequence[JobStore]:
 def test_all_stores_give_the_same_webhooks(kinds: Sequence[JobStore]):
     """In the same order, whatever is due, in flight, slow, failed or no longer held."""
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(WEBHOOKS, STEPS)
     def check(webhooks: list[Webhook], steps: list[Step]) -> None:
         senders, now_s = [Sending(store) for store in kinds], 0

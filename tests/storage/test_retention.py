@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sd35.errors import StoreUnavailable
@@ -97,7 +97,6 @@ def test_a_failed_sweep_resumes_next_time(monkeypatch: pytest.MonkeyPatch):
     assert retention.sweep(NOW_S) == 1
 
 
-@settings(deadline=None)  # up to 250 images a time
 @given(st.lists(st.tuples(st.integers(0, 100), st.integers(0, 50)), max_size=250), st.integers(1, 3000))
 def test_the_remaining_images_are_young_and_fit(images: list[tuple[int, int]], most_bytes: int):
     """Of any images: none is too old, the settled ones fit beside the fresh, and nothing goes that could stay."""

@@ -148,4 +148,4 @@ class SideBySide(RuleBasedStateMachine):
 
 def test_sqlite_and_memory_give_the_same_results():
     """For jobs of several owners, several holders, leases that end, and webhooks."""
-    run_state_machine_as_test(SideBySide, settings=settings(max_examples=15, stateful_step_count=30, deadline=None))
+    run_state_machine_as_test(SideBySide, settings=settings(max_examples=15, stateful_step_count=30))

@@ -120,7 +120,7 @@ def test_a_clock_that_is_wrong_at_each_start_in_another_way_removes_nothing(serv
         assert server.start() == SweepResult(0, 0)
 
 
-def test_a_week_off_is_no_jump(server: Server):
+def test_a_week_without_running_is_not_a_clock_jump(server: Server):
     """Less than a quarter of `retention_days`: what is old is removed at once."""
     server.run(29 * DAY_S)
     server.real_s += 7 * DAY_S

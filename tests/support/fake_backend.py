@@ -1,14 +1,10 @@
-"""A deterministic backend of a few lines, for tests of what lies above the backends. Words of a prompt steer it.
-
-"held" waits in its first step for `release`; "crash" raises in the second step; "mute" cannot be encoded; "heavy" waits
-in decoding for `release`, "blind" cannot be decoded. Three more spoil the numbers, unless the backend is `sound`: "nan"
-in the second step, "void" in decoding, and "flat" makes a frame of one colour.
-"""
+"""A deterministic backend, and the models and model pools around it, for tests of the layers above the backends."""
 
 import json
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from enum import Enum, auto
 from pathlib import Path
 
 import numpy as np
@@ -38,14 +34,36 @@ MINI = Card(
     licence="Apache-2.0",
 )
 LARGE = Card(skip_layers=SkipLayers((7, 8, 9), 2.8, 0.01, 0.2))
-WAIT_S = 20  # a bound for what is expected to happen at once
-_HEAVY, _BLIND, _VOID = 1e6, 1e9, 1e12
+WAIT_S = 20  # an upper bound for what should happen at once
+# Latents are decoded without their prompt. Those to fail in decoding are marked in the channels that are not shown: the
+# marks grow with each step and are complete after the last one.
+_DECODE_ERROR, _DECODE_NAN = 1e6, 1e9
+
+
+class Fault(Enum):
+    """A failure of the images of one prompt."""
+
+    ENCODE_ERROR = auto()
+    """Encoding the prompt raises."""
+    STEP_ERROR = auto()
+    """The second step raises."""
+    STEP_NAN = auto()
+    """The second step computes NaN."""
+    DECODE_ERROR = auto()
+    """Decoding raises."""
+    DECODE_NAN = auto()
+    """Decoding reports values that are not finite."""
+    UNIFORM = auto()
+    """The image is of one colour."""
 
 
 class FakeBackend:
-    """Latents drift towards the prompt's code points, more so to the right; other words steer it, see the module.
+    """A deterministic backend of a few lines, for tests of the layers above the backends.
 
-    In another precision than float32 images are darker, and what another one encoded is not taken.
+    Latents drift towards the mean of the prompt's code points, further towards the right. In another precision than
+    float32 images are darker, and embeddings from a backend of another precision are refused.
+
+    `faults` maps prompts to failures. `hold` makes images wait until `release` is set.
     """
 
     name = "double"
@@ -54,52 +72,66 @@ class FakeBackend:
     build = None
     is_compiled = False
 
-    def __init__(self, precision: str = "float32", *, sound: bool = False) -> None:
-        self.precision, self._sound = precision, sound
+    def __init__(self, precision: str = "float32", faults: Mapping[str, Fault] | None = None) -> None:
+        self.precision = precision
+        self.faults = dict(faults or {})
         self.versions = {"numpy": np.__version__}
         self.startup_s: dict[str, float] = {}
         self.memory = HostMemory()
-        self.started = threading.Event()
+        self.started = threading.Event()  # a step began
         self.release = threading.Event()
-        self.encoded: list[str] = []
-        self.steps: list[str] = []
-        self.rows: list[int] = []  # of each call
+        self.release.set()
+        self.encoded: list[str] = []  # prompts
+        self.steps: list[str] = []  # the prompt of each row of each step
+        self.rows: list[int] = []  # the number of rows of each step
+        self._held: Sequence[str] | None = None  # prompts; empty for all
+        self._holds_decoding = False
+
+    def hold(self, *prompts: str, in_decoding: bool = False) -> None:
+        """Make images of these prompts, or all images, wait in their first step until `release` is set.
+
+        With `in_decoding`, all images wait in decoding instead.
+        """
+        self._held, self._holds_decoding = None if in_decoding else prompts, in_decoding
+        self.started.clear()
+        self.release.clear()
 
     def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
-        """The prompt's code points."""
+        """Return the prompts' code points."""
         self.encoded += prompts
-        if any("mute" in prompt for prompt in prompts):
+        if any(self.faults.get(prompt) is Fault.ENCODE_ERROR for prompt in prompts):
             raise RuntimeError("no words for that")
         points = [np.array([ord(character) for character in prompt], self.precision) for prompt in prompts]
         return [TextEmbedding(array, array, array.nbytes) for array in points]
 
     def predict_velocity(self, rows: Sequence[DenoiseRow]) -> list[Array]:
-        """The velocity of each row."""
+        """Return the velocity of each row."""
         self.rows.append(len(rows))
         return [self._velocity(row) for row in rows]
 
     def decode_latents(self, latents: Sequence[Array]) -> list[Array]:
-        """Each latent value as a square of 8x8 pixels."""
-        farthest = max(latent[3:].max() for latent in latents)
-        if farthest >= _VOID:
+        """Return each latent value as a square of 8x8 pixels."""
+        mark = max(latent[3:].max() for latent in latents)
+        if mark > _DECODE_NAN / 2:
             raise FloatingPointError
-        if farthest >= _HEAVY:
-            assert self.release.wait(3 * WAIT_S)
-        if farthest >= _BLIND:
+        if mark > _DECODE_ERROR / 2:
             raise RuntimeError("nothing to see")
+        if self._holds_decoding:
+            self._wait_for_release()
         squares = [np.kron(latent[:3], np.ones((1, 8, 8))) for latent in latents]
         return [np.clip(square * 40 + 128, 0, 255).astype(np.uint8).transpose(1, 2, 0) for square in squares]
 
     def _velocity(self, row: DenoiseRow) -> Array:
         assert row.positive.tokens.dtype == self.precision, row.positive.tokens.dtype
         prompt = "".join(chr(int(point)) for point in row.positive.tokens)
+        fault, is_first_step = self.faults.get(prompt), row.sigma == 1
         self.steps.append(prompt)
         self.started.set()
-        if "held" in prompt and row.sigma == 1:
-            assert self.release.wait(3 * WAIT_S)  # longer than any test waits for what this holds up
-        if "crash" in prompt and row.sigma < 1:
+        if is_first_step and self._held is not None and (not self._held or prompt in self._held):
+            self._wait_for_release()
+        if fault is Fault.STEP_ERROR and not is_first_step:
             raise RuntimeError("the runtime's own words")
-        if "nan" in prompt and row.sigma < 1 and not self._sound:
+        if fault is Fault.STEP_NAN and not is_first_step:
             return np.full_like(row.latent, np.nan)
         mean = min(250, float(np.mean(row.positive.tokens.astype(float))))  # more would be white all over
         target = mean / 100 + np.linspace(0, 0.5, row.latent.shape[-1]) - (self.precision != "float32")
@@ -107,28 +139,29 @@ class FakeBackend:
         against = min(2.5, against)  # more would be black all over
         skipped = row.skip.scale * sum(row.skip.layers) / 100 if row.skip else 0
         velocity: Array = (row.latent - target + against + skipped).astype(np.float32)
-        # The latent moves against the velocity, in all steps together by once its value. Channels from 3 are not shown.
-        velocity[3:] -= 2 * (_HEAVY * ("heavy" in prompt) + _BLIND * ("blind" in prompt))
-        if not self._sound:
-            velocity[3:] -= 2 * _VOID * ("void" in prompt)
-            velocity[:3] += 2 * _HEAVY * ("flat" in prompt)
+        # A step goes against the velocity: sigma falls, by 1 over all steps.
+        velocity[3:] -= _DECODE_ERROR * (fault is Fault.DECODE_ERROR) + _DECODE_NAN * (fault is Fault.DECODE_NAN)
+        velocity[:3] += 1e6 * (fault is Fault.UNIFORM)
         return velocity
 
+    def _wait_for_release(self) -> None:
+        assert self.release.wait(3 * WAIT_S)  # longer than any test waits for the image
 
-class Words:
-    """Reads 20 words, each a token."""
+
+class FakeTokenizer:
+    """Reads the first 20 words of a prompt, each as one token."""
 
     def is_truncated(self, prompt: str) -> bool:
-        """Whether there are more."""
+        """Tell whether the prompt has more than 20 words."""
         return len(prompt.split()) > 20
 
     def tokens(self, prompt: str) -> int:
-        """How many it reads."""
+        """Return the number of tokens read."""
         return min(20, len(prompt.split()))
 
 
 def fake_pipeline(directory: Path, card: Card = MINI, backend: FakeBackend | None = None) -> Pipeline:
-    """A pipeline named after `directory`, which is made."""
+    """Create a pipeline with a checkpoint in `directory`, named after it."""
     scheduler = directory / "scheduler"
     scheduler.mkdir(parents=True, exist_ok=True)
     config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
@@ -145,7 +178,7 @@ def fake_pool(  # noqa: PLR0913, PLR0917  a pool's own parameters
     max_wait_s: float = 600,
     fallback: FakeBackend | None = None,
 ) -> ModelPool:
-    """A model pool with two models, "mini" (the default) and "large"."""
+    """Create a model pool with two models, "mini" (the default) and "large"."""
     backend = backend or FakeBackend()
     pipelines = [
         fake_pipeline(directory / "mini", MINI, backend),
@@ -157,23 +190,23 @@ def fake_pool(  # noqa: PLR0913, PLR0917  a pool's own parameters
 
 
 def pool_of(engine: Engine) -> ModelPool:
-    """A pool of an engine's models, each of which reads 20 words of a prompt."""
-    return ModelPool(engine, {model.name: Words() for model in engine.models}, 1024 * 1024)
+    """Create a pool of an engine's models. Prompts of more than 20 words are truncated."""
+    return ModelPool(engine, {model.name: FakeTokenizer() for model in engine.models}, 1024 * 1024)
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that stands still until a test changes `now_s`."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
 
     def __call__(self) -> float:
-        """What it is."""
+        """Return the time."""
         return self.now_s
 
 
 def key_store(*keys: Key) -> MemoryKeyStore:
-    """A store that holds these keys."""
+    """Create a store that holds these keys."""
     store = MemoryKeyStore()
     for key in keys:
         store.add(key)

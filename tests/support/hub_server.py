@@ -67,13 +67,13 @@ class Hub:
     asked: list[Asked] = field(default_factory=list)
 
     def asked_for(self, path: str) -> list[Asked]:
-        """The requests for a file's content, in order."""
+        """Return the requests for a file's content, in order."""
         return [one for one in self.asked if one.path == path]
 
 
 @contextmanager
 def serving() -> Iterator[Hub]:
-    """A hub on a free port of this machine, for as long as the context is open."""
+    """Run a hub on a free port of this machine while the context is open."""
     hub = Hub()
     server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_port}"
@@ -104,18 +104,18 @@ def use(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sha1_of_blob(content: bytes) -> str:
-    """Git's name of a file."""
+    """Return the id that Git gives a file with this content."""
     return hashlib.sha1(f"blob {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
 
 
 def checksum(path: str, content: bytes) -> str:
-    """The ETag of a file, which the cache names it by."""
+    """Return the ETag of a file, which is its name in the cache."""
     return hashlib.sha256(content).hexdigest() if path.endswith(_LFS) else sha1_of_blob(content)
 
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, *_: object) -> None:
-        """Clients of these tests break off, too: nothing to print."""
+        """Print nothing: clients of these tests disconnect on purpose."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -153,7 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, "", "Sorry, we can't find the page you are looking for.")
 
     def _repository(self, name: str, revision: str | None, *, is_file: bool) -> Repository | None:
-        """The repository, or None after an answer that says why not. Lists are open, files may be gated."""
+        """Return the repository, or None after sending an error. Lists are public, files may be gated."""
         token = (self.headers["Authorization"] or "").removeprefix("Bearer ")
         repository = self.hub.repositories.get(name)
         if token and token not in self.hub.tokens:

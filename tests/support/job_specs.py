@@ -1,4 +1,4 @@
-"""Orders of jobs, for tests of what keeps them."""
+"""Job specifications for tests of job stores."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -13,12 +13,12 @@ REQUEST = Request("a cat", "", 64, 64, 4, 4.5, 7, "mini", "0" * 64, "double/floa
 
 
 def job_spec(owner: str = "me", **fields: Any) -> JobSpec:
-    """An order of one request."""
+    """Create the specification of one request."""
     return JobSpec(REQUEST, owner, **fields)
 
 
 def at_once(calls: Sequence[Callable[[], Result]]) -> list[Result]:
-    """What each call gives, all begun together on threads of their own."""
+    """Run all calls at once, each in its own thread, and return their results."""
     start = threading.Barrier(len(calls))
 
     def run(call: Callable[[], Result]) -> Result:

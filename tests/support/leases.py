@@ -1,4 +1,4 @@
-"""Let a store's leases grow older without waiting: no test can move the clock of a PostgreSQL server."""
+"""Age the leases of a job store. A test cannot move the clock of a PostgreSQL server."""
 
 from sqlalchemy import update
 
@@ -9,7 +9,7 @@ from sd35.storage.sql.tables import jobs
 
 
 def pass_time(store: JobStore, seconds: float) -> None:
-    """Make all leases of a store end so much earlier."""
+    """Move the end of all leases of a store to an earlier time."""
     if isinstance(store, MemoryJobStore):
         for storage in store._entries.values():  # noqa: SLF001  a test's way to move its clock
             storage.lease_until_s -= seconds

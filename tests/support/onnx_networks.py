@@ -21,7 +21,7 @@ MOST = {"transformer": 3, "vae": 1}  # rows; small, so that the suites' batches 
 
 
 class OnnxNetworks:
-    """See `sd35.backends.tensorrt.backend.Networks`. It takes no more than an engine does: a turn, and so many rows."""
+    """The protocol `sd35.backends.tensorrt.backend.Networks`, with the limits of an engine: one caller, few rows."""
 
     device = torch.device("cpu")
     graph = None
@@ -34,16 +34,16 @@ class OnnxNetworks:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """The only one to compute."""
+        """Hold the lock that computing needs."""
         with self._lock:
             yield
 
     def most(self, part: str) -> int:
-        """The most rows of a network's batch."""
+        """Return the largest number of rows in a batch of a network."""
         return MOST.get(part, 2)
 
     def run(self, part: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A network's outputs, in float32."""
+        """Run a network and return its outputs in float32."""
         assert self._lock.locked(), "not within a turn"
         graph: Any = self._graphs[part]
         given = {

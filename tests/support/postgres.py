@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own, from Debian's packages: on a socket in a folder, reachable by nobody else."""
+"""A PostgreSQL server for the tests, from Debian's packages. It listens on a socket in its own folder only."""
 
 import os
 import pwd
@@ -20,7 +20,7 @@ _QUICK = "-c fsync=off -c synchronous_commit=off -c full_page_writes=off"  # nob
 
 @contextmanager
 def serving() -> Iterator[URL]:
-    """A server; yields the address of its database, in which tests make schemas."""
+    """Run a server and yield the URL of its database, in which tests create schemas."""
     if not _HOMES:
         pytest.skip("PostgreSQL is not installed: apt install postgresql")
     binaries = _HOMES[-1].parent
@@ -44,7 +44,7 @@ def serving() -> Iterator[URL]:
 
 
 def new_schema(server: URL) -> URL:
-    """An empty place for tables, by itself: as good as a database of its own, and far quicker to make."""
+    """Create an empty schema. It isolates tests as a database does, and takes far less time."""
     name, engine = f"s{uuid.uuid4().hex}", create_engine(server)
     with engine.begin() as connection:
         connection.execute(CreateSchema(name))
@@ -53,7 +53,7 @@ def new_schema(server: URL) -> URL:
 
 
 def _unprivileged(folder: Path) -> list[str]:
-    """What to begin a command with: the server refuses to run as root."""
+    """Return a command prefix that drops root, under which the server refuses to run."""
     if os.geteuid() != 0:
         return []
     user = pwd.getpwnam("postgres")

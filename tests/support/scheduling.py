@@ -1,4 +1,4 @@
-"""What the scheduler's tests share: three shapes, what they cost, and jobs with what does not matter left out."""
+"""Shapes, their costs and work items for the scheduler's tests."""
 
 from sd35.engine.base import DeviceLimits
 from sd35.engine.scheduling.cost_model import CostModel, Shape
@@ -10,7 +10,10 @@ ROW_S = 0.01
 
 
 def make(limits: DeviceLimits = LIMITS) -> Scheduler[object]:
-    """A scheduler that knows what both shapes cost: 10 ms a row, 100 and 400 bytes a row, 500 and 2000 to decode."""
+    """Create a scheduler that knows the costs of two shapes.
+
+    A row of SMALL takes 10 ms and 100 bytes, and decoding 500 bytes; LARGE takes four times as much.
+    """
     costs = CostModel()
     for shape, scale in ((SMALL, 1), (LARGE, 4)):
         costs.learn_step_time(shape, 1, ROW_S * scale)
@@ -20,5 +23,5 @@ def make(limits: DeviceLimits = LIMITS) -> Scheduler[object]:
 
 
 def job(client: str = "a", steps: int = 4, rows: int = 1, shape: Shape = SMALL, priority: int = 0) -> WorkItem:
-    """A job, with what does not matter left out."""
+    """Create a work item; the defaults are for tests that do not depend on them."""
     return WorkItem(client, shape, steps, rows, priority)  # type: ignore[arg-type]

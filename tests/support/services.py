@@ -1,4 +1,4 @@
-"""A whole service around a model pool, with stores that end with the process."""
+"""A complete service over a model pool, with storage in memory."""
 
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from sd35.telemetry.telemetry import Telemetry
 
 
 def memory_storage() -> Storage:
-    """Nothing that outlives the process."""
+    """Create storage that keeps everything in memory."""
     database = open_database("memory")
     return Storage(database, ImageStore(MemoryBlobStore(), database.ownership), Links(b"a secret"))
 
@@ -27,7 +27,7 @@ def memory_storage() -> Storage:
 def service_of(
     pool: ModelPool, storage: Storage | None = None, telemetry: Telemetry | None = None, **given: Any
 ) -> Service:
-    """The service as `sd35 serve` composes it, with settings that are given."""
+    """Create the service as `sd35 serve` does; `given` are settings."""
     settings, storage = load_settings(given), storage or memory_storage()
     retention = Retention.from_settings(settings, storage.images)
     webhooks = Webhooks(settings, storage.database.jobs, partial(job_body, storage.database.jobs))

@@ -1,4 +1,4 @@
-"""Checkpoints in Stability's spelling, made from Diffusers' state dicts; Diffusers' own converters are their check."""
+"""Checkpoints under Stability's parameter names, converted from Diffusers' and checked by its own converters."""
 
 import re
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ _QKV = {
 
 
 def transformer(state: Mapping[str, Tensor]) -> State:
-    """An MMDiT's parameters in Stability's spelling."""
+    """Return an MMDiT's parameters under Stability's names."""
     left, found = dict(state), {}
     layers = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("transformer_blocks."))
     for layer in range(layers):
@@ -68,7 +68,7 @@ def vae(state: Mapping[str, Tensor]) -> State:
 
 
 def single_file(parts: Mapping[str, Mapping[str, Tensor]]) -> State:
-    """All parts in one state dict, as in Stability's files."""
+    """Join all parts in one state dict, as in Stability's files."""
     spell = {"transformer": transformer, "vae": vae}
     return {
         PREFIXES[part] + name: value.contiguous().clone()

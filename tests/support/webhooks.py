@@ -1,4 +1,4 @@
-"""A sender of webhooks with a store, a clock and a name server of the tests' own."""
+"""A webhook sender with a store, a clock and a name server that tests control."""
 
 import asyncio
 import json
@@ -34,13 +34,13 @@ class Sending:
         self.bodies: Body = self._body_of
 
     def end_job(self, url: str, owner: str = "me") -> Job:
-        """A job that has ended, whose webhook is due."""
+        """Add a job that has ended and whose webhook is due."""
         job = self.store.add(new_job(job_spec(owner, webhook=url), self.now_s))
         self.store.cancel(job.id, None, self.now_s)
         return job
 
     def send(self) -> int:
-        """Send what is due once, and wait until all of it was sent; how many webhooks were due."""
+        """Send all due webhooks once, wait for them, and return how many were due."""
 
         async def scenario() -> int:
             due = sum(one.count for one in self.store.due_webhooks(self.now_s))
@@ -52,7 +52,7 @@ class Sending:
 
     @asynccontextmanager
     async def sender(self) -> AsyncIterator[Sender]:
-        """A sender of these, which the test runs."""
+        """Create a sender that the test runs itself."""
         transport = PublicTransport(Resolver(self.lookup), allow_private=self.allow_private)
         sender = Sender(self.store, self.bodies, SECRET, transport, lambda: self.now_s)
         sender.on_result = self.told.append
@@ -61,7 +61,7 @@ class Sending:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Sender]:
-        """A sender of these that runs, and is cancelled in the end."""
+        """Run a sender until the context closes."""
         async with self.sender() as sender:
             task = asyncio.create_task(sender.run())
             try:
@@ -72,11 +72,11 @@ class Sending:
                     await task
 
     def _body_of(self, job_id: str) -> bytes | None:
-        """What is told of a job."""
+        """Return the body sent for a job."""
         return json.dumps({"id": job_id}).encode() if self.store.get(job_id, None) else None
 
     def _look_up(self, host: str) -> list[str]:
-        """The tests' own name server."""
+        """Resolve a name with the test's name server."""
         self.resolved.append(host)
         return self.leads_to
 

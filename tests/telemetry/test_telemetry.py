@@ -15,7 +15,7 @@ from sd35.generation.service import GenerationResult, GenerationService, Request
 from sd35.storage.blobs.memory import MemoryBlobStore
 from sd35.storage.images import ImageStore
 from sd35.telemetry.telemetry import Telemetry
-from tests.support.fake_backend import WAIT_S, FakeBackend
+from tests.support.fake_backend import WAIT_S, FakeBackend, Fault
 from tests.support.services import memory_storage
 
 
@@ -65,18 +65,19 @@ def counted(telemetry: Telemetry, name: str) -> dict[tuple[str, ...], float]:
     return {labels: value for labels, value in samples.items() if value}
 
 
-def test_each_end_of_a_image_is_counted(pool: ModelPool, backend: FakeBackend, telemetry: Telemetry):
+def test_each_end_of_an_image_is_counted(pool: ModelPool, backend: FakeBackend, telemetry: Telemetry):
     """Made, failed, refused by its pixels, left by who waited; what was refused before it began is none."""
     storage = memory_storage()
     generation_service = GenerationService(pool, storage.images, Strict(), telemetry)
 
     async def scenario() -> None:
         await make(generation_service, "a tree")
-        for prompt in ("crash", "a dog", "rude"):
+        backend.faults["bad"] = Fault.STEP_ERROR
+        for prompt in ("bad", "a dog", "rude"):
             with pytest.raises(Sd35Error):
                 await make(generation_service, prompt)
-        backend.started.clear()
-        held = asyncio.create_task(make(generation_service, "held"))
+        backend.hold()
+        held = asyncio.create_task(make(generation_service, "a held cat"))
         await asyncio.to_thread(backend.started.wait, WAIT_S)
         held.cancel()
         await asyncio.gather(held, return_exceptions=True)
@@ -90,13 +91,14 @@ def test_each_end_of_a_image_is_counted(pool: ModelPool, backend: FakeBackend, t
     }
 
 
-def test_what_finds_no_room_is_no_image(pool: ModelPool, backend: FakeBackend, telemetry: Telemetry):
+def test_a_refused_image_is_not_counted_as_failed(pool: ModelPool, backend: FakeBackend, telemetry: Telemetry):
     """An overload is counted where it is answered, not as a failure."""
     storage = memory_storage()
     generation_service = GenerationService(pool, storage.images, AllowAll(), telemetry)
 
     async def scenario() -> None:
-        held = asyncio.create_task(make(generation_service, "held"))
+        backend.hold()
+        held = asyncio.create_task(make(generation_service, "a tree"))
         await asyncio.to_thread(backend.started.wait, WAIT_S)
         with pytest.raises(Overloaded):
             await make(generation_service, "a cat")
@@ -123,7 +125,7 @@ def test_the_filters_decisions_are_counted_by_what_they_are_about(pool: ModelPoo
     }
 
 
-def test_who_shares_a_image_is_counted_as_such(pool: ModelPool, telemetry: Telemetry):
+def test_shared_and_cached_images_are_counted_as_such(pool: ModelPool, telemetry: Telemetry):
     """One made it, two shared it, one found it."""
     storage = memory_storage()
     generation_service = GenerationService(pool, storage.images, AllowAll(), telemetry)
@@ -136,7 +138,7 @@ def test_who_shares_a_image_is_counted_as_such(pool: ModelPool, telemetry: Telem
     assert counted(telemetry, "sd35_result_cache_total") == {("miss",): 1, ("shared",): 2, ("hit",): 1}
 
 
-def test_a_image_that_cannot_be_stored_is_counted(pool: ModelPool, telemetry: Telemetry):
+def test_an_image_that_cannot_be_stored_is_counted(pool: ModelPool, telemetry: Telemetry):
     """It is made all the same."""
     generation_service = GenerationService(
         pool, ImageStore(Full(), memory_storage().database.ownership), AllowAll(), telemetry
@@ -147,7 +149,7 @@ def test_a_image_that_cannot_be_stored_is_counted(pool: ModelPool, telemetry: Te
 
 
 @pytest.mark.parametrize(("log_prompts", "logged"), [(False, None), (True, f"{'a ' * 100}… (600 characters)")])
-def test_prompts_are_logged_where_that_is_allowed(pool: ModelPool, log_prompts: bool, logged: str | None):  # noqa: FBT001
+def test_prompts_are_logged_only_if_enabled(pool: ModelPool, log_prompts: bool, logged: str | None):  # noqa: FBT001
     """One line for an image, with what it is and its stages; with its prompt, shortened, only then."""
     storage = memory_storage()
     generation_service = GenerationService(pool, storage.images, AllowAll(), Telemetry(log_prompts=log_prompts))

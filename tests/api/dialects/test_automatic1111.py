@@ -90,11 +90,9 @@ def begun(backend: FakeBackend, work: Callable[[], Any]) -> Future[Any]:
 
 def cached_then_held(api: WebUIApi, backend: FakeBackend, count: int) -> Future[Any]:
     """A call of so many images whose first was made before, and whose second is held."""
-    held = {**CAT, "prompt": "held"}
-    backend.release.set()
-    api.txt2img(**held)
-    backend.release.clear()
-    call = begun(backend, lambda: api.txt2img(**held, batch_size=count))
+    api.txt2img(**CAT)
+    backend.hold()
+    call = begun(backend, lambda: api.txt2img(**CAT, batch_size=count))
     until(lambda: api.get_progress()["state"]["job_no"] == 1)
     return call
 
@@ -119,7 +117,7 @@ def opened(content: str) -> Image.Image:
     return image
 
 
-def test_a_image_says_how_it_was_made(api: WebUIApi):
+def test_an_image_holds_its_parameters(api: WebUIApi):
     """In the file, in `info`, and for `sd35 replay`."""
     result = api.txt2img(**CAT, negative_prompt="a dog", cfg_scale=4.5)
     assert result.image.size == (128, 128)
@@ -138,7 +136,7 @@ def test_a_image_says_how_it_was_made(api: WebUIApi):
     assert (request.prompt, request.negative_prompt, request.guidance_scale, request.seed) == ("a cat", "a dog", 4.5, 7)
 
 
-def test_seeds_follow_each_other_over_all_images(api: WebUIApi):
+def test_the_seeds_of_all_images_are_consecutive(api: WebUIApi):
     """batch_size x n_iter of them, each with its own text."""
     result = api.txt2img(**CAT, batch_size=2, n_iter=2)
     assert result.info["all_seeds"] == [7, 8, 9, 10]
@@ -147,13 +145,13 @@ def test_seeds_follow_each_other_over_all_images(api: WebUIApi):
     assert all(len(result.info[name]) == 4 for name in ("all_prompts", "all_negative_prompts", "infotexts"))
 
 
-def test_what_clients_send_by_default_changes_nothing(api: WebUIApi):
+def test_the_default_fields_of_webuiapi_do_not_change_the_image(api: WebUIApi):
     """All of webuiapi's fields give the image that the six that say something give."""
     bare = requests.post(f"{api.baseurl}/txt2img", json={**CAT, "cfg_scale": 7}, timeout=WAIT_S).json()
     assert api.txt2img(**CAT).json["images"] == bare["images"]
 
 
-def test_what_is_left_out_is_the_models_own(pool: ModelPool):
+def test_omitted_fields_are_the_models_defaults(pool: ModelPool):
     """Size, steps and guidance are the card's, and the seed is drawn, as with -1."""
     with serving(pool) as client:
         info = [
@@ -171,7 +169,7 @@ def test_another_sampler_is_served_by_euler(api: WebUIApi):
     assert "Sampler: Euler, Schedule type: Automatic" in result.info["infotexts"][0]
 
 
-def test_a_strict_service_serves_nothing_by_another_name(pool: ModelPool):
+def test_a_strict_service_refuses_unknown_samplers_schedulers_and_checkpoints(pool: ModelPool):
     """Neither sampler nor schedule nor checkpoint."""
     with serving(pool, strict_dialects=True) as client:
         for field, value in {"sampler_name": "Euler a", "sampler_index": "DDIM", "scheduler": "Karras"}.items():
@@ -221,7 +219,7 @@ def test_a_strict_service_serves_nothing_by_another_name(pool: ModelPool):
         ({"denoising_strength": float("nan")}, "denoising_strength: got 'nan'; allowed: a number"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_by_name(pool: ModelPool, fields: dict[str, Any], words: str):
+def test_the_error_names_a_field_that_is_not_supported(pool: ModelPool, fields: dict[str, Any], words: str):
     """With what came and what is allowed, as errors of theirs."""
     with serving(pool) as client:
         response = client.post(
@@ -234,10 +232,11 @@ def test_what_cannot_be_honoured_is_refused_by_name(pool: ModelPool, fields: dic
     assert words in content["detail"] or words.partition(";")[0] in content["detail"]
 
 
-def test_progress_is_of_ones_own_call(pair: tuple[WebUIApi, WebUIApi], backend: FakeBackend):
+def test_progress_shows_the_clients_own_call_only(pair: tuple[WebUIApi, WebUIApi], backend: FakeBackend):
     """With steps, a preview of the image's size, and the call's name; another client sees that nothing runs."""
     one, other = pair
-    fields = {**CAT, "prompt": "heavy", "width": 64, "force_task_id": "task(1)"}
+    backend.hold(in_decoding=True)
+    fields = {**CAT, "width": 64, "force_task_id": "task(1)"}
     call = begun(backend, lambda: one.session.post(f"{one.baseurl}/txt2img", json=fields))
     until(lambda: one.get_progress()["state"]["sampling_step"] == 4)
     now, idle = one.get_progress(), other.get_progress()
@@ -259,14 +258,15 @@ def test_progress_is_of_ones_own_call(pair: tuple[WebUIApi, WebUIApi], backend: 
 
 def test_progress_is_above_zero_before_the_first_step(api: WebUIApi, backend: FakeBackend):
     """For clients take 0 for idle."""
-    call = begun(backend, lambda: api.txt2img(**{**CAT, "prompt": "held"}))
+    backend.hold()
+    call = begun(backend, lambda: api.txt2img(**CAT))
     now = api.get_progress()
     assert (now["progress"], now["eta_relative"], now["state"]["sampling_step"]) == (0.01, 0, 0)
     backend.release.set()
     call.result(WAIT_S)
 
 
-def test_an_interruption_keeps_what_is_made(api: WebUIApi, backend: FakeBackend):
+def test_an_interruption_keeps_finished_images(api: WebUIApi, backend: FakeBackend):
     """The call answers with it, and says of which seeds it is."""
     call = cached_then_held(api, backend, 3)
     assert api.interrupt() == {}
@@ -274,15 +274,16 @@ def test_an_interruption_keeps_what_is_made(api: WebUIApi, backend: FakeBackend)
     assert (len(result.images), result.info["all_seeds"]) == (1, [7])
 
 
-def test_an_interruption_of_all_is_an_answer_too(api: WebUIApi, backend: FakeBackend):
+def test_an_interruption_before_the_first_image_returns_no_images(api: WebUIApi, backend: FakeBackend):
     """Without images."""
-    call = begun(backend, lambda: api.txt2img(**{**CAT, "prompt": "held"}))
+    backend.hold()
+    call = begun(backend, lambda: api.txt2img(**CAT))
     api.interrupt()
     result = call.result(WAIT_S)
     assert (result.images, result.info["infotexts"], result.info["seed"]) == ([], [], 7)
 
 
-def test_skipping_leaves_one_out(api: WebUIApi, backend: FakeBackend):
+def test_skipping_leaves_out_the_current_image(api: WebUIApi, backend: FakeBackend):
     """The one whose turn it is; the rest is made."""
     call = cached_then_held(api, backend, 3)
     assert api.skip() is None
@@ -292,23 +293,24 @@ def test_skipping_leaves_one_out(api: WebUIApi, backend: FakeBackend):
     assert call.result(WAIT_S).info["all_seeds"] == [7, 9]
 
 
-def test_nobody_interrupts_anothers_call(pair: tuple[WebUIApi, WebUIApi], backend: FakeBackend):
+def test_a_client_cannot_interrupt_the_call_of_another(pair: tuple[WebUIApi, WebUIApi], backend: FakeBackend):
     """Nor skips in it."""
     one, other = pair
-    call = begun(backend, lambda: one.txt2img(**{**CAT, "prompt": "held"}))
+    backend.hold()
+    call = begun(backend, lambda: one.txt2img(**CAT))
     other.interrupt()
     other.skip()
     backend.release.set()
     assert len(call.result(WAIT_S).images) == 1
 
 
-def test_who_hangs_up_has_nothing_running(api: WebUIApi, backend: FakeBackend):
+def test_a_disconnect_ends_the_call(api: WebUIApi, backend: FakeBackend):
     """The call ends with its connection."""
-    held = {**CAT, "prompt": "held"}
+    backend.hold()
 
     def hang_up() -> None:
         with pytest.raises(requests.Timeout):
-            requests.post(f"{api.baseurl}/txt2img", json=held, timeout=(WAIT_S, 0.2))
+            requests.post(f"{api.baseurl}/txt2img", json=CAT, timeout=(WAIT_S, 0.2))
 
     begun(backend, hang_up).result(WAIT_S)
     until(lambda: api.get_progress()["state"]["job_count"] == 0)
@@ -360,7 +362,7 @@ def test_a_checkpoint_has_several_names(pool: ModelPool):
             assert answer.json()["images"] == []
 
 
-def test_choices_of_clients_who_came_long_ago_are_forgotten():
+def test_only_the_latest_thousand_clients_choices_are_stored():
     """A thousand are remembered, and those that were asked for are the newest."""
     sessions = Sessions()
     for number in range(1000):
@@ -374,7 +376,7 @@ def test_choices_of_clients_who_came_long_ago_are_forgotten():
     )
 
 
-def test_a_images_file_is_described(api: WebUIApi):
+def test_an_image_file_is_described(api: WebUIApi):
     """The text, its parts, and the file's other texts."""
     result = api.txt2img(**CAT)
     answer = api.png_info(result.image)
@@ -388,7 +390,7 @@ def described(client: TestClient, file: bytes, prefix: str = "") -> Any:
     return client.post(f"{PATH}/png-info", json={"image": prefix + base64.b64encode(file).decode()})
 
 
-def test_files_of_others_are_described(pool: ModelPool):
+def test_files_of_other_programs_are_described(pool: ModelPool):
     """The web UI's JPEG files; of this service's own, also those that another dialect gave; any other is silent."""
     exif, jpeg, bare = Image.Exif(), io.BytesIO(), io.BytesIO()
     comment = b"UNICODE\0" + THEIR_TEXT.encode("utf-16-be")
@@ -415,7 +417,7 @@ def test_a_file_may_be_larger_than_other_bodies(pool: ModelPool):
 
 
 @pytest.mark.parametrize("image", ["", "http://127.0.0.1/a.png", "????", "data:image/png", "AAAA", "\ud83d", 5])
-def test_what_is_no_image_is_refused(pool: ModelPool, image: object):
+def test_png_info_refuses_anything_but_an_image(pool: ModelPool, image: object):
     """Addresses are not fetched."""
     with serving(pool) as client:
         response = client.post(
@@ -450,7 +452,7 @@ def test_base64_may_have_line_breaks(client: TestClient, written: Callable[[str]
     assert client.post(f"{PATH}/png-info", json={"image": image}).json()["info"] == THEIR_TEXT
 
 
-def test_questions_about_images_count_against_the_limit(pool: ModelPool):
+def test_png_info_requests_count_against_the_rate_limit(pool: ModelPool):
     """Also those about what is no image, but not bodies that are wrong; beyond it they are refused unread."""
     file = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: THEIR_TEXT})
     with serving(pool, requests_per_minute=2) as client:
@@ -481,7 +483,7 @@ def test_a_text_that_is_too_long_is_not_parsed(pool: ModelPool, monkeypatch: pyt
     assert parsed == []
 
 
-def test_few_images_are_described_at_once(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
+def test_only_a_few_images_are_described_at_once(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
     """The bodies of others are not even parsed, and keys and jobs are read meanwhile."""
     release, begun = threading.Event(), threading.Semaphore(0)
     were_released: list[bool] = []
@@ -517,7 +519,7 @@ def test_few_images_are_described_at_once(pool: ModelPool, monkeypatch: pytest.M
     assert all(were_released), "the event loop was held up"
 
 
-def test_a_key_is_asked_for_as_their_clients_know_it(pool: ModelPool):
+def test_a_key_is_sent_as_the_password_of_http_basic(pool: ModelPool):
     """HTTP Basic, in which the key is the password; without one, or with another, 401."""
     key, secret = new_key("me", Role.USER, 0)
     with serving(pool, key_store(key)) as client:
@@ -529,7 +531,7 @@ def test_a_key_is_asked_for_as_their_clients_know_it(pool: ModelPool):
         assert client.get(f"{PATH}/options", auth=("any", secret)).status_code == 200
 
 
-def test_limits_hold_here_too(pool: ModelPool):
+def test_rate_limits_work_in_this_dialect(pool: ModelPool):
     """All images of a call count, and the answer says what is left."""
     with serving(pool, pixels_per_hour=4 * 128 * 128) as client:
         assert "r=16384" in post(client, n_iter=3).headers["ratelimit"]
@@ -566,7 +568,7 @@ def test_an_idempotency_key_gives_the_same_images(pool: ModelPool):
         refusal(client.post(f"{PATH}/txt2img", json={**body, "steps": 3}, headers=key), 409)
 
 
-def test_what_clients_ask_at_their_start_is_answered(api: WebUIApi):
+def test_the_routes_that_clients_read_at_startup_exist(api: WebUIApi):
     """Truly: one sampler, one schedule, and lists of what is not here that are empty."""
     assert api.util_get_sampler_names() == ["Euler"]
     assert [each["label"] for each in api.get_schedulers()] == ["Automatic"]
@@ -586,7 +588,7 @@ def test_what_clients_ask_at_their_start_is_answered(api: WebUIApi):
     api.util_wait_for_ready(check_interval=0)
 
 
-def test_memory_of_a_device_is_told(pool: ModelPool, backend: FakeBackend):
+def test_device_memory_is_reported(pool: ModelPool, backend: FakeBackend):
     """Where models compute on one."""
 
     class DeviceMemory:
@@ -644,14 +646,15 @@ def test_requests_are_counted_as_of_this_dialect(pool: ModelPool):
     assert 'dialect="automatic1111"' in metrics
 
 
-def test_of_several_calls_the_one_begun_first_is_meant(
+def test_progress_and_interrupt_apply_to_the_oldest_call(
     pair: tuple[WebUIApi, WebUIApi], pool: ModelPool, backend: FakeBackend
 ):
     """By `progress` and `interrupt`; when it has ended, the next."""
     one, _ = pair
+    backend.hold()
 
     def call(name: str) -> Any:
-        fields = {**CAT, "prompt": f"held {name}", "force_task_id": name}
+        fields = {**CAT, "prompt": f"a {name} cat", "force_task_id": name}
         return one.session.post(f"{one.baseurl}/txt2img", json=fields).json()["images"]
 
     first = begun(backend, partial(call, "first"))

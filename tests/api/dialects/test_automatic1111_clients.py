@@ -38,7 +38,7 @@ def test_a_client_gets_its_images(client: TestClient, theirs: dict[str, Any]):
 
 
 @pytest.mark.parametrize("theirs", REFUSED, ids=NAME)
-def test_a_client_is_told_what_cannot_be_honoured(client: TestClient, theirs: dict[str, Any]):
+def test_the_error_names_each_field_that_is_not_supported(client: TestClient, theirs: dict[str, Any]):
     """Each field that would change the image is named, and no other."""
     response = client.post("/sdapi/v1/txt2img", json=theirs["body"])
     assert response.status_code == 422, response.text

@@ -26,7 +26,7 @@ from sd35.storage.blobs.memory import MemoryBlobStore
 from sd35.storage.images import ImageStore
 from sd35.storage.storage import Storage
 from sd35.tensors import Array
-from tests.support.fake_backend import WAIT_S, FakeBackend, fake_pool, key_store
+from tests.support.fake_backend import WAIT_S, FakeBackend, Fault, fake_pool, key_store
 from tests.support.services import memory_storage
 from tests.support.serving import cancellations, listening, serving
 
@@ -46,6 +46,7 @@ class Halting(FakeBackend):
 
     def __init__(self) -> None:
         super().__init__()
+        self.release.clear()
         self.is_halted = threading.Event()
         self.decoded = 0
 
@@ -96,7 +97,7 @@ def opened(content: str | None) -> Image.Image:
     return image
 
 
-def test_a_image_comes_as_base64(client: OpenAI):
+def test_an_image_is_returned_as_base64(client: OpenAI):
     """Of the default size, with what was really used, and what it took."""
     answer = client.images.generate(model="gpt-image-1", **CAT)
     (data,) = answer.data or []
@@ -115,7 +116,7 @@ def test_a_image_comes_as_base64(client: OpenAI):
     assert (data.model_extra or {})["seed"] == 7
 
 
-def test_the_models_of_old_give_an_address(client: OpenAI):
+def test_dall_e_models_return_a_url(client: OpenAI):
     """`dall-e-3` is answered by a link that needs no key, in the format that was asked for."""
     answer = client.images.generate(model="dall-e-3", output_format="webp", **CAT)
     (data,) = answer.data or []
@@ -125,7 +126,7 @@ def test_the_models_of_old_give_an_address(client: OpenAI):
         assert image.format == "WEBP"
 
 
-def test_several_images_have_seeds_one_after_the_other(client: OpenAI):
+def test_several_images_have_consecutive_seeds(client: OpenAI):
     """And are several."""
     answer = client.images.generate(n=3, **CAT)
     assert [(data.model_extra or {})["seed"] for data in answer.data or []] == [7, 8, 9]
@@ -161,7 +162,7 @@ def test_fields_reach_the_image(client: OpenAI):
     assert (data.model_extra or {})["cached"] is True
 
 
-def test_compression_is_the_files_quality(client: OpenAI):
+def test_compression_sets_the_quality_of_the_file(client: OpenAI):
     """A worse JPEG is a smaller one."""
     sizes = [
         len(
@@ -217,14 +218,14 @@ def test_the_error_of_a_size_names_the_field_and_the_side(client: OpenAI, size: 
     assert words in str(refused.value)
 
 
-def test_a_missing_prompt_is_named(client: OpenAI):
+def test_the_error_of_a_missing_prompt_names_it(client: OpenAI):
     """As what is required."""
     with pytest.raises(openai.BadRequestError) as refused:
         client.post("/images/generations", body={}, cast_to=object)
     assert (refused.value.param, refused.value.code) == ("prompt", "missing_required_parameter")
 
 
-def test_other_errors_are_their_clients(server: str, client: OpenAI):
+def test_other_errors_are_the_clients_exceptions(server: str, client: OpenAI):
     """What the filter refuses, and a path that is not there."""
     with pytest.raises(openai.BadRequestError) as refused:
         client.images.generate(prompt="evil")
@@ -255,7 +256,7 @@ def test_a_model_that_is_looked_up_and_not_there_is_not_found(client: OpenAI):
         client.models.retrieve("dall-e-9")
 
 
-def test_what_the_filter_blurred_says_so(client: OpenAI):
+def test_a_blurred_image_is_marked_in_the_response(client: OpenAI):
     """Beside the image."""
     (data,) = client.images.generate(prompt="nude").data or []
     assert (data.model_extra or {})["content_filtered"] is True
@@ -284,7 +285,7 @@ def test_a_stream_shows_the_image_as_it_is_made(client: OpenAI):
     assert (whole.data or [])[0].b64_json == events[-1].b64_json
 
 
-def test_a_image_that_is_there_comes_without_previews(client: OpenAI):
+def test_a_cached_image_is_streamed_without_previews(client: OpenAI):
     """Nothing of it is made."""
     client.images.generate(**CAT)
     with closing(client.images.generate(stream=True, partial_images=3, **CAT)) as stream:
@@ -306,30 +307,32 @@ def test_the_async_client_works_and_streams(server: str):
     assert whole == last
 
 
-def test_what_goes_wrong_before_the_first_event_is_a_status(client: OpenAI):
+def test_an_error_before_the_first_event_is_a_status(client: OpenAI, backend: FakeBackend):
     """And after it an event, which their client raises."""
+    backend.faults["a dog"] = Fault.STEP_ERROR
     with pytest.raises(openai.BadRequestError):
         client.images.generate(prompt="evil", stream=True)
     with pytest.raises(openai.InternalServerError, match="the runtime"):
-        list(client.images.generate(prompt="crash", stream=True))
+        list(client.images.generate(prompt="a dog", stream=True))
     with (
         closing(
-            client.images.generate(prompt="crash", stream=True, partial_images=3, extra_body={"seed": 1})
+            client.images.generate(prompt="a dog", stream=True, partial_images=3, extra_body={"seed": 1})
         ) as stream,
         pytest.raises(openai.APIError, match="the runtime"),
     ):
         list(stream)
 
 
-def test_what_goes_wrong_in_a_stream_is_counted_and_logged(server: str, client: OpenAI, capsys: Any):
+def test_an_error_in_a_stream_is_counted_and_logged(server: str, client: OpenAI, backend: FakeBackend, capsys: Any):
     """As what is answered by its status."""
+    backend.faults["a dog"] = Fault.STEP_ERROR
     counted = 'sd35_errors_total{error="GenerationFailed"}'
 
     def metrics() -> str:
         return httpx2.get(server.replace("/v1", "/metrics")).text
 
     assert f"{counted} 1.0" not in metrics()
-    with closing(client.images.generate(prompt="crash", stream=True, partial_images=3)) as stream:
+    with closing(client.images.generate(prompt="a dog", stream=True, partial_images=3)) as stream:
         assert next(stream).type == "image_generation.partial_image"
         with pytest.raises(openai.APIError, match="the runtime") as failed:
             list(stream)
@@ -338,18 +341,19 @@ def test_what_goes_wrong_in_a_stream_is_counted_and_logged(server: str, client: 
     assert "image failed" in capsys.readouterr().out
 
 
-def test_a_image_that_is_made_again_shows_each_preview_once(tmp_path: Path):
+def test_a_retried_image_shows_each_preview_once(tmp_path: Path):
     """One whose values go bad after three previews starts anew in a wider precision."""
+    failing = FakeBackend("float16", {"a dog": Fault.UNIFORM})
     with (
-        fake_pool(tmp_path, FakeBackend("float16"), fallback=FakeBackend(sound=True)) as pool,
+        fake_pool(tmp_path, failing, fallback=FakeBackend()) as pool,
         listening(pool) as (host, port),
         client_of(f"http://{host}:{port}/v1") as client,
     ):
-        events = list(client.images.generate(prompt="flat", stream=True, partial_images=3))
+        events = list(client.images.generate(prompt="a dog", stream=True, partial_images=3))
     assert [getattr(event, "partial_image_index", None) for event in events] == [0, 1, 2, None]
 
 
-def test_who_leaves_in_mid_stream_stops_the_image(tmp_path: Path):
+def test_a_client_that_disconnects_after_a_preview_cancels_the_image(tmp_path: Path):
     """After a preview came: no further step is made, and nothing is decoded."""
     backend = Halting()
     with fake_pool(tmp_path, backend) as pool:
@@ -364,15 +368,18 @@ def test_who_leaves_in_mid_stream_stops_the_image(tmp_path: Path):
     assert (backend.steps.count("a cat"), backend.decoded) == (3, 1)
 
 
-def test_who_leaves_a_stream_stops_the_image(client: OpenAI, pool: ModelPool, backend: FakeBackend):
+def test_a_client_that_disconnects_from_a_stream_cancels_the_image(
+    client: OpenAI, pool: ModelPool, backend: FakeBackend
+):
     """Before its next step."""
+    backend.hold()
     cancelled = cancellations(pool)
     with pytest.raises(openai.APITimeoutError):
-        client.images.generate(prompt="held", stream=True, timeout=httpx2.Timeout(WAIT_S, read=0.2))
+        client.images.generate(prompt="a tree", stream=True, timeout=httpx2.Timeout(WAIT_S, read=0.2))
     assert cancelled.wait(WAIT_S)
     backend.release.set()
     client.images.generate(**CAT)
-    assert backend.steps.count("held") <= 1
+    assert backend.steps.count("a tree") <= 1
 
 
 def test_an_idempotency_key_gives_the_same_images(client: OpenAI):
@@ -386,14 +393,14 @@ def test_an_idempotency_key_gives_the_same_images(client: OpenAI):
         client.images.generate(prompt="a dog", stream=True, extra_headers=again)
 
 
-def test_what_the_filter_refuses_is_a_bad_request_with_an_idempotency_key_too(client: OpenAI):
+def test_a_filtered_request_with_an_idempotency_key_is_a_bad_request(client: OpenAI):
     """Each time that it is sent."""
     for _ in range(2):
         with pytest.raises(openai.BadRequestError, match="content filter"):
             client.images.generate(prompt="evil", extra_headers={"Idempotency-Key": "order-2"})
 
 
-def test_a_image_of_what_is_served_no_more_is_given_without_usage(tmp_path: Path):
+def test_an_image_of_a_profile_no_longer_served_is_returned_without_usage(tmp_path: Path):
     """An idempotency key outlives the numeric profile that made its image."""
     given = []
     storage = lasting(memory_storage())
@@ -409,7 +416,7 @@ def test_a_image_of_what_is_served_no_more_is_given_without_usage(tmp_path: Path
     assert ["usage" in each for each in given] == [True, False]
 
 
-def test_a_image_that_could_not_be_stored_has_no_address(pool: ModelPool):
+def test_an_image_that_could_not_be_stored_has_no_url(pool: ModelPool):
     """503, in the error's form, where one was asked for; in the answer itself it can be given."""
 
     class Full(MemoryBlobStore):
@@ -428,7 +435,7 @@ def test_a_image_that_could_not_be_stored_has_no_address(pool: ModelPool):
     assert (enclosed.status_code, enclosed.headers["x-sd35-stored"]) == (200, "false")
 
 
-def test_keys_limits_and_metrics_hold_here_too(pool: ModelPool):
+def test_keys_rate_limits_and_metrics_work_in_this_dialect(pool: ModelPool):
     """Their clients' errors for them, and requests count under the dialect's name, each image by its pixels."""
     key, secret = new_key("someone", Role.USER, 0.0)
     with listening(pool, keys=key_store(key), pixels_per_hour=3 * 128 * 128) as (host, port):
@@ -451,7 +458,7 @@ def test_keys_limits_and_metrics_hold_here_too(pool: ModelPool):
     )
 
 
-def test_strict_means_that_no_other_name_is_served(pool: ModelPool):
+def test_a_strict_service_refuses_openais_model_names(pool: ModelPool):
     """`dall-e-3` is not here."""
     with listening(pool, strict_dialects=True) as (host, port), client_of(f"http://{host}:{port}/v1") as client:
         with pytest.raises(openai.BadRequestError, match="no model named 'dall-e-3'"):

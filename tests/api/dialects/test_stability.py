@@ -26,7 +26,7 @@ from sd35.errors import NotAcceptable
 from sd35.generation.model_pool import ModelPool
 from sd35.images.formats import Format
 from sd35.images.texts import read_record
-from tests.support.fake_backend import WAIT_S, FakeBackend, fake_pool, key_store
+from tests.support.fake_backend import WAIT_S, FakeBackend, Fault, fake_pool, key_store
 from tests.support.serving import listening, serving
 
 PATH = "/v2beta/stable-image/generate/sd3"
@@ -137,7 +137,7 @@ def test_every_field_reaches_the_request(server: str):
     assert size_of(response.content) == (832, 1216)
 
 
-def test_what_is_left_out_is_the_models(server: str):
+def test_omitted_fields_are_the_models_defaults(server: str):
     """Guidance, steps and size of its card, and no negative prompt."""
     made = read_record(ask(server, prompt="a cat").content).request
     assert (made.guidance_scale, made.steps, made.width, made.height, made.negative_prompt) == (4.5, 4, 128, 128, "")
@@ -151,7 +151,7 @@ def test_a_seed_of_0_is_a_random_one(server: str):
     assert (again.content, again.headers["x-sd35-cache"]) == (first.content, "hit")
 
 
-def test_the_image_is_every_dialects(server: str):
+def test_an_image_is_a_cache_hit_in_other_dialects(server: str):
     """The same request in this project's own dialect is found in the result cache."""
     own: dict[str, Any] = {"prompt": "a cat", "seed": 7, "width": 160, "height": 96}
     first = requests.post(f"{server}/v1/txt2img", json=own, timeout=WAIT_S)
@@ -161,12 +161,12 @@ def test_the_image_is_every_dialects(server: str):
 
 
 @pytest.mark.parametrize("name", ["sd3.5-large", "sd3.5-large-turbo", "sd3.5-medium", "sd3.5-flash"])
-def test_their_models_are_served_by_what_there_is(server: str, name: str):
+def test_their_model_names_are_aliases_of_served_models(server: str, name: str):
     """The answer says by which."""
     assert ask(server, **CAT, model=name).headers["x-sd35-model"] == "mini"
 
 
-def test_strictly_no_model_goes_by_another_name(pool: ModelPool):
+def test_a_strict_service_refuses_their_model_names(pool: ModelPool):
     """Theirs are refused, with the names of those that there are; those are served."""
     with at(pool, strict_dialects=True) as server:
         words = refused(ask(server, **CAT, model="sd3.5-large"), 400, "bad_request")
@@ -234,7 +234,7 @@ def test_all_wrong_fields_are_named_at_once(server: str):
     [EMPTY, {"image": ""}, {"none": ("", "")}, [("a", ("", "")), ("a", ("", "")), ("prompt", ("", ""))]],
     ids=["their sample's", "no image", "a browser's", "several of a name"],
 )
-def test_an_empty_file_is_passed_over(server: str, files: Any):
+def test_an_empty_file_is_ignored(server: str, files: Any):
     """Whatever its name: it is how clients are told to make a form."""
     assert ask(server, files=files, **CAT).status_code == 200
 
@@ -342,7 +342,7 @@ def test_an_accept_that_takes_neither_is_refused(server: str):
     assert words == "accept: got 'text/html'; allowed: image/jpeg, application/json"
 
 
-def test_what_the_filter_says_is_told_as_theirs_tells_it(pool: ModelPool):
+def test_filtered_images_are_reported_in_their_format(pool: ModelPool):
     """A blurred image is 200 with a reason, in headers and in JSON; what is refused is 403, also as a job's end."""
     with at(pool, content_filter="tests.api.dialects.test_stability:Prudish") as server:
         file, in_json = ask(server, prompt="nude"), ask(server, "application/json", prompt="nude")
@@ -353,9 +353,10 @@ def test_what_the_filter_says_is_told_as_theirs_tells_it(pool: ModelPool):
             assert words == "the prompt is refused by this service's content filter"
 
 
-def test_a_failing_image_is_an_error_of_theirs(server: str):
+def test_a_failing_image_is_an_error_in_their_format(server: str, backend: FakeBackend):
     """500, with its own reason."""
-    assert "the runtime's own words" in refused(ask(server, prompt="crash"), 500, "internal_error")
+    backend.faults["a dog"] = Fault.STEP_ERROR
+    assert "the runtime's own words" in refused(ask(server, prompt="a dog"), 500, "internal_error")
 
 
 def test_an_idempotency_key_makes_one_image(server: str):
@@ -382,14 +383,14 @@ def test_headers_of_their_clients_change_nothing(server: str):
         ("GET", PATH, 405, "method_not_allowed"),
     ],
 )
-def test_other_paths_of_theirs_say_what_there_is(server: str, method: str, path: str, status: int, name: str):
+def test_the_error_of_an_unknown_path_lists_the_routes(server: str, method: str, path: str, status: int, name: str):
     """In their shape."""
     response = requests.request(method, f"{server}{path}", timeout=WAIT_S)
     words = refused(response, status, name)
     assert f"POST {PATH}" in words if status == 404 else response.headers["allow"] == "POST"
 
 
-def test_keys_and_metrics_are_as_elsewhere(pool: ModelPool):
+def test_keys_and_metrics_work_in_this_dialect(pool: ModelPool):
     """A key that is none is 401 in their shape; requests count under the dialect's name."""
     key, secret = new_key("someone", Role.USER, 0.0)
     with at(pool, key_store(key)) as server:
@@ -401,7 +402,7 @@ def test_keys_and_metrics_are_as_elsewhere(pool: ModelPool):
     assert f'sd35_http_requests_total{{dialect="stability",method="POST",route="{PATH}",status="200"}} 1.0' in metrics
 
 
-def test_limits_are_as_elsewhere(pool: ModelPool, tmp_path: Path):
+def test_rate_limits_work_in_this_dialect(pool: ModelPool, tmp_path: Path):
     """The second in a minute of one is 429 with when to come back; an image beyond an hour's pixels is 403."""
     with at(pool, requests_per_minute=1) as server:
         assert ask(server, **CAT).status_code == 200
@@ -440,7 +441,8 @@ def test_a_client_that_hangs_up_cancels_its_image(server: str, pool: ModelPool, 
         cancelled.set()
 
     pool.engine.cancel = noticing  # type: ignore[method-assign]
-    body = part("prompt", b"held") + b"--x--\r\n"
+    body = part("prompt", b"a tree") + b"--x--\r\n"
+    backend.hold()
     host, port = server.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=WAIT_S) as connection:
         connection.sendall(_head(len(body)) + body)
@@ -448,7 +450,7 @@ def test_a_client_that_hangs_up_cancels_its_image(server: str, pool: ModelPool, 
     assert cancelled.wait(WAIT_S)
     backend.release.set()
     assert ask(server, prompt="a dog").status_code == 200
-    assert backend.steps == ["held"] + ["a dog"] * 4
+    assert backend.steps == ["a tree"] + ["a dog"] * 4
 
 
 def _head(length: int) -> bytes:
@@ -463,7 +465,7 @@ def lasting_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCli
         yield client
 
 
-def test_the_description_has_no_errors_but_theirs(lasting_client: TestClient):
+def test_the_openapi_page_describes_errors_in_their_format_only(lasting_client: TestClient):
     """Each is `{id, name, errors}`, and 422, as FastAPI would have it, is none of them."""
     responses = lasting_client.get("/openapi.json").json()["paths"][PATH]["post"]["responses"]
     assert "422" not in responses

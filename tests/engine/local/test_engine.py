@@ -12,7 +12,7 @@ from sd35.engine.base import Handle, Progress
 from sd35.errors import GenerationFailed, InvalidRequest, NotReady, Overloaded
 from sd35.generation.model_pool import ModelPool
 from sd35.generation.params import GenerationParams
-from tests.support.fake_backend import WAIT_S, FakeBackend, fake_pool
+from tests.support.fake_backend import WAIT_S, FakeBackend, Fault, fake_pool
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def submit(pool: ModelPool, prompt: str, on_progress: Any = None, *, previews: b
     return pool.submit(request, on_progress, previews=previews)
 
 
-def test_a_image_is_a_function_of_its_request(pool: ModelPool):
+def test_an_image_is_a_function_of_its_request(pool: ModelPool):
     """The same request gives the same pixels; another prompt, seed, guidance or negative prompt gives others."""
     requests = [
         GenerationParams("a cat", seed=1),
@@ -44,9 +44,10 @@ def test_a_image_is_a_function_of_its_request(pool: ModelPool):
         assert not np.array_equal(images[0], other), wanted
 
 
-def test_images_that_have_little_in_common_step_together(pool: ModelPool, backend: FakeBackend):
+def test_images_with_different_parameters_share_a_batch(pool: ModelPool, backend: FakeBackend):
     """While one image's step is held, others come with other steps, guidance and prompts: all share later calls."""
-    first = submit(pool, "held", steps=3)
+    backend.hold()
+    first = submit(pool, "a tree", steps=3)
     assert backend.started.wait(WAIT_S)
     others = [submit(pool, "a cat", steps=2, guidance_scale=1), submit(pool, "a dog", steps=5)]
     backend.release.set()
@@ -62,7 +63,7 @@ def test_progress_counts_each_step(pool: ModelPool):
     assert [(progress.step, progress.steps) for progress in heard] == [(done, 5) for done in range(1, 6)]
 
 
-def test_a_preview_shows_what_the_image_will_be(pool: ModelPool):
+def test_a_preview_resembles_the_image(pool: ModelPool):
     """Once a few images were made, a preview has one pixel for each 8x8 of the image, and their colour."""
     for seed in range(4):
         submit(pool, "a cat", seed=seed).future.result(WAIT_S)
@@ -78,34 +79,37 @@ def test_a_preview_shows_what_the_image_will_be(pool: ModelPool):
 
 def test_the_same_request_twice_is_one_image(pool: ModelPool, backend: FakeBackend):
     """Who asks for what is being made waits for the same image; who leaves does not stop it for the others."""
-    leaving = submit(pool, "held")
+    backend.hold()
+    leaving = submit(pool, "a tree")
     assert backend.started.wait(WAIT_S)
     heard: list[Progress] = []
-    staying, joining = submit(pool, "held"), submit(pool, "held", heard.append)
+    staying, joining = submit(pool, "a tree"), submit(pool, "a tree", heard.append)
     pool.engine.cancel(leaving)
     backend.release.set()
     assert staying.future.result(WAIT_S).pixels is joining.future.result(WAIT_S).pixels
     assert leaving.future.cancelled()
-    assert backend.steps == ["held"] * 4
+    assert backend.steps == ["a tree"] * 4
     assert [progress.step for progress in heard] == [1, 2, 3, 4]
 
 
-def test_a_image_nobody_waits_for_any_more_is_stopped(pool: ModelPool, backend: FakeBackend):
+def test_an_image_is_stopped_when_its_last_client_cancels(pool: ModelPool, backend: FakeBackend):
     """When the last of several has left, no further step is made; asking again begins anew."""
-    handles = [submit(pool, "held", steps=50) for _ in range(2)]
+    backend.hold()
+    handles = [submit(pool, "a tree", steps=50) for _ in range(2)]
     assert backend.started.wait(WAIT_S)
     for handle in handles:
         pool.engine.cancel(handle)
-    again = submit(pool, "held", steps=2)
+    again = submit(pool, "a tree", steps=2)
     backend.release.set()
     assert again.future.result(WAIT_S)
     assert len(backend.steps) == 3
 
 
-def test_a_full_house_refuses_with_a_time(tmp_path: Path, backend: FakeBackend):
+def test_a_full_engine_refuses_with_a_retry_time(tmp_path: Path, backend: FakeBackend):
     """Three images are accepted; the next is refused, and the accepted ones are still made."""
+    backend.hold()
     with fake_pool(tmp_path, backend, max_in_flight=3) as pool:
-        handles = [submit(pool, "held", seed=seed) for seed in range(3)]
+        handles = [submit(pool, "a tree", seed=seed) for seed in range(3)]
         with pytest.raises(Overloaded) as refused:
             submit(pool, "too many")
         assert refused.value.retry_after_s >= 1
@@ -114,25 +118,24 @@ def test_a_full_house_refuses_with_a_time(tmp_path: Path, backend: FakeBackend):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "why"),
+    ("fault", "why"),
     [
-        ("crash", "RuntimeError: the runtime's own words"),
-        ("nan", "finite in float32 at step 2 of 4"),
-        ("void", "finite in float32 in decoding"),
-        ("flat", "of one colour in float32 after decoding"),
-        ("mute", "RuntimeError: no words for that"),
-        ("blind", "RuntimeError: nothing to see"),
+        (Fault.STEP_ERROR, "RuntimeError: the runtime's own words"),
+        (Fault.STEP_NAN, "finite in float32 at step 2 of 4"),
+        (Fault.DECODE_NAN, "finite in float32 in decoding"),
+        (Fault.UNIFORM, "of one colour in float32 after decoding"),
+        (Fault.ENCODE_ERROR, "RuntimeError: no words for that"),
+        (Fault.DECODE_ERROR, "RuntimeError: nothing to see"),
     ],
 )
-def test_a_failing_image_fails_alone(pool: ModelPool, backend: FakeBackend, prompt: str, why: str):
+def test_a_failing_image_fails_alone(pool: ModelPool, backend: FakeBackend, fault: Fault, why: str):
     """Wherever an image fails, it ends with its reason, and its batch's others are what they are without it."""
-    backend.release.set()
     expected = [submit(pool, "a cat", seed=seed).future.result(WAIT_S).pixels for seed in range(2)]
-    backend.release.clear()
-    backend.started.clear()
-    first = submit(pool, "held")
+    backend.faults["a dog"] = fault
+    backend.hold()
+    first = submit(pool, "a tree")
     assert backend.started.wait(WAIT_S)
-    before, failing, after = submit(pool, "a cat", seed=0), submit(pool, prompt), submit(pool, "a cat", seed=1)
+    before, failing, after = submit(pool, "a cat", seed=0), submit(pool, "a dog"), submit(pool, "a cat", seed=1)
     backend.release.set()
     with pytest.raises(GenerationFailed, match=why):
         failing.future.result(WAIT_S)
@@ -153,7 +156,7 @@ def test_a_listener_that_raises_harms_nothing(pool: ModelPool):
 
 
 @pytest.mark.parametrize("verb", ["encode_text", "predict_velocity", "decode_latents"])
-def test_a_backend_that_answers_too_little_fails_the_image(
+def test_a_backend_that_returns_too_few_results_fails_the_image(
     pool: ModelPool, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch, verb: str
 ):
     """Not the engine: the next image is made."""
@@ -164,11 +167,10 @@ def test_a_backend_that_answers_too_little_fails_the_image(
     assert submit(pool, "a cat").future.result(WAIT_S)
 
 
-def test_an_engine_that_breaks_keeps_nobody_waiting(
-    pool: ModelPool, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_broken_engine_fails_all_images(pool: ModelPool, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch):
     """What no image can be blamed for ends all of them with the reason, and no more is accepted."""
-    handle = submit(pool, "held")
+    backend.hold()
+    handle = submit(pool, "a tree")
     assert backend.started.wait(WAIT_S)
     waiting = submit(pool, "a cat", width=64)
     monkeypatch.setattr(backend, "encode_text", lambda _: (_ for _ in ()).throw(SystemExit("from a library")))
@@ -182,8 +184,9 @@ def test_an_engine_that_breaks_keeps_nobody_waiting(
 
 def test_decoding_does_not_stall_the_steps_of_others(pool: ModelPool, backend: FakeBackend):
     """While one image is being decoded, another makes all its steps."""
+    backend.hold(in_decoding=True)
     last_step = Event()
-    slow = submit(pool, "heavy", steps=1)
+    slow = submit(pool, "a dog", steps=1)
     other = submit(pool, "a cat", lambda progress: last_step.set() if progress.step == 4 else None)
     assert last_step.wait(WAIT_S)
     assert not slow.future.done()
@@ -202,7 +205,8 @@ def test_prompts_are_encoded_once(pool: ModelPool, backend: FakeBackend):
 
 def test_cancelling_takes_effect_before_the_next_step(pool: ModelPool, backend: FakeBackend):
     """An image in the making stops between steps, one that waits is never begun, and the next one is made."""
-    running = submit(pool, "held")
+    backend.hold()
+    running = submit(pool, "a tree")
     assert backend.started.wait(WAIT_S)
     waiting, last = submit(pool, "waits"), submit(pool, "a cat")
     pool.engine.cancel(running)
@@ -212,7 +216,7 @@ def test_cancelling_takes_effect_before_the_next_step(pool: ModelPool, backend: 
     for handle in (running, waiting):
         with pytest.raises(CancelledError):
             handle.future.result(WAIT_S)
-    assert backend.steps == ["held"] + ["a cat"] * 4
+    assert backend.steps == ["a tree"] + ["a cat"] * 4
 
 
 @pytest.mark.parametrize(("field", "wrong"), [("width", 40), ("height", 4096), ("width", 8)])
@@ -226,10 +230,9 @@ def test_a_size_the_model_cannot_draw_is_refused(pool: ModelPool, field: str, wr
         pool.engine.submit(Work(request, **size))
 
 
-def test_draining_finishes_what_was_accepted(pool: ModelPool, backend: FakeBackend):
+def test_draining_finishes_what_was_accepted(pool: ModelPool):
     """After a drain all accepted images are there and new ones are refused."""
-    backend.release.set()
-    handles = [submit(pool, "held"), submit(pool, "waits")]
+    handles = [submit(pool, "a cat"), submit(pool, "waits")]
     pool.engine.drain()
     assert all(handle.future.done() and handle.future.result() for handle in handles)
     with pytest.raises(NotReady, match="closing"):
@@ -238,7 +241,8 @@ def test_draining_finishes_what_was_accepted(pool: ModelPool, backend: FakeBacke
 
 def test_closing_cancels_what_was_accepted(pool: ModelPool, backend: FakeBackend):
     """A close ends the running image at its next step and never begins those that wait."""
-    running = submit(pool, "held", steps=150)
+    backend.hold()
+    running = submit(pool, "a tree", steps=150)
     assert backend.started.wait(WAIT_S)
     waiting = submit(pool, "waits")
     waiting.future.add_done_callback(lambda _: backend.release.set())

@@ -36,7 +36,8 @@ def one_row_studio(tmp_path: Path, backend: FakeBackend) -> Iterator[ModelPool]:
 
 def turns(pool: ModelPool, backend: FakeBackend, *asked: tuple[str, str, int]) -> list[str]:
     """Prompts of the steps that are made for (prompt, client, priority), all submitted while another is held."""
-    held = pool.submit(pool.resolve(GenerationParams("held", seed=1, steps=1)), client="else")
+    backend.hold()
+    held = pool.submit(pool.resolve(GenerationParams("a cat", seed=1, steps=1)), client="else")
     assert backend.started.wait(WAIT_S)
     handles = [
         pool.submit(pool.resolve(GenerationParams(prompt, seed=1)), client=client, priority=priority)
@@ -60,7 +61,7 @@ def test_clients_take_turns(one_row_studio: ModelPool, backend: FakeBackend):
     assert [index for index, prompt in enumerate(made) if prompt == "one"][-1] < 10
 
 
-def test_what_steps_take_is_learnt(tmp_path: Path, backend: FakeBackend):
+def test_the_wait_estimate_learns_from_finished_images(tmp_path: Path, backend: FakeBackend):
     """A wait that is refused by the first guess is accepted once images of that size were made."""
     with fake_pool(tmp_path, backend, max_wait_s=0.5) as pool:
         with held(pool, backend), pytest.raises(Overloaded):
@@ -74,9 +75,8 @@ def test_what_steps_take_is_learnt(tmp_path: Path, backend: FakeBackend):
 @contextmanager
 def held(pool: ModelPool, backend: FakeBackend) -> Iterator[None]:
     """While an image waits in its first step, with seven more to come."""
-    backend.started.clear()
-    backend.release.clear()
-    image = pool.submit(pool.resolve(GenerationParams("held", seed=9, steps=8)))
+    backend.hold()
+    image = pool.submit(pool.resolve(GenerationParams("a tree", seed=9, steps=8)))
     assert backend.started.wait(WAIT_S)
     yield
     backend.release.set()

@@ -16,13 +16,13 @@ from sd35.engine.local.prompt_cache import EmbeddingCache
 from sd35.errors import NumericalFailure
 from sd35.generation.model_pool import ModelPool
 from sd35.generation.params import GenerationParams
-from tests.support.fake_backend import MINI, WAIT_S, FakeBackend, fake_pipeline, pool_of
+from tests.support.fake_backend import MINI, WAIT_S, FakeBackend, Fault, fake_pipeline, pool_of
 
 SKIP = SkipLayers((7, 8, 9), 2.8, 0.01, 0.2)
 SPOILED = [
-    ("nan", "not_finite", "values stopped being finite in {} at step 2 of 4"),
-    ("void", "not_finite", "values stopped being finite in {} in decoding"),
-    ("flat", "uniform", "the frame is of one colour in {} after decoding"),
+    (Fault.STEP_NAN, "not_finite", "values stopped being finite in {} at step 2 of 4"),
+    (Fault.DECODE_NAN, "not_finite", "values stopped being finite in {} in decoding"),
+    (Fault.UNIFORM, "uniform", "the frame is of one colour in {} after decoding"),
 ]
 
 
@@ -44,28 +44,31 @@ def submit(pool: ModelPool, prompt: str, on_progress: Any = None, **wanted: Any)
     return pool.submit(pool.resolve(GenerationParams(prompt, **{"seed": 1, **wanted})), on_progress)
 
 
-@pytest.mark.parametrize(("word", "kind", "happened"), SPOILED)
-def test_a_spoiled_image_is_counted_and_says_what_to_do(tmp_path: Path, word: str, kind: str, happened: str):
+@pytest.mark.parametrize(("fault", "kind", "happened"), SPOILED)
+def test_a_numerical_failure_is_counted_and_its_error_suggests_a_remedy(
+    tmp_path: Path, fault: Fault, kind: str, happened: str
+):
     """Without a wider precision it fails, naming precision and place, and how it could be made."""
-    with studio_of(tmp_path, FakeBackend("float16")) as pool:
+    with studio_of(tmp_path, FakeBackend("float16", {"a dog": fault})) as pool:
         with pytest.raises(NumericalFailure) as failed:
-            submit(pool, word).future.result(WAIT_S)
+            submit(pool, "a dog").future.result(WAIT_S)
         assert str(failed.value).startswith(happened.format("float16") + "; a wider precision may help: as `precision`")
         assert pool.engine.status().numerical_failures == {"not_finite": 0, "uniform": 0, kind: 1}
         assert pool.engine.status().retried == 0
 
 
-@pytest.mark.parametrize(("word", "kind"), [each[:2] for each in SPOILED])
-def test_a_spoiled_image_is_what_the_standby_makes_of_it(tmp_path: Path, word: str, kind: str):
+@pytest.mark.parametrize(("fault", "kind"), [each[:2] for each in SPOILED])
+def test_an_image_with_a_numerical_failure_is_the_fallbacks_own_image(tmp_path: Path, fault: Fault, kind: str):
     """It is made again from its noise: the fallback's own image, to the byte and by its record; its mates are not."""
-    with studio_of(tmp_path / "own", FakeBackend(sound=True)) as pool:
-        expected = pool.encode(submit(pool, word).future.result(WAIT_S))
-    narrow = FakeBackend("float16")
-    with studio_of(tmp_path / "both", narrow, FakeBackend(sound=True)) as pool:
+    with studio_of(tmp_path / "own", FakeBackend()) as pool:
+        expected = pool.encode(submit(pool, "a dog").future.result(WAIT_S))
+    narrow = FakeBackend("float16", {"a dog": fault})
+    with studio_of(tmp_path / "both", narrow, FakeBackend()) as pool:
         mate = submit(pool, "a cat").future.result(WAIT_S)
-        held = submit(pool, "held")
+        narrow.hold()
+        held = submit(pool, "a tree")
         assert narrow.started.wait(WAIT_S)
-        numerical_failures, beside = submit(pool, word), submit(pool, "a cat", seed=1)
+        numerical_failures, beside = submit(pool, "a dog"), submit(pool, "a cat", seed=1)
         narrow.release.set()
         assert held.future.result(WAIT_S)
         made = pool.encode(numerical_failures.future.result(WAIT_S))
@@ -77,14 +80,14 @@ def test_a_spoiled_image_is_what_the_standby_makes_of_it(tmp_path: Path, word: s
         assert pool.engine.status().retried == 1
 
 
-@pytest.mark.parametrize(("word", "kind", "happened"), SPOILED)
-def test_what_the_standby_spoils_too_is_not_tried_a_third_time(tmp_path: Path, word: str, kind: str, happened: str):
+@pytest.mark.parametrize(("fault", "kind", "happened"), SPOILED)
+def test_a_numerical_failure_in_the_fallback_is_not_retried(tmp_path: Path, fault: Fault, kind: str, happened: str):
     """Two attempts, and an error that names both, although a third backend would be there."""
-    backends = FakeBackend("float16"), FakeBackend(), FakeBackend(sound=True)
+    backends = FakeBackend("float16", {"a dog": fault}), FakeBackend(faults={"a dog": fault}), FakeBackend()
     backends[2].precision = "float64"
     with studio_of(tmp_path, *backends) as pool:
         with pytest.raises(NumericalFailure) as failed:
-            submit(pool, word).future.result(WAIT_S)
+            submit(pool, "a dog").future.result(WAIT_S)
         again, before = happened.format("float32"), happened.format("float16")
         assert str(failed.value) == f"{again}; before that, {before}: it was tried twice"
         assert pool.engine.status().numerical_failures == {"not_finite": 0, "uniform": 0, kind: 2}
@@ -93,65 +96,67 @@ def test_what_the_standby_spoils_too_is_not_tried_a_third_time(tmp_path: Path, w
 
 
 @pytest.mark.parametrize("beside", ["float16", "float64"])
-def test_what_holds_no_more_is_not_tried(tmp_path: Path, beside: str):
+def test_a_fallback_of_no_wider_precision_is_not_tried(tmp_path: Path, beside: str):
     """A fallback that is narrower, or not known to be wider, makes nothing again."""
-    fallback = FakeBackend(beside, sound=True)
-    with studio_of(tmp_path, FakeBackend(), fallback) as pool:
+    fallback = FakeBackend(beside)
+    with studio_of(tmp_path, FakeBackend(faults={"a dog": Fault.STEP_NAN}), fallback) as pool:
         with pytest.raises(NumericalFailure, match="in float32 at step 2 of 4; try another seed"):
-            submit(pool, "nan").future.result(WAIT_S)
+            submit(pool, "a dog").future.result(WAIT_S)
         assert not fallback.steps
 
 
-def test_what_the_standby_cannot_make_fails(tmp_path: Path):
+def test_a_request_the_fallback_does_not_support_is_not_retried(tmp_path: Path):
     """Skip-layer guidance is no part of it: another image would not be what was asked for."""
-    fallback = FakeBackend(sound=True)
+    fallback = FakeBackend()
     fallback.can_skip_layers = False
-    with studio_of(tmp_path, FakeBackend("float16"), fallback, card=replace(MINI, skip_layers=SKIP)) as pool:
+    narrow = FakeBackend("float16", {"a dog": Fault.STEP_NAN})
+    with studio_of(tmp_path, narrow, fallback, card=replace(MINI, skip_layers=SKIP)) as pool:
         with pytest.raises(NumericalFailure, match="in float16 at step 2"):
-            submit(pool, "nan", skip_layer_scale=2).future.result(WAIT_S)
-        assert submit(pool, "nan", skip_layer_scale=0).future.result(WAIT_S)
+            submit(pool, "a dog", skip_layer_scale=2).future.result(WAIT_S)
+        assert submit(pool, "a dog", skip_layer_scale=0).future.result(WAIT_S)
 
 
-def test_who_asks_for_the_same_meanwhile_waits_for_the_second_attempt(tmp_path: Path):
+def test_an_equal_request_joins_the_second_attempt(tmp_path: Path):
     """One image for all of them; who leaves does not stop it, and progress begins anew for who listens."""
-    narrow, fallback = FakeBackend("float16"), FakeBackend(sound=True)
-    narrow.release.set()
+    narrow, fallback = FakeBackend("float16", {"a dog": Fault.STEP_NAN}), FakeBackend()
+    fallback.hold()
     with studio_of(tmp_path, narrow, fallback) as pool:
         heard: list[int] = []
 
         def listen(progress: Progress) -> None:
             heard.append(progress.step)
 
-        first = submit(pool, "held nan", listen)
+        first = submit(pool, "a dog", listen)
         assert fallback.started.wait(WAIT_S)
-        joining, leaving = submit(pool, "held nan"), submit(pool, "held nan")
+        joining, leaving = submit(pool, "a dog"), submit(pool, "a dog")
         pool.engine.cancel(leaving)
         fallback.release.set()
         assert first.future.result(WAIT_S).pixels is joining.future.result(WAIT_S).pixels
         assert leaving.future.cancelled()
         assert heard == [1, 1, 2, 3, 4]
-        assert narrow.steps == ["held nan"] * 2
-        assert fallback.steps == ["held nan"] * 4
+        assert narrow.steps == ["a dog"] * 2
+        assert fallback.steps == ["a dog"] * 4
 
 
-def test_a_second_attempt_that_nobody_waits_for_is_stopped(tmp_path: Path):
+def test_a_second_attempt_is_stopped_when_its_last_client_cancels(tmp_path: Path):
     """The last to leave ends it before its next step, and the same can be asked for again."""
-    narrow, fallback = FakeBackend("float16"), FakeBackend(sound=True)
-    narrow.release.set()
+    narrow, fallback = FakeBackend("float16", {"a dog": Fault.STEP_NAN}), FakeBackend()
+    fallback.hold()
     with studio_of(tmp_path, narrow, fallback) as pool:
-        leaving = submit(pool, "held nan", steps=50)
+        leaving = submit(pool, "a dog", steps=50)
         assert fallback.started.wait(WAIT_S)
         pool.engine.cancel(leaving)
         fallback.release.set()
-        assert submit(pool, "held nan", steps=50).future.result(WAIT_S)
-        assert fallback.steps == ["held nan"] * 51
+        assert submit(pool, "a dog", steps=50).future.result(WAIT_S)
+        assert fallback.steps == ["a dog"] * 51
 
 
-def test_a_second_attempt_is_accepted_in_a_full_house_and_finished_by_a_drain(tmp_path: Path):
+def test_a_second_attempt_is_accepted_by_a_full_engine_and_finished_by_a_drain(tmp_path: Path):
     """What was accepted is made: no limit is applied again, and closing waits for it."""
-    narrow = FakeBackend("float16")
-    with studio_of(tmp_path, narrow, FakeBackend(sound=True), max_in_flight=2) as pool:
-        handles = [submit(pool, "held"), submit(pool, "flat")]
+    narrow = FakeBackend("float16", {"a dog": Fault.UNIFORM})
+    narrow.hold()
+    with studio_of(tmp_path, narrow, FakeBackend(), max_in_flight=2) as pool:
+        handles = [submit(pool, "a cat"), submit(pool, "a dog")]
         narrow.release.set()
         pool.engine.drain()
         profiles = [handle.future.result(0).request.profile for handle in handles]

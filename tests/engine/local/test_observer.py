@@ -9,7 +9,7 @@ from sd35.engine.base import Handle, Stage
 from sd35.errors import GenerationFailed
 from sd35.generation.model_pool import ModelPool
 from sd35.generation.params import GenerationParams
-from tests.support.fake_backend import WAIT_S, FakeBackend
+from tests.support.fake_backend import WAIT_S, FakeBackend, Fault
 
 WORDS = "the runtime's own words"
 
@@ -56,9 +56,10 @@ def submit(pool: ModelPool, prompt: str, **wanted: Any) -> Handle:
     return pool.submit(pool.resolve(GenerationParams(prompt, seed=1, **wanted)))
 
 
-def test_steps_are_told_by_images_and_transformer_rows(pool: ModelPool, backend: FakeBackend, hearing: Hearing):
+def test_steps_are_reported_with_images_and_transformer_rows(pool: ModelPool, backend: FakeBackend, hearing: Hearing):
     """Three steps with guidance, two without: 5 of images, 8 of rows, whatever batches they were made in."""
-    held = submit(pool, "held", steps=3)
+    backend.hold()
+    held = submit(pool, "a tree", steps=3)
     assert backend.started.wait(WAIT_S)
     other = submit(pool, "a cat", steps=2, guidance_scale=1)
     backend.release.set()
@@ -70,13 +71,15 @@ def test_steps_are_told_by_images_and_transformer_rows(pool: ModelPool, backend:
     assert hearing.prompts == 3  # two, and the empty negative one
 
 
-def test_a_call_that_fails_is_told_and_then_the_call_of_the_one_that_made_it_fail(
+def test_a_failed_batch_is_reported_and_then_the_image_that_caused_it(
     pool: ModelPool, backend: FakeBackend, hearing: Hearing
 ):
     """Of two that step together, one crashes: the batch failed, then that one alone."""
-    held = submit(pool, "held", steps=4)
+    backend.faults["a dog"] = Fault.STEP_ERROR
+    backend.hold()
+    held = submit(pool, "a tree", steps=4)
     assert backend.started.wait(WAIT_S)
-    others = [submit(pool, prompt, steps=4) for prompt in ("crash", "a cat")]
+    others = [submit(pool, prompt, steps=4) for prompt in ("a dog", "a cat")]
     backend.release.set()
     with pytest.raises(GenerationFailed):
         others[0].future.result(WAIT_S)
@@ -85,16 +88,18 @@ def test_a_call_that_fails_is_told_and_then_the_call_of_the_one_that_made_it_fai
     assert hearing.failures == [(f"RuntimeError: {WORDS}", was_split) for was_split in (True, False)]
 
 
-@pytest.mark.parametrize("prompt", ["mute", "blind"])
-def test_text_and_decoding_that_fail_are_told_too(pool: ModelPool, backend: FakeBackend, hearing: Hearing, prompt: str):
+@pytest.mark.parametrize("fault", [Fault.ENCODE_ERROR, Fault.DECODE_ERROR])
+def test_failures_of_encoding_and_decoding_are_reported(
+    pool: ModelPool, backend: FakeBackend, hearing: Hearing, fault: Fault
+):
     """The backend's words, once."""
-    backend.release.set()
+    backend.faults["a dog"] = fault
     with pytest.raises(GenerationFailed):
-        submit(pool, prompt, guidance_scale=1).future.result(WAIT_S)
+        submit(pool, "a dog", guidance_scale=1).future.result(WAIT_S)
     assert [was_split for _, was_split in hearing.failures] == [False]
 
 
-def test_the_stages_of_a_image_follow_each_other(pool: ModelPool):
+def test_the_stages_of_an_image_follow_each_other(pool: ModelPool):
     """Each begins where the one before ended, or later; none takes less than no time."""
     generated = submit(pool, "a cat").future.result(WAIT_S)
     assert [stage.name for stage in generated.stages] == ["queue", "encode", "denoise", "decode"]
@@ -103,12 +108,13 @@ def test_the_stages_of_a_image_follow_each_other(pool: ModelPool):
     assert generated.took_s == times_s[-1] - times_s[1]
 
 
-def test_who_joins_a_image_that_is_being_made_did_not_wait_in_the_queue(pool: ModelPool, backend: FakeBackend):
+def test_a_client_that_joins_a_running_image_has_no_queue_time(pool: ModelPool, backend: FakeBackend):
     """Its stages begin when it came, and end with those of the one it joined."""
-    first = submit(pool, "held")
+    backend.hold()
+    first = submit(pool, "a tree")
     assert backend.started.wait(WAIT_S)
     before_s = time.monotonic()
-    second = submit(pool, "held")
+    second = submit(pool, "a tree")
     after_s = time.monotonic()
     backend.release.set()
     one, two = (handle.future.result(WAIT_S).stages for handle in (first, second))
@@ -121,9 +127,10 @@ def test_who_joins_a_image_that_is_being_made_did_not_wait_in_the_queue(pool: Mo
     assert two[3] == one[3]
 
 
-def test_the_load_is_what_waits_and_what_runs(pool: ModelPool, backend: FakeBackend):
+def test_the_load_counts_waiting_and_running_images(pool: ModelPool, backend: FakeBackend):
     """A held image runs, the next one waits; then nothing does."""
-    held = submit(pool, "held")
+    backend.hold()
+    held = submit(pool, "a tree")
     assert backend.started.wait(WAIT_S)
     other = submit(pool, "a cat")
     load = pool.engine.status()

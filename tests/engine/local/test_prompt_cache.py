@@ -22,7 +22,7 @@ class Encoder:
         return {prompt: TextEmbedding(prompt, np.zeros(0), len(prompt)) for prompt in prompts if "!" not in prompt}
 
 
-def test_a_call_encodes_what_is_missing_and_that_once():
+def test_a_lookup_encodes_each_missing_prompt_once():
     """Doubled prompts are encoded once, known ones not at all, and each lookup is a hit or a miss."""
     cache, encode = EmbeddingCache(100), Encoder()
     assert cache.get("mini", ["a cat", "", "a cat"], encode).keys() == {"a cat", ""}
@@ -39,7 +39,7 @@ def test_models_do_not_share_embeddings():
     assert encode.calls == [["a cat"], ["a cat"]]
 
 
-def test_what_cannot_be_encoded_is_left_out():
+def test_prompts_that_fail_to_encode_are_left_out():
     """The others are there, and it is tried again the next time."""
     cache, encode = EmbeddingCache(100), Encoder()
     for _ in range(2):
@@ -51,7 +51,7 @@ def test_what_cannot_be_encoded_is_left_out():
     max_bytes=st.integers(0, 30),
     asked=st.lists(st.lists(st.text("ab", min_size=1, max_size=8), max_size=4), max_size=20),
 )
-def test_it_never_holds_more_than_it_may(max_bytes: int, asked: Sequence[list[str]]):
+def test_the_cache_never_exceeds_its_size(max_bytes: int, asked: Sequence[list[str]]):
     """Whatever is asked for is answered, and what is kept stays within the bound, the latest first."""
     cache, encode = EmbeddingCache(max_bytes), Encoder()
     for prompts in asked:

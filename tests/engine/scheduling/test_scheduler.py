@@ -88,7 +88,7 @@ def test_a_long_image_is_not_starved_by_short_ones():
     assert SLOWDOWN_TARGET * 0.1 * 0.5 < now_s < SLOWDOWN_TARGET * 0.1 * 1.5
 
 
-def test_a_priority_moves_a_image_before_its_clients_others():
+def test_a_priority_moves_an_image_before_its_clients_others():
     """A higher priority goes first among a client's own images, and gains nothing over other clients."""
     scheduler = make(replace(LIMITS, max_rows=1))
     for key, priority in (("low", -1), ("usual", 0), ("high", 1)):
@@ -113,7 +113,7 @@ def test_clients_get_equal_shares_whatever_they_ask_for():
     assert rows["all"] <= 4 * 100 + 4  # in every batch from the first on: nobody could be served more often
 
 
-def test_a_newcomer_waits_for_no_ones_backlog():
+def test_a_new_client_does_not_wait_for_the_backlog_of_others():
     """Who comes when another client has a hundred images waiting is in the very next batch."""
     scheduler = make(replace(LIMITS, max_rows=1))
     for key in range(100):
@@ -237,7 +237,7 @@ def test_cancelling_frees_at_once_or_within_the_step(moment: str):
         (job(shape=HUGE), "width x height: got '256x256'; allowed: what 0.0 MB can hold; this size takes 0.0 MB"),
     ],
 )
-def test_what_can_never_be_done_is_refused(wrong: WorkItem, why: str):
+def test_a_request_that_can_never_run_is_refused(wrong: WorkItem, why: str):
     """Bad input is refused at the door, naming the limit, and leaves nothing behind."""
     scheduler = make()
     scheduler.costs.learn_decode_bytes(HUGE, 10_001)
@@ -247,7 +247,7 @@ def test_what_can_never_be_done_is_refused(wrong: WorkItem, why: str):
     assert not len(scheduler)
 
 
-def test_a_full_house_refuses_with_an_estimate_and_keeps_a_place_for_others():
+def test_a_full_queue_refuses_with_an_estimate_and_keeps_a_place_for_others():
     """One client cannot take every place; when all are taken, the refusal says when one is likely to be free."""
     scheduler = make(replace(LIMITS, max_in_flight=10))
     for key in range(9):
@@ -318,7 +318,7 @@ def test_where_batching_saves_much_lasting_overload_takes_no_place():
     assert flood.ask().startswith("9 of at most 10 images are accepted")
 
 
-def test_what_was_accepted_is_begun_anew_in_any_rush():
+def test_a_restart_skips_admission_and_goes_before_later_images():
     """A wait that is too long for another is not asked about; who begins anew goes before who came later."""
     scheduler = make(replace(LIMITS, max_wait_s=5, max_rows=1))
     scheduler.add("spoiled", job("greedy"), 0)

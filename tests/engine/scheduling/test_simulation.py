@@ -55,7 +55,7 @@ def test_a_thousand_devices_at_80_percent_are_nearly_as_quick_as_idle_ones():
     assert busy.percentile_s(95) <= 1.5 * idle.percentile_s(95)
 
 
-def test_an_idle_device_takes_what_its_table_says():
+def test_an_idle_device_takes_the_times_of_its_table():
     """One image alone: its prompt, its steps, its decoding."""
     load = Load(rps=1, requests=1, steps=[4], guidance=[4.5], shapes=[SMALL])
     report = simulate(TIMES, load, LIMITS, devices=1)
@@ -157,7 +157,7 @@ def test_whatever_happens_every_image_ends_once_and_memory_is_kept(seed: int, me
     assert device.scheduler.used_bytes == 0
 
 
-def test_a_percentile_is_the_least_latency_that_so_many_stay_within():
+def test_a_percentile_is_the_smallest_latency_that_covers_it():
     """Of a hundred images' latencies, the 95th; of those with so many steps only, where asked."""
     report = Report(latencies_s={4: [float(n) for n in range(1, 51)], 28: [float(n) for n in range(100, 50, -1)]})
     assert [report.percentile_s(p) for p in (1, 50, 95, 100)] == [1, 50, 95, 100]

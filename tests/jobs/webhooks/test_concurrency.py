@@ -92,7 +92,7 @@ def in_flight_with(started: Sequence[Receiver], slow: set[str]) -> InFlight:
 
 
 @given(DUE, STARTED, SLOW_HOSTS)
-def test_the_choice_is_that_of_the_plain_rules(due: list[DueWebhooks], started: list[Receiver], slow: set[str]):
+def test_the_fast_choice_equals_the_simple_one(due: list[DueWebhooks], started: list[Receiver], slow: set[str]):
     """The quick way to choose and the plain one agree; so no limit is passed, and no place stays free for nothing."""
     assert in_flight_with(started, slow).copy().choose(due) == Places(started, slow).choose(due)
 
@@ -145,7 +145,7 @@ def test_each_receiver_gets_its_turn(counts: dict[Receiver, int]):
     assert set(turns) == set(counts)
 
 
-def test_what_is_remembered_has_a_bound():
+def test_the_number_of_remembered_hosts_is_bounded():
     """However many hosts there were."""
     in_flight = InFlight()
     for number in range(3 * BACKLOG):

@@ -135,7 +135,7 @@ def test_a_redirect_is_not_followed(sending: Sending, receiver: Receiver):
     assert [delivery.attempts for delivery in sending.pending()] == [1]
 
 
-def test_a_failed_webhook_comes_again_later(sending: Sending, receiver: Receiver):
+def test_a_failed_webhook_is_retried_later(sending: Sending, receiver: Receiver):
     """With the same id and a new time; not before its wait is over."""
     receiver.statuses = [500, 200]
     job = sending.end_job(f"http://{NAME}:{receiver.port}/")
@@ -171,7 +171,7 @@ def test_waits_grow_to_a_day_and_are_spread():
     assert (wait_s(1, 0.0), wait_s(1, 1.0)) == (3.75, 6.25)
 
 
-def test_a_receiver_that_is_gone_is_left_alone(sending: Sending, receiver: Receiver):
+def test_a_webhook_answered_with_410_is_not_retried(sending: Sending, receiver: Receiver):
     """410 says that it wants no more."""
     receiver.statuses = [410]
     sending.end_job(f"http://{NAME}:{receiver.port}/")
@@ -192,7 +192,7 @@ def test_an_answer_without_end_is_not_read(sending: Sending, receiver: Receiver)
     assert sending.pending() == []
 
 
-def test_a_receiver_that_is_not_there_is_a_failed_attempt(sending: Sending, receiver: Receiver):
+def test_an_unreachable_receiver_is_a_failed_attempt(sending: Sending, receiver: Receiver):
     """No name, no address, no server, no HTTP: it is tried again later, and others are not touched."""
 
     def nowhere(host: str) -> list[str]:
@@ -210,7 +210,7 @@ def test_a_receiver_that_is_not_there_is_a_failed_attempt(sending: Sending, rece
     assert [delivery.attempts for delivery in sending.pending()] == [1, 1]
 
 
-def test_a_job_that_was_deleted_is_not_told(sending: Sending, receiver: Receiver):
+def test_the_webhook_of_a_deleted_job_is_not_sent(sending: Sending, receiver: Receiver):
     """Its webhook went with it, and counts for nothing."""
     sending.end_job(f"http://{NAME}:{receiver.port}/")
 
@@ -259,7 +259,7 @@ def test_a_cancelled_sender_always_ends(sending: Sending, monkeypatch: pytest.Mo
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl, which makes the certificate, is not installed")
-def test_the_certificate_has_to_be_the_names(sending: Sending, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_certificate_has_to_match_the_host_name(sending: Sending, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Though an address is connected to: its certificate for the name is taken, for another name it is not."""
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     named = ["-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME}"]

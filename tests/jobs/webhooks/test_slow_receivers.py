@@ -143,7 +143,7 @@ def test_owners_with_many_stuck_hosts_delay_no_other_owner(sending: Sending):
 
 @pytest.mark.parametrize("behave", [accept_only, dribble, go_on])
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_an_attempt_ends_however_its_time_is_spent(
+def test_an_attempt_times_out_wherever_it_stalls(
     sending: Sending, monkeypatch: pytest.MonkeyPatch, behave: Behave, scheme: str
 ):
     """Silence, a TLS handshake that does not end, headers and interim answers without end: all are failed attempts."""
