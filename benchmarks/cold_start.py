@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.install_size import default_environment
 from benchmarks.outcome import Bar, Outcome, spread
 from benchmarks.processes import ROOT, clean_environment
-from sd35.bench.server import end, free_port
+from sd35.bench.server import free_port, stop_process
 
 MOST_S = 2.5
 MOST_SHARE = 1 / 3
@@ -66,7 +66,7 @@ def time_to_ready(command: list[str], port: str, variables: dict[str, str]) -> f
             if wait_until_ready(int(port), process):
                 return time.perf_counter() - started_s
         finally:
-            end(process)
+            stop_process(process)
         log.seek(0)
         raise SystemExit(f"{os.path.basename(command[0])} did not become ready; it said:\n{log.read()}")  # noqa: PTH119
 

@@ -9,7 +9,7 @@ from statistics import median
 from types import MappingProxyType
 from typing import Any, Literal
 
-from sd35.bench.machine import BUSY_SHARE, OthersUse, this_machine
+from sd35.bench.monitoring.machine import BUSY_SHARE, this_machine
 
 _HOLDS = MappingProxyType({">=": operator.ge, "<=": operator.le, "<": operator.lt})
 _LOOK_S = 3
@@ -77,7 +77,7 @@ def table(outcomes: Mapping[str, Outcome]) -> str:
 
 def machine() -> dict[str, Any]:
     """What the figures were taken on, and when; `load` is the cores that others used in the seconds before."""
-    others, date, found = OthersUse(), datetime.now(UTC).date().isoformat(), this_machine()
+    others, date, found = BackgroundUsage(), datetime.now(UTC).date().isoformat(), this_machine()
     time.sleep(_LOOK_S)
     load = round(others.cores() or 0.0, 2)
     return {"date": date, "load": load, "is_busy": load > BUSY_SHARE * found.cores, **found.model_dump(mode="json")}

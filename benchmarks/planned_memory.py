@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from benchmarks.outcome import Bar, CannotRun, Outcome
 from benchmarks.processes import ROOT, clean_environment
 from benchmarks.watch import Watch
-from sd35.bench.server import end
+from sd35.bench.server import stop_process
 from sd35.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from sd35.checkpoints.network_sizes import network_sizes_on_disk
 from sd35.errors import InvalidSetting
@@ -97,7 +97,7 @@ def _measured_bytes(case: Case, checkpoint: Checkpoint) -> int:
         finally:
             watch.finish()
             with process:  # closes its pipe
-                end(process)
+                stop_process(process)
         log.seek(0)
         said = log.read()
         if process.returncode == InvalidSetting.exit_code and said:  # such as a precision the processor does not have

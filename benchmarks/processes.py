@@ -13,7 +13,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from benchmarks.outcome import CannotRun
-from sd35.bench.server import end
+from sd35.bench.server import stop_process
 
 ROOT = Path(__file__).parents[1]
 _SHAPING = ("SD35_", "OMP_", "GOMP_", "KMP_", "MKL_", "ATEN_", "ONEDNN_", "DNNL_", "TORCH", "OV_", "OPENVINO_")
@@ -68,7 +68,7 @@ class Worker:
 
     def _end(self) -> None:
         with self._process:  # closes its pipes
-            end(self._process)
+            stop_process(self._process)
         self._log.close()
 
     def _read(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import psutil
 from benchmarks.cold_start import wait_until_ready
 from benchmarks.processes import ROOT, clean_environment
 from benchmarks.wire import Client
-from sd35.bench.server import end, free_port, parsed
+from sd35.bench.server import free_port, parse_metrics, stop_process
 
 _SAMPLE_S = 0.5
 
@@ -48,7 +48,7 @@ def served(command: Sequence[str], variables: dict[str, str] | None = None) -> I
             print(f"{' '.join(command)}, whose exit status is {process.poll()}, said at last:\n{log.read()[-5000:]}")
             raise
         finally:
-            end(process)
+            stop_process(process)
 
 
 def sd35_serve(checkpoint: Path, ui: str = "off") -> list[str]:
@@ -58,7 +58,7 @@ def sd35_serve(checkpoint: Path, ui: str = "off") -> list[str]:
 
 async def scraped(client: Client) -> dict[str, float]:
     """The metrics now, by name and labels as they are written."""
-    return parsed((await client.ask("GET", "/metrics")).body.decode())
+    return parse_metrics((await client.ask("GET", "/metrics")).body.decode())
 
 
 class Resident:

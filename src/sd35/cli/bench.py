@@ -18,14 +18,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sd35.backends.registry import BACKENDS, check_available
 from sd35.bench.compare import compare as compare_runs
-from sd35.bench.dialects import Dialect, dialect_of
-from sd35.bench.machine import family
-from sd35.bench.matrix import BATCHES, combinations, run_matrix
-from sd35.bench.report import page
+from sd35.bench.load.dialects import Dialect, dialect_of
+from sd35.bench.load.workload import read_workload
+from sd35.bench.matrix import BATCH_ROWS, combinations, run_matrix
+from sd35.bench.monitoring.machine import process_tree
+from sd35.bench.report.page import report_page
 from sd35.bench.results import Matrix, Plan, Result, check_writable, read, write
 from sd35.bench.run import OnProgress, duration_s
 from sd35.bench.session import Session, run_session
-from sd35.bench.workload import read_workload
 from sd35.cli.bench_tables import as_dict, show, show_comparison, show_matrix
 from sd35.errors import InvalidSetting
 from sd35.settings import Settings
@@ -37,7 +37,7 @@ _NO_REFERENCE = "none"
 
 
 @dataclass(frozen=True)
-class Asked:
+class BenchOptions:
     """What the command line asks for."""
 
     out: Path | None
@@ -48,14 +48,14 @@ class Asked:
     rates: tuple[float, ...]
     rounds: int
     seconds: float
-    warm_s: float
+    warmup_s: float
     reference: str
     judged: int
     as_json: bool
 
     def check(self) -> Dialect:
         """The dialect. Raises InvalidSetting, BackendUnavailable where the reference cannot run here."""
-        for flag, values in (("--rate", self.rates), ("--seconds", (self.seconds,)), ("--warm-up", (self.warm_s,))):
+        for flag, values in (("--rate", self.rates), ("--seconds", (self.seconds,)), ("--warm-up", (self.warmup_s,))):
             for value in values:
                 if not (math.isfinite(value) and value > 0):
                     raise InvalidSetting(f"{flag}: got {value:g}; allowed: a number above 0")
@@ -80,7 +80,7 @@ class Asked:
             raise InvalidSetting(
                 f"{KEY_VARIABLE}: got a key that no header can carry; allowed: visible ASCII characters"
             )
-        workload = read_workload(self.workload) if self.workload else dialect.default()
+        workload = read_workload(self.workload) if self.workload else dialect.default_workload()
         return Session(
             settings=settings,
             workload=workload,
@@ -99,42 +99,44 @@ class Asked:
             shares=() if self.rates else SHARES,
             rounds=self.rounds,
             seconds=self.seconds,
-            warm_s=self.warm_s,
-            judged=0 if self.reference == _NO_REFERENCE else self.judged,
-            salt=secrets.randbits(32) if self.url else 0,
+            warmup_s=self.warmup_s,
+            quality_images=0 if self.reference == _NO_REFERENCE else self.judged,
+            seed_offset=secrets.randbits(32) if self.url else 0,
         )
 
 
-def bench(settings: Settings, asked: Asked) -> None:
+def bench(settings: Settings, options: BenchOptions) -> None:
     """Measure, print, and write what is to be kept. Raises InvalidSetting, MeasuringFailed."""
-    session = asked.session(settings)
+    session = options.session(settings)
     with _ending_gently(), _bar(duration_s(session.plan)) as progress:
         result = run_session(session, progress)
-    if asked.as_json:
+    if options.as_json:
         print(result.model_dump_json())
     else:
         show(result, Console(highlight=False))
-    if asked.out:
-        _keep(result, asked.out, "bench")
+    if options.out:
+        _keep(result, options.out, "bench")
 
 
-def matrix(settings: Settings, asked: Asked, batches: tuple[int, ...]) -> None:
+def matrix(settings: Settings, options: BenchOptions, batches: tuple[int, ...]) -> None:
     """The same for every combination that runs here. Raises InvalidSetting."""
-    if asked.url or asked.dialect != "sd35":
+    if options.url or options.dialect != "sd35":
         raise InvalidSetting("--matrix: starts its own servers; allowed: without --url and --dialect")
-    if asked.rates:
+    if options.rates:
         raise InvalidSetting("--matrix: measures a closed loop; allowed: without --rate")
-    session = asked.session(settings)
-    session = replace(session, plan=session.plan.model_copy(update={"shares": (), "most_first_s": asked.seconds}))
-    wanted = list(combinations(session, batches or BATCHES))
+    session = options.session(settings)
+    session = replace(
+        session, plan=session.plan.model_copy(update={"shares": (), "max_first_image_s": options.seconds})
+    )
+    wanted = list(combinations(session, batches or BATCH_ROWS))
     with _ending_gently(), _bar(duration_s(session.plan) * len(wanted)) as progress:
         found = run_matrix(session, wanted, progress)
-    if asked.as_json:
+    if options.as_json:
         print(found.model_dump_json())
     else:
         show_matrix(found, Console(highlight=False))
-    if asked.out:
-        _keep(found, asked.out, "matrix")
+    if options.out:
+        _keep(found, options.out, "matrix")
 
 
 def compare(before: Path, after: Path, *, different_workloads: bool, as_json: bool) -> None:
@@ -147,7 +149,7 @@ def compare(before: Path, after: Path, *, different_workloads: bool, as_json: bo
 
 
 def _keep(found: Result | Matrix, folder: Path, name: str) -> None:
-    write(found, folder / f"{name}.json", page(found))
+    write(found, folder / f"{name}.json", report_page(found))
     print(f"Written: {folder / name}.json, {folder / name}.html", file=sys.stderr)
 
 
@@ -174,7 +176,7 @@ def _ending_gently() -> Iterator[None]:
     try:
         yield
     except (SystemExit, KeyboardInterrupt):
-        for process in family(os.getpid())[1:]:
+        for process in process_tree(os.getpid())[1:]:
             process.terminate()
             process.wait()
         raise

@@ -108,11 +108,11 @@ def bench(
         raise InvalidSetting("--backend, --precision: are of a server that is started; allowed: without --url")
     if batch and not matrix:
         raise InvalidSetting("--batch: is of the matrix; allowed: with --matrix; else --max-batch-rows")
-    from sd35.cli.bench import Asked
+    from sd35.cli.bench import BenchOptions
     from sd35.cli.bench import bench as run
     from sd35.cli.bench import matrix as run_matrix
 
-    asked = Asked(
+    bench_options = BenchOptions(
         out=out,
         url=url,
         dialect=dialect,
@@ -121,15 +121,15 @@ def bench(
         rates=tuple(rate or ()),
         rounds=rounds,
         seconds=seconds,
-        warm_s=warm_up,
+        warmup_s=warm_up,
         reference=reference,
         judged=judged,
         as_json=as_json,
     )
     if matrix:
-        run_matrix(settings, asked, tuple(batch or ()))
+        run_matrix(settings, bench_options, tuple(batch or ()))
     else:
-        run(settings, asked)
+        run(settings, bench_options)
 
 
 @_bench.command()

@@ -1,6 +1,7 @@
-"""How many images of the embedded model show what was asked, by `judge` and an image of the font's glyphs.
+"""The share of the embedded model's images that show what their prompts ask for.
 
-The glyphs are drawn by `python -m training.glyphs` with the font Noto Color Emoji: see NOTICE.
+`glyphs.webp` is a row of the objects' glyphs, which `python -m training.glyphs` draws with the font Noto Color Emoji:
+see NOTICE.
 """
 
 from collections.abc import Sequence
@@ -9,12 +10,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from sd35.bench.judge import Judge
-from sd35.bench.quality import Picture
+from sd35.bench.quality.comparison import Pixels
+from sd35.bench.quality.judge import Judge
 from sd35.bench.scenes import Scene
 
 GLYPHS, GLYPH_PX = Path(__file__).with_name("glyphs.webp"), 48
-# As `training.vocabulary` has them: a test compares the two.
+# In the order of `training.vocabulary`; a test compares the two.
 OBJECTS = (
     "apple", "banana", "grapes", "strawberry", "lemon", "carrot", "mushroom", "pizza", "cake", "cherries", "watermelon",
     "pineapple", "corn", "hamburger", "donut", "egg", "cat", "dog", "panda", "frog", "fish", "whale", "butterfly",
@@ -25,11 +26,11 @@ OBJECTS = (
 )  # fmt: skip
 
 
-def right_share(images: Sequence[Picture], scenes: Sequence[Scene]) -> float:
-    """The share of images that show their scenes."""
+def correct_share(images: Sequence[Pixels], scenes: Sequence[Scene]) -> float:
+    """Return the share of images that show their scenes."""
     judge = _judge()
     verdicts = [
-        judge.verdict(image, scene.objects, scene.ground, scene.relation).right
+        judge.verdict(image, scene.objects, scene.background, scene.relation).is_correct
         for image, scene in zip(images, scenes, strict=True)
     ]
     return sum(verdicts) / len(verdicts)
@@ -38,5 +39,5 @@ def right_share(images: Sequence[Picture], scenes: Sequence[Scene]) -> float:
 @cache
 def _judge() -> Judge:
     with Image.open(GLYPHS) as row:
-        marks = [row.crop((left, 0, left + GLYPH_PX, GLYPH_PX)) for left in range(0, row.width, GLYPH_PX)]
-    return Judge({name: mark.crop(mark.getbbox()) for name, mark in zip(OBJECTS, marks, strict=True)})
+        glyphs = [row.crop((left, 0, left + GLYPH_PX, GLYPH_PX)) for left in range(0, row.width, GLYPH_PX)]
+    return Judge({name: glyph.crop(glyph.getbbox()) for name, glyph in zip(OBJECTS, glyphs, strict=True)})
