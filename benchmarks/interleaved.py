@@ -1,6 +1,6 @@
-"""Sides that draw the same images in turns, never at once: what each took, and how far their images are apart.
+"""Sides that generate the same images alternately, never at once: their times, and the differences of their images.
 
-A machine that warms up or slows down does so for all of them. The first image of each only warms it up.
+A machine that warms up or slows down does so for all sides. The first image of each side is a warm-up.
 """
 
 import base64
@@ -14,37 +14,37 @@ import numpy as np
 from benchmarks.outcome import spread
 
 Sample: TypeAlias = dict[str, Any]
-"""What a side answers to an image that is asked of it (see `benchmarks.worker`), and the processor's time, `cpu_s`."""
+"""A side's answer for one image (see `benchmarks.worker`), with the processor time `cpu_s`."""
 _PARTS = (("encode", "encode_s"), ("step", "step_s"), ("decode", "decode_s"))
 
 
 @dataclass(frozen=True)
-class SequentialOffload:
-    """What each side answered, image by image, in the order in which they drew."""
+class InterleavedSamples:
+    """The answers of each side, in order. The first of each side is the warm-up."""
 
     answers: Mapping[str, Sequence[Sample]]
 
-    def ratio(self, side: str, other: str, of: Literal["total_s", "cpu_s"] = "total_s") -> float:
-        """How many times the other's time, or its processor's, a side took: of the medians."""
-        return self._median(side, of) / self._median(other, of)
+    def ratio(self, side: str, other: str, key: Literal["total_s", "cpu_s"] = "total_s") -> float:
+        """Return the median time (or processor time) of a side over that of another."""
+        return self._median(side, key) / self._median(other, key)
 
-    def pairs(self, side: str, other: str) -> str:
-        """The range of the ratios of single images: "1.05-1.21"."""
-        times = zip(self._measured(side), self._measured(other), strict=True)
-        ratios = [one["total_s"] / another["total_s"] for one, another in times]
+    def pair_ratios(self, side: str, other: str) -> str:
+        """Return the range of the time ratios of single images: "1.05-1.21"."""
+        pairs = zip(self._measured(side), self._measured(other), strict=True)
+        ratios = [one["total_s"] / another["total_s"] for one, another in pairs]
         return f"{min(ratios):.2f}-{max(ratios):.2f}"
 
     def difference(self, side: str, other: str) -> int:
-        """The largest difference of their images at any pixel, of 255."""
+        """Return the largest difference between their images at any pixel, of 255."""
         return max(_difference(*pair) for pair in zip(self.answers[side], self.answers[other], strict=True))
 
     @property
     def idle_share(self) -> float:
-        """The most of a core that any side took between two of its images, while the others drew."""
+        """The largest share of a core that any side used while the others generated."""
         return max(map(self._idle_share, range(len(self.answers))))
 
-    def described(self, side: str) -> str:
-        """A side's time and its parts, medians, and what it took of processor and memory."""
+    def describe(self, side: str) -> str:
+        """Describe a side's time, its parts, processor time and memory."""
         parts = ", ".join(f"{part} {1000 * self._median(side, key):.1f} ms" for part, key in _PARTS)
         samples = self._measured(side)
         width = max(map(len, self.answers))
@@ -54,7 +54,7 @@ class SequentialOffload:
         )
 
     def numbers(self) -> dict[str, list[dict[str, float]]]:
-        """Every sample but the first of each side, without its pixels."""
+        """Return all samples of each side without warm-ups and pixels."""
         return {
             side: [{key: value for key, value in sample.items() if key != "pixels"} for sample in self._measured(side)]
             for side in self.answers
@@ -66,24 +66,25 @@ class SequentialOffload:
     def _median(self, side: str, key: str) -> float:
         return median(sample[key] for sample in self._measured(side))
 
-    def _idle_share(self, place: int) -> float:
+    def _idle_share(self, index: int) -> float:
+        """Return a side's processor time between two of its images, over the time of the others' images in between."""
         rows = list(self.answers.values())
         shares = [0.0]
-        for turn, (before, after) in enumerate(zip(rows[place], rows[place][1:], strict=False)):
-            between = [row[turn + (at < place)] for at, row in enumerate(rows) if at != place]
-            waited_s = sum(other["total_s"] for other in between)
+        for turn, (before, after) in enumerate(zip(rows[index], rows[index][1:], strict=False)):
+            between = [row[turn + (other < index)] for other, row in enumerate(rows) if other != index]
+            waited_s = sum(sample["total_s"] for sample in between)
             shares.append((after["cpu_before_s"] - before["cpu_after_s"]) / waited_s)
         return max(shares)
 
 
-def draw_in_turns(sides: Mapping[str, Callable[..., Sample]], rounds: int, **asked: float) -> SequentialOffload:
-    """One image of each side to warm it up, then `rounds` of each; a new seed, and so new text, for every round."""
+def run_interleaved(sides: Mapping[str, Callable[..., Sample]], rounds: int, **request: float) -> InterleavedSamples:
+    """Generate one warm-up image and `rounds` images with each side. Each round has a new seed, and so a new prompt."""
     answers: dict[str, list[Sample]] = {side: [] for side in sides}
     for seed in range(rounds + 1):
         for side, draw in sides.items():
-            answer = draw(seed=seed, **asked)
+            answer = draw(seed=seed, **request)
             answers[side].append({**answer, "cpu_s": answer["cpu_after_s"] - answer["cpu_before_s"]})
-    return SequentialOffload(answers)
+    return InterleavedSamples(answers)
 
 
 def _difference(one: Sample, other: Sample) -> int:
