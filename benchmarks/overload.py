@@ -70,7 +70,7 @@ async def _run(target: Target, durations: Durations) -> Measurements:
         await closed_loop(client, workload.requests("warm-up"), CLIENTS, durations.warm_up_s)
         start_s = monotonic()
         results = await closed_loop(client, workload.requests("closed"), CLIENTS, durations.closed_s)
-        capacity = completion_rate(results, start_s, durations.closed_s)
+        capacity = completion_rate(results, start_s, durations.closed_s, lambda _: 1.0)
         enough_s = durations.images / capacity
 
         async def run_open(share: float, seconds: float) -> list[RequestResult]:

@@ -1,10 +1,10 @@
 """Aggregates the requests of one load over all rounds into throughput, latencies and counts."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from sd35.bench.load.generator import RequestResult, completion_rate
+from sd35.bench.load.generator import Amount, RequestResult, completion_rate
 from sd35.bench.load.workload import ALL_CLASSES
 from sd35.bench.results import ClassResult, LoadResult, RequestColumns
 from sd35.bench.statistics import Estimate, estimate, percentile_of_rounds
@@ -62,7 +62,7 @@ def load_result(load: Load, rounds: Sequence[Round], seconds: float, origin_s: f
     )
 
 
-def _rate(rounds: Sequence[Round], seconds: float, amount: Callable[[RequestResult], float]) -> Estimate:
+def _rate(rounds: Sequence[Round], seconds: float, amount: Amount) -> Estimate:
     return estimate([completion_rate(round_.results, round_.start_s, seconds, amount) for round_ in rounds])
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from statistics import fmean
 
 from sd35.backends.options import DeviceKind
@@ -28,14 +29,9 @@ def run_matrix(session: Session, cells: Sequence[Cell], on_progress: OnProgress)
     reference = Reference(session)
     each_s = duration_s(session.plan)
     measured: list[tuple[Cell, Result | None]] = []
-
-    def measure(number: int, cell: Cell) -> tuple[Cell, Result | None]:
-        return _measure_cell(
-            session, cell, reference, lambda name, s: on_progress(f"{cell.name}: {name}", number * each_s + s)
-        )
-
     for number, cell in enumerate(cells):
-        measured.append((cell, None) if cell.skip_reason else measure(number, cell))
+        report = partial(_report, on_progress, cell.name, number * each_s)
+        measured.append((cell, None) if cell.skip_reason else _measure_cell(session, cell, reference, report))
     return Matrix(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine,
@@ -66,6 +62,10 @@ def combinations(session: Session, batch_rows: Sequence[int]) -> Iterator[Cell]:
                 continue
             for rows in batch_rows:
                 yield Cell(backend=backend, precision=precision, batch_rows=rows, skip_reason=reason)
+
+
+def _report(on_progress: OnProgress, cell: str, start_s: float, activity: str, completed_s: float) -> None:
+    on_progress(f"{cell}: {activity}", start_s + completed_s)
 
 
 def _with_room(session: Session, cells: Sequence[Cell]) -> Session:

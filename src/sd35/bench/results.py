@@ -233,8 +233,7 @@ def read(path: Path) -> Result:
         raise InvalidSetting(f"{path} is not JSON: {error}; allowed: a file written by `sd35 bench --out`") from error
     version = content.get("format") if isinstance(content, dict) else None
     if version != FORMAT:
-        allowed = f"{FORMAT!r}, which `sd35 bench --out` writes"
-        raise InvalidSetting(f"{path}: format: got {shown(version)}; allowed: {allowed}")
+        raise InvalidSetting(f"{path}: format: got {shown(version)}; allowed: {FORMAT!r}, of `sd35 bench --out`")
     try:
         return Result.model_validate(content)
     except ValidationError as error:

@@ -10,14 +10,7 @@ import httpx2
 
 from sd35.bench.aggregate import Load, Round, closed_load, load_result, open_load, open_load_at
 from sd35.bench.load.dialects import Dialect, ImageResponse
-from sd35.bench.load.generator import (
-    LoadClient,
-    RequestResult,
-    arrivals,
-    closed_loop,
-    completion_rate,
-    open_loop,
-)
+from sd35.bench.load.generator import LoadClient, RequestResult, arrivals, closed_loop, completion_rate, open_loop
 from sd35.bench.load.workload import BenchRequest, Workload
 from sd35.bench.monitoring.machine import background_load, this_machine
 from sd35.bench.monitoring.monitor import Monitor, occupancy
@@ -103,7 +96,8 @@ class LoadRunner:
         for number in range(1, plan.rounds + 1):
             rounds.setdefault(closed, []).append(await self._run_load(closed, number))
             if number == 1 and not plan.rates:
-                capacity = completion_rate(rounds[closed][0].results, rounds[closed][0].start_s, plan.seconds)
+                (first_round,) = rounds[closed]
+                capacity = completion_rate(first_round.results, first_round.start_s, plan.seconds, lambda _: 1.0)
                 loads += [open_load_at(share, capacity) for share in plan.shares if capacity]
             for load in loads[1:]:
                 rounds.setdefault(load, []).append(await self._run_load(load, number))
@@ -116,10 +110,8 @@ class LoadRunner:
         plan = self._plan
         first = await self._client.send(next(self._requests("first")))
         if plan.max_first_image_s is not None and first.latency_s > plan.max_first_image_s:
-            limit_s = plan.max_first_image_s
-            raise MeasuringFailed(
-                f"its first image took {first.latency_s:.1f} s; allowed: {limit_s:g}; raise --seconds"
-            )
+            remedy = f"allowed: {plan.max_first_image_s:g}; raise --seconds"
+            raise MeasuringFailed(f"its first image took {first.latency_s:.1f} s; {remedy}")
         loop = closed_loop(self._client, self._requests("warm-up"), plan.clients, plan.warmup_s)
         warm_up = await self._timed("warm-up", loop, plan.warmup_s)
         if all(result.status != "completed" for result in (first, *warm_up.results)):
@@ -169,11 +161,11 @@ def measure(target: Target, workload: Workload, plan: Plan, monitor: Monitor, on
     server = _server_info(target)  # before the loads, because afterwards the server may be gone
     measured = asyncio.run(run())
     samples = monitor.stop()
-    background = [sample.background_cores for sample in samples if sample.background_cores is not None]
+    cores = [sample.background_cores for sample in samples if sample.background_cores is not None]
     return Result(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=this_machine(),
-        background=background_load(monitor.before_cores, background),
+        background=background_load(monitor.before_cores, cores),
         server=server,
         workload=workload,
         workload_digest=workload.digest,
@@ -216,12 +208,10 @@ def _server_info(target: Target) -> ServerInfo:
 
 
 def _cold_start(target: Target, measured: Measurements) -> ColdStart:
-    phases = {
-        name.partition(_PHASE)[2].partition('"')[0]: value for name, value in measured.before.items() if _PHASE in name
-    }
-    is_new = target.server.ready_s is not None
-    first_image_s = round(measured.first_image_s, 4) if is_new else None
-    return ColdStart(ready_s=target.server.ready_s, phases_s=phases, first_image_s=first_image_s)
+    ready_s, before = target.server.ready_s, measured.before
+    phases_s = {name.split('"')[1]: value for name, value in before.items() if name.startswith(_PHASE)}
+    first_image_s = None if ready_s is None else round(measured.first_image_s, 4)
+    return ColdStart(ready_s=ready_s, phases_s=phases_s, first_image_s=first_image_s)
 
 
 def _memory(target: Target, monitor: Monitor) -> Memory:

@@ -28,8 +28,7 @@ _METRIC = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*(?:\{[^}]*\})?) (\S+)$", re.MUL
 _FORWARDED = (
     "checkpoints", "weights", "registry", "base_checkpoint", "transformer", "offline", "backend", "precision",
     "fallback", "device", "offload", "tiled_decode", "torch_compile", "vram", "ram", "threads", "max_pixels",
-    "max_in_flight",
-    "max_wait_s", "max_batch_rows", "reproducible", "memory_mb", "embedding_cache_mb", "cache_dir",
+    "max_in_flight", "max_wait_s", "max_batch_rows", "reproducible", "memory_mb", "embedding_cache_mb", "cache_dir",
 )  # fmt: skip
 
 
@@ -97,6 +96,11 @@ def serve_command(arguments: Sequence[str]) -> list[str]:
     """Return the command that runs `sd35 serve` with this interpreter, on 127.0.0.1."""
     code = "from sd35.cli import main; main()"
     return [sys.executable, "-c", code, "serve", "--host", "127.0.0.1", "--log-format", "json", *arguments]
+
+
+def settings_command(settings: Settings) -> list[str]:
+    """Return the command that runs `sd35 serve` with the settings that shape its figures."""
+    return serve_command(serve_arguments(settings))
 
 
 def serve_arguments(settings: Settings) -> list[str]:

@@ -15,15 +15,7 @@ from sd35.bench.quality.correctness import correct_share
 from sd35.bench.results import Plan, Result
 from sd35.bench.run import OnProgress, Target, duration_s, generate_images, measure
 from sd35.bench.scenes import evaluation_scenes
-from sd35.bench.server import (
-    Server,
-    check_reachable,
-    pid_at,
-    reported_settings,
-    serve_arguments,
-    serve_command,
-    start_server,
-)
+from sd35.bench.server import Server, check_reachable, pid_at, reported_settings, settings_command, start_server
 from sd35.checkpoints.checkpoint import EMBEDDED
 from sd35.errors import MeasuringFailed
 from sd35.settings import Settings
@@ -69,7 +61,7 @@ class Reference:
     @cached_property
     def images(self) -> ImageSet:
         """The reference's images. Raises MeasuringFailed."""
-        with start_server(serve_command(serve_arguments(self._settings))) as starting:
+        with start_server(settings_command(self._settings)) as starting:
             return _generate(Target(starting.wait_until_ready(), dialect_of("sd35")), self._count)
 
     def skipped(self, reason: str) -> Quality:
@@ -131,9 +123,10 @@ def _monitored_target(session: Session, on_progress: OnProgress) -> Iterator[tup
         return
     before_cores = background_cores(_BEFORE_S)
     on_progress("starting the server", 0)
-    with start_server(serve_command(serve_arguments(session.settings))) as starting:
-        settings = reported_settings(session.settings)
-        target = Target(Server(starting.url, starting.process.pid), dialect, settings=settings)
+    with start_server(settings_command(session.settings)) as starting:
+        target = Target(
+            Server(starting.url, starting.process.pid), dialect, settings=reported_settings(session.settings)
+        )
         with _monitoring(target, before_cores) as monitor:
             server = starting.wait_until_ready()
             try:

@@ -6,7 +6,6 @@ from statistics import fmean, stdev
 
 from pydantic import BaseModel, ConfigDict
 
-PERCENTILES = (50, 95, 99)
 # 0.975 quantiles for 1, 2, ... degrees of freedom: NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.6.7.2.
 _T = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,

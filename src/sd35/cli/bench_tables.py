@@ -4,7 +4,6 @@ from rich.console import Console
 from rich.table import Table
 
 from sd35.bench.compare import Comparison
-from sd35.bench.monitoring.machine import BackgroundLoad
 from sd35.bench.report.formatting import (
     cell_figures,
     describe_load,
@@ -21,7 +20,7 @@ from sd35.bench.results import LoadResult, Matrix, Result
 def show(result: Result, console: Console) -> None:
     """Print a result: the figures of each load and class, then the other facts."""
     console.print(f"{describe_models(result)}, {describe_server(result)}", markup=False)
-    _show_background(result.background, console)
+    console.print(result.background.description, style="bold red" if result.background.is_busy else "dim", markup=False)
     for load in result.loads:
         console.print()
         console.print(describe_load(load, result.plan), style="bold", markup=False)
@@ -31,10 +30,6 @@ def show(result: Result, console: Console) -> None:
     console.print()
     for name, text in facts(result):
         console.print(f"{name:<12}{text}", markup=False)
-
-
-def _show_background(load: BackgroundLoad, console: Console) -> None:
-    console.print(load.description, style="bold red" if load.is_busy else "dim", markup=False)
 
 
 def _latencies(load: LoadResult) -> Table:
@@ -51,7 +46,7 @@ def _latencies(load: LoadResult) -> Table:
 def show_matrix(matrix: Matrix, console: Console) -> None:
     """Print a row for each combination, with its ratio to the first that ran."""
     console.print(f"{', '.join(matrix.checkpoints)}: {describe_matrix(matrix)}", markup=False)
-    _show_background(matrix.background, console)
+    console.print(matrix.background.description, style="bold red" if matrix.background.is_busy else "dim", markup=False)
     ran = [(cell, cell_figures(matrix, cell)) for cell in matrix.cells if not cell.skip_reason]
     table = Table("backend", box=None, padding=(0, 1, 0, 0))
     table.add_column("rows", justify="right")

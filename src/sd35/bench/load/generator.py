@@ -17,6 +17,7 @@ from sd35.bench.load.dialects import Dialect, ImageResponse, Status
 from sd35.bench.load.workload import BenchRequest
 
 _TIMEOUT_S = 600.0
+Amount = Callable[["RequestResult"], float]  # what an image counts: 1, or its row-steps
 _BACKOFF_S = 0.5  # pause of a closed-loop client after a refused or failed request
 
 
@@ -60,10 +61,8 @@ class LoadClient:
     async def send(self, request: BenchRequest, scheduled_s: float | None = None) -> RequestResult:
         """Send a request and time it from `scheduled_s`, by default from now."""
         scheduled_s = time.monotonic() if scheduled_s is None else scheduled_s
-        response, end_s = await self._post(request)
-        return RequestResult(
-            request.class_name, request.row_steps, scheduled_s, end_s, response.status, response.message
-        )
+        answer, end_s = await self._post(request)
+        return RequestResult(request.class_name, request.row_steps, scheduled_s, end_s, answer.status, answer.message)
 
     async def _post(self, request: BenchRequest) -> tuple[ImageResponse, float]:
         try:
@@ -91,8 +90,7 @@ async def closed_loop(
                 await asyncio.sleep(_BACKOFF_S)
         return results
 
-    groups = await asyncio.gather(*(run_client() for _ in range(clients)))
-    return [result for group in groups for result in group]
+    return [result for group in await asyncio.gather(*(run_client() for _ in range(clients))) for result in group]
 
 
 async def open_loop(
@@ -118,13 +116,8 @@ def arrivals(rate: float, seconds: float, seed: str) -> list[float]:
     return times
 
 
-def completion_rate(
-    results: Sequence[RequestResult],
-    start_s: float,
-    seconds: float,
-    amount: Callable[[RequestResult], float] = lambda _: 1.0,
-) -> float:
-    """Return the amount completed a second within a window: images, or whatever `amount` says of each image.
+def completion_rate(results: Sequence[RequestResult], start_s: float, seconds: float, amount: Amount) -> float:
+    """Return the amount completed a second within a window.
 
     An image under way at the start or the end of the window counts in proportion to its time within the window.
     Otherwise the rate of a short run of long images would depend on where they happen to fall.

@@ -181,8 +181,8 @@ def _describe(detail: dict[str, Any]) -> str:
         return f"{where}: got {detail['input']!r}; allowed: one or more"
     value = repr(detail["input"])
     message = detail["msg"].removeprefix("Value error, ")
-    value = value if len(value) <= _MAX_VALUE else value[:_MAX_VALUE] + "…"
-    return f"{where}: got {value}; {message[0].lower()}{message[1:]}"
+    shown = value if len(value) <= _MAX_VALUE else value[:_MAX_VALUE] + "…"
+    return f"{where}: got {shown}; {message[0].lower()}{message[1:]}"
 
 
 def _draw_request(request_class: RequestClass, prompt: str, rng: random.Random, seed_offset: int) -> BenchRequest:

@@ -73,11 +73,9 @@ def compare_images(reference: str, images: Sequence[Pixels], reference_images: S
     )
 
 
-def example_pairs(
-    prompts: Sequence[str], images: Sequence[Pixels], reference_images: Sequence[Pixels]
-) -> list[ImagePair]:
+def example_pairs(prompts: Sequence[str], images: Sequence[Pixels], expected: Sequence[Pixels]) -> list[ImagePair]:
     """Make thumbnails of the first few pairs, for people to look at."""
-    examples = list(zip(prompts, images, reference_images, strict=True))[:_MAX_EXAMPLES]
+    examples = list(zip(prompts, images, expected, strict=True))[:_MAX_EXAMPLES]
     return [
         ImagePair(prompt=prompt, image=_thumbnail(image), reference_image=_thumbnail(other))
         for prompt, image, other in examples

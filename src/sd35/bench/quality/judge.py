@@ -61,9 +61,7 @@ class Judge:
         """Compare an image (uint8 `[H, W, 3]`) with a scene: the first object is `relation` of the second."""
         found_background, _ = find_background(image)
         glyphs = self.find_glyphs(image, _AXIS.get(relation or ""))
-        expected = list(objects)
-        if relation in {"right", "below"}:
-            expected.reverse()
+        expected = list(reversed(objects) if relation in {"right", "below"} else objects)
         is_correct = found_background == background and [glyph.name for glyph in glyphs] == expected
         return Verdict(is_correct, found_background, glyphs)
 

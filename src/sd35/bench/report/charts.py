@@ -69,14 +69,9 @@ def _latency_over_load(result: Result) -> str:
 
 def _points(loads: Sequence[LoadResult], latencies: Sequence[Estimate | None]) -> list[Point]:
     return [
-        Point(
-            load.offered_per_s or 0,
-            latency.value,
-            latency.half_width or 0,
-            f"{load.name}: {format_estimate(latency)} s",
-        )
-        for load, latency in zip(loads, latencies, strict=True)
-        if latency
+        Point(load.offered_per_s or 0, each.value, each.half_width or 0, f"{load.name}: {format_estimate(each)} s")
+        for load, each in zip(loads, latencies, strict=True)
+        if each
     ]
 
 

@@ -81,10 +81,7 @@ def describe_quality(quality: Quality | None) -> str:
         )
     if quality.correct_share is None or quality.reference_correct_share is None:
         return text
-    return (
-        f"{text}; {quality.correct_share:.0%} show what was asked,"
-        f" {quality.reference_correct_share:.0%} of the reference's"
-    )
+    return f"{text}; correct images {quality.correct_share:.0%}, the reference's {quality.reference_correct_share:.0%}"
 
 
 def describe_cold_start(result: Result) -> str:
@@ -92,8 +89,7 @@ def describe_cold_start(result: Result) -> str:
     cold = result.cold_start
     phases = ", ".join(f"{name} {phase_s:.2f}" for name, phase_s in cold.phases_s.items())
     if cold.ready_s is None:
-        reported = f"; it reports: {phases} s" if phases else ""
-        return f"not measured: the server was already running{reported}"
+        return f"not measured: the server was already running{f'; it reports: {phases} s' if phases else ''}"
     return f"{cold.ready_s:.2f} s to ready ({phases} s), then {cold.first_image_s:.2f} s for the first image"
 
 

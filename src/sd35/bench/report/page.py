@@ -80,7 +80,6 @@ def _matrix_content(matrix: Matrix) -> str:
     figures = [cell_figures(matrix, cell) for cell in ran]
     rows = [[cell.name, *values.values()] for cell, values in zip(ran, figures, strict=True)]
     skipped = [(names, reason) for reason, names in skipped_cells(matrix)]
-    machine = [("machine", describe_machine(matrix.machine)), ("software", describe_software(matrix.machine))]
     parts = [
         f"<h1>Backends of {escape(', '.join(matrix.checkpoints))} on one machine</h1>",
         f'<p class="quiet">{escape(describe_matrix(matrix))}; sd35 bench --matrix, {escape(matrix.created_at)}</p>',
@@ -91,7 +90,7 @@ def _matrix_content(matrix: Matrix) -> str:
         "<h2>Not run</h2>" if skipped else "",
         f'<div class="long">{definitions(skipped)}</div>',
         "<h2>Machine</h2>",
-        definitions(machine),
+        definitions([("machine", describe_machine(matrix.machine)), ("software", describe_software(matrix.machine))]),
         _settings(matrix.workload, matrix.settings),
     ]
     return "\n".join(part for part in parts if part)
