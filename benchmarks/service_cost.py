@@ -1,6 +1,6 @@
 """The cost of the service itself with a backend that computes nothing (`free_server.py`): per image and per request.
 
-Requests are sent with `http.client`, because it takes a fifth of the processor time of `sd35.bench`'s load generator:
+Requests are sent with `http.client`, because it takes a third of the processor time of `sd35.bench`'s load generator:
 client and server share the machine, and at hundreds of requests a second the client would become the bottleneck.
 """
 
