@@ -1,1 +1,1 @@
-"""What the project claims of speed, start-up and size, measured against plain Diffusers: `python -m benchmarks`."""
+"""Benchmarks behind this project's claims about speed, start-up and size: `python -m benchmarks`."""

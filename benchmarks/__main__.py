@@ -1,7 +1,7 @@
-"""Runs the benchmarks, prints one table, and writes all samples to build/benchmarks.json.
+"""Run the benchmarks, print one table, and write all samples to build/benchmarks.json.
 
-The file is written after each benchmark, so that results are kept whatever fails later. Exits with 1 if a bar is missed
-or a benchmark failed, and with 130 after Ctrl-C.
+The file is written after each benchmark, so that a later failure loses no result. Exits with 1 if a bar is missed or a
+benchmark fails, and with 130 after Ctrl-C.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from benchmarks import (
     loading,
     openvino_genai,
     overload,
-    page,
     planned_memory,
     readme,
     real_size,
     service_cost,
     serving,
     soak,
+    ui,
 )
 from benchmarks.outcome import Outcome, machine, table
 from sd35.checkpoints.checkpoint import Checkpoint
@@ -50,27 +50,27 @@ BENCHMARKS: dict[str, Callable[[Path, int], Outcome]] = {
     "fp8": fp8.measure,
     "real-size": real_size.measure,
     "soak": soak.measure,
-    "page": page.measure,
+    "ui": ui.measure,
 }
-# They take a checkpoint of many gigabytes to mean anything, make one, take minutes to compile, or half an hour.
+# They need or create a checkpoint of many gigabytes, compile for minutes, or take half an hour.
 ONLY_WHEN_NAMED = {"loading", "real-size", "fp8", "soak"}
 
 
 def main() -> None:
-    """Measures what the command line names, or everything."""
+    """Run the benchmarks that the command line names, or all but the long ones."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     few = ", ".join(sorted(ONLY_WHEN_NAMED))
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; none named: all but {few}")
-    parser.add_argument("--checkpoint", default=EMBEDDED, help="the embedded one's name, or a directory (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=7, help="samples of each side, after a warm-up (%(default)s)")
-    parser.add_argument("--readme", action="store_true", help="renew the READMEs' table by what is found")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; default: all but {few}")
+    parser.add_argument("--checkpoint", default=EMBEDDED, help="a name or a directory (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="samples of each side after a warm-up (%(default)s)")
+    parser.add_argument("--readme", action="store_true", help="update the READMEs' table with the figures")
     options = parser.parse_args()
     if unknown := set(options.names) - BENCHMARKS.keys():
-        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+        parser.error(f"got {', '.join(sorted(unknown))}; allowed: {', '.join(BENCHMARKS)}")
     if options.rounds < 1:
-        parser.error("--rounds: 1 or more")
+        parser.error(f"--rounds: got {options.rounds}; allowed: 1 or more")
     if options.readme and options.names:
-        parser.error("--readme: the table is of a run of all, so name none")
+        parser.error("--readme: the table needs all benchmarks; allowed: without names")
     checkpoint = open_checkpoint(options.checkpoint)
     names = [name for name in BENCHMARKS if name in (options.names or BENCHMARKS.keys() - ONLY_WHEN_NAMED)]
     run = Run(checkpoint, machine())
@@ -84,22 +84,22 @@ def main() -> None:
     if options.readme and not run.failures:
         readme.write(run.content)
     elif options.readme:
-        print(f"The READMEs' table stays as it is: {', '.join(run.failures)} failed.")
+        print(f"The READMEs' table was not updated: {', '.join(run.failures)} failed.")
     if run.failures or not all(bar.is_met for outcome in run.outcomes.values() for bar in outcome.bars):
         raise SystemExit(1)
 
 
 class Run:
-    """What was measured so far. `failures`: what benchmarks that failed raised, as a traceback."""
+    """The outcomes so far. `failures` holds the traceback of each benchmark that failed."""
 
-    def __init__(self, checkpoint: Checkpoint, found: dict[str, Any]) -> None:
-        self._checkpoint, self._machine = checkpoint, found
+    def __init__(self, checkpoint: Checkpoint, machine_found: dict[str, Any]) -> None:
+        self._checkpoint, self._machine = checkpoint, machine_found
         self.outcomes: dict[str, Outcome] = {}
         self.failures: dict[str, str] = {}
 
     @property
     def content(self) -> dict[str, Any]:
-        """All of it, as JSON."""
+        """Everything as JSON."""
         measured = {name: outcome.as_json() for name, outcome in self.outcomes.items()}
         return {
             "checkpoint": self._checkpoint.name,
@@ -109,24 +109,24 @@ class Run:
         }
 
     def measure(self, name: str, rounds: int) -> None:
-        """Run a benchmark, and write all results."""
+        """Run a benchmark and write all outcomes so far."""
         print(f"measuring {name} ...", flush=True)
         try:
             self.outcomes[name] = BENCHMARKS[name](self._checkpoint.directory, rounds)
-        except (Exception, SystemExit):  # noqa: BLE001  whatever it is, the others are measured
+        except (Exception, SystemExit):  # noqa: BLE001  the other benchmarks still run
             self.failures[name] = traceback.format_exc()
             print(f"{name} failed:\n{self.failures[name]}", flush=True)
         OUTPUT.parent.mkdir(exist_ok=True)
         OUTPUT.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")
 
     def report(self) -> None:
-        """Print the table, and what failed."""
+        """Print the table and the failures."""
         print(f"\n{table(self.outcomes)}\n")
         for name, failure in self.failures.items():
             print(f"{name} FAILED: {failure.splitlines()[-1]}")
         load, cores = self._machine["load"], self._machine["cores"]
         if self._machine["is_busy"]:
-            print(f"Other work took {load} of {cores} cores: measure again on a quiet machine.\n")
+            print(f"Other processes used {load} of {cores} cores: measure again on a quiet machine.\n")
         print(f"All samples: {OUTPUT.relative_to(Path.cwd()) if OUTPUT.is_relative_to(Path.cwd()) else OUTPUT}")
 
 

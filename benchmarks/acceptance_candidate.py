@@ -1,6 +1,7 @@
-"""Draws an order's images with one candidate: `python -m benchmarks.acceptance_candidate ORDER`, which is JSON.
+"""Generate images with one candidate: `python -m benchmarks.acceptance_candidate TASK`, with the task as JSON.
 
-Prints JSON: what it took, or the trouble in words, and where something has to be built first, the command's arguments.
+Prints JSON: times and memory, or an error. If something must be built first, the arguments of the `sd35` command that
+builds it are included.
 """
 
 import json
@@ -17,7 +18,6 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.worker import peak_bytes
 from sd35.backends.base import Backend, Memory
 from sd35.backends.options import Offload, Options
 from sd35.backends.registry import memory_of, open_backend
@@ -26,17 +26,18 @@ from sd35.checkpoints.open import open_checkpoint
 from sd35.compile.prompts import evaluation_prompts
 from sd35.compile.reference_sampling import Recipe, rows_of
 from sd35.errors import NotCompiled
+from sd35.host import HostMemory
 from sd35.sampling.sigmas import sigma_schedule_of
 from sd35.settings import Precision
 from sd35.tensors import Array, to_numpy
 
-EVERY_S = 0.01
-WARM_STEPS = 3  # an engine's graph is recorded at the second
+INTERVAL_S = 0.01
+WARM_STEPS = 3  # the second step records an engine's graph
 
 
 @dataclass(frozen=True)
-class Order:
-    """What to draw and with what. `images` of so many prompts, of `steps`, guided, so of two rows a step."""
+class CandidateTask:
+    """What to generate, and with which candidate. Images have guidance, so two rows a step."""
 
     backend: str
     precision: Precision
@@ -56,80 +57,80 @@ class Order:
 
 @dataclass
 class DeviceMemory:
-    """The most of a device's memory that was taken since this was made, by whatever library: looked at now and then."""
+    """Peak memory in use on a device since the creation of this object, by any library, from regular samples."""
 
     memory: Memory
 
     def __post_init__(self) -> None:
-        self._free_bytes = self._least_bytes = self.memory.free_bytes()
+        self._free_bytes = self._min_free_bytes = self.memory.free_bytes()
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Look, inside."""
+        """Sample in a thread while the context is open."""
         ended = threading.Event()
 
-        def look() -> None:
-            while not ended.wait(EVERY_S):
-                self.look()
+        def sample_until_ended() -> None:
+            while not ended.wait(INTERVAL_S):
+                self.sample()
 
-        thread = threading.Thread(target=look, daemon=True)
+        thread = threading.Thread(target=sample_until_ended, daemon=True)
         thread.start()
         try:
             yield
         finally:
             ended.set()
             thread.join()
-            self.look()
+            self.sample()
 
-    def look(self) -> None:
-        """Once."""
-        self._least_bytes = min(self._least_bytes, self.memory.free_bytes())
+    def sample(self) -> None:
+        """Take one sample."""
+        self._min_free_bytes = min(self._min_free_bytes, self.memory.free_bytes())
 
     @property
     def peak_bytes(self) -> int:
-        """In bytes."""
-        return self._free_bytes - self._least_bytes
+        """Peak memory in bytes, over that at the creation."""
+        return self._free_bytes - self._min_free_bytes
 
 
-def measured(order: Order) -> dict[str, Any]:
-    """Opens the candidate, draws each image, and writes it. Raises what backends raise."""
-    checkpoint = open_checkpoint(order.checkpoint)
-    kind, memory = memory_of(order.backend, order.device)
+def measure(task: CandidateTask) -> dict[str, Any]:
+    """Open the candidate, generate each image and write it. Raises the backend's errors."""
+    checkpoint = open_checkpoint(task.checkpoint)
+    kind, memory = memory_of(task.backend, task.device)
     device = DeviceMemory(memory)
     options = Options(
-        precision=order.precision,
-        device=order.device,
-        offload=order.offload,
-        threads=order.threads,
-        torch_compile=order.torch_compile,
-        cache_dir=Path(order.cache_dir),
+        precision=task.precision,
+        device=task.device,
+        offload=task.offload,
+        threads=task.threads,
+        torch_compile=task.torch_compile,
+        cache_dir=Path(task.cache_dir),
     )
     began_s = time.perf_counter()
     with device.watched():
-        backend = open_backend(order.backend, checkpoint, options)
+        backend = open_backend(task.backend, checkpoint, options)
         opened_s = time.perf_counter() - began_s
-        prompts = (list(evaluation_prompts(checkpoint)) * order.images)[: order.images]
-        _draw(backend, checkpoint, order, prompts[0], 0, steps=WARM_STEPS)
+        prompts = (list(evaluation_prompts(checkpoint)) * task.images)[: task.images]
+        _draw(backend, checkpoint, task, prompts[0], 0, steps=WARM_STEPS)
         drawn = [
-            _draw(backend, checkpoint, order, prompt, seed, steps=order.steps) for seed, prompt in enumerate(prompts)
+            _draw(backend, checkpoint, task, prompt, seed, steps=task.steps) for seed, prompt in enumerate(prompts)
         ]
     for seed, (pixels, _, _) in enumerate(drawn):
-        Image.fromarray(pixels).save(Path(order.folder) / f"{seed}.png")
+        Image.fromarray(pixels).save(Path(task.folder) / f"{seed}.png")
     return {
         "device": _device_name(kind),
         "opened_s": opened_s,
         "steps_s": [seconds for _, steps_s, _ in drawn for seconds in steps_s],
         "images_s": [seconds for _, _, seconds in drawn],
-        "peak_bytes": device.peak_bytes if kind == "cuda" else peak_bytes(),
+        "peak_bytes": device.peak_bytes if kind == "cuda" else HostMemory().peak_bytes(),
         "versions": backend.versions,
     }
 
 
 def _draw(
-    backend: Backend, checkpoint: Checkpoint, order: Order, prompt: str, seed: int, *, steps: int
+    backend: Backend, checkpoint: Checkpoint, task: CandidateTask, prompt: str, seed: int, *, steps: int
 ) -> tuple[Array, list[float], float]:
-    """An image, the seconds of each step until its latent came to the host, and those of all, from text to pixels."""
-    recipe = Recipe(order.width_px, order.height_px, steps, order.guidance, sigma_schedule_of(checkpoint))
+    """Return an image, the seconds of each step with copying its latent to the host, and those from text to pixels."""
+    recipe = Recipe(task.width_px, task.height_px, steps, task.guidance, sigma_schedule_of(checkpoint))
     began_s = time.perf_counter()
     positive, negative = backend.encode_text([prompt, ""])
     moments_s = []
@@ -150,16 +151,16 @@ def _device_name(kind: str) -> str:
 
 
 def main() -> None:
-    """Print what was found; all that can go wrong is trouble of this candidate alone."""
-    order = Order(**json.loads(sys.argv[1]))
+    """Print the result. An error concerns only this candidate, so it is part of the result."""
+    task = CandidateTask(**json.loads(sys.argv[1]))
     found: dict[str, Any]
     try:
-        found = measured(order)
+        found = measure(task)
     except NotCompiled as error:
-        found = {"trouble": str(error), "build": error.arguments}
-    except Exception as error:  # noqa: BLE001  memory that runs out, a library that fails: a row says so
-        words = str(error).strip().splitlines() or [type(error).__name__]
-        found = {"trouble": words[0]}
+        found = {"error": str(error), "build": error.arguments}
+    except Exception as error:  # noqa: BLE001  out of memory, an error of a library, ...
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        found = {"error": lines[0]}
     print(json.dumps(found))
 
 

@@ -1,4 +1,4 @@
-"""Draws which image sat in which step, from a real run: `python -m benchmarks.batches docs/images/batches.svg`."""
+"""Draw the images of each step of a real run: `python -m benchmarks.batches docs/images/batches.svg`."""
 
 import argparse
 import time
@@ -16,7 +16,7 @@ from sd35.startup import open_model_pool
 
 
 class Arrival(NamedTuple):
-    """An image; it comes at `share` of the time that one of the first kind takes alone."""
+    """A request at a share of the time that the first request takes alone."""
 
     share: float
     client: str
@@ -42,16 +42,16 @@ COLOURS = {"A": "#4c72b0", "B": "#dd8452", "C": "#55a868"}
 LABEL, LANE, WIDTH, TOP = 190, 22, 900, 46  # of the drawing, in pixels
 
 
-class Seen(NamedTuple):
-    """A step: when it began and ended, and the images in it, by their seeds."""
+class Step(NamedTuple):
+    """The start and end of a step, and the seeds of its images."""
 
-    began_s: float
-    ended_s: float
+    start_s: float
+    end_s: float
     seeds: list[int]
 
 
-def run() -> tuple[list[Seen], list[float]]:
-    """The steps of a real run, and when each image came; seeds are the images' numbers."""
+def run() -> tuple[list[Step], list[float]]:
+    """Return the steps of a real run, and the arrival times. The seeds are the indices of `ARRIVALS`."""
     with open_model_pool(load_settings(), [open_checkpoint(EMBEDDED)]) as pool:
 
         def submit(number: int) -> Callable[[], object]:
@@ -63,7 +63,7 @@ def run() -> tuple[list[Seen], list[float]]:
         began_s = time.monotonic()
         submit(1)()
         alone_s = time.monotonic() - began_s
-        seen = _note_steps(pool.engine._executor)  # type: ignore[attr-defined]  # noqa: SLF001  nothing else needs a record
+        seen = _note_steps(pool.engine._executor)  # type: ignore[attr-defined]  # noqa: SLF001  nothing else has a record
         came_s, waits = [], []
         began_s = time.monotonic()
         for number, arrival in enumerate(ARRIVALS):
@@ -75,30 +75,30 @@ def run() -> tuple[list[Seen], list[float]]:
         return seen, came_s
 
 
-def _note_steps(calls: BatchExecutor) -> list[Seen]:
-    seen: list[Seen] = []
+def _note_steps(calls: BatchExecutor) -> list[Step]:
+    seen: list[Step] = []
     step = calls.step
 
     def noted(generations: Sequence[Generation], *, measure: bool) -> StepResult:
         began_s = time.monotonic()
         stepped = step(generations, measure=measure)
-        seen.append(Seen(began_s, time.monotonic(), [generation.work.request.seed for generation in generations]))
+        seen.append(Step(began_s, time.monotonic(), [generation.work.request.seed for generation in generations]))
         return stepped
 
     calls.step = noted  # type: ignore[method-assign]
     return seen
 
 
-def drawing(steps: list[Seen], came_s: list[float]) -> str:
-    """SVG: time to the right, a line for each image, a block for each step it was in."""
-    start_s, end_s = came_s[0], max(step.ended_s for step in steps)
+def drawing(steps: list[Step], came_s: list[float]) -> str:
+    """Draw an SVG: time to the right, a line for each image, a block for each of its steps."""
+    start_s, end_s = came_s[0], max(step.end_s for step in steps)
     scale = (WIDTH - LABEL - 10) / (end_s - start_s)
     height = TOP + LANE * len(ARRIVALS) + 10
     title = (
         f"{1000 * (end_s - start_s):.0f} ms of a real run on two CPU cores: {len(ARRIVALS)} images,"
         f" {sum(len(step.seeds) for step in steps)} steps of images in {len(steps)} calls"
     )
-    legend = "blocks above each other share a call; thick ones are guided; a dot: it came; colours: clients"
+    legend = "blocks above each other share a call; thick: with guidance; dot: arrival; colours: clients"
     box = f'viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="11"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {box}><rect width="{WIDTH}" height="{height}" fill="white"/>',
@@ -107,14 +107,14 @@ def drawing(steps: list[Seen], came_s: list[float]) -> str:
     for number, arrival in enumerate(ARRIVALS):
         middle = TOP + LANE * number + LANE // 2
         x = LABEL + scale * (came_s[number] - start_s)
-        kind = f"{arrival.steps} steps, {arrival.side_px} px{', guided' if arrival.guidance > 1 else ''}"
+        kind = f"{arrival.steps} steps, {arrival.side_px} px{', guidance' if arrival.guidance > 1 else ''}"
         parts += [
             f'<text x="10" y="{middle + 4}">{arrival.client}: {kind}</text>',
             f'<line x1="{LABEL}" x2="{WIDTH - 10}" y1="{middle}" y2="{middle}" stroke="#eee"/>',
             f'<circle cx="{x:.1f}" cy="{middle}" r="3" fill="{COLOURS[arrival.client]}"/>',
         ]
     for step in steps:
-        x, width = LABEL + scale * (step.began_s - start_s), scale * (step.ended_s - step.began_s)
+        x, width = LABEL + scale * (step.start_s - start_s), scale * (step.end_s - step.start_s)
         for number in step.seeds:
             arrival = ARRIVALS[number]
             thick = 16 if arrival.guidance > 1 else 8  # two transformer rows, or one
@@ -125,7 +125,7 @@ def drawing(steps: list[Seen], came_s: list[float]) -> str:
 
 
 def main() -> None:
-    """Runs, and writes the drawing."""
+    """Run and write the drawing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path)
     parser.parse_args().output.write_text(drawing(*run()), encoding="utf-8")

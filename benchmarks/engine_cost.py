@@ -1,4 +1,4 @@
-"""What the engine itself costs, beside a backend whose networks cost nothing: per row and step, and per decision."""
+"""The cost of the engine itself with networks that compute nothing: per row and step, and per decision."""
 
 import threading
 import time
@@ -24,24 +24,24 @@ from sd35.request import Request
 
 ROWS, STEPS, SIDE_PX = 32, 100, 128
 IN_FLIGHT = (100, 1000)
-MOST_ROW_US, MOST_DECISION_US = 60.0, 100.0
+MAX_ROW_US, MAX_DECISION_US = 60.0, 100.0
 _DECISIONS = 500
 _US = 1e6
 
 
 class _Free:
-    """A graph that answers at once, with zeros of the right shape; all around it is as it is."""
+    """A graph that returns zeros of the right shape at once."""
 
     def __init__(self, answer: Callable[[Mapping[str, Any]], Any]) -> None:
         self._answer = answer
 
     def run(self, _names: Sequence[str], inputs: Mapping[str, Any], /) -> list[Any]:
-        """The zeros."""
+        """Return the zeros."""
         return [self._answer(inputs)]
 
 
 def measure(checkpoint: Path, rounds: int) -> Outcome:
-    """Both costs; medians over the rounds."""
+    """Measure both costs as medians over the rounds."""
     engine = _engine(checkpoint)
     try:
         row_us = [_row_us(engine, number) for number in range(rounds + 1)][1:]
@@ -52,8 +52,8 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
     growth = decision_us[many] / decision_us[few]
     return Outcome(
         [
-            Bar(f"the engine's own cost per row and step, {ROWS} rows", median(row_us), "us", "<=", MOST_ROW_US),
-            Bar(f"next_batch with {many} images in flight", decision_us[many], "us", "<=", MOST_DECISION_US),
+            Bar(f"the engine's own cost per row and step, {ROWS} rows", median(row_us), "us", "<=", MAX_ROW_US),
+            Bar(f"next_batch with {many} images in flight", decision_us[many], "us", "<=", MAX_DECISION_US),
             Bar(f"the same / with {few}", growth, "x", "<=", many / few),
         ],
         [
@@ -78,7 +78,7 @@ def _engine(directory: Path) -> LocalEngine:
 
 
 def _row_us(engine: LocalEngine, number: int) -> float:
-    """Microseconds of a round, over its rows and steps."""
+    """Return the microseconds of a round, divided by its rows and steps."""
     heard = threading.Semaphore(0)
 
     def listen(progress: Progress) -> None:
@@ -101,7 +101,7 @@ def _row_us(engine: LocalEngine, number: int) -> float:
 
 
 def _decision_us(in_flight: int) -> float:
-    """Microseconds of a `next_batch`, the mean of many, each after the batch before was finished."""
+    """Return the mean microseconds of `next_batch`, each after the previous batch was finished."""
     costs = CostModel()
     shapes = [Shape("model", side, side) for side in (8, 12, 16, 32)]
     for shape in shapes:

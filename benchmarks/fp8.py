@@ -1,16 +1,13 @@
-"""What FP8 saves and what it costs: bytes on disk and in memory against BF16 and float32, images against float32's.
+"""Savings and cost of FP8: bytes on disk and in memory against BF16 and float32, and images against float32's.
 
-Measured only when it is named: graphs that are not in build/fp8 yet are compiled, which takes minutes.
+Runs only when named, because graphs that are not in build/fp8 yet are compiled, which takes minutes.
 """
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks.outcome import Bar, Outcome
-from benchmarks.processes import ROOT, clean_environment
+from benchmarks.processes import ROOT, run_module
 from sd35.backends.options import Options
 from sd35.backends.registry import backend_module, open_backend
 from sd35.checkpoints.checkpoint import Checkpoint
@@ -23,26 +20,26 @@ _HELD = {
     "diffusers": ("float32", "bfloat16", "fp8-weights", "fp8-storage"),
 }
 _DRAWN = ("bfloat16", "fp8-weights", "fp8-storage")
-_MOST = 0.55  # of BF16: most is half, the rest of the transformer is as it was
-_LEAST_DB = 25.0
+_MAX_RATIO = 0.55  # of BF16: FP8 layers take half, the other layers stay as they are
+_MIN_DB = 25.0
 
 
-def measure(directory: Path, rounds: int) -> Outcome:  # noqa: ARG001  bytes are the same each time but for a few MB
-    """Each file, each process and each image once."""
+def measure(directory: Path, rounds: int) -> Outcome:  # noqa: ARG001  sizes vary only by a few MB
+    """Measure each file, process and image once."""
     checkpoint = open_checkpoint(str(directory))
     on_disk = _on_disk(checkpoint)
     held = {
-        f"{backend} {precision}": _held(backend, precision, directory)
+        f"{backend} {precision}": run_module("benchmarks.hold_once", backend, precision, str(directory), str(CACHE))
         for backend, precisions in _HELD.items()
         for precision in precisions
     }
     drawn = _drawn(checkpoint)
     weights = {precision: held[f"diffusers {precision}"]["transformer_bytes"] for precision in _HELD["diffusers"]}
-    bars = [Bar("transformer's files, FP8 / BF16", on_disk["fp8"] / on_disk["bf16"], "x", "<=", _MOST)]
+    bars = [Bar("transformer's files, FP8 / BF16", on_disk["fp8"] / on_disk["bf16"], "x", "<=", _MAX_RATIO)]
     for precision in ("fp8-weights", "fp8-storage"):
         ratio = weights[precision] / weights["bfloat16"]
-        bars.append(Bar(f"transformer in memory, {precision} / BF16", ratio, "x", "<=", _MOST))
-        bars.append(Bar(f"images in {precision} against float32's", drawn[precision]["mean_db"], "dB", ">=", _LEAST_DB))
+        bars.append(Bar(f"transformer in memory, {precision} / BF16", ratio, "x", "<=", _MAX_RATIO))
+        bars.append(Bar(f"images in {precision} against float32's", drawn[precision]["mean_db"], "dB", ">=", _MIN_DB))
     notes = [f"transformer's graph and weights on disk, {name}: {_mb(size)}" for name, size in on_disk.items()]
     notes += [
         f"{name}: resident {_mb(found['rise_bytes'])} over the libraries' {_mb(found['libraries_bytes'])}"
@@ -50,14 +47,14 @@ def measure(directory: Path, rounds: int) -> Outcome:  # noqa: ARG001  bytes are
     ]
     notes += [f"transformer in memory, PyTorch, {name}: {_mb(size)}" for name, size in weights.items()]
     notes += [
-        f"images in {precision}: {found['mean_db']:.1f} dB on the mean, {min(found['psnr_db']):.1f} the least"
+        f"images in {precision}: {found['mean_db']:.1f} dB on average, {min(found['psnr_db']):.1f} for the worst"
         for precision, found in drawn.items()
     ]
     return Outcome(bars, notes, {"on_disk_bytes": on_disk, "held": held, "drawn": drawn})
 
 
 def _on_disk(checkpoint: Checkpoint) -> dict[str, int]:
-    """The transformer's graph and the file of its weights, in each precision that is compiled."""
+    """Return the size of the transformer's graph and weights in each compiled precision."""
     backend_module("diffusers")
     from sd35.compile.calibration_run import CalibrationRequest
     from sd35.compile.fp8 import build_fp8
@@ -80,28 +77,8 @@ def _on_disk(checkpoint: Checkpoint) -> dict[str, int]:
     return sizes
 
 
-def _held(backend: str, precision: str, directory: Path) -> dict[str, Any]:
-    """What a process holds that opened it; see `benchmarks.hold_once`."""
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "benchmarks.hold_once",
-        backend,
-        precision,
-        str(directory),
-        str(CACHE),
-    ]
-    done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{backend} in {precision} ended with {done.returncode}; it said:\n{done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def _drawn(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The judge's images in PyTorch, each precision with its own text encoders, against float32's."""
+    """Compare the quality gate's images in PyTorch with float32's. Each precision has its own text encoders."""
     from sd35.compile.prompts import evaluation_prompts
     from sd35.compile.quality_gate import compare, generate_images
     from sd35.compile.reference_sampling import recipe_of

@@ -1,7 +1,7 @@
-"""`sd35 serve` with a backend that costs nothing, so that what is left is the service.
+"""`sd35 serve` with a backend that computes nothing, to measure the service alone.
 
-`python -m benchmarks.free_server --port N`. All but the model is as it is: uvicorn, the SQLite database and the
-directory of images that the settings name.
+`python -m benchmarks.free_server --port N`. Everything but the model is real: uvicorn, the SQLite database and the
+image store of the settings.
 """
 
 import argparse
@@ -27,11 +27,11 @@ from sd35.tensors import LATENT_PX, Array
 
 CARD = Card(width=1024, height=1024, steps=28, guidance_scale=4.5, side_px=(64, 1024))
 _MEMORY_BYTES = 10**10
-_GRAIN = 2.0  # of 255, the deviation
+_GRAIN = 2.0  # standard deviation, of 255 levels
 
 
 class FreeBackend:
-    """Steps change nothing, and each image of a size is the same frame, which compresses as a photograph does."""
+    """A backend without networks. All images of a size are equal, and compress like a photograph."""
 
     name, precision = "free", "float32"
     is_tiled = is_compiled = can_skip_layers = False
@@ -44,33 +44,33 @@ class FreeBackend:
         self._frame = _photograph(max(CARD.side_px))
 
     def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
-        """Nothing to speak of."""
+        """Return empty embeddings."""
         nothing = np.zeros(1, np.float32)
         return [TextEmbedding(nothing, nothing, nothing.nbytes) for _ in prompts]
 
     def predict_velocity(self, rows: Sequence[DenoiseRow]) -> list[Array]:
-        """Zeros: each latent stays as it is."""
+        """Return zeros, so that latents stay unchanged."""
         return [np.zeros_like(row.latent) for row in rows]
 
     def decode_latents(self, latents: Sequence[Array]) -> list[Array]:
-        """The frame's corner of each latent's size."""
+        """Return the corner of the fixed image, in each latent's size."""
         sides = [(LATENT_PX * latent.shape[1], LATENT_PX * latent.shape[2]) for latent in latents]
         return [np.ascontiguousarray(self._frame[:height, :width]) for height, width in sides]
 
 
 def _photograph(side_px: int) -> Array:
-    """Soft colours under grain."""
-    chance = np.random.default_rng(1)
+    """Make an image of smooth colours with grain."""
+    rng = np.random.default_rng(1)
     across, down = np.meshgrid(*2 * [np.linspace(0, 6, side_px)])
     soft = np.stack([np.sin(across + down * (1 + channel)) for channel in range(3)], axis=2)
-    grain = chance.normal(0, _GRAIN, soft.shape)
+    grain = rng.normal(0, _GRAIN, soft.shape)
     return np.clip(128 + 90 * soft + grain, 0, 255).astype(np.uint8)
 
 
-def open_free_studio(
+def open_free_model_pool(
     settings: Settings, checkpoints: Sequence[Checkpoint], startup: StartupTimes, *, with_fallback: bool
 ) -> ModelPool:
-    """In place of `sd35.startup.open_model_pool`: the same limits, and another backend."""
+    """Replace `sd35.service.startup.open_model_pool`: the same limits with another backend."""
     assert not with_fallback or settings.fallback is None
     checkpoint = Checkpoint("free", checkpoints[0].directory, CARD)
     pipeline = Pipeline(checkpoint, FreeBackend())
@@ -82,10 +82,10 @@ def open_free_studio(
 
 
 def main() -> None:
-    """Serves until a signal."""
+    """Serve until a signal."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
-    with mock.patch.object(server, "open_model_pool", open_free_studio):
+    with mock.patch.object(server, "open_model_pool", open_free_model_pool):
         server.serve(load_settings({"port": parser.parse_args().port}))
 
 

@@ -1,7 +1,7 @@
-"""How much of the machine's matrix-multiply rate denoising reaches, and where the rest goes.
+"""The share of the machine's matrix-multiply rate that denoising reaches, and the time of each kind of operator.
 
-The rate is measured in the same run with plain GEMMs of the model's own shapes, by each runtime that is installed; the
-best counts. A step's operations are counted by PyTorch on the same network: matrix products, attention's among them.
+The rate is measured in the same run with plain GEMMs of the model's shapes, and the fastest installed runtime counts.
+PyTorch counts the operations of a step on the same network: matrix products, including those of attention.
 """
 
 import json
@@ -32,12 +32,12 @@ from sd35.host import cores
 
 BACKENDS = ("onnx", "openvino")
 ROWS, SIDE_PX = (8, 16), 128
-LEAST_SHARE = 0.7
+MIN_SHARE = 0.7
 _REPEATS = 5
 
 
 def measure(checkpoint: Path, rounds: int) -> Outcome:
-    """The share at each number of rows, GEMMs and steps in turns."""
+    """Measure the share for each number of rows, with GEMMs and steps alternately."""
     opened = open_checkpoint(str(checkpoint))
     transformers = {name: _transformer(name, opened) for name in BACKENDS}
     network = SD3Transformer2DModel.from_pretrained(checkpoint / "transformer").eval()
@@ -62,7 +62,7 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
         notes.append(f"{rows} rows: {flops / 1e9:.1f} GFLOP; plain GEMMs, GFLOP/s: {rates}")
         for name, samples_s in step_s.items():
             rate = flops / median(samples_s)
-            bars.append(Bar(f"share of the GEMM rate, {name}, {rows} rows", rate / gemm_rate, "", ">=", LEAST_SHARE))
+            bars.append(Bar(f"share of the GEMM rate, {name}, {rows} rows", rate / gemm_rate, "", ">=", MIN_SHARE))
             notes.append(f"{rows} rows, {name}: {1000 * median(samples_s):.1f} ms, {rate / 1e9:.0f} GFLOP/s")
         samples[str(rows)] = {"flops": flops, "step_s": step_s, "gemm_s": gemm_s}
     notes += _breakdown(checkpoint, _inputs(network, ROWS[0]))
@@ -72,7 +72,7 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
 def _transformer(name: str, checkpoint: Checkpoint) -> Graph:
     backend = open_backend(name, checkpoint, Options())
     assert isinstance(backend, GraphBackend)
-    return backend._transformer  # noqa: SLF001  what is around it is no matter of products
+    return backend._transformer  # noqa: SLF001  to time the network alone
 
 
 def _inputs(network: SD3Transformer2DModel, rows: int) -> dict[str, np.ndarray[Any, Any]]:
@@ -101,7 +101,7 @@ def _flops(network: SD3Transformer2DModel, inputs: dict[str, np.ndarray[Any, Any
 def _gemm_shapes(
     network: SD3Transformer2DModel, inputs: dict[str, np.ndarray[Any, Any]]
 ) -> Counter[tuple[int, int, int]]:
-    """(m, k, n) of each linear layer's product, and how often it comes."""
+    """Count the linear layers by the shape (m, k, n) of their products."""
     found: Counter[tuple[int, int, int]] = Counter()
 
     def note(layer: torch.nn.Linear, received: tuple[torch.Tensor, ...], _: object) -> None:
@@ -131,7 +131,7 @@ def _torch_gemms(shapes: Counter[tuple[int, int, int]]) -> Callable[[], object]:
 
 
 def _onnx_gemms(shapes: Counter[tuple[int, int, int]]) -> Callable[[], object]:
-    """Each product a graph with the second matrix a constant, which ONNX Runtime packs ahead, as it does a weight."""
+    """Make each product a graph whose second matrix is a constant, which ONNX Runtime packs ahead like a weight."""
     graphs = []
     for (m, k, n), times in shapes.items():
         a, b = _matrices(m, k, n)
@@ -144,7 +144,7 @@ def _onnx_gemms(shapes: Counter[tuple[int, int, int]]) -> Callable[[], object]:
             [onnx.numpy_helper.from_array(b, "b")],
         )
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
-        # As a backend's own, for with ONNX Runtime's default each session's threads spin on while another's compute.
+        # The backend's options: by default, the threads of each session spin while another session computes.
         options = session_options("transformer", cores())
         graphs.append((onnxruntime.InferenceSession(model.SerializeToString(), options), a, times))
     return lambda: [graph.run(None, {"a": a}) for graph, a, times in graphs for _ in range(times)]
@@ -154,7 +154,7 @@ _GEMMS = {"numpy": _numpy_gemms, "torch": _torch_gemms, "onnxruntime": _onnx_gem
 
 
 def _fastest(call: Callable[[], object]) -> float:
-    """Seconds of a call, the least of a few: what other work took from it does not count."""
+    """Return the shortest of a few calls in seconds, which excludes most interference by other processes."""
     call()
     samples_s = []
     for _ in range(_REPEATS):
@@ -165,7 +165,7 @@ def _fastest(call: Callable[[], object]) -> float:
 
 
 def _breakdown(checkpoint: Path, inputs: dict[str, np.ndarray[Any, Any]]) -> list[str]:
-    """Where a step's time goes, by kind of operator, from ONNX Runtime's own profile."""
+    """Return the share of each kind of operator in a step, from ONNX Runtime's profile."""
     with TemporaryDirectory() as folder:
         options = session_options("transformer", cores())
         options.enable_profiling = True
@@ -182,4 +182,4 @@ def _breakdown(checkpoint: Path, inputs: dict[str, np.ndarray[Any, Any]]) -> lis
             took_us[event["args"]["op_name"]] += event["dur"]
     total = sum(took_us.values())
     shares = ", ".join(f"{name} {us / total:.0%}" for name, us in took_us.most_common(8))
-    return [f"of a step with {ROWS[0]} rows: {shares}"]
+    return [f"a step with {ROWS[0]} rows: {shares}"]

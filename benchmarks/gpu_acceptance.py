@@ -1,11 +1,12 @@
-"""Ways to compute the same images, side by side, on the GPU that is here: how quick, in what memory, how alike.
+"""Compare ways to compute the same images on this machine's GPU: speed, memory and image quality.
 
-BF16 in PyTorch, the same compiled, FP8, and TensorRT's engines in BF16 and FP8. All draw the same prompts from the same
-noise with the same steps and guidance, two rows a step, one after the other, each in a process of its own. What cannot
-run here is a row that says why. Without --checkpoint the weights are random, of the real shapes: then the images are
-noise, and all else is as with the real ones. Without a GPU, it is --small: the embedded model on the CPU.
+The candidates are BF16 in PyTorch, the same compiled, FP8, and TensorRT engines in BF16 and FP8. All generate the same
+prompts from the same noise with the same steps and guidance, one after the other, each in a process of its own. A
+candidate that cannot run gets a row with the reason. Without --checkpoint the weights are random but of the real
+shapes: then the images are noise, and everything else is as with real weights. Without a GPU, --small is used: the
+embedded model on the CPU.
 
-Writes a table, a drawing, the images and all samples to build/gpu-acceptance/. Exits with 1 where BF16 did not run.
+Writes a table, a page, the images and all samples to build/gpu-acceptance/. Exits with 1 if BF16 does not run.
 """
 
 import argparse
@@ -21,10 +22,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.acceptance_candidate import Order
-from benchmarks.acceptance_report import Row, markdown, svg
+from benchmarks.acceptance_candidate import CandidateTask
+from benchmarks.acceptance_report import Row, acceptance_page, markdown
 from benchmarks.outcome import machine
-from benchmarks.processes import ROOT, clean_environment
+from benchmarks.processes import ROOT, ProcessFailed, clean_environment, run_module
 from sd35.backends.tensorrt.flavour import gpu_architectures
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.open import open_checkpoint
@@ -34,15 +35,15 @@ from sd35.settings import Precision
 from sd35.tensors import Array
 
 _SD35 = "from sd35.cli import main; main()"
-_GUIDANCE = 4.5  # where the checkpoint's own is none
+_GUIDANCE = 4.5  # for checkpoints without guidance by default
 _SMALL = {"images": 1, "steps": 3, "threads": 1, "width_px": 64, "height_px": 64}
-# The judge computes on the CPU: at the native size and all steps, that would take hours.
+# The quality gate computes on the CPU: at the native size and all steps, it would take hours.
 _FP8_BUILD = ("--size", "512x512", "--steps", "8", "--no-sensitivity")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to compute."""
+    """One way to compute images."""
 
     name: str
     backend: str
@@ -50,7 +51,7 @@ class Candidate:
     torch_compile: bool = False
 
     def images(self, folder: Path) -> Path:
-        """Where its images lie."""
+        """Return the folder of its images."""
         return folder / self.name.lower().replace(" ", "-")
 
 
@@ -65,27 +66,27 @@ CANDIDATES = (
 
 
 def main() -> None:
-    """Measure all candidates, print the table, write the rest."""
+    """Measure all candidates, print the table, and write everything."""
     options = _parsed()
     folder: Path = options.output
     folder.mkdir(parents=True, exist_ok=True)
     has_gpu = bool(gpu_architectures())
     if not has_gpu and not options.small:
-        print("There is no NVIDIA GPU here: the small configuration, on the CPU.")
+        print("No NVIDIA GPU found: running the small configuration on the CPU.")
     is_small = options.small or not has_gpu
     checkpoint = _checkpoint(options, is_small=is_small)
-    asked = _asked(options, checkpoint, is_small=is_small)
-    asked["device"] = "cpu" if is_small else "cuda"
+    common = _common_task(options, checkpoint, is_small=is_small)
+    common["device"] = "cpu" if is_small else "cuda"
     found = {}
     for candidate in CANDIDATES:
         print(f"measuring {candidate.name} ...", flush=True)
         images = candidate.images(folder)
         shutil.rmtree(images, ignore_errors=True)
         images.mkdir()
-        way = {key: value for key, value in asdict(candidate).items() if key != "name"}
-        found[candidate] = _measured(Order(**way, **asked, folder=str(images)))
-    _write(folder, checkpoint, asked, found)
-    if found[REFERENCE].get("trouble"):
+        fields = {key: value for key, value in asdict(candidate).items() if key != "name"}
+        found[candidate] = _measure(CandidateTask(**fields, **common, folder=str(images)))
+    _write(folder, checkpoint, common, found)
+    if found[REFERENCE].get("error"):
         raise SystemExit(1)
 
 
@@ -94,34 +95,34 @@ def _parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu_acceptance", description=__doc__, formatter_class=form
     )
-    parser.add_argument("--checkpoint", help="a name of `sd35 models` that was fetched, or a directory")
+    parser.add_argument("--checkpoint", help="a name from `sd35 models` that was pulled, or a directory")
     shapes = ("sd3.5-medium", "sd3.5-large", "sd3.5-large-turbo")
     parser.add_argument("--shapes", choices=shapes, default=shapes[0], help="of the random weights (%(default)s)")
     parser.add_argument("--small", action="store_true", help="a few steps of the embedded model, on the CPU")
-    parser.add_argument("--images", type=int, default=3, help="that are timed, after one to warm up (%(default)s)")
-    parser.add_argument("--steps", type=int, help="of each; the checkpoint's own by default")
+    parser.add_argument("--images", type=int, default=3, help="number of timed images, after one warm-up (%(default)s)")
+    parser.add_argument("--steps", type=int, help="steps of each image (the checkpoint's default)")
     parser.add_argument("--offload", default="none", choices=["none", "encoders", "model"], help="(%(default)s)")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "gpu-acceptance", help="folder (%(default)s)")
     options = parser.parse_args()
     if options.images < 1 or (options.steps is not None and options.steps < 1):
-        parser.error("--images, --steps: 1 or more")
+        parser.error("--images, --steps: allowed: 1 or more")
     return options
 
 
 def _checkpoint(options: argparse.Namespace, *, is_small: bool) -> Checkpoint:
-    """The one that was named, the embedded one, or one of random weights, which is written if it is not there yet."""
+    """Open the named checkpoint, the embedded one, or one of random weights, which is created if it is missing."""
     if options.checkpoint or is_small:
         return open_checkpoint(options.checkpoint or EMBEDDED)
     directory: Path = options.output / f"{options.shapes}-random"
-    if not directory.is_dir() and (trouble := _sd35("synth", options.shapes, "-o", str(directory))):
-        raise SystemExit(f"no random weights: {trouble}")
+    if not directory.is_dir() and (error := _sd35("synth", options.shapes, "-o", str(directory))):
+        raise SystemExit(f"no random weights: {error}")
     return open_checkpoint(str(directory))
 
 
-def _asked(options: argparse.Namespace, checkpoint: Checkpoint, *, is_small: bool) -> dict[str, Any]:
-    """What all candidates are asked for."""
+def _common_task(options: argparse.Namespace, checkpoint: Checkpoint, *, is_small: bool) -> dict[str, Any]:
+    """Return the fields of the task that all candidates share."""
     card = checkpoint.card
-    asked = {
+    common = {
         "checkpoint": checkpoint.asked,
         "offload": options.offload,
         "threads": 0,
@@ -132,34 +133,30 @@ def _asked(options: argparse.Namespace, checkpoint: Checkpoint, *, is_small: boo
         "guidance": card.guidance_scale if card.guidance_scale > 1 else _GUIDANCE,
         "cache_dir": str(options.output / "cache"),
     }
-    return asked | (_SMALL if is_small else {})
+    return common | (_SMALL if is_small else {})
 
 
-def _measured(order: Order) -> dict[str, Any]:
-    """What a candidate's process said; where something has to be built first, that is done, once."""
-    found = _run(order)
+def _measure(task: CandidateTask) -> dict[str, Any]:
+    """Run a candidate. If something must be built first, build it and run the candidate again."""
+    found = _run(task)
     if "build" in found:
-        arguments = [*found["build"], *(_FP8_BUILD if "fp8" in found["build"] else ()), "--cache-dir", order.cache_dir]
+        arguments = [*found["build"], *(_FP8_BUILD if "fp8" in found["build"] else ()), "--cache-dir", task.cache_dir]
         print(f"  building: sd35 {' '.join(arguments)}", flush=True)
-        if trouble := _sd35(*arguments):
-            return {"trouble": f"what it needs cannot be built: {trouble}"}
-        found = _run(order)
+        if error := _sd35(*arguments):
+            return {"error": f"building failed: {error}"}
+        found = _run(task)
     return found
 
 
-def _run(order: Order) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "benchmarks.acceptance_candidate", json.dumps(asdict(order))],
-        cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        return {"trouble": f"its process ended with {done.returncode}: {_last_line(done.stderr)}"}
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+def _run(task: CandidateTask) -> dict[str, Any]:
+    try:
+        return run_module("benchmarks.acceptance_candidate", json.dumps(asdict(task)))
+    except ProcessFailed as error:
+        return {"error": _last_line(str(error))}
 
 
 def _sd35(*arguments: str) -> str:
-    """Run the command; what it said last where it failed, else nothing."""
+    """Run `sd35` with arguments. Return an empty string, or the last line of its output if it fails."""
     done = subprocess.run(
         [sys.executable, "-c", _SD35, *arguments],
         cwd=ROOT, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False,
@@ -172,11 +169,11 @@ def _last_line(text: str) -> str:
 
 
 def _rows(folder: Path, found: dict[Candidate, dict[str, Any]]) -> Sequence[Row]:
-    expected = _images(folder, REFERENCE) if not found[REFERENCE].get("trouble") else []
+    expected = _images(folder, REFERENCE) if not found[REFERENCE].get("error") else []
     rows = []
     for candidate, each in found.items():
-        if each.get("trouble"):
-            rows.append(Row(candidate.name, each["trouble"]))
+        if each.get("error"):
+            rows.append(Row(candidate.name, each["error"]))
             continue
         pairs = zip(_images(folder, candidate), expected, strict=True) if expected else ()
         psnr = [] if candidate is REFERENCE else [psnr_db(*pair) for pair in pairs]
@@ -185,21 +182,23 @@ def _rows(folder: Path, found: dict[Candidate, dict[str, Any]]) -> Sequence[Row]
     return rows
 
 
-def _write(folder: Path, checkpoint: Checkpoint, asked: dict[str, Any], found: dict[Candidate, dict[str, Any]]) -> None:
+def _write(
+    folder: Path, checkpoint: Checkpoint, common: dict[str, Any], found: dict[Candidate, dict[str, Any]]
+) -> None:
     device = next((each["device"] for each in found.values() if "device" in each), "no device")
     title = (
-        f"{checkpoint.name} on {device}: {asked['width_px']}x{asked['height_px']} px, {asked['steps']} steps, guidance"
-        f" {asked['guidance']:g}, images: {asked['images']}, one by one"
+        f"{checkpoint.name} on {device}: {common['width_px']}x{common['height_px']} px, {common['steps']} steps,"
+        f" guidance {common['guidance']:g}, images: {common['images']}, one by one"
     )
     rows = _rows(folder, found)
     table = markdown(title, rows)
     print(f"\n{table}")
-    content = {"asked": asked, "machine": machine(), "rows": [asdict(row) for row in rows]}
+    content = {"task": common, "machine": machine(), "rows": [asdict(row) for row in rows]}
     content["versions"] = {candidate.name: each.get("versions") for candidate, each in found.items()}
     (folder / "acceptance.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (folder / "acceptance.md").write_text(table, encoding="utf-8")
-    (folder / "acceptance.svg").write_text(svg(title, rows), encoding="utf-8")
-    print(f"Table, drawing, images and all samples: {folder}")
+    (folder / "acceptance.html").write_text(acceptance_page(title, rows), encoding="utf-8")
+    print(f"Table, page, images and all samples: {folder}")
 
 
 def _images(folder: Path, candidate: Candidate) -> list[Array]:

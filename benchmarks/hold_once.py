@@ -1,6 +1,6 @@
-"""Opens a checkpoint once and says what it holds: `python -m benchmarks.hold_once BACKEND PRECISION DIRECTORY CACHE`.
+"""Open a checkpoint and print the memory held: `python -m benchmarks.hold_once BACKEND PRECISION DIRECTORY CACHE`.
 
-One step is made first: weights that are mapped from their files are in memory once they were used.
+One step runs first, because weights mapped from files are in memory only after their first use.
 """
 
 import ctypes
@@ -22,14 +22,14 @@ from sd35.tensors import LATENT_CHANNELS, LATENT_PX
 
 
 def held_bytes() -> int:
-    """What this process holds, without what its allocator only keeps."""
+    """Return the memory of this process, without memory that its allocator could give back."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     return HostMemory().held_bytes()
 
 
 def transformer_bytes(backend: Backend) -> int:
-    """What the transformer's weights take in PyTorch."""
+    """Return the size of the transformer's weights in PyTorch."""
     from sd35.backends.diffusers.backend import DiffusersBackend
     from sd35.backends.diffusers.sequential_offload import bytes_of, weights_of
 
@@ -38,25 +38,25 @@ def transformer_bytes(backend: Backend) -> int:
 
 
 def opened(name: str, directory: str, precision: str, cache_dir: Path) -> Checkpoint:
-    """The checkpoint; for ONNX Runtime in every precision with the graphs that were compiled."""
+    """Open the checkpoint, for ONNX Runtime with the compiled graphs of the precision."""
     checkpoint = open_checkpoint(directory)
     if name != "onnx":
         return checkpoint
-    import onnx  # noqa: F401  else reading graphs would count as held
+    import onnx  # noqa: F401  so that the library does not count
 
     return replace(checkpoint, graphs=compiled_graphs(cache_dir, checkpoint, GRAPH_PRECISIONS[precision]))
 
 
 def main() -> None:
-    """Open, make a step, print the figures as JSON."""
+    """Open, run one step, print the figures as JSON."""
     name, precision, directory, cache_dir = sys.argv[1:]
     checkpoint = opened(name, directory, precision, Path(cache_dir))
     backend_module(name)
     if precision.startswith("fp8") and name == "diffusers":
         import torchao.quantization  # noqa: F401  see above
     before_bytes = held_bytes()
-    asked = "auto" if checkpoint.graphs else precision
-    backend = open_backend(name, checkpoint, Options(precision=asked, device="cpu", threads=1))  # type: ignore[arg-type]
+    requested = "auto" if checkpoint.graphs else precision
+    backend = open_backend(name, checkpoint, Options(precision=requested, device="cpu", threads=1))  # type: ignore[arg-type]
     (text,) = backend.encode_text(["a cat"])
     side = checkpoint.card.side_px[0] // LATENT_PX
     backend.predict_velocity([DenoiseRow(initial_noise(1, (LATENT_CHANNELS, side, side)), text, None, 1.0, 0.0)])

@@ -1,7 +1,7 @@
-"""What the installation takes on disk, with the page for people and without.
+"""The size of the installation on disk, with the user interface and without it.
 
-With it is the environment that `make run` makes, and the package itself; without it, the same less the packages that
-requirements/ui.txt locks and requirements/default.txt does not.
+With it: the environment that `make run` creates, and the package itself. Without it: the same minus the packages that
+are locked in requirements/ui.txt but not in requirements/default.txt.
 """
 
 import re
@@ -10,40 +10,40 @@ import subprocess
 from importlib.metadata import distributions
 from pathlib import Path
 
-from benchmarks.outcome import Bar, Outcome
+from benchmarks.outcome import Bar, CannotRun, Outcome
 from benchmarks.processes import ROOT
 
-MOST_MB, MOST_WITH_PAGE_MB = 550.0, 750.0
+MAX_MB, MAX_WITH_UI_MB = 550.0, 750.0
 _MB, _MIB = 10**6, 2**20
 _LARGEST = 5
 
 
 def default_environment() -> Path:
-    """The virtual environment of `make run`, made (or made anew) by its own rule where it is missing or out of date."""
+    """Return the virtual environment of `make run`. Its make rule creates or updates it if needed."""
     make = shutil.which("make")
     if not make:
-        raise SystemExit("make is needed: the environment that is measured is the one it makes")
+        raise CannotRun("make is needed to create the environment that is measured")
     subprocess.run([make, ".venv/.package"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return ROOT / ".venv"
 
 
 def measure(_checkpoint: Path, _rounds: int) -> Outcome:
-    """Blocks on disk, as `du` counts them; a file with several names counts once."""
+    """Count blocks on disk, as `du` does. A file with several names counts once."""
     environment = default_environment()
-    # The installation is editable: the package, with the embedded model in it, lies beside the environment.
+    # The installation is editable, so the package with the embedded model is not inside the environment.
     parts = {"environment": disk_bytes(environment), "package": disk_bytes(ROOT / "src" / "sd35")}
     total = sum(parts.values())
     site = next(environment.glob("lib/python*/site-packages"))
-    parts["page"] = sum(_distribution_bytes(site, name) for name in locked("ui") - locked("default"))
+    parts["ui"] = sum(_distribution_bytes(site, name) for name in locked("ui") - locked("default"))
     packages = {path.name: disk_bytes(path) for path in site.iterdir() if path.is_dir()}
     largest = sorted(packages, key=lambda name: packages[name], reverse=True)[:_LARGEST]
     return Outcome(
         [
-            Bar("environment and package without the page", (total - parts["page"]) / _MB, "MB", "<=", MOST_MB),
-            Bar("environment and package of `make run`", total / _MB, "MB", "<=", MOST_WITH_PAGE_MB),
+            Bar("installation without the user interface", (total - parts["ui"]) / _MB, "MB", "<=", MAX_MB),
+            Bar("installation of `make run`", total / _MB, "MB", "<=", MAX_WITH_UI_MB),
         ],
         [
-            f"{total / _MB:.0f} MB of 10^6 bytes, which is {total / _MIB:.0f} MiB; with pip and bytecode",
+            f"{total / _MB:.0f} MB of 10^6 bytes, which is {total / _MIB:.0f} MiB, with pip and bytecode",
             ", ".join(f"{name} {size / _MB:.0f} MB" for name, size in parts.items()),
             "largest: " + ", ".join(f"{name} {packages[name] / _MB:.0f} MB" for name in largest),
         ],
@@ -52,13 +52,13 @@ def measure(_checkpoint: Path, _rounds: int) -> Outcome:
 
 
 def locked(name: str) -> set[str]:
-    """The packages of a lock."""
+    """Return the names of the packages in a lock file."""
     lines = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
     return set(re.findall(r"^([a-z0-9._-]+)==", lines, re.MULTILINE))
 
 
 def _distribution_bytes(site: Path, name: str) -> int:
-    """What the files of an installed package take, its bytecode among them; 0 where it is not for this machine."""
+    """Return the size of an installed package with its bytecode, or 0 if it is not installed on this machine."""
     blocks = 0
     for found in distributions(name=name, path=[str(site)]):
         paths = {Path(str(found.locate_file(file))) for file in found.files or ()}
@@ -67,7 +67,7 @@ def _distribution_bytes(site: Path, name: str) -> int:
 
 
 def disk_bytes(directory: Path) -> int:
-    """What a directory's files take on disk, in bytes. Links are not followed."""
+    """Return the size of a directory on disk. Links are not followed."""
     found = [path.lstat() for path in (directory, *directory.rglob("*"))]
     blocks = {(entry.st_dev, entry.st_ino): entry.st_blocks for entry in found}
     return 512 * sum(blocks.values())

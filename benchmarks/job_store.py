@@ -1,6 +1,6 @@
-"""What the store of jobs takes with a hundred thousand jobs in it: `python -m benchmarks.job_store [DATABASE]`.
+"""Time the job store with 100,000 jobs in it: `python -m benchmarks.job_store [DATABASE]`.
 
-DATABASE is as the setting has it, and has to be empty; without one, it is a file of SQLite's that is removed again.
+DATABASE is an address as in the setting, of an empty database. The default is a temporary SQLite file.
 """
 
 import random
@@ -24,10 +24,10 @@ from sd35.storage.sql.rows import job_values, result_values
 from sd35.storage.sql.tables import deliveries, jobs
 
 JOBS, CALLS = 100_000, 25
-LOADS = ((50, 0.1), (1000, 1.0))  # owners, and which part of the jobs is queued
-RECEIVERS = (1_000, 100_000)  # of webhooks that are due, each of them of one of 20 owners
+LOADS = ((50, 0.1), (1000, 1.0))  # number of owners, and the share of queued jobs
+RECEIVERS = (1_000, 100_000)  # of due webhooks; each receiver belongs to one of 20 owners
 _REQUEST = Request("a cat to the left of a dog on a red background", "", 1024, 1024, 28, 4.5, 7, "m", "0" * 64, "p")
-_MADE = JobResult("d" * 64, was_cached=False)
+_RESULT = JobResult("d" * 64, was_cached=False)
 _MS = 1e3
 
 
@@ -36,50 +36,50 @@ def _job(owner: str, priority: int = 0) -> Job:
 
 
 def fill(store: SqlJobStore, owners: int, queued: float) -> None:
-    """Have so many jobs, in place of those that were there; the rest of them ended well."""
-    chance = random.Random(1)
-    ended = {**result_values(_MADE), "ended_s": 1.0}
+    """Replace all jobs. A share of them is queued, the others succeeded."""
+    rng = random.Random(1)
+    ended = {**result_values(_RESULT), "ended_s": 1.0}
     open_ = {name: None for name in ended if name != "status"}
     rows = []
     for _ in range(JOBS):
-        job = job_values(_job(f"owner {chance.randrange(owners)}", chance.randint(-2, 2)))
-        rows.append({**job, **(open_ if chance.random() < queued else ended)})
+        job = job_values(_job(f"owner {rng.randrange(owners)}", rng.randint(-2, 2)))
+        rows.append({**job, **(open_ if rng.random() < queued else ended)})
     with store.database.write() as connection:
         connection.execute(jobs.delete())
         connection.execute(insert(jobs), rows)
-    _tidy(store)
+    _vacuum(store)
 
 
 def fill_webhooks(store: SqlJobStore, receivers: int) -> None:
-    """Replace all jobs by ended ones, each with a webhook that is due."""
-    chance = random.Random(1)
-    ended = {**result_values(_MADE), "ended_s": 1.0}
+    """Replace all jobs by succeeded ones, each with a due webhook."""
+    rng = random.Random(1)
+    ended = {**result_values(_RESULT), "ended_s": 1.0}
     rows, due = [], []
     for _ in range(JOBS):
-        number = chance.randrange(receivers)
+        number = rng.randrange(receivers)
         owner, host = f"owner {number % 20}", f"{number}.example"
         job = {**job_values(_job(owner)), **ended, "webhook": f"https://{host}/hook"}
         rows.append(job)
         due.append(
-            {"job_id": job["id"], "url": job["webhook"], "due_s": chance.random(), "attempts": 0}
+            {"job_id": job["id"], "url": job["webhook"], "due_s": rng.random(), "attempts": 0}
             | {"owner": owner, "host": host}
         )
     with store.database.write() as connection:
         connection.execute(jobs.delete())
         connection.execute(insert(jobs), rows)
         connection.execute(insert(deliveries), due)
-    _tidy(store)
+    _vacuum(store)
 
 
-def _tidy(store: SqlJobStore) -> None:
-    """Do what PostgreSQL's own housekeeping does within a minute."""
+def _vacuum(store: SqlJobStore) -> None:
+    """Run PostgreSQL's maintenance now, instead of waiting a minute for autovacuum."""
     if not store.database.is_sqlite:
         with store.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("VACUUM ANALYZE"))
 
 
 def calls(store: SqlJobStore) -> dict[str, Callable[[], Any]]:
-    """What is timed, in this order."""
+    """Return the calls to time, in this order."""
     last = store.page(None, [Status.QUEUED], None, 1)[0]
     numbers = count()
     store.claim("measured", time.time(), 3600.0, CALLS)
@@ -93,13 +93,13 @@ def calls(store: SqlJobStore) -> dict[str, Callable[[], Any]]:
         ),
         "counts": store.counts,
         "add": lambda: store.add(_job("owner 1")),
-        "end": lambda: store.end(held[next(numbers)], "measured", time.time(), _MADE),
+        "end": lambda: store.end(held[next(numbers)], "measured", time.time(), _RESULT),
         "claim of 8": lambda: store.claim("other", time.time(), 3600.0, 8),
     }
 
 
 def webhook_calls(store: SqlJobStore) -> dict[str, Callable[[], Any]]:
-    """What is timed of webhooks: one look of the sender, and its parts."""
+    """Return the webhook calls to time: one poll of the sender, by parts."""
     due = store.due_webhooks(1.0)
     chosen = InFlight().choose(due)
     return {
@@ -111,18 +111,18 @@ def webhook_calls(store: SqlJobStore) -> dict[str, Callable[[], Any]]:
 
 
 def report(calls: dict[str, Callable[[], Any]]) -> None:
-    """Time calls, and print their medians."""
+    """Time calls and print their medians."""
     for name, call in calls.items():
-        took = []
+        times_ms = []
         for _ in range(CALLS):
-            began = time.perf_counter()
+            start_s = time.perf_counter()
             call()
-            took.append((time.perf_counter() - began) * _MS)
-        print(f"  {name:36}{median(took):8.2f}")
+            times_ms.append((time.perf_counter() - start_s) * _MS)
+        print(f"  {name:36}{median(times_ms):8.2f}")
 
 
 def main(database: str) -> None:
-    """Print medians."""
+    """Time both tables and print medians."""
     store = open_database(database).jobs
     assert isinstance(store, SqlJobStore)
     for owners, queued in LOADS:

@@ -2,8 +2,8 @@
 
 `PLAIN_CHECKPOINT=directory python -m benchmarks.litserve_batching --port PORT`.
 
-LitServe hands over what came within its window. The pipeline takes one number of steps, one guidance and one size in a
-call, so what differs in these is called in turn; what is alike shares a call.
+LitServe collects the requests that arrive within its window. A call of the pipeline has one number of steps, one
+guidance and one size, so requests that differ in these get separate calls, and equal ones share a call.
 """
 
 import argparse
@@ -23,55 +23,55 @@ from sd35.checkpoints.open import open_checkpoint
 MAX_BATCH, WINDOW_S = 8, 0.05
 
 
-class Pictures(litserve.LitAPI):
-    """LitServe's four steps around the pipeline."""
+class PipelineAPI(litserve.LitAPI):
+    """The hooks of LitServe around the pipeline."""
 
-    def setup(self, device: str) -> None:  # noqa: ARG002  there is only the processor
-        """Load the pipeline and draw once."""
+    def setup(self, device: str) -> None:  # noqa: ARG002  always the CPU
+        """Load the pipeline and generate one image."""
         checkpoint = open_checkpoint(os.environ["PLAIN_CHECKPOINT"])
         self.text_tokens = checkpoint.card.max_sequence_length
         self.pipeline = StableDiffusion3Pipeline.from_pretrained(checkpoint.directory, dtype=torch.float32)
         self.pipeline.set_progress_bar_config(disable=True)
-        self.draw([Txt2Img(prompt=" ", width=64, height=64, steps=1)])
+        self.generate([Txt2Img(prompt=" ", width=64, height=64, steps=1)])
 
     def decode_request(self, request: Txt2Img) -> Txt2Img:
-        """As it is."""
+        """Return the parsed request."""
         return request
 
     def batch(self, inputs: list[Txt2Img]) -> list[Txt2Img]:
-        """A list is a batch."""
+        """Use the list of requests as the batch."""
         return inputs
 
     def predict(self, x: list[Txt2Img]) -> list[bytes]:
-        """One PNG file for each request, those that are alike in one call."""
-        alike = defaultdict(list)
-        for index, wanted in enumerate(x):
-            alike[wanted.steps, wanted.guidance_scale, wanted.width, wanted.height].append(index)
+        """Return a PNG file for each request, with one call for each group of equal settings."""
+        groups = defaultdict(list)
+        for index, request in enumerate(x):
+            groups[request.steps, request.guidance_scale, request.width, request.height].append(index)
         files: dict[int, bytes] = {}
-        for chosen in alike.values():
-            files |= zip(chosen, self.draw([x[index] for index in chosen]), strict=True)
+        for chosen in groups.values():
+            files |= zip(chosen, self.generate([x[index] for index in chosen]), strict=True)
         return [files[index] for index in range(len(x))]
 
     def unbatch(self, output: list[bytes]) -> list[bytes]:
-        """A batch is a list."""
+        """Use the batch as the list of results."""
         return output
 
     def encode_response(self, output: bytes) -> Response:
-        """The file."""
+        """Return the PNG file."""
         return Response(output, media_type="image/png")
 
-    def draw(self, wanted: list[Txt2Img]) -> list[bytes]:
-        """Images of one size, number of steps and guidance, as PNG files."""
-        first = wanted[0]
+    def generate(self, requests: list[Txt2Img]) -> list[bytes]:
+        """Generate images of one size, number of steps and guidance as PNG files."""
+        first = requests[0]
         images: list[Any] = self.pipeline(
-            [each.prompt for each in wanted],
-            negative_prompt=[each.negative_prompt for each in wanted],
+            [each.prompt for each in requests],
+            negative_prompt=[each.negative_prompt for each in requests],
             width=first.width,
             height=first.height,
             num_inference_steps=first.steps,
             guidance_scale=first.guidance_scale,
             max_sequence_length=self.text_tokens,
-            generator=[torch.Generator("cpu").manual_seed(each.seed) for each in wanted],
+            generator=[torch.Generator("cpu").manual_seed(each.seed) for each in requests],
         ).images
         files = []
         for image in images:
@@ -82,7 +82,7 @@ class Pictures(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    api = Pictures(max_batch_size=MAX_BATCH, batch_timeout=WINDOW_S, api_path="/v1/txt2img")
+    api = PipelineAPI(max_batch_size=MAX_BATCH, batch_timeout=WINDOW_S, api_path="/v1/txt2img")
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     server = litserve.LitServer(api, accelerator="cpu", timeout=600, healthcheck_path="/readyz")

@@ -1,6 +1,6 @@
-"""Loads a checkpoint once and says what it took: `python -m benchmarks.load_once bytes|ours|from_pretrained DIRECTORY`.
+"""Load a checkpoint once, print time and memory: `python -m benchmarks.load_once bytes|ours|from_pretrained DIRECTORY`.
 
-In the number format that the transformer is stored in. Done is when a byte of every page of every parameter was read.
+The data type is that in which the transformer is stored. Loading ends when every page of every parameter was touched.
 """
 
 import json
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from benchmarks.worker import peak_bytes
 from sd35.backends.diffusers.loading import load_pipeline
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.open import open_checkpoint
+from sd35.host import HostMemory
 
 PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae")
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
@@ -24,7 +24,7 @@ _BUFFER_BYTES = 1 << 24
 
 
 def read_bytes(checkpoint: Checkpoint) -> None:
-    """All weights' files, from beginning to end, into one small buffer."""
+    """Read all files of weights into one small buffer."""
     buffer = memoryview(bytearray(_BUFFER_BYTES))
     files = {weight.stored.file for part in PARTS for weight in checkpoint.weights(part).values()}
     for file in sorted(files):
@@ -42,12 +42,12 @@ def touch(pipeline: Any) -> None:  # noqa: ANN401  Diffusers' class
 
 
 def weights_bytes(checkpoint: Checkpoint) -> int:
-    """What the parameters take on disk."""
+    """Return the size of the parameters on disk."""
     return sum(weight.stored.nbytes for part in PARTS for weight in checkpoint.weights(part).values())
 
 
 def main() -> None:
-    """Do one side, then print the figures as JSON."""
+    """Run one side, then print the figures as JSON."""
     side, directory = sys.argv[1:]
     checkpoint = open_checkpoint(str(Path(directory)))
     dtype = _DTYPES[next(iter(checkpoint.weights("transformer").values())).stored.dtype]
@@ -59,7 +59,11 @@ def main() -> None:
     else:
         touch(StableDiffusion3Pipeline.from_pretrained(checkpoint.directory, dtype=dtype))
     took_s = time.perf_counter() - began_s
-    print(json.dumps({"took_s": took_s, "peak_bytes": peak_bytes(), "weights_bytes": weights_bytes(checkpoint)}))
+    print(
+        json.dumps(
+            {"took_s": took_s, "peak_bytes": HostMemory().peak_bytes(), "weights_bytes": weights_bytes(checkpoint)}
+        )
+    )
 
 
 if __name__ == "__main__":

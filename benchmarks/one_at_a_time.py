@@ -1,4 +1,4 @@
-"""This project's backend, sampler and embedding cache, one request at a time: what the scheduler is compared with.
+"""This project's backend, sampler and embedding cache with one request at a time. The scheduler is compared with it.
 
 `PLAIN_CHECKPOINT=directory uvicorn benchmarks.one_at_a_time:app`.
 """
@@ -22,12 +22,12 @@ from sd35.engine.local.prompt_cache import EmbeddingCache
 from sd35.images.png import write_png
 from sd35.request import Request as Wanted
 
-_drawing = threading.Lock()
+_lock = threading.Lock()
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Load, and draw once; uvicorn answers nothing before."""
+    """Load and generate one image. Uvicorn accepts no connection before."""
     checkpoint = open_checkpoint(os.environ["PLAIN_CHECKPOINT"])
     backend = open_backend("onnx", checkpoint, Options())
     app.state.pipeline = Pipeline(checkpoint, backend)
@@ -40,11 +40,11 @@ app = FastAPI(lifespan=lifespan)
 
 
 def draw(app: FastAPI, wanted: Txt2Img) -> Pixels:
-    """One image; one at a time."""
+    """Generate one image, one at a time."""
     request = Wanted(**wanted.model_dump(), model="model", revision="", profile="")
     image = Generation(Work(request, wanted.width, wanted.height), app.state.pipeline)
     calls: BatchExecutor = app.state.calls
-    with _drawing:
+    with _lock:
         for _ in range(wanted.steps):
             errors = calls.step([image], measure=False).errors
             assert not errors, errors
@@ -53,11 +53,11 @@ def draw(app: FastAPI, wanted: Txt2Img) -> Pixels:
 
 @app.get("/readyz")
 def readyz() -> dict[str, str]:
-    """Only reached once an image was drawn."""
+    """Report readiness. Only reached after the first image."""
     return {"status": "ready"}
 
 
 @app.post("/v1/txt2img", response_class=Response)
 def txt2img(request: Request, wanted: Txt2Img) -> Response:
-    """Answers with the PNG file when the image is made."""
+    """Return the PNG file when the image is ready."""
     return Response(write_png(draw(request.app, wanted), {}), media_type="image/png")

@@ -1,7 +1,7 @@
-"""Writes a checkpoint as OpenVINO GenAI reads one: `python -m benchmarks.openvino_convert CHECKPOINT DIRECTORY`.
+"""Convert a checkpoint for OpenVINO GenAI: `python -m benchmarks.openvino_convert CHECKPOINT DIRECTORY`.
 
-As Optimum Intel does: Diffusers' own networks, traced, with its names of tensors and its order of CLIP's results; the
-tokenizers are graphs too. All is in float32, and any size and text length can be asked for.
+The layout is that of Optimum Intel: Diffusers' networks, traced, with the same tensor names and order of CLIP's
+outputs, and tokenizers as graphs. Everything is in float32, for any size and text length.
 """
 
 import shutil
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 ANY = -1
 _NETWORKS = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae")
 Inputs: TypeAlias = Mapping[str, tuple[Tensor, list[int]]]
-"""Of each input by its name an example and its shape."""
+"""An example and the shape of each input, by name."""
 
 
-class _Called(nn.Module):
-    """A network, called in one way."""
+class _Adapter(nn.Module):
+    """A network with a fixed way to call it."""
 
     def __init__(self, network: nn.Module, call: Callable[..., Any]) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class _Called(nn.Module):
 
 
 def convert(checkpoint: Path, directory: Path) -> None:
-    """Writes five networks, three tokenizers, and the settings that GenAI reads beside them."""
+    """Write five networks, three tokenizers, and the configuration files that GenAI reads."""
     pipeline: Any = StableDiffusion3Pipeline.from_pretrained(checkpoint, dtype=torch.float32)
     shutil.copy(checkpoint / "model_index.json", directory)
     shutil.copytree(checkpoint / "scheduler", directory / "scheduler")
@@ -58,7 +58,7 @@ def convert(checkpoint: Path, directory: Path) -> None:
         )
 
 
-def _clip(network: Any, input_ids: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401  Transformers' types mean little
+def _clip(network: Any, input_ids: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401  Transformers' types are too loose
     output = network(input_ids, output_hidden_states=True)
     return output.text_embeds, output.last_hidden_state, *output.hidden_states
 
@@ -90,7 +90,7 @@ def _transformer_inputs(network: Any) -> Inputs:  # noqa: ANN401  see above
 def _write(network: Any, call: Callable[..., Any], inputs: Inputs, folder: Path) -> None:  # noqa: ANN401  see above
     with torch.no_grad():
         graph = openvino.convert_model(
-            _Called(network.eval(), call),
+            _Adapter(network.eval(), call),
             example_input=tuple(example for example, _ in inputs.values()),
             input=[shape for _, shape in inputs.values()],
         )

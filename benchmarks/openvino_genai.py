@@ -1,8 +1,8 @@
-"""One image by the `openvino` backend against the same image by OpenVINO GenAI's `Text2ImagePipeline`, on the CPU.
+"""One image on the `openvino` backend against the same image on OpenVINO GenAI's `Text2ImagePipeline`, on the CPU.
 
-GenAI draws three ways: with the same work done, which is what the bar is for; the same for one size alone; and as the
-library comes. The default backend draws it too, and ours in BF16. GenAI's packages lie apart in `build/openvino`, for
-nothing else here wants them.
+GenAI runs in three ways: doing the same work, which is what the bar is about; the same, compiled for one size; and with
+its defaults. The default backend and ours in BF16 run for comparison. GenAI's packages are installed separately into
+`build/openvino`, because nothing else needs them.
 """
 
 import os
@@ -17,14 +17,14 @@ from types import MappingProxyType
 from typing import Any
 
 from benchmarks.image import GUIDANCE, SIDE_PX, STEPS
-from benchmarks.in_turns import SequentialOffload, draw_in_turns
+from benchmarks.interleaved import InterleavedSamples, run_interleaved
 from benchmarks.outcome import Bar, CannotRun, Outcome
-from benchmarks.processes import ROOT, Worker, clean_environment
+from benchmarks.processes import ROOT, ProcessFailed, Worker, clean_environment
 
-LEAST_RATIO = 1.1
-# Seeds are part of the prompts, and with two digits these are too long for the embedded model's CLIP. What is too long
-# loses its end token in GenAI, and in Diffusers and here the word before that: other images.
-MOST_ROUNDS = 9
+MIN_RATIO = 1.1
+# Seeds are part of the prompts, and with two digits the prompts are too long for the embedded model's CLIP. A prompt
+# that is too long loses its end token in GenAI, but its last word in Diffusers and here, which gives other images.
+MAX_ROUNDS = 9
 OURS, OURS_BF16, ONNX = "openvino", "openvino-bf16", "onnx"
 SAME, FIXED, DEFAULT = "genai", "genai-fixed", "genai-default"
 _SIDES = (OURS, OURS_BF16, ONNX, SAME, FIXED, DEFAULT)
@@ -32,8 +32,8 @@ _LOCK, _PACKAGES = ROOT / "requirements" / "openvino.txt", ROOT / "build" / "ope
 
 
 def measure(checkpoint: Path, rounds: int) -> Outcome:
-    """Ours and theirs in turns; images of the same work are compared, so that it is known to be the same."""
-    rounds = min(rounds, MOST_ROUNDS)
+    """Time all sides alternately. Images of the sides that do the same work are compared."""
+    rounds = min(rounds, MAX_ROUNDS)
     install()
     with tempfile.TemporaryDirectory(prefix="sd35-openvino-") as model, ExitStack() as workers:
         variables = {"PYTHONPATH": _python_path(), "OPENVINO_MODEL": model}
@@ -44,47 +44,50 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
             try:
                 sides[side] = workers.enter_context(Worker(side, checkpoint, variables)).draw
             except CannotRun as reason:
-                if side in {OURS, SAME}:  # there is no bar without them
+                if side in {OURS, SAME}:  # the bar needs both
                     raise
                 left_out[side] = str(reason)
-        turns = draw_in_turns(sides, rounds, steps=STEPS, guidance=GUIDANCE, side_px=SIDE_PX)
-    return outcome(turns, rounds, left_out)
+        samples = run_interleaved(sides, rounds, steps=STEPS, guidance=GUIDANCE, side_px=SIDE_PX)
+    return outcome(samples, rounds, left_out)
 
 
-def outcome(turns: SequentialOffload, rounds: int, left_out: Mapping[str, str] = MappingProxyType({})) -> Outcome:
-    """The bar is for the same work, at any size; what else was found stands beside it.
+def outcome(samples: InterleavedSamples, rounds: int, left_out: Mapping[str, str] = MappingProxyType({})) -> Outcome:
+    """Summarise the samples. The bar is about the same work at any size.
 
-    `left_out`: sides that this machine cannot run, and why.
+    Args:
+        samples: the samples of all sides that ran.
+        rounds: the number of images of each side.
+        left_out: sides that this machine cannot run, with the reason.
     """
-    differences = {side: turns.difference(side, OURS) for side in turns.answers if side != OURS}
+    differences = {side: samples.difference(side, OURS) for side in samples.answers if side != OURS}
     return Outcome(
-        [Bar("OpenVINO GenAI's time / ours", turns.ratio(SAME, OURS), "x", ">=", LEAST_RATIO)],
+        [Bar("OpenVINO GenAI's time / ours", samples.ratio(SAME, OURS), "x", ">=", MIN_RATIO)],
         [
-            f"{SIDE_PX} px, {STEPS} steps, guidance {GUIDANCE}, {rounds} images of each side in turns; medians",
-            *map(turns.described, turns.answers),
-            *(_compared(turns, side, difference) for side, difference in differences.items()),
+            f"{SIDE_PX} px, {STEPS} steps, guidance {GUIDANCE}, {rounds} images of each side, alternately; medians",
+            *map(samples.describe, samples.answers),
+            *(_compare(samples, side, difference) for side, difference in differences.items()),
             *(f"{side}: left out; {reason}" for side, reason in left_out.items()),
-            f"a waiting side took {turns.idle_share:.1%} of a core at most",
+            f"a waiting side used at most {samples.idle_share:.1%} of a core",
         ],
         {
-            **turns.numbers(),
+            **samples.numbers(),
             "max_difference": differences,
-            "idle_share": turns.idle_share,
+            "idle_share": samples.idle_share,
             "left_out": dict(left_out),
         },
     )
 
 
-def _compared(turns: SequentialOffload, side: str, difference: int) -> str:
-    time, cpu = turns.ratio(side, OURS), turns.ratio(side, OURS, "cpu_s")
+def _compare(samples: InterleavedSamples, side: str, difference: int) -> str:
+    time, cpu = samples.ratio(side, OURS), samples.ratio(side, OURS, "cpu_s")
     return (
-        f"{side}: {time:.2f} times our time (single pairs {turns.pairs(side, OURS)}), {cpu:.2f} times the processor's;"
-        f" its images differ by {difference} of 255 at most"
+        f"{side}: {time:.2f} times our time (single pairs {samples.pair_ratios(side, OURS)}), {cpu:.2f} times our"
+        f" processor time; its images differ by at most {difference} of 255"
     )
 
 
 def install() -> None:
-    """Puts the locked packages into `build/openvino`, unless the same are there. Raises SystemExit where pip fails."""
+    """Install the locked packages into `build/openvino` if they are not there. Raises ProcessFailed if pip fails."""
     installed = _PACKAGES / _LOCK.name
     if installed.exists() and installed.read_bytes() == _LOCK.read_bytes():
         return
@@ -95,7 +98,7 @@ def install() -> None:
 
 
 def _python_path() -> str:
-    """Where the sides look for packages: where this process does, then those of OpenVINO."""
+    """Return the sides' search path for packages: this process's, then the packages of OpenVINO."""
     return os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(_PACKAGES)]))
 
 
@@ -103,4 +106,4 @@ def _run(command: list[str], variables: dict[str, str]) -> None:
     environment = {**clean_environment(), **variables}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed; it said:\n{done.stderr}")
+        raise ProcessFailed(f"{' '.join(command)} failed: {done.stderr}")

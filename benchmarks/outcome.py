@@ -1,7 +1,6 @@
-"""What a benchmark found, and how it is printed and kept."""
+"""The outcome of a benchmark, and how it is printed and stored."""
 
 import operator
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -9,19 +8,20 @@ from statistics import median
 from types import MappingProxyType
 from typing import Any, Literal
 
-from sd35.bench.machine import BUSY_SHARE, OthersUse, this_machine
+from sd35.bench.monitoring.machine import BUSY_SHARE, this_machine
+from sd35.bench.monitoring.monitor import background_cores
 
-_HOLDS = MappingProxyType({">=": operator.ge, "<=": operator.le, "<": operator.lt})
-_LOOK_S = 3
+_OPERATORS = MappingProxyType({">=": operator.ge, "<=": operator.le, "<": operator.lt})
+_BEFORE_S = 3  # how long other processes are observed
 
 
-class CannotRun(Exception):  # noqa: N818  as this project's own errors
-    """What was to be measured cannot run on this machine, and why."""
+class CannotRun(Exception):  # noqa: N818  named as this project's other errors
+    """A measurement cannot run on this machine. The message says why."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A figure, and the limit it is held against."""
+    """A figure and its limit."""
 
     what: str
     figure: float
@@ -31,30 +31,30 @@ class Bar:
 
     @property
     def is_met(self) -> bool:
-        """Whether the figure keeps the limit."""
-        return bool(_HOLDS[self.sense](self.figure, self.limit))
+        """Whether the figure is within the limit."""
+        return bool(_OPERATORS[self.sense](self.figure, self.limit))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A benchmark's bars, in words what else it found, and every sample it took."""
+    """The bars of a benchmark, notes on its other findings, and all samples."""
 
     bars: Sequence[Bar]
     notes: Sequence[str]
     samples: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, with each bar's verdict."""
+        """Return everything as JSON, with each bar's verdict."""
         return {**asdict(self), "bars": [{**asdict(bar), "is_met": bar.is_met} for bar in self.bars]}
 
 
 def spread(samples_s: Sequence[float]) -> str:
-    """Median, and in brackets the least and the most: "0.512 s (0.498-0.533)"."""
+    """Format the median with minimum and maximum: "0.512 s (0.498-0.533)"."""
     return f"{median(samples_s):.3f} s ({min(samples_s):.3f}-{max(samples_s):.3f})"
 
 
 def table(outcomes: Mapping[str, Outcome]) -> str:
-    """One line for each bar, then each benchmark's notes."""
+    """Format one line for each bar, then the notes of each benchmark."""
     rows = [("benchmark", "what", "figure", "bar", "")]
     rows += [
         (
@@ -76,8 +76,7 @@ def table(outcomes: Mapping[str, Outcome]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on, and when; `load` is the cores that others used in the seconds before."""
-    others, date, found = OthersUse(), datetime.now(UTC).date().isoformat(), this_machine()
-    time.sleep(_LOOK_S)
-    load = round(others.cores() or 0.0, 2)
+    """Describe the machine and the date. `load` is the number of cores that other processes used just before."""
+    load, found = round(background_cores(_BEFORE_S), 2), this_machine()
+    date = datetime.now(UTC).date().isoformat()
     return {"date": date, "load": load, "is_busy": load > BUSY_SHARE * found.cores, **found.model_dump(mode="json")}

@@ -1,6 +1,6 @@
-"""The file one writes first: FastAPI around `StableDiffusion3Pipeline`, which `sd35 serve` is compared with.
+"""The simplest server: FastAPI around `StableDiffusion3Pipeline`. `sd35 serve` is compared with it.
 
-`PLAIN_CHECKPOINT=directory uvicorn benchmarks.plain_fastapi:app`. It is ready when it has drawn a first image, as
+`PLAIN_CHECKPOINT=directory uvicorn benchmarks.plain_fastapi:app`. It is ready when it has generated a first image, as
 small as that of `sd35 serve`: the checkpoint's shortest side, one step.
 """
 
@@ -17,11 +17,11 @@ from pydantic import BaseModel
 
 from sd35.checkpoints.open import open_checkpoint
 
-_drawing = threading.Lock()
+_lock = threading.Lock()
 
 
 class Txt2Img(BaseModel):
-    """What to draw."""
+    """A request for one image."""
 
     prompt: str
     negative_prompt: str = ""
@@ -34,13 +34,13 @@ class Txt2Img(BaseModel):
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Build the pipeline and draw once; uvicorn answers nothing before."""
+    """Load the pipeline and generate one image. Uvicorn accepts no connection before."""
     checkpoint = open_checkpoint(os.environ["PLAIN_CHECKPOINT"])
     app.state.text_tokens = checkpoint.card.max_sequence_length
     app.state.pipeline = StableDiffusion3Pipeline.from_pretrained(checkpoint.directory, dtype=torch.float32)
     app.state.pipeline.set_progress_bar_config(disable=True)
     side_px = checkpoint.card.side_px[0]
-    draw(
+    generate(
         app, Txt2Img(prompt=" ", width=side_px, height=side_px, steps=1, guidance_scale=checkpoint.card.guidance_scale)
     )
     yield
@@ -49,18 +49,18 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 app = FastAPI(lifespan=lifespan)
 
 
-def draw(app: FastAPI, wanted: Txt2Img) -> bytes:
-    """One image as a PNG file; one at a time."""
-    with _drawing:
+def generate(app: FastAPI, body: Txt2Img) -> bytes:
+    """Generate one image as a PNG file, one at a time."""
+    with _lock:
         image = app.state.pipeline(
-            wanted.prompt,
-            negative_prompt=wanted.negative_prompt,
-            width=wanted.width,
-            height=wanted.height,
-            num_inference_steps=wanted.steps,
-            guidance_scale=wanted.guidance_scale,
+            body.prompt,
+            negative_prompt=body.negative_prompt,
+            width=body.width,
+            height=body.height,
+            num_inference_steps=body.steps,
+            guidance_scale=body.guidance_scale,
             max_sequence_length=app.state.text_tokens,
-            generator=torch.Generator("cpu").manual_seed(wanted.seed),
+            generator=torch.Generator("cpu").manual_seed(body.seed),
         ).images[0]
     file = io.BytesIO()
     image.save(file, "PNG")
@@ -69,11 +69,11 @@ def draw(app: FastAPI, wanted: Txt2Img) -> bytes:
 
 @app.get("/readyz")
 def readyz() -> dict[str, str]:
-    """Only reached once the pipeline has drawn."""
+    """Report readiness. Only reached after the first image."""
     return {"status": "ready"}
 
 
 @app.post("/v1/txt2img", response_class=Response)
-def txt2img(request: Request, wanted: Txt2Img) -> Response:
-    """Answers with the PNG file when the image is made."""
-    return Response(draw(request.app, wanted), media_type="image/png")
+def txt2img(request: Request, body: Txt2Img) -> Response:
+    """Return the PNG file when the image is ready."""
+    return Response(generate(request.app, body), media_type="image/png")

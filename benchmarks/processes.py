@@ -1,4 +1,4 @@
-"""The processes that are measured: all in one clean environment, so that no setting of a shell shapes a figure."""
+"""The processes that are measured. All run in the same clean environment, so that no shell setting affects a figure."""
 
 import atexit
 import json
@@ -7,37 +7,70 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from benchmarks.outcome import CannotRun
-from sd35.bench.server import end
+from sd35.bench.load.dialects import dialect_of
+from sd35.bench.run import Target
+from sd35.bench.server import start_server, stop_process
 
 ROOT = Path(__file__).parents[1]
-_SHAPING = ("SD35_", "OMP_", "GOMP_", "KMP_", "MKL_", "ATEN_", "ONEDNN_", "DNNL_", "TORCH", "OV_", "OPENVINO_")
+_NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
+_RUNTIME_PREFIXES = (
+    "SD35_", "OMP_", "GOMP_", "KMP_", "MKL_", "ATEN_", "ONEDNN_", "DNNL_", "TORCH", "OV_", "OPENVINO_",
+)  # fmt: skip
+
+
+class ProcessFailed(Exception):  # noqa: N818  named as this project's other errors
+    """A process that was measured ended with an error."""
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without settings of this project or of a runtime, and with Hugging Face offline.
+    """Return this process's environment with Hugging Face offline, without settings of this project or of a runtime.
 
-    Each time with an empty data directory: what one server kept is not to be another's, or another round's, result.
+    Each call gives a new, empty data directory, so that no process finds the results of another.
     """
     data_dir = tempfile.mkdtemp(prefix="sd35-benchmark-")
     atexit.register(shutil.rmtree, data_dir, ignore_errors=True)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_SHAPING)}
-    return {**kept, "HF_HUB_OFFLINE": "1", "SD35_DATA_DIR": data_dir}
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(_RUNTIME_PREFIXES)}
+    return {**variables, "HF_HUB_OFFLINE": "1", "SD35_DATA_DIR": data_dir}
+
+
+@contextmanager
+def running(command: Sequence[str], variables: Mapping[str, str] = _NO_VARIABLES) -> Iterator[Target]:
+    """Start a server with a command that takes `--port`, and yield it when it is ready."""
+    with start_server(command, {**clean_environment(), **variables}) as starting:
+        try:
+            yield Target(starting.wait_until_ready(), dialect_of("sd35"))
+        except BaseException:
+            print(f"{' '.join(command)} wrote:\n{starting.log.read_text(errors='replace')[-5000:]}")
+            raise
+
+
+def run_module(module: str, *arguments: str) -> dict[str, Any]:
+    """Run a module that prints one JSON object as its last line. Raises ProcessFailed if it ends with an error."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", module, *arguments],
+        cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise ProcessFailed(f"{module} ended with {done.returncode}: {done.stderr[-2000:].strip()}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 class Worker:
-    """A `benchmarks.worker` that stays loaded. It is ready once this returns; it ends with the `with` block.
+    """A `benchmarks.worker` process that stays loaded, used as a context manager. Loaded when the constructor returns.
 
     Raises CannotRun if this machine cannot run the side.
     """
 
-    def __init__(self, side: str, checkpoint: Path, variables: Mapping[str, str] = MappingProxyType({})) -> None:
-        self._log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  lives as long as this does
+    def __init__(self, side: str, checkpoint: Path, variables: Mapping[str, str] = _NO_VARIABLES) -> None:
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  closed in `_end`
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", side, str(checkpoint)],
             cwd=ROOT,
@@ -60,15 +93,15 @@ class Worker:
     ) -> None:
         self._end()
 
-    def draw(self, **asked: float) -> dict[str, Any]:
-        """One image: see `benchmarks.worker`."""
+    def draw(self, **request: float) -> dict[str, Any]:
+        """Generate one image: see `benchmarks.worker`."""
         assert self._process.stdin
-        print(json.dumps(asked), file=self._process.stdin, flush=True)
+        print(json.dumps(request), file=self._process.stdin, flush=True)
         return self._read()
 
     def _end(self) -> None:
         with self._process:  # closes its pipes
-            end(self._process)
+            stop_process(self._process)
         self._log.close()
 
     def _read(self) -> dict[str, Any]:
@@ -76,6 +109,6 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             self._log.seek(0)
-            raise SystemExit(f"a worker ended before it answered; it said:\n{self._log.read()}")
+            raise ProcessFailed(f"a worker ended before it answered; it wrote:\n{self._log.read()}")
         answer: dict[str, Any] = json.loads(line)
         return answer

@@ -1,8 +1,8 @@
-"""Whether SD3.5 Medium's transformer goes through all of compiling, at its real size, within 24 GiB of memory.
+"""Compiles SD3.5 Medium's transformer at its real size within 24 GiB of memory.
 
-Its weights are random. Each stage is a process of its own whose memory is watched; one that takes more than the limit
-is ended, and what needs it is left out. What is done is kept in build/real-size/, 15 GB, and is not done again: remove
-the folder, or a stage's JSON file in it, to begin anew. Linux only.
+The weights are random. Each stage runs in a process of its own. A stage that exceeds the memory limit is killed, and
+the stages that need it are skipped. Results are cached in build/real-size/, 15 GB: remove it, or a stage's JSON
+file in it, to run again. Linux only.
 """
 
 import json
@@ -14,16 +14,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from benchmarks.memory_watch import MemoryWatch
 from benchmarks.outcome import Bar, Outcome
 from benchmarks.processes import ROOT, clean_environment
-from benchmarks.watch import Watch
 
 FOLDER = ROOT / "build" / "real-size"
 LIMIT_BYTES = 24 << 30
-LEAST_FREE_BYTES = 1 << 29  # of the machine's memory: below, the system would end something
-EVERY_S = 0.05
+MIN_FREE_BYTES = 1 << 29  # of the machine's memory: with less, the system would kill processes
+INTERVAL_S = 0.05
 LAYERS_RATIO, WHOLE_RATIO = 0.55, 0.70
-# Each stage, and what it needs.
+# Each stage with the stages that it needs.
 STAGES: Mapping[str, tuple[str, ...]] = {
     "synth": (),
     "export": ("synth",),
@@ -40,12 +40,12 @@ Found = dict[str, Any]
 
 
 def measure(_directory: Path, _rounds: int) -> Outcome:
-    """Each stage once, on a checkpoint of its own."""
+    """Run each stage once, on a checkpoint of its own."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     found: dict[str, Found] = {}
     for stage, needs in STAGES.items():
-        if lacking := [name for name in needs if found[name]["trouble"]]:
-            found[stage] = {"trouble": f"not run, for it needs {lacking[0]}"}
+        if missing := [name for name in needs if found[name]["error"]]:
+            found[stage] = {"error": f"not run, because it needs {missing[0]}"}
             continue
         found[stage] = _read(stage) or _run(stage)
         print(f"  {_line(stage, found[stage])}", flush=True)
@@ -53,10 +53,10 @@ def measure(_directory: Path, _rounds: int) -> Outcome:
 
 
 def _read(stage: str) -> Found | None:
-    """What a stage found that was run before, and went well."""
+    """Return the result of a stage that succeeded before, or None."""
     with suppress(FileNotFoundError):
         found: Found = json.loads(_file(stage).read_text(encoding="utf-8"))
-        return None if found["trouble"] else found
+        return None if found["error"] else found
     return None
 
 
@@ -67,18 +67,20 @@ def _run(stage: str) -> Found:
             [sys.executable, "-W", "ignore", "-m", "benchmarks.real_size_stage", stage, str(FOLDER)],
             cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE, stderr=log, text=True,
         )  # fmt: skip
-        watch = Watch(process.pid, every_s=EVERY_S, most_own_bytes=LIMIT_BYTES, least_free_bytes=LEAST_FREE_BYTES)
+        watch = MemoryWatch(
+            process.pid, interval_s=INTERVAL_S, max_own_bytes=LIMIT_BYTES, min_free_bytes=MIN_FREE_BYTES
+        )
         watch.start()
-        said, _ = process.communicate()
-        peaks = watch.finish()
-    found: Found = {"took_s": time.monotonic() - began_s, **peaks._asdict(), "trouble": watch.reason}
+        output, _ = process.communicate()
+        peaks = watch.stop()
+    found: Found = {"took_s": time.monotonic() - began_s, **peaks._asdict(), "error": watch.reason}
     if process.returncode == 0:
-        of_stage: Found = json.loads(said.splitlines()[-1])
+        of_stage: Found = json.loads(output.splitlines()[-1])
         resident_bytes = max(peaks.resident_bytes, of_stage["resident_bytes"])
         found |= {**of_stage, "resident_bytes": resident_bytes}
     elif not watch.reason:
         last = (FOLDER / f"{stage}.log").read_text(encoding="utf-8").strip().splitlines()[-1:]
-        found["trouble"] = f"ended with {process.returncode}: {''.join(last)}"
+        found["error"] = f"ended with {process.returncode}: {''.join(last)}"
     _file(stage).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return found
 
@@ -88,8 +90,8 @@ def _file(stage: str) -> Path:
 
 
 def _bars(found: Mapping[str, Found]) -> Iterator[Bar]:
-    done = [name for name in STAGES if not found[name]["trouble"]]
-    yield Bar("stages that went through", len(done), f"of {len(STAGES)}", ">=", len(STAGES))
+    done = [name for name in STAGES if not found[name]["error"]]
+    yield Bar("stages that succeeded", len(done), f"of {len(STAGES)}", ">=", len(STAGES))
     peak = max(found[name].get("own_bytes", 0) for name in STAGES)
     yield Bar("peak of a stage's own memory", peak / 2**30, "GiB", "<=", LIMIT_BYTES / 2**30)
     if "quantise" in done:
@@ -102,20 +104,20 @@ def _bars(found: Mapping[str, Found]) -> Iterator[Bar]:
 def _table(found: Mapping[str, Found]) -> Iterator[str]:
     for stage in STAGES:
         yield _line(stage, found[stage])
-    yield "resident: all physical memory of the process; own: without pages mapped from files, which can be read again"
+    yield "resident: all physical memory of the process; own: without pages mapped from files"
 
 
 def _line(stage: str, found: Found) -> str:
     memory = [
         f"{kind} {found[f'{kind}_bytes'] / 1e9:5.2f} GB" for kind in ("resident", "own") if f"{kind}_bytes" in found
     ]
-    made = [
-        f"{words} {found[key] / 1e9:.2f} GB"
-        for key, words in (("file_bytes", "files"), ("weights_bytes", "weights"), ("held_bytes", "held"))
+    sizes = [
+        f"{name} {found[key] / 1e9:.2f} GB"
+        for key, name in (("file_bytes", "files"), ("weights_bytes", "weights"), ("held_bytes", "held"))
         if key in found
     ]
     took = [f"{found['took_s']:6.1f} s"] if "took_s" in found else []
-    return f"{stage:<16} {', '.join([*took, *memory, *made, *filter(None, [found['trouble']])])}"
+    return f"{stage:<16} {', '.join([*took, *memory, *sizes, *filter(None, [found['trouble']])])}"
 
 
 def _ratios(found: Mapping[str, Found]) -> Iterator[str]:
@@ -129,5 +131,5 @@ def _ratios(found: Mapping[str, Found]) -> Iterator[str]:
             for what, key in (("PyTorch's weights", "weights_bytes"), ("what the process holds", "held_bytes"))
         ),
     ):
-        if not found[fp8]["trouble"] and not found[other]["trouble"]:
+        if not found[fp8]["error"] and not found[other]["error"]:
             yield f"{what}: {fp8} / {other} = {found[fp8][key] / found[other][key]:.3f}"

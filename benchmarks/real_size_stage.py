@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
-from benchmarks.worker import peak_bytes
 from sd35.backends.base import DenoiseRow
 from sd35.backends.diffusers.backend import DiffusersBackend
 from sd35.backends.diffusers.sequential_offload import bytes_of, weights_of
@@ -37,14 +36,14 @@ from sd35.host import HostMemory
 from sd35.sampling.noise import initial_noise
 from sd35.settings import Precision
 
-SIDE_PX = 256  # the smallest that the checkpoint draws: what calibrating takes, a CPU has to compute
+SIDE_PX = 256  # the smallest size of the checkpoint, because calibration runs on a CPU
 GPU = "sm89"
 ROWS = 2  # of the engine's batch: one image with guidance
 _LARGEST = "largest.json"
 
 
 def synth(folder: Path) -> dict[str, Any]:
-    """SD3.5 Medium's transformer and autoencoder with random weights, and encoders of its widths with one layer."""
+    """Create SD3.5 Medium's transformer and autoencoder with random weights, and text encoders of one layer."""
     medium = ARCHITECTURES["sd3.5-medium"]
     one = {"num_hidden_layers": 1}
     architecture = replace(
@@ -58,7 +57,7 @@ def synth(folder: Path) -> dict[str, Any]:
 
 
 def export(folder: Path) -> dict[str, Any]:
-    """The transformer's graph in BF16, its weights beside."""
+    """Export the transformer's graph in BF16."""
     checkpoint = _checkpoint(folder)
     graph = next(each for each in graphs_of(checkpoint) if each.part == "transformer")
     model = export_graph(checkpoint, graph, "bf16")
@@ -66,7 +65,7 @@ def export(folder: Path) -> dict[str, Any]:
 
 
 def calibration(folder: Path) -> dict[str, Any]:
-    """The largest inputs over one prompt and two steps, by PyTorch in float32."""
+    """Find the largest inputs over one prompt and two steps, in PyTorch and float32."""
     checkpoint = _checkpoint(folder)
     backend = open_backend("diffusers", checkpoint, Options(precision="float32", device="cpu", offload="encoders"))
     assert isinstance(backend, DiffusersBackend)
@@ -77,14 +76,14 @@ def calibration(folder: Path) -> dict[str, Any]:
 
 
 def quantisation(folder: Path) -> dict[str, Any]:
-    """The graph in FP8, from the one in BF16."""
+    """Quantise the BF16 graph to FP8."""
     model = ir.load(folder / "bf16" / GRAPH_FILE)
     quantise(model, json.loads((folder / _LARGEST).read_text()))
     return {**_saved(model, folder / "fp8"), **asdict(sizes_of(model))}
 
 
 def residence(precision: Precision, folder: Path) -> dict[str, Any]:
-    """What PyTorch's transformer holds after one step with guidance: mapped pages are counted too, and the decoder."""
+    """Measure what the process holds after one step with guidance in PyTorch, with mapped pages and the decoder."""
     checkpoint, memory = _checkpoint(folder), HostMemory()
     before_bytes = memory.held_bytes()
     backend = open_backend("diffusers", checkpoint, Options(precision=precision, device="cpu", offload="encoders"))
@@ -100,7 +99,7 @@ def residence(precision: Precision, folder: Path) -> dict[str, Any]:
 
 
 def engine(precision: Literal["bf16", "fp8"], folder: Path) -> dict[str, Any]:
-    """The graph as TensorRT-RTX's engine, for images of the native size."""
+    """Build the graph as a TensorRT-RTX engine for images of the native size."""
     checkpoint, flavour = _checkpoint(folder), find_flavour()
     graphs = OfficialGraphs(folder, precision, transformer_at=folder / precision)
     card = checkpoint.card
@@ -146,12 +145,12 @@ STAGES: Mapping[str, Callable[[Path], dict[str, Any]]] = {
 def main() -> None:
     """Run the stage, then print its figures as JSON."""
     name, folder = sys.argv[1:]
-    with suppress(OSError):  # where memory runs out, it is this process that the system ends
+    with suppress(OSError):  # if memory runs out, the system should kill this process
         Path("/proc/self/oom_score_adj").write_text("1000")
-    logging.basicConfig(level=logging.WARNING)  # TensorRT's own words, should it fail
+    logging.basicConfig(level=logging.WARNING)  # shows TensorRT's messages if it fails
     began_s = time.perf_counter()
     found = STAGES[name](Path(folder))
-    print(json.dumps({"took_s": time.perf_counter() - began_s, "resident_bytes": peak_bytes(), **found}))
+    print(json.dumps({"took_s": time.perf_counter() - began_s, "resident_bytes": HostMemory().peak_bytes(), **found}))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Half an hour of everything at once, and whether memory grows with the images: `python -m benchmarks.soak`.
+"""Half an hour of mixed use, to see whether memory grows with the number of images: `python -m benchmarks.soak`.
 
-Synchronous calls in all formats, some of them again or twice at once, jobs that are followed, fetched, cancelled and
-removed, and clients that hang up. Images are small and of few steps, so that there are many.
+Synchronous requests in all formats, repeated and concurrent equal requests, jobs that are followed, fetched, cancelled
+and deleted, and clients that disconnect. Images are small and have few steps, so that there are many.
 """
 
 import argparse
@@ -9,187 +9,194 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
 from itertools import count
 from pathlib import Path
 from statistics import linear_regression
 from typing import Any, NamedTuple
 
+import httpx2
+
 from benchmarks.outcome import Bar, Outcome, table
-from benchmarks.served import Server, scraped, sd35_serve, served
-from benchmarks.wire import Answer, Client, Connection
-from benchmarks.workload import requests
+from benchmarks.processes import ProcessFailed, running
+from sd35.bench.run import Target
+from sd35.bench.scenes import all_scenes
+from sd35.bench.server import serve_command
 from sd35.checkpoints.open import open_checkpoint
 from sd35.checkpoints.registry import EMBEDDED
 
 MINUTES, CLIENTS = 30.0, 8
-MOST_MB_PER_1000 = 1.0
-_WARM_SHARE = 1 / 6  # of the time, which does not count: caches and the allocators' arenas fill
+MAX_MB_PER_1000 = 1.0
+_WARM_UP_SHARE = 1 / 6  # of the time: caches and the allocators' arenas fill first
 _SAMPLES = 180
 _FORMATS = ("png", "jpeg", "webp", "avif")
-_SIDES_PX, _MOST_STEPS = (64, 96, 128), 4
-_MOST_PATIENCE_S = 0.05  # of who hangs up
-_REMEMBERED = 50
-_OK, _TOO_MANY = {200, 202, 204}, 429
+_SIDES_PX, _MAX_STEPS = (64, 96, 128), 4
+_MAX_PATIENCE_S = 0.05  # of clients that disconnect
+_HISTORY = 50  # requests that can be repeated
+_TIMEOUT_S = 600
 _MB = 1e6
 
 
 class Sample(NamedTuple):
-    """What the process had when it had made so many images."""
+    """The number of images made and the memory of the process at one moment."""
 
-    at_s: float
+    time_s: float
     images: float
     resident_bytes: float
 
 
-class Load:
-    """The clients. `did` counts what they did, `statuses` what they were answered."""
+class MixedUse:
+    """Clients that do everything the API offers. `actions` and `statuses` count actions and response statuses."""
 
-    def __init__(self, client: Client) -> None:
-        self._client, self._chance, self._seeds = client, random.Random(1), count()
-        self._prompts = [request["prompt"] for request in requests(seed=1)]
-        self._asked: list[dict[str, Any]] = []
-        self.did: Counter[str] = Counter()
+    def __init__(self, http: httpx2.AsyncClient) -> None:
+        self._http, self._rng, self._seeds = http, random.Random(1), count()
+        self._prompts = [scene.prompt for scene in all_scenes()]
+        self._history: list[dict[str, Any]] = []
+        self.actions: Counter[str] = Counter()
         self.statuses: Counter[int] = Counter()
-        self._kinds: list[tuple[Callable[[], Coroutine[Any, Any, None]], int]] = [
-            (self.call, 40), (self.call_again, 10), (self.call_twice, 5), (self.hang_up, 10),
-            (self.job, 20), (self.cancelled_job, 10), (self.left_job, 5),
-        ]  # fmt: skip
+        self._weights = {
+            self.request: 40, self.repeated_request: 10, self.concurrent_requests: 5, self.disconnect: 10,
+            self.job: 20, self.cancelled_job: 10, self.abandoned_job: 5,
+        }  # fmt: skip
 
     async def run(self, seconds: float) -> None:
-        """One client, for so long."""
-        until_s = time.monotonic() + seconds
-        kinds, weights = zip(*self._kinds, strict=True)
-        while time.monotonic() < until_s:
-            kind = self._chance.choices(kinds, weights)[0]
-            self.did[kind.__name__] += 1
-            await kind()
+        """Run one client for some time."""
+        deadline_s = time.monotonic() + seconds
+        actions, weights = list(self._weights), list(self._weights.values())
+        while time.monotonic() < deadline_s:
+            action = self._rng.choices(actions, weights)[0]
+            self.actions[action.__name__] += 1
+            await action()
 
-    async def call(self) -> None:
-        """An image, in some format."""
-        await self._make(self._new())
+    async def request(self) -> None:
+        """Request a new image in some format."""
+        await self._generate(self._new_body())
 
-    async def call_again(self) -> None:
-        """One that was made before."""
-        await self._make(self._chance.choice(self._asked) if self._asked else self._new())
+    async def repeated_request(self) -> None:
+        """Request an image that was generated before."""
+        await self._generate(self._rng.choice(self._history) if self._history else self._new_body())
 
-    async def call_twice(self) -> None:
-        """One that two want at the same time."""
-        wanted = self._new()
-        await asyncio.gather(self._make(wanted), self._make(wanted))
+    async def concurrent_requests(self) -> None:
+        """Request the same new image twice at once."""
+        body = self._new_body()
+        await asyncio.gather(self._generate(body), self._generate(body))
 
-    async def hang_up(self) -> None:
-        """One that is not waited for."""
-        connection = await Connection.to(self._client.port)
-        connection.send("POST", "/v1/txt2img", self._new())
-        await asyncio.sleep(self._chance.uniform(0, _MOST_PATIENCE_S))
-        connection.leave()
+    async def disconnect(self) -> None:
+        """Request an image and disconnect before it is ready."""
+        task = asyncio.create_task(self._http.post("/v1/txt2img", json=self._new_body()))
+        await asyncio.wait([task], timeout=self._rng.uniform(0, _MAX_PATIENCE_S))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
     async def job(self) -> None:
-        """A job that is followed to its end, its image fetched, and half the time removed."""
-        answer = await self._ask("POST", "/v1/jobs", self._new())
-        if answer.status not in _OK:
+        """Follow a job to its end, fetch its image, and delete the job half of the time."""
+        if (path := await self._submit()) is None:
             return
-        address = f"/v1/jobs/{answer.json()['id']}"
-        await self._follow(f"{address}/events?preview=true", None)
-        made = (await self._ask("GET", address)).json()
-        assert made["status"] == "succeeded", made
-        await self._ask("GET", made["image"]["url"])
-        if self._chance.random() < 1 / 2:
-            await self._ask("DELETE", address)
+        await self._follow(f"{path}/events?preview=true")
+        job = (await self._send("GET", path)).json()
+        assert job["status"] == "succeeded", job
+        await self._send("GET", job["image"]["url"])
+        if self._rng.random() < 1 / 2:
+            await self._send("DELETE", path)
 
     async def cancelled_job(self) -> None:
-        """A job that is cancelled at once, or, if it was quicker, removed."""
-        answer = await self._ask("POST", "/v1/jobs", self._new())
-        if answer.status in _OK:
-            await self._ask("DELETE", f"/v1/jobs/{answer.json()['id']}")
+        """Cancel a job at once. If it is done already, this deletes it."""
+        if path := await self._submit():
+            await self._send("DELETE", path)
 
-    async def left_job(self) -> None:
-        """A job that is made, though who followed it leaves."""
-        answer = await self._ask("POST", "/v1/jobs", self._new())
-        if answer.status in _OK:
-            await self._follow(f"/v1/jobs/{answer.json()['id']}/events", 1)
+    async def abandoned_job(self) -> None:
+        """Follow a job only until its first event."""
+        if path := await self._submit():
+            await self._follow(f"{path}/events", max_events=1)
 
-    async def _follow(self, path: str, most: int | None) -> None:
-        connection = await Connection.to(self._client.port)
-        events = await connection.follow(path, most)
-        connection.leave()
+    async def _submit(self) -> str | None:
+        """Submit a job and return its path, or None if it was refused."""
+        response = await self._send("POST", "/v1/jobs", self._new_body())
+        return f"/v1/jobs/{response.json()['id']}" if response.is_success else None
+
+    async def _follow(self, path: str, max_events: int | None = None) -> None:
+        """Read server-sent events until the stream ends, or until `max_events`."""
+        events = 0
+        async with self._http.stream("GET", path) as response:
+            async for line in response.aiter_lines():
+                events += line.startswith("event: ")
+                if max_events is not None and events >= max_events:
+                    break
         assert events, path
 
-    async def _make(self, wanted: dict[str, Any]) -> None:
-        answer = await self._ask("POST", "/v1/txt2img", wanted)
-        if answer.status in _OK:
-            self._asked = [*self._asked[-_REMEMBERED:], wanted]
+    async def _generate(self, body: dict[str, Any]) -> None:
+        if (await self._send("POST", "/v1/txt2img", body)).is_success:
+            self._history = [*self._history[-_HISTORY:], body]
 
-    async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Answer:
-        answer = await self._client.ask(method, path, body)
-        self.statuses[answer.status] += 1
-        if answer.status == _TOO_MANY:
-            await asyncio.sleep(float(answer.headers["retry-after"]))
-        elif answer.status not in _OK:
-            raise SystemExit(f"{method} {path} {body} was answered with {answer.status}: {answer.body[:500]!r}")
-        return answer
+    async def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx2.Response:
+        response = await self._http.request(method, path, json=body)
+        self.statuses[response.status_code] += 1
+        if response.status_code == httpx2.codes.TOO_MANY_REQUESTS:
+            await asyncio.sleep(float(response.headers["Retry-After"]))
+        elif not response.is_success:
+            raise ProcessFailed(f"{method} {path} {body}: got {response.status_code}: {response.text[:500]}")
+        return response
 
-    def _new(self) -> dict[str, Any]:
-        chance = self._chance
+    def _new_body(self) -> dict[str, Any]:
+        rng = self._rng
         return {
-            "prompt": chance.choice(self._prompts),
-            "width": chance.choice(_SIDES_PX),
-            "height": chance.choice(_SIDES_PX),
-            "steps": chance.randint(1, _MOST_STEPS),
-            "guidance_scale": chance.choice((0.0, 4.5)),
+            "prompt": rng.choice(self._prompts),
+            "width": rng.choice(_SIDES_PX),
+            "height": rng.choice(_SIDES_PX),
+            "steps": rng.randint(1, _MAX_STEPS),
+            "guidance_scale": rng.choice((0.0, 4.5)),
             "seed": next(self._seeds),
-            "output_format": chance.choice(_FORMATS),
+            "output_format": rng.choice(_FORMATS),
         }
 
 
 def measure(checkpoint: Path, rounds: int, minutes: float = MINUTES) -> Outcome:
-    """One run, whatever the `rounds`."""
+    """Run once, whatever the `rounds`."""
     del rounds
-    with served(sd35_serve(checkpoint)) as server:
-        return asyncio.run(_measure(server, 60 * minutes))
+    with running(serve_command(["--ui", "off", "--checkpoint", str(checkpoint)])) as target:
+        return asyncio.run(_measure(target, 60 * minutes))
 
 
-async def _measure(server: Server, seconds: float) -> Outcome:
-    async with Client(server.port) as client:
-        load, samples, began_s = Load(client), list[Sample](), time.monotonic()
-        running = asyncio.gather(*(load.run(seconds) for _ in range(CLIENTS)))
-        while not running.done():
-            samples.append(_sample(await scraped(client), began_s))
-            await asyncio.wait([running], timeout=seconds / _SAMPLES)
-        await running
-        while not _is_idle(metrics := await scraped(client)):  # noqa: ASYNC110  another process is
+async def _measure(target: Target, seconds: float) -> Outcome:
+    limits = httpx2.Limits(max_connections=None, keepalive_expiry=3)  # shorter than the server's keep-alive
+    async with httpx2.AsyncClient(base_url=target.server.url, timeout=_TIMEOUT_S, limits=limits) as http:
+        use, samples, start_s = MixedUse(http), list[Sample](), time.monotonic()
+        clients = asyncio.gather(*(use.run(seconds) for _ in range(CLIENTS)))
+        while not clients.done():
+            samples.append(_sample(await asyncio.to_thread(target.metrics), start_s))
+            await asyncio.wait([clients], timeout=seconds / _SAMPLES)
+        await clients
+        while not _is_idle(metrics := await asyncio.to_thread(target.metrics)):  # noqa: ASYNC110  another process
             await asyncio.sleep(1)
-    return _outcome(samples, load, metrics)
+    return _outcome(samples, use, metrics)
 
 
-def _sample(metrics: dict[str, float], began_s: float) -> Sample:
+def _sample(metrics: dict[str, float], start_s: float) -> Sample:
     images = metrics['sd35_images_total{end="made"}']
-    return Sample(time.monotonic() - began_s, images, metrics["process_resident_memory_bytes"])
+    return Sample(time.monotonic() - start_s, images, metrics["process_resident_memory_bytes"])
 
 
 def _is_idle(metrics: dict[str, float]) -> bool:
-    """Whether nothing is left of what was accepted."""
+    """Return whether all accepted requests and jobs are done."""
     left = [value for name, value in metrics.items() if name.startswith("sd35_engine_images{")]
     left += [metrics[f'sd35_jobs{{status="{status}"}}'] for status in ("queued", "running")]
     return not sum(left)
 
 
-def _outcome(samples: list[Sample], load: Load, metrics: dict[str, float]) -> Outcome:
-    counted = [sample for sample in samples if sample.at_s > _WARM_SHARE * samples[-1].at_s]
+def _outcome(samples: list[Sample], use: MixedUse, metrics: dict[str, float]) -> Outcome:
+    counted = [sample for sample in samples if sample.time_s > _WARM_UP_SHARE * samples[-1].time_s]
     slope, _ = linear_regression(
         [sample.images / 1000 for sample in counted], [sample.resident_bytes / _MB for sample in counted]
     )
     quarters = [counted[index * (len(counted) - 1) // 4] for index in range(5)]
     return Outcome(
-        [Bar("resident memory per 1,000 images", slope, "MB", "<", MOST_MB_PER_1000)],
+        [Bar("resident memory per 1,000 images", slope, "MB", "<", MAX_MB_PER_1000)],
         [
-            (f"{samples[-1].at_s / 60:.1f} minutes, {CLIENTS} clients, {samples[-1].images:.0f} images made;"
+            (f"{samples[-1].time_s / 60:.1f} minutes, {CLIENTS} clients, {samples[-1].images:.0f} images made;"
             f" the slope is of the last {counted[-1].images - counted[0].images:.0f}"),
             "resident, MB (images): "
             + ", ".join(f"{sample.resident_bytes / _MB:.1f} ({sample.images:.0f})" for sample in quarters),
-            "done: " + ", ".join(f"{name} {times}" for name, times in sorted(load.did.items())),
-            "answers: " + ", ".join(f"{status} {times}" for status, times in sorted(load.statuses.items())),
+            "actions: " + ", ".join(f"{name} {times}" for name, times in sorted(use.actions.items())),
+            "responses: " + ", ".join(f"{status} {times}" for status, times in sorted(use.statuses.items())),
             "results: " + ", ".join(
                 f"{name.split(chr(34))[1]} {value:.0f}"
                 for name, value in metrics.items()
@@ -201,7 +208,7 @@ def _outcome(samples: list[Sample], load: Load, metrics: dict[str, float]) -> Ou
 
 
 def main() -> None:
-    """Measures, and exits with 1 where memory grows."""
+    """Measure, and exit with 1 if memory grows."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=MINUTES, help="how long (%(default)g)")
     outcome = measure(open_checkpoint(EMBEDDED).directory, 1, parser.parse_args().minutes)

@@ -1,7 +1,8 @@
-"""A process that draws images on demand: `python -m benchmarks.worker SIDE CHECKPOINT`; for sides see `SIDES`.
+"""A process that generates images on demand: `python -m benchmarks.worker SIDE CHECKPOINT`, with a side of `SIDES`.
 
-One line of JSON asks for an image (seed, steps, guidance, side in pixels), one answers with it and what it took.
-Between two images the process waits for a line and computes nothing, so two of these can take turns on one machine.
+Each line of JSON on standard input requests an image (seed, steps, guidance, side in pixels), and a line on standard
+output answers with the image and its times. Between two images the process computes nothing, so that several workers
+can alternate on one machine.
 """
 
 import base64
@@ -18,42 +19,42 @@ import numpy as np
 from sd35.errors import InvalidSetting
 from sd35.host import HostMemory
 
-# New words with each image, so that none finds its text encoded already.
+# New text for each image, so that none finds its embedding in a cache.
 PROMPT = "a cat to the left of a dog on a red background, {seed}"
 NEGATIVE_PROMPT = "a tree, {seed}"
 Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-class Marks:
-    """When the text was encoded and when decoding began, by watching the two functions that do it."""
+class StageTimes:
+    """The end of text encoding and the start of decoding, noted by wrapping the two methods."""
 
     def __init__(self) -> None:
         self.encoded_s = self.decoding_s = 0.0
 
-    def watch(self, owner: object, name: str, mark: Literal["encoded_s", "decoding_s"]) -> None:
-        """Replace a method of `owner` by one that also notes the time: of its end for encoding, else of its start."""
+    def wrap(self, owner: object, name: str, stage: Literal["encoded_s", "decoding_s"]) -> None:
+        """Replace a method of `owner` by one that also notes the time: of its end if it encodes, else of its start."""
         method = getattr(owner, name)
 
-        def watched(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401  whatever the method takes and gives
-            if mark == "decoding_s":
+        def wrapped(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401  any method
+            if stage == "decoding_s":
                 self.decoding_s = time.perf_counter()
             result = method(*arguments, **named)
-            if mark == "encoded_s":
+            if stage == "encoded_s":
                 self.encoded_s = time.perf_counter()
             return result
 
-        setattr(owner, name, watched)
+        setattr(owner, name, wrapped)
 
 
 class Draw(Protocol):
-    """Draws one square image."""
+    """A function that generates one square image."""
 
     def __call__(self, *, seed: int, steps: int, guidance: float, side_px: int) -> Pixels:
-        """The image's pixels."""
+        """Return the image's pixels."""
 
 
-def open_ours(checkpoint: str, marks: Marks, *, backend: str, precision: str = "float32") -> Draw:
-    """One of our backends, through what a request goes through: resolved, queued, drawn on the engine's thread."""
+def open_ours(checkpoint: str, times: StageTimes, *, backend: str, precision: str = "float32") -> Draw:
+    """Open one of our backends. Images take the path of a request: resolved, queued, and run on the engine's thread."""
     from sd35.generation.params import GenerationParams
     from sd35.settings import load_settings
     from sd35.startup import open_checkpoints, open_model_pool
@@ -61,8 +62,8 @@ def open_ours(checkpoint: str, marks: Marks, *, backend: str, precision: str = "
     settings = load_settings({"checkpoints": (checkpoint,), "backend": backend, "precision": precision})
     pool = open_model_pool(settings, open_checkpoints(settings))
     (model,) = pool.models.values()
-    marks.watch(model.backend, "encode_text", "encoded_s")
-    marks.watch(model.backend, "decode_latents", "decoding_s")
+    times.wrap(model.backend, "encode_text", "encoded_s")
+    times.wrap(model.backend, "decode_latents", "decoding_s")
 
     def draw(*, seed: int, steps: int, guidance: float, side_px: int) -> Pixels:
         prompts = PROMPT.format(seed=seed), NEGATIVE_PROMPT.format(seed=seed)
@@ -72,8 +73,8 @@ def open_ours(checkpoint: str, marks: Marks, *, backend: str, precision: str = "
     return draw
 
 
-def open_pipeline(checkpoint: str, marks: Marks) -> Draw:
-    """Plain Diffusers: eager PyTorch in float32, called as its documentation does, without the progress bar."""
+def open_pipeline(checkpoint: str, times: StageTimes) -> Draw:
+    """Open plain Diffusers: eager PyTorch in float32, called as in its documentation, without the progress bar."""
     import torch
     from diffusers import StableDiffusion3Pipeline
 
@@ -82,8 +83,8 @@ def open_pipeline(checkpoint: str, marks: Marks) -> Draw:
     pipeline = StableDiffusion3Pipeline.from_pretrained(checkpoint, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     text_tokens = open_checkpoint(checkpoint).card.max_sequence_length
-    marks.watch(pipeline, "encode_prompt", "encoded_s")
-    marks.watch(pipeline.vae, "decode", "decoding_s")
+    times.wrap(pipeline, "encode_prompt", "encoded_s")
+    times.wrap(pipeline.vae, "decode", "decoding_s")
 
     def draw(*, seed: int, steps: int, guidance: float, side_px: int) -> Pixels:
         image = pipeline(
@@ -101,11 +102,11 @@ def open_pipeline(checkpoint: str, marks: Marks) -> Draw:
     return draw
 
 
-def open_genai(checkpoint: str, marks: Marks, *, is_fixed: bool = False, is_default: bool = False) -> Draw:
-    """OpenVINO GenAI, on the checkpoint as `benchmarks.openvino_convert` wrote it in `$OPENVINO_MODEL`.
+def open_genai(checkpoint: str, times: StageTimes, *, is_fixed: bool = False, is_default: bool = False) -> Draw:
+    """Open OpenVINO GenAI on the checkpoint that `benchmarks.openvino_convert` wrote to `$OPENVINO_MODEL`.
 
-    By default it is told to do the same work: float32, and every step by the transformer. `is_fixed`: its graphs are
-    made for the size and guidance of the benchmark alone. `is_default`: nothing but the text length is set.
+    It is configured to do the same work: float32, and the transformer at every step. `is_fixed` compiles its graphs for
+    the benchmark's size and guidance alone. `is_default` sets only the text length.
     """
     import openvino_genai as genai
     from openvino import Tensor
@@ -115,7 +116,7 @@ def open_genai(checkpoint: str, marks: Marks, *, is_fixed: bool = False, is_defa
     from sd35.sampling.noise import initial_noise
 
     class Noise(genai.Generator):
-        """The noise that our image of a seed starts from."""
+        """Generates our initial noise of a seed."""
 
         def __init__(self, seed: int) -> None:
             super().__init__()
@@ -128,11 +129,13 @@ def open_genai(checkpoint: str, marks: Marks, *, is_fixed: bool = False, is_defa
     config = pipeline.get_generation_config()
     config.max_sequence_length = open_checkpoint(checkpoint).card.max_sequence_length
     if not is_default:
-        config.taylorseer_config = None  # else two of three steps, from the seventh on, are only extrapolated
+        config.taylorseer_config = None  # by default, two of three steps from the seventh on are extrapolated
     pipeline.set_generation_config(config)
     if is_fixed:
         pipeline.reshape(1, SIDE_PX, SIDE_PX, GUIDANCE)
-    pipeline.compile("CPU", **({} if is_default else {"INFERENCE_PRECISION_HINT": "f32"}))  # else BF16 where there is
+    pipeline.compile(
+        "CPU", **({} if is_default else {"INFERENCE_PRECISION_HINT": "f32"})
+    )  # by default BF16, if available
 
     def draw(*, seed: int, steps: int, guidance: float, side_px: int) -> Pixels:
         image = pipeline.generate(
@@ -145,14 +148,14 @@ def open_genai(checkpoint: str, marks: Marks, *, is_fixed: bool = False, is_defa
             generator=Noise(seed),
         )
         took = pipeline.get_performance_metrics()
-        marks.decoding_s = time.perf_counter() - took.get_vae_decoder_infer_duration() / 1e3
-        marks.encoded_s = marks.decoding_s - sum(took.raw_metrics.iteration_durations) / 1e6
+        times.decoding_s = time.perf_counter() - took.get_vae_decoder_infer_duration() / 1e3
+        times.encoded_s = times.decoding_s - sum(took.raw_metrics.iteration_durations) / 1e6
         return np.array(image.data[0])
 
     return draw
 
 
-SIDES: Mapping[str, Callable[[str, Marks], Draw]] = {
+SIDES: Mapping[str, Callable[[str, StageTimes], Draw]] = {
     "onnx": partial(open_ours, backend="onnx"),
     "openvino": partial(open_ours, backend="openvino"),
     "openvino-bf16": partial(open_ours, backend="openvino", precision="bfloat16"),
@@ -163,37 +166,32 @@ SIDES: Mapping[str, Callable[[str, Marks], Draw]] = {
 }
 
 
-def peak_bytes() -> int:
-    """The most physical memory this process ever held; on Linux without what its parent held (`ru_maxrss` has that)."""
-    return HostMemory().peak_bytes()
-
-
 def main() -> None:
-    """Load, say so, then answer until standard input ends."""
+    """Load, report it, then answer requests until standard input ends."""
     side, checkpoint = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints must not come between the answers
-    marks = Marks()
+    os.dup2(2, 1)  # keeps the output of libraries out of the answers
+    times = StageTimes()
     try:
-        draw = SIDES[side](checkpoint, marks)
-    except InvalidSetting as error:  # such as a precision that this processor does not have
+        draw = SIDES[side](checkpoint, times)
+    except InvalidSetting as error:  # such as a precision that this processor does not support
         print(json.dumps({"cannot_run": str(error)}), file=answers, flush=True)
         return
     print("{}", file=answers, flush=True)
     for line in sys.stdin:
-        asked: dict[str, Any] = json.loads(line)
+        request: dict[str, Any] = json.loads(line)
         idle_cpu_s = time.process_time()
         started_s = time.perf_counter()
-        pixels = draw(**asked)
+        pixels = draw(**request)
         ended_s = time.perf_counter()
         answer = {
             "total_s": ended_s - started_s,
-            "encode_s": marks.encoded_s - started_s,
-            "step_s": (marks.decoding_s - marks.encoded_s) / asked["steps"],
-            "decode_s": ended_s - marks.decoding_s,
+            "encode_s": times.encoded_s - started_s,
+            "step_s": (times.decoding_s - times.encoded_s) / request["steps"],
+            "decode_s": ended_s - times.decoding_s,
             "cpu_before_s": idle_cpu_s,
             "cpu_after_s": time.process_time(),
-            "peak_bytes": peak_bytes(),
+            "peak_bytes": HostMemory().peak_bytes(),
             "pixels": base64.b64encode(pixels.tobytes()).decode(),
         }
         print(json.dumps(answer), file=answers, flush=True)

@@ -30,7 +30,7 @@ def shares(backend: Backend, checkpoint: Checkpoint, count: int) -> dict[str, fl
         right = []
         for index, scene in enumerate(held_out_scenes(kind, count, SEED)):
             (positive,) = backend.encode_text([scene.caption])
-            right.append(judge(generate_image(backend, recipe, (positive, negative), SEED + index), scene).right)
+            right.append(judge(generate_image(backend, recipe, (positive, negative), SEED + index), scene).is_correct)
         found[kind] = sum(right) / count
     return found
 

@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from PIL import Image
 
-from sd35.bench.judge import Judge, Verdict
+from sd35.bench.quality.judge import Judge, Verdict
 from training.autoencoder import psnr_db, whole_scenes
 from training.scenes import Scene, draw, glyph, sample_scene
 from training.vocabulary import OBJECTS
@@ -94,7 +94,7 @@ def right_elsewhere(pipeline: StableDiffusion3Pipeline, sampling: Sampling) -> s
         for kind in BARS:
             scenes = held_out_scenes(kind, OTHER_COUNT, sampling.seed, size)
             images = generate(pipeline, scenes, sampling)
-            right = sum(judge(image, scene).right for image, scene in zip(images, scenes, strict=True))
+            right = sum(judge(image, scene).is_correct for image, scene in zip(images, scenes, strict=True))
             counts.append(f"{right} of {OTHER_COUNT}")
         lines.append(f"| {size[0]}x{size[1]} | {' | '.join(counts)} |")
     return "\n".join([*lines, ""])
@@ -106,7 +106,7 @@ def contact_sheet(images: list[np.ndarray], verdicts: list[Verdict], columns: in
     sheet = Image.new("RGB", (columns * side, -(-len(images) // columns) * side), (32, 32, 32))
     for index, (image, verdict) in enumerate(zip(images, verdicts, strict=True)):
         x, y = index % columns * side, index // columns * side
-        if not verdict.right:
+        if not verdict.is_correct:
             sheet.paste((255, 0, 0), (x, y, x + side, y + side))
         sheet.paste(Image.fromarray(image), (x + 4, y + 4))
     return sheet
@@ -132,10 +132,10 @@ class Result:
 def summarise(verdicts: list[Verdict], limit: list[Verdict], scenes: list[Scene], bar: float) -> Result:
     """The figures of one kind of prompt; correlations are means over the glyphs of right images."""
     return Result(
-        right=_share([verdict.right for verdict in verdicts]),
+        right=_share([verdict.is_correct for verdict in verdicts]),
         bar=bar,
-        right_ground=_share([v.ground == s.ground for v, s in zip(verdicts, scenes, strict=True)]),
-        right_autoencoder=_share([verdict.right for verdict in limit]),
+        right_ground=_share([v.background == s.ground for v, s in zip(verdicts, scenes, strict=True)]),
+        right_autoencoder=_share([verdict.is_correct for verdict in limit]),
         correlation=_mean_correlation(verdicts),
         correlation_autoencoder=_mean_correlation(limit),
     )
@@ -182,9 +182,9 @@ def main() -> None:
         all_pictures += images
         all_verdicts += verdicts
         for scene, verdict in zip(scenes, verdicts, strict=True):
-            if not verdict.right:
-                names = [f"{item.name} {item.correlation:.2f}" for item in verdict.found]
-                print(f"wrong: {scene.caption!r}: found {names} on {verdict.ground}")
+            if not verdict.is_correct:
+                names = [f"{item.name} {item.correlation:.2f}" for item in verdict.glyphs]
+                print(f"wrong: {scene.caption!r}: found {names} on {verdict.background}")
     contact_sheet(all_pictures, all_verdicts).save(options.out / "contact-sheet.png")
     table = f"{as_table(results, psnr)}\nAt other sizes:\n\n{right_elsewhere(pipeline, sampling)}"
     print(table)
@@ -201,7 +201,7 @@ def _share(flags: list[bool]) -> float:
 
 
 def _mean_correlation(verdicts: list[Verdict]) -> float:
-    found = [item.correlation for verdict in verdicts if verdict.right for item in verdict.found]
+    found = [item.correlation for verdict in verdicts if verdict.is_correct for item in verdict.glyphs]
     return float(np.mean(found)) if found else 0.0
 
 

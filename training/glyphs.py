@@ -1,4 +1,4 @@
-"""Draws the glyphs by which `sd35 bench` judges pictures: `python -m training.glyphs` writes bench/glyphs.webp.
+"""Draws the glyphs that `sd35 bench` compares images with: `python -m training.glyphs` writes the file `GLYPHS`.
 
 One row of squares, in the order of the vocabulary: the judge there has no font.
 """
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sd35.bench.judging import GLYPH_PX, GLYPHS
+from sd35.bench.quality.correctness import GLYPH_PX, GLYPHS
 from training.scenes import glyph
 from training.vocabulary import OBJECTS
 

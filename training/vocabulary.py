@@ -3,8 +3,9 @@
 from itertools import combinations
 from zlib import crc32
 
-from sd35.bench.judge import GROUNDS as GROUNDS  # noqa: PLC0414  the judge knows them too
+from sd35.bench.quality.judge import BACKGROUNDS
 
+GROUNDS = BACKGROUNDS  # the judge knows them too
 # Every object is one glyph of Noto Color Emoji.
 OBJECTS: dict[str, str] = {
     "apple": "🍎", "banana": "🍌", "grapes": "🍇", "strawberry": "🍓", "lemon": "🍋", "carrot": "🥕",

@@ -1,4 +1,4 @@
-"""`sd35 bench`, really run for a moment: what it measures is another matter. And what it refuses."""
+"""`sd35 bench`, run for a moment with the embedded model, and the options that it refuses."""
 
 import json
 import re
@@ -12,11 +12,11 @@ import psutil
 import pytest
 
 from sd35.backends.registry import BACKENDS
+from sd35.bench.load.workload import mixed_workload, read_workload
 from sd35.bench.matrix import _with_room
 from sd35.bench.results import Cell, Plan, Result, read, write
-from sd35.bench.server import Starting, arguments_of, last_words, started
-from sd35.bench.session import AT_ONCE, Session, run_session
-from sd35.bench.workload import mixed, read_workload
+from sd35.bench.server import StartingServer, error_line, serve_arguments, serve_command, start_server
+from sd35.bench.session import CONCURRENCY, Session, run_session
 from sd35.errors import MeasuringFailed
 from sd35.settings import load_settings
 from tests.cli.test_commands import SD35, TIMEOUT_S, sd35_here
@@ -34,30 +34,30 @@ sizes = ["64x64"]
 
 @pytest.fixture
 def small(tmp_path: Path) -> str:
-    """A workload that costs little."""
+    """A workload of small images with few steps."""
     (tmp_path / "small.toml").write_text(SMALL)
     return str(tmp_path / "small.toml")
 
 
-def test_a_run_from_beginning_to_end(
+def test_a_run_prints_a_table_and_writes_a_result_and_a_page(
     small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """A server is started with the settings, and with nothing of mine; it ends in a table, a file and a page."""
+    """Start a server with the settings but without the user's storage, measure it, and report every figure."""
     monkeypatch.setenv("SD35_IMAGE_STORE", "s3://mine")
     monkeypatch.setenv("SD35_MAX_BATCH_ROWS", "4")
     assert (
         sd35_here(monkeypatch, "bench", *QUICK, "--rounds", "2", "--workload", small, "--out", str(tmp_path / "out"))
         == 0
     )
-    said = capsys.readouterr()
-    assert "sd35-mini on onnx/float32" in said.out
-    assert "closed, 2 clients" in said.out
+    printed = capsys.readouterr()
+    assert "sd35-mini on onnx/float32" in printed.out
+    assert "closed, 2 clients" in printed.out
     result = read(tmp_path / "out" / "bench.json")
-    assert result.served.settings
-    assert result.served.settings["max_batch_rows"] == "4"
-    assert [part.loop for part in result.parts] == ["closed", "open", "open", "open"]
-    assert result.closed.all.made > 0
-    assert {part.all.failed for part in result.parts} == {0}
+    assert result.server.settings
+    assert result.server.settings["max_batch_rows"] == "4"
+    assert [load.loop for load in result.loads] == ["closed", "open", "open", "open"]
+    assert result.closed.all.completed > 0
+    assert {load.all.failed for load in result.loads} == {0}
     assert result.closed.row_steps_per_s
     assert result.closed.images_per_s.half_width is not None
     cold, quality = result.cold_start, result.quality
@@ -68,31 +68,31 @@ def test_a_run_from_beginning_to_end(
     assert result.batches
     assert result.batches.batches == sum(result.batches.occupancy.values())
     assert quality
-    assert (quality.why_not, len(quality.shown), quality.reference_right) == (None, 2, 1.0)
+    assert (quality.skip_reason, len(quality.examples), quality.reference_correct_share) == (None, 2, 1.0)
     assert quality.psnr_db is None or quality.psnr_db > 40
     assert "<svg" in (tmp_path / "out" / "bench.html").read_text()
 
 
-def test_a_server_that_runs_already_is_measured_as_it_is(
+def test_a_running_server_is_measured_without_a_cold_start(
     url: str, small: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """In another dialect, at a rate of one's own, with a workload of one's own; its start is not known."""
+    """Another dialect, rate and workload can be chosen; the start of the server is unknown."""
     options = ("--dialect", "a1111", "--rate", "20", "--workload", small, "--reference", "none", "--json")
     assert sd35_here(monkeypatch, "bench", "--url", url, *QUICK, *options) == 0
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])  # before it, what the double logs
-    assert [part["name"] for part in found["parts"]] == ["closed, 2 clients", "open, 20/s"]
-    assert found["parts"][0]["all"]["made"] > 0
-    assert found["parts"][0]["row_steps_per_s"]["value"] == pytest.approx(
-        4 * found["parts"][0]["images_per_s"]["value"]
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])  # after the log lines of the fake service
+    assert [load["name"] for load in found["loads"]] == ["closed, 2 clients", "open, 20/s"]
+    assert found["loads"][0]["all"]["completed"] > 0
+    assert found["loads"][0]["row_steps_per_s"]["value"] == pytest.approx(
+        4 * found["loads"][0]["images_per_s"]["value"]
     )
-    assert (found["cold_start"]["ready_s"], found["quality"], found["served"]["url"]) == (None, None, url)
-    assert found["memory"]["peak_bytes"] > 5e7  # of this very process, which is who listens there
+    assert (found["cold_start"]["ready_s"], found["quality"], found["server"]["url"]) == (None, None, url)
+    assert found["memory"]["peak_bytes"] > 5e7  # of this process, which runs the fake service
 
 
-def test_a_matrix_tells_what_runs_and_why_the_rest_does_not(
+def test_a_matrix_lists_the_figures_of_what_runs_and_the_reasons_for_the_rest(
     small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """Of a table of backends that has one that runs here; what is not compiled is said with its remedy."""
+    """A combination that is not compiled yet is listed with the command that compiles it."""
     chosen = {name: BACKENDS[name] for name in ("onnx", "tensorrt")}
     monkeypatch.setattr("sd35.bench.matrix.BACKENDS", chosen)
     quick = (*QUICK, "--workload", small, "--reference", "none", "--cache-dir", str(tmp_path), "--batch", "8")
@@ -101,9 +101,9 @@ def test_a_matrix_tells_what_runs_and_why_the_rest_does_not(
     assert found["settings"]["max_in_flight"] == "11"  # for a batch of eight rows
     assert "backend" not in found["settings"]
     cells = found["cells"]
-    ran = [(cell["backend"], cell["precision"], cell["batch"]) for cell in cells if not cell["why_not"]]
+    ran = [(cell["backend"], cell["precision"], cell["batch_rows"]) for cell in cells if not cell["skip_reason"]]
     assert ran == [("onnx", "float32", 8)]
-    reasons = {f"{cell['backend']}/{cell['precision']}": cell["why_not"] for cell in cells if cell["why_not"]}
+    reasons = {f"{cell['backend']}/{cell['precision']}": cell["skip_reason"] for cell in cells if cell["skip_reason"]}
     assert re.search(
         r"the fp8 graphs of sd35-mini \(\S+/compiled/sd35-mini-\w+\) .* build with: sd35 c", reasons["onnx/fp8"]
     )
@@ -112,16 +112,16 @@ def test_a_matrix_tells_what_runs_and_why_the_rest_does_not(
     assert "build with: sd35 compile" in (tmp_path / "matrix.html").read_text()
 
 
-def test_a_matrix_passes_over_what_is_too_slow(url: str):
-    """Where the first image takes longer than may be, for the rounds would take for ever."""
-    plan = Plan(clients=1, rounds=1, seconds=1, warm_s=1, judged=0, most_first_s=0)
-    session = Session(load_settings(), mixed(), plan, url=url)
+def test_a_server_with_a_slow_first_image_is_not_measured(url: str):
+    """Its rounds would take too long."""
+    plan = Plan(clients=1, rounds=1, seconds=1, warmup_s=1, quality_images=0, max_first_image_s=0)
+    session = Session(load_settings(), mixed_workload(), plan, url=url)
     with pytest.raises(MeasuringFailed, match=r"its first image took [\d.]+ s; allowed: 0; raise --seconds$"):
         run_session(session, lambda *_: None)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "error"),
     [
         (("--dialect", "soap"), "--dialect: got 'soap'; allowed: sd35, openai, a1111, stability, plain"),
         (("--rate", "-1"), "--rate: got -1; allowed: a number above 0"),
@@ -144,35 +144,35 @@ def test_a_matrix_passes_over_what_is_too_slow(url: str):
         (("--dialect", "stability", "--url", "http://127.0.0.1:9"), "cannot be reached"),
     ],
 )
-def test_what_is_wrong_is_told_in_a_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], words: str
+def test_a_wrong_option_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], error: str
 ):
-    """Before anything is started: the field, what came, what is allowed."""
+    """Before anything is started, the error names the option, its value and what is allowed."""
     assert sd35_here(monkeypatch, "bench", *QUICK, *arguments) in {1, 2}
-    said = capsys.readouterr()
-    assert words in said.err
-    assert said.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert error in printed.err
+    assert printed.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("key", ["sd35_\u200bkey", "sd35_\xe9", "sd35_a b", "sd35_\x01"])
 def test_a_key_that_no_header_can_carry_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], key: str
 ):
-    """The variable is named and the key is not shown, before the server is asked for anything."""
+    """The error names the variable but not the key, and the server receives no request."""
     monkeypatch.setenv("BENCH_API_KEY", key)
     assert sd35_here(monkeypatch, "bench", "--url", "http://127.0.0.1:9") == 2
-    said = "sd35: BENCH_API_KEY: got a key that no header can carry; allowed: visible ASCII characters\n"
-    assert capsys.readouterr().err == said
+    message = "sd35: BENCH_API_KEY: got a key that no header can carry; allowed: visible ASCII characters\n"
+    assert capsys.readouterr().err == message
 
 
-def test_a_matrix_leaves_room_for_the_images_to_compare():
-    """More are drawn at once than one client and a batch of one row would ask for, and none is to be refused."""
-    plan = Plan(clients=1, rounds=1, seconds=1, warm_s=1, judged=1)
-    cell = Cell(backend="onnx", precision="float32", batch=1)
-    assert _with_room(Session(load_settings(), mixed(), plan), [cell]).settings.max_in_flight > AT_ONCE
+def test_a_matrix_admits_the_concurrent_images_of_the_comparison():
+    """One client and batches of one row would otherwise admit fewer images than are generated at once."""
+    plan = Plan(clients=1, rounds=1, seconds=1, warmup_s=1, quality_images=1)
+    cell = Cell(backend="onnx", precision="float32", batch_rows=1)
+    assert _with_room(Session(load_settings(), mixed_workload(), plan), [cell]).settings.max_in_flight > CONCURRENCY
 
 
-def test_each_run_against_a_running_server_requests_new_images(monkeypatch: pytest.MonkeyPatch):
+def test_each_run_against_a_running_server_has_its_own_seeds(monkeypatch: pytest.MonkeyPatch):
     """A second run would otherwise measure the server's stored images. A server started for the run has none."""
     sessions: list[Session] = []
 
@@ -183,87 +183,87 @@ def test_each_run_against_a_running_server_requests_new_images(monkeypatch: pyte
     monkeypatch.setattr("sd35.cli.commands.bench.run_session", stop)
     for target in (("--url", "http://127.0.0.1:9"), ("--url", "http://127.0.0.1:9"), ()):
         assert sd35_here(monkeypatch, "bench", *target, "--reference", "none") == 1
-    first, second, own = (session.plan.salt for session in sessions)
+    first, second, own = (session.plan.seed_offset for session in sessions)
     assert len({first, second}) == 2
     assert own == 0
 
 
-def test_loads_are_kept_where_the_images_to_compare_fail(url: str, small: str, monkeypatch: pytest.MonkeyPatch):
-    """A server that breaks after them is told of beside their figures."""
+def test_a_failed_comparison_of_images_keeps_the_loads(url: str, small: str, monkeypatch: pytest.MonkeyPatch):
+    """The result gives the reason in place of the comparison."""
 
     def fails(*_: object) -> None:
         raise MeasuringFailed("no image")
 
-    monkeypatch.setattr("sd35.bench.session._draw", fails)
-    plan = Plan(clients=1, rounds=1, seconds=0.2, warm_s=0.1, judged=1)
+    monkeypatch.setattr("sd35.bench.session._generate", fails)
+    plan = Plan(clients=1, rounds=1, seconds=0.2, warmup_s=0.1, quality_images=1)
     result = run_session(Session(load_settings(), read_workload(Path(small)), plan, url=url), lambda *_: None)
-    assert result.closed.all.made
+    assert result.closed.all.completed
     assert result.quality
-    assert result.quality.why_not == "no image"
+    assert result.quality.skip_reason == "no image"
 
 
-def test_a_server_that_ends_in_the_middle_is_told_with_its_last_words(tmp_path: Path):
-    """Whatever else failed by that."""
+def test_a_server_that_ends_during_the_measurement_is_reported_with_its_error(tmp_path: Path):
+    """Whatever else fails because of it."""
     (tmp_path / "log").write_text("out of memory\n")
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
-    with pytest.raises(MeasuringFailed, match="the server ended while it was measured: out of memory"):
-        Starting(process, tmp_path / "log", 1, 0.0).check_runs()
+    with pytest.raises(MeasuringFailed, match="the server ended during the measurement: out of memory"):
+        StartingServer(process, tmp_path / "log", "http://127.0.0.1:1", 0.0).check_running()
 
 
-def test_comparing_prints_a_table_and_tells_what_is_no_result(
+def test_comparing_prints_a_table_or_json_and_refuses_other_files(
     result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """Also as JSON."""
+    """A file without a format is not a result."""
     file = tmp_path / "a.json"
     write(result, file)
     assert sd35_here(monkeypatch, "bench", "compare", str(file), str(file)) == 0
     assert "images/s" in capsys.readouterr().out
     assert sd35_here(monkeypatch, "bench", "compare", str(file), str(file), "--json") == 0
-    assert {line["ratio"] for line in json.loads(capsys.readouterr().out)["lines"]} == {1.0}
+    assert {row["ratio"] for row in json.loads(capsys.readouterr().out)["rows"]} == {1.0}
     (tmp_path / "b.json").write_text("{}")
     assert sd35_here(monkeypatch, "bench", "compare", str(file), str(tmp_path / "b.json")) == 2
     assert "b.json: format: got None" in capsys.readouterr().err
 
 
-def test_who_ends_a_run_ends_its_server(small: str):
-    """SIGTERM in the middle of it leaves no process behind."""
+def test_terminating_a_run_stops_its_server(small: str):
+    """SIGTERM during a run leaves no process behind."""
     with subprocess.Popen([*SD35, "bench", *QUICK, "--seconds", "60", "--workload", small]) as running:
         bench = psutil.Process(running.pid)
-        until_s = time.monotonic() + TIMEOUT_S
+        deadline_s = time.monotonic() + TIMEOUT_S
         while not (children := bench.children()):
             assert running.poll() is None
-            assert time.monotonic() < until_s
+            assert time.monotonic() < deadline_s
         running.terminate()
         assert running.wait(TIMEOUT_S) == 128 + signal.SIGTERM
     assert not psutil.pid_exists(children[0].pid)
 
 
-def test_a_server_is_given_the_settings_that_shape_its_figures():
-    """As flags, which a server reads as the same settings; where it keeps things is not among them."""
-    given = {
+def test_a_server_gets_the_settings_that_shape_its_figures_as_flags():
+    """Storage is not among them."""
+    settings = {
         "backend": "diffusers", "reproducible": True, "ram": "8GiB", "checkpoints": "sd35-mini,other", "threads": "3",
-        "cache_dir": "/var/graphs", "store": "s3://mine", "database": "postgresql://me@db/mine",
+        "cache_dir": "/var/graphs", "image_store": "s3://mine", "database": "postgresql://me@db/mine",
     }  # fmt: skip
-    arguments = arguments_of(load_settings(given))
+    arguments = serve_arguments(load_settings(settings))
     assert arguments == [
         "--checkpoint", "sd35-mini", "--checkpoint", "other", "--backend", "diffusers", "--ram", "8589934592",
         "--threads", "3", "--reproducible", "--cache-dir", "/var/graphs",
     ]  # fmt: skip
 
 
-def test_a_server_that_does_not_start_is_told_in_its_own_words():
-    """The line in which it says why."""
-    with started(["--checkpoint", "nowhere"]) as starting, pytest.raises(MeasuringFailed) as raised:
-        starting.until_ready()
+def test_a_server_that_does_not_start_is_reported_with_its_error():
+    """The error line of `sd35` is part of the message."""
+    with start_server(serve_command(["--checkpoint", "nowhere"])) as starting, pytest.raises(MeasuringFailed) as raised:
+        starting.wait_until_ready()
     assert "the server did not start: " in str(raised.value)
     assert "nowhere" in str(raised.value)
     assert starting.process.poll() is not None
 
 
-def test_last_words_are_the_commands_own(tmp_path: Path):
-    """Or, where it has none, what was said last."""
+def test_the_error_line_is_the_last_one_of_sd35(tmp_path: Path):
+    """Without one it is the last line of the log."""
     log = tmp_path / "log"
-    for content, words in (("a\nsd35: why\n{}\n", "why"), ("a\nb\n", "b"), ("", "it said nothing")):
+    for content, line in (("a\nsd35: why\n{}\n", "why"), ("a\nb\n", "b"), ("", "no output")):
         log.write_text(content)
-        assert last_words(log) == words
+        assert error_line(log) == line

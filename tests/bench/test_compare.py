@@ -1,4 +1,4 @@
-"""Two runs side by side: what differs, what is chance, and what is not to be compared at all."""
+"""Comparing two runs: differences, chance, and runs that cannot be compared."""
 
 from pathlib import Path
 
@@ -7,22 +7,22 @@ import pytest
 from sd35.bench.compare import compare
 from sd35.bench.results import Result, read, write
 from sd35.errors import InvalidSetting
-from tests.bench.conftest import BUSY, figure
+from tests.bench.conftest import BUSY, estimate_of
 
 
 def changed(result: Result, **rates: object) -> Result:
-    """The same result with other figures of its closed loop."""
-    parts = [result.parts[0].model_copy(update=rates), *result.parts[1:]]
-    return result.model_copy(update={"parts": parts})
+    """Return a result with other figures of its closed loop."""
+    loads = [result.loads[0].model_copy(update=rates), *result.loads[1:]]
+    return result.model_copy(update={"loads": loads})
 
 
 def test_a_run_compared_with_itself_shows_no_difference(result: Result):
-    """Every ratio is 1, nothing is told to be better or worse, and there is nothing to beware of."""
+    """Every ratio is 1, no figure is better or worse, and there are no warnings."""
     found = compare(result, result)
-    assert {line.ratio for line in found.lines} == {1.0}
-    assert {line.verdict for line in found.lines} <= {"within chance", "no interval"}
+    assert {row.ratio for row in found.rows} == {1.0}
+    assert {row.verdict for row in found.rows} <= {"within chance", "no interval"}
     assert found.warnings == []
-    assert [line.what for line in found.lines if not line.part] == [
+    assert [row.figure for row in found.rows if not row.load] == [
         "process start to ready, s", "peak memory, MB", "PSNR, dB", "SSIM",
     ]  # fmt: skip
 
@@ -30,52 +30,52 @@ def test_a_run_compared_with_itself_shows_no_difference(result: Result):
 @pytest.mark.parametrize(
     ("before", "after", "verdict"),
     [
-        (figure(4, 0.3), figure(5, 0.3), "better"),
-        (figure(5, 0.3), figure(4, 0.3), "worse"),
-        (figure(4, 0.6), figure(5, 0.6), "within chance"),
-        (figure(4), figure(5, 0.6), "no interval"),
+        (estimate_of(4, 0.3), estimate_of(5, 0.3), "better"),
+        (estimate_of(5, 0.3), estimate_of(4, 0.3), "worse"),
+        (estimate_of(4, 0.6), estimate_of(5, 0.6), "within chance"),
+        (estimate_of(4), estimate_of(5, 0.6), "no interval"),
     ],
 )
-def test_a_difference_counts_beyond_the_intervals(result: Result, before: object, after: object, verdict: str):
-    """More images a second are better; whether they are more is for the intervals to say."""
+def test_figures_differ_if_their_intervals_do_not_overlap(result: Result, before: object, after: object, verdict: str):
+    """More images a second are better."""
     found = compare(changed(result, images_per_s=before), changed(result, images_per_s=after))
-    line = next(line for line in found.lines if line.what == "images/s")
-    assert line.verdict == verdict
+    row = next(row for row in found.rows if row.figure == "images/s")
+    assert row.verdict == verdict
 
 
 def test_less_latency_is_better(result: Result):
-    """For what is in seconds and in bytes, less is more."""
-    quick = result.parts[0].all.model_copy(update={"p95_s": figure(0.1, 0.01)})
-    line = next(line for line in compare(result, changed(result, all=quick)).lines if line.what == "p95, s")
-    assert line.verdict == "better"
-    assert line.ratio is not None
-    assert line.ratio < 1
+    """For seconds and bytes, less is better."""
+    quick = result.loads[0].all.model_copy(update={"p95_s": estimate_of(0.1, 0.01)})
+    row = next(row for row in compare(result, changed(result, all=quick)).rows if row.figure == "p95, s")
+    assert row.verdict == "better"
+    assert row.ratio is not None
+    assert row.ratio < 1
 
 
-def test_other_work_is_not_compared_unless_told(result: Result):
-    """Then with a warning; the error names both."""
+def test_different_workloads_are_compared_only_on_request(result: Result):
+    """The error names both workloads; on request there is a warning."""
     other = result.model_copy(update={"workload_digest": "f" * 12})
     with pytest.raises(InvalidSetting, match=f"{result.workload_digest}.*ffffffffffff.*--different-workloads"):
         compare(result, other)
     found = compare(result, other, different_workloads=True)
-    assert found.warnings == ["not the same workload: the ratios are of different work"]
+    assert found.warnings == ["not the same workload: the ratios compare different work"]
 
 
-def test_other_hardware_a_busy_machine_and_other_loads_are_told(result: Result):
-    """One warning each, and loads of one run only are left out."""
+def test_different_machines_background_load_and_loads_are_warned_of(result: Result):
+    """One warning each, and loads of only one run are left out."""
     machine = result.machine.model_copy(update={"cores": 4})
-    other = result.model_copy(update={"machine": machine, "busy": BUSY, "parts": result.parts[:1]})
+    other = result.model_copy(update={"machine": machine, "background": BUSY, "loads": result.loads[:1]})
     found = compare(result, other)
     assert [warning.partition(":")[0] for warning in found.warnings] == [
-        "B was measured on a BUSY MACHINE", "not the same machine", "loads of one of them only, which are left out",
+        "B was measured on a BUSY MACHINE", "not the same machine", "loads of only one run are left out",
     ]  # fmt: skip
-    assert {line.part for line in found.lines} == {"closed, 2 clients", ""}
+    assert {row.load for row in found.rows} == {"closed, 2 clients", ""}
 
 
-def test_another_plan_and_other_comparisons_of_images_are_told(result: Result):
-    """Warm-up, reference and number of images, for they shape figures as rounds do."""
+def test_different_plans_and_comparisons_of_images_are_warned_of(result: Result):
+    """Warm-up, reference and number of images shape figures as rounds do."""
     assert result.quality
-    plan = result.plan.model_copy(update={"rounds": 1, "warm_s": 9})
+    plan = result.plan.model_copy(update={"rounds": 1, "warmup_s": 9})
     quality = result.quality.model_copy(update={"reference": "diffusers/float32", "images": 1})
     assert compare(result, result.model_copy(update={"plan": plan, "quality": quality})).warnings == [
         "not the same plan: 3 rounds of 2 s after 1 s of warm-up, and 1 round of 2 s after 9 s of warm-up",
@@ -83,9 +83,9 @@ def test_another_plan_and_other_comparisons_of_images_are_told(result: Result):
     ]
 
 
-def test_of_a_file_with_much_amiss_a_few_fields_are_told(tmp_path: Path):
-    """And how many more there are: half a result lacks nearly all of them."""
-    (tmp_path / "half.json").write_text('{"format": "sd35-bench/1"}')
+def test_the_error_of_an_incomplete_file_names_a_few_fields(tmp_path: Path):
+    """It also says how many more are missing."""
+    (tmp_path / "half.json").write_text('{"format": "sd35-bench/2"}')
     with pytest.raises(InvalidSetting) as raised:
         read(tmp_path / "half.json")
     assert str(raised.value).count("is missing") == 4
@@ -93,31 +93,31 @@ def test_of_a_file_with_much_amiss_a_few_fields_are_told(tmp_path: Path):
 
 
 def test_a_result_is_read_as_it_was_written(result: Result, tmp_path: Path):
-    """Nothing is lost."""
+    """Writing and reading a result loses nothing."""
     write(result, tmp_path / "new" / "bench.json")
     assert read(tmp_path / "new" / "bench.json") == result
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
-        ('{"format": "sd35-bench/0"}', "format: got 'sd35-bench/0'; allowed: 'sd35-bench/1'"),
-        ('{"format": "sd35-bench-matrix/1"}', "format: got 'sd35-bench-matrix/1'"),
+        ('{"format": "sd35-bench/0"}', "format: got 'sd35-bench/0'; allowed: 'sd35-bench/2'"),
+        ('{"format": "sd35-bench-matrix/2"}', "format: got 'sd35-bench-matrix/2'"),
         ("[]", "format: got None"),
         ("{", "is not JSON"),
         ("[" * 200_000, "is not JSON: values nested in more than 64 levels"),
         ('{"format": ' + "9" * 5_000 + "}", "is not JSON: a number of 5000 digits"),
         ('{"format": NaN}', "is not JSON: NaN is no number"),
-        ('{"format": "' + "x" * 5_000 + '"}', "...; allowed: 'sd35-bench/1'"),
-        ('{"format": "sd35-bench/1", "made_at": 3}', "made_at: got 3"),
+        ('{"format": "' + "x" * 5_000 + '"}', "...; allowed: 'sd35-bench/2'"),
+        ('{"format": "sd35-bench/2", "created_at": 3}', "created_at: got 3"),
         (None, "cannot be read"),
     ],
 )
-def test_a_file_that_is_no_result_is_told(tmp_path: Path, content: str | None, words: str):
-    """Of another version, of another kind, or of none."""
+def test_a_file_that_is_not_a_result_is_refused(tmp_path: Path, content: str | None, message: str):
+    """Files of another version, of another kind, and other files."""
     file = tmp_path / "it.json"
     if content is not None:
         file.write_text(content)
     with pytest.raises(InvalidSetting) as raised:
         read(file)
-    assert words in str(raised.value)
+    assert message in str(raised.value)

@@ -5,15 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd35.bench.statistics import half_width, is_different, of_rounds, percentile, percentile_of_rounds
-from tests.bench.conftest import figure
+from sd35.bench.statistics import differ, estimate, half_width, percentile, percentile_of_rounds
+from tests.bench.conftest import estimate_of
 
 values = st.lists(st.floats(0, 1e6), min_size=1, max_size=200)
 
 
 @given(values=values, percent=st.sampled_from([50, 95, 99, 100]))
-def test_a_percentile_is_numpys(values: list[float], percent: int):
-    """The nearest rank, which NumPy calls the inverted distribution function: always a value that was seen."""
+def test_a_percentile_equals_numpys_inverted_cdf(values: list[float], percent: int):
+    """The nearest-rank method always returns one of the values."""
     assert percentile(values, percent) == np.percentile(values, percent, method="inverted_cdf")
 
 
@@ -25,34 +25,34 @@ def test_a_percentile_is_numpys(values: list[float], percent: int):
         ([0.0, 1.0] * 50, 1.960 * 0.050252),  # of 99: the normal distribution's
     ],
 )
-def test_an_interval_is_students(sample: list[float], expected: float):
+def test_a_half_width_follows_students_t(sample: list[float], expected: float):
     """Worked out by hand from the table of t."""
     assert half_width(sample) == pytest.approx(expected, rel=1e-3)
 
 
-def test_an_interval_holds_the_mean_in_95_of_100_runs():
-    """Of 4,000 runs of four rounds each, drawn with a known mean."""
+def test_95_percent_of_intervals_contain_the_mean():
+    """Over 4,000 runs of four rounds with a known mean."""
     runs = np.random.default_rng(1).normal(10, 2, (4000, 4))
     hits = [abs(np.mean(run) - 10) <= half_width(run.tolist()) for run in runs]
     assert np.mean(hits) == pytest.approx(0.95, abs=0.015)
 
 
-def test_one_round_tells_no_interval():
-    """Nor does a percentile of which one round has seen something; of none there is no figure."""
-    assert of_rounds([3.0]) == figure(3.0)
-    assert percentile_of_rounds([[1.0, 2.0], []], 95) == figure(2.0)
+def test_one_round_gives_no_interval():
+    """A percentile with values in only one round has none either; without values there is no estimate."""
+    assert estimate([3.0]) == estimate_of(3.0)
+    assert percentile_of_rounds([[1.0, 2.0], []], 95) == estimate_of(2.0)
     assert percentile_of_rounds([[], []], 95) is None
 
 
-def test_a_percentile_is_of_all_rounds_together():
-    """And its interval is that of the rounds' own."""
+def test_a_percentile_is_taken_over_all_rounds_together():
+    """Its interval comes from the percentile of each round."""
     found = percentile_of_rounds([[1.0], [2.0], [3.0] * 8], 50)
     assert found is not None
     assert (found.value, found.half_width) == (3.0, half_width([1.0, 2.0, 3.0]))
 
 
-def test_figures_differ_where_their_intervals_do_not_overlap():
-    """Whichever comes first; what has no interval tells nothing."""
-    assert is_different(figure(1, 0.4), figure(2, 0.5)) is True
-    assert is_different(figure(2, 0.5), figure(1, 0.6)) is False
-    assert is_different(figure(1, 0.1), figure(2)) is None
+def test_estimates_differ_if_their_intervals_do_not_overlap():
+    """In either order; without an interval it is unknown."""
+    assert differ(estimate_of(1, 0.4), estimate_of(2, 0.5)) is True
+    assert differ(estimate_of(2, 0.5), estimate_of(1, 0.6)) is False
+    assert differ(estimate_of(1, 0.1), estimate_of(2)) is None

@@ -1,4 +1,4 @@
-"""`make gpu-acceptance`: its small configuration, really run; its table and drawing; what it builds first."""
+"""`make gpu-acceptance`: its small configuration, run on the CPU; its table and page; candidates that must be built."""
 
 import json
 import re
@@ -6,25 +6,24 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree as ET
 
 import pytest
 
 from benchmarks import gpu_acceptance
-from benchmarks.acceptance_candidate import Order
-from benchmarks.acceptance_report import Row, markdown, svg
+from benchmarks.acceptance_candidate import CandidateTask
+from benchmarks.acceptance_report import Row, acceptance_page, markdown
 from benchmarks.gpu_acceptance import CANDIDATES
 from benchmarks.processes import ROOT
 
 NAMES = ["BF16 eager", "BF16 compiled", "FP8", "TensorRT BF16", "TensorRT FP8"]
-ORDER = Order(
+TASK = CandidateTask(
     backend="tensorrt", precision="fp8", torch_compile=False, checkpoint="here", device="cuda", offload="none",
     threads=0, images=1, width_px=64, height_px=64, steps=2, guidance=4.5, cache_dir="cache", folder="folder",
 )  # fmt: skip
 
 
 def test_the_small_configuration_runs_on_a_cpu(tmp_path: Path) -> None:
-    """PyTorch's ways draw like BF16 and are timed, TensorRT's say what is missing; a table and a drawing hold all."""
+    """PyTorch's candidates are timed and compared with BF16; TensorRT's name what is missing."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu_acceptance", "--small", "--output", str(tmp_path)],
         cwd=ROOT, capture_output=True, text=True, check=False,
@@ -33,18 +32,17 @@ def test_the_small_configuration_runs_on_a_cpu(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "acceptance.json").read_text())["rows"]
     assert [row["name"] for row in rows] == NAMES == [candidate.name for candidate in CANDIDATES]
     for row in rows[:3]:
-        assert not row["trouble"]
+        assert not row["error"]
         assert len(row["steps_s"]) == 3
         assert row["images_s"][0] > sum(row["steps_s"])
         assert row["peak_bytes"] > 10**8
         assert row["is_reference"] or row["psnr_db"][0] > 25
-    assert all(row["trouble"] and not row["steps_s"] for row in rows[3:])
+    assert all(row["error"] and not row["steps_s"] for row in rows[3:])
     table = (tmp_path / "acceptance.md").read_text()
     assert table in done.stdout
     assert all(f"| {name} | {'not run' if 'Tensor' in name else ''}" in table for name in NAMES)
-    drawing = ET.fromstring((tmp_path / "acceptance.svg").read_text())  # noqa: S314  our own
-    words = [text.text for text in drawing.iter("{http://www.w3.org/2000/svg}text")]
-    assert [word for word in words if word in NAMES] == NAMES
+    page = (tmp_path / "acceptance.html").read_text()
+    assert re.findall(r"<tr><td>([^<]+)</td>", page) == NAMES
     for candidate in CANDIDATES[:3]:
         assert (candidate.images(tmp_path) / "0.png").is_file()
 
@@ -56,32 +54,31 @@ ROWS = [
 ]
 
 
-def test_the_table_has_medians_and_no_number_of_what_did_not_run() -> None:
-    """A step's median, the mean and least of the quality; of what did not run, its reason below."""
+def test_the_table_has_medians_and_the_reasons_of_what_did_not_run() -> None:
+    """Median step time, and mean and worst PSNR. The reasons are below the table."""
     lines = markdown("title", ROWS).splitlines()
     assert lines[4:7] == [
-        "| one | 200.0 | 1.00 | 4.00 | itself | 1.0 |",
-        "| two | 100.0 | 0.50 | 2.00 | 35.0 (least 30.0) | 2.0 |",
+        "| one | 200.0 | 1.00 | 4.00 | reference | 1.0 |",
+        "| two | 100.0 | 0.50 | 2.00 | 35.0 (worst 30.0) | 2.0 |",
         "| three | not run |  |  |  |  |",
     ]
     assert lines[-1] == "- three: no <GPU>"
 
 
-def test_bars_are_as_long_as_their_numbers() -> None:
-    """In each panel, lengths are in proportion; what did not run has no bar, and its reason is spelt out."""
-    bars: dict[str, list[float]] = {}
-    for width, colour in re.findall(r'width="([\d.]+)" height="16" fill="(#\w+)"', svg("title", ROWS)):
-        bars.setdefault(colour, []).append(float(width))
-    steps, memory, quality = bars.values()
+def test_bars_are_in_proportion_to_their_values() -> None:
+    """In each chart, lengths are in proportion. A candidate that did not run has no bar, and its reason is listed."""
+    page = acceptance_page("title", ROWS)
+    charts = [re.findall(r'width="([\d.]+)" height="10"', chart) for chart in page.split("<figure>")[1:]]
+    steps, memory, quality = ([float(width) for width in widths] for widths in charts)
     assert steps == [2 * steps[1], steps[1]]
     assert memory == [2 * memory[1], memory[1]]
-    assert quality[0] == 0 < quality[1]
-    assert "not run: no &lt;GPU&gt;" in svg("title", ROWS)
+    assert len(quality) == 1
+    assert "<dt>three</dt><dd>no &lt;GPU&gt;</dd>" in page
 
 
-def test_what_is_not_compiled_is_built_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the very command that the error names, once; a build that fails is the candidate's trouble."""
-    answers: list[dict[str, Any]] = [{"trouble": "not built", "build": ["compile", "--precision", "fp8"]}, {"ran": 1}]
+def test_a_candidate_that_is_not_compiled_is_built_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the command that the error names, once. A failed build is the candidate's error."""
+    answers: list[dict[str, Any]] = [{"error": "not built", "build": ["compile", "--precision", "fp8"]}, {"ran": 1}]
     built: list[tuple[str, ...]] = []
 
     def build(*arguments: str) -> str:
@@ -90,8 +87,8 @@ def test_what_is_not_compiled_is_built_first(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(gpu_acceptance, "_run", lambda _: answers.pop(0))
     monkeypatch.setattr(gpu_acceptance, "_sd35", build)
-    assert gpu_acceptance._measured(ORDER) == {"ran": 1}  # noqa: SLF001
+    assert gpu_acceptance._measure(TASK) == {"ran": 1}  # noqa: SLF001
     assert built == [("compile", "--precision", "fp8", *gpu_acceptance._FP8_BUILD, "--cache-dir", "cache")]  # noqa: SLF001
-    monkeypatch.setattr(gpu_acceptance, "_run", lambda _: {"trouble": "not built", "build": ["compile"]})
+    monkeypatch.setattr(gpu_acceptance, "_run", lambda _: {"error": "not built", "build": ["compile"]})
     monkeypatch.setattr(gpu_acceptance, "_sd35", lambda *_: "the disk is full")
-    assert gpu_acceptance._measured(ORDER) == {"trouble": "what it needs cannot be built: the disk is full"}  # noqa: SLF001
+    assert gpu_acceptance._measure(TASK) == {"error": "building failed: the disk is full"}  # noqa: SLF001

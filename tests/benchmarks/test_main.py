@@ -1,4 +1,4 @@
-"""A run of the benchmarks keeps results whatever fails, and leaves out with its reason what a machine cannot run."""
+"""A run of the benchmarks keeps its results if one fails, and skips what the machine cannot run."""
 
 import json
 from collections.abc import Callable
@@ -20,14 +20,14 @@ NO_BF16 = {"OV_CPU_MAX_ISA": "AVX2"}  # OpenVINO's own variable: the processor i
 
 @pytest.fixture
 def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where results are written; the machine is not looked at."""
+    """The path of the results, with a fixed description of the machine."""
     monkeypatch.setattr(benchmarks, "OUTPUT", tmp_path / "build" / "benchmarks.json")
     monkeypatch.setattr(benchmarks, "machine", lambda: {"is_busy": False, "load": 0, "cores": 2})
     return benchmarks.OUTPUT
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str, **measures: Callable[[], Outcome]) -> Any:
-    """Run these benchmarks; the exit code, None for success."""
+    """Run these benchmarks. Return the exit code, or None for success."""
 
     def measured(measure: Callable[[], Outcome]) -> Callable[[Path, int], Outcome]:
         return lambda _directory, _rounds: measure()
@@ -42,15 +42,15 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str, **measures: Callable[[
 
 
 def good() -> Outcome:
-    """A benchmark whose bar is met."""
+    """Return an outcome whose bar is met."""
     return Outcome([Bar("what", 1, "s", "<=", 2)], ["a note"])
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no such processor"), SystemExit("a worker ended")])
-def test_what_fails_loses_no_other_result(
+def test_a_failed_benchmark_loses_no_other_result(
     output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException
 ):
-    """The other benchmarks are measured and kept, the failure is told with its traceback, and the exit code is 1."""
+    """The others run and are stored, the failure is reported with its traceback, and the exit code is 1."""
     monkeypatch.setattr(readme, "write", lambda _: pytest.fail("a table without all claims"))
 
     def bad() -> Outcome:
@@ -60,15 +60,15 @@ def test_what_fails_loses_no_other_result(
     content = json.loads(output.read_text())
     assert content["first"] == content["last"] == good().as_json()
     assert str(error) in content["failures"]["bad"]
-    said = capsys.readouterr().out
-    assert f"bad FAILED: {type(error).__name__}: {error}" in said
-    assert "The READMEs' table stays as it is: bad failed." in said
+    printed = capsys.readouterr().out
+    assert f"bad FAILED: {type(error).__name__}: {error}" in printed
+    assert "The READMEs' table was not updated: bad failed." in printed
 
 
-def test_ctrl_c_keeps_what_was_measured(
+def test_ctrl_c_keeps_the_results_so_far(
     output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """Results so far are in the file and in the table; the exit code is that of an interrupted command."""
+    """They are in the file and in the table, and the exit code is 130."""
 
     def interrupted() -> Outcome:
         raise KeyboardInterrupt
@@ -78,14 +78,14 @@ def test_ctrl_c_keeps_what_was_measured(
     assert "first" in capsys.readouterr().out
 
 
-def test_a_side_that_the_processor_cannot_run_says_why():
-    """A worker in BF16 on a processor without it ends with the backend's own words."""
+def test_a_side_that_the_processor_cannot_run_gives_the_reason():
+    """The error of the backend, for BF16 on a processor without it."""
     with pytest.raises(CannotRun, match="precision: got 'bfloat16'; this processor allows: float32"):
         Worker("openvino-bf16", DIRECTORY, NO_BF16)
 
 
-def test_planned_memory_leaves_out_what_the_processor_cannot_run(monkeypatch: pytest.MonkeyPatch):
-    """The case is noted with its reason, has no bar, and does not end the benchmark."""
+def test_planned_memory_skips_what_the_processor_cannot_run(monkeypatch: pytest.MonkeyPatch):
+    """The case has a note with the reason and no bar, and the benchmark goes on."""
     clean = clean_environment
     monkeypatch.setattr(planned_memory, "clean_environment", lambda: {**clean(), **NO_BF16})
     monkeypatch.setattr(planned_memory, "_WITH_GRAPHS", (planned_memory.Case("openvino", "bfloat16", "none"),))
@@ -95,8 +95,8 @@ def test_planned_memory_leaves_out_what_the_processor_cannot_run(monkeypatch: py
     assert found.notes[1:] == [f"openvino bfloat16 none: left out; {reason}"]
 
 
-def test_openvino_leaves_out_its_bf16_side_and_keeps_the_bar(monkeypatch: pytest.MonkeyPatch):
-    """Without BF16, the comparison with GenAI is measured all the same, and the side is named with the reason."""
+def test_openvino_skips_its_bf16_side_and_keeps_the_bar(monkeypatch: pytest.MonkeyPatch):
+    """GenAI is still compared, and the skipped side is listed with the reason."""
 
     class Without:
         def __init__(self, side: str, *_: object) -> None:
@@ -114,9 +114,9 @@ def test_openvino_leaves_out_its_bf16_side_and_keeps_the_bar(monkeypatch: pytest
     monkeypatch.setattr(openvino_genai, "install", lambda: None)
     monkeypatch.setattr(openvino_genai, "_run", lambda *_: None)
     monkeypatch.setattr(openvino_genai, "Worker", Without)
-    monkeypatch.setattr(openvino_genai, "draw_in_turns", lambda sides, *_, **__: drawn.extend(sides))
+    monkeypatch.setattr(openvino_genai, "run_interleaved", lambda sides, *_, **__: drawn.extend(sides))
     found: list[dict[str, str]] = []
-    monkeypatch.setattr(openvino_genai, "outcome", lambda _turns, _rounds, left_out: found.append(left_out))
+    monkeypatch.setattr(openvino_genai, "outcome", lambda _samples, _rounds, left_out: found.append(left_out))
     openvino_genai.measure(DIRECTORY, 1)
     assert found == [{"openvino-bf16": "no BF16"}]
     assert drawn == ["openvino", "onnx", "genai", "genai-fixed", "genai-default"]

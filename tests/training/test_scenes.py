@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd35.bench.judge import judge_ground
+from sd35.bench.quality.judge import find_background
 from training.evaluate import as_table, judge, summarise
 from training.scenes import Item, Scene, caption_for_training, draw, find_font, sample_scene
 from training.text import known_words, make_clip_tokenizer, make_t5_tokenizer
@@ -100,7 +100,7 @@ def test_the_judge_finds_true_scenes_right():
     """Scenes drawn from the font show what they say; at most one in fifty has a glyph too near to its ground."""
     rng = np.random.default_rng(3)
     scenes = [sample_scene(rng, 128, 128, kind, held_out=True) for kind in ("single", "pair") for _ in range(50)]
-    assert sum(judge(_image(scene), scene).right for scene in scenes) >= 98
+    assert sum(judge(_image(scene), scene).is_correct for scene in scenes) >= 98
 
 
 @needs_font
@@ -113,7 +113,7 @@ def test_the_judge_finds_every_other_object_wrong():
         scenes[scene.items[0].name] = scene
     drawn = list(scenes.values())
     for shown, asked in zip(drawn, drawn[1:] + drawn[:1], strict=True):
-        assert not judge(_image(shown), asked).right
+        assert not judge(_image(shown), asked).is_correct
 
 
 @needs_font
@@ -123,7 +123,7 @@ def test_the_judge_finds_a_swapped_relation_wrong():
     for _ in range(20):
         scene = sample_scene(rng, 128, 128, "pair", held_out=True)
         flip = np.fliplr if scene.relation in {"left", "right"} else np.flipud
-        assert not judge(np.ascontiguousarray(flip(_image(scene))), scene).right
+        assert not judge(np.ascontiguousarray(flip(_image(scene))), scene).is_correct
 
 
 @pytest.mark.parametrize("ground", GROUNDS)
@@ -132,8 +132,8 @@ def test_the_judge_names_plain_grounds_and_finds_nothing_on_them(ground: str):
     image = np.full((128, 128, 3), GROUNDS[ground], np.uint8)
     scene = Scene(128, 128, ground, 0, (Item("cat", 0, 0, 64),), None, "")
     verdict = judge(image, scene)
-    assert judge_ground(image)[0] == verdict.ground == ground
-    assert (verdict.found, verdict.right) == ([], False)
+    assert find_background(image)[0] == verdict.background == ground
+    assert (verdict.glyphs, verdict.is_correct) == ([], False)
 
 
 @needs_font

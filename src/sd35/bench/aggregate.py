@@ -1,106 +1,99 @@
-"""From requests and what came of them to the figures of one load over all rounds."""
+"""Aggregates the requests of one load over all rounds into throughput, latencies and counts."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from sd35.bench.load import Asked, rate_within
-from sd35.bench.results import OfKind, Part, Samples
-from sd35.bench.statistics import Figure, of_rounds, percentile_of_rounds
-from sd35.bench.workload import ALL
+from sd35.bench.load.generator import Amount, RequestResult, completion_rate
+from sd35.bench.load.workload import ALL_CLASSES
+from sd35.bench.results import ClassResult, LoadResult, RequestColumns
+from sd35.bench.statistics import Estimate, estimate, percentile_of_rounds
 
-_TROUBLES = 5  # kinds of a server's words that a report holds
+_MAX_ERRORS = 5  # different error messages in a result
 
 
 class Load(NamedTuple):
-    """A closed loop of so many clients, or an open one of so many requests a second."""
+    """A closed loop of a number of clients, or an open loop of a number of requests a second."""
 
     name: str
     clients: int | None = None
-    offered: float | None = None
+    offered_per_s: float | None = None
 
 
 class Round(NamedTuple):
-    """What came of a load once. Seconds are of `time.monotonic`."""
+    """The requests of one load in one round. `start_s` is of `time.monotonic`."""
 
-    began_s: float
-    asked: list[Asked]
+    start_s: float
+    results: list[RequestResult]
 
 
-def closed(clients: int) -> Load:
-    """So many clients, each of whom waits for an image before it asks for the next."""
+def closed_load(clients: int) -> Load:
+    """Describe a closed loop: each client waits for an image before it asks for the next."""
     return Load(f"closed, {clients} client{'s' * (clients > 1)}", clients=clients)
 
 
-def opened(rate: float) -> Load:
-    """So many requests a second."""
-    return Load(f"open, {rate:g}/s", offered=rate)
+def open_load(rate: float) -> Load:
+    """Describe an open loop of `rate` requests a second."""
+    return Load(f"open, {rate:g}/s", offered_per_s=rate)
 
 
-def opened_at_share(share: float, capacity: float) -> Load:
-    """A share of the images a second that a closed loop got."""
-    return Load(f"open, {share:g} of the closed loop's", offered=share * capacity)
+def open_load_at(share: float, capacity: float) -> Load:
+    """Describe an open loop at a share of the closed loop's images a second."""
+    return Load(f"open, {share:g} of the closed loop's", offered_per_s=share * capacity)
 
 
-def capacity(round_: Round, seconds: float) -> float:
-    """Images a second."""
-    return rate_within(round_.asked, round_.began_s, seconds, lambda _: 1.0)
-
-
-def part_of(load: Load, rounds: Sequence[Round], seconds: float, origin_s: float) -> Part:
-    """The figures of a load. `origin_s` is where the samples' time begins."""
-    asked = [each for round_ in rounds for each in round_.asked]
-    kinds = sorted({each.kind for each in asked}, key=_in_order)
-    is_known = all(each.row_steps is not None for each in asked)
-    said = Counter(each.said for each in asked if each.end != "made")
-    return Part(
+def load_result(load: Load, rounds: Sequence[Round], seconds: float, origin_s: float) -> LoadResult:
+    """Aggregate all rounds of a load. Times in the result count from `origin_s`."""
+    results = [result for round_ in rounds for result in round_.results]
+    names = sorted({result.class_name for result in results}, key=_sort_key)
+    has_row_steps = all(result.row_steps is not None for result in results)
+    errors = Counter(result.message for result in results if result.status != "completed")
+    return LoadResult(
         name=load.name,
         loop="open" if load.clients is None else "closed",
         clients=load.clients,
-        offered=load.offered,
+        offered_per_s=load.offered_per_s,
         images_per_s=_rate(rounds, seconds, lambda _: 1.0),
-        row_steps_per_s=_rate(rounds, seconds, lambda each: float(each.row_steps or 0)) if is_known else None,
-        all=_of_kind(ALL, rounds),
-        kinds=[_of_kind(kind, rounds) for kind in kinds],
-        trouble=dict(said.most_common(_TROUBLES)),
-        samples=_samples(rounds, origin_s),
+        row_steps_per_s=_rate(rounds, seconds, lambda each: float(each.row_steps or 0)) if has_row_steps else None,
+        all=_class_result(ALL_CLASSES, rounds),
+        classes=[_class_result(name, rounds) for name in names],
+        errors=dict(errors.most_common(_MAX_ERRORS)),
+        requests=_columns(rounds, origin_s),
     )
 
 
-def _rate(rounds: Sequence[Round], seconds: float, of: Callable[[Asked], float]) -> Figure:
-    return of_rounds([rate_within(round_.asked, round_.began_s, seconds, of) for round_ in rounds])
+def _rate(rounds: Sequence[Round], seconds: float, amount: Amount) -> Estimate:
+    return estimate([completion_rate(round_.results, round_.start_s, seconds, amount) for round_ in rounds])
 
 
-def _of_kind(kind: str, rounds: Sequence[Round]) -> OfKind:
-    chosen = [[each for each in round_.asked if kind in {ALL, each.kind}] for round_ in rounds]
-    took_s = [[each.took_s for each in asked if each.end == "made"] for asked in chosen]
-    ends = Counter(each.end for asked in chosen for each in asked)
-    return OfKind(
-        name=kind,
-        made=ends["made"],
-        refused=ends["refused"],
-        failed=ends["failed"],
-        p50_s=percentile_of_rounds(took_s, 50),
-        p95_s=percentile_of_rounds(took_s, 95),
-        p99_s=percentile_of_rounds(took_s, 99),
+def _class_result(name: str, rounds: Sequence[Round]) -> ClassResult:
+    chosen = [[result for result in round_.results if name in {ALL_CLASSES, result.class_name}] for round_ in rounds]
+    latencies_s = [[result.latency_s for result in results if result.status == "completed"] for results in chosen]
+    counts = Counter(result.status for results in chosen for result in results)
+    return ClassResult(
+        name=name,
+        completed=counts["completed"],
+        refused=counts["refused"],
+        failed=counts["failed"],
+        p50_s=percentile_of_rounds(latencies_s, 50),
+        p95_s=percentile_of_rounds(latencies_s, 95),
+        p99_s=percentile_of_rounds(latencies_s, 99),
     )
 
 
-def _samples(rounds: Sequence[Round], origin_s: float) -> Samples:
-    numbered: Iterable[tuple[int, Asked]] = (
-        (number, each) for number, round_ in enumerate(rounds, 1) for each in round_.asked
-    )
-    ordered = sorted(numbered, key=lambda pair: pair[1].due_s)
-    return Samples(
+def _columns(rounds: Sequence[Round], origin_s: float) -> RequestColumns:
+    numbered = [(number, result) for number, round_ in enumerate(rounds, 1) for result in round_.results]
+    ordered = sorted(numbered, key=lambda pair: pair[1].scheduled_s)
+    return RequestColumns(
         round=[number for number, _ in ordered],
-        kind=[each.kind for _, each in ordered],
-        due_s=[round(each.due_s - origin_s, 4) for _, each in ordered],
-        took_s=[round(each.took_s, 4) for _, each in ordered],
-        end=[each.end for _, each in ordered],
+        class_name=[result.class_name for _, result in ordered],
+        scheduled_s=[round(result.scheduled_s - origin_s, 4) for _, result in ordered],
+        latency_s=[round(result.latency_s, 4) for _, result in ordered],
+        status=[result.status for _, result in ordered],
     )
 
 
-def _in_order(kind: str) -> tuple[int, str]:
-    """By its number, if it begins with one: "4 steps" before "12 steps"."""
-    number = kind.partition(" ")[0]
-    return (int(number) if number.isdecimal() else 0, kind)
+def _sort_key(name: str) -> tuple[int, str]:
+    """Sort by a leading number: "4 steps" before "12 steps"."""
+    number = name.partition(" ")[0]
+    return (int(number) if number.isdecimal() else 0, name)

@@ -1,36 +1,36 @@
-"""Two runs side by side: ratios, and whether a difference is more than the intervals leave to chance."""
+"""Compares two runs: the ratio of each figure, and whether the confidence intervals overlap."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from sd35.bench.formatting import counted
-from sd35.bench.results import OfKind, Part, Plan, Result
-from sd35.bench.statistics import Figure, is_different
+from sd35.bench.report.formatting import counted
+from sd35.bench.results import ClassResult, LoadResult, Plan, Result
+from sd35.bench.statistics import Estimate, differ
 from sd35.errors import InvalidSetting
 
 
-class Line(NamedTuple):
-    """One figure in both. `differs`: None where the intervals are not known."""
+class Row(NamedTuple):
+    """One figure in both runs. `load` is empty for a figure of the whole run."""
 
-    part: str
-    what: str
-    before: Figure
-    after: Figure
+    load: str
+    figure: str
+    before: Estimate
+    after: Estimate
     more_is_better: bool
 
     @property
     def ratio(self) -> float | None:
-        """The second over the first; None where the first is 0."""
+        """The second figure over the first, or None if the first is 0."""
         return self.after.value / self.before.value if self.before.value else None
 
     @property
     def differs(self) -> bool | None:
-        """Whether the confidence intervals do not overlap; None where one is not known."""
-        return is_different(self.before, self.after)
+        """Whether the confidence intervals do not overlap, or None if one is unknown."""
+        return differ(self.before, self.after)
 
     @property
     def verdict(self) -> str:
-        """In one word or two."""
+        """One of "better", "worse", "within chance" and "no interval"."""
         if self.differs is None:
             return "no interval"
         if not self.differs:
@@ -39,89 +39,90 @@ class Line(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """`warnings`: what makes the two less alike than they should be."""
+    """The figures of two runs. `warnings` name conditions that differ between them."""
 
-    lines: list[Line]
+    rows: list[Row]
     warnings: list[str]
 
 
 def compare(before: Result, after: Result, *, different_workloads: bool = False) -> Comparison:
-    """Raises InvalidSetting where the workloads differ and that is not asked for."""
+    """Compare two runs. Raises InvalidSetting if the workloads differ, unless `different_workloads` is set."""
     if before.workload_digest != after.workload_digest and not different_workloads:
         raise InvalidSetting(
-            f"A asked for workload '{before.workload.name}' ({before.workload_digest}), B for"
+            f"A has workload '{before.workload.name}' ({before.workload_digest}), B has"
             f" '{after.workload.name}' ({after.workload_digest}); allowed: the same, or --different-workloads"
         )
-    return Comparison(list(_lines(before, after)), list(_warnings(before, after)))
+    return Comparison(list(_rows(before, after)), list(_warnings(before, after)))
 
 
-def _lines(before: Result, after: Result) -> Iterator[Line]:
-    theirs = {part.name: part for part in after.parts}
-    for part in before.parts:
-        if part.name in theirs:
-            yield from _of_part(part, theirs[part.name])
-    for what, one, other, unit in (
+def _rows(before: Result, after: Result) -> Iterator[Row]:
+    others = {load.name: load for load in after.loads}
+    for load in before.loads:
+        if load.name in others:
+            yield from _load_rows(load, others[load.name])
+    for figure, one, other, unit in (
         ("process start to ready, s", before.cold_start.ready_s, after.cold_start.ready_s, 1.0),
         ("peak memory, MB", before.memory.peak_bytes, after.memory.peak_bytes, 1e6),
         ("peak GPU memory, MB", before.gpu.peak_bytes, after.gpu.peak_bytes, 1e6),
-        ("energy an image, J", before.gpu.energy_per_image_j, after.gpu.energy_per_image_j, 1.0),
+        ("energy per image, J", before.gpu.energy_per_image_j, after.gpu.energy_per_image_j, 1.0),
     ):
         if one is not None and other is not None:
-            yield Line("", what, Figure(value=one / unit), Figure(value=other / unit), more_is_better=False)
+            yield Row("", figure, Estimate(value=one / unit), Estimate(value=other / unit), more_is_better=False)
     if before.quality and after.quality:
-        for what, one, other in (
+        for figure, one, other in (
             ("PSNR, dB", before.quality.psnr_db, after.quality.psnr_db),
             ("SSIM", before.quality.ssim, after.quality.ssim),
-            ("images that show what was asked", before.quality.right, after.quality.right),
+            ("correct images", before.quality.correct_share, after.quality.correct_share),
         ):
             if one is not None and other is not None:
-                yield Line("", what, Figure(value=one), Figure(value=other), more_is_better=True)
+                yield Row("", figure, Estimate(value=one), Estimate(value=other), more_is_better=True)
 
 
-def _of_part(one: Part, other: Part) -> Iterator[Line]:
-    yield Line(one.name, "images/s", one.images_per_s, other.images_per_s, more_is_better=True)
+def _load_rows(one: LoadResult, other: LoadResult) -> Iterator[Row]:
+    yield Row(one.name, "images/s", one.images_per_s, other.images_per_s, more_is_better=True)
     if one.row_steps_per_s and other.row_steps_per_s:
-        yield Line(one.name, "row-steps/s", one.row_steps_per_s, other.row_steps_per_s, more_is_better=True)
-    kinds = {kind.name: kind for kind in other.kinds}
-    pairs: list[tuple[str, OfKind, OfKind]] = [("", one.all, other.all)]
-    pairs += [(f" of {kind.name}", kind, kinds[kind.name]) for kind in one.kinds if kind.name in kinds]
-    for whose, first, second in pairs if len(one.kinds) > 1 else pairs[:1]:
+        yield Row(one.name, "row-steps/s", one.row_steps_per_s, other.row_steps_per_s, more_is_better=True)
+    classes = {each.name: each for each in other.classes}
+    pairs: list[tuple[str, ClassResult, ClassResult]] = [("", one.all, other.all)]
+    if len(one.classes) > 1:
+        pairs += [(f" of {each.name}", each, classes[each.name]) for each in one.classes if each.name in classes]
+    for suffix, first, second in pairs:
         for percent, before, after in (
             (50, first.p50_s, second.p50_s),
             (95, first.p95_s, second.p95_s),
             (99, first.p99_s, second.p99_s),
         ):
-            if before and after and (percent == 95 or not whose):
-                yield Line(one.name, f"p{percent}{whose}, s", before, after, more_is_better=False)
+            if before and after and (percent == 95 or not suffix):
+                yield Row(one.name, f"p{percent}{suffix}, s", before, after, more_is_better=False)
 
 
 def _warnings(before: Result, after: Result) -> Iterator[str]:
     for name, result in (("A", before), ("B", after)):
-        if result.busy.is_busy:
-            yield f"{name} was measured on a {result.busy.words}"
+        if result.background.is_busy:
+            yield f"{name} was measured on a {result.background.description}"
     if differences := before.machine.differences(after.machine):
         yield f"not the same machine: {'; '.join(differences)}"
     if before.workload_digest != after.workload_digest:
-        yield "not the same workload: the ratios are of different work"
-    yield from _unlike("dialect", before.served.dialect, after.served.dialect)
-    yield from _unlike("plan", _plan_in_words(before.plan), _plan_in_words(after.plan))
-    yield from _unlike("comparison of images", _judged_in_words(before), _judged_in_words(after))
-    ours, theirs = ({part.name for part in result.parts} for result in (before, after))
-    if alone := sorted(ours ^ theirs):
-        yield f"loads of one of them only, which are left out: {', '.join(alone)}"
-    if any(part.offered and part.name in ours & theirs and "of the closed" in part.name for part in before.parts):
-        yield "open loops at a share of what the closed loop reached: each server had its own rate"
+        yield "not the same workload: the ratios compare different work"
+    yield from _difference("dialect", before.server.dialect, after.server.dialect)
+    yield from _difference("plan", _describe_plan(before.plan), _describe_plan(after.plan))
+    yield from _difference("comparison of images", _describe_quality(before), _describe_quality(after))
+    ours, theirs = ({load.name for load in result.loads} for result in (before, after))
+    if single := sorted(ours ^ theirs):
+        yield f"loads of only one run are left out: {', '.join(single)}"
+    if any(load.offered_per_s and load.name in ours & theirs and "of the closed" in load.name for load in before.loads):
+        yield "open loops at a share of the closed loop's rate: each server had its own rate"
 
 
-def _unlike(what: str, one: str, other: str) -> Iterator[str]:
+def _difference(name: str, one: str, other: str) -> Iterator[str]:
     if one != other:
-        yield f"not the same {what}: {one}, and {other}"
+        yield f"not the same {name}: {one}, and {other}"
 
 
-def _plan_in_words(plan: Plan) -> str:
-    return f"{counted(plan.rounds, 'round')} of {plan.seconds:g} s after {plan.warm_s:g} s of warm-up"
+def _describe_plan(plan: Plan) -> str:
+    return f"{counted(plan.rounds, 'round')} of {plan.seconds:g} s after {plan.warmup_s:g} s of warm-up"
 
 
-def _judged_in_words(result: Result) -> str:
+def _describe_quality(result: Result) -> str:
     quality = result.quality
     return f"{counted(quality.images, 'image')} against {quality.reference}" if quality else "none"

@@ -1,25 +1,24 @@
-"""What a run found, as it is written and read: one JSON object, of one version of this format."""
+"""The result of a run and of a matrix: JSON objects with a format version, written to files and read back."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sd35.bench.machine import Busy, Machine
-from sd35.bench.monitor import Look
-from sd35.bench.quality import Quality
-from sd35.bench.statistics import Figure
-from sd35.bench.workload import Workload, explained
+from sd35.bench.load.workload import Workload, describe_errors
+from sd35.bench.monitoring.machine import BackgroundLoad, Machine
+from sd35.bench.monitoring.monitor import MonitorSample
+from sd35.bench.quality.comparison import Quality
+from sd35.bench.statistics import Estimate
 from sd35.errors import InvalidSetting
 from sd35.parsing import read_json, shown
 
-FORMAT: Literal["sd35-bench/1"] = "sd35-bench/1"
-MATRIX_FORMAT: Literal["sd35-bench-matrix/1"] = "sd35-bench-matrix/1"
+FORMAT: Literal["sd35-bench/2"] = "sd35-bench/2"
+MATRIX_FORMAT: Literal["sd35-bench-matrix/2"] = "sd35-bench-matrix/2"
 Loop = Literal["closed", "open"]
-Read = TypeVar("Read", bound=BaseModel)
 
 
 class _Frozen(BaseModel):
@@ -27,107 +26,110 @@ class _Frozen(BaseModel):
 
 
 class Plan(_Frozen):
-    """How it is measured: in each round the closed loop, then each rate of the open one. `seconds`: of each of them.
+    """The plan of a run. Each round runs the closed loop and then each open loop, for `seconds` each.
 
-    `most_first_s`: a server whose first image takes longer is not measured. `salt`: of the images' seeds, see
-    `Workload.requests`; 0 with a server that is started for the run, and has no image yet.
+    A server whose first image takes longer than `max_first_image_s` is not measured. `seed_offset` is added to all
+    image seeds, see `Workload.requests`; it is 0 for a server that was started for the run and has no images yet.
     """
 
     clients: int
-    rates: tuple[float, ...] = ()  # a second
-    shares: tuple[float, ...] = ()  # of the closed loop's images a second, where no rates are given
+    rates: tuple[float, ...] = ()  # requests a second of the open loops
+    shares: tuple[float, ...] = ()  # of the closed loop's images a second, if no rates are given
     rounds: int
     seconds: float
-    warm_s: float
-    judged: int  # images that are compared with the reference's
-    most_first_s: float | None = None
-    salt: int = 0
+    warmup_s: float
+    quality_images: int  # images compared with the reference's
+    max_first_image_s: float | None = None
+    seed_offset: int = 0
 
 
-class Served(_Frozen):
-    """The server that was measured. `models` and `settings` are those of this project's servers.
+class ServerInfo(_Frozen):
+    """The server under test. `settings` and `models` are known for servers of this project.
 
-    `runs_here`: whether its process was seen on this machine; else the machine of the result is only who asked.
+    `is_local`: whether its process was visible on this machine. If not, the result's machine is the client's.
     """
 
     dialect: str
-    url: str | None  # None: it was started here
-    runs_here: bool
+    url: str | None  # None: it was started for the run
+    is_local: bool
     settings: dict[str, str] | None
     models: list[dict[str, Any]] | None
 
 
 class ColdStart(_Frozen):
-    """From the process's start to ready, and the phases that the service itself tells; the first image after that."""
+    """Seconds from process start to ready, with the phases that the service reports, and of the first image then."""
 
     ready_s: float | None
     phases_s: dict[str, float]
     first_image_s: float | None
 
 
-class OfKind(_Frozen):
-    """One class of requests, or all together: how many ended how, and latencies in seconds of those made."""
+class ClassResult(_Frozen):
+    """Counts of one class of requests, or of all, and latencies in seconds of those that were completed."""
 
     name: str
-    made: int
+    completed: int
     refused: int
     failed: int
-    p50_s: Figure | None
-    p95_s: Figure | None
-    p99_s: Figure | None
+    p50_s: Estimate | None
+    p95_s: Estimate | None
+    p99_s: Estimate | None
 
 
-class Samples(_Frozen):
-    """Every request, by columns. `due_s` is from the first look of the watch on."""
+class RequestColumns(_Frozen):
+    """All requests, by columns. `scheduled_s` counts from the start of the monitor."""
 
     round: list[int]
-    kind: list[str]
-    due_s: list[float]
-    took_s: list[float]
-    end: list[str]
+    class_name: list[str]
+    scheduled_s: list[float]
+    latency_s: list[float]
+    status: list[str]
 
 
-class Part(_Frozen):
-    """One load, over all rounds. `offered`: requests a second in an open loop. `trouble`: servers' words, how often."""
+class LoadResult(_Frozen):
+    """One load over all rounds.
+
+    `offered_per_s` is the request rate of an open loop. `errors` counts the server's error messages.
+    """
 
     name: str
     loop: Loop
     clients: int | None
-    offered: float | None
-    images_per_s: Figure
-    row_steps_per_s: Figure | None
-    all: OfKind
-    kinds: list[OfKind]
-    trouble: dict[str, int]
-    samples: Samples
+    offered_per_s: float | None
+    images_per_s: Estimate
+    row_steps_per_s: Estimate | None
+    all: ClassResult
+    classes: list[ClassResult]
+    errors: dict[str, int]
+    requests: RequestColumns
 
 
 class Span(_Frozen):
-    """When a part of the run took place, in seconds from the first look of the watch on."""
+    """A part of the run. Times count from the start of the monitor."""
 
     name: str
-    from_s: float
-    to_s: float
+    start_s: float
+    end_s: float
 
 
 class Memory(_Frozen):
-    """The most memory that was seen, of the server's processes together. `source` says who told."""
+    """Peak memory of all processes of the server together. `source` says where the figure comes from."""
 
     peak_bytes: int | None
     source: str
 
 
 class Gpu(_Frozen):
-    """Of the server's processes. `why_not`: why there is nothing."""
+    """GPU memory and energy of the server. `skip_reason` says why nothing was measured, or is None."""
 
-    why_not: str | None
+    skip_reason: str | None
     peak_bytes: int | None = None
     energy_j: float | None = None
     energy_per_image_j: float | None = None
 
 
 class Batches(_Frozen):
-    """The engine's batches in the whole run; `occupancy` counts them by the share of their rows that were taken."""
+    """The engine's batches during all loads. `occupancy` counts them by their share of rows in use."""
 
     batches: int
     row_steps: int
@@ -137,39 +139,39 @@ class Batches(_Frozen):
 class Result(_Frozen):
     """One run against one server."""
 
-    format: Literal["sd35-bench/1"] = FORMAT
-    made_at: str
+    format: Literal["sd35-bench/2"] = FORMAT
+    created_at: str
     machine: Machine
-    busy: Busy
-    served: Served
+    background: BackgroundLoad
+    server: ServerInfo
     workload: Workload
     workload_digest: str
     plan: Plan
     cold_start: ColdStart
-    parts: list[Part]
+    loads: list[LoadResult]
     memory: Memory
     gpu: Gpu
     batches: Batches | None
     quality: Quality | None
     spans: list[Span]
-    looks: list[Look]
+    samples: list[MonitorSample]
 
     @property
-    def closed(self) -> Part:
-        """The closed loop's."""
-        return next(part for part in self.parts if part.loop == "closed")
+    def closed(self) -> LoadResult:
+        """The result of the closed loop."""
+        return next(load for load in self.loads if load.loop == "closed")
 
 
 class Cell(_Frozen):
-    """One combination of a matrix: its figures, or why it was not run."""
+    """One combination of a matrix: its figures, or the reason why it was skipped."""
 
     backend: str
     precision: str
-    batch: int
-    why_not: str | None = None
-    images_per_s: Figure | None = None
-    row_steps_per_s: Figure | None = None
-    p95_s: Figure | None = None
+    batch_rows: int
+    skip_reason: str | None = None
+    images_per_s: Estimate | None = None
+    row_steps_per_s: Estimate | None = None
+    p95_s: Estimate | None = None
     peak_bytes: int | None = None
     vram_bytes: int | None = None
     ready_s: float | None = None
@@ -177,17 +179,17 @@ class Cell(_Frozen):
 
     @property
     def name(self) -> str:
-        """As "onnx/float32, 8 rows"."""
-        return f"{self.backend}/{self.precision}, {self.batch} row{'s' * (self.batch > 1)}"
+        """The name, such as "onnx/float32, 8 rows"."""
+        return f"{self.backend}/{self.precision}, {self.batch_rows} row{'s' * (self.batch_rows > 1)}"
 
 
 class Matrix(_Frozen):
-    """Backends, precisions and batches on one machine, one after the other. `settings`: what all servers were given."""
+    """Backends, precisions and batch sizes measured one after the other. `settings` are those of all servers."""
 
-    format: Literal["sd35-bench-matrix/1"] = MATRIX_FORMAT
-    made_at: str
+    format: Literal["sd35-bench-matrix/2"] = MATRIX_FORMAT
+    created_at: str
     machine: Machine
-    busy: Busy
+    background: BackgroundLoad
     workload: Workload
     workload_digest: str
     plan: Plan
@@ -197,47 +199,47 @@ class Matrix(_Frozen):
 
 
 def write(found: Result | Matrix, path: Path, page: str = "") -> None:
-    """To a file, and its page, if there is one, beside it. Raises InvalidSetting where they cannot be written."""
-    with _written(path.parent):
+    """Write a result as JSON, and its page to the same name with `.html`. Raises InvalidSetting on an I/O error."""
+    with _writing_to(path.parent):
         path.write_text(found.model_dump_json() + "\n", encoding="utf-8")
         if page:
             path.with_suffix(".html").write_text(page, encoding="utf-8")
 
 
 def check_writable(folder: Path) -> None:
-    """Makes the directory. Raises InvalidSetting where nothing can be written there: after a run it is too late."""
-    with _written(folder), tempfile.TemporaryFile(dir=folder):
+    """Create a directory before a run. Raises InvalidSetting if files cannot be written there."""
+    with _writing_to(folder), tempfile.TemporaryFile(dir=folder):
         pass
 
 
 @contextmanager
-def _written(folder: Path) -> Iterator[None]:
+def _writing_to(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        why = error.strerror or error
-        allowed = "a directory, which is made where it is not there"
-        raise InvalidSetting(f"--out: {folder} cannot be written to: {why}; allowed: {allowed}") from error
+        reason = error.strerror or error
+        allowed = "a directory, which is created if it is missing"
+        raise InvalidSetting(f"--out: {folder} cannot be written to: {reason}; allowed: {allowed}") from error
 
 
 def read(path: Path) -> Result:
-    """A run's result. Raises InvalidSetting where the file is none, or of another version."""
+    """Read the result of a run. Raises InvalidSetting if the file is not one, or has another format version."""
     try:
         content = read_json(path)
     except OSError as error:
         raise InvalidSetting(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise InvalidSetting(f"{path} is not JSON: {error}; allowed: what `sd35 bench --out` wrote") from error
-    came = content.get("format") if isinstance(content, dict) else None
-    if came != FORMAT:
-        raise InvalidSetting(f"{path}: format: got {shown(came)}; allowed: {FORMAT!r}, which `sd35 bench --out` writes")
+        raise InvalidSetting(f"{path} is not JSON: {error}; allowed: a file written by `sd35 bench --out`") from error
+    version = content.get("format") if isinstance(content, dict) else None
+    if version != FORMAT:
+        raise InvalidSetting(f"{path}: format: got {shown(version)}; allowed: {FORMAT!r}, of `sd35 bench --out`")
     try:
         return Result.model_validate(content)
     except ValidationError as error:
-        raise InvalidSetting(f"{path}: {explained(error)}") from error
+        raise InvalidSetting(f"{path}: {describe_errors(error)}") from error
 
 
 def peak(values: Sequence[int | None]) -> int | None:
-    """The most of what is known."""
+    """Return the largest known value, or None."""
     return max((value for value in values if value is not None), default=None)

@@ -1,4 +1,4 @@
-"""One run against one server: warm-up, rounds of load, and what was seen meanwhile."""
+"""One run against one server: warm-up, rounds of load, and the result."""
 
 import asyncio
 import time
@@ -8,23 +8,23 @@ from typing import Any, NamedTuple
 
 import httpx2
 
-from sd35.bench.aggregate import Load, Round, capacity, closed, opened, opened_at_share, part_of
-from sd35.bench.dialects import Answer, Dialect
-from sd35.bench.load import Asked, Asking, arrivals, closed_loop, open_loop
-from sd35.bench.machine import busy_of, this_machine
-from sd35.bench.monitor import Watch, occupancy
-from sd35.bench.results import Batches, ColdStart, Gpu, Memory, Part, Plan, Result, Served, Span, peak
-from sd35.bench.server import Server, client, scraped
-from sd35.bench.workload import BenchRequest, Workload
+from sd35.bench.aggregate import Load, Round, closed_load, load_result, open_load, open_load_at
+from sd35.bench.load.dialects import Dialect, ImageResponse
+from sd35.bench.load.generator import LoadClient, RequestResult, arrivals, closed_loop, completion_rate, open_loop
+from sd35.bench.load.workload import BenchRequest, Workload
+from sd35.bench.monitoring.machine import background_load, this_machine
+from sd35.bench.monitoring.monitor import Monitor, occupancy
+from sd35.bench.results import Batches, ColdStart, Gpu, LoadResult, Memory, Plan, Result, ServerInfo, Span, peak
+from sd35.bench.server import Server, fetch_metrics, http_client
 from sd35.errors import MeasuringFailed
 
 _PHASE = 'sd35_startup_seconds{phase="'
-_TICK_S = 0.2
-OnProgress = Callable[[str, float], None]  # what is being done, and how many seconds of all are over
+_PROGRESS_S = 0.2
+OnProgress = Callable[[str, float], None]  # the current activity, and the seconds completed
 
 
-class Measured(NamedTuple):
-    """A server, and how it is asked. `settings` are those of one that was started here."""
+class Target(NamedTuple):
+    """A server and how to send it requests. `settings` are those of a server that was started here."""
 
     server: Server
     dialect: Dialect
@@ -33,216 +33,221 @@ class Measured(NamedTuple):
 
     @property
     def headers(self) -> dict[str, str]:
-        """What shows the API key."""
+        """The headers that carry the API key."""
         return self.dialect.headers(self.key)
 
+    def client(self) -> LoadClient:
+        """Return a client for image requests."""
+        return LoadClient(self.server.url, self.dialect, self.key)
+
     def metrics(self) -> dict[str, float]:
-        """The server's own, where it is one of this project's."""
+        """Fetch the server's metrics. Empty if it is not one of this project's."""
         if not self.dialect.has_metrics:
             return {}
-        with client(self.server.url, self.headers) as asking:
-            return scraped(asking)
+        with http_client(self.server.url, self.headers) as http:
+            return fetch_metrics(http)
 
     def models(self) -> list[dict[str, Any]] | None:
-        """The models that it says it serves; None where it is not one of this project's."""
+        """Fetch the server's list of models, or None if it is not one of this project's."""
         if not self.dialect.has_metrics:
             return None
         try:
-            with client(self.server.url, self.headers) as asking:
-                found: list[dict[str, Any]] = asking.get("/v1/models").json()["data"]
+            with http_client(self.server.url, self.headers) as http:
+                models: list[dict[str, Any]] = http.get("/v1/models").json()["data"]
         except (httpx2.HTTPError, ValueError, KeyError):
-            return None  # somebody else's server, with this project's interface for images
-        return found
+            return None  # another server with this project's interface for images
+        return models
 
 
-class Seen(NamedTuple):
-    """What came of all loads. `first_s`: seconds that the first image took; metrics of before and after the loads."""
+class Measurements(NamedTuple):
+    """The results of all loads, the time of the first image, and the metrics before and after the loads."""
 
-    parts: list[Part]
+    loads: list[LoadResult]
     spans: list[Span]
-    first_s: float
+    first_image_s: float
     before: dict[str, float]
     after: dict[str, float]
 
 
 def duration_s(plan: Plan) -> float:
-    """What the loads of a plan take, without what is still under way at their ends."""
-    return plan.warm_s + plan.rounds * plan.seconds * (1 + len(plan.rates or plan.shares))
+    """Return the seconds that the loads of a plan take, without requests still under way at their ends."""
+    return plan.warmup_s + plan.rounds * plan.seconds * (1 + len(plan.rates or plan.shares))
 
 
-class Loads:
-    """All loads of a plan, one after the other, in rounds: what changes on the machine changes for all of them."""
+class LoadRunner:
+    """Runs all loads of a plan in rounds, so that changes of the machine affect all of them alike."""
 
-    def __init__(self, asking: Asking, workload: Workload, plan: Plan, watch: Watch, progress: OnProgress) -> None:
-        self._asking, self._workload, self._plan = asking, workload, plan
-        self._origin_s, self._progress = watch.began_s, progress
+    def __init__(
+        self, client: LoadClient, workload: Workload, plan: Plan, origin_s: float, on_progress: OnProgress
+    ) -> None:
+        self._client, self._workload, self._plan = client, workload, plan
+        self._origin_s, self._on_progress = origin_s, on_progress
         self._spans: list[Span] = []
-        self._over_s = 0.0
+        self._completed_s = 0.0
 
-    async def run(self, metrics: Callable[[], dict[str, float]]) -> Seen:
-        """Everything. Raises MeasuringFailed where the server makes no image while it warms up."""
+    async def run(self, metrics: Callable[[], dict[str, float]]) -> Measurements:
+        """Warm up, then run all rounds. Raises MeasuringFailed if the warm-up completes no image."""
         plan = self._plan
-        first = await self._asking.ask(next(self._wanted("first")))
-        if plan.most_first_s is not None and first.took_s > plan.most_first_s:
-            raise MeasuringFailed(
-                f"its first image took {first.took_s:.1f} s; allowed: {plan.most_first_s:g}; raise --seconds"
-            )
-        loop = closed_loop(self._asking, self._wanted("warm-up"), plan.clients, plan.warm_s)
-        warm = await self._timed("warm-up", loop, plan.warm_s)
-        _check_makes([first, *warm.asked])
+        first = await self._warm_up()
         before = await asyncio.to_thread(metrics)
-        loads = [closed(plan.clients), *map(opened, plan.rates)]
+        closed = closed_load(plan.clients)
+        loads = [closed, *map(open_load, plan.rates)]
         rounds: dict[Load, list[Round]] = {}
         for number in range(1, plan.rounds + 1):
-            rounds.setdefault(loads[0], []).append(await self._once(loads[0], number))
+            rounds.setdefault(closed, []).append(await self._run_load(closed, number))
             if number == 1 and not plan.rates:
-                reached = capacity(rounds[loads[0]][0], plan.seconds)
-                loads += [opened_at_share(share, reached) for share in plan.shares if reached]
+                (first_round,) = rounds[closed]
+                capacity = completion_rate(first_round.results, first_round.start_s, plan.seconds, lambda _: 1.0)
+                loads += [open_load_at(share, capacity) for share in plan.shares if capacity]
             for load in loads[1:]:
-                rounds.setdefault(load, []).append(await self._once(load, number))
+                rounds.setdefault(load, []).append(await self._run_load(load, number))
         after = await asyncio.to_thread(metrics)
-        parts = [part_of(load, done, plan.seconds, self._origin_s) for load, done in rounds.items()]
-        return Seen(parts, self._spans, first.took_s, before, after)
+        results = [load_result(load, done, plan.seconds, self._origin_s) for load, done in rounds.items()]
+        return Measurements(results, self._spans, first.latency_s, before, after)
 
-    def _wanted(self, part: str) -> Iterator[BenchRequest]:
-        return self._workload.requests(part, self._plan.salt)
+    async def _warm_up(self) -> RequestResult:
+        """Return the result of the first request."""
+        plan = self._plan
+        first = await self._client.send(next(self._requests("first")))
+        if plan.max_first_image_s is not None and first.latency_s > plan.max_first_image_s:
+            remedy = f"allowed: {plan.max_first_image_s:g}; raise --seconds"
+            raise MeasuringFailed(f"its first image took {first.latency_s:.1f} s; {remedy}")
+        loop = closed_loop(self._client, self._requests("warm-up"), plan.clients, plan.warmup_s)
+        warm_up = await self._timed("warm-up", loop, plan.warmup_s)
+        if all(result.status != "completed" for result in (first, *warm_up.results)):
+            raise MeasuringFailed(f"the server completed no image; it answered: {first.message}")
+        return first
 
-    async def _once(self, load: Load, number: int) -> Round:
+    def _requests(self, part: str) -> Iterator[BenchRequest]:
+        return self._workload.requests(part, self._plan.seed_offset)
+
+    async def _run_load(self, load: Load, number: int) -> Round:
         name, seconds = f"{load.name}/{number}", self._plan.seconds
-        wanted = self._wanted(name)
-        loop: Coroutine[Any, Any, list[Asked]]
-        if load.offered is None:
-            loop = closed_loop(self._asking, wanted, self._plan.clients, seconds)
+        requests = self._requests(name)
+        loop: Coroutine[Any, Any, list[RequestResult]]
+        if load.offered_per_s is None:
+            loop = closed_loop(self._client, requests, self._plan.clients, seconds)
         else:
-            loop = open_loop(self._asking, wanted, arrivals(load.offered, seconds, f"{self._workload.seed}/{name}"))
+            schedule_s = arrivals(load.offered_per_s, seconds, f"{self._workload.seed}/{name}")
+            loop = open_loop(self._client, requests, schedule_s)
         return await self._timed(f"round {number}: {load.name}", loop, seconds)
 
-    async def _timed(self, name: str, loop: Coroutine[Any, Any, list[Asked]], seconds: float) -> Round:
-        began_s = time.monotonic()
+    async def _timed(self, name: str, loop: Coroutine[Any, Any, list[RequestResult]], seconds: float) -> Round:
+        start_s = time.monotonic()
 
-        async def tick() -> None:
+        async def report_progress() -> None:
             while True:
-                self._progress(name, self._over_s + min(seconds, time.monotonic() - began_s))
-                await asyncio.sleep(_TICK_S)
+                self._on_progress(name, self._completed_s + min(seconds, time.monotonic() - start_s))
+                await asyncio.sleep(_PROGRESS_S)
 
-        ticking = asyncio.create_task(tick())
+        reporting = asyncio.create_task(report_progress())
         try:
-            asked = await loop
+            results = await loop
         finally:
-            ticking.cancel()
-        self._over_s += seconds
-        ended_s = time.monotonic()
-        self._spans.append(
-            Span(name=name, from_s=round(began_s - self._origin_s, 3), to_s=round(ended_s - self._origin_s, 3))
-        )
-        return Round(began_s, asked)
+            reporting.cancel()
+        self._completed_s += seconds
+        from_s, to_s = (round(time_s - self._origin_s, 3) for time_s in (start_s, time.monotonic()))
+        self._spans.append(Span(name=name, start_s=from_s, end_s=to_s))
+        return Round(start_s, results)
 
 
-def measure(measured: Measured, workload: Workload, plan: Plan, watch: Watch, progress: OnProgress) -> Result:
-    """Run a plan and put together what was seen; the watch ends with it. Raises MeasuringFailed."""
+def measure(target: Target, workload: Workload, plan: Plan, monitor: Monitor, on_progress: OnProgress) -> Result:
+    """Run a plan, stop the monitor and assemble the result. Raises MeasuringFailed."""
 
-    async def run() -> Seen:
-        async with Asking(measured.server.url, measured.dialect, measured.key) as asking:
-            return await Loads(asking, workload, plan, watch, progress).run(measured.metrics)
+    async def run() -> Measurements:
+        async with target.client() as client:
+            return await LoadRunner(client, workload, plan, monitor.start_s, on_progress).run(target.metrics)
 
-    served = _served(measured)  # before: afterwards it may be gone
-    seen = asyncio.run(run())
-    looks = watch.finish()
+    server = _server_info(target)  # before the loads, because afterwards the server may be gone
+    measured = asyncio.run(run())
+    samples = monitor.stop()
+    cores = [sample.background_cores for sample in samples if sample.background_cores is not None]
     return Result(
-        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=this_machine(),
-        busy=busy_of(watch.before_cores, [look.others_cores for look in looks if look.others_cores is not None]),
-        served=served,
+        background=background_load(monitor.before_cores, cores),
+        server=server,
         workload=workload,
         workload_digest=workload.digest,
         plan=plan,
-        cold_start=_cold_start(measured, seen),
-        parts=seen.parts,
-        memory=_memory(measured, watch),
-        gpu=_gpu(watch, seen),
-        batches=_batches(seen),
+        cold_start=_cold_start(target, measured),
+        loads=measured.loads,
+        memory=_memory(target, monitor),
+        gpu=_gpu(monitor, measured),
+        batches=_batches(measured),
         quality=None,
-        spans=seen.spans,
-        looks=looks,
+        spans=measured.spans,
+        samples=samples,
     )
 
 
-async def images(measured: Measured, wanted: Sequence[BenchRequest], at_once: int) -> list[bytes]:
-    """An image of each. Raises MeasuringFailed where one is refused or fails."""
-    waiting = iter(enumerate(wanted))
-    answers: dict[int, Answer] = {}
-    async with Asking(measured.server.url, measured.dialect, measured.key) as asking:
+async def generate_images(target: Target, requests: Sequence[BenchRequest], concurrency: int) -> list[bytes]:
+    """Generate one image per request. Raises MeasuringFailed if a request is refused or fails."""
+    pending = iter(enumerate(requests))
+    responses: dict[int, ImageResponse] = {}
+    async with target.client() as client:
 
-        async def work() -> None:
-            for index, each in waiting:
-                answers[index] = await asking.image(each)
+        async def run_client() -> None:
+            for index, request in pending:
+                responses[index] = await client.generate(request)
 
-        await asyncio.gather(*(work() for _ in range(at_once)))
-    if missing := next((answer for answer in answers.values() if answer.end != "made"), None):
-        raise MeasuringFailed(f"an image that was to be compared was {missing.end}: {missing.said}")
-    return [answers[index].image for index in range(len(wanted))]
-
-
-def _check_makes(asked: Sequence[Asked]) -> None:
-    if not any(each.end == "made" for each in asked):
-        raise MeasuringFailed(f"the server made no image; it said: {asked[0].said}")
+        await asyncio.gather(*(run_client() for _ in range(concurrency)))
+    if missing := next((response for response in responses.values() if response.status != "completed"), None):
+        raise MeasuringFailed(f"an image for the comparison was {missing.status}: {missing.message}")
+    return [responses[index].image for index in range(len(requests))]
 
 
-def _served(measured: Measured) -> Served:
-    url = None if measured.settings is not None else measured.server.url
-    return Served(
-        dialect=measured.dialect.name,
-        url=url,
-        runs_here=measured.server.pid is not None,
-        settings=measured.settings,
-        models=measured.models(),
+def _server_info(target: Target) -> ServerInfo:
+    return ServerInfo(
+        dialect=target.dialect.name,
+        url=target.server.url if target.settings is None else None,
+        is_local=target.server.pid is not None,
+        settings=target.settings,
+        models=target.models(),
     )
 
 
-def _cold_start(measured: Measured, seen: Seen) -> ColdStart:
-    phases = {
-        name.partition(_PHASE)[2].partition('"')[0]: value for name, value in seen.before.items() if _PHASE in name
-    }
-    is_new = measured.server.ready_s is not None
-    return ColdStart(
-        ready_s=measured.server.ready_s, phases_s=phases, first_image_s=round(seen.first_s, 4) if is_new else None
-    )
+def _cold_start(target: Target, measured: Measurements) -> ColdStart:
+    ready_s, before = target.server.ready_s, measured.before
+    phases_s = {name.split('"')[1]: value for name, value in before.items() if name.startswith(_PHASE)}
+    first_image_s = None if ready_s is None else round(measured.first_image_s, 4)
+    return ColdStart(ready_s=ready_s, phases_s=phases_s, first_image_s=first_image_s)
 
 
-def _memory(measured: Measured, watch: Watch) -> Memory:
-    if measured.server.pid:
-        source = f"the server's processes, looked at every {watch.every_s:g} s"
-    elif measured.dialect.has_metrics:
+def _memory(target: Target, monitor: Monitor) -> Memory:
+    if target.server.pid:
+        source = f"the server's processes, sampled every {monitor.interval_s:g} s"
+    elif target.dialect.has_metrics:
         source = "the server's own metrics"
     else:
-        source = "not known: the server runs elsewhere, or as somebody else"
-    return Memory(peak_bytes=peak([look.resident_bytes for look in watch.looks]), source=source)
+        source = "not known: the server runs elsewhere or as another user"
+    return Memory(peak_bytes=peak([sample.resident_bytes for sample in monitor.samples]), source=source)
 
 
-def _gpu(watch: Watch, seen: Seen) -> Gpu:
-    """Energy is that of the rounds, without starting and warming up."""
-    rounds = seen.spans[1:]
+def _gpu(monitor: Monitor, measured: Measurements) -> Gpu:
+    """Summarise the GPU samples. Energy is that of the rounds, without start and warm-up."""
+    rounds = measured.spans[1:]
     energies = [
-        look.energy_j
-        for look in watch.looks
-        if look.energy_j is not None and rounds[0].from_s <= look.at_s <= rounds[-1].to_s
+        sample.energy_j
+        for sample in monitor.samples
+        if sample.energy_j is not None and rounds[0].start_s <= sample.time_s <= rounds[-1].end_s
     ]
     energy_j = energies[-1] - energies[0] if energies else None
-    made = sum(part.all.made for part in seen.parts)
+    images = sum(load.all.completed for load in measured.loads)
     return Gpu(
-        why_not=watch.gpus.why_not,
-        peak_bytes=peak([look.vram_bytes for look in watch.looks]),
+        skip_reason=monitor.gpus.skip_reason,
+        peak_bytes=peak([sample.vram_bytes for sample in monitor.samples]),
         energy_j=energy_j,
-        energy_per_image_j=energy_j / made if energy_j is not None and made else None,
+        energy_per_image_j=energy_j / images if energy_j is not None and images else None,
     )
 
 
-def _batches(seen: Seen) -> Batches | None:
-    def since(name: str) -> int:
-        return int(seen.after.get(name, 0) - seen.before.get(name, 0))
+def _batches(measured: Measurements) -> Batches | None:
+    def increase(name: str) -> int:
+        return int(measured.after.get(name, 0) - measured.before.get(name, 0))
 
-    batches = since("sd35_engine_batch_duration_seconds_count")
-    if batches <= 0:  # or it counted anew: it was started again meanwhile, or is gone
+    batches = increase("sd35_engine_batch_duration_seconds_count")
+    if batches <= 0:  # no metrics, or the server was restarted in between
         return None
-    counted = {up_to: int(count) for up_to, count in occupancy(seen.before, seen.after).items()}
-    return Batches(batches=batches, row_steps=since("sd35_engine_row_steps_total"), occupancy=counted)
+    counts = {share: int(count) for share, count in occupancy(measured.before, measured.after).items()}
+    return Batches(batches=batches, row_steps=increase("sd35_engine_row_steps_total"), occupancy=counts)

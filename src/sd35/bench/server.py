@@ -1,4 +1,4 @@
-"""The server that is measured: one that is started here, in a data directory of its own, or one that runs already."""
+"""The server under test: started here with an empty data directory, or already running."""
 
 import os
 import re
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,84 +20,93 @@ import psutil
 from sd35.errors import MeasuringFailed
 from sd35.settings import PREFIX, Settings, flag_of
 
-_READY_POLL_S = 0.02
-_ENDING_S = 60
-_PAGE_S = 10
-_SAMPLE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*(?:\{[^}]*\})?) (\S+)$", re.MULTILINE)
-
-
-# What shapes a server's figures: all else of the settings is for what it keeps and whom it serves.
-_PASSED = (
+_READY_POLL_S = 0.01
+_STOP_TIMEOUT_S = 60
+_HTTP_TIMEOUT_S = 10
+_METRIC = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*(?:\{[^}]*\})?) (\S+)$", re.MULTILINE)
+# The settings that shape a server's figures. The others are about storage and access.
+_FORWARDED = (
     "checkpoints", "weights", "registry", "base_checkpoint", "transformer", "offline", "backend", "precision",
     "fallback", "device", "offload", "tiled_decode", "torch_compile", "vram", "ram", "threads", "max_pixels",
-    "max_in_flight",
-    "max_wait_s", "max_batch_rows", "reproducible", "memory_mb", "embedding_cache_mb", "cache_dir",
+    "max_in_flight", "max_wait_s", "max_batch_rows", "reproducible", "memory_mb", "embedding_cache_mb", "cache_dir",
 )  # fmt: skip
 
 
 class Server(NamedTuple):
-    """A server that is ready. One that was started here has a process, and took so long from its start to ready."""
+    """A server that is ready. `pid` and `ready_s` (process start to ready) are known if it was started here."""
 
     url: str
     pid: int | None = None
     ready_s: float | None = None
 
 
-class Starting(NamedTuple):
-    """A process that is on its way to be ready."""
+class StartingServer(NamedTuple):
+    """A server process that is not ready yet. `start_s` is of `time.monotonic`."""
 
     process: subprocess.Popen[bytes]
     log: Path
-    port: int
-    began_s: float
+    url: str
+    start_s: float
 
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        return f"http://127.0.0.1:{self.port}"
-
-    def until_ready(self) -> Server:
-        """Wait. Raises MeasuringFailed with its last words where it ends before."""
-        with client(self.url) as asking:
-            while not is_ready(asking):
+    def wait_until_ready(self) -> Server:
+        """Wait until /readyz answers 200. Raises MeasuringFailed with the server's error if it ends before."""
+        with http_client(self.url) as http:
+            while not _is_ready(http):
                 if self.process.poll() is not None:
-                    raise MeasuringFailed(f"the server did not start: {last_words(self.log)}")
+                    raise MeasuringFailed(f"the server did not start: {error_line(self.log)}")
                 time.sleep(_READY_POLL_S)
-        return Server(self.url, self.process.pid, time.monotonic() - self.began_s)
+        return Server(self.url, self.process.pid, time.monotonic() - self.start_s)
 
-    def check_runs(self) -> None:
-        """Raises MeasuringFailed with its last words where it has ended."""
+    def check_running(self) -> None:
+        """Raise MeasuringFailed with the server's error if it has ended."""
         if self.process.poll() is not None:
-            raise MeasuringFailed(f"the server ended while it was measured: {last_words(self.log)}")
+            raise MeasuringFailed(f"the server ended during the measurement: {error_line(self.log)}")
 
 
 @contextmanager
-def started(arguments: Sequence[str]) -> Iterator[Starting]:
-    """`sd35 serve` with arguments, on a free port of this machine, with nothing kept from before; it ends with this."""
+def start_server(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Iterator[StartingServer]:
+    """Start a server on a free port with an empty data directory. It is stopped when the context exits.
+
+    Args:
+        command: a command that takes `--port`, such as `serve_command(...)`.
+        environment: its environment variables. The default is this process's own without the settings of this
+            project, so that no database or image store of the user's takes part.
+    """
+    if environment is None:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     with tempfile.TemporaryDirectory(prefix="sd35-bench-") as folder:
         port, log = free_port(), Path(folder) / "log"
-        own = ["--host", "127.0.0.1", "--port", str(port), "--data-dir", f"{folder}/data", "--log-format", "json"]
-        command = [sys.executable, "-c", "from sd35.cli import main; main()", "serve", *own, *arguments]
         with log.open("wb") as output:
-            began_s = time.monotonic()
-            process = subprocess.Popen(  # noqa: S603  this project's own command
-                command,
-                env=_environment(),
+            start_s = time.monotonic()
+            process = subprocess.Popen(  # noqa: S603  the caller chooses the command
+                [*command, "--port", str(port)],
+                env={**environment, f"{PREFIX}DATA_DIR": f"{folder}/data"},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
         try:
-            yield Starting(process, log, port, began_s)
+            yield StartingServer(process, log, f"http://127.0.0.1:{port}", start_s)
         finally:
-            end(process)
+            stop_process(process)
 
 
-def arguments_of(settings: Settings) -> list[str]:
-    """The flags by which `sd35 serve` gets what of the settings is not a default and shapes its figures."""
+def serve_command(arguments: Sequence[str]) -> list[str]:
+    """Return the command that runs `sd35 serve` with this interpreter, on 127.0.0.1."""
+    code = "from sd35.cli import main; main()"
+    return [sys.executable, "-c", code, "serve", "--host", "127.0.0.1", "--log-format", "json", *arguments]
+
+
+def settings_command(settings: Settings) -> list[str]:
+    """Return the command that runs `sd35 serve` with the settings that shape its figures."""
+    return serve_command(serve_arguments(settings))
+
+
+def serve_arguments(settings: Settings) -> list[str]:
+    """Return the flags of `sd35 serve` for all settings that shape its figures and are not the defaults."""
     arguments: list[str] = []
-    for name in _PASSED:
+    for name in _FORWARDED:
         value = getattr(settings, name)
         if value == Settings.model_fields[name].get_default(call_default_factory=True):
             continue
@@ -109,81 +118,77 @@ def arguments_of(settings: Settings) -> list[str]:
     return arguments
 
 
-def told_of(settings: Settings) -> dict[str, str]:
-    """The same settings, defaults too, for a report: without where somebody's cache lies."""
-    return {name: str(getattr(settings, name)) for name in _PASSED if name != "cache_dir"}
+def reported_settings(settings: Settings) -> dict[str, str]:
+    """Return the same settings for a report, defaults included. The user's cache directory is left out."""
+    return {name: str(getattr(settings, name)) for name in _FORWARDED if name != "cache_dir"}
 
 
-def client(url: str, headers: dict[str, str] | None = None) -> httpx2.Client:
-    """For pages of a server beside its images; to be used again, for making one takes 25 ms."""
-    return httpx2.Client(base_url=url, headers=headers, timeout=_PAGE_S, trust_env=False)
+def http_client(url: str, headers: dict[str, str] | None = None) -> httpx2.Client:
+    """Return a client for a server's readiness, metrics and models. Reuse it: creating one takes 25 ms."""
+    return httpx2.Client(base_url=url, headers=headers, timeout=_HTTP_TIMEOUT_S, trust_env=False)
 
 
-def is_ready(asking: httpx2.Client) -> bool:
-    """Whether /readyz answers 200."""
+def _is_ready(http: httpx2.Client) -> bool:
     with suppress(httpx2.HTTPError):
-        return asking.get("/readyz").status_code == httpx2.codes.OK
+        return http.get("/readyz").status_code == httpx2.codes.OK
     return False
 
 
 def check_reachable(url: str) -> None:
-    """Raises MeasuringFailed where nothing answers at an address; which answer it is does not matter."""
+    """Raise MeasuringFailed if nothing answers at an address. Any HTTP response will do."""
     try:
-        httpx2.get(url, timeout=_PAGE_S, trust_env=False)
+        httpx2.get(url, timeout=_HTTP_TIMEOUT_S, trust_env=False)
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise MeasuringFailed(f"--url: {url} cannot be reached: {error}") from error
 
 
 def pid_at(url: str) -> int | None:
-    """The process that listens at an address of this machine, where it may be known."""
-    where = urlsplit(url)
-    if where.hostname not in {"127.0.0.1", "localhost", "::1"}:
+    """Return the process that listens at an address of this machine, or None if it cannot be known."""
+    address = urlsplit(url)
+    if address.hostname not in {"127.0.0.1", "localhost", "::1"}:
         return None
-    port = where.port or (443 if where.scheme == "https" else 80)
+    port = address.port or (443 if address.scheme == "https" else 80)
     with suppress(psutil.AccessDenied):
-        found = psutil.net_connections("tcp")
-        return next((each.pid for each in found if each.status == psutil.CONN_LISTEN and each.laddr.port == port), None)
+        sockets = psutil.net_connections("tcp")
+        return next(
+            (each.pid for each in sockets if each.status == psutil.CONN_LISTEN and each.laddr.port == port), None
+        )
     return None
 
 
-def scraped(asking: httpx2.Client) -> dict[str, float]:
-    """The server's metrics; none where it has none."""
+def fetch_metrics(http: httpx2.Client) -> dict[str, float]:
+    """Fetch a server's metrics by name and labels. Empty if the server has none."""
     with suppress(httpx2.HTTPError):
-        answer = asking.get("/metrics")
-        if answer.status_code == httpx2.codes.OK:
-            return parsed(answer.text)
+        response = http.get("/metrics")
+        if response.status_code == httpx2.codes.OK:
+            return parse_metrics(response.text)
     return {}
 
 
-def parsed(metrics: str) -> dict[str, float]:
-    """Metrics in Prometheus' text format, by name and labels as they are written."""
-    return {name: float(value) for name, value in _SAMPLE.findall(metrics)}
+def parse_metrics(text: str) -> dict[str, float]:
+    """Parse Prometheus' text format. The keys are names with their labels as written."""
+    return {name: float(value) for name, value in _METRIC.findall(text)}
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
+    """Return a port that was free a moment ago."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
 
 
-def last_words(log: Path) -> str:
-    """The line in which `sd35` says what is wrong, or else the last one."""
+def error_line(log: Path) -> str:
+    """Return the last error that `sd35` wrote to a log, or the last line if there is none."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    said = [number for number, line in enumerate(lines) if line.startswith("sd35: ")]
-    return lines[said[-1]].removeprefix("sd35: ") if said else (lines[-1] if lines else "it said nothing")
+    errors = [line.removeprefix("sd35: ") for line in lines if line.startswith("sd35: ")]
+    return (errors or lines or ["no output"])[-1]
 
 
-def _environment() -> dict[str, str]:
-    """Without this project's settings: a store or a database of somebody's is not for what is measured."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-
-
-def end(process: subprocess.Popen[Any]) -> None:
-    """End a process that leads a session gently, then whatever of its session is left: LitServe leaves its workers."""
+def stop_process(process: subprocess.Popen[Any]) -> None:
+    """Terminate the leader of a session, then kill what is left of the session: LitServe leaves its workers behind."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
-        process.wait(_ENDING_S)
+        process.wait(_STOP_TIMEOUT_S)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,4 +1,4 @@
-"""`sd35 bench` from its beginning to its result: starts what has to be started, measures, compares images."""
+"""A session of `sd35 bench`: starts the server if needed, measures it, and compares its images with a reference's."""
 
 import asyncio
 from collections.abc import Iterator
@@ -7,29 +7,30 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from sd35.bench.dialects import dialect_of
-from sd35.bench.judging import right_share
-from sd35.bench.monitor import Watch, others_before
-from sd35.bench.quality import Quality, compared, opened, shown
+from sd35.bench.load.dialects import dialect_of
+from sd35.bench.load.workload import BenchRequest, Workload
+from sd35.bench.monitoring.monitor import Monitor, background_cores
+from sd35.bench.quality.comparison import Quality, compare_images, decode_image, example_pairs
+from sd35.bench.quality.correctness import correct_share
 from sd35.bench.results import Plan, Result
-from sd35.bench.run import Measured, OnProgress, duration_s, images, measure
-from sd35.bench.scenes import judged_scenes
-from sd35.bench.server import Server, arguments_of, check_reachable, pid_at, started, told_of
-from sd35.bench.workload import BenchRequest, Workload
+from sd35.bench.run import OnProgress, Target, duration_s, generate_images, measure
+from sd35.bench.scenes import evaluation_scenes
+from sd35.bench.server import Server, check_reachable, pid_at, reported_settings, settings_command, start_server
 from sd35.checkpoints.registry import EMBEDDED
 from sd35.errors import MeasuringFailed
 from sd35.settings import Settings
 
-_LOOK_BEFORE_S = 1.0
-_SEED = 20_000
-AT_ONCE = 4  # images that are compared are made under load: seeds must not change with the batch
+_BEFORE_S = 1.0  # how long other processes are observed before the measurement
+_FIRST_SEED = 20_000
+CONCURRENCY = 4  # for the compared images: they are generated in batches, as under load
 
 
 @dataclass(frozen=True)
 class Session:
-    """What is measured and how. `url`: of a server that runs; else one is started with the settings.
+    """What to measure, and how.
 
-    `reference`: the backend whose images are the measure of quality, or "none".
+    `url` is the address of a running server; without it, a server is started with `settings`. `reference` is the
+    backend whose images are the standard of quality, or "none".
     """
 
     settings: Settings
@@ -41,108 +42,114 @@ class Session:
     reference: str = "onnx"
 
 
-class Drawn(NamedTuple):
-    """Images' files, and the digest of the checkpoint that made them, where it is known."""
+class ImageSet(NamedTuple):
+    """Image files, and the digest of the checkpoint that generated them, if known."""
 
     files: list[bytes]
     revision: str | None
 
 
 class Reference:
-    """This project's server in float32 and reproducible, with the same checkpoint: it draws once, when it is asked."""
+    """This project's server in reproducible float32 with the same checkpoint. Generates its images once, on demand."""
 
     def __init__(self, session: Session) -> None:
         update = {"backend": session.reference, "precision": "float32", "reproducible": True, "fallback": None}
         self.name = f"{session.reference}/float32"
         self._settings = session.settings.model_copy(update=update)
-        self._count = session.plan.judged
+        self._count = session.plan.quality_images
 
     @cached_property
-    def drawn(self) -> Drawn:
-        """Raises MeasuringFailed."""
-        with started(arguments_of(self._settings)) as starting:
-            return _draw(Measured(starting.until_ready(), dialect_of("sd35")), self._count)
+    def images(self) -> ImageSet:
+        """The reference's images. Raises MeasuringFailed."""
+        with start_server(settings_command(self._settings)) as starting:
+            return _generate(Target(starting.wait_until_ready(), dialect_of("sd35")), self._count)
 
-    def failed(self, why_not: str) -> Quality:
-        """No comparison."""
-        return Quality(reference=self.name, images=self._count, why_not=why_not)
+    def skipped(self, reason: str) -> Quality:
+        """Return a comparison that was skipped."""
+        return Quality(reference=self.name, images=self._count, skip_reason=reason)
 
-    def compared(self, drawn: Drawn) -> Quality:
-        """Another server's images against its own."""
+    def compare(self, images: ImageSet) -> Quality:
+        """Compare a server's images with the reference's."""
         try:
-            expected = self.drawn
+            expected = self.images
         except MeasuringFailed as error:
-            return self.failed(str(error))
-        if None not in (drawn.revision, expected.revision) and drawn.revision != expected.revision:
-            return self.failed("the server has another checkpoint; name its own by --checkpoint")
-        ours, theirs = ([opened(file) for file in each.files] for each in (drawn, expected))
-        quality = compared(self.name, ours, theirs)
-        scenes = judged_scenes(self._count)
-        pairs = shown([scene.prompt for scene in scenes], ours, theirs)
-        quality = quality.model_copy(update={"shown": pairs})
-        if self._settings.checkpoints != (EMBEDDED,):
-            return quality
-        shares = {"right": right_share(ours, scenes), "reference_right": right_share(theirs, scenes)}
-        return quality.model_copy(update=shares)
+            return self.skipped(str(error))
+        if None not in (images.revision, expected.revision) and images.revision != expected.revision:
+            return self.skipped("the server has another checkpoint; name it with --checkpoint")
+        ours, theirs = ([decode_image(file) for file in each.files] for each in (images, expected))
+        quality = compare_images(self.name, ours, theirs)
+        scenes = evaluation_scenes(self._count)
+        update: dict[str, object] = {"examples": example_pairs([scene.prompt for scene in scenes], ours, theirs)}
+        if self._settings.checkpoints == (EMBEDDED,):
+            update["correct_share"] = correct_share(ours, scenes)
+            update["reference_correct_share"] = correct_share(theirs, scenes)
+        return quality.model_copy(update=update)
 
 
-def run_session(session: Session, progress: OnProgress, reference: Reference | None = None) -> Result:
-    """Measure, then compare images, with a reference that may have drawn before.
+def run_session(session: Session, on_progress: OnProgress, reference: Reference | None = None) -> Result:
+    """Measure a server, then compare its images with the reference's.
 
-    Raises MeasuringFailed, and InvalidSetting where the dialect has no words for the workload.
+    A `reference` can be shared between sessions, so that it generates its images only once.
+
+    Raises:
+        MeasuringFailed: the server does not start, ends, or completes no image.
+        InvalidSetting: the dialect cannot express the workload.
     """
     dialect_of(session.dialect).check(session.workload)
     total_s = duration_s(session.plan)
-    with _measured(session, progress) as (measured, watch):
-        result = measure(measured, session.workload, session.plan, watch, progress)
-        if not session.plan.judged:
+    with _monitored_target(session, on_progress) as (target, monitor):
+        result = measure(target, session.workload, session.plan, monitor, on_progress)
+        if not session.plan.quality_images:
             return result
-        progress("images to compare", total_s)
+        on_progress("images to compare", total_s)
         reference = reference or Reference(session)
         try:
-            drawn = _draw(measured, session.plan.judged)
-        except MeasuringFailed as error:  # what was measured until then is worth keeping
-            return result.model_copy(update={"quality": reference.failed(str(error))})
-    progress(f"the same by the reference, {session.reference}", total_s)
-    return result.model_copy(update={"quality": reference.compared(drawn)})
+            images = _generate(target, session.plan.quality_images)
+        except MeasuringFailed as error:  # the loads were measured, so keep their result
+            return result.model_copy(update={"quality": reference.skipped(str(error))})
+    on_progress(f"the same images by the reference, {session.reference}", total_s)
+    return result.model_copy(update={"quality": reference.compare(images)})
 
 
 @contextmanager
-def _measured(session: Session, progress: OnProgress) -> Iterator[tuple[Measured, Watch]]:
-    """The server, ready, and a watch on it that began before it was started, where it is started here."""
+def _monitored_target(session: Session, on_progress: OnProgress) -> Iterator[tuple[Target, Monitor]]:
+    """Yield a ready server and its monitor. The monitor of a server that is started here covers the start."""
     dialect = dialect_of(session.dialect)
     if session.url:
         check_reachable(session.url)
-        measured = Measured(Server(session.url, pid_at(session.url)), dialect, session.key)
-        with _watching(measured, others_before(_LOOK_BEFORE_S, measured.server.pid)) as watch:
-            yield measured, watch
+        target = Target(Server(session.url, pid_at(session.url)), dialect, session.key)
+        with _monitoring(target, background_cores(_BEFORE_S, target.server.pid)) as monitor:
+            yield target, monitor
         return
-    before_cores = others_before(_LOOK_BEFORE_S)
-    progress("starting the server", 0)
-    with started(arguments_of(session.settings)) as starting:
-        loading = Measured(Server(starting.url, starting.process.pid), dialect, settings=told_of(session.settings))
-        with _watching(loading, before_cores) as watch:
-            server = starting.until_ready()
+    before_cores = background_cores(_BEFORE_S)
+    on_progress("starting the server", 0)
+    with start_server(settings_command(session.settings)) as starting:
+        target = Target(
+            Server(starting.url, starting.process.pid), dialect, settings=reported_settings(session.settings)
+        )
+        with _monitoring(target, before_cores) as monitor:
+            server = starting.wait_until_ready()
             try:
-                yield loading._replace(server=server), watch
+                yield target._replace(server=server), monitor
             finally:
-                starting.check_runs()
+                starting.check_running()
 
 
 @contextmanager
-def _watching(measured: Measured, before_cores: float) -> Iterator[Watch]:
-    server, headers = measured.server, measured.headers
-    watch = Watch(server.url, server.pid, headers if measured.dialect.has_metrics else None, before_cores)
-    watch.start()
+def _monitoring(target: Target, before_cores: float) -> Iterator[Monitor]:
+    server, headers = target.server, target.headers
+    monitor = Monitor(server.url, server.pid, headers if target.dialect.has_metrics else None, before_cores)
+    monitor.start()
     try:
-        yield watch
+        yield monitor
     finally:
-        watch.finish()
+        monitor.stop()
 
 
-def _draw(measured: Measured, count: int) -> Drawn:
-    """The judged scenes as the server draws them where nothing but the seed is said, several at once."""
-    wanted = [BenchRequest("judged", scene.prompt, _SEED + index) for index, scene in enumerate(judged_scenes(count))]
-    files = asyncio.run(images(measured, wanted, AT_ONCE))
-    models = measured.models() or [{}]
-    return Drawn(files, models[0].get("revision"))
+def _generate(target: Target, count: int) -> ImageSet:
+    """Generate the evaluation scenes with the server's defaults for everything but the seed."""
+    scenes = evaluation_scenes(count)
+    requests = [BenchRequest("quality", scene.prompt, _FIRST_SEED + index) for index, scene in enumerate(scenes)]
+    files = asyncio.run(generate_images(target, requests, CONCURRENCY))
+    models = target.models() or [{}]
+    return ImageSet(files, models[0].get("revision"))

@@ -1,95 +1,95 @@
-"""The tables that `sd35 bench` prints."""
+"""The tables that `sd35 bench` prints in the terminal."""
 
 from rich.console import Console
 from rich.table import Table
 
 from sd35.bench.compare import Comparison
-from sd35.bench.formatting import (
+from sd35.bench.report.formatting import (
+    cell_figures,
+    describe_load,
+    describe_matrix,
+    describe_models,
+    describe_server,
     facts,
-    figure,
-    load_in_words,
-    matrix_figures,
-    matrix_in_words,
-    models_in_words,
-    not_run,
-    served_in_words,
+    format_estimate,
+    skipped_cells,
 )
-from sd35.bench.results import Matrix, Part, Result
+from sd35.bench.results import LoadResult, Matrix, Result
 
 
 def show(result: Result, console: Console) -> None:
-    """Print a result: the figures of each load and class, then the rest."""
-    console.print(f"{models_in_words(result)}, {served_in_words(result)}", markup=False)
-    console.print(result.busy.words, style="bold red" if result.busy.is_busy else "dim", markup=False)
-    for part in result.parts:
+    """Print a result: the figures of each load and class, then the other facts."""
+    console.print(f"{describe_models(result)}, {describe_server(result)}", markup=False)
+    console.print(result.background.description, style="bold red" if result.background.is_busy else "dim", markup=False)
+    for load in result.loads:
         console.print()
-        console.print(load_in_words(part, result.plan), style="bold", markup=False)
-        console.print(_latencies(part))
-        for message, times in part.trouble.items():
-            console.print(f"  {times} times: {message}", style="yellow", markup=False)
+        console.print(describe_load(load, result.plan), style="bold", markup=False)
+        console.print(_latencies(load))
+        for message, count in load.errors.items():
+            console.print(f"  {count} times: {message}", style="yellow", markup=False)
     console.print()
-    for name, words in facts(result):
-        console.print(f"{name:<11}{words}", markup=False)
+    for name, text in facts(result):
+        console.print(f"{name:<12}{text}", markup=False)
 
 
-def _latencies(part: Part) -> Table:
-    """Return a table with a row for each class, if there are several, and one for all together."""
+def _latencies(load: LoadResult) -> Table:
+    """Make a table with a row for each class, if there are several, and one for all together."""
     table = Table("  class", box=None)
-    for name in ("p50, s", "p95, s", "p99, s", "made", "refused", "failed"):
+    for name in ("p50, s", "p95, s", "p99, s", "completed", "refused", "failed"):
         table.add_column(name, justify="right", no_wrap=True, min_width=11 if name.startswith("p") else None)
-    for kind in (*(part.kinds if len(part.kinds) > 1 else ()), part.all):
-        latencies = map(figure, (kind.p50_s, kind.p95_s, kind.p99_s))
-        table.add_row(f"  {kind.name}", *latencies, str(kind.made), str(kind.refused), str(kind.failed))
+    for each in (*(load.classes if len(load.classes) > 1 else ()), load.all):
+        latencies = map(format_estimate, (each.p50_s, each.p95_s, each.p99_s))
+        table.add_row(f"  {each.name}", *latencies, str(each.completed), str(each.refused), str(each.failed))
     return table
 
 
 def show_matrix(matrix: Matrix, console: Console) -> None:
-    """Print a line for each combination, with ratios to the first that ran."""
-    console.print(f"{', '.join(matrix.checkpoints)}: {matrix_in_words(matrix)}", markup=False)
-    console.print(matrix.busy.words, style="bold red" if matrix.busy.is_busy else "dim", markup=False)
-    ran = [(cell, matrix_figures(matrix, cell)) for cell in matrix.cells if not cell.why_not]
+    """Print a row for each combination, with its ratio to the first that ran."""
+    console.print(f"{', '.join(matrix.checkpoints)}: {describe_matrix(matrix)}", markup=False)
+    console.print(matrix.background.description, style="bold red" if matrix.background.is_busy else "dim", markup=False)
+    ran = [(cell, cell_figures(matrix, cell)) for cell in matrix.cells if not cell.skip_reason]
     table = Table("backend", box=None, padding=(0, 1, 0, 0))
     table.add_column("rows", justify="right")
-    columns = [name for name in (ran[0][1] if ran else {}) if name != "row-steps/s"]  # too wide for 80 characters
+    columns = [name for name in (ran[0][1] if ran else {}) if name != "row-steps/s"]  # to fit into 80 characters
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for cell, figures in ran:
         values = {**figures, "p95, s": figures["p95, s"].partition(" ")[0]}
-        table.add_row(f"{cell.backend}/{cell.precision}", str(cell.batch), *(values[column] for column in columns))
+        table.add_row(f"{cell.backend}/{cell.precision}", str(cell.batch_rows), *(values[column] for column in columns))
     console.print(table)
-    for why_not, names in not_run(matrix):
-        console.print(f"not run: {names}: {why_not}", markup=False)
+    for reason, names in skipped_cells(matrix):
+        console.print(f"not run: {names}: {reason}", markup=False)
 
 
 def show_comparison(comparison: Comparison, console: Console) -> None:
-    """Print a line for each figure, then the warnings."""
+    """Print a row for each figure, then the warnings."""
     table = Table("load", "figure", box=None)
     for name in ("A", "B", "B / A", ""):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    part = ""
-    for line in comparison.lines:
-        ratio = "-" if line.ratio is None else f"{line.ratio:.2f}"
-        style = {"better": "green", "worse": "red"}.get(line.verdict)
-        shown = line.part if line.part != part else ""
-        part = line.part
-        table.add_row(shown, line.what, figure(line.before), figure(line.after), ratio, line.verdict, style=style)
+    previous = ""
+    for row in comparison.rows:
+        ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
+        style = {"better": "green", "worse": "red"}.get(row.verdict)
+        figures = format_estimate(row.before), format_estimate(row.after)
+        table.add_row(row.load if row.load != previous else "", row.figure, *figures, ratio, row.verdict, style=style)
+        previous = row.load
     console.print(table)
     for warning in comparison.warnings:
-        console.print(f"beware: {warning}", style="yellow", markup=False)
+        console.print(f"warning: {warning}", style="yellow", markup=False)
 
 
 def as_dict(comparison: Comparison) -> dict[str, object]:
     """Return a comparison as JSON for scripts."""
-    lines = [
+    rows = [
         {
-            "part": line.part,
-            "figure": line.what,
-            "before": line.before.model_dump(),
-            "after": line.after.model_dump(),
-            "ratio": line.ratio,
-            "differs": line.differs,
-            "verdict": line.verdict,
+            "load": row.load,
+            "figure": row.figure,
+            "before": row.before.model_dump(),
+            "after": row.after.model_dump(),
+            "ratio": row.ratio,
+            "differs": row.differs,
+            "verdict": row.verdict,
         }
-        for line in comparison.lines
+        for row in comparison.rows
     ]
-    return {"lines": lines, "warnings": comparison.warnings}
+    return {"rows": rows, "warnings": comparison.warnings}

@@ -19,14 +19,14 @@ from rich.progress import TextColumn, TimeElapsedColumn
 
 from sd35.backends.registry import BACKENDS, check_available
 from sd35.bench.compare import compare as compare_runs
-from sd35.bench.dialects import dialect_of
-from sd35.bench.machine import family
-from sd35.bench.matrix import BATCHES, combinations, run_matrix
-from sd35.bench.report import page
+from sd35.bench.load.dialects import dialect_of
+from sd35.bench.load.workload import read_workload
+from sd35.bench.matrix import BATCH_ROWS, combinations, run_matrix
+from sd35.bench.monitoring.machine import process_tree
+from sd35.bench.report.page import report_page
 from sd35.bench.results import Matrix, Plan, Result, check_writable, read, write
 from sd35.bench.run import OnProgress, duration_s
 from sd35.bench.session import Session, run_session
-from sd35.bench.workload import read_workload
 from sd35.cli.bench_tables import as_dict, show, show_comparison, show_matrix
 from sd35.cli.options import PIPELINE, AsJson, SettingFlags, with_settings
 from sd35.cli.progress import progress_bar
@@ -119,10 +119,12 @@ def bench(
         shares=() if rate or matrix else _SHARES,
         rounds=rounds,
         seconds=seconds,
-        warm_s=warm_up,
-        judged=0 if reference == _NO_REFERENCE else judged,
-        most_first_s=seconds if matrix else None,
-        salt=secrets.randbits(32) if url else 0,  # else a running server would answer a second run from its cache
+        warmup_s=warm_up,
+        quality_images=0 if reference == _NO_REFERENCE else judged,
+        max_first_image_s=seconds if matrix else None,
+        seed_offset=secrets.randbits(32)
+        if url
+        else 0,  # else a running server would answer a second run from its cache
     )
     _check_plan(plan)
     _check_target(url, reference, out)
@@ -130,7 +132,7 @@ def bench(
     key = _read_key()
     session = Session(
         settings=settings,
-        workload=read_workload(workload) if workload else protocol.default(),
+        workload=read_workload(workload) if workload else protocol.default_workload(),
         plan=plan,
         url=url.rstrip("/") if url else None,
         dialect=protocol.name,
@@ -138,7 +140,7 @@ def bench(
         reference=reference,
     )
     if matrix:
-        _run_matrix(session, tuple(batch or BATCHES), out, as_json=as_json)
+        _run_matrix(session, tuple(batch or BATCH_ROWS), out, as_json=as_json)
     else:
         _run_bench(session, out, as_json=as_json)
 
@@ -191,7 +193,7 @@ def _run_matrix(session: Session, batches: tuple[int, ...], out: Path | None, *,
 
 def _write(result: Result | Matrix, out: Path | None, name: str) -> None:
     if out:
-        write(result, out / f"{name}.json", page(result))
+        write(result, out / f"{name}.json", report_page(result))
         print(f"Written: {out / name}.json, {out / name}.html", file=sys.stderr)
 
 
@@ -216,7 +218,7 @@ def _check_combination(
 
 
 def _check_plan(plan: Plan) -> None:
-    for flag, values in (("--rate", plan.rates), ("--seconds", (plan.seconds,)), ("--warm-up", (plan.warm_s,))):
+    for flag, values in (("--rate", plan.rates), ("--seconds", (plan.seconds,)), ("--warm-up", (plan.warmup_s,))):
         for value in values:
             if not (math.isfinite(value) and value > 0):
                 raise InvalidSetting(f"{flag}: got {value:g}; allowed: a number above 0")
@@ -259,7 +261,7 @@ def _terminate_children() -> Iterator[None]:
     try:
         yield
     except (SystemExit, KeyboardInterrupt):
-        for process in family(os.getpid())[1:]:
+        for process in process_tree(os.getpid())[1:]:
             process.terminate()
             process.wait()
         raise

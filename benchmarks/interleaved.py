@@ -1,0 +1,92 @@
+"""Sides that generate the same images alternately, never at once: their times, and the differences of their images.
+
+A machine that warms up or slows down does so for all sides. The first image of each side is a warm-up.
+"""
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from benchmarks.outcome import spread
+
+Sample: TypeAlias = dict[str, Any]
+"""A side's answer for one image (see `benchmarks.worker`), with the processor time `cpu_s`."""
+_PARTS = (("encode", "encode_s"), ("step", "step_s"), ("decode", "decode_s"))
+
+
+@dataclass(frozen=True)
+class InterleavedSamples:
+    """The answers of each side, in order. The first of each side is the warm-up."""
+
+    answers: Mapping[str, Sequence[Sample]]
+
+    def ratio(self, side: str, other: str, key: Literal["total_s", "cpu_s"] = "total_s") -> float:
+        """Return the median time (or processor time) of a side over that of another."""
+        return self._median(side, key) / self._median(other, key)
+
+    def pair_ratios(self, side: str, other: str) -> str:
+        """Return the range of the time ratios of single images: "1.05-1.21"."""
+        pairs = zip(self._measured(side), self._measured(other), strict=True)
+        ratios = [one["total_s"] / another["total_s"] for one, another in pairs]
+        return f"{min(ratios):.2f}-{max(ratios):.2f}"
+
+    def difference(self, side: str, other: str) -> int:
+        """Return the largest difference between their images at any pixel, of 255."""
+        return max(_difference(*pair) for pair in zip(self.answers[side], self.answers[other], strict=True))
+
+    @property
+    def idle_share(self) -> float:
+        """The largest share of a core that any side used while the others generated."""
+        return max(map(self._idle_share, range(len(self.answers))))
+
+    def describe(self, side: str) -> str:
+        """Describe a side's time, its parts, processor time and memory."""
+        parts = ", ".join(f"{part} {1000 * self._median(side, key):.1f} ms" for part, key in _PARTS)
+        samples = self._measured(side)
+        width = max(map(len, self.answers))
+        return (
+            f"{side:<{width}} {spread([sample['total_s'] for sample in samples])}: {parts};"
+            f" {self._median(side, 'cpu_s'):.3f} s of CPU; peak memory {samples[-1]['peak_bytes'] / 1e6:.0f} MB"
+        )
+
+    def numbers(self) -> dict[str, list[dict[str, float]]]:
+        """Return all samples of each side without warm-ups and pixels."""
+        return {
+            side: [{key: value for key, value in sample.items() if key != "pixels"} for sample in self._measured(side)]
+            for side in self.answers
+        }
+
+    def _measured(self, side: str) -> Sequence[Sample]:
+        return self.answers[side][1:]
+
+    def _median(self, side: str, key: str) -> float:
+        return median(sample[key] for sample in self._measured(side))
+
+    def _idle_share(self, index: int) -> float:
+        """Return a side's processor time between two of its images, over the time of the others' images in between."""
+        rows = list(self.answers.values())
+        shares = [0.0]
+        for turn, (before, after) in enumerate(zip(rows[index], rows[index][1:], strict=False)):
+            between = [row[turn + (other < index)] for other, row in enumerate(rows) if other != index]
+            waited_s = sum(sample["total_s"] for sample in between)
+            shares.append((after["cpu_before_s"] - before["cpu_after_s"]) / waited_s)
+        return max(shares)
+
+
+def run_interleaved(sides: Mapping[str, Callable[..., Sample]], rounds: int, **request: float) -> InterleavedSamples:
+    """Generate one warm-up image and `rounds` images with each side. Each round has a new seed, and so a new prompt."""
+    answers: dict[str, list[Sample]] = {side: [] for side in sides}
+    for seed in range(rounds + 1):
+        for side, draw in sides.items():
+            answer = draw(seed=seed, **request)
+            answers[side].append({**answer, "cpu_s": answer["cpu_after_s"] - answer["cpu_before_s"]})
+    return InterleavedSamples(answers)
+
+
+def _difference(one: Sample, other: Sample) -> int:
+    arrays = [np.frombuffer(base64.b64decode(each["pixels"]), np.uint8).astype(np.int16) for each in (one, other)]
+    return int(np.abs(arrays[0] - arrays[1]).max())

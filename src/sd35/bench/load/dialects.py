@@ -1,0 +1,214 @@
+"""Dialects: how each kind of server is asked for an image, and how its response is read. One entry each in one table.
+
+A workload with a field that a dialect does not support is refused, so that no field is silently ignored.
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import gcd
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import httpx2
+
+from sd35.bench.load.workload import BenchRequest, RequestClass, Workload, mixed_workload, plain_workload
+from sd35.errors import InvalidSetting
+
+Status: TypeAlias = Literal["completed", "refused", "failed"]
+RequestArguments: TypeAlias = dict[str, Any]
+"""Keyword arguments of `httpx2.AsyncClient.post`."""
+_OK = 200
+_REFUSALS = frozenset({429, 503})
+_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"\x00\x00\x00")  # PNG, JPEG, WebP, AVIF
+_STABILITY_RATIOS = ("16:9", "1:1", "21:9", "2:3", "3:2", "4:5", "5:4", "9:16", "9:21")
+_MAX_MESSAGE = 200  # characters
+
+
+class ImageResponse(NamedTuple):
+    """A response: the image file, or the server's error message."""
+
+    status: Status
+    image: bytes = b""
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One kind of server.
+
+    `build_request` translates a request for httpx. `extract_image` finds the image file in a response.
+    `unsupported` names the fields of a request class that the dialect cannot express. `check_class` raises
+    InvalidSetting for values that it does not allow.
+    """
+
+    name: str
+    path: str
+    build_request: Callable[[BenchRequest], RequestArguments]
+    extract_image: Callable[[httpx2.Response], bytes]
+    default_workload: Callable[[], Workload] = mixed_workload
+    unsupported: frozenset[str] = frozenset()
+    check_class: Callable[[RequestClass], None] = lambda _: None
+    has_metrics: bool = False
+    authorization: Callable[[str], str] = "Bearer {}".format
+
+    def headers(self, key: str | None) -> dict[str, str]:
+        """Return the headers that carry an API key."""
+        return {"Authorization": self.authorization(key)} if key else {}
+
+    def check(self, workload: Workload) -> None:
+        """Check that the dialect can express a workload. Raises InvalidSetting if it cannot."""
+        for request_class in workload.classes:
+            for field in ("sizes", "steps", "guidance", "negative_prompt"):
+                if field in self.unsupported and getattr(request_class, field):
+                    raise InvalidSetting(
+                        f"--workload: classes: {request_class.name!r} has {field}; allowed with"
+                        f" --dialect {self.name}: none, because it has no field for {field}"
+                    )
+            self.check_class(request_class)
+
+    def parse_response(self, response: httpx2.Response) -> ImageResponse:
+        """Read a response. A response without an image file is a failure, whatever its status."""
+        if response.status_code in _REFUSALS:
+            return ImageResponse("refused", message=_error_message(response))
+        if response.status_code != _OK:
+            return ImageResponse("failed", message=_error_message(response))
+        try:
+            image = self.extract_image(response)
+        except (KeyError, IndexError, TypeError, ValueError, binascii.Error) as error:
+            message = f"200, without an image: {type(error).__name__}: {error}"
+            return ImageResponse("failed", message=message[:_MAX_MESSAGE])
+        if not image.startswith(_SIGNATURES):
+            return ImageResponse("failed", message=f"200, but not an image file: {image[:20]!r}")
+        return ImageResponse("completed", image)
+
+
+def _error_message(response: httpx2.Response) -> str:
+    """Return the status and the readable part of the body. Each dialect has its own JSON layout for errors."""
+    try:
+        content: Any = json.loads(response.content)
+    except ValueError:
+        content = response.text
+    if isinstance(content, dict):
+        content = content.get("detail") or content.get("errors") or content.get("error") or content
+        content = content.get("message", content) if isinstance(content, dict) else content
+    return f"{response.status_code}: {' '.join(str(content).split())}"[:_MAX_MESSAGE]
+
+
+def _without_none(**fields: Any) -> dict[str, Any]:  # noqa: ANN401  fields have different types
+    """Leave out the fields that the server chooses itself."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _json_body(request: BenchRequest, **more: Any) -> RequestArguments:  # noqa: ANN401  see above
+    """Build the JSON body of the dialects that take width and height as two fields, with `more` fields."""
+    width, height = request.size_px or (None, None)
+    return {
+        "json": _without_none(
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt or None,
+            width=width,
+            height=height,
+            steps=request.steps,
+            seed=request.seed,
+            **more,
+        )
+    }
+
+
+def _txt2img_request(request: BenchRequest) -> RequestArguments:
+    return _json_body(request, guidance_scale=request.guidance)
+
+
+def _openai_request(request: BenchRequest) -> RequestArguments:
+    """Use the extensions that several servers of this dialect share: see docs/benchmarking.md."""
+    return {
+        "json": _without_none(
+            model="gpt-image-1",
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt or None,
+            n=1,
+            size="{}x{}".format(*request.size_px) if request.size_px else "auto",
+            seed=request.seed,
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance,
+            response_format="b64_json",
+        )
+    }
+
+
+def _automatic1111_request(request: BenchRequest) -> RequestArguments:
+    return _json_body(request, cfg_scale=request.guidance, sampler_name="Euler")
+
+
+def _stability_request(request: BenchRequest) -> RequestArguments:
+    fields = _without_none(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt or None,
+        aspect_ratio=_aspect_ratio(*request.size_px) if request.size_px else None,
+        cfg_scale=request.guidance,
+        seed=request.seed,
+        output_format="png",
+    )
+    parts = {name: (None, str(value)) for name, value in fields.items()}
+    return {"files": parts, "headers": {"Accept": "image/*"}}
+
+
+def _check_stability(request_class: RequestClass) -> None:
+    where, allowed = f"--workload: classes: {request_class.name!r}", "allowed with --dialect stability"
+    for size in request_class.sizes:
+        width, _, height = size.partition("x")
+        if (ratio := _aspect_ratio(int(width), int(height))) not in _STABILITY_RATIOS:
+            raise InvalidSetting(f"{where}: sizes: got {size}, {ratio}; {allowed}: {', '.join(_STABILITY_RATIOS)}")
+    for guidance in request_class.guidance:
+        if not 1 <= guidance <= 10:
+            raise InvalidSetting(f"{where}: guidance: got {guidance:g}; {allowed}: 1 to 10")
+
+
+def _aspect_ratio(width: int, height: int) -> str:
+    divisor = gcd(width, height) or 1
+    return f"{width // divisor}:{height // divisor}"
+
+
+def _body(response: httpx2.Response) -> bytes:
+    return response.content
+
+
+def _openai_image(response: httpx2.Response) -> bytes:
+    return base64.b64decode(json.loads(response.content)["data"][0]["b64_json"])
+
+
+def _automatic1111_image(response: httpx2.Response) -> bytes:
+    return base64.b64decode(json.loads(response.content)["images"][0])
+
+
+def _basic(key: str) -> str:
+    """Encode a key, or "user:password", for HTTP Basic authentication."""
+    return "Basic " + base64.b64encode((key if ":" in key else f"user:{key}").encode()).decode()
+
+
+_TABLE = (
+    Dialect("sd35", "/v1/txt2img", _txt2img_request, _body, has_metrics=True),
+    Dialect("openai", "/v1/images/generations", _openai_request, _openai_image),
+    Dialect("a1111", "/sdapi/v1/txt2img", _automatic1111_request, _automatic1111_image, authorization=_basic),
+    Dialect(
+        "stability",
+        "/v2beta/stable-image/generate/sd3",
+        _stability_request,
+        _body,
+        default_workload=plain_workload,
+        unsupported=frozenset({"steps"}),
+        check_class=_check_stability,
+    ),
+    Dialect("plain", "/v1/txt2img", _txt2img_request, _body),
+)
+DIALECTS: Mapping[str, Dialect] = MappingProxyType({dialect.name: dialect for dialect in _TABLE})
+
+
+def dialect_of(name: str) -> Dialect:
+    """Look up a dialect by name. Raises InvalidSetting if it is unknown."""
+    if name not in DIALECTS:
+        raise InvalidSetting(f"--dialect: got {name!r}; allowed: {', '.join(DIALECTS)}")
+    return DIALECTS[name]

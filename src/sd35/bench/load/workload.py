@@ -1,0 +1,207 @@
+"""Workloads: a mix of request classes, built in or read from a file, from which requests are drawn with a fixed seed.
+
+Every request has its own image seed, so that no image comes from a server's cache unless `repeated_images` asks for
+it. `seed_offset` keeps two runs against the same server apart.
+"""
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from sd35.bench.scenes import all_scenes
+from sd35.errors import InvalidSetting
+from sd35.parsing import read_json, read_toml
+from sd35.request import GUIDANCE_SCALE, PROMPT_CHARACTERS, STEPS
+
+_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+_SEEDS = 2**32 - 1  # from 1, because 0 means a random seed in Stability's dialect
+_MAX_VALUE = 80  # characters of a wrong value in an error message
+_MAX_ERRORS = 4  # wrong fields in an error message: a file of another kind has many
+ALL_CLASSES = "all"  # the name for all classes together in a report
+
+
+class BenchRequest(NamedTuple):
+    """One request. The server chooses whatever is None."""
+
+    class_name: str
+    prompt: str
+    seed: int
+    negative_prompt: str = ""
+    size_px: tuple[int, int] | None = None
+    steps: int | None = None
+    guidance: float | None = None
+
+    @property
+    def row_steps(self) -> int | None:
+        """Transformer rows over all steps: two a step with guidance. None if the server chooses steps or guidance."""
+        if self.steps is None or self.guidance is None:
+            return None
+        return self.steps * (2 if self.guidance > 1 else 1)
+
+
+def _check_name(text: str) -> str:
+    if text == ALL_CLASSES:
+        raise ValueError("allowed: any other name, because a report calls all classes together so")
+    return text
+
+
+def _check_size(text: str) -> str:
+    if not _SIZE.fullmatch(text):
+        raise ValueError("allowed: WIDTHxHEIGHT in pixels, such as 1024x1024")
+    return text
+
+
+Size = Annotated[str, AfterValidator(_check_size)]
+Steps = Annotated[int, Field(ge=STEPS[0], le=STEPS[1])]
+Guidance = Annotated[float, Field(ge=GUIDANCE_SCALE[0], le=GUIDANCE_SCALE[1])]
+Prompt = Annotated[str, Field(min_length=1, max_length=PROMPT_CHARACTERS)]
+_STRICT = ConfigDict(frozen=True, extra="forbid")
+
+
+class RequestClass(BaseModel):
+    """A class of requests. Each request takes one size, number of steps and guidance at random from the lists."""
+
+    model_config = _STRICT
+
+    name: Annotated[str, Field(min_length=1, max_length=40), AfterValidator(_check_name)]
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1
+    sizes: tuple[Size, ...] = ()
+    steps: tuple[Steps, ...] = ()
+    guidance: tuple[Guidance, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
+    negative_prompt: Annotated[str, Field(max_length=PROMPT_CHARACTERS)] = ""
+
+
+class Workload(BaseModel):
+    """A mix of request classes. The default prompts are scenes that the embedded model can draw."""
+
+    model_config = _STRICT
+
+    name: str = Field(min_length=1, max_length=80)
+    seed: Annotated[int, Field(ge=0)] = 1
+    repeated_prompts: Annotated[float, Field(ge=0, le=1)] = 0
+    repeated_images: Annotated[float, Field(ge=0, le=1)] = 0
+    prompts: tuple[Prompt, ...] = ()
+    classes: tuple[RequestClass, ...] = Field(min_length=1)
+
+    @cached_property
+    def digest(self) -> str:
+        """The first 12 hexadecimal digits of the SHA-256 of everything but the name."""
+        content = self.model_dump(mode="json", exclude={"name"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+    def requests(self, part: str, seed_offset: int = 0) -> Iterator[BenchRequest]:
+        """Draw requests without end.
+
+        The same `part` of a run always gives the same requests, and different parts give different ones.
+        `seed_offset` is added to every image seed.
+        """
+        rng = random.Random(f"{self.seed}/{part}")  # noqa: S311  the mix is not a secret
+        prompts = {each.name: _shuffled(each.prompts or self.prompts or _SCENE_PROMPTS, rng) for each in self.classes}
+        weights = [each.weight for each in self.classes]
+        history: dict[str, list[BenchRequest]] = {each.name: [] for each in self.classes}
+        while True:
+            (request_class,) = rng.choices(self.classes, weights)
+            previous = history[request_class.name]
+            if previous and rng.random() < self.repeated_images:
+                yield rng.choice(previous)
+                continue
+            is_repeat = previous and rng.random() < self.repeated_prompts
+            prompt = rng.choice(previous).prompt if is_repeat else next(prompts[request_class.name])
+            previous.append(_draw_request(request_class, prompt, rng, seed_offset))
+            yield previous[-1]
+
+
+def mixed_workload() -> Workload:
+    """Return the default workload: three numbers of steps, with and without guidance, in two sizes."""
+    sizes, guidance = ("128x128", "96x96"), (0.0, 4.5)
+    classes = (
+        RequestClass(name=f"{steps} steps", sizes=sizes, steps=(steps,), guidance=guidance) for steps in (4, 12, 28)
+    )
+    return Workload(name="mixed", repeated_prompts=0.5, classes=tuple(classes))
+
+
+def plain_workload() -> Workload:
+    """Return the default workload of dialects without a field for steps: the server chooses all but the prompt."""
+    return Workload(name="plain", repeated_prompts=0.5, classes=(RequestClass(name="any"),))
+
+
+def read_workload(path: Path) -> Workload:
+    """Read a workload from a TOML or JSON file.
+
+    Raises InvalidSetting if the file is not valid. The error names the field, its value and what is allowed.
+    """
+    try:
+        content: Any = read_toml(path) if path.suffix == ".toml" else read_json(path)
+    except OSError as error:
+        raise InvalidSetting(f"--workload: {path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        form = "TOML" if path.suffix == ".toml" else "JSON"
+        raise InvalidSetting(f"--workload: {path} is not {form}: {error}; allowed: a .toml or .json file") from error
+    try:
+        workload = Workload.model_validate(content)
+    except ValidationError as error:
+        raise InvalidSetting(f"--workload: {path}: {describe_errors(error)}") from error
+    names = [each.name for each in workload.classes]
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidSetting(f"--workload: {path}: classes: two are named {duplicates[0]!r}; allowed: unique names")
+    return workload
+
+
+def describe_errors(error: ValidationError) -> str:
+    """Describe validation errors field by field: "classes.0.steps.1: got 0; ..."."""
+    details = error.errors()
+    places = [detail["loc"] for detail in details]
+    # For a list with an invalid item, pydantic reports in addition that the list is too short.
+    wrong = [detail for detail in details if not any(_is_within(place, detail["loc"]) for place in places)]
+    described = [_describe(dict(detail)) for detail in wrong[:_MAX_ERRORS]]
+    return "; ".join([*described, f"and {len(wrong) - _MAX_ERRORS} more"] if len(wrong) > _MAX_ERRORS else described)
+
+
+def _is_within(place: tuple[Any, ...], parent: tuple[Any, ...]) -> bool:
+    return len(place) > len(parent) and place[: len(parent)] == parent
+
+
+def _describe(detail: dict[str, Any]) -> str:
+    *above, last = detail["loc"] or ("the whole file",)
+    where = ".".join(map(str, (*above, last)))
+    if detail["type"] == "extra_forbidden":
+        known = (RequestClass if "classes" in above else Workload).model_fields
+        return f"{where}: got an unknown key; allowed: {', '.join(known)}"
+    if detail["type"] == "missing":
+        return f"{where}: is missing; it is required"
+    if detail["type"] == "too_short":
+        return f"{where}: got {detail['input']!r}; allowed: one or more"
+    value = repr(detail["input"])
+    message = detail["msg"].removeprefix("Value error, ")
+    shown = value if len(value) <= _MAX_VALUE else value[:_MAX_VALUE] + "…"
+    return f"{where}: got {shown}; {message[0].lower()}{message[1:]}"
+
+
+def _draw_request(request_class: RequestClass, prompt: str, rng: random.Random, seed_offset: int) -> BenchRequest:
+    size = _SIZE.fullmatch(rng.choice(request_class.sizes)) if request_class.sizes else None
+    return BenchRequest(
+        request_class.name,
+        prompt,
+        1 + (rng.randrange(_SEEDS) + seed_offset) % _SEEDS,
+        request_class.negative_prompt,
+        (int(size[1]), int(size[2])) if size else None,
+        rng.choice(request_class.steps) if request_class.steps else None,
+        rng.choice(request_class.guidance) if request_class.guidance else None,
+    )
+
+
+def _shuffled(prompts: tuple[str, ...], rng: random.Random) -> Iterator[str]:
+    """Yield all prompts in random order, then all of them in another order, without end."""
+    while True:
+        yield from rng.sample(prompts, len(prompts))
+
+
+_SCENE_PROMPTS = tuple(scene.prompt for scene in all_scenes())

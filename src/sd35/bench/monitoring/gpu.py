@@ -1,0 +1,73 @@
+"""GPU memory of a server's processes, and GPU energy, from NVIDIA's driver by nvidia-ml-py. Not run on a GPU yet."""
+
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import psutil
+
+
+class GpuSample(NamedTuple):
+    """Memory and energy of all GPUs together at one moment.
+
+    `used_bytes` is the memory of the server's processes. On machines where the driver does not list the processes of
+    this machine (a container, some shared machines), it is the used memory of the GPUs. `energy_j` counts from the
+    loading of the driver.
+    """
+
+    used_bytes: int
+    energy_j: float | None
+
+
+class Gpus:
+    """All GPUs that NVIDIA's library knows. `skip_reason` says why nothing can be read, or is None.
+
+    `is_local`: whether the server's processes are visible here. The GPUs of this machine say nothing about a server on
+    another one.
+    """
+
+    def __init__(self, *, is_local: bool = True) -> None:
+        self.skip_reason: str | None = None
+        self._handles: list[Any] = []
+        if not is_local:
+            self.skip_reason = "the server's process is not visible on this machine"
+            return
+        if find_spec("pynvml") is None:
+            self.skip_reason = "nvidia-ml-py is not installed: pip install 'sd35-fp8-mirror[bench]'"
+            return
+        import pynvml
+
+        self._nvml = pynvml
+        try:
+            pynvml.nvmlInit()
+            self._handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        except pynvml.NVMLError as error:
+            self.skip_reason = f"NVIDIA's driver does not answer: {error}"
+        else:
+            if not self._handles:
+                self.skip_reason = "NVIDIA's driver knows of no GPU"
+
+    def sample(self, pids: Iterable[int]) -> GpuSample | None:
+        """Read the memory of these processes and the energy now, or return None if there is nothing to read."""
+        if self.skip_reason:
+            return None
+        used_bytes = self._used_bytes(set(pids))
+        energies = [self._energy_j(handle) for handle in self._handles]
+        known = [energy_j for energy_j in energies if energy_j is not None]
+        return GpuSample(used_bytes, sum(known) if len(known) == len(energies) else None)
+
+    def _used_bytes(self, pids: set[int]) -> int:
+        with suppress(self._nvml.NVMLError):
+            lists = [self._nvml.nvmlDeviceGetComputeRunningProcesses(handle) for handle in self._handles]
+            processes = [process for listed in lists for process in listed]
+            is_complete = all(process.usedGpuMemory is not None for process in processes)
+            if is_complete and any(psutil.pid_exists(process.pid) for process in processes):
+                return sum(process.usedGpuMemory for process in processes if process.pid in pids)
+        return sum(int(self._nvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in self._handles)
+
+    def _energy_j(self, handle: Any) -> float | None:  # noqa: ANN401  a type of NVML
+        """Return the energy counter of a GPU, or None if it has none (GPUs before Volta)."""
+        with suppress(self._nvml.NVMLError):
+            return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
+        return None

@@ -1,0 +1,173 @@
+"""Formats figures and facts as text, alike for the terminal and for the HTML page."""
+
+from sd35.bench.monitoring.machine import Machine
+from sd35.bench.quality.comparison import Quality
+from sd35.bench.results import Cell, LoadResult, Matrix, Plan, Result
+from sd35.bench.statistics import Estimate
+
+_MB = 1e6
+
+
+def format_estimate(estimate: Estimate | None, digits: int = 2) -> str:
+    """Format an estimate as "4.21 ±0.30", or as a dash if it is missing."""
+    if estimate is None:
+        return "-"
+    interval = "" if estimate.half_width is None else f" ±{estimate.half_width:.{digits}f}"
+    return f"{estimate.value:.{digits}f}{interval}"
+
+
+def counted(count: int, noun: str) -> str:
+    """Format a count: "1 round", "2 rounds"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def format_bytes(count: int | None) -> str:
+    """Format bytes as "301 MB", with 1 MB = 10^6 bytes."""
+    return "not known" if count is None else f"{count / _MB:,.0f} MB"
+
+
+def describe_models(result: Result) -> str:
+    """Describe the models of the server under test."""
+    models = [model for model in result.server.models or [] if {"id", "backend", "precision"} <= model.keys()]
+    names = ", ".join(f"{model['id']} on {model['backend']}/{model['precision']}" for model in models)
+    return names or "Unnamed model"
+
+
+def describe_server(result: Result) -> str:
+    """Describe the address of the server under test, and the dialect of its requests."""
+    where = f"at {result.server.url}" if result.server.url else "on a server started for this run"
+    return f"{where}, dialect {result.server.dialect}"
+
+
+def describe_matrix(matrix: Matrix) -> str:
+    """Describe how each combination was measured."""
+    plan = matrix.plan
+    return (
+        f"{counted(plan.clients, 'client')} in a closed loop, {counted(plan.rounds, 'round')} of {plan.seconds:g} s,"
+        f" workload '{matrix.workload.name}' ({matrix.workload_digest}); ratios are to the first combination"
+    )
+
+
+def describe_load(load: LoadResult, plan: Plan) -> str:
+    """Describe a load and its throughput. For an open loop, also give the request rate that was drawn at random."""
+    sent = len(load.requests.scheduled_s) / (plan.rounds * plan.seconds)
+    offered = "" if load.offered_per_s is None else f" ({load.offered_per_s:.2f} requests/s offered, {sent:.2f} sent)"
+    row_steps = f", {format_estimate(load.row_steps_per_s, 0)} row-steps/s" if load.row_steps_per_s else ""
+    return f"{load.name}{offered}: {format_estimate(load.images_per_s)} images/s{row_steps}"
+
+
+def describe_plan(result: Result) -> str:
+    """Describe the workload and the plan."""
+    plan = result.plan
+    return (
+        f"'{result.workload.name}' ({result.workload_digest}), {counted(plan.rounds, 'round')} of"
+        f" {plan.seconds:g} s per load, {plan.warmup_s:g} s of warm-up; ± is the half-width of a 95 % confidence"
+        " interval (Student's t over the rounds)"
+    )
+
+
+def describe_quality(quality: Quality | None) -> str:
+    """Describe the comparison of images with the reference's."""
+    if quality is None:
+        return "not compared"
+    if quality.skip_reason:
+        return f"not compared with {quality.reference}: {quality.skip_reason}"
+    if quality.psnr_db is None:
+        text = f"all {quality.images} images equal those of {quality.reference} to the pixel: SSIM {quality.ssim:.4f}"
+    else:
+        text = (
+            f"{quality.images} images against {quality.reference}: PSNR {quality.psnr_db:.1f} dB"
+            f" (worst {quality.min_psnr_db:.1f}), SSIM {quality.ssim:.4f} (worst {quality.min_ssim:.4f})"
+        )
+    if quality.correct_share is None or quality.reference_correct_share is None:
+        return text
+    return f"{text}; correct images {quality.correct_share:.0%}, the reference's {quality.reference_correct_share:.0%}"
+
+
+def describe_cold_start(result: Result) -> str:
+    """Describe the time from process start to ready, by phase."""
+    cold = result.cold_start
+    phases = ", ".join(f"{name} {phase_s:.2f}" for name, phase_s in cold.phases_s.items())
+    if cold.ready_s is None:
+        return f"not measured: the server was already running{f'; it reports: {phases} s' if phases else ''}"
+    return f"{cold.ready_s:.2f} s to ready ({phases} s), then {cold.first_image_s:.2f} s for the first image"
+
+
+def describe_memory(result: Result) -> str:
+    """Describe peak memory and its source."""
+    return f"peak {format_bytes(result.memory.peak_bytes)} ({result.memory.source})"
+
+
+def describe_gpu(result: Result) -> str:
+    """Describe GPU memory and energy, or the reason why they were not measured."""
+    gpu = result.gpu
+    if gpu.skip_reason:
+        return f"not measured: {gpu.skip_reason}"
+    energy = "this GPU does not report energy"
+    if gpu.energy_j is not None and gpu.energy_per_image_j is not None:
+        energy = f"{gpu.energy_j:.0f} J in the rounds, {gpu.energy_per_image_j:.2f} J per image"
+    return f"peak {format_bytes(gpu.peak_bytes)}; {energy}"
+
+
+def describe_batches(result: Result) -> str:
+    """Describe the mean batch size."""
+    batches = result.batches
+    if batches is None:
+        return "not reported by this server"
+    return f"{batches.batches} batches of {batches.row_steps / batches.batches:.2f} rows on average"
+
+
+def describe_machine(machine: Machine) -> str:
+    """Describe hardware and operating system."""
+    hardware = f"{machine.processor}, {machine.cores} cores, {machine.memory_bytes / 2**30:.1f} GiB"
+    return f"{hardware}; {'; '.join(machine.gpus) or 'no GPU'}; {machine.system}"
+
+
+def describe_software(machine: Machine) -> str:
+    """Describe versions and commit."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    return f"Python {machine.python}, {versions}; commit {machine.commit or 'not known'}"
+
+
+def facts(result: Result) -> list[tuple[str, str]]:
+    """List everything but the loads, each with its name."""
+    return [
+        ("cold start", describe_cold_start(result)),
+        ("memory", describe_memory(result)),
+        ("GPU", describe_gpu(result)),
+        ("batches", describe_batches(result)),
+        ("quality", describe_quality(result.quality)),
+        ("workload", describe_plan(result)),
+        ("machine" if result.server.is_local else "client", describe_machine(result.machine)),
+        ("software" if result.server.settings else "client uses", describe_software(result.machine)),
+    ]
+
+
+def cell_figures(matrix: Matrix, cell: Cell) -> dict[str, str]:
+    """Format the figures of a combination that ran, by name. GPU memory is included if any combination has it."""
+    first = next(each for each in matrix.cells if not each.skip_reason)
+    assert cell.images_per_s
+    assert first.images_per_s
+    figures = {
+        "images/s": format_estimate(cell.images_per_s),
+        "ratio": f"{cell.images_per_s.value / first.images_per_s.value:.2f}" if first.images_per_s.value else "-",
+        "row-steps/s": format_estimate(cell.row_steps_per_s, 0),
+        "p95, s": format_estimate(cell.p95_s),
+        "memory": format_bytes(cell.peak_bytes),
+    }
+    if any(each.vram_bytes is not None for each in matrix.cells):
+        figures["GPU memory"] = format_bytes(cell.vram_bytes)
+    quality = cell.quality
+    psnr = "-"
+    if quality and not quality.skip_reason:
+        psnr = "equal" if quality.psnr_db is None else f"{quality.psnr_db:.1f}"
+    return {**figures, "ready, s": "-" if cell.ready_s is None else f"{cell.ready_s:.1f}", "PSNR, dB": psnr}
+
+
+def skipped_cells(matrix: Matrix) -> list[tuple[str, str]]:
+    """List the reasons why combinations were skipped, each with the names of those combinations."""
+    reasons: dict[str, list[str]] = {}
+    for cell in matrix.cells:
+        if cell.skip_reason:
+            reasons.setdefault(cell.skip_reason, []).append(cell.name)
+    return [(reason, "; ".join(names)) for reason, names in reasons.items()]

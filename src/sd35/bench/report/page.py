@@ -1,0 +1,168 @@
+"""The report as one self-contained HTML page, without scripts or external addresses. It prints, and fits a phone."""
+
+import json
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+from sd35.bench.load.workload import Workload
+from sd35.bench.quality.comparison import Quality
+from sd35.bench.report.charts import matrix_charts, result_charts
+from sd35.bench.report.formatting import (
+    cell_figures,
+    describe_load,
+    describe_machine,
+    describe_matrix,
+    describe_models,
+    describe_quality,
+    describe_server,
+    describe_software,
+    facts,
+    format_bytes,
+    format_estimate,
+    skipped_cells,
+)
+from sd35.bench.results import ClassResult, Matrix, Result
+
+_CSS = Path(__file__).with_name("page.css")
+
+
+def report_page(found: Result | Matrix) -> str:
+    """Render the report of a run or of a matrix."""
+    if isinstance(found, Result):
+        return html_page(f"sd35 bench, {found.created_at}", _result_content(found))
+    return html_page(f"sd35 bench --matrix, {found.created_at}", _matrix_content(found))
+
+
+def html_page(title: str, content: str) -> str:
+    """Wrap HTML content into a page with the report's style."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{_CSS.read_text(encoding='utf-8')}</style>\n"
+        f"<body>\n{content}\n</body>\n</html>\n"
+    )
+
+
+def table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+    """Render a table of text cells that scrolls sideways if it is wider than the screen."""
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return _scrolling_table(head, body)
+
+
+def definitions(pairs: Iterable[tuple[str, str]]) -> str:
+    """Render names and descriptions as a definition list."""
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in pairs)
+    return f"<dl>{items}</dl>" if items else ""
+
+
+def _result_content(result: Result) -> str:
+    parts = [
+        f"<h1>{escape(describe_models(result))}</h1>",
+        f'<p class="quiet">{escape(describe_server(result))}; sd35 bench, {escape(result.created_at)}</p>',
+        _banner(result),
+        _tiles(result),
+        "<h2>Images</h2>" if result.plan.quality_images else "",
+        _images(result.quality),
+        "<h2>Plots</h2>",
+        f'<div class="plots">{"".join(result_charts(result))}</div>',
+        "<h2>Loads and request classes</h2>",
+        _loads(result),
+        "<h2>Other figures and the machine</h2>",
+        definitions(facts(result)),
+        _settings(result.workload, result.server.settings),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _matrix_content(matrix: Matrix) -> str:
+    ran = [cell for cell in matrix.cells if not cell.skip_reason]
+    figures = [cell_figures(matrix, cell) for cell in ran]
+    rows = [[cell.name, *values.values()] for cell, values in zip(ran, figures, strict=True)]
+    skipped = [(names, reason) for reason, names in skipped_cells(matrix)]
+    parts = [
+        f"<h1>Backends of {escape(', '.join(matrix.checkpoints))} on one machine</h1>",
+        f'<p class="quiet">{escape(describe_matrix(matrix))}; sd35 bench --matrix, {escape(matrix.created_at)}</p>',
+        _banner(matrix),
+        f'<div class="plots">{"".join(matrix_charts(matrix))}</div>' if ran else "",
+        "<h2>Figures</h2>",
+        table(("backend/precision, rows", *figures[0]), rows) if ran else "<p>No combination ran.</p>",
+        "<h2>Not run</h2>" if skipped else "",
+        f'<div class="long">{definitions(skipped)}</div>',
+        "<h2>Machine</h2>",
+        definitions([("machine", describe_machine(matrix.machine)), ("software", describe_software(matrix.machine))]),
+        _settings(matrix.workload, matrix.settings),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _banner(found: Result | Matrix) -> str:
+    busy = " busy" if found.background.is_busy else ""
+    return f'<p class="banner{busy}">{escape(found.background.description)}</p>'
+
+
+def _tiles(result: Result) -> str:
+    closed, cold, quality = result.closed, result.cold_start, result.quality
+    tiles = [
+        (format_estimate(closed.images_per_s), "images a second", closed.name),
+        (f"{format_estimate(closed.all.p95_s)} s", "95th percentile of latency", closed.name),
+        (format_bytes(result.memory.peak_bytes), "peak memory", "of the server's processes"),
+        ("-" if cold.ready_s is None else f"{cold.ready_s:.2f} s", "from start to ready", "of the server's process"),
+    ]
+    if quality and not quality.skip_reason:
+        psnr = "equal" if quality.psnr_db is None else f"{quality.psnr_db:.1f} dB"
+        tiles.append((psnr, "quality: PSNR of its images", f"against {quality.reference}"))
+    return f'<div class="tiles">{"".join(_tile(*tile) for tile in tiles)}</div>'
+
+
+def _tile(value: str, name: str, detail: str) -> str:
+    number, space, rest = escape(value).partition(" ")
+    labels = f"<span>{escape(name)}</span><span>{escape(detail)}</span>"
+    return f'<div class="tile"><b>{number}{space}<small>{rest}</small></b>{labels}</div>'
+
+
+def _images(quality: Quality | None) -> str:
+    if quality is None:
+        return ""
+    pairs = "".join(
+        f'<figure><div><span><img alt="" src="data:image/webp;base64,{pair.image}">the server</span>'
+        f'<span><img alt="" src="data:image/webp;base64,{pair.reference_image}">the reference</span></div>'
+        f"<figcaption>{escape(pair.prompt)}</figcaption></figure>"
+        for pair in quality.examples
+    )
+    text = describe_quality(quality)
+    return f'<p>{escape(text[0].upper() + text[1:])}.</p><div class="images">{pairs}</div>'
+
+
+def _loads(result: Result) -> str:
+    rows = []
+    for load in result.loads:
+        rows.append(_wide_row("head", describe_load(load, result.plan)))
+        rows += [_class_row(each) for each in (*(load.classes if len(load.classes) > 1 else ()), load.all)]
+        rows += [_wide_row("error", f"{count} times: {message}") for message, count in load.errors.items()]
+    return _scrolling_table(("", "p50, s", "p95, s", "p99, s", "completed", "refused", "failed"), "".join(rows))
+
+
+def _wide_row(style: str, text: str) -> str:
+    return f'<tr class="{style}"><td colspan="7"><div>{escape(text)}</div></td></tr>'
+
+
+def _class_row(result: ClassResult) -> str:
+    latencies = map(format_estimate, (result.p50_s, result.p95_s, result.p99_s))
+    counts = map(str, (result.completed, result.refused, result.failed))
+    cells = "".join(f"<td>{cell}</td>" for cell in (*latencies, *counts))
+    return f'<tr class="class"><td>{escape(result.name)}</td>{cells}</tr>'
+
+
+def _scrolling_table(head: Iterable[str], body: str) -> str:
+    names = "".join(f"<th>{escape(name)}</th>" for name in head)
+    return f'<div class="wide"><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _settings(workload: Workload, settings: dict[str, str] | None) -> str:
+    content = json.dumps(workload.model_dump(exclude_defaults=True), indent=1)
+    parts = [f'<h2>Workload</h2><div class="wide"><pre>{escape(content)}</pre></div>']
+    if settings:
+        lines = "\n".join(f"{name} = {value}" for name, value in settings.items())
+        parts.append(f'<h2>Settings of the server</h2><div class="wide"><pre>{escape(lines)}</pre></div>')
+    return "".join(parts)
