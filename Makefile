@@ -1,5 +1,5 @@
-# All one does with a checkout. Needs Python 3.11+ and a package index, nothing else: each target makes the virtual
-# environment it runs in from the locks in requirements/, and makes it anew when a lock has changed.
+# The tasks of a checkout. They need Python 3.11 or newer and a package index. Each target creates its virtual environment
+# from the locks in requirements/, and creates it again when a lock has changed.
 
 PYTHON ?= python3
 PORT ?= 8000
@@ -7,68 +7,68 @@ PORT ?= 8000
 .DEFAULT_GOAL := help
 .PHONY: help run test fuzz lint format bench soak gpu-acceptance train image image-test lock clean
 
-help:  ## This list.
+help:  ## Print this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' Makefile
 
-run: .venv/.package  ## The service with the embedded model, on port 8000 (PORT=...).
+run: .venv/.package  ## Run the service with the embedded model on port 8000 (PORT=...).
 	@.venv/bin/sd35 serve --port $(PORT)
 
-# One process per core, and at most 8 for the sake of memory. tests/conftest.py says which tests share a process.
+# One process per core, and at most 8 to save memory. tests/conftest.py says which tests share a process.
 IN_PARALLEL = --numprocesses logical --maxprocesses 8 --dist loadgroup
 
-test: lint  ## All that is checked on every change: lint, then the tests.
+test: lint  ## Run all checks of a change: lint, then the tests.
 	.venv-test/bin/python -m pytest -m 'not serial' $(IN_PARALLEL); parallel=$$?; \
 	.venv-test/bin/python -m pytest -m serial && exit $$parallel
 
-fuzz: .venv-test/.package  ## Ten times the cases with which every change tries the API's description.
+fuzz: .venv-test/.package  ## Test the API against its description with ten times the usual cases.
 	FUZZ_CASES=10000 .venv-test/bin/python -m pytest tests/api/test_openapi.py
 
-lint: .venv-test/.package  ## Format, lint, types and import contracts.
+lint: .venv-test/.package  ## Check format, lint, types and import contracts.
 	.venv-test/bin/ruff format --check
 	.venv-test/bin/ruff check
 	.venv-test/bin/mypy
 	.venv-test/bin/lint-imports
 	.venv-test/bin/hadolint Dockerfile
 
-format: .venv-test/.package  ## Puts right what can be put right without a person.
+format: .venv-test/.package  ## Format, and fix lint errors that can be fixed automatically.
 	.venv-test/bin/ruff check --fix-only
 	.venv-test/bin/ruff format
 
-bench: .venv-test/.package  ## Measures all that the README claims, and renews its table.
+bench: .venv-test/.package  ## Measure all figures of the README, and update its table.
 	.venv-test/bin/python -m benchmarks --readme
 
-soak: .venv-test/.package  ## Half an hour of everything at once: does memory grow with the images?
+soak: .venv-test/.package  ## Run a mixed load for half an hour, to see whether memory grows.
 	.venv-test/bin/python -m benchmarks.soak
 
-gpu-acceptance: .venv-test/.package  ## BF16, compiled, FP8 and TensorRT side by side on the GPU; without one, a small run.
+gpu-acceptance: .venv-test/.package  ## Compare BF16, compiled, FP8 and TensorRT on the GPU; a small run without one.
 	.venv-test/bin/python -m benchmarks.gpu_acceptance
 
-train: .venv-test/.package  ## Makes the embedded model again, from nothing: hours; goes on where it was stopped.
+train: .venv-test/.package  ## Train the embedded model from scratch. Takes hours; resumes if interrupted.
 	.venv-test/bin/python -m training.pipeline
 
 TARGET ?= cpu
-image:  ## The container image sd35:cpu, by docker, podman or buildah (TARGET=cuda, TARGET=tensorrt).
+image:  ## Build the container image sd35:cpu with docker, podman or buildah (TARGET=cuda, TARGET=tensorrt).
 	@deploy/image/build.sh $(TARGET)
 
-image-test:  ## Builds the image `cpu`, runs it with a read-only root, and tries it; needs root where only buildah is.
+image-test:  ## Build the image `cpu`, and test it with a read-only root. Needs root if there is only buildah.
 	@$(PYTHON) deploy/image/test.py
 
-clean:  ## Removes the environments and the tools' caches; leaves build/, where training keeps its state.
+clean:  ## Remove the environments and the tools' caches, but not build/, the state of training.
 	rm -rf .venv .venv-test .venv-lock .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
-# The locks. What is locked stays where it still fits; LOCK_FLAGS=--upgrade takes the newest of everything.
+# The locks. Versions stay locked if they still fit; LOCK_FLAGS=--upgrade takes the newest of everything.
 
 UV_COMPILE = .venv-lock/bin/uv pip compile --quiet
 LOCK = $(UV_COMPILE) $(LOCK_FLAGS) --universal --generate-hashes --custom-compile-command 'make lock'
-# The oldest systems that have a wheel of everything: glibc 2.28, macOS 14 (ONNX Runtime's). TensorRT-RTX's own package is
-# but a few lines of Python, and comes as source.
+# The oldest systems for which every package has a wheel: glibc 2.28, macOS 14 (ONNX Runtime's). TensorRT-RTX's own package
+# is a few lines of Python, and comes as source.
 PLATFORMS = x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin
-# `ui` is what `make run` installs; `default` is the same without the page. The container images have IMAGE. PyTorch for CUDA,
-# with NVIDIA's libraries, is a lock and a layer of its own; what else it needs is in the other locks.
+# `make run` installs `ui`; `default` is the same without the user interface. The container images install IMAGE. PyTorch for
+# CUDA, with NVIDIA's libraries, has a lock and a layer of its own; its other dependencies are in the other locks.
 IMAGE = --extra postgres --extra otel --extra ui
 NOT_OF_TORCH = $(addprefix --no-emit-package ,filelock fsspec jinja2 markupsafe mpmath networkx setuptools sympy typing-extensions)
 
-lock: .venv-lock/.installed  ## Resolves requirements/*.txt again after a change in pyproject.toml.
+lock: .venv-lock/.installed  ## Resolve requirements/*.txt again after a change in pyproject.toml.
 	$(LOCK) pyproject.toml --extra ui -o requirements/ui.txt
 	$(LOCK) pyproject.toml -c requirements/ui.txt -o requirements/default.txt
 	$(LOCK) --group build -c requirements/ui.txt -o requirements/build.txt
@@ -85,7 +85,7 @@ lock: .venv-lock/.installed  ## Resolves requirements/*.txt again after a change
 			--python-platform $$platform > .venv-lock/wheels || exit 1; \
 	done; done
 
-# The environments. `--no-deps`, because a lock is complete: pip has nothing to add to it, and nothing to resolve.
+# The environments. `--no-deps`, because a lock is complete: pip has nothing to add or to resolve.
 
 PIP_INSTALL = $(@D)/bin/python -m pip --disable-pip-version-check install
 define NEW_VENV
@@ -101,7 +101,7 @@ endef
 	$(PIP_INSTALL) --require-hashes --no-deps -r requirements/ui.txt -r requirements/build.txt
 	@touch $@
 
-# PyTorch is not in the lock: its build for this machine is pip's choice. What it needs is, so it comes last, alone.
+# PyTorch is not in the lock, because pip chooses the build for this machine. Its dependencies are, so it is installed last.
 .venv-test/.installed: requirements/test.txt
 	$(NEW_VENV)
 	$(PIP_INSTALL) --require-hashes --no-deps -r requirements/test.txt
@@ -113,7 +113,7 @@ endef
 	$(PIP_INSTALL) uv==0.13.9
 	@touch $@
 
-# Editable: a change of the sources needs no installation, a change of pyproject.toml does.
+# Editable: changed sources need no new installation, but a changed pyproject.toml does.
 %/.package: %/.installed pyproject.toml
 	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
