@@ -5,18 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 from sqlalchemy import URL
 
 from sd35.checkpoints.open import open_checkpoint
 from sd35.checkpoints.registry import EMBEDDED
-from sd35.compile.calibration_run import CalibrationRequest
-from sd35.compile.fp8 import build_fp8
-from sd35.compile.graphs import build_graphs
-from sd35.compile.prompts import calibration_prompts, evaluation_prompts
-from sd35.compile.reference_sampling import recipe_of
-from sd35.compile.stages import Stages
 from sd35.generation.model_pool import ModelPool
 from tests.support import postgres
 from tests.support.fake_backend import FakeBackend, fake_pool
@@ -41,6 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _one_torch_thread() -> Iterator[None]:
     """Compute with one PyTorch thread: several wait by spinning, which is far slower beside other work."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -65,6 +60,13 @@ def postgres_server() -> Iterator[URL]:
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache directory with the graphs of the embedded checkpoint in FP32, BF16 and FP8."""
+    from sd35.compile.calibration_run import CalibrationRequest
+    from sd35.compile.fp8 import build_fp8
+    from sd35.compile.graphs import build_graphs
+    from sd35.compile.prompts import calibration_prompts, evaluation_prompts
+    from sd35.compile.reference_sampling import recipe_of
+    from sd35.compile.stages import Stages
+
     cache_dir = tmp_path_factory.mktemp("cache")
     checkpoint, stages = open_checkpoint(EMBEDDED), Stages(lambda *_: None)
     for precision in ("fp32", "bf16"):
