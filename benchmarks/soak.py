@@ -171,7 +171,7 @@ async def _measure(target: Target, seconds: float) -> Outcome:
 
 
 def _sample(metrics: dict[str, float], start_s: float) -> Sample:
-    images = metrics['sd35_images_total{end="made"}']
+    images = metrics['sd35_images_total{result="generated"}']
     return Sample(time.monotonic() - start_s, images, metrics["process_resident_memory_bytes"])
 
 

@@ -64,10 +64,9 @@ def test_nothing_but_health_is_answered_while_the_model_loads(pool: ModelPool):
         assert client.post("/v1/txt2img", json={"prompt": "a cat"}).status_code == 200
 
 
-def test_a_broken_engine_is_not_ready(pool: ModelPool, client: TestClient, monkeypatch: pytest.MonkeyPatch):
+def test_a_broken_engine_is_not_ready(backend: FakeBackend, client: TestClient, monkeypatch: pytest.MonkeyPatch):
     """Whoever balances load sees that no image can be made here any more; so does Prometheus."""
     assert "sd35_ready 1.0\n" in client.get("/metrics").text
-    backend = pool.models["mini"].backend
     monkeypatch.setattr(backend, "encode_text", lambda _: (_ for _ in ()).throw(SystemExit("from a library")))
     assert client.post("/v1/txt2img", json={"prompt": "a cat"}).status_code == 500
     response = client.get("/readyz")

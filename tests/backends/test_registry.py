@@ -28,9 +28,9 @@ from sd35.sampling.sigmas import sigma_schedule_of
 checkpoint = open_checkpoint(sys.argv[1])
 check_available("diffusers")
 backend = open_backend("onnx", checkpoint, Options(threads=1))
-start, end = sigma_schedule_of(checkpoint).sigmas(1)
+start, _ = sigma_schedule_of(checkpoint).sigmas(1)
 (embedding,) = backend.encode_text(["a cat"])
-latents = backend.denoise_step([DenoiseRow(initial_noise(1, (16, 8, 8)), embedding, None, start, end, 0.0)])
+latents = backend.predict_velocity([DenoiseRow(initial_noise(1, (16, 8, 8)), embedding, None, start, 0.0)])
 backend.decode_latents(latents)
 print(sorted({"torch", "diffusers", "transformers", "onnx"} & sys.modules.keys()))
 """

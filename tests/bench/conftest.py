@@ -14,7 +14,7 @@ from sd35.bench.monitoring.monitor import MonitorSample
 from sd35.bench.quality.comparison import Quality
 from sd35.bench.results import Batches, ColdStart, Gpu, Memory, Plan, Result, ServerInfo, Span
 from sd35.bench.statistics import Estimate
-from tests.support.fake_backend import FakeBackend, fake_pool
+from tests.support.fake_backend import FakeBackend, Fault, fake_pool
 from tests.support.serving import listening
 
 QUIET = BackgroundLoad(before_cores=0.01, during_cores=0.02, peak_cores=0.3, cores=8)
@@ -23,8 +23,8 @@ BUSY = BackgroundLoad(before_cores=0.01, during_cores=3.0, peak_cores=8.0, cores
 
 @pytest.fixture
 def url(tmp_path: Path) -> Iterator[str]:
-    """The address of a service whose images cost nothing."""
-    backend = FakeBackend()
+    """The address of a service over the fake backend. Images of "a fault" fail."""
+    backend = FakeBackend(faults={"a fault": Fault.STEP_ERROR})
     with listening(fake_pool(tmp_path, backend)) as (host, port):
         yield f"http://{host}:{port}"
 

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from sd35.generation.replay import read_stored_image
 from sd35.images.infotext import KEYWORD, parse_infotext, read_infotext
 from sd35.images.png import write_png
 from sd35.images.record import DIGEST_KEY, own_version
-from tests.support.fake_backend import WAIT_S, FakeBackend, key_store
+from tests.support.fake_backend import WAIT_S, FakeBackend, fake_pool, key_store
 from tests.support.serving import listening, serving
 
 PATH = "/sdapi/v1"
@@ -475,7 +476,7 @@ def test_a_text_that_is_too_long_is_not_parsed(pool: ModelPool, monkeypatch: pyt
         parsed.append(text)
         return parse_infotext(text)
 
-    monkeypatch.setattr(png_info, "parse", noting)
+    monkeypatch.setattr(png_info, "parse_infotext", noting)
     png = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: text, "Software": "sd35"})
     with serving(pool) as client:
         answer = described(client, png).json()
@@ -503,7 +504,7 @@ def test_only_a_few_images_are_described_at_once(pool: ModelPool, monkeypatch: p
         return read_infotext(file)
 
     monkeypatch.setattr(png_info, "parse_json", counting)
-    monkeypatch.setattr(png_info, "read", slow)
+    monkeypatch.setattr(png_info, "read_infotext", slow)
     key, secret = new_key("me", Role.USER, 0)
     file = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: THEIR_TEXT})
     with serving(pool, key_store(key)) as client, ThreadPoolExecutor(8) as executor:
@@ -588,10 +589,12 @@ def test_the_routes_that_clients_read_at_startup_exist(api: WebUIApi):
     api.util_wait_for_ready(check_interval=0)
 
 
-def test_device_memory_is_reported(pool: ModelPool, backend: FakeBackend):
+def test_device_memory_is_reported(tmp_path: Path, backend: FakeBackend):
     """Where models compute on one."""
 
     class DeviceMemory:
+        is_host = False
+
         def free_bytes(self) -> int:
             return 3
 
@@ -599,7 +602,7 @@ def test_device_memory_is_reported(pool: ModelPool, backend: FakeBackend):
             return 2
 
     backend.memory = DeviceMemory()  # type: ignore[assignment]
-    with serving(pool) as client:
+    with serving(fake_pool(tmp_path, backend)) as client:
         assert client.get(f"{PATH}/memory").json()["cuda"] == {"system": {"free": 3, "used": 2, "total": 5}}
 
 

@@ -265,7 +265,7 @@ def test_transformers_that_changed_places_are_refused(copy: Path) -> None:
 def test_a_missing_library_is_named_with_the_remedy(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading graphs in BF16 takes a package that the default installation does not have."""
     monkeypatch.setitem(sys.modules, "onnx", None)
-    for module in ("graph_interfaces", "nvidia_graphs"):
+    for module in ("graphs.interfaces", "onnx.nvidia"):
         monkeypatch.delitem(sys.modules, f"sd35.backends.{module}")
     with pytest.raises(BackendUnavailable, match=r"onnx, which reads.*sd35-fp8-mirror\[graphs\]"):
         open_backend("onnx", opened(written), Options())

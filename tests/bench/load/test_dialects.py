@@ -57,7 +57,7 @@ def test_stability_sends_the_aspect_ratio(url: str):
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_a_server_error_is_a_failure_with_its_message(url: str, dialect: str):
     """Each dialect has its own layout of errors."""
-    answer = generate(url, dialect, BenchRequest("k", "crash", 7))
+    answer = generate(url, dialect, BenchRequest("k", "a fault", 7))
     assert (answer.status, answer.image) == ("failed", b"")
     assert answer.message.startswith("500: ")
     assert "the runtime's own words" in answer.message
