@@ -15,7 +15,7 @@ from tests.support.fake_backend import FakeBackend, Fault, fake_pipeline, fake_p
 from tests.support.serving import serving
 
 
-def studio_of(directory: Path) -> ModelPool:
+def pool_with_fallback(directory: Path) -> ModelPool:
     """A model pool whose model is in float16, with a fallback in float32 in which nothing fails."""
     failing = FakeBackend("float16", {"a dog": Fault.UNIFORM, "a tree": Fault.STEP_NAN})
     return fake_pool(directory, failing, fallback=FakeBackend())
@@ -23,7 +23,7 @@ def studio_of(directory: Path) -> ModelPool:
 
 def test_a_response_names_the_profile_that_generated_the_image(tmp_path: Path):
     """Digest and PNG of an image that was made again are the fallback's; /metrics counts it, and what failed."""
-    with serving(studio_of(tmp_path)) as client:
+    with serving(pool_with_fallback(tmp_path)) as client:
         plain, again = (client.post("/v1/txt2img", json={"prompt": word, "seed": 1}) for word in ("a cat", "a dog"))
         records = [from_text(read_png(each.content)[1]) for each in (plain, again)]
         assert [record.request.profile for record in records] == ["double/float16", "double/float32"]

@@ -120,7 +120,7 @@ def test_a_head_that_does_not_arrive_ends_the_connection(
         assert answer == b""
 
 
-def test_a_head_is_waited_for_anew_with_each_request(impatient: tuple[str, int]):
+def test_each_request_has_its_own_time_for_its_head(impatient: tuple[str, int]):
     """The second request of a connection has no longer than the first; blank lines between do not keep it."""
     for second in (b"GET /hea", b"\r\n"):
         with connected(impatient) as connection:

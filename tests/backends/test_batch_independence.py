@@ -81,7 +81,7 @@ def alone(backend: Backend, checkpoint: Checkpoint) -> list[Pixels]:
     return images
 
 
-def test_company_changes_no_pixel_by_more_than_one(
+def test_other_rows_in_the_batch_change_no_pixel_by_more_than_one(
     backend: Backend, checkpoint: Checkpoint, alone: list[Pixels], monkeypatch: pytest.MonkeyPatch
 ):
     """Made among others of all kinds, an image differs from itself alone by at most 1/255 at any pixel."""

@@ -108,7 +108,7 @@ def test_replay_makes_the_same_bytes(images: Path):
     assert json.loads(result.stdout)["outcome"] == "same bytes"
 
 
-def test_a_image_in_fp8_is_replayed_in_it(
+def test_an_image_in_fp8_is_replayed_in_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     """It says which FP8 it was, and is made again with that: the same bytes."""
@@ -217,7 +217,7 @@ def test_the_doctor_and_a_start_say_the_same_of_a_backend_that_cannot_run(monkey
     assert tensorrt["detail"] in " ".join(result.stderr.split())
 
 
-def test_the_doctor_judges_the_standby_too(monkeypatch: pytest.MonkeyPatch):
+def test_the_doctor_judges_the_fallback_too(monkeypatch: pytest.MonkeyPatch):
     """One that there is not ends it with 1, as it ends a start."""
     monkeypatch.setenv("SD35_FALLBACK", "onxx/float32")
     result = sd35("doctor", "--json")

@@ -43,7 +43,7 @@ def served(log: Path) -> Iterator[Served]:
         yield served
 
 
-def test_the_printed_curl_line_makes_a_image(served: Served, tmp_path: Path):
+def test_the_printed_curl_line_makes_an_image(served: Served, tmp_path: Path):
     """A person can copy the line, and out.png is there."""
     if not shutil.which("curl"):
         pytest.skip("curl is not installed")
@@ -275,7 +275,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path):
         painting.close()
 
 
-def test_a_standby_answers_until_a_real_build_is_done(compiled: Path, tmp_path: Path):
+def test_a_fallback_answers_until_a_real_build_is_done(compiled: Path, tmp_path: Path):
     """Of BF16 one graph is lacking: float32 answers until a child has built it, BF16 ever after; no request fails."""
     cache = tmp_path / "cache"
     shutil.copytree(compiled, cache)
@@ -317,7 +317,7 @@ def test_sigterm_while_building_leaves_no_child(tmp_path: Path):
     assert "building failed" not in log.read_text()
 
 
-def test_a_standby_that_is_no_backend_is_refused_at_once():
+def test_a_fallback_that_is_no_backend_is_refused_at_once():
     """The error names the setting and what there is."""
     command = [*SD35, "serve", "--port", "0", "--fallback", "onxx"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
@@ -367,7 +367,7 @@ def test_a_taken_port_is_one_clear_line():
 
 
 @pytest.mark.parametrize("host", ["a" * 64 + ".example", "\u200b..", "a..b"])
-def test_a_host_that_no_name_server_could_know_is_told(host: str):
+def test_an_impossible_host_is_an_error(host: str):
     """What Python refuses to encode, and what nobody knows, are each one error that names --host."""
     with pytest.raises(InvalidSetting, match=r"^(--host: got|cannot listen on .* see --host)"):
         listen(host, 0)

@@ -66,7 +66,7 @@ def names(*numbers: int) -> list[str]:
     return [name_of(DIGESTS[number], is_blurred=True) for number in numbers]
 
 
-def test_whole_images_are_told_and_the_exit_code_is_0(images: ImageStore, run: Run):
+def test_intact_images_are_counted_and_the_exit_code_is_0(images: ImageStore, run: Run):
     """In a line."""
     del images
     assert run() == (0, "6 files checked: 0 damaged, 0 missing; 0 have no recorded checksum, 0 have no owner\n", "")

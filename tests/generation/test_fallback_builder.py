@@ -23,13 +23,13 @@ from sd35.generation.params import GenerationParams
 from sd35.settings import load_settings
 from tests.support.fake_backend import MINI, WAIT_S, FakeBackend, fake_pipeline, pool_of
 
-STANDBY, BUILT = "double/float32", "double/float16"
+FALLBACK, BUILT = "double/float32", "double/float16"
 
 
 LIMITS = DeviceLimits(8, 100, 600, 10**9)
 
 
-class Shop:
+class FallbackCase:
     """A model pool in which a fallback answers, and what a child is to build for it: a file for each of `lacking`."""
 
     def __init__(self, directory: Path, *lacking: str) -> None:
@@ -74,12 +74,12 @@ BUILD = "import sys, pathlib; print('at work'); pathlib.Path(sys.argv[1]).touch(
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
+def case(tmp_path: Path) -> Iterator[FallbackCase]:
     """Graphs and engines are lacking."""
-    shop = Shop(tmp_path, "graphs", "engines")
-    with shop.pool:
-        yield shop
-        for backend in (shop.fallback, shop.built):
+    case = FallbackCase(tmp_path, "graphs", "engines")
+    with case.pool:
+        yield case
+        for backend in (case.fallback, case.built):
             backend.release.set()
 
 
@@ -90,35 +90,35 @@ def finish(fallback_builder: FallbackBuilder) -> None:
     assert not fallback_builder.is_running
 
 
-def test_missing_graphs_and_engines_are_built_and_then_used(shop: Shop):
+def test_missing_graphs_and_engines_are_built_and_then_used(case: FallbackCase):
     """Graphs, then engines, each by one child whose lines are logged; then new requests are the built model's."""
-    assert shop.ask().request.profile == STANDBY
+    assert case.ask().request.profile == FALLBACK
     with structlog.testing.capture_logs() as logs:
-        finish(shop.fallback_builder(BUILD))
+        finish(case.fallback_builder(BUILD))
     assert [line["command"] for line in logs if "command" in line] == ["sd35 compile graphs", "sd35 compile engines"]
     assert [line["said"] for line in logs if "said" in line] == ["at work"] * 2
     assert logs[-1]["event"] == "swapped"
-    assert shop.ask().request.profile == BUILT
-    assert shop.pool.models["mini"] is shop.model
-    assert shop.built.steps[0] == " "  # its first image came before any request's
+    assert case.ask().request.profile == BUILT
+    assert case.pool.models["mini"] is case.model
+    assert case.built.steps[0] == " "  # its first image came before any request's
 
 
-def test_an_image_in_flight_during_the_swap_ends_on_the_fallback(shop: Shop):
+def test_an_image_in_flight_during_the_swap_ends_on_the_fallback(case: FallbackCase):
     """It ends on the fallback with the pixels it would have had, beside a new one of the same prompt on the other."""
-    expected = shop.ask("a cat")
-    shop.fallback.hold()
-    request = shop.pool.resolve(GenerationParams("a cat", seed=1, steps=4))
-    before = shop.pool.submit(request)
-    resolved = shop.pool.resolve(GenerationParams("a dog", seed=1))
-    assert shop.fallback.started.wait(WAIT_S)
-    swapping = threading.Thread(target=shop.swap)
+    expected = case.ask("a cat")
+    case.fallback.hold()
+    request = case.pool.resolve(GenerationParams("a cat", seed=1, steps=4))
+    before = case.pool.submit(request)
+    resolved = case.pool.resolve(GenerationParams("a dog", seed=1))
+    assert case.fallback.started.wait(WAIT_S)
+    swapping = threading.Thread(target=case.swap)
     swapping.start()
-    shop.fallback.release.set()
+    case.fallback.release.set()
     swapping.join(WAIT_S)
-    after, late = shop.ask("a cat"), shop.pool.submit(resolved)
+    after, late = case.ask("a cat"), case.pool.submit(resolved)
     assert np.array_equal(before.future.result(WAIT_S).pixels, expected.pixels)
     assert before.future.result().request == request
-    assert late.future.result(WAIT_S).request.profile == STANDBY  # resolved before, submitted after
+    assert late.future.result(WAIT_S).request.profile == FALLBACK  # resolved before, submitted after
     assert after.request.profile == BUILT
     assert not np.array_equal(after.pixels, expected.pixels)
 
@@ -127,10 +127,10 @@ def test_an_image_in_flight_during_the_swap_ends_on_the_fallback(shop: Shop):
 @given(steps=st.lists(st.integers(1, 6), min_size=1, max_size=12), moment=st.integers(0, 12))
 def test_no_request_is_lost_or_changed_by_a_swap(tmp_path: Path, steps: list[int], moment: int):
     """Whenever it comes, each request ends with its own profile and the pixels of a pool that has only that profile."""
-    shop = Shop(tmp_path)
+    case = FallbackCase(tmp_path)
     prompts = [f"cat {number}" for number in range(len(steps))]
-    with shop.pool as pool:
-        swapping = threading.Thread(target=shop.swap)
+    with case.pool as pool:
+        swapping = threading.Thread(target=case.swap)
         handles = []
         for number, (prompt, count) in enumerate(zip(prompts, steps, strict=True)):
             if number == moment:
@@ -142,7 +142,7 @@ def test_no_request_is_lost_or_changed_by_a_swap(tmp_path: Path, steps: list[int
             swapping.join(WAIT_S)
         for request, got in generated:
             assert got.request == request
-            backend = FakeBackend("float32" if request.profile == STANDBY else "float16")
+            backend = FakeBackend("float32" if request.profile == FALLBACK else "float16")
             assert np.array_equal(got.pixels, alone(tmp_path, backend, request.prompt, request.seed, request.steps))
 
 
@@ -162,26 +162,26 @@ def alone(directory: Path, backend: FakeBackend, prompt: str, seed: int, steps: 
         ("pass", "what was built is not what is looked for: graphs is not built yet"),
     ],
 )
-def test_the_fallback_keeps_answering_after_a_failed_build(shop: Shop, source: str, why: str):
+def test_the_fallback_keeps_answering_after_a_failed_build(case: FallbackCase, source: str, why: str):
     """What the child said is in the log, and nothing else changes."""
     with structlog.testing.capture_logs() as logs:
-        fallback_builder = shop.fallback_builder(source)
+        fallback_builder = case.fallback_builder(source)
         finish(fallback_builder)
     assert fallback_builder.failures == 1
     (line,) = [line for line in logs if line["log_level"] == "error"]
     assert line["error"].startswith(why)
-    assert shop.ask().request.profile == STANDBY
+    assert case.ask().request.profile == FALLBACK
 
 
-def test_a_model_whose_first_image_fails_is_not_swapped_in(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+def test_a_model_whose_first_image_fails_is_not_swapped_in(case: FallbackCase, monkeypatch: pytest.MonkeyPatch):
     """Not even where the fallback could make it again."""
-    monkeypatch.setattr(shop.built, "decode_latents", lambda _: (_ for _ in ()).throw(FloatingPointError()))
+    monkeypatch.setattr(case.built, "decode_latents", lambda _: (_ for _ in ()).throw(FloatingPointError()))
     with pytest.raises(GenerationFailed, match="the first image of mini in double/float16 had a numerical failure"):
-        shop.swap()
-    assert shop.ask().request.profile == STANDBY
+        case.swap()
+    assert case.ask().request.profile == FALLBACK
 
 
-def test_the_swap_waits_until_the_engine_has_room(shop: Shop):
+def test_the_swap_waits_until_the_engine_has_room(case: FallbackCase):
     """Where there is no room for the first image it is tried again, and what is in flight is not disturbed."""
     refusals = iter([Overloaded("full", 0), Overloaded("full", 0)])
 
@@ -189,25 +189,25 @@ def test_the_swap_waits_until_the_engine_has_room(shop: Shop):
         if refused := next(refusals, None):
             refused.retry_after_s = 0
             raise refused
-        shop.pool.swap(model)
+        case.pool.swap(model)
 
-    fallback_builder = shop.fallback_builder(BUILD, swap)
+    fallback_builder = case.fallback_builder(BUILD, swap)
     finish(fallback_builder)
     assert fallback_builder.failures == 0
-    assert shop.ask().request.profile == BUILT
+    assert case.ask().request.profile == BUILT
 
 
 @pytest.mark.parametrize("ignores", [False, True], ids=["at once", "when it is killed"])
-def test_stopping_terminates_the_child_process(shop: Shop, monkeypatch: pytest.MonkeyPatch, ignores: bool):  # noqa: FBT001
+def test_stopping_terminates_the_child_process(case: FallbackCase, monkeypatch: pytest.MonkeyPatch, ignores: bool):  # noqa: FBT001
     """And is no failure; a child that does not end when it is told to is killed."""
     monkeypatch.setattr(fallback, "_TERMINATE_S", 0.2 if ignores else WAIT_S)
-    os.mkfifo(shop.directory / "pid")
+    os.mkfifo(case.directory / "pid")
     source = "import os, pathlib, signal, sys\n"
     source += "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" * ignores
     source += "pathlib.Path(sys.argv[1]).with_name('pid').write_text(str(os.getpid()))\nwhile True: signal.pause()"
-    builds = shop.fallback_builder(source)
+    builds = case.fallback_builder(source)
     builds.start()
-    child = int((shop.directory / "pid").read_text())
+    child = int((case.directory / "pid").read_text())
     assert builds.is_running
     builds.stop()
     with pytest.raises(ProcessLookupError):
@@ -216,12 +216,12 @@ def test_stopping_terminates_the_child_process(shop: Shop, monkeypatch: pytest.M
     assert (builds.is_running, builds.failures) == (False, 0)
 
 
-def test_no_child_process_is_started_after_stopping(shop: Shop):
+def test_no_child_process_is_started_after_stopping(case: FallbackCase):
     """No child outlives a service that closes just when one was to start."""
-    builds = shop.fallback_builder(BUILD)
+    builds = case.fallback_builder(BUILD)
     builds.stop()
     finish(builds)
-    assert not (shop.directory / "graphs").exists()
+    assert not (case.directory / "graphs").exists()
     assert builds.failures == 0
 
 

@@ -60,10 +60,10 @@ class Broken(AllowAll):
 @pytest.fixture
 def generation_service(pool: ModelPool) -> GenerationService:
     """A generation service whose store is empty, with no filter."""
-    return desk_with(pool, AllowAll())
+    return service_with(pool, AllowAll())
 
 
-def desk_with(pool: ModelPool, content_filter: ContentFilter) -> GenerationService:
+def service_with(pool: ModelPool, content_filter: ContentFilter) -> GenerationService:
     """A generation service with a filter."""
     storage = memory_storage()
     return GenerationService(pool, storage.images, content_filter)
@@ -144,7 +144,7 @@ def test_a_shared_image_is_generated_until_its_last_client_cancels(
 
 def test_the_filter_allows_blurs_or_refuses(pool: ModelPool, backend: FakeBackend):
     """A refused prompt computes nothing, a refused image is not kept, a blurred one does not say how it is made."""
-    generation_service = desk_with(pool, Rule())
+    generation_service = service_with(pool, Rule())
 
     async def refused(prompt: str) -> str:
         with pytest.raises(ContentRefused) as raised:
@@ -168,7 +168,7 @@ def test_the_filter_allows_blurs_or_refuses(pool: ModelPool, backend: FakeBacken
     assert (again.png, again.cache) == (blurred.png, "hit")
     pixels, text = read_png(blurred.png)
     assert text == {}
-    sharp = read_png(asyncio.run(make(desk_with(pool, AllowAll()), "nude")).png)[0]
+    sharp = read_png(asyncio.run(make(service_with(pool, AllowAll()), "nude")).png)[0]
     assert np.abs(np.diff(pixels.astype(int), axis=1)).max() < np.abs(np.diff(sharp.astype(int), axis=1)).max() / 4
     digest = generation_service.pool.resolve(GenerationParams("evil", seed=1)).digest
     assert generation_service.images.ownership.owners(digest) == set()
@@ -193,7 +193,7 @@ def test_previews_are_blurred_unless_the_filter_allows_them(
 ):
     """What it does not allow, or has not allowed of the prompt, is blurred before anyone sees it."""
     monkeypatch.setattr(PreviewMap, "draw", lambda *_: CHECKS)
-    generation_service, previews = desk_with(pool, content_filter), list[ImageProgress]()
+    generation_service, previews = service_with(pool, content_filter), list[ImageProgress]()
 
     async def scenario() -> None:
         with suppress(ContentRefused):
@@ -210,7 +210,7 @@ def test_previews_are_blurred_unless_the_filter_allows_them(
 def test_a_filter_that_fails_lets_nothing_through(pool: ModelPool):
     """It is not taken for one that allows, and its words are not the client's."""
     with pytest.raises(ContentRefused, match="failed at the image") as raised:
-        asyncio.run(make(desk_with(pool, Broken()), "a cat"))
+        asyncio.run(make(service_with(pool, Broken()), "a cat"))
     assert "no model" not in str(raised.value)
 
 
@@ -225,7 +225,7 @@ def test_a_slow_filter_does_not_delay_key_lookups(pool: ModelPool):
             return Decision.REFUSE
 
     async def scenario() -> None:
-        generation_service = desk_with(pool, Slow())
+        generation_service = service_with(pool, Slow())
         waiting = [asyncio.ensure_future(make(generation_service, f"cat {number}")) for number in range(100)]
         try:
             await asyncio.wait_for(asyncio.to_thread(told.wait, WAIT_S), WAIT_S)
@@ -248,7 +248,7 @@ def test_a_filter_is_found_by_its_import_path(monkeypatch: pytest.MonkeyPatch):
 
 def test_an_image_that_cannot_be_stored_is_still_returned(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
     """A store that does not answer costs no one who waits the image; it says so, and can be tried again."""
-    generation_service = desk_with(pool, AllowAll())
+    generation_service = service_with(pool, AllowAll())
 
     def unavailable(*_: Any) -> None:
         raise StoreUnavailable("the disk is full")

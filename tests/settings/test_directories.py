@@ -26,7 +26,7 @@ def test_a_file_in_the_way_is_named(tmp_path: Path):
         check_writable("data_dir", tmp_path / "file" / "data")
 
 
-def test_a_folder_of_someone_else_is_told_with_its_owner_and_the_remedy(
+def test_the_error_of_a_foreign_directory_names_its_owner_and_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """One line says which directory, who owns it, who runs, and both ways out."""

@@ -64,7 +64,7 @@ def forget_checksum(images: ImageStore, digest: str, owner: str) -> None:
     images.ownership.add(digest, owner, 1, 0.0)
 
 
-def order_of(pool: ModelPool, prompt: str = "a cat", idempotency_key: str | None = None) -> JobSpec:
+def job_spec_of(pool: ModelPool, prompt: str = "a cat", idempotency_key: str | None = None) -> JobSpec:
     """An order of "me"."""
     return JobSpec(pool.resolve(GenerationParams(prompt, seed=1)), "me", idempotency_key=idempotency_key)
 
@@ -82,7 +82,7 @@ def test_a_damaged_image_is_generated_again(
     storage = memory_storage()
     images = ImageStore(files, storage.database.ownership)
     service = service_of(pool, storage._replace(images=images))
-    job_spec = order_of(pool)
+    job_spec = job_spec_of(pool)
 
     async def scenario() -> list[GenerationResult]:
         made = await service.generate(job_spec, "me")
@@ -107,7 +107,7 @@ def test_a_damaged_image_is_generated_again(
 def test_a_damaged_image_is_never_returned(pool: ModelPool, damage: Damage, *, has_checksum: bool):
     """Whoever fetches it hears that there is none; once it was made again, they have it."""
     storage = memory_storage()
-    service, job_spec = service_of(pool, storage), order_of(pool)
+    service, job_spec = service_of(pool, storage), job_spec_of(pool)
     digest = job_spec.request.digest
 
     async def scenario() -> None:
@@ -125,14 +125,14 @@ def test_a_damaged_image_is_never_returned(pool: ModelPool, damage: Damage, *, h
 def test_a_file_stored_before_checksums_gets_one_when_it_is_read(pool: ModelPool):
     """From then on a change is found that a PNG file's own CRCs do not show."""
     storage = memory_storage()
-    generation_service, job_spec = GenerationService(pool, storage.images, AllowAll()), order_of(pool)
+    generation_service, job_spec = GenerationService(pool, storage.images, AllowAll()), job_spec_of(pool)
     made = asyncio.run(generation_service.generate(job_spec.request, ME))
     digest = job_spec.request.digest
     forget_checksum(storage.images, digest, "me")
     assert storage.database.ownership.checksums(made.name) == {}
     assert storage.images.read(digest) == made.png
     assert storage.database.ownership.checksums(made.name) == {checksum_of(made.png): len(made.png)}
-    other = asyncio.run(generation_service.generate(order_of(pool, "a dog").request, ME))
+    other = asyncio.run(generation_service.generate(job_spec_of(pool, "a dog").request, ME))
     storage.images.blobs.replace(made.name, other.png)
     assert storage.images.read(digest) is None
 
@@ -141,7 +141,7 @@ def test_a_damaged_image_of_a_finished_job_is_generated_again(pool: ModelPool):
     """A request with the idempotency key of before gets its image; one whose image was removed hears of that."""
     storage = memory_storage()
     service = service_of(pool, storage)
-    job_spec = order_of(pool, idempotency_key="once")
+    job_spec = job_spec_of(pool, idempotency_key="once")
 
     async def scenario() -> tuple[GenerationResult, GenerationResult]:
         service.start()
@@ -237,7 +237,7 @@ def write_png_of_nothing() -> bytes:
 def test_an_image_with_an_unreadable_record_is_generated_again(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
     """A file of another version that this one does not understand: the image is made for whoever asks."""
     storage: Storage = memory_storage()
-    generation_service, job_spec = GenerationService(pool, storage.images, AllowAll()), order_of(pool)
+    generation_service, job_spec = GenerationService(pool, storage.images, AllowAll()), job_spec_of(pool)
     made = asyncio.run(generation_service.generate(job_spec.request, ME))
     unknown = made.png.replace(b"sd35.maker", b"sd35.mAker")
     monkeypatch.setattr("sd35.storage.images.check_file", lambda *_: None)

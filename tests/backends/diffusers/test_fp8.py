@@ -195,7 +195,7 @@ def test_memory_is_what_the_plan_says(checkpoint: Checkpoint, small: Checkpoint)
 
 
 @pytest.mark.parametrize("precision", ON_A_CPU)
-def test_networks_that_take_turns_are_in_fp8_each_time(checkpoint: Checkpoint, precision: Precision) -> None:
+def test_networks_under_sequential_offload_are_in_fp8_each_time(checkpoint: Checkpoint, precision: Precision) -> None:
     """Read anew from disk, the transformer is quantised anew, and draws what it drew."""
     plain, frugal = (open_fp8(checkpoint, precision, offload) for offload in ("none", "model"))
     for prompt in ("a cat", "a dog"):

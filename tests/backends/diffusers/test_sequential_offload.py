@@ -27,7 +27,7 @@ def image(backend: Backend, prompt: str) -> Array:
 
 
 @pytest.mark.parametrize(("name", "offload"), [("onnx", "encoders"), ("diffusers", "encoders"), ("diffusers", "model")])
-def test_networks_that_take_turns_draw_the_same_images(checkpoint: Checkpoint, name: str, offload: Offload) -> None:
+def test_sequential_offload_draws_the_same_images(checkpoint: Checkpoint, name: str, offload: Offload) -> None:
     """Read when they are called and freed for the next, they draw one image after the other as if they were there."""
     plain, frugal = (open_backend(name, checkpoint, Options(device="cpu", offload=each)) for each in ("none", offload))
     for prompt in ("a cat", "a red dog"):
@@ -36,8 +36,8 @@ def test_networks_that_take_turns_draw_the_same_images(checkpoint: Checkpoint, n
 
 def test_at_most_one_network_is_in_memory(checkpoint: Checkpoint) -> None:
     """None before anything was called; then the one that was called last; of evicted text encoders none again."""
-    by_turns = DiffusersBackend(checkpoint, "float32", torch.device("cpu"), Options(offload="model"))
-    turns = by_turns._turns  # noqa: SLF001
+    sequential = DiffusersBackend(checkpoint, "float32", torch.device("cpu"), Options(offload="model"))
+    turns = sequential._turns  # noqa: SLF001
     assert turns is not None
     assert turns.held_bytes == 0
     for part in ("vae", "transformer"):

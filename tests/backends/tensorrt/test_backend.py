@@ -133,9 +133,7 @@ def test_what_is_missing_is_named(checkpoint: Checkpoint, monkeypatch: pytest.Mo
     assert gpu not in str(raised.value)
 
 
-def test_a_library_that_cannot_be_loaded_is_told_from_one_that_is_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unloadable_library_differs_from_a_missing_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In its own words; the other flavour is taken where that one can be loaded."""
     (tmp_path / "tensorrt.py").write_text("raise OSError('libnvinfer.so.11: cannot open shared object file')")
     monkeypatch.syspath_prepend(tmp_path)

@@ -27,7 +27,7 @@ class Peaks:
 
 
 @pytest.fixture
-def one_row_studio(tmp_path: Path, backend: FakeBackend) -> Iterator[ModelPool]:
+def one_row_pool(tmp_path: Path, backend: FakeBackend) -> Iterator[ModelPool]:
     """A model pool in which every image steps alone, so that the order of turns is seen."""
     with fake_pool(tmp_path, backend, max_in_flight=30, max_rows=1) as pool:
         yield pool
@@ -49,15 +49,15 @@ def turns(pool: ModelPool, backend: FakeBackend, *asked: tuple[str, str, int]) -
     return backend.steps[1:]
 
 
-def test_a_higher_priority_goes_first(one_row_studio: ModelPool, backend: FakeBackend):
+def test_a_higher_priority_goes_first(one_row_pool: ModelPool, backend: FakeBackend):
     """All its steps, before those of what the same client asked for earlier."""
-    made = turns(one_row_studio, backend, ("usual", "a", 0), ("urgent", "a", 1))
+    made = turns(one_row_pool, backend, ("usual", "a", 0), ("urgent", "a", 1))
     assert made == ["urgent"] * 4 + ["usual"] * 4
 
 
-def test_clients_take_turns(one_row_studio: ModelPool, backend: FakeBackend):
+def test_clients_take_turns(one_row_pool: ModelPool, backend: FakeBackend):
     """The one image of a client does not wait for the five that another asked for before."""
-    made = turns(one_row_studio, backend, *((f"many {n}", "a", 0) for n in range(5)), ("one", "b", 0))
+    made = turns(one_row_pool, backend, *((f"many {n}", "a", 0) for n in range(5)), ("one", "b", 0))
     assert [index for index, prompt in enumerate(made) if prompt == "one"][-1] < 10
 
 

@@ -27,7 +27,7 @@ SPOILED = [
 
 
 @contextmanager
-def studio_of(
+def pool_with_fallback(
     directory: Path, backend: FakeBackend, *beside: FakeBackend, max_in_flight: int = 10, card: Card = MINI
 ) -> Iterator[ModelPool]:
     """A model pool of one model, in as many backends; new requests are for the first."""
@@ -49,7 +49,7 @@ def test_a_numerical_failure_is_counted_and_its_error_suggests_a_remedy(
     tmp_path: Path, fault: Fault, kind: str, happened: str
 ):
     """Without a wider precision it fails, naming precision and place, and how it could be made."""
-    with studio_of(tmp_path, FakeBackend("float16", {"a dog": fault})) as pool:
+    with pool_with_fallback(tmp_path, FakeBackend("float16", {"a dog": fault})) as pool:
         with pytest.raises(NumericalFailure) as failed:
             submit(pool, "a dog").future.result(WAIT_S)
         assert str(failed.value).startswith(happened.format("float16") + "; a wider precision may help: as `precision`")
@@ -60,10 +60,10 @@ def test_a_numerical_failure_is_counted_and_its_error_suggests_a_remedy(
 @pytest.mark.parametrize(("fault", "kind"), [each[:2] for each in SPOILED])
 def test_an_image_with_a_numerical_failure_is_the_fallbacks_own_image(tmp_path: Path, fault: Fault, kind: str):
     """It is made again from its noise: the fallback's own image, to the byte and by its record; its mates are not."""
-    with studio_of(tmp_path / "own", FakeBackend()) as pool:
+    with pool_with_fallback(tmp_path / "own", FakeBackend()) as pool:
         expected = pool.encode(submit(pool, "a dog").future.result(WAIT_S))
     narrow = FakeBackend("float16", {"a dog": fault})
-    with studio_of(tmp_path / "both", narrow, FakeBackend()) as pool:
+    with pool_with_fallback(tmp_path / "both", narrow, FakeBackend()) as pool:
         mate = submit(pool, "a cat").future.result(WAIT_S)
         narrow.hold()
         held = submit(pool, "a tree")
@@ -85,7 +85,7 @@ def test_a_numerical_failure_in_the_fallback_is_not_retried(tmp_path: Path, faul
     """Two attempts, and an error that names both, although a third backend would be there."""
     backends = FakeBackend("float16", {"a dog": fault}), FakeBackend(faults={"a dog": fault}), FakeBackend()
     backends[2].precision = "float64"
-    with studio_of(tmp_path, *backends) as pool:
+    with pool_with_fallback(tmp_path, *backends) as pool:
         with pytest.raises(NumericalFailure) as failed:
             submit(pool, "a dog").future.result(WAIT_S)
         again, before = happened.format("float32"), happened.format("float16")
@@ -99,7 +99,7 @@ def test_a_numerical_failure_in_the_fallback_is_not_retried(tmp_path: Path, faul
 def test_a_fallback_of_no_wider_precision_is_not_tried(tmp_path: Path, beside: str):
     """A fallback that is narrower, or not known to be wider, makes nothing again."""
     fallback = FakeBackend(beside)
-    with studio_of(tmp_path, FakeBackend(faults={"a dog": Fault.STEP_NAN}), fallback) as pool:
+    with pool_with_fallback(tmp_path, FakeBackend(faults={"a dog": Fault.STEP_NAN}), fallback) as pool:
         with pytest.raises(NumericalFailure, match="in float32 at step 2 of 4; try another seed"):
             submit(pool, "a dog").future.result(WAIT_S)
         assert not fallback.steps
@@ -110,7 +110,7 @@ def test_a_request_the_fallback_does_not_support_is_not_retried(tmp_path: Path):
     fallback = FakeBackend()
     fallback.can_skip_layers = False
     narrow = FakeBackend("float16", {"a dog": Fault.STEP_NAN})
-    with studio_of(tmp_path, narrow, fallback, card=replace(MINI, skip_layers=SKIP)) as pool:
+    with pool_with_fallback(tmp_path, narrow, fallback, card=replace(MINI, skip_layers=SKIP)) as pool:
         with pytest.raises(NumericalFailure, match="in float16 at step 2"):
             submit(pool, "a dog", skip_layer_scale=2).future.result(WAIT_S)
         assert submit(pool, "a dog", skip_layer_scale=0).future.result(WAIT_S)
@@ -120,7 +120,7 @@ def test_an_equal_request_joins_the_second_attempt(tmp_path: Path):
     """One image for all of them; who leaves does not stop it, and progress begins anew for who listens."""
     narrow, fallback = FakeBackend("float16", {"a dog": Fault.STEP_NAN}), FakeBackend()
     fallback.hold()
-    with studio_of(tmp_path, narrow, fallback) as pool:
+    with pool_with_fallback(tmp_path, narrow, fallback) as pool:
         heard: list[int] = []
 
         def listen(progress: Progress) -> None:
@@ -142,7 +142,7 @@ def test_a_second_attempt_is_stopped_when_its_last_client_cancels(tmp_path: Path
     """The last to leave ends it before its next step, and the same can be asked for again."""
     narrow, fallback = FakeBackend("float16", {"a dog": Fault.STEP_NAN}), FakeBackend()
     fallback.hold()
-    with studio_of(tmp_path, narrow, fallback) as pool:
+    with pool_with_fallback(tmp_path, narrow, fallback) as pool:
         leaving = submit(pool, "a dog", steps=50)
         assert fallback.started.wait(WAIT_S)
         pool.engine.cancel(leaving)
@@ -155,7 +155,7 @@ def test_a_second_attempt_is_accepted_by_a_full_engine_and_finished_by_a_drain(t
     """What was accepted is made: no limit is applied again, and closing waits for it."""
     narrow = FakeBackend("float16", {"a dog": Fault.UNIFORM})
     narrow.hold()
-    with studio_of(tmp_path, narrow, FakeBackend(), max_in_flight=2) as pool:
+    with pool_with_fallback(tmp_path, narrow, FakeBackend(), max_in_flight=2) as pool:
         handles = [submit(pool, "a cat"), submit(pool, "a dog")]
         narrow.release.set()
         pool.engine.drain()

@@ -184,7 +184,7 @@ def test_a_client_gathers_no_credit_while_it_had_all_it_wanted():
     assert rows["greedy"] >= 0.4 * rows.total()
 
 
-def test_shapes_get_their_turns_by_what_their_clients_were_served():
+def test_the_shape_of_the_least_served_client_is_next():
     """A client with the one size waits no longer than its share, though another floods the device with the other."""
     scheduler = make(replace(LIMITS, max_rows=4))
     for key in range(50):
