@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sd35.backends.graphs.backend import GraphBackend, check_weights, memory_of
+from sd35.backends.graphs.backend import GraphBackend, Graphs, check_weights, memory_of
 from sd35.backends.openvino.spec import SPEC, is_compiled_twice
 from sd35.backends.options import Options
 from sd35.checkpoints.checkpoint import Checkpoint
@@ -45,17 +45,17 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> GraphBackend:
     if options.precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise InvalidSetting("precision: got 'bfloat16'; this processor allows: float32")
     core.add_extension(ConversionExtension("MultiHeadAttention", "com.microsoft", _attention))
-    return GraphBackend(SPEC.name, "openvino", _Graphs(core, checkpoint, options), checkpoint, options)
+    graphs = Graphs(_GraphOpener(core, checkpoint, options).open)
+    return GraphBackend(SPEC.name, "openvino", graphs, checkpoint, options)
 
 
 @dataclass(frozen=True)
-class _Graphs:
-    """See `sd35.backends.graphs.backend.Graphs`."""
+class _GraphOpener:
+    """Opens a checkpoint's graphs: those next to its weights, or those that were compiled."""
 
     core: openvino.Core
     checkpoint: Checkpoint
     options: Options
-    build: None = None
 
     def open(self, part: str, threads: int) -> "_Graph":
         path = self._path(part)

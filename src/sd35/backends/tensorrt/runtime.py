@@ -22,7 +22,7 @@ from sd35.backends.tensorrt.buckets import Bucket, bucket_for, buckets_of
 from sd35.backends.tensorrt.flavour import Flavour
 from sd35.backends.tensorrt.types import Context, Engine, Runtime, RuntimeCache, RuntimeConfig
 from sd35.checkpoints.card import Card
-from sd35.checkpoints.graphs.engines import BuiltEngine
+from sd35.checkpoints.graphs.compiled import BuiltEngine
 from sd35.errors import CheckpointError
 from sd35.tensors import LATENT_PX
 
@@ -169,7 +169,7 @@ class _Network:
 
     def _enqueue(self, context: Context) -> None:
         if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
-            raise RuntimeError(f"TensorRT: {'; '.join(self._flavour.log.take_errors())}")
+            raise RuntimeError(f"TensorRT: {self._flavour.log.take_errors()}")
 
     def _bind(self, call: _Call) -> None:
         """Tells the context this call's shapes and places: it may have served another's since."""
@@ -210,7 +210,7 @@ class _Network:
             if context is None or not context.set_optimization_profile_async(
                 profile, torch.cuda.current_stream().cuda_stream
             ):
-                raise RuntimeError(f"TensorRT: {'; '.join(self._flavour.log.take_errors())}")
+                raise RuntimeError(f"TensorRT: {self._flavour.log.take_errors()}")
             self._contexts[profile] = context
         return self._contexts[profile]
 
@@ -234,7 +234,7 @@ def _load(flavour: Flavour, runtime: Runtime, built: BuiltEngine) -> Engine:
     with built.file.open("rb") as file:
         engine = runtime.deserialize_cuda_engine(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     if engine is None:
-        raise CheckpointError(f"{built.file} cannot be loaded: {'; '.join(flavour.log.take_errors())}")
+        raise CheckpointError(f"{built.file} cannot be loaded: {flavour.log.take_errors()}")
     return engine
 
 
