@@ -111,7 +111,7 @@ def test_an_image_in_flight_during_the_swap_ends_on_the_fallback(shop: Shop):
     before = shop.pool.submit(request)
     resolved = shop.pool.resolve(GenerationParams("a dog", seed=1))
     assert shop.fallback.started.wait(WAIT_S)
-    swapping = threading.Thread(target=shop.pool.swap, args=(shop.model,))
+    swapping = threading.Thread(target=shop.swap)
     swapping.start()
     shop.fallback.release.set()
     swapping.join(WAIT_S)
@@ -130,7 +130,7 @@ def test_no_request_is_lost_or_changed_by_a_swap(tmp_path: Path, steps: list[int
     shop = Shop(tmp_path)
     prompts = [f"cat {number}" for number in range(len(steps))]
     with shop.pool as pool:
-        swapping = threading.Thread(target=pool.swap, args=(shop.model,))
+        swapping = threading.Thread(target=shop.swap)
         handles = []
         for number, (prompt, count) in enumerate(zip(prompts, steps, strict=True)):
             if number == moment:
