@@ -96,7 +96,7 @@ class WorkingMemory:
         return self._memory.held_bytes()
 
     def watch(self) -> None:
-        """Begin to note the peak anew."""
+        """Start to measure the peak."""
         self._memory.watch()
         self._held_bytes = self._weights_bytes()
 

@@ -1,7 +1,7 @@
-"""The `openvino` backend: the graphs beside a checkpoint's weights on a CPU, by OpenVINO, in float32 or BF16.
+"""The `openvino` backend: a checkpoint's graphs on a CPU, by OpenVINO, in float32 or BF16.
 
-Against `onnx` it is a further 180 MB to install and takes more memory and time to start; its steps are shorter, and in
-BF16, on processors that have it, take half of `onnx`'s time.
+Compared with `onnx`, it needs another 180 MB on disk and more memory and time to start. Its steps are faster, and take
+half the time of `onnx` in BF16 on processors that support it.
 """
 
 import sys
@@ -37,7 +37,7 @@ _HINTS = {"auto": "f32", "float32": "f32", "bfloat16": "bf16"}
 
 
 def open_backend(checkpoint: Checkpoint, options: Options) -> GraphBackend:
-    """Raises InvalidSetting for what is beyond it, CheckpointError where a graph is missing or broken, NotCompiled."""
+    """Open the graphs. Raises InvalidSetting, CheckpointError if a graph is damaged, NotCompiled if missing."""
     check_weights(SPEC.name, checkpoint)
     if checkpoint.graphs:
         raise CheckpointError(f"{checkpoint.graphs.directory} holds NVIDIA's graphs, which the onnx backend reads")
@@ -72,8 +72,8 @@ class _GraphOpener:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": _HINTS[self.options.precision],
             "INFERENCE_NUM_THREADS": threads,
-            "ENABLE_CPU_PINNING": False,  # for others compute here, too
-            # Of what is made for a call's shapes, and kept. With its default of 5,000 the decoder grew with each size.
+            "ENABLE_CPU_PINNING": False,  # other work runs on these cores too
+            # Entries for the shapes of calls. With the default of 5,000, the decoder's memory grew with each new size.
             "CPU_RUNTIME_CACHE_CAPACITY": "64",
         }
         any_shape = self.core.compile_model(model, "CPU", config)
@@ -105,7 +105,7 @@ class _GraphOpener:
 
 
 class _Graph:
-    """One for any shape and perhaps another for one shape alone: known sizes save a fifth of a small step's time."""
+    """A graph for any shape, and perhaps one for a fixed shape, which saves a fifth of a small step's time."""
 
     def __init__(
         self,
