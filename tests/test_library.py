@@ -27,7 +27,7 @@ from sd35.checkpoints.registry import EMBEDDED
 from sd35.generation.params import GenerationParams
 from sd35.generation.replay import read_stored_image
 from sd35.images.texts import format_of, read_record
-from tests.support.fake_backend import WAIT_S, FakeBackend, fake_pool
+from tests.support.fake_backend import WAIT_S, FakeBackend, Fault, fake_pool
 
 ROOT = Path(__file__).parents[1]
 
@@ -314,6 +314,7 @@ def test_threads_share_batches(fake: Generator, backend: FakeBackend):
 
 def test_a_failed_image_cancels_the_others(fake: Generator, backend: FakeBackend):
     """Its error is raised, and the generator goes on."""
+    backend.faults["crash"] = Fault.STEP_ERROR
     with pytest.raises(sd35.GenerationFailed, match="the runtime's own words"):
         fake.generate_many(["crash", "a cat"], **LONG)
     assert fake.generate("a cat", **SMALL).width == 64

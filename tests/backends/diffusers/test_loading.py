@@ -228,11 +228,11 @@ def _unscaled(path: Path, state: dict[str, Tensor]) -> None:
     ("spoil", "why"),
     [
         (lambda path, state: torch.save(state, path), "expected a safetensors file, found a pickle in a zip file"),
-        (lambda path, _: path.write_bytes(b"\x80\x04K*."), "found a pickle; pickles run code"),
+        (lambda path, _: path.write_bytes(b"\x80\x04K*."), "found a pickle; pickles execute code"),
         (lambda path, _: path.write_text("<!doctype html><p>401"), "found a web page"),
         (lambda path, _: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
         (lambda path, _: path.write_bytes(b""), "found 0 bytes"),
-        (_cut, "bytes, found .*; it was cut off"),
+        (_cut, "bytes, found .*; it is truncated"),
         (
             lambda path, _: write(path, {"unet.weight": torch.ones(2)}),
             "expected weights of SD3.5 .*, found unet.weight",
@@ -291,5 +291,5 @@ def test_a_single_file_by_itself_asks_for_the_variant_it_is(tmp_path: Path, monk
     with pytest.raises(CheckpointError, match=r"sd3.5-medium, from which mine takes .*: sd35 pull sd3.5-medium"):
         open_checkpoint(str(file))
     small = write(tmp_path / "small.safetensors", {"joint_blocks.0.x_block.attn.qkv.weight": torch.ones(6, 2)})
-    with pytest.raises(CheckpointError, match="found 1; for a model of one's own"):
+    with pytest.raises(CheckpointError, match="found 1; for another architecture"):
         open_checkpoint(str(small))
