@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.outcome import Bar, Outcome
 from sd35.backends.graphs.backend import Graph, GraphBackend
-from sd35.backends.onnx.sessions import session_options
+from sd35.backends.onnx.backend import session_options
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
 from sd35.checkpoints.checkpoint import Checkpoint

@@ -28,9 +28,8 @@ from sd35.compile.calibration import calibrate
 from sd35.compile.engines import EngineBuilder, EngineShapes, targets_of
 from sd35.compile.graphs import export_graph, save
 from sd35.compile.networks import graphs_of
-from sd35.compile.quantise import quantise
+from sd35.compile.quantise import quantise, sizes_of
 from sd35.compile.reference_sampling import Recipe, recipe_of
-from sd35.compile.sizes import sizes_of
 from sd35.compile.synth import synthesise
 from sd35.host import HostMemory
 from sd35.sampling.noise import initial_noise

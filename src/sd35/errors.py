@@ -11,19 +11,19 @@ Sd35Error
 │   └── OriginNotAllowed  from a web page of another origin       (HTTP 403, exit 1)
 ├── NotAcceptable         no format that the caller takes         (HTTP 406, exit 2)
 ├── LinkRefused           a link is expired, or was not signed    (HTTP 403, exit 1)
-├── Overloaded            no room for another image now         (HTTP 429, exit 1)
+├── Overloaded            no room for another image now           (HTTP 429, exit 1)
 ├── NotReady              loading, or closing                     (HTTP 503, exit 1)
-├── GenerationFailed         this image could not be made          (HTTP 500, exit 1)
-│   └── NumericalFailure    its values went bad while it was made   (HTTP 500, exit 1)
+├── GenerationFailed      this image could not be made            (HTTP 500, exit 1)
+│   └── NumericalFailure  its values went bad while it was made   (HTTP 500, exit 1)
 ├── ContentRefused        the operator's filter refuses it        (HTTP 422, exit 1)
-├── JobEnded              a job that was waited for has no image (HTTP as it ended, exit 1)
+├── JobEnded              a job that was waited for has no image  (HTTP as it ended, exit 1)
 ├── IdempotencyConflict   a key came again with another body      (HTTP 409, exit 1)
-├── StoreUnavailable      database or image store do not answer (HTTP 503, exit 1)
+├── StoreUnavailable      database or image store do not answer   (HTTP 503, exit 1)
 ├── NotReplayable         a file does not say what made it        (exit 2)
 ├── InvalidSetting        a setting is wrong                      (exit 2)
 ├── CheckpointError       a checkpoint is missing or not usable   (exit 1)
 │   └── NotCompiled       its graphs or engines are not built yet (exit 1)
-├── BuildFailed           a graph or an engine cannot be built     (exit 1)
+├── BuildFailed           a graph or an engine cannot be built    (exit 1)
 ├── DownloadFailed        the hub cannot be used, or the disk     (exit 1)
 ├── DoesNotFit            no placement fits the memory there is   (exit 1)
 ├── BackendUnavailable    a backend cannot run here, and why      (exit 1)
@@ -58,15 +58,29 @@ class Sd35Error(Exception):
         return _raised, (type(self).__name__, *self._given)
 
 
-class InvalidRequest(Sd35Error):  # noqa: N818  these read as sentences: "raise InvalidRequest"
-    """A field of a request is wrong."""
-
-    exit_code = 2
-    status = 422
+class _FieldError(Sd35Error):
+    """Base of errors about one field or header of a request."""
 
     def __init__(self, field: str, got: object, allowed: str) -> None:
         super().__init__(f"{field}: got {_shorten(got)}; allowed: {allowed}")
         self.field, self.got, self.allowed = field, got, allowed
+
+
+class _RetryError(Sd35Error):
+    """Base of errors after which the same request may succeed later."""
+
+    status = 429
+
+    def __init__(self, reason: str, retry_after_s: float) -> None:
+        self.retry_after_s = max(1.0, retry_after_s)
+        super().__init__(f"{reason}; try again in {self.retry_after_s:.0f} s")
+
+
+class InvalidRequest(_FieldError):  # noqa: N818  these read as sentences: "raise InvalidRequest"
+    """A field of a request is wrong."""
+
+    exit_code = 2
+    status = 422
 
 
 class UnknownModel(Sd35Error):  # noqa: N818
@@ -92,14 +106,10 @@ class NotAllowed(Sd35Error):  # noqa: N818
     status = 403
 
 
-class UntrustedRequest(Sd35Error):  # noqa: N818
+class UntrustedRequest(_FieldError):  # noqa: N818
     """A request that a browser may have sent on behalf of another web site."""
 
     status = 403
-
-    def __init__(self, field: str, got: object, allowed: str) -> None:
-        super().__init__(f"{field}: got {_shorten(got)}; allowed: {allowed}")
-        self.field, self.got, self.allowed = field, got, allowed
 
 
 class HostNotAllowed(UntrustedRequest):
@@ -118,14 +128,8 @@ class OriginNotAllowed(UntrustedRequest):
         super().__init__(header, value, allowed)
 
 
-class TooMany(Sd35Error):  # noqa: N818
+class TooMany(_RetryError):  # noqa: N818
     """The caller has reached a limit of its own; others have not."""
-
-    status = 429
-
-    def __init__(self, limit: str, retry_after_s: float) -> None:
-        self.retry_after_s = max(1.0, retry_after_s)
-        super().__init__(f"{limit}; try again in {self.retry_after_s:.0f} s")
 
 
 class NotAcceptable(Sd35Error):  # noqa: N818
@@ -145,14 +149,8 @@ class LinkRefused(Sd35Error):  # noqa: N818
     status = 403
 
 
-class Overloaded(Sd35Error):  # noqa: N818
+class Overloaded(_RetryError):  # noqa: N818
     """There is no room for another image now."""
-
-    status = 429
-
-    def __init__(self, reason: str, retry_after_s: float) -> None:
-        self.retry_after_s = max(1.0, retry_after_s)
-        super().__init__(f"{reason}; try again in {self.retry_after_s:.0f} s")
 
 
 class NotReady(Sd35Error):  # noqa: N818

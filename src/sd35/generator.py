@@ -30,7 +30,6 @@ OnProgress: TypeAlias = Callable[[int, int], None]
 
 _SUFFIXES = {f".{each}": each for each in Format} | {".jpg": Format.JPEG}
 _PARAMS = TypeAdapter(GenerationParams)
-_CLOSED = "the generator is closed"
 # Limits of a server. Here the caller waits for its own images, so none is refused because others are before it.
 _NO_ADMISSION_LIMITS: dict[str, object] = {"max_in_flight": 10**9, "max_wait_s": float("inf")}
 
@@ -245,7 +244,7 @@ class Generator:
 
     def _check_open(self) -> None:
         if not self._close.alive:
-            raise RuntimeError(_CLOSED)
+            raise RuntimeError("the generator is closed")
 
     def _resolve(self, params: GenerationParams, count: int) -> list[Request]:
         first = self._pool.resolve(params)  # before `series`, which takes a seed out of range for another one

@@ -37,16 +37,16 @@ def check_backends(settings: Settings) -> None:
 
 
 def open_checkpoints(settings: Settings) -> list[Checkpoint]:
-    """The checkpoints of the settings; `auto` is chosen, and fetched where it has to be; what is named besides is one.
+    """Open the checkpoints of the settings. `auto` is replaced by the best one, which is downloaded if needed.
 
-    Raises CheckpointError, InvalidSetting where two share a name, or it is open whose weights the files hold, and for
-    `auto` BackendUnavailable.
+    Raises CheckpointError, InvalidSetting if two have the same name or `weights` are given for several checkpoints, and
+    for `auto` BackendUnavailable.
     """
     if settings.weights and len(settings.checkpoints) > 1:
         raise InvalidSetting(f"weights: got files beside {len(settings.checkpoints)} checkpoints; allowed: beside one")
     names = [choose(settings, available_memory(settings)) if name == AUTO else name for name in settings.checkpoints]
     if AUTO in settings.checkpoints:
-        names = list(dict.fromkeys(names))  # it may choose what is named besides
+        names = list(dict.fromkeys(names))  # it may choose one that the settings name too
     checkpoints = [open_named(name, settings) for name in names]
     found = [checkpoint.name for checkpoint in checkpoints]
     if doubled := sorted({name for name in found if found.count(name) > 1}):
@@ -79,8 +79,8 @@ def open_model_pool(
         all_network_sizes = [network_sizes_on_disk(each) for each in checkpoints]
         plan = plan_for(settings, all_network_sizes, room)
         first = placement_of(plan)
-        beside = place_fallback(fallback, all_network_sizes, plan) if fallback else None
-    fallbacks = [_open_pipeline(fallback, beside, each) for each in checkpoints] if fallback and beside else []
+        second = place_fallback(fallback, all_network_sizes, plan) if fallback else None
+    fallbacks = [_open_pipeline(fallback, second, each) for each in checkpoints] if fallback and second else []
     open_first = partial(_open_pipeline, settings, first)
     pipelines, pending = _open_built(open_first, checkpoints, fallbacks)
     for pipeline, other in zip(pipelines, fallbacks, strict=bool(fallbacks)):
@@ -89,8 +89,8 @@ def open_model_pool(
             raise InvalidSetting(f"fallback: got {settings.fallback!r}, which is {profile} here, as the first is")
     for pipeline in {*pipelines, *fallbacks}:
         startup.add(pipeline.backend.startup_s)
-    # Networks that are built later come on top: working memory is what their placement leaves.
-    weights_bytes = first.weights_bytes + (beside.weights_bytes if beside else 0)
+    # Networks that are built later need memory too: they are placed already, and working memory is the rest.
+    weights_bytes = first.weights_bytes + (second.weights_bytes if second else 0)
     to_be_built_bytes = first.weights_bytes if pending else 0
     free_bytes = min(pipelines[0].backend.memory.free_bytes() - to_be_built_bytes, room.device_bytes - weights_bytes)
     memory_bytes = settings.memory_mb * _MB or int(OF_FREE_MEMORY * free_bytes)
@@ -120,7 +120,7 @@ def open_pipeline(settings: Settings, checkpoint: Checkpoint) -> Pipeline:
 
 
 def limits_of(settings: Settings, memory_bytes: int) -> DeviceLimits:
-    """Return the limits of a device with so much working memory."""
+    """Return the limits of a device with `memory_bytes` of working memory."""
     # An operator who sets the number of images in flight wants that many, however slow they get.
     max_slowdown = math.inf if settings.max_in_flight else SLOWDOWN_TARGET
     return DeviceLimits(
@@ -143,7 +143,7 @@ def _open_pipeline(settings: Settings, placement: Placement, checkpoint: Checkpo
 
 
 def _open_into(engine: LocalEngine, open_first: Callable[[Checkpoint], Pipeline], checkpoint: Checkpoint) -> ModelInfo:
-    """Open a checkpoint that is built now, and let the engine generate with it."""
+    """Open a checkpoint whose graphs or engines are built now, and add it to the engine."""
     pipeline = open_first(checkpoint)
     engine.add(pipeline)
     return pipeline.info
@@ -152,7 +152,7 @@ def _open_into(engine: LocalEngine, open_first: Callable[[Checkpoint], Pipeline]
 def _open_built(
     open_first: Callable[[Checkpoint], Pipeline], checkpoints: Sequence[Checkpoint], fallbacks: Sequence[Pipeline]
 ) -> tuple[list[Pipeline], list[Checkpoint]]:
-    """Return a pipeline for each checkpoint, and the checkpoints that are not built yet: theirs is the fallback."""
+    """Return a pipeline for each checkpoint, and the checkpoints that are not built yet, which get their fallback."""
     pipelines, pending = [], []
     for index, checkpoint in enumerate(checkpoints):
         try:

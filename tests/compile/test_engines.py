@@ -13,10 +13,8 @@ import pytest
 from sd35.backends.fp8_layers import Treatment, treatment_of
 from sd35.backends.tensorrt.buckets import buckets_of
 from sd35.backends.tensorrt.flavour import Flavour, find_flavour
-from sd35.backends.tensorrt.types import Layer, Network
 from sd35.checkpoints.build_cache import MANIFEST
-from sd35.checkpoints.graphs.compiled import GraphPrecision, compiled_graphs
-from sd35.checkpoints.graphs.engines import Target, compiled_engines, engine_folder
+from sd35.checkpoints.graphs.compiled import GraphPrecision, Target, compiled_engines, compiled_graphs, engine_folder
 from sd35.checkpoints.graphs.nvidia import GRAPH_FILE, OfficialGraphs
 from sd35.checkpoints.network_sizes import NETWORKS
 from sd35.checkpoints.open import open_checkpoint
@@ -61,7 +59,7 @@ def quiet() -> Stages:
     return Stages(lambda *_: None)
 
 
-def layers_of(network: Network) -> list[Layer]:
+def layers_of(network: Any) -> list[Any]:
     """All of a network's layers."""
     return [network.get_layer(index) for index in range(network.num_layers)]
 
@@ -137,7 +135,7 @@ def test_engines_have_the_inputs_and_outputs_of_the_graphs(
 
 def test_fp8_layers_of_the_parsed_network_follow_the_rule(builder: Compiler, flavour: Flavour) -> None:
     """For products in FP8, weights in FP8, and all other layers."""
-    trt = flavour.trt
+    trt: Any = flavour.trt
     network, parser = builder("fp8").network("transformer")
     made_by = {}
     for layer in layers_of(network):
@@ -146,7 +144,7 @@ def test_fp8_layers_of_the_parsed_network_follow_the_rule(builder: Compiler, fla
             assert output is not None
             made_by[output.name] = layer
 
-    def is_from_fp8(layer: Layer, index: int) -> bool:
+    def is_from_fp8(layer: Any, index: int) -> bool:
         taken = layer.get_input(index)
         assert taken is not None
         maker = made_by.get(taken.name)

@@ -28,13 +28,12 @@ from sd35.checkpoints.graphs.nvidia import GRAPH_FILE
 from sd35.checkpoints.open import open_checkpoint
 from sd35.checkpoints.registry import EMBEDDED
 from sd35.compile import calibration
-from sd35.compile.calibration import Calibration, calibrate, fp8_layers
+from sd35.compile.calibration import Calibration, calibrate, fp8_layers, rank
 from sd35.compile.calibration_run import CalibrationRequest
 from sd35.compile.fp8 import REPORT, build_fp8
 from sd35.compile.graphs import build_graphs, save
 from sd35.compile.quantise import quantise, scale_of
 from sd35.compile.reference_sampling import recipe_of, rows_of
-from sd35.compile.sensitivity import rank
 from sd35.compile.stages import Stages
 from sd35.errors import BuildFailed, NotCompiled
 from sd35.tensors import Array

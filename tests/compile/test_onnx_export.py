@@ -14,8 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sd35.checkpoints.open import open_checkpoint
-from sd35.compile.onnx_export import export
-from sd35.compile.stored_weights import stored_tensors
+from sd35.compile.onnx_export import export, stored_tensors
 from sd35.errors import CheckpointError
 
 GRAPHS = {

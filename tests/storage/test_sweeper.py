@@ -10,8 +10,7 @@ from sd35.storage.clock import ClockRecord, ClockRules, judge
 from sd35.storage.database import open_database
 from sd35.storage.images import ImageStore
 from sd35.storage.jobs import new_job
-from sd35.storage.retention import Retention
-from sd35.storage.sweeper import Sweeper, SweepResult
+from sd35.storage.retention import Retention, Sweeper, SweepResult
 from tests.support.job_specs import job_spec
 
 NOW_S = 1_800_000_000.0

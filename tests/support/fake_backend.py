@@ -13,6 +13,7 @@ from sd35.access.keys import Key
 from sd35.backends.base import DenoiseRow, TextEmbedding
 from sd35.checkpoints.card import Card, SkipLayers
 from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.engine.base import DeviceLimits, Engine
 from sd35.engine.local.engine import LocalEngine
 from sd35.engine.local.pipeline import Pipeline
@@ -148,8 +149,11 @@ class FakeBackend:
         assert self.release.wait(3 * WAIT_S)  # longer than any test waits for the image
 
 
-class FakeTokenizer:
+class FakeTokenizer(Tokenizers):
     """Reads the first 20 words of a prompt, each as one token."""
+
+    def __init__(self) -> None:
+        """Read no files."""
 
     def is_truncated(self, prompt: str) -> bool:
         """Tell whether the prompt has more than 20 words."""

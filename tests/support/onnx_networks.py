@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sd35.backends.onnx.sessions import graphs_of
+from sd35.backends.onnx.backend import graphs_of
 from sd35.backends.options import Options
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.network_sizes import NETWORKS

@@ -6,9 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
-from sd35.jobs.webhooks.resolver import Lookup, Resolver
 from sd35.jobs.webhooks.sender import Body, Sender
-from sd35.jobs.webhooks.transport import PublicTransport
+from sd35.jobs.webhooks.transport import Lookup, PublicTransport, Resolver
 from sd35.storage.jobs import Delivery, Job, JobStore, new_job
 from sd35.storage.memory.jobs import MemoryJobStore
 from sd35.telemetry.metrics import WebhookResult

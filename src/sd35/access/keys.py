@@ -50,11 +50,8 @@ class KeyStore(Protocol):
     def add(self, key: Key) -> None:
         """Store a new key."""
 
-    def find(self, key_id: str) -> Key | None:
-        """Return a key, revoked or not, or None if it is missing."""
-
     def keys(self) -> Sequence[Key]:
-        """Return all keys, oldest first."""
+        """Return all keys, revoked ones included, oldest first."""
 
     def revoke(self, key_id: str, now_s: float) -> Key | None:
         """Revoke a key and return it, or None if it is missing. An earlier revocation is not changed."""

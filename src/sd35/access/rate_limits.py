@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, replace
 
 from sd35.access.keys import Quota
 from sd35.errors import IdempotencyConflict, NotAllowed, NotReady, Overloaded, StoreUnavailable, TooMany
@@ -120,9 +120,7 @@ class RateLimiter:
         return {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(remaining)} if policies else {}
 
     def _limits(self, quota: Quota) -> Quota:
-        own = {field.name: getattr(quota, field.name) for field in fields(quota)}
-        defaults = self._defaults
-        return Quota(**{name: getattr(defaults, name) if limit is None else limit for name, limit in own.items()})
+        return replace(self._defaults, **{name: limit for name, limit in asdict(quota).items() if limit is not None})
 
     def _buckets(self, client: str, quota: Quota) -> list[_Bucket]:
         limits = self._limits(quota)

@@ -72,10 +72,6 @@ class RequiredKeyStore:
         """Store a new key."""
         self._store.add(key)
 
-    def find(self, key_id: str) -> Key | None:
-        """Return a key, revoked or not, or None if it is missing."""
-        return self._store.find(key_id)
-
     def keys(self) -> Sequence[Key]:
         """Return all keys, oldest first. Raises StoreUnavailable, also if the keys are lost."""
         found = self._store.keys()

@@ -16,7 +16,7 @@ from sd35.tensors import Array, Tensor
 
 @dataclass(frozen=True, eq=False)
 class TextEmbedding:
-    """What the three text encoders say of one prompt (SD3 paper, section 4; Diffusers' `encode_prompt`).
+    """The outputs of the three text encoders for one prompt (SD3 paper, section 4; Diffusers' `encode_prompt`).
 
     `tokens`: CLIP-L and CLIP-G side by side, zero-padded to T5's width, then T5, concatenated over tokens.
     `pooled`: CLIP-L's and CLIP-G's projected outputs, concatenated.
@@ -54,35 +54,35 @@ class DenoiseRow:
 
 
 def check_finite(total: float) -> None:
-    """Of a decoder's values, `total` is the sum: finite, so is each. Raises FloatingPointError."""
+    """Raise FloatingPointError unless a decoder's values, whose sum is `total`, are all finite."""
     if not math.isfinite(total):
         raise FloatingPointError("the decoder's values are not finite")
 
 
 class Memory(Protocol):
-    """The memory that a backend computes in: the host's, or a device's own."""
+    """The memory that a backend computes in: the host's or a device's."""
 
     @property
     def is_host(self) -> bool:
         """Whether it is the host's."""
 
     def free_bytes(self) -> int:
-        """How much more this process can take now."""
+        """Return how much more memory this process can take now."""
 
     def held_bytes(self) -> int:
-        """What this process holds now; 0 where that cannot be told."""
+        """Return how much memory this process holds now; 0 if unknown."""
 
     def watch(self) -> None:
-        """Begin to note the peak anew."""
+        """Start to measure the peak."""
 
     def peak_bytes(self) -> int:
-        """The most that was taken at once since `watch`, beyond what was held then."""
+        """Return the peak since `watch`, above what was held then."""
 
 
 class Backend(Protocol):
-    """What makes images from tensors. One module per runtime implements it; one contract test suite runs over all.
+    """Computes the networks. Each runtime has one implementation, and one contract test suite runs over all.
 
-    One thread encodes and denoises, another decodes beside it; a backend that cannot do both at once makes one wait.
+    One thread encodes and denoises while another decodes. A backend that cannot do both at once makes one wait.
     """
 
     @property
@@ -91,14 +91,11 @@ class Backend(Protocol):
 
     @property
     def precision(self) -> str:
-        """What was computed in, as the profile says it: "float32", "bfloat16", "fp8-weights"."""
+        """The precision that it computes in, as in the profile: "float32", "bfloat16", "fp8-weights"."""
 
     @property
     def build(self) -> str | None:
-        """Which of several builds of one checkpoint and precision computes; None where there is but one.
-
-        A calibration shapes the numbers, and is no part of the checkpoint.
-        """
+        """The build, if a checkpoint may have several in one precision, because calibrations differ."""
 
     @property
     def is_tiled(self) -> bool:
@@ -122,10 +119,10 @@ class Backend(Protocol):
 
     @property
     def memory(self) -> Memory:
-        """What it computes in."""
+        """The memory that it computes in."""
 
     def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
-        """One embedding per prompt, in order. Text beyond the tokenizers' lengths is cut off, as Diffusers does."""
+        """Return one embedding per prompt, in order. Text is truncated to the tokenizers' lengths, as in Diffusers."""
 
     def predict_velocity(self, rows: Sequence[DenoiseRow]) -> list[Float[Tensor, "16 h w"]]:
         """Return the velocity at each row's latent and sigma, with classifier-free guidance if guidance > 1.
@@ -135,7 +132,7 @@ class Backend(Protocol):
         """
 
     def decode_latents(self, latents: Sequence[Float[Tensor, "16 h w"]]) -> list[UInt8[Array, "h*8 w*8 3"]]:
-        """One RGB image per latent; all latents have one shape.
+        """Return one RGB image per latent; all latents have one shape.
 
-        Raises FloatingPointError where values on the way to one of them were not finite: as pixels nothing shows it.
+        Raises FloatingPointError if the decoder's values are not finite, which the pixels would not show.
         """

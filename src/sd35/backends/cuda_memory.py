@@ -22,7 +22,7 @@ class CudaMemory:
         return torch.cuda.memory_reserved(self._device)
 
     def watch(self) -> None:
-        """Begin to note the peak anew."""
+        """Start to measure the peak."""
         torch.cuda.reset_peak_memory_stats(self._device)
         self._held_bytes = torch.cuda.memory_allocated(self._device)
 

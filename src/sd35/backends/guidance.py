@@ -1,6 +1,6 @@
-"""Guidance, classifier-free and by skipped layers, over rows of which some are guided.
+"""Classifier-free guidance and skip-layer guidance over rows, of which some are guided.
 
-The same code for NumPy arrays and torch tensors.
+The same code serves NumPy arrays and torch tensors.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,13 +19,13 @@ Layers: TypeAlias = tuple[int, ...]
 
 
 def transformer_rows(rows: Sequence[DenoiseRow]) -> list[TransformerRow]:
-    """What the transformer is to run, in Diffusers' order: the guided rows' negatives, then every row's positive."""
+    """Return the rows to evaluate, in Diffusers' order: the negatives of guided rows, then every row's positive."""
     negatives = [(row, row.negative) for row in rows if row.negative is not None]
     return [*negatives, *((row, row.positive) for row in rows)]
 
 
 def skipping_rows(rows: Sequence[DenoiseRow]) -> dict[Layers, list[TransformerRow]]:
-    """What the transformer is to run beside, for each set of layers that it skips: the positives that ask for it."""
+    """Return the rows to evaluate with skipped layers, by the layers: the positives of the rows that need them."""
     by_layers: dict[Layers, list[TransformerRow]] = {}
     for row in rows:
         if row.skip:
@@ -38,10 +38,10 @@ def guided_velocities(
     velocities: Sequence[Tensor],
     skipping: Mapping[Layers, Sequence[Tensor]] = MappingProxyType({}),
 ) -> list[Tensor]:
-    """One velocity per row from those of `transformer_rows` and of `skipping_rows`.
+    """Return one velocity per row from those of `transformer_rows` and of `skipping_rows`.
 
-    `u + guidance * (c - u)`, or `c` where there is no `u`; plus `scale * (c - s)` where there is an `s`, which skipped
-    layers. In this order, as in Diffusers.
+    `u + guidance * (c - u)`, or `c` without a negative `u`. Then plus `scale * (c - s)` if the row skips layers
+    for `s`, in this order, as in Diffusers.
     """
     positives, negatives = velocities[-len(rows) :], iter(velocities[: -len(rows)])
     without = {layers: iter(each) for layers, each in skipping.items()}
@@ -56,5 +56,5 @@ def _guided(
 
 
 def timestep_of(row: DenoiseRow) -> np.float32:
-    """What the transformer is told of the noise: `sigma * 1000`, multiplied in float32."""
+    """Return the transformer's timestep: `sigma * 1000`, multiplied in float32."""
     return np.float32(row.sigma) * _TIMESTEPS

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, StrictInt, TypeAdapter, ValidationError
-from typing_extensions import TypedDict
+from pydantic import Field, StrictInt, ValidationError, create_model
 
 from sd35.errors import CheckpointError
 from sd35.parsing import read_json, shown
@@ -14,34 +13,18 @@ _Size = Annotated[StrictInt, Field(ge=1, lt=2**31)]
 _Factor = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
-class _UsedFields(TypedDict, total=False):
-    """The fields of the networks' configurations that this project uses."""
-
-    attention_head_dim: _Size
-    block_out_channels: Annotated[list[_Size], Field(min_length=1)]
-    d_ff: _Size
-    d_kv: _Size
-    d_model: _Size
-    dual_attention_layers: list[Annotated[StrictInt, Field(ge=0)]]
-    hidden_size: _Size
-    in_channels: _Size
-    intermediate_size: _Size
-    joint_attention_dim: _Size
-    max_position_embeddings: _Size
-    num_attention_heads: _Size
-    num_heads: _Size
-    num_layers: _Size
-    patch_size: _Size
-    pooled_projection_dim: _Size
-    pos_embed_max_size: _Size
-    projection_dim: _Size
-    scaling_factor: _Factor
-    shift: _Factor
-    shift_factor: _Factor
-    vocab_size: _Size
-
-
-_USED_FIELDS = TypeAdapter(_UsedFields)
+_SIZES = (
+    "attention_head_dim", "d_ff", "d_kv", "d_model", "hidden_size", "in_channels", "intermediate_size",
+    "joint_attention_dim", "max_position_embeddings", "num_attention_heads", "num_heads", "num_layers", "patch_size",
+    "pooled_projection_dim", "pos_embed_max_size", "projection_dim", "vocab_size",
+)  # fmt: skip
+_FIELDS: dict[str, Any] = {
+    **dict.fromkeys(_SIZES, (_Size, None)),
+    **dict.fromkeys(("scaling_factor", "shift", "shift_factor"), (_Factor, None)),
+    "block_out_channels": (Annotated[list[_Size], Field(min_length=1)], None),
+    "dual_attention_layers": (list[Annotated[StrictInt, Field(ge=0)]], None),
+}
+_UsedFields = create_model("_UsedFields", **_FIELDS)  # the fields of configurations that this project uses
 
 
 class Config(dict[str, Any]):
@@ -59,7 +42,7 @@ def read_config(file: Path) -> Config:
     """Read a part's configuration. Raises CheckpointError if it cannot be read or a used field is not valid."""
     content = read_object(file)
     try:
-        _USED_FIELDS.validate_python({name: content[name] for name in _UsedFields.__annotations__ if name in content})
+        _UsedFields.model_validate(content)
     except ValidationError as error:
         raise CheckpointError(f"{file}: {explain(error)}") from error
     return Config(content, file)

@@ -1,21 +1,25 @@
 """Calibrate FP8: find the largest input magnitude of each FP8 layer over real prompts and all steps.
 
 Each layer gets one scale for all steps (per-tensor, "amax"), as TensorRT requires. Smaller inputs lose no precision,
-because FP8 is a floating-point format. Runs in PyTorch on the device of the `diffusers` backend.
+because FP8 is a floating-point format. `rank` then finds the layers that cause the largest errors in FP8. Both run in
+PyTorch on the device of the `diffusers` backend.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sd35.backends.base import DenoiseRow
 from sd35.backends.diffusers.backend import DiffusersBackend
-from sd35.backends.fp8_layers import Treatment, treatment_of
+from sd35.backends.fp8_layers import LARGEST, Treatment, treatment_of
+from sd35.compile.quantise import scale_of
 from sd35.compile.reference_sampling import Guided, Recipe, rows_of
 from sd35.compile.stages import Advance
+from sd35.tensors import to_numpy
 
 _SAMPLED = (0.125, 0.5, 0.875)  # shares of the steps: the rows for the sensitivity report
 
@@ -34,12 +38,7 @@ def fp8_layers(transformer: nn.Module) -> dict[str, nn.Linear]:
     return {name: module for name, module in linears.items() if treatment_of(name) is not Treatment.HIGH}
 
 
-def calibrate(
-    backend: DiffusersBackend,
-    recipe: Recipe,
-    texts: Sequence[Guided],
-    advance: Advance,
-) -> Calibration:
+def calibrate(backend: DiffusersBackend, recipe: Recipe, texts: Sequence[Guided], advance: Advance) -> Calibration:
     """Sample each text with its own seed, without decoding. Calls `advance` `recipe.steps` times for each text."""
     calibration = Calibration()
     sampled = {int(share * recipe.steps) for share in _SAMPLED}
@@ -71,4 +70,56 @@ def _largest_inputs(layers: dict[str, nn.Linear]) -> Iterator[dict[str, Tensor]]
         yield largest
     finally:
         for handle in handles:
+            handle.remove()
+
+
+class Sensitivity(NamedTuple):
+    """The relative RMS error of the velocity if only this layer is in FP8, over some steps of one image."""
+
+    layer: str
+    treatment: Treatment
+    error: float
+
+
+def rank(backend: DiffusersBackend, calibration: Calibration, advance: Advance) -> list[Sensitivity]:
+    """Rank the layers by the error that each causes if it alone is in FP8, the most sensitive first.
+
+    All other layers compute in the backend's precision. Calls `advance` for each of `fp8_layers`.
+    """
+    expected = _velocities(backend, calibration.rows)
+    size = expected.square().mean().sqrt()
+    ranking = []
+    for name, layer in fp8_layers(backend.transformer).items():
+        with _rounded(name, layer, calibration.largest_inputs):
+            error = (_velocities(backend, calibration.rows) - expected).square().mean().sqrt() / size
+        ranking.append(Sensitivity(name, treatment_of(name), float(error)))
+        advance()
+    return sorted(ranking, key=lambda each: each.error, reverse=True)
+
+
+def to_fp8_and_back(values: Tensor, scale: float) -> Tensor:
+    """Round values to FP8 as the graph does, with saturation."""
+    small = (values.float() / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+    return (small.float() * scale).to(values.dtype)
+
+
+def _velocities(backend: DiffusersBackend, rows: list[DenoiseRow]) -> Tensor:
+    return torch.stack([torch.from_numpy(to_numpy(velocity)) for velocity in backend.predict_velocity(rows)])
+
+
+@contextmanager
+def _rounded(name: str, layer: nn.Linear, largest: Mapping[str, float]) -> Iterator[None]:
+    """Let a layer compute as it does in FP8."""
+    weight = layer.weight
+    rounded = to_fp8_and_back(weight, scale_of(float(weight.abs().max())))
+    layer.weight = nn.Parameter(rounded, requires_grad=False)
+    handle = None
+    if treatment_of(name) is Treatment.FP8:
+        scale = scale_of(largest[name])
+        handle = layer.register_forward_pre_hook(lambda _, inputs: (to_fp8_and_back(inputs[0], scale), *inputs[1:]))
+    try:
+        yield
+    finally:
+        layer.weight = weight
+        if handle:
             handle.remove()

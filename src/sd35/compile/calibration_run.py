@@ -17,10 +17,9 @@ from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
 from sd35.checkpoints.build_cache import Key, build
 from sd35.checkpoints.checkpoint import Checkpoint
-from sd35.compile.calibration import calibrate, fp8_layers
+from sd35.compile.calibration import Sensitivity, calibrate, fp8_layers, rank
 from sd35.compile.quality_gate import generate_images
 from sd35.compile.reference_sampling import Guided, Recipe, as_arrays
-from sd35.compile.sensitivity import Sensitivity, rank
 from sd35.compile.stages import Stages
 from sd35.tensors import Array
 

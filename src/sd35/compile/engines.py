@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from sd35.backends.graphs.interfaces import Interface, fitted_graph, interfaces_of
+from sd35.backends.graphs.interfaces import Dimensions, Interface, fitted_graph, interfaces_of
 from sd35.backends.tensorrt.buckets import Bucket, Size, text_of
 from sd35.backends.tensorrt.flavour import Flavour, gpu_architectures, known_architectures
 from sd35.backends.tensorrt.types import Buffer, Network, Profile
-from sd35.checkpoints.build_cache import Key, build, fingerprint_of
+from sd35.checkpoints.build_cache import build
 from sd35.checkpoints.checkpoint import Checkpoint
-from sd35.checkpoints.graphs.engines import ENGINE_FILE, Target, engine_folder, engine_key
+from sd35.checkpoints.graphs.compiled import ENGINE_FILE, Target, engine_folder, engine_key, graph_fingerprint
 from sd35.checkpoints.graphs.nvidia import OfficialGraphs
 from sd35.checkpoints.network_sizes import NETWORKS
 from sd35.compile.stages import Stages
@@ -94,11 +94,6 @@ class EngineBuilder:
             return [_shapes(interface, batches, [(0, 0)] * 3)]
         return [_shapes(interface, batches, [each.least, each.usual, each.most]) for each in self.shapes.buckets]
 
-    def origin(self, part: str) -> Key:
-        """Return the fingerprint of an engine's graph, if it was compiled. The revision covers NVIDIA's graphs."""
-        fingerprint = fingerprint_of(self.graphs.path(part).parent)
-        return {"graph": fingerprint} if fingerprint else {}
-
     def build(self, part: str, target: Target) -> Buffer:
         """Build and serialise an engine. Raises CheckpointError, BuildFailed."""
         network, parser = self.network(part)
@@ -112,13 +107,12 @@ class EngineBuilder:
         profiles = [self._profile(shapes) for shapes in self.profiles(part)]
         for profile in profiles:
             if config.add_optimization_profile(profile) < 0:
-                errors = "; ".join(self._flavour.log.take_errors())
-                sizes = self.shapes.buckets_text(part)
+                sizes, errors = self.shapes.buckets_text(part), self._flavour.log.take_errors()
                 raise BuildFailed(f"{self.graphs.path(part)}: TensorRT rejects the sizes {sizes}: {errors}")
         engine = self._builder.build_serialized_network(network, config)
         del parser
         if engine is None:
-            errors = "; ".join(self._flavour.log.take_errors())
+            errors = self._flavour.log.take_errors()
             raise BuildFailed(f"{self.graphs.path(part)}: building for {target} failed: {errors}")
         return engine
 
@@ -137,14 +131,15 @@ def build_engines(builder: EngineBuilder, target: Target, cache_dir: Path, stage
     checkpoint, precision, shapes = builder.checkpoint, builder.graphs.transformer, builder.shapes
     folders = []
     for part in NETWORKS:
-        key = engine_key(checkpoint, part, precision, target)
+        key = {
+            **engine_key(checkpoint, part, precision, target),
+            "shapes": shapes.buckets_text(part),
+            "batch": shapes.batch(part),
+            **graph_fingerprint(builder.graphs, part),
+        }
         folder = engine_folder(cache_dir, checkpoint, part, precision, target)
         with stages.stage(f"engine of {part} for {target.gpu}"):
-            build(
-                folder,
-                {**key, "shapes": shapes.buckets_text(part), "batch": shapes.batch(part), **builder.origin(part)},
-                partial(_write, builder, part, target),
-            )
+            build(folder, key, partial(_write, builder, part, target))
         folders.append(folder)
     return folders
 
@@ -156,9 +151,9 @@ def _write(builder: EngineBuilder, part: str, target: Target, folder: Path) -> N
 def _shapes(interface: Interface, batches: Sequence[int], sizes: Sequence[Size]) -> Shapes:
     """Compute the three shapes of each input. Axis 0 is the batch; axes 2 and 3 of a latent are height and width."""
 
-    def shape(fixed: Sequence[int | None], index: int) -> tuple[int, ...]:
+    def shape(dimensions: Dimensions, index: int) -> tuple[int, ...]:
         width, height = (side // LATENT_PX for side in sizes[index])
         changing = {0: batches[index], 2: height, 3: width}
-        return tuple(changing[axis] if size is None else size for axis, size in enumerate(fixed))
+        return tuple(changing[axis] if isinstance(size, str) else size for axis, size in enumerate(dimensions))
 
-    return {name: (shape(x.sizes, 0), shape(x.sizes, 1), shape(x.sizes, 2)) for name, x in interface.inputs.items()}
+    return {name: (shape(each, 0), shape(each, 1), shape(each, 2)) for name, each in interface.inputs.items()}

@@ -14,12 +14,11 @@ from sd35.checkpoints.build_cache import build, is_built
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.graphs.compiled import graph_key
 from sd35.checkpoints.graphs.nvidia import OfficialGraphs
+from sd35.compile.calibration import Sensitivity
 from sd35.compile.calibration_run import CalibrationRequest, CalibrationResult, run_calibration
 from sd35.compile.graphs import save, transformer_in_bf16
 from sd35.compile.quality_gate import MIN_MEAN_DB, Quality, compare, generate_images
-from sd35.compile.quantise import quantise
-from sd35.compile.sensitivity import Sensitivity
-from sd35.compile.sizes import Sizes, sizes_of
+from sd35.compile.quantise import Sizes, quantise, sizes_of
 from sd35.compile.stages import Stages
 from sd35.errors import BuildFailed
 

@@ -15,12 +15,12 @@ import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from torch import Tensor, nn
 
+from sd35.backends.graphs.interfaces import Dimensions, graph_tensors
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.compile.rewrites import Form, rewrite
 
 OPSET = 21  # the first with the FP8 Q/DQ that TensorRT and ONNX Runtime read
 PREFIX = "network."  # the prefix of parameter names inside the wrappers below
-Dimensions = tuple[str | int, ...]
 
 
 class Wrapper(nn.Module):
@@ -61,9 +61,18 @@ class _Decoder(Wrapper):
         return self.network.decode(latent, return_dict=False)[0]
 
 
+_WRAPPERS: Mapping[str, type[Wrapper]] = {
+    "text_encoder": _Clip,
+    "text_encoder_2": _Clip,
+    "text_encoder_3": _T5,
+    "transformer": _Transformer,
+    "vae": _Decoder,
+}
+
+
 @dataclass(frozen=True)
 class Graph:
-    """The inputs and outputs of a network's graph. Dimensions are names, or integers if they are fixed."""
+    """The inputs and outputs of a network's graph, see `graph_tensors`."""
 
     part: str
     wrapper: type[Wrapper]
@@ -73,32 +82,7 @@ class Graph:
 
 def graphs_of(checkpoint: Checkpoint) -> list[Graph]:
     """Return a checkpoint's five graphs in the order of their use."""
-
-    def clip(part: str) -> Graph:
-        config = checkpoint.config(part)
-        length, width = config["max_position_embeddings"], config["hidden_size"]
-        outputs: dict[str, Dimensions] = {
-            "text_embeddings": ("B", config["projection_dim"]),
-            "hidden_states": ("B", length, width),
-        }
-        return Graph(part, _Clip, {"input_ids": ("B", length)}, outputs)
-
-    sizes = checkpoint.config("transformer")
-    channels, joint, pooled = sizes["in_channels"], sizes["joint_attention_dim"], sizes["pooled_projection_dim"]
-    t5_width = checkpoint.config("text_encoder_3")["d_model"]
-    transformer: dict[str, Dimensions] = {
-        "hidden_states": ("R", channels, "h", "w"),
-        "encoder_hidden_states": ("R", "T", joint),
-        "pooled_projections": ("R", pooled),
-        "timestep": ("R",),
-    }
-    return [
-        clip("text_encoder"),
-        clip("text_encoder_2"),
-        Graph("text_encoder_3", _T5, {"input_ids": ("B", "T")}, {"text_embeddings": ("B", "T", t5_width)}),
-        Graph("transformer", _Transformer, transformer, {"latent": ("R", channels, "h", "w")}),
-        Graph("vae", _Decoder, {"latent": ("B", channels, "h", "w")}, {"images": ("B", 3, "8*h", "8*w")}),
-    ]
+    return [Graph(part, _WRAPPERS[part], *tensors) for part, tensors in graph_tensors(checkpoint).items()]
 
 
 def trace(wrapper: Wrapper, graph: Graph, dtype: torch.dtype = torch.float32) -> ir.Model:

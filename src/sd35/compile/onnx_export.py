@@ -1,12 +1,15 @@
 """Export a checkpoint's networks as graphs for ONNX Runtime: `python -m sd35.compile.onnx_export DIRECTORY`.
 
-The graphs are next to the safetensors files and refer to them. They compute in float32, and use ONNX Runtime's own
-operators if those are faster. For portable graphs, see `sd35.compile.graphs`.
+The graphs are next to the safetensors files and refer to them, so that no weight is stored twice: ONNX external data is
+a file name, an offset and a length, and a safetensors file holds raw little-endian tensors. The graphs compute in
+float32, and use ONNX Runtime's own operators if those are faster. For portable graphs, see `sd35.compile.graphs`.
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from onnxscript.optimizer import optimize_ir
@@ -15,9 +18,13 @@ from sd35.backends.diffusers.loading import load_network
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.graphs.embedded import WEIGHTS_LAYOUT, embedded_graph_path
 from sd35.checkpoints.open import open_checkpoint
+from sd35.checkpoints.weights.parameters import weights_in
 from sd35.checkpoints.weights.safetensors_file import weights_layout
 from sd35.compile.networks import PREFIX, Graph, Wrapper, graphs_of, tidy, trace
-from sd35.compile.stored_weights import assert_only_small_inline, is_fixed, point_into_files, stored_tensors
+from sd35.errors import CheckpointError
+
+_DTYPES = {"F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16, "F32": ir.DataType.FLOAT}
+_INLINE_LIMIT_BYTES = 65536  # for constants: shapes, position ids, the mask of 77 x 77 tokens
 
 
 def export(checkpoint: Checkpoint) -> list[Path]:
@@ -50,6 +57,75 @@ def _stored_weights(wrapper: Wrapper, part: Path) -> dict[str, ir.ExternalTensor
         weights[PREFIX + name].data_ptr(): tensor for name, tensor in stored.items() if PREFIX + name in weights
     }
     return {name: by_address[weight.data_ptr()] for name, weight in weights.items() if weight.data_ptr() in by_address}
+
+
+def stored_tensors(part: Path) -> dict[str, ir.ExternalTensor]:
+    """Return the floating-point tensors in the safetensors files of a checkpoint's part, by name.
+
+    Raises CheckpointError if a file is missing, cannot be read, or is a link, which ONNX Runtime does not follow.
+    """
+    tensors: dict[str, ir.ExternalTensor] = {}
+    for name, weight in weights_in(part.parent, part.name).items():
+        stored = weight.stored
+        if stored.file.resolve().parent != part.resolve():
+            raise CheckpointError(
+                f"{stored.file} is a link, as in Hugging Face's cache, and ONNX Runtime does not follow links out of"
+                f" the graph's directory; export a copy: cp -rL {part.parent} COPY"
+            )
+        if stored.dtype in _DTYPES:
+            tensors[name] = ir.ExternalTensor(
+                location=stored.file.name,
+                offset=stored.start,
+                length=stored.nbytes,
+                dtype=_DTYPES[stored.dtype],
+                shape=ir.Shape(stored.shape),
+                name=name,
+                base_dir=part,
+            )
+    return tensors
+
+
+def point_into_files(model: ir.Model, stored: Mapping[str, ir.ExternalTensor]) -> None:
+    """Replace each float32 weight of an exported graph by its stored tensor, cast to float32.
+
+    `stored` has the graph's names as keys. The values of each weight are compared. The runtime folds the casts when it
+    loads the graph. Raises CheckpointError if a weight differs from the stored one.
+    """
+    graph = model.graph
+    casts = []
+    for value in list(graph.initializers.values()):
+        if value.dtype != ir.DataType.FLOAT or not value.uses():
+            continue
+        tensor = stored.get(str(value.name))
+        assert value.const_value is not None
+        if tensor is None or not np.array_equal(tensor.numpy().astype(np.float32), value.const_value.numpy()):
+            raise CheckpointError(f"{value.name} does not have the value that the checkpoint's safetensors files hold")
+        del graph.initializers[str(value.name)]
+        weight = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        graph.register_initializer(weight)
+        if tensor.dtype == ir.DataType.FLOAT:
+            value.replace_all_uses_with(weight)
+            continue
+        cast = ir.node("Cast", [weight], {"to": int(ir.DataType.FLOAT)}, name=f"cast {tensor.name}")
+        cast.outputs[0].name, cast.outputs[0].shape = f"{tensor.name} in float32", tensor.shape
+        cast.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        value.replace_all_uses_with(cast.outputs[0])
+        casts.append(cast)
+    graph.insert_before(graph[0], casts)
+
+
+def is_fixed(node: ir.Node) -> bool:
+    """Return whether a node reads a stored weight, so that the optimizer must not fold it into a copy."""
+    return any(value is not None and isinstance(value.const_value, ir.ExternalTensor) for value in node.inputs)
+
+
+def assert_only_small_inline(model: ir.Model) -> None:
+    """Assert that the graph's own file contains no weights."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        assert isinstance(tensor, ir.ExternalTensor) or (tensor is not None and tensor.nbytes <= _INLINE_LIMIT_BYTES), (
+            f"{value.name} would be stored inside the graph"
+        )
 
 
 def main() -> None:

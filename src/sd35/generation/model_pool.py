@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Self
 
 from sd35.checkpoints.image_sizes import drawn_size
+from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.engine.base import Engine, GeneratedImage, Handle, OnProgress, Pixels, Work
 from sd35.engine.model_info import ModelInfo
 from sd35.errors import GenerationFailed
@@ -16,16 +17,6 @@ from sd35.images.resize import enlarge
 from sd35.request import SIZE_MULTIPLE_PX, Request
 
 
-class Texts(Protocol):
-    """What a checkpoint's text encoders read of a prompt."""
-
-    def is_truncated(self, prompt: str) -> bool:
-        """Whether they read less than the whole of it."""
-
-    def tokens(self, prompt: str) -> int:
-        """How many tokens the one that reads the most reads."""
-
-
 class EncodedImage(NamedTuple):
     """An image as a PNG file, the record in it, and its pixels."""
 
@@ -34,28 +25,24 @@ class EncodedImage(NamedTuple):
     pixels: Pixels
 
     @property
-    def drawn(self) -> tuple[int, int]:
-        """The size it was generated at, (width, height) in pixels."""
-        return self.record.maker.drawn_width, self.record.maker.drawn_height
-
-    @property
     def is_enlarged(self) -> bool:
         """Whether it was generated at another size than the requested one."""
-        return self.drawn != (self.record.request.width, self.record.request.height)
+        request, maker = self.record.request, self.record.maker
+        return (maker.drawn_width, maker.drawn_height) != (request.width, request.height)
 
 
 class ModelPool:
     """The models of an engine, the first of which is the default.
 
     A model may be loaded in several profiles. New requests take the one in `models`; a request that was resolved
-    before keeps its own. `texts` has the text encoders' view of each model, by name. `fallback_builder`, if any,
+    before keeps its own. `tokenizers` has those of each model, by name. `fallback_builder`, if any,
     replaces models by faster profiles while the service runs.
     """
 
     fallback_builder: FallbackBuilder | None = None
 
-    def __init__(self, engine: Engine, texts: Mapping[str, Texts], max_pixels: int) -> None:
-        self.engine, self.texts, self.max_pixels = engine, texts, max_pixels
+    def __init__(self, engine: Engine, tokenizers: Mapping[str, Tokenizers], max_pixels: int) -> None:
+        self.engine, self.tokenizers, self.max_pixels = engine, tokenizers, max_pixels
         self.models: dict[str, ModelInfo] = {}
         for model in engine.models:
             self.models.setdefault(model.name, model)
@@ -81,7 +68,7 @@ class ModelPool:
         if model is None:
             return None
         width_px, height_px = self._drawn_size(request, model)
-        return self.texts[request.model].tokens(request.prompt), width_px * height_px // SIZE_MULTIPLE_PX**2
+        return self.tokenizers[request.model].tokens(request.prompt), width_px * height_px // SIZE_MULTIPLE_PX**2
 
     def renewed(self, request: Request) -> Request:
         """Return the request as it can be made now: in its own revision and profile if these are still loaded.
@@ -125,7 +112,7 @@ class ModelPool:
         prompts = {"prompt": request.prompt}
         if request.guidance_scale > 1:
             prompts["negative_prompt"] = request.negative_prompt
-        texts = self.texts[request.model]
+        tokenizers = self.tokenizers[request.model]
         maker = Maker(
             revision=request.revision,
             backend=model.backend,
@@ -133,7 +120,7 @@ class ModelPool:
             versions=versions,
             drawn_width=drawn_width,
             drawn_height=drawn_height,
-            cut_off=[field for field, text in prompts.items() if texts.is_truncated(text)],
+            cut_off=[field for field, text in prompts.items() if tokenizers.is_truncated(text)],
         )
         record = Record(request, maker)
         return EncodedImage(write_png(pixels, record.to_text()), record, pixels)

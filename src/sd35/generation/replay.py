@@ -1,35 +1,24 @@
-"""Makes an image again from what its file says, and judges whether it is the same."""
+"""Replay: generate an image again from the record in its file, and compare the two."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
 
 from sd35.engine.base import OnProgress
 from sd35.errors import NotReplayable
-from sd35.generation.model_pool import ModelPool
+from sd35.generation.model_pool import EncodedImage, ModelPool
 from sd35.images.png import read_png
-from sd35.images.record import Maker, Record
+from sd35.images.record import Maker
 from sd35.images.texts import format_of, read_record
-from sd35.tensors import Array
 
 MAX_DIFFERENCE = 2  # of 255, at any pixel: what two backends may differ by
 MEAN_DIFFERENCE = 0.1  # of 255, over all pixels
 
 
-@dataclass(frozen=True, eq=False)
-class StoredImage:
-    """An image's file, read: its bytes, its pixels, and its record."""
-
-    png: bytes
-    pixels: UInt8[Array, "h w 3"]
-    record: Record
-
-
 class Verdict(NamedTuple):
-    """What replaying found. Differences are of 255; `changed` names what is not as it was when the file was made."""
+    """The result of a replay. Differences are of 255. `changed` describes what differs from when the file was made."""
 
     outcome: Literal["same bytes", "same image", "different"]
     max_difference: int | None
@@ -42,7 +31,7 @@ class Verdict(NamedTuple):
         return self.outcome != "different"
 
 
-def read_stored_image(png: bytes) -> StoredImage:
+def read_stored_image(png: bytes) -> EncodedImage:
     """Read an image's PNG file. Raises NotReplayable if it has no record, or is of a format that is not exact."""
     image_format = format_of(png)
     if image_format is None:
@@ -53,24 +42,24 @@ def read_stored_image(png: bytes) -> StoredImage:
             f"it is a {image_format.upper()} file, whose pixels are not exactly those that were made: replay takes the"
             f" PNG file of {record.request.digest}"
         )
-    return StoredImage(png, read_png(png)[0], record)
+    return EncodedImage(png, record, read_png(png)[0])
 
 
-def replay(stored_image: StoredImage, pool: ModelPool, on_progress: OnProgress | None = None) -> Verdict:
-    """Make the image again with what there is now, and compare.
+def replay(stored_image: EncodedImage, pool: ModelPool, on_progress: OnProgress | None = None) -> Verdict:
+    """Generate the image again with the model's present profile, and compare.
 
-    Raises UnknownModel, InvalidRequest where it cannot be made here, GenerationFailed.
+    Raises UnknownModel or InvalidRequest if it cannot be generated here, and GenerationFailed.
     """
-    wanted = stored_image.record.request
-    model = pool.models[wanted.model]
-    request = replace(wanted, revision=model.revision, profile=model.profile)
-    made = pool.encode(pool.submit(request, on_progress).future.result())
-    changed = list(_changes(stored_image.record.maker, made.record.maker))
-    if not changed and made.record.request.profile != wanted.profile:
-        changed = [f"profile: {wanted.profile} then, {made.record.request.profile} now"]
-    if made.png == stored_image.png:
+    original = stored_image.record.request
+    model = pool.models[original.model]
+    request = replace(original, revision=model.revision, profile=model.profile)
+    generated = pool.encode(pool.submit(request, on_progress).future.result())
+    changed = list(_changes(stored_image.record.maker, generated.record.maker))
+    if not changed and generated.record.request.profile != original.profile:
+        changed = [f"profile: {original.profile} then, {generated.record.request.profile} now"]
+    if generated.png == stored_image.png:
         return Verdict("same bytes", 0, 0.0, changed)
-    pixels = read_png(made.png)[0]
+    pixels = generated.pixels
     if pixels.shape != stored_image.pixels.shape:
         sizes = [f"{shape[1]}x{shape[0]}" for shape in (stored_image.pixels.shape, pixels.shape)]
         return Verdict("different", None, None, [f"size: {sizes[0]} in the file, {sizes[1]} by its request", *changed])

@@ -123,11 +123,7 @@ class GenerationService:
     """
 
     def __init__(
-        self,
-        pool: ModelPool,
-        images: ImageStore,
-        content_filter: ContentFilter,
-        telemetry: Telemetry | None = None,
+        self, pool: ModelPool, images: ImageStore, content_filter: ContentFilter, telemetry: Telemetry | None = None
     ) -> None:
         self.pool, self.images = pool, images
         self.threads = ThreadPool("images", _THREADS)
@@ -136,12 +132,7 @@ class GenerationService:
         self._in_flight: dict[str, _InFlight] = {}  # by digest
 
     async def generate(
-        self,
-        request: Request,
-        requester: Requester,
-        on_progress: OnProgress | None = None,
-        *,
-        previews: bool = False,
+        self, request: Request, requester: Requester, on_progress: OnProgress | None = None, *, previews: bool = False
     ) -> GenerationResult:
         """Return an image: stored, generated for another caller at the same time, or generated now.
 

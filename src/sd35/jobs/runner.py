@@ -17,12 +17,14 @@ from sd35.errors import NotReady, Overloaded, Sd35Error, StoreUnavailable
 from sd35.generation.service import GenerationResult, GenerationService, Requester
 from sd35.jobs.progress import END, Event, JobProgress
 from sd35.storage.jobs import Failure, Job, JobResult, JobSpec, JobStore, Status, new_job
+from sd35.telemetry.logs import log_errors
 from sd35.threads import STORES
 
 LEASE_S = 15.0
 _POLL_S = 1.0  # for jobs of other processes, and expired leases
 _STORE_TRIES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # waits between attempts to store an image
 _RETRY_S = 5.0
+_UNAVAILABLE = "the job store does not answer"
 
 
 class JobRunner:
@@ -155,12 +157,8 @@ class JobRunner:
     async def _claim_jobs(self) -> None:
         while not self._is_closing:
             self._wake.clear()
-            try:
+            with log_errors(_UNAVAILABLE):
                 await self._claim_once()
-            except StoreUnavailable as error:
-                structlog.get_logger().error("the job store does not answer", reason=str(error))
-            except Exception:  # noqa: BLE001  a bug here must not keep queued jobs waiting for ever
-                structlog.get_logger().exception("unexpected")
             with suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_S):  # before Python 3.12, wait_for may swallow a cancellation
                     await self._wake.wait()
@@ -188,17 +186,11 @@ class JobRunner:
         """Renew all leases regularly, and stop jobs that were cancelled or taken by another process."""
         while True:
             await asyncio.sleep(LEASE_S / 3)
-            try:
+            with log_errors(_UNAVAILABLE):
                 held = await STORES.run(self.store.renew, self._holder, LEASE_S)
-            except StoreUnavailable as error:
-                structlog.get_logger().error("the job store does not answer", reason=str(error))
-                continue
-            except Exception:  # noqa: BLE001  a bug here must not end the renewal of leases
-                structlog.get_logger().exception("unexpected")
-                continue
-            for job_id, task in self._running.items():
-                if job_id not in held:
-                    task.cancel()
+                for job_id, task in self._running.items():
+                    if job_id not in held:
+                        task.cancel()
 
     async def _run(self, job: Job) -> None:
         structlog.contextvars.bind_contextvars(job=job.id)

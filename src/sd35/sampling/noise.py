@@ -27,7 +27,7 @@ def initial_noise(seed: int, shape: tuple[int, ...]) -> Float32[Array, "*shape"]
     whole = size - size % _BLOCK
     uniforms = _uniforms(words, size)
     noise[:whole] = _box_muller(uniforms[:whole])
-    if whole < size:  # torch draws the last 16 values anew, over some that were whole already
+    if whole < size:  # torch draws the last 16 values again, which overwrites some of the last block
         noise[-_BLOCK:] = _box_muller(_uniforms(words, _BLOCK))
     return noise.reshape(shape)
 

@@ -15,7 +15,7 @@ from sd35.errors import CheckpointError
 from sd35.tensors import Array
 
 _SCHEDULER = "FlowMatchEulerDiscreteScheduler"
-# What Diffusers' scheduler can do beside, and no SD3.5 checkpoint asks for: refused, so that it is never ignored.
+# Other options of Diffusers' scheduler. No SD3.5 checkpoint uses them; they are refused rather than ignored.
 _UNSUPPORTED = (
     "use_dynamic_shifting",
     "shift_terminal",

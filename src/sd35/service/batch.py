@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Hashable, Sequence
 
 from sd35.errors import Overloaded
-from sd35.generation.service import GenerationResult, ImageProgress, OnProgress
+from sd35.generation.service import GenerationResult, ImageProgress
 from sd35.service.service import Service
 from sd35.storage.jobs import JobSpec
 
@@ -35,7 +35,7 @@ class Batch:
         self._room = asyncio.Semaphore(max(1, min(at_once, service.policy.most_running)))
         self._is_accepted = asyncio.Event()
         loop = asyncio.get_running_loop()
-        self.tasks = [loop.create_task(self._make(place, job_spec)) for place, job_spec in enumerate(job_specs)]
+        self.tasks = [loop.create_task(self._generate(place, job_spec)) for place, job_spec in enumerate(job_specs)]
         self.tasks[0].add_done_callback(self._first_ended)
 
     async def outcomes(self) -> list[GenerationResult | None]:
@@ -73,8 +73,8 @@ class Batch:
         for task in self.tasks:
             task.cancel()
 
-    async def _make(self, place: int, job_spec: JobSpec) -> GenerationResult:
-        def tell(progress: ImageProgress) -> None:
+    async def _generate(self, place: int, job_spec: JobSpec) -> GenerationResult:
+        def report(progress: ImageProgress) -> None:
             self._is_accepted.set()
             before = self.progress[place]
             if before and not progress.preview:
@@ -86,18 +86,15 @@ class Batch:
         if place:
             await self._is_accepted.wait()
         async with self._room:
-            return await self._made(place, job_spec, tell)
+            while True:
+                try:
+                    return await self._service.generate(job_spec, self._client, report, previews=self._previews)
+                except Overloaded as error:
+                    if not place:
+                        raise
+                    await asyncio.sleep(error.retry_after_s)
 
     def _first_ended(self, first: "asyncio.Task[GenerationResult]") -> None:
         """Let the others begin, unless the first was refused or failed."""
         if first.cancelled() or first.exception() is None:
             self._is_accepted.set()
-
-    async def _made(self, place: int, job_spec: JobSpec, tell: OnProgress) -> GenerationResult:
-        while True:
-            try:
-                return await self._service.generate(job_spec, self._client, tell, previews=self._previews)
-            except Overloaded as error:
-                if not place:
-                    raise
-                await asyncio.sleep(error.retry_after_s)

@@ -3,11 +3,12 @@
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import structlog
 
 from sd35.errors import NotReady, StoreUnavailable
+from sd35.generation.fallback import FallbackBuilder
 from sd35.host import HostMemory
 from sd35.images.record import own_version
 from sd35.service.lifecycle import ServiceLifecycle
@@ -22,21 +23,15 @@ _MAX_AGE_S = 5.0  # of the counts of jobs, which take a while on a large table
 
 Label = TypeVar("Label", bound=str)
 Samples: TypeAlias = Iterable[tuple[tuple[str, ...], float]]  # values of the labels, and the value
+Read: TypeAlias = Callable[[Service], Samples]  # reads a metric from a running service
 
 
-class _Reading(NamedTuple):
-    """A metric, and a function that reads it from a running service."""
-
-    described: MetricDescription
-    read: Callable[[Service], Samples]
+def _gauge(name: str, text: str, *labels: str) -> MetricDescription:
+    return MetricDescription(name, "gauge", labels, text)
 
 
-def _gauge(name: str, meaning: str, read: Callable[[Service], Samples], *labels: str) -> _Reading:
-    return _Reading(MetricDescription(name, "gauge", labels, meaning), read)
-
-
-def _counter(name: str, meaning: str, read: Callable[[Service], Samples], *labels: str) -> _Reading:
-    return _Reading(MetricDescription(name, "counter", labels, meaning), read)
+def _counter(name: str, text: str, *labels: str) -> MetricDescription:
+    return MetricDescription(name, "counter", labels, text)
 
 
 def _one(value: float) -> Samples:
@@ -52,8 +47,8 @@ class MetricsCollector:
 
     def __init__(self, lifecycle: ServiceLifecycle) -> None:
         self._lifecycle = lifecycle
-        self._jobs = _Jobs()
-        self._readings = [*_READINGS, _Reading(_JOBS, self._jobs.counts), _Reading(_JOB_STORE_UP, self._jobs.is_up)]
+        jobs = _Jobs()
+        self._readings = {**_READINGS, _JOBS: jobs.counts, _JOB_STORE_UP: jobs.is_up}
 
     def collect(self) -> "Iterator[Metric]":
         """Yield each metric once, with its current values."""
@@ -65,16 +60,16 @@ class MetricsCollector:
         yield _family(_BUILD, [((own_version(), platform.python_version()), 1)])
         yield _family(_STARTUP, _each({phase: round(s, 3) for phase, s in self._lifecycle.startup.seconds.items()}))
         yield _family(_HOST_FREE, _one(HostMemory().free_bytes()))
-        for reading in self._readings:
-            yield _family(reading.described, _read(reading, service) if service else ())
+        for description, read in self._readings.items():
+            yield _family(description, _read_safely(description, read, service) if service else ())
 
 
-def _read(reading: _Reading, service: Service) -> Samples:
+def _read_safely(description: MetricDescription, read: Read, service: Service) -> Samples:
     """Read a metric. Logs an exception and returns no value then, so that the other metrics are still available."""
     try:
-        return reading.read(service)
+        return read(service)
     except Exception:  # noqa: BLE001  such as those of drivers
-        structlog.get_logger().exception("a metric cannot be read", metric=reading.described.name)
+        structlog.get_logger().exception("a metric cannot be read", metric=description.name)
         return ()
 
 
@@ -127,75 +122,61 @@ def _models(service: Service) -> Samples:
     ]
 
 
-def _is_building(service: Service) -> Samples:
-    return _one(service.pool.fallback_builder.is_running) if service.pool.fallback_builder else ()
+def _of_builder(read: Callable[[FallbackBuilder], float]) -> Read:
+    """Read from the fallback builder, if there is one."""
+    return lambda service: _one(read(service.pool.fallback_builder)) if service.pool.fallback_builder else ()
 
 
-def _building_s(service: Service) -> Samples:
-    return _one(service.pool.fallback_builder.took_s) if service.pool.fallback_builder else ()
-
-
-def _build_failures(service: Service) -> Samples:
-    return _one(service.pool.fallback_builder.failures) if service.pool.fallback_builder else ()
-
-
-def _family(described: MetricDescription, samples: Samples) -> "Metric":
+def _family(description: MetricDescription, samples: Samples) -> "Metric":
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-    kind = CounterMetricFamily if described.kind == "counter" else GaugeMetricFamily
-    family = kind(described.name, described.help, labels=described.labels)
+    kind = CounterMetricFamily if description.kind == "counter" else GaugeMetricFamily
+    family = kind(description.name, description.help, labels=description.labels)
     for labels, value in samples:
         family.add_metric(labels, value)
     return family
 
 
-_JOBS = MetricDescription("sd35_jobs", "gauge", ("status",), "Jobs in the store, by status.")
-_JOB_STORE_UP = MetricDescription("sd35_job_store_up", "gauge", (), "1 if the job store answers.")
-_READY = MetricDescription("sd35_ready", "gauge", (), "1 if the service can generate images, as in /readyz.")
-_BUILD = MetricDescription("sd35_build_info", "gauge", ("version", "python"), "Always 1: the versions in use.")
-_STARTUP = MetricDescription("sd35_startup_seconds", "gauge", ("phase",), "Duration of the start.")
-_HOST_FREE = MetricDescription(
-    "sd35_host_memory_free_bytes", "gauge", (), "Memory that the system or the container leaves to this process."
-)
-_READINGS = [
-    _gauge("sd35_engine_images", "Images in the engine.", _engine_images, "state"),
-    _gauge(
-        "sd35_engine_images_limit",
-        "Maximum number of images in the engine (`max_in_flight`).",
-        lambda it: _one(it.status.limits.max_in_flight),
+_JOBS = _gauge("sd35_jobs", "Jobs in the store, by status.", "status")
+_JOB_STORE_UP = _gauge("sd35_job_store_up", "1 if the job store answers.")
+_READY = _gauge("sd35_ready", "1 if the service can generate images, as in /readyz.")
+_BUILD = _gauge("sd35_build_info", "Always 1: the versions in use.", "version", "python")
+_STARTUP = _gauge("sd35_startup_seconds", "Duration of the start.", "phase")
+_HOST_FREE = _gauge("sd35_host_memory_free_bytes", "Memory that the system or the container leaves to this process.")
+_READINGS: dict[MetricDescription, Read] = {
+    _gauge("sd35_engine_images", "Images in the engine.", "state"): _engine_images,
+    _gauge("sd35_engine_images_limit", "Maximum number of images in the engine (`max_in_flight`)."): (
+        lambda it: _one(it.status.limits.max_in_flight)
     ),
-    _gauge("sd35_engine_backlog_seconds", "Estimated time left.", lambda it: _one(it.status.backlog_s)),
-    _gauge("sd35_engine_memory_used_bytes", "Working memory in use.", lambda it: _one(it.status.used_bytes)),
-    _gauge("sd35_engine_memory_limit_bytes", "Working memory.", lambda it: _one(it.status.limits.memory_bytes)),
-    _gauge("sd35_device_memory_bytes", "Memory of the first model's device.", _device_memory, "state"),
-    _counter("sd35_embedding_cache_total", "Lookups of prompts in the embedding cache.", _lookups, "result"),
-    _gauge("sd35_embedding_cache_bytes", "Size of the embedding cache.", lambda it: _one(it.status.prompt_cache_bytes)),
-    _counter(
-        "sd35_numerical_failures_total",
-        "Attempts that ended with invalid values.",
-        lambda it: _each(it.status.numerical_failures),
-        "kind",
+    _gauge("sd35_engine_backlog_seconds", "Estimated time left."): lambda it: _one(it.status.backlog_s),
+    _gauge("sd35_engine_memory_used_bytes", "Working memory in use."): lambda it: _one(it.status.used_bytes),
+    _gauge("sd35_engine_memory_limit_bytes", "Working memory."): lambda it: _one(it.status.limits.memory_bytes),
+    _gauge("sd35_device_memory_bytes", "Memory of the first model's device.", "state"): _device_memory,
+    _counter("sd35_embedding_cache_total", "Lookups of prompts in the embedding cache.", "result"): _lookups,
+    _gauge("sd35_embedding_cache_bytes", "Size of the embedding cache."): lambda it: _one(it.status.prompt_cache_bytes),
+    _counter("sd35_numerical_failures_total", "Attempts that ended with invalid values.", "kind"): (
+        lambda it: _each(it.status.numerical_failures)
     ),
     _counter(
-        "sd35_retried_images_total",
-        "Images that were retried with a wider precision after a numerical failure.",
-        lambda it: _one(it.status.retried),
-    ),
-    _gauge("sd35_model_info", "Always 1: the models in use.", _models, "model", "revision", "backend", "precision"),
+        "sd35_retried_images_total", "Images that were retried with a wider precision after a numerical failure."
+    ): lambda it: _one(it.status.retried),
+    _gauge("sd35_model_info", "Always 1: the models in use.", "model", "revision", "backend", "precision"): _models,
     _gauge(
-        "sd35_retention_paused",
-        "1 while retention by age is paused because the clock cannot be trusted.",
-        lambda it: _one(it.is_retention_paused),
+        "sd35_retention_paused", "1 while retention by age is paused because the clock cannot be trusted."
+    ): lambda it: _one(it.is_retention_paused),
+    _gauge("sd35_fallback_active", "1 while a fallback serves until a build has ended."): (
+        _of_builder(lambda builder: builder.is_running)
     ),
-    _gauge("sd35_fallback_active", "1 while a fallback serves until a build has ended.", _is_building),
-    _gauge("sd35_build_seconds", "Time from the start of a build to the swap.", _building_s),
-    _counter("sd35_build_failures_total", "Failed builds.", _build_failures),
-]
+    _gauge("sd35_build_seconds", "Time from the start of a build to the swap."): (
+        _of_builder(lambda builder: builder.took_s)
+    ),
+    _counter("sd35_build_failures_total", "Failed builds."): _of_builder(lambda builder: builder.failures),
+}
 
 
 def metrics_table() -> str:
     """Return the table of docs/architecture/19-metrics-logs-traces.md in Markdown."""
-    own = [_READY, _BUILD, _STARTUP, _HOST_FREE, _JOBS, _JOB_STORE_UP, *(reading.described for reading in _READINGS)]
+    own = [_READY, _BUILD, _STARTUP, _HOST_FREE, _JOBS, _JOB_STORE_UP, *_READINGS]
     lines = ["| Metric | Type | Labels | Meaning |", "| --- | --- | --- | --- |"]
     for each in sorted([*own, *Metrics().descriptions]):
         labels = ", ".join(f"`{label}`" for label in each.labels)

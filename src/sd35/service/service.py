@@ -9,7 +9,7 @@ import structlog
 
 from sd35.engine.base import EngineStatus
 from sd35.engine.model_info import ModelInfo
-from sd35.errors import JobEnded, StoreUnavailable
+from sd35.errors import JobEnded
 from sd35.generation.model_pool import ModelPool
 from sd35.generation.params import find_model
 from sd35.generation.service import GenerationResult, GenerationService, OnProgress, Requester, stored_result
@@ -17,9 +17,9 @@ from sd35.jobs.runner import JobRunner
 from sd35.jobs.webhooks.webhooks import Webhooks
 from sd35.service.policy import ServingPolicy
 from sd35.storage.jobs import Job, JobSpec, Status
-from sd35.storage.retention import Retention
+from sd35.storage.retention import Retention, Sweeper
 from sd35.storage.storage import Storage
-from sd35.storage.sweeper import Sweeper
+from sd35.telemetry.logs import log_errors
 from sd35.telemetry.telemetry import Telemetry
 from sd35.threads import STORES
 
@@ -49,7 +49,7 @@ class Service:
         self.jobs = JobRunner(
             self.generation_service, storage.database.jobs, policy.most_running, policy.most_waiting, webhooks.wake
         )
-        self._sweeping = Sweeper(retention, storage.database, policy.retention_s)
+        self._sweeper = Sweeper(retention, storage.database, policy.retention_s)
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -65,7 +65,7 @@ class Service:
     @property
     def is_retention_paused(self) -> bool:
         """Whether retention is paused because the clock cannot be trusted."""
-        return self._sweeping.is_paused
+        return self._sweeper.is_paused
 
     def start(self) -> None:
         """Begin to run jobs, to send webhooks, and to build what a fallback replaces. Needs a running event loop."""
@@ -81,9 +81,8 @@ class Service:
         if self.pool.fallback_builder:
             await asyncio.to_thread(self.pool.fallback_builder.stop)
         await self.jobs.close(self.policy.shutdown_grace_s)
-        await self.generation_service.wait_for_running(
-            until_s - time.monotonic()
-        )  # also what has not come to the engine yet
+        # Also waits for images that have not come to the engine yet.
+        await self.generation_service.wait_for_running(until_s - time.monotonic())
         draining = asyncio.create_task(asyncio.to_thread(self.pool.engine.drain))
         await asyncio.wait([draining], timeout=max(0.0, until_s - time.monotonic()))
         if not draining.done():  # synchronous calls, which are answered that it closes
@@ -100,12 +99,7 @@ class Service:
         return find_model(models, self.policy.aliases.served(name, models))
 
     async def generate(
-        self,
-        job_spec: JobSpec,
-        client: Hashable,
-        on_progress: OnProgress | None = None,
-        *,
-        previews: bool = False,
+        self, job_spec: JobSpec, client: Hashable, on_progress: OnProgress | None = None, *, previews: bool = False
     ) -> GenerationResult:
         """Return an image to a caller who waits. With an idempotency key it runs as a job, without progress.
 
@@ -114,10 +108,7 @@ class Service:
         if job_spec.idempotency_key is not None:
             return await self._generate_once(job_spec)
         return await self.generation_service.generate(
-            job_spec.request,
-            Requester(job_spec.owner, client, job_spec.priority),
-            on_progress,
-            previews=previews,
+            job_spec.request, Requester(job_spec.owner, client, job_spec.priority), on_progress, previews=previews
         )
 
     async def _generate_once(self, job_spec: JobSpec) -> GenerationResult:
@@ -187,12 +178,8 @@ class Service:
     async def _sweep(self) -> None:
         """Remove expired images and jobs from time to time."""
         while True:
-            try:
-                swept = await self.generation_service.threads.run(self._sweeping.sweep, time.time())
+            with log_errors("sweeping waits for a store"):
+                swept = await self.generation_service.threads.run(self._sweeper.sweep, time.time())
                 if any(swept):
                     structlog.get_logger().info("swept", images=swept.images, jobs=swept.jobs)
-            except StoreUnavailable as error:
-                structlog.get_logger().error("sweeping waits for a store", reason=str(error))
-            except Exception:  # noqa: BLE001  by our mistake; the disk must not fill up for it
-                structlog.get_logger().exception("unexpected")
             await asyncio.sleep(_SWEEP_S)

@@ -5,10 +5,13 @@ A terminal obeys control characters, so text that comes from clients and servers
 
 import logging
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import structlog
+
+from sd35.errors import StoreUnavailable
 
 _TRACEBACK_KEYS = {"exception", "stack"}
 
@@ -47,6 +50,20 @@ def configure_logs(log_format: Literal["auto", "console", "json"]) -> None:
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+@contextmanager
+def log_errors(unavailable: str) -> Iterator[None]:
+    """Log errors of the block instead of raising them, in loops that must go on.
+
+    `unavailable` is the message if a store does not answer. Any other error is a bug, logged with its traceback.
+    """
+    try:
+        yield
+    except StoreUnavailable as error:
+        structlog.get_logger().error(unavailable, reason=str(error))
+    except Exception:  # noqa: BLE001  see above
+        structlog.get_logger().exception("unexpected")
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -6,8 +6,8 @@ Labels have few values, all known in advance: never a prompt, an ID, a key or a 
 import asyncio
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from sd35.content_filter import Decision
@@ -68,11 +68,9 @@ class Metrics:
 
     # Called by the API.
 
-    @contextmanager
-    def request_in_progress(self) -> Iterator[None]:
+    def request_in_progress(self) -> AbstractContextManager[None]:
         """Count a request as in progress until the block ends."""
-        with self._in_progress.track_inprogress():
-            yield
+        return self._in_progress.track_inprogress()
 
     def request_ended(self, dialect: str, route: str, method: str, status: int, took_s: float) -> None:
         """Count a request whose response was sent, completely or until the connection broke."""
@@ -156,9 +154,7 @@ class Metrics:
         self._request_s = self._histogram("sd35_http_request_duration_seconds", text, _LONG_S, *labels[:2])
         self._in_progress = self._gauge("sd35_http_requests_in_progress", "HTTP requests in progress.")
         self._errors = self._counter(
-            "sd35_errors_total",
-            "Error responses of the service, including rate limits, by error.",
-            "error",
+            "sd35_errors_total", "Error responses of the service, including rate limits, by error.", "error"
         )
         self._dropped = self._counter(
             "sd35_output_dropped_total", "Log lines and messages that could not be written to stdout or stderr."

@@ -201,8 +201,8 @@ def test_networks_under_sequential_offload_are_in_fp8_each_time(checkpoint: Chec
     for prompt in ("a cat", "a dog"):
         expected, found = (each.predict_velocity([row_of(each, 1, prompt)])[0] for each in (plain, frugal))
         assert torch.equal(found, expected)
-    assert frugal._turns is not None  # noqa: SLF001
-    assert frugal._turns.held_bytes == bytes_of(weights_of(plain.transformer))  # noqa: SLF001
+    assert frugal._sequential is not None  # noqa: SLF001
+    assert frugal._sequential.held_bytes == bytes_of(weights_of(plain.transformer))  # noqa: SLF001
 
 
 @pytest.mark.parametrize("precision", ON_A_CPU)

@@ -37,17 +37,17 @@ def test_sequential_offload_draws_the_same_images(checkpoint: Checkpoint, name: 
 def test_at_most_one_network_is_in_memory(checkpoint: Checkpoint) -> None:
     """None before anything was called; then the one that was called last; of evicted text encoders none again."""
     sequential = DiffusersBackend(checkpoint, "float32", torch.device("cpu"), Options(offload="model"))
-    turns = sequential._turns  # noqa: SLF001
+    turns = sequential._sequential  # noqa: SLF001
     assert turns is not None
     assert turns.held_bytes == 0
     for part in ("vae", "transformer"):
-        network = turns.bring(part)
+        network = turns.load(part)
         assert turns.held_bytes == sum(weight.nbytes for weight in [*network.parameters(), *network.buffers()])
         assert turns.held_bytes >= 4 * network_sizes_on_disk(checkpoint).networks[part].values
     evicting = DiffusersBackend(checkpoint, "float32", torch.device("cpu"), Options(offload="encoders"))
     evicting.encode_text(["a cat"])
-    assert evicting._turns is not None  # noqa: SLF001
-    assert evicting._turns.held_bytes == 0  # noqa: SLF001
+    assert evicting._sequential is not None  # noqa: SLF001
+    assert evicting._sequential.held_bytes == 0  # noqa: SLF001
 
 
 def test_weights_that_come_are_no_working_memory() -> None:

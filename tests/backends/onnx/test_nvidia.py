@@ -16,7 +16,7 @@ import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from onnx import TensorProto
 
-from sd35.backends.onnx.nvidia import NvidiaGraphs
+from sd35.backends.onnx.backend import graphs_of
 from sd35.backends.options import Options
 from sd35.backends.registry import open_backend
 from sd35.backends.tensorrt.buckets import buckets_of
@@ -139,7 +139,7 @@ def test_fp8_rounds_what_fp8_rounds(copy: Path, operators: str) -> None:
         plain = network(**inputs, return_dict=False)[0].numpy()
         round_to_fp8(network)
         expected = network(**inputs, return_dict=False)[0].numpy()
-    graph = NvidiaGraphs(checkpoint).open("transformer", 1)
+    graph = graphs_of(checkpoint, Options()).open("transformer", 1)
     (found,) = graph.run(["latent"], {name: tensor.numpy() for name, tensor in inputs.items()})
     assert abs(found - expected).mean() < abs(plain - expected).mean() / 10
 
@@ -265,8 +265,6 @@ def test_transformers_that_changed_places_are_refused(copy: Path) -> None:
 def test_a_missing_library_is_named_with_the_remedy(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading graphs in BF16 takes a package that the default installation does not have."""
     monkeypatch.setitem(sys.modules, "onnx", None)
-    for module in ("graphs.interfaces", "onnx.nvidia"):
-        monkeypatch.delitem(sys.modules, f"sd35.backends.{module}")
     with pytest.raises(BackendUnavailable, match=r"onnx, which reads.*sd35-fp8-mirror\[graphs\]"):
         open_backend("onnx", opened(written), Options())
 
@@ -295,9 +293,10 @@ def test_tensorrt_builds_them(copy: Path, operators: str) -> None:
     names = [network.get_input(index).name for index in range(network.num_inputs)]
     assert sorted(names) == ["encoder_hidden_states", "hidden_states", "pooled_projections", "timestep"]
     layers = [network.get_layer(index) for index in range(network.num_layers)]
-    rounded = [layer for layer in layers if layer.type == flavour.trt.LayerType.DEQUANTIZE]
+    trt: Any = flavour.trt
+    rounded = [layer for layer in layers if layer.type == trt.LayerType.DEQUANTIZE]
     stored = [tensor.dtype for layer in rounded if (tensor := layer.get_input(0))]
-    assert set(stored) == (set() if operators == "none" else {flavour.trt.DataType.FP8})
+    assert set(stored) == (set() if operators == "none" else {trt.DataType.FP8})
     del parser
     if operators == "custom":
         assert builder.build("transformer", target)

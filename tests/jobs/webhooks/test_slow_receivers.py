@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sd35.jobs.webhooks.concurrency import PER_HOST, PER_OWNER
-from sd35.jobs.webhooks.resolver import look_up
+from sd35.jobs.webhooks.transport import look_up
 from sd35.storage.database import MEMORY, open_database
 from sd35.telemetry.metrics import WebhookResult
 from tests.support.fake_backend import WAIT_S

@@ -6,7 +6,7 @@ import pytest
 
 from sd35.errors import InvalidRequest, InvalidSetting
 from sd35.jobs.webhooks.signing import headers, secret_of
-from sd35.jobs.webhooks.validation import check_url
+from sd35.jobs.webhooks.webhooks import check_url
 from sd35.settings import load_settings
 from tests.jobs.webhooks.test_addresses import PRIVATE
 

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from diffusers import StableDiffusion3Pipeline
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
@@ -88,32 +89,31 @@ class DiffusersBackend:
         self.is_tiled, self.is_compiled = options.tiled_decode, options.torch_compile
         self._dtype = _DTYPES[precision]
         self._device, self._offload = device, options.offload
-        # Networks that come and go share one place. Else decoding has a stream of its own beside steps.
-        takes_turns = options.offload in {"model", "sequential"}
-        self._one_at_a_time: AbstractContextManager[object] = threading.Lock() if takes_turns else nullcontext()
+        # Networks that are loaded for each call share memory: one computes at a time. Else decoding runs beside steps.
+        is_shared = options.offload in {"model", "sequential"}
+        self._one_at_a_time: AbstractContextManager[object] = threading.Lock() if is_shared else nullcontext()
         self._decoding_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         vae = checkpoint.config("vae")
         self._scaling, self._shift = float(vae["scaling_factor"]), float(vae["shift_factor"])
         self._text_tokens = checkpoint.card.max_sequence_length
         self._text_device = torch.device("cpu") if options.offload == "encoders" else device
         load = partial(load_in_fp8, precision) if precision in WAYS else load_network
-        self._turns = _turns(checkpoint, self._dtype, options, load) if device.type == "cpu" else None
+        load = partial(_load_tiled, load) if self.is_tiled else load
+        self._sequential = _sequential_offload(checkpoint, self._dtype, options, load) if device.type == "cpu" else None
         began_s = time.perf_counter()
-        lazy_networks = self._turns.lazy_networks if self._turns else {}
+        lazy_networks = self._sequential.lazy_networks if self._sequential else {}
         self._pipeline = load_pipeline(checkpoint, self._dtype, without=lazy_networks, load=load)
         for name, lazy_network in lazy_networks.items():
             setattr(self._pipeline, name, lazy_network)
         read_s = time.perf_counter()
-        if self.is_tiled and "vae" not in lazy_networks:
-            _tile(self._pipeline.vae)
-        if not self._turns:
+        if not self._sequential:
             place(self._pipeline, device, options.offload)
         placed_s = time.perf_counter()
         self.startup_s = {"read": read_s - began_s, "place": placed_s - read_s}
         if self.is_compiled:
             compile_blocks(self.transformer, checkpoint, device, self._dtype)
             self.startup_s["compile"] = time.perf_counter() - placed_s
-        self.memory = WorkingMemory(memory_of(str(device))[1], self._came_bytes)
+        self.memory = WorkingMemory(memory_of(str(device))[1], self._loaded_bytes)
 
     @property
     def transformer(self) -> nn.Module:
@@ -140,8 +140,8 @@ class DiffusersBackend:
                 do_classifier_free_guidance=False,
                 max_sequence_length=self._text_tokens,
             )
-            if self._turns and self._offload == "encoders":
-                self._turns.free()
+            if self._sequential and self._offload == "encoders":
+                self._sequential.free()
         tokens, pooled = tokens.to(self._device), pooled.to(self._device)
         return [
             TextEmbedding(token.clone(), pool.clone(), token.nbytes + pool.nbytes)
@@ -180,10 +180,10 @@ class DiffusersBackend:
             pixels = ((images / 2 + 0.5).clamp(0, 1).float() * 255).round().to(torch.uint8)
             return list(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
-    def _came_bytes(self) -> int:
-        """The weights that are there and were brought: by turns on a CPU, by the library's hooks on CUDA."""
-        if self._turns or self._device.type == "cpu":
-            return self._turns.held_bytes if self._turns else 0
+    def _loaded_bytes(self) -> int:
+        """Return the bytes of the weights that were loaded on demand: from disk on a CPU, by hooks on CUDA."""
+        if self._sequential or self._device.type == "cpu":
+            return self._sequential.held_bytes if self._sequential else 0
         networks = [getattr(self._pipeline, name) for name in NETWORKS] if self._offload == "model" else []
         weights = (weight for network in networks for weight in weights_of(network))
         return bytes_of(weight for weight in weights if weight.device.type == "cuda")
@@ -220,23 +220,28 @@ def _check_layers(checkpoint: Checkpoint) -> None:
             )
 
 
-def _turns(checkpoint: Checkpoint, dtype: torch.dtype, options: Options, load: Load) -> SequentialOffload | None:
-    """Who takes turns on a CPU: no one, the text encoders, or all."""
+def _sequential_offload(
+    checkpoint: Checkpoint, dtype: torch.dtype, options: Options, load: Load
+) -> SequentialOffload | None:
+    """Return the offload of a CPU, of the text encoders or of all networks; None if all stay in memory."""
     names = {"none": (), "encoders": TEXT_ENCODERS}.get(options.offload, NETWORKS)
-    read = partial(_read, checkpoint, dtype, load, tiled=options.tiled_decode)
-    return SequentialOffload(names, read, dtype) if names else None
+    return SequentialOffload(names, lambda name: load(checkpoint, name, dtype), dtype) if names else None
 
 
-def _read(checkpoint: Checkpoint, dtype: torch.dtype, load: Load, name: str, *, tiled: bool) -> nn.Module:
-    """One network of a checkpoint, from disk."""
-    network = load(checkpoint, name, dtype)
-    if tiled and name == "vae":
-        _tile(network)
+def _load_tiled(load: Load, checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> nn.Module:
+    """Load a network, and let the autoencoder decode in tiles what is larger than a tile.
+
+    Diffusers' own tiles are as large as the images that the autoencoder was trained on.
+    """
+    network: Any = load(checkpoint, name, dtype)
+    if name == "vae":
+        network.enable_tiling()
+        network.tile_sample_min_size, network.tile_latent_min_size = TILE_PX, TILE_PX // LATENT_PX
     return network
 
 
 def place(pipeline: StableDiffusion3Pipeline, device: torch.device, offload: Offload) -> None:
-    """Brings the weights to the device, or sets the hooks that bring each network, or each layer, when it is called."""
+    """Move the weights to the device, or set the hooks that move each network or layer there when it is called."""
     if offload == "model":
         pipeline.enable_model_cpu_offload(device=device)
     elif offload == "sequential":
@@ -246,9 +251,3 @@ def place(pipeline: StableDiffusion3Pipeline, device: torch.device, offload: Off
         pipeline.vae.to(device)
     else:
         pipeline.to(device)
-
-
-def _tile(vae: AutoencoderKL) -> None:
-    """Decode what is larger than a tile in tiles; Diffusers' own are as large as the images it was trained on."""
-    vae.enable_tiling()
-    vae.tile_sample_min_size, vae.tile_latent_min_size = TILE_PX, TILE_PX // LATENT_PX

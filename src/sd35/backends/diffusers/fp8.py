@@ -55,7 +55,7 @@ def load_in_fp8(way: str, checkpoint: Checkpoint, part: str, dtype: torch.dtype)
 
 
 def _stored(way: str, part: str, name: str, value: Tensor) -> Tensor:
-    """A parameter as it is kept. Of a layer in FP8 that is its matrix; Diffusers' casting does the same to its bias."""
+    """Return a parameter as it is stored: the matrix of an FP8 layer in FP8. Diffusers also casts the bias."""
     layer, _, kind = name.rpartition(".")
     treatment = treatment_in(part, layer, way)
     if kind != "weight" or value.ndim != 2 or treatment == Treatment.HIGH:

@@ -1,4 +1,4 @@
-"""Networks that are read from disk when they are called and freed for the next: memory for time, on a CPU."""
+"""Networks that are read from disk when they are called and freed for the next: saves memory on a CPU, takes time."""
 
 import ctypes
 import gc
@@ -30,7 +30,7 @@ def bytes_of(weights: Iterable[Tensor]) -> int:
 
 
 class SequentialOffload:
-    """Of the networks of these names, at most one is in memory. `read` reads one from disk. Not safe for threads."""
+    """Keeps at most one of several networks in memory. `read` reads one from disk by its name. Not thread-safe."""
 
     def __init__(self, names: Iterable[str], read: Callable[[str], nn.Module], dtype: object) -> None:
         self._read = read
@@ -40,11 +40,11 @@ class SequentialOffload:
 
     @property
     def held_bytes(self) -> int:
-        """The weights of the one that is in memory."""
+        """The size of the weights in memory."""
         return bytes_of(weights_of(self._network)) if self._network else 0
 
-    def bring(self, name: str) -> nn.Module:
-        """The network; whichever was there is freed first."""
+    def load(self, name: str) -> nn.Module:
+        """Return the network, after freeing the one in memory if it is another."""
         if self._name != name or self._network is None:
             self.free()
             self._network = self._read(name)
@@ -52,7 +52,7 @@ class SequentialOffload:
         return self._network
 
     def free(self) -> None:
-        """Free the one that is in memory, and give what the allocator keeps of it back to the system, on Linux."""
+        """Free the network in memory. On Linux, the allocator also returns the memory to the system."""
         self._network = None
         gc.collect()  # networks are full of cycles
         if sys.platform == "linux":
@@ -61,21 +61,21 @@ class SequentialOffload:
 
 
 class LazyNetwork:
-    """In a network's place in a pipeline: when it is called, the network is read, and answers.
+    """Stands in for a network in a pipeline: a call loads the network and passes on to it.
 
-    `dtype` is known without that, as pipelines ask one network for another's.
+    `dtype` is known without loading, because pipelines ask one network for the type of another's inputs.
     """
 
-    def __init__(self, turns: SequentialOffload, name: str, dtype: object) -> None:
-        self._turns, self._name, self.dtype = turns, name, dtype
+    def __init__(self, offload: SequentialOffload, name: str, dtype: object) -> None:
+        self._offload, self._name, self.dtype = offload, name, dtype
 
     def __call__(self, *arguments: object, **named: object) -> Any:  # noqa: ANN401  whatever a network answers
-        """Compute."""
-        return self._turns.bring(self._name)(*arguments, **named)
+        """Call the network."""
+        return self._offload.load(self._name)(*arguments, **named)
 
     def decode(self, *arguments: object, **named: object) -> Any:  # noqa: ANN401  see above
-        """What an autoencoder is asked for."""
-        network: Any = self._turns.bring(self._name)
+        """Call the autoencoder's decoder."""
+        network: Any = self._offload.load(self._name)
         return network.decode(*arguments, **named)
 
 
@@ -96,7 +96,7 @@ class WorkingMemory:
         return self._memory.held_bytes()
 
     def watch(self) -> None:
-        """Begin to note the peak anew."""
+        """Start to measure the peak."""
         self._memory.watch()
         self._held_bytes = self._weights_bytes()
 

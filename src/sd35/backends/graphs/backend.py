@@ -1,13 +1,12 @@
 """A checkpoint's five graphs on a CPU, whatever runtime computes them. Needs no PyTorch.
 
-The graphs are those of `sd35.compile` or NVIDIA's: see `sd35.backends.onnx.sessions`.
+The graphs are those of `sd35.compile` or NVIDIA's: see `sd35.backends.onnx.backend`.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from importlib.metadata import version
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -16,6 +15,7 @@ from sd35.backends.base import DenoiseRow, Memory, TextEmbedding, check_finite
 from sd35.backends.guidance import guided_velocities, timestep_of, transformer_rows
 from sd35.backends.options import DeviceKind, Options
 from sd35.checkpoints.checkpoint import Checkpoint
+from sd35.checkpoints.network_sizes import TEXT_ENCODERS
 from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.errors import CheckpointError, InvalidSetting
 from sd35.host import HostMemory, cores
@@ -37,27 +37,22 @@ def memory_of(device: str) -> tuple[DeviceKind, Memory]:  # noqa: ARG001  there 
 
 
 class Graph(Protocol):
-    """A graph that computes."""
+    """A graph with its weights loaded."""
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Array], /) -> Sequence[Any]:
-        """The outputs of those names, in their order."""
+        """Return the outputs of these names, in their order."""
 
 
-class Graphs(Protocol):
-    """The five graphs of a checkpoint, by their parts' names in the Diffusers layout; "vae" is its decoder.
+class Graphs(NamedTuple):
+    """How to open a checkpoint's five graphs. All have the same tensors by the same names, in float32 and int32.
 
-    The same tensors by the same names, float32 and int32, wherever they are from.
+    `open` takes a part's name in the Diffusers layout ("vae" is its decoder) and a number of threads. It raises
+    CheckpointError if the graph is missing, damaged, or that of another part.
+    `build`: see `sd35.backends.base.Backend`.
     """
 
-    @property
-    def build(self) -> str | None:
-        """See `sd35.backends.base.Backend`."""
-
-    def open(self, part: str, threads: int) -> Graph:
-        """A graph with its weights loaded. Raises CheckpointError where it is missing, broken or another part's."""
-
-
-_Opens: TypeAlias = Callable[[], Graph]
+    open: Callable[[str, int], Graph]
+    build: str | None = None
 
 
 class GraphBackend:
@@ -76,15 +71,12 @@ class GraphBackend:
         self.build = graphs.build
         self.versions = {each: version(each) for each in ("numpy", library, "tokenizers")}
         self._tokenizers = Tokenizers(checkpoint)
-        threads = options.threads or cores()
-        parts = ("text_encoder", "text_encoder_2", "text_encoder_3")
-        opens = [partial(graphs.open, part, threads) for part in parts]
-        # Each gives its encoder's graph: the one that it keeps, or one that is opened anew and freed after its call.
-        evicts = options.offload == "encoders"
-        encoders: list[_Opens] = [*opens] if evicts else [_kept(open_()) for open_ in opens]
-        self._clip_l, self._clip_g, self._t5 = encoders
-        self._transformer = graphs.open("transformer", threads)
-        self._decoder = graphs.open("vae", threads)
+        self._graphs, self._threads = graphs, options.threads or cores()
+        # With offload "encoders", a text encoder's graph is opened for each call and freed afterwards.
+        kept = () if options.offload == "encoders" else TEXT_ENCODERS
+        self._encoders = {part: graphs.open(part, self._threads) for part in kept}
+        self._transformer = graphs.open("transformer", self._threads)
+        self._decoder = graphs.open("vae", self._threads)
         self.startup_s = {"compile": time.perf_counter() - began_s}  # the runtime reads weights while it compiles
         vae = checkpoint.config("vae")
         self._scaling, self._shift = float(vae["scaling_factor"]), float(vae["shift_factor"])
@@ -93,10 +85,10 @@ class GraphBackend:
         """One embedding per prompt, in order."""
         ids = self._tokenizers.encode(prompts)
         clips = [
-            graph().run(["text_embeddings", "hidden_states"], {"input_ids": part})
-            for graph, part in ((self._clip_l, ids.clip_l), (self._clip_g, ids.clip_g))
+            self._encoder(part).run(["text_embeddings", "hidden_states"], {"input_ids": part_ids})
+            for part, part_ids in (("text_encoder", ids.clip_l), ("text_encoder_2", ids.clip_g))
         ]
-        (t5,) = self._t5().run(["text_embeddings"], {"input_ids": ids.t5})
+        (t5,) = self._encoder("text_encoder_3").run(["text_embeddings"], {"input_ids": ids.t5})
         clip = np.concatenate([hidden for _, hidden in clips], axis=-1)
         clip = np.pad(clip, ((0, 0), (0, 0), (0, t5.shape[-1] - clip.shape[-1])))
         embeddings = []
@@ -127,9 +119,8 @@ class GraphBackend:
         pixels = (np.clip(images / 2 + 0.5, 0, 1) * 255).round().astype(np.uint8)
         return list(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)))
 
-
-def _kept(graph: Graph) -> _Opens:
-    return lambda: graph
+    def _encoder(self, part: str) -> Graph:
+        return self._encoders[part] if self._encoders else self._graphs.open(part, self._threads)
 
 
 def _check_positions(checkpoint: Checkpoint) -> None:

@@ -1,42 +1,42 @@
-"""What graphs in NVIDIA's layout have to take and give, and graphs made to fit that. Needs `onnx`.
+"""The inputs and outputs of graphs in NVIDIA's layout, and graphs that are changed to have exactly these. Needs `onnx`.
 
-What NVIDIA's hold is known from what exports them, `demo/Diffusion` of github.com/NVIDIA/TensorRT: see
-docs/architecture/06-backends-and-graphs.md. Those of `sd35 compile` are alike.
+Source: the exporter of NVIDIA's graphs, `demo/Diffusion` of github.com/NVIDIA/TensorRT; see
+docs/architecture/06-backends-and-graphs.md. The graphs of `sd35 compile` have the same inputs and outputs.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from math import prod
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, TypeAlias
 
 import onnx
 from onnx import TensorProto, helper
 
 from sd35.backends.graphs.float32 import FP8_OPSET, holds_fp8
-from sd35.backends.graphs.weights import find_weights
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.graphs.nvidia import OfficialGraphs
+from sd35.checkpoints.network_sizes import TEXT_ENCODERS
 from sd35.errors import CheckpointError
 from sd35.tensors import LATENT_CHANNELS
 
-_FLOATS = (TensorProto.FLOAT, TensorProto.BFLOAT16)
-_INTEGERS = (TensorProto.INT32,)
+Dimensions: TypeAlias = tuple[str | int, ...]
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """An input or output as it has to be: a size of None is one that changes from call to call."""
+class GraphTensors(NamedTuple):
+    """The inputs and outputs of a graph by name. A dimension is a name if it changes from call to call."""
 
-    sizes: tuple[int | None, ...]
-    types: tuple[int, ...] = _FLOATS
+    inputs: Mapping[str, Dimensions]
+    outputs: Mapping[str, Dimensions]
 
 
 @dataclass(frozen=True)
 class Interface:
-    """A graph's inputs and outputs by name; `fixed` are inputs it may have beside, which are made parts of it."""
+    """A graph's inputs and outputs by name. `fixed`: how to make other inputs, which it may have, part of the graph."""
 
-    inputs: Mapping[str, Tensor]
-    outputs: Mapping[str, Tensor]
+    inputs: Mapping[str, Dimensions]
+    outputs: Mapping[str, Dimensions]
     fixed: Mapping[str, Callable[[Path, onnx.GraphProto, onnx.ValueInfoProto], None]]
 
 
@@ -70,45 +70,54 @@ def _read(path: Path) -> onnx.ModelProto:
     return model
 
 
-def interfaces_of(checkpoint: Checkpoint) -> dict[str, Interface]:
-    """What each part's graph has to take and give, by the configurations of the checkpoint's companion."""
-    mask = {"attention_mask": _attend_to_all}
+def graph_tensors(checkpoint: Checkpoint) -> dict[str, GraphTensors]:
+    """Return the inputs and outputs of each part's graph, in the order of their use.
 
-    def clip(part: str) -> Interface:
+    B and R count prompts or images, and transformer rows. T counts tokens of text, h and w are a latent's sides.
+    """
+
+    def clip(part: str) -> GraphTensors:
         config = checkpoint.config(part)
         length, width = config["max_position_embeddings"], config["hidden_size"]
-        outputs = {
-            "text_embeddings": Tensor((None, config["projection_dim"])),
-            "hidden_states": Tensor((None, length, width)),
+        outputs: dict[str, Dimensions] = {
+            "text_embeddings": ("B", config["projection_dim"]),
+            "hidden_states": ("B", length, width),
         }
-        return Interface({"input_ids": Tensor((None, length), _INTEGERS)}, outputs, mask)
+        return GraphTensors({"input_ids": ("B", length)}, outputs)
 
-    sizes = checkpoint.config("transformer")
-    heads = sizes["num_attention_heads"]
-    length, width = checkpoint.card.max_sequence_length, checkpoint.config("text_encoder_3")["d_model"]
-    latent = Tensor((None, LATENT_CHANNELS, None, None))
-    text = length + checkpoint.config("text_encoder")["max_position_embeddings"]
-    transformer = {
+    sizes, t5_width = checkpoint.config("transformer"), checkpoint.config("text_encoder_3")["d_model"]
+    latent: Dimensions = ("R", LATENT_CHANNELS, "h", "w")
+    transformer: dict[str, Dimensions] = {
         "hidden_states": latent,
-        "encoder_hidden_states": Tensor((None, text, sizes["joint_attention_dim"])),
-        "pooled_projections": Tensor((None, sizes["pooled_projection_dim"])),
-        "timestep": Tensor((None,)),
+        "encoder_hidden_states": ("R", "T", sizes["joint_attention_dim"]),
+        "pooled_projections": ("R", sizes["pooled_projection_dim"]),
+        "timestep": ("R",),
     }
     return {
         "text_encoder": clip("text_encoder"),
         "text_encoder_2": clip("text_encoder_2"),
-        "text_encoder_3": Interface(
-            {"input_ids": Tensor((None, length), _INTEGERS)},
-            {"text_embeddings": Tensor((None, length, width))},
-            mask,
-        ),
-        "transformer": Interface(
-            transformer,
-            {"latent": latent},
-            {"block_controlnet_hidden_states": partial(_without_controlnet, heads * sizes["attention_head_dim"])},
-        ),
-        "vae": Interface({"latent": latent}, {"images": Tensor((None, 3, None, None))}, {}),
+        "text_encoder_3": GraphTensors({"input_ids": ("B", "T")}, {"text_embeddings": ("B", "T", t5_width)}),
+        "transformer": GraphTensors(transformer, {"latent": latent}),
+        "vae": GraphTensors({"latent": ("B", LATENT_CHANNELS, "h", "w")}, {"images": ("B", 3, "8*h", "8*w")}),
     }
+
+
+def interfaces_of(checkpoint: Checkpoint) -> dict[str, Interface]:
+    """Return the interface of each part's graph, with the checkpoint's number of text tokens."""
+    sizes, t5_length = checkpoint.config("transformer"), checkpoint.card.max_sequence_length
+    text_length = t5_length + checkpoint.config("text_encoder")["max_position_embeddings"]
+    width = sizes["num_attention_heads"] * sizes["attention_head_dim"]
+    controlnet = {"block_controlnet_hidden_states": partial(_without_controlnet, width)}
+    interfaces = {}
+    for part, tensors in graph_tensors(checkpoint).items():
+        length = text_length if part == "transformer" else t5_length
+        inputs, outputs = (
+            {name: tuple(length if each == "T" else each for each in dimensions) for name, dimensions in named.items()}
+            for named in tensors
+        )
+        fixed = {"attention_mask": _attend_to_all} if part in TEXT_ENCODERS else {}
+        interfaces[part] = Interface(inputs, outputs, controlnet if part == "transformer" else fixed)
+    return interfaces
 
 
 def _fit(path: Path, graph: onnx.GraphProto, interface: Interface) -> None:
@@ -128,8 +137,8 @@ def _fit(path: Path, graph: onnx.GraphProto, interface: Interface) -> None:
             expected = ", ".join(interface.outputs)
             raise CheckpointError(f"{path}: expected outputs {expected}; found {', '.join(outputs)}")
         graph.output.append(helper.make_tensor_value_info(name, kind, None))
-    for name, tensor in interface.inputs.items():
-        _check(path, f"input {name}", inputs[name], tensor)
+    for name, dimensions in interface.inputs.items():
+        _check(path, f"input {name}", inputs[name], dimensions)
     for name in interface.outputs.keys() & outputs.keys():
         _check(path, f"output {name}", outputs[name], interface.outputs[name])
     for name in interface.fixed.keys() & inputs.keys():
@@ -137,18 +146,19 @@ def _fit(path: Path, graph: onnx.GraphProto, interface: Interface) -> None:
         interface.fixed[name](path, graph, inputs[name])
 
 
-def _check(path: Path, what: str, value: onnx.ValueInfoProto, expected: Tensor) -> None:
+def _check(path: Path, description: str, value: onnx.ValueInfoProto, expected: Dimensions) -> None:
     found = value.type.tensor_type
     sizes = [axis.dim_value or axis.dim_param or "?" for axis in found.shape.dim]
-    fits = len(sizes) == len(expected.sizes) and all(
-        not isinstance(size, int) or size == wanted for size, wanted in zip(sizes, expected.sizes, strict=True)
+    fits = len(sizes) == len(expected) and all(
+        isinstance(size, str) or size == allowed for size, allowed in zip(sizes, expected, strict=True)
     )
-    if fits and found.elem_type in expected.types:
+    types = (TensorProto.INT32,) if value.name == "input_ids" else (TensorProto.FLOAT, TensorProto.BFLOAT16)
+    if fits and found.elem_type in types:
         return
-    types = " or ".join(TensorProto.DataType.Name(each) for each in expected.types)
-    shape = ", ".join("any" if size is None else str(size) for size in expected.sizes)
+    kinds = " or ".join(TensorProto.DataType.Name(each) for each in types)
+    shape = ", ".join("any" if isinstance(size, str) else str(size) for size in expected)
     raise CheckpointError(
-        f"{path}: {what}: expected {types} [{shape}];"
+        f"{path}: {description}: expected {kinds} [{shape}];"
         f" found {TensorProto.DataType.Name(found.elem_type)} [{', '.join(map(str, sizes))}]"
     )
 
@@ -174,3 +184,40 @@ def _without_controlnet(width: int, path: Path, graph: onnx.GraphProto, control:
     graph.initializer.append(
         helper.make_tensor(control.name, control.type.tensor_type.elem_type, [sizes[0], 1, 1, 1], zeros)
     )
+
+
+def find_weights(path: Path, model: onnx.ModelProto) -> Path:
+    """The folder that the weights of `path`'s graph lie in; it is made to name their real files.
+
+    In Hugging Face's cache, files are links to elsewhere, which the runtime refuses to follow. Raises CheckpointError
+    where weights are missing, or cut off.
+    """
+    folders = {path.resolve().parent}
+    for weight in model.graph.initializer:
+        needed_bytes = prod(weight.dims) * helper.tensor_dtype_to_np_dtype(weight.data_type).itemsize
+        if weight.data_location == TensorProto.EXTERNAL:
+            file = _file_of(path, weight, needed_bytes).resolve()
+            next(entry for entry in weight.external_data if entry.key == "location").value = file.name
+            folders.add(file.parent)
+        elif weight.HasField("raw_data") and len(weight.raw_data) != needed_bytes:
+            found = len(weight.raw_data)
+            raise CheckpointError(f"{path}: weight {weight.name}: expected {needed_bytes} bytes, found {found}")
+    if len(folders) > 1:
+        raise CheckpointError(f"{path}: expected graph and weights in one folder, found {', '.join(map(str, folders))}")
+    return folders.pop()
+
+
+def _file_of(path: Path, weight: onnx.TensorProto, needed_bytes: int) -> Path:
+    where = {entry.key: entry.value for entry in weight.external_data}
+    name = where.get("location", "")
+    if not name or PurePosixPath(name).name != name:
+        raise CheckpointError(f"{path}: weight {weight.name}: expected a file beside the graph, found {name!r}")
+    begin, length = (int(where.get(key) or 0) for key in ("offset", "length"))
+    file = path.with_name(name)
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing: {path.name} has its weights there")
+    if length not in {0, needed_bytes}:
+        raise CheckpointError(f"{path}: weight {weight.name}: expected {needed_bytes} bytes, found {length}")
+    if begin + needed_bytes > (found := file.stat().st_size):
+        raise CheckpointError(f"{file}: expected {begin + needed_bytes} bytes or more, found {found}: it is cut off")
+    return file

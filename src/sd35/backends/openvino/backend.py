@@ -1,7 +1,7 @@
-"""The `openvino` backend: the graphs beside a checkpoint's weights on a CPU, by OpenVINO, in float32 or BF16.
+"""The `openvino` backend: a checkpoint's graphs on a CPU, by OpenVINO, in float32 or BF16.
 
-Against `onnx` it is a further 180 MB to install and takes more memory and time to start; its steps are shorter, and in
-BF16, on processors that have it, take half of `onnx`'s time.
+Compared with `onnx`, it needs another 180 MB on disk and more memory and time to start. Its steps are faster, and take
+half the time of `onnx` in BF16 on processors that support it.
 """
 
 import sys
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sd35.backends.graphs.backend import GraphBackend, check_weights, memory_of
+from sd35.backends.graphs.backend import GraphBackend, Graphs, check_weights, memory_of
 from sd35.backends.openvino.spec import SPEC, is_compiled_twice
 from sd35.backends.options import Options
 from sd35.checkpoints.checkpoint import Checkpoint
@@ -37,7 +37,7 @@ _HINTS = {"auto": "f32", "float32": "f32", "bfloat16": "bf16"}
 
 
 def open_backend(checkpoint: Checkpoint, options: Options) -> GraphBackend:
-    """Raises InvalidSetting for what is beyond it, CheckpointError where a graph is missing or broken, NotCompiled."""
+    """Open the graphs. Raises InvalidSetting, CheckpointError if a graph is damaged, NotCompiled if missing."""
     check_weights(SPEC.name, checkpoint)
     if checkpoint.graphs:
         raise CheckpointError(f"{checkpoint.graphs.directory} holds NVIDIA's graphs, which the onnx backend reads")
@@ -45,17 +45,17 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> GraphBackend:
     if options.precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise InvalidSetting("precision: got 'bfloat16'; this processor allows: float32")
     core.add_extension(ConversionExtension("MultiHeadAttention", "com.microsoft", _attention))
-    return GraphBackend(SPEC.name, "openvino", _Graphs(core, checkpoint, options), checkpoint, options)
+    graphs = Graphs(_GraphOpener(core, checkpoint, options).open)
+    return GraphBackend(SPEC.name, "openvino", graphs, checkpoint, options)
 
 
 @dataclass(frozen=True)
-class _Graphs:
-    """See `sd35.backends.graphs.backend.Graphs`."""
+class _GraphOpener:
+    """Opens a checkpoint's graphs: those next to its weights, or those that were compiled."""
 
     core: openvino.Core
     checkpoint: Checkpoint
     options: Options
-    build: None = None
 
     def open(self, part: str, threads: int) -> "_Graph":
         path = self._path(part)
@@ -72,8 +72,8 @@ class _Graphs:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": _HINTS[self.options.precision],
             "INFERENCE_NUM_THREADS": threads,
-            "ENABLE_CPU_PINNING": False,  # for others compute here, too
-            # Of what is made for a call's shapes, and kept. With its default of 5,000 the decoder grew with each size.
+            "ENABLE_CPU_PINNING": False,  # other work runs on these cores too
+            # Entries for the shapes of calls. With the default of 5,000, the decoder's memory grew with each new size.
             "CPU_RUNTIME_CACHE_CAPACITY": "64",
         }
         any_shape = self.core.compile_model(model, "CPU", config)
@@ -105,7 +105,7 @@ class _Graphs:
 
 
 class _Graph:
-    """One for any shape and perhaps another for one shape alone: known sizes save a fifth of a small step's time."""
+    """A graph for any shape, and perhaps one for a fixed shape, which saves a fifth of a small step's time."""
 
     def __init__(
         self,

@@ -21,8 +21,7 @@ from sd35.backends.guidance import guided_velocities, timestep_of, transformer_r
 from sd35.backends.options import DeviceKind, Options
 from sd35.backends.tensorrt.flavour import find_flavour, known_architectures
 from sd35.checkpoints.checkpoint import Checkpoint
-from sd35.checkpoints.graphs.compiled import GRAPH_PRECISIONS
-from sd35.checkpoints.graphs.engines import Target, compiled_engines
+from sd35.checkpoints.graphs.compiled import GRAPH_PRECISIONS, Target, compiled_engines
 from sd35.checkpoints.network_sizes import TEXT_ENCODERS
 from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.errors import BackendUnavailable, InvalidSetting
@@ -40,7 +39,7 @@ class Networks(Protocol):
 
     @property
     def graph(self) -> str | None:
-        """Which graph the transformer was built from, see `sd35.checkpoints.graphs.engines`."""
+        """Which graph the transformer was built from, see `sd35.checkpoints.graphs.compiled`."""
 
     @property
     def versions(self) -> Mapping[str, str]:
@@ -94,12 +93,7 @@ class TensorRtBackend:
     is_compiled = False
 
     def __init__(
-        self,
-        checkpoint: Checkpoint,
-        precision: str,
-        networks: Networks,
-        memory: Memory,
-        startup_s: Mapping[str, float],
+        self, checkpoint: Checkpoint, precision: str, networks: Networks, memory: Memory, startup_s: Mapping[str, float]
     ) -> None:
         self.precision, self.memory, self.startup_s = precision, memory, startup_s
         self.build = networks.graph if precision == "fp8" else None

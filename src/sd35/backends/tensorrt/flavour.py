@@ -46,10 +46,10 @@ class Flavour:
 
 
 class Log(Protocol):
-    """A logger as TensorRT takes it, which keeps errors for whoever raises them."""
+    """A logger for TensorRT, which also collects the errors for the exceptions of this project."""
 
-    def take_errors(self) -> list[str]:
-        """Those since the last time."""
+    def take_errors(self) -> str:
+        """Return the errors since the last call, in one line."""
 
 
 def log_of(trt: TensorRt) -> Log:
@@ -70,9 +70,9 @@ def log_of(trt: TensorRt) -> Log:
                 self._errors.append(message)
             logging.getLogger("sd35.tensorrt").log(level, "%s", message)
 
-        def take_errors(self) -> list[str]:
+        def take_errors(self) -> str:
             errors, self._errors = self._errors, []
-            return errors
+            return "; ".join(errors)
 
     return Kept()
 

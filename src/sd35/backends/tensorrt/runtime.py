@@ -22,12 +22,12 @@ from sd35.backends.tensorrt.buckets import Bucket, bucket_for, buckets_of
 from sd35.backends.tensorrt.flavour import Flavour
 from sd35.backends.tensorrt.types import Context, Engine, Runtime, RuntimeCache, RuntimeConfig
 from sd35.checkpoints.card import Card
-from sd35.checkpoints.graphs.engines import BuiltEngine
+from sd35.checkpoints.graphs.compiled import BuiltEngine
 from sd35.errors import CheckpointError
 from sd35.tensors import LATENT_PX
 
-_CACHE_FILE = "runtime.cache"  # beside the engine, of which a new one comes without
-_MOST_CALLS = 32  # shapes of a network whose places are kept, the latest
+_CACHE_FILE = "runtime.cache"  # next to the engine; a rebuilt engine starts without it
+_MOST_CALLS = 32  # the shapes of a network whose tensors are kept; the least recently used are dropped
 
 
 class EngineNetworks:
@@ -83,15 +83,15 @@ class EngineNetworks:
 
 
 class Workspace:
-    """The one place of device memory that all engines work in: as large as the largest call so far needs."""
+    """The device memory that all engines share for working. It is as large as the largest call so far needs."""
 
     def __init__(self, device: torch.device) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8, device=device)
         self.version = 0
-        """Another one where the place is another: what was recorded with the former is void."""
+        """Changes with the address, which makes graphs that were recorded before invalid."""
 
     def take(self, size_bytes: int) -> tuple[int, int]:
-        """Its address and size in bytes, which is at least what is asked for."""
+        """Return the address and the size, which is at least `size_bytes`. Grows the memory if needed."""
         if size_bytes > self._memory.numel():
             device, self._memory = self._memory.device, self._memory.new_empty(0)  # free it before there is another
             self._memory = torch.empty(size_bytes, dtype=torch.uint8, device=device)
@@ -100,9 +100,9 @@ class Workspace:
 
 
 def streaming_budgets(streamable_bytes: Mapping[str, int], room_bytes: int) -> dict[str, int]:
-    """How much of each network's weights is to stay on the device, where not all have room.
+    """Return how many bytes of each network's weights stay on the device if not all fit.
 
-    The transformer's first, as it runs at every step; what is left streams from the host's memory at each call.
+    The transformer comes first, because it runs at every step. Other weights stream from the host at each call.
     """
     budgets = {}
     for part in sorted(streamable_bytes, key=lambda part: part != "transformer"):
@@ -113,7 +113,7 @@ def streaming_budgets(streamable_bytes: Mapping[str, int], room_bytes: int) -> d
 
 @dataclass(eq=False)
 class _Call:
-    """A network's call at certain shapes: the places of its tensors, and its graph once it is recorded."""
+    """A network's call with given shapes: its tensors, and its CUDA graph once it is recorded."""
 
     context: Context
     inputs: dict[str, Tensor]
@@ -169,10 +169,10 @@ class _Network:
 
     def _enqueue(self, context: Context) -> None:
         if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
-            raise RuntimeError(f"TensorRT: {'; '.join(self._flavour.log.take_errors())}")
+            raise RuntimeError(f"TensorRT: {self._flavour.log.take_errors()}")
 
     def _bind(self, call: _Call) -> None:
-        """Tells the context this call's shapes and places: it may have served another's since."""
+        """Set the shapes and addresses of this call in the context, which may have served another call since."""
         context = call.context
         for name, place in call.inputs.items():
             context.set_input_shape(name, tuple(place.shape))
@@ -210,7 +210,7 @@ class _Network:
             if context is None or not context.set_optimization_profile_async(
                 profile, torch.cuda.current_stream().cuda_stream
             ):
-                raise RuntimeError(f"TensorRT: {'; '.join(self._flavour.log.take_errors())}")
+                raise RuntimeError(f"TensorRT: {self._flavour.log.take_errors()}")
             self._contexts[profile] = context
         return self._contexts[profile]
 
@@ -234,14 +234,14 @@ def _load(flavour: Flavour, runtime: Runtime, built: BuiltEngine) -> Engine:
     with built.file.open("rb") as file:
         engine = runtime.deserialize_cuda_engine(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     if engine is None:
-        raise CheckpointError(f"{built.file} cannot be loaded: {'; '.join(flavour.log.take_errors())}")
+        raise CheckpointError(f"{built.file} cannot be loaded: {flavour.log.take_errors()}")
     return engine
 
 
 def _share_out(
     engines: Mapping[str, Engine], buckets: Mapping[str, list[Bucket]], usual: tuple[int, int], free_bytes: int
 ) -> None:
-    """Room is kept for an image of the usual size."""
+    """Set the budgets for streamed weights, with working memory left for an image of the usual size."""
     profiles = {part: bucket_for(each, usual) if each else 0 for part, each in buckets.items()}
     working_bytes = max(each.get_device_memory_size_for_profile_v2(profiles[part]) for part, each in engines.items())
     streamable = {part: each.streamable_weights_size for part, each in engines.items()}
@@ -251,10 +251,10 @@ def _share_out(
 
 
 def _save(cache: RuntimeCache, path: Path) -> None:
-    """Whole or not at all: another process may read it meanwhile."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    """Write the cache atomically, because another process may read it meanwhile."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        beside.write_bytes(cache.serialize())
-        beside.replace(path)
+        temporary.write_bytes(cache.serialize())
+        temporary.replace(path)
     except OSError as error:
         logging.getLogger("sd35.tensorrt").warning("%s cannot be written, so the next start is slower: %s", path, error)

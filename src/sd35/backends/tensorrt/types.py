@@ -1,53 +1,15 @@
-"""What is used of TensorRT's Python API, which ships no types: held against the real package by a test.
+"""Types for the parts of TensorRT's Python API that are used here. The package has none; a test compares them with it.
 
-Only what both flavours have, unless it says otherwise. Sizes are bytes, addresses are those of device memory.
+Both flavours have these parts unless a docstring says otherwise. Sizes are in bytes, addresses are in device memory.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
-Buffer: TypeAlias = Any  # what has the buffer protocol; Python names it from 3.12 on
+Buffer: TypeAlias = Any  # collections.abc.Buffer from Python 3.12 on
 Dims: TypeAlias = Sequence[int]
 Member: TypeAlias = Any  # of an enumeration
-
-
-class Tensor(Protocol):
-    """ITensor: of a network that is being built; a size of -1 is not fixed."""
-
-    name: str
-    dtype: Member
-
-    @property
-    def shape(self) -> Dims: ...
-
-
-class Layer(Protocol):
-    """ILayer."""
-
-    name: str
-
-    @property
-    def type(self) -> Member: ...
-    @property
-    def num_inputs(self) -> int: ...
-    @property
-    def num_outputs(self) -> int: ...
-    def get_input(self, index: int) -> Tensor | None: ...
-    def get_output(self, index: int) -> Tensor | None: ...
-
-
-class Network(Protocol):
-    """INetworkDefinition."""
-
-    @property
-    def num_layers(self) -> int: ...
-    @property
-    def num_inputs(self) -> int: ...
-    @property
-    def num_outputs(self) -> int: ...
-    def get_layer(self, index: int) -> Layer: ...
-    def get_input(self, index: int) -> Tensor: ...
-    def get_output(self, index: int) -> Tensor: ...
+Network: TypeAlias = Any  # INetworkDefinition, which is only passed on
 
 
 class Profile(Protocol):
@@ -154,28 +116,9 @@ class TensorRt(Protocol):
     DataType: Any
     ExecutionContextAllocationStrategy: Any
     ILogger: Any
-    LayerType: Any
     NetworkDefinitionCreationFlag: Any
     TensorIOMode: Any
 
     def Builder(self, logger: object) -> Builder: ...
     def OnnxParser(self, network: Network, logger: object) -> Parser: ...
     def Runtime(self, logger: object) -> Runtime: ...
-
-
-CLASSES: Mapping[str, type] = {
-    "ITensor": Tensor,
-    "ILayer": Layer,
-    "INetworkDefinition": Network,
-    "IOptimizationProfile": Profile,
-    "IBuilderConfig": Config,
-    "Builder": Builder,
-    "ParserError": ParserError,
-    "OnnxParser": Parser,
-    "IRuntimeCache": RuntimeCache,
-    "IRuntimeConfig": RuntimeConfig,
-    "IExecutionContext": Context,
-    "ICudaEngine": Engine,
-    "Runtime": Runtime,
-}
-"""The types by the names of the classes that they describe."""

@@ -14,7 +14,7 @@ from sd35.errors import CheckpointError
 TransformerPrecision: TypeAlias = Literal["auto", "bf16", "fp8"]
 _ROOT = "ONNX"
 GRAPH_FILE = "model_optimized.onnx"
-_FOLDERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5", "vae": "vae"}
+FOLDERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5", "vae": "vae"}
 _PRECISIONS: tuple[Literal["bf16", "fp8"], ...] = ("bf16", "fp8")
 
 
@@ -36,16 +36,14 @@ class OfficialGraphs:
         """Return the path of a part's graph. `part` is a name of the Diffusers layout."""
         if part == "transformer" and self.transformer_at:
             return self.transformer_at / GRAPH_FILE
-        return self.directory / _ROOT / self._folder(part) / GRAPH_FILE
+        folder = f"transformer/{self.transformer}" if part == "transformer" else FOLDERS[part]
+        return self.directory / _ROOT / folder / GRAPH_FILE
 
     def files(self) -> dict[str, Path]:
         """Return all files of the graphs by their path relative to the directory."""
-        folders = [self.path(part).parent for part in (*_FOLDERS, "transformer")]
+        folders = [self.path(part).parent for part in (*FOLDERS, "transformer")]
         paths = [path for folder in folders for path in folder.iterdir() if path.is_file()]
         return {path.relative_to(self.directory).as_posix(): path for path in paths}
-
-    def _folder(self, part: str) -> str:
-        return f"transformer/{self.transformer}" if part == "transformer" else _FOLDERS[part]
 
 
 def find_graphs(directory: Path, transformer: TransformerPrecision) -> OfficialGraphs | None:
@@ -58,7 +56,7 @@ def find_graphs(directory: Path, transformer: TransformerPrecision) -> OfficialG
     precisions = _PRECISIONS if transformer == "auto" else (transformer,)
     candidates = [OfficialGraphs(directory, precision) for precision in precisions]
     graphs = next((each for each in candidates if each.path("transformer").is_file()), candidates[0])
-    paths = [graphs.path(part) for part in (*_FOLDERS, "transformer")]
+    paths = [graphs.path(part) for part in (*FOLDERS, "transformer")]
     if missing := [path.relative_to(directory).as_posix() for path in paths if not path.is_file()]:
         raise CheckpointError(f"{directory} is incomplete: {', '.join(missing)} missing")
     return graphs

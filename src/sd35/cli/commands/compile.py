@@ -16,8 +16,7 @@ from sd35.backends.registry import backend_module
 from sd35.backends.tensorrt.buckets import buckets_of
 from sd35.backends.tensorrt.flavour import find_flavour
 from sd35.checkpoints.checkpoint import Checkpoint
-from sd35.checkpoints.graphs.compiled import GraphPrecision
-from sd35.checkpoints.graphs.engines import ENGINE_FILE
+from sd35.checkpoints.graphs.compiled import ENGINE_FILE, GraphPrecision
 from sd35.checkpoints.graphs.nvidia import OfficialGraphs
 from sd35.cli.options import AsJson, with_settings
 from sd35.compile.stages import Stages

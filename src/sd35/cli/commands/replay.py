@@ -12,7 +12,8 @@ from sd35.cli.options import PIPELINE, AsJson, SettingFlags, with_settings
 from sd35.cli.progress import count_bar
 from sd35.engine.model_info import COMPILED, TILED
 from sd35.errors import CheckpointError, NotReplayable
-from sd35.generation.replay import StoredImage, Verdict, read_stored_image
+from sd35.generation.model_pool import EncodedImage
+from sd35.generation.replay import Verdict, read_stored_image
 from sd35.generation.replay import replay as replay_image
 from sd35.request import Request
 from sd35.startup import open_checkpoints, open_model_pool
@@ -60,7 +61,7 @@ def replay(
         sys.exit(1)
 
 
-def _read(file: Path) -> StoredImage:
+def _read(file: Path) -> EncodedImage:
     try:
         return read_stored_image(file.read_bytes())
     except (OSError, NotReplayable) as error:
@@ -79,7 +80,7 @@ def _find_checkpoint(request: Request, checkpoints: list[Checkpoint], file: Path
     return by_name[request.model]
 
 
-def _as_text(file: Path, stored_image: StoredImage, verdict: Verdict) -> str:
+def _as_text(file: Path, stored_image: EncodedImage, verdict: Verdict) -> str:
     lines = [f"{file}: {verdict.outcome}"]
     if verdict.outcome != "same bytes" and verdict.max_difference is not None:
         lines.append(f"  differs by {verdict.max_difference} of 255 at most, {verdict.mean_difference:.3f} on average")

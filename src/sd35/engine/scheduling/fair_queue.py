@@ -16,7 +16,7 @@ _SWEPT = 256  # entries of a client, at which those that are not valid any more 
 
 @dataclass(eq=False, slots=True)
 class Account:
-    """What a client was served, in seconds of the device, and how many images it has; made anew with its first one.
+    """The device time that a client was served, in seconds, and its number of images. Exists while it has images.
 
     `served_s` only grows.
     """

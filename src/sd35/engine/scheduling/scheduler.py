@@ -29,13 +29,13 @@ from sd35.request import PRIORITY
 from sd35.tensors import LATENT_PX
 
 SLOWDOWN_TARGET = 6.0
-BONUS_S = 60.0  # due so much sooner for one priority more
-_SHARE = 8  # a client may have so many times as many images as there are free places
+BONUS_S = 60.0  # by which each level of priority moves the deadline forward
+_SHARE = 8  # a client may have at most this many images for each free place
 
 
 @dataclass(frozen=True)
 class WorkItem:
-    """What the policy has to know of an image. `rows` is 2 where guidance takes a second transformer row, else 1."""
+    """An image as the scheduler sees it. `rows` is 2 if guidance needs a second transformer row, else 1."""
 
     client: Hashable
     shape: Shape
@@ -64,7 +64,7 @@ class _Entry:
 
 @dataclass(slots=True)
 class _Decoding(Generic[Key]):
-    """Memory that is set aside for the next image to be decoded, or taken by the one that is."""
+    """Memory that is reserved for the next image to be decoded, or used by the one that is."""
 
     key: Key
     memory_bytes: int
@@ -79,7 +79,7 @@ class Scheduler(Generic[Key]):
         self._images: dict[Key, _Entry] = {}
         self._queues: dict[Shape, FairQueue[Key]] = {}
         self._accounts: dict[Hashable, Account] = {}
-        self._level_s = 0.0  # what the client served least was served: where one who comes anew starts
+        self._level_s = 0.0  # of the client that was served least; new clients start there
         self._rows: Counter[Shape] = Counter()  # of all accepted images
         self._row_steps_left: Counter[Shape] = Counter()
         self._decodings_left: Counter[Shape] = Counter()
@@ -109,19 +109,19 @@ class Scheduler(Generic[Key]):
         return stepping_s + sum(left * self.costs.decode_s(shape) for shape, left in self._decodings_left.items())
 
     def add(self, key: Key, item: WorkItem, now_s: float) -> None:
-        """Accept an image. Raises InvalidRequest for what this device can never do, Overloaded for not now."""
+        """Accept an image. Raises InvalidRequest if this device can never generate it, Overloaded if not now."""
         assert key not in self._images, key
         self._check(item)
         self._check_room(item)
         self._accept(key, item, now_s)
 
-    def restart(self, key: Key, instead: Key, accepted_s: float, shape: Shape) -> None:
-        """Put `instead`, of another pipeline's shape, in the place of an accepted image, with all steps before it.
+    def restart(self, key: Key, new_key: Key, accepted_s: float, shape: Shape) -> None:
+        """Restart an accepted image under a new key and with the shape of another pipeline.
 
-        Accepted it stays: it is not refused, and is due as it was for who waits since `accepted_s`.
+        Skips admission. The deadline counts from `accepted_s`.
         """
         item = replace(self._images[key].item, shape=shape)
-        self._accept(instead, item, accepted_s)  # first: its client's account stays
+        self._accept(new_key, item, accepted_s)  # before `cancel`, so that the client's account stays
         self.cancel(key)
 
     def _accept(self, key: Key, item: WorkItem, now_s: float) -> None:
@@ -135,13 +135,13 @@ class Scheduler(Generic[Key]):
         self._push(key, image)
 
     def cancel(self, key: Key) -> None:
-        """Take an image out, unwanted or failed. A batch or decoding it is in still runs, and keeps its memory."""
+        """Remove an image. A batch or decoding that includes it still runs, and keeps its memory."""
         self._remove(key)
         if self._decoding and self._decoding.key == key and not self._decoding.has_begun:
             self._decoding = None
 
     def next_batch(self) -> Batch[Key] | None:
-        """What makes its next step now, to be followed by `finish`; None where nothing is ready or no memory free."""
+        """Return the images that step now; None if none is ready or memory is short. Call `finish` after the step."""
         assert self._running is None
         self._set_aside()
         lead = self._lead()
@@ -156,7 +156,7 @@ class Scheduler(Generic[Key]):
         return self._running
 
     def finish(self) -> list[Key]:
-        """The running batch has made its step. Answers with those whose last it was, which are then decoded."""
+        """End the step of the running batch. Returns the images whose last step it was; they are decoded next."""
         assert self._running
         batch, self._running = self._running, None
         drawn = []
@@ -174,7 +174,7 @@ class Scheduler(Generic[Key]):
         return drawn
 
     def next_decode(self) -> Key | None:
-        """What is decoded now, to be followed by `decoded`; None where nothing is, or its memory is not free yet."""
+        """Return the image to decode now; None if there is none or memory is short. Call `decoded` afterwards."""
         self._set_aside()
         if self._decoding is None or self._decoding.has_begun:
             return None
@@ -183,7 +183,7 @@ class Scheduler(Generic[Key]):
         return self._decoding.key
 
     def decoded(self) -> None:
-        """The decoding is done, its memory free, and its image at its end, if it was not cancelled meanwhile."""
+        """End the decoding, and the image unless it was cancelled meanwhile."""
         assert self._decoding
         assert self._decoding.has_begun
         key, self._decoding = self._decoding.key, None
@@ -240,7 +240,7 @@ class Scheduler(Generic[Key]):
         return sum(rows * self.costs.batching(shape) for shape, rows in self._rows.items())
 
     def _wait_s(self, item: WorkItem) -> float:
-        """How long an image is likely to wait: for all that is left, or for as much as equal shares let go before."""
+        """Estimate an image's wait: for all remaining work, or for the part that fair sharing puts before it."""
         total_s = self.backlog_s
         if total_s <= self.limits.max_wait_s:
             return total_s
@@ -251,12 +251,12 @@ class Scheduler(Generic[Key]):
         return min(total_s, (own_s + item_s) * sharing - item_s)
 
     def _item_s(self, item: WorkItem) -> float:
-        """Seconds of work in all of a item's steps."""
+        """Return the seconds of work in all steps of an image."""
         return item.evaluations * item.rows * self.costs.row_s(item.shape)
 
     def _push(self, key: Key, image: _Entry) -> None:
         shape = image.item.shape
-        # Who was in every batch, for want of others, may have got less than they: that is no credit for later.
+        # A client that was alone may have been served less than others since: that is no credit for later.
         image.account.served_s = max(image.account.served_s, self._level_s)
         queue = self._queues.get(shape)
         if queue is None:
@@ -264,13 +264,13 @@ class Scheduler(Generic[Key]):
         queue.push(Entry(image.deadline_s, image.place, key, image.account))
 
     def _lead(self) -> Entry[Key] | None:
-        """The first of all shapes' firsts; shapes that nothing is left of are dropped."""
+        """Return the next image of all shapes. Drops the queues of shapes that have no images left."""
         firsts = {shape: queue.first() for shape, queue in self._queues.items()}
         self._queues = {shape: queue for shape, queue in self._queues.items() if firsts[shape]}
         return min(filter(None, firsts.values()), key=lambda first: (first.account.served_s, first), default=None)
 
     def _fill(self, shape: Shape, free_bytes: int) -> Batch[Key]:
-        """The lead, and as many more of its shape as rows and memory allow; a shape never measured steps one alone."""
+        """Return the lead with as many images of its shape as rows and memory allow; one alone if never measured."""
         queue, row_s = self._queues[shape], self.costs.row_s(shape)
         keys: list[Key] = []
         rows = 0
@@ -290,11 +290,11 @@ class Scheduler(Generic[Key]):
         return Batch(shape, keys, rows, self._at_most_all(self.costs.step_bytes(shape, rows)))
 
     def _at_most_all(self, memory_bytes: int) -> int:
-        """What was accepted is made: where it turns out to take more memory than there is, it has all of it."""
+        """Limit a need to all of the memory: an accepted image is generated even if it turns out to need more."""
         return min(memory_bytes, self.limits.memory_bytes)
 
     def _set_aside(self) -> None:
-        """Memory for the next decoding, as soon as there is enough."""
+        """Reserve memory for the next decoding, as soon as there is enough."""
         if self._decoding is None and self._drawn:
             key = next(iter(self._drawn))
             needed = self._at_most_all(self.costs.decode_bytes(self._images[key].item.shape))
@@ -315,7 +315,7 @@ class Scheduler(Generic[Key]):
 
 
 def _take_off(left: Counter[Shape], shape: Shape, amount: int) -> None:
-    """Less is left; shapes of which nothing is are forgotten."""
+    """Decrement a counter, and drop it at zero."""
     left[shape] -= amount
     if not left[shape]:
         del left[shape]

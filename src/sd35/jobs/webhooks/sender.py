@@ -3,19 +3,19 @@
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
 import httpx2
 import structlog
 
-from sd35.errors import StoreUnavailable
 from sd35.images.record import own_version
 from sd35.jobs.webhooks.concurrency import InFlight
 from sd35.jobs.webhooks.signing import headers
 from sd35.jobs.webhooks.transport import PublicTransport
 from sd35.storage.jobs import WEBHOOK_LEASE_S, Delivery, JobStore, Receiver
+from sd35.telemetry.logs import log_errors
 from sd35.telemetry.metrics import WebhookResult
 from sd35.threads import STORES
 
@@ -25,6 +25,7 @@ _FIRST_WAIT_S, _GROWTH, _MAX_WAIT_S, _JITTER = 5.0, 4.0, 6 * 3600.0, 0.25
 _ATTEMPT_S = WEBHOOK_LEASE_S / 4  # for the lookup, the connection, and the response
 _SLOW_S = _ATTEMPT_S / 3  # a slower host gets few slots until it is faster
 _POLL_S = 1.0  # interval without being woken
+_UNAVAILABLE = "webhooks wait: the job store does not answer"
 _REST_S = 0.05  # minimum pause after a poll; at least as long as the poll took
 
 
@@ -82,7 +83,8 @@ class Sender:
                 while True:
                     self._wake.clear()
                     began_s = time.monotonic()
-                    await self._log_errors(self.start_due(sending))
+                    with log_errors(_UNAVAILABLE):
+                        await self.start_due(sending)
                     await asyncio.sleep(max(_REST_S, time.monotonic() - began_s))
                     with suppress(TimeoutError):
                         async with asyncio.timeout(_POLL_S):  # before Python 3.12, wait_for may swallow a cancellation
@@ -107,7 +109,8 @@ class Sender:
     async def _send(self, delivery: Delivery) -> None:
         """Send a webhook, and free its slot when nothing of it runs any more. Never raises."""
         try:
-            await self._log_errors(self._deliver(delivery))
+            with log_errors(_UNAVAILABLE):
+                await self._deliver(delivery)
             if lookup := self._transport.lookup_of(delivery.url):  # it still runs if the attempt timed out
                 await asyncio.wait([lookup])
         finally:
@@ -159,12 +162,3 @@ class Sender:
         response = await self._transport.handle_async_request(request)
         await response.aclose()
         return response.status_code
-
-    async def _log_errors(self, work: Awaitable[None]) -> None:
-        """Await work and log its errors, which must not stop other webhooks."""
-        try:
-            await work
-        except StoreUnavailable as error:
-            structlog.get_logger().error("webhooks wait: the job store does not answer", reason=str(error))
-        except Exception:  # noqa: BLE001  a bug here must not stop other webhooks
-            structlog.get_logger().exception("unexpected")

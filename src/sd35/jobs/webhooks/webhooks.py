@@ -1,13 +1,24 @@
 """Webhooks of the service: accepted and sent if there is a secret to sign them with, otherwise refused."""
 
-from sd35.jobs.webhooks.resolver import Resolver
+import re
+import socket
+from contextlib import suppress
+
+import httpx2
+
+from sd35.errors import InvalidRequest
+from sd35.jobs.webhooks.addresses import is_public
 from sd35.jobs.webhooks.sender import Body, Sender
 from sd35.jobs.webhooks.signing import secret_of
-from sd35.jobs.webhooks.transport import PublicTransport
-from sd35.jobs.webhooks.validation import check_url
+from sd35.jobs.webhooks.transport import PublicTransport, Resolver
 from sd35.settings import Settings
 from sd35.storage.jobs import JobStore
 from sd35.telemetry.metrics import Metrics
+
+_MAX_CHARACTERS = 2000
+_HOST = re.compile(r"[A-Za-z0-9_.:-]+")  # a name in ASCII, or an address
+_PORTS = range(1, 2**16)
+_PRIVATE_DOMAINS = {"localhost", "local", "internal"}  # RFC 6761, RFC 6762, and ICANN's name for private use
 
 
 class Webhooks:
@@ -39,3 +50,42 @@ class Webhooks:
         """Send due webhooks until cancelled."""
         if self._sender:
             await self._sender.run()
+
+
+def check_url(url: str, settings: Settings) -> None:
+    """Raise InvalidRequest if a webhook cannot be sent to a URL. Does not use the network.
+
+    The addresses of a host name are checked whenever a webhook is sent, since they may change.
+    """
+    if settings.webhook_secret is None:
+        raise InvalidRequest(
+            "webhook", url, "none, for this service has no secret to sign it with: SD35_WEBHOOK_SECRET"
+        )
+    schemes = ("https", "http") if settings.webhook_allow_private else ("https",)
+    host = _host_of(url, schemes)
+    if host is None or not (settings.webhook_allow_private or _may_be_public(host)):
+        target = "an address" if settings.webhook_allow_private else "a public address"
+        allowed = f"{' or '.join(schemes)}, to {target}, without user and password, up to {_MAX_CHARACTERS} characters"
+        raise InvalidRequest("webhook", url, allowed)
+
+
+def _host_of(url: str, schemes: tuple[str, ...]) -> str | None:
+    if len(url) > _MAX_CHARACTERS:
+        return None
+    try:
+        parsed = httpx2.URL(url)  # the parser of the sender, so that both agree on the host
+        host = parsed.raw_host.decode()
+        host.encode("idna")  # raises if a part of the name is empty or longer than 63 characters
+    except (httpx2.InvalidURL, ValueError):
+        return None
+    is_valid = _HOST.fullmatch(host) and (parsed.port is None or parsed.port in _PORTS) and not parsed.userinfo
+    return host if is_valid and parsed.scheme in schemes else None
+
+
+def _may_be_public(host: str) -> bool:
+    with suppress(OSError):  # not an address, but a name
+        return all(
+            is_public(str(address[0]))  # also 127.1 and 0x7f000001, which resolvers accept
+            for *_, address in socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+        )
+    return host.rstrip(".").rpartition(".")[2].lower() not in _PRIVATE_DOMAINS

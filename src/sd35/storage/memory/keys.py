@@ -19,10 +19,6 @@ class MemoryKeyStore:
         with self._lock:
             self._keys[key.id] = key
 
-    def find(self, key_id: str) -> Key | None:
-        """Return a key, revoked or not, or None if it is missing."""
-        return self._keys.get(key_id)
-
     def keys(self) -> Sequence[Key]:
         """Return all keys, oldest first."""
         with self._lock:

@@ -23,12 +23,6 @@ class SqlKeyStore:
         with self._database.write() as connection:
             connection.execute(insert(keys).values(**fields.pop("quota"), **fields))
 
-    def find(self, key_id: str) -> Key | None:
-        """Return a key, revoked or not, or None if it is missing."""
-        with self._database.read() as connection:
-            row = connection.execute(select(keys).where(keys.c.id == key_id)).one_or_none()
-            return _key(row) if row else None
-
     def keys(self) -> Sequence[Key]:
         """Return all keys, oldest first."""
         with self._database.read() as connection:
