@@ -475,7 +475,7 @@ def test_a_text_that_is_too_long_is_not_parsed(pool: ModelPool, monkeypatch: pyt
         parsed.append(text)
         return parse_infotext(text)
 
-    monkeypatch.setattr(png_info, "parse", noting)
+    monkeypatch.setattr(png_info, "parse_infotext", noting)
     png = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: text, "Software": "sd35"})
     with serving(pool) as client:
         answer = described(client, png).json()
@@ -503,7 +503,7 @@ def test_only_a_few_images_are_described_at_once(pool: ModelPool, monkeypatch: p
         return read_infotext(file)
 
     monkeypatch.setattr(png_info, "parse_json", counting)
-    monkeypatch.setattr(png_info, "read", slow)
+    monkeypatch.setattr(png_info, "read_infotext", slow)
     key, secret = new_key("me", Role.USER, 0)
     file = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: THEIR_TEXT})
     with serving(pool, key_store(key)) as client, ThreadPoolExecutor(8) as executor:

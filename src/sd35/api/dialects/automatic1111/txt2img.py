@@ -17,9 +17,8 @@ from sd35.api.dialects.automatic1111.errors import BODY_ERRORS, ERROR_FORMAT, MO
 from sd35.api.dialects.automatic1111.options import served_name, sessions_of
 from sd35.api.dialects.automatic1111.responses import ImagesResponse
 from sd35.api.dialects.automatic1111.settings import read_settings
-from sd35.api.disconnect import CLIENT_CLOSED_REQUEST, unless_disconnected
-from sd35.api.errors import echo
-from sd35.api.generate import IdempotencyKey, errors_of_generation, job_specs_of, running_batch
+from sd35.api.errors import echo, openapi_headers
+from sd35.api.generate import IdempotencyKey, errors_of_generation, job_specs_of, running_batch, unless_disconnected
 from sd35.api.sessions import RunningCall
 from sd35.generation.service import GenerationResult
 from sd35.images.infotext import HASH_CHARS, KEYWORD, SAMPLER, SCHEDULE, extras, infotext
@@ -29,9 +28,7 @@ from sd35.request import Request as ImageRequest
 
 IGNORED = "X-Sd35-Ignored"
 _MAX_NAMED_FIELDS = 10  # ignored fields that a response names; the rest is counted
-_IGNORED_HEADER = {
-    IGNORED: {"description": "Ignored fields, which AUTOMATIC1111 does not have.", "schema": {"type": "string"}}
-}
+_IGNORED_HEADER = openapi_headers({IGNORED: "Ignored fields, which AUTOMATIC1111 does not have."})
 router = APIRouter(prefix="/sdapi/v1")
 
 
@@ -58,8 +55,6 @@ async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> R
         call = RunningCall(batch, body.force_task_id or f"txt2img-{first.digest[:8]}")
         with sessions_of(request).running(client, call):
             results = await unless_disconnected(request, batch.outcomes())
-    if results is None:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
     done = [result for result in results if result]
     has_metadata = service.policy.has_metadata and settings.has_metadata
     images = []
