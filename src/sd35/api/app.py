@@ -19,15 +19,13 @@ from sd35.access.keys import KeyStore, Quota
 from sd35.access.rate_limits import RateLimiter
 from sd35.api import metrics, service_pages, ui_mount
 from sd35.api.auth import AuthMiddleware, require_admin
-from sd35.api.browsers import BrowserProtection
+from sd35.api.browsers import AllowedHosts, AllowedOrigins, BrowserProtection
 from sd35.api.cors import Cors
 from sd35.api.dialects import DIALECTS, error_response
 from sd35.api.dialects.automatic1111.png_info import MAX_PARSED_IMAGES, MAX_RECEIVED_BYTES, MAX_RECEIVED_BYTES_EACH
 from sd35.api.errors import ApiError, FieldError, echo, report_error
-from sd35.api.hosts import AllowedHosts
 from sd35.api.metrics import CLIENT_CLOSED_REQUEST, RequestMetrics
 from sd35.api.openapi import describe_middleware
-from sd35.api.origins import AllowedOrigins
 from sd35.api.query import refuse_unknown_parameters
 from sd35.api.request_log import RequestLog, telemetry_config
 from sd35.api.sessions import Sessions

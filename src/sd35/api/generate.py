@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
@@ -120,7 +120,7 @@ async def generate(request: Request, job_specs: Sequence[JobSpec]) -> list[Gener
     return [result for result in results if result]
 
 
-async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+async def unless_disconnected(request: Request, work: Awaitable[Result]) -> Result:
     """Await `work`. If the client disconnects first, cancel it and raise ClientDisconnect.
 
     The body must have been read.

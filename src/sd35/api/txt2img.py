@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from sd35.api import fields
 from sd35.api.auth import service_of
@@ -28,10 +28,8 @@ _DEFAULT = "Omitted or null: the model's default, listed in /v1/models."
 _SIDE_ALLOWED = f"{fields.SIDE_ALLOWED}, listed in /v1/models. {_DEFAULT}"
 
 
-class Txt2Img(BaseModel):
+class Txt2Img(BaseModel, extra="forbid", allow_inf_nan=False):
     """The body. Each description begins with the allowed values, which errors repeat."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     prompt: fields.Prompt = Field(
         description=f"{fields.PROMPT_ALLOWED}, without lone surrogates: describes the image.",

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from sd35.api import fields
@@ -44,10 +44,8 @@ FinishReason = Literal["SUCCESS", "CONTENT_FILTERED"]
 _NAMES = {413: "payload_too_large", 429: "rate_limit_exceeded", 500: "internal_error"}  # others have HTTP's names
 
 
-class Form(BaseModel):
+class Form(BaseModel, extra="forbid", allow_inf_nan=False):
     """The body. The description of each field begins with the allowed values, which errors repeat."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     prompt: fields.Prompt = Field(
         description=f"{fields.PROMPT_ALLOWED}: describes the image.", examples=["a cat on a blue background"]

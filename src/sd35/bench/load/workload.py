@@ -13,8 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
+from sd35.bench.frozen import Frozen
 from sd35.bench.scenes import all_scenes
 from sd35.errors import InvalidSetting
 from sd35.parsing import read_json, read_toml
@@ -62,13 +63,10 @@ Size = Annotated[str, AfterValidator(_check_size)]
 Steps = Annotated[int, Field(ge=STEPS[0], le=STEPS[1])]
 Guidance = Annotated[float, Field(ge=GUIDANCE_SCALE[0], le=GUIDANCE_SCALE[1])]
 Prompt = Annotated[str, Field(min_length=1, max_length=PROMPT_CHARACTERS)]
-_STRICT = ConfigDict(frozen=True, extra="forbid")
 
 
-class RequestClass(BaseModel):
+class RequestClass(Frozen):
     """A class of requests. Each request takes one size, number of steps and guidance at random from the lists."""
-
-    model_config = _STRICT
 
     name: Annotated[str, Field(min_length=1, max_length=40), AfterValidator(_check_name)]
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1
@@ -79,10 +77,8 @@ class RequestClass(BaseModel):
     negative_prompt: Annotated[str, Field(max_length=PROMPT_CHARACTERS)] = ""
 
 
-class Workload(BaseModel):
+class Workload(Frozen):
     """A mix of request classes. The default prompts are scenes that the embedded model can draw."""
-
-    model_config = _STRICT
 
     name: str = Field(min_length=1, max_length=80)
     seed: Annotated[int, Field(ge=0)] = 1

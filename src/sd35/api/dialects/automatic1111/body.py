@@ -6,7 +6,7 @@ change nothing.
 
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from sd35.api import fields
 from sd35.api.dialects.automatic1111.fields import (
@@ -63,10 +63,8 @@ _NO_HR, _NO_CHURN, _NOT_SAVED, _FROM_TEXT = (
 )
 
 
-class NewOptions(BaseModel):
+class NewOptions(BaseModel, extra="allow"):
     """Settings that a client sets: any of AUTOMATIC1111's. Those that would change an image are refused."""
-
-    model_config = ConfigDict(extra="allow")
 
     sd_model_checkpoint: str | None = Field(
         None,
@@ -74,14 +72,12 @@ class NewOptions(BaseModel):
     )
 
 
-class Txt2Img(BaseModel):
+class Txt2Img(BaseModel, extra="ignore", allow_inf_nan=False):
     """The body of a call for images.
 
     Prompts are plain text: parentheses, `<lora:...>` and the like have no special meaning. Fields that AUTOMATIC1111
     does not have are ignored, as it ignores them, and named in the header `X-Sd35-Ignored`.
     """
-
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     prompt: fields.Prompt = Field(description=f"{fields.PROMPT_ALLOWED}.")
     negative_prompt: fields.NegativePrompt | None = Field(None, description=f"{fields.NEGATIVE_PROMPT_ALLOWED}.")
@@ -187,16 +183,12 @@ class Txt2Img(BaseModel):
         return series(params, (self.batch_size or 1) * (self.n_iter or 1))
 
 
-class StrictTxt2Img(Txt2Img):
+class StrictTxt2Img(Txt2Img, extra="forbid"):
     """The body for a strict service, which refuses fields that AUTOMATIC1111 does not have."""
 
-    model_config = ConfigDict(extra="forbid")
 
-
-class ImageBody(BaseModel):
+class ImageBody(BaseModel, extra="forbid"):
     """The body of png-info."""
-
-    model_config = ConfigDict(extra="forbid")
 
     image: str = Field(
         description="an image in base64, optionally after `data:image/png;base64,`. URLs are not accepted."

@@ -5,7 +5,7 @@ Source: OpenAI's API reference.
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from sd35.api import fields
 from sd35.errors import InvalidRequest
@@ -20,10 +20,8 @@ _NO_EFFECT = "text. It is accepted, and changes nothing."
 _QUALITIES = {"low": "low", "high": "high", "hd": "high"}  # all others are "medium"
 
 
-class GenerationBody(BaseModel):
+class GenerationBody(BaseModel, extra="forbid", allow_inf_nan=False):
     """The body."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     prompt: fields.Prompt = Field(description=f"{fields.PROMPT_ALLOWED}.")
     model: str | None = Field(

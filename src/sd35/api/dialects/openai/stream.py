@@ -40,10 +40,7 @@ async def stream_response(request: Request, body: GenerationBody, job_specs: Seq
     """Stream the events of one image. An error before the first event is raised, so that it has its own status."""
     events = _events(request, body, job_specs)
 
-    async def first_event() -> bytes:
-        return await anext(events)
-
-    first = await unless_disconnected(request, first_event())
+    first = await unless_disconnected(request, anext(events))
 
     async def all_events() -> AsyncIterator[bytes]:
         try:
