@@ -19,8 +19,16 @@ from sd35.bench.report.formatting import (
 from sd35.bench.results import LoadResult, Matrix, Result
 
 
-def show(result: Result, console: Console) -> None:
-    """Print a result: the figures of each load and class, then the other facts."""
+def show(result: Result | Matrix, console: Console) -> None:
+    """Print a run or a matrix."""
+    if isinstance(result, Matrix):
+        _show_matrix(result, console)
+    else:
+        _show_run(result, console)
+
+
+def _show_run(result: Result, console: Console) -> None:
+    """Print the figures of each load and class, then the other facts."""
     console.print(f"{describe_models(result)}, {describe_server(result)}", markup=False)
     console.print(result.background.description, style="bold red" if result.background.is_busy else "dim", markup=False)
     for load in result.loads:
@@ -43,7 +51,7 @@ def _latencies(load: LoadResult) -> Table:
     return table
 
 
-def show_matrix(matrix: Matrix, console: Console) -> None:
+def _show_matrix(matrix: Matrix, console: Console) -> None:
     """Print a row for each combination, with its ratio to the first that ran."""
     console.print(f"{', '.join(matrix.checkpoints)}: {describe_matrix(matrix)}", markup=False)
     console.print(matrix.background.description, style="bold red" if matrix.background.is_busy else "dim", markup=False)
