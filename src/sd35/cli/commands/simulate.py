@@ -10,8 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sd35.cli.options import AsJson, with_settings
-from sd35.cli.sizes import parse_size
+from sd35.cli.options import AsJson, parse_size, with_settings
 from sd35.engine.scheduling.simulation import Load, Report
 from sd35.engine.scheduling.simulation import simulate as run_simulation
 from sd35.engine.scheduling.step_times import ShapeTimes, StepTimes
