@@ -37,7 +37,7 @@ _MB = 1e6
 
 
 class Sample(NamedTuple):
-    """The number of images made and the memory of the process at one moment."""
+    """The number of generated images and the memory of the process at one moment."""
 
     time_s: float
     images: float
@@ -171,7 +171,7 @@ async def _measure(target: Target, seconds: float) -> Outcome:
 
 
 def _sample(metrics: dict[str, float], start_s: float) -> Sample:
-    images = metrics['sd35_images_total{end="made"}']
+    images = metrics['sd35_images_total{result="generated"}']
     return Sample(time.monotonic() - start_s, images, metrics["process_resident_memory_bytes"])
 
 

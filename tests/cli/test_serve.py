@@ -80,7 +80,7 @@ def test_every_request_is_logged_as_json_with_its_id(served: Served, log: Path):
     assert (line["event"], line["status"], line["path"]) == ("request", 200, "/v1/txt2img")
     assert line["digest"] == image["digest"] == response.headers["x-sd35-digest"]
     assert {line["trace_id"], image["trace_id"]} == {TRACE["traceparent"][3:35]}
-    stages = ("queue", "encode", "denoise", "decode", "png", "image_store")
+    stages = ("queue", "encode", "denoise", "decode", "png", "store")
     assert line["took_ms"] >= sum(image[f"{stage}_ms"] for stage in stages) - len(stages) * 0.1
     assert "a secret" not in log.read_text()
 
