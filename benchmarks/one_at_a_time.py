@@ -20,7 +20,7 @@ from sd35.engine.local.generation import Generation
 from sd35.engine.local.pipeline import Pipeline
 from sd35.engine.local.prompt_cache import EmbeddingCache
 from sd35.images.png import write_png
-from sd35.request import Request as Wanted
+from sd35.request import Request as ImageRequest
 
 _lock = threading.Lock()
 
@@ -39,13 +39,13 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 app = FastAPI(lifespan=lifespan)
 
 
-def draw(app: FastAPI, wanted: Txt2Img) -> Pixels:
+def draw(app: FastAPI, body: Txt2Img) -> Pixels:
     """Generate one image, one at a time."""
-    request = Wanted(**wanted.model_dump(), model="model", revision="", profile="")
-    image = Generation(Work(request, wanted.width, wanted.height), app.state.pipeline)
+    request = ImageRequest(**body.model_dump(), model="model", revision="", profile="")
+    image = Generation(Work(request, body.width, body.height), app.state.pipeline)
     calls: BatchExecutor = app.state.calls
     with _lock:
-        for _ in range(wanted.steps):
+        for _ in range(body.steps):
             errors = calls.step([image], measure=False).errors
             assert not errors, errors
         return calls.decode(image, measure=False)[0]
@@ -58,6 +58,6 @@ def readyz() -> dict[str, str]:
 
 
 @app.post("/v1/txt2img", response_class=Response)
-def txt2img(request: Request, wanted: Txt2Img) -> Response:
+def txt2img(request: Request, body: Txt2Img) -> Response:
     """Return the PNG file when the image is ready."""
-    return Response(write_png(draw(request.app, wanted), {}), media_type="image/png")
+    return Response(write_png(draw(request.app, body), {}), media_type="image/png")

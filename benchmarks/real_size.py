@@ -117,7 +117,7 @@ def _line(stage: str, found: Found) -> str:
         if key in found
     ]
     took = [f"{found['took_s']:6.1f} s"] if "took_s" in found else []
-    return f"{stage:<16} {', '.join([*took, *memory, *sizes, *filter(None, [found['trouble']])])}"
+    return f"{stage:<16} {', '.join([*took, *memory, *sizes, *filter(None, [found['error']])])}"
 
 
 def _ratios(found: Mapping[str, Found]) -> Iterator[str]:

@@ -37,7 +37,7 @@ _MB = 1e6
 
 
 class Sample(NamedTuple):
-    """The number of images made and the memory of the process at one moment."""
+    """The number of generated images and the memory of the process at one moment."""
 
     time_s: float
     images: float

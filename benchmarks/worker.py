@@ -55,20 +55,22 @@ class Draw(Protocol):
 
 def open_ours(checkpoint: str, times: StageTimes, *, backend: str, precision: str = "float32") -> Draw:
     """Open one of our backends. Images take the path of a request: resolved, queued, and run on the engine's thread."""
+    from sd35.engine.local.engine import LocalEngine
     from sd35.generation.params import GenerationParams
     from sd35.settings import load_settings
     from sd35.startup import open_checkpoints, open_model_pool
 
     settings = load_settings({"checkpoints": (checkpoint,), "backend": backend, "precision": precision})
     pool = open_model_pool(settings, open_checkpoints(settings))
-    (model,) = pool.models.values()
-    times.wrap(model.backend, "encode_text", "encoded_s")
-    times.wrap(model.backend, "decode_latents", "decoding_s")
+    assert isinstance(pool.engine, LocalEngine)
+    (pipeline,) = pool.engine._pipelines.values()  # noqa: SLF001  the times are those of the backend itself
+    times.wrap(pipeline.backend, "encode_text", "encoded_s")
+    times.wrap(pipeline.backend, "decode_latents", "decoding_s")
 
     def draw(*, seed: int, steps: int, guidance: float, side_px: int) -> Pixels:
         prompts = PROMPT.format(seed=seed), NEGATIVE_PROMPT.format(seed=seed)
-        wanted = GenerationParams(*prompts, side_px, side_px, steps, guidance, seed)
-        return pool.submit(pool.resolve(wanted)).future.result().pixels
+        params = GenerationParams(*prompts, side_px, side_px, steps, guidance, seed)
+        return pool.submit(pool.resolve(params)).future.result().pixels
 
     return draw
 

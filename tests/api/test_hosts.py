@@ -12,9 +12,8 @@ from starlette.testclient import TestClient
 
 from sd35.access.keys import Role, new_key
 from sd35.api.app import create_app
+from sd35.api.browsers import AllowedHosts, AllowedOrigins
 from sd35.api.dialects import DIALECTS
-from sd35.api.hosts import AllowedHosts
-from sd35.api.origins import AllowedOrigins
 from sd35.api.ui_mount import UiMount
 from sd35.errors import InvalidSetting, StoreUnavailable
 from sd35.generation.model_pool import ModelPool

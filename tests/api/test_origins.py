@@ -9,8 +9,8 @@ from starlette.testclient import TestClient
 
 from sd35.access.keys import Role, new_key
 from sd35.api.auth import is_open
+from sd35.api.browsers import AllowedOrigins
 from sd35.api.dialects import DIALECTS
-from sd35.api.origins import AllowedOrigins
 from sd35.generation.model_pool import ModelPool
 from sd35.settings import load_settings
 from tests.support.fake_backend import key_store

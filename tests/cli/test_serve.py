@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from sd35.api.sockets import listen
+from sd35.api.http_server import listen
 from sd35.checkpoints.graphs.compiled import compiled_graphs
 from sd35.checkpoints.open import open_checkpoint
 from sd35.checkpoints.registry import EMBEDDED

@@ -17,7 +17,7 @@ import yaml
 from starlette.datastructures import Headers
 
 from sd35.api.app import create_app
-from sd35.api.hosts import AllowedHosts
+from sd35.api.browsers import AllowedHosts
 from sd35.api.server import _ANSWERING_S
 from sd35.cli.main import app
 from sd35.service.lifecycle import ServiceLifecycle

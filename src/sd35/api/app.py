@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import ALL_METHODS
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Mount
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
@@ -18,15 +19,13 @@ from sd35.access.keys import KeyStore, Quota
 from sd35.access.rate_limits import RateLimiter
 from sd35.api import metrics, service_pages, ui_mount
 from sd35.api.auth import AuthMiddleware, require_admin
-from sd35.api.browsers import BrowserProtection
+from sd35.api.browsers import AllowedHosts, AllowedOrigins, BrowserProtection
 from sd35.api.cors import Cors
 from sd35.api.dialects import DIALECTS, error_response
 from sd35.api.dialects.automatic1111.png_info import MAX_PARSED_IMAGES, MAX_RECEIVED_BYTES, MAX_RECEIVED_BYTES_EACH
 from sd35.api.errors import ApiError, FieldError, echo, report_error
-from sd35.api.hosts import AllowedHosts
-from sd35.api.metrics import RequestMetrics
+from sd35.api.metrics import CLIENT_CLOSED_REQUEST, RequestMetrics
 from sd35.api.openapi import describe_middleware
-from sd35.api.origins import AllowedOrigins
 from sd35.api.query import refuse_unknown_parameters
 from sd35.api.request_log import RequestLog, telemetry_config
 from sd35.api.sessions import Sessions
@@ -84,6 +83,7 @@ def create_app(
     app.add_exception_handler(ApiError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
     return app
 
 
@@ -161,6 +161,10 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
             return Response(status_code=204, headers=headers)
     detail = f"{request.method} {request.scope['path']}: {error.detail.lower()}; all routes are listed at /docs"
     return error_response(request.scope, ApiError(error.status_code, detail, headers=headers))
+
+
+async def _on_disconnect(_: Request, __: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 def _methods(request: Request) -> list[str]:

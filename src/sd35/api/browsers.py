@@ -1,19 +1,89 @@
-"""Protection of users' browsers: no other web site may use the server through them, or embed its pages."""
+"""Protection of users' browsers: no other web site may use the server through them, or embed its pages.
 
-from collections.abc import Awaitable, Callable
+DNS rebinding: a web site points its own name at the address of this server. The browser then treats the site and the
+server as one origin, so the site's scripts may read every response. Only the `Host` header shows the name.
 
-from starlette._utils import get_route_path
+Cross-site request forgery: a web page can make the visitor's browser send a form to any server, also to one on the
+visitor's machine. It cannot read the response, but the request has an effect. Browsers say which page sent it, in
+`Origin` and `Sec-Fetch-Site`, and no page can change these headers. Clients other than browsers do not send them.
+"""
+
+import ipaddress
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from urllib.parse import urlsplit
+
+from starlette._utils import get_route_path, parse_host_header
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sd35.api.auth import ErrorHandler, is_open
-from sd35.api.hosts import AllowedHosts
-from sd35.api.origins import AllowedOrigins
-from sd35.errors import Sd35Error
+from sd35.errors import HostNotAllowed, OriginNotAllowed, Sd35Error
 
 _PROBES = {"/healthz", "/readyz"}  # load balancers use any host name, and the responses hold nothing
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}  # no route of these methods has an effect
+_ZONE = re.compile(r"%[^\]]*(?=\])")  # of a link-local IPv6 address, as in [fe80::1%25eth0]
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
+
+class AllowedHosts:
+    """The hosts under which a server without API keys may be reached.
+
+    These are IP addresses, loopback names, the host of `public_url` and the `names`. A name is an exact host, or
+    `*.example.com` for the names below one, or `*` for any. IP addresses need no entry: nobody can rebind an address.
+    """
+
+    def __init__(self, names: Sequence[str], public_url: str | None = None) -> None:
+        public = (urlsplit(public_url).hostname or "") if public_url else ""
+        self._any = "*" in names
+        self._names = {"localhost", _normalise(public), *map(_normalise, names)} - {""}
+        self._endings = (".localhost", *(_normalise(name[1:]) for name in names if name.startswith("*.")))
+
+    def error(self, headers: Headers) -> HostNotAllowed | None:
+        """Return the error of a request with these headers, or None if its host is allowed.
+
+        A request without a host is allowed: HTTP/1.0 clients send such requests, browsers never do. A repeated or
+        malformed `Host` is not.
+        """
+        sent = headers.getlist("host")
+        if self._any or not any(sent) or (len(sent) == 1 and self._allows(sent[0])):
+            return None
+        return HostNotAllowed(", ".join(sent))
+
+    def _allows(self, header: str) -> bool:
+        parsed = parse_host_header(_ZONE.sub("", header))
+        if parsed is None:
+            return False
+        host = _normalise(parsed.host)
+        return host in self._names or host.endswith(self._endings) or _is_address(host)
+
+
+class AllowedOrigins:
+    """The origins whose pages may send requests that have an effect.
+
+    These are the server's own origin, that of `public_url`, and `others`, where `*` means any.
+    """
+
+    def __init__(self, others: Sequence[str], public_url: str | None = None) -> None:
+        self._any, self._others = "*" in others, set(others)
+        parts = urlsplit(public_url or "")
+        self._public = _origin(parts.scheme, parts.netloc.rpartition("@")[2])
+
+    def error(self, headers: Headers, scheme: str) -> OriginNotAllowed | None:
+        """Return the error of a request with these headers, or None if no page of another origin sent it.
+
+        `scheme` is the one that the client used. `Sec-Fetch-Site: same-origin` is enough, so that a proxy may rewrite
+        `Host`. Browsers send `Sec-Fetch-Site` to HTTPS and loopback addresses only; elsewhere `Origin` has to match.
+        """
+        origin, site = headers.get("origin") or None, headers.get("sec-fetch-site")
+        if self._any or site == "same-origin" or origin in self._others:
+            return None
+        if site != "cross-site" and origin in {_origin(scheme, headers.get("host", "")), self._public}:
+            return None
+        if origin is None and site in {None, "none"}:  # not a browser, or an address that the user typed
+            return None
+        return OriginNotAllowed("sec-fetch-site", site) if origin is None else OriginNotAllowed("origin", origin)
 
 
 class BrowserProtection:
@@ -74,3 +144,25 @@ def _protect(headers: MutableHeaders) -> None:
     if headers.get("content-type", "").startswith("text/html"):
         headers.setdefault("Content-Security-Policy", "frame-ancestors 'self'")  # the user interface has its own
         headers["X-Frame-Options"] = "SAMEORIGIN"
+
+
+def _origin(scheme: str, authority: str) -> str:
+    """Return an origin as browsers write it: without the scheme's default port."""
+    return f"{scheme}://{_normalise(authority.removesuffix(_DEFAULT_PORTS.get(scheme, '')))}"
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
+
+
+def _normalise(host: str) -> str:
+    """Return a host name as browsers send it: in lower case, in Punycode if international, without a trailing dot."""
+    host = host.lower().removesuffix(".")
+    try:
+        return host if host.isascii() else host.encode("idna").decode()
+    except UnicodeError:
+        return host  # matches no `Host` header

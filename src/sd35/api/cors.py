@@ -7,9 +7,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from sd35.api.dialects.automatic1111.txt2img import IGNORED
-from sd35.api.errors import ApiError
+from sd35.api.errors import PROBLEM, ApiError
 from sd35.api.generate import IMAGE_HEADERS
-from sd35.api.problems import PROBLEM
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 _LIMIT_HEADERS = ("RateLimit", "RateLimit-Policy", "Retry-After")

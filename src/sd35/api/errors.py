@@ -1,9 +1,10 @@
-"""API errors and how they become responses. Each dialect has an `ErrorFormat` of its own."""
+"""API errors and how they become responses: in a dialect's own `ErrorFormat`, elsewhere as problem documents."""
 
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from http import HTTPStatus
+from typing import Any, NamedTuple, TypeAlias
 
 import structlog
 from pydantic import BaseModel, Field
@@ -22,6 +23,8 @@ from sd35.errors import (
     UntrustedRequest,
 )
 
+Responses: TypeAlias = dict[int | str, dict[str, Any]]
+"""Descriptions of responses by status, as FastAPI's `responses`."""
 _MAX_ECHO_CHARACTERS = 100
 _STORE_RETRY_S = 5
 
@@ -104,8 +107,37 @@ class ErrorFormat(NamedTuple):
         return {
             "description": description,
             "content": {self.media_type: {"schema": _inlined(self.model.model_json_schema())}},
-            "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()},
+            "headers": openapi_headers(headers),
         }
+
+    @property
+    def unavailable(self) -> Responses:
+        """The response of every route that needs the service."""
+        description = "The service is loading or closing, or a store does not answer."
+        return {503: self.documented(description, **{"Retry-After": "Seconds."})}
+
+
+class Problem(BaseModel):
+    """A problem document (RFC 9457)."""
+
+    type: str = "about:blank"
+    title: str = Field(description="The status in words.")
+    status: int
+    detail: str = Field(description="What went wrong, and what to do.")
+    errors: list[FieldError] = Field(default=[], description="The invalid fields. Omitted if there are none.")
+    request_id: str = Field(default="", description="Also in the header `X-Request-Id` and in the server's log.")
+
+    @classmethod
+    def of(cls, status: int, detail: str) -> "Problem":
+        """Build a problem without fields from a status and its detail."""
+        return cls(title=HTTPStatus(status).phrase, status=status, detail=detail)
+
+
+def _render_problem(error: ApiError, request_id: str) -> tuple[int, dict[str, Any]]:
+    problem = Problem.of(error.status, error.detail).model_dump(exclude={"errors", "request_id"})
+    if error.errors:
+        problem["errors"] = [field.model_dump() for field in error.errors]
+    return error.status, {**problem, "request_id": request_id}
 
 
 def report_error(request: Request, error: Sd35Error) -> ApiError:
@@ -137,6 +169,11 @@ def echo(value: object) -> Any:  # noqa: ANN401  any JSON value
     return f"{text[: _MAX_ECHO_CHARACTERS - 40]}… ({len(text)} characters)"
 
 
+def openapi_headers(descriptions: Mapping[str, str]) -> dict[str, Any]:
+    """Describe response headers in OpenAPI."""
+    return {name: {"description": text, "schema": {"type": "string"}} for name, text in descriptions.items()}
+
+
 def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
     """Replace the references of a schema by what they refer to, because the OpenAPI page lacks its definitions."""
     definitions = schema.pop("$defs", {})
@@ -152,3 +189,7 @@ def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
 
     inlined: dict[str, Any] = inline(schema)
     return inlined
+
+
+PROBLEM = ErrorFormat(_render_problem, Problem, "application/problem+json")
+documented = PROBLEM.documented

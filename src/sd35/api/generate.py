@@ -1,19 +1,20 @@
 """Image generation as all dialects share it: from parameters to results, and the headers of a result."""
 
+import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
 
 import structlog
 from fastapi import Header, Request
 from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
 
 from sd35.api.auth import caller_of, service_of
-from sd35.api.disconnect import unless_disconnected
-from sd35.api.errors import ErrorFormat
+from sd35.api.errors import ErrorFormat, Responses, openapi_headers
 from sd35.engine.base import Pixels
 from sd35.generation.params import GenerationParams
 from sd35.generation.service import GenerationResult
@@ -24,6 +25,7 @@ from sd35.request import Request as ImageRequest
 from sd35.service.batch import Batch, OnStep
 from sd35.storage.jobs import JobSpec
 
+Result = TypeVar("Result")
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -33,7 +35,7 @@ IdempotencyKey = Annotated[
     ),
 ]
 
-FILE_CONTENT = {each.media_type: {"schema": {"type": "string", "format": "binary"}} for each in Format}
+FILE_CONTENT: dict[str, Any] = {each.media_type: {"schema": {"type": "string", "format": "binary"}} for each in Format}
 IMAGE_HEADERS = {
     "X-Sd35-Seed": "The seed, also if it was random.",
     "X-Sd35-Digest": "The image's identity: SHA-256 of its canonical request.",
@@ -49,17 +51,26 @@ IMAGE_HEADERS = {
 }
 
 
-def errors_of_generation(error_format: ErrorFormat) -> dict[int | str, dict[str, Any]]:
+def image_response(description: str, headers: Mapping[str, str], **content: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Describe a response that is an image, or `content` by media type, for OpenAPI."""
+    return {
+        "description": description,
+        "content": {**FILE_CONTENT, **content},
+        "headers": openapi_headers(headers),
+    }
+
+
+def errors_of_generation(error_format: ErrorFormat) -> Responses:
     """Describe the errors of a route that generates images, for OpenAPI."""
-    documented, retry_after = error_format.documented, {"Retry-After": "Seconds."}
+    documented = error_format.documented
     return {
         403: documented("The request exceeds the pixels of an hour."),
         409: documented("The idempotency key was used with another body, or its job was cancelled."),
         410: documented("An image of the idempotency key was removed."),
         413: documented("The body is too large."),
-        429: documented("The queue is full, or the caller's rate limit is reached.", **retry_after),
+        429: documented("The queue is full, or the caller's rate limit is reached.", **{"Retry-After": "Seconds."}),
         500: documented("An image could not be generated. Other requests are not affected."),
-        503: documented("The service is loading or closing, or a store does not answer.", **retry_after),
+        **error_format.unavailable,
     }
 
 
@@ -100,13 +111,37 @@ async def running_batch(
 
 
 async def generate(request: Request, job_specs: Sequence[JobSpec]) -> list[GenerationResult]:
-    """Generate all images of a call. Returns none if the client disconnects, which cancels them.
+    """Generate all images of a call. They are cancelled if the client disconnects.
 
-    Raises what `running_batch` and `Batch.outcomes` raise.
+    Raises ClientDisconnect, and what `running_batch` and `Batch.outcomes` raise.
     """
     async with running_batch(request, job_specs) as batch:
         results = await unless_disconnected(request, batch.outcomes())
-    return [result for result in results or () if result]
+    return [result for result in results if result]
+
+
+async def unless_disconnected(request: Request, work: Awaitable[Result]) -> Result:
+    """Await `work`. If the client disconnects first, cancel it and raise ClientDisconnect.
+
+    The body must have been read.
+    """
+    connection = asyncio.timeout(None)  # expires when the client disconnects; so `work` needs no task of its own
+    watcher = asyncio.ensure_future(_expire_on_disconnect(request, connection))
+    try:
+        async with connection:
+            return await work
+    except TimeoutError as error:
+        if not connection.expired():
+            raise
+        raise ClientDisconnect from error
+    finally:
+        watcher.cancel()
+
+
+async def _expire_on_disconnect(request: Request, connection: asyncio.Timeout) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    connection.reschedule(asyncio.get_running_loop().time())
 
 
 def preview_png(preview: Callable[[], Pixels], request: ImageRequest) -> bytes:

@@ -1,7 +1,7 @@
 """`/v1/artifacts`: stored images by their identity."""
 
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import RedirectResponse
@@ -9,19 +9,15 @@ from pydantic import BaseModel, Field
 from starlette._utils import get_route_path
 
 from sd35.api.auth import caller_of, has_link, service_of
-from sd35.api.errors import ApiError
+from sd35.api.errors import PROBLEM, ApiError, Responses, documented
 from sd35.api.generate import FILE_CONTENT
-from sd35.api.problems import UNAVAILABLE, documented
 from sd35.api.ranges import answer
 from sd35.images.encode import encode_async
 from sd35.images.formats import Format, negotiate
 from sd35.service.service import Service
 from sd35.storage.links import DEFAULT_LIFETIME_S, MAX_LIFETIME_S, PATH, expiry
 
-_NOT_FOUND: dict[int | str, dict[str, Any]] = {
-    404: documented("There is no such image, or another key owns it."),
-    **UNAVAILABLE,
-}
+_NOT_FOUND: Responses = {404: documented("There is no such image, or another key owns it."), **PROBLEM.unavailable}
 _FILE = {"content": FILE_CONTENT}
 
 router = APIRouter(prefix=PATH, tags=["images"])

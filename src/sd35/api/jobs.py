@@ -15,10 +15,9 @@ from pydantic import BaseModel, Field
 
 from sd35.api.auth import caller_of, service_of
 from sd35.api.body import openapi_body, read_json
-from sd35.api.errors import ApiError
+from sd35.api.errors import PROBLEM, ApiError, Problem, Responses, documented
 from sd35.api.generate import IdempotencyKey, job_specs_of
-from sd35.api.problems import UNAVAILABLE, Problem, documented
-from sd35.api.txt2img import EXAMPLES, Txt2Img
+from sd35.api.txt2img import BODY_ERRORS, EXAMPLES, Txt2Img
 from sd35.errors import Sd35Error
 from sd35.images.formats import Format
 from sd35.images.png import write_png
@@ -91,9 +90,9 @@ def job_view(job: Job, queue_position: int | None = None) -> JobView:
     return JobView(
         id=job.id,
         status=job.status,
-        created_at=_time(job.created_s),
-        started_at=None if job.started_s is None else _time(job.started_s),
-        ended_at=None if job.ended_s is None else _time(job.ended_s),
+        created_at=datetime.fromtimestamp(job.created_s, UTC),
+        started_at=_time(job.started_s),
+        ended_at=_time(job.ended_s),
         queue_position=queue_position,
         request=json.loads(job.spec.request.canonical),
         image=image,
@@ -102,10 +101,7 @@ def job_view(job: Job, queue_position: int | None = None) -> JobView:
 
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
-_NOT_FOUND: dict[int | str, dict[str, Any]] = {
-    404: documented("There is no such job, or another key owns it."),
-    **UNAVAILABLE,
-}
+_NOT_FOUND: Responses = {404: documented("There is no such job, or another key owns it."), **PROBLEM.unavailable}
 
 
 async def visible_job(request: Request, job_id: str) -> Job:
@@ -125,14 +121,11 @@ VisibleJob = Annotated[Job, Depends(visible_job)]
     summary="Create a job",
     openapi_extra=openapi_body(JobBody, examples=EXAMPLES),
     responses={
-        400: documented("The body is not JSON."),
-        404: documented("No model of that name is served. The problem lists the models that are."),
+        **BODY_ERRORS,
         409: documented("The idempotency key was used with another body."),
         413: documented("The body is too large."),
-        415: documented("The body is not `application/json`."),
-        422: documented("A field is unknown, missing, of the wrong type or out of range. Each is named."),
         429: documented("The queue is full.", **{"Retry-After": "Seconds."}),
-        **UNAVAILABLE,
+        **PROBLEM.unavailable,
     },
 )
 async def create(request: Request, response: Response, idempotency_key: IdempotencyKey = None) -> JobView:
@@ -161,7 +154,7 @@ async def create(request: Request, response: Response, idempotency_key: Idempote
     return view
 
 
-@router.get("", summary="List jobs", responses=UNAVAILABLE)
+@router.get("", summary="List jobs", responses=PROBLEM.unavailable)
 async def page(
     request: Request,
     status: Annotated[list[Status] | None, Query(description="List only jobs of these statuses.")] = None,
@@ -234,5 +227,5 @@ async def _views(jobs: Sequence[Job], service: Service) -> list[JobView]:
     return [job_view(job, positions.get(job.id)) for job in jobs]
 
 
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
+def _time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

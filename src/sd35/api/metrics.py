@@ -14,7 +14,7 @@ from sd35.threads import STORES
 _METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
 _NO_DIALECT = "none"  # the service's own pages
 _OTHER = "other"
-_CLIENT_CLOSED = 499  # nginx's status for a client that disconnects before the response
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that disconnects before the response
 
 router = APIRouter()
 
@@ -41,7 +41,7 @@ class RequestMetrics:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = _CLIENT_CLOSED
+        status = CLIENT_CLOSED_REQUEST
 
         async def send_and_note_status(message: Message) -> None:
             nonlocal status

@@ -19,8 +19,7 @@ import structlog
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from sd35.api.errors import ApiError
-from sd35.api.problems import PROBLEM
+from sd35.api.errors import PROBLEM, ApiError
 
 MAX_URL_BYTES = 8 * 1024
 MAX_HEAD_BYTES = 32 * 1024

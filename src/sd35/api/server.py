@@ -13,14 +13,12 @@ from types import FrameType
 
 import structlog
 import uvicorn
-from fastapi import FastAPI
 
 from sd35.access.keys import KeyStore
 from sd35.api.app import create_app
+from sd35.api.http_server import UiServer, address_of, listen, server_config
 from sd35.api.jobs import job_body
 from sd35.api.output_streams import use_nonblocking_streams
-from sd35.api.protocol import bounded
-from sd35.api.sockets import address_of, listen
 from sd35.api.ui_mount import UiMount, ui_mount_of
 from sd35.host import process_age_s
 from sd35.jobs.webhooks.webhooks import Webhooks
@@ -43,16 +41,16 @@ _MARGIN_S = 10  # for the work after the last response, such as sending traces
 _BODY = '{"prompt": "a cat on a blue background"}'
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, which finishes running images at a first signal before it stops listening, and exits at a second one.
+class _Server(UiServer):
+    """A server that finishes running images at a first signal before it stops listening, and exits at a second one.
 
     While it closes, /readyz and new images are answered with 503, so that a load balancer sees the reason.
     """
 
     def __init__(self, config: uvicorn.Config, lifecycle: ServiceLifecycle, ui: UiMount, exit_within_s: float) -> None:
         """`exit_within_s`: time from the first signal after which the process exits whatever still runs."""
-        super().__init__(config)
-        self._lifecycle, self._ui, self._exit_within_s = lifecycle, ui, exit_within_s
+        super().__init__(config, ui)
+        self._lifecycle, self._exit_within_s = lifecycle, exit_within_s
         self._closing: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_asked_to_exit = False
@@ -69,11 +67,6 @@ class _Server(uvicorn.Server):
         """End serving because the service cannot be opened."""
         self._failure = error
         self.should_exit = True
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Wait until all requests are answered, after ending the streams of the user interface's open tabs."""
-        await self._ui.close()
-        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  uvicorn's signature
         """Close at the first signal, exit at the second."""
@@ -139,25 +132,14 @@ def serve(settings: Settings) -> None:
     lifecycle = ServiceLifecycle(load, on_ready, lambda error: server.fail(error), startup)  # noqa: PLW0108  `server` is created below
     app = create_app(lifecycle, settings, storage.database.keys, telemetry, ui)
     exit_within_s = settings.shutdown_grace_s + _ANSWERING_S + _MARGIN_S
-    server = _Server(_uvicorn_config(app, settings), lifecycle, ui, exit_within_s)
+    # The app itself knows the trusted proxies.
+    config = server_config(
+        app, settings.body_timeout_s, _ANSWERING_S, root_path=settings.root_path, proxy_headers=False
+    )
+    server = _Server(config, lifecycle, ui, exit_within_s)
     server.run([listener])
     if lifecycle.is_building:
         os._exit(0)  # it loads a finished build, which cannot be interrupted; everything else has ended
-
-
-def _uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        loop="uvloop",
-        http=bounded(settings.body_timeout_s),
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,  # uvicorn would trust every local client; the app knows the trusted proxies
-        root_path=settings.root_path,
-        timeout_graceful_shutdown=_ANSWERING_S,
-    )
 
 
 def _warn_if_open(host: str, keys: KeyStore | None) -> None:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 
 from sd35.api.auth import service_of
-from sd35.api.problems import UNAVAILABLE, documented
+from sd35.api.errors import PROBLEM, documented
 from sd35.api.query import refuse_unknown_parameters
 from sd35.engine.model_info import ModelInfo
 from sd35.planning.auto import why_standing_in
@@ -94,7 +94,7 @@ async def healthz(request: Request) -> Health:
 
 
 @router.head("/readyz", include_in_schema=False)
-@router.get("/readyz", summary="Check that the service is ready", responses=UNAVAILABLE)
+@router.get("/readyz", summary="Check that the service is ready", responses=PROBLEM.unavailable)
 async def readyz(request: Request) -> Ready:
     """Return 200 once the model has generated a first image; 503 before that, and while the service closes."""
     lifecycle: ServiceLifecycle = request.app.state.lifecycle
@@ -103,7 +103,10 @@ async def readyz(request: Request) -> Ready:
 
 @router.head("/v1/models", include_in_schema=False)
 @router.get(
-    "/v1/models", summary="List models", responses=UNAVAILABLE, dependencies=[Depends(refuse_unknown_parameters)]
+    "/v1/models",
+    summary="List models",
+    responses=PROBLEM.unavailable,
+    dependencies=[Depends(refuse_unknown_parameters)],
 )
 async def models(request: Request) -> ModelList:
     """Return the models in OpenAI's format, with the defaults, ranges and text length of each."""
@@ -113,7 +116,7 @@ async def models(request: Request) -> ModelList:
 @router.get(
     "/v1/models/{name}",
     summary="Get a model",
-    responses={404: documented("No model of that name is served."), **UNAVAILABLE},
+    responses={404: documented("No model of that name is served."), **PROBLEM.unavailable},
     dependencies=[Depends(refuse_unknown_parameters)],
 )
 async def model(request: Request, name: str) -> ModelCard:

@@ -1,67 +1,51 @@
 """`POST /v1/txt2img`: the body and the route of this project's own dialect."""
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from sd35.api import fields
 from sd35.api.auth import service_of
 from sd35.api.body import openapi_body, read_json
-from sd35.api.disconnect import CLIENT_CLOSED_REQUEST
+from sd35.api.errors import PROBLEM, Responses, documented
 from sd35.api.generate import (
-    FILE_CONTENT,
     IMAGE_HEADERS,
     IdempotencyKey,
     errors_of_generation,
     generate,
     image_headers,
+    image_response,
     job_specs_of,
 )
-from sd35.api.problems import PROBLEM, documented
 from sd35.generation.params import GenerationParams
 from sd35.images.encode import encode_async
 from sd35.images.formats import Format, negotiate
-from sd35.request import (
-    GUIDANCE_SCALE,
-    PRIORITY,
-    PROMPT_CHARACTERS,
-    SEED,
-    SIZE_MULTIPLE_PX,
-    SKIP_LAYER_SCALE,
-    STEPS,
-)
+from sd35.request import PRIORITY, SKIP_LAYER_SCALE
 
 _DEFAULT = "Omitted or null: the model's default, listed in /v1/models."
-_SIDE: dict[str, Any] = {"ge": SIZE_MULTIPLE_PX, "multiple_of": SIZE_MULTIPLE_PX}
-_SIDE_ALLOWED = f"an integer, a multiple of {SIZE_MULTIPLE_PX}, in the model's range, listed in /v1/models. {_DEFAULT}"
+_SIDE_ALLOWED = f"{fields.SIDE_ALLOWED}, listed in /v1/models. {_DEFAULT}"
 
 
-class Txt2Img(BaseModel):
+class Txt2Img(BaseModel, extra="forbid", allow_inf_nan=False):
     """The body. Each description begins with the allowed values, which errors repeat."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    prompt: str = Field(
-        min_length=1,
-        max_length=PROMPT_CHARACTERS,
-        description=f"text of 1 to {PROMPT_CHARACTERS} characters, without lone surrogates: describes the image.",
+    prompt: fields.Prompt = Field(
+        description=f"{fields.PROMPT_ALLOWED}, without lone surrogates: describes the image.",
         examples=["a cat on a blue background"],
     )
-    negative_prompt: str | None = Field(
+    negative_prompt: fields.NegativePrompt | None = Field(
         None,
-        max_length=PROMPT_CHARACTERS,
-        description=f"text of at most {PROMPT_CHARACTERS} characters, without lone surrogates: describes what to avoid."
+        description=f"{fields.NEGATIVE_PROMPT_ALLOWED}, without lone surrogates: describes what to avoid."
         " It has no effect at a guidance scale of 1 or less. Omitted or null: empty.",
     )
-    width: Annotated[int, Field(**_SIDE)] | None = Field(None, description=_SIDE_ALLOWED)
-    height: Annotated[int, Field(**_SIDE)] | None = Field(None, description=_SIDE_ALLOWED)
-    steps: Annotated[int, Field(ge=STEPS[0], le=STEPS[1])] | None = Field(
-        None, description=f"an integer from {STEPS[0]} to {STEPS[1]}: denoising steps. {_DEFAULT}"
-    )
-    guidance_scale: Annotated[float, Field(ge=GUIDANCE_SCALE[0], le=GUIDANCE_SCALE[1])] | None = Field(
+    width: fields.Side | None = Field(None, description=_SIDE_ALLOWED)
+    height: fields.Side | None = Field(None, description=_SIDE_ALLOWED)
+    steps: fields.Steps | None = Field(None, description=f"{fields.STEPS_ALLOWED}: denoising steps. {_DEFAULT}")
+    guidance_scale: fields.GuidanceScale | None = Field(
         None,
-        description=f"a number from {GUIDANCE_SCALE[0]:g} to {GUIDANCE_SCALE[1]:g}: how closely to follow the prompt."
+        description=f"{fields.GUIDANCE_SCALE_ALLOWED}: how closely to follow the prompt."
         f" 1 or less turns guidance off and halves the computation. {_DEFAULT}",
     )
     skip_layer_scale: Annotated[float, Field(ge=SKIP_LAYER_SCALE[0], le=SKIP_LAYER_SCALE[1])] | None = Field(
@@ -70,9 +54,9 @@ class Txt2Img(BaseModel):
         " /v1/models: skip-layer guidance, one more prediction in some steps, which improves structure. 0 turns it off."
         f" It has no effect at a guidance scale of 1 or less. {_DEFAULT}",
     )
-    seed: Annotated[int, Field(ge=SEED[0], le=SEED[1])] | None = Field(
+    seed: fields.Seed | None = Field(
         None,
-        description=f"an integer from {SEED[0]} to {SEED[1]}: the same seed and request give the same image."
+        description=f"{fields.SEED_ALLOWED}: the same seed and request give the same image."
         " Omitted or null: a random seed, named in the response's headers.",
     )
     model: str | None = Field(None, description="a name from /v1/models. Omitted or null: the first of them.")
@@ -82,9 +66,8 @@ class Txt2Img(BaseModel):
         " images. It does not change the image.",
     )
 
-    output_format: Literal["png", "jpeg", "webp", "avif"] | None = Field(
-        None,
-        description="png, jpeg, webp or avif: the file's format. Omitted or null: by `Accept`, else png.",
+    output_format: fields.OutputFormat | None = Field(
+        None, description="png, jpeg, webp or avif: the file's format. Omitted or null: by `Accept`, else png."
     )
     metadata: bool = Field(
         True,  # noqa: FBT003
@@ -111,17 +94,16 @@ class Txt2Img(BaseModel):
         )
 
 
-_IMAGE = {
-    "description": "The image. Its metadata hold the request, for `sd35 replay`.",
-    "content": FILE_CONTENT,
-    "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in IMAGE_HEADERS.items()},
-}
-
-
 _SETTINGS = {"width": 1024, "height": 1024, "steps": 28, "guidance_scale": 4.5, "seed": 7}
 EXAMPLES = {
     "smallest": {"value": {"prompt": "a cat on a blue background"}},
     "with settings": {"value": {"prompt": "a cat to the left of a dog", "negative_prompt": "a tree", **_SETTINGS}},
+}
+BODY_ERRORS: Responses = {
+    400: documented("The body is not JSON."),
+    404: documented("No model of that name is served. The problem lists the models that are."),
+    415: documented("The body is not `application/json`."),
+    422: documented("A field is unknown, missing, of the wrong type or out of range. Each is named."),
 }
 router = APIRouter()
 
@@ -132,13 +114,10 @@ router = APIRouter()
     response_class=Response,
     openapi_extra=openapi_body(Txt2Img, examples=EXAMPLES),
     responses={
-        200: _IMAGE,
+        200: image_response("The image. Its metadata hold the request, for `sd35 replay`.", IMAGE_HEADERS),
         **errors_of_generation(PROBLEM),
-        400: documented("The body is not JSON."),
-        404: documented("No model of that name is served. The problem lists the models that are."),
+        **BODY_ERRORS,
         406: documented("`Accept` allows none of the formats."),
-        415: documented("The body is not `application/json`."),
-        422: documented("A field is unknown, missing, of the wrong type or out of range. Each is named."),
     },
 )
 async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
@@ -151,10 +130,7 @@ async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> R
     file_format = negotiate(request.headers.get("accept"), body.format)
     (job_spec,) = job_specs_of(request, body, [body.to_params()], idempotency_key)
     job_spec = replace(job_spec, priority=body.priority, format=file_format, has_metadata=body.metadata)
-    results = await generate(request, [job_spec])
-    if not results:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    (result,) = results
+    (result,) = await generate(request, [job_spec])
     has_metadata = body.metadata and service_of(request).policy.has_metadata
     content = await encode_async(result.png, file_format, has_metadata=has_metadata)
     return Response(content, headers=image_headers(result), media_type=file_format.media_type)

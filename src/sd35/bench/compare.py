@@ -87,11 +87,8 @@ def _load_rows(one: LoadResult, other: LoadResult) -> Iterator[Row]:
     if len(one.classes) > 1:
         pairs += [(f" of {each.name}", each, classes[each.name]) for each in one.classes if each.name in classes]
     for suffix, first, second in pairs:
-        for percent, before, after in (
-            (50, first.p50_s, second.p50_s),
-            (95, first.p95_s, second.p95_s),
-            (99, first.p99_s, second.p99_s),
-        ):
+        for percent, before in first.latencies_s.items():
+            after = second.latencies_s[percent]
             if before and after and (percent == 95 or not suffix):
                 yield Row(one.name, f"p{percent}{suffix}, s", before, after, more_is_better=False)
 

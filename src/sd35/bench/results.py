@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from sd35.bench.frozen import Frozen
 from sd35.bench.load.workload import Workload, describe_errors
 from sd35.bench.monitoring.machine import BackgroundLoad, Machine
 from sd35.bench.monitoring.monitor import MonitorSample
@@ -17,15 +18,9 @@ from sd35.errors import InvalidSetting
 from sd35.parsing import read_json, shown
 
 FORMAT: Literal["sd35-bench/2"] = "sd35-bench/2"
-MATRIX_FORMAT: Literal["sd35-bench-matrix/2"] = "sd35-bench-matrix/2"
-Loop = Literal["closed", "open"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Plan(_Frozen):
+class Plan(Frozen):
     """The plan of a run. Each round runs the closed loop and then each open loop, for `seconds` each.
 
     A server whose first image takes longer than `max_first_image_s` is not measured. `seed_offset` is added to all
@@ -43,7 +38,7 @@ class Plan(_Frozen):
     seed_offset: int = 0
 
 
-class ServerInfo(_Frozen):
+class ServerInfo(Frozen):
     """The server under test. `settings` and `models` are known for servers of this project.
 
     `is_local`: whether its process was visible on this machine. If not, the result's machine is the client's.
@@ -56,7 +51,7 @@ class ServerInfo(_Frozen):
     models: list[dict[str, Any]] | None
 
 
-class ColdStart(_Frozen):
+class ColdStart(Frozen):
     """Seconds from process start to ready, with the phases that the service reports, and of the first image then."""
 
     ready_s: float | None
@@ -64,7 +59,7 @@ class ColdStart(_Frozen):
     first_image_s: float | None
 
 
-class ClassResult(_Frozen):
+class ClassResult(Frozen):
     """Counts of one class of requests, or of all, and latencies in seconds of those that were completed."""
 
     name: str
@@ -75,8 +70,13 @@ class ClassResult(_Frozen):
     p95_s: Estimate | None
     p99_s: Estimate | None
 
+    @property
+    def latencies_s(self) -> dict[int, Estimate | None]:
+        """The latencies by percentile."""
+        return {50: self.p50_s, 95: self.p95_s, 99: self.p99_s}
 
-class RequestColumns(_Frozen):
+
+class RequestColumns(Frozen):
     """All requests, by columns. `scheduled_s` counts from the start of the monitor."""
 
     round: list[int]
@@ -86,14 +86,14 @@ class RequestColumns(_Frozen):
     status: list[str]
 
 
-class LoadResult(_Frozen):
+class LoadResult(Frozen):
     """One load over all rounds.
 
     `offered_per_s` is the request rate of an open loop. `errors` counts the server's error messages.
     """
 
     name: str
-    loop: Loop
+    loop: Literal["closed", "open"]
     clients: int | None
     offered_per_s: float | None
     images_per_s: Estimate
@@ -104,7 +104,7 @@ class LoadResult(_Frozen):
     requests: RequestColumns
 
 
-class Span(_Frozen):
+class Span(Frozen):
     """A part of the run. Times count from the start of the monitor."""
 
     name: str
@@ -112,14 +112,14 @@ class Span(_Frozen):
     end_s: float
 
 
-class Memory(_Frozen):
+class Memory(Frozen):
     """Peak memory of all processes of the server together. `source` says where the figure comes from."""
 
     peak_bytes: int | None
     source: str
 
 
-class Gpu(_Frozen):
+class Gpu(Frozen):
     """GPU memory and energy of the server. `skip_reason` says why nothing was measured, or is None."""
 
     skip_reason: str | None
@@ -128,7 +128,7 @@ class Gpu(_Frozen):
     energy_per_image_j: float | None = None
 
 
-class Batches(_Frozen):
+class Batches(Frozen):
     """The engine's batches during all loads. `occupancy` counts them by their share of rows in use."""
 
     batches: int
@@ -136,7 +136,7 @@ class Batches(_Frozen):
     occupancy: dict[str, int]
 
 
-class Result(_Frozen):
+class Result(Frozen):
     """One run against one server."""
 
     format: Literal["sd35-bench/2"] = FORMAT
@@ -162,7 +162,7 @@ class Result(_Frozen):
         return next(load for load in self.loads if load.loop == "closed")
 
 
-class Cell(_Frozen):
+class Cell(Frozen):
     """One combination of a matrix: its figures, or the reason why it was skipped."""
 
     backend: str
@@ -183,10 +183,10 @@ class Cell(_Frozen):
         return f"{self.backend}/{self.precision}, {self.batch_rows} row{'s' * (self.batch_rows > 1)}"
 
 
-class Matrix(_Frozen):
+class Matrix(Frozen):
     """Backends, precisions and batch sizes measured one after the other. `settings` are those of all servers."""
 
-    format: Literal["sd35-bench-matrix/2"] = MATRIX_FORMAT
+    format: Literal["sd35-bench-matrix/2"] = "sd35-bench-matrix/2"
     created_at: str
     machine: Machine
     background: BackgroundLoad

@@ -183,18 +183,17 @@ def measure(target: Target, workload: Workload, plan: Plan, monitor: Monitor, on
 
 async def generate_images(target: Target, requests: Sequence[BenchRequest], concurrency: int) -> list[bytes]:
     """Generate one image per request. Raises MeasuringFailed if a request is refused or fails."""
-    pending = iter(enumerate(requests))
-    responses: dict[int, ImageResponse] = {}
+    room = asyncio.Semaphore(concurrency)
     async with target.client() as client:
 
-        async def run_client() -> None:
-            for index, request in pending:
-                responses[index] = await client.generate(request)
+        async def generate(request: BenchRequest) -> ImageResponse:
+            async with room:
+                return await client.generate(request)
 
-        await asyncio.gather(*(run_client() for _ in range(concurrency)))
-    if missing := next((response for response in responses.values() if response.status != "completed"), None):
+        responses = await asyncio.gather(*map(generate, requests))
+    if missing := next((response for response in responses if response.status != "completed"), None):
         raise MeasuringFailed(f"an image for the comparison was {missing.status}: {missing.message}")
-    return [responses[index].image for index in range(len(requests))]
+    return [response.image for response in responses]
 
 
 def _server_info(target: Target) -> ServerInfo:

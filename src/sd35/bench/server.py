@@ -52,15 +52,14 @@ class StartingServer(NamedTuple):
         """Wait until /readyz answers 200. Raises MeasuringFailed with the server's error if it ends before."""
         with http_client(self.url) as http:
             while not _is_ready(http):
-                if self.process.poll() is not None:
-                    raise MeasuringFailed(f"the server did not start: {error_line(self.log)}")
+                self.check_running("did not start")
                 time.sleep(_READY_POLL_S)
         return Server(self.url, self.process.pid, time.monotonic() - self.start_s)
 
-    def check_running(self) -> None:
+    def check_running(self, failure: str = "ended during the measurement") -> None:
         """Raise MeasuringFailed with the server's error if it has ended."""
         if self.process.poll() is not None:
-            raise MeasuringFailed(f"the server ended during the measurement: {error_line(self.log)}")
+            raise MeasuringFailed(f"the server {failure}: {error_line(self.log)}")
 
 
 @contextmanager

@@ -118,7 +118,7 @@ def _monitored_target(session: Session, on_progress: OnProgress) -> Iterator[tup
     if session.url:
         check_reachable(session.url)
         target = Target(Server(session.url, pid_at(session.url)), dialect, session.key)
-        with _monitoring(target, background_cores(_BEFORE_S, target.server.pid)) as monitor:
+        with _monitor(target, background_cores(_BEFORE_S, target.server.pid)) as monitor:
             yield target, monitor
         return
     before_cores = background_cores(_BEFORE_S)
@@ -127,7 +127,7 @@ def _monitored_target(session: Session, on_progress: OnProgress) -> Iterator[tup
         target = Target(
             Server(starting.url, starting.process.pid), dialect, settings=reported_settings(session.settings)
         )
-        with _monitoring(target, before_cores) as monitor:
+        with _monitor(target, before_cores) as monitor:
             server = starting.wait_until_ready()
             try:
                 yield target._replace(server=server), monitor
@@ -135,15 +135,9 @@ def _monitored_target(session: Session, on_progress: OnProgress) -> Iterator[tup
                 starting.check_running()
 
 
-@contextmanager
-def _monitoring(target: Target, before_cores: float) -> Iterator[Monitor]:
-    server, headers = target.server, target.headers
-    monitor = Monitor(server.url, server.pid, headers if target.dialect.has_metrics else None, before_cores)
-    monitor.start()
-    try:
-        yield monitor
-    finally:
-        monitor.stop()
+def _monitor(target: Target, before_cores: float) -> Monitor:
+    headers = target.headers if target.dialect.has_metrics else None
+    return Monitor(target.server.url, target.server.pid, headers, before_cores)
 
 
 def _generate(target: Target, count: int) -> ImageSet:

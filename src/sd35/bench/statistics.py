@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import ceil, sqrt
 from statistics import fmean, stdev
 
-from pydantic import BaseModel, ConfigDict
+from sd35.bench.frozen import Frozen
 
 # 0.975 quantiles for 1, 2, ... degrees of freedom: NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.6.7.2.
 _T = (
@@ -14,10 +14,8 @@ _T = (
 _NORMAL = 1.960
 
 
-class Estimate(BaseModel):
+class Estimate(Frozen):
     """A value and the half-width of its 95 % confidence interval. `half_width` is None if there was only one round."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     value: float
     half_width: float | None = None

@@ -5,7 +5,9 @@ from rich.table import Table
 
 from sd35.bench.compare import Comparison
 from sd35.bench.report.formatting import (
+    CLASS_COLUMNS,
     cell_figures,
+    class_rows,
     describe_load,
     describe_matrix,
     describe_models,
@@ -17,8 +19,16 @@ from sd35.bench.report.formatting import (
 from sd35.bench.results import LoadResult, Matrix, Result
 
 
-def show(result: Result, console: Console) -> None:
-    """Print a result: the figures of each load and class, then the other facts."""
+def show(result: Result | Matrix, console: Console) -> None:
+    """Print a run or a matrix."""
+    if isinstance(result, Matrix):
+        _show_matrix(result, console)
+    else:
+        _show_run(result, console)
+
+
+def _show_run(result: Result, console: Console) -> None:
+    """Print the figures of each load and class, then the other facts."""
     console.print(f"{describe_models(result)}, {describe_server(result)}", markup=False)
     console.print(result.background.description, style="bold red" if result.background.is_busy else "dim", markup=False)
     for load in result.loads:
@@ -33,17 +43,15 @@ def show(result: Result, console: Console) -> None:
 
 
 def _latencies(load: LoadResult) -> Table:
-    """Make a table with a row for each class, if there are several, and one for all together."""
     table = Table("  class", box=None)
-    for name in ("p50, s", "p95, s", "p99, s", "completed", "refused", "failed"):
+    for name in CLASS_COLUMNS:
         table.add_column(name, justify="right", no_wrap=True, min_width=11 if name.startswith("p") else None)
-    for each in (*(load.classes if len(load.classes) > 1 else ()), load.all):
-        latencies = map(format_estimate, (each.p50_s, each.p95_s, each.p99_s))
-        table.add_row(f"  {each.name}", *latencies, str(each.completed), str(each.refused), str(each.failed))
+    for name, *cells in class_rows(load):
+        table.add_row(f"  {name}", *cells)
     return table
 
 
-def show_matrix(matrix: Matrix, console: Console) -> None:
+def _show_matrix(matrix: Matrix, console: Console) -> None:
     """Print a row for each combination, with its ratio to the first that ran."""
     console.print(f"{', '.join(matrix.checkpoints)}: {describe_matrix(matrix)}", markup=False)
     console.print(matrix.background.description, style="bold red" if matrix.background.is_busy else "dim", markup=False)
@@ -80,16 +88,10 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
 
 def as_dict(comparison: Comparison) -> dict[str, object]:
     """Return a comparison as JSON for scripts."""
+    names = ("load", "figure", "before", "after", "ratio", "differs", "verdict")
     rows = [
-        {
-            "load": row.load,
-            "figure": row.figure,
-            "before": row.before.model_dump(),
-            "after": row.after.model_dump(),
-            "ratio": row.ratio,
-            "differs": row.differs,
-            "verdict": row.verdict,
-        }
+        {name: getattr(row, name) for name in names}
+        | {"before": row.before.model_dump(), "after": row.after.model_dump()}
         for row in comparison.rows
     ]
     return {"rows": rows, "warnings": comparison.warnings}

@@ -1,4 +1,4 @@
-"""Options that several commands share: the settings as flags, and `--json`."""
+"""Options that several commands share: the settings as flags, `--json`, and sizes."""
 
 import functools
 import inspect
@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import typer
 
+from sd35.errors import InvalidSetting
 from sd35.settings import CONFIG_VARIABLE, Settings, default_of, flag_of, group_of, load_settings, metadata_of
 
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
@@ -72,6 +73,14 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
         return run
 
     return decorate
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return width and height in pixels of a text such as `1024x768`. Raises InvalidSetting, which names `--size`."""
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise InvalidSetting(f"--size: got {text!r}; allowed: WIDTHxHEIGHT in pixels, such as 1024x1024")
+    return int(width), int(height)
 
 
 def _flag(name: str) -> inspect.Parameter:

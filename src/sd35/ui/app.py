@@ -14,6 +14,7 @@ from sd35.ui import PATH
 from sd35.ui.client import Client
 from sd35.ui.guard import Guard
 
+_FILES = Path(__file__).parent
 _MAX_AGE_S = 7 * 24 * 3600  # of the files of killed processes
 
 
@@ -55,7 +56,7 @@ def _gradio_app(client: Client, directory: Path) -> Any:  # noqa: ANN401  Gradio
     from fastapi import FastAPI
     from gradio import mount_gradio_app
 
-    from sd35.ui.blocks import THEME, build_blocks, head, style
+    from sd35.ui.blocks import THEME, build_blocks
 
     blocks = build_blocks(client, directory)
     outer = mount_gradio_app(
@@ -67,8 +68,8 @@ def _gradio_app(client: Client, directory: Path) -> Any:  # noqa: ANN401  Gradio
         ssr_mode=False,
         show_error=False,
         theme=THEME,
-        css=style(),
-        head=head(),
+        css_paths=_FILES / "style.css",
+        head_paths=_FILES / "keys.html",
     )
     blocks.has_launched = True  # otherwise Gradio accepts any file that an event names
     (app,) = [route.app for route in outer.routes if getattr(route, "path", None) == PATH]

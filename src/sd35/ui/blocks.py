@@ -1,6 +1,5 @@
 """The page as Gradio blocks: the controls and the handlers of their events."""
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,6 @@ THEME = gr.themes.Default(
 _MAX_QUEUED_EVENTS = 512  # of all open pages
 _CLEANUP_INTERVAL_S, _MAX_FILE_AGE_S = 3600, 24 * 3600
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-
-
-def style() -> str:
-    """Return the style sheet."""
-    return (files("sd35.ui") / "style.css").read_text(encoding="utf-8")
-
-
-def head() -> str:
-    """Return a script for Ctrl or Cmd + Enter in a prompt, which Gradio does not support."""
-    return f"<script>{(files('sd35.ui') / 'keys.js').read_text(encoding='utf-8')}</script>"
 
 
 def build_blocks(client: Client, directory: Path) -> gr.Blocks:

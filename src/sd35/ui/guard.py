@@ -36,6 +36,7 @@ _POLICY = (
     " img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'self';"
     " base-uri 'self'; form-action 'self'"
 )
+_DISCONNECT: Message = {"type": "http.disconnect"}  # what Gradio receives if a client's body is late
 # The browser asks for the progress of an upload. Gradio would store a record of each such request for ever, so the
 # stream is answered here, with its end only.
 _UPLOADED = Response('data: {"msg": "done"}\n\n', media_type="text/event-stream")
@@ -53,7 +54,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, to its end or until `close`."""
-        receive = limit_body_time(receive, self._body_timeout_s, _disconnect)
+        receive = limit_body_time(receive, self._body_timeout_s, lambda: _DISCONNECT)
         if error := self._error(scope):
             await error(scope, receive, send)
             return
@@ -159,8 +160,3 @@ async def _read(scope: Scope, receive: Receive) -> tuple[Receive, bytes]:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return receive_again, body
-
-
-def _disconnect() -> Message:
-    """Tell Gradio that a client whose body is late has disconnected."""
-    return {"type": "http.disconnect"}

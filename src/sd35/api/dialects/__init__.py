@@ -9,8 +9,7 @@ from sd35.api.dialects.automatic1111 import AUTOMATIC1111
 from sd35.api.dialects.dialect import Dialect
 from sd35.api.dialects.openai import OPENAI
 from sd35.api.dialects.stability import STABILITY
-from sd35.api.errors import ApiError, ErrorFormat
-from sd35.api.problems import PROBLEM
+from sd35.api.errors import PROBLEM, ApiError, ErrorFormat
 
 _NATIVE = Dialect("sd35", ("/v1/",), (txt2img.router, jobs.router, images.router), PROBLEM)
 

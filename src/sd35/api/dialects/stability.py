@@ -10,22 +10,22 @@ from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
+from sd35.api import fields
 from sd35.api.auth import service_of
 from sd35.api.body import openapi_body
 from sd35.api.dialects.dialect import Dialect
-from sd35.api.disconnect import CLIENT_CLOSED_REQUEST
 from sd35.api.errors import ApiError, ErrorFormat
 from sd35.api.form import AS_INTEGER, AS_NUMBER, read_form
 from sd35.api.generate import (
-    FILE_CONTENT,
     IMAGE_HEADERS,
     IdempotencyKey,
     errors_of_generation,
     generate,
     image_headers,
+    image_response,
     job_specs_of,
 )
 from sd35.checkpoints.image_sizes import aspect_size
@@ -34,7 +34,6 @@ from sd35.generation.params import GenerationParams
 from sd35.generation.service import GenerationResult
 from sd35.images.encode import encode_async
 from sd35.images.formats import Format, format_preference, negotiate, weights_of
-from sd35.request import PROMPT_CHARACTERS
 from sd35.service.service import Service
 
 _PATH = "/v2beta/stable-image/generate/sd3"
@@ -45,21 +44,15 @@ FinishReason = Literal["SUCCESS", "CONTENT_FILTERED"]
 _NAMES = {413: "payload_too_large", 429: "rate_limit_exceeded", 500: "internal_error"}  # others have HTTP's names
 
 
-class Form(BaseModel):
+class Form(BaseModel, extra="forbid", allow_inf_nan=False):
     """The body. The description of each field begins with the allowed values, which errors repeat."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    prompt: str = Field(
-        min_length=1,
-        max_length=PROMPT_CHARACTERS,
-        description=f"text of 1 to {PROMPT_CHARACTERS} characters: describes the image.",
-        examples=["a cat on a blue background"],
+    prompt: fields.Prompt = Field(
+        description=f"{fields.PROMPT_ALLOWED}: describes the image.", examples=["a cat on a blue background"]
     )
-    negative_prompt: str = Field(
+    negative_prompt: fields.NegativePrompt = Field(
         "",
-        max_length=PROMPT_CHARACTERS,
-        description=f"text of at most {PROMPT_CHARACTERS} characters: describes what to avoid."
+        description=f"{fields.NEGATIVE_PROMPT_ALLOWED}: describes what to avoid."
         " It has no effect at a cfg_scale of 1, or with a model whose default is 1 or less.",
     )
     aspect_ratio: Literal["16:9", "1:1", "21:9", "2:3", "3:2", "4:5", "5:4", "9:16", "9:21"] = Field(
@@ -79,7 +72,7 @@ class Form(BaseModel):
     cfg_scale: Annotated[float, Field(ge=1, le=10), AS_NUMBER] | SkipJsonSchema[None] = Field(
         None, description="a number from 1 to 10. Omitted: the model's default, listed in /v1/models."
     )
-    output_format: Literal["png", "jpeg", "webp", "avif"] | SkipJsonSchema[None] = Field(
+    output_format: fields.OutputFormat | SkipJsonSchema[None] = Field(
         None, description="png, jpeg, webp or avif. Omitted: by `Accept`, else png."
     )
     mode: Literal["text-to-image"] = Field("text-to-image", description=f"text-to-image, or {_TEXT_ONLY}.")
@@ -157,11 +150,6 @@ _HEADERS = {
     "seed": "The seed, also if it was random.",
     **IMAGE_HEADERS,
 }
-_IMAGE = {
-    "description": "The image, or JSON with the image if `Accept` prefers it.",
-    "content": {**FILE_CONTENT, _JSON: {"schema": ImageResponse.model_json_schema()}},
-    "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()},
-}
 
 router = APIRouter()
 
@@ -172,7 +160,11 @@ router = APIRouter()
     response_class=Response,
     openapi_extra=openapi_body(Form, "multipart/form-data"),
     responses={
-        200: _IMAGE,
+        200: image_response(
+            "The image, or JSON with the image if `Accept` prefers it.",
+            _HEADERS,
+            **{_JSON: {"schema": ImageResponse.model_json_schema()}},
+        ),
         **errors_of_generation(_ERROR_FORMAT),
         400: _documented(
             "The body is no form, or a field is unknown, missing, repeated or invalid, or `Accept` allows none of the"
@@ -192,10 +184,7 @@ async def generate_sd3(request: Request, idempotency_key: IdempotencyKey = None)
     service = service_of(request)
     has_metadata = service.policy.has_metadata
     (job_spec,) = job_specs_of(request, form, [form.to_params(service)], idempotency_key)
-    results = await generate(request, [replace(job_spec, format=output_format, has_metadata=has_metadata)])
-    if not results:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    (result,) = results
+    (result,) = await generate(request, [replace(job_spec, format=output_format, has_metadata=has_metadata)])
     file = await encode_async(result.png, output_format, has_metadata=has_metadata)
     return _response(result, file, _JSON if is_json else output_format.media_type)
 

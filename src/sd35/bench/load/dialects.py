@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import gcd
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -172,10 +173,6 @@ def _aspect_ratio(width: int, height: int) -> str:
     return f"{width // divisor}:{height // divisor}"
 
 
-def _body(response: httpx2.Response) -> bytes:
-    return response.content
-
-
 def _openai_image(response: httpx2.Response) -> bytes:
     return base64.b64decode(json.loads(response.content)["data"][0]["b64_json"])
 
@@ -190,19 +187,19 @@ def _basic(key: str) -> str:
 
 
 _TABLE = (
-    Dialect("sd35", "/v1/txt2img", _txt2img_request, _body, has_metrics=True),
+    Dialect("sd35", "/v1/txt2img", _txt2img_request, attrgetter("content"), has_metrics=True),
     Dialect("openai", "/v1/images/generations", _openai_request, _openai_image),
     Dialect("a1111", "/sdapi/v1/txt2img", _automatic1111_request, _automatic1111_image, authorization=_basic),
     Dialect(
         "stability",
         "/v2beta/stable-image/generate/sd3",
         _stability_request,
-        _body,
+        attrgetter("content"),
         default_workload=plain_workload,
         unsupported=frozenset({"steps"}),
         check_class=_check_stability,
     ),
-    Dialect("plain", "/v1/txt2img", _txt2img_request, _body),
+    Dialect("plain", "/v1/txt2img", _txt2img_request, attrgetter("content")),
 )
 DIALECTS: Mapping[str, Dialect] = MappingProxyType({dialect.name: dialect for dialect in _TABLE})
 

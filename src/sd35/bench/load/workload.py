@@ -13,16 +13,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
+from sd35.bench.frozen import Frozen
 from sd35.bench.scenes import all_scenes
 from sd35.errors import InvalidSetting
-from sd35.parsing import read_json, read_toml
+from sd35.parsing import read_json, read_toml, shown
 from sd35.request import GUIDANCE_SCALE, PROMPT_CHARACTERS, STEPS
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 _SEEDS = 2**32 - 1  # from 1, because 0 means a random seed in Stability's dialect
-_MAX_VALUE = 80  # characters of a wrong value in an error message
 _MAX_ERRORS = 4  # wrong fields in an error message: a file of another kind has many
 ALL_CLASSES = "all"  # the name for all classes together in a report
 
@@ -62,13 +62,10 @@ Size = Annotated[str, AfterValidator(_check_size)]
 Steps = Annotated[int, Field(ge=STEPS[0], le=STEPS[1])]
 Guidance = Annotated[float, Field(ge=GUIDANCE_SCALE[0], le=GUIDANCE_SCALE[1])]
 Prompt = Annotated[str, Field(min_length=1, max_length=PROMPT_CHARACTERS)]
-_STRICT = ConfigDict(frozen=True, extra="forbid")
 
 
-class RequestClass(BaseModel):
+class RequestClass(Frozen):
     """A class of requests. Each request takes one size, number of steps and guidance at random from the lists."""
-
-    model_config = _STRICT
 
     name: Annotated[str, Field(min_length=1, max_length=40), AfterValidator(_check_name)]
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1
@@ -79,10 +76,8 @@ class RequestClass(BaseModel):
     negative_prompt: Annotated[str, Field(max_length=PROMPT_CHARACTERS)] = ""
 
 
-class Workload(BaseModel):
+class Workload(Frozen):
     """A mix of request classes. The default prompts are scenes that the embedded model can draw."""
-
-    model_config = _STRICT
 
     name: str = Field(min_length=1, max_length=80)
     seed: Annotated[int, Field(ge=0)] = 1
@@ -179,10 +174,8 @@ def _describe(detail: dict[str, Any]) -> str:
         return f"{where}: is missing; it is required"
     if detail["type"] == "too_short":
         return f"{where}: got {detail['input']!r}; allowed: one or more"
-    value = repr(detail["input"])
     message = detail["msg"].removeprefix("Value error, ")
-    shown = value if len(value) <= _MAX_VALUE else value[:_MAX_VALUE] + "…"
-    return f"{where}: got {shown}; {message[0].lower()}{message[1:]}"
+    return f"{where}: got {shown(detail['input'])}; {message[0].lower()}{message[1:]}"
 
 
 def _draw_request(request_class: RequestClass, prompt: str, rng: random.Random, seed_offset: int) -> BenchRequest:

@@ -9,8 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
-from pydantic import BaseModel, ConfigDict
 
+from sd35.bench.frozen import Frozen
 from sd35.doctor import gpus, processor
 
 BUSY_SHARE = 0.1  # share of the cores used by other processes above which a result is marked
@@ -19,13 +19,10 @@ _LIBRARIES = (
     "transformers", "uvicorn",
 )  # fmt: skip
 _GIT_TIMEOUT_S = 10
-_FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 
-class Machine(BaseModel):
+class Machine(Frozen):
     """Hardware and software. `commit` is the commit of the checkout, followed by + if files were changed."""
-
-    model_config = _FROZEN
 
     system: str
     processor: str
@@ -43,10 +40,8 @@ class Machine(BaseModel):
         return [f"{field.removesuffix('_bytes')}: {one} and {two}" for field, one, two in pairs if one != two]
 
 
-class BackgroundLoad(BaseModel):
+class BackgroundLoad(Frozen):
     """Cores used by other processes: the mean before and during the measurement, and the peak of one sample."""
-
-    model_config = _FROZEN
 
     before_cores: float
     during_cores: float

@@ -4,11 +4,12 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Self
 
 import httpx2
 import psutil
-from pydantic import BaseModel, ConfigDict
 
+from sd35.bench.frozen import Frozen
 from sd35.bench.monitoring.gpu import Gpus
 from sd35.bench.monitoring.machine import BackgroundUsage, process_tree
 from sd35.bench.server import fetch_metrics, http_client
@@ -20,10 +21,8 @@ _IMAGES = "sd35_engine_images{"
 _RESIDENT = "process_resident_memory_bytes"
 
 
-class MonitorSample(BaseModel):
+class MonitorSample(Frozen):
     """The state at one moment. `time_s` counts from the start of the monitor. Unknown values are None."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     time_s: float
     resident_bytes: int | None = None
@@ -36,7 +35,7 @@ class MonitorSample(BaseModel):
 
 
 class Monitor(threading.Thread):
-    """Takes a sample every `interval_s` from `start` to `stop`.
+    """Takes a sample every `interval_s` from `start` to `stop`, or within a `with` block.
 
     `pid` is the server's process if it runs here; otherwise its memory comes from its own metrics. `headers` go with
     requests for this project's metrics, or are None if the server has none. `before_cores` is the load of other
@@ -54,6 +53,13 @@ class Monitor(threading.Thread):
         self._url, self._pid, self._headers = url, pid, headers
         self._background, self._stopped = BackgroundUsage(pid), threading.Event()
         self._scrape: tuple[float, Mapping[str, float]] = (0.0, {})
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def run(self) -> None:
         """Take samples until `stop` is called."""

@@ -7,12 +7,15 @@ Similarity" (2004): a Gaussian window of 11x11 px with sigma 1.5, K1 = 0.01, K2 
 import base64
 import io
 from collections.abc import Sequence
+from itertools import islice
 from math import log10
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
+
+from sd35.bench.frozen import Frozen
 
 Pixels = UInt8[np.ndarray, "height width 3"]
 WINDOW_PX, _SIGMA_PX = 11, 1.5
@@ -21,25 +24,21 @@ _MAX_EXAMPLES, _THUMBNAIL_PX = 4, 192
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
-class ImagePair(BaseModel):
+class ImagePair(Frozen):
     """Thumbnails of an image and of the reference's: lossy WebP files in base64."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: str
     image: str
     reference_image: str
 
 
-class Quality(BaseModel):
+class Quality(Frozen):
     """The difference between a server's images and the reference's.
 
     `psnr_db` is over the pixels of all images, and `min_psnr_db` is that of the worst image. Both are None if no pixel
     differs. `correct_share` and `reference_correct_share` are the shares of images that show what was asked, or None
     if the model is not the embedded one. `skip_reason` says why images were not compared, or is None.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     reference: str
     images: int
@@ -51,7 +50,7 @@ class Quality(BaseModel):
     min_ssim: float | None = None
     correct_share: float | None = None
     reference_correct_share: float | None = None
-    examples: list[ImagePair] = []
+    examples: list[ImagePair] = Field(default=[])
 
 
 def compare_images(reference: str, images: Sequence[Pixels], reference_images: Sequence[Pixels]) -> Quality:
@@ -75,10 +74,9 @@ def compare_images(reference: str, images: Sequence[Pixels], reference_images: S
 
 def example_pairs(prompts: Sequence[str], images: Sequence[Pixels], expected: Sequence[Pixels]) -> list[ImagePair]:
     """Make thumbnails of the first few pairs, for people to look at."""
-    examples = list(zip(prompts, images, expected, strict=True))[:_MAX_EXAMPLES]
     return [
         ImagePair(prompt=prompt, image=_thumbnail(image), reference_image=_thumbnail(other))
-        for prompt, image, other in examples
+        for prompt, image, other in islice(zip(prompts, images, expected, strict=True), _MAX_EXAMPLES)
     ]
 
 

@@ -33,11 +33,9 @@ _AXIS = {"left": 0, "right": 0, "above": 1, "below": 1}
 
 @dataclass(frozen=True)
 class Glyph:
-    """A glyph found in an image: its name, its centre in pixels, and its correlation with the font's glyph."""
+    """A glyph found in an image: its name, and its correlation with the font's glyph."""
 
     name: str
-    x_px: float
-    y_px: float
     correlation: float
 
 
@@ -100,8 +98,7 @@ class Judge:
         templates = np.stack([self._template(name, rgb, threshold) for name in names]).astype(np.float32)
         distances = np.square(templates - crop).mean(axis=(1, 2, 3))
         best = int(distances.argmin())
-        correlation = _correlation(templates[best], crop)
-        return float(distances[best]), Glyph(names[best], (left + right) / 2, (top + bottom) / 2, correlation)
+        return float(distances[best]), Glyph(names[best], _correlation(templates[best], crop))
 
     def _draw_template(self, name: str, colour: tuple[int, ...], threshold: int) -> np.ndarray:
         glyph = self._glyphs[name]

@@ -19,14 +19,13 @@ def result_charts(result: Result) -> Iterator[str]:
     if any(load.offered_per_s for load in result.loads):
         yield _latency_over_load(result)
     yield _requests(result)
-    bands = _bands(result)
     if any(sample.rows_per_batch is not None for sample in result.samples):
-        yield _batches(result, bands)
+        yield _batches(result)
     if result.batches and result.batches.occupancy:
         yield _occupancy(result.batches.occupancy)
     if result.memory.peak_bytes:
-        yield _memory(result, bands)
-    yield _background(result, bands)
+        yield _memory(result)
+    yield _background(result)
     if result.cold_start.ready_s is not None:
         yield _cold_start(result)
 
@@ -53,9 +52,8 @@ def figure(title: str, sentence: str, drawing: str, legend: Sequence[tuple[str, 
 def _latency_over_load(result: Result) -> str:
     loads = sorted((load for load in result.loads if load.offered_per_s), key=lambda load: load.offered_per_s or 0)
     series = [
-        Series("p50", 1, _points(loads, [load.all.p50_s for load in loads])),
-        Series("p95", 2, _points(loads, [load.all.p95_s for load in loads])),
-        Series("p99", 3, _points(loads, [load.all.p99_s for load in loads])),
+        Series(f"p{percent}", colour, [_point(load, each) for load in loads if (each := load.all.latencies_s[percent])])
+        for colour, percent in enumerate((50, 95, 99), 1)
     ]
     capacity = Mark(result.closed.images_per_s.value, "closed loop")
     return figure(
@@ -67,12 +65,9 @@ def _latency_over_load(result: Result) -> str:
     )
 
 
-def _points(loads: Sequence[LoadResult], latencies: Sequence[Estimate | None]) -> list[Point]:
-    return [
-        Point(load.offered_per_s or 0, each.value, each.half_width or 0, f"{load.name}: {format_estimate(each)} s")
-        for load, each in zip(loads, latencies, strict=True)
-        if each
-    ]
+def _point(load: LoadResult, latency: Estimate) -> Point:
+    tooltip = f"{load.name}: {format_estimate(latency)} s"
+    return Point(load.offered_per_s or 0, latency.value, latency.half_width or 0, tooltip)
 
 
 def _requests(result: Result) -> str:
@@ -93,24 +88,17 @@ def _requests(result: Result) -> str:
     if rejected:
         series.append(Series("refused or failed", 4, rejected[:_MAX_DOTS], "crosses"))
     thinned = f" One in {stride} is shown." if stride > 1 else ""
-    return figure(
-        "Every request",
-        f"Latency by scheduled moment. Shaded: the loads, one after the other.{thinned}",
-        plot(_SECONDS, "seconds", series, _bands(result)),
-        _legend(series),
-    )
+    sentence = f"Latency by scheduled moment. Shaded: the loads, one after the other.{thinned}"
+    return _over_time(result, "Every request", sentence, "seconds", series)
 
 
-def _batches(result: Result, bands: Sequence[Band]) -> str:
-    rows = [Point(each.time_s, each.rows_per_batch) for each in result.samples if each.rows_per_batch is not None]
-    images = [Point(each.time_s, each.images) for each in result.samples if each.images is not None]
-    series = [Series("rows in a batch, on average", 1, rows, "steps"), Series("images in the engine", 2, images)]
-    return figure(
-        "Batches over time",
-        "An image without guidance is one row of a batch, an image with guidance is two.",
-        plot(_SECONDS, "rows, images", series, bands),
-        _legend(series),
-    )
+def _batches(result: Result) -> str:
+    series = [
+        Series("rows in a batch, on average", 1, _samples(result, "rows_per_batch"), "steps"),
+        Series("images in the engine", 2, _samples(result, "images")),
+    ]
+    sentence = "An image without guidance is one row of a batch, an image with guidance is two."
+    return _over_time(result, "Batches over time", sentence, "rows, images", series)
 
 
 def _occupancy(occupancy: dict[str, int]) -> str:
@@ -122,26 +110,21 @@ def _occupancy(occupancy: dict[str, int]) -> str:
     )
 
 
-def _memory(result: Result, bands: Sequence[Band]) -> str:
-    resident = [Point(each.time_s, each.resident_bytes / _MB) for each in result.samples if each.resident_bytes]
-    series = [Series("resident memory", 1, resident)]
-    if video := [Point(each.time_s, each.vram_bytes / _MB) for each in result.samples if each.vram_bytes]:
-        series.append(Series("GPU memory", 2, video))
-    sentence = f"Source: {result.memory.source}."
-    return figure("Memory over time", sentence, plot(_SECONDS, "MB", series, bands), _legend(series))
+def _memory(result: Result) -> str:
+    series = [Series("resident memory", 1, _samples(result, "resident_bytes", _MB))]
+    if result.gpu.peak_bytes:
+        series.append(Series("GPU memory", 2, _samples(result, "vram_bytes", _MB)))
+    return _over_time(result, "Memory over time", f"Source: {result.memory.source}.", "MB", series)
 
 
-def _background(result: Result, bands: Sequence[Band]) -> str:
-    cores = [Point(each.time_s, each.background_cores) for each in result.samples if each.background_cores is not None]
-    shares = [Point(each.time_s, each.engine_share) for each in result.samples if each.engine_share is not None]
-    series = [Series("cores used by other processes", 4, cores)]
+def _background(result: Result) -> str:
+    series = [Series("cores used by other processes", 4, _samples(result, "background_cores"))]
     sentence = "Processor time of processes other than the server and the load generator."
-    if shares:
+    if shares := _samples(result, "engine_share"):
         sentence += " For comparison, the share of time in which the server's engine computed."
         series.append(Series("share of time in which the engine computed", 3, shares))
     limit = Mark(BUSY_SHARE * result.background.cores, "busy if the mean is above this", "y")
-    drawing = plot(_SECONDS, "cores, share", series, bands, [limit])
-    return figure("Background load", sentence, drawing, _legend(series))
+    return _over_time(result, "Background load", sentence, "cores, share", series, [limit])
 
 
 def _cold_start(result: Result) -> str:
@@ -154,8 +137,18 @@ def _cold_start(result: Result) -> str:
     return figure("Cold start", sentence, stack(pieces, "s"), legend)
 
 
-def _bands(result: Result) -> list[Band]:
-    return [Band(span.start_s, span.end_s, span.name) for span in result.spans]
+def _samples(result: Result, field: str, unit: float = 1.0) -> list[Point]:
+    """Return the known values of a field of the samples, divided by `unit`."""
+    values = ((sample.time_s, getattr(sample, field)) for sample in result.samples)
+    return [Point(time_s, value / unit) for time_s, value in values if value is not None]
+
+
+def _over_time(  # noqa: PLR0913, PLR0917  the parts of a figure
+    result: Result, title: str, sentence: str, unit: str, series: Sequence[Series], marks: Sequence[Mark] = ()
+) -> str:
+    """Plot series over the time of the measurement, whose loads are shaded."""
+    bands = [Band(span.start_s, span.end_s, span.name) for span in result.spans]
+    return figure(title, sentence, plot(_SECONDS, unit, series, bands, marks), _legend(series))
 
 
 def _legend(series: Sequence[Series]) -> list[tuple[str, int]]:

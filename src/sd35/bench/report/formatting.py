@@ -6,6 +6,7 @@ from sd35.bench.results import Cell, LoadResult, Matrix, Plan, Result
 from sd35.bench.statistics import Estimate
 
 _MB = 1e6
+CLASS_COLUMNS = ("p50, s", "p95, s", "p99, s", "completed", "refused", "failed")
 
 
 def format_estimate(estimate: Estimate | None, digits: int = 2) -> str:
@@ -56,6 +57,16 @@ def describe_load(load: LoadResult, plan: Plan) -> str:
     return f"{load.name}{offered}: {format_estimate(load.images_per_s)} images/s{row_steps}"
 
 
+def class_rows(load: LoadResult) -> list[list[str]]:
+    """Format each class of a load, if there are several, and all together: the name, then `CLASS_COLUMNS`."""
+    results = (*(load.classes if len(load.classes) > 1 else ()), load.all)
+    return [
+        [each.name, *map(format_estimate, each.latencies_s.values())]
+        + [str(count) for count in (each.completed, each.refused, each.failed)]
+        for each in results
+    ]
+
+
 def describe_plan(result: Result) -> str:
     """Describe the workload and the plan."""
     plan = result.plan
@@ -82,6 +93,13 @@ def describe_quality(quality: Quality | None) -> str:
     if quality.correct_share is None or quality.reference_correct_share is None:
         return text
     return f"{text}; correct images {quality.correct_share:.0%}, the reference's {quality.reference_correct_share:.0%}"
+
+
+def format_psnr(quality: Quality | None, unit: str = "") -> str:
+    """Format the PSNR of compared images, or a dash if none were compared."""
+    if quality is None or quality.skip_reason:
+        return "-"
+    return "equal" if quality.psnr_db is None else f"{quality.psnr_db:.1f}{unit}"
 
 
 def describe_cold_start(result: Result) -> str:
@@ -157,11 +175,8 @@ def cell_figures(matrix: Matrix, cell: Cell) -> dict[str, str]:
     }
     if any(each.vram_bytes is not None for each in matrix.cells):
         figures["GPU memory"] = format_bytes(cell.vram_bytes)
-    quality = cell.quality
-    psnr = "-"
-    if quality and not quality.skip_reason:
-        psnr = "equal" if quality.psnr_db is None else f"{quality.psnr_db:.1f}"
-    return {**figures, "ready, s": "-" if cell.ready_s is None else f"{cell.ready_s:.1f}", "PSNR, dB": psnr}
+    ready_s = "-" if cell.ready_s is None else f"{cell.ready_s:.1f}"
+    return {**figures, "ready, s": ready_s, "PSNR, dB": format_psnr(cell.quality)}
 
 
 def skipped_cells(matrix: Matrix) -> list[tuple[str, str]]:

@@ -9,7 +9,9 @@ from sd35.bench.load.workload import Workload
 from sd35.bench.quality.comparison import Quality
 from sd35.bench.report.charts import matrix_charts, result_charts
 from sd35.bench.report.formatting import (
+    CLASS_COLUMNS,
     cell_figures,
+    class_rows,
     describe_load,
     describe_machine,
     describe_matrix,
@@ -20,9 +22,10 @@ from sd35.bench.report.formatting import (
     facts,
     format_bytes,
     format_estimate,
+    format_psnr,
     skipped_cells,
 )
-from sd35.bench.results import ClassResult, Matrix, Result
+from sd35.bench.results import Matrix, Result
 
 _CSS = Path(__file__).with_name("page.css")
 
@@ -46,8 +49,7 @@ def html_page(title: str, content: str) -> str:
 
 def table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
     """Render a table of text cells that scrolls sideways if it is wider than the screen."""
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return _scrolling_table(head, body)
+    return _scrolling_table(head, "".join(f"<tr>{_cells(row)}</tr>" for row in rows))
 
 
 def definitions(pairs: Iterable[tuple[str, str]]) -> str:
@@ -110,8 +112,7 @@ def _tiles(result: Result) -> str:
         ("-" if cold.ready_s is None else f"{cold.ready_s:.2f} s", "from start to ready", "of the server's process"),
     ]
     if quality and not quality.skip_reason:
-        psnr = "equal" if quality.psnr_db is None else f"{quality.psnr_db:.1f} dB"
-        tiles.append((psnr, "quality: PSNR of its images", f"against {quality.reference}"))
+        tiles.append((format_psnr(quality, " dB"), "quality: PSNR of its images", f"against {quality.reference}"))
     return f'<div class="tiles">{"".join(_tile(*tile) for tile in tiles)}</div>'
 
 
@@ -138,20 +139,17 @@ def _loads(result: Result) -> str:
     rows = []
     for load in result.loads:
         rows.append(_wide_row("head", describe_load(load, result.plan)))
-        rows += [_class_row(each) for each in (*(load.classes if len(load.classes) > 1 else ()), load.all)]
+        rows += [f'<tr class="class">{_cells(row)}</tr>' for row in class_rows(load)]
         rows += [_wide_row("error", f"{count} times: {message}") for message, count in load.errors.items()]
-    return _scrolling_table(("", "p50, s", "p95, s", "p99, s", "completed", "refused", "failed"), "".join(rows))
+    return _scrolling_table(("", *CLASS_COLUMNS), "".join(rows))
 
 
 def _wide_row(style: str, text: str) -> str:
     return f'<tr class="{style}"><td colspan="7"><div>{escape(text)}</div></td></tr>'
 
 
-def _class_row(result: ClassResult) -> str:
-    latencies = map(format_estimate, (result.p50_s, result.p95_s, result.p99_s))
-    counts = map(str, (result.completed, result.refused, result.failed))
-    cells = "".join(f"<td>{cell}</td>" for cell in (*latencies, *counts))
-    return f'<tr class="class"><td>{escape(result.name)}</td>{cells}</tr>'
+def _cells(row: Iterable[str]) -> str:
+    return "".join(f"<td>{escape(cell)}</td>" for cell in row)
 
 
 def _scrolling_table(head: Iterable[str], body: str) -> str:

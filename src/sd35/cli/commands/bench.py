@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -24,19 +25,21 @@ from sd35.bench.load.workload import read_workload
 from sd35.bench.matrix import BATCH_ROWS, combinations, run_matrix
 from sd35.bench.monitoring.machine import process_tree
 from sd35.bench.report.page import report_page
-from sd35.bench.results import Matrix, Plan, Result, check_writable, read, write
+from sd35.bench.results import Cell, Plan, check_writable, read, write
 from sd35.bench.run import OnProgress, duration_s
 from sd35.bench.session import Session, run_session
-from sd35.cli.bench_tables import as_dict, show, show_comparison, show_matrix
+from sd35.cli.bench_tables import as_dict, show, show_comparison
 from sd35.cli.options import PIPELINE, AsJson, SettingFlags, with_settings
 from sd35.cli.progress import progress_bar
 from sd35.errors import InvalidSetting
 from sd35.settings.proxies import is_address
 
-_LOAD, _QUALITY, _MATRIX = "Load", "Quality", "Matrix"
 _SHARES = (0.5, 0.8, 1.2)
 _KEY_VARIABLE = "BENCH_API_KEY"  # a flag would show the key to every user of the machine
 _NO_REFERENCE = "none"
+_load_option = partial(typer.Option, rich_help_panel="Load")
+_quality_option = partial(typer.Option, rich_help_panel="Quality")
+_matrix_option = partial(typer.Option, rich_help_panel="Matrix")
 app = typer.Typer(invoke_without_command=True)
 
 
@@ -60,40 +63,30 @@ def bench(
         typer.Option(metavar="FILE", help="TOML or JSON: docs/benchmarking.md. Default: 4, 12 and 28 steps, mixed."),
     ] = None,
     as_json: AsJson = False,
-    clients: Annotated[
-        int, typer.Option(min=1, max=1000, help="Clients of the closed loop.", rich_help_panel=_LOAD)
-    ] = 8,
+    clients: Annotated[int, _load_option(min=1, max=1000, help="Clients of the closed loop.")] = 8,
     rate: Annotated[
         list[float] | None,
-        typer.Option(
+        _load_option(
             help="Requests a second of the open loop; may be repeated. Default: 0.5, 0.8 and 1.2 of what the closed"
-            " loop reached.",
-            rich_help_panel=_LOAD,
+            " loop reached."
         ),
     ] = None,
-    rounds: Annotated[
-        int, typer.Option(min=1, max=100, help="How often each load is measured.", rich_help_panel=_LOAD)
-    ] = 4,
-    seconds: Annotated[float, typer.Option(help="Seconds of each load in a round.", rich_help_panel=_LOAD)] = 5.0,
-    warm_up: Annotated[float, typer.Option(help="Seconds of load before it counts.", rich_help_panel=_LOAD)] = 6.0,
+    rounds: Annotated[int, _load_option(min=1, max=100, help="How often each load is measured.")] = 4,
+    seconds: Annotated[float, _load_option(help="Seconds of each load in a round.")] = 5.0,
+    warm_up: Annotated[float, _load_option(help="Seconds of load before it counts.")] = 6.0,
     reference: Annotated[
         str,
-        typer.Option(
+        _quality_option(
             help="Backend whose images the server's are compared with: onnx, openvino, diffusers or tensorrt; none"
-            " for no comparison.",
-            rich_help_panel=_QUALITY,
+            " for no comparison."
         ),
     ] = "onnx",
-    judged: Annotated[
-        int, typer.Option(min=1, max=1000, help="Number of images to compare.", rich_help_panel=_QUALITY)
-    ] = 16,
+    judged: Annotated[int, _quality_option(min=1, max=1000, help="Number of images to compare.")] = 16,
     matrix: Annotated[
-        bool,
-        typer.Option("--matrix", help="Every backend, precision and batch that runs here.", rich_help_panel=_MATRIX),
+        bool, _matrix_option("--matrix", help="Every backend, precision and batch that runs here.")
     ] = False,
     batch: Annotated[
-        list[int] | None,
-        typer.Option(min=1, help="Most rows in a step; may be repeated. Default: 2 and 8.", rich_help_panel=_MATRIX),
+        list[int] | None, _matrix_option(min=1, help="Most rows in a step; may be repeated. Default: 2 and 8.")
     ] = None,
     flags: SettingFlags,
 ) -> None:
@@ -139,10 +132,7 @@ def bench(
         key=key,
         reference=reference,
     )
-    if matrix:
-        _run_matrix(session, tuple(batch or BATCH_ROWS), out, as_json=as_json)
-    else:
-        _run_bench(session, out, as_json=as_json)
+    _run(session, list(combinations(session, batch or BATCH_ROWS)) if matrix else None, out, as_json=as_json)
 
 
 @app.command()
@@ -170,31 +160,19 @@ def compare(
         show_comparison(comparison, Console(highlight=False))
 
 
-def _run_bench(session: Session, out: Path | None, *, as_json: bool) -> None:
-    with _terminate_children(), _bar(duration_s(session.plan)) as on_progress:
-        result = run_session(session, on_progress)
+def _run(session: Session, cells: list[Cell] | None, out: Path | None, *, as_json: bool) -> None:
+    """Measure one server, or the cells of a matrix. Print the result, and write it to `out`."""
+    total_s = duration_s(session.plan) * (1 if cells is None else len(cells))
+    with _terminate_children(), _bar(total_s) as on_progress:
+        result = run_session(session, on_progress) if cells is None else run_matrix(session, cells, on_progress)
     if as_json:
         print(result.model_dump_json())
     else:
         show(result, Console(highlight=False))
-    _write(result, out, "bench")
-
-
-def _run_matrix(session: Session, batches: tuple[int, ...], out: Path | None, *, as_json: bool) -> None:
-    cells = list(combinations(session, batches))
-    with _terminate_children(), _bar(duration_s(session.plan) * len(cells)) as on_progress:
-        matrix = run_matrix(session, cells, on_progress)
-    if as_json:
-        print(matrix.model_dump_json())
-    else:
-        show_matrix(matrix, Console(highlight=False))
-    _write(matrix, out, "matrix")
-
-
-def _write(result: Result | Matrix, out: Path | None, name: str) -> None:
     if out:
-        write(result, out / f"{name}.json", report_page(result))
-        print(f"Written: {out / name}.json, {out / name}.html", file=sys.stderr)
+        path = out / ("bench" if cells is None else "matrix")
+        write(result, path.with_suffix(".json"), report_page(result))
+        print(f"Written: {path}.json, {path}.html", file=sys.stderr)
 
 
 def _check_combination(

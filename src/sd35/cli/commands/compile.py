@@ -35,19 +35,12 @@ app = typer.Typer()
 
 
 @dataclass(frozen=True)
-class EngineOptions:
-    """Which TensorRT engines to build. None stands for this machine's GPUs, the model's sizes, and `ROWS`."""
-
-    gpus: str | None
-    shapes: str | None
-    rows: int | None
-
-
-@dataclass(frozen=True)
 class CompileOptions:
     """What to build.
 
-    `size`, `steps` and `prompts` are for calibrating and judging FP8; None stands for the model's defaults.
+    `size`, `steps` and `prompts` are for calibrating and judging FP8; None stands for the model's defaults. `gpus`,
+    `shapes` and `rows` are of TensorRT engines; None stands for this machine's GPUs, the model's sizes, and
+    `DEFAULT_ROWS`.
     """
 
     precision: GraphPrecision
@@ -56,7 +49,9 @@ class CompileOptions:
     steps: int | None
     prompts: Path | None
     with_sensitivity: bool
-    engines: EngineOptions
+    gpus: str | None
+    shapes: str | None
+    rows: int | None
 
     @property
     def calibrates(self) -> bool:
@@ -65,7 +60,7 @@ class CompileOptions:
 
     def check(self) -> None:
         """Raise InvalidSetting for options that exclude each other."""
-        if self.target == "onnx" and self.engines != EngineOptions(None, None, None):
+        if self.target == "onnx" and (self.gpus, self.shapes, self.rows) != (None, None, None):
             raise InvalidSetting("gpu, shapes, rows: they are of engines; allowed: with --target tensorrt")
         if self.precision != "fp8" and self.calibrates:
             raise InvalidSetting("size, steps, prompts: they are for calibrating; allowed: with --precision fp8")
@@ -129,9 +124,8 @@ def compile_(
       sd35 compile --checkpoint sd3.5-medium --precision fp8 --size 512x512 --json
       sd35 compile --checkpoint sd3.5-large --precision fp8 --target tensorrt --gpu sm89,sm120 --shapes 1024x1024
     """
-    engines = EngineOptions(gpu, shapes, rows)
     options = CompileOptions(
-        graph_precision, target, size, steps, prompts, with_sensitivity=sensitivity, engines=engines
+        graph_precision, target, size, steps, prompts, with_sensitivity=sensitivity, gpus=gpu, shapes=shapes, rows=rows
     )
     options.check()
     if options.precision != "fp32" and settings.transformer == "auto":  # of NVIDIA's graphs, the requested one
@@ -190,10 +184,9 @@ def _engine_builder(
     """
     from sd35.compile.engines import DEFAULT_ROWS, EngineBuilder, EngineShapes, build_engines, targets_of
 
-    flavour, engines = find_flavour(), options.engines
-    gpus = [gpu.strip() for gpu in (engines.gpus or "").split(",") if gpu.strip()]
-    targets = targets_of(flavour, gpus)
-    shapes = EngineShapes(buckets_of(engines.shapes or "", checkpoint.card), engines.rows or DEFAULT_ROWS)
+    flavour = find_flavour()
+    targets = targets_of(flavour, [gpu.strip() for gpu in (options.gpus or "").split(",") if gpu.strip()])
+    shapes = EngineShapes(buckets_of(options.shapes or "", checkpoint.card), options.rows or DEFAULT_ROWS)
 
     def build(graphs: OfficialGraphs, stages: Stages) -> dict[str, dict[str, int]]:
         builder = EngineBuilder(checkpoint, graphs, shapes, flavour)

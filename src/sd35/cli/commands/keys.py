@@ -3,8 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated
@@ -158,15 +157,10 @@ def _require_keys(settings: Settings, database: str) -> None:
         print(f"WARNING: that keys are required cannot be recorded ({reason})", file=sys.stderr)
 
 
-@contextmanager
-def _open_database(settings: Settings) -> Iterator[Database]:
+def _open_database(settings: Settings) -> AbstractContextManager[Database]:
     if settings.database == MEMORY:
         raise InvalidSetting(f"database: got {MEMORY}; allowed here: one that outlives this command")
-    database = open_database(database_url(settings))
-    try:
-        yield database
-    finally:
-        database.close()
+    return closing(open_database(database_url(settings)))
 
 
 def _as_dict(key: Key) -> dict[str, object]:

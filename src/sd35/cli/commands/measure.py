@@ -6,9 +6,8 @@ from typing import Annotated
 import typer
 
 from sd35.checkpoints.image_sizes import drawn_size
-from sd35.cli.options import PIPELINE, with_settings
+from sd35.cli.options import PIPELINE, parse_size, with_settings
 from sd35.cli.progress import count_bar
-from sd35.cli.sizes import parse_size
 from sd35.engine.local.measure import measure as measure_model
 from sd35.engine.local.measure import row_counts
 from sd35.settings import Settings

@@ -47,12 +47,12 @@ def models(*, as_json: AsJson = False, settings: Settings) -> None:
 
 
 def _as_dict(registered: RegisteredCheckpoint) -> dict[str, object]:
-    holding = cache.cache_status(registered)
+    status = cache.cache_status(registered)
     return {
         "name": registered.name,
-        "on_disk": "whole" if holding.is_complete else "part" if holding.stored_bytes else "no",
-        "directory": str(holding.directory),
-        "stored_bytes": holding.stored_bytes,
+        "on_disk": "whole" if status.is_complete else "part" if status.stored_bytes else "no",
+        "directory": str(status.directory),
+        "stored_bytes": status.stored_bytes,
         "size_bytes": registered.size_bytes,
         "repository": registered.repository,
         "revision": registered.revision,
@@ -61,8 +61,8 @@ def _as_dict(registered: RegisteredCheckpoint) -> dict[str, object]:
 
 
 def _state(registered: RegisteredCheckpoint) -> str:
-    holding = cache.cache_status(registered)
-    if holding.is_complete:
-        return f"[green]on disk[/green], {gigabytes(holding.stored_bytes)}"
+    status = cache.cache_status(registered)
+    if status.is_complete:
+        return f"[green]on disk[/green], {gigabytes(status.stored_bytes)}"
     takes = f"takes {gigabytes(registered.size_bytes)}" if registered.size_bytes else "the hub knows its size"
-    return f"{gigabytes(holding.stored_bytes)} on disk, {takes}" if holding.stored_bytes else f"not on disk, {takes}"
+    return f"{gigabytes(status.stored_bytes)} on disk, {takes}" if status.stored_bytes else f"not on disk, {takes}"

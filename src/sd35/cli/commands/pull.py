@@ -34,10 +34,10 @@ def pull(name: Name, *, settings: Settings) -> None:
         return
     registered = find_registered(name, settings.registry)
     if settings.offline:
-        holding = cache.cache_status(registered)
-        if not holding.is_complete:
+        status = cache.cache_status(registered)
+        if not status.is_complete:
             raise DownloadFailed(f"{name} is not whole on disk, and SD35_OFFLINE is set: unset it to fetch the rest")
-        print(f"{name}: on disk in {holding.directory}")
+        print(f"{name}: on disk in {status.directory}")
         return
     _download(registered)
 

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,11 +10,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sd35.cli.options import AsJson, with_settings
-from sd35.cli.sizes import parse_size
+from sd35.cli.options import AsJson, parse_size, with_settings
 from sd35.engine.scheduling.simulation import Load, Report
 from sd35.engine.scheduling.simulation import simulate as run_simulation
-from sd35.engine.scheduling.step_times import StepTimes
+from sd35.engine.scheduling.step_times import ShapeTimes, StepTimes
 from sd35.errors import InvalidRequest, InvalidSetting
 from sd35.settings import Settings
 from sd35.startup import OF_FREE_MEMORY, limits_of
@@ -61,7 +59,9 @@ def simulate(
     if not (math.isfinite(rps) and rps > 0):
         raise InvalidSetting(f"--rps: got {rps}; allowed: a number above 0")
     times = StepTimes.read(step_times)
-    load = _complete(Load(rps, requests, steps or [], guidance_scale or [], [], clients, seed), times, size or ())
+    shapes = _measured_shapes(times, size or ())
+    guidance = guidance_scale or [times.guidance_scale]
+    load = Load(rps, requests, steps or [times.steps], guidance, shapes, clients, seed)
     memory_bytes = settings.memory_mb * 10**6 or int(OF_FREE_MEMORY * times.memory_bytes)
     try:
         report = run_simulation(times, load, limits_of(settings, memory_bytes), devices)
@@ -73,19 +73,14 @@ def simulate(
         _show(report, load, devices)
 
 
-def _complete(load: Load, times: StepTimes, sizes: Sequence[str]) -> Load:
-    """Return a load with the named sizes, and with the table's values for what is not named."""
+def _measured_shapes(times: StepTimes, sizes: Sequence[str]) -> list[ShapeTimes]:
+    """Return the measured times of the named sizes, or of all. Raises InvalidSetting for a size without any."""
     measured = {(entry.width_px, entry.height_px): entry for entry in times.shapes}
     requested = [parse_size(text) for text in sizes] or list(measured)
     if missing := [size for size in requested if size not in measured]:
         known = ", ".join("{}x{}".format(*size) for size in measured)
         raise InvalidSetting("--size: got {}x{}; the table has ".format(*missing[0]) + known)
-    return replace(
-        load,
-        shapes=[measured[size] for size in requested],
-        steps=load.steps or [times.steps],
-        guidance=load.guidance or [times.guidance_scale],
-    )
+    return [measured[size] for size in requested]
 
 
 def _as_dict(report: Report) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import closing
 from dataclasses import asdict
 
 import typer
@@ -50,11 +51,8 @@ def verify(*, as_json: AsJson = False, settings: Settings) -> None:
     if settings.image_store == MEMORY:
         raise InvalidSetting(f"image_store: got {MEMORY!r}; allowed here: one that outlives the service")
     blobs = open_blob_store(settings, check=False)
-    database = open_database(database_url(settings), upgrade=False)
-    try:
+    with closing(open_database(database_url(settings), upgrade=False)) as database:
         report = verify_images(ImageStore(blobs, database.ownership))
-    finally:
-        database.close()
     if as_json:
         print(json.dumps(asdict(report), indent=2))
     else:

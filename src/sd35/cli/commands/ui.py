@@ -1,27 +1,22 @@
 """The command `sd35 ui`."""
 
 import contextlib
-import socket
 from collections.abc import AsyncIterator
 from types import FrameType
 from typing import Annotated
 from urllib.parse import urlsplit
 
 import typer
-import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import RedirectResponse
 
 from sd35.api import ui_mount
-from sd35.api.browsers import BrowserProtection
+from sd35.api.browsers import AllowedHosts, AllowedOrigins, BrowserProtection
 from sd35.api.dialects import error_response
 from sd35.api.errors import ApiError
-from sd35.api.hosts import AllowedHosts
-from sd35.api.origins import AllowedOrigins
+from sd35.api.http_server import UiServer, address_of, listen, server_config
 from sd35.api.output_streams import use_nonblocking_streams
-from sd35.api.protocol import bounded
 from sd35.api.request_log import RequestLog
-from sd35.api.sockets import address_of, listen
 from sd35.api.ui_mount import UiMount
 from sd35.cli.options import with_settings
 from sd35.errors import InvalidSetting, Sd35Error
@@ -36,21 +31,12 @@ _SHUTDOWN_S = 5  # for browsers to read their last response
 app = typer.Typer()
 
 
-class _Server(uvicorn.Server):
-    """A uvicorn server whose shutdown does not wait for the event streams of open browser tabs."""
-
-    def __init__(self, config: uvicorn.Config, page: UiMount) -> None:
-        super().__init__(config)
-        self._page = page
+class _Server(UiServer):
+    """A server that a signal stops with exit code 0."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  uvicorn's signature
-        """Shut down with exit code 0; uvicorn would raise the signal again."""
+        """Shut down; uvicorn itself would raise the signal again."""
         self.force_exit, self.should_exit = self.should_exit, True
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the page's event streams, then shut down."""
-        await self._page.close()
-        await super().shutdown(sockets)
 
 
 @app.command()
@@ -77,16 +63,8 @@ def ui(
     configure_logs("auto")
     listener = listen(settings.host, settings.port)
     mount = UiMount()
-    config = uvicorn.Config(
-        _create_app(server, settings, mount, address_of(listener)),
-        http=bounded(_BODY_TIMEOUT_S),
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_SHUTDOWN_S,
-    )
-    _Server(config, mount).run([listener])
+    app = _create_app(server, settings, mount, address_of(listener))
+    _Server(server_config(app, _BODY_TIMEOUT_S, _SHUTDOWN_S), mount).run([listener])
 
 
 def _check_server(server: str) -> None:

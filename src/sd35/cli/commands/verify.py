@@ -35,9 +35,9 @@ def verify(
       sd35 verify sd3.5-medium --offline --discard
     """
     registered = find_downloadable(name, settings)
-    holding = cache.cache_status(registered)
+    status = cache.cache_status(registered)
     with byte_bar() as progress:
-        bar = progress.add_task(name, total=holding.stored_bytes)
+        bar = progress.add_task(name, total=status.stored_bytes)
         result = verify_checkpoint(
             registered, offline=settings.offline, on_bytes=lambda more: progress.advance(bar, more)
         )
@@ -52,7 +52,7 @@ def verify(
     if discard:
         with cache.disk_errors(registered, "cleared of damaged files"):
             for path in result.damaged:
-                cache.discard(holding.directory / path)
+                cache.discard(status.directory / path)
     elif result.damaged:
         print(f"{name}: `sd35 verify {name} --discard` deletes what is damaged")
     if result.damaged or result.missing:

@@ -4,7 +4,7 @@ import ipaddress
 import re
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from sd35.settings.flag import CommaSeparated, Flag
 
@@ -12,10 +12,8 @@ _HOST = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+|file://")
 
 
-class AccessSettings(BaseModel):
+class AccessSettings(BaseModel, title="Access", defer_build=True):
     """Which clients and web pages may use the service, and what they may see."""
-
-    model_config = ConfigDict(title="Access", defer_build=True)
 
     trusted_proxies: Annotated[CommaSeparated[str], Flag("NETWORKS")] = Field(
         (),

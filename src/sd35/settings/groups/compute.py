@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, TypeAlias, get_args
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ByteSize, Field, field_validator
 
 from sd35.settings.flag import Flag
 
@@ -11,10 +11,8 @@ Precision: TypeAlias = Literal[
 ]
 
 
-class ComputeSettings(BaseModel):
+class ComputeSettings(BaseModel, title="Compute", defer_build=True):
     """What computes, in which precision, and with how much memory."""
-
-    model_config = ConfigDict(title="Compute", defer_build=True)
 
     backend: Annotated[str, Flag("NAME")] = Field(
         "onnx",

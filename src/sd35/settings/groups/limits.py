@@ -2,15 +2,13 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from sd35.settings.flag import Flag
 
 
-class LimitSettings(BaseModel):
+class LimitSettings(BaseModel, title="Limits", defer_build=True):
     """Rate limits of a client, and admission limits of the whole service."""
-
-    model_config = ConfigDict(title="Limits", defer_build=True)
 
     requests_per_minute: Annotated[int, Flag("REQUESTS")] = Field(
         0,

@@ -3,15 +3,13 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from sd35.settings.flag import CommaSeparated, Flag
 
 
-class ModelSettings(BaseModel):
+class ModelSettings(BaseModel, title="Models", defer_build=True):
     """Which checkpoints to load, from which files, and under which names clients reach them."""
-
-    model_config = ConfigDict(title="Models", defer_build=True)
 
     checkpoints: Annotated[CommaSeparated[str], Flag("NAME|PATH", name="--checkpoint", is_repeated=True)] = Field(
         ("sd35-mini",),

@@ -3,15 +3,13 @@
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from sd35.settings.flag import Flag
 
 
-class ServerSettings(BaseModel):
+class ServerSettings(BaseModel, title="Server", defer_build=True):
     """Where the server listens, how clients address it, and what it logs."""
-
-    model_config = ConfigDict(title="Server", defer_build=True)
 
     host: str = Field("127.0.0.1", description="Address to listen on. `0.0.0.0` listens on all addresses.")
     port: Annotated[int, Flag("PORT")] = Field(

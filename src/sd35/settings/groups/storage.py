@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, Field, SecretStr, field_validator
 
 from sd35.settings.flag import Flag
 
@@ -14,10 +14,8 @@ def _xdg_directory(variable: str, fallback: str) -> Path:
     return Path(os.environ.get(variable) or Path("~") / fallback) / "sd35"
 
 
-class StorageSettings(BaseModel):
+class StorageSettings(BaseModel, title="Storage", defer_build=True):
     """Where images, jobs and caches are stored, and for how long."""
-
-    model_config = ConfigDict(title="Storage", defer_build=True)
 
     cache_dir: Annotated[Path, Flag("DIRECTORY", default="~/.cache/sd35")] = Field(
         default_factory=lambda: _xdg_directory("XDG_CACHE_HOME", ".cache"),

@@ -1,12 +1,10 @@
 """Settings of webhooks."""
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, Field, SecretStr
 
 
-class WebhookSettings(BaseModel):
+class WebhookSettings(BaseModel, title="Webhooks", defer_build=True):
     """How webhooks are signed, and where they may go."""
-
-    model_config = ConfigDict(title="Webhooks", defer_build=True)
 
     webhook_secret: SecretStr | None = Field(
         None,

@@ -6,10 +6,11 @@ change nothing.
 
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
-from sd35.api.body import INTEGER_DIGITS
+from sd35.api import fields
 from sd35.api.dialects.automatic1111.fields import (
+    ANY_INTEGER,
     LENIENT_INTEGER,
     LENIENT_NUMBER,
     Flag,
@@ -25,20 +26,16 @@ from sd35.api.dialects.automatic1111.fields import (
 from sd35.errors import InvalidRequest
 from sd35.generation.params import GenerationParams, series
 from sd35.images.infotext import SAMPLER, SCHEDULE
-from sd35.request import GUIDANCE_SCALE, PROMPT_CHARACTERS, SEED, SIZE_MULTIPLE_PX, STEPS
+from sd35.request import SEED
 
 MAX_IMAGES = 16
 _SAMPLERS, _SCHEDULES = {"euler", "k_euler"}, {"automatic"}
 
 # Annotated twice: the limits hold for the inner type, and the outer one allows null.
-_Side: TypeAlias = Annotated[
-    Annotated[int, Field(ge=SIZE_MULTIPLE_PX, multiple_of=SIZE_MULTIPLE_PX)] | None, LENIENT_INTEGER
-]
+_Side: TypeAlias = Annotated[fields.Side | None, LENIENT_INTEGER]
 _Count: TypeAlias = Annotated[Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None, LENIENT_INTEGER]
-_Steps: TypeAlias = Annotated[Annotated[int, Field(ge=STEPS[0], le=STEPS[1])] | None, LENIENT_INTEGER]
-_Scale: TypeAlias = Annotated[
-    Annotated[float, Field(ge=GUIDANCE_SCALE[0], le=GUIDANCE_SCALE[1])] | None, LENIENT_NUMBER
-]
+_Steps: TypeAlias = Annotated[fields.Steps | None, LENIENT_INTEGER]
+_Scale: TypeAlias = Annotated[fields.GuidanceScale | None, LENIENT_NUMBER]
 _Resize: TypeAlias = Annotated[Annotated[int, Field(le=0)] | None, LENIENT_INTEGER]
 _Settings: TypeAlias = Annotated[
     dict[str, Any] | None,
@@ -46,8 +43,7 @@ _Settings: TypeAlias = Annotated[
     WithJsonSchema({"type": ["object", "array", "null"]}),
 ]
 
-_ANY_INTEGER = f"an integer of at most {INTEGER_DIGITS:,} digits"
-_SIDE = f"an integer, a multiple of {SIZE_MULTIPLE_PX}, in the model's range. Omitted or null: the model's default."
+_SIDE = f"{fields.SIDE_ALLOWED}. Omitted or null: the model's default."
 _COUNT = f"an integer from 1 to {MAX_IMAGES}: batch_size x n_iter is the number of images, whose seeds are consecutive."
 
 
@@ -67,10 +63,8 @@ _NO_HR, _NO_CHURN, _NOT_SAVED, _FROM_TEXT = (
 )
 
 
-class NewOptions(BaseModel):
+class NewOptions(BaseModel, extra="allow"):
     """Settings that a client sets: any of AUTOMATIC1111's. Those that would change an image are refused."""
-
-    model_config = ConfigDict(extra="allow")
 
     sd_model_checkpoint: str | None = Field(
         None,
@@ -78,33 +72,21 @@ class NewOptions(BaseModel):
     )
 
 
-class Txt2Img(BaseModel):
+class Txt2Img(BaseModel, extra="ignore", allow_inf_nan=False):
     """The body of a call for images.
 
     Prompts are plain text: parentheses, `<lora:...>` and the like have no special meaning. Fields that AUTOMATIC1111
     does not have are ignored, as it ignores them, and named in the header `X-Sd35-Ignored`.
     """
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
-
-    prompt: str = Field(
-        min_length=1, max_length=PROMPT_CHARACTERS, description=f"text of 1 to {PROMPT_CHARACTERS} characters."
-    )
-    negative_prompt: str | None = Field(
-        None, max_length=PROMPT_CHARACTERS, description=f"text of at most {PROMPT_CHARACTERS} characters."
-    )
+    prompt: fields.Prompt = Field(description=f"{fields.PROMPT_ALLOWED}.")
+    negative_prompt: fields.NegativePrompt | None = Field(None, description=f"{fields.NEGATIVE_PROMPT_ALLOWED}.")
     width: _Side = Field(None, description=_SIDE)
     height: _Side = Field(None, description=_SIDE)
-    steps: _Steps = Field(
-        None, description=f"an integer from {STEPS[0]} to {STEPS[1]}. Omitted or null: the model's default."
-    )
-    cfg_scale: _Scale = Field(
-        None,
-        description=f"a number from {GUIDANCE_SCALE[0]:g} to {GUIDANCE_SCALE[1]:g}. Omitted: the model's default.",
-    )
+    steps: _Steps = Field(None, description=f"{fields.STEPS_ALLOWED}. Omitted or null: the model's default.")
+    cfg_scale: _Scale = Field(None, description=f"{fields.GUIDANCE_SCALE_ALLOWED}. Omitted: the model's default.")
     seed: Integer = Field(
-        None,
-        description=f"{_ANY_INTEGER}, used modulo 2^32. -1, null, empty or omitted: a random seed.",
+        None, description=f"{ANY_INTEGER}, used modulo 2^32. -1, null, empty or omitted: a random seed."
     )
     batch_size: _Count = Field(None, description=_COUNT)
     n_iter: _Count = Field(None, description=_COUNT)
@@ -154,7 +136,7 @@ class Txt2Img(BaseModel):
     hr_scheduler: Text = _ignored("text", _NO_HR)
     hr_prompt: Text = _ignored("text", _NO_HR)
     hr_negative_prompt: Text = _ignored("text", _NO_HR)
-    subseed: Integer = _ignored(_ANY_INTEGER, "there are no variations of a seed")
+    subseed: Integer = _ignored(ANY_INTEGER, "there are no variations of a seed")
     refiner_switch_at: Number = _ignored("a number", "there is no refiner")
     eta: Number = _ignored("a number", "Euler has none")
     s_tmin: Number = _ignored("a number", _NO_CHURN)
@@ -201,16 +183,12 @@ class Txt2Img(BaseModel):
         return series(params, (self.batch_size or 1) * (self.n_iter or 1))
 
 
-class StrictTxt2Img(Txt2Img):
+class StrictTxt2Img(Txt2Img, extra="forbid"):
     """The body for a strict service, which refuses fields that AUTOMATIC1111 does not have."""
 
-    model_config = ConfigDict(extra="forbid")
 
-
-class ImageBody(BaseModel):
+class ImageBody(BaseModel, extra="forbid"):
     """The body of png-info."""
-
-    model_config = ConfigDict(extra="forbid")
 
     image: str = Field(
         description="an image in base64, optionally after `data:image/png;base64,`. URLs are not accepted."

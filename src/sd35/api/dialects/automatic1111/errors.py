@@ -1,12 +1,11 @@
 """The error format of AUTOMATIC1111's API, and the errors that its routes share."""
 
-from typing import Any, TypeAlias
+from typing import Any
 
 from pydantic import BaseModel, Field
 
-from sd35.api.errors import ApiError, ErrorFormat
+from sd35.api.errors import ApiError, ErrorFormat, Responses
 
-_Responses: TypeAlias = dict[int | str, dict[str, Any]]
 _NAMES = {"model": "sd_model_checkpoint", "guidance_scale": "cfg_scale"}  # this project's names, and AUTOMATIC1111's
 
 
@@ -29,13 +28,10 @@ def _render(error: ApiError, _: str) -> tuple[int, dict[str, Any]]:
 
 ERROR_FORMAT = ErrorFormat(_render, ErrorBody, challenge='Basic realm="sd35", Bearer')
 documented = ERROR_FORMAT.documented
-BODY_ERRORS: _Responses = {
+BODY_ERRORS: Responses = {
     400: documented("The body is not JSON."),
     413: documented("The body is too large."),
     415: documented("The body's `Content-Type` is not `application/json`."),
     422: documented("A field is invalid. Each is named."),
 }
-MODEL_ERRORS: _Responses = {404: documented("No model of that name is served. The error lists the models that are.")}
-NOT_READY_ERRORS: _Responses = {
-    503: documented("The service is loading or closing, or a store does not answer.", **{"Retry-After": "Seconds."})
-}
+MODEL_ERRORS: Responses = {404: documented("No model of that name is served. The error lists the models that are.")}

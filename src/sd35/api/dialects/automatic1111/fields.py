@@ -27,32 +27,27 @@ def as_integer(value: Any) -> Any:  # noqa: ANN401  any JSON value
     """Turn text and whole floats into an integer, and empty text into None. Return the rest unchanged."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    if not isinstance(value, str):
-        return value
-    text = value.strip()
-    if not text:
-        return None
-    return int(text.partition(".")[0]) if _INTEGER.fullmatch(text) else value
+    return _read_text(value, lambda text: int(text.partition(".")[0]) if _INTEGER.fullmatch(text) else value)
 
 
 def as_number(value: Any) -> Any:  # noqa: ANN401  any JSON value
     """Turn text into a number, and empty text into None. Return the rest unchanged."""
-    if not isinstance(value, str):
-        return value
-    text = value.strip()
-    if not text:
-        return None
-    return float(text) if _NUMBER.fullmatch(text) else value
+    return _read_text(value, lambda text: float(text) if _NUMBER.fullmatch(text) else value)
 
 
 def as_flag(value: Any) -> Any:  # noqa: ANN401  any JSON value
     """Turn text, 0 and 1 into a boolean, and empty text into None. Return the rest unchanged."""
     if isinstance(value, int | float) and value in {0, 1}:
         return bool(value)
+    return _read_text(value, lambda text: _FLAGS.get(text.lower(), value))
+
+
+def _read_text(value: Any, read: Callable[[str], Any]) -> Any:  # noqa: ANN401  any JSON value
+    """Turn text by `read`, and empty text into None. Return the rest unchanged."""
     if not isinstance(value, str):
         return value
-    text = value.strip().lower()
-    return _FLAGS.get(text, value) if text else None
+    text = value.strip()
+    return read(text) if text else None
 
 
 def is_unset(value: object) -> bool:

@@ -5,7 +5,7 @@ from typing import Literal
 from fastapi import APIRouter, Request
 
 from sd35.api.auth import service_of
-from sd35.api.dialects.automatic1111.errors import NOT_READY_ERRORS
+from sd35.api.dialects.automatic1111.errors import ERROR_FORMAT
 from sd35.api.dialects.automatic1111.responses import Memory, SamplerItem, SchedulerItem
 from sd35.host import HostMemory
 
@@ -73,7 +73,7 @@ async def cmd_flags() -> dict[str, bool]:
     return {"api": True, "nowebui": True}
 
 
-@router.get("/memory", summary="Get the memory in use", responses=NOT_READY_ERRORS)
+@router.get("/memory", summary="Get the memory in use", responses=ERROR_FORMAT.unavailable)
 async def memory(request: Request) -> Memory:
     """Return the memory of the host, and of the device of the first model."""
     status, host = service_of(request).pool.engine.status(), HostMemory()

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from sd35.api.auth import caller_of, service_of
 from sd35.api.body import openapi_body, read_object
 from sd35.api.dialects.automatic1111.body import NewOptions
-from sd35.api.dialects.automatic1111.errors import BODY_ERRORS, MODEL_ERRORS, NOT_READY_ERRORS
+from sd35.api.dialects.automatic1111.errors import BODY_ERRORS, ERROR_FORMAT, MODEL_ERRORS
 from sd35.api.dialects.automatic1111.responses import Checkpoint, Options
 from sd35.api.dialects.automatic1111.settings import read_settings
 from sd35.api.sessions import Sessions
@@ -21,7 +21,7 @@ _ENDING = re.compile(r"(\.safetensors|\.ckpt)?( \[[0-9a-f]+\])?$")  # of a check
 router = APIRouter(prefix="/sdapi/v1")
 
 
-@router.get("/options", summary="Get the client's settings", responses=NOT_READY_ERRORS)
+@router.get("/options", summary="Get the client's settings", responses=ERROR_FORMAT.unavailable)
 async def options(request: Request) -> Options:
     """Return the settings that clients read. Only the checkpoint can be changed; the others are fixed."""
     service = service_of(request)
@@ -33,7 +33,7 @@ async def options(request: Request) -> Options:
     "/options",
     summary="Choose the client's checkpoint",
     openapi_extra=openapi_body(NewOptions),
-    responses={**BODY_ERRORS, **MODEL_ERRORS, **NOT_READY_ERRORS},
+    responses={**BODY_ERRORS, **MODEL_ERRORS, **ERROR_FORMAT.unavailable},
 )
 async def set_options(request: Request) -> None:
     """Set `sd_model_checkpoint` for the calling client while the service runs. Nothing else can be set.
@@ -48,7 +48,7 @@ async def set_options(request: Request) -> None:
         sessions_of(request).choose_model(caller_of(request).client, model.name)
 
 
-@router.get("/sd-models", summary="List checkpoints", responses=NOT_READY_ERRORS)
+@router.get("/sd-models", summary="List checkpoints", responses=ERROR_FORMAT.unavailable)
 async def checkpoints(request: Request) -> list[Checkpoint]:
     """Return the checkpoints. The first one is the default."""
     return [

@@ -1,4 +1,4 @@
-"""`POST /sdapi/v1/txt2img` of AUTOMATIC1111's API."""
+"""`POST /sdapi/v1/txt2img` of AUTOMATIC1111's API, and the progress, interruption and skipping of a running call."""
 
 import asyncio
 import base64
@@ -15,11 +15,17 @@ from sd35.api.body import openapi_body, read_object, validate
 from sd35.api.dialects.automatic1111.body import StrictTxt2Img, Txt2Img
 from sd35.api.dialects.automatic1111.errors import BODY_ERRORS, ERROR_FORMAT, MODEL_ERRORS
 from sd35.api.dialects.automatic1111.options import served_name, sessions_of
-from sd35.api.dialects.automatic1111.responses import ImagesResponse
+from sd35.api.dialects.automatic1111.responses import ImagesResponse, ProgressResponse, State
 from sd35.api.dialects.automatic1111.settings import read_settings
-from sd35.api.disconnect import CLIENT_CLOSED_REQUEST, unless_disconnected
-from sd35.api.errors import echo
-from sd35.api.generate import IdempotencyKey, errors_of_generation, job_specs_of, running_batch
+from sd35.api.errors import echo, openapi_headers
+from sd35.api.generate import (
+    IdempotencyKey,
+    errors_of_generation,
+    job_specs_of,
+    preview_png,
+    running_batch,
+    unless_disconnected,
+)
 from sd35.api.sessions import RunningCall
 from sd35.generation.service import GenerationResult
 from sd35.images.infotext import HASH_CHARS, KEYWORD, SAMPLER, SCHEDULE, extras, infotext
@@ -29,9 +35,7 @@ from sd35.request import Request as ImageRequest
 
 IGNORED = "X-Sd35-Ignored"
 _MAX_NAMED_FIELDS = 10  # ignored fields that a response names; the rest is counted
-_IGNORED_HEADER = {
-    IGNORED: {"description": "Ignored fields, which AUTOMATIC1111 does not have.", "schema": {"type": "string"}}
-}
+_IGNORED_HEADER = openapi_headers({IGNORED: "Ignored fields, which AUTOMATIC1111 does not have."})
 router = APIRouter(prefix="/sdapi/v1")
 
 
@@ -58,8 +62,6 @@ async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> R
         call = RunningCall(batch, body.force_task_id or f"txt2img-{first.digest[:8]}")
         with sessions_of(request).running(client, call):
             results = await unless_disconnected(request, batch.outcomes())
-    if results is None:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
     done = [result for result in results if result]
     has_metadata = service.policy.has_metadata and settings.has_metadata
     images = []
@@ -72,6 +74,55 @@ async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> R
     parameters = body.model_dump(mode="json") | {"seed": info["seed"]}
     answer = json.dumps({"images": images, "parameters": parameters, "info": json.dumps(info)})
     return Response(answer, headers=_ignored_header(content), media_type="application/json")
+
+
+@router.get("/progress", summary="Get the progress of the client's call", responses={422: BODY_ERRORS[422]})
+async def progress(request: Request, skip_current_image: bool = False) -> ProgressResponse:  # noqa: FBT001, FBT002
+    """Return the progress of the client's oldest running call. If none runs, all values are 0."""
+    call = _running_call(request)
+    if call is None:
+        return ProgressResponse()
+    batch, latest, done = call.batch, call.latest, call.done
+    current = batch.job_specs[min(batch.current, len(batch.job_specs) - 1)].request
+    was_skipped = any(task.cancelled() for task in batch.tasks) and not batch.was_interrupted
+    image = None
+    if latest and latest.preview and not skip_current_image:
+        image = base64.b64encode(await asyncio.to_thread(preview_png, latest.preview, current)).decode()
+    return ProgressResponse(
+        progress=max(0.01, done),  # above 0 while the call runs, as in AUTOMATIC1111
+        eta_relative=call.took_s * (1 - done) / done if done else 0.0,
+        state=State(
+            skipped=was_skipped,
+            interrupted=batch.was_interrupted,
+            job=call.name,
+            job_count=len(batch.job_specs),
+            job_timestamp=_timestamp(call),
+            job_no=batch.current,
+            sampling_step=latest.step if latest else 0,
+            sampling_steps=current.steps,
+        ),
+        current_image=image,
+        current_task=call.name,
+    )
+
+
+@router.post("/interrupt", summary="End the client's call with the images that are done")
+async def interrupt(request: Request) -> dict[str, str]:
+    """Cancel the remaining images of the call that `progress` shows. The call then returns."""
+    if call := _running_call(request):
+        call.batch.interrupt()
+    return {}
+
+
+@router.post("/skip", summary="Skip the current image of the client's call")
+async def skip(request: Request) -> None:
+    """Cancel the current image of the call that `progress` shows. The call continues with the next image."""
+    if call := _running_call(request):
+        call.batch.skip()
+
+
+def _running_call(request: Request) -> RunningCall | None:
+    return sessions_of(request).oldest(caller_of(request).client)
 
 
 def _ignored_header(content: Mapping[str, Any]) -> dict[str, str]:
@@ -130,13 +181,13 @@ def _info(body: Txt2Img, requests: Sequence[ImageRequest], call: RunningCall) ->
         "index_of_first_image": 0,
         "infotexts": [],
         "styles": [],
-        "job_timestamp": timestamp(call),
+        "job_timestamp": _timestamp(call),
         "clip_skip": 1,
         "is_using_inpainting_conditioning": False,
         "version": f"sd35-fp8-mirror {own_version()}",
     }
 
 
-def timestamp(call: RunningCall) -> str:
+def _timestamp(call: RunningCall) -> str:
     """Return when a call began, in AUTOMATIC1111's format."""
     return time.strftime("%Y%m%d%H%M%S", time.gmtime(call.began_s))

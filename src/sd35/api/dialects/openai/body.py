@@ -5,12 +5,13 @@ Source: OpenAI's API reference.
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from sd35.api import fields
 from sd35.errors import InvalidRequest
 from sd35.generation.params import GenerationParams, series
 from sd35.images.formats import Format
-from sd35.request import GUIDANCE_SCALE, PROMPT_CHARACTERS, SEED, STEPS
+from sd35.request import STEPS
 from sd35.service.service import Service
 
 _MAX_IMAGES, _MAX_PARTIAL_IMAGES = 10, 3
@@ -19,14 +20,10 @@ _NO_EFFECT = "text. It is accepted, and changes nothing."
 _QUALITIES = {"low": "low", "high": "high", "hd": "high"}  # all others are "medium"
 
 
-class GenerationBody(BaseModel):
+class GenerationBody(BaseModel, extra="forbid", allow_inf_nan=False):
     """The body."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    prompt: str = Field(
-        min_length=1, max_length=PROMPT_CHARACTERS, description=f"text of 1 to {PROMPT_CHARACTERS} characters."
-    )
+    prompt: fields.Prompt = Field(description=f"{fields.PROMPT_ALLOWED}.")
     model: str | None = Field(
         None, description="a name from /v1/models or `model_aliases`. Omitted or null: the first of /v1/models."
     )
@@ -45,13 +42,12 @@ class GenerationBody(BaseModel):
         " again for high and hd.",
     )
     style: Literal["vivid", "natural"] | None = Field(
-        None,
-        description="vivid or natural: accepted without effect, or refused if `strict_dialects` is set.",
+        None, description="vivid or natural: accepted without effect, or refused if `strict_dialects` is set."
     )
     response_format: Literal["b64_json", "url"] | None = Field(
         None, description="b64_json or url. Omitted or null: url for models named dall-e..., else b64_json."
     )
-    output_format: Literal["png", "jpeg", "webp", "avif"] | None = Field(
+    output_format: fields.OutputFormat | None = Field(
         None, description="png, jpeg, webp or avif. Omitted or null: png."
     )
     output_compression: int | None = Field(
@@ -73,19 +69,10 @@ class GenerationBody(BaseModel):
         le=_MAX_PARTIAL_IMAGES,
         description=f"an integer from 0 to {_MAX_PARTIAL_IMAGES}: previews in a stream.",
     )
-    negative_prompt: str | None = Field(
-        None, max_length=PROMPT_CHARACTERS, description=f"text of at most {PROMPT_CHARACTERS} characters."
-    )
-    seed: int | None = Field(None, ge=SEED[0], le=SEED[1], description=f"an integer from {SEED[0]} to {SEED[1]}.")
-    num_inference_steps: int | None = Field(
-        None, ge=STEPS[0], le=STEPS[1], description=f"an integer from {STEPS[0]} to {STEPS[1]}: denoising steps."
-    )
-    guidance_scale: float | None = Field(
-        None,
-        ge=GUIDANCE_SCALE[0],
-        le=GUIDANCE_SCALE[1],
-        description=f"a number from {GUIDANCE_SCALE[0]:g} to {GUIDANCE_SCALE[1]:g}.",
-    )
+    negative_prompt: fields.NegativePrompt | None = Field(None, description=f"{fields.NEGATIVE_PROMPT_ALLOWED}.")
+    seed: fields.Seed | None = Field(None, description=f"{fields.SEED_ALLOWED}.")
+    num_inference_steps: fields.Steps | None = Field(None, description=f"{fields.STEPS_ALLOWED}: denoising steps.")
+    guidance_scale: fields.GuidanceScale | None = Field(None, description=f"{fields.GUIDANCE_SCALE_ALLOWED}.")
 
     @property
     def format(self) -> Format:

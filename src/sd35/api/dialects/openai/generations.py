@@ -11,7 +11,6 @@ from sd35.api.dialects.openai.body import GenerationBody
 from sd35.api.dialects.openai.errors import ERROR_FORMAT
 from sd35.api.dialects.openai.responses import GenerationsResponse, common_fields, file_item, url_item, usage_of
 from sd35.api.dialects.openai.stream import EVENT_SCHEMA, stream_response
-from sd35.api.disconnect import CLIENT_CLOSED_REQUEST
 from sd35.api.generate import IdempotencyKey, errors_of_generation, generate, image_headers, job_specs_of
 
 _documented = ERROR_FORMAT.documented
@@ -47,8 +46,6 @@ async def generations(request: Request, idempotency_key: IdempotencyKey = None) 
     if body.stream:
         return await stream_response(request, body, job_specs)
     results = await generate(request, job_specs)
-    if not results:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
     new_item = url_item if body.has_urls else file_item
     answer = GenerationsResponse(
         data=[await new_item(request, body, result) for result in results],

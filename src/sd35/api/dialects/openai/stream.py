@@ -16,9 +16,8 @@ from sd35.api.auth import service_of
 from sd35.api.dialects.openai.body import GenerationBody
 from sd35.api.dialects.openai.errors import ERROR_FORMAT
 from sd35.api.dialects.openai.responses import common_fields, file_item, usage_of
-from sd35.api.disconnect import CLIENT_CLOSED_REQUEST, unless_disconnected
 from sd35.api.errors import report_error
-from sd35.api.generate import preview_png, running_batch
+from sd35.api.generate import preview_png, running_batch, unless_disconnected
 from sd35.engine.base import Pixels
 from sd35.errors import Sd35Error
 from sd35.generation.service import ImageProgress
@@ -41,12 +40,7 @@ async def stream_response(request: Request, body: GenerationBody, job_specs: Seq
     """Stream the events of one image. An error before the first event is raised, so that it has its own status."""
     events = _events(request, body, job_specs)
 
-    async def first_event() -> bytes:
-        return await anext(events)
-
-    first = await unless_disconnected(request, first_event())
-    if first is None:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    first = await unless_disconnected(request, anext(events))
 
     async def all_events() -> AsyncIterator[bytes]:
         try:

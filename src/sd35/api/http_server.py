@@ -1,0 +1,67 @@
+"""The HTTP server of `sd35 serve` and `sd35 ui`: its listening socket, uvicorn's settings, and its shutdown."""
+
+import os
+import socket
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from sd35.api.protocol import bounded
+from sd35.api.ui_mount import UiMount
+from sd35.errors import InvalidSetting
+
+
+class UiServer(uvicorn.Server):
+    """A uvicorn server whose shutdown does not wait for the event streams of the user interface's open tabs."""
+
+    def __init__(self, config: uvicorn.Config, ui: UiMount) -> None:
+        super().__init__(config)
+        self._ui = ui
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the user interface, then wait until all requests are answered."""
+        await self._ui.close()
+        await super().shutdown(sockets)
+
+
+def server_config(
+    app: ASGIApp, body_timeout_s: float, shutdown_s: int, *, root_path: str = "", proxy_headers: bool = True
+) -> uvicorn.Config:
+    """Return uvicorn's settings.
+
+    `shutdown_s` is the time for clients to read their last response. `proxy_headers`: whether the `X-Forwarded-...`
+    headers of any local client are trusted.
+    """
+    return uvicorn.Config(
+        app,
+        loop="uvloop",
+        http=bounded(body_timeout_s),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=proxy_headers,
+        root_path=root_path,
+        timeout_graceful_shutdown=shutdown_s,
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open a socket that accepts connections. Raises InvalidSetting if that is not possible."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        host.encode("idna")  # as Python does; `create_server` leaks its socket if this fails
+    except UnicodeError as error:
+        raise InvalidSetting(f"--host: got {host!a}; allowed: an address or a host name") from error
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise InvalidSetting(f"cannot listen on {host} port {port}: {reason}; see --host, --port") from error
+
+
+def address_of(listener: socket.socket) -> str:
+    """Return the URL under which this machine reaches a listening socket."""
+    host, port = listener.getsockname()[:2]
+    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    return f"http://{name}:{port}"
