@@ -83,20 +83,16 @@ def open_model_pool(
     fallbacks = [_open_pipeline(fallback, second, each) for each in checkpoints] if fallback and second else []
     open_first = partial(_open_pipeline, settings, first)
     pipelines, pending = _open_built(open_first, checkpoints, fallbacks)
-    for pipeline, other in zip(pipelines, fallbacks, strict=bool(fallbacks)):
-        if pipeline is not other and pipeline.info.profile == other.info.profile:
-            profile = other.info.profile
-            raise InvalidSetting(f"fallback: got {settings.fallback!r}, which is {profile} here, as the first is")
+    _check_profiles(settings, pipelines, fallbacks)
     for pipeline in {*pipelines, *fallbacks}:
         startup.add(pipeline.backend.startup_s)
     # Networks that are built later need memory too: they are placed already, and working memory is the rest.
-    weights_bytes = first.weights_bytes + (second.weights_bytes if second else 0)
     to_be_built_bytes = first.weights_bytes if pending else 0
-    free_bytes = min(pipelines[0].backend.memory.free_bytes() - to_be_built_bytes, room.device_bytes - weights_bytes)
-    memory_bytes = settings.memory_mb * _MB or int(OF_FREE_MEMORY * free_bytes)
+    unplanned_bytes = room.device_bytes - first.weights_bytes - (second.weights_bytes if second else 0)
+    free_bytes = min(pipelines[0].backend.memory.free_bytes() - to_be_built_bytes, unplanned_bytes)
     engine = LocalEngine(
         [*pipelines, *fallbacks],
-        limits_of(settings, memory_bytes),
+        limits_of(settings, settings.memory_mb * _MB or int(OF_FREE_MEMORY * free_bytes)),
         EmbeddingCache(settings.embedding_cache_mb * _MB),
         reproducible=settings.reproducible,
     )
@@ -163,3 +159,11 @@ def _open_built(
             pipelines.append(fallbacks[index])
             pending.append(checkpoint)
     return pipelines, pending
+
+
+def _check_profiles(settings: Settings, pipelines: Sequence[Pipeline], fallbacks: Sequence[Pipeline]) -> None:
+    """Raise InvalidSetting if a fallback computes in the same profile as what it is for."""
+    for pipeline, fallback in zip(pipelines, fallbacks, strict=bool(fallbacks)):
+        profile = fallback.info.profile
+        if pipeline is not fallback and pipeline.info.profile == profile:
+            raise InvalidSetting(f"fallback: got {settings.fallback!r}, which is {profile} here, as the first is")
