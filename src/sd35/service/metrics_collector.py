@@ -163,7 +163,7 @@ _READINGS: dict[MetricDescription, Read] = {
     _gauge("sd35_model_info", "Always 1: the models in use.", "model", "revision", "backend", "precision"): _models,
     _gauge(
         "sd35_retention_paused", "1 while retention by age is paused because the clock cannot be trusted."
-    ): lambda it: _one(it.is_retention_paused),
+    ): lambda it: _one(it.sweeper.is_paused),
     _gauge("sd35_fallback_active", "1 while a fallback serves until a build has ended."): (
         _of_builder(lambda builder: builder.is_running)
     ),

@@ -49,7 +49,7 @@ class Service:
         self.jobs = JobRunner(
             self.generation_service, storage.database.jobs, policy.most_running, policy.most_waiting, webhooks.wake
         )
-        self._sweeper = Sweeper(retention, storage.database, policy.retention_s)
+        self.sweeper = Sweeper(retention, storage.database, policy.retention_s)
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -61,11 +61,6 @@ class Service:
     def status(self) -> EngineStatus:
         """What the engine has to do now."""
         return self.pool.engine.status()
-
-    @property
-    def is_retention_paused(self) -> bool:
-        """Whether retention is paused because the clock cannot be trusted."""
-        return self._sweeper.is_paused
 
     def start(self) -> None:
         """Begin to run jobs, to send webhooks, and to build what a fallback replaces. Needs a running event loop."""
@@ -179,7 +174,7 @@ class Service:
         """Remove expired images and jobs from time to time."""
         while True:
             with log_errors("sweeping waits for a store"):
-                swept = await self.generation_service.threads.run(self._sweeper.sweep, time.time())
+                swept = await self.generation_service.threads.run(self.sweeper.sweep, time.time())
                 if any(swept):
                     structlog.get_logger().info("swept", images=swept.images, jobs=swept.jobs)
             await asyncio.sleep(_SWEEP_S)

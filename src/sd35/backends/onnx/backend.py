@@ -51,8 +51,7 @@ def graphs_of(checkpoint: Checkpoint, options: Options) -> Graphs:
     except ModuleNotFoundError as error:
         remedy = "Install it with: pip install 'sd35-fp8-mirror[graphs]'"
         raise BackendUnavailable("onnx", f"{error.name}, which reads NVIDIA's graphs, not installed", remedy) from error
-    is_calibrated = graphs.transformer == "fp8"
-    build = fingerprint_of(graphs.path("transformer").parent) if is_calibrated else None
+    build = fingerprint_of(graphs.path("transformer").parent) if graphs.transformer == "fp8" else None
     return Graphs(partial(_open_official, checkpoint, graphs), build)
 
 
