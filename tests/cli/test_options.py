@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from sd35.cli.main import COMMANDS, load_command
 from sd35.cli.options import SettingFlags, with_settings
-from sd35.settings import Settings, flag_of, secret_settings
+from sd35.settings import Settings
+from sd35.settings.description import flag_of, secret_settings
 
 RUNNER = CliRunner()
 

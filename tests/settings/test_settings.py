@@ -9,7 +9,8 @@ import pytest
 
 from sd35.engine.scheduling.scheduler import SLOWDOWN_TARGET
 from sd35.errors import InvalidSetting
-from sd35.settings import Settings, group_of, load_settings, settings_table, unknown_variables
+from sd35.settings import Settings, load_settings, unknown_variables
+from sd35.settings.description import group_of, settings_table
 from sd35.startup import limits_of
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
@@ -94,7 +95,7 @@ def test_variables_that_nothing_reads_are_found(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_documented_table_is_the_settings():
-    """docs/settings.md holds what `python -c 'from sd35.settings import *; print(settings_table())'` prints."""
+    """docs/settings.md holds the table that `sd35.settings.description.settings_table()` returns."""
     assert settings_table() in DOCUMENT.read_text()
 
 

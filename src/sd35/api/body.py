@@ -45,24 +45,18 @@ async def read_unparsed_json(request: Request, max_bytes: int, count: Callable[[
 
     Raises ApiError: 400, 413 or 415.
     """
-    _check_type(request)
+    content_type = request.headers.get("content-type", "").strip()
+    media_type = content_type.partition(";")[0].strip().lower()
+    is_missing = not content_type and getattr(request.state, "content_type_optional", False)
+    if media_type != "application/json" and not is_missing:
+        allowed = "application/json (with curl: -H 'content-type: application/json')"
+        raise ApiError.from_field(415, "content-type", media_type, allowed)
     return await read_body(request, max_bytes, count)
 
 
-async def read_object(request: Request, max_bytes: int = MAX_BODY_BYTES) -> dict[str, Any]:
+async def read_object(request: Request) -> dict[str, Any]:
     """Read the body as a JSON object whose fields are not checked. Raises ApiError: 400, 413, 415 or 422."""
-    _check_type(request)
-    return parse_object(await read_body(request, max_bytes))
-
-
-def _check_type(request: Request) -> None:
-    content_type = request.headers.get("content-type", "").strip()
-    media_type = content_type.partition(";")[0].strip().lower()
-    if not content_type and getattr(request.state, "content_type_optional", False):
-        return
-    if media_type != "application/json":
-        allowed = "application/json (with curl: -H 'content-type: application/json')"
-        raise ApiError.from_field(415, "content-type", media_type, allowed)
+    return parse_object(await read_unparsed_json(request, MAX_BODY_BYTES))
 
 
 def parse_json(content: bytes, model: type[Body]) -> Body:

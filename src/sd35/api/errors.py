@@ -150,15 +150,10 @@ def report_error(request: Request, error: Sd35Error) -> ApiError:
 
 def echo(value: object) -> Any:  # noqa: ANN401  any JSON value
     """Return a received value in a form that is safe to send back: short scalars as they are, the rest as text."""
-    if value is None or isinstance(value, bool):
+    is_safe_integer = isinstance(value, int) and abs(value) < 2**53  # booleans are integers
+    if value is None or is_safe_integer or (isinstance(value, float) and math.isfinite(value)):
         return value
-    if isinstance(value, int) and abs(value) < 2**53:
-        return value
-    if isinstance(value, float) and math.isfinite(value):
-        return value
-    if isinstance(value, str):
-        text = value
-    elif isinstance(value, list | dict):
+    if isinstance(value, list | dict):
         text = f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
     elif isinstance(value, int):
         text = f"an integer of {value.bit_length()} bits"

@@ -66,13 +66,8 @@ async def get(
     if isinstance(image, str):
         return RedirectResponse(image, 307, {"Cache-Control": "no-store"})
     content = await encode_async(image, file_format, has_metadata=has_metadata)
-    part = answer(
-        content,
-        f'"{digest[:32]}-{file_format}{"" if has_metadata else "-bare"}-{len(content)}"',
-        byte_range=request.headers.get("range"),
-        if_none_match=request.headers.get("if-none-match"),
-        if_range=request.headers.get("if-range"),
-    )
+    etag = f'"{digest[:32]}-{file_format}{"" if has_metadata else "-bare"}-{len(content)}"'
+    part = answer(content, etag, request.headers)
     headers = {**part.headers, "Cache-Control": "private, max-age=31536000, immutable", "Vary": "Accept"}
     return Response(part.body, part.status, headers, file_format.media_type)
 

@@ -4,6 +4,7 @@ Starlette does this for files on disk only. Source: RFC 9110, sections 13 (condi
 """
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 _RANGE = re.compile(r"bytes=[ \t]*([0-9]{0,18})-([0-9]{0,18})[ \t]*", re.ASCII | re.IGNORECASE)
@@ -18,23 +19,17 @@ class Partial(NamedTuple):
     body: bytes
 
 
-def answer(
-    content: bytes,
-    etag: str,
-    *,
-    byte_range: str | None = None,
-    if_none_match: str | None = None,
-    if_range: str | None = None,
-) -> Partial:
+def answer(content: bytes, etag: str, request_headers: Mapping[str, str]) -> Partial:
     """Answer a request for `content`: 200, 206 with a range, 304 if the client has it already, or 416.
 
     `etag` is a strong tag in quotes. The whole file is sent if several ranges are asked for, or if `Range` is
     malformed: RFC 9110 allows both. A date in `If-Range` never matches, because no `Last-Modified` is sent.
     """
     headers = {"ETag": etag, "Accept-Ranges": "bytes"}
-    if if_none_match is not None and _matches(if_none_match, etag):
+    if _matches(request_headers.get("if-none-match", ""), etag):
         return Partial(304, headers, b"")
-    match = _RANGE.fullmatch(byte_range) if byte_range and if_range in {None, etag} else None
+    applies = request_headers.get("if-range", etag) == etag
+    match = _RANGE.fullmatch(request_headers.get("range", "")) if applies else None
     bounds = _bounds(match[1], match[2], len(content)) if match else None
     if bounds is None:
         return Partial(200, headers, content)

@@ -18,7 +18,8 @@ import httpx2
 import psutil
 
 from sd35.errors import MeasuringFailed
-from sd35.settings import PREFIX, Settings, flag_of
+from sd35.settings import PREFIX, Settings
+from sd35.settings.description import flag_of
 
 _READY_POLL_S = 0.01
 _STOP_TIMEOUT_S = 60

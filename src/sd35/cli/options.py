@@ -10,7 +10,8 @@ from typing import Annotated, Any, NamedTuple, TypeAlias
 import typer
 
 from sd35.errors import InvalidSetting
-from sd35.settings import CONFIG_VARIABLE, Settings, default_of, flag_of, group_of, load_settings, metadata_of
+from sd35.settings import CONFIG_VARIABLE, Settings, load_settings
+from sd35.settings.description import default_of, flag_of, group_of, metadata_of
 
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 

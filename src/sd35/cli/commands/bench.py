@@ -115,21 +115,18 @@ def bench(
         warmup_s=warm_up,
         quality_images=0 if reference == _NO_REFERENCE else judged,
         max_first_image_s=seconds if matrix else None,
-        seed_offset=secrets.randbits(32)
-        if url
-        else 0,  # else a running server would answer a second run from its cache
+        seed_offset=secrets.randbits(32) if url else 0,  # a running server may have images of an earlier run
     )
     _check_plan(plan)
     _check_target(url, reference, out)
     protocol = dialect_of(dialect)
-    key = _read_key()
     session = Session(
+        key=_read_key(),
         settings=settings,
         workload=read_workload(workload) if workload else protocol.default_workload(),
         plan=plan,
         url=url.rstrip("/") if url else None,
         dialect=protocol.name,
-        key=key,
         reference=reference,
     )
     _run(session, list(combinations(session, batch or BATCH_ROWS)) if matrix else None, out, as_json=as_json)

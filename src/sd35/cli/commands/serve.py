@@ -4,7 +4,8 @@ import typer
 
 from sd35.api.server import serve as run_server
 from sd35.cli.options import with_settings
-from sd35.settings import Settings, secret_settings
+from sd35.settings import Settings
+from sd35.settings.description import secret_settings
 
 app = typer.Typer()
 
