@@ -86,7 +86,7 @@ def test_the_model_and_its_fallback_have_to_fit_together(tmp_path: Path):
 @pytest.mark.parametrize("flags", [{"fallback": "onnx/bfloat16"}, {"fallback": "onnx", "precision": "float32"}])
 def test_a_fallback_equal_to_the_model_is_refused(tmp_path: Path, flags: dict[str, str]):
     """What backend and precision name already is refused."""
-    with pytest.raises(InvalidSetting, match=r"fallback: got 'onnx.*'; allowed: what the first is not"):
+    with pytest.raises(InvalidSetting, match=r"fallback: got 'onnx.*'; allowed: another backend or precision than"):
         opened(settings_of(tmp_path, **flags))
 
 

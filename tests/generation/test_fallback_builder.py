@@ -96,7 +96,7 @@ def test_missing_graphs_and_engines_are_built_and_then_used(case: FallbackCase):
     with structlog.testing.capture_logs() as logs:
         finish(case.fallback_builder(BUILD))
     assert [line["command"] for line in logs if "command" in line] == ["sd35 compile graphs", "sd35 compile engines"]
-    assert [line["said"] for line in logs if "said" in line] == ["at work"] * 2
+    assert [line["output"] for line in logs if "output" in line] == ["at work"] * 2
     assert logs[-1]["event"] == "swapped"
     assert case.ask().request.profile == BUILT
     assert case.pool.models["mini"] is case.model

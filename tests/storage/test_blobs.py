@@ -9,14 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
+from unittest.mock import Mock
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
 
-from sd35.errors import StoreUnavailable
+from sd35.errors import InvalidSetting, StoreUnavailable
+from sd35.settings import load_settings
 from sd35.storage.atomic_files import AtomicWriter
 from sd35.storage.blobs.base import BlobStore
+from sd35.storage.blobs.open import open_blob_store
 from tests.support.job_specs import at_once
 
 NAME, OTHER = "ab" * 32 + ".png", "cd" * 32 + "-blurred.png"
@@ -132,6 +135,14 @@ def test_a_directory_called_pictures_is_renamed_to_images(open_at: OpenStore, tm
     open_at(str(tmp_path / "pictures")).put(NAME, b"before")
     assert open_at(None).get(NAME) == b"before"
     assert not (tmp_path / "pictures").exists()
+
+
+def test_a_failure_to_rename_pictures_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A mount point cannot be renamed, for example. Otherwise, the images in it would seem to be lost."""
+    (tmp_path / "pictures").mkdir()
+    monkeypatch.setattr(Path, "rename", Mock(side_effect=OSError(errno.EBUSY, os.strerror(errno.EBUSY))))
+    with pytest.raises(InvalidSetting, match=r"image_store: .*pictures cannot be renamed to images: .*busy"):
+        open_blob_store(load_settings({"data_dir": tmp_path}))
 
 
 def test_files_and_folders_of_images_are_private(open_at: OpenStore, tmp_path: Path):

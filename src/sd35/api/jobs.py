@@ -195,7 +195,7 @@ async def delete(request: Request, job: VisibleJob) -> JobView:
 async def events(
     request: Request,
     job: VisibleJob,
-    preview: Annotated[bool, Query(description="Whether to send a small preview after each step.")] = False,  # noqa: FBT002
+    preview: Annotated[bool, Query(description="Whether to send small previews, at most four a second.")] = False,  # noqa: FBT002
     last_event_id: Annotated[
         int | None, Header(ge=0, lt=2**31, description="The id of the last event received.")
     ] = None,

@@ -140,7 +140,7 @@ class FallbackBuilder:
         with child:
             assert child.stdout
             for line in child.stdout:
-                log.info("building", said=line.rstrip())
+                log.info("building", output=line.rstrip())
                 last.append(line)
         if child.returncode:
             raise BuildFailed(f"sd35 {' '.join(arguments)} ended with {child.returncode}: {''.join(last).strip()}")

@@ -85,7 +85,8 @@ def check_fallback(settings: Settings, fallback: Settings, available: AvailableM
         raise InvalidSetting(f"fallback: got {settings.fallback!r}, which computes on: {device}; allowed: {allowed}")
     profile = fallback.backend, precision_of(fallback, device)
     if profile == (settings.backend, precision_of(settings, device)):
-        raise InvalidSetting(f"fallback: got {settings.fallback!r}; allowed: what the first is not")
+        first = "/".join(profile)
+        raise InvalidSetting(f"fallback: got {settings.fallback!r}; allowed: another backend or precision than {first}")
 
 
 def place_fallback(fallback: Settings, checkpoint_sizes: Sequence[NetworkSizes], plan: Plan) -> Placement:

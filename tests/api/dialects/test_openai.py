@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import httpx2
 import openai
@@ -339,6 +340,19 @@ def test_an_error_in_a_stream_is_counted_and_logged(server: str, client: OpenAI,
     assert failed.value.type == "server_error"
     assert f"{counted} 1.0" in metrics()
     assert "image failed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("partial_images", [0, 1])
+def test_a_stream_asks_for_previews_only_if_it_sends_some(tmp_path: Path, partial_images: int):
+    """The engine draws none for a stream without partial images."""
+    with (
+        fake_pool(tmp_path) as pool,
+        listening(pool) as (host, port),
+        client_of(f"http://{host}:{port}/v1") as client,
+        patch.object(pool.engine, "submit", wraps=pool.engine.submit) as submit,
+    ):
+        list(client.images.generate(prompt="a dog", stream=True, partial_images=partial_images))
+    assert submit.call_args.kwargs["previews"] == bool(partial_images)
 
 
 def test_a_retried_image_shows_each_preview_once(tmp_path: Path):

@@ -4,11 +4,13 @@ from concurrent.futures import CancelledError
 from pathlib import Path
 from threading import Event
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from sd35.engine.base import Handle, Progress
+from sd35.engine.local.preview import PreviewMap
 from sd35.errors import GenerationFailed, InvalidRequest, NotReady, Overloaded
 from sd35.generation.model_pool import ModelPool
 from sd35.generation.params import GenerationParams
@@ -75,6 +77,14 @@ def test_a_preview_resembles_the_image(pool: ModelPool):
     assert previews[-1].shape == small.shape == (16, 16, 3)
     inside = (small > 0) & (small < 255)
     assert abs(previews[-1] - small)[inside].mean() < 8
+
+
+def test_progress_goes_on_if_previews_cannot_be_drawn(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
+    """A device may lack the memory to draw one. The steps are reported without previews, and the image is made."""
+    monkeypatch.setattr(PreviewMap, "draw", Mock(side_effect=MemoryError))
+    reported: list[Progress] = []
+    submit(pool, "a cat", reported.append, previews=True, steps=3).future.result(WAIT_S)
+    assert reported == [Progress(step, 3) for step in (1, 2, 3)]
 
 
 def test_the_same_request_twice_is_one_image(pool: ModelPool, backend: FakeBackend):

@@ -299,12 +299,16 @@ class LocalEngine:
                 structlog.get_logger().exception("a listener to an image's progress failed")
 
     def _with_preview(self, generation: Generation) -> Progress:
-        """Return the progress, with a preview if the newest is old enough."""
-        now_s = time.monotonic()
+        """Return the progress, with a preview if the newest is old enough, and if it can be drawn."""
+        now_s, progress = time.monotonic(), generation.progress()
         if (now_s - generation.previewed_s) * self._previews_per_s < 1:
-            return generation.progress()
+            return progress
         generation.previewed_s = now_s
-        return generation.progress()._replace(preview=generation.preview())
+        try:
+            return progress._replace(preview=generation.preview())
+        except Exception:  # noqa: BLE001  a device may lack the memory for it, and the image does not need it
+            structlog.get_logger().exception("a preview cannot be drawn")
+            return progress
 
 
 def _own_error(error: Exception) -> Sd35Error:

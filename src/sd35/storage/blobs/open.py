@@ -12,7 +12,7 @@ MEMORY = "memory"
 
 
 def open_blob_store(settings: Settings, *, check: bool = True) -> BlobStore:
-    """Open the store. With `check`, also test it, which takes at most a minute; else nothing is written.
+    """Open the store. With `check`, also test it, which takes at most a minute; else no file is written.
 
     Raises InvalidSetting, with the reason, if the store cannot be used.
     """
@@ -37,9 +37,17 @@ def open_blob_store(settings: Settings, *, check: bool = True) -> BlobStore:
 
 
 def _default_directory(data_dir: Path) -> Path:
-    """Return `images` in the data directory. Earlier versions called it `pictures`: renames such a directory."""
-    directory = data_dir / "images"
-    if not directory.exists():
-        with suppress(OSError):
-            (data_dir / "pictures").rename(directory)
+    """Return `images` in the data directory. Earlier versions called it `pictures`: renames such a directory.
+
+    Raises InvalidSetting if it cannot be renamed, because the images in it would not be found.
+    """
+    directory, former = data_dir / "images", data_dir / "pictures"
+    try:
+        if former.is_dir() and not directory.exists():
+            with suppress(FileNotFoundError):  # another process has just renamed it
+                former.rename(directory)
+    except OSError as error:
+        raise InvalidSetting(
+            f"image_store: {former} cannot be renamed to {directory.name}: {error.strerror}"
+        ) from error
     return directory

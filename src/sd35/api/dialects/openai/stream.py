@@ -61,11 +61,11 @@ async def _events(request: Request, body: GenerationBody, job_specs: Sequence[Jo
     service, steps = service_of(request), asyncio.Queue[ImageProgress | None]()
     image_request = job_specs[0].request
     fields = common_fields(body, image_request)
+    preview_steps = _preview_steps(body.partial_images or 0, image_request.steps)
     index = 0
     async with running_batch(
-        request, job_specs, lambda _, progress: steps.put_nowait(progress), previews=True
+        request, job_specs, lambda _, progress: steps.put_nowait(progress), previews=bool(preview_steps)
     ) as batch:
-        preview_steps = _preview_steps(body.partial_images or 0, image_request.steps)
         results = asyncio.ensure_future(batch.outcomes())
         results.add_done_callback(lambda _: steps.put_nowait(None))
         while progress := await steps.get():
