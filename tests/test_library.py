@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypedDict, get_type_hints
+from unittest.mock import Mock
 
 import numpy as np
 import PIL.Image
@@ -24,6 +25,7 @@ import sd35.generator
 from sd35 import Generator, Image, ImageParams, InvalidRequest, InvalidSetting, UnknownModel
 from sd35.checkpoints.open import open_checkpoint
 from sd35.checkpoints.registry import EMBEDDED
+from sd35.engine.local.preview import PreviewMap
 from sd35.generation.params import GenerationParams
 from sd35.generation.replay import read_stored_image
 from sd35.images.texts import format_of, read_record
@@ -301,6 +303,21 @@ def test_an_exception_in_the_progress_callback_does_not_break_the_image(
 
     assert generator.generate("a cat", seed=7, on_progress=fail, **SMALL).png == image.png
     assert [str(each.exc_info[1]) for each in caplog.records if each.exc_info] == ["1 of 2", "2 of 2"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_engine_logs_by_logging(
+    fake: Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+):
+    """The library prints nothing: standard output belongs to the program."""
+    monkeypatch.setattr(PreviewMap, "learn", Mock(side_effect=ValueError("no colours")))
+    fake.generate("a cat", **SMALL)
+    fake.close()
+    assert "preview not improved" in caplog.text
+    assert "no colours" in caplog.text
     assert capsys.readouterr() == ("", "")
 
 

@@ -23,6 +23,7 @@ from sd35.images.record import Record
 from sd35.request import Request
 from sd35.settings import Settings, load_settings
 from sd35.startup import open_checkpoints, open_model_pool
+from sd35.telemetry.logs import log_by_logging
 from sd35.tensors import Array
 
 OnProgress: TypeAlias = Callable[[int, int], None]
@@ -164,6 +165,7 @@ class Generator:
         known = Settings.model_fields.keys() - {"checkpoints"}  # those are `checkpoint`
         if unknown := sorted(settings.keys() - known):
             raise InvalidSetting(f"unknown setting {', '.join(map(repr, unknown))}; known: {', '.join(sorted(known))}")
+        log_by_logging()
         names = [checkpoint] if isinstance(checkpoint, str | PathLike) else checkpoint
         loaded = load_settings({**_NO_ADMISSION_LIMITS, **settings, "checkpoints": [str(name) for name in names]})
         stack = ExitStack()

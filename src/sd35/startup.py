@@ -90,13 +90,14 @@ def open_model_pool(
     to_be_built_bytes = first.weights_bytes if pending else 0
     unplanned_bytes = room.device_bytes - first.weights_bytes - (second.weights_bytes if second else 0)
     free_bytes = min(pipelines[0].backend.memory.free_bytes() - to_be_built_bytes, unplanned_bytes)
+    tokenizers = {each.name: Tokenizers(each) for each in checkpoints}
     engine = LocalEngine(
         [*pipelines, *fallbacks],
         limits_of(settings, settings.memory_mb * _MB or int(OF_FREE_MEMORY * free_bytes)),
         EmbeddingCache(settings.embedding_cache_mb * _MB),
         reproducible=settings.reproducible,
     )
-    pool = ModelPool(engine, {each.name: Tokenizers(each) for each in checkpoints}, settings.max_pixels)
+    pool = ModelPool(engine, tokenizers, settings.max_pixels)
     if pending:
         open_later = partial(_open_into, engine, open_first)
         pool.fallback_builder = FallbackBuilder(pending, partial(command_of, settings), open_later, pool.swap)

@@ -4,7 +4,7 @@ import math
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -206,6 +206,14 @@ def test_a_size_that_the_model_cannot_generate_is_refused(one: Opened) -> None:
     with pytest.raises(InvalidRequest, match="width: got 40; allowed: multiples of 16 from 64 to 256") as refused:
         one.engine.submit(Work(work.request, 40, 64))
     assert (refused.value.field, refused.value.got) == ("width", 40)
+
+
+def test_a_model_that_it_does_not_have_is_refused(one: Opened) -> None:
+    """A caller of an engine elsewhere may know models that are gone by now."""
+    work = one.work()
+    gone = replace(work.request, model="gone")
+    with pytest.raises(InvalidRequest, match="model: got 'gone in double/float32'; allowed: mini in double/float32"):
+        one.engine.submit(replace(work, request=gone))
 
 
 def test_a_full_engine_refuses_and_says_when_to_come_back(held: Opened) -> None:

@@ -52,6 +52,25 @@ def configure_logs(log_format: Literal["auto", "console", "json"]) -> None:
     )
 
 
+def log_by_logging() -> None:
+    """Send the logs of structlog to the standard library's `logging`, unless the program has configured structlog.
+
+    For the library: by default structlog prints to standard output, which belongs to the caller's program.
+    """
+    if structlog.is_configured():
+        return
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.add_logger_name,
+            structlog.processors.format_exc_info,
+            structlog.processors.KeyValueRenderer(key_order=["event"]),
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
+
+
 @contextmanager
 def log_errors(unavailable: str) -> Iterator[None]:
     """Log errors of the block instead of raising them, in loops that must go on.

@@ -87,6 +87,13 @@ def test_progress_goes_on_if_previews_cannot_be_drawn(pool: ModelPool, monkeypat
     assert reported == [Progress(step, 3) for step in (1, 2, 3)]
 
 
+def test_images_go_on_if_previews_cannot_be_improved(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
+    """What is learnt of an image for later previews is worth no image."""
+    monkeypatch.setattr(PreviewMap, "learn", Mock(side_effect=ValueError))
+    for seed in (1, 2):
+        assert submit(pool, "a cat", seed=seed).future.result(WAIT_S).pixels.shape == (128, 128, 3)
+
+
 def test_the_same_request_twice_is_one_image(pool: ModelPool, backend: FakeBackend):
     """Who asks for what is being made waits for the same image; who leaves does not stop it for the others."""
     backend.hold()

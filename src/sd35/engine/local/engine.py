@@ -32,7 +32,7 @@ from sd35.engine.local.prompt_cache import EmbeddingCache
 from sd35.engine.model_info import ModelInfo
 from sd35.engine.scheduling.cost_model import CostModel
 from sd35.engine.scheduling.scheduler import Scheduler
-from sd35.errors import GenerationFailed, NotReady, NumericalFailure, NumericalFailureKind, Sd35Error
+from sd35.errors import GenerationFailed, InvalidRequest, NotReady, NumericalFailure, NumericalFailureKind, Sd35Error
 from sd35.tensors import to_numpy
 
 Item = TypeVar("Item")
@@ -164,7 +164,11 @@ class LocalEngine:
 
     def _accept(self, work: Work, now_s: float) -> Generation:
         """Queue new work; the lock is held. Raises InvalidRequest, Overloaded."""
-        pipeline = self._pipelines[work.request.model, work.request.profile]
+        key = work.request.model, work.request.profile
+        pipeline = self._pipelines.get(key)
+        if pipeline is None:
+            known = " or ".join(f"{model} in {profile}" for model, profile in self._pipelines)
+            raise InvalidRequest("model", f"{key[0]} in {key[1]}", known)
         pipeline.info.check(work.request, work.width_px, work.height_px)
         generation = Generation(work, pipeline)
         self._scheduler.add(generation, generation.item, now_s)
@@ -230,7 +234,14 @@ class LocalEngine:
                 self._changed.notify_all()
             if pixels is not None:
                 self._deliver(generation, pixels)
-                generation.pipeline.preview.learn(to_numpy(generation.latent), pixels)
+                self._learn_preview(generation, pixels)
+
+    def _learn_preview(self, generation: Generation, pixels: Pixels) -> None:
+        """Improve the previews of later images by this one. A failure costs no image."""
+        try:
+            generation.pipeline.preview.learn(to_numpy(generation.latent), pixels)
+        except Exception:  # noqa: BLE001  see above
+            structlog.get_logger().exception("preview not improved")
 
     def _remove(self, generation: Generation) -> None:
         """Take out a generation that nobody waits for any more; the lock is held."""
