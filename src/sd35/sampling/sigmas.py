@@ -1,7 +1,7 @@
 """The sigma schedule, numerically equal to Diffusers' FlowMatchEulerDiscreteScheduler.
 
-A sigma is the share of noise in a latent, 1 to 0. The step index is an argument, never state. The Euler step itself is
-the backends' (`sd35.backends.base`).
+A sigma is the share of noise in a latent, 1 to 0. The step index is an argument, never state. The steps themselves are
+those of `sd35.sampling.solvers`.
 """
 
 from dataclasses import dataclass
