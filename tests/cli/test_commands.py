@@ -81,7 +81,7 @@ def test_a_plan_of_what_does_not_fit_exits_with_1(monkeypatch: pytest.MonkeyPatc
     assert sd35_here(monkeypatch, "plan", *arguments, "--json") == 1
     said = json.loads(capsys.readouterr().out)
     assert (said["chosen"], said["device_bytes"], said["rows"], said["width"]) == (None, 800_000_000, 64, 4096)
-    assert [way["fits"] for way in said["ways"]] == [False, False]
+    assert [way["fits"] for way in said["placements"]] == [False, False]
 
 
 @pytest.mark.parametrize(

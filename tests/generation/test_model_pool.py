@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from sd35.checkpoints.image_sizes import drawn_size
+from sd35.checkpoints.image_sizes import generated_size
 from sd35.errors import InvalidRequest, NotReplayable, UnknownModel
 from sd35.generation.model_pool import EncodedImage, ModelPool
 from sd35.generation.params import GenerationParams
@@ -102,7 +102,7 @@ def test_the_error_of_an_unknown_model_lists_the_served_models(pool: ModelPool):
 )
 def test_a_stand_in_draws_large_sizes_at_its_native_pixels(asked: tuple[int, int], drawn: tuple[int, int]):
     """Sizes in range are drawn as they are; larger ones at the native number of pixels and nearly the same aspect."""
-    assert drawn_size(*asked, MINI, MAX_PIXELS) == drawn
+    assert generated_size(*asked, MINI, MAX_PIXELS) == drawn
 
 
 @given(sides, sides)
@@ -110,12 +110,12 @@ def test_every_size_is_drawn_in_range_or_refused(width: int, height: int):
     """A stand-in refuses exactly what is too narrow, too small or too much, and draws the rest within its range."""
     is_drawable = max(width, height) <= 4 * min(width, height) and min(width, height) >= 64
     if is_drawable and width * height <= MAX_PIXELS:
-        drawn = drawn_size(width, height, MINI, MAX_PIXELS)
+        drawn = generated_size(width, height, MINI, MAX_PIXELS)
         assert all(64 <= side <= 256 and side % SIZE_MULTIPLE_PX == 0 for side in drawn)
         assert (drawn == (width, height)) == (max(width, height) <= 256)
     else:
         with pytest.raises(InvalidRequest, match=r"^(width|height): got \d+; allowed: "):
-            drawn_size(width, height, MINI, MAX_PIXELS)
+            generated_size(width, height, MINI, MAX_PIXELS)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_every_size_is_drawn_in_range_or_refused(width: int, height: int):
 def test_a_size_beyond_the_model_is_refused(size: tuple[int, int], card: object, why: str):
     """The error names the side, what came and the range; only a stand-in offers to enlarge."""
     with pytest.raises(InvalidRequest) as refused:
-        drawn_size(*size, card, MAX_PIXELS)  # type: ignore[arg-type]
+        generated_size(*size, card, MAX_PIXELS)  # type: ignore[arg-type]
     assert why in str(refused.value)
 
 

@@ -191,7 +191,7 @@ def test_the_text_names_every_part_and_way():
     assert "computes on the CPU" in text
     assert "Fits as 'encoders'" in text
     as_json = plan_json(plan)
-    assert (as_json["chosen"]["offload"], len(as_json["ways"])) == ("encoders", len(plan.placements))
+    assert (as_json["chosen"]["offload"], len(as_json["placements"])) == ("encoders", len(plan.placements))
     assert "Nothing fits" in plan_text(on_cuda("sd3.5-large", GIB))
 
 

@@ -7,7 +7,7 @@ from sd35.errors import InvalidRequest
 from sd35.request import SIZE_MULTIPLE_PX
 
 
-def drawn_size(width_px: int, height_px: int, card: Card, max_pixels: int) -> tuple[int, int]:
+def generated_size(width_px: int, height_px: int, card: Card, max_pixels: int) -> tuple[int, int]:
     """Return the size, (width, height), at which a requested image is generated.
 
     This is the requested size. If it exceeds the card's range and the card `enlarges`, it is the nearest native size.

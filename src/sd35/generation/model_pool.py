@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple, Self
 
-from sd35.checkpoints.image_sizes import drawn_size
+from sd35.checkpoints.image_sizes import generated_size
 from sd35.checkpoints.tokenizers import Tokenizers
 from sd35.engine.base import Engine, GeneratedImage, Handle, OnProgress, Pixels, Work
 from sd35.engine.model_info import ModelInfo
@@ -67,7 +67,7 @@ class ModelPool:
         model = self._loaded(request)
         if model is None:
             return None
-        width_px, height_px = self._drawn_size(request, model)
+        width_px, height_px = self._generated_size(request, model)
         return self.tokenizers[request.model].tokens(request.prompt), width_px * height_px // SIZE_MULTIPLE_PX**2
 
     def renewed(self, request: Request) -> Request:
@@ -94,7 +94,7 @@ class ModelPool:
         """Submit a request to the engine. Raises InvalidRequest, Overloaded, NotReady."""
         model = self._loaded(request)
         assert model, request.profile
-        work = Work(request, *self._drawn_size(request, model), client, priority)
+        work = Work(request, *self._generated_size(request, model), client, priority)
         return self.engine.submit(work, on_progress, previews=previews)
 
     def encode(self, generated: GeneratedImage) -> EncodedImage:
@@ -153,9 +153,9 @@ class ModelPool:
         key = request.model, request.profile
         return next((model for model in self.engine.models if model.key == key), None)
 
-    def _drawn_size(self, request: Request, model: ModelInfo) -> tuple[int, int]:
+    def _generated_size(self, request: Request, model: ModelInfo) -> tuple[int, int]:
         """Return the (width, height) in pixels to generate at: the requested one, or a stand-in model's own."""
-        return drawn_size(request.width, request.height, model.card, self.max_pixels)
+        return generated_size(request.width, request.height, model.card, self.max_pixels)
 
     def _checked(self, request: Request, model: ModelInfo) -> None:
-        model.check(request, *self._drawn_size(request, model))
+        model.check(request, *self._generated_size(request, model))

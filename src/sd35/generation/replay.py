@@ -79,4 +79,4 @@ def _changes(then: Maker, now: Maker) -> Iterator[str]:
         if before != after:
             yield f"{name}: {before} then, {after} now"
     if (then.drawn_width, then.drawn_height) != (now.drawn_width, now.drawn_height):
-        yield f"drawn at {then.drawn_width}x{then.drawn_height} then, {now.drawn_width}x{now.drawn_height} now"
+        yield f"generated at {then.drawn_width}x{then.drawn_height} then, {now.drawn_width}x{now.drawn_height} now"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from sd35.backends.options import DeviceKind, Offload
 from sd35.backends.registry import BACKENDS, memory_of
 from sd35.backends.spec import DEVICE_NAMES
-from sd35.checkpoints.image_sizes import drawn_size
+from sd35.checkpoints.image_sizes import generated_size
 from sd35.checkpoints.network_sizes import NetworkSizes
 from sd35.errors import DoesNotFit, InvalidSetting
 from sd35.host import HostMemory
@@ -119,7 +119,7 @@ def _default_work(settings: Settings, checkpoint_sizes: Sequence[NetworkSizes]) 
     cards = [sizes.card for sizes in checkpoint_sizes]
     width_px, height_px = max(
         (
-            drawn_size(card.width, card.height, card, max(settings.max_pixels, card.width * card.height))
+            generated_size(card.width, card.height, card, max(settings.max_pixels, card.width * card.height))
             for card in cards
         ),
         key=lambda size: size[0] * size[1],

@@ -32,7 +32,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "rows": work.rows,
         "weights_bytes": {name: plan.weights_bytes(name) for name in NETWORKS},
         "chosen": _placement_json(plan, plan.chosen) if plan.chosen else None,
-        "ways": [_placement_json(plan, placement) for placement in plan.placements],
+        "placements": [_placement_json(plan, placement) for placement in plan.placements],
     }
 
 
@@ -110,7 +110,7 @@ def _placement_json(plan: Plan, placement: Placement) -> dict[str, Any]:
     return {
         "offload": placement.offload,
         "tiled_decode": placement.tiled_decode,
-        "homes": placement.locations,
+        "locations": placement.locations,
         "peaks": placement.peaks,
         "peak_bytes": placement.peak_bytes,
         "host_bytes": placement.host_bytes,

@@ -120,9 +120,9 @@ def _as_json(path: Path, image: EncodedImage, took_s: float) -> str:
             "file": str(path),
             "digest": request.digest,
             "request": json.loads(request.canonical),
-            "drawn_width": maker.drawn_width,
-            "drawn_height": maker.drawn_height,
-            "cut_off": maker.cut_off,
+            "generated_width": maker.drawn_width,
+            "generated_height": maker.drawn_height,
+            "truncated": maker.cut_off,
             "took_ms": round(1000 * took_s),
         }
     )
@@ -132,7 +132,7 @@ def _as_text(path: Path, image: EncodedImage, took_s: float) -> str:
     request, maker = image.record.request, image.record.maker
     notes = [f"{path}: seed {request.seed}, {request.width}x{request.height}, {took_s:.1f} s"]
     if image.is_enlarged:
-        notes.append(f"drawn at {maker.drawn_width}x{maker.drawn_height} and enlarged")
+        notes.append(f"generated at {maker.drawn_width}x{maker.drawn_height} and enlarged")
     if maker.cut_off:
         notes.append(f"too long for the text encoders, which read a part: {', '.join(maker.cut_off)}")
     return "; ".join(notes)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sd35.checkpoints.image_sizes import drawn_size
+from sd35.checkpoints.image_sizes import generated_size
 from sd35.cli.options import PIPELINE, parse_size, with_settings
 from sd35.cli.progress import count_bar
 from sd35.engine.local.measure import measure as measure_model
@@ -38,7 +38,7 @@ def measure(
     checkpoint = open_checkpoints(settings)[0]
     card = checkpoint.card
     requested = [parse_size(text) for text in size or ()] or [(card.width, card.height)]
-    sizes_px = list(dict.fromkeys(drawn_size(*each, card, settings.max_pixels) for each in requested))
+    sizes_px = list(dict.fromkeys(generated_size(*each, card, settings.max_pixels) for each in requested))
     with count_bar() as progress:
         loading = progress.add_task("loading the model", total=None)
         pipeline = open_pipeline(settings, checkpoint)
