@@ -202,15 +202,15 @@ def test_numbers_of_numpy_are_taken(generator: Generator, image: Image):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_pixels": 1}, "max-pixels: got 1; "),
-        ({"precision": "fp4"}, "precision: got 'fp4'; input should be 'auto', "),
+        ({"max_pixels": 1}, "^max_pixels: got 1; "),
+        ({"precision": "fp4"}, "^precision: got 'fp4'; input should be 'auto', "),
         ({"bakend": "onnx"}, "unknown setting 'bakend'; known: allowed_hosts, backend, "),
         ({"checkpoints": ["sd35-mini"]}, "unknown setting 'checkpoints'"),
         ({"backend": "caffe"}, "caffe"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str):
-    """With the error of the command line."""
+    """With the error of the command line, under the argument's name."""
     with pytest.raises(InvalidSetting, match=message):
         Generator(**settings)
 

@@ -167,7 +167,8 @@ class Generator:
             raise InvalidSetting(f"unknown setting {', '.join(map(repr, unknown))}; known: {', '.join(sorted(known))}")
         log_by_logging()
         names = [checkpoint] if isinstance(checkpoint, str | PathLike) else checkpoint
-        loaded = load_settings({**_NO_ADMISSION_LIMITS, **settings, "checkpoints": [str(name) for name in names]})
+        given = {**_NO_ADMISSION_LIMITS, **settings, "checkpoints": [str(name) for name in names]}
+        loaded = load_settings(given, argument_name=str)
         stack = ExitStack()
         self._pool = stack.enter_context(open_model_pool(loaded, open_checkpoints(loaded)))
         self._close = weakref.finalize(self, stack.close)  # also if the generator is deleted without `close`

@@ -155,7 +155,7 @@ class Engine(Protocol):
 
     @property
     def models(self) -> tuple[ModelInfo, ...]:
-        """What it can generate with."""
+        """What it can generate with. Cheap to ask."""
 
     @property
     def is_running(self) -> bool:

@@ -1,7 +1,7 @@
 """Load the settings from flags, environment and file, and explain invalid ones."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,31 @@ from sd35.settings.description import flag_of, secret_settings
 from sd35.settings.settings import CONFIG_VARIABLE, PREFIX, Settings
 
 
-def load_settings(flags: Mapping[str, object] | None = None, config: Path | None = None) -> Settings:
-    """Return the settings: flags override environment variables, which override the file, which overrides defaults.
+def load_settings(
+    arguments: Mapping[str, object] | None = None,
+    config: Path | None = None,
+    *,
+    argument_name: Callable[[str], str] = flag_of,
+) -> Settings:
+    """Return the settings: arguments override environment variables, which override the file, then come defaults.
 
     Args:
-        flags: Values by the setting's name. None means that a flag was not given.
+        arguments: Values by the setting's name. None means that an argument was not given.
         config: The TOML file; by default, the one that `SD35_CONFIG` names, if set.
+        argument_name: The name of a setting's argument in errors; by default, its flag.
 
     Raises:
-        InvalidSetting: A value is invalid. The error names the flag, the variable or the file's key.
+        InvalidSetting: A value is invalid. The error names the argument, the variable or the file's key.
     """
-    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    given = {name: value for name, value in (arguments or {}).items() if value is not None}
     path = config or (Path(variable) if (variable := os.environ.get(CONFIG_VARIABLE)) else None)
     file = _read_file(path) if path else {}
     not_in_environment = {name: value for name, value in file.items() if not os.environ.get(PREFIX + name.upper())}
     try:
         return Settings(**{**not_in_environment, **given})
     except ValidationError as error:
-        raise InvalidSetting("; ".join(_explain(dict(detail), given, path) for detail in error.errors())) from error
+        sources = {name: argument_name(name) for name in given}
+        raise InvalidSetting("; ".join(_explain(dict(detail), sources, path) for detail in error.errors())) from error
 
 
 def unknown_variables() -> list[str]:
@@ -50,11 +57,11 @@ def _read_file(path: Path) -> dict[str, Any]:
     return content
 
 
-def _explain(detail: dict[str, Any], given: Mapping[str, object], path: Path | None) -> str:
+def _explain(detail: dict[str, Any], sources: Mapping[str, str], path: Path | None) -> str:
     """Return one sentence for an error of Pydantic: the source of the value, the value, and what is allowed."""
     name = str(detail["loc"][0])
-    if name in given:
-        source = flag_of(name)
+    if name in sources:
+        source = sources[name]
     elif os.environ.get(PREFIX + name.upper()):
         source = PREFIX + name.upper()
     else:
