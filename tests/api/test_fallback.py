@@ -30,7 +30,7 @@ def test_a_response_names_the_profile_that_generated_the_image(tmp_path: Path):
         assert again.headers["x-sd35-digest"] == records[1].request.digest
         failed = client.post("/v1/txt2img", json={"prompt": "a tree", "model": "large"})
         assert (failed.status_code, failed.headers["content-type"]) == (500, "application/problem+json")
-        assert "stopped being finite in float16 at step 2 of 30" in failed.json()["detail"]
+        assert "no longer finite in float16 at step 2 of 30" in failed.json()["detail"]
         text = client.get("/metrics").text
     for line in (
         'sd35_numerical_failures_total{kind="not_finite"} 1.0',

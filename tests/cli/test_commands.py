@@ -167,7 +167,11 @@ def test_replay_without_its_model_names_it(images: Path, tmp_path: Path):
         (["generate", "a cat", "--device", "cuda"], 2, "device: got 'cuda'"),
         (["generate", "a cat", "--steps", "0"], 2, "steps: got 0; allowed: 1 to 150"),
         (["generate", ""], 2, "prompt: got '0 characters'"),
-        (["generate", "a cat", "--skip-layer-scale", "2"], 2, "skip_layer_scale: got 2.0; allowed: 0, for the card"),
+        (
+            ["generate", "a cat", "--skip-layer-scale", "2"],
+            2,
+            "skip_layer_scale: got 2.0; allowed: 0, because the card",
+        ),
         (["serve", "--port", "99999"], 2, "--port: got '99999'"),
     ],
 )
@@ -322,7 +326,7 @@ def test_measure_writes_a_table_that_simulate_reads(tmp_path: Path):
     ("arguments", "words"),
     [
         (["simulate", "--rps", "1", "--step-times", "none.json"], "none.json cannot be read: No such file"),
-        (["simulate", "--rps", "1", "--step-times", "wrong.json"], "no table of step times"),
+        (["simulate", "--rps", "1", "--step-times", "wrong.json"], "not a table of step times"),
         (["simulate", "--rps", "nan", "--step-times", "wrong.json"], "--rps: got nan; allowed: a number above 0"),
         (["synth", "sd4", "-o", "new"], "NAME: got 'sd4'; allowed: sd3.5-large, sd3.5-large-turbo, sd3.5-medium"),
         (["measure", "--size", "huge"], "--size: got 'huge'; allowed: WIDTHxHEIGHT"),

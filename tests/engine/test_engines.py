@@ -194,7 +194,7 @@ def test_a_failure_arrives_as_itself(one: Opened) -> None:
     """Whatever the backend raised is a GenerationFailed, and a numerical failure says its kind."""
     with pytest.raises(GenerationFailed, match="RuntimeError: out of luck"):
         one.engine.submit(one.work("fail")).future.result(WAIT_S)
-    with pytest.raises(NumericalFailure, match="values stopped being finite in float32 at step 1 of 4") as failed:
+    with pytest.raises(NumericalFailure, match="values are no longer finite in float32 at step 1 of 4") as failed:
         one.engine.submit(one.work("overflow")).future.result(WAIT_S)
     assert failed.value.kind == "not_finite"
     assert one.engine.status().numerical_failures == {"not_finite": 1, "uniform": 0}

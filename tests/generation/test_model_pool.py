@@ -60,7 +60,9 @@ def test_layers_are_skipped_by_default_if_the_model_supports_it(pool: ModelPool)
     for model, asked, scale in (("large", None, 2.8), ("large", 1, 1.0), ("large", 0, 0.0), ("mini", None, 0.0)):
         assert pool.resolve(GenerationParams("a cat", model=model, skip_layer_scale=asked)).skip_layer_scale == scale
     assert pool.resolve(GenerationParams("a cat", skip_layer_scale=0)).skip_layer_scale == 0
-    with pytest.raises(InvalidRequest, match=r"skip_layer_scale: got 2\.8; allowed: 0, for the card of mini names no"):
+    with pytest.raises(
+        InvalidRequest, match=r"skip_layer_scale: got 2\.8; allowed: 0, because the card of mini names no"
+    ):
         pool.resolve(GenerationParams("a cat", skip_layer_scale=2.8))
     with pytest.raises(InvalidRequest, match=r"skip_layer_scale: got 10\.5; allowed: 0\.0 to 10\.0"):
         pool.resolve(GenerationParams("a cat", model="large", skip_layer_scale=10.5))

@@ -1,7 +1,7 @@
 """The engine's interface. Everything that crosses it is plain data that can be pickled.
 
-Callers know this module alone. `sd35.engine.local.engine.LocalEngine` is the engine of this process; one in another
-process, or on another machine, can stand in its place.
+Callers import only this module. `sd35.engine.local.engine.LocalEngine` implements it in this process. An engine in
+another process or on another machine can replace it.
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -18,7 +18,7 @@ from sd35.tensors import Array
 
 Pixels: TypeAlias = UInt8[Array, "h w 3"]
 
-CLOSING_RETRY_S = 5.0  # after which a client may ask again, of an engine that closes
+CLOSING_RETRY_S = 5.0  # the Retry-After of a closing engine: another one may have started by then
 PREVIEWS_PER_S = 4.0
 
 
@@ -26,10 +26,12 @@ PREVIEWS_PER_S = 4.0
 class DeviceLimits:
     """How much work a device accepts.
 
-    `max_rows`: transformer rows in a batch; a single image is stepped even if it has more. `max_in_flight`: images
-    accepted and not ended. `max_wait_s`: the longest estimated wait that an image is accepted for. `memory_bytes`: for
-    the working memory of steps and decodings. `max_slowdown`: in lasting overload, an image that would take this many
-    times as long as alone is refused.
+    Attributes:
+        max_rows: Transformer rows in a batch. A single image runs even if it has more.
+        max_in_flight: Images that are accepted and have not ended.
+        max_wait_s: An image is refused if its estimated wait is longer.
+        memory_bytes: Working memory for steps and decodings.
+        max_slowdown: In lasting overload, an image is refused if it would take this many times as long as alone.
     """
 
     max_rows: int
@@ -43,8 +45,10 @@ class DeviceLimits:
 class Work:
     """A request, and how to run it.
 
-    `width_px`, `height_px`: the size to generate at; the caller enlarges the result if the request asks for more.
-    `client`: between clients, the engine is fair. `priority`: see `sd35.request.PRIORITY`.
+    Attributes:
+        width_px, height_px: The size to generate at. The caller enlarges the result if the request asks for more.
+        client: Clients share the device equally.
+        priority: See `sd35.request.PRIORITY`.
     """
 
     request: Request
@@ -61,7 +65,7 @@ class Work:
 
 
 class Stage(NamedTuple):
-    """A part of an image's way: "queue", "encode", "denoise", "decode" in an engine. Times of `time.monotonic`."""
+    """A stage of an image: in an engine, "queue", "encode", "denoise" or "decode". Times are of `time.monotonic`."""
 
     name: str
     began_s: float
@@ -69,15 +73,15 @@ class Stage(NamedTuple):
 
     @property
     def took_s(self) -> float:
-        """Its duration."""
+        """The duration in seconds."""
         return self.ended_s - self.began_s
 
 
 class Progress(NamedTuple):
-    """How far an image is: `step` of `steps` evaluations of the transformer are done.
+    """The progress of an image: `step` of `steps` evaluations of the transformer are done.
 
-    `preview`: what the image looks like now, one pixel for each latent position. None unless the caller asked for
-    previews, and in between: there are at most PREVIEWS_PER_S a second.
+    `preview` shows the image so far, one pixel for each latent position. It is None if the caller did not ask for
+    previews, and between previews: there are at most PREVIEWS_PER_S a second.
     """
 
     step: int
@@ -86,9 +90,9 @@ class Progress(NamedTuple):
 
 
 class GeneratedImage(NamedTuple):
-    """The pixels of a request, at the size of its `Work`, and the stages as its caller waited for them.
+    """The pixels of a request, at the size of its `Work`, and the stages since its caller submitted it.
 
-    `request` has another profile than the submitted one if that had a numerical failure and another one replaced it.
+    `request` is the submitted one, except for its profile if a numerical failure was retried with another profile.
     """
 
     request: Request
@@ -102,24 +106,30 @@ class GeneratedImage(NamedTuple):
 
 
 OnProgress: TypeAlias = Callable[[Progress], None]
-"""Called on an engine's thread after each evaluation; it must be quick. What it raises is logged."""
+"""Called on an engine's thread after each evaluation. It must be quick. Its exceptions are logged."""
 
 
 @dataclass(eq=False)
 class Handle:
-    """One caller's wait. `future` ends once: with a GeneratedImage, an Sd35Error, or CancelledError."""
+    """One caller's wait for an image. `future` ends with a GeneratedImage, an Sd35Error, or CancelledError."""
 
     future: Future[GeneratedImage] = field(default_factory=Future)
 
 
 @dataclass(frozen=True)
 class EngineStatus:
-    """What an engine has to do now, what it may do, and what it counted since it was opened.
+    """An engine's current load, its limits, and its counts since it was opened.
 
-    `waiting`: images before their first step; `running`: the other accepted ones. `backlog_s`: estimated seconds of
-    work left in both. `used_bytes`: working memory in use, of `limits.memory_bytes`. `held_bytes`, `free_bytes`: what
-    this process has of the memory it computes in, the host's or a device's, and what it could have more. `retried`:
-    images that were started again in a wider precision, after a numerical failure.
+    Attributes:
+        waiting: Images before their first step.
+        running: The other images in flight.
+        backlog_s: Estimated seconds of work left in both.
+        used_bytes: Working memory in use, out of `limits.memory_bytes`.
+        is_host_memory: Whether the next two are of the host's memory or of a device's.
+        held_bytes: Memory that this process holds.
+        free_bytes: Memory that it could still allocate.
+        numerical_failures: Images that failed numerically, by kind.
+        retried: How many of them were started again in a wider precision.
     """
 
     waiting: int
@@ -138,16 +148,16 @@ class EngineStatus:
 
 
 class Observer(Protocol):
-    """Told of the work while it is done, once a step or less often; it must be quick and must not raise."""
+    """Is called once a step or less often, on the engine's threads. It must be quick and must not raise."""
 
     def encoded(self, prompts: int, took_s: float) -> None:
-        """Prompts that were not in the cache were encoded."""
+        """Take note of prompts that were not in the cache and were encoded."""
 
     def on_step_done(self, images: int, rows: int, took_s: float) -> None:
-        """A batch of `images` made a step together, in `rows` transformer rows."""
+        """Take note of a step of a batch of `images`, in `rows` transformer rows."""
 
     def failed(self, error: str, *, was_split: bool) -> None:
-        """A call of the backend raised. With `was_split`, each of its prompts or images is tried alone."""
+        """Take note of an exception of the backend. With `was_split`, each prompt or image is now tried alone."""
 
 
 class Engine(Protocol):
@@ -155,34 +165,37 @@ class Engine(Protocol):
 
     @property
     def models(self) -> tuple[ModelInfo, ...]:
-        """What it can generate with. Cheap to ask."""
+        """The models in their profiles. Quick."""
 
     @property
     def is_running(self) -> bool:
-        """Whether it accepts images: not after `drain` or `close`, nor after it broke. Cheap to ask."""
+        """Whether images are accepted: not after `drain`, `close` or a broken thread. Quick."""
 
     def submit(self, work: Work, on_progress: OnProgress | None = None, *, previews: bool = False) -> Handle:
-        """Accept an image. With `previews`, its progress has them.
+        """Accept an image. `on_progress` is called after each evaluation, with previews if `previews`.
 
-        Work of the same request joins what is accepted already, and keeps that one's client and priority.
+        If the same request is in flight, both callers wait for one image, with the first one's client and priority.
 
-        Raises InvalidRequest if it can never be done here, Overloaded if not now, NotReady after `drain` or `close`.
+        Raises:
+            InvalidRequest: This engine can never generate it.
+            Overloaded: It cannot be accepted now.
+            NotReady: The engine is closing.
         """
 
     def send_previews(self, handle: Handle) -> None:
-        """From now on, send previews with this handle's progress."""
+        """Send previews with this handle's progress from now on."""
 
     def cancel(self, handle: Handle) -> None:
-        """End a wait. An image that nobody waits for any more ends before its next step."""
+        """End a wait. An image without waiting callers ends before its next step."""
 
     def status(self) -> EngineStatus:
-        """Return what it has to do now."""
+        """Return the current load, limits and counts."""
 
     def observe(self, observer: Observer) -> None:
-        """Report the work from now on to `observer`, and to no other."""
+        """Replace the observer."""
 
     def drain(self) -> None:
-        """Accept nothing more, and return when what was accepted has ended."""
+        """Accept no more images, and return when all accepted ones have ended."""
 
     def close(self) -> None:
-        """Accept nothing more, cancel what was accepted, and return when all has ended."""
+        """Accept no more images, cancel all accepted ones, and return when the threads have ended."""

@@ -1,4 +1,4 @@
-"""What a caller of an engine has to know of a model: plain data."""
+"""A model as callers of an engine see it: plain data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +15,10 @@ _WIDEST_FIRST = ("float32", "bfloat16")  # by range: float16 overflows where bfl
 class ModelInfo:
     """A checkpoint in a backend.
 
-    `profile` names what shapes the numbers: "onnx/float32", "diffusers/bfloat16/compiled". `versions`: the libraries
-    that do, name to version. `created_s`: time of the checkpoint's files, in seconds since 1970.
+    Attributes:
+        profile: Everything about the computation that changes pixels, such as "diffusers/bfloat16/compiled".
+        versions: The libraries that compute, name to version.
+        created_s: The time of the checkpoint's files, in seconds since 1970.
     """
 
     name: str
@@ -31,21 +33,21 @@ class ModelInfo:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Name and profile, by which an engine finds it."""
+        """The name and profile. An engine finds the model by them."""
         return self.name, self.profile
 
     @property
     def skip_layers(self) -> SkipLayers | None:
-        """The card's skip-layer guidance; None if it has none, or if the backend cannot skip layers."""
+        """The card's skip-layer guidance. None if it has none, or if the backend cannot skip layers."""
         return self.card.skip_layers if self.can_skip_layers else None
 
     @property
     def narrowness(self) -> int:
-        """How narrow the precision's range of values is: 0 for the widest."""
+        """The rank of the precision by its range of values: 0 is the widest."""
         return _WIDEST_FIRST.index(self.precision) if self.precision in _WIDEST_FIRST else len(_WIDEST_FIRST)
 
     def check(self, request: Request, width_px: int, height_px: int) -> None:
-        """Raise InvalidRequest if the model cannot generate the size, or cannot skip layers as asked."""
+        """Raise InvalidRequest if the model cannot generate this size, or cannot skip layers for the request."""
         low, high = self.card.side_px
         for field, side_px in (("width", width_px), ("height", height_px)):
             if side_px % SIZE_MULTIPLE_PX or not low <= side_px <= high:
@@ -53,7 +55,9 @@ class ModelInfo:
         if scale := request.skip_layer_scale:
             if self.card.skip_layers is None:
                 raise InvalidRequest(
-                    "skip_layer_scale", scale, f"0, for the card of {request.model} names no layers to skip"
+                    "skip_layer_scale", scale, f"0, because the card of {request.model} names no layers to skip"
                 )
             if not self.can_skip_layers:
-                raise InvalidRequest("skip_layer_scale", scale, f"0, for the {self.backend} backend cannot skip layers")
+                raise InvalidRequest(
+                    "skip_layer_scale", scale, f"0, because the {self.backend} backend cannot skip layers"
+                )

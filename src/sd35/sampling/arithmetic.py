@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+import numpy as np
 from jaxtyping import Float, Float32
 
 from sd35.tensors import Tensor
@@ -16,6 +17,8 @@ def to_float32(tensor: Float[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
 
 def like(tensor: Float[Tensor, "*shape"], other: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Return `tensor` in the library, dtype and device of `other`; the same object if it is there already."""
+    if type(tensor) is type(other) and tensor.dtype == other.dtype and tensor.device == other.device:
+        return tensor  # at once, because this runs at every step of every image
     return _library_of(other).asarray(tensor, dtype=other.dtype, device=other.device)
 
 
@@ -24,11 +27,14 @@ def add_scaled(
 ) -> Float[Tensor, "*shape"]:
     """Return `latent + scale * velocity`, added in float32 and rounded to the dtype of `velocity`.
 
-    As in Diffusers' schedulers, `scale` is a float32 scalar tensor: PyTorch then multiplies in the dtype of `velocity`.
+    `scale` is rounded to float32. As in Diffusers' schedulers, it is then a float32 scalar tensor, so that PyTorch
+    multiplies in the dtype of `velocity`.
     """
+    if isinstance(velocity, np.ndarray) and velocity.dtype == np.float32:
+        return to_float32(latent) + scale * velocity  # NumPy rounds a Python float to the array's dtype
     library = _library_of(velocity)
     return like(to_float32(latent) + library.asarray(scale, dtype=library.float32) * velocity, velocity)
 
 
 def _library_of(tensor: Tensor) -> Any:  # noqa: ANN401  the module numpy or torch
-    return sys.modules[type(tensor).__module__.partition(".")[0]]
+    return np if isinstance(tensor, np.ndarray) else sys.modules["torch"]

@@ -140,7 +140,7 @@ def test_a_full_engine_refuses_with_a_retry_time(tmp_path: Path, backend: FakeBa
         (Fault.STEP_ERROR, "RuntimeError: the runtime's own words"),
         (Fault.STEP_NAN, "finite in float32 at step 2 of 4"),
         (Fault.DECODE_NAN, "finite in float32 in decoding"),
-        (Fault.UNIFORM, "of one colour in float32 after decoding"),
+        (Fault.UNIFORM, "one colour in float32 after decoding"),
         (Fault.ENCODE_ERROR, "RuntimeError: no words for that"),
         (Fault.DECODE_ERROR, "RuntimeError: nothing to see"),
     ],
@@ -192,7 +192,7 @@ def test_a_broken_engine_fails_all_images(pool: ModelPool, backend: FakeBackend,
     waiting = submit(pool, "a cat", width=64)
     monkeypatch.setattr(backend, "encode_text", lambda _: (_ for _ in ()).throw(SystemExit("from a library")))
     backend.release.set()
-    with pytest.raises(GenerationFailed, match="the engine broke: SystemExit: from a library"):
+    with pytest.raises(GenerationFailed, match="an engine thread failed: SystemExit: from a library"):
         waiting.future.result(WAIT_S)
     assert handle.future.exception(WAIT_S) or handle.future.result()
     with pytest.raises(NotReady):

@@ -20,9 +20,9 @@ from tests.support.fake_backend import MINI, WAIT_S, FakeBackend, Fault, fake_pi
 
 SKIP = SkipLayers((7, 8, 9), 2.8, 0.01, 0.2)
 SPOILED = [
-    (Fault.STEP_NAN, "not_finite", "values stopped being finite in {} at step 2 of 4"),
-    (Fault.DECODE_NAN, "not_finite", "values stopped being finite in {} in decoding"),
-    (Fault.UNIFORM, "uniform", "the frame is of one colour in {} after decoding"),
+    (Fault.STEP_NAN, "not_finite", "values are no longer finite in {} at step 2 of 4"),
+    (Fault.DECODE_NAN, "not_finite", "values are no longer finite in {} in decoding"),
+    (Fault.UNIFORM, "uniform", "all pixels have one colour in {} after decoding"),
 ]
 
 
@@ -52,7 +52,7 @@ def test_a_numerical_failure_is_counted_and_its_error_suggests_a_remedy(
     with pool_with_fallback(tmp_path, FakeBackend("float16", {"a dog": fault})) as pool:
         with pytest.raises(NumericalFailure) as failed:
             submit(pool, "a dog").future.result(WAIT_S)
-        assert str(failed.value).startswith(happened.format("float16") + "; a wider precision may help: as `precision`")
+        assert str(failed.value).startswith(happened.format("float16") + "; set a wider `precision`")
         assert pool.engine.status().numerical_failures == {"not_finite": 0, "uniform": 0, kind: 1}
         assert pool.engine.status().retried == 0
 
@@ -89,7 +89,7 @@ def test_a_numerical_failure_in_the_fallback_is_not_retried(tmp_path: Path, faul
         with pytest.raises(NumericalFailure) as failed:
             submit(pool, "a dog").future.result(WAIT_S)
         again, before = happened.format("float32"), happened.format("float16")
-        assert str(failed.value) == f"{again}; before that, {before}: it was tried twice"
+        assert str(failed.value) == f"{again}; before that, {before}; it was tried twice"
         assert pool.engine.status().numerical_failures == {"not_finite": 0, "uniform": 0, kind: 2}
         assert pool.engine.status().retried == 1
         assert not backends[2].steps

@@ -1,8 +1,8 @@
 """The engine of this process: one thread that denoises in batches by step, and one that decodes beside it.
 
-Every image ends once: with its pixels, with an error of its own, or cancelled. An image that fails or leaves does no
-harm to the rest of its batch. Work of one request is one generation, and all who submitted it wait for that. After a
-numerical failure, it is started again once if the model is loaded in a wider precision.
+Every image ends once: with its pixels, with its own error, or cancelled. A failed or cancelled image does not affect
+the rest of its batch. The same request, submitted several times, is one generation with several waiting callers. After
+a numerical failure, a generation is retried once if the model is loaded in a wider precision.
 """
 
 import threading
@@ -39,10 +39,10 @@ Item = TypeVar("Item")
 
 
 class LocalEngine:
-    """See `sd35.engine.base.Engine`. Its threads run until `drain` or `close`.
+    """An engine in this process. See `sd35.engine.base.Engine`. Its threads run until `drain` or `close`.
 
-    With `reproducible`, every call of a backend holds one prompt or image, so that an image's bytes do not depend on
-    the others in its batch: with another number of rows, a runtime may add up in another order.
+    With `reproducible`, every call of a backend has one prompt or image, so that an image's bytes do not depend on its
+    batch: with another number of rows, a runtime may add in another order.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class LocalEngine:
 
     @property
     def models(self) -> tuple[ModelInfo, ...]:
-        """What it can generate with."""
+        """See `Engine.models`."""
         return tuple(pipeline.info for pipeline in self._pipelines.values())
 
     @property
@@ -85,7 +85,7 @@ class LocalEngine:
         return not self._is_closing
 
     def add(self, pipeline: Pipeline) -> None:
-        """From now on, generate with this pipeline too."""
+        """Add a pipeline to those in use."""
         with self._changed:
             self._pipelines = {**self._pipelines, pipeline.info.key: pipeline}  # `models` reads it without the lock
 
@@ -163,7 +163,7 @@ class LocalEngine:
         self.drain()
 
     def _accept(self, work: Work, now_s: float) -> Generation:
-        """Queue new work; the lock is held. Raises InvalidRequest, Overloaded."""
+        """Queue new work. The lock must be held. Raises InvalidRequest, Overloaded."""
         key = work.request.model, work.request.profile
         pipeline = self._pipelines.get(key)
         if pipeline is None:
@@ -177,19 +177,19 @@ class LocalEngine:
         return generation
 
     def _guarded(self, run: Callable[[], None]) -> None:
-        """Run a thread. If it breaks, by our mistake, nobody waits for ever: all end, and no more is accepted."""
+        """Run a thread's function. If it raises, which is a bug, fail all images and accept no more."""
         try:
             run()
         except BaseException as error:  # noqa: BLE001  see above
-            structlog.get_logger().exception("the engine broke")
+            structlog.get_logger().exception("an engine thread failed")
             with self._changed:
                 self._is_closing = True
                 generations = list(self._generations.values())
             for generation in generations:
-                self._fail(generation, GenerationFailed(f"the engine broke: {type(error).__name__}: {error}"))
+                self._fail(generation, GenerationFailed(f"an engine thread failed: {type(error).__name__}: {error}"))
 
     def _next(self, take: Callable[[], Item | None]) -> Item | None:
-        """Wait for work. None if the engine is closing and has none left."""
+        """Wait for work. Return None if the engine is closing and has no work left."""
         with self._changed:
             while (item := take()) is None and not (self._is_closing and not len(self._scheduler)):
                 self._changed.wait()
@@ -221,7 +221,7 @@ class LocalEngine:
             measure = self._costs.wants_decode_bytes(shape)
             try:
                 pixels, peak_bytes = self._executor.decode(generation, measure=measure)
-            except Exception as error:  # noqa: BLE001  whatever a runtime raises ends this image, not the thread
+            except Exception as error:  # noqa: BLE001  an error of a runtime ends this image, not the thread
                 self._fail_or_retry(generation, error)
                 pixels, peak_bytes = None, None
             took_s = time.monotonic() - began_s
@@ -237,14 +237,14 @@ class LocalEngine:
                 self._learn_preview(generation, pixels)
 
     def _learn_preview(self, generation: Generation, pixels: Pixels) -> None:
-        """Improve the previews of later images by this one. A failure costs no image."""
+        """Improve the previews of later images by this one. Errors are only logged."""
         try:
             generation.pipeline.preview.learn(to_numpy(generation.latent), pixels)
         except Exception:  # noqa: BLE001  see above
-            structlog.get_logger().exception("preview not improved")
+            structlog.get_logger().exception("the preview map could not learn from an image")
 
     def _remove(self, generation: Generation) -> None:
-        """Take out a generation that nobody waits for any more; the lock is held."""
+        """Remove a generation without waiting callers. The lock must be held."""
         del self._generations[generation.submitted_digest]
         if generation in self._scheduler:
             self._scheduler.cancel(generation)
@@ -255,7 +255,7 @@ class LocalEngine:
             self._fail(generation, error)
 
     def _retry(self, generation: Generation, error: NumericalFailure) -> bool:
-        """Count a numerical failure, and start again in the widest precision. Return whether that is possible."""
+        """Count a numerical failure, and restart in the widest precision. Return whether that is possible."""
         with self._changed:
             self._failures[error.kind] += 1
             retry = generation.retry_with(self._pipelines.values(), error)
@@ -268,7 +268,7 @@ class LocalEngine:
             self._generations[retry.submitted_digest] = retry
             self._changed.notify_all()
         structlog.get_logger().warning(
-            "numerical failure, started again",
+            "numerical failure, retrying in another profile",
             digest=retry.submitted_digest,
             happened=error.happened,
             profile=retry.work.request.profile,
@@ -276,7 +276,7 @@ class LocalEngine:
         return True
 
     def _release(self, generation: Generation) -> list[Waiter]:
-        """Take out a generation that ends now, and return who still waits for it."""
+        """Remove a generation that ends now, and return its waiting callers."""
         with self._changed:
             waiters, generation.waiters = generation.waiters, []
             for waiter in waiters:
@@ -306,19 +306,19 @@ class LocalEngine:
                 if waiter.previews and generation not in previews:
                     previews[generation] = self._with_preview(generation)
                 waiter.on_progress(previews[generation] if waiter.previews else generation.progress())
-            except Exception:  # noqa: BLE001  a listener's mistake must not end an image
-                structlog.get_logger().exception("a listener to an image's progress failed")
+            except Exception:  # noqa: BLE001  a caller's mistake must not end an image
+                structlog.get_logger().exception("a progress callback failed")
 
     def _with_preview(self, generation: Generation) -> Progress:
-        """Return the progress, with a preview if the newest is old enough, and if it can be drawn."""
+        """Return the progress, with a preview if the last one is old enough and if it can be drawn."""
         now_s, progress = time.monotonic(), generation.progress()
         if (now_s - generation.previewed_s) * self._previews_per_s < 1:
             return progress
         generation.previewed_s = now_s
         try:
             return progress._replace(preview=generation.preview())
-        except Exception:  # noqa: BLE001  a device may lack the memory for it, and the image does not need it
-            structlog.get_logger().exception("a preview cannot be drawn")
+        except Exception:  # noqa: BLE001  for example too little memory on the device; the image goes on
+            structlog.get_logger().exception("a preview could not be drawn")
             return progress
 
 

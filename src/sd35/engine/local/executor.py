@@ -1,4 +1,4 @@
-"""The engine's calls of a backend: encode prompts, evaluate steps, decode, and keep each error to its own image."""
+"""The engine's calls of a backend: encode prompts, evaluate steps, decode. An error ends only its own image."""
 
 import threading
 import time
@@ -15,10 +15,10 @@ Result = TypeVar("Result")
 
 
 class StepResult(NamedTuple):
-    """The errors of a batch's step, by image, and the cost of the step.
+    """The errors of a batch's step by generation, and the cost of the step.
 
-    `took_s` and `peak_bytes` are None if they do not describe the batch: there was no call, or several, or another one
-    at the same time. `was_split`: a call of all failed, and each was tried alone.
+    `took_s` and `peak_bytes` are None if they do not describe the batch: without a call, with several, or with another
+    call at the same time. `was_split`: the call with all rows failed, and each row was tried alone.
     """
 
     errors: dict[Generation, Exception]
@@ -28,7 +28,7 @@ class StepResult(NamedTuple):
 
 
 class BatchExecutor:
-    """Calls a backend with many prompts or images at once; with `reproducible`, with one at a time."""
+    """Calls a backend with many prompts or images at once, or with one at a time if `reproducible`."""
 
     def __init__(self, embeddings: EmbeddingCache, *, reproducible: bool) -> None:
         self._embeddings, self._one_by_one = embeddings, reproducible
@@ -37,7 +37,7 @@ class BatchExecutor:
         self._begun = self._running = 0  # calls of the backend
 
     def step(self, generations: Sequence[Generation], *, measure: bool) -> StepResult:
-        """Make one step of generations of one pipeline and shape. With `measure`, its memory is measured too."""
+        """Make one step of generations of one pipeline and shape. `measure` measures its memory."""
         errors = self._begin([generation for generation in generations if not generation.has_begun])
         rows = {generation: generation.row() for generation in generations if generation not in errors}
         if not rows:
@@ -51,7 +51,7 @@ class BatchExecutor:
             error = velocity if isinstance(velocity, Exception) else _error_of(lambda: generation.advance(velocity))  # noqa: B023
             if error:
                 errors[generation] = error
-        # Only now: `advance` reads the latents, and a GPU may not have computed them before.
+        # Only now, because a GPU computes the latents when `advance` reads them.
         took_s = time.monotonic() - began_s
         if self.observer:
             transformer_rows = sum(1 if row.negative is None else 2 for row in rows.values())
@@ -60,9 +60,9 @@ class BatchExecutor:
         return StepResult(errors, took_s if is_one_call else None, None if was_split else peak_bytes, was_split)
 
     def decode(self, generation: Generation, *, measure: bool) -> tuple[Pixels, int | None]:
-        """Return an image's pixels and, with `measure`, the bytes that decoding took.
+        """Return an image's pixels, and the peak bytes of decoding if `measure`.
 
-        Raises NumericalFailure if the pixels are not an image, and whatever the backend raises.
+        Raises NumericalFailure if values are not finite or all pixels have one colour, and any error of the backend.
         """
         backend = generation.pipeline.backend
         try:
@@ -114,21 +114,21 @@ class BatchExecutor:
     def _each(
         self, call: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]
     ) -> tuple[list[Result | Exception], bool]:
-        """Return each item's result or error, and whether a call of all failed, so that each was tried alone."""
+        """Return each item's result or error, and whether the call with all items failed and each was tried alone."""
         if len(items) == 1 or not self._one_by_one:
             try:
                 results: list[Result | Exception] = list(call(items))
                 if len(results) != len(items):
-                    raise RuntimeError(f"the backend answered {len(results)} of {len(items)}")  # noqa: TRY301
+                    raise RuntimeError(f"the backend returned {len(results)} of {len(items)} results")  # noqa: TRY301
                 return results, False  # noqa: TRY300
-            except Exception as error:  # noqa: BLE001  whatever a runtime raises ends one image, and no other
+            except Exception as error:  # noqa: BLE001  an error of a runtime ends one image and no other
                 self._report_failure(error, was_split=len(items) > 1)
                 if len(items) == 1:
                     return [error], False
         return [result for item in items for result in self._each(call, [item])[0]], not self._one_by_one
 
     def _measured(self, memory: Memory, call: Callable[[], Result], *, measure: bool) -> tuple[Result, int | None]:
-        """Return a call's result, and its peak of memory if no other call ran beside it: the peak is the process's."""
+        """Return a call's result, and its peak memory if no other call ran beside it: the peak is the process's."""
         with self._counting:
             self._begun += 1
             self._running += 1
@@ -149,7 +149,7 @@ class BatchExecutor:
 
 
 def _error_of(call: Callable[[], Exception | None]) -> Exception | None:
-    """Return what a call returns or raises."""
+    """Return the error that a call returns or raises."""
     try:
         return call()
     except Exception as error:  # noqa: BLE001  see `BatchExecutor._each`

@@ -1,4 +1,4 @@
-"""One image while it is generated: how far it is, who waits for it, and whether its values are sound."""
+"""One image in progress: its solver, its waiting callers, its progress, and its numerical failures."""
 
 import math
 from collections.abc import Iterable
@@ -17,13 +17,14 @@ from sd35.sampling.solvers.base import Solver
 from sd35.sampling.solvers.euler import Euler
 from sd35.tensors import LATENT_CHANNELS, LATENT_PX, Tensor, to_numpy
 
-# Of 255, in each channel. NaN is 0 all over; of 720 plain grounds that the embedded model drew, the flattest has 17.
+# The largest range of a channel, of 255 values, in an image of one colour. NaN is decoded to all zeros. The flattest of
+# 720 plain backgrounds by the embedded model has a range of 17.
 UNIFORM = 1
 
 
 @dataclass(eq=False)
 class Waiter:
-    """A caller that waits for a generation since `accepted_s`, and what it wants to hear of it."""
+    """A caller that waits for a generation since `accepted_s`, with its callback for progress."""
 
     handle: Handle
     on_progress: OnProgress | None
@@ -32,10 +33,12 @@ class Waiter:
 
 
 class Generation:
-    """Work on its way from noise to latent. Only the denoising thread touches what changes with the steps.
+    """Work between submission and pixels. Only the denoising thread changes the state that steps change.
 
-    `submitted_digest` is that of the request that was submitted. `first_failure` ended the first attempt, if this is
-    the second.
+    Attributes:
+        submitted_digest: The digest of the submitted request. A retry has another profile, so another digest.
+        first_failure: The error that ended the first attempt, if this is the second one.
+        evaluations: Evaluations that are done, out of `all_evaluations`.
     """
 
     def __init__(self, work: Work, pipeline: Pipeline) -> None:
@@ -43,7 +46,7 @@ class Generation:
         self.submitted_digest = work.request.digest
         self.first_failure: NumericalFailure | None = None
         self.waiters: list[Waiter] = []
-        self.evaluations = 0
+        self.evaluations, self.all_evaluations = 0, Euler.evaluations(work.request.steps)
         self.encoding_s = self.started_s = math.inf  # when encoding and the steps began, in the first attempt
         self.denoised_s = self.decoding_s = math.inf  # when the last step ended, and when decoding began
         self.previewed_s = -math.inf  # when the newest preview was drawn
@@ -52,33 +55,33 @@ class Generation:
 
     @property
     def shape(self) -> Shape:
-        """The shape that it shares a batch with."""
+        """The latent shape. Generations of one shape can share a batch."""
         return Shape(self.pipeline.info.key, self.work.height_px // LATENT_PX, self.work.width_px // LATENT_PX)
 
     @property
     def item(self) -> WorkItem:
-        """What the scheduler has to know of it."""
-        work, evaluations = self.work, Euler.evaluations(self.work.request.steps)
-        return WorkItem(work.client, self.shape, evaluations, 2 if len(work.prompts) == 2 else 1, work.priority)
+        """The generation as the scheduler sees it."""
+        work, is_guided = self.work, len(self.work.prompts) == 2
+        return WorkItem(work.client, self.shape, self.all_evaluations, 2 if is_guided else 1, work.priority)
 
     @property
     def has_begun(self) -> bool:
-        """Whether it can make a step."""
+        """Whether it has embeddings and noise, and can make a step."""
         return self._solver is not None
 
     @property
     def solver(self) -> Solver:
-        """The solver, once it has begun."""
+        """The solver. Only after `begin`."""
         assert self._solver, "it has not begun"
         return self._solver
 
     @property
     def latent(self) -> Tensor:
-        """The latent, once it has begun."""
+        """The latent so far. Only after `begin`."""
         return self.solver.latent
 
     def begin(self, embeddings: list[TextEmbedding], encoding_s: float, now_s: float) -> None:
-        """Take the embeddings of the prompts, whose encoding began at `encoding_s`, and draw the noise."""
+        """Take the embeddings of the prompts, and draw the noise. Encoding began at `encoding_s`."""
         request, shape = self.work.request, self.shape
         noise = initial_noise(request.seed, (LATENT_CHANNELS, shape.height, shape.width))
         self._solver = Euler(self.pipeline.sigmas(request.steps), noise, request.seed)
@@ -86,7 +89,7 @@ class Generation:
         self.encoding_s, self.started_s = min(self.encoding_s, encoding_s), min(self.started_s, now_s)
 
     def row(self) -> DenoiseRow:
-        """What the backend has to evaluate next."""
+        """Return the next evaluation for the backend."""
         positive, *negative = self._embeddings
         solver, guidance = self.solver, self.work.request.guidance_scale
         return DenoiseRow(
@@ -94,19 +97,20 @@ class Generation:
         )
 
     def advance(self, velocity: Tensor) -> NumericalFailure | None:
-        """Take an evaluation's result. Return the error if values are not finite any more."""
-        self.solver.advance(velocity)
+        """Take the velocity of an evaluation. Return an error if the latent is no longer finite."""
+        solver = self.solver
+        solver.advance(velocity)
         self.evaluations += 1
-        latent = self.solver.latent
-        # The sum is the quickest test: if it is finite, every value is. If not, it may be too large for float16.
+        latent = solver.latent
+        # The sum is the quickest test: if it is finite, so are all values. A float16 sum can overflow without that.
         if not math.isfinite(float(latent.sum())) and not math.isfinite(float(abs(latent).max())):
-            return self.numerical_failure("not_finite", f"at step {self.solver.step} of {self.work.request.steps}")
+            return self.numerical_failure("not_finite", f"at step {solver.step} of {self.work.request.steps}")
         return None
 
     def retry_with(self, pipelines: Iterable[Pipeline], error: NumericalFailure) -> "Generation | None":
-        """Return the same work from its start, in the widest precision of its model. So there is no third attempt.
+        """Return a new generation of the same work in the model's widest precision.
 
-        None if no precision is wider, or if the widest cannot do the work.
+        None if no precision is wider, so that there is never a third attempt, or if the widest cannot do the work.
         """
         info, work = self.pipeline.info, self.work
         others = [each for each in pipelines if each.info.name == info.name and each.info.narrowness < info.narrowness]
@@ -124,36 +128,36 @@ class Generation:
         return retry
 
     def numerical_failure(self, kind: NumericalFailureKind, where: str) -> NumericalFailure:
-        """Return the error for values that are not sound."""
+        """Return the error for a numerical failure, with a remedy."""
         info = self.pipeline.info
-        what = "values stopped being finite" if kind == "not_finite" else "the frame is of one colour"
+        what = "values are no longer finite" if kind == "not_finite" else "all pixels have one colour"
         happened = f"{what} in {info.precision} {where}"
         if self.first_failure:
-            return NumericalFailure(kind, happened, f"before that, {self.first_failure.happened}: it was tried twice")
-        remedy = "a wider precision may help: as `precision`, or as `fallback`, which then makes such images again"
+            return NumericalFailure(kind, happened, f"before that, {self.first_failure.happened}; it was tried twice")
+        remedy = "set a wider `precision`, or a `fallback` that retries such images in a wider one"
         return NumericalFailure(kind, happened, remedy if info.narrowness else "try another seed or other values")
 
     def stages(self, accepted_s: float, ended_s: float) -> tuple[Stage, ...]:
-        """Return the stages as a caller saw them who waits since `accepted_s`. What was over by then took no time."""
+        """Return the stages for a caller that waits since `accepted_s`. Stages that ended before took no time."""
         times_s = [self.encoding_s, self.started_s, self.denoised_s, self.decoding_s, ended_s]
         encoding_s, started_s, denoised_s, decoding_s, ended_s = (max(accepted_s, each_s) for each_s in times_s)
         return (
             Stage("queue", accepted_s, encoding_s),
             Stage("encode", encoding_s, started_s),
             Stage("denoise", started_s, denoised_s),
-            Stage("decode", decoding_s, ended_s),  # it may have waited for the decoder
+            Stage("decode", decoding_s, ended_s),  # without the wait for the decoding thread
         )
 
     def progress(self) -> Progress:
-        """Return how far it is."""
-        return Progress(self.evaluations, Euler.evaluations(self.work.request.steps))
+        """Return the progress, without a preview."""
+        return Progress(self.evaluations, self.all_evaluations)
 
     def preview(self) -> Pixels:
-        """Draw what the model predicts the image to be, one pixel for each latent position."""
+        """Draw the image that the newest evaluation predicts, one pixel for each latent position."""
         return self.pipeline.preview.draw(to_numpy(self.solver.denoised()))
 
     def _skip(self) -> Skip | None:
-        """Return the next step's skip-layer guidance: on at the very steps that Diffusers' pipeline has it on."""
+        """Return the skip-layer guidance of the next step. It is on at the same steps as in Diffusers' pipeline."""
         request, card = self.work.request, self.pipeline.info.card.skip_layers
         if card is None or not request.skip_layer_scale or request.guidance_scale <= 1:
             return None
@@ -162,5 +166,5 @@ class Generation:
 
 
 def is_uniform(pixels: Pixels) -> bool:
-    """Return whether all pixels are of one colour, up to rounding. NaN is decoded to such a frame, for example."""
+    """Return whether all pixels have one colour, up to rounding, as decoded NaN does."""
     return all(int(channel.max()) - int(channel.min()) <= UNIFORM for channel in np.moveaxis(pixels, -1, 0))

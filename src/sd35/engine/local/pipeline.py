@@ -1,4 +1,4 @@
-"""A checkpoint in a backend: all that an engine needs to generate with it."""
+"""A checkpoint in a backend, with everything that an engine needs to generate images."""
 
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -13,7 +13,7 @@ from sd35.tensors import LATENT_CHANNELS
 
 @dataclass(frozen=True, eq=False)
 class Pipeline:
-    """A backend that holds a checkpoint's weights, and what the checkpoint says of itself."""
+    """A checkpoint, the backend that holds its weights, and the map that draws its previews."""
 
     checkpoint: Checkpoint
     backend: Backend
@@ -26,7 +26,7 @@ class Pipeline:
 
     @cached_property
     def info(self) -> ModelInfo:
-        """What callers of the engine have to know."""
+        """The pipeline as callers of the engine see it."""
         backend, checkpoint = self.backend, self.checkpoint
         return ModelInfo(
             name=checkpoint.name,
@@ -56,5 +56,5 @@ def _profile_of(backend: Backend) -> str:
 
 @lru_cache
 def _sigmas(schedule: SigmaSchedule, steps: int) -> tuple[float, ...]:
-    """Cached, since generations begin on the event loop, and most have as many steps."""
+    """Return the sigmas as floats. Cached, because most generations have the same number of steps."""
     return tuple(map(float, schedule.sigmas(steps)))

@@ -1,19 +1,19 @@
-"""Images before they are done: what a latent looks like by a linear map, without the autoencoder."""
+"""Previews: a latent as a small RGB image, by a linear map instead of the autoencoder."""
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from sd35.tensors import LATENT_PX, Array
 
-_ENOUGH = 100_000  # latent positions to learn from: a dozen images of a megapixel
-_SANE = 20.0  # of a latent value, whose deviation is about 1: beyond, one image would outweigh all others
-_RIDGE = 1e-3  # keeps the first few images, flat ones too, from a map that is all edges
+_MAX_POSITIONS = 100_000  # latent positions to learn from: about six images of a megapixel
+_MAX_ABS = 20.0  # latent values have a deviation of about 1; one image with larger ones would outweigh all others
+_RIDGE = 1e-3  # regularization, for the first few images and for flat ones
 
 
 class PreviewMap:
-    """The linear map from 16 latent channels to RGB that fits a checkpoint best, learnt from the images it made.
+    """The best linear map from a checkpoint's 16 latent channels to RGB, learned from generated images.
 
-    Least squares over all latent positions seen, each against the mean colour of its 8x8 pixels.
+    Least squares over all latent positions so far, each against the mean colour of its 8x8 pixels.
     """
 
     def __init__(self, channels: int) -> None:
@@ -23,8 +23,8 @@ class PreviewMap:
         self._map = np.zeros((channels + 1, 3), np.float32)
 
     def learn(self, latent: Float32[Array, "16 h w"], pixels: UInt8[Array, "h*8 w*8 3"]) -> None:
-        """A latent, and the image the autoencoder made of it; once enough were seen, nothing."""
-        if self._seen >= _ENOUGH or np.abs(latent).max() > _SANE:
+        """Improve the map by a latent and its decoded image. Does nothing after _MAX_POSITIONS positions."""
+        if self._seen >= _MAX_POSITIONS or np.abs(latent).max() > _MAX_ABS:
             return
         positions = _with_one(latent).astype(np.float64)
         height, width = latent.shape[1:]
@@ -38,7 +38,7 @@ class PreviewMap:
         self._map = np.linalg.lstsq(self._squares, self._products)[0].astype(np.float32)
 
     def draw(self, latent: Float32[Array, "16 h w"]) -> UInt8[Array, "h w 3"]:
-        """One pixel for each latent position."""
+        """Return one RGB pixel for each latent position."""
         colours = _with_one(latent) @ self._map
         return (np.clip(colours, 0, 1) * 255).round().astype(np.uint8).reshape(*latent.shape[1:], 3)
 

@@ -1,4 +1,4 @@
-"""A cache of encoded prompts: most clients ask for a few prompts again and again."""
+"""A cache of encoded prompts: most clients repeat a few prompts."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -7,9 +7,9 @@ from sd35.backends.base import TextEmbedding
 
 
 class EmbeddingCache:
-    """The embeddings used last, of positive and negative prompts, in at most `max_bytes`. Not safe for threads.
+    """The most recently used embeddings, of positive and negative prompts, in at most `max_bytes`.
 
-    `hits` and `misses` count lookups.
+    `hits` and `misses` count lookups. Not thread-safe.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -20,9 +20,9 @@ class EmbeddingCache:
     def get(
         self, pipeline: Hashable, prompts: Iterable[str], encode: Callable[[list[str]], Mapping[str, TextEmbedding]]
     ) -> dict[str, TextEmbedding]:
-        """Return the prompts' embeddings by a pipeline. Missing ones are encoded in one call of `encode`, each once.
+        """Return the embeddings of `prompts` in a pipeline. `encode` is called once, with all missing prompts.
 
-        Prompts that `encode` leaves out are left out of the result.
+        The result lacks the prompts that `encode` leaves out.
         """
         distinct = list(dict.fromkeys(prompts))
         found = {
@@ -41,7 +41,7 @@ class EmbeddingCache:
 
     def _store(self, key: tuple[Hashable, str], embedding: TextEmbedding) -> None:
         if embedding.nbytes > self.max_bytes:
-            return  # for it, all others would have to go
+            return  # it would replace all others and still not fit
         self._embeddings[key] = embedding
         self.used_bytes += embedding.nbytes
         while self.used_bytes > self.max_bytes:

@@ -1,16 +1,16 @@
-"""What an image costs on this device, by latent shape: learnt from what it took, guessed by area until then."""
+"""The cost of an image on this device by latent shape: measured, or estimated by area before the first measurement."""
 
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 _NEWEST_WEIGHT = 0.2
-_FIRST_ROW_S = 0.1  # before anything was timed
+_FIRST_ROW_S = 0.1  # the estimate before any measurement
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What rows of one batch share: the pipeline, as an engine finds it, and the latent's sides (8 px each)."""
+    """What the rows of a batch have in common: the pipeline's key, and the latent's sides (8 px each)."""
 
     pipeline: Hashable
     height: int
@@ -18,12 +18,12 @@ class Shape:
 
     @property
     def area(self) -> int:
-        """Latent positions."""
+        """The number of latent positions."""
         return self.height * self.width
 
 
 class CostModel:
-    """Seconds and bytes of a transformer row's step and of a decoding. Not safe for threads."""
+    """Seconds and bytes of a transformer row's step and of decoding. Not thread-safe."""
 
     def __init__(self) -> None:
         self._row_s: dict[Shape, float] = {}
@@ -36,56 +36,56 @@ class CostModel:
         self._decode_bytes: dict[Shape, float] = {}
 
     def row_s(self, shape: Shape) -> float:
-        """Seconds that a transformer row of this shape takes for a step, its part of a batch."""
+        """Return the seconds of a step for one transformer row of this shape, as a share of its batch."""
         return _by_nearest(self._row_s, shape, _FIRST_ROW_S)
 
     def batching(self, shape: Shape) -> float:
-        """Return a row's time in recent batches over its time in the smallest batch seen, at most 1.
+        """Return a row's time in recent batches relative to its time in the smallest batch so far, at most 1.
 
-        Near 1, a batch takes as long as its rows one by one, as on most CPUs; far below, rows in company cost little. 1
-        if no step of this shape was timed.
+        Near 1, a batch takes as long as its rows one by one, as on most CPUs. Far below 1, further rows cost little. It
+        is 1 before the first measurement of this shape.
         """
         return min(1.0, self._row_s[shape] / self._fewest_row_s[shape]) if shape in self._row_s else 1.0
 
     def decode_s(self, shape: Shape) -> float:
-        """Seconds that decoding one latent takes."""
+        """Return the seconds of decoding one latent."""
         return _by_nearest(self._decode_s, shape, 0)
 
     def most_rows(self, shape: Shape, rows: int) -> int:
-        """The given number of transformer rows, or fewer where a step of so many failed."""
+        """Return `rows`, or fewer if a step with that many transformer rows failed."""
         return min(rows, self._most_rows.get(shape, rows))
 
     def step_bytes(self, shape: Shape, rows: int) -> int:
-        """Bytes that a step with so many transformer rows takes at its peak, beyond what the device always holds."""
-        return int(rows * _by_dearest(self._row_bytes, shape))
+        """Return the peak bytes of a step with `rows` transformer rows, without the weights."""
+        return int(rows * _by_largest(self._row_bytes, shape))
 
     def decode_bytes(self, shape: Shape) -> int:
-        """Bytes that decoding one latent takes at its peak."""
-        return int(_by_dearest(self._decode_bytes, shape))
+        """Return the peak bytes of decoding one latent."""
+        return int(_by_largest(self._decode_bytes, shape))
 
     def measured_bytes(self, shape: Shape, rows: int) -> int:
-        """What a step or a decoding of this very shape was seen to take; nothing that is only guessed."""
+        """Return the measured bytes of a step or a decoding of this shape. 0 before a measurement: no estimates."""
         return int(max(rows * self._row_bytes.get(shape, 0), self._decode_bytes.get(shape, 0)))
 
     def is_measured(self, shape: Shape) -> bool:
-        """Whether the memory of this shape's step was seen."""
+        """Return whether the memory of a step of this shape was measured."""
         return shape in self._row_bytes
 
     def wants_step_bytes(self, shape: Shape, rows: int) -> bool:
-        """Whether the memory of a step with so many transformer rows would be news."""
+        """Return whether no step of this shape with as many transformer rows was measured yet."""
         return rows > self._rows_measured.get(shape, 0)
 
     def wants_decode_bytes(self, shape: Shape) -> bool:
-        """Whether the memory of this shape's decoding was never seen."""
+        """Return whether decoding this shape was not measured yet."""
         return shape not in self._decode_bytes
 
     def learn_step_time(self, shape: Shape, rows: int, took_s: float) -> None:
-        """A step of so many transformer rows took so long; newer ones count more."""
+        """Record the time of a step with `rows` transformer rows. Newer steps weigh more."""
         _learn(self._row_s, shape, took_s / rows)
         self.learn_smallest_batch(shape, rows, took_s)
 
     def learn_smallest_batch(self, shape: Shape, rows: int, took_s: float) -> None:
-        """Note a step's time for `batching`, if no smaller batch of this shape was seen."""
+        """Record a step's time for `batching`, unless a smaller batch of this shape was recorded."""
         fewest = self._fewest_rows.setdefault(shape, rows)
         if rows < fewest:
             self._fewest_rows[shape] = rows
@@ -94,21 +94,21 @@ class CostModel:
             _learn(self._fewest_row_s, shape, took_s / rows)
 
     def learn_decode_time(self, shape: Shape, took_s: float) -> None:
-        """Decoding one latent took so long; newer ones count more."""
+        """Record the time of decoding one latent. Newer ones weigh more."""
         _learn(self._decode_s, shape, took_s)
 
     def learn_too_many_rows(self, shape: Shape, rows: int) -> None:
-        """A step of so many transformer rows failed where fewer did not: half as many from now on."""
+        """Halve the rows of later steps, because a step with `rows` rows failed and smaller ones did not."""
         self._most_rows[shape] = max(1, rows // 2)
 
     def learn_step_bytes(self, shape: Shape, rows: int, peak_bytes: int) -> None:
-        """A step of so many transformer rows took so much memory; what was seen with the most rows counts."""
+        """Record the peak memory of a step with `rows` transformer rows. The step with the most rows counts."""
         if self.wants_step_bytes(shape, rows):
             self._row_bytes[shape] = peak_bytes / rows
             self._rows_measured[shape] = rows
 
     def learn_decode_bytes(self, shape: Shape, peak_bytes: int) -> None:
-        """Decoding one latent took so much memory; the most ever seen is kept."""
+        """Record the peak memory of decoding one latent. The largest counts."""
         self._decode_bytes[shape] = max(self._decode_bytes.get(shape, 0), peak_bytes)
 
 
@@ -118,7 +118,7 @@ def _learn(known: dict[Shape, float], shape: Shape, took_s: float) -> None:
 
 
 def _by_nearest(known: Mapping[Shape, float], shape: Shape, otherwise: float) -> float:
-    """What is known of a shape; else of the same pipeline's nearest in area, scaled by area."""
+    """Return a shape's value, or that of the pipeline's shape with the nearest area, scaled by area."""
     if shape in known:
         return known[shape]
     others = [other for other in known if other.pipeline == shape.pipeline]
@@ -128,8 +128,8 @@ def _by_nearest(known: Mapping[Shape, float], shape: Shape, otherwise: float) ->
     return known[nearest] * shape.area / nearest.area
 
 
-def _by_dearest(known: Mapping[Shape, float], shape: Shape) -> float:
-    """What is known of a shape; else of the same pipeline's others, the dearest for its area, scaled by area."""
+def _by_largest(known: Mapping[Shape, float], shape: Shape) -> float:
+    """Return a shape's value, or the largest value per area among the pipeline's shapes, scaled by area."""
     if shape in known:
         return known[shape]
     return shape.area * max(

@@ -1,8 +1,8 @@
-"""Who is next: the client that was served least, and of its images the one that is due first. Pure policy.
+"""Fair queueing between clients: the least served client is next, with its image of the earliest deadline.
 
-Deficit round robin (Shreedhar and Varghese, SIGCOMM 1995) hands each client a quantum in rounds. This is what it tends
-to as the quantum goes to zero: each client has an account of what it was served, and who has least is next. No quantum
-has to be chosen, and a client that has work is never passed over for longer than the others take for one turn each.
+Deficit round robin (Shreedhar and Varghese, SIGCOMM 1995) gives each client a quantum of service per round. This is its
+limit as the quantum goes to zero: each client has an account of the time it was served, and the lowest one is next. No
+quantum has to be chosen, and a client with work waits at most for one turn of every other client.
 """
 
 from collections.abc import Callable, Hashable
@@ -11,14 +11,14 @@ from heapq import heapify, heappop, heappush, heapreplace
 from typing import Generic, NamedTuple, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
-_SWEPT = 256  # entries of a client, at which those that are not valid any more are dropped
+_SWEEP_EVERY = 256  # entries of a client, after which its invalid ones are dropped
 
 
 @dataclass(eq=False, slots=True)
 class Account:
-    """The device time that a client was served, in seconds, and its number of images. Exists while it has images.
+    """The device time that a client was served, in seconds, and its number of images.
 
-    `served_s` only grows.
+    An account exists while its client has images. `served_s` never decreases.
     """
 
     served_s: float
@@ -26,7 +26,7 @@ class Account:
 
 
 class Entry(NamedTuple, Generic[Key]):
-    """An image that is ready for its next step. `place` is unique: it orders those that are due at one time."""
+    """An image that is ready for its next step. `place` is unique: it orders entries of the same deadline."""
 
     deadline_s: float
     place: int
@@ -35,26 +35,26 @@ class Entry(NamedTuple, Generic[Key]):
 
 
 class FairQueue(Generic[Key]):
-    """Entries of many clients. One that is not valid any more is dropped when it comes to the front."""
+    """Entries of many clients. An entry that is no longer valid is dropped at the front of the queue."""
 
     def __init__(self, is_valid: Callable[[Entry[Key]], bool]) -> None:
         self._is_valid = is_valid
         self._entries: dict[Account, list[Entry[Key]]] = {}
-        self._accounts: list[tuple[float, int, Account]] = []  # served when it was put here, place, account
+        self._accounts: list[tuple[float, int, Account]] = []  # a heap: `served_s` when it was added, place, account
 
     def push(self, entry: Entry[Key]) -> None:
-        """Put an entry among its client's."""
+        """Add an entry to its client's."""
         entries = self._entries.get(entry.account)
         if entries is None:
             entries = self._entries[entry.account] = []
             heappush(self._accounts, (entry.account.served_s, entry.place, entry.account))
         heappush(entries, entry)
-        if len(entries) % _SWEPT == 0:
+        if len(entries) % _SWEEP_EVERY == 0:
             entries[:] = filter(self._is_valid, entries)
             heapify(entries)
 
     def first(self) -> Entry[Key] | None:
-        """The entry that is next, left in its place; None where there is none."""
+        """Return the next entry without removing it. None if the queue is empty."""
         while self._accounts:
             noted_s, place, account = self._accounts[0]
             entries = self._entries[account]
@@ -63,12 +63,12 @@ class FairQueue(Generic[Key]):
             if not entries:
                 heappop(self._accounts)
                 del self._entries[account]
-            elif account.served_s > noted_s:  # it was served since
+            elif account.served_s > noted_s:  # served since it was added
                 heapreplace(self._accounts, (account.served_s, place, account))
             else:
                 return entries[0]
         return None
 
     def take(self) -> None:
-        """Take out the entry that `first` has just named."""
+        """Remove the entry that `first` has just returned."""
         heappop(self._entries[self._accounts[0][2]])

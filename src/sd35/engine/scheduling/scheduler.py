@@ -1,18 +1,18 @@
-"""Which images make the next step together. Pure policy: no tensor, no thread, no clock; time comes in.
+"""Which images make the next step together. Pure policy, without tensors, threads or a clock: callers pass the time.
 
 Rows of one latent shape share a batch, whatever their step counts, guidance, prompts and progress. Three rules:
 
-- Between clients: who was served least is next (`sd35.engine.scheduling.fair_queue`), so nobody starves anybody.
-- Among a client's own images: the earliest deadline. The deadline is `SLOWDOWN_TARGET` times an image's own length
-  after it came, and sooner with a priority. So short ones overtake long ones, but nothing that comes later overtakes
-  one past its deadline.
-- Memory: a batch, and a decoding beside it, never take more than the device has. What has its last step behind it is
-  decoded first come, first served, and its memory is set aside before the next batch is formed.
+- Between clients, the least served one is next (`sd35.engine.scheduling.fair_queue`), so that no client starves.
+- Among a client's images, the one with the earliest deadline is next. An image's deadline is its arrival plus
+  `SLOWDOWN_TARGET` times its own duration, and earlier with a priority. So short images overtake long ones, but no
+  later image overtakes one that is past its deadline.
+- A batch and the decoding beside it together stay within the device's memory. Images are decoded in the order in which
+  they finish their last step. Their memory is reserved before the next batch is formed.
 
-Admission tells a burst from lasting overload, as CoDel does (Nichols and Jacobson, "Controlling Queue Delay", 2012): a
-queue that lasts delays everybody and makes no more images. So all of `max_in_flight` is for bursts. Overload lasts
-once the device has made that many images without ever being half empty. From then until it is half empty, a client
-that has its share of a batch gets no further image accepted.
+Admission distinguishes a burst from lasting overload, as CoDel does (Nichols and Jacobson, "Controlling Queue Delay",
+2012): a queue that never empties delays all clients without raising throughput. A burst may use all of `max_in_flight`.
+Overload is lasting when the device has generated that many images without ever being half empty. From then until it is
+half empty, a client that has its share of a batch gets no further image accepted.
 """
 
 from collections import Counter
@@ -29,8 +29,8 @@ from sd35.request import PRIORITY
 from sd35.tensors import LATENT_PX
 
 SLOWDOWN_TARGET = 6.0
-BONUS_S = 60.0  # by which each level of priority moves the deadline forward
-_SHARE = 8  # a client may have at most this many images for each free place
+PRIORITY_BONUS_S = 60.0  # each level of priority moves the deadline forward by this
+_SHARE = 8  # a client may have at most this many images for each one that could still be accepted
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class _Entry:
 
 @dataclass(slots=True)
 class _Decoding(Generic[Key]):
-    """Memory that is reserved for the next image to be decoded, or used by the one that is."""
+    """Memory that is reserved for the next image to decode, or in use by the current one."""
 
     key: Key
     memory_bytes: int
@@ -72,7 +72,7 @@ class _Decoding(Generic[Key]):
 
 
 class Scheduler(Generic[Key]):
-    """One device's images. A key is accepted once, and ends by `cancel` or `decoded`, whichever comes first."""
+    """The images of one device. A key is accepted once, and ends with `cancel` or `decoded`, whichever is first."""
 
     def __init__(self, limits: DeviceLimits, costs: CostModel) -> None:
         self.limits, self.costs = limits, costs
@@ -84,9 +84,9 @@ class Scheduler(Generic[Key]):
         self._row_steps_left: Counter[Shape] = Counter()
         self._decodings_left: Counter[Shape] = Counter()
         self._places = count()
-        self._made_while_busy = 0  # images, since the device was last half empty
+        self._generated_while_busy = 0  # images, since the device was last half empty
         self._is_overloaded = False
-        self._drawn: dict[Key, None] = {}  # to be decoded, in the order of their last steps
+        self._to_decode: dict[Key, None] = {}  # in the order of their last steps
         self._running: Batch[Key] | None = None
         self._decoding: _Decoding[Key] | None = None
 
@@ -98,18 +98,21 @@ class Scheduler(Generic[Key]):
 
     @property
     def used_bytes(self) -> int:
-        """Working memory that is given out."""
+        """Working memory in use or reserved."""
         stepping = self._running.memory_bytes if self._running else 0
         return stepping + (self._decoding.memory_bytes if self._decoding else 0)
 
     @property
     def backlog_s(self) -> float:
-        """Seconds of work that are left in all accepted images, steps and decodings."""
+        """Estimated seconds of work left in all accepted images, for steps and decoding."""
         stepping_s = sum(left * self.costs.row_s(shape) for shape, left in self._row_steps_left.items())
         return stepping_s + sum(left * self.costs.decode_s(shape) for shape, left in self._decodings_left.items())
 
     def add(self, key: Key, item: WorkItem, now_s: float) -> None:
-        """Accept an image. Raises InvalidRequest if this device can never generate it, Overloaded if not now."""
+        """Accept an image at `now_s`.
+
+        Raises InvalidRequest if this device can never generate it, Overloaded if it cannot be accepted now.
+        """
         assert key not in self._images, key
         self._check(item)
         self._check_room(item)
@@ -130,7 +133,7 @@ class Scheduler(Generic[Key]):
         self._rows[item.shape] += item.rows
         self._row_steps_left[item.shape] += item.evaluations * item.rows
         self._decodings_left[item.shape] += 1
-        deadline_s = now_s + SLOWDOWN_TARGET * self._item_s(item) - BONUS_S * item.priority
+        deadline_s = now_s + SLOWDOWN_TARGET * self._item_s(item) - PRIORITY_BONUS_S * item.priority
         image = self._images[key] = _Entry(item, account, deadline_s, next(self._places), item.evaluations)
         self._push(key, image)
 
@@ -143,7 +146,7 @@ class Scheduler(Generic[Key]):
     def next_batch(self) -> Batch[Key] | None:
         """Return the images that step now; None if none is ready or memory is short. Call `finish` after the step."""
         assert self._running is None
-        self._set_aside()
+        self._reserve_decoding()
         lead = self._lead()
         if lead is None:
             return None
@@ -151,35 +154,35 @@ class Scheduler(Generic[Key]):
         free_bytes = self.limits.memory_bytes - self.used_bytes
         needed_bytes = self._at_most_all(self.costs.step_bytes(item.shape, item.rows))
         if needed_bytes > free_bytes:
-            return None  # a decoding has it, and ends soon
+            return None  # the decoding has the rest, and ends soon
         self._running = self._fill(item.shape, free_bytes)
         return self._running
 
     def finish(self) -> list[Key]:
-        """End the step of the running batch. Returns the images whose last step it was; they are decoded next."""
+        """End the step of the running batch. Return the images that made their last step and are decoded next."""
         assert self._running
         batch, self._running = self._running, None
-        drawn = []
+        finished = []
         for key in batch.keys:
             image = self._images.get(key)
-            if image is None:  # cancelled while it ran
+            if image is None:  # cancelled during the step
                 continue
             image.left -= 1
             _take_off(self._row_steps_left, batch.shape, image.item.rows)
             if image.left:
                 self._push(key, image)
             else:
-                self._drawn[key] = None
-                drawn.append(key)
-        return drawn
+                self._to_decode[key] = None
+                finished.append(key)
+        return finished
 
     def next_decode(self) -> Key | None:
         """Return the image to decode now; None if there is none or memory is short. Call `decoded` afterwards."""
-        self._set_aside()
+        self._reserve_decoding()
         if self._decoding is None or self._decoding.has_begun:
             return None
         self._decoding.has_begun = True
-        del self._drawn[self._decoding.key]
+        del self._to_decode[self._decoding.key]
         return self._decoding.key
 
     def decoded(self) -> None:
@@ -188,7 +191,7 @@ class Scheduler(Generic[Key]):
         assert self._decoding.has_begun
         key, self._decoding = self._decoding.key, None
         if key in self._images:
-            self._made_while_busy += 1
+            self._generated_while_busy += 1
             self._remove(key)
 
     def _check(self, item: WorkItem) -> None:
@@ -207,7 +210,7 @@ class Scheduler(Generic[Key]):
         account = self._accounts.get(item.client)
         own = account.images if account else 0
         if own >= _SHARE * free:
-            self._is_overloaded = self._made_while_busy >= self.limits.max_in_flight
+            self._is_overloaded = self._generated_while_busy >= self.limits.max_in_flight
             whose = f" and {own} of them are this client's" if free else ""
             reason = f"{len(self._images)} of at most {self.limits.max_in_flight} images are accepted{whose}"
             raise Overloaded(reason, self.backlog_s / max(1, len(self._images)))
@@ -217,10 +220,10 @@ class Scheduler(Generic[Key]):
             raise Overloaded(reason, wait_s - self.limits.max_wait_s)
 
     def _check_slowdown(self, item: WorkItem) -> None:
-        """In lasting overload, refuse an image that would only wait: batches are full, and its client has its share.
+        """In lasting overload, refuse an image if batches are full and its client has its share of them.
 
-        A client that has no image is never refused here. Else one that asks again at once would take every place that
-        becomes free before one that waits as `Retry-After` says.
+        A client without an image is never refused here. Otherwise a client that retries at once would take every free
+        place before one that waits for `Retry-After`.
         """
         max_rows = self.limits.max_rows
         if not self._is_overloaded or self._rows.total() < max_rows or self._slowdown < self.limits.max_slowdown:
@@ -232,15 +235,15 @@ class Scheduler(Generic[Key]):
 
     @property
     def _slowdown(self) -> float:
-        """How many times as long as alone an accepted image takes, by estimate.
+        """The estimated duration of an accepted image, relative to its duration alone.
 
-        Each makes its next step when all others have made theirs: with n rows it takes n times as long, if batching
-        saves nothing.
+        An image makes its next step after all others have made theirs. So n rows take n times as long if batching saves
+        nothing.
         """
         return sum(rows * self.costs.batching(shape) for shape, rows in self._rows.items())
 
     def _wait_s(self, item: WorkItem) -> float:
-        """Estimate an image's wait: for all remaining work, or for the part that fair sharing puts before it."""
+        """Estimate an image's wait: for all remaining work, or for the part that fair queueing puts before it."""
         total_s = self.backlog_s
         if total_s <= self.limits.max_wait_s:
             return total_s
@@ -256,7 +259,7 @@ class Scheduler(Generic[Key]):
 
     def _push(self, key: Key, image: _Entry) -> None:
         shape = image.item.shape
-        # A client that was alone may have been served less than others since: that is no credit for later.
+        # An idle client was served less than the others meanwhile. That gives it no credit.
         image.account.served_s = max(image.account.served_s, self._level_s)
         queue = self._queues.get(shape)
         if queue is None:
@@ -264,13 +267,13 @@ class Scheduler(Generic[Key]):
         queue.push(Entry(image.deadline_s, image.place, key, image.account))
 
     def _lead(self) -> Entry[Key] | None:
-        """Return the next image of all shapes. Drops the queues of shapes that have no images left."""
+        """Return the next image of all shapes. Drop the queues of shapes without images."""
         firsts = {shape: queue.first() for shape, queue in self._queues.items()}
         self._queues = {shape: queue for shape, queue in self._queues.items() if firsts[shape]}
         return min(filter(None, firsts.values()), key=lambda first: (first.account.served_s, first), default=None)
 
     def _fill(self, shape: Shape, free_bytes: int) -> Batch[Key]:
-        """Return the lead with as many images of its shape as rows and memory allow; one alone if never measured."""
+        """Return as many images of a shape as rows and memory allow, or one if the shape was never measured."""
         queue, row_s = self._queues[shape], self.costs.row_s(shape)
         keys: list[Key] = []
         rows = 0
@@ -290,13 +293,13 @@ class Scheduler(Generic[Key]):
         return Batch(shape, keys, rows, self._at_most_all(self.costs.step_bytes(shape, rows)))
 
     def _at_most_all(self, memory_bytes: int) -> int:
-        """Limit a need to all of the memory: an accepted image is generated even if it turns out to need more."""
+        """Limit a need to all of the memory, because an accepted image runs even if it turns out to need more."""
         return min(memory_bytes, self.limits.memory_bytes)
 
-    def _set_aside(self) -> None:
+    def _reserve_decoding(self) -> None:
         """Reserve memory for the next decoding, as soon as there is enough."""
-        if self._decoding is None and self._drawn:
-            key = next(iter(self._drawn))
+        if self._decoding is None and self._to_decode:
+            key = next(iter(self._to_decode))
             needed = self._at_most_all(self.costs.decode_bytes(self._images[key].item.shape))
             if needed <= self.limits.memory_bytes - self.used_bytes:
                 self._decoding = _Decoding(key, needed)
@@ -305,10 +308,10 @@ class Scheduler(Generic[Key]):
         image = self._images.pop(key)
         _take_off(self._rows, image.item.shape, image.item.rows)
         if 2 * self._rows.total() <= self.limits.max_rows:
-            self._made_while_busy, self._is_overloaded = 0, False
+            self._generated_while_busy, self._is_overloaded = 0, False
         _take_off(self._row_steps_left, image.item.shape, image.left * image.item.rows)
         _take_off(self._decodings_left, image.item.shape, 1)
-        self._drawn.pop(key, None)
+        self._to_decode.pop(key, None)
         image.account.images -= 1
         if not image.account.images:
             del self._accounts[image.item.client]

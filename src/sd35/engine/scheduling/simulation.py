@@ -1,7 +1,7 @@
-"""The scheduler on simulated devices and a simulated clock: how policy and capacity are tried at scale, in seconds.
+"""The scheduler on simulated devices with a simulated clock, to try policies and capacities at scale within seconds.
 
-A simulated device makes steps and decodings by a table of times; nothing waits. Decoding runs beside the steps, as in
-`sd35.engine.local.engine`, and the prompts of a batch's new images are encoded before its step.
+A simulated device takes the times of steps and decoding from a table, without waiting. It decodes beside the steps, as
+`sd35.engine.local.engine` does, and encodes the prompts of a batch's new images before the batch's step.
 """
 
 import random
@@ -17,11 +17,11 @@ from sd35.engine.scheduling.scheduler import Batch, Scheduler, WorkItem
 from sd35.engine.scheduling.step_times import ShapeTimes, StepTimes
 from sd35.errors import Overloaded
 
-_LOOKED_AT = 8  # devices, for an image
+_CANDIDATES = 8  # devices that are compared for an image
 
 
 class Clock:
-    """Simulated time, and what happens when."""
+    """Simulated time with scheduled calls."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -29,18 +29,18 @@ class Clock:
         self._order = count()
 
     def after(self, delay_s: float, call: Callable[[], None]) -> None:
-        """Have something done later; at one moment, in the order of asking."""
+        """Schedule a call. Calls at the same time run in the order of scheduling."""
         heappush(self._events, (self.now_s + delay_s, next(self._order), call))
 
     def run(self) -> None:
-        """Until nothing is left to happen."""
+        """Run all calls, including the ones they schedule."""
         while self._events:
             self.now_s, _, call = heappop(self._events)
             call()
 
 
 class Device:
-    """A device that takes as long as its table says. `on_end` hears of each image that is done."""
+    """A device with the times of a table. Calls `on_end` with the key of each finished image."""
 
     def __init__(
         self, times: StepTimes, limits: DeviceLimits, clock: Clock, on_end: Callable[[Hashable], None]
@@ -48,26 +48,26 @@ class Device:
         self._times, self._clock, self._on_end = times, clock, on_end
         self._of_shape = {times.shape(entry): entry for entry in times.shapes}
         self.scheduler: Scheduler[Hashable] = Scheduler(limits, _costs_of(times))
-        self._jobs: dict[Hashable, WorkItem] = {}
+        self._items: dict[Hashable, WorkItem] = {}
         self._new: set[Hashable] = set()  # not encoded yet
         self._is_stepping = self._is_decoding = False
         self.busy_s = 0.0
 
-    def submit(self, key: Hashable, job: WorkItem) -> None:
-        """Accept an image. Raises what the scheduler raises."""
-        self.scheduler.add(key, job, self._clock.now_s)
-        self._jobs[key] = job
+    def submit(self, key: Hashable, item: WorkItem) -> None:
+        """Accept an image. Raises the same errors as `Scheduler.add`."""
+        self.scheduler.add(key, item, self._clock.now_s)
+        self._items[key] = item
         self._new.add(key)
-        self._go_on()
+        self._start_work()
 
     def cancel(self, key: Hashable) -> None:
-        """Take an image out."""
+        """Remove an image."""
         self.scheduler.cancel(key)
         self._new.discard(key)
-        self._go_on()
+        self._start_work()
 
-    def _go_on(self) -> None:
-        """Begin what can begin now."""
+    def _start_work(self) -> None:
+        """Start a step and a decoding if possible."""
         if not self._is_stepping and (batch := self.scheduler.next_batch()):
             self._is_stepping = True
             took_s = self._took_s(batch)
@@ -75,7 +75,7 @@ class Device:
             self._clock.after(took_s, self._end_step)
         if not self._is_decoding and (key := self.scheduler.next_decode()) is not None:
             self._is_decoding = True
-            decode_s = self._of_shape[self._jobs[key].shape].decode_s
+            decode_s = self._of_shape[self._items[key].shape].decode_s
             self._clock.after(decode_s, lambda: self._end_decoding(key))
 
     def _took_s(self, batch: Batch[Hashable]) -> float:
@@ -86,7 +86,7 @@ class Device:
     def _end_step(self) -> None:
         self._is_stepping = False
         self.scheduler.finish()
-        self._go_on()
+        self._start_work()
 
     def _end_decoding(self, key: Hashable) -> None:
         self._is_decoding = False
@@ -94,12 +94,12 @@ class Device:
         self.scheduler.decoded()
         if is_wanted:
             self._on_end(key)
-        del self._jobs[key]
-        self._go_on()
+        del self._items[key]
+        self._start_work()
 
 
 def _costs_of(times: StepTimes) -> CostModel:
-    """What an engine that ran for a while on this device has learnt."""
+    """Return the cost model of an engine that has run on this device for a while."""
     costs = CostModel()
     for entry in times.shapes:
         shape, rows = times.shape(entry), max(entry.step_s)
@@ -113,7 +113,7 @@ def _costs_of(times: StepTimes) -> CostModel:
 
 @dataclass(frozen=True)
 class Load:
-    """Requests at random moments (Poisson), `rps` a second in the mean, each drawn from the lists by chance."""
+    """Requests at random times (Poisson process with a mean rate of `rps`), each with random values of the lists."""
 
     rps: float
     requests: int
@@ -126,26 +126,26 @@ class Load:
 
 @dataclass
 class Report:
-    """What came of it. Latency is from a request's arrival to its pixels, in seconds, by steps."""
+    """The result of a simulation. Latencies are from a request's arrival to its pixels, by number of steps."""
 
     latencies_s: dict[int, list[float]] = field(default_factory=dict)
     refused: int = 0
-    utilisation: float = 0.0  # share of the devices' time that went into steps
-    lasted_s: float = 0.0  # of simulated time
+    utilisation: float = 0.0  # share of the devices' time that was spent in steps
+    lasted_s: float = 0.0  # simulated duration
 
     def percentile_s(self, percent: float, steps: int | None = None) -> float:
-        """Latency that so many percent of the images stay within; of those with so many steps, or of all."""
+        """Return a percentile of the latency of all images, or of those with `steps` steps."""
         chosen = [s for of, every in self.latencies_s.items() if steps in (of, None) for s in every]
         return sorted(chosen)[ceil(percent / 100 * len(chosen)) - 1]
 
     @property
     def finished(self) -> int:
-        """Images that were made."""
+        """The number of finished images."""
         return sum(map(len, self.latencies_s.values()))
 
 
 def simulate(times: StepTimes, load: Load, limits: DeviceLimits, devices: int) -> Report:
-    """Send a load to so many devices, each image to the least busy of a few drawn by chance."""
+    """Send a load to `devices` devices, each image to the least busy of a few random ones."""
     clock, report, rng = Clock(), Report(), random.Random(load.seed)  # noqa: S311  chance, not secrecy
     arrived: dict[Hashable, tuple[float, int]] = {}
 
@@ -158,9 +158,9 @@ def simulate(times: StepTimes, load: Load, limits: DeviceLimits, devices: int) -
     def arrive(index: int) -> None:
         steps, is_guided = rng.choice(load.steps), rng.choice(load.guidance) > 1
         shape = times.shape(rng.choice(load.shapes))
-        job = WorkItem(rng.randrange(load.clients), shape, steps, 2 if is_guided else 1)
+        item = WorkItem(rng.randrange(load.clients), shape, steps, 2 if is_guided else 1)
         try:
-            _least_busy(fleet, rng).submit(index, job)
+            _least_busy(fleet, rng).submit(index, item)
         except Overloaded:
             report.refused += 1
         else:
@@ -177,6 +177,6 @@ def simulate(times: StepTimes, load: Load, limits: DeviceLimits, devices: int) -
 
 
 def _least_busy(fleet: Sequence[Device], rng: random.Random) -> Device:
-    """Of a few devices drawn by chance, the one with the least work left; all are looked at where they are few."""
-    looked_at = fleet if len(fleet) <= _LOOKED_AT else rng.sample(fleet, _LOOKED_AT)
-    return min(looked_at, key=lambda device: device.scheduler.backlog_s)
+    """Return the device with the least work left, out of a random sample or of all if there are few."""
+    candidates = fleet if len(fleet) <= _CANDIDATES else rng.sample(fleet, _CANDIDATES)
+    return min(candidates, key=lambda device: device.scheduler.backlog_s)

@@ -1,4 +1,4 @@
-"""How long a device takes for a step, by rows and shape: what `sd35 measure` writes and `sd35 simulate` reads."""
+"""A device's times of steps, by rows and shape. `sd35 measure` writes this table and `sd35 simulate` reads it."""
 
 import json
 from bisect import bisect_left
@@ -16,7 +16,7 @@ _Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ShapeTimes(BaseModel):
-    """One latent shape's: seconds of a step by transformer rows, seconds to decode one latent, bytes of both."""
+    """The costs of one latent shape: a step by number of transformer rows, and decoding one latent."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -28,7 +28,7 @@ class ShapeTimes(BaseModel):
     decode_bytes: int = Field(ge=0)
 
     def step_time_s(self, rows: int) -> float:
-        """Between measured numbers of rows, linear; beyond the most, as the last two go on."""
+        """Return the seconds of a step: linear between measured numbers of rows, and extrapolated beyond them."""
         known = sorted(self.step_s)
         if rows in self.step_s or len(known) == 1:
             return self.step_s.get(rows, self.step_s[known[0]] * rows / known[0])
@@ -39,7 +39,7 @@ class ShapeTimes(BaseModel):
 
 
 class StepTimes(BaseModel):
-    """A device's table. `steps` and `guidance_scale` are the model's defaults."""
+    """The table of a device and a model. `steps` and `guidance_scale` are the model's defaults."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -54,7 +54,7 @@ class StepTimes(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Raises InvalidSetting where it is no such table."""
+        """Read a table from a JSON file. Raises InvalidSetting if it cannot be read or is invalid."""
         try:
             return cls.model_validate_json(path.read_bytes())
         except OSError as error:
@@ -62,15 +62,17 @@ class StepTimes(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"
-            raise InvalidSetting(f"--step-times: {path} is no table of step times: {where}: {first['msg']}") from error
+            raise InvalidSetting(
+                f"--step-times: {path} is not a table of step times: {where}: {first['msg']}"
+            ) from error
 
     def write(self, path: Path) -> None:
-        """As JSON. Raises InvalidSetting where that cannot be."""
+        """Write the table as JSON. Raises InvalidSetting if the file cannot be written."""
         try:
             path.write_text(json.dumps(self.model_dump(), indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise InvalidSetting(f"--output: {path} cannot be written: {error.strerror}") from error
 
     def shape(self, times: ShapeTimes) -> Shape:
-        """The latent shape of an entry."""
+        """Return the latent shape of an entry."""
         return Shape((self.model, self.profile), times.height_px // LATENT_PX, times.width_px // LATENT_PX)

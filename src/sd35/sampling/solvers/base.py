@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-import numpy as np
 from jaxtyping import Float
 
 from sd35.sampling.arithmetic import like, to_float32
@@ -54,8 +53,3 @@ class Solver(ABC):
     @abstractmethod
     def _advanced(self, latent: Float[Tensor, "16 h w"], velocity: Float[Tensor, "16 h w"]) -> Float[Tensor, "16 h w"]:
         """Return the latent to evaluate next, or the result, and count complete steps in `self.step`."""
-
-
-def sigma_difference(sigma: float, sigma_next: float) -> float:
-    """Return `sigma_next - sigma`, subtracted in float32 as Diffusers' schedulers do."""
-    return float(np.float32(sigma_next) - np.float32(sigma))

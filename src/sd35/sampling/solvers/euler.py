@@ -3,7 +3,7 @@
 from jaxtyping import Float
 
 from sd35.sampling.arithmetic import add_scaled
-from sd35.sampling.solvers.base import Solver, sigma_difference
+from sd35.sampling.solvers.base import Solver
 from sd35.tensors import Tensor
 
 
@@ -16,6 +16,7 @@ class Euler(Solver):
         return steps
 
     def _advanced(self, latent: Float[Tensor, "16 h w"], velocity: Float[Tensor, "16 h w"]) -> Float[Tensor, "16 h w"]:
-        sigma, sigma_next = self.sigmas[self.step : self.step + 2]
+        sigma = self.sigma
         self.step += 1
-        return add_scaled(latent, velocity, sigma_difference(sigma, sigma_next))
+        # The sigmas are float32 values. Their difference, rounded to float32, is that of Diffusers' float32 arithmetic.
+        return add_scaled(latent, velocity, self.sigma - sigma)
