@@ -1,4 +1,4 @@
-"""What a backend that computes on the processor has: cores, and the memory that system and container leave to it."""
+"""The resources of this machine: cores, and the memory that the system and a container leave to this process."""
 
 import os
 import resource
@@ -13,7 +13,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def process_age_s() -> float:
-    """Seconds since this process was started, where the system can tell, to a hundredth; else those it computed."""
+    """Return the seconds since this process started, to 0.01 s on Linux; elsewhere its CPU time."""
     if not _IS_LINUX:
         return time.process_time()
     began_ticks = int((_PROCESS / "stat").read_text().rpartition(")")[2].split()[19])  # proc(5): starttime
@@ -21,13 +21,13 @@ def process_age_s() -> float:
 
 
 def cores() -> int:
-    """The cores this process may use, where the system can tell; a runtime's own count would pin threads to cores."""
+    """Return the number of cores that this process may use, or all cores if the system does not tell."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 class HostMemory:
-    """See `sd35.backends.base.Memory`. Exact on Linux; elsewhere a peak is the highest the process ever had."""
+    """See `sd35.backends.base.Memory`. Exact on Linux. Elsewhere, a peak is the highest of the whole process so far."""
 
     is_host = True
 
@@ -35,7 +35,7 @@ class HostMemory:
         self._held_bytes = 0
 
     def free_bytes(self) -> int:
-        """The least of what the system has available and a container's limit leaves (cgroup v2)."""
+        """Return the available memory of the system, or the rest of a container's limit if less (cgroup v2)."""
         if not _IS_LINUX:
             return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         free = [1024 * _numbers(Path("/proc/meminfo"))["MemAvailable:"]]
@@ -46,17 +46,17 @@ class HostMemory:
         return max(0, min(free))
 
     def held_bytes(self) -> int:
-        """What this process holds now; 0 where the system cannot tell."""
+        """Return the memory that this process holds now, or 0 if the system does not tell."""
         return 1024 * _numbers(_PROCESS / "status").get("VmRSS:", 0) if _IS_LINUX else 0
 
     def watch(self) -> None:
-        """Set the process's peak back to what it holds now, where the system can (proc(5), `clear_refs`)."""
+        """Reset the process's peak to its current memory, if the system supports it (proc(5), `clear_refs`)."""
         with suppress(OSError):
             (_PROCESS / "clear_refs").write_text("5")
         self._held_bytes = _peak_bytes()
 
     def peak_bytes(self) -> int:
-        """The peak's rise since `watch`."""
+        """Return the rise of the peak since `watch`."""
         return _peak_bytes() - self._held_bytes
 
 
@@ -67,6 +67,6 @@ def _peak_bytes() -> int:
 
 
 def _numbers(file: Path) -> dict[str, int]:
-    """The lines of a file that are a name and a number, and perhaps a unit."""
+    """Return the numbers of a file's lines by name. Other lines, and units after a number, are ignored."""
     words = [line.split() for line in file.read_text().splitlines()]
     return {word[0]: int(word[1]) for word in words if len(word) > 1 and word[1].isdecimal()}

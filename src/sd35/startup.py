@@ -26,21 +26,21 @@ from sd35.service.startup_times import StartupTimes
 from sd35.settings import Settings
 
 _MB = 10**6
-OF_FREE_MEMORY = 0.9  # the rest is for what is not counted: latents, images being encoded, other processes
+OF_FREE_MEMORY = 0.9  # the rest is for uncounted uses: latents, images being encoded, other processes
 
 
 def check_backends(settings: Settings) -> None:
-    """Raise InvalidSetting or BackendUnavailable if the backend or the fallback's cannot run here. Imports neither."""
+    """Raise InvalidSetting or BackendUnavailable if the backend or the fallback cannot run here. Imports neither."""
     check_available(settings.backend)
     if settings.fallback_settings:
         check_available(settings.fallback_settings.backend, "fallback")
 
 
 def open_checkpoints(settings: Settings) -> list[Checkpoint]:
-    """Open the checkpoints of the settings. `auto` is replaced by the best one, which is downloaded if needed.
+    """Open the checkpoints of the settings. `auto` opens the best one, and downloads it if needed.
 
-    Raises CheckpointError, InvalidSetting if two have the same name or `weights` are given for several checkpoints, and
-    for `auto` BackendUnavailable.
+    Raises CheckpointError; InvalidSetting if two have the same name, or with `weights` and several checkpoints; and for
+    `auto` BackendUnavailable.
     """
     if settings.weights and len(settings.checkpoints) > 1:
         raise InvalidSetting(f"weights: got files beside {len(settings.checkpoints)} checkpoints; allowed: beside one")
@@ -61,10 +61,10 @@ def open_model_pool(
     *,
     with_fallback: bool = False,
 ) -> ModelPool:
-    """Plan the memory, load the checkpoints as planned, and generate a first image with each. The result is ready.
+    """Plan the memory, load the checkpoints as planned, and generate a first image with each.
 
-    Takes seconds to minutes. `with_fallback` loads the settings' fallback too. It answers for checkpoints whose graphs
-    or engines are not built yet; the pool's `fallback_builder`, once started, builds them.
+    Takes seconds to minutes. `with_fallback` loads the settings' fallback too. It serves checkpoints whose graphs or
+    engines are not built yet. The pool's `fallback_builder` builds them after its start.
 
     Raises DoesNotFit, CheckpointError (NotCompiled without a fallback), BackendUnavailable, InvalidSetting,
     GenerationFailed.
@@ -86,7 +86,7 @@ def open_model_pool(
     _check_profiles(settings, pipelines, fallbacks)
     for pipeline in {*pipelines, *fallbacks}:
         startup.add(pipeline.backend.startup_s)
-    # Networks that are built later need memory too: they are placed already, and working memory is the rest.
+    # Networks that are built later are in the plan already. They need memory too, so working memory is the rest.
     to_be_built_bytes = first.weights_bytes if pending else 0
     unplanned_bytes = room.device_bytes - first.weights_bytes - (second.weights_bytes if second else 0)
     free_bytes = min(pipelines[0].backend.memory.free_bytes() - to_be_built_bytes, unplanned_bytes)
@@ -118,7 +118,7 @@ def open_pipeline(settings: Settings, checkpoint: Checkpoint) -> Pipeline:
 
 def limits_of(settings: Settings, memory_bytes: int) -> DeviceLimits:
     """Return the limits of a device with `memory_bytes` of working memory."""
-    # An operator who sets the number of images in flight wants that many, however slow they get.
+    # If an operator sets the number of images in flight, no image is refused for being slow.
     max_slowdown = math.inf if settings.max_in_flight else SLOWDOWN_TARGET
     return DeviceLimits(
         settings.max_batch_rows, max_in_flight_of(settings), settings.max_wait_s, memory_bytes, max_slowdown
@@ -126,7 +126,7 @@ def limits_of(settings: Settings, memory_bytes: int) -> DeviceLimits:
 
 
 def _open_pipeline(settings: Settings, placement: Placement, checkpoint: Checkpoint) -> Pipeline:
-    """Open a checkpoint in the settings' backend, placed as planned."""
+    """Open a checkpoint in the settings' backend with the planned placement."""
     options = Options(
         precision=settings.precision,
         device=settings.device,
@@ -140,7 +140,7 @@ def _open_pipeline(settings: Settings, placement: Placement, checkpoint: Checkpo
 
 
 def _open_into(engine: LocalEngine, open_first: Callable[[Checkpoint], Pipeline], checkpoint: Checkpoint) -> ModelInfo:
-    """Open a checkpoint whose graphs or engines are built now, and add it to the engine."""
+    """Open a checkpoint after its graphs or engines were built, and add it to the engine."""
     pipeline = open_first(checkpoint)
     engine.add(pipeline)
     return pipeline.info
@@ -149,7 +149,7 @@ def _open_into(engine: LocalEngine, open_first: Callable[[Checkpoint], Pipeline]
 def _open_built(
     open_first: Callable[[Checkpoint], Pipeline], checkpoints: Sequence[Checkpoint], fallbacks: Sequence[Pipeline]
 ) -> tuple[list[Pipeline], list[Checkpoint]]:
-    """Return a pipeline for each checkpoint, and the checkpoints that are not built yet, which get their fallback."""
+    """Return a pipeline for each checkpoint, and the checkpoints that are not built yet and use their fallback."""
     pipelines, pending = [], []
     for index, checkpoint in enumerate(checkpoints):
         try:
@@ -163,8 +163,10 @@ def _open_built(
 
 
 def _check_profiles(settings: Settings, pipelines: Sequence[Pipeline], fallbacks: Sequence[Pipeline]) -> None:
-    """Raise InvalidSetting if a fallback computes in the same profile as what it is for."""
+    """Raise InvalidSetting if a fallback has the same profile as the pipeline that it replaces."""
     for pipeline, fallback in zip(pipelines, fallbacks, strict=bool(fallbacks)):
         profile = fallback.info.profile
         if pipeline is not fallback and pipeline.info.profile == profile:
-            raise InvalidSetting(f"fallback: got {settings.fallback!r}, which is {profile} here, as the first is")
+            raise InvalidSetting(
+                f"fallback: got {settings.fallback!r}, which is the main profile, {profile}; allowed: another"
+            )

@@ -23,9 +23,9 @@ class ThreadPool:
         return await asyncio.get_running_loop().run_in_executor(self._pool, in_context)
 
 
-# Reads keys and jobs. The event loop's default threads cannot: clients without an API key can keep those busy, because
-# Gradio serves file ranges there.
+# For keys and jobs. Not the event loop's default threads, because Gradio serves file ranges on those, so that clients
+# without an API key can keep them busy.
 STORES = ThreadPool("stores", 8)
-# Parses bodies that take long: forms, and images with metadata. The GIL runs one at a time anyway; the second thread
-# lets a short body overtake a long one.
+# For bodies that take long to parse: forms, and images with metadata. The GIL runs one at a time anyway. The second
+# thread lets a short body overtake a long one.
 PARSING = ThreadPool("parsing", 2)

@@ -159,7 +159,7 @@ def alone(directory: Path, backend: FakeBackend, prompt: str, seed: int, steps: 
     ("source", "why"),
     [
         ("import sys; print('no such GPU'); sys.exit(3)", "sd35 compile graphs ended with 3: no such GPU"),
-        ("pass", "what was built is not what is looked for: graphs is not built yet"),
+        ("pass", "the build did not produce the missing files: graphs is not built yet"),
     ],
 )
 def test_the_fallback_keeps_answering_after_a_failed_build(case: FallbackCase, source: str, why: str):

@@ -1,6 +1,6 @@
-"""Build missing graphs and engines in child processes, one after the other, while the fallback answers.
+"""Build missing graphs and engines in child processes, one after the other, while the fallback serves requests.
 
-Serving never imports what builds them: a child is the command that the error names, and its end is all that is known.
+Serving never imports the code that builds them. A child process runs the command that the error names.
 """
 
 import os
@@ -21,9 +21,9 @@ from sd35.engine.model_info import ModelInfo
 from sd35.errors import BuildFailed, NotCompiled, Overloaded
 from sd35.settings import PREFIX, Settings
 
-_LAST_LINES = 5  # of a child that failed
-_TERMINATE_S = 10.0  # that a child may take to end when it is told to
-_JOIN_S = 1.0  # that the thread takes at most where it loads nothing
+_LAST_LINES = 5  # of a failed child's output, for the error
+_TERMINATE_S = 10.0  # for a child to exit after SIGTERM
+_JOIN_S = 1.0  # for the thread to end; it takes longer only while it loads a model
 Command: TypeAlias = Callable[[Sequence[str]], list[str]]
 
 
@@ -38,10 +38,10 @@ def command_of(settings: Settings, arguments: Sequence[str]) -> list[str]:
 
 
 class FallbackBuilder:
-    """Builds the missing graphs or engines of `pending` checkpoints, opens each, and passes it to `swap`.
+    """Builds the missing graphs or engines of `pending` checkpoints, opens each one, and passes it to `swap`.
 
-    It works in a thread, from `start` to `stop`. A failure is logged and counted in `failures`; the fallback goes on
-    answering.
+    Runs in a thread, from `start` to `stop`. Failures are logged and counted in `failures`, and the fallback stays in
+    use.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class FallbackBuilder:
 
     @property
     def is_running(self) -> bool:
-        """Whether a swap may still come."""
+        """Whether the thread runs, so that a swap may follow."""
         return self._thread.is_alive()
 
     @property
@@ -91,7 +91,7 @@ class FallbackBuilder:
             except Exception as error:
                 if not self._stopping.is_set():
                     self.failures += 1
-                    log.exception("building failed: the fallback goes on", error=str(error))
+                    log.exception("building failed; the fallback stays in use", error=str(error))
         self._ended_s = time.monotonic()
 
     def _build_and_swap(self, checkpoint: Checkpoint, log: structlog.typing.FilteringBoundLogger) -> None:
@@ -100,26 +100,26 @@ class FallbackBuilder:
         while not self._stopping.is_set():
             try:
                 self._swap(model)
-            except Overloaded as error:  # no room for its first image now
+            except Overloaded as error:  # the queue is full, and the swap needs to generate a first image
                 self._stopping.wait(error.retry_after_s)
             else:
                 log.info("swapped", profile=model.profile, after_s=round(self.took_s, 3))
                 return
 
     def _opened(self, checkpoint: Checkpoint, log: structlog.typing.FilteringBoundLogger) -> ModelInfo:
-        """Open the model, and build what it lacks first: graphs, then engines. Raises BuildFailed."""
+        """Open the model, and build its missing graphs and then engines if needed. Raises BuildFailed."""
         built: list[tuple[str, ...]] = []
         while True:
             try:
                 return self._open_model(checkpoint)
             except NotCompiled as error:
                 if error.arguments in built:
-                    raise BuildFailed(f"what was built is not what is looked for: {error}") from error
+                    raise BuildFailed(f"the build did not produce the missing files: {error}") from error
                 built.append(error.arguments)
                 self._build(error.arguments, log)
 
     def _build(self, arguments: Sequence[str], log: structlog.typing.FilteringBoundLogger) -> None:
-        """Run a child process to its end. Raises BuildFailed."""
+        """Run a build in a child process, and log its output. Raises BuildFailed."""
         command = self._command(arguments)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
         with self._lock:
@@ -133,7 +133,7 @@ class FallbackBuilder:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
-                start_new_session=True,  # Ctrl-C at a terminal is for the service, which ends what is in the session
+                start_new_session=True,  # keep Ctrl-C away from it: the service ends its session
             )
         log.info("building", command=" ".join(["sd35", *arguments]), pid=child.pid)
         last: deque[str] = deque(maxlen=_LAST_LINES)
@@ -147,7 +147,7 @@ class FallbackBuilder:
 
 
 def _end(child: subprocess.Popen[str]) -> None:
-    """End a child and all that it began; one that does not end when it is asked to is killed."""
+    """End a child and its own children: by SIGTERM, and by SIGKILL after `_TERMINATE_S`."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if child.poll() is None:
             with suppress(ProcessLookupError, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""The models that are served: which requests they can make, and their images as PNG files."""
+"""The models that are served: resolves and submits requests, and encodes images as PNG files."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,17 +26,16 @@ class EncodedImage(NamedTuple):
 
     @property
     def is_enlarged(self) -> bool:
-        """Whether it was generated at another size than the requested one."""
+        """Whether the image was generated smaller than requested and then enlarged."""
         request, maker = self.record.request, self.record.maker
         return (maker.drawn_width, maker.drawn_height) != (request.width, request.height)
 
 
 class ModelPool:
-    """The models of an engine, the first of which is the default.
+    """The models of an engine by name. The first is the default.
 
-    A model may be loaded in several profiles. New requests take the one in `models`; a request that was resolved
-    before keeps its own. `tokenizers` has those of each model, by name. `fallback_builder`, if any,
-    replaces models by faster profiles while the service runs.
+    A model may be loaded in several profiles. New requests use the profile in `models`; requests that were resolved
+    earlier keep theirs. `fallback_builder` replaces models by faster profiles while the service runs, if there is one.
     """
 
     fallback_builder: FallbackBuilder | None = None
@@ -54,15 +53,15 @@ class ModelPool:
         self.engine.close()
 
     def resolve(self, params: GenerationParams) -> Request:
-        """Return a request that can be made here. Raises UnknownModel, InvalidRequest."""
+        """Return a request for one of these models. Raises UnknownModel, InvalidRequest."""
         request = resolve(params, self.models)
         self._checked(request, self.models[request.model])
         return request
 
     def tokens_of(self, request: Request) -> tuple[int, int] | None:
-        """Return what the transformer works on: the prompt's tokens that T5 reads, and the image's patches.
+        """Return the numbers of tokens of the prompt (T5) and of the image (patches) that the transformer computes.
 
-        None if the request's model is not served any more.
+        None if the request's model is no longer served.
         """
         model = self._loaded(request)
         if model is None:
@@ -71,9 +70,9 @@ class ModelPool:
         return self.tokenizers[request.model].tokens(request.prompt), width_px * height_px // SIZE_MULTIPLE_PX**2
 
     def renewed(self, request: Request) -> Request:
-        """Return the request as it can be made now: in its own revision and profile if these are still loaded.
+        """Return the request unchanged if its revision and profile are loaded, else with the model's current ones.
 
-        Otherwise in the model's present ones. Raises UnknownModel, InvalidRequest.
+        Raises UnknownModel, InvalidRequest.
         """
         model = self._loaded(request)
         if model is None or model.revision != request.revision:
@@ -98,7 +97,7 @@ class ModelPool:
         return self.engine.submit(work, on_progress, previews=previews)
 
     def encode(self, generated: GeneratedImage) -> EncodedImage:
-        """Return an image's PNG file with its record, enlarged to the requested size. Keeps a core busy."""
+        """Encode an image as a PNG file with its record, enlarged to the requested size. Blocks: compute-bound."""
         request, pixels = generated.request, generated.pixels
         model = self._loaded(request)
         assert model, request.profile
@@ -126,7 +125,7 @@ class ModelPool:
         return EncodedImage(write_png(pixels, record.to_text()), record, pixels)
 
     def warm_up(self) -> None:
-        """Generate a smallest image with each model and profile, so that runtimes build what they build at first use.
+        """Generate the smallest image with each model and profile, because runtimes do some work at the first call.
 
         Raises GenerationFailed.
         """
@@ -134,9 +133,9 @@ class ModelPool:
             self._warm_up(model)
 
     def swap(self, model: ModelInfo) -> None:
-        """Resolve new requests with `model`, which the engine has, once it has generated a first image.
+        """Generate a first image with `model`, which is in the engine already, then use it for new requests.
 
-        Requests that were resolved before stay what they are. Raises GenerationFailed, Overloaded, NotReady.
+        Requests that were resolved earlier keep their profile. Raises GenerationFailed, Overloaded, NotReady.
         """
         self._warm_up(model)
         self.models = {**self.models, model.name: model}
@@ -154,7 +153,7 @@ class ModelPool:
         return next((model for model in self.engine.models if model.key == key), None)
 
     def _generated_size(self, request: Request, model: ModelInfo) -> tuple[int, int]:
-        """Return the (width, height) in pixels to generate at: the requested one, or a stand-in model's own."""
+        """Return (width, height) in pixels to generate at: as requested, or smaller if the card says so."""
         return generated_size(request.width, request.height, model.card, self.max_pixels)
 
     def _checked(self, request: Request, model: ModelInfo) -> None:

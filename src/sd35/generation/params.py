@@ -1,4 +1,4 @@
-"""The parameters of a call, and how they become a request with nothing left open."""
+"""The parameters of a call, and their resolution to a fully specified request."""
 
 import secrets
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from sd35.request import SEED, Request
 
 @dataclass(frozen=True)
 class GenerationParams:
-    """What a caller asks for, whatever the API. None takes the card's default; a `seed` of None is random."""
+    """The parameters of a call to any API. None means the default of the model's card, or a random `seed`."""
 
     prompt: str
     negative_prompt: str = ""
@@ -27,9 +27,9 @@ class GenerationParams:
 
 @dataclass(frozen=True)
 class ModelAliases:
-    """Names by which clients of other services call the models: alias to served name, "" for the default model.
+    """Model names of other services: alias to served name, where "" is the default model.
 
-    If `is_strict`, a request by an alias is refused, and so is one for a feature that would be replaced by another.
+    If `is_strict`, requests with an alias are refused, and so are requests for a feature that only has a substitute.
     """
 
     aliases: Mapping[str, str]
@@ -37,12 +37,12 @@ class ModelAliases:
 
     @classmethod
     def of(cls, listed: Sequence[str], *, is_strict: bool) -> Self:
-        """Of aliases as they are set: NAME, or NAME=CHECKPOINT."""
+        """Parse aliases of the settings: NAME, or NAME=CHECKPOINT."""
         parts = [each.partition("=") for each in listed]
         return cls({name.strip(): served.strip() for name, _, served in parts}, is_strict)
 
     def check(self, models: Mapping[str, ModelInfo]) -> None:
-        """Raises InvalidSetting where an alias is of a model that is not served."""
+        """Raise InvalidSetting if an alias names a model that is not served."""
         for alias, name in self.aliases.items():
             if name and name not in models:
                 raise InvalidSetting(
@@ -50,20 +50,20 @@ class ModelAliases:
                 )
 
     def served(self, name: str | None, models: Mapping[str, ModelInfo]) -> str | None:
-        """The name by which a model that a client asks for is served, None for the first; unknown ones as they came."""
+        """Return the served name for a requested one: None for the default model, and unknown names unchanged."""
         if name is None or name in models or self.is_strict:
             return name
         return self.aliases.get(name, name) or None
 
 
 def series(params: GenerationParams, count: int) -> list[GenerationParams]:
-    """Return `count` copies, each with the next seed after the first's, and 0 after the largest."""
+    """Return `count` copies with consecutive seeds. The largest seed is followed by 0."""
     first = draw_seed() if params.seed is None else params.seed
     return [replace(params, seed=(first + place) % (SEED[1] + 1)) for place in range(count)]
 
 
 def find_model(models: Mapping[str, ModelInfo], name: str | None) -> ModelInfo:
-    """Return the named model; the first one for None. Raises UnknownModel."""
+    """Return the named model, or the first one for None. Raises UnknownModel."""
     if name is None:
         return next(iter(models.values()))
     if name not in models:
@@ -72,7 +72,7 @@ def find_model(models: Mapping[str, ModelInfo], name: str | None) -> ModelInfo:
 
 
 def resolve(params: GenerationParams, models: Mapping[str, ModelInfo]) -> Request:
-    """Fill in the card's defaults and the seed, and name the model. Raises UnknownModel, InvalidRequest."""
+    """Fill in the model, the card's defaults and the seed. Raises UnknownModel, InvalidRequest."""
     model = find_model(models, params.model)
     card = model.card
     skip_layer_scale = model.skip_layers.scale if model.skip_layers else 0.0
@@ -92,5 +92,5 @@ def resolve(params: GenerationParams, models: Mapping[str, ModelInfo]) -> Reques
 
 
 def draw_seed() -> int:
-    """Return a seed that nobody can guess from the last one."""
+    """Return a random seed that cannot be guessed from earlier ones."""
     return secrets.randbelow(SEED[1] + 1)

@@ -13,12 +13,12 @@ from sd35.images.png import read_png
 from sd35.images.record import Maker
 from sd35.images.texts import format_of, read_record
 
-MAX_DIFFERENCE = 2  # of 255, at any pixel: what two backends may differ by
+MAX_DIFFERENCE = 2  # of 255, at any pixel: the tolerance between backends
 MEAN_DIFFERENCE = 0.1  # of 255, over all pixels
 
 
 class Verdict(NamedTuple):
-    """The result of a replay. Differences are of 255. `changed` describes what differs from when the file was made."""
+    """The result of a replay. Differences are out of 255. `changed` lists changes since the file was generated."""
 
     outcome: Literal["same bytes", "same image", "different"]
     max_difference: int | None
@@ -32,21 +32,21 @@ class Verdict(NamedTuple):
 
 
 def read_stored_image(png: bytes) -> EncodedImage:
-    """Read an image's PNG file. Raises NotReplayable if it has no record, or is of a format that is not exact."""
+    """Read an image's PNG file. Raises NotReplayable if it has no record, or is of a lossy format."""
     image_format = format_of(png)
     if image_format is None:
         raise NotReplayable("it is not a PNG file")
     record = read_record(png)
     if image_format != "png":
         raise NotReplayable(
-            f"it is a {image_format.upper()} file, whose pixels are not exactly those that were made: replay takes the"
-            f" PNG file of {record.request.digest}"
+            f"it is a {image_format.upper()} file, so its pixels are not exact: replay the PNG file of"
+            f" {record.request.digest} instead"
         )
     return EncodedImage(png, record, read_png(png)[0])
 
 
 def replay(stored_image: EncodedImage, pool: ModelPool, on_progress: OnProgress | None = None) -> Verdict:
-    """Generate the image again with the model's present profile, and compare.
+    """Generate the image again with the model's current profile, and compare.
 
     Raises UnknownModel or InvalidRequest if it cannot be generated here, and GenerationFailed.
     """

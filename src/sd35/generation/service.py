@@ -1,6 +1,6 @@
-"""The one path of an image, from a resolved request to a file in the store, once for all who ask for it.
+"""From a resolved request to a stored image. The same request of several callers is generated once.
 
-Synchronous calls and jobs both come here. An image is cancelled when its last caller has left.
+Synchronous calls and jobs both use this. An image is cancelled when its last caller is cancelled.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ _THREADS = 32
 
 
 class Requester(NamedTuple):
-    """Who asks: the `owner` of the image, and the `client` that the queue is fair to."""
+    """A caller: the `owner` of the image, and the `client` for fair queueing."""
 
     owner: str = ""
     client: Hashable = None
@@ -40,10 +40,13 @@ class Requester(NamedTuple):
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """An image's PNG file, and how it came about.
+    """An image's PNG file, and how it was generated.
 
-    `request` is the one that made it. `maker` is None if it is blurred: such a file does not say how to make it again.
-    `stages` is empty for a stored image. `unstored`: the error if the image could not be stored.
+    Attributes:
+        request: The request that generated it.
+        maker: The versions that generated it. None if it is blurred, because such a file has no record.
+        stages: Empty for an image from the store.
+        unstored: The error if it could not be stored.
     """
 
     request: Request
@@ -56,12 +59,12 @@ class GenerationResult:
 
     @property
     def is_blurred(self) -> bool:
-        """Whether the filter blurred it."""
+        """Whether the content filter blurred it."""
         return self.maker is None
 
     @property
     def cache(self) -> Literal["hit", "shared", "miss"]:
-        """Whether it was stored ("hit"), made for another caller at the same time ("shared"), or made ("miss")."""
+        """Whether it was in the store ("hit"), generated for another caller meanwhile ("shared"), or new ("miss")."""
         return "hit" if self.was_cached else "shared" if self.was_shared else "miss"
 
     @property
@@ -71,10 +74,10 @@ class GenerationResult:
 
 
 class ImageProgress(NamedTuple):
-    """How far an image is: `step` of `steps` evaluations are done.
+    """The progress of an image: `step` of `steps` evaluations are done.
 
-    `preview` gives what the image looks like now, one pixel for each latent position, blurred if the content filter
-    does not allow it. It calls the filter, which may block, so call it on a thread.
+    `preview` returns the image so far, one pixel for each latent position, blurred if the content filter does not allow
+    it. It calls the filter, which may block, so call it on a thread.
     """
 
     step: int
@@ -87,7 +90,7 @@ OnProgress: TypeAlias = Callable[[ImageProgress], None]
 
 @dataclass(eq=False)
 class _InFlight:
-    """An image that is being made, and its callers."""
+    """An image that is being generated, and its callers."""
 
     callers: int = 0
     previews: bool = False
@@ -101,9 +104,9 @@ class _InFlight:
 
 
 def stored_result(request: Request, png: bytes, *, is_blurred: bool) -> GenerationResult | None:
-    """Return the stored file of a request as a result. Its record names the request, unless it is blurred.
+    """Return the stored file of a request as a result, with the request of its record unless it is blurred.
 
-    None if another version of this project wrote a record that this one cannot read.
+    None if the record is of another version of this project and cannot be read.
     """
     if is_blurred:
         return GenerationResult(request, png, None, was_cached=True)
@@ -116,10 +119,10 @@ def stored_result(request: Request, png: bytes, *, is_blurred: bool) -> Generati
 
 
 class GenerationService:
-    """Generates images, on an event loop; threads do what blocks.
+    """Generates images, on an event loop. Blocking calls run on threads.
 
-    The threads are its own: if an operator's filter or an image store is slow, only images wait for it, and no question
-    to the database, such as whose a key is.
+    It has its own thread pool: if a content filter or an image store is slow, only images wait for it, and not queries
+    of the database, such as for API keys.
     """
 
     def __init__(
@@ -134,9 +137,9 @@ class GenerationService:
     async def generate(
         self, request: Request, requester: Requester, on_progress: OnProgress | None = None, *, previews: bool = False
     ) -> GenerationResult:
-        """Return an image: stored, generated for another caller at the same time, or generated now.
+        """Return an image from the store, from another caller's generation in flight, or generate it.
 
-        If the caller is cancelled and no other waits, the image is cancelled.
+        If the last caller is cancelled, so is the image.
 
         Raises ContentRefused, InvalidRequest, Overloaded, NotReady, GenerationFailed.
         """
@@ -159,16 +162,16 @@ class GenerationService:
             if on_progress:
                 in_flight.listeners.remove(on_progress)
             if not in_flight.callers and not in_flight.task.done():
-                self._forget(request.digest, in_flight)  # a new caller must not join what ends
+                self._forget(request.digest, in_flight)  # so that no new caller joins a cancelled image
                 in_flight.task.cancel()
-        if not is_first:  # each caller owns the image, though it was stored once
-            unstored = result.unstored or await self.threads.run(self._store, result, requester.owner, was_there=True)
+        if not is_first:  # each caller becomes an owner of the stored image
+            unstored = result.unstored or await self.threads.run(self._store, result, requester.owner, was_stored=True)
             result = replace(result, was_shared=True, unstored=unstored)
         self.telemetry.image_returned(result.request, result.cache)
         return result
 
     def send_previews(self, digest: str) -> None:
-        """Send previews with the progress of a request that is in flight, to all its listeners, from now on."""
+        """From now on, send previews to all listeners of a request in flight."""
         in_flight = self._in_flight.get(digest)
         if in_flight:
             in_flight.previews = True
@@ -189,7 +192,7 @@ class GenerationService:
         if self._in_flight.get(digest) is in_flight:
             del self._in_flight[digest]
         if in_flight.task and in_flight.task.done() and not in_flight.task.cancelled():
-            in_flight.task.exception()  # retrieved, even if nobody waits any more: asyncio would complain
+            in_flight.task.exception()  # asyncio warns about exceptions that are never retrieved
 
     async def _run(self, in_flight: _InFlight, request: Request, requester: Requester) -> GenerationResult:
         """Check the prompt, find the image in the store, generate it, encode it, and store it."""
@@ -205,20 +208,17 @@ class GenerationService:
         return decision, self._find(request, owner, decision)
 
     def _find(self, request: Request, owner: str, decision: Decision) -> GenerationResult | None:
-        """Return the stored image, if there is one.
-
-        A store that does not answer counts as empty, and a damaged file as none.
-        """
+        """Return the stored image, or None. An unavailable store counts as empty, and a damaged file as missing."""
         blurred_or_not = [True] if decision is Decision.BLUR else [False, True]
         try:
             for is_blurred in blurred_or_not:
                 png = self.images.get(name_of(request.digest, is_blurred=is_blurred))
                 if png is not None:
                     found = stored_result(request, png, is_blurred=is_blurred)
-                    return found and replace(found, unstored=self._store(found, owner, was_there=True))
+                    return found and replace(found, unstored=self._store(found, owner, was_stored=True))
         except StoreUnavailable as error:
             structlog.get_logger().warning("the image store does not answer", reason=str(error))
-        except DamagedFile:  # which is logged; the new file replaces it
+        except DamagedFile:  # `ImageStore.get` has logged it; the new file will replace it
             return None
         return None
 
@@ -241,18 +241,18 @@ class GenerationService:
         try:
             return await asyncio.wrap_future(handle.future)
         except asyncio.CancelledError:
-            if in_flight.callers:  # they did not cancel: the engine closed
+            if in_flight.callers:  # the engine was closed, not the callers cancelled
                 raise NotReady("closing", CLOSING_RETRY_S) from None
             raise
         finally:
-            self.pool.engine.cancel(handle)  # without effect if the image is done
+            self.pool.engine.cancel(handle)  # no effect on a finished image
 
     def _encode_and_store(self, generated: GeneratedImage, owner: str, decision: Decision) -> GenerationResult:
-        """Write the PNG file, blurred if the filter says so of the prompt or of the image, and store it."""
+        """Encode and store the image, blurred if the filter decided so for the prompt or decides so for the image."""
         began_s = time.monotonic()
         encoded = self.pool.encode(generated)
-        image_says = self._decided("image", lambda: image_decision(self._filter, encoded.pixels, generated.request))
-        is_blurred = Decision.BLUR in {decision, image_says}
+        on_image = self._decided("image", lambda: image_decision(self._filter, encoded.pixels, generated.request))
+        is_blurred = Decision.BLUR in {decision, on_image}
         png = write_png(blurred(encoded.pixels), {}) if is_blurred else encoded.png
         encoded_s = time.monotonic()
         result = GenerationResult(encoded.record.request, png, None if is_blurred else encoded.record.maker)
@@ -270,10 +270,10 @@ class GenerationService:
             self.telemetry.metrics.filter_decided(subject, decision)
         return decision
 
-    def _store(self, result: GenerationResult, owner: str, *, was_there: bool = False) -> StoreUnavailable | None:
-        """Store the file, and make it its owner's. Return the error if that cannot be."""
+    def _store(self, result: GenerationResult, owner: str, *, was_stored: bool = False) -> StoreUnavailable | None:
+        """Store the file with its owner. Return the error if that fails."""
         try:
-            self.images.add(result.name, result.request.digest, owner, result.png, was_stored=was_there)
+            self.images.add(result.name, result.request.digest, owner, result.png, was_stored=was_stored)
         except StoreUnavailable as error:
             structlog.get_logger().error("an image cannot be stored", reason=str(error))
             self.telemetry.metrics.image_not_stored()

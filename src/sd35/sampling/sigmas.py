@@ -1,7 +1,6 @@
 """The sigma schedule, numerically equal to Diffusers' FlowMatchEulerDiscreteScheduler.
 
-A sigma is the share of noise in a latent, 1 to 0. The step index is an argument, never state. The steps themselves are
-those of `sd35.sampling.solvers`.
+A sigma is the share of noise in a latent, from 1 down to 0. `sd35.sampling.solvers` makes the steps between sigmas.
 """
 
 from dataclasses import dataclass
@@ -29,15 +28,16 @@ _UNSUPPORTED = (
 
 @dataclass(frozen=True)
 class SigmaSchedule:
-    """A checkpoint's sigma schedule. `shift` moves steps towards the noise (SD3 paper, section 5.3.2)."""
+    """A checkpoint's sigma schedule. A larger `shift` spends more steps at high noise (SD3 paper, section 5.3.2)."""
 
     shift: float
     num_train_timesteps: int = 1000
 
     def sigmas(self, steps: int) -> Float32[Array, " steps+1"]:
-        """The sigma before each step, then 0: step `i` goes from `sigmas[i]` to `sigmas[i + 1]`.
+        """Return the sigma before each step, then 0: step `i` goes from `sigmas[i]` to `sigmas[i + 1]`.
 
-        Shifted twice, as Diffusers does: the range's lower end is a shifted sigma, and all between is shifted again.
+        The shift applies twice, as in Diffusers: the range's lower end is a shifted sigma, and all sigmas of the range
+        are shifted again.
         """
         assert steps > 0, steps
         total = self.num_train_timesteps
@@ -45,14 +45,14 @@ class SigmaSchedule:
         unshifted = np.linspace(total, lowest * total, steps) / total
         return np.append(self._shifted(unshifted), 0).astype(np.float32)
 
-    def _shifted(self, sigma: Any) -> Any:  # noqa: ANN401  float32 scalar or float64 array, and stays what it is
+    def _shifted(self, sigma: Any) -> Any:  # noqa: ANN401  a float32 scalar or a float64 array; the type is kept
         return self.shift * sigma / (1 + (self.shift - 1) * sigma)
 
 
 def sigma_schedule_of(checkpoint: Checkpoint) -> SigmaSchedule:
-    """The schedule in a checkpoint's scheduler configuration.
+    """Return the schedule of a checkpoint's scheduler configuration.
 
-    Raises CheckpointError where it is not SD3.5's, or names an option beyond `shift` that this sampler does not have.
+    Raises CheckpointError if it is not SD3.5's, or sets an option other than `shift`.
     """
     config = checkpoint.config("scheduler", "scheduler_config.json")
     kind = config.get("_class_name")

@@ -1,4 +1,4 @@
-"""The service from its opening in the background to its closing."""
+"""The lifecycle of the service: loading in the background, ready, closing."""
 
 import asyncio
 from collections.abc import Callable
@@ -32,13 +32,13 @@ class ServiceLifecycle:
 
     @property
     def is_building(self) -> bool:
-        """Whether a fallback answers while graphs or engines are built or loaded."""
+        """Whether a fallback is in use while graphs or engines are built or loaded."""
         fallback_builder = self._service.pool.fallback_builder if self._service else None
         return bool(fallback_builder and fallback_builder.is_running)
 
     @property
     def service(self) -> Service:
-        """The service. Raises NotReady while it opens, once it closes, and after its engine broke."""
+        """The service. Raises NotReady while it loads, when it closes, and after an engine thread failed."""
         if self.state != "ready" or self._service is None:
             raise NotReady(self.state, CLOSING_RETRY_S if self.state == "closing" else _LOADING_RETRY_S)
         if not self._service.is_running:
@@ -51,7 +51,7 @@ class ServiceLifecycle:
         return self.service.pool
 
     def start(self) -> None:
-        """Begin to open the service. Needs a running event loop."""
+        """Start opening the service. Needs a running event loop."""
         self._loading = asyncio.get_running_loop().create_task(self._load())
 
     async def close(self) -> None:
@@ -66,10 +66,10 @@ class ServiceLifecycle:
     async def _load(self) -> None:
         try:
             self._service = await asyncio.to_thread(self._open_service)
-        except Exception as error:  # noqa: BLE001  whoever opened it decides what to do
+        except Exception as error:  # noqa: BLE001  the caller decides
             self._on_failure(error)
             return
         if self.state == "loading":
             self.state = "ready"
-            self._service.start()  # not before: who ends it while it loads ends no child
+            self._service.start()  # not earlier, so that no child process starts if it is closed while loading
             self._on_ready()

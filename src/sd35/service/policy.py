@@ -13,8 +13,12 @@ _DAY_S = 24 * 3600.0
 class ServingPolicy:
     """How the service treats requests, jobs and images.
 
-    `shutdown_grace_s`: for what runs to end, when the service closes. `retention_s`: how long ended jobs are kept; None
-    is for ever.
+    Attributes:
+        redirects: Whether clients are redirected to signed URLs of the object store.
+        retention_s: How long ended jobs are kept. None keeps them.
+        shutdown_grace_s: Time for running images to end when the service closes.
+        most_running: Jobs that run at once.
+        most_waiting: Jobs in the queue.
     """
 
     content_filter: ContentFilter
@@ -36,11 +40,11 @@ def policy_of(settings: Settings) -> ServingPolicy:
         redirects=settings.redirect_images,
         retention_s=settings.retention_days * _DAY_S or None,
         shutdown_grace_s=settings.shutdown_grace_s,
-        most_running=max(1, max_in_flight_of(settings) // 2),  # the other half is for who waits on a connection
+        most_running=max(1, max_in_flight_of(settings) // 2),  # the other half is for synchronous calls
         most_waiting=settings.max_jobs,
     )
 
 
 def max_in_flight_of(settings: Settings) -> int:
-    """Return how many images may be in flight: the setting, or little more than a batch, so that none waits long."""
+    """Return the limit of images in flight: the setting, or a little more than a batch so that none waits long."""
     return settings.max_in_flight or settings.max_batch_rows + max(2, settings.max_batch_rows // 4)

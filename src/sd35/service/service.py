@@ -24,11 +24,11 @@ from sd35.telemetry.telemetry import Telemetry
 from sd35.threads import STORES
 
 _SWEEP_S = 300.0
-_REDIRECT_S = 300.0  # for a client to follow
+_REDIRECT_S = 300.0  # for a client to follow the redirect
 
 
 class Service:
-    """What the API calls. `visible_to` is an owner, or None for callers who may see everything."""
+    """The service behind the API. `visible_to` is an owner, or None for callers that may see all images and jobs."""
 
     def __init__(  # noqa: PLR0913, PLR0917  the parts it is composed of
         self,
@@ -54,16 +54,16 @@ class Service:
 
     @property
     def is_running(self) -> bool:
-        """Whether images can be made."""
+        """Whether images can be generated."""
         return self.pool.engine.is_running
 
     @property
     def status(self) -> EngineStatus:
-        """What the engine has to do now."""
+        """The engine's status."""
         return self.pool.engine.status()
 
     def start(self) -> None:
-        """Begin to run jobs, to send webhooks, and to build what a fallback replaces. Needs a running event loop."""
+        """Start running jobs, sending webhooks, and building missing graphs. Needs a running event loop."""
         self.jobs.start()
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self.webhooks.run()), loop.create_task(self._sweep())]
@@ -71,16 +71,16 @@ class Service:
             self.pool.fallback_builder.start()
 
     async def close(self) -> None:
-        """Accept nothing more, and finish what was accepted. Jobs beyond the grace time are handed back."""
+        """Accept no more work, and finish running images within the grace time. Unfinished jobs return to the queue."""
         until_s = time.monotonic() + self.policy.shutdown_grace_s
         if self.pool.fallback_builder:
             await asyncio.to_thread(self.pool.fallback_builder.stop)
         await self.jobs.close(self.policy.shutdown_grace_s)
-        # Also waits for images that have not come to the engine yet.
+        # Includes images that have not reached the engine yet.
         await self.generation_service.wait_for_running(until_s - time.monotonic())
         draining = asyncio.create_task(asyncio.to_thread(self.pool.engine.drain))
         await asyncio.wait([draining], timeout=max(0.0, until_s - time.monotonic()))
-        if not draining.done():  # synchronous calls, which are answered that it closes
+        if not draining.done():  # the remaining synchronous calls end with NotReady
             await asyncio.to_thread(self.pool.engine.close)
         await draining
         for task in self._tasks:
@@ -96,9 +96,9 @@ class Service:
     async def generate(
         self, job_spec: JobSpec, client: Hashable, on_progress: OnProgress | None = None, *, previews: bool = False
     ) -> GenerationResult:
-        """Return an image to a caller who waits. With an idempotency key it runs as a job, without progress.
+        """Return an image to a waiting caller. With an idempotency key it runs as a job, without progress.
 
-        Raises what `GenerationService.generate` and, with an idempotency key, `JobRunner.accept` raise.
+        Raises the errors of `GenerationService.generate` and, with an idempotency key, of `JobRunner.accept`.
         """
         if job_spec.idempotency_key is not None:
             return await self._generate_once(job_spec)
@@ -107,9 +107,9 @@ class Service:
         )
 
     async def _generate_once(self, job_spec: JobSpec) -> GenerationResult:
-        """Return the image of a job, started now or when the same idempotency key came before.
+        """Return the image of the job with this idempotency key, which is created if there is none.
 
-        Raises what `GenerationService.generate` and `JobRunner.accept` raise.
+        Raises the errors of `GenerationService.generate` and `JobRunner.accept`.
         """
         accepted = await self.jobs.accept(job_spec)
         job = await self.jobs.wait(accepted)
@@ -119,29 +119,29 @@ class Service:
             raise JobEnded(409, f"the job of this idempotency key, {job.id}, was cancelled")
         png = await self.generation_service.threads.run(self.storage.images.read, job.result.digest)
         is_blurred = job.result.is_blurred
-        outcome = None if png is None else stored_result(job.spec.request, png, is_blurred=is_blurred)
-        if outcome is None:
+        result = None if png is None else stored_result(job.spec.request, png, is_blurred=is_blurred)
+        if result is None:
             return await self._remake(job, job.result.digest)
-        return replace(outcome, was_cached=accepted.status.is_end or job.result.was_cached)
+        return replace(result, was_cached=accepted.status.is_end or job.result.was_cached)
 
     async def _remake(self, job: Job, digest: str) -> GenerationResult:
-        """Generate the image of a job that has ended again, since its file is damaged or lost.
+        """Generate the image of an ended job again, because its file is damaged or lost.
 
-        Raises JobEnded if its owner removed it, and what `GenerationService.generate` raises.
+        Raises JobEnded if its owner removed it, and the errors of `GenerationService.generate`.
         """
         job_spec = job.spec
         if not await self.has_image(digest, job_spec.owner):
             raise JobEnded(410, f"the image of this idempotency key, {digest}, was removed")
-        source = Requester(job_spec.owner, job_spec.owner or None, job_spec.priority)
-        return await self.generation_service.generate(self.pool.renewed(job_spec.request), source)
+        requester = Requester(job_spec.owner, job_spec.owner or None, job_spec.priority)
+        return await self.generation_service.generate(self.pool.renewed(job_spec.request), requester)
 
     async def places(self, jobs: Sequence[Job]) -> dict[str, int]:
-        """Return how many jobs are ahead of each queued one of these. Raises StoreUnavailable, as all below."""
+        """Return how many jobs are ahead of each queued job of `jobs`. Like all methods below: StoreUnavailable."""
         queued = [job.id for job in jobs if job.status is Status.QUEUED]
         return await STORES.run(lambda: {job_id: self.storage.database.jobs.position(job_id) for job_id in queued})
 
     async def forget(self, job: Job, visible_to: str | None) -> None:
-        """Remove a job that has ended, and its owner's claim to the image; the file too, if nobody else owns it.
+        """Remove an ended job, its owner's ownership of the image, and the file if it has no other owner.
 
         The job is removed last, so that a failed attempt can be repeated.
         """
@@ -150,14 +150,14 @@ class Service:
         await STORES.run(self.storage.database.jobs.delete, job.id, visible_to)
 
     async def has_image(self, digest: str, visible_to: str | None) -> bool:
-        """Return whether there is an image that the caller may see."""
+        """Return whether the image exists and the caller may see it."""
         owners = await STORES.run(self.storage.database.ownership.owners, digest)
         return bool(owners) if visible_to is None else visible_to in owners
 
     async def image(self, digest: str, visible_to: str | None, *, may_redirect: bool = False) -> bytes | str | None:
-        """Return an image's PNG file; None if there is none, or if the caller may not see it.
+        """Return an image's PNG file, or None if it is missing or the caller may not see it.
 
-        With `may_redirect`, and if the policy and the object store allow it, return a signed URL of the store instead.
+        With `may_redirect`, if the policy and the object store allow it, return a signed URL of the store instead.
         """
         if not await self.has_image(digest, visible_to):
             return None
@@ -167,14 +167,14 @@ class Service:
         return address or await self.generation_service.threads.run(self.storage.images.read, digest)
 
     async def disown(self, digest: str, owner: str) -> bool:
-        """Remove an owner's claim to an image; the file too, if nobody else owns it. Return whether they owned it."""
+        """Remove an owner from an image, and the file if it has no other owner. Return whether they owned it."""
         return await self.generation_service.threads.run(self.storage.images.remove, digest, owner)
 
     async def _sweep(self) -> None:
-        """Remove expired images and jobs from time to time."""
+        """Remove expired images and jobs every few minutes."""
         while True:
-            with log_errors("sweeping waits for a store"):
+            with log_errors("expired images and jobs were not removed: a store is unavailable"):
                 swept = await self.generation_service.threads.run(self.sweeper.sweep, time.time())
                 if any(swept):
-                    structlog.get_logger().info("swept", images=swept.images, jobs=swept.jobs)
+                    structlog.get_logger().info("removed expired images and jobs", images=swept.images, jobs=swept.jobs)
             await asyncio.sleep(_SWEEP_S)

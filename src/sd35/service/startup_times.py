@@ -1,4 +1,4 @@
-"""How long the phases of a start take."""
+"""The durations of the phases of a start."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -11,9 +11,11 @@ StartPhase: TypeAlias = Literal["import", "plan", "read", "place", "compile", "w
 class StartupTimes:
     """Seconds by phase.
 
-    "import": from the start of the process to the backend's libraries. "plan": finding checkpoints, fetching one for
-    `auto`, planning memory. "read" and "place": weights into memory, and onto the device. "compile": graphs, including
-    their weights if the runtime reads them while it compiles. "warm": the first images.
+    - "import": from the start of the process until the backend's libraries are imported.
+    - "plan": finding checkpoints, downloading one for `auto`, planning memory.
+    - "read": weights into memory. "place": weights onto the device.
+    - "compile": graphs, with their weights if the runtime reads them while it compiles.
+    - "warm": the first images.
     """
 
     def __init__(self, imported_s: float = 0.0) -> None:
