@@ -5,7 +5,7 @@ PYTHON ?= python3
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fuzz lint format bench soak gpu-acceptance train image image-test lock clean
+.PHONY: help run test fuzz lint format docs bench soak gpu-acceptance train image image-test lock clean
 
 help:  ## Print this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' Makefile
@@ -34,7 +34,10 @@ format: .venv-test/.package  ## Format, and fix lint errors that can be fixed au
 	.venv-test/bin/ruff check --fix-only
 	.venv-test/bin/ruff format
 
-bench: .venv-test/.package  ## Measure all figures of the README, and update its table.
+docs: .venv-test/.package  ## Generate the reference pages and the tables of figures of the documentation.
+	.venv-test/bin/python -m docs_generator
+
+bench: .venv-test/.package  ## Measure all figures of the documentation, and update their tables.
 	.venv-test/bin/python -m benchmarks --readme
 
 soak: .venv-test/.package  ## Run a mixed load for half an hour, to see whether memory grows.
@@ -50,7 +53,7 @@ TARGET ?= cpu
 image:  ## Build the container image sd35:cpu with docker, podman or buildah (TARGET=cuda, TARGET=tensorrt).
 	@deploy/image/build.sh $(TARGET)
 
-image-test:  ## Build the image `cpu`, and test it with a read-only root. Needs root if there is only buildah.
+image-test:  ## Build the image `cpu`, and test it with a read-only root. Needs root with buildah alone.
 	@$(PYTHON) deploy/image/test.py
 
 clean:  ## Remove the environments and the tools' caches, but not build/, the state of training.
@@ -60,11 +63,11 @@ clean:  ## Remove the environments and the tools' caches, but not build/, the st
 
 UV_COMPILE = .venv-lock/bin/uv pip compile --quiet
 LOCK = $(UV_COMPILE) $(LOCK_FLAGS) --universal --generate-hashes --custom-compile-command 'make lock'
-# The oldest systems for which every package has a wheel: glibc 2.28, macOS 14 (ONNX Runtime's). TensorRT-RTX's own package
-# is a few lines of Python, and comes as source.
+# The oldest systems for which every package has a wheel: glibc 2.28, macOS 14 (for ONNX Runtime). TensorRT-RTX's own package
+# is a few lines of Python, available only as source.
 PLATFORMS = x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin
 # `make run` installs `ui`; `default` is the same without the user interface. The container images install IMAGE. PyTorch for
-# CUDA, with NVIDIA's libraries, has a lock and a layer of its own; its other dependencies are in the other locks.
+# CUDA and NVIDIA's libraries have a separate lock and layer. The other dependencies of PyTorch are in the other locks.
 IMAGE = --extra postgres --extra otel --extra ui
 NOT_OF_TORCH = $(addprefix --no-emit-package ,filelock fsspec jinja2 markupsafe mpmath networkx setuptools sympy typing-extensions)
 
@@ -85,7 +88,7 @@ lock: .venv-lock/.installed  ## Resolve requirements/*.txt again after a change 
 			--python-platform $$platform > .venv-lock/wheels || exit 1; \
 	done; done
 
-# The environments. `--no-deps`, because a lock is complete: pip has nothing to add or to resolve.
+# The environments. With `--no-deps`, pip resolves nothing, because a lock is complete.
 
 PIP_INSTALL = $(@D)/bin/python -m pip --disable-pip-version-check install
 define NEW_VENV
@@ -113,7 +116,7 @@ endef
 	$(PIP_INSTALL) uv==0.13.9
 	@touch $@
 
-# Editable: changed sources need no new installation, but a changed pyproject.toml does.
+# The installation is editable, so it is repeated only if pyproject.toml changes.
 %/.package: %/.installed pyproject.toml
 	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@

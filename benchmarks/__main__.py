@@ -59,18 +59,20 @@ ONLY_WHEN_NAMED = {"loading", "real-size", "fp8", "soak"}
 def main() -> None:
     """Run the benchmarks that the command line names, or all but the long ones."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    few = ", ".join(sorted(ONLY_WHEN_NAMED))
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; default: all but {few}")
+    slow = ", ".join(sorted(ONLY_WHEN_NAMED))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; default: all but {slow}")
     parser.add_argument("--checkpoint", default=EMBEDDED, help="a name or a directory (%(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="samples of each side after a warm-up (%(default)s)")
-    parser.add_argument("--readme", action="store_true", help="update the READMEs' table with the figures")
+    parser.add_argument(
+        "--readme", action="store_true", help="store the figures and update the tables of the documentation"
+    )
     options = parser.parse_args()
     if unknown := set(options.names) - BENCHMARKS.keys():
         parser.error(f"got {', '.join(sorted(unknown))}; allowed: {', '.join(BENCHMARKS)}")
     if options.rounds < 1:
         parser.error(f"--rounds: got {options.rounds}; allowed: 1 or more")
     if options.readme and options.names:
-        parser.error("--readme: the table needs all benchmarks; allowed: without names")
+        parser.error("--readme: the tables need all benchmarks; allowed: without names")
     checkpoint = open_checkpoint(options.checkpoint)
     names = [name for name in BENCHMARKS if name in (options.names or BENCHMARKS.keys() - ONLY_WHEN_NAMED)]
     run = Run(checkpoint, machine())
@@ -84,7 +86,7 @@ def main() -> None:
     if options.readme and not run.failures:
         readme.write(run.content)
     elif options.readme:
-        print(f"The READMEs' table was not updated: {', '.join(run.failures)} failed.")
+        print(f"The documentation's tables were not updated: {', '.join(run.failures)} failed.")
     if run.failures or not all(bar.is_met for outcome in run.outcomes.values() for bar in outcome.bars):
         raise SystemExit(1)
 
@@ -99,7 +101,7 @@ class Run:
 
     @property
     def content(self) -> dict[str, Any]:
-        """Everything as JSON."""
+        """The checkpoint, the machine, all outcomes and all failures, as a JSON object."""
         measured = {name: outcome.as_json() for name, outcome in self.outcomes.items()}
         return {
             "checkpoint": self._checkpoint.name,

@@ -1,7 +1,7 @@
 """Generate images with one candidate: `python -m benchmarks.acceptance_candidate TASK`, with the task as JSON.
 
-Prints JSON: times and memory, or an error. If something must be built first, the arguments of the `sd35` command that
-builds it are included.
+Prints JSON: times and memory, or an error. If something must be built first, the error comes with the arguments of the
+`sd35` command that builds it.
 """
 
 import json
@@ -32,12 +32,12 @@ from sd35.settings import Precision
 from sd35.tensors import Array, to_numpy
 
 INTERVAL_S = 0.01
-WARM_STEPS = 3  # the second step records an engine's graph
+WARM_UP_STEPS = 3  # engines also record their CUDA graphs in these steps
 
 
 @dataclass(frozen=True)
 class CandidateTask:
-    """What to generate, and with which candidate. Images have guidance, so two rows a step."""
+    """The images to generate, and the candidate. Images have guidance, so each step has two rows."""
 
     backend: str
     precision: Precision
@@ -57,7 +57,7 @@ class CandidateTask:
 
 @dataclass
 class DeviceMemory:
-    """Peak memory in use on a device since the creation of this object, by any library, from regular samples."""
+    """Samples the memory that all libraries use on a device, from the creation of this object."""
 
     memory: Memory
 
@@ -88,7 +88,7 @@ class DeviceMemory:
 
     @property
     def peak_bytes(self) -> int:
-        """Peak memory in bytes, over that at the creation."""
+        """The peak in bytes, beyond the memory in use at the creation of this object."""
         return self._free_bytes - self._min_free_bytes
 
 
@@ -110,26 +110,29 @@ def measure(task: CandidateTask) -> dict[str, Any]:
         backend = open_backend(task.backend, checkpoint, options)
         opened_s = time.perf_counter() - began_s
         prompts = (list(evaluation_prompts(checkpoint)) * task.images)[: task.images]
-        _draw(backend, checkpoint, task, prompts[0], 0, steps=WARM_STEPS)
-        drawn = [
-            _draw(backend, checkpoint, task, prompt, seed, steps=task.steps) for seed, prompt in enumerate(prompts)
+        _generate(backend, checkpoint, task, prompts[0], 0, steps=WARM_UP_STEPS)
+        images = [
+            _generate(backend, checkpoint, task, prompt, seed, steps=task.steps) for seed, prompt in enumerate(prompts)
         ]
-    for seed, (pixels, _, _) in enumerate(drawn):
+    for seed, (pixels, _, _) in enumerate(images):
         Image.fromarray(pixels).save(Path(task.folder) / f"{seed}.png")
     return {
         "device": _device_name(kind),
         "opened_s": opened_s,
-        "steps_s": [seconds for _, steps_s, _ in drawn for seconds in steps_s],
-        "images_s": [seconds for _, _, seconds in drawn],
+        "steps_s": [seconds for _, steps_s, _ in images for seconds in steps_s],
+        "images_s": [seconds for _, _, seconds in images],
         "peak_bytes": device.peak_bytes if kind == "cuda" else HostMemory().peak_bytes(),
         "versions": backend.versions,
     }
 
 
-def _draw(
+def _generate(
     backend: Backend, checkpoint: Checkpoint, task: CandidateTask, prompt: str, seed: int, *, steps: int
 ) -> tuple[Array, list[float], float]:
-    """Return an image, the seconds of each step with copying its latent to the host, and those from text to pixels."""
+    """Generate an image. Return its pixels, the seconds of each step, and the seconds from text to pixels.
+
+    The time of a step includes copying the latent to the host.
+    """
     recipe = Recipe(task.width_px, task.height_px, steps, task.guidance, sigma_schedule_of(checkpoint))
     began_s = time.perf_counter()
     positive, negative = backend.encode_text([prompt, ""])
@@ -151,7 +154,7 @@ def _device_name(kind: str) -> str:
 
 
 def main() -> None:
-    """Print the result. An error concerns only this candidate, so it is part of the result."""
+    """Print the result. An error is part of it, so that the other candidates still run."""
     task = CandidateTask(**json.loads(sys.argv[1]))
     found: dict[str, Any]
     try:

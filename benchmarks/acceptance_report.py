@@ -14,7 +14,7 @@ _HEAD = ("Candidate", "Step, ms", "Image, s", "Peak memory, GB", "PSNR against B
 
 @dataclass(frozen=True)
 class Row:
-    """The results of a candidate, or the `error` that kept it from running. The reference has no `psnr_db`."""
+    """The results of a candidate, or the `error` that prevented its run. The reference has no `psnr_db`."""
 
     name: str
     error: str = ""

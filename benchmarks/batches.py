@@ -1,4 +1,4 @@
-"""Draw the images of each step of a real run: `python -m benchmarks.batches docs/images/batches.svg`."""
+"""Draw a chart of the batches of a real run: `python -m benchmarks.batches docs/images/batches.svg`."""
 
 import argparse
 import time
@@ -16,7 +16,7 @@ from sd35.startup import open_model_pool
 
 
 class Arrival(NamedTuple):
-    """A request at a share of the time that the first request takes alone."""
+    """A request. `share` is its arrival, relative to the time that the first request takes alone."""
 
     share: float
     client: str
@@ -39,11 +39,11 @@ ARRIVALS = (
     Arrival(1.30, "C", 4, 0.0, 128),
 )
 COLOURS = {"A": "#4c72b0", "B": "#dd8452", "C": "#55a868"}
-LABEL, LANE, WIDTH, TOP = 190, 22, 900, 46  # of the drawing, in pixels
+LABEL, LANE, WIDTH, TOP = 190, 22, 900, 46  # of the chart, in pixels
 
 
 class Step(NamedTuple):
-    """The start and end of a step, and the seeds of its images."""
+    """A batch step: its start and end, and the seeds of its images."""
 
     start_s: float
     end_s: float
@@ -55,50 +55,50 @@ def run() -> tuple[list[Step], list[float]]:
     with open_model_pool(load_settings(), [open_checkpoint(EMBEDDED)]) as pool:
 
         def submit(number: int) -> Callable[[], object]:
-            of = ARRIVALS[number]
-            wanted = GenerationParams("a cat", "", of.side_px, of.side_px, of.steps, of.guidance, number)
-            return pool.submit(pool.resolve(wanted), client=of.client).future.result
+            _, client, steps, guidance, side_px = ARRIVALS[number]
+            params = GenerationParams("a cat", "", side_px, side_px, steps, guidance, number)
+            return pool.submit(pool.resolve(params), client=client).future.result
 
         submit(0)()
         began_s = time.monotonic()
         submit(1)()
         alone_s = time.monotonic() - began_s
-        seen = _note_steps(pool.engine._executor)  # type: ignore[attr-defined]  # noqa: SLF001  nothing else has a record
-        came_s, waits = [], []
+        steps = _record_steps(pool.engine._executor)  # type: ignore[attr-defined]  # noqa: SLF001  not public
+        arrivals_s, waits = [], []
         began_s = time.monotonic()
         for number, arrival in enumerate(ARRIVALS):
             time.sleep(max(0.0, began_s + arrival.share * alone_s - time.monotonic()))
-            came_s.append(time.monotonic())
+            arrivals_s.append(time.monotonic())
             waits.append(submit(number))
         for wait in waits:
             wait()
-        return seen, came_s
+        return steps, arrivals_s
 
 
-def _note_steps(calls: BatchExecutor) -> list[Step]:
-    seen: list[Step] = []
-    step = calls.step
+def _record_steps(executor: BatchExecutor) -> list[Step]:
+    steps: list[Step] = []
+    step = executor.step
 
-    def noted(generations: Sequence[Generation], *, measure: bool) -> StepResult:
+    def recorded(generations: Sequence[Generation], *, measure: bool) -> StepResult:
         began_s = time.monotonic()
-        stepped = step(generations, measure=measure)
-        seen.append(Step(began_s, time.monotonic(), [generation.work.request.seed for generation in generations]))
-        return stepped
+        result = step(generations, measure=measure)
+        steps.append(Step(began_s, time.monotonic(), [generation.work.request.seed for generation in generations]))
+        return result
 
-    calls.step = noted  # type: ignore[method-assign]
-    return seen
+    executor.step = recorded  # type: ignore[method-assign]
+    return steps
 
 
-def drawing(steps: list[Step], came_s: list[float]) -> str:
+def chart(steps: list[Step], arrivals_s: list[float]) -> str:
     """Draw an SVG: time to the right, a line for each image, a block for each of its steps."""
-    start_s, end_s = came_s[0], max(step.end_s for step in steps)
+    start_s, end_s = arrivals_s[0], max(step.end_s for step in steps)
     scale = (WIDTH - LABEL - 10) / (end_s - start_s)
     height = TOP + LANE * len(ARRIVALS) + 10
     title = (
         f"{1000 * (end_s - start_s):.0f} ms of a real run on two CPU cores: {len(ARRIVALS)} images,"
-        f" {sum(len(step.seeds) for step in steps)} steps of images in {len(steps)} calls"
+        f" {sum(len(step.seeds) for step in steps)} image steps in {len(steps)} batches"
     )
-    legend = "blocks above each other share a call; thick: with guidance; dot: arrival; colours: clients"
+    legend = "blocks above each other: one batch; thick: with guidance; dot: arrival; colour: client"
     box = f'viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="11"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {box}><rect width="{WIDTH}" height="{height}" fill="white"/>',
@@ -106,7 +106,7 @@ def drawing(steps: list[Step], came_s: list[float]) -> str:
     ]
     for number, arrival in enumerate(ARRIVALS):
         middle = TOP + LANE * number + LANE // 2
-        x = LABEL + scale * (came_s[number] - start_s)
+        x = LABEL + scale * (arrivals_s[number] - start_s)
         kind = f"{arrival.steps} steps, {arrival.side_px} px{', guidance' if arrival.guidance > 1 else ''}"
         parts += [
             f'<text x="10" y="{middle + 4}">{arrival.client}: {kind}</text>',
@@ -125,10 +125,10 @@ def drawing(steps: list[Step], came_s: list[float]) -> str:
 
 
 def main() -> None:
-    """Run and write the drawing."""
+    """Generate the images and write the chart."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path)
-    parser.parse_args().output.write_text(drawing(*run()), encoding="utf-8")
+    parser.parse_args().output.write_text(chart(*run()), encoding="utf-8")
 
 
 if __name__ == "__main__":

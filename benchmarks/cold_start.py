@@ -1,8 +1,8 @@
-"""From process start until images can be generated: `sd35 serve` against a FastAPI file around the plain pipeline.
+"""Time from process start to ready: `sd35 serve` compared with FastAPI around the plain pipeline.
 
-Both are started alternately and are ready when /readyz answers 200. Each answers so only after it has generated the
-smallest image in one step. Processes are always new, but their files are in the system's cache and their bytecode is
-compiled, because one start of each comes before the samples.
+Both are started alternately. A server is ready when /readyz answers 200, after it has generated its smallest image in
+one step. One start of each comes before the samples, so their files are in the system's cache and their bytecode is
+compiled.
 """
 
 import sys
@@ -38,7 +38,7 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
             f"{rounds} alternate starts of each; medians",
             f"sd35 serve {spread(ours)}",
             f"FastAPI around the pipeline {spread(theirs)}",
-            f"the starts before these, which may have read from disk: {first[0]:.3f} s and {first[1]:.3f} s",
+            f"the first starts, which may have read from disk and do not count: {first[0]:.3f} s and {first[1]:.3f} s",
         ],
         {"sd35_serve_s": ours, "plain_fastapi_s": theirs, "first_s": first},
     )

@@ -30,14 +30,14 @@ _US = 1e6
 
 
 class _Free:
-    """A graph that returns zeros of the right shape at once."""
+    """A graph that computes nothing and returns a given array."""
 
-    def __init__(self, answer: Callable[[Mapping[str, Any]], Any]) -> None:
-        self._answer = answer
+    def __init__(self, output: Callable[[Mapping[str, Any]], Any]) -> None:
+        self._output = output
 
     def run(self, _names: Sequence[str], inputs: Mapping[str, Any], /) -> list[Any]:
-        """Return the zeros."""
-        return [self._answer(inputs)]
+        """Return the array."""
+        return [self._output(inputs)]
 
 
 def measure(checkpoint: Path, rounds: int) -> Outcome:
@@ -57,7 +57,7 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
             Bar(f"the same / with {few}", growth, "x", "<=", many / few),
         ],
         [
-            f"{ROWS} images of {SIDE_PX} px, {STEPS} steps, each with a listener; onnx backend without graphs:",
+            f"{ROWS} images of {SIDE_PX} px, {STEPS} steps, each with a callback; onnx backend without graphs:",
             f"{min(row_us):.1f}-{max(row_us):.1f} us: scheduling, stacking, the Euler step, checks for NaN, events",
             f"next_batch: 50 clients, 4 shapes, batches of 8 rows; {decision_us[few]:.1f} us with {few} images",
         ],
@@ -71,7 +71,7 @@ def _engine(directory: Path) -> LocalEngine:
     assert isinstance(backend, GraphBackend)
     zeros = np.zeros((2 * ROWS, 16, SIDE_PX // 8, SIDE_PX // 8), np.float32)
     image = np.broadcast_to(np.linspace(-1, 1, SIDE_PX, dtype=np.float32), (1, 3, SIDE_PX, SIDE_PX))
-    backend._transformer = _Free(lambda inputs: zeros[: len(inputs["timestep"])])  # noqa: SLF001  only these are free
+    backend._transformer = _Free(lambda inputs: zeros[: len(inputs["timestep"])])  # noqa: SLF001  replaces the networks
     backend._decoder = _Free(lambda _: image)  # noqa: SLF001
     limits = DeviceLimits(max_rows=ROWS, max_in_flight=10 * ROWS, max_wait_s=1e9, memory_bytes=10**12)
     return LocalEngine([Pipeline(checkpoint, backend)], limits, EmbeddingCache(10**8))
@@ -79,11 +79,11 @@ def _engine(directory: Path) -> LocalEngine:
 
 def _row_us(engine: LocalEngine, number: int) -> float:
     """Return the microseconds of a round, divided by its rows and steps."""
-    heard = threading.Semaphore(0)
+    finished = threading.Semaphore(0)
 
-    def listen(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         if progress.step == progress.steps:
-            heard.release()
+            finished.release()
 
     (model,) = engine.models
     requests = [
@@ -92,11 +92,11 @@ def _row_us(engine: LocalEngine, number: int) -> float:
     ]
     works = [Work(request, SIDE_PX, SIDE_PX) for request in requests]
     began_s = time.perf_counter()
-    handles = [engine.submit(work, listen) for work in works]
+    handles = [engine.submit(work, on_progress) for work in works]
     for handle in handles:
         handle.future.result()
     took_s = time.perf_counter() - began_s
-    assert all(heard.acquire(blocking=False) for _ in handles)
+    assert all(finished.acquire(blocking=False) for _ in handles)
     return _US * took_s / (ROWS * STEPS)
 
 

@@ -1,6 +1,6 @@
-"""Savings and cost of FP8: bytes on disk and in memory against BF16 and float32, and images against float32's.
+"""Savings and cost of FP8: size on disk and in memory compared with BF16 and float32, and images with float32.
 
-Runs only when named, because graphs that are not in build/fp8 yet are compiled, which takes minutes.
+Runs only when named, because compiling the graphs into build/fp8 takes minutes.
 """
 
 from pathlib import Path
@@ -15,11 +15,11 @@ from sd35.checkpoints.graphs.compiled import GRAPH_PRECISIONS
 from sd35.checkpoints.open import open_checkpoint
 
 CACHE = ROOT / "build" / "fp8"
-_HELD = {
+_IN_MEMORY = {
     "onnx": ("float32", "bfloat16", "fp8"),
     "diffusers": ("float32", "bfloat16", "fp8-weights", "fp8-storage"),
 }
-_DRAWN = ("bfloat16", "fp8-weights", "fp8-storage")
+_COMPARED = ("bfloat16", "fp8-weights", "fp8-storage")
 _MAX_RATIO = 0.55  # of BF16: FP8 layers take half, the other layers stay as they are
 _MIN_DB = 25.0
 
@@ -28,29 +28,29 @@ def measure(directory: Path, rounds: int) -> Outcome:  # noqa: ARG001  sizes var
     """Measure each file, process and image once."""
     checkpoint = open_checkpoint(str(directory))
     on_disk = _on_disk(checkpoint)
-    held = {
+    in_memory = {
         f"{backend} {precision}": run_module("benchmarks.hold_once", backend, precision, str(directory), str(CACHE))
-        for backend, precisions in _HELD.items()
+        for backend, precisions in _IN_MEMORY.items()
         for precision in precisions
     }
-    drawn = _drawn(checkpoint)
-    weights = {precision: held[f"diffusers {precision}"]["transformer_bytes"] for precision in _HELD["diffusers"]}
+    quality = _quality(checkpoint)
+    weights = {name: in_memory[f"diffusers {name}"]["transformer_bytes"] for name in _IN_MEMORY["diffusers"]}
     bars = [Bar("transformer's files, FP8 / BF16", on_disk["fp8"] / on_disk["bf16"], "x", "<=", _MAX_RATIO)]
     for precision in ("fp8-weights", "fp8-storage"):
         ratio = weights[precision] / weights["bfloat16"]
         bars.append(Bar(f"transformer in memory, {precision} / BF16", ratio, "x", "<=", _MAX_RATIO))
-        bars.append(Bar(f"images in {precision} against float32's", drawn[precision]["mean_db"], "dB", ">=", _MIN_DB))
+        bars.append(Bar(f"images in {precision} against float32's", quality[precision]["mean_db"], "dB", ">=", _MIN_DB))
     notes = [f"transformer's graph and weights on disk, {name}: {_mb(size)}" for name, size in on_disk.items()]
     notes += [
         f"{name}: resident {_mb(found['rise_bytes'])} over the libraries' {_mb(found['libraries_bytes'])}"
-        for name, found in held.items()
+        for name, found in in_memory.items()
     ]
     notes += [f"transformer in memory, PyTorch, {name}: {_mb(size)}" for name, size in weights.items()]
     notes += [
         f"images in {precision}: {found['mean_db']:.1f} dB on average, {min(found['psnr_db']):.1f} for the worst"
-        for precision, found in drawn.items()
+        for precision, found in quality.items()
     ]
-    return Outcome(bars, notes, {"on_disk_bytes": on_disk, "held": held, "drawn": drawn})
+    return Outcome(bars, notes, {"on_disk_bytes": on_disk, "held": in_memory, "drawn": quality})
 
 
 def _on_disk(checkpoint: Checkpoint) -> dict[str, int]:
@@ -77,22 +77,25 @@ def _on_disk(checkpoint: Checkpoint) -> dict[str, int]:
     return sizes
 
 
-def _drawn(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Compare the quality gate's images in PyTorch with float32's. Each precision has its own text encoders."""
+def _quality(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Compare the images of each precision in PyTorch with those in float32, for the prompts of the quality gate.
+
+    The text encoders also have that precision.
+    """
     from sd35.compile.prompts import evaluation_prompts
     from sd35.compile.quality_gate import compare, generate_images
     from sd35.compile.reference_sampling import recipe_of
 
     expected, found = None, {}
-    for precision in ("float32", *_DRAWN):
+    for precision in ("float32", *_COMPARED):
         options = Options(precision=precision, device="cpu", threads=1)  # type: ignore[arg-type]
         backend = open_backend("diffusers", checkpoint, options)
         negative, *positive = backend.encode_text(["", *evaluation_prompts(checkpoint)])
-        drawn = generate_images(backend, recipe_of(checkpoint), [(each, negative) for each in positive], lambda: None)
+        images = generate_images(backend, recipe_of(checkpoint), [(each, negative) for each in positive], lambda: None)
         if expected is not None:
-            quality = compare(drawn, expected)
+            quality = compare(images, expected)
             found[precision] = {"mean_db": quality.mean_db, "psnr_db": quality.psnr_db}
-        expected = expected or drawn
+        expected = expected or images
     return found
 
 

@@ -20,9 +20,10 @@ from sd35.engine.local.pipeline import Pipeline
 from sd35.engine.local.prompt_cache import EmbeddingCache
 from sd35.generation.model_pool import ModelPool
 from sd35.host import HostMemory
+from sd35.planning.plan import AvailableMemory
 from sd35.service.startup_times import StartupTimes
 from sd35.settings import Settings, load_settings
-from sd35.startup import limits_of
+from sd35.startup import OnPlan, limits_of
 from sd35.tensors import LATENT_PX, Array
 
 CARD = Card(width=1024, height=1024, steps=28, guidance_scale=4.5, side_px=(64, 1024))
@@ -31,7 +32,7 @@ _GRAIN = 2.0  # standard deviation, of 255 levels
 
 
 class FreeBackend:
-    """A backend without networks. All images of a size are equal, and compress like a photograph."""
+    """A backend without networks. All images of a size are equal. They compress like a photograph."""
 
     name, precision = "free", "float32"
     is_tiled = is_compiled = can_skip_layers = False
@@ -45,15 +46,15 @@ class FreeBackend:
 
     def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
         """Return empty embeddings."""
-        nothing = np.zeros(1, np.float32)
-        return [TextEmbedding(nothing, nothing, nothing.nbytes) for _ in prompts]
+        empty = np.zeros(1, np.float32)
+        return [TextEmbedding(empty, empty, empty.nbytes) for _ in prompts]
 
     def predict_velocity(self, rows: Sequence[DenoiseRow]) -> list[Array]:
         """Return zeros that take no memory, so that latents stay unchanged."""
         return [np.broadcast_to(np.float32(0), row.latent.shape) for row in rows]
 
     def decode_latents(self, latents: Sequence[Array]) -> list[Array]:
-        """Return the corner of the fixed image, in each latent's size."""
+        """Return the top left part of the fixed image in the size of each latent."""
         sides = [(LATENT_PX * latent.shape[1], LATENT_PX * latent.shape[2]) for latent in latents]
         return [np.ascontiguousarray(self._frame[:height, :width]) for height, width in sides]
 
@@ -68,10 +69,16 @@ def _photograph(side_px: int) -> Array:
 
 
 def open_free_model_pool(
-    settings: Settings, checkpoints: Sequence[Checkpoint], startup: StartupTimes, *, with_fallback: bool
+    settings: Settings,
+    checkpoints: Sequence[Checkpoint],
+    startup: StartupTimes,
+    on_plan: OnPlan,
+    *,
+    with_fallback: bool,
 ) -> ModelPool:
-    """Replace `sd35.service.startup.open_model_pool`: the same limits with another backend."""
+    """Replace `sd35.startup.open_model_pool`, with the same limits and another backend. The memory plan is empty."""
     assert not with_fallback or settings.fallback is None
+    on_plan(AvailableMemory("cpu", _MEMORY_BYTES, None), ())
     checkpoint = Checkpoint("free", checkpoints[0].directory, CARD)
     pipeline = Pipeline(checkpoint, FreeBackend())
     engine = LocalEngine([pipeline], limits_of(settings, _MEMORY_BYTES), EmbeddingCache(10**6))
@@ -82,7 +89,7 @@ def open_free_model_pool(
 
 
 def main() -> None:
-    """Serve until a signal."""
+    """Serve until a signal stops the process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     with mock.patch.object(server, "open_model_pool", open_free_model_pool):

@@ -1,7 +1,7 @@
 """The share of the machine's matrix-multiply rate that denoising reaches, and the time of each kind of operator.
 
-The rate is measured in the same run with plain GEMMs of the model's shapes, and the fastest installed runtime counts.
-PyTorch counts the operations of a step on the same network: matrix products, including those of attention.
+The rate is measured in the same run with plain matrix products of the model's shapes; the fastest runtime counts.
+PyTorch counts the operations of a step of the same network: all matrix products, including those of attention.
 """
 
 import json
@@ -37,7 +37,7 @@ _REPEATS = 5
 
 
 def measure(checkpoint: Path, rounds: int) -> Outcome:
-    """Measure the share for each number of rows, with GEMMs and steps alternately."""
+    """Measure the share for each number of rows. Plain products and steps alternate."""
     opened = open_checkpoint(str(checkpoint))
     transformers = {name: _transformer(name, opened) for name in BACKENDS}
     network = SD3Transformer2DModel.from_pretrained(checkpoint / "transformer").eval()
@@ -131,7 +131,7 @@ def _torch_gemms(shapes: Counter[tuple[int, int, int]]) -> Callable[[], object]:
 
 
 def _onnx_gemms(shapes: Counter[tuple[int, int, int]]) -> Callable[[], object]:
-    """Make each product a graph whose second matrix is a constant, which ONNX Runtime packs ahead like a weight."""
+    """Make a graph of each product. The second matrix is a constant, so ONNX Runtime packs it ahead like a weight."""
     graphs = []
     for (m, k, n), times in shapes.items():
         a, b = _matrices(m, k, n)
@@ -144,7 +144,7 @@ def _onnx_gemms(shapes: Counter[tuple[int, int, int]]) -> Callable[[], object]:
             [onnx.numpy_helper.from_array(b, "b")],
         )
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
-        # The backend's options: by default, the threads of each session spin while another session computes.
+        # With ONNX Runtime's defaults, the threads of each session would spin while another session computes.
         options = session_options("transformer", cores())
         graphs.append((onnxruntime.InferenceSession(model.SerializeToString(), options), a, times))
     return lambda: [graph.run(None, {"a": a}) for graph, a, times in graphs for _ in range(times)]
@@ -154,7 +154,7 @@ _GEMMS = {"numpy": _numpy_gemms, "torch": _torch_gemms, "onnxruntime": _onnx_gem
 
 
 def _fastest(call: Callable[[], object]) -> float:
-    """Return the shortest of a few calls in seconds, which excludes most interference by other processes."""
+    """Return the shortest time of a few calls in seconds. The minimum is least affected by other processes."""
     call()
     samples_s = []
     for _ in range(_REPEATS):
@@ -165,7 +165,7 @@ def _fastest(call: Callable[[], object]) -> float:
 
 
 def _breakdown(checkpoint: Path, inputs: dict[str, np.ndarray[Any, Any]]) -> list[str]:
-    """Return the share of each kind of operator in a step, from ONNX Runtime's profile."""
+    """Return the share of each kind of operator in the time of a step, from ONNX Runtime's profile."""
     with TemporaryDirectory() as folder:
         options = session_options("transformer", cores())
         options.enable_profiling = True

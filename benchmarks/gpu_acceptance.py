@@ -1,10 +1,10 @@
 """Compare ways to compute the same images on this machine's GPU: speed, memory and image quality.
 
 The candidates are BF16 in PyTorch, the same compiled, FP8, and TensorRT engines in BF16 and FP8. All generate the same
-prompts from the same noise with the same steps and guidance, one after the other, each in a process of its own. A
-candidate that cannot run gets a row with the reason. Without --checkpoint the weights are random but of the real
-shapes: then the images are noise, and everything else is as with real weights. Without a GPU, --small is used: the
-embedded model on the CPU.
+prompts from the same noise with the same steps and guidance, one after the other, each in its own process. A candidate
+that cannot run gets a row with the reason. Without --checkpoint, the weights are random but have the real shapes: the
+images are then noise, but time and memory are those of real weights. Without a GPU, --small is used: the embedded model
+on the CPU.
 
 Writes a table, a page, the images and all samples to build/gpu-acceptance/. Exits with 1 if BF16 does not run.
 """
@@ -35,7 +35,7 @@ from sd35.settings import Precision
 from sd35.tensors import Array
 
 _SD35 = "from sd35.cli import main; main()"
-_GUIDANCE = 4.5  # for checkpoints without guidance by default
+_GUIDANCE = 4.5  # for checkpoints whose default has no guidance
 _SMALL = {"images": 1, "steps": 3, "threads": 1, "width_px": 64, "height_px": 64}
 # The quality gate computes on the CPU: at the native size and all steps, it would take hours.
 _FP8_BUILD = ("--size", "512x512", "--steps", "8", "--no-sensitivity")
@@ -51,7 +51,7 @@ class Candidate:
     torch_compile: bool = False
 
     def images(self, folder: Path) -> Path:
-        """Return the folder of its images."""
+        """Return the folder of the candidate's images."""
         return folder / self.name.lower().replace(" ", "-")
 
 
@@ -97,12 +97,18 @@ def _parsed() -> argparse.Namespace:
     )
     parser.add_argument("--checkpoint", help="a name from `sd35 models` that was pulled, or a directory")
     shapes = ("sd3.5-medium", "sd3.5-large", "sd3.5-large-turbo")
-    parser.add_argument("--shapes", choices=shapes, default=shapes[0], help="of the random weights (%(default)s)")
-    parser.add_argument("--small", action="store_true", help="a few steps of the embedded model, on the CPU")
+    parser.add_argument(
+        "--shapes", choices=shapes, default=shapes[0], help="model whose shapes the random weights have (%(default)s)"
+    )
+    parser.add_argument("--small", action="store_true", help="generate a few steps of the embedded model on the CPU")
     parser.add_argument("--images", type=int, default=3, help="number of timed images, after one warm-up (%(default)s)")
     parser.add_argument("--steps", type=int, help="steps of each image (the checkpoint's default)")
-    parser.add_argument("--offload", default="none", choices=["none", "encoders", "model"], help="(%(default)s)")
-    parser.add_argument("--output", type=Path, default=ROOT / "build" / "gpu-acceptance", help="folder (%(default)s)")
+    parser.add_argument(
+        "--offload", default="none", choices=["none", "encoders", "model"], help="networks in host memory (%(default)s)"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "build" / "gpu-acceptance", help="folder of the results (%(default)s)"
+    )
     options = parser.parse_args()
     if options.images < 1 or (options.steps is not None and options.steps < 1):
         parser.error("--images, --steps: allowed: 1 or more")
@@ -110,12 +116,12 @@ def _parsed() -> argparse.Namespace:
 
 
 def _checkpoint(options: argparse.Namespace, *, is_small: bool) -> Checkpoint:
-    """Open the named checkpoint, the embedded one, or one of random weights, which is created if it is missing."""
+    """Open the named checkpoint, the embedded one, or one with random weights. The last is created if missing."""
     if options.checkpoint or is_small:
         return open_checkpoint(options.checkpoint or EMBEDDED)
     directory: Path = options.output / f"{options.shapes}-random"
     if not directory.is_dir() and (error := _sd35("synth", options.shapes, "-o", str(directory))):
-        raise SystemExit(f"no random weights: {error}")
+        raise SystemExit(f"the random weights could not be created: {error}")
     return open_checkpoint(str(directory))
 
 
@@ -123,7 +129,7 @@ def _common_task(options: argparse.Namespace, checkpoint: Checkpoint, *, is_smal
     """Return the fields of the task that all candidates share."""
     card = checkpoint.card
     common = {
-        "checkpoint": checkpoint.asked,
+        "checkpoint": checkpoint.opened_as,
         "offload": options.offload,
         "threads": 0,
         "images": options.images,

@@ -1,6 +1,6 @@
-"""Open a checkpoint and print the memory held: `python -m benchmarks.hold_once BACKEND PRECISION DIRECTORY CACHE`.
+"""Open a checkpoint and print its memory use: `python -m benchmarks.hold_once BACKEND PRECISION DIRECTORY CACHE`.
 
-One step runs first, because weights mapped from files are in memory only after their first use.
+One step runs before the measurement, because weights mapped from files are in memory only after their first use.
 """
 
 import ctypes
@@ -22,14 +22,14 @@ from sd35.tensors import LATENT_CHANNELS, LATENT_PX
 
 
 def held_bytes() -> int:
-    """Return the memory of this process, without memory that its allocator could give back."""
+    """Return the memory of this process in bytes, without memory that its allocator could return to the system."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     return HostMemory().held_bytes()
 
 
 def transformer_bytes(backend: Backend) -> int:
-    """Return the size of the transformer's weights in PyTorch."""
+    """Return the size of the transformer's weights in PyTorch, in bytes."""
     from sd35.backends.diffusers.backend import DiffusersBackend
     from sd35.backends.diffusers.sequential_offload import bytes_of, weights_of
 
@@ -38,17 +38,17 @@ def transformer_bytes(backend: Backend) -> int:
 
 
 def opened(name: str, directory: str, precision: str, cache_dir: Path) -> Checkpoint:
-    """Open the checkpoint, for ONNX Runtime with the compiled graphs of the precision."""
+    """Open the checkpoint. For ONNX Runtime, it gets the compiled graphs of the precision."""
     checkpoint = open_checkpoint(directory)
     if name != "onnx":
         return checkpoint
-    import onnx  # noqa: F401  so that the library does not count
+    import onnx  # noqa: F401  before the measurement, so that the library does not count
 
     return replace(checkpoint, graphs=compiled_graphs(cache_dir, checkpoint, GRAPH_PRECISIONS[precision]))
 
 
 def main() -> None:
-    """Open, run one step, print the figures as JSON."""
+    """Open the backend, run one step, and print the figures as JSON."""
     name, precision, directory, cache_dir = sys.argv[1:]
     checkpoint = opened(name, directory, precision, Path(cache_dir))
     backend_module(name)

@@ -1,7 +1,7 @@
-"""One image on the default backend against the same image on plain `StableDiffusion3Pipeline`.
+"""One image with the default backend, compared with the same image with plain `StableDiffusion3Pipeline`.
 
-Each side is a process of its own that is loaded once. They generate alternately, each with its library's default
-number of threads. An image's time is from the call to its pixels in memory.
+Each side is a separate process that loads once. They generate alternately, each with its library's default number of
+threads. The time of an image is from the call to its pixels in memory.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ MIN_RATIO = 1.5
 def measure(checkpoint: Path, rounds: int) -> Outcome:
     """Time both sides alternately. Their images are compared, to show that both do the same work."""
     with Worker("onnx", checkpoint) as onnx, Worker("pipeline", checkpoint) as pipeline:
-        sides = {"onnx": onnx.draw, "pipeline": pipeline.draw}
+        sides = {"onnx": onnx.generate, "pipeline": pipeline.generate}
         samples = run_interleaved(sides, rounds, steps=STEPS, guidance=GUIDANCE, side_px=SIDE_PX)
     difference, idle = samples.difference("onnx", "pipeline"), samples.idle_share
     return Outcome(

@@ -1,7 +1,7 @@
 """The size of the installation on disk, with the user interface and without it.
 
-With it: the environment that `make run` creates, and the package itself. Without it: the same minus the packages that
-are locked in requirements/ui.txt but not in requirements/default.txt.
+With it, the size is that of the environment that `make run` creates and of the package itself. Without it, the packages
+that are locked in requirements/ui.txt but not in requirements/default.txt are subtracted.
 """
 
 import re
@@ -28,7 +28,7 @@ def default_environment() -> Path:
 
 
 def measure(_checkpoint: Path, _rounds: int) -> Outcome:
-    """Count blocks on disk, as `du` does. A file with several names counts once."""
+    """Count blocks on disk, as `du` does. A file with several hard links counts once."""
     environment = default_environment()
     # The installation is editable, so the package with the embedded model is not inside the environment.
     parts = {"environment": disk_bytes(environment), "package": disk_bytes(ROOT / "src" / "sd35")}
@@ -43,7 +43,7 @@ def measure(_checkpoint: Path, _rounds: int) -> Outcome:
             Bar("installation of `make run`", total / _MB, "MB", "<=", MAX_WITH_UI_MB),
         ],
         [
-            f"{total / _MB:.0f} MB of 10^6 bytes, which is {total / _MIB:.0f} MiB, with pip and bytecode",
+            f"{total / _MB:.0f} MB of 10^6 bytes ({total / _MIB:.0f} MiB), including pip and bytecode",
             ", ".join(f"{name} {size / _MB:.0f} MB" for name, size in parts.items()),
             "largest: " + ", ".join(f"{name} {packages[name] / _MB:.0f} MB" for name in largest),
         ],
@@ -58,7 +58,7 @@ def locked(name: str) -> set[str]:
 
 
 def _distribution_bytes(site: Path, name: str) -> int:
-    """Return the size of an installed package with its bytecode, or 0 if it is not installed on this machine."""
+    """Return the bytes of an installed package with its bytecode, or 0 if it is not installed on this machine."""
     blocks = 0
     for found in distributions(name=name, path=[str(site)]):
         paths = {Path(str(found.locate_file(file))) for file in found.files or ()}
@@ -67,7 +67,7 @@ def _distribution_bytes(site: Path, name: str) -> int:
 
 
 def disk_bytes(directory: Path) -> int:
-    """Return the size of a directory on disk. Links are not followed."""
+    """Return the size of a directory on disk in bytes. Symbolic links are not followed."""
     found = [path.lstat() for path in (directory, *directory.rglob("*"))]
     blocks = {(entry.st_dev, entry.st_ino): entry.st_blocks for entry in found}
     return 512 * sum(blocks.values())

@@ -1,6 +1,7 @@
-"""Sides that generate the same images alternately, never at once: their times, and the differences of their images.
+"""Times several sides that generate the same images alternately, and compares their images.
 
-A machine that warms up or slows down does so for all sides. The first image of each side is a warm-up.
+Because they alternate, a machine that becomes faster or slower affects all sides alike. The first image of each side is
+a warm-up.
 """
 
 import base64
@@ -25,7 +26,7 @@ class InterleavedSamples:
     answers: Mapping[str, Sequence[Sample]]
 
     def ratio(self, side: str, other: str, key: Literal["total_s", "cpu_s"] = "total_s") -> float:
-        """Return the median time (or processor time) of a side over that of another."""
+        """Return the median time, or processor time, of a side divided by that of another."""
         return self._median(side, key) / self._median(other, key)
 
     def pair_ratios(self, side: str, other: str) -> str:
@@ -35,7 +36,7 @@ class InterleavedSamples:
         return f"{min(ratios):.2f}-{max(ratios):.2f}"
 
     def difference(self, side: str, other: str) -> int:
-        """Return the largest difference between their images at any pixel, of 255."""
+        """Return the largest difference of a channel between their images, in levels of 255."""
         return max(_difference(*pair) for pair in zip(self.answers[side], self.answers[other], strict=True))
 
     @property
@@ -44,7 +45,7 @@ class InterleavedSamples:
         return max(map(self._idle_share, range(len(self.answers))))
 
     def describe(self, side: str) -> str:
-        """Describe a side's time, its parts, processor time and memory."""
+        """Describe a side's time and its parts, processor time and memory."""
         parts = ", ".join(f"{part} {1000 * self._median(side, key):.1f} ms" for part, key in _PARTS)
         samples = self._measured(side)
         width = max(map(len, self.answers))
@@ -54,7 +55,7 @@ class InterleavedSamples:
         )
 
     def numbers(self) -> dict[str, list[dict[str, float]]]:
-        """Return all samples of each side without warm-ups and pixels."""
+        """Return the samples of each side, without warm-ups and pixels."""
         return {
             side: [{key: value for key, value in sample.items() if key != "pixels"} for sample in self._measured(side)]
             for side in self.answers
@@ -67,22 +68,22 @@ class InterleavedSamples:
         return median(sample[key] for sample in self._measured(side))
 
     def _idle_share(self, index: int) -> float:
-        """Return a side's processor time between two of its images, over the time of the others' images in between."""
+        """Return the processor time of a side between its images, over the time of the images of the other sides."""
         rows = list(self.answers.values())
         shares = [0.0]
-        for turn, (before, after) in enumerate(zip(rows[index], rows[index][1:], strict=False)):
-            between = [row[turn + (other < index)] for other, row in enumerate(rows) if other != index]
+        for round_, (before, after) in enumerate(zip(rows[index], rows[index][1:], strict=False)):
+            between = [row[round_ + (other < index)] for other, row in enumerate(rows) if other != index]
             waited_s = sum(sample["total_s"] for sample in between)
             shares.append((after["cpu_before_s"] - before["cpu_after_s"]) / waited_s)
         return max(shares)
 
 
 def run_interleaved(sides: Mapping[str, Callable[..., Sample]], rounds: int, **request: float) -> InterleavedSamples:
-    """Generate one warm-up image and `rounds` images with each side. Each round has a new seed, and so a new prompt."""
+    """Generate one warm-up image and `rounds` images with each side. Each round has a new seed, and so new prompts."""
     answers: dict[str, list[Sample]] = {side: [] for side in sides}
     for seed in range(rounds + 1):
-        for side, draw in sides.items():
-            answer = draw(seed=seed, **request)
+        for side, generate in sides.items():
+            answer = generate(seed=seed, **request)
             answers[side].append({**answer, "cpu_s": answer["cpu_after_s"] - answer["cpu_before_s"]})
     return InterleavedSamples(answers)
 

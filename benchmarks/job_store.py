@@ -1,6 +1,6 @@
 """Time the job store with 100,000 jobs in it: `python -m benchmarks.job_store [DATABASE]`.
 
-DATABASE is an address as in the setting, of an empty database. The default is a temporary SQLite file.
+DATABASE is the address of an empty database, as in the setting `database`. The default is a temporary SQLite file.
 """
 
 import random
@@ -36,14 +36,14 @@ def _job(owner: str, priority: int = 0) -> Job:
 
 
 def fill(store: SqlJobStore, owners: int, queued: float) -> None:
-    """Replace all jobs. A share of them is queued, the others succeeded."""
+    """Replace all jobs. The share `queued` of them is queued, and the others have succeeded."""
     rng = random.Random(1)
     ended = {**result_values(_RESULT), "ended_s": 1.0}
-    open_ = {name: None for name in ended if name != "status"}
+    unset = {name: None for name in ended if name != "status"}
     rows = []
     for _ in range(JOBS):
         job = job_values(_job(f"owner {rng.randrange(owners)}", rng.randint(-2, 2)))
-        rows.append({**job, **(open_ if rng.random() < queued else ended)})
+        rows.append({**job, **(unset if rng.random() < queued else ended)})
     with store.database.write() as connection:
         connection.execute(jobs.delete())
         connection.execute(insert(jobs), rows)
@@ -51,7 +51,7 @@ def fill(store: SqlJobStore, owners: int, queued: float) -> None:
 
 
 def fill_webhooks(store: SqlJobStore, receivers: int) -> None:
-    """Replace all jobs by succeeded ones, each with a due webhook."""
+    """Replace all jobs by jobs that have succeeded, each with a due webhook."""
     rng = random.Random(1)
     ended = {**result_values(_RESULT), "ended_s": 1.0}
     rows, due = [], []
@@ -79,7 +79,7 @@ def _vacuum(store: SqlJobStore) -> None:
 
 
 def calls(store: SqlJobStore) -> dict[str, Callable[[], Any]]:
-    """Return the calls to time, in this order."""
+    """Return the calls to time, in their order."""
     last = store.page(None, [Status.QUEUED], None, 1)[0]
     numbers = count()
     store.claim("measured", time.time(), 3600.0, CALLS)
@@ -99,7 +99,7 @@ def calls(store: SqlJobStore) -> dict[str, Callable[[], Any]]:
 
 
 def webhook_calls(store: SqlJobStore) -> dict[str, Callable[[], Any]]:
-    """Return the webhook calls to time: one poll of the sender, by parts."""
+    """Return the webhook calls to time: the parts of one poll of the sender."""
     due = store.due_webhooks(1.0)
     chosen = InFlight().choose(due)
     return {
@@ -122,7 +122,7 @@ def report(calls: dict[str, Callable[[], Any]]) -> None:
 
 
 def main(database: str) -> None:
-    """Time both tables and print medians."""
+    """Time the calls for jobs and for webhooks, and print their medians."""
     store = open_database(database).jobs
     assert isinstance(store, SqlJobStore)
     for owners, queued in LOADS:

@@ -1,4 +1,4 @@
-"""The plain pipeline behind LitServe's dynamic batching.
+"""The plain pipeline with LitServe's dynamic batching.
 
 `PLAIN_CHECKPOINT=directory python -m benchmarks.litserve_batching --port PORT`.
 
@@ -24,7 +24,7 @@ MAX_BATCH, WINDOW_S = 8, 0.05
 
 
 class PipelineAPI(litserve.LitAPI):
-    """The hooks of LitServe around the pipeline."""
+    """The pipeline as a LitServe API."""
 
     def setup(self, device: str) -> None:  # noqa: ARG002  always the CPU
         """Load the pipeline and generate one image."""
@@ -39,7 +39,7 @@ class PipelineAPI(litserve.LitAPI):
         return request
 
     def batch(self, inputs: list[Txt2Img]) -> list[Txt2Img]:
-        """Use the list of requests as the batch."""
+        """Use the requests as the batch."""
         return inputs
 
     def predict(self, x: list[Txt2Img]) -> list[bytes]:
@@ -53,7 +53,7 @@ class PipelineAPI(litserve.LitAPI):
         return [files[index] for index in range(len(x))]
 
     def unbatch(self, output: list[bytes]) -> list[bytes]:
-        """Use the batch as the list of results."""
+        """Use the results of the batch as they are."""
         return output
 
     def encode_response(self, output: bytes) -> Response:

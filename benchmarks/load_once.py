@@ -1,6 +1,6 @@
-"""Load a checkpoint once, print time and memory: `python -m benchmarks.load_once bytes|ours|from_pretrained DIRECTORY`.
+"""Load a checkpoint once; print time and memory: `python -m benchmarks.load_once bytes|ours|from_pretrained DIRECTORY`.
 
-The data type is that in which the transformer is stored. Loading ends when every page of every parameter was touched.
+The data type is that of the stored transformer. Loading ends when every page of every parameter has been read.
 """
 
 import json
@@ -42,12 +42,12 @@ def touch(pipeline: Any) -> None:  # noqa: ANN401  Diffusers' class
 
 
 def weights_bytes(checkpoint: Checkpoint) -> int:
-    """Return the size of the parameters on disk."""
+    """Return the size of the parameters on disk in bytes."""
     return sum(weight.stored.nbytes for part in PARTS for weight in checkpoint.weights(part).values())
 
 
 def main() -> None:
-    """Run one side, then print the figures as JSON."""
+    """Run one side and print the figures as JSON."""
     side, directory = sys.argv[1:]
     checkpoint = open_checkpoint(str(Path(directory)))
     dtype = _DTYPES[next(iter(checkpoint.weights("transformer").values())).stored.dtype]

@@ -1,4 +1,4 @@
-"""Memory and time that loading a checkpoint takes, against reading its bytes and against `from_pretrained`.
+"""Memory and time of loading a checkpoint, compared with reading its bytes and with `from_pretrained`.
 
 Runs only when named, on a checkpoint with large weights: `sd35 synth sd3.5-medium -o build/medium`, then
 `python -m benchmarks loading --checkpoint build/medium --rounds 2`.
@@ -15,7 +15,7 @@ SIDES = ("bytes", "ours", "from_pretrained")
 
 
 def measure(checkpoint: Path, rounds: int) -> Outcome:
-    """Run each side in its own process, alternately. All files are read before each, so that the cache is alike."""
+    """Run the sides alternately, each in its own process. All files are read before each, to fill the file cache."""
     samples: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for _ in range(rounds):
         for side in SIDES:

@@ -1,8 +1,9 @@
 """Watches the memory of a process until it ends, and can enforce a limit. Linux only.
 
 `resident` is its peak physical memory (VmHWM). `own` excludes pages mapped from files, which the system can drop when
-memory runs short, so limits apply to it. `sd35.bench`'s monitor samples a whole server instead, some times a second;
-this one reads two files, so that it can follow peaks of a few milliseconds.
+memory runs short, so limits apply to it. The monitor of
+`sd35.bench` samples a whole server a few times a second; this one reads only two files, so it can follow peaks of a few
+milliseconds.
 """
 
 import os
@@ -24,10 +25,10 @@ class Peaks(NamedTuple):
 
 
 class MemoryWatch(threading.Thread):
-    """Samples a process from `start` to `stop`. Kills it if it exceeds a limit, if there is one.
+    """Samples a process from `start` to `stop`, and kills it if it exceeds a limit.
 
-    `max_own_bytes` limits its own memory, `min_free_bytes` the free memory of the machine. `reason` says why the
-    process was killed, or is empty.
+    `max_own_bytes` is the limit of its own memory, if not None. `min_free_bytes` is the least free memory of the
+    machine. `reason` says why the process was killed, or is empty.
     """
 
     def __init__(
@@ -61,11 +62,11 @@ class MemoryWatch(threading.Thread):
         if self.reason:
             return
         if self._max_own_bytes and own > self._max_own_bytes:
-            self._kill(f"it took more than {self._max_own_bytes / 2**30:.1f} GiB of memory of its own")
+            self._kill(f"it used more than {self._max_own_bytes / 2**30:.1f} GiB of memory")
         elif self._min_free_bytes:
             free = _read_bytes(Path("/proc/meminfo"))["MemAvailable"]
             if free < self._min_free_bytes:
-                self._kill(f"only {free / 2**30:.1f} GiB of memory were free on the machine; it had {own / 2**30:.1f}")
+                self._kill(f"only {free / 2**30:.1f} GiB of memory were free on the machine; it used {own / 2**30:.1f}")
 
     def _kill(self, reason: str) -> None:
         self.reason = reason

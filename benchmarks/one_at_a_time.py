@@ -1,4 +1,4 @@
-"""This project's backend, sampler and embedding cache with one request at a time. The scheduler is compared with it.
+"""A server with this project's backend, solver and embedding cache that runs one request at a time, without batches.
 
 `PLAIN_CHECKPOINT=directory uvicorn benchmarks.one_at_a_time:app`.
 """
@@ -27,37 +27,37 @@ _lock = threading.Lock()
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Load and generate one image. Uvicorn accepts no connection before."""
+    """Load the model and generate one image. Uvicorn accepts no connection before that."""
     checkpoint = open_checkpoint(os.environ["PLAIN_CHECKPOINT"])
     backend = open_backend("onnx", checkpoint, Options())
     app.state.pipeline = Pipeline(checkpoint, backend)
-    app.state.calls = BatchExecutor(EmbeddingCache(64_000_000), reproducible=False)
-    draw(app, Txt2Img(prompt=" ", width=64, height=64, steps=1))
+    app.state.executor = BatchExecutor(EmbeddingCache(64_000_000), reproducible=False)
+    generate(app, Txt2Img(prompt=" ", width=64, height=64, steps=1))
     yield
 
 
 app = FastAPI(lifespan=lifespan)
 
 
-def draw(app: FastAPI, body: Txt2Img) -> Pixels:
-    """Generate one image, one at a time."""
+def generate(app: FastAPI, body: Txt2Img) -> Pixels:
+    """Generate an image. Calls wait for each other."""
     request = ImageRequest(**body.model_dump(), model="model", revision="", profile="")
     image = Generation(Work(request, body.width, body.height), app.state.pipeline)
-    calls: BatchExecutor = app.state.calls
+    executor: BatchExecutor = app.state.executor
     with _lock:
         for _ in range(body.steps):
-            errors = calls.step([image], measure=False).errors
+            errors = executor.step([image], measure=False).errors
             assert not errors, errors
-        return calls.decode(image, measure=False)[0]
+        return executor.decode(image, measure=False)[0]
 
 
 @app.get("/readyz")
 def readyz() -> dict[str, str]:
-    """Report readiness. Only reached after the first image."""
+    """Report that the server is ready. It accepts requests only after its first image."""
     return {"status": "ready"}
 
 
 @app.post("/v1/txt2img", response_class=Response)
 def txt2img(request: Request, body: Txt2Img) -> Response:
     """Return the PNG file when the image is ready."""
-    return Response(write_png(draw(request.app, body), {}), media_type="image/png")
+    return Response(write_png(generate(request.app, body), {}), media_type="image/png")

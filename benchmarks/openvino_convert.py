@@ -1,7 +1,7 @@
 """Convert a checkpoint for OpenVINO GenAI: `python -m benchmarks.openvino_convert CHECKPOINT DIRECTORY`.
 
-The layout is that of Optimum Intel: Diffusers' networks, traced, with the same tensor names and order of CLIP's
-outputs, and tokenizers as graphs. Everything is in float32, for any size and text length.
+The layout is that of Optimum Intel: traced networks of Diffusers, with the same tensor names and the same order of
+CLIP's outputs, and tokenizers as graphs. All networks are in float32 and accept any size and text length.
 """
 
 import shutil
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 ANY = -1
 _NETWORKS = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae")
 Inputs: TypeAlias = Mapping[str, tuple[Tensor, list[int]]]
-"""An example and the shape of each input, by name."""
+"""An example and the shape of each input, by name. `ANY` stands for any length."""
 
 
 class _Adapter(nn.Module):
-    """A network with a fixed way to call it."""
+    """A network that is called with tensors by position, through a given function."""
 
     def __init__(self, network: nn.Module, call: Callable[..., Any]) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ def convert(checkpoint: Path, directory: Path) -> None:
     _write(pipeline.transformer, _velocity, _transformer_inputs(pipeline.transformer), directory / "transformer")
     channels = pipeline.vae.config.latent_channels
     latent = {"latent_sample": (torch.zeros(1, channels, 16, 16), [ANY, channels, ANY, ANY])}
-    _write(pipeline.vae, _decoded, latent, directory / "vae_decoder")
+    _write(pipeline.vae, _decode, latent, directory / "vae_decoder")
     for part in _NETWORKS:
         shutil.copy(checkpoint / part / "config.json", directory / part.replace("vae", "vae_decoder"))
     for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
@@ -71,7 +71,7 @@ def _velocity(network: Any, *inputs: Tensor) -> Tensor:  # noqa: ANN401  see abo
     return network(*inputs, return_dict=False)[0]
 
 
-def _decoded(network: Any, latent: Tensor) -> Tensor:  # noqa: ANN401  see above
+def _decode(network: Any, latent: Tensor) -> Tensor:  # noqa: ANN401  see above
     return network.decode(latent, return_dict=False)[0]
 
 

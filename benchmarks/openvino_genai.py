@@ -1,7 +1,7 @@
-"""One image on the `openvino` backend against the same image on OpenVINO GenAI's `Text2ImagePipeline`, on the CPU.
+"""One image with the `openvino` backend, compared with OpenVINO GenAI's `Text2ImagePipeline` on the CPU.
 
-GenAI runs in three ways: doing the same work, which is what the bar is about; the same, compiled for one size; and with
-its defaults. The default backend and ours in BF16 run for comparison. GenAI's packages are installed separately into
+GenAI runs in three configurations: with the same work as ours, which the bar compares; the same, compiled for one size;
+and with its defaults. The `onnx` backend and ours in BF16 also run. GenAI's packages are installed separately into
 `build/openvino`, because nothing else needs them.
 """
 
@@ -23,7 +23,7 @@ from benchmarks.processes import ROOT, ProcessFailed, Worker, clean_environment
 
 MIN_RATIO = 1.1
 # Seeds are part of the prompts, and with two digits the prompts are too long for the embedded model's CLIP. A prompt
-# that is too long loses its end token in GenAI, but its last word in Diffusers and here, which gives other images.
+# that is too long loses its end token in GenAI, but its last word in Diffusers and here, so the images would differ.
 MAX_ROUNDS = 9
 OURS, OURS_BF16, ONNX = "openvino", "openvino-bf16", "onnx"
 SAME, FIXED, DEFAULT = "genai", "genai-fixed", "genai-default"
@@ -32,7 +32,7 @@ _LOCK, _PACKAGES = ROOT / "requirements" / "openvino.txt", ROOT / "build" / "ope
 
 
 def measure(checkpoint: Path, rounds: int) -> Outcome:
-    """Time all sides alternately. Images of the sides that do the same work are compared."""
+    """Time all sides alternately, and compare their images with ours."""
     rounds = min(rounds, MAX_ROUNDS)
     install()
     with tempfile.TemporaryDirectory(prefix="sd35-openvino-") as model, ExitStack() as workers:
@@ -42,7 +42,7 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
         left_out: dict[str, str] = {}
         for side in _SIDES:
             try:
-                sides[side] = workers.enter_context(Worker(side, checkpoint, variables)).draw
+                sides[side] = workers.enter_context(Worker(side, checkpoint, variables)).generate
             except CannotRun as reason:
                 if side in {OURS, SAME}:  # the bar needs both
                     raise
@@ -52,7 +52,7 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
 
 
 def outcome(samples: InterleavedSamples, rounds: int, left_out: Mapping[str, str] = MappingProxyType({})) -> Outcome:
-    """Summarise the samples. The bar is about the same work at any size.
+    """Summarise the samples. The bar compares the sides that do the same work at any size.
 
     Args:
         samples: the samples of all sides that ran.
@@ -66,7 +66,7 @@ def outcome(samples: InterleavedSamples, rounds: int, left_out: Mapping[str, str
             f"{SIDE_PX} px, {STEPS} steps, guidance {GUIDANCE}, {rounds} images of each side, alternately; medians",
             *map(samples.describe, samples.answers),
             *(_compare(samples, side, difference) for side, difference in differences.items()),
-            *(f"{side}: left out; {reason}" for side, reason in left_out.items()),
+            *(f"{side}: skipped: {reason}" for side, reason in left_out.items()),
             f"a waiting side used at most {samples.idle_share:.1%} of a core",
         ],
         {
@@ -87,7 +87,7 @@ def _compare(samples: InterleavedSamples, side: str, difference: int) -> str:
 
 
 def install() -> None:
-    """Install the locked packages into `build/openvino` if they are not there. Raises ProcessFailed if pip fails."""
+    """Install the locked packages into `build/openvino` if they are missing. Raises ProcessFailed if pip fails."""
     installed = _PACKAGES / _LOCK.name
     if installed.exists() and installed.read_bytes() == _LOCK.read_bytes():
         return
@@ -98,7 +98,7 @@ def install() -> None:
 
 
 def _python_path() -> str:
-    """Return the sides' search path for packages: this process's, then the packages of OpenVINO."""
+    """Return the search path of the sides for packages: that of this process, then `build/openvino`."""
     return os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(_PACKAGES)]))
 
 

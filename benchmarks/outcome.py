@@ -1,4 +1,4 @@
-"""The outcome of a benchmark, and how it is printed and stored."""
+"""The outcome of a benchmark, as a table and as JSON."""
 
 import operator
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from sd35.bench.monitoring.machine import BUSY_SHARE, this_machine
 from sd35.bench.monitoring.monitor import background_cores
 
 _OPERATORS = MappingProxyType({">=": operator.ge, "<=": operator.le, "<": operator.lt})
-_BEFORE_S = 3  # how long other processes are observed
+_BEFORE_S = 3  # time for which other processes are observed
 
 
 class CannotRun(Exception):  # noqa: N818  named as this project's other errors
@@ -44,7 +44,7 @@ class Outcome:
     samples: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything as JSON, with each bar's verdict."""
+        """Return the outcome as a JSON object, which says for each bar whether it is met."""
         return {**asdict(self), "bars": [{**asdict(bar), "is_met": bar.is_met} for bar in self.bars]}
 
 

@@ -1,7 +1,7 @@
 """`sd35 serve` at five times its capacity for a minute: accepted requests stay fast, the others are refused at once.
 
-First a closed loop finds the capacity. Then an open loop at 0.8 of it is the baseline, and another at five times. Last,
-some clients disconnect in the middle of their images while others wait for theirs.
+First, a closed loop finds the capacity. An open loop at 0.8 of it is the baseline, and another one at five times is the
+overload. Last, some clients disconnect before their images are ready, while others wait for theirs.
 """
 
 import asyncio
@@ -34,8 +34,8 @@ _MB = 1e6
 class Durations:
     """Seconds of each part, and the steps of the images whose clients disconnect.
 
-    The two open loops last until about `images` are completed. On a slow machine, the p95 of the hundred images of a
-    minute varies by half from one minute to the next.
+    Each open loop lasts longer if it would complete fewer than about `images` images: on a slow machine, the p95 of the
+    hundred images of a minute varies by half from one minute to the next.
     """
 
     warm_up_s: float = 10
@@ -58,7 +58,7 @@ class Measurements(NamedTuple):
 
 
 def measure(checkpoint: Path, rounds: int, durations: Durations | None = None) -> Outcome:
-    """Run once, whatever the `rounds`, because it takes minutes."""
+    """Run once and ignore `rounds`, because a run takes minutes."""
     del rounds
     with running(serve_command(["--ui", "off", "--checkpoint", str(checkpoint)])) as target:
         return _outcome(asyncio.run(_run(target, durations or Durations())))
@@ -89,7 +89,7 @@ async def _run(target: Target, durations: Durations) -> Measurements:
 async def _disconnect(target: Target, client: LoadClient, steps: int) -> tuple[float, float]:
     """Return the mean steps of an image after its client disconnected, and the seconds until the engine noticed.
 
-    All images are in one batch with those whose clients stay, so that each has as many steps done.
+    All images are in one batch, so that they have the same number of finished steps when clients disconnect.
     """
     seeds = count(1)
     images = LEAVING + STAYING
@@ -135,11 +135,11 @@ def _outcome(measured: Measurements) -> Outcome:
     other = [each for each in (*measured.baseline, *measured.overload) if not _is_image_or_429(each)]
     third = len(measured.resident_bytes) // 3
     first, last = (max(part) for part in (measured.resident_bytes[:third], measured.resident_bytes[-third:]))
-    ratio = _p(accepted_s) / _p(baseline_s)
+    ratio = _percentile(accepted_s) / _percentile(baseline_s)
     return Outcome(
         [
             Bar("p95 of accepted requests at 5x capacity / at 0.8x", ratio, "x", "<=", MAX_P95_RATIO),
-            Bar("slowest refusal", _p(refused_s, 100), "s", "<=", MAX_REFUSAL_S),
+            Bar("slowest refusal", _percentile(refused_s, 100), "s", "<=", MAX_REFUSAL_S),
             Bar("responses that are neither an image nor 429", len(other), "", "<=", 0),
             Bar("memory growth, last third over first", last / first - 1, "", "<=", MAX_GROWTH),
             Bar("steps of an image after its client disconnected", measured.extra_steps, "", "<=", MAX_STEPS),
@@ -148,13 +148,13 @@ def _outcome(measured: Measurements) -> Outcome:
             f"capacity: {measured.capacity:.2f} images/s of the mixed workload, {CLIENTS} clients in a closed loop",
             (
                 f"0.8x: {len(measured.baseline)} requests, {len(measured.baseline) - len(baseline_s)} refused;"
-                f" p50 {_p(baseline_s, 50):.2f} s, p95 {_p(baseline_s):.2f} s"
+                f" p50 {_percentile(baseline_s, 50):.2f} s, p95 {_percentile(baseline_s):.2f} s"
             ),
             (
                 f"5x: {len(measured.overload)} requests, {len(accepted_s)} images, {len(refused_s)} refused;"
-                f" p50 {_p(accepted_s, 50):.2f} s, p95 {_p(accepted_s):.2f} s"
+                f" p50 {_percentile(accepted_s, 50):.2f} s, p95 {_percentile(accepted_s):.2f} s"
             ),
-            f"refusals: p50 {1000 * _p(refused_s, 50):.0f} ms, p99 {1000 * _p(refused_s, 99):.0f} ms",
+            f"refusals: p50 {1000 * _percentile(refused_s, 50):.0f} ms, p99 {1000 * _percentile(refused_s, 99):.0f} ms",
             f"peak memory {first / _MB:.0f} MB in the first third of the overload, {last / _MB:.0f} MB in the last",
             f"{LEAVING} clients left, {STAYING} stayed: the engine noticed after {1000 * measured.noticed_s:.0f} ms",
         ],
@@ -170,5 +170,6 @@ def _is_image_or_429(result: RequestResult) -> bool:
     return result.status == "completed" or result.message.startswith("429: ")
 
 
-def _p(latencies_s: list[float], percent: float = 95) -> float:
+def _percentile(latencies_s: list[float], percent: float = 95) -> float:
+    """Return a percentile in seconds, or NaN without latencies."""
     return percentile(latencies_s, percent) if latencies_s else nan

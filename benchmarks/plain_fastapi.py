@@ -1,7 +1,7 @@
-"""The simplest server: FastAPI around `StableDiffusion3Pipeline`. `sd35 serve` is compared with it.
+"""A simple server to compare `sd35 serve` with: FastAPI around `StableDiffusion3Pipeline`.
 
-`PLAIN_CHECKPOINT=directory uvicorn benchmarks.plain_fastapi:app`. It is ready when it has generated a first image, as
-small as that of `sd35 serve`: the checkpoint's shortest side, one step.
+`PLAIN_CHECKPOINT=directory uvicorn benchmarks.plain_fastapi:app`. It is ready after a first image of the same size as
+that of `sd35 serve`: the checkpoint's shortest side, one step.
 """
 
 import io
@@ -34,7 +34,7 @@ class Txt2Img(BaseModel):
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Load the pipeline and generate one image. Uvicorn accepts no connection before."""
+    """Load the pipeline and generate one image. Uvicorn accepts no connection before that."""
     checkpoint = open_checkpoint(os.environ["PLAIN_CHECKPOINT"])
     app.state.text_tokens = checkpoint.card.max_sequence_length
     app.state.pipeline = StableDiffusion3Pipeline.from_pretrained(checkpoint.directory, dtype=torch.float32)
@@ -50,7 +50,7 @@ app = FastAPI(lifespan=lifespan)
 
 
 def generate(app: FastAPI, body: Txt2Img) -> bytes:
-    """Generate one image as a PNG file, one at a time."""
+    """Generate an image as a PNG file. Calls wait for each other."""
     with _lock:
         image = app.state.pipeline(
             body.prompt,
@@ -69,7 +69,7 @@ def generate(app: FastAPI, body: Txt2Img) -> bytes:
 
 @app.get("/readyz")
 def readyz() -> dict[str, str]:
-    """Report readiness. Only reached after the first image."""
+    """Report that the server is ready. It accepts requests only after its first image."""
     return {"status": "ready"}
 
 

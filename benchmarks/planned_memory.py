@@ -1,8 +1,8 @@
-"""The planner's peak memory against the measured one of `sd35 serve` in a new process, after one image.
+"""The planned peak memory of `sd35 serve`, compared with the measured peak of a new process after one image.
 
 Both are peak physical memory (VmHWM), which includes libraries, weights mapped from files, and working memory. It is
-sampled every few milliseconds, because the engine resets it to measure single calls. The image has the model's own
-size, guidance and one step: memory does not grow with steps. Linux only.
+sampled every few milliseconds, because the engine resets it to measure single calls. The image has the model's default
+size, guidance, and one step, because memory does not grow with steps. Linux only.
 """
 
 from pathlib import Path
@@ -58,7 +58,7 @@ def measure(directory: Path, rounds: int) -> Outcome:  # noqa: ARG001  peaks var
         try:
             measured = _measured_bytes(case, checkpoint)
         except CannotRun as reason:
-            notes.append(f"{name}: left out; {reason}")
+            notes.append(f"{name}: skipped: {reason}")
             samples[name] = {"left_out": str(reason)}
             continue
         error = placement.peak_bytes / measured - 1

@@ -1,4 +1,4 @@
-"""The processes that are measured. All run in the same clean environment, so that no shell setting affects a figure."""
+"""Starts the measured processes, all in the same clean environment, so that no shell setting affects a figure."""
 
 import atexit
 import json
@@ -64,7 +64,7 @@ def run_module(module: str, *arguments: str) -> dict[str, Any]:
 
 
 class Worker:
-    """A `benchmarks.worker` process that stays loaded, used as a context manager. Loaded when the constructor returns.
+    """A `benchmarks.worker` process, used as a context manager. It has loaded when the constructor returns.
 
     Raises CannotRun if this machine cannot run the side.
     """
@@ -93,7 +93,7 @@ class Worker:
     ) -> None:
         self._end()
 
-    def draw(self, **request: float) -> dict[str, Any]:
+    def generate(self, **request: float) -> dict[str, Any]:
         """Generate one image: see `benchmarks.worker`."""
         assert self._process.stdin
         print(json.dumps(request), file=self._process.stdin, flush=True)

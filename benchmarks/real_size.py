@@ -1,8 +1,8 @@
 """Compiles SD3.5 Medium's transformer at its real size within 24 GiB of memory.
 
-The weights are random. Each stage runs in a process of its own. A stage that exceeds the memory limit is killed, and
-the stages that need it are skipped. Results are cached in build/real-size/, 15 GB: remove it, or a stage's JSON
-file in it, to run again. Linux only.
+The weights are random. Each stage runs in its own process. A stage that exceeds the memory limit is killed, and the
+stages that need it are skipped. Results are cached in build/real-size/, which takes 15 GB. To run a stage again, remove
+its JSON file there; to run all, remove the folder. Linux only.
 """
 
 import json
@@ -20,7 +20,7 @@ from benchmarks.processes import ROOT, clean_environment
 
 FOLDER = ROOT / "build" / "real-size"
 LIMIT_BYTES = 24 << 30
-MIN_FREE_BYTES = 1 << 29  # of the machine's memory: with less, the system would kill processes
+MIN_FREE_BYTES = 1 << 29  # of the machine's memory: with less, the system could kill other processes
 INTERVAL_S = 0.05
 LAYERS_RATIO, WHOLE_RATIO = 0.55, 0.70
 # Each stage with the stages that it needs.
@@ -40,12 +40,12 @@ Found = dict[str, Any]
 
 
 def measure(_directory: Path, _rounds: int) -> Outcome:
-    """Run each stage once, on a checkpoint of its own."""
+    """Run each stage once, on a checkpoint that the first stage creates."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     found: dict[str, Found] = {}
     for stage, needs in STAGES.items():
         if missing := [name for name in needs if found[name]["error"]]:
-            found[stage] = {"error": f"not run, because it needs {missing[0]}"}
+            found[stage] = {"error": f"not run, because {missing[0]} failed"}
             continue
         found[stage] = _read(stage) or _run(stage)
         print(f"  {_line(stage, found[stage])}", flush=True)
@@ -75,9 +75,9 @@ def _run(stage: str) -> Found:
         peaks = watch.stop()
     found: Found = {"took_s": time.monotonic() - began_s, **peaks._asdict(), "error": watch.reason}
     if process.returncode == 0:
-        of_stage: Found = json.loads(output.splitlines()[-1])
-        resident_bytes = max(peaks.resident_bytes, of_stage["resident_bytes"])
-        found |= {**of_stage, "resident_bytes": resident_bytes}
+        reported: Found = json.loads(output.splitlines()[-1])
+        resident_bytes = max(peaks.resident_bytes, reported["resident_bytes"])
+        found |= {**reported, "resident_bytes": resident_bytes}
     elif not watch.reason:
         last = (FOLDER / f"{stage}.log").read_text(encoding="utf-8").strip().splitlines()[-1:]
         found["error"] = f"ended with {process.returncode}: {''.join(last)}"
@@ -96,7 +96,7 @@ def _bars(found: Mapping[str, Found]) -> Iterator[Bar]:
     yield Bar("peak of a stage's own memory", peak / 2**30, "GiB", "<=", LIMIT_BYTES / 2**30)
     if "quantise" in done:
         sizes = found["quantise"]
-        layers, whole = (sizes[f"{of}_bytes"] / sizes[f"{of}_bf16_bytes"] for of in ("layers", "total"))
+        layers, whole = (sizes[f"{part}_bytes"] / sizes[f"{part}_bf16_bytes"] for part in ("layers", "total"))
         yield Bar("FP8 / BF16, bytes of the layers in FP8", layers, "x", "<=", LAYERS_RATIO)
         yield Bar("FP8 / BF16, bytes of the transformer", whole, "x", "<=", WHOLE_RATIO)
 
@@ -128,7 +128,7 @@ def _ratios(found: Mapping[str, Found]) -> Iterator[str]:
             (what, f"hold-fp8-{way}", f"hold-{other}", key)
             for way in ("weights", "storage")
             for other in ("bfloat16", "float32")
-            for what, key in (("PyTorch's weights", "weights_bytes"), ("what the process holds", "held_bytes"))
+            for what, key in (("PyTorch's weights", "weights_bytes"), ("the process's memory", "held_bytes"))
         ),
     ):
         if not found[fp8]["error"] and not found[other]["error"]:

@@ -1,4 +1,4 @@
-"""One stage of `benchmarks.real_size`, in a process of its own: `python -m benchmarks.real_size_stage STAGE FOLDER`."""
+"""Runs one stage of `benchmarks.real_size`: `python -m benchmarks.real_size_stage STAGE FOLDER`."""
 
 import json
 import logging
@@ -42,7 +42,7 @@ _LARGEST = "largest.json"
 
 
 def synth(folder: Path) -> dict[str, Any]:
-    """Create SD3.5 Medium's transformer and autoencoder with random weights, and text encoders of one layer."""
+    """Create SD3.5 Medium with random weights. The text encoders have one layer."""
     medium = ARCHITECTURES["sd3.5-medium"]
     one = {"num_hidden_layers": 1}
     architecture = replace(
@@ -60,11 +60,11 @@ def export(folder: Path) -> dict[str, Any]:
     checkpoint = _checkpoint(folder)
     graph = next(each for each in graphs_of(checkpoint) if each.part == "transformer")
     model = export_graph(checkpoint, graph, "bf16")
-    return _saved(model, folder / "bf16")
+    return _save(model, folder / "bf16")
 
 
-def calibration(folder: Path) -> dict[str, Any]:
-    """Find the largest inputs over one prompt and two steps, in PyTorch and float32."""
+def run_calibration(folder: Path) -> dict[str, Any]:
+    """Find the largest inputs of each layer over one prompt and two steps, with PyTorch in float32."""
     checkpoint = _checkpoint(folder)
     backend = open_backend("diffusers", checkpoint, Options(precision="float32", device="cpu", offload="encoders"))
     assert isinstance(backend, DiffusersBackend)
@@ -74,15 +74,15 @@ def calibration(folder: Path) -> dict[str, Any]:
     return {"layers": len(found.largest_inputs)}
 
 
-def quantisation(folder: Path) -> dict[str, Any]:
+def run_quantisation(folder: Path) -> dict[str, Any]:
     """Quantise the BF16 graph to FP8."""
     model = ir.load(folder / "bf16" / GRAPH_FILE)
     quantise(model, json.loads((folder / _LARGEST).read_text()))
-    return {**_saved(model, folder / "fp8"), **asdict(sizes_of(model))}
+    return {**_save(model, folder / "fp8"), **asdict(sizes_of(model))}
 
 
-def residence(precision: Precision, folder: Path) -> dict[str, Any]:
-    """Measure what the process holds after one step with guidance in PyTorch, with mapped pages and the decoder."""
+def measure_memory(precision: Precision, folder: Path) -> dict[str, Any]:
+    """Measure the memory of the process after one step with guidance in PyTorch, mapped pages and decoder included."""
     checkpoint, memory = _checkpoint(folder), HostMemory()
     before_bytes = memory.held_bytes()
     backend = open_backend("diffusers", checkpoint, Options(precision=precision, device="cpu", offload="encoders"))
@@ -97,12 +97,12 @@ def residence(precision: Precision, folder: Path) -> dict[str, Any]:
     }
 
 
-def engine(precision: Literal["bf16", "fp8"], folder: Path) -> dict[str, Any]:
-    """Build the graph as a TensorRT-RTX engine for images of the native size."""
+def build_engine(precision: Literal["bf16", "fp8"], folder: Path) -> dict[str, Any]:
+    """Build a TensorRT-RTX engine from the graph, for images of the native size."""
     checkpoint, flavour = _checkpoint(folder), find_flavour()
     graphs = OfficialGraphs(folder, precision, transformer_at=folder / precision)
     card = checkpoint.card
-    native = next(each for each in buckets_of("", card) if each.holds((card.width, card.height)))
+    native = next(each for each in buckets_of("", card) if each.contains((card.width, card.height)))
     builder = EngineBuilder(checkpoint, graphs, EngineShapes([native], ROWS), flavour)
     (target,) = targets_of(flavour, [GPU])
     built = builder.build("transformer", target)
@@ -113,7 +113,7 @@ def _recipe(checkpoint: Checkpoint) -> Recipe:
     return replace(recipe_of(checkpoint), width_px=SIDE_PX, height_px=SIDE_PX, steps=2)
 
 
-def _saved(model: ir.Model, folder: Path) -> dict[str, Any]:
+def _save(model: ir.Model, folder: Path) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     save(model, folder)
     return {"file_bytes": _bytes_in(folder)}
@@ -130,21 +130,21 @@ def _checkpoint(folder: Path) -> Checkpoint:
 STAGES: Mapping[str, Callable[[Path], dict[str, Any]]] = {
     "synth": synth,
     "export": export,
-    "calibrate": calibration,
-    "quantise": quantisation,
-    "hold-float32": partial(residence, "float32"),
-    "hold-bfloat16": partial(residence, "bfloat16"),
-    "hold-fp8-weights": partial(residence, "fp8-weights"),
-    "hold-fp8-storage": partial(residence, "fp8-storage"),
-    "engine-bf16": partial(engine, "bf16"),
-    "engine-fp8": partial(engine, "fp8"),
+    "calibrate": run_calibration,
+    "quantise": run_quantisation,
+    "hold-float32": partial(measure_memory, "float32"),
+    "hold-bfloat16": partial(measure_memory, "bfloat16"),
+    "hold-fp8-weights": partial(measure_memory, "fp8-weights"),
+    "hold-fp8-storage": partial(measure_memory, "fp8-storage"),
+    "engine-bf16": partial(build_engine, "bf16"),
+    "engine-fp8": partial(build_engine, "fp8"),
 }
 
 
 def main() -> None:
-    """Run the stage, then print its figures as JSON."""
+    """Run the stage and print its figures as JSON."""
     name, folder = sys.argv[1:]
-    with suppress(OSError):  # if memory runs out, the system should kill this process
+    with suppress(OSError):  # if memory runs out, the system should kill this process first
         Path("/proc/self/oom_score_adj").write_text("1000")
     logging.basicConfig(level=logging.WARNING)  # shows TensorRT's messages if it fails
     began_s = time.perf_counter()

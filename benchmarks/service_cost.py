@@ -1,7 +1,7 @@
 """The cost of the service itself with a backend that computes nothing (`free_server.py`): per image and per request.
 
-Requests are sent with `http.client`, because it takes a third of the processor time of `sd35.bench`'s load generator:
-client and server share the machine, and at hundreds of requests a second the client would become the bottleneck.
+Requests are sent with `http.client`, which takes a third of the processor time of `sd35.bench`'s load generator. Client
+and server share the machine, so a slower client would become the bottleneck at hundreds of requests a second.
 """
 
 import json
@@ -38,7 +38,7 @@ class Sample(NamedTuple):
 
 
 def measure(checkpoint: Path, rounds: int, images: int = 100, small_s: float = 20) -> Outcome:
-    """Measure large images one by one, then `rounds` of small requests, of which the median counts."""
+    """Measure large images one by one, then small requests in several rounds. The median of the rounds counts."""
     command = [sys.executable, "-m", "benchmarks.free_server"]
     with running(command, {"SD35_CHECKPOINTS": str(checkpoint)}) as target:
         seeds = count()
@@ -86,7 +86,7 @@ def _outcome(samples: list[Sample], rates: list[float], late: int, lag_s: float,
 
 
 def _small_rate(target: Target, seeds: Iterator[int], seconds: float) -> float:
-    """Return the small images a second of a closed loop with one connection for each client."""
+    """Return the small images a second of a closed loop of `CONNECTIONS` clients."""
     deadline_s = time.monotonic() + seconds
 
     def run_client() -> int:
@@ -122,9 +122,9 @@ def _sender(target: Target, side_px: int) -> Iterator[Callable[..., Sample]]:
 
 
 def _event_loop_lag(before: dict[str, float], after: dict[str, float]) -> tuple[int, float]:
-    """Return how many timers were later than allowed, and the smallest bucket bound above every lag.
+    """Return the number of timers that were later than allowed, and the smallest bucket bound above every lag.
 
-    Only between two scrapes, because loading a model blocks the event loop for other reasons.
+    Only timers between two scrapes count, because loading a model also blocks the event loop.
     """
     counts = {
         float(found[1]): value - before[name] for name, value in after.items() if (found := _LAG_BUCKET.fullmatch(name))

@@ -1,7 +1,7 @@
 """Half an hour of mixed use, to see whether memory grows with the number of images: `python -m benchmarks.soak`.
 
-Synchronous requests in all formats, repeated and concurrent equal requests, jobs that are followed, fetched, cancelled
-and deleted, and clients that disconnect. Images are small and have few steps, so that there are many.
+The clients send synchronous requests in all formats, and repeat requests later or at once. They follow, fetch, cancel
+and delete jobs, and disconnect early. Images are small and have few steps, so that many are generated.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from sd35.checkpoints.registry import EMBEDDED
 
 MINUTES, CLIENTS = 30.0, 8
 MAX_MB_PER_1000 = 1.0
-_WARM_UP_SHARE = 1 / 6  # of the time: caches and the allocators' arenas fill first
+_WARM_UP_SHARE = 1 / 6  # of the time, in which caches and the allocators' arenas fill
 _SAMPLES = 180
 _FORMATS = ("png", "jpeg", "webp", "avif")
 _SIDES_PX, _MAX_STEPS = (64, 96, 128), 4
-_MAX_PATIENCE_S = 0.05  # of clients that disconnect
-_HISTORY = 50  # requests that can be repeated
+_MAX_PATIENCE_S = 0.05  # of clients that disconnect early
+_HISTORY = 50  # number of earlier requests that can be repeated
 _TIMEOUT_S = 600
 _MB = 1e6
 
@@ -45,7 +45,7 @@ class Sample(NamedTuple):
 
 
 class MixedUse:
-    """Clients that do everything the API offers. `actions` and `statuses` count actions and response statuses."""
+    """Clients that take random actions. `actions` and `statuses` count the actions and the statuses of responses."""
 
     def __init__(self, http: httpx2.AsyncClient) -> None:
         self._http, self._rng, self._seeds = http, random.Random(1), count()
@@ -59,7 +59,7 @@ class MixedUse:
         }  # fmt: skip
 
     async def run(self, seconds: float) -> None:
-        """Run one client for some time."""
+        """Run one client for `seconds`."""
         deadline_s = time.monotonic() + seconds
         actions, weights = list(self._weights), list(self._weights.values())
         while time.monotonic() < deadline_s:
@@ -150,7 +150,7 @@ class MixedUse:
 
 
 def measure(checkpoint: Path, rounds: int, minutes: float = MINUTES) -> Outcome:
-    """Run once, whatever the `rounds`."""
+    """Run once and ignore `rounds`."""
     del rounds
     with running(serve_command(["--ui", "off", "--checkpoint", str(checkpoint)])) as target:
         return asyncio.run(_measure(target, 60 * minutes))
@@ -177,9 +177,9 @@ def _sample(metrics: dict[str, float], start_s: float) -> Sample:
 
 def _is_idle(metrics: dict[str, float]) -> bool:
     """Return whether all accepted requests and jobs are done."""
-    left = [value for name, value in metrics.items() if name.startswith("sd35_engine_images{")]
-    left += [metrics[f'sd35_jobs{{status="{status}"}}'] for status in ("queued", "running")]
-    return not sum(left)
+    remaining = [value for name, value in metrics.items() if name.startswith("sd35_engine_images{")]
+    remaining += [metrics[f'sd35_jobs{{status="{status}"}}'] for status in ("queued", "running")]
+    return not sum(remaining)
 
 
 def _outcome(samples: list[Sample], use: MixedUse, metrics: dict[str, float]) -> Outcome:
@@ -191,8 +191,8 @@ def _outcome(samples: list[Sample], use: MixedUse, metrics: dict[str, float]) ->
     return Outcome(
         [Bar("resident memory per 1,000 images", slope, "MB", "<", MAX_MB_PER_1000)],
         [
-            (f"{samples[-1].time_s / 60:.1f} minutes, {CLIENTS} clients, {samples[-1].images:.0f} images made;"
-            f" the slope is of the last {counted[-1].images - counted[0].images:.0f}"),
+            (f"{samples[-1].time_s / 60:.1f} minutes, {CLIENTS} clients, {samples[-1].images:.0f} images;"
+            f" the slope is over the last {counted[-1].images - counted[0].images:.0f}"),
             "resident, MB (images): "
             + ", ".join(f"{sample.resident_bytes / _MB:.1f} ({sample.images:.0f})" for sample in quarters),
             "actions: " + ", ".join(f"{name} {times}" for name, times in sorted(use.actions.items())),
@@ -210,7 +210,7 @@ def _outcome(samples: list[Sample], use: MixedUse, metrics: dict[str, float]) ->
 def main() -> None:
     """Measure, and exit with 1 if memory grows."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="how long (%(default)g)")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="duration of the load (%(default)g)")
     outcome = measure(open_checkpoint(EMBEDDED).directory, 1, parser.parse_args().minutes)
     print(table({"soak": outcome}))
     if not all(bar.is_met for bar in outcome.bars):

@@ -1,7 +1,7 @@
-"""How soon the user interface can be used, in Debian's Chromium with an empty cache on the same machine.
+"""Time until the user interface can be used, in Chromium with an empty cache on the same machine.
 
-A round is a browser session of its own: from requesting `/` until Generate can be pressed, which is after the page has
-asked the service for its checkpoints. A note says how long after the service the user interface is loaded.
+Each round is a new browser session. It ends when the button Generate is enabled, after the page has fetched the list of
+checkpoints. A note gives the time from a ready service to a loaded user interface.
 """
 
 import shutil
@@ -23,7 +23,7 @@ _ARGUMENTS = ["--no-sandbox", "--headless", "--disable-gpu", "--no-first-run", "
 
 
 def measure(checkpoint: Path, rounds: int) -> Outcome:
-    """Measure the median of the rounds. The session before them may read from disk and does not count."""
+    """Measure the median of the rounds. A session before them may read from disk, so it does not count."""
     chromium = shutil.which("chromium")
     if chromium is None:
         raise CannotRun("chromium is needed: apt install chromium")
@@ -37,7 +37,7 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
     return Outcome(
         [Bar("user interface, request to usable", median(samples_s), "s", "<=", MAX_S)],
         [
-            f"{rounds} browser sessions: {spread(samples_s)}; the one before these {first_s:.3f} s",
+            f"{rounds} browser sessions: {spread(samples_s)}; the session before these {first_s:.3f} s",
             f"the user interface is loaded {loaded_s:.1f} s after the service is ready",
         ],
         {"usable_s": samples_s, "first_s": first_s, "loaded_s": loaded_s},
@@ -45,11 +45,11 @@ def measure(checkpoint: Path, rounds: int) -> Outcome:
 
 
 def _seconds_to_load(url: str) -> float:
-    """Wait until `/` redirects to the user interface, and return the seconds."""
+    """Return the seconds until `/` redirects to the user interface."""
     start_s = time.perf_counter()
     while httpx2.get(f"{url}/", trust_env=False).status_code != httpx2.codes.TEMPORARY_REDIRECT:
         if time.perf_counter() - start_s > _WAIT_MS / 1000:
-            raise CannotRun("there is no user interface: is the extra `ui` installed?")
+            raise CannotRun("there is no user interface; install the extra `ui`")
         time.sleep(_POLL_S)
     return time.perf_counter() - start_s
 

@@ -1,8 +1,8 @@
-"""A process that generates images on demand: `python -m benchmarks.worker SIDE CHECKPOINT`, with a side of `SIDES`.
+"""Generates images on demand: `python -m benchmarks.worker SIDE CHECKPOINT`, where SIDE is a key of `SIDES`.
 
 Each line of JSON on standard input requests an image (seed, steps, guidance, side in pixels), and a line on standard
-output answers with the image and its times. Between two images the process computes nothing, so that several workers
-can alternate on one machine.
+output returns the image and its times. Between two images the process computes nothing, so that several workers can
+alternate on one machine.
 """
 
 import base64
@@ -19,20 +19,20 @@ import numpy as np
 from sd35.errors import InvalidSetting
 from sd35.host import HostMemory
 
-# New text for each image, so that none finds its embedding in a cache.
+# Each image has new prompts, so that no embedding comes from a cache.
 PROMPT = "a cat to the left of a dog on a red background, {seed}"
 NEGATIVE_PROMPT = "a tree, {seed}"
 Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class StageTimes:
-    """The end of text encoding and the start of decoding, noted by wrapping the two methods."""
+    """The end of text encoding and the start of decoding, recorded by wrapping the two methods."""
 
     def __init__(self) -> None:
         self.encoded_s = self.decoding_s = 0.0
 
     def wrap(self, owner: object, name: str, stage: Literal["encoded_s", "decoding_s"]) -> None:
-        """Replace a method of `owner` by one that also notes the time: of its end if it encodes, else of its start."""
+        """Wrap a method of `owner` so that it records the time of its end (`encoded_s`) or start (`decoding_s`)."""
         method = getattr(owner, name)
 
         def wrapped(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401  any method
@@ -46,15 +46,15 @@ class StageTimes:
         setattr(owner, name, wrapped)
 
 
-class Draw(Protocol):
+class Generate(Protocol):
     """A function that generates one square image."""
 
     def __call__(self, *, seed: int, steps: int, guidance: float, side_px: int) -> Pixels:
         """Return the image's pixels."""
 
 
-def open_ours(checkpoint: str, times: StageTimes, *, backend: str, precision: str = "float32") -> Draw:
-    """Open one of our backends. Images take the path of a request: resolved, queued, and run on the engine's thread."""
+def open_ours(checkpoint: str, times: StageTimes, *, backend: str, precision: str = "float32") -> Generate:
+    """Open one of our backends. Images are resolved, queued, and run on the engine's thread, like those of requests."""
     from sd35.engine.local.engine import LocalEngine
     from sd35.generation.params import GenerationParams
     from sd35.settings import load_settings
@@ -63,19 +63,19 @@ def open_ours(checkpoint: str, times: StageTimes, *, backend: str, precision: st
     settings = load_settings({"checkpoints": (checkpoint,), "backend": backend, "precision": precision})
     pool = open_model_pool(settings, open_checkpoints(settings))
     assert isinstance(pool.engine, LocalEngine)
-    (pipeline,) = pool.engine._pipelines.values()  # noqa: SLF001  the times are those of the backend itself
+    (pipeline,) = pool.engine._pipelines.values()  # noqa: SLF001  to time the backend itself
     times.wrap(pipeline.backend, "encode_text", "encoded_s")
     times.wrap(pipeline.backend, "decode_latents", "decoding_s")
 
-    def draw(*, seed: int, steps: int, guidance: float, side_px: int) -> Pixels:
+    def generate(*, seed: int, steps: int, guidance: float, side_px: int) -> Pixels:
         prompts = PROMPT.format(seed=seed), NEGATIVE_PROMPT.format(seed=seed)
         params = GenerationParams(*prompts, side_px, side_px, steps, guidance, seed)
         return pool.submit(pool.resolve(params)).future.result().pixels
 
-    return draw
+    return generate
 
 
-def open_pipeline(checkpoint: str, times: StageTimes) -> Draw:
+def open_pipeline(checkpoint: str, times: StageTimes) -> Generate:
     """Open plain Diffusers: eager PyTorch in float32, called as in its documentation, without the progress bar."""
     import torch
     from diffusers import StableDiffusion3Pipeline
@@ -88,7 +88,7 @@ def open_pipeline(checkpoint: str, times: StageTimes) -> Draw:
     times.wrap(pipeline, "encode_prompt", "encoded_s")
     times.wrap(pipeline.vae, "decode", "decoding_s")
 
-    def draw(*, seed: int, steps: int, guidance: float, side_px: int) -> Pixels:
+    def generate(*, seed: int, steps: int, guidance: float, side_px: int) -> Pixels:
         image = pipeline(
             PROMPT.format(seed=seed),
             negative_prompt=NEGATIVE_PROMPT.format(seed=seed),
@@ -101,14 +101,14 @@ def open_pipeline(checkpoint: str, times: StageTimes) -> Draw:
         ).images[0]
         return np.asarray(image)
 
-    return draw
+    return generate
 
 
-def open_genai(checkpoint: str, times: StageTimes, *, is_fixed: bool = False, is_default: bool = False) -> Draw:
-    """Open OpenVINO GenAI on the checkpoint that `benchmarks.openvino_convert` wrote to `$OPENVINO_MODEL`.
+def open_genai(checkpoint: str, times: StageTimes, *, is_fixed: bool = False, is_default: bool = False) -> Generate:
+    """Open OpenVINO GenAI with the checkpoint that `benchmarks.openvino_convert` wrote to `$OPENVINO_MODEL`.
 
-    It is configured to do the same work: float32, and the transformer at every step. `is_fixed` compiles its graphs for
-    the benchmark's size and guidance alone. `is_default` sets only the text length.
+    It does the same work as our backends: float32, and the transformer at every step. `is_fixed` compiles the graphs
+    only for the benchmark's size and guidance. `is_default` keeps the library's defaults, except for the text length.
     """
     import openvino_genai as genai
     from openvino import Tensor
@@ -118,7 +118,7 @@ def open_genai(checkpoint: str, times: StageTimes, *, is_fixed: bool = False, is
     from sd35.sampling.noise import initial_noise
 
     class Noise(genai.Generator):
-        """Generates our initial noise of a seed."""
+        """Generates this project's initial noise for a seed."""
 
         def __init__(self, seed: int) -> None:
             super().__init__()
@@ -135,11 +135,10 @@ def open_genai(checkpoint: str, times: StageTimes, *, is_fixed: bool = False, is
     pipeline.set_generation_config(config)
     if is_fixed:
         pipeline.reshape(1, SIDE_PX, SIDE_PX, GUIDANCE)
-    pipeline.compile(
-        "CPU", **({} if is_default else {"INFERENCE_PRECISION_HINT": "f32"})
-    )  # by default BF16, if available
+    precision = {} if is_default else {"INFERENCE_PRECISION_HINT": "f32"}  # the default is BF16, if available
+    pipeline.compile("CPU", **precision)
 
-    def draw(*, seed: int, steps: int, guidance: float, side_px: int) -> Pixels:
+    def generate(*, seed: int, steps: int, guidance: float, side_px: int) -> Pixels:
         image = pipeline.generate(
             PROMPT.format(seed=seed),
             negative_prompt=NEGATIVE_PROMPT.format(seed=seed),
@@ -154,10 +153,10 @@ def open_genai(checkpoint: str, times: StageTimes, *, is_fixed: bool = False, is
         times.encoded_s = times.decoding_s - sum(took.raw_metrics.iteration_durations) / 1e6
         return np.array(image.data[0])
 
-    return draw
+    return generate
 
 
-SIDES: Mapping[str, Callable[[str, StageTimes], Draw]] = {
+SIDES: Mapping[str, Callable[[str, StageTimes], Generate]] = {
     "onnx": partial(open_ours, backend="onnx"),
     "openvino": partial(open_ours, backend="openvino"),
     "openvino-bf16": partial(open_ours, backend="openvino", precision="bfloat16"),
@@ -169,13 +168,13 @@ SIDES: Mapping[str, Callable[[str, StageTimes], Draw]] = {
 
 
 def main() -> None:
-    """Load, report it, then answer requests until standard input ends."""
+    """Load the side, report that it has loaded, then answer requests until standard input ends."""
     side, checkpoint = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # keeps the output of libraries out of the answers
     times = StageTimes()
     try:
-        draw = SIDES[side](checkpoint, times)
+        generate = SIDES[side](checkpoint, times)
     except InvalidSetting as error:  # such as a precision that this processor does not support
         print(json.dumps({"cannot_run": str(error)}), file=answers, flush=True)
         return
@@ -184,7 +183,7 @@ def main() -> None:
         request: dict[str, Any] = json.loads(line)
         idle_cpu_s = time.process_time()
         started_s = time.perf_counter()
-        pixels = draw(**request)
+        pixels = generate(**request)
         ended_s = time.perf_counter()
         answer = {
             "total_s": ended_s - started_s,

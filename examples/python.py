@@ -1,4 +1,9 @@
-"""Generate images in this process. Run it in any directory: it writes PNG files there."""
+"""Generate images in this process, without a server.
+
+    python python.py
+
+Writes cat.png and image-1.png to image-4.png to the current directory.
+"""
 
 from sd35 import Generator
 

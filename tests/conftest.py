@@ -1,5 +1,6 @@
-"""Fixtures of several folders, and how tests are spread over processes."""
+"""Fixtures for all tests, and the distribution of tests over processes."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from sd35.generation.model_pool import ModelPool
 from tests.support import postgres
 from tests.support.fake_backend import FakeBackend, fake_pool
 
-# How long an example takes depends on what else the machine does.
+# No deadline: the time of an example depends on other processes of the machine.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 _SHARED_BY_FILES = ("compiled", "watched")  # session fixtures that take many seconds to build
@@ -23,9 +24,9 @@ _SHARED_BY_FILES = ("compiled", "watched")  # session fixtures that take many se
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let pytest-xdist run the tests of a file in one process, and all tests that share an expensive fixture.
+    """Group the tests of a file, and all tests that share an expensive fixture, for pytest-xdist.
 
-    No fixture is then built twice, except those of a session that are cheap.
+    A group runs in one process, so that no expensive fixture is built twice.
     """
     for item in items:
         shared = [name for name in _SHARED_BY_FILES if name in getattr(item, "fixturenames", ())]
@@ -34,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_torch_thread() -> Iterator[None]:
-    """Compute with one PyTorch thread: several wait by spinning, which is far slower beside other work."""
+    """Compute with one PyTorch thread: several threads wait by spinning, which slows down other processes."""
     import torch
 
     before = torch.get_num_threads()
@@ -44,8 +45,8 @@ def _one_torch_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_data_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep processes started without `--data-dir` away from the data of this machine's user."""
+def _separate_data_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Set a temporary data directory for processes that are started without `--data-dir`."""
     with pytest.MonkeyPatch.context() as context:
         context.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
         yield
@@ -53,14 +54,20 @@ def _own_data_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
 @pytest.fixture(autouse=True)
 def _default_logs() -> Iterator[None]:
-    """Undo what a test configured of structlog: the service and the library configure the whole process."""
+    """Reset logging after each test: the service, its commands and the library configure it for the whole process."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     yield
     structlog.reset_defaults()
+    for handler in root.handlers[:]:
+        if handler not in handlers:
+            root.removeHandler(handler)
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[URL]:
-    """The URL of a PostgreSQL server. Skips the test if none is installed."""
+    """The URL of a PostgreSQL server. Skips the test if PostgreSQL is not installed."""
     with postgres.serving() as server:
         yield server
 
@@ -94,13 +101,13 @@ def backend() -> FakeBackend:
 
 @pytest.fixture
 def max_in_flight() -> int:
-    """The number of images that `pool` accepts at once."""
+    """The limit of images in flight of `pool`."""
     return 3
 
 
 @pytest.fixture
 def pool(tmp_path: Path, backend: FakeBackend, max_in_flight: int) -> Iterator[ModelPool]:
-    """A model pool over `backend`. At the end, images that are held are released."""
+    """A model pool with `backend`. Held images are released at the end."""
     with fake_pool(tmp_path, backend, max_in_flight) as pool:
         yield pool
         backend.release.set()

@@ -1,4 +1,4 @@
-"""Errors as data: they cross a process boundary by name and arguments, and arrive as themselves."""
+"""Errors as data: they can be pickled, and so cross process boundaries."""
 
 import inspect
 import pickle
@@ -21,14 +21,14 @@ KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issu
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_every_error_survives_pickling(kind: type[Sd35Error]) -> None:
-    """Same type, same message, same attributes, whether its arguments are positional or named."""
+    """With its type, message and attributes. Arguments may be positional or named."""
     names = [name for name in inspect.signature(kind.__init__).parameters if name in ARGUMENTS]
     values = [ARGUMENTS[name] for name in names] or ["a message"]
     raised = [kind(*values)]
     if names:
         raised.append(kind(**dict(zip(names, values, strict=True))))
     for error in raised:
-        found = pickle.loads(pickle.dumps(error))  # noqa: S301  our own
-        assert type(found) is kind
-        assert str(found) == str(error)
-        assert vars(found) == vars(error)
+        restored = pickle.loads(pickle.dumps(error))  # noqa: S301  pickled here
+        assert type(restored) is kind
+        assert str(restored) == str(error)
+        assert vars(restored) == vars(error)

@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class Size(TypedDict):
-    """The parameters that set how much work an image is."""
+    """The parameters that determine the work of an image."""
 
     width: int
     height: int
@@ -43,12 +43,12 @@ class Size(TypedDict):
 
 
 SMALL: Size = {"width": 64, "height": 64, "steps": 2}
-LONG: Size = {"width": 256, "height": 256, "steps": 150}  # never runs to its end
+LONG: Size = {"width": 256, "height": 256, "steps": 150}  # too long to finish in a test
 
 
 @pytest.fixture(scope="module")
 def generator() -> Iterator[Generator]:
-    """The embedded model."""
+    """A generator with the embedded model."""
     with Generator("sd35-mini") as generator:
         yield generator
 
@@ -61,7 +61,7 @@ def image(generator: Generator) -> Image:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, backend: FakeBackend) -> Iterator[Generator]:
-    """A generator around the fake backend."""
+    """A generator with the fake backend."""
     monkeypatch.setattr(sd35.generator, "open_model_pool", lambda *_: fake_pool(tmp_path, backend, max_in_flight=99))
     with Generator() as generator:
         yield generator
@@ -69,7 +69,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, backend: FakeBackend) 
 
 
 def test_all_lists_the_public_names():
-    """Each name in `__all__` can be imported and is listed by `dir`; nothing else is public."""
+    """Each name in `__all__` can be imported, and `dir` lists it."""
     assert sd35.__all__ == [
         "BackendUnavailable",
         "CheckpointError",
@@ -94,21 +94,21 @@ def test_all_lists_the_public_names():
 
 
 def test_importing_the_package_imports_no_heavy_library():
-    """`import sd35` loads neither NumPy nor a runtime, so that `sd35 --help` is quick."""
+    """`import sd35` loads neither NumPy nor a runtime, so `sd35 --help` starts quickly."""
     code = "import sys, sd35; sd35.Sd35Error; print({'numpy', 'onnxruntime', 'pydantic', 'PIL'} & sys.modules.keys())"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"
 
 
 def test_parameters_are_those_of_the_http_api():
-    """`ImageParams` has the fields of GenerationParams but the prompt, with the same types."""
+    """`ImageParams` has the fields of GenerationParams except the prompt, with the same types."""
     hints = get_type_hints(GenerationParams)
     names = [field.name for field in fields(GenerationParams) if field.name != "prompt"]
     assert get_type_hints(ImageParams) == {name: hints[name] for name in names}
 
 
 def test_an_image_has_its_request(image: Image):
-    """Seed and size are those asked for, the rest is filled in; the pixels are RGB of 8 bits."""
+    """With the given seed and size, and with defaults for the rest. The pixels are 8-bit RGB."""
     assert (image.width, image.height, image.seed, image.request.steps) == (64, 64, 7, 2)
     assert (image.request.prompt, image.request.guidance_scale > 0) == ("a cat", True)
     assert image.digest == image.request.digest
@@ -117,38 +117,35 @@ def test_an_image_has_its_request(image: Image):
 
 
 def test_an_enlarged_image_has_the_requested_size(generator: Generator):
-    """The embedded model generates at its own size; the record says at which."""
+    """The record has the size at which it was generated."""
     image = generator.generate("a cat", width=1024, height=512, steps=1)
     assert (image.width, image.height, image.pixels.shape) == (1024, 512, (512, 1024, 3))
     assert image.record.maker.drawn_width < 1024
 
 
-def test_the_png_file_can_be_replayed(generator: Generator, image: Image):
-    """Its text chunks hold the request; the same parameters give the same bytes."""
+def test_the_png_file_has_the_record_and_can_be_generated_again(generator: Generator, image: Image):
     assert read_stored_image(image.png).record == image.record
     assert generator.generate("a cat", seed=7, **SMALL).png == image.png
 
 
 def test_an_image_converts_to_pillow_and_shows_in_notebooks(image: Image):
-    """Both have the pixels of the image."""
     shown = PIL.Image.open(io.BytesIO(image._repr_png_()))
     for each in (image.to_pil(), shown):
         assert (each.mode, np.array_equal(np.asarray(each), image.pixels)) == ("RGB", True)
 
 
 @pytest.mark.parametrize(
-    ("name", "written"),
+    ("name", "image_format"),
     [("a.png", "png"), ("a.JPG", "jpeg"), ("a.jpeg", "jpeg"), ("a.webp", "webp"), ("a.avif", "avif")],
 )
-def test_the_suffix_sets_the_format_of_a_saved_file(image: Image, tmp_path: Path, name: str, written: str):
-    """The file holds the record in each format."""
+def test_the_suffix_selects_the_format_of_a_saved_file(image: Image, tmp_path: Path, name: str, image_format: str):
+    """Every format has the record."""
     image.save(tmp_path / name)
     content = (tmp_path / name).read_bytes()
-    assert (format_of(content), read_record(content).request) == (written, image.request)
+    assert (format_of(content), read_record(content).request) == (image_format, image.request)
 
 
-def test_a_file_can_be_saved_without_record_and_with_less_quality(image: Image, tmp_path: Path):
-    """`metadata=False` leaves the record out; a lower quality makes a smaller file. A path may be text."""
+def test_a_file_can_be_saved_without_the_record_and_with_lower_quality(image: Image, tmp_path: Path):
     image.save(str(tmp_path / "a.png"), metadata=False)
     assert b"a cat" not in (tmp_path / "a.png").read_bytes()
     for quality in (20, 90):
@@ -167,7 +164,7 @@ def test_an_unknown_suffix_is_refused(image: Image, tmp_path: Path, name: str):
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"width": 65}, "width: got 65; allowed: multiples of 16"),
+        ({"width": 65}, "width: got 65; allowed: positive multiples of 16"),
         ({"steps": 0}, "steps: got 0; allowed: 1 to 150"),
         ({"steps": 2.5}, r"steps: got 2\.5; allowed: a valid integer"),
         ({"seed": -1}, "seed: got -1; allowed: 0 to 4294967295"),
@@ -180,21 +177,19 @@ def test_an_unknown_suffix_is_refused(image: Image, tmp_path: Path, name: str):
     ],
 )
 def test_bad_parameters_are_refused(generator: Generator, params: dict[str, Any], message: str):
-    """With the error of the HTTP API, which names the parameter, the value and what is allowed."""
+    """With the error of the HTTP API."""
     with pytest.raises(InvalidRequest, match=message):
         generator.generate(**{"prompt": "a cat", **params})
 
 
 def test_an_unknown_parameter_and_an_unknown_model_are_refused(generator: Generator):
-    """The one by Python, the other with the names of the models that are loaded."""
     with pytest.raises(TypeError, match="unexpected keyword argument 'sede'"):
         generator.generate("a cat", sede=7)  # type: ignore[call-arg]
-    with pytest.raises(UnknownModel, match="no model named 'other' is served; served: sd35-mini"):
+    with pytest.raises(UnknownModel, match="model: got 'other'; allowed: sd35-mini"):
         generator.generate("a cat", model="other")
 
 
-def test_numbers_of_numpy_are_taken(generator: Generator, image: Image):
-    """An integer of NumPy, as one draws for a seed, is the same as Python's."""
+def test_parameters_can_be_numpy_integers(generator: Generator, image: Image):
     size: Any = np.int64(64)
     assert generator.generate("a cat", seed=np.uint32(7), width=size, height=size, steps=2).png == image.png  # type: ignore[arg-type]
 
@@ -203,20 +198,20 @@ def test_numbers_of_numpy_are_taken(generator: Generator, image: Image):
     ("settings", "message"),
     [
         ({"max_pixels": 1}, "^max_pixels: got 1; "),
-        ({"precision": "fp4"}, "^precision: got 'fp4'; input should be 'auto', "),
+        ({"precision": "fp4"}, "^precision: got 'fp4'; allowed: auto, "),
         ({"bakend": "onnx"}, "unknown setting 'bakend'; known: allowed_hosts, backend, "),
         ({"checkpoints": ["sd35-mini"]}, "unknown setting 'checkpoints'"),
         ({"backend": "caffe"}, "caffe"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str):
-    """With the error of the command line, under the argument's name."""
+    """With the error of the command line, and the name of the argument instead of the flag."""
     with pytest.raises(InvalidSetting, match=message):
         Generator(**settings)
 
 
-def test_settings_are_those_of_the_service(generator: Generator):
-    """`max_pixels` bounds what is asked for; without it, the default does."""
+def test_a_generator_accepts_the_settings_of_the_service(generator: Generator):
+    """Such as `max_pixels`, which limits the size."""
     with Generator(["sd35-mini"], max_pixels=128 * 128, backend="onnx", threads=1) as small:
         assert small.generate("a cat", width=128, height=128, steps=1).width == 128
         with pytest.raises(InvalidRequest, match="width: got 256; allowed: width x height of 16384 pixels at most"):
@@ -225,7 +220,7 @@ def test_settings_are_those_of_the_service(generator: Generator):
 
 
 def test_a_generator_holds_several_checkpoints(tmp_path: Path):
-    """Names and directories; the first is the default."""
+    """By name or directory. The first is the default."""
     shutil.copytree(open_checkpoint(EMBEDDED).directory, tmp_path / "other")
     with Generator(["sd35-mini", tmp_path / "other"]) as both:
         assert both.generate("a cat", **SMALL).request.model == "sd35-mini"
@@ -235,7 +230,7 @@ def test_a_generator_holds_several_checkpoints(tmp_path: Path):
 
 
 def test_settings_also_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
-    """But not the checkpoint, and not the limits of a server's queue. What is given goes before."""
+    """Except the checkpoint and the limits of a server's queue. Arguments override the environment."""
     for name, value in {"CHECKPOINTS": "none", "MAX_IN_FLIGHT": "1", "MAX_PIXELS": "4096"}.items():
         monkeypatch.setenv(f"SD35_{name}", value)
     with Generator() as small:
@@ -249,7 +244,7 @@ def test_settings_also_come_from_the_environment(monkeypatch: pytest.MonkeyPatch
 
 
 def test_several_images_have_consecutive_seeds(generator: Generator):
-    """For each prompt; 4294967295 is followed by 0. Each image is the one that `generate` makes alone."""
+    """For each prompt. The seed 4294967295 is followed by 0. `generate` gives the same image for the same seed."""
     images = generator.generate_many(["a cat", "a dog"], count=2, seed=2**32 - 1, **SMALL)
     assert [(each.request.prompt, each.seed) for each in images] == [
         ("a cat", 2**32 - 1),
@@ -261,8 +256,7 @@ def test_several_images_have_consecutive_seeds(generator: Generator):
     assert np.abs(alone.pixels.astype(int) - images[3].pixels).max() <= 2
 
 
-def test_several_images_of_one_prompt(generator: Generator):
-    """A prompt may be text alone; seeds are random if none is given."""
+def test_generate_many_accepts_one_prompt_and_draws_a_random_seed(generator: Generator):
     first, second = generator.generate_many("a cat", count=2, **SMALL)
     assert (first.request.prompt, second.seed) == ("a cat", (first.seed + 1) % 2**32)
     assert generator.generate_many([]) == []
@@ -271,19 +265,19 @@ def test_several_images_of_one_prompt(generator: Generator):
 
 
 def test_images_of_one_call_share_batches(fake: Generator, backend: FakeBackend):
-    """All are submitted before the first is awaited, so that they share batches."""
+    """All are submitted before the call waits for the first."""
     images = fake.generate_many("a cat", count=20, seed=1, **SMALL | {"steps": 100})
     assert len({each.digest for each in images}) == 20
     assert max(backend.rows) > 1
 
 
 def test_more_images_than_a_server_accepts_are_generated(generator: Generator):
-    """A server refuses what exceeds its queue; here the caller waits for its own images."""
+    """The limit of images in flight does not apply."""
     assert len(generator.generate_many("a cat", count=30, width=64, height=64, steps=1)) == 30
 
 
 def test_progress_is_reported_after_each_step(generator: Generator):
-    """Plain numbers: of one image its steps, of several the sums."""
+    """For several images, as the sums of their steps."""
     reports: list[tuple[int, int]] = []
     generator.generate("a cat", on_progress=lambda *report: reports.append(report), **SMALL | {"steps": 3})
     assert reports == [(1, 3), (2, 3), (3, 3)]
@@ -293,10 +287,10 @@ def test_progress_is_reported_after_each_step(generator: Generator):
     assert {type(number) for report in reports for number in report} == {int}
 
 
-def test_an_exception_in_the_progress_callback_does_not_break_the_image(
+def test_an_exception_of_the_progress_callback_does_not_end_the_image(
     generator: Generator, image: Image, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ):
-    """The image is the same as without the callback; the exception is logged, and nothing is printed."""
+    """The exception is logged by `logging`, and nothing is printed."""
 
     def fail(step: int, steps: int) -> None:
         raise ValueError(f"{step} of {steps}")
@@ -306,13 +300,13 @@ def test_an_exception_in_the_progress_callback_does_not_break_the_image(
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_engine_logs_by_logging(
+def test_the_engine_logs_to_logging(
     fake: Generator,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ):
-    """The library prints nothing: standard output belongs to the program."""
+    """The library prints nothing, because standard output belongs to the program."""
     monkeypatch.setattr(PreviewMap, "learn", Mock(side_effect=ValueError("no colours")))
     fake.generate("a cat", **SMALL)
     fake.close()
@@ -321,8 +315,7 @@ def test_the_engine_logs_by_logging(
     assert capsys.readouterr() == ("", "")
 
 
-def test_threads_share_batches(fake: Generator, backend: FakeBackend):
-    """Images of several threads are generated side by side, and each thread gets its own."""
+def test_images_of_several_threads_share_batches(fake: Generator, backend: FakeBackend):
     with ThreadPoolExecutor(4) as threads:
         futures = [threads.submit(fake.generate, "a cat", seed=seed, **SMALL | {"steps": 150}) for seed in range(4)]
         assert [future.result().seed for future in futures] == [0, 1, 2, 3]
@@ -330,7 +323,7 @@ def test_threads_share_batches(fake: Generator, backend: FakeBackend):
 
 
 def test_a_failed_image_cancels_the_others(fake: Generator, backend: FakeBackend):
-    """Its error is raised, and the generator goes on."""
+    """Its error is raised. The generator can be used again."""
     backend.faults["a dog"] = Fault.STEP_ERROR
     with pytest.raises(sd35.GenerationFailed, match="the runtime's own words"):
         fake.generate_many(["a dog", "a cat"], **LONG)
@@ -339,7 +332,7 @@ def test_a_failed_image_cancels_the_others(fake: Generator, backend: FakeBackend
 
 
 def test_ctrl_c_cancels_the_images(generator: Generator):
-    """KeyboardInterrupt is raised at once, the image makes no further steps, and the generator goes on."""
+    """KeyboardInterrupt is raised at once. The generator can be used again."""
     steps: list[int] = []
 
     def interrupt(step: int, _: int) -> None:
@@ -351,11 +344,11 @@ def test_ctrl_c_cancels_the_images(generator: Generator):
         generator.generate_many("a cat", on_progress=interrupt, **LONG)
     after = len(steps)
     generator.generate("a dog", **LONG | {"steps": 5})
-    assert len(steps) <= after + 1 < 150  # the step that was on its way
+    assert len(steps) <= after + 1 < 150  # the step that was running
 
 
 def test_a_closed_generator_refuses_images():
-    """With an error that says so; closing twice does nothing."""
+    """Closing it twice does nothing."""
     generator = Generator()
     assert generator.generate("a cat", **SMALL).width == 64
     generator.close()
@@ -364,8 +357,8 @@ def test_a_closed_generator_refuses_images():
         generator.generate("a cat")
 
 
-def test_closing_cancels_what_other_threads_wait_for():
-    """They get the same error."""
+def test_closing_cancels_images_of_other_threads():
+    """They get the error of a closed generator."""
     generator, started = Generator(), threading.Event()
     with ThreadPoolExecutor(1) as threads:
         future = threads.submit(generator.generate, "a cat", on_progress=lambda *_: started.set(), **LONG)
@@ -376,7 +369,7 @@ def test_closing_cancels_what_other_threads_wait_for():
 
 
 def test_a_deleted_generator_ends_its_threads():
-    """Also without `close`."""
+    """Even without `close`."""
     before = set(threading.enumerate())
     generator = Generator()
     own = set(threading.enumerate()) - before
@@ -386,8 +379,9 @@ def test_a_deleted_generator_ends_its_threads():
     assert not any(thread.is_alive() for thread in own)
 
 
-def test_the_readme_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """The example has the README's lines, and writes the images that it names."""
+def test_the_example_has_the_readmes_lines_and_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     (block,) = re.findall(
         r"^```python\n(from sd35 import .*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
     )

@@ -1,4 +1,4 @@
-"""JSON and TOML of others: a value that can be worked with, or an OSError or ValueError, whatever the bytes."""
+"""Parsing JSON and TOML of others: any bytes give a value, an OSError or a ValueError."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ DEEP = 200_000
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (b"[" * DEEP, "values nested in more than 64 levels"),
         (b'{"a":' * DEEP, "values nested in more than 64 levels"),
@@ -27,16 +27,16 @@ DEEP = 200_000
         (b"", "Expecting value"),
     ],
 )
-def test_json_that_is_none_is_a_value_error_of_one_line(content: bytes, says: str):
-    """Also what json itself lets through, or ends with RecursionError."""
-    with pytest.raises(ValueError, match=says) as told:
+def test_malformed_json_is_a_value_error_of_one_line(content: bytes, message: str):
+    """Including input that `json` accepts, or for which it raises RecursionError."""
+    with pytest.raises(ValueError, match=message) as error:
         parse_json(content)
-    assert len(str(told.value)) < 200
-    assert "\n" not in str(told.value)
+    assert len(str(error.value)) < 200
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (b"a = " + b"[" * DEEP, "values nested in more than 64 levels"),
         (b"a" + b".a" * 100 + b" = 1", "values nested in more than 64 levels"),
@@ -45,16 +45,16 @@ def test_json_that_is_none_is_a_value_error_of_one_line(content: bytes, says: st
         (b"a", "Expected"),
     ],
 )
-def test_toml_that_is_none_is_a_value_error_of_one_line(tmp_path: Path, content: bytes, says: str):
-    """The same for TOML, whose dotted keys nest as well."""
+def test_malformed_toml_is_a_short_value_error(tmp_path: Path, content: bytes, message: str):
+    """Dotted keys count as nesting too."""
     (tmp_path / "file").write_bytes(content)
-    with pytest.raises(ValueError, match=says) as told:
+    with pytest.raises(ValueError, match=message) as error:
         read_toml(tmp_path / "file")
-    assert len(str(told.value)) < 200
+    assert len(str(error.value)) < 200
 
 
 def test_a_file_that_cannot_be_read_is_an_os_error(tmp_path: Path):
-    """A directory, and one that is not there."""
+    """A directory, or a missing file."""
     for path in (tmp_path, tmp_path / "nowhere"):
         for read in (read_json, read_toml):
             with pytest.raises(OSError, match=str(path)):
@@ -68,14 +68,13 @@ JSON = st.recursive(
 
 
 @given(value=JSON)
-def test_what_json_writes_is_read_as_it_was(value: object):
-    """All that is allowed stays what it is."""
+def test_values_that_json_writes_are_parsed_unchanged(value: object):
     assert parse_json(json.dumps(value).encode()) == value
 
 
 @given(content=st.binary() | st.text('[]{}":,0123456789truefalsn.e-+ \\u').map(str.encode))
 def test_any_bytes_are_json_or_a_value_error(content: bytes):
-    """No other exception comes out, and what comes out can be shown."""
+    """`shown` shortens every parsed value."""
     try:
         value = parse_json(content)
     except ValueError:

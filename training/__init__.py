@@ -1,1 +1,1 @@
-"""Makes the embedded model `sd35-mini` from nothing but a font. Run `make train`; never imported by serving."""
+"""Trains the embedded model `sd35-mini` on scenes of emoji glyphs: `make train`. Serving never imports this package."""

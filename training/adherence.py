@@ -1,7 +1,7 @@
-"""Holds one number format against another by what images show: `python -m training.adherence --precision fp8`.
+"""Compares how well images follow their prompts in two precisions: `python -m training.adherence --precision fp8`.
 
-The evaluation of the embedded model (`training.evaluate`), drawn by the `onnx` backend in both; exits 1 where the share
-of right images is lower by more than two points.
+The `onnx` backend generates the images of `training.evaluate` in float32 and in the given precision. Exits with 1 if
+the share of correct images is lower by more than two percentage points.
 """
 
 import argparse
@@ -17,26 +17,27 @@ from sd35.compile.reference_sampling import generate_image, recipe_of
 from sd35.settings import load_settings
 from training.evaluate import BARS, held_out_scenes, judge
 
-WITHIN = 0.02
+MAX_LOSS = 0.02
 SEED = 20_000  # as in `training.evaluate`
 
 
 def shares(backend: Backend, checkpoint: Checkpoint, count: int) -> dict[str, float]:
-    """The share of right images of each kind of prompt, each from a seed of its own."""
+    """Return the share of correct images for each kind of prompt. Each image has its own seed."""
     recipe = recipe_of(checkpoint)
     (negative,) = backend.encode_text([""])
     found = {}
     for kind in BARS:
-        right = []
+        verdicts = []
         for index, scene in enumerate(held_out_scenes(kind, count, SEED)):
             (positive,) = backend.encode_text([scene.caption])
-            right.append(judge(generate_image(backend, recipe, (positive, negative), SEED + index), scene).is_correct)
-        found[kind] = sum(right) / count
+            image = generate_image(backend, recipe, (positive, negative), SEED + index)
+            verdicts.append(judge(image, scene).is_correct)
+        found[kind] = sum(verdicts) / count
     return found
 
 
 def main() -> None:
-    """Draws with both, prints the shares, exits 1 where they are too far apart."""
+    """Generate images in both precisions and print the shares. Exits with 1 if the loss is too large."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--precision", choices=["bfloat16", "fp8"], default="fp8")
     parser.add_argument("--count", type=int, default=200)
@@ -53,7 +54,7 @@ def main() -> None:
     print(f"| Prompts ({options.count} each) | {' | '.join(found)} |\n| --- | --- | --- |")
     for kind in BARS:
         print(f"| {kind} | {' | '.join(f'{share[kind]:.1%}' for share in found.values())} |")
-    if any(found["float32"][kind] - found[options.precision][kind] > WITHIN for kind in BARS):
+    if any(found["float32"][kind] - found[options.precision][kind] > MAX_LOSS for kind in BARS):
         raise SystemExit(1)
 
 

@@ -1,7 +1,7 @@
-"""Puts the trained networks together as the embedded checkpoint: FP16 weights, card, ONNX graphs that point into them.
+"""Writes the embedded checkpoint: FP16 weights, the model card, and ONNX graphs that refer to these weights.
 
-`python -m training.assemble --autoencoder DIR --transformer DIR --out CHECKPOINT`, with what the two trainings wrote.
-Without `--autoencoder`, CHECKPOINT keeps the one it has, and its record grows by the transformer's stage.
+`python -m training.assemble --autoencoder DIR --transformer DIR --out CHECKPOINT` reads the output folders of the two
+trainings. Without `--autoencoder`, CHECKPOINT keeps its autoencoder, and the stage is added to its training record.
 """
 
 import argparse
@@ -12,41 +12,45 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
+from sd35.bench.quality.judge import BACKGROUNDS
 from sd35.checkpoints.open import open_checkpoint
 from sd35.compile.onnx_export import export
 from training import autoencoder, transformer
 from training.model import make_text, make_transformer, save_checkpoint
-from training.vocabulary import GROUNDS, OBJECTS
+from training.vocabulary import OBJECTS
 
 LAST_STAGE = list(autoencoder.STAGES)[-1]
-_RECORD = ("| autoencoder, ", "| transformer and text encoders")  # how the rows of a card's record begin
+_RECORD = (
+    "| autoencoder, ",
+    "| transformer and text encoders",
+)  # the beginnings of the rows of a card's training record
 
 
 def autoencoder_rows(folder: Path) -> list[str]:
-    """The record of the autoencoder's stages, from what its training left."""
+    """Return the record of the autoencoder's stages, from the states that its training saved."""
     rows = []
     for name, stage in autoencoder.STAGES.items():
-        spent = torch.load(folder / name / "state.pt")
+        state = torch.load(folder / name / "state.pt")
         rows.append(
-            f"{_RECORD[0]}{name} | {spent['step']} | {stage.seed} | {spent['seconds'] / 60:.0f} "
-            f"| {spent['step'] * autoencoder.PIXELS_PER_STEP / 1e6:.0f} million pixels |"
+            f"{_RECORD[0]}{name} | {state['step']} | {stage.seed} | {state['seconds'] / 60:.0f} "
+            f"| {state['step'] * autoencoder.PIXELS_PER_STEP / 1e6:.0f} million pixels |"
         )
     return rows
 
 
 def transformer_row(state: dict[str, Any], stage: str) -> str:
-    """The record of one of the transformer's stages."""
+    """Return the record of one stage of the transformer."""
     minutes = round(state["seconds"] / 60)
     return f"{_RECORD[1]}, {stage} | {state['step']} | {transformer.SEED} | {minutes} | {state['images']} images |"
 
 
 def model_card(record: list[str]) -> str:
-    """The card of `card.md` with its lists and the record of the training; evaluation adds its table."""
-    rows = ["| Stage | Steps | Seed | Minutes | Learnt from |", "| --- | --- | --- | --- | --- |", *record]
+    """Return the model card from `card.md`, with its lists and the training record. Evaluation adds its table later."""
+    rows = ["| Stage | Steps | Seed | Minutes | Training data |", "| --- | --- | --- | --- | --- |", *record]
     card = (Path(__file__).parent / "card.md").read_text(encoding="utf-8")
     for mark, text in {
         "objects": ", ".join(OBJECTS),
-        "grounds": ", ".join(GROUNDS),
+        "backgrounds": ", ".join(BACKGROUNDS),
         "trained": "\n".join(rows),
     }.items():
         card = card.replace("{" + mark + "}", text)
@@ -54,7 +58,7 @@ def model_card(record: list[str]) -> str:
 
 
 def main() -> None:
-    """Takes the averaged weights of the transformer's training, rounds them to FP16, and exports."""
+    """Take the averaged weights of the transformer's training, round them to FP16, and write the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--autoencoder", type=Path)
     parser.add_argument("--transformer", type=Path, required=True)

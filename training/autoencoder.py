@@ -1,4 +1,4 @@
-"""Trains the 16-channel 8x autoencoder in stages. `python -m training.autoencoder --out DIR`; resumes from DIR."""
+"""Trains the 16-channel 8x autoencoder in stages: `python -m training.autoencoder --out DIR`. Resumes from DIR."""
 
 import argparse
 import time
@@ -11,9 +11,10 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from sd35.bench.quality.judge import BACKGROUNDS
 from training.optimizer import Muon, schedule
 from training.scenes import CELL_PX, Item, Scene, draw, sample_scene
-from training.vocabulary import GROUNDS, OBJECTS
+from training.vocabulary import OBJECTS
 
 CONFIG = {
     "in_channels": 3, "out_channels": 3, "latent_channels": 16, "sample_size": 128,
@@ -25,18 +26,18 @@ PIXELS_PER_STEP = 32 * 64 * 64
 
 
 def to_tensor(images: list[np.ndarray]) -> Tensor:
-    """uint8 `[H, W, 3]` images -> float32 `[B, 3, H, W]` in -1..1."""
+    """Convert images, uint8 `[H, W, 3]`, to a batch, float32 `[B, 3, H, W]` from -1 to 1."""
     batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return batch.contiguous(memory_format=torch.channels_last)
 
 
 def whole_scenes(rng: np.random.Generator, count: int, width_px: int = 128, height_px: int = 128) -> Tensor:
-    """Training scenes as float32 `[count, 3, H, W]` in -1..1."""
+    """Generate training scenes: float32 `[count, 3, H, W]` from -1 to 1."""
     return to_tensor([np.asarray(draw(sample_scene(rng, width_px, height_px, scattered=True))) for _ in range(count)])
 
 
 def crops(rng: np.random.Generator, count: int, size_px: int = 64) -> Tensor:
-    """Crops of whole scenes on the scenes' own grid, the livelier of two drawn: float32 `[count, 3, size, size]`."""
+    """Crop scenes on their grid, and keep the more varied of two crops of each: float32 `[count, 3, size, size]`."""
     chosen = []
     for _ in range(count):
         image = np.asarray(draw(sample_scene(rng, 128, 128, scattered=True)))
@@ -46,14 +47,14 @@ def crops(rng: np.random.Generator, count: int, size_px: int = 64) -> Tensor:
 
 
 def mosaics(rng: np.random.Generator, count: int, size_px: int = 64) -> Tensor:
-    """Squares full of glyphs, where whole scenes are mostly plain ground: float32 `[count, 3, size, size]`.
+    """Generate squares full of glyphs, because whole scenes are mostly background: float32 `[count, 3, size, size]`.
 
-    Glyphs lie on the scenes' grid, in the scenes' sizes: one at 64 px, four at 32, one at 48 among 16 px of others', or
-    a part of one at 80 or 96.
+    Glyphs lie on the grid of scenes and have their sizes: one of 64 px; four of 32 px; one of 48 px and parts of
+    others; or a part of one of 80 or 96 px.
     """
     images = []
     for _ in range(count):
-        ground = str(rng.choice(list(GROUNDS)))
+        background = str(rng.choice(list(BACKGROUNDS)))
         side = int(rng.choice([32, 32, 48, 64, 64, 80, 96]))
         corner = -int(rng.integers(0, max(0, side - size_px) // CELL_PX + 1)) * CELL_PX
         places = [(x, y) for y in range(corner, size_px, side) for x in range(corner, size_px, side)]
@@ -61,17 +62,17 @@ def mosaics(rng: np.random.Generator, count: int, size_px: int = 64) -> Tensor:
             Item(str(name), x, y, side)
             for name, (x, y) in zip(rng.choice(list(OBJECTS), len(places)), places, strict=True)
         )
-        images.append(np.asarray(draw(Scene(size_px, size_px, ground, int(rng.integers(-6, 7)), items, None, ""))))
+        images.append(np.asarray(draw(Scene(size_px, size_px, background, int(rng.integers(-6, 7)), items, None, ""))))
     return to_tensor(images)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the training; it begins with what the one before left.
+    """A stage of the training. It starts from the weights of the stage before.
 
-    Each step sees 32 squares of 64 px made by `parts`, or as many pixels in whole scenes where `is_whole(step / steps,
-    step)`. A stage that trains the decoder alone leaves the latents as they are, so a transformer may be in training
-    already.
+    Each step has 32 squares of 64 px from `parts`, or whole scenes with the same number of pixels if
+    `is_whole(step / steps, step)`. A stage with `decoder_only` does not change the latents, so a transformer can be
+    trained at the same time.
     """
 
     steps: int
@@ -90,7 +91,7 @@ STAGES = {
 
 
 def loss_of(vae: AutoencoderKL, images: Tensor, stage: Stage) -> Tensor:
-    """L1 + 2 MSE + half the difference of gradients + a little KL (summed over an image's latent)."""
+    """Return L1 + 2 MSE + half the L1 of image gradients + weighted KL divergence, summed over an image's latent."""
     if stage.decoder_only:
         with torch.no_grad():
             latents = vae.encode(images).latent_dist.mode()
@@ -105,7 +106,7 @@ def loss_of(vae: AutoencoderKL, images: Tensor, stage: Stage) -> Tensor:
 
 @torch.no_grad()
 def psnr_db(vae: AutoencoderKL, images: Tensor) -> float:
-    """Mean over images of the PSNR of decode(encode(x)), in dB, after clamping to the image's range."""
+    """Return the mean PSNR of decode(encode(image)) over the images, in dB, after clamping to -1..1."""
     decoded = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in images.split(16)])
     mse = ((decoded.clamp(-1, 1) - images) / 2).square().mean(dim=(1, 2, 3))
     return float((-10 * mse.log10()).mean())
@@ -113,13 +114,13 @@ def psnr_db(vae: AutoencoderKL, images: Tensor) -> float:
 
 @torch.no_grad()
 def set_shift_and_scale(vae: AutoencoderKL, images: Tensor) -> None:
-    """Writes `shift_factor` and `scaling_factor` so that `(latent - shift) * scale` has mean 0 and deviation 1."""
+    """Set `shift_factor` and `scaling_factor` so that `(latent - shift) * scale` has mean 0 and deviation 1."""
     latents = torch.cat([vae.encode(part).latent_dist.mode() for part in images.split(16)])
     vae.register_to_config(shift_factor=float(latents.mean()), scaling_factor=float(1 / latents.std()))
 
 
 def make_optimizers(vae: AutoencoderKL, *, decoder_only: bool) -> list[torch.optim.Optimizer]:
-    """Muon on the inner convolutions, AdamW on the rest."""
+    """Return Muon for the inner convolutions and AdamW for the other parameters."""
     trained = dict((vae.decoder if decoder_only else vae).named_parameters())
     is_inner = {name: p.ndim == 4 and "conv_in" not in name and "conv_out" not in name for name, p in trained.items()}
     return [
@@ -129,7 +130,7 @@ def make_optimizers(vae: AutoencoderKL, *, decoder_only: bool) -> list[torch.opt
 
 
 def train(vae: AutoencoderKL, stage: Stage, folder: Path) -> None:
-    """Runs a stage, with a checkpoint every 100 steps in `folder/state.pt`, from which it resumes."""
+    """Train a stage. Its state is saved to `folder/state.pt` every 100 steps, from which it resumes."""
     torch.manual_seed(stage.seed)
     optimizers = make_optimizers(vae, decoder_only=stage.decoder_only)
     base = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
@@ -166,7 +167,7 @@ def train(vae: AutoencoderKL, stage: Stage, folder: Path) -> None:
 
 
 def main() -> None:
-    """Trains the stages up to `--until`; one that has ended is not run again."""
+    """Train the stages up to `--until`. A finished stage is not trained again."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--until", choices=STAGES, default="decoder")

@@ -1,6 +1,6 @@
-"""Draws the glyphs that `sd35 bench` compares images with: `python -m training.glyphs` writes the file `GLYPHS`.
+"""Writes the glyphs that `sd35 bench` compares images with, because it has no font: `python -m training.glyphs`.
 
-One row of squares, in the order of the vocabulary: the judge there has no font.
+The file `GLYPHS` is one row of squares in the order of the vocabulary.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from training.vocabulary import OBJECTS
 
 
 def sheet() -> Image.Image:
-    """All glyphs, RGBA."""
+    """Draw all glyphs in one row, as an RGBA image."""
     row = Image.new("RGBA", (len(OBJECTS) * GLYPH_PX, GLYPH_PX), (0, 0, 0, 0))
     for index, name in enumerate(OBJECTS):
         row.paste(glyph(name, GLYPH_PX), (index * GLYPH_PX, 0))
@@ -21,7 +21,7 @@ def sheet() -> Image.Image:
 
 
 def main() -> None:
-    """Writes the file, without loss."""
+    """Write the file with lossless compression."""
     sheet().save(Path(GLYPHS), lossless=True, exact=True, method=6)
 
 

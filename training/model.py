@@ -1,4 +1,4 @@
-"""The networks of sd35-mini, untrained, and how they are put together as a Diffusers checkpoint."""
+"""The untrained networks of sd35-mini, and how they are written and read as a Diffusers checkpoint."""
 
 import json
 import math
@@ -34,7 +34,7 @@ class Text:
     encoders: nn.ModuleList  # CLIP-L, CLIP-G, T5
 
     def token_ids(self, captions: list[str]) -> list[Tensor]:
-        """Three int64 tensors `[B, 16]`, `[B, 16]`, `[B, 20]`, padded and cut as Diffusers does."""
+        """Return int64 token ids `[B, 16]`, `[B, 16]` and `[B, 20]`, padded and truncated as Diffusers does."""
         lengths = (CLIP_TOKENS, CLIP_TOKENS, T5_TOKENS)
         return [
             tokenizer(captions, padding="max_length", max_length=n, truncation=True, return_tensors="pt").input_ids
@@ -42,7 +42,7 @@ class Text:
         ]
 
     def encode(self, ids: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Token ids -> tokens `[B, 36, 128]`, pooled `[B, 128]`, as in `StableDiffusion3Pipeline.encode_prompt`."""
+        """Encode token ids as `StableDiffusion3Pipeline.encode_prompt`: tokens `[B, 36, 128]` and pooled `[B, 128]`."""
         clips = [
             encoder(part, output_hidden_states=True) for encoder, part in zip(self.encoders[:2], ids[:2], strict=True)
         ]
@@ -53,7 +53,7 @@ class Text:
 
 
 def make_text() -> Text:
-    """Two CLIPs (width 64, 2 layers) and a T5 (width 128, 2 layers), on their own tokenizers."""
+    """Make two CLIPs (width 64, 2 layers) and a T5 (width 128, 2 layers), with their tokenizers."""
     tokenizers = (make_clip_tokenizer(EOS), make_clip_tokenizer("!"), make_t5_tokenizer())
     encoders = nn.ModuleList()
     for tokenizer in tokenizers[:2]:
@@ -67,7 +67,7 @@ def make_text() -> Text:
             )
         )  # fmt: skip
         for name, weight in clip.named_parameters():
-            if "embedding" in name:  # the stock 0.02 is made for wide models; here words would start out too alike
+            if "embedding" in name:  # the default, 0.02, is for wide models; words would be too similar at first
                 nn.init.normal_(weight, std=0.5 if "token" in name else 0.1)
         encoders.append(clip)
     t5 = T5Config(
@@ -80,10 +80,13 @@ def make_text() -> Text:
 
 
 def position_table(width: int, side: int) -> Tensor:
-    """Sine and cosine of a patch's row, then of its column: float32 `[1, side * side, width]`, kept in the checkpoint.
+    """Return the position table of the checkpoint: sines and cosines of each patch's row, then of its column.
 
-    Wavelengths run from 3 patches to 48. The stock table is made for wide models and large images: on a grid of 8
-    patches most of it is constant, and the parts of an object end up in one another's places.
+    Wavelengths are from 3 to 48 patches. The default table is for wide models and large images: on a grid of 8 patches,
+    most of it is constant, and the parts of an object appear in the wrong places.
+
+    Returns:
+        float32 `[1, side * side, width]`.
     """
     wavelengths = torch.logspace(math.log10(3), math.log10(48), width // 4)
     angles = 2 * math.pi * torch.arange(side)[:, None] / wavelengths
@@ -93,8 +96,8 @@ def position_table(width: int, side: int) -> Tensor:
 
 
 def make_transformer() -> SD3Transformer2DModel:
-    """MMDiT, width 256, 6 layers; modulations and output start at zero (AdaLN-zero, DiT paper, section 3.2)."""
-    side = 16  # patches, the most the checkpoint draws: 256 px
+    """Make an MMDiT (width 256, 6 layers). Modulations and output start at 0 (AdaLN-zero, DiT paper, section 3.2)."""
+    side = 16  # patches, for the largest images of the checkpoint: 256 px
     transformer = SD3Transformer2DModel(
         sample_size=16, patch_size=2, in_channels=16, out_channels=16, num_layers=6, num_attention_heads=4,
         attention_head_dim=64, joint_attention_dim=128, caption_projection_dim=256, pooled_projection_dim=128,
@@ -109,7 +112,7 @@ def make_transformer() -> SD3Transformer2DModel:
 
 
 def save_checkpoint(directory: Path, text: Text, transformer: SD3Transformer2DModel, vae: AutoencoderKL) -> None:
-    """Writes a checkpoint that `StableDiffusion3Pipeline.from_pretrained` reads, with FP16 weights and `sd35.json`."""
+    """Write a checkpoint that `StableDiffusion3Pipeline.from_pretrained` reads, with FP16 weights and `sd35.json`."""
     from diffusers import StableDiffusion3Pipeline
 
     pipeline = StableDiffusion3Pipeline(
@@ -123,7 +126,7 @@ def save_checkpoint(directory: Path, text: Text, transformer: SD3Transformer2DMo
 
 
 def load_checkpoint(directory: Path, text: Text, transformer: SD3Transformer2DModel) -> None:
-    """Reads back what `save_checkpoint` wrote, into FP32 networks of the same shapes."""
+    """Load the weights of a saved checkpoint into FP32 networks of the same shapes."""
     kinds = (CLIPTextModelWithProjection, CLIPTextModelWithProjection, T5EncoderModel)
     parts = ("text_encoder", "text_encoder_2", "text_encoder_3")
     for part, kind, encoder in zip(parts, kinds, text.encoders, strict=True):

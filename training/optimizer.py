@@ -1,12 +1,12 @@
-"""Muon for matrices and convolution kernels, AdamW for the rest; one learning-rate schedule for both."""
+"""The Muon optimizer for matrices and convolution kernels, and a learning-rate schedule."""
 
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-# Amsel et al., "The Polar Express", 2025: the best quintic for each step, where Newton-Schulz has one for all. Three of
-# these raise small singular values as much as four of those.
+# Amsel et al., "The Polar Express", 2025: the best quintic polynomial for each step. Newton-Schulz uses one polynomial
+# for all steps. Three of these steps raise small singular values as much as four of Newton-Schulz.
 _POLYNOMIALS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -15,9 +15,9 @@ _POLYNOMIALS = (
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrix, roughly: a batch `[..., m, n]`, float32 -> the same shape.
+    """Approximate the nearest semi-orthogonal matrix of each matrix of a batch, float32 `[..., m, n]`.
 
-    Works on the Gram matrix of the shorter side, so that a wide matrix costs two wide products, not two a step.
+    The steps use the Gram matrix of the shorter side, so that there are two large products in total, not in each step.
     """
     transposed = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.mT if transposed else matrix
@@ -29,20 +29,20 @@ def orthogonalise(matrix: Tensor) -> Tensor:
         polynomial = a * eye + b * gram + c * (gram @ gram)
         total = polynomial @ total if step else polynomial
         if step + 1 < len(_POLYNOMIALS):
-            gram = polynomial @ gram @ polynomial  # all are polynomials of one symmetric matrix, hence commute
+            gram = polynomial @ gram @ polynomial  # the factors commute: all are polynomials of one symmetric matrix
     x = total @ x
     return x.mT if transposed else x
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised. A kernel `[out, in, h, w]` is a matrix `[out, in*h*w]`; equal shapes are one batch."""
+    """The Muon optimizer: orthogonalised momentum. A kernel `[out, in, h, w]` counts as a matrix `[out, in*h*w]`."""
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]  # no closure here
-        """One update of every parameter that has a gradient."""
+    def step(self) -> None:  # type: ignore[override]  # without a closure
+        """Update each parameter that has a gradient. Parameters of equal shapes are one batch."""
         for group in self.param_groups:
             shapes: dict[torch.Size, list[nn.Parameter]] = {}
             for parameter in group["params"]:
@@ -67,7 +67,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def schedule(step: int, steps: int, warmup: int, decay_from: float) -> float:
-    """Learning-rate factor: linear warm-up, flat, then linear to zero over the part after `decay_from` of the whole."""
+    """Return the learning-rate factor: linear warm-up, then 1, then linear to 0 from the share `decay_from` on."""
     rise = min(1.0, (step + 1) / warmup)
     fall = (steps - step) / (steps * (1 - decay_from))
     return min(rise, max(0.0, fall), 1.0)

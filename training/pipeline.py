@@ -1,6 +1,7 @@
-"""The whole recipe of sd35-mini, in order: `make train`. Every stage resumes where it was stopped.
+"""Runs all stages of the training of sd35-mini in order: `make train`. Each stage resumes if it was interrupted.
 
-Weights of a stage lie in `build/train`; the checkpoint that ships is replaced after the first, then refined.
+The states of the stages are in `build/train`. The embedded checkpoint is replaced after the first stage of the
+transformer, and updated after each later one.
 """
 
 import subprocess
@@ -12,8 +13,8 @@ CHECKPOINT = Path("src/sd35/checkpoints/embedded/sd35-mini")
 AUTOENCODER = WORK / "autoencoder"
 
 
-def _later(stage: str) -> list[tuple[str, ...]]:
-    """A further stage of the transformer's, on the checkpoint as it is, which then has its weights."""
+def _later_stage(stage: str) -> list[tuple[str, ...]]:
+    """Return the commands of a later stage of the transformer, which starts from the checkpoint and updates it."""
     begin = ("--begin-with", str(CHECKPOINT), "--vae", str(CHECKPOINT / "vae"))
     return [
         ("training.transformer", "--stage", stage, *begin, "--out", str(WORK / stage)),
@@ -28,14 +29,14 @@ STAGES: tuple[tuple[str, ...], ...] = (
         *("training.assemble", "--autoencoder", str(AUTOENCODER), "--transformer", str(WORK / "first")),
         *("--out", str(CHECKPOINT)),
     ),
-    *_later("refined"),
-    *_later("sizes"),
+    *_later_stage("refined"),
+    *_later_stage("sizes"),
     ("training.evaluate", str(CHECKPOINT), "--out", "build/evaluation", "--card", str(CHECKPOINT / "README.md")),
 )
 
 
 def main() -> None:
-    """Runs the stages; stops at the first that fails."""
+    """Run the stages. Stops at the first that fails."""
     for module, *arguments in STAGES:
         print(f"== {module} {' '.join(arguments)}", flush=True)
         subprocess.run([sys.executable, "-m", module, *arguments], check=True)

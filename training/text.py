@@ -1,4 +1,4 @@
-"""The three small tokenizers: two CLIP-style (byte-level BPE) and one T5-style (Unigram), one token per known word."""
+"""Three small tokenizers with one token per known word: two like CLIP (byte-level BPE) and one like T5 (Unigram)."""
 
 import re
 from collections import Counter
@@ -9,8 +9,9 @@ from pathlib import Path
 from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer, T5TokenizerFast
 
+from sd35.bench.quality.judge import BACKGROUNDS
 from training.scenes import PLACES, RELATIONS
-from training.vocabulary import FILLERS, GROUNDS, OBJECTS
+from training.vocabulary import FILLERS, OBJECTS
 
 CLIP_TOKENS = 16
 T5_TOKENS = 20
@@ -18,17 +19,18 @@ BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
 
 def known_words() -> list[str]:
-    """Every word a caption or a filler may hold, in a fixed order."""
-    phrases = [*OBJECTS, *GROUNDS, *FILLERS, *(w for group in (RELATIONS, PLACES) for ws in group.values() for w in ws)]
+    """Return all words of captions and fillers, in a fixed order."""
+    phrases = [*OBJECTS, *BACKGROUNDS, *FILLERS]
+    phrases += [phrase for group in (RELATIONS, PLACES) for variants in group.values() for phrase in variants]
     phrases.append("a an the big large small tiny on background ground picture of in front with middle grey")
     return sorted({word for phrase in phrases for word in re.findall(r"[a-z]+|[0-9]", phrase)})
 
 
 def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
-    """Byte-pair encoding (Sennrich et al., 2016): the commonest pair of pieces, until each word is one.
+    """Learn the merges of byte-pair encoding (Sennrich et al., 2016) until each word is one token.
 
-    Ties go by spelling. The library's own trainer breaks them differently in every process: ids learnt in one would
-    mean other words in the next.
+    Pairs that are equally frequent are merged in alphabetical order. The trainer of the library merges them in a
+    different order in each process, so token ids would change.
     """
     pieces = [[*word[:-1], word[-1] + "</w>"] for word in words]
     merges = []
@@ -50,7 +52,7 @@ def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def make_clip_tokenizer(pad: str) -> CLIPTokenizer:
-    """Byte-level BPE as CLIP's, its merges learnt from the known words until each is one token."""
+    """Make a byte-level BPE tokenizer like CLIP's, with merges for the known words. `pad` is the padding token."""
     merges = learn_merges(known_words())
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = ["!", *letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges), BOS, EOS]
@@ -59,7 +61,7 @@ def make_clip_tokenizer(pad: str) -> CLIPTokenizer:
 
 
 def make_t5_tokenizer() -> T5TokenizerFast:
-    """Unigram over whole words; anything unknown becomes `<unk>`."""
+    """Make a Unigram tokenizer of whole words. Unknown words become `<unk>`."""
     words = [w for word in known_words() for w in dict.fromkeys((f"▁{word}", f"▁{word.capitalize()}"))]
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
     pieces += [(word, -2.0) for word in words] + [(mark, -3.0) for mark in ",.!?"]
@@ -67,7 +69,7 @@ def make_t5_tokenizer() -> T5TokenizerFast:
 
 
 def save_tokenizers(directory: Path) -> None:
-    """Writes `tokenizer`, `tokenizer_2` and `tokenizer_3`."""
+    """Write the folders `tokenizer`, `tokenizer_2` and `tokenizer_3`."""
     make_clip_tokenizer(EOS).save_pretrained(directory / "tokenizer")
     make_clip_tokenizer("!").save_pretrained(directory / "tokenizer_2")
     make_t5_tokenizer().save_pretrained(directory / "tokenizer_3")

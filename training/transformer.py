@@ -1,4 +1,4 @@
-"""Trains the MMDiT and the text encoders by flow matching. `python -m training.transformer --help`; it resumes."""
+"""Trains the MMDiT and the text encoders by flow matching: `python -m training.transformer --help`. Resumes."""
 
 import argparse
 import copy
@@ -19,21 +19,26 @@ from training.optimizer import Muon, schedule
 from training.scenes import caption_for_training, draw, sample_scene
 
 SQUARE = (128, 128)
-# Beside the native square: aspect ratios at the native pixel count, then the ends of the range.
+# Other sizes than the native square: other aspect ratios with the native number of pixels, then the ends of the range.
 OTHER_SIZES_PX = (
     (176, 96), (96, 176), (144, 112), (112, 144), (160, 96), (96, 160), (192, 80), (80, 192), (256, 64), (64, 256),
     (64, 64), (96, 96), (96, 64), (64, 96), (192, 192), (256, 256),
 )  # fmt: skip
 BATCH, SEED = 64, 2
-DECAY_FROM = 0.6  # of the run: where the learning rate begins to fall
+DECAY_FROM = 0.6  # share of the steps after which the learning rate falls
 EMA_DECAY = 0.998
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A run: its steps, its learning rates' factor, the share of it with 128x128 only, and of other sizes after that.
+    """A stage of the training.
 
-    `by_area`: other sizes come as often as their areas say, else all alike.
+    Attributes:
+        steps: the number of steps.
+        rate: the factor of the learning rates.
+        squares_until: the share of the steps that have only images of 128x128 px.
+        other_sizes: the share of other sizes in the steps after that.
+        by_area: other sizes occur in proportion to their areas; otherwise they are equally frequent.
     """
 
     steps: int
@@ -43,8 +48,8 @@ class Stage:
     by_area: bool = False
 
 
-# In this order, each with the one before's weights rounded to FP16. After the first two, what is right at 128x128 was
-# smeared at 192x192 and above, of which they had shown little.
+# In order. Each stage starts from the weights of the stage before, rounded to FP16. After the first two stages, images
+# were good at 128x128 but smeared at 192x192 and above, because there were few of these sizes.
 STAGES = {
     "first": Stage(2300, 1.0, 0.6, 0.25),
     "refined": Stage(1000, 0.4, 0.6, 0.25),
@@ -54,20 +59,20 @@ STAGES = {
 
 @dataclass
 class Pool:
-    """Encoded scenes of one size, ready to be drawn from; a few are replaced at every use, so data stays endless."""
+    """Encoded scenes of one size, from which batches are sampled. Each use replaces a few of them by new scenes."""
 
     latents: Tensor
     ids: list[Tensor]
 
     def put(self, where: Tensor, latents: Tensor, ids: list[Tensor]) -> None:
-        """Replaces the entries at `where`."""
+        """Replace the entries at the indices `where`."""
         self.latents[where] = latents
         for mine, new in zip(self.ids, ids, strict=True):
             mine[where] = new
 
 
 class Data:
-    """Endless encoded training scenes. Each scene is seen about `reuse` times, every time with other noise."""
+    """An endless supply of encoded scenes. Each scene is used about `reuse` times, each time with other noise."""
 
     def __init__(self, vae: AutoencoderKL, text: Text, *, capacity: int = 2048, reuse: int = 8) -> None:
         self.vae, self.text, self.capacity, self.reuse = vae, text, capacity, reuse
@@ -75,7 +80,7 @@ class Data:
 
     @torch.no_grad()
     def fresh(self, rng: np.random.Generator, count: int, size_px: tuple[int, int]) -> tuple[Tensor, list[Tensor]]:
-        """`count` new scenes: scaled latents `[count, 16, h, w]` and token ids."""
+        """Make and encode `count` new scenes: scaled latents `[count, 16, h, w]` and token ids."""
         scenes = [sample_scene(rng, *size_px) for _ in range(count)]
         images = to_tensor([np.asarray(draw(scene)) for scene in scenes])
         latents = torch.cat([self.vae.encode(part).latent_dist.mode() for part in images.split(32)])
@@ -85,7 +90,7 @@ class Data:
         return (latents - config.shift_factor) * config.scaling_factor, self.text.token_ids(captions)
 
     def batch(self, rng: np.random.Generator, count: int, size_px: tuple[int, int]) -> tuple[Tensor, list[Tensor]]:
-        """`count` encoded scenes of one size."""
+        """Sample `count` encoded scenes of one size: latents and token ids as in `fresh`."""
         if size_px not in self.pools:
             capacity = self.capacity if size_px == SQUARE else count * 4
             self.pools[size_px] = Pool(*self.fresh(rng, capacity, size_px))
@@ -98,7 +103,7 @@ class Data:
 
 
 class Networks(nn.Module):
-    """Everything this stage trains, as one module, so that averaging and saving are one call."""
+    """All networks that are trained, as one module, so that they are averaged and saved together."""
 
     def __init__(self, text: Text, transformer: SD3Transformer2DModel) -> None:
         super().__init__()
@@ -106,7 +111,10 @@ class Networks(nn.Module):
 
 
 def flow_matching_loss(transformer: Callable[..., Any], text: Text, latents: Tensor, ids: list[Tensor]) -> Tensor:
-    """Mean squared error of the velocity `noise - latent` at a logit-normal, shifted sigma (SD3 paper, section 3.1)."""
+    """Return the mean squared error of the velocity, `noise - latent`.
+
+    Sigma is logit-normal and shifted (SD3 paper, section 3.1).
+    """
     noise = torch.randn_like(latents)
     sigma = torch.sigmoid(torch.randn(len(latents)))
     sigma = SHIFT * sigma / (1 + (SHIFT - 1) * sigma)
@@ -120,7 +128,7 @@ def flow_matching_loss(transformer: Callable[..., Any], text: Text, latents: Ten
 
 
 def make_optimizers(networks: Networks) -> list[torch.optim.Optimizer]:
-    """Muon on the attention and MLP matrices of the blocks, AdamW on everything else."""
+    """Return Muon for the attention and MLP matrices of the blocks, and AdamW for the other parameters."""
     matrices = [
         weight
         for name, weight in networks.transformer.transformer_blocks.named_parameters()
@@ -133,7 +141,7 @@ def make_optimizers(networks: Networks) -> list[torch.optim.Optimizer]:
 
 @dataclass
 class Run:
-    """A training in progress: what is learnt, the average that will be kept, and how far it got."""
+    """The state of a training. `average` is the exponential moving average of `networks`, which is kept at the end."""
 
     networks: Networks
     average: Networks
@@ -143,7 +151,7 @@ class Run:
     images: int = 0
 
     def save(self, file: Path) -> None:
-        """Writes everything a resumed run needs; the file is whole at any moment."""
+        """Save the state. The file is replaced at once, so that it is never incomplete."""
         state = {name: getattr(self, name) for name in ("step", "seconds", "images")} | {
             "networks": self.networks.state_dict(),
             "average": self.average.state_dict(),
@@ -153,7 +161,7 @@ class Run:
         file.with_suffix(".new").replace(file)
 
     def load(self, file: Path) -> None:
-        """Goes on where `save` was called."""
+        """Restore a saved state."""
         state = torch.load(file)
         self.networks.load_state_dict(state["networks"])
         self.average.load_state_dict(state["average"])
@@ -162,7 +170,7 @@ class Run:
         self.step, self.seconds, self.images = state["step"], state["seconds"], state["images"]
 
     def update(self, loss: Tensor, learning_rates: list[float]) -> None:
-        """One step of the optimizers, and of the average."""
+        """Make one step of the optimizers, and update the average."""
         for optimizer, learning_rate in zip(self.optimizers, learning_rates, strict=True):
             optimizer.param_groups[0]["lr"] = learning_rate
             optimizer.zero_grad()
@@ -176,7 +184,10 @@ class Run:
 
 
 def size_of_step(rng: np.random.Generator, stage: Stage, share: float) -> tuple[tuple[int, int], int]:
-    """The scenes' size in pixels, and how many: about as many pixels at any size."""
+    """Return the size of a step's scenes in pixels, and their number. All steps have about equally many pixels.
+
+    `share` is the share of the stage's steps that are done.
+    """
     if share < stage.squares_until or rng.random() >= stage.other_sizes:
         return SQUARE, BATCH
     areas = np.prod(OTHER_SIZES_PX, axis=1) if stage.by_area else np.ones(len(OTHER_SIZES_PX))
@@ -185,13 +196,13 @@ def size_of_step(rng: np.random.Generator, stage: Stage, share: float) -> tuple[
 
 
 def main() -> None:
-    """Trains one stage; a checkpoint every 100 steps."""
+    """Train one stage. Saves its state every 100 steps."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--stage", choices=STAGES, default="first")
-    parser.add_argument("--begin-with", type=Path, help="a checkpoint: what the stage before made")
-    parser.add_argument("--steps", type=int, help="instead of the stage's")
+    parser.add_argument("--begin-with", type=Path, help="the checkpoint of the stage before")
+    parser.add_argument("--steps", type=int, help="number of steps; default: that of the stage")
     options = parser.parse_args()
     stage = STAGES[options.stage]
     steps = options.steps or stage.steps
@@ -214,7 +225,7 @@ def main() -> None:
         rng = np.random.default_rng((SEED, run.step))
         torch.manual_seed(SEED * 1_000_003 + run.step)
         size_px, count = size_of_step(rng, stage, run.step / steps)
-        # compiled for the one size that most steps have: a compilation takes a minute
+        # Only the most frequent size is compiled, because a compilation takes a minute.
         network = compiled if size_px == SQUARE else transformer
         batch = data.batch(rng, count, size_px)
         loss = flow_matching_loss(network, text, *batch)

@@ -1,12 +1,9 @@
-"""The words of the little world that sd35-mini knows: objects (with their glyphs), grounds, and what is held out."""
+"""The words that sd35-mini knows: objects with their glyphs, and words without a meaning. Some pairs are held out."""
 
 from itertools import combinations
 from zlib import crc32
 
-from sd35.bench.quality.judge import BACKGROUNDS
-
-GROUNDS = BACKGROUNDS  # the judge knows them too
-# Every object is one glyph of Noto Color Emoji.
+# Each object is one glyph of Noto Color Emoji.
 OBJECTS: dict[str, str] = {
     "apple": "🍎", "banana": "🍌", "grapes": "🍇", "strawberry": "🍓", "lemon": "🍋", "carrot": "🥕",
     "mushroom": "🍄", "pizza": "🍕", "cake": "🎂", "cherries": "🍒", "watermelon": "🍉", "pineapple": "🍍",
@@ -22,7 +19,7 @@ OBJECTS: dict[str, str] = {
     "crown": "👑", "diamond": "💎", "balloon": "🎈", "camera": "📷", "gift": "🎁",
 }  # fmt: skip
 
-# Words that carry nothing here, but that people write. Seen in training so that they do no harm.
+# Words that people write but that mean nothing to this model. Training uses them so that they do not change images.
 FILLERS: tuple[str, ...] = tuple(
     "photo picture image drawing painting illustration emoji icon render cute nice beautiful pretty lovely happy sad "
     "little old new bright dark detailed highly quality high best masterpiece cinematic lighting sharp focus realistic "
@@ -35,11 +32,11 @@ FILLERS: tuple[str, ...] = tuple(
 
 
 def _is_held_out_pair(first: str, second: str) -> bool:
-    """One pair of words in ten is never seen together in training; a checksum decides, so that no list is kept."""
+    """Return whether training never has these words together: one pair of ten, chosen by a checksum."""
     a, b = sorted((first, second))
     return crc32(f"{a}|{b}".encode()) % 10 == 0
 
 
-def held_out_pairs(objects: tuple[str, ...], ground: str) -> list[tuple[str, str]]:
-    """The pairs among a scene's words that training never shows together; empty for a training scene."""
-    return [pair for pair in combinations((*objects, ground), 2) if _is_held_out_pair(*pair)]
+def held_out_pairs(objects: tuple[str, ...], background: str) -> list[tuple[str, str]]:
+    """Return the held-out pairs among the words of a scene. Training scenes have none."""
+    return [pair for pair in combinations((*objects, background), 2) if _is_held_out_pair(*pair)]

@@ -1,6 +1,6 @@
 #!/bin/sh
-# apt-install PACKAGE...: Debian's packages, from APT_MIRROR and APT_SECURITY_MIRROR where they are given, and no trace of the
-# installing: of the same packages, the same files.
+# apt-install PACKAGE...: installs Debian packages, from APT_MIRROR and APT_SECURITY_MIRROR if they are set. It removes caches
+# and logs, so that the same packages always give the same files.
 set -eu
 
 options="-o APT::Sandbox::User=root"

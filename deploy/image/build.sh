@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
-# build.sh TARGET: builds sd35:TARGET with docker, podman or buildah, whichever is there and works.
+# build.sh TARGET: builds sd35:TARGET with docker, podman or buildah, the first of them that works.
 #
-# From the environment, where they are set: BASE_IMAGE, APT_MIRROR, APT_SECURITY_MIRROR, PIP_INDEX_URL, PIP_EXTRA_INDEX_URL,
-# TORCH_INDEX_URL (the Dockerfile's build arguments); SOURCE_DATE_EPOCH, the time of all files, by which the same inputs give
-# the same layers; ENGINE, to name one of the three; BUILD_FLAGS for more, as `--no-cache`. The index and the certificates that
-# pip is configured with here are used while it builds, as secrets that are in no layer.
+# Environment variables:
+#   BASE_IMAGE, APT_MIRROR, APT_SECURITY_MIRROR, PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, TORCH_INDEX_URL: build arguments
+#   SOURCE_DATE_EPOCH: the time of all files, so that the same inputs give the same layers
+#   ENGINE: the container engine to use
+#   BUILD_FLAGS: more flags, such as --no-cache
+#
+# The build also uses the package index and the certificates of this machine's pip configuration, as secrets that no layer
+# contains.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 target=$1
-epoch=${SOURCE_DATE_EPOCH:-1767225600} # 2026-01-01: of no commit, or each would make all layers anew
+epoch=${SOURCE_DATE_EPOCH:-1767225600} # 2026-01-01; with the time of a commit, each commit would change all layers
 engine=$(deploy/image/engine.sh)
 
 secrets=$(mktemp -d)

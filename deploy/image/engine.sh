@@ -1,10 +1,10 @@
 #!/bin/sh
-# Prints which of docker, podman and buildah is there and works; ENGINE names one.
+# Prints the first of docker, podman and buildah that is installed and works. ENGINE restricts the choice.
 for engine in ${ENGINE:-docker podman buildah}; do
     if command -v "$engine" > /dev/null && "$engine" info > /dev/null 2>&1; then
         echo "$engine"
         exit
     fi
 done
-echo "Of ${ENGINE:-docker, podman and buildah}, none is there and works." >&2
+echo "no container engine: ${ENGINE:-docker, podman or buildah} must be installed and working" >&2
 exit 1

@@ -1,9 +1,10 @@
 #!/bin/sh
-# What the Dockerfile installs with pip, the same each time: no bytecode but what is compiled by content at the end, no times.
+# Installs Python packages for the Dockerfile. The same inputs give the same files: bytecode is compiled at the end with hashes
+# instead of timestamps, and all files get the same time.
 #
-#   install-python venv DIRECTORY LOCK                an environment of exactly what the lock says
-#   install-python torch DIRECTORY LOCK [INDEX_URL]   PyTorch, for whichever environment has the directory on its path
-#   install-python project BUILD_VENV DIRECTORY       /project: its code in DIRECTORY/app, the model in DIRECTORY/weights
+#   install-python venv DIRECTORY LOCK                an environment with the packages of a lock
+#   install-python torch DIRECTORY LOCK [INDEX_URL]   PyTorch, in a directory that environments have on their path
+#   install-python project BUILD_VENV DIRECTORY       /project: the code in DIRECTORY/app, the model in DIRECTORY/weights
 set -eu
 
 pip_into() {
@@ -13,7 +14,7 @@ pip_into() {
 }
 
 finish() {
-    python3 -m compileall -q -f --invalidation-mode unchecked-hash "$1" || true # some packages ship what is no Python 3
+    python3 -m compileall -q -f --invalidation-mode unchecked-hash "$1" || true # some packages contain files that are not Python 3
     find "$1" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
 }
 
@@ -35,7 +36,7 @@ torch)
     ;;
 project)
     python3 -m pip --python "$directory/bin/python" wheel --no-deps --no-build-isolation --wheel-dir /wheels /project
-    python3 -m venv --without-pip "$3/venv" # whose Python the command names
+    python3 -m venv --without-pip "$3/venv" # the command `sd35` runs with its Python
     pip_into "$3/venv/bin/python" --no-index --no-deps --target "$3/app" /wheels/*.whl
     embedded=sd35/checkpoints/embedded
     mkdir -p "$3/weights/$embedded"

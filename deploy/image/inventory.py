@@ -1,8 +1,8 @@
-"""Writes down what an image holds, in `sbom.cdx.json` (CycloneDX) and `licences.txt`, while it is built, in it.
+"""Lists the packages of an image in `sbom.cdx.json` (CycloneDX) and `licences.txt`. Runs in the image during its build.
 
     inventory.py PYTHON DIRECTORY
 
-Python's packages are those that PYTHON finds, as CycloneDX's own tool lists them; the system's are dpkg's.
+Python packages are those of the interpreter PYTHON, from CycloneDX's own tool. System packages are those of dpkg.
 """
 
 import json
@@ -17,15 +17,15 @@ _LICENCE = re.compile(r"^License:[ \t]*(\S.*)$", re.MULTILINE)  # of machine-rea
 
 
 def python_packages(python: str) -> dict[str, Any]:
-    """CycloneDX's document about them."""
-    # Its own "reproducible" leaves out what would differ from build to build: times and random numbers.
+    """Return the CycloneDX document of an interpreter's packages."""
+    # `--output-reproducible` leaves out times and random numbers, which differ from build to build.
     command = [sys.executable, "-m", "cyclonedx_py", "environment", "--output-reproducible", "--of", "JSON", python]
     found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return found
 
 
 def system_packages() -> list[dict[str, Any]]:
-    """A component for each of Debian's packages, with the licences that its copyright file names."""
+    """Return a component for each Debian package, with the licences in its copyright file."""
     listed = subprocess.run(["dpkg-query", "-W", "-f", _FIELDS], check=True, capture_output=True, text=True).stdout
     return [_component(*line.split("\t")) for line in listed.splitlines()]
 
@@ -33,31 +33,31 @@ def system_packages() -> list[dict[str, Any]]:
 def _component(qualified: str, version: str, architecture: str, source: str) -> dict[str, Any]:
     name = qualified.partition(":")[0]
     file = Path(f"/usr/share/doc/{name}/copyright")
-    words = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-    named = sorted({licence.strip() for licence in _LICENCE.findall(words)})
+    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    names = sorted({licence.strip() for licence in _LICENCE.findall(text)})
     return {
         "type": "library",
         "bom-ref": f"deb:{qualified}",
         "name": name,
         "version": version,
         "purl": f"pkg:deb/debian/{name}@{version}?arch={architecture}&upstream={source}",
-        "licenses": [{"license": {"name": each}} for each in named or [f"see {file}"]],
+        "licenses": [{"license": {"name": each}} for each in names or [f"see {file}"]],
     }
 
 
 def licences(document: dict[str, Any]) -> str:
-    """A line for each component, sorted."""
+    """Return one line with the licences of each component, sorted."""
     lines = []
     for component in document["components"]:
-        named = component.get("licenses", [])
-        words = [each.get("expression") or each["license"].get("id") or each["license"]["name"] for each in named]
-        told = "; ".join(words) or "no name given; see its dist-info"
-        lines.append(f"{component['name']} {component['version']}: {told}\n")
+        found = component.get("licenses", [])
+        names = [each.get("expression") or each["license"].get("id") or each["license"]["name"] for each in found]
+        text = "; ".join(names) or "not named; see the dist-info of the package"
+        lines.append(f"{component['name']} {component['version']}: {text}\n")
     return "".join(sorted(lines, key=str.lower))
 
 
 def main() -> None:
-    """Write both."""
+    """Write both files."""
     python, directory = sys.argv[1], Path(sys.argv[2])
     document = python_packages(python)
     document["components"] += system_packages()

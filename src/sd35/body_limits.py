@@ -1,6 +1,6 @@
-"""Limits on request bodies: the time in which one must arrive, and the memory that all of them may use.
+"""Limits on request bodies: the time for a body to arrive, and the memory that all bodies may use.
 
-Shared by the API and the user interface, which do not import each other.
+The API and the user interface share this module, because they do not import each other.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ def limit_body_time(receive: Receive, timeout_s: float, on_timeout: Callable[[],
     Args:
         receive: The function to wrap.
         timeout_s: Time for the whole body, in seconds from now.
-        on_timeout: Returns the message to receive after a timeout, or raises.
+        on_timeout: Returns the message to receive after a timeout, or raises an exception.
     """
     deadline_s = asyncio.get_running_loop().time() + timeout_s
     is_complete = False
@@ -38,44 +38,44 @@ def limit_body_time(receive: Receive, timeout_s: float, on_timeout: Callable[[],
 
 
 class BodyMemory:
-    """Limits the memory of request bodies: in total, and for each client.
+    """Limits the memory of request bodies, in total and for each client.
 
-    Only received bytes count. A body that arrives slowly therefore takes no room from others.
+    Only received bytes count. A body that arrives slowly therefore takes no memory from others.
 
     Args:
-        max_bytes: Limit of all bodies together.
-        max_client_bytes: Limit of the bodies of one client.
+        max_bytes: Limit for all bodies together.
+        max_client_bytes: Limit for the bodies of one client.
     """
 
     def __init__(self, max_bytes: int, max_client_bytes: int) -> None:
         self._max_bytes, self._max_client_bytes = max_bytes, max_client_bytes
         self._by_client: Counter[str] = Counter()
-        self._total = 0
+        self._total_bytes = 0
 
     @contextmanager
     def body_of(self, client: str) -> Iterator[Callable[[int], None]]:
-        """Return a function that counts received bytes of one body. The bytes are released when the context ends.
+        """Yield a function to call with the size of each received piece of a body.
 
-        The function raises TooManyBytes if the bytes would exceed a limit.
+        It raises TooManyBytes if the piece would exceed a limit. The body counts until the context ends.
         """
         body_bytes = 0
 
         def count(size_bytes: int) -> None:
             nonlocal body_bytes
-            of_client, total = self._by_client[client] + size_bytes, self._total + size_bytes
-            if of_client > self._max_client_bytes or total > self._max_bytes:
+            client_bytes, total_bytes = self._by_client[client] + size_bytes, self._total_bytes + size_bytes
+            if client_bytes > self._max_client_bytes or total_bytes > self._max_bytes:
                 raise TooManyBytes
             body_bytes += size_bytes
-            self._by_client[client], self._total = of_client, total
+            self._by_client[client], self._total_bytes = client_bytes, total_bytes
 
         try:
             yield count
         finally:
-            self._total -= body_bytes
+            self._total_bytes -= body_bytes
             self._by_client[client] -= body_bytes
             if not self._by_client[client]:
                 del self._by_client[client]
 
 
 class TooManyBytes(Exception):  # noqa: N818  it reads as a sentence: "except TooManyBytes"
-    """The bodies being received already use all the memory they may."""
+    """The bodies that are being received would exceed a limit on their memory."""

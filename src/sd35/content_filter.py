@@ -1,4 +1,4 @@
-"""The content filter: an operator's hook that allows, blurs or refuses prompts and images.
+"""The content filter: code of the operator that allows, blurs or refuses prompts and images.
 
 The setting `content_filter` is an import path, `package.module:name`, of an object, or of a class without constructor
 arguments:
@@ -27,7 +27,7 @@ from sd35.tensors import Array
 
 
 class Decision(StrEnum):
-    """The decision of a filter. BLUR for a prompt blurs its image, whatever the decision on the image is."""
+    """The decision of a filter. BLUR for a prompt blurs the image, even if the decision on the image is ALLOW."""
 
     ALLOW = "allow"
     BLUR = "blur"
@@ -37,19 +37,19 @@ class Decision(StrEnum):
 class ContentFilter(Protocol):
     """The interface of a content filter.
 
-    The methods are called from several threads at once, and may take long. For equal arguments they must return equal
-    decisions.
+    The methods are called from several threads at once, and may take long. They must return the same decision for the
+    same arguments.
     """
 
     def check_prompt(self, prompt: str, negative_prompt: str) -> Decision | str:
-        """Decide on a prompt, before anything is computed."""
+        """Decide on a prompt before its image is generated."""
 
     def check_image(self, pixels: UInt8[Array, "h w 3"], prompt: str) -> Decision | str:
-        """Decide on an image before it is sent or stored. Previews, an eighth as wide and high, are checked too."""
+        """Decide on an image before it is sent or stored, or on a preview, which has 1/8 of its width and height."""
 
 
 class AllowAll:
-    """The filter that applies if none is configured."""
+    """The filter that is used if none is configured."""
 
     def check_prompt(self, prompt: str, negative_prompt: str) -> Decision:  # noqa: ARG002
         """Allow every prompt."""
@@ -72,7 +72,7 @@ def load_filter(path: str | None) -> ContentFilter:
         raise InvalidSetting(f"content_filter: got {path!r}, which raises {type(error).__name__}: {error}") from error
     methods = ("check_prompt", "check_image")
     if missing := [name for name in methods if not callable(getattr(content_filter, name, None))]:
-        raise InvalidSetting(f"content_filter: got {path!r}, which has no {', '.join(missing)}")
+        raise InvalidSetting(f"content_filter: got {path!r}, which lacks the methods {', '.join(missing)}")
     return content_filter
 
 
@@ -89,7 +89,7 @@ def image_decision(content_filter: ContentFilter, pixels: UInt8[Array, "h w 3"],
 def shown_preview(
     content_filter: ContentFilter, request: Request, on_prompt: Decision, pixels: UInt8[Array, "h w 3"]
 ) -> UInt8[Array, "h w 3"]:
-    """Return a preview, blurred unless the filter allows both the prompt and the preview."""
+    """Return a preview image. It is blurred unless the filter allows both the prompt and the preview."""
     try:
         if on_prompt is Decision.ALLOW and image_decision(content_filter, pixels, request) is Decision.ALLOW:
             return pixels
@@ -102,7 +102,7 @@ def _decide(check: Callable[[], Decision | str], subject: str) -> Decision:
     try:
         decision = Decision(check())
     except Exception as error:
-        raise ContentRefused(f"the content filter failed at the {subject}, so the image is refused") from error
+        raise ContentRefused(f"the content filter failed on the {subject}, so the image is refused") from error
     if decision is Decision.REFUSE:
-        raise ContentRefused(f"the {subject} is refused by this service's content filter")
+        raise ContentRefused(f"this service's content filter refuses the {subject}")
     return decision

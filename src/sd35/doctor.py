@@ -1,4 +1,4 @@
-"""What this machine has and what can run on it.
+"""Examine the machine: its hardware, and which backends, checkpoints and directories can be used.
 
 Loads no weights. Imports a runtime only to find out what `auto` would choose.
 """
@@ -27,7 +27,7 @@ _GPU_TIMEOUT_S = 10
 
 @dataclass(frozen=True)
 class Finding:
-    """Whether something can be used. If not, `detail` says why and what to do."""
+    """Whether a backend, checkpoint or directory can be used. If not, `detail` says why and what to do."""
 
     name: str
     is_usable: bool
@@ -36,7 +36,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """What was found. `backend` and `fallback` are the names that the settings have."""
+    """The state of the machine. `backend` and `fallback` are those of the settings."""
 
     version: str
     python: str
@@ -53,13 +53,13 @@ class DoctorReport:
 
     @property
     def can_serve(self) -> bool:
-        """Whether the backend, the fallback if the settings name one, and all checkpoints are usable."""
+        """Whether the backend, the fallback (if any) and all checkpoints are usable."""
         needed = [finding for finding in self.backends if finding.name in {self.backend, self.fallback}]
         return bool(needed) and all(finding.is_usable for finding in (*needed, *self.checkpoints))
 
 
 def examine(settings: Settings) -> DoctorReport:
-    """Examine the machine, all backends, and the settings' checkpoints and directories."""
+    """Examine the machine, all backends, and the checkpoints and directories of the settings."""
     fallback = settings.fallback_settings.backend if settings.fallback_settings else None
     backends = dict.fromkeys((*BACKENDS, settings.backend, fallback or settings.backend))
     return DoctorReport(
@@ -87,7 +87,7 @@ def _finding(name: str, examine_one: Callable[[str], str]) -> Finding:
 
 def _backend(name: str) -> str:
     check_available(name)
-    return "what it needs is here"
+    return "available"
 
 
 def _checkpoint(settings: Settings, name: str) -> str:
@@ -99,11 +99,11 @@ def _checkpoint(settings: Settings, name: str) -> str:
 
 
 def _auto(settings: Settings) -> str:
-    """Return what `auto` would choose, and why nothing better. Raises CheckpointError if it can choose nothing."""
+    """Return what `auto` would choose, and why it passes over better models. Raises CheckpointError if none is left."""
     passed_over: list[str] = []
     for candidate in candidates(settings, available_memory(settings)):
         if candidate.obstacle is None:
-            state = "on disk" if candidate.is_on_disk else "to be fetched"
+            state = "on disk" if candidate.is_on_disk else "to be downloaded"
             return "; ".join([f"{candidate.name}, {state}", *passed_over])
         passed_over.append(f"{candidate.name}: {candidate.obstacle}")
     raise CheckpointError("; ".join(passed_over))
@@ -111,13 +111,13 @@ def _auto(settings: Settings) -> str:
 
 def _directory(name: str, path: Path) -> Finding:
     """Return whether a directory can be written to, or created if missing."""
-    note = "" if existing_part(path) == path else " (does not exist yet)"
+    note = "" if existing_part(path) == path else " (will be created)"
     why = why_not_writable(path)
     return Finding(name, why is None, why or f"{path}{note}")
 
 
 def gpus() -> list[str]:
-    """Return name, memory and driver of each NVIDIA GPU; nothing if nvidia-smi is missing or fails."""
+    """Return the name, memory and driver of each NVIDIA GPU. Empty if nvidia-smi is missing or fails."""
     tool = shutil.which("nvidia-smi")
     if not tool:
         return []

@@ -1,33 +1,35 @@
-"""Every error a user can meet. Foreign exceptions are translated into these once, at the boundary.
+"""All errors meant for users. Errors of libraries are translated into these once, where they occur.
 
 Sd35Error
-├── InvalidRequest        a field of a request is wrong           (HTTP 422, exit 2)
-├── UnknownModel          no checkpoint of that name is served    (HTTP 404, exit 2)
-├── NotAuthenticated      no API key came, or none that is valid  (HTTP 401, exit 1)
-├── NotAllowed            the caller's key does not give that     (HTTP 403, exit 1)
-├── TooMany               the caller's own limit is reached       (HTTP 429, exit 1)
-├── UntrustedRequest      a browser sent it for another site      (HTTP 403, exit 1)
-│   ├── HostNotAllowed    under a host name that is not allowed   (HTTP 403, exit 1)
-│   └── OriginNotAllowed  from a web page of another origin       (HTTP 403, exit 1)
-├── NotAcceptable         no format that the caller takes         (HTTP 406, exit 2)
-├── LinkRefused           a link is expired, or was not signed    (HTTP 403, exit 1)
-├── Overloaded            no room for another image now           (HTTP 429, exit 1)
-├── NotReady              loading, or closing                     (HTTP 503, exit 1)
-├── GenerationFailed      this image could not be made            (HTTP 500, exit 1)
-│   └── NumericalFailure  its values went bad while it was made   (HTTP 500, exit 1)
-├── ContentRefused        the operator's filter refuses it        (HTTP 422, exit 1)
-├── JobEnded              a job that was waited for has no image  (HTTP as it ended, exit 1)
-├── IdempotencyConflict   a key came again with another body      (HTTP 409, exit 1)
-├── StoreUnavailable      database or image store do not answer   (HTTP 503, exit 1)
-├── NotReplayable         a file does not say what made it        (exit 2)
-├── InvalidSetting        a setting is wrong                      (exit 2)
-├── CheckpointError       a checkpoint is missing or not usable   (exit 1)
-│   └── NotCompiled       its graphs or engines are not built yet (exit 1)
-├── BuildFailed           a graph or an engine cannot be built    (exit 1)
-├── DownloadFailed        the hub cannot be used, or the disk     (exit 1)
-├── DoesNotFit            no placement fits the memory there is   (exit 1)
-├── BackendUnavailable    a backend cannot run here, and why      (exit 1)
-└── MeasuringFailed       a server cannot be started or measured  (exit 1)
+├── InvalidRequest        a field of a request is invalid              (HTTP 422, exit 2)
+├── UnknownModel          the named model is not served                (HTTP 404, exit 2)
+├── NotAuthenticated      the API key is missing or invalid            (HTTP 401, exit 1)
+├── NotAllowed            the client's role or limits forbid it        (HTTP 403, exit 1)
+├── TooMany               the client has reached its own limit         (HTTP 429, exit 1)
+├── UntrustedRequest      another web site may have sent it            (HTTP 403, exit 1)
+│   ├── HostNotAllowed    the host name is not allowed                 (HTTP 403, exit 1)
+│   └── OriginNotAllowed  a web page of another origin sent it         (HTTP 403, exit 1)
+├── NotAcceptable         the client accepts no available image format (HTTP 406, exit 2)
+├── LinkRefused           a link is expired or has a wrong signature   (HTTP 403, exit 1)
+├── Overloaded            the service has no room for another image    (HTTP 429, exit 1)
+├── NotReady              the service is loading or closing            (HTTP 503, exit 1)
+├── GenerationFailed      this image could not be generated            (HTTP 500, exit 1)
+│   └── NumericalFailure  its values became invalid                    (HTTP 500, exit 1)
+├── ContentRefused        the operator's content filter refused it     (HTTP 422, exit 1)
+├── JobEnded              an awaited job ended without an image        (HTTP status of its error, exit 1)
+├── IdempotencyConflict   a key was used before with another body      (HTTP 409, exit 1)
+├── StoreUnavailable      the database or image store does not answer  (HTTP 503, exit 1)
+├── NotReplayable         a file does not record how it was generated  (exit 2)
+├── InvalidSetting        a setting or flag is invalid                 (exit 2)
+├── CheckpointError       a checkpoint is missing or unusable          (exit 1)
+│   └── NotCompiled       its graphs or engines are not built yet      (exit 1)
+├── BuildFailed           a graph or an engine cannot be built         (exit 1)
+├── DownloadFailed        a download from the hub failed               (exit 1)
+├── DoesNotFit            the models do not fit in memory              (exit 1)
+├── BackendUnavailable    a backend cannot run on this machine         (exit 1)
+└── MeasuringFailed       a server cannot be started or measured       (exit 1)
+
+docs/reference/errors.md has the meaning and the remedy of each, from the docstrings of the classes.
 """
 
 from collections.abc import Sequence
@@ -38,9 +40,11 @@ NumericalFailureKind: TypeAlias = Literal["not_finite", "uniform"]
 
 
 class Sd35Error(Exception):
-    """Base of all errors meant for the user; `str()` of each says what to do. `exit_code` is 2 for wrong asking.
+    """Base of all errors meant for users. `str(error)` says what is wrong and what to do.
 
-    `status` is HTTP's, where a request ends with it.
+    Attributes:
+        exit_code: Exit code of a command that ends with the error: 2 for invalid input, otherwise 1.
+        status: HTTP status of a request that ends with the error.
     """
 
     exit_code = 1
@@ -76,44 +80,62 @@ class _RetryError(Sd35Error):
         super().__init__(f"{reason}; try again in {self.retry_after_s:.0f} s")
 
 
-class InvalidRequest(_FieldError):  # noqa: N818  these read as sentences: "raise InvalidRequest"
-    """A field of a request is wrong."""
+class InvalidRequest(_FieldError):  # noqa: N818  the names read as sentences: "raise InvalidRequest"
+    """A field of a request is invalid.
+
+    Remedy: Correct the field. The error names it, the value received and the allowed values.
+    """
 
     exit_code = 2
     status = 422
 
 
 class UnknownModel(Sd35Error):  # noqa: N818
-    """No checkpoint of that name is served."""
+    """No checkpoint of that name is served.
+
+    Remedy: Use a name that the error lists, or that `/v1/models` lists.
+    """
 
     exit_code = 2
     status = 404
 
     def __init__(self, name: str, served: Sequence[str]) -> None:
-        super().__init__(f"model: no model named {_shorten(name)} is served; served: {', '.join(served)}")
+        super().__init__(f"model: got {_shorten(name)}; allowed: {', '.join(served)}")
         self.name, self.served = name, tuple(served)
 
 
 class NotAuthenticated(Sd35Error):  # noqa: N818
-    """An API key is needed, and none came, or none that is valid: which of these is wrong with it is not said."""
+    """The API key is missing or invalid.
+
+    Remedy: Send a valid key: `Authorization: Bearer sd35_...`. `sd35 keys add` creates one.
+    """
 
     status = 401
 
 
 class NotAllowed(Sd35Error):  # noqa: N818
-    """The caller is known, and what was asked for is not for it."""
+    """The client is known, but its role or its limits do not allow this request.
+
+    Remedy: Use an administrator's key, or request fewer or smaller images.
+    """
 
     status = 403
 
 
 class UntrustedRequest(_FieldError):  # noqa: N818
-    """A request that a browser may have sent on behalf of another web site."""
+    """A browser may have sent the request on behalf of another web site.
+
+    Remedy: See `HostNotAllowed` and `OriginNotAllowed`.
+    """
 
     status = 403
 
 
 class HostNotAllowed(UntrustedRequest):
-    """The `Host` header of a request names a host that is not allowed."""
+    """The request's `Host` header names a host that is not allowed. Applies only to a server without API keys.
+
+    Remedy: Add the name to the setting `allowed_hosts`, or create an API key.
+    """
 
     def __init__(self, host: str) -> None:
         allowed = "an IP address, localhost, the host of public_url, and the names in the setting allowed_hosts"
@@ -121,7 +143,10 @@ class HostNotAllowed(UntrustedRequest):
 
 
 class OriginNotAllowed(UntrustedRequest):
-    """A web page of another origin sent the request. `header` is the one that says so, `value` what it holds."""
+    """A web page of another origin sent a request without an API key, or with one that the browser adds by itself.
+
+    Remedy: Add the page's origin to the setting `cors_origins`.
+    """
 
     def __init__(self, header: str, value: object) -> None:
         allowed = "the server's own origin, that of public_url, and the origins in the setting cors_origins"
@@ -129,11 +154,17 @@ class OriginNotAllowed(UntrustedRequest):
 
 
 class TooMany(_RetryError):  # noqa: N818
-    """The caller has reached a limit of its own; others have not."""
+    """The client has reached its own limit. Other clients are not affected.
+
+    Remedy: Send the request again after the seconds in `Retry-After`.
+    """
 
 
 class NotAcceptable(Sd35Error):  # noqa: N818
-    """The caller's `Accept` header takes none of the formats there are."""
+    """The request's `Accept` header allows none of the available formats.
+
+    Remedy: Accept one of the formats that the error lists.
+    """
 
     exit_code = 2
     status = 406
@@ -144,17 +175,27 @@ class NotAcceptable(Sd35Error):  # noqa: N818
 
 
 class LinkRefused(Sd35Error):  # noqa: N818
-    """A link to an image has expired, or its signature is not this service's."""
+    """A link to an image has expired, or its signature does not match.
+
+    Remedy: Create a new link, and use it unchanged.
+    """
 
     status = 403
 
 
 class Overloaded(_RetryError):  # noqa: N818
-    """There is no room for another image now."""
+    """The service is at its limit and accepts no more images or jobs for now.
+
+    Remedy: Send the request again after the seconds in `Retry-After`. As the operator, see `max_in_flight`,
+    `max_wait_s` and `max_jobs`.
+    """
 
 
 class NotReady(Sd35Error):  # noqa: N818
-    """The service is still loading, or closing."""
+    """The service is still loading, is closing, or its engine has failed.
+
+    Remedy: Wait until `/readyz` answers 200. If the engine has failed, restart the service.
+    """
 
     status = 503
 
@@ -164,11 +205,22 @@ class NotReady(Sd35Error):  # noqa: N818
 
 
 class GenerationFailed(Sd35Error):  # noqa: N818
-    """This image could not be made; others are not affected."""
+    """The image could not be generated. Other images are not affected.
+
+    Remedy: Try again. If it fails again, read the server's log.
+    """
+
+    status = 500
 
 
 class NumericalFailure(GenerationFailed):
-    """Its values went bad: not finite any more, or a frame of one colour. `happened` is where, in which precision."""
+    """An image's values became invalid: not finite, or a frame of one colour.
+
+    Remedy: Try another seed or other values, or a wider precision. The operator can set `fallback`.
+
+    Attributes:
+        happened: Where it happened, and in which precision.
+    """
 
     def __init__(self, kind: NumericalFailureKind, happened: str, remedy: str) -> None:
         super().__init__(f"{happened}; {remedy}")
@@ -176,13 +228,19 @@ class NumericalFailure(GenerationFailed):
 
 
 class ContentRefused(Sd35Error):  # noqa: N818
-    """The operator's filter refuses the prompt or the image."""
+    """The operator's content filter refuses the prompt or the image, or it failed.
+
+    Remedy: Change the prompt. If the filter failed, the server's log has the reason.
+    """
 
     status = 422
 
 
 class JobEnded(Sd35Error):  # noqa: N818
-    """A job that someone waited for ended without an image, with the status of what ended it."""
+    """The job of an idempotency key ended without an image. The status is that of its end.
+
+    Remedy: Send the request with a new idempotency key.
+    """
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
@@ -190,62 +248,96 @@ class JobEnded(Sd35Error):  # noqa: N818
 
 
 class IdempotencyConflict(Sd35Error):  # noqa: N818
-    """An idempotency key came again, with another body."""
+    """The idempotency key was used before with another body.
+
+    Remedy: Send the same body again, or use a new key.
+    """
 
     status = 409
 
     def __init__(self, key: str) -> None:
-        super().__init__(f"idempotency-key: {_shorten(key)} came before with another body; allowed: the same again")
+        super().__init__(
+            f"idempotency-key: {_shorten(key)} was used before with another body; allowed: the same body, or a new key"
+        )
 
 
 class StoreUnavailable(Sd35Error):  # noqa: N818
-    """The database or the image store does not answer, or has no room."""
+    """The database or the image store does not answer or is full, or the API keys were lost.
+
+    Remedy: Send the request again later. As the operator, repair the store that the error names.
+    """
 
     status = 503
 
 
 class NotReplayable(Sd35Error):  # noqa: N818
-    """A file is not an image of this project's, or does not say what made it."""
+    """A file is not an image of this project, or has no complete record of its request.
+
+    Remedy: Use the unchanged PNG file that the service or `sd35 generate` wrote.
+    """
 
     exit_code = 2
 
 
 class InvalidSetting(Sd35Error):  # noqa: N818
-    """A setting, from environment, file or flag, is wrong."""
+    """A setting is invalid, from a flag, an environment variable or the file.
+
+    Remedy: Correct the value. The error names its source and the allowed values.
+    """
 
     exit_code = 2
 
 
 class CheckpointError(Sd35Error):
-    """A checkpoint is missing or not usable."""
+    """A checkpoint is missing or cannot be used.
+
+    Remedy: Follow the error's message. `sd35 models` lists the checkpoints, and `sd35 doctor` checks them.
+    """
 
 
 class NotCompiled(CheckpointError):  # noqa: N818
-    """A backend computes from graphs or engines that are not built yet.
+    """A backend needs graphs or engines of the checkpoint that are not built yet.
 
-    `arguments` of `sd35` build them, in `cache_dir` where that is given too.
+    Remedy: Build them with the command that the error shows.
+
+    Args:
+        what: The subject of the message, with its verb: "the graphs are".
+        arguments: Arguments of `sd35` that build them.
+        cache_dir: The cache directory in which to build them. None leaves it out of the message.
     """
 
     def __init__(self, what: str, arguments: Sequence[str], cache_dir: Path | None = None) -> None:
         there = f" --cache-dir {cache_dir}" if cache_dir else ""
-        super().__init__(f"{what} not built yet; build with: sd35 {' '.join(arguments)}{there}")
+        super().__init__(f"{what} not built yet; build them with: sd35 {' '.join(arguments)}{there}")
         self.arguments = tuple(arguments)
 
 
 class BuildFailed(Sd35Error):  # noqa: N818
-    """A graph or an engine cannot be built, or is not as good as it has to be."""
+    """A graph or an engine cannot be built, or fails its quality check.
+
+    Remedy: Read the reason in the error. `sd35 compile` builds it again.
+    """
 
 
 class DownloadFailed(Sd35Error):  # noqa: N818
-    """A checkpoint could not be fetched, or the hub not be asked; what has arrived is kept."""
+    """A checkpoint could not be downloaded, or the hub did not answer. Files already downloaded stay on disk.
+
+    Remedy: Follow the error's message, then run `sd35 pull` again: it continues the download.
+    """
 
 
 class DoesNotFit(Sd35Error):  # noqa: N818
-    """The memory there is holds the checkpoints in no placement; the words end with the plan's table."""
+    """No placement of the checkpoints fits in the available memory. The message ends with the tables of the plan.
+
+    Remedy: Choose a smaller checkpoint, a narrower precision or another offload. `sd35 plan` shows the alternatives.
+    """
 
 
 class BackendUnavailable(Sd35Error):  # noqa: N818
-    """A backend cannot run here."""
+    """A backend cannot run on this machine.
+
+    Remedy: Install what the error names, or choose another backend. `sd35 doctor` lists the backends that can run.
+    """
 
     def __init__(self, backend: str, reason: str, remedy: str) -> None:
         super().__init__(f"backend {backend!r} cannot run: {reason}. {remedy}")
@@ -253,7 +345,10 @@ class BackendUnavailable(Sd35Error):  # noqa: N818
 
 
 class MeasuringFailed(Sd35Error):  # noqa: N818
-    """A server that is to be measured does not start, is not reached, or makes no image."""
+    """A server cannot be measured: it does not start, cannot be reached, or generates no image.
+
+    Remedy: Check the server's address and log, then measure again.
+    """
 
 
 def _shorten(value: object, limit: int = 80) -> str:

@@ -27,11 +27,11 @@ from sd35.telemetry.logs import log_by_logging
 from sd35.tensors import Array
 
 OnProgress: TypeAlias = Callable[[int, int], None]
-"""Called with `(step, steps)`: the steps that are done, and the number of steps in all."""
+"""Called with `(step, steps)`: the number of finished steps, and the total number of steps."""
 
 _SUFFIXES = {f".{each}": each for each in Format} | {".jpg": Format.JPEG}
 _PARAMS = TypeAdapter(GenerationParams)
-# Limits of a server. Here the caller waits for its own images, so none is refused because others are before it.
+# These limits are for a server with many clients. Here, the caller only waits for its own images.
 _NO_ADMISSION_LIMITS: dict[str, object] = {"max_in_flight": 10**9, "max_wait_s": float("inf")}
 
 
@@ -39,15 +39,15 @@ class ImageParams(TypedDict, total=False):
     """The optional parameters of an image. Defaults come from the model's card.
 
     Attributes:
-        negative_prompt: What to keep out of the image; at most 10,000 characters. It has no effect at a
-            `guidance_scale` of 1 or less. Default: empty.
+        negative_prompt: Text that describes what to avoid in the image, with at most 10,000 characters. It has no
+            effect at a `guidance_scale` of 1 or less. Default: empty.
         width: Pixels, a multiple of 16 in the model's range.
         height: Pixels, a multiple of 16 in the model's range.
         steps: Denoising steps, 1 to 150.
-        guidance_scale: How closely to follow the prompt, 0 to 30. 1 or less turns guidance off and halves the work.
+        guidance_scale: Strength of the prompt's influence, 0 to 30. 1 or less turns guidance off and halves the work.
         seed: 0 to 4294967295. The same seed and parameters give the same image. Default: random.
         model: The name of one of the generator's checkpoints. Default: the first.
-        skip_layer_scale: Skip-layer guidance, 0 (off) to 10, if the model's card supports it.
+        skip_layer_scale: Scale of skip-layer guidance, 0 (off) to 10, if the model's card supports it.
     """
 
     negative_prompt: str
@@ -65,10 +65,10 @@ class Image:
     """A generated image.
 
     Attributes:
-        png: A PNG file. Its text chunks hold the record, so `sd35 replay` can generate the image again.
-        pixels: RGB values, 0 to 255, of shape [height, width, 3].
+        png: A PNG file. Its text chunks contain the record, so `sd35 replay` can generate the image again.
+        pixels: RGB values from 0 to 255, of shape [height, width, 3].
         record: The request, the software versions, the size before enlarging (`record.maker.drawn_width`), and the
-            prompts that were too long for the text encoders (`record.maker.cut_off`).
+            names of prompts that were too long for the text encoders (`record.maker.cut_off`).
     """
 
     png: bytes
@@ -80,7 +80,7 @@ class Image:
 
     @property
     def request(self) -> Request:
-        """Every parameter of the image, defaults filled in."""
+        """Every parameter of the image, including defaults."""
         return self.record.request
 
     @property
@@ -90,7 +90,7 @@ class Image:
 
     @property
     def seed(self) -> int:
-        """The seed, drawn at random if none was given."""
+        """The seed. It is random if none was given."""
         return self.request.seed
 
     @property
@@ -108,11 +108,11 @@ class Image:
 
         Args:
             path: The suffix sets the format: `.png` (lossless), `.jpeg`, `.jpg`, `.webp` or `.avif`.
-            quality: 1 to 100, for all formats but PNG. Default: the format's.
-            metadata: Whether the file holds the record.
+            quality: 1 to 100, for all formats except PNG. None uses the default of the format.
+            metadata: Whether the file contains the record.
 
         Raises:
-            InvalidRequest: The suffix is none of these, or `quality` is out of range or given for a PNG file.
+            InvalidRequest: The suffix is not one of these, or `quality` is out of range or given for a PNG file.
             OSError: The file cannot be written.
         """
         suffix = Path(path).suffix.lower()
@@ -130,10 +130,10 @@ class Image:
 
 
 class Generator:
-    """Generate images from text with one or more checkpoints, which stay loaded until `close`.
+    """Generates images from text with one or more checkpoints, which stay loaded until `close`.
 
-    Use it as a context manager, or call `close`. All methods can be called from several threads at once: images that
-    are requested at the same time share batches.
+    Use it as a context manager, or call `close`. All methods are thread-safe, and images that several threads request
+    at the same time share batches.
 
         with Generator("sd35-mini") as generator:
             image = generator.generate("a cat on a blue background", seed=7)
@@ -143,26 +143,27 @@ class Generator:
     def __init__(
         self, checkpoint: str | PathLike[str] | Iterable[str | PathLike[str]] = "sd35-mini", **settings: object
     ) -> None:
-        """Load the checkpoint. Takes seconds to minutes; a checkpoint that is not on this machine is downloaded.
+        """Load one or more checkpoints. This takes seconds to minutes.
 
         Args:
-            checkpoint: A name that `sd35 models` lists, a directory, a file, or "auto". With several of them,
-                `generate` takes one by its name as `model`; the first is the default.
-            **settings: Settings by their names in docs/settings.md, such as `backend="diffusers"`, `precision="fp8"`,
-                `device="cuda"` or `max_pixels=1024 * 1024`. Settings that are not given come from the environment
-                (`SD35_BACKEND`) and from the file that `SD35_CONFIG` names. Settings of the HTTP service, for example
-                `content_filter`, have no effect. The number of waiting images is limited only if `max_in_flight` or
-                `max_wait_s` is given here.
+            checkpoint: A name that `sd35 models` lists, a directory, a file, or "auto"; or several of these. The first
+                one is the default of `generate`, and the parameter `model` selects another one by its name. A name
+                must be on disk: `sd35 pull` downloads it. Only "auto" may download a checkpoint here, if a token for
+                the Hugging Face hub is set.
+            **settings: Settings by their names in docs/reference/settings.md, such as `backend="diffusers"`,
+                `precision="fp8"`, `device="cuda"` or `max_pixels=1024 * 1024`. Settings that are not given come from
+                the environment (`SD35_BACKEND`) and from the file that `SD35_CONFIG` names. Settings of the HTTP
+                service, for example `content_filter`, have no effect. The number of waiting images is limited only if
+                `max_in_flight` or `max_wait_s` is given here.
 
         Raises:
             InvalidSetting: A setting is unknown or has a value that is not allowed.
-            CheckpointError: The checkpoint is missing or not usable, or it must be compiled first (NotCompiled).
-            DownloadFailed: The checkpoint could not be downloaded.
+            CheckpointError: A checkpoint is missing or unusable, or must be compiled first (NotCompiled).
             BackendUnavailable: The backend cannot run on this machine.
             DoesNotFit: There is not enough memory.
-            GenerationFailed: The first image, which is generated as a check, failed.
+            GenerationFailed: The image that each checkpoint generates as a test failed.
         """
-        known = Settings.model_fields.keys() - {"checkpoints"}  # those are `checkpoint`
+        known = Settings.model_fields.keys() - {"checkpoints"}  # set by the parameter `checkpoint`
         if unknown := sorted(settings.keys() - known):
             raise InvalidSetting(f"unknown setting {', '.join(map(repr, unknown))}; known: {', '.join(sorted(known))}")
         log_by_logging()
@@ -187,9 +188,9 @@ class Generator:
         """Generate an image.
 
         Args:
-            prompt: What the image shows; 1 to 10,000 characters.
-            on_progress: Called with `(step, steps)` after each step, on a thread of the engine: keep it short. What it
-                raises is logged, by `logging`, and the image continues.
+            prompt: Text that describes the image, with 1 to 10,000 characters.
+            on_progress: Called with `(step, steps)` after each step. It runs on a thread of the engine, so it should
+                return quickly. If it raises an exception, `logging` logs it and the image continues.
             **params: `negative_prompt`, `width`, `height`, `steps`, `guidance_scale`, `seed`, `model` and
                 `skip_layer_scale`: see `ImageParams`.
 
@@ -210,21 +211,22 @@ class Generator:
         on_progress: OnProgress | None = None,
         **params: Unpack[ImageParams],
     ) -> list[Image]:
-        """Generate `count` images of each prompt. All are submitted at once, so that they share batches.
+        """Generate `count` images of each prompt. They are submitted together, so that they share batches.
 
         If one image fails, or on Ctrl-C, the others are cancelled.
 
         Args:
             prompts: One prompt or several.
-            count: Images of each prompt, with seeds `seed`, `seed + 1`, and so on; 4294967295 is followed by 0.
+            count: Number of images of each prompt. Their seeds are `seed`, `seed + 1`, and so on; 4294967295 is
+                followed by 0.
             on_progress: As for `generate`. The numbers are sums over all images.
-            **params: As for `generate`; they apply to all images.
+            **params: As for `generate`. They apply to all images.
 
         Returns:
             The images in the order of the prompts, and of the seeds for each prompt.
 
         Raises:
-            InvalidRequest: A parameter has a value that is not allowed. No image is started then.
+            InvalidRequest: A parameter has a value that is not allowed. In this case, no image is started.
             Exception: Any other error that `generate` raises.
         """
         if count < 1:
@@ -235,14 +237,14 @@ class Generator:
         report = _TotalProgress(requests, on_progress) if on_progress else None
         handles: list[Handle] = []
         try:
-            for place, request in enumerate(requests):
-                handles.append(self._pool.submit(request, partial(report, place) if report else None))
+            for index, request in enumerate(requests):
+                handles.append(self._pool.submit(request, partial(report, index) if report else None))
             return [self._result(handle) for handle in handles]
         except BaseException as error:
             for handle in handles:
                 self._pool.engine.cancel(handle)
             if not isinstance(error, KeyboardInterrupt):
-                self._check_open()  # closed by another thread: that is the reason, whatever the error says
+                self._check_open()  # if another thread has closed the generator, that is the reason of the error
             raise
 
     def _check_open(self) -> None:
@@ -250,7 +252,7 @@ class Generator:
             raise RuntimeError("the generator is closed")
 
     def _resolve(self, params: GenerationParams, count: int) -> list[Request]:
-        first = self._pool.resolve(params)  # before `series`, which takes a seed out of range for another one
+        first = self._pool.resolve(params)  # checks the seed, because `series` would wrap one that is out of range
         return [self._pool.resolve(each) for each in series(replace(params, seed=first.seed), count)]
 
     def _result(self, handle: Handle) -> Image:
@@ -259,15 +261,15 @@ class Generator:
 
 
 class _TotalProgress:
-    """Adds up the steps of several images for one listener."""
+    """Reports the steps of several images as one sum."""
 
     def __init__(self, requests: list[Request], listener: OnProgress) -> None:
         self._done = [0] * len(requests)
         self._steps = sum(request.steps for request in requests)
         self._listener = listener
 
-    def __call__(self, place: int, progress: Progress) -> None:
-        self._done[place] = progress.step
+    def __call__(self, index: int, progress: Progress) -> None:
+        self._done[index] = progress.step
         try:
             self._listener(sum(self._done), self._steps)
         except Exception:

@@ -1,6 +1,6 @@
-"""Parsing of forms, multipart/form-data (RFC 7578), whose parts are held in memory.
+"""Parsing of forms in multipart/form-data (RFC 7578). Their parts are held in memory.
 
-The API and the user interface, which do not import each other, share this module.
+The API and the user interface share this module, because they do not import each other.
 """
 
 from dataclasses import dataclass, field
@@ -14,14 +14,14 @@ __all__ = ["MEDIA_TYPE", "FormParserError", "FormReader", "Part", "boundary_of"]
 
 
 def boundary_of(content_type: str | None) -> bytes | None:
-    """Return the boundary in a `Content-Type`, empty if it lacks one; None if the type is not that of a form."""
+    """Return the boundary in a `Content-Type`: empty if it has none, None if the type is not multipart/form-data."""
     media_type, options = parse_options_header(content_type)
     return options.get(b"boundary", b"") if media_type == MEDIA_TYPE.encode() else None
 
 
 @dataclass
 class Part:
-    """A part of a form. The names of `headers` are in lower case."""
+    """A part of a form. The names in `headers` are in lower case."""
 
     headers: dict[bytes, bytes] = field(default_factory=dict)
     content: bytearray = field(default_factory=bytearray)
@@ -40,11 +40,11 @@ class Part:
 
 
 class FormReader:
-    """Reads a form of at most `max_parts` parts, in pieces. Raises FormParserError if the form is malformed."""
+    """Reads a form piece by piece. Raises FormParserError if it is malformed or has more than `max_parts` parts."""
 
     def __init__(self, boundary: bytes, max_parts: int) -> None:
         if not boundary:
-            raise FormParserError("its content-type names no boundary")
+            raise FormParserError("its content-type has no boundary")
         self._parts: list[Part] = []
         self._max_parts, self._is_complete = max_parts, False
         self._header, self._value = bytearray(), bytearray()
@@ -72,7 +72,7 @@ class FormReader:
 
     def _begin(self) -> None:
         if len(self._parts) == self._max_parts:
-            raise FormParserError(f"it has more parts than the {self._max_parts} that are allowed")
+            raise FormParserError(f"it has too many parts; allowed: {self._max_parts}")
         self._parts.append(Part())
 
     def _end_header(self) -> None:

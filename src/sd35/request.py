@@ -1,7 +1,7 @@
-"""A fully specified request for an image, and its identity.
+"""A complete request for an image, and its digest.
 
 An image is a pure function of its request. `Request.digest`, the SHA-256 of the request's canonical JSON (RFC 8785),
-identifies both. Cache keys, image names, idempotency and replay all use this digest.
+identifies both. The result cache, the names of image files, and replay use this digest.
 """
 
 import hashlib
@@ -29,12 +29,12 @@ class Request:
     Attributes:
         model: The name of the served model.
         revision: The digest of the checkpoint's files.
-        profile: The numeric profile, such as "onnx/float32". With `model` and `revision`, it ensures that the same
-            request always means the same image.
-        skip_layer_scale: The scale of skip-layer guidance; 0 disables it. Layers and steps come from the model's card.
+        profile: The numeric profile, such as "onnx/float32". Together with `model` and `revision`, it ensures that the
+            same request always means the same image.
+        skip_layer_scale: The scale of skip-layer guidance; 0 disables it. The model's card sets the layers and steps.
 
     Raises:
-        InvalidRequest: A value is out of the range that all models share.
+        InvalidRequest: A value is outside the range that applies to all models.
     """
 
     prompt: str
@@ -54,7 +54,7 @@ class Request:
         _check_prompt("negative_prompt", self.negative_prompt, 0)
         for field, size_px in (("width", self.width), ("height", self.height)):
             if size_px < SIZE_MULTIPLE_PX or size_px % SIZE_MULTIPLE_PX:
-                raise InvalidRequest(field, size_px, f"multiples of {SIZE_MULTIPLE_PX}")
+                raise InvalidRequest(field, size_px, f"positive multiples of {SIZE_MULTIPLE_PX}")
         for field, value, (low, high) in (
             ("steps", self.steps, STEPS),
             ("guidance_scale", self.guidance_scale, GUIDANCE_SCALE),
@@ -66,7 +66,7 @@ class Request:
 
     @cached_property
     def canonical(self) -> bytes:
-        """Canonical JSON (RFC 8785) in UTF-8. Omits a `skip_layer_scale` of 0, so that older digests stay valid."""
+        """Canonical JSON (RFC 8785) in UTF-8. A `skip_layer_scale` of 0 is omitted, so older digests stay valid."""
         fields = asdict(self)
         if not self.skip_layer_scale:
             del fields["skip_layer_scale"]

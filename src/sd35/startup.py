@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeAlias
 
 from sd35.backends.options import Options
 from sd35.backends.registry import check_available, open_backend
@@ -20,30 +21,32 @@ from sd35.generation.fallback import FallbackBuilder, command_of
 from sd35.generation.model_pool import ModelPool
 from sd35.planning.auto import AUTO, choose, open_named
 from sd35.planning.fit import available_memory, check_fallback, place_fallback, placement_of, plan_for
-from sd35.planning.plan import Placement
+from sd35.planning.plan import AvailableMemory, Placement
 from sd35.service.policy import max_in_flight_of
 from sd35.service.startup_times import StartupTimes
 from sd35.settings import Settings
 
+OnPlan: TypeAlias = Callable[[AvailableMemory, Sequence[Placement]], None]
+
 _MB = 10**6
-OF_FREE_MEMORY = 0.9  # the rest is for uncounted uses: latents, images being encoded, other processes
+FREE_MEMORY_SHARE = 0.9  # the rest is for uncounted memory: latents, images being encoded, other processes
 
 
 def check_backends(settings: Settings) -> None:
-    """Raise InvalidSetting or BackendUnavailable if the backend or the fallback cannot run here. Imports neither."""
+    """Raise InvalidSetting or BackendUnavailable if the backend or the fallback's cannot run here. Imports neither."""
     check_available(settings.backend)
     if settings.fallback_settings:
         check_available(settings.fallback_settings.backend, "fallback")
 
 
 def open_checkpoints(settings: Settings) -> list[Checkpoint]:
-    """Open the checkpoints of the settings. `auto` opens the best one, and downloads it if needed.
+    """Open the checkpoints of the settings. `auto` is replaced by the best one, which is downloaded if needed.
 
-    Raises CheckpointError; InvalidSetting if two have the same name, or with `weights` and several checkpoints; and for
-    `auto` BackendUnavailable.
+    Raises CheckpointError, InvalidSetting if two have the same name or `weights` are given for several checkpoints, and
+    for `auto` BackendUnavailable.
     """
     if settings.weights and len(settings.checkpoints) > 1:
-        raise InvalidSetting(f"weights: got files beside {len(settings.checkpoints)} checkpoints; allowed: beside one")
+        raise InvalidSetting(f"weights: got files for {len(settings.checkpoints)} checkpoints; allowed: one checkpoint")
     names = [choose(settings, available_memory(settings)) if name == AUTO else name for name in settings.checkpoints]
     if AUTO in settings.checkpoints:
         names = list(dict.fromkeys(names))  # it may choose one that the settings name too
@@ -58,13 +61,20 @@ def open_model_pool(
     settings: Settings,
     checkpoints: Sequence[Checkpoint],
     startup: StartupTimes | None = None,
+    on_plan: OnPlan | None = None,
     *,
     with_fallback: bool = False,
 ) -> ModelPool:
-    """Plan the memory, load the checkpoints as planned, and generate a first image with each.
+    """Plan the memory, load the checkpoints as planned, and generate a first image with each. Takes seconds to minutes.
 
-    Takes seconds to minutes. `with_fallback` loads the settings' fallback too. It serves checkpoints whose graphs or
-    engines are not built yet. The pool's `fallback_builder` builds them after its start.
+    Args:
+        settings: All settings of the models.
+        checkpoints: The checkpoints to load.
+        startup: Receives the time of each phase.
+        on_plan: Called before anything is loaded, with the available memory and the chosen placements: of the backend,
+            and of the fallback, if any.
+        with_fallback: Whether to load the settings' fallback too. It answers for checkpoints whose graphs or engines
+            are not built yet. The pool's `fallback_builder`, once started, builds them.
 
     Raises DoesNotFit, CheckpointError (NotCompiled without a fallback), BackendUnavailable, InvalidSetting,
     GenerationFailed.
@@ -80,20 +90,22 @@ def open_model_pool(
         plan = plan_for(settings, all_network_sizes, room)
         first = placement_of(plan)
         second = place_fallback(fallback, all_network_sizes, plan) if fallback else None
+    if on_plan:
+        on_plan(room, [first, second] if second else [first])
     fallbacks = [_open_pipeline(fallback, second, each) for each in checkpoints] if fallback and second else []
     open_first = partial(_open_pipeline, settings, first)
-    pipelines, pending = _open_built(open_first, checkpoints, fallbacks)
+    pipelines, pending = _open_or_fall_back(open_first, checkpoints, fallbacks)
     _check_profiles(settings, pipelines, fallbacks)
     for pipeline in {*pipelines, *fallbacks}:
         startup.add(pipeline.backend.startup_s)
-    # Networks that are built later are in the plan already. They need memory too, so working memory is the rest.
+    # Networks that are built later need memory too: they are placed already, and working memory is the rest.
     to_be_built_bytes = first.weights_bytes if pending else 0
     unplanned_bytes = room.device_bytes - first.weights_bytes - (second.weights_bytes if second else 0)
     free_bytes = min(pipelines[0].backend.memory.free_bytes() - to_be_built_bytes, unplanned_bytes)
     tokenizers = {each.name: Tokenizers(each) for each in checkpoints}
     engine = LocalEngine(
         [*pipelines, *fallbacks],
-        limits_of(settings, settings.memory_mb * _MB or int(OF_FREE_MEMORY * free_bytes)),
+        limits_of(settings, settings.memory_mb * _MB or int(FREE_MEMORY_SHARE * free_bytes)),
         EmbeddingCache(settings.embedding_cache_mb * _MB),
         reproducible=settings.reproducible,
     )
@@ -118,7 +130,7 @@ def open_pipeline(settings: Settings, checkpoint: Checkpoint) -> Pipeline:
 
 def limits_of(settings: Settings, memory_bytes: int) -> DeviceLimits:
     """Return the limits of a device with `memory_bytes` of working memory."""
-    # If an operator sets the number of images in flight, no image is refused for being slow.
+    # An operator who sets `max_in_flight` accepts the slowdown that it causes.
     max_slowdown = math.inf if settings.max_in_flight else SLOWDOWN_TARGET
     return DeviceLimits(
         settings.max_batch_rows, max_in_flight_of(settings), settings.max_wait_s, memory_bytes, max_slowdown
@@ -126,7 +138,7 @@ def limits_of(settings: Settings, memory_bytes: int) -> DeviceLimits:
 
 
 def _open_pipeline(settings: Settings, placement: Placement, checkpoint: Checkpoint) -> Pipeline:
-    """Open a checkpoint in the settings' backend with the planned placement."""
+    """Open a checkpoint in the settings' backend, placed as planned."""
     options = Options(
         precision=settings.precision,
         device=settings.device,
@@ -140,16 +152,19 @@ def _open_pipeline(settings: Settings, placement: Placement, checkpoint: Checkpo
 
 
 def _open_into(engine: LocalEngine, open_first: Callable[[Checkpoint], Pipeline], checkpoint: Checkpoint) -> ModelInfo:
-    """Open a checkpoint after its graphs or engines were built, and add it to the engine."""
+    """Open a checkpoint whose graphs or engines are built now, and add it to the engine."""
     pipeline = open_first(checkpoint)
     engine.add(pipeline)
     return pipeline.info
 
 
-def _open_built(
+def _open_or_fall_back(
     open_first: Callable[[Checkpoint], Pipeline], checkpoints: Sequence[Checkpoint], fallbacks: Sequence[Pipeline]
 ) -> tuple[list[Pipeline], list[Checkpoint]]:
-    """Return a pipeline for each checkpoint, and the checkpoints that are not built yet and use their fallback."""
+    """Open each checkpoint, or use the pipeline of its fallback if it is not built yet.
+
+    Return a pipeline for each checkpoint, and the checkpoints that are not built yet.
+    """
     pipelines, pending = [], []
     for index, checkpoint in enumerate(checkpoints):
         try:
@@ -163,10 +178,10 @@ def _open_built(
 
 
 def _check_profiles(settings: Settings, pipelines: Sequence[Pipeline], fallbacks: Sequence[Pipeline]) -> None:
-    """Raise InvalidSetting if a fallback has the same profile as the pipeline that it replaces."""
+    """Raise InvalidSetting if a fallback computes in the same profile as the first backend."""
     for pipeline, fallback in zip(pipelines, fallbacks, strict=bool(fallbacks)):
         profile = fallback.info.profile
         if pipeline is not fallback and pipeline.info.profile == profile:
             raise InvalidSetting(
-                f"fallback: got {settings.fallback!r}, which is the main profile, {profile}; allowed: another"
+                f"fallback: got {settings.fallback!r}; allowed: another profile than that of the backend, {profile}"
             )

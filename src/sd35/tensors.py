@@ -7,10 +7,10 @@ from jaxtyping import Float, Float32
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Tensor: TypeAlias = Any
-"""A latent or an embedding on its backend's device: a NumPy array or a torch tensor. Only the backend reads it."""
+"""A latent or an embedding on the backend's device: a NumPy array or a torch tensor. Only the backend reads it."""
 
 LATENT_CHANNELS = 16
-LATENT_PX = 8  # pixels for each latent value, along a side
+LATENT_PX = 8  # pixels per latent position, horizontally and vertically
 
 
 def to_numpy(tensor: Float[Tensor, "*shape"]) -> Float32[Array, "*shape"]:

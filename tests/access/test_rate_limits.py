@@ -1,4 +1,4 @@
-"""What a client may use: never more than its share, refused with the time to wait, and no refusal costs."""
+"""Rate limits: no client exceeds its limits, and a refused request costs nothing."""
 
 import pytest
 from hypothesis import given
@@ -13,17 +13,17 @@ NONE = Quota()
 
 
 def limits(clock: Clock, requests: int = 0, concurrency: int = 0, pixels: int = 0) -> RateLimiter:
-    """Limits for whoever has no allowance of its own."""
+    """Return a rate limiter with default limits."""
     return RateLimiter(Quota(requests, concurrency, pixels), clock)
 
 
 def test_a_bucket_can_be_used_at_once_and_refills_evenly():
-    """Of 6 requests a minute, 6 at once, the seventh after the 10 s that the refusal names."""
+    """With 6 requests a minute, the seventh at once is refused, and accepted after 10 s."""
     clock = Clock()
     limited = limits(clock, requests=6)
     for _ in range(6):
         limited.charge("a", NONE, 1)
-    with pytest.raises(TooMany, match="6 requests in 60 s, and has; try again in 10 s") as refused:
+    with pytest.raises(TooMany, match="limit of 6 requests in 60 s; try again in 10 s") as refused:
         limited.charge("a", NONE, 1)
     assert refused.value.retry_after_s == pytest.approx(10)
     limited.charge("b", NONE, 1)
@@ -37,7 +37,7 @@ def test_a_bucket_can_be_used_at_once_and_refills_evenly():
 
 
 def test_refused_requests_are_not_counted():
-    """A request refused for its pixels leaves the requests as they were, and the other way round."""
+    """A request refused for its pixels does not count as a request, and vice versa."""
     clock = Clock()
     limited = limits(clock, requests=2, pixels=1000)
     limited.charge("a", NONE, 900)
@@ -51,13 +51,13 @@ def test_refused_requests_are_not_counted():
 
 
 def test_a_request_larger_than_the_bucket_is_refused_for_good():
-    """No time is named after which it would be granted, for there is none."""
-    with pytest.raises(NotAllowed, match="1000 pixels in 3600 s, and this request alone takes 1001"):
+    """The error has no time to try again."""
+    with pytest.raises(NotAllowed, match="takes 1001 pixels; allowed for this client: 1000 pixels in 3600 s"):
         limits(Clock(), pixels=1000).charge("a", NONE, 1001)
 
 
 def test_the_quota_of_a_key_overrides_the_settings():
-    """More, less, or, as 0, without bound; what it leaves open is the settings'."""
+    """0 is unlimited. The settings apply to limits that the quota does not set."""
     limited = limits(Clock(), requests=1, pixels=10)
     own = Quota(requests_per_minute=0)
     for _ in range(10):
@@ -67,11 +67,11 @@ def test_the_quota_of_a_key_overrides_the_settings():
 
 
 def test_an_image_counts_as_concurrent_until_it_ends():
-    """Places are given back however an image ends, and a refused one takes none."""
+    """However it ends. A refused image does not count."""
     limited = limits(Clock(), concurrency=1)
     with limited.generating("a", NONE, 1), limited.generating("b", NONE, 1):
         for _ in range(2):
-            with pytest.raises(TooMany, match="1 of at most 1 images at once"), limited.generating("a", NONE, 1):
+            with pytest.raises(TooMany, match="1 images in progress; allowed: 1"), limited.generating("a", NONE, 1):
                 pass
     with pytest.raises(KeyboardInterrupt), limited.generating("a", NONE, 1):
         raise KeyboardInterrupt
@@ -81,7 +81,7 @@ def test_an_image_counts_as_concurrent_until_it_ends():
 
 @pytest.mark.parametrize(("error", "left"), [(Overloaded("full", 1), 5), (GenerationFailed("broke"), 4)])
 def test_an_image_that_the_service_refuses_is_refunded(error: Exception, left: int):
-    """Where there is no room for it, the client gets its share back; where it was begun, not."""
+    """A failed image is not."""
     limited = limits(Clock(), requests=5)
     with pytest.raises(type(error)), limited.generating("a", NONE, 1):
         raise error
@@ -89,7 +89,6 @@ def test_an_image_that_the_service_refuses_is_refunded(error: Exception, left: i
 
 
 def test_a_refund_is_given_once():
-    """Twice refunded is not twice given."""
     limited = limits(Clock(), requests=5)
     limited.charge("a", NONE, 1)
     charge = limited.charge("a", NONE, 1)
@@ -99,7 +98,7 @@ def test_a_refund_is_given_once():
 
 
 def test_headers_show_limits_and_remaining_amounts():
-    """As the IETF's draft writes it; nothing where nothing is limited."""
+    """Without limits, there are no headers."""
     limited = limits(Clock(), requests=60, pixels=7200)
     limited.charge("a", NONE, 3600)
     assert limited.headers("a", NONE) == {
@@ -110,37 +109,36 @@ def test_headers_show_limits_and_remaining_amounts():
 
 
 @given(st.lists(st.tuples(st.floats(0, 30), st.integers(1, 40)), max_size=60), st.integers(1, 100))
-def test_never_grants_more_than_a_bucket_and_its_refill(asked: list[tuple[float, int]], most: int):
-    """Of any requests at any times: a share at once, and what came back since; to wait as told is enough."""
+def test_no_more_is_granted_than_a_bucket_and_its_refill(requests: list[tuple[float, int]], limit: int):
+    """A client that waits as long as the error says is accepted."""
     clock = Clock()
-    limited = limits(clock, pixels=most)
+    limited = limits(clock, pixels=limit)
     granted, began_s = 0, clock.now_s
-    for passed_s, pixels in asked:
+    for passed_s, pixels in requests:
         clock.now_s += passed_s
         try:
             limited.charge("a", NONE, pixels)
             granted += pixels
         except NotAllowed:
-            assert pixels > most
+            assert pixels > limit
         except TooMany as refused:
             clock.now_s += refused.retry_after_s
             limited.charge("a", NONE, pixels)
             granted += pixels
-        assert granted <= most * (1 + (clock.now_s - began_s) / 3600) + 1e-3
+        assert granted <= limit * (1 + (clock.now_s - began_s) / 3600) + 1e-3
 
 
-def test_full_buckets_are_forgotten():
-    """Memory follows those who used something lately, not all who ever came."""
+def test_full_buckets_are_deleted():
+    """Memory is used only for clients that were active recently."""
     clock = Clock()
     limited = limits(clock, requests=60)
     for number in range(20_000):
         limited.charge(f"10.0.{number}", NONE, 1)
         clock.now_s += 0.01
-    assert len(limited._full_at_s) < 5000  # noqa: SLF001  no other way to see it
+    assert len(limited._full_at_s) < 5000  # noqa: SLF001  there is no other way to check it
 
 
 def test_a_call_runs_as_many_images_at_once_as_the_limit_leaves():
-    """Of three at once, a call for four has three, or two where another has one; then none is left."""
     limited = limits(Clock(), concurrency=3)
     with limited.generating("a", NONE, 4, images=4) as charge:
         assert charge.max_concurrent == 3

@@ -1,4 +1,4 @@
-"""`png-info`, the page and `sd35 replay` agree on every file: which request made it, or that none did."""
+"""`png-info`, the user interface and `sd35 replay` find the same request in a file, or all find none."""
 
 import base64
 import re
@@ -34,16 +34,16 @@ _DIGEST = re.compile("the PNG file of ([0-9a-f]{64})")
 
 
 def without(key: str) -> bytes:
-    """A file that lacks one text."""
+    """Return a PNG file without one of the texts of the record."""
     return write_png(PIXELS, {name: text for name, text in TEXTS.items() if name != key})
 
 
 def chunks(kind: str = "iTXt") -> list[bytes]:
-    """The record in chunks of a kind."""
+    """Return the record in PNG text chunks of a kind."""
     return [text_chunk(kind, key, text) for key, text in TEXTS.items()]
 
 
-MADE: dict[str, Callable[[], bytes]] = {
+WITH_REQUEST: dict[str, Callable[[], bytes]] = {
     "PNG": lambda: OWN,
     **{each.name: partial(encode, OWN, each, has_metadata=True) for each in Format},
     "behind the image data": lambda: png(after=b"".join(chunks())),
@@ -55,7 +55,7 @@ MADE: dict[str, Callable[[], bytes]] = {
     "cut off in the image data": lambda: OWN[:-30],
     "gray": lambda: png(*chunks()).replace(b"\x08\x02\0\0\0", b"\x08\0\0\0\0"),
 }
-NOT_MADE: dict[str, Callable[[], bytes]] = {
+WITHOUT_REQUEST: dict[str, Callable[[], bytes]] = {
     "nothing": lambda: b"",
     "a text": lambda: b"a cat",
     "another PNG file": lambda: png(text_chunk("tEXt", "parameters", "a cow\nSteps: 1, Seed: 2, Size: 8x8")),
@@ -78,7 +78,7 @@ def client(pool: ModelPool) -> Iterator[TestClient]:
 
 
 def of_png_info(client: TestClient, file: bytes) -> str | None:
-    """The digest of the request in what `png-info` tells of a file."""
+    """Return the digest of the request that `png-info` finds in a file, or None."""
     answer = client.post("/sdapi/v1/png-info", json={"image": base64.b64encode(file).decode()})
     if answer.status_code == 422:
         return None
@@ -89,8 +89,8 @@ def of_png_info(client: TestClient, file: bytes) -> str | None:
         return None
 
 
-def of_page(file: bytes, directory: Path) -> str | None:
-    """The digest of the request that the page fills in."""
+def of_ui(file: bytes, directory: Path) -> str | None:
+    """Return the digest of the request that the user interface reads from a file, or None."""
     path = directory / "dropped"
     path.write_bytes(file)
     try:
@@ -100,7 +100,7 @@ def of_page(file: bytes, directory: Path) -> str | None:
 
 
 def of_replay(file: bytes) -> str | None:
-    """The digest of the request that is replayed, or would be if the pixels were those of a whole PNG file in RGB."""
+    """Return the digest of the request that replay finds, even if it refuses the pixels; else None."""
     try:
         return read_stored_image(file).record.request.digest
     except NotReplayable as error:
@@ -111,27 +111,24 @@ def of_replay(file: bytes) -> str | None:
         return None
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", WITH_REQUEST)
 def test_all_readers_find_the_request(client: TestClient, tmp_path: Path, name: str):
-    """Wherever it lies, and whatever else does."""
-    file = MADE[name]()
-    assert [of_png_info(client, file), of_page(file, tmp_path), of_replay(file)] == [REQUEST.digest] * 3
+    file = WITH_REQUEST[name]()
+    assert [of_png_info(client, file), of_ui(file, tmp_path), of_replay(file)] == [REQUEST.digest] * 3
 
 
-@pytest.mark.parametrize("name", NOT_MADE)
+@pytest.mark.parametrize("name", WITHOUT_REQUEST)
 def test_no_reader_finds_a_request_in_other_files(client: TestClient, tmp_path: Path, name: str):
-    """In files of others, and in files that are damaged, edited or made to be slow."""
-    file = NOT_MADE[name]()
-    assert [of_png_info(client, file), of_page(file, tmp_path), of_replay(file)] == [None] * 3
+    file = WITHOUT_REQUEST[name]()
+    assert [of_png_info(client, file), of_ui(file, tmp_path), of_replay(file)] == [None] * 3
 
 
 @given(st.data())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_all_readers_agree_on_any_file(client: TestClient, tmp_path: Path, data: st.DataObject):
-    """Whichever bytes of it were changed, or wherever it was cut off."""
     file = bytearray(encode(OWN, data.draw(st.sampled_from(list(Format))), has_metadata=True))
     for _ in range(data.draw(st.integers(0, 4))):
         file[data.draw(st.integers(0, len(file) - 1))] = data.draw(st.integers(0, 255))
     changed = bytes(file[: data.draw(st.integers(0, len(file)))])
     found = of_png_info(client, changed)
-    assert (of_page(changed, tmp_path), of_replay(changed)) == (found, found)
+    assert (of_ui(changed, tmp_path), of_replay(changed)) == (found, found)

@@ -1,4 +1,4 @@
-"""Who may use the API and how much: keys, roles, limits, proxies, pages of other origins, and a path under a proxy."""
+"""Authentication and authorisation: keys, roles, limits, proxies, CORS, and a path under a proxy."""
 
 import asyncio
 import base64
@@ -29,7 +29,7 @@ from sd35.generation.model_pool import ModelPool
 from sd35.settings import load_settings
 from sd35.storage.memory.keys import MemoryKeyStore
 from tests.support.fake_backend import WAIT_S, FakeBackend, Fault, fake_pool, key_store
-from tests.support.http import ask, problem
+from tests.support.http import post_txt2img, problem
 from tests.support.serving import serving
 
 USER, USER_SECRET = new_key("user", Role.USER, 1.0)
@@ -40,7 +40,7 @@ CAT = {"prompt": "a cat", "steps": 1, "width": 64, "height": 64}  # 4096 pixels
 
 
 @pytest.fixture
-def closed(pool: ModelPool) -> Iterator[TestClient]:
+def client_with_keys(pool: ModelPool) -> Iterator[TestClient]:
     """A client of an app in which a user and an administrator have keys."""
     with serving(pool, key_store(USER, ADMIN)) as client:
         yield client
@@ -58,82 +58,73 @@ def closed(pool: ModelPool) -> Iterator[TestClient]:
     ],
     ids=["bearer", "lower case", "header", "admin", "password", "beside another scheme"],
 )
-def test_a_key_is_accepted_in_either_header(closed: TestClient, headers: dict[str, str]):
-    """As a bearer token, or as X-Api-Key."""
-    assert closed.post("/v1/txt2img", json=CAT, headers=headers).status_code == 200
+def test_a_key_is_accepted_in_each_header(client_with_keys: TestClient, headers: dict[str, str]):
+    assert client_with_keys.post("/v1/txt2img", json=CAT, headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/v1/txt2img"), ("GET", "/v1/models"), ("GET", "/metrics")])
-def test_without_a_key_the_response_says_how_to_send_one(closed: TestClient, method: str, path: str):
-    """401 with the scheme, as a problem; a body is not even read."""
-    response = closed.request(method, path)
+def test_without_a_key_the_response_says_how_to_send_one(client_with_keys: TestClient, method: str, path: str):
+    response = client_with_keys.request(method, path)
     assert "'Authorization: Bearer sd35_...' or 'X-Api-Key: sd35_...'" in problem(response, 401)["detail"]
     assert response.headers["www-authenticate"] == "Bearer"
 
 
-def test_the_description_says_which_routes_need_a_key(closed: TestClient):
-    """Each that says so answers 401 without one, which it describes; the others answer."""
-    paths = closed.get("/openapi.json").json()["paths"]
+def test_the_description_says_which_routes_need_a_key(client_with_keys: TestClient):
+    paths = client_with_keys.get("/openapi.json").json()["paths"]
     operations = [(method, path, each) for path, methods in paths.items() for method, each in methods.items()]
     for method, path, operation in operations:
-        status = closed.request(method, path).status_code
+        status = client_with_keys.request(method, path).status_code
         assert (status == 401) == ("security" in operation)
         assert str(status) in operation["responses"]
 
 
-def test_a_route_that_does_not_exist_needs_a_key_too(closed: TestClient):
-    """What there is and what not is told to those with a key."""
-    problem(closed.get("/v1/nothing"), 401)
-    problem(closed.get("/v1/nothing", headers=BEARER), 404)
+def test_a_route_that_does_not_exist_needs_a_key_too(client_with_keys: TestClient):
+    """Callers without a key cannot find out which routes exist."""
+    problem(client_with_keys.get("/v1/nothing"), 401)
+    problem(client_with_keys.get("/v1/nothing", headers=BEARER), 404)
 
 
 @pytest.mark.parametrize(
     "path",
     ["/", "/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico", "/static-offline-docs/swagger-ui.css"],
 )
-def test_probes_and_the_description_need_no_key(closed: TestClient, path: str):
-    """What asks for them has none."""
-    assert closed.get(path).status_code < 400
+def test_probes_and_the_description_need_no_key(client_with_keys: TestClient, path: str):
+    assert client_with_keys.get(path).status_code < 400
 
 
-def test_every_wrong_key_is_answered_alike(closed: TestClient):
-    """Unknown, wrong and malformed: the same status, headers and words."""
+def test_every_invalid_key_gets_the_same_response(client_with_keys: TestClient):
     wrong = USER_SECRET[:-4] + ("AAAA" if USER_SECRET[-4:] != "AAAA" else "BBBB")
     answers = set()
     for secret in (new_key("other", Role.ADMIN, 1.0)[1], wrong, "nonsense", "sd35_" + "0" * 16 + "_"):
-        response = closed.get("/v1/models", headers={"x-api-key": secret})
+        response = client_with_keys.get("/v1/models", headers={"x-api-key": secret})
         answers.add((response.status_code, response.headers["www-authenticate"], response.json()["detail"]))
-    assert answers == {(401, "Bearer", "the API key that came is not valid")}
+    assert answers == {(401, "Bearer", "the API key is not valid")}
 
 
 @pytest.mark.parametrize("need_admin", [True, False])
-def test_metrics_are_for_administrators_where_that_is_set(pool: ModelPool, need_admin: bool):  # noqa: FBT001  a parameter
-    """403 for a user then; else any key is enough."""
+def test_metrics_need_an_administrator_if_set(pool: ModelPool, need_admin: bool):  # noqa: FBT001  a parameter
     with serving(pool, key_store(USER, ADMIN), metrics_need_admin=need_admin) as client:
         assert client.get("/metrics", headers=AS_ADMIN).status_code == 200
         response = client.get("/metrics", headers=BEARER)
         if need_admin:
-            assert "for administrators" in problem(response, 403)["detail"]
+            assert "needs an administrator's API key" in problem(response, 403)["detail"]
         else:
             assert response.status_code == 200
 
 
-def test_a_route_can_be_for_administrators_alone(closed: TestClient):
-    """By a dependency."""
-    app: Any = closed.app
+def test_a_route_can_require_an_administrator(client_with_keys: TestClient):
+    app: Any = client_with_keys.app
     app.get("/v1/admin", dependencies=[Depends(require_admin)])(lambda: "you may")
-    assert closed.get("/v1/admin", headers=AS_ADMIN).json() == "you may"
-    problem(closed.get("/v1/admin", headers=BEARER), 403)
+    assert client_with_keys.get("/v1/admin", headers=AS_ADMIN).json() == "you may"
+    problem(client_with_keys.get("/v1/admin", headers=BEARER), 403)
 
 
-def test_a_store_of_keys_that_is_away_lets_nobody_in(pool: ModelPool):
-    """503 with a time, and health still answers."""
-
-    class Away(MemoryKeyStore):
+def test_nobody_gets_access_while_the_key_store_is_unavailable(pool: ModelPool):
+    class Unavailable(MemoryKeyStore):
         def keys(self) -> list[Key]:
             raise StoreUnavailable("the database does not answer")
 
-    with serving(pool, Away()) as client:
+    with serving(pool, Unavailable()) as client:
         response = client.get("/v1/models", headers=BEARER)
         assert problem(response, 503)["detail"] == "the database does not answer"
         assert int(response.headers["retry-after"]) >= 1
@@ -141,7 +132,6 @@ def test_a_store_of_keys_that_is_away_lets_nobody_in(pool: ModelPool):
 
 
 def test_a_key_has_its_own_limits(pool: ModelPool):
-    """429 with the time to wait for the one that used its share; another key's share is untouched."""
     small, small_secret = new_key("small", Role.USER, 1.0, Quota(requests_per_minute=2))
     with serving(pool, key_store(small, USER), requests_per_minute=100) as client:
         headers = {"x-api-key": small_secret}
@@ -157,13 +147,12 @@ def test_a_key_has_its_own_limits(pool: ModelPool):
         assert client.post("/v1/txt2img", json=CAT, headers=BEARER).status_code == 200
 
 
-def test_pixels_are_counted_as_asked_for_and_refusals_cost_nothing(pool: ModelPool):
-    """Wrong requests and those beyond the budget leave it as it is; what no hour holds is 403."""
+def test_requested_pixels_are_counted_and_refused_requests_are_not(pool: ModelPool):
     with serving(pool, pixels_per_hour=2 * 4096) as client:
         for _ in range(3):
-            problem(ask(client, steps=0), 422)
-            problem(ask(client, model="none"), 404)
-        assert "this request alone takes 16384" in problem(ask(client), 403)["detail"]
+            problem(post_txt2img(client, steps=0), 422)
+            problem(post_txt2img(client, model="none"), 404)
+        assert "this request takes 16384 pixels" in problem(post_txt2img(client), 403)["detail"]
         assert client.post("/v1/txt2img", json=CAT).status_code == 200
         assert client.post("/v1/txt2img", json=CAT).headers["ratelimit"].startswith('"pixels";r=0;')
         refused = client.post("/v1/txt2img", json=CAT)
@@ -171,38 +160,36 @@ def test_pixels_are_counted_as_asked_for_and_refusals_cost_nothing(pool: ModelPo
         assert 1790 <= int(refused.headers["retry-after"]) <= 1800
 
 
-def test_concurrent_images_are_limited_and_their_places_released(pool: ModelPool, backend: FakeBackend):
-    """A second one beside a running one is 429; after it, it is made."""
+def test_concurrent_images_are_limited_until_they_end(pool: ModelPool, backend: FakeBackend):
     with serving(pool, concurrency=1) as client:
         answers: list[Any] = []
         backend.hold()
-        running = threading.Thread(target=lambda: answers.append(ask(client, prompt="a tree")))
+        running = threading.Thread(target=lambda: answers.append(post_txt2img(client, prompt="a tree")))
         running.start()
         assert backend.started.wait(WAIT_S)
         refused = client.post("/v1/txt2img", json=CAT)
-        assert "1 of at most 1 images at once" in problem(refused, 429)["detail"]
+        assert "this client already has 1 images in progress; allowed: 1" in problem(refused, 429)["detail"]
         backend.release.set()
         running.join(WAIT_S)
         assert answers[0].status_code == 200
         backend.faults["a dog"] = Fault.STEP_ERROR
-        assert ask(client, prompt="a dog").status_code == 500
+        assert post_txt2img(client, prompt="a dog").status_code == 500
         assert client.post("/v1/txt2img", json=CAT).status_code == 200
 
 
 def test_a_request_refused_by_a_full_engine_is_not_charged(pool: ModelPool, backend: FakeBackend):
-    """An overloaded service's 429 costs nothing of the caller's share."""
     with serving(pool, requests_per_minute=2) as client:
         backend.hold()
-        handles = [pool.submit(pool.resolve(_wanted("a tree")), client="other") for _ in range(3)]
+        handles = [pool.submit(pool.resolve(_params("a tree")), client="other") for _ in range(3)]
         assert backend.started.wait(WAIT_S)
         for _ in range(5):
-            assert "3 of at most 3 images are accepted" in problem(ask(client), 429)["detail"]
+            assert "3 of at most 3 images are accepted" in problem(post_txt2img(client), 429)["detail"]
         backend.release.set()
         assert all(handle.future.result(WAIT_S) for handle in handles)
-        assert ask(client).status_code == 200
+        assert post_txt2img(client).status_code == 200
 
 
-def _wanted(prompt: str) -> Any:
+def _params(prompt: str) -> Any:
     from sd35.generation.params import GenerationParams
 
     return GenerationParams(prompt)
@@ -222,35 +209,33 @@ def _wanted(prompt: str) -> Any:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Sd35Error) else None,
 )
-def test_each_error_has_its_status_and_says_when_to_come_back(
+def test_each_error_has_its_status_and_retry_after(
     pool: ModelPool, monkeypatch: pytest.MonkeyPatch, error: Sd35Error, status: int, retry_after: str | None
 ):
-    """Wherever it is raised: a problem with the request's id, and a time where waiting helps."""
-
     def failing(_: object) -> None:
         raise error
 
     monkeypatch.setattr(pool, "resolve", failing)
     with serving(pool) as client:
-        response = ask(client)
+        response = post_txt2img(client)
     assert problem(response, status)["detail"] == str(error)
     assert response.headers.get("retry-after") == retry_after
 
 
-def clients_seen(pool: ModelPool, headers: dict[str, str], **settings: Any) -> set[object]:
-    """For whom the engine was asked for an image, by a request from 10.1.1.1 with these headers."""
-    seen: set[object] = set()
+def clients_of_images(pool: ModelPool, headers: dict[str, str], **settings: Any) -> set[object]:
+    """Return the clients for whom images are submitted to the engine, by a request from 10.1.1.1 with these headers."""
+    clients: set[object] = set()
     submit = pool.submit
 
-    def noticing(*args: Any, client: object, **more: Any) -> Any:
-        seen.add(client)
+    def submit_and_record(*args: Any, client: object, **more: Any) -> Any:
+        clients.add(client)
         return submit(*args, client=client, **more)
 
-    pool.submit = noticing  # type: ignore[method-assign,assignment]
+    pool.submit = submit_and_record  # type: ignore[method-assign,assignment]
     with serving(pool, **settings) as client:
         inside = TestClient(client.app, "http://127.0.0.1", client=("10.1.1.1", 5))
         assert inside.post("/v1/txt2img", json=CAT, headers=headers).status_code == 200
-    return seen
+    return clients
 
 
 @pytest.mark.parametrize(
@@ -265,20 +250,18 @@ def clients_seen(pool: ModelPool, headers: dict[str, str], **settings: Any) -> s
 def test_the_client_address_is_taken_from_trusted_proxies_only(
     pool: ModelPool, trusted: str, forwarded: str, client: str
 ):
-    """The last address that no trusted proxy is; what a client wrote before it counts for nothing."""
-    assert clients_seen(pool, {"x-forwarded-for": forwarded}, trusted_proxies=trusted) == {client}
+    """It is the last address that is not a trusted proxy. Clients can write anything before it."""
+    assert clients_of_images(pool, {"x-forwarded-for": forwarded}, trusted_proxies=trusted) == {client}
 
 
 def test_other_origins_get_no_cors_headers_by_default(client: TestClient):
-    """No header lets them in, and their browsers' question is not answered."""
     origin = {"origin": "https://example.com"}
     assert "access-control-allow-origin" not in client.get("/v1/models", headers=origin).headers
-    asked = client.options("/v1/txt2img", headers={**origin, "access-control-request-method": "POST"})
-    assert "access-control-allow-origin" not in asked.headers
+    answer = client.options("/v1/txt2img", headers={**origin, "access-control-request-method": "POST"})
+    assert "access-control-allow-origin" not in answer.headers
 
 
 def test_allowed_origins_get_cors_headers(pool: ModelPool):
-    """They may send a key, read this API's headers, also of errors; others are refused by a problem."""
     with serving(pool, key_store(USER), cors_origins="https://example.com") as client:
         question = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
         allowed = client.options("/v1/txt2img", headers={"origin": "https://example.com", **question})
@@ -291,7 +274,7 @@ def test_allowed_origins_get_cors_headers(pool: ModelPool):
         answer = client.post("/v1/txt2img", json=CAT, headers={"origin": "https://example.com", **BEARER})
         readable = answer.headers["access-control-expose-headers"].lower().split(", ")
         own = {name for name in answer.headers if name.startswith("x-")} | {"server-timing", "retry-after"}
-        own -= {"x-content-type-options"}  # for the browser itself
+        own -= {"x-content-type-options"}  # a header for browsers
         assert own <= set(readable)
         assert "access-control-allow-credentials" not in answer.headers
 
@@ -308,8 +291,7 @@ def test_allowed_origins_get_cors_headers(pool: ModelPool):
         ("body_timeout_s", "0"),
     ],
 )
-def test_wrong_settings_are_refused_with_what_came(name: str, value: str):
-    """At the start, not at the first request."""
+def test_invalid_settings_are_refused_with_their_value(name: str, value: str):
     with pytest.raises(InvalidSetting, match=rf"--{name.replace('_', '-')}: got '{value}'"):
         load_settings({name: value})
 
@@ -319,18 +301,19 @@ def test_wrong_settings_are_refused_with_what_came(name: str, value: str):
     [("/healthz", "GET, HEAD"), ("/v1/models", "GET, HEAD"), ("/v1/txt2img", "POST")],
 )
 def test_options_and_405_list_the_methods_of_a_path(client: TestClient, path: str, allow: str):
-    """OPTIONS is answered without a body, any other method with a problem."""
-    asked = client.options(path)
-    assert (asked.status_code, asked.headers["allow"], asked.content) == (204, allow, b"")
+    answer = client.options(path)
+    assert (answer.status_code, answer.headers["allow"], answer.content) == (
+        204,
+        allow,
+        b"",
+    )
     response = client.request("PATCH", path)
     problem(response, 405)
     assert response.headers["allow"] == allow
 
 
 def test_pages_link_to_each_other_under_a_root_path(tmp_path: Path):
-    """With a root path the redirect and the API page name it; keys are needed, or not, as without."""
-
-    async def under_path(scope: Any, receive: Any, send: Any) -> None:  # as uvicorn puts it before the path
+    async def under_path(scope: Any, receive: Any, send: Any) -> None:  # as uvicorn adds it
         await app({**scope, "root_path": "/images", "path": "/images" + scope["path"]}, receive, send)
 
     with serving(fake_pool(tmp_path), key_store(USER)) as ready:
@@ -344,12 +327,11 @@ def test_pages_link_to_each_other_under_a_root_path(tmp_path: Path):
         digest = client.post("/v1/txt2img", json=CAT, headers=BEARER).headers["x-sd35-digest"]
         url = client.post(f"/v1/artifacts/{digest}/link", headers=BEARER).json()["url"]
         assert "/images/v1/artifacts/" in url
-        assert client.get(url.replace("/images", "")).status_code == 200  # as a proxy passes it on
+        assert client.get(url.replace("/images", "")).status_code == 200  # as a proxy forwards it
         problem(client.get(url.replace("/images", "") + "&format=webp"), 403)
 
 
-def test_a_body_has_to_arrive_in_time(pool: ModelPool):
-    """408 where it does not, and what hangs up while an image is made may take as long as it takes."""
+def test_a_body_that_does_not_arrive_in_time_is_408(pool: ModelPool):
     with serving(pool, body_timeout_s=0.05) as client:
         statuses = []
 
@@ -375,11 +357,10 @@ def test_a_body_has_to_arrive_in_time(pool: ModelPool):
 @pytest.mark.parametrize(
     "path", ["/v1/models", "/v1/jobs", f"/v1/artifacts/{'0' * 64}", "/v1/jobs/none/events", "/metrics"]
 )
-def test_unknown_query_parameters_are_refused(closed: TestClient, path: str):
-    """A parameter that a route does not know is refused, with those that it knows."""
-    (error,) = problem(closed.get(path, params={"statsu": "queued"}, headers=BEARER), 422)["errors"]
+def test_unknown_query_parameters_are_refused(client_with_keys: TestClient, path: str):
+    (error,) = problem(client_with_keys.get(path, params={"statsu": "queued"}, headers=BEARER), 422)["errors"]
     assert (error["field"], error["got"]) == ("statsu", "queued")
-    assert "only" in error["allowed"] or "none" in error["allowed"]
+    assert error["allowed"].startswith(("only ", "no query parameters"))
 
 
 @pytest.mark.parametrize(
@@ -390,10 +371,9 @@ def test_unknown_query_parameters_are_refused(closed: TestClient, path: str):
         ({}, {"Last-Event-ID": "x"}, "last-event-id"),
     ],
 )
-def test_the_error_of_a_wrong_parameter_names_it(
+def test_the_error_of_an_invalid_parameter_names_it(
     client: TestClient, params: dict[str, Any], headers: dict[str, str], field: str
 ):
-    """Also one of several values, by its own name."""
     job = client.post("/v1/jobs", json=CAT).json()
     path = f"/v1/jobs/{job['id']}/events" if headers else "/v1/jobs"
     (error,) = problem(client.get(path, params=params, headers=headers), 422)["errors"]
@@ -401,13 +381,12 @@ def test_the_error_of_a_wrong_parameter_names_it(
 
 
 @pytest.mark.parametrize("method", ["DELETE", "POST"])
-def test_a_signed_link_cannot_delete(closed: TestClient, method: str):
-    """A deletion with a signature in its address is no link that is followed: the parameter is refused."""
+def test_a_signed_link_cannot_delete(client_with_keys: TestClient, method: str):
     path = f"/v1/artifacts/{'0' * 64}{'/link' if method == 'POST' else ''}"
-    (error,) = problem(closed.request(method, path, params={"signature": "0"}, headers=BEARER), 422)["errors"]
+    (error,) = problem(client_with_keys.request(method, path, params={"signature": "0"}, headers=BEARER), 422)["errors"]
     assert error["field"] == "signature"
 
 
-def test_probes_ignore_unknown_query_parameters(closed: TestClient):
-    """Some balancers put the time into the address."""
-    assert closed.get("/healthz?t=1").status_code == closed.get("/readyz?t=1").status_code == 200
+def test_probes_ignore_unknown_query_parameters(client_with_keys: TestClient):
+    """Some load balancers add a timestamp."""
+    assert client_with_keys.get("/healthz?t=1").status_code == client_with_keys.get("/readyz?t=1").status_code == 200

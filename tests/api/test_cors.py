@@ -1,4 +1,4 @@
-"""What pages of allowed origins may send: any header, and requests to a private network if that is set."""
+"""Requests of pages of allowed origins: any header, and requests to a private network if the setting allows them."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ from tests.support.serving import serving
 
 
 def preflight(client: TestClient, **headers: str) -> Any:
-    """A browser's question before a POST of a page of the allowed origin."""
+    """Send the preflight request of a POST by a page of the allowed origin."""
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
-    asked = {"origin": "https://app.example", "access-control-request-method": "POST", **sent}
-    return client.options("/v1/images/generations", headers=asked)
+    all_headers = {"origin": "https://app.example", "access-control-request-method": "POST", **sent}
+    return client.options("/v1/images/generations", headers=all_headers)
 
 
-# As OpenAI's JavaScript SDK sends them (openai-node 6), and what other clients add.
+# Headers of OpenAI's JavaScript SDK (openai-node 6) and of other clients.
 SDK = (
     "authorization,cache-control,content-type,idempotency-key,openai-beta,openai-organization,openai-project,"
     "x-stainless-arch,x-stainless-custom-poll-interval,x-stainless-helper-method,x-stainless-lang,x-stainless-os,"
@@ -28,7 +28,6 @@ SDK = (
 
 @pytest.mark.parametrize("origins", ["https://app.example", "*"])
 def test_a_page_of_an_allowed_origin_may_send_any_header(pool: ModelPool, origins: str):
-    """Such as those of OpenAI's JavaScript SDK."""
     with serving(pool, cors_origins=origins) as client:
         answer = preflight(client, access_control_request_headers=SDK)
         assert answer.status_code == 200
@@ -38,8 +37,7 @@ def test_a_page_of_an_allowed_origin_may_send_any_header(pool: ModelPool, origin
 
 
 @pytest.mark.parametrize("is_set", [True, False])
-def test_a_private_network_preflight_is_answered_by_the_setting(pool: ModelPool, is_set: bool):  # noqa: FBT001  a parameter
-    """`Access-Control-Allow-Private-Network` if `cors_private_network` is set; else an error that names it."""
+def test_the_setting_decides_on_private_network_preflights(pool: ModelPool, is_set: bool):  # noqa: FBT001  a parameter
     with serving(pool, cors_origins="https://app.example", cors_private_network=is_set) as client:
         answer = preflight(client, access_control_request_private_network="true")
         if is_set:
@@ -51,7 +49,6 @@ def test_a_private_network_preflight_is_answered_by_the_setting(pool: ModelPool,
 
 
 def test_a_private_network_preflight_of_another_origin_is_refused(pool: ModelPool):
-    """The setting opens the network to allowed origins alone."""
     with serving(pool, cors_origins="https://app.example", cors_private_network=True) as client:
         answer = preflight(client, origin="https://evil.example", access_control_request_private_network="true")
         problem(answer, 400)

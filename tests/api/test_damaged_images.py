@@ -1,4 +1,4 @@
-"""A stored image whose file is damaged, as clients meet it."""
+"""Responses about stored images whose files are damaged."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from sd35.generation.model_pool import ModelPool
 from tests.support.services import memory_storage
 from tests.support.serving import serving
 
-ASKED = {"prompt": "a cat", "seed": 1}
+BODY = {"prompt": "a cat", "seed": 1}
 
 
 @pytest.mark.parametrize("left_bytes", [0, 1000])
@@ -24,14 +24,14 @@ ASKED = {"prompt": "a cat", "seed": 1}
     ],
 )
 def test_a_damaged_file_is_not_found(pool: ModelPool, left_bytes: int, method: str, headers: dict[str, str]):
-    """404 without an ETag and without leave to cache it, by address and by signed link, whatever is asked of it."""
+    """The 404 must not have an ETag or be cached."""
     storage = memory_storage()
     with serving(pool, storage=storage) as client:
-        made = client.post("/v1/txt2img", json=ASKED)
-        digest = made.headers["x-sd35-digest"]
+        response = client.post("/v1/txt2img", json=BODY)
+        digest = response.headers["x-sd35-digest"]
         address = f"/v1/artifacts/{digest}"
         link = client.post(f"{address}/link").json()["url"]
-        storage.images.blobs.replace(f"{digest}.png", made.content[:left_bytes])
+        storage.images.blobs.replace(f"{digest}.png", response.content[:left_bytes])
         for each in (address, link):
             answer = client.request(method, each, headers=headers)
             assert answer.status_code == 404
@@ -40,19 +40,18 @@ def test_a_damaged_file_is_not_found(pool: ModelPool, left_bytes: int, method: s
 
 
 DIALECTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "own": ("/v1/txt2img", {"json": ASKED}),
-    "openai": ("/v1/images/generations", {"json": {**ASKED, "response_format": "url"}}),
+    "own": ("/v1/txt2img", {"json": BODY}),
+    "openai": ("/v1/images/generations", {"json": {**BODY, "response_format": "url"}}),
     "stability": (
         "/v2beta/stable-image/generate/sd3",
-        {"data": {key: str(value) for key, value in ASKED.items()}, "files": {"none": b""}},
+        {"data": {key: str(value) for key, value in BODY.items()}, "files": {"none": b""}},
     ),
-    "automatic1111": ("/sdapi/v1/txt2img", {"json": ASKED}),
+    "automatic1111": ("/sdapi/v1/txt2img", {"json": BODY}),
 }
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_a_damaged_image_is_regenerated_in_each_dialect(pool: ModelPool, dialect: str):
-    """200 with a whole image, at its address too: an empty file is not an error for ever."""
     path, body = DIALECTS[dialect]
     storage = memory_storage()
     with serving(pool, storage=storage) as client:
@@ -67,5 +66,5 @@ def test_a_damaged_image_is_regenerated_in_each_dialect(pool: ModelPool, dialect
 
 
 def test_reads_of_damaged_files_are_counted(client: TestClient):
-    """From 0, so that the first one is seen."""
+    """The metric exists from the start, so that an alert sees its first increase."""
     assert "sd35_damaged_images_total 0.0" in client.get("/metrics").text

@@ -1,4 +1,4 @@
-"""A fallback seen from outside: which profile answers, what was spoiled, and what a failing build changes: nothing."""
+"""A fallback over HTTP: the profile in responses, numerical failures in metrics, and a build that fails."""
 
 import sys
 from pathlib import Path
@@ -16,13 +16,12 @@ from tests.support.serving import serving
 
 
 def pool_with_fallback(directory: Path) -> ModelPool:
-    """A model pool whose model is in float16, with a fallback in float32 in which nothing fails."""
+    """Return a model pool whose model runs in float16 and fails for some prompts, with a fallback in float32."""
     failing = FakeBackend("float16", {"a dog": Fault.UNIFORM, "a tree": Fault.STEP_NAN})
     return fake_pool(directory, failing, fallback=FakeBackend())
 
 
 def test_a_response_names_the_profile_that_generated_the_image(tmp_path: Path):
-    """Digest and PNG of an image that was made again are the fallback's; /metrics counts it, and what failed."""
     with serving(pool_with_fallback(tmp_path)) as client:
         plain, again = (client.post("/v1/txt2img", json={"prompt": word, "seed": 1}) for word in ("a cat", "a dog"))
         records = [from_text(read_png(each.content)[1]) for each in (plain, again)]
@@ -38,12 +37,11 @@ def test_a_response_names_the_profile_that_generated_the_image(tmp_path: Path):
         "sd35_retried_images_total 1.0",
     ):
         assert f"{line}\n" in text
-    assert "\nsd35_building " not in text  # nothing is built
+    assert "\nsd35_building " not in text  # no build is running
     assert "_created" not in text
 
 
 def test_a_build_that_fails_leaves_the_service_ready(tmp_path: Path):
-    """/readyz stays 200, /v1/models names what answers, /metrics counts the failure."""
     pool = fake_pool(tmp_path)
     pending = [fake_pipeline(tmp_path / "mini").checkpoint]
 
@@ -54,17 +52,17 @@ def test_a_build_that_fails_leaves_the_service_ready(tmp_path: Path):
         pending, lambda _: [sys.executable, "-c", "raise SystemExit(1)"], open_model, pool.swap
     )
     with serving(pool) as client:
-        while figure(client, "sd35_fallback_active"):
+        while metric(client, "sd35_fallback_active"):
             pass
-        assert figure(client, "sd35_build_failures_total") == 1
-        assert figure(client, "sd35_build_seconds") > 0
+        assert metric(client, "sd35_build_failures_total") == 1
+        assert metric(client, "sd35_build_seconds") > 0
         assert client.get("/readyz").status_code == 200
         card = client.get("/v1/models").json()["data"][0]
         assert (card["backend"], card["precision"]) == ("double", "float32")
         assert client.post("/v1/txt2img", json={"prompt": "a cat"}).status_code == 200
 
 
-def figure(client: TestClient, name: str) -> float:
-    """A figure of /metrics."""
+def metric(client: TestClient, name: str) -> float:
+    """Return the value of a metric."""
     (line,) = [line for line in client.get("/metrics").text.splitlines() if line.startswith(f"{name} ")]
     return float(line.split()[1])

@@ -1,4 +1,4 @@
-"""Without API keys, a server is used under allowed hosts alone: the protection against DNS rebinding."""
+"""The hosts of a server without API keys: the protection against DNS rebinding."""
 
 import socket
 from pathlib import Path
@@ -44,7 +44,6 @@ KEY, SECRET = new_key("user", Role.ADMIN, 1.0)
     ],
 )
 def test_an_allowed_host_is_answered(host: str):
-    """IP addresses, loopback names, the host of `public_url` and `allowed_hosts`, in any case and with any port."""
     allowed = AllowedHosts(
         ["gpu", "My_GPU", "*.gpu.example", "xn--BCHER-kva.example"], "https://images.example.com/sd35"
     )
@@ -69,7 +68,6 @@ def test_an_allowed_host_is_answered(host: str):
     ],
 )
 def test_another_host_is_refused(host: str):
-    """Also one that only looks like an allowed one, and one that is malformed."""
     allowed = AllowedHosts(["gpu", "*.gpu.example"], "https://images.example.com")
     error = allowed.error(Headers({"host": host}))
     assert error is not None
@@ -79,26 +77,22 @@ def test_another_host_is_refused(host: str):
 
 @given(st.ip_addresses(), st.none() | st.integers(0, 65535))
 def test_each_ip_address_is_an_allowed_host(address: Any, port: int | None):
-    """With and without a port: an address cannot be rebound."""
     host = str(address) if address.version == 4 else f"[{address}]"
     assert AllowedHosts([]).error(Headers({"host": host if port is None else f"{host}:{port}"})) is None
 
 
 @given(st.from_regex(r"[a-z0-9.\[\]:%@_-]{0,20}", fullmatch=True))
-def test_no_host_fails_the_check_itself(host: str):
-    """Whatever comes is allowed or refused, and a refused host is refused with a dot at its end too."""
+def test_any_host_is_allowed_or_refused_with_and_without_a_final_dot(host: str):
     allowed = AllowedHosts(["gpu"])
     if allowed.error(Headers({"host": host})) and ":" not in host:
         assert allowed.error(Headers({"host": f"{host}."}))
 
 
 def test_any_host_can_be_allowed():
-    """By `*`, which also allows malformed ones, so that the check is off."""
     assert AllowedHosts(["*"]).error(Headers({"host": "evil.example"})) is None
 
 
 def test_an_international_public_url_is_compared_in_punycode():
-    """As browsers send it."""
     allowed = AllowedHosts([], "https://bücher.example/sd35")
     assert allowed.error(Headers({"host": "xn--bcher-kva.example"})) is None
     origins = AllowedOrigins([], "https://bücher.example:8443/sd35")
@@ -106,8 +100,8 @@ def test_an_international_public_url_is_compared_in_punycode():
 
 
 @pytest.fixture
-def with_page() -> TestClient:
-    """A client of a server without keys, with a stand-in for the page, that calls it by a foreign name."""
+def foreign_client() -> TestClient:
+    """A client that calls a server without keys, with a stub as its user interface, by a host that is not allowed."""
     app = create_app(ServiceLifecycle(pytest.fail, print, print), load_settings(), ui=UiMount(StubUi))
     return TestClient(app, "http://evil.example:8000", follow_redirects=False)
 
@@ -120,18 +114,17 @@ def with_page() -> TestClient:
         f"/v1/artifacts/{'0' * 64}?expires=1&signature=0",
     ],
 )
-def test_every_page_is_refused_under_a_foreign_host(with_page: TestClient, path: str):
-    """API, metrics, signed links, description and page alike."""
-    assert is_refused_by(with_page.get(path), "allowed_hosts", "evil.example:8000")
+def test_every_page_is_refused_under_a_foreign_host(foreign_client: TestClient, path: str):
+    assert is_refused_by(foreign_client.get(path), "allowed_hosts", "evil.example:8000")
 
 
-def test_every_route_is_refused_under_a_foreign_host(with_page: TestClient):
-    """All that the API describes, in the words of each dialect, except for the probes."""
-    app: Any = with_page.app
+def test_every_route_is_refused_under_a_foreign_host(foreign_client: TestClient):
+    """All but the probes, in the error format of each dialect."""
+    app: Any = foreign_client.app
     refused = 0
     for path, operations in app.openapi()["paths"].items():
         for method in operations:
-            response = with_page.request(method, path)
+            response = foreign_client.request(method, path)
             assert is_refused_by(response, "allowed_hosts", "evil.example:8000") == (
                 path not in {"/healthz", "/readyz"}
             ), path
@@ -140,28 +133,25 @@ def test_every_route_is_refused_under_a_foreign_host(with_page: TestClient):
 
 
 def test_probes_are_answered_under_any_host(pool: ModelPool):
-    """Load balancers ask by whatever name they know."""
     with serving(pool) as client:
         for path in ("/healthz", "/readyz"):
             assert client.get(path, headers={"host": "balancer.example"}).status_code == 200
 
 
 def test_a_host_is_checked_under_a_root_path(tmp_path: Path):
-    """A path that only begins like a probe's is no probe; the probe below the root path is one."""
     with serving(fake_pool(tmp_path), root_path="/images") as client:
 
-        async def under_path(scope: Any, receive: Any, send: Any) -> None:  # as uvicorn puts it before the path
+        async def under_path(scope: Any, receive: Any, send: Any) -> None:  # as uvicorn adds it
             await app({**scope, "root_path": "/images", "path": "/images" + scope["path"]}, receive, send)
 
         app: Any = client.app
-        beneath = TestClient(under_path, "http://evil.example")
-        assert beneath.get("/healthz").status_code == 200
-        assert beneath.get("/readyz/").status_code == 403
-        assert beneath.get("/v1/models").status_code == 403
+        client_under_path = TestClient(under_path, "http://evil.example")
+        assert client_under_path.get("/healthz").status_code == 200
+        assert client_under_path.get("/readyz/").status_code == 403
+        assert client_under_path.get("/v1/models").status_code == 403
 
 
 def test_with_keys_any_host_is_answered(pool: ModelPool):
-    """A site that rebinds its name has no key; what needs none tells no secret."""
     with serving(pool, key_store(KEY)) as client:
         headers = {"host": "gpu.example"}
         assert client.get("/docs", headers=headers).status_code == 200
@@ -170,7 +160,6 @@ def test_with_keys_any_host_is_answered(pool: ModelPool):
 
 
 def test_a_key_that_is_added_ends_the_host_check(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
-    """The check asks the same key ring as the authentication middleware, and so changes with it."""
     monkeypatch.setattr("sd35.access.authenticate.KEY_CACHE_S", 0.0)
     store = MemoryKeyStore()
     with serving(pool, store) as client:
@@ -181,13 +170,11 @@ def test_a_key_that_is_added_ends_the_host_check(pool: ModelPool, monkeypatch: p
 
 
 def test_an_allowed_request_never_waits_for_the_key_store(pool: ModelPool):
-    """Pages that need no key are answered while the key store is away, unless the answer depends on it."""
-
-    class Away(MemoryKeyStore):
+    class Unavailable(MemoryKeyStore):
         def keys(self) -> Any:
             raise StoreUnavailable("no route to the database")
 
-    with serving(pool, Away()) as client:
+    with serving(pool, Unavailable()) as client:
         assert client.get("/docs").status_code == 200
         problem(client.get("/docs", headers={"host": "gpu.example"}), 503)
 
@@ -204,8 +191,7 @@ def test_an_allowed_request_never_waits_for_the_key_store(pool: ModelPool):
         (b"GET http://127.0.0.1/v1/models HTTP/1.1\r\nHost: evil.example\r\n", b"403"),
     ],
 )
-def test_the_host_counts_as_it_came_over_the_wire(pool: ModelPool, head: bytes, status: bytes):
-    """HTTP/1.0 clients send none; two, a forwarded one, or one in the request line do not help."""
+def test_only_a_single_host_header_counts(pool: ModelPool, head: bytes, status: bytes):
     with listening(pool) as address, socket.create_connection(address, WAIT_S) as connection:
         connection.sendall(head + b"Connection: close\r\n\r\n")
         assert connection.recv(12).endswith(b" " + status)
@@ -222,8 +208,7 @@ def test_the_host_counts_as_it_came_over_the_wire(pool: ModelPool, head: bytes, 
         *(("cors_origins", origin) for origin in ("null", "file:", "app:")),
     ],
 )
-def test_a_wrong_host_or_origin_is_refused_at_the_start(name: str, value: str):
-    """The error names the setting, what came and what is allowed."""
+def test_an_invalid_host_or_origin_is_refused_at_the_start(name: str, value: str):
     with pytest.raises(InvalidSetting) as error:
         load_settings({name: value})
     assert f"--{name.replace('_', '-')}: got '{value}'" in str(error.value)

@@ -1,4 +1,4 @@
-"""`/v1/jobs` and `/v1/artifacts` over HTTP: what is asked for, followed, fetched, shared by a link, and removed."""
+"""`/v1/jobs` and `/v1/artifacts`: jobs, their events and images, links, idempotency keys and webhooks."""
 
 import base64
 import io
@@ -28,9 +28,9 @@ from tests.support.serving import serving
 CAT = {"prompt": "a cat", "seed": 1}
 
 
-def follow(client: TestClient, job: str, **asked: Any) -> list[dict[str, Any]]:
-    """The events of a job to its end: their id, name and data."""
-    text = client.get(f"/v1/jobs/{job}/events", **asked).text
+def events_of(client: TestClient, job: str, **options: Any) -> list[dict[str, Any]]:
+    """Return the events of a job until it ends: their id, event and data."""
+    text = client.get(f"/v1/jobs/{job}/events", **options).text
     events = []
     for block in text.strip().split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
@@ -39,20 +39,20 @@ def follow(client: TestClient, job: str, **asked: Any) -> list[dict[str, Any]]:
     return events
 
 
-def done(client: TestClient, body: dict[str, Any], **headers: str) -> dict[str, Any]:
-    """A job that has ended."""
+def run_job(client: TestClient, body: dict[str, Any], **headers: str) -> dict[str, Any]:
+    """Create a job, wait for its end, and return it."""
     response = client.post("/v1/jobs", json=body, headers=headers)
     assert response.status_code == 202, response.text
     job = response.json()
     assert response.headers["location"] == f"/v1/jobs/{job['id']}"
-    follow(client, job["id"], headers=headers)
+    events_of(client, job["id"], headers=headers)
     ended: dict[str, Any] = client.get(f"/v1/jobs/{job['id']}", headers=headers).json()
     return ended
 
 
 def test_a_job_is_accepted_followed_and_fetched(client: TestClient):
-    """202 with what will be made; then its image, which is the one that a synchronous call gives."""
-    job = done(client, CAT)
+    """Its image is the one that a synchronous call returns."""
+    job = run_job(client, CAT)
     assert (job["status"], job["error"], job["image"]["cached"]) == ("succeeded", None, False)
     assert job["request"]["prompt"] == "a cat"
     image = client.get(job["image"]["url"])
@@ -61,28 +61,26 @@ def test_a_job_is_accepted_followed_and_fetched(client: TestClient):
     assert call.content == image.content
     assert call.headers["x-sd35-cache"] == "hit"
     assert call.headers["x-sd35-digest"] == job["image"]["digest"]
-    assert done(client, CAT)["image"]["cached"] is True
+    assert run_job(client, CAT)["image"]["cached"] is True
 
 
 def test_events_are_numbered_and_resumed(client: TestClient, backend: FakeBackend):
-    """Each greater than the last, the end with the job; `Last-Event-ID` leaves out what came before."""
     backend.hold()
     job = client.post("/v1/jobs", json={"prompt": "a cat", "steps": 6}).json()
     timer = threading.Timer(0.1, backend.release.set)
     timer.start()
-    *running, end = events = follow(client, job["id"], params={"preview": "true"})
+    *running, end = events = events_of(client, job["id"], params={"preview": "true"})
     timer.join()
     assert [int(event["id"]) for event in events] == sorted({int(event["id"]) for event in events})
     assert {event["event"] for event in running} <= {"queued", "running"}
     now = client.get(f"/v1/jobs/{job['id']}").json()
     assert (end["event"], {**now, **end["data"]}) == ("succeeded", now)
     assert end["data"]["image"]["digest"]
-    assert follow(client, job["id"], headers={"Last-Event-ID": "7"}) == [end]
-    assert follow(client, job["id"], headers={"Last-Event-ID": end["id"]}) == []
+    assert events_of(client, job["id"], headers={"Last-Event-ID": "7"}) == [end]
+    assert events_of(client, job["id"], headers={"Last-Event-ID": end["id"]}) == []
 
 
 def test_a_step_event_has_the_time_left_and_a_preview_on_request():
-    """The preview is an image that a page can show as it is."""
     pixels = np.zeros((16, 16, 3), np.uint8)
     event = Event(4, Status.RUNNING, done=3, steps=6, remaining_s=1.234, preview=lambda: pixels)
     plain, shown = (wire_event(event, has_preview=has_preview) for has_preview in (False, True))
@@ -94,13 +92,13 @@ def test_a_step_event_has_the_time_left_and_a_preview_on_request():
 
 
 def test_jobs_are_listed_newest_first_by_pages_and_status(client: TestClient, backend: FakeBackend):
-    """A cursor goes on where the page ended, also when more came meanwhile."""
-    made = [done(client, {**CAT, "seed": seed})["id"] for seed in range(5)]
+    """A cursor continues where the page ended, even if jobs were added meanwhile."""
+    made = [run_job(client, {**CAT, "seed": seed})["id"] for seed in range(5)]
     backend.faults["a dog"] = Fault.STEP_ERROR
-    failed = done(client, {"prompt": "a dog", "seed": 1})
+    failed = run_job(client, {"prompt": "a dog", "seed": 1})
     assert failed["error"]["status"] == 500
     first = client.get("/v1/jobs", params={"limit": 4}).json()
-    done(client, {**CAT, "seed": 9})
+    run_job(client, {**CAT, "seed": 9})
     second = client.get("/v1/jobs", params={"limit": 4, "cursor": first["next_cursor"]}).json()
     assert [job["id"] for job in (*first["data"], *second["data"])] == [failed["id"], *reversed(made)]
     assert second["next_cursor"] is None
@@ -109,13 +107,12 @@ def test_jobs_are_listed_newest_first_by_pages_and_status(client: TestClient, ba
 
 
 def test_deleting_cancels_a_running_job_and_removes_an_ended_one(client: TestClient, backend: FakeBackend):
-    """A job in the making is cancelled; one that ended goes with its image, prompt and all."""
     backend.hold()
     job = client.post("/v1/jobs", json={"prompt": "a tree", "seed": 1}).json()["id"]
     assert client.delete(f"/v1/jobs/{job}").json()["status"] == "cancelled"
     backend.release.set()
     assert client.get(f"/v1/jobs/{job}").json()["status"] == "cancelled"
-    ended = done(client, CAT)
+    ended = run_job(client, CAT)
     assert client.delete(f"/v1/jobs/{ended['id']}").json()["image"] == ended["image"]
     for path in (f"/v1/jobs/{ended['id']}", f"/v1/jobs/{ended['id']}/events", ended["image"]["url"]):
         assert client.get(path).status_code == 404
@@ -124,14 +121,13 @@ def test_deleting_cancels_a_running_job_and_removes_an_ended_one(client: TestCli
 
 
 def test_a_job_whose_image_cannot_be_removed_can_be_deleted_later(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
-    """Where the image store does not answer, 503; asked again, both are gone."""
     storage = memory_storage()
 
     def unavailable(_: str) -> None:
         raise StoreUnavailable("gone")
 
     with serving(pool, storage=storage) as client:
-        job = done(client, CAT)
+        job = run_job(client, CAT)
         path, url = f"/v1/jobs/{job['id']}", job["image"]["url"]
         with monkeypatch.context() as broken:
             broken.setattr(storage.images.blobs, "delete", unavailable)
@@ -142,12 +138,11 @@ def test_a_job_whose_image_cannot_be_removed_can_be_deleted_later(pool: ModelPoo
 
 
 def test_an_idempotency_key_makes_one_image(client: TestClient, backend: FakeBackend):
-    """Of a job and of a call: sent again it is the same, though its seed was drawn; with another body it is refused."""
     headers = {"Idempotency-Key": "one"}
     jobs = [client.post("/v1/jobs", json={"prompt": "a cat"}, headers=headers).json()["id"] for _ in range(3)]
     assert len(set(jobs)) == 1
     conflict = client.post("/v1/jobs", json={"prompt": "a dog"}, headers=headers)
-    assert (conflict.status_code, "'one' came before" in conflict.json()["detail"]) == (409, True)
+    assert (conflict.status_code, "'one' was used before" in conflict.json()["detail"]) == (409, True)
     headers = {"Idempotency-Key": "two"}
     first, again = (client.post("/v1/txt2img", json={"prompt": "a cat"}, headers=headers) for _ in range(2))
     assert (first.headers["x-sd35-cache"], again.headers["x-sd35-cache"]) == ("miss", "hit")
@@ -158,12 +153,11 @@ def test_an_idempotency_key_makes_one_image(client: TestClient, backend: FakeBac
     backend.faults["a tree"] = Fault.STEP_ERROR
     errors = [client.post("/v1/txt2img", json={"prompt": "a tree"}, headers=failing) for _ in range(2)]
     assert [error.status_code for error in errors] == [500, 500]
-    assert backend.steps.count("a tree") == 2  # one image's first two steps
+    assert backend.steps.count("a tree") == 2  # the first two steps of one image
 
 
 @pytest.mark.parametrize(("name", "kind"), [("jpeg", "JPEG"), ("webp", "WEBP"), ("avif", "AVIF"), ("png", "PNG")])
-def test_images_come_in_the_format_that_is_asked_for(client: TestClient, name: str, kind: str):
-    """By `output_format` or by `Accept`; with what made them, unless that is not wanted."""
+def test_images_have_the_requested_format(client: TestClient, name: str, kind: str):
     by_field = client.post("/v1/txt2img", json={**CAT, "output_format": name})
     by_header = client.post("/v1/txt2img", json=CAT, headers={"Accept": f"image/{name}"})
     assert by_field.headers["content-type"] == by_header.headers["content-type"] == f"image/{name}"
@@ -171,13 +165,28 @@ def test_images_come_in_the_format_that_is_asked_for(client: TestClient, name: s
     assert by_header.content == by_field.content
     bare = client.post("/v1/txt2img", json={**CAT, "output_format": name, "metadata": False}).content
     assert (b"sd35.request" in bare, b"a cat" in bare) == (False, False)
-    job = done(client, {**CAT, "output_format": name})
+    job = run_job(client, {**CAT, "output_format": name})
     assert client.get(job["image"]["url"]).content == by_field.content
     assert client.post("/v1/txt2img", json=CAT, headers={"Accept": "text/html"}).status_code == 406
 
 
-def test_the_operator_can_leave_out_what_made_an_image(pool: ModelPool):
-    """Of all files that are given out; the store keeps it."""
+@pytest.mark.parametrize("name", ["png", "webp"])
+def test_the_url_of_a_job_without_metadata_gives_a_file_without_metadata(client: TestClient, name: str):
+    job = run_job(client, {**CAT, "output_format": name, "metadata": False})
+    file = client.get(job["image"]["url"])
+    assert file.headers["content-type"] == f"image/{name}"
+    assert Image.open(io.BytesIO(file.content)).info.keys() & {"sd35.request", "xmp"} == set()
+    assert file.content == client.post("/v1/txt2img", json={**CAT, "output_format": name, "metadata": False}).content
+
+
+def test_a_link_can_leave_out_the_metadata(client: TestClient):
+    path = run_job(client, CAT)["image"]["url"]
+    links = [client.post(f"{path}/link{query}").json()["url"] for query in ("", "?metadata=false")]
+    assert [bool(read_png(client.get(link).content)[1]) for link in links] == [True, False]
+    assert client.get(links[1].replace("metadata=false", "metadata=true")).status_code == 403
+
+
+def test_the_operator_can_leave_out_metadata(pool: ModelPool):
     with serving(pool, keep_metadata=False) as client:
         response = client.post("/v1/txt2img", json=CAT)
         assert read_png(response.content)[1] == {}
@@ -185,8 +194,7 @@ def test_the_operator_can_leave_out_what_made_an_image(pool: ModelPool):
         assert read_png(again.content)[1] == {}
 
 
-def test_ranges_and_tags_are_honoured(client: TestClient):
-    """A part, nothing where the client has it, and 416 beyond the end."""
+def test_range_and_conditional_requests_are_answered(client: TestClient):
     made = client.post("/v1/txt2img", json=CAT)
     url = f"/v1/artifacts/{made.headers['x-sd35-digest']}"
     whole = client.get(url)
@@ -202,7 +210,7 @@ def test_ranges_and_tags_are_honoured(client: TestClient):
 
 
 @pytest.fixture
-def two(pool: ModelPool) -> Iterator[tuple[TestClient, dict[str, str], dict[str, str], dict[str, str]]]:
+def two_users(pool: ModelPool) -> Iterator[tuple[TestClient, dict[str, str], dict[str, str], dict[str, str]]]:
     """A client of an app with keys, and the headers of two users and of an administrator."""
     keys = [new_key(name, role, 0) for name, role in (("me", Role.USER), ("you", Role.USER), ("it", Role.ADMIN))]
     with serving(pool, key_store(*(key for key, _ in keys))) as client:
@@ -211,11 +219,10 @@ def two(pool: ModelPool) -> Iterator[tuple[TestClient, dict[str, str], dict[str,
 
 
 def test_jobs_and_images_of_other_owners_are_not_found(
-    two: tuple[TestClient, dict[str, str], dict[str, str], dict[str, str]],
+    two_users: tuple[TestClient, dict[str, str], dict[str, str], dict[str, str]],
 ):
-    """Another key's jobs and images are not there, though their names can be guessed; an administrator sees all."""
-    client, me, you, admin = two
-    job = done(client, CAT, **me)
+    client, me, you, admin = two_users
+    job = run_job(client, CAT, **me)
     paths = [f"/v1/jobs/{job['id']}", f"/v1/jobs/{job['id']}/events", job["image"]["url"]]
     for headers, status in ((me, 200), (you, 404), (admin, 200), ({}, 401)):
         assert [client.get(path, headers=headers).status_code for path in paths] == [status] * 3
@@ -225,18 +232,17 @@ def test_jobs_and_images_of_other_owners_are_not_found(
     assert client.delete(paths[2], headers=you).status_code == 404
     assert client.post(f"{paths[2]}/link", headers=you).status_code == 404
     assert client.post("/v1/txt2img", json=CAT, headers=you).headers["x-sd35-cache"] == "hit"
-    assert client.get(paths[2], headers=you).status_code == 200  # it is theirs too, now
+    assert client.get(paths[2], headers=you).status_code == 200  # they own it too
     assert client.delete(paths[2], headers=me).status_code == 204
     assert client.get(paths[2], headers=me).status_code == 404
     assert client.get(paths[2], headers=you).status_code == 200
 
 
-def test_a_link_is_followed_without_a_key_until_it_expires(
-    two: tuple[TestClient, dict[str, str], dict[str, str], dict[str, str]], monkeypatch: pytest.MonkeyPatch
+def test_a_link_works_without_a_key_until_it_expires(
+    two_users: tuple[TestClient, dict[str, str], dict[str, str], dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ):
-    """It gives that image in that format; changed in any way, or too late, it is refused."""
-    client, me, _, _ = two
-    digest = done(client, CAT, **me)["image"]["digest"]
+    client, me, _, _ = two_users
+    digest = run_job(client, CAT, **me)["image"]["digest"]
     link = client.post(f"/v1/artifacts/{digest}/link?output_format=webp&expires_in_s=60", headers=me).json()
     response = client.get(link["url"])
     assert (response.status_code, response.headers["content-type"]) == (200, "image/webp")
@@ -249,13 +255,11 @@ def test_a_link_is_followed_without_a_key_until_it_expires(
 
 
 def test_a_webhook_is_refused_without_a_signing_secret(client: TestClient):
-    """And with a secret, where it leads to this machine."""
     response = client.post("/v1/jobs", json={**CAT, "webhook": "https://example.com/"})
     assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "webhook")
 
 
 def test_the_metadata_of_an_image_is_served(client: TestClient):
-    """Also one that was fetched."""
-    digest = done(client, CAT)["image"]["digest"]
+    digest = run_job(client, CAT)["image"]["digest"]
     record = from_text(read_png(client.get(f"/v1/artifacts/{digest}").content)[1])
     assert record.request.digest == digest

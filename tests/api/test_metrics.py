@@ -1,4 +1,4 @@
-"""What `/metrics` says, and what Prometheus and Grafana are given to make of it."""
+"""The metrics of `/metrics`, and the alert rules and dashboard that use them."""
 
 import asyncio
 import json
@@ -15,7 +15,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from sd35.generation.model_pool import ModelPool
-from sd35.service.metrics_collector import metrics_table
 from sd35.telemetry.metrics import Metrics
 from sd35.telemetry.telemetry import Telemetry
 from tests.support.fake_backend import FakeBackend, Fault
@@ -23,8 +22,7 @@ from tests.support.serving import serving
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
-PAGE = ROOT / "docs/architecture/19-metrics-logs-traces.md"
-ANY = {"prompt": "a cat", "seed": 1, "steps": 3, "guidance_scale": 4.5}
+BODY = {"prompt": "a cat", "seed": 1, "steps": 3, "guidance_scale": 4.5}
 PROMTOOL = shutil.which("promtool") or ""
 promtool = pytest.mark.skipif(not PROMTOOL, reason="needs promtool, of Debian's package prometheus")
 
@@ -38,7 +36,7 @@ def client(pool: ModelPool, backend: FakeBackend) -> Iterator[TestClient]:
 
 
 def scrape(client: TestClient) -> dict[str, float]:
-    """Each sample's value, by its name and labels as they are written."""
+    """Return the value of each sample, by its name and labels."""
     samples = {}
     for family in text_string_to_metric_families(client.get("/metrics").text):
         for sample in family.samples:
@@ -48,15 +46,15 @@ def scrape(client: TestClient) -> dict[str, float]:
 
 
 def difference(before: dict[str, float], after: dict[str, float], start: str) -> dict[str, float]:
-    """What changed of the samples whose names begin so."""
+    """Return the changes of the samples whose names begin with `start`."""
     changed = {name: value - before.get(name, 0) for name, value in after.items() if name.startswith(start)}
     return {name: value for name, value in changed.items() if value}
 
 
 def test_an_image_is_counted_with_its_stages_steps_and_rows(client: TestClient):
-    """Three steps with guidance are three steps of the engine in six rows, and each stage happens once."""
+    """Three steps with guidance are three steps of the engine in six rows."""
     before = scrape(client)
-    assert client.post("/v1/txt2img", json=ANY).status_code == 200
+    assert client.post("/v1/txt2img", json=BODY).status_code == 200
     after = scrape(client)
     assert difference(before, after, "sd35_images_total") == {'sd35_images_total{result="generated"}': 1}
     stages = ("queue", "encode", "denoise", "decode", "png", "store")
@@ -72,11 +70,10 @@ def test_an_image_is_counted_with_its_stages_steps_and_rows(client: TestClient):
     assert difference(before, after, "sd35_embedding_cache_total") == {'sd35_embedding_cache_total{result="miss"}': 2}
 
 
-def test_a_cache_hit_is_counted_and_makes_no_step(client: TestClient):
-    """The second of two equal requests comes from the store."""
-    client.post("/v1/txt2img", json=ANY)
+def test_a_cache_hit_is_counted_and_runs_no_step(client: TestClient):
+    client.post("/v1/txt2img", json=BODY)
     before = scrape(client)
-    client.post("/v1/txt2img", json=ANY)
+    client.post("/v1/txt2img", json=BODY)
     after = scrape(client)
     assert difference(before, after, "sd35_result_cache_total") == {'sd35_result_cache_total{result="hit"}': 1}
     assert not difference(before, after, "sd35_engine_")
@@ -84,7 +81,7 @@ def test_a_cache_hit_is_counted_and_makes_no_step(client: TestClient):
 
 
 def test_requests_are_counted_by_route_and_status_and_never_by_path(client: TestClient):
-    """A label holds what the code says, not what a client made up."""
+    """Labels have a limited number of values, whatever clients send."""
     before = scrape(client)
     client.get("/v1/jobs/no-such-job")
     client.get("/made/up")
@@ -101,11 +98,10 @@ def test_requests_are_counted_by_route_and_status_and_never_by_path(client: Test
     }
 
 
-def test_images_that_fail_are_counted_with_what_the_backend_raised(client: TestClient, backend: FakeBackend):
-    """One crash is a failed image, a failed call and an answer of 500 with the error's name."""
+def test_failed_images_are_counted_with_the_kind_of_backend_failure(client: TestClient, backend: FakeBackend):
     backend.faults["a dog"] = Fault.STEP_ERROR
     before = scrape(client)
-    assert client.post("/v1/txt2img", json={**ANY, "prompt": "a dog"}).status_code == 500
+    assert client.post("/v1/txt2img", json={**BODY, "prompt": "a dog"}).status_code == 500
     after = scrape(client)
     assert difference(before, after, "sd35_images_total") == {'sd35_images_total{result="failed"}': 1}
     assert difference(before, after, "sd35_errors_total") == {'sd35_errors_total{error="GenerationFailed"}': 1}
@@ -115,10 +111,9 @@ def test_images_that_fail_are_counted_with_what_the_backend_raised(client: TestC
 
 
 def test_numerical_failures_are_counted_by_kind(client: TestClient, backend: FakeBackend):
-    """NaN is one kind, and no failure of a call."""
     backend.faults["a dog"] = Fault.STEP_NAN
     before = scrape(client)
-    client.post("/v1/txt2img", json={**ANY, "prompt": "a dog"})
+    client.post("/v1/txt2img", json={**BODY, "prompt": "a dog"})
     after = scrape(client)
     assert difference(before, after, "sd35_numerical_failures") == {
         'sd35_numerical_failures_total{kind="not_finite"}': 1
@@ -136,7 +131,7 @@ def test_numerical_failures_are_counted_by_kind(client: TestClient, backend: Fak
     ],
 )
 def test_out_of_memory_errors_are_counted_as_such(error: Exception, kind: str):
-    """By its type or its words: those of Python, PyTorch and ONNX Runtime."""
+    """By their type or message: those of Python, PyTorch and ONNX Runtime."""
     metrics = Metrics()
     metrics.failed(f"{type(error).__name__}: {error}", was_split=True)
     value = metrics.registry.get_sample_value
@@ -144,10 +139,9 @@ def test_out_of_memory_errors_are_counted_as_such(error: Exception, kind: str):
     assert value("sd35_engine_splits_total") == 1
 
 
-def test_jobs_are_counted_in_the_store_and_as_they_end(client: TestClient):
-    """A job that succeeded shows in both."""
+def test_jobs_are_counted_in_the_store_and_when_they_end(client: TestClient):
     before = scrape(client)
-    job = client.post("/v1/jobs", json=ANY).json()
+    job = client.post("/v1/jobs", json=BODY).json()
     with client.stream("GET", f"/v1/jobs/{job['id']}/events") as events:
         assert "succeeded" in "".join(events.iter_text())
     after = scrape(client)
@@ -157,23 +151,21 @@ def test_jobs_are_counted_in_the_store_and_as_they_end(client: TestClient):
     assert after["sd35_job_store_up"] == 1
 
 
-def test_no_label_holds_what_a_client_sent(client: TestClient):
-    """Prompts, ids and digests stay out."""
-    answer = client.post("/v1/txt2img", json={**ANY, "prompt": "a zebra"}, headers={"X-Request-Id": "mine-42"})
+def test_no_label_contains_what_a_client_sent(client: TestClient):
+    answer = client.post("/v1/txt2img", json={**BODY, "prompt": "a zebra"}, headers={"X-Request-Id": "mine-42"})
     text = client.get("/metrics").text
     for private in ("zebra", "mine-42", answer.headers["x-sd35-digest"]):
         assert private not in text
 
 
 def test_a_blocked_event_loop_raises_its_lag_metric():
-    """What blocks the loop for longer than the bar of 50 ms makes a timer late by more than that."""
     metrics = Metrics()
 
     async def block() -> None:
         watching = asyncio.create_task(metrics.measure_loop_lag())
         await asyncio.sleep(0)
-        time.sleep(0.2)  # noqa: ASYNC251  that is what is looked for
-        for _ in range(5):  # the timer is due, and what waits for it runs
+        time.sleep(0.2)  # noqa: ASYNC251  blocks on purpose
+        for _ in range(5):  # the timer is due, and its task runs
             await asyncio.sleep(0)
         watching.cancel()
 
@@ -184,9 +176,8 @@ def test_a_blocked_event_loop_raises_its_lag_metric():
 
 
 @promtool
-def test_promtool_finds_nothing_wrong_with_the_metrics(client: TestClient):
-    """Names, types, units and help are as Prometheus wants them."""
-    client.post("/v1/txt2img", json=ANY)
+def test_promtool_accepts_the_metrics(client: TestClient):
+    client.post("/v1/txt2img", json=BODY)
     text = client.get("/metrics").content
     done = subprocess.run([PROMTOOL, "check", "metrics"], input=text, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
@@ -202,54 +193,45 @@ def test_promtool_finds_nothing_wrong_with_the_metrics(client: TestClient):
     ],
 )
 def test_promtool_accepts_the_rules_and_their_tests(command: list[str]):
-    """Rules are well-formed, and fire when they should."""
     done = subprocess.run([PROMTOOL, *command], cwd=DEPLOY / "prometheus", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_each_alert_has_a_test_in_which_it_fires():
-    """None of the rules is untested."""
     alerts = set(re.findall(r"alert: (\w+)", (DEPLOY / "prometheus/rules.yaml").read_text()))
     assert alerts
     assert alerts == set(re.findall(r'alertname="(\w+)",', (DEPLOY / "prometheus/rules.test.yaml").read_text()))
 
 
 def test_dashboard_and_rules_use_existing_metrics(client: TestClient):
-    """Each metric that is asked for is in a scrape, under that very name."""
-    client.post("/v1/txt2img", json=ANY)
+    client.post("/v1/txt2img", json=BODY)
     client.post("/v1/txt2img", json={"prompt": ""})
-    there = {"up"}  # Prometheus' own
+    known = {"up"}  # of Prometheus
     for family in text_string_to_metric_families(client.get("/metrics").text):
         suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(family.type, [""])
-        there |= {family.name + suffix for suffix in suffixes}
-    asked = _metrics_of([target["expr"] for panel in _panels() for target in panel.get("targets", ())])
-    asked |= _metrics_of(re.findall(r"expr: (.*(?:\n +(?!for:|labels:).*)*)", _rules()))
-    assert len(asked) > 30
-    assert asked - there == set()
+        known |= {family.name + suffix for suffix in suffixes}
+    used = _metrics_of([target["expr"] for panel in _panels() for target in panel.get("targets", ())])
+    used |= _metrics_of(re.findall(r"expr: (.*(?:\n +(?!for:|labels:).*)*)", _rules()))
+    assert len(used) > 30
+    assert used - known == set()
 
 
-def test_the_dashboard_is_one_that_grafana_can_show():
-    """Panels have ids of their own, do not overlap, and each has a query of its row's data source."""
+def test_the_panels_of_the_dashboard_have_unique_ids_queries_and_places():
     ids = [panel["id"] for panel in _panels()]
     assert len(set(ids)) == len(ids)
     rows = [panel["title"] for panel in _panels() if panel["type"] == "row"]
     assert rows == ["Traffic", "Latency", "Engine", "Memory", "Errors"]
-    taken: set[tuple[int, int]] = set()
+    occupied: set[tuple[int, int]] = set()
     for panel in _panels():
-        place = panel["gridPos"]
-        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
-        assert place["x"] + place["w"] <= 24
-        assert not cells & taken, panel["title"]
-        taken |= cells
+        position = panel["gridPos"]
+        cells = {(position["x"] + x, position["y"] + y) for x in range(position["w"]) for y in range(position["h"])}
+        assert position["x"] + position["w"] <= 24
+        assert not cells & occupied, panel["title"]
+        occupied |= cells
         if panel["type"] != "row":
             assert panel["targets"]
             assert {target["datasource"]["uid"] for target in panel["targets"]} == {"${datasource}"}
             assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
-
-
-def test_the_documented_table_is_the_registry():
-    """The page holds what `python -c 'from sd35.service.metrics_collector import *; print(metrics_table())'` prints."""
-    assert metrics_table() in PAGE.read_text()
 
 
 def _panels() -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Without API keys, pages of other origins have no effect on a server: no forged requests, no framing."""
+"""Without API keys, pages of other origins cannot change anything on a server: no forged requests, no framing."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,11 +19,11 @@ from tests.support.serving import serving
 
 KEY, SECRET = new_key("user", Role.ADMIN, 1.0)
 CAT = {"prompt": "a cat", "steps": 1, "width": 64, "height": 64}
-EVIL = {"origin": "https://evil.example", "sec-fetch-site": "cross-site"}
+OTHER_SITE = {"origin": "https://evil.example", "sec-fetch-site": "cross-site"}
 
 
-def origin_error(headers: dict[str, str], scheme: str = "http", public_url: str | None = None, *others: str) -> bool:
-    """Whether a request with these headers to http://127.0.0.1:8000 is refused."""
+def is_refused(headers: dict[str, str], scheme: str = "http", public_url: str | None = None, *others: str) -> bool:
+    """Return whether a request with these headers to http://127.0.0.1:8000 is refused."""
     sent = {"host": "127.0.0.1:8000", **headers}
     return AllowedOrigins(others, public_url).error(Headers(sent), scheme) is not None
 
@@ -43,8 +43,7 @@ def origin_error(headers: dict[str, str], scheme: str = "http", public_url: str 
     ],
 )
 def test_the_servers_own_pages_and_clients_without_a_browser_are_allowed(headers: dict[str, str]):
-    """By `Sec-Fetch-Site` where the browser sends it, else by an `Origin` that is the server's, or by neither."""
-    assert not origin_error(headers)
+    assert not is_refused(headers)
 
 
 @pytest.mark.parametrize(
@@ -68,25 +67,23 @@ def test_the_servers_own_pages_and_clients_without_a_browser_are_allowed(headers
     ],
 )
 def test_pages_of_other_origins_are_refused(headers: dict[str, str]):
-    """Another site, another port or scheme, a local file, a sandboxed frame, a browser extension, a desktop shell."""
-    assert origin_error(headers)
+    assert is_refused(headers)
 
 
 def test_the_origins_of_the_settings_are_allowed():
-    """Those of `cors_origins`, also with other schemes than HTTP, that of `public_url`; `*` allows all."""
     listed = load_settings(
         {"cors_origins": "https://a.example,app://obsidian.md,chrome-extension://abc,file://"}
     ).cors_origins
     for origin in listed:
-        assert not origin_error({"origin": origin, "sec-fetch-site": "cross-site"}, "http", None, *listed)
-    assert origin_error({"origin": "https://b.example", "sec-fetch-site": "cross-site"}, "http", None, *listed)
-    assert not origin_error(EVIL, "http", None, "*")
+        assert not is_refused({"origin": origin, "sec-fetch-site": "cross-site"}, "http", None, *listed)
+    assert is_refused({"origin": "https://b.example", "sec-fetch-site": "cross-site"}, "http", None, *listed)
+    assert not is_refused(OTHER_SITE, "http", None, "*")
     public = "HTTPS://me@Images.example.com:443/sd35".replace("HTTPS", "https")
-    assert not origin_error({"origin": "https://images.example.com"}, "http", public)
+    assert not is_refused({"origin": "https://images.example.com"}, "http", public)
 
 
 def test_behind_a_trusted_proxy_the_scheme_is_the_clients(pool: ModelPool):
-    """A browser without `Sec-Fetch-Site` behind a proxy that ends TLS: `X-Forwarded-Proto` makes the origin match."""
+    """The proxy ends TLS, and the browser does not send `Sec-Fetch-Site`."""
     headers = {"host": "localhost", "origin": "https://localhost", "x-forwarded-proto": "https"}
     for trusted, status in (("10.1.1.1", 200), ("10.2.2.2", 403)):
         with serving(pool, trusted_proxies=trusted) as client:
@@ -95,47 +92,45 @@ def test_behind_a_trusted_proxy_the_scheme_is_the_clients(pool: ModelPool):
 
 
 @pytest.fixture
-def opened(pool: ModelPool) -> Iterator[TestClient]:
+def keyless(pool: ModelPool) -> Iterator[TestClient]:
     """A client of a ready server without keys."""
     with serving(pool) as client:
         yield client
 
 
-def test_every_route_with_an_effect_refuses_other_sites(opened: TestClient):
-    """All methods but GET, HEAD and OPTIONS, of all dialects, in the words of each."""
-    app: Any = opened.app
+def test_every_route_with_an_effect_refuses_other_sites(keyless: TestClient):
+    app: Any = keyless.app
     paths = app.openapi()["paths"].items()
     routes = [(method, path) for path, operations in paths for method in operations]
-    effective = [route for route in routes if route[0] not in {"get", "head", "options"}]
-    assert len(effective) > 2 * len(DIALECTS)
-    for method, path in effective:
-        assert is_refused_by(opened.request(method, path, headers=EVIL), "cors_origins", "https://evil.example"), path
-    assert opened.get("/v1/models", headers=EVIL).status_code == 200  # the browser does not show the answer
+    unsafe = [route for route in routes if route[0] not in {"get", "head", "options"}]
+    assert len(unsafe) > 2 * len(DIALECTS)
+    for method, path in unsafe:
+        response = keyless.request(method, path, headers=OTHER_SITE)
+        assert is_refused_by(response, "cors_origins", "https://evil.example"), path
+    assert keyless.get("/v1/models", headers=OTHER_SITE).status_code == 200  # the browser hides the response
 
 
-def test_nothing_is_made_for_another_site(opened: TestClient, pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
-    """A multipart form, which browsers send without asking first, does not reach the engine."""
-    monkeypatch.setattr(pool, "submit", lambda *_, **__: pytest.fail("an image was made"))
+def test_no_image_is_generated_for_another_site(keyless: TestClient, pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
+    """Browsers send multipart forms and untyped bodies without a preflight request."""
+    monkeypatch.setattr(pool, "submit", lambda *_, **__: pytest.fail("an image was generated"))
     form: Any = {"prompt": (None, "a cat")}
-    refused = opened.post("/v2beta/stable-image/generate/sd3", files=form, headers=EVIL)
+    refused = keyless.post("/v2beta/stable-image/generate/sd3", files=form, headers=OTHER_SITE)
     assert refused.json()["name"] == "forbidden"
     assert "https://evil.example" in refused.json()["errors"][0]
-    assert opened.post("/sdapi/v1/txt2img", content='{"prompt": "a cat"}', headers=EVIL).status_code == 403
+    assert keyless.post("/sdapi/v1/txt2img", content='{"prompt": "a cat"}', headers=OTHER_SITE).status_code == 403
 
 
-def test_with_keys_other_sites_are_refused_only_where_the_browser_may_act_for_its_user(pool: ModelPool):
-    """A key in a header is the page's own; Basic credentials are added by the browser, and the page needs none."""
+def test_with_keys_other_sites_are_refused_only_where_the_browser_adds_the_key(pool: ModelPool):
     with serving(pool, key_store(KEY)) as client:
-        assert client.post("/v1/txt2img", json=CAT, headers={**EVIL, "x-api-key": SECRET}).status_code == 200
-        assert client.post("/v1/txt2img", json=CAT, headers=EVIL).status_code == 401
+        assert client.post("/v1/txt2img", json=CAT, headers={**OTHER_SITE, "x-api-key": SECRET}).status_code == 200
+        assert client.post("/v1/txt2img", json=CAT, headers=OTHER_SITE).status_code == 401
         assert client.post("/v1/txt2img", json=CAT, auth=("me", SECRET)).status_code == 200
-        assert client.post("/v1/txt2img", json=CAT, headers=EVIL, auth=("me", SECRET)).status_code == 403
+        assert client.post("/v1/txt2img", json=CAT, headers=OTHER_SITE, auth=("me", SECRET)).status_code == 403
         assert is_open("/ui/gradio_api/upload")
-        assert client.post("/ui/gradio_api/upload", headers=EVIL).status_code == 403
+        assert client.post("/ui/gradio_api/upload", headers=OTHER_SITE).status_code == 403
 
 
-def test_a_page_of_an_allowed_origin_may_use_the_server_and_read_its_refusals(pool: ModelPool):
-    """Without keys too; a host that is not allowed is told to it."""
+def test_a_page_of_an_allowed_origin_may_use_the_server_and_read_its_errors(pool: ModelPool):
     with serving(pool, cors_origins="https://app.example") as client:
         headers = {"origin": "https://app.example", "sec-fetch-site": "cross-site"}
         assert client.post("/v1/txt2img", json=CAT, headers=headers).status_code == 200
@@ -145,20 +140,18 @@ def test_a_page_of_an_allowed_origin_may_use_the_server_and_read_its_refusals(po
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
-def test_pages_cannot_be_framed_by_other_sites(opened: TestClient, path: str):
-    """By both headers, for browsers of any age."""
-    answer = opened.get(path)
+def test_pages_cannot_be_framed_by_other_sites(keyless: TestClient, path: str):
+    answer = keyless.get(path)
     assert answer.headers["content-type"].startswith("text/html")
     assert "frame-ancestors 'self'" in answer.headers["content-security-policy"]
     assert answer.headers["x-frame-options"] == "SAMEORIGIN"
 
 
-def test_no_answer_is_taken_for_another_type(opened: TestClient):
-    """Images, JSON and refusals say `nosniff`."""
+def test_browsers_do_not_guess_the_type_of_a_response(keyless: TestClient):
     for answer in (
-        opened.post("/v1/txt2img", json=CAT),
-        opened.get("/v1/models"),
-        opened.get("/v1/models", headers={"host": "evil.example"}),
+        keyless.post("/v1/txt2img", json=CAT),
+        keyless.get("/v1/models"),
+        keyless.get("/v1/models", headers={"host": "evil.example"}),
     ):
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert "x-frame-options" not in answer.headers

@@ -1,4 +1,4 @@
-"""The output streams of a server: writing neither raises nor waits, whatever their readers do."""
+"""The output streams of a server: writing neither raises nor blocks, whatever their readers do."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ from sd35.api.output_streams import MAX_BACKLOG_BYTES, NonBlockingStream, use_no
 
 
 class Pipe:
-    """A pipe, its write end wrapped in the stream; `dropped` counts calls of `on_drop`."""
+    """A pipe whose write end is wrapped in the stream. `dropped` counts calls of `on_drop`."""
 
     def __init__(self) -> None:
         self.read_end, self.write_end = os.pipe()
@@ -25,12 +25,12 @@ class Pipe:
         self.dropped += 1
 
     def close_reader(self) -> None:
-        """Let the reader exit."""
+        """Close the read end."""
         os.close(self.read_end)
         self.read_end = -1
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close both ends."""
         for end in (self.read_end, self.write_end):
             if end >= 0:
                 os.close(end)
@@ -45,45 +45,42 @@ def pipe() -> Iterator[Pipe]:
 
 
 def test_text_arrives_as_it_was_written(pipe: Pipe):
-    """A reader that keeps up gets everything at once."""
     print("Ready: ", "é", "\udcff", file=pipe.stream)
     assert os.read(pipe.read_end, 1000).decode() == "Ready:  é \\udcff\n"
     assert pipe.dropped == 0
 
 
 @given(texts=st.lists(st.text(max_size=9000), max_size=30))
-def test_a_reader_that_comes_late_gets_what_was_kept_in_order(texts: list[str]):
-    """What a full pipe does not take is kept and written later."""
+def test_a_late_reader_gets_all_buffered_text_in_order(texts: list[str]):
     pipe = Pipe()
     for text in texts:
         assert pipe.stream.write(text) == len(text)
-    wanted = "".join(texts).encode("utf-8", "backslashreplace")
+    expected = "".join(texts).encode("utf-8", "backslashreplace")
     found = b""
-    while len(found) < len(wanted):
+    while len(found) < len(expected):
         found += os.read(pipe.read_end, 65536)
         pipe.stream.flush()
-    assert found == wanted
+    assert found == expected
     assert pipe.dropped == 0
     pipe.close()
 
 
 def test_a_pipe_that_nobody_reads_takes_bounded_memory(pipe: Pipe):
-    """Beyond the limit, text is dropped and counted, and the kept text stays whole."""
+    """Text beyond the limit is dropped as a whole, and counted."""
     line = "x" * 99 + "\n"
     count = MAX_BACKLOG_BYTES // 50
     for _ in range(count):
         pipe.stream.write(line)
     assert pipe.dropped > 0
-    storage = (count - pipe.dropped) * len(line)
+    buffered_bytes = (count - pipe.dropped) * len(line)
     found = b""
-    while len(found) < storage:
+    while len(found) < buffered_bytes:
         found += os.read(pipe.read_end, 65536)
         pipe.stream.flush()
     assert found.decode() == line * (count - pipe.dropped)
 
 
-def test_a_reader_that_exited_loses_text_and_nothing_else(pipe: Pipe):
-    """A broken pipe is no error, and each loss is counted."""
+def test_text_for_a_reader_that_exited_is_dropped_and_counted(pipe: Pipe):
     pipe.close_reader()
     pipe.stream.write("lost")
     pipe.stream.write("lost too")
@@ -91,21 +88,19 @@ def test_a_reader_that_exited_loses_text_and_nothing_else(pipe: Pipe):
     assert pipe.dropped == 2
 
 
-def test_a_full_disk_loses_text_and_nothing_else():
-    """ENOSPC is no error either."""
+def test_a_full_disk_is_not_an_error():
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         stream = NonBlockingStream(full.fileno())
         print("lost", file=stream, flush=True)
 
 
 def test_draining_a_pipe_that_nobody_reads_ends(pipe: Pipe):
-    """The end of a process does not wait for a reader that does not read."""
     pipe.stream.write("x" * 500_000)
     pipe.stream.drain(0.01)
 
 
 def test_a_stream_that_was_closed_before_the_process_started_is_replaced(monkeypatch: pytest.MonkeyPatch):
-    """Python has None in place of such a stream, on which logging would fail."""
+    """Python sets such a stream to None, and logging would fail."""
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
     use_nonblocking_streams()

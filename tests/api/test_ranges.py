@@ -1,4 +1,4 @@
-"""Parts of a file: what Starlette does for files on disk is what is done for those in memory."""
+"""Range requests and conditional requests for files in memory."""
 
 from pathlib import Path
 
@@ -30,7 +30,6 @@ ETAG = '"abc"'
     ],
 )
 def test_a_range_is_answered_with_that_part(byte_range: str, content_range: str, body: bytes):
-    """First and last byte, from the first on, and the last so many; beyond the end is as far as there is."""
     part = answer(CONTENT, ETAG, {"range": byte_range})
     assert (part.status, part.body) == (206, body)
     assert part.headers == {"ETag": ETAG, "Accept-Ranges": "bytes", "Content-Range": content_range}
@@ -38,7 +37,6 @@ def test_a_range_is_answered_with_that_part(byte_range: str, content_range: str,
 
 @pytest.mark.parametrize("byte_range", ["bytes=100-", "bytes=100-200", "bytes=-0", "bytes=999999999999999999-"])
 def test_a_range_outside_the_file_is_refused_with_its_size(byte_range: str):
-    """416, and no content."""
     part = answer(CONTENT, ETAG, {"range": byte_range})
     assert (part.status, part.body, part.headers["Content-Range"]) == (416, b"", "bytes */100")
 
@@ -47,8 +45,8 @@ def test_a_range_outside_the_file_is_refused_with_its_size(byte_range: str):
     "byte_range",
     [None, "", "bytes", "bytes=", "bytes=-", "bytes=9-1", "bytes=a-b", "items=0-1", "bytes=0-1,5-6", "bytes=\u0661-2"],
 )
-def test_what_is_no_single_range_is_answered_with_the_whole(byte_range: str | None):
-    """Several ranges, another unit, and what is malformed are passed over, as RFC 9110 allows."""
+def test_without_a_single_valid_range_the_whole_file_is_sent(byte_range: str | None):
+    """RFC 9110 allows this."""
     headers = {} if byte_range is None else {"range": byte_range}
     assert answer(CONTENT, ETAG, headers) == (200, {"ETag": ETAG, "Accept-Ranges": "bytes"}, CONTENT)
 
@@ -57,8 +55,7 @@ def test_what_is_no_single_range_is_answered_with_the_whole(byte_range: str | No
     ("if_none_match", "status"),
     [('"abc"', 304), ('W/"abc"', 304), ('"x", "abc"', 304), ("*", 304), ('"x"', 206), ("abc", 206), ("", 206)],
 )
-def test_a_copy_that_is_good_is_not_sent_again(if_none_match: str, status: int):
-    """One of the tags, weak or not, or any; this goes before the range."""
+def test_a_file_that_the_client_has_already_is_not_sent_again(if_none_match: str, status: int):
     part = answer(CONTENT, ETAG, {"range": "bytes=0-9", "if-none-match": if_none_match})
     assert (part.status, part.headers["ETag"]) == (status, ETAG)
     assert len(part.body) == (0 if status == 304 else 10)
@@ -68,15 +65,15 @@ def test_a_copy_that_is_good_is_not_sent_again(if_none_match: str, status: int):
     ("if_range", "status"),
     [('"abc"', 206), (None, 206), ('W/"abc"', 200), ('"x"', 200), ("Wed, 25 Nov 2026 00:00:00 GMT", 200)],
 )
-def test_a_part_goes_only_with_the_same_file(if_range: str | None, status: int):
-    """By strong comparison; else the whole file comes."""
+def test_a_part_is_sent_only_if_the_file_has_not_changed(if_range: str | None, status: int):
+    """Tags are compared strongly."""
     headers = {"range": "bytes=0-9"} | ({} if if_range is None else {"if-range": if_range})
     assert answer(CONTENT, ETAG, headers).status == status
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> TestClient:
-    """An app that answers with the same file from disk, and from memory."""
+    """A client of an app that serves the same file from disk with Starlette, and from memory."""
     file = tmp_path_factory.mktemp("files") / "file"
     file.write_bytes(CONTENT)
 
@@ -92,13 +89,12 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> TestClient:
 
 @given(first=st.none() | st.integers(0, 120), last=st.none() | st.integers(1, 120))
 def test_a_well_formed_range_is_answered_as_starlette_does(client: TestClient, first: int | None, last: int | None):
-    """Over HTTP: status, `Content-Range`, and bytes."""
     if first is None and last is None:
         return
     if first is not None and last is not None and last < first:
-        return  # malformed: Starlette says so, with 400
-    asked = f"bytes={'' if first is None else first}-{'' if last is None else last}"
-    ours, theirs = (client.get(path, headers={"Range": asked}) for path in ("/memory", "/disk"))
+        return  # malformed: Starlette responds with 400
+    byte_range = f"bytes={'' if first is None else first}-{'' if last is None else last}"
+    ours, theirs = (client.get(path, headers={"Range": byte_range}) for path in ("/memory", "/disk"))
     assert ours.status_code == theirs.status_code
     if ours.status_code == 206:
         assert ours.headers["content-range"] == theirs.headers["content-range"]

@@ -1,4 +1,4 @@
-"""Health, readiness, models, documentation, and what surrounds every answer."""
+"""Health, readiness, models, documentation, and what all responses have in common."""
 
 import asyncio
 import http.client
@@ -22,8 +22,7 @@ from tests.support.services import service_of
 from tests.support.serving import cancellations, serving
 
 
-def test_models_are_openais_list_with_this_projects_fields(client: TestClient):
-    """Defaults, ranges, text length, who skips layers, and that the stand-in enlarges, are named for each model."""
+def test_models_are_listed_in_openais_format_with_fields_of_this_project(client: TestClient):
     listed = client.get("/v1/models").json()
     assert listed["object"] == "list"
     mini, large = listed["data"]
@@ -40,7 +39,6 @@ def test_models_are_openais_list_with_this_projects_fields(client: TestClient):
 
 
 def test_nothing_but_health_is_answered_while_the_model_loads(pool: ModelPool):
-    """Alive at once, ready only when the model is; until then 503 with a time, and then an image."""
     load, ready = threading.Event(), threading.Event()
 
     def open_service() -> Service:
@@ -65,7 +63,6 @@ def test_nothing_but_health_is_answered_while_the_model_loads(pool: ModelPool):
 
 
 def test_a_broken_engine_is_not_ready(backend: FakeBackend, client: TestClient, monkeypatch: pytest.MonkeyPatch):
-    """Whoever balances load sees that no image can be made here any more; so does Prometheus."""
     assert "sd35_ready 1.0\n" in client.get("/metrics").text
     monkeypatch.setattr(backend, "encode_text", lambda _: (_ for _ in ()).throw(SystemExit("from a library")))
     assert client.post("/v1/txt2img", json={"prompt": "a cat"}).status_code == 500
@@ -75,40 +72,37 @@ def test_a_broken_engine_is_not_ready(backend: FakeBackend, client: TestClient, 
 
 
 def test_a_failed_load_is_reported_to_the_caller():
-    """Whoever opens learns why, and is never ready."""
     error, failures = CheckpointError("no weights"), []
-    told = threading.Event()
+    reported = threading.Event()
 
     def open_service() -> Service:
         raise error
 
     def on_failure(failure: Exception) -> None:
         failures.append(failure)
-        told.set()
+        reported.set()
 
     with TestClient(
         create_app(ServiceLifecycle(open_service, lambda: None, on_failure), load_settings()), "http://127.0.0.1"
     ) as client:
-        assert told.wait(WAIT_S)
+        assert reported.wait(WAIT_S)
         assert client.get("/readyz").status_code == 503
     assert failures == [error]
 
 
 def test_closing_refuses_new_images_and_finishes_those_accepted(pool: ModelPool, backend: FakeBackend):
-    """While it closes: 503 "closing" for new images and readiness, and the running image is still made."""
-
     async def scenario() -> None:
         ready = asyncio.Event()
         lifecycle = ServiceLifecycle(lambda: service_of(pool), ready.set, lambda _: None)
         lifecycle.start()
         await ready.wait()
         backend.hold()
-        handle = pool.submit(pool.resolve(_wanted("a cat")))
+        handle = pool.submit(pool.resolve(_params("a cat")))
         closing = asyncio.create_task(lifecycle.close())
         await asyncio.to_thread(backend.started.wait, WAIT_S)
         client = TestClient(
             create_app(lifecycle, load_settings()), "http://127.0.0.1"
-        )  # without its lifespan: the opening is open already
+        )  # without its lifespan, because the lifecycle has started already
         for response in (client.get("/readyz"), client.post("/v1/txt2img", json={"prompt": "a cat"})):
             assert response.status_code == 503
             assert "closing" in response.json()["detail"]
@@ -123,45 +117,42 @@ def test_closing_refuses_new_images_and_finishes_those_accepted(pool: ModelPool,
 
 @pytest.mark.parametrize("path", ["/v1/txt2img", "/v1/images/generations"])
 def test_a_request_accepted_before_closing_gets_its_image(client: TestClient, backend: FakeBackend, path: str):
-    """Nothing that was accepted is lost on its last few steps to the client."""
     lifecycle, portal = client.app.state.lifecycle, client.portal  # type: ignore[attr-defined]
     assert portal
     with ThreadPoolExecutor() as pool:
         backend.hold()
-        asked = pool.submit(client.post, path, json={"prompt": "a cat"})
+        response = pool.submit(client.post, path, json={"prompt": "a cat"})
         assert backend.started.wait(WAIT_S)
         closing = portal.start_task_soon(lifecycle.close)
         portal.call(asyncio.sleep, 0)
         assert client.get("/readyz").status_code == 503
         backend.release.set()
-        assert asked.result(WAIT_S).status_code == 200
+        assert response.result(WAIT_S).status_code == 200
         closing.result(WAIT_S)
 
 
-def _wanted(prompt: str) -> Any:
+def _params(prompt: str) -> Any:
     from sd35.generation.params import GenerationParams
 
     return GenerationParams(prompt)
 
 
-def test_health_is_answered_while_an_image_is_made(address: tuple[str, int], backend: FakeBackend):
-    """An image in the making never blocks another request's answer."""
-    painting = http.client.HTTPConnection(*address, timeout=WAIT_S)
+def test_health_is_answered_while_an_image_is_generated(address: tuple[str, int], backend: FakeBackend):
+    generating = http.client.HTTPConnection(*address, timeout=WAIT_S)
     backend.hold()
-    painting.request("POST", "/v1/txt2img", json.dumps({"prompt": "a cat"}), {"content-type": "application/json"})
+    generating.request("POST", "/v1/txt2img", json.dumps({"prompt": "a cat"}), {"content-type": "application/json"})
     assert backend.started.wait(WAIT_S)
     probe = http.client.HTTPConnection(*address, timeout=WAIT_S)
     probe.request("GET", "/healthz")
     assert probe.getresponse().status == 200
     assert backend.steps == ["a cat"]
     backend.release.set()
-    assert painting.getresponse().read().startswith(b"\x89PNG")
-    painting.close()
+    assert generating.getresponse().read().startswith(b"\x89PNG")
+    generating.close()
     probe.close()
 
 
-def test_a_client_that_hangs_up_cancels_its_image(address: tuple[str, int], pool: ModelPool, backend: FakeBackend):
-    """The image stops before its next step, and the next client's is made."""
+def test_a_disconnect_cancels_the_image(address: tuple[str, int], pool: ModelPool, backend: FakeBackend):
     cancelled = cancellations(pool)
     backend.hold()
     body = json.dumps({"prompt": "a dog", "steps": 150}).encode()
@@ -188,7 +179,6 @@ def test_a_client_that_hangs_up_cancels_its_image(address: tuple[str, int], pool
     [("GET", "/nothing", 404), ("GET", "/v1/txt2img", 405), ("POST", "/healthz", 405), ("POST", "/v1/txt2img/", 404)],
 )
 def test_404_and_405_are_problem_documents(client: TestClient, method: str, path: str, status: int):
-    """404 and 405 are application/problem+json, 405 with what is allowed."""
     response = client.request(method, path)
     assert response.status_code == status
     assert response.headers["content-type"] == "application/problem+json"
@@ -197,12 +187,10 @@ def test_404_and_405_are_problem_documents(client: TestClient, method: str, path
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/v1/models", "/metrics"])
 def test_head_is_answered_as_get(client: TestClient, path: str):
-    """Probes that send HEAD get the same status and no body."""
     assert client.head(path).status_code == client.get(path).status_code < 400
 
 
-def test_a_valid_request_id_is_returned_and_another_replaced(client: TestClient):
-    """A caller's id comes back; what could forge a log line does not."""
+def test_a_valid_request_id_is_returned_and_an_invalid_one_replaced(client: TestClient):
     assert client.get("/healthz", headers={"x-request-id": "Abc-1.2_3"}).headers["x-request-id"] == "Abc-1.2_3"
     for bad in (b"a b", b"x" * 65, b"\xe9"):
         returned = client.get("/healthz", headers={b"x-request-id": bad}).headers["x-request-id"]
@@ -211,8 +199,6 @@ def test_a_valid_request_id_is_returned_and_another_replaced(client: TestClient)
 
 
 def test_an_unexpected_error_is_a_500_with_the_request_id(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
-    """A bug's words stay in the log; the answer has the id to find them by."""
-
     def broken(_: object) -> None:
         raise ZeroDivisionError("internal words")
 
@@ -225,7 +211,6 @@ def test_an_unexpected_error_is_a_500_with_the_request_id(pool: ModelPool, monke
 
 
 def test_the_documentation_works_without_the_internet(client: TestClient):
-    """/docs loads its scripts and styles from this server, which has them."""
     page = client.get("/docs").text
     assert "http://" not in page
     assert "https://" not in page
@@ -236,7 +221,6 @@ def test_the_documentation_works_without_the_internet(client: TestClient):
 
 
 def test_openapi_describes_the_body_the_responses_and_the_headers(client: TestClient):
-    """The schema names each field with its range, the PNG, its headers, and every problem."""
     operation = client.get("/openapi.json").json()["paths"]["/v1/txt2img"]["post"]
     body = operation["requestBody"]["content"]["application/json"]["schema"]
     assert body["required"] == ["prompt"]
@@ -253,7 +237,6 @@ def test_openapi_describes_the_body_the_responses_and_the_headers(client: TestCl
 
 
 def test_every_reference_in_the_openapi_page_resolves(client: TestClient):
-    """Client generators can follow all of them."""
     page = client.get("/openapi.json").json()
 
     def references(node: Any) -> set[str]:

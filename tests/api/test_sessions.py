@@ -1,4 +1,4 @@
-"""What is kept of a client's calls while they run."""
+"""The state of a client's calls while they run."""
 
 import time
 from typing import TYPE_CHECKING, cast
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 
 def test_how_long_a_call_runs_does_not_depend_on_the_wall_clock(monkeypatch: pytest.MonkeyPatch):
-    """A clock that is corrected meanwhile makes no estimate of what is left negative, or an hour longer."""
     running = RunningCall(cast("Batch", None), "txt2img")
     for now_s in (time.time() - 3600, time.time() + 3600):
         monkeypatch.setattr(time, "time", lambda now_s=now_s: now_s)

@@ -1,4 +1,4 @@
-"""Traces: one span for each stage, under the request's or the job's, in the caller's trace."""
+"""Traces: a span for each stage, below the span of the request or job, in the caller's trace."""
 
 import sys
 import threading
@@ -23,20 +23,20 @@ from tests.support.serving import serving
 STAGES = ["queue", "encode", "denoise", "decode", "png", "store"]
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = {"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01"}
-ANY = {"prompt": "a zebra", "seed": 1, "steps": 3}
+BODY = {"prompt": "a zebra", "seed": 1, "steps": 3}
 
 
 @contextmanager
 def traced(pool: ModelPool) -> Iterator[tuple[TestClient, InMemorySpanExporter]]:
-    """A client, and what is exported."""
+    """Yield a client and the exporter of its spans."""
     exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     with serving(pool, telemetry=Telemetry(tracing=Tracing(provider))) as client:
         yield client, exporter
 
 
-class Seen(NamedTuple):
-    """A span; ids in hexadecimal digits."""
+class Span(NamedTuple):
+    """A span. Ids are hexadecimal."""
 
     trace_id: str
     span_id: str
@@ -46,25 +46,24 @@ class Seen(NamedTuple):
     ended_ns: int
 
 
-def by_name(exporter: InMemorySpanExporter) -> dict[str, Seen]:
-    """The spans so far; names are unique in these tests."""
+def by_name(exporter: InMemorySpanExporter) -> dict[str, Span]:
+    """Return the spans so far by name. Names are unique in these tests."""
     spans = exporter.get_finished_spans()
     assert len({span.name for span in spans}) == len(spans)
-    return {span.name: _seen(span) for span in spans}
+    return {span.name: _span_of(span) for span in spans}
 
 
-def _seen(span: ReadableSpan) -> Seen:
+def _span_of(span: ReadableSpan) -> Span:
     context = span.get_span_context()
     assert context
     parent_id = f"{span.parent.span_id:016x}" if span.parent else None
     ids = (f"{context.trace_id:032x}", f"{context.span_id:016x}", parent_id)
-    return Seen(*ids, dict(span.attributes or {}), span.start_time or 0, span.end_time or 0)
+    return Span(*ids, dict(span.attributes or {}), span.start_time or 0, span.end_time or 0)
 
 
 def test_a_request_is_a_span_in_the_callers_trace_with_a_span_for_each_stage(pool: ModelPool):
-    """The caller's span is the request's parent, the request's is the stages'; these lie one after the other in it."""
     with traced(pool) as (client, exporter):
-        answer = client.post("/v1/txt2img", json=ANY, headers=TRACEPARENT)
+        answer = client.post("/v1/txt2img", json=BODY, headers=TRACEPARENT)
         spans = by_name(exporter)
     assert list(spans) == [*STAGES, "POST /v1/txt2img"]
     request = spans["POST /v1/txt2img"]
@@ -76,27 +75,25 @@ def test_a_request_is_a_span_in_the_callers_trace_with_a_span_for_each_stage(poo
     stages = [spans[name] for name in STAGES]
     assert {stage.parent_id for stage in stages} == {request.span_id}
     times = [time_ns for stage in stages for time_ns in (stage.began_ns, stage.ended_ns)]
-    slack_ns = 20_000_000  # of one clock against the other
+    slack_ns = 20_000_000  # between two clocks
     assert times == sorted(times)
     assert request.began_ns - slack_ns <= times[0]
     assert times[-1] <= request.ended_ns + slack_ns
     assert spans["denoise"].attributes["sd35.steps"] == 3
 
 
-def test_an_image_that_was_there_has_no_stages(pool: ModelPool):
-    """Its request says so."""
+def test_a_cached_image_has_no_stages(pool: ModelPool):
     with traced(pool) as (client, exporter):
-        client.post("/v1/txt2img", json=ANY)
+        client.post("/v1/txt2img", json=BODY)
         exporter.clear()
-        client.post("/v1/txt2img", json=ANY)
+        client.post("/v1/txt2img", json=BODY)
         (span,) = by_name(exporter).values()
     assert span.attributes["sd35.cache"] == "hit"
 
 
 def test_a_job_is_a_trace_of_its_own(pool: ModelPool):
-    """Its stages are under it, and it names the job."""
     with traced(pool) as (client, exporter):
-        job = client.post("/v1/jobs", json=ANY).json()
+        job = client.post("/v1/jobs", json=BODY).json()
         with client.stream("GET", f"/v1/jobs/{job['id']}/events") as events:
             assert "succeeded" in "".join(events.iter_text())
     spans = by_name(exporter)
@@ -106,17 +103,15 @@ def test_a_job_is_a_trace_of_its_own(pool: ModelPool):
 
 
 def test_probes_are_not_traced(pool: ModelPool):
-    """They come every second."""
     with traced(pool) as (client, exporter):
         for path in ("/healthz", "/readyz", "/metrics"):
             assert client.get(path).status_code == 200
         assert exporter.get_finished_spans() == ()
 
 
-def test_no_span_holds_a_prompt_or_a_links_signature(pool: ModelPool):
-    """What opens an image, and what it shows, stays here."""
+def test_no_span_contains_a_prompt_or_the_signature_of_a_link(pool: ModelPool):
     with traced(pool) as (client, exporter):
-        client.post("/v1/txt2img", json=ANY)
+        client.post("/v1/txt2img", json=BODY)
         client.get(f"/v1/artifacts/{'0' * 64}?expires=1&signature=secret")
         text = "".join(span.to_json() for span in exporter.get_finished_spans())
     assert "/v1/artifacts/{digest}" in text
@@ -124,19 +119,19 @@ def test_no_span_holds_a_prompt_or_a_links_signature(pool: ModelPool):
         assert private not in text
 
 
-class Receiver(ThreadingHTTPServer):
-    """Takes OTLP over HTTP, as a collector does."""
+class Collector(ThreadingHTTPServer):
+    """An HTTP server that receives OTLP, as a collector does."""
 
     def __init__(self) -> None:
         self.received: list[tuple[str, str, ExportTraceServiceRequest]] = []
-        super().__init__(("127.0.0.1", 0), _Receiving)
+        super().__init__(("127.0.0.1", 0), _Handler)
 
 
-class _Receiving(BaseHTTPRequestHandler):
-    server: Receiver
+class _Handler(BaseHTTPRequestHandler):
+    server: Collector
 
     def do_POST(self) -> None:
-        """One export."""
+        """Store one export."""
         body = self.rfile.read(int(self.headers["content-length"]))
         message = ExportTraceServiceRequest.FromString(body)
         self.server.received.append((self.path, self.headers["content-type"], message))
@@ -146,19 +141,18 @@ class _Receiving(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the library's name
-        """Nothing."""
+        """Log nothing."""
 
 
 def test_spans_arrive_at_a_collector_over_http(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
-    """With an endpoint in the environment, all spans are sent before the app has closed."""
-    receiver = Receiver()
+    receiver = Collector()
     thread = threading.Thread(target=receiver.serve_forever)
     thread.start()
     try:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{receiver.server_port}")
         monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=trial")
         with serving(pool, telemetry=Telemetry(tracing=Tracing(open_provider()))) as client:
-            client.post("/v1/txt2img", json=ANY, headers=TRACEPARENT)
+            client.post("/v1/txt2img", json=BODY, headers=TRACEPARENT)
     finally:
         receiver.shutdown()
         thread.join()
@@ -181,15 +175,14 @@ def test_spans_arrive_at_a_collector_over_http(pool: ModelPool, monkeypatch: pyt
         {"OTEL_SDK_DISABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"},
     ],
 )
-def test_without_an_exporter_there_are_no_traces_and_no_word_of_it(environment: dict[str, str]):
-    """Nothing is asked for, nothing is said."""
+def test_without_an_exporter_there_are_no_traces_and_no_log_lines(environment: dict[str, str]):
     with capture_logs() as lines:
         assert open_provider(environment) is None
     assert lines == []
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("environment", "reason"),
     [
         ({"OTEL_TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER is not supported"),
         (
@@ -198,18 +191,16 @@ def test_without_an_exporter_there_are_no_traces_and_no_word_of_it(environment: 
         ),
     ],
 )
-def test_what_cannot_be_had_is_warned_of(environment: dict[str, str], said: str):
-    """The variable is named, what it held, and what is allowed."""
+def test_unsupported_exporters_are_warned_of(environment: dict[str, str], reason: str):
     with capture_logs() as lines:
         assert open_provider(environment) is None
     (line,) = lines
-    assert (line["log_level"], line["event"]) == ("warning", f"no traces: {said}")
+    assert (line["log_level"], line["event"]) == ("warning", f"no traces: {reason}")
     assert line["got"] in environment.values()
     assert line["allowed"]
 
 
 def test_an_exporter_that_is_not_installed_is_warned_of(monkeypatch: pytest.MonkeyPatch):
-    """The service goes on without traces, and says what to install."""
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with capture_logs() as lines:
         assert open_provider({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}) is None

@@ -1,4 +1,4 @@
-"""`POST /v1/txt2img`: every field honoured or refused by name, and never a 500 for what a client sent."""
+"""`POST /v1/txt2img`: each field has its effect or is refused, and no request causes a 500."""
 
 import io
 import json
@@ -15,15 +15,14 @@ from starlette.testclient import TestClient
 from sd35.api.body import MAX_BODY_BYTES
 from sd35.generation.replay import read_stored_image
 from tests.support.fake_backend import WAIT_S, FakeBackend, Fault, fake_pool
-from tests.support.http import PATH, ask, problem
+from tests.support.http import PATH, post_txt2img, problem
 from tests.support.serving import serving
 
 JSON = {"content-type": "application/json"}
 
 
 def test_a_prompt_is_enough(client: TestClient):
-    """A prompt alone gives a PNG of the model's default size; headers name seed, digest, model and time."""
-    response = ask(client)
+    response = post_txt2img(client)
     assert response.status_code == 200
     assert response.headers["content-type"] == "image/png"
     assert Image.open(io.BytesIO(response.content)).size == (128, 128)
@@ -37,7 +36,6 @@ def test_a_prompt_is_enough(client: TestClient):
 
 
 def test_every_field_reaches_the_request(client: TestClient):
-    """What is asked for is what the image's file says."""
     fields = {
         "prompt": "ein Übergrößenträger 🐈",
         "negative_prompt": "a dog",
@@ -49,29 +47,27 @@ def test_every_field_reaches_the_request(client: TestClient):
         "seed": 2**32 - 1,
         "model": "large",
     }
-    response = ask(client, **fields)
+    response = post_txt2img(client, **fields)
     request = read_stored_image(response.content).record.request
     assert {name: getattr(request, name) for name in fields} == fields
 
 
 def test_the_same_request_gives_the_same_bytes(client: TestClient):
-    """An image is a pure function of its request."""
-    first, second, other = (ask(client, seed=seed).content for seed in (1, 1, 2))
+    first, second, other = (post_txt2img(client, seed=seed).content for seed in (1, 1, 2))
     assert first == second != other
 
 
-def test_null_is_as_good_as_left_out(client: TestClient):
-    """Clients that send null for what they do not set get the defaults, except for the prompt."""
+def test_null_means_omitted(client: TestClient):
+    """Except for the prompt."""
     nulls = dict.fromkeys(
         ("negative_prompt", "width", "height", "steps", "guidance_scale", "skip_layer_scale", "model")
     )
-    assert ask(client, seed=1, **nulls).content == ask(client, seed=1).content
-    assert problem(ask(client, prompt=None), 422)["errors"][0]["field"] == "prompt"
+    assert post_txt2img(client, seed=1, **nulls).content == post_txt2img(client, seed=1).content
+    assert problem(post_txt2img(client, prompt=None), 422)["errors"][0]["field"] == "prompt"
 
 
-def test_an_enlarged_or_cut_off_image_says_so(client: TestClient):
-    """Headers name the size it was drawn at and the prompt that was read in part."""
-    response = ask(client, prompt="cat " * 21, width=1024, height=1024, steps=1)
+def test_headers_name_the_generated_size_and_truncated_prompts(client: TestClient):
+    response = post_txt2img(client, prompt="cat " * 21, width=1024, height=1024, steps=1)
     assert Image.open(io.BytesIO(response.content)).size == (1024, 1024)
     assert response.headers["x-sd35-generated-size"] == "128x128"
     assert response.headers["x-sd35-truncated"] == "prompt"
@@ -112,10 +108,9 @@ def test_an_enlarged_or_cut_off_image_says_so(client: TestClient):
         ({"widht": 512}, "widht", "only prompt, negative_prompt, width"),
     ],
 )
-def test_a_wrong_field_is_named_with_what_came_and_what_is_allowed(
+def test_the_error_of_an_invalid_field_names_it_with_its_allowed_values(
     client: TestClient, fields: dict[str, Any], field: str, allowed: str
 ):
-    """422 with field, value and range; nothing is ignored silently."""
     response = client.post(PATH, content=json.dumps({"prompt": "a cat", **fields}), headers=JSON)
     (error,) = problem(response, 422)["errors"]
     assert error["field"] == field
@@ -123,25 +118,22 @@ def test_a_wrong_field_is_named_with_what_came_and_what_is_allowed(
     assert "got" in error
 
 
-def test_fields_in_the_address_are_refused(client: TestClient):
-    """What stands in the query is not ignored: fields belong in the body."""
+def test_fields_in_the_query_are_refused(client: TestClient):
     (error,) = problem(client.post(f"{PATH}?steps=1", json={"prompt": "a cat"}), 422)["errors"]
     assert (error["field"], error["got"]) == ("steps", "1")
 
 
 def test_a_priority_changes_no_image(client: TestClient):
-    """It is no part of the image's identity."""
-    assert ask(client, seed=1, priority=9).content == ask(client, seed=1).content
+    assert post_txt2img(client, seed=1, priority=9).content == post_txt2img(client, seed=1).content
 
 
-def test_all_wrong_fields_are_named_at_once(client: TestClient):
-    """One round trip is enough to learn of every mistake."""
+def test_all_invalid_fields_are_named_at_once(client: TestClient):
     errors = problem(client.post(PATH, json={"steps": "x", "seed": [1], "foo": {}}), 422)["errors"]
     assert {error["field"] for error in errors} == {"prompt", "steps", "seed", "foo"}
 
 
 @pytest.mark.parametrize(
-    ("content", "status", "words"),
+    ("content", "status", "detail"),
     [
         (b"", 400, "not JSON"),
         (b"{", 400, "not JSON"),
@@ -156,49 +148,42 @@ def test_all_wrong_fields_are_named_at_once(client: TestClient):
         (b'{"prompt": "' + b"a" * MAX_BODY_BYTES + b'"}', 413, "1048576 bytes"),
     ],
 )
-def test_a_body_that_is_no_request_is_refused(client: TestClient, content: bytes, status: int, words: str):
-    """Each kind of unusable body has its status and its words."""
-    assert words in problem(client.post(PATH, content=content, headers=JSON), status)["detail"]
+def test_an_unusable_body_is_refused(client: TestClient, content: bytes, status: int, detail: str):
+    assert detail in problem(client.post(PATH, content=content, headers=JSON), status)["detail"]
 
 
-def test_a_body_without_a_length_is_bounded_too(client: TestClient):
-    """A chunked body is refused as soon as it grows too large."""
+def test_a_body_without_a_length_is_limited_too(client: TestClient):
     problem(client.post(PATH, content=(b" " * 65536 for _ in range(20)), headers=JSON), 413)
 
 
 @pytest.mark.parametrize("headers", [{}, {"content-type": "text/plain"}, {**JSON, "content-encoding": "gzip"}])
-def test_a_body_of_another_kind_is_refused(client: TestClient, headers: dict[str, str]):
-    """Only plain application/json is read; curl's default is told apart with what to add."""
+def test_a_body_of_another_type_or_encoding_is_refused(client: TestClient, headers: dict[str, str]):
     problem(client.post(PATH, content=b'{"prompt": "a"}', headers=headers), 415)
 
 
-def test_a_charset_beside_the_type_is_fine(client: TestClient):
-    """Clients that add a charset are served."""
+def test_the_content_type_may_have_a_charset(client: TestClient):
     headers = {"content-type": "Application/JSON; charset=utf-8"}
     assert client.post(PATH, content=b'{"prompt": "a"}', headers=headers).status_code == 200
 
 
-def test_an_unknown_model_is_404_with_the_list(client: TestClient):
-    """The names that are served are in the problem."""
-    (error,) = problem(ask(client, model="medium"), 404)["errors"]
+def test_an_unknown_model_is_404_with_the_served_models(client: TestClient):
+    (error,) = problem(post_txt2img(client, model="medium"), 404)["errors"]
     assert (error["field"], error["got"], error["allowed"]) == ("model", "medium", "mini, large")
 
 
-def test_a_failing_image_is_a_500_that_says_why(client: TestClient, backend: FakeBackend):
-    """Its own reason, and the next image is made."""
+def test_a_failed_image_is_a_500_with_the_reason(client: TestClient, backend: FakeBackend):
     backend.faults = {"a dog": Fault.STEP_ERROR, "a tree": Fault.STEP_NAN}
-    assert "RuntimeError: the runtime's own words" in problem(ask(client, prompt="a dog"), 500)["detail"]
-    assert "no longer finite" in problem(ask(client, prompt="a tree"), 500)["detail"]
-    assert ask(client).status_code == 200
+    assert "RuntimeError: the runtime's own words" in problem(post_txt2img(client, prompt="a dog"), 500)["detail"]
+    assert "no longer finite" in problem(post_txt2img(client, prompt="a tree"), 500)["detail"]
+    assert post_txt2img(client).status_code == 200
 
 
 def test_too_many_images_are_refused_with_retry_after(client: TestClient, backend: FakeBackend):
-    """429 says when to come back; the event loop still answers while an image is made."""
     pool = client.app.state.lifecycle.pool  # type: ignore[attr-defined]
     backend.hold()
-    handles = [pool.submit(pool.resolve(read_wanted("a tree"))) for _ in range(3)]
+    handles = [pool.submit(pool.resolve(params_of("a tree"))) for _ in range(3)]
     assert backend.started.wait(WAIT_S)
-    response = ask(client)
+    response = post_txt2img(client)
     assert "3 of at most 3 images are accepted; try again in" in problem(response, 429)["detail"]
     assert int(response.headers["retry-after"]) >= 1
     assert client.get("/healthz").status_code == 200
@@ -206,16 +191,16 @@ def test_too_many_images_are_refused_with_retry_after(client: TestClient, backen
     assert all(handle.future.result(WAIT_S) for handle in handles)
 
 
-def read_wanted(prompt: str) -> Any:
-    """What a body with only a prompt wants."""
+def params_of(prompt: str) -> Any:
+    """Return the parameters of a body with only a prompt."""
     from sd35.generation.params import GenerationParams
 
     return GenerationParams(prompt)
 
 
 @pytest.fixture(scope="module")
-def lasting_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    """One app for all of a property's examples."""
+def module_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """One client for all examples of a property."""
     with serving(fake_pool(tmp_path_factory.mktemp("models"))) as client:
         yield client
 
@@ -237,9 +222,8 @@ names = st.sampled_from(
 @given(st.dictionaries(names, values, max_size=6) | values)
 @example({"\ud800": None})
 @example({"prompt": "a cat", "\ud800": "\ud800"})
-def test_no_body_is_a_500(lasting_client: TestClient, body: object):
-    """Whatever JSON comes: an image, or a 4xx that names a field of what came, or one that is missing."""
-    response = lasting_client.post(PATH, content=json.dumps(body), headers=JSON)
+def test_no_json_causes_a_500(module_client: TestClient, body: object):
+    response = module_client.post(PATH, content=json.dumps(body), headers=JSON)
     if response.status_code != 200:
         content = problem(response, response.status_code)
         assert 400 <= response.status_code < 500
@@ -247,13 +231,12 @@ def test_no_body_is_a_500(lasting_client: TestClient, body: object):
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_are_a_500(lasting_client: TestClient, body: bytes):
-    """Whatever bytes come: 400 or 422."""
-    assert lasting_client.post(PATH, content=body, headers=JSON).status_code in {400, 422}
+def test_no_bytes_cause_a_500(module_client: TestClient, body: bytes):
+    assert module_client.post(PATH, content=body, headers=JSON).status_code in {400, 422}
 
 
 def test_the_directory_of_a_model_may_have_any_name(tmp_path: Path):
-    """A name that HTTP headers cannot hold is percent-encoded in them."""
+    """In headers, the name is percent-encoded."""
     from sd35.engine.base import DeviceLimits
     from sd35.engine.local.engine import LocalEngine
     from sd35.engine.local.prompt_cache import EmbeddingCache
@@ -262,4 +245,4 @@ def test_the_directory_of_a_model_may_have_any_name(tmp_path: Path):
     limits = DeviceLimits(max_rows=8, max_in_flight=1, max_wait_s=60, memory_bytes=10**9)
     engine = LocalEngine([fake_pipeline(tmp_path / "große")], limits, EmbeddingCache(0))
     with serving(pool_of(engine)) as client:
-        assert ask(client, model="große").headers["x-sd35-model"] == "gro%C3%9Fe"
+        assert post_txt2img(client, model="große").headers["x-sd35-model"] == "gro%C3%9Fe"

@@ -1,4 +1,4 @@
-"""The front door: `/` without the page, while it is loaded, and with it; the API is the same with and without."""
+"""The page at `/`: without the user interface, while it loads, and when it is ready."""
 
 import threading
 from collections.abc import Callable
@@ -18,18 +18,17 @@ from tests.support.services import service_of
 from tests.support.serving import StubUi
 
 
-def app_with(tmp_path: Path, place: UiMount | None, on_ready: Callable[[], None] = lambda: None) -> Any:
-    """An app as `sd35 serve` has it, with keys."""
+def app_with(tmp_path: Path, mount: UiMount | None, on_ready: Callable[[], None] = lambda: None) -> Any:
+    """Return an app with a mount of the user interface."""
     service = service_of(fake_pool(tmp_path))
-    return create_app(ServiceLifecycle(lambda: service, on_ready, print), load_settings(), key_store(), ui=place)
+    return create_app(ServiceLifecycle(lambda: service, on_ready, print), load_settings(), key_store(), ui=mount)
 
 
-def test_without_the_extra_there_is_a_small_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """It links to the API's documentation; what would be the page is not there, and nothing is tried to be loaded."""
+def test_without_the_extra_a_page_links_to_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ui_mount, "find_spec", lambda _: None)
-    place = ui_mount_of(load_settings(), "http://127.0.0.1:8000")
-    place.start()
-    with TestClient(app_with(tmp_path, place), "http://127.0.0.1", follow_redirects=False) as client:
+    mount = ui_mount_of(load_settings(), "http://127.0.0.1:8000")
+    mount.start()
+    with TestClient(app_with(tmp_path, mount), "http://127.0.0.1", follow_redirects=False) as client:
         answer = client.get("/")
         assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
         assert '<a href="/docs">' in answer.text
@@ -37,21 +36,19 @@ def test_without_the_extra_there_is_a_small_page(tmp_path: Path, monkeypatch: py
         assert client.get("/ui").text == answer.text
 
 
-def test_the_page_can_be_switched_off():
-    """By `ui`, though the extra is there."""
+def test_the_user_interface_can_be_switched_off():
     assert ui_mount_of(load_settings({"ui": "off"}), "http://127.0.0.1:8000").state == "absent"
 
 
-def test_the_first_page_waits_for_the_page_and_leads_to_it(tmp_path: Path):
-    """While it is loaded, it says so and asks again by itself; nobody needs a key for that."""
+def test_the_first_page_waits_for_the_user_interface_and_redirects_to_it(tmp_path: Path):
     may_load, stub = threading.Event(), StubUi()
 
     def load() -> StubUi:
         assert may_load.wait(WAIT_S)
         return stub
 
-    place = UiMount(load)
-    with TestClient(app_with(tmp_path, place, place.start), "http://127.0.0.1", follow_redirects=False) as client:
+    mount = UiMount(load)
+    with TestClient(app_with(tmp_path, mount, mount.start), "http://127.0.0.1", follow_redirects=False) as client:
         answer = client.get("/")
         assert answer.status_code == 200
         assert "One moment" in answer.text
@@ -63,27 +60,24 @@ def test_the_first_page_waits_for_the_page_and_leads_to_it(tmp_path: Path):
         assert (answer.status_code, answer.headers["location"]) == (307, "/ui/")
         assert client.get("/ui/").text == "hello"
         assert client.portal
-        client.portal.call(place.close)
+        client.portal.call(mount.close)
         assert stub.is_closed
         assert client.get("/ui/").status_code == 404
 
 
-def test_a_page_that_cannot_be_loaded_costs_the_service_nothing(tmp_path: Path):
-    """The small page is there in its place."""
-
+def test_the_service_works_if_the_user_interface_cannot_be_loaded(tmp_path: Path):
     def load() -> StubUi:
         raise ImportError("half installed")
 
-    place = UiMount(load)
-    with TestClient(app_with(tmp_path, place, place.start), "http://127.0.0.1") as client:
+    mount = UiMount(load)
+    with TestClient(app_with(tmp_path, mount, mount.start), "http://127.0.0.1") as client:
         while "One moment" in (answer := client.get("/")).text:
             pass
         assert '<a href="/docs">' in answer.text
         assert client.get("/healthz").status_code == 200
 
 
-def test_the_api_is_the_same_with_and_without_the_page(tmp_path: Path):
-    """Its description, to the last word."""
+def test_the_api_is_the_same_with_and_without_the_user_interface(tmp_path: Path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     without, with_it = app_with(tmp_path / "a", None), app_with(tmp_path / "b", UiMount(StubUi))

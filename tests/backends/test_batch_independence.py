@@ -1,4 +1,4 @@
-"""An image in any company is the image alone."""
+"""An image does not depend on the other images in the batch."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ LIMITS = DeviceLimits(max_rows=16, max_in_flight=100, max_wait_s=600, memory_byt
 
 
 def request_of(prompt: str, steps: int, guidance: float, size: tuple[int, int] = (96, 64)) -> Request:
-    """A request; its prompt's length is its seed."""
+    """Return a request. The seed is the length of the prompt."""
     return Request(prompt, "a tree", *size, steps, guidance, len(prompt), "model", "revision", "profile")
 
 
@@ -41,7 +41,7 @@ OTHERS = [
 
 @contextmanager
 def engine_of(backend: Backend, checkpoint: Checkpoint, *, reproducible: bool = False) -> Iterator[LocalEngine]:
-    """An engine that knows one model."""
+    """Start an engine with one model."""
     engine = LocalEngine([Pipeline(checkpoint, backend)], LIMITS, EmbeddingCache(10**6), reproducible=reproducible)
     yield engine
     engine.close()
@@ -49,7 +49,7 @@ def engine_of(backend: Backend, checkpoint: Checkpoint, *, reproducible: bool = 
 
 @contextmanager
 def counting(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """How many rows, or prompts, were in each call of the backend."""
+    """Yield the number of rows, prompts or latents in each call of the backend."""
     counts: list[int] = []
     with monkeypatch.context() as patched:
         for name in ("predict_velocity", "encode_text", "decode_latents"):
@@ -63,8 +63,8 @@ def counting(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[list
         yield counts
 
 
-def draw(engine: LocalEngine, requests: Sequence[Request]) -> list[Pixels]:
-    """All at once."""
+def generate(engine: LocalEngine, requests: Sequence[Request]) -> list[Pixels]:
+    """Generate all requests at the same time."""
     (model,) = engine.models
     own = [replace(request, model=model.name, profile=model.profile) for request in requests]
     handles = [engine.submit(Work(request, request.width, request.height)) for request in own]
@@ -73,48 +73,52 @@ def draw(engine: LocalEngine, requests: Sequence[Request]) -> list[Pixels]:
 
 @pytest.fixture(scope="module")
 def alone(backend: Backend, checkpoint: Checkpoint) -> list[Pixels]:
-    """Each image made by itself, nothing before it and nothing beside it."""
+    """Each watched image, generated alone by a new engine."""
     images = []
     for request in WATCHED:
         with engine_of(backend, checkpoint) as engine:
-            images += draw(engine, [request])
+            images += generate(engine, [request])
     return images
 
 
 def test_other_rows_in_the_batch_change_no_pixel_by_more_than_one(
     backend: Backend, checkpoint: Checkpoint, alone: list[Pixels], monkeypatch: pytest.MonkeyPatch
 ):
-    """Made among others of all kinds, an image differs from itself alone by at most 1/255 at any pixel."""
+    """The others have other prompts, steps, guidance and sizes, and come before or after."""
     with engine_of(backend, checkpoint) as engine, counting(backend, monkeypatch) as counts:
-        for company in ([*OTHERS, *WATCHED], [*WATCHED, *OTHERS[::-1]]):
-            for image, expected in zip(draw(engine, [*company]), [*company], strict=True):
+        for requests in ([*OTHERS, *WATCHED], [*WATCHED, *OTHERS[::-1]]):
+            for image, expected in zip(generate(engine, requests), requests, strict=True):
                 if expected in WATCHED:
                     difference = abs(image.astype(int) - alone[WATCHED.index(expected)])
                     assert difference.max() <= 1
-    assert max(counts) >= 4  # they did share calls
+    assert max(counts) >= 4  # images shared calls
 
 
 @pytest.mark.parametrize("backend", ["diffusers"], indirect=True)
-def test_skipping_layers_changes_no_companion(backend: Backend, checkpoint: Checkpoint, alone: list[Pixels]):
-    """Images whose steps skip layers, and those beside them whose do not, are each what they are alone."""
+def test_skipped_layers_of_one_image_do_not_affect_others(
+    backend: Backend, checkpoint: Checkpoint, alone: list[Pixels]
+):
+    """In one batch, images with and without skipped layers are the same as alone."""
     skipping = replace(checkpoint, card=replace(checkpoint.card, skip_layers=SkipLayers((2, 3), 2.8, 0.2, 0.75)))
-    asking = [replace(request, skip_layer_scale=scale) for request, scale in zip(WATCHED, (2.8, 2.8, 1.0), strict=True)]
+    skipping_requests = [
+        replace(request, skip_layer_scale=scale) for request, scale in zip(WATCHED, (2.8, 2.8, 1.0), strict=True)
+    ]
     expected = [*alone]
-    for request in asking:
+    for request in skipping_requests:
         with engine_of(backend, skipping) as engine:
-            expected += draw(engine, [request])
+            expected += generate(engine, [request])
     assert [bool((one != other).any()) for one, other in zip(alone, expected[3:], strict=True)] == [True, False, True]
     with engine_of(backend, skipping) as engine:
-        together = draw(engine, [*OTHERS, *WATCHED, *asking])[len(OTHERS) :]
+        together = generate(engine, [*OTHERS, *WATCHED, *skipping_requests])[len(OTHERS) :]
     for image, one in zip(together, expected, strict=True):
         assert abs(image.astype(int) - one).max() <= 1
 
 
-def test_reproducible_means_equal_bytes(backend: Backend, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch):
-    """In this mode the same bytes come out alone, in company, and after other work."""
+def test_reproducible_mode_gives_equal_bytes(backend: Backend, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch):
+    """This holds alone, with other images, and after other images. Each call has one row."""
     with engine_of(backend, checkpoint, reproducible=True) as engine, counting(backend, monkeypatch) as counts:
-        alone = [draw(engine, [request])[0] for request in WATCHED]
-        together = draw(engine, [*OTHERS, *WATCHED])[len(OTHERS) :]
+        alone = [generate(engine, [request])[0] for request in WATCHED]
+        together = generate(engine, [*OTHERS, *WATCHED])[len(OTHERS) :]
     assert set(counts) == {1}
     for one, other in zip(alone, together, strict=True):
         assert np.array_equal(one, other)

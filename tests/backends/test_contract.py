@@ -1,4 +1,4 @@
-"""The contract suite: what every backend of the table must do."""
+"""The contract suite for all backends."""
 
 import gc
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sd35.backends.base import Backend, DenoiseRow, Skip
+from sd35.backends.registry import BACKENDS
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.sampling.noise import initial_noise
 from sd35.tensors import Array, Tensor
@@ -17,17 +18,17 @@ from tests.support.solving import euler_step
 
 PROMPTS = ["a cat on a blue background", "", "ein 猫 🐱 nobody has words for, " * 40]
 LATENT = (16, 8, 12)
-NEAR = 2e-5  # of float32 values of a few units, computed in another order
+TOLERANCE = 2e-5  # for float32 values of a few units, computed in another order
 
 
 def as_array(tensor: Tensor) -> Array:
-    """A tensor of any backend, as float32."""
+    """Convert a tensor of any backend to float32."""
     return np.asarray(tensor, np.float32)
 
 
 @pytest.fixture(scope="module")
 def rows(backend: Backend) -> list[DenoiseRow]:
-    """Images with nothing in common but their shape; the second is not guided, the last ones skip layers."""
+    """Rows that have only their shape in common. The second is not guided; the last ones skip layers."""
     cat, nothing, long = backend.encode_text(PROMPTS)
     skips = (Skip((2, 3), 2.8), Skip((1,), 1.5), Skip((2, 3), 0.5)) if backend.can_skip_layers else ()
     return [
@@ -38,18 +39,18 @@ def rows(backend: Backend) -> list[DenoiseRow]:
     ]
 
 
-def test_prompts_are_encoded_in_order_and_alone(backend: Backend) -> None:
-    """An embedding is its prompt's, whatever other prompts share the call."""
+def test_prompts_are_encoded_in_order_and_independently(backend: Backend) -> None:
+    """An embedding does not depend on the other prompts in the call."""
     together = backend.encode_text(PROMPTS)
     for prompt, embedding in zip(PROMPTS, together, strict=True):
         (alone,) = backend.encode_text([prompt])
-        np.testing.assert_allclose(as_array(embedding.tokens), as_array(alone.tokens), atol=NEAR)
-        np.testing.assert_allclose(as_array(embedding.pooled), as_array(alone.pooled), atol=NEAR)
-    assert abs(as_array(together[0].tokens) - as_array(together[2].tokens)).max() > 100 * NEAR
+        np.testing.assert_allclose(as_array(embedding.tokens), as_array(alone.tokens), atol=TOLERANCE)
+        np.testing.assert_allclose(as_array(embedding.pooled), as_array(alone.pooled), atol=TOLERANCE)
+    assert abs(as_array(together[0].tokens) - as_array(together[2].tokens)).max() > 100 * TOLERANCE
 
 
-def test_embedding_shapes_are_the_checkpoints(backend: Backend, checkpoint: Checkpoint) -> None:
-    """Tokens are CLIP's and T5's together, pooled is both projections; `nbytes` counts both."""
+def test_embeddings_have_the_shapes_of_the_checkpoint(backend: Backend, checkpoint: Checkpoint) -> None:
+    """`tokens` has the tokens of CLIP and T5, `pooled` both projections, and `nbytes` the size of both tensors."""
     (embedding,) = backend.encode_text(["a cat"])
     clip = checkpoint.config("text_encoder")
     transformer = checkpoint.config("transformer")
@@ -59,48 +60,46 @@ def test_embedding_shapes_are_the_checkpoints(backend: Backend, checkpoint: Chec
     assert embedding.nbytes == embedding.tokens.nbytes + embedding.pooled.nbytes
 
 
-def test_ragged_rows_equal_rows_alone(backend: Backend, rows: list[DenoiseRow]) -> None:
-    """Guided and unguided rows at different sigmas in one call each get what they would get alone."""
+def test_rows_in_a_batch_equal_rows_alone(backend: Backend, rows: list[DenoiseRow]) -> None:
+    """The batch has guided and unguided rows with different sigmas."""
     together = backend.predict_velocity(rows)
     for row, latent in zip(rows, together, strict=True):
         (alone,) = backend.predict_velocity([row])
-        np.testing.assert_allclose(as_array(latent), as_array(alone), rtol=NEAR, atol=NEAR)
+        np.testing.assert_allclose(as_array(latent), as_array(alone), rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def test_layers_are_skipped_or_the_row_is_refused(backend: Backend, rows: list[DenoiseRow]) -> None:
-    """A backend that cannot skip layers makes no step that asks for it; of one that can, the step is another."""
-    asking = replace(rows[0], skip=Skip((2, 3), 2.8))
+    """If the backend can skip layers, the velocity changes; otherwise the row is an error."""
+    skipping = replace(rows[0], skip=Skip((2, 3), 2.8))
     if backend.can_skip_layers:
-        plain, skipped = (as_array(backend.predict_velocity([row])[0]) for row in (rows[0], asking))
-        assert abs(plain - skipped).max() > 100 * NEAR
+        plain, skipped = (as_array(backend.predict_velocity([row])[0]) for row in (rows[0], skipping))
+        assert abs(plain - skipped).max() > 100 * TOLERANCE
     else:
         with pytest.raises(AssertionError, match="can_skip_layers"):
-            backend.predict_velocity([asking])
+            backend.predict_velocity([skipping])
 
 
-def test_guidance_zero_and_one_are_the_same_step(backend: Backend, rows: list[DenoiseRow]) -> None:
-    """A row without a negative ignores the guidance's value, as Diffusers does up to 1."""
+def test_guidance_of_zero_and_one_are_the_same(backend: Backend, rows: list[DenoiseRow]) -> None:
+    """As in Diffusers, the value does not matter up to 1."""
     row = rows[1]
     one = DenoiseRow(row.latent, row.positive, None, row.sigma, 1.0)
     zero, same = (as_array(backend.predict_velocity([each])[0]) for each in (row, one))
     assert np.array_equal(zero, same)
 
 
-def test_an_evaluation_leaves_its_row_alone_and_its_result_can_be_evaluated(
-    backend: Backend, rows: list[DenoiseRow]
-) -> None:
-    """The noise given in is unchanged, a repeated evaluation gives the same, and a stepped latent can be evaluated."""
+def test_an_evaluation_does_not_change_its_row_and_can_be_continued(backend: Backend, rows: list[DenoiseRow]) -> None:
+    """A repeated evaluation gives the same result, and the latent after a step can be evaluated."""
     row, noise = rows[0], np.array(rows[0].latent)
     first, again = (euler_step(backend, [row], 0.857692)[0] for _ in range(2))
     assert np.array_equal(row.latent, noise)
     assert np.array_equal(as_array(first), as_array(again))
     assert as_array(first).shape == LATENT
     (second,) = euler_step(backend, [replace(row, latent=first, sigma=0.857692)], 0.602151)
-    assert abs(as_array(second) - as_array(first)).max() > NEAR
+    assert abs(as_array(second) - as_array(first)).max() > TOLERANCE
 
 
-def test_images_are_decoded_in_order_and_alone(backend: Backend) -> None:
-    """Each latent becomes an RGB image of eight times its sides, whatever others share the call."""
+def test_latents_are_decoded_in_order_and_independently(backend: Backend) -> None:
+    """An RGB image has eight times the latent's sides, and does not depend on the other latents in the call."""
     latents = [initial_noise(seed, LATENT) for seed in (1, 2, 3)]
     together = backend.decode_latents(latents)
     for latent, image in zip(latents, together, strict=True):
@@ -112,41 +111,41 @@ def test_images_are_decoded_in_order_and_alone(backend: Backend) -> None:
     assert not np.array_equal(together[0], together[1])
 
 
-def test_a_decoding_that_overflows_is_no_image(backend: Backend) -> None:
-    """Values beyond the precision's raise, instead of pixels that nobody can tell from a black image's."""
-    far = np.full(LATENT, 1e38, np.float32)
+def test_an_overflow_while_decoding_is_an_error(backend: Backend) -> None:
+    """Otherwise the pixels could not be distinguished from a black image."""
+    too_large = np.full(LATENT, 1e38, np.float32)
     with pytest.raises(FloatingPointError):
-        backend.decode_latents([far])
+        backend.decode_latents([too_large])
     assert backend.decode_latents([initial_noise(1, LATENT)])[0].any()
 
 
-def test_a_backend_says_what_it_is(backend: Backend) -> None:
-    """Name and precision are the profile's, and each version is that of an installed library."""
-    known = {"onnx/float32", "openvino/float32", "diffusers/float32", "tensorrt/float32"}
-    assert f"{backend.name}/{backend.precision}" in known
+def test_a_backend_has_a_name_and_versions(backend: Backend) -> None:
+    """The name is registered, and each version is that of an installed library."""
+    assert backend.name in BACKENDS
+    assert backend.precision == "float32"
     assert backend.versions
     assert backend.versions == {name: version(name) for name in backend.versions}
 
 
-def test_decoding_beside_steps_gives_the_same(backend: Backend, rows: list[DenoiseRow]) -> None:
-    """One thread may decode while another denoises; neither's results change."""
+def test_decoding_during_steps_gives_the_same_results(backend: Backend, rows: list[DenoiseRow]) -> None:
+    """One thread may decode while another denoises."""
     expected = backend.decode_latents([initial_noise(1, LATENT)])[0]
     step = as_array(backend.predict_velocity(rows)[0])
-    with ThreadPoolExecutor() as other:
-        decodings = [other.submit(backend.decode_latents, [initial_noise(1, LATENT)]) for _ in range(3)]
+    with ThreadPoolExecutor() as pool:
+        decodings = [pool.submit(backend.decode_latents, [initial_noise(1, LATENT)]) for _ in range(3)]
         steps = [as_array(backend.predict_velocity(rows)[0]) for _ in range(3)]
     assert all(np.array_equal(decoding.result()[0], expected) for decoding in decodings)
     assert all(np.array_equal(each, step) for each in steps)
 
 
 def test_memory_is_measured(backend: Backend) -> None:
-    """There is some to take, and a peak is seen of what is held for a moment only."""
+    """Free memory is positive, and the peak includes memory that was held only briefly."""
     assert backend.memory.free_bytes() > 0
-    gc.collect()  # another's garbage, collected meanwhile, would hide a part of it
+    gc.collect()  # a collection during the measurement would hide a part of the peak
     backend.memory.watch()
-    with mmap(-1, 64 << 20) as fresh:  # from the system: an allocator may have kept as much of earlier tests
+    with mmap(-1, 64 << 20) as fresh:  # directly from the system: an allocator may reuse memory of earlier tests
         for _ in range(64):
-            fresh.write(bytes(1 << 20))  # written to, so that it is really there
+            fresh.write(bytes(1 << 20))  # the system provides a page on the first write
     assert backend.memory.peak_bytes() >= 60 << 20
     backend.memory.watch()
     assert backend.memory.peak_bytes() < 60 << 20

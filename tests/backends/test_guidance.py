@@ -1,4 +1,4 @@
-"""Which transformer rows a batch costs, and what becomes of them."""
+"""The transformer rows of a batch, and how their velocities are combined."""
 
 from typing import Any
 
@@ -12,15 +12,15 @@ GUIDED = DenoiseRow(np.zeros(1), CAT, NOTHING, 1.0, 4.5)
 PLAIN = DenoiseRow(np.zeros(1), DOG, None, 0.5, 1.0)
 
 
-def test_a_guided_row_costs_two_transformer_rows_and_another_one() -> None:
-    """Negatives come first, then every row's positive, as in Diffusers; a row without guidance has no negative."""
+def test_a_guided_row_needs_two_transformer_rows() -> None:
+    """Negatives come first, then all positives, as in Diffusers. A row without guidance has no negative."""
     assert transformer_rows([PLAIN]) == [(PLAIN, DOG)]
     assert transformer_rows([GUIDED]) == [(GUIDED, NOTHING), (GUIDED, CAT)]
     assert transformer_rows([PLAIN, GUIDED]) == [(GUIDED, NOTHING), (PLAIN, DOG), (GUIDED, CAT)]
 
 
 def test_velocities_are_guided_row_by_row() -> None:
-    """`u + g * (c - u)` where there is a negative, `c` where there is none."""
+    """The result is `u + g * (c - u)` with a negative, and `c` without."""
     velocities = [
         np.array([value], np.float32) for value in (1.0, 7.0, 3.0)
     ]  # GUIDED's negative, PLAIN, GUIDED's positive
@@ -30,7 +30,7 @@ def test_velocities_are_guided_row_by_row() -> None:
 
 
 def test_rows_that_skip_the_same_layers_share_a_call() -> None:
-    """The positives of those that ask, by their layers; whoever does not ask, costs nothing more."""
+    """The calls have positives only. Rows without skipped layers are not in them."""
     first, other, last = (
         DenoiseRow(np.zeros(1), positive, NOTHING, 1.0, 4.5, Skip(layers, 2.0))
         for positive, layers in ((CAT, (7, 8)), (DOG, (3,)), (DOG, (7, 8)))
@@ -39,8 +39,8 @@ def test_rows_that_skip_the_same_layers_share_a_call() -> None:
     assert skipping_rows([first, GUIDED, other, last]) == {(7, 8): [(first, CAT), (last, DOG)], (3,): [(other, DOG)]}
 
 
-def test_a_velocity_is_pushed_away_from_the_one_without_layers() -> None:
-    """`scale * (c - s)` comes on top of guidance, each row with its own `s` and scale."""
+def test_skip_layer_guidance_is_added_to_guidance() -> None:
+    """`scale * (c - s)` is added for each row, with the row's `s` and scale."""
     rows = [
         DenoiseRow(np.zeros(1), CAT, NOTHING, 1.0, 4.5, skip)
         for skip in (Skip((7,), 2.0), None, Skip((3,), 0.5), Skip((7,), 4.0))
@@ -55,8 +55,8 @@ def test_a_velocity_is_pushed_away_from_the_one_without_layers() -> None:
     ]
 
 
-def test_the_timestep_is_a_float32() -> None:
-    """It is computed in float32, as Diffusers' scheduler does: another rounding would be another image."""
+def test_the_timestep_is_computed_in_float32() -> None:
+    """Diffusers' scheduler does the same. Another rounding would change the image."""
     row = DenoiseRow(np.zeros(1), CAT, None, float(np.float32(0.8576923)), 1.0)
     assert timestep_of(row) == np.float32(0.8576923) * np.float32(1000)
     assert timestep_of(row).dtype == np.float32

@@ -1,4 +1,4 @@
-"""Same seed, same image: every backend against plain `StableDiffusion3Pipeline`, step by step and at the end."""
+"""Every backend matches `StableDiffusion3Pipeline` with the same seed, at each step and in the final image."""
 
 import shutil
 from dataclasses import replace
@@ -29,7 +29,7 @@ from tests.support.fake_backend import FakeBackend
 
 
 class Case(NamedTuple):
-    """What the images differ in."""
+    """The parameters of an image."""
 
     steps: int
     guidance: float
@@ -47,7 +47,7 @@ LONG = [
     Case(28, 4.5, "", 128, 128),
     Case(28, 7.0, "a red dog", 96, 64),
 ]
-MEDIUM = SkipLayers((2, 3), 2.8, 0.01, 0.2)  # SD3.5 Medium's scale and steps, layers that the embedded model has
+MEDIUM = SkipLayers((2, 3), 2.8, 0.01, 0.2)  # the scale and steps of SD3.5 Medium, with layers of the embedded model
 LATER = SkipLayers((1,), 1.5, 0.2, 0.75)
 SKIPPING = [
     Case(4, 4.5, "a red dog", 64, 64, MEDIUM),  # no step is between 0.04 and 0.8
@@ -55,14 +55,14 @@ SKIPPING = [
     Case(28, 4.5, "", 64, 96, MEDIUM),
     Case(4, 4.5, "", 96, 64, LATER),
     Case(10, 7.0, "a red dog", 64, 64, LATER),
-    Case(4, 1.0, "", 64, 64, LATER),  # no guidance, no skipping
+    Case(4, 1.0, "", 64, 64, LATER),  # without guidance, layers are not skipped
 ]
 PROMPT = "a cat to the left of a Dog on a blue background!"
 SEED = 7
 
 
 def plain_call(reference_pipeline: StableDiffusion3Pipeline, checkpoint: Checkpoint, case: Case, **more: Any) -> Any:
-    """What a user of Diffusers writes."""
+    """Call Diffusers' pipeline as its users do."""
     if case.skip:
         more |= {
             "skip_guidance_layers": list(case.skip.layers),
@@ -84,19 +84,19 @@ def plain_call(reference_pipeline: StableDiffusion3Pipeline, checkpoint: Checkpo
 
 @pytest.fixture(scope="session")
 def reference(reference_pipeline: StableDiffusion3Pipeline, checkpoint: Checkpoint) -> Any:
-    """Case -> the reference_pipeline's image, each drawn once for all backends."""
+    """A function that returns the pipeline's image of a case. Each is generated once for all backends."""
 
     @cache
-    def draw(case: Case) -> Array:
+    def generate(case: Case) -> Array:
         return np.asarray(
             plain_call(reference_pipeline, checkpoint, case, generator=torch.Generator("cpu").manual_seed(SEED))
         )
 
-    return draw
+    return generate
 
 
 def request_of(case: Case) -> Request:
-    """A case as the engine sees it."""
+    """Return the request of a case."""
     return Request(
         PROMPT,
         case.negative,
@@ -112,14 +112,16 @@ def request_of(case: Case) -> Request:
     )
 
 
-def carded(checkpoint: Checkpoint, case: Case) -> Checkpoint:
-    """The checkpoint, with a card that says what the case skips."""
+def with_card(checkpoint: Checkpoint, case: Case) -> Checkpoint:
+    """Return the checkpoint with a card that skips the layers of the case."""
     return replace(checkpoint, card=replace(checkpoint.card, skip_layers=case.skip))
 
 
 @pytest.mark.parametrize("case", SMALL + SQUARE + LONG, ids=str)
-def test_same_seed_same_image(backend: Backend, checkpoint: Checkpoint, reference: Any, case: Case) -> None:
-    """An image differs from Diffusers' by at most 2/255 at any pixel and 0.1/255 on average."""
+def test_the_same_seed_gives_the_same_image(
+    backend: Backend, checkpoint: Checkpoint, reference: Any, case: Case
+) -> None:
+    """An image differs from Diffusers' by at most 2/255 at any pixel, and by 0.1/255 on average."""
     difference = abs(generate_directly(backend, checkpoint, request_of(case)).astype(int) - reference(case))
     assert difference.max() <= 2
     assert difference.mean() <= 0.1
@@ -127,12 +129,12 @@ def test_same_seed_same_image(backend: Backend, checkpoint: Checkpoint, referenc
 
 @pytest.mark.parametrize("case", SKIPPING, ids=str)
 @pytest.mark.parametrize("backend", ["diffusers"], indirect=True)
-def test_skip_layer_guidance_draws_the_same_image(
+def test_skip_layer_guidance_gives_the_same_image(
     backend: Backend, checkpoint: Checkpoint, reference: Any, case: Case
 ) -> None:
-    """The same tolerance with skip-layer guidance; where it is on at any step, it is another image than without."""
+    """The tolerance is the same. If it is on in at least one step, the image differs from the one without it."""
     difference = abs(
-        generate_directly(backend, carded(checkpoint, case), request_of(case)).astype(int) - reference(case)
+        generate_directly(backend, with_card(checkpoint, case), request_of(case)).astype(int) - reference(case)
     )
     assert difference.max() <= 2
     assert difference.mean() <= 0.1
@@ -140,20 +142,20 @@ def test_skip_layer_guidance_draws_the_same_image(
     assert (abs(reference(case).astype(int) - reference(case._replace(skip=None))).max() > 2) == is_on
 
 
-def test_layers_are_skipped_at_diffusers_steps(
+def test_layers_are_skipped_at_the_same_steps_as_in_diffusers(
     checkpoint: Checkpoint, reference_pipeline: StableDiffusion3Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the number of steps and the window, edges and rounding included, the same steps skip layers."""
-    asked: list[Any] = []
+    """This holds for many numbers of steps and windows, including their edges and rounding."""
+    calls: list[Any] = []
 
     def forward(hidden_states: torch.Tensor, skip_layers: Any = None, **_: object) -> tuple[torch.Tensor]:
-        asked.append(skip_layers)
+        calls.append(skip_layers)
         return (torch.zeros_like(hidden_states),)
 
     monkeypatch.setattr(reference_pipeline.transformer, "forward", forward)
     for steps, window in product((1, 4, 10, 28, 35, 100), ((0.01, 0.2), (0.2, 0.75), (0.0, 1.0))):
         case = Case(steps, 4.5, "", 64, 64, SkipLayers((2, 3), 2.8, *window))
-        asked.clear()
+        calls.clear()
         plain_call(
             reference_pipeline,
             checkpoint,
@@ -161,8 +163,8 @@ def test_layers_are_skipped_at_diffusers_steps(
             generator=torch.Generator("cpu").manual_seed(SEED),
             output_type="latent",
         )
-        theirs = [asked[: index + 1].count(None) - 1 for index, layers in enumerate(asked) if layers is not None]
-        pipeline = Pipeline(carded(checkpoint, case), FakeBackend())
+        theirs = [calls[: index + 1].count(None) - 1 for index, layers in enumerate(calls) if layers is not None]
+        pipeline = Pipeline(with_card(checkpoint, case), FakeBackend())
         generation = Generation(Work(request_of(case), 64, 64), pipeline)
         generation.begin(pipeline.backend.encode_text(generation.work.prompts), 0, 0)
         ours = []
@@ -177,7 +179,7 @@ def test_layers_are_skipped_at_diffusers_steps(
 def test_every_step_equals_diffusers(
     backend: Backend, checkpoint: Checkpoint, reference_pipeline: StableDiffusion3Pipeline, case: Case
 ) -> None:
-    """From each of Diffusers' own intermediate latents, one step leads to Diffusers' next."""
+    """From each intermediate latent of Diffusers, one step leads to the next one of Diffusers."""
     assert_equal_steps(backend, checkpoint, reference_pipeline, case)
 
 
@@ -186,14 +188,14 @@ def test_every_step_equals_diffusers(
 def test_every_step_that_skips_layers_equals_diffusers(
     backend: Backend, checkpoint: Checkpoint, reference_pipeline: StableDiffusion3Pipeline, case: Case
 ) -> None:
-    """The same with skip-layer guidance, on before, in and after its steps."""
+    """The steps before, during and after skip-layer guidance are all compared."""
     assert_equal_steps(backend, checkpoint, reference_pipeline, case)
 
 
 def assert_equal_steps(
     backend: Backend, checkpoint: Checkpoint, reference_pipeline: StableDiffusion3Pipeline, case: Case
 ) -> None:
-    """Every step of a case, each from where Diffusers' reference_pipeline was before it."""
+    """Compare each step of a case, starting from Diffusers' latent before the step."""
     latents = [initial_noise(SEED, (16, case.height_px // 8, case.width_px // 8))]
 
     def keep(
@@ -207,7 +209,7 @@ def assert_equal_steps(
         output_type="latent", callback_on_step_end=keep,
     )  # fmt: skip
     generation = Generation(
-        Work(request_of(case), case.width_px, case.height_px), Pipeline(carded(checkpoint, case), backend)
+        Work(request_of(case), case.width_px, case.height_px), Pipeline(with_card(checkpoint, case), backend)
     )
     generation.begin(backend.encode_text(generation.work.prompts), 0, 0)
     assert len(latents) == case.steps + 1
@@ -218,8 +220,8 @@ def assert_equal_steps(
         np.testing.assert_allclose(np.asarray(generation.latent), after, atol=2e-5)
 
 
-def test_a_transformer_of_mediums_kind_skips_layers_alike(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """Layers with two attentions, as SD3.5 Medium has them, are skipped as Diffusers does; the weights are random."""
+def test_a_transformer_like_mediums_skips_layers_like_diffusers(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """It has layers with two attentions, and random weights."""
     ignore = shutil.ignore_patterns("transformer", "*.onnx")
     shutil.copytree(checkpoint.directory, tmp_path, dirs_exist_ok=True, ignore=ignore)
     torch.manual_seed(0)
@@ -231,7 +233,7 @@ def test_a_transformer_of_mediums_kind_skips_layers_alike(checkpoint: Checkpoint
         dual_attention_layers=(0, 1, 2),
     ).save_pretrained(tmp_path / "transformer")  # fmt: skip
     case = Case(10, 4.5, "a red dog", 64, 64, SkipLayers((1, 2), 2.8, 0.01, 0.5))
-    medium = carded(open_checkpoint(str(tmp_path)), case)
+    medium = with_card(open_checkpoint(str(tmp_path)), case)
     plain = StableDiffusion3Pipeline.from_pretrained(tmp_path, dtype=torch.float32)
     plain.set_progress_bar_config(disable=True)
     backend = DiffusersBackend(medium, "float32", torch.device("cpu"), Options())
@@ -240,7 +242,7 @@ def test_a_transformer_of_mediums_kind_skips_layers_alike(checkpoint: Checkpoint
 
 @pytest.mark.parametrize("skip", [None, LATER], ids=["plain", "skipping layers"])
 def test_bfloat16_equals_diffusers_from_the_same_noise(checkpoint: Checkpoint, skip: SkipLayers | None) -> None:
-    """In BF16 the diffusers backend draws Diffusers' very image, once that starts from float32 noise, cast."""
+    """Diffusers has to start from the float32 noise, cast to BF16."""
     case = Case(4, 4.5, "a red dog", 64, 64, skip)
     plain = StableDiffusion3Pipeline.from_pretrained(checkpoint.directory, dtype=torch.bfloat16)
     plain.set_progress_bar_config(disable=True)
@@ -248,21 +250,23 @@ def test_bfloat16_equals_diffusers_from_the_same_noise(checkpoint: Checkpoint, s
     theirs = np.asarray(plain_call(plain, checkpoint, case, latents=noise))
     backend = DiffusersBackend(checkpoint, "bfloat16", torch.device("cpu"), Options())
     assert backend.precision == "bfloat16"
-    assert abs(generate_directly(backend, carded(checkpoint, case), request_of(case)).astype(int) - theirs).max() <= 2
+    assert (
+        abs(generate_directly(backend, with_card(checkpoint, case), request_of(case)).astype(int) - theirs).max() <= 2
+    )
 
 
-def test_moving_networks_to_a_device_draws_the_same_image(checkpoint: Checkpoint, reference: Any) -> None:
-    """With networks moved by hooks, one image after the other is what it is without; the CPU stands in for a GPU."""
+def test_moving_networks_to_a_device_gives_the_same_image(checkpoint: Checkpoint, reference: Any) -> None:
+    """Hooks move the networks for several images. The CPU is used in place of a GPU."""
     case = Case(1, 4.5, "", 112, 80)
     backend = DiffusersBackend(checkpoint, "float32", torch.device("cpu"), Options())
-    backend._offload = "model"  # noqa: SLF001  what opening it for a GPU sets
+    backend._offload = "model"  # noqa: SLF001  as if it had been opened for a GPU
     place(backend._pipeline, torch.device("cpu"), "model")  # noqa: SLF001
     for _ in range(2):
         assert abs(generate_directly(backend, checkpoint, request_of(case)).astype(int) - reference(case)).max() <= 2
 
 
 def test_sequential_offload_leaves_no_weight_on_the_device(checkpoint: Checkpoint) -> None:
-    """Each layer's weights are brought by a hook when it is called; with the CPU for a device no call can be tried."""
+    """A hook moves each layer's weights when it is called. The pipeline refuses calls with the CPU as the device."""
     plain = StableDiffusion3Pipeline.from_pretrained(checkpoint.directory, dtype=torch.float32)
     place(plain, torch.device("cpu"), "sequential")
     assert {weight.device.type for weight in plain.transformer.parameters()} == {"meta"}

@@ -16,7 +16,7 @@ from sd35.backends.spec import BackendSpec
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting
 
-DRAW_WITHOUT_TORCH = """
+GENERATE_WITHOUT_TORCH = """
 import sys
 from sd35.backends.base import DenoiseRow
 from sd35.backends.options import Options
@@ -36,9 +36,9 @@ print(sorted({"torch", "diffusers", "transformers", "onnx"} & sys.modules.keys()
 """
 
 
-def test_the_onnx_backend_draws_without_importing_pytorch(checkpoint: Checkpoint) -> None:
-    """Drawing an image with `onnx`, and checking whether `diffusers` is installed, does not import PyTorch."""
-    command = [sys.executable, "-c", DRAW_WITHOUT_TORCH, str(checkpoint.directory)]
+def test_the_onnx_backend_generates_images_without_pytorch(checkpoint: Checkpoint) -> None:
+    """Neither generating with `onnx`, nor checking whether `diffusers` is installed, imports PyTorch."""
+    command = [sys.executable, "-c", GENERATE_WITHOUT_TORCH, str(checkpoint.directory)]
     ended = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ)
     assert ended.stdout.strip() == "[]"
 
@@ -63,8 +63,8 @@ def test_a_missing_library_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPa
     [Options(precision="float16"), Options(device="cuda"), Options(offload="model"), Options(tiled_decode=True)],
     ids=str,
 )
-def test_the_onnx_backend_refuses_what_it_cannot_honour(checkpoint: Checkpoint, options: Options) -> None:
-    """It computes on a CPU, and the error says what it allows."""
+def test_the_onnx_backend_refuses_unsupported_options(checkpoint: Checkpoint, options: Options) -> None:
+    """The error has the allowed values."""
     with pytest.raises(InvalidSetting, match="onnx backend allows"):
         open_backend("onnx", checkpoint, options)
 
@@ -72,7 +72,7 @@ def test_the_onnx_backend_refuses_what_it_cannot_honour(checkpoint: Checkpoint, 
 @pytest.mark.parametrize(
     "options", [Options(device="cpu", offload="sequential"), Options(device="mars"), Options(device="mps")], ids=str
 )
-def test_the_diffusers_backend_refuses_what_it_cannot_honour(checkpoint: Checkpoint, options: Options) -> None:
+def test_the_diffusers_backend_refuses_unsupported_options(checkpoint: Checkpoint, options: Options) -> None:
     """Sequential offload on a CPU, and devices that are neither a CPU nor CUDA, are refused."""
     with pytest.raises(InvalidSetting, match=r"offload|device"):
         open_backend("diffusers", checkpoint, options)
@@ -80,14 +80,14 @@ def test_the_diffusers_backend_refuses_what_it_cannot_honour(checkpoint: Checkpo
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch sees a CUDA device here")
 def test_a_missing_cuda_device_is_named(checkpoint: Checkpoint) -> None:
-    """A CUDA device that is missing makes the backend unavailable; the setting is valid."""
+    """The setting is valid, so the error is BackendUnavailable."""
     with pytest.raises(BackendUnavailable, match="sees 0 CUDA devices"):
         open_backend("diffusers", checkpoint, Options(device="cuda"))
 
 
 @pytest.mark.parametrize("name", ["onnx", "diffusers"])
 def test_an_incomplete_checkpoint_is_refused(name: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """Missing or broken weights or graphs raise CheckpointError, which names the directory."""
+    """If weights are missing or graphs are damaged, the error names the directory."""
     broken = replace(checkpoint, directory=tmp_path / "broken")
     shutil.copytree(checkpoint.directory, broken.directory, ignore=shutil.ignore_patterns("*.safetensors"))
     for graph in broken.directory.glob("text_encoder/*.onnx"):
@@ -96,8 +96,8 @@ def test_an_incomplete_checkpoint_is_refused(name: str, checkpoint: Checkpoint, 
         open_backend(name, broken, Options(device="cpu"))
 
 
-def test_a_missing_graph_is_refused_with_the_command_that_makes_it(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """The `onnx` backend's error has the command that compiles the graph."""
+def test_a_missing_graph_is_refused_with_the_command_that_builds_it(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The command has the path of the checkpoint."""
     bare = replace(checkpoint, directory=tmp_path / "bare")
     shutil.copytree(checkpoint.directory, bare.directory, ignore=shutil.ignore_patterns("*.onnx"))
     with pytest.raises(CheckpointError, match=r"sd35 compile --checkpoint .* --precision fp32 --target onnx"):
@@ -105,7 +105,7 @@ def test_a_missing_graph_is_refused_with_the_command_that_makes_it(checkpoint: C
 
 
 def test_a_card_beyond_the_position_table_is_refused(checkpoint: Checkpoint) -> None:
-    """A graph would compute wrong images there without an error."""
-    boastful = replace(checkpoint, card=replace(checkpoint.card, side_px=(64, 100_000)))
+    """Otherwise a graph would compute wrong images without an error."""
+    oversized = replace(checkpoint, card=replace(checkpoint.card, side_px=(64, 100_000)))
     with pytest.raises(CheckpointError, match="100000"):
-        open_backend("onnx", boastful, Options())
+        open_backend("onnx", oversized, Options())

@@ -1,4 +1,4 @@
-"""A backend that is registered from outside the package works everywhere, without changes elsewhere.
+"""A backend that is registered from outside the package works everywhere without other changes.
 
 This module is the backend: a spec, `open_backend`, `memory_of`, and a class of a few lines.
 """
@@ -56,7 +56,7 @@ SPEC = BackendSpec(
 
 
 class ToyBackend:
-    """Draws stripes whose brightness follows from the prompt."""
+    """Generates stripes with a brightness that depends on the length of the prompt."""
 
     name = SPEC.name
     precision = "float16"
@@ -73,7 +73,7 @@ class ToyBackend:
         return [TextEmbedding(length, length, length.nbytes) for length in (np.array([len(each)]) for each in prompts)]
 
     def predict_velocity(self, rows: Sequence[DenoiseRow]) -> list[Array]:
-        """Return the velocity of each row."""
+        """Return one velocity per row."""
         return [self._velocity(row) for row in rows]
 
     def decode_latents(self, latents: Sequence[Array]) -> list[Array]:
@@ -108,10 +108,10 @@ def plan_of(**settings: Any) -> Plan:
     return plan_for(load_settings({"backend": "toy", **settings}), [sizes], AvailableMemory("cpu", GIB, GIB))
 
 
-def test_a_registered_backend_draws_an_image_with_the_command_line(
+def test_a_registered_backend_works_on_the_command_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The image's record names the backend, and replaying the image gives the same bytes."""
+    """It generates an image. The image's record names the backend, and replaying it gives the same bytes."""
     file = tmp_path / "cat.png"
     options = ("--backend", "toy", "--steps", "2", "--width", "64", "--height", "64")
     assert sd35_here(monkeypatch, "generate", "a cat", "-o", str(file), *options) == 0
@@ -126,13 +126,13 @@ def test_a_registered_backend_draws_an_image_with_the_command_line(
 
 
 def test_a_registered_backend_can_be_the_fallback() -> None:
-    """It is loaded next to another backend, in the memory that the first leaves."""
+    """It is loaded next to another backend."""
     checkpoint = open_checkpoint(EMBEDDED)
     with open_model_pool(load_settings({"fallback": "toy"}), [checkpoint], with_fallback=True) as pool:
         assert [model.profile for model in pool.engine.models] == ["onnx/float32", "toy/float16"]
 
 
-def test_a_registered_backend_is_planned_by_its_spec(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_for_a_registered_backend_follows_its_spec(monkeypatch: pytest.MonkeyPatch) -> None:
     """Offloads, the default precision, libraries, factors and extra bytes are those of the spec."""
     plan = plan_of()
     assert plan.request.precision == "float16"
@@ -140,7 +140,7 @@ def test_a_registered_backend_is_planned_by_its_spec(monkeypatch: pytest.MonkeyP
     values = sum(network.values for network in plan.checkpoint_sizes[0].networks.values())
     weights_bytes = 2 * values + 5 * EXTRA_BYTES
     assert plan.placements[0].weights_bytes == MEMORY.library_bytes + weights_bytes
-    assert "in float16, by toy on the CPU" in plan_text(plan)
+    assert "in float16 with the toy backend on the CPU" in plan_text(plan)
     steps_bytes = plan.placements[0].peaks["steps"] - plan.placements[0].weights_bytes
     device = replace(SPEC.devices["cpu"], memory=replace(MEMORY, step=2))
     monkeypatch.setitem(BACKENDS, "toy", replace(SPEC, devices={"cpu": device}))
@@ -153,14 +153,14 @@ def test_sd35_plan_suggests_the_narrower_precisions_of_the_spec(
 ) -> None:
     """In float32, the toy backend's spec suggests float16."""
     assert sd35_here(monkeypatch, "plan", "--backend", "toy", "--precision", "float32", "--ram", "1GiB") == 0
-    assert "in float16: fits as 'none'" in capsys.readouterr().out
+    assert "in float16: fits with offload 'none'" in capsys.readouterr().out
 
 
 def test_the_doctor_lists_a_registered_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is usable, and not if a package is missing."""
+    """It is usable, unless a package is missing."""
     settings = load_settings({"backend": "toy"})
     report = examine(settings)
-    assert Finding("toy", is_usable=True, detail="what it needs is here") in report.backends
+    assert Finding("toy", is_usable=True, detail="available") in report.backends
     assert report.can_serve
     monkeypatch.setitem(BACKENDS, "toy", replace(SPEC, needs=("no_such_library",)))
     (finding,) = (each for each in examine(settings).backends if each.name == "toy")
@@ -171,24 +171,24 @@ def test_the_doctor_lists_a_registered_backend(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"precision": "fp8"}, "precision: got 'fp8'; allowed by toy on a CPU: float32, float16"),
+        ({"precision": "fp8"}, "precision: got 'fp8'; allowed with toy on a CPU: float32, float16"),
         ({"offload": "model"}, "offload: got 'model'; the toy backend allows: none, encoders"),
         ({"tiled_decode": "on"}, "tiled_decode: got 'on'; the toy backend allows: off"),
         ({"torch_compile": True}, "torch_compile: got 'on'; the toy backend allows: off"),
         ({"device": "cuda"}, "device: got 'cuda'; the toy backend allows: auto, cpu"),
-        ({"vram": "8GiB"}, "vram: it is of a CUDA device"),
+        ({"vram": "8GiB"}, "vram: got 8589934592, but toy computes on the CPU here; allowed: ram"),
     ],
     ids=str,
 )
 def test_options_that_the_spec_does_not_allow_are_refused(settings: dict[str, Any], message: str) -> None:
-    """The error says what was asked and what the backend allows; the backend has no code for it."""
+    """The error has the value and the allowed ones. The backend needs no code for this."""
     with pytest.raises(InvalidSetting) as refusal:
         open_model_pool(load_settings({"backend": "toy", **settings}), [open_checkpoint(EMBEDDED)])
     assert str(refusal.value).startswith(message)
 
 
 def test_skip_layer_guidance_is_refused_if_the_backend_cannot_skip_layers() -> None:
-    """A request that asks for it is refused although the checkpoint's card names layers."""
+    """The request is refused although the checkpoint's card has layers to skip."""
     checkpoint = open_checkpoint(EMBEDDED)
     card = replace(checkpoint.card, skip_layers=SkipLayers((1,), 2.8, 0.01, 0.2))
     with open_model_pool(load_settings({"backend": "toy"}), [replace(checkpoint, card=card)]) as pool:

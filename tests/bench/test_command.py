@@ -13,7 +13,7 @@ import pytest
 
 from sd35.backends.registry import BACKENDS
 from sd35.bench.load.workload import mixed_workload, read_workload
-from sd35.bench.matrix import _with_room
+from sd35.bench.matrix import _with_admission_limit
 from sd35.bench.results import Cell, Plan, Result, read, write
 from sd35.bench.server import StartingServer, error_line, serve_arguments, serve_command, start_server
 from sd35.bench.session import CONCURRENCY, Session, run_session
@@ -42,7 +42,7 @@ def small(tmp_path: Path) -> str:
 def test_a_run_prints_a_table_and_writes_a_result_and_a_page(
     small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """Start a server with the settings but without the user's storage, measure it, and report every figure."""
+    """The server is started with the settings but without the user's storage, and every figure is reported."""
     monkeypatch.setenv("SD35_IMAGE_STORE", "s3://mine")
     monkeypatch.setenv("SD35_MAX_BATCH_ROWS", "4")
     assert (
@@ -105,18 +105,18 @@ def test_a_matrix_lists_the_figures_of_what_runs_and_the_reasons_for_the_rest(
     assert ran == [("onnx", "float32", 8)]
     reasons = {f"{cell['backend']}/{cell['precision']}": cell["skip_reason"] for cell in cells if cell["skip_reason"]}
     assert re.search(
-        r"the fp8 graphs of sd35-mini \(\S+/compiled/sd35-mini-\w+\) .* build with: sd35 c", reasons["onnx/fp8"]
+        r"the fp8 graphs of sd35-mini \(\S+/compiled/sd35-mini-\w+\) .* build them with: sd35 c", reasons["onnx/fp8"]
     )
     assert any(name.startswith("tensorrt/") for name in reasons)
     assert re.search(r"^onnx/float32 +8 +[\d.]+ +1.00 ", capsys.readouterr().out, re.MULTILINE)
-    assert "build with: sd35 compile" in (tmp_path / "matrix.html").read_text()
+    assert "build them with: sd35 compile" in (tmp_path / "matrix.html").read_text()
 
 
 def test_a_server_with_a_slow_first_image_is_not_measured(url: str):
-    """Its rounds would take too long."""
+    """The rounds would take too long."""
     plan = Plan(clients=1, rounds=1, seconds=1, warmup_s=1, quality_images=0, max_first_image_s=0)
     session = Session(load_settings(), mixed_workload(), plan, url=url)
-    with pytest.raises(MeasuringFailed, match=r"its first image took [\d.]+ s; allowed: 0; raise --seconds$"):
+    with pytest.raises(MeasuringFailed, match=r"the first image took [\d.]+ s; allowed: 0 s; raise --seconds$"):
         run_session(session, lambda *_: None)
 
 
@@ -133,13 +133,13 @@ def test_a_server_with_a_slow_first_image_is_not_measured(url: str):
         (("--workload", "missing.toml"), "--workload: missing.toml cannot be read"),
         (("--out", __file__), "test_command.py cannot be written to"),
         (("--out", "/proc/report"), "--out: /proc/report cannot be written to"),
-        (("--rate", "3", "--rate", "3"), "--rate: got 3 twice; allowed: each once"),
-        (("--url", "http://me:secret@127.0.0.1:9"), "--url: holds a password"),
+        (("--rate", "3", "--rate", "3"), "--rate: got 3 twice; allowed: each rate once"),
+        (("--url", "http://me:secret@127.0.0.1:9"), "--url: contains a password"),
         (("--url", "http://127.0.0.1:port"), "--url: got 'http://127.0.0.1:port'; allowed: an address"),
         (("--url", "http://a\u200bb"), r"--url: got 'http://a\u200bb'; allowed: an address"),
-        (("--url", "http://127.0.0.1:9", "--precision", "fp8"), "allowed: without --url"),
-        (("--batch", "4"), "--batch: is of the matrix; allowed: with --matrix"),
-        (("--matrix", "--rate", "3"), "--matrix: measures a closed loop; allowed: without --rate"),
+        (("--url", "http://127.0.0.1:9", "--precision", "fp8"), "allowed: only without --url"),
+        (("--batch", "4"), "--batch: allowed only with --matrix"),
+        (("--matrix", "--rate", "3"), "--matrix: measures only a closed loop; allowed: only without --rate"),
         (("--matrix", "--url", "http://127.0.0.1:9"), "--matrix: starts its own servers"),
         (("--dialect", "stability", "--url", "http://127.0.0.1:9"), "cannot be reached"),
     ],
@@ -155,13 +155,13 @@ def test_a_wrong_option_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("key", ["sd35_\u200bkey", "sd35_\xe9", "sd35_a b", "sd35_\x01"])
-def test_a_key_that_no_header_can_carry_is_refused(
+def test_a_key_that_cannot_be_sent_in_a_header_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], key: str
 ):
     """The error names the variable but not the key, and the server receives no request."""
     monkeypatch.setenv("BENCH_API_KEY", key)
     assert sd35_here(monkeypatch, "bench", "--url", "http://127.0.0.1:9") == 2
-    message = "sd35: BENCH_API_KEY: got a key that no header can carry; allowed: visible ASCII characters\n"
+    message = "sd35: BENCH_API_KEY: got a key that a header cannot hold; allowed: visible ASCII characters\n"
     assert capsys.readouterr().err == message
 
 
@@ -169,7 +169,8 @@ def test_a_matrix_admits_the_concurrent_images_of_the_comparison():
     """One client and batches of one row would otherwise admit fewer images than are generated at once."""
     plan = Plan(clients=1, rounds=1, seconds=1, warmup_s=1, quality_images=1)
     cell = Cell(backend="onnx", precision="float32", batch_rows=1)
-    assert _with_room(Session(load_settings(), mixed_workload(), plan), [cell]).settings.max_in_flight > CONCURRENCY
+    limited = _with_admission_limit(Session(load_settings(), mixed_workload(), plan), [cell])
+    assert limited.settings.max_in_flight > CONCURRENCY
 
 
 def test_each_run_against_a_running_server_has_its_own_seeds(monkeypatch: pytest.MonkeyPatch):
@@ -203,7 +204,7 @@ def test_a_failed_comparison_of_images_keeps_the_loads(url: str, small: str, mon
 
 
 def test_a_server_that_ends_during_the_measurement_is_reported_with_its_error(tmp_path: Path):
-    """Whatever else fails because of it."""
+    """The message has the last line of its log."""
     (tmp_path / "log").write_text("out of memory\n")
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
@@ -239,8 +240,8 @@ def test_terminating_a_run_stops_its_server(small: str):
     assert not psutil.pid_exists(children[0].pid)
 
 
-def test_a_server_gets_the_settings_that_shape_its_figures_as_flags():
-    """Storage is not among them."""
+def test_the_settings_that_shape_figures_are_passed_to_the_server_as_flags():
+    """Settings of storage are left out."""
     settings = {
         "backend": "diffusers", "reproducible": True, "ram": "8GiB", "checkpoints": "sd35-mini,other", "threads": "3",
         "cache_dir": "/var/graphs", "image_store": "s3://mine", "database": "postgresql://me@db/mine",
@@ -262,7 +263,7 @@ def test_a_server_that_does_not_start_is_reported_with_its_error():
 
 
 def test_the_error_line_is_the_last_one_of_sd35(tmp_path: Path):
-    """Without one it is the last line of the log."""
+    """Without one, it is the last line of the log."""
     log = tmp_path / "log"
     for content, line in (("a\nsd35: why\n{}\n", "why"), ("a\nb\n", "b"), ("", "no output")):
         log.write_text(content)

@@ -37,7 +37,7 @@ def test_a_run_compared_with_itself_shows_no_difference(result: Result):
     ],
 )
 def test_figures_differ_if_their_intervals_do_not_overlap(result: Result, before: object, after: object, verdict: str):
-    """More images a second are better."""
+    """For images a second, more is better."""
     found = compare(changed(result, images_per_s=before), changed(result, images_per_s=after))
     row = next(row for row in found.rows if row.figure == "images/s")
     assert row.verdict == verdict
@@ -62,7 +62,7 @@ def test_different_workloads_are_compared_only_on_request(result: Result):
 
 
 def test_different_machines_background_load_and_loads_are_warned_of(result: Result):
-    """One warning each, and loads of only one run are left out."""
+    """Each has one warning. Loads of only one run are left out."""
     machine = result.machine.model_copy(update={"cores": 4})
     other = result.model_copy(update={"machine": machine, "background": BUSY, "loads": result.loads[:1]})
     found = compare(result, other)
@@ -73,7 +73,7 @@ def test_different_machines_background_load_and_loads_are_warned_of(result: Resu
 
 
 def test_different_plans_and_comparisons_of_images_are_warned_of(result: Result):
-    """Warm-up, reference and number of images shape figures as rounds do."""
+    """Warm-up, reference and number of images shape the figures as well as the rounds."""
     assert result.quality
     plan = result.plan.model_copy(update={"rounds": 1, "warmup_s": 9})
     quality = result.quality.model_copy(update={"reference": "diffusers/float32", "images": 1})
@@ -107,14 +107,14 @@ def test_a_result_is_read_as_it_was_written(result: Result, tmp_path: Path):
         ("{", "is not JSON"),
         ("[" * 200_000, "is not JSON: values nested in more than 64 levels"),
         ('{"format": ' + "9" * 5_000 + "}", "is not JSON: a number of 5000 digits"),
-        ('{"format": NaN}', "is not JSON: NaN is no number"),
+        ('{"format": NaN}', "is not JSON: NaN is not a number"),
         ('{"format": "' + "x" * 5_000 + '"}', "...; allowed: 'sd35-bench/2'"),
         ('{"format": "sd35-bench/2", "created_at": 3}', "created_at: got 3"),
         (None, "cannot be read"),
     ],
 )
 def test_a_file_that_is_not_a_result_is_refused(tmp_path: Path, content: str | None, message: str):
-    """Files of another version, of another kind, and other files."""
+    """The file has another version or kind, is no result, or is missing."""
     file = tmp_path / "it.json"
     if content is not None:
         file.write_text(content)

@@ -1,4 +1,4 @@
-"""`make gpu-acceptance`: its small configuration, run on the CPU; its table and page; candidates that must be built."""
+"""`make gpu-acceptance`: its small configuration on the CPU, its table and page, and candidates that must be built."""
 
 import json
 import re
@@ -23,7 +23,7 @@ TASK = CandidateTask(
 
 
 def test_the_small_configuration_runs_on_a_cpu(tmp_path: Path) -> None:
-    """PyTorch's candidates are timed and compared with BF16; TensorRT's name what is missing."""
+    """The candidates of PyTorch are timed and compared with BF16. Those of TensorRT have an error."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu_acceptance", "--small", "--output", str(tmp_path)],
         cwd=ROOT, capture_output=True, text=True, check=False,
@@ -54,8 +54,8 @@ ROWS = [
 ]
 
 
-def test_the_table_has_medians_and_the_reasons_of_what_did_not_run() -> None:
-    """Median step time, and mean and worst PSNR. The reasons are below the table."""
+def test_the_table_has_medians_and_the_reasons_for_candidates_that_did_not_run() -> None:
+    """Step times are medians. PSNR has mean and worst image. The reasons are below the table."""
     lines = markdown("title", ROWS).splitlines()
     assert lines[4:7] == [
         "| one | 200.0 | 1.00 | 4.00 | reference | 1.0 |",
@@ -66,7 +66,7 @@ def test_the_table_has_medians_and_the_reasons_of_what_did_not_run() -> None:
 
 
 def test_bars_are_in_proportion_to_their_values() -> None:
-    """In each chart, lengths are in proportion. A candidate that did not run has no bar, and its reason is listed."""
+    """A candidate that did not run has no bar, and its reason is listed."""
     page = acceptance_page("title", ROWS)
     charts = [re.findall(r'width="([\d.]+)" height="10"', chart) for chart in page.split("<figure>")[1:]]
     steps, memory, quality = ([float(width) for width in widths] for widths in charts)
@@ -77,7 +77,7 @@ def test_bars_are_in_proportion_to_their_values() -> None:
 
 
 def test_a_candidate_that_is_not_compiled_is_built_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the command that the error names, once. A failed build is the candidate's error."""
+    """The command comes from the error and runs once. A failed build is the candidate's error."""
     answers: list[dict[str, Any]] = [{"error": "not built", "build": ["compile", "--precision", "fp8"]}, {"ran": 1}]
     built: list[tuple[str, ...]] = []
 

@@ -1,4 +1,4 @@
-"""A run of the benchmarks keeps its results if one fails, and skips what the machine cannot run."""
+"""A run of the benchmarks keeps its results if one fails, and skips cases that the machine cannot run."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from sd35.checkpoints.open import open_checkpoint
 from sd35.checkpoints.registry import EMBEDDED
 
 DIRECTORY = open_checkpoint(EMBEDDED).directory
-NO_BF16 = {"OV_CPU_MAX_ISA": "AVX2"}  # OpenVINO's own variable: the processor is taken for one without BF16
+NO_BF16 = {"OV_CPU_MAX_ISA": "AVX2"}  # makes OpenVINO treat the processor as one without BF16
 
 
 @pytest.fixture
@@ -62,13 +62,13 @@ def test_a_failed_benchmark_loses_no_other_result(
     assert str(error) in content["failures"]["bad"]
     printed = capsys.readouterr().out
     assert f"bad FAILED: {type(error).__name__}: {error}" in printed
-    assert "The READMEs' table was not updated: bad failed." in printed
+    assert "The documentation's tables were not updated: bad failed." in printed
 
 
 def test_ctrl_c_keeps_the_results_so_far(
     output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """They are in the file and in the table, and the exit code is 130."""
+    """The file and the table have them, and the exit code is 130."""
 
     def interrupted() -> Outcome:
         raise KeyboardInterrupt
@@ -79,30 +79,30 @@ def test_ctrl_c_keeps_the_results_so_far(
 
 
 def test_a_side_that_the_processor_cannot_run_gives_the_reason():
-    """The error of the backend, for BF16 on a processor without it."""
+    """The reason is the error of the backend, for BF16 on a processor without it."""
     with pytest.raises(CannotRun, match="precision: got 'bfloat16'; this processor allows: float32"):
         Worker("openvino-bf16", DIRECTORY, NO_BF16)
 
 
-def test_planned_memory_skips_what_the_processor_cannot_run(monkeypatch: pytest.MonkeyPatch):
-    """The case has a note with the reason and no bar, and the benchmark goes on."""
+def test_planned_memory_skips_cases_that_the_processor_cannot_run(monkeypatch: pytest.MonkeyPatch):
+    """The case has no bar, and a note gives the reason."""
     clean = clean_environment
     monkeypatch.setattr(planned_memory, "clean_environment", lambda: {**clean(), **NO_BF16})
     monkeypatch.setattr(planned_memory, "_WITH_GRAPHS", (planned_memory.Case("openvino", "bfloat16", "none"),))
     found = planned_memory.measure(DIRECTORY, 1)
     reason = "precision: got 'bfloat16'; this processor allows: float32"
     assert found.bars == []
-    assert found.notes[1:] == [f"openvino bfloat16 none: left out; {reason}"]
+    assert found.notes[1:] == [f"openvino bfloat16 none: skipped: {reason}"]
 
 
 def test_openvino_skips_its_bf16_side_and_keeps_the_bar(monkeypatch: pytest.MonkeyPatch):
-    """GenAI is still compared, and the skipped side is listed with the reason."""
+    """GenAI is still compared. The skipped side is listed with the reason."""
 
-    class Without:
+    class WorkerWithoutBf16:
         def __init__(self, side: str, *_: object) -> None:
             if side == openvino_genai.OURS_BF16:
                 raise CannotRun("no BF16")
-            self.draw = side
+            self.generate = side
 
         def __enter__(self) -> Self:
             return self
@@ -110,13 +110,13 @@ def test_openvino_skips_its_bf16_side_and_keeps_the_bar(monkeypatch: pytest.Monk
         def __exit__(self, *_: object) -> None:
             pass
 
-    drawn: list[str] = []
+    sides: list[str] = []
     monkeypatch.setattr(openvino_genai, "install", lambda: None)
     monkeypatch.setattr(openvino_genai, "_run", lambda *_: None)
-    monkeypatch.setattr(openvino_genai, "Worker", Without)
-    monkeypatch.setattr(openvino_genai, "run_interleaved", lambda sides, *_, **__: drawn.extend(sides))
+    monkeypatch.setattr(openvino_genai, "Worker", WorkerWithoutBf16)
+    monkeypatch.setattr(openvino_genai, "run_interleaved", lambda ran, *_, **__: sides.extend(ran))
     found: list[dict[str, str]] = []
     monkeypatch.setattr(openvino_genai, "outcome", lambda _samples, _rounds, left_out: found.append(left_out))
     openvino_genai.measure(DIRECTORY, 1)
     assert found == [{"openvino-bf16": "no BF16"}]
-    assert drawn == ["openvino", "onnx", "genai", "genai-fixed", "genai-default"]
+    assert sides == ["openvino", "onnx", "genai", "genai-fixed", "genai-default"]

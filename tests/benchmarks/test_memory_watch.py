@@ -1,4 +1,4 @@
-"""Watching a process's memory: own memory against mapped files, and limits."""
+"""Watching the memory of a process: own memory, mapped files, and limits."""
 
 import signal
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.memory_watch import MemoryWatch
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the system's figures are read from /proc")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 
 MB = 10**6
 ALLOCATE = "import sys; held = bytearray(300_000_000); print('held', flush=True); sys.stdin.read()"
@@ -31,7 +31,7 @@ def started(*arguments: str) -> subprocess.Popen[str]:
 
 
 def test_mapped_pages_are_resident_but_not_own_memory(tmp_path: Path) -> None:
-    """A mapped file does not count against the limit."""
+    """A mapped file does not count towards the limit."""
     file = tmp_path / "weights"
     file.write_bytes(b"w" * 300 * MB)
     with started(MAP, str(file)) as process:
@@ -46,19 +46,19 @@ def test_mapped_pages_are_resident_but_not_own_memory(tmp_path: Path) -> None:
 
 
 def test_a_process_over_the_limit_is_killed_with_a_reason() -> None:
-    """The peak is the memory that it reached."""
+    """The peak is still reported."""
     with started(ALLOCATE) as process:
         watch = MemoryWatch(process.pid, max_own_bytes=200 * MB)
         watch.start()
         process.wait()
         peaks = watch.stop()
     assert process.returncode == -signal.SIGKILL
-    assert watch.reason == "it took more than 0.2 GiB of memory of its own"
+    assert watch.reason == "it used more than 0.2 GiB of memory"
     assert 200 * MB < peaks.own_bytes < 400 * MB
 
 
 def test_a_process_is_killed_if_the_machine_runs_short_of_memory() -> None:
-    """However little memory the process itself has."""
+    """The memory of the process itself does not matter."""
     with started("import sys; sys.stdin.read()") as process:
         watch = MemoryWatch(process.pid, min_free_bytes=2**60)
         watch.start()

@@ -1,4 +1,4 @@
-"""A hub with a small checkpoint in the real layout, and files that must not be downloaded."""
+"""A test server with a small checkpoint in the real layout, and with other files that must not be downloaded."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,7 +66,7 @@ def _server() -> Iterator[Hub]:
 
 @pytest.fixture
 def hub(_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub with the small checkpoint, open to all; files go to a cache of the test's own."""
+    """A hub with the small checkpoint, which needs no token. Downloads go to a temporary cache."""
     fresh = Hub(url=_server.url, repositories={REPOSITORY: Repository({**SMALL, **LARGE, **OTHERS}, REVISION)})
     vars(_server).update(vars(fresh))
     use(_server, tmp_path, monkeypatch)
@@ -76,5 +76,5 @@ def hub(_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 @pytest.fixture
 def entry() -> RegisteredCheckpoint:
-    """The small checkpoint's entry in the registry."""
+    """The registry's entry of the small checkpoint."""
     return RegisteredCheckpoint("small", REPOSITORY, REVISION)

@@ -1,4 +1,4 @@
-"""The build cache: folders are complete or missing, built once, and never used for another key."""
+"""The build cache: folders are built once, atomically, and only used for their key."""
 
 import threading
 from pathlib import Path
@@ -23,7 +23,7 @@ def test_a_complete_folder_is_not_built_again(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_another_key_is_rebuilt(tmp_path: Path) -> None:
-    """A folder that was built from something else counts as missing."""
+    """It counts as missing."""
     build(tmp_path / "one", KEY, _write)
     other = {**KEY, "revision": "def"}
     assert not is_built(tmp_path / "one", other)
@@ -31,21 +31,21 @@ def test_a_folder_with_another_key_is_rebuilt(tmp_path: Path) -> None:
     assert not is_built(tmp_path / "one", KEY)
 
 
-@pytest.mark.parametrize("harm", ["cut", "changed", "missing", "no manifest"])
-def test_a_damaged_folder_counts_as_missing(tmp_path: Path, harm: str) -> None:
-    """Truncated, changed and deleted files are detected; a change of equal size only by checksum."""
+@pytest.mark.parametrize("damage", ["cut", "changed", "missing", "no manifest"])
+def test_a_damaged_folder_counts_as_missing(tmp_path: Path, damage: str) -> None:
+    """Truncated, changed and deleted files are detected. A changed file of equal size is only detected by checksum."""
     build(tmp_path / "one", KEY, _write)
     graph = tmp_path / "one" / "graph"
-    if harm in {"cut", "changed"}:
-        graph.write_bytes(b"node" if harm == "cut" else b"nodez")
+    if damage in {"cut", "changed"}:
+        graph.write_bytes(b"node" if damage == "cut" else b"nodez")
     else:
-        (graph if harm == "missing" else tmp_path / "one" / MANIFEST).unlink()
+        (graph if damage == "missing" else tmp_path / "one" / MANIFEST).unlink()
     assert not is_built(tmp_path / "one", KEY, verify_checksums=True)
-    assert is_built(tmp_path / "one", KEY) == (harm == "changed")
+    assert is_built(tmp_path / "one", KEY) == (damage == "changed")
 
 
 def test_a_failed_build_leaves_the_previous_folder_unchanged(tmp_path: Path) -> None:
-    """An error during a build leaves no partial folder."""
+    """It also leaves no partial folder."""
     build(tmp_path / "one", KEY, _write)
 
     def fail(folder: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_failed_build_leaves_the_previous_folder_unchanged(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("manifest", ["{}", "[]", '{"key": {}, "files": {}}', '{"key": {}, "files": []}', "[" * 99_999])
 def test_an_invalid_manifest_causes_a_rebuild(tmp_path: Path, manifest: str) -> None:
-    """Leftovers in the temporary paths do not prevent the rebuild."""
+    """Files that are left over in the temporary paths do not prevent it."""
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / MANIFEST).write_text(manifest)
     (tmp_path / ".one.incomplete").write_text("not a folder")

@@ -29,7 +29,7 @@ def test_at_a_megapixel_aspects_give_the_training_sizes(aspect: tuple[int, int],
 
 @given(sides, sides, st.sampled_from(list(MEGAPIXEL)))
 def test_a_size_keeps_the_aspect_within_the_default_pixels(width: int, height: int, aspect: tuple[int, int]):
-    """For any default, sides are multiples of 16; above thumbnails, the aspect differs by less than an eighth."""
+    """Sides are multiples of 16. From 512x512 px on, the aspect ratio differs by less than an eighth."""
     wide, high = aspect_size(*aspect, Card(width=width, height=height))
     assert wide % 16 == high % 16 == 0
     assert 0 < wide * high <= width * height

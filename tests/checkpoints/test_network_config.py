@@ -1,4 +1,4 @@
-"""JSON files of a checkpoint with arbitrary content: readers raise CheckpointError with the file."""
+"""Invalid JSON files of a checkpoint raise CheckpointError with the name of the file."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def copy(tmp_path: Path) -> Path:
 
 
 def read(checkpoint: Checkpoint) -> None:
-    """All that reads JSON of a checkpoint, without a backend."""
+    """Call all readers of a checkpoint's JSON files, without a backend."""
     sigma_schedule_of(checkpoint)
     Tokenizers(checkpoint)
     network_sizes_on_disk(checkpoint)

@@ -42,14 +42,14 @@ def test_sizes_by_name_match_diffusers_networks(name: str):
 
 @pytest.mark.parametrize("name", ["sd3.5-large", "sd3.5-medium"])
 def test_a_transformers_parameters_follow_from_its_shapes(name: str):
-    """The count, which is used for NVIDIA's graphs, agrees with Diffusers to 1 %."""
+    """The result, which is used for NVIDIA's graphs, agrees with Diffusers to 1 %."""
     architecture = ARCHITECTURES[name]
     counted = network_sizes._transformer_values(architecture.transformer)  # noqa: SLF001
     assert counted == pytest.approx(parameters(architecture)["transformer"], rel=1e-2)
 
 
 def test_sizes_of_an_unknown_checkpoint_require_a_download():
-    """The error says how to fetch it."""
+    """The error has the command for the download."""
     with pytest.raises(CheckpointError, match="sd35 pull mine"):
         network_sizes_by_name(RegisteredCheckpoint("mine", "me/mine", "0" * 40))
 

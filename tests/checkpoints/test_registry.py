@@ -1,4 +1,4 @@
-"""The registry of checkpoints, and the selection of a repository's files."""
+"""The registry of checkpoints, and the selection of files in a repository."""
 
 import json
 from dataclasses import asdict
@@ -27,7 +27,7 @@ def own(tmp_path: Path) -> Path:
 
 
 def test_the_built_in_registry_has_the_sd35_models():
-    """Each has a commit, its defaults, its licence and its size."""
+    """Each entry has a commit, defaults, a licence and a size."""
     known = load_registry(None)
     defaults = {name: (one.card.steps, one.card.guidance_scale) for name, one in known.items()}
     assert defaults == {"sd3.5-large": (28, 3.5), "sd3.5-large-turbo": (4, 0.0), "sd3.5-medium": (40, 4.5)}
@@ -40,7 +40,7 @@ def test_the_built_in_registry_has_the_sd35_models():
 
 
 def test_the_users_file_adds_checkpoints(own: Path):
-    """They follow the built-in ones, with the defaults of SD3.5."""
+    """They come after the built-in ones and have the defaults of SD3.5."""
     added = load_registry(own)["small"]
     assert (added.repository, added.card.steps, added.card.width, added.size_bytes) == (REPOSITORY, 7, 1024, None)
     assert list(load_registry(own)) == ["sd3.5-large", "sd3.5-large-turbo", "sd3.5-medium", "small"]
@@ -61,7 +61,7 @@ def test_the_users_file_adds_checkpoints(own: Path):
         ("a = " + "[" * 200_000, "cannot be read as TOML: values nested in more than 64 levels"),
         ("a.b" + ".c" * 5_000 + " = 1", "cannot be read as TOML: values nested in more than 64 levels"),
         ("a = " + "9" * 5_000, "cannot be read as TOML"),
-        (None, "cannot be read as TOML"),
+        (None, "cannot be read: No such file or directory"),
     ],
 )
 def test_an_invalid_entry_is_refused(tmp_path: Path, content: str | None, why: str):
@@ -78,10 +78,10 @@ def test_an_invalid_entry_is_refused(tmp_path: Path, content: str | None, why: s
 def test_a_name_opens_only_the_registered_revision(
     hub: Hub, entry: RegisteredCheckpoint, own: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """A directory of that name or another revision is not opened; the error says how to fetch missing files."""
+    """A directory of that name, or another revision, is not opened. The error has the command for the download."""
     monkeypatch.chdir(own.parent)
     Path("small").mkdir()
-    with pytest.raises(CheckpointError, match="small is not on disk; fetch it with: sd35 pull small"):
+    with pytest.raises(CheckpointError, match="small is not on disk; download it with: sd35 pull small"):
         open_checkpoint("small", own)
     directory = fetch(plan_download(entry), lambda _: None)
     opened = open_checkpoint("small", own)

@@ -1,4 +1,4 @@
-"""Token ids against transformers' own tokenizers."""
+"""Token ids equal those of Transformers' tokenizers."""
 
 import json
 import os
@@ -38,15 +38,15 @@ PARTS: dict[str, type[PreTrainedTokenizerBase]] = {
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
-    """The embedded one; `TEST_CHECKPOINT=directory` runs the suite on another."""
+    """The embedded checkpoint, or the one at the path in `TEST_CHECKPOINT`."""
     return open_checkpoint(os.environ.get("TEST_CHECKPOINT", "sd35-mini"))
 
 
 @pytest.fixture(params=["flags", "map"])
 def old_layout(request: pytest.FixtureRequest, checkpoint: Checkpoint, tmp_path: Path) -> Checkpoint:
-    """The same checkpoint as older versions of transformers, and the published SD3.5, store it: CLIP in two files.
+    """The checkpoint with CLIP's tokenizers in two files, as in older versions of Transformers and in SD3.5.
 
-    Special tokens stand in the configuration, with flags of their own, or in a file of their own, as still earlier.
+    With "flags", special tokens are in the configuration, with flags. With "map", they are in a separate file.
     """
     for part in PARTS:
         shutil.copytree(checkpoint.directory / part, tmp_path / part)
@@ -73,7 +73,7 @@ def old_layout(request: pytest.FixtureRequest, checkpoint: Checkpoint, tmp_path:
 
 
 def assert_equal_to_transformers(checkpoint: Checkpoint) -> None:
-    """Each prompt alone, as Diffusers tokenizes it."""
+    """Compare the ids of each prompt with those of Transformers' tokenizers, as Diffusers calls them."""
     tokenizers = Tokenizers(checkpoint)
     clip_length = CLIPTokenizer.from_pretrained(checkpoint.directory / "tokenizer").model_max_length
     lengths = (clip_length, clip_length, checkpoint.card.max_sequence_length)
@@ -96,7 +96,7 @@ def test_ids_equal_transformers_from_vocabulary_and_merges(old_layout: Checkpoin
 
 
 def test_a_prompt_is_truncated_if_it_exceeds_t5s_length(checkpoint: Checkpoint) -> None:
-    """The end token counts."""
+    """The end token counts as well."""
     tokenizers = Tokenizers(checkpoint)
     reference = T5TokenizerFast.from_pretrained(checkpoint.directory / "tokenizer_3")
     length = checkpoint.card.max_sequence_length

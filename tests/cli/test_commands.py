@@ -1,4 +1,4 @@
-"""The command line: images to files, replay, the doctor, help pages, and errors of one line."""
+"""The command line: images, replay, plans, the doctor, help pages, and errors."""
 
 import ast
 import hashlib
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from typer.core import TyperGroup
 
-from sd35.cli.main import COMMANDS, load_command, main
+from sd35.cli.main import COMMANDS, PANELS, load_command, main
 from sd35.images.png import read_png, write_png
 from sd35.images.record import DIGEST_KEY, MAKER_KEY, REQUEST_KEY, Record, from_text, own_version
 from tests.support.job_specs import REQUEST
@@ -22,7 +22,7 @@ SD35 = [sys.executable, "-c", "from sd35.cli import main; main()"]
 
 
 def sd35(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
+    """Run the command in a process."""
     return subprocess.run(
         [*SD35, *map(str, arguments)],
         cwd=cwd,
@@ -34,7 +34,7 @@ def sd35(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Complete
 
 
 def sd35_here(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The same in this process, which is quicker; the exit code."""
+    """Run the command in this process, which is faster. Return the exit code."""
     monkeypatch.setattr(sys, "argv", ["sd35", *arguments])
     monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit) as end:
@@ -44,105 +44,115 @@ def sd35_here(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with two images, cat-1.png and cat-2.png, and what the command said of them, in said.json."""
+    """A directory with two images, cat-1.png and cat-2.png, and the command's output in output.json."""
     directory = tmp_path_factory.mktemp("images")
     options = ("-n", "2", "--seed", "4294967295", "--steps", "2", "--width", "64", "--height", "64")
     result = sd35("generate", "a cat", "-o", "cat.png", *options, "--json", cwd=directory)
     assert result.returncode == 0, result.stderr
-    (directory / "said.json").write_text(result.stdout)
+    (directory / "output.json").write_text(result.stdout)
     return directory
 
 
-def test_generate_writes_the_images_and_says_what_they_are(images: Path):
-    """Several images have consecutive seeds (the last is followed by 0), numbered names, and one JSON line each."""
-    said = [json.loads(line) for line in (images / "said.json").read_text().splitlines()]
-    assert [one["file"] for one in said] == ["cat-1.png", "cat-2.png"]
-    assert [one["request"]["seed"] for one in said] == [4294967295, 0]
-    assert all(read_png((images / one["file"]).read_bytes())[0].shape == (64, 64, 3) for one in said)
-    assert sorted(path.name for path in images.iterdir()) == ["cat-1.png", "cat-2.png", "said.json"]
+def test_generate_writes_the_images_and_prints_their_requests(images: Path):
+    """Several images have consecutive seeds (the largest is followed by 0), numbered names, and a JSON line each."""
+    lines = [json.loads(line) for line in (images / "output.json").read_text().splitlines()]
+    assert [each["file"] for each in lines] == ["cat-1.png", "cat-2.png"]
+    assert [each["request"]["seed"] for each in lines] == [4294967295, 0]
+    assert all(read_png((images / each["file"]).read_bytes())[0].shape == (64, 64, 3) for each in lines)
+    assert sorted(path.name for path in images.iterdir()) == ["cat-1.png", "cat-2.png", "output.json"]
+
+
+def test_logs_do_not_mix_with_the_output(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The warning that `auto` found no SD3.5 goes to stderr; stdout is only JSON."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    result = sd35("generate", "a cat", "--checkpoint", "auto", "--steps", "1", "--json", cwd=tmp_path)
+    assert json.loads(result.stdout)["request"]["model"] == "sd35-mini"
+    assert "auto found no SD3.5" in result.stderr
+    assert "\x1b" not in result.stderr  # no colours, because it is not a terminal
 
 
 def test_plan_needs_neither_weights_nor_device(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """For a model that is not on disk and a CUDA device that is not here: the table, and exit code 0."""
+    """The model is not on disk, and this machine may have no CUDA device."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     assert sd35_here(monkeypatch, "plan", "--checkpoint", "sd3.5-large", "--vram", "24GiB") == 0
-    said = capsys.readouterr().out
-    assert "sd3.5-large in bfloat16, by diffusers on CUDA, 1024x1024 px, 2 rows a step; 24.0 GiB of memory" in said
-    assert "text_encoder_3  8.9 GiB   computes on the CPU" in said
-    assert "Fits as 'encoders'" in said
-    assert "sd3.5-medium in its place: fits as" in said
+    output = capsys.readouterr().out
+    assert "sd3.5-large in bfloat16 with the diffusers backend on CUDA" in output
+    assert "text_encoder_3  8.9 GiB   computes on the CPU" in output
+    assert "Fits with offload 'encoders'" in output
+    assert "sd3.5-medium instead: fits with offload" in output
 
 
-def test_a_plan_of_what_does_not_fit_exits_with_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """The same in JSON, for a size and rows of one's own; `chosen` is null."""
+def test_a_plan_exits_with_1_if_the_model_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """For a given size and number of rows. In JSON, `chosen` is null."""
     arguments = ("--checkpoint", "sd35-mini", "--ram", "800MB", "--width", "4096", "--height", "4096", "--rows", "64")
     assert sd35_here(monkeypatch, "plan", *arguments, "--json") == 1
-    said = json.loads(capsys.readouterr().out)
-    assert (said["chosen"], said["device_bytes"], said["rows"], said["width"]) == (None, 800_000_000, 64, 4096)
-    assert [way["fits"] for way in said["placements"]] == [False, False]
+    output = json.loads(capsys.readouterr().out)
+    assert (output["chosen"], output["device_bytes"], output["rows"], output["width"]) == (None, 800_000_000, 64, 4096)
+    assert [placement["fits"] for placement in output["placements"]] == [False, False]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "why"),
+    ("arguments", "message"),
     [
         (("--vram", "lots"), "vram: got 'lots'"),
         (("--vram", "8GiB", "--backend", "onnx"), "allowed: ram"),
         (("--vram", "8GiB", "--device", "cpu"), "allowed: ram"),
-        (("--width", "100"), "--width: got 100; allowed: multiples of 16"),
+        (("--width", "100"), "--width: got 100; allowed: positive multiples of 16"),
     ],
 )
-def test_a_plan_that_was_asked_wrongly_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], why: str
+def test_plan_refuses_invalid_flags_with_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
 ):
-    """What came and what is allowed, and exit code 2."""
     assert sd35_here(monkeypatch, "plan", *arguments) == 2
-    assert why in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_replay_makes_the_same_bytes(images: Path):
-    """On the same machine and versions an image is made again to the byte."""
+def test_replay_generates_the_same_bytes(images: Path):
+    """On the same machine, with the same versions."""
     result = sd35("replay", "cat-1.png", "--json", cwd=images)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["outcome"] == "same bytes"
 
 
-def test_an_image_in_fp8_is_replayed_in_it(
+def test_an_image_in_fp8_is_replayed_in_fp8(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """It says which FP8 it was, and is made again with that: the same bytes."""
+    """The record has the kind of FP8."""
     file = str(tmp_path / "fp8.png")
-    made = ("--backend", "diffusers", "--precision", "fp8", "--steps", "1", "--width", "64", "--height", "64")
-    assert sd35_here(monkeypatch, "generate", "a cat", "-o", file, *made) == 0
+    options = ("--backend", "diffusers", "--precision", "fp8", "--steps", "1", "--width", "64", "--height", "64")
+    assert sd35_here(monkeypatch, "generate", "a cat", "-o", file, *options) == 0
     assert from_text(read_png(Path(file).read_bytes())[1]).maker.precision == "fp8-weights"
     capsys.readouterr()
     assert sd35_here(monkeypatch, "replay", file, "--json") == 0
     assert json.loads(capsys.readouterr().out)["outcome"] == "same bytes"
 
 
-def test_replay_tells_a_different_image(images: Path, tmp_path: Path):
-    """A file whose pixels are another image's exits with 1 and says by how much it differs."""
+def test_replay_of_changed_pixels_exits_with_1(images: Path, tmp_path: Path):
+    """The output has the difference."""
     pixels, text = read_png((images / "cat-1.png").read_bytes())
     (tmp_path / "edited.png").write_bytes(write_png(255 - pixels, text))
     result = sd35("replay", tmp_path / "edited.png")
     assert result.returncode == 1, result.stderr
     assert "edited.png: different" in result.stdout
-    assert "of 255 at most" in result.stdout
+    assert "pixels differ by at most " in result.stdout
 
 
-def test_replay_of_what_is_no_image_exits_with_2(tmp_path: Path):
-    """A file that does not say what made it, or is not there, is one clear line."""
+def test_replay_of_a_file_without_a_record_exits_with_2(tmp_path: Path):
+    """So does replay of a missing file. The error is one line."""
     (tmp_path / "text.png").write_text("hello")
-    for name, why in (("text.png", "not a PNG"), ("missing.png", "No such file")):
+    for name, message in (("text.png", "not a PNG"), ("missing.png", "No such file")):
         result = sd35("replay", tmp_path / name)
         assert (result.returncode, result.stdout) == (2, "")
-        assert why in result.stderr
+        assert message in result.stderr
         assert result.stderr.count("\n") == 1
 
 
-def test_replay_without_its_model_names_it(images: Path, tmp_path: Path):
-    """An image of a model that is not here says which one it needs, and how to name it."""
+def test_replay_of_an_image_of_another_model_names_the_model_and_the_flag(images: Path, tmp_path: Path):
     from sd35.images.png import read_png, write_png
 
     pixels, text = read_png((images / "cat-1.png").read_bytes())
@@ -152,17 +162,21 @@ def test_replay_without_its_model_names_it(images: Path, tmp_path: Path):
     (tmp_path / "foreign.png").write_bytes(write_png(pixels, foreign.to_text()))
     result = sd35("replay", tmp_path / "foreign.png")
     assert result.returncode == 1
-    assert "was made with 'elsewhere'" in result.stderr
+    assert "was generated with the model 'elsewhere'" in result.stderr
     assert "--checkpoint" in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "why"),
+    ("arguments", "code", "message"),
     [
         (["generate", "a cat", "-o", "out.jpg"], 2, "ends in .png"),
         (["generate", "a cat", "-o", "nowhere/out.png"], 2, "is not a directory"),
-        (["generate", "a cat", "--checkpoint", "nowhere"], 1, "'nowhere' is neither"),
-        (["generate", "a cat", "--model", "other"], 2, "no model named 'other'"),
+        (
+            ["generate", "a cat", "--checkpoint", "nowhere"],
+            1,
+            "checkpoint: got 'nowhere'; allowed: an existing directory or file, or ",
+        ),
+        (["generate", "a cat", "--model", "other"], 2, "model: got 'other'; allowed: sd35-mini"),
         (["generate", "a cat", "--backend", "magic"], 2, "backend: got 'magic'; allowed: onnx, openvino, diffusers"),
         (["generate", "a cat", "--device", "cuda"], 2, "device: got 'cuda'"),
         (["generate", "a cat", "--steps", "0"], 2, "steps: got 0; allowed: 1 to 150"),
@@ -175,25 +189,25 @@ def test_replay_without_its_model_names_it(images: Path, tmp_path: Path):
         (["serve", "--port", "99999"], 2, "--port: got '99999'"),
     ],
 )
-def test_a_mistake_is_one_clear_line(  # noqa: PLR0913, PLR0917  fixtures
+def test_an_error_of_the_user_is_one_line(  # noqa: PLR0913, PLR0917  fixtures
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     arguments: list[str],
     code: int,
-    why: str,
+    message: str,
 ):
-    """The mistake is named on stderr, with exit code 2 for wrong asking; no traceback, no file."""
+    """On stderr, without a traceback, and without an output file."""
     monkeypatch.chdir(tmp_path)
     assert sd35_here(monkeypatch, *arguments) == code
-    said = capfd.readouterr()
-    assert why in said.err
-    assert (said.out, said.err.count("\n")) == ("", 1)
+    output = capfd.readouterr()
+    assert message in output.err
+    assert (output.out, output.err.count("\n")) == ("", 1)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_doctor_tells_what_is_here():
-    """Hardware, backends with what to do about those that cannot run, checkpoints and directories."""
+def test_the_doctor_lists_hardware_backends_checkpoints_and_directories():
+    """For backends that cannot run, it says what to do."""
     result = sd35("doctor", "--json")
     found = json.loads(result.stdout)
     assert found["cores"] >= 1
@@ -206,13 +220,13 @@ def test_the_doctor_tells_what_is_here():
     assert "Backends" in sd35("doctor").stdout
 
 
-def test_the_doctor_and_a_start_say_the_same_of_a_backend_that_cannot_run(monkeypatch: pytest.MonkeyPatch):
-    """What of TensorRT is missing, the library, the GPU or both, and what to do; neither is an error of ours."""
+def test_the_doctor_and_serve_explain_an_unavailable_backend_alike(monkeypatch: pytest.MonkeyPatch):
+    """The error names what is missing for TensorRT: the library, the GPU, or both."""
     monkeypatch.setenv("SD35_BACKEND", "tensorrt")
     found = json.loads(sd35("doctor", "--json").stdout)
     (tensorrt,) = (backend for backend in found["backends"] if backend["name"] == "tensorrt")
     if tensorrt["is_usable"]:
-        pytest.skip("it can run here")
+        pytest.skip("TensorRT can run here")
     assert "backend 'tensorrt' cannot run: " in tensorrt["detail"]
     assert "another --backend" in tensorrt["detail"] or "pip install" in tensorrt["detail"]
     assert not found["can_serve"]
@@ -221,8 +235,8 @@ def test_the_doctor_and_a_start_say_the_same_of_a_backend_that_cannot_run(monkey
     assert tensorrt["detail"] in " ".join(result.stderr.split())
 
 
-def test_the_doctor_judges_the_fallback_too(monkeypatch: pytest.MonkeyPatch):
-    """One that there is not ends it with 1, as it ends a start."""
+def test_the_doctor_exits_with_1_if_the_fallback_cannot_run(monkeypatch: pytest.MonkeyPatch):
+    """As `sd35 serve` does."""
     monkeypatch.setenv("SD35_FALLBACK", "onxx/float32")
     result = sd35("doctor", "--json")
     assert result.returncode == 1
@@ -230,12 +244,11 @@ def test_the_doctor_judges_the_fallback_too(monkeypatch: pytest.MonkeyPatch):
     assert "onxx" in result.stdout
 
 
-def test_the_doctor_warns_of_what_cannot_be_used(tmp_path: Path):
-    """A checkpoint that is not there is named, and the exit code says that nothing can be served."""
+def test_the_doctor_exits_with_1_if_a_checkpoint_or_a_directory_cannot_be_used(tmp_path: Path):
     (tmp_path / "file").touch()
     result = sd35("doctor", "--checkpoint", "nowhere", "--cache-dir", tmp_path / "file" / "cache")
     assert result.returncode == 1
-    assert "'nowhere' is neither" in result.stdout
+    assert "checkpoint: got 'nowhere'; allowed: an existing directory or file, or " in result.stdout
     assert "file/cache cannot be written to" in result.stdout
 
 
@@ -245,7 +258,6 @@ NESTED = [f"{group} {name}" for group, commands in GROUPS.items() for name in co
 
 @pytest.mark.parametrize("command", [*COMMANDS, *NESTED])
 def test_every_help_page_has_examples(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], command: str):
-    """--help says what a command does and shows lines to copy."""
     assert sd35_here(monkeypatch, *command.split(), "--help") == 0
     text = capfd.readouterr().out
     assert f"Usage: sd35 {command}" in text
@@ -254,7 +266,6 @@ def test_every_help_page_has_examples(monkeypatch: pytest.MonkeyPatch, capfd: py
 
 
 def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    """`sd35 --version` prints the version and nothing else."""
     assert sd35_here(monkeypatch, "--version") == 0
     assert capfd.readouterr().out == f"{own_version()}\n"
 
@@ -262,7 +273,7 @@ def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
 def test_the_list_of_commands_shows_the_first_line_of_each_help(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    """It is read from the sources; the page of a command has the same line."""
+    """The list takes it from the sources."""
     assert sd35_here(monkeypatch, "--help") == 0
     listed = capfd.readouterr().out
     assert {*GROUPS} == {"bench", "keys", "storage"}
@@ -271,16 +282,41 @@ def test_the_list_of_commands_shows_the_first_line_of_each_help(
         assert first_line in listed, name
 
 
+def test_the_list_of_commands_is_grouped_and_shows_an_example_of_each(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    """The example is the first one of the command's own help."""
+    assert sd35_here(monkeypatch, "--help") == 0
+    panels = dict(part.partition(" ─")[::2] for part in capfd.readouterr().out.split("╭─ ")[1:])
+    assert [*panels] == ["Options", *PANELS]
+    for title, names in PANELS.items():
+        for name in names:
+            example = (load_command(name).help or "").partition("Examples[/bold]")[2].split("\n\n")[1].splitlines()[0]
+            assert f"$ {example.strip()} " in panels[title]
+
+
+def test_the_help_of_a_command_is_wrapped_by_the_terminal():
+    """Each paragraph is one line. Examples keep their lines."""
+    _, paragraph, _, examples = (load_command("serve").help or "").split("\n\n")
+    assert "\n" not in paragraph
+    assert len(examples.splitlines()) == 4
+
+
+def test_flags_without_a_value_show_no_type(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """`<bool>` does not follow `--help` or `--json`."""
+    assert sd35_here(monkeypatch, "doctor", "--help") == 0
+    assert "<bool>" not in capfd.readouterr().out
+
+
 def test_an_unknown_command_is_refused_with_a_similar_name(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    """A typo exits with 2."""
     assert sd35_here(monkeypatch, "generat") == 2
     assert "No such command 'generat'. Did you mean 'generate'?" in capfd.readouterr().err
 
 
 def imported_by(script: str, modules: set[str]) -> set[str]:
-    """Run a script in a new process, and return which of the modules it imported."""
+    """Run a script in a new process, and return the modules out of `modules` that it imported."""
     code = f"import atexit, sys\natexit.register(lambda: print({modules} & sys.modules.keys(), file=sys.stderr))\n"
     result = subprocess.run([sys.executable, "-c", code + script], capture_output=True, text=True, check=True)
     found = ast.literal_eval(result.stderr.replace("set()", "()"))
@@ -288,7 +324,7 @@ def imported_by(script: str, modules: set[str]) -> set[str]:
 
 
 def test_the_list_of_commands_imports_no_command_and_nothing_heavy():
-    """`sd35 --help` imports neither settings nor any library that computes, serves or stores."""
+    """`sd35 --help` imports neither the settings nor any library that computes, serves or stores."""
     heavy = {"numpy", "onnxruntime", "torch", "sqlalchemy", "fastapi", "uvicorn", "structlog", "pydantic"}
     commands = {f"sd35.cli.commands.{name}" for name in COMMANDS}
     script = "import sys; sys.argv = ['sd35', '--help']\nfrom sd35.cli import main; main()"
@@ -296,14 +332,14 @@ def test_the_list_of_commands_imports_no_command_and_nothing_heavy():
 
 
 def test_no_command_imports_a_library_that_reads_the_offline_variable_before_the_settings_are_loaded():
-    """`HF_HUB_OFFLINE` follows from the settings, and has no effect on a library that is imported already."""
+    """The settings define `HF_HUB_OFFLINE`, which has no effect on a library that is already imported."""
     script = "from sd35.cli.main import COMMANDS, load_command\nfor name in COMMANDS: load_command(name)"
     assert imported_by(script, {"huggingface_hub", "transformers", "diffusers", "torch", "onnxruntime"}) == set()
 
 
 @pytest.mark.serial
 def test_measure_writes_a_table_that_simulate_reads(tmp_path: Path):
-    """A table of this machine; then latency, utilisation and refusals of a load on a hundred of it."""
+    """The simulation reports latency, utilisation and refusals."""
     options = ("--size", "64x64", "--size", "1024x512", "--max-batch-rows", "3")
     measured = sd35("measure", "-o", "times.json", *options, cwd=tmp_path)
     assert measured.returncode == 0, measured.stderr
@@ -317,13 +353,13 @@ def test_measure_writes_a_table_that_simulate_reads(tmp_path: Path):
     assert report["finished"] + report["refused"] == 500
     assert report["latency_s"]["4"]["p50"] < report["latency_s"]["12"]["p50"] <= report["latency_s"]["all"]["p99"]
     assert 0 < report["utilisation"] <= 1
-    for_people = sd35("simulate", "--step-times", "times.json", *load, cwd=tmp_path).stdout
-    assert "500 requests at 50 a second on 100 simulated devices" in for_people
-    assert "12 steps" in for_people
+    text = sd35("simulate", "--step-times", "times.json", *load, cwd=tmp_path).stdout
+    assert "500 requests, 50 per second, on 100 simulated devices" in text
+    assert "12 steps" in text
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["simulate", "--rps", "1", "--step-times", "none.json"], "none.json cannot be read: No such file"),
         (["simulate", "--rps", "1", "--step-times", "wrong.json"], "not a table of step times"),
@@ -333,29 +369,28 @@ def test_measure_writes_a_table_that_simulate_reads(tmp_path: Path):
         (["measure", "--size", "64x40"], "height: got 40"),
     ],
 )
-def test_a_wrong_capacity_question_is_one_clear_line(
+def test_measure_simulate_and_synth_refuse_invalid_flags_with_exit_code_2(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
-    words: str,
+    message: str,
 ):
-    """The option, what came and what is allowed."""
     monkeypatch.chdir(tmp_path)
     Path("wrong.json").write_text("[]")
     assert sd35_here(monkeypatch, *arguments) == 2
-    assert words in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_an_error_does_not_steer_the_terminal(
+def test_control_characters_of_a_file_are_escaped_in_errors(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
-    """Words of a file that someone sent are escaped where they are shown."""
+    """A terminal would obey them."""
     request = replace(REQUEST, prompt="a \x9b2J cat")
     edited = request.canonical.decode().replace('"prompt"', '"another": 1, "prompt"')
     text = {REQUEST_KEY: edited, DIGEST_KEY: hashlib.sha256(edited.encode()).hexdigest(), MAKER_KEY: "{}"}
     (tmp_path / "sent.png").write_bytes(write_png(np.zeros((64, 64, 3), np.uint8), text))
     assert sd35_here(monkeypatch, "replay", str(tmp_path / "sent.png")) == 2
-    said = capsys.readouterr().err
-    assert r"a \x9b2J cat" in said
-    assert "\x9b" not in said
+    output = capsys.readouterr().err
+    assert r"a \x9b2J cat" in output
+    assert "\x9b" not in output

@@ -1,4 +1,4 @@
-"""`sd35 compile`: what it builds of a checkpoint, or of NVIDIA's graphs, and what it refuses before it begins."""
+"""`sd35 compile`: building engines from the embedded checkpoint or from NVIDIA's graphs, and invalid flags."""
 
 import json
 import platform
@@ -21,21 +21,21 @@ PARTS = ["clip_l", "clip_g", "t5", "transformer", "vae"]
 
 @pytest.fixture(autouse=True)
 def home(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache directory of each command: it holds the embedded checkpoint's graphs."""
+    """The cache directory of each command, with the graphs of the embedded checkpoint."""
     monkeypatch.setenv("SD35_CACHE_DIR", str(compiled))
     return compiled
 
 
 def compile_(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Run the command in this process; its exit code."""
+    """Run the command in this process. Return the exit code."""
     monkeypatch.setattr(sys, "argv", ["sd35", "compile", *arguments])
     with pytest.raises(SystemExit) as end:
         main()
     return int(end.value.code or 0)
 
 
-def built(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
-    """What the command says of the one checkpoint."""
+def build(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    """Build, and return the command's JSON output for the one checkpoint."""
     assert compile_(monkeypatch, *arguments, "--json") == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert isinstance(found, dict)
@@ -43,10 +43,10 @@ def built(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *
 
 
 @needs_rtx
-def test_engines_are_built_of_the_graphs_that_are_there(monkeypatch, capsys, home: Path):
-    """One for each network and architecture, of the sizes and rows asked for; the second time, none is built."""
-    ask = ["--target", "tensorrt", "--gpu", "sm86", "--shapes", "64x64..256x256", "--rows", "2"]
-    found = built(monkeypatch, capsys, *ask)
+def test_engines_are_built_from_the_graphs_in_the_cache(monkeypatch, capsys, home: Path):
+    """One for each network, for the given architecture, sizes and rows. A second run builds nothing."""
+    arguments = ["--target", "tensorrt", "--gpu", "sm86", "--shapes", "64x64..256x256", "--rows", "2"]
+    found = build(monkeypatch, capsys, *arguments)
     (gpu, engines), *others = found["engines"].items()
     assert (gpu, others) == ("sm86", [])
     assert [Path(folder).name for folder in engines] == [f"{part}-bf16" for part in PARTS]
@@ -55,39 +55,39 @@ def test_engines_are_built_of_the_graphs_that_are_there(monkeypatch, capsys, hom
         assert (Path(folder) / "model.engine").stat().st_size == size
     manifest = json.loads((Path(list(engines)[3]) / "manifest.json").read_text())
     assert (manifest["key"]["shapes"], manifest["key"]["batch"]) == ("64x64..256x256", 2)
-    made = [(Path(folder) / "model.engine").stat().st_mtime_ns for folder in engines]
-    assert built(monkeypatch, capsys, *ask)["engines"] == found["engines"]
-    assert [(Path(folder) / "model.engine").stat().st_mtime_ns for folder in engines] == made
+    built_at = [(Path(folder) / "model.engine").stat().st_mtime_ns for folder in engines]
+    assert build(monkeypatch, capsys, *arguments)["engines"] == found["engines"]
+    assert [(Path(folder) / "model.engine").stat().st_mtime_ns for folder in engines] == built_at
 
 
 @needs_rtx
-def test_nvidias_graphs_become_engines_as_they_are(monkeypatch, capsys, home: Path, tmp_path: Path):
-    """No PyTorch, no calibrating: the transformer that `--precision` names; another precision is refused."""
+def test_engines_are_built_from_nvidias_graphs(monkeypatch, capsys, home: Path, tmp_path: Path):
+    """Without PyTorch and without calibration. `--precision` selects one of NVIDIA's transformers."""
     embedded = open_checkpoint(EMBEDDED)
     graphs = home / "compiled" / f"{EMBEDDED}-{embedded.revision[:16]}" / "bf16"
     official = tmp_path / "official"
     shutil.copytree(graphs, official)
     shutil.copy(embedded.directory / "sd35.json", official)
-    ask = ["--checkpoint", str(official), "--base-checkpoint", EMBEDDED, "--target", "tensorrt", "--gpu", "sm89"]
-    monkeypatch.setattr("sd35.cli.commands.compile.backend_module", lambda _: pytest.fail("PyTorch was asked for"))
-    whole = ["--shapes", "64x64..256x256"]
-    found = built(monkeypatch, capsys, *ask, *whole, "--precision", "fp8")
+    arguments = ["--checkpoint", str(official), "--base-checkpoint", EMBEDDED, "--target", "tensorrt", "--gpu", "sm89"]
+    monkeypatch.setattr("sd35.cli.commands.compile.backend_module", lambda _: pytest.fail("PyTorch was imported"))
+    shapes = ["--shapes", "64x64..256x256"]
+    found = build(monkeypatch, capsys, *arguments, *shapes, "--precision", "fp8")
     folders = list(found["engines"]["sm89"])
     assert [Path(folder).name for folder in folders] == [
         f"{part}-{'fp8' if part == 'transformer' else 'bf16'}" for part in PARTS
     ]
     assert all("compiled/official-" in folder for folder in folders)
-    assert compile_(monkeypatch, *ask, "--precision", "fp32") == 2
+    assert compile_(monkeypatch, *arguments, "--precision", "fp32") == 2
     assert "precision: got fp32" in capsys.readouterr().err
-    assert compile_(monkeypatch, *ask, "--precision", "fp8", "--steps", "4") == 2
-    assert "calibrated already" in capsys.readouterr().err
+    assert compile_(monkeypatch, *arguments, "--precision", "fp8", "--steps", "4") == 2
+    assert "are already calibrated; leave them out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
-        (["--gpu", "sm89"], "they are of engines; allowed: with --target tensorrt"),
-        (["--steps", "3"], "allowed: with --precision fp8"),
+        (["--gpu", "sm89"], "options of engines; allowed: only with --target tensorrt"),
+        (["--steps", "3"], "allowed: only with --precision fp8"),
         (["--precision", "fp8", "--size", "100x100"], "--size: got '100x100'; allowed: WIDTHxHEIGHT"),
         pytest.param(["--target", "tensorrt", "--gpu", "sm90"], "gpu: got sm90", marks=needs_rtx),
         pytest.param(
@@ -95,8 +95,7 @@ def test_nvidias_graphs_become_engines_as_they_are(monkeypatch, capsys, home: Pa
         ),
     ],
 )
-def test_wrong_asking_ends_before_anything_is_built(monkeypatch, capsys, arguments: list[str], words: str):
-    """With exit code 2, the option, what came and what is allowed."""
-    monkeypatch.setattr("sd35.compile.graphs.build_graphs", lambda *_: pytest.fail("it began to build"))
+def test_invalid_flags_are_refused_before_anything_is_built(monkeypatch, capsys, arguments: list[str], message: str):
+    monkeypatch.setattr("sd35.compile.graphs.build_graphs", lambda *_: pytest.fail("it started to build"))
     assert compile_(monkeypatch, *arguments) == 2
-    assert words in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`sd35 keys` as whoever runs the service uses it."""
+"""`sd35 keys`, as an operator uses it."""
 
 import json
 import sys
@@ -22,23 +22,23 @@ def _database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def keys(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Run a command here; exit code, stdout, stderr."""
+    """Run a command in this process. Return the exit code, stdout and stderr."""
     monkeypatch.setattr(sys, "argv", ["sd35", "keys", *arguments])
     with pytest.raises(SystemExit) as end:
         main()
     return int(end.value.code or 0), *capsys.readouterr()
 
 
-def test_a_key_is_made_listed_and_revoked(
+def test_a_key_is_added_listed_and_revoked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
-    """Its secret is told once, on stdout alone; the database, beside what cannot be made again, has a hash of it."""
+    """The secret is printed once, and only on stdout. The database has its hash."""
     limits = ("--requests-per-minute", "10", "--concurrency", "0")
-    code, secret, told = keys(monkeypatch, capsys, "add", "the shop", "--admin", *limits)
+    code, secret, stderr = keys(monkeypatch, capsys, "add", "the shop", "--admin", *limits)
     key_id = id_of(secret.strip())
     assert code == 0
     assert key_id is not None
-    assert key_id in told
+    assert key_id in stderr
     opened_database = open_database(str(tmp_path / "data" / "sd35.db"))
     (key,) = opened_database.keys.keys()
     opened_database.close()
@@ -46,7 +46,7 @@ def test_a_key_is_made_listed_and_revoked(
     assert (key.name, key.role, key.quota.requests_per_minute) == ("the shop", Role.ADMIN, 10)
     assert (key.quota.concurrency, key.quota.pixels_per_hour) == (0, None)
     assert key_id in keys(monkeypatch, capsys, "list")[1]
-    assert keys(monkeypatch, capsys, "revoke", key_id) == (0, f"key {key_id} for the shop is revoked\n", "")
+    assert keys(monkeypatch, capsys, "revoke", key_id) == (0, f"Revoked key {key_id} for the shop\n", "")
     code, listed, _ = keys(monkeypatch, capsys, "list", "--json")
     (fields,) = json.loads(listed)
     assert code == 0
@@ -55,35 +55,34 @@ def test_a_key_is_made_listed_and_revoked(
     assert key.secret_sha256 not in listed
 
 
-def test_a_key_is_required_from_then_on_until_the_service_is_opened(
+def test_keys_stay_required_if_the_database_is_lost_until_keys_open(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
-    """With the database removed, no server starts; a new key, or `open`, lets it. `open` does not undo keys."""
+    """Adding a key ends this too. `open` refuses while the database has keys."""
     settings = load_settings({})
     keys(monkeypatch, capsys, "add", "the shop")
-    code, _, told = keys(monkeypatch, capsys, "open")
-    assert (code, "has 1 key, revoked ones included; allowed: a database without keys" in told) == (2, True)
+    code, _, stderr = keys(monkeypatch, capsys, "open")
+    assert (code, "has 1 key, including revoked ones; allowed: a database without keys" in stderr) == (2, True)
     keys(monkeypatch, capsys, "add", "another shop")
-    assert "has 2 keys, revoked ones included" in keys(monkeypatch, capsys, "open")[2]
+    assert "has 2 keys, including revoked ones" in keys(monkeypatch, capsys, "open")[2]
     for path in (tmp_path / "data").glob("sd35.db*"):
         path.unlink()
     with pytest.raises(InvalidSetting, match="has no API keys, but this service had keys in it"):
         Storage.open(settings)
     assert keys(monkeypatch, capsys, "open")[:2] == (
         0,
-        "without keys, the service is open to whoever reaches it, from its next start on\n",
+        "From its next start on, the service requires no keys. Anyone who can reach it may use it.\n",
     )
     Storage.open(settings).close()
-    assert keys(monkeypatch, capsys, "open")[1].startswith("the service is open already: ")
+    assert keys(monkeypatch, capsys, "open")[1].startswith("Nothing to do: ")
 
 
-def test_a_key_for_a_server_elsewhere_requires_none_here(
+def test_a_key_in_a_remote_database_is_not_required_by_a_local_service(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ):
-    """Whoever makes keys for a PostgreSQL server can still start another service without keys on the same machine."""
     url = new_schema(request.getfixturevalue("postgres_server")).render_as_string(hide_password=False)
     assert keys(monkeypatch, capsys, "add", "the shop", "--database", url)[0] == 0
     Storage.open(load_settings({})).close()
@@ -94,24 +93,24 @@ def test_a_key_for_a_server_elsewhere_requires_none_here(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "words"),
+    ("arguments", "code", "message"),
     [
-        (("revoke", "nothing"), 2, "ID: no key has the id 'nothing'; `sd35 keys list` shows them"),
-        (("add", " "), 2, "NAME: got ' '; allowed: printable characters"),
-        (("list", "--database", "memory"), 2, "database: got memory; allowed here: one that outlives this command"),
+        (("revoke", "nothing"), 2, "ID: got 'nothing'; allowed: an ID that `sd35 keys list` shows"),
+        (("add", " "), 2, "NAME: got ' '; allowed: a name of printable characters"),
+        (("list", "--database", "memory"), 2, "database: got 'memory'; allowed here: a file or a PostgreSQL URL"),
         (("list", "--database", "mysql://me:hush@db/x"), 2, "database: got 'mysql://me:***@db/x'; allowed: `memory`, "),
         (("list", "--database", "/dev/null/x"), 1, "the database /dev/null/x cannot be used: "),
     ],
 )
-def test_a_mistake_is_one_clear_line(
+def test_an_error_of_the_user_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     arguments: tuple[str, ...],
     code: int,
-    words: str,
+    message: str,
 ):
-    """What is wrong and what is allowed, on stderr, and no password."""
-    ended, out, told = keys(monkeypatch, capsys, *arguments)
-    assert (ended, out, told.count("\n")) == (code, "", 1)
-    assert words in told
-    assert "hush" not in told
+    """On stderr, without the password."""
+    exit_code, out, stderr = keys(monkeypatch, capsys, *arguments)
+    assert (exit_code, out, stderr.count("\n")) == (code, "", 1)
+    assert message in stderr
+    assert "hush" not in stderr

@@ -1,4 +1,4 @@
-"""`sd35 serve` killed in the middle of its work: what it accepted is made by the next one, each image once."""
+"""A killed `sd35 serve`: the next process finishes its jobs, and generates each image once."""
 
 import json
 from collections import Counter
@@ -14,19 +14,19 @@ from tests.support.server_process import JSON, Served, serving
 JOBS = 100
 
 
-def ask(served: Served, method: str, path: str, body: Any = None) -> Any:
-    """What the server answers."""
+def call(served: Served, method: str, path: str, body: Any = None) -> Any:
+    """Send a request and return the JSON of the response."""
     connection = served.connect()
     connection.request(method, path, json.dumps(body) if body else None, JSON if body else {})
     response = connection.getresponse()
-    answer = json.loads(response.read())
+    content = json.loads(response.read())
     connection.close()
-    assert response.status in {200, 202}, answer
-    return answer
+    assert response.status in {200, 202}, content
+    return content
 
 
-def ended(served: Served, job_id: str) -> None:
-    """Wait for a job's last event."""
+def wait_for_end(served: Served, job_id: str) -> None:
+    """Wait for the last event of a job."""
     connection = served.connect()
     connection.request("GET", f"/v1/jobs/{job_id}/events")
     assert b"event: succeeded" in connection.getresponse().read()
@@ -35,7 +35,7 @@ def ended(served: Served, job_id: str) -> None:
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_a_killed_server_loses_no_job(tmp_path: Path, request: pytest.FixtureRequest, kind: str):
-    """`kill -9` with a hundred accepted, some made, some in the making: after a restart all end with their image."""
+    """It is killed with a hundred accepted jobs, some of them running and some ended."""
     if kind == "sqlite":
         database = str(tmp_path / "jobs.db")
     else:
@@ -45,10 +45,10 @@ def test_a_killed_server_loses_no_job(tmp_path: Path, request: pytest.FixtureReq
     log = tmp_path / "log" / "stderr"
     with serving(log, "--database", database) as served:
         jobs = [
-            ask(served, "POST", "/v1/jobs", {"prompt": f"a cat {number}", "steps": 3, "width": 64, "height": 64})["id"]
+            call(served, "POST", "/v1/jobs", {"prompt": f"a cat {number}", "steps": 3, "width": 64, "height": 64})["id"]
             for number in range(JOBS)
         ]
-        ended(served, jobs[3])
+        wait_for_end(served, jobs[3])
         served.process.kill()
     opened_database = open_database(database)
     before = Counter(str(status) for status, count in opened_database.jobs.counts().items() for _ in range(count))
@@ -59,10 +59,10 @@ def test_a_killed_server_loses_no_job(tmp_path: Path, request: pytest.FixtureReq
     assert before["queued"] > 0
     with serving(log, "--database", database) as served:
         for job in jobs:
-            ended(served, job)
-        page = ask(served, "GET", "/v1/jobs?limit=200")["data"]
+            wait_for_end(served, job)
+        page = call(served, "GET", "/v1/jobs?limit=200")["data"]
     assert Counter(job["status"] for job in page) == {"succeeded": JOBS}
     images = tmp_path / "log" / "data" / "images"
-    files = [path.name for path in images.glob("[0-9a-f][0-9a-f]/*")]  # what was half-written lies in `staging`
+    files = [path.name for path in images.glob("[0-9a-f][0-9a-f]/*")]  # incomplete files are in `staging`
     assert sorted(files) == sorted(f"{job['image']['digest']}.png" for job in page)
     assert len(set(files)) == JOBS

@@ -1,4 +1,4 @@
-"""The settings as flags of commands: which flags there are, and what a command receives."""
+"""The settings as flags of commands, and what a command receives."""
 
 import sys
 from collections.abc import Callable
@@ -18,7 +18,7 @@ RUNNER = CliRunner()
 
 
 def commands() -> dict[str, TyperCommand | TyperGroup]:
-    """Return every command by its full name, those of groups included."""
+    """Return every command by its full name, including those of groups."""
     found: dict[str, TyperCommand | TyperGroup] = {}
     for name in COMMANDS:
         found[name] = command = load_command(name)
@@ -33,36 +33,33 @@ def flags_of(command: TyperCommand | TyperGroup) -> set[str]:
 
 
 def test_the_flags_of_serve_are_all_settings_except_secrets_and_the_file():
-    """Every setting can be given to `sd35 serve`; secrets cannot, since every user can read a process's flags."""
+    """Secrets have no flags, because every user of the machine can read the flags of a process."""
     public = {flag_of(name) for name in Settings.model_fields if name not in secret_settings()}
     assert flags_of(load_command("serve")) == {*public, "--config"}
 
 
 def test_no_command_has_a_flag_for_a_secret():
-    """Secrets come from the environment or the file."""
     secrets = {flag_of(name) for name in secret_settings()}
     assert {name for name, command in commands().items() if flags_of(command) & secrets} == set()
 
 
-def test_every_command_with_a_setting_reads_the_file():
-    """A command with the flag of a setting has --config too."""
+def test_every_command_with_the_flag_of_a_setting_has_config_too():
     public = {flag_of(name) for name in Settings.model_fields}
-    own = {"compile": {"--precision"}, "synth": {"--precision"}}  # of a graph, of weights
+    own = {"compile": {"--precision"}, "synth": {"--precision"}}  # the precision of a graph, and of weights
     for name, command in commands().items():
-        if name.startswith("keys"):  # its limits are the key's
+        if name.startswith("keys"):  # these are the limits of the key
             own[name] = {"--requests-per-minute", "--concurrency", "--pixels-per-hour"}
         uses_settings = bool(flags_of(command) & public - own.get(name, set()))
         assert uses_settings == ("--config" in flags_of(command)), name
 
 
-def test_a_setting_that_does_not_exist_cannot_be_named():
-    """A typo in a command is an error when the command is imported."""
+def test_a_command_that_names_an_unknown_setting_cannot_be_imported():
     with pytest.raises(ValueError, match="'ports' is not in list"):
         with_settings("host", "ports")
 
 
 def run(command: Callable[..., None], *arguments: str) -> None:
-    """Run a command function in this process."""
+    """Run a function as a command in this process."""
     app = typer.Typer()
     app.command()(command)
     result = RUNNER.invoke(app, arguments)
@@ -70,7 +67,7 @@ def run(command: Callable[..., None], *arguments: str) -> None:
 
 
 def test_a_command_receives_the_loaded_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Flags override the environment, which overrides the file; its own parameters come as they are."""
+    """Flags override the environment, which overrides the file."""
     file = tmp_path / "sd35.toml"
     file.write_text('host = "file"\nport = 1\nmax_jobs = 1\ncheckpoints = ["file"]\n')
     monkeypatch.setenv("SD35_PORT", "2")
@@ -87,7 +84,7 @@ def test_a_command_receives_the_loaded_settings(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_command_with_the_parameter_flags_loads_the_settings_itself():
-    """It sees which flags were given, and can give values for the others."""
+    """It knows the given flags, and can set values for the others."""
     received: list[object] = []
 
     @with_settings("host", "port", "log_prompts")
@@ -101,7 +98,7 @@ def test_a_command_with_the_parameter_flags_loads_the_settings_itself():
 
 @pytest.mark.skipif(sys.flags.optimize > 1, reason="help is in docstrings")
 def test_the_help_of_a_flag_is_that_of_its_setting(monkeypatch: pytest.MonkeyPatch):
-    """Description, placeholder, default, and the group's title as the panel."""
+    """With the placeholder, the default, and the title of the group as the panel."""
     monkeypatch.setenv("COLUMNS", "200")
     app = typer.Typer()
 
@@ -113,5 +110,5 @@ def test_the_help_of_a_flag_is_that_of_its_setting(monkeypatch: pytest.MonkeyPat
     text = " ".join(RUNNER.invoke(app, ["--help"]).output.split())
     assert "─ Server ─" in text
     assert "--port PORT Port to listen on; 0 picks a free one. [default: 8000]" in text
-    assert "--vram SIZE Memory of the CUDA device to plan with, such as 12GiB. [default: what is free]" in text
+    assert "--vram SIZE Memory of the CUDA device to plan with, such as 12GiB. [default: the free memory]" in text
     assert "[6ce0161689]]" in text

@@ -1,4 +1,4 @@
-"""The settings with which `sd35 replay` generates an image again: those that the image's numeric profile names."""
+"""The settings of `sd35 replay`: those that the profile of the image names."""
 
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ from sd35.settings import Settings
 
 @pytest.fixture
 def file(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """An image whose profile has the suffix that the test names."""
+    """An image whose profile ends with the parameter of the test."""
     profile = f"diffusers/bfloat16{request.param}"
     record = Record(
         Request("a cat", "", 16, 16, 1, 0.0, 1, "model", "revision", profile),
@@ -27,13 +27,13 @@ def file(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     return path
 
 
-def replayed_with(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> Settings:
-    """Run `sd35 replay` until it opens checkpoints, and return the settings with which it does."""
+def settings_of_replay(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> Settings:
+    """Run `sd35 replay` until it opens checkpoints, and return its settings."""
     opened: list[Settings] = []
 
     def stop(settings: Settings) -> None:
         opened.append(settings)
-        raise CheckpointError("enough")
+        raise CheckpointError("stop here")
 
     monkeypatch.setattr("sd35.cli.commands.replay.open_checkpoints", stop)
     monkeypatch.setattr(sys, "argv", ["sd35", "replay", *map(str, arguments)])
@@ -50,14 +50,14 @@ def replayed_with(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> Se
 def test_replay_uses_the_settings_of_the_profile(
     monkeypatch: pytest.MonkeyPatch, file: Path, compiled: object, tiled: str
 ):
-    """Backend, precision, compiling and tiling are those of the image."""
-    settings = replayed_with(monkeypatch, file)
+    """Backend, precision, compiling and tiling."""
+    settings = settings_of_replay(monkeypatch, file)
     assert (settings.backend, settings.precision) == ("diffusers", "bfloat16")
     assert (settings.torch_compile, settings.tiled_decode) == (compiled, tiled)
 
 
 @pytest.mark.parametrize("file", [""], indirect=True)
 def test_flags_override_the_settings_of_the_profile(monkeypatch: pytest.MonkeyPatch, file: Path):
-    """A flag wins over the file's record, setting by setting."""
-    settings = replayed_with(monkeypatch, file, "--backend", "onnx", "--precision", "float32")
+    """Each flag overrides one setting."""
+    settings = settings_of_replay(monkeypatch, file, "--backend", "onnx", "--precision", "float32")
     assert (settings.backend, settings.precision, settings.tiled_decode) == ("onnx", "float32", "off")

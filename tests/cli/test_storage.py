@@ -1,4 +1,4 @@
-"""`sd35 storage verify` as whoever runs the service uses it."""
+"""`sd35 storage verify`, as an operator uses it."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ PNG = write_png(np.zeros((2, 2, 3), np.uint8), {})  # without a record: of a blu
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The directory of the settings."""
+    """The data directory of the settings."""
     for name in ("SD35_DATABASE", "SD35_IMAGE_STORE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SD35_DATA_DIR", str(tmp_path / "data"))
@@ -36,16 +36,16 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def images(data: Path) -> Iterator[ImageStore]:
     """Six images of "me", in the files and the database of a service."""
-    kept = Storage.open(load_settings({"data_dir": data}))
+    storage = Storage.open(load_settings({"data_dir": data}))
     for digest in DIGESTS:
-        kept.images.add(name_of(digest, is_blurred=True), digest, "me", PNG)
-    yield kept.images
-    kept.close()
+        storage.images.add(name_of(digest, is_blurred=True), digest, "me", PNG)
+    yield storage.images
+    storage.close()
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run `sd35 storage verify` here; exit code, stdout, stderr."""
+    """A function that runs `sd35 storage verify` in this process, and returns exit code, stdout and stderr."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["sd35", "storage", "verify", *arguments])
@@ -57,23 +57,22 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def state_of(directory: Path) -> dict[str, bytes]:
-    """The files of the images, and what the database says of them."""
+    """Return the content of all image files."""
     return {str(path): path.read_bytes() for path in (directory / "images").rglob("*") if path.is_file()}
 
 
 def names(*numbers: int) -> list[str]:
-    """Names of files."""
+    """Return the names of files."""
     return [name_of(DIGESTS[number], is_blurred=True) for number in numbers]
 
 
 def test_intact_images_are_counted_and_the_exit_code_is_0(images: ImageStore, run: Run):
-    """In a line."""
     del images
     assert run() == (0, "6 files checked: 0 damaged, 0 missing; 0 have no recorded checksum, 0 have no owner\n", "")
 
 
 def test_damaged_and_missing_images_are_listed(images: ImageStore, data: Path, run: Run):
-    """Each with the reason, for people and for programs, with exit code 1; nothing is changed."""
+    """With the reason, as text and in JSON, with exit code 1. The store is not changed."""
     cut, changed, gone, before, unowned, _ = names(*range(6))
     images.blobs.replace(cut, b"")
     images.blobs.replace(changed, PNG + b"\0")
@@ -103,15 +102,15 @@ def test_damaged_and_missing_images_are_listed(images: ImageStore, data: Path, r
     assert unowned in images.blobs.names()
 
 
-def test_nothing_is_made_where_there_is_nothing(data: Path, run: Run):
-    """A directory that is not there is an error, not a store without damage."""
+def test_a_missing_database_is_an_error(data: Path, run: Run):
+    """It is not created, and not reported as intact."""
     code, _, said = run()
     assert (code, data.exists()) == (2, False)
-    assert f"database: there is no file {data / 'sd35.db'}" in said
+    assert f"database: {data / 'sd35.db'} does not exist" in said
 
 
-def test_a_store_that_is_not_there_is_an_error(images: ImageStore, tmp_path: Path, run: Run):
-    """Its images would all count as missing."""
+def test_a_missing_image_store_is_an_error(images: ImageStore, tmp_path: Path, run: Run):
+    """Otherwise all its images would count as missing."""
     del images
     code, _, said = run("--image-store", str(tmp_path / "elsewhere"))
     assert code == 1
@@ -119,8 +118,8 @@ def test_a_store_that_is_not_there_is_an_error(images: ImageStore, tmp_path: Pat
     assert run("--image-store", "memory")[0] == 2
 
 
-def test_what_is_removed_meanwhile_is_not_missing(images: ImageStore, monkeypatch: pytest.MonkeyPatch):
-    """The service may run: an image that loses its last owner during the check is no fault."""
+def test_an_image_that_is_removed_during_the_check_is_not_missing(images: ImageStore, monkeypatch: pytest.MonkeyPatch):
+    """The service may be running."""
     plain = images.blobs.names
 
     def listed() -> Iterator[str]:
@@ -132,12 +131,12 @@ def test_what_is_removed_meanwhile_is_not_missing(images: ImageStore, monkeypatc
     assert (report.files, report.missing, report.damaged) == (5, [], [])
 
 
-@pytest.mark.parametrize("bad", [2, 3])
+@pytest.mark.parametrize("unreadable", [2, 3])
 def test_a_file_that_cannot_be_read_is_damaged_and_a_store_that_fails_is_not(
-    images: ImageStore, monkeypatch: pytest.MonkeyPatch, bad: int
+    images: ImageStore, monkeypatch: pytest.MonkeyPatch, unreadable: int
 ):
-    """Two broken sectors in a row are two damaged files; a third ends the check with the store's own error."""
-    broken, plain = set(sorted(images.blobs.names())[:bad]), DirectoryStore._read  # noqa: SLF001
+    """Two unreadable files in a row are damaged. A third ends the check with the store's error."""
+    broken, plain = set(sorted(images.blobs.names())[:unreadable]), DirectoryStore._read  # noqa: SLF001
     monkeypatch.setattr(DirectoryStore, "names", lambda _: iter(sorted(names(*range(6)))))
 
     def read(self: Any, place: str) -> bytes | None:
@@ -146,7 +145,7 @@ def test_a_file_that_cannot_be_read_is_damaged_and_a_store_that_fails_is_not(
         return plain(self, place)
 
     monkeypatch.setattr(DirectoryStore, "_read", read)
-    if bad == 3:
+    if unreadable == 3:
         with pytest.raises(StoreUnavailable, match="Input/output error"):
             verify_images(images)
         return

@@ -29,38 +29,38 @@ pytestmark = pytest.mark.skipif(
 
 CHECKPOINT = open_checkpoint(EMBEDDED)
 BUCKETS = buckets_of("", CHECKPOINT.card)
-WANTED = EngineShapes(BUCKETS[-1:], 8)  # one bucket: each further one takes as long again
+SHAPES = EngineShapes(BUCKETS[-1:], 8)  # only one bucket, because the time to build is proportional to the number
 TEXT = 16 + CHECKPOINT.card.max_sequence_length
 Compiler = Callable[[GraphPrecision], EngineBuilder]
 
 
 @pytest.fixture(scope="module")
 def flavour() -> Flavour:
-    """The one that is installed."""
+    """The installed TensorRT."""
     return find_flavour()
 
 
 @pytest.fixture(scope="module")
 def builder(compiled: Path, flavour: Flavour) -> Compiler:
-    """Makes a builder of the embedded checkpoint's graphs in a precision."""
+    """A function that returns a builder for the embedded checkpoint's graphs in a precision."""
     return lambda precision: EngineBuilder(
-        CHECKPOINT, compiled_graphs(compiled, CHECKPOINT, precision), WANTED, flavour
+        CHECKPOINT, compiled_graphs(compiled, CHECKPOINT, precision), SHAPES, flavour
     )
 
 
 @pytest.fixture(scope="module")
 def target(flavour: Flavour) -> Target:
-    """A GPU that is not here."""
+    """A target for a GPU that this machine does not need."""
     return targets_of(flavour, ["sm89"])[0]
 
 
 def quiet() -> Stages:
-    """Stages of which nobody hears."""
+    """Return stages that do not report progress."""
     return Stages(lambda *_: None)
 
 
 def layers_of(network: Any) -> list[Any]:
-    """All of a network's layers."""
+    """Return all layers of a network."""
     return [network.get_layer(index) for index in range(network.num_layers)]
 
 
@@ -69,7 +69,7 @@ def layers_of(network: Any) -> list[Any]:
 def test_all_networks_are_built_as_engines(
     compiled: Path, builder: Compiler, flavour: Flavour, precision: GraphPrecision, gpu: str
 ) -> None:
-    """For each precision and architecture, five engines are built, found again, and not built twice."""
+    """There are five engines. A second build reuses them."""
     (target,) = targets_of(flavour, [gpu])
     stages = quiet()
     folders = build_engines(builder(precision), target, compiled, stages)
@@ -88,7 +88,7 @@ def test_all_networks_are_built_as_engines(
 
 
 def test_an_fp8_engine_is_smaller(compiled: Path, builder: Compiler, target: Target) -> None:
-    """The engine keeps the graph's FP8 weights; the other networks' engines are shared."""
+    """The engine keeps the graph's FP8 weights. Engines of the other networks are the same as in BF16."""
     sizes = {}
     for precision in ("fp32", "bf16", "fp8"):
         build_engines(builder(precision), target, compiled, quiet())
@@ -124,48 +124,50 @@ def test_engines_have_the_inputs_and_outputs_of_the_graphs(
     }
     for part, (inputs, outputs) in expected.items():
         network, parser = builder(precision).network(part)
-        taken = [network.get_input(index) for index in range(network.num_inputs)]
-        given = [network.get_output(index) for index in range(network.num_outputs)]
-        assert {each.name: (tuple(each.shape), each.dtype) for each in taken} == inputs
-        assert {each.name: (tuple(each.shape), each.dtype) for each in given} == {
+        found_inputs = [network.get_input(index) for index in range(network.num_inputs)]
+        found_outputs = [network.get_output(index) for index in range(network.num_outputs)]
+        assert {each.name: (tuple(each.shape), each.dtype) for each in found_inputs} == inputs
+        assert {each.name: (tuple(each.shape), each.dtype) for each in found_outputs} == {
             name: (shape, wide) for name, shape in outputs.items()
         }
         del parser
 
 
 def test_fp8_layers_of_the_parsed_network_follow_the_rule(builder: Compiler, flavour: Flavour) -> None:
-    """For products in FP8, weights in FP8, and all other layers."""
+    """Each layer has the treatment of the rule: FP8, only FP8 weights, or neither."""
     trt: Any = flavour.trt
     network, parser = builder("fp8").network("transformer")
-    made_by = {}
+    producers = {}
     for layer in layers_of(network):
         for index in range(layer.num_outputs):
             output = layer.get_output(index)
             assert output is not None
-            made_by[output.name] = layer
+            producers[output.name] = layer
 
     def is_from_fp8(layer: Any, index: int) -> bool:
-        taken = layer.get_input(index)
-        assert taken is not None
-        maker = made_by.get(taken.name)
-        stored = maker.get_input(0) if maker and maker.type == trt.LayerType.DEQUANTIZE else None
+        value = layer.get_input(index)
+        assert value is not None
+        producer = producers.get(value.name)
+        stored = producer.get_input(0) if producer and producer.type == trt.LayerType.DEQUANTIZE else None
         return stored is not None and stored.dtype == trt.DataType.FP8
 
-    treated = {}
+    treatments = {}
     for layer in layers_of(network):
         weight = layer.get_input(1) if layer.type == trt.LayerType.MATRIX_MULTIPLY else None
         if weight is None or ".weight" not in weight.name:
             continue
         is_fp8 = is_from_fp8(layer, 0), is_from_fp8(layer, 1)
-        found = {(True, True): Treatment.FP8, (False, True): Treatment.WEIGHTS, (False, False): Treatment.HIGH}[is_fp8]
-        treated[weight.name.partition(".weight")[0]] = found
-    assert treated == {layer: treatment_of(layer) for layer in treated}
-    assert list(treated.values()).count(Treatment.FP8) == 69
+        found = {(True, True): Treatment.FP8, (False, True): Treatment.WEIGHTS, (False, False): Treatment.UNCHANGED}[
+            is_fp8
+        ]
+        treatments[weight.name.partition(".weight")[0]] = found
+    assert treatments == {layer: treatment_of(layer) for layer in treatments}
+    assert list(treatments.values()).count(Treatment.FP8) == 69
     del parser
 
 
 def test_each_bucket_has_a_profile(compiled: Path, flavour: Flavour) -> None:
-    """Batches have up to 8 rows, images are decoded one at a time, and texts have their own length."""
+    """Batches have up to 8 rows, and the decoder's have one. Texts have the checkpoint's length."""
     graphs = compiled_graphs(compiled, CHECKPOINT, "fp8")
     builder = EngineBuilder(CHECKPOINT, graphs, EngineShapes(buckets_of("128x64", CHECKPOINT.card), 8), flavour)
     native, whole = builder.profiles("transformer")
@@ -179,7 +181,7 @@ def test_each_bucket_has_a_profile(compiled: Path, flavour: Flavour) -> None:
 
 
 def test_an_engine_with_other_buckets_is_rebuilt(compiled: Path, builder: Compiler, target: Target) -> None:
-    """Readers accept any buckets and read them from the engine's key."""
+    """Readers accept an engine with any buckets, and read them from its key."""
     build_engines(builder("bf16"), target, compiled, quiet())
     file = engine_folder(compiled, CHECKPOINT, "vae", "bf16", target) / MANIFEST
     file.write_text(file.read_text().replace("64x64..256x256", "64x64..128x128"))
@@ -188,17 +190,19 @@ def test_an_engine_with_other_buckets_is_rebuilt(compiled: Path, builder: Compil
     assert compiled_engines(compiled, CHECKPOINT, "bf16", target)["vae"].shapes == "64x64..256x256"
 
 
-@pytest.mark.parametrize("harm", ["version", "gpu", "revision", "format", "cut"])
-def test_an_engine_for_something_else_is_refused(compiled: Path, builder: Compiler, target: Target, harm: str) -> None:
-    """Another version, architecture, checkpoint or format, or a truncated file, counts as not built."""
+@pytest.mark.parametrize("change", ["version", "gpu", "revision", "format", "cut"])
+def test_an_engine_for_another_target_or_checkpoint_is_refused(
+    compiled: Path, builder: Compiler, target: Target, change: str
+) -> None:
+    """So is one of another format, and a truncated one. All count as not built."""
     build_engines(builder("bf16"), target, compiled, quiet())
     folder = engine_folder(compiled, CHECKPOINT, "text_encoder", "bf16", target)
-    if harm == "cut":
+    if change == "cut":
         file = compiled_engines(compiled, CHECKPOINT, "bf16", target)["text_encoder"].file
         file.write_bytes(file.read_bytes()[:-1])
     else:
         manifest = folder / MANIFEST
-        manifest.write_text(manifest.read_text().replace(f'"{harm}": ', f'"{harm}": "another", "was": ', 1))
+        manifest.write_text(manifest.read_text().replace(f'"{change}": ', f'"{change}": "another", "was": ', 1))
     with pytest.raises(NotCompiled) as raised:
         compiled_engines(compiled, CHECKPOINT, "bf16", target)
     assert raised.value.arguments == (
@@ -209,14 +213,14 @@ def test_an_engine_for_something_else_is_refused(compiled: Path, builder: Compil
 
 
 def test_an_engine_is_stale_after_its_graph_was_rebuilt(compiled: Path, builder: Compiler, target: Target) -> None:
-    """Without its graph, an engine is accepted."""
+    """If the graph is missing, the engine is accepted."""
     build_engines(builder("bf16"), target, compiled, quiet())
     manifest = compiled_graphs(compiled, CHECKPOINT, "bf16").path("text_encoder").parent / MANIFEST
     before = manifest.read_text()
-    calibrated_anew = json.loads(before)
-    calibrated_anew["files"]["report.json"] = [0, "0" * 64]
+    rebuilt = json.loads(before)
+    rebuilt["files"]["report.json"] = [0, "0" * 64]
     try:
-        manifest.write_text(json.dumps(calibrated_anew))
+        manifest.write_text(json.dumps(rebuilt))
         with pytest.raises(NotCompiled):
             compiled_engines(compiled, CHECKPOINT, "bf16", target)
         manifest.unlink()
@@ -227,15 +231,15 @@ def test_an_engine_is_stale_after_its_graph_was_rebuilt(compiled: Path, builder:
 
 
 def test_an_unsupported_architecture_is_refused(flavour: Flavour) -> None:
-    """TensorRT-RTX does not support Hopper. Without a GPU, an architecture has to be given."""
+    """TensorRT-RTX does not support Hopper (sm90). On a machine without a GPU, an architecture must be given."""
     with pytest.raises(InvalidSetting, match=r"gpu: got sm90; tensorrt_rtx 1\..* allows: sm75, .*sm89, .*sm120"):
         targets_of(flavour, ["sm89", "sm90"])
-    with pytest.raises(InvalidSetting, match="gpu: none given, and this machine has no GPU; allowed: sm75"):
+    with pytest.raises(InvalidSetting, match="--gpu: got none, and this machine has no GPU; allowed: sm75"):
         targets_of(flavour, [])
 
 
 def test_a_graph_that_tensorrt_cannot_parse_is_named(compiled: Path, flavour: Flavour, tmp_path: Path) -> None:
-    """The error has the operator and TensorRT's message; missing weights are an error of the graph."""
+    """The error has the operator and TensorRT's message. Missing weights raise CheckpointError."""
     source = compiled_graphs(compiled, CHECKPOINT, "bf16").path("text_encoder")
     graphs = OfficialGraphs(tmp_path, "bf16")
     path = graphs.path("text_encoder")
@@ -243,7 +247,7 @@ def test_a_graph_that_tensorrt_cannot_parse_is_named(compiled: Path, flavour: Fl
     model = onnx.load(source)
     next(node for node in model.graph.node if node.op_type == "Gemm").op_type = "Nonsense"
     onnx.save_model(model, path)
-    broken = EngineBuilder(CHECKPOINT, graphs, WANTED, flavour)
+    broken = EngineBuilder(CHECKPOINT, graphs, SHAPES, flavour)
     with pytest.raises(BuildFailed, match=f"clip_l/{GRAPH_FILE}: tensorrt_rtx .* cannot read it: .*Nonsense"):
         broken.build("text_encoder", Target("tensorrt_rtx", flavour.version, "sm89"))
     path.write_bytes(source.read_bytes())

@@ -1,4 +1,4 @@
-"""Portable graphs match PyTorch, with standard ONNX operators and their own weights."""
+"""Portable graphs match PyTorch, and have only standard ONNX operators."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ SIZES = {"R": 3, "B": 2, "T": 20, "h": 14, "w": 20}
 
 
 def inputs_of(part: str, sizes: dict[str, int]) -> dict[str, torch.Tensor]:
-    """Inputs of a network, of sizes other than the traced ones."""
+    """Create a network's inputs with the given sizes."""
     generator = torch.Generator().manual_seed(0)
     found = {}
     for name, dimensions in GRAPHS[part].inputs.items():
@@ -41,9 +41,9 @@ def test_a_graph_in_fp32_equals_pytorch(compiled: Path, part: str) -> None:
     """At sizes other than the traced ones, outputs differ by less than 1e-4 of the largest value."""
     graph = GRAPHS[part]
     inputs = inputs_of(part, SIZES)
-    as_it_is = SimpleNamespace(network=load_network(CHECKPOINT, part, torch.float32))  # not rewritten
+    original = SimpleNamespace(network=load_network(CHECKPOINT, part, torch.float32))  # not rewritten
     with torch.inference_mode():
-        expected = graph.wrapper.forward(as_it_is, **inputs)
+        expected = graph.wrapper.forward(original, **inputs)
     path = compiled_graphs(compiled, CHECKPOINT, "fp32").path(part)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     got = session.run(list(graph.outputs), {name: tensor.numpy() for name, tensor in inputs.items()})
@@ -54,7 +54,7 @@ def test_a_graph_in_fp32_equals_pytorch(compiled: Path, part: str) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8"])
 @pytest.mark.parametrize("part", GRAPHS)
 def test_graphs_have_standard_operators_and_one_type(compiled: Path, part: str, precision: str) -> None:
-    """Weights are in separate files in the graph's type; timesteps are FP32, and tokens INT32."""
+    """Weights are in separate files, in the graph's type. Only timesteps (FP32) and tokens (INT32) have other types."""
     path = compiled_graphs(compiled, CHECKPOINT, precision).path(part)  # type: ignore[arg-type]
     model = onnx.load(path, load_external_data=False)
     assert {each.domain for each in model.opset_import if each.version} <= {"", "pkg.onnxscript.torch_lib.common"}

@@ -31,13 +31,13 @@ GRAPHS = {
 
 @pytest.fixture(scope="module")
 def embedded() -> Path:
-    """The checkpoint that ships with its graphs; `TEST_CHECKPOINT=directory` names another."""
+    """The embedded checkpoint, or the one at the path in `TEST_CHECKPOINT`."""
     return open_checkpoint(os.environ.get("TEST_CHECKPOINT", "sd35-mini")).directory
 
 
 @pytest.fixture(scope="module")
 def medium(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded checkpoint with a tiny transformer of SD3.5 Medium's kind, in BF16 and several files; exported."""
+    """An exported checkpoint: the embedded one with a tiny transformer like Medium's, in BF16 and several shards."""
     directory = tmp_path_factory.mktemp("medium")
     shutil.copytree(embedded, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns("transformer", "*.onnx"))
     torch.manual_seed(0)
@@ -54,7 +54,7 @@ def medium(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("size", [(1, 8, 8, 5), (3, 20, 14, 33), (2, 6, 48, 7)], ids=str)
 def test_an_exported_transformer_equals_pytorch(medium: Path, size: tuple[int, int, int, int]) -> None:
-    """At batches, sizes and text lengths other than the traced ones."""
+    """Batches, sizes and text lengths differ from the traced ones."""
     batch, height, width, text = size
     network = SD3Transformer2DModel.from_pretrained(medium / "transformer", dtype=torch.float32)
     inputs = {
@@ -73,7 +73,7 @@ def test_an_exported_transformer_equals_pytorch(medium: Path, size: tuple[int, i
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("fixture", ["embedded", "medium"])
 def test_weights_are_read_from_the_safetensors_files(request: pytest.FixtureRequest, fixture: str, graph: str) -> None:
-    """Every weight refers to the bytes of its tensor, and nothing large is stored twice."""
+    """Each weight refers to the bytes of its tensor. Graphs contain only small constants."""
     path = request.getfixturevalue(fixture) / graph
     model = onnx.load(path, load_external_data=False)
     references = [tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]

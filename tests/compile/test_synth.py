@@ -38,11 +38,11 @@ SMALL = Architecture(
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of Medium's kind, small."""
+    """A small checkpoint like Medium."""
     directory = tmp_path_factory.mktemp("synth") / "small"
-    heard: list[tuple[int, int]] = []
-    synthesise(SMALL, directory, "bfloat16", lambda done, total: heard.append((done, total)))
-    assert heard[-1][0] == heard[-1][1] == 2 * sum(parameters(SMALL).values())
+    progress: list[tuple[int, int]] = []
+    synthesise(SMALL, directory, "bfloat16", lambda done, total: progress.append((done, total)))
+    assert progress[-1][0] == progress[-1][1] == 2 * sum(parameters(SMALL).values())
     return directory
 
 
@@ -50,15 +50,15 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("name", "part", "file_bytes"),
     [
         ("sd3.5-large", "transformer", 16_460_379_262 - 167_666_654),  # sd3.5_large.safetensors less its autoencoder
-        ("sd3.5-medium", "transformer", 5_107_104_286 - 167_666_654),  # sd3.5_medium.safetensors, the same
+        ("sd3.5-medium", "transformer", 5_107_104_286 - 167_666_654),  # sd3.5_medium.safetensors less its autoencoder
         ("sd3.5-medium", "text_encoder", 246_144_152),  # clip_l.safetensors
         ("sd3.5-medium", "text_encoder_2", 1_389_382_176),  # clip_g.safetensors
-        ("sd3.5-medium", "text_encoder_3", 9_787_841_024),  # t5xxl_fp16.safetensors, which holds its embedding twice
+        ("sd3.5-medium", "text_encoder_3", 9_787_841_024),  # t5xxl_fp16.safetensors, which contains its embedding twice
         ("sd3.5-medium", "vae", 167_666_902),
     ],
 )
 def test_networks_have_the_size_of_the_published_files(name: str, part: str, file_bytes: int) -> None:
-    """At two bytes a parameter, except for headers; sizes from public download lists."""
+    """Parameters have two bytes each, plus a header. The sizes are from public file lists."""
     numbers = parameters(ARCHITECTURES[name])[part]
     if part == "text_encoder_3":
         numbers += 32128 * 4096
@@ -97,15 +97,15 @@ def test_weights_keep_activations_in_range(small: Path) -> None:
     assert not (first == second).all()
 
 
-def test_an_existing_directory_or_a_full_disk_is_refused(
+def test_an_unusable_directory_or_a_full_disk_is_refused(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is written."""
-    with pytest.raises(InvalidSetting, match="small exists"):
+    with pytest.raises(InvalidSetting, match="small already exists"):
         synthesise(SMALL, small, "bfloat16", lambda *_: None)
     with pytest.raises(InvalidSetting, match="is not a directory"):
         synthesise(SMALL, tmp_path / "none" / "new", "bfloat16", lambda *_: None)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10**6}))
-    with pytest.raises(InvalidSetting, match=r"new would take 0\.0 GB, and 0\.0 GB are free"):
+    with pytest.raises(InvalidSetting, match=r"new needs 0\.0 GB, but only 0\.0 GB are free"):
         synthesise(SMALL, tmp_path / "new", "bfloat16", lambda *_: None)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""What runs the container: compose files and Kubernetes' manifests are valid, and name only what there is."""
+"""Compose files and Kubernetes manifests are valid, and refer only to files, settings and routes that exist."""
 
 import re
 import shlex
@@ -21,37 +21,38 @@ from sd35.api.browsers import AllowedHosts
 from sd35.api.server import _ANSWERING_S
 from sd35.cli.main import app
 from sd35.service.lifecycle import ServiceLifecycle
-from sd35.service.metrics_collector import metrics_table
+from sd35.service.metrics_collector import metric_descriptions
 from sd35.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 COMPOSE = [ROOT / "compose.yaml", ROOT / "compose.gpu.yaml"]
 MANIFESTS = sorted((ROOT / "deploy/kubernetes").glob("*.yaml"))
+PAGES = [ROOT / "README.md", ROOT / "docs/guide/containers.md"]
 NAME = re.compile(r"\bSD35_[A-Z0-9_]+")
 KNOWN = {f"SD35_{name.upper()}" for name in Settings.model_fields}
 GRACE_S = Settings.model_fields["shutdown_grace_s"].default
 
 
 def read(path: Path) -> Any:
-    """A YAML file of one document."""
+    """Read a YAML file with one document."""
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def manifest(name: str) -> Any:
-    """One of Kubernetes' manifests."""
+    """Read a Kubernetes manifest."""
     return read(ROOT / f"deploy/kubernetes/{name}.yaml")
 
 
 @pytest.fixture(scope="module")
 def container() -> Any:
-    """The Deployment's only container."""
+    """The only container of the Deployment."""
     (found,) = manifest("deployment")["spec"]["template"]["spec"]["containers"]
     return found
 
 
 def test_compose_files_follow_the_specification():
-    """By the schema of compose-spec, as check-jsonschema bundles it."""
+    """They are checked with the schema that check-jsonschema bundles."""
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
     result = subprocess.run([*command, *map(str, COMPOSE)], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -60,12 +61,12 @@ def test_compose_files_follow_the_specification():
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("version", ["1.30", "1.37"])
 def test_manifests_follow_kubernetes_schemas(path: Path, version: str):
-    """Strictly: a field that Kubernetes does not know is an error."""
+    """A field that Kubernetes does not know is an error."""
     kubernetes_validate.validate(read(path), version, strict=True)
 
 
-def test_what_compose_mounts_is_there():
-    """Each folder and file of this project that a service is given exists; each other volume is declared."""
+def test_folders_and_volumes_that_compose_mounts_exist():
+    """Paths exist in the repository. Named volumes are declared."""
     composed = read(COMPOSE[0])
     for service in composed["services"].values():
         for volume in service.get("volumes", []):
@@ -73,24 +74,24 @@ def test_what_compose_mounts_is_there():
             assert (ROOT / source).exists() if source.startswith(".") else source in composed["volumes"]
 
 
-def test_each_image_of_ours_is_a_target_of_the_dockerfile():
+def test_each_image_is_a_target_of_the_dockerfile():
     """`sd35:cuda` is what `make image TARGET=cuda` builds."""
-    text = "".join(path.read_text(encoding="utf-8") for path in (*COMPOSE, *MANIFESTS, ROOT / "README.md"))
-    named = set(re.findall(r"\bsd35:(\w+)\b(?!:)", text)) - {"8000"}
-    assert named == {"cpu", "cuda"}
+    text = "".join(path.read_text(encoding="utf-8") for path in (*COMPOSE, *MANIFESTS, *PAGES))
+    named = set(re.findall(r"\bsd35:(\w+)\b(?![:@])", text)) - {"8000"}
+    assert named == {"cpu", "cuda", "tensorrt"}
     assert named <= set(re.findall(r"^FROM .* AS (\w+)$", DOCKERFILE, re.MULTILINE))
 
 
 def test_variables_are_settings():
-    """A misspelt SD35_... would be read by no one."""
-    paths = [*COMPOSE, *MANIFESTS, ROOT / "Dockerfile", ROOT / "README.md"]
+    """A misspelt variable SD35_... would be ignored."""
+    paths = [*COMPOSE, *MANIFESTS, ROOT / "Dockerfile", *PAGES]
     named = {name for path in paths for name in NAME.findall(path.read_text(encoding="utf-8"))}
     assert {"SD35_DATABASE", "SD35_BACKEND", "SD35_PRECISION"} <= named
     assert named - KNOWN == set()
 
 
-def test_probes_ask_for_paths_that_there_are(container: Any):
-    """Kubernetes' three probes, at the container's port, and the Dockerfile's HEALTHCHECK."""
+def test_probes_use_routes_and_ports_of_the_service(container: Any):
+    """This covers the three probes of Kubernetes, and HEALTHCHECK in the Dockerfile."""
     paths = create_app(ServiceLifecycle(pytest.fail, pytest.fail, lambda _: None), load_settings()).openapi()["paths"]
     (port,) = container["ports"]
     probes = [container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "readiness", "liveness")]
@@ -100,8 +101,8 @@ def test_probes_ask_for_paths_that_there_are(container: Any):
     assert {healthcheck, *(probe["path"] for probe in probes)} <= paths.keys()
 
 
-def test_pods_select_each_other(container: Any):
-    """Deployment, Service, volume and autoscaler mean the same pods."""
+def test_manifests_refer_to_each_other(container: Any):
+    """Service, volume and autoscaler belong to the pods of the Deployment."""
     deployment, service = manifest("deployment"), manifest("service")
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     assert labels == deployment["spec"]["selector"]["matchLabels"] == service["spec"]["selector"]
@@ -112,14 +113,15 @@ def test_pods_select_each_other(container: Any):
     assert manifest("hpa")["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
 
 
-def test_images_have_time_to_end(container: Any):
-    """No one kills the service before images have ended and their answers are read."""
+def test_running_images_have_time_to_end(container: Any):
+    """The service is not killed before images have ended and their responses are sent."""
     needed_s = GRACE_S + _ANSWERING_S
     pre_stop_s = float(container["lifecycle"]["preStop"]["exec"]["command"][1])
     pod = manifest("deployment")["spec"]["template"]["spec"]
     assert pod["terminationGracePeriodSeconds"] >= pre_stop_s + needed_s
     assert float(read(COMPOSE[0])["services"]["sd35"]["stop_grace_period"].removesuffix("s")) >= needed_s
-    stopped = re.findall(r"docker stop -t (\d+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    text = "".join(path.read_text(encoding="utf-8") for path in PAGES)
+    stopped = re.findall(r"(?:docker stop -t|--stop-timeout) (\d+)", text)
     assert stopped
     assert all(float(given_s) >= needed_s for given_s in stopped)
 
@@ -129,20 +131,19 @@ def _metrics_of_hpa() -> Iterator[str]:
         yield metric[metric["type"].lower()]["metric"]["name"]
 
 
-def test_the_autoscaler_asks_for_metrics_that_the_adapter_makes_of_ours():
-    """Each is a rule of prometheus-adapter, of a series that /metrics has."""
+def test_the_autoscaler_uses_metrics_that_the_adapter_provides():
+    """Each metric is a rule of prometheus-adapter for a series of /metrics."""
     rules = read(ROOT / "deploy/kubernetes/prometheus-adapter/values.yaml")["rules"]
-    made = {}
+    provided = {}
     for rule in (*rules["custom"], *rules["external"]):
         series = rule["seriesQuery"].partition("{")[0]
-        made[rule.get("name", {}).get("as", series)] = series
-    assert set(_metrics_of_hpa()) == made.keys()
-    table = metrics_table()
-    assert all(f"`{series}`" in table for series in made.values())
+        provided[rule.get("name", {}).get("as", series)] = series
+    assert set(_metrics_of_hpa()) == provided.keys()
+    assert set(provided.values()) <= {each.name for each in metric_descriptions()}
 
 
-def test_prometheus_in_compose_scrapes_the_service_under_the_rules_name():
-    """The job that the alerts look for, at the service's name and port."""
+def test_prometheus_in_compose_scrapes_the_service_as_the_job_of_the_alerts():
+    """The target has the name and the port of the service."""
     (job,) = read(ROOT / "deploy/prometheus/compose.yaml")["scrape_configs"]
     assert (job["job_name"], job["static_configs"]) == ("sd35", [{"targets": ["sd35:8000"]}])
     if promtool := shutil.which("promtool"):
@@ -151,7 +152,7 @@ def test_prometheus_in_compose_scrapes_the_service_under_the_rules_name():
 
 @pytest.mark.parametrize("more", ["", "gpu.example, *.lan"])
 def test_compose_allows_the_name_that_prometheus_uses(more: str):
-    """The first of `allowed_hosts`, whether the operator's environment adds more or not."""
+    """It is the first of `allowed_hosts`, also if the operator's environment adds more names."""
     variable = read(COMPOSE[0])["services"]["sd35"]["environment"]["SD35_ALLOWED_HOSTS"]
     names = load_settings({"allowed_hosts": variable.replace("${SD35_ALLOWED_HOSTS:-}", more)}).allowed_hosts
     (job,) = read(ROOT / "deploy/prometheus/compose.yaml")["scrape_configs"]
@@ -161,7 +162,7 @@ def test_compose_allows_the_name_that_prometheus_uses(more: str):
 
 
 def test_kubernetes_allows_the_names_of_the_service(container: Any):
-    """In any namespace, short and whole; Kubernetes puts a variable into those after it alone."""
+    """Short and full names are allowed. Kubernetes expands a variable only in variables that follow it."""
     names = [each["name"] for each in container["env"]]
     assert names.index("POD_NAMESPACE") < names.index("SD35_ALLOWED_HOSTS")
     (value,) = (each["value"] for each in container["env"] if each["name"] == "SD35_ALLOWED_HOSTS")
@@ -173,7 +174,7 @@ def test_kubernetes_allows_the_names_of_the_service(container: Any):
 
 
 def test_the_locks_hold_the_same_pytorch():
-    """The layer's PyTorch is what the extra names; no other lock of an image has one beside it."""
+    """The lock of the PyTorch layer has the version of the extra. No other lock of an image has PyTorch."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     (pin,) = (each for each in project["optional-dependencies"]["diffusers"] if each.startswith("torch=="))
     locks = {name: (ROOT / f"requirements/{name}.txt").read_text(encoding="utf-8") for name in _locks()}
@@ -185,9 +186,9 @@ def _locks() -> set[str]:
     return set(re.findall(r"requirements/(\w+)\.txt", DOCKERFILE))
 
 
-def test_readmes_runs_are_complete_commands():
-    """Each `docker run` of the README names an image, and publishes the port or gives a command of `sd35`."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_documented_docker_runs_are_complete_commands():
+    """Each names an image, and publishes the port or gives a command of `sd35`."""
+    text = "".join(path.read_text(encoding="utf-8") for path in PAGES)
     runs = [line.replace("\\\n", " ") for line in re.findall(r"^\$ (docker run (?:.*\\\n)*.*)$", text, re.MULTILINE)]
     assert len(runs) >= 4
     commands = typer.main.get_group(app).commands.keys()

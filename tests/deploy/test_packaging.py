@@ -1,4 +1,4 @@
-"""What is installed: the locks agree with pyproject.toml, and the wheel carries the embedded model."""
+"""Packaging: the locks match pyproject.toml, and the wheel contains the embedded model."""
 
 import ast
 import subprocess
@@ -21,16 +21,16 @@ EMBEDDED = "sd35/checkpoints/embedded/"
 
 
 def locked(name: str) -> dict[str, str]:
-    """Package -> version, of `requirements/<name>.txt`."""
+    """Return the versions in `requirements/<name>.txt` by package."""
     lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
     pins = [Requirement(line.removesuffix("\\")) for line in lines if line and not line.startswith((" ", "#"))]
     return {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in pins}
 
 
 def missing(lock: dict[str, str], requirements: list[str]) -> list[str]:
-    """The requirements that no locked version satisfies."""
-    wanted = map(Requirement, requirements)
-    return [str(one) for one in wanted if not one.specifier.contains(lock.get(canonicalize_name(one.name), "0"))]
+    """Return the requirements that no locked version satisfies."""
+    parsed = map(Requirement, requirements)
+    return [str(one) for one in parsed if not one.specifier.contains(lock.get(canonicalize_name(one.name), "0"))]
 
 
 @pytest.fixture(scope="module")
@@ -43,37 +43,37 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
 
 
 def test_default_lock_satisfies_the_default_dependencies() -> None:
-    """Every default dependency is in the default lock, in a version that pyproject.toml allows."""
+    """Each dependency is locked in a version that pyproject.toml allows."""
     assert missing(locked("default"), PROJECT["dependencies"]) == []
 
 
 def test_test_lock_satisfies_the_extras() -> None:
-    """The test lock holds what each extra asks for, PyTorch excepted, which pip chooses for the machine."""
+    """PyTorch is an exception, because pip chooses its build for the machine."""
     extras = [one for extra in PROJECT["optional-dependencies"].values() for one in extra]
     assert missing(locked("test"), [one for one in extras if not one.startswith((PROJECT["name"], "torch=="))]) == []
 
 
-def test_tests_run_what_is_served() -> None:
-    """A package of the default lock has the same version in the test lock."""
+def test_default_and_test_lock_have_the_same_versions() -> None:
+    """So tests run the packages that serve."""
     default, test = locked("default"), locked("test")
     assert {name: test.get(name) for name in default} == default
 
 
 @pytest.mark.parametrize("lock", ["default", "build", "test"])
-def test_locks_hold_no_pytorch_and_no_cuda(lock: str) -> None:
-    """No lock names PyTorch or one of the packages, gigabytes of them, that its CUDA builds pull in."""
+def test_locks_contain_neither_pytorch_nor_cuda(lock: str) -> None:
+    """The CUDA packages of PyTorch take gigabytes."""
     found = [name for name in locked(lock) if name.startswith(("torch", "triton", "nvidia", "cuda"))]
-    assert [name for name in found if name not in {"torchao", "nvidia-ml-py"}] == []  # two that are small
+    assert [name for name in found if name not in {"torchao", "nvidia-ml-py"}] == []  # two small ones
 
 
-def test_makefile_and_extra_name_one_pytorch() -> None:
+def test_makefile_and_extra_have_the_same_pytorch() -> None:
     """`make test` installs the PyTorch that the `diffusers` extra pins."""
     pin = next(one for one in PROJECT["optional-dependencies"]["diffusers"] if one.startswith("torch=="))
     assert f" {pin}\n" in (ROOT / "Makefile").read_text()
 
 
-def test_wheel_carries_every_file_of_the_package(wheel: ZipFile) -> None:
-    """The wheel holds each file under src/: the embedded model, its tokenizers and py.typed as well as the code."""
+def test_wheel_contains_every_file_of_the_package(wheel: ZipFile) -> None:
+    """These are the code, the embedded model, its tokenizers, and py.typed."""
     source = ROOT / "src"
     files = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
     assert {name for name in files if "__pycache__" not in name} <= set(wheel.namelist())
@@ -81,7 +81,7 @@ def test_wheel_carries_every_file_of_the_package(wheel: ZipFile) -> None:
 
 
 def test_wheel_metadata_names_licence_and_command(wheel: ZipFile) -> None:
-    """The wheel carries the licence, the notice of what the model was trained on, and the command `sd35`."""
+    """The wheel also contains LICENSE, and NOTICE, which names the font of the training images."""
     info = f"sd35_fp8_mirror-{PROJECT['version']}.dist-info"
     metadata = message_from_bytes(wheel.read(f"{info}/METADATA"))
     assert metadata["License-Expression"] == "Apache-2.0"
@@ -89,9 +89,9 @@ def test_wheel_metadata_names_licence_and_command(wheel: ZipFile) -> None:
     assert "sd35 = sd35.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
 
 
-def test_who_swaps_the_backend_changes_nothing_above_it():
-    """No string above the backends is a backend's name; its spec says what is particular to it."""
-    floors = [ROOT / "src" / "sd35" / floor for floor in ("api", "service", "jobs", "generation", "planning", "engine")]
-    for path in (path for floor in floors for path in floor.rglob("*.py")):
-        words = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
-        assert not words & BACKENDS.keys(), path
+def test_layers_above_the_backends_do_not_name_a_backend():
+    """No string there equals the name of a backend. Differences between backends are in their specs."""
+    layers = [ROOT / "src" / "sd35" / layer for layer in ("api", "service", "jobs", "generation", "planning", "engine")]
+    for path in (path for layer in layers for path in layer.rglob("*.py")):
+        strings = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        assert not strings & BACKENDS.keys(), path

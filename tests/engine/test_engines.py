@@ -1,4 +1,4 @@
-"""What every engine does: the same suite over the engine of this process and over one in a child process."""
+"""The contract of every engine, tested on the local engine and on one in a child process."""
 
 import math
 import pickle
@@ -28,14 +28,14 @@ LIMITS = DeviceLimits(max_rows=8, max_in_flight=3, max_wait_s=600, memory_bytes=
 
 
 class SteeredBackend(FakeBackend):
-    """Waits in a first step for `may_go_on`; fails for the prompt "fail", and computes NaN for "overflow"."""
+    """Waits in a first step for `may_go_on`. Fails for the prompt "fail", and computes NaN for "overflow"."""
 
     def __init__(self, is_computing: Event, may_go_on: Event) -> None:
         super().__init__()
         self._is_computing, self._may_go_on = is_computing, may_go_on
 
     def predict_velocity(self, rows: Sequence[DenoiseRow]) -> list[Array]:
-        """The velocity of each row."""
+        """Return the velocity of each row."""
         if any(row.sigma == 1 for row in rows):
             self._is_computing.set()
             assert self._may_go_on.wait(3 * WAIT_S)
@@ -50,44 +50,44 @@ class SteeredBackend(FakeBackend):
 
 
 def open_engine(directory: Path, is_computing: Event, may_go_on: Event, previews_per_s: float) -> LocalEngine:
-    """An engine of one model; also called in the child process."""
+    """Open an engine of one model. Also called in the child process."""
     pipeline = fake_pipeline(directory / "mini", backend=SteeredBackend(is_computing, may_go_on))
     return LocalEngine([pipeline], LIMITS, EmbeddingCache(10**6), previews_per_s=previews_per_s)
 
 
 @dataclass
-class Opened:
-    """An engine, and the events by which a test sees and lets go on what its backend does."""
+class OpenedEngine:
+    """An engine, and the events to observe and steer its backend."""
 
     engine: Engine
     is_computing: Event
     may_go_on: Event
 
     def work(self, prompt: str = "a cat", seed: int = 1, **params: Any) -> Work:
-        """Work on the engine's model."""
+        """Return work for the engine's model."""
         (model,) = self.engine.models
         request = resolve(GenerationParams(prompt, seed=seed, **params), {model.name: model})
         return Work(request, request.width, request.height)
 
-    def begun(self, work: Work, **given: Any) -> Handle:
-        """The work, once the backend computes its first step, and waits there."""
+    def submit_and_wait(self, work: Work, **given: Any) -> Handle:
+        """Submit work, and return once the backend waits in its first step."""
         handle = self.engine.submit(work, **given)
         assert self.is_computing.wait(WAIT_S)
         return handle
 
 
 @pytest.fixture(params=[LocalEngine, ProcessEngine])
-def open_one(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
-    """Opens an engine of either kind, and closes it at the end."""
+def open_engine_under_test(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., OpenedEngine]]:
+    """A function that opens an engine of each kind. The engines are closed at the end."""
     context = get_context("spawn")
     is_computing, may_go_on = context.Event(), context.Event()
     engines: list[Engine] = []
 
-    def opened(previews_per_s: float = math.inf) -> Opened:
+    def opened(previews_per_s: float = math.inf) -> OpenedEngine:
         args = tmp_path, is_computing, may_go_on, previews_per_s
         engine: Engine = ProcessEngine(open_engine, *args) if request.param is ProcessEngine else open_engine(*args)
         engines.append(engine)
-        return Opened(engine, is_computing, may_go_on)
+        return OpenedEngine(engine, is_computing, may_go_on)
 
     yield opened
     may_go_on.set()
@@ -96,23 +96,23 @@ def open_one(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callabl
 
 
 @pytest.fixture
-def one(open_one: Callable[..., Opened]) -> Opened:
-    """An engine whose backend does not wait."""
-    opened = open_one()
+def idle(open_engine_under_test: Callable[..., OpenedEngine]) -> OpenedEngine:
+    """An engine with a backend that does not wait."""
+    opened = open_engine_under_test()
     opened.may_go_on.set()
     return opened
 
 
 @pytest.fixture
-def held(open_one: Callable[..., Opened]) -> Opened:
-    """An engine whose backend waits in its first step."""
-    return open_one()
+def held(open_engine_under_test: Callable[..., OpenedEngine]) -> OpenedEngine:
+    """An engine with a backend that waits in its first step."""
+    return open_engine_under_test()
 
 
-def test_an_image_is_that_of_its_pipeline(one: Opened, tmp_path: Path) -> None:
-    """Its pixels are those of the solver and the backend without an engine; its request and stages come with it."""
-    work = one.work(steps=5)
-    generated = one.engine.submit(work).future.result(WAIT_S)
+def test_an_image_equals_that_of_its_pipeline_without_an_engine(idle: OpenedEngine, tmp_path: Path) -> None:
+    """It comes with its request and its stages."""
+    work = idle.work(steps=5)
+    generated = idle.engine.submit(work).future.result(WAIT_S)
     pipeline = fake_pipeline(tmp_path / "mini")
     assert np.array_equal(generated.pixels, generate_directly(FakeBackend(), pipeline.checkpoint, work.request))
     assert generated.request == work.request
@@ -120,55 +120,56 @@ def test_an_image_is_that_of_its_pipeline(one: Opened, tmp_path: Path) -> None:
     assert generated.took_s > 0
 
 
-def test_progress_counts_evaluations_and_has_no_preview_unless_asked(one: Opened) -> None:
-    """It comes in order, before the image."""
-    heard: list[Progress] = []
-    one.engine.submit(one.work(steps=3), heard.append).future.result(WAIT_S)
-    assert heard == [Progress(1, 3), Progress(2, 3), Progress(3, 3)]
+def test_progress_counts_evaluations_and_has_no_preview_by_default(idle: OpenedEngine) -> None:
+    received: list[Progress] = []
+    idle.engine.submit(idle.work(steps=3), received.append).future.result(WAIT_S)
+    assert received == [Progress(1, 3), Progress(2, 3), Progress(3, 3)]
 
 
-def test_previews_come_to_those_who_ask_alone(held: Opened) -> None:
-    """Two wait for one image, and the one that asked for previews gets them, one pixel for each 8x8 of the image."""
-    asked: list[Progress] = []
-    not_asked: list[Progress] = []
+def test_previews_are_sent_only_to_the_callers_that_request_them(held: OpenedEngine) -> None:
+    """Two callers wait for one image."""
+    with_previews: list[Progress] = []
+    without_previews: list[Progress] = []
     work = held.work(steps=3)
-    handles = [held.begun(work, on_progress=asked.append, previews=True), held.engine.submit(work, not_asked.append)]
+    handles = [
+        held.submit_and_wait(work, on_progress=with_previews.append, previews=True),
+        held.engine.submit(work, without_previews.append),
+    ]
     held.may_go_on.set()
     for handle in handles:
         handle.future.result(WAIT_S)
-    assert [progress.preview for progress in not_asked] == [None] * 3
-    for progress in asked:
+    assert [progress.preview for progress in without_previews] == [None] * 3
+    for progress in with_previews:
         assert progress.preview is not None
         assert progress.preview.shape == (16, 16, 3)
         assert progress.preview.dtype == np.uint8
 
 
-def test_previews_can_be_asked_for_later(held: Opened) -> None:
-    """From then on progress has them."""
-    heard: list[Progress] = []
-    handle = held.begun(held.work(steps=3), on_progress=heard.append)
+def test_previews_can_be_requested_later(held: OpenedEngine) -> None:
+    received: list[Progress] = []
+    handle = held.submit_and_wait(held.work(steps=3), on_progress=received.append)
     held.engine.send_previews(handle)
     held.may_go_on.set()
     handle.future.result(WAIT_S)
-    held.engine.send_previews(handle)  # of an image that is done: nothing
-    assert all(progress.preview is not None for progress in heard)
-    assert len(heard) == 3
+    held.engine.send_previews(handle)  # no effect after the end
+    assert all(progress.preview is not None for progress in received)
+    assert len(received) == 3
 
 
-def test_previews_are_limited_in_time(open_one: Callable[..., Opened]) -> None:
-    """At one an hour, an image has one; the default is four a second."""
-    opened = open_one(previews_per_s=1 / 3600)
+def test_the_rate_of_previews_is_limited(open_engine_under_test: Callable[..., OpenedEngine]) -> None:
+    """At one an hour, an image has one preview. The default is four a second."""
+    opened = open_engine_under_test(previews_per_s=1 / 3600)
     opened.may_go_on.set()
-    heard: list[Progress] = []
-    opened.engine.submit(opened.work(steps=20), heard.append, previews=True).future.result(WAIT_S)
-    assert [progress.preview is not None for progress in heard] == [True] + [False] * 19
+    received: list[Progress] = []
+    opened.engine.submit(opened.work(steps=20), received.append, previews=True).future.result(WAIT_S)
+    assert [progress.preview is not None for progress in received] == [True] + [False] * 19
     assert PREVIEWS_PER_S == 4
 
 
-def test_the_same_request_is_generated_once(held: Opened) -> None:
-    """Two who submit it get the same pixels, though one that leaves does not stop it."""
+def test_a_request_of_several_callers_is_generated_once(held: OpenedEngine) -> None:
+    """A caller that cancels does not stop it."""
     work = held.work()
-    leaving = held.begun(work)
+    leaving = held.submit_and_wait(work)
     staying, joining = held.engine.submit(work), held.engine.submit(work)
     held.engine.cancel(leaving)
     held.may_go_on.set()
@@ -177,9 +178,9 @@ def test_the_same_request_is_generated_once(held: Opened) -> None:
         leaving.future.result(WAIT_S)
 
 
-def test_a_cancelled_image_is_not_generated(held: Opened) -> None:
-    """Its future is cancelled, and its place is free; cancelling it again does nothing."""
-    running, waiting = held.begun(held.work(steps=150)), held.engine.submit(held.work(seed=2))
+def test_a_cancelled_image_is_not_generated(held: OpenedEngine) -> None:
+    """It no longer counts as in flight. Cancelling it again does nothing."""
+    running, waiting = held.submit_and_wait(held.work(steps=150)), held.engine.submit(held.work(seed=2))
     for handle in (running, waiting, waiting):
         held.engine.cancel(handle)
         with pytest.raises(CancelledError):
@@ -190,35 +191,35 @@ def test_a_cancelled_image_is_not_generated(held: Opened) -> None:
     assert held.engine.submit(held.work(seed=3)).future.result(WAIT_S)
 
 
-def test_a_failure_arrives_as_itself(one: Opened) -> None:
-    """Whatever the backend raised is a GenerationFailed, and a numerical failure says its kind."""
+def test_errors_of_the_backend_end_the_image_as_generation_failed(idle: OpenedEngine) -> None:
+    """A numerical failure has its kind."""
     with pytest.raises(GenerationFailed, match="RuntimeError: out of luck"):
-        one.engine.submit(one.work("fail")).future.result(WAIT_S)
+        idle.engine.submit(idle.work("fail")).future.result(WAIT_S)
     with pytest.raises(NumericalFailure, match="values are no longer finite in float32 at step 1 of 4") as failed:
-        one.engine.submit(one.work("overflow")).future.result(WAIT_S)
+        idle.engine.submit(idle.work("overflow")).future.result(WAIT_S)
     assert failed.value.kind == "not_finite"
-    assert one.engine.status().numerical_failures == {"not_finite": 1, "uniform": 0}
+    assert idle.engine.status().numerical_failures == {"not_finite": 1, "uniform": 0}
 
 
-def test_a_size_that_the_model_cannot_generate_is_refused(one: Opened) -> None:
-    """By the engine itself, whoever calls it, with the field, the value and what is allowed."""
-    work = one.work()
+def test_a_size_that_the_model_cannot_generate_is_refused(idle: OpenedEngine) -> None:
+    """The error has the field and the value."""
+    work = idle.work()
     with pytest.raises(InvalidRequest, match="width: got 40; allowed: multiples of 16 from 64 to 256") as refused:
-        one.engine.submit(Work(work.request, 40, 64))
+        idle.engine.submit(Work(work.request, 40, 64))
     assert (refused.value.field, refused.value.got) == ("width", 40)
 
 
-def test_a_model_that_it_does_not_have_is_refused(one: Opened) -> None:
-    """A caller of an engine elsewhere may know models that are gone by now."""
-    work = one.work()
+def test_a_model_that_the_engine_does_not_have_is_refused(idle: OpenedEngine) -> None:
+    """A caller of a remote engine may know models that are no longer loaded."""
+    work = idle.work()
     gone = replace(work.request, model="gone")
     with pytest.raises(InvalidRequest, match="model: got 'gone in double/float32'; allowed: mini in double/float32"):
-        one.engine.submit(replace(work, request=gone))
+        idle.engine.submit(replace(work, request=gone))
 
 
-def test_a_full_engine_refuses_and_says_when_to_come_back(held: Opened) -> None:
-    """What was accepted is generated all the same."""
-    handles = [held.begun(held.work()), *(held.engine.submit(held.work(seed=seed)) for seed in (2, 3))]
+def test_a_full_engine_refuses_with_a_retry_time(held: OpenedEngine) -> None:
+    """Accepted images are still generated."""
+    handles = [held.submit_and_wait(held.work()), *(held.engine.submit(held.work(seed=seed)) for seed in (2, 3))]
     with pytest.raises(Overloaded) as refused:
         held.engine.submit(held.work(seed=4))
     assert refused.value.retry_after_s >= 1
@@ -226,9 +227,8 @@ def test_a_full_engine_refuses_and_says_when_to_come_back(held: Opened) -> None:
     assert all(handle.future.result(WAIT_S) for handle in handles)
 
 
-def test_status_says_what_waits_and_what_runs(held: Opened) -> None:
-    """And the limits, and the work left."""
-    handles = [held.begun(held.work()), held.engine.submit(held.work(seed=2))]
+def test_status_has_the_load_and_the_limits(held: OpenedEngine) -> None:
+    handles = [held.submit_and_wait(held.work()), held.engine.submit(held.work(seed=2))]
     status = held.engine.status()
     assert (status.running, status.waiting, status.limits) == (1, 1, LIMITS)
     assert status.backlog_s > 0
@@ -242,8 +242,8 @@ def test_status_says_what_waits_and_what_runs(held: Opened) -> None:
     assert (status.prompt_cache_misses, status.prompt_cache_hits) == (2, 2)
 
 
-def test_an_observer_hears_of_the_work(one: Opened) -> None:
-    """Prompts, steps with their transformer rows, and failures with the runtime's own words."""
+def test_an_observer_receives_the_events(idle: OpenedEngine) -> None:
+    """Encoded prompts, steps with their transformer rows, and failures with the runtime's message."""
 
     class Recorder:
         def __init__(self) -> None:
@@ -262,18 +262,17 @@ def test_an_observer_hears_of_the_work(one: Opened) -> None:
             self.failures.append(error)
 
     recorder = Recorder()
-    one.engine.observe(recorder)
-    one.engine.submit(one.work(steps=3)).future.result(WAIT_S)
+    idle.engine.observe(recorder)
+    idle.engine.submit(idle.work(steps=3)).future.result(WAIT_S)
     with pytest.raises(GenerationFailed):
-        one.engine.submit(one.work("fail")).future.result(WAIT_S)
-    one.engine.drain()
+        idle.engine.submit(idle.work("fail")).future.result(WAIT_S)
+    idle.engine.drain()
     assert (recorder.prompts, recorder.rows) == (3, 6 + 2)
     assert recorder.failures == ["RuntimeError: out of luck"]
 
 
-def test_a_drained_engine_has_finished_what_it_accepted(held: Opened) -> None:
-    """And accepts nothing more."""
-    handles = [held.begun(held.work()), held.engine.submit(held.work(seed=2))]
+def test_a_drained_engine_has_finished_accepted_images_and_refuses_new_ones(held: OpenedEngine) -> None:
+    handles = [held.submit_and_wait(held.work()), held.engine.submit(held.work(seed=2))]
     held.may_go_on.set()
     held.engine.drain()
     assert all(handle.future.result(WAIT_S) for handle in handles)
@@ -282,13 +281,13 @@ def test_a_drained_engine_has_finished_what_it_accepted(held: Opened) -> None:
         held.engine.submit(held.work(seed=3))
 
 
-def test_what_crosses_the_interface_can_be_pickled(one: Opened) -> None:
-    """Work, models, status, progress and images are plain data."""
-    heard: list[Progress] = []
-    work = one.work()
-    generated = one.engine.submit(work, heard.append, previews=True).future.result(WAIT_S)
-    for each in (work, one.engine.models, one.engine.status()):
-        assert pickle.loads(pickle.dumps(each)) == each  # noqa: S301  our own
-    again = pickle.loads(pickle.dumps((heard, generated)))  # noqa: S301  our own
-    assert np.array_equal(again[1].pixels, generated.pixels)
-    assert again[0][0].step == 1
+def test_everything_that_crosses_the_interface_can_be_pickled(idle: OpenedEngine) -> None:
+    """Work, models, status, progress and images."""
+    received: list[Progress] = []
+    work = idle.work()
+    generated = idle.engine.submit(work, received.append, previews=True).future.result(WAIT_S)
+    for each in (work, idle.engine.models, idle.engine.status()):
+        assert pickle.loads(pickle.dumps(each)) == each  # noqa: S301  pickled here
+    restored = pickle.loads(pickle.dumps((received, generated)))  # noqa: S301  pickled here
+    assert np.array_equal(restored[1].pixels, generated.pixels)
+    assert restored[0][0].step == 1

@@ -1,4 +1,4 @@
-"""A fallback from settings: beside what is built, in place of what is not, and only where both fit."""
+"""A fallback from the settings: how it is loaded, planned and checked together with the first backend."""
 
 import re
 from pathlib import Path
@@ -18,82 +18,86 @@ from sd35.settings import Settings, load_settings
 from sd35.startup import open_model_pool
 
 CHECKPOINTS = [open_checkpoint(EMBEDDED)]
-WANTED = GenerationParams("a cat", width=64, height=64, steps=2, seed=1)
+PARAMS = GenerationParams("a cat", width=64, height=64, steps=2, seed=1)
 
 
 def settings_of(cache_dir: Path, **flags: str) -> Settings:
-    """BF16 first, float32 as the fallback."""
+    """Return settings with BF16 first and float32 as the fallback."""
     return load_settings(
         {"precision": "bfloat16", "fallback": "onnx/float32", "cache_dir": str(cache_dir), "threads": "1", **flags}
     )
 
 
-def opened(settings: Settings) -> ModelPool:
-    """A model pool as the server opens it."""
+def open_pool(settings: Settings) -> ModelPool:
+    """Open a model pool as the server does."""
     return open_model_pool(settings, CHECKPOINTS, with_fallback=True)
 
 
-def test_the_fallback_answers_until_the_graphs_are_built(tmp_path: Path):
-    """It is ready, says honestly what it uses, and knows what to build; without a fallback the command is the error."""
+def test_the_fallback_serves_until_the_graphs_are_built(tmp_path: Path):
+    """Without a fallback, the error has the command that builds them."""
     settings = settings_of(tmp_path)
-    with opened(settings) as pool:
+    with open_pool(settings) as pool:
         assert [model.profile for model in pool.models.values()] == ["onnx/float32"]
         assert pool.fallback_builder
         assert not pool.fallback_builder.is_running  # before the service is ready
-        assert pool.submit(pool.resolve(WANTED)).future.result().request.profile == "onnx/float32"
+        assert pool.submit(pool.resolve(PARAMS)).future.result().request.profile == "onnx/float32"
     with pytest.raises(NotCompiled, match="sd35 compile --checkpoint sd35-mini --precision bf16"):
         open_model_pool(settings, CHECKPOINTS)
 
 
 def test_the_fallback_retries_images_with_numerical_failures(compiled: Path, monkeypatch: pytest.MonkeyPatch):
-    """Built, BF16 answers; what it spoils is the very image that float32 makes, and can be replayed with that."""
-    with opened(settings_of(compiled)) as pool:
+    """The retried image has the fallback's record, so the fallback's backend replays it."""
+    with open_pool(settings_of(compiled)) as pool:
         assert pool.fallback_builder is None
-        request = pool.resolve(WANTED)
+        request = pool.resolve(PARAMS)
         assert pool.submit(request).future.result().request.profile == request.profile == "onnx/bfloat16"
         assert isinstance(pool.engine, LocalEngine)
-        first = pool.engine._pipelines["sd35-mini", "onnx/bfloat16"].backend  # noqa: SLF001  it is to break
+        first = pool.engine._pipelines["sd35-mini", "onnx/bfloat16"].backend  # noqa: SLF001  to break it
         monkeypatch.setattr(first, "decode_latents", lambda _: (_ for _ in ()).throw(FloatingPointError()))
-        made = pool.encode(pool.submit(request).future.result())
-    assert (made.record.maker.precision, made.record.request.profile) == ("float32", "onnx/float32")
+        encoded = pool.encode(pool.submit(request).future.result())
+    assert (encoded.record.maker.precision, encoded.record.request.profile) == ("float32", "onnx/float32")
     with open_model_pool(load_settings({"threads": "1"}), CHECKPOINTS) as other:
-        assert replay(read_stored_image(made.png), other).outcome == "same bytes"
+        assert replay(read_stored_image(encoded.png), other).outcome == "same bytes"
 
 
 def test_admission_reserves_memory_for_the_model_that_is_not_built_yet(tmp_path: Path):
-    """From the beginning, the memory for working is what the weights of both leave."""
+    """The working memory is what the weights of both backends leave."""
     settings = settings_of(tmp_path, ram="1GB")
-    room = available_memory(settings)
+    available = available_memory(settings)
     all_network_sizes = [network_sizes_on_disk(CHECKPOINTS[0])]
     both = [
-        placement_of(plan_for(each, all_network_sizes, room)) for each in (settings, settings.fallback_settings) if each
+        placement_of(plan_for(each, all_network_sizes, available))
+        for each in (settings, settings.fallback_settings)
+        if each
     ]
-    with opened(settings) as pool:
+    with open_pool(settings) as pool:
         left_bytes = 10**9 - sum(placement.weights_bytes for placement in both)
         assert pool.engine.status().limits.memory_bytes == int(0.9 * left_bytes)
 
 
-def test_the_model_and_its_fallback_have_to_fit_together(tmp_path: Path):
-    """What has room for one of them only is refused with both tables."""
-    with pytest.raises(DoesNotFit, match="sd35-mini cannot be placed here with a fallback") as refused:
-        opened(settings_of(tmp_path, ram="300MB"))
+def test_the_model_and_its_fallback_must_fit_together(tmp_path: Path):
+    """The error has the plans of both."""
+    with pytest.raises(DoesNotFit, match="sd35-mini does not fit in memory with a fallback") as refused:
+        open_pool(settings_of(tmp_path, ram="300MB"))
     text = str(refused.value)
     assert re.search(
-        r"in bfloat16, by onnx.*Fits as 'none'.*and beside it:.*in float32, by onnx.*Nothing fits", text, re.DOTALL
+        r"in bfloat16 with the onnx.*Fits with offload 'none'.*The fallback, .*in float32 with the onnx.*Does not fit",
+        text,
+        re.DOTALL,
     )
 
 
 @pytest.mark.parametrize("flags", [{"fallback": "onnx/bfloat16"}, {"fallback": "onnx", "precision": "float32"}])
-def test_a_fallback_equal_to_the_model_is_refused(tmp_path: Path, flags: dict[str, str]):
-    """What backend and precision name already is refused."""
+def test_a_fallback_equal_to_the_first_backend_is_refused(tmp_path: Path, flags: dict[str, str]):
+    """It has the same backend and precision, named explicitly or by default."""
     with pytest.raises(InvalidSetting, match=r"fallback: got 'onnx.*'; allowed: another backend or precision than"):
-        opened(settings_of(tmp_path, **flags))
+        open_pool(settings_of(tmp_path, **flags))
 
 
 @pytest.mark.parametrize("wrong", ["", "/float32", "onnx/int3", "onnx/"])
 def test_a_malformed_fallback_is_refused(wrong: str):
-    """Another form is refused by name, with the precisions there are."""
+    """The error has the form and the precisions."""
     with pytest.raises(
-        InvalidSetting, match=rf"--fallback: got '{wrong}'; .*BACKEND/PRECISION, of which auto, float32"
+        InvalidSetting, match=rf"--fallback: got '{wrong}'; .*BACKEND/PRECISION; precisions: auto, float32"
     ):
         load_settings({"fallback": wrong})

@@ -1,4 +1,4 @@
-"""From what was wanted to a PNG file: defaults, sizes, the file, and its replay."""
+"""Resolving requests, the sizes of images, their PNG files, and replay."""
 
 import hashlib
 import io
@@ -28,19 +28,19 @@ sides = st.integers(1, 128).map(lambda count: count * SIZE_MULTIPLE_PX)
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelPool]:
-    """A model pool with two models, of which the first is the default and enlarges."""
+    """A model pool with two models. The first is the default, and its images can be enlarged."""
     with fake_pool(tmp_path_factory.mktemp("models")) as pool:
         yield pool
 
 
-def make(pool: ModelPool, wanted: GenerationParams) -> EncodedImage:
-    """An image's file."""
-    request = pool.resolve(wanted)
+def generate(pool: ModelPool, params: GenerationParams) -> EncodedImage:
+    """Generate an image and return its file."""
+    request = pool.resolve(params)
     return pool.encode(pool.submit(request).future.result())
 
 
-def test_omitted_parameters_are_the_models_defaults_and_a_random_seed(pool: ModelPool):
-    """Defaults are the card's, the first model is the default, and two seeds differ."""
+def test_omitted_parameters_get_the_defaults_of_the_model_and_a_random_seed(pool: ModelPool):
+    """The default model is the first."""
     first, second = pool.resolve(GenerationParams("a cat")), pool.resolve(GenerationParams("a cat"))
     assert (first.model, first.width, first.height, first.steps, first.guidance_scale) == ("mini", 128, 128, 4, 4.5)
     assert first.profile == "double/float32"
@@ -50,15 +50,16 @@ def test_omitted_parameters_are_the_models_defaults_and_a_random_seed(pool: Mode
 
 
 def test_zero_is_not_an_omitted_parameter(pool: ModelPool):
-    """Seed 0 and guidance 0 are what was asked for, not defaults to fill in."""
     request = pool.resolve(GenerationParams("a cat", seed=0, guidance_scale=0))
     assert (request.seed, request.guidance_scale) == (0, 0.0)
 
 
 def test_layers_are_skipped_by_default_if_the_model_supports_it(pool: ModelPool):
-    """The scale is the card's unless one is asked for, 0 included; a model that is not for it takes 0 and no other."""
-    for model, asked, scale in (("large", None, 2.8), ("large", 1, 1.0), ("large", 0, 0.0), ("mini", None, 0.0)):
-        assert pool.resolve(GenerationParams("a cat", model=model, skip_layer_scale=asked)).skip_layer_scale == scale
+    """The default scale is the card's. A model without skip-layer guidance only allows 0."""
+    for model, requested, scale in (("large", None, 2.8), ("large", 1, 1.0), ("large", 0, 0.0), ("mini", None, 0.0)):
+        assert (
+            pool.resolve(GenerationParams("a cat", model=model, skip_layer_scale=requested)).skip_layer_scale == scale
+        )
     assert pool.resolve(GenerationParams("a cat", skip_layer_scale=0)).skip_layer_scale == 0
     with pytest.raises(
         InvalidRequest, match=r"skip_layer_scale: got 2\.8; allowed: 0, because the card of mini names no"
@@ -68,17 +69,17 @@ def test_layers_are_skipped_by_default_if_the_model_supports_it(pool: ModelPool)
         pool.resolve(GenerationParams("a cat", model="large", skip_layer_scale=10.5))
 
 
-def test_skipping_layers_is_refused_if_the_backend_cannot(pool: ModelPool, tmp_path: Path):
-    """Left open it is off; asked for, or in a file from another backend, it is refused."""
+def test_skip_layer_guidance_is_refused_if_the_backend_cannot_skip_layers(pool: ModelPool, tmp_path: Path):
+    """The default is then 0. Refused are requests with another scale, and replays of images from other backends."""
     backend = FakeBackend()
     backend.can_skip_layers = False
-    wanted = GenerationParams("a cat", model="large", seed=1, width=256, height=256, steps=10)
-    stored_image = read_stored_image(make(pool, wanted).png)
+    params = GenerationParams("a cat", model="large", seed=1, width=256, height=256, steps=10)
+    stored_image = read_stored_image(generate(pool, params).png)
     assert stored_image.record.request.skip_layer_scale == 2.8
     with fake_pool(tmp_path, backend) as unable:
-        assert unable.resolve(wanted).skip_layer_scale == 0
+        assert unable.resolve(params).skip_layer_scale == 0
         for attempt in (
-            lambda: unable.resolve(replace(wanted, skip_layer_scale=1)),
+            lambda: unable.resolve(replace(params, skip_layer_scale=1)),
             lambda: replay(stored_image, unable),
         ):
             with pytest.raises(InvalidRequest, match=r"skip_layer_scale: .* the double backend cannot skip layers"):
@@ -86,13 +87,12 @@ def test_skipping_layers_is_refused_if_the_backend_cannot(pool: ModelPool, tmp_p
 
 
 def test_the_error_of_an_unknown_model_lists_the_served_models(pool: ModelPool):
-    """The error lists what there is."""
-    with pytest.raises(UnknownModel, match="served: mini, large"):
+    with pytest.raises(UnknownModel, match="model: got 'medium'; allowed: mini, large"):
         pool.resolve(GenerationParams("a cat", model="medium"))
 
 
 @pytest.mark.parametrize(
-    ("asked", "drawn"),
+    ("requested", "generated"),
     [
         ((128, 128), (128, 128)),
         ((256, 64), (256, 64)),
@@ -102,26 +102,28 @@ def test_the_error_of_an_unknown_model_lists_the_served_models(pool: ModelPool):
         ((272, 256), (128, 128)),
     ],
 )
-def test_a_stand_in_draws_large_sizes_at_its_native_pixels(asked: tuple[int, int], drawn: tuple[int, int]):
-    """Sizes in range are drawn as they are; larger ones at the native number of pixels and nearly the same aspect."""
-    assert generated_size(*asked, MINI, MAX_PIXELS) == drawn
+def test_sizes_above_the_range_are_generated_at_the_native_number_of_pixels(
+    requested: tuple[int, int], generated: tuple[int, int]
+):
+    """With nearly the same aspect ratio. Sizes within the range are generated as requested."""
+    assert generated_size(*requested, MINI, MAX_PIXELS) == generated
 
 
 @given(sides, sides)
-def test_every_size_is_drawn_in_range_or_refused(width: int, height: int):
-    """A stand-in refuses exactly what is too narrow, too small or too much, and draws the rest within its range."""
-    is_drawable = max(width, height) <= 4 * min(width, height) and min(width, height) >= 64
-    if is_drawable and width * height <= MAX_PIXELS:
-        drawn = generated_size(width, height, MINI, MAX_PIXELS)
-        assert all(64 <= side <= 256 and side % SIZE_MULTIPLE_PX == 0 for side in drawn)
-        assert (drawn == (width, height)) == (max(width, height) <= 256)
+def test_every_size_is_generated_within_the_range_or_refused(width: int, height: int):
+    """Sizes that are too narrow, too small or too large are refused."""
+    is_possible = max(width, height) <= 4 * min(width, height) and min(width, height) >= 64
+    if is_possible and width * height <= MAX_PIXELS:
+        generated = generated_size(width, height, MINI, MAX_PIXELS)
+        assert all(64 <= side <= 256 and side % SIZE_MULTIPLE_PX == 0 for side in generated)
+        assert (generated == (width, height)) == (max(width, height) <= 256)
     else:
         with pytest.raises(InvalidRequest, match=r"^(width|height): got \d+; allowed: "):
             generated_size(width, height, MINI, MAX_PIXELS)
 
 
 @pytest.mark.parametrize(
-    ("size", "card", "why"),
+    ("size", "card", "message"),
     [
         ((1024, 128), MINI, "width: got 1024; allowed: 64 to 256, or more at an aspect of 4:1 at most"),
         ((48, 64), MINI, "width: got 48; allowed: 64 to 256, or larger"),
@@ -130,16 +132,16 @@ def test_every_size_is_drawn_in_range_or_refused(width: int, height: int):
         ((512, 128), LARGE, "height: got 128; allowed: 256 to 2048"),
     ],
 )
-def test_a_size_beyond_the_model_is_refused(size: tuple[int, int], card: object, why: str):
-    """The error names the side, what came and the range; only a stand-in offers to enlarge."""
+def test_a_size_outside_the_range_of_the_model_is_refused(size: tuple[int, int], card: object, message: str):
+    """The error names the side, its value and the range. Only models that enlarge allow larger sizes."""
     with pytest.raises(InvalidRequest) as refused:
         generated_size(*size, card, MAX_PIXELS)  # type: ignore[arg-type]
-    assert why in str(refused.value)
+    assert message in str(refused.value)
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 9), st.text(st.characters(codec="utf-8"), max_size=20))
-def test_a_png_reads_back_as_it_was_written(width: int, height: int, seed: int, text: str):
-    """Pixels and text survive, also read by Pillow, and the same content gives the same bytes."""
+def test_a_png_file_keeps_pixels_and_text(width: int, height: int, seed: int, text: str):
+    """Pillow reads the same. The same content gives the same bytes."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     text = text.replace("\0", "")
     written = write_png(pixels, {"key": text})
@@ -149,50 +151,48 @@ def test_a_png_reads_back_as_it_was_written(width: int, height: int, seed: int, 
     assert texts["key"] == text
 
 
-def test_a_stand_in_enlarges_to_the_size_that_was_asked_for(pool: ModelPool):
-    """The file has the requested size, and says at which one it was drawn."""
-    finished = make(pool, GenerationParams("a cat", width=512, height=256, seed=1))
-    assert Image.open(io.BytesIO(finished.png)).size == (512, 256)
-    assert finished.is_enlarged
-    assert (finished.record.maker.drawn_width, finished.record.maker.drawn_height) == (176, 96)
-    assert "pillow" in finished.record.maker.versions
+def test_an_image_is_enlarged_to_the_requested_size(pool: ModelPool):
+    """The record has the size at which it was generated."""
+    encoded = generate(pool, GenerationParams("a cat", width=512, height=256, seed=1))
+    assert Image.open(io.BytesIO(encoded.png)).size == (512, 256)
+    assert encoded.is_enlarged
+    assert (encoded.record.maker.drawn_width, encoded.record.maker.drawn_height) == (176, 96)
+    assert "pillow" in encoded.record.maker.versions
 
 
-def test_the_file_says_what_made_it(pool: ModelPool):
-    """Request, digest, revision, backend, versions, drawn size and cut-off prompts are in the PNG's text."""
-    wanted = GenerationParams("cat " * 21 + "日本", negative_prompt="dog", seed=1)
-    finished = make(pool, wanted)
-    record = read_stored_image(finished.png).record
-    assert record == finished.record
-    assert (record.request.prompt, record.request.seed) == (wanted.prompt, 1)
+def test_the_file_records_how_it_was_generated(pool: ModelPool):
+    """Request, backend, versions and truncated prompts are in the text of the PNG file."""
+    params = GenerationParams("cat " * 21 + "日本", negative_prompt="dog", seed=1)
+    encoded = generate(pool, params)
+    record = read_stored_image(encoded.png).record
+    assert record == encoded.record
+    assert (record.request.prompt, record.request.seed) == (params.prompt, 1)
     assert record.maker.cut_off == ["prompt"]
     assert record.maker.backend == "double"
     assert {"sd35", "numpy"} <= record.maker.versions.keys()
 
 
-def test_replay_of_the_same_is_the_same_to_the_byte(pool: ModelPool):
-    """Nothing changed: same bytes, enlarged or not."""
-    for wanted in (GenerationParams("a cat", seed=1), GenerationParams("a cat", seed=1, width=512, height=512)):
-        verdict = replay(read_stored_image(make(pool, wanted).png), pool)
+def test_a_replay_without_changes_gives_the_same_bytes(pool: ModelPool):
+    """Even if the image was enlarged."""
+    for params in (GenerationParams("a cat", seed=1), GenerationParams("a cat", seed=1, width=512, height=512)):
+        verdict = replay(read_stored_image(generate(pool, params).png), pool)
         assert (verdict.outcome, verdict.changed) == ("same bytes", [])
 
 
-def test_replay_tells_changed_versions_from_a_changed_image(pool: ModelPool):
-    """Equal pixels under another version and revision are the same image, and what changed is named."""
-    finished = make(pool, GenerationParams("a cat", seed=1))
-    pixels, _ = read_png(finished.png)
-    maker = replace(finished.record.maker, revision="0" * 64, versions={"numpy": "1.0"})
-    stored_image = read_stored_image(write_png(pixels, replace(finished.record, maker=maker).to_text()))
+def test_a_replay_lists_changed_versions_even_if_the_pixels_are_equal(pool: ModelPool):
+    encoded = generate(pool, GenerationParams("a cat", seed=1))
+    pixels, _ = read_png(encoded.png)
+    maker = replace(encoded.record.maker, revision="0" * 64, versions={"numpy": "1.0"})
+    stored_image = read_stored_image(write_png(pixels, replace(encoded.record, maker=maker).to_text()))
     verdict = replay(stored_image, pool)
     assert (verdict.outcome, verdict.max_difference) == ("same image", 0)
     assert any("revision: 000000000000 then" in change for change in verdict.changed)
     assert any("numpy: 1.0 then" in change for change in verdict.changed)
 
 
-def test_an_image_that_skipped_layers_is_replayed(pool: ModelPool):
-    """The file says so; it is another image than without, and both are made again to the byte."""
-    wanted = GenerationParams("a cat", model="large", seed=1, width=256, height=256, steps=10)
-    files = [make(pool, replace(wanted, skip_layer_scale=scale)).png for scale in (2.8, 0)]
+def test_images_with_and_without_skip_layer_guidance_are_replayed(pool: ModelPool):
+    params = GenerationParams("a cat", model="large", seed=1, width=256, height=256, steps=10)
+    files = [generate(pool, replace(params, skip_layer_scale=scale)).png for scale in (2.8, 0)]
     skipped, plain = (read_png(file)[0] for file in files)
     assert not np.array_equal(skipped, plain)
     for file, scale in zip(files, (2.8, 0), strict=True):
@@ -200,16 +200,16 @@ def test_an_image_that_skipped_layers_is_replayed(pool: ModelPool):
         assert replay(read_stored_image(file), pool).outcome == "same bytes"
 
 
-def test_files_from_before_there_was_skip_layer_guidance_are_replayed(pool: ModelPool):
-    """Their requests do not name it, and mean, by the same digest, what they meant."""
-    finished = make(pool, GenerationParams("a cat", seed=1))
-    request = finished.record.request
-    written_then = (
+def test_files_from_before_skip_layer_guidance_are_replayed(pool: ModelPool):
+    """Their requests lack the scale, and keep their digest."""
+    encoded = generate(pool, GenerationParams("a cat", seed=1))
+    request = encoded.record.request
+    old_request = (
         '{"guidance_scale":4.5,"height":128,"model":"mini","negative_prompt":"","profile":"double/float32",'
         f'"prompt":"a cat","revision":"{request.revision}","seed":1,"steps":4,"width":128}}'
     )
-    pixels, text = read_png(finished.png)
-    text |= {REQUEST_KEY: written_then, DIGEST_KEY: hashlib.sha256(written_then.encode()).hexdigest()}
+    pixels, text = read_png(encoded.png)
+    text |= {REQUEST_KEY: old_request, DIGEST_KEY: hashlib.sha256(old_request.encode()).hexdigest()}
     stored_image = read_stored_image(write_png(pixels, text))
     assert stored_image.record.request == request
     assert stored_image.record.request.digest == text[DIGEST_KEY]
@@ -222,21 +222,20 @@ def test_files_from_before_there_was_skip_layer_guidance_are_replayed(pool: Mode
 def test_replay_allows_two_of_255_at_a_pixel_and_a_tenth_on_average(
     pool: ModelPool, off_by: int, share: float, outcome: str
 ):
-    """The tolerance is that of two backends, at any pixel and on average."""
-    finished = make(pool, GenerationParams("a cat", seed=1))
-    pixels, _ = read_png(finished.png)
+    encoded = generate(pool, GenerationParams("a cat", seed=1))
+    pixels, _ = read_png(encoded.png)
     changed = pixels.copy()
     rows = max(1, round(len(changed) * share))
     changed[:rows] = np.where(changed[:rows] < 128, changed[:rows] + off_by, changed[:rows] - off_by)
-    verdict = replay(read_stored_image(write_png(changed, finished.record.to_text())), pool)
+    verdict = replay(read_stored_image(write_png(changed, encoded.record.to_text())), pool)
     assert (verdict.outcome, verdict.max_difference) == (outcome, off_by)
 
 
-def test_replay_of_a_resized_file_is_different(pool: ModelPool):
-    """A file that was cropped since is told by its size."""
-    finished = make(pool, GenerationParams("a cat", seed=1))
-    pixels, _ = read_png(finished.png)
-    verdict = replay(read_stored_image(write_png(pixels[:64], finished.record.to_text())), pool)
+def test_a_replay_of_a_cropped_file_is_different(pool: ModelPool):
+    """The first change listed is the size."""
+    encoded = generate(pool, GenerationParams("a cat", seed=1))
+    pixels, _ = read_png(encoded.png)
+    verdict = replay(read_stored_image(write_png(pixels[:64], encoded.record.to_text())), pool)
     assert verdict.outcome == "different"
     assert verdict.changed[0] == "size: 128x64 in the file, 128x128 by its request"
 
@@ -249,22 +248,22 @@ def _foreign() -> bytes:
     return out.getvalue()
 
 
-def test_files_that_cannot_be_replayed_say_why(pool: ModelPool):
-    """No PNG, a damaged one, one of someone else, and edited text are each told apart."""
-    finished = make(pool, GenerationParams("a cat", seed=1))
-    pixels, text = read_png(finished.png)
+def test_an_error_says_why_a_file_cannot_be_replayed(pool: ModelPool):
+    """The file is not a PNG, damaged, of another program, or edited."""
+    encoded = generate(pool, GenerationParams("a cat", seed=1))
+    pixels, text = read_png(encoded.png)
 
     def edited(key: str, before: str, after: str) -> bytes:
         return write_png(pixels, {**text, key: text[key].replace(before, after)})
 
-    for data, why in (
+    for data, message in (
         (b"", "not a PNG"),
         (b"GIF89a", "not a PNG"),
-        (finished.png[:-2000], "damaged"),
-        (_foreign(), "does not say what made it"),
+        (encoded.png[:-2000], "damaged"),
+        (_foreign(), "does not record how it was generated"),
         (edited(REQUEST_KEY, "a cat", "a dog"), "edited"),
         (edited(MAKER_KEY, '"versions"', '"version"'), "damaged"),
         (edited(MAKER_KEY, "{", "["), "damaged"),
     ):
-        with pytest.raises(NotReplayable, match=why):
+        with pytest.raises(NotReplayable, match=message):
             read_stored_image(data)

@@ -28,7 +28,7 @@ PIXELS = np.zeros((16, 16, 3), np.uint8)
 REQUEST = Request("a cat", "a dog", 96, 64, 4, 4.5, 7, "mini", "5" * 64, "onnx/float32")
 MAKER = Maker("5" * 64, "onnx", "float32", {}, 96, 64, [])
 
-THEIRS = """masterpiece, (a castle:1.2), <lora:stone:0.8>
+WEB_UI_INFOTEXT = """masterpiece, (a castle:1.2), <lora:stone:0.8>
 by the sea
 Negative prompt: lowres, bad: hands
 worst quality
@@ -39,30 +39,32 @@ Lora hashes: "stone: 0f1e2d3c4b5a", Version: v1.9.4"""
 
 
 def test_infotext_has_the_web_uis_format():
-    """Prompt, negative prompt, and settings in the web UI's order."""
+    """Prompt, negative prompt, and the settings in the web UI's order."""
     assert infotext(REQUEST, MAKER) == (
         "a cat\nNegative prompt: a dog\n"
         "Steps: 4, Sampler: Euler, Schedule type: Automatic, CFG scale: 4.5, Seed: 7, Size: 96x64,"
         f" Model hash: 5555555555, Model: mini, Version: sd35-fp8-mirror {own_version()}"
     )
-    whole = replace(REQUEST, negative_prompt="", guidance_scale=7.0)
-    assert infotext(whole, MAKER).startswith("a cat\nSteps: 4, Sampler: Euler, Schedule type: Automatic, CFG scale: 7,")
+    without_negative = replace(REQUEST, negative_prompt="", guidance_scale=7.0)
+    assert infotext(without_negative, MAKER).startswith(
+        "a cat\nSteps: 4, Sampler: Euler, Schedule type: Automatic, CFG scale: 7,"
+    )
 
 
 def test_infotext_mentions_enlarging_truncation_skipped_layers_and_blurring():
-    """Each has a setting of its own."""
+    """Each has its own setting."""
     request = replace(REQUEST, skip_layer_scale=2.8)
     enlarged = replace(MAKER, drawn_width=48, drawn_height=32, cut_off=["prompt", "negative_prompt"])
-    said = parse_infotext(infotext(request, enlarged))
-    assert said["Skip layer scale"] == "2.8"
-    assert (said["Drawn size-1"], said["Drawn size-2"]) == ("48", "32")
-    assert said["Cut off"] == "prompt, negative_prompt"
+    settings = parse_infotext(infotext(request, enlarged))
+    assert settings["Skip layer scale"] == "2.8"
+    assert (settings["Drawn size-1"], settings["Drawn size-2"]) == ("48", "32")
+    assert settings["Cut off"] == "prompt, negative_prompt"
     assert parse_infotext(infotext(REQUEST, None))["Content filtered"] == "blurred"
 
 
 def test_infotexts_of_the_web_ui_are_parsed():
-    """Several lines, colons in prompts, sizes, and quoted settings with commas."""
-    assert parse_infotext(THEIRS) == {
+    """With several lines, colons in prompts, sizes, and quoted settings with commas."""
+    assert parse_infotext(WEB_UI_INFOTEXT) == {
         "Prompt": "masterpiece, (a castle:1.2), <lora:stone:0.8>\nby the sea",
         "Negative prompt": "lowres, bad: hands\nworst quality",
         "Steps": "20",
@@ -122,8 +124,8 @@ values = st.text(st.characters(exclude_categories=["Cs"])).filter(lambda text: "
 @example(["Steps: 1, Seed: 2, Size: 3"], [], ["a", "b", "c"])
 @example(["a"], [], ['"quoted"', ' spaced, "and": more\n', "\\"])
 def test_a_formatted_infotext_parses_to_the_same_parts(prompt: list[str], negative: list[str], values: list[str]):
-    """This holds for any prompts and settings."""
-    settings = {f"Setting {place}": value for place, value in enumerate(values)}
+    """For any prompts and settings."""
+    settings = {f"Setting {index}": value for index, value in enumerate(values)}
     parts = {"Prompt": "\n".join(prompt), "Negative prompt": "\n".join(negative)}
     assert parse_infotext(format_infotext(parts["Prompt"], parts["Negative prompt"], settings)) == {**parts, **settings}
 
@@ -147,7 +149,7 @@ def test_parsing_takes_linear_time(piece: str):
 
 @pytest.mark.parametrize("text", ["a cat\nSteps: 1", "Katze, größer\n©", "a 猫 🐈\nSteps: 1"])
 def test_a_text_can_be_added_to_a_png_file(text: str):
-    """Other texts and the pixels stay the same; the chunk is of the kind that Pillow would write."""
+    """Other texts and the pixels stay the same. The type of the chunk is the one that Pillow uses."""
     png = with_text(write_png(PIXELS, {"Software": "sd35"}), KEYWORD, text)
     pixels, texts = read_png(png)
     assert (pixels == PIXELS).all()
@@ -156,29 +158,29 @@ def test_a_text_can_be_added_to_a_png_file(text: str):
 
 
 def test_nul_characters_are_removed_from_added_texts():
-    """PNG texts may not contain them."""
+    """PNG does not allow them in texts."""
     assert read_png(with_text(write_png(PIXELS, {}), KEYWORD, "a\0b"))[1] == {KEYWORD: "ab"}
 
 
 @pytest.mark.skipif(EXIFTOOL is None, reason="exiftool is not installed")
 @pytest.mark.parametrize("prompt", ["a cat", "größer", "a 猫 🐈"])
 def test_exiftool_reads_the_infotext(tmp_path: Path, prompt: str):
-    """It reports no warning."""
+    """It prints no warning."""
     text = infotext(replace(REQUEST, prompt=prompt), MAKER)
     file = tmp_path / "image.png"
     file.write_bytes(with_text(write_png(PIXELS, {}), KEYWORD, text))
-    shown = subprocess.run(
+    result = subprocess.run(
         [str(EXIFTOOL), "-json", "-charset", "utf8", "-Parameters", "-Warning", str(file)],
         capture_output=True,
         check=True,
     )
-    (read,) = json.loads(shown.stdout)
+    (read,) = json.loads(result.stdout)
     assert read["Parameters"].replace("\r\n", "\n") == text
     assert "Warning" not in read
 
 
 def jpeg(comment: bytes) -> bytes:
-    """A JPEG file with an EXIF user comment."""
+    """Return a JPEG file with an EXIF user comment."""
     exif = Image.Exif()
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
     out = io.BytesIO()
@@ -187,12 +189,12 @@ def jpeg(comment: bytes) -> bytes:
 
 
 def texts(file: bytes) -> dict[str, str]:
-    """The texts of a file."""
+    """Return the texts of a file."""
     return read_texts(file).texts
 
 
 def test_a_user_comment_in_exif_is_read():
-    """The web UI writes UTF-16 after an eight-byte code into JPEG and WebP files."""
+    """The web UI writes UTF-16 after a character code of eight bytes into JPEG and WebP files."""
     assert texts(jpeg(b"UNICODE\0" + "a 猫\nSteps: 1".encode("utf-16-be")))[USER_COMMENT] == "a 猫\nSteps: 1"
     assert texts(jpeg(b"ASCII\0\0\0a cat"))[USER_COMMENT] == "a cat"
     assert USER_COMMENT not in texts(jpeg(b""))
@@ -200,16 +202,15 @@ def test_a_user_comment_in_exif_is_read():
 
 @given(st.data())
 def test_damaged_exif_raises_no_other_error(data: st.DataObject):
-    """It is read as far as possible, or the file is refused."""
-    whole = bytearray(jpeg(b"UNICODE\0" + "a cat".encode("utf-16-be")))
-    start = whole.index(b"Exif\0\0") + 6
+    """It is read as far as possible, or raises NotReplayable."""
+    damaged = bytearray(jpeg(b"UNICODE\0" + "a cat".encode("utf-16-be")))
+    start = damaged.index(b"Exif\0\0") + 6
     for _ in range(data.draw(st.integers(1, 8))):
-        whole[data.draw(st.integers(start, start + 60))] = data.draw(st.integers(0, 255))
+        damaged[data.draw(st.integers(start, start + 60))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(NotReplayable):
-        texts(bytes(whole))
+        texts(bytes(damaged))
 
 
 def test_texts_can_be_removed():
-    """`without_text` removes all texts of `write_png`."""
     png = write_png(PIXELS, {"Software": "sd35"})
     assert read_png(without_text(png))[1] == {}

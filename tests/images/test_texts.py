@@ -1,4 +1,4 @@
-"""Texts in image files: agreement with other readers, and bounds on hostile files."""
+"""Texts in image files: agreement with other readers, and limits for hostile files."""
 
 import io
 import shutil
@@ -30,25 +30,25 @@ from sd35.request import PROMPT_CHARACTERS, Request
 EXIFTOOL = shutil.which("exiftool")
 PIXELS = np.zeros((16, 16, 3), np.uint8)
 PLAIN = write_png(PIXELS, {})
-IMAGE_END = len(PLAIN) - 12  # where the IEND chunk begins
+IMAGE_END = len(PLAIN) - 12  # the start of the IEND chunk
 HEADER_END = 33
-MOST_MEMORY_BYTES = 32 * 1024 * 1024
+MAX_MEMORY_BYTES = 32 * 1024 * 1024
 TEXT = "a 猫 🐈\nSteps: 1"
 MAKER = Maker("5" * 64, "onnx", "float32", {"sd35": "1"}, 96, 64, ["prompt", "negative_prompt"])
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    """A PNG chunk."""
+    """Return a PNG chunk."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def png(*before: bytes, after: bytes = b"") -> bytes:
-    """A PNG file with chunks before and after its image data."""
+    """Return a PNG file with chunks before and after its image data."""
     return PLAIN[:HEADER_END] + b"".join(before) + PLAIN[HEADER_END:IMAGE_END] + after + PLAIN[IMAGE_END:]
 
 
 def text_chunk(kind: str, keyword: str, text: str) -> bytes:
-    """A text in a chunk of one of the kinds; of iTXt both that are there."""
+    """Return a text chunk: tEXt, zTXt, iTXt, or for any other `kind` a compressed iTXt chunk."""
     start = keyword.encode("latin-1") + b"\0"
     if kind == "tEXt":
         return chunk(b"tEXt", start + text.encode("latin-1"))
@@ -76,7 +76,7 @@ def test_png_texts_equal_those_of_pillow(before: list[tuple[str, str, str]], aft
 
 
 def exif(comment: bytes, order: str = "<") -> bytes:
-    """EXIF data with a user comment, in a byte order."""
+    """Return EXIF data with a user comment, in a byte order."""
     start = b"II*\0" if order == "<" else b"MM\0*"
     pack = struct.pack
     first = pack(f"{order}IHHHIIIH", 8, 1, 0x8769, 4, 1, 26, 0, 1)[:18]
@@ -122,7 +122,7 @@ def test_user_comments_are_read_in_every_encoding(image_format: str, case: str, 
     st.sampled_from(["utf-16-be", "utf-16-le", "utf-8"]),
 )
 def test_the_encoding_of_infotexts_is_detected(prompt: str, encoding: str):
-    """Their settings have letters and digits, which tell the encodings apart."""
+    """The settings of an infotext have letters and digits, so the encodings can be distinguished."""
     text = f"{prompt}\nSteps: 20, Sampler: Euler, Seed: 1"
     out = io.BytesIO()
     Image.new("RGB", (8, 8)).save(out, "JPEG", exif=b"Exif\0\0" + exif(b"UNICODE\0" + text.encode(encoding)))
@@ -133,7 +133,7 @@ def test_the_encoding_of_infotexts_is_detected(prompt: str, encoding: str):
 @pytest.mark.parametrize("order", ["II", "MM"])
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp", "avif"])
 def test_comments_from_exiftool_are_read(tmp_path: Path, image_format: str, order: str):
-    """It writes UTF-16 in the byte order of the EXIF data, and PNG's eXIf chunk."""
+    """ExifTool writes UTF-16 in the byte order of the EXIF data, and an eXIf chunk in PNG files."""
     assert EXIFTOOL
     file = tmp_path / f"image.{image_format}"
     Image.new("RGB", (16, 16)).save(file)
@@ -145,7 +145,7 @@ def test_comments_from_exiftool_are_read(tmp_path: Path, image_format: str, orde
 @pytest.mark.parametrize("output_format", Format)
 @pytest.mark.parametrize("character", ["a", "\x01", '"', "&", "<", "é", "猫", "\U0001f431", "\ufffe"])
 def test_the_largest_record_fits_the_text_budget(output_format: Format, character: str):
-    """Two prompts of 10,000 characters in every format, for PNG with an infotext too."""
+    """Two prompts of 10,000 characters in every format, and in PNG also the infotext."""
     prompt = character * PROMPT_CHARACTERS
     record = Record(Request(prompt, prompt, 96, 64, 4, 4.5, 7, "m" * 200, "5" * 64, "onnx/float32"), MAKER)
     file = encode(write_png(PIXELS, record.to_text()), output_format, has_metadata=True)
@@ -155,8 +155,8 @@ def test_the_largest_record_fits_the_text_budget(output_format: Format, characte
     assert read_record(file) == record
 
 
-def limited(file: bytes) -> dict[str, str]:
-    """The texts of a file, or none if it is refused; neither takes much memory beside the file."""
+def texts_within_limits(file: bytes) -> dict[str, str]:
+    """Return the texts of a file, or {} if it is refused, and check the memory and the amount of text."""
     tracemalloc.start()
     try:
         texts = read_texts(file).texts
@@ -165,7 +165,7 @@ def limited(file: bytes) -> dict[str, str]:
     finally:
         _, peak_bytes = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-    assert peak_bytes < MOST_MEMORY_BYTES + 2 * len(file)
+    assert peak_bytes < MAX_MEMORY_BYTES + 2 * len(file)
     assert sum(map(len, texts.values())) <= MAX_TEXT_BYTES
     return texts
 
@@ -177,26 +177,26 @@ BOMB = zlib.compress(b"a" * 60_000_000)
     "bomb", [chunk(b"zTXt", b"bomb\0\0" + BOMB), chunk(b"iTXt", b"bomb\0\1\0\0\0" + BOMB)], ids=["zTXt", "iTXt"]
 )
 def test_a_decompression_bomb_is_skipped(bomb: bytes):
-    """Texts before it are read."""
-    assert limited(png(text_chunk("tEXt", "parameters", "a cat"), bomb)) == {"parameters": "a cat"}
+    """The texts before it are read."""
+    assert texts_within_limits(png(text_chunk("tEXt", "parameters", "a cat"), bomb)) == {"parameters": "a cat"}
     found = read_texts(png(bomb))
     assert (found.texts, found.left_out) == ({}, ["bomb"])
 
 
 def test_many_bombs_cost_no_more_than_one():
-    """A damaged or too long stream uses up the budget for decompression."""
+    """A damaged or too long stream uses up the budget."""
     decompressed = 0
-    whole = zlib.decompressobj
+    original = zlib.decompressobj
 
     class Counting:
         def __init__(self) -> None:
-            self._stream = whole()
+            self._stream = original()
             self.eof = False
 
-        def decompress(self, content: bytes, most: int) -> bytes:
+        def decompress(self, content: bytes, max_bytes: int) -> bytes:
             nonlocal decompressed
-            decompressed += most
-            text = self._stream.decompress(content, most)
+            decompressed += max_bytes
+            text = self._stream.decompress(content, max_bytes)
             self.eof = self._stream.eof
             return text
 
@@ -211,22 +211,22 @@ def test_many_bombs_cost_no_more_than_one():
 
 
 def test_a_too_long_text_is_named():
-    """The error mentions it if the record cannot be read; shorter texts are still read."""
+    """If the record cannot be read, the error names the text. Shorter texts are still read."""
     long = text_chunk("tEXt", "workflow", "a" * (MAX_TEXT_BYTES + 1))
     found = read_texts(png(long, text_chunk("tEXt", "parameters", "a cat")))
     assert (found.texts, found.left_out) == ({"parameters": "a cat"}, ["workflow"])
-    with pytest.raises(NotReplayable, match=r"no sd35\.request.*At most 262144 bytes of .* left out: workflow"):
+    with pytest.raises(NotReplayable, match=r"no sd35\.request.*At most 262144 bytes of text .* left out: workflow"):
         read_record(png(long))
 
 
 def overlapping_exif() -> bytes:
-    """5,000 entries in a block of 60 KB, each of which is all of it; a reader that copies them takes 300 MB."""
+    """Return 60 KB of EXIF data with 5,000 overlapping entries. A reader that copies all of them needs 300 MB."""
     entries = b"".join(struct.pack("<HHII", 0x1000 + number, 7, 60_000, 0) for number in range(4998))
     return b"II*\0" + struct.pack("<IH", 8, 4998) + entries + bytes(4)
 
 
-def overlapping_pieces() -> bytes:
-    """An AVIF file with an EXIF item of 65,000 pieces, each a megabyte and the same."""
+def overlapping_extents() -> bytes:
+    """Return an AVIF file with an EXIF item of 65,000 extents, each of which is the same megabyte."""
     infe = struct.pack(">I", 21) + b"infe\2\0\0\0" + struct.pack(">HH", 1, 0) + b"Exif\0"
     iinf = struct.pack(">I4sIH", 14 + len(infe), b"iinf", 0, 1) + infe
     extents = struct.pack(">II", 0, 1_000_000) * 65_000
@@ -237,7 +237,7 @@ def overlapping_pieces() -> bytes:
 
 
 def packet_file(packet: bytes) -> bytes:
-    """A WebP file with an XMP packet."""
+    """Return a WebP file with an XMP packet."""
     out = io.BytesIO()
     Image.new("RGB", (16, 16)).save(out, "WEBP", xmp=packet)
     return out.getvalue()
@@ -253,8 +253,8 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "boxes": lambda: struct.pack(">I", 16) + b"ftypavif\0\0\0\0" + b"\0\0\0\x08free" * 1_000_000,
     "EXIF in PNG": lambda: png(chunk(b"eXIf", overlapping_exif())),
     "EXIF in JPEG": lambda: JPEG_START + b"\xff\xe1\xea\x6a" + b"Exif\0\0" + overlapping_exif() + b"\xff\xda",
-    "AVIF pieces": overlapping_pieces,
-    "AVIF pieces of nothing": lambda: overlapping_pieces().replace(b"\x44\0\0\1", b"\0\0\0\1"),
+    "AVIF pieces": overlapping_extents,
+    "AVIF pieces of nothing": lambda: overlapping_extents().replace(b"\x44\0\0\1", b"\0\0\0\1"),
     "nested XMP": lambda: packet_file(b"<a>" * 1_000_000),
     "nested XMP within the limit": lambda: packet_file(b"<a>" * 30_000 + b"</a>" * 30_000),
     "long namespace": lambda: packet_file(b'<a:a xmlns:a="' + b"n" * 100_000 + b'">' + b"<a:a/>" * 20_000 + b"</a:a>"),
@@ -264,11 +264,11 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_file_costs_little_memory(name: str):
     """Repetition and nesting do not increase the memory, and the texts stay within the limit."""
-    limited(HOSTILE[name]())
+    texts_within_limits(HOSTILE[name]())
 
 
 def test_xmp_names_are_resolved_by_their_namespace():
-    """Any prefix and attributes work; names of other namespaces are ignored."""
+    """With any prefix, and for attributes, too. Names of other namespaces are ignored."""
     packet = f"""<r:RDF xmlns:r="http://www.w3.org/1999/02/22-rdf-syntax-ns#" xmlns:o="urn:other">
       <r:Description xmlns:p="{NAMESPACE}" p:digest="1" o:maker="2">
         <p:request>one<!-- no text -->&amp;two</p:request><o:request>three</o:request>
@@ -283,21 +283,20 @@ def test_a_damaged_file_is_read_or_refused(data: st.DataObject):
     """Changed bytes in a file of any format raise no error other than NotReplayable."""
     record = Record(Request("a cat", "", 96, 64, 4, 4.5, 7, "mini", "5" * 64, "onnx/float32"), MAKER)
     output_format = data.draw(st.sampled_from(list(Format)))
-    whole = bytearray(encode(write_png(PIXELS, record.to_text()), output_format, has_metadata=True))
+    file = bytearray(encode(write_png(PIXELS, record.to_text()), output_format, has_metadata=True))
     for _ in range(data.draw(st.integers(1, 6))):
-        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
-    cut = bytes(whole[: data.draw(st.integers(0, len(whole)))])
+        file[data.draw(st.integers(0, len(file) - 1))] = data.draw(st.integers(0, 255))
+    truncated = bytes(file[: data.draw(st.integers(0, len(file)))])
     try:
-        texts = read_texts(cut).texts
+        texts = read_texts(truncated).texts
     except NotReplayable:
         return
     assert all(isinstance(text, str) for text in texts.values())
 
 
-def test_a_text_with_a_wrong_checksum_is_refused():
-    """It is not read."""
+def test_a_text_with_a_wrong_crc_is_refused():
     file = png(text_chunk("tEXt", "parameters", "a cat"))
-    with pytest.raises(NotReplayable, match="the checksum of its tEXt chunk is wrong"):
+    with pytest.raises(NotReplayable, match="the CRC of its tEXt chunk is wrong"):
         read_texts(file.replace(b"a cat", b"a cow"))
 
 

@@ -1,4 +1,4 @@
-"""Jobs: accepted once, ended once, whatever happens in between; told about while they are made."""
+"""JobRunner: jobs, their events, shutdown, and failures of the store."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -24,12 +24,12 @@ from tests.support.services import memory_storage
 
 
 @asynccontextmanager
-async def runs(
-    pool: ModelPool, storage: Storage, most_waiting: int = 100, shutdown_grace_s: float = WAIT_S
+async def running_jobs(
+    pool: ModelPool, storage: Storage, max_queued: int = 100, shutdown_grace_s: float = WAIT_S
 ) -> AsyncIterator[JobRunner]:
-    """A runner at work, of a process of its own as far as the store knows."""
+    """Run a job runner. To the job store, each one is another process."""
     generation_service = GenerationService(pool, storage.images, AllowAll())
-    runner = JobRunner(generation_service, storage.database.jobs, 2, most_waiting)
+    runner = JobRunner(generation_service, storage.database.jobs, 2, max_queued)
     runner.start()
     try:
         yield runner
@@ -38,28 +38,28 @@ async def runs(
 
 
 def job_spec(pool: ModelPool, prompt: str, **more: Any) -> JobSpec:
-    """An order for an image of a seed."""
+    """Return a job for an image with a fixed seed."""
     return JobSpec(pool.resolve(GenerationParams(prompt, seed=1)), **more)
 
 
-async def told(runner: JobRunner, job: Job, after: int = -1) -> list[Event]:
-    """All that is told of a job."""
+async def events_of(runner: JobRunner, job: Job, after: int = -1) -> list[Event]:
+    """Return all events of a job with numbers above `after`."""
     async with asyncio.timeout(WAIT_S):
         return [event async for event in runner.events(job, after)]
 
 
 async def end_of(runner: JobRunner, job: Job) -> Job:
-    """The job when it has ended."""
+    """Wait for a job to end and return it."""
     async with asyncio.timeout(WAIT_S):
         return await runner.wait(job)
 
 
 def test_a_job_ends_with_its_image(pool: ModelPool):
-    """It is in the store, its owner's, and the job says which it is."""
+    """The image is stored, and belongs to the owner of the job."""
     storage = memory_storage()
 
     async def scenario() -> Job:
-        async with runs(pool, storage) as runner:
+        async with running_jobs(pool, storage) as runner:
             return await end_of(runner, await runner.accept(job_spec(pool, "a cat", owner="me")))
 
     job = asyncio.run(scenario())
@@ -73,12 +73,12 @@ def test_a_job_ends_with_its_image(pool: ModelPool):
     assert job.created_s <= job.started_s <= job.ended_s
 
 
-def test_a_job_that_fails_says_why_and_harms_no_other(pool: ModelPool, backend: FakeBackend):
-    """With the status that a call would have had."""
+def test_a_failed_job_has_a_reason_and_does_not_affect_others(pool: ModelPool, backend: FakeBackend):
+    """It also has the HTTP status that a synchronous call would have had."""
     backend.faults = {"a dog": Fault.STEP_ERROR, "a tree": Fault.STEP_NAN}
 
     async def scenario() -> list[Job]:
-        async with runs(pool, memory_storage()) as runner:
+        async with running_jobs(pool, memory_storage()) as runner:
             jobs = [await runner.accept(job_spec(pool, prompt)) for prompt in ("a dog", "a cat", "a tree")]
             return [await end_of(runner, job) for job in jobs]
 
@@ -91,10 +91,10 @@ def test_a_job_that_fails_says_why_and_harms_no_other(pool: ModelPool, backend: 
 
 
 def test_events_are_numbered_and_can_be_resumed(pool: ModelPool, backend: FakeBackend):
-    """Queued with its place, running with steps, then the end; who was cut off hears what came after, and no more."""
+    """A client that resumes gets only the events after the given number."""
 
     async def scenario() -> None:
-        async with runs(pool, memory_storage()) as runner:
+        async with running_jobs(pool, memory_storage()) as runner:
             backend.hold()
             held = [await runner.accept(job_spec(pool, f"cat {number}")) for number in range(2)]
             job, _ = [await runner.accept(job_spec(pool, prompt)) for prompt in ("a cat", "a dog")]
@@ -107,17 +107,17 @@ def test_events_are_numbered_and_can_be_resumed(pool: ModelPool, backend: FakeBa
             assert numbers[-1] == END
             for each in held:
                 assert (await end_of(runner, each)).status is Status.SUCCEEDED
-            assert [event.number for event in await told(runner, await end_of(runner, job), 3)] == [END]
-            assert await told(runner, await end_of(runner, job), END) == []
+            assert [event.number for event in await events_of(runner, await end_of(runner, job), 3)] == [END]
+            assert await events_of(runner, await end_of(runner, job), END) == []
 
     asyncio.run(scenario())
 
 
 def test_cancelled_jobs_stop(pool: ModelPool, backend: FakeBackend):
-    """One that is queued never runs, one that runs ends before its next step; a cancelled one stays so."""
+    """A queued job never running_jobs. A running job stops before its next step."""
 
     async def scenario() -> None:
-        async with runs(pool, memory_storage()) as runner:
+        async with running_jobs(pool, memory_storage()) as runner:
             backend.hold()
             jobs = [await runner.accept(job_spec(pool, f"cat {number}")) for number in range(3)]
             await asyncio.to_thread(backend.started.wait, WAIT_S)
@@ -136,11 +136,11 @@ def test_cancelled_jobs_stop(pool: ModelPool, backend: FakeBackend):
 
 
 def test_a_job_unfinished_at_shutdown_runs_at_the_next_start(tmp_path: Path, backend: FakeBackend):
-    """Handed back, not lost and not failed: the next process makes it, and each image is in the store once."""
+    """It is neither lost nor failed, and each image is stored once."""
     storage = memory_storage()
 
     async def before(pool: ModelPool) -> list[Job]:
-        async with runs(pool, storage, shutdown_grace_s=0) as runner:
+        async with running_jobs(pool, storage, shutdown_grace_s=0) as runner:
             backend.hold()
             jobs = [await runner.accept(job_spec(pool, f"cat {number}")) for number in range(4)]
             await asyncio.to_thread(backend.started.wait, WAIT_S)
@@ -154,7 +154,7 @@ def test_a_job_unfinished_at_shutdown_runs_at_the_next_start(tmp_path: Path, bac
     assert storage.database.jobs.counts()[Status.QUEUED] == 4
 
     async def after(pool: ModelPool) -> list[Job]:
-        async with runs(pool, storage) as runner:
+        async with running_jobs(pool, storage) as runner:
             return [await end_of(runner, job) for job in jobs]
 
     with fake_pool(tmp_path / "after", FakeBackend()) as pool:
@@ -163,13 +163,13 @@ def test_a_job_unfinished_at_shutdown_runs_at_the_next_start(tmp_path: Path, bac
     assert len({job.result.digest for job in ended if job.result}) == 4
 
 
-def test_a_job_of_a_removed_profile_runs_with_the_present_one(pool: ModelPool):
-    """Its seed and prompt stay; the image's identity is that of the request which made it."""
+def test_a_job_of_a_removed_profile_runs_with_the_current_one(pool: ModelPool):
+    """The digest of the image is that of the renewed request."""
     storage = memory_storage()
     request = pool.resolve(GenerationParams("a cat", seed=1))
 
     async def scenario() -> Job:
-        async with runs(pool, storage) as runner:
+        async with running_jobs(pool, storage) as runner:
             return await end_of(runner, await runner.accept(JobSpec(replace(request, profile="other/bfloat16"))))
 
     job = asyncio.run(scenario())
@@ -177,15 +177,15 @@ def test_a_job_of_a_removed_profile_runs_with_the_present_one(pool: ModelPool):
     assert job.result.digest == request.digest
 
 
-def test_idempotency_keys_are_one_job(pool: ModelPool):
-    """The same again is the same job; another body under it is refused, another owner's is another."""
+def test_an_idempotency_key_stands_for_one_job(pool: ModelPool):
+    """Another body is refused. The same key of another owner is another job."""
 
     async def scenario() -> None:
-        async with runs(pool, memory_storage()) as runner:
+        async with running_jobs(pool, memory_storage()) as runner:
             named = job_spec(pool, "a cat", owner="me", idempotency_key="mine", body_digest="1")
             jobs = await asyncio.gather(*(runner.accept(named) for _ in range(10)))
             assert len({job.id for job in jobs}) == 1
-            with pytest.raises(IdempotencyConflict, match="'mine' came before with another body"):
+            with pytest.raises(IdempotencyConflict, match="'mine' was used before with another body"):
                 await runner.accept(job_spec(pool, "a dog", owner="me", idempotency_key="mine", body_digest="2"))
             other = await runner.accept(job_spec(pool, "a dog", owner="you", idempotency_key="mine", body_digest="2"))
             assert other.id != jobs[0].id
@@ -196,15 +196,15 @@ def test_idempotency_keys_are_one_job(pool: ModelPool):
 
 
 def test_jobs_beyond_the_queue_limit_are_refused(pool: ModelPool, backend: FakeBackend):
-    """A job beyond is refused at once, with a time; those that wait are made."""
+    """The jobs in the queue still run."""
 
     async def scenario() -> None:
-        async with runs(pool, memory_storage(), most_waiting=2) as runner:
+        async with running_jobs(pool, memory_storage(), max_queued=2) as runner:
             backend.hold()
             jobs = [await runner.accept(job_spec(pool, f"cat {number}")) for number in range(2)]
             await asyncio.to_thread(backend.started.wait, WAIT_S)
             jobs += [await runner.accept(job_spec(pool, f"a cat {number}")) for number in range(2)]
-            with pytest.raises(Overloaded, match="2 jobs wait"):
+            with pytest.raises(Overloaded, match="the job queue is full: 2 jobs are waiting"):
                 await runner.accept(job_spec(pool, "a dog"))
             backend.release.set()
             assert {(await end_of(runner, job)).status for job in jobs} == {Status.SUCCEEDED}
@@ -213,45 +213,45 @@ def test_jobs_beyond_the_queue_limit_are_refused(pool: ModelPool, backend: FakeB
 
 
 def test_an_unavailable_store_delays_a_job_and_then_fails_it(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
-    """It waits while that may pass, then fails with the reason; nothing is half-written, and the next job passes."""
+    """Storing the image is retried for a while. The next job succeeds."""
     storage = memory_storage()
-    monkeypatch.setattr(running, "_STORE_TRIES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(running, "_STORE_RETRY_WAITS_S", (0.0, 0.0, 0.0))
     put, tries = storage.images.blobs.put, []
 
-    def away(name: str, content: bytes) -> None:
+    def fail_sometimes(name: str, content: bytes) -> None:
         tries.append(name)
         if len(tries) in {1, 2, 4, 5, 6, 7}:
             raise StoreUnavailable("the disk is full")
         put(name, content)
 
-    monkeypatch.setattr(storage.images.blobs, "put", away)
+    monkeypatch.setattr(storage.images.blobs, "put", fail_sometimes)
 
     async def scenario() -> list[Job]:
-        async with runs(pool, storage) as runner:
+        async with running_jobs(pool, storage) as runner:
             return [
                 await end_of(runner, await runner.accept(job_spec(pool, prompt)))
                 for prompt in ("a cat", "a dog", "a fox")
             ]
 
-    waited, failed, passed = asyncio.run(scenario())
-    assert (waited.status, passed.status) == (Status.SUCCEEDED, Status.SUCCEEDED)
+    delayed, failed, next_one = asyncio.run(scenario())
+    assert (delayed.status, next_one.status) == (Status.SUCCEEDED, Status.SUCCEEDED)
     assert failed.failure
     assert (failed.failure.status, failed.failure.detail) == (503, "the disk is full")
     assert storage.images.blobs.get(f"{failed.spec.request.digest}.png") is None
 
 
-def test_followers_of_a_job_are_released_when_the_service_closes(pool: ModelPool, backend: FakeBackend):
-    """A job that was handed back ends for nobody here: its followers end, and who waits for it is told."""
+def test_listeners_of_a_job_are_released_when_the_service_closes(pool: ModelPool, backend: FakeBackend):
+    """Event streams end, and `wait` raises an error."""
 
     async def scenario() -> None:
-        async with runs(pool, memory_storage(), shutdown_grace_s=0) as runner:
+        async with running_jobs(pool, memory_storage(), shutdown_grace_s=0) as runner:
             backend.hold()
             jobs = [await runner.accept(job_spec(pool, f"cat {number}")) for number in range(4)]
             await asyncio.to_thread(backend.started.wait, WAIT_S)
-            following = [asyncio.create_task(told(runner, job)) for job in jobs]
+            listening = [asyncio.create_task(events_of(runner, job)) for job in jobs]
             waiting = [asyncio.create_task(end_of(runner, job)) for job in jobs]
             await asyncio.sleep(0)
-        for events in await asyncio.gather(*following):
+        for events in await asyncio.gather(*listening):
             assert all(event.job is None for event in events)
         for outcome in await asyncio.gather(*waiting, return_exceptions=True):
             assert isinstance(outcome, NotReady)
@@ -260,15 +260,15 @@ def test_followers_of_a_job_are_released_when_the_service_closes(pool: ModelPool
     asyncio.run(scenario())
 
 
-def test_a_job_cancelled_before_its_task_starts_releases_its_place(pool: ModelPool):
-    """Else such jobs would take all places, one by one, and no other would ever run."""
+def test_a_job_cancelled_before_its_task_starts_frees_its_slot(pool: ModelPool):
+    """Otherwise, such jobs would occupy all slots, and no other job could run."""
     storage = memory_storage()
     generation_service = GenerationService(pool, storage.images, AllowAll())
     runner = JobRunner(generation_service, storage.database.jobs, 1, 100)
 
     async def scenario() -> Status:
         job = await runner.accept(job_spec(pool, "a dog"))
-        await runner._claim_once()  # noqa: SLF001  now its task is made, and has not begun
+        await runner._claim_once()  # noqa: SLF001  now its task is created, but has not started
         runner._running[job.id].cancel()  # noqa: SLF001
         storage.database.jobs.cancel(job.id, None, 0.0)
         runner.start()
@@ -281,10 +281,9 @@ def test_a_job_cancelled_before_its_task_starts_releases_its_place(pool: ModelPo
 
 
 def test_an_unexpected_error_does_not_stop_claiming(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
-    """A job that waits is made although looking for jobs failed before."""
     storage = memory_storage()
     claim = storage.database.jobs.claim
-    failures = iter([ZeroDivisionError("our mistake")])
+    failures = iter([ZeroDivisionError("a bug")])
 
     def claim_after_a_failure(*args: Any) -> list[Job]:
         for failure in failures:
@@ -293,23 +292,23 @@ def test_an_unexpected_error_does_not_stop_claiming(pool: ModelPool, monkeypatch
 
     monkeypatch.setattr(storage.database.jobs, "claim", claim_after_a_failure)
 
-    async def work() -> Job:
-        async with runs(pool, storage) as runner:
+    async def scenario() -> Job:
+        async with running_jobs(pool, storage) as runner:
             return await end_of(runner, await runner.accept(job_spec(pool, "a cat")))
 
-    assert asyncio.run(work()).status is Status.SUCCEEDED
+    assert asyncio.run(scenario()).status is Status.SUCCEEDED
 
 
-def test_a_cancelled_follower_stops_though_something_happens_at_that_moment():
-    """Or a task that waits for a job's next event could not be ended for certain."""
+def test_a_listener_cancelled_at_the_moment_of_an_event_stops():
+    """Otherwise, a task that waits for an event could survive its cancellation."""
 
     async def scenario(turns: int) -> bool:
-        """Tell an event, let the event loop turn a number of times, and cancel; whether the follower was cancelled."""
-        following = JobProgress()
-        waiting = asyncio.create_task(following.changed(WAIT_S))
+        """Publish an event, run the event loop `turns` times, cancel. Returns whether the listener stopped."""
+        progress = JobProgress()
+        waiting = asyncio.create_task(progress.changed(WAIT_S))
         for _ in range(3):  # until it waits
             await asyncio.sleep(0)
-        following.end()
+        progress.end()
         for _ in range(turns):
             await asyncio.sleep(0)
         was_done = waiting.done()

@@ -1,4 +1,4 @@
-"""`auto`: which of Large and Medium it chooses, by memory, weights on disk and token, and what it reports."""
+"""The checkpoint `auto`: the choice by memory, weights on disk and token, and its messages."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +34,7 @@ def _server() -> Iterator[Hub]:
 
 @pytest.fixture
 def hub(_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub that has the embedded model's files as Large and Medium, for its token only; and an empty cache."""
+    """A hub with the embedded model's files as Large and Medium, which need the token. The cache is empty."""
     directory = open_checkpoint(EMBEDDED).directory
     files = {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*.*")}
     for name in ("sd3.5-large", "sd3.5-medium"):
@@ -47,12 +47,12 @@ def hub(_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 def settings(**more: object) -> Settings:
-    """Return settings that name `auto`."""
+    """Return settings with the checkpoint `auto`."""
     return load_settings({"checkpoints": ("auto",), "backend": "diffusers", **more})
 
 
 def put_on_disk(name: str) -> None:
-    """Put the embedded model's files where a download of `name` would be."""
+    """Put the embedded model's files in the cache, as if `name` had been downloaded."""
     snapshot = cache.cache_paths(find_registered(name, None)).snapshot
     snapshot.parent.mkdir(parents=True)
     snapshot.symlink_to(open_checkpoint(EMBEDDED).directory, target_is_directory=True)
@@ -62,7 +62,7 @@ def put_on_disk(name: str) -> None:
     ("available", "chosen"), [(BIG, "sd3.5-large"), (MIDDLE, "sd3.5-medium")], ids=["80GiB", "12GiB"]
 )
 def test_memory_decides(hub: Hub, monkeypatch: pytest.MonkeyPatch, available: AvailableMemory, chosen: str):
-    """With a token for both, the best that fits without streaming is downloaded and chosen."""
+    """With a token for both, the best checkpoint that fits without sequential offload is downloaded and chosen."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert choose(settings(), available) == chosen
     assert cache.cache_status(find_registered(chosen, None)).is_complete
@@ -78,7 +78,7 @@ def test_weights_decide_without_a_token(hub: Hub):
     assert hub.asked == []
 
 
-def test_a_token_that_is_refused_allows_nothing(hub: Hub, monkeypatch: pytest.MonkeyPatch):
+def test_a_checkpoint_that_refuses_the_token_is_passed_over(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     """If the token does not give access to Large, Medium is chosen."""
     hub.repositories[find_registered("sd3.5-large", None).repository].readers = set()
     monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -88,8 +88,8 @@ def test_a_token_that_is_refused_allows_nothing(hub: Hub, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("available", "more", "why"),
     [
-        (BIG, {}, "no token to fetch it with"),
-        (BIG, {"offline": True}, "SD35_OFFLINE is set"),
+        (BIG, {}, "no token to download it"),
+        (BIG, {"offline": True}, "the setting offline is on"),
         (BIG, {"backend": "onnx"}, "not on disk"),
         (SMALL, {}, "not on disk"),
     ],
@@ -97,7 +97,7 @@ def test_a_token_that_is_refused_allows_nothing(hub: Hub, monkeypatch: pytest.Mo
 def test_without_weights_and_token_the_embedded_model_is_used(
     hub: Hub, available: AvailableMemory, more: dict[str, object], why: str
 ):
-    """A warning says why neither of the two is served, and what to do. The hub receives no request."""
+    """A warning says why neither of the two is served, and has a remedy. The hub receives no request."""
     with capture_logs() as logs:
         assert choose(settings(**more), available) == EMBEDDED
     (warning,) = (entry for entry in logs if entry["log_level"] == "warning")
@@ -109,7 +109,7 @@ def test_without_weights_and_token_the_embedded_model_is_used(
 
 
 def test_the_embedded_model_is_not_used_if_downloads_are_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch):  # noqa: ARG001
-    """A token that both repositories refuse is an error, with an obstacle for each."""
+    """If both repositories refuse the token, the error has the obstacle of each."""
     monkeypatch.setenv("HF_TOKEN", "hf_someone")
     with pytest.raises(CheckpointError, match=r"sd3\.5-large: .*token.*; sd3\.5-medium: .*token"):
         choose(settings(), BIG)
@@ -137,33 +137,33 @@ def test_an_embedded_model_that_is_also_named_is_served_once(hub: Hub):  # noqa:
     assert why_standing_in(settings(), EMBEDDED)
 
 
-def test_too_little_memory_is_said_in_words(hub: Hub, monkeypatch: pytest.MonkeyPatch):
-    """The error says how much memory is needed at least, and how much is available."""
+def test_the_error_has_the_needed_memory(hub: Hub, monkeypatch: pytest.MonkeyPatch):
+    """It also has the available memory."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    with pytest.raises(CheckpointError, match=r"sd3.5-large: it needs .* GiB .*, and 512 MiB are there"):
+    with pytest.raises(CheckpointError, match=r"sd3.5-large: it needs .* GiB .*, but only 512 MiB are available"):
         choose(settings(), AvailableMemory("cuda", GIB // 2, 64 * GIB))
     assert hub.asked == []
 
 
-def test_a_name_is_never_replaced(hub: Hub, monkeypatch: pytest.MonkeyPatch):  # noqa: ARG001
-    """If settings name Large and it is not on disk, that is an error, even with Medium on disk."""
+def test_a_named_checkpoint_is_never_replaced(hub: Hub, monkeypatch: pytest.MonkeyPatch):  # noqa: ARG001
+    """If settings name Large, Medium on disk is not used instead."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     put_on_disk("sd3.5-medium")
     with pytest.raises(CheckpointError, match=r"sd3\.5-large is not on disk"):
         open_checkpoints(settings(checkpoints=("sd3.5-large",)))
 
 
-def test_a_model_pool_that_does_not_fit_is_refused_with_the_table():
-    """Before anything is loaded, the error says what each network takes and lists every placement."""
+def test_a_model_pool_that_does_not_fit_is_refused_with_the_plan():
+    """Nothing is loaded. The error has the size of each network and all placements."""
     small = load_settings({"ram": "150MiB"})
     with pytest.raises(DoesNotFit) as found:
         open_model_pool(small, open_checkpoints(small))
-    for words in ("sd35-mini cannot be placed here", "transformer", "Nothing fits", "of 150 MiB", "encoders"):
+    for words in ("sd35-mini does not fit in memory", "transformer", "Does not fit", "of 150 MiB", "encoders"):
         assert words in str(found.value)
 
 
 def test_a_model_pool_is_opened_as_planned():
-    """The pool opens with the planned offload, and the start-up times are recorded by phase."""
+    """The pool has the planned offload, and records the start-up time of each phase."""
     checkpoints, settings = open_checkpoints(load_settings()), load_settings({"ram": "1GiB"})
     plan = plan_for(settings, [network_sizes_on_disk(each) for each in checkpoints], AvailableMemory("cpu", GIB, GIB))
     assert placement_of(plan).offload == "none"

@@ -1,4 +1,4 @@
-"""The memory planner: properties for any size, memory and model, and plans of the real models."""
+"""The memory planner: properties for all sizes, amounts of memory and models, and plans for SD3.5."""
 
 from functools import cache
 from typing import NamedTuple
@@ -23,7 +23,7 @@ MEMORY = st.integers(0, 100 * GIB)
 
 
 class Question(NamedTuple):
-    """What to plan, except for the available memory."""
+    """The parameters of a plan, except for the available memory."""
 
     name: str
     place: tuple[str, DeviceKind]
@@ -62,8 +62,8 @@ def network_sizes(name: str) -> NetworkSizes:
 
 
 @given(QUESTIONS, MEMORY, MEMORY)
-def test_what_fits_is_within_the_memory(question, memory, host):
-    """In every phase, the chosen placement's peak with its margin fits the device; so does the host's memory."""
+def test_a_chosen_placement_is_within_the_memory(question, memory, host):
+    """In each phase, the peak plus the margin fits on the device. The host's part fits in its memory."""
     plan = question.plan(memory, host)
     if plan.chosen:
         assert all(peak * (1 + MARGIN) <= memory + 1 for peak in plan.chosen.peaks.values())
@@ -84,8 +84,8 @@ def test_more_memory_is_never_slower(question, memory, more):
 
 
 @given(QUESTIONS, st.integers(0, 64), st.integers(0, 64), st.integers(0, 8))
-def test_larger_work_never_takes_less(question, wider, higher, more_rows):
-    """No phase of any placement has a lower peak with a larger image or more rows."""
+def test_larger_work_never_takes_less_memory(question, wider, higher, more_rows):
+    """With a larger image or more rows, no phase has a lower peak in any placement."""
     work = question.work
     larger = Workload(work.width_px + 16 * wider, work.height_px + 16 * higher, work.rows + more_rows)
     after = {(one.offload, one.tiled_decode): one for one in question._replace(work=larger).plan(0).placements}
@@ -94,8 +94,8 @@ def test_larger_work_never_takes_less(question, wider, higher, more_rows):
 
 
 @given(QUESTIONS)
-def test_tiles_concern_decoding_alone(question):
-    """Tiling changes only the peak of decoding."""
+def test_tiling_only_affects_decoding(question):
+    """Other phases have the same peak with and without tiles."""
     placements = question.plan(0).placements
     whole = {one.offload: one for one in placements if not one.tiled_decode}
     for one in placements:
@@ -107,8 +107,8 @@ def on_cuda(name: str, memory: int) -> Plan:
     return Question(name, ("diffusers", "cuda"), "bfloat16", Workload(1024, 1024, 2)).plan(memory)
 
 
-def test_several_checkpoints_add_up():
-    """The weights of two checkpoints that are served together add up; the libraries are loaded once."""
+def test_the_weights_of_several_checkpoints_add_up():
+    """The libraries are counted only once."""
     request = PlacementRequest("diffusers", "bfloat16", Workload(1024, 1024, 2))
     available = AvailableMemory("cpu", 80 * GIB, 80 * GIB)
     large, medium = network_sizes("sd3.5-large"), network_sizes("sd3.5-medium")
@@ -132,14 +132,14 @@ def test_several_checkpoints_add_up():
         ("sd3.5-large", 1, None),
     ],
 )
-def test_known_devices(name: str, vram_gib: int, offload: str | None):
-    """In 24 GiB, Large keeps its text encoders on the CPU; in 12 GiB it is streamed; in 1 GiB it does not fit."""
+def test_common_amounts_of_vram_have_the_expected_offload(name: str, vram_gib: int, offload: str | None):
+    """With 24 GiB, Large has its text encoders on the CPU. With 12 GiB, it is streamed. With 1 GiB, it does not fit."""
     plan = on_cuda(name, vram_gib * GIB)
     assert (plan.chosen.offload if plan.chosen else None) == offload
 
 
-def test_a_network_that_is_cast_has_its_file_beside_it():
-    """Medium's T5 is FP16 on disk. In BF16 on a CPU, its file is in memory while it is cast."""
+def test_the_file_of_a_network_that_is_cast_is_counted():
+    """Medium's T5 is in FP16 on disk. In BF16 on a CPU, its file is in memory until it is cast."""
     medium = network_sizes("sd3.5-medium").networks
     placement = Question("sd3.5-medium", ("diffusers", "cpu"), "bfloat16", Workload(256, 256, 1)).plan(0).placements[0]
     later = 2 * (medium["transformer"].values + medium["vae"].values)
@@ -148,8 +148,8 @@ def test_a_network_that_is_cast_has_its_file_beside_it():
     assert mapped.peaks["reading"] == mapped.weights_bytes
 
 
-def test_fp8_takes_what_it_is_stored_in():
-    """Large in FP8 fits on a device of 24 GiB with its text encoders; FP8 storage also shrinks T5."""
+def test_fp8_weights_take_one_byte():
+    """In FP8, Large and its text encoders fit in 24 GiB. With "fp8-storage", T5 is also smaller."""
     weights = {}
     for precision in ("bfloat16", "fp8", "fp8-storage"):
         question = Question("sd3.5-large", ("diffusers", "cuda"), precision, Workload(1024, 1024, 2))
@@ -165,8 +165,8 @@ def test_fp8_takes_what_it_is_stored_in():
     assert 0.6 < weights["fp8-storage"]["text_encoder_3"] / weights["bfloat16"]["text_encoder_3"] < 0.64
 
 
-def test_the_onnx_backend_holds_float32_whatever_its_graphs_hold():
-    """The plan is the same in every precision: ONNX Runtime converts all weights to float32 while it loads them."""
+def test_the_onnx_backend_always_has_float32_weights_in_memory():
+    """ONNX Runtime converts weights to float32 while it loads them, so the plan is the same in every precision."""
     plans = [
         Question(EMBEDDED, ("onnx", "cpu"), precision, Workload(128, 128, 2)).plan(GIB)
         for precision in ("float32", "bfloat16", "fp8")
@@ -174,8 +174,8 @@ def test_the_onnx_backend_holds_float32_whatever_its_graphs_hold():
     assert all(plan.placements == plans[0].placements for plan in plans)
 
 
-def test_what_fits_only_without_the_margin_is_not_chosen():
-    """A prediction may be wrong by the margin, so memory of exactly the predicted peak is too little."""
+def test_a_placement_that_only_fits_without_the_margin_is_not_chosen():
+    """If the memory is exactly the predicted peak, the next placement is chosen."""
     peak = on_cuda("sd3.5-medium", 0).placements[0].peak_bytes
     for memory, offload in ((peak, "encoders"), (int(peak * (1 + MARGIN)), "none")):
         chosen = on_cuda("sd3.5-medium", memory).chosen
@@ -183,20 +183,20 @@ def test_what_fits_only_without_the_margin_is_not_chosen():
         assert chosen.offload == offload
 
 
-def test_the_text_names_every_part_and_way():
-    """The text has the networks, the phases, the verdict and each alternative; the JSON has the same in bytes."""
+def test_the_text_has_all_networks_phases_and_placements():
+    """It also says which placement was chosen. The JSON has the same placements."""
     plan = on_cuda("sd3.5-large", 24 * GIB)
     text = plan_text(plan)
     assert all(name in text for name in (*NETWORKS, *PHASES, "none", "encoders, tiled", "sequential"))
     assert "computes on the CPU" in text
-    assert "Fits as 'encoders'" in text
+    assert "Fits with offload 'encoders'" in text
     as_json = plan_json(plan)
     assert (as_json["chosen"]["offload"], len(as_json["placements"])) == ("encoders", len(plan.placements))
-    assert "Nothing fits" in plan_text(on_cuda("sd3.5-large", GIB))
+    assert "Does not fit" in plan_text(on_cuda("sd3.5-large", GIB))
 
 
-def test_what_is_left_to_the_plan_can_be_named():
-    """The plan considers only the offload and the tiling that settings name."""
+def test_settings_can_fix_the_offload_and_the_tiling():
+    """The plan then has only this placement."""
     request = PlacementRequest("diffusers", "bfloat16", Workload(512, 512, 1), offload="model", tiled_decode=True)
     (placement,) = make_plan([network_sizes(EMBEDDED)], request, AvailableMemory("cpu", GIB, GIB)).placements
     assert isinstance(placement, Placement)

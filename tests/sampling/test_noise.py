@@ -1,4 +1,4 @@
-"""The initial noise against torch's own."""
+"""The initial noise compared with PyTorch's."""
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ SIDES = st.integers(1, 40)
 
 @given(seed=SEEDS, height=SIDES, width=SIDES)
 def test_noise_equals_torch(seed: int, height: int, width: int) -> None:
-    """For any seed and latent shape, noise is `torch.randn`'s within 5e-7, in float32."""
+    """Within 5e-7, in float32, for any seed and shape."""
     shape = (16, height, width)
     noise = initial_noise(seed, shape)
     assert noise.dtype == np.float32
@@ -22,7 +22,7 @@ def test_noise_equals_torch(seed: int, height: int, width: int) -> None:
 
 
 @given(seed=SEEDS, size=st.integers(16, 100))
-def test_the_last_block_overlaps_as_torchs_does(seed: int, size: int) -> None:
-    """Where a size is no multiple of 16, the last 16 values are drawn anew, as in torch."""
+def test_sizes_that_are_not_multiples_of_16_equal_torch(seed: int, size: int) -> None:
+    """PyTorch draws the last 16 values again, and so does this."""
     expected = torch.randn(size, generator=torch.Generator("cpu").manual_seed(seed)).numpy()
     assert abs(initial_noise(seed, (size,)) - expected).max() <= 5e-7

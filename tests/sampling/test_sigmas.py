@@ -1,4 +1,4 @@
-"""The sigma schedule against Diffusers' scheduler."""
+"""The sigma schedule compared with Diffusers' scheduler."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from sd35.sampling.sigmas import SigmaSchedule, sigma_schedule_of
 
 @given(steps=st.integers(1, 150), shift=st.sampled_from([1.0, 1.15, 3.0, 6.0]))
 def test_sigmas_equal_diffusers_to_the_bit(steps: int, shift: float) -> None:
-    """For any number of steps the schedule is Diffusers' own, in float32."""
+    """In float32, for any number of steps."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(steps)
     sigmas = SigmaSchedule(shift).sigmas(steps)
@@ -26,19 +26,19 @@ def test_sigmas_equal_diffusers_to_the_bit(steps: int, shift: float) -> None:
 
 
 def test_sigmas_of_sd35() -> None:
-    """Shift 3 and four steps: the values known from SD3.5."""
+    """The known values of SD3.5 for shift 3 and four steps."""
     assert SigmaSchedule(3.0).sigmas(4).tolist() == pytest.approx([1, 0.857692, 0.602151, 0.008929, 0], abs=1e-6)
 
 
 def checkpoint_with(directory: Path, **config: object) -> Checkpoint:
-    """A checkpoint of nothing but a scheduler configuration."""
+    """Create a checkpoint with only a scheduler configuration."""
     (directory / "scheduler").mkdir()
     (directory / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
     return Checkpoint("model", directory, Card())
 
 
-def test_shift_is_the_checkpoints(tmp_path: Path) -> None:
-    """What a scheduler saved by Diffusers says is what is sampled with."""
+def test_the_shift_is_read_from_the_checkpoint(tmp_path: Path) -> None:
+    """Diffusers wrote the configuration."""
     FlowMatchEulerDiscreteScheduler(shift=2.5).save_pretrained(tmp_path / "scheduler")
     assert sigma_schedule_of(Checkpoint("model", tmp_path, Card())) == SigmaSchedule(2.5)
 
@@ -52,14 +52,14 @@ def test_shift_is_the_checkpoints(tmp_path: Path) -> None:
         ("num_train_timesteps", 500),
     ],
 )
-def test_options_it_does_not_have_are_refused(tmp_path: Path, option: str, value: object) -> None:
-    """A schedule beyond a plain shift is an error, never ignored."""
+def test_unsupported_options_of_the_scheduler_are_refused(tmp_path: Path, option: str, value: object) -> None:
+    """They are never ignored."""
     config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, option: value}
     with pytest.raises(CheckpointError, match=option):
         sigma_schedule_of(checkpoint_with(tmp_path, **config))
 
 
 def test_another_scheduler_is_refused(tmp_path: Path) -> None:
-    """Only the flow-match Euler scheduler is SD3.5's."""
+    """SD3.5 uses only the flow-match Euler scheduler."""
     with pytest.raises(CheckpointError, match="DDIMScheduler"):
         sigma_schedule_of(checkpoint_with(tmp_path, _class_name="DDIMScheduler"))

@@ -1,4 +1,4 @@
-"""Stores of every kind to test: databases, directories, and an S3 server."""
+"""Fixtures for the storage tests: databases, blob stores, and an S3 server."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,19 +15,19 @@ from tests.support.postgres import new_schema
 
 OpenStore = Callable[[str | None], BlobStore]
 NewDatabase = Callable[[], str]
-SECRET_KEY = "0123456789-secret"  # noqa: S105  of a server that lives as long as the test
+SECRET_KEY = "0123456789-secret"  # noqa: S105  the test's own server
 
 
 @pytest.fixture
 def new_postgres(request: pytest.FixtureRequest) -> NewDatabase:
-    """Makes an empty place in a PostgreSQL server; its URL."""
+    """Return a function that creates an empty PostgreSQL schema and returns its URL."""
     server = request.getfixturevalue("postgres_server")
     return lambda: new_schema(server).render_as_string(hide_password=False)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An SQL database that nothing has opened yet."""
+    """The path or URL of a new SQL database."""
     if request.param == "sqlite":
         return str(tmp_path / "jobs.db")
     new: NewDatabase = request.getfixturevalue("new_postgres")
@@ -36,16 +36,16 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(params=["memory", "sqlite", "postgresql"])
 def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    """Stores of every kind."""
-    where = {"memory": MEMORY, "sqlite": str(tmp_path / "jobs.db")}.get(request.param)
-    opened = open_database(where or request.getfixturevalue("new_postgres")())
+    """An opened database of each kind."""
+    url = {"memory": MEMORY, "sqlite": str(tmp_path / "jobs.db")}.get(request.param)
+    opened = open_database(url or request.getfixturevalue("new_postgres")())
     yield opened
     opened.close()
 
 
 @pytest.fixture(scope="module")
 def s3_server() -> Iterator[str]:
-    """The address of moto's S3 server, with a bucket named "images"."""
+    """The address of a moto S3 server with a bucket named "images"."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
@@ -58,7 +58,7 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture
 def cloud(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """An environment that names no cloud at all, to set variables in."""
+    """An environment without variables of any cloud provider."""
     for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_", "AZURE_"))]:
         monkeypatch.delenv(name)
     return monkeypatch
@@ -66,7 +66,7 @@ def cloud(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 @pytest.fixture
 def s3(s3_server: str, cloud: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """The variables of the S3 server."""
+    """The environment variables of the S3 server."""
     for name, value in {
         "AWS_ENDPOINT_URL": s3_server,
         "AWS_REGION": "us-east-1",
@@ -79,5 +79,5 @@ def s3(s3_server: str, cloud: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 @pytest.fixture
 def open_at(tmp_path: Path) -> OpenStore:
-    """Opens the store of a value of the setting."""
+    """Return a function that opens the store of an `image_store` setting."""
     return lambda store: open_blob_store(load_settings({"image_store": store, "data_dir": tmp_path}))

@@ -1,4 +1,4 @@
-"""The image stores: one contract for memory, a directory and S3."""
+"""Blob stores: one contract for memory, a directory and S3."""
 
 import errno
 import json
@@ -38,12 +38,12 @@ def store(request: pytest.FixtureRequest, open_at: OpenStore, tmp_path: Path) ->
 
 
 def files_of(directory: Path) -> list[str]:
-    """The files below a directory."""
+    """Return the paths of all files below a directory."""
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
 
 
 def test_a_file_exists_from_put_to_delete(store: BlobStore):
-    """Each name by itself; of what is not there nothing is read, and nothing need be removed."""
+    """Deleting a missing file does nothing."""
     content = os.urandom(3_000_000)
     store.put(NAME, content)
     store.put(OTHER, b"")
@@ -56,7 +56,7 @@ def test_a_file_exists_from_put_to_delete(store: BlobStore):
 
 
 def test_a_name_is_written_once(store: BlobStore):
-    """A second writing says so and changes nothing; once removed, the name can be written again."""
+    """A second write returns False and changes nothing. After `delete`, the name can be written again."""
     assert store.put(NAME, b"first")
     assert not store.put(NAME, b"second")
     assert store.get(NAME) == b"first"
@@ -66,7 +66,6 @@ def test_a_name_is_written_once(store: BlobStore):
 
 
 def test_replace_writes_a_whole_file_whether_it_exists_or_not(store: BlobStore):
-    """`replace` writes over what is there, and writes what is not."""
     store.put(NAME, b"damaged")
     for name in (NAME, OTHER):
         store.replace(name, b"good")
@@ -74,7 +73,6 @@ def test_replace_writes_a_whole_file_whether_it_exists_or_not(store: BlobStore):
 
 
 def test_names_lists_each_file_and_nothing_else(store: BlobStore):
-    """An empty store has none; what is being written, and what others put there, is no file of the store's."""
     assert list(store.names()) == []
     for name in (NAME, OTHER):
         store.put(name, b"x")
@@ -82,7 +80,7 @@ def test_names_lists_each_file_and_nothing_else(store: BlobStore):
 
 
 def test_one_of_many_simultaneous_writers_wins_and_none_fails(store: BlobStore):
-    """Sixteen threads write other contents under one name: all readers see one of them, whole."""
+    """All readers see the complete content of the same writer."""
     start = threading.Barrier(16)
 
     def write_and_read(number: int) -> bytes | None:
@@ -102,14 +100,13 @@ def test_one_of_many_simultaneous_writers_wins_and_none_fails(store: BlobStore):
     + ["ab" * 32 + suffix for suffix in ("/x.png", ".png.png", "-.png", "-../x.png", ".p\0g", "-Blurred.png")],
 )
 def test_names_other_than_a_digest_and_a_suffix_are_refused(store: BlobStore, name: str):
-    """Whatever could lead elsewhere is refused before the store is asked."""
     for attempt in (store.get, store.size, store.delete, lambda name: store.put(name, b"x")):
-        with pytest.raises(ValueError, match="is no image's name"):
+        with pytest.raises(ValueError, match="allowed: 64 hexadecimal digits and a suffix"):
             attempt(name)
 
 
 def test_only_an_object_store_signs_urls(store: BlobStore):
-    """S3's gives the file, as of its type, to who has no credentials, and no other file; other stores give None."""
+    """The URL gives only this file, with its media type, to clients without credentials."""
     store.put(NAME, b"content")
     address = store.sign(NAME, 60)
     if "s3://" not in getattr(store, "address", ""):
@@ -123,7 +120,7 @@ def test_only_an_object_store_signs_urls(store: BlobStore):
 
 
 def test_images_are_in_the_data_directory_by_default(open_at: OpenStore, tmp_path: Path):
-    """By the first two digits of their names; opening leaves nothing of its trial, and what is there is found again."""
+    """The first two digits of a name are its folder. Opening the store leaves no test file."""
     store = open_at(None)
     store.put(NAME, b"x")
     assert files_of(tmp_path) == [f"images/ab/{NAME}"]
@@ -131,14 +128,13 @@ def test_images_are_in_the_data_directory_by_default(open_at: OpenStore, tmp_pat
 
 
 def test_a_directory_called_pictures_is_renamed_to_images(open_at: OpenStore, tmp_path: Path):
-    """The directory is renamed when the store is opened."""
     open_at(str(tmp_path / "pictures")).put(NAME, b"before")
     assert open_at(None).get(NAME) == b"before"
     assert not (tmp_path / "pictures").exists()
 
 
 def test_a_failure_to_rename_pictures_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A mount point cannot be renamed, for example. Otherwise, the images in it would seem to be lost."""
+    """For example, a mount point cannot be renamed. Without the error, its images would seem to be lost."""
     (tmp_path / "pictures").mkdir()
     monkeypatch.setattr(Path, "rename", Mock(side_effect=OSError(errno.EBUSY, os.strerror(errno.EBUSY))))
     with pytest.raises(InvalidSetting, match=r"image_store: .*pictures cannot be renamed to images: .*busy"):
@@ -146,7 +142,7 @@ def test_a_failure_to_rename_pictures_is_an_error(tmp_path: Path, monkeypatch: p
 
 
 def test_files_and_folders_of_images_are_private(open_at: OpenStore, tmp_path: Path):
-    """Images hold their prompts: files 0600 in folders 0700, whatever the umask, also in folders of before."""
+    """Files have mode 0600 and folders 0700, whatever the umask. Existing folders are changed, too."""
     old = tmp_path / "images" / "cd"
     old.mkdir(parents=True, mode=0o755)
     before = os.umask(0)
@@ -166,7 +162,7 @@ def test_files_and_folders_of_images_are_private(open_at: OpenStore, tmp_path: P
 
 
 def test_an_existing_directory_keeps_its_mode(open_at: OpenStore, tmp_path: Path):
-    """It may hold other things than images: only the folders that this project makes in it are closed to others."""
+    """It may contain other files. Only the folders of images in it are made private."""
     tmp_path.chmod(0o755)
     other = tmp_path / "other"
     other.mkdir(mode=0o755)
@@ -178,7 +174,7 @@ def test_an_existing_directory_keeps_its_mode(open_at: OpenStore, tmp_path: Path
 def test_a_file_system_without_modes_is_no_error(
     open_at: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int
 ):
-    """As on exFAT: what cannot be made private is served all the same."""
+    """For example exFAT."""
     (tmp_path / "images" / "ab").mkdir(parents=True, mode=0o755)
     monkeypatch.setattr(os, "chmod", refusing(refusal))
     store = open_at(None)
@@ -190,7 +186,7 @@ def test_a_file_system_without_modes_is_no_error(
 def test_a_file_system_without_hard_links_works(
     open_at: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int
 ):
-    """A name is written once there too, by many writers at once, and nothing is left lying."""
+    """A name is written once, even by many writers at the same time, and no staged file is left."""
     monkeypatch.setattr(os, "link", refusing(refusal))
     store = open_at(None)
     contents = {bytes([number]) * 100_000 for number in range(16)}
@@ -204,8 +200,8 @@ def test_a_file_system_without_hard_links_works(
     assert {path.name for path in (tmp_path / "images" / "staging").iterdir()} <= {"lock"}
 
 
-def test_a_failed_write_says_why(open_at: OpenStore, monkeypatch: pytest.MonkeyPatch):
-    """Another refusal than for want of hard links is no reason to go another way; its own words are shown."""
+def test_a_failed_write_has_the_reason_of_the_system(open_at: OpenStore, monkeypatch: pytest.MonkeyPatch):
+    """Only errors that mean "no hard links" are retried with a rename."""
     store = open_at(None)
     monkeypatch.setattr(os, "link", refusing(errno.EDQUOT))
     with pytest.raises(StoreUnavailable, match=r"cannot be written to: Disk quota exceeded"):
@@ -213,7 +209,7 @@ def test_a_failed_write_says_why(open_at: OpenStore, monkeypatch: pytest.MonkeyP
 
 
 def refusing(number: int) -> Callable[..., None]:
-    """A call to the system that fails with an error."""
+    """Return a system call that fails with an error."""
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
@@ -222,7 +218,7 @@ def refusing(number: int) -> Callable[..., None]:
 
 
 def test_old_staged_files_of_killed_processes_are_deleted(tmp_path: Path):
-    """At the next opening; what another process is writing now stays."""
+    """The next `prepare` deletes them, but not the files that another process is writing."""
     AtomicWriter(tmp_path).prepare()
     abandoned, fresh = tmp_path / "staging" / "a", tmp_path / "staging" / "b"
     for file in (abandoned, fresh):
@@ -233,7 +229,7 @@ def test_old_staged_files_of_killed_processes_are_deleted(tmp_path: Path):
 
 
 def test_google_and_azure_sign_urls(cloud: pytest.MonkeyPatch, tmp_path: Path):
-    """Without asking anyone, from the credentials in the environment; no such server is at hand to follow them to."""
+    """Signing needs only credentials from the environment. The URLs are not requested."""
     from cryptography.hazmat.primitives.asymmetric import rsa
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 

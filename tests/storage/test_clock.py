@@ -1,4 +1,4 @@
-"""What every ClockStore does, and what the migration makes of a database that had none."""
+"""ClockStore: one contract for all databases, and the migration of a database without readings."""
 
 import sqlite3
 from pathlib import Path
@@ -19,7 +19,7 @@ RULES = ClockRules.for_retention(30 * DAY_S)
 
 
 def test_readings_are_stored(stores: Database):
-    """A jump is seen against the last reading, and over when the clock is back."""
+    """Later readings are judged by them."""
     assert stores.clock.read(NOW_S, RULES).is_trusted
     assert stores.clock.read(NOW_S + 5 * DAY_S, RULES).is_trusted
     assert not stores.clock.read(NOW_S + 31 * DAY_S, RULES).is_trusted
@@ -28,8 +28,8 @@ def test_readings_are_stored(stores: Database):
     assert back.misdated == (NOW_S + 31 * DAY_S - 600, NOW_S + 31 * DAY_S + 600)
 
 
-def test_readings_outlive_the_process(database: str):
-    """A clock that is wrong from the start of a process is noticed."""
+def test_readings_survive_a_restart(database: str):
+    """A clock that is wrong from the start of a process is detected."""
     first = open_database(database)
     first.clock.read(NOW_S, RULES)
     first.close()
@@ -39,7 +39,7 @@ def test_readings_outlive_the_process(database: str):
 
 
 def test_a_database_without_readings_is_as_old_as_its_newest_row(database: str):
-    """An older version's images and jobs are not lost to a wrong clock at the first start of this one."""
+    """A wrong clock at the first start of this version does not expire the data of an older version."""
     from alembic import command
 
     old = SqlDatabase(make_url(database) if "://" in database else URL.create("sqlite", database=database))
@@ -58,8 +58,7 @@ def test_a_database_without_readings_is_as_old_as_its_newest_row(database: str):
     opened.close()
 
 
-def test_a_new_database_trusts_its_first_reading(tmp_path: Path):
-    """There is nothing to compare it with, and nothing to be lost."""
+def test_a_new_database_has_no_trusted_reading_yet(tmp_path: Path):
     opened = open_database(str(tmp_path / "jobs.db"))
     opened.close()
     with sqlite3.connect(tmp_path / "jobs.db") as connection:

@@ -1,4 +1,4 @@
-"""A stored image whose file is damaged: nobody is given it, and it is made again."""
+"""Damaged files of stored images are never returned, and are generated again."""
 
 import asyncio
 from collections.abc import Callable
@@ -54,23 +54,23 @@ def has_checksum(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def damage(request: pytest.FixtureRequest) -> Damage:
-    """What happens to a file: it is emptied, unless the test names something else."""
+    """A function that damages a file. It empties the file, unless the test chooses another."""
     return DAMAGES[getattr(request, "param", "empty")]
 
 
 def forget_checksum(images: ImageStore, digest: str, owner: str) -> None:
-    """Leave an image as a version without checksums stored it."""
+    """Leave an image as a version without checksums would store it."""
     images.ownership.delete(digest)
     images.ownership.add(digest, owner, 1, 0.0)
 
 
 def job_spec_of(pool: ModelPool, prompt: str = "a cat", idempotency_key: str | None = None) -> JobSpec:
-    """An order of "me"."""
+    """Return a job of the owner "me"."""
     return JobSpec(pool.resolve(GenerationParams(prompt, seed=1)), "me", idempotency_key=idempotency_key)
 
 
 def count_of(service: Service) -> float:
-    """How many reads found a damaged file."""
+    """Return the number of damaged files that the metrics count."""
     return service.telemetry.metrics.registry.get_sample_value("sd35_damaged_images_total") or 0.0
 
 
@@ -78,67 +78,67 @@ def count_of(service: Service) -> float:
 def test_a_damaged_image_is_generated_again(
     pool: ModelPool, backend: FakeBackend, files: BlobStore, damage: Damage, *, has_checksum: bool
 ):
-    """The request computes it anew, in place of the damaged file; the next request finds it."""
+    """The new file replaces the damaged one, and the next request finds it."""
     storage = memory_storage()
     images = ImageStore(files, storage.database.ownership)
     service = service_of(pool, storage._replace(images=images))
     job_spec = job_spec_of(pool)
 
     async def scenario() -> list[GenerationResult]:
-        made = await service.generate(job_spec, "me")
+        first = await service.generate(job_spec, "me")
         if not has_checksum:
             forget_checksum(images, job_spec.request.digest, "me")
-        files.replace(made.name, damage(made.png))
-        return [made, await service.generate(job_spec, "me"), await service.generate(job_spec, "me")]
+        files.replace(first.name, damage(first.png))
+        return [first, await service.generate(job_spec, "me"), await service.generate(job_spec, "me")]
 
     with capture_logs() as logs:
-        made, again, found = asyncio.run(scenario())
-    assert [each.cache for each in (made, again, found)] == ["miss", "miss", "hit"]
-    assert len(backend.steps) == 2 * made.request.steps
-    assert again.unstored is None
-    assert files.get(made.name) == made.png == again.png == found.png
+        first, second, third = asyncio.run(scenario())
+    assert [each.cache for each in (first, second, third)] == ["miss", "miss", "hit"]
+    assert len(backend.steps) == 2 * first.request.steps
+    assert second.unstored is None
+    assert files.get(first.name) == first.png == second.png == third.png
     assert count_of(service) == 1
     (line,) = [each for each in logs if each["event"] == "a stored image is damaged"]
-    assert (line["log_level"], line["file"]) == ("error", made.name)
+    assert (line["log_level"], line["file"]) == ("error", first.name)
     assert line["reason"]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, indirect=True)
 def test_a_damaged_image_is_never_returned(pool: ModelPool, damage: Damage, *, has_checksum: bool):
-    """Whoever fetches it hears that there is none; once it was made again, they have it."""
+    """It counts as missing until it is generated again."""
     storage = memory_storage()
     service, job_spec = service_of(pool, storage), job_spec_of(pool)
     digest = job_spec.request.digest
 
     async def scenario() -> None:
-        made = await service.generate(job_spec, "me")
+        first = await service.generate(job_spec, "me")
         if not has_checksum:
             forget_checksum(storage.images, digest, "me")
-        storage.images.blobs.replace(made.name, damage(made.png))
+        storage.images.blobs.replace(first.name, damage(first.png))
         assert await service.image(digest, "me") is None
         await service.generate(job_spec, "me")
-        assert await service.image(digest, "me") == made.png
+        assert await service.image(digest, "me") == first.png
 
     asyncio.run(scenario())
 
 
 def test_a_file_stored_before_checksums_gets_one_when_it_is_read(pool: ModelPool):
-    """From then on a change is found that a PNG file's own CRCs do not show."""
+    """From then on, changes are detected that the CRCs of the PNG file do not show."""
     storage = memory_storage()
     generation_service, job_spec = GenerationService(pool, storage.images, AllowAll()), job_spec_of(pool)
-    made = asyncio.run(generation_service.generate(job_spec.request, ME))
+    first = asyncio.run(generation_service.generate(job_spec.request, ME))
     digest = job_spec.request.digest
     forget_checksum(storage.images, digest, "me")
-    assert storage.database.ownership.checksums(made.name) == {}
-    assert storage.images.read(digest) == made.png
-    assert storage.database.ownership.checksums(made.name) == {checksum_of(made.png): len(made.png)}
+    assert storage.database.ownership.checksums(first.name) == {}
+    assert storage.images.read(digest) == first.png
+    assert storage.database.ownership.checksums(first.name) == {checksum_of(first.png): len(first.png)}
     other = asyncio.run(generation_service.generate(job_spec_of(pool, "a dog").request, ME))
-    storage.images.blobs.replace(made.name, other.png)
+    storage.images.blobs.replace(first.name, other.png)
     assert storage.images.read(digest) is None
 
 
 def test_a_damaged_image_of_a_finished_job_is_generated_again(pool: ModelPool):
-    """A request with the idempotency key of before gets its image; one whose image was removed hears of that."""
+    """A second request with the same idempotency key returns the image."""
     storage = memory_storage()
     service = service_of(pool, storage)
     job_spec = job_spec_of(pool, idempotency_key="once")
@@ -156,11 +156,11 @@ def test_a_damaged_image_of_a_finished_job_is_generated_again(pool: ModelPool):
     assert storage.images.read(job_spec.request.digest) == first.png
 
 
-def test_a_damaged_file_is_not_put_back_when_another_owner_comes(monkeypatch: pytest.MonkeyPatch):
-    """The last owner leaves while another process adds one: only a good file is put back."""
+def test_a_damaged_file_is_not_restored_for_a_new_owner(monkeypatch: pytest.MonkeyPatch):
+    """Another process adds an owner while the last one is removed."""
     images, name = ImageStore(MemoryBlobStore(), MemoryOwnershipIndex()), name_of("ab" * 32)
     images.add(name, "ab" * 32, "me", b"an image")
-    images.blobs.replace(name, b"a pict")
+    images.blobs.replace(name, b"an im")
     during(monkeypatch, images.ownership, "remove", lambda: images.ownership.add("ab" * 32, "you", 9, 0.0))
     assert images.remove("ab" * 32, "me")
     assert images.blobs.get(name) is None
@@ -168,7 +168,7 @@ def test_a_damaged_file_is_not_put_back_when_another_owner_comes(monkeypatch: py
 
 @pytest.mark.parametrize("method", ["put", "replace"])
 def test_a_simultaneous_repair_by_another_process_leaves_a_good_file(monkeypatch: pytest.MonkeyPatch, method: str):
-    """Both found a damaged file and made the image: whichever file remains passes for good."""
+    """Both processes generate the image. Either file is valid."""
     files, index, name = MemoryBlobStore(), MemoryOwnershipIndex(), name_of("ab" * 32)
     here, elsewhere = ImageStore(files, index), ImageStore(files, index)
     here.add(name, "ab" * 32, "me", b"an image")
@@ -182,7 +182,7 @@ def test_a_simultaneous_repair_by_another_process_leaves_a_good_file(monkeypatch
 
 @pytest.mark.parametrize("method", ["put", "replace"])
 def test_the_checksum_is_recorded_before_the_file_is_written(monkeypatch: pytest.MonkeyPatch, method: str):
-    """Else a good file that another version wrote before would be taken for damaged, for that moment."""
+    """Otherwise, a reader in between would treat the new file as damaged."""
     images, name = ImageStore(MemoryBlobStore(), MemoryOwnershipIndex()), name_of("ab" * 32)
     if method == "replace":
         images.add(name, "ab" * 32, "me", b"of an older version")
@@ -197,7 +197,7 @@ def test_the_checksum_is_recorded_before_the_file_is_written(monkeypatch: pytest
 def test_two_versions_that_write_an_image_at_once_do_not_damage_it(
     monkeypatch: pytest.MonkeyPatch, moment: tuple[str, str]
 ):
-    """Their files differ in what made them; the first one stays, and passes, whoever recorded a checksum first."""
+    """Their records differ. The first file is kept and valid, whichever checksum is recorded first."""
     images, name = ImageStore(MemoryBlobStore(), MemoryOwnershipIndex()), name_of("ab" * 32)
     elsewhere = ImageStore(images.blobs, images.ownership)
     part, method = moment
@@ -212,9 +212,9 @@ def test_two_versions_that_write_an_image_at_once_do_not_damage_it(
 
 
 def test_a_file_of_the_wrong_size_gets_no_signed_url(s3: pytest.MonkeyPatch, open_at: OpenStore):
-    """Nor of one that has no checksum yet: then the service reads it itself, this once."""
+    """Neither does a file without a checksum, until the service has read it once."""
     del s3
-    files, index, png = open_at("s3://images/signed"), MemoryOwnershipIndex(), write_png_of_nothing()
+    files, index, png = open_at("s3://images/signed"), MemoryOwnershipIndex(), small_png()
     digest = "ab" * 32
     images, name = ImageStore(files, index), name_of(digest, is_blurred=True)
     index.add(digest, "me", len(png), 0.0)
@@ -227,20 +227,20 @@ def test_a_file_of_the_wrong_size_gets_no_signed_url(s3: pytest.MonkeyPatch, ope
     assert images.read(digest) is None
 
 
-def write_png_of_nothing() -> bytes:
-    """A small PNG file without a record."""
+def small_png() -> bytes:
+    """Return a small PNG file without a record."""
     import numpy as np
 
     return write_png(np.zeros((2, 2, 3), np.uint8), {})
 
 
 def test_an_image_with_an_unreadable_record_is_generated_again(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
-    """A file of another version that this one does not understand: the image is made for whoever asks."""
+    """For example, if another version wrote the record."""
     storage: Storage = memory_storage()
     generation_service, job_spec = GenerationService(pool, storage.images, AllowAll()), job_spec_of(pool)
-    made = asyncio.run(generation_service.generate(job_spec.request, ME))
-    unknown = made.png.replace(b"sd35.maker", b"sd35.mAker")
+    first = asyncio.run(generation_service.generate(job_spec.request, ME))
+    unknown = first.png.replace(b"sd35.maker", b"sd35.mAker")
     monkeypatch.setattr("sd35.storage.images.check_file", lambda *_: None)
-    storage.images.blobs.replace(made.name, unknown)
-    again = asyncio.run(generation_service.generate(job_spec.request, ME))
-    assert (again.cache, again.png) == ("miss", made.png)
+    storage.images.blobs.replace(first.name, unknown)
+    second = asyncio.run(generation_service.generate(job_spec.request, ME))
+    assert (second.cache, second.png) == ("miss", first.png)

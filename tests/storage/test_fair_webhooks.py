@@ -1,4 +1,4 @@
-"""Whose webhooks are sent next does not depend on the store."""
+"""All job stores choose the same webhooks to send next."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.support.job_specs import job_spec
 
 
 class Webhook(NamedTuple):
-    """A webhook that is due at a time."""
+    """A webhook that becomes due at a time."""
 
     owner: str
     host: str
@@ -24,7 +24,7 @@ class Webhook(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Time passes, what is due is started, and of what is in flight the n-th goes as the n-th outcome says."""
+    """Time passes, due webhooks are started, and then webhooks in flight end with the outcomes, oldest first."""
 
     passed_s: int
     outcomes: list[str]
@@ -41,26 +41,26 @@ STEPS = st.lists(st.builds(Step, st.integers(0, 40), OUTCOMES), max_size=5)
 
 
 class Sending:
-    """What a sender asks of a store, without sending."""
+    """Calls a store as a webhook sender does, but sends nothing."""
 
     def __init__(self, store: JobStore) -> None:
         self.store, self.in_flight = store, InFlight()
         self.sent: list[Delivery] = []
 
     def start(self, now_s: float) -> list[Delivery]:
-        """Start what is due and has a place."""
-        taken = self.store.claim_webhooks(now_s, self.in_flight.choose(self.store.due_webhooks(now_s)))
-        for delivery in taken:
+        """Start the due webhooks that get a slot."""
+        claimed = self.store.claim_webhooks(now_s, self.in_flight.choose(self.store.due_webhooks(now_s)))
+        for delivery in claimed:
             self.in_flight.start(delivery.receiver)
-        self.sent += taken
-        return taken
+        self.sent += claimed
+        return claimed
 
     def end(self, outcomes: Sequence[str], now_s: float) -> None:
-        """End what was started first, as the outcomes say; the rest goes on."""
+        """End the oldest webhooks in flight with the outcomes. The others stay in flight."""
         for delivery, outcome in zip(self.sent, outcomes, strict=False):
             if outcome == "failed":
                 self.store.postpone_webhook(delivery.job_id, now_s + 5)
-            elif outcome != "unanswered":  # it is due again when it is no longer held
+            elif outcome != "unanswered":  # otherwise, it is due again when its lease expires
                 self.store.finish_webhook(delivery.job_id)
             self.in_flight.note_speed(delivery.receiver.host, is_slow=outcome == "slow")
             self.in_flight.end(delivery.receiver)
@@ -70,11 +70,11 @@ class Sending:
 @pytest.fixture
 def kinds(tmp_path: Path, new_postgres: NewDatabase) -> Sequence[JobStore]:
     """A store of each kind."""
-    return [open_database(where).jobs for where in (MEMORY, str(tmp_path / "jobs.db"), new_postgres())]
+    return [open_database(url).jobs for url in (MEMORY, str(tmp_path / "jobs.db"), new_postgres())]
 
 
 def test_all_stores_give_the_same_webhooks(kinds: Sequence[JobStore]):
-    """In the same order, whatever is due, in flight, slow, failed or no longer held."""
+    """In the same order, whichever webhooks are due, in flight, slow, failed or expired."""
 
     @settings(max_examples=40)
     @given(WEBHOOKS, STEPS)

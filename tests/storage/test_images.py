@@ -1,4 +1,4 @@
-"""Files and owners in step, whoever comes and leaves at the same moment."""
+"""ImageStore keeps files and owners consistent, even if owners are added and removed at the same time."""
 
 import threading
 from collections.abc import Callable
@@ -18,26 +18,26 @@ NAME, PNG = f"{DIGEST}.png", b"an image"
 
 @pytest.fixture
 def images() -> ImageStore:
-    """Of "me", who has one image."""
+    """A store with one image, owned by "me"."""
     images = ImageStore(MemoryBlobStore(), MemoryOwnershipIndex())
     images.add(NAME, DIGEST, "me", PNG)
     return images
 
 
 def during(monkeypatch: pytest.MonkeyPatch, part: Any, method: str, act: Callable[[], Any]) -> None:
-    """Have something else happen just before the next call of a method."""
-    plain = getattr(part, method)
+    """Call `act` just before the next call of a method."""
+    original = getattr(part, method)
 
     def once(*arguments: Any) -> Any:
-        monkeypatch.setattr(part, method, plain)
+        monkeypatch.setattr(part, method, original)
         act()
-        return plain(*arguments)
+        return original(*arguments)
 
     monkeypatch.setattr(part, method, once)
 
 
-def test_a_file_goes_with_its_last_owner(images: ImageStore):
-    """Not before; and who does not own it removes nothing."""
+def test_a_file_is_deleted_with_its_last_owner(images: ImageStore):
+    """Removing someone who is not an owner does nothing."""
     images.add(NAME, DIGEST, "you", PNG)
     assert not images.remove(DIGEST, "another")
     assert images.remove(DIGEST, "me")
@@ -52,11 +52,11 @@ def test_a_file_goes_with_its_last_owner(images: ImageStore):
 def test_an_owner_added_while_the_last_one_is_removed_has_the_file(
     images: ImageStore, monkeypatch: pytest.MonkeyPatch, part: str, method: str, owner: str
 ):
-    """At whatever moment: they come before the removal or after it, never in between."""
-    coming = threading.Thread(target=images.add, args=(NAME, DIGEST, owner, PNG))
-    during(monkeypatch, getattr(images, part), method, coming.start)
+    """The owner is added before or after the removal, never in between."""
+    adding = threading.Thread(target=images.add, args=(NAME, DIGEST, owner, PNG))
+    during(monkeypatch, getattr(images, part), method, adding.start)
     assert images.remove(DIGEST, "me")
-    coming.join(WAIT_S)
+    adding.join(WAIT_S)
     assert images.ownership.owners(DIGEST) == {owner}
     assert images.read(DIGEST) == PNG
 
@@ -65,7 +65,7 @@ def test_an_owner_added_while_the_last_one_is_removed_has_the_file(
 def test_an_owner_added_by_another_process_meanwhile_has_the_file(
     images: ImageStore, monkeypatch: pytest.MonkeyPatch, part: str, method: str
 ):
-    """There no lock helps: the owner is seen when the row is removed, and the file is put back."""
+    """Locks do not reach other processes. When the new owner is noticed, the file is restored."""
     elsewhere = ImageStore(images.blobs, images.ownership)
     during(monkeypatch, getattr(images, part), method, lambda: elsewhere.add(NAME, DIGEST, "you", PNG))
     assert images.remove(DIGEST, "me")
@@ -74,7 +74,7 @@ def test_an_owner_added_by_another_process_meanwhile_has_the_file(
 
 
 def test_two_owners_removed_at_once_leave_no_file(images: ImageStore, monkeypatch: pytest.MonkeyPatch):
-    """Each saw the other when it began."""
+    """Each removal sees the other owner when it begins."""
     images.add(NAME, DIGEST, "you", PNG)
     elsewhere = ImageStore(images.blobs, images.ownership)
     during(monkeypatch, images.ownership, "remove", lambda: elsewhere.remove(DIGEST, "you"))
@@ -83,10 +83,10 @@ def test_two_owners_removed_at_once_leave_no_file(images: ImageStore, monkeypatc
 
 
 def test_a_removal_that_fails_can_be_repeated(images: ImageStore, monkeypatch: pytest.MonkeyPatch):
-    """The image stays its owner's until the file is gone: else its prompt would lie there for ever."""
+    """The owner keeps the image until its file is deleted. Otherwise, the prompt in it would never be deleted."""
 
     def unavailable(_: str) -> None:
-        raise StoreUnavailable("gone")
+        raise StoreUnavailable("unreachable")
 
     with monkeypatch.context() as broken:
         broken.setattr(images.blobs, "delete", unavailable)

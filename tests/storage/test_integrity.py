@@ -1,4 +1,4 @@
-"""Whether a stored image file is whole: by its recorded checksums, or by its own CRCs and record."""
+"""Integrity checks of image files, by recorded checksums, or by PNG CRCs and the record in the file."""
 
 import io
 import zlib
@@ -24,7 +24,7 @@ PLACES = st.integers(0, len(PNG) - 1)
 
 
 def damages(png: bytes) -> st.SearchStrategy[bytes]:
-    """Contents that are nearly a file: cut short, with a changed byte, with more behind its end."""
+    """Damaged versions of a file: truncated, changed, zeroed or extended."""
     cut = PLACES.map(lambda place: png[:place])
     changed = st.builds(
         lambda place, bits: png[:place] + bytes([png[place] ^ bits]) + png[place + 1 :], PLACES, st.integers(1, 255)
@@ -35,34 +35,32 @@ def damages(png: bytes) -> st.SearchStrategy[bytes]:
 
 
 @pytest.mark.parametrize("checksums", [{}, {checksum_of(PNG), "0" * 64}], ids=["stored before", "recorded"])
-def test_a_whole_file_passes(checksums: set[str]):
-    """With or without a recorded checksum."""
+def test_an_undamaged_file_passes(checksums: set[str]):
     check_file(NAME, PNG, checksums)
 
 
 @given(damages(PNG))
 def test_no_damage_passes_without_a_checksum(content: bytes):
-    """A file that was cut short, changed or lengthened anywhere fails by what the PNG file says of itself."""
+    """The structure and the CRCs of the PNG file reveal it."""
     with pytest.raises(DamagedFile):
         check_file(NAME, content, ())
 
 
 @given(damages(PNG))
 def test_no_damage_passes_the_checksum(content: bytes):
-    """The same damages fail against the recorded checksum."""
     with pytest.raises(DamagedFile):
         check_file(NAME, content, {checksum_of(PNG)})
 
 
 def test_a_file_of_another_image_fails_without_a_checksum():
-    """The record in the file must be that of the digest in its name; a file without a record is no image of ours."""
+    """The file needs a record, and its digest must be the one in the file's name."""
     for name, content in ((name_of("ab" * 32), PNG), (NAME, without_text(PNG))):
         with pytest.raises(DamagedFile, match="record"):
             check_file(name, content, ())
 
 
 def test_a_blurred_image_needs_no_record():
-    """It does not say how it was made; its CRCs are checked all the same."""
+    """Its CRCs are still checked."""
     png = write_png(PIXELS, {})
     check_file(BLURRED, png, ())
     with pytest.raises(DamagedFile, match="ends too early"):
@@ -70,22 +68,20 @@ def test_a_blurred_image_needs_no_record():
 
 
 def test_a_file_without_image_data_fails():
-    """A valid end alone is no image."""
     end = b"\0\0\0\0IEND" + zlib.crc32(b"IEND").to_bytes(4, "big")
     with pytest.raises(DamagedFile, match="no image data"):
         check_file(BLURRED, SIGNATURE + end, ())
 
 
 def test_files_that_pillow_writes_pass():
-    """The reader of chunks follows the specification, not only this project's own writer."""
+    """The chunk reader follows the PNG specification, not only this project's writer."""
     out = io.BytesIO()
     Image.effect_noise((300, 300), 90).save(out, "PNG")  # several IDAT chunks
     assert out.getvalue().count(b"IDAT") > 1
     check_file(BLURRED, out.getvalue(), ())
 
 
-def test_a_file_of_too_many_chunks_is_damaged():
-    """The reader of chunks gives up; for the store, that is damage like any other."""
+def test_a_file_with_too_many_chunks_is_damaged():
     empty = b"\0\0\0\0tEXt" + zlib.crc32(b"tEXt").to_bytes(4, "big")
     with pytest.raises(DamagedFile, match="chunks"):
         check_file(BLURRED, SIGNATURE + 65_537 * empty, ())

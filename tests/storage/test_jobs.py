@@ -1,4 +1,4 @@
-"""What every JobStore does."""
+"""JobStore: one contract for all stores."""
 
 import time
 from dataclasses import replace
@@ -27,41 +27,41 @@ from tests.support.job_specs import REQUEST, at_once, job_spec
 from tests.support.leases import pass_time
 
 LEASE_S = 10.0
-MADE = JobResult("d" * 64, was_cached=False)
+RESULT = JobResult("d" * 64, was_cached=False)
 HOOK = "https://example.com/hook"
 EXAMPLE = Receiver("me", "example.com")
 
 
 @pytest.fixture
 def store(stores: Database) -> JobStore:
-    """A store of each kind."""
+    """The job store of each kind of database."""
     return stores.jobs
 
 
 def add(
     store: JobStore, owner: str = "me", now_s: float = 0.0, *, priority: int = 0, webhook: str | None = None
 ) -> Job:
-    """Add a job."""
+    """Add a job and return it."""
     return store.add(new_job(job_spec(owner, priority=priority, webhook=webhook), now_s))
 
 
-def claim(store: JobStore, most: int = 1, started_s: float = 0.0, holder: str = "h") -> list[str]:
-    """Claim jobs; their ids."""
-    return [job.id for job in store.claim(holder, started_s, LEASE_S, most)]
+def claim(store: JobStore, limit: int = 1, started_s: float = 0.0, holder: str = "h") -> list[str]:
+    """Claim jobs and return their IDs."""
+    return [job.id for job in store.claim(holder, started_s, LEASE_S, limit)]
 
 
-def take_due(store: JobStore, now_s: float, most: int = 9) -> list[Delivery]:
-    """Take webhooks that are due at `HOOK`."""
-    return store.claim_webhooks(now_s, {EXAMPLE: most})
+def claim_due(store: JobStore, now_s: float, limit: int = 9) -> list[Delivery]:
+    """Claim webhooks that are due at `HOOK`."""
+    return store.claim_webhooks(now_s, {EXAMPLE: limit})
 
 
 def test_a_job_is_returned_as_it_was_stored(store: JobStore):
-    """Each field survives, also text that databases stumble over; numbers grow."""
+    """Every field is preserved, even text that is difficult for databases. `number` increases."""
     request = Request("猫 \x00 ' \\ 🐱", "\n", 64, 64, 4, 7.0, 2**32 - 1, "m", "r", "p", 2.5)
-    whole = JobSpec(
+    full = JobSpec(
         request, "you", -9, Format.AVIF, has_metadata=False, webhook=HOOK, idempotency_key="k", body_digest="d"
     )
-    jobs = [new_job(whole, 1.25), new_job(job_spec(), 2.5)]
+    jobs = [new_job(full, 1.25), new_job(job_spec(), 2.5)]
     added = [store.add(job) for job in jobs]
     assert [replace(job, number=0) for job in added] == jobs
     assert added[0].number < added[1].number
@@ -73,7 +73,7 @@ def test_a_job_is_returned_as_it_was_stored(store: JobStore):
 
 
 def test_a_job_of_another_owner_is_missing(store: JobStore):
-    """It is neither seen, nor listed, cancelled or deleted; for the administrator it is."""
+    """An administrator can read, cancel and delete it."""
     job = add(store, "you")
     assert store.get(job.id, "me") is None
     assert store.page("me", [], None, 9) == []
@@ -85,27 +85,26 @@ def test_a_job_of_another_owner_is_missing(store: JobStore):
 
 
 def test_the_same_idempotency_key_returns_the_same_job(store: JobStore):
-    """What comes again gets the first job, also when that has ended; another owner's key is another."""
+    """Even after the job has ended. Keys of different owners are independent."""
     first = store.add(new_job(job_spec(idempotency_key="k", body_digest="1"), 0.0))
     claim(store)
-    store.end(first.id, "h", 2.0, MADE)
-    again = store.add(new_job(job_spec(idempotency_key="k", body_digest="1"), 3.0))
-    assert again == store.get(first.id, None)
-    assert again.status is Status.SUCCEEDED
+    store.end(first.id, "h", 2.0, RESULT)
+    second = store.add(new_job(job_spec(idempotency_key="k", body_digest="1"), 3.0))
+    assert second == store.get(first.id, None)
+    assert second.status is Status.SUCCEEDED
     other = store.add(new_job(job_spec("you", idempotency_key="k", body_digest="2"), 3.0))
     assert other.id != first.id
 
 
 def test_an_idempotency_key_with_another_body_is_refused(store: JobStore):
-    """Nothing is added, and the error names the key."""
+    """The error names the key."""
     store.add(new_job(job_spec(idempotency_key="k", body_digest="1"), 0.0))
     with pytest.raises(IdempotencyConflict, match="'k'"):
         store.add(new_job(job_spec(idempotency_key="k", body_digest="2"), 0.0))
     assert store.counts()[Status.QUEUED] == 1
 
 
-def test_an_idempotency_key_of_a_deleted_job_is_free(store: JobStore):
-    """What was forgotten is forgotten."""
+def test_an_idempotency_key_of_a_deleted_job_can_be_used_again(store: JobStore):
     first = store.add(new_job(job_spec(idempotency_key="k"), 0.0))
     store.cancel(first.id, None, 1.0)
     store.delete(first.id, None)
@@ -113,15 +112,14 @@ def test_an_idempotency_key_of_a_deleted_job_is_free(store: JobStore):
 
 
 def test_simultaneous_adds_with_one_key_store_one_job(store: JobStore):
-    """All get the same job."""
-    wanted = [new_job(job_spec(idempotency_key="k", body_digest="1"), 0.0) for _ in range(12)]
-    added = at_once([partial(store.add, job) for job in wanted])
+    jobs = [new_job(job_spec(idempotency_key="k", body_digest="1"), 0.0) for _ in range(12)]
+    added = at_once([partial(store.add, job) for job in jobs])
     assert len({job.id for job in added}) == 1
     assert store.counts()[Status.QUEUED] == 1
 
 
 def test_pages_are_newest_first_and_continue(store: JobStore):
-    """Filters by owner and status, and pages that meet, with nothing twice and nothing left out."""
+    """Pages can be filtered by owner and status. Consecutive pages have no duplicates and no gaps."""
     jobs = [add(store, owner) for owner in ("me", "you", "me", "me", "you")]
     claim(store, 2)
     newest = [job.id for job in reversed(jobs)]
@@ -137,7 +135,7 @@ def test_pages_are_newest_first_and_continue(store: JobStore):
 
 
 def test_position_counts_the_jobs_ahead(store: JobStore):
-    """By priority, then by age; 0 for the first, for one that runs, and for none."""
+    """Jobs are ordered by priority, then by age. A running or unknown job has position 0."""
     low, first, second, high = (add(store, priority=priority) for priority in (-1, 0, 0, 5))
     assert [store.position(job.id) for job in (high, first, second, low)] == [0, 1, 2, 3]
     assert claim(store) == [high.id]
@@ -145,8 +143,8 @@ def test_position_counts_the_jobs_ahead(store: JobStore):
     assert store.position("nothing") == 0
 
 
-def test_a_claim_takes_by_priority_then_age(store: JobStore):
-    """Of one owner; a claimed job is running from then on."""
+def test_a_claim_takes_jobs_by_priority_then_age(store: JobStore):
+    """The claimed jobs are running afterwards."""
     old, new, urgent = add(store), add(store), add(store, priority=1)
     assert claim(store, 2, 3.0) == [urgent.id, old.id]
     running = store.get(old.id, None)
@@ -157,40 +155,40 @@ def test_a_claim_takes_by_priority_then_age(store: JobStore):
 
 
 def test_a_claim_is_fair_between_owners(store: JobStore):
-    """One who has many jobs, even urgent ones, takes turns with one who has few, within a claim and across claims."""
+    """An owner of many urgent jobs takes turns with an owner of few, within a claim and across claims."""
     many = [add(store, "many", priority=9).id for _ in range(4)]
     few = [add(store, "few").id for _ in range(2)]
     assert claim(store, 3) == [many[0], few[0], many[1]]
     late = add(store, "late", priority=-9).id
-    assert claim(store, 1) == [late]  # it has none running
+    assert claim(store, 1) == [late]  # its owner has no running job
     assert set(claim(store, 2)) == {few[1], many[2]}
 
 
 def test_many_owners_share_a_small_claim_by_priority(store: JobStore):
-    """Where more owners wait than may be taken, the most urgent of their first ones go."""
+    """If more owners wait than the claim allows, the most urgent of their first jobs are claimed."""
     ids = [add(store, f"owner {index}", priority=index % 3).id for index in range(9)]
     assert claim(store, 3) == [ids[2], ids[5], ids[8]]
 
 
 def test_a_job_with_an_expired_lease_is_claimed_again(store: JobStore):
-    """By whoever asks, in the job's old place; its first holder has lost it then, and not before."""
+    """It keeps its old place. Its holder can renew the expired lease until another holder claims."""
     job, other = add(store), add(store)
     assert claim(store, 1, holder="dead") == [job.id]
     pass_time(store, LEASE_S + 1)
-    assert store.renew("dead", LEASE_S) == {job.id}  # late, but nobody had asked for it
+    assert store.renew("dead", LEASE_S) == {job.id}  # late, but nobody has claimed in the meantime
     pass_time(store, LEASE_S / 2)
     assert claim(store, 0, holder="alive") == []
     assert store.renew("dead", LEASE_S) == {job.id}
     pass_time(store, LEASE_S + 1)
     assert claim(store, 1, holder="alive") == [job.id]
     assert store.renew("dead", LEASE_S) == set()
-    assert not store.end(job.id, "dead", 40.0, MADE)
-    assert store.end(job.id, "alive", 40.0, MADE)
+    assert not store.end(job.id, "dead", 40.0, RESULT)
+    assert store.end(job.id, "alive", 40.0, RESULT)
     assert claim(store, 9, 40.0) == [other.id]
 
 
 def test_a_holder_does_not_claim_its_own_jobs(store: JobStore):
-    """Whoever was late to renew its own leases still works on those jobs."""
+    """A holder that renews its leases late still runs its jobs."""
     job = add(store)
     claim(store, 1, holder="late")
     pass_time(store, 1e6)
@@ -199,87 +197,87 @@ def test_a_holder_does_not_claim_its_own_jobs(store: JobStore):
 
 
 def test_renewing_extends_a_lease(store: JobStore):
-    """As long as its holder says so in time, a job is nobody else's; cancelled ones are not its any more."""
-    kept, cancelled = add(store), add(store)
+    """Leases of cancelled jobs are not renewed."""
+    running, cancelled = add(store), add(store)
     claim(store, 2)
     store.cancel(cancelled.id, None, 1.0)
     for _ in range(3):
         pass_time(store, 0.9 * LEASE_S)
-        assert store.renew("h", LEASE_S) == {kept.id}
+        assert store.renew("h", LEASE_S) == {running.id}
     pass_time(store, 0.9 * LEASE_S)
     assert claim(store, 9, holder="other") == []
 
 
 @pytest.mark.parametrize("ahead_s", [-3600.0, -20.0, 20.0, 3600.0])
 def test_leases_do_not_depend_on_a_holders_wall_clock(store: JobStore, monkeypatch: pytest.MonkeyPatch, ahead_s: float):
-    """Another holder, whose clock differs, neither takes a job early nor waits for it any longer."""
-    job, here = add(store), time.time
+    """A holder with another time does not claim a job early, and does not wait longer for it."""
+    job, original = add(store), time.time
     claim(store, 1, time.time(), "other")
-    monkeypatch.setattr(time, "time", lambda: here() + ahead_s)
+    monkeypatch.setattr(time, "time", lambda: original() + ahead_s)
     assert claim(store, 1, time.time(), "this") == []
     pass_time(store, LEASE_S + 1)
     assert claim(store, 1, time.time(), "this") == [job.id]
 
 
 def test_simultaneous_claims_never_share_a_job(store: JobStore):
-    """And none is left over."""
+    """No job is left over."""
     ids = {add(store, f"owner {index % 3}").id for index in range(24)}
     claims = at_once([partial(claim, store, 4, 0.0, f"holder {index}") for index in range(8)])
     assert sorted(job_id for claimed in claims for job_id in claimed) == sorted(ids)
 
 
 def test_released_jobs_are_queued_in_their_old_place(store: JobStore):
-    """Those of one holder; as if they had never been claimed."""
+    """Jobs of other holders are not affected."""
     first, second, third = add(store), add(store), add(store)
     claim(store, 1, holder="other")
     claim(store, 1, holder="closing")
     assert store.release("closing") == 1
     assert store.get(second.id, None) == second
     assert store.position(third.id) == 1
-    assert not store.end(second.id, "closing", 1.0, MADE)
-    assert store.end(first.id, "other", 1.0, MADE)
+    assert not store.end(second.id, "closing", 1.0, RESULT)
+    assert store.end(first.id, "other", 1.0, RESULT)
 
 
 @pytest.mark.parametrize(
-    "result", [MADE, JobResult("e" * 64, was_cached=True, is_blurred=True), Failure(500, "no \x1b")]
+    "result", [RESULT, JobResult("e" * 64, was_cached=True, is_blurred=True), Failure(500, "no \x1b")]
 )
 def test_a_job_ends_once(store: JobStore, result: JobResult | Failure):
-    """With what came of it; its holder alone ends it, and nothing changes it afterwards."""
+    """Only its holder can end it, and nothing changes it afterwards."""
     job = add(store)
     assert not store.end(job.id, "h", 5.0, result)
     claim(store, started_s=1.0)
     assert not store.end(job.id, "other", 5.0, result)
     assert store.end(job.id, "h", 5.0, result)
     ended = store.get(job.id, None)
-    is_made = isinstance(result, JobResult)
+    is_success = isinstance(result, JobResult)
     assert ended == replace(
         job,
-        status=Status.SUCCEEDED if is_made else Status.FAILED,
+        status=Status.SUCCEEDED if is_success else Status.FAILED,
         started_s=1.0,
         ended_s=5.0,
         result=result if isinstance(result, JobResult) else None,
         failure=None if isinstance(result, JobResult) else result,
     )
-    assert not store.end(job.id, "h", 6.0, MADE)
+    assert not store.end(job.id, "h", 6.0, RESULT)
     assert store.cancel(job.id, None, 7.0) == ended
     assert claim(store, 9, 1e9) == []
 
 
-def test_a_job_is_cancelled_queued_or_running(store: JobStore):
-    """Its holder cannot end it then, and nobody claims it."""
+def test_queued_and_running_jobs_can_be_cancelled(store: JobStore):
+    """Then their holder can no longer end them, and nobody claims them."""
     running, queued = add(store), add(store)
     claim(store)
     for job in (running, queued):
         cancelled = store.cancel(job.id, "me", 4.0)
         assert cancelled is not None
         assert (cancelled.status, cancelled.ended_s) == (Status.CANCELLED, 4.0)
-    assert not store.end(running.id, "h", 5.0, MADE)
+    assert not store.end(running.id, "h", 5.0, RESULT)
     assert claim(store, 9, 1e9) == []
     assert store.cancel("nothing", None, 4.0) is None
 
 
 def test_only_ended_jobs_are_deleted(store: JobStore):
-    """A queued or running job is cancelled first."""
+    """A queued or running job must be cancelled first."""
     job = add(store)
     assert store.delete(job.id, "me") is None
     claim(store)
@@ -290,32 +288,32 @@ def test_only_ended_jobs_are_deleted(store: JobStore):
 
 
 def test_counts_cover_every_status(store: JobStore):
-    """Also those of which there are none."""
+    """Even a status that no job has."""
     assert store.counts() == dict.fromkeys(Status, 0)
     for _ in range(4):
         add(store)
     first, second = claim(store, 2)
-    store.end(first, "h", 1.0, MADE)
+    store.end(first, "h", 1.0, RESULT)
     store.end(second, "h", 1.0, Failure(500, "no"))
     claim(store)
     assert store.counts() == dict.fromkeys(Status, 1) | {Status.CANCELLED: 0}
 
 
 def test_a_webhook_is_due_when_its_job_ends(store: JobStore):
-    """However it ends, and not before; a job without one has none."""
-    made, cancelled = add(store, webhook=HOOK), add(store, webhook=HOOK + "2")
+    """Even if the job is cancelled. A job without a webhook has none due."""
+    succeeded, cancelled = add(store, webhook=HOOK), add(store, webhook=HOOK + "2")
     add(store)
     claim(store, 1)
-    assert take_due(store, 1e9) == []
-    store.end(made.id, "h", 5.0, MADE)
+    assert claim_due(store, 1e9) == []
+    store.end(succeeded.id, "h", 5.0, RESULT)
     store.cancel(cancelled.id, None, 6.0)
-    assert take_due(store, 4.0) == []
-    assert take_due(store, 5.0) == [Delivery(made.id, HOOK, 0, EXAMPLE)]
-    assert take_due(store, 6.0) == [Delivery(cancelled.id, HOOK + "2", 0, EXAMPLE)]
+    assert claim_due(store, 4.0) == []
+    assert claim_due(store, 5.0) == [Delivery(succeeded.id, HOOK, 0, EXAMPLE)]
+    assert claim_due(store, 6.0) == [Delivery(cancelled.id, HOOK + "2", 0, EXAMPLE)]
 
 
 def test_due_webhooks_are_counted_by_receiver(store: JobStore):
-    """By owner and host, however many there are, with the time since when the oldest is due."""
+    """Each count has the time since which the oldest webhook is due."""
     others = [("me", HOOK), ("me", "http://EXAMPLE.com.:8080/"), ("me", "https://other.example"), ("you", HOOK)]
     for now_s, (owner, url) in enumerate(others):
         store.cancel(add(store, owner, webhook=url).id, None, now_s)
@@ -328,63 +326,62 @@ def test_due_webhooks_are_counted_by_receiver(store: JobStore):
 
 
 def test_only_webhooks_of_the_given_receivers_are_claimed(store: JobStore):
-    """Up to the given number of each, the longest due of each, whatever else is due longer."""
+    """At most the given number per receiver, and those due longest first."""
     old, new, other = (add(store, owner, webhook=HOOK) for owner in ("me", "me", "you"))
     for now_s, job in enumerate((other, old, new)):
         store.cancel(job.id, None, now_s)
-    asked = {EXAMPLE: 1, Receiver("you", "elsewhere.example"): 1, Receiver("nobody", "example.com"): 1}
-    assert store.claim_webhooks(9.0, asked) == [Delivery(old.id, HOOK, 0, EXAMPLE)]
+    limits = {EXAMPLE: 1, Receiver("you", "elsewhere.example"): 1, Receiver("nobody", "example.com"): 1}
+    assert store.claim_webhooks(9.0, limits) == [Delivery(old.id, HOOK, 0, EXAMPLE)]
     both = store.claim_webhooks(9.0, {EXAMPLE: 9, Receiver("you", "example.com"): 9})
     assert [delivery.job_id for delivery in both] == [other.id, new.id]
 
 
 def test_a_claimed_webhook_is_not_due_during_its_lease(store: JobStore):
-    """For a minute; then its sender counts as dead. What was delivered is never due again."""
+    """Afterwards it is due again, unless it was delivered."""
     job = add(store, webhook=HOOK)
     store.cancel(job.id, None, 0.0)
-    assert len(take_due(store, 0.0)) == 1
+    assert len(claim_due(store, 0.0)) == 1
     assert store.due_webhooks(WEBHOOK_LEASE_S - 1) == []
-    assert take_due(store, WEBHOOK_LEASE_S - 1) == []
-    assert len(take_due(store, WEBHOOK_LEASE_S)) == 1
+    assert claim_due(store, WEBHOOK_LEASE_S - 1) == []
+    assert len(claim_due(store, WEBHOOK_LEASE_S)) == 1
     store.finish_webhook(job.id)
     assert store.due_webhooks(1e9) == []
 
 
 def test_a_postponed_webhook_is_due_later(store: JobStore):
-    """With one attempt more, the longest due first."""
+    """Its number of attempts increases."""
     early, late = (add(store, webhook=HOOK) for _ in range(2))
     for job in (early, late):
         store.cancel(job.id, None, 0.0)
-    take_due(store, 0.0)
+    claim_due(store, 0.0)
     store.postpone_webhook(late.id, 200.0)
     store.postpone_webhook(early.id, 100.0)
-    assert take_due(store, 99.0) == []
-    assert take_due(store, 300.0, 1) == [Delivery(early.id, HOOK, 1, EXAMPLE)]
-    assert take_due(store, 300.0, 1) == [Delivery(late.id, HOOK, 1, EXAMPLE)]
+    assert claim_due(store, 99.0) == []
+    assert claim_due(store, 300.0, 1) == [Delivery(early.id, HOOK, 1, EXAMPLE)]
+    assert claim_due(store, 300.0, 1) == [Delivery(late.id, HOOK, 1, EXAMPLE)]
 
 
 def test_simultaneous_claims_never_share_a_webhook(store: JobStore):
-    """Each webhook goes to one of them."""
     for _ in range(6):
         store.cancel(add(store, webhook=HOOK).id, None, 0.0)
-    due = at_once([partial(take_due, store, 0.0, 2) for _ in range(6)])
+    due = at_once([partial(claim_due, store, 0.0, 2) for _ in range(6)])
     ids = [delivery.job_id for deliveries in due for delivery in deliveries]
     assert len(ids) == len(set(ids))
-    assert len(ids) + len(take_due(store, 0.0)) == 6
+    assert len(ids) + len(claim_due(store, 0.0)) == 6
 
 
 def test_a_sweep_deletes_jobs_that_ended_long_ago(store: JobStore):
-    """With webhooks that wait; what ended later, and what has not ended, stays."""
+    """Their pending webhooks are deleted, too. Newer and unfinished jobs stay."""
     old, new, queued = add(store, webhook=HOOK), add(store, webhook=HOOK), add(store)
     store.cancel(old.id, None, 10.0)
     store.cancel(new.id, None, 20.0)
     assert store.sweep(20.0) == 1
     assert [job.id for job in store.page(None, [], None, 9)] == [queued.id, new.id]
-    assert [delivery.job_id for delivery in take_due(store, 1e9)] == [new.id]
+    assert [delivery.job_id for delivery in claim_due(store, 1e9)] == [new.id]
 
 
 def test_jobs_that_ended_in_a_span_are_redated(store: JobStore):
-    """Both ends belong to it; without an end, it reaches into any future. What has not ended stays as it is."""
+    """The span includes both bounds. Without an upper bound, it has no end. Unfinished jobs do not change."""
     queued, *ended = (add(store) for _ in range(5))
     for job, ended_s in zip(ended, (1.0, 2.0, 3.0, 9e9), strict=True):
         store.cancel(job.id, None, ended_s)
@@ -396,7 +393,7 @@ def test_jobs_that_ended_in_a_span_are_redated(store: JobStore):
 
 
 def test_ids_sort_by_age_and_are_unique():
-    """A later millisecond is a greater id; within one, chance decides."""
+    """The order of IDs of the same millisecond is random."""
     jobs = [new_job(JobSpec(REQUEST), now_s) for now_s in (1.0, 1.25, 1e9, 1.8e9) for _ in range(50)]
     assert len({job.id for job in jobs}) == len(jobs)
     assert [job.created_s for job in sorted(jobs, key=lambda job: job.id)] == [job.created_s for job in jobs]

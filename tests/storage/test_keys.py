@@ -1,4 +1,4 @@
-"""What every KeyStore does, and what a secret is."""
+"""KeyStore: one contract for all stores; and the format of secrets."""
 
 import pytest
 
@@ -8,12 +8,12 @@ from sd35.storage.database import Database
 
 @pytest.fixture
 def store(stores: Database) -> KeyStore:
-    """A store of each kind."""
+    """The key store of each kind of database."""
     return stores.keys
 
 
 def test_a_key_is_returned_as_it_was_stored(store: KeyStore):
-    """Each field survives, None and 0 are different; the oldest comes first."""
+    """A limit of None differs from 0. The oldest key comes first."""
     new, _ = new_key("the shop ✂", Role.USER, 2.5, Quota(0, None, 2**40))
     old, _ = new_key("ops", Role.ADMIN, 1.5)
     for key in (new, old):
@@ -22,7 +22,7 @@ def test_a_key_is_returned_as_it_was_stored(store: KeyStore):
 
 
 def test_a_key_is_revoked_once(store: KeyStore):
-    """It stays, with the time at which it ended; others are not touched."""
+    """It stays in the list, with the time of its first revocation. Other keys do not change."""
     key, other = (new_key(name, Role.USER, 1.0)[0] for name in ("key", "other"))
     for one in (key, other):
         store.add(one)
@@ -36,16 +36,15 @@ def test_a_key_is_revoked_once(store: KeyStore):
 
 
 def test_a_secret_belongs_to_one_key_and_is_not_stored():
-    """It names its key and matches it alone; of what the key keeps, it is no part."""
+    """The secret contains the ID of its key."""
     (key, secret), (other, _) = (new_key("same", Role.USER, 1.0) for _ in range(2))
     assert id_of(secret) == key.id
     assert matches(key, secret)
     assert not matches(other, secret)
     assert not matches(key, secret[:-1])
-    assert secret.partition(f"{key.id}_")[2] not in repr(key)  # which may hold a "_" itself
+    assert secret.partition(f"{key.id}_")[2] not in repr(key)  # the random part may contain a "_"
 
 
 @pytest.mark.parametrize("text", ["", "sd35_", "sd35_0123456789abcdef", "hf_0123456789abcdef_" + "a" * 43, "ü" * 64])
 def test_a_malformed_secret_has_no_id(text: str):
-    """It is refused before any store is asked."""
     assert id_of(text) is None

@@ -1,4 +1,4 @@
-"""Signed links: what is signed, for how long, and with which secret."""
+"""Signed links: signatures, expiry, and the secret."""
 
 import errno
 import hashlib
@@ -21,13 +21,12 @@ PATH = "/v1/artifacts/" + "ab" * 32
 
 
 def follow(link: str, now_s: float = NOW_S, links: Links = LINKS) -> None:
-    """Check a link as a server does that gets it."""
+    """Check a link as a server does that receives it."""
     parts = urlsplit(link)
     links.check(parts.path, parse_qsl(parts.query, keep_blank_values=True), now_s)
 
 
 def test_a_link_is_valid_until_it_expires():
-    """To the second, and then it says so."""
     link = LINKS.sign(PATH, [("format", "webp")], expiry(NOW_S, 60), "http://127.0.0.1:8000/")
     assert link.startswith(f"http://127.0.0.1:8000{PATH}?format=webp&expires=1800000060&signature=")
     follow(link)
@@ -37,7 +36,7 @@ def test_a_link_is_valid_until_it_expires():
 
 
 def test_the_signature_can_be_recomputed_from_its_definition():
-    """HMAC-SHA256, by the standard library, over what the documentation says."""
+    """It is the HMAC-SHA256 of the text that the documentation defines."""
     link = LINKS.sign(PATH, [], 1_800_000_060, "http://host")
     signed = f"sd35 link 1\n{PATH}?expires=1800000060"
     assert link.endswith("&signature=" + hmac.digest(b"a secret of the test", signed.encode(), hashlib.sha256).hex())
@@ -59,17 +58,17 @@ def test_the_signature_can_be_recomputed_from_its_definition():
         ("/v1/artifacts", "/v1/jobs"),
     ],
 )
-def test_any_other_address_has_another_signature(before: str, after: str):
-    """Path, parameters, their order and number, and the time: whatever is changed breaks the link."""
+def test_a_changed_link_is_refused(before: str, after: str):
+    """Any change of the path, of the parameters and their order, or of the expiry time."""
     link = LINKS.sign(PATH, [("format", "webp")], 1_800_000_060, "http://host")
     assert before in link
-    with pytest.raises(LinkRefused, match="signature: it is not this service's"):
+    with pytest.raises(LinkRefused, match="signature: not valid for this URL"):
         follow(link.replace(before, after, 1))
 
 
 @given(st.text(), st.lists(st.tuples(st.text(), st.text()), max_size=5))
 def test_unsigned_urls_are_refused(path: str, parameters: list[tuple[str, str]]):
-    """Whatever comes, it is refused, and nothing breaks."""
+    """No input raises another error."""
     with pytest.raises(LinkRefused):
         LINKS.check(path, parameters, NOW_S)
 
@@ -81,7 +80,7 @@ def test_unsigned_urls_are_refused(path: str, parameters: list[tuple[str, str]])
     ),
 )
 def test_any_signed_url_is_accepted(path: str, parameters: list[tuple[str, str]]):
-    """Any path and parameters survive the way through an address, and another service's secret does not sign them."""
+    """Any path and parameters survive URL encoding. Another secret does not verify the link."""
     link = LINKS.sign(f"/{path}", parameters, 1_900_000_000, "https://host/behind/")
     query = parse_qsl(urlsplit(link).query, keep_blank_values=True)
     assert link.startswith(f"https://host/behind/{quote(path)}?")
@@ -90,8 +89,7 @@ def test_any_signed_url_is_accepted(path: str, parameters: list[tuple[str, str]]
         Links(b"another secret").check(f"/{path}", query, NOW_S)
 
 
-def test_a_link_lasts_an_hour_and_at_most_a_week():
-    """Unless it is said how long; what is out of range is named."""
+def test_a_link_lasts_an_hour_by_default_and_at_most_a_week():
     assert expiry(NOW_S, None) == 1_800_003_600
     assert expiry(NOW_S, MAX_LIFETIME_S) == 1_800_000_000 + 7 * 86_400
     for wrong in (0, -1, MAX_LIFETIME_S + 1):
@@ -99,8 +97,8 @@ def test_a_link_lasts_an_hour_and_at_most_a_week():
             expiry(NOW_S, wrong)
 
 
-def test_links_begin_with_the_public_address(tmp_path: Path):
-    """Where one is set, however the service was reached."""
+def test_links_begin_with_the_public_url(tmp_path: Path):
+    """Whatever the URL of the request is."""
     settings = load_settings({"data_dir": tmp_path, "public_url": "https://example.com/sd35/"})
     assert (
         Links.from_settings(settings)
@@ -110,19 +108,19 @@ def test_links_begin_with_the_public_address(tmp_path: Path):
 
 
 def test_links_survive_a_restart_and_only_its_user_reads_the_secret(tmp_path: Path):
-    """The secret is drawn once, kept in the data directory with mode 0600, and is another one elsewhere."""
+    """The secret is generated once, with mode 0600. Another data directory has another secret."""
     settings = load_settings({"data_dir": tmp_path / "here"})
     link = Links.from_settings(settings).sign(PATH, [], 1_900_000_000, "http://host")
     follow(link, links=Links.from_settings(settings))
-    kept = tmp_path / "here" / "link-secret"
-    assert kept.stat().st_mode & 0o777 == 0o600
-    assert len(kept.read_bytes()) == 64
+    secret = tmp_path / "here" / "link-secret"
+    assert secret.stat().st_mode & 0o777 == 0o600
+    assert len(secret.read_bytes()) == 64
     with pytest.raises(LinkRefused):
         follow(link, links=Links.from_settings(load_settings({"data_dir": tmp_path / "elsewhere"})))
 
 
 def test_a_configured_secret_is_used_and_none_stored(tmp_path: Path):
-    """So that several processes follow each other's links."""
+    """Services with the same secret accept each other's links."""
     one, other = (
         Links.from_settings(load_settings({"data_dir": tmp_path / name, "link_secret": "of sixteen chars"}))
         for name in ("1", "2")
@@ -132,14 +130,14 @@ def test_a_configured_secret_is_used_and_none_stored(tmp_path: Path):
 
 
 def test_a_secret_that_cannot_be_stored_is_an_error(tmp_path: Path):
-    """With the setting, the file and the reason."""
+    """The error names the setting, the file and the reason."""
     (tmp_path / "file").touch()
     with pytest.raises(InvalidSetting, match=r"link_secret: .* data_dir: (Not a directory|File exists): .*link-secret"):
         Links.from_settings(load_settings({"data_dir": tmp_path / "file"}))
 
 
-def test_a_secret_is_stored_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Drawn once there too, and read by its user alone."""
+def test_a_secret_is_stored_on_file_systems_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It is generated once there, too, with mode 0600."""
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
@@ -152,9 +150,9 @@ def test_a_secret_is_stored_without_hard_links(tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "link-secret").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("left", [b"", b"0123456789abcde"])
-def test_a_damaged_secret_signs_nothing(tmp_path: Path, left: bytes):
-    """With an empty or short one, anybody could sign links: the file, its size and the remedy are named."""
-    (tmp_path / "link-secret").write_bytes(left)
-    with pytest.raises(InvalidSetting, match=rf"link-secret is damaged: it has {len(left)} bytes; .* Delete it"):
+@pytest.mark.parametrize("content", [b"", b"0123456789abcde"])
+def test_a_damaged_secret_signs_nothing(tmp_path: Path, content: bytes):
+    """With an empty or short secret, anyone could sign links. The error names the file, its size and the remedy."""
+    (tmp_path / "link-secret").write_bytes(content)
+    with pytest.raises(InvalidSetting, match=rf"link-secret is damaged: got {len(content)} bytes; .* Delete the file"):
         Links.from_settings(load_settings({"data_dir": tmp_path}))

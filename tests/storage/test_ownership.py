@@ -1,4 +1,4 @@
-"""What every OwnershipIndex does."""
+"""OwnershipIndex: one contract for all stores."""
 
 from functools import partial
 
@@ -15,12 +15,11 @@ NAME, BLURRED = name_of(DIGEST), name_of(DIGEST, is_blurred=True)
 
 @pytest.fixture
 def index(stores: Database) -> OwnershipIndex:
-    """An index of each kind."""
+    """The ownership index of each kind of database."""
     return stores.ownership
 
 
 def test_an_image_belongs_to_those_who_requested_it(index: OwnershipIndex):
-    """And of nobody else, for a digest can be guessed."""
     for owner in ("me", "you", "me", ""):
         index.add("cat", owner, 10, 1.0)
     index.add("dog", "you", 10, 1.0)
@@ -30,7 +29,7 @@ def test_an_image_belongs_to_those_who_requested_it(index: OwnershipIndex):
 
 
 def test_removing_the_last_owner_removes_the_image(index: OwnershipIndex):
-    """Removing says whether it is nobody's now."""
+    """`remove` returns whether no owner is left."""
     for owner in ("me", "you"):
         index.add("cat", owner, 10, 1.0)
     assert not index.remove("cat", "me")
@@ -39,8 +38,8 @@ def test_removing_the_last_owner_removes_the_image(index: OwnershipIndex):
     assert index.remove("cat", "you")
 
 
-def test_of_simultaneous_removals_exactly_one_is_the_last(index: OwnershipIndex):
-    """The file is never left lying because each took another for the last."""
+def test_of_simultaneous_removals_at_least_one_is_the_last(index: OwnershipIndex):
+    """Otherwise, the file would never be deleted."""
     owners = [f"owner {number}" for number in range(8)]
     for owner in owners:
         index.add("cat", owner, 10, 1.0)
@@ -48,7 +47,7 @@ def test_of_simultaneous_removals_exactly_one_is_the_last(index: OwnershipIndex)
 
 
 def test_old_images_expire(index: OwnershipIndex):
-    """The oldest come first; asked for again, by anyone, an image is new."""
+    """The oldest come first. A new request by any owner makes an image new again."""
     for number, digest in enumerate(["first", "second", "third", "fourth"]):
         index.add(digest, "me", 10, float(number))
     index.add("first", "you", 10, 9.0)
@@ -60,7 +59,7 @@ def test_old_images_expire(index: OwnershipIndex):
 
 
 def test_images_dated_in_a_span_are_redated(index: OwnershipIndex):
-    """Both ends belong to it; without an end, it reaches into any future."""
+    """The span includes both bounds. Without an upper bound, it has no end."""
     for created_s in (1.0, 2.0, 3.0, 9e9):
         index.add(f"of {created_s:g}", "me", 10, created_s)
     index.redate(2.0, 3.0, 50.0)
@@ -71,7 +70,7 @@ def test_images_dated_in_a_span_are_redated(index: OwnershipIndex):
 
 
 def test_the_oldest_images_beyond_the_size_limit_expire(index: OwnershipIndex):
-    """What does not fit beside all newer ones goes, the oldest first; what several own takes its room once."""
+    """An image with several owners counts once."""
     for number, size_bytes in enumerate([5, 40, 30, 20]):
         index.add(str(number), "me", size_bytes, float(number))
         index.add(str(number), "you", size_bytes, float(number))
@@ -83,7 +82,7 @@ def test_the_oldest_images_beyond_the_size_limit_expire(index: OwnershipIndex):
 
 
 def test_checksums_are_recorded_for_each_file(index: OwnershipIndex):
-    """Each content that was written under a name, once; the blurred file has its own."""
+    """A file may have several. The blurred file has its own."""
     index.add(DIGEST, "me", 10, 1.0)
     for checksum, size_bytes in (("1" * 64, 10), ("2" * 64, 11), ("1" * 64, 10)):
         index.add_checksum(NAME, checksum, size_bytes)
@@ -94,8 +93,8 @@ def test_checksums_are_recorded_for_each_file(index: OwnershipIndex):
 
 
 @pytest.mark.parametrize("end", ["remove", "forget"])
-def test_checksums_go_with_the_last_owner(index: OwnershipIndex, end: str):
-    """Not before; and for an image that nobody owns, none is recorded."""
+def test_checksums_are_deleted_with_the_last_owner(index: OwnershipIndex, end: str):
+    """For an image without owners, none is recorded."""
     for owner in ("me", "you"):
         index.add(DIGEST, owner, 10, 1.0)
     for name in (NAME, BLURRED):
@@ -112,7 +111,7 @@ def test_checksums_go_with_the_last_owner(index: OwnershipIndex, end: str):
 
 
 def test_digests_come_page_by_page(index: OwnershipIndex):
-    """Each once, however many own it, in order."""
+    """Each digest comes once, in ascending order, however many owners its image has."""
     digests = [f"{number:02x}" * 32 for number in range(5)]
     for digest in reversed(digests):
         for owner in ("me", "you"):

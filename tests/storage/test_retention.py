@@ -1,4 +1,4 @@
-"""Which images are given up, and when."""
+"""Retention: images that are deleted by age or by size."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ NOW_S = 1_800_000_000.0
 DAY_S = 86_400.0
 
 
-class Shelf:
+class StoredImages:
     """Images of one owner, in a store and its index."""
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Shelf:
         self.digests: set[str] = set()
 
     def add(self, age_s: float, size_bytes: int, *, is_blurred: bool = False) -> str:
-        """Keep an image; its digest."""
+        """Add an image and return its digest."""
         digest = f"{len(self.digests):064x}"
         name, content = name_of(digest, is_blurred=is_blurred), bytes(size_bytes)
         self.store.put(name, content)
@@ -38,76 +38,75 @@ class Shelf:
         return digest
 
     def remaining(self) -> set[str]:
-        """The images whose file is there; those of the index are the same."""
+        """Return the digests of the images that have a file. The index must have the same."""
         found = {digest for digest in self.digests if self.images.read(digest) is not None}
         assert found == {digest for digest in self.digests if self.index.owners(digest)}
         return found
 
 
-def test_old_images_go_with_all_their_files():
-    """Blurred ones too; those that are younger stay, however large."""
-    shelf = Shelf()
-    old = {shelf.add(3 * DAY_S, 10), shelf.add(2.1 * DAY_S, 10, is_blurred=True)}
-    young = {shelf.add(1.9 * DAY_S, 10_000), shelf.add(0, 10)}
-    assert Retention(shelf.images, 2 * DAY_S, None).sweep(NOW_S) == 2
-    assert shelf.remaining() == young
-    assert not set(shelf.store.names()) & {f"{digest}{suffix}.png" for digest in old for suffix in ("", "-blurred")}
+def test_old_images_are_deleted_with_all_their_files():
+    """Blurred images, too. Younger images stay, however large."""
+    stored = StoredImages()
+    old = {stored.add(3 * DAY_S, 10), stored.add(2.1 * DAY_S, 10, is_blurred=True)}
+    young = {stored.add(1.9 * DAY_S, 10_000), stored.add(0, 10)}
+    assert Retention(stored.images, 2 * DAY_S, None).sweep(NOW_S) == 2
+    assert stored.remaining() == young
+    assert not set(stored.store.names()) & {f"{digest}{suffix}.png" for digest in old for suffix in ("", "-blurred")}
 
 
 def test_the_oldest_images_beyond_the_size_limit_are_deleted():
-    """Until what is left fits."""
-    shelf = Shelf()
-    images = [shelf.add(hours * 3600, 100) for hours in (5, 4, 3, 2)]
-    assert Retention(shelf.images, None, 250).sweep(NOW_S) == 2
-    assert shelf.remaining() == set(images[2:])
+    stored = StoredImages()
+    images = [stored.add(hours * 3600, 100) for hours in (5, 4, 3, 2)]
+    assert Retention(stored.images, None, 250).sweep(NOW_S) == 2
+    assert stored.remaining() == set(images[2:])
 
 
-def test_new_images_are_kept():
-    """For ten minutes, whatever room there is: somebody waits for it."""
-    shelf = Shelf()
-    young, old = shelf.add(599, 100), shelf.add(601, 100)
-    assert Retention(shelf.images, None, 1).sweep(NOW_S) == 1
-    assert (young in shelf.remaining(), old in shelf.remaining()) == (True, False)
+def test_images_of_the_last_ten_minutes_are_kept():
+    """Even beyond the size limit, because a client may wait for them."""
+    stored = StoredImages()
+    young, old = stored.add(599, 100), stored.add(601, 100)
+    assert Retention(stored.images, None, 1).sweep(NOW_S) == 1
+    assert (young in stored.remaining(), old in stored.remaining()) == (True, False)
 
 
 def test_without_bounds_everything_is_kept(tmp_path: Path):
-    """0 days and 0 GB are no bounds; half a day and a thousandth of a GB are."""
-    shelf = Shelf()
+    """0 days and 0 GB are no bounds."""
+    stored = StoredImages()
     for hours in (1, 11, 13):
-        shelf.add(hours * 3600, 600_000)
+        stored.add(hours * 3600, 600_000)
     for days, gigabytes, removed in (("0", "0", 0), ("0.5", "0", 1), ("0", "0.001", 1)):
         settings = load_settings({"data_dir": tmp_path, "retention_days": days, "retention_gb": gigabytes})
-        assert Retention.from_settings(settings, shelf.images).sweep(NOW_S) == removed
+        assert Retention.from_settings(settings, stored.images).sweep(NOW_S) == removed
 
 
 def test_a_failed_sweep_resumes_next_time(monkeypatch: pytest.MonkeyPatch):
-    """Where the store does not answer, the image stays known, so that its file is removed later."""
-    shelf = Shelf()
-    shelf.add(3 * DAY_S, 10)
+    """The image stays in the index, so that its file is deleted later."""
+    stored = StoredImages()
+    stored.add(3 * DAY_S, 10)
 
     def broken(_: str) -> None:
-        raise StoreUnavailable("gone")
+        raise StoreUnavailable("unreachable")
 
-    retention = Retention(shelf.images, DAY_S, None)
+    retention = Retention(stored.images, DAY_S, None)
     with monkeypatch.context() as patched:
-        patched.setattr(shelf.store, "delete", broken)
+        patched.setattr(stored.store, "delete", broken)
         with pytest.raises(StoreUnavailable):
             retention.sweep(NOW_S)
-    assert len(shelf.remaining()) == 1
+    assert len(stored.remaining()) == 1
     assert retention.sweep(NOW_S) == 1
 
 
 @given(st.lists(st.tuples(st.integers(0, 100), st.integers(0, 50)), max_size=250), st.integers(1, 3000))
-def test_the_remaining_images_are_young_and_fit(images: list[tuple[int, int]], most_bytes: int):
-    """Of any images: none is too old, the settled ones fit beside the fresh, and nothing goes that could stay."""
-    shelf = Shelf()
-    made = {shelf.add(minutes * 60, size): (minutes * 60, size) for minutes, size in images}
-    Retention(shelf.images, 80 * 60, most_bytes).sweep(NOW_S)
-    remaining = shelf.remaining()
-    assert all(made[digest][0] <= 80 * 60 for digest in remaining)
-    assert all(digest in remaining for digest, (age_s, _) in made.items() if age_s <= 600)
-    assert sum(made[digest][1] for digest in remaining) <= max(
-        most_bytes, sum(size for age_s, size in made.values() if age_s <= 600)
+def test_the_remaining_images_are_young_and_fit(images: list[tuple[int, int]], max_bytes: int):
+    """None is too old, those older than ten minutes fit the limit, and none is deleted needlessly."""
+    stored = StoredImages()
+    added = {stored.add(minutes * 60, size): (minutes * 60, size) for minutes, size in images}
+    Retention(stored.images, 80 * 60, max_bytes).sweep(NOW_S)
+    remaining = stored.remaining()
+    assert all(added[digest][0] <= 80 * 60 for digest in remaining)
+    assert all(digest in remaining for digest, (age_s, _) in added.items() if age_s <= 600)
+    assert sum(added[digest][1] for digest in remaining) <= max(
+        max_bytes, sum(size for age_s, size in added.values() if age_s <= 600)
     )
-    gone = [age_s for digest, (age_s, _) in made.items() if digest not in remaining and age_s <= 80 * 60]
-    assert all(made[digest][0] <= min(gone) for digest in remaining) if gone else True
+    deleted = [age_s for digest, (age_s, _) in added.items() if digest not in remaining and age_s <= 80 * 60]
+    assert all(added[digest][0] <= min(deleted) for digest in remaining) if deleted else True

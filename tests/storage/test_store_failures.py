@@ -1,4 +1,4 @@
-"""What the image stores do when their process dies, their disk is full, or their server is not as it should be."""
+"""Image stores if their process is killed, their disk is full, or their server fails."""
 
 import os
 import subprocess
@@ -41,13 +41,10 @@ store.put(sys.argv[3], bytes(1_000_000))
         *(("no links", moment) for moment in ("fsync", "rename", "unlink")),
     ],
 )
-def test_a_process_killed_while_it_writes_leaves_the_whole_or_nothing(
+def test_a_process_killed_while_it_writes_leaves_the_whole_file_or_none(
     tmp_path: Path, kind: str, moment: str, open_at: OpenStore
 ):
-    """Before the name is given there is nothing, after it all; the name can be written either way.
-
-    Also where the file system has no hard links, and the process dies with the lock.
-    """
+    """Also on a file system without hard links, where the process is killed while it holds the lock."""
     command = [sys.executable, "-c", KILLED, str(tmp_path / "images"), moment, NAME, kind]
     assert subprocess.run(command, check=False).returncode == -9
     store = open_at(None)
@@ -56,7 +53,7 @@ def test_a_process_killed_while_it_writes_leaves_the_whole_or_nothing(
     assert store.get(NAME) == bytes(1_000_000)
 
 
-# In a process of its own: the limit, or the mount, is for ever. argv: directory, name, name, kind of fullness.
+# Runs in another process, because the limit or the mount cannot be undone. Arguments: directory, two names, kind.
 FULL = """
 import resource, subprocess, sys
 from pathlib import Path
@@ -87,25 +84,25 @@ def _full(directory: Path, kind: str, *before: str) -> list[str]:
 
 
 def test_a_file_that_grows_too_large_leaves_nothing(tmp_path: Path):
-    """Under a limit on the size of files, writing fails half-way with the reason, each time; smaller ones pass."""
+    """Each write fails with the reason. A smaller file can still be written."""
     *errors, files = _full(tmp_path / "images", "limit")
     assert errors == [f"the image store {tmp_path / 'images'} cannot be written to: File too large"] * 2
     assert files == str([f"cd/{OTHER}"])
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path):
-    """On a file system of 256 KB: writing fails with the reason, each time, and what fits is written afterwards."""
+    """Each write fails with the reason. A file that fits can still be written."""
     try:
         subprocess.run([*OWN_MOUNTS, "mount", "-t", "tmpfs", "tmpfs", tmp_path], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"this machine does not allow a file system of one's own: {error}")
+        pytest.skip(f"this machine does not allow an unprivileged mount: {error}")
     *errors, files = _full(tmp_path / "images", "disk", *OWN_MOUNTS)
     assert errors == [f"the image store {tmp_path / 'images'} cannot be written to: No space left on device"] * 2
     assert files == str([f"cd/{OTHER}"])
 
 
 @pytest.mark.parametrize(
-    ("value", "why"),
+    ("value", "reason"),
     [
         (
             "ftp://host/images",
@@ -117,30 +114,30 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path):
     ],
 )
 def test_a_store_that_cannot_be_used_is_refused_at_once(
-    open_at: OpenStore, tmp_path: Path, s3: pytest.MonkeyPatch, value: str, why: str
+    open_at: OpenStore, tmp_path: Path, s3: pytest.MonkeyPatch, value: str, reason: str
 ):
-    """The error names the setting, what came and the reason."""
+    """The error names the setting, the value and the reason."""
     del s3
     (tmp_path / "file").touch()
-    with pytest.raises(InvalidSetting, match=why):
+    with pytest.raises(InvalidSetting, match=reason):
         open_at(value.format(file=tmp_path / "file"))
 
 
-def test_a_store_that_overwrites_is_refused(open_at: OpenStore, s3: pytest.MonkeyPatch):
-    """As S3-compatible servers do that pass over the condition of a writing."""
+def test_a_store_without_conditional_writes_is_refused(open_at: OpenStore, s3: pytest.MonkeyPatch):
+    """Some S3-compatible servers ignore the condition."""
     from sd35.storage.blobs.object_store import ObjectStore
 
     def unconditional(store: Any, path: str, content: bytes) -> None:
         store._store.put(path, content)  # noqa: SLF001
 
     s3.setattr(ObjectStore, "_write_once", unconditional)
-    with pytest.raises(InvalidSetting, match=r"image_store: .* does not keep what was written first"):
+    with pytest.raises(InvalidSetting, match=r"image_store: .* overwrites existing files"):
         open_at("s3://images")
 
 
 def test_wrong_credentials_are_an_error(open_at: OpenStore, s3: pytest.MonkeyPatch):
-    """In the words of the server, and never with the secret."""
-    s3.setattr("moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0)  # from now on it looks at them
+    """The error has the server's reason, but not the secret."""
+    s3.setattr("moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0)  # from now on, moto checks credentials
     with pytest.raises(
         InvalidSetting, match=r"403 Forbidden .The AWS Access Key Id you provided does not exist"
     ) as refused:
@@ -149,7 +146,7 @@ def test_wrong_credentials_are_an_error(open_at: OpenStore, s3: pytest.MonkeyPat
 
 
 def test_every_call_fails_if_the_object_store_goes_away(open_at: OpenStore, cloud: pytest.MonkeyPatch):
-    """Each fails with the reason, in seconds, and so does opening; nothing is taken for missing."""
+    """Each call fails within seconds and with the reason. No file counts as missing."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
@@ -169,8 +166,8 @@ def test_every_call_fails_if_the_object_store_goes_away(open_at: OpenStore, clou
 
 
 def test_a_server_that_never_answers_times_out(open_at: OpenStore, s3: pytest.MonkeyPatch, silent_server: str):
-    """The call ends by its time limit, set here to a tenth of a second."""
-    s3.setattr("sd35.storage.blobs.object_store._ANSWER_S", 0.1)
+    """The test sets the timeout to a tenth of a second."""
+    s3.setattr("sd35.storage.blobs.object_store._TIMEOUT_S", 0.1)
     s3.setenv("AWS_ENDPOINT_URL", silent_server)
     with pytest.raises(InvalidSetting, match=r"image_store: .* cannot be written to: .*(timed out|timeout)"):
         open_at("s3://images")
@@ -178,7 +175,7 @@ def test_a_server_that_never_answers_times_out(open_at: OpenStore, s3: pytest.Mo
 
 @pytest.fixture
 def silent_server() -> Iterator[str]:
-    """The address of a server that takes connections and says nothing."""
+    """The address of a server that accepts connections and never answers."""
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -186,16 +183,16 @@ def silent_server() -> Iterator[str]:
 
 
 def test_the_client_has_timeouts_and_uses_tls_by_default(open_at: OpenStore, s3: pytest.MonkeyPatch, s3_server: str):
-    """An answer is waited for 20 seconds at most; `http://` is for an endpoint that the environment names so."""
+    """Plain HTTP is allowed only for an endpoint that the environment names with `http://`."""
     from sd35.storage.blobs import object_store
 
     options: list[Any] = []
 
-    def spying(url: str, **given: Any) -> Any:
+    def recording(url: str, **given: Any) -> Any:
         options.append(given["client_options"])
         return obstore.store.from_url(url, **given)
 
-    s3.setattr(object_store, "from_url", spying)
+    s3.setattr(object_store, "from_url", recording)
     open_at("s3://images")
     s3.setenv("AWS_ENDPOINT_URL", s3_server.replace("http:", "https:"))
     with pytest.raises(InvalidSetting, match="image_store: "):

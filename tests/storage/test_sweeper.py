@@ -1,4 +1,4 @@
-"""Nothing is removed for its age by a clock that cannot be believed, and nothing stays for ever because of one."""
+"""Retention by age, if the clock is wrong or the server was off."""
 
 import hypothesis.strategies as st
 import pytest
@@ -15,44 +15,44 @@ from tests.support.job_specs import job_spec
 
 NOW_S = 1_800_000_000.0
 HOUR_S, DAY_S = 3600.0, 86_400.0
-KEEP_S = 30 * DAY_S
+RETENTION_S = 30 * DAY_S
 SWEEP_S = 300.0
 
 
 class Server:
-    """A server's stores, swept every five minutes as long as it runs, by a clock that may be wrong."""
+    """A server whose stores are swept every five minutes while it runs. Its clock may be wrong."""
 
     def __init__(self, retention_bytes: int | None = None, wrong_s: float = 0.0) -> None:
         self.stores = open_database("memory")
         self.images = ImageStore(MemoryBlobStore(), self.stores.ownership)
-        self.retention = Retention(self.images, KEEP_S, retention_bytes)
-        self.wrong_s = wrong_s  # by which the clock is ahead
+        self.retention = Retention(self.images, RETENTION_S, retention_bytes)
+        self.wrong_s = wrong_s  # the clock is ahead by this
         self.real_s = NOW_S
-        self.made = 0
+        self.count = 0
         self.start()
 
     @property
     def now_s(self) -> float:
-        """What the clock says."""
+        """The time that the clock shows."""
         return self.real_s + self.wrong_s
 
     def start(self) -> SweepResult:
-        """Start anew; what the first sweep removes."""
-        self.sweeping = Sweeper(self.retention, self.stores, KEEP_S)
-        return self.sweeping.sweep(self.now_s)
+        """Restart the server. Returns the result of its first sweep."""
+        self.sweeper = Sweeper(self.retention, self.stores, RETENTION_S)
+        return self.sweeper.sweep(self.now_s)
 
     def run(self, seconds: float) -> int:
-        """Go on; how many images that removes."""
-        removed = 0
+        """Run the server for a time. Returns the number of deleted images."""
+        deleted = 0
         for _ in range(round(seconds / SWEEP_S)):
             self.real_s += SWEEP_S
-            removed += self.sweeping.sweep(self.now_s).images
-        return removed
+            deleted += self.sweeper.sweep(self.now_s).images
+        return deleted
 
-    def make(self) -> str:
-        """Make an image by a job, and let the job end; the image's digest."""
-        digest = f"{self.made:064x}"
-        self.made += 1
+    def add_image(self) -> str:
+        """Add an image and an ended job. Returns the digest of the image."""
+        digest = f"{self.count:064x}"
+        self.count += 1
         self.stores.ownership.add(digest, "me", 10, self.now_s)
         self.images.blobs.put(f"{digest}.png", bytes(10))
         job = self.stores.jobs.add(new_job(job_spec(), self.now_s))
@@ -60,35 +60,35 @@ class Server:
         return digest
 
     def has(self, digest: str) -> bool:
-        """Whether an image is there."""
+        """Return whether an image is stored."""
         return self.images.blobs.get(f"{digest}.png") is not None
 
     def jobs(self) -> int:
-        """How many jobs are known."""
+        """Return the number of stored jobs."""
         return len(self.stores.jobs.page(None, [], None, 100))
 
 
 @pytest.fixture
 def server() -> Server:
-    """A server that runs, with one image."""
+    """A running server with one image."""
     server = Server()
-    server.make()
+    server.add_image()
     server.run(HOUR_S)
     return server
 
 
 @pytest.mark.parametrize("is_restarted", [False, True])
 @pytest.mark.parametrize("ahead_s", [31 * DAY_S, 365 * DAY_S])
-def test_a_clock_that_is_ahead_removes_nothing(server: Server, ahead_s: float, *, is_restarted: bool):
-    """Neither at a start nor while the server runs, for a day; once corrected, all goes on as if nothing had been."""
+def test_a_clock_that_is_ahead_deletes_nothing_for_a_day(server: Server, ahead_s: float, *, is_restarted: bool):
+    """Neither at a start nor later. When the clock is corrected, retention continues as before."""
     server.wrong_s = ahead_s
     if is_restarted:
         assert server.start() == SweepResult(0, 0)
     assert server.run(23 * HOUR_S) == 0
-    paused = [server.sweeping.is_paused]
+    paused = [server.sweeper.is_paused]
     server.wrong_s = 0
     assert server.run(DAY_S) == 0
-    assert [*paused, server.sweeping.is_paused] == [True, False]
+    assert [*paused, server.sweeper.is_paused] == [True, False]
     assert (server.has("0" * 64), server.jobs()) == (True, 1)
 
 
@@ -96,41 +96,41 @@ def test_a_server_that_was_off_for_months_resumes_after_a_day(server: Server):
     """Its clock is right, and nobody has to do anything."""
     server.real_s += 60 * DAY_S
     assert server.start() == SweepResult(0, 0)
-    new = server.make()
+    new = server.add_image()
     assert server.run(23 * HOUR_S) == 0
     assert server.run(2 * HOUR_S) == 1
     assert (server.has("0" * 64), server.has(new), server.jobs()) == (False, True, 1)
 
 
 def test_a_server_that_is_switched_on_by_day_resumes_too(server: Server):
-    """The day may be made of several runs: the time that the server was off in between does not count."""
+    """The day may consist of several runs. The time between them does not count."""
     server.real_s += 60 * DAY_S
-    removed = []
+    deleted = []
     for _ in range(4):
-        removed.append(server.start().images + server.run(8 * HOUR_S + SWEEP_S))
+        deleted.append(server.start().images + server.run(8 * HOUR_S + SWEEP_S))
         server.real_s += 16 * HOUR_S
-    assert removed == [0, 0, 1, 0]
+    assert deleted == [0, 0, 1, 0]
 
 
-def test_a_clock_that_is_wrong_at_each_start_in_another_way_removes_nothing(server: Server):
-    """Times that differ from start to start by a plausible day confirm nothing, because no server ran in between."""
+def test_a_clock_that_is_wrong_in_another_way_at_each_start_deletes_nothing(server: Server):
+    """The differences are plausible, but no server ran between the readings."""
     for days in range(31, 36):
         server.wrong_s = days * DAY_S
         assert server.start() == SweepResult(0, 0)
 
 
 def test_a_week_without_running_is_not_a_clock_jump(server: Server):
-    """Less than a quarter of `retention_days`: what is old is removed at once."""
+    """It is less than a quarter of `retention_days`, so old images are deleted at once."""
     server.run(29 * DAY_S)
     server.real_s += 7 * DAY_S
     assert server.start() == SweepResult(1, 1)
 
 
-def test_an_image_made_by_a_clock_that_was_ahead_gets_old(server: Server):
-    """It is kept for `retention_days` from when the clock was corrected, not for a year longer."""
+def test_an_image_dated_by_a_clock_that_was_ahead_expires(server: Server):
+    """It is kept for `retention_days` after the clock was corrected, not for a year longer."""
     server.wrong_s = 365 * DAY_S
     server.run(HOUR_S)
-    image = server.make()
+    image = server.add_image()
     server.wrong_s = 0
     server.run(29 * DAY_S)
     assert server.has(image)
@@ -139,10 +139,10 @@ def test_an_image_made_by_a_clock_that_was_ahead_gets_old(server: Server):
 
 
 @pytest.mark.parametrize("ahead_s", [7 * DAY_S, 365 * DAY_S])
-def test_a_first_reading_that_was_ahead_keeps_nothing_for_ever(ahead_s: float):
-    """A server whose clock was wrong from its very first start, by little or much, keeps no image for longer."""
+def test_a_first_reading_that_was_ahead_does_not_extend_retention(ahead_s: float):
+    """Neither by little nor by much."""
     server = Server(wrong_s=ahead_s)
-    image = server.make()
+    image = server.add_image()
     server.wrong_s = 0
     server.run(29 * DAY_S)
     assert server.has(image)
@@ -150,11 +150,11 @@ def test_a_first_reading_that_was_ahead_keeps_nothing_for_ever(ahead_s: float):
     assert (server.has(image), server.jobs()) == (False, 0)
 
 
-def test_an_image_made_by_a_clock_that_was_behind_is_not_old(server: Server):
-    """An image that a clock in 1970 dated is kept for `retention_days` from when the clock was corrected."""
+def test_an_image_dated_by_a_clock_that_was_behind_is_not_old(server: Server):
+    """An image dated 1970 is kept for `retention_days` after the clock was corrected."""
     server.wrong_s = -server.real_s
     server.start()
-    image = server.make()
+    image = server.add_image()
     server.run(HOUR_S)
     server.wrong_s = 0
     server.run(29 * DAY_S)
@@ -164,16 +164,16 @@ def test_an_image_made_by_a_clock_that_was_behind_is_not_old(server: Server):
 
 
 def test_the_size_limit_applies_whatever_the_clock_says():
-    """Else a disk would fill while it is not believed; no more is removed than is too much."""
+    """Otherwise, the disk could fill up. Only the excess is deleted."""
     server = Server(retention_bytes=25)
-    old, *others = (server.make() for _ in range(3))
+    old, *others = (server.add_image() for _ in range(3))
     server.wrong_s = 365 * DAY_S
     assert server.start() == SweepResult(1, 0)
     assert [server.has(digest) for digest in (old, *others)] == [False, True, True]
 
 
 def test_a_pause_is_logged_once_with_a_remedy(server: Server):
-    """When the clock was read last, what it says now, and when retention goes on by itself."""
+    """The log shows the last trusted time, the current time, and the time when retention resumes."""
     with capture_logs() as logs:
         server.wrong_s = 31 * DAY_S
         server.run(HOUR_S)
@@ -187,21 +187,21 @@ def test_a_pause_is_logged_once_with_a_remedy(server: Server):
         "2027-02-16T09:05:00+00:00",
     )
     assert "correct the clock if it is wrong" in paused["remedy"]
-    assert "goes on" in resumed["event"]
+    assert "resumed" in resumed["event"]
 
 
 def test_a_retention_of_hours_is_paused_for_hours():
-    """A short `retention_days`, as for privacy, is at most doubled; no bound means a week and a day."""
+    """A short retention period is at most doubled. Without one, the rules are a week and a day."""
     assert ClockRules.for_retention(4 * HOUR_S) == (HOUR_S, 4 * HOUR_S)
     assert ClockRules.for_retention(None) == (7 * DAY_S, DAY_S)
 
 
 @given(st.lists(st.tuples(st.floats(-1e9, 1e9), st.integers(0, 40)), max_size=12))
 def test_no_jump_is_trusted_at_once(jumps: list[tuple[float, int]]):
-    """Whatever a clock does, a believed reading is near the last believed one, or a day after the first of its kind."""
-    rules = ClockRules.for_retention(KEEP_S)
+    """A trusted reading is close to the last trusted one, or follows a day of plausible readings."""
+    rules = ClockRules.for_retention(RETENTION_S)
     record, now_s, last_s = ClockRecord(NOW_S), NOW_S, NOW_S
-    run_s = 0.0  # for which readings have followed each other plausibly
+    run_s = 0.0  # time in which readings have followed each other plausibly
     for jump_s, sweeps in jumps:
         for step_s in (jump_s, *[SWEEP_S] * sweeps):
             now_s += step_s

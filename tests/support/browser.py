@@ -1,4 +1,4 @@
-"""The web page in Chromium: the browser, the page's servers, and a person's actions on the page."""
+"""The user interface in Chromium: the servers, and a person's actions on the page."""
 
 import json
 import re
@@ -22,11 +22,11 @@ CHROMIUM_ARGUMENTS = [
     "--disable-background-networking",
 ]
 TIMEOUT_MS = 60_000
-EXIT_TIMEOUT_S = 10  # an open event stream of the browser must not delay the exit; it would for 30 s
+EXIT_TIMEOUT_S = 10  # less than the 30 s for which an open event stream of the browser would delay the exit
 
 
 class Watched(NamedTuple):
-    """A server with the page, and the file in which its process records its connections."""
+    """A server with the user interface, and the file in which its process records its connections."""
 
     served: Served
     connections: Path
@@ -52,7 +52,7 @@ class Watched(NamedTuple):
 
 @contextmanager
 def page_of(server: str, cache: Path) -> Iterator[str]:
-    """Run `sd35 ui` as a process of its own; yields its URL."""
+    """Run `sd35 ui` in a process and yield its URL."""
     command = [*SD35, "ui", "--server", server, "--port", "0", "--cache-dir", str(cache)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
@@ -69,11 +69,11 @@ def page_of(server: str, cache: Path) -> Iterator[str]:
 def fill(page: Page, prompt: str, *, steps: int = 4, count: int = 1) -> None:
     """Fill in the form."""
     page.get_by_label("Prompt", exact=True).fill(prompt)
-    number(page, "Steps").fill(str(steps))
-    number(page, "Number of images").fill(str(count))
+    number_field(page, "Steps").fill(str(steps))
+    number_field(page, "Number of images").fill(str(count))
 
 
-def number(page: Page, label: str) -> Locator:
+def number_field(page: Page, label: str) -> Locator:
     """Return the number field of a slider."""
     return page.get_by_label(f"number input for {label}")
 

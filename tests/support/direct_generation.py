@@ -11,7 +11,7 @@ from sd35.request import Request
 
 
 def generate_directly(backend: Backend, checkpoint: Checkpoint, request: Request) -> Pixels:
-    """Return the pixels of a request, at the size it asks for."""
+    """Return the pixels of a request, at its size."""
     generation = Generation(Work(request, request.width, request.height), Pipeline(checkpoint, backend))
     executor = BatchExecutor(EmbeddingCache(0), reproducible=False)
     while not generation.has_begun or not generation.solver.is_done:

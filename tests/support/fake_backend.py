@@ -35,9 +35,9 @@ MINI = Card(
     licence="Apache-2.0",
 )
 LARGE = Card(skip_layers=SkipLayers((7, 8, 9), 2.8, 0.01, 0.2))
-WAIT_S = 20  # an upper bound for what should happen at once
-# Latents are decoded without their prompt. Those to fail in decoding are marked in the channels that are not shown: the
-# marks grow with each step and are complete after the last one.
+WAIT_S = 20  # a timeout for things that should happen at once
+# Decoding does not know the prompt. Images that are to fail in it are marked in latent channels that are not shown. The
+# mark grows with each step, up to one of these values.
 _DECODE_ERROR, _DECODE_NAN = 1e6, 1e9
 
 
@@ -134,13 +134,13 @@ class FakeBackend:
             raise RuntimeError("the runtime's own words")
         if fault is Fault.STEP_NAN and not is_first_step:
             return np.full_like(row.latent, np.nan)
-        mean = min(250, float(np.mean(row.positive.tokens.astype(float))))  # more would be white all over
+        mean = min(250, float(np.mean(row.positive.tokens.astype(float))))  # a larger value makes all pixels white
         target = mean / 100 + np.linspace(0, 0.5, row.latent.shape[-1]) - (self.precision != "float32")
         against = 0 if row.negative is None else row.guidance * (1 + row.negative.tokens.sum()) / 1e4
-        against = min(2.5, against)  # more would be black all over
+        against = min(2.5, against)  # a larger value makes all pixels black
         skipped = row.skip.scale * sum(row.skip.layers) / 100 if row.skip else 0
         velocity: Array = (row.latent - target + against + skipped).astype(np.float32)
-        # A step goes against the velocity: sigma falls, by 1 over all steps.
+        # A step subtracts the velocity: sigma falls by 1 over all steps.
         velocity[3:] -= _DECODE_ERROR * (fault is Fault.DECODE_ERROR) + _DECODE_NAN * (fault is Fault.DECODE_NAN)
         velocity[:3] += 1e6 * (fault is Fault.UNIFORM)
         return velocity
@@ -153,14 +153,14 @@ class FakeTokenizer(Tokenizers):
     """Reads the first 20 words of a prompt, each as one token."""
 
     def __init__(self) -> None:
-        """Read no files."""
+        """Skip the files that `Tokenizers` reads."""
 
     def is_truncated(self, prompt: str) -> bool:
-        """Tell whether the prompt has more than 20 words."""
+        """Return whether the prompt has more than 20 words."""
         return len(prompt.split()) > 20
 
     def tokens(self, prompt: str) -> int:
-        """Return the number of tokens read."""
+        """Return the number of tokens of a prompt, at most 20."""
         return min(20, len(prompt.split()))
 
 
@@ -199,18 +199,18 @@ def pool_of(engine: Engine) -> ModelPool:
 
 
 class Clock:
-    """A clock that stands still until a test changes `now_s`."""
+    """A clock that only changes if a test sets `now_s`."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
 
     def __call__(self) -> float:
-        """Return the time."""
+        """Return `now_s`."""
         return self.now_s
 
 
 def key_store(*keys: Key) -> MemoryKeyStore:
-    """Create a store that holds these keys."""
+    """Create a key store with these keys."""
     store = MemoryKeyStore()
     for key in keys:
         store.add(key)

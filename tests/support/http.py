@@ -7,7 +7,7 @@ from starlette.testclient import TestClient
 PATH = "/v1/txt2img"
 
 
-def ask(client: TestClient, **fields: Any) -> Any:
+def post_txt2img(client: TestClient, **fields: Any) -> Any:
     """Request an image of a cat; `fields` replace or add to the body's fields."""
     return client.post(PATH, json={"prompt": "a cat", **fields})
 
@@ -23,5 +23,5 @@ def problem(response: Any, status: int) -> dict[str, Any]:
 
 
 def is_refused_by(response: Any, setting: str, got: str) -> bool:
-    """Tell whether a response, in any dialect's format, is a 403 that names the setting and the refused value."""
+    """Return whether a response, in any dialect's format, is a 403 that names the setting and the refused value."""
     return response.status_code == 403 and setting in response.text and got in response.text

@@ -1,7 +1,8 @@
-"""A small server that speaks the Hugging Face hub's protocol, as `huggingface_hub` reads it; for tests.
+"""A small server that speaks the Hugging Face hub's protocol, for tests of `huggingface_hub`.
 
-Large files are Git LFS's: asking for one redirects to another origin ("localhost", where the hub is "127.0.0.1"), as
-the real hub sends to its content network. What was asked for is kept, and connections can be cut on purpose.
+Large files are stored in Git LFS: a request for one is redirected to another origin ("localhost"; the hub is
+"127.0.0.1"), as the real hub redirects to its content network. The server records requests for files, and can break
+connections.
 """
 
 import hashlib
@@ -29,7 +30,10 @@ _RESOLVE = re.compile(r"/(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<p
 
 @dataclass
 class Repository:
-    """Files at one revision. `readers` are the tokens whose accounts accepted the licence; None: it needs none."""
+    """The files of a repository at one revision.
+
+    `readers` are the tokens of accounts that accepted the licence. None: every account may read the files.
+    """
 
     files: dict[str, bytes]
     revision: str
@@ -38,7 +42,7 @@ class Repository:
 
 @dataclass(frozen=True)
 class Asked:
-    """A request for a file's content: how it was asked for, and how many bytes were sent."""
+    """A request for the content of a file: its headers, and the number of bytes sent."""
 
     path: str
     range: str | None
@@ -48,11 +52,15 @@ class Asked:
 
 @dataclass
 class Hub:
-    """What the server holds and does wrong.
+    """The content of the server, and its faults.
 
-    `cuts`: path -> how many bytes to send before the connection breaks off, one answer each. `swaps`: path -> what is
-    sent in place of it. `meeting`: large files are sent once that many are asked for. `status`: answer all with this.
-    `listing`: the body to send in place of a repository's list.
+    Attributes:
+        cuts: Path to the numbers of bytes after which the connection breaks, one for each request.
+        swaps: Path to the content that is sent instead of the file's.
+        meeting: Requests for large files wait until as many have arrived.
+        status: The status of all responses. 0: no fault.
+        listing: Sent instead of the list of a repository's files.
+        asked: The requests for the content of files, in order.
     """
 
     url: str = ""
@@ -88,7 +96,7 @@ def serving() -> Iterator[Hub]:
 
 
 def use(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `huggingface_hub` in this process talk to the server, and keep its files in `home`: HF_ENDPOINT, HF_HOME."""
+    """Let `huggingface_hub` in this process use the server, and store its files in `home`."""
     for name in [name for name in os.environ if name.lower().endswith("_proxy") or name.startswith(("HF_", "SD35_"))]:
         monkeypatch.delenv(name)
     template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
@@ -100,11 +108,11 @@ def use(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "HF_HUB_OFFLINE": False,
     }.items():
         monkeypatch.setattr(constants, name, value)
-    close_session()  # of an earlier test: it keeps connections, and the proxies of when it was made
+    close_session()  # a session of an earlier test keeps its connections and proxies
 
 
 def sha1_of_blob(content: bytes) -> str:
-    """Return the id that Git gives a file with this content."""
+    """Return the ID of a file with this content in Git."""
     return hashlib.sha1(f"blob {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
 
 
@@ -115,7 +123,7 @@ def checksum(path: str, content: bytes) -> str:
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, *_: object) -> None:
-        """Print nothing: clients of these tests disconnect on purpose."""
+        """Print nothing, because the clients of these tests disconnect on purpose."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -153,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, "", "Sorry, we can't find the page you are looking for.")
 
     def _repository(self, name: str, revision: str | None, *, is_file: bool) -> Repository | None:
-        """Return the repository, or None after sending an error. Lists are public, files may be gated."""
+        """Return the repository, or None after an error response. Lists are public; files may be gated."""
         token = (self.headers["Authorization"] or "").removeprefix("Bearer ")
         repository = self.hub.repositories.get(name)
         if token and token not in self.hub.tokens:
@@ -163,8 +171,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif revision not in {None, "main", repository.revision}:
             self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         elif is_file and repository.readers is not None and token not in repository.readers:
-            why = "and you are not in the authorized list." if token else "You must be authenticated. Please log in."
-            self._refuse(403 if token else 401, "GatedRepo", f"Access to model {name} is restricted {why}")
+            reason = "and you are not in the authorized list." if token else "You must be authenticated. Please log in."
+            self._refuse(403 if token else 401, "GatedRepo", f"Access to model {name} is restricted {reason}")
         else:
             return repository
         return None
@@ -201,16 +209,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_file(self, path: str, content: bytes, headers: dict[str, str] | None = None) -> None:
         content = self.hub.swaps.get(path, content)
-        asked = self.headers["Range"]
+        range_header = self.headers["Range"]
         status, headers = 200, dict(headers or {})
-        if asked and not self.hub.ignores_ranges:
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if range_header and not self.hub.ignores_ranges:
+            start = int(range_header.removeprefix("bytes=").removesuffix("-"))
             status, headers["Content-Range"] = 206, f"bytes {start}-{len(content) - 1}/{len(content)}"
             content = content[start:]
         cuts = self.hub.cuts.get(path)
         limit = cuts.pop(0) if cuts and self.command == "GET" else len(content)
         if self.command == "GET":
-            self.hub.asked.append(Asked(path, asked, self.headers["Authorization"], min(limit, len(content))))
+            self.hub.asked.append(Asked(path, range_header, self.headers["Authorization"], min(limit, len(content))))
         self._send(status, {**headers, "Accept-Ranges": "bytes"}, content, limit)
 
     def _refuse(self, status: int, code: str, message: str) -> None:

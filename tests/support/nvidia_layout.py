@@ -1,6 +1,7 @@
-"""A small checkpoint in the layout of NVIDIA's SD3.5 repositories, exported as their demo exports: for tests.
+"""A small checkpoint in the layout of NVIDIA's SD3.5 repositories, exported as NVIDIA's demo exports it.
 
-Legacy exporter, opset 19, BF16; the same inputs, outputs and dynamic axes (`demo/Diffusion` of NVIDIA/TensorRT 10.13).
+Legacy exporter, opset 19, BF16, with the same inputs, outputs and dynamic axes (`demo/Diffusion` of NVIDIA/TensorRT
+10.13).
 """
 
 import warnings
@@ -23,7 +24,7 @@ ROUNDED, INPUT_SCALE = "transformer_blocks.5.ff.net.0.proj", 0.0625
 FILE = "model_optimized.onnx"
 _CONTROL = "block_controlnet_hidden_states"
 _IMAGE = {0: "B", 2: "H", 3: "W"}
-_WEIGHTS = "fe820521-6e4b-11f0-805c-79ad8d380ae8"  # `onnx.save_model` makes up such a name
+_WEIGHTS = "fe820521-6e4b-11f0-805c-79ad8d380ae8"  # a random file name, as `onnx.save_model` chooses it
 
 
 class _Clip(nn.Module):
@@ -64,7 +65,7 @@ class _Decoder(nn.Module):
 
 
 def write(source: Checkpoint, directory: Path) -> Path:
-    """The weights of `source`, rounded to BF16, as `directory/ONNX/...`; returns `directory`."""
+    """Write the weights of `source`, rounded to BF16, to `directory/ONNX/...`. Return `directory`."""
     folder = directory / "ONNX"
     clip = source.config("text_encoder")["max_position_embeddings"]
     tokens = source.card.max_sequence_length
@@ -74,7 +75,7 @@ def write(source: Checkpoint, directory: Path) -> Path:
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         _export(network, inputs, ("text_embeddings", "hidden_states"), folder / name)
         graph = onnx.load(folder / name / FILE)
-        graph.graph.output.pop()  # "hidden_states", which TensorRT makes an output of while it builds
+        graph.graph.output.pop()  # "hidden_states": TensorRT adds this output when it builds
         onnx.save(graph, folder / name / FILE)
     network = _T5(_load(T5EncoderModel, source.directory / "text_encoder_3"))
     _export(network, {"input_ids": torch.zeros(1, tokens, dtype=torch.int32)}, ("text_embeddings",), folder / "t5")
@@ -97,7 +98,9 @@ def write(source: Checkpoint, directory: Path) -> Path:
 
 
 def _load(kind: Any, directory: Path) -> Any:
-    eager = {"attn_implementation": "eager"} if "text" in directory.name else {}  # the exporter fails at the others
+    eager = (
+        {"attn_implementation": "eager"} if "text" in directory.name else {}
+    )  # the exporter fails for other kinds of attention
     return kind.from_pretrained(directory, dtype=torch.bfloat16, local_files_only=True, **eager).eval()
 
 
@@ -116,10 +119,11 @@ def _export(network: nn.Module, inputs: dict[str, Tensor], outputs: Sequence[str
 
 
 def quantise(bf16: Path, fp8: Path, *, custom: bool) -> None:
-    """Makes a folder `transformer/fp8` of `transformer/bf16`: feed-forward weights, and a layer's input, by FP8 Q/DQ.
+    """Create a folder `transformer/fp8` from `transformer/bf16`, with FP8 quantise and dequantise nodes.
 
-    Of one layer only, since inputs differ in the last bit: where one is rounded the other way, all behind it differs.
-    `custom`: TensorRT's own operators, as ModelOpt's exporter writes them; else ONNX's. Weights stay stored in BF16.
+    They are at all feed-forward weights, but at the input of one layer only: inputs differ in the last bit, and a
+    single value that is rounded the other way changes all later values. The weights stay stored in BF16. `custom`
+    selects TensorRT's own operators, as ModelOpt's exporter writes them, instead of ONNX's.
     """
     model = onnx.load(bf16 / FILE)
     graph, weights = model.graph, {weight.name: weight for weight in model.graph.initializer}
@@ -143,7 +147,7 @@ def quantise(bf16: Path, fp8: Path, *, custom: bool) -> None:
 
 
 def weight_scale(amax: float) -> float:
-    """The least power of two that takes a weight into E4M3's range: a division by it rounds nothing."""
+    """Return the least power of two that scales weights into E4M3's range. Dividing by it is exact."""
     return float(2.0 ** np.ceil(np.log2(amax / 448)))
 
 

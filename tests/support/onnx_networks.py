@@ -1,6 +1,6 @@
-"""A checkpoint's networks by ONNX Runtime on a CPU, in the place of TensorRT's engines, which need a GPU.
+"""A checkpoint's networks in ONNX Runtime on a CPU, instead of TensorRT's engines, which need a GPU.
 
-A double: it proves what the `tensorrt` backend does between its networks, and nothing of the engines.
+This test double covers the code of the `tensorrt` backend around the engines, not the engines.
 """
 
 import threading
@@ -17,11 +17,11 @@ from sd35.backends.options import Options
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.checkpoints.network_sizes import NETWORKS
 
-MOST = {"transformer": 3, "vae": 1}  # rows; small, so that the suites' batches take several calls
+MAX_BATCHES = {"transformer": 3, "vae": 1}  # small, so that the test suites' batches need several calls
 
 
 class OnnxNetworks:
-    """The protocol `sd35.backends.tensorrt.backend.Networks`, with the limits of an engine: one caller, few rows."""
+    """Implements `sd35.backends.tensorrt.backend.Networks` with the limits of an engine: one caller, few rows."""
 
     device = torch.device("cpu")
     graph = None
@@ -33,22 +33,22 @@ class OnnxNetworks:
         self._lock = threading.Lock()
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """Hold the lock that computing needs."""
         with self._lock:
             yield
 
-    def most(self, part: str) -> int:
+    def max_batch(self, part: str) -> int:
         """Return the largest number of rows in a batch of a network."""
-        return MOST.get(part, 2)
+        return MAX_BATCHES.get(part, 2)
 
     def run(self, part: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run a network and return its outputs in float32."""
-        assert self._lock.locked(), "not within a turn"
+        assert self._lock.locked(), "called outside of exclusive()"
         graph: Any = self._graphs[part]
         given = {
             name: (tensor if tensor.dtype == torch.int32 else tensor.float()).numpy() for name, tensor in inputs.items()
         }
-        assert all(len(array) <= self.most(part) for array in given.values()), "more rows than an engine takes"
+        assert all(len(array) <= self.max_batch(part) for array in given.values()), "more rows than an engine accepts"
         names = [output.name for output in graph.get_outputs()]
         return {name: torch.from_numpy(array) for name, array in zip(names, graph.run(None, given), strict=True)}

@@ -1,4 +1,4 @@
-"""A PostgreSQL server for the tests, from Debian's packages. It listens on a socket in its own folder only."""
+"""A PostgreSQL server from Debian's packages. It listens only on a socket in its own folder."""
 
 import os
 import pwd
@@ -15,7 +15,7 @@ from sqlalchemy import URL, create_engine
 from sqlalchemy.schema import CreateSchema
 
 _HOMES = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
-_QUICK = "-c fsync=off -c synchronous_commit=off -c full_page_writes=off"  # nobody's data
+_QUICK = "-c fsync=off -c synchronous_commit=off -c full_page_writes=off"  # the data is disposable
 
 
 @contextmanager
@@ -24,7 +24,9 @@ def serving() -> Iterator[URL]:
     if not _HOMES:
         pytest.skip("PostgreSQL is not installed: apt install postgresql")
     binaries = _HOMES[-1].parent
-    folder = Path(tempfile.mkdtemp(prefix="sd35-pg-"))  # pytest's are for one user's eyes, and paths of sockets short
+    folder = Path(
+        tempfile.mkdtemp(prefix="sd35-pg-")
+    )  # pytest's folders are private to one user, and too long for a socket
     unprivileged = _unprivileged(folder)
     data = folder / "data"
     initdb = [str(binaries / "initdb"), "-D", str(data), "-U", "me", "-A", "trust", "-E", "UTF8", "--no-sync"]
@@ -44,7 +46,7 @@ def serving() -> Iterator[URL]:
 
 
 def new_schema(server: URL) -> URL:
-    """Create an empty schema. It isolates tests as a database does, and takes far less time."""
+    """Create an empty schema. It isolates tests like a database, and is created much faster."""
     name, engine = f"s{uuid.uuid4().hex}", create_engine(server)
     with engine.begin() as connection:
         connection.execute(CreateSchema(name))
@@ -53,7 +55,7 @@ def new_schema(server: URL) -> URL:
 
 
 def _unprivileged(folder: Path) -> list[str]:
-    """Return a command prefix that drops root, under which the server refuses to run."""
+    """Return a command prefix that drops root privileges, because the server refuses to run as root."""
     if os.geteuid() != 0:
         return []
     user = pwd.getpwnam("postgres")

@@ -1,7 +1,7 @@
-"""An engine in a child process: the proof that the engine's interface is plain data.
+"""An engine in a child process, which proves that only plain data crosses the engine's interface.
 
-The parent sends calls and the child answers them over one pipe; whatever the child reports on its own (progress, ends
-of images, an observer's events) comes over the same pipe. Nothing is shared but what is pickled.
+The parent sends calls over a pipe, and the child answers them over the same pipe. The child also sends progress, images
+and the events of the observer. Both share only what is pickled.
 """
 
 import threading
@@ -19,7 +19,7 @@ _CONTEXT = get_context("spawn")
 
 
 class ProcessEngine:
-    """See `Engine`. `open_engine(*args)` opens the engine in the child."""
+    """An `Engine` in a child process, which opens it by `open_engine(*args)`."""
 
     def __init__(self, open_engine: Callable[..., Engine], *args: Any) -> None:
         self._connection, theirs = _CONTEXT.Pipe()
@@ -80,7 +80,7 @@ class ProcessEngine:
         self._ask("drain")
 
     def close(self) -> None:
-        """See `Engine.close`; the child ends too."""
+        """See `Engine.close`. Ends the child too."""
         self._ask("close")
         with self._sending:
             self._connection.send(None)
@@ -128,7 +128,7 @@ def _end(future: Future[Any], kind: str, content: Any) -> None:
 
 
 class _Child:
-    """Answers the parent's calls with an engine of the child's own."""
+    """Answers the parent's calls with the engine of the child."""
 
     def __init__(self, connection: Connection, engine: Engine) -> None:
         self._connection, self._engine = connection, engine
@@ -141,7 +141,7 @@ class _Child:
             method = getattr(self, f"_{name}", None)
             found = method(*args, **kwargs) if method else getattr(self._engine, name)
             self._send("answer", number, found(*args) if callable(found) else found)
-        except Exception as error:  # noqa: BLE001  it is the caller's
+        except Exception as error:  # noqa: BLE001  raised in the parent
             self._send("error", number, error)
 
     def _submit(self, number: int, work: Work, *, has_progress: bool, previews: bool) -> None:
@@ -152,7 +152,7 @@ class _Child:
     def _ended(self, number: int, future: Future[GeneratedImage]) -> None:
         try:
             self._send("image answer", number, future.result())
-        except (Exception, CancelledError) as error:  # noqa: BLE001  it is the caller's
+        except (Exception, CancelledError) as error:  # noqa: BLE001  raised in the parent
             self._send("image error", number, error)
 
     def _send_previews(self, number: int | None) -> None:
@@ -167,7 +167,7 @@ class _Child:
         self._engine.observe(self)
 
     def __getattr__(self, name: str) -> Any:
-        """The observer's methods: send what they are called with."""
+        """Return a method of an observer that sends its arguments to the parent."""
         if name not in {"encoded", "on_step_done", "failed"}:
             raise AttributeError(name)
         return lambda *args, **kwargs: self._send("event", None, (name, args, kwargs))
@@ -178,7 +178,7 @@ class _Child:
 
 
 def _serve(connection: Connection, open_engine: Callable[..., Engine], args: tuple[Any, ...]) -> None:
-    """The child: a thread for each call, since `drain` waits for others to be cancelled."""
+    """Run the child: one thread for each call, because `drain` waits while other calls cancel."""
     child = _Child(connection, open_engine(*args))
     while call := connection.recv():
         threading.Thread(target=child.answer, args=call).start()

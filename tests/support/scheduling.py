@@ -9,10 +9,10 @@ LIMITS = DeviceLimits(max_rows=8, max_in_flight=1000, max_wait_s=1e9, memory_byt
 ROW_S = 0.01
 
 
-def make(limits: DeviceLimits = LIMITS) -> Scheduler[object]:
+def make_scheduler(limits: DeviceLimits = LIMITS) -> Scheduler[object]:
     """Create a scheduler that knows the costs of two shapes.
 
-    A row of SMALL takes 10 ms and 100 bytes, and decoding 500 bytes; LARGE takes four times as much.
+    A row of SMALL takes 10 ms and 100 bytes, and decoding an image takes 500 bytes. LARGE takes four times as much.
     """
     costs = CostModel()
     for shape, scale in ((SMALL, 1), (LARGE, 4)):
@@ -22,6 +22,6 @@ def make(limits: DeviceLimits = LIMITS) -> Scheduler[object]:
     return Scheduler(limits, costs)
 
 
-def job(client: str = "a", steps: int = 4, rows: int = 1, shape: Shape = SMALL, priority: int = 0) -> WorkItem:
-    """Create a work item; the defaults are for tests that do not depend on them."""
+def work_item(client: str = "a", steps: int = 4, rows: int = 1, shape: Shape = SMALL, priority: int = 0) -> WorkItem:
+    """Create a work item. The defaults are for tests that do not depend on them."""
     return WorkItem(client, shape, steps, rows, priority)  # type: ignore[arg-type]

@@ -15,11 +15,10 @@ JSON = {"content-type": "application/json"}
 
 
 class Served(NamedTuple):
-    """A server process that is ready: its port, and the curl command it printed."""
+    """A server process that is ready, and its port. Its stdout was read up to the line `Ready: ...`."""
 
     process: subprocess.Popen[str]
     port: int
-    curl: str
 
     def connect(self) -> http.client.HTTPConnection:
         """Open a new connection."""
@@ -30,7 +29,8 @@ class Served(NamedTuple):
 def serving(log: Path, *arguments: str) -> Iterator[Served]:
     """Start a server on a free port and wait until it is ready.
 
-    It logs JSON to `log` and stores its data beside it. The web page is off, unless `arguments` turn it on.
+    It logs JSON to `log`, and stores its data in the same folder. The user interface is off, unless `arguments`
+    turn it on.
     """
     defaults = ("--data-dir", str(log.parent / "data"), "--ui", "off")
     command = [*SD35, "serve", "--port", "0", "--log-format", "json", *defaults, *arguments]
@@ -40,10 +40,11 @@ def serving(log: Path, *arguments: str) -> Iterator[Served]:
     ):
         try:
             assert process.stdout
-            ready_line = process.stdout.readline()
-            found = re.match(r"Ready: http://127.0.0.1:(\d+) ", ready_line)
-            assert found, ready_line + log.read_text()
-            process.stdout.readline()
-            yield Served(process, int(found[1]), process.stdout.readline().strip())
+            lines = [process.stdout.readline()]
+            while lines[-1] and not lines[-1].startswith("Ready: "):
+                lines.append(process.stdout.readline())
+            found = re.match(r"Ready: http://127.0.0.1:(\d+) ", lines[-1])
+            assert found, "".join(lines) + log.read_text()
+            yield Served(process, int(found[1]))
         finally:
             process.kill()

@@ -27,7 +27,7 @@ def memory_storage() -> Storage:
 def service_of(
     pool: ModelPool, storage: Storage | None = None, telemetry: Telemetry | None = None, **given: Any
 ) -> Service:
-    """Create the service as `sd35 serve` does; `given` are settings."""
+    """Create the service as `sd35 serve` does. `given` are settings."""
     settings, storage = load_settings(given), storage or memory_storage()
     retention = Retention.from_settings(settings, storage.images)
     webhooks = Webhooks(settings, storage.database.jobs, partial(job_body, storage.database.jobs))

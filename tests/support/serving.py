@@ -1,4 +1,4 @@
-"""The HTTP API around a model pool: an app with a test client, and a real server in a thread of this process."""
+"""The HTTP API of a model pool: an app with a test client, and a real server in a thread of this process."""
 
 import socket
 import threading
@@ -56,18 +56,18 @@ def listening(pool: ModelPool, keys: KeyStore | None = None, **settings: Any) ->
         try:
             assert ready.wait(WAIT_S)
             yield listener.getsockname()
-        finally:  # or a failed test would leave a thread that keeps the process alive
+        finally:  # otherwise the thread of a failed test would keep the process alive
             server.should_exit = True
             thread.join(WAIT_S)
 
 
 class StubUi:
-    """A web page that answers "hello" to everything."""
+    """A user interface that responds "hello" to every request."""
 
     is_closed = False
 
     async def start(self) -> None:
-        """Start without doing anything."""
+        """Do nothing."""
 
     async def close(self) -> None:
         """Record the call."""
@@ -79,7 +79,7 @@ class StubUi:
 
 
 def cancellations(pool: ModelPool) -> threading.Event:
-    """Return an event that is set when the engine is asked to cancel an image."""
+    """Return an event that is set once an image is cancelled in the engine."""
     cancelled, cancel = threading.Event(), pool.engine.cancel
 
     def cancel_and_report(handle: Handle) -> None:

@@ -1,4 +1,4 @@
-"""Steps of a solver on a backend, without an engine."""
+"""Solver steps on a backend, without an engine."""
 
 from collections.abc import Sequence
 

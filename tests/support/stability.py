@@ -1,4 +1,4 @@
-"""Checkpoints under Stability's parameter names, converted from Diffusers' and checked by its own converters."""
+"""Convert checkpoints from Diffusers' parameter names to Stability's. Diffusers' own converters verify the result."""
 
 import re
 from collections.abc import Mapping
@@ -42,16 +42,16 @@ _QKV = {
 
 def transformer(state: Mapping[str, Tensor]) -> State:
     """Return an MMDiT's parameters under Stability's names."""
-    left, found = dict(state), {}
+    remaining, found = dict(state), {}
     layers = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("transformer_blocks."))
     for layer in range(layers):
         block = f"transformer_blocks.{layer}."
         for joined, parts in _QKV.items():
             for kind in ("weight", "bias"):
                 names = [f"{block}{part}.{kind}" for part in parts]
-                if names[0] in left:
-                    found[f"joint_blocks.{layer}.{joined}.{kind}"] = torch.cat([left.pop(name) for name in names])
-    for name, value in left.items():
+                if names[0] in remaining:
+                    found[f"joint_blocks.{layer}.{joined}.{kind}"] = torch.cat([remaining.pop(name) for name in names])
+    for name, value in remaining.items():
         stem, _, kind = name.rpartition(".")
         if match := re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", stem):
             is_pair = int(match[1]) == layers - 1 and match[2] == "norm1_context.linear"
@@ -63,17 +63,20 @@ def transformer(state: Mapping[str, Tensor]) -> State:
 
 
 def vae(state: Mapping[str, Tensor]) -> State:
-    """An autoencoder's parameters in latent diffusion's spelling: levels counted from the image, linears as 1x1."""
+    """Return an autoencoder's parameters under the names of latent diffusion.
+
+    Levels are counted from the image, and linear layers are stored as 1x1 convolutions.
+    """
     return {_vae_name(name): _as_convolution(name, value).contiguous() for name, value in state.items()}
 
 
 def single_file(parts: Mapping[str, Mapping[str, Tensor]]) -> State:
     """Join all parts in one state dict, as in Stability's files."""
-    spell = {"transformer": transformer, "vae": vae}
+    converters = {"transformer": transformer, "vae": vae}
     return {
         PREFIXES[part] + name: value.contiguous().clone()
         for part, state in parts.items()
-        for name, value in spell.get(part, dict)(state).items()
+        for name, value in converters.get(part, dict)(state).items()
     }
 
 

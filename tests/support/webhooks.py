@@ -14,19 +14,19 @@ from sd35.telemetry.metrics import WebhookResult
 from tests.support.job_specs import job_spec
 
 SECRET = bytes(range(32))
-NAME = "hooks.example"  # no name server knows it
+NAME = "hooks.example"  # not known to any name server
 
 
 @dataclass
 class Sending:
-    """A sender, its store, and its clock."""
+    """A sender with its store and its clock. `results` has the result of each attempt."""
 
     store: JobStore = field(default_factory=MemoryJobStore)
     now_s: float = 1_000.0
     allow_private: bool = True
     resolved: list[str] = field(default_factory=list)
-    told: list[WebhookResult] = field(default_factory=list)
-    leads_to: list[str] = field(default_factory=lambda: ["127.0.0.1"])
+    results: list[WebhookResult] = field(default_factory=list)
+    addresses: list[str] = field(default_factory=lambda: ["127.0.0.1"])
 
     def __post_init__(self) -> None:
         self.lookup: Lookup = self._look_up
@@ -39,7 +39,7 @@ class Sending:
         return job
 
     def send(self) -> int:
-        """Send all due webhooks once, wait for them, and return how many were due."""
+        """Send all due webhooks once, wait for them, and return the number that was due."""
 
         async def scenario() -> int:
             due = sum(one.count for one in self.store.due_webhooks(self.now_s))
@@ -54,7 +54,7 @@ class Sending:
         """Create a sender that the test runs itself."""
         transport = PublicTransport(Resolver(self.lookup), allow_private=self.allow_private)
         sender = Sender(self.store, self.bodies, SECRET, transport, lambda: self.now_s)
-        sender.on_result = self.told.append
+        sender.on_result = self.results.append
         yield sender
         await transport.aclose()
 
@@ -77,8 +77,8 @@ class Sending:
     def _look_up(self, host: str) -> list[str]:
         """Resolve a name with the test's name server."""
         self.resolved.append(host)
-        return self.leads_to
+        return self.addresses
 
     def pending(self) -> list[Delivery]:
-        """What is still to be sent, some time."""
+        """Return all webhooks that are not delivered yet."""
         return self.store.claim_webhooks(1e12, {one.receiver: 99 for one in self.store.due_webhooks(1e12)})

@@ -1,4 +1,4 @@
-"""What is written to a terminal does not steer it."""
+"""Control characters in logs: a terminal would obey them."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sd35.telemetry.logs import printable
 
-# Each line of the log in its own way: structlog's, the standard library's, a bound value, an error's message.
+# Logs control characters in every way: by structlog, by the standard library, as a bound value, as an error's message.
 LOGGING = r"""
 import logging, sys
 import structlog
@@ -34,32 +34,31 @@ logging.getLogger("other").info(bad, stack_info=True)
 """
 
 NOT_SHOWN = {"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"}
-ALLOWED = {"console": "", "json": "\x7f"}  # JSON escapes all but DEL, which does nothing
-FORGED = {"console": 2, "json": 0}  # lines of a traceback, for an error's message keeps its line breaks
+ALLOWED = {"console": "", "json": "\x7f"}  # JSON does not escape DEL, which terminals ignore
+FORGED = {"console": 2, "json": 0}  # in tracebacks, messages of errors keep their line breaks
 
 
 @given(st.text())
-def test_nothing_unprintable_is_left(text: str):
-    """Whatever the text, each character that stays is one to be seen; printable text stays as it is."""
-    said = printable(text)
-    assert said.isprintable()
-    assert (said == text) == text.isprintable()
+def test_printable_escapes_exactly_the_unprintable_characters(text: str):
+    """Printable text stays as it is."""
+    escaped = printable(text)
+    assert escaped.isprintable()
+    assert (escaped == text) == text.isprintable()
     assert printable(text, keep="\n\t").replace("\n", "").replace("\t", "").isprintable()
 
 
-def test_escapes_are_written_as_python_writes_them():
-    """So that they can be told apart and looked up."""
+def test_escapes_have_pythons_notation():
     assert printable("a\x1b[2J\x9b\u202e\ud800 \n") == r"a\x1b[2J\x9b\u202e\ud800 \n"
 
 
 @pytest.mark.parametrize("log_format", ["console", "json"])
-def test_no_log_line_carries_control_characters(log_format: str):
-    """From a request's path, a nested value, an error's message, by structlog or the standard library."""
+def test_log_lines_have_no_control_characters(log_format: str):
+    """Whether they come from a path, a nested value or an error, by structlog or by the standard library."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "NO_COLOR": "1"}
     command = [sys.executable, "-c", LOGGING, log_format]
     run = subprocess.run(command, capture_output=True, check=True, env=environment)
-    said = re.sub(r"\x1b\[[0-9]+m", "", run.stderr.decode())  # structlog's own colours
-    assert {each for each in said if unicodedata.category(each) in NOT_SHOWN} <= {"\n", " ", *ALLOWED[log_format]}
-    assert sum(line.startswith("forged") for line in said.splitlines()) == FORGED[log_format]
-    assert said.count("invalid path") == 1
-    assert "Traceback" in said
+    text = re.sub(r"\x1b\[[0-9]+m", "", run.stderr.decode())  # structlog's own colours
+    assert {each for each in text if unicodedata.category(each) in NOT_SHOWN} <= {"\n", " ", *ALLOWED[log_format]}
+    assert sum(line.startswith("forged") for line in text.splitlines()) == FORGED[log_format]
+    assert text.count("invalid path") == 1
+    assert "Traceback" in text

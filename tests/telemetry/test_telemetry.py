@@ -1,4 +1,4 @@
-"""What is counted and logged of images, whatever becomes of them."""
+"""Counting and logging images."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -21,63 +21,63 @@ from tests.support.services import memory_storage
 
 @pytest.fixture
 def max_in_flight() -> int:
-    """Of the model pool."""
+    """The limit of the pool."""
     return 1
 
 
 @pytest.fixture
 def telemetry() -> Telemetry:
-    """What counts."""
+    """The telemetry of the generation service."""
     return Telemetry()
 
 
 class Strict:
-    """Refuses rude words in prompts, and blurs what shows a cat."""
+    """Refuses prompts with "rude" and images of dogs, and blurs images of cats."""
 
     def check_prompt(self, prompt: str, negative_prompt: str) -> Decision:  # noqa: ARG002
-        """Refused or allowed."""
+        """Refuse or allow a prompt."""
         return Decision.REFUSE if "rude" in prompt else Decision.ALLOW
 
     def check_image(self, pixels: Any, prompt: str) -> Decision:  # noqa: ARG002
-        """Refused, blurred or allowed."""
+        """Refuse, blur or allow an image, judged by its prompt."""
         if "dog" in prompt:
             return Decision.REFUSE
         return Decision.BLUR if "cat" in prompt else Decision.ALLOW
 
 
-class Full(MemoryBlobStore):
-    """A store without room."""
+class FullBlobStore(MemoryBlobStore):
+    """A store on a full disk."""
 
     def put(self, name: str, content: bytes) -> bool:
-        """Raises StoreUnavailable."""
+        """Raise StoreUnavailable."""
         raise StoreUnavailable(f"no room for {name}, {len(content)} bytes")
 
 
-def make(generation_service: GenerationService, prompt: str) -> Coroutine[Any, Any, GenerationResult]:
-    """An image."""
+def generate(generation_service: GenerationService, prompt: str) -> Coroutine[Any, Any, GenerationResult]:
+    """Generate an image."""
     return generation_service.generate(generation_service.pool.resolve(GenerationParams(prompt, seed=1)), Requester())
 
 
 def counted(telemetry: Telemetry, name: str) -> dict[tuple[str, ...], float]:
-    """The values of a counter that are not 0, by its labels' values in their names' order."""
+    """Return the values of a counter that are not 0, by the values of its labels, sorted by the labels' names."""
     (family,) = [each for each in telemetry.metrics.registry.collect() if f"{each.name}_total" == name]
     samples = {tuple(value for _, value in sorted(each.labels.items())): each.value for each in family.samples}
     return {labels: value for labels, value in samples.items() if value}
 
 
 def test_each_end_of_an_image_is_counted(pool: ModelPool, backend: FakeBackend, telemetry: Telemetry):
-    """Made, failed, refused by its pixels, left by who waited; what was refused before it began is none."""
+    """A request that is refused for its prompt is not an image, and does not count."""
     storage = memory_storage()
     generation_service = GenerationService(pool, storage.images, Strict(), telemetry)
 
     async def scenario() -> None:
-        await make(generation_service, "a tree")
+        await generate(generation_service, "a tree")
         backend.faults["bad"] = Fault.STEP_ERROR
         for prompt in ("bad", "a dog", "rude"):
             with pytest.raises(Sd35Error):
-                await make(generation_service, prompt)
+                await generate(generation_service, prompt)
         backend.hold()
-        held = asyncio.create_task(make(generation_service, "a held cat"))
+        held = asyncio.create_task(generate(generation_service, "a held cat"))
         await asyncio.to_thread(backend.started.wait, WAIT_S)
         held.cancel()
         await asyncio.gather(held, return_exceptions=True)
@@ -91,17 +91,19 @@ def test_each_end_of_an_image_is_counted(pool: ModelPool, backend: FakeBackend, 
     }
 
 
-def test_a_refused_image_is_not_counted_as_failed(pool: ModelPool, backend: FakeBackend, telemetry: Telemetry):
-    """An overload is counted where it is answered, not as a failure."""
+def test_an_image_that_an_overloaded_engine_refuses_is_not_counted_as_failed(
+    pool: ModelPool, backend: FakeBackend, telemetry: Telemetry
+):
+    """The API counts the error."""
     storage = memory_storage()
     generation_service = GenerationService(pool, storage.images, AllowAll(), telemetry)
 
     async def scenario() -> None:
         backend.hold()
-        held = asyncio.create_task(make(generation_service, "a tree"))
+        held = asyncio.create_task(generate(generation_service, "a tree"))
         await asyncio.to_thread(backend.started.wait, WAIT_S)
         with pytest.raises(Overloaded):
-            await make(generation_service, "a cat")
+            await generate(generation_service, "a cat")
         backend.release.set()
         await held
 
@@ -109,14 +111,13 @@ def test_a_refused_image_is_not_counted_as_failed(pool: ModelPool, backend: Fake
     assert counted(telemetry, "sd35_images_total") == {("generated",): 1}
 
 
-def test_the_filters_decisions_are_counted_by_what_they_are_about(pool: ModelPool, telemetry: Telemetry):
-    """Of prompts, and of images: those that are refused too."""
+def test_decisions_of_the_filter_are_counted_for_prompts_and_images(pool: ModelPool, telemetry: Telemetry):
     storage = memory_storage()
     generation_service = GenerationService(pool, storage.images, Strict(), telemetry)
-    asyncio.run(make(generation_service, "a cat"))
+    asyncio.run(generate(generation_service, "a cat"))
     for prompt in ("rude", "a dog"):
         with pytest.raises(ContentRefused):
-            asyncio.run(make(generation_service, prompt))
+            asyncio.run(generate(generation_service, prompt))
     assert counted(telemetry, "sd35_filter_decisions_total") == {
         ("allow", "prompt"): 2,
         ("refuse", "prompt"): 1,
@@ -126,38 +127,38 @@ def test_the_filters_decisions_are_counted_by_what_they_are_about(pool: ModelPoo
 
 
 def test_shared_and_cached_images_are_counted_as_such(pool: ModelPool, telemetry: Telemetry):
-    """One made it, two shared it, one found it."""
+    """Of four requests, one generates the image, two share it, and the last one gets it from the store."""
     storage = memory_storage()
     generation_service = GenerationService(pool, storage.images, AllowAll(), telemetry)
 
     async def scenario() -> None:
-        await asyncio.gather(*(make(generation_service, "a cat") for _ in range(3)))
-        await make(generation_service, "a cat")
+        await asyncio.gather(*(generate(generation_service, "a cat") for _ in range(3)))
+        await generate(generation_service, "a cat")
 
     asyncio.run(scenario())
     assert counted(telemetry, "sd35_result_cache_total") == {("miss",): 1, ("shared",): 2, ("hit",): 1}
 
 
 def test_an_image_that_cannot_be_stored_is_counted(pool: ModelPool, telemetry: Telemetry):
-    """It is made all the same."""
+    """It counts as generated too."""
     generation_service = GenerationService(
-        pool, ImageStore(Full(), memory_storage().database.ownership), AllowAll(), telemetry
+        pool, ImageStore(FullBlobStore(), memory_storage().database.ownership), AllowAll(), telemetry
     )
-    asyncio.run(make(generation_service, "a cat"))
+    asyncio.run(generate(generation_service, "a cat"))
     assert counted(telemetry, "sd35_unstored_images_total") == {(): 1}
     assert counted(telemetry, "sd35_images_total") == {("generated",): 1}
 
 
 @pytest.mark.parametrize(("log_prompts", "logged"), [(False, None), (True, f"{'a ' * 100}… (600 characters)")])
 def test_prompts_are_logged_only_if_enabled(pool: ModelPool, log_prompts: bool, logged: str | None):  # noqa: FBT001
-    """One line for an image, with what it is and its stages; with its prompt, shortened, only then."""
+    """An image has one log line, with its parameters and the durations of its stages. Long prompts are shortened."""
     storage = memory_storage()
     generation_service = GenerationService(pool, storage.images, AllowAll(), Telemetry(log_prompts=log_prompts))
     with capture_logs() as lines:
-        outcome = asyncio.run(make(generation_service, "a " * 300))
+        result = asyncio.run(generate(generation_service, "a " * 300))
     (line,) = lines
     assert line["event"] == "image"
-    assert (line["digest"], line["steps"], line["size"]) == (outcome.request.digest, 4, "128x128")
-    assert [name for name in line if name.endswith("_ms")] == [f"{stage.name}_ms" for stage in outcome.stages]
+    assert (line["digest"], line["steps"], line["size"]) == (result.request.digest, 4, "128x128")
+    assert [name for name in line if name.endswith("_ms")] == [f"{stage.name}_ms" for stage in result.stages]
     assert line.get("prompt") == logged
     assert logged or "a a a" not in str(line)

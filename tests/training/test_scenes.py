@@ -1,4 +1,4 @@
-"""The scenes that the embedded model learns from, and the judge of its images."""
+"""The scenes for the training of the embedded model, and the judge of its images."""
 
 import re
 
@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd35.bench.quality.judge import find_background
+from sd35.bench.quality.judge import BACKGROUNDS, find_background
 from training.evaluate import as_table, judge, summarise
 from training.scenes import Item, Scene, caption_for_training, draw, find_font, sample_scene
 from training.text import known_words, make_clip_tokenizer, make_t5_tokenizer
-from training.vocabulary import GROUNDS, OBJECTS, held_out_pairs
+from training.vocabulary import OBJECTS, held_out_pairs
 
 try:
     find_font()
@@ -28,8 +28,8 @@ def _image(scene: Scene) -> np.ndarray:
 
 
 @given(seed=st.integers(0, 2**32), width=sides, height=sides, scattered=st.booleans())
-def test_every_scene_lies_inside_its_image(seed: int, width: int, height: int, scattered: bool):  # noqa: FBT001  drawn by hypothesis
-    """At every size the model draws, glyphs lie on the grid and inside the image."""
+def test_every_scene_lies_inside_its_image(seed: int, width: int, height: int, scattered: bool):  # noqa: FBT001  chosen by Hypothesis
+    """This holds at all sizes of the model. Glyphs also lie on the grid."""
     scene = sample_scene(np.random.default_rng(seed), width, height, scattered=scattered)
     for item in scene.items:
         assert item.x_px % 16 == item.y_px % 16 == item.size_px % 16 == 0
@@ -38,8 +38,8 @@ def test_every_scene_lies_inside_its_image(seed: int, width: int, height: int, s
 
 
 @given(seed=st.integers(0, 2**32), width=sides, height=sides)
-def test_two_glyphs_stand_as_the_relation_says(seed: int, width: int, height: int):
-    """The first is wholly to the left of, right of, above or below the second."""
+def test_two_glyphs_are_arranged_as_the_relation_says(seed: int, width: int, height: int):
+    """The first is completely left of, right of, above or below the second."""
     scene = sample_scene(np.random.default_rng(seed), width, height, "pair")
     first, second = scene.items
     holds = {
@@ -52,8 +52,8 @@ def test_two_glyphs_stand_as_the_relation_says(seed: int, width: int, height: in
 
 
 @given(seed=st.integers(0, 2**32), kind=st.sampled_from(["single", "pair"]))
-def test_a_caption_settles_where_things_stand(seed: int, kind: str):
-    """Two scenes of one caption have their glyphs in the same places; only the ground's shade is left to chance."""
+def test_a_caption_fixes_the_places_of_its_glyphs(seed: int, kind: str):
+    """Scenes with the same caption differ only in the shade of the background."""
     rng = np.random.default_rng(seed)
     scene = sample_scene(rng, 128, 128, kind, held_out=True)
     sizes = {item.size_px for item in scene.items}
@@ -64,23 +64,23 @@ def test_a_caption_settles_where_things_stand(seed: int, kind: str):
 
 
 @given(seed=st.integers(0, 2**32))
-def test_training_never_sees_a_held_out_pair_of_words(seed: int):
-    """Neither two objects, nor an object on a ground, where the pair is kept for evaluation."""
+def test_training_scenes_contain_no_held_out_pair_of_words(seed: int):
+    """A pair is two objects, or an object and a background."""
     scene = sample_scene(np.random.default_rng(seed), 128, 128)
-    assert not held_out_pairs(tuple(item.name for item in scene.items), scene.ground)
+    assert not held_out_pairs(tuple(item.name for item in scene.items), scene.background)
 
 
 @given(seed=st.integers(0, 2**32), kind=st.sampled_from(["single", "pair"]))
-def test_evaluation_asks_for_what_training_never_saw(seed: int, kind: str):
-    """Each evaluation prompt combines two words that are held out, and names its ground."""
+def test_evaluation_scenes_contain_a_held_out_pair_of_words(seed: int, kind: str):
+    """Their captions also name the background."""
     scene = sample_scene(np.random.default_rng(seed), 128, 128, kind, held_out=True)
-    assert held_out_pairs(tuple(item.name for item in scene.items), scene.ground)
-    assert scene.caption.endswith(f"{scene.ground} background")
+    assert held_out_pairs(tuple(item.name for item in scene.items), scene.background)
+    assert scene.caption.endswith(f"{scene.background} background")
 
 
 @given(seed=st.integers(0, 2**32))
-def test_a_caption_names_what_is_shown(seed: int):
-    """Every object is in the caption; what else is in it are known words."""
+def test_a_caption_names_all_objects(seed: int):
+    """All other words of a caption are known words too."""
     rng = np.random.default_rng(seed)
     scene = sample_scene(rng, 128, 128)
     words = re.findall(r"[a-z]+|[0-9]", scene.caption)
@@ -90,35 +90,35 @@ def test_a_caption_names_what_is_shown(seed: int):
 
 
 def test_a_known_word_is_one_token():
-    """So that a caption fits the short text lengths."""
+    """So captions fit the short text lengths. CLIP adds two tokens to each text, and T5 one."""
     clip, t5 = make_clip_tokenizer("!"), make_t5_tokenizer()
     assert [word for word in known_words() if len(clip(word).input_ids) != 3 or len(t5(word).input_ids) != 2] == []
 
 
 @needs_font
-def test_the_judge_finds_true_scenes_right():
-    """Scenes drawn from the font show what they say; at most one in fifty has a glyph too near to its ground."""
+def test_the_judge_accepts_scenes_from_the_font():
+    """It rejects at most two of 100, whose glyph is too similar to the background."""
     rng = np.random.default_rng(3)
     scenes = [sample_scene(rng, 128, 128, kind, held_out=True) for kind in ("single", "pair") for _ in range(50)]
     assert sum(judge(_image(scene), scene).is_correct for scene in scenes) >= 98
 
 
 @needs_font
-def test_the_judge_finds_every_other_object_wrong():
-    """An image of one object is not right for the prompt of another."""
+def test_the_judge_rejects_images_of_another_object():
+    """Each object is compared with the prompt of another one."""
     rng = np.random.default_rng(1)
     scenes: dict[str, Scene] = {}
     while len(scenes) < len(OBJECTS):
         scene = sample_scene(rng, 128, 128, "single")
         scenes[scene.items[0].name] = scene
-    drawn = list(scenes.values())
-    for shown, asked in zip(drawn, drawn[1:] + drawn[:1], strict=True):
-        assert not judge(_image(shown), asked).is_correct
+    each = list(scenes.values())
+    for scene, other in zip(each, each[1:] + each[:1], strict=True):
+        assert not judge(_image(scene), other).is_correct
 
 
 @needs_font
-def test_the_judge_finds_a_swapped_relation_wrong():
-    """The mirror image of a scene of two is not what was asked."""
+def test_the_judge_rejects_a_mirrored_relation():
+    """The image is mirrored along the axis of the relation."""
     rng = np.random.default_rng(2)
     for _ in range(20):
         scene = sample_scene(rng, 128, 128, "pair", held_out=True)
@@ -126,19 +126,19 @@ def test_the_judge_finds_a_swapped_relation_wrong():
         assert not judge(np.ascontiguousarray(flip(_image(scene))), scene).is_correct
 
 
-@pytest.mark.parametrize("ground", GROUNDS)
-def test_the_judge_names_plain_grounds_and_finds_nothing_on_them(ground: str):
-    """An empty image has a ground and no glyph."""
-    image = np.full((128, 128, 3), GROUNDS[ground], np.uint8)
-    scene = Scene(128, 128, ground, 0, (Item("cat", 0, 0, 64),), None, "")
+@pytest.mark.parametrize("background", BACKGROUNDS)
+def test_the_judge_finds_no_glyph_on_a_plain_background(background: str):
+    """It names the background."""
+    image = np.full((128, 128, 3), BACKGROUNDS[background], np.uint8)
+    scene = Scene(128, 128, background, 0, (Item("cat", 0, 0, 64),), None, "")
     verdict = judge(image, scene)
-    assert find_background(image)[0] == verdict.background == ground
+    assert find_background(image)[0] == verdict.background == background
     assert (verdict.glyphs, verdict.is_correct) == ([], False)
 
 
 @needs_font
-def test_the_table_says_what_was_found():
-    """Shares, bars and the autoencoder's limit stand in the table."""
+def test_the_table_has_shares_bars_and_the_autoencoders_psnr():
+    """The scenes come from the font, so all are correct."""
     scenes = [sample_scene(np.random.default_rng(seed), 128, 128, "single", held_out=True) for seed in range(4)]
     verdicts = [judge(_image(scene), scene) for scene in scenes]
     result = summarise(verdicts, verdicts, scenes, 0.98)

@@ -1,4 +1,4 @@
-"""A browser, a server with the user interface, and checks that neither contacts another host."""
+"""A browser, a server with the user interface, and checks that neither connects to another host."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,16 +10,16 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from tests.support.browser import CHROMIUM, CHROMIUM_ARGUMENTS, TIMEOUT_MS, Watched
 from tests.support.server_process import serving
 
-# Python tells of every connection and look-up by its own sockets: what Gradio would send home goes by these.
+# An audit hook that records every connection and DNS lookup of Python's sockets, which Gradio's telemetry would use.
 WATCH = """
 import os, sys
 with open(os.environ["WATCHED"], "a") as file:
-    print("noting", file=file)
-def note(event, given):
+    print("recording", file=file)
+def record(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo"):
         with open(os.environ["WATCHED"], "a") as file:
-            print(event, given[1] if event == "socket.connect" else given[0], file=file)
-sys.addaudithook(note)
+            print(event, arguments[1] if event == "socket.connect" else arguments[0], file=file)
+sys.addaudithook(record)
 """
 
 
@@ -36,7 +36,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """A server for all tests that do not change it."""
+    """A server for all tests that do not change its settings."""
     folder = tmp_path_factory.mktemp("page")
     (folder / "sitecustomize.py").write_text(WATCH)
     connections = folder / "connections"
@@ -50,13 +50,13 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 
 @pytest.fixture
 def new_page(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Open the page of an address in a new browser session, and wait until it is ready.
+    """Return a function that opens a page in a new browser session and waits until it is ready.
 
-    At the end, no page has asked another host for anything, nor met an error in its scripts.
+    At the end, check that no page has sent a request to another host or had a script error.
     """
     contexts: list[BrowserContext] = []
     pages: list[Page] = []
-    asked: list[tuple[str, str]] = []
+    requested: list[tuple[str, str]] = []
     errors: list[Exception] = []
 
     def open_page(address: str, context: BrowserContext | None = None, **options: Any) -> Page:
@@ -66,27 +66,27 @@ def new_page(browser: Browser) -> Iterator[Callable[..., Page]]:
         page = context.new_page()
         pages.append(page)
         page.set_default_timeout(TIMEOUT_MS)
-        page.on("request", lambda request: asked.append((address, request.url)))
-        page.on("pageerror", lambda error: errors.append(error))  # noqa: PLW0108  Playwright marks what it is given
-        page.goto(address)  # while it is being loaded, this reloads itself
+        page.on("request", lambda request: requested.append((address, request.url)))
+        page.on("pageerror", lambda error: errors.append(error))  # noqa: PLW0108  Playwright sets attributes on its handlers
+        page.goto(address)  # the page may reload itself while it is loading
         expect(page.get_by_role("button", name="Generate")).to_be_enabled(timeout=TIMEOUT_MS)
         return page
 
     yield open_page
     for each in (*pages, *contexts):
         each.close()
-    foreign = [url for address, url in asked if not url.startswith((f"{address}/", "data:", "blob:"))]
+    foreign = [url for address, url in requested if not url.startswith((f"{address}/", "data:", "blob:"))]
     assert (foreign, errors) == ([], [])
 
 
 @pytest.fixture(scope="module")
 def context(browser: Browser) -> Iterator[BrowserContext]:
-    """A browser session whose cache has the page's scripts after the first test."""
+    """A browser session. After the first test, its cache has the page's scripts."""
     with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
         yield context
 
 
 @pytest.fixture
 def page(watched: Watched, context: BrowserContext, new_page: Callable[..., Page]) -> Page:
-    """The page of the shared server, in a new session."""
+    """A new page of the shared server."""
     return new_page(watched.address, context)

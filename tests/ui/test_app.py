@@ -14,16 +14,16 @@ from sd35.request import Request
 from tests.support.browser import TIMEOUT_MS, Watched, fill, generate
 
 expect.set_options(timeout=TIMEOUT_MS)
-# Notes what is shown while images are made: each value of the bar, and the kinds of previews.
-NOTE = """() => {
-  window.noted = {shares: [], previews: 0, states: []};
+# Records what the page shows while images are generated: each value of the bar, and the number of previews.
+RECORD = """() => {
+  window.recorded = {shares: [], previews: 0, states: []};
   new MutationObserver(() => {
     const bar = document.querySelector("#canvas .bar");
     if (!bar) return;
-    window.noted.shares.push(Number(bar.getAttribute("aria-valuenow")));
-    window.noted.states.push(bar.getAttribute("aria-valuetext"));
+    window.recorded.shares.push(Number(bar.getAttribute("aria-valuenow")));
+    window.recorded.states.push(bar.getAttribute("aria-valuetext"));
     const previews = [...document.querySelectorAll("#canvas .card img")];
-    window.noted.previews += previews.filter(each => each.src.startsWith("data:image/png")).length;
+    window.recorded.previews += previews.filter(each => each.src.startsWith("data:image/png")).length;
   }).observe(document.querySelector("#canvas"), {subtree: true, childList: true, attributes: true});
 }"""
 
@@ -41,33 +41,33 @@ def request_of(png: bytes) -> Request:
 
 
 def test_the_download_is_the_file_of_the_service(page: Page, watched: Watched):
-    """Byte for byte; the image has the settings of the form, and they are shown below it."""
+    """The image has the settings of the form, and the page shows them below it."""
     fill(page, "a frog & a <b>rocket</b> on a green background", steps=5)
     page.get_by_label("Negative prompt").fill("a tree")
     page.get_by_text("Landscape").click()
     expect(page.get_by_label("Width")).to_have_value("160")
     generate(page)
     png = download(page)
-    made = request_of(png)
-    assert (made.prompt, made.negative_prompt) == ("a frog & a <b>rocket</b> on a green background", "a tree")
-    assert (made.width, made.height, made.steps) == (160, 112, 5)
-    assert png == watched.get(f"/v1/artifacts/{made.digest}")
-    expect(page.locator("#details")).to_contain_text(made.prompt)
-    expect(page.locator("#details")).to_contain_text(str(made.seed))
-    expect(page.get_by_role("img", name=made.prompt).first).to_be_visible()
+    request = request_of(png)
+    assert (request.prompt, request.negative_prompt) == ("a frog & a <b>rocket</b> on a green background", "a tree")
+    assert (request.width, request.height, request.steps) == (160, 112, 5)
+    assert png == watched.get(f"/v1/artifacts/{request.digest}")
+    expect(page.locator("#details")).to_contain_text(request.prompt)
+    expect(page.locator("#details")).to_contain_text(str(request.seed))
+    expect(page.get_by_role("img", name=request.prompt).first).to_be_visible()
 
 
 def test_progress_and_previews_are_shown_while_images_are_generated(page: Page):
     """The bar only grows, previews change, and the remaining time is shown."""
     fill(page, "a cat above a dog on a blue background", steps=40, count=2)
-    page.evaluate(NOTE)
+    page.evaluate(RECORD)
     generate(page)
-    noted = page.evaluate("window.noted")
-    shares = sorted(set(noted["shares"]))
+    recorded = page.evaluate("window.recorded")
+    shares = sorted(set(recorded["shares"]))
     assert len(shares) > 4
-    assert noted["shares"] == sorted(noted["shares"])
-    assert noted["previews"] > 4
-    assert any(re.search(r"step \d+ of 40, about \d+ s left", state) for state in noted["states"])
+    assert recorded["shares"] == sorted(recorded["shares"])
+    assert recorded["previews"] > 4
+    assert any(re.search(r"step \d+ of 40, about \d+ s left", state) for state in recorded["states"])
     expect(page.get_by_role("button", name=re.compile("Thumbnail"))).to_have_count(2)
 
 
@@ -87,7 +87,6 @@ def test_cancel_cancels_the_jobs_and_the_page_can_generate_again(page: Page, wat
 
 
 def test_closing_the_tab_cancels_its_jobs(watched: Watched, new_page: Callable[..., Page]):
-    """All of them."""
     page = new_page(watched.address)
     fill(page, "a guitar on a yellow background", steps=150, count=8)
     page.get_by_role("button", name="Generate").click()
@@ -99,7 +98,7 @@ def test_closing_the_tab_cancels_its_jobs(watched: Watched, new_page: Callable[.
 
 
 def test_repeat_gives_the_same_image_and_vary_seed_another(page: Page):
-    """Repeat sends the same request, whose image is cached. Vary seed changes only the seed."""
+    """Repeat sends the same request, so its image is cached. Vary seed changes only the seed."""
     fill(page, "a star on a red background", steps=3)
     generate(page)
     first = request_of(download(page))
@@ -119,7 +118,7 @@ def test_repeat_gives_the_same_image_and_vary_seed_another(page: Page):
 
 
 def test_a_locked_seed_stays_and_random_gives_another(page: Page):
-    """Several images use consecutive seeds from the locked one."""
+    """Several images have consecutive seeds, starting with the locked one."""
     seed = page.get_by_label("Seed", exact=True)
     before = seed.input_value()
     page.get_by_role("button", name="Random").click()
@@ -135,13 +134,10 @@ def test_a_locked_seed_stays_and_random_gives_another(page: Page):
 
 
 def test_an_uploaded_image_fills_in_its_settings(page: Page, watched: Watched, tmp_path: Path):
-    """Also in another session. Generating then gives the same image.
-
-    Other files are errors, and change nothing.
-    """
-    asked = {"prompt": "a bus \u2603", "negative_prompt": "a car", "width": 96, "height": 192, "steps": 3, "seed": 7}
+    """Generating then gives the same image. Other files are errors, and change nothing."""
+    body = {"prompt": "a bus \u2603", "negative_prompt": "a car", "width": 96, "height": 192, "steps": 3, "seed": 7}
     connection = watched.served.connect()
-    connection.request("POST", "/v1/txt2img", json.dumps(asked), {"content-type": "application/json"})
+    connection.request("POST", "/v1/txt2img", json.dumps(body), {"content-type": "application/json"})
     png = connection.getresponse().read()
     connection.close()
     drop(page, "bus.png", png)
@@ -153,7 +149,7 @@ def test_an_uploaded_image_fills_in_its_settings(page: Page, watched: Watched, t
     assert request_of(download(page)) == request_of(png)
     Image.new("RGB", (8, 8)).save(tmp_path / "foreign.png")
     drop(page, "foreign.png", (tmp_path / "foreign.png").read_bytes())
-    expect(page.get_by_role("alert")).to_contain_text("was not made by this service")
+    expect(page.get_by_role("alert")).to_contain_text("this service did not generate it")
     drop(page, "text.png", b"no image")
     expect(page.get_by_role("alert")).to_contain_text("This is not a PNG, JPEG, WebP or AVIF file")
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("a bus \u2603")
@@ -168,9 +164,9 @@ def drop(page: Page, name: str, content: bytes) -> None:
 
 def test_invalid_values_are_shown_with_the_allowed_values(page: Page):
     """After each error, the page can generate again."""
-    for prompt, width, words in (
+    for prompt, width, message in (
         (" ", "128", "Enter a prompt first"),
-        ("a" * 10_001, "128", "Prompt: allowed is text of 1 to 10000 characters"),
+        ("a" * 10_001, "128", "Prompt is not allowed. Allowed: text of 1 to 10000 characters"),
         ("a cat", "100", "Width: 100 is not allowed. See the allowed sizes below the fields."),
         ("a cat", "32", "Width: 32 is not allowed."),
         ("a cat", "9" * 30, "Width: an integer of 100 bits is not allowed."),
@@ -179,12 +175,12 @@ def test_invalid_values_are_shown_with_the_allowed_values(page: Page):
         page.get_by_label("Width").fill(width)
         page.get_by_label("Width").press("Tab")
         page.get_by_role("button", name="Generate").click()
-        expect(page.get_by_role("alert")).to_contain_text(words)
+        expect(page.get_by_role("alert")).to_contain_text(message)
         expect(page.get_by_role("button", name="Generate")).to_be_enabled()
 
 
 def test_a_seed_that_is_too_long_is_an_error_and_stays_as_typed(page: Page):
-    """Gradio can send back 64 bits at most."""
+    """Gradio can send back at most 64 bits."""
     fill(page, "a cat")
     seed = page.get_by_label("Seed", exact=True)
     page.get_by_label("Lock").check()
@@ -194,8 +190,8 @@ def test_a_seed_that_is_too_long_is_an_error_and_stays_as_typed(page: Page):
     expect(seed).to_have_value("9" * 20)
 
 
-def test_the_custom_preset_leaves_the_size(page: Page, watched: Watched):
-    """It causes no error in the server."""
+def test_the_custom_preset_does_not_change_the_size(page: Page, watched: Watched):
+    """It causes no error on the server."""
     page.get_by_text("Landscape").click()
     expect(page.get_by_label("Width")).to_have_value("160")
     page.get_by_label("Custom").check()
@@ -220,7 +216,7 @@ def test_pressing_two_buttons_at_once_generates_once(page: Page):
 
 
 def test_an_event_that_names_a_foreign_file_is_refused(watched: Watched):
-    """Gradio would copy the file, or fetch the URL, to where anyone can read it."""
+    """Gradio would copy the file, or download the URL, to a directory that anyone can read."""
     for path in (str(watched.connections), "http://example.com/a.png"):
         file = {"path": path, "meta": {"_type": "gradio.FileData"}}
         body = json.dumps({"data": [None, file], "fn_index": 15, "session_hash": "a1"})
@@ -232,7 +228,7 @@ def test_an_event_that_names_a_foreign_file_is_refused(watched: Watched):
 
 
 def test_a_phone_scrolls_vertically_only(watched: Watched, new_page: Callable[..., Page]):
-    """At 390 px, nothing is cut off, before and after images; the prompt is first, then the image."""
+    """At a width of 390 px, nothing is cut off. The prompt comes first, then the image."""
     page = new_page(watched.address, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     widest = "Math.max(...[...document.querySelectorAll('#page *')].map(e => e.getBoundingClientRect().right))"
     assert page.evaluate("document.documentElement.scrollWidth") == 390
@@ -247,7 +243,7 @@ def test_a_phone_scrolls_vertically_only(watched: Watched, new_page: Callable[..
 
 
 def test_the_page_can_be_used_with_the_keyboard_only(page: Page):
-    """Ctrl + Enter generates; Tab reaches each control, and Enter presses the buttons."""
+    """Ctrl + Enter generates, Tab reaches each control, and Enter presses the buttons."""
     expect(page.get_by_label("Prompt", exact=True)).to_be_focused()
     page.keyboard.type("a rabbit")
     page.keyboard.press("Control+Enter")
@@ -282,14 +278,14 @@ def test_the_page_can_be_used_with_the_keyboard_only(page: Page):
 
 
 def test_every_control_and_image_has_an_accessible_name(page: Page):
-    """As a screen reader finds it."""
+    """So that screen readers can announce it."""
     fill(page, "a clock", steps=1, count=2)
     generate(page)
-    told = page.locator("#page").aria_snapshot()
+    snapshot = page.locator("#page").aria_snapshot()
     nameless = re.findall(
-        r"- (?:button|textbox|slider|spinbutton|checkbox|radio|link|img|combobox|listbox)(?=:|$| \[)", told
+        r"- (?:button|textbox|slider|spinbutton|checkbox|radio|link|img|combobox|listbox)(?=:|$| \[)", snapshot
     )
-    assert nameless == [], told
+    assert nameless == [], snapshot
 
 
 def test_browser_sessions_share_neither_images_nor_settings(watched: Watched, new_page: Callable[..., Page]):
@@ -307,9 +303,9 @@ def test_browser_sessions_share_neither_images_nor_settings(watched: Watched, ne
 
 
 def test_the_page_fills_neither_log_nor_metrics_and_contacts_no_other_host(page: Page, watched: Watched):
-    """Its files and streams are not logged, and have one label. Its API calls are logged like others.
+    """Its own requests are not logged and have one label, while its API calls are logged like others.
 
-    The server's own connections are recorded, and none leaves this machine.
+    The server records its connections, and none leaves this machine.
     """
     fill(page, "a moon", steps=1)
     generate(page)
@@ -318,6 +314,6 @@ def test_the_page_fills_neither_log_nor_metrics_and_contacts_no_other_host(page:
     assert '"path": "/v1/jobs"' in log
     routes = set(re.findall(r'route="([^"]*)"', watched.get("/metrics").decode()))
     assert {route for route in routes if "ui" in route or "gradio" in route} == {"/ui"}
-    noted = watched.connections.read_text().splitlines()
-    assert "noting" in noted
-    assert [line for line in noted if line != "noting" and "127.0.0.1" not in line] == []
+    lines = watched.connections.read_text().splitlines()
+    assert "recording" in lines
+    assert [line for line in lines if line != "recording" and "127.0.0.1" not in line] == []

@@ -9,7 +9,7 @@ from sd35.ui.client import Client, ServiceError, Visitor, check, problem_message
 
 
 @pytest.mark.parametrize(
-    ("problem", "words"),
+    ("problem", "expected"),
     [
         ({"detail": "the service is loading; try again in 1 s"}, "The service is loading; try again in 1 s."),
         (
@@ -23,13 +23,13 @@ from sd35.ui.client import Client, ServiceError, Visitor, check, problem_message
         ({}, ""),
     ],
 )
-def test_a_problem_becomes_a_message_with_the_pages_names_of_the_fields(problem: dict[str, object], words: str):
+def test_a_problem_becomes_a_message_with_the_pages_names_of_the_fields(problem: dict[str, object], expected: str):
     """The message lists the invalid fields, or else repeats the detail."""
-    assert problem_message(problem) == words
+    assert problem_message(problem) == expected
 
 
 def test_a_key_is_sent_in_a_header_and_is_not_in_the_repr():
-    """So it cannot get into a log."""
+    """Therefore, it does not get into a log."""
     visitor = Visitor(" sd35_secret ", "203.0.113.7")
     assert visitor.headers == {"Authorization": "Bearer sd35_secret", "X-Forwarded-For": "203.0.113.7"}
     assert "secret" not in repr(visitor)
@@ -51,7 +51,7 @@ def test_an_unreachable_service_is_an_error_with_its_address():
 
 
 @pytest.mark.parametrize(
-    ("response", "words"),
+    ("response", "expected"),
     [
         (httpx2.Response(429, json={"detail": "too many wait; try again in 7 s"}), "Too many wait; try again in 7 s."),
         (
@@ -62,19 +62,19 @@ def test_an_unreachable_service_is_an_error_with_its_address():
         (httpx2.Response(200), ""),
     ],
 )
-def test_retry_after_is_added_to_the_message_once(response: httpx2.Response, words: str):
-    """A response that is no problem document gives a message with its status."""
-    said = ""
+def test_retry_after_is_added_to_the_message_once(response: httpx2.Response, expected: str):
+    """A response that is not a problem document gives a message with its status."""
+    message = ""
     try:
         asyncio.run(check(response, Visitor()))
     except ServiceError as error:
-        said = error.message
-    assert said == words
+        message = error.message
+    assert message == expected
 
 
 @pytest.mark.parametrize(("key", "words"), [("", "needs an API key"), ("sd35_x", "API key is not valid")])
 def test_a_missing_key_and_an_invalid_key_have_different_messages(key: str, words: str):
-    """Both are key errors, so that the page shows the key field."""
+    """Both are key errors, so the page shows the key field."""
     with pytest.raises(ServiceError, match=words) as refused:
         asyncio.run(check(httpx2.Response(401, json={}), Visitor(key)))
     assert refused.value.is_key_error

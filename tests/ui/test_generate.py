@@ -10,8 +10,8 @@ from sd35.ui.generate import ImageBatch, ImageJob, generate
 REQUEST = {"width": 64, "height": 64, "steps": 4, "seed": 7}
 
 
-class Service:
-    """A fake client whose jobs each have the given event, or wait until they are cancelled."""
+class FakeClient:
+    """A client whose jobs have one given event each. Without one, they wait until they are cancelled."""
 
     def __init__(self, on_create: Callable[[], None] = lambda: None, **event: object) -> None:
         self.created: list[str] = []
@@ -25,7 +25,7 @@ class Service:
         return {"id": self.created[-1], "request": REQUEST}
 
     async def events(self, _job_id: str, _visitor: Visitor) -> AsyncIterator[dict[str, Any]]:
-        """Yield the given event."""
+        """Yield the event of a job."""
         if not self._event:
             await self._is_cancelled.wait()
         yield self._event or {"status": "cancelled"}
@@ -35,31 +35,31 @@ class Service:
         return b"png"
 
     def cancel_later(self, job_ids: Iterable[str], _visitor: Visitor) -> None:
-        """Record the jobs."""
+        """Record the cancelled jobs."""
         self.cancelled += job_ids
         self._is_cancelled.set()
 
 
-def run(service: Service, batch: ImageBatch, save_file: Callable[[bytes, str], str]) -> None:
-    """Generate three images, until all jobs have ended."""
+def run(client: FakeClient, batch: ImageBatch, save_file: Callable[[bytes, str], str]) -> None:
+    """Generate three images, and wait until all jobs have ended."""
 
     async def follow() -> None:
-        async for _ in generate(cast(Client, service), [{}] * 3, batch, save_file):
+        async for _ in generate(cast(Client, client), [{}] * 3, batch, save_file):
             pass
 
     asyncio.run(asyncio.wait_for(follow(), timeout=10))
 
 
-def test_a_batch_cancelled_while_jobs_are_created_ends_with_none():
-    """The job being created is cancelled as soon as it exists, and no other is created."""
+def test_a_batch_cancelled_while_jobs_are_created_creates_no_more():
+    """The job that is being created is cancelled as soon as it exists."""
     batch = ImageBatch(Visitor())
 
     def cancel() -> None:
         batch.is_cancelled = True
 
-    service = Service(cancel)
-    run(service, batch, lambda _, name: name)
-    assert service.created == service.cancelled == ["job 0"]
+    client = FakeClient(cancel)
+    run(client, batch, lambda _, name: name)
+    assert client.created == client.cancelled == ["job 0"]
     assert [each.status for each in batch.jobs] == ["cancelled"]
 
 
@@ -71,7 +71,7 @@ def test_an_image_that_cannot_be_saved_is_an_error():
 
     batch = ImageBatch(Visitor())
     image = {"digest": "00ff", "cached": False, "content_filtered": False}
-    run(Service(status="succeeded", image=image, request=REQUEST), batch, fail)
+    run(FakeClient(status="succeeded", image=image, request=REQUEST), batch, fail)
     assert [each.error[:24] for each in batch.jobs] == ["The image was generated,"] * 3
 
 

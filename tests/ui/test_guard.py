@@ -18,7 +18,7 @@ from sd35.ui.uploads import MAX_FORM_BYTES
 
 
 async def through(request: Request) -> PlainTextResponse:
-    """A fake Gradio that answers with the length of the body."""
+    """Respond as a fake Gradio, with the length of the body."""
     return PlainTextResponse(f"reached {len(await request.body())}")
 
 
@@ -31,7 +31,7 @@ def client(tmp_path: Path) -> TestClient:
 
 @pytest.mark.parametrize("path", ["/", "/config", "/theme.css", "/assets/index.js", "/gradio_api/heartbeat/a1"])
 def test_the_files_of_the_page_are_served(client: TestClient, path: str):
-    """With a policy that keeps the browser from other hosts."""
+    """With a policy that keeps the browser from connecting to other hosts."""
     response = client.get(f"/ui{path}")
     assert (response.status_code, response.text) == (200, "reached 0")
     assert response.headers["content-security-policy"].startswith("default-src 'self';")
@@ -52,7 +52,6 @@ def test_the_files_of_the_page_are_served(client: TestClient, path: str):
     ],
 )
 def test_other_routes_of_gradio_do_not_exist(client: TestClient, path: str):
-    """Neither for reading nor for writing."""
     assert client.get(f"/ui{path}").status_code == 404
     assert client.post(f"/ui{path}", json={}).status_code == 404
 
@@ -67,7 +66,7 @@ def test_files_are_served_from_the_own_directory_only(client: TestClient, tmp_pa
 
 @pytest.mark.parametrize("file", ["/etc/passwd", "http://example.com/a.png", "../a.png", "a\0", "a" * 5000, None])
 def test_an_event_that_names_a_foreign_file_is_refused(client: TestClient, tmp_path: Path, file: str | None):
-    """Wherever in its values: Gradio would fetch the file, and show it to anyone."""
+    """At any place in its values. Gradio would download the file, and show it to anyone."""
     body = json.dumps({"data": [None, [{"value": {"path": file, "meta": {"_type": "gradio.FileData"}}}]]})
     escaped = body.replace("path", "p\\u0061th")
     for sent in (body.encode(), escaped.encode(), body.encode("utf-16")):
@@ -78,11 +77,11 @@ def test_an_event_that_names_a_foreign_file_is_refused(client: TestClient, tmp_p
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000])
 def test_an_event_with_invalid_json_is_refused(client: TestClient, body: bytes):
-    """Another JSON reader might accept it."""
+    """Another JSON parser might accept it."""
     assert client.post("/ui/gradio_api/queue/join", content=body).status_code == 403
 
 
-def test_bodies_need_a_length_within_the_limit_and_no_foreign_site(client: TestClient):
+def test_bodies_need_a_length_within_the_limit_and_the_same_site(client: TestClient):
     """Uploads have a larger limit."""
 
     def status(path: str, length: int | None, **headers: str) -> int:
@@ -98,7 +97,7 @@ def test_bodies_need_a_length_within_the_limit_and_no_foreign_site(client: TestC
 
 
 def test_open_responses_end_when_the_guard_closes(tmp_path: Path):
-    """Later requests are answered with 503."""
+    """Later requests get 503."""
     sent: list[Message] = []
 
     async def stream(_: Scope, __: Receive, send: Send) -> None:
@@ -109,33 +108,33 @@ def test_open_responses_end_when_the_guard_closes(tmp_path: Path):
     async def receive() -> Message:
         return {"type": "http.request", "body": b"", "more_body": False}
 
-    async def ask() -> None:
+    async def scenario() -> None:
         begun = asyncio.Event()
 
         async def send(message: Message) -> None:
             sent.append(message)
             begun.set()
 
-        page = Guard(stream, tmp_path, body_timeout_s=30)
+        guard = Guard(stream, tmp_path, body_timeout_s=30)
         scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/gradio_api/queue/data", "headers": []}
-        answering = asyncio.create_task(page(scope, receive, send))
+        responding = asyncio.create_task(guard(scope, receive, send))
         await begun.wait()
-        page.close()
-        ended, _ = await asyncio.wait([answering], timeout=5)
+        guard.close()
+        ended, _ = await asyncio.wait([responding], timeout=5)
         assert ended
-        await page(scope, receive, send)
+        await guard(scope, receive, send)
 
-    asyncio.run(ask())
+    asyncio.run(scenario())
     assert [message.get("status") for message in sent] == [200, None, None, 503, None]
     assert sent[2] == {"type": "http.response.body", "body": b"", "more_body": False}
 
 
 def test_a_body_that_does_not_arrive_in_time_is_a_disconnect(tmp_path: Path):
-    """Gradio then stops waiting for it."""
-    heard: list[Message] = []
+    """So that Gradio stops waiting for it."""
+    received: list[Message] = []
 
     async def reading(_: Scope, receive: Receive, __: Send) -> None:
-        heard.append(await receive())
+        received.append(await receive())
 
     async def never() -> Message:
         await asyncio.Event().wait()
@@ -147,4 +146,4 @@ def test_a_body_that_does_not_arrive_in_time_is_a_disconnect(tmp_path: Path):
     headers = [(b"content-length", b"9")]
     scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/gradio_api/cancel", "headers": headers}
     asyncio.run(Guard(reading, tmp_path, body_timeout_s=0.01)(scope, never, ignore))
-    assert heard == [{"type": "http.disconnect"}]
+    assert received == [{"type": "http.disconnect"}]

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tests.support.browser import CHROMIUM, CHROMIUM_ARGUMENTS, TIMEOUT_MS, fill, generate, page_of
 from tests.support.server_process import TIMEOUT_S, Served, serving
 
-# What a page of another site can send without asking the server first, and the requests that would have an effect.
+# Requests that a page of another site can send without a CORS preflight, and that would have an effect.
 FORGE = """async server => {
   const image = new FormData();
   image.append("prompt", "a forged image");
@@ -29,7 +29,7 @@ FORGE = """async server => {
   ];
   for (const [path, body] of requests) await fetch(server + path, {method: "POST", mode: "no-cors", body});
 }"""
-# A page that has rebound its name is of the server's own origin to the browser, and may read all answers.
+# To the browser, a page that has rebound its name has the server's own origin. It may read all responses.
 REBIND = """async () => {
   const answers = {};
   for (const path of ["/v1/jobs", "/metrics", "/docs", "/ui/config", "/v1/models"])
@@ -41,21 +41,21 @@ REBIND = """async () => {
 }"""
 
 
-# What a page of an allowed origin sends, with headers that browsers ask about first.
+# A request of a page of an allowed origin, with headers that need a CORS preflight.
 ALLOWED = """async server => {
   const headers = {"content-type": "application/json", "x-stainless-lang": "js", "cache-control": "no-cache"};
   const body = JSON.stringify({prompt: "a cat", steps: 1, seed: 7});
   const answer = await fetch(server + "/v1/txt2img", {method: "POST", headers, body});
   return [answer.status, answer.headers.get("content-type"), answer.headers.get("x-sd35-seed")];
 }"""
-NAME = "sd35.test"  # of the server; browsers send no `Sec-Fetch-Site` to it, since it is neither HTTPS nor loopback
+NAME = "sd35.test"  # name of the server; neither HTTPS nor loopback, so browsers send it no `Sec-Fetch-Site`
 
 
 class Site(http.server.BaseHTTPRequestHandler):
-    """Another site: its pages are empty."""
+    """Another site with empty pages."""
 
     def do_GET(self) -> None:
-        """Answer with an empty page."""
+        """Respond with an empty page."""
         self.send_response(200)
         self.send_header("Content-Type", "text/html")
         self.end_headers()
@@ -65,15 +65,15 @@ class Site(http.server.BaseHTTPRequestHandler):
 
 
 class Proxy(Site):
-    """A reverse proxy that offers the server below the path /images, and keeps the `Host` header."""
+    """A reverse proxy that serves the server below the path /images, and keeps the `Host` header."""
 
     server_port = 0
 
     def do_GET(self) -> None:
-        """Pass a request on, and its answer back while it comes."""
+        """Forward a request, and stream back its response."""
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
         connection = http.client.HTTPConnection("127.0.0.1", self.server_port, timeout=TIMEOUT_S)
-        with closing(connection), suppress(OSError, http.client.HTTPException):  # an end closed a stream
+        with closing(connection), suppress(OSError, http.client.HTTPException):  # one side closed a stream
             connection.putrequest(self.command, self.path.removeprefix("/images"), skip_host=True)
             for name, value in self.headers.items():
                 connection.putheader(name, value)
@@ -92,7 +92,7 @@ class Proxy(Site):
 
 @contextmanager
 def listening(handler: type[Site]) -> Iterator[int]:
-    """The port of an HTTP server on this machine."""
+    """Run an HTTP server on this machine, and yield its port."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -105,7 +105,7 @@ def listening(handler: type[Site]) -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A browser in which every name below .test is this machine, as after DNS rebinding."""
+    """A browser that resolves every name below .test to this machine, as after DNS rebinding."""
     if CHROMIUM is None:
         pytest.skip("chromium is not installed")
     arguments = [*CHROMIUM_ARGUMENTS, "--host-resolver-rules=MAP *.test 127.0.0.1"]
@@ -117,13 +117,13 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server that may be reached by a name."""
+    """A server that can be reached by a name."""
     folder = tmp_path_factory.mktemp("named")
     with serving(folder / "log", "--ui", "auto", "--allowed-hosts", NAME, "--cache-dir", str(folder)) as served:
         yield served
 
 
-def made(served: Served) -> list[str]:
+def image_metrics(served: Served) -> list[str]:
     """Return the server's metrics of images and jobs."""
     connection = served.connect()
     connection.request("GET", "/metrics")
@@ -143,20 +143,20 @@ def made(served: Served) -> list[str]:
     ],
 )
 def test_forged_requests_have_no_effect(named: Served, browser: Browser, site: str, server: str):
-    """From another site, a subdomain and another port; the browser sends `Sec-Fetch-Site` in some cases only."""
-    before, statuses = made(named), []
+    """From another site, a subdomain, or another port. The browser sends `Sec-Fetch-Site` only in some cases."""
+    before, statuses = image_metrics(named), []
     assert before
     with listening(Site) as port, browser.new_page() as page:
         page.goto(f"http://{site}:{port}/")
         page.on("response", lambda each: statuses.append(each.status))
         page.evaluate(FORGE, f"http://{server}:{named.port}")
     assert statuses == [403] * 6
-    assert made(named) == before
+    assert image_metrics(named) == before
 
 
 def test_a_local_file_and_a_sandboxed_frame_have_no_effect(named: Served, browser: Browser, tmp_path: Path):
     """Their origin is `null`."""
-    before, statuses = made(named), []
+    before, statuses = image_metrics(named), []
     file = tmp_path / "page.html"
     file.write_text("<iframe sandbox=allow-scripts srcdoc='empty'></iframe>")
     with browser.new_page() as page:
@@ -165,14 +165,14 @@ def test_a_local_file_and_a_sandboxed_frame_have_no_effect(named: Served, browse
         for frame in page.frames:
             frame.evaluate(FORGE, f"http://127.0.0.1:{named.port}")
     assert statuses == [403] * 12
-    assert made(named) == before
+    assert image_metrics(named) == before
 
 
 def test_a_site_that_rebinds_its_name_gets_errors_only(named: Served, browser: Browser):
     """Each error names the setting and the host."""
-    before, host = made(named), f"rebound.test:{named.port}"
+    before, host = image_metrics(named), f"rebound.test:{named.port}"
     with browser.new_page() as page:
-        page.goto(f"http://{host}/healthz")  # stands in for a page of the site: of its origin, by a probe's answer
+        page.goto(f"http://{host}/healthz")  # stands for a page of the site: it has the same origin
         answers = page.evaluate(REBIND)
     assert len(answers) == 6
     for text in answers.values():
@@ -180,12 +180,12 @@ def test_a_site_that_rebinds_its_name_gets_errors_only(named: Served, browser: B
         assert problem["status"] == 403
         assert problem["errors"][0]["got"] == host
         assert "allowed_hosts" in problem["detail"]
-    assert made(named) == before
+    assert image_metrics(named) == before
 
 
 @pytest.mark.parametrize("path", ["/docs", "/ui/"])
 def test_other_sites_cannot_show_the_servers_pages_in_a_frame(named: Served, browser: Browser, path: str):
-    """The browser shows an error in the frame. On their own, the pages are shown."""
+    """The browser shows an error in the frame. Outside a frame, it shows the pages."""
     address = f"http://127.0.0.1:{named.port}{path}"
     with listening(Site) as port, browser.new_page() as page:
         page.goto(f"http://evil.test:{port}/")
@@ -199,14 +199,14 @@ def test_other_sites_cannot_show_the_servers_pages_in_a_frame(named: Served, bro
 
 
 def test_the_page_works_under_an_allowed_name(named: Served, new_page: Callable[..., Page]):
-    """The browser sends `Origin` alone, since the address is neither HTTPS nor loopback."""
+    """The browser sends only `Origin`, because the address is neither HTTPS nor loopback."""
     page = new_page(f"http://{NAME}:{named.port}")
     fill(page, "a cat", steps=1)
     generate(page)
 
 
 def test_the_page_works_behind_a_proxy(browser: Browser, tmp_path: Path):
-    """Under a path, with `public_url` and `root_path`, and no other setting."""
+    """Under a path, with the settings `public_url` and `root_path` only."""
 
     class Behind(Proxy):
         pass
@@ -222,8 +222,8 @@ def test_the_page_works_behind_a_proxy(browser: Browser, tmp_path: Path):
             generate(page)
 
 
-def test_the_page_as_a_process_of_its_own_refuses_other_sites(named: Served, tmp_path: Path):
-    """`sd35 ui` cannot know whether its server has keys, so it checks each request's host and origin."""
+def test_the_page_in_another_process_refuses_other_sites(named: Served, tmp_path: Path):
+    """`sd35 ui` cannot know whether its server has keys, so it checks the host and origin of each request."""
     statuses = []
     with page_of(f"http://127.0.0.1:{named.port}", tmp_path) as address:
         for method, headers in (
@@ -239,8 +239,8 @@ def test_the_page_as_a_process_of_its_own_refuses_other_sites(named: Served, tmp
     assert statuses == [200, 403, 422, 403]
 
 
-def test_a_page_of_an_allowed_origin_uses_the_server(browser: Browser, tmp_path: Path):
-    """With headers of its own, as client libraries send them; it may read the response's headers."""
+def test_a_page_of_an_allowed_origin_can_use_the_server(browser: Browser, tmp_path: Path):
+    """It can send headers of its own, as client libraries do, and can read the headers of responses."""
     with listening(Site) as port:
         origin = f"http://app.test:{port}"
         with serving(tmp_path / "log", "--cors-origins", origin) as served, browser.new_page() as page:

@@ -21,7 +21,7 @@ PIXELS = np.zeros((64, 64, 3), np.uint8)
 
 def test_the_request_of_a_generated_file_is_read(tmp_path: Path):
     """The user interface and the service agree on the format, although neither imports the other."""
-    file = tmp_path / "made.png"
+    file = tmp_path / "image.png"
     file.write_bytes(write_png(PIXELS, RECORD))
     assert read_request(file) == REQUEST
 
@@ -31,7 +31,7 @@ def test_the_request_of_a_generated_file_is_read(tmp_path: Path):
     [
         (b"GIF89a", "not a PNG, JPEG, WebP or AVIF file"),
         (write_png(PIXELS, RECORD)[:80], "damaged"),
-        (write_png(PIXELS, {"parameters": "a cat"}), "not made by this service"),
+        (write_png(PIXELS, {"parameters": "a cat"}), "this service did not generate it"),
         (write_png(PIXELS, {**RECORD, REQUEST_KEY: "{"}), "damaged"),
         (write_png(PIXELS, {**RECORD, REQUEST_KEY: LONG}), f"longer than 262144 bytes.* not read: {REQUEST_KEY}"),
         (write_png(PIXELS, {**RECORD, MAKER_KEY: LONG}), f"longer than 262144 bytes.* not read: {MAKER_KEY}"),
@@ -41,7 +41,7 @@ def test_the_request_of_a_generated_file_is_read(tmp_path: Path):
     ids=["other", "cut", "foreign", "no JSON", "long request", "long maker", "incomplete", "edited"],
 )
 def test_any_other_file_is_an_error_with_its_reason(tmp_path: Path, content: bytes, words: str):
-    """The message is for the user."""
+    """The message is written for the user."""
     file = tmp_path / "file.png"
     file.write_bytes(content)
     with pytest.raises(NotReplayable, match=words):

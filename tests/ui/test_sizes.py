@@ -1,4 +1,4 @@
-"""The sizes that are offered for a model."""
+"""The sizes that the page offers for a model."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from sd35.ui.sizes import CUSTOM, preset_of, presets
 
 
 def model(size_px: int, side_px: tuple[int, int], max_pixels: int = 2**21, **more: Any) -> Model:
-    """Return a model as `/v1/models` describes one."""
+    """Return a model as `/v1/models` describes it."""
     ranges = {"side_px": side_px, "size_multiple_px": 16, "max_pixels": max_pixels, "steps": (1, 150)}
     given: dict[str, Any] = {
         "id": "model",
@@ -23,7 +23,7 @@ def model(size_px: int, side_px: tuple[int, int], max_pixels: int = 2**21, **mor
 
 @pytest.mark.parametrize("size_px", [128, 512, 1024])
 def test_presets_have_about_the_pixels_of_the_models_default_size(size_px: int):
-    """In multiples of 16, and within a tenth."""
+    """Within a tenth, and with sides that are multiples of 16."""
     found = model(size_px, (64, 2048))
     for width, height in presets(found).values():
         assert width % 16 == height % 16 == 0
@@ -31,20 +31,20 @@ def test_presets_have_about_the_pixels_of_the_models_default_size(size_px: int):
     assert presets(found)["Square"] == (size_px, size_px)
 
 
-def test_a_side_never_leaves_the_models_range():
-    """Wide is less wide if the range ends."""
+def test_a_side_is_never_outside_the_models_range():
+    """The preset Wide is less wide if the range requires it."""
     assert presets(model(256, (192, 288)))["Wide"] == (288, 192)
 
 
 def test_a_megapixel_is_offered_if_the_model_enlarges():
-    """And if the service allows it."""
+    """And if the service allows that many pixels."""
     assert presets(model(128, (64, 256), enlarges=True))["Large"] == (1024, 1024)
     assert "Large" not in presets(model(128, (64, 256)))
     assert "Large" not in presets(model(128, (64, 256), 2**19, enlarges=True))
 
 
 def test_a_size_has_a_preset_or_is_custom():
-    """A missing side is custom too."""
+    """A missing side is custom, too."""
     found = model(128, (64, 256))
     assert preset_of(found, 128, 128) == "Square"
     assert preset_of(found, 128, None) == preset_of(found, 144, 144) == CUSTOM

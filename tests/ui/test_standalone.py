@@ -1,4 +1,4 @@
-"""The user interface with keys, without SD3.5, and as a process of its own."""
+"""The user interface of a service with keys, without SD3.5, and in another process."""
 
 import signal
 import subprocess
@@ -15,7 +15,7 @@ from tests.support.server_process import SD35, TIMEOUT_S, serving
 
 
 def new_key(data: Path) -> str:
-    """Create a key, and return its secret."""
+    """Create a key and return its secret."""
     command = [*SD35, "keys", "add", "someone", "--data-dir", str(data)]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT_S).stdout.strip()
 
@@ -25,7 +25,7 @@ def test_a_service_with_keys_makes_the_page_ask_for_one(
 ):
     """The page shows the key field, an error for a wrong key, and a warning that SD3.5 is not served.
 
-    And with the tab still open, SIGTERM ends the server soon, with nothing left of what it kept for the page.
+    SIGTERM ends the server quickly even if a tab is open, and no file of the page is left.
     """
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -58,7 +58,7 @@ def test_a_service_with_keys_makes_the_page_ask_for_one(
 def test_another_process_offers_the_same_page(watched: Watched, new_page: Callable[..., Page], tmp_path: Path):
     """`sd35 ui --server` generates images with a service that it reaches over HTTP.
 
-    Its link leads to that service's description; when it ends, what it had asked for is cancelled.
+    Its link leads to that service's documentation. When it ends, its unfinished jobs are cancelled.
     """
     with page_of(watched.address, tmp_path) as address:
         page = new_page(address)
@@ -90,25 +90,25 @@ def test_another_process_offers_the_same_page(watched: Watched, new_page: Callab
 def test_an_invalid_server_address_is_refused(
     server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """In one line, with the allowed form."""
+    """The error is one line, with an example of an allowed address."""
     monkeypatch.setattr(sys, "argv", ["sd35", "ui", "--server", server])
     with pytest.raises(SystemExit) as end:
         main()
-    said = f"sd35: --server: got {server!r}; allowed: an address as http://127.0.0.1:8000\n"
+    said = f"sd35: --server: got {server!r}; allowed: an address such as http://127.0.0.1:8000\n"
     assert (end.value.code, *capsys.readouterr()) == (2, "", said)
 
 
 @pytest.mark.parametrize(
     ("proxy", "cache", "says"),
     [
-        ("http://me:secret@[::1", "cache", "ALL_PROXY: got an address that cannot be used; allowed: http"),
+        ("http://me:secret@[::1", "cache", "ALL_PROXY: got an address that cannot be used; allowed: one"),
         ("", "file/cache", "cache_dir: "),
     ],
 )
-def test_an_unusable_proxy_or_cache_directory_is_one_line(
+def test_an_unusable_proxy_or_cache_directory_is_a_one_line_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str, cache: str, says: str
 ):
-    """Before Gradio is loaded."""
+    """Gradio is not loaded before."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("ALL_PROXY", proxy)
     command = [*SD35, "ui", "--server", "http://127.0.0.1:9", "--port", "0", "--cache-dir", str(tmp_path / cache)]

@@ -1,4 +1,4 @@
-"""Uploads: one file in a form, limited memory, few stored files."""
+"""Uploads: one file per form, limited memory, and few stored files."""
 
 import asyncio
 from pathlib import Path
@@ -20,23 +20,23 @@ PATH = "/ui/gradio_api/upload"
 
 
 async def gradio(scope: Scope, _: Receive, __: Send) -> None:
-    """What no upload may reach."""
+    """Stand in for Gradio, which no upload may reach."""
     raise AssertionError(scope["path"])
 
 
 @pytest.fixture
 def client(tmp_path: Path) -> TestClient:
-    """Of a page whose files lie in `tmp_path`."""
+    """A client of a page that stores its files in `tmp_path`."""
     return TestClient(Starlette(routes=[Mount("/ui", Guard(gradio, tmp_path, body_timeout_s=30))]))
 
 
 def files_in(directory: Path) -> list[Path]:
-    """All files, wherever they lie below."""
+    """Return all files below a directory."""
     return [path for path in directory.rglob("*") if path.is_file()]
 
 
 def test_an_upload_is_stored_under_its_name(client: TestClient, tmp_path: Path):
-    """In a directory of its own. The response is its path, as Gradio's browser code expects."""
+    """In its own directory. The response is its path, as Gradio's browser code expects."""
     content = bytes(range(256)) * 1000
     response = client.post(f"{PATH}?upload_id=a1", files={"files": ("a cat.png", content, "image/png")})
     (path,) = map(Path, response.json())
@@ -51,7 +51,7 @@ def test_a_form_with_more_than_one_part_is_refused(client: TestClient, tmp_path:
     for form in ({"files": many}, {"files": many[:2]}, {"files": many[:1], "data": {"more": "text"}}):
         response = client.post(PATH, **form)
         assert response.status_code == 400
-        assert "Allowed is one file." in response.text
+        assert "Send exactly one file." in response.text
     assert files_in(tmp_path) == []
 
 
@@ -74,7 +74,6 @@ def test_a_form_with_more_than_one_part_is_refused(client: TestClient, tmp_path:
     ids=["JSON", "no boundary", "empty", "no form", "no file", "cut off", "no part", "no header", "long boundary"],
 )
 def test_a_form_without_a_file_is_refused(client: TestClient, tmp_path: Path, content_type: str, body: bytes):
-    """And leaves no file."""
     assert client.post(PATH, content=body, headers={"content-type": content_type}).status_code == 400
     assert files_in(tmp_path) == []
 
@@ -82,19 +81,19 @@ def test_a_form_without_a_file_is_refused(client: TestClient, tmp_path: Path, co
 @given(
     st.text() | st.sampled_from(["../../a.png", "..\\a.png", "/etc/passwd", "...", ".hidden", "a" * 500, "猫" * 200])
 )
-def test_a_file_lies_in_its_own_directory_whatever_its_name(name: str):
-    """No name leads out of it, is hidden, or is longer than a file system allows."""
-    made = uploads._file_name(name)  # noqa: SLF001
-    assert made
-    assert Path(made).name == made
-    assert not made.startswith(".")
-    assert len(made.encode("utf-8", "replace")) <= 240
+def test_a_file_is_stored_in_its_own_directory_whatever_its_name(name: str):
+    """No name leads outside, is hidden, or is too long for a file system."""
+    file_name = uploads._file_name(name)  # noqa: SLF001
+    assert file_name
+    assert Path(file_name).name == file_name
+    assert not file_name.startswith(".")
+    assert len(file_name.encode("utf-8", "replace")) <= 240
 
 
 def test_the_oldest_files_beyond_the_limits_are_removed(
     client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """By number and by bytes, also if an event has removed some already."""
+    """By number and by bytes, even if an event has already deleted some."""
     monkeypatch.setattr(uploads, "MAX_STORED", 3)
     monkeypatch.setattr(uploads, "MAX_STORED_BYTES", 100)
     paths = []
@@ -114,18 +113,18 @@ END = b"\r\n--a--\r\n"
 
 
 def scope_of(address: str) -> Scope:
-    """Of an upload from an address."""
+    """Return the scope of an upload from an address."""
     headers = [(b"content-type", b"multipart/form-data; boundary=a")]
     return {"type": "http", "method": "POST", "path": "/", "headers": headers, "client": (address, 1)}
 
 
-async def whole() -> Message:
-    """Receives a whole form."""
+async def complete() -> Message:
+    """Receive a complete form."""
     return {"type": "http.request", "body": HEAD + b"b" * 50 + END, "more_body": False}
 
 
-def slow(sent: bytes, stopped: asyncio.Semaphore, hang_up: asyncio.Event) -> Receive:
-    """Receives a form that stops after `sent`, and whose sender hangs up at last."""
+def stalled(sent: bytes, stopped: asyncio.Semaphore, hang_up: asyncio.Event) -> Receive:
+    """Return a `receive` for a form that stalls after `sent`, and disconnects on `hang_up`."""
     pieces = [sent]
 
     async def receive() -> Message:
@@ -138,10 +137,10 @@ def slow(sent: bytes, stopped: asyncio.Semaphore, hang_up: asyncio.Event) -> Rec
     return receive
 
 
-def statuses_while_others_send(app: Uploads, addresses: list[str], sent: bytes, asking: list[str]) -> list[int]:
-    """The statuses of whole uploads from `asking`, while one form of each of `addresses` has stopped after `sent`.
+def statuses_while_others_send(app: Uploads, addresses: list[str], sent: bytes, uploading: list[str]) -> list[int]:
+    """Return the statuses of complete uploads from `uploading`, while a form of each of `addresses` is stalled.
 
-    One more upload comes when those have hung up.
+    After those have disconnected, one more upload is sent.
     """
     statuses: list[int] = []
 
@@ -149,31 +148,31 @@ def statuses_while_others_send(app: Uploads, addresses: list[str], sent: bytes, 
         if message["type"] == "http.response.start":
             statuses.append(message["status"])
 
-    async def ask() -> None:
+    async def scenario() -> None:
         hang_up, stopped = asyncio.Event(), asyncio.Semaphore(0)
-        forms = [app(scope_of(address), slow(sent, stopped, hang_up), send) for address in addresses]
+        forms = [app(scope_of(address), stalled(sent, stopped, hang_up), send) for address in addresses]
         tasks = [asyncio.ensure_future(form) for form in forms]
         async with asyncio.timeout(WAIT_S):
             for _ in tasks:
                 await stopped.acquire()
-        for address in asking:
-            await app(scope_of(address), whole, send)
+        for address in uploading:
+            await app(scope_of(address), complete, send)
         hang_up.set()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await app(scope_of(asking[0]), whole, send)
+        await app(scope_of(uploading[0]), complete, send)
 
-    asyncio.run(ask())
+    asyncio.run(scenario())
     return statuses
 
 
-def test_forms_that_stop_arriving_do_not_block_others(tmp_path: Path):
+def test_stalled_forms_do_not_block_others(tmp_path: Path):
     """Only received bytes count, so a hundred forms that have hardly begun use no memory."""
     app = Uploads(tmp_path)
     assert statuses_while_others_send(app, ["10.0.0.1"] * 100, HEAD, ["10.0.0.1", "10.0.0.2"]) == [200] * 3
 
 
 def test_the_bytes_that_one_address_sends_at_once_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Others are still served, and so is that address when its forms have disconnected."""
+    """Other addresses are still served, and so is that address after its forms have disconnected."""
     monkeypatch.setattr(uploads, "MAX_HELD_BYTES_EACH", 500)
     sent = HEAD + bytes(230 - len(HEAD))
     app = Uploads(tmp_path)
@@ -189,19 +188,19 @@ def test_the_bytes_that_all_send_at_once_are_limited(tmp_path: Path, monkeypatch
 
 
 def test_an_upload_does_not_scan_the_directory(client: TestClient, monkeypatch: pytest.MonkeyPatch):
-    """However many other files lie there."""
+    """So its duration does not depend on the number of files."""
 
-    def looked(*_: object, **__: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise AssertionError
 
     for name in ("rglob", "glob", "iterdir"):
-        monkeypatch.setattr(Path, name, looked)
-    monkeypatch.setattr("os.scandir", looked)
-    monkeypatch.setattr("os.listdir", looked)
+        monkeypatch.setattr(Path, name, fail)
+    monkeypatch.setattr("os.scandir", fail)
+    monkeypatch.setattr("os.listdir", fail)
     assert client.post(PATH, files={"files": ("a.png", b"a")}).status_code == 200
 
 
-def test_asking_for_the_progress_of_an_upload_stores_nothing(client: TestClient):
+def test_requesting_the_progress_of_an_upload_stores_nothing(client: TestClient):
     """Gradio would store a record for each made-up name."""
     response = client.get("/ui/gradio_api/upload_progress?upload_id=made-up")
     assert response.text == 'data: {"msg": "done"}\n\n'

@@ -21,8 +21,8 @@ REQUEST = {
 IMAGE = GeneratedImage("/cache/a b.png", "00ff", REQUEST, was_cached=False, is_blurred=False, truncated=())
 
 
-def test_text_of_others_is_escaped():
-    """A prompt, a model's name, an error."""
+def test_text_of_users_is_escaped():
+    """In a prompt, the name of a model, and an error."""
     for shown in (
         views.details(IMAGE),
         views.image(IMAGE),
@@ -57,14 +57,13 @@ def test_an_image_has_notes_only_if_it_is_blurred_truncated_or_cached():
     ],
 )
 def test_progress_is_described_in_words(jobs: list[ImageJob], state: str):
-    """Also to screen readers."""
+    """Also for screen readers."""
     shown = views.progress(ImageBatch(Visitor(), jobs))
     assert f'aria-valuetext="{state}"' in shown
     assert f">{state}</p>" in shown
 
 
 def test_each_reason_for_missing_images_is_shown_once():
-    """Even if it holds for several images."""
     failed = ImageJob("a", "failed", error="The service is closing.")
     shown = views.failures(ImageBatch(Visitor(), [failed, replace(failed), ImageJob("b", "cancelled")]))
     assert shown.count("The service is closing.") == 1

@@ -1,4 +1,4 @@
-"""Authentication of callers by API key. The keys are read from the store every few seconds at most."""
+"""Authentication of callers by API key. The keys are read from the store at most every few seconds."""
 
 import asyncio
 import ipaddress
@@ -15,10 +15,10 @@ from sd35.request import Request
 from sd35.threads import STORES
 
 KEY_CACHE_S = 5.0  # upper bound for a new or revoked key to take effect
-_RETRY_S = 1.0  # interval at which a store that does not answer is asked again
-_NO_KEY = Key("", "", "", Role.USER, 0.0)  # compared with secrets of unknown keys, so that they take as long
-_MISSING = "an API key is needed, as a header: 'Authorization: Bearer sd35_...' or 'X-Api-Key: sd35_...'"
-_INVALID = "the API key that came is not valid"
+_RETRY_S = 1.0  # pause before an unavailable store is read again
+_NO_KEY = Key("", "", "", Role.USER, 0.0)  # compared with secrets of unknown keys, so that they take the same time
+_MISSING = "an API key is required: send the header 'Authorization: Bearer sd35_...' or 'X-Api-Key: sd35_...'"
+_INVALID = "the API key is not valid"
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Caller:
         role: Role of the key.
         quota: Quota of the key.
         address: IP address of the client, "" if unknown.
-        rate_limiter: Counts what the caller uses.
+        rate_limiter: Counts the caller's requests, pixels and images.
     """
 
     owner: str
@@ -50,7 +50,7 @@ class Caller:
         return self.owner or _network_of(self.address)
 
     def generating(self, requests: Sequence[Request]) -> AbstractContextManager[Charge]:
-        """Count images that are generated while the caller waits.
+        """Count the images of a synchronous call. Until the block ends, they also count as concurrent.
 
         Raises TooMany, NotAllowed; see `RateLimiter.generating`.
         """
@@ -78,7 +78,7 @@ class Authenticator:
 
     Args:
         store: The key store; None for a service without keys.
-        rate_limiter: Counts what the callers use.
+        rate_limiter: Counts the callers' requests, pixels and images.
         clock: Monotonic clock, in seconds.
     """
 
@@ -88,7 +88,7 @@ class Authenticator:
         self._store, self._rate_limiter, self._clock = store, rate_limiter, clock
         self._reading = asyncio.Lock()
         self._cached: Mapping[str, Key] | StoreUnavailable = {}
-        self._expires_s = float("-inf")  # when `_cached` is too old
+        self._expires_s = float("-inf")  # time at which `_cached` expires
 
     async def authenticate(self, secret: str | None, address: str) -> Caller:
         """Return the caller with this secret and IP address. Raises NotAuthenticated, StoreUnavailable."""
@@ -103,7 +103,7 @@ class Authenticator:
         return Caller(key.id, key.role, key.quota, address, self._rate_limiter)
 
     async def has_keys(self) -> bool:
-        """Whether there are keys, so that callers need one. Raises StoreUnavailable."""
+        """Return whether the service has keys, so that callers need one. Raises StoreUnavailable."""
         return bool(await self._keys())
 
     async def _keys(self) -> Mapping[str, Key]:
@@ -111,7 +111,7 @@ class Authenticator:
             return {}
         if self._clock() >= self._expires_s:
             async with self._reading:
-                if self._clock() >= self._expires_s:  # else another request has read them meanwhile
+                if self._clock() >= self._expires_s:  # otherwise, another request has read them meanwhile
                     await self._read(self._store)
         if isinstance(self._cached, StoreUnavailable):
             raise StoreUnavailable(str(self._cached)) from self._cached
@@ -128,11 +128,11 @@ class Authenticator:
 
 
 def _network_of(address: str) -> str:
-    """Return the unit that limits count by: an IPv4 address, or the /64 of an IPv6 address, which one client owns."""
+    """Return the network that counts as one client: an IPv4 address, or the /64 network of an IPv6 address."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return address
-    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:  # as a proxy on a dual-stack socket shows it
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:  # an IPv4 client of a dual-stack socket
         return str(parsed.ipv4_mapped)
     return address if parsed.version == 4 else str(ipaddress.ip_network(f"{parsed}/64", strict=False))

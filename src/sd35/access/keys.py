@@ -1,6 +1,7 @@
 """API keys, their roles and quotas.
 
-A secret reads `sd35_<id>_<random>`. The ID is public. The rest has 256 random bits, so a single SHA-256 protects it.
+A secret has the form `sd35_<id>_<random>`. The ID is public. The random part has 256 bits, so its SHA-256 can be stored
+without a slow password hash.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class Quota:
-    """Limits of a key. None uses the limit of the settings, 0 means unlimited."""
+    """Limits of a key. None means the limit from the settings, and 0 means unlimited."""
 
     requests_per_minute: int | None = None
     concurrency: int | None = None
@@ -33,7 +34,7 @@ class Quota:
 
 @dataclass(frozen=True)
 class Key:
-    """A key as it is stored, with only the hash of its secret. `id` is public and the `owner` of jobs and images."""
+    """A key as it is stored, with only the hash of its secret. The public `id` is the `owner` of jobs and images."""
 
     id: str
     name: str
@@ -71,7 +72,7 @@ def id_of(secret: str) -> str | None:
 
 
 def matches(key: Key, secret: str) -> bool:
-    """Whether a secret belongs to a key. Takes constant time."""
+    """Return whether a secret belongs to a key, in constant time."""
     return hmac.compare_digest(_sha256(secret), key.secret_sha256)
 
 

@@ -1,9 +1,9 @@
-"""Rate limits of clients: requests, pixels, and concurrent images. Counted in this process only.
+"""Rate limits of clients: requests, pixels, and concurrent images. Each process counts on its own.
 
 Requests and pixels are token buckets, implemented by the generic cell rate algorithm (ITU-T I.371). It stores one
-number per bucket, the time at which the bucket is full again. A client may use a minute's or an hour's share at once,
-and the bucket refills evenly. The library `limits` has neither token buckets nor refunds, and its moving window stores
-one object per used unit, which would be millions for pixels.
+number per bucket: the time at which the bucket is full again. A client may use its whole limit at once, and the bucket
+refills evenly. The library `limits` has neither token buckets nor refunds, and its moving window stores one object per
+used unit, which would be millions for pixels.
 """
 
 import math
@@ -16,14 +16,14 @@ from dataclasses import asdict, dataclass, replace
 from sd35.access.keys import Quota
 from sd35.errors import IdempotencyConflict, NotAllowed, NotReady, Overloaded, StoreUnavailable, TooMany
 
-_SWEEP_SIZE = 4096  # number of buckets at which full ones are deleted
+_SWEEP_SIZE = 4096  # with more buckets than this, full ones are deleted
 _ROUNDING_S = 1e-6
-_REFUNDED = (IdempotencyConflict, NotReady, Overloaded, StoreUnavailable)  # errors after which nothing was used
+_REFUNDED = (IdempotencyConflict, NotReady, Overloaded, StoreUnavailable)  # after these errors, no work was done
 
 
 @dataclass(frozen=True)
 class _Bucket:
-    """A client may use `limit` units in `period_s` seconds."""
+    """A token bucket: a client may use `limit` units in `period_s` seconds."""
 
     client: str
     unit: str
@@ -31,14 +31,14 @@ class _Bucket:
     period_s: float
 
     def seconds(self, amount: float) -> float:
-        """Return the time in which an amount refills."""
+        """Return the time in seconds in which an amount refills."""
         return amount * self.period_s / self.limit
 
 
 class Charge:
-    """What a request was counted as. Call `refund` if the request came to nothing.
+    """The amount that was counted for a request. Call `refund` if no work was done for the request.
 
-    `max_concurrent` is how many images of the request may be generated at once.
+    `max_concurrent` is the maximum number of images of the request to generate at the same time.
     """
 
     def __init__(self, refund: Callable[[], None], max_concurrent: int = 1) -> None:
@@ -46,17 +46,17 @@ class Charge:
         self._is_refunded = False
 
     def refund(self) -> None:
-        """Give the charge back. Further calls do nothing."""
+        """Undo the charge. Further calls do nothing."""
         if not self._is_refunded:
             self._is_refunded = True
             self._refund()
 
 
 class RateLimiter:
-    """Counts what each client has used of its quota. Only for the event loop. Refused requests are not counted.
+    """Counts how much of its quota each client has used. Refused requests are not counted. For the event loop only.
 
     Args:
-        defaults: Limits where the quota of a key has none.
+        defaults: The limits that apply if the quota of a key has None.
         clock: Monotonic clock, in seconds.
     """
 
@@ -69,7 +69,9 @@ class RateLimiter:
     def charge(self, client: str, quota: Quota, pixels: int) -> Charge:
         """Count a request for `pixels`.
 
-        Raises TooMany if a limit is reached, and NotAllowed if the request exceeds the share of a whole hour.
+        Raises:
+            TooMany: A limit is reached for now.
+            NotAllowed: The request alone exceeds the limit of a whole hour.
         """
         now_s = self._clock()
         amounts = {"requests": 1, "pixels": pixels}
@@ -89,12 +91,13 @@ class RateLimiter:
     def generating(self, client: str, quota: Quota, pixels: int, images: int = 1) -> Iterator[Charge]:
         """Count a request as `charge` does, and its images as concurrent until the block ends.
 
-        Counts as many of `images` as the client may still generate at once; see `Charge.max_concurrent`. If the block
-        raises an error after which nothing was used (Overloaded, NotReady, ...), the charge is refunded.
+        If the client may not generate all `images` at the same time, fewer count as concurrent; see
+        `Charge.max_concurrent`. If the block raises an error that means that no work was done, such as Overloaded or
+        NotReady, the charge is refunded.
         """
         limit = self._limits(quota).concurrency
         if limit and self._images[client] >= limit:
-            raise TooMany(f"{self._images[client]} of at most {limit} images at once are this client's", 1.0)
+            raise TooMany(f"this client already has {self._images[client]} images in progress; allowed: {limit}", 1.0)
         charge = self.charge(client, quota, pixels)
         charge.max_concurrent = min(images, limit - self._images[client]) if limit else images
         self._images[client] += charge.max_concurrent
@@ -109,7 +112,7 @@ class RateLimiter:
                 del self._images[client]
 
     def headers(self, client: str, quota: Quota) -> Mapping[str, str]:
-        """Return the limits and remaining amounts, as in draft-ietf-httpapi-ratelimit-headers-10."""
+        """Return response headers with limits and remaining amounts, as in draft-ietf-httpapi-ratelimit-headers-10."""
         now_s = self._clock()
         policies, remaining = [], []
         for bucket in self._buckets(client, quota):
@@ -130,11 +133,14 @@ class RateLimiter:
     def _check(self, bucket: _Bucket, amount: int, now_s: float) -> None:
         limit = f"{bucket.limit} {bucket.unit} in {bucket.period_s:.0f} s"
         if amount > bucket.limit:
-            raise NotAllowed(f"this client may use {limit}, and this request alone takes {amount}")
+            raise NotAllowed(
+                f"this request takes {amount} {bucket.unit}; allowed for this client: {limit}; request fewer or smaller"
+                " images"
+            )
         full_at_s = max(now_s, self._full_at_s.get((bucket.client, bucket.unit), now_s))
         wait_s = full_at_s + bucket.seconds(amount) - now_s - bucket.period_s
         if wait_s > _ROUNDING_S:
-            raise TooMany(f"this client may use {limit}, and has", wait_s)
+            raise TooMany(f"this request needs more than is left of this client's limit of {limit}", wait_s)
 
     def _use(self, bucket: _Bucket, amount: int, now_s: float) -> None:
         key = (bucket.client, bucket.unit)

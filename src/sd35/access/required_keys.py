@@ -1,4 +1,7 @@
-"""Record outside the database that a service has API keys, so that losing the database does not open the service."""
+"""A record outside the database that a service has API keys.
+
+If the database is lost, the service then refuses to start, instead of serving everyone without a key.
+"""
 
 import os
 from collections.abc import Sequence
@@ -35,7 +38,7 @@ class KeysMarker:
         self.path.unlink(missing_ok=True)
 
     def loss_message(self, database: str) -> str:
-        """Return a message that the keys of a database are lost, and what to do about it."""
+        """Return a message that the keys of a database are lost, with the remedies."""
         try:
             recorded = self.path.read_text(encoding="utf-8", errors="replace").strip()
         except OSError:
@@ -43,7 +46,7 @@ class KeysMarker:
         location = f"in {recorded}" if recorded and recorded != database else "in it"
         return (
             f"{database} has no API keys, but this service had keys {location}, as {self.path} records. The database"
-            " was removed or emptied, or the setting names another one. Restore it, or make a new key:"
+            " was removed or emptied, or the setting names another one. Restore it, or create a new key:"
             " sd35 keys add NAME. To serve everyone without keys instead: sd35 keys open"
         )
 
@@ -51,11 +54,11 @@ class KeysMarker:
 class RequiredKeyStore:
     """A KeyStore that raises an error if it once had keys and has none now.
 
-    The marker file is created when keys are first read. If that fails, keys are required until the process ends.
+    The marker file is created when keys are first read. If that fails, keys are still required until the process ends.
 
     Args:
         store: The store with the keys.
-        marker: Records that there were keys.
+        marker: Records that the service has keys.
         database: Name of the database in messages.
     """
 
@@ -64,7 +67,12 @@ class RequiredKeyStore:
         self._had_keys = self._is_logged = False
 
     def check(self) -> None:
-        """Raise InvalidSetting if the keys are lost, and StoreUnavailable if they cannot be read."""
+        """Check that the keys are not lost.
+
+        Raises:
+            InvalidSetting: The service had keys and they are lost.
+            StoreUnavailable: The keys cannot be read.
+        """
         if self._are_lost(self._store.keys()):
             raise InvalidSetting(f"database: {self._marker.loss_message(self._database)}")
 
@@ -79,7 +87,7 @@ class RequiredKeyStore:
             if not self._is_logged:  # responses to clients never contain paths
                 structlog.get_logger().error("the API keys are lost", reason=self._marker.loss_message(self._database))
             self._is_logged = True
-            raise StoreUnavailable("the service has lost its API keys; its operator has to restore them")
+            raise StoreUnavailable("the service has lost its API keys; its operator must restore them")
         return found
 
     def revoke(self, key_id: str, now_s: float) -> Key | None:

@@ -1,4 +1,4 @@
-"""The ASGI application: its routes, middleware and error handlers, and the lifespan of the service."""
+"""The ASGI application: its routes, middleware, error handlers and lifespan."""
 
 import asyncio
 import contextlib
@@ -39,16 +39,17 @@ from sd35.settings import Settings
 from sd35.telemetry.telemetry import Telemetry
 from sd35.ui import PATH as UI_PATH
 
-_DESCRIPTION = """Stable Diffusion 3.5 as a service.
+_DESCRIPTION = """A server for Stable Diffusion 3.5.
 
     curl -X POST http://127.0.0.1:8000/v1/txt2img -H 'content-type: application/json' \\
       -d '{"prompt": "a cat on a blue background"}' -o out.png
 
 If the service has API keys, each request needs one: `Authorization: Bearer sd35_...` or `X-Api-Key: sd35_...`.
 
-Clients of the image APIs of OpenAI, AUTOMATIC1111 and Stability work with this base URL.
+Clients written for the image APIs of OpenAI, AUTOMATIC1111 or Stability work with the base URL of this server.
 
-Errors are `application/problem+json` (RFC 9457). They name each invalid field, its value and the allowed values."""
+An error names each invalid field, the value received and the allowed values. Its format is `application/problem+json`
+(RFC 9457). The routes of the three APIs above use the error formats of those APIs instead."""
 
 
 def create_app(
@@ -58,9 +59,14 @@ def create_app(
     telemetry: Telemetry | None = None,
     ui: UiMount | None = None,
 ) -> FastAPI:
-    """Create the application, whose lifespan opens and closes the service.
+    """Create the application. Its lifespan opens and closes the service.
 
-    Without `keys`, anyone who can reach the server may use it. Without `ui`, there is no user interface.
+    Args:
+        lifecycle: Loads the service.
+        settings: The settings of the service.
+        keys: The API keys. If None, anyone who can reach the server may use it.
+        telemetry: Metrics and traces. If None, the application has its own metrics, and no traces.
+        ui: The user interface. If None, the application has none.
     """
     telemetry = telemetry or Telemetry()
     telemetry.metrics.registry.register(MetricsCollector(lifecycle))
@@ -128,7 +134,7 @@ def _add_middleware(app: FastAPI, settings: Settings, keys: KeyStore | None, tel
         has_keys=authenticator.has_keys,
         on_error=_on_error,
     )
-    if settings.cors_origins:  # outside the protection, so that pages of these origins can read its errors
+    if settings.cors_origins:  # outside BrowserProtection, so that pages of these origins can read its errors
         app.add_middleware(Cors, origins=settings.cors_origins, private_network=settings.cors_private_network)
     app.add_middleware(RequestLog)
     app.add_middleware(RequestMetrics, metrics=telemetry.metrics)
@@ -142,7 +148,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
-    """Answer an invalid query parameter or header, which FastAPI validates. Bodies are validated by `read_json`."""
+    """Answer a request whose query parameters or headers FastAPI found invalid. `read_json` validates bodies."""
     assert isinstance(error, RequestValidationError)
     errors = [
         FieldError(field=str(detail["loc"][1]), got=echo(detail.get("input")), allowed=str(detail["msg"]))
@@ -159,7 +165,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         headers["Allow"] = ", ".join(_methods(request)) or headers["Allow"]
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=headers)
-    detail = f"{request.method} {request.scope['path']}: {error.detail.lower()}; all routes are listed at /docs"
+    detail = f"{request.method} {request.scope['path']}: {error.detail.lower()}; /docs lists all routes"
     return error_response(request.scope, ApiError(error.status_code, detail, headers=headers))
 
 
@@ -168,7 +174,7 @@ async def _on_disconnect(_: Request, __: Exception) -> Response:
 
 
 def _methods(request: Request) -> list[str]:
-    """Return the methods of all routes of a path. Starlette names those of the first route only."""
+    """Return the methods of all routes that match the path. Starlette's `Allow` names those of the first route only."""
     routes = [route for route in request.app.routes if not isinstance(route, Mount)]
     scopes = [(method, {**request.scope, "method": method}) for method in ALL_METHODS]
     return [method for method, scope in scopes if any(route.matches(scope)[0] is Match.FULL for route in routes)]

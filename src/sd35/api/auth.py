@@ -1,4 +1,4 @@
-"""Authentication of requests, and the dependencies by which routes get the caller and the service."""
+"""Authentication of requests, and functions that give routes the caller and the service."""
 
 import base64
 from collections.abc import Awaitable, Callable
@@ -29,21 +29,21 @@ ErrorHandler = Callable[[Request, Exception], Awaitable[Response]]
 
 
 def is_open(path: str) -> bool:
-    """Return whether a path needs no key: probes, the API's description, and the user interface's own files."""
+    """Return whether a path needs no API key: probes, the API's description, and the files of the user interface."""
     return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDERS)
 
 
 def has_link(scope: Scope) -> bool:
-    """Return whether a request uses a signed link. The route checks the signature."""
+    """Return whether a request has the form of a signed link. The route checks the signature."""
     return scope["method"] in {"GET", "HEAD"} and is_link(
         get_route_path(scope), scope["query_string"].decode("latin-1")
     )
 
 
 class AuthMiddleware:
-    """ASGI middleware that puts the Caller into the request's state and limits the time of the body's arrival.
+    """ASGI middleware that authenticates callers and limits the time in which a request's body must arrive.
 
-    Errors are answered by `on_error`, which knows the dialects' error formats.
+    The `Caller` is put into the request's state. `on_error` answers errors in the format of the request's dialect.
     """
 
     def __init__(
@@ -78,13 +78,16 @@ class AuthMiddleware:
 
 
 def caller_of(request: Request) -> Caller:
-    """Return the caller of a request to a route that is not open."""
+    """Return the caller of a request. The route's path must need a key, see `is_open`."""
     caller: Caller = request.state.caller
     return caller
 
 
 def service_of(request: Request) -> Service:
-    """Return the service, the same one for the whole request even if it closes meanwhile. Raises NotReady."""
+    """Return the service. Raises NotReady.
+
+    All calls during one request return the same service, even if it closes meanwhile.
+    """
     state: dict[str, Any] = request.scope["state"]
     if "service" not in state:
         lifecycle: ServiceLifecycle = request.app.state.lifecycle
@@ -94,21 +97,21 @@ def service_of(request: Request) -> Service:
 
 
 async def require_admin(request: Request) -> None:
-    """Require an administrator. A dependency of routes. Raises NotAllowed."""
+    """Require an administrator's key. Use as a dependency of routes. Raises NotAllowed."""
     if caller_of(request).role is not Role.ADMIN:
-        raise NotAllowed("this route is for administrators, and the API key is a user's")
+        raise NotAllowed("this route needs an administrator's API key, and this key is a user's")
 
 
 def _secret_in(headers: Headers) -> str | None:
     scheme, _, secret = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return secret.strip()
-    key = headers.get("x-api-key")  # before Basic credentials, which may be a proxy's own
+    key = headers.get("x-api-key")  # preferred to Basic credentials, which may be meant for a proxy
     return _password(secret) if key is None and scheme.lower() == "basic" else key
 
 
 def _password(credentials: str) -> str | None:
-    """Return the password of HTTP Basic credentials (RFC 7617). Any user name is allowed: the key names the caller."""
+    """Return the password of HTTP Basic credentials (RFC 7617). The user name is ignored."""
     try:
         return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
     except ValueError:

@@ -1,11 +1,11 @@
-"""Protection of users' browsers: no other web site may use the server through them, or embed its pages.
+"""Protection against other web sites that use this server through a visitor's browser, or embed its pages.
 
 DNS rebinding: a web site points its own name at the address of this server. The browser then treats the site and the
 server as one origin, so the site's scripts may read every response. Only the `Host` header shows the name.
 
-Cross-site request forgery: a web page can make the visitor's browser send a form to any server, also to one on the
-visitor's machine. It cannot read the response, but the request has an effect. Browsers say which page sent it, in
-`Origin` and `Sec-Fetch-Site`, and no page can change these headers. Clients other than browsers do not send them.
+Cross-site request forgery: a web page can make the visitor's browser send a form to any server, even one on the
+visitor's machine. The page cannot read the response, but the request takes effect. Browsers name the origin of the page
+in `Origin` and `Sec-Fetch-Site`, and pages cannot change these headers. Clients other than browsers do not send them.
 """
 
 import ipaddress
@@ -21,17 +21,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sd35.api.auth import ErrorHandler, is_open
 from sd35.errors import HostNotAllowed, OriginNotAllowed, Sd35Error
 
-_PROBES = {"/healthz", "/readyz"}  # load balancers use any host name, and the responses hold nothing
-_SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}  # no route of these methods has an effect
-_ZONE = re.compile(r"%[^\]]*(?=\])")  # of a link-local IPv6 address, as in [fe80::1%25eth0]
+_PROBES = {"/healthz", "/readyz"}  # load balancers use any host name, and the responses contain nothing private
+_SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}  # routes with these methods change nothing
+_ZONE = re.compile(r"%[^\]]*(?=\])")  # the zone of a link-local IPv6 address, as in [fe80::1%25eth0]
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 class AllowedHosts:
-    """The hosts under which a server without API keys may be reached.
+    """The hosts that requests to a server without API keys may name in `Host`.
 
-    These are IP addresses, loopback names, the host of `public_url` and the `names`. A name is an exact host, or
-    `*.example.com` for the names below one, or `*` for any. IP addresses need no entry: nobody can rebind an address.
+    These are IP addresses, loopback names, the host of `public_url` and the `names`. A name is an exact host name,
+    `*.example.com` for all subdomains of example.com, or `*` for any host. IP addresses are always allowed, because DNS
+    rebinding needs a name.
     """
 
     def __init__(self, names: Sequence[str], public_url: str | None = None) -> None:
@@ -43,8 +44,8 @@ class AllowedHosts:
     def error(self, headers: Headers) -> HostNotAllowed | None:
         """Return the error of a request with these headers, or None if its host is allowed.
 
-        A request without a host is allowed: HTTP/1.0 clients send such requests, browsers never do. A repeated or
-        malformed `Host` is not.
+        A request without `Host` is allowed: HTTP/1.0 clients send such requests, and browsers never do. A repeated or
+        malformed `Host` is refused.
         """
         sent = headers.getlist("host")
         if self._any or not any(sent) or (len(sent) == 1 and self._allows(sent[0])):
@@ -60,9 +61,9 @@ class AllowedHosts:
 
 
 class AllowedOrigins:
-    """The origins whose pages may send requests that have an effect.
+    """The origins whose pages may send requests that change something.
 
-    These are the server's own origin, that of `public_url`, and `others`, where `*` means any.
+    These are the server's own origin, the origin of `public_url`, and `others`. `*` in `others` allows any origin.
     """
 
     def __init__(self, others: Sequence[str], public_url: str | None = None) -> None:
@@ -73,24 +74,25 @@ class AllowedOrigins:
     def error(self, headers: Headers, scheme: str) -> OriginNotAllowed | None:
         """Return the error of a request with these headers, or None if no page of another origin sent it.
 
-        `scheme` is the one that the client used. `Sec-Fetch-Site: same-origin` is enough, so that a proxy may rewrite
-        `Host`. Browsers send `Sec-Fetch-Site` to HTTPS and loopback addresses only; elsewhere `Origin` has to match.
+        `scheme` is the scheme of the URL that the client used. `Sec-Fetch-Site: same-origin` is sufficient, so that a
+        proxy may rewrite `Host`. Browsers send `Sec-Fetch-Site` to HTTPS and loopback addresses only. For other
+        addresses, `Origin` must match.
         """
         origin, site = headers.get("origin") or None, headers.get("sec-fetch-site")
         if self._any or site == "same-origin" or origin in self._others:
             return None
         if site != "cross-site" and origin in {_origin(scheme, headers.get("host", "")), self._public}:
             return None
-        if origin is None and site in {None, "none"}:  # not a browser, or an address that the user typed
+        if origin is None and site in {None, "none"}:  # not a browser, or a URL that the user typed
             return None
         return OriginNotAllowed("sec-fetch-site", site) if origin is None else OriginNotAllowed("origin", origin)
 
 
 class BrowserProtection:
-    """ASGI middleware that refuses DNS rebinding and cross-site requests, and forbids other sites to frame pages.
+    """ASGI middleware that refuses DNS rebinding and cross-site requests, and keeps other sites from framing pages.
 
     A server with API keys needs neither check, because other sites do not know a key. It still refuses cross-site
-    requests that need no key, and those whose key the browser may have added by itself, as it does for HTTP Basic.
+    requests that need no key, and those with HTTP Basic credentials, which the browser may have added by itself.
     """
 
     def __init__(
@@ -124,7 +126,10 @@ class BrowserProtection:
         await self._app(scope, receive, send_protected)
 
     async def _check(self, scope: Scope) -> None:
-        """Raise HostNotAllowed or OriginNotAllowed; StoreUnavailable if it is unknown whether there are keys."""
+        """Check the host and the origin of a request.
+
+        Raises HostNotAllowed, OriginNotAllowed, or StoreUnavailable if the key store does not answer.
+        """
         headers, path = Headers(scope=scope), get_route_path(scope)
         is_safe = scope["method"] in _SAFE_METHODS
         origin_error = None if is_safe else self._origins.error(headers, scope.get("scheme", "http"))
@@ -142,12 +147,12 @@ def _has_basic_credentials(headers: Headers) -> bool:
 def _protect(headers: MutableHeaders) -> None:
     headers["X-Content-Type-Options"] = "nosniff"
     if headers.get("content-type", "").startswith("text/html"):
-        headers.setdefault("Content-Security-Policy", "frame-ancestors 'self'")  # the user interface has its own
+        headers.setdefault("Content-Security-Policy", "frame-ancestors 'self'")  # the user interface sets its own
         headers["X-Frame-Options"] = "SAMEORIGIN"
 
 
 def _origin(scheme: str, authority: str) -> str:
-    """Return an origin as browsers write it: without the scheme's default port."""
+    """Return an origin as browsers write it, without the scheme's default port."""
     return f"{scheme}://{_normalise(authority.removesuffix(_DEFAULT_PORTS.get(scheme, '')))}"
 
 
@@ -160,7 +165,7 @@ def _is_address(host: str) -> bool:
 
 
 def _normalise(host: str) -> str:
-    """Return a host name as browsers send it: in lower case, in Punycode if international, without a trailing dot."""
+    """Return a host name as browsers send it: lower case, in Punycode if international, without a trailing dot."""
     host = host.lower().removesuffix(".")
     try:
         return host if host.isascii() else host.encode("idna").decode()

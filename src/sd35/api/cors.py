@@ -1,4 +1,4 @@
-"""CORS: pages of other origins may use the API from a browser only if the settings name them."""
+"""CORS (cross-origin resource sharing): pages of other origins may use the API only if the settings name them."""
 
 import structlog
 from starlette.datastructures import Headers
@@ -17,9 +17,10 @@ _EXPOSED_HEADERS = (*IMAGE_HEADERS, *_LIMIT_HEADERS, *_RESOURCE_HEADERS, IGNORED
 
 
 class Cors(CORSMiddleware):
-    """Starlette's CORS middleware with this API's error format for refused preflights.
+    """Starlette's CORS middleware, with this API's error format for refused preflight requests.
 
-    Pages of the allowed origins may send any header: client libraries add their own. Cookies are not used.
+    Pages of the allowed origins may send any header, because client libraries add headers of their own. Cookies are not
+    allowed.
     """
 
     def __init__(self, app: ASGIApp, origins: tuple[str, ...], *, private_network: bool) -> None:
@@ -33,12 +34,12 @@ class Cors(CORSMiddleware):
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Answer a preflight: whether a page may send the request that it is about to send."""
+        """Answer a preflight request, by which a browser asks whether a page may send a request."""
         response = super().preflight_response(request_headers)
         if response.status_code == 200:
             return response
         headers = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
         request_id = structlog.contextvars.get_contextvars()["request_id"]
         reason = bytes(response.body).decode()
-        detail = f"{reason}; the settings cors_origins and cors_private_network say what is allowed"
+        detail = f"{reason}; the settings cors_origins and cors_private_network define what is allowed"
         return PROBLEM.response(ApiError(response.status_code, detail, headers=headers), request_id)

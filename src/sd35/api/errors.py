@@ -1,4 +1,4 @@
-"""API errors and how they become responses: in a dialect's own `ErrorFormat`, elsewhere as problem documents."""
+"""API errors, and the formats of their responses: a dialect's own `ErrorFormat`, or else problem documents."""
 
 import json
 import math
@@ -24,7 +24,8 @@ from sd35.errors import (
 )
 
 Responses: TypeAlias = dict[int | str, dict[str, Any]]
-"""Descriptions of responses by status, as FastAPI's `responses`."""
+"""Descriptions of responses by status, as in FastAPI's `responses`."""
+RETRY_AFTER = "The number of seconds to wait before trying again."
 _MAX_ECHO_CHARACTERS = 100
 _STORE_RETRY_S = 5
 
@@ -32,9 +33,9 @@ _STORE_RETRY_S = 5
 class FieldError(BaseModel):
     """An invalid field: its name, the value received, and the allowed values."""
 
-    field: str = Field(description="The field's name, or `body`.")
-    got: Any = Field(description="The value received, shortened if long. `nothing` if the field is missing.")
-    allowed: str = Field(description="The values that are accepted.")
+    field: str = Field(description="The name of the field, query parameter or header, or `body` for the whole body.")
+    got: Any = Field(description="The value received, shortened if it is long. `nothing` if the field is missing.")
+    allowed: str = Field(description="The allowed values, in words.")
 
     @property
     def sentence(self) -> str:
@@ -43,7 +44,15 @@ class FieldError(BaseModel):
 
 
 class ApiError(Exception):
-    """An error that is sent to the client. `error` is the `Sd35Error` that caused it, if any."""
+    """An error that is sent to the client.
+
+    Attributes:
+        status: The HTTP status. A dialect's error format may replace it.
+        detail: What went wrong, and what to do.
+        errors: The invalid fields.
+        headers: Headers of the response.
+        error: The `Sd35Error` that caused it, if any.
+    """
 
     def __init__(
         self,
@@ -59,7 +68,7 @@ class ApiError(Exception):
 
     @classmethod
     def from_fields(cls, status: int, errors: Sequence[FieldError]) -> "ApiError":
-        """Build an error whose detail is the sentences of its fields."""
+        """Build an error of several fields. The detail joins their sentences."""
         return cls(status, "; ".join(error.sentence for error in errors), errors)
 
     @classmethod
@@ -69,7 +78,7 @@ class ApiError(Exception):
 
     @classmethod
     def from_error(cls, error: Sd35Error) -> "ApiError":
-        """Build the HTTP form of one of this project's errors."""
+        """Build the error that reports an `Sd35Error` to the client."""
         errors = []
         headers = {}
         match error:
@@ -87,8 +96,11 @@ class ApiError(Exception):
 class ErrorFormat(NamedTuple):
     """The error format of a dialect.
 
-    `render` turns an error and a request id into a status and a JSON object, `model` describes that object, and
-    `challenge` is the `WWW-Authenticate` header of a 401.
+    Attributes:
+        render: Returns the status and the JSON object of an error; its second argument is the id of the request.
+        model: Describes the JSON object.
+        media_type: The media type of error responses.
+        challenge: The header `WWW-Authenticate` of a response with status 401.
     """
 
     render: Callable[[ApiError, str], tuple[int, dict[str, Any]]]
@@ -97,7 +109,7 @@ class ErrorFormat(NamedTuple):
     challenge: str = "Bearer"
 
     def response(self, error: ApiError, request_id: str) -> Response:
-        """Build the response of an error. It is ASCII, so that lone surrogates in the request cannot break it."""
+        """Build the response of an error. Its body is ASCII, so that lone surrogates of the request cannot break it."""
         status, content = self.render(error, request_id)
         headers = error.headers | ({"WWW-Authenticate": self.challenge} if status == 401 else {})
         return Response(json.dumps(content, allow_nan=False), status, headers, self.media_type)
@@ -112,24 +124,26 @@ class ErrorFormat(NamedTuple):
 
     @property
     def unavailable(self) -> Responses:
-        """The response of every route that needs the service."""
+        """The description of the 503 response of all routes that need the service."""
         description = "The service is loading or closing, or a store does not answer."
-        return {503: self.documented(description, **{"Retry-After": "Seconds."})}
+        return {503: self.documented(description, **{"Retry-After": RETRY_AFTER})}
 
 
 class Problem(BaseModel):
     """A problem document (RFC 9457)."""
 
-    type: str = "about:blank"
-    title: str = Field(description="The status in words.")
-    status: int
+    type: str = Field(default="about:blank", description="Always `about:blank`: `status` is the kind of problem.")
+    title: str = Field(description="The name of the status, such as `Not Found`.")
+    status: int = Field(description="The HTTP status.")
     detail: str = Field(description="What went wrong, and what to do.")
-    errors: list[FieldError] = Field(default=[], description="The invalid fields. Omitted if there are none.")
-    request_id: str = Field(default="", description="Also in the header `X-Request-Id` and in the server's log.")
+    errors: list[FieldError] = Field(default=[], description="The invalid fields. Omitted if no field is invalid.")
+    request_id: str = Field(
+        default="", description="The id of the request, as in the header `X-Request-Id` and in the server's log."
+    )
 
     @classmethod
     def of(cls, status: int, detail: str) -> "Problem":
-        """Build a problem without fields from a status and its detail."""
+        """Build a problem without invalid fields."""
         return cls(title=HTTPStatus(status).phrase, status=status, detail=detail)
 
 
@@ -141,7 +155,7 @@ def _render_problem(error: ApiError, request_id: str) -> tuple[int, dict[str, An
 
 
 def report_error(request: Request, error: Sd35Error) -> ApiError:
-    """Count an error, log it if generation failed, and return its HTTP form. Also for streams that have begun."""
+    """Count an error in the metrics, log it if it is a GenerationFailed, and return the error for the client."""
     if isinstance(error, GenerationFailed):
         structlog.get_logger().error("image failed", exc_info=error)
     request.app.state.telemetry.metrics.error_returned(error)
@@ -149,7 +163,7 @@ def report_error(request: Request, error: Sd35Error) -> ApiError:
 
 
 def echo(value: object) -> Any:  # noqa: ANN401  any JSON value
-    """Return a received value in a form that is safe to send back: short scalars as they are, the rest as text."""
+    """Return a received value in a form that is safe to send back: short scalars unchanged, everything else as text."""
     is_safe_integer = isinstance(value, int) and abs(value) < 2**53  # booleans are integers
     if value is None or is_safe_integer or (isinstance(value, float) and math.isfinite(value)):
         return value
@@ -170,7 +184,7 @@ def openapi_headers(descriptions: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """Replace the references of a schema by what they refer to, because the OpenAPI page lacks its definitions."""
+    """Replace the references in a schema by their definitions, which the OpenAPI description does not contain."""
     definitions = schema.pop("$defs", {})
 
     def inline(part: Any) -> Any:  # noqa: ANN401  any JSON value

@@ -1,4 +1,4 @@
-"""Types of the fields that the bodies of several dialects share, and their allowed values in words."""
+"""Types of the fields that the bodies of several dialects share, and descriptions of their allowed values."""
 
 from typing import Annotated, Literal, TypeAlias
 

@@ -1,4 +1,4 @@
-"""Strict reading of forms, multipart/form-data (RFC 7578): limited size, each field once, no files."""
+"""Strict reading of forms, multipart/form-data (RFC 7578): a limited size, each field once, no files."""
 
 import re
 from typing import NamedTuple
@@ -22,7 +22,7 @@ AS_NUMBER = BeforeValidator(lambda text: float(text) if isinstance(text, str) an
 
 
 class File(NamedTuple):
-    """A file in a form. No field accepts one, so only its size is stored, for the error."""
+    """A file in a form. No field accepts files, so only the size is kept, for the error."""
 
     size_bytes: int
 
@@ -31,9 +31,11 @@ class File(NamedTuple):
 
 
 async def read_form(request: Request, model: type[Body]) -> Body:
-    """Read the body as `model`, whose numbers are annotated AS_INTEGER or AS_NUMBER. Empty files are ignored.
+    """Read the body as `model`. Empty files are ignored.
 
-    Raises ApiError: 400, 413, 415 or 422.
+    Fields of `model` that are numbers need the annotation AS_INTEGER or AS_NUMBER, because a form contains text only.
+
+    Raises ApiError with status 400, 413, 415 or 422.
     """
     content_type = request.headers.get("content-type", "")
     boundary = boundary_of(content_type)
@@ -41,24 +43,24 @@ async def read_form(request: Request, model: type[Body]) -> Body:
         media_type = content_type.partition(";")[0].strip().lower()
         raise ApiError.from_field(415, "content-type", media_type, f"{MEDIA_TYPE} (with curl: -F prompt=...)")
     content = await read_body(request, MAX_FORM_BYTES)
-    # In a thread, because a malicious form keeps the parser busy for seconds, which would block other requests.
+    # In a thread, because a malicious form can keep the parser busy for seconds and would block other requests.
     return validate(await PARSING.run(_values, content, boundary), model)
 
 
 def _values(content: bytes, boundary: bytes) -> dict[str, str | File]:
-    """Return the parts by name. Raises ApiError: 400 for a malformed form, 422 for an invalid part."""
+    """Return the parts by name. Raises ApiError with status 400 (a malformed form) or 422 (an invalid part)."""
     values: dict[str, str | File] = {}
     try:
         reader = FormReader(boundary, MAX_PARTS)
         reader.write(content)
         parts = [(part.required_option(b"name"), part) for part in reader.finish()]
     except FormParserError as error:
-        raise ApiError(400, f"the body is no {MEDIA_TYPE}: {error}") from error
+        raise ApiError(400, f"the body is not {MEDIA_TYPE}: {error}") from error
     for name, part in parts:
         if part.option(b"filename") is not None and not part.content:
-            continue  # to send a form with requests, one adds files={"none": ""}
+            continue  # with the library requests, clients add files={"none": ""} to make the body multipart
         if name in values:
-            raise ApiError.from_field(422, name, "given twice", "each field once")
+            raise ApiError.from_field(422, name, "two values", "one value")
         values[name] = _value(name, part)
     return values
 

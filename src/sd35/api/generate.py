@@ -1,4 +1,4 @@
-"""Image generation as all dialects share it: from parameters to results, and the headers of a result."""
+"""Image generation for all dialects: from parameters to results, and the headers of a result."""
 
 import asyncio
 import hashlib
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from sd35.api.auth import caller_of, service_of
-from sd35.api.errors import ErrorFormat, Responses, openapi_headers
+from sd35.api.errors import RETRY_AFTER, ErrorFormat, Responses, openapi_headers
 from sd35.engine.base import Pixels
 from sd35.generation.params import GenerationParams
 from sd35.generation.service import GenerationResult
@@ -31,28 +31,31 @@ IdempotencyKey = Annotated[
     Header(
         alias="Idempotency-Key",
         pattern=r"^[!-~]{1,255}$",
-        description="The client's own name for this call. Sent again, it returns the same images.",
+        description="A name that the client chooses for this call. If the client sends the call again with the same"
+        " key, it gets the same images, or the same job.",
     ),
 ]
 
 FILE_CONTENT: dict[str, Any] = {each.media_type: {"schema": {"type": "string", "format": "binary"}} for each in Format}
 IMAGE_HEADERS = {
-    "X-Sd35-Seed": "The seed, also if it was random.",
-    "X-Sd35-Digest": "The image's identity: SHA-256 of its canonical request.",
-    "X-Sd35-Model": "The model, percent-encoded if its name is not ASCII.",
-    "X-Sd35-Time-Ms": "Milliseconds from acceptance to the stored file. 0 for a cached image.",
-    "X-Sd35-Generated-Size": "The size before the image was enlarged, as 128x128. Only if it was enlarged.",
-    "X-Sd35-Truncated": "The prompts that exceed what the text encoders read, comma-separated. Only if there are any.",
-    "X-Sd35-Cache": "`hit` for a cached image, `shared` for one generated for several requests at once, else `miss`.",
+    "X-Sd35-Seed": "The seed of the image, also if the service chose it.",
+    "X-Sd35-Digest": "The identity of the image: the SHA-256 of its canonical request.",
+    "X-Sd35-Model": "The name of the model, percent-encoded if it is not ASCII.",
+    "X-Sd35-Time-Ms": "Milliseconds from the acceptance of the request to the stored file. 0 for a cached image.",
+    "X-Sd35-Generated-Size": "The size at which the image was generated, such as `128x128`. Only if it was enlarged.",
+    "X-Sd35-Truncated": "The fields whose prompts are too long for the text encoders, such as `prompt`, separated by"
+    " commas. Only if a prompt was truncated.",
+    "X-Sd35-Cache": "`hit` for a cached image, `shared` for an image that was generated once for several simultaneous"
+    " requests, else `miss`.",
     "X-Sd35-Content-Filtered": "`true`. Only if the content filter blurred the image.",
     "X-Sd35-Stored": "`false`. Only if the image could not be stored.",
-    "Server-Timing": "Milliseconds of each stage, `queue` to `store`. Only if the image was generated now.",
-    "X-Request-Id": "The request's id in the server's log.",
+    "Server-Timing": "Milliseconds of each stage, from `queue` to `store`. Only if this request generated the image.",
+    "X-Request-Id": "The id of the request in the server's log.",
 }
 
 
 def image_response(description: str, headers: Mapping[str, str], **content: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Describe a response that is an image, or `content` by media type, for OpenAPI."""
+    """Describe an image response for OpenAPI. `content` adds other bodies, by media type."""
     return {
         "description": description,
         "content": {**FILE_CONTENT, **content},
@@ -64,11 +67,11 @@ def errors_of_generation(error_format: ErrorFormat) -> Responses:
     """Describe the errors of a route that generates images, for OpenAPI."""
     documented = error_format.documented
     return {
-        403: documented("The request exceeds the pixels of an hour."),
+        403: documented("The request needs more pixels than the caller may generate in an hour."),
         409: documented("The idempotency key was used with another body, or its job was cancelled."),
-        410: documented("An image of the idempotency key was removed."),
+        410: documented("An image of the earlier call with this idempotency key was deleted."),
         413: documented("The body is too large."),
-        429: documented("The queue is full, or the caller's rate limit is reached.", **{"Retry-After": "Seconds."}),
+        429: documented("The queue is full, or the caller's rate limit is reached.", **{"Retry-After": RETRY_AFTER}),
         500: documented("An image could not be generated. Other requests are not affected."),
         **error_format.unavailable,
     }
@@ -77,9 +80,11 @@ def errors_of_generation(error_format: ErrorFormat) -> Responses:
 def job_specs_of(
     request: Request, body: BaseModel, params: Sequence[GenerationParams], idempotency_key: str | None
 ) -> list[JobSpec]:
-    """Resolve parameters into one job spec for each image. `body` is what the idempotency key stands for.
+    """Resolve parameters into one job spec for each image.
 
-    Raises NotReady, UnknownModel, InvalidRequest.
+    An idempotency key can be used again only with an equal `body`.
+
+    Raises NotReady, UnknownModel or InvalidRequest.
     """
     pool, owner = service_of(request).pool, caller_of(request).owner
     body_digest = "" if idempotency_key is None else _digest_of(body)
@@ -95,9 +100,9 @@ def job_specs_of(
 async def running_batch(
     request: Request, job_specs: Sequence[JobSpec], on_step: OnStep | None = None, *, previews: bool = False
 ) -> AsyncIterator[Batch]:
-    """Generate the images of a call until the block ends, which cancels those that are not done.
+    """Generate the images of a call. The end of the block cancels images that are not done.
 
-    Raises TooMany, NotAllowed by the caller's limits.
+    Raises TooMany or NotAllowed if the call exceeds the caller's limits.
     """
     service, caller = service_of(request), caller_of(request)
     first = job_specs[0].request
@@ -111,21 +116,21 @@ async def running_batch(
 
 
 async def generate(request: Request, job_specs: Sequence[JobSpec]) -> list[GenerationResult]:
-    """Generate all images of a call. They are cancelled if the client disconnects.
+    """Generate all images of a call. Cancel them if the client disconnects.
 
-    Raises ClientDisconnect, and what `running_batch` and `Batch.outcomes` raise.
+    Raises ClientDisconnect, and the errors of `running_batch` and `Batch.outcomes`.
     """
     async with running_batch(request, job_specs) as batch:
-        results = await unless_disconnected(request, batch.outcomes())
+        results = await unless_disconnected(request, batch.results())
     return [result for result in results if result]
 
 
 async def unless_disconnected(request: Request, work: Awaitable[Result]) -> Result:
     """Await `work`. If the client disconnects first, cancel it and raise ClientDisconnect.
 
-    The body must have been read.
+    Read the body of the request before.
     """
-    connection = asyncio.timeout(None)  # expires when the client disconnects; so `work` needs no task of its own
+    connection = asyncio.timeout(None)  # made to expire when the client disconnects, so that `work` needs no task
     watcher = asyncio.ensure_future(_expire_on_disconnect(request, connection))
     try:
         async with connection:
@@ -145,12 +150,12 @@ async def _expire_on_disconnect(request: Request, connection: asyncio.Timeout) -
 
 
 def preview_png(preview: Callable[[], Pixels], request: ImageRequest) -> bytes:
-    """Return a preview as a PNG file of the image's size. Blocks."""
+    """Return a preview as a PNG file of the image's size. Takes CPU time: call it in a thread."""
     return write_png(enlarge(preview(), request.width, request.height), {})
 
 
 def image_headers(result: GenerationResult) -> dict[str, str]:
-    """Return the headers of a response that is one image. See `IMAGE_HEADERS`."""
+    """Return the headers of a response with one image. `IMAGE_HEADERS` describes them."""
     request, stages = result.request, result.stages
     took_s = stages[-1].ended_s - stages[0].began_s if stages else 0
     structlog.contextvars.bind_contextvars(digest=request.digest, cache=result.cache)
@@ -176,12 +181,12 @@ def image_headers(result: GenerationResult) -> dict[str, str]:
 
 
 def _digest_of(body: BaseModel) -> str:
-    """Return the SHA-256 of a body. Not of canonical JSON, which lacks integers as large as some bodies have."""
+    """Return the SHA-256 of a body. Canonical JSON cannot represent all integers of bodies, so it is not used."""
     return hashlib.sha256(json.dumps(body.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
 def _idempotency_keys(key: str | None, count: int) -> list[str | None]:
-    """Return a key for each image of a call: unique to the call, and no longer than a key may be."""
+    """Return a key for each image of a call. Keys are unique to the call, and at most 255 characters long."""
     if key is None:
         return [None] * count
     rest = hashlib.sha256(key.encode()).hexdigest()

@@ -29,8 +29,12 @@ def server_config(
 ) -> uvicorn.Config:
     """Return uvicorn's settings.
 
-    `shutdown_s` is the time for clients to read their last response. `proxy_headers`: whether the `X-Forwarded-...`
-    headers of any local client are trusted.
+    Args:
+        app: The application.
+        body_timeout_s: The time in which the head of a request must arrive.
+        shutdown_s: The time for clients to read their last response.
+        root_path: The path under which a reverse proxy serves the application.
+        proxy_headers: Whether to trust the `X-Forwarded-...` headers of local clients.
     """
     return uvicorn.Config(
         app,
@@ -47,17 +51,21 @@ def server_config(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open a socket that accepts connections. Raises InvalidSetting if that is not possible."""
+    """Open a socket that accepts connections. Raises InvalidSetting if the address is invalid or not available."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        host.encode("idna")  # as Python does; `create_server` leaks its socket if this fails
+        host.encode("idna")  # checked first, because `create_server` leaks its socket if it cannot encode the host
     except UnicodeError as error:
         raise InvalidSetting(f"--host: got {host!a}; allowed: an address or a host name") from error
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-        raise InvalidSetting(f"cannot listen on {host} port {port}: {reason}; see --host, --port") from error
+        # The text of other errors, such as unknown hosts, ends with the address in parentheses.
+        text = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror)
+        reason = text.partition(" (while ")[0]
+        raise InvalidSetting(
+            f"cannot listen on {host} port {port}: {reason}; choose another address with --host or --port"
+        ) from error
 
 
 def address_of(listener: socket.socket) -> str:

@@ -1,4 +1,4 @@
-"""`/v1/artifacts`: stored images by their identity."""
+"""Routes of stored images: `/v1/artifacts/{digest}`."""
 
 import time
 from typing import Annotated
@@ -17,20 +17,22 @@ from sd35.images.formats import Format, negotiate
 from sd35.service.service import Service
 from sd35.storage.links import DEFAULT_LIFETIME_S, MAX_LIFETIME_S, PATH, expiry
 
-_NOT_FOUND: Responses = {404: documented("There is no such image, or another key owns it."), **PROBLEM.unavailable}
+_NOT_FOUND: Responses = {404: documented("The image does not exist, or only other keys own it."), **PROBLEM.unavailable}
 _FILE = {"content": FILE_CONTENT}
 
 router = APIRouter(prefix=PATH, tags=["images"])
-Digest = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="The image's identity, as in `X-Sd35-Digest`.")]
-OutputFormat = Annotated[Format | None, Query(description="The file's format. Default: by `Accept`, else png.")]
-Metadata = Annotated[bool, Query(description="Whether the file has metadata that describe its generation.")]
+Digest = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="The identity of the image, as in `X-Sd35-Digest`.")]
+OutputFormat = Annotated[Format | None, Query(description="The format of the file. Default: by `Accept`, else png.")]
+Metadata = Annotated[
+    bool, Query(description="Whether the file contains the record of its generation, if the service allows it.")
+]
 
 
 class Link(BaseModel):
-    """A URL that gives the image to anyone, without a key."""
+    """A signed URL of an image. Anyone can use it without an API key."""
 
-    url: str
-    expires_at: int = Field(description="Seconds since 1970.")
+    url: str = Field(description="The complete URL of the file.")
+    expires_at: int = Field(description="When the URL expires, in seconds since 1970.")
 
 
 @router.head("/{digest}", include_in_schema=False)
@@ -40,12 +42,12 @@ class Link(BaseModel):
     response_class=Response,
     responses={
         200: {"description": "The file.", **_FILE},
-        206: {"description": "The range of the file that `Range` asks for.", **_FILE},
+        206: {"description": "The part of the file that `Range` selects.", **_FILE},
         304: {"description": "The client's copy is current."},
-        307: {"description": "The file is at this URL of the object store."},
-        403: documented("The link has expired, or its signature is wrong."),
+        307: {"description": "A redirect to the file in the object store."},
+        403: documented("The signed link has expired, or its signature is wrong."),
         406: documented("`Accept` allows none of the formats."),
-        416: {"description": "`Range` lies outside the file."},
+        416: {"description": "`Range` is outside the file."},
         **_NOT_FOUND,
     },
 )
@@ -55,7 +57,10 @@ async def get(
     output_format: OutputFormat = None,
     metadata: Metadata = True,  # noqa: FBT002
 ) -> Response:
-    """For the image's owners, and for anyone with a signed link. Supports conditional and range requests."""
+    """Return the file of an image to its owners, to administrators, and to anyone with a signed link.
+
+    Conditional requests and range requests are supported.
+    """
     service = service_of(request)
     visible_to = _visible_to(request, service)
     file_format = negotiate(request.headers.get("accept"), output_format)
@@ -74,34 +79,46 @@ async def get(
 
 @router.post(
     "/{digest}/link",
-    summary="Create a link to share",
+    summary="Create a signed link to an image",
     responses={422: documented("A field is invalid."), **_NOT_FOUND},
 )
 async def link(
     request: Request,
     digest: Digest,
-    expires_in_s: Annotated[int, Query(ge=1, le=MAX_LIFETIME_S)] = DEFAULT_LIFETIME_S,
+    expires_in_s: Annotated[
+        int, Query(ge=1, le=MAX_LIFETIME_S, description="The number of seconds until the link expires.")
+    ] = DEFAULT_LIFETIME_S,
     output_format: OutputFormat = None,
+    metadata: Metadata = True,  # noqa: FBT002
 ) -> Link:
-    """Return a signed URL. It is valid until it expires, under every host name of the service."""
+    """Return a signed URL of the file. It is valid until it expires, under every host name of the service."""
     service = service_of(request)
     if not await service.has_image(digest, caller_of(request).visible_to):
         raise _not_found(digest)
     expires_at = expiry(time.time(), expires_in_s)
-    parameters = [("output_format", str(output_format))] if output_format else []
+    parameters = file_parameters(output_format, has_metadata=metadata)
     url = service.storage.links.sign(f"{PATH}/{digest}", parameters, expires_at, str(request.base_url))
     return Link(url=url, expires_at=expires_at)
 
 
 @router.delete("/{digest}", status_code=204, summary="Delete an image", responses=_NOT_FOUND)
 async def delete(request: Request, digest: Digest) -> None:
-    """Remove the image for the calling key. The file is deleted when its last owner removes it."""
+    """Delete the image for the calling key. The file itself is deleted when no other key owns it."""
     if not await service_of(request).disown(digest, caller_of(request).owner):
         raise _not_found(digest)
 
 
+def file_parameters(file_format: Format | None, *, has_metadata: bool) -> list[tuple[str, str]]:
+    """Return the query parameters of an image's URL that select this file."""
+    parameters = [("output_format", str(file_format))] if file_format else []
+    return parameters if has_metadata else [*parameters, ("metadata", "false")]
+
+
 def _visible_to(request: Request, service: Service) -> str | None:
-    """Return the owner whose images the request may see; None for all, as with a valid link. Raises LinkRefused."""
+    """Return the owner whose images the request may see, or None for all images, as with a valid link.
+
+    Raises LinkRefused if the link is not valid.
+    """
     if not has_link(request.scope):
         return caller_of(request).visible_to
     service.storage.links.check(get_route_path(request.scope), request.query_params.multi_items(), time.time())
@@ -109,4 +126,4 @@ def _visible_to(request: Request, service: Service) -> str | None:
 
 
 def _not_found(digest: str) -> ApiError:
-    return ApiError.from_field(404, "digest", digest, "the digest of an image of yours")
+    return ApiError.from_field(404, "digest", digest, "the digest of one of your images")

@@ -1,4 +1,4 @@
-"""`/v1/jobs`: images that are generated asynchronously. A job's body is that of `/v1/txt2img`."""
+"""Routes of jobs, which generate images asynchronously: `/v1/jobs`."""
 
 import asyncio
 import base64
@@ -7,23 +7,26 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
+from urllib.parse import urlencode
 
 import structlog
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, Field
 
 from sd35.api.auth import caller_of, service_of
 from sd35.api.body import openapi_body, read_json
-from sd35.api.errors import PROBLEM, ApiError, Problem, Responses, documented
+from sd35.api.errors import PROBLEM, RETRY_AFTER, ApiError, Problem, Responses, documented
 from sd35.api.generate import IdempotencyKey, job_specs_of
+from sd35.api.images import file_parameters
 from sd35.api.txt2img import BODY_ERRORS, EXAMPLES, Txt2Img
 from sd35.errors import Sd35Error
 from sd35.images.formats import Format
 from sd35.images.png import write_png
 from sd35.jobs.progress import Event
 from sd35.service.service import Service
-from sd35.storage.jobs import Job, JobStore, Status
+from sd35.storage.jobs import Job, JobSpec, JobStore, Status
+from sd35.storage.links import PATH
 from sd35.telemetry.tracing import note
 from sd35.threads import STORES
 
@@ -31,60 +34,63 @@ _MAX_PAGE_JOBS = 200
 
 
 class JobBody(Txt2Img):
-    """The body of `/v1/txt2img` with a webhook."""
+    """The body of `POST /v1/jobs`: all fields of `POST /v1/txt2img`, and a webhook."""
 
     webhook: str | None = Field(
         None,
         max_length=2000,
-        description="an https address: receives the job, signed, when it has ended. Omitted or null: no webhook.",
+        description="an https URL: the service sends it the job in a signed request when the job has ended."
+        " Omitted or null: no webhook.",
     )
 
 
 class ImageView(BaseModel):
     """The image of a job."""
 
-    digest: str = Field(description="The image's identity, and its name at /v1/artifacts/.")
-    url: str
-    cached: bool = Field(description="Whether an earlier or a concurrent request for the same image generated it.")
-    content_filtered: bool = Field(description="Whether the content filter blurred it.")
+    digest: str = Field(description="The identity of the image, as in `/v1/artifacts/{digest}`.")
+    url: str = Field(description="The path of the file, in the format and with or without metadata, as requested.")
+    cached: bool = Field(description="Whether another request for the same image generated it.")
+    content_filtered: bool = Field(description="Whether the content filter blurred the image.")
 
 
 class JobView(BaseModel):
     """The current state of a job."""
 
-    id: str
-    status: Status
-    created_at: datetime
-    started_at: datetime | None = None
-    ended_at: datetime | None = None
-    queue_position: int | None = Field(None, description="The number of jobs before it. Only of a queued job.")
-    request: dict[str, Any] = Field(description="The complete request: with seed, size and model.")
-    image: ImageView | None = None
-    error: Problem | None = None
+    id: str = Field(description="The id of the job, as in `/v1/jobs/{job_id}`.")
+    status: Status = Field(description="The status of the job. `succeeded`, `failed` and `cancelled` are final.")
+    created_at: datetime = Field(description="When the service accepted the job.")
+    started_at: datetime | None = Field(None, description="When the generation of the image began.")
+    ended_at: datetime | None = Field(None, description="When the job ended.")
+    queue_position: int | None = Field(None, description="The number of jobs ahead of a queued job, else null.")
+    request: dict[str, Any] = Field(description="The complete request, including defaults and a random seed.")
+    image: ImageView | None = Field(None, description="The image of a job that succeeded, else null.")
+    error: Problem | None = Field(None, description="Why the job failed, else null.")
 
 
 class JobPage(BaseModel):
-    """A page of jobs, the newest first."""
+    """A page of jobs."""
 
-    object: Literal["list"] = "list"
-    data: list[JobView]
-    next_cursor: str | None = Field(None, description="The `cursor` of the next page, if there is one.")
+    object: Literal["list"] = Field(default="list", description="Always `list`.")
+    data: list[JobView] = Field(description="The jobs, newest first.")
+    next_cursor: str | None = Field(None, description="The `cursor` of the next page; null on the last page.")
 
 
 def job_body(store: JobStore, job_id: str) -> bytes | None:
-    """Return the body of a job's webhook, or None if the job was deleted."""
+    """Return the body of a webhook request, or None if the job was deleted."""
     job = store.get(job_id, None)
     return job_view(job).model_dump_json(exclude_none=True).encode() if job else None
 
 
 def job_view(job: Job, queue_position: int | None = None) -> JobView:
-    """Return a job as the API and webhooks show it."""
+    """Return a job in the form that the API and webhooks send."""
     image = error = None
     if result := job.result:
-        url = f"/v1/artifacts/{result.digest}"
-        if job.spec.format is not Format.PNG:
-            url += f"?output_format={job.spec.format}"
-        image = ImageView(digest=result.digest, url=url, cached=result.was_cached, content_filtered=result.is_blurred)
+        image = ImageView(
+            digest=result.digest,
+            url=_file_url(job.spec, result.digest),
+            cached=result.was_cached,
+            content_filtered=result.is_blurred,
+        )
     if failure := job.failure:
         error = Problem.of(failure.status, failure.detail)
     return JobView(
@@ -101,14 +107,18 @@ def job_view(job: Job, queue_position: int | None = None) -> JobView:
 
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
-_NOT_FOUND: Responses = {404: documented("There is no such job, or another key owns it."), **PROBLEM.unavailable}
+JobId = Annotated[str, Path(description="The id of the job.")]
+_NOT_FOUND: Responses = {404: documented("The job does not exist, or another key owns it."), **PROBLEM.unavailable}
 
 
-async def visible_job(request: Request, job_id: str) -> Job:
-    """Return the job of the path, if the caller may see it. A dependency of routes. Raises ApiError (404)."""
+async def visible_job(request: Request, job_id: JobId) -> Job:
+    """Return the job that the path names. Use as a dependency of routes.
+
+    Raises ApiError with status 404 if the job does not exist, or if the caller may not see it.
+    """
     job = await STORES.run(service_of(request).jobs.store.get, job_id, caller_of(request).visible_to)
     if job is None:
-        raise ApiError.from_field(404, "job_id", job_id, "the id of a job of yours")
+        raise ApiError.from_field(404, "job_id", job_id, "the id of one of your jobs")
     return job
 
 
@@ -124,12 +134,12 @@ VisibleJob = Annotated[Job, Depends(visible_job)]
         **BODY_ERRORS,
         409: documented("The idempotency key was used with another body."),
         413: documented("The body is too large."),
-        429: documented("The queue is full.", **{"Retry-After": "Seconds."}),
+        429: documented("The queue is full.", **{"Retry-After": RETRY_AFTER}),
         **PROBLEM.unavailable,
     },
 )
 async def create(request: Request, response: Response, idempotency_key: IdempotencyKey = None) -> JobView:
-    """Accept a job. It survives the connection and restarts, and ends as succeeded, failed or cancelled."""
+    """Accept a job and return it at once. The job survives a lost connection and restarts of the service."""
     service, caller = service_of(request), caller_of(request)
     body = await read_json(request, JobBody)
     service.webhooks.check(body.webhook)
@@ -157,11 +167,11 @@ async def create(request: Request, response: Response, idempotency_key: Idempote
 @router.get("", summary="List jobs", responses=PROBLEM.unavailable)
 async def page(
     request: Request,
-    status: Annotated[list[Status] | None, Query(description="List only jobs of these statuses.")] = None,
-    limit: Annotated[int, Query(ge=1, le=_MAX_PAGE_JOBS)] = 50,
-    cursor: Annotated[int | None, Query(ge=1, lt=2**53, description="`next_cursor` of the previous page.")] = None,
+    status: Annotated[list[Status] | None, Query(description="List only jobs with one of these statuses.")] = None,
+    limit: Annotated[int, Query(ge=1, le=_MAX_PAGE_JOBS, description="The maximum number of jobs in the page.")] = 50,
+    cursor: Annotated[int | None, Query(ge=1, lt=2**53, description="The `next_cursor` of the previous page.")] = None,
 ) -> JobPage:
-    """Return the jobs of the calling key, or all jobs for an administrator."""
+    """Return the jobs of the calling key. An administrator's key gets all jobs."""
     service = service_of(request)
     visible_to = caller_of(request).visible_to
     jobs = await STORES.run(service.jobs.store.page, visible_to, status or [], cursor, limit + 1)
@@ -171,14 +181,17 @@ async def page(
 
 @router.get("/{job_id}", summary="Get a job", responses=_NOT_FOUND)  # noqa: FAST003  `visible_job` takes it
 async def get(request: Request, job: VisibleJob) -> JobView:
-    """Return a job, with its queue position if it is queued, and its image's URL if it succeeded."""
+    """Return a job with its queue position if it is queued, and with the URL of its image if it succeeded."""
     (view,) = await _views([job], service_of(request))
     return view
 
 
 @router.delete("/{job_id}", summary="Cancel or delete a job", responses=_NOT_FOUND)  # noqa: FAST003  see above
 async def delete(request: Request, job: VisibleJob) -> JobView:
-    """Cancel a job that has not ended, within one step. Delete one that has ended, with its prompt and image."""
+    """Cancel a job that has not ended: a running job stops before its next step.
+
+    Delete a job that has ended, with its prompt and its image. An image that other keys own stays stored for them.
+    """
     service, visible_to = service_of(request), caller_of(request).visible_to
     if job.status.is_end:
         await service.forget(job, visible_to)
@@ -195,19 +208,24 @@ async def delete(request: Request, job: VisibleJob) -> JobView:
 async def events(
     request: Request,
     job: VisibleJob,
-    preview: Annotated[bool, Query(description="Whether to send small previews, at most four a second.")] = False,  # noqa: FBT002
+    preview: Annotated[bool, Query(description="Whether to send small previews, at most four each second.")] = False,  # noqa: FBT002
     last_event_id: Annotated[
-        int | None, Header(ge=0, lt=2**31, description="The id of the last event received.")
+        int | None,
+        Header(ge=0, lt=2**31, description="The id of the last event that the client received. Later events follow."),
     ] = None,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Server-sent events: `queued`; `running`, with steps and seconds left; `succeeded`, `failed` or `cancelled`."""
+    """Stream the job's progress as server-sent events, whose data are JSON.
+
+    `queued` has `queue_position`. `running` has `step`, `steps`, `seconds_left` (null if unknown), and `preview` if
+    requested: a data URL of a PNG file. `succeeded`, `failed` or `cancelled` has the job, and ends the stream.
+    """
     after = -1 if last_event_id is None else last_event_id
     async for event in service_of(request).jobs.events(job, after, previews=preview):
         yield await asyncio.to_thread(wire_event, event, has_preview=preview)  # a content filter may inspect a preview
 
 
 def wire_event(event: Event, *, has_preview: bool) -> ServerSentEvent:
-    """Return an event in its wire format."""
+    """Return a job's event in the form that the API sends."""
     data: dict[str, Any] = {"status": event.status}
     if event.job:
         data = job_view(event.job).model_dump(mode="json", exclude_none=True)
@@ -220,6 +238,13 @@ def wire_event(event: Event, *, has_preview: bool) -> ServerSentEvent:
             png = write_png(event.preview(), {})
             data["preview"] = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     return ServerSentEvent(data=data, event=event.status, id=str(event.number))
+
+
+def _file_url(spec: JobSpec, digest: str) -> str:
+    """Return the path and query of the file that a job requested."""
+    file_format = None if spec.format is Format.PNG else spec.format
+    parameters = urlencode(file_parameters(file_format, has_metadata=spec.has_metadata))
+    return f"{PATH}/{digest}?{parameters}".removesuffix("?")
 
 
 async def _views(jobs: Sequence[Job], service: Service) -> list[JobView]:

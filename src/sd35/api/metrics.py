@@ -1,4 +1,4 @@
-"""Metrics in Prometheus' text format, and the middleware that counts requests."""
+"""The route `/metrics`, and the middleware that counts requests."""
 
 import time
 
@@ -12,17 +12,17 @@ from sd35.telemetry.telemetry import Telemetry
 from sd35.threads import STORES
 
 _METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
-_NO_DIALECT = "none"  # the service's own pages
+_NO_DIALECT = "none"  # routes outside the dialects, such as /healthz
 _OTHER = "other"
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that disconnects before the response
 
-router = APIRouter()
+router = APIRouter(tags=["service"])
 
 
 @router.head("/metrics", include_in_schema=False)
-@router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+@router.get("/metrics", summary="Get metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
-    """See docs/architecture/19-metrics-logs-traces.md. Most metrics have values once the service is ready."""
+    """Return metrics in Prometheus' text format. Most have no value until the service is ready."""
     from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
     telemetry: Telemetry = request.app.state.telemetry
@@ -31,7 +31,10 @@ async def metrics(request: Request) -> Response:
 
 
 class RequestMetrics:
-    """ASGI middleware that counts each request by its route's template, never by its path."""
+    """ASGI middleware that counts requests and their durations.
+
+    The label is the route's template, because the number of different paths is not limited.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics

@@ -1,4 +1,4 @@
-"""The parts of the OpenAPI description that hold for every route: API keys, and the errors of the middleware."""
+"""Parts of the OpenAPI description that all routes share: API keys, and the errors of the middleware."""
 
 from typing import Any
 
@@ -6,17 +6,17 @@ from fastapi import FastAPI
 
 from sd35.api.auth import is_open
 from sd35.api.dialects import error_format_at
-from sd35.api.errors import ApiError, ErrorFormat
+from sd35.api.errors import RETRY_AFTER, ApiError, ErrorFormat
 
 _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, `sd35_...`, if the service has keys."},
-    "basic": {"type": "http", "scheme": "basic", "description": "The API key as the password, with any user name."},
-    "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key", "description": "The API key as a header."},
+    "basic": {"type": "http", "scheme": "basic", "description": "An API key as the password, with any user name."},
+    "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key", "description": "An API key in a header."},
 }
 
 
 def describe_middleware(app: FastAPI) -> None:
-    """Add the API keys and errors of the middleware to the app's OpenAPI description."""
+    """Add API keys, and the errors of the middleware, to the app's OpenAPI description."""
     generate_schema = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -36,14 +36,14 @@ def _describe_operation(operation: dict[str, Any], error_format: ErrorFormat) ->
     operation["security"] = [{name: []} for name in _SCHEMES]
     documented = error_format.documented
     errors = {
-        "401": documented("The API key is missing or invalid.", **{"WWW-Authenticate": "`Bearer`, or `Basic`."}),
-        "403": documented("Without API keys: the `Host` is not allowed, or a web page of another origin calls."),
-        "503": documented("The store of keys does not answer.", **{"Retry-After": "Seconds."}),
+        "401": documented("The API key is missing or invalid.", **{"WWW-Authenticate": "How to send an API key."}),
+        "403": documented("`Host`, or the origin of a web page that sent the request, is not allowed."),
+        "503": documented("The key store does not answer.", **{"Retry-After": RETRY_AFTER}),
     }
     if "requestBody" in operation:
-        errors["408"] = documented("The body did not arrive in time.")
+        errors["408"] = documented("The body did not arrive within `body_timeout_s`.")
     responses = operation["responses"] = errors | operation["responses"]
-    if "HTTPValidationError" in str(responses.get("422")):  # FastAPI's own error format, which is not used
+    if "HTTPValidationError" in str(responses.get("422")):  # FastAPI's format, which this app does not use
         del responses["422"]
     status, _ = error_format.render(ApiError(422, ""), "")
-    responses.setdefault(str(status), documented("A query parameter or a header is invalid. Each is named."))
+    responses.setdefault(str(status), documented("A query parameter or a header is invalid. The error names it."))

@@ -1,7 +1,7 @@
-"""Standard output and error that neither fail nor wait if their readers stop reading or exit.
+"""Standard output and standard error that neither fail nor block if their reader stops reading or exits.
 
-With Python's own streams, `print` and every log call raise once the reader of a pipe has exited or the disk is full,
-and wait while a pipe is full. Neither may fail or delay the request that is being served.
+With Python's own streams, `print` and log calls fail once the reader of a pipe has exited or the disk is full, and
+block while a pipe is full. That must not make a request fail or wait.
 """
 
 import atexit
@@ -20,11 +20,11 @@ _DRAIN_S = 1.0
 
 
 class NonBlockingStream(io.TextIOBase):
-    """A text stream on a file descriptor. `write` never raises and never waits.
+    """A text stream on a file descriptor. `write` neither raises nor blocks. Thread-safe.
 
-    Text that the descriptor cannot take now is buffered, up to `MAX_BACKLOG_BYTES`, and written by a later call. Text
-    beyond that, and text that cannot be written at all, is dropped, and `on_drop` is called. Safe for threads.
-    The descriptor stays in blocking mode, because other processes may share it.
+    Text that the descriptor cannot take now is buffered, up to `MAX_BACKLOG_BYTES`, and a later call writes it. Text
+    beyond that limit, and text that cannot be written at all, is dropped, and `on_drop` is called. The descriptor stays
+    in blocking mode, because other processes may share it.
     """
 
     def __init__(self, descriptor: int, encoding: str = "utf-8") -> None:
@@ -37,7 +37,7 @@ class NonBlockingStream(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]  # read-only in the base class too
-        """Name of the encoding; characters that it lacks are written as escapes."""
+        """The name of the encoding. Characters that it lacks are written as escapes."""
         return self._encoding
 
     def writable(self) -> bool:
@@ -53,7 +53,7 @@ class NonBlockingStream(io.TextIOBase):
         return os.isatty(self._descriptor)
 
     def write(self, text: str) -> int:
-        """Write text, or buffer it, or drop it. Return the length of the text in every case."""
+        """Write, buffer or drop the text. Always return its length."""
         content = text.encode(self._encoding, "backslashreplace")
         with self._lock:
             self._send()
@@ -81,7 +81,7 @@ class NonBlockingStream(io.TextIOBase):
                 self._send()
 
     def _is_ready(self, within_s: float = 0) -> bool:
-        """Return whether a write would not wait. Uses a poll object of its own, because threads cannot share one."""
+        """Return whether a write would not block. Creates a poll object, because threads cannot share one."""
         poll = select.poll()
         poll.register(self._descriptor, select.POLLOUT)
         return bool(poll.poll(1000 * within_s))
@@ -104,10 +104,10 @@ class NonBlockingStream(io.TextIOBase):
 
 
 def use_nonblocking_streams(on_drop: Callable[[], None] = lambda: None) -> None:
-    """Replace `sys.stdout` and `sys.stderr` by streams that neither raise nor wait, until the process ends.
+    """Replace `sys.stdout` and `sys.stderr` by streams that neither raise nor block, until the process ends.
 
     A stream that was closed before the process started is replaced by the null device. A stream without a file
-    descriptor, such as a test's, stays as it is.
+    descriptor, as in tests, stays as it is.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

@@ -1,14 +1,15 @@
-"""uvicorn's HTTP/1.1 protocol with limits on the resources of one connection.
+"""uvicorn's HTTP/1.1 protocol, with limits on the resources of one connection.
 
-A request's head has a maximum size and must arrive in time. httptools, the parser, limits neither, and uvicorn's own
+The head of a request has a maximum size and must arrive in time. The parser, httptools, limits neither, and uvicorn's
 timer runs only between requests: a client could hold a connection by sending one byte a minute, or fill the memory
 with an endless header.
 
-Pipelined requests wait as unparsed bytes until the request before them is answered, and reading pauses when these bytes
-exceed a limit. uvicorn itself parses everything it receives, which takes a hundred times the size of a small request,
-and resumes reading after each response. If the request before them may generate an image, the connection is closed
-instead: while reading is paused, a disconnect goes unnoticed, and the image would be generated for nobody. A connection
-whose client does not read its responses is closed after a time.
+Pipelined requests wait as unparsed bytes until the request before them is answered. uvicorn itself parses everything it
+receives, which takes a hundred times the memory of a small request, and resumes reading after each response. Here,
+reading pauses while the unparsed bytes exceed a limit. If the request before them may generate an image, the connection
+is closed instead: while reading is paused, a disconnect goes unnoticed, and the image would be generated for nobody.
+
+A connection whose client does not read its responses is closed after a time.
 """
 
 import asyncio
@@ -24,17 +25,17 @@ from sd35.api.errors import PROBLEM, ApiError
 MAX_URL_BYTES = 8 * 1024
 MAX_HEAD_BYTES = 32 * 1024
 MAX_UNPARSED_BYTES = 64 * 1024
-_SLICE_BYTES = 4 * 1024  # parsed at once; the parser cannot stop within a slice, which may hold several small requests
+_SLICE_BYTES = 4 * 1024  # parsed at once; the parser cannot stop within a slice, even between two small requests
 STALLED_S = 120.0
 
 
 class _Flow(FlowControl):
-    """uvicorn's flow control, which does not resume reading while the connection has too many unparsed bytes."""
+    """uvicorn's flow control, but reading does not resume while the connection has too many unparsed bytes."""
 
     is_full = False
 
     def resume_reading(self) -> None:
-        """Resume reading, unless there are too many unparsed bytes."""
+        """Resume reading, unless the connection has too many unparsed bytes."""
         if not self.is_full:
             super().resume_reading()
 
@@ -42,8 +43,9 @@ class _Flow(FlowControl):
 class BoundedProtocol(HttpToolsProtocol):
     """One connection. A client that exceeds a limit gets a problem document, if possible, and is disconnected.
 
-    `body_timeout_s`: the longest time for a request's head to arrive. `stalled_s`: the longest time in which the client
-    reads nothing of a response that waits to be sent.
+    Attributes:
+        body_timeout_s: The maximum time for the head of a request to arrive.
+        stalled_s: The maximum time in which the client reads nothing while bytes of a response wait to be sent.
     """
 
     body_timeout_s: float
@@ -55,7 +57,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stall_timer: asyncio.TimerHandle | None = None
         self._unparsed = bytearray()
         self._is_parsing = False
-        self._pending_bytes = 0  # received since the parser last completed a head or a part of a body
+        self._pending_bytes = 0  # parsed since the parser last completed a head or a part of a body
         self._error = (400, "the request is not HTTP")
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -72,7 +74,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse received bytes. Bytes between requests, as of an unread body, do not extend a connection's life."""
+        """Parse received bytes. Bytes between requests, such as an unread body, do not keep a connection open."""
         self._unparsed += data
         self._parse()
 
@@ -89,14 +91,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._watch_for_stall()
 
     def pause_writing(self) -> None:
-        """Watch for a client that does not read."""
+        """Start to watch for a client that does not read."""
         super().pause_writing()
         self._watch_for_stall()
 
     def resume_writing(self) -> None:
         """Stop watching once the client has read."""
         super().resume_writing()
-        if not self.transport.is_closing():  # otherwise the rest must be read too
+        if not self.transport.is_closing():  # if it is closing, the client must still read the rest
             self._stop_stall_timer()
 
     def on_message_begin(self) -> None:
@@ -108,11 +110,11 @@ class BoundedProtocol(HttpToolsProtocol):
         """Check the length of the URL so far."""
         super().on_url(url)
         if len(self.url) > MAX_URL_BYTES:
-            self._error = (414, f"the address is longer than the {MAX_URL_BYTES} bytes that are allowed")
-            raise ValueError("the address is too long")  # ends the parsing, which calls `send_400_response`
+            self._error = (414, f"the URL is too long; allowed: at most {MAX_URL_BYTES} bytes")
+            raise ValueError("the URL is too long")  # ends the parsing, and the parser calls `send_400_response`
 
     def on_headers_complete(self) -> None:
-        """Check the size of a complete head."""
+        """Check the size of the complete head."""
         self._pending_bytes = 0
         self._stop_timer()
         if sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
@@ -131,7 +133,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _parse(self) -> None:
         """Parse received bytes up to the end of a request that is not answered yet."""
-        if self._is_parsing:  # a response ended while its request was parsed
+        if self._is_parsing:  # called again by a response that ended while its request was parsed
             return
         self._is_parsing = True
         try:
@@ -145,7 +147,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._unparsed.clear()
         was_full, self.flow.is_full = self.flow.is_full, len(self._unparsed) > MAX_UNPARSED_BYTES
         if self.flow.is_full and self.cycle.scope["method"] not in {"GET", "HEAD"}:
-            self._disconnect("it sent too many bytes after its request")
+            self._disconnect("sent too many bytes after a request")
         elif self.flow.is_full:
             self.flow.pause_reading()
         elif was_full:
@@ -165,7 +167,7 @@ class BoundedProtocol(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
 
     def _watch_for_stall(self) -> None:
-        """Disconnect a client that reads nothing for a time while bytes wait to be sent."""
+        """Disconnect the client if it reads nothing for `stalled_s` while bytes wait to be sent."""
         self._stop_stall_timer()
         unsent_bytes = self.transport.get_write_buffer_size()
         self._stall_timer = self.loop.call_later(self.stalled_s, self._close_if_stalled, unsent_bytes)
@@ -173,12 +175,12 @@ class BoundedProtocol(HttpToolsProtocol):
     def _close_if_stalled(self, before_bytes: int) -> None:
         unsent_bytes = self.transport.get_write_buffer_size()
         if unsent_bytes and unsent_bytes >= before_bytes:
-            self._disconnect("it does not read")
+            self._disconnect("does not read its response")
         elif unsent_bytes:
             self._watch_for_stall()
 
     def _disconnect(self, reason: str) -> None:
-        structlog.get_logger("sd35.access").info("client disconnected", reason=reason, client=self._address)
+        structlog.get_logger("sd35.access").info("disconnected a client", reason=reason, client=self._address)
         self.transport.abort()
 
     def _stop_stall_timer(self) -> None:
@@ -196,8 +198,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _give_up(self) -> None:
         if self._pending_bytes:
-            self._refuse(408, f"the request's head did not arrive within {self.body_timeout_s:g} s")
-        else:  # an idle connection, such as a browser keeps in reserve
+            self._refuse(408, f"the head of the request did not arrive within {self.body_timeout_s:g} s")
+        else:  # an idle connection: browsers open some in advance
             self.transport.close()
 
     def _stop_timer(self) -> None:
@@ -209,8 +211,10 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         request_id = secrets.token_hex(8)
-        structlog.get_logger("sd35.access").info("refused", status=status, client=self._address, request_id=request_id)
-        if self.cycle is None or self.cycle.response_complete:  # otherwise it would be written into another response
+        structlog.get_logger("sd35.access").info(
+            "request refused", status=status, client=self._address, request_id=request_id
+        )
+        if self.cycle is None or self.cycle.response_complete:  # otherwise this would be written into another response
             headers = {"Connection": "close", "X-Request-Id": request_id}
             response = PROBLEM.response(ApiError(status, detail, headers=headers), request_id)
             lines = [name + b": " + value + b"\r\n" for name, value in response.raw_headers]
@@ -219,11 +223,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._watch_for_stall()
 
 
-_LONG_HEAD = f"the request's head is longer than the {MAX_HEAD_BYTES} bytes that are allowed"
+_LONG_HEAD = f"the head of the request is too long; allowed: at most {MAX_HEAD_BYTES} bytes"
 
 
 def bounded(seconds: float) -> type[BoundedProtocol]:
-    """Return the protocol with a time limit for a request's head."""
+    """Return a protocol class that allows `seconds` for the head of a request to arrive."""
 
     class Bounded(BoundedProtocol):
         body_timeout_s = seconds

@@ -1,4 +1,4 @@
-"""A check that refuses unknown query parameters by name instead of ignoring them."""
+"""A check that refuses unknown query parameters instead of ignoring them."""
 
 from fastapi import Request
 from fastapi.dependencies.utils import get_flat_params
@@ -12,9 +12,11 @@ _MAX_NAMED = 10  # unknown parameters that an error names
 
 
 async def refuse_unknown_parameters(request: Request) -> None:
-    """Refuse unknown query parameters. A dependency of routes. Raises ApiError (422).
+    """Refuse unknown query parameters. Use as a dependency of routes.
 
-    The parameters of a signed link are not checked here: its signature covers them.
+    The parameters of a signed link are not checked here, because its signature covers them.
+
+    Raises ApiError with status 422 and a FieldError for each unknown parameter.
     """
     if not request.query_params or has_link(request.scope):
         return
@@ -24,6 +26,6 @@ async def refuse_unknown_parameters(request: Request) -> None:
     unknown = [(name, value) for name, value in request.query_params.multi_items() if name not in known]
     if not unknown:
         return
-    allowed = f"only {', '.join(known)}" if known else "none in the address; fields belong in the body"
+    allowed = f"only {', '.join(known)}" if known else "no query parameters; fields belong in the body"
     errors = [FieldError(field=echo(name), got=echo(value), allowed=allowed) for name, value in unknown[:_MAX_NAMED]]
     raise ApiError.from_fields(422, errors)

@@ -1,6 +1,6 @@
-"""Range and conditional requests for files in memory.
+"""Range requests and conditional requests for files in memory.
 
-Starlette does this for files on disk only. Source: RFC 9110, sections 13 (conditions) and 14 (ranges).
+Starlette supports them for files on disk only. Source: RFC 9110, sections 13 (conditions) and 14 (ranges).
 """
 
 import re
@@ -11,7 +11,7 @@ _RANGE = re.compile(r"bytes=[ \t]*([0-9]{0,18})-([0-9]{0,18})[ \t]*", re.ASCII |
 _TAG = re.compile(r'(?:W/)?"[^"]*"')
 
 
-class Partial(NamedTuple):
+class RangeResponse(NamedTuple):
     """The status, headers and body of a response. The caller adds the headers that do not depend on the range."""
 
     status: int
@@ -19,33 +19,35 @@ class Partial(NamedTuple):
     body: bytes
 
 
-def answer(content: bytes, etag: str, request_headers: Mapping[str, str]) -> Partial:
-    """Answer a request for `content`: 200, 206 with a range, 304 if the client has it already, or 416.
+def answer(content: bytes, etag: str, request_headers: Mapping[str, str]) -> RangeResponse:
+    """Answer a request for `content`: 200, 206 with a range, 304 if the client has the file already, or 416.
 
-    `etag` is a strong tag in quotes. The whole file is sent if several ranges are asked for, or if `Range` is
-    malformed: RFC 9110 allows both. A date in `If-Range` never matches, because no `Last-Modified` is sent.
+    `etag` is a strong tag in quotes. If `Range` names several ranges or is malformed, the whole file is sent, which
+    RFC 9110 allows. A date in `If-Range` never matches, because no `Last-Modified` is sent.
     """
     headers = {"ETag": etag, "Accept-Ranges": "bytes"}
     if _matches(request_headers.get("if-none-match", ""), etag):
-        return Partial(304, headers, b"")
+        return RangeResponse(304, headers, b"")
     applies = request_headers.get("if-range", etag) == etag
     match = _RANGE.fullmatch(request_headers.get("range", "")) if applies else None
     bounds = _bounds(match[1], match[2], len(content)) if match else None
     if bounds is None:
-        return Partial(200, headers, content)
+        return RangeResponse(200, headers, content)
     start, stop = bounds
     if start >= stop:
-        return Partial(416, {**headers, "Content-Range": f"bytes */{len(content)}"}, b"")
-    return Partial(206, {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"}, content[start:stop])
+        return RangeResponse(416, {**headers, "Content-Range": f"bytes */{len(content)}"}, b"")
+    return RangeResponse(
+        206, {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"}, content[start:stop]
+    )
 
 
 def _matches(if_none_match: str, etag: str) -> bool:
-    """Compare tags weakly: a proxy may have marked the tag as weak."""
+    """Compare tags weakly, because a proxy may have marked the tag as weak."""
     return if_none_match.strip() == "*" or etag in {tag.removeprefix("W/") for tag in _TAG.findall(if_none_match)}
 
 
 def _bounds(first: str, last: str, size: int) -> tuple[int, int] | None:
-    """Return (start, stop) of a range, or None if it is malformed. A range outside the file is empty."""
+    """Return (start, stop) of a range in bytes, or None if it is malformed. A range outside the file is empty."""
     if first and last and int(last) < int(first):
         return None
     if first:

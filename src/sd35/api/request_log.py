@@ -1,4 +1,4 @@
-"""One log line and one id for each request, and a 500 for each exception that nobody caught."""
+"""A log line and an id for each request, and a response with status 500 for each uncaught exception."""
 
 import re
 import secrets
@@ -19,7 +19,7 @@ from sd35.ui import PATH as UI_PATH
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _UNLOGGED_PATHS = {"/healthz", "/readyz", "/metrics"}  # probes come every second
-_UNLOGGED_FOLDER = f"{UI_PATH}/"  # files and streams; the user interface's API calls are logged like others
+_UNLOGGED_FOLDER = f"{UI_PATH}/"  # files and streams; API calls of the user interface are logged
 
 
 def is_unlogged(scope: MutableMapping[str, Any]) -> bool:
@@ -28,7 +28,7 @@ def is_unlogged(scope: MutableMapping[str, Any]) -> bool:
 
 
 def telemetry_config(tracing: Tracing) -> TelemetryConfig:
-    """Configure FastAPI's own telemetry: spans of requests if they are exported, nothing else."""
+    """Configure FastAPI's own telemetry: spans of requests if traces are exported, and nothing else."""
     return {
         "tracer_provider": tracing.provider,
         "tracing": tracing.provider is not None,
@@ -41,7 +41,7 @@ def telemetry_config(tracing: Tracing) -> TelemetryConfig:
 
 
 class RequestLog:
-    """ASGI middleware that gives each request an id, logs its end, and answers uncaught exceptions with a 500."""
+    """ASGI middleware that gives each request an id, logs its end, and answers uncaught exceptions with status 500."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -67,7 +67,7 @@ class RequestLog:
         try:
             await self._app(scope, receive, send_with_id)
         except Exception:
-            self._log.exception("unexpected")
+            self._log.exception("unexpected error")
             if status is not None:  # the response has begun
                 raise
             detail = f"unexpected error; find it in the server's log by request_id {request_id}"
@@ -85,7 +85,10 @@ class RequestLog:
 
 
 def _begin(scope: Scope) -> str:
-    """Set a request's id, its own if it is valid, and bind it and the trace to the log. Return the id."""
+    """Set and return the id of a request, and bind it and the trace to the log.
+
+    The id is the request's `X-Request-Id` if that is valid, else random.
+    """
     headers = Headers(scope=scope)
     requested = headers.get("x-request-id", "")
     request_id = requested if _REQUEST_ID.fullmatch(requested) else secrets.token_hex(8)

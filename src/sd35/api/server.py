@@ -1,28 +1,27 @@
-"""The server: listen, load the service, serve, and finish the running work when a signal comes."""
+"""The server of `sd35 serve`: listen, load the service, serve, and finish running work after a signal."""
 
 import asyncio
 import gc
-import ipaddress
 import os
-import shlex
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from functools import partial
 from types import FrameType
 
 import structlog
 import uvicorn
 
-from sd35.access.keys import KeyStore
 from sd35.api.app import create_app
 from sd35.api.http_server import UiServer, address_of, listen, server_config
 from sd35.api.jobs import job_body
 from sd35.api.output_streams import use_nonblocking_streams
+from sd35.api.terminal import Terminal
 from sd35.api.ui_mount import UiMount, ui_mount_of
 from sd35.host import process_age_s
 from sd35.jobs.webhooks.webhooks import Webhooks
-from sd35.planning.auto import AUTO, why_standing_in
+from sd35.planning.auto import AUTO
 from sd35.service.lifecycle import ServiceLifecycle
 from sd35.service.policy import policy_of
 from sd35.service.service import Service
@@ -31,26 +30,40 @@ from sd35.settings import Settings, unknown_variables
 from sd35.startup import check_backends, open_checkpoints, open_model_pool
 from sd35.storage.retention import Retention
 from sd35.storage.storage import Storage
-from sd35.telemetry.logs import configure_logs
+from sd35.telemetry.logs import configure_logs, is_console
 from sd35.telemetry.metrics import Metrics
 from sd35.telemetry.telemetry import Telemetry
 from sd35.telemetry.tracing import Tracing, open_provider
 
 _ANSWERING_S = 30  # for clients to read their last response
-_MARGIN_S = 10  # for the work after the last response, such as sending traces
-_BODY = '{"prompt": "a cat on a blue background"}'
+_MARGIN_S = 10  # for work after the last response, such as sending traces
 
 
 class _Server(UiServer):
-    """A server that finishes running images at a first signal before it stops listening, and exits at a second one.
+    """A server that finishes running images at the first signal and then stops listening. A second signal ends it.
 
-    While it closes, /readyz and new images are answered with 503, so that a load balancer sees the reason.
+    While it closes, /readyz and requests for images get 503, so that a load balancer sees the reason.
     """
 
-    def __init__(self, config: uvicorn.Config, lifecycle: ServiceLifecycle, ui: UiMount, exit_within_s: float) -> None:
-        """`exit_within_s`: time from the first signal after which the process exits whatever still runs."""
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        lifecycle: ServiceLifecycle,
+        ui: UiMount,
+        exit_within_s: float,
+        on_closing: Callable[[], None],
+    ) -> None:
+        """Create a server.
+
+        Args:
+            config: Settings of uvicorn.
+            lifecycle: The service, which is closed at the first signal.
+            ui: The user interface.
+            exit_within_s: Time from the first signal to the forced end of the process.
+            on_closing: Called when a service that is ready begins to close.
+        """
         super().__init__(config, ui)
-        self._lifecycle, self._exit_within_s = lifecycle, exit_within_s
+        self._lifecycle, self._exit_within_s, self._on_closing = lifecycle, exit_within_s, on_closing
         self._closing: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_asked_to_exit = False
@@ -64,13 +77,13 @@ class _Server(UiServer):
             raise self._failure
 
     def fail(self, error: Exception) -> None:
-        """End serving because the service cannot be opened."""
+        """Stop serving because the service cannot be opened."""
         self._failure = error
         self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  uvicorn's signature
-        """Close at the first signal, exit at the second."""
-        # Not uvicorn's own handler, which ends the process by the signal: here, a clean end is exit code 0.
+        """Begin to close at the first signal, and exit at the second."""
+        # uvicorn's own handler ends the process by the signal. Here, a clean end has the exit code 0.
         if self._is_asked_to_exit:
             os._exit(128 + sig)
         self._is_asked_to_exit = True
@@ -82,11 +95,13 @@ class _Server(UiServer):
 
     def _begin_closing(self, sig: int) -> None:
         structlog.get_logger().info("closing", signal=signal.Signals(sig).name)
+        if self._lifecycle.state == "ready":
+            self._on_closing()
         self._closing = asyncio.get_running_loop().create_task(self._close())
 
     async def _close(self) -> None:
         if self._lifecycle.state == "loading":
-            os._exit(0)  # nothing runs, and a load that takes minutes cannot be interrupted
+            os._exit(0)  # no request is running, and loading cannot be interrupted
         try:
             await self._lifecycle.close()
         except Exception:  # noqa: BLE001  the process ends in any case
@@ -95,11 +110,11 @@ class _Server(UiServer):
 
 
 def serve(settings: Settings) -> None:
-    """Serve until a signal: to callers with a key, or to everyone if there are no keys.
+    """Serve until a signal. Clients need an API key if any keys exist; otherwise everyone may use the service.
 
     Raises InvalidSetting, CheckpointError, BackendUnavailable, DoesNotFit, GenerationFailed, StoreUnavailable.
     """
-    gc.freeze()  # the 170,000 objects of the imports, which every full collection while loading would scan
+    gc.freeze()  # 170,000 objects of imported modules, which each full collection during loading would scan
     startup = StartupTimes(process_age_s())
     metrics = Metrics(settings.max_batch_rows)
     use_nonblocking_streams(metrics.output_dropped)
@@ -107,29 +122,35 @@ def serve(settings: Settings) -> None:
     for name in unknown_variables():
         structlog.get_logger().warning("this environment variable is not read", name=name)
     check_backends(settings)
-    # Named checkpoints are opened before anything else, so that an invalid one is reported at once.
+    # Named checkpoints are opened first, so that an invalid one is reported at once.
     checkpoints = None if AUTO in settings.checkpoints else open_checkpoints(settings)
     policy, storage = policy_of(settings), Storage.open(settings)
     webhooks = Webhooks(settings, storage.database.jobs, partial(job_body, storage.database.jobs))
     telemetry = Telemetry(metrics, Tracing(open_provider()), log_prompts=settings.log_prompts)
     listener = listen(settings.host, settings.port)
-    _warn_if_open(listener.getsockname()[0], storage.database.keys)
+    address, host = address_of(listener), listener.getsockname()[0]
+    terminal = Terminal(settings, address, host, storage.database.name, needs_key=bool(storage.database.keys.keys()))
+    terminal.loading()
 
     def load() -> Service:
         with startup.phase("plan"):
             opened = checkpoints or open_checkpoints(settings)
-        pool = open_model_pool(settings, opened, startup, with_fallback=True)
+        pool = open_model_pool(settings, opened, startup, terminal.on_plan, with_fallback=True)
         service = Service(pool, storage, policy, Retention.from_settings(settings, storage.images), webhooks, telemetry)
-        # Later collections would otherwise scan all of it, and block the event loop for 0.1 s.
+        # A later collection would scan all of these objects and block the event loop for 0.1 s.
         gc.collect()
         gc.freeze()
         return service
 
     def on_ready() -> None:
-        _report_ready(settings, lifecycle, address_of(listener))
+        if not is_console(settings.log_format):  # `terminal.ready` prints it for people
+            phases = {f"{phase}_s": round(took_s, 3) for phase, took_s in startup.seconds.items()}
+            structlog.get_logger().info("ready", after_s=round(process_age_s(), 3), **phases)
+        models = list(lifecycle.pool.models.values())
+        terminal.ready(models, process_age_s(), has_ui=ui.state != "absent", is_building=lifecycle.is_building)
         ui.start()
 
-    ui = ui_mount_of(settings, address_of(listener))
+    ui = ui_mount_of(settings, address)
     lifecycle = ServiceLifecycle(load, on_ready, lambda error: server.fail(error), startup)  # noqa: PLW0108  `server` is created below
     app = create_app(lifecycle, settings, storage.database.keys, telemetry, ui)
     exit_within_s = settings.shutdown_grace_s + _ANSWERING_S + _MARGIN_S
@@ -137,29 +158,7 @@ def serve(settings: Settings) -> None:
     config = server_config(
         app, settings.body_timeout_s, _ANSWERING_S, root_path=settings.root_path, proxy_headers=False
     )
-    server = _Server(config, lifecycle, ui, exit_within_s)
+    server = _Server(config, lifecycle, ui, exit_within_s, terminal.stopping)
     server.run([listener])
     if lifecycle.is_building:
-        os._exit(0)  # it loads a finished build, which cannot be interrupted; everything else has ended
-
-
-def _warn_if_open(host: str, keys: KeyStore | None) -> None:
-    """Warn if other machines can reach the service and there are no API keys."""
-    if ipaddress.ip_address(host).is_loopback or (keys and keys.keys()):
-        return
-    structlog.get_logger().warning("open to everyone: there are no API keys", host=host, remedy="sd35 keys add NAME")
-    print(  # noqa: T201  for the person at the terminal
-        f"WARNING: whoever reaches {host} may use this service: there are no API keys. Make one: sd35 keys add NAME",
-        flush=True,
-    )
-
-
-def _report_ready(settings: Settings, lifecycle: ServiceLifecycle, address: str) -> None:
-    """Log the start-up times, and print the address and a command to try."""
-    phases = {f"{phase}_s": round(took_s, 3) for phase, took_s in lifecycle.startup.seconds.items()}
-    structlog.get_logger().info("ready", after_s=round(process_age_s(), 3), **phases)
-    curl = f"curl -X POST {address}/v1/txt2img -H 'content-type: application/json' -d {shlex.quote(_BODY)} -o out.png"
-    print(f"Ready: {address} (pages: {address}/docs). Try:\n\n  {curl}\n", flush=True)  # noqa: T201  for the terminal
-    for name in lifecycle.pool.models:
-        if reason := why_standing_in(settings, name):
-            print(f"WARNING: this is {name}: {reason}.", flush=True)  # noqa: T201  for the terminal
+        os._exit(0)  # a thread is loading a finished build and cannot be interrupted; everything else has ended

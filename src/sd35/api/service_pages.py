@@ -1,9 +1,9 @@
-"""Routes about the service itself: models, health, readiness."""
+"""Routes about the service: health, readiness and models."""
 
 import time
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Path, Request
 from pydantic import BaseModel, Field
 
 from sd35.api.auth import service_of
@@ -18,85 +18,93 @@ from sd35.service.lifecycle import ServiceLifecycle
 class Defaults(BaseModel):
     """The values of fields that a request omits."""
 
-    width: int
-    height: int
-    steps: int
-    guidance_scale: float
-    skip_layer_scale: float
+    width: int = Field(description="The width in pixels.")
+    height: int = Field(description="The height in pixels.")
+    steps: int = Field(description="The number of denoising steps.")
+    guidance_scale: float = Field(description="The scale of classifier-free guidance.")
+    skip_layer_scale: float = Field(
+        description="The scale of skip-layer guidance. 0 if the model or the backend does not support it."
+    )
 
 
 class Ranges(BaseModel):
-    """The allowed values, each as (minimum, maximum)."""
+    """The allowed values. An array is (minimum, maximum)."""
 
-    side_px: tuple[int, int] = Field(description="The range of each side. With `enlarges`, sides may be larger.")
-    size_multiple_px: int = SIZE_MULTIPLE_PX
-    max_pixels: int = Field(description="The largest width x height.")
-    steps: tuple[int, int] = STEPS
-    guidance_scale: tuple[float, float] = GUIDANCE_SCALE
-    skip_layer_scale: tuple[float, float] = Field(
-        description="The range of skip-layer guidance. 0 to 0 if the model or the backend does not support it."
+    side_px: tuple[int, int] = Field(description="Width and height in pixels. With `enlarges`, sides may be larger.")
+    size_multiple_px: int = Field(
+        default=SIZE_MULTIPLE_PX, description="Width and height are multiples of this number."
     )
-    seed: tuple[int, int] = SEED
+    max_pixels: int = Field(description="The maximum number of pixels, width x height.")
+    steps: tuple[int, int] = Field(default=STEPS, description="The number of denoising steps.")
+    guidance_scale: tuple[float, float] = Field(
+        default=GUIDANCE_SCALE, description="The scale of classifier-free guidance."
+    )
+    skip_layer_scale: tuple[float, float] = Field(
+        description="The scale of skip-layer guidance. 0 to 0 if the model or the backend does not support it."
+    )
+    seed: tuple[int, int] = Field(default=SEED, description="The seed.")
 
 
 class ModelCard(BaseModel):
-    """A model in OpenAI's format (`id` to `owned_by`), with further fields of this project."""
+    """A model in OpenAI's format (`id` to `owned_by`), with more fields of this project."""
 
-    id: str
-    object: Literal["model"] = "model"
-    created: int = Field(description="When its directory last changed, in seconds since 1970.")
-    owned_by: str = "sd35"
-    revision: str = Field(description="SHA-256 over its files.")
-    licence: str
-    backend: str
-    precision: str
-    defaults: Defaults
-    ranges: Ranges
-    native_pixels: int
+    id: str = Field(description="The name of the model, as in the field `model` of a request.")
+    object: Literal["model"] = Field(default="model", description="Always `model`.")
+    created: int = Field(description="When the model's directory last changed, in seconds since 1970.")
+    owned_by: str = Field(default="sd35", description="Always `sd35`.")
+    revision: str = Field(description="The SHA-256 over the files of the model.")
+    licence: str = Field(description="The licence of the weights.")
+    backend: str = Field(description="The backend that runs the model.")
+    precision: str = Field(description="The number format of the computation, such as `bfloat16`.")
+    defaults: Defaults = Field(description="The model's values for fields that a request omits.")
+    ranges: Ranges = Field(description="The allowed values of fields.")
+    native_pixels: int = Field(description="If `enlarges`, larger images are generated with this number of pixels.")
     enlarges: bool = Field(
-        description="Whether larger sizes are generated with `native_pixels` at the same aspect ratio, then enlarged."
+        description="Whether images with sides above `side_px` are generated smaller at the same aspect ratio, and then"
+        " enlarged."
     )
-    max_sequence_length: int = Field(description="The number of tokens that T5 reads of a prompt.")
+    max_sequence_length: int = Field(description="The number of tokens of a prompt that the T5 text encoder reads.")
     substitute_reason: str | None = Field(
-        description="Why `auto` serves this model instead of an SD3.5 model, and how to change that. Else null."
+        description="Why `auto` serves this model instead of an SD3.5 model, and how to change that, else null."
     )
 
 
 class ModelList(BaseModel):
-    """OpenAI's list envelope. The first model is the default."""
+    """The served models, in OpenAI's format."""
 
-    object: Literal["list"] = "list"
-    data: list[ModelCard]
+    object: Literal["list"] = Field(default="list", description="Always `list`.")
+    data: list[ModelCard] = Field(description="The models. The first one is the default.")
 
 
 class Health(BaseModel):
-    """The process is alive."""
+    """A sign that the process is alive."""
 
-    status: Literal["ok"] = "ok"
-    uptime_s: float
+    status: Literal["ok"] = Field(default="ok", description="Always `ok`.")
+    uptime_s: float = Field(description="The number of seconds since the process created the application.")
 
 
 class Ready(BaseModel):
-    """The service is ready."""
+    """A sign that the service is ready."""
 
-    status: Literal["ready"] = "ready"
-    models: list[str]
+    status: Literal["ready"] = Field(default="ready", description="Always `ready`.")
+    models: list[str] = Field(description="The names of the served models. The first one is the default.")
 
 
-router = APIRouter()
+router = APIRouter(tags=["service"])
+ModelName = Annotated[str, Path(description="The name of the model, or an alias of `model_aliases`.")]
 
 
 @router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="Check that the process is alive")
 async def healthz(request: Request) -> Health:
-    """Return 200, also while the model loads and while images are generated."""
+    """Return 200 while the process runs, also before the models are loaded."""
     return Health(uptime_s=round(time.monotonic() - request.app.state.started_s, 3))
 
 
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="Check that the service is ready", responses=PROBLEM.unavailable)
 async def readyz(request: Request) -> Ready:
-    """Return 200 once the model has generated a first image; 503 before that, and while the service closes."""
+    """Return 200 once the models have generated a test image. Before that, and while the service closes, return 503."""
     lifecycle: ServiceLifecycle = request.app.state.lifecycle
     return Ready(models=list(lifecycle.pool.models))
 
@@ -109,7 +117,7 @@ async def readyz(request: Request) -> Ready:
     dependencies=[Depends(refuse_unknown_parameters)],
 )
 async def models(request: Request) -> ModelList:
-    """Return the models in OpenAI's format, with the defaults, ranges and text length of each."""
+    """Return the served models in OpenAI's format, with the defaults and the allowed values of each."""
     return ModelList(data=[_card(model, request) for model in service_of(request).pool.models.values()])
 
 
@@ -119,8 +127,8 @@ async def models(request: Request) -> ModelList:
     responses={404: documented("No model of that name is served."), **PROBLEM.unavailable},
     dependencies=[Depends(refuse_unknown_parameters)],
 )
-async def model(request: Request, name: str) -> ModelCard:
-    """Return a model by its name or by one of its aliases."""
+async def model(request: Request, name: ModelName) -> ModelCard:
+    """Return a served model by its name or by one of its aliases."""
     return _card(service_of(request).model(name), request)
 
 

@@ -1,4 +1,7 @@
-"""The state of each client between requests: its running calls, and the model it chose. In this process only."""
+"""The state of each client between requests: its running calls, and the model that it chose.
+
+Other processes of the same service do not share this state.
+"""
 
 import time
 from collections import OrderedDict
@@ -9,12 +12,12 @@ from dataclasses import dataclass, field
 from sd35.generation.service import ImageProgress
 from sd35.service.batch import Batch
 
-_MAX_CHOICES = 1000  # chosen models; the least recently used are dropped
+_MAX_CHOICES = 1000  # maximum number of chosen models; the least recently used are dropped
 
 
 @dataclass(frozen=True, eq=False)
 class RunningCall:
-    """A call whose images are being generated. `began_s` is in seconds since 1970, for display only."""
+    """A call whose images are being generated. `began_s` is in seconds since 1970, and used for display only."""
 
     batch: Batch
     name: str
@@ -23,12 +26,12 @@ class RunningCall:
 
     @property
     def took_s(self) -> float:
-        """Seconds since it began, unaffected by corrections of the wall clock."""
+        """The seconds since the call began. Corrections of the wall clock do not affect it."""
         return time.monotonic() - self._began_s
 
     @property
     def done(self) -> float:
-        """The share of its steps that are done, from 0 to 1."""
+        """The share of the call's steps that are done, from 0 to 1."""
         parts = [
             1.0 if task.done() else progress.step / progress.steps if progress else 0.0
             for task, progress in zip(self.batch.tasks, self.batch.progress, strict=True)
@@ -37,13 +40,13 @@ class RunningCall:
 
     @property
     def latest(self) -> ImageProgress | None:
-        """The progress of the current image; None before its first step, and when all images have ended."""
+        """The progress of the current image. None before its first step, and after the last image."""
         index = self.batch.current
         return self.batch.progress[index] if index < len(self.batch.progress) else None
 
 
 class Sessions:
-    """The state of all clients by `Caller.client`. For an event loop."""
+    """The state of all clients, by `Caller.client`. Not thread-safe: use it in one event loop."""
 
     def __init__(self) -> None:
         self._calls: dict[str, list[RunningCall]] = {}
@@ -51,7 +54,7 @@ class Sessions:
 
     @contextmanager
     def running(self, client: str, call: RunningCall) -> Iterator[None]:
-        """List a client's call as running until the block ends."""
+        """List a call as running until the block ends."""
         calls = self._calls.setdefault(client, [])
         calls.append(call)
         try:
@@ -62,11 +65,11 @@ class Sessions:
                 del self._calls[client]
 
     def oldest(self, client: str) -> RunningCall | None:
-        """Return the client's running call that began first."""
+        """Return the client's oldest running call, or None."""
         return next(iter(self._calls.get(client, ())), None)
 
     def choose_model(self, client: str, model: str) -> None:
-        """Set the model of a client's calls that name none."""
+        """Set the model for a client's calls that do not name one."""
         self._models[client] = model
         self._models.move_to_end(client)
         if len(self._models) > _MAX_CHOICES:

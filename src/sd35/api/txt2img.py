@@ -1,4 +1,4 @@
-"""`POST /v1/txt2img`: the body and the route of this project's own dialect."""
+"""The body and the route of `POST /v1/txt2img`, in this project's own dialect."""
 
 from dataclasses import replace
 from typing import Annotated
@@ -25,53 +25,57 @@ from sd35.images.formats import Format, negotiate
 from sd35.request import PRIORITY, SKIP_LAYER_SCALE
 
 _DEFAULT = "Omitted or null: the model's default, listed in /v1/models."
-_SIDE_ALLOWED = f"{fields.SIDE_ALLOWED}, listed in /v1/models. {_DEFAULT}"
+_SIDE_ALLOWED = f"{fields.SIDE_ALLOWED}, listed in /v1/models"
 
 
 class Txt2Img(BaseModel, extra="forbid", allow_inf_nan=False):
-    """The body. Each description begins with the allowed values, which errors repeat."""
+    """The body of `POST /v1/txt2img`. Each description begins with the allowed values, which errors repeat."""
 
     prompt: fields.Prompt = Field(
-        description=f"{fields.PROMPT_ALLOWED}, without lone surrogates: describes the image.",
+        description=f"{fields.PROMPT_ALLOWED}, without lone surrogates: what the image shows.",
         examples=["a cat on a blue background"],
     )
     negative_prompt: fields.NegativePrompt | None = Field(
         None,
-        description=f"{fields.NEGATIVE_PROMPT_ALLOWED}, without lone surrogates: describes what to avoid."
-        " It has no effect at a guidance scale of 1 or less. Omitted or null: empty.",
+        description=f"{fields.NEGATIVE_PROMPT_ALLOWED}, without lone surrogates: what the image should not show."
+        " It has no effect if `guidance_scale` is 1 or less. Omitted or null: empty.",
     )
-    width: fields.Side | None = Field(None, description=_SIDE_ALLOWED)
-    height: fields.Side | None = Field(None, description=_SIDE_ALLOWED)
-    steps: fields.Steps | None = Field(None, description=f"{fields.STEPS_ALLOWED}: denoising steps. {_DEFAULT}")
+    width: fields.Side | None = Field(None, description=f"{_SIDE_ALLOWED}: the width in pixels. {_DEFAULT}")
+    height: fields.Side | None = Field(None, description=f"{_SIDE_ALLOWED}: the height in pixels. {_DEFAULT}")
+    steps: fields.Steps | None = Field(
+        None, description=f"{fields.STEPS_ALLOWED}: the number of denoising steps. {_DEFAULT}"
+    )
     guidance_scale: fields.GuidanceScale | None = Field(
         None,
-        description=f"{fields.GUIDANCE_SCALE_ALLOWED}: how closely to follow the prompt."
-        f" 1 or less turns guidance off and halves the computation. {_DEFAULT}",
+        description=f"{fields.GUIDANCE_SCALE_ALLOWED}: how closely the image follows the prompt."
+        f" 1 or less turns classifier-free guidance off, which halves the computation. {_DEFAULT}",
     )
     skip_layer_scale: Annotated[float, Field(ge=SKIP_LAYER_SCALE[0], le=SKIP_LAYER_SCALE[1])] | None = Field(
         None,
         description=f"a number from {SKIP_LAYER_SCALE[0]:g} to {SKIP_LAYER_SCALE[1]:g}, in the model's range, listed in"
-        " /v1/models: skip-layer guidance, one more prediction in some steps, which improves structure. 0 turns it off."
-        f" It has no effect at a guidance scale of 1 or less. {_DEFAULT}",
+        " /v1/models: the scale of skip-layer guidance, which improves structure by one more prediction in some steps."
+        f" 0 turns it off. It has no effect if `guidance_scale` is 1 or less. {_DEFAULT}",
     )
     seed: fields.Seed | None = Field(
         None,
         description=f"{fields.SEED_ALLOWED}: the same seed and request give the same image."
-        " Omitted or null: a random seed, named in the response's headers.",
+        " Omitted or null: a random seed, which the response names.",
     )
-    model: str | None = Field(None, description="a name from /v1/models. Omitted or null: the first of them.")
+    model: str | None = Field(
+        None, description="a name from /v1/models: the model to use. Omitted or null: the first of /v1/models."
+    )
     priority: Annotated[int, Field(ge=PRIORITY[0], le=PRIORITY[1])] = Field(
         0,
-        description=f"an integer from {PRIORITY[0]} to {PRIORITY[1]}: higher goes before the same client's other"
-        " images. It does not change the image.",
+        description=f"an integer from {PRIORITY[0]} to {PRIORITY[1]}: images with a higher priority go before the same"
+        " client's other images. It does not change the image.",
     )
 
     output_format: fields.OutputFormat | None = Field(
-        None, description="png, jpeg, webp or avif: the file's format. Omitted or null: by `Accept`, else png."
+        None, description="png, jpeg, webp or avif: the format of the file. Omitted or null: by `Accept`, else png."
     )
     metadata: bool = Field(
         True,  # noqa: FBT003
-        description="true or false: whether the file has metadata that describe its generation, if the service allows.",
+        description="true or false: whether the file contains the record of its generation, if the service allows it.",
     )
 
     @property
@@ -101,11 +105,11 @@ EXAMPLES = {
 }
 BODY_ERRORS: Responses = {
     400: documented("The body is not JSON."),
-    404: documented("No model of that name is served. The problem lists the models that are."),
-    415: documented("The body is not `application/json`."),
-    422: documented("A field is unknown, missing, of the wrong type or out of range. Each is named."),
+    404: documented("No model of that name is served. The error lists the served models."),
+    415: documented("The `Content-Type` of the body is not `application/json`."),
+    422: documented("A field is unknown, missing, of the wrong type or out of range. The error names each such field."),
 }
-router = APIRouter()
+router = APIRouter(tags=["images"])
 
 
 @router.post(
@@ -114,17 +118,17 @@ router = APIRouter()
     response_class=Response,
     openapi_extra=openapi_body(Txt2Img, examples=EXAMPLES),
     responses={
-        200: image_response("The image. Its metadata hold the request, for `sd35 replay`.", IMAGE_HEADERS),
+        200: image_response("The image. `sd35 replay` can generate a PNG file again from its record.", IMAGE_HEADERS),
         **errors_of_generation(PROBLEM),
         **BODY_ERRORS,
         406: documented("`Accept` allows none of the formats."),
     },
 )
 async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
-    """Return the file when the image is done. If the client disconnects, the image is cancelled.
+    """Return the image when it is done. If the client disconnects, the image is cancelled.
 
-    With an idempotency key, the call is a job: disconnecting does not cancel it, and sent again it returns the same
-    image.
+    With an idempotency key, the call runs as a job: a disconnect does not cancel it, and the same call sent again
+    returns the same image.
     """
     body = await read_json(request, Txt2Img)
     file_format = negotiate(request.headers.get("accept"), body.format)

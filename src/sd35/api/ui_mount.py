@@ -1,6 +1,6 @@
 """The mount of the user interface at `/ui`, and the page at `/`.
 
-The user interface is loaded after the service is ready, so that it costs no start-up time.
+The user interface is loaded after the service is ready, so that it does not delay the start.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ _ICON = (
     '<circle cx="16" cy="16" r="7" fill="#fff"/></svg>'
 )
 _RELOAD_S = 1
-_ROUTE = SimpleNamespace(path_format=PATH)  # the one metrics label of all its files and streams
+_ROUTE = SimpleNamespace(path_format=PATH)  # the label in metrics for all files and streams
 
 
 class Ui(Protocol):
-    """The user interface: an ASGI app that is started and closed."""
+    """The user interface: an ASGI app that can be started and closed."""
 
     async def start(self) -> None:
-        """Start to serve. Needs a running event loop."""
+        """Start to serve. Call it in a running event loop."""
 
     async def close(self) -> None:
         """End all responses."""
@@ -50,7 +50,10 @@ def is_installed() -> bool:
 
 
 class UiMount:
-    """ASGI app that serves the user interface once it is loaded. `load` takes seconds; None means no interface."""
+    """ASGI app that serves the user interface once it is loaded.
+
+    `load` takes seconds and runs in a thread. Without `load`, there is no user interface.
+    """
 
     def __init__(self, load: Callable[[], Ui] | None = None) -> None:
         self._load = load
@@ -59,7 +62,7 @@ class UiMount:
         self.state: Literal["absent", "loading", "ready"] = "loading" if load else "absent"
 
     def start(self) -> None:
-        """Load the user interface in the background. Needs a running event loop."""
+        """Load the user interface in the background. Call it in a running event loop."""
         if self._load:
             self._loading = asyncio.get_running_loop().create_task(self._open_or_log(self._load))
 
@@ -67,11 +70,11 @@ class UiMount:
         """Load the user interface, and start to serve it."""
         ui = await asyncio.to_thread(load)
         await ui.start()
-        gc.freeze()  # like all that is loaded once; a collection first would block the event loop
+        gc.freeze()  # what is loaded once need not be collected; collecting first would block the event loop
         self._ui, self.state = ui, "ready"
 
     async def close(self) -> None:
-        """End all responses, so that a browser's open tab does not delay the end of the process."""
+        """End all responses, so that open browser tabs do not delay the end of the process."""
         if self._loading and not self._loading.done():
             self._loading.cancel()
         if self._ui:
@@ -95,7 +98,10 @@ class UiMount:
 
 
 def ui_mount_of(settings: Settings, server: str) -> UiMount:
-    """Return the mount for a service at the URL `server`. It is empty if the settings or the installation lack a UI."""
+    """Return the mount for a service at the URL `server`.
+
+    It has no user interface if the settings turn it off, or if the extra `ui` is not installed.
+    """
     if settings.ui == "off" or not is_installed():
         return UiMount()
 
@@ -114,7 +120,7 @@ router = APIRouter()
 @router.get("/", include_in_schema=False)
 @router.get(PATH, include_in_schema=False)
 async def root(request: Request) -> Response:
-    """Redirect to the user interface, or link to the API's documentation if there is none."""
+    """Redirect to the user interface. Without one, return a page that links to the API documentation."""
     ui: UiMount = request.app.state.ui
     root_path = request.scope["root_path"]
     if ui.state == "ready":
@@ -123,7 +129,7 @@ async def root(request: Request) -> Response:
         head = f'<meta http-equiv="refresh" content="{_RELOAD_S}">'
         return HTMLResponse(_HTML.format(head=head, body="<p>Loading the user interface. One moment.</p>"))
     body = (
-        "<p>Stable Diffusion 3.5 as a service.</p>"
+        "<p>A server for Stable Diffusion 3.5.</p>"
         f'<p>See <a href="{root_path}/docs">the API documentation</a> to generate images.</p>'
     )
     return HTMLResponse(_HTML.format(head="", body=body))
@@ -132,5 +138,5 @@ async def root(request: Request) -> Response:
 @router.head("/favicon.ico", include_in_schema=False)
 @router.get("/favicon.ico", include_in_schema=False)
 async def icon() -> Response:
-    """Return the icon of all pages."""
+    """Return the icon of the HTML pages."""
     return Response(_ICON, media_type="image/svg+xml", headers={"Cache-Control": "max-age=86400"})

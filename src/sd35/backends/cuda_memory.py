@@ -1,10 +1,10 @@
-"""The memory of a CUDA device, as PyTorch's allocator gives it out. Needs torch."""
+"""The memory of a CUDA device, as PyTorch's allocator reports it. Needs torch."""
 
 import torch
 
 
 class CudaMemory:
-    """See `sd35.backends.base.Memory`. Not run yet."""
+    """Implements `sd35.backends.base.Memory`. Not run on a GPU yet."""
 
     is_host = False
 
@@ -13,19 +13,19 @@ class CudaMemory:
         self._held_bytes = 0
 
     def free_bytes(self) -> int:
-        """What the device has free, and what PyTorch holds unused."""
+        """Return the device's free memory plus what PyTorch has reserved but does not use."""
         unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
         return torch.cuda.mem_get_info(self._device)[0] + unused
 
     def held_bytes(self) -> int:
-        """What PyTorch holds, used or not."""
+        """Return the memory that PyTorch has reserved, used or not."""
         return torch.cuda.memory_reserved(self._device)
 
     def watch(self) -> None:
-        """Start to measure the peak."""
+        """Start measuring the peak."""
         torch.cuda.reset_peak_memory_stats(self._device)
         self._held_bytes = torch.cuda.memory_allocated(self._device)
 
     def peak_bytes(self) -> int:
-        """The peak's rise since `watch`."""
+        """Return the peak since `watch`, minus the memory that was allocated at that time."""
         return torch.cuda.max_memory_allocated(self._device) - self._held_bytes

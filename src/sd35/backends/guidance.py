@@ -1,6 +1,6 @@
-"""Classifier-free guidance and skip-layer guidance over rows, of which some are guided.
+"""Classifier-free guidance and skip-layer guidance for batches of guided and unguided rows.
 
-The same code serves NumPy arrays and torch tensors.
+The same code handles NumPy arrays and torch tensors.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,13 +19,13 @@ Layers: TypeAlias = tuple[int, ...]
 
 
 def transformer_rows(rows: Sequence[DenoiseRow]) -> list[TransformerRow]:
-    """Return the rows to evaluate, in Diffusers' order: the negatives of guided rows, then every row's positive."""
+    """Return the transformer's rows, in Diffusers' order: the negatives of guided rows, then all positives."""
     negatives = [(row, row.negative) for row in rows if row.negative is not None]
     return [*negatives, *((row, row.positive) for row in rows)]
 
 
 def skipping_rows(rows: Sequence[DenoiseRow]) -> dict[Layers, list[TransformerRow]]:
-    """Return the rows to evaluate with skipped layers, by the layers: the positives of the rows that need them."""
+    """Group the rows with skip-layer guidance by their skipped layers. Only positive prompts are evaluated this way."""
     by_layers: dict[Layers, list[TransformerRow]] = {}
     for row in rows:
         if row.skip:
@@ -38,10 +38,11 @@ def guided_velocities(
     velocities: Sequence[Tensor],
     skipping: Mapping[Layers, Sequence[Tensor]] = MappingProxyType({}),
 ) -> list[Tensor]:
-    """Return one velocity per row from those of `transformer_rows` and of `skipping_rows`.
+    """Combine the velocities of `transformer_rows` and `skipping_rows` into one per row.
 
-    `u + guidance * (c - u)`, or `c` without a negative `u`. Then plus `scale * (c - s)` if the row skips layers
-    for `s`, in this order, as in Diffusers.
+    A velocity is `u + guidance * (c - u)`, or `c` for a row without a negative; `c` and `u` are those of the positive
+    and the negative prompt. If the row skips layers, `scale * (c - s)` is added, with `s` from `skipping`. The order of
+    operations is that of Diffusers.
     """
     positives, negatives = velocities[-len(rows) :], iter(velocities[: -len(rows)])
     without = {layers: iter(each) for layers, each in skipping.items()}

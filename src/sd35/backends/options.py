@@ -1,4 +1,4 @@
-"""How a backend is to compute."""
+"""The options of a backend: precision, device, offload and others."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,12 @@ class Options:
         offload: The networks that are not on the device all the time. "encoders": on a CPU, the text encoders are
             read from disk one by one for new text and freed afterwards; on CUDA, they stay on the CPU and compute
             there. "model": each network is on the device only while it computes; it is read from disk on a CPU, and
-            copied from the host's memory on CUDA. "sequential", on CUDA only: weights are copied layer by layer, or
-            streamed as far as they do not fit.
+            copied from the host's memory on CUDA. "sequential", on CUDA only: `diffusers` copies weights layer by
+            layer; `tensorrt` streams the weights that do not fit.
         threads: Processor threads; 0 means one per core.
         tiled_decode: Decode images larger than TILE_PX in tiles.
         torch_compile: Compile the transformer's blocks with `torch.compile`.
-        cache_dir: The directory where `sd35 compile` puts what it builds.
+        cache_dir: The directory in which `sd35 compile` stores graphs and engines.
     """
 
     precision: Precision = "auto"

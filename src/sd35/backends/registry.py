@@ -12,7 +12,7 @@ from sd35.backends.spec import BackendSpec
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.errors import BackendUnavailable, CheckpointError, InvalidSetting, Sd35Error
 
-_PACKAGES = (  # if a choice is left to `sd35 plan`, it takes the first backend that can do what is asked
+_PACKAGES = (  # in order of preference, for settings that name no backend
     "sd35.backends.onnx",
     "sd35.backends.openvino",
     "sd35.backends.diffusers",
@@ -24,9 +24,9 @@ BACKENDS: dict[str, BackendSpec] = {spec.name: spec for spec in _SPECS}
 
 
 def check_available(name: str, setting: str = "backend") -> None:
-    """Check that a backend exists and that what it needs is here. Imports no runtime.
+    """Check that a backend exists and that its requirements are met. Imports no runtime.
 
-    Raises InvalidSetting, which names `setting`, if there is no such backend, and BackendUnavailable if it cannot run.
+    Raises InvalidSetting, for `setting`, if the backend does not exist, and BackendUnavailable if it cannot run here.
     """
     if name not in BACKENDS:
         raise InvalidSetting(f"{setting}: got {name!r}; allowed: {', '.join(BACKENDS)}")
@@ -46,18 +46,18 @@ def backend_module(name: str) -> ModuleType:
 def memory_of(name: str, device: str) -> tuple[DeviceKind, Memory]:
     """Return the kind of device that a backend computes on, and its memory. Imports the backend.
 
-    `device` is what settings name, "auto" included. Raises InvalidSetting if there is no such backend or device, and
-    BackendUnavailable if the backend cannot run here.
+    `device` is the value of the setting, such as "auto". Raises InvalidSetting if the backend or the device does not
+    exist, BackendUnavailable if the backend cannot run here.
     """
     kind_and_memory: tuple[DeviceKind, Memory] = backend_module(name).memory_of(device)
     return kind_and_memory
 
 
 def open_backend(name: str, checkpoint: Checkpoint, options: Options) -> Backend:
-    """Open a backend with a checkpoint's weights loaded.
+    """Open a backend and load a checkpoint's weights.
 
-    Raises InvalidSetting if there is no such backend or it cannot honour an option, BackendUnavailable if it cannot
-    run here, and CheckpointError if files that it needs are missing or broken.
+    Raises InvalidSetting if the backend does not exist or does not support an option, BackendUnavailable if it cannot
+    run here, CheckpointError if files that it needs are missing or damaged.
     """
     module, spec = backend_module(name), BACKENDS[name]
     kind, _ = module.memory_of(options.device)
@@ -66,7 +66,7 @@ def open_backend(name: str, checkpoint: Checkpoint, options: Options) -> Backend
         backend: Backend = module.open_backend(checkpoint, options)
     except Sd35Error:
         raise
-    except Exception as error:  # libraries raise anything for a file that they did not expect
+    except Exception as error:  # libraries raise many types of errors for invalid files
         reason = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{checkpoint.directory} cannot be loaded by the {name} backend: {reason}") from error
     return backend

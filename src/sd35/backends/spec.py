@@ -1,4 +1,4 @@
-"""A backend's description, which needs no runtime. The registry, the planner, the doctor and `sd35 bench` read it."""
+"""The description of a backend. The registry, the planner, the doctor and `sd35 bench` read it without its runtime."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -20,13 +20,12 @@ class MemoryUse:
     """The memory that a backend takes on a kind of device in addition to weights.
 
     Attributes:
-        library_bytes: What the process (on CUDA, the device) takes before any weights are loaded.
+        library_bytes: The memory of the process (on CUDA, of the device) before any weights are loaded.
         encode: Tensors of `encode_values` numbers that are alive at once while T5 computes.
         step: Tensors of `step_values` numbers that are alive at once in a denoising step.
         decode: Tensors of `decode_values` numbers that are alive at once while decoding.
 
-    `sd35.planning.footprint` defines the tensors. docs/architecture/12-memory-and-start-up.md says how the factors were
-    measured.
+    `sd35.planning.footprint` defines the tensors. docs/benchmarks/history/memory.md says how the factors were measured.
     """
 
     library_bytes: int
@@ -37,13 +36,13 @@ class MemoryUse:
 
 @dataclass(frozen=True)
 class DeviceSpec:
-    """What a backend can do on one kind of device, and the memory that it takes there.
+    """The abilities of a backend on one kind of device, and the memory that it takes there.
 
     Attributes:
-        precisions: The precisions that settings may name.
-        offloads: The offloads that it can do, fastest first.
+        precisions: The precisions that it supports.
+        offloads: The offloads that it supports, fastest first.
         memory: The memory that it takes in addition to weights.
-        default_precision: The precision that `auto` means.
+        default_precision: The precision that `auto` selects.
     """
 
     precisions: tuple[str, ...]
@@ -54,24 +53,25 @@ class DeviceSpec:
 
 @dataclass(frozen=True)
 class BackendSpec:
-    """A backend's name, how to open it, and what it can do on each kind of device.
+    """The description of a backend: its name, how to open it, and its abilities on each kind of device.
 
     Attributes:
         name: The value of the `backend` setting.
-        module: A module with `open_backend(checkpoint, options)` and `memory_of(device)`. It may import `needs`.
-        needs: The packages that it imports.
+        module: The module with `open_backend(checkpoint, options)` and `memory_of(device)`. It may import `needs`.
+        needs: The packages that the backend imports.
         remedy: How to install them, as a sentence.
-        devices: What it can do on each kind of device that it computes on.
-        check: Raises BackendUnavailable if it cannot run here although `needs` are installed.
-        importing: Returns a context in which `module` is imported. It may raise InvalidSetting.
-        needs_graphs: Whether it reads nothing but ONNX graphs.
+        devices: Its abilities, by kind of device.
+        check: Called if `needs` are installed. Raises BackendUnavailable if the backend cannot run here for another
+            reason.
+        importing: Returns a context manager around the import of `module`. It may raise InvalidSetting.
+        needs_graphs: Whether it can only read ONNX graphs.
         can_tile: Whether it can decode large images in tiles.
-        can_torch_compile: Whether it honours `torch_compile`.
+        can_torch_compile: Whether it supports `torch_compile`.
         casts_in_place: Whether weights are cast to another precision without a copy of their file in memory.
         widens_fp8: Whether multiplying with FP8 weights takes a copy of the largest layer in a wider format.
-        loads_as: The format that it converts all weights to and computes in, if the precision does not decide it.
-        extra_bytes: Returns the memory that a network (by name) takes in a precision in addition to its weights.
-        narrower: Narrower precisions that `sd35 plan` suggests, by precision.
+        loads_as: The format that it converts all weights to and computes in, whatever the precision; else None.
+        extra_bytes: Returns the memory that a network takes in addition to its weights, by name and precision.
+        narrower: The narrower precisions that `sd35 plan` suggests, by precision.
     """
 
     name: str
@@ -96,19 +96,19 @@ class BackendSpec:
         return [name for name in self.needs if find_spec(name) is None]
 
     def has_fp8(self, precision: str) -> bool:
-        """Whether it holds FP8 weights in memory in a precision."""
+        """Return whether weights in memory are in FP8 in a precision."""
         return precision.startswith("fp8") and self.loads_as is None
 
     def computed_in(self, precision: str) -> str:
-        """The format of activations in a precision, and of the weights that are not in FP8."""
+        """Return the format of activations in a precision. Weights that are not in FP8 have the same format."""
         return self.loads_as or (COMPUTED_WITH_FP8 if self.has_fp8(precision) else precision)
 
     def bytes_per_value(self, precision: str) -> int:
-        """Bytes of one number in that format."""
+        """Return the size of one number in the format of `computed_in`."""
         return BYTES_PER_VALUE[self.computed_in(precision)]
 
     def check_options(self, options: Options, kind: DeviceKind) -> None:
-        """Raise InvalidSetting if the backend cannot honour one of the options on a kind of device."""
+        """Raise InvalidSetting if the backend does not support one of the options on a kind of device."""
         device = self.devices[kind]
         self._check("device", options.device.partition(":")[0], ("auto", *self.devices))
         where = f"on {DEVICE_NAMES[kind]}, " if len(self.devices) > 1 else ""

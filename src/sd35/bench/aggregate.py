@@ -21,14 +21,14 @@ class Load(NamedTuple):
 
 
 class Round(NamedTuple):
-    """The requests of one load in one round. `start_s` is of `time.monotonic`."""
+    """The requests of one load in one round. `start_s` is a time of `time.monotonic`."""
 
     start_s: float
     results: list[RequestResult]
 
 
 def closed_load(clients: int) -> Load:
-    """Describe a closed loop: each client waits for an image before it asks for the next."""
+    """Describe a closed loop: each client waits for an image before it requests the next."""
     return Load(f"closed, {clients} client{'s' * (clients > 1)}", clients=clients)
 
 

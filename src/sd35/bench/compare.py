@@ -50,7 +50,7 @@ def compare(before: Result, after: Result, *, different_workloads: bool = False)
     if before.workload_digest != after.workload_digest and not different_workloads:
         raise InvalidSetting(
             f"A has workload '{before.workload.name}' ({before.workload_digest}), B has"
-            f" '{after.workload.name}' ({after.workload_digest}); allowed: the same, or --different-workloads"
+            f" '{after.workload.name}' ({after.workload_digest}); allowed: the same workload, or --different-workloads"
         )
     return Comparison(list(_rows(before, after)), list(_warnings(before, after)))
 
@@ -78,19 +78,20 @@ def _rows(before: Result, after: Result) -> Iterator[Row]:
                 yield Row("", figure, Estimate(value=one), Estimate(value=other), more_is_better=True)
 
 
-def _load_rows(one: LoadResult, other: LoadResult) -> Iterator[Row]:
-    yield Row(one.name, "images/s", one.images_per_s, other.images_per_s, more_is_better=True)
-    if one.row_steps_per_s and other.row_steps_per_s:
-        yield Row(one.name, "row-steps/s", one.row_steps_per_s, other.row_steps_per_s, more_is_better=True)
-    classes = {each.name: each for each in other.classes}
-    pairs: list[tuple[str, ClassResult, ClassResult]] = [("", one.all, other.all)]
-    if len(one.classes) > 1:
-        pairs += [(f" of {each.name}", each, classes[each.name]) for each in one.classes if each.name in classes]
-    for suffix, first, second in pairs:
-        for percent, before in first.latencies_s.items():
-            after = second.latencies_s[percent]
-            if before and after and (percent == 95 or not suffix):
-                yield Row(one.name, f"p{percent}{suffix}, s", before, after, more_is_better=False)
+def _load_rows(before: LoadResult, after: LoadResult) -> Iterator[Row]:
+    """Compare throughput and latency of a load. Single classes have only the 95th percentile of latency."""
+    yield Row(before.name, "images/s", before.images_per_s, after.images_per_s, more_is_better=True)
+    if before.row_steps_per_s and after.row_steps_per_s:
+        yield Row(before.name, "row-steps/s", before.row_steps_per_s, after.row_steps_per_s, more_is_better=True)
+    classes = {each.name: each for each in after.classes}
+    pairs: list[tuple[str, ClassResult, ClassResult]] = [("", before.all, after.all)]
+    if len(before.classes) > 1:
+        pairs += [(f" of {each.name}", each, classes[each.name]) for each in before.classes if each.name in classes]
+    for suffix, one, other in pairs:
+        for percent, latency_s in one.latencies_s.items():
+            other_s = other.latencies_s[percent]
+            if latency_s and other_s and (percent == 95 or not suffix):
+                yield Row(before.name, f"p{percent}{suffix}, s", latency_s, other_s, more_is_better=False)
 
 
 def _warnings(before: Result, after: Result) -> Iterator[str]:

@@ -18,13 +18,13 @@ from sd35.errors import Sd35Error
 
 BATCH_ROWS = (2, 8)
 _CELL_SETTINGS = {"backend", "precision", "max_batch_rows"}
-_ANY_FP8 = "fp8"  # stands for the device's own kind of FP8; each kind is a combination under its own name
+_ANY_FP8 = "fp8"  # stands for the device's own kind of FP8; each kind is a combination with its own name
 
 
 def run_matrix(session: Session, cells: Sequence[Cell], on_progress: OnProgress) -> Matrix:
-    """Run the closed loop of a session against each combination. Those that do not run get a reason."""
+    """Run the closed loop of a session against each combination. Combinations that do not run get a reason."""
     machine = this_machine()
-    session = _with_room(session, cells)
+    session = _with_admission_limit(session, cells)
     reference = Reference(session)
     each_s = duration_s(session.plan)
     measured: list[tuple[Cell, Result | None]] = []
@@ -45,16 +45,16 @@ def run_matrix(session: Session, cells: Sequence[Cell], on_progress: OnProgress)
 
 
 def combinations(session: Session, batch_rows: Sequence[int]) -> Iterator[Cell]:
-    """List all combinations, with the reason for those that are known not to run."""
+    """List all combinations. Those that are known not to run have a reason."""
     device: DeviceKind = "cuda" if gpus() and not session.settings.device.startswith("cpu") else "cpu"
     for backend, spec in BACKENDS.items():
-        here = spec.devices.get(device) or spec.devices.get("cpu")
+        options = spec.devices.get(device) or spec.devices.get("cpu")
         try:
             check_available(backend)
-            reason = None if here else "it computes on GPUs only, and none is found here (nvidia-smi lists none)"
+            reason = None if options else "it runs only on GPUs, and nvidia-smi lists none"
         except Sd35Error as error:
             reason = str(error)
-        precisions = (here or spec.devices["cuda"]).precisions
+        precisions = (options or spec.devices["cuda"]).precisions
         has_fp8_kinds = any(precision.startswith("fp8-") for precision in precisions)
         for precision in precisions:
             if precision == _ANY_FP8 and has_fp8_kinds:
@@ -67,11 +67,11 @@ def _report(on_progress: OnProgress, cell: str, start_s: float, activity: str, c
     on_progress(f"{cell}: {activity}", start_s + completed_s)
 
 
-def _with_room(session: Session, cells: Sequence[Cell]) -> Session:
+def _with_admission_limit(session: Session, cells: Sequence[Cell]) -> Session:
     """Give all servers the same admission limit, high enough that no client is refused."""
-    rooms = (cell.batch_rows + cell.batch_rows // 4 + 1 for cell in cells)
-    room = session.settings.max_in_flight or max(session.plan.clients, CONCURRENCY + 1, *rooms)
-    update = {"max_in_flight": room, "fallback": None}
+    limits = (cell.batch_rows + cell.batch_rows // 4 + 1 for cell in cells)
+    limit = session.settings.max_in_flight or max(session.plan.clients, CONCURRENCY + 1, *limits)
+    update = {"max_in_flight": limit, "fallback": None}
     return replace(session, settings=session.settings.model_copy(update=update))
 
 
@@ -97,7 +97,7 @@ def _measure_cell(
 
 
 def _combine(loads: Sequence[BackgroundLoad], machine: Machine) -> BackgroundLoad:
-    """Combine the background load of all runs: the mean during them, and otherwise the maximum."""
+    """Combine the background load of all runs: the mean of `during_cores`, and the maximum of the others."""
     return BackgroundLoad(
         before_cores=max((load.before_cores for load in loads), default=0.0),
         during_cores=round(fmean(load.during_cores for load in loads), 3) if loads else 0.0,

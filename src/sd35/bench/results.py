@@ -41,18 +41,18 @@ class Plan(Frozen):
 class ServerInfo(Frozen):
     """The server under test. `settings` and `models` are known for servers of this project.
 
-    `is_local`: whether its process was visible on this machine. If not, the result's machine is the client's.
+    `is_local` says whether its process was visible on this machine. If not, the result's machine is the client's.
     """
 
     dialect: str
-    url: str | None  # None: it was started for the run
+    url: str | None  # None if it was started for the run
     is_local: bool
     settings: dict[str, str] | None
     models: list[dict[str, Any]] | None
 
 
 class ColdStart(Frozen):
-    """Seconds from process start to ready, with the phases that the service reports, and of the first image then."""
+    """Seconds from process start to ready, of each phase that the service reports, and of the first image."""
 
     ready_s: float | None
     phases_s: dict[str, float]
@@ -60,7 +60,7 @@ class ColdStart(Frozen):
 
 
 class ClassResult(Frozen):
-    """Counts of one class of requests, or of all, and latencies in seconds of those that were completed."""
+    """Counts of the requests of one class, or of all classes, and latencies in seconds of the completed ones."""
 
     name: str
     completed: int
@@ -77,7 +77,7 @@ class ClassResult(Frozen):
 
 
 class RequestColumns(Frozen):
-    """All requests, by columns. `scheduled_s` counts from the start of the monitor."""
+    """All requests as columns of equal length. `scheduled_s` counts from the start of the monitor."""
 
     round: list[int]
     class_name: list[str]
@@ -198,10 +198,10 @@ class Matrix(Frozen):
     cells: list[Cell]
 
 
-def write(found: Result | Matrix, path: Path, page: str = "") -> None:
+def write(result: Result | Matrix, path: Path, page: str = "") -> None:
     """Write a result as JSON, and its page to the same name with `.html`. Raises InvalidSetting on an I/O error."""
     with _writing_to(path.parent):
-        path.write_text(found.model_dump_json() + "\n", encoding="utf-8")
+        path.write_text(result.model_dump_json() + "\n", encoding="utf-8")
         if page:
             path.with_suffix(".html").write_text(page, encoding="utf-8")
 
@@ -233,7 +233,9 @@ def read(path: Path) -> Result:
         raise InvalidSetting(f"{path} is not JSON: {error}; allowed: a file written by `sd35 bench --out`") from error
     version = content.get("format") if isinstance(content, dict) else None
     if version != FORMAT:
-        raise InvalidSetting(f"{path}: format: got {shown(version)}; allowed: {FORMAT!r}, of `sd35 bench --out`")
+        raise InvalidSetting(
+            f"{path}: format: got {shown(version)}; allowed: {FORMAT!r}, as written by `sd35 bench --out`"
+        )
     try:
         return Result.model_validate(content)
     except ValidationError as error:
@@ -241,5 +243,5 @@ def read(path: Path) -> Result:
 
 
 def peak(values: Sequence[int | None]) -> int | None:
-    """Return the largest known value, or None."""
+    """Return the largest known value, or None if none is known."""
     return max((value for value in values if value is not None), default=None)

@@ -41,7 +41,7 @@ class Target(NamedTuple):
         return LoadClient(self.server.url, self.dialect, self.key)
 
     def metrics(self) -> dict[str, float]:
-        """Fetch the server's metrics. Empty if it is not one of this project's."""
+        """Fetch the server's metrics. The result is empty if the server is not one of this project's."""
         if not self.dialect.has_metrics:
             return {}
         with http_client(self.server.url, self.headers) as http:
@@ -55,7 +55,7 @@ class Target(NamedTuple):
             with http_client(self.server.url, self.headers) as http:
                 models: list[dict[str, Any]] = http.get("/v1/models").json()["data"]
         except (httpx2.HTTPError, ValueError, KeyError):
-            return None  # another server with this project's interface for images
+            return None  # another kind of server with this project's image API
         return models
 
 
@@ -110,8 +110,8 @@ class LoadRunner:
         plan = self._plan
         first = await self._client.send(next(self._requests("first")))
         if plan.max_first_image_s is not None and first.latency_s > plan.max_first_image_s:
-            remedy = f"allowed: {plan.max_first_image_s:g}; raise --seconds"
-            raise MeasuringFailed(f"its first image took {first.latency_s:.1f} s; {remedy}")
+            remedy = f"allowed: {plan.max_first_image_s:g} s; raise --seconds"
+            raise MeasuringFailed(f"the first image took {first.latency_s:.1f} s; {remedy}")
         loop = closed_loop(self._client, self._requests("warm-up"), plan.clients, plan.warmup_s)
         warm_up = await self._timed("warm-up", loop, plan.warmup_s)
         if all(result.status != "completed" for result in (first, *warm_up.results)):
@@ -183,11 +183,11 @@ def measure(target: Target, workload: Workload, plan: Plan, monitor: Monitor, on
 
 async def generate_images(target: Target, requests: Sequence[BenchRequest], concurrency: int) -> list[bytes]:
     """Generate one image per request. Raises MeasuringFailed if a request is refused or fails."""
-    room = asyncio.Semaphore(concurrency)
+    slots = asyncio.Semaphore(concurrency)
     async with target.client() as client:
 
         async def generate(request: BenchRequest) -> ImageResponse:
-            async with room:
+            async with slots:
                 return await client.generate(request)
 
         responses = await asyncio.gather(*map(generate, requests))
@@ -224,7 +224,7 @@ def _memory(target: Target, monitor: Monitor) -> Memory:
 
 
 def _gpu(monitor: Monitor, measured: Measurements) -> Gpu:
-    """Summarise the GPU samples. Energy is that of the rounds, without start and warm-up."""
+    """Summarise the GPU samples. Energy counts only the rounds, without start and warm-up."""
     rounds = measured.spans[1:]
     energies = [
         sample.energy_j

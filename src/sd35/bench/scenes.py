@@ -1,4 +1,4 @@
-"""Scenes that the embedded model can draw: the prompt of each, and the objects its image has to show."""
+"""Scenes that the embedded model knows: the prompt of each, and the objects that its image must show."""
 
 from itertools import product
 from typing import NamedTuple

@@ -42,7 +42,7 @@ class Server(NamedTuple):
 
 
 class StartingServer(NamedTuple):
-    """A server process that is not ready yet. `start_s` is of `time.monotonic`."""
+    """A server process that is not ready yet. `start_s` is a time of `time.monotonic`."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -50,7 +50,7 @@ class StartingServer(NamedTuple):
     start_s: float
 
     def wait_until_ready(self) -> Server:
-        """Wait until /readyz answers 200. Raises MeasuringFailed with the server's error if it ends before."""
+        """Wait until /readyz answers 200. Raises MeasuringFailed with the server's error if it ends before that."""
         with http_client(self.url) as http:
             while not _is_ready(http):
                 self.check_running("did not start")
@@ -58,7 +58,7 @@ class StartingServer(NamedTuple):
         return Server(self.url, self.process.pid, time.monotonic() - self.start_s)
 
     def check_running(self, failure: str = "ended during the measurement") -> None:
-        """Raise MeasuringFailed with the server's error if it has ended."""
+        """Check that the server still runs. Raises MeasuringFailed with its last error if it has ended."""
         if self.process.poll() is not None:
             raise MeasuringFailed(f"the server {failure}: {error_line(self.log)}")
 
@@ -69,8 +69,8 @@ def start_server(command: Sequence[str], environment: Mapping[str, str] | None =
 
     Args:
         command: a command that takes `--port`, such as `serve_command(...)`.
-        environment: its environment variables. The default is this process's own without the settings of this
-            project, so that no database or image store of the user's takes part.
+        environment: the environment variables of the server. The default is this process's environment without the
+            settings of this project, so that the user's database and image store are not used.
     """
     if environment is None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
@@ -119,7 +119,7 @@ def serve_arguments(settings: Settings) -> list[str]:
 
 
 def reported_settings(settings: Settings) -> dict[str, str]:
-    """Return the same settings for a report, defaults included. The user's cache directory is left out."""
+    """Return the settings that shape the figures, for a report, defaults included. Leaves out the cache directory."""
     return {name: str(getattr(settings, name)) for name in _FORWARDED if name != "cache_dir"}
 
 
@@ -135,7 +135,7 @@ def _is_ready(http: httpx2.Client) -> bool:
 
 
 def check_reachable(url: str) -> None:
-    """Raise MeasuringFailed if nothing answers at an address. Any HTTP response will do."""
+    """Check that a server answers at an address, with any HTTP response. Raises MeasuringFailed if not."""
     try:
         httpx2.get(url, timeout=_HTTP_TIMEOUT_S, trust_env=False)
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
@@ -143,7 +143,7 @@ def check_reachable(url: str) -> None:
 
 
 def pid_at(url: str) -> int | None:
-    """Return the process that listens at an address of this machine, or None if it cannot be known."""
+    """Return the id of the process that listens at an address of this machine, or None if it is unknown."""
     address = urlsplit(url)
     if address.hostname not in {"127.0.0.1", "localhost", "::1"}:
         return None
@@ -157,7 +157,7 @@ def pid_at(url: str) -> int | None:
 
 
 def fetch_metrics(http: httpx2.Client) -> dict[str, float]:
-    """Fetch a server's metrics by name and labels. Empty if the server has none."""
+    """Fetch a server's metrics by name and labels. The result is empty if the server has none."""
     with suppress(httpx2.HTTPError):
         response = http.get("/metrics")
         if response.status_code == httpx2.codes.OK:
@@ -171,7 +171,7 @@ def parse_metrics(text: str) -> dict[str, float]:
 
 
 def free_port() -> int:
-    """Return a port that was free a moment ago."""
+    """Return a port that no process uses at the moment."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
@@ -185,7 +185,7 @@ def error_line(log: Path) -> str:
 
 
 def stop_process(process: subprocess.Popen[Any]) -> None:
-    """Terminate the leader of a session, then kill what is left of the session: LitServe leaves its workers behind."""
+    """Terminate the leader of a session, then kill its remaining processes: LitServe leaves its workers behind."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(_STOP_TIMEOUT_S)

@@ -20,17 +20,17 @@ from sd35.checkpoints.registry import EMBEDDED
 from sd35.errors import MeasuringFailed
 from sd35.settings import Settings
 
-_BEFORE_S = 1.0  # how long other processes are observed before the measurement
+_BEFORE_S = 1.0  # time for which other processes are observed before the measurement
 _FIRST_SEED = 20_000
-CONCURRENCY = 4  # for the compared images: they are generated in batches, as under load
+CONCURRENCY = 4  # requests for the compared images: they are generated in batches, as under load
 
 
 @dataclass(frozen=True)
 class Session:
-    """What to measure, and how.
+    """The server to measure, the load, and the reference for its images.
 
     `url` is the address of a running server; without it, a server is started with `settings`. `reference` is the
-    backend whose images are the standard of quality, or "none".
+    backend that generates the reference images, or "none".
     """
 
     settings: Settings
@@ -113,7 +113,7 @@ def run_session(session: Session, on_progress: OnProgress, reference: Reference 
 
 @contextmanager
 def _monitored_target(session: Session, on_progress: OnProgress) -> Iterator[tuple[Target, Monitor]]:
-    """Yield a ready server and its monitor. The monitor of a server that is started here covers the start."""
+    """Yield a ready server and its monitor. If the server is started here, the monitor covers its start."""
     dialect = dialect_of(session.dialect)
     if session.url:
         check_reachable(session.url)

@@ -28,7 +28,7 @@ _VAE: Config = {
 
 
 def _mmdit(layers: int, position_side: int, dual_attention_layers: tuple[int, ...] = ()) -> Config:
-    """Configure an MMDiT, which has as many heads as layers, each of 64 channels (SD3 paper, section 5.3)."""
+    """Configure an MMDiT, which has as many heads as layers, and 64 channels per head (SD3 paper, section 5.3)."""
     return {
         "num_layers": layers, "num_attention_heads": layers, "attention_head_dim": 64,
         "caption_projection_dim": 64 * layers, "joint_attention_dim": 4096, "pooled_projection_dim": 2048,
@@ -39,7 +39,7 @@ def _mmdit(layers: int, position_side: int, dual_attention_layers: tuple[int, ..
 
 @dataclass(frozen=True)
 class Architecture:
-    """The configurations of a checkpoint's five networks, and the values of its card that differ from the defaults."""
+    """The configurations of a checkpoint's five networks. `card` has the non-default values of its card."""
 
     transformer: Config
     card: Config = field(default_factory=dict)

@@ -1,8 +1,8 @@
 """A cache of folders that are built from a checkpoint, such as graphs and engines.
 
 Each folder has a manifest with its key, which determines the content, and the checksums of its files. A folder counts
-as built only if its key and its files match. A reader may know fewer fields of the key than the builder; the fields
-that it knows must all match.
+as built only if its key and its files match. A reader may pass fewer fields of the key than the builder; all of them
+must match.
 """
 
 import hashlib
@@ -18,18 +18,18 @@ from sd35.errors import BuildFailed
 from sd35.parsing import read_json
 
 Key: TypeAlias = Mapping[str, Any]
-"""JSON values by name that determine a folder's content."""
+"""The JSON values, by name, that determine a folder's content."""
 
 MANIFEST = "manifest.json"
 
 
 def build_root(cache_dir: Path, checkpoint: Checkpoint) -> Path:
-    """Return the directory of all builds of a checkpoint's revision."""
+    """Return the directory for all builds of a checkpoint's revision."""
     return cache_dir / "compiled" / f"{checkpoint.name}-{checkpoint.revision[:16]}"
 
 
 def is_built(folder: Path, key: Key, *, verify_checksums: bool = False) -> bool:
-    """Return whether a folder is complete and matches the key; by default, only file sizes are compared."""
+    """Return whether a folder is complete and matches the key. By default, checks file sizes but not checksums."""
     try:
         manifest = read_json(folder / MANIFEST)
         if {**manifest["key"], **json.loads(json.dumps(key))} != manifest["key"]:
@@ -44,7 +44,7 @@ def is_built(folder: Path, key: Key, *, verify_checksums: bool = False) -> bool:
 
 
 def read_key(folder: Path) -> Key:
-    """Return the complete key of a folder that `is_built`."""
+    """Return all fields of a folder's key. The folder must be built."""
     key: Key = read_json(folder / MANIFEST)["key"]
     return key
 
@@ -59,14 +59,14 @@ def fingerprint_of(folder: Path) -> str | None:
 
 
 def build(folder: Path, key: Key, write: Callable[[Path], None]) -> bool:
-    """Build a folder unless it is built already, and return whether it was built now.
+    """Build a folder unless it is already built. Return whether it was built by this call.
 
     `write` fills a temporary folder, which replaces `folder` when it is complete. If several processes build the same
     folder, one does it and the others wait. An error in `write` leaves `folder` unchanged.
 
     Raises BuildFailed if the folder cannot be written.
     """
-    if is_built(folder, key, verify_checksums=True):  # before any write, for read-only caches
+    if is_built(folder, key, verify_checksums=True):  # before locking, which a read-only cache does not allow
         return False
     try:
         return _build(folder, key, write)
@@ -81,7 +81,8 @@ def _build(folder: Path, key: Key, write: Callable[[Path], None]) -> bool:
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if is_built(folder, key, verify_checksums=True):
             return False
-        temporary = folder.with_name(f".{folder.name}.incomplete")  # a leftover, if any: this process has the lock
+        # If it exists, an earlier build was interrupted: nobody else writes it while this process has the lock.
+        temporary = folder.with_name(f".{folder.name}.incomplete")
         _remove(temporary)
         temporary.mkdir()
         try:
@@ -119,7 +120,7 @@ def _write_manifest(folder: Path, key: Key) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Write a file to the disk, so that a crash after the rename never leaves empty files."""
+    """Flush a file to the disk, so that a crash after the rename cannot leave an empty file."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

@@ -18,8 +18,8 @@ _Fraction = Annotated[float, Field(ge=0, le=1)]
 class SkipLayers:
     """Settings of skip-layer guidance.
 
-    `layers` are the transformer layers to skip, counted from 0. Of N steps, counted from 0, guidance applies to those
-    strictly between `N * start` and `N * stop`, as in Diffusers.
+    `layers` are the indices of the transformer layers to skip, counted from 0. With N steps, counted from 0, guidance
+    applies to the steps strictly between `N * start` and `N * stop`, as in Diffusers.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -36,12 +36,12 @@ class Card:
 
     Attributes:
         max_sequence_length: The length of T5's input in tokens.
-        side_px: The smallest and largest side that the model generates.
+        side_px: The smallest and largest side of an image that the model can generate.
         native_pixels: The number of pixels at which larger images are generated if `enlarges` is set.
-        enlarges: Whether an image with a side above `side_px` is generated at `native_pixels`, with the same aspect
-            ratio, and then enlarged. Only small test models do this.
-        skip_layers: None if the model is not meant for skip-layer guidance. SD3.5 Medium's published model card has
-            layers 7, 8 and 9, scale 2.8, and 0.01 to 0.2.
+        enlarges: Whether an image with a side above `side_px` is generated at `native_pixels` with the same aspect
+            ratio, and then enlarged. Only for small test models.
+        skip_layers: None if skip-layer guidance is not recommended for the model. The published model card of SD3.5
+            Medium recommends layers 7, 8 and 9, a scale of 2.8, start 0.01 and stop 0.2.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")

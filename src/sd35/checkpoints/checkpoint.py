@@ -18,14 +18,14 @@ from sd35.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A directory in the Diffusers layout, or NVIDIA's graphs and such a directory for all other files.
+    """A directory in the Diffusers layout, or NVIDIA's graphs with such a directory for all other files.
 
     Attributes:
         name: The model name that requests use.
-        directory: The directory in the Diffusers layout. With `graphs`, that of the base checkpoint.
+        directory: The directory in the Diffusers layout. With `graphs`, it is that of the base checkpoint.
         files: Weight files that replace those of the directory: single files and text encoders.
-        graphs: NVIDIA's graphs. If set, they hold all weights.
-        asked: The name or path that the checkpoint was opened with.
+        graphs: NVIDIA's graphs. If set, all weights come from them.
+        opened_as: The name or path that the checkpoint was opened with.
     """
 
     name: str
@@ -33,13 +33,13 @@ class Checkpoint:
     card: Card
     files: tuple[Path, ...] = ()
     graphs: OfficialGraphs | None = None
-    asked: str = ""
+    opened_as: str = ""
 
     @cached_property
     def revision(self) -> str:
-        """SHA-256 over the card, and over the names and contents of weights, configurations and tokenizers.
+        """SHA-256 of the card, and of the names and contents of weights, configurations and tokenizers.
 
-        Exported graphs in the directory do not count. Raises CheckpointError if a file cannot be read.
+        It does not cover exported graphs in the directory. Raises CheckpointError if a file cannot be read.
         """
         try:
             return self._compute_revision()
@@ -81,9 +81,9 @@ class Checkpoint:
         return weights_in(self.directory, part)
 
     def _identify_clip(self, file: Path, weights: dict[str, Weight]) -> str:
-        """Tell which CLIP a file holds by its width; by the file name if both are equally wide.
+        """Identify the CLIP in a file by its width, or by the file name if both have the same width.
 
-        The published CLIPs differ in width.
+        The two published CLIPs have different widths. Raises CheckpointError if neither width matches.
         """
         width = weights["text_model.embeddings.token_embedding.weight"].stored.shape[-1]
         widths = {part: self.config(part)["hidden_size"] for part in ("text_encoder", "text_encoder_2")}
@@ -96,9 +96,9 @@ class Checkpoint:
         return fitting[0]
 
     def config(self, part: str, file: str = "config.json") -> dict[str, Any]:
-        """Read a part's configuration, in the form in which Diffusers writes it.
+        """Read a part's configuration file.
 
-        Raises CheckpointError if it cannot be read. Looking up a key that is missing raises CheckpointError too.
+        Raises CheckpointError if it cannot be read. Looking up a missing key in the result raises CheckpointError too.
         """
         return read_config(self.directory / part / file)
 
@@ -108,9 +108,9 @@ def _is_identity(path: Path) -> bool:
 
 
 def _sha256(path: Path) -> str:
-    """SHA-256 of a file.
+    """Return a file's SHA-256.
 
-    Hugging Face's cache names weights by their SHA-256 and links to them, so a link saves reading the file.
+    Hugging Face's cache names large files by their SHA-256, so a link to one has the checksum in its target.
     """
     if path.is_symlink() and re.fullmatch("[0-9a-f]{64}", name := path.readlink().name):
         return name

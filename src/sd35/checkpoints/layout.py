@@ -1,7 +1,7 @@
 """The files that make up a checkpoint in a directory or a repository in the Diffusers layout.
 
 Repositories hold other files too: the same weights as `.fp16` files, as one file for other programs, or as pickles,
-which execute code when they are loaded. Such files are never downloaded, and do not count for a checkpoint's identity.
+which execute code when they are loaded. Such files are never downloaded and do not affect a checkpoint's revision.
 """
 
 import re
@@ -29,8 +29,8 @@ _SHARD = re.compile(r"-[0-9]{5}-of-[0-9]{5}\.safetensors\Z")
 def checkpoint_files(paths: Iterable[str]) -> list[str]:
     """Select the paths that belong to a checkpoint, sorted.
 
-    If a part has both a single weight file and shards, only the single file is selected: Diffusers and Transformers
-    read that one.
+    If a part has both a single weight file and shards, only the single file is selected, as in Diffusers and
+    Transformers.
     """
     files = sorted(path for path in paths if _belongs(PurePosixPath(path)))
     unsharded = {folder for folder, stem in _WEIGHTS.items() if f"{folder}/{stem}.safetensors" in files}
@@ -38,12 +38,12 @@ def checkpoint_files(paths: Iterable[str]) -> list[str]:
 
 
 def missing_files(directory: Path) -> list[str]:
-    """List the files that a directory lacks to be a complete checkpoint, as relative paths."""
-    always = ["model_index.json", "scheduler/scheduler_config.json"]
-    always += [f"{folder}/config.json" for folder in _WEIGHTS]
-    always += [f"{folder}/tokenizer_config.json" for folder in _TOKENIZERS]
+    """List the files that are missing for a complete checkpoint, as paths relative to the directory."""
+    required = ["model_index.json", "scheduler/scheduler_config.json"]
+    required += [f"{folder}/config.json" for folder in _WEIGHTS]
+    required += [f"{folder}/tokenizer_config.json" for folder in _TOKENIZERS]
     weights = [path for folder in _WEIGHTS for path in weight_files(directory, folder)]
-    return [path for path in (*always, *weights) if not (directory / path).is_file()]
+    return [path for path in (*required, *weights) if not (directory / path).is_file()]
 
 
 def _belongs(path: PurePosixPath) -> bool:
@@ -63,9 +63,9 @@ def _is_sharded(path: str) -> bool:
 
 
 def weight_files(directory: Path, folder: str) -> list[str]:
-    """List a part's weight files as relative paths, whether they exist or not.
+    """List a part's weight files as relative paths. They may not exist.
 
-    If the part's index is not valid, the numbers of its shards are unknown, and `*` stands for them.
+    If the part's index is not valid, its shards are unknown, and the path has `*` in place of their numbers.
     """
     try:
         shards = weight_map(directory, folder)
@@ -93,7 +93,7 @@ def weight_map(directory: Path, folder: str) -> dict[str, str] | None:
     if not isinstance(shards, dict):
         raise CheckpointError(f"{index}: expected a weight_map of parameters and shards, found {shown(shards)}")
     for name, shard in shards.items():
-        # A file of another name would not count for the checkpoint's identity, and could lie outside its directory.
+        # A file of another name would not be part of the checkpoint's revision, and could be outside its directory.
         if not (isinstance(shard, str) and _SHARD.sub("", shard) == stem):
             allowed = f"{stem}-00001-of-00002.safetensors and the like"
             raise CheckpointError(f"{index}: weight_map: {shown(name)}: got {shown(shard)}; allowed: {allowed}")

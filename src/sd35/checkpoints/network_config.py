@@ -1,4 +1,4 @@
-"""Read the JSON files of a checkpoint's parts, and validate the fields that this project uses."""
+"""Read the JSON files of a checkpoint's parts and validate the fields that this project uses."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,13 +28,13 @@ _UsedFields = create_model("_UsedFields", **_FIELDS)  # the fields of configurat
 
 
 class Config(dict[str, Any]):
-    """A configuration. Looking up a key that is missing raises CheckpointError, not KeyError."""
+    """A configuration. Looking up a missing key raises CheckpointError instead of KeyError."""
 
     def __init__(self, values: Mapping[str, Any], file: Path) -> None:
         super().__init__(values)
         self._file = file
 
-    def __missing__(self, name: str) -> Any:  # noqa: ANN401  it never returns
+    def __missing__(self, name: str) -> Any:  # noqa: ANN401  it always raises
         raise CheckpointError(f"{self._file}: {name} is missing")
 
 
@@ -49,7 +49,7 @@ def read_config(file: Path) -> Config:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """Read a JSON object from a file. Raises CheckpointError if the file cannot be read or holds something else."""
+    """Read a JSON object from a file. Raises CheckpointError if the file cannot be read or contains another value."""
     try:
         content = read_json(file)
     except (OSError, ValueError) as error:

@@ -26,7 +26,9 @@ class Network:
     Attributes:
         values: The number of parameters.
         largest_layer: The number of parameters in the largest layer.
-        stored_as: The precision of the files; for other formats, a safetensors type or "an ONNX graph".
+        stored_bytes: The size of the files.
+        stored_as: The precision of the files; for others, the safetensors type, or "an ONNX graph".
+        config: The network's configuration.
     """
 
     values: int
@@ -38,7 +40,10 @@ class Network:
 
 @dataclass(frozen=True)
 class NetworkSizes:
-    """A checkpoint's networks by the name of their directory. The onnx backend needs `has_graphs`."""
+    """The sizes of a checkpoint's networks, by the names of their directories.
+
+    `has_graphs` tells whether ONNX graphs exist, which some backends need.
+    """
 
     name: str
     card: Card
@@ -56,10 +61,10 @@ def network_sizes_on_disk(checkpoint: Checkpoint) -> NetworkSizes:
 
 
 def network_sizes_by_name(entry: RegisteredCheckpoint) -> NetworkSizes:
-    """Return the sizes of a registered checkpoint without its files. Raises CheckpointError if they are unknown."""
+    """Return the sizes of a registered checkpoint that is not on disk. Raises CheckpointError if they are unknown."""
     if entry.name not in ARCHITECTURES or not entry.files:
         raise CheckpointError(
-            f"{entry.name} is not on disk, and its shapes are unknown; fetch it with: sd35 pull {entry.name}"
+            f"{entry.name} is not on disk, and its shapes are unknown; download it with: sd35 pull {entry.name}"
         )
     architecture, networks = ARCHITECTURES[entry.name], {}
     for name in NETWORKS:
@@ -71,9 +76,9 @@ def network_sizes_by_name(entry: RegisteredCheckpoint) -> NetworkSizes:
 
 
 def _network_of_graph(checkpoint: Checkpoint, graphs: OfficialGraphs, name: str) -> Network:
-    """Estimate the parameters from the size of the files, at two bytes a parameter.
+    """Estimate the number of parameters from the size of the files, at two bytes per parameter.
 
-    The transformer is counted from its shapes: in FP8, some parameters take one byte.
+    For the transformer, count them from its shapes, because in FP8 some parameters take one byte.
     """
     config = checkpoint.config(name)
     stored = sum(path.stat().st_size for path in graphs.path(name).parent.iterdir() if path.is_file())
@@ -84,9 +89,9 @@ def _network_of_graph(checkpoint: Checkpoint, graphs: OfficialGraphs, name: str)
 def blocks_values(config: Mapping[str, Any]) -> int:
     """Count the parameters in the matrices of an MMDiT's blocks (SD3 paper, section 4).
 
-    In squares of the network's width, a block has 6 for modulation, 4 for attention and 8 for the feed-forward layer,
-    for the image and the text each. A second attention adds 3 for modulation and 4. The last block's text stream ends
-    in the attention.
+    All numbers are multiples of the squared width. A block has 6 for modulation, 4 for attention and 8 for the
+    feed-forward layer, both for the image and for the text. A second attention adds 3 for modulation and 4. The last
+    block's text stream ends in the attention.
     """
     width = config["num_attention_heads"] * config["attention_head_dim"]
     last, each, dual = 6 + 4 + 8 + 2 + 3, 36, 7
@@ -95,9 +100,9 @@ def blocks_values(config: Mapping[str, Any]) -> int:
 
 
 def _transformer_values(config: Mapping[str, Any]) -> int:
-    """Count the parameters in all matrices of an MMDiT, 99 % of the total.
+    """Count the parameters in all matrices of an MMDiT, which are 99 % of the total.
 
-    Embeddings of time and text and the last norm take about 4 squares of the width.
+    The embeddings of time and text, and the last norm, have about 4 times the squared width.
     """
     width = config["num_attention_heads"] * config["attention_head_dim"]
     inputs = config["pos_embed_max_size"] ** 2 + config["joint_attention_dim"] + config["pooled_projection_dim"]
@@ -121,7 +126,7 @@ def _network_on_disk(checkpoint: Checkpoint, name: str) -> Network:
 
 
 def _largest_layer(name: str, config: Mapping[str, Any]) -> int:
-    """Count the parameters of the largest layer, the minimum on the device when layers are loaded one at a time."""
+    """Count the parameters of the largest layer. With sequential offload, only one layer is on the device."""
     if name == "vae":
         return int(max(config["block_out_channels"]) ** 2 * 9)  # a convolution of 3 x 3
     if name == "transformer":

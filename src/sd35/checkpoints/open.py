@@ -27,11 +27,11 @@ def open_checkpoint(
     """Open a checkpoint: a registered name, a directory in the Diffusers layout or NVIDIA's, or a single file.
 
     Args:
-        name_or_path: A name always means the registered checkpoint at its revision; `./sd3.5-medium` is a directory.
+        name_or_path: A registered name always opens the registered revision. `./sd3.5-medium` is a directory.
         registry_file: The user's file of registered checkpoints.
         weights: Files that are read instead of the checkpoint's own weights.
-        base_checkpoint: A registered name, or a directory in the Diffusers layout. Single files and NVIDIA's graphs
-            take configurations and tokenizers from it, and single files also the parts that they lack. For a single
+        base_checkpoint: A registered name, or a directory in the Diffusers layout. It provides configurations and
+            tokenizers for single files and NVIDIA's graphs, and for single files also missing parts. For a single
             file, the default is the registered checkpoint of the same architecture.
         transformer: Which of NVIDIA's transformer graphs to read.
 
@@ -43,10 +43,10 @@ def open_checkpoint(
         files = tuple(path.expanduser().resolve() for path in weights)
         checkpoint = _open_name(name_or_path, registry_file, files)
         checkpoint = checkpoint or _open_path(name_or_path, registry_file, files, base_checkpoint, transformer)
-    except (OSError, RuntimeError) as error:  # RuntimeError: from `expanduser`, and from links that form a circle
+    except (OSError, RuntimeError) as error:  # RuntimeError: from `expanduser`, and from circular links
         reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(f"{shown(name_or_path)} cannot be opened: {reason}") from error
-    return replace(checkpoint, asked=name_or_path)
+    return replace(checkpoint, opened_as=name_or_path)
 
 
 def _open_name(
@@ -76,8 +76,10 @@ def _open_path(
     if path.is_file():
         return _open_entry(registry[_identify(path)], path.stem, (path, *files))
     if not path.is_dir():
-        names = ", ".join(map(repr, (EMBEDDED, *registry)))
-        raise CheckpointError(f"{location!r} is neither a directory, nor a file, nor one of {names}")
+        names = ", ".join((EMBEDDED, *registry))
+        raise CheckpointError(
+            f"checkpoint: got {location!r}; allowed: an existing directory or file, or one of {names}"
+        )
     return _open_directory(path, path.name, Card(), files)
 
 
@@ -86,8 +88,8 @@ def _open_graphs(
 ) -> Checkpoint:
     if base_checkpoint is None:
         raise CheckpointError(
-            f"{graphs.directory} has no tokenizers and configurations; give a base checkpoint that has them, a"
-            " registered name or a directory in the Diffusers layout: --base-checkpoint (SD35_BASE_CHECKPOINT)"
+            f"{graphs.directory} has no tokenizers and configurations; name a checkpoint that has them with"
+            " --base-checkpoint (SD35_BASE_CHECKPOINT): a registered name or a directory in the Diffusers layout"
         )
     path = Path(base_checkpoint).expanduser().resolve()
     base = _open_name(base_checkpoint, registry_file, needs_weights=False)
@@ -108,15 +110,16 @@ def _open_entry(
     if missing:
         listed = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         state = f"incomplete on disk: {listed} missing" if directory.is_dir() else "not on disk"
-        purpose = "" if name == entry.name else f", from which {name} takes the parts that its file lacks,"
-        raise CheckpointError(f"{entry.name}{purpose} is {state}; fetch it with: sd35 pull {entry.name}")
+        purpose = "" if name == entry.name else f", needed for the parts that the file of {name} lacks,"
+        raise CheckpointError(f"{entry.name}{purpose} is {state}; download it with: sd35 pull {entry.name}")
     return _open_directory(directory, name, entry.card, files)
 
 
 def _identify(file: Path) -> str:
-    """Find the built-in checkpoint of a single file's architecture.
+    """Return the name of the built-in checkpoint with a single file's architecture.
 
-    Turbo has the shapes of Large, so the file name tells them apart.
+    Large and Turbo have the same shapes and are distinguished by the file name. Raises CheckpointError if no built-in
+    checkpoint has this architecture.
     """
     parts = weights_of_file(file)
     transformer = parts.get("transformer", {})

@@ -1,4 +1,4 @@
-"""Checkpoints that can be opened by name: those of `registry.toml`, and of the user's file in the same format."""
+"""The checkpoints that can be opened by name: those in `registry.toml`, and those in the user's file."""
 
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,8 +22,8 @@ class RegisteredCheckpoint:
 
     Attributes:
         revision: A commit. A branch or a tag could move to other files.
-        files: The weight files and their sizes in bytes. They give the size before the hub is asked; a download uses
-            the hub's own list.
+        files: The weight files and their sizes in bytes, for estimates without the hub. A download uses the hub's own
+            list.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -36,7 +36,7 @@ class RegisteredCheckpoint:
 
     @property
     def size_bytes(self) -> int | None:
-        """The total size of the weights, or None if the entry does not list them."""
+        """The total size of the weights in bytes, or None if the entry does not list them."""
         return sum(self.files.values()) or None
 
 
@@ -58,7 +58,7 @@ def find_registered(name: str, registry_file: Path | None) -> RegisteredCheckpoi
     """Look up a registered checkpoint. Raises InvalidSetting if the name is not registered."""
     registry = load_registry(registry_file)
     if name not in registry:
-        raise InvalidSetting(f"NAME: got {name!r}; allowed: {', '.join(registry)}, and those of SD35_REGISTRY")
+        raise InvalidSetting(f"NAME: got {name!r}; allowed: {', '.join(registry)}, or a name in the file of --registry")
     return registry[name]
 
 
@@ -70,7 +70,9 @@ def _built_in() -> dict[str, RegisteredCheckpoint]:
 def _read(path: Path) -> dict[str, RegisteredCheckpoint]:
     try:
         content = read_toml(path)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InvalidSetting(f"registry: {path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
         raise InvalidSetting(f"registry: {path} cannot be read as TOML: {error}") from error
     named = {name: {**entry, "name": name} if isinstance(entry, dict) else entry for name, entry in content.items()}
     try:

@@ -1,4 +1,4 @@
-"""The three tokenizers of a checkpoint. They give the same token ids as Diffusers."""
+"""The three tokenizers of a checkpoint. Their token ids are equal to those of Diffusers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from sd35.parsing import shown
 
 _Array: TypeAlias = np.ndarray[Any, Any]
 _CLIP_WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
-_PROBE = "a cat \N{SNOWMAN}"  # common words, and a character that few vocabularies have
+_PROBE = "a cat \N{SNOWMAN}"  # common words, and a character that is in few vocabularies
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -30,10 +30,10 @@ class Tokenizers:
     """The tokenizers of one checkpoint: `tokenizer` (CLIP-L), `tokenizer_2` (CLIP-G), `tokenizer_3` (T5)."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """Raises CheckpointError if a tokenizer's files are missing or cannot be read."""
+        """Read the tokenizers. Raises CheckpointError if a file is missing or cannot be read."""
         clip_length = _settings_of(checkpoint, "tokenizer").get("model_max_length", 77)
         self._clip_l = _open(checkpoint, "tokenizer", clip_length)
-        self._clip_g = _open(checkpoint, "tokenizer_2", clip_length)  # Diffusers uses the first length for both
+        self._clip_g = _open(checkpoint, "tokenizer_2", clip_length)  # Diffusers uses the length of the first for both
         self._t5 = _open(checkpoint, "tokenizer_3", checkpoint.card.max_sequence_length)
 
     def encode(self, prompts: Sequence[str]) -> TokenIds:
@@ -41,11 +41,11 @@ class Tokenizers:
         return TokenIds(_ids(self._clip_l, prompts), _ids(self._clip_g, prompts), _ids(self._t5, prompts))
 
     def is_truncated(self, prompt: str) -> bool:
-        """Return whether a prompt exceeds the length of T5, the longest of the three."""
+        """Return whether a prompt is longer than T5's input, the longest of the three."""
         return bool(self._t5.encode(prompt).overflowing)
 
     def tokens(self, prompt: str) -> int:
-        """Count the tokens that T5 reads of a prompt, including the end token."""
+        """Count the tokens of a prompt that T5 reads, including the end token."""
         return sum(self._t5.encode(prompt).attention_mask)
 
 
@@ -60,7 +60,7 @@ def _open(checkpoint: Checkpoint, part: str, length: int) -> Tokenizer:
     except CheckpointError:
         raise
     except BaseException as error:
-        # The library raises plain Exception for any mistake; its panics derive from BaseException alone.
+        # The library raises plain Exception for all errors. Its panics derive only from BaseException.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise CheckpointError(f"{directory}: the tokenizer cannot be read: {error}") from error
@@ -78,7 +78,7 @@ def _read(directory: Path, settings: dict[str, Any], length: int) -> Tokenizer:
         raise CheckpointError(f"{directory}: the pad token {shown(pad)} is not in the vocabulary")
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding(length=length, pad_id=pad_id, pad_token=pad)
-    tokenizer.encode(_PROBE)  # some invalid files fail only here
+    tokenizer.encode(_PROBE)  # some invalid files only fail when a text is encoded
     return tokenizer
 
 
@@ -111,9 +111,9 @@ def _settings_of(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
 
 
 def _added_tokens(settings: dict[str, Any]) -> list[AddedToken]:
-    """Return the tokens that are matched in the text before any other step, with their flags if specified.
+    """Return the tokens that are matched in a text before all other steps.
 
-    The pad token is one of them. CLIP-G pads with "!", so a "!" in a prompt becomes padding, as in Diffusers.
+    The pad token is one of them. CLIP-G's is "!", so a "!" in a prompt becomes padding, as in Diffusers.
     """
     specified = settings.get("added_tokens_decoder", {}).values()
     flags = {entry["content"]: entry for entry in specified}

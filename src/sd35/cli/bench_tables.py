@@ -8,6 +8,7 @@ from sd35.bench.report.formatting import (
     CLASS_COLUMNS,
     cell_figures,
     class_rows,
+    counted,
     describe_load,
     describe_matrix,
     describe_models,
@@ -28,7 +29,7 @@ def show(result: Result | Matrix, console: Console) -> None:
 
 
 def _show_run(result: Result, console: Console) -> None:
-    """Print the figures of each load and class, then the other facts."""
+    """Print the figures of each load and class, then the facts about the run."""
     console.print(f"{describe_models(result)}, {describe_server(result)}", markup=False)
     console.print(result.background.description, style="bold red" if result.background.is_busy else "dim", markup=False)
     for load in result.loads:
@@ -36,7 +37,7 @@ def _show_run(result: Result, console: Console) -> None:
         console.print(describe_load(load, result.plan), style="bold", markup=False)
         console.print(_latencies(load))
         for message, count in load.errors.items():
-            console.print(f"  {count} times: {message}", style="yellow", markup=False)
+            console.print(f"  {counted(count, 'time')}: {message}", style="yellow", markup=False)
     console.print()
     for name, text in facts(result):
         console.print(f"{name:<12}{text}", markup=False)
@@ -52,13 +53,13 @@ def _latencies(load: LoadResult) -> Table:
 
 
 def _show_matrix(matrix: Matrix, console: Console) -> None:
-    """Print a row for each combination, with its ratio to the first that ran."""
+    """Print a row for each combination, with its ratios to the first one that ran."""
     console.print(f"{', '.join(matrix.checkpoints)}: {describe_matrix(matrix)}", markup=False)
     console.print(matrix.background.description, style="bold red" if matrix.background.is_busy else "dim", markup=False)
     ran = [(cell, cell_figures(matrix, cell)) for cell in matrix.cells if not cell.skip_reason]
     table = Table("backend", box=None, padding=(0, 1, 0, 0))
     table.add_column("rows", justify="right")
-    columns = [name for name in (ran[0][1] if ran else {}) if name != "row-steps/s"]  # to fit into 80 characters
+    columns = [name for name in (ran[0][1] if ran else {}) if name != "row-steps/s"]  # to fit in 80 columns
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for cell, figures in ran:
@@ -83,11 +84,11 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
         previous = row.load
     console.print(table)
     for warning in comparison.warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False)
+        console.print(f"WARNING: {warning}", style="yellow", markup=False)
 
 
 def as_dict(comparison: Comparison) -> dict[str, object]:
-    """Return a comparison as JSON for scripts."""
+    """Return a comparison as data for JSON."""
     names = ("load", "figure", "before", "after", "ratio", "differs", "verdict")
     rows = [
         {name: getattr(row, name) for name in names}

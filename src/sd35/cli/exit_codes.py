@@ -1,6 +1,6 @@
-"""The end of a command that fails: an exit code, and at most one line on stderr.
+"""How a command that fails ends: with an exit code, and at most one line on stderr.
 
-This module is imported before everything else of the command line, so it imports nothing of this project at its top.
+This module is imported before the rest of the command line, so it imports nothing of this project at the top.
 """
 
 import errno
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-INTERRUPTED = 130  # as a shell reports a program that SIGINT ended: 128 + 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
-# Errors that the system causes, not a defect of this project: permissions, disks, limits.
+# Errors of the operating system that are not defects of this project: permissions, disks, limits.
 _SYSTEM_ERRNOS = frozenset(
     {
         errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE,
@@ -23,7 +23,7 @@ _SYSTEM_ERRNOS = frozenset(
 
 @contextmanager
 def exit_when_interrupted() -> Iterator[None]:
-    """Exit with 130 on Ctrl-C, even if a library turned the KeyboardInterrupt into its own exception."""
+    """Exit with 130 on Ctrl-C, even if a library turned the KeyboardInterrupt into an exception of its own."""
     try:
         yield
     except (KeyboardInterrupt, Exception) as error:
@@ -34,13 +34,13 @@ def exit_when_interrupted() -> Iterator[None]:
 
 @contextmanager
 def errors_as_lines() -> Iterator[None]:
-    """Turn this project's errors, and errors of the system, into one line and an exit code.
+    """Turn errors of this project and of the operating system into one line and an exit code.
 
-    Other exceptions pass. Flushes stdout at the end, so that an output that cannot be written is such an error too.
+    Other exceptions pass. Flushes stdout at the end, so that output that cannot be written is such an error too.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # file names may not be valid UTF-8
+            stream.reconfigure(errors="backslashreplace")  # file names may be invalid UTF-8
     from sd35.errors import Sd35Error
 
     try:
@@ -52,9 +52,9 @@ def errors_as_lines() -> Iterator[None]:
     except Sd35Error as error:
         from sd35.telemetry.logs import printable
 
-        _end(printable(str(error), keep="\n"), error.exit_code)  # it may quote a server or a file
+        _end(printable(str(error), keep="\n"), error.exit_code)  # it may quote text of a server or a file
     except BrokenPipeError:
-        _end(None, 1)  # the reader of the output has closed it, as `head` does
+        _end(None, 1)  # the reader has closed the pipe, as `head` does
     except OSError as error:
         if error.errno not in _SYSTEM_ERRNOS:
             raise
@@ -63,7 +63,7 @@ def errors_as_lines() -> Iterator[None]:
 
 
 def _end(line: str | None, code: int) -> None:
-    """Print a line to stderr, if possible, and exit."""
+    """Print a line to stderr if possible, and exit."""
     if line and sys.stderr:
         with suppress(OSError):
             print(f"sd35: {line}", file=sys.stderr, flush=True)
@@ -73,7 +73,7 @@ def _end(line: str | None, code: int) -> None:
 
 
 def _discard_if_unwritable(stream: TextIO | None) -> None:
-    """Redirect a stream that cannot be flushed to the null device; Python would change the exit code over it."""
+    """Redirect a stream that cannot be flushed to the null device. Otherwise Python would change the exit code."""
     if stream is None:
         return
     try:

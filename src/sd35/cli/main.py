@@ -12,27 +12,36 @@ from typer.core import TyperCommand, TyperGroup
 
 from sd35.cli.exit_codes import errors_as_lines, exit_when_interrupted
 
-# Each is a module of `sd35.cli.commands`. The order is that of the help.
-COMMANDS = (
-    *("serve", "generate", "replay", "doctor"),
-    *("plan", "measure", "simulate", "bench"),
-    *("models", "pull", "verify", "remove", "synth", "compile"),
-    *("keys", "storage", "ui"),
+# Each command is a module of `sd35.cli.commands`. The help lists them under these titles, in this order.
+PANELS = {
+    "Serve and generate": ("serve", "ui", "generate", "replay"),
+    "Models": ("models", "pull", "verify", "remove", "compile", "synth"),
+    "Plan and measure": ("plan", "measure", "simulate", "bench"),
+    "Operate": ("doctor", "keys", "storage"),
+}
+COMMANDS = tuple(name for names in PANELS.values() for name in names)
+EPILOG = (
+    "Each setting is also an environment variable (SD35_PORT for --port) and a key of a TOML file (--config)."
+    " `sd35 serve --help` lists them all."
 )
-EPILOG = "Every setting is also an environment variable (SD35_...) or a key of a TOML file: see docs/settings.md."
+_HELP_OPTIONS = ["-h", "--help"]
+_EXAMPLES = "[bold]Examples[/bold]"
 
 
 class _Commands(TyperGroup):
-    """The commands as names only. A command is imported when it is chosen, since all together take seconds."""
+    """The commands by name. Importing all of them takes seconds, so each is imported only when it is chosen."""
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401  Typer passes its own options
         super().__init__(**options)
-        self.commands = {name: TyperCommand(name) for name in COMMANDS}
+        self.commands = {
+            name: TyperCommand(name, rich_help_panel=panel) for panel, names in PANELS.items() for name in names
+        }
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401  Typer's types are not public
-        """Write the list of commands, each with the first line of its own help."""
+        """Write the list of commands, each with the first line of its own help and one example."""
         for name, command in self.commands.items():
-            command.help = _first_line(name)
+            command.help = _summary(name)
+        _hide_types_of_flags(self)
         super().format_help(ctx, formatter)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401
@@ -44,18 +53,19 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     name="sd35",
     cls=_Commands,
-    help="Stable Diffusion 3.5 as a service: images from text, over HTTP or right here.",
+    help="Generate images with Stable Diffusion 3.5, over HTTP or directly in the terminal."
+    "\n\n`sd35 COMMAND --help` describes a command and its options.",
     epilog=EPILOG,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": _HELP_OPTIONS},
 )
 
 
 def main() -> None:
     """Run the command line. An error becomes one line and an exit code: see `sd35.cli.exit_codes`."""
-    # Else Transformers warns that image processors are missing, which nothing here uses.
+    # Without this, Transformers warns about missing image processors, which sd35 does not use.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with exit_when_interrupted(), errors_as_lines():
         app(prog_name="sd35")
@@ -66,17 +76,39 @@ def load_command(name: str) -> TyperCommand | TyperGroup:
     group = typer.main.get_group(import_module(f"sd35.cli.commands.{name}").app)
     for each in (group, *group.commands.values()):
         each.epilog = EPILOG
+        each.help = _unwrapped(each.help or "")
+        _hide_types_of_flags(each)
     command = group.commands.get(name, group)
     assert isinstance(command, TyperCommand | TyperGroup)
     return command
 
 
-def _first_line(name: str) -> str:
-    """Return the first line of a command's help from the source of its module, without importing it."""
+def _hide_types_of_flags(command: Any) -> None:  # noqa: ANN401  Typer's types are not public
+    """Leave out `<bool>` after flags that take no value, such as `--json` and `--help`."""
+    for option in command.get_params(typer.Context(command, help_option_names=_HELP_OPTIONS)):
+        if getattr(option, "is_flag", False):
+            option.metavar = ""
+
+
+def _summary(name: str) -> str:
+    """Return the first line of a command's help, and below it the first example."""
+    first_line, _, rest = _docstring(name).partition("\n")
+    example = rest.partition(_EXAMPLES)[2].strip().partition("\n")[0]
+    return f"{first_line}\n  [dim]$ {example.strip()}[/dim]"
+
+
+def _docstring(name: str) -> str:
+    """Return a command's help from the source of its module, without importing it."""
     source = Path(__file__).with_name("commands") / f"{name}.py"
     functions = (node for node in ast.parse(source.read_bytes()).body if isinstance(node, ast.FunctionDef))
-    command = next(function for function in functions if function.name.rstrip("_") == name)
-    return (ast.get_docstring(command) or "").partition("\n")[0]
+    command = next(function for function in functions if function.name.rstrip("_") == name)  # `compile_`
+    return ast.get_docstring(command) or ""
+
+
+def _unwrapped(text: str) -> str:
+    """Join the lines of each paragraph, since the terminal wraps them to its own width. Indented lines stay."""
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(each if each.startswith(" ") else each.replace("\n", " ") for each in paragraphs)
 
 
 def _print_version(is_requested: bool) -> None:
@@ -89,7 +121,7 @@ def _print_version(is_requested: bool) -> None:
 def _options(
     *,
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, help="Print the version.", callback=_print_version)
+        bool, typer.Option("--version", is_eager=True, help="Print the version and exit.", callback=_print_version)
     ] = False,
 ) -> None:
     pass

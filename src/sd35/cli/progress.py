@@ -1,4 +1,4 @@
-"""Progress bars on stderr. They appear only on a terminal, and disappear at their end."""
+"""Progress bars on stderr. They appear only on a terminal, and disappear at the end."""
 
 import sys
 
@@ -17,7 +17,7 @@ from rich.progress import (
 
 
 def progress_bar(*columns: ProgressColumn) -> Progress:
-    """Return a bar with a description, and `columns` after it."""
+    """Return a bar with a description before it and `columns` after it."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""Registered checkpoints on the command line."""
+"""Registered checkpoints as arguments of commands."""
 
 from typing import Annotated, TypeAlias
 
@@ -8,17 +8,18 @@ from sd35.checkpoints.registry import EMBEDDED, RegisteredCheckpoint, find_regis
 from sd35.errors import InvalidSetting
 from sd35.settings import Settings
 
-IN_THE_PACKAGE = f"{EMBEDDED} is a part of sd35 itself"
-Name: TypeAlias = Annotated[str, typer.Argument(help="A name that `sd35 models` lists.")]
+IN_THE_PACKAGE = f"{EMBEDDED} is part of the sd35 package"
+Name: TypeAlias = Annotated[str, typer.Argument(metavar="NAME", help="Name of a checkpoint that `sd35 models` lists.")]
 
 
 def find_downloadable(name: str, settings: Settings) -> RegisteredCheckpoint:
-    """Return a registered checkpoint. Raises InvalidSetting for the embedded one, and for unknown names."""
+    """Return a registered checkpoint. Raises InvalidSetting for the embedded one and for unknown names."""
     if name == EMBEDDED:
-        raise InvalidSetting(f"NAME: {IN_THE_PACKAGE}; allowed: {', '.join(load_registry(settings.registry))}")
+        allowed = ", ".join(load_registry(settings.registry))
+        raise InvalidSetting(f"NAME: got {name!r}, which is part of the sd35 package; allowed: {allowed}")
     return find_registered(name, settings.registry)
 
 
 def gigabytes(size_bytes: int) -> str:
-    """Return a size as text, such as `16.24 GB`."""
+    """Format a size, such as `16.24 GB`."""
     return f"{size_bytes / 1e9:.2f} GB"

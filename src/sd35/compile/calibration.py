@@ -1,8 +1,8 @@
 """Calibrate FP8: find the largest input magnitude of each FP8 layer over real prompts and all steps.
 
-Each layer gets one scale for all steps (per-tensor, "amax"), as TensorRT requires. Smaller inputs lose no precision,
-because FP8 is a floating-point format. `rank` then finds the layers that cause the largest errors in FP8. Both run in
-PyTorch on the device of the `diffusers` backend.
+Each layer gets one scale for all steps (per-tensor, "amax"), as TensorRT requires. Steps with smaller inputs lose no
+precision, because FP8 is a floating-point format. `rank` then finds the layers that cause the largest errors in FP8.
+Both run in PyTorch on the device of the `diffusers` backend.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,39 +15,42 @@ from torch import Tensor, nn
 
 from sd35.backends.base import DenoiseRow
 from sd35.backends.diffusers.backend import DiffusersBackend
-from sd35.backends.fp8_layers import LARGEST, Treatment, treatment_of
+from sd35.backends.fp8_layers import FP8_MAX, Treatment, treatment_of
 from sd35.compile.quantise import scale_of
 from sd35.compile.reference_sampling import Guided, Recipe, rows_of
 from sd35.compile.stages import Advance
 from sd35.tensors import to_numpy
 
-_SAMPLED = (0.125, 0.5, 0.875)  # shares of the steps: the rows for the sensitivity report
+_KEPT_SHARES = (0.125, 0.5, 0.875)  # the rows at these fractions of the steps are used to rank layers
 
 
 @dataclass
 class Calibration:
-    """The largest input magnitude by layer, and the `rows` of some steps of the first prompt."""
+    """The largest input magnitude by layer, and the rows of some steps of the first prompt, for `rank`."""
 
     largest_inputs: dict[str, float] = field(default_factory=dict)
     rows: list[DenoiseRow] = field(default_factory=list)
 
 
 def fp8_layers(transformer: nn.Module) -> dict[str, nn.Linear]:
-    """Return the linear layers that FP8 applies to, by name, without exempt blocks."""
+    """Return the linear layers that the FP8 rule selects, by name. No blocks are exempt."""
     linears = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
-    return {name: module for name, module in linears.items() if treatment_of(name) is not Treatment.HIGH}
+    return {name: module for name, module in linears.items() if treatment_of(name) is not Treatment.UNCHANGED}
 
 
 def calibrate(backend: DiffusersBackend, recipe: Recipe, texts: Sequence[Guided], advance: Advance) -> Calibration:
-    """Sample each text with its own seed, without decoding. Calls `advance` `recipe.steps` times for each text."""
+    """Find the largest input of each FP8 layer while denoising each text with its own seed, without decoding.
+
+    Keeps the rows of some steps of the first text, for `rank`. Calls `advance` at each step of each text.
+    """
     calibration = Calibration()
-    sampled = {int(share * recipe.steps) for share in _SAMPLED}
+    kept_steps = {int(share * recipe.steps) for share in _KEPT_SHARES}
     with _largest_inputs(fp8_layers(backend.transformer)) as largest:
         for seed, text in enumerate(texts):
             for step, row in enumerate(rows_of(backend, recipe, text, seed)):
                 if row.sigma:
                     advance()
-                if seed == 0 and step in sampled:
+                if seed == 0 and step in kept_steps:
                     calibration.rows.append(row)
     calibration.largest_inputs = {name: float(value) for name, value in largest.items()}
     return calibration
@@ -98,8 +101,8 @@ def rank(backend: DiffusersBackend, calibration: Calibration, advance: Advance) 
 
 
 def to_fp8_and_back(values: Tensor, scale: float) -> Tensor:
-    """Round values to FP8 as the graph does, with saturation."""
-    small = (values.float() / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+    """Round values to FP8 and convert them back, with saturation, as the graph does."""
+    small = (values.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
     return (small.float() * scale).to(values.dtype)
 
 
@@ -109,7 +112,7 @@ def _velocities(backend: DiffusersBackend, rows: list[DenoiseRow]) -> Tensor:
 
 @contextmanager
 def _rounded(name: str, layer: nn.Linear, largest: Mapping[str, float]) -> Iterator[None]:
-    """Let a layer compute as it does in FP8."""
+    """Make a layer compute as in FP8 inside a `with` block."""
     weight = layer.weight
     rounded = to_fp8_and_back(weight, scale_of(float(weight.abs().max())))
     layer.weight = nn.Parameter(rounded, requires_grad=False)

@@ -1,6 +1,6 @@
 """The part of an FP8 build that needs PyTorch: calibration, sensitivity ranking, and reference images.
 
-The result is a built folder of its own, so that a build that is interrupted later does not repeat this part.
+The result is cached in a separate folder, so that a build that is interrupted later does not repeat this part.
 """
 
 import json
@@ -28,7 +28,10 @@ _CALIBRATION, _ARRAYS = "calibration.json", "arrays.npz"
 
 @dataclass(frozen=True)
 class CalibrationRequest:
-    """The parameters of calibration and evaluation. `with_sensitivity` ranks the layers, at one step for each."""
+    """The parameters of calibration and evaluation.
+
+    `with_sensitivity` also ranks the layers, which takes one evaluation for each layer.
+    """
 
     recipe: Recipe
     calibration_prompts: Sequence[str]
@@ -40,7 +43,7 @@ class CalibrationRequest:
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """The largest input by layer, the ranking, and the embeddings and reference images of the evaluation prompts."""
+    """The largest input magnitude by layer, the ranking, and data of the evaluation prompts for the quality gate."""
 
     largest_inputs: Mapping[str, float]
     sensitivity: list[Sensitivity]

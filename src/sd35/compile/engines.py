@@ -22,8 +22,8 @@ from sd35.compile.stages import Stages
 from sd35.errors import BuildFailed, InvalidSetting
 from sd35.tensors import LATENT_PX
 
-MAX_PROMPTS = 8  # in a text encoder's batch
-DEFAULT_ROWS = 8  # the largest batch of the transformer: the batch size of the scheduler
+MAX_PROMPTS = 8  # in a batch of a text encoder
+DEFAULT_ROWS = 8  # in a batch of the transformer; the scheduler's batches have as many
 TYPICAL_ROWS = 2  # one image with guidance: two rows of the transformer, or two prompts of a text encoder
 STREAMABLE = {"text_encoder_3", "transformer"}  # large networks whose weights may stay in the host's memory
 
@@ -33,7 +33,7 @@ Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
 @dataclass(frozen=True)
 class EngineShapes:
-    """The shapes that engines support: size buckets, and the largest number of rows of the transformer."""
+    """The shapes that engines support: size buckets, and the largest batch of the transformer."""
 
     buckets: Sequence[Bucket]
     rows: int
@@ -43,7 +43,7 @@ class EngineShapes:
         return {"transformer": self.rows, "vae": 1}.get(part, MAX_PROMPTS)
 
     def buckets_text(self, part: str) -> str:
-        """Return the buckets of a network with image sizes as text, else ""."""
+        """Format the size buckets of the transformer and the decoder. Return "" for text encoders."""
         return text_of(self.buckets) if part in {"transformer", "vae"} else ""
 
 
@@ -55,15 +55,15 @@ def targets_of(flavour: Flavour, gpus: Sequence[str]) -> list[Target]:
     local, supported = gpu_architectures(), known_architectures(flavour)
     requested = list(dict.fromkeys(gpus or local))
     if not requested:
-        raise InvalidSetting(f"gpu: none given, and this machine has no GPU; allowed: {', '.join(supported) or 'none'}")
+        raise InvalidSetting(f"--gpu: got none, and this machine has no GPU; allowed: {', '.join(supported) or 'none'}")
     if unsupported := [gpu for gpu in requested if gpu not in (supported or local)]:
         allowed = ", ".join(supported or local) or "none, as this machine has no GPU"
-        raise InvalidSetting(f"gpu: got {', '.join(unsupported)}; {flavour.name} {flavour.version} allows: {allowed}")
+        raise InvalidSetting(f"--gpu: got {', '.join(unsupported)}; {flavour.name} {flavour.version} allows: {allowed}")
     return [Target(flavour.name, flavour.version, gpu) for gpu in requested]
 
 
 class EngineBuilder:
-    """Builds engines from a checkpoint's graphs, its own or compiled ones, in one precision."""
+    """Builds engines in one precision, from NVIDIA's graphs or those of `sd35 compile`."""
 
     def __init__(self, checkpoint: Checkpoint, graphs: OfficialGraphs, shapes: EngineShapes, flavour: Flavour) -> None:
         self.checkpoint, self.graphs, self.shapes = checkpoint, graphs, shapes
@@ -87,15 +87,16 @@ class EngineBuilder:
         return network, parser
 
     def profiles(self, part: str) -> list[Shapes]:
-        """Return the shapes of a network's inputs for each size bucket; only one if it has no image sizes."""
+        """Return the shapes of a network's inputs for each size bucket. Text encoders have only one entry."""
         interface, max_batch = self._interfaces[part], self.shapes.batch(part)
         batches = (1, min(TYPICAL_ROWS, max_batch), max_batch)
         if not self.shapes.buckets_text(part):
             return [_shapes(interface, batches, [(0, 0)] * 3)]
-        return [_shapes(interface, batches, [each.least, each.usual, each.most]) for each in self.shapes.buckets]
+        sizes = [[each.smallest, each.typical, each.largest] for each in self.shapes.buckets]
+        return [_shapes(interface, batches, each) for each in sizes]
 
     def build(self, part: str, target: Target) -> Buffer:
-        """Build and serialise an engine. Raises CheckpointError, BuildFailed."""
+        """Build and serialise an engine. Raises the errors of `network`, and BuildFailed if TensorRT fails."""
         network, parser = self.network(part)
         config = self._builder.create_builder_config()
         trt = self._flavour.trt
@@ -118,8 +119,8 @@ class EngineBuilder:
 
     def _profile(self, shapes: Shapes) -> Profile:
         profile = self._builder.create_optimization_profile()
-        for name, (least, usual, most) in shapes.items():
-            profile.set_shape(name, least, usual, most)
+        for name, (smallest, typical, largest) in shapes.items():
+            profile.set_shape(name, smallest, typical, largest)
         return profile
 
 

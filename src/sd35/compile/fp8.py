@@ -23,7 +23,7 @@ from sd35.compile.stages import Stages
 from sd35.errors import BuildFailed
 
 REPORT = "report.json"
-MIN_FP8_SHARE = 0.9  # among the matrices of attention and feed-forward layers; with less, FP8 saves too little
+MIN_FP8_SHARE = 0.9  # of the parameters in attention and feed-forward layers; with less, FP8 saves too little
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def build_fp8(
     *,
     reuse_existing: bool = False,
 ) -> None:
-    """Build the FP8 transformer of `graphs`, unless it is built. The graphs of the other networks must exist.
+    """Build the FP8 transformer of `graphs`, unless it is already built. The graphs of the other networks must exist.
 
     With `reuse_existing`, an FP8 transformer that was calibrated with other parameters counts as built.
 
@@ -65,7 +65,7 @@ def build_fp8(
         del key["request"][name]  # they do not affect the graph
 
     def write(folder: Path) -> None:
-        # Calibration and the BF16 graph are builds of their own, so that an interrupted build resumes after them.
+        # Calibration and the BF16 graph are cached separately, so that an interrupted build does not repeat them.
         calibration = run_calibration(graphs.directory.parent / "calibration", key, checkpoint, request, stages)
         model = transformer_in_bf16(checkpoint, graphs.directory, stages)
         candidate = OfficialGraphs(graphs.directory, "fp8", transformer_at=folder)
@@ -83,7 +83,7 @@ def read_report(graphs: OfficialGraphs) -> dict[str, Any]:
 def _quantise(
     candidate: Checkpoint, model: ir.Model, request: CalibrationRequest, calibration: CalibrationResult, stages: Stages
 ) -> None:
-    """Quantise all blocks; if that fails the quality gate, all but the first and the last."""
+    """Quantise all blocks. If they fail the quality gate, try again without the first and the last block."""
     assert candidate.graphs
     folder = candidate.graphs.path("transformer").parent
     last = candidate.config("transformer")["num_layers"] - 1
@@ -110,11 +110,14 @@ def _quantise(
 def _failure_message(name: str, qualities: Sequence[Quality], sizes: Sizes) -> str:
     all_blocks, inner_blocks = qualities
     message = (
-        f"the images of {name} with an FP8 transformer differ too much from those before:"
+        f"the images of {name} with an FP8 transformer differ too much from the reference images:"
         f" {all_blocks.mean_db:.1f} dB, {MIN_MEAN_DB - all_blocks.mean_db:.1f} dB below the minimum of"
         f" {MIN_MEAN_DB:.0f}; without FP8 in the first and the last block, {inner_blocks.mean_db:.1f} dB"
     )
     if inner_blocks.is_sufficient:
         share = sizes.products_fp8_share
-        message += f", but then only {share:.0%} of the matrices are in FP8, below the minimum of {MIN_FP8_SHARE:.0%}"
+        message += (
+            f", but then only {share:.0%} of the attention and feed-forward weights are in FP8, below the minimum of"
+            f" {MIN_FP8_SHARE:.0%}"
+        )
     return message

@@ -1,7 +1,7 @@
 """Write a checkpoint's networks as portable graphs, with standard ONNX operators only, in NVIDIA's layout.
 
-The graphs are in the cache directory with their own weights, in the number format of the computation, because TensorRT
-uses a graph's types as they are. Needs torch, diffusers, transformers and onnxscript.
+The graphs are in the cache directory. They have a copy of the weights in the format that they compute in, because
+TensorRT uses a graph's types as they are. Needs torch, diffusers, transformers and onnxscript.
 """
 
 from functools import partial
@@ -36,7 +36,7 @@ def build_graphs(checkpoint: Checkpoint, precision: GraphPrecision, cache_dir: P
 
 
 def transformer_in_bf16(checkpoint: Checkpoint, directory: Path, stages: Stages) -> ir.Model:
-    """Load the BF16 graph that is the source for FP8, after building it if missing. Raises CheckpointError."""
+    """Load the BF16 graph, from which FP8 graphs are made. Builds it first if it is missing. Raises CheckpointError."""
     graphs = OfficialGraphs(directory, "bf16")
     graph = next(each for each in graphs_of(checkpoint) if each.part == "transformer")
     _build_graph(checkpoint, graph, graphs, stages)
@@ -55,7 +55,7 @@ def export_graph(checkpoint: Checkpoint, graph: Graph, precision: str) -> ir.Mod
 
 
 def save(model: ir.Model, folder: Path) -> None:
-    """Write a graph and its weights, one at a time to limit the memory."""
+    """Write a graph and its weights. Weights are written one at a time, to limit memory use."""
     for value in list(model.graph.initializers.values()):
         if not value.uses() and not value.is_graph_output():
             del model.graph.initializers[str(value.name)]

@@ -19,14 +19,14 @@ from sd35.backends.graphs.interfaces import Dimensions, graph_tensors
 from sd35.checkpoints.checkpoint import Checkpoint
 from sd35.compile.rewrites import Form, rewrite
 
-OPSET = 21  # the first with the FP8 Q/DQ that TensorRT and ONNX Runtime read
+OPSET = 21  # the first with the FP8 QuantizeLinear that TensorRT and ONNX Runtime support
 PREFIX = "network."  # the prefix of parameter names inside the wrappers below
 
 
 class Wrapper(nn.Module):
     """Adapts a network to the inputs and outputs of its graph, and rewrites its modules."""
 
-    network: Any  # a different type in each wrapper
+    network: Any  # each wrapper has another type
 
     def __init__(self, network: nn.Module, form: Form) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def graphs_of(checkpoint: Checkpoint) -> list[Graph]:
 
 
 def trace(wrapper: Wrapper, graph: Graph, dtype: torch.dtype = torch.float32) -> ir.Model:
-    """Export a network without optimisation, so that each parameter is an initializer of its own name."""
+    """Export a network without optimisation, so that each parameter is an initializer with the parameter's name."""
     examples = tuple(_example(name, dimensions, dtype) for name, dimensions in graph.inputs.items())
     dynamic = {
         name: {axis: torch.export.Dim.AUTO for axis, size in enumerate(dimensions) if isinstance(size, str)}

@@ -50,7 +50,10 @@ def _export_one(checkpoint: Checkpoint, graph: Graph) -> Path:
 
 
 def _stored_weights(wrapper: Wrapper, part: Path) -> dict[str, ir.ExternalTensor]:
-    """Return the stored tensors by their names in the graph. A tied weight has several there, and one in the file."""
+    """Return the tensors in the weight files, by their names in the graph.
+
+    A tied weight has several names in the graph, but only one in the files.
+    """
     stored = stored_tensors(part)
     weights = wrapper.state_dict()
     by_address = {

@@ -48,5 +48,5 @@ def calibration_prompts(checkpoint: Checkpoint) -> Sequence[str]:
 
 
 def evaluation_prompts(checkpoint: Checkpoint) -> Sequence[str]:
-    """Return prompts of the same kind that are not used for calibration."""
+    """Return the evaluation prompts. They are like the calibration prompts, but none is in both sets."""
     return _SMALL_MODEL_EVALUATION if checkpoint.card.enlarges else _EVALUATION

@@ -1,4 +1,4 @@
-"""The quality gate: an FP8 transformer must generate nearly the same images as before, or it is not built."""
+"""The quality gate: an FP8 transformer is stored only if its images are close to the reference images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from sd35.compile.stages import Advance
 from sd35.tensors import Array
 
 MIN_MEAN_DB = 25.0
-_FIRST_SEED = 1000  # distinct from the seeds of the calibration
+_FIRST_SEED = 1000  # differs from the seeds of the calibration
 
 
 @dataclass(frozen=True)

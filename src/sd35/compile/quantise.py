@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from sd35.backends.fp8_layers import LARGEST, Treatment, treatment_of
+from sd35.backends.fp8_layers import FP8_MAX, Treatment, treatment_of
 
 _FP8 = ir.DataType.FLOAT8E4M3FN
 _MIN_LARGEST = 1e-30  # for layers whose inputs were all zero
@@ -38,7 +38,7 @@ def quantise(model: ir.Model, largest_inputs: Mapping[str, float], exempt_blocks
             continue
         layer = name.removesuffix(".weight")
         treatment = treatment_of(layer, exempt_blocks)
-        if treatment is Treatment.HIGH:
+        if treatment is Treatment.UNCHANGED:
             continue
         layers.append(layer)
         node.replace_input_with(1, _stored_in_fp8(model.graph, node, weight, scales))
@@ -56,20 +56,20 @@ def quantise(model: ir.Model, largest_inputs: Mapping[str, float], exempt_blocks
 
 def scale_of(largest: float) -> float:
     """Return the scale that maps a magnitude to FP8's largest number, rounded up to BF16 for graphs in BF16."""
-    scale = np.float32(max(largest, _MIN_LARGEST) / LARGEST)
+    scale = np.float32(max(largest, _MIN_LARGEST) / FP8_MAX)
     rounded = ml_dtypes.bfloat16(scale)
     return float(rounded if np.float32(rounded) >= scale else np.nextafter(rounded, ml_dtypes.bfloat16(math.inf)))
 
 
 def _stored_in_fp8(graph: ir.Graph, user: ir.Node, weight: ir.Value, scales: _Scales) -> ir.Value:
-    """Insert a weight in FP8 and its dequantisation. Values are computed one weight at a time, on saving the graph."""
+    """Insert a weight in FP8 and its dequantisation. Its values are only computed when the graph is saved."""
     tensor = weight.const_value
     assert tensor is not None
     scale = scale_of(float(np.abs(tensor.numpy().astype(np.float32)).max()))
 
     def rounded() -> ir.TensorProtocol:
         values = tensor.numpy().astype(np.float32) / np.float32(scale)
-        return ir.tensor(np.clip(values, -LARGEST, LARGEST).astype(ml_dtypes.float8_e4m3fn), dtype=_FP8)
+        return ir.tensor(np.clip(values, -FP8_MAX, FP8_MAX).astype(ml_dtypes.float8_e4m3fn), dtype=_FP8)
 
     shape = ir.Shape([int(size) for size in tensor.shape.numpy()])
     small = ir.LazyTensor(rounded, dtype=_FP8, shape=shape, name=f"{weight.name} in FP8")

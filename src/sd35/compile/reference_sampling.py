@@ -33,17 +33,17 @@ def recipe_of(checkpoint: Checkpoint) -> Recipe:
 
 
 def rows_of(backend: Backend, recipe: Recipe, text: Guided, seed: int) -> Iterator[DenoiseRow]:
-    """Yield each evaluation's row, and last the finished latent's, with a sigma of 0."""
+    """Yield the row of each evaluation, and finally a row with the finished latent and a sigma of 0."""
     shape = (LATENT_CHANNELS, recipe.height_px // LATENT_PX, recipe.width_px // LATENT_PX)
     solver = Euler([float(sigma) for sigma in recipe.sampler.sigmas(recipe.steps)], initial_noise(seed, shape), seed)
     positive, negative = text
-    against = negative if recipe.guidance > 1 else None
+    negative_if_guided = negative if recipe.guidance > 1 else None
     while not solver.is_done:
-        row = DenoiseRow(solver.latent, positive, against, solver.sigma, recipe.guidance)
+        row = DenoiseRow(solver.latent, positive, negative_if_guided, solver.sigma, recipe.guidance)
         yield row
         (velocity,) = backend.predict_velocity([row])
         solver.advance(velocity)
-    yield DenoiseRow(solver.latent, positive, against, 0.0, recipe.guidance)
+    yield DenoiseRow(solver.latent, positive, negative_if_guided, 0.0, recipe.guidance)
 
 
 def generate_image(backend: Backend, recipe: Recipe, text: Guided, seed: int) -> Array:
@@ -54,6 +54,6 @@ def generate_image(backend: Backend, recipe: Recipe, text: Guided, seed: int) ->
 
 
 def as_arrays(text: Guided) -> Guided:
-    """Convert embeddings of any backend for the `onnx` backend."""
+    """Convert embeddings of any backend to NumPy arrays, for the `onnx` backend."""
     positive, negative = (TextEmbedding(to_numpy(each.tokens), to_numpy(each.pooled), each.nbytes) for each in text)
     return positive, negative

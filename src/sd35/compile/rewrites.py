@@ -1,4 +1,4 @@
-"""Rewrites of the networks' modules that the exporter translates correctly and runtimes can fuse.
+"""Rewrites of the networks' modules, so that the exporter translates them correctly and runtimes can fuse operators.
 
 Results stay the same except for rounding.
 """
@@ -18,7 +18,8 @@ Form: TypeAlias = Literal["onnxruntime", "standard"]
 def rewrite(network: nn.Module, form: Form) -> None:
     """Rewrite the modules of a network in place, before tracing.
 
-    In the form "onnxruntime", attention is ONNX Runtime's own operator. A "standard" graph has ONNX's operators only.
+    In the form "onnxruntime", attention becomes ONNX Runtime's own operator. A "standard" graph has only operators of
+    the ONNX standard.
     """
     for module in network.modules():
         forms: Any = module  # the type does not allow replacing methods of an instance
@@ -81,7 +82,7 @@ def _joint_attention(
 
 
 def _rms_norm(norm: RMSNorm, values: Tensor) -> Tensor:
-    """Divide by the root, where Diffusers multiplies by its reciprocal, so that ONNX Runtime fuses the operators.
+    """Divide by the root mean square, so that ONNX Runtime fuses the operators. Diffusers multiplies by 1 / root.
 
     Computes in float32 for inputs of any type, as Diffusers does.
     """

@@ -31,7 +31,7 @@ _TAGS: Mapping[Precision, tuple[str, torch.dtype]] = {
     "float16": ("F16", torch.float16),
     "float32": ("F32", torch.float32),
 }
-_BLOCK = 1 << 24  # the number of random values; tensors reuse them, each from another offset
+_BLOCK = 1 << 24  # the number of random values; all tensors reuse them, from different offsets
 _MARGIN_BYTES = 10**8  # disk space for all files without weights
 
 
@@ -49,7 +49,7 @@ class _Part:
         return {name: tensor.shape for name, tensor in self.network.state_dict().items() if name not in tied}
 
     def save_config(self, directory: Path) -> None:
-        """Write the configuration as the network's library does."""
+        """Write the network's configuration with its library, Diffusers or Transformers."""
         if isinstance(self.network, ConfigMixin):
             self.network.save_config(directory)
         else:
@@ -62,7 +62,7 @@ def synthesise(
     """Write a checkpoint in the Diffusers layout to a new directory.
 
     Matrices are normally distributed with variance 1 / inputs, so that activations stay in range. Norms are one, biases
-    zero. The tokenizers are those of the embedded model, with a small vocabulary but the real numbers of tokens.
+    zero. The tokenizers are those of the embedded model, with a small vocabulary but the real sequence lengths.
     `on_written` gets the bytes written so far and the total.
 
     Raises InvalidSetting if the directory exists or the disk has too little space.
@@ -107,15 +107,16 @@ def _parts(architecture: Architecture) -> Iterator[_Part]:
 def _create_temporary(directory: Path, weights_bytes: int) -> Path:
     """Create an empty directory next to the final one. It is renamed when it is complete."""
     if directory.exists():
-        raise InvalidSetting(f"--output: {directory} exists")
+        raise InvalidSetting(f"--output: {directory} already exists; allowed: a new directory")
     if not directory.absolute().parent.is_dir():
-        raise InvalidSetting(f"--output: {directory.absolute().parent} is not a directory")
+        raise InvalidSetting(f"--output: {directory.absolute().parent} is not a directory; create it first")
     temporary = directory.with_name(directory.name + ".incomplete")
     shutil.rmtree(temporary, ignore_errors=True)
     free = shutil.disk_usage(directory.absolute().parent).free
     if free < weights_bytes + _MARGIN_BYTES:
         raise InvalidSetting(
-            f"--output: {directory} would take {weights_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+            f"--output: {directory} needs {weights_bytes / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free; choose"
+            " another disk"
         )
     temporary.mkdir()
     return temporary
@@ -133,13 +134,13 @@ def _write_header(file: BinaryIO, shapes: Mapping[str, torch.Size], tag: str, dt
 
 
 def _weights(shapes: Mapping[str, torch.Size], numbers: Tensor) -> Iterator[Tensor]:
-    """Yield the float32 values of all tensors in turn, in blocks."""
+    """Yield the float32 values of all tensors, in order. Large tensors are divided into several blocks."""
     for index, (name, shape) in enumerate(shapes.items()):
         if len(shape) == 1:
             yield torch.full(shape, 0.0 if name.endswith("bias") else 1.0)
             continue
         scale, remaining = (shape[0] / shape.numel()) ** 0.5, shape.numel()
-        offset = index * 7919 % _BLOCK  # another offset for each tensor
+        offset = index * 7919 % _BLOCK  # so that tensors differ
         while remaining:
             block = numbers[offset : offset + remaining]
             yield block * scale

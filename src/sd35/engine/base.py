@@ -28,9 +28,9 @@ class DeviceLimits:
 
     Attributes:
         max_rows: Transformer rows in a batch. A single image runs even if it has more.
-        max_in_flight: Images that are accepted and have not ended.
+        max_in_flight: Accepted images that have not ended.
         max_wait_s: An image is refused if its estimated wait is longer.
-        memory_bytes: Working memory for steps and decodings.
+        memory_bytes: Working memory for denoising steps and for decoding, without the weights.
         max_slowdown: In lasting overload, an image is refused if it would take this many times as long as alone.
     """
 
@@ -47,7 +47,7 @@ class Work:
 
     Attributes:
         width_px, height_px: The size to generate at. The caller enlarges the result if the request asks for more.
-        client: Clients share the device equally.
+        client: The client, for fair queueing: clients share the device equally.
         priority: See `sd35.request.PRIORITY`.
     """
 
@@ -65,7 +65,7 @@ class Work:
 
 
 class Stage(NamedTuple):
-    """A stage of an image: in an engine, "queue", "encode", "denoise" or "decode". Times are of `time.monotonic`."""
+    """A stage of an image: an engine reports "queue", "encode", "denoise" and "decode". Uses `time.monotonic`."""
 
     name: str
     began_s: float
@@ -80,8 +80,8 @@ class Stage(NamedTuple):
 class Progress(NamedTuple):
     """The progress of an image: `step` of `steps` evaluations of the transformer are done.
 
-    `preview` shows the image so far, one pixel for each latent position. It is None if the caller did not ask for
-    previews, and between previews: there are at most PREVIEWS_PER_S a second.
+    `preview` shows the image so far, one pixel for each latent position. There are at most PREVIEWS_PER_S previews a
+    second; `preview` is None at the steps between them, and always if the caller did not request previews.
     """
 
     step: int
@@ -92,7 +92,7 @@ class Progress(NamedTuple):
 class GeneratedImage(NamedTuple):
     """The pixels of a request, at the size of its `Work`, and the stages since its caller submitted it.
 
-    `request` is the submitted one, except for its profile if a numerical failure was retried with another profile.
+    `request` is the submitted one. Only its profile differs if a numerical failure was retried with another profile.
     """
 
     request: Request
@@ -123,13 +123,13 @@ class EngineStatus:
     Attributes:
         waiting: Images before their first step.
         running: The other images in flight.
-        backlog_s: Estimated seconds of work left in both.
+        backlog_s: Estimated seconds of work left in all images in flight.
         used_bytes: Working memory in use, out of `limits.memory_bytes`.
-        is_host_memory: Whether the next two are of the host's memory or of a device's.
+        is_host_memory: Whether `held_bytes` and `free_bytes` describe the host's memory or, if False, a device's.
         held_bytes: Memory that this process holds.
-        free_bytes: Memory that it could still allocate.
-        numerical_failures: Images that failed numerically, by kind.
-        retried: How many of them were started again in a wider precision.
+        free_bytes: Memory that this process could still allocate.
+        numerical_failures: Number of numerical failures by kind.
+        retried: Number of images that were restarted in a wider precision after a numerical failure.
     """
 
     waiting: int
@@ -148,16 +148,16 @@ class EngineStatus:
 
 
 class Observer(Protocol):
-    """Is called once a step or less often, on the engine's threads. It must be quick and must not raise."""
+    """Receives events of an engine, on its threads. The methods must be quick and must not raise."""
 
     def encoded(self, prompts: int, took_s: float) -> None:
-        """Take note of prompts that were not in the cache and were encoded."""
+        """Record that a number of prompts were encoded, because they were not in the cache."""
 
     def on_step_done(self, images: int, rows: int, took_s: float) -> None:
-        """Take note of a step of a batch of `images`, in `rows` transformer rows."""
+        """Record a step of a batch of `images`, in `rows` transformer rows."""
 
     def failed(self, error: str, *, was_split: bool) -> None:
-        """Take note of an exception of the backend. With `was_split`, each prompt or image is now tried alone."""
+        """Record an exception of the backend. With `was_split`, each prompt or image is now tried alone."""
 
 
 class Engine(Protocol):
@@ -165,14 +165,14 @@ class Engine(Protocol):
 
     @property
     def models(self) -> tuple[ModelInfo, ...]:
-        """The models in their profiles. Quick."""
+        """The loaded models, one entry for each profile. Does not block."""
 
     @property
     def is_running(self) -> bool:
-        """Whether images are accepted: not after `drain`, `close` or a broken thread. Quick."""
+        """Whether images are accepted. False after `drain` or `close`, and once a thread has failed. Does not block."""
 
     def submit(self, work: Work, on_progress: OnProgress | None = None, *, previews: bool = False) -> Handle:
-        """Accept an image. `on_progress` is called after each evaluation, with previews if `previews`.
+        """Accept an image. `on_progress` is called after each evaluation, with previews if requested.
 
         If the same request is in flight, both callers wait for one image, with the first one's client and priority.
 
@@ -186,13 +186,13 @@ class Engine(Protocol):
         """Send previews with this handle's progress from now on."""
 
     def cancel(self, handle: Handle) -> None:
-        """End a wait. An image without waiting callers ends before its next step."""
+        """End one caller's wait. If no caller waits any more, the image is cancelled before its next step."""
 
     def status(self) -> EngineStatus:
         """Return the current load, limits and counts."""
 
     def observe(self, observer: Observer) -> None:
-        """Replace the observer."""
+        """Set the observer. It replaces the one before."""
 
     def drain(self) -> None:
         """Accept no more images, and return when all accepted ones have ended."""

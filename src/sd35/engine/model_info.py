@@ -18,7 +18,7 @@ class ModelInfo:
     Attributes:
         profile: Everything about the computation that changes pixels, such as "diffusers/bfloat16/compiled".
         versions: The libraries that compute, name to version.
-        created_s: The time of the checkpoint's files, in seconds since 1970.
+        created_s: When the checkpoint's directory was last modified, in seconds since 1970.
     """
 
     name: str

@@ -23,12 +23,12 @@ from sd35.settings import PREFIX, Settings
 
 _LAST_LINES = 5  # of a failed child's output, for the error
 _TERMINATE_S = 10.0  # for a child to exit after SIGTERM
-_JOIN_S = 1.0  # for the thread to end; it takes longer only while it loads a model
+_JOIN_S = 1.0  # for the thread to end; `stop` does not wait longer for it to load a model
 Command: TypeAlias = Callable[[Sequence[str]], list[str]]
 
 
 def command_of(settings: Settings, arguments: Sequence[str]) -> list[str]:
-    """Return the command line of `sd35` with `arguments`, for the files and the device of the settings."""
+    """Return the command line of `sd35` with `arguments` and the settings' flags for files, device and threads."""
     flags = [f"--cache-dir={settings.cache_dir}", f"--device={settings.device}", f"--threads={settings.threads}"]
     flags += [f"--weights={path}" for path in settings.weights]
     flags += [f"--registry={settings.registry}"] if settings.registry else []
@@ -38,10 +38,15 @@ def command_of(settings: Settings, arguments: Sequence[str]) -> list[str]:
 
 
 class FallbackBuilder:
-    """Builds the missing graphs or engines of `pending` checkpoints, opens each one, and passes it to `swap`.
+    """Builds missing graphs or engines, opens each built model, and passes it to `swap`. Runs in a thread.
 
-    Runs in a thread, from `start` to `stop`. Failures are logged and counted in `failures`, and the fallback stays in
-    use.
+    Failures are logged and counted in `failures`, and the fallback stays in use.
+
+    Args:
+        pending: The checkpoints to build.
+        command: Returns the command line for arguments of `sd35`.
+        open_model: Loads a built checkpoint. Raises NotCompiled if a file is missing.
+        swap: Replaces the fallback by the loaded model. Raises Overloaded if it should be called again later.
     """
 
     def __init__(
@@ -61,7 +66,7 @@ class FallbackBuilder:
 
     @property
     def is_running(self) -> bool:
-        """Whether the thread runs, so that a swap may follow."""
+        """Whether the thread runs, so that another swap may follow."""
         return self._thread.is_alive()
 
     @property
@@ -107,7 +112,7 @@ class FallbackBuilder:
                 return
 
     def _opened(self, checkpoint: Checkpoint, log: structlog.typing.FilteringBoundLogger) -> ModelInfo:
-        """Open the model, and build its missing graphs and then engines if needed. Raises BuildFailed."""
+        """Open the model. If graphs or engines are missing, build them first. Raises BuildFailed."""
         built: list[tuple[str, ...]] = []
         while True:
             try:
@@ -133,7 +138,7 @@ class FallbackBuilder:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
-                start_new_session=True,  # keep Ctrl-C away from it: the service ends its session
+                start_new_session=True,  # so that Ctrl-C does not reach it: `stop` ends it
             )
         log.info("building", command=" ".join(["sd35", *arguments]), pid=child.pid)
         last: deque[str] = deque(maxlen=_LAST_LINES)

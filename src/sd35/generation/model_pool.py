@@ -1,4 +1,4 @@
-"""The models that are served: resolves and submits requests, and encodes images as PNG files."""
+"""The served models: resolve and submit requests, and encode images as PNG files."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -35,7 +35,10 @@ class ModelPool:
     """The models of an engine by name. The first is the default.
 
     A model may be loaded in several profiles. New requests use the profile in `models`; requests that were resolved
-    earlier keep theirs. `fallback_builder` replaces models by faster profiles while the service runs, if there is one.
+    earlier keep theirs.
+
+    Attributes:
+        fallback_builder: Replaces models by faster profiles while the service runs. None if nothing is to be built.
     """
 
     fallback_builder: FallbackBuilder | None = None
@@ -55,7 +58,7 @@ class ModelPool:
     def resolve(self, params: GenerationParams) -> Request:
         """Return a request for one of these models. Raises UnknownModel, InvalidRequest."""
         request = resolve(params, self.models)
-        self._checked(request, self.models[request.model])
+        self._check(request, self.models[request.model])
         return request
 
     def tokens_of(self, request: Request) -> tuple[int, int] | None:
@@ -78,7 +81,7 @@ class ModelPool:
         if model is None or model.revision != request.revision:
             model = find_model(self.models, request.model)
             request = replace(request, revision=model.revision, profile=model.profile)
-        self._checked(request, model)
+        self._check(request, model)
         return request
 
     def submit(
@@ -97,13 +100,13 @@ class ModelPool:
         return self.engine.submit(work, on_progress, previews=previews)
 
     def encode(self, generated: GeneratedImage) -> EncodedImage:
-        """Encode an image as a PNG file with its record, enlarged to the requested size. Blocks: compute-bound."""
+        """Encode an image as a PNG file with its record, enlarged to the requested size. CPU-bound."""
         request, pixels = generated.request, generated.pixels
         model = self._loaded(request)
         assert model, request.profile
-        drawn_height, drawn_width, _ = pixels.shape
+        height, width, _ = pixels.shape
         versions = {"sd35": own_version(), **model.versions}
-        if (drawn_width, drawn_height) != (request.width, request.height):
+        if (width, height) != (request.width, request.height):
             from PIL import __version__ as pillow_version
 
             versions["pillow"] = pillow_version
@@ -117,8 +120,8 @@ class ModelPool:
             backend=model.backend,
             precision=model.precision,
             versions=versions,
-            drawn_width=drawn_width,
-            drawn_height=drawn_height,
+            drawn_width=width,
+            drawn_height=height,
             cut_off=[field for field, text in prompts.items() if tokenizers.is_truncated(text)],
         )
         record = Record(request, maker)
@@ -133,7 +136,7 @@ class ModelPool:
             self._warm_up(model)
 
     def swap(self, model: ModelInfo) -> None:
-        """Generate a first image with `model`, which is in the engine already, then use it for new requests.
+        """Generate a first image with a model of the engine, then use it for new requests.
 
         Requests that were resolved earlier keep their profile. Raises GenerationFailed, Overloaded, NotReady.
         """
@@ -153,8 +156,8 @@ class ModelPool:
         return next((model for model in self.engine.models if model.key == key), None)
 
     def _generated_size(self, request: Request, model: ModelInfo) -> tuple[int, int]:
-        """Return (width, height) in pixels to generate at: as requested, or smaller if the card says so."""
+        """Return (width, height) in pixels to generate at: as requested, or smaller if the model requires it."""
         return generated_size(request.width, request.height, model.card, self.max_pixels)
 
-    def _checked(self, request: Request, model: ModelInfo) -> None:
+    def _check(self, request: Request, model: ModelInfo) -> None:
         model.check(request, *self._generated_size(request, model))

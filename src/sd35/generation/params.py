@@ -27,9 +27,11 @@ class GenerationParams:
 
 @dataclass(frozen=True)
 class ModelAliases:
-    """Model names of other services: alias to served name, where "" is the default model.
+    """Names of other services' models that this service accepts.
 
-    If `is_strict`, requests with an alias are refused, and so are requests for a feature that only has a substitute.
+    Attributes:
+        aliases: Alias to served name. "" is the default model.
+        is_strict: Whether to refuse requests that need a substitute: aliases, and samplers that do not exist here.
     """
 
     aliases: Mapping[str, str]
@@ -37,7 +39,7 @@ class ModelAliases:
 
     @classmethod
     def of(cls, listed: Sequence[str], *, is_strict: bool) -> Self:
-        """Parse aliases of the settings: NAME, or NAME=CHECKPOINT."""
+        """Parse the aliases of the settings: NAME, or NAME=CHECKPOINT."""
         parts = [each.partition("=") for each in listed]
         return cls({name.strip(): served.strip() for name, _, served in parts}, is_strict)
 
@@ -45,12 +47,10 @@ class ModelAliases:
         """Raise InvalidSetting if an alias names a model that is not served."""
         for alias, name in self.aliases.items():
             if name and name not in models:
-                raise InvalidSetting(
-                    f"model_aliases: {alias}={name}: no model named {name}; served: {', '.join(models)}"
-                )
+                raise InvalidSetting(f"model_aliases: got '{alias}={name}'; allowed after '=': {', '.join(models)}")
 
     def served(self, name: str | None, models: Mapping[str, ModelInfo]) -> str | None:
-        """Return the served name for a requested one: None for the default model, and unknown names unchanged."""
+        """Return the served name of a requested one: None for the default model; unknown names stay as they are."""
         if name is None or name in models or self.is_strict:
             return name
         return self.aliases.get(name, name) or None
@@ -59,7 +59,7 @@ class ModelAliases:
 def series(params: GenerationParams, count: int) -> list[GenerationParams]:
     """Return `count` copies with consecutive seeds. The largest seed is followed by 0."""
     first = draw_seed() if params.seed is None else params.seed
-    return [replace(params, seed=(first + place) % (SEED[1] + 1)) for place in range(count)]
+    return [replace(params, seed=(first + index) % (SEED[1] + 1)) for index in range(count)]
 
 
 def find_model(models: Mapping[str, ModelInfo], name: str | None) -> ModelInfo:

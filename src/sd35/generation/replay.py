@@ -32,7 +32,7 @@ class Verdict(NamedTuple):
 
 
 def read_stored_image(png: bytes) -> EncodedImage:
-    """Read an image's PNG file. Raises NotReplayable if it has no record, or is of a lossy format."""
+    """Read an image's PNG file. Raises NotReplayable if it has no record, or if the file is of another format."""
     image_format = format_of(png)
     if image_format is None:
         raise NotReplayable("it is not a PNG file")
@@ -75,7 +75,7 @@ def _changes(then: Maker, now: Maker) -> Iterator[str]:
         if before != after:
             yield f"{'checkpoint ' if what == 'revision' else ''}{what}: {before[:12]} then, {after[:12]} now"
     for name in sorted(then.versions.keys() | now.versions.keys()):
-        before, after = then.versions.get(name, "none"), now.versions.get(name, "none")
+        before, after = then.versions.get(name, "not used"), now.versions.get(name, "not used")
         if before != after:
             yield f"{name}: {before} then, {after} now"
     if (then.drawn_width, then.drawn_height) != (now.drawn_width, now.drawn_height):

@@ -1,4 +1,4 @@
-"""From a resolved request to a stored image. The same request of several callers is generated once.
+"""Generate and store the image of a resolved request. A request that several callers send is generated once.
 
 Synchronous calls and jobs both use this. An image is cancelled when its last caller is cancelled.
 """
@@ -46,6 +46,8 @@ class GenerationResult:
         request: The request that generated it.
         maker: The versions that generated it. None if it is blurred, because such a file has no record.
         stages: Empty for an image from the store.
+        was_cached: Whether it was in the store.
+        was_shared: Whether another caller's request, in flight at the same time, generated it.
         unstored: The error if it could not be stored.
     """
 
@@ -104,9 +106,9 @@ class _InFlight:
 
 
 def stored_result(request: Request, png: bytes, *, is_blurred: bool) -> GenerationResult | None:
-    """Return the stored file of a request as a result, with the request of its record unless it is blurred.
+    """Return the stored file of a request as a result. Its request is that of the file's record, if the file has one.
 
-    None if the record is of another version of this project and cannot be read.
+    None if another version of this project wrote the record and this one cannot read it.
     """
     if is_blurred:
         return GenerationResult(request, png, None, was_cached=True)
@@ -121,8 +123,8 @@ def stored_result(request: Request, png: bytes, *, is_blurred: bool) -> Generati
 class GenerationService:
     """Generates images, on an event loop. Blocking calls run on threads.
 
-    It has its own thread pool: if a content filter or an image store is slow, only images wait for it, and not queries
-    of the database, such as for API keys.
+    Queries of the database, such as for API keys, have other threads, so that a slow content filter or image store does
+    not delay them.
     """
 
     def __init__(
@@ -137,7 +139,7 @@ class GenerationService:
     async def generate(
         self, request: Request, requester: Requester, on_progress: OnProgress | None = None, *, previews: bool = False
     ) -> GenerationResult:
-        """Return an image from the store, from another caller's generation in flight, or generate it.
+        """Return the image of a request: from the store, from a generation in flight, or newly generated.
 
         If the last caller is cancelled, so is the image.
 
@@ -171,7 +173,7 @@ class GenerationService:
         return result
 
     def send_previews(self, digest: str) -> None:
-        """From now on, send previews to all listeners of a request in flight."""
+        """Send previews to all listeners of a request in flight from now on."""
         in_flight = self._in_flight.get(digest)
         if in_flight:
             in_flight.previews = True
@@ -241,14 +243,14 @@ class GenerationService:
         try:
             return await asyncio.wrap_future(handle.future)
         except asyncio.CancelledError:
-            if in_flight.callers:  # the engine was closed, not the callers cancelled
+            if in_flight.callers:  # callers still wait, so it was the engine that cancelled: it is closing
                 raise NotReady("closing", CLOSING_RETRY_S) from None
             raise
         finally:
             self.pool.engine.cancel(handle)  # no effect on a finished image
 
     def _encode_and_store(self, generated: GeneratedImage, owner: str, decision: Decision) -> GenerationResult:
-        """Encode and store the image, blurred if the filter decided so for the prompt or decides so for the image."""
+        """Encode and store the image, blurred if the filter's decision on the prompt or on the image is to blur."""
         began_s = time.monotonic()
         encoded = self.pool.encode(generated)
         on_image = self._decided("image", lambda: image_decision(self._filter, encoded.pixels, generated.request))
@@ -263,6 +265,7 @@ class GenerationService:
         return replace(result, stages=stages, unstored=unstored)
 
     def _decided(self, subject: Literal["prompt", "image"], decide: Callable[[], Decision]) -> Decision:
+        """Return the filter's decision, and count it. An exception counts as a refusal."""
         decision = Decision.REFUSE
         try:
             decision = decide()

@@ -1,6 +1,6 @@
 """Find EXIF data and XMP packets in AVIF files, where they are items next to the image.
 
-Pillow finds them too, but its EXIF parser can be made to use gigabytes of memory (see exif.py).
+Pillow can find them too, but a hostile file can make its EXIF parser use gigabytes of memory (see exif.py).
 
 Sources: ISO/IEC 14496-12 (boxes, `meta`, `iinf`, `iloc`), ISO/IEC 23008-12, annex A (items of EXIF and XMP).
 """
@@ -15,18 +15,18 @@ from sd35.images.text_budget import TextBudget
 _BRANDS = {b"avif", b"avis"}
 _MAX_PARTS = 65_536  # boxes and extents of items
 _XMP = b"application/rdf+xml"
-_IN_FILE, _IN_IDAT = 0, 1  # the origin of an item's offsets
+_IN_FILE, _IN_IDAT = 0, 1  # whether the offsets of an item count from the start of the file or of the `idat` box
 _DAMAGED = "it is a damaged image: an AVIF file "
 
 
 class _Box(NamedTuple):
     kind: bytes
-    start: int  # the offsets of its content
+    start: int  # offsets of its content in the file
     end: int
 
 
 def is_avif(data: bytes) -> bool:
-    """Return whether a file's first box lists AVIF as a format."""
+    """Return whether the first box of a file lists AVIF as a format."""
     if data[4:8] != b"ftyp":
         return False
     brands = data[8 : min(int.from_bytes(data[:4]), 1024)]
@@ -38,7 +38,7 @@ def read_avif(data: bytes, budget: TextBudget) -> EmbeddedMetadata:
     reader = _Reader(data)
     meta = next((box for box in reader.boxes(0, len(data)) if box.kind == b"meta"), None)
     if meta is None:
-        raise NotReplayable(f"{_DAMAGED}without a description of its image")
+        raise NotReplayable(f"{_DAMAGED}without metadata")
     inside = {box.kind: box for box in reader.boxes(meta.start + 4, meta.end)}
     if b"iinf" not in inside or b"iloc" not in inside:
         raise NotReplayable(f"{_DAMAGED}without a list of its items")
@@ -73,12 +73,12 @@ class _Reader:
                 size_bytes, start = self._int(start, 8), start + 8
             box_end = offset + size_bytes if size_bytes else end
             if not start <= box_end <= end:
-                raise NotReplayable(f"{_DAMAGED}that ends before its {kind.decode('latin-1')!r} box")
+                raise NotReplayable(f"{_DAMAGED}with a wrong size of its {kind.decode('latin-1')!r} box")
             yield _Box(kind, start, box_end)
             offset = box_end
 
     def items(self, iinf: _Box) -> dict[int, bytes]:
-        """Return the types, `Exif` or `mime`, of the items with EXIF and XMP by item number."""
+        """Return the type, `Exif` or `mime`, of each item with EXIF data or XMP, by item number."""
         found = {}
         count_bytes = 4 if self._int(iinf.start, 1) else 2
         for box in self.boxes(iinf.start + 4 + count_bytes, iinf.end):
@@ -93,7 +93,7 @@ class _Reader:
         return found
 
     def locations(self, iloc: _Box) -> Iterator[tuple[int, list[tuple[int, int]], bool]]:
-        """Yield each item's number, the start and end of its extents, and whether they count from the `idat` box."""
+        """Yield the number of each item, start and end of its extents, and whether they count from the `idat` box."""
         version, sizes, offset = self._int(iloc.start, 1), self._int(iloc.start + 4, 2), iloc.start + 6
         offset_bytes, length_bytes, base_bytes, index_bytes = (sizes >> shift & 15 for shift in (12, 8, 4, 0))
         number_bytes = 4 if version == 2 else 2
@@ -118,10 +118,10 @@ class _Reader:
 
     def _int(self, offset: int, size_bytes: int) -> int:
         if offset + size_bytes > len(self._data):
-            raise NotReplayable(f"{_DAMAGED}that ends in its description")
+            raise NotReplayable(f"{_DAMAGED}that ends in its metadata")
         return int.from_bytes(self._data[offset : offset + size_bytes])
 
     def _count(self) -> None:
         self._left -= 1
         if self._left < 0:
-            raise NotReplayable(f"{_DAMAGED}of more than {_MAX_PARTS} parts")
+            raise NotReplayable(f"{_DAMAGED}with more than {_MAX_PARTS} parts")

@@ -13,11 +13,11 @@ from sd35.images.text_budget import TextBudget
 from sd35.images.xmp import from_segments, is_xmp
 
 _EXIF = b"Exif\0\0"
-_MAX_SEGMENTS = 4096  # ICC profiles and long XMP packets take at most some hundred segments
-_MAX_CHUNKS = 65_536  # an animation has one for each frame
+_MAX_SEGMENTS = 4096  # ICC profiles and long XMP packets have a few hundred segments at most
+_MAX_CHUNKS = 65_536  # an animation has one chunk for each frame
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD8)}
 _START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
-_NO_FILL = re.compile(b"[^\xff]")
+_NOT_FILL = re.compile(b"[^\xff]")
 _WEBP_IMAGES = {b"VP8 ", b"VP8L", b"ANMF"}
 
 
@@ -54,7 +54,7 @@ def read_webp(webp: bytes, budget: TextBudget) -> EmbeddedMetadata:
         if is_metadata and start + size_bytes <= len(webp):
             found.setdefault(kind, webp[start : start + size_bytes])
     else:
-        raise NotReplayable(f"it is a damaged image: a WebP file of more than {_MAX_CHUNKS} chunks")
+        raise NotReplayable(f"it is a damaged image: a WebP file with more than {_MAX_CHUNKS} chunks")
     if not has_image:
         raise NotReplayable("it is a damaged image: a WebP file without an image")
     return EmbeddedMetadata(found.get(b"EXIF", b""), found.get(b"XMP ", b""))
@@ -77,11 +77,11 @@ def _app1_segments(jpeg: bytes) -> Iterator[bytes]:
         if marker == _APP1:
             yield jpeg[offset + 2 : offset + size_bytes]
         offset += max(2, size_bytes)
-    raise NotReplayable(f"it is a damaged image: a JPEG file of more than {_MAX_SEGMENTS} segments")
+    raise NotReplayable(f"it is a damaged image: a JPEG file with more than {_MAX_SEGMENTS} segments")
 
 
 def _next_marker(jpeg: bytes, offset: int) -> int:
-    """Return the offset of the next marker's code. It follows one or more bytes 0xFF."""
+    """Return the offset of the byte after the next 0xFF bytes: a marker's code. Without one, the length of the file."""
     offset = jpeg.find(b"\xff", offset)
-    found = _NO_FILL.search(jpeg, offset) if offset >= 0 else None
+    found = _NOT_FILL.search(jpeg, offset) if offset >= 0 else None
     return found.start() if found else len(jpeg)

@@ -1,4 +1,4 @@
-"""Encode a PNG file in one of the other formats, with its record."""
+"""Encode a PNG file in another format, with its record."""
 
 import asyncio
 import io
@@ -10,9 +10,9 @@ from sd35.images.formats import Format, check_quality
 from sd35.images.png import read_png, without_text
 from sd35.images.xmp import to_segments, to_xmp
 
-# Each format has its own quality scale; at these values, the error of an image is about the same. All settings favour
-# speed: twice the time saves only a twentieth of the bytes. JPEG has its colours at full resolution, because the hard
-# edges of saturated colours are the most visible loss at half resolution.
+# Each format has its own quality scale. At these values, the error of an image is about the same. All options favour
+# speed, because twice the time saves only a twentieth of the bytes. JPEG stores colours at full resolution, because at
+# half resolution the hard edges of saturated colours are the most visible loss.
 _OPTIONS: dict[Format, dict[str, Any]] = {
     Format.JPEG: {"quality": 90, "subsampling": 0},
     Format.WEBP: {"quality": 90, "method": 0},
@@ -23,8 +23,14 @@ _OPTIONS: dict[Format, dict[str, Any]] = {
 def encode(png: bytes, output_format: Format, *, has_metadata: bool, quality: int | None = None) -> bytes:
     """Encode a PNG file in another format, with or without its record. CPU-bound unless the format is PNG.
 
-    `quality` is 1 to 100, or None for the format's default. Raises InvalidRequest for other values, and for any quality
-    with PNG.
+    Args:
+        png: A PNG file of this project.
+        output_format: The format of the result.
+        has_metadata: Whether the result contains the record.
+        quality: 1 to 100, or None for the default of the format.
+
+    Raises:
+        InvalidRequest: `quality` is out of range, or given for PNG.
     """
     check_quality(output_format, quality)
     if output_format is Format.PNG:
@@ -40,7 +46,7 @@ def encode(png: bytes, output_format: Format, *, has_metadata: bool, quality: in
 
 
 async def encode_async(png: bytes, output_format: Format, *, has_metadata: bool, quality: int | None = None) -> bytes:
-    """Run `encode` without blocking the event loop."""
+    """Call `encode` without blocking the event loop."""
     if output_format is Format.PNG:
         return encode(png, output_format, has_metadata=has_metadata)
     return await asyncio.to_thread(encode, png, output_format, has_metadata=has_metadata, quality=quality)

@@ -1,13 +1,12 @@
-"""Infotext: the generation parameters as text, as AUTOMATIC1111's web UI writes them into its files.
+"""Infotext: the generation parameters as text, in the format that AUTOMATIC1111's web UI writes into its files.
 
     a cat
     Negative prompt: a dog
     Steps: 28, Sampler: Euler, Schedule type: Automatic, CFG scale: 4.5, Seed: 42, Size: 1024x1024, Model: mini
 
 Source: AUTOMATIC1111/stable-diffusion-webui 1.10: `create_infotext` in modules/processing.py writes it,
-`parse_generation_parameters` in modules/infotext_utils.py reads it. The format cannot quote prompts. So after parsing,
-the lines of a prompt have no surrounding spaces, and a line that starts with "Negative prompt:" starts the negative
-prompt.
+`parse_generation_parameters` in modules/infotext_utils.py reads it. The format cannot quote prompts. Therefore, parsing
+strips the lines of a prompt, and treats a line that starts with "Negative prompt:" as the start of the negative prompt.
 """
 
 import json
@@ -25,7 +24,7 @@ KEYWORD = "parameters"  # the keyword of the text chunk in PNG files
 SAMPLER, SCHEDULE = "Euler", "Automatic"  # the web UI's names for the sampler of these models
 HASH_CHARS = 10
 _NEGATIVE = "Negative prompt:"
-_MIN_SETTINGS = 3  # a last line with fewer belongs to the prompt
+_MIN_SETTINGS = 3  # a last line with fewer settings belongs to the prompt
 _NAME = re.compile(r"\w[\w /-]+")
 _QUOTED = re.compile(r'"(?:[^"\\]++|\\.)*+"')  # possessive, to avoid backtracking
 _SIZE = re.compile(r"(\d+)x(\d+)", re.ASCII)
@@ -51,7 +50,7 @@ def infotext(request: Request, maker: Maker | None) -> str:
 
 
 def extras(request: Request, maker: Maker | None) -> dict[str, object]:
-    """Return the settings that the web UI does not have, for the images that they apply to."""
+    """Return the settings that only this project has. Each is included only if it applies to the image."""
     settings: dict[str, object] = {}
     if request.skip_layer_scale:
         settings["Skip layer scale"] = request.skip_layer_scale
@@ -66,17 +65,17 @@ def extras(request: Request, maker: Maker | None) -> dict[str, object]:
 
 
 def format_infotext(prompt: str, negative_prompt: str, settings: Mapping[str, object]) -> str:
-    """Format prompts and settings. Values that would be misread otherwise are quoted as JSON."""
+    """Format prompts and settings. Values that the parser would otherwise misread are quoted as JSON."""
     negative = f"\n{_NEGATIVE} {negative_prompt}" if negative_prompt else ""
     line = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items())
     return f"{prompt}{negative}\n{line}".strip()
 
 
 def read_infotext(file: bytes) -> tuple[str, dict[str, str], list[str]]:
-    """Return a file's infotext or "", its other texts, and the names of texts that were too long to read.
+    """Return the infotext of a file, its other texts, and the names of texts that were too long to read.
 
-    If a file of this project has no infotext, it is derived from the record. Raises NotReplayable if the file is not an
-    image.
+    If a file of this project has no infotext, the infotext is created from its record. The infotext of other files
+    without one is "". Raises NotReplayable if the file is not an image, or is damaged.
     """
     found = read_texts(file)
     texts = found.texts
@@ -91,7 +90,8 @@ def read_infotext(file: bytes) -> tuple[str, dict[str, str], list[str]]:
 def parse_infotext(text: str) -> dict[str, str]:
     """Parse an infotext into its settings by name, including `Prompt` and `Negative prompt`.
 
-    A size becomes two settings: `Size-1` is the width, `Size-2` the height. Unlike the web UI, this adds no defaults.
+    A size becomes two settings: `Size-1` is the width, and `Size-2` the height. Unlike the web UI, this parser adds no
+    defaults.
     """
     *lines, last = text.strip().split("\n")
     settings = list(_settings(last))
@@ -111,7 +111,7 @@ def parse_infotext(text: str) -> dict[str, str]:
 
 
 def _settings(line: str) -> Iterator[tuple[str, str]]:
-    """Yield the names and values of `name: value, name: "value"`, in linear time."""
+    """Yield the names and values in a line such as `name: value, name: "value"`. Takes linear time."""
     position = 0
     while (colon := line.find(":", position)) >= 0:
         name = line[position:colon].rpartition(",")[2].strip()
@@ -139,6 +139,6 @@ def _unquoted(value: str) -> str:
     try:
         text = str(json.loads(value))
         text.encode()
-    except ValueError:  # not JSON, or a lone surrogate, which a response cannot contain
+    except ValueError:  # not JSON, or a lone surrogate, which cannot be encoded in a response
         return value
     return text

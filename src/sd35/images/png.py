@@ -1,4 +1,4 @@
-"""Write PNG files, fast and reproducibly, and read them with their texts.
+"""Write PNG files fast and reproducibly, and read them with their texts.
 
 Source: the PNG specification, third edition (W3C, 2025): chunks, filter type Up, tEXt, iTXt.
 """
@@ -24,10 +24,11 @@ _RGB_8_BIT = (8, 2, 0, 0, 0)  # bit depth, colour type, compression, filter and 
 
 
 def write_png(pixels: UInt8[Array, "h w 3"], text: Mapping[str, str]) -> bytes:
-    """Encode an image as a PNG file with `text` in iTXt chunks, in the mapping's order.
+    """Encode an image as a PNG file, with `text` in iTXt chunks in the order of the mapping.
 
-    The Up filter with run lengths only takes a quarter of the time of Pillow's fastest setting for a megapixel, and
-    photographs do not get larger. There is no timestamp: the same image and text give the same bytes.
+    The filter is Up, and the compression uses run lengths only. For a megapixel, this takes a quarter of the time of
+    Pillow's fastest setting, and photographs do not get larger. Without a timestamp, the same image and text give the
+    same bytes.
     """
     height, width, _ = pixels.shape
     rows = pixels.reshape(height, width * 3)
@@ -45,7 +46,8 @@ def write_png(pixels: UInt8[Array, "h w 3"], text: Mapping[str, str]) -> bytes:
 def read_png(data: bytes) -> tuple[UInt8[Array, "h w 3"], dict[str, str]]:
     """Decode the pixels and the texts of a PNG file. Raises NotReplayable if it is not an intact PNG file in RGB.
 
-    Pillow only gets the chunks with pixels: it would decompress more text than `read_texts` allows, or reject the file.
+    Pillow gets only the chunks with pixels. Otherwise, it would decompress more text than `read_texts` allows, or
+    reject the file.
     """
     if not data.startswith(SIGNATURE):
         raise NotReplayable("it is not a PNG file")
@@ -59,14 +61,14 @@ def read_png(data: bytes) -> tuple[UInt8[Array, "h w 3"], dict[str, str]]:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise NotReplayable(f"it is a damaged PNG file: {error}") from error
     if mode != "RGB":
-        raise NotReplayable(f"its pixels are {mode}, not RGB: it was not written by this project, or converted since")
+        raise NotReplayable(f"its pixels are {mode}, not RGB: this project did not write it, or it was converted")
     return pixels, texts
 
 
 def with_text(png: bytes, keyword: str, text: str) -> bytes:
-    """Add a text to a PNG file: in a tEXt chunk, as most tools expect, or in iTXt if Latin-1 cannot encode it.
+    """Add a text to a PNG file: in a tEXt chunk, as most tools expect, or in iTXt if Latin-1 cannot encode the text.
 
-    NUL characters are removed, because a text chunk may not contain them.
+    NUL characters are removed, because text chunks must not contain them.
     """
     text = text.replace("\0", "")
     try:
@@ -77,7 +79,7 @@ def with_text(png: bytes, keyword: str, text: str) -> bytes:
 
 
 def without_text(png: bytes) -> bytes:
-    """Remove the texts from a file of `write_png`. The compressed pixels stay the same."""
+    """Remove the texts from a file that `write_png` wrote. The compressed pixels stay the same."""
     start, chunks = len(SIGNATURE), [SIGNATURE]
     while start < len(png):
         size, kind = struct.unpack_from(">I4s", png, start)

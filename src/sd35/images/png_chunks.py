@@ -1,6 +1,6 @@
 """Read the chunks of PNG files and the texts in them, without decoding pixels.
 
-Pillow reads texts after the image data only if it decodes that data, and it allows 64 MB of text.
+Pillow reads texts behind the image data only if it decodes that data, and it allows 64 MB of text.
 
 Source: the PNG specification, third edition (W3C, 2025): 5.3 (chunk layout), 11.3.3 (tEXt, zTXt, iTXt), eXIf.
 """
@@ -14,7 +14,7 @@ from sd35.errors import NotReplayable
 from sd35.images.text_budget import TextBudget
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_MAX_CHUNKS = 65_536  # encoders write image data in chunks of 8 KiB or more: half a gigabyte
+_MAX_CHUNKS = 65_536  # with the usual chunks of at least 8 KiB, this allows half a gigabyte of image data
 _KEYWORD_BYTES = 79
 _TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
 _PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
@@ -29,7 +29,7 @@ class Chunk(NamedTuple):
 
 
 def chunks(png: bytes) -> Iterator[Chunk]:
-    """Yield the chunks of a file, up to its end or to the first damage. Truncated image data counts as a chunk.
+    """Yield the chunks of a file, up to its end or the first damage. Truncated image data counts as a chunk.
 
     Raises NotReplayable if there are too many chunks.
     """
@@ -45,20 +45,20 @@ def chunks(png: bytes) -> Iterator[Chunk]:
         if not is_complete or kind == b"IEND":
             return
         offset = chunk.end + 4
-    raise NotReplayable(f"it is a damaged image: a PNG file of more than {_MAX_CHUNKS} chunks")
+    raise NotReplayable(f"it is a damaged image: a PNG file with more than {_MAX_CHUNKS} chunks")
 
 
 def has_valid_crc(png: bytes, chunk: Chunk) -> bool:
-    """Whether the CRC of a chunk, of which the file holds all, matches its content."""
+    """Return whether the CRC of a chunk matches its content. The file must contain the whole chunk."""
     (crc,) = struct.unpack_from(">I", png, chunk.end)
     return zlib.crc32(memoryview(png)[chunk.start - 4 : chunk.end]) == int(crc)
 
 
 def read_chunks(png: bytes, budget: TextBudget) -> tuple[dict[str, str], bytes]:
-    """Return the texts of a file by keyword, and its EXIF data. The last text of a keyword counts.
+    """Return the texts of a file by keyword, and its EXIF data. If a keyword repeats, its last text counts.
 
-    Of a file that is truncated in its image data, the texts before are read. Raises NotReplayable if a file is
-    truncated before that data, or if a text does not match its checksum.
+    A file may be truncated in its image data or later. Raises NotReplayable if it is truncated before that, or if a
+    text does not match its CRC.
     """
     texts: dict[str, str] = {}
     exif = b""
@@ -81,9 +81,9 @@ def only_pixels(png: bytes) -> bytes:
 
 
 def _text(png: bytes, chunk: Chunk, budget: TextBudget) -> dict[str, str]:
-    """Keyword and text of a chunk; nothing if it has no keyword, does not fit or is not decodable."""
+    """Return the text of a chunk by its keyword; {} if it has no keyword, exceeds the budget or cannot be decoded."""
     if not has_valid_crc(png, chunk):
-        raise NotReplayable(f"it is a damaged image: the checksum of its {chunk.kind.decode()} chunk is wrong")
+        raise NotReplayable(f"it is a damaged image: the CRC of its {chunk.kind.decode()} chunk is wrong")
     separator = png.find(b"\0", chunk.start, min(chunk.end, chunk.start + _KEYWORD_BYTES + 1))
     if separator <= chunk.start:
         return {}
@@ -100,7 +100,7 @@ def _text(png: bytes, chunk: Chunk, budget: TextBudget) -> dict[str, str]:
 
 
 def _content(kind: bytes, fields: bytes) -> tuple[bool, bytes]:
-    """Return whether a text is compressed, and its bytes. `fields` follow the keyword in the chunk."""
+    """Return whether a text is compressed, and its bytes. `fields` is the part of the chunk after the keyword."""
     if kind == b"tEXt":
         return False, fields
     if kind == b"zTXt":

@@ -1,17 +1,18 @@
-"""The limit on the text that is read from one image file."""
+"""A limit on the amount of text that is read from one image file."""
 
 import zlib
 
-# The largest record that this project writes must fit. Its PNG file can hold the prompts twice: in the request's JSON
-# and in AUTOMATIC1111's text. A prompt has at most 10,000 characters, and one character takes at most 8 bytes in both
-# together (an emoji 4 and 4, a control character 6 and 1). Two prompts make 160,000 bytes, so 64 KiB is not enough.
+# The largest record that this project writes must fit. Its PNG file can contain the prompts twice: in the request's
+# JSON and in the infotext. A prompt has at most 10,000 characters. A character takes at most 8 bytes in both together:
+# 4 and 4 for an emoji, 6 and 1 for a control character. Two prompts take 160,000 bytes, so 64 KiB would not be enough.
 MAX_TEXT_BYTES = 256 * 1024
 
 
 class TextBudget:
-    """The remaining bytes of text that may be read from one file.
+    """The number of bytes of text that may still be read from a file.
 
-    A text that exceeds the budget is skipped. Shorter texts after it are still read.
+    A text that exceeds the budget is skipped. Shorter texts after it can still be read. `left_out` has the names of
+    skipped texts.
     """
 
     def __init__(self, max_bytes: int = MAX_TEXT_BYTES) -> None:
@@ -19,7 +20,7 @@ class TextBudget:
         self.left_out: list[str] = []
 
     def allows(self, name: str, size_bytes: int) -> bool:
-        """Return whether a text fits the budget. Subtracts its size if so, else adds its name to `left_out`."""
+        """Return whether a text fits the budget. If so, subtract its size; otherwise, add its name to `left_out`."""
         if size_bytes > self._left:
             self.left_out.append(name)
             return False
@@ -27,10 +28,10 @@ class TextBudget:
         return True
 
     def decompress(self, name: str, content: bytes) -> bytes | None:
-        """Decompress a zlib stream. Return None if it is damaged or exceeds the budget.
+        """Decompress a zlib stream. Returns None if it is damaged or exceeds the budget.
 
-        Decompression stops when the text is too long. A stream that fails uses up the budget, because a file may hold
-        thousands of them and each costs the time to decompress a whole budget.
+        Decompression stops when the text exceeds the budget. A stream that fails uses up the budget: a file may contain
+        thousands of them, and each would otherwise take the time to decompress as much text as the budget allows.
         """
         if len(content) > self._left:
             self.left_out.append(name)

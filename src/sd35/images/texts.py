@@ -1,7 +1,7 @@
 """Read the texts of image files in all formats that this project writes, without decoding pixels.
 
 `POST /sdapi/v1/png-info`, the user interface and `sd35 replay` share this code, so they find the same texts. The files
-come from users, so the amount of text (text_budget.py) and the number of parts (each reader) are limited.
+come from users. Therefore, text_budget.py limits the amount of text, and each reader limits the number of parts.
 """
 
 from collections.abc import Callable
@@ -25,12 +25,12 @@ class ImageTexts(NamedTuple):
     left_out: list[str]
 
     def names_left_out(self) -> list[str]:
-        """Return the first distinct names of `left_out`. A file can have thousands of them."""
+        """Return a few distinct names of `left_out`, sorted. A file can have thousands of them."""
         return sorted(set(self.left_out))[:_MAX_NAMES]
 
 
 def format_of(data: bytes) -> str | None:
-    """Detect the format of a file from its first bytes. Return None if it is not one of FORMATS."""
+    """Detect the format of a file from its first bytes. Returns None if it is not one of FORMATS."""
     if data.startswith(png_chunks.SIGNATURE):
         return "png"
     if data.startswith(b"\xff\xd8\xff"):
@@ -47,7 +47,7 @@ def read_texts(data: bytes) -> ImageTexts:
     """
     image_format = format_of(data)
     if image_format is None:
-        raise NotReplayable(f"it is no image of these formats: {', '.join(FORMATS)}")
+        raise NotReplayable(f"it is not an image in one of these formats: {', '.join(FORMATS)}")
     budget = TextBudget()
     if image_format == "png":
         texts, exif_data = png_chunks.read_chunks(data, budget)
@@ -73,7 +73,7 @@ def read_record(data: bytes) -> Record:
             raise
         names = ", ".join(found.names_left_out())
         raise NotReplayable(
-            f"{error}. At most {MAX_TEXT_BYTES} bytes of a file's texts are read, so these texts were left out: {names}"
+            f"{error}. At most {MAX_TEXT_BYTES} bytes of text are read from a file, so these were left out: {names}"
         ) from error
 
 

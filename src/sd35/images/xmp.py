@@ -1,8 +1,8 @@
-"""XMP packets, in which JPEG, WebP and AVIF files hold the texts that a PNG file has in its chunks.
+"""XMP packets: JPEG, WebP and AVIF files store in them the texts that a PNG file has in chunks.
 
-XMP instead of EXIF, because each text has a name, the encoding is UTF-8, all three formats support it, and it may
-exceed the 64 KiB of a JPEG segment. Sources: the XMP specification (Adobe, 2012 and 2020), part 1 (ISO 16684-1) for
-packets, and part 3, section 1.1.3.1, for long packets in JPEG.
+XMP is used instead of EXIF, because each text has a name, the encoding is UTF-8, all three formats support it, and a
+packet may exceed the 64 KiB of a JPEG segment. Sources: the XMP specification (Adobe, 2012 and 2020), part 1 (ISO
+16684-1) for packets, and part 3, section 1.1.3.1, for long packets in JPEG.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from xml.parsers import expat
 
 NAMESPACE = "urn:sd35:record#"
-_PREFIX = "sd35."  # of PNG keywords: `sd35.request` becomes the property `sd35:request`
+_PREFIX = "sd35."  # prefix of PNG keywords: `sd35.request` becomes the property `sd35:request`
 _TOOL = "http://ns.adobe.com/xap/1.0/"
 _NOTE = "http://ns.adobe.com/xmp/note/"
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
@@ -22,19 +22,19 @@ _ESCAPED = re.compile(r"(?<!\\)((?:\\\\)*)\\u(fffe|ffff)")  # a JSON escape foll
 
 _STANDARD = b"http://ns.adobe.com/xap/1.0/\0"
 _EXTENSION = b"http://ns.adobe.com/xmp/extension/\0"
-_SEGMENT_BYTES = 65_000  # of the packet; with its header, a segment has at most 65,535 bytes
+_SEGMENT_BYTES = 65_000  # of the packet; including its header, a segment may have 65,535 bytes
 
 
 def to_xmp(text: Mapping[str, str]) -> bytes:
-    """Write a record's texts, which are ASCII or JSON, as a packet."""
+    """Return a packet with the texts of a record, which are ASCII or JSON."""
     names = {"Software": "xmp:CreatorTool"}
     return _packet(_meta({names.get(key) or key.replace(_PREFIX, "sd35:"): value for key, value in text.items()}))
 
 
 def from_xmp(packet: bytes) -> dict[str, str]:
-    """Read the texts of a packet in linear time. Return {} if it is damaged or of another program."""
+    """Read the texts of a packet in linear time. Returns {} if it is damaged or another program wrote it."""
     content = packet.decode("utf-8", "replace").strip("\0 \n\r\t\ufeff")
-    if "<!DOCTYPE" in content:  # not part of XMP; entities could expand a small file
+    if "<!DOCTYPE" in content:  # not part of XMP; its entities could expand a small file to a huge text
         return {}
     reader = _Reader()
     try:
@@ -47,8 +47,8 @@ def from_xmp(packet: bytes) -> dict[str, str]:
 class _Reader:
     """Collects the texts of a packet from the attributes and child elements of `rdf:Description`.
 
-    It resolves names itself. The parser would copy the namespace into every name: a namespace of 100 KB, used by 10,000
-    elements, would turn a packet of 200 KB into a gigabyte.
+    It resolves namespaces itself. The parser would copy the namespace into every name: a namespace of 100 KB, used by
+    10,000 elements, would turn a packet of 200 KB into a gigabyte.
     """
 
     def __init__(self) -> None:
@@ -58,8 +58,8 @@ class _Reader:
         self.parser.StartElementHandler, self.parser.EndElementHandler = self._start, self._end
         self.parser.CharacterDataHandler = self._characters
         self._namespaces: dict[str, str] = {}  # the known namespaces, by their current prefix
-        self._open: list[tuple[bool, list[tuple[str, str | None]]]] = []  # is it a Description; its rebound prefixes
-        self._key: str | None = None  # of the text being read
+        self._open: list[tuple[bool, list[tuple[str, str | None]]]] = []  # is a Description; prefixes to restore
+        self._key: str | None = None  # PNG keyword of the text that is being read
         self._parts: list[str] = []
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
@@ -89,7 +89,7 @@ class _Reader:
             self._parts.append(characters)
 
     def _finish_text(self) -> None:
-        """Store the text of an element, which ends at the element's end or at its first child."""
+        """Store the current text. It ends at the end of its element or at the first child element."""
         if self._key:
             self.text[self._key] = _unescape("".join(self._parts))
         self._key, self._parts = None, []
@@ -114,7 +114,7 @@ def _key_of(name: tuple[str | None, str]) -> str | None:
 
 
 def to_segments(packet: bytes) -> bytes:
-    """Split a packet into APP1 segments of a JPEG file. A long packet has a main segment that refers to its parts."""
+    """Split a packet into APP1 segments of a JPEG file. The first segment of a long packet refers to the others."""
     if len(packet) <= _SEGMENT_BYTES:
         return _segment(_STANDARD + packet)
     name = hashlib.md5(packet, usedforsecurity=False).hexdigest().upper()
@@ -126,12 +126,12 @@ def to_segments(packet: bytes) -> bytes:
 
 
 def is_xmp(segment: bytes) -> bool:
-    """Return whether an APP1 segment is a packet or a part of one."""
+    """Return whether an APP1 segment contains a packet or a part of one."""
     return segment.startswith((_STANDARD, _EXTENSION))
 
 
 def from_segments(segments: Iterable[bytes]) -> bytes:
-    """Join the packet from the contents of a JPEG file's APP1 segments. Return b"" if there is none."""
+    """Join the packet in the APP1 segments of a JPEG file. Returns b"" if they contain none."""
     packet = b""
     parts: dict[int, bytes] = {}
     for segment in segments:

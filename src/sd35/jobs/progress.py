@@ -1,7 +1,7 @@
-"""Progress of a job as a sequence of numbered events, so that a client that lost its connection can resume.
+"""Progress of a job as a sequence of numbered events, so that a client can resume after it lost its connection.
 
-The number of an event follows from its content: 0 queued, 1 running, 1 + i after step i, and `END` at the end. Numbers
-therefore mean the same after a restart, and no history of events is kept.
+The number of an event depends only on its content: 0 for queued, 1 for running, 1 + i after step i, and `END` for the
+end. Numbers therefore have the same meaning after a restart, and no history of events has to be stored.
 """
 
 import asyncio
@@ -29,8 +29,8 @@ class Event:
         done: Number of finished steps of a running job.
         steps: Number of all steps of a running job.
         remaining_s: Estimated time to the last step, in seconds. None if unknown.
-        preview: Renders a preview of the image, if there is one.
-        job: The job, if it has ended.
+        preview: Renders a preview of the image. None if there is no preview.
+        job: The job if it has ended, else None.
     """
 
     number: int
@@ -44,16 +44,19 @@ class Event:
 
 
 class JobProgress:
-    """The latest event of a running job, for any number of listeners. Only for the event loop.
+    """The latest event of a running job, for any number of listeners. For the event loop only.
 
-    `previews`: a listener wants previews. `digest`: that of the request, once it is generated.
+    Attributes:
+        previews: Whether a listener has requested previews.
+        digest: Digest of the request that is being generated. None before the generation starts.
+        latest: The latest event. None before the first event and after the end.
     """
 
     def __init__(self) -> None:
         self.previews = False
         self.digest: str | None = None
         self.latest: Event | None = None
-        self._first: tuple[int, float] | None = None  # steps and time of the first progress
+        self._first: tuple[int, float] | None = None  # number and time of the first finished step
         self._changed = asyncio.Event()
 
     def begin(self, steps: int) -> None:
@@ -61,7 +64,7 @@ class JobProgress:
         self._publish(Event(1, Status.RUNNING, steps=steps))
 
     def step(self, progress: ImageProgress) -> None:
-        """Publish a finished step. Estimates the remaining time from the steps since the first one."""
+        """Publish a finished step. The remaining time is estimated from the steps since the first one."""
         now_s = time.monotonic()
         if self._first is None or progress.step <= self._first[0]:
             self._first = progress.step, now_s
@@ -71,7 +74,7 @@ class JobProgress:
         self._publish(Event(number, Status.RUNNING, 0, progress.step, progress.steps, remaining_s, progress.preview))
 
     def end(self) -> None:
-        """Wake the listeners: the job has ended or was released, so no event follows here."""
+        """Wake the listeners because the job has ended or was released. No more events follow."""
         self._publish(None)
 
     async def changed(self, timeout_s: float) -> None:

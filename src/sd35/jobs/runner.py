@@ -1,7 +1,7 @@
-"""Run jobs: claim them as the engine has room, generate their images, and record their results.
+"""Run jobs: claim them, generate their images, and record their results.
 
-Several processes may share a job store. Each holds the jobs that it runs by a lease. A running job is one task here. If
-the task ends before the job does, by a shutdown or a crash, the job is claimed again.
+Several processes may share a job store. Each holds a lease on the jobs that it runs. Each running job has one asyncio
+task. If the task ends before the job, because of a shutdown or a crash, the job is claimed again.
 """
 
 import asyncio
@@ -21,8 +21,8 @@ from sd35.telemetry.logs import log_errors
 from sd35.threads import STORES
 
 LEASE_S = 15.0
-_POLL_S = 1.0  # for jobs of other processes, and expired leases
-_STORE_TRIES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # waits between attempts to store an image
+_POLL_S = 1.0  # interval to look for jobs that other processes have added or lost, and to count queued jobs
+_STORE_RETRY_WAITS_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # between attempts to store an image
 _RETRY_S = 5.0
 _UNAVAILABLE = "the job store does not answer"
 
@@ -35,7 +35,7 @@ class JobRunner:
         store: Stores the jobs.
         max_running: Maximum number of jobs that this process runs at once.
         max_queued: Maximum number of queued jobs in the store.
-        on_end: Called when a job leaves this process.
+        on_end: Called when a job no longer runs in this process.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class JobRunner:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._progress: dict[str, JobProgress] = {}
         self._wake = asyncio.Event()
-        self._counted = self._accepted = 0
-        self._recount_s = 0.0
+        self._counted = self._accepted_since_count = 0
+        self._recount_at_s = 0.0
         self._is_closing = self._is_closed = False
         self._loops: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Start to run jobs. Needs a running event loop."""
+        """Start running jobs. Needs a running event loop."""
         loop = asyncio.get_running_loop()
         self._loops = [loop.create_task(self._claim_jobs()), loop.create_task(self._renew_leases())]
 
@@ -70,14 +70,14 @@ class JobRunner:
         if self._is_closing:
             raise NotReady("closing", _RETRY_S)
         if await self._queued() >= self._max_queued:
-            raise Overloaded(f"{self._max_queued} jobs wait, as many as may", _RETRY_S)
+            raise Overloaded(f"the job queue is full: {self._max_queued} jobs are waiting", _RETRY_S)
         job = await STORES.run(self.store.add, new_job(spec, time.time()))
-        self._accepted += 1
+        self._accepted_since_count += 1
         self._wake.set()
         return job
 
     async def cancel(self, job_id: str, owner: str | None) -> Job | None:
-        """Cancel a job. If another process runs it, that one stops within a third of a lease."""
+        """Cancel a job. If another process runs it, that process stops within a third of a lease."""
         job = await STORES.run(self.store.cancel, job_id, owner, time.time())
         if job and job.status is Status.CANCELLED:
             self._count(job, Status.CANCELLED)
@@ -90,14 +90,12 @@ class JobRunner:
         async for event in self.events(job, END - 1):
             if event.job:
                 return event.job
-        raise NotReady("closing" if self._is_closing else "without this job, which was deleted", _RETRY_S)
+        raise NotReady("closing" if self._is_closing else "no longer running this job: it was deleted", _RETRY_S)
 
     async def events(self, job: Job, after: int, *, previews: bool = False) -> AsyncIterator[Event]:
-        """Yield the events of a job until it ends, starting behind the event with the number `after`.
+        """Yield the events of a job with numbers above `after`, until it ends.
 
-        With `previews`, events of this job have them from now on, for all listeners.
-
-        Raises StoreUnavailable.
+        With `previews`, later events of this job have previews, for all its listeners. Raises StoreUnavailable.
         """
         last, position = after, -1
         current: Job | None = job
@@ -116,7 +114,7 @@ class JobRunner:
                     if position != before:
                         yield Event(0, Status.QUEUED, position)
                 await progress.changed(_POLL_S)
-                if not progress.latest or progress.latest.number <= last:  # another process may run it
+                if not progress.latest or progress.latest.number <= last:  # another process may run the job
                     current = await STORES.run(self.store.get, job.id, None)
         finally:
             if job.id not in self._running:
@@ -125,7 +123,7 @@ class JobRunner:
             yield Event(END, current.status, job=current)
 
     async def close(self, shutdown_grace_s: float) -> None:
-        """Stop claiming jobs, finish the running ones within the grace period, and release the rest."""
+        """Stop claiming jobs, let running ones finish for at most `shutdown_grace_s`, and release the rest."""
         self._is_closing = True
         self._wake.set()
         running = list(self._running.values())
@@ -143,16 +141,17 @@ class JobRunner:
                 structlog.get_logger().info("unfinished jobs were queued again", jobs=released)
 
     async def _queued(self) -> int:
-        """Return the number of queued jobs.
+        """Return the number of queued jobs, up to a second old.
 
-        The store counts them at most once a second, since that scans all jobs, and always before a job is refused.
+        Counting scans all jobs, so between counts only the jobs accepted here are added. If the queue then looks full,
+        the store counts again, so that no job is refused because of an old count.
         """
-        is_full = self._counted + self._accepted >= self._max_queued
-        if is_full or time.monotonic() >= self._recount_s:
-            self._recount_s = time.monotonic() + _POLL_S
-            self._accepted = 0
+        is_full = self._counted + self._accepted_since_count >= self._max_queued
+        if is_full or time.monotonic() >= self._recount_at_s:
+            self._recount_at_s = time.monotonic() + _POLL_S
+            self._accepted_since_count = 0
             self._counted = (await STORES.run(self.store.counts))[Status.QUEUED]
-        return self._counted + self._accepted
+        return self._counted + self._accepted_since_count
 
     async def _claim_jobs(self) -> None:
         while not self._is_closing:
@@ -175,7 +174,7 @@ class JobRunner:
             task.add_done_callback(partial(self._remove, job.id))  # also called if it is cancelled before it begins
 
     def _remove(self, job_id: str, task: "asyncio.Task[None]") -> None:
-        """Forget a task that has ended. The job may have a new task already, if it was lost and claimed again."""
+        """Remove a task that has ended. If the job was lost and claimed again, it may already have a new task."""
         if self._running.get(job_id) is task:
             del self._running[job_id]
             self._progress.pop(job_id).end()
@@ -204,12 +203,12 @@ class JobRunner:
         try:
             image = await self._generate(job.spec, progress)
         except NotReady:
-            raise asyncio.CancelledError from None  # the engine closes; another process or the next start resumes
+            raise asyncio.CancelledError from None  # the engine is closing; the job is claimed again later
         except Sd35Error as error:
             return Failure(error.status, str(error))
-        except Exception as error:  # noqa: BLE001  a job that triggers a bug must not be retried for ever
+        except Exception as error:  # noqa: BLE001  a job that triggers a bug must not be retried forever
             structlog.get_logger().exception("unexpected")
-            return Failure(500, f"an error that was not foreseen: {type(error).__name__}")
+            return Failure(500, f"unexpected error: {type(error).__name__}")
         if image.unstored:
             return Failure(image.unstored.status, str(image.unstored))
         return JobResult(image.request.digest, image.was_cached or image.was_shared, image.is_blurred)
@@ -223,14 +222,14 @@ class JobRunner:
                 image = await self.generation_service.generate(
                     request, requester, progress.step, previews=progress.previews
                 )
-            except Overloaded as error:  # the job was accepted, so it waits for room in the engine
+            except Overloaded as error:  # the job was accepted before, so it waits for the engine
                 await asyncio.sleep(error.retry_after_s)
             else:
                 return await self._store(image, spec.owner)
 
     async def _store(self, image: GenerationResult, owner: str) -> GenerationResult:
-        """Retry to store an image that could not be stored."""
-        for wait_s in _STORE_TRIES_S:
+        """Retry storing an image, if it is not stored yet."""
+        for wait_s in _STORE_RETRY_WAITS_S:
             if image.unstored is None:
                 break
             await asyncio.sleep(wait_s)
@@ -238,7 +237,7 @@ class JobRunner:
         return image
 
     async def _end(self, job: Job, result: JobResult | Failure) -> None:
-        """Record the result. Retries until the store answers, because otherwise the image would be generated again."""
+        """Record the result of a job. Retries until the store answers, so that the image is not generated again."""
         while True:
             try:
                 await STORES.run(self.store.end, job.id, self._holder, time.time(), result)

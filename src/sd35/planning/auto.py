@@ -1,6 +1,6 @@
-"""`auto`: the best of SD3.5 Large and Medium that fits and that is on disk or can be downloaded.
+"""The checkpoint `auto`: the best of SD3.5 Large and Medium that fits and that is on disk or can be downloaded.
 
-The embedded model is the fallback if neither is on disk and there is no token to download them with.
+If neither is on disk and there is no token for the download, it is the embedded model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,8 +25,8 @@ from sd35.settings import Settings
 AUTO = "auto"
 BEST_FIRST = ("sd3.5-large", "sd3.5-medium")
 _STANDING_IN = (
-    "it stands in for SD3.5: neither weights nor a token to fetch them with were found. Set HF_TOKEN, of an account"
-    " that accepted the licence, or put the weights into Hugging Face's cache (HF_HOME), and start again"
+    "neither weights of SD3.5 nor a token to download them were found. Set HF_TOKEN to a token of an account that"
+    " accepted the licence, or put the weights in Hugging Face's cache (HF_HOME), and start again"
 )
 
 
@@ -34,7 +34,9 @@ _STANDING_IN = (
 class Candidate:
     """A checkpoint that `auto` considers.
 
-    `obstacle` says why it cannot be served. It is None if it can be, after a download unless `is_on_disk`.
+    Attributes:
+        is_on_disk: Whether it can be served without a download.
+        obstacle: The reason why it cannot be served, or None.
     """
 
     name: str
@@ -43,9 +45,10 @@ class Candidate:
 
 
 def candidates(settings: Settings, available: AvailableMemory) -> Iterator[Candidate]:
-    """Yield the candidates, best first, and last the embedded model if no other is on disk or can be downloaded.
+    """Yield the candidates, best first.
 
-    Uses no network. Raises InvalidSetting if the token, or a variable of the hub's library, cannot be used.
+    The embedded model is the last one, and only if no other is on disk or can be downloaded. Does not use the network.
+    Raises InvalidSetting if the token or a variable of the hub's library is malformed.
     """
     is_any_available = False
     for name in BEST_FIRST:
@@ -58,11 +61,10 @@ def candidates(settings: Settings, available: AvailableMemory) -> Iterator[Candi
 
 
 def choose(settings: Settings, available: AvailableMemory) -> str:
-    """Return the name of the best candidate, downloading it if needed. Log the others and their obstacles.
+    """Return the name of the best candidate. Downloads it if needed, and logs the obstacles of better ones.
 
-    The log entry is a warning if the embedded model is used.
-
-    Raises CheckpointError, with all obstacles, if no candidate can be served, and InvalidSetting.
+    The log entry is a warning if the embedded model is chosen. Raises CheckpointError, with all obstacles, if no
+    candidate can be served, and InvalidSetting like `candidates`.
     """
     obstacles: list[str] = []
     for candidate in candidates(settings, available):
@@ -73,17 +75,17 @@ def choose(settings: Settings, available: AvailableMemory) -> str:
             _log_choice(name, obstacles)
             return name
         obstacles.append(f"{name}: {obstacle}")
-    raise CheckpointError(f"checkpoints: {AUTO} finds none to serve; {'; '.join(obstacles)}")
+    raise CheckpointError(f"checkpoints: {AUTO} finds no model to serve: {'; '.join(obstacles)}")
 
 
 def why_standing_in(settings: Settings, name: str) -> str | None:
-    """Explain why `auto` serves the embedded model, and what to do. None for other models, or if settings name it."""
+    """Explain why `auto` serves the embedded model. Return None for other models, and if settings name it."""
     is_requested = AUTO not in settings.checkpoints or EMBEDDED in settings.checkpoints
     return None if name != EMBEDDED or is_requested else _STANDING_IN
 
 
 def network_sizes_of(name: str, settings: Settings) -> NetworkSizes:
-    """Return the sizes of a checkpoint that settings name, on disk or not. Raises CheckpointError, InvalidSetting."""
+    """Return the sizes of a checkpoint, which need not be on disk. Raises CheckpointError, InvalidSetting."""
     registry = load_registry(settings.registry)
     if name in registry and not settings.weights and not cache.cache_status(registry[name]).is_complete:
         return network_sizes_by_name(registry[name])
@@ -91,14 +93,15 @@ def network_sizes_of(name: str, settings: Settings) -> NetworkSizes:
 
 
 def open_named(name: str, settings: Settings) -> Checkpoint:
-    """Open a checkpoint that settings name, with the files that they name. Raises CheckpointError, InvalidSetting."""
+    """Open a checkpoint with the files that settings name. Raises CheckpointError, InvalidSetting."""
     return open_checkpoint(name, settings.registry, settings.weights, settings.base_checkpoint, settings.transformer)
 
 
 def with_capable_backend(settings: Settings, checkpoint_sizes: Sequence[NetworkSizes]) -> Settings:
-    """Return settings whose backend can compute on the device and read the checkpoints, unless they name a backend.
+    """Return settings with a backend that can read the checkpoints and compute on the device.
 
-    The backend stays the default if all checkpoints have graphs and settings do not name a CUDA device.
+    Settings that name a backend are returned unchanged. The default backend is also kept if all checkpoints have graphs
+    and settings do not name a CUDA device.
     """
     on_cuda = bool(settings.vram) or settings.device.startswith("cuda")
     reads_graphs = AUTO not in settings.checkpoints and all(sizes.has_graphs for sizes in checkpoint_sizes)
@@ -117,44 +120,44 @@ def _log_choice(name: str, passed_over: list[str]) -> None:
     if name == EMBEDDED:
         log.warning("auto found no SD3.5", checkpoint=name, remedy=_STANDING_IN, passed_over=passed_over)
     else:
-        log.info("auto", checkpoint=name, passed_over=passed_over)
+        log.info("auto chose a checkpoint", checkpoint=name, passed_over=passed_over)
 
 
 def _why_unavailable(settings: Settings, *, is_on_disk: bool) -> str | None:
-    """Say why a checkpoint is not on disk and cannot be downloaded, or return None."""
+    """Return the reason why a checkpoint can be neither loaded nor downloaded, or None."""
     if is_on_disk:
         return None
     if settings.offline:
-        return "it is not on disk, and SD35_OFFLINE is set"
+        return "it is not on disk, and the setting offline is on"
     if hub_token() is None:
-        return "it is not on disk, and there is no token to fetch it with (HF_TOKEN, or `hf auth login`)"
+        return "it is not on disk, and there is no token to download it (set HF_TOKEN, or run `hf auth login`)"
     return None
 
 
 def _why_not_fitting(settings: Settings, name: str, available: AvailableMemory) -> str | None:
-    """Say why a checkpoint does not fit, or return None.
+    """Return the reason why a checkpoint does not fit, or None.
 
-    Only the last candidate may be streamed: for the others, the next candidate is much faster than streaming.
+    Only the last candidate may use sequential offload. For the others, it would be much slower than the next candidate.
     """
     network_sizes = network_sizes_of(name, settings)
     if BACKENDS[settings.backend].needs_graphs and not network_sizes.has_graphs:
-        return f"it has no ONNX graphs, which is all that {settings.backend} reads; see --backend"
+        return f"it has no ONNX graphs, which the backend {settings.backend} needs; choose another --backend"
     plan = plan_for(settings, [network_sizes], available)
     is_last = name == BEST_FIRST[-1]
     allowed = [each for each in plan.placements if is_last or each.offload != "sequential"]
     if any(placement.fits(available) for placement in allowed):
         return None
     least = min(placement.needed_bytes for placement in allowed)
-    host = f" (and {size_text(allowed[0].host_bytes)} of the host's)" if available.device == "cuda" else ""
-    return f"it needs {size_text(least)}{host}, and {size_text(available.device_bytes)} are there"
+    host = f" (and {size_text(allowed[0].host_bytes)} of host memory)" if available.device == "cuda" else ""
+    return f"it needs {size_text(least)}{host}, but only {size_text(available.device_bytes)} are available"
 
 
 def _fetch(registered: RegisteredCheckpoint) -> str | None:
-    """Download a checkpoint. Return why that failed, or None."""
+    """Download a checkpoint. Return the reason if that fails, otherwise None."""
     log = structlog.get_logger()
     try:
         plan = plan_download(registered)
-        log.info("fetching", checkpoint=registered.name, missing_bytes=plan.missing_bytes)
+        log.info("downloading a checkpoint", checkpoint=registered.name, missing_bytes=plan.missing_bytes)
         download.fetch(plan, lambda _: None)
     except (DownloadFailed, CheckpointError) as error:
         return str(error)

@@ -1,4 +1,4 @@
-"""From settings to a plan: the backend, the memory that is available, and the work that must fit into it."""
+"""Make memory plans from settings: determine the available memory and the work that must fit."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ from sd35.settings import Settings
 
 
 def available_memory(settings: Settings) -> AvailableMemory:
-    """Return the memory that this process holds or could get, unless settings name another amount.
+    """Return the memory of the device and of the host that this process can use. `vram` and `ram` override it.
 
     Imports the backend. Raises InvalidSetting, BackendUnavailable.
     """
@@ -25,17 +25,20 @@ def available_memory(settings: Settings) -> AvailableMemory:
     host_bytes = settings.ram or _host_bytes()
     if device == "cpu":
         if settings.vram:
-            raise InvalidSetting("vram: it is of a CUDA device, and here a CPU computes; allowed: ram")
+            raise InvalidSetting(
+                f"vram: got {settings.vram}, but {settings.backend} computes on the CPU here; allowed: ram"
+            )
         return AvailableMemory("cpu", host_bytes, host_bytes)
     return AvailableMemory("cuda", settings.vram or memory.free_bytes(), host_bytes)
 
 
 def memory_with_vram(settings: Settings) -> AvailableMemory:
-    """Return the memory of a machine, perhaps another one, whose CUDA device has `vram`. Raises InvalidSetting."""
+    """Return the memory of a machine, perhaps not this one, with `vram` on its CUDA device. Raises InvalidSetting."""
     assert settings.vram
     if "cuda" not in BACKENDS[settings.backend].devices or settings.device == "cpu":
         raise InvalidSetting(
-            f"vram: it is of a CUDA device, and {settings.backend} on {settings.device} uses none; allowed: ram"
+            f"vram: got {settings.vram}, but {settings.backend} with the device {settings.device} uses no CUDA device;"
+            " allowed: ram"
         )
     return AvailableMemory("cuda", settings.vram, settings.ram)
 
@@ -46,16 +49,16 @@ def plan_for(
     available: AvailableMemory,
     work: Workload | None = None,
 ) -> Plan:
-    """Return the plan for checkpoints in the settings' backend.
+    """Plan the memory of checkpoints that are served together with the settings' backend.
 
-    `work` defaults to one image, of the largest default size of the checkpoints. Raises InvalidSetting if the backend
-    does not compute in the settings' precision on the device.
+    `work` defaults to one image of the largest default size of the checkpoints. Raises InvalidSetting if the backend
+    does not support the precision on the device.
     """
     precision = precision_of(settings, available.device)
     allowed = BACKENDS[settings.backend].devices[available.device].precisions
     if precision not in allowed:
         where = f"{settings.backend} on {DEVICE_NAMES[available.device]}"
-        raise InvalidSetting(f"precision: got {precision!r}; allowed by {where}: {', '.join(allowed)}")
+        raise InvalidSetting(f"precision: got {precision!r}; allowed with {where}: {', '.join(allowed)}")
     offload: Offload | None = None if settings.offload == "auto" else settings.offload
     request = PlacementRequest(
         settings.backend,
@@ -68,21 +71,24 @@ def plan_for(
 
 
 def placement_of(plan: Plan) -> Placement:
-    """Return the placement that a plan chose. Raises DoesNotFit, with the plan's table, if nothing fits."""
+    """Return the chosen placement of a plan. Raises DoesNotFit, with the plan's tables, if nothing fits."""
     if plan.chosen is None:
-        raise DoesNotFit(f"{_names(plan.checkpoint_sizes)} cannot be placed here\n\n{plan_text(plan)}")
+        raise DoesNotFit(
+            f"{_names(plan.checkpoint_sizes)} does not fit in memory; `sd35 plan` shows alternatives, such as another"
+            f" --precision\n\n{plan_text(plan)}"
+        )
     return plan.chosen
 
 
 def check_fallback(settings: Settings, fallback: Settings, available: AvailableMemory) -> None:
-    """Raise InvalidSetting if the fallback is the same as the first, or computes on another kind of device.
+    """Raise InvalidSetting if the fallback has the same profile, or computes on another kind of device.
 
     Imports the fallback's backend.
     """
     device = available_memory(fallback).device
     if device != available.device:
-        allowed = f"a backend that computes where {settings.backend} does: {available.device}"
-        raise InvalidSetting(f"fallback: got {settings.fallback!r}, which computes on: {device}; allowed: {allowed}")
+        allowed = f"a backend that computes on {available.device}, like {settings.backend}"
+        raise InvalidSetting(f"fallback: got {settings.fallback!r}, which computes on {device}; allowed: {allowed}")
     profile = fallback.backend, precision_of(fallback, device)
     if profile == (settings.backend, precision_of(settings, device)):
         first = "/".join(profile)
@@ -90,22 +96,22 @@ def check_fallback(settings: Settings, fallback: Settings, available: AvailableM
 
 
 def place_fallback(fallback: Settings, checkpoint_sizes: Sequence[NetworkSizes], plan: Plan) -> Placement:
-    """Place a fallback's networks in the memory that `plan` leaves even at its peak.
+    """Place a fallback's networks in the memory that is left at the peak of `plan`.
 
-    Raises DoesNotFit, with both tables, if nothing fits there.
+    Raises DoesNotFit, with the tables of both plans, if nothing fits.
     """
     first, available = placement_of(plan), plan.available
     host_bytes = None if available.host_bytes is None else available.host_bytes - first.host_bytes
     rest = replace(available, device_bytes=available.device_bytes - first.needed_bytes, host_bytes=host_bytes)
     fallback_plan = plan_for(fallback, checkpoint_sizes, rest)
     if fallback_plan.chosen is None:
-        tables = f"{plan_text(plan)}\n\nand beside it:\n\n{plan_text(fallback_plan)}"
-        raise DoesNotFit(f"{_names(checkpoint_sizes)} cannot be placed here with a fallback\n\n{tables}")
+        tables = f"{plan_text(plan)}\n\nThe fallback, in the rest of the memory:\n\n{plan_text(fallback_plan)}"
+        raise DoesNotFit(f"{_names(checkpoint_sizes)} does not fit in memory with a fallback\n\n{tables}")
     return fallback_plan.chosen
 
 
 def precision_of(settings: Settings, device: DeviceKind) -> str:
-    """Return the precision to compute in; `auto` is the backend's default on the device."""
+    """Return the precision to compute in. `auto` means the backend's default on the device."""
     if settings.precision != "auto":
         return settings.precision
     return BACKENDS[settings.backend].devices[device].default_precision

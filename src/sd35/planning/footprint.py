@@ -1,8 +1,8 @@
 """The memory that weights take, and the sizes of the largest tensors of each call, from the networks' shapes.
 
-A formula counts the numbers in one tensor at a network's widest place. A backend's spec has the measured factors: how
-many such tensors are alive at once, with what the runtime keeps in addition.
-docs/architecture/12-memory-and-start-up.md says where each factor was measured.
+A formula counts the values in one tensor at a network's widest layer. A backend's spec has measured factors: the number
+of such tensors that are alive at the same time, including the runtime's own memory.
+docs/benchmarks/history/memory.md says where each factor was measured.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _CLIP_TOKENS = "max_position_embeddings"
 
 @dataclass(frozen=True)
 class Workload:
-    """The work that must fit: a step of `rows` transformer rows, and one decoding, at a size in pixels."""
+    """The work that must fit in memory: a step with `rows` transformer rows, and decoding one image."""
 
     width_px: int
     height_px: int
@@ -27,17 +27,14 @@ class Workload:
 
 
 def weights_bytes(spec: BackendSpec, precision: str, name: str, network: Network) -> int:
-    """Return the memory that a network's weights take in a backend."""
+    """Return the size of a network's weights in a backend, in bytes."""
     in_fp8 = fp8_values(spec, precision, name, network.config)
     in_other = network.values - in_fp8
     return in_fp8 + in_other * spec.bytes_per_value(precision) + spec.extra_bytes(name, network, precision)
 
 
 def fp8_values(spec: BackendSpec, precision: str, name: str, config: Mapping[str, Any]) -> int:
-    """Return how many of a network's numbers are in FP8, one byte each, by the rule of `fp8_layers`.
-
-    Scales are not counted.
-    """
+    """Return the number of a network's parameters that are in FP8 by the rule of `fp8_layers`, without scales."""
     if not spec.has_fp8(precision):
         return 0
     if name == "transformer":
@@ -49,15 +46,15 @@ def fp8_values(spec: BackendSpec, precision: str, name: str, config: Mapping[str
 
 
 def encode_values(networks: Mapping[str, Mapping[str, Any]], text_tokens: int) -> int:
-    """Return the numbers at T5's widest place for one prompt: its gated inner layer and its attention's products."""
+    """Count the values at T5's widest layers for one prompt: a feed-forward layer and the attention scores."""
     t5 = networks["text_encoder_3"]
     return int(text_tokens * (t5["d_ff"] + t5["num_heads"] * text_tokens))
 
 
 def step_values(networks: Mapping[str, Mapping[str, Any]], text_tokens: int, work: Workload) -> int:
-    """Return the numbers of one tensor of all rows' tokens at the transformer's width.
+    """Count the values of one tensor with the tokens of all rows, at the transformer's width.
 
-    The tensor of the inner layer is four times as large; the factors include that.
+    The tensor inside a feed-forward layer is four times as large. The measured factors include this.
     """
     transformer = networks["transformer"]
     patch_px = LATENT_PX * transformer["patch_size"]
@@ -66,9 +63,9 @@ def step_values(networks: Mapping[str, Mapping[str, Any]], text_tokens: int, wor
 
 
 def decode_values(networks: Mapping[str, Mapping[str, Any]], work: Workload, *, tiled: bool) -> int:
-    """Return the numbers of the decoder's widest tensor, of the whole image or of one tile.
+    """Count the values of the decoder's largest tensor, for the whole image or for one tile.
 
-    The tensor has the full size in pixels, before the last block reduces its channels.
+    This is the tensor at full resolution before the last block reduces its channels.
     """
     channels = networks["vae"]["block_out_channels"]
     width_px, height_px = (min(side, TILE_PX) if tiled else side for side in (work.width_px, work.height_px))
@@ -76,8 +73,8 @@ def decode_values(networks: Mapping[str, Mapping[str, Any]], work: Workload, *, 
 
 
 def tiles_values(work: Workload) -> int:
-    """Return the numbers that tiled decoding keeps besides a tile's tensors.
+    """Count the values that tiled decoding keeps in addition to the tensors of one tile.
 
-    These are all tiles, which overlap by a quarter, and the image twice.
+    These are the pixels of all tiles, which overlap by a quarter, and two copies of the image.
     """
     return int(3 * work.width_px * work.height_px * (1 / 0.75**2 + 2))

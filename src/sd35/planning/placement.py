@@ -1,4 +1,4 @@
-"""The memory that one checkpoint takes in one placement: what is loaded in each phase, and what each image moves."""
+"""The memory of one checkpoint in one placement: loaded weights and working memory in each phase, and transfers."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ from sd35.planning.footprint import (
 )
 
 Location: TypeAlias = Literal[
-    "resident", "computes on the CPU", "evicted after encoding", "there while it computes", "streamed"
+    "resident", "computes on the CPU", "evicted after encoding", "loaded while it computes", "streamed"
 ]
 Phase: TypeAlias = Literal["reading", "encoding", "steps", "decoding"]
 
-_WIDENED_BYTES = 4 + 4 + 2  # of an FP8 weight while it is multiplied: as float32, scaled, and as BF16
+_WIDENED_BYTES = 4 + 4 + 2  # per FP8 weight while it is multiplied: copies in float32, scaled float32, and BF16
 
 
 @dataclass(frozen=True)
 class NetworkPlacement:
-    """A checkpoint's networks in a precision, placed by `offload` on a kind of device. Sizes are in bytes."""
+    """The placement of a checkpoint's networks on a kind of device. All sizes are in bytes."""
 
     network_sizes: NetworkSizes
     spec: BackendSpec
@@ -38,18 +38,18 @@ class NetworkPlacement:
 
     @property
     def locations(self) -> dict[str, Location]:
-        """Where each network is."""
+        """The location of each network, by name."""
         evicted: Location = "evicted after encoding" if self.device == "cpu" else "computes on the CPU"
         encoder, other = {
             "none": ("resident", "resident"),
             "encoders": (evicted, "resident"),
-            "model": ("there while it computes", "there while it computes"),
+            "model": ("loaded while it computes", "loaded while it computes"),
             "sequential": ("streamed", "streamed"),
         }[self.offload]
         return {name: encoder if name in TEXT_ENCODERS else other for name in NETWORKS}  # type: ignore[misc]
 
     def loaded_bytes(self, phase: Phase) -> int:
-        """Return the weights on the device in a phase."""
+        """Return the size of the weights on the device in a phase."""
         encoders = [self._weights_bytes(name) for name in TEXT_ENCODERS]
         transformer, vae = self._weights_bytes("transformer"), self._weights_bytes("vae")
         match self.offload:
@@ -66,7 +66,7 @@ class NetworkPlacement:
 
     @property
     def resident_bytes(self) -> int:
-        """The weights that may be on the device between two images."""
+        """The maximum size of the weights on the device between two images."""
         match self.offload:
             case "none" | "encoders":
                 return self.loaded_bytes("steps")
@@ -75,7 +75,7 @@ class NetworkPlacement:
         return 0
 
     def working_bytes(self, phase: Phase, work: Workload) -> int:
-        """Return the memory that a phase takes in addition to the loaded weights."""
+        """Return the memory that a phase needs in addition to the loaded weights."""
         factors = self.spec.devices[self.device].memory
         configs = {name: network.config for name, network in self.network_sizes.networks.items()}
         text_tokens = self.network_sizes.card.max_sequence_length
@@ -95,12 +95,12 @@ class NetworkPlacement:
 
     @property
     def host_bytes(self) -> int:
-        """The host's memory next to a CUDA device, which all weights pass through or stay in. 0 on a CPU."""
+        """The host's memory that a placement on CUDA needs, because all weights are first read there. 0 on a CPU."""
         return sum(self._weights_bytes(name) for name in NETWORKS) if self.device == "cuda" else 0
 
     @property
     def moved_bytes(self) -> int:
-        """What an image with new text reads from disk on a CPU; on CUDA, what it copies to the device and back."""
+        """Bytes that an image with a new text reads from disk (CPU), or copies to the device and back (CUDA)."""
         networks = self.network_sizes.networks
         match self.offload, self.device:
             case "encoders", "cpu":
@@ -108,7 +108,7 @@ class NetworkPlacement:
             case "model", "cpu":
                 return sum(network.stored_bytes for network in networks.values())
             case "model", "cuda":
-                return 2 * sum(self._weights_bytes(name) for name in NETWORKS)  # the library also copies them back
+                return 2 * sum(self._weights_bytes(name) for name in NETWORKS)  # Diffusers also copies them back
             case "sequential", _:
                 others = sum(self._weights_bytes(name) for name in NETWORKS if name != "transformer")
                 return others + self.network_sizes.card.steps * self._weights_bytes("transformer")
@@ -122,9 +122,9 @@ class NetworkPlacement:
         return weights_bytes(self.spec, self.precision, name, self.network_sizes.networks[name])
 
     def _reading_bytes(self) -> int:
-        """Return the peak of reading the networks in their order, above what they take once they are loaded.
+        """Return the peak while the networks are read in order, minus their size after loading.
 
-        A network that is cast has its file in memory until it is loaded.
+        If a network is cast, its file is in memory until it is loaded.
         """
         if self.offload not in {"none", "encoders"} or self.device == "cuda":
             return 0
@@ -137,18 +137,18 @@ class NetworkPlacement:
         return peak - loaded
 
     def _casting_bytes(self, names: Iterable[str]) -> int:
-        """Return the largest file in memory while networks that are loaded on demand on a CPU are cast."""
+        """Return the size of the largest file in memory while networks are loaded on demand and cast, on a CPU."""
         if self.device != "cpu":
             return 0
         return max(self._file_bytes(name) if self._is_loaded_on_demand(name) else 0 for name in names)
 
     def _file_bytes(self, name: str) -> int:
-        """Return the size of a network's file if it is in memory while the network is cast, else 0."""
+        """Return the size of a network's file if loading needs it in memory, otherwise 0."""
         is_copied = self._is_cast(name) and not self.spec.casts_in_place
         return self.network_sizes.networks[name].stored_bytes if is_copied else 0
 
     def _is_cast(self, name: str) -> bool:
-        """Whether a network is stored in another precision, or some of it is cast to FP8."""
+        """Return whether a network is stored in another precision, or some of its weights are cast to FP8."""
         stored_as = self.network_sizes.networks[name].stored_as
         return stored_as != self.spec.computed_in(self.precision) or self._has_fp8(name)
 
@@ -156,7 +156,7 @@ class NetworkPlacement:
         return fp8_values(self.spec, self.precision, name, self.network_sizes.networks[name].config) > 0
 
     def _widened_bytes(self, name: str) -> int:
-        """Return what multiplying with FP8 weights takes in addition: copies of the largest layer, in wider formats."""
+        """Return the extra memory for multiplying with FP8 weights: copies of the largest layer in wider formats."""
         is_widened = self.spec.widens_fp8 and self._has_fp8(name)
         return _WIDENED_BYTES * self.network_sizes.networks[name].largest_layer if is_widened else 0
 

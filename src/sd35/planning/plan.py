@@ -1,7 +1,7 @@
-"""The memory planner: the ways to place checkpoints on a device, fastest first, and the peak memory of each.
+"""The memory planner: the possible placements of checkpoints on a device, fastest first, with their peak memory.
 
-It is pure: callers give it all sizes. docs/architecture/12-memory-and-start-up.md says what is computed from shapes and
-what was measured.
+It has no side effects: callers pass all sizes. docs/design/memory-planning.md explains which numbers are computed from
+shapes and which were measured.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,15 +14,15 @@ from sd35.checkpoints.network_sizes import NetworkSizes
 from sd35.planning.footprint import Workload, weights_bytes
 from sd35.planning.placement import Location, NetworkPlacement, Phase
 
-MARGIN = 0.1  # the share of a predicted peak by which the prediction may be wrong
+MARGIN = 0.1  # a prediction may be wrong by this fraction of the peak
 PHASES: tuple[Phase, ...] = ("reading", "encoding", "steps", "decoding")
 
 
 @dataclass(frozen=True)
 class AvailableMemory:
-    """The memory of the device that computes, and of the host. On a CPU, they are the same memory.
+    """The available memory of the device and of the host. On a CPU, they are the same memory.
 
-    `host_bytes` is None if the device is in another machine, of which no more is known.
+    `host_bytes` is None if it is unknown, because the plan is for another machine.
     """
 
     device: DeviceKind
@@ -32,7 +32,7 @@ class AvailableMemory:
 
 @dataclass(frozen=True)
 class PlacementRequest:
-    """What to plan for. If `offload` or `tiled_decode` is None, the plan chooses it."""
+    """The parameters of a plan. If `offload` or `tiled_decode` is None, the planner chooses it."""
 
     backend: str
     precision: str
@@ -51,13 +51,14 @@ class Placement:
     """A way to place the networks, and the memory that it takes.
 
     Attributes:
-        offload: Which networks are not on the device all the time.
+        offload: The offload, see `Options`.
         tiled_decode: Whether large images are decoded in tiles.
-        locations: Where each network is.
-        peaks: The device's memory in each phase, libraries included.
-        weights_bytes: The most of it that is libraries and weights.
-        host_bytes: The same of the host next to a CUDA device; 0 on a CPU.
-        moved_bytes: What an image with new text reads from disk; on CUDA, what it copies to the device and back.
+        locations: The location of each network, by name.
+        peaks: The peak memory of the device in each phase, including libraries.
+        weights_bytes: The largest size of libraries and weights on the device.
+        host_bytes: The size of libraries and weights on the host of a CUDA device; 0 on a CPU.
+        moved_bytes: The bytes that an image with a new text reads from disk; on CUDA, those that it copies to the
+            device and back.
     """
 
     offload: Offload
@@ -70,28 +71,28 @@ class Placement:
 
     @property
     def name(self) -> str:
-        """The settings that select it: "model, tiled"."""
+        """The settings of the placement as text, such as "model, tiled"."""
         return self.offload + (", tiled" if self.tiled_decode else "")
 
     @property
     def peak_bytes(self) -> int:
-        """The most of the device's memory at once."""
+        """The highest peak of all phases."""
         return max(self.peaks.values())
 
     @property
     def needed_bytes(self) -> int:
-        """The peak and the margin."""
+        """The peak plus the margin."""
         return int(self.peak_bytes * (1 + MARGIN))
 
     def fits(self, available: AvailableMemory) -> bool:
-        """Whether it fits even if the prediction is wrong by the margin."""
+        """Return whether it fits even if the prediction is wrong by the margin."""
         host_fits = available.host_bytes is None or self.host_bytes <= available.host_bytes
         return self.needed_bytes <= available.device_bytes and host_fits
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What was asked, and every way to place it, fastest first."""
+    """A request, and all placements for it, fastest first."""
 
     checkpoint_sizes: tuple[NetworkSizes, ...]
     request: PlacementRequest
@@ -104,13 +105,13 @@ class Plan:
         return next((placement for placement in self.placements if placement.fits(self.available)), None)
 
     def weights_bytes(self, network: str) -> int:
-        """Return the memory that a network's weights take in all checkpoints together."""
+        """Return the size of a network's weights in all checkpoints together."""
         spec, precision = self.request.spec, self.request.precision
         return sum(weights_bytes(spec, precision, network, sizes.networks[network]) for sizes in self.checkpoint_sizes)
 
 
 def make_plan(checkpoint_sizes: Sequence[NetworkSizes], request: PlacementRequest, available: AvailableMemory) -> Plan:
-    """Return the plan for checkpoints that are served together, all placed in the same way."""
+    """Plan the placements of checkpoints that are served together. All have the same placement."""
     placements = tuple(
         _placement(checkpoint_sizes, request, available.device, offload, tiled_decode=tiled_decode)
         for offload, tiled_decode in _choices(request, available.device)
@@ -120,7 +121,7 @@ def make_plan(checkpoint_sizes: Sequence[NetworkSizes], request: PlacementReques
 
 
 def _choices(request: PlacementRequest, device: DeviceKind) -> Iterator[tuple[Offload, bool]]:
-    """Yield each offload and tiling that the backend can do on the device, fastest first."""
+    """Yield each combination of offload and tiling that the backend supports on the device, fastest first."""
     has_tiles = max(request.work.width_px, request.work.height_px) > TILE_PX
     tilings = (False, True) if request.spec.can_tile and has_tiles else (False,)
     for offload in request.spec.devices[device].offloads if request.offload is None else (request.offload,):
@@ -136,7 +137,7 @@ def _placement(
     *,
     tiled_decode: bool,
 ) -> Placement:
-    """Place all checkpoints in the same way: their resident weights add up, and one of them works at a time."""
+    """Compute a placement of all checkpoints. Their resident weights add up, but only one works at a time."""
     placed = [
         NetworkPlacement(sizes, request.spec, request.precision, device, offload, tiled_decode)
         for sizes in checkpoint_sizes

@@ -1,4 +1,4 @@
-"""A plan as plain text, for terminals and error messages, and as JSON."""
+"""Format a plan as text, for terminals and error messages, or as JSON."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ _GIB = 2**30
 
 
 def plan_text(plan: Plan) -> str:
-    """Describe the chosen placement, or else the one with the lowest peak; then list all placements."""
+    """Describe the chosen placement, or the smallest if none fits, and list all placements."""
     shown = plan.chosen or min(plan.placements, key=lambda placement: placement.peak_bytes)
     return "\n".join(
         (_title(plan), "", *_weights(plan, shown), "", *_phases(shown), "", _verdict(plan), "", *_placements(plan))
@@ -18,7 +18,7 @@ def plan_text(plan: Plan) -> str:
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """Return the plan for programs; sizes are in bytes."""
+    """Return the plan as JSON values. Sizes are in bytes."""
     work, available = plan.request.work, plan.available
     return {
         "checkpoints": [sizes.name for sizes in plan.checkpoint_sizes],
@@ -37,28 +37,29 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
 
 def size_text(size_bytes: int) -> str:
-    """Format a size: "12.0 GiB" or "53 MiB"."""
+    """Format a size, such as "12.0 GiB" or "53 MiB"."""
     return f"{size_bytes / _GIB:.1f} GiB" if size_bytes >= _GIB else f"{size_bytes / 2**20:.0f} MiB"
 
 
 def _title(plan: Plan) -> str:
     work, available = plan.request.work, plan.available
     host = (
-        f", and {size_text(available.host_bytes)} of the host's"
+        f" and {size_text(available.host_bytes)} of host memory"
         if available.device == "cuda" and available.host_bytes
         else ""
     )
     names = ", ".join(sizes.name for sizes in plan.checkpoint_sizes)
     return (
-        f"{names} in {plan.request.precision}, by {plan.request.backend} on"
-        f" {'CUDA' if available.device == 'cuda' else 'the CPU'}, {work.width_px}x{work.height_px} px, {work.rows}"
-        f" row{'s' * (work.rows > 1)} a step; {size_text(available.device_bytes)} of memory{host}"
+        f"{names} in {plan.request.precision} with the {plan.request.backend} backend on"
+        f" {'CUDA' if available.device == 'cuda' else 'the CPU'}\n"
+        f"{work.width_px}x{work.height_px} pixels, batch of {work.rows} row{'s' * (work.rows > 1)},"
+        f" {size_text(available.device_bytes)} of memory{host} available"
     )
 
 
 def _weights(plan: Plan, shown: Placement) -> list[str]:
     rows = [(name, size_text(plan.weights_bytes(name)), shown.locations[name]) for name in NETWORKS]
-    return _table([("part", "weights", "lives"), *rows])
+    return _table([("network", "weights", "placement"), *rows])
 
 
 def _phases(shown: Placement) -> list[str]:
@@ -68,8 +69,8 @@ def _phases(shown: Placement) -> list[str]:
 def _verdict(plan: Plan) -> str:
     if (chosen := plan.chosen) is None:
         least = min(plan.placements, key=lambda placement: placement.peak_bytes)
-        return f"Nothing fits: at the least, {_need(plan, least)}."
-    return f"Fits as {chosen.name!r}: {_need(plan, chosen)}."
+        return f"Does not fit. The smallest placement is offload {least.name!r}: {_need(plan, least)}."
+    return f"Fits with offload {chosen.name!r}: {_need(plan, chosen)}."
 
 
 def _need(plan: Plan, placement: Placement) -> str:
@@ -78,13 +79,13 @@ def _need(plan: Plan, placement: Placement) -> str:
         f" {MARGIN:.0%}, of {size_text(plan.available.device_bytes)}"
     )
     if placement.host_bytes:
-        there = f", which has {size_text(plan.available.host_bytes)}" if plan.available.host_bytes is not None else ""
-        text += f"; {size_text(placement.host_bytes)} of the host{there}"
+        of_host = "" if plan.available.host_bytes is None else f", of {size_text(plan.available.host_bytes)}"
+        text += f"; {size_text(placement.host_bytes)} of host memory{of_host}"
     return text
 
 
 def _placements(plan: Plan) -> list[str]:
-    moved = "an image moves" if plan.available.device == "cuda" else "an image reads"
+    moved = "moved per image" if plan.available.device == "cuda" else "read per image"
     header = ("offload", "peak", moved, "")
     rows = [
         (

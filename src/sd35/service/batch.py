@@ -1,4 +1,4 @@
-"""The images of one API call, generated side by side. Each can be cancelled while the others go on."""
+"""The images of one API call, generated concurrently. Each can be cancelled while the others go on."""
 
 import asyncio
 from collections.abc import Callable, Hashable, Sequence
@@ -14,8 +14,8 @@ OnStep = Callable[[int, ImageProgress], None]
 class Batch:
     """Generates the images of `job_specs` on an event loop, at most `at_once` at the same time.
 
-    If the first is refused, so is the call. Once the first has made a step, the call counts as accepted: the others
-    then wait while the service is overloaded. `on_step` is called with an image's index and progress.
+    If the service refuses the first image, the call fails. Once the first has made a step, the call counts as accepted,
+    and while the service is overloaded, the other images wait. `on_step` is called with an image's index and progress.
     """
 
     def __init__(  # noqa: PLR0913  see the class
@@ -32,16 +32,16 @@ class Batch:
         self.progress: list[ImageProgress | None] = [None] * len(job_specs)
         self.was_interrupted = False
         self._service, self._client, self._on_step, self._previews = service, client, on_step, previews
-        self._room = asyncio.Semaphore(max(1, min(at_once, service.policy.most_running)))
+        self._slots = asyncio.Semaphore(max(1, min(at_once, service.policy.max_running)))
         self._is_accepted = asyncio.Event()
         loop = asyncio.get_running_loop()
-        self.tasks = [loop.create_task(self._generate(place, job_spec)) for place, job_spec in enumerate(job_specs)]
+        self.tasks = [loop.create_task(self._generate(index, job_spec)) for index, job_spec in enumerate(job_specs)]
         self.tasks[0].add_done_callback(self._first_ended)
 
-    async def outcomes(self) -> list[GenerationResult | None]:
-        """Return all images once they are generated; None for those that were cancelled.
+    async def results(self) -> list[GenerationResult | None]:
+        """Return all images once they are generated. Cancelled images are None.
 
-        Raises the error of the first that fails. The others are then cancelled, and so they are if this is cancelled.
+        If one fails, cancels the others and raises its error. Cancels all images if this call is cancelled.
         """
         try:
             done, _ = await asyncio.wait(self.tasks, return_when=asyncio.FIRST_EXCEPTION)
@@ -53,7 +53,7 @@ class Batch:
             self._stop()
 
     def skip(self) -> None:
-        """Cancel the current image: the first that has not ended."""
+        """Cancel the current image: the first one that has not ended."""
         for task in self.tasks:
             if not task.done():
                 task.cancel()
@@ -66,31 +66,31 @@ class Batch:
 
     @property
     def current(self) -> int:
-        """The index of the current image; the number of images if all have ended."""
-        return next((place for place, task in enumerate(self.tasks) if not task.done()), len(self.tasks))
+        """The index of the current image, or the number of images if all have ended."""
+        return next((index for index, task in enumerate(self.tasks) if not task.done()), len(self.tasks))
 
     def _stop(self) -> None:
         for task in self.tasks:
             task.cancel()
 
-    async def _generate(self, place: int, job_spec: JobSpec) -> GenerationResult:
+    async def _generate(self, index: int, job_spec: JobSpec) -> GenerationResult:
         def report(progress: ImageProgress) -> None:
             self._is_accepted.set()
-            before = self.progress[place]
+            before = self.progress[index]
             if before and not progress.preview:
                 progress = progress._replace(preview=before.preview)
-            self.progress[place] = progress
+            self.progress[index] = progress
             if self._on_step:
-                self._on_step(place, progress)
+                self._on_step(index, progress)
 
-        if place:
+        if index:
             await self._is_accepted.wait()
-        async with self._room:
+        async with self._slots:
             while True:
                 try:
                     return await self._service.generate(job_spec, self._client, report, previews=self._previews)
                 except Overloaded as error:
-                    if not place:
+                    if index == 0:
                         raise
                     await asyncio.sleep(error.retry_after_s)
 

@@ -38,7 +38,7 @@ class ServiceLifecycle:
 
     @property
     def service(self) -> Service:
-        """The service. Raises NotReady while it loads, when it closes, and after an engine thread failed."""
+        """The service. Raises NotReady while it loads, while it closes, and after an engine thread has failed."""
         if self.state != "ready" or self._service is None:
             raise NotReady(self.state, CLOSING_RETRY_S if self.state == "closing" else _LOADING_RETRY_S)
         if not self._service.is_running:
@@ -55,7 +55,7 @@ class ServiceLifecycle:
         self._loading = asyncio.get_running_loop().create_task(self._load())
 
     async def close(self) -> None:
-        """Refuse new requests, finish accepted ones, and close. Calling it again does nothing."""
+        """Refuse new requests, finish accepted ones, and close. Further calls wait for the same end."""
         self.state = "closing"
         if self._loading:
             await self._loading
@@ -66,7 +66,7 @@ class ServiceLifecycle:
     async def _load(self) -> None:
         try:
             self._service = await asyncio.to_thread(self._open_service)
-        except Exception as error:  # noqa: BLE001  the caller decides
+        except Exception as error:  # noqa: BLE001  the callback decides
             self._on_failure(error)
             return
         if self.state == "loading":

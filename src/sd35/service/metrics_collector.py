@@ -1,4 +1,4 @@
-"""Metrics that are read when Prometheus scrapes them: states, and counts of other components. See also `Metrics`."""
+"""Metrics that are read at each scrape: states, and counts that other components keep. See also `Metrics`."""
 
 import platform
 import time
@@ -65,7 +65,7 @@ class MetricsCollector:
 
 
 def _read_safely(description: MetricDescription, read: Read, service: Service) -> Samples:
-    """Read a metric. Logs an exception and returns no value then, so that the other metrics are still available."""
+    """Read a metric. If that raises, log the exception and return no value, so that the other metrics are returned."""
     try:
         return read(service)
     except Exception:  # noqa: BLE001  such as those of drivers
@@ -74,7 +74,7 @@ def _read_safely(description: MetricDescription, read: Read, service: Service) -
 
 
 class _Jobs:
-    """Number of jobs by status, read from the store every few seconds at most."""
+    """The number of jobs by status, read from the store at most every few seconds."""
 
     def __init__(self) -> None:
         self._counts: Mapping[Status, int] = {}
@@ -123,7 +123,7 @@ def _models(service: Service) -> Samples:
 
 
 def _of_builder(read: Callable[[FallbackBuilder], float]) -> Read:
-    """Read from the fallback builder, if there is one."""
+    """Return a reader of the fallback builder. The metric has no value if nothing is to be built."""
     return lambda service: _one(read(service.pool.fallback_builder)) if service.pool.fallback_builder else ()
 
 
@@ -141,22 +141,38 @@ _JOBS = _gauge("sd35_jobs", "Jobs in the store, by status.", "status")
 _JOB_STORE_UP = _gauge("sd35_job_store_up", "1 if the job store answers.")
 _READY = _gauge("sd35_ready", "1 if the service can generate images, as in /readyz.")
 _BUILD = _gauge("sd35_build_info", "Always 1: the versions in use.", "version", "python")
-_STARTUP = _gauge("sd35_startup_seconds", "Duration of the start.", "phase")
+_STARTUP = _gauge(
+    "sd35_startup_seconds",
+    "Duration of the phases of the start: `import`, `plan`, `read`, `place`, `compile`, `warm`.",
+    "phase",
+)
 _HOST_FREE = _gauge("sd35_host_memory_free_bytes", "Memory that the system or the container leaves to this process.")
 _READINGS: dict[MetricDescription, Read] = {
-    _gauge("sd35_engine_images", "Images in the engine.", "state"): _engine_images,
+    _gauge("sd35_engine_images", "Images in the engine: `waiting` or `running`.", "state"): _engine_images,
     _gauge("sd35_engine_images_limit", "Maximum number of images in the engine (`max_in_flight`)."): (
         lambda it: _one(it.status.limits.max_in_flight)
     ),
-    _gauge("sd35_engine_backlog_seconds", "Estimated time left."): lambda it: _one(it.status.backlog_s),
-    _gauge("sd35_engine_memory_used_bytes", "Working memory in use."): lambda it: _one(it.status.used_bytes),
-    _gauge("sd35_engine_memory_limit_bytes", "Working memory."): lambda it: _one(it.status.limits.memory_bytes),
-    _gauge("sd35_device_memory_bytes", "Memory of the first model's device.", "state"): _device_memory,
-    _counter("sd35_embedding_cache_total", "Lookups of prompts in the embedding cache.", "result"): _lookups,
-    _gauge("sd35_embedding_cache_bytes", "Size of the embedding cache."): lambda it: _one(it.status.prompt_cache_bytes),
-    _counter("sd35_numerical_failures_total", "Attempts that ended with invalid values.", "kind"): (
-        lambda it: _each(it.status.numerical_failures)
+    _gauge("sd35_engine_backlog_seconds", "Estimated time to finish all images in the engine."): lambda it: _one(
+        it.status.backlog_s
     ),
+    _gauge("sd35_engine_memory_used_bytes", "Working memory that the running images use."): lambda it: _one(
+        it.status.used_bytes
+    ),
+    _gauge("sd35_engine_memory_limit_bytes", "Working memory that images may use (`memory_mb`)."): lambda it: _one(
+        it.status.limits.memory_bytes
+    ),
+    _gauge(
+        "sd35_device_memory_bytes", "Memory of the first model's device: `held` by this process, or `free`.", "state"
+    ): _device_memory,
+    _counter(
+        "sd35_embedding_cache_total", "Lookups of prompts in the embedding cache: `hit` or `miss`.", "result"
+    ): _lookups,
+    _gauge("sd35_embedding_cache_bytes", "Size of the embedding cache."): lambda it: _one(it.status.prompt_cache_bytes),
+    _counter(
+        "sd35_numerical_failures_total",
+        "Attempts with invalid values: `not_finite`, or `uniform` (one colour).",
+        "kind",
+    ): (lambda it: _each(it.status.numerical_failures)),
     _counter(
         "sd35_retried_images_total", "Images that were retried with a wider precision after a numerical failure."
     ): lambda it: _one(it.status.retried),
@@ -174,11 +190,7 @@ _READINGS: dict[MetricDescription, Read] = {
 }
 
 
-def metrics_table() -> str:
-    """Return the table of docs/architecture/19-metrics-logs-traces.md in Markdown."""
+def metric_descriptions() -> list[MetricDescription]:
+    """Return the descriptions of all metrics, by name, except those of the process."""
     own = [_READY, _BUILD, _STARTUP, _HOST_FREE, _JOBS, _JOB_STORE_UP, *_READINGS]
-    lines = ["| Metric | Type | Labels | Meaning |", "| --- | --- | --- | --- |"]
-    for each in sorted([*own, *Metrics().descriptions]):
-        labels = ", ".join(f"`{label}`" for label in each.labels)
-        lines.append(f"| `{each.name}` | {each.kind} | {labels} | {each.help} |")
-    return "\n".join(lines) + "\n"
+    return sorted([*own, *Metrics().descriptions])

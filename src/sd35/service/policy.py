@@ -17,8 +17,8 @@ class ServingPolicy:
         redirects: Whether clients are redirected to signed URLs of the object store.
         retention_s: How long ended jobs are kept. None keeps them.
         shutdown_grace_s: Time for running images to end when the service closes.
-        most_running: Jobs that run at once.
-        most_waiting: Jobs in the queue.
+        max_running: Maximum number of jobs that run at once in this process.
+        max_queued: Maximum number of jobs in the queue.
     """
 
     content_filter: ContentFilter
@@ -27,8 +27,8 @@ class ServingPolicy:
     redirects: bool = False
     retention_s: float | None = None
     shutdown_grace_s: float = 60
-    most_running: int = 32
-    most_waiting: int = 10_000
+    max_running: int = 32
+    max_queued: int = 10_000
 
 
 def policy_of(settings: Settings) -> ServingPolicy:
@@ -40,11 +40,11 @@ def policy_of(settings: Settings) -> ServingPolicy:
         redirects=settings.redirect_images,
         retention_s=settings.retention_days * _DAY_S or None,
         shutdown_grace_s=settings.shutdown_grace_s,
-        most_running=max(1, max_in_flight_of(settings) // 2),  # the other half is for synchronous calls
-        most_waiting=settings.max_jobs,
+        max_running=max(1, max_in_flight_of(settings) // 2),  # the other half is for synchronous calls
+        max_queued=settings.max_jobs,
     )
 
 
 def max_in_flight_of(settings: Settings) -> int:
-    """Return the limit of images in flight: the setting, or a little more than a batch so that none waits long."""
+    """Return the limit of images in flight: the setting, or a little more than a batch, so that none waits long."""
     return settings.max_in_flight or settings.max_batch_rows + max(2, settings.max_batch_rows // 4)

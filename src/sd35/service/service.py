@@ -47,7 +47,7 @@ class Service:
         storage.images.observe(telemetry.metrics.image_damaged)
         self.generation_service = GenerationService(pool, storage.images, policy.content_filter, telemetry)
         self.jobs = JobRunner(
-            self.generation_service, storage.database.jobs, policy.most_running, policy.most_waiting, webhooks.wake
+            self.generation_service, storage.database.jobs, policy.max_running, policy.max_queued, webhooks.wake
         )
         self.sweeper = Sweeper(retention, storage.database, policy.retention_s)
         self._tasks: list[asyncio.Task[None]] = []
@@ -107,9 +107,9 @@ class Service:
         )
 
     async def _generate_once(self, job_spec: JobSpec) -> GenerationResult:
-        """Return the image of the job with this idempotency key, which is created if there is none.
+        """Return the image of the job with this idempotency key. Create the job if it does not exist.
 
-        Raises the errors of `GenerationService.generate` and `JobRunner.accept`.
+        Raises JobEnded if the job failed or was cancelled, and the errors of `_regenerate` and `JobRunner.accept`.
         """
         accepted = await self.jobs.accept(job_spec)
         job = await self.jobs.wait(accepted)
@@ -121,11 +121,11 @@ class Service:
         is_blurred = job.result.is_blurred
         result = None if png is None else stored_result(job.spec.request, png, is_blurred=is_blurred)
         if result is None:
-            return await self._remake(job, job.result.digest)
+            return await self._regenerate(job, job.result.digest)
         return replace(result, was_cached=accepted.status.is_end or job.result.was_cached)
 
-    async def _remake(self, job: Job, digest: str) -> GenerationResult:
-        """Generate the image of an ended job again, because its file is damaged or lost.
+    async def _regenerate(self, job: Job, digest: str) -> GenerationResult:
+        """Generate the image of an ended job again, because its file is damaged or missing.
 
         Raises JobEnded if its owner removed it, and the errors of `GenerationService.generate`.
         """
@@ -136,12 +136,15 @@ class Service:
         return await self.generation_service.generate(self.pool.renewed(job_spec.request), requester)
 
     async def places(self, jobs: Sequence[Job]) -> dict[str, int]:
-        """Return how many jobs are ahead of each queued job of `jobs`. Like all methods below: StoreUnavailable."""
+        """Return the number of jobs ahead of each queued one of `jobs`, by ID.
+
+        Raises StoreUnavailable, as all methods below do.
+        """
         queued = [job.id for job in jobs if job.status is Status.QUEUED]
         return await STORES.run(lambda: {job_id: self.storage.database.jobs.position(job_id) for job_id in queued})
 
     async def forget(self, job: Job, visible_to: str | None) -> None:
-        """Remove an ended job, its owner's ownership of the image, and the file if it has no other owner.
+        """Remove an ended job, its owner's claim to the image, and the file if it has no other owner.
 
         The job is removed last, so that a failed attempt can be repeated.
         """
@@ -157,7 +160,7 @@ class Service:
     async def image(self, digest: str, visible_to: str | None, *, may_redirect: bool = False) -> bytes | str | None:
         """Return an image's PNG file, or None if it is missing or the caller may not see it.
 
-        With `may_redirect`, if the policy and the object store allow it, return a signed URL of the store instead.
+        With `may_redirect`, return a signed URL of the object store instead if the policy and the store allow it.
         """
         if not await self.has_image(digest, visible_to):
             return None

@@ -1,4 +1,4 @@
-"""The settings: flags over environment variables (`SD35_...`) over a TOML file over defaults."""
+"""The settings, from flags, environment variables (`SD35_...`), a TOML file and defaults, in order of precedence."""
 
 from sd35.settings.groups.compute import Precision
 from sd35.settings.loading import load_settings, unknown_variables

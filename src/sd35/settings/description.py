@@ -1,46 +1,40 @@
-"""The settings as flags and as the table of docs/settings.md."""
+"""Descriptions of the settings: their flags, groups and defaults."""
 
 from typing import get_args
 
 from pydantic import BaseModel, SecretStr
 
 from sd35.settings.flag import Flag
-from sd35.settings.settings import PREFIX, Settings
+from sd35.settings.settings import Settings
 
 
 def metadata_of(name: str) -> Flag:
-    """Return the flag's metadata of a setting; the default metadata for a name that is no setting."""
+    """Return the metadata of a setting's flag. An unknown name has default metadata."""
     field = Settings.model_fields.get(name)
     return next((each for each in (field.metadata if field else ()) if isinstance(each, Flag)), Flag())
 
 
 def flag_of(name: str) -> str:
-    """Return the flag of a setting: `--max-pixels`; `--checkpoint` for `checkpoints`."""
+    """Return the flag of a setting, such as `--max-pixels`."""
     return metadata_of(name).name or "--" + name.replace("_", "-")
 
 
 def group_of(name: str) -> str:
-    """Return the title of the group of settings that declares a setting."""
+    """Return the title of the group that a setting belongs to."""
     groups = (base for base in Settings.__bases__ if issubclass(base, BaseModel))
     return next(str(group.model_config["title"]) for group in groups if name in group.model_fields)
 
 
 def default_of(name: str) -> str:
-    """Return the default of a setting in words. The items of a list are separated by commas."""
+    """Return the default of a setting as text. Items of a list are separated by commas."""
     default = metadata_of(name).default or Settings.model_fields[name].default
     if default is None or default == ():
         return "none"
+    if isinstance(default, bool):
+        return str(default).lower()  # as in TOML
     return ", ".join(default) if isinstance(default, tuple) else str(default)
 
 
 def secret_settings() -> set[str]:
-    """Return the settings that appear in no message and have no flag, since other users can read a process's flags."""
+    """Return the secret settings. Messages never show them, and they have no flags, which other users could read."""
     return {name for name, field in Settings.model_fields.items() if SecretStr in get_args(field.annotation)}
-
-
-def settings_table() -> str:
-    """Return the Markdown table of docs/settings.md."""
-    lines = ["| Variable | Key in the file | Default | Meaning |", "| --- | --- | --- | --- |"]
-    for name, field in Settings.model_fields.items():
-        lines.append(f"| `{PREFIX}{name.upper()}` | `{name}` | `{default_of(name)}` | {field.description} |")
-    return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Clear errors for directories that cannot be written to: the owner, and how to fix it."""
+"""Clear errors for directories that cannot be written to: they name the owner and how to fix it."""
 
 import os
 from pathlib import Path
@@ -7,13 +7,13 @@ from sd35.errors import InvalidSetting
 
 
 def check_writable(setting: str, path: Path) -> None:
-    """Raise InvalidSetting, naming `setting`, if files cannot be written to a directory or it cannot be created."""
+    """Raise InvalidSetting, naming `setting`, unless a directory can be written to, or created."""
     if reason := why_not_writable(path):
         raise InvalidSetting(f"{setting}: {reason}")
 
 
 def why_not_writable(path: Path) -> str | None:
-    """Return a sentence with the reason and the fix, or None if the directory can be written to or created."""
+    """Return why a directory cannot be written to or created and how to fix it, or None if it can."""
     existing = existing_part(path.absolute())
     if os.access(existing, os.W_OK | os.X_OK) and existing.is_dir():
         return None
@@ -25,9 +25,9 @@ def why_not_writable(path: Path) -> str | None:
     status, process = existing.stat(), f"{os.geteuid()}:{os.getegid()}"
     owner = f"{status.st_uid}:{status.st_gid}"
     return (
-        f"{refusal} belongs to {owner} (user and group; mode {status.st_mode & 0o777:o}), and this process is"
-        f" {process}; change the owner (chown -R {process}; for a container's volume, on the host), or run as the owner"
-        f" (docker run --user {owner})"
+        f"{refusal} belongs to {owner} (user:group, mode {status.st_mode & 0o777:o}), and this process is {process}."
+        f" Change the owner with `chown -R {process} {existing}` (for a container's volume, on the host), or run as the"
+        f" owner (`docker run --user {owner}`)"
     )
 
 

@@ -1,4 +1,4 @@
-"""What the fields of `Settings` share: metadata of flags, and lists written with commas."""
+"""Shared by the fields of `Settings`: metadata of flags, and lists separated by commas."""
 
 from dataclasses import dataclass
 from typing import Annotated, TypeAlias, TypeVar
@@ -11,13 +11,13 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Flag:
-    """Metadata of a setting for the command line and docs/settings.md, for what name, type and default do not say.
+    """Metadata of a setting for the command line and the settings reference.
 
     Attributes:
         metavar: The value's placeholder in the help.
-        default: The default in words, if it depends on the machine or on another setting.
+        default: The default as text, if it depends on the machine or on another setting.
         name: The flag, if it is not the setting's name with dashes.
-        is_repeated: Whether the flag is given once for each item, instead of once with commas.
+        is_repeated: Whether the flag is repeated for each item. Otherwise, commas separate the items.
     """
 
     metavar: str | None = None

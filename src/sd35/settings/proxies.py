@@ -1,4 +1,4 @@
-"""Checks of the proxy variables, such as HTTP_PROXY, and of URLs: httpx2 itself raises unclear errors."""
+"""Checks of URLs, and of proxy variables such as HTTP_PROXY. Errors of httpx2 itself are unclear."""
 
 from importlib.util import find_spec
 from urllib.parse import urlsplit
@@ -11,9 +11,9 @@ _HTTP, _SOCKS = ("http", "https"), ("socks5", "socks5h")
 
 
 def check_proxies() -> None:
-    """Raise InvalidSetting if a proxy variable holds an address that httpx2 cannot use.
+    """Raise InvalidSetting if a proxy variable has an address that httpx2 cannot use.
 
-    The error does not show the value, which may hold a password.
+    The error does not show the value, which may contain a password.
     """
     proxies = getproxies()
     if "*" in (host.strip() for host in proxies.get("no", "").split(",")):
@@ -24,13 +24,13 @@ def check_proxies() -> None:
             lacks_socks = allowed == _HTTP and url.lower().startswith(_SOCKS)
             socks = "; SOCKS 5 needs the package socksio" if lacks_socks else ""
             raise InvalidSetting(
-                f"{scheme.upper()}_PROXY: got an address that cannot be used; allowed: {', '.join(allowed)}, as in"
-                f" http://proxy.example:3128{socks}"
+                f"{scheme.upper()}_PROXY: got an address that cannot be used; allowed: one with the scheme"
+                f" {' or '.join(allowed)}, such as http://proxy.example:3128{socks}"
             )
 
 
 def is_address(text: str, schemes: tuple[str, ...]) -> bool:
-    """Return whether httpx2 can connect to a URL: one of the schemes, a host, and a valid port if it has one."""
+    """Return whether httpx2 can connect to a URL: it has one of the schemes, a host, and no invalid port."""
     import httpx2
 
     try:

@@ -1,4 +1,4 @@
-"""The class `Settings`, composed of one group per subject."""
+"""The class `Settings`, which combines the groups of settings."""
 
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -14,7 +14,7 @@ PREFIX = "SD35_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
 
 
-class Settings(  # Pydantic lists the fields of the last base first
+class Settings(  # the last base first, as Pydantic orders fields
     WebhookSettings,
     StorageSettings,
     ComputeSettings,
@@ -24,7 +24,10 @@ class Settings(  # Pydantic lists the fields of the last base first
     ServerSettings,
     BaseSettings,
 ):
-    """All settings. Each field is a variable `SD35_<NAME>`, a key of the file, and a flag. Use `load_settings`."""
+    """All settings. Each field is an environment variable `SD35_<NAME>`, a key of the file, and a flag.
+
+    Create instances with `load_settings`.
+    """
 
     model_config = SettingsConfigDict(
         title="Settings", env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, defer_build=False
@@ -32,7 +35,7 @@ class Settings(  # Pydantic lists the fields of the last base first
 
     @property
     def fallback_settings(self) -> "Settings | None":
-        """The same settings with the fallback as the backend, or None without a fallback."""
+        """The same settings with the fallback as their backend, or None without a fallback."""
         if self.fallback is None:
             return None
         backend, _, precision = self.fallback.partition("/")
@@ -47,5 +50,5 @@ class Settings(  # Pydantic lists the fields of the last base first
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read arguments, then environment variables; neither a .env file nor a directory of secrets."""
+        """Read arguments and environment variables, but no .env file and no directory of secrets."""
         return init_settings, env_settings

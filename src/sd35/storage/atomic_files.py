@@ -10,19 +10,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
-_ABANDONED_S = 3600  # no write takes this long
-_LOCK = "lock"  # file in `staging`
+_ABANDONED_S = 3600  # no write takes this long, so older staged files belong to killed processes
+_LOCK = "lock"  # a file in `staging`
 _LOCK_WAIT_S = 60.0
-# Errors of link(2) on a file system that cannot link a file of `staging` into another directory.
+# Errors of link(2) on file systems without hard links, or without hard links across directories.
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
-PRIVATE_FILE, PRIVATE_DIRECTORY = 0o600, 0o700  # for the user of this process only, since images contain prompts
+PRIVATE_FILE, PRIVATE_DIRECTORY = 0o600, 0o700  # only this process's user has access, because images contain prompts
 
 
 class AtomicWriter:
     """Writes files into `directory` via its subdirectory `staging`.
 
     A file gets its final name by a hard link, which never replaces a file. File systems without hard links (exFAT, many
-    network shares) get a lock and a rename instead. With both, a file appears only when all of it is on the disk.
+    network shares) get a lock and a rename instead. Either way, a file has its final name only when it is complete.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -30,21 +30,21 @@ class AtomicWriter:
         self._mutex = threading.Lock()
 
     def prepare(self) -> None:
-        """Create the directories, and delete what killed processes left in `staging`. Raises OSError."""
+        """Create the directories, and delete the files that killed processes left in `staging`. Raises OSError."""
         self._directory.mkdir(PRIVATE_DIRECTORY, parents=True, exist_ok=True)
         self._staging.mkdir(PRIVATE_DIRECTORY, exist_ok=True)
         make_private(self._staging)
         for file in self._staging.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
+            with contextlib.suppress(FileNotFoundError):  # another process deleted it first
                 if file.name != _LOCK and file.stat().st_mtime < time.time() - _ABANDONED_S:
                     file.unlink()
 
     def write_once(self, name: str, content: bytes) -> bool:
-        """Write a file and sync it to the disk. Returns False if the file exists; it is not changed. Raises OSError."""
+        """Write a new file and sync it to the disk. Returns False and changes nothing if it exists. Raises OSError."""
         path = self._directory / name
         with self._staged(content) as staged:
             try:
-                _create_parent(path, lambda: os.link(staged, path))
+                _with_parent(path, lambda: os.link(staged, path))
             except FileExistsError:
                 return False
             except OSError as error:
@@ -57,20 +57,20 @@ class AtomicWriter:
         """Write a file, replacing an existing one, and sync it to the disk. Raises OSError."""
         path = self._directory / name
         with self._staged(content) as staged:
-            _create_parent(path, lambda: staged.replace(path))
+            _with_parent(path, lambda: staged.replace(path))
 
     def _rename_once(self, staged: Path, path: Path) -> bool:
-        """Give a staged file its final name unless that file exists.
+        """Rename a staged file to its final name. Returns False if that file exists.
 
-        A rename replaces existing files, so one writer at a time checks and renames. The operating system frees the
-        lock of a process that was killed.
+        A rename replaces existing files, so locks let one writer at a time check and rename: the mutex for threads of
+        this process, the file lock for other processes. The operating system frees the file lock of a killed process.
         """
         from filelock import FileLock
 
         with self._mutex, FileLock(self._staging / _LOCK, timeout=_LOCK_WAIT_S, mode=PRIVATE_FILE):
             if path.exists():
                 return False
-            _create_parent(path, lambda: staged.rename(path))
+            _with_parent(path, lambda: staged.rename(path))
             return True
 
     @contextlib.contextmanager
@@ -86,7 +86,7 @@ class AtomicWriter:
 def make_private(directory: Path) -> None:
     """Remove all permissions of other users on a directory.
 
-    Does nothing if that fails: the directory belongs to another user, or its file system has no modes.
+    Errors are ignored: the directory may belong to another user, or its file system may have no modes.
     """
     with contextlib.suppress(OSError):
         mode = stat.S_IMODE(directory.stat().st_mode)
@@ -94,8 +94,8 @@ def make_private(directory: Path) -> None:
             directory.chmod(mode & ~0o077)
 
 
-def _create_parent(path: Path, operation: Callable[[], object]) -> None:
-    """Run `operation`, and run it once more after creating the parent directory of `path` if that is missing."""
+def _with_parent(path: Path, operation: Callable[[], object]) -> None:
+    """Run `operation`. If the parent directory of `path` is missing, create it and run `operation` again."""
     try:
         operation()
     except FileNotFoundError:
@@ -106,7 +106,7 @@ def _create_parent(path: Path, operation: Callable[[], object]) -> None:
 def _write(path: Path, content: bytes) -> None:
     """Write and sync a file with plain system calls.
 
-    Python's file objects make twice as many, and each one lets other threads run first.
+    Python's file objects make twice as many system calls, and other threads may run first at each of them.
     """
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE_FILE)
     try:

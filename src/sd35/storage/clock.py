@@ -1,17 +1,17 @@
-"""Decide whether the wall clock can be trusted before anything is removed for its age.
+"""Decide whether the wall clock can be trusted, before anything is deleted by age.
 
 A single reading cannot distinguish a wrong clock from a server that was off for months. After a jump of the clock,
-nothing is removed until the clock jumps back, or until a server has run with the new time for a day. A wrong clock is
-noticed within that day, and a server that was off only loses a day. Only the time between readings in close succession
-counts, so a clock that is wrong in a different way at each start never confirms itself.
+nothing is deleted by age until the clock jumps back, or until a server has run with the new time for a day. That day is
+enough to notice a wrong clock, and a server that was off for months only deletes a day later. Only time between two
+readings of a running server counts, so a clock that is wrong in a different way at each start is never trusted.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 _DAY_S = 24 * 3600.0
-_MAX_INTERVAL_S = 3600.0  # between readings of a running server; normally 5 minutes, longer under load
-_MARGIN_S = 600.0  # dates this close to a suspect reading came from the same clock; readings are 5 minutes apart
+_MAX_INTERVAL_S = 3600.0  # between two readings of a running server: normally 5 minutes, longer under load
+_MARGIN_S = 600.0  # dates this close to a suspect reading are suspect too: readings are 5 minutes apart
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class ClockRecord:
 
 
 class ClockRules(NamedTuple):
-    """When to trust the clock.
+    """Rules for trusting the clock.
 
     Attributes:
         plausible_s: The largest plausible change between two readings, in seconds.
-        confirmed_s: How long a server must run before a new time is trusted, in seconds.
+        confirmed_s: Time that a server must run before a new time is trusted, in seconds.
     """
 
     plausible_s: float
@@ -44,10 +44,10 @@ class ClockRules(NamedTuple):
 
     @classmethod
     def for_retention(cls, retention_s: float | None) -> "ClockRules":
-        """Return rules for a retention period. None means that data is kept for ever.
+        """Return rules for a retention period in seconds. None means that data is never deleted.
 
-        A quarter of the period is plausible, so that data is kept for at least three quarters of it. Short retention
-        periods, perhaps chosen for privacy, are not extended by a whole day.
+        A quarter of the period is plausible, so that data is kept for at least three quarters of it. A period of less
+        than a day, perhaps chosen for privacy, is extended by at most itself, not by a whole day.
         """
         return cls(7 * _DAY_S, _DAY_S) if retention_s is None else cls(retention_s / 4, min(_DAY_S, retention_s))
 
@@ -58,7 +58,7 @@ class Reading(NamedTuple):
     Attributes:
         record: The record to store.
         is_trusted: Whether the clock can be trusted now.
-        misdated: First and last moment at which the clock was wrong, as soon as this is known.
+        misdated: First and last time that the clock showed while it was wrong. Set when the clock has jumped back.
     """
 
     record: ClockRecord
@@ -67,7 +67,7 @@ class Reading(NamedTuple):
 
 
 class ClockStore(Protocol):
-    """Stores the clock record in the database whose rows are removed by that clock.
+    """Stores the clock record in the same database as the rows that are deleted by age.
 
     Thread-safe. Methods block and raise StoreUnavailable.
     """
@@ -77,7 +77,7 @@ class ClockStore(Protocol):
 
 
 def judge(record: ClockRecord, now_s: float, rules: ClockRules) -> Reading:
-    """Judge a reading by the earlier ones. The first reading of a new database is trusted: there is nothing to lose."""
+    """Judge a reading by the earlier ones. The first reading of a new database is trusted: it has nothing to delete."""
     trusted_s, since_s, last_s = record.trusted_s, record.suspect_since_s, record.suspect_last_s
     misdated, for_s = None, 0.0
     if trusted_s is None:
@@ -86,7 +86,7 @@ def judge(record: ClockRecord, now_s: float, rules: ClockRules) -> Reading:
         is_trusted = abs(now_s - trusted_s) <= rules.plausible_s
         since_s = now_s
     elif abs(now_s - trusted_s - (last_s - since_s)) <= rules.plausible_s:
-        is_trusted = True  # the clock has jumped back: a wrong clock measures durations as well as a right one
+        is_trusted = True  # the clock has jumped back; even a wrong clock measures the time between two readings
         misdated = since_s - _MARGIN_S, last_s + _MARGIN_S
     elif abs(now_s - last_s) <= rules.plausible_s:
         since_s = min(since_s, now_s)
@@ -95,5 +95,5 @@ def judge(record: ClockRecord, now_s: float, rules: ClockRules) -> Reading:
     else:
         is_trusted = False  # another jump
         since_s = now_s
-    following = ClockRecord(now_s) if is_trusted else ClockRecord(trusted_s, since_s, now_s, for_s)
-    return Reading(following, is_trusted, misdated)
+    new_record = ClockRecord(now_s) if is_trusted else ClockRecord(trusted_s, since_s, now_s, for_s)
+    return Reading(new_record, is_trusted, misdated)

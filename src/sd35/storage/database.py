@@ -19,7 +19,7 @@ _ALLOWED = f"`{MEMORY}`, a file's path, sqlite:///PATH or postgresql://USER:PASS
 
 
 class Database(NamedTuple):
-    """The stores of one database. `name` is its name in messages, without a password."""
+    """The stores of one database. `name` is the name of the database in messages, without a password."""
 
     jobs: JobStore
     keys: KeyStore
@@ -33,7 +33,7 @@ class Database(NamedTuple):
 
 
 def database_url(settings: Settings) -> str:
-    """Return the URL or path of the database that the settings name."""
+    """Return the URL or path of the database from the settings."""
     return settings.database or str(settings.data_dir / "sd35.db")
 
 
@@ -42,10 +42,12 @@ def open_database(url: str, wait_s: float = 10.0, *, upgrade: bool = True) -> Da
 
     Args:
         url: `memory`, path of an SQLite file, or URL of an SQLite or PostgreSQL database.
-        wait_s: Longest wait for SQLite's lock, in seconds.
+        wait_s: Maximum wait for SQLite's lock, in seconds.
         upgrade: If false, a missing or outdated database is an error and nothing is changed.
 
-    Raises InvalidSetting, with a message that never contains a password, and StoreUnavailable.
+    Raises:
+        InvalidSetting: The URL is not allowed, or a package is missing. The message never contains a password.
+        StoreUnavailable: The database does not answer, or its schema is of another version.
     """
     if url == MEMORY:
         return Database(MemoryJobStore(), MemoryKeyStore(), MemoryOwnershipIndex(), MemoryClockStore(), MEMORY)
@@ -58,7 +60,7 @@ def open_database(url: str, wait_s: float = 10.0, *, upgrade: bool = True) -> Da
 
     parsed = parse_url(url, _ALLOWED)
     if parsed.drivername == "sqlite" and not upgrade and not Path(parsed.database or "").exists():
-        raise InvalidSetting(f"database: there is no file {parsed.database}; check data_dir and database")
+        raise InvalidSetting(f"database: {parsed.database} does not exist; check the settings data_dir and database")
     database = SqlDatabase(parsed, wait_s)
     try:
         if upgrade:

@@ -1,4 +1,4 @@
-"""Fair order of queued jobs. Pure policy, shared by all job stores."""
+"""Fair order of queued jobs, shared by all job stores."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Candidate(NamedTuple):
-    """A queued job. Of equal priority, the lower number is the older job."""
+    """A queued job. An older job has a lower number."""
 
     owner: str
     priority: int
@@ -15,10 +15,10 @@ class Candidate(NamedTuple):
 
 
 def choose_fairly(candidates: Iterable[Candidate], running: Mapping[str, int], limit: int) -> list[Candidate]:
-    """Choose up to `limit` jobs in order, as if one by one.
+    """Choose up to `limit` jobs and return them in fair order.
 
-    Each choice takes a job of the owner with the fewest running jobs, then the highest priority, then the oldest.
-    Chosen jobs count as running for later choices.
+    The result is as if jobs were chosen one at a time. Each time, the owner with the fewest running jobs goes first,
+    then the job with the highest priority, then the oldest job. A chosen job counts as running from then on.
 
     Args:
         candidates: The queued jobs.

@@ -1,4 +1,4 @@
-"""Store of images: keeps the files in the blob store and their owners in the index consistent.
+"""Store of images: keeps the files in the blob store consistent with their owners in the index.
 
 Every owned image has a file, and every file has an owner. Each file is checked against its checksums when it is read.
 A damaged file is never returned and counts as missing.
@@ -24,7 +24,7 @@ class ImageStore:
     """A blob store and the index of image owners. Thread-safe. Methods block and raise StoreUnavailable.
 
     Within this process, one operation at a time changes an image. Other processes that share the store are not locked
-    out: a change that one makes between two steps of a method here may go unnoticed.
+    out: a method may miss a change that they make between two of its steps.
     """
 
     def __init__(self, blobs: BlobStore, ownership: OwnershipIndex) -> None:
@@ -39,16 +39,16 @@ class ImageStore:
     def add(self, name: str, digest: str, owner: str, png: bytes, *, was_stored: bool = False) -> None:
         """Add an owner to an image, and write its file.
 
-        The owner is added first, because a file without an owner would never be removed. The checksum follows, so that
-        no reader takes the new file for damaged.
+        The owner is added first, because a file without an owner would never be removed. Then the checksum is added,
+        because a reader would otherwise treat the new file as damaged.
 
         Args:
             name: Name of the file.
             digest: Digest of the request that generated the image.
             owner: The new owner.
             png: Content of the file.
-            was_stored: Whether the caller has just seen the file in the store. It is written again only if it was
-                removed since.
+            was_stored: Whether the caller has just found the file in the store. If so, it is written only if it was
+                removed meanwhile.
         """
         with self._lock(digest):
             self.ownership.add(digest, owner, len(png), time.time())
@@ -68,7 +68,7 @@ class ImageStore:
             self._on_damage()
             structlog.get_logger().error("a stored image is damaged", file=name, reason=str(error))
             raise
-        if not checksums:  # the file is older than checksums; record one for the next read
+        if not checksums:  # an older version stored the file; record a checksum for the next read
             with suppress(StoreUnavailable):
                 self.ownership.add_checksum(name, checksum_of(content), len(content))
         return content
@@ -83,8 +83,8 @@ class ImageStore:
     def sign(self, digest: str, expires_s: float) -> str | None:
         """Return a URL at which the blob store itself serves the image for `expires_s` seconds.
 
-        Returns None if the image is missing or the store has no such URLs. The file is not read here; if its size was
-        never recorded, it may be damaged, and the result is None as well, so that the caller uses `read`.
+        Returns None if the image is missing or the store has no such URLs. Also returns None if the file has a size
+        that was never recorded: it may be damaged, so the caller should use `read`, which checks it.
         """
         for name in names_of(digest):
             size_bytes = self.blobs.size(name)
@@ -94,9 +94,9 @@ class ImageStore:
         return None
 
     def remove(self, digest: str, owner: str) -> bool:
-        """Remove an owner from an image, and delete the files with the last owner. Returns whether they owned it.
+        """Remove an owner from an image, and delete its files if nobody else owns it. Returns whether `owner` owned it.
 
-        The files are deleted first: if that fails, the owner still has the image and can try again.
+        The files are deleted before the owner is removed. If that fails, the owner can try again.
         """
         with self._lock(digest):
             owners = self.ownership.owners(digest)
@@ -112,7 +112,7 @@ class ImageStore:
             return True
 
     def delete(self, digest: str) -> None:
-        """Delete an image with all its owners. The files are deleted first, as in `remove`."""
+        """Delete an image with all its owners. The files are deleted before the owners, as in `remove`."""
         with self._lock(digest):
             self._delete_files(digest)
             self.ownership.delete(digest)
@@ -130,7 +130,7 @@ class ImageStore:
     def _write(self, name: str, png: bytes) -> None:
         """Write a file, unless an undamaged one exists.
 
-        A damaged file is replaced, never deleted first: another process may have written a good one meanwhile.
+        A damaged file is replaced without deleting it first: another process may have written a good one meanwhile.
         """
         if self.blobs.put(name, png):
             return
@@ -139,7 +139,7 @@ class ImageStore:
             try:
                 check_file(name, stored, self.ownership.checksums(name))
             except DamagedFile as error:
-                structlog.get_logger().warning("a damaged image is replaced", file=name, reason=str(error))
+                structlog.get_logger().warning("replacing a damaged image", file=name, reason=str(error))
             else:
                 return
         self.blobs.replace(name, png)

@@ -1,7 +1,7 @@
 """Integrity check of stored image files.
 
-A file is compared with the checksums that were recorded when it was written. A file without a recorded checksum is
-older than checksums: it is checked by the CRCs of the PNG file and by the record in it.
+A file is compared with the checksums that were recorded when it was written. A file without a recorded checksum was
+written before this project recorded checksums: its PNG CRCs and the record in it are checked instead.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ _ITXT_KEYWORD_END = bytes(5)  # NUL after the keyword, not compressed, and no la
 
 
 class DamagedFile(Exception):  # noqa: N818  it reads as a sentence: "except DamagedFile"
-    """A stored file differs from what was written. Internal: readers treat such a file as missing."""
+    """A stored file differs from the file that was written. Internal: readers treat it as missing."""
 
 
 def checksum_of(content: bytes) -> str:
@@ -25,31 +25,33 @@ def checksum_of(content: bytes) -> str:
 
 
 def check_file(name: str, content: bytes, checksums: Collection[str]) -> None:
-    """Raise DamagedFile, with the reason, if a file is damaged.
+    """Check a file for damage.
 
     Args:
         name: Name of the file in the store: the digest of its request and a suffix.
         content: Content of the file.
-        checksums: The SHA-256 of each content that was written under this name. Empty for a file that is older than
-            checksums.
+        checksums: The SHA-256 of each content that was written under this name. Empty if none was recorded.
+
+    Raises:
+        DamagedFile: The file is damaged. The message is the reason.
     """
     if not checksums:
         _check_png(name, content)
     elif checksum_of(content) not in checksums:
-        raise DamagedFile(f"its checksum is not one that was recorded when it was written ({len(content)} bytes)")
+        raise DamagedFile(f"its content ({len(content)} bytes) does not match the recorded checksum")
 
 
 def _check_png(name: str, content: bytes) -> None:
-    """Raise DamagedFile unless a PNG file is complete, every CRC is right, and its record names this file."""
+    """Check that a PNG file is complete, every CRC is right, and its record names this file. Raises DamagedFile."""
     if not content.startswith(SIGNATURE):
-        raise DamagedFile("it is empty" if not content else "it does not begin as a PNG file does")
+        raise DamagedFile("it is empty" if not content else "it does not begin with the signature of a PNG file")
     kinds, texts = _read_chunks(content)
     if kinds[:1] != [b"IHDR"] or b"IDAT" not in kinds:
         raise DamagedFile("it has no image data")
     digest = digest_of(name)
-    has_record = name == name_of(digest)  # blurred images have none, since nobody may regenerate the original
+    has_record = name == name_of(digest)  # blurred images have none, so that nobody can regenerate the original
     if has_record and not _is_record_of(digest, texts):
-        raise DamagedFile("its record is missing, or is that of another image")
+        raise DamagedFile("its record is missing or belongs to another image")
 
 
 def _is_record_of(digest: str, texts: dict[str, bytes]) -> bool:
@@ -57,7 +59,7 @@ def _is_record_of(digest: str, texts: dict[str, bytes]) -> bool:
 
 
 def _read_chunks(content: bytes) -> tuple[list[bytes], dict[str, bytes]]:
-    """Return the kinds of all chunks, and the texts by keyword. Raises DamagedFile at the first fault."""
+    """Return the types of all chunks, and the texts by keyword. Raises DamagedFile at the first fault."""
     kinds, texts = [], {}
     end = len(SIGNATURE)
     try:

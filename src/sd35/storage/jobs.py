@@ -1,8 +1,8 @@
 """Jobs, and the interface of a job store. One contract test suite runs over all implementations.
 
-A job is a request for an image that outlives the connection it came by. It is accepted once and ends once: with an
-image, with an error, or cancelled. The process that works on a job holds it by a lease and renews that lease
-regularly. If the process is killed, the lease expires and another process claims the job.
+A job is a request for an image that does not depend on the client's connection. It is accepted once and ends once: with
+an image, with an error, or cancelled. The process that runs a job holds a lease on it and renews that lease regularly.
+If the process is killed, the lease expires and another process claims the job.
 """
 
 import secrets
@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 from sd35.images.formats import Format
 from sd35.request import Request
 
-WEBHOOK_LEASE_S = 60.0  # a webhook that one process sends is not given to another for this long
+WEBHOOK_LEASE_S = 60.0  # while one process sends a webhook, no other process claims it for this long
 
 
 class Status(StrEnum):
@@ -34,18 +34,18 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class JobSpec:
-    """Everything the client asked for.
+    """A job as the client requested it.
 
     Attributes:
         request: The image to generate.
         owner: ID of the API key that sent the job, "" if the service has no keys.
-        priority: Higher goes first among jobs of one owner.
+        priority: Among jobs of one owner, a higher priority goes first.
         format: File format of the image in responses.
-        has_metadata: Whether the file carries the parameters of the image.
+        has_metadata: Whether the file contains the parameters of the image.
         webhook: URL to notify when the job ends.
-        idempotency_key: The client's own name of the job, unique among the owner's jobs.
-        body_digest: Digest of the request body. Tells whether a second request with the same idempotency key is a
-            repetition of the first.
+        idempotency_key: The client's name for the job, unique among the owner's jobs.
+        body_digest: Digest of the request body. A second request with the same idempotency key must have the same
+            digest.
     """
 
     request: Request
@@ -60,7 +60,7 @@ class JobSpec:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job failed: a message, and the HTTP status that a synchronous call would have returned."""
+    """The failure of a job: a message, and the HTTP status that a synchronous call would have returned."""
 
     status: int
     detail: str
@@ -68,7 +68,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class JobResult:
-    """The image of a job that succeeded. `digest` is that of the request which generated the image."""
+    """The image of a job that succeeded. `digest` is the digest of the request that generated the image."""
 
     digest: str
     was_cached: bool
@@ -77,7 +77,7 @@ class JobResult:
 
 @dataclass(frozen=True)
 class Job:
-    """State of a job. Times are seconds since 1970. `number` grows with every job of the store."""
+    """State of a job. Times are seconds since 1970. `number` increases with each job of the store."""
 
     id: str
     number: int
@@ -112,7 +112,7 @@ class Receiver(NamedTuple):
 
 @dataclass(frozen=True)
 class DueWebhooks:
-    """Number of webhooks that are due for one receiver, and the time at which the oldest of them became due."""
+    """Number of due webhooks of one receiver, and the time at which the oldest of them became due."""
 
     receiver: Receiver
     count: int
@@ -130,7 +130,7 @@ class Delivery:
 
 
 class JobStore(Protocol):
-    """Stores jobs. Thread-safe. Methods block, so the event loop calls them in a thread. Each call is one transaction.
+    """Stores jobs. Thread-safe. Methods block, so the event loop calls them on threads. Each call is one transaction.
 
     A method that takes an `owner` treats jobs of other owners as missing. `owner=None` is an administrator, who sees
     all jobs. All methods raise StoreUnavailable if the database does not answer.
@@ -157,7 +157,7 @@ class JobStore(Protocol):
         """
 
     def position(self, job_id: str) -> int:
-        """Return how many queued jobs precede a queued job by priority and age; 0 for a job that is not queued."""
+        """Return the number of queued jobs before a queued job, by priority and age; 0 for a job that is not queued."""
 
     def claim(self, holder: str, started_s: float, lease_s: float, limit: int) -> list[Job]:
         """Claim up to `limit` queued jobs, which are then running, and return them in fair order.
@@ -165,14 +165,14 @@ class JobStore(Protocol):
         The owners with the fewest running jobs go first, then higher priorities, then older jobs, as if jobs were
         claimed one by one. No job goes to two holders.
 
-        Before that, requeues jobs of other holders whose lease has expired. Such a job keeps its old place, and its
-        holder has lost it even if it is not claimed again now. A lease expires `lease_s` after the last `claim` or
-        `renew`, by the store's own clock, or earlier if the store knows that the holder's process has ended.
+        Jobs of other holders with an expired lease are requeued first, in their old places. Those holders lose the jobs
+        even if this call does not claim them. A lease expires `lease_s` after the last `claim` or `renew`, by the
+        store's own clock, or earlier if the store knows that the holder's process has ended.
 
         Args:
             holder: ID of the process that claims.
-            started_s: Start time that the jobs show. Leases do not depend on it.
-            lease_s: Length of the lease in seconds. All holders use the same.
+            started_s: Start time to store in the jobs. Leases do not depend on it.
+            lease_s: Length of the lease in seconds. All holders use the same length.
             limit: Maximum number of jobs.
         """
 
@@ -180,13 +180,13 @@ class JobStore(Protocol):
         """Renew all leases of `holder`. Returns the IDs of the jobs that it still holds."""
 
     def release(self, holder: str) -> int:
-        """Requeue all jobs that `holder` holds, in their old places. Returns how many."""
+        """Requeue all jobs that `holder` holds, in their old places. Returns their number."""
 
     def end(self, job_id: str, holder: str, ended_s: float, result: JobResult | Failure) -> bool:
         """End a job and make its webhook due. Returns False and changes nothing if `holder` does not hold the job."""
 
     def cancel(self, job_id: str, owner: str | None, now_s: float) -> Job | None:
-        """Cancel a job and make its webhook due, unless the job has ended. Returns the job, or None if missing."""
+        """Cancel a job and make its webhook due, unless the job has ended. Returns the job; None if it is missing."""
 
     def delete(self, job_id: str, owner: str | None) -> Job | None:
         """Delete a job that has ended and return it; None if it is missing or has not ended."""
@@ -195,25 +195,25 @@ class JobStore(Protocol):
         """Return the number of jobs of each status."""
 
     def due_webhooks(self, now_s: float) -> list[DueWebhooks]:
-        """Count the webhooks that are due, by receiver, in no particular order."""
+        """Count the due webhooks of each receiver, in any order."""
 
     def claim_webhooks(self, now_s: float, limits: Mapping[Receiver, int]) -> list[Delivery]:
-        """Claim up to `limits[receiver]` due webhooks of each receiver for `WEBHOOK_LEASE_S`, longest due first.
+        """Claim up to `limits[receiver]` due webhooks of each receiver for `WEBHOOK_LEASE_S`.
 
-        No webhook goes to two processes.
+        Webhooks that have been due longest go first. No webhook goes to two processes.
         """
 
     def finish_webhook(self, job_id: str) -> None:
-        """Delete a webhook that was delivered or given up."""
+        """Delete a webhook after it was delivered or the last attempt failed."""
 
     def postpone_webhook(self, job_id: str, until_s: float) -> None:
         """Count a failed attempt to send a webhook, and make the webhook due again at `until_s`."""
 
     def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
-        """Set the end time of jobs that ended in a time span to `now_s`. `until_s=None` leaves the span open."""
+        """Change end times between `from_s` and `until_s` to `now_s`. `until_s=None` means no upper bound."""
 
     def sweep(self, ended_before_s: float) -> int:
-        """Delete jobs that ended before a time. Returns how many."""
+        """Delete jobs that ended before `ended_before_s`. Returns their number."""
 
     def close(self) -> None:
         """Close all connections."""
@@ -222,7 +222,7 @@ class JobStore(Protocol):
 def new_job(spec: JobSpec, now_s: float) -> Job:
     """Return a queued job to add to a store, which assigns its `number`.
 
-    The ID is 32 hexadecimal digits: milliseconds since 1970, so that IDs sort by age and are neighbours in an index,
-    then 80 random bits, so that IDs of other clients cannot be guessed.
+    The ID has 32 hexadecimal digits: first milliseconds since 1970, so that IDs sort by age and new ones are adjacent
+    in an index, then 80 random bits, so that nobody can guess the IDs of other clients.
     """
     return Job(f"{int(now_s * 1000):012x}{secrets.token_hex(10)}", 0, spec, Status.QUEUED, now_s)

@@ -1,7 +1,7 @@
 """Signed links: URLs that give an image to anyone who has them, without an API key, until they expire.
 
-The signature covers the URL without its host: the path, the parameters in order, and the expiry time. Any other image,
-format or expiry needs another signature.
+The signature covers the path, the parameters in their order, and the expiry time, but not the host. A link to another
+image, in another format or with another expiry time needs another signature.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ DEFAULT_LIFETIME_S = 3600
 MAX_LIFETIME_S = 7 * 24 * 3600  # as in S3
 _MIN_SECRET_BYTES = 16  # as in the setting `link_secret`
 _EXPIRES, _SIGNATURE = "expires", "signature"
-_PURPOSE = b"sd35 link 1\n"  # domain separation: no other use of the secret gives the same signature
+_PURPOSE = b"sd35 link 1\n"  # domain separation: any other use of the secret gives another signature
 
 
 class Links:
@@ -35,9 +35,9 @@ class Links:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Links":
-        """Use the secret from the settings, or generate one once and store it in `data_dir`.
+        """Use the secret from the settings, or the one stored in `data_dir`, which is generated if it is missing.
 
-        Raises InvalidSetting if the secret cannot be stored.
+        Raises InvalidSetting if the secret cannot be stored, or if the stored one is damaged.
         """
         given = settings.link_secret
         return cls(given.get_secret_value().encode() if given else _stored_secret(settings), settings.public_url)
@@ -45,7 +45,7 @@ class Links:
     def sign(self, path: str, parameters: Sequence[tuple[str, str]], expires_s: int, base_url: str) -> str:
         """Return the signed URL of `path`, valid until `expires_s` (seconds since 1970).
 
-        `base_url` is that of the current request; `public_url` overrides it.
+        `base_url` is the base URL of the current request. The setting `public_url` overrides it.
         """
         assert not {_EXPIRES, _SIGNATURE} & {name for name, _ in parameters}
         query = [*parameters, (_EXPIRES, str(expires_s))]
@@ -53,15 +53,18 @@ class Links:
         return f"{base}{quote(path)}?{urlencode([*query, (_SIGNATURE, self._signature(path, query))])}"
 
     def check(self, path: str, parameters: Sequence[tuple[str, str]], now_s: float) -> None:
-        """Check the parameters of a request, in the order received. Raises LinkRefused."""
+        """Check the signature and expiry time of a request. Raises LinkRefused.
+
+        `parameters` must have their original order, because the signature covers it.
+        """
         signatures = [value for name, value in parameters if name == _SIGNATURE]
         query = [pair for pair in parameters if pair[0] != _SIGNATURE]
         expected = self._signature(path, query).encode()
         if len(signatures) != 1 or not hmac.compare_digest(signatures[0].encode("utf-8", "replace"), expected):
-            raise LinkRefused("signature: it is not this service's for this address; a link is to be used as it came")
+            raise LinkRefused("signature: not valid for this URL; use the link exactly as you received it")
         # The signature is valid, so `sign` wrote the expiry time.
         if int(dict(query)[_EXPIRES]) <= now_s:
-            raise LinkRefused("expires: this link has expired; ask for a new one")
+            raise LinkRefused("expires: this link has expired; request a new one")
 
     def _signature(self, path: str, query: Sequence[tuple[str, str]]) -> str:
         signed = f"{quote(path, errors='replace')}?{urlencode(query, errors='replace')}"
@@ -69,7 +72,7 @@ class Links:
 
 
 def is_link(path: str, query: str) -> bool:
-    """Whether a URL claims to be a signed link to an image. `Links.check` verifies the claim."""
+    """Return whether a URL looks like a signed link to an image. `Links.check` verifies it."""
     return path.startswith(f"{PATH}/") and f"{_SIGNATURE}=" in query
 
 
@@ -93,10 +96,10 @@ def _stored_secret(settings: Settings) -> bytes:
         secret = path.read_bytes()
     except OSError as error:
         reason = f"{error.strerror or error}: {path}"
-        raise InvalidSetting(f"link_secret: none is set, and none can be stored in data_dir: {reason}") from error
-    if len(secret) < _MIN_SECRET_BYTES:  # with an empty secret, anybody could sign links
+        raise InvalidSetting(f"link_secret: not set, and it cannot be stored in data_dir: {reason}") from error
+    if len(secret) < _MIN_SECRET_BYTES:  # with an empty secret, anyone could sign links
         raise InvalidSetting(
-            f"link_secret: none is set, and {path} is damaged: it has {len(secret)} bytes; allowed: at least"
-            f" {_MIN_SECRET_BYTES}. Delete it to generate a new secret; links signed so far then stop working"
+            f"link_secret: not set, and {path} is damaged: got {len(secret)} bytes; allowed: at least"
+            f" {_MIN_SECRET_BYTES}. Delete the file to generate a new secret; existing links then stop working"
         )
     return secret

@@ -7,7 +7,7 @@ _NAME = re.compile(r"[0-9a-f]{64}(-[a-z]+)?\.[a-z]+")
 
 
 def name_of(digest: str, *, is_blurred: bool = False) -> str:
-    """Return the name of an image's PNG file. `digest` is that of the request which generated the image."""
+    """Return the name of an image's PNG file. `digest` is the digest of the request that generated the image."""
     return f"{digest}{'-blurred' if is_blurred else ''}.png"
 
 
@@ -22,16 +22,16 @@ def digest_of(name: str) -> str:
 
 
 def path_of(name: str) -> str:
-    """Return the path of a file in a store: a folder named by the first two digits, so that no folder gets too large.
+    """Return the path of a file in a store. The first two digits name its folder, so that no folder gets too large.
 
     Raises ValueError if `name` is not the name of an image file. This rules out paths that leave the store.
     """
     if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no image's name: 64 hexadecimal digits and a suffix")
+        raise ValueError(f"name: got {name!r}; allowed: 64 hexadecimal digits and a suffix")
     return f"{name[:2]}/{name}"
 
 
 def name_at(path: str) -> str | None:
-    """Return the name of the file at a path in a store, or None if no image file belongs there."""
+    """Return the name of the image file at a path in a store, or None if the path is not one of `path_of`."""
     name = path.rpartition("/")[2]
     return name if _NAME.fullmatch(name) and path == path_of(name) else None

@@ -19,30 +19,30 @@ class OwnershipIndex(Protocol):
         """Return the owners of an image."""
 
     def remove(self, digest: str, owner: str) -> bool:
-        """Remove an owner from an image. Returns whether no owner is left; the checksums are deleted then."""
+        """Remove an owner from an image. Returns whether no owner is left; if so, the checksums are deleted, too."""
 
     def delete(self, digest: str) -> None:
         """Delete an image with all its owners and checksums."""
 
     def add_checksum(self, name: str, checksum: str, size_bytes: int) -> None:
-        """Record SHA-256 and size of one valid content of a file. Does nothing if nobody owns the image.
+        """Record the SHA-256 and the size of one valid content of a file. Does nothing if nobody owns the image.
 
-        A file may have several: two versions of this project may write the same image at the same time, and it is not
-        known beforehand which of the two files the store keeps.
+        A file may have several: two versions of this project may write the same image at the same time, and neither
+        knows which of the two files the store will keep.
         """
 
     def checksums(self, name: str) -> dict[str, int]:
-        """Return the recorded checksums of a file, each with the size of the content in bytes."""
+        """Return the recorded SHA-256 checksums of a file, each with the size of its content in bytes."""
 
     def digests(self, after: str, limit: int) -> list[str]:
-        """Return up to `limit` digests of owned images in ascending order, starting behind the digest `after`."""
+        """Return the first `limit` digests of owned images that are greater than `after`, in ascending order."""
 
     def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
-        """Set dates within a time span to `now_s`. `until_s=None` leaves the span open."""
+        """Change dates between `from_s` and `until_s` to `now_s`. `until_s=None` means no upper bound."""
 
     def expired(self, before_s: float | None, max_bytes: int | None, limit: int) -> list[str]:
         """Return up to `limit` digests of images to delete, oldest first.
 
-        The date of an image is that of its newest owner. An image expires if it is older than `before_s`, or if it and
-        all newer images together exceed `max_bytes`. None disables a bound.
+        The date of an image is the newest date among its owners. An image expires if it is older than `before_s`, or if
+        it and all newer images together exceed `max_bytes`. None disables a bound.
         """

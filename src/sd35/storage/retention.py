@@ -12,7 +12,7 @@ from sd35.storage.database import Database
 from sd35.storage.images import ImageStore
 
 _PAGE = 100
-# By then every client that waits for the image has it, and its job has ended: a job writes the image before it ends.
+# Younger images are never deleted: clients may still wait for them, and a job writes its image before it ends.
 _MIN_AGE_S = 600.0
 _MAX_SKEW_S = 600.0  # between the clocks of several machines
 _DAY_S, _GB = 24 * 3600.0, 10**9
@@ -22,8 +22,8 @@ _DAY_S, _GB = 24 * 3600.0, 10**9
 class Retention:
     """Deletes images older than `retention_s`, and the oldest ones beyond `retention_bytes`. None disables a bound.
 
-    The age of an image counts from the last request for it. Images of the last ten minutes are never deleted, so
-    `retention_bytes` may be exceeded by what is generated in that time.
+    The age of an image counts from the last request for it. Images of the last ten minutes are never deleted, so the
+    images generated in that time may exceed `retention_bytes`.
     """
 
     images: ImageStore
@@ -36,7 +36,7 @@ class Retention:
         return cls(images, settings.retention_days * _DAY_S or None, int(settings.retention_gb * _GB) or None)
 
     def sweep(self, now_s: float, *, by_age: bool = True) -> int:
-        """Delete expired images. Returns how many. Without `by_age`, only `retention_bytes` counts.
+        """Delete expired images. Returns their number. Without `by_age`, only `retention_bytes` applies.
 
         Blocks. Raises StoreUnavailable; the next call resumes.
         """
@@ -69,7 +69,7 @@ class Sweeper:
     Args:
         retention: Retention of images.
         database: The database to sweep.
-        retention_s: How long to keep jobs that have ended, in seconds. None keeps them for ever.
+        retention_s: Time to keep jobs after they have ended, in seconds. None is unlimited.
     """
 
     def __init__(self, retention: Retention, database: Database, retention_s: float | None) -> None:
@@ -85,15 +85,15 @@ class Sweeper:
     def sweep(self, now_s: float) -> SweepResult:
         """Delete expired jobs and images, and images beyond the size limit. Blocks. Raises StoreUnavailable.
 
-        While the clock cannot be trusted, only the size limit applies: it never deletes more than the excess.
+        While the clock cannot be trusted, only the size limit applies, because it deletes no more than the excess.
         """
         reading = self._database.clock.read(now_s, self._rules)
         self._log_changes(reading.record, now_s)
         if not reading.is_trusted:
             return SweepResult(self._retention.sweep(now_s, by_age=False), 0)
-        if reading.misdated:  # written while the clock was behind: such rows would look too old
+        if reading.misdated:  # rows written while the clock was behind would look too old
             self._redate(*reading.misdated, now_s)
-        self._redate(now_s + _MAX_SKEW_S, None, now_s)  # written while the clock was ahead: would never get old
+        self._redate(now_s + _MAX_SKEW_S, None, now_s)  # rows written while the clock was ahead would expire too late
         images = self._retention.sweep(now_s)
         return SweepResult(images, self._database.jobs.sweep(now_s - self._retention_s) if self._retention_s else 0)
 
@@ -107,11 +107,11 @@ class Sweeper:
         if since_s == before_s:
             return
         if since_s is None:
-            structlog.get_logger().info("retention goes on: the clock is trusted again", clock=_date(now_s))
+            structlog.get_logger().info("retention by age resumed: the clock is trusted again", clock=_date(now_s))
             return
         assert record.trusted_s is not None
         structlog.get_logger().warning(
-            "retention is paused: the clock has jumped, so nothing is removed for its age",
+            "retention by age is paused: the clock has jumped",
             clock=_date(now_s),
             last_seen=_date(record.trusted_s),
             resumes=_date(since_s + self._rules.confirmed_s),

@@ -1,4 +1,4 @@
-"""Everything that outlives the process: the database, the image files, and the secret of signed links."""
+"""The persistent storage of a service: the database, the image files, and the secret of signed links."""
 
 from typing import NamedTuple, Self
 
@@ -20,9 +20,11 @@ class Storage(NamedTuple):
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
-        """Open the stores that the settings name.
+        """Open the stores from the settings.
 
-        Raises InvalidSetting if a setting is wrong or if API keys are required but lost, and StoreUnavailable.
+        Raises:
+            InvalidSetting: A setting is wrong, or the service once had API keys and they are lost.
+            StoreUnavailable: The database cannot be used.
         """
         if not (settings.database and settings.image_store and settings.link_secret):
             check_writable("data_dir", settings.data_dir)

@@ -1,4 +1,4 @@
-"""Verification of all stored images. Only reads: repairs, removes and records nothing."""
+"""Verification of all stored images. It only reads, and changes nothing."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from sd35.storage.names import digest_of, names_of
 from sd35.storage.ownership import OwnershipIndex
 
 _PAGE = 10_000
-_MAX_CONSECUTIVE_ERRORS = 3  # more errors in a row are the store's fault, not the file's
+_MAX_CONSECUTIVE_ERRORS = 3  # at this number, the store is assumed to be unavailable, rather than the files damaged
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class VerificationReport:
 
     Attributes:
         files: Number of files in the store.
-        without_checksum: Number of files that are older than checksums. Each was checked by its own CRCs.
-        without_owner: Number of files without an owner. The service neither serves nor removes these.
-        damaged: Files that differ from what was written.
+        without_checksum: Number of files without a recorded checksum. Their PNG CRCs were checked instead.
+        without_owner: Number of files without an owner. The service neither serves nor deletes these.
+        damaged: Files that differ from the files that were written.
         missing: Digests of images that have an owner but no file.
     """
 
@@ -48,7 +48,7 @@ class VerificationReport:
 def verify_images(images: ImageStore) -> VerificationReport:
     """Compare every file with its checksums, and the index with the files. Raises StoreUnavailable.
 
-    A running service may write and remove images meanwhile: images that seem missing are looked up again at the end.
+    A running service may write and delete images meanwhile, so images that seem missing are looked up again at the end.
     """
     blobs, index = images.blobs, images.ownership
     report, found = VerificationReport(), set()
@@ -73,7 +73,7 @@ def verify_images(images: ImageStore) -> VerificationReport:
 
 
 def _check(images: ImageStore, name: str, report: VerificationReport) -> bool:
-    """Check a file. Returns False if it was removed meanwhile."""
+    """Check a file and add the result to the report. Returns False if the file was deleted meanwhile."""
     content = images.blobs.get(name)
     if content is None:
         return False

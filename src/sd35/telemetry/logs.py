@@ -7,21 +7,28 @@ import logging
 import sys
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import structlog
 
 from sd35.errors import StoreUnavailable
 
+LogFormat: TypeAlias = Literal["auto", "console", "json"]
+
 _TRACEBACK_KEYS = {"exception", "stack"}
 
 
-def configure_logs(log_format: Literal["auto", "console", "json"]) -> None:
+def is_console(log_format: LogFormat) -> bool:
+    """Return whether logs are written for people. `auto` does so if stderr is a terminal."""
+    return log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+
+
+def configure_logs(log_format: LogFormat, library_level: int = logging.INFO) -> None:
     """Send the logs of structlog and of the standard library to standard error, in one format.
 
-    structlog writes its own lines directly: through the standard library, a line takes twice as long.
+    structlog writes its own lines directly: through the standard library, a line takes twice as long. Libraries log
+    through the standard library, from `library_level` on.
     """
-    is_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -30,9 +37,13 @@ def configure_logs(log_format: Literal["auto", "console", "json"]) -> None:
     rendering: list[structlog.typing.Processor] = (
         [
             escape_controls,
-            _never_failing(structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)),
+            _never_failing(
+                structlog.dev.ConsoleRenderer(
+                    colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+                )
+            ),
         ]
-        if is_console
+        if is_console(log_format)
         else [structlog.processors.format_exc_info, _never_failing(structlog.processors.JSONRenderer())]
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -42,7 +53,10 @@ def configure_logs(log_format: Literal["auto", "console", "json"]) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
         )
     )
-    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+    logging.basicConfig(handlers=[handler], level=library_level, force=True)
+    # Messages such as "Waiting for application startup." do not help a person at a terminal.
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING if is_console(log_format) else logging.INFO)
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # `upgrade_schema` logs a migration in one line
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # the service already logs the user interface's requests
     structlog.configure(
         processors=[*shared, *rendering],
@@ -75,21 +89,21 @@ def log_by_logging() -> None:
 def log_errors(unavailable: str) -> Iterator[None]:
     """Log errors of the block instead of raising them, in loops that must go on.
 
-    `unavailable` is the message if a store does not answer. Any other error is a bug, logged with its traceback.
+    `unavailable` is the message for StoreUnavailable. Any other error is a bug, and is logged with its traceback.
     """
     try:
         yield
     except StoreUnavailable as error:
         structlog.get_logger().error(unavailable, reason=str(error))
     except Exception:  # noqa: BLE001  see above
-        structlog.get_logger().exception("unexpected")
+        structlog.get_logger().exception("unexpected error")
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""Escape each character that is not printable as Python does: ESC becomes `\x1b`. Characters in `keep` stay.
+    r"""Escape each unprintable character as in a Python string: ESC becomes `\x1b`. Characters in `keep` stay.
 
-    Not printable are control characters, line separators, marks that reverse the direction of writing, and halves of
-    surrogate pairs, which no terminal's encoding can write.
+    Unprintable are control characters, line separators, marks that reverse the direction of writing, and lone
+    surrogates, which no terminal's encoding can write.
     """
     if text.isprintable():
         return text
@@ -111,7 +125,7 @@ def escape_controls(logger: Any, method: str, event: structlog.typing.EventDict)
 
 
 def _never_failing(renderer: structlog.typing.Processor) -> structlog.typing.Processor:
-    """Wrap a renderer so that a value it cannot render loses the line's values instead of failing the request."""
+    """Wrap a renderer. If it fails, the line is rendered without its values, so that logging never fails a request."""
 
     def render(logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:  # noqa: ANN401  structlog's own types
         plain = {"event": str(event.get("event")), "level": method, "timestamp": event.get("timestamp")}

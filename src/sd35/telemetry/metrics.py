@@ -1,4 +1,4 @@
-"""Counters and histograms of the service, in the data model of Prometheus. See `MetricsCollector` for states.
+"""Counters and histograms of the service for Prometheus. See `MetricsCollector` for states.
 
 Labels have few values, all known in advance: never a prompt, an ID, a key or a path.
 """
@@ -43,7 +43,7 @@ class MetricDescription(NamedTuple):
 
 
 class Metrics:
-    """Counters and histograms in a registry of their own. An `Observer` of the engine. Thread-safe.
+    """Counters and histograms, in one registry. An `Observer` of the engine. Thread-safe.
 
     The registry also has the metrics of the process under the usual names of Prometheus (`process_...`);
     `descriptions` does not list these.
@@ -55,7 +55,7 @@ class Metrics:
     def __init__(self, max_rows: int = 1) -> None:
         from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics
 
-        disable_created_metrics()  # a series with the creation time of each counter, which Prometheus ignores
+        disable_created_metrics()  # the creation time of each counter as another series, which Prometheus ignores
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.descriptions: list[MetricDescription] = []
@@ -82,7 +82,7 @@ class Metrics:
         self._errors.labels(type(error).__name__).inc()
 
     def output_dropped(self) -> None:
-        """Count text that could not be written to standard output or standard error."""
+        """Count a log line or message that could not be written to standard output or standard error."""
         self._dropped.inc()
 
     async def measure_loop_lag(self) -> None:
@@ -99,7 +99,7 @@ class Metrics:
         self._results.labels(cache).inc()
 
     def image_ended(self, result: ImageResult, stages: Iterable[Stage] = ()) -> None:
-        """Count an image that was not cached, and the duration of its stages if it was generated."""
+        """Count an image that was not cached, and observe the durations of its stages if it was generated."""
         self._images.labels(result).inc()
         for stage in stages:
             self._stage_s.labels(stage.name).observe(stage.took_s)
@@ -141,7 +141,7 @@ class Metrics:
         self._occupancy.observe(rows / self.max_rows)
 
     def failed(self, error: str, *, was_split: bool) -> None:
-        """Count a failed call of the backend. Classifies the error by its text, since the runtime is not known here."""
+        """Count a failed call of the backend, classified by the error's text: the types of runtimes differ."""
         is_memory = _OUT_OF_MEMORY.search(error)
         self._failures.labels("out_of_memory" if is_memory else "other").inc()
         if was_split:
@@ -154,20 +154,24 @@ class Metrics:
         self._request_s = self._histogram("sd35_http_request_duration_seconds", text, _LONG_S, *labels[:2])
         self._in_progress = self._gauge("sd35_http_requests_in_progress", "HTTP requests in progress.")
         self._errors = self._counter(
-            "sd35_errors_total", "Error responses of the service, including rate limits, by error.", "error"
+            "sd35_errors_total", "Error responses, including rate limits, by the name of the error.", "error"
         )
         self._dropped = self._counter(
             "sd35_output_dropped_total", "Log lines and messages that could not be written to stdout or stderr."
         )
 
     def _add_image_metrics(self) -> None:
-        self._images = self._counter("sd35_images_total", "Images that were not cached, by result.", "result")
+        text = "Images that were not cached: `generated`, `failed`, `refused` or `cancelled`."
+        self._images = self._counter("sd35_images_total", text, "result")
         self._stage_s = self._histogram(
-            "sd35_stage_duration_seconds", "Duration of each stage of generated images.", _LONG_S, "stage"
+            "sd35_stage_duration_seconds",
+            "Duration of the stages: `queue`, `encode`, `denoise`, `decode`, `png`, `store`.",
+            _LONG_S,
+            "stage",
         )
-        text = "Images returned: cached, shared with a simultaneous request, or generated."
+        text = "Images returned: cached (`hit`), `shared` with a simultaneous request, or generated (`miss`)."
         self._results = self._counter("sd35_result_cache_total", text, "result")
-        text = "Decisions of the content filter."
+        text = "Decisions of the content filter on a `prompt` or an `image`: `allow`, `blur` or `refuse`."
         self._decisions = self._counter("sd35_filter_decisions_total", text, "subject", "decision")
         self._not_stored = self._counter("sd35_unstored_images_total", "Images that could not be stored.")
         self._damaged = self._counter(
@@ -192,7 +196,8 @@ class Metrics:
         self._splits = self._counter(
             "sd35_engine_splits_total", "Failed backend calls for several images, which were retried one by one."
         )
-        self._failures = self._counter("sd35_engine_backend_failures_total", "Failed calls of the backend.", "kind")
+        text = "Failed calls of the backend: `out_of_memory` or `other`."
+        self._failures = self._counter("sd35_engine_backend_failures_total", text, "kind")
         self._encoded = self._counter("sd35_engine_encoded_prompts_total", "Prompts that were encoded.")
         self._encode_s = self._histogram(
             "sd35_engine_encode_duration_seconds", "Duration of calls that encode prompts.", _SHORT_S
@@ -202,7 +207,8 @@ class Metrics:
     def _add_job_metrics(self) -> None:
         text = "Time from the acceptance of a job to its end in this process."
         self._job_s = self._histogram("sd35_job_duration_seconds", text, _LONG_S, "status")
-        self._webhooks = self._counter("sd35_webhooks_total", "Attempts to deliver webhooks, by result.", "result")
+        text = "Attempts to deliver webhooks: `delivered`, `postponed` or `given_up`."
+        self._webhooks = self._counter("sd35_webhooks_total", text, "result")
         _start_at_0(self._job_s, [status for status in Status if status.is_end])
         _start_at_0(self._webhooks, ["delivered", "postponed", "given_up"])
 

@@ -31,7 +31,7 @@ def _never_raise(report: Callable[Arguments, None]) -> Callable[Arguments, None]
         try:
             report(*args, **kwargs)
         except Exception:  # noqa: BLE001  no error here may cost the caller the image
-            structlog.get_logger().exception("a report failed")
+            structlog.get_logger().exception("an image could not be counted, traced or logged")
 
     return safe
 
@@ -53,7 +53,7 @@ class Telemetry:
 
     @contextmanager
     def generating(self) -> Iterator[None]:
-        """Count how the generation of an image ends if the block raises. Requests that never started do not count."""
+        """Count a failed, refused or cancelled image if the block raises. Requests that never started do not count."""
         try:
             yield
         except _NOT_STARTED:

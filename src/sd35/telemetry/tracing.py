@@ -1,8 +1,8 @@
 """Traces with OpenTelemetry: a span for each stage of an image, below the span of its request.
 
 Active if OpenTelemetry's environment variables configure an exporter. The engine only measures times, and the spans are
-created from them afterwards. FastAPI's own telemetry reads W3C's `traceparent` and creates the spans of requests, with
-the provider that is opened here.
+created from them afterwards. FastAPI reads W3C's `traceparent` and creates the spans of requests, with the provider
+that is opened here.
 """
 
 import os
@@ -84,7 +84,7 @@ class Tracing:
 
     @contextmanager
     def job(self, job_id: str) -> Iterator[None]:
-        """Trace a job separately from the request that submitted it, which ended long before."""
+        """Trace a job separately from the request that submitted it: that request may have ended long before."""
         with self._tracer.start_as_current_span("job", attributes={"sd35.job": job_id}):
             bind_trace()
             yield

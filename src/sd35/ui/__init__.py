@@ -1,3 +1,3 @@
-"""The user interface: web pages in front of a service, which they use by its HTTP API only."""
+"""The user interface: a web page that uses a service only through its HTTP API."""
 
-PATH = "/ui"  # where it is mounted
+PATH = "/ui"  # the user interface is mounted here

@@ -1,4 +1,4 @@
-"""The user interface as an ASGI app: Gradio behind its guard."""
+"""The user interface as an ASGI app: Gradio behind a guard."""
 
 import os
 import shutil
@@ -15,14 +15,21 @@ from sd35.ui.client import Client
 from sd35.ui.guard import Guard
 
 _FILES = Path(__file__).parent
-_MAX_AGE_S = 7 * 24 * 3600  # of the files of killed processes
+_MAX_AGE_S = 7 * 24 * 3600  # older directories belong to killed processes
 
 
 class UiApp:
-    """The user interface of a service as an ASGI app. Create it in a thread, start it in the event loop, close it."""
+    """The user interface of a service as an ASGI app. Create it on a thread, then `start` it in the event loop."""
 
     def __init__(self, server: str, cache_dir: Path, body_timeout_s: float, *, uses_proxies: bool = False) -> None:
-        """Load Gradio, which takes seconds. `server` is the service's URL; files are stored below `cache_dir`."""
+        """Load Gradio, which takes seconds.
+
+        Args:
+            server: URL of the service.
+            cache_dir: Files are stored in a directory below it.
+            body_timeout_s: Time for a request body to arrive, in seconds.
+            uses_proxies: Whether calls of the service use the proxies of the environment.
+        """
         self._directory = _own_directory(cache_dir / "ui")
         self._client = Client(server, uses_proxies=uses_proxies)
         self._gradio = _gradio_app(self._client, self._directory)
@@ -30,7 +37,7 @@ class UiApp:
         self._running = AsyncExitStack()
 
     async def start(self) -> None:
-        """Start to serve."""
+        """Start serving."""
         blocks = self._gradio.get_blocks()
         await self._running.enter_async_context(self._gradio.router.lifespan_context(self._gradio))
         blocks.run_startup_events()
@@ -41,7 +48,7 @@ class UiApp:
         await self._guard(scope, receive, send)
 
     async def close(self) -> None:
-        """End all responses, and delete all files."""
+        """End all open responses, and delete all files."""
         self._guard.close()
         self._gradio.stop_event.set()
         await self._client.close()
@@ -50,7 +57,7 @@ class UiApp:
 
 
 def _gradio_app(client: Client, directory: Path) -> Any:  # noqa: ANN401  Gradio's own type would import it
-    """Return Gradio's app of the page. Gradio reads its settings from the environment, some of them while imported."""
+    """Create the page's Gradio app. Gradio reads settings from the environment, some of them when it is imported."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(directory)
     from fastapi import FastAPI
@@ -71,13 +78,13 @@ def _gradio_app(client: Client, directory: Path) -> Any:  # noqa: ANN401  Gradio
         css_paths=_FILES / "style.css",
         head_paths=_FILES / "keys.html",
     )
-    blocks.has_launched = True  # otherwise Gradio accepts any file that an event names
+    blocks.has_launched = True  # otherwise, Gradio accepts any file that an event names
     (app,) = [route.app for route in outer.routes if getattr(route, "path", None) == PATH]
     return app
 
 
 def _own_directory(parent: Path) -> Path:
-    """Create a directory for this process, and delete old ones that killed processes left."""
+    """Create a directory for this process, and delete old directories of killed processes."""
     parent.mkdir(parents=True, exist_ok=True)
     for each in parent.iterdir():
         if each.stat().st_mtime < time.time() - _MAX_AGE_S:

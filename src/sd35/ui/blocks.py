@@ -1,4 +1,4 @@
-"""The page as Gradio blocks: the controls and the handlers of their events."""
+"""The page as Gradio blocks: its controls, connected to the handlers of their events."""
 
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def _connect(blocks: gr.Blocks, controls: Controls, handlers: Handlers) -> None:
     c.preset.input(handlers.select_preset, [session, c.model, c.preset], [c.width, c.height], **_QUIET)
     for side in (c.width, c.height):
         side.input(handlers.update_preset, [session, c.model, c.width, c.height], [c.preset], **_QUIET)
-    c.random_seed.click(handlers.draw_seed, None, [c.seed], **_QUIET)
+    c.random_seed.click(handlers.randomize_seed, None, [c.seed], **_QUIET)
     request = {
         *(session, c.key, c.prompt, c.negative_prompt, c.model, c.width, c.height),
         *(c.steps, c.guidance_scale, c.seed, c.lock, c.count),

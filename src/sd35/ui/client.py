@@ -1,4 +1,4 @@
-"""A client of the service's HTTP API, whose errors are messages for the user."""
+"""A client of the service's HTTP API. Its errors have messages for the user."""
 
 import asyncio
 import json
@@ -10,13 +10,13 @@ from typing import Any
 import httpx2
 from pydantic import BaseModel, ValidationError
 
-_CONNECT_S, _RESPONSE_S, _EVENT_S = 5.0, 60.0, 60.0  # an event stream is never silent for longer than 15 s
-_CLOSING_S = 3.0  # for the last cancellations to reach the service
+_CONNECT_S, _RESPONSE_S, _EVENT_S = 5.0, 60.0, 60.0  # timeouts; the service sends something at least every 15 s
+_CLOSING_S = 3.0  # time for the last cancellations to reach the service
 _LABELS = {"guidance_scale": "Guidance", "negative_prompt": "Negative prompt"}
 
 
 class ServiceError(Exception):
-    """An error as a message for the user. `is_key_error`: the API key is missing or invalid."""
+    """An error with a message for the user. `is_key_error` means that the API key is missing or invalid."""
 
     def __init__(self, message: str, *, is_key_error: bool = False) -> None:
         super().__init__(message)
@@ -32,7 +32,7 @@ class Visitor:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers of API calls. The address counts only if the service trusts the machine of this user interface."""
+        """Headers of API calls. The service uses the address only if it trusts the machine of this user interface."""
         forwarded = {"X-Forwarded-For": self.address} if self.address else {}
         return forwarded | ({"Authorization": f"Bearer {self.key.strip()}"} if self.key.strip() else {})
 
@@ -47,7 +47,7 @@ class Defaults(BaseModel):
 
 
 class Ranges(BaseModel):
-    """The values that a model allows, each as (minimum, maximum)."""
+    """The values that a model allows. Tuples are (minimum, maximum)."""
 
     side_px: tuple[int, int]
     size_multiple_px: int
@@ -67,7 +67,7 @@ class Model(BaseModel):
 
 
 class Client:
-    """A client of one service for all visitors. All its errors are ServiceError."""
+    """A client of one service, shared by all visitors. All its errors are ServiceError."""
 
     def __init__(self, server: str, *, uses_proxies: bool) -> None:
         timeout = httpx2.Timeout(_RESPONSE_S, connect=_CONNECT_S)
@@ -76,7 +76,7 @@ class Client:
             base_url=server.rstrip("/"),
             timeout=timeout,
             limits=limits,
-            follow_redirects=True,  # an image may lie in an object store; the key is not sent to another host
+            follow_redirects=True,  # an image may be in an object store; the key is not sent to another host
             trust_env=uses_proxies,
         )
         self._server = server
@@ -84,7 +84,7 @@ class Client:
         self._followed: dict[str, Visitor] = {}
 
     async def close(self) -> None:
-        """Cancel the jobs that are followed, and close the connections after at most a few seconds."""
+        """Cancel the jobs with open event streams, and close the connections after at most a few seconds."""
         for job_id, visitor in self._followed.items():
             self.cancel_later([job_id], visitor)
         if self._tasks:
@@ -92,7 +92,7 @@ class Client:
         await self._http.aclose()
 
     async def models(self, visitor: Visitor) -> list[Model]:
-        """Return the models, the default first."""
+        """Return the models. The default model comes first."""
         content = await self._json("GET", "/v1/models", visitor)
         try:
             return [Model.model_validate(each) for each in content["data"]]
@@ -105,7 +105,7 @@ class Client:
         return job
 
     async def events(self, job_id: str, visitor: Visitor) -> AsyncIterator[dict[str, Any]]:
-        """Yield the events of a job, with previews. The last one is the ended job, if the service sent it."""
+        """Yield the events of a job, with previews. The last one is the ended job, unless the service closes first."""
         timeout = httpx2.Timeout(_EVENT_S, connect=_CONNECT_S)
         path, parameters = f"/v1/jobs/{job_id}/events", {"preview": "true"}
         self._followed[job_id] = visitor
@@ -121,7 +121,7 @@ class Client:
             del self._followed[job_id]
 
     async def image(self, digest: str, visitor: Visitor) -> bytes:
-        """Return the PNG file of an image, as it is stored."""
+        """Return the stored PNG file of an image."""
         headers = self._headers(visitor) | {"Accept": "image/png"}
         with self._service_errors():
             response = await self._http.get(f"/v1/artifacts/{digest}", headers=headers)
@@ -133,7 +133,7 @@ class Client:
         await asyncio.gather(*(self._json("DELETE", f"/v1/jobs/{job_id}", visitor) for job_id in job_ids))
 
     def cancel_later(self, job_ids: Iterable[str], visitor: Visitor) -> None:
-        """Cancel jobs in the background, for a caller that is being cancelled. Does nothing after `close`."""
+        """Cancel jobs in the background. For callers that are themselves being cancelled. No effect after `close`."""
         if self._http.is_closed:
             return
         task = asyncio.get_running_loop().create_task(self._cancel_quietly(list(job_ids), visitor))
@@ -143,7 +143,7 @@ class Client:
     async def _cancel_quietly(self, job_ids: Iterable[str], visitor: Visitor) -> None:
         try:
             await self.cancel(job_ids, visitor)
-        except ServiceError:  # no user is left to see it; the images are generated, and stored for a while
+        except ServiceError:  # no user is left to see the error, and the jobs end by themselves
             return
 
     async def _json(self, method: str, path: str, visitor: Visitor, body: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401
@@ -154,12 +154,15 @@ class Client:
 
     def _headers(self, visitor: Visitor) -> dict[str, str]:
         if not (visitor.key.isascii() and visitor.key.strip().isprintable()):
-            raise ServiceError("This is not an API key: keys begin with sd35_.", is_key_error=True)
+            raise ServiceError(
+                "This is not an API key: a key begins with sd35_ and has only letters, digits, - and _. Copy it again.",
+                is_key_error=True,
+            )
         return visitor.headers
 
     @contextmanager
     def _service_errors(self) -> Iterator[None]:
-        """Turn network errors and malformed responses within the block into ServiceError."""
+        """Translate network errors and malformed responses in the block to ServiceError."""
         try:
             yield
         except httpx2.SSEError as error:
@@ -174,7 +177,7 @@ class Client:
 
 
 async def check(response: httpx2.Response, visitor: Visitor) -> None:
-    """Raise ServiceError if the response is an error."""
+    """Check that a response is a success. Raises ServiceError."""
     if response.is_success:
         return
     await response.aread()
@@ -194,7 +197,7 @@ async def check(response: httpx2.Response, visitor: Visitor) -> None:
 
 
 def problem_message(problem: Mapping[str, Any]) -> str:
-    """Return the message of a problem document: its invalid fields, or else its detail."""
+    """Return a message for a problem document: its invalid fields if it has any, otherwise its detail."""
     errors = [each for each in problem.get("errors") or () if isinstance(each, dict)]
     if errors:
         return " ".join(_field_message(str(each.get("field")), each.get("got"), each.get("allowed")) for each in errors)
@@ -205,7 +208,7 @@ def problem_message(problem: Mapping[str, Any]) -> str:
 def _field_message(name: str, got: object, allowed: object) -> str:
     label = _LABELS.get(name, name.capitalize())
     if name in {"prompt", "negative_prompt"}:
-        return f"{label}: allowed is {allowed}."
+        return f"{label} is not allowed. Allowed: {allowed}."
     if name in {"width", "height"}:
         return f"{label}: {got} is not allowed. See the allowed sizes below the fields."
     return f"{label}: {got} is not allowed. Allowed: {allowed}."

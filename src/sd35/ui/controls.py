@@ -24,9 +24,9 @@ class Session:
 
 
 class Controls:
-    """The components that events read or change. They are created within the current `gr.Blocks`.
+    """The components that events read or change. They are added to the current `gr.Blocks`.
 
-    The page has three parts, which the style sheet places side by side if there is room.
+    The page has three parts. The style sheet shows them side by side if the window is wide enough.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Generation of several images by one job each, whose progress is followed side by side."""
+"""Generation of several images. Each has its own job, and their progress is followed concurrently."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from sd35.images.record import MAKER_KEY
 from sd35.images.texts import read_texts
 from sd35.ui.client import Client, ServiceError, Visitor, problem_message
 
-_MIN_INTERVAL_S = 0.1  # between two updates of the page, because steps may be quicker than that
+_MIN_INTERVAL_S = 0.1  # minimum time between two updates of the page, because steps may be faster
 _NOT_SAVED = "The image was generated, but the server of this page has no room for it."
 _INTERRUPTED = "The service closed before this image was done. It continues when it is restarted."
 
@@ -21,7 +21,7 @@ SaveFile = Callable[[bytes, str], str]
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """An image: the path of its file, exactly as the service sent it, and its request."""
+    """A generated image. `path` is its file, exactly as the service sent it."""
 
     path: str
     digest: str
@@ -33,7 +33,7 @@ class GeneratedImage:
 
 @dataclass
 class ImageJob:
-    """A job for one image. `status` is the job's; `error` is the message if it failed."""
+    """A job for one image. `error` is the message for the user if the job failed."""
 
     job_id: str = ""
     status: Literal["queued", "running", "succeeded", "failed", "cancelled"] = "queued"
@@ -48,18 +48,18 @@ class ImageJob:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the job has ended and its image, if any, is saved."""
+        """Whether the job has failed, was cancelled, or has a saved image."""
         return self.status in {"failed", "cancelled"} or self.image is not None
 
     @property
     def progress(self) -> float:
-        """The share of its steps that are done, from 0 to 1."""
+        """The share of finished steps, from 0 to 1."""
         return 1.0 if self.image else self.step / self.steps if self.steps else 0.0
 
 
 @dataclass
 class ImageBatch:
-    """The jobs of one click on Generate. Once it `is_cancelled`, no more jobs are created."""
+    """The jobs of one click on Generate. If `is_cancelled`, no more jobs are created."""
 
     visitor: Visitor
     jobs: list[ImageJob] = field(default_factory=list)
@@ -67,17 +67,25 @@ class ImageBatch:
 
     @property
     def active_job_ids(self) -> list[str]:
-        """The jobs that can be cancelled. The service would delete the images of the others."""
+        """IDs of the jobs to cancel. Ended jobs are not included, because the service would delete their images."""
         return [each.job_id for each in self.jobs if each.job_id and each.status in {"queued", "running"}]
 
 
 async def generate(
     client: Client, bodies: Sequence[Mapping[str, Any]], batch: ImageBatch, save_file: SaveFile
 ) -> AsyncGenerator[ImageBatch]:
-    """Generate an image for each body, and yield the batch whenever it has changed. Closing it cancels the jobs.
+    """Generate an image for each body, and yield the batch whenever it has changed.
 
-    `save_file` takes the content and name of a file, and returns its path. Raises ServiceError if the service does not
-    accept the first job.
+    Closing the generator cancels the jobs.
+
+    Args:
+        client: The client of the service.
+        bodies: The request body of each job.
+        batch: The batch to add the jobs to.
+        save_file: Takes the content and the name of a file, saves it, and returns its path.
+
+    Raises:
+        ServiceError: The service does not accept the first job.
     """
     changed = asyncio.Event()
     followers: list[asyncio.Task[None]] = []
@@ -87,7 +95,7 @@ async def generate(
             batch.jobs.append(job)
             if job.job_id:
                 followers.append(asyncio.create_task(_follow(client, job, batch.visitor, save_file, changed)))
-            if batch.is_cancelled:  # while this job was created
+            if batch.is_cancelled:  # the user has cancelled while this job was created
                 client.cancel_later([job.job_id], batch.visitor)
                 break
         while not all(each.has_ended for each in batch.jobs):
@@ -154,7 +162,7 @@ async def _update(
 
 
 def _truncated_prompts(png: bytes) -> Sequence[str]:
-    """Return the names of the prompts that the text encoders read only in part, if the file lists them."""
+    """Return the names of the truncated prompts in a file's record. Empty if the file has no record."""
     maker = read_texts(png).texts.get(MAKER_KEY)
     names = json.loads(maker).get("cut_off", []) if maker else []
     return tuple(map(str, names))

@@ -1,8 +1,8 @@
-"""A guard around Gradio's app: it allows the requests of this user interface only, limits them, and can end them all.
+"""A guard around Gradio's app: it allows only the requests of this user interface, limits them, and can end them all.
 
-Gradio offers more than this user interface needs: a proxy, an open API, files of other apps. None of it can be reached.
-Gradio also fetches and stores any file that an event names, of the machine or of another host. Here, an event may name
-only the user interface's own files.
+Gradio has more routes than this user interface needs: a proxy, an open API, files of other apps. The guard blocks them.
+Gradio also fetches and stores any file that an event names, from this machine or another host. Behind the guard, an
+event can name only the user interface's own files.
 """
 
 import asyncio
@@ -25,35 +25,35 @@ _FILE = "/gradio_api/file="
 _UPLOAD = "/gradio_api/upload"
 _PROGRESS = "/gradio_api/upload_progress"
 _JOIN = "/gradio_api/queue/join"
-_READ = re.compile(
+_GET_PATHS = re.compile(
     r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/pwa_icon|/(static|assets|svelte)/.*"
     r"|/gradio_api/(queue/data|upload_progress|heartbeat/\w+|startup-events|app_id/?|info)"
 )
-_WRITTEN = re.compile(r"/gradio_api/(queue/join|upload|cancel|reset/?)")
-# The browser may load fonts, scripts and images from this server only, and send nothing to others.
+_POST_PATHS = re.compile(r"/gradio_api/(queue/join|upload|cancel|reset/?)")
+# With this policy, the browser loads fonts, scripts and images only from this server, and sends nothing to others.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline';"
     " img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'self';"
     " base-uri 'self'; form-action 'self'"
 )
-_DISCONNECT: Message = {"type": "http.disconnect"}  # what Gradio receives if a client's body is late
-# The browser asks for the progress of an upload. Gradio would store a record of each such request for ever, so the
-# stream is answered here, with its end only.
+_DISCONNECT: Message = {"type": "http.disconnect"}  # Gradio receives this if a request body does not arrive in time
+# The browser requests the progress of each upload. Gradio would keep a record of each such request forever. Therefore,
+# the guard responds instead, with only the end of the stream.
 _UPLOADED = Response('data: {"msg": "done"}\n\n', media_type="text/event-stream")
 
 
 class Guard:
-    """ASGI app around Gradio's. Files are served from `directory` only."""
+    """An ASGI app around Gradio's app. It serves files only from `directory`."""
 
     def __init__(self, app: ASGIApp, directory: Path, body_timeout_s: float) -> None:
         self._directory, self._body_timeout_s = directory.resolve(), body_timeout_s
         self._gradio = app
         self._apps: dict[str, ASGIApp] = {_UPLOAD: Uploads(self._directory), _PROGRESS: _UPLOADED}
-        self._answering: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, to its end or until `close`."""
+        """Serve one request, until its end or until `close`."""
         receive = limit_body_time(receive, self._body_timeout_s, lambda: _DISCONNECT)
         if error := self._error(scope):
             await error(scope, receive, send)
@@ -65,11 +65,11 @@ class Guard:
                 error = PlainTextResponse("An event may name only files of this user interface.", 403)
                 await error(scope, receive, send)
                 return
-        inner_scope = {**scope, "app": None, "route": None}  # so that Gradio's routes are no labels of metrics
+        inner_scope = {**scope, "app": None, "route": None}  # so that Gradio's routes do not become labels of metrics
         await self._serve(self._apps.get(path, self._gradio), inner_scope, receive, send)
 
     async def _serve(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request in a task that `close` cancels, and complete its response then."""
+        """Serve a request in a task. If `close` cancels the task, complete the response."""
         has_open_response = False
 
         async def send_guarded(message: Message) -> None:
@@ -82,37 +82,37 @@ class Guard:
             await send(message)
 
         task = asyncio.ensure_future(app(scope, receive, send_guarded))
-        self._answering.add(task)
+        self._tasks.add(task)
         try:
             await asyncio.shield(task)
         except ClientDisconnect:
             return
         except asyncio.CancelledError:
-            if not self._is_closed:  # the request itself is cancelled
+            if not self._is_closed:  # the request itself was cancelled
                 raise
             if has_open_response:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             task.cancel()
-            self._answering.discard(task)
+            self._tasks.discard(task)
 
     def close(self) -> None:
-        """End all responses. A browser keeps streams open as long as its tab is open."""
+        """End all responses. Browsers would otherwise keep event streams open as long as the tab is open."""
         self._is_closed = True
-        for task in self._answering:
+        for task in self._tasks:
             task.cancel()
 
     def _error(self, scope: Scope) -> PlainTextResponse | None:
-        """Return the response to a request that is not allowed, or None if it is."""
+        """Return an error response, or None if the request is allowed."""
         method, path, headers = scope["method"], get_route_path(scope), Headers(scope=scope)
         if self._is_closed:
             return PlainTextResponse("The user interface is closing.", 503)
         if not self._is_known(method, path):
-            return PlainTextResponse("There is no such page.", 404)
+            return PlainTextResponse("Not found.", 404)
         if method != "POST":
             return None
         if headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
-            return PlainTextResponse("Pages of other sites may not use this user interface.", 403)
+            return PlainTextResponse("Pages of other sites cannot use this user interface.", 403)
         length = headers.get("content-length", "")
         if not length.isdecimal():
             return PlainTextResponse("The request needs a Content-Length.", 411)
@@ -122,11 +122,11 @@ class Guard:
         )
 
     def _is_known(self, method: str, path: str) -> bool:
-        """Return whether a path is one that the user interface uses."""
+        """Return whether the user interface uses a method and path."""
         if method not in {"GET", "HEAD"}:
-            return method == "POST" and bool(_WRITTEN.fullmatch(path))
+            return method == "POST" and bool(_POST_PATHS.fullmatch(path))
         file = path.removeprefix(_FILE)
-        return bool(_READ.fullmatch(path)) if file == path else self._is_own(unquote(file))
+        return bool(_GET_PATHS.fullmatch(path)) if file == path else self._is_own(unquote(file))
 
     def _is_own(self, file: object) -> bool:
         try:
@@ -135,7 +135,7 @@ class Guard:
             return False
 
     def _names_own_files_only(self, body: bytes) -> bool:
-        """Return whether each file in an event's values is one of `directory`. Gradio treats any `path` as a file."""
+        """Return whether all files in an event's values are in `directory`. Gradio treats any `path` as a file."""
         named: list[object] = []
         try:
             json.loads(body, object_hook=lambda found: named.append(found["path"]) if "path" in found else None)
@@ -145,7 +145,7 @@ class Guard:
 
 
 async def _read(scope: Scope, receive: Receive) -> tuple[Receive, bytes]:
-    """Read a body, empty if the client disconnects. Return it, and a `receive` that gives it again."""
+    """Read a body. Returns a `receive` that returns it again, and the body, which is empty after a disconnect."""
     try:
         body = await Request(scope, receive).body()
     except ClientDisconnect:

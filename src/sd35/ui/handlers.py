@@ -26,7 +26,7 @@ Changes = dict[Any, Any]
 
 
 class Handlers:
-    """The event handlers of a page. Values and changes are dicts by control."""
+    """The event handlers of a page. Their values and changes are dicts by control."""
 
     def __init__(self, client: Client, directory: Path, controls: Controls) -> None:
         self._client, self._directory, self._controls = client, directory, controls
@@ -39,7 +39,7 @@ class Handlers:
         except ServiceError as error:
             changes: Changes = {controls.key_row: gr.update(visible=True)} if error.is_key_error else {}
             changes[controls.generate] = gr.update(interactive=True)
-            # If the user has typed no key yet, the message is no error.
+            # If the user has not typed a key yet, the message is a hint, not an error.
             changes[controls.notice] = views.notice(error.message, "error" if key or not error.is_key_error else "hint")
             return changes
         default = session.models[0]
@@ -58,23 +58,23 @@ class Handlers:
         }
 
     def select_model(self, session: Session, name: str) -> Changes:
-        """Set the sizes, steps and guidance of the selected model."""
+        """Set sizes, steps and guidance to the defaults of the selected model."""
         model = _model(session, name)
         return self._defaults(model) if model else _no_changes()
 
     def select_preset(self, session: Session, name: str, preset: str) -> Changes:
-        """Set width and height to a preset. `CUSTOM` leaves them."""
+        """Set width and height to a preset. `CUSTOM` does not change them."""
         model = _model(session, name)
         size = sizes.presets(model).get(preset) if model else None
         return dict(zip((self._controls.width, self._controls.height), size, strict=True)) if size else _no_changes()
 
     def update_preset(self, session: Session, name: str, width: float | None, height: float | None) -> Changes:
-        """Select the preset of a typed size."""
+        """Select the preset that matches a typed size, or `CUSTOM`."""
         model = _model(session, name)
         return {self._controls.preset: sizes.preset_of(model, width, height)} if model else _no_changes()
 
-    def draw_seed(self) -> Changes:
-        """Set another random seed."""
+    def randomize_seed(self) -> Changes:
+        """Set a new random seed."""
         return {self._controls.seed: _random_seed()}
 
     async def generate(self, values: Mapping[Any, Any], request: gr.Request) -> AsyncIterator[Changes]:
@@ -93,7 +93,7 @@ class Handlers:
         error: ServiceError | None = None
         try:
             yield {
-                **({} if is_locked else {controls.seed: seed}),  # a typed seed may exceed what Gradio can send back
+                **({} if is_locked else {controls.seed: seed}),  # a typed seed may be too long for Gradio to send back
                 controls.notice: "",
                 controls.generate: gr.update(interactive=False, value="Generating..."),
                 controls.cancel: gr.update(visible=True, interactive=True),
@@ -117,7 +117,7 @@ class Handlers:
         }
 
     async def cancel(self, session: Session) -> Changes:
-        """Cancel the batch. Its progress then shows that the jobs are cancelled."""
+        """Cancel the batch. The page then shows that its jobs are cancelled."""
         batch = session.batch
         if batch:
             batch.is_cancelled = True
@@ -137,7 +137,7 @@ class Handlers:
         return self._fill(session, session.images[session.selected].request, count=1)
 
     def fill_selected_unlocked(self, session: Session) -> Changes:
-        """Fill in the settings of the selected image, for images with other seeds."""
+        """Fill in the settings of the selected image, and unlock the seed."""
         return {**self.fill_selected(session), self._controls.lock: False}
 
     def load_settings(self, session: Session, path: str | None) -> Changes:
@@ -159,10 +159,10 @@ class Handlers:
         return {**changes, controls.upload: None, controls.notice: views.notice(message, "hint")}
 
     def _bodies(self, values: Mapping[Any, Any], seed: int) -> list[dict[str, Any]]:
-        """Return the body of each image's job. Seeds are consecutive."""
+        """Return the request body of each job. The seeds are consecutive."""
         controls = self._controls
         body = {name: values[getattr(controls, name)] for name in _SETTINGS}
-        if not values[controls.session].models:  # without the models, the service's own defaults are used
+        if not values[controls.session].models:  # if no models were loaded, the service's defaults apply
             body = {"prompt": body["prompt"], "negative_prompt": body["negative_prompt"]}
         count = min(max(int(values[controls.count]), 1), MAX_IMAGES)
         return [{**body, "seed": (int(seed) + number) % (SEED[1] + 1) if number else seed} for number in range(count)]
@@ -205,7 +205,7 @@ class Handlers:
         }
 
     def _fill(self, session: Session, request: Mapping[str, Any], count: int | None = None) -> Changes:
-        """Fill in the settings of a request, and lock its seed."""
+        """Fill in the settings of a request, and lock the seed."""
         controls = self._controls
         model = _model(session, request["model"])
         changes: Changes = {getattr(controls, name): request[name] for name in (*_SETTINGS, "seed")}
@@ -219,7 +219,7 @@ class Handlers:
 
 
 def _add_images(session: Session, images: list[GeneratedImage]) -> None:
-    """Put new images first in a session. An image that it has already moves to the front."""
+    """Add new images at the front of a session. An image that it already has moves to the front."""
     if images:
         digests = {each.digest for each in images}
         others = [each for each in session.images if each.digest not in digests]
@@ -231,7 +231,7 @@ def _visitor(key: str, request: gr.Request) -> Visitor:
 
 
 def _no_changes() -> Changes:
-    """Return Gradio's value for no changes. An empty dict would be a value."""
+    """Return Gradio's value for no changes. An empty dict would count as a value."""
     changes: Changes = gr.skip()
     return changes
 

@@ -1,4 +1,4 @@
-"""The request in an image file of the service, from which the page fills in its settings."""
+"""Read the request in an image file of the service, so that the page can fill in its settings."""
 
 from pathlib import Path
 
@@ -8,14 +8,14 @@ from sd35.images.text_budget import MAX_TEXT_BYTES
 from sd35.images.texts import ImageTexts, format_of, read_texts
 from sd35.request import Request
 
-_LOST = "Settings are lost when a file is converted, edited, or sent through a messenger."
+_LOST = "A file loses its settings if it is converted, edited, or sent through a messenger."
 
 
 def read_request(path: Path) -> Request:
     """Return the request of an image file. Raises NotReplayable with a message for the user."""
     data = path.read_bytes()
     if format_of(data) is None:
-        raise NotReplayable(f"This is not a PNG, JPEG, WebP or AVIF file, and only those hold settings. {_LOST}")
+        raise NotReplayable(f"This is not a PNG, JPEG, WebP or AVIF file, and only those have settings. {_LOST}")
     try:
         found = read_texts(data)
     except NotReplayable as error:
@@ -27,7 +27,7 @@ def read_request(path: Path) -> Request:
 
 
 def _reason(found: ImageTexts) -> str:
-    """Return why the texts of an image file do not give its request."""
+    """Return the reason, as a message for the user, why the texts of an image file do not contain its request."""
     if found.left_out:
         names = ", ".join(found.names_left_out())
         return (
@@ -35,5 +35,5 @@ def _reason(found: ImageTexts) -> str:
             f" {MAX_TEXT_BYTES} bytes together. These were not read: {names}."
         )
     if REQUEST_KEY not in found.texts:
-        return f"This image has no settings: it was not made by this service. {_LOST}"
-    return "The settings of this image are damaged, were edited, or are of a newer version."
+        return f"This image has no settings, so this service did not generate it. {_LOST}"
+    return "The settings of this image are damaged, were edited, or come from a newer version."

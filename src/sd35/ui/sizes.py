@@ -10,7 +10,7 @@ _LARGE, _LARGE_PX = "Large", 1024  # for a model that enlarges
 
 
 def presets(model: Model) -> dict[str, tuple[int, int]]:
-    """Return width and height by the name of the preset."""
+    """Return the width and height of each preset by its name."""
     area = model.defaults.width * model.defaults.height
     sizes = {
         name: (_side(math.sqrt(area * aspect), model), _side(math.sqrt(area / aspect), model))
@@ -22,21 +22,21 @@ def presets(model: Model) -> dict[str, tuple[int, int]]:
 
 
 def preset_of(model: Model, width: object, height: object) -> str:
-    """Return the preset of a size, or `CUSTOM`."""
+    """Return the name of the preset that has a size, or `CUSTOM`."""
     return next((name for name, size in presets(model).items() if size == (width, height)), CUSTOM)
 
 
 def allowed_sizes(model: Model) -> str:
-    """Describe the allowed sides."""
+    """Describe the allowed widths and heights for the user."""
     ranges = model.ranges
-    least, most = ranges.side_px
+    minimum, maximum = ranges.side_px
     steps = f"multiples of {ranges.size_multiple_px}"
     if model.enlarges:
-        return f"Pixels, from {least}, in {steps}. Sizes above {most} are generated smaller, then enlarged."
-    return f"Pixels, {least} to {most}, in {steps}."
+        return f"Pixels, from {minimum}, in {steps}. Sizes above {maximum} are generated smaller, then enlarged."
+    return f"Pixels, {minimum} to {maximum}, in {steps}."
 
 
 def _side(px: float, model: Model) -> int:
     multiple = model.ranges.size_multiple_px
-    least, most = model.ranges.side_px
-    return min(max(multiple * round(px / multiple), least), most)
+    minimum, maximum = model.ranges.side_px
+    return min(max(multiple * round(px / multiple), minimum), maximum)

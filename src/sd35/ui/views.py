@@ -1,4 +1,4 @@
-"""HTML of the page. All text from others is escaped."""
+"""HTML of the page. All text from users and from the service is escaped."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -20,13 +20,13 @@ _FIELDS = (
 
 
 def notice(message: str, kind: Literal["error", "hint", "warning"] = "error") -> str:
-    """Return a message that screen readers announce; empty if the message is."""
+    """Return a message that screen readers announce. The result is empty if the message is empty."""
     role = "alert" if kind == "error" else "status"
     return f'<div class="notice {kind}" role="{role}">{escape(message)}</div>' if message else ""
 
 
 def substitute_warning(model: str, reason: str) -> str:
-    """Return a warning that the served model is not SD3.5."""
+    """Return a warning that a substitute is served instead of SD3.5."""
     return (
         f'<div class="notice warning" role="status"><strong>This is {escape(model)}, not Stable Diffusion 3.5.</strong>'
         f" {escape(reason[:1].upper() + reason[1:])}.</div>"
@@ -49,7 +49,7 @@ def progress(batch: ImageBatch) -> str:
 
 
 def failures(batch: ImageBatch) -> str:
-    """Return why images of a batch are missing, each reason once."""
+    """Return the reasons why images of a batch are missing. Each reason is shown once."""
     errors = dict.fromkeys(each.error for each in batch.jobs if each.error)
     html = notice(" ".join(errors))
     if cancelled := sum(each.status == "cancelled" for each in batch.jobs):
@@ -74,7 +74,7 @@ def details(image: GeneratedImage) -> str:
 
 
 def image(image: GeneratedImage) -> str:
-    """Return an image as large as there is room. It links to the file in a new tab."""
+    """Return an image that fills the available space, and links to its file in a new tab."""
     width, height = image.request["width"], image.request["height"]
     address = escape(f"gradio_api/file={quote(image.path)}")
     return (

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's dialect, by the client webuiapi, and by the bodies that SillyTavern and Open WebUI send."""
+"""AUTOMATIC1111's dialect, with the client webuiapi, and with bodies that SillyTavern and Open WebUI send."""
 
 import base64
 import io
@@ -36,25 +36,25 @@ from tests.support.serving import listening, serving
 
 PATH = "/sdapi/v1"
 CAT: dict[str, Any] = {"prompt": "a cat", "seed": 7, "width": 128, "height": 128, "steps": 4}
-THEIR_TEXT = "a castle\nNegative prompt: fog\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x768"
+INFOTEXT = "a castle\nNegative prompt: fog\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x768"
 
 
-class Squeamish(AllowAll):
-    """Blurs "nude"."""
+class BlurFilter(AllowAll):
+    """A content filter that blurs "nude"."""
 
     def check_prompt(self, prompt: str, negative_prompt: str) -> Decision:  # noqa: ARG002
-        """By its words."""
+        """Decide by a word of the prompt."""
         return Decision.BLUR if "nude" in prompt else Decision.ALLOW
 
 
 @pytest.fixture
 def api(address: tuple[str, int]) -> WebUIApi:
-    """Their client."""
+    """A webuiapi client of a server without keys."""
     return api_of(address)
 
 
 def api_of(address: tuple[str, int], secret: str | None = None) -> WebUIApi:
-    """Their client, which waits for no answer for ever, with a key as password."""
+    """Return a webuiapi client with timeouts, and with a key as its password."""
     api = WebUIApi(*address)
     api.session.request = partial(api.session.request, timeout=2 * WAIT_S)
     if secret:
@@ -63,24 +63,24 @@ def api_of(address: tuple[str, int], secret: str | None = None) -> WebUIApi:
 
 
 @pytest.fixture
-def pair(pool: ModelPool, backend: FakeBackend) -> Iterator[tuple[WebUIApi, WebUIApi]]:
-    """Two users' clients of one server that asks for keys."""
-    made = [new_key(name, Role.USER, 0) for name in ("one", "other")]
-    with listening(pool, key_store(*(key for key, _ in made))) as address:
-        one, other = (api_of(address, secret) for _, secret in made)
+def two_clients(pool: ModelPool, backend: FakeBackend) -> Iterator[tuple[WebUIApi, WebUIApi]]:
+    """The webuiapi clients of two users with keys."""
+    keys = [new_key(name, Role.USER, 0) for name in ("one", "other")]
+    with listening(pool, key_store(*(key for key, _ in keys))) as address:
+        one, other = (api_of(address, secret) for _, secret in keys)
         yield one, other
         backend.release.set()
 
 
-def until(holds: Callable[[], bool]) -> None:
-    """Ask until it holds, for a while at most."""
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Call `holds` until it returns true, at most for `WAIT_S`."""
     until_s = time.monotonic() + WAIT_S
     while not holds():
         assert time.monotonic() < until_s
 
 
-def begun(backend: FakeBackend, work: Callable[[], Any]) -> Future[Any]:
-    """The work, on a thread of its own, when an image of it is in the making."""
+def start(backend: FakeBackend, work: Callable[[], Any]) -> Future[Any]:
+    """Run `work` in a thread, and return its future once an image of it is being generated."""
     backend.started.clear()
     runner = ThreadPoolExecutor(1)
     future = runner.submit(work)
@@ -90,36 +90,35 @@ def begun(backend: FakeBackend, work: Callable[[], Any]) -> Future[Any]:
 
 
 def cached_then_held(api: WebUIApi, backend: FakeBackend, count: int) -> Future[Any]:
-    """A call of so many images whose first was made before, and whose second is held."""
+    """Start a call of `count` images. The first is cached, and the second is held."""
     api.txt2img(**CAT)
     backend.hold()
-    call = begun(backend, lambda: api.txt2img(**CAT, batch_size=count))
-    until(lambda: api.get_progress()["state"]["job_no"] == 1)
+    call = start(backend, lambda: api.txt2img(**CAT, batch_size=count))
+    wait_until(lambda: api.get_progress()["state"]["job_no"] == 1)
     return call
 
 
 def post(client: TestClient, **fields: Any) -> Any:
-    """Ask for an image of a cat, or what `fields` say."""
+    """Request an image of a cat; `fields` replace or add to the body's fields."""
     return client.post(f"{PATH}/txt2img", json={"prompt": "a cat", **fields})
 
 
-def refusal(response: Any, status: int) -> dict[str, str]:
-    """An error of theirs."""
+def error_of(response: Any, status: int) -> dict[str, str]:
+    """Return the error in a response, after checking its status and format."""
     assert response.status_code == status, response.text
     content: dict[str, str] = response.json()
     assert set(content) == {"error", "detail", "body", "errors"}
     return content
 
 
-def opened(content: str) -> Image.Image:
-    """The image in base64."""
+def open_image(content: str) -> Image.Image:
+    """Open an image in base64."""
     image = Image.open(io.BytesIO(base64.b64decode(content)))
     image.load()
     return image
 
 
-def test_an_image_holds_its_parameters(api: WebUIApi):
-    """In the file, in `info`, and for `sd35 replay`."""
+def test_the_file_and_info_contain_the_parameters(api: WebUIApi):
     result = api.txt2img(**CAT, negative_prompt="a dog", cfg_scale=4.5)
     assert result.image.size == (128, 128)
     text = result.image.info[KEYWORD]
@@ -138,7 +137,6 @@ def test_an_image_holds_its_parameters(api: WebUIApi):
 
 
 def test_the_seeds_of_all_images_are_consecutive(api: WebUIApi):
-    """batch_size x n_iter of them, each with its own text."""
     result = api.txt2img(**CAT, batch_size=2, n_iter=2)
     assert result.info["all_seeds"] == [7, 8, 9, 10]
     assert [parse_infotext(image.info[KEYWORD])["Seed"] for image in result.images] == ["7", "8", "9", "10"]
@@ -147,48 +145,44 @@ def test_the_seeds_of_all_images_are_consecutive(api: WebUIApi):
 
 
 def test_the_default_fields_of_webuiapi_do_not_change_the_image(api: WebUIApi):
-    """All of webuiapi's fields give the image that the six that say something give."""
     bare = requests.post(f"{api.baseurl}/txt2img", json={**CAT, "cfg_scale": 7}, timeout=WAIT_S).json()
     assert api.txt2img(**CAT).json["images"] == bare["images"]
 
 
-def test_omitted_fields_are_the_models_defaults(pool: ModelPool):
-    """Size, steps and guidance are the card's, and the seed is drawn, as with -1."""
+def test_omitted_fields_have_the_models_defaults(pool: ModelPool):
     with serving(pool) as client:
         info = [
-            parse_infotext(opened(post(client, **seed).json()["images"][0]).info[KEYWORD])
+            parse_infotext(open_image(post(client, **seed).json()["images"][0]).info[KEYWORD])
             for seed in ({}, {"seed": -1})
         ]
     assert (info[0]["Size-1"], info[0]["Steps"], info[0]["CFG scale"]) == ("128", "4", "4.5")
     assert info[0]["Seed"] != info[1]["Seed"]
 
 
-def test_another_sampler_is_served_by_euler(api: WebUIApi):
-    """And the answer says so."""
+def test_another_sampler_is_replaced_by_euler(api: WebUIApi):
     result = api.txt2img(**CAT, sampler_name="DPM++ 2M Karras", scheduler="Karras")
     assert result.info["sampler_name"] == "Euler"
     assert "Sampler: Euler, Schedule type: Automatic" in result.info["infotexts"][0]
 
 
 def test_a_strict_service_refuses_unknown_samplers_schedulers_and_checkpoints(pool: ModelPool):
-    """Neither sampler nor schedule nor checkpoint."""
     with serving(pool, strict_dialects=True) as client:
         for field, value in {"sampler_name": "Euler a", "sampler_index": "DDIM", "scheduler": "Karras"}.items():
-            assert f"{field}: got '{value}'" in refusal(post(client, **{field: value}), 422)["errors"]
+            assert f"{field}: got '{value}'" in error_of(post(client, **{field: value}), 422)["errors"]
         assert post(client, sampler_name="Euler", sampler_index="DDIM", scheduler="automatic").status_code == 200
         for name, status in {"mini.safetensors": 200, "mini [0123456789]": 404}.items():
             assert post(client, override_settings={"sd_model_checkpoint": name}).status_code == status
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "message"),
     [
         ({"prompt": ""}, "prompt: got ''; allowed: text of 1 to 10000 characters"),
         ({"width": 100}, "width: got 100; allowed: an integer, a multiple of 16"),
         ({"steps": 0}, "steps: got 0; allowed: an integer from 1 to 150"),
         ({"cfg_scale": 31}, "cfg_scale: got 31; allowed: a number from 0 to 30"),
-        ({"seed": 1.5}, "seed: got 1.5; allowed: an integer of at most 1,000 digits, used modulo"),
-        ({"seed": "any"}, "seed: got 'any'; allowed: an integer of at most 1,000 digits, used modulo"),
+        ({"seed": 1.5}, "seed: got 1.5; allowed: an integer of at most 1,000 digits"),
+        ({"seed": "any"}, "seed: got 'any'; allowed: an integer of at most 1,000 digits"),
         ({"n_iter": 17}, "n_iter: got 17; allowed: an integer from 1 to 16"),
         ({"batch_size": 5, "n_iter": 4}, "n_iter: got 4; allowed: 1 to 3 with a batch_size of 5"),
         ({"enable_hr": True}, "enable_hr: got True; allowed: false"),
@@ -200,13 +194,16 @@ def test_a_strict_service_refuses_unknown_samplers_schedulers_and_checkpoints(po
         ({"tiling": True}, "tiling: got True; allowed: false"),
         ({"styles": ["anime"]}, "styles: got 'a list of 1'; allowed: an empty list"),
         ({"script_name": "x/y/z plot"}, "script_name: got 'x/y/z plot'; allowed: empty"),
-        ({"alwayson_scripts": "x"}, "alwayson_scripts: got 'x'; allowed: {}, or scripts that are turned off"),
+        (
+            {"alwayson_scripts": "x"},
+            "alwayson_scripts: got 'x'; allowed: an empty object, or scripts that are",
+        ),
         ({"refiner_checkpoint": "xl"}, "refiner_checkpoint: got 'xl'; allowed: empty"),
         ({"s_churn": 1}, "s_churn: got 1; allowed: 0"),
         ({"seed_resize_from_w": 512}, "seed_resize_from_w: got 512; allowed: -1 or 0"),
         (
             {"alwayson_scripts": {"off": {}, "x": {"args": [True]}}},
-            "alwayson_scripts: got 'x'; allowed: {}, or scripts",
+            "alwayson_scripts: got 'x'; allowed: an empty object, or scripts",
         ),
         ({"clip_skip": "two"}, "clip_skip: got 'two'; allowed: a number"),
         ({"infotext": "Steps: 3"}, "infotext: got 'Steps: 3'; allowed: empty"),
@@ -214,32 +211,30 @@ def test_a_strict_service_refuses_unknown_samplers_schedulers_and_checkpoints(po
         ({"mask": "AAAA"}, "mask: got 'AAAA'; allowed: empty"),
         ({"override_settings": {"samples_format": "jpg"}}, "samples_format: got 'jpg'; allowed: png"),
         ({"override_settings": {"sd_vae": "mine"}}, "sd_vae: got 'mine'; allowed: Automatic, None or empty"),
-        ({"override_settings": {"\ud800": {"a": float("nan")}}}, "allowed: no value, for AUTOMATIC1111"),
+        ({"override_settings": {"\ud800": {"a": float("nan")}}}, "allowed: nothing, because AUTOMATIC1111"),
         ({"force_task_id": "\ud800"}, "force_task_id: got"),
-        ({"force_task_id": "x" * 201}, "allowed: at most 200 characters of ASCII"),
+        ({"force_task_id": "x" * 201}, "allowed: at most 200 ASCII characters"),
         ({"denoising_strength": float("nan")}, "denoising_strength: got 'nan'; allowed: a number"),
     ],
 )
-def test_the_error_names_a_field_that_is_not_supported(pool: ModelPool, fields: dict[str, Any], words: str):
-    """With what came and what is allowed, as errors of theirs."""
+def test_the_error_names_a_field_that_is_not_supported(pool: ModelPool, fields: dict[str, Any], message: str):
     with serving(pool) as client:
         response = client.post(
             f"{PATH}/txt2img",
             content=json.dumps({"prompt": "a cat", **fields}),
             headers={"content-type": "application/json"},
         )
-    content = refusal(response, 422)
-    assert words in content["errors"]
-    assert words in content["detail"] or words.partition(";")[0] in content["detail"]
+    content = error_of(response, 422)
+    assert message in content["errors"]
+    assert message in content["detail"] or message.partition(";")[0] in content["detail"]
 
 
-def test_progress_shows_the_clients_own_call_only(pair: tuple[WebUIApi, WebUIApi], backend: FakeBackend):
-    """With steps, a preview of the image's size, and the call's name; another client sees that nothing runs."""
-    one, other = pair
+def test_progress_shows_the_clients_own_call_only(two_clients: tuple[WebUIApi, WebUIApi], backend: FakeBackend):
+    one, other = two_clients
     backend.hold(in_decoding=True)
     fields = {**CAT, "width": 64, "force_task_id": "task(1)"}
-    call = begun(backend, lambda: one.session.post(f"{one.baseurl}/txt2img", json=fields))
-    until(lambda: one.get_progress()["state"]["sampling_step"] == 4)
+    call = start(backend, lambda: one.session.post(f"{one.baseurl}/txt2img", json=fields))
+    wait_until(lambda: one.get_progress()["state"]["sampling_step"] == 4)
     now, idle = one.get_progress(), other.get_progress()
     assert (now["progress"], now["current_task"], now["state"]["job"]) == (1, "task(1)", "task(1)")
     assert {name: now["state"][name] for name in ("job_count", "job_no", "sampling_steps", "interrupted")} == {
@@ -248,7 +243,7 @@ def test_progress_shows_the_clients_own_call_only(pair: tuple[WebUIApi, WebUIApi
         "sampling_steps": 4,
         "interrupted": False,
     }
-    assert opened(now["current_image"]).size == (64, 128)
+    assert open_image(now["current_image"]).size == (64, 128)
     quick = one.session.get(f"{one.baseurl}/progress", params={"skip_current_image": "true"}).json()
     assert quick["current_image"] is None
     assert (idle["progress"], idle["state"]["job_count"], idle["current_image"]) == (0, 0, None)
@@ -258,9 +253,9 @@ def test_progress_shows_the_clients_own_call_only(pair: tuple[WebUIApi, WebUIApi
 
 
 def test_progress_is_above_zero_before_the_first_step(api: WebUIApi, backend: FakeBackend):
-    """For clients take 0 for idle."""
+    """Clients take 0 for idle."""
     backend.hold()
-    call = begun(backend, lambda: api.txt2img(**CAT))
+    call = start(backend, lambda: api.txt2img(**CAT))
     now = api.get_progress()
     assert (now["progress"], now["eta_relative"], now["state"]["sampling_step"]) == (0.01, 0, 0)
     backend.release.set()
@@ -268,7 +263,6 @@ def test_progress_is_above_zero_before_the_first_step(api: WebUIApi, backend: Fa
 
 
 def test_an_interruption_keeps_finished_images(api: WebUIApi, backend: FakeBackend):
-    """The call answers with it, and says of which seeds it is."""
     call = cached_then_held(api, backend, 3)
     assert api.interrupt() == {}
     result = call.result(WAIT_S)
@@ -276,16 +270,14 @@ def test_an_interruption_keeps_finished_images(api: WebUIApi, backend: FakeBacke
 
 
 def test_an_interruption_before_the_first_image_returns_no_images(api: WebUIApi, backend: FakeBackend):
-    """Without images."""
     backend.hold()
-    call = begun(backend, lambda: api.txt2img(**CAT))
+    call = start(backend, lambda: api.txt2img(**CAT))
     api.interrupt()
     result = call.result(WAIT_S)
     assert (result.images, result.info["infotexts"], result.info["seed"]) == ([], [], 7)
 
 
 def test_skipping_leaves_out_the_current_image(api: WebUIApi, backend: FakeBackend):
-    """The one whose turn it is; the rest is made."""
     call = cached_then_held(api, backend, 3)
     assert api.skip() is None
     state = api.get_progress()["state"]
@@ -294,11 +286,10 @@ def test_skipping_leaves_out_the_current_image(api: WebUIApi, backend: FakeBacke
     assert call.result(WAIT_S).info["all_seeds"] == [7, 9]
 
 
-def test_a_client_cannot_interrupt_the_call_of_another(pair: tuple[WebUIApi, WebUIApi], backend: FakeBackend):
-    """Nor skips in it."""
-    one, other = pair
+def test_a_client_cannot_interrupt_the_call_of_another(two_clients: tuple[WebUIApi, WebUIApi], backend: FakeBackend):
+    one, other = two_clients
     backend.hold()
-    call = begun(backend, lambda: one.txt2img(**CAT))
+    call = start(backend, lambda: one.txt2img(**CAT))
     other.interrupt()
     other.skip()
     backend.release.set()
@@ -306,20 +297,19 @@ def test_a_client_cannot_interrupt_the_call_of_another(pair: tuple[WebUIApi, Web
 
 
 def test_a_disconnect_ends_the_call(api: WebUIApi, backend: FakeBackend):
-    """The call ends with its connection."""
     backend.hold()
 
-    def hang_up() -> None:
+    def disconnect() -> None:
         with pytest.raises(requests.Timeout):
             requests.post(f"{api.baseurl}/txt2img", json=CAT, timeout=(WAIT_S, 0.2))
 
-    begun(backend, hang_up).result(WAIT_S)
-    until(lambda: api.get_progress()["state"]["job_count"] == 0)
+    start(backend, disconnect).result(WAIT_S)
+    wait_until(lambda: api.get_progress()["state"]["job_count"] == 0)
 
 
-def test_a_checkpoint_is_chosen_for_one_client(pair: tuple[WebUIApi, WebUIApi]):
-    """By its title, as Open WebUI sets it: with all options that it was given."""
-    one, other = pair
+def test_a_checkpoint_is_chosen_for_one_client(two_clients: tuple[WebUIApi, WebUIApi]):
+    """Open WebUI sets the title, with all other options unchanged."""
+    one, other = two_clients
     titles = one.util_get_model_names()
     assert one.util_get_current_model() == titles[1]
     large = {**CAT, "width": 256, "height": 256, "steps": 1}
@@ -334,23 +324,22 @@ def test_a_checkpoint_is_chosen_for_one_client(pair: tuple[WebUIApi, WebUIApi]):
     assert one.util_get_current_model() == titles[1]
 
 
-def test_options_that_cannot_hold_are_refused(pool: ModelPool):
-    """Those that would change an image, unknown ones, and checkpoints that are not served."""
+def test_options_that_would_change_images_are_refused(pool: ModelPool):
     with serving(pool) as client:
         wrong = client.post(f"{PATH}/options", json={"samples_format": "webp", "eta_ddim": 1, "eta_any": 1})
-        assert "samples_format: got 'webp'; allowed: png" in refusal(wrong, 422)["errors"]
-        assert "eta_any: got 1; allowed: no value" in refusal(wrong, 422)["errors"]
-        assert "eta_ddim" not in refusal(wrong, 422)["errors"]
-        hidden = client.post(f"{PATH}/options", json={"enable_pnginfo": False})
-        assert "enable_pnginfo: got False; allowed: true" in refusal(hidden, 422)["errors"]
-        unknown = refusal(client.post(f"{PATH}/options", json={"sd_model_checkpoint": "v1-5"}), 404)
+        assert "samples_format: got 'webp'; allowed: png" in error_of(wrong, 422)["errors"]
+        assert "eta_any: got 1; allowed: nothing" in error_of(wrong, 422)["errors"]
+        assert "eta_ddim" not in error_of(wrong, 422)["errors"]
+        metadata_off = client.post(f"{PATH}/options", json={"enable_pnginfo": False})
+        assert "enable_pnginfo: got False; allowed: true" in error_of(metadata_off, 422)["errors"]
+        unknown = error_of(client.post(f"{PATH}/options", json={"sd_model_checkpoint": "v1-5"}), 404)
         assert unknown["error"] == "UnknownModel"
         assert unknown["errors"] == "sd_model_checkpoint: got 'v1-5'; allowed: mini, large"
         assert client.post(f"{PATH}/options", json=client.get(f"{PATH}/options").json()).json() is None
 
 
 def test_a_checkpoint_has_several_names(pool: ModelPool):
-    """Title, file name, hash, and what the operator calls it; a title's hash of elsewhere is passed over."""
+    """Title, file name, hash and aliases. A hash in an alias is ignored."""
     with serving(pool, model_aliases=["sd3.5_large=large", "v1-5"]) as client:
         (mini, large) = client.get(f"{PATH}/sd-models").json()
         names = dict.fromkeys((mini["title"], mini["filename"], mini["hash"], mini["sha256"]), mini["model_name"])
@@ -363,8 +352,7 @@ def test_a_checkpoint_has_several_names(pool: ModelPool):
             assert answer.json()["images"] == []
 
 
-def test_only_the_latest_thousand_clients_choices_are_stored():
-    """A thousand are remembered, and those that were asked for are the newest."""
+def test_only_the_last_thousand_used_choices_of_clients_are_stored():
     sessions = Sessions()
     for number in range(1000):
         sessions.choose_model(str(number), "mini")
@@ -377,8 +365,7 @@ def test_only_the_latest_thousand_clients_choices_are_stored():
     )
 
 
-def test_an_image_file_is_described(api: WebUIApi):
-    """The text, its parts, and the file's other texts."""
+def test_png_info_returns_the_texts_of_a_file(api: WebUIApi):
     result = api.txt2img(**CAT)
     answer = api.png_info(result.image)
     assert answer.info == result.info["infotexts"][0]
@@ -386,58 +373,56 @@ def test_an_image_file_is_described(api: WebUIApi):
     assert answer.json["items"][DIGEST_KEY] == result.image.info[DIGEST_KEY]
 
 
-def described(client: TestClient, file: bytes, prefix: str = "") -> Any:
-    """What is said of a file."""
+def png_info_of(client: TestClient, file: bytes, prefix: str = "") -> Any:
+    """Return the response of `png-info` for a file."""
     return client.post(f"{PATH}/png-info", json={"image": prefix + base64.b64encode(file).decode()})
 
 
-def test_files_of_other_programs_are_described(pool: ModelPool):
-    """The web UI's JPEG files; of this service's own, also those that another dialect gave; any other is silent."""
+def test_png_info_reads_files_of_other_programs_and_dialects(pool: ModelPool):
     exif, jpeg, bare = Image.Exif(), io.BytesIO(), io.BytesIO()
-    comment = b"UNICODE\0" + THEIR_TEXT.encode("utf-16-be")
+    comment = b"UNICODE\0" + INFOTEXT.encode("utf-16-be")
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
     Image.new("RGB", (8, 8)).save(jpeg, "JPEG", exif=exif)
     Image.new("RGBA", (8, 8)).save(bare, "PNG")
     with serving(pool) as client:
-        theirs = described(client, jpeg.getvalue(), "data:image/jpeg;base64,").json()
-        own = described(client, client.post("/v1/txt2img", json={"prompt": "a cat", "seed": 7}).content).json()
-        silent = described(client, bare.getvalue()).json()
-    assert (theirs["info"], theirs["items"]) == (THEIR_TEXT, {})
+        theirs = png_info_of(client, jpeg.getvalue(), "data:image/jpeg;base64,").json()
+        own = png_info_of(client, client.post("/v1/txt2img", json={"prompt": "a cat", "seed": 7}).content).json()
+        without_text = png_info_of(client, bare.getvalue()).json()
+    assert (theirs["info"], theirs["items"]) == (INFOTEXT, {})
     assert (theirs["parameters"]["Prompt"], theirs["parameters"]["Negative prompt"]) == ("a castle", "fog")
     assert (own["parameters"]["Prompt"], own["parameters"]["Seed"]) == ("a cat", "7")
-    assert silent == {"info": "", "items": {}, "parameters": {}, "left_out": []}
+    assert without_text == {"info": "", "items": {}, "parameters": {}, "left_out": []}
 
 
 def test_a_file_may_be_larger_than_other_bodies(pool: ModelPool):
-    """An image of several megabytes is read."""
     file = io.BytesIO()
     Image.effect_noise((1400, 1400), 100).save(file, "PNG")
     assert len(file.getvalue()) > MAX_BODY_BYTES
     with serving(pool) as client:
-        assert described(client, file.getvalue()).status_code == 200
+        assert png_info_of(client, file.getvalue()).status_code == 200
 
 
 @pytest.mark.parametrize("image", ["", "http://127.0.0.1/a.png", "????", "data:image/png", "AAAA", "\ud83d", 5])
 def test_png_info_refuses_anything_but_an_image(pool: ModelPool, image: object):
-    """Addresses are not fetched."""
+    """It does not fetch URLs."""
     with serving(pool) as client:
         response = client.post(
             f"{PATH}/png-info", content=json.dumps({"image": image}), headers={"content-type": "application/json"}
         )
-    assert "image: got" in refusal(response, 422)["errors"]
+    assert "image: got" in error_of(response, 422)["errors"]
 
 
 def test_texts_are_read_whatever_the_size_of_the_image(pool: ModelPool):
-    """No pixel is decoded, so that a decompression bomb costs nothing."""
-    png = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: THEIR_TEXT})
+    """No pixel is decoded, so that a decompression bomb has no effect."""
+    png = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: INFOTEXT})
     header = b"IHDR" + struct.pack(">II", 30_000, 30_000) + png[24:29]
     png = png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
     with serving(pool) as client:
-        assert described(client, png).json()["info"] == THEIR_TEXT
+        assert png_info_of(client, png).json()["info"] == INFOTEXT
 
 
 @pytest.mark.parametrize(
-    "written",
+    "reformat",
     [
         lambda text: "\n".join(text[start : start + 76] for start in range(0, len(text), 76)),
         lambda text: f"  {text[:10]} \t\r\n{text[10:]}\r\n",
@@ -446,22 +431,21 @@ def test_texts_are_read_whatever_the_size_of_the_image(pool: ModelPool):
     ],
     ids=["lines", "whitespace", "data URL", "data URL in capitals"],
 )
-def test_base64_may_have_line_breaks(client: TestClient, written: Callable[[str], str]):
-    """And whitespace, as `base64` and MIME write it, and be a data URL."""
-    file = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: THEIR_TEXT})
-    image = written(base64.b64encode(file).decode())
-    assert client.post(f"{PATH}/png-info", json={"image": image}).json()["info"] == THEIR_TEXT
+def test_base64_may_have_whitespace_or_be_a_data_url(client: TestClient, reformat: Callable[[str], str]):
+    file = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: INFOTEXT})
+    image = reformat(base64.b64encode(file).decode())
+    assert client.post(f"{PATH}/png-info", json={"image": image}).json()["info"] == INFOTEXT
 
 
 def test_png_info_requests_count_against_the_rate_limit(pool: ModelPool):
-    """Also those about what is no image, but not bodies that are wrong; beyond it they are refused unread."""
-    file = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: THEIR_TEXT})
+    """Bodies that are not read as an image do not count."""
+    file = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: INFOTEXT})
     with serving(pool, requests_per_minute=2) as client:
         assert client.post(f"{PATH}/png-info", json={"file": "a"}).status_code == 422
-        assert described(client, file).status_code == 200
-        assert described(client, b"no image").status_code == 422
-        refused = described(client, file)
-    assert refusal(refused, 429)["error"] == "TooMany"
+        assert png_info_of(client, file).status_code == 200
+        assert png_info_of(client, b"no image").status_code == 422
+        refused = png_info_of(client, file)
+    assert error_of(refused, 429)["error"] == "TooMany"
     assert int(refused.headers["retry-after"]) >= 1
 
 
@@ -469,36 +453,35 @@ def test_png_info_requests_count_against_the_rate_limit(pool: ModelPool):
     "text", ["a: b, " * 3_000_000, 'a: "' + "\\" * 20_000_000], ids=["many settings", "backslashes"]
 )
 def test_a_text_that_is_too_long_is_not_parsed(pool: ModelPool, monkeypatch: pytest.MonkeyPatch, text: str):
-    """However large the file may be; the rest of it is described, and the text is named as left out."""
     parsed: list[str] = []
 
-    def noting(text: str) -> dict[str, str]:
+    def parse_and_record(text: str) -> dict[str, str]:
         parsed.append(text)
         return parse_infotext(text)
 
-    monkeypatch.setattr(png_info, "parse_infotext", noting)
+    monkeypatch.setattr(png_info, "parse_infotext", parse_and_record)
     png = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: text, "Software": "sd35"})
     with serving(pool) as client:
-        answer = described(client, png).json()
+        answer = png_info_of(client, png).json()
     assert answer == {"info": "", "items": {"Software": "sd35"}, "parameters": {}, "left_out": [KEYWORD]}
     assert parsed == []
 
 
-def test_only_a_few_images_are_described_at_once(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
-    """The bodies of others are not even parsed, and keys and jobs are read meanwhile."""
-    release, begun = threading.Event(), threading.Semaphore(0)
+def test_only_a_few_images_are_parsed_at_once(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
+    """Keys and jobs can be read meanwhile."""
+    release, start = threading.Event(), threading.Semaphore(0)
     were_released: list[bool] = []
-    bodies = most = 0
+    bodies = max_bodies = 0
 
     def counting(*args: Any) -> Any:
-        nonlocal bodies, most
+        nonlocal bodies, max_bodies
         bodies += 1
-        most = max(most, bodies)
+        max_bodies = max(max_bodies, bodies)
         return parse_json(*args)
 
     def slow(file: bytes) -> tuple[str, dict[str, str], list[str]]:
         nonlocal bodies
-        begun.release()
+        start.release()
         were_released.append(release.wait(WAIT_S))
         bodies -= 1
         return read_infotext(file)
@@ -506,26 +489,25 @@ def test_only_a_few_images_are_described_at_once(pool: ModelPool, monkeypatch: p
     monkeypatch.setattr(png_info, "parse_json", counting)
     monkeypatch.setattr(png_info, "read_infotext", slow)
     key, secret = new_key("me", Role.USER, 0)
-    file = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: THEIR_TEXT})
+    file = write_png(np.zeros((16, 16, 3), np.uint8), {KEYWORD: INFOTEXT})
     with serving(pool, key_store(key)) as client, ThreadPoolExecutor(8) as executor:
         client.headers["authorization"] = f"Bearer {secret}"
-        answers = [executor.submit(described, client, file) for _ in range(8)]
+        answers = [executor.submit(png_info_of, client, file) for _ in range(8)]
         try:
-            assert begun.acquire(timeout=WAIT_S)
+            assert start.acquire(timeout=WAIT_S)
             assert client.get("/v1/jobs").status_code == 200
         finally:
             release.set()
         assert [answer.result(WAIT_S).status_code for answer in answers] == [200] * 8
-    assert most <= MAX_PARSED_IMAGES
-    assert all(were_released), "the event loop was held up"
+    assert max_bodies <= MAX_PARSED_IMAGES
+    assert all(were_released), "the event loop was blocked"
 
 
 def test_a_key_is_sent_as_the_password_of_http_basic(pool: ModelPool):
-    """HTTP Basic, in which the key is the password; without one, or with another, 401."""
     key, secret = new_key("me", Role.USER, 0)
     with serving(pool, key_store(key)) as client:
         missing = client.get(f"{PATH}/options")
-        assert refusal(missing, 401)["error"] == "NotAuthenticated"
+        assert error_of(missing, 401)["error"] == "NotAuthenticated"
         assert missing.headers["www-authenticate"] == 'Basic realm="sd35", Bearer'
         assert client.get("/v1/models").headers["www-authenticate"] == "Bearer"
         assert client.get(f"{PATH}/options", auth=("any", "other")).status_code == 401
@@ -533,44 +515,40 @@ def test_a_key_is_sent_as_the_password_of_http_basic(pool: ModelPool):
 
 
 def test_rate_limits_work_in_this_dialect(pool: ModelPool):
-    """All images of a call count, and the answer says what is left."""
     with serving(pool, pixels_per_hour=4 * 128 * 128) as client:
         assert "r=16384" in post(client, n_iter=3).headers["ratelimit"]
         refused = post(client, n_iter=2)
-        assert refusal(refused, 429)["error"] == "TooMany"
+        assert error_of(refused, 429)["error"] == "TooMany"
         assert "retry-after" in refused.headers
 
 
-def test_the_operator_can_leave_metadata_out(pool: ModelPool):
-    """Then the file says nothing, and `info` says it all."""
+def test_the_operator_can_leave_out_metadata(pool: ModelPool):
     with serving(pool, keep_metadata=False) as client:
         answer = post(client).json()
-    assert opened(answer["images"][0]).info == {}
+    assert open_image(answer["images"][0]).info == {}
     assert "Steps: 4" in answer["info"]
 
 
-def test_a_blurred_image_says_so(pool: ModelPool):
-    """In `info`; its file does not say how to make it again."""
-    with serving(pool, content_filter=f"{__name__}:Squeamish") as client:
+def test_info_says_that_an_image_is_blurred(pool: ModelPool):
+    """The file has no text from which the image could be generated unblurred."""
+    with serving(pool, content_filter=f"{__name__}:BlurFilter") as client:
         answer = post(client, prompt="a nude").json()
     assert '"Content filtered": "blurred"' in answer["info"]
     assert "Content filtered: blurred" in answer["info"]
-    assert opened(answer["images"][0]).info == {}
+    assert open_image(answer["images"][0]).info == {}
 
 
 def test_an_idempotency_key_gives_the_same_images(pool: ModelPool):
-    """Though their seeds are drawn by chance; with another body it is refused."""
     key = {"Idempotency-Key": "mine"}
     body = {"prompt": "a cat", "batch_size": 2}
     with serving(pool) as client:
         first, second = (client.post(f"{PATH}/txt2img", json=body, headers=key).json() for _ in range(2))
         assert first["images"] == second["images"]
         assert len(set(first["images"])) == 2
-        refusal(client.post(f"{PATH}/txt2img", json={**body, "steps": 3}, headers=key), 409)
+        error_of(client.post(f"{PATH}/txt2img", json={**body, "steps": 3}, headers=key), 409)
 
 
 def test_the_routes_that_clients_read_at_startup_exist(api: WebUIApi):
-    """Truly: one sampler, one schedule, and lists of what is not here that are empty."""
     assert api.util_get_sampler_names() == ["Euler"]
     assert [each["label"] for each in api.get_schedulers()] == ["Automatic"]
     assert api.get_scripts() == {"txt2img": [], "img2img": []}
@@ -590,8 +568,6 @@ def test_the_routes_that_clients_read_at_startup_exist(api: WebUIApi):
 
 
 def test_device_memory_is_reported(tmp_path: Path, backend: FakeBackend):
-    """Where models compute on one."""
-
     class DeviceMemory:
         is_host = False
 
@@ -607,7 +583,7 @@ def test_device_memory_is_reported(tmp_path: Path, backend: FakeBackend):
 
 
 def test_sillytavern_gets_its_image(pool: ModelPool):
-    """What it sends, its own settings among it, which nobody hears of again."""
+    """Its own settings `url` and `auth` do not appear in the response."""
     body = {
         "url": "http://localhost:7860",
         "auth": "any:sd35_secret",
@@ -636,13 +612,12 @@ def test_sillytavern_gets_its_image(pool: ModelPool):
     with serving(pool) as client:
         response = post(client, **body)
     assert "Drawn size: 128x128" in response.json()["info"]
-    assert opened(response.json()["images"][0]).size == (512, 512)
+    assert open_image(response.json()["images"][0]).size == (512, 512)
     assert "sd35_secret" not in response.text
     assert own_version() in response.text
 
 
-def test_requests_are_counted_as_of_this_dialect(pool: ModelPool):
-    """In the metrics."""
+def test_metrics_name_this_dialect(pool: ModelPool):
     with serving(pool) as client:
         post(client)
         metrics = client.get("/metrics").text
@@ -650,20 +625,19 @@ def test_requests_are_counted_as_of_this_dialect(pool: ModelPool):
 
 
 def test_progress_and_interrupt_apply_to_the_oldest_call(
-    pair: tuple[WebUIApi, WebUIApi], pool: ModelPool, backend: FakeBackend
+    two_clients: tuple[WebUIApi, WebUIApi], pool: ModelPool, backend: FakeBackend
 ):
-    """By `progress` and `interrupt`; when it has ended, the next."""
-    one, _ = pair
+    one, _ = two_clients
     backend.hold()
 
     def call(name: str) -> Any:
         fields = {**CAT, "prompt": f"a {name} cat", "force_task_id": name}
         return one.session.post(f"{one.baseurl}/txt2img", json=fields).json()["images"]
 
-    first = begun(backend, partial(call, "first"))
+    first = start(backend, partial(call, "first"))
     with ThreadPoolExecutor(1) as executor:
         second = executor.submit(call, "second")
-        until(lambda: pool.engine.status().waiting == 1)
+        wait_until(lambda: pool.engine.status().waiting == 1)
         assert one.get_progress()["current_task"] == "first"
         one.interrupt()
         assert first.result(WAIT_S) == []

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's dialect, by the bodies that its clients send: `clients.json` has them as their sources have them."""
+"""AUTOMATIC1111's dialect, by the bodies that its clients send. `clients.json` has them, with their sources."""
 
 import json
 from collections.abc import Iterator
@@ -24,23 +24,21 @@ def client(pool: ModelPool) -> Iterator[TestClient]:
         yield client
 
 
-@pytest.mark.parametrize("theirs", SERVED, ids=NAME)
-def test_a_client_gets_its_images(client: TestClient, theirs: dict[str, Any]):
-    """As many as it asks for, with the seed that it asks for; fields that AUTOMATIC1111 does not have are named."""
-    body = theirs["body"]
+@pytest.mark.parametrize("case", SERVED, ids=NAME)
+def test_a_client_gets_its_images(client: TestClient, case: dict[str, Any]):
+    body = case["body"]
     response = client.post("/sdapi/v1/txt2img", json=body)
     assert response.status_code == 200, response.text
     info = json.loads(response.json()["info"])
     assert len(response.json()["images"]) == body.get("batch_size", 1) * body.get("n_iter", 1)
     assert info["prompt"] == body["prompt"]
-    assert info["seed"] == theirs.get("seed", info["seed"])
-    assert response.headers.get("x-sd35-ignored", "") == ", ".join(theirs.get("ignored", []))
+    assert info["seed"] == case.get("seed", info["seed"])
+    assert response.headers.get("x-sd35-ignored", "") == ", ".join(case.get("ignored", []))
 
 
-@pytest.mark.parametrize("theirs", REFUSED, ids=NAME)
-def test_the_error_names_each_field_that_is_not_supported(client: TestClient, theirs: dict[str, Any]):
-    """Each field that would change the image is named, and no other."""
-    response = client.post("/sdapi/v1/txt2img", json=theirs["body"])
+@pytest.mark.parametrize("case", REFUSED, ids=NAME)
+def test_the_error_names_each_field_that_is_not_supported(client: TestClient, case: dict[str, Any]):
+    response = client.post("/sdapi/v1/txt2img", json=case["body"])
     assert response.status_code == 422, response.text
     named = {sentence.partition(":")[0] for sentence in response.json()["errors"].split("; ") if ": got" in sentence}
-    assert named == set(theirs["refused"])
+    assert named == set(case["refused"])

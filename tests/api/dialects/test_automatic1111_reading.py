@@ -1,4 +1,4 @@
-"""How AUTOMATIC1111's dialect reads values: as leniently as AUTOMATIC1111, which its clients rely on."""
+"""AUTOMATIC1111's dialect reads values as leniently as AUTOMATIC1111, because its clients rely on it."""
 
 import json
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ from sd35.api.dialects.automatic1111.settings import read_settings
 from sd35.api.errors import ApiError
 from sd35.generation.model_pool import ModelPool
 from sd35.images.infotext import KEYWORD
-from tests.api.dialects.test_automatic1111 import CAT, PATH, opened, post, refusal
+from tests.api.dialects.test_automatic1111 import CAT, PATH, error_of, open_image, post
 from tests.support.serving import serving
 
-NOTHING: list[Any] = [None, "", "None", "none", [], {}, False, 0]
+UNSET: list[Any] = [None, "", "None", "none", [], {}, False, 0]
 
 
 @pytest.fixture
@@ -29,19 +29,18 @@ def client(pool: ModelPool) -> Iterator[TestClient]:
 
 
 def info_of(response: Any) -> dict[str, Any]:
-    """What an answer says of its images."""
+    """Return `info` of a successful response."""
     assert response.status_code == 200, response.text
     info: dict[str, Any] = json.loads(response.json()["info"])
     return info
 
 
-def read(**fields: Any) -> Txt2Img:
-    """A body as it is read."""
+def parse(**fields: Any) -> Txt2Img:
+    """Parse a body of a prompt and `fields`."""
     return validate({"prompt": "a cat", **fields}, Txt2Img)
 
 
 def test_numbers_as_text_give_the_same_image(client: TestClient):
-    """Also with space around them, and integers that are written as fractions."""
     plain = post(client, **CAT, cfg_scale=4.5).json()
     for fields in (
         {"seed": "7", "width": " 128 ", "height": "128.0", "steps": "4", "cfg_scale": "4.5"},
@@ -54,33 +53,30 @@ def test_numbers_as_text_give_the_same_image(client: TestClient):
 
 @given(st.integers(-(2**70), 2**70))
 def test_any_integer_is_read_from_text_and_from_a_number(number: int):
-    """To the last digit."""
-    assert read(seed=number).seed == read(seed=str(number)).seed == read(seed=f" {number}.0 ").seed == number
+    assert parse(seed=number).seed == parse(seed=str(number)).seed == parse(seed=f" {number}.0 ").seed == number
 
 
 @given(st.floats(0, 30, allow_nan=False))
 def test_any_number_is_read_from_text(number: float):
-    """As it is written, with an exponent or without."""
-    assert read(cfg_scale=str(number)).cfg_scale == read(cfg_scale=f"{number:.17e}").cfg_scale == number
+    assert parse(cfg_scale=str(number)).cfg_scale == parse(cfg_scale=f"{number:.17e}").cfg_scale == number
 
 
 @pytest.mark.parametrize(
     "value", ["0x10", "1_000", "8.5", "8e0", "eight", "--8", "٨", "NaN", "Infinity", [8], {"a": 8}]
 )
-def test_text_that_is_no_integer_is_refused(value: object):
-    """It is not guessed at."""
+def test_text_that_is_not_an_integer_is_refused(value: object):
     with pytest.raises(ApiError, match="steps: got"):
-        read(steps=value)
+        parse(steps=value)
 
 
 @pytest.mark.parametrize("field", ["seed", "subseed"])
 @pytest.mark.parametrize("form", ["{}", "-{}", '"{}"', '"-{}"'])
 def test_an_integer_may_have_a_thousand_digits(field: str, form: str):
-    """As a number or as text, with a sign or without. The error for a longer one says how many digits are allowed."""
+    """The error for a longer one names the limit."""
     sign = -1 if "-" in form else 1
     body = '{{"prompt": "a cat", "{}": {}}}'.format
-    most = validate(parse_object(body(field, form.format("9" * 1000)).encode()), Txt2Img)
-    assert getattr(most, field) == sign * (10**1000 - 1)
+    longest = validate(parse_object(body(field, form.format("9" * 1000)).encode()), Txt2Img)
+    assert getattr(longest, field) == sign * (10**1000 - 1)
     for digits in (1001, 4301, 500_000):
         content = body(field, form.format("9" * digits)).encode()
         with pytest.raises(ApiError, match=f"{field}: got .*; allowed: an integer of at most 1,000 digits"):
@@ -91,12 +87,10 @@ def test_an_integer_may_have_a_thousand_digits(field: str, form: str):
     ("value", "is_on"), [("false", False), ("0", False), (0, False), ("TRUE", True), (1, True)], ids=repr
 )
 def test_switches_are_read_from_text_and_numbers(value: object, is_on: bool):  # noqa: FBT001  a parameter of the test
-    """As pydantic reads them for AUTOMATIC1111."""
-    assert read(send_images=value).send_images is is_on
+    assert parse(send_images=value).send_images is is_on
 
 
-def test_null_and_empty_numbers_are_the_models_own(client: TestClient):
-    """As where they are left out."""
+def test_null_and_empty_numbers_are_the_models_defaults(client: TestClient):
     bare = info_of(post(client, seed=7))
     for value in (None, "", " "):
         info = info_of(post(client, seed=7, width=value, height=value, steps=value, cfg_scale=value, subseed=value))
@@ -106,16 +100,14 @@ def test_null_and_empty_numbers_are_the_models_own(client: TestClient):
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
 @given(number=st.integers(-(2**64), 2**64).filter(lambda number: number != -1), is_text=st.booleans())
 def test_any_seed_is_used_modulo_2_to_the_32(client: TestClient, number: int, is_text: bool):  # noqa: FBT001
-    """And the one that was used is told in `info`, in `parameters` and in the file."""
     response = post(client, **{**CAT, "seed": str(number) if is_text else number})
     used = number % 2**32
     assert info_of(response)["seed"] == response.json()["parameters"]["seed"] == used
-    assert f"Seed: {used}," in opened(response.json()["images"][0]).info[KEYWORD]
+    assert f"Seed: {used}," in open_image(response.json()["images"][0]).info[KEYWORD]
 
 
 @pytest.mark.parametrize("seed", [-1, "-1", -1.0, "", " ", None], ids=repr)
-def test_a_seed_can_be_left_to_chance(client: TestClient, seed: object):
-    """In each way in which AUTOMATIC1111's clients do, and the one that was drawn is told."""
+def test_a_seed_that_is_not_set_is_random(client: TestClient, seed: object):
     answers = [post(client, **{**CAT, "seed": seed}) for _ in range(2)]
     seeds = {info_of(answer)["seed"] for answer in answers}
     assert seeds == {answer.json()["parameters"]["seed"] for answer in answers}
@@ -123,7 +115,7 @@ def test_a_seed_can_be_left_to_chance(client: TestClient, seed: object):
     assert min(seeds) >= 0
 
 
-@pytest.mark.parametrize("value", NOTHING, ids=repr)
+@pytest.mark.parametrize("value", UNSET, ids=repr)
 @pytest.mark.parametrize(
     "field",
     [
@@ -132,8 +124,7 @@ def test_a_seed_can_be_left_to_chance(client: TestClient, seed: object):
     ],
 )
 def test_empty_values_of_unsupported_fields_are_accepted(field: str, value: object):
-    """Clients have many ways to say none."""
-    assert getattr(read(**{field: value}), field) is None
+    assert getattr(parse(**{field: value}), field) is None
 
 
 @pytest.mark.parametrize(
@@ -151,7 +142,7 @@ def test_empty_values_of_unsupported_fields_are_accepted(field: str, value: obje
 )
 def test_scripts_that_are_turned_off_are_accepted(scripts: object):
     """Clients send the settings of extensions that are off."""
-    assert read(alwayson_scripts=scripts).alwayson_scripts is None
+    assert parse(alwayson_scripts=scripts).alwayson_scripts is None
 
 
 @pytest.mark.parametrize(
@@ -163,9 +154,9 @@ def test_scripts_that_are_turned_off_are_accepted(scripts: object):
     ],
 )
 def test_scripts_that_are_on_are_refused(args: object):
-    """There are none, and they would change the image. The error names the first that is on."""
+    """The error names the first script that is on."""
     with pytest.raises(ApiError, match="alwayson_scripts: got 'controlnet'; allowed"):
-        read(alwayson_scripts={"off": {}, "controlnet": {"args": args}, "also": {"args": [True]}})
+        parse(alwayson_scripts={"off": {}, "controlnet": {"args": args}, "also": {"args": [True]}})
 
 
 @pytest.mark.parametrize(
@@ -180,7 +171,6 @@ def test_scripts_that_are_on_are_refused(args: object):
     ],
 )
 def test_settings_that_change_nothing_are_accepted(client: TestClient, given_settings: dict[str, Any]):
-    """AUTOMATIC1111's own defaults, spellings of none, and what is of other samplers, pages and files."""
     plain = post(client, **CAT).json()
     assert post(client, **CAT, override_settings=given_settings).json()["images"] == plain["images"]
     assert client.post(f"{PATH}/options", json=given_settings).json() is None
@@ -199,18 +189,17 @@ def test_settings_that_change_nothing_are_accepted(client: TestClient, given_set
         ("s_churn", 5, "0 or empty"),
         ("sgm_noise_multiplier", True, "false or empty"),
         ("forge_additional_modules", ["ae.safetensors"], "empty"),
-        ("of_an_extension", 3, "no value, for AUTOMATIC1111 1.10 has no such setting"),
+        ("of_an_extension", 3, "nothing, because AUTOMATIC1111 1.10 has no such setting"),
         ("sd_model_checkpoint", 5, "a title, name or alias of a checkpoint"),
         ("enable_pnginfo", "perhaps", "true or false"),
     ],
 )
 def test_settings_that_change_the_image_are_refused(client: TestClient, setting: str, value: object, allowed: str):
-    """By name, in a call and when they are set."""
     for response in (
         post(client, override_settings={setting: value, "jpeg_quality": 80}),
         client.post(f"{PATH}/options", json={setting: value, "jpeg_quality": 80}),
     ):
-        errors = refusal(response, 422)["errors"]
+        errors = error_of(response, 422)["errors"]
         assert errors.startswith(f"{setting}: got")
         assert f"allowed: {allowed}" in errors
         assert "jpeg_quality" not in errors
@@ -218,7 +207,7 @@ def test_settings_that_change_the_image_are_refused(client: TestClient, setting:
 
 @given(st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.integers())))
 def test_settings_of_any_shape_are_read_or_refused(given_settings: dict[str, Any]):
-    """Nothing else happens, and no more than ten are named."""
+    """The error names at most ten, and counts the rest."""
     try:
         read_settings(given_settings)
         refused = 0
@@ -227,15 +216,21 @@ def test_settings_of_any_shape_are_read_or_refused(given_settings: dict[str, Any
     assert refused <= 11
 
 
-def test_a_call_can_leave_metadata_out(client: TestClient):
-    """By AUTOMATIC1111's setting for it, as Discord bots do."""
+def test_a_call_can_leave_out_metadata(client: TestClient):
     answer = post(client, **CAT, override_settings={"enable_pnginfo": False}).json()
-    assert opened(answer["images"][0]).info == {}
-    assert KEYWORD in opened(post(client, **CAT).json()["images"][0]).info
+    assert open_image(answer["images"][0]).info == {}
+    assert KEYWORD in open_image(post(client, **CAT).json()["images"][0]).info
+
+
+def test_the_job_of_a_call_without_metadata_has_the_url_of_a_file_without_metadata(client: TestClient):
+    body = {**CAT, "override_settings": {"enable_pnginfo": False}}
+    client.post(f"{PATH}/txt2img", json=body, headers={"Idempotency-Key": "bare"})
+    (job,) = client.get("/v1/jobs").json()["data"]
+    assert job["image"]["url"].endswith("?metadata=false")
 
 
 def test_fields_that_automatic1111_does_not_have_are_ignored_and_named(client: TestClient):
-    """As it ignores them; the answer says which, a few of them."""
+    """The header names at most ten."""
     fields: dict[str, Any] = {f"field {number}": {"a": [number]} for number in range(12)}
     response = post(client, **CAT, **fields)
     ignored = response.headers["x-sd35-ignored"].split(", ")
@@ -247,14 +242,12 @@ def test_fields_that_automatic1111_does_not_have_are_ignored_and_named(client: T
 
 
 def test_a_strict_service_refuses_fields_that_automatic1111_does_not_have(pool: ModelPool):
-    """It ignores nothing."""
     with serving(pool, strict_dialects=True) as client:
-        assert "quick_steps: got 12; allowed: only prompt, " in refusal(post(client, quick_steps=12), 422)["errors"]
+        assert "quick_steps: got 12; allowed: only prompt, " in error_of(post(client, quick_steps=12), 422)["errors"]
         assert post(client, **CAT, sampler_name="Euler").status_code == 200
 
 
-def test_idempotency_does_not_depend_on_the_spelling(client: TestClient):
-    """The same wishes as text are the same body."""
+def test_equal_bodies_in_different_spellings_share_an_idempotency_key(client: TestClient):
     key = {"Idempotency-Key": "spelling"}
     first = client.post(f"{PATH}/txt2img", json=CAT, headers=key)
     second = client.post(f"{PATH}/txt2img", json={**CAT, "seed": "7", "steps": 4.0}, headers=key)

@@ -1,4 +1,4 @@
-"""Which `Content-Type` a JSON body needs: none in the imitated dialects, `application/json` in this project's own."""
+"""The `Content-Type` of a JSON body: optional in imitated dialects, `application/json` in this project's own."""
 
 import json
 from typing import Any
@@ -13,22 +13,21 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 
 
-def posted(client: TestClient, path: str, **headers: str) -> int:
-    """The status of a JSON body that is sent with these headers alone."""
+def status_of(client: TestClient, path: str, **headers: str) -> int:
+    """Return the status of a JSON body that is sent with these headers only."""
     body = json.dumps(BODIES.get(path, {"prompt": "a cat"})).encode()
     return int(client.post(path, content=body, headers=headers).status_code)
 
 
 @pytest.mark.parametrize("path", BODIES)
 def test_an_imitated_dialect_reads_json_without_a_type(client: TestClient, path: str):
-    """Dify's tool for AUTOMATIC1111 sends none; an empty one says nothing either."""
-    assert posted(client, path) == 200
-    assert posted(client, path, **{"content-type": ""}) == 200
-    assert posted(client, path, **{"content-type": "Application/JSON; charset=utf-8"}) == 200
+    """Dify's tool for AUTOMATIC1111 sends none."""
+    assert status_of(client, path) == 200
+    assert status_of(client, path, **{"content-type": ""}) == 200
+    assert status_of(client, path, **{"content-type": "Application/JSON; charset=utf-8"}) == 200
 
 
-def test_an_imitated_dialect_describes_files_without_a_type(client: TestClient):
-    """A wrong field of the body is reached, and refused."""
+def test_png_info_reads_json_without_a_type(client: TestClient):
     assert client.post("/sdapi/v1/png-info", content=b'{"image": 5}').status_code == 422
 
 
@@ -36,13 +35,12 @@ def test_an_imitated_dialect_describes_files_without_a_type(client: TestClient):
 @pytest.mark.parametrize(
     "content_type", ["text/plain", "text/json", "application/x-www-form-urlencoded", "multipart/form-data", ";"]
 )
-def test_a_wrong_type_is_refused(client: TestClient, path: str, content_type: str):
-    """Also those that a page of another site can send without asking."""
-    assert posted(client, path, **{"content-type": content_type}) == 415
+def test_another_type_is_refused(client: TestClient, path: str, content_type: str):
+    """Pages of other sites can send some of these without a preflight request."""
+    assert status_of(client, path, **{"content-type": content_type}) == 415
 
 
 @pytest.mark.parametrize("path", ["/v1/txt2img", "/v1/jobs"])
-def test_this_projects_own_routes_ask_for_the_type(client: TestClient, path: str):
-    """Nobody else's clients have to be served there."""
-    assert posted(client, path) == 415
-    assert posted(client, path, **{"content-type": ""}) == 415
+def test_this_projects_own_routes_need_the_type(client: TestClient, path: str):
+    assert status_of(client, path) == 415
+    assert status_of(client, path, **{"content-type": ""}) == 415

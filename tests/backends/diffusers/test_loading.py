@@ -1,4 +1,4 @@
-"""Every kind of file that weights come in, loaded as what it is, or refused in words."""
+"""Loading weights from all supported kinds of files, and errors for other files."""
 
 import json
 from collections.abc import Callable
@@ -36,31 +36,31 @@ PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae
 
 @pytest.fixture(scope="module")
 def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of Medium's kind, small, in bfloat16."""
+    """A small checkpoint like Medium, in BF16."""
     directory = tmp_path_factory.mktemp("loading") / "medium"
     synthesise(SMALL, directory, "bfloat16", lambda *_: None)
     return directory
 
 
 def states(directory: Path) -> dict[str, dict[str, Tensor]]:
-    """The parameters of each part, as they are stored."""
+    """Return the stored parameters of each part."""
     return {part: load_file(next((directory / part).glob("*.safetensors"))) for part in PARTS}
 
 
 def write(path: Path, state: dict[str, Tensor]) -> Path:
-    """A safetensors file."""
+    """Write a safetensors file, and return its path."""
     save_file({name: value.contiguous() for name, value in state.items()}, path)
     return path
 
 
 def values(checkpoint: Checkpoint, part: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """A network's parameters as they are loaded."""
+    """Load a network, and return its parameters."""
     return load_network(checkpoint, part, dtype).state_dict()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_networks_are_those_of_from_pretrained(dtype: torch.dtype):
-    """Every parameter and buffer is equal, also what stays in float32, and the tokenizers and the scheduler are."""
+def test_networks_equal_those_of_from_pretrained(dtype: torch.dtype):
+    """Parameters and buffers are equal, even those in float32. Tokenizers and the scheduler have equal types."""
     checkpoint = open_checkpoint("sd35-mini")
     ours = load_pipeline(checkpoint, dtype)
     theirs = StableDiffusion3Pipeline.from_pretrained(checkpoint.directory, dtype=dtype)
@@ -76,16 +76,16 @@ def test_networks_are_those_of_from_pretrained(dtype: torch.dtype):
         assert type(getattr(ours, part)) is type(getattr(theirs, part))
 
 
-def test_what_is_stored_as_it_is_computed_is_mapped_not_copied(medium: Path):
-    """The parameters lie in one mapping of the file, at its offsets."""
+def test_weights_in_the_right_format_are_mapped_and_not_copied(medium: Path):
+    """All parameters are in one mapping of the file, at the file's offsets."""
     network = values(open_checkpoint(str(medium)), "transformer", torch.bfloat16)
     stored = open_checkpoint(str(medium)).weights("transformer")
     starts = {value.data_ptr() - stored[name].stored.start for name, value in network.items()}
     assert len(starts) == 1
 
 
-def test_the_spellings_are_those_that_diffusers_reads(medium: Path):
-    """A single file's transformer and autoencoder become, name by name, what Diffusers' converters make of them."""
+def test_single_files_have_the_names_that_diffusers_converts(medium: Path):
+    """Diffusers' converters turn the test's single file into the names and values of the directory."""
     parts = states(medium)
     spelled = stability.transformer(parts["transformer"])
     theirs = convert_sd3_transformer_checkpoint_to_diffusers(dict(spelled))
@@ -98,11 +98,11 @@ def test_the_spellings_are_those_that_diffusers_reads(medium: Path):
 
 
 @pytest.mark.parametrize("held", [PARTS, ("transformer", "vae"), ("transformer",)], ids=["all", "no encoders", "bare"])
-def test_a_single_file_draws_what_its_directory_draws(medium: Path, tmp_path: Path, held: tuple[str, ...]):
-    """With and without encoders; what the file does not hold comes from the directory."""
+def test_a_single_file_gives_the_image_of_its_directory(medium: Path, tmp_path: Path, held: tuple[str, ...]):
+    """Parts that the file lacks come from the directory."""
     parts = {part: state for part, state in states(medium).items() if part in held}
     spelled = stability.single_file(parts) if len(held) > 1 else stability.transformer(parts["transformer"])
-    for part in held:  # what is in the file must not be needed in the directory
+    for part in held:
         assert (medium / part).is_dir()
     file = write(tmp_path / "sd3.5_medium.safetensors", spelled)
     images = []
@@ -115,8 +115,8 @@ def test_a_single_file_draws_what_its_directory_draws(medium: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("spelling", ["scale_weight", "weight_scale"])
 @pytest.mark.parametrize("per_row", [False, True], ids=["one scale", "one a row"])
-def test_scales_of_fp8_are_honoured(medium: Path, tmp_path: Path, spelling: str, per_row: bool):  # noqa: FBT001
-    """A parameter is its FP8 number times its scale, in both spellings, also where q, k and v share a tensor."""
+def test_fp8_weights_have_their_scales(medium: Path, tmp_path: Path, spelling: str, per_row: bool):  # noqa: FBT001
+    """A parameter is its FP8 value times its scale, with both spellings, even if q, k and v share a tensor."""
     state = stability.transformer(states(medium)["transformer"])
     scaled: dict[str, Tensor] = {}
     expected: dict[str, Tensor] = {}
@@ -132,22 +132,22 @@ def test_scales_of_fp8_are_honoured(medium: Path, tmp_path: Path, spelling: str,
     prefixed = {stability.PREFIXES["transformer"] + name: value for name, value in scaled.items()}
     file = write(tmp_path / "scaled.safetensors", prefixed)
     found = values(open_checkpoint(str(medium), None, [file]), "transformer")
-    wanted = convert_sd3_transformer_checkpoint_to_diffusers(expected)
-    assert found.keys() == wanted.keys()
+    converted = convert_sd3_transformer_checkpoint_to_diffusers(expected)
+    assert found.keys() == converted.keys()
     for name, value in found.items():
-        assert torch.equal(value, wanted[name]), name
+        assert torch.equal(value, converted[name]), name
 
 
-def test_plain_fp8_is_read_as_the_numbers_it_holds(medium: Path, tmp_path: Path):
-    """A file without scales means its numbers."""
+def test_fp8_weights_without_scales_are_read_unchanged(medium: Path, tmp_path: Path):
+    """This holds if the file has no scales at all."""
     state = {name: value.to(torch.float8_e4m3fn) for name, value in states(medium)["transformer"].items()}
     file = write(tmp_path / "fp8.safetensors", stability.transformer(state))
     for name, value in values(open_checkpoint(str(medium), None, [file]), "transformer").items():
         assert torch.equal(value, state[name].float()), name
 
 
-def test_text_encoders_come_in_files_of_their_own(medium: Path, tmp_path: Path):
-    """A T5 in scaled FP8 and a CLIP beside it replace the directory's, which are then not looked at."""
+def test_separate_files_replace_text_encoders(medium: Path, tmp_path: Path):
+    """A T5 in scaled FP8 and a CLIP replace those of the directory."""
     t5 = states(medium)["text_encoder_3"]
     name = "encoder.block.0.layer.0.SelfAttention.q.weight"
     number = (t5[name].float() / 0.01).to(torch.float8_e4m3fn)
@@ -164,8 +164,8 @@ def test_text_encoders_come_in_files_of_their_own(medium: Path, tmp_path: Path):
     assert torch.equal(values(checkpoint, "text_encoder_2")["text_projection.weight"], clip["text_projection.weight"])
 
 
-def test_the_revision_is_of_the_weights_that_are_read(medium: Path, tmp_path: Path):
-    """Another file is another revision; what it replaces in the directory is no part of it."""
+def test_the_revision_covers_the_weights_that_are_read(medium: Path, tmp_path: Path):
+    """Another file gives another revision."""
     state = stability.single_file({"vae": states(medium)["vae"]})
     first, second = write(tmp_path / "a.safetensors", state), tmp_path / "b.safetensors"
     write(second, {name: value * 2 for name, value in state.items()})
@@ -175,15 +175,15 @@ def test_the_revision_is_of_the_weights_that_are_read(medium: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["sd3.5-large", "sd3.5-medium"])
-def test_real_dimensions_have_every_parameter(tmp_path: Path, name: str):
-    """A transformer of the real shapes, in a file that is a hole, is taken from Stability's spelling, all of it."""
+def test_a_single_file_of_real_size_has_all_parameters(tmp_path: Path, name: str):
+    """The transformer has the real shapes and Stability's names, in a sparse file."""
     with torch.device("meta"):
         network = SD3Transformer2DModel(**ARCHITECTURES[name].transformer)
     spelled = stability.transformer({name: value.to(torch.bfloat16) for name, value in network.state_dict().items()})
     directory = tmp_path / name
     (directory / "transformer").mkdir(parents=True)
     network.save_config(directory / "transformer")
-    file = _hollow(tmp_path / "hole.safetensors", spelled)
+    file = _write_sparse(tmp_path / "sparse.safetensors", spelled)
     checkpoint = Checkpoint(name, directory, open_checkpoint("sd35-mini").card, (file,))
     loaded = values(checkpoint, "transformer", torch.bfloat16)
     assert {key: value.shape for key, value in loaded.items()} == {
@@ -191,8 +191,8 @@ def test_real_dimensions_have_every_parameter(tmp_path: Path, name: str):
     }
 
 
-def _hollow(path: Path, state: dict[str, Tensor]) -> Path:
-    """A safetensors file of zeros that takes no room on the disk: a header, then a hole."""
+def _write_sparse(path: Path, state: dict[str, Tensor]) -> Path:
+    """Write a sparse safetensors file: a header, followed by zeros that take no disk space."""
     header, end = {}, 0
     for name, value in state.items():
         header[name] = {"dtype": "BF16", "shape": list(value.shape), "data_offsets": [end, end + 2 * value.numel()]}
@@ -204,7 +204,7 @@ def _hollow(path: Path, state: dict[str, Tensor]) -> Path:
     return path
 
 
-def _cut(path: Path, state: dict[str, Tensor]) -> None:
+def _truncate(path: Path, state: dict[str, Tensor]) -> None:
     write(path, state)
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -225,14 +225,14 @@ def _unscaled(path: Path, state: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "why"),
+    ("damage", "why"),
     [
         (lambda path, state: torch.save(state, path), "expected a safetensors file, found a pickle in a zip file"),
         (lambda path, _: path.write_bytes(b"\x80\x04K*."), "found a pickle; pickles execute code"),
         (lambda path, _: path.write_text("<!doctype html><p>401"), "found a web page"),
         (lambda path, _: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
         (lambda path, _: path.write_bytes(b""), "found 0 bytes"),
-        (_cut, "bytes, found .*; it is truncated"),
+        (_truncate, "bytes, found .*; it is truncated"),
         (
             lambda path, _: write(path, {"unet.weight": torch.ones(2)}),
             "expected weights of SD3.5 .*, found unet.weight",
@@ -248,47 +248,47 @@ def _unscaled(path: Path, state: dict[str, Tensor]) -> None:
         ),
     ],
 )
-def test_what_is_not_a_whole_file_of_this_model_is_refused(
-    medium: Path, tmp_path: Path, spoil: Callable[[Path, dict[str, Tensor]], object], why: str
+def test_an_invalid_weight_file_is_refused(
+    medium: Path, tmp_path: Path, damage: Callable[[Path, dict[str, Tensor]], object], why: str
 ):
-    """The file, what was expected and what was found are named, whatever it is."""
+    """The error names the file, and says what was expected and what was found."""
     file = tmp_path / "sd3.5_medium.safetensors"
-    spoil(file, stability.single_file({"transformer": states(medium)["transformer"]}))
+    damage(file, stability.single_file({"transformer": states(medium)["transformer"]}))
     with pytest.raises(CheckpointError, match=rf"sd3.5_medium.safetensors: .*{why}"):
         load_network(open_checkpoint(str(medium), None, [file]), "transformer", torch.float32)
 
 
-def test_files_that_do_not_go_together_are_refused(medium: Path, tmp_path: Path):
-    """Two with the same part, a CLIP of no such width, one beside several checkpoints, any beside the graphs."""
+def test_incompatible_files_are_refused(medium: Path, tmp_path: Path):
+    """Two files with the same part, a CLIP of the wrong width, a file with several checkpoints or with graphs."""
     vae = stability.single_file({"vae": states(medium)["vae"]})
     one, two = (write(tmp_path / f"{name}.safetensors", vae) for name in ("one", "two"))
     with pytest.raises(CheckpointError, match=r"one.safetensors and .*two.safetensors both hold the vae"):
         open_backend("diffusers", open_checkpoint(str(medium), None, [one, two]), Options(device="cpu"))
     table = {"text_model.embeddings.token_embedding.weight": torch.ones(4, 7)}
-    narrow = write(tmp_path / "clip.safetensors", table)
+    wrong_width = write(tmp_path / "clip.safetensors", table)
     with pytest.raises(CheckpointError, match="expected a CLIP of width 32 or 32 for medium, found 7"):
-        open_backend("diffusers", open_checkpoint(str(medium), None, [narrow]), Options(device="cpu"))
-    with pytest.raises(InvalidSetting, match="weights: got files beside 2 checkpoints"):
+        open_backend("diffusers", open_checkpoint(str(medium), None, [wrong_width]), Options(device="cpu"))
+    with pytest.raises(InvalidSetting, match="weights: got files for 2 checkpoints"):
         open_checkpoints(load_settings({"checkpoints": ("sd35-mini", str(medium)), "weights": (str(one),)}))
     with pytest.raises(InvalidSetting, match="the onnx backend reads graphs"):
         open_backend("onnx", open_checkpoint("sd35-mini", None, [one]), Options())
 
 
-def test_a_single_file_takes_what_it_lacks_from_its_companion(medium: Path, tmp_path: Path):
-    """Named by its file, it is the companion with the file's weights."""
+def test_a_single_file_is_completed_by_the_base_checkpoint(medium: Path, tmp_path: Path):
+    """The result has the file's name and weights, and the base checkpoint's directory."""
     parts = {"transformer": states(medium)["transformer"]}
     file = write(tmp_path / "mine.safetensors", stability.single_file(parts))
     found = open_checkpoint(str(file), base_checkpoint=str(medium))
     assert (found.name, found.directory, set(found.replaced)) == ("mine", medium, {"transformer"})
 
 
-def test_a_single_file_by_itself_asks_for_the_variant_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Its layers tell which; where that is not on disk, the command that fetches it is named."""
+def test_a_single_file_alone_requires_its_registered_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its layers identify the model. The error has the command that downloads it."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     with torch.device("meta"):
         network = SD3Transformer2DModel(**ARCHITECTURES["sd3.5-medium"].transformer)
-    file = _hollow(tmp_path / "mine.safetensors", stability.transformer(network.state_dict()))
-    with pytest.raises(CheckpointError, match=r"sd3.5-medium, from which mine takes .*: sd35 pull sd3.5-medium"):
+    file = _write_sparse(tmp_path / "mine.safetensors", stability.transformer(network.state_dict()))
+    with pytest.raises(CheckpointError, match=r"sd3.5-medium, needed for .* file of mine .*: sd35 pull sd3.5-medium"):
         open_checkpoint(str(file))
     small = write(tmp_path / "small.safetensors", {"joint_blocks.0.x_block.attn.qkv.weight": torch.ones(6, 2)})
     with pytest.raises(CheckpointError, match="found 1; for another architecture"):

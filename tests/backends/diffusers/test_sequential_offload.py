@@ -1,4 +1,4 @@
-"""Networks that are not in memory all the time, and decoding in tiles: the same images, for less memory."""
+"""Offload and tiled decoding give the same images with less memory."""
 
 import numpy as np
 import pytest
@@ -20,38 +20,40 @@ from tests.support.solving import euler_step
 
 
 def image(backend: Backend, prompt: str) -> Array:
-    """One step of a guided image, decoded."""
+    """Generate a guided image in one step."""
     positive, negative = backend.encode_text([prompt, ""])
     row = DenoiseRow(initial_noise(7, (16, 8, 8)), positive, negative, 1.0, 4.5)
     return backend.decode_latents(euler_step(backend, [row], 0.5))[0]
 
 
 @pytest.mark.parametrize(("name", "offload"), [("onnx", "encoders"), ("diffusers", "encoders"), ("diffusers", "model")])
-def test_sequential_offload_draws_the_same_images(checkpoint: Checkpoint, name: str, offload: Offload) -> None:
-    """Read when they are called and freed for the next, they draw one image after the other as if they were there."""
-    plain, frugal = (open_backend(name, checkpoint, Options(device="cpu", offload=each)) for each in ("none", offload))
+def test_offload_gives_the_same_images(checkpoint: Checkpoint, name: str, offload: Offload) -> None:
+    """This holds for several images, although networks are read and freed for each."""
+    plain, offloaded = (
+        open_backend(name, checkpoint, Options(device="cpu", offload=each)) for each in ("none", offload)
+    )
     for prompt in ("a cat", "a red dog"):
-        assert (image(frugal, prompt) == image(plain, prompt)).all()
+        assert (image(offloaded, prompt) == image(plain, prompt)).all()
 
 
 def test_at_most_one_network_is_in_memory(checkpoint: Checkpoint) -> None:
-    """None before anything was called; then the one that was called last; of evicted text encoders none again."""
+    """It is the last one that was called. With offload "encoders", no text encoder stays in memory after encoding."""
     sequential = DiffusersBackend(checkpoint, "float32", torch.device("cpu"), Options(offload="model"))
-    turns = sequential._sequential  # noqa: SLF001
-    assert turns is not None
-    assert turns.held_bytes == 0
+    offload = sequential._sequential  # noqa: SLF001
+    assert offload is not None
+    assert offload.held_bytes == 0
     for part in ("vae", "transformer"):
-        network = turns.load(part)
-        assert turns.held_bytes == sum(weight.nbytes for weight in [*network.parameters(), *network.buffers()])
-        assert turns.held_bytes >= 4 * network_sizes_on_disk(checkpoint).networks[part].values
+        network = offload.load(part)
+        assert offload.held_bytes == sum(weight.nbytes for weight in [*network.parameters(), *network.buffers()])
+        assert offload.held_bytes >= 4 * network_sizes_on_disk(checkpoint).networks[part].values
     evicting = DiffusersBackend(checkpoint, "float32", torch.device("cpu"), Options(offload="encoders"))
     evicting.encode_text(["a cat"])
     assert evicting._sequential is not None  # noqa: SLF001
     assert evicting._sequential.held_bytes == 0  # noqa: SLF001
 
 
-def test_weights_that_come_are_no_working_memory() -> None:
-    """What a step is seen to take is without the transformer that was read for it: else no other would be let in."""
+def test_loaded_weights_do_not_count_as_working_memory() -> None:
+    """Otherwise the measured memory of a step would include the transformer, and no other image would be admitted."""
 
     class Fixed:
         is_host = True
@@ -75,8 +77,8 @@ def test_weights_that_come_are_no_working_memory() -> None:
     assert (memory.free_bytes(), memory.held_bytes(), memory.peak_bytes()) == (7, 5, 100)
 
 
-def test_tiled_decoding_is_that_of_diffusers(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What fits a tile is decoded whole; what is larger, as Diffusers does in such tiles; the profile says so."""
+def test_tiled_decoding_matches_diffusers(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only images larger than a tile are decoded in tiles. The profile says so."""
     monkeypatch.setattr(diffusers_backend, "TILE_PX", 128)
     backends = (
         open_backend("diffusers", checkpoint, Options(device="cpu", tiled_decode=each)) for each in (True, False)

@@ -1,4 +1,4 @@
-"""`torch.compile` of the transformer: the same images but for the last bits, compiled once for all sizes and rows."""
+"""`torch.compile` of the transformer: equal images except for the last bits, one compilation for all sizes and rows."""
 
 from dataclasses import replace
 from typing import Any
@@ -22,7 +22,7 @@ from tests.support.solving import euler_step
 
 
 def latents(backend: Backend, guidances: list[float], height: int, width: int) -> Array:
-    """A step of rows of one size."""
+    """Make a step with rows of one size."""
     positive, negative = backend.encode_text(["a cat", ""])
     rows = [
         DenoiseRow(
@@ -33,11 +33,11 @@ def latents(backend: Backend, guidances: list[float], height: int, width: int) -
     return np.stack([latent.float().numpy() for latent in euler_step(backend, rows, 0.5)])
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # PyTorch's compiler, of PyTorch
-def test_compiled_blocks_compute_the_same_and_wait_for_no_compiler_again(checkpoint: Checkpoint) -> None:
-    """Of any size and number of rows, a step is as near to float32's as eager's; the profile says so."""
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # PyTorch warns about itself
+def test_compiled_blocks_give_the_same_results_without_recompiling(checkpoint: Checkpoint) -> None:
+    """For each size and number of rows, a step is about as close to float32 as without compilation."""
     options = Options(precision="bfloat16", device="cpu", threads=torch.get_num_threads())
-    right = open_backend("diffusers", checkpoint, replace(options, precision="float32"))
+    reference = open_backend("diffusers", checkpoint, replace(options, precision="float32"))
     eager = open_backend("diffusers", checkpoint, options)
     compiled = open_backend("diffusers", checkpoint, replace(options, torch_compile=True))
     assert Pipeline(checkpoint, compiled).info.profile == "diffusers/bfloat16/compiled"
@@ -45,24 +45,24 @@ def test_compiled_blocks_compute_the_same_and_wait_for_no_compiler_again(checkpo
     assert compiled.startup_s["compile"] > 0
     with torch.compiler.set_stance("fail_on_recompile"):
         for guidances, height, width in (([4.5], 16, 16), ([0.0], 8, 8), ([4.5, 0.0, 3.0], 12, 20)):
-            found = [latents(each, guidances, height, width) for each in (right, eager, compiled)]
-            of_eager, of_compiled = (float(np.sqrt(np.mean((each - found[0]) ** 2))) for each in found[1:])
-            assert 0 < of_compiled < 1.1 * of_eager
+            found = [latents(each, guidances, height, width) for each in (reference, eager, compiled)]
+            eager_error, compiled_error = (float(np.sqrt(np.mean((each - found[0]) ** 2))) for each in found[1:])
+            assert 0 < compiled_error < 1.1 * eager_error
     assert isinstance(compiled, DiffusersBackend)
     blocks: Any = compiled.transformer.get_submodule("transformer_blocks")
     assert all(block._compiled_call_impl for block in blocks)  # noqa: SLF001
 
 
 @pytest.mark.parametrize(("name", "offload"), [("onnx", "none"), ("diffusers", "model")])
-def test_what_cannot_be_compiled_is_refused(checkpoint: Checkpoint, name: str, offload: Offload) -> None:
-    """Graphs have a compiler of their own; a network that comes and goes would be compiled again and again."""
+def test_torch_compile_is_refused_if_unsupported(checkpoint: Checkpoint, name: str, offload: Offload) -> None:
+    """The `onnx` backend does not use PyTorch. An offloaded transformer would be compiled for each image."""
     options = Options(device="cpu", offload=offload, torch_compile=True)
-    with pytest.raises(InvalidSetting, match=r"torch_compile: got 'on'.*allow"):
+    with pytest.raises(InvalidSetting, match=r"torch_compile: got 'on'.*(turn it off|allows: off)"):
         open_backend(name, checkpoint, options)
 
 
-def test_what_does_not_compile_is_never_run_without(checkpoint: Checkpoint) -> None:
-    """A block that the compiler cannot take whole ends the opening with its words; it is not left eager in silence."""
+def test_a_failed_compilation_is_an_error(checkpoint: Checkpoint) -> None:
+    """The error has the compiler's reason. The block does not silently run without compilation."""
     transformer = load_network(checkpoint, "transformer", torch.float32)
     first = transformer.get_submodule("transformer_blocks.0")
     first.register_forward_pre_hook(lambda *_: torch._dynamo.graph_break())  # noqa: SLF001

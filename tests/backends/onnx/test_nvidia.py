@@ -1,4 +1,4 @@
-"""NVIDIA's graphs in the onnx backend: a small checkpoint of their layout against Diffusers, and what is refused."""
+"""NVIDIA's graphs in the `onnx` backend: images match Diffusers, and invalid graphs are refused."""
 
 import os
 import pickle
@@ -38,7 +38,7 @@ BF16 = f"transformer/bf16/{FILE}"
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded checkpoint in NVIDIA's layout, both transformers; beside them one with ONNX's own FP8 operators."""
+    """The embedded checkpoint in NVIDIA's layout with both transformers, and an FP8 one with ONNX's own operators."""
     directory = nvidia_layout.write(open_checkpoint(EMBEDDED), tmp_path_factory.mktemp("nvidia"))
     folder = directory / "ONNX" / "transformer"
     for name, custom in (("fp8", True), ("standard", False)):
@@ -48,30 +48,30 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(written: Path, tmp_path: Path) -> Path:
-    """A copy of links, to be damaged: a file is to be replaced, not written into."""
+    """A copy to damage. It consists of hard links, so replace files instead of writing to them."""
     shutil.copytree(written, tmp_path / "copy", copy_function=os.link)
     return tmp_path / "copy"
 
 
 def opened(directory: Path, transformer: Any = "auto") -> Checkpoint:
-    """The checkpoint with the embedded one for a companion."""
+    """Open a directory with the embedded checkpoint as its base."""
     return open_checkpoint(str(directory), base_checkpoint=EMBEDDED, transformer=transformer)
 
 
-def replaced(file: Path, content: bytes) -> None:
-    """Another file of that name."""
+def replace_file(file: Path, content: bytes) -> None:
+    """Replace a file by another of the same name."""
     file.unlink()
     file.write_bytes(content)
 
 
 def request(steps: int, guidance: float, negative: str, width: int, height: int) -> Request:
-    """What is drawn with both."""
+    """Return a request with the same prompt and seed each time."""
     return Request(PROMPT, negative, width, height, steps, guidance, SEED, "model", "revision", "profile")
 
 
 @pytest.mark.parametrize("transformer", ["bf16", "fp8"])
-def test_the_memory_plan_knows_their_size(written: Path, transformer: Any):
-    """Whatever holds them, the transformer's numbers are those of the checkpoint that was exported, to 5 %."""
+def test_the_size_of_a_graph_is_counted(written: Path, transformer: Any):
+    """The number of the transformer's parameters agrees with the exported checkpoint to 5 %."""
     exported, graphs = (
         network_sizes_on_disk(each) for each in (open_checkpoint(EMBEDDED), opened(written, transformer))
     )
@@ -82,7 +82,7 @@ def test_the_memory_plan_knows_their_size(written: Path, transformer: Any):
 
 @pytest.fixture(scope="module")
 def reference_pipeline() -> StableDiffusion3Pipeline:
-    """Diffusers' own reference_pipeline in float32, with the weights rounded to BF16."""
+    """Diffusers' own pipeline in float32, with weights that were rounded to BF16."""
     directory = open_checkpoint(EMBEDDED).directory
     plain = StableDiffusion3Pipeline.from_pretrained(directory, dtype=torch.bfloat16).to(torch.float32)
     plain.set_progress_bar_config(disable=True)
@@ -94,10 +94,10 @@ def reference_pipeline() -> StableDiffusion3Pipeline:
     [request(1, 0.0, "", 96, 64), request(4, 4.5, "a red dog", 80, 112), request(8, 7.0, "", 128, 128)],
     ids=["one step", "guided", "square"],
 )
-def test_same_seed_same_image_as_diffusers(
+def test_the_same_seed_gives_the_image_of_diffusers(
     written: Path, reference_pipeline: StableDiffusion3Pipeline, wanted: Request
 ) -> None:
-    """With the same weights, an image differs from Diffusers' by at most 2/255 at any pixel, 0.1/255 on average."""
+    """An image differs from Diffusers' by at most 2/255 at any pixel, and by 0.1/255 on average."""
     checkpoint = opened(written)
     ours = generate_directly(open_backend("onnx", checkpoint, Options()), checkpoint, wanted)
     theirs = reference_pipeline(
@@ -110,8 +110,8 @@ def test_same_seed_same_image_as_diffusers(
     assert difference.mean() <= 0.1
 
 
-def test_prompts_of_one_call_do_not_meet(written: Path) -> None:
-    """Encoded together, each prompt is what it is alone: the mask that the graphs ask for is every prompt's."""
+def test_prompts_in_one_call_do_not_affect_each_other(written: Path) -> None:
+    """The attention mask that replaces the graphs' input has a row for each prompt."""
     backend = open_backend("onnx", opened(written), Options())
     prompts = ["a cat", "", "a dog above a castle"]
     for prompt, together in zip(prompts, backend.encode_text(prompts), strict=True):
@@ -119,8 +119,8 @@ def test_prompts_of_one_call_do_not_meet(written: Path) -> None:
 
 
 @pytest.mark.parametrize("operators", ["TensorRT's", "ONNX's"])
-def test_fp8_rounds_what_fp8_rounds(copy: Path, operators: str) -> None:
-    """The FP8 transformer's velocity is PyTorch's with the same values rounded to E4M3; by TensorRT's or ONNX's own."""
+def test_an_fp8_graph_rounds_like_pytorch(copy: Path, operators: str) -> None:
+    """The velocity matches PyTorch with the same values rounded to E4M3, for TensorRT's and for ONNX's operators."""
     folder = copy / "ONNX" / "transformer"
     (folder / "fp8").rename(folder / "custom")
     (folder / {"TensorRT's": "custom", "ONNX's": "standard"}[operators]).rename(folder / "fp8")
@@ -145,7 +145,7 @@ def test_fp8_rounds_what_fp8_rounds(copy: Path, operators: str) -> None:
 
 
 def round_to_fp8(network: Any) -> None:
-    """What `nvidia_layout.quantise` does to the graph."""
+    """Round the same values as `nvidia_layout.quantise`."""
 
     def rounded(values: torch.Tensor, scale: float) -> torch.Tensor:
         return (values / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale
@@ -157,8 +157,8 @@ def round_to_fp8(network: Any) -> None:
                 module.register_forward_pre_hook(lambda _, inputs: (rounded(inputs[0], nvidia_layout.INPUT_SCALE),))
 
 
-def test_links_of_hugging_faces_cache_are_followed(written: Path, tmp_path: Path) -> None:
-    """There a file is a link to one of another name, in a folder of all files."""
+def test_links_in_hugging_faces_cache_are_followed(written: Path, tmp_path: Path) -> None:
+    """Each file is a link to a file with another name in another folder."""
     (tmp_path / "blobs").mkdir()
     for number, path in enumerate(path for path in written.rglob("*") if path.is_file()):
         link = tmp_path / "snapshot" / path.relative_to(written)
@@ -169,68 +169,66 @@ def test_links_of_hugging_faces_cache_are_followed(written: Path, tmp_path: Path
 
 
 def edited(change: Callable[[onnx.ModelProto], object]) -> Callable[[Path], None]:
-    """A damage that keeps a graph readable."""
+    """Return a function that changes a graph in a file."""
 
     def damage(file: Path) -> None:
         model = onnx.load(file, load_external_data=False)
         change(model)
-        replaced(file, model.SerializeToString())
+        replace_file(file, model.SerializeToString())
 
     return damage
 
 
 def make_static(model: onnx.ModelProto) -> None:
-    """A graph for one image at a time."""
+    """Fix the batch of the first input to one."""
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
 
 
-def other_type(model: onnx.ModelProto) -> None:
-    """As an export in FP16 has it."""
+def make_fp16(model: onnx.ModelProto) -> None:
+    """Change the type of the first input to FP16."""
     model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
 
 
 def escape(model: onnx.ModelProto) -> None:
-    """Weights that lie elsewhere."""
+    """Let a weight refer to a file outside of the folder."""
     weight = next(each for each in model.graph.initializer if each.external_data)
     next(entry for entry in weight.external_data if entry.key == "location").value = "../secret"
 
 
 def shorten(model: onnx.ModelProto) -> None:
-    """A weight within the graph that lost a byte."""
+    """Remove a byte of a weight inside the graph."""
     weight = max(model.graph.initializer, key=lambda each: len(each.raw_data))
     weight.raw_data = weight.raw_data[:-1]
 
 
-def foreign(model: onnx.ModelProto) -> None:
-    """An operator that only its maker's runtime has."""
+def make_unsupported(model: onnx.ModelProto) -> None:
+    """Change the domain of an operator to an unknown one."""
     model.graph.node[0].domain = "somewhere"
 
 
 @pytest.mark.parametrize(
     ("file", "damage", "why"),
     [
-        (BF16, lambda file: replaced(file, file.read_bytes()[:-1000]), "expected an ONNX graph, found"),
-        (BF16, lambda file: replaced(file, b""), "expected an ONNX graph, found none in its 0 bytes"),
-        (f"clip_l/{FILE}", lambda file: replaced(file, pickle.dumps({"a": 1})), "expected an ONNX graph, found"),
-        (BF16, lambda file: replaced(file, file.parents[2].joinpath("vae", FILE).read_bytes()),
+        (BF16, lambda file: replace_file(file, file.read_bytes()[:-1000]), "expected an ONNX graph, found"),
+        (BF16, lambda file: replace_file(file, b""), "expected an ONNX graph, found none in its 0 bytes"),
+        (f"clip_l/{FILE}", lambda file: replace_file(file, pickle.dumps({"a": 1})), "expected an ONNX graph, found"),
+        (BF16, lambda file: replace_file(file, file.parents[2].joinpath("vae", FILE).read_bytes()),
          "expected inputs hidden_states, encoder_hidden_states, pooled_projections, timestep; found latent"),
-        (f"vae/{FILE}", lambda file: replaced(file, file.parents[1].joinpath("t5", FILE).read_bytes()),
+        (f"vae/{FILE}", lambda file: replace_file(file, file.parents[1].joinpath("t5", FILE).read_bytes()),
          "expected inputs latent; found input_ids"),
-        (f"clip_g/{FILE}", lambda file: replaced(file, file.parents[1].joinpath("t5", FILE).read_bytes()),
+        (f"clip_g/{FILE}", lambda file: replace_file(file, file.parents[1].joinpath("t5", FILE).read_bytes()),
          "expected outputs text_embeddings, hidden_states; found text_embeddings"),
-        (f"t5/{FILE}", lambda file: replaced(file, file.parents[1].joinpath("clip_l", FILE).read_bytes()),
+        (f"t5/{FILE}", lambda file: replace_file(file, file.parents[1].joinpath("clip_l", FILE).read_bytes()),
          "input input_ids: expected INT32 [any, 20]; found INT32 [B, 16]"),
         (f"vae/{FILE}", edited(make_static), "BFLOAT16 [any, 16, any, any]; found BFLOAT16 [1, 16, H, W]"),
-        (f"vae/{FILE}", edited(other_type), "found FLOAT16 [B, 16, H, W]"),
+        (f"vae/{FILE}", edited(make_fp16), "found FLOAT16 [B, 16, H, W]"),
         (f"vae/{FILE}", edited(shorten), "expected 165888 bytes, found 165887"),
-        (f"vae/{FILE}", edited(foreign), "cannot be loaded"),
-        (BF16, edited(escape), "expected a file beside the graph, found '../secret'"),
+        (f"vae/{FILE}", edited(make_unsupported), "cannot be loaded"),
+        (BF16, edited(escape), "expected a file next to the graph, found '../secret'"),
     ],
 )  # fmt: skip
-def test_a_file_that_is_not_what_it_should_be_is_refused(
-    copy: Path, file: str, damage: Callable[[Path], None], why: str
-) -> None:
-    """Cut off, corrupt, mixed up or of another make: the file, what was expected and what was found are named."""
+def test_an_invalid_graph_is_refused(copy: Path, file: str, damage: Callable[[Path], None], why: str) -> None:
+    """The error names the file, and says what was expected and what was found."""
     damage(copy / "ONNX" / file)
     with pytest.raises(CheckpointError) as refused:
         open_backend("onnx", opened(copy), Options())
@@ -238,9 +236,9 @@ def test_a_file_that_is_not_what_it_should_be_is_refused(
     assert why in str(refused.value)
 
 
-@pytest.mark.parametrize(("keep", "why"), [(0, "is missing: "), (1000, "bytes or more, found 1000: it is cut off")])
-def test_weights_that_are_not_all_there_are_refused(copy: Path, keep: int, why: str) -> None:
-    """The file of weights beside a graph is looked at before it is read."""
+@pytest.mark.parametrize(("keep", "why"), [(0, "is missing: "), (1000, "bytes, found 1000; it is truncated")])
+def test_missing_or_truncated_weights_are_refused(copy: Path, keep: int, why: str) -> None:
+    """The error names the weight file."""
     (weights,) = (path for path in (copy / "ONNX" / "transformer" / "bf16").iterdir() if path.name != FILE)
     content = weights.read_bytes()[:keep]
     weights.unlink()
@@ -251,8 +249,8 @@ def test_weights_that_are_not_all_there_are_refused(copy: Path, keep: int, why: 
     assert str(weights) in str(refused.value)
 
 
-def test_transformers_that_changed_places_are_refused(copy: Path) -> None:
-    """A graph in BF16 in the folder of FP8, and the other way round, are told from what they hold."""
+def test_swapped_transformers_are_refused(copy: Path) -> None:
+    """A BF16 graph in the folder for FP8, or the other way round, is detected by its content."""
     folder = copy / "ONNX" / "transformer"
     (folder / "bf16").rename(folder / "other")
     (folder / "fp8").rename(folder / "bf16")
@@ -263,22 +261,22 @@ def test_transformers_that_changed_places_are_refused(copy: Path) -> None:
 
 
 def test_a_missing_library_is_named_with_the_remedy(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading graphs in BF16 takes a package that the default installation does not have."""
+    """Reading these graphs needs the package `onnx`, which is optional."""
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(BackendUnavailable, match=r"onnx, which reads.*sd35-fp8-mirror\[graphs\]"):
+    with pytest.raises(BackendUnavailable, match=r"onnx, needed to read its graphs.*sd35-fp8-mirror\[graphs\]"):
         open_backend("onnx", opened(written), Options())
 
 
-def test_graphs_are_for_the_onnx_backend_only(written: Path) -> None:
-    """The companion's weights are never drawn with in their place."""
+def test_the_diffusers_backend_refuses_graphs(written: Path) -> None:
+    """It does not use the base checkpoint's weights instead."""
     with pytest.raises(CheckpointError, match="which the onnx and tensorrt backends read"):
         open_backend("diffusers", opened(written), Options(device="cpu"))
 
 
 @pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="no TensorRT-RTX for it")
 @pytest.mark.parametrize("operators", ["none", "custom", "standard"])
-def test_tensorrt_builds_them(copy: Path, operators: str) -> None:
-    """As they are, FP8 by either kind of operators: masks and ControlNet's inputs become parts of the network."""
+def test_tensorrt_builds_engines_from_them(copy: Path, operators: str) -> None:
+    """This holds for both kinds of FP8 operators. Masks and ControlNet's inputs are no inputs of the engine."""
     if operators == "standard":
         shutil.rmtree(copy / "ONNX" / "transformer" / "fp8")
         (copy / "ONNX" / "transformer" / "standard").rename(copy / "ONNX" / "transformer" / "fp8")

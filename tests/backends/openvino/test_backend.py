@@ -1,4 +1,4 @@
-"""The openvino backend, beyond what contract and parity suites ask of all: two forms of a graph, BF16, refusals."""
+"""The `openvino` backend beyond the contract and parity suites: compiled forms of a graph, BF16, refused options."""
 
 import shutil
 import subprocess
@@ -33,42 +33,42 @@ IMPORT = (
 
 
 def without_graphs(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
-    """A copy with nothing but weights, configurations and tokenizers."""
+    """Copy a checkpoint without its graphs."""
     shutil.copytree(checkpoint.directory, directory, ignore=shutil.ignore_patterns("*.onnx"))
     return replace(checkpoint, directory=directory)
 
 
 def draw(backend: Backend, checkpoint: Checkpoint) -> Pixels:
-    """An image as the checkpoint's card has it, in fewer steps."""
+    """Generate an image with the card's defaults, but fewer steps."""
     size = checkpoint.card.width, checkpoint.card.height
     request = Request("a cat on a blue background", "", *size, 4, 4.5, 7, "model", "revision", "profile")
     return generate_directly(backend, checkpoint, request)
 
 
-def test_the_graph_for_one_image_and_the_one_for_any_shape_agree(checkpoint: Checkpoint) -> None:
-    """A row of the card's own size gets alone what it gets beside another, by another compilation."""
+def test_graphs_for_one_image_and_for_any_shape_agree(checkpoint: Checkpoint) -> None:
+    """A row of the default size gives the same result alone, with the fixed shape, and in a batch."""
     backend = open_backend("openvino", checkpoint, Options())
     side = checkpoint.card.width // 8
     cat, nothing = backend.encode_text(["a cat", ""])
     row = DenoiseRow(initial_noise(1, (16, side, side)), cat, nothing, 1.0, 4.5)
     assert isinstance(backend, GraphBackend)
-    transformer: Any = backend._transformer  # noqa: SLF001  which of the two computes shows nowhere else
-    assert transformer._one is not transformer._any  # noqa: SLF001  see above
+    transformer: Any = backend._transformer  # noqa: SLF001  there is no other way to observe which graph runs
+    assert transformer._fixed is not transformer._any  # noqa: SLF001  see above
     (alone,) = euler_step(backend, [row], 0.9)
-    beside = euler_step(backend, [row, row], 0.9)
-    for other in beside:
+    in_batch = euler_step(backend, [row, row], 0.9)
+    for other in in_batch:
         np.testing.assert_allclose(alone, other, atol=2e-5)
 
 
-def test_the_same_row_gets_the_same_bits_in_every_process(checkpoint: Checkpoint) -> None:
-    """Opened twice, it draws one image, bit for bit: what makes a replay the same file."""
+def test_images_are_bit_identical_after_reopening(checkpoint: Checkpoint) -> None:
+    """Replaying an image relies on this."""
     one, other = (draw(open_backend("openvino", checkpoint, Options()), checkpoint) for _ in range(2))
     assert (one == other).all()
 
 
 @pytest.mark.skipif(not HAS_BF16, reason="this processor has no BF16")
-def test_bfloat16_draws_what_float32_draws_but_for_its_rounding(checkpoint: Checkpoint) -> None:
-    """The images are near, and not the same: it does compute in BF16."""
+def test_images_in_bfloat16_are_close_to_float32(checkpoint: Checkpoint) -> None:
+    """They are not equal, which shows that BF16 is used."""
     in_bf16 = open_backend("openvino", checkpoint, Options(precision="bfloat16"))
     assert in_bf16.precision == "bfloat16"
     decibels = psnr_db(draw(in_bf16, checkpoint), draw(open_backend("openvino", checkpoint, Options()), checkpoint))
@@ -80,22 +80,22 @@ def test_bfloat16_draws_what_float32_draws_but_for_its_rounding(checkpoint: Chec
     [Options(precision="float16"), Options(precision="fp8"), Options(device="cuda"), Options(offload="model")],
     ids=str,
 )
-def test_what_it_cannot_honour_is_refused(checkpoint: Checkpoint, options: Options) -> None:
-    """It computes in float32 and BF16 on a CPU, and says so where something else is asked of it."""
+def test_unsupported_options_are_refused(checkpoint: Checkpoint, options: Options) -> None:
+    """The error lists the allowed values."""
     with pytest.raises(InvalidSetting, match="the openvino backend allows"):
         open_backend("openvino", checkpoint, options)
 
 
-def test_graphs_it_cannot_read_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """NVIDIA's, and none at all: with what reads them, and with the command that makes them."""
-    with pytest.raises(CheckpointError, match="NVIDIA's graphs, which the onnx backend reads"):
+def test_unsupported_or_missing_graphs_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The error names the backend that reads NVIDIA's graphs, or the command that builds missing ones."""
+    with pytest.raises(CheckpointError, match="NVIDIA's graphs, which the openvino backend does not read"):
         open_backend("openvino", replace(checkpoint, graphs=OfficialGraphs(tmp_path, "bf16")), Options())
     with pytest.raises(NotCompiled, match="--precision fp32 --target onnx"):
         open_backend("openvino", without_graphs(checkpoint, tmp_path / "bare"), Options())
 
 
-def test_a_graph_that_breaks_later_is_the_checkpoints_error(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """With its text encoders read anew for each text, it names the file that cannot be read any more."""
+def test_a_graph_that_is_damaged_later_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """With offload "encoders", graphs of text encoders are read again for each call."""
     copy = replace(checkpoint, directory=tmp_path / "copy")
     shutil.copytree(checkpoint.directory, copy.directory)
     backend = open_backend("openvino", copy, Options(offload="encoders"))
@@ -105,7 +105,7 @@ def test_a_graph_that_breaks_later_is_the_checkpoints_error(checkpoint: Checkpoi
 
 
 def test_memory_does_not_grow_with_each_new_size(checkpoint: Checkpoint) -> None:
-    """After the largest, sixty other sizes add next to nothing: what OpenVINO keeps of each is bounded."""
+    """After the largest size, sixty other sizes add little, because OpenVINO's cache of shapes is limited."""
     backend = open_backend("openvino", checkpoint, Options())
     backend.decode_latents([initial_noise(1, (16, 32, 32))])
     before_bytes = backend.memory.held_bytes()
@@ -115,17 +115,15 @@ def test_memory_does_not_grow_with_each_new_size(checkpoint: Checkpoint) -> None
     assert backend.memory.held_bytes() - before_bytes < 60e6
 
 
-def test_compiled_graphs_draw_what_the_checkpoints_own_draw(
-    checkpoint: Checkpoint, compiled: Path, tmp_path: Path
-) -> None:
-    """Where none lie beside the weights, those of `sd35 compile --precision fp32` are read, with ONNX's attention."""
+def test_graphs_of_sd35_compile_give_the_same_image(checkpoint: Checkpoint, compiled: Path, tmp_path: Path) -> None:
+    """They are used if there are no graphs next to the weights, and have standard operators for attention."""
     bare = without_graphs(checkpoint, tmp_path / "bare")
     ours = draw(open_backend("openvino", checkpoint, Options()), checkpoint)
     other = draw(open_backend("openvino", bare, Options(cache_dir=compiled)), checkpoint)
     assert abs(ours.astype(int) - other).max() <= 1
 
 
-def test_it_imports_neither_pytorch_nor_what_would_call_home() -> None:
-    """OpenVINO sends an event to Google at every import, where its telemetry can be imported."""
+def test_it_imports_neither_pytorch_nor_telemetry() -> None:
+    """If its telemetry package can be imported, OpenVINO sends an event to Google on each import."""
     ended = subprocess.run([sys.executable, "-c", IMPORT], check=False, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

@@ -1,6 +1,6 @@
-"""The tensorrt backend as far as a machine without a GPU can tell: what it refuses, what it wants, its types.
+"""The parts of the `tensorrt` backend that do not need a GPU: its types, its requirements and its errors.
 
-The contract and the parity suites run over it, too, with networks of another runtime in the place of engines.
+The contract and parity suites also test it, with networks of another runtime instead of engines.
 """
 
 import inspect
@@ -36,8 +36,8 @@ from tests.support.onnx_networks import OnnxNetworks
 from tests.support.solving import euler_step
 
 HAS_TENSORRT = (sys.platform, platform.machine()) == ("linux", "x86_64")
-wants_tensorrt = pytest.mark.skipif(not HAS_TENSORRT, reason="TensorRT-RTX is for Linux on x86-64")
-wants_no_gpu = pytest.mark.skipif(bool(flavour.gpu_architectures()), reason="there is a GPU here")
+needs_tensorrt = pytest.mark.skipif(not HAS_TENSORRT, reason="TensorRT-RTX is for Linux on x86-64")
+needs_no_gpu = pytest.mark.skipif(bool(flavour.gpu_architectures()), reason="this machine has a GPU")
 
 CLASSES: dict[str, type] = {
     "IOptimizationProfile": types.Profile,
@@ -53,10 +53,10 @@ CLASSES: dict[str, type] = {
 }
 
 
-@wants_tensorrt
+@needs_tensorrt
 @pytest.mark.parametrize("name", CLASSES)
-def test_the_types_are_those_of_the_real_package(name: str) -> None:
-    """Each member that is used is there, a method with the same parameters, in the same order, and all it needs."""
+def test_the_types_match_the_real_package(name: str) -> None:
+    """All used members exist. Methods have the same parameters in the same order."""
     real, ours = getattr(find_flavour().trt, name), CLASSES[name]
     settable = {key for key in ours.__annotations__ if not key.startswith("_")}
     used = settable | {key for key in vars(ours) if not key.startswith("_")}
@@ -74,9 +74,9 @@ def test_the_types_are_those_of_the_real_package(name: str) -> None:
         assert parameters in known, (key, signatures)
 
 
-@wants_tensorrt
-def test_the_modules_names_are_those_of_the_real_package() -> None:
-    """The enumerations' members that are asked for, and the classes that are made."""
+@needs_tensorrt
+def test_the_used_names_exist_in_the_real_package() -> None:
+    """These are members of enumerations, and classes."""
     trt = find_flavour().trt
     for enumeration, members in {
         "BuilderFlag": ["WEIGHT_STREAMING"],
@@ -92,8 +92,8 @@ def test_the_modules_names_are_those_of_the_real_package() -> None:
 
 
 @given(st.dictionaries(st.sampled_from(["text_encoder_3", "transformer", "vae"]), st.integers(0, 100)), st.integers())
-def test_weights_stream_only_where_they_have_no_room(streamable: dict[str, int], room: int) -> None:
-    """What stays fits, all of it where there is room, and the transformer's before the others'."""
+def test_only_weights_that_do_not_fit_are_streamed(streamable: dict[str, int], room: int) -> None:
+    """The budgets use all of the room, and the transformer has priority."""
     budgets = streaming_budgets(streamable, room)
     assert budgets.keys() == streamable.keys()
     assert sum(budgets.values()) == min(sum(streamable.values()), max(0, room))
@@ -102,8 +102,8 @@ def test_weights_stream_only_where_they_have_no_room(streamable: dict[str, int],
         assert sum(budgets.values()) == budgets["transformer"]
 
 
-def test_the_workspace_is_one_and_grows() -> None:
-    """Engines share a place; one that needs more gets a larger one, and what was recorded with the former is void."""
+def test_the_workspace_grows_if_needed() -> None:
+    """Its version changes with its address, so that CUDA graphs recorded before are not replayed."""
     workspace = Workspace(torch.device("cpu"))
     address, size_bytes = workspace.take(1000)
     version = workspace.version
@@ -123,15 +123,15 @@ def test_the_workspace_is_one_and_grows() -> None:
         (Options(device="cpu"), "device: got 'cpu'; the tensorrt backend allows: auto, cuda"),
     ],
 )
-def test_what_engines_cannot_do_is_refused(options: Options, why: str) -> None:
-    """The error says what was asked and what is allowed."""
+def test_unsupported_options_are_refused(options: Options, why: str) -> None:
+    """The error has the value and the allowed values."""
     with pytest.raises(InvalidSetting, match=re.escape(why)):
         SPEC.check_options(options, "cuda")
 
 
-@wants_no_gpu
-def test_what_is_missing_is_named(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library, the GPU or both, each with what to do."""
+@needs_no_gpu
+def test_missing_requirements_are_named(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the library, the GPU or both, each with a remedy."""
     gpu, library = "there is no NVIDIA GPU, or no driver for it", "TensorRT is not installed"
     if HAS_TENSORRT:
         with pytest.raises(BackendUnavailable, match=rf"'tensorrt' cannot run: {gpu}\. .* another --backend"):
@@ -145,8 +145,8 @@ def test_what_is_missing_is_named(checkpoint: Checkpoint, monkeypatch: pytest.Mo
     assert gpu not in str(raised.value)
 
 
-def test_an_unloadable_library_differs_from_a_missing_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In its own words; the other flavour is taken where that one can be loaded."""
+def test_a_library_that_cannot_be_loaded_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error has the reason. If the other flavour can be loaded, it is used instead."""
     (tmp_path / "tensorrt.py").write_text("raise OSError('libnvinfer.so.11: cannot open shared object file')")
     monkeypatch.syspath_prepend(tmp_path)
     if HAS_TENSORRT:
@@ -163,15 +163,15 @@ def test_an_unloadable_library_differs_from_a_missing_one(tmp_path: Path, monkey
 
 @pytest.fixture(scope="module")
 def backend_f32(checkpoint: Checkpoint) -> TensorRtBackend:
-    """The same in float32."""
+    """A backend in float32."""
     return TensorRtBackend(checkpoint, "float32", OnnxNetworks(checkpoint), HostMemory(), {})
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "fp8"])
-def test_between_networks_it_computes_in_bf16(
+def test_latents_and_embeddings_are_in_bf16(
     checkpoint: Checkpoint, precision: Precision, backend_f32: TensorRtBackend
 ) -> None:
-    """Latents and embeddings are BF16, and the step that of float32 within what BF16 rounds."""
+    """A step matches float32 within the rounding of BF16."""
     backend = TensorRtBackend(checkpoint, precision, OnnxNetworks(checkpoint), HostMemory(), {})
     latents, images = [], []
     for each in (backend, backend_f32):
@@ -181,16 +181,16 @@ def test_between_networks_it_computes_in_bf16(
         images += each.decode_latents(latents[-1:])
     assert [latent.dtype for latent in latents] == [torch.bfloat16, torch.float32]
     assert backend.precision == precision
-    off = (latents[0].float() - latents[1]).abs()
-    assert 0 < off.mean() < 2**-7  # half of BF16's last bit of a value of a few units; guidance multiplies it
+    difference = (latents[0].float() - latents[1]).abs()
+    assert 0 < difference.mean() < 2**-7  # half of BF16's last bit of a value of a few units; guidance multiplies it
     assert np.abs(images[0].astype(int) - images[1]).mean() < 2
 
 
-def test_what_the_planner_offers_is_honoured(checkpoint: Checkpoint) -> None:
-    """It places all there, or streams; neither is refused."""
-    wanted = PlacementRequest("tensorrt", "bfloat16", Workload(128, 128, 2))
-    plan = make_plan([network_sizes_on_disk(checkpoint)], wanted, AvailableMemory("cuda", 10**10, 10**10))
+def test_planned_offloads_are_accepted(checkpoint: Checkpoint) -> None:
+    """The planner offers "none" and "sequential"."""
+    request = PlacementRequest("tensorrt", "bfloat16", Workload(128, 128, 2))
+    plan = make_plan([network_sizes_on_disk(checkpoint)], request, AvailableMemory("cuda", 10**10, 10**10))
     assert [placement.offload for placement in plan.placements] == ["none", "sequential"]
     for placement in plan.placements:
-        with pytest.raises(BackendUnavailable):  # there is no such device
+        with pytest.raises(BackendUnavailable):  # the device does not exist
             open_tensorrt(checkpoint, Options(offload=placement.offload, device="cuda:99"))

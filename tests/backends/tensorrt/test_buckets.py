@@ -1,4 +1,4 @@
-"""Size buckets: every size that may be asked for is served, by the tightest."""
+"""Size buckets: parsing, and the choice of the tightest bucket for a size."""
 
 import pytest
 from hypothesis import given
@@ -15,7 +15,7 @@ _SIZES = st.tuples(_SIDES, _SIDES)
 
 @st.composite
 def _texts(draw: st.DrawFn) -> str:
-    """One of `--shapes`: a size, or a range."""
+    """Draw a bucket as text: a size or a range."""
     one, other = draw(_SIZES), draw(_SIZES)
     if draw(st.booleans()):
         return f"{one[0]}x{one[1]}"
@@ -24,28 +24,30 @@ def _texts(draw: st.DrawFn) -> str:
 
 @given(st.lists(_texts(), max_size=4), _SIZES)
 def test_every_size_has_the_tightest_bucket(texts: list[str], size: Size) -> None:
-    """What a checkpoint draws is served, by no bucket whose largest image is larger than another's that serves it."""
+    """The chosen bucket contains the size. No other bucket that contains it has a smaller maximum."""
     buckets = buckets_of(",".join(texts), CARD)
     chosen = buckets[bucket_for(buckets, size)]
-    assert chosen.holds(size)
+    assert chosen.contains(size)
     assert all(
-        chosen.most[0] * chosen.most[1] <= bucket.most[0] * bucket.most[1] for bucket in buckets if bucket.holds(size)
+        chosen.largest[0] * chosen.largest[1] <= bucket.largest[0] * bucket.largest[1]
+        for bucket in buckets
+        if bucket.contains(size)
     )
 
 
 @given(st.lists(_texts(), max_size=4))
-def test_text_makes_the_same_buckets_again(texts: list[str]) -> None:
-    """Buckets are written as they are read, however often, in whatever order they were named."""
+def test_formatted_buckets_can_be_parsed(texts: list[str]) -> None:
+    """Their order in the text does not matter."""
     buckets = buckets_of(",".join(texts), CARD)
     assert buckets_of(text_of(buckets), CARD) == buckets
     if texts:
         assert buckets_of(",".join(reversed(texts)), CARD) == buckets
     for bucket in buckets:
-        assert bucket.holds(bucket.usual)
+        assert bucket.contains(bucket.typical)
 
 
-def test_without_a_text_it_is_the_native_size_and_all_sizes() -> None:
-    """The native size has a bucket of its own; an exact one is preferred to a range that ends there."""
+def test_by_default_there_are_buckets_for_the_default_size_and_for_all_sizes() -> None:
+    """A bucket of exactly one size is preferred to a range that ends at this size."""
     native, whole = buckets_of("", CARD)
     assert native == Bucket((1024, 1024), (1024, 1024), (1024, 1024))
     assert whole == Bucket((256, 256), (1024, 1024), (1440, 1440))
@@ -56,7 +58,7 @@ def test_without_a_text_it_is_the_native_size_and_all_sizes() -> None:
 
 
 @pytest.mark.parametrize("text", ["big", "1024", "1000x1024", "128x128", "1024x2048", "1024x1024..512x512", "8x8..9x9"])
-def test_a_size_that_cannot_be_drawn_is_refused(text: str) -> None:
-    """With what came, and what is allowed."""
+def test_an_invalid_bucket_is_refused(text: str) -> None:
+    """The error has the text and the allowed sizes."""
     with pytest.raises(InvalidSetting, match=f"shapes: got '{text}'; allowed: sides of 256 to 1440 px"):
         buckets_of(text, CARD)

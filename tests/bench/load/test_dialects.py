@@ -1,4 +1,4 @@
-"""Each dialect asks a real service for the same image and reads its response."""
+"""Each dialect requests the same image from a real service and reads its response."""
 
 import asyncio
 
@@ -43,7 +43,7 @@ def test_each_dialect_sends_every_field_that_it_supports(url: str):
 
 
 def test_stability_sends_the_aspect_ratio(url: str):
-    """The server chooses steps and pixels; seed, guidance and prompts arrive."""
+    """The server chooses the steps and the size. Seed, guidance and prompts are sent."""
     request = BenchRequest("k", "a cat", 7, "a dog", (96, 64), None, 4.5)
     answer = generate(url, "stability", request)
     assert answer.status == "completed", answer
@@ -72,7 +72,7 @@ def test_an_overloaded_server_refuses(dialect: str, status: int):
 
 
 def test_an_html_error_becomes_one_short_line():
-    """Line breaks are collapsed and the text is cut."""
+    """Line breaks become spaces, and the text is truncated."""
     message = (
         DIALECTS["sd35"].parse_response(httpx2.Response(500, text="<html>\n  <h1>Oh</h1>\n" + "<p>no\n" * 100)).message
     )
@@ -83,18 +83,18 @@ def test_an_html_error_becomes_one_short_line():
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("content", [b"", b"{}", b"<html>", b'{"data": [{"url": "x"}], "images": []}'])
 def test_a_response_without_an_image_is_a_failure(dialect: str, content: bytes):
-    """Even if its status is 200."""
+    """The status of these responses is 200."""
     assert DIALECTS[dialect].parse_response(httpx2.Response(200, content=content)).status == "failed"
 
 
 def test_the_plain_server_accepts_every_field():
-    """`benchmarks/plain_fastapi.py` has a field of the same name for everything that is sent."""
+    """`benchmarks/plain_fastapi.py` has a field of the same name for each field of a request."""
     body = DIALECTS["plain"].build_request(EVERYTHING)["json"]
     assert Txt2Img(**body).model_dump(include=set(body)) == body
 
 
 def test_the_api_key_is_sent_as_each_dialect_expects():
-    """As a bearer token, or by HTTP Basic with or without a user name."""
+    """The key is a bearer token, or the password of HTTP Basic with or without a user name."""
     assert DIALECTS["openai"].headers("k") == {"Authorization": "Bearer k"}
     assert DIALECTS["a1111"].headers("k") == {"Authorization": "Basic dXNlcjpr"}
     assert DIALECTS["a1111"].headers("me:k") == {"Authorization": "Basic bWU6aw=="}
@@ -113,7 +113,7 @@ def test_the_api_key_is_sent_as_each_dialect_expects():
     ],
 )
 def test_fields_that_a_dialect_does_not_support_are_refused(request_class: RequestClass, message: str):
-    """Its own default workload is always supported."""
+    """The default workload of a dialect is always supported."""
     dialect = dialect_of("stability")
     dialect.check(dialect.default_workload())
     with pytest.raises(InvalidSetting) as raised:
@@ -129,7 +129,7 @@ def test_the_error_of_an_unknown_dialect_lists_the_known_ones():
 
 
 def test_batches_are_counted_by_occupancy():
-    """Only those between the two scrapes, in the buckets of the service."""
+    """Only batches between the two scrapes count. The buckets are those of the service."""
     metrics = Metrics(max_rows=8)
     scrapes = []
     for rows in ([8], [1, 2, 2, 7, 8]):
@@ -142,7 +142,7 @@ def test_batches_are_counted_by_occupancy():
 
 
 def test_metrics_and_models_are_fetched_from_this_projects_servers(url: str):
-    """Servers of other dialects are not asked for them."""
+    """They are not fetched from servers of other dialects."""
     target = Target(Server(url), DIALECTS["sd35"])
     before = target.metrics()
     generate(url, "sd35", BenchRequest("k", "a cat", 1, steps=3, guidance=0.0))

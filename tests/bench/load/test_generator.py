@@ -33,7 +33,7 @@ def test_arrivals_are_sorted_within_the_time_and_fixed_by_the_seed(rate: float, 
 
 
 def test_arrivals_are_a_poisson_process():
-    """Gaps are exponential and independent with the mean of the rate, and the variance of counts equals their mean."""
+    """Gaps are exponential, independent, and 1 / rate on average. The variance of counts equals their mean."""
     moments = np.array(arrivals(50, 1000, "a long one"))
     gaps = np.diff(moments)
     assert gaps.mean() == pytest.approx(1 / 50, rel=0.03)
@@ -44,8 +44,8 @@ def test_arrivals_are_a_poisson_process():
 
 
 @asynccontextmanager
-async def holding(until: int) -> AsyncIterator[str]:
-    """A server that answers only once `until` requests have arrived."""
+async def stalling_server(until: int) -> AsyncIterator[str]:
+    """Run a server that answers only after `until` requests have arrived."""
     count, enough = 0, asyncio.Event()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -71,7 +71,7 @@ def test_an_open_loop_does_not_wait_for_responses():
     """A server that stalls until the last request still receives all of them, each timed from its scheduled moment."""
 
     async def run() -> list[RequestResult]:
-        async with holding(5) as url, LoadClient(url, DIALECTS["plain"]) as client:
+        async with stalling_server(5) as url, LoadClient(url, DIALECTS["plain"]) as client:
             return await open_loop(client, endless_requests(), [0.0, 0.01, 0.02, 0.03, 0.06])
 
     answers = asyncio.run(run())
@@ -83,19 +83,19 @@ def test_an_open_loop_does_not_wait_for_responses():
         0.03,
         0.06,
     ]
-    assert answers[0].latency_s >= 0.06  # from its own moment until the last had asked
+    assert answers[0].latency_s >= 0.06  # from its scheduled moment until the last request arrived
 
 
 def test_latency_counts_from_the_scheduled_moment_if_the_client_is_late():
-    """A request sent after a stall has waited for the stall."""
+    """The latency of a request that is sent after a stall includes the stall."""
 
     class Stalling(LoadClient):
         async def send(self, request: BenchRequest, scheduled_s: float | None = None) -> RequestResult:
-            time.sleep(0.1)  # noqa: ASYNC251  it holds up everything: that is what is tried
+            time.sleep(0.1)  # noqa: ASYNC251  blocks the event loop on purpose
             return await super().send(request, scheduled_s)
 
     async def run() -> list[RequestResult]:
-        async with holding(1) as url, Stalling(url, DIALECTS["plain"]) as client:
+        async with stalling_server(1) as url, Stalling(url, DIALECTS["plain"]) as client:
             return await open_loop(client, endless_requests(), [0.0, 0.001, 0.002])
 
     answers = asyncio.run(run())
@@ -107,7 +107,7 @@ def test_a_closed_loop_keeps_one_request_per_client_under_way():
     """A server that waits for three requests answers three clients."""
 
     async def run() -> list[RequestResult]:
-        async with holding(3) as url, LoadClient(url, DIALECTS["plain"]) as client:
+        async with stalling_server(3) as url, LoadClient(url, DIALECTS["plain"]) as client:
             return await closed_loop(client, endless_requests(), clients=3, seconds=0.05)
 
     answers = asyncio.run(run())
@@ -116,7 +116,7 @@ def test_a_closed_loop_keeps_one_request_per_client_under_way():
 
 
 def test_an_unreachable_server_is_a_failed_request():
-    """The message names the error."""
+    """The message names the exception."""
 
     async def run() -> RequestResult:
         async with LoadClient("http://127.0.0.1:9", DIALECTS["plain"]) as client:
@@ -140,7 +140,7 @@ def test_an_image_partly_within_the_window_counts_in_proportion():
 
 @given(clients=st.integers(1, 9), latency_s=st.floats(0.3, 7))
 def test_the_rate_of_a_steady_closed_loop_follows_littles_law(clients: int, latency_s: float):
-    """The number of clients over the latency, however few images fit into the window."""
+    """The rate is the number of clients over the latency, even if only few images fit into the window."""
     done = [
         request_result(latency_s, scheduled_s=number * latency_s)
         for number in range(int(10 / latency_s) + 1)

@@ -18,7 +18,7 @@ MISSING_PID = 2**30  # above any process id
 
 
 def test_a_machine_is_busy_if_other_processes_use_more_than_a_tenth_of_it():
-    """Before or during the measurement, on average; a short burst does not count."""
+    """The mean counts, before and during the measurement. A short burst does not make the machine busy."""
     cores = background_load(0.0, []).cores
     assert not background_load(0.09 * cores, [0.0, 0.1 * cores]).is_busy
     assert background_load(0.11 * cores, []).is_busy
@@ -38,7 +38,7 @@ def test_own_processes_do_not_count_as_background(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_process_tree_includes_children():
-    """The workers of a server count as the server."""
+    """So the memory of a server includes its workers."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         assert {os.getpid(), child.pid} <= {process.pid for process in process_tree(os.getpid())}
         child.communicate()
@@ -47,7 +47,7 @@ def test_a_process_tree_includes_children():
 
 
 def test_this_machine_is_described_with_library_versions():
-    """Cores, memory, and the versions of the libraries that compute."""
+    """The description also has cores and memory."""
     machine = this_machine()
     assert machine.cores >= 1
     assert machine.memory_bytes > 2**28
@@ -55,7 +55,7 @@ def test_this_machine_is_described_with_library_versions():
 
 
 class Nvml:
-    """A fake of nvidia-ml-py with one GPU for each of `energies`. None: that GPU does not count energy."""
+    """A fake of nvidia-ml-py with one GPU for each of `energies`. A GPU with None does not report energy."""
 
     class NVMLError(Exception):
         """The error of the library."""
@@ -67,23 +67,23 @@ class Nvml:
         """Do nothing."""
 
     def nvmlDeviceGetCount(self) -> int:  # noqa: N802
-        """Count the GPUs."""
+        """Return the number of GPUs."""
         return len(self.energies)
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
-        """Use the index as the handle."""
+        """Return the index as the handle."""
         return index
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[SimpleNamespace]:  # noqa: N802
-        """List the server's process and another one."""
+        """Return the server's process and another one."""
         return [SimpleNamespace(pid=pid, usedGpuMemory=100 + handle if pid == 1 else 7) for pid in self.pids]
 
     def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:  # noqa: N802  NVML's name
-        """Give the memory in use of the whole GPU."""
+        """Return the used memory of the whole GPU."""
         return SimpleNamespace(used=1000 + handle)
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:  # noqa: N802
-        """Give millijoules."""
+        """Return the energy in millijoules."""
         energy = self.energies[handle]
         if energy is None:
             raise self.NVMLError
@@ -97,7 +97,7 @@ class Nvml:
 def test_gpu_memory_is_that_of_the_servers_processes(
     monkeypatch: pytest.MonkeyPatch, energies: list[int | None], expected: GpuSample | None
 ):
-    """Over all GPUs together; energy only if all of them report it."""
+    """Memory is added up over all GPUs. Energy is known only if all of them report it."""
     monkeypatch.setitem(sys.modules, "pynvml", Nvml(energies))
     monkeypatch.setattr("sd35.bench.monitoring.gpu.find_spec", lambda _: True)
     gpus = Gpus()
@@ -106,17 +106,17 @@ def test_gpu_memory_is_that_of_the_servers_processes(
 
 
 @pytest.mark.parametrize(("pids", "used_bytes"), [((), 2001), ((MISSING_PID,), 2001), ((os.getpid(),), 0)])
-def test_gpu_memory_is_the_devices_if_no_local_process_is_listed(
+def test_gpu_memory_is_that_of_the_gpus_if_no_local_process_is_listed(
     monkeypatch: pytest.MonkeyPatch, pids: tuple[int, ...], used_bytes: int
 ):
-    """As in a container. If other local processes are listed, the server holds nothing."""
+    """So it is in a container. If other local processes are listed, the server uses no GPU memory."""
     monkeypatch.setitem(sys.modules, "pynvml", Nvml([None, None], pids))
     monkeypatch.setattr("sd35.bench.monitoring.gpu.find_spec", lambda _: True)
     assert Gpus().sample([1]) == GpuSample(used_bytes, None)
 
 
 def test_local_gpus_are_not_sampled_for_a_remote_server(monkeypatch: pytest.MonkeyPatch):
-    """Neither memory nor energy."""
+    """The reason says that its process is not visible."""
     monkeypatch.setitem(sys.modules, "pynvml", Nvml([2500]))
     monkeypatch.setattr("sd35.bench.monitoring.gpu.find_spec", lambda _: True)
     gpus = Monitor("http://192.0.2.1", None, None, 0.0).gpus
@@ -126,7 +126,7 @@ def test_local_gpus_are_not_sampled_for_a_remote_server(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(("url", "pid"), [("http://127.0.0.1", 80), ("https://127.0.0.1", 443), ("http://[::1]:9", 9)])
 def test_a_server_is_found_by_the_default_port_of_its_scheme(monkeypatch: pytest.MonkeyPatch, url: str, pid: int):
-    """If the address names no port."""
+    """An explicit port takes precedence."""
     listening = [SimpleNamespace(pid=n, status=psutil.CONN_LISTEN, laddr=SimpleNamespace(port=n)) for n in (9, 80, 443)]
     monkeypatch.setattr(psutil, "net_connections", lambda _: listening)
     assert pid_at(url) == pid

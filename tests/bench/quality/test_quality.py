@@ -29,7 +29,7 @@ def noise(seed: int, side_px: int = 24) -> np.ndarray:
 
 
 def ssim_by_definition(one: np.ndarray, other: np.ndarray) -> float:
-    """Equations 6, 13 to 16 of the paper, window by window."""
+    """Compute equations 6 and 13 to 16 of the paper, window by window."""
     luma = np.array([0.299, 0.587, 0.114])
     x, y = one @ luma, other @ luma
     offsets = np.arange(WINDOW_PX) - 5
@@ -51,7 +51,7 @@ def ssim_by_definition(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.mark.parametrize("amount", [1, 20, 255])
 def test_ssim_equals_its_definition(amount: int):
-    """For images that are close, less close, and unrelated."""
+    """The images are similar, less similar, and unrelated."""
     one = noise(1)
     other = np.clip(one.astype(int) + np.random.default_rng(2).integers(-amount, amount + 1, one.shape), 0, 255)
     other = other.astype(np.uint8)
@@ -60,13 +60,13 @@ def test_ssim_equals_its_definition(amount: int):
 
 
 def test_psnr_equals_its_definition():
-    """A difference of 16 levels everywhere is 20 log10(255 / 16) dB; equal images have no PSNR."""
+    """A difference of 16 levels everywhere is 20 log10(255 / 16) dB. Equal images have no PSNR."""
     flat = np.full((16, 16, 3), 100, np.uint8)
     assert psnr_db(mean_squared_error(flat, flat + np.uint8(16))) == pytest.approx(20 * np.log10(255 / 16))
     assert psnr_db(mean_squared_error(flat, flat)) is None
 
 
-def test_images_are_compared_over_all_and_by_the_worst():
+def test_a_comparison_has_figures_of_all_images_and_of_the_worst():
     """Identical images are counted."""
     ours = [noise(1), noise(2)]
     theirs = [noise(1), noise(2) ^ np.uint8(1)]
@@ -87,37 +87,37 @@ def test_images_of_other_sizes_are_not_compared():
 
 
 def test_examples_are_thumbnails():
-    """WebP files of at most 192 px."""
+    """They are at most 192 px wide and high."""
     (pair,) = example_pairs(["a cat"], [noise(1, 400)], [noise(2, 400)])
     assert decode_image(base64.b64decode(pair.image)).shape == (192, 192, 3)
 
 
-def generated(objects: tuple[str, ...], background: str, relation: str | None) -> np.ndarray:
-    """Compose a scene from the glyphs."""
+def draw_scene(objects: tuple[str, ...], background: str, relation: str | None) -> np.ndarray:
+    """Draw a scene with the glyphs."""
     image = Image.new("RGB", (128, 128), BACKGROUNDS[background])
     row = Image.open(GLYPHS)
     order = objects[::-1] if relation in {"right", "below"} else objects
     for place, name in enumerate(order):
         left = OBJECTS.index(name) * GLYPH_PX
         glyph = row.crop((left, 0, left + GLYPH_PX, GLYPH_PX))
-        at = (
+        position = (
             (40, 40)
             if relation is None
             else (40, 8 + 64 * place)
             if relation in {"above", "below"}
             else (8 + 64 * place, 40)
         )
-        image.paste(glyph, at, glyph)
+        image.paste(glyph, position, glyph)
     return np.asarray(image)
 
 
 def test_the_judge_recognises_the_scene_of_an_image():
     """With other objects, another background or a mirrored relation, an image is not correct."""
     scenes = evaluation_scenes(12)
-    correct = [generated(*scene) for scene in scenes]
+    correct = [draw_scene(*scene) for scene in scenes]
     assert correct_share(correct, scenes) == 1
     assert correct_share(correct[2:] + correct[:2], scenes) == 0
-    mirrored = [image[::-1, ::-1] for image in correct]  # swaps pairs and turns glyphs upside down
+    mirrored = [image[::-1, ::-1] for image in correct]  # swaps the objects of pairs and turns glyphs upside down
     assert correct_share(mirrored, scenes) < 0.5
 
 

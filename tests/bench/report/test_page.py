@@ -56,7 +56,7 @@ def matrix(result: Result) -> Matrix:
     cells = [
         Cell(backend="onnx", precision="float32", batch_rows=2, images_per_s=estimate_of(4, 0.1), p95_s=estimate_of(1)),
         Cell(backend="onnx", precision="float32", batch_rows=8, images_per_s=estimate_of(6, 0.1), p95_s=estimate_of(2)),
-        Cell(backend="tensorrt", precision="fp8", batch_rows=2, skip_reason="it computes on GPUs only"),
+        Cell(backend="tensorrt", precision="fp8", batch_rows=2, skip_reason="it runs only on GPUs"),
     ]
     return Matrix(
         created_at=result.created_at, machine=result.machine, background=BUSY, workload=result.workload,
@@ -66,7 +66,7 @@ def matrix(result: Result) -> Matrix:
 
 
 def test_the_page_is_self_contained_and_well_formed(result: Result, matrix: Matrix):
-    """No script, style sheet, image, font or address from elsewhere."""
+    """It refers to no external script, style sheet, image, font or address."""
     quality = result.quality
     assert quality
     pair = ImagePair(prompt="a cat", image="UklGRg==", reference_image="UklGRg==")
@@ -82,7 +82,7 @@ def test_the_page_is_self_contained_and_well_formed(result: Result, matrix: Matr
 
 
 def test_the_page_shows_all_figures(result: Result):
-    """With their intervals, the machine, versions, commit, settings, and a plot of each kind."""
+    """It also has intervals, the machine, versions, the commit, settings, and a plot of each kind."""
     text = Elements(report_page(result)).text
     for words in (
         "quiet machine", "closed, 2 clients", "open, 3/s", "0.51 ±0.02", "PSNR 40.0 dB", "numpy 2.4", "0123456789ab",
@@ -93,28 +93,28 @@ def test_the_page_shows_all_figures(result: Result):
 
 
 def test_the_published_page_is_the_rendering_of_the_published_result():
-    """docs/bench holds a real run in the current format."""
+    """docs/bench has a real run in the current format."""
     content = (PUBLISHED / "bench.html").read_text(encoding="utf-8")
     assert report_page(read(PUBLISHED / "bench.json")) == content
 
 
 def test_a_busy_machine_is_marked_on_the_page(result: Result):
-    """In words, and with a banner of its own."""
+    """The banner says so and has another style."""
     content = report_page(result.model_copy(update={"background": BUSY}))
     assert "BUSY MACHINE: other processes used" in content
     assert 'class="banner busy"' in content
 
 
-def test_the_page_of_a_matrix_lists_what_did_not_run(matrix: Matrix):
-    """With the reason; those that ran have ratios to the first."""
+def test_the_page_of_a_matrix_lists_combinations_that_did_not_run(matrix: Matrix):
+    """Each has its reason. Combinations that ran have ratios to the first."""
     elements = Elements(report_page(matrix))
-    assert "it computes on GPUs only" in elements.text
+    assert "it runs only on GPUs" in elements.text
     assert "tensorrt/fp8, 2 rows" in elements.text
     assert "onnx/float32, 8 rows6.00 ±0.101.50" in elements.text
 
 
 def test_the_page_of_a_matrix_shows_settings_and_workload(matrix: Matrix):
-    """As the page of a run does."""
+    """The page of a run shows them too."""
     text = Elements(report_page(matrix)).text
     assert "threads = 3" in text
     assert '"name": "mixed"' in text
@@ -127,7 +127,7 @@ def test_identical_images_have_an_ssim_but_no_psnr(result: Result):
 
 
 def test_an_open_load_shows_the_rate_that_was_sent(result: Result):
-    """15 requests in three rounds of two seconds."""
+    """The result has 15 requests in three rounds of two seconds."""
     assert "open, 3/s (3.00 requests/s offered, 2.50 sent)" in report_page(result)
 
 
@@ -136,19 +136,19 @@ def test_captions_mention_the_engine_only_if_it_is_plotted(result: Result):
     refused, engine = "excludes refused and failed requests", "For comparison, the share of time"
     assert refused in report_page(result)
     assert engine not in report_page(result)
-    looks = [*result.samples, MonitorSample(time_s=0.75, engine_share=0.5)]
-    assert engine in report_page(result.model_copy(update={"samples": looks}))
+    samples = [*result.samples, MonitorSample(time_s=0.75, engine_share=0.5)]
+    assert engine in report_page(result.model_copy(update={"samples": samples}))
 
 
 def test_counts_of_one_are_singular(matrix: Matrix):
-    """One client is not "1 clients"."""
+    """The text says "1 client", not "1 clients"."""
     plan = matrix.plan.model_copy(update={"clients": 1, "rounds": 1})
     words = describe_matrix(matrix.model_copy(update={"plan": plan}))
     assert words.startswith("1 client in a closed loop, 1 round of 2 s")
 
 
 def test_text_from_outside_is_escaped(result: Result):
-    """A server's messages and the names of workloads and loads."""
+    """Such text are a server's messages and the names of workloads and loads."""
     evil = "<script>alert(1)</script>"
     load = result.loads[1].model_copy(update={"errors": {evil: 3}, "name": evil})
     workload = result.workload.model_copy(update={"name": evil})
@@ -159,19 +159,19 @@ def test_text_from_outside_is_escaped(result: Result):
 
 
 @pytest.mark.parametrize(
-    ("most", "ticks"), [(9.3, [0, 2, 4, 6, 8, 10]), (0.03, [0, 0.01, 0.02, 0.03]), (0, [0, 0.2, 0.4, 0.6, 0.8, 1])]
+    ("maximum", "ticks"), [(9.3, [0, 2, 4, 6, 8, 10]), (0.03, [0, 0.01, 0.02, 0.03]), (0, [0, 0.2, 0.4, 0.6, 0.8, 1])]
 )
-def test_axes_have_round_ticks(most: float, ticks: list[float]):
-    """From 0 to above the maximum."""
-    scale = Scale(most, 0, 100, is_rounded=True)
+def test_axes_have_round_ticks(maximum: float, ticks: list[float]):
+    """They go from 0 to a round number that is not below the maximum."""
+    scale = Scale(maximum, 0, 100, is_rounded=True)
     assert scale.ticks == pytest.approx(ticks)
     assert (scale(0), scale(ticks[-1])) == (0, 100)
 
 
 def test_points_lie_inside_their_plot():
-    """Even if an interval reaches below 0."""
-    drawing = plot("x", "y", [Series("a", 1, [Point(0, 0, 5, "tooltip"), Point(7, 3, 1, "tooltip")])])
-    numbers = [(float(x), float(y)) for x, y in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawing)]
+    """This holds even if an interval reaches below 0."""
+    svg = plot("x", "y", [Series("a", 1, [Point(0, 0, 5, "tooltip"), Point(7, 3, 1, "tooltip")])])
+    numbers = [(float(x), float(y)) for x, y in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', svg)]
     assert len(numbers) == 2
     assert all(0 < x < WIDTH and 0 < y < HEIGHT for x, y in numbers)
     assert numbers[0][0] < numbers[1][0]

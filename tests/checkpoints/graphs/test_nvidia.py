@@ -17,7 +17,7 @@ FOLDERS = ("clip_l", "clip_g", "t5", "vae", "transformer/bf16", "transformer/fp8
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """The layout, with files that nothing reads here."""
+    """A directory in NVIDIA's layout, with dummy files."""
     for folder in FOLDERS:
         (tmp_path / "large" / "ONNX" / folder).mkdir(parents=True)
         (tmp_path / "large" / "ONNX" / folder / FILE).write_text(folder)
@@ -34,7 +34,7 @@ def base_checkpoint(tmp_path: Path) -> Path:
 def test_weights_come_from_the_graphs_and_the_rest_from_the_base_checkpoint(
     directory: Path, base_checkpoint: Path
 ) -> None:
-    """The name is that of the graphs; the card that of the base checkpoint, unless the directory has its own."""
+    """The name is that of the graphs. The card is that of the base checkpoint, unless the directory has a card."""
     found = open_checkpoint(str(directory), base_checkpoint=str(base_checkpoint))
     assert found.graphs is not None
     assert found.graphs.path("text_encoder_2") == directory / "ONNX" / "clip_g" / FILE
@@ -85,11 +85,11 @@ def test_the_revision_covers_the_graphs_and_the_base_checkpoints_files(directory
         weights.unlink()
     assert revision() == before
     assert revision("fp8") != before
-    (directory / "ONNX" / "vae" / "weights").write_text("beside")
-    beside = revision()
-    assert beside != before
+    (directory / "ONNX" / "vae" / "weights").write_text("another file")
+    changed = revision()
+    assert changed != before
     (base_checkpoint / "tokenizer_3" / "tokenizer.json").write_text("{}")
-    assert revision() not in {before, beside}
+    assert revision() not in {before, changed}
 
 
 def test_the_embedded_name_has_precedence_over_a_directory(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Download, verify and remove registered checkpoints, with a server of the hub's protocol."""
+"""Download, verify and remove registered checkpoints, with a test server for the hub's protocol."""
 
 import errno
 import json
@@ -30,34 +30,34 @@ HALF = len(LARGE[TRANSFORMER]) // 2
 
 
 def pull(entry: RegisteredCheckpoint) -> Path:
-    """Fetch what is missing."""
+    """Download the missing files."""
     return fetch(plan_download(entry), lambda _: None)
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    """Every file below a directory."""
+    """Return the contents of all files below a directory, by relative path."""
     files = (path for path in directory.rglob("*") if path.is_file())
     return {path.relative_to(directory).as_posix(): path.read_bytes() for path in files}
 
 
-def part_of(entry: RegisteredCheckpoint) -> Path:
-    """Where the transformer's weights are while they come."""
+def partial_file(entry: RegisteredCheckpoint) -> Path:
+    """Return the path of the transformer's incomplete weights."""
     return cache.cache_paths(entry).partial(CHECKSUM)
 
 
 def break_off(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the connection end in the middle of the transformer's weights, and nothing be tried again."""
+    """Break the connection in the middle of the transformer's weights, and disable retries."""
     hub.cuts = {TRANSFORMER: [HALF]}
     monkeypatch.setattr(downloads, "_RETRY_WAITS_S", ())
 
 
 def test_only_files_of_the_checkpoint_are_downloaded(hub: Hub, entry: RegisteredCheckpoint):
     """FP16 copies, single-file weights and pickles are not requested."""
-    wanted = plan_download(entry)
-    assert wanted.missing_bytes == sum(len(content) for content in {*SMALL.values(), *LARGE.values()})
+    plan = plan_download(entry)
+    assert plan.missing_bytes == sum(len(content) for content in {*SMALL.values(), *LARGE.values()})
     arrived: list[int] = []
-    assert contents(fetch(wanted, arrived.append)) == {**SMALL, **LARGE}
-    assert sum(arrived) == wanted.missing_bytes
+    assert contents(fetch(plan, arrived.append)) == {**SMALL, **LARGE}
+    assert sum(arrived) == plan.missing_bytes
     assert not {one.path for one in hub.asked} & OTHERS.keys()
     assert cache.cache_status(entry).is_complete
     assert plan_download(entry).missing == ()
@@ -65,15 +65,15 @@ def test_only_files_of_the_checkpoint_are_downloaded(hub: Hub, entry: Registered
 
 def test_files_are_downloaded_in_parallel(hub: Hub, entry: RegisteredCheckpoint):
     """The server delays each large file until another is requested."""
-    hub.meeting = threading.Barrier(2)  # there are six of them
+    hub.meeting = threading.Barrier(2)  # there are six large files
     assert contents(pull(entry)) == {**SMALL, **LARGE}
 
 
 def test_concurrent_pulls_download_each_file_once(hub: Hub, entry: RegisteredCheckpoint):
-    """One waits for the other, file by file."""
+    """For each file, one waits for the other."""
     plans = [plan_download(entry), plan_download(entry)]
     with ThreadPoolExecutor() as pool:
-        directories = list(pool.map(lambda wanted: fetch(wanted, lambda _: None), plans))
+        directories = list(pool.map(lambda plan: fetch(plan, lambda _: None), plans))
     assert contents(directories[0]) == contents(directories[1]) == {**SMALL, **LARGE}
     assert sorted(one.path for one in hub.asked) == sorted({*SMALL, *LARGE})
 
@@ -94,15 +94,15 @@ def test_files_from_other_programs_are_reused(hub: Hub, entry: RegisteredCheckpo
     snapshot_download(REPOSITORY, revision="2" * 40)
     hub.repositories[REPOSITORY] = here
     hub.asked.clear()
-    wanted = plan_download(entry)
-    assert contents(fetch(wanted, lambda _: None)).items() >= LARGE.items()
+    plan = plan_download(entry)
+    assert contents(fetch(plan, lambda _: None)).items() >= LARGE.items()
     assert not {one.path for one in hub.asked} & {TRANSFORMER, "text_encoder/model.safetensors"}
-    assert wanted.missing_bytes == sum(one.sent_bytes for one in hub.asked)
+    assert plan.missing_bytes == sum(one.sent_bytes for one in hub.asked)
 
 
 @pytest.fixture(params=["disabled", "not supported"])
 def no_symlinks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Symbolic links are forbidden by HF_HUB_DISABLE_SYMLINKS, or the file system has none."""
+    """HF_HUB_DISABLE_SYMLINKS forbids symbolic links, or the file system does not support them."""
     if request.param == "disabled":
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", True)
         return
@@ -116,20 +116,20 @@ def no_symlinks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("no_symlinks")
 def test_downloads_work_without_symbolic_links(hub: Hub, entry: RegisteredCheckpoint):
-    """Each file is downloaded once, even if it has two names, and other programs find it."""
+    """Each file is downloaded once, even if two paths have its content, and other programs find it."""
     content = LARGE["text_encoder/model.safetensors"]
     hub.repositories[REPOSITORY].files["text_encoder_2/model.safetensors"] = content
     expected = {**SMALL, **LARGE, "text_encoder_2/model.safetensors": content}
-    wanted = plan_download(entry)
+    plan = plan_download(entry)
     arrived: list[int] = []
-    directory = fetch(wanted, arrived.append)
+    directory = fetch(plan, arrived.append)
     assert contents(directory) == expected
     assert not any(path.is_symlink() for path in directory.rglob("*"))
-    assert sum(arrived) == wanted.missing_bytes
+    assert sum(arrived) == plan.missing_bytes
     assert plan_download(entry).missing == ()
     assert cache.cache_status(entry).is_complete
     assert verify_checkpoint(entry, offline=False, on_bytes=lambda _: None).intact == tuple(
-        file.path for file in wanted.files
+        file.path for file in plan.files
     )
     assert hf_hub_download(REPOSITORY, TRANSFORMER, revision=REVISION) == str(directory / TRANSFORMER)
 
@@ -153,7 +153,7 @@ def test_shared_files_are_copied_without_symbolic_links(hub: Hub, entry: Registe
 
 
 def test_the_token_is_sent_to_the_hub_only(hub: Hub, entry: RegisteredCheckpoint, monkeypatch: pytest.MonkeyPatch):
-    """After a redirect to another server, the token is not sent."""
+    """It is not sent after a redirect to another server."""
     hub.tokens = hub.repositories[REPOSITORY].readers = {"hf_mine"}
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
     pull(entry)
@@ -162,7 +162,7 @@ def test_the_token_is_sent_to_the_hub_only(hub: Hub, entry: RegisteredCheckpoint
 
 
 def test_a_broken_connection_is_resumed(hub: Hub, entry: RegisteredCheckpoint, monkeypatch: pytest.MonkeyPatch):
-    """Within one call, only the remaining bytes are requested."""
+    """The call itself requests the remaining bytes."""
     monkeypatch.setattr(downloads, "_RETRY_WAITS_S", (0.0,))
     hub.cuts = {TRANSFORMER: [HALF, 100]}
     assert contents(pull(entry))[TRANSFORMER] == LARGE[TRANSFORMER]
@@ -171,19 +171,19 @@ def test_a_broken_connection_is_resumed(hub: Hub, entry: RegisteredCheckpoint, m
 
 
 def test_an_interrupted_pull_is_resumed(hub: Hub, entry: RegisteredCheckpoint, monkeypatch: pytest.MonkeyPatch):
-    """The snapshot has no partial file, and the next pull requests and counts only the rest."""
+    """The snapshot contains no partial file. The next pull requests and counts only the rest."""
     break_off(hub, monkeypatch)
     with pytest.raises(DownloadFailed, match=r"broke off .*run `sd35 pull small` again to resume"):
         pull(entry)
-    assert part_of(entry).stat().st_size == HALF
+    assert partial_file(entry).stat().st_size == HALF
     assert not (cache.cache_paths(entry).snapshot / TRANSFORMER).exists()
     assert not cache.cache_status(entry).is_complete
     hub.asked.clear()
-    wanted = plan_download(entry)
+    plan = plan_download(entry)
     arrived: list[int] = []
-    assert contents(fetch(wanted, arrived.append)) == {**SMALL, **LARGE}
+    assert contents(fetch(plan, arrived.append)) == {**SMALL, **LARGE}
     assert [one.range for one in hub.asked_for(TRANSFORMER)] == [f"bytes={HALF}-"]
-    assert wanted.missing_bytes == sum(arrived) == sum(one.sent_bytes for one in hub.asked)
+    assert plan.missing_bytes == sum(arrived) == sum(one.sent_bytes for one in hub.asked)
 
 
 def test_ctrl_c_keeps_partial_files(hub: Hub, entry: RegisteredCheckpoint):
@@ -212,22 +212,22 @@ def test_a_server_that_ignores_ranges_restarts_the_file(
     with pytest.raises(DownloadFailed):
         pull(entry)
     hub.ignores_ranges = True
-    wanted = plan_download(entry)
+    plan = plan_download(entry)
     arrived: list[int] = []
-    assert contents(fetch(wanted, arrived.append))[TRANSFORMER] == LARGE[TRANSFORMER]
-    assert sum(arrived) == wanted.missing_bytes
+    assert contents(fetch(plan, arrived.append))[TRANSFORMER] == LARGE[TRANSFORMER]
+    assert sum(arrived) == plan.missing_bytes
 
 
 @pytest.mark.parametrize("path", [TRANSFORMER, "vae/config.json"])
 def test_a_file_with_a_wrong_checksum_never_reaches_the_cache(hub: Hub, entry: RegisteredCheckpoint, path: str):
-    """It is deleted and named, and the next pull succeeds."""
+    """The file is deleted, the error names it, and the next pull succeeds."""
     content = {**SMALL, **LARGE}[path]
     hub.swaps = {path: content[:-1] + b"?"}
     with pytest.raises(DownloadFailed, match=rf"{path} differs from the hub's file.*Run `sd35 pull small` again"):
         pull(entry)
-    place = cache.cache_paths(entry)
-    assert not place.blob(checksum(path, content)).exists()
-    assert not place.partial(checksum(path, content)).exists()
+    paths = cache.cache_paths(entry)
+    assert not paths.blob(checksum(path, content)).exists()
+    assert not paths.partial(checksum(path, content)).exists()
     hub.swaps.clear()
     assert contents(pull(entry))[path] == content
 
@@ -252,10 +252,10 @@ def test_insufficient_disk_space_is_reported_before_the_download(
 
 
 def test_a_disk_that_becomes_full_is_reported(hub: Hub, entry: RegisteredCheckpoint, monkeypatch: pytest.MonkeyPatch):
-    """The written bytes are kept, and the download resumes later."""
+    """The written bytes are kept, and the next pull resumes."""
 
     def full(out: Any, block: bytes) -> None:
-        if out.name == str(part_of(entry)) and out.tell() + len(block) > HALF:
+        if out.name == str(partial_file(entry)) and out.tell() + len(block) > HALF:
             out.write(block[: HALF - out.tell()])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         out.write(block)
@@ -273,7 +273,7 @@ def test_a_disk_that_becomes_full_is_reported(hub: Hub, entry: RegisteredCheckpo
 
 @pytest.mark.usefixtures("hub")
 def test_an_unwritable_cache_is_named(entry: RegisteredCheckpoint, tmp_path: Path):
-    """HF_HOME is below a file."""
+    """A file is in the place of the cache's directory. The error names HF_HOME."""
     (tmp_path / "hub").write_text("a file")
     with pytest.raises(DownloadFailed, match=r"cannot be used \(.*HF_HOME"):
         pull(entry)
@@ -318,7 +318,7 @@ def test_denied_access_is_explained(
 def test_a_missing_revision_or_repository_is_named(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, asked: RegisteredCheckpoint, says: str
 ):
-    """The error says where to correct it."""
+    """The error says where to correct the entry."""
     hub.tokens = {"hf_mine"}
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
     with pytest.raises(DownloadFailed, match=says):
@@ -357,7 +357,7 @@ def test_an_unresolvable_host_is_named(entry: RegisteredCheckpoint, monkeypatch:
 
 
 def closed_port() -> int:
-    """A port on which nothing listens."""
+    """Return a port on which no server listens."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
@@ -370,33 +370,33 @@ def test_an_unreachable_host_is_named(entry: RegisteredCheckpoint, monkeypatch: 
         plan_download(entry)
 
 
-@pytest.mark.parametrize("is_there", [False, True])
+@pytest.mark.parametrize("is_running", [False, True])
 def test_a_failing_proxy_is_named_without_its_password(
     entry: RegisteredCheckpoint,
     hub: Hub,
     monkeypatch: pytest.MonkeyPatch,
-    is_there: bool,  # noqa: FBT001
+    is_running: bool,  # noqa: FBT001
 ):
     """The proxy is down, or requires authentication."""
-    proxy = hub.url.removeprefix("http://") if is_there else f"127.0.0.1:{closed_port()}"
+    proxy = hub.url.removeprefix("http://") if is_running else f"127.0.0.1:{closed_port()}"
     monkeypatch.setenv("HTTPS_PROXY", f"http://me:secret@{proxy}")
     monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
-    with pytest.raises(DownloadFailed, match=rf"the proxy {proxy} cannot reach hub\.invalid .*HTTPS_PROXY") as told:
+    with pytest.raises(DownloadFailed, match=rf"the proxy {proxy} cannot reach hub\.invalid .*HTTPS_PROXY") as raised:
         plan_download(entry)
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(raised.value)
 
 
 @pytest.mark.usefixtures("hub")
 def test_hf_hub_offline_prevents_downloads(entry: RegisteredCheckpoint, monkeypatch: pytest.MonkeyPatch):
     """The error names the variable."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DownloadFailed, match="HF_HUB_OFFLINE is set"):
+    with pytest.raises(DownloadFailed, match="HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"):
         plan_download(entry)
 
 
 @pytest.mark.parametrize("offline", [False, True])
 def test_verify_finds_damage_that_pull_repairs(hub: Hub, entry: RegisteredCheckpoint, offline: bool):  # noqa: FBT001
-    """Changed bytes in large and small files, and a missing file, online and offline."""
+    """The damage is changed bytes in large and small files, and a missing file."""
     directory = pull(entry)
     assert verify_checkpoint(entry, offline=offline, on_bytes=lambda _: None).damaged == ()
     for path in (TRANSFORMER, "vae/config.json"):
@@ -512,7 +512,7 @@ def test_a_listing_with_an_invalid_checksum_or_size_is_refused(
 
 
 def refuse(number: int) -> Callable[..., Any]:
-    """A call of the system that fails so, naming its file."""
+    """Return a function that raises OSError with an error number and its first argument as the file."""
 
     def refused(path: str | Path, *_: object, **__: object) -> Any:
         raise OSError(number, os.strerror(number), str(path))
@@ -536,8 +536,8 @@ def test_remove_checks_permissions_before_deleting(
     """An unwritable directory is named, nothing is deleted, and the library logs nothing."""
     directory = pull(entry)
     blobs = cache.cache_paths(entry).repository / "blobs"
-    may = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != blobs and may(path, mode))
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != blobs and access(path, mode))
     with pytest.raises(CheckpointError, match=rf"small cannot be removed: {blobs} cannot be written to: .*belongs to"):
         cache.remove(entry)
     assert contents(directory) == {**SMALL, **LARGE}
@@ -546,7 +546,7 @@ def test_remove_checks_permissions_before_deleting(
 
 @pytest.mark.usefixtures("hub")
 def test_an_unreadable_cache_is_named(entry: RegisteredCheckpoint, monkeypatch: pytest.MonkeyPatch):
-    """Inspecting, verifying and planning all read the cache."""
+    """All commands that read the cache report it."""
     pull(entry)
     stat = Path.stat
     refused = refuse(errno.EACCES)
@@ -561,9 +561,8 @@ def test_an_unreadable_cache_is_named(entry: RegisteredCheckpoint, monkeypatch: 
 
 @pytest.mark.usefixtures("hub")
 def test_verify_names_an_unreadable_file(entry: RegisteredCheckpoint, monkeypatch: pytest.MonkeyPatch):
-    """The disk fails while a checksum is computed."""
+    """This happens if the disk fails while a checksum is computed."""
     pull(entry)
-
     monkeypatch.setattr(Path, "open", refuse(errno.EIO))
     with pytest.raises(CheckpointError, match=r"small cannot be verified: /.*: Input/output error"):
         verify_checkpoint(entry, offline=True, on_bytes=lambda _: None)

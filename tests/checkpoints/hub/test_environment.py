@@ -32,18 +32,18 @@ UNSENDABLE = ["hf_\u200bmine", "hf_\x01mine", "hf_mi ne", "hf_\xe9", "hf_\x7f", 
 def test_an_unsendable_token_is_named_by_variable_and_character(monkeypatch: pytest.MonkeyPatch, token: str):
     """The error shows the character and its position, but not the token."""
     monkeypatch.setenv("HF_TOKEN", token)
-    for ask in (lambda: plan_download(ENTRY), lambda: fetch_nothing(ENTRY)):
+    for call in (lambda: plan_download(ENTRY), lambda: fetch_nothing(ENTRY)):
         with pytest.raises(
             InvalidSetting, match=r"HF_TOKEN: got a token with '.*' as character [46]; allowed: visible"
-        ) as told:
-            ask()
-        assert "hf_" not in str(told.value)
-        assert str(told.value).isascii()
-        assert "\n" not in str(told.value)
+        ) as raised:
+            call()
+        assert "hf_" not in str(raised.value)
+        assert str(raised.value).isascii()
+        assert "\n" not in str(raised.value)
 
 
 def fetch_nothing(entry: RegisteredCheckpoint) -> Path:
-    """Fetch with a plan that lacks nothing, which reads the token too."""
+    """Call `fetch` with a plan without missing files, which also reads the token."""
     from sd35.checkpoints.hub.plan import DownloadPlan
 
     return fetch(DownloadPlan(entry, (), (), 0), lambda _: None)
@@ -60,7 +60,7 @@ def test_an_unsendable_token_file_is_named(tmp_path: Path, content: bytes):
 
 @pytest.mark.usefixtures("hub")
 def test_auto_refuses_an_unsendable_token(monkeypatch: pytest.MonkeyPatch):
-    """Automatic selection checks the token too."""
+    """The check of tokens also applies to the checkpoint `auto`."""
     monkeypatch.setenv("HF_TOKEN", UNSENDABLE[0])
     with pytest.raises(InvalidSetting, match="HF_TOKEN: got a token"):
         list(candidates(load_settings({"checkpoints": ("auto",)}), AvailableMemory("cpu", 2**40, 2**40)))
@@ -97,9 +97,9 @@ def test_an_accepted_token_can_be_sent(token: str):
 def test_an_invalid_endpoint_is_named(monkeypatch: pytest.MonkeyPatch, endpoint: str):
     """The error has the variable, its value in ASCII, and an example."""
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    with pytest.raises(InvalidSetting, match=r"HF_ENDPOINT: got '.*'; allowed: an address such as https://") as told:
+    with pytest.raises(InvalidSetting, match=r"HF_ENDPOINT: got '.*'; allowed: an address such as https://") as raised:
         plan_download(ENTRY)
-    assert str(told.value).isascii()
+    assert str(raised.value).isascii()
 
 
 @pytest.mark.usefixtures("hub")
@@ -115,7 +115,7 @@ def test_an_invalid_endpoint_is_named(monkeypatch: pytest.MonkeyPatch, endpoint:
 def test_a_variable_that_breaks_the_librarys_import_is_named(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
 ):
-    """The cache and the Transformers backend both import the library."""
+    """Both the cache and the `diffusers` backend import the library."""
     monkeypatch.setenv(name, value)
     with pytest.raises(InvalidSetting, match=says):
         cache.cache_status(ENTRY)
@@ -144,9 +144,9 @@ def test_an_invalid_proxy_or_certificate_variable_is_named(
 ):
     """Passwords of proxies are not shown."""
     monkeypatch.setenv(name, value)
-    with pytest.raises(InvalidSetting, match=says) as told:
+    with pytest.raises(InvalidSetting, match=says) as raised:
         plan_download(ENTRY)
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(raised.value)
 
 
 def test_an_invalid_certificate_file_is_named(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,4 @@
-"""The file of each parameter in sharded checkpoints, and the scales of FP8 weights."""
+"""Sharded weight files and their index, and the scales of FP8 weights."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ INDEX = "diffusion_pytorch_model.safetensors.index.json"
 def write_shards(
     directory: Path, weight_map: dict[str, Any], first: dict[str, Tensor], second: dict[str, Tensor]
 ) -> None:
-    """A transformer in two shards, with an index."""
+    """Write a transformer with two shards and an index."""
     part = directory / "transformer"
     part.mkdir()
     save_file(first, part / FIRST)
@@ -31,7 +31,7 @@ def write_shards(
 
 @pytest.mark.parametrize("shard", [FIRST, SECOND])
 def test_a_tensor_in_two_shards_comes_from_the_shard_in_the_index(tmp_path: Path, shard: str):
-    """This holds for either shard."""
+    """Both shards are tried."""
     write_shards(
         tmp_path,
         {"both": shard, "a": FIRST, "b": SECOND},
@@ -45,7 +45,7 @@ def test_a_tensor_in_two_shards_comes_from_the_shard_in_the_index(tmp_path: Path
 
 
 def test_a_tensor_missing_from_the_index_is_found_if_one_shard_has_it(tmp_path: Path):
-    """As in Transformers. If two shards have it, the index has to decide."""
+    """Transformers does the same. If both shards have it, that is an error."""
     write_shards(tmp_path, {"a": FIRST, "b": SECOND}, {"a": torch.ones(1), "c": torch.ones(1)}, {"b": torch.ones(1)})
     assert weights_in(tmp_path, "transformer")["c"].stored.file.name == FIRST
     save_file({"b": torch.ones(1), "c": torch.ones(1)}, tmp_path / "transformer" / SECOND)
@@ -61,7 +61,7 @@ def test_a_shard_without_an_indexed_tensor_is_refused(tmp_path: Path):
 
 
 def test_a_missing_shard_is_named(tmp_path: Path):
-    """It is listed as missing, and reading it is an error."""
+    """It is listed as missing, and reading the weights is an error."""
     write_shards(tmp_path, {"a": FIRST, "b": SECOND}, {"a": torch.ones(1)}, {"b": torch.ones(1)})
     (tmp_path / "transformer" / SECOND).unlink()
     assert f"transformer/{SECOND}" in missing_files(tmp_path)
@@ -85,12 +85,14 @@ def test_a_missing_shard_is_named(tmp_path: Path):
     ],
 )
 def test_an_index_with_an_invalid_shard_name_is_refused(tmp_path: Path, shard: object):
-    """Files outside the part or its identity are not read."""
+    """Otherwise files outside the part's directory could be read, or files that the revision does not cover."""
     write_shards(tmp_path, {"a": shard}, {"a": torch.ones(1)}, {"a": torch.ones(1)})
     (tmp_path / "secret.safetensors").write_bytes((tmp_path / "transformer" / FIRST).read_bytes())
-    with pytest.raises(CheckpointError, match=rf"{INDEX}: weight_map: 'a': got .*; allowed: .*-00001-of-00002") as told:
+    with pytest.raises(
+        CheckpointError, match=rf"{INDEX}: weight_map: 'a': got .*; allowed: .*-00001-of-00002"
+    ) as raised:
         weights_in(tmp_path, "transformer")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
     assert "transformer/diffusion_pytorch_model-*.safetensors" in missing_files(tmp_path)
 
 
@@ -107,7 +109,7 @@ def test_an_index_with_an_invalid_shard_name_is_refused(tmp_path: Path, shard: o
     ],
 )
 def test_an_invalid_index_is_named(tmp_path: Path, content: bytes):
-    """Reading weights raises an error, but listing missing files works."""
+    """Reading weights raises an error, but missing files can still be listed."""
     write_shards(tmp_path, {}, {"a": torch.ones(1)}, {"b": torch.ones(1)})
     (tmp_path / "transformer" / INDEX).write_bytes(content)
     with pytest.raises(CheckpointError, match=INDEX):
@@ -120,7 +122,7 @@ ROWS, COLUMNS = 4, 4
 
 
 def scaled_file(directory: Path, scale: Tensor, spelling: str) -> Path:
-    """A T5 of one FP8 weight, as many rows as columns, with a scale."""
+    """Write a T5 with one square FP8 weight and a scale."""
     state = {f"{WEIGHT}.weight": torch.ones(ROWS, COLUMNS).to(torch.float8_e4m3fn), f"{WEIGHT}.{spelling}": scale}
     save_file(state, directory / "t5.safetensors")
     return directory / "t5.safetensors"
@@ -128,7 +130,7 @@ def scaled_file(directory: Path, scale: Tensor, spelling: str) -> Path:
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1), (ROWS,), (ROWS, 1), (ROWS, 1, 1)])
 def test_scales_per_tensor_or_per_row_are_accepted(tmp_path: Path, shape: tuple[int, ...]):
-    """All shapes that occur in files work."""
+    """These are the shapes that occur in files."""
     file = scaled_file(tmp_path, torch.ones(shape), "scale_weight")
     scale = weights_of_file(file)["text_encoder_3"][f"{WEIGHT}.weight"].scale
     assert scale is not None
@@ -138,7 +140,7 @@ def test_scales_per_tensor_or_per_row_are_accepted(tmp_path: Path, shape: tuple[
 @pytest.mark.parametrize("spelling", ["scale_weight", "weight_scale"])
 @pytest.mark.parametrize("shape", [(1, COLUMNS), (2, 2), (ROWS, COLUMNS), (2,), (0,), (ROWS, 2)])
 def test_scales_per_column_or_block_are_refused(tmp_path: Path, shape: tuple[int, ...], spelling: str):
-    """This includes column scales of a square weight, which could be mistaken for row scales."""
+    """Column scales of a square weight could be mistaken for row scales."""
     file = scaled_file(tmp_path, torch.ones(shape), spelling)
     with pytest.raises(CheckpointError) as refused:
         weights_of_file(file)

@@ -1,4 +1,4 @@
-"""Headers of safetensors files are read like in the safetensors library, or refused with CheckpointError."""
+"""Headers of safetensors files are read as by the safetensors library, or refused with CheckpointError."""
 
 import json
 import struct
@@ -17,7 +17,7 @@ ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
 
 def safetensors(header: Any, data: bytes = bytes(8)) -> bytes:
-    """A file with that header, as bytes or as a value."""
+    """Return the content of a file with a header, which is given as bytes or as a JSON value."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
 
@@ -45,7 +45,7 @@ def safetensors(header: Any, data: bytes = bytes(8)) -> bytes:
         (safetensors({"a": ONE, "__metadata__": {"x": 3}}), "expected __metadata__ with strings as values"),
         (safetensors({"\n" * 500: 3}), r"expected dtype, shape and data_offsets of '\\n\\n"),
         (safetensors([]), "expected a header that is a JSON object, found list"),
-        (safetensors(b'{"a": NaN}'), "NaN is no number"),
+        (safetensors(b'{"a": NaN}'), "NaN is not a number in JSON"),
         (safetensors(b'{"\xff": 1}'), "can't decode byte 0xff"),
         (struct.pack("<Q", 2**63) + b"{}", "expected a safetensors file, found 10 bytes"),
         (struct.pack("<Q", 3) + b"{}", "expected a safetensors file, found 10 bytes"),
@@ -65,7 +65,7 @@ def test_an_invalid_header_is_refused_in_one_short_line(tmp_path: Path, content:
 
 @pytest.mark.parametrize("read", [read_tensors, header_bytes])
 def test_an_unreadable_file_is_refused(tmp_path: Path, read: Any):
-    """The path does not exist, or is a directory."""
+    """The path does not exist, or it is a directory."""
     for path in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(CheckpointError, match=f"{path} is not a readable safetensors file"):
             read(path)
@@ -88,7 +88,7 @@ HEADER = st.dictionaries(
 @given(
     content=st.binary(max_size=200) | st.builds(safetensors, HEADER | st.binary(max_size=60), st.binary(max_size=40))
 )
-def test_any_bytes_are_read_like_the_library_does_or_refused(tmp_path_factory: Any, content: bytes):
+def test_any_bytes_are_read_as_by_the_library_or_refused(tmp_path_factory: Any, content: bytes):
     """Accepted files have the same shapes and bytes in the safetensors library."""
     file = tmp_path_factory.getbasetemp() / "any.safetensors"
     file.write_bytes(content)
@@ -105,7 +105,7 @@ def test_any_bytes_are_read_like_the_library_does_or_refused(tmp_path_factory: A
 
 @given(data=st.data())
 def test_files_that_the_library_accepts_are_accepted(tmp_path_factory: Any, data: st.DataObject):
-    """Tensors of every common type, stored one after the other."""
+    """The files have tensors of all types, stored without gaps."""
     header: dict[str, Any] = {}
     end = 0
     for index in range(data.draw(st.integers(0, 4))):

@@ -1,4 +1,4 @@
-"""The engine's threads: every image ends once, and nothing one does harms another."""
+"""The threads of the local engine: every image ends once, and no image affects another."""
 
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -19,18 +19,18 @@ from tests.support.fake_backend import WAIT_S, FakeBackend, Fault, fake_pool
 
 @pytest.fixture
 def max_in_flight() -> int:
-    """Of the model pool."""
+    """The limit of the pool."""
     return 10
 
 
-def submit(pool: ModelPool, prompt: str, on_progress: Any = None, *, previews: bool = False, **wanted: Any) -> Handle:
-    """Ask for an image."""
-    request = pool.resolve(GenerationParams(prompt, **{"seed": 1, **wanted}))
+def submit(pool: ModelPool, prompt: str, on_progress: Any = None, *, previews: bool = False, **params: Any) -> Handle:
+    """Submit a request for an image."""
+    request = pool.resolve(GenerationParams(prompt, **{"seed": 1, **params}))
     return pool.submit(request, on_progress, previews=previews)
 
 
 def test_an_image_is_a_function_of_its_request(pool: ModelPool):
-    """The same request gives the same pixels; another prompt, seed, guidance or negative prompt gives others."""
+    """The same request gives the same pixels. Another prompt, seed, guidance or negative prompt gives other pixels."""
     requests = [
         GenerationParams("a cat", seed=1),
         GenerationParams("a cat", seed=1),
@@ -39,15 +39,15 @@ def test_an_image_is_a_function_of_its_request(pool: ModelPool):
         GenerationParams("a cat", seed=1, guidance_scale=1),
         GenerationParams("a cat", seed=1, negative_prompt="a tree"),
     ]
-    images = [pool.submit(pool.resolve(wanted)).future.result(WAIT_S).pixels for wanted in requests[:2]]
+    images = [pool.submit(pool.resolve(params)).future.result(WAIT_S).pixels for params in requests[:2]]
     assert np.array_equal(images[0], images[1])
-    for wanted in requests[2:]:
-        other = pool.submit(pool.resolve(wanted)).future.result(WAIT_S).pixels
-        assert not np.array_equal(images[0], other), wanted
+    for params in requests[2:]:
+        other = pool.submit(pool.resolve(params)).future.result(WAIT_S).pixels
+        assert not np.array_equal(images[0], other), params
 
 
 def test_images_with_different_parameters_share_a_batch(pool: ModelPool, backend: FakeBackend):
-    """While one image's step is held, others come with other steps, guidance and prompts: all share later calls."""
+    """Images with other steps, guidance and prompts arrive during one image's step, and join the next."""
     backend.hold()
     first = submit(pool, "a tree", steps=3)
     assert backend.started.wait(WAIT_S)
@@ -58,15 +58,15 @@ def test_images_with_different_parameters_share_a_batch(pool: ModelPool, backend
     assert backend.rows == [1, 3, 3, 1, 1, 1]
 
 
-def test_progress_counts_each_step(pool: ModelPool):
-    """The callback hears of every step, in order, before the image is there."""
-    heard: list[Progress] = []
-    submit(pool, "a cat", heard.append, steps=5).future.result(WAIT_S)
-    assert [(progress.step, progress.steps) for progress in heard] == [(done, 5) for done in range(1, 6)]
+def test_progress_is_reported_after_each_step(pool: ModelPool):
+    """In order, and before the image is delivered."""
+    received: list[Progress] = []
+    submit(pool, "a cat", received.append, steps=5).future.result(WAIT_S)
+    assert [(progress.step, progress.steps) for progress in received] == [(done, 5) for done in range(1, 6)]
 
 
 def test_a_preview_resembles_the_image(pool: ModelPool):
-    """Once a few images were made, a preview has one pixel for each 8x8 of the image, and their colour."""
+    """After a few images, a preview has one pixel for each 8x8 pixels of the image, of their colour."""
     for seed in range(4):
         submit(pool, "a cat", seed=seed).future.result(WAIT_S)
     previews: list[Any] = []
@@ -79,38 +79,39 @@ def test_a_preview_resembles_the_image(pool: ModelPool):
     assert abs(previews[-1] - small)[inside].mean() < 8
 
 
-def test_progress_goes_on_if_previews_cannot_be_drawn(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
-    """A device may lack the memory to draw one. The steps are reported without previews, and the image is made."""
-    monkeypatch.setattr(PreviewMap, "draw", Mock(side_effect=MemoryError))
+def test_progress_goes_on_if_a_preview_cannot_be_computed(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
+    """A device may lack the memory for it. The steps are reported without previews, and the image is generated."""
+    monkeypatch.setattr(PreviewMap, "to_rgb", Mock(side_effect=MemoryError))
     reported: list[Progress] = []
     submit(pool, "a cat", reported.append, previews=True, steps=3).future.result(WAIT_S)
     assert reported == [Progress(step, 3) for step in (1, 2, 3)]
 
 
-def test_images_go_on_if_previews_cannot_be_improved(pool: ModelPool, monkeypatch: pytest.MonkeyPatch):
-    """What is learnt of an image for later previews is worth no image."""
+def test_an_image_is_delivered_even_if_the_preview_map_cannot_learn_from_it(
+    pool: ModelPool, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(PreviewMap, "learn", Mock(side_effect=ValueError))
     for seed in (1, 2):
         assert submit(pool, "a cat", seed=seed).future.result(WAIT_S).pixels.shape == (128, 128, 3)
 
 
-def test_the_same_request_twice_is_one_image(pool: ModelPool, backend: FakeBackend):
-    """Who asks for what is being made waits for the same image; who leaves does not stop it for the others."""
+def test_an_image_that_several_callers_request_is_generated_once(pool: ModelPool, backend: FakeBackend):
+    """A caller that cancels does not stop it for the others."""
     backend.hold()
     leaving = submit(pool, "a tree")
     assert backend.started.wait(WAIT_S)
-    heard: list[Progress] = []
-    staying, joining = submit(pool, "a tree"), submit(pool, "a tree", heard.append)
+    received: list[Progress] = []
+    staying, joining = submit(pool, "a tree"), submit(pool, "a tree", received.append)
     pool.engine.cancel(leaving)
     backend.release.set()
     assert staying.future.result(WAIT_S).pixels is joining.future.result(WAIT_S).pixels
     assert leaving.future.cancelled()
     assert backend.steps == ["a tree"] * 4
-    assert [progress.step for progress in heard] == [1, 2, 3, 4]
+    assert [progress.step for progress in received] == [1, 2, 3, 4]
 
 
-def test_an_image_is_stopped_when_its_last_client_cancels(pool: ModelPool, backend: FakeBackend):
-    """When the last of several has left, no further step is made; asking again begins anew."""
+def test_an_image_is_stopped_when_its_last_caller_cancels(pool: ModelPool, backend: FakeBackend):
+    """A new caller of the same request starts a new generation."""
     backend.hold()
     handles = [submit(pool, "a tree", steps=50) for _ in range(2)]
     assert backend.started.wait(WAIT_S)
@@ -123,7 +124,7 @@ def test_an_image_is_stopped_when_its_last_client_cancels(pool: ModelPool, backe
 
 
 def test_a_full_engine_refuses_with_a_retry_time(tmp_path: Path, backend: FakeBackend):
-    """Three images are accepted; the next is refused, and the accepted ones are still made."""
+    """The accepted images are still generated."""
     backend.hold()
     with fake_pool(tmp_path, backend, max_in_flight=3) as pool:
         handles = [submit(pool, "a tree", seed=seed) for seed in range(3)]
@@ -135,7 +136,7 @@ def test_a_full_engine_refuses_with_a_retry_time(tmp_path: Path, backend: FakeBa
 
 
 @pytest.mark.parametrize(
-    ("fault", "why"),
+    ("fault", "message"),
     [
         (Fault.STEP_ERROR, "RuntimeError: the runtime's own words"),
         (Fault.STEP_NAN, "finite in float32 at step 2 of 4"),
@@ -145,8 +146,8 @@ def test_a_full_engine_refuses_with_a_retry_time(tmp_path: Path, backend: FakeBa
         (Fault.DECODE_ERROR, "RuntimeError: nothing to see"),
     ],
 )
-def test_a_failing_image_fails_alone(pool: ModelPool, backend: FakeBackend, fault: Fault, why: str):
-    """Wherever an image fails, it ends with its reason, and its batch's others are what they are without it."""
+def test_a_failing_image_fails_alone(pool: ModelPool, backend: FakeBackend, fault: Fault, message: str):
+    """It ends with the reason, and the pixels of the other images in its batch do not change."""
     expected = [submit(pool, "a cat", seed=seed).future.result(WAIT_S).pixels for seed in range(2)]
     backend.faults["a dog"] = fault
     backend.hold()
@@ -154,38 +155,40 @@ def test_a_failing_image_fails_alone(pool: ModelPool, backend: FakeBackend, faul
     assert backend.started.wait(WAIT_S)
     before, failing, after = submit(pool, "a cat", seed=0), submit(pool, "a dog"), submit(pool, "a cat", seed=1)
     backend.release.set()
-    with pytest.raises(GenerationFailed, match=why):
+    with pytest.raises(GenerationFailed, match=message):
         failing.future.result(WAIT_S)
     assert first.future.result(WAIT_S)
     for handle, pixels in zip((before, after), expected, strict=True):
         assert np.array_equal(handle.future.result(WAIT_S).pixels, pixels)
-    assert max(backend.rows) > 2  # they did share a call
+    assert max(backend.rows) > 2  # they shared a call
 
 
-def test_a_listener_that_raises_harms_nothing(pool: ModelPool):
-    """The image is made, and the next one too."""
+def test_an_exception_of_a_progress_callback_does_not_end_the_image(pool: ModelPool):
+    """Nor the engine: the next image is generated too."""
 
     def raising(progress: Progress) -> None:
-        raise RuntimeError(f"a listener's own mistake at {progress.step}")
+        raise RuntimeError(f"a mistake of the caller at step {progress.step}")
 
     assert submit(pool, "a cat", raising).future.result(WAIT_S)
     assert submit(pool, "a dog").future.result(WAIT_S)
 
 
-@pytest.mark.parametrize("verb", ["encode_text", "predict_velocity", "decode_latents"])
+@pytest.mark.parametrize("method", ["encode_text", "predict_velocity", "decode_latents"])
 def test_a_backend_that_returns_too_few_results_fails_the_image(
-    pool: ModelPool, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch, verb: str
+    pool: ModelPool, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch, method: str
 ):
-    """Not the engine: the next image is made."""
+    """The engine goes on: the next image is generated."""
     with monkeypatch.context() as patched:
-        patched.setattr(backend, verb, lambda _: [])
+        patched.setattr(backend, method, lambda _: [])
         with pytest.raises(GenerationFailed):
             submit(pool, "a cat").future.result(WAIT_S)
     assert submit(pool, "a cat").future.result(WAIT_S)
 
 
-def test_a_broken_engine_fails_all_images(pool: ModelPool, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch):
-    """What no image can be blamed for ends all of them with the reason, and no more is accepted."""
+def test_the_failure_of_a_thread_ends_all_images(
+    pool: ModelPool, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+):
+    """With the reason. No more images are accepted."""
     backend.hold()
     handle = submit(pool, "a tree")
     assert backend.started.wait(WAIT_S)
@@ -200,7 +203,7 @@ def test_a_broken_engine_fails_all_images(pool: ModelPool, backend: FakeBackend,
 
 
 def test_decoding_does_not_stall_the_steps_of_others(pool: ModelPool, backend: FakeBackend):
-    """While one image is being decoded, another makes all its steps."""
+    """While one image is decoded, another makes all its steps."""
     backend.hold(in_decoding=True)
     last_step = Event()
     slow = submit(pool, "a dog", steps=1)
@@ -213,7 +216,7 @@ def test_decoding_does_not_stall_the_steps_of_others(pool: ModelPool, backend: F
 
 
 def test_prompts_are_encoded_once(pool: ModelPool, backend: FakeBackend):
-    """Prompts, negative ones too, that were encoded lately are not encoded again."""
+    """Recently encoded prompts and negative prompts come from the cache."""
     for seed in range(3):
         submit(pool, "a cat", seed=seed, negative_prompt="a dog").future.result(WAIT_S)
     submit(pool, "a dog", negative_prompt="a cat").future.result(WAIT_S)
@@ -221,7 +224,7 @@ def test_prompts_are_encoded_once(pool: ModelPool, backend: FakeBackend):
 
 
 def test_cancelling_takes_effect_before_the_next_step(pool: ModelPool, backend: FakeBackend):
-    """An image in the making stops between steps, one that waits is never begun, and the next one is made."""
+    """A running image stops before its next step, a waiting image never starts, and the next image is generated."""
     backend.hold()
     running = submit(pool, "a tree")
     assert backend.started.wait(WAIT_S)
@@ -237,8 +240,8 @@ def test_cancelling_takes_effect_before_the_next_step(pool: ModelPool, backend: 
 
 
 @pytest.mark.parametrize(("field", "wrong"), [("width", 40), ("height", 4096), ("width", 8)])
-def test_a_size_the_model_cannot_draw_is_refused(pool: ModelPool, field: str, wrong: int):
-    """The engine itself names the limit, whoever calls it."""
+def test_the_engine_refuses_a_size_that_the_model_cannot_generate(pool: ModelPool, field: str, wrong: int):
+    """The error names the field and the allowed values."""
     from sd35.engine.base import Work
 
     request = pool.resolve(GenerationParams("a cat", seed=1))
@@ -247,8 +250,7 @@ def test_a_size_the_model_cannot_draw_is_refused(pool: ModelPool, field: str, wr
         pool.engine.submit(Work(request, **size))
 
 
-def test_draining_finishes_what_was_accepted(pool: ModelPool):
-    """After a drain all accepted images are there and new ones are refused."""
+def test_draining_finishes_accepted_images_and_refuses_new_ones(pool: ModelPool):
     handles = [submit(pool, "a cat"), submit(pool, "waits")]
     pool.engine.drain()
     assert all(handle.future.done() and handle.future.result() for handle in handles)
@@ -256,8 +258,8 @@ def test_draining_finishes_what_was_accepted(pool: ModelPool):
         submit(pool, "late")
 
 
-def test_closing_cancels_what_was_accepted(pool: ModelPool, backend: FakeBackend):
-    """A close ends the running image at its next step and never begins those that wait."""
+def test_closing_cancels_accepted_images(pool: ModelPool, backend: FakeBackend):
+    """The running image ends at its next step, and waiting images never start."""
     backend.hold()
     running = submit(pool, "a tree", steps=150)
     assert backend.started.wait(WAIT_S)

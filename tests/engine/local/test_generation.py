@@ -1,4 +1,4 @@
-"""One image on its way from noise to latent."""
+"""One generation, from noise to latent."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from sd35.generation.params import GenerationParams, resolve
 from tests.support.fake_backend import FakeBackend, fake_pipeline
 
 
-def test_every_preview_is_of_the_end(tmp_path: Path):
-    """On a straight path from noise to a latent, as flow matching wants it, each step's preview is the last one's."""
+def test_every_preview_predicts_the_end_of_a_straight_path(tmp_path: Path):
+    """A velocity that does not change, as in ideal flow matching, makes all previews equal."""
     pipeline = fake_pipeline(tmp_path / "mini")
     rng = np.random.default_rng(0)
     for _ in range(3):

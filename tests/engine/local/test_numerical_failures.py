@@ -1,4 +1,4 @@
-"""Values that go bad: seen wherever it happens, counted, and made again, once, where a wider precision is loaded."""
+"""Numerical failures: detected, counted, and retried once if the model is loaded in a wider precision."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from sd35.generation.params import GenerationParams
 from tests.support.fake_backend import MINI, WAIT_S, FakeBackend, Fault, fake_pipeline, pool_of
 
 SKIP = SkipLayers((7, 8, 9), 2.8, 0.01, 0.2)
-SPOILED = [
+FAILURES = [
     (Fault.STEP_NAN, "not_finite", "values are no longer finite in {} at step 2 of 4"),
     (Fault.DECODE_NAN, "not_finite", "values are no longer finite in {} in decoding"),
     (Fault.UNIFORM, "uniform", "all pixels have one colour in {} after decoding"),
@@ -28,27 +28,27 @@ SPOILED = [
 
 @contextmanager
 def pool_with_fallback(
-    directory: Path, backend: FakeBackend, *beside: FakeBackend, max_in_flight: int = 10, card: Card = MINI
+    directory: Path, backend: FakeBackend, *others: FakeBackend, max_in_flight: int = 10, card: Card = MINI
 ) -> Iterator[ModelPool]:
-    """A model pool of one model, in as many backends; new requests are for the first."""
-    pipelines = [fake_pipeline(directory / "mini", card, each) for each in (backend, *beside)]
+    """Open a pool with one model in several backends. New requests use the first."""
+    pipelines = [fake_pipeline(directory / "mini", card, each) for each in (backend, *others)]
     limits = DeviceLimits(max_rows=8, max_in_flight=max_in_flight, max_wait_s=600, memory_bytes=10**9)
     with pool_of(LocalEngine(pipelines, limits, EmbeddingCache(10**6))) as pool:
         yield pool
-        for each in (backend, *beside):
+        for each in (backend, *others):
             each.release.set()
 
 
-def submit(pool: ModelPool, prompt: str, on_progress: Any = None, **wanted: Any) -> Handle:
-    """Ask for an image."""
-    return pool.submit(pool.resolve(GenerationParams(prompt, **{"seed": 1, **wanted})), on_progress)
+def submit(pool: ModelPool, prompt: str, on_progress: Any = None, **params: Any) -> Handle:
+    """Submit a request for an image."""
+    return pool.submit(pool.resolve(GenerationParams(prompt, **{"seed": 1, **params})), on_progress)
 
 
-@pytest.mark.parametrize(("fault", "kind", "happened"), SPOILED)
+@pytest.mark.parametrize(("fault", "kind", "happened"), FAILURES)
 def test_a_numerical_failure_is_counted_and_its_error_suggests_a_remedy(
     tmp_path: Path, fault: Fault, kind: str, happened: str
 ):
-    """Without a wider precision it fails, naming precision and place, and how it could be made."""
+    """No wider precision is loaded. The error names the precision, the place and a remedy."""
     with pool_with_fallback(tmp_path, FakeBackend("float16", {"a dog": fault})) as pool:
         with pytest.raises(NumericalFailure) as failed:
             submit(pool, "a dog").future.result(WAIT_S)
@@ -57,32 +57,32 @@ def test_a_numerical_failure_is_counted_and_its_error_suggests_a_remedy(
         assert pool.engine.status().retried == 0
 
 
-@pytest.mark.parametrize(("fault", "kind"), [each[:2] for each in SPOILED])
-def test_an_image_with_a_numerical_failure_is_the_fallbacks_own_image(tmp_path: Path, fault: Fault, kind: str):
-    """It is made again from its noise: the fallback's own image, to the byte and by its record; its mates are not."""
+@pytest.mark.parametrize(("fault", "kind"), [each[:2] for each in FAILURES])
+def test_a_retried_image_is_the_fallbacks_image(tmp_path: Path, fault: Fault, kind: str):
+    """Its pixels and its record are the fallback's. Other images of the batch do not change."""
     with pool_with_fallback(tmp_path / "own", FakeBackend()) as pool:
         expected = pool.encode(submit(pool, "a dog").future.result(WAIT_S))
     narrow = FakeBackend("float16", {"a dog": fault})
     with pool_with_fallback(tmp_path / "both", narrow, FakeBackend()) as pool:
-        mate = submit(pool, "a cat").future.result(WAIT_S)
+        expected_other = submit(pool, "a cat").future.result(WAIT_S)
         narrow.hold()
         held = submit(pool, "a tree")
         assert narrow.started.wait(WAIT_S)
-        numerical_failures, beside = submit(pool, "a dog"), submit(pool, "a cat", seed=1)
+        failing, other = submit(pool, "a dog"), submit(pool, "a cat", seed=1)
         narrow.release.set()
         assert held.future.result(WAIT_S)
-        made = pool.encode(numerical_failures.future.result(WAIT_S))
-        assert made.record.request.profile == "double/float32"
-        assert made.png == expected.png
-        assert beside.future.result(WAIT_S).request.profile == "double/float16"
-        assert np.array_equal(beside.future.result().pixels, mate.pixels)
+        encoded = pool.encode(failing.future.result(WAIT_S))
+        assert encoded.record.request.profile == "double/float32"
+        assert encoded.png == expected.png
+        assert other.future.result(WAIT_S).request.profile == "double/float16"
+        assert np.array_equal(other.future.result().pixels, expected_other.pixels)
         assert pool.engine.status().numerical_failures == {"not_finite": 0, "uniform": 0, kind: 1}
         assert pool.engine.status().retried == 1
 
 
-@pytest.mark.parametrize(("fault", "kind", "happened"), SPOILED)
+@pytest.mark.parametrize(("fault", "kind", "happened"), FAILURES)
 def test_a_numerical_failure_in_the_fallback_is_not_retried(tmp_path: Path, fault: Fault, kind: str, happened: str):
-    """Two attempts, and an error that names both, although a third backend would be there."""
+    """The error names both attempts. A third backend is not used."""
     backends = FakeBackend("float16", {"a dog": fault}), FakeBackend(faults={"a dog": fault}), FakeBackend()
     backends[2].precision = "float64"
     with pool_with_fallback(tmp_path, *backends) as pool:
@@ -95,10 +95,10 @@ def test_a_numerical_failure_in_the_fallback_is_not_retried(tmp_path: Path, faul
         assert not backends[2].steps
 
 
-@pytest.mark.parametrize("beside", ["float16", "float64"])
-def test_a_fallback_of_no_wider_precision_is_not_tried(tmp_path: Path, beside: str):
-    """A fallback that is narrower, or not known to be wider, makes nothing again."""
-    fallback = FakeBackend(beside)
+@pytest.mark.parametrize("precision", ["float16", "float64"])
+def test_a_fallback_that_is_not_wider_is_not_used(tmp_path: Path, precision: str):
+    """The precision of the fallback is narrower or unknown."""
+    fallback = FakeBackend(precision)
     with pool_with_fallback(tmp_path, FakeBackend(faults={"a dog": Fault.STEP_NAN}), fallback) as pool:
         with pytest.raises(NumericalFailure, match="in float32 at step 2 of 4; try another seed"):
             submit(pool, "a dog").future.result(WAIT_S)
@@ -106,7 +106,7 @@ def test_a_fallback_of_no_wider_precision_is_not_tried(tmp_path: Path, beside: s
 
 
 def test_a_request_the_fallback_does_not_support_is_not_retried(tmp_path: Path):
-    """Skip-layer guidance is no part of it: another image would not be what was asked for."""
+    """Without skip-layer guidance the image would be another one."""
     fallback = FakeBackend()
     fallback.can_skip_layers = False
     narrow = FakeBackend("float16", {"a dog": Fault.STEP_NAN})
@@ -117,14 +117,14 @@ def test_a_request_the_fallback_does_not_support_is_not_retried(tmp_path: Path):
 
 
 def test_an_equal_request_joins_the_second_attempt(tmp_path: Path):
-    """One image for all of them; who leaves does not stop it, and progress begins anew for who listens."""
+    """A caller that cancels does not stop it. Progress restarts for the first caller."""
     narrow, fallback = FakeBackend("float16", {"a dog": Fault.STEP_NAN}), FakeBackend()
     fallback.hold()
     with pool_with_fallback(tmp_path, narrow, fallback) as pool:
-        heard: list[int] = []
+        received: list[int] = []
 
         def listen(progress: Progress) -> None:
-            heard.append(progress.step)
+            received.append(progress.step)
 
         first = submit(pool, "a dog", listen)
         assert fallback.started.wait(WAIT_S)
@@ -133,13 +133,13 @@ def test_an_equal_request_joins_the_second_attempt(tmp_path: Path):
         fallback.release.set()
         assert first.future.result(WAIT_S).pixels is joining.future.result(WAIT_S).pixels
         assert leaving.future.cancelled()
-        assert heard == [1, 1, 2, 3, 4]
+        assert received == [1, 1, 2, 3, 4]
         assert narrow.steps == ["a dog"] * 2
         assert fallback.steps == ["a dog"] * 4
 
 
-def test_a_second_attempt_is_stopped_when_its_last_client_cancels(tmp_path: Path):
-    """The last to leave ends it before its next step, and the same can be asked for again."""
+def test_a_second_attempt_is_stopped_when_its_last_caller_cancels(tmp_path: Path):
+    """Before its next step. A new caller of the same request starts a new generation."""
     narrow, fallback = FakeBackend("float16", {"a dog": Fault.STEP_NAN}), FakeBackend()
     fallback.hold()
     with pool_with_fallback(tmp_path, narrow, fallback) as pool:
@@ -151,8 +151,7 @@ def test_a_second_attempt_is_stopped_when_its_last_client_cancels(tmp_path: Path
         assert fallback.steps == ["a dog"] * 51
 
 
-def test_a_second_attempt_is_accepted_by_a_full_engine_and_finished_by_a_drain(tmp_path: Path):
-    """What was accepted is made: no limit is applied again, and closing waits for it."""
+def test_a_second_attempt_skips_admission_and_is_finished_by_a_drain(tmp_path: Path):
     narrow = FakeBackend("float16", {"a dog": Fault.UNIFORM})
     narrow.hold()
     with pool_with_fallback(tmp_path, narrow, FakeBackend(), max_in_flight=2) as pool:

@@ -1,4 +1,4 @@
-"""What an engine tells of its work, and of each image's stages."""
+"""The events of an engine, and the stages of each image."""
 
 import time
 from typing import Any
@@ -11,11 +11,11 @@ from sd35.generation.model_pool import ModelPool
 from sd35.generation.params import GenerationParams
 from tests.support.fake_backend import WAIT_S, FakeBackend, Fault
 
-WORDS = "the runtime's own words"
+MESSAGE = "the runtime's own words"
 
 
-class Hearing:
-    """Writes down all it is told."""
+class RecordingObserver:
+    """Records the events of an engine."""
 
     def __init__(self) -> None:
         self.prompts = 0
@@ -23,41 +23,43 @@ class Hearing:
         self.failures: list[tuple[str, bool]] = []
 
     def encoded(self, prompts: int, took_s: float) -> None:
-        """See Observer."""
+        """See `Observer.encoded`."""
         assert took_s >= 0
         self.prompts += prompts
 
     def on_step_done(self, images: int, rows: int, took_s: float) -> None:
-        """See Observer."""
+        """See `Observer.on_step_done`."""
         assert took_s >= 0
         self.steps.append((images, rows))
 
     def failed(self, error: str, *, was_split: bool) -> None:
-        """See Observer."""
+        """See `Observer.failed`."""
         self.failures.append((error, was_split))
 
 
 @pytest.fixture
 def max_in_flight() -> int:
-    """Of the model pool."""
+    """The limit of the pool."""
     return 10
 
 
 @pytest.fixture
-def hearing(pool: ModelPool) -> Hearing:
-    """Whom the model pool's engine tells."""
-    hearing = Hearing()
-    pool.engine.observe(hearing)
-    return hearing
+def observer(pool: ModelPool) -> RecordingObserver:
+    """The observer of the pool's engine."""
+    observer = RecordingObserver()
+    pool.engine.observe(observer)
+    return observer
 
 
-def submit(pool: ModelPool, prompt: str, **wanted: Any) -> Handle:
-    """Ask for an image."""
-    return pool.submit(pool.resolve(GenerationParams(prompt, seed=1, **wanted)))
+def submit(pool: ModelPool, prompt: str, **params: Any) -> Handle:
+    """Submit a request for an image."""
+    return pool.submit(pool.resolve(GenerationParams(prompt, seed=1, **params)))
 
 
-def test_steps_are_reported_with_images_and_transformer_rows(pool: ModelPool, backend: FakeBackend, hearing: Hearing):
-    """Three steps with guidance, two without: 5 of images, 8 of rows, whatever batches they were made in."""
+def test_steps_are_reported_with_images_and_transformer_rows(
+    pool: ModelPool, backend: FakeBackend, observer: RecordingObserver
+):
+    """Three guided steps and two unguided ones: 5 steps of images, 8 of rows, in whatever batches."""
     backend.hold()
     held = submit(pool, "a tree", steps=3)
     assert backend.started.wait(WAIT_S)
@@ -65,16 +67,16 @@ def test_steps_are_reported_with_images_and_transformer_rows(pool: ModelPool, ba
     backend.release.set()
     for handle in (held, other):
         handle.future.result(WAIT_S)
-    assert sum(images for images, _ in hearing.steps) == 5
-    assert sum(rows for _, rows in hearing.steps) == 8
-    assert (1, 2) in hearing.steps
-    assert hearing.prompts == 3  # two, and the empty negative one
+    assert sum(images for images, _ in observer.steps) == 5
+    assert sum(rows for _, rows in observer.steps) == 8
+    assert (1, 2) in observer.steps
+    assert observer.prompts == 3  # two prompts, and the empty negative prompt
 
 
 def test_a_failed_batch_is_reported_and_then_the_image_that_caused_it(
-    pool: ModelPool, backend: FakeBackend, hearing: Hearing
+    pool: ModelPool, backend: FakeBackend, observer: RecordingObserver
 ):
-    """Of two that step together, one crashes: the batch failed, then that one alone."""
+    """The batch fails first, then the image alone."""
     backend.faults["a dog"] = Fault.STEP_ERROR
     backend.hold()
     held = submit(pool, "a tree", steps=4)
@@ -85,22 +87,21 @@ def test_a_failed_batch_is_reported_and_then_the_image_that_caused_it(
         others[0].future.result(WAIT_S)
     for handle in (held, others[1]):
         handle.future.result(WAIT_S)
-    assert hearing.failures == [(f"RuntimeError: {WORDS}", was_split) for was_split in (True, False)]
+    assert observer.failures == [(f"RuntimeError: {MESSAGE}", was_split) for was_split in (True, False)]
 
 
 @pytest.mark.parametrize("fault", [Fault.ENCODE_ERROR, Fault.DECODE_ERROR])
-def test_failures_of_encoding_and_decoding_are_reported(
-    pool: ModelPool, backend: FakeBackend, hearing: Hearing, fault: Fault
+def test_a_failure_of_encoding_or_decoding_is_reported_once(
+    pool: ModelPool, backend: FakeBackend, observer: RecordingObserver, fault: Fault
 ):
-    """The backend's words, once."""
     backend.faults["a dog"] = fault
     with pytest.raises(GenerationFailed):
         submit(pool, "a dog", guidance_scale=1).future.result(WAIT_S)
-    assert [was_split for _, was_split in hearing.failures] == [False]
+    assert [was_split for _, was_split in observer.failures] == [False]
 
 
 def test_the_stages_of_an_image_follow_each_other(pool: ModelPool):
-    """Each begins where the one before ended, or later; none takes less than no time."""
+    """Each stage begins at the end of the one before, or later."""
     generated = submit(pool, "a cat").future.result(WAIT_S)
     assert [stage.name for stage in generated.stages] == ["queue", "encode", "denoise", "decode"]
     times_s = [time_s for stage in generated.stages for time_s in (stage.began_s, stage.ended_s)]
@@ -108,8 +109,8 @@ def test_the_stages_of_an_image_follow_each_other(pool: ModelPool):
     assert generated.took_s == times_s[-1] - times_s[1]
 
 
-def test_a_client_that_joins_a_running_image_has_no_queue_time(pool: ModelPool, backend: FakeBackend):
-    """Its stages begin when it came, and end with those of the one it joined."""
+def test_a_caller_that_joins_a_running_image_has_no_queue_time(pool: ModelPool, backend: FakeBackend):
+    """Its stages begin when it joins, and end with those of the first caller."""
     backend.hold()
     first = submit(pool, "a tree")
     assert backend.started.wait(WAIT_S)
@@ -127,15 +128,14 @@ def test_a_client_that_joins_a_running_image_has_no_queue_time(pool: ModelPool, 
     assert two[3] == one[3]
 
 
-def test_the_load_counts_waiting_and_running_images(pool: ModelPool, backend: FakeBackend):
-    """A held image runs, the next one waits; then nothing does."""
+def test_the_status_counts_waiting_and_running_images(pool: ModelPool, backend: FakeBackend):
     backend.hold()
     held = submit(pool, "a tree")
     assert backend.started.wait(WAIT_S)
     other = submit(pool, "a cat")
-    load = pool.engine.status()
-    assert (load.waiting, load.running) == (1, 1)
-    assert load.backlog_s > 0
+    busy = pool.engine.status()
+    assert (busy.waiting, busy.running) == (1, 1)
+    assert busy.backlog_s > 0
     backend.release.set()
     for handle in (held, other):
         handle.future.result(WAIT_S)

@@ -1,4 +1,4 @@
-"""The cache of encoded prompts: bounded in bytes, counted, and never asked twice for one prompt."""
+"""The cache of encoded prompts: limited in bytes, with counts of hits and misses."""
 
 from collections.abc import Sequence
 
@@ -11,19 +11,19 @@ from sd35.engine.local.prompt_cache import EmbeddingCache
 
 
 class Encoder:
-    """Encodes a prompt to as many bytes as it has characters, and keeps a record."""
+    """Encodes a prompt to as many bytes as it has characters, and records the calls."""
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
 
     def __call__(self, prompts: list[str]) -> dict[str, TextEmbedding]:
-        """All but what has an exclamation mark."""
+        """Encode all prompts without an exclamation mark."""
         self.calls.append(prompts)
         return {prompt: TextEmbedding(prompt, np.zeros(0), len(prompt)) for prompt in prompts if "!" not in prompt}
 
 
 def test_a_lookup_encodes_each_missing_prompt_once():
-    """Doubled prompts are encoded once, known ones not at all, and each lookup is a hit or a miss."""
+    """Each distinct prompt of a lookup is one hit or one miss."""
     cache, encode = EmbeddingCache(100), Encoder()
     assert cache.get("mini", ["a cat", "", "a cat"], encode).keys() == {"a cat", ""}
     assert cache.get("mini", ["", "a dog"], encode).keys() == {"", "a dog"}
@@ -32,7 +32,6 @@ def test_a_lookup_encodes_each_missing_prompt_once():
 
 
 def test_models_do_not_share_embeddings():
-    """The same words in another model are encoded by that model."""
     cache, encode = EmbeddingCache(100), Encoder()
     for model in ("mini", "large"):
         cache.get(model, ["a cat"], encode)
@@ -40,7 +39,7 @@ def test_models_do_not_share_embeddings():
 
 
 def test_prompts_that_fail_to_encode_are_left_out():
-    """The others are there, and it is tried again the next time."""
+    """They are encoded again at the next lookup."""
     cache, encode = EmbeddingCache(100), Encoder()
     for _ in range(2):
         assert cache.get("mini", ["no!", "yes"], encode).keys() == {"yes"}
@@ -49,12 +48,12 @@ def test_prompts_that_fail_to_encode_are_left_out():
 
 @given(
     max_bytes=st.integers(0, 30),
-    asked=st.lists(st.lists(st.text("ab", min_size=1, max_size=8), max_size=4), max_size=20),
+    lookups=st.lists(st.lists(st.text("ab", min_size=1, max_size=8), max_size=4), max_size=20),
 )
-def test_the_cache_never_exceeds_its_size(max_bytes: int, asked: Sequence[list[str]]):
-    """Whatever is asked for is answered, and what is kept stays within the bound, the latest first."""
+def test_the_cache_never_exceeds_its_size(max_bytes: int, lookups: Sequence[list[str]]):
+    """Every lookup returns all its prompts, and the latest prompt that fits stays in the cache."""
     cache, encode = EmbeddingCache(max_bytes), Encoder()
-    for prompts in asked:
+    for prompts in lookups:
         found = cache.get("mini", prompts, encode)
         assert {prompt: embedding.tokens for prompt, embedding in found.items()} == {
             prompt: prompt for prompt in prompts
@@ -65,4 +64,4 @@ def test_the_cache_never_exceeds_its_size(max_bytes: int, asked: Sequence[list[s
         if len(set(prompts)) == 1:
             cache.get("mini", latest, encode)
             assert len(encode.calls) == calls
-    assert cache.hits + cache.misses >= sum(len(set(prompts)) for prompts in asked)
+    assert cache.hits + cache.misses >= sum(len(set(prompts)) for prompts in lookups)

@@ -34,42 +34,42 @@ MIXED = Load(rps=1, requests=1, steps=[4, 12, 28], guidance=[0, 4.5], shapes=[SM
 
 
 def capacity_rps(shape: ShapeTimes, row_steps: float) -> float:
-    """Images a second that a device makes one at a time."""
+    """Return the images a second that a device generates one at a time."""
     return 1 / (row_steps * shape.step_s[1])
 
 
 def test_a_hundred_thousand_requests_all_end():
-    """At a load near what the device can do, every request is answered once: with an image, or refused."""
+    """Near full load, every request ends with an image or an error."""
     report = simulate(TIMES, replace(MIXED, rps=5, requests=100_000), LIMITS, devices=1)
     assert report.finished + report.refused == 100_000
     assert report.finished > 90_000
     assert 0.5 < report.utilisation <= 1
 
 
-def test_a_thousand_devices_at_80_percent_are_nearly_as_quick_as_idle_ones():
-    """The 95th percentile stays within 1.5 times that of an idle system."""
-    full = 0.8 * 1000 * capacity_rps(SMALL, (4 + 12 + 28) / 3 * 1.5)
-    idle = simulate(TIMES, replace(MIXED, rps=full / 100, requests=5_000), LIMITS, devices=1000)
-    busy = simulate(TIMES, replace(MIXED, rps=full, requests=20_000), LIMITS, devices=1000)
+def test_a_thousand_devices_at_80_percent_load_are_nearly_as_fast_as_idle_ones():
+    """The 95th percentile is at most 1.5 times that of idle devices."""
+    busy_rps = 0.8 * 1000 * capacity_rps(SMALL, (4 + 12 + 28) / 3 * 1.5)
+    idle = simulate(TIMES, replace(MIXED, rps=busy_rps / 100, requests=5_000), LIMITS, devices=1000)
+    busy = simulate(TIMES, replace(MIXED, rps=busy_rps, requests=20_000), LIMITS, devices=1000)
     assert busy.refused == 0
     assert busy.percentile_s(95) <= 1.5 * idle.percentile_s(95)
 
 
 def test_an_idle_device_takes_the_times_of_its_table():
-    """One image alone: its prompt, its steps, its decoding."""
+    """The latency is the sum of encoding, steps and decoding."""
     load = Load(rps=1, requests=1, steps=[4], guidance=[4.5], shapes=[SMALL])
     report = simulate(TIMES, load, LIMITS, devices=1)
     assert report.percentile_s(50) == pytest.approx(0.002 + 4 * SMALL.step_time_s(2) + 0.02)
 
 
 def test_short_images_do_not_wait_for_long_ones():
-    """At a high load the 4-step images' 95th percentile is a fraction of the 28-step ones'."""
+    """At a high load, the 95th percentile of 4-step images is a fraction of that of 28-step images."""
     report = simulate(TIMES, replace(MIXED, rps=4.5, requests=5_000, clients=1), LIMITS, devices=1)
     assert report.percentile_s(95, steps=4) < 0.4 * report.percentile_s(95, steps=28)
 
 
-def test_overload_is_refused_and_the_accepted_ones_are_made():
-    """At five times what it can do, the device works all the time, and what it accepted it makes."""
+def test_a_device_at_five_times_its_capacity_refuses_some_requests_and_finishes_the_others():
+    """And it is busy all the time."""
     report = simulate(TIMES, replace(MIXED, rps=30, requests=3_000), LIMITS, devices=1)
     assert report.refused > 1_500
     assert report.finished == 3_000 - report.refused
@@ -78,7 +78,7 @@ def test_overload_is_refused_and_the_accepted_ones_are_made():
 
 @pytest.mark.parametrize("batching", [0.25, 0.7, 1.0], ids=["as on a GPU", "as on a fast CPU", "as on a slow CPU"])
 def test_five_times_the_capacity_takes_accepted_images_less_than_twice_as_long(batching: float):
-    """One client's p95, over that at 0.8 of capacity, is below 2 whether batching saves time or not."""
+    """Compared with 0.8 times the capacity, for the 95th percentile of one client, whatever batching saves."""
     one = ShapeTimes(width_px=96, height_px=96, step_s={1: 1}, decode_s=0.02, row_bytes=1, decode_bytes=1)
     sizes = ((128, 0.02), (96, 0.012))
     shapes = [
@@ -96,8 +96,8 @@ def test_five_times_the_capacity_takes_accepted_images_less_than_twice_as_long(b
     assert over.finished / over.lasted_s > 0.9 * rps
 
 
-def test_nobody_is_starved_by_a_flood():
-    """While one client keeps every place it can get filled, each image of a modest client takes its fair time."""
+def test_a_flood_of_one_client_does_not_starve_another():
+    """Each image of a modest client takes its fair time, although the other keeps 50 images in the queue."""
     clock = Clock()
     ends: dict[object, float] = {}
     device = Device(TIMES, LIMITS, clock, lambda key: ends.update({key: clock.now_s}))
@@ -121,12 +121,12 @@ def test_nobody_is_starved_by_a_flood():
     clock.run()
     alone_s = 28 * SMALL.step_time_s(2)
     for key, start_s in begun.items():
-        assert ends[key] - start_s < 28 * SMALL.step_time_s(8) + alone_s  # in every batch from the first on
+        assert ends[key] - start_s < 28 * SMALL.step_time_s(8) + alone_s  # it is in every batch from the first on
 
 
 @given(seed=st.integers(0, 10**6), memory_bytes=st.sampled_from([200, 300, 1000]), rows=st.integers(1, 16))
-def test_whatever_happens_every_image_ends_once_and_memory_is_kept(seed: int, memory_bytes: int, rows: int):
-    """Any mix of shapes, arrivals and cancellations: one end each, and never more memory than there is."""
+def test_every_image_ends_once_within_the_memory_limit(seed: int, memory_bytes: int, rows: int):
+    """For any mix of shapes, arrivals and cancellations."""
     rng, clock = random.Random(seed), Clock()  # noqa: S311  chance, not secrecy
     ended: list[object] = []
     device = Device(TIMES, DeviceLimits(rows, 20, 1e9, memory_bytes), clock, ended.append)
@@ -158,20 +158,20 @@ def test_whatever_happens_every_image_ends_once_and_memory_is_kept(seed: int, me
 
 
 def test_a_percentile_is_the_smallest_latency_that_covers_it():
-    """Of a hundred images' latencies, the 95th; of those with so many steps only, where asked."""
+    """Of all images, or of those with one number of steps."""
     report = Report(latencies_s={4: [float(n) for n in range(1, 51)], 28: [float(n) for n in range(100, 50, -1)]})
     assert [report.percentile_s(p) for p in (1, 50, 95, 100)] == [1, 50, 95, 100]
     assert [report.percentile_s(p, steps=4) for p in (1, 50, 99, 100)] == [1, 25, 50, 50]
 
 
 @pytest.mark.parametrize(("rows", "expected_s"), [(1, 0.01), (2, 0.05 / 3), (8, 0.058), (10, 0.072)])
-def test_step_times_are_interpolated(rows: int, expected_s: float):
-    """Between measured numbers of rows linearly, and beyond the most on the same line."""
+def test_step_times_are_interpolated_and_extrapolated(rows: int, expected_s: float):
+    """Linearly between measured numbers of rows. Beyond the largest, the last line continues."""
     assert SMALL.step_time_s(rows) == pytest.approx(expected_s)
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path: Path):
-    """And what is no table is refused by name."""
+    """Errors name the file and the reason."""
     TIMES.write(tmp_path / "times.json")
     assert StepTimes.read(tmp_path / "times.json") == TIMES
     (tmp_path / "times.json").write_text('{"model": 3}')

@@ -1,4 +1,4 @@
-"""How many webhooks are in flight, and whose are next."""
+"""The limits on webhooks in flight, and the choice of the next ones."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ BACKLOG = 10_000
 
 
 def due_of(counts: Mapping[Receiver, int]) -> list[DueWebhooks]:
-    """So many of each receiver, which became due in this order."""
+    """Return the given number of due webhooks for each receiver, in the order in which they became due."""
     return [DueWebhooks(receiver, count, float(index)) for index, (receiver, count) in enumerate(counts.items())]
 
 
@@ -32,8 +32,8 @@ STARTED = st.lists(RECEIVERS, max_size=60)
 SLOW_HOSTS = st.sets(st.sampled_from(HOSTS))
 
 
-class Places:
-    """The same rules as `InFlight`, as plainly as they can be said: one webhook after the other, all receivers each."""
+class SimpleInFlight:
+    """The rules of `InFlight` in their simplest form: one webhook at a time, checking all receivers each time."""
 
     def __init__(self, started: Sequence[Receiver], slow: set[str]) -> None:
         self.started, self.slow = list(started), slow
@@ -42,7 +42,7 @@ class Places:
             self.last |= {receiver.owner: number, receiver: number}
 
     def count(self, owner: str | None = None, host: str | None = None, *, slow: bool = False) -> int:
-        """How many are in flight of an owner, to a host, to slow hosts."""
+        """Return the number in flight of an owner, to a host, or to slow hosts."""
         return sum(
             (owner is None or one.owner == owner)
             and (host is None or one.host == host)
@@ -50,20 +50,20 @@ class Places:
             for one in self.started
         )
 
-    def is_free(self, receiver: Receiver) -> bool:
-        """Whether one more is allowed."""
+    def has_slot(self, receiver: Receiver) -> bool:
+        """Return whether one more webhook to a receiver is allowed."""
         owner, host = receiver
-        is_free = self.count() < MAX_IN_FLIGHT and self.count(owner) < PER_OWNER
+        has_slot = self.count() < MAX_IN_FLIGHT and self.count(owner) < PER_OWNER
         if host not in self.slow:
-            return is_free and self.count(host=host) < PER_HOST
-        has_slow = self.count(slow=True) < MAX_SLOW and self.count(owner, slow=True) < SLOW_PER_OWNER
-        return is_free and has_slow and self.count(host=host) < PER_SLOW_HOST
+            return has_slot and self.count(host=host) < PER_HOST
+        has_slow_slot = self.count(slow=True) < MAX_SLOW and self.count(owner, slow=True) < SLOW_PER_OWNER
+        return has_slot and has_slow_slot and self.count(host=host) < PER_SLOW_HOST
 
     def choose(self, due: Sequence[DueWebhooks]) -> Counter[Receiver]:
-        """Take one after the other."""
+        """Choose one webhook after the other."""
         chosen: Counter[Receiver] = Counter()
         oldest = {one.receiver.owner: one.oldest_s for one in sorted(due, key=lambda one: -one.oldest_s)}
-        while free := [one for one in due if chosen[one.receiver] < one.count and self.is_free(one.receiver)]:
+        while free := [one for one in due if chosen[one.receiver] < one.count and self.has_slot(one.receiver)]:
             one = min(
                 free,
                 key=lambda one: (
@@ -82,7 +82,7 @@ class Places:
 
 
 def in_flight_with(started: Sequence[Receiver], slow: set[str]) -> InFlight:
-    """Webhooks in flight, whatever the limits, and hosts that were slow."""
+    """Return an `InFlight` with started webhooks, whatever the limits, and slow hosts."""
     in_flight = InFlight()
     for receiver in started:
         in_flight.start(receiver)
@@ -93,12 +93,12 @@ def in_flight_with(started: Sequence[Receiver], slow: set[str]) -> InFlight:
 
 @given(DUE, STARTED, SLOW_HOSTS)
 def test_the_fast_choice_equals_the_simple_one(due: list[DueWebhooks], started: list[Receiver], slow: set[str]):
-    """The quick way to choose and the plain one agree; so no limit is passed, and no place stays free for nothing."""
-    assert in_flight_with(started, slow).copy().choose(due) == Places(started, slow).choose(due)
+    """So no limit is exceeded, and no slot is left free needlessly."""
+    assert in_flight_with(started, slow).copy().choose(due) == SimpleInFlight(started, slow).choose(due)
 
 
-def test_one_webhook_of_another_owner_is_chosen_beside_any_backlog():
-    """Whether places are free or one becomes free, and however long the others are due."""
+def test_a_webhook_of_another_owner_is_chosen_despite_any_backlog():
+    """Whether slots are free or one becomes free, and however long the backlog is due."""
     in_flight, other = InFlight(), Receiver("you", "you.example")
     backlog = {Receiver("me", host): BACKLOG for host in HOSTS}
     chosen = in_flight.choose(due_of(backlog))
@@ -110,7 +110,7 @@ def test_one_webhook_of_another_owner_is_chosen_beside_any_backlog():
     assert in_flight.choose(due_of(backlog | {other: 1}))[other] == 1
 
 
-def test_one_host_takes_few_of_its_owners_places():
+def test_one_host_takes_few_of_its_owners_slots():
     """The rest is left to the owner's other hosts."""
     in_flight, receivers = InFlight(), [Receiver("me", "stuck.example"), Receiver("me", "good.example")]
     for receiver in in_flight.choose(due_of({receivers[0]: BACKLOG})).elements():
@@ -118,8 +118,8 @@ def test_one_host_takes_few_of_its_owners_places():
     assert in_flight.choose(due_of(dict.fromkeys(receivers, BACKLOG))) == {receivers[1]: PER_HOST}
 
 
-def test_slow_hosts_share_a_part_of_the_places():
-    """One place each, and few of an owner and in all, until a host answers quickly again."""
+def test_slow_hosts_share_some_of_the_slots():
+    """One slot each, and few per owner and in total, until a host answers quickly again."""
     receivers = [Receiver(owner, f"{owner} {host}") for owner in OWNERS for host in HOSTS]
     in_flight = in_flight_with([], {receiver.host for receiver in receivers})
     chosen = in_flight.choose(due_of(dict.fromkeys(receivers, BACKLOG)))
@@ -131,7 +131,7 @@ def test_slow_hosts_share_a_part_of_the_places():
 
 @given(st.dictionaries(RECEIVERS, st.just(BACKLOG), min_size=1))
 def test_each_receiver_gets_its_turn(counts: dict[Receiver, int]):
-    """If one webhook is sent after the other, each owner gets every n-th, and each of its receivers in turn."""
+    """If webhooks are sent one at a time, owners take turns, and so do the receivers of each owner."""
     in_flight, due = InFlight(), due_of(counts)
     owners = {receiver.owner for receiver in counts}
     turns: list[Receiver] = []
@@ -146,7 +146,6 @@ def test_each_receiver_gets_its_turn(counts: dict[Receiver, int]):
 
 
 def test_the_number_of_remembered_hosts_is_bounded():
-    """However many hosts there were."""
     in_flight = InFlight()
     for number in range(3 * BACKLOG):
         receiver = Receiver(str(number), str(number))

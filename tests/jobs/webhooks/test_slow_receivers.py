@@ -1,4 +1,4 @@
-"""Receivers that do not answer cost the others nothing, and their attempts end."""
+"""Receivers that do not answer delay no other webhooks, and attempts to reach them time out."""
 
 import asyncio
 import socket
@@ -25,7 +25,7 @@ Behave = Callable[["Server", Streams], Awaitable[None]]
 
 @dataclass
 class Server:
-    """A receiver on this machine. `arrived` is set when something connects; `released` ends what it waits for."""
+    """A receiver on this machine. `arrived` is set on the first connection. Set `released` to end its handlers."""
 
     behave: Behave
     port: int = 0
@@ -72,12 +72,12 @@ async def answer(_: Server, streams: Streams) -> None:
 
 
 async def accept_only(server: Server, _: Streams) -> None:
-    """Accept a connection and never answer: neither HTTP nor, if that is spoken, TLS."""
+    """Accept a connection and never answer, neither with HTTP nor with a TLS handshake."""
     await server.released.wait()
 
 
-async def dribble(server: Server, streams: Streams) -> None:
-    """Send headers one after the other, without end."""
+async def send_headers_forever(server: Server, streams: Streams) -> None:
+    """Send one header after the other."""
     streams[1].write(b"HTTP/1.1 200 OK\r\n")
     while not server.released.is_set():
         streams[1].write(b"X-More: 1\r\n")
@@ -85,8 +85,8 @@ async def dribble(server: Server, streams: Streams) -> None:
         await asyncio.sleep(0.01)
 
 
-async def go_on(server: Server, streams: Streams) -> None:
-    """Send interim answers without end."""
+async def send_interim_responses_forever(server: Server, streams: Streams) -> None:
+    """Send one 100 Continue after the other."""
     while not server.released.is_set():
         streams[1].write(b"HTTP/1.1 100 Continue\r\n\r\n")
         await streams[1].drain()
@@ -103,8 +103,8 @@ def sending(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sending]
 
 @pytest.mark.parametrize("owner", ["me", "you"])
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_receiver_that_never_answers_delays_nobody_else(sending: Sending, owner: str, scheme: str):
-    """A webhook of another owner, and one of the same owner to another host, arrive while a hundred are stuck."""
+def test_a_receiver_that_never_answers_delays_no_other(sending: Sending, owner: str, scheme: str):
+    """Webhooks to another host, of the same owner or another, arrive while a hundred are stuck."""
 
     async def scenario() -> None:
         async with Server(accept_only).serving() as stuck, Server(answer).serving() as good:
@@ -116,14 +116,14 @@ def test_a_receiver_that_never_answers_delays_nobody_else(sending: Sending, owne
                 sending.end_job(f"http://good.example:{good.port}/", owner)
                 sender.wake()
                 await asyncio.wait_for(good.arrived.wait(), WAIT_S)
-                assert sending.told in ([], ["delivered"])  # no other attempt has ended
+                assert sending.results in ([], ["delivered"])  # no other attempt has ended
                 assert 0 < stuck.connections <= PER_HOST
 
     asyncio.run(scenario())
 
 
 def test_owners_with_many_stuck_hosts_delay_no_other_owner(sending: Sending):
-    """A hundred hosts that never answer take no more than their owner's places."""
+    """A hundred hosts that never answer use only the slots of their owner."""
 
     async def scenario() -> None:
         async with Server(accept_only).serving() as stuck, Server(answer).serving() as good:
@@ -135,18 +135,18 @@ def test_owners_with_many_stuck_hosts_delay_no_other_owner(sending: Sending):
                 sending.end_job(f"http://good.example:{good.port}/", "you")
                 sender.wake()
                 await asyncio.wait_for(good.arrived.wait(), WAIT_S)
-                assert sending.told in ([], ["delivered"])  # no other attempt has ended
+                assert sending.results in ([], ["delivered"])  # no other attempt has ended
                 assert 0 < stuck.connections <= PER_OWNER
 
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("behave", [accept_only, dribble, go_on])
+@pytest.mark.parametrize("behave", [accept_only, send_headers_forever, send_interim_responses_forever])
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_an_attempt_times_out_wherever_it_stalls(
     sending: Sending, monkeypatch: pytest.MonkeyPatch, behave: Behave, scheme: str
 ):
-    """Silence, a TLS handshake that does not end, headers and interim answers without end: all are failed attempts."""
+    """Without a response, in a TLS handshake, in endless headers, or in endless interim responses."""
     monkeypatch.setattr("sd35.jobs.webhooks.sender._ATTEMPT_S", 0.3)
 
     async def scenario() -> None:
@@ -161,7 +161,7 @@ def test_an_attempt_times_out_wherever_it_stalls(
 
 
 def test_an_attempt_that_timed_out_leaves_no_connection(sending: Sending, monkeypatch: pytest.MonkeyPatch):
-    """Also in the middle of a TLS handshake: a receiver that never answers cannot collect open connections."""
+    """Even during a TLS handshake. A receiver that never answers cannot collect open connections."""
     monkeypatch.setattr("sd35.jobs.webhooks.sender._ATTEMPT_S", 0.3)
     closed = asyncio.Event()
 
@@ -179,14 +179,14 @@ def test_an_attempt_that_timed_out_leaves_no_connection(sending: Sending, monkey
     asyncio.run(scenario())
 
 
-def test_a_slow_name_server_holds_no_other_thread(sending: Sending, monkeypatch: pytest.MonkeyPatch):
-    """Stuck lookups of one owner's hosts use neither the threads that read the store nor other owners' places."""
+def test_a_slow_name_server_blocks_no_other_thread(sending: Sending, monkeypatch: pytest.MonkeyPatch):
+    """Stuck lookups use neither the threads that read the store nor the slots of other owners."""
     released, getaddrinfo = threading.Event(), socket.getaddrinfo
-    asked: list[str] = []
+    stuck_hosts: list[str] = []
 
     def slow(host: str, *args: object, **more: object) -> object:
         if "stuck" in host:
-            asked.append(host)
+            stuck_hosts.append(host)
             released.wait(3 * WAIT_S)
         return getaddrinfo("127.0.0.1", *args, **more)  # type: ignore[arg-type]
 
@@ -202,7 +202,7 @@ def test_a_slow_name_server_holds_no_other_thread(sending: Sending, monkeypatch:
             try:
                 async with sending.running():
                     await asyncio.wait_for(good.arrived.wait(), WAIT_S)
-                    assert 0 < len(asked) <= PER_OWNER
+                    assert 0 < len(stuck_hosts) <= PER_OWNER
             finally:
                 released.set()
 
@@ -210,8 +210,8 @@ def test_a_slow_name_server_holds_no_other_thread(sending: Sending, monkeypatch:
     asyncio.run(scenario())
 
 
-def test_a_lookup_that_outlasts_its_attempt_keeps_the_place(sending: Sending, monkeypatch: pytest.MonkeyPatch):
-    """So one owner's stuck lookups never hold more threads than the owner has places, however many attempts fail."""
+def test_a_lookup_that_outlasts_its_attempt_keeps_the_slot(sending: Sending, monkeypatch: pytest.MonkeyPatch):
+    """So stuck lookups of an owner never use more threads than the owner has slots."""
     monkeypatch.setattr("sd35.jobs.webhooks.sender._ATTEMPT_S", 0.05)
     released, timed_out, started = threading.Event(), threading.Event(), threading.Semaphore(0)
 
@@ -220,9 +220,9 @@ def test_a_lookup_that_outlasts_its_attempt_keeps_the_place(sending: Sending, mo
         released.wait(3 * WAIT_S)
         return []
 
-    def tell(end: WebhookResult) -> None:
-        sending.told.append(end)
-        if len(sending.told) == PER_OWNER:
+    def on_result(result: WebhookResult) -> None:
+        sending.results.append(result)
+        if len(sending.results) == PER_OWNER:
             timed_out.set()
 
     sending.lookup = stuck
@@ -232,7 +232,7 @@ def test_a_lookup_that_outlasts_its_attempt_keeps_the_place(sending: Sending, mo
             sending.end_job(f"http://stuck{number}.example/")
         try:
             async with sending.sender() as sender, asyncio.TaskGroup() as attempts:
-                sender.on_result = tell
+                sender.on_result = on_result
                 await sender.start_due(attempts)
                 await asyncio.to_thread(timed_out.wait, WAIT_S)
                 await sender.start_due(attempts)
@@ -245,7 +245,7 @@ def test_a_lookup_that_outlasts_its_attempt_keeps_the_place(sending: Sending, mo
     asyncio.run(scenario())
 
 
-def test_a_host_that_was_slow_gets_one_place(sending: Sending, monkeypatch: pytest.MonkeyPatch):
+def test_a_host_that_was_slow_gets_one_slot(sending: Sending, monkeypatch: pytest.MonkeyPatch):
     """Until it answers quickly again."""
     monkeypatch.setattr("sd35.jobs.webhooks.sender._SLOW_S", 0.0)
 
@@ -253,7 +253,7 @@ def test_a_host_that_was_slow_gets_one_place(sending: Sending, monkeypatch: pyte
         async with Server(answer).serving() as good, sending.sender() as sender:
 
             async def sent() -> int:
-                """Send once; how many were sent."""
+                """Send once, and return the number of webhooks sent."""
                 before = good.connections
                 async with asyncio.TaskGroup() as attempts:
                     await sender.start_due(attempts)
@@ -270,17 +270,17 @@ def test_a_host_that_was_slow_gets_one_place(sending: Sending, monkeypatch: pyte
 
 
 def test_an_address_that_does_not_answer_gives_way_to_the_next(sending: Sending, monkeypatch: pytest.MonkeyPatch):
-    """Of a name with several addresses, one that cannot be connected to does not take the whole attempt's time."""
+    """If a name has several addresses, one that cannot be reached does not use up the whole attempt."""
     monkeypatch.setattr("sd35.jobs.webhooks.transport._CONNECT_S", 0.3)
     with socket.create_server(("127.8.8.8", 0), backlog=0) as full:  # accepts nothing
         port = full.getsockname()[1]
         waiting = []
         for _ in range(4):  # fill its queue, so that further connections get no answer
             client = socket.socket()
-            client.setblocking(False)  # noqa: FBT003  the name of it is Python's
+            client.setblocking(False)  # noqa: FBT003  Python's own signature
             client.connect_ex(("127.8.8.8", port))
             waiting.append(client)
-        sending.leads_to = ["127.8.8.8", "127.0.0.1"]
+        sending.addresses = ["127.8.8.8", "127.0.0.1"]
 
         async def scenario() -> None:
             async with Server(answer, port=port).serving() as good:

@@ -1,4 +1,4 @@
-"""Euler's method against Diffusers' scheduler."""
+"""Euler's method compared with Diffusers' scheduler."""
 
 from typing import Any
 
@@ -19,15 +19,15 @@ SHAPE = (16, 4, 6)
 
 
 def solver_of(steps: int, shift: float, latent: Any) -> Solver:
-    """A solver of so many steps."""
+    """Return a solver with `steps` steps."""
     return Euler([float(sigma) for sigma in SigmaSchedule(shift).sigmas(steps)], latent, seed=0)
 
 
 @settings(deadline=None, max_examples=30)
 @given(steps=st.integers(1, 60), shift=st.floats(1.0, 6.0), seed=st.integers(0, 100))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_each_step_is_the_schedulers_own(dtype: torch.dtype, steps: int, shift: float, seed: int) -> None:
-    """Fed the same sigmas and velocities, latents are bit for bit those of Diffusers, in every dtype."""
+def test_each_step_equals_that_of_diffusers_to_the_bit(dtype: torch.dtype, steps: int, shift: float, seed: int) -> None:
+    """For the same sigmas and velocities, in every dtype."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(steps)
     solver = Euler(scheduler.sigmas.tolist(), initial_noise(seed, SHAPE), seed)
@@ -42,8 +42,7 @@ def test_each_step_is_the_schedulers_own(dtype: torch.dtype, steps: int, shift: 
 
 
 @pytest.mark.parametrize("steps", [1, 4, 28])
-def test_numpy_arrays_and_tensors_give_the_same_latents(steps: int) -> None:
-    """In float32, whichever library the velocity comes from."""
+def test_numpy_arrays_and_tensors_give_the_same_float32_latents(steps: int) -> None:
     arrays, tensors = (solver_of(steps, 3.0, initial_noise(7, SHAPE)) for _ in range(2))
     while not arrays.is_done:
         velocity = initial_noise(arrays.step, SHAPE)
@@ -55,7 +54,6 @@ def test_numpy_arrays_and_tensors_give_the_same_latents(steps: int) -> None:
 
 
 def test_the_given_noise_is_not_changed() -> None:
-    """A caller may keep it."""
     noise = initial_noise(1, SHAPE)
     before = noise.copy()
     solver = solver_of(2, 3.0, noise)
@@ -64,8 +62,7 @@ def test_the_given_noise_is_not_changed() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 5, 28])
-def test_an_evaluation_is_made_for_each_step(steps: int) -> None:
-    """`evaluations` says how many there are until the solver is done."""
+def test_each_step_takes_one_evaluation(steps: int) -> None:
     solver, evaluations = solver_of(steps, 3.0, initial_noise(1, SHAPE)), 0
     while not solver.is_done:
         solver.advance(np.zeros(SHAPE, np.float32))
@@ -74,7 +71,7 @@ def test_an_evaluation_is_made_for_each_step(steps: int) -> None:
 
 
 def test_a_straight_path_is_predicted_from_its_first_evaluation() -> None:
-    """Where velocity is the same everywhere, `denoised` is the result after each step."""
+    """If the velocity is constant, `denoised` is the result after each step."""
     noise, end = initial_noise(1, SHAPE), initial_noise(2, SHAPE)
     solver = solver_of(6, 3.0, noise)
     while not solver.is_done:

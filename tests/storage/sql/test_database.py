@@ -1,5 +1,6 @@
-"""What lies beneath the SQL stores: files, migrations, processes that die, databases that do not answer."""
+"""SQL databases: files, migrations, killed processes, and databases that do not answer."""
 
+import logging
 import os
 import signal
 import sqlite3
@@ -59,7 +60,7 @@ DELIVERY_OF_0001 = "INSERT INTO deliveries (job_id, url, due_s, attempts) VALUES
 
 @pytest.fixture
 def opened(database: str) -> Iterator[Database]:
-    """The stores of a new SQL database."""
+    """A new, opened SQL database."""
     stores = open_database(database)
     yield stores
     stores.close()
@@ -67,12 +68,12 @@ def opened(database: str) -> Iterator[Database]:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """Where a database of SQLite's will be."""
+    """The path of a new SQLite database."""
     return tmp_path / "data" / "jobs.db"
 
 
 def process(script: str, database: str) -> subprocess.Popen[str]:
-    """A Python process of its own."""
+    """Start a Python process that runs a script."""
     return subprocess.Popen(
         [sys.executable, "-c", script, database],
         stdin=subprocess.PIPE,
@@ -83,13 +84,13 @@ def process(script: str, database: str) -> subprocess.Popen[str]:
 
 
 def sql_of(stores: Database) -> SqlJobStore:
-    """The store of jobs, which is an SQL one."""
+    """Return the SQL job store of a database."""
     assert isinstance(stores.jobs, SqlJobStore)
     return stores.jobs
 
 
 def test_stored_data_survives_a_restart(database: str):
-    """Jobs, keys, and whose images are whose; an open database is brought up to date once."""
+    """Jobs, keys, and owners of images."""
     first = open_database(database)
     job = first.jobs.add(new_job(job_spec(), 1.0))
     key, _ = new_key("me", Role.USER, 1.0)
@@ -103,7 +104,7 @@ def test_stored_data_survives_a_restart(database: str):
 
 
 def test_accepted_jobs_survive_a_kill(database: str):
-    """`kill -9` in the middle of adding: each job that was acknowledged is there, whole, and can be claimed."""
+    """After `kill -9` while jobs are added, every acknowledged job is complete and can be claimed."""
     with process(ADDING, database) as adding:
         assert adding.stdout
         accepted = [adding.stdout.readline().strip() for _ in range(30)]
@@ -112,12 +113,12 @@ def test_accepted_jobs_survive_a_kill(database: str):
     stores = open_database(database)
     claimed = [job.id for job in stores.jobs.claim("h", 0.0, 9.0, 400)]
     assert set(accepted) <= set(claimed)
-    assert len(claimed) <= len(accepted) + 1  # one may have been kept, and not yet told
+    assert len(claimed) <= len(accepted) + 1  # one may be stored, but not yet acknowledged
     stores.close()
 
 
-def test_migrations_make_the_tables(database: str, opened: Database):
-    """What the migrations made is what the code expects, to the last column and index."""
+def test_migrations_create_the_tables_of_the_code(database: str, opened: Database):
+    """Including every column and index."""
     assert database
     with sql_of(opened).database.read() as connection:
         options = {"compare_type": True, "compare_server_default": True}
@@ -126,33 +127,45 @@ def test_migrations_make_the_tables(database: str, opened: Database):
 
 
 def test_a_database_without_checksums_is_upgraded(database: str):
-    """What is in it stays; its images get a checksum when they are read."""
+    """Its images stay, and checksums can be added to them."""
     before = SqlDatabase(make_url(database) if "://" in database else URL.create("sqlite", database=database))
     with before.write() as connection:
         command.upgrade(config_for(connection), "0001")
         connection.execute(text("INSERT INTO pictures VALUES (:digest, 'me', 10, 1.0)"), {"digest": "ab" * 32})
     before.close()
-    with pytest.raises(StoreUnavailable, match=r"an older version of sd35 made it \(its schema is 0001, .* start the"):
+    with pytest.raises(StoreUnavailable, match=r"an older version of sd35 created it \(schema 0001; .* start the"):
         open_database(database, upgrade=False)
     stores, name = open_database(database), f"{'ab' * 32}.png"
     assert stores.ownership.owners("ab" * 32) == {"me"}
     assert stores.ownership.checksums(name) == {}
     stores.ownership.add_checksum(name, "1" * 64, 10)
     stores.close()
-    again = open_database(database, upgrade=False)
-    assert again.ownership.checksums(name) == {"1" * 64: 10}
-    again.close()
+    reopened = open_database(database, upgrade=False)
+    assert reopened.ownership.checksums(name) == {"1" * 64: 10}
+    reopened.close()
+
+
+def test_only_a_migration_is_logged_in_one_line(database: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """A new database, or one of this version, logs nothing."""
+    caplog.set_level(logging.INFO, "sd35")
+    before = SqlDatabase(make_url(database) if "://" in database else URL.create("sqlite", database=database))
+    with before.write() as connection:
+        command.upgrade(config_for(connection), "0001")
+    before.close()
+    for each in (str(tmp_path / "new.db"), database, database):
+        open_database(each).close()
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith("sd35.")]
+    assert messages == [f"database migrated: {before.name}, from schema 0001 to {VERSION}"]
 
 
 def test_a_missing_database_is_not_created_without_upgrade(file: Path):
-    """The setting is named, and no file appears."""
-    with pytest.raises(InvalidSetting, match=rf"database: there is no file {file}"):
+    with pytest.raises(InvalidSetting, match=rf"database: {file} does not exist"):
         open_database(str(file), upgrade=False)
     assert not file.parent.exists()
 
 
 def test_upgrading_adds_receivers_to_pending_webhooks(database: str):
-    """A database of the first schema, with webhooks that wait, is brought to the present schema; none is lost."""
+    """No webhook is lost."""
     hosts = {
         "https://example.com/hook": "example.com",
         "https://B\u00dcCHER.example.:8443/": "xn--bcher-kva.example",
@@ -170,8 +183,8 @@ def test_upgrading_adds_receivers_to_pending_webhooks(database: str):
     stores = open_database(database)
     receivers = [Receiver(f"owner {number}", host) for number, host in enumerate(hosts.values())]
     assert {one.receiver for one in stores.jobs.due_webhooks(0.0)} == set(receivers)
-    taken = stores.jobs.claim_webhooks(0.0, dict.fromkeys(receivers, 1))
-    assert taken == [
+    claimed = stores.jobs.claim_webhooks(0.0, dict.fromkeys(receivers, 1))
+    assert claimed == [
         Delivery(f"job {number}", url, number, receiver)
         for number, (url, receiver) in enumerate(zip(hosts, receivers, strict=True))
     ]
@@ -179,7 +192,6 @@ def test_upgrading_adds_receivers_to_pending_webhooks(database: str):
 
 
 def test_upgrading_keeps_jobs_and_images_of_renamed_tables(database: str):
-    """A job that ended keeps its image, and the image its owner."""
     before = SqlDatabase(make_url(database) if "://" in database else URL.create("sqlite", database=database))
     request = REQUEST.canonical.decode()
     with before.write() as connection:
@@ -195,7 +207,7 @@ def test_upgrading_keeps_jobs_and_images_of_renamed_tables(database: str):
 
 
 def test_a_process_of_the_previous_version_can_still_add_webhooks(database: str, opened: Database):
-    """It shares the database while services are replaced one by one, and knows nothing of receivers."""
+    """It may share the database while services are upgraded one by one. It does not set the receiver."""
     assert database
     job = opened.jobs.add(new_job(job_spec(webhook="https://example.com/"), 0.0))
     with sql_of(opened).database.write() as connection:
@@ -205,7 +217,7 @@ def test_a_process_of_the_previous_version_can_still_add_webhooks(database: str,
 
 
 def test_processes_that_start_at_once_do_not_break_each_other(database: str):
-    """One makes the tables, the others wait for it."""
+    """One creates the tables, and the others wait for it."""
     starting = [process(OPENING, database) for _ in range(3)]
     for one in starting:
         assert one.stdout
@@ -223,15 +235,15 @@ def test_processes_that_start_at_once_do_not_break_each_other(database: str):
 
 
 def test_a_newer_database_is_refused(database: str, opened: Database):
-    """With words that say what to do, and nothing in it changes."""
+    """The error says what to do."""
     with sql_of(opened).database.write() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(StoreUnavailable, match=r"newer version of sd35 made it \(its schema is 9999, .* install"):
+    with pytest.raises(StoreUnavailable, match=r"newer version of sd35 created it \(schema 9999; .* install"):
         open_database(database)
 
 
 def test_the_database_file_is_private_to_its_user(file: Path):
-    """The file and those beside it have no rights for others; what is deleted is overwritten."""
+    """Deleted prompts are overwritten."""
     stores = open_database(str(file))
     job = stores.jobs.add(new_job(job_spec(), 0.0))
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in file.parent.iterdir()}
@@ -243,19 +255,18 @@ def test_the_database_file_is_private_to_its_user(file: Path):
 
 
 def test_a_url_and_a_path_open_the_same_file(file: Path):
-    """SQLAlchemy's way to write it, besides the plain path."""
     open_database(f"sqlite:///{file}").close()
     assert file.exists()
 
 
-def test_a_locked_database_is_unavailable_until_it_is_not(file: Path):
-    """With its name and the reason, after a bounded wait; then it goes on."""
+def test_a_locked_database_is_unavailable_until_it_is_unlocked(file: Path):
+    """Writes fail after a limited wait, with the reason."""
     stores = open_database(str(file), wait_s=0.05)
     other = sqlite3.connect(file, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreUnavailable, match=r"jobs\.db cannot be used: database is locked"):
         stores.jobs.add(new_job(job_spec(), 0.0))
-    assert stores.jobs.counts()[Status.QUEUED] == 0  # reading goes on
+    assert stores.jobs.counts()[Status.QUEUED] == 0  # reads still work
     other.execute("ROLLBACK")
     other.close()
     stores.jobs.add(new_job(job_spec(), 0.0))
@@ -264,10 +275,10 @@ def test_a_locked_database_is_unavailable_until_it_is_not(file: Path):
 
 @pytest.mark.parametrize("is_replaced", [False, True])
 def test_a_removed_file_accepts_no_writes(file: Path, *, is_replaced: bool):
-    """What SQLite would still write there, nobody would find after a restart."""
+    """Data written to the removed file would be missing after a restart."""
     stores = open_database(str(file))
     for each in file.parent.glob("jobs.db*"):
-        each.rename(each.with_name(f"old-{each.name}"))  # an inode that is free may come again at once
+        each.rename(each.with_name(f"old-{each.name}"))  # not deleted, because a free inode may be reused at once
     if is_replaced:
         open_database(str(file)).close()
     for call in (lambda: stores.jobs.add(new_job(job_spec(), 1.0)), stores.keys.keys):
@@ -277,22 +288,22 @@ def test_a_removed_file_accepts_no_writes(file: Path, *, is_replaced: bool):
 
 
 def test_a_full_disk_leaves_nothing_half_written(file: Path):
-    """The reason is told; when there is room again, jobs pass."""
+    """The error has the reason. When there is room again, jobs can be added."""
     stores = open_database(str(file))
     database = sql_of(stores).database
-    kept = stores.jobs.add(new_job(job_spec(), 0.0))
+    stored = stores.jobs.add(new_job(job_spec(), 0.0))
 
     def fill(connection: sqlite3.Connection, *_: object) -> None:
-        connection.execute("PRAGMA max_page_count = 1")  # SQLite takes the number of pages there are, and no more
+        connection.execute("PRAGMA max_page_count = 1")  # SQLite raises this to the current number of pages
 
     event.listen(database.engine, "checkout", fill)
-    with pytest.raises(StoreUnavailable, match="database or disk is full"):  # noqa: PT012  how many fit, who knows
+    with pytest.raises(StoreUnavailable, match="database or disk is full"):  # noqa: PT012  it is not known how many fit
         for _ in range(1000):
             stores.jobs.add(new_job(job_spec(webhook="https://example.com/" + "x" * 1000), 0.0))
     event.remove(database.engine, "checkout", fill)
     database.engine.dispose()
     queued = stores.jobs.counts()[Status.QUEUED]
-    assert stores.jobs.get(kept.id, None) == kept
+    assert stores.jobs.get(stored.id, None) == stored
     stores.jobs.add(new_job(job_spec(), 0.0))
     assert stores.jobs.counts()[Status.QUEUED] == queued + 1
     stores.close()
@@ -302,15 +313,15 @@ def test_a_full_disk_leaves_nothing_half_written(file: Path):
     ("name", "reason"), [("here", "unable to open database file"), ("file/jobs.db", "Not a directory|File exists")]
 )
 def test_a_path_that_cannot_be_a_file_is_an_error(tmp_path: Path, name: str, reason: str):
-    """A directory in its place, a file in its directory's."""
+    """A directory at the path, or a file in place of its directory."""
     (tmp_path / "here").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(StoreUnavailable, match=reason):
         open_database(str(tmp_path / name))
 
 
-def test_a_file_that_is_no_database_is_an_error(file: Path):
-    """A file that something else wrote is not written to."""
+def test_a_file_that_is_not_a_database_is_an_error(file: Path):
+    """The file is not changed."""
     file.parent.mkdir()
     file.write_bytes(b"x" * 5000)
     with pytest.raises(StoreUnavailable, match="file is not a database"):
@@ -330,21 +341,21 @@ def test_a_file_that_is_no_database_is_an_error(file: Path):
     ],
 )
 def test_other_databases_are_refused_without_their_password(database: str):
-    """What is allowed is said."""
+    """The error lists the allowed values."""
     with pytest.raises(InvalidSetting, match=r"allowed: `memory`, a file's path") as error:
         open_database(database)
     assert "hush" not in str(error.value)
 
 
 def test_an_unreachable_server_is_an_error_without_the_password(tmp_path: Path):
-    """Where it was looked for, and why it was not found."""
+    """The error has the address and the reason."""
     with pytest.raises(StoreUnavailable, match=r"postgresql\+psycopg://me:\*\*\*@/jobs.*No such file") as error:
         open_database(f"postgresql://me:hush@/jobs?host={tmp_path}")
     assert "hush" not in str(error.value)
 
 
 def test_a_restarted_server_is_used_again(new_postgres: Callable[[], str]):
-    """Connections that were cut while nobody used them cost no call."""
+    """Connections that the server has closed are replaced, so no call fails."""
     url = new_postgres()
     stores, other = open_database(url), open_database(url)
     stores.jobs.counts()

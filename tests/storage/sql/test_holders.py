@@ -1,4 +1,4 @@
-"""Leases in SQL databases: what ends them when a holder's process dies, stops, or had another clock."""
+"""Leases in SQL databases, if a holder's process is killed, is stopped, or has another clock."""
 
 import errno
 import fcntl
@@ -34,7 +34,7 @@ sys.stdin.readline()
 
 @pytest.fixture
 def stores(tmp_path: Path) -> Iterator[Database]:
-    """The stores of a new SQLite database, with one job."""
+    """A new SQLite database with one job."""
     opened = open_database(str(tmp_path / "jobs.db"))
     opened.jobs.add(new_job(job_spec(), 0.0))
     yield opened
@@ -43,13 +43,13 @@ def stores(tmp_path: Path) -> Iterator[Database]:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """Where the database's holders lock their files."""
+    """The directory of the holders' lock files."""
     return tmp_path / "jobs.db.holders"
 
 
 @contextmanager
 def holding(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that has claimed the job, and still lives."""
+    """Start a process that claims the job and stays alive."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", HOLDING, str(tmp_path / "jobs.db")]
     with subprocess.Popen(
@@ -64,12 +64,12 @@ def holding(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def claimed(stores: Database, holder: str = "this") -> list[Job]:
-    """What a holder of this process gets."""
+    """Claim jobs in this process."""
     return stores.jobs.claim(holder, 0.0, LEASE_S, 9)
 
 
 def test_jobs_of_a_killed_process_are_claimed_at_once(stores: Database, tmp_path: Path, directory: Path):
-    """Nobody waits for the rest of its lease; its file is removed."""
+    """Its lease does not have to expire. Its lock file is deleted."""
     with holding(tmp_path) as process:
         assert claimed(stores) == []
         process.send_signal(signal.SIGKILL)
@@ -78,8 +78,8 @@ def test_jobs_of_a_killed_process_are_claimed_at_once(stores: Database, tmp_path
     assert [path.name for path in directory.iterdir()] == ["this.lock"]
 
 
-def test_a_stopped_process_keeps_its_jobs_until_its_lease_is_over(stores: Database, tmp_path: Path):
-    """It still locks its file, so that time decides: a process that hangs does not keep its jobs for ever."""
+def test_a_stopped_process_keeps_its_jobs_until_its_lease_expires(stores: Database, tmp_path: Path):
+    """It still holds its lock, but a process that hangs must not keep its jobs forever."""
     with holding(tmp_path) as process:
         process.send_signal(signal.SIGSTOP)
         assert claimed(stores) == []
@@ -89,7 +89,7 @@ def test_a_stopped_process_keeps_its_jobs_until_its_lease_is_over(stores: Databa
 
 
 def test_a_holder_that_releases_its_jobs_leaves_no_file(stores: Database, directory: Path):
-    """Files are for their owner alone, as the database is."""
+    """Before that, only this user has access to its file."""
     claimed(stores)
     (path,) = directory.iterdir()
     assert (stat.S_IMODE(directory.stat().st_mode), stat.S_IMODE(path.stat().st_mode)) == (0o700, 0o600)
@@ -98,7 +98,7 @@ def test_a_holder_that_releases_its_jobs_leaves_no_file(stores: Database, direct
 
 
 def test_files_of_dead_holders_are_removed_at_the_next_claim(stores: Database, directory: Path):
-    """Also of holders that had no job; those of live ones stay."""
+    """Even of holders without jobs. Files of live holders stay."""
     directory.mkdir()
     (directory / "dead.lock").touch()
     other = HolderLocks(directory)
@@ -110,16 +110,16 @@ def test_files_of_dead_holders_are_removed_at_the_next_claim(stores: Database, d
 
 
 @pytest.mark.parametrize("how", ["refused", "of no effect"])
-def test_without_file_locks_leases_end_by_time(
+def test_without_file_locks_leases_expire_by_time(
     stores: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ):
-    """Nobody counts as dead then. A warning says it once."""
+    """No holder counts as dead. A warning is logged once per process."""
 
     def refused(*_: object) -> None:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     monkeypatch.setattr(fcntl, "flock", refused if how == "refused" else lambda *_: None)
-    other = open_database(str(tmp_path / "jobs.db"))  # which needs no lock either
+    other = open_database(str(tmp_path / "jobs.db"))  # works without locks, too
     with capture_logs() as logs:
         assert len(claimed(stores, "this")) == 1
         claimed(stores, "this")
@@ -127,20 +127,20 @@ def test_without_file_locks_leases_end_by_time(
         pass_time(stores.jobs, LEASE_S + 1)
         assert len(claimed(other, "other")) == 1
     other.close()
-    assert [log["log_level"] for log in logs] == ["warning"] * 2  # one for each process, as far as the stores know
+    assert [log["log_level"] for log in logs] == ["warning"] * 2  # each opened database stands for a process
     assert "cannot be locked" in logs[0]["event"]
 
 
 def test_a_holder_that_cannot_lock_its_file_claims_nothing(stores: Database, directory: Path):
-    """Others would take it for dead; the reason is told."""
+    """Other processes would treat it as dead."""
     directory.touch()
     with pytest.raises(StoreUnavailable, match=r"jobs\.db cannot be used: (File exists|Not a directory)"):
         claimed(stores)
 
 
 @pytest.mark.parametrize("ahead_s", [3600.0, 1.7e9])
-def test_a_lease_that_ends_later_than_any_can_is_over(database: str, ahead_s: float):
-    """It is from before a reboot, from before the server's clock was set back, or an older version's, by wall clock."""
+def test_a_lease_that_ends_too_far_in_the_future_has_expired(database: str, ahead_s: float):
+    """It was granted before a reboot, before the clock was set back, or by a version that used the wall clock."""
     opened = open_database(database)
     job = opened.jobs.add(new_job(job_spec(), 0.0))
     opened.jobs.claim("dead", 0.0, 10.0, 1)
@@ -150,12 +150,12 @@ def test_a_lease_that_ends_later_than_any_can_is_over(database: str, ahead_s: fl
 
 
 def test_postgresql_measures_leases_by_its_own_clock(new_postgres: Callable[[], str], monkeypatch: pytest.MonkeyPatch):
-    """Of two machines, one of which was started long before the other, both see the same lease."""
+    """Machines with different monotonic clocks see the same lease."""
     opened = open_database(new_postgres())
     opened.jobs.add(new_job(job_spec(), 0.0))
     opened.jobs.claim("one", 0.0, LEASE_S, 1)
-    here = time.monotonic
-    monkeypatch.setattr(time, "monotonic", lambda: here() + 1e6)
+    original = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: original() + 1e6)
     assert claimed(opened, "other") == []
     assert len(opened.jobs.renew("one", LEASE_S)) == 1
     opened.close()

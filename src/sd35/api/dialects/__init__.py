@@ -1,4 +1,4 @@
-"""The list of dialects. To add one, add it here."""
+"""The list of dialects. To add a dialect, add it to `DIALECTS`."""
 
 from starlette._utils import get_route_path
 from starlette.responses import Response
@@ -13,16 +13,16 @@ from sd35.api.errors import PROBLEM, ApiError, ErrorFormat
 
 _NATIVE = Dialect("sd35", ("/v1/",), (txt2img.router, jobs.router, images.router), PROBLEM)
 
-DIALECTS = (OPENAI, AUTOMATIC1111, STABILITY, _NATIVE)  # the first match counts: longer prefixes come first
+DIALECTS = (OPENAI, AUTOMATIC1111, STABILITY, _NATIVE)  # longer prefixes come first, because the first match counts
 
 
 def dialect_at(path: str) -> Dialect | None:
-    """Return the dialect of a path or of a route's template; None for the service's own pages."""
+    """Return the dialect of a path or of a route's template, or None for routes outside the dialects."""
     return next((dialect for dialect in DIALECTS if path.startswith(dialect.prefixes)), None)
 
 
 def error_format_at(path: str) -> ErrorFormat:
-    """Return the error format of a path: its dialect's, or problem documents."""
+    """Return the error format of a path: that of its dialect, or else problem documents."""
     dialect = dialect_at(path)
     return dialect.error_format if dialect else PROBLEM
 

@@ -8,7 +8,14 @@ from sd35.api.errors import ErrorFormat
 
 
 class Dialect(NamedTuple):
-    """An API that clients speak: its routes and error format. `prefixes` are the beginnings of its routes' paths."""
+    """An API for clients.
+
+    Attributes:
+        name: The name in metrics.
+        prefixes: The beginnings of the paths of its routes.
+        routers: The routes.
+        error_format: The format of error responses.
+    """
 
     name: str
     prefixes: tuple[str, ...]

@@ -39,46 +39,53 @@ from sd35.service.service import Service
 _PATH = "/v2beta/stable-image/generate/sd3"
 _JSON = "application/json"
 _MAX_SEED = 2**32 - 2
-_TEXT_ONLY = "omitted, because there is no image-to-image here, images are generated from text only"
+_TEXT_ONLY = "because this server generates images from text only"
 FinishReason = Literal["SUCCESS", "CONTENT_FILTERED"]
-_NAMES = {413: "payload_too_large", 429: "rate_limit_exceeded", 500: "internal_error"}  # others have HTTP's names
+_NAMES = {
+    413: "payload_too_large",
+    429: "rate_limit_exceeded",
+    500: "internal_error",
+}  # others: as in HTTP
 
 
 class Form(BaseModel, extra="forbid", allow_inf_nan=False):
-    """The body. The description of each field begins with the allowed values, which errors repeat."""
+    """The body of `generate/sd3`. Each description begins with the allowed values, which errors repeat."""
 
     prompt: fields.Prompt = Field(
-        description=f"{fields.PROMPT_ALLOWED}: describes the image.", examples=["a cat on a blue background"]
+        description=f"{fields.PROMPT_ALLOWED}: what the image shows.", examples=["a cat on a blue background"]
     )
     negative_prompt: fields.NegativePrompt = Field(
         "",
-        description=f"{fields.NEGATIVE_PROMPT_ALLOWED}: describes what to avoid."
-        " It has no effect at a cfg_scale of 1, or with a model whose default is 1 or less.",
+        description=f"{fields.NEGATIVE_PROMPT_ALLOWED}: what the image should not show."
+        " It has no effect if `cfg_scale`, or the model's default for it, is 1 or less.",
     )
     aspect_ratio: Literal["16:9", "1:1", "21:9", "2:3", "3:2", "4:5", "5:4", "9:16", "9:21"] = Field(
         "1:1",
-        description="one of 16:9, 1:1, 21:9, 2:3, 3:2, 4:5, 5:4, 9:16, 9:21. The size has about as many pixels as the"
-        " model's default: for SD3.5 1344x768, 1024x1024, 1536x640, 832x1216, ...",
+        description="one of 16:9, 1:1, 21:9, 2:3, 3:2, 4:5, 5:4, 9:16, 9:21. The image has about as many pixels as the"
+        " model's default size: for SD3.5 1344x768, 1024x1024, 1536x640, 832x1216, ...",
     )
     model: Annotated[str, Field(min_length=1)] | SkipJsonSchema[None] = Field(
         None,
-        description="a name from /v1/models, or an alias such as sd3.5-large. Omitted: the first of /v1/models.",
+        description="a name from /v1/models, or an alias such as sd3.5-large: the model to use."
+        " Omitted: the first of /v1/models.",
     )
     seed: Annotated[int, Field(ge=0, le=_MAX_SEED), AS_INTEGER] = Field(
         0,
         description=f"an integer from 0 to {_MAX_SEED}: the same seed and request give the same image."
-        " 0: a random seed, named in the response.",
+        " 0 is a random seed, which the response names.",
     )
     cfg_scale: Annotated[float, Field(ge=1, le=10), AS_NUMBER] | SkipJsonSchema[None] = Field(
-        None, description="a number from 1 to 10. Omitted: the model's default, listed in /v1/models."
+        None,
+        description="a number from 1 to 10: how closely the image follows the prompt."
+        " Omitted: the model's default, listed in /v1/models.",
     )
     output_format: fields.OutputFormat | SkipJsonSchema[None] = Field(
-        None, description="png, jpeg, webp or avif. Omitted: by `Accept`, else png."
+        None, description="png, jpeg, webp or avif: the format of the file. Omitted: by `Accept`, else png."
     )
-    mode: Literal["text-to-image"] = Field("text-to-image", description=f"text-to-image, or {_TEXT_ONLY}.")
-    image: SkipJsonSchema[None] = Field(None, description=f"{_TEXT_ONLY}.")
-    strength: SkipJsonSchema[None] = Field(None, description=f"{_TEXT_ONLY}.")
-    style_preset: SkipJsonSchema[None] = Field(None, description="omitted, with the style in the prompt.")
+    mode: Literal["text-to-image"] = Field("text-to-image", description=f"text-to-image, {_TEXT_ONLY}.")
+    image: SkipJsonSchema[None] = Field(None, description=f"omitted, {_TEXT_ONLY}.")
+    strength: SkipJsonSchema[None] = Field(None, description=f"omitted, {_TEXT_ONLY}.")
+    style_preset: SkipJsonSchema[None] = Field(None, description="omitted; describe the style in the prompt.")
 
     def to_params(self, service: Service) -> GenerationParams:
         """Return the generation parameters of the form. Raises UnknownModel."""
@@ -91,15 +98,17 @@ class Form(BaseModel, extra="forbid", allow_inf_nan=False):
             width=width,
             height=height,
             guidance_scale=self.cfg_scale,
-            seed=self.seed or 1 + secrets.randbelow(_MAX_SEED),  # not 0, so that the client can send it
+            seed=self.seed or 1 + secrets.randbelow(_MAX_SEED),  # not 0, so that the client can request it
             model=model.name,
         )
 
     def format(self, accept: str | None) -> tuple[Format, bool]:
-        """Return the file's format, and whether it is sent in JSON. Raises NotAcceptable if `accept` allows neither.
+        """Return the format of the file, and whether the response is JSON that contains the file.
 
-        JSON is sent if `accept` prefers it to the file, or ranks both the same but names only JSON and covers the file
-        by `*/*`, as axios does by default.
+        The response is JSON if `accept` prefers JSON to the file. It is also JSON if `accept` gives both the same
+        weight, but names JSON and covers the file by `*/*` only, as the client library axios does by default.
+
+        Raises NotAcceptable if `accept` allows neither.
         """
         formats = [Format(self.output_format)] if self.output_format else list(Format)
         weights = weights_of(accept)
@@ -113,28 +122,29 @@ class Form(BaseModel, extra="forbid", allow_inf_nan=False):
 
 
 class ImageResponse(BaseModel):
-    """An image in JSON. `model` and `digest` are this project's own fields."""
+    """An image in JSON. Stability's API does not have the fields `model` and `digest`."""
 
-    image: str = Field(description="The file, in base64.")
-    finish_reason: FinishReason
-    seed: int
+    image: str = Field(description="The file in base64.")
+    finish_reason: FinishReason = Field(description="`CONTENT_FILTERED` if the content filter blurred the image.")
+    seed: int = Field(description="The seed of the image, also if the service chose it.")
     model: str = Field(description="The name of the model that was used.")
-    digest: str = Field(description="The image's identity: SHA-256 of its canonical request.")
+    digest: str = Field(description="The identity of the image: the SHA-256 of its canonical request.")
 
 
 class ErrorBody(BaseModel):
     """An error in Stability's format."""
 
-    id: str = Field(description="The request's id, also in the header `X-Request-Id` and in the server's log.")
+    id: str = Field(description="The id of the request, as in the header `X-Request-Id` and in the server's log.")
     name: str = Field(description="The kind of error, such as `bad_request`.")
-    errors: list[str] = Field(description="What went wrong, with the allowed values.")
+    errors: list[str] = Field(description="What went wrong, each with the allowed values.")
 
 
 def _render(api_error: ApiError, request_id: str) -> tuple[int, dict[str, Any]]:
     status, error = api_error.status, api_error.error
     name = _NAMES.get(status) or HTTPStatus(status).name.lower()
     errors = [each.sentence for each in api_error.errors]
-    if isinstance(error, ContentRefused) or (isinstance(error, JobEnded) and status == 422):  # of a job
+    # A job that ended with 422 was refused by the content filter.
+    if isinstance(error, ContentRefused) or (isinstance(error, JobEnded) and status == 422):
         status, name = 403, "content_moderation"
     elif status in {406, 415, 422} or isinstance(error, UnknownModel):
         status, name = 400, "bad_request"
@@ -147,45 +157,47 @@ _ERROR_FORMAT = ErrorFormat(_render, ErrorBody)
 _documented = _ERROR_FORMAT.documented
 _HEADERS = {
     "finish-reason": "`SUCCESS`, or `CONTENT_FILTERED` if the content filter blurred the image.",
-    "seed": "The seed, also if it was random.",
+    "seed": "The seed of the image, also if the service chose it.",
     **IMAGE_HEADERS,
 }
 
-router = APIRouter()
+router = APIRouter(tags=["Stability's API"])
 
 
 @router.post(
     _PATH,
-    summary="Generate an image from text with Stability's API",
+    summary="Generate an image from text (Stability)",
     response_class=Response,
     openapi_extra=openapi_body(Form, "multipart/form-data"),
     responses={
         200: image_response(
-            "The image, or JSON with the image if `Accept` prefers it.",
+            "The image, or JSON that contains it if `Accept` prefers JSON.",
             _HEADERS,
             **{_JSON: {"schema": ImageResponse.model_json_schema()}},
         ),
         **errors_of_generation(_ERROR_FORMAT),
         400: _documented(
-            "The body is no form, or a field is unknown, missing, repeated or invalid, or `Accept` allows none of the"
-            " formats. Each is named."
+            "The body is not a form, or a field is unknown, missing, repeated or invalid, or `Accept` allows none of"
+            " the formats. The error names each such field."
         ),
-        403: _documented("The content filter refuses it, or the request exceeds the pixels of an hour."),
+        403: _documented(
+            "The content filter refuses the request, or it needs more pixels than the caller may generate in an hour."
+        ),
     },
 )
 async def generate_sd3(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
-    """Return the image when it is done. If the client disconnects, it is cancelled, unless there is an idempotency key.
+    """Return the image when it is done.
 
-    `image`, `strength` and `style_preset` are refused: images are generated from text only. An empty file is ignored,
-    and so are the headers `stability-client-id`, `-user-id` and `-version`.
+    If the client disconnects, the image is cancelled, unless the call has an idempotency key. The fields `image`,
+    `strength` and `style_preset` are refused. Empty files are ignored, and so are the headers `stability-client-id`,
+    `stability-client-user-id` and `stability-client-version`.
     """
     form = await read_form(request, Form)
     output_format, is_json = form.format(request.headers.get("accept"))
     service = service_of(request)
-    has_metadata = service.policy.has_metadata
     (job_spec,) = job_specs_of(request, form, [form.to_params(service)], idempotency_key)
-    (result,) = await generate(request, [replace(job_spec, format=output_format, has_metadata=has_metadata)])
-    file = await encode_async(result.png, output_format, has_metadata=has_metadata)
+    (result,) = await generate(request, [replace(job_spec, format=output_format)])
+    file = await encode_async(result.png, output_format, has_metadata=service.policy.has_metadata)
     return _response(result, file, _JSON if is_json else output_format.media_type)
 
 

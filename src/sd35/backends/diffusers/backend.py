@@ -1,6 +1,6 @@
-"""The `diffusers` backend: PyTorch, through Diffusers' own networks and text encoding.
+"""The `diffusers` backend: PyTorch, with the networks and the text encoding of Diffusers.
 
-On a CPU it is tested against `StableDiffusion3Pipeline`. On CUDA it has not been run.
+On a CPU it is tested against `StableDiffusion3Pipeline`. It has not been run on CUDA.
 """
 
 import threading
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sd35.backends.base import DenoiseRow, Memory, TextEmbedding, check_finite
 from sd35.backends.cuda_memory import CudaMemory
-from sd35.backends.diffusers.fp8 import BETWEEN, WAYS, load_in_fp8, way_of
+from sd35.backends.diffusers.fp8 import COMPUTE_DTYPE, FP8_PRECISIONS, load_in_fp8, resolve_fp8
 from sd35.backends.diffusers.loading import Load, load_network, load_pipeline
 from sd35.backends.diffusers.sequential_offload import SequentialOffload, WorkingMemory, bytes_of, weights_of
 from sd35.backends.diffusers.spec import SPEC
@@ -42,12 +42,16 @@ _DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
-    **dict.fromkeys(WAYS, BETWEEN),
+    **dict.fromkeys(FP8_PRECISIONS, COMPUTE_DTYPE),
 }
 
 
 def open_backend(checkpoint: Checkpoint, options: Options) -> "DiffusersBackend":
-    """Raises InvalidSetting, BackendUnavailable (no such device), CheckpointError (weights missing or not readable)."""
+    """Open the backend and load the checkpoint's weights.
+
+    Raises InvalidSetting for options that it does not support, BackendUnavailable if the device does not exist,
+    CheckpointError if weights are missing or cannot be read.
+    """
     if checkpoint.graphs:
         raise CheckpointError(
             f"{checkpoint.graphs.directory} holds ONNX graphs, which the onnx and tensorrt backends read"
@@ -55,28 +59,28 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> "DiffusersBackend"
     device = _device(options.device)
     if options.torch_compile and options.offload in {"model", "sequential"}:
         raise InvalidSetting(
-            f"torch_compile: got 'on' with offload {options.offload!r}; allowed: with offload none, encoders"
+            f"torch_compile: got 'on' with offload {options.offload!r}; turn it off, or set offload to none or encoders"
         )
     if options.threads:
-        torch.set_num_threads(options.threads)  # the process's, as PyTorch has no other
+        torch.set_num_threads(options.threads)  # for the whole process: PyTorch has no narrower setting
     precision: str = options.precision
     if precision == "auto":
         precision = SPEC.devices[_kind_of(device)].default_precision
     elif precision.startswith("fp8"):
-        precision = way_of(precision, device)
+        precision = resolve_fp8(precision, device)
     return DiffusersBackend(checkpoint, precision, device, options)
 
 
 def memory_of(device: str) -> tuple[DeviceKind, Memory]:
-    """The host's or the CUDA device's. Raises InvalidSetting, BackendUnavailable (no such device)."""
+    """Return the kind of a device and its memory. Raises InvalidSetting, or BackendUnavailable if it does not exist."""
     found = _device(device)
     return _kind_of(found), CudaMemory(found) if found.type == "cuda" else HostMemory()
 
 
 class DiffusersBackend:
-    """See `sd35.backends.base.Backend`. Latents and embeddings are torch tensors on the device.
+    """Implements `sd35.backends.base.Backend`.
 
-    They are of `precision`; of FP8's, BF16.
+    Latents and embeddings are torch tensors on the device, in the backend's precision. With FP8, they are in BF16.
     """
 
     name = "diffusers"
@@ -89,7 +93,7 @@ class DiffusersBackend:
         self.is_tiled, self.is_compiled = options.tiled_decode, options.torch_compile
         self._dtype = _DTYPES[precision]
         self._device, self._offload = device, options.offload
-        # Networks that are loaded for each call share memory: one computes at a time. Else decoding runs beside steps.
+        # Networks that are loaded for each call share memory, so only one may compute at a time.
         is_shared = options.offload in {"model", "sequential"}
         self._one_at_a_time: AbstractContextManager[object] = threading.Lock() if is_shared else nullcontext()
         self._decoding_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -97,7 +101,7 @@ class DiffusersBackend:
         self._scaling, self._shift = float(vae["scaling_factor"]), float(vae["shift_factor"])
         self._text_tokens = checkpoint.card.max_sequence_length
         self._text_device = torch.device("cpu") if options.offload == "encoders" else device
-        load = partial(load_in_fp8, precision) if precision in WAYS else load_network
+        load = partial(load_in_fp8, precision) if precision in FP8_PRECISIONS else load_network
         load = partial(_load_tiled, load) if self.is_tiled else load
         self._sequential = _sequential_offload(checkpoint, self._dtype, options, load) if device.type == "cpu" else None
         began_s = time.perf_counter()
@@ -117,21 +121,21 @@ class DiffusersBackend:
 
     @property
     def transformer(self) -> nn.Module:
-        """The network itself, for whoever calibrates it."""
+        """The transformer's module, for calibration."""
         return self._pipeline.transformer
 
     @property
     def versions(self) -> dict[str, str]:
-        """The libraries that shape the numbers, name -> version."""
+        """The versions of the libraries that affect results, by name."""
         quantising = ("torchao",) if self.precision in {"fp8-dynamic", "fp8-weights"} else ()
         return {name: version(name) for name in ("diffusers", "torch", *quantising, "transformers")}
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
-        """One embedding per prompt, in order."""
+        """Return one embedding per prompt, in order."""
         with self._one_at_a_time:
             if self._offload == "model":
-                self._pipeline.maybe_free_model_hooks()  # the transformer; the first encoder knows nothing before it
+                self._pipeline.maybe_free_model_hooks()  # the first encoder does not evict the transformer
             tokens, _, pooled, _ = self._pipeline.encode_prompt(
                 list(prompts),
                 None,
@@ -150,7 +154,7 @@ class DiffusersBackend:
 
     @torch.no_grad()
     def predict_velocity(self, rows: Sequence[DenoiseRow]) -> list[Float[Tensor, "16 h w"]]:
-        """Return each row's velocity, in the backend's precision."""
+        """Return one velocity per row, in the backend's precision."""
         latents = {id(row): torch.as_tensor(row.latent).to(self._device, self._dtype) for row in rows}
 
         def velocities_of(parts: Sequence[TransformerRow], skipped: Layers = ()) -> Sequence[Tensor]:
@@ -170,12 +174,12 @@ class DiffusersBackend:
 
     @torch.no_grad()
     def decode_latents(self, latents: Sequence[Float[Tensor, "16 h w"]]) -> list[UInt8[Array, "h*8 w*8 3"]]:
-        """One RGB image per latent."""
+        """Return one RGB image per latent."""
         vae = self._pipeline.vae
         with self._one_at_a_time, torch.cuda.stream(self._decoding_stream):
             stacked = torch.stack([torch.as_tensor(latent).to(self._device, self._dtype) for latent in latents])
             images = vae.decode(stacked / self._scaling + self._shift, return_dict=False)[0]
-            self._pipeline.maybe_free_model_hooks()  # with model offload: the decoder, last in the chain, leaves too
+            self._pipeline.maybe_free_model_hooks()  # no network follows that would evict the decoder
             check_finite(float(images.sum(dtype=torch.float32)))
             pixels = ((images / 2 + 0.5).clamp(0, 1).float() * 255).round().to(torch.uint8)
             return list(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
@@ -201,7 +205,7 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
         raise BackendUnavailable(
-            "diffusers", f"PyTorch sees {found} CUDA devices, not {name}", "Choose another device."
+            "diffusers", f"there is no device {name}: PyTorch sees {found} CUDA devices", "Choose another device."
         )
     return device
 
@@ -211,27 +215,27 @@ def _kind_of(device: torch.device) -> DeviceKind:
 
 
 def _check_layers(checkpoint: Checkpoint) -> None:
-    """Diffusers passes over layers that the transformer does not have, without a word."""
+    """Raise CheckpointError if the card skips layers that do not exist. Diffusers would ignore them."""
     if skip_layers := checkpoint.card.skip_layers:
         last, count = max(skip_layers.layers), checkpoint.config("transformer")["num_layers"]
         if last >= count:
             raise CheckpointError(
-                f"{checkpoint.name}: its card skips layer {last}, its transformer has layers 0 to {count - 1}"
+                f"{checkpoint.name}: the card skips layer {last}; the transformer has layers 0 to {count - 1}"
             )
 
 
 def _sequential_offload(
     checkpoint: Checkpoint, dtype: torch.dtype, options: Options, load: Load
 ) -> SequentialOffload | None:
-    """Return the offload of a CPU, of the text encoders or of all networks; None if all stay in memory."""
+    """Return the offload of the text encoders, or of all networks, on a CPU; None if all stay in memory."""
     names = {"none": (), "encoders": TEXT_ENCODERS}.get(options.offload, NETWORKS)
     return SequentialOffload(names, lambda name: load(checkpoint, name, dtype), dtype) if names else None
 
 
 def _load_tiled(load: Load, checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> nn.Module:
-    """Load a network, and let the autoencoder decode in tiles what is larger than a tile.
+    """Load a network. If it is the autoencoder, let it decode images larger than `TILE_PX` in tiles.
 
-    Diffusers' own tiles are as large as the images that the autoencoder was trained on.
+    By default, tiles in Diffusers are as large as the images that the autoencoder was trained on.
     """
     network: Any = load(checkpoint, name, dtype)
     if name == "vae":
@@ -241,7 +245,7 @@ def _load_tiled(load: Load, checkpoint: Checkpoint, name: str, dtype: torch.dtyp
 
 
 def place(pipeline: StableDiffusion3Pipeline, device: torch.device, offload: Offload) -> None:
-    """Move the weights to the device, or set the hooks that move each network or layer there when it is called."""
+    """Move the weights to the device, or add hooks that move each network or layer there when it is called."""
     if offload == "model":
         pipeline.enable_model_cpu_offload(device=device)
     elif offload == "sequential":

@@ -1,9 +1,11 @@
-"""FP8 in PyTorch: weights become FP8 one by one while a network is read; `fp8_layers` is the rule of which.
+"""FP8 in PyTorch. Weights are converted one by one while a network is read; `fp8_layers` selects them.
 
-Three ways, by their precisions' names. "fp8-dynamic": products in FP8, weights scaled by row, what they are multiplied
-with by token and at each call; needs a GPU of compute capability 8.9. "fp8-weights": the same weights, multiplied in
-BF16 on any device. Both are torchao's. "fp8-storage": Diffusers' layer-wise casting, weights without scales, brought to
-BF16 and back around each call; T5's too.
+There are three implementations. Each has a separate precision:
+
+- "fp8-dynamic", by torchao: multiplies in FP8. Weights have one scale per row; inputs have one per token, computed at
+  each call. Needs a GPU of compute capability 8.9.
+- "fp8-weights", by torchao: the same weights, multiplied in BF16. Runs on any device.
+- "fp8-storage", by Diffusers' layer-wise casting: weights without scales, cast to BF16 for each call. Covers T5 too.
 """
 
 from functools import partial
@@ -21,61 +23,69 @@ from sd35.errors import InvalidSetting
 if TYPE_CHECKING:
     from torchao.core.config import AOBaseConfig
 
-WAYS = ("fp8-dynamic", "fp8-weights", "fp8-storage")
-FORMAT, BETWEEN = torch.float8_e4m3fn, torch.bfloat16
-_LEAST_CAPABILITY = 8, 9  # Ada, Hopper, Blackwell
-_MULTIPLE = 16  # of both sides of a matrix that is multiplied in FP8
+FP8_PRECISIONS = ("fp8-dynamic", "fp8-weights", "fp8-storage")
+FP8_DTYPE, COMPUTE_DTYPE = torch.float8_e4m3fn, torch.bfloat16
+_MIN_CAPABILITY = 8, 9  # Ada; Hopper and Blackwell have more
+_MULTIPLE = 16  # multiplication in FP8 needs both sides of a matrix to be multiples of this
 
 
-def way_of(precision: str, device: torch.device) -> str:
-    """One of `WAYS` for a precision that begins with "fp8". Raises InvalidSetting where the device cannot."""
+def resolve_fp8(precision: str, device: torch.device) -> str:
+    """Return one of `FP8_PRECISIONS` for a precision that starts with "fp8". "fp8" selects the best for the device.
+
+    Raises InvalidSetting if the device does not support the precision.
+    """
     if precision == "fp8":
         return "fp8-dynamic" if multiplies_fp8(device) else "fp8-weights"
     if precision == "fp8-dynamic" and not multiplies_fp8(device):
         raise InvalidSetting(
-            f"precision: got 'fp8-dynamic', which needs a GPU of compute capability 8.9 or more; {device} allows: fp8,"
-            " fp8-weights, fp8-storage"
+            "precision: got 'fp8-dynamic', which needs a GPU of compute capability 8.9 or higher;"
+            f" {device} allows: fp8, fp8-weights, fp8-storage"
         )
     return precision
 
 
 def multiplies_fp8(device: torch.device) -> bool:
-    """Whether a device multiplies FP8 matrices itself."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY
+    """Return whether a device can multiply matrices in FP8."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _MIN_CAPABILITY
 
 
-def load_in_fp8(way: str, checkpoint: Checkpoint, part: str, dtype: torch.dtype) -> nn.Module:
-    """A network like `load_network`'s, with the rule's weights in FP8; the rest is in `dtype`, which is BF16."""
-    network = load_network(checkpoint, part, dtype, partial(_stored, way, part))
-    if way == "fp8-storage":
+def load_in_fp8(precision: str, checkpoint: Checkpoint, part: str, dtype: torch.dtype) -> nn.Module:
+    """Load a network like `load_network`, with the weights that the rule selects in FP8.
+
+    `dtype`, for all other weights, must be BF16.
+    """
+    network = load_network(checkpoint, part, dtype, partial(_to_fp8, precision, part))
+    if precision == "fp8-storage":
         for name, layer in network.named_modules():
-            if isinstance(layer, nn.Linear) and treatment_in(part, name, way) != Treatment.HIGH:
-                apply_layerwise_casting(layer, FORMAT, BETWEEN, skip_modules_pattern=None)
+            if isinstance(layer, nn.Linear) and treatment_in(part, name, precision) != Treatment.UNCHANGED:
+                apply_layerwise_casting(layer, FP8_DTYPE, COMPUTE_DTYPE, skip_modules_pattern=None)
     return network
 
 
-def _stored(way: str, part: str, name: str, value: Tensor) -> Tensor:
-    """Return a parameter as it is stored: the matrix of an FP8 layer in FP8. Diffusers also casts the bias."""
+def _to_fp8(precision: str, part: str, name: str, value: Tensor) -> Tensor:
+    """Convert a parameter to FP8 if it is the matrix of an FP8 layer. Layer-wise casting later converts the bias."""
     layer, _, kind = name.rpartition(".")
-    treatment = treatment_in(part, layer, way)
-    if kind != "weight" or value.ndim != 2 or treatment == Treatment.HIGH:
+    treatment = treatment_in(part, layer, precision)
+    if kind != "weight" or value.ndim != 2 or treatment == Treatment.UNCHANGED:
         return value
-    return value.to(FORMAT) if way == "fp8-storage" else _quantised(value, config_of(way, treatment, value.shape))
+    if precision == "fp8-storage":
+        return value.to(FP8_DTYPE)
+    return _quantised(value, torchao_config(precision, treatment, value.shape))
 
 
-def config_of(way: str, treatment: Treatment, shape: torch.Size) -> "AOBaseConfig":
-    """How torchao is to quantise a matrix, which is treated other than HIGH."""
+def torchao_config(precision: str, treatment: Treatment, shape: torch.Size) -> "AOBaseConfig":
+    """Return torchao's configuration for a matrix with the treatment FP8 or WEIGHTS."""
     from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, Float8WeightOnlyConfig, PerRow
 
-    # A scale for each token, not one for all: that would depend on the other images of a batch.
-    multiplied = way == "fp8-dynamic" and treatment == Treatment.FP8
-    if multiplied and not any(side % _MULTIPLE for side in shape):
+    # One scale per token: a scale for all tokens would depend on the other images in the batch.
+    is_multiplied = precision == "fp8-dynamic" and treatment == Treatment.FP8
+    if is_multiplied and not any(side % _MULTIPLE for side in shape):
         return Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
     return Float8WeightOnlyConfig(granularity=PerRow(), set_inductor_config=False)
 
 
 def _quantised(weight: Tensor, config: "AOBaseConfig") -> Tensor:
-    """By torchao, which quantises layers: one that has no other purpose."""
+    """Quantise a weight inside a temporary layer, because torchao only quantises layers."""
     from torchao.quantization import quantize_
 
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")

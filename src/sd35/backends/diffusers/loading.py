@@ -1,7 +1,7 @@
-"""Loads a checkpoint's networks into PyTorch: one copy of the weights, mapped from their files where they can stay so.
+"""Load a checkpoint's networks into PyTorch with one copy of the weights, memory-mapped if possible.
 
-A network is built without memory (on the meta device), then each parameter becomes a view of its file's mapped pages.
-Only what has to change is copied: another number format, FP8 that is scaled, halves that change places.
+A network is created on the meta device, without memory. Each parameter then becomes a view of its memory-mapped file.
+Parameters are copied only if they change: if they are cast, scaled (FP8), or have their halves swapped.
 """
 
 import mmap
@@ -31,7 +31,7 @@ _DTYPES: Mapping[str, torch.dtype] = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32,
 }  # fmt: skip
-_OPTIONAL = {"encoder.embed_tokens.weight"}  # T5's table under its second name
+_OPTIONAL = {"encoder.embed_tokens.weight"}  # the second name of T5's embedding
 _DIFFUSERS: Mapping[str, Any] = {"transformer": SD3Transformer2DModel, "vae": AutoencoderKL}
 _TRANSFORMERS: Mapping[str, tuple[Any, Any]] = {
     "text_encoder": (CLIPTextModelWithProjection, CLIPTextConfig),
@@ -40,17 +40,16 @@ _TRANSFORMERS: Mapping[str, tuple[Any, Any]] = {
 }
 
 Load: TypeAlias = Callable[[Checkpoint, str, torch.dtype], nn.Module]
-"""Reads a network by its checkpoint, name, and the format of its weights, like `load_network`."""
+"""A function that loads a network, given the checkpoint, the network's name and the format, like `load_network`."""
 
 
 def load_pipeline(
     checkpoint: Checkpoint, dtype: torch.dtype, *, without: Collection[str] = (), load: Load | None = None
 ) -> StableDiffusion3Pipeline:
-    """The pipeline on the CPU, its weights in `dtype`, as `from_pretrained` has them; None for the networks `without`.
+    """Load a pipeline on the CPU with its weights in `dtype`. The result equals that of `from_pretrained`.
 
-    `load` is by default `load_network`.
-
-    Raises CheckpointError where a file is missing, broken, or another network's.
+    `without` names networks that are None in the result. `load` loads each other network; it is by default
+    `load_network`. Raises CheckpointError if a file is missing, damaged, or that of another network.
     """
     folder = checkpoint.directory
     names = (*_TRANSFORMERS, *_DIFFUSERS)
@@ -71,43 +70,46 @@ def load_network(
     checkpoint: Checkpoint,
     part: str,
     dtype: torch.dtype,
-    keep: Callable[[str, Tensor], Tensor] = lambda _, value: value,
+    convert: Callable[[str, Tensor], Tensor] = lambda _, value: value,
 ) -> nn.Module:
-    """One network. `keep` says what is kept of a parameter of a name. Raises CheckpointError like `load_pipeline`."""
+    """Load one network. `convert` gets each parameter's name and value, and returns the value to store.
+
+    Raises CheckpointError like `load_pipeline`.
+    """
     try:
         network: nn.Module = _empty_network(checkpoint, part)
     except Sd35Error:
         raise
-    except Exception as error:  # whatever the libraries raise of a configuration that is not theirs
+    except Exception as error:  # libraries raise many types of errors for invalid configurations
         file = checkpoint.directory / part / "config.json"
-        raise CheckpointError(f"{file} describes no {part}: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"{file} is not valid for {part}: {type(error).__name__}: {error}") from error
     weights = checkpoint.weights(part)
     _check_names(checkpoint, part, network, weights)
-    files = Files()
-    kept_wide = set(getattr(network, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else set()
-    wanted = network.state_dict()
+    files = MappedFiles()
+    float32_modules = set(getattr(network, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else set()
+    expected = network.state_dict()
     values = {}
     for name, weight in weights.items():
-        if name in wanted:
-            wide = not kept_wide.isdisjoint(name.split("."))
-            values[name] = keep(name, _read(name, weight, wanted[name].shape, torch.float32 if wide else dtype, files))
+        if name in expected:
+            own_dtype = dtype if float32_modules.isdisjoint(name.split(".")) else torch.float32
+            values[name] = convert(name, _read(name, weight, expected[name].shape, own_dtype, files))
     network.load_state_dict(values, strict=False, assign=True)
     if part == "text_encoder_3":
         network.get_submodule("encoder.embed_tokens").weight = network.get_submodule("shared").weight
     _fill_buffers(network)
-    files.forget_pages()
+    files.release_pages()
     network.requires_grad_(requires_grad=False).eval()
     return network
 
 
-class Files:
-    """Files mapped into memory. Pages are read when they are touched, and shared by all that map the file."""
+class MappedFiles:
+    """Memory-mapped weight files. Pages are read on first access, and shared by all processes that map the file."""
 
     def __init__(self) -> None:
         self._maps: dict[Path, mmap.mmap] = {}
 
     def tensor(self, stored: Stored) -> Tensor:
-        """A view of a stored tensor; writing to it changes neither the file nor what others read."""
+        """Return a view of a stored tensor. Writing to it does not change the file. Raises CheckpointError."""
         if stored.file not in self._maps:
             with stored.file.open("rb") as file:
                 self._maps[stored.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -117,11 +119,11 @@ class Files:
             return torch.empty(stored.shape, dtype=_DTYPES[stored.dtype])
         flat = torch.frombuffer(self._maps[stored.file], dtype=torch.uint8, count=stored.nbytes, offset=stored.start)
         if stored.start % _DTYPES[stored.dtype].itemsize:
-            flat = flat.clone()  # a file that does not align its tensors, as the format once allowed
+            flat = flat.clone()  # older versions of the format allowed unaligned tensors
         return flat.view(_DTYPES[stored.dtype]).view(stored.shape)
 
-    def forget_pages(self) -> None:
-        """Give back the pages that were read; who still reads them finds them in the system's file cache."""
+    def release_pages(self) -> None:
+        """Remove the pages from this process's memory. They stay in the system's file cache and are mapped again."""
         for mapped in self._maps.values():
             mapped.madvise(mmap.MADV_DONTNEED)
 
@@ -137,29 +139,29 @@ def _empty_network(checkpoint: Checkpoint, part: str) -> Any:  # noqa: ANN401  D
 
 
 def _check_names(checkpoint: Checkpoint, part: str, network: nn.Module, weights: Mapping[str, Weight]) -> None:
-    wanted = network.state_dict().keys()
-    lacking, unknown = sorted(wanted - weights.keys() - _OPTIONAL), sorted(weights.keys() - wanted - _OPTIONAL)
-    if not lacking and not unknown:
+    expected = network.state_dict().keys()
+    missing, unknown = sorted(expected - weights.keys() - _OPTIONAL), sorted(weights.keys() - expected - _OPTIONAL)
+    if not missing and not unknown:
         return
     file = next(iter(weights.values())).stored.file if weights else checkpoint.directory / part
     raise CheckpointError(
         f"{file}: expected the {part} that {checkpoint.directory / part / 'config.json'} describes,"
-        f" found one {_some('without', lacking)}{' and ' if lacking and unknown else ''}{_some('with', unknown)}"
+        f" found one {_listed('without', missing)}{' and ' if missing and unknown else ''}{_listed('with', unknown)}"
     )
 
 
-def _some(word: str, names: list[str]) -> str:
+def _listed(preposition: str, names: list[str]) -> str:
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return f"{word} {shown}" if names else ""
+    return f"{preposition} {shown}" if names else ""
 
 
-def _read(name: str, weight: Weight, shape: torch.Size, dtype: torch.dtype, files: Files) -> Tensor:
-    """The parameter in `dtype`: a view where its bytes can stay as they are."""
-    value = _take(files.tensor(weight.stored), weight)
+def _read(name: str, weight: Weight, shape: torch.Size, dtype: torch.dtype, files: MappedFiles) -> Tensor:
+    """Return a parameter in `dtype`, as a view of the file if its bytes do not change. Raises CheckpointError."""
+    value = _own_part(files.tensor(weight.stored), weight)
     if weight.scale:
         scale = files.tensor(weight.scale).float()
-        if scale.numel() > 1:  # one a row
-            scale = _take(scale, weight).reshape(-1, *(1 for _ in value.shape[1:]))
+        if scale.numel() > 1:  # one per row
+            scale = _own_part(scale, weight).reshape(-1, *(1 for _ in value.shape[1:]))
         value = (value.float() * scale).to(dtype)
     if weight.swapped:
         first, second = value.chunk(2)
@@ -169,14 +171,15 @@ def _read(name: str, weight: Weight, shape: torch.Size, dtype: torch.dtype, file
     return value.reshape(shape).to(dtype)
 
 
-def _take(value: Tensor, weight: Weight) -> Tensor:
+def _own_part(value: Tensor, weight: Weight) -> Tensor:
+    """Return the parameter's rows of a tensor that several parameters share, such as q, k and v."""
     if len(value) % weight.of:
         raise CheckpointError(f"{weight.stored.file}: expected {weight.of} equal parts, found {list(value.shape)}")
     return value.chunk(weight.of)[weight.part] if weight.of > 1 else value
 
 
 def _fill_buffers(network: nn.Module) -> None:
-    """What no file holds: CLIP's position ids, 0 to the last."""
+    """Fill the buffers that files do not contain: CLIP's position ids, which count from 0."""
     for module in network.modules():
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_meta:

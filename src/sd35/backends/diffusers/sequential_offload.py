@@ -1,4 +1,4 @@
-"""Networks that are read from disk when they are called and freed for the next: saves memory on a CPU, takes time."""
+"""Offload on a CPU: a network is read from disk when it is called, and freed before the next one is read."""
 
 import ctypes
 import gc
@@ -13,13 +13,13 @@ from sd35.backends.base import Memory
 
 
 def weights_of(network: nn.Module) -> Iterator[Tensor]:
-    """Parameters, and what else a network holds: the transformer's table of positions is a buffer, and large."""
+    """Yield a network's parameters and buffers. The transformer's position table is a large buffer."""
     yield from network.parameters()
     yield from network.buffers()
 
 
 def bytes_of(weights: Iterable[Tensor]) -> int:
-    """What tensors take. One that is quantised counts as what it stands for, and is made of others."""
+    """Return the size of tensors in memory. A quantised tensor is a wrapper; its inner tensors are counted."""
     parts = (
         [getattr(weight, name) for name in weight.__tensor_flatten__()[0]]
         if hasattr(weight, "__tensor_flatten__")
@@ -30,7 +30,13 @@ def bytes_of(weights: Iterable[Tensor]) -> int:
 
 
 class SequentialOffload:
-    """Keeps at most one of several networks in memory. `read` reads one from disk by its name. Not thread-safe."""
+    """Keeps at most one of several networks in memory. Not thread-safe.
+
+    Args:
+        names: The names of the networks.
+        read: Reads a network from disk by its name.
+        dtype: The format of the networks' inputs and outputs.
+    """
 
     def __init__(self, names: Iterable[str], read: Callable[[str], nn.Module], dtype: object) -> None:
         self._read = read
@@ -44,7 +50,7 @@ class SequentialOffload:
         return bytes_of(weights_of(self._network)) if self._network else 0
 
     def load(self, name: str) -> nn.Module:
-        """Return the network, after freeing the one in memory if it is another."""
+        """Return a network. Frees the one in memory first if it is another."""
         if self._name != name or self._network is None:
             self.free()
             self._network = self._read(name)
@@ -52,35 +58,39 @@ class SequentialOffload:
         return self._network
 
     def free(self) -> None:
-        """Free the network in memory. On Linux, the allocator also returns the memory to the system."""
+        """Free the network in memory. On Linux with glibc, the memory also goes back to the system."""
         self._network = None
-        gc.collect()  # networks are full of cycles
+        gc.collect()  # networks contain reference cycles
         if sys.platform == "linux":
-            with suppress(OSError, AttributeError):  # another C library than glibc
+            with suppress(OSError, AttributeError):  # the C library is not glibc
                 ctypes.CDLL(None).malloc_trim(0)
 
 
 class LazyNetwork:
-    """Stands in for a network in a pipeline: a call loads the network and passes on to it.
+    """A proxy for a network in a pipeline. A call loads the network and is forwarded to it.
 
-    `dtype` is known without loading, because pipelines ask one network for the type of another's inputs.
+    `dtype` is available without loading, because the pipeline reads it while it computes with other networks.
     """
 
     def __init__(self, offload: SequentialOffload, name: str, dtype: object) -> None:
         self._offload, self._name, self.dtype = offload, name, dtype
 
-    def __call__(self, *arguments: object, **named: object) -> Any:  # noqa: ANN401  whatever a network answers
-        """Call the network."""
+    def __call__(self, *arguments: object, **named: object) -> Any:  # noqa: ANN401  networks return different types
+        """Load and call the network."""
         return self._offload.load(self._name)(*arguments, **named)
 
     def decode(self, *arguments: object, **named: object) -> Any:  # noqa: ANN401  see above
-        """Call the autoencoder's decoder."""
+        """Load the autoencoder and call its decoder."""
         network: Any = self._offload.load(self._name)
         return network.decode(*arguments, **named)
 
 
 class WorkingMemory:
-    """A memory whose peaks are without the weights that came meanwhile: what is left is what a call works in."""
+    """Wraps a `Memory` and subtracts weights that were loaded since `watch` from its peaks.
+
+    The remaining peak is the memory that a call needs in addition to weights. `weights_bytes` returns the size of the
+    weights that are in memory now.
+    """
 
     def __init__(self, memory: Memory, weights_bytes: Callable[[], int]) -> None:
         self._memory, self._weights_bytes = memory, weights_bytes
@@ -88,18 +98,18 @@ class WorkingMemory:
         self._held_bytes = 0
 
     def free_bytes(self) -> int:
-        """How much more this process can take now."""
+        """Return how much more memory this process can take now."""
         return self._memory.free_bytes()
 
     def held_bytes(self) -> int:
-        """What this process holds now."""
+        """Return how much memory this process holds now."""
         return self._memory.held_bytes()
 
     def watch(self) -> None:
-        """Start to measure the peak."""
+        """Start measuring the peak."""
         self._memory.watch()
         self._held_bytes = self._weights_bytes()
 
     def peak_bytes(self) -> int:
-        """The most that was taken at once since `watch`, beyond what was held then and the weights that came."""
+        """Return the peak since `watch`, minus the memory held at that time and the weights loaded since."""
         return max(0, self._memory.peak_bytes() - max(0, self._weights_bytes() - self._held_bytes))

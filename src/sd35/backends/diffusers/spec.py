@@ -9,16 +9,16 @@ from sd35.checkpoints.hub.environment import check_import_variables
 from sd35.checkpoints.network_sizes import Network
 
 _PLAIN = ("float32", "bfloat16", "float16")
-_FP8 = ("fp8", "fp8-storage")  # the widest and the narrowest
+_FP8 = ("fp8", "fp8-storage")  # those that take the most and the least memory
 _LOGGERS = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
 
 
 @contextmanager
 def _importing() -> Iterator[None]:
-    """Check the variables that Transformers reads on import, and silence warnings that do not matter here.
+    """Check the environment variables that Transformers reads on import, and silence irrelevant warnings.
 
-    Diffusers imports torchao if it is installed. The two log CUDA extensions that PyTorch for CPUs cannot load, an
-    outdated way to register an enumeration, and names that Diffusers misses in torchao but needs only for its files.
+    Diffusers imports torchao if it is installed. The warnings are about CUDA extensions that PyTorch for CPUs cannot
+    load, a deprecated way to register an enumeration, and names in torchao that this project does not use.
     """
     check_import_variables()
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
@@ -32,7 +32,7 @@ def _importing() -> Iterator[None]:
 
 
 def _extra_bytes(name: str, network: Network, precision: str) -> int:
-    """Return what T5's output layers take: Transformers keeps them in float32 if the rest is in float16."""
+    """Return the extra memory of T5's output layers: Transformers keeps them in float32 if the rest is in float16."""
     if (name, precision) != ("text_encoder_3", "float16"):
         return 0
     config = network.config

@@ -1,6 +1,6 @@
-"""A checkpoint's five graphs on a CPU, whatever runtime computes them. Needs no PyTorch.
+"""The backend for a checkpoint's five graphs on a CPU, with any runtime. Needs no PyTorch.
 
-The graphs are those of `sd35.compile` or NVIDIA's: see `sd35.backends.onnx.backend`.
+The graphs come from `sd35.compile` or from NVIDIA, see `sd35.backends.onnx.backend`.
 """
 
 import time
@@ -23,16 +23,16 @@ from sd35.tensors import LATENT_PX, Array
 
 
 def check_weights(name: str, checkpoint: Checkpoint) -> None:
-    """Raise InvalidSetting if a checkpoint has weights in files of their own, which graphs do not read."""
+    """Raise InvalidSetting if a checkpoint has separate weight files, which graphs do not read."""
     if checkpoint.files:
         files = ", ".join(map(str, checkpoint.files))
         raise InvalidSetting(
-            f"weights: got {files}; the {name} backend reads graphs that point into a checkpoint's own files"
+            f"weights: got {files}; the {name} backend reads graphs, which refer to the checkpoint's own weight files"
         )
 
 
-def memory_of(device: str) -> tuple[DeviceKind, Memory]:  # noqa: ARG001  there is but one
-    """The host's."""
+def memory_of(device: str) -> tuple[DeviceKind, Memory]:  # noqa: ARG001  there is only one
+    """Return the kind of device and the memory, which are always the host's."""
     return "cpu", HostMemory()
 
 
@@ -40,15 +40,16 @@ class Graph(Protocol):
     """A graph with its weights loaded."""
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Array], /) -> Sequence[Any]:
-        """Return the outputs of these names, in their order."""
+        """Compute the named outputs, and return them in that order."""
 
 
 class Graphs(NamedTuple):
-    """How to open a checkpoint's five graphs. All have the same tensors by the same names, in float32 and int32.
+    """The five graphs of a checkpoint. In all runtimes, tensors have the same names and are in float32 or int32.
 
-    `open` takes a part's name in the Diffusers layout ("vae" is its decoder) and a number of threads. It raises
-    CheckpointError if the graph is missing, damaged, or that of another part.
-    `build`: see `sd35.backends.base.Backend`.
+    Attributes:
+        open: Opens a graph, given the part's name in the Diffusers layout ("vae" is the decoder) and the number of
+            threads. Raises CheckpointError if the graph is missing, damaged, or that of another part.
+        build: See `sd35.backends.base.Backend`.
     """
 
     open: Callable[[str, int], Graph]
@@ -56,7 +57,7 @@ class Graphs(NamedTuple):
 
 
 class GraphBackend:
-    """See `sd35.backends.base.Backend`. Latents and embeddings are float32 NumPy arrays."""
+    """Implements `sd35.backends.base.Backend`. Latents and embeddings are float32 NumPy arrays."""
 
     can_skip_layers = False
     is_tiled = False
@@ -73,8 +74,8 @@ class GraphBackend:
         self._tokenizers = Tokenizers(checkpoint)
         self._graphs, self._threads = graphs, options.threads or cores()
         # With offload "encoders", a text encoder's graph is opened for each call and freed afterwards.
-        kept = () if options.offload == "encoders" else TEXT_ENCODERS
-        self._encoders = {part: graphs.open(part, self._threads) for part in kept}
+        resident = () if options.offload == "encoders" else TEXT_ENCODERS
+        self._encoders = {part: graphs.open(part, self._threads) for part in resident}
         self._transformer = graphs.open("transformer", self._threads)
         self._decoder = graphs.open("vae", self._threads)
         self.startup_s = {"compile": time.perf_counter() - began_s}  # the runtime reads weights while it compiles
@@ -82,7 +83,7 @@ class GraphBackend:
         self._scaling, self._shift = float(vae["scaling_factor"]), float(vae["shift_factor"])
 
     def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
-        """One embedding per prompt, in order."""
+        """Return one embedding per prompt, in order."""
         ids = self._tokenizers.encode(prompts)
         clips = [
             self._encoder(part).run(["text_embeddings", "hidden_states"], {"input_ids": part_ids})
@@ -99,7 +100,7 @@ class GraphBackend:
         return embeddings
 
     def predict_velocity(self, rows: Sequence[DenoiseRow]) -> list[Float32[Array, "16 h w"]]:
-        """Return each row's velocity; guided and unguided rows share one call of the transformer."""
+        """Return one velocity per row. Guided and unguided rows share one call of the transformer."""
         assert not any(row.skip for row in rows), "see can_skip_layers"
         parts = transformer_rows(rows)
         inputs = {
@@ -112,9 +113,9 @@ class GraphBackend:
         return guided_velocities(rows, velocities)
 
     def decode_latents(self, latents: Sequence[Float32[Array, "16 h w"]]) -> list[UInt8[Array, "h*8 w*8 3"]]:
-        """One RGB image per latent."""
+        """Return one RGB image per latent."""
         (images,) = self._decoder.run(["images"], {"latent": np.stack(latents) / self._scaling + self._shift})
-        with np.errstate(invalid="ignore"):  # infinities of both signs: what is looked for
+        with np.errstate(invalid="ignore"):  # inf - inf warns; check_finite reports it
             check_finite(float(images.sum()))
         pixels = (np.clip(images / 2 + 0.5, 0, 1) * 255).round().astype(np.uint8)
         return list(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)))
@@ -124,10 +125,11 @@ class GraphBackend:
 
 
 def _check_positions(checkpoint: Checkpoint) -> None:
-    """A graph computes nonsense beyond its position table, where Diffusers raises."""
+    """Raise CheckpointError if the card allows sizes beyond the position table, where a graph is wrong."""
     transformer = checkpoint.config("transformer")
-    most_px = transformer["pos_embed_max_size"] * transformer["patch_size"] * LATENT_PX
-    if checkpoint.card.side_px[1] > most_px:
+    max_px = transformer["pos_embed_max_size"] * transformer["patch_size"] * LATENT_PX
+    if checkpoint.card.side_px[1] > max_px:
         raise CheckpointError(
-            f"{checkpoint.name}: its card allows sides of {checkpoint.card.side_px[1]} px, its transformer {most_px}"
+            f"{checkpoint.name}: the card allows sides of {checkpoint.card.side_px[1]} px; the transformer's maximum is"
+            f" {max_px} px"
         )

@@ -1,8 +1,7 @@
-"""Rewrites a graph in BF16, or in FP8 with BF16 between, to compute in float32. Needs `onnx`.
+"""Rewrite a graph in BF16 or FP8 to compute in float32. Needs `onnx`.
 
-ONNX Runtime has no BF16 matrix products, sums or convolutions for a CPU, and does not know TensorRT's own FP8
-operators. Weights stay as they are stored, where the runtime reads them, with a cast behind each. FP8's operators stay:
-what they round, they round.
+On a CPU, ONNX Runtime cannot multiply, add or convolve in BF16, and it does not support TensorRT's own FP8 operators.
+The stored weights stay as they are, each followed by a cast. FP8 operators stay too, so values are rounded to FP8.
 """
 
 from collections.abc import Iterator
@@ -12,14 +11,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 _TYPE_ATTRIBUTES = {"to", "dtype", "output_dtype", "stash_type"}
-# As ModelOpt's exporter writes them: x / scale, and back. ONNX's do the same where the zero is an FP8 one.
+# Written by ModelOpt's exporter. ONNX's operators are equivalent if their zero point is in FP8.
 _TENSORRT_OPERATORS = {"TRT_FP8QuantizeLinear": "QuantizeLinear", "TRT_FP8DequantizeLinear": "DequantizeLinear"}
 _ZERO = "zero in FP8"
-FP8_OPSET = 19  # the first in which ONNX's operators know FP8
+FP8_OPSET = 19  # the first in which ONNX's operators support FP8
 
 
 def holds_fp8(model: onnx.ModelProto) -> bool:
-    """Whether a graph has operators or weights of FP8 (E4M3)."""
+    """Return whether a graph has FP8 (E4M3) operators or weights."""
     return any(
         node.op_type in _TENSORRT_OPERATORS
         or any(each.t.data_type == TensorProto.FLOAT8E4M3FN for each in node.attribute)
@@ -28,14 +27,14 @@ def holds_fp8(model: onnx.ModelProto) -> bool:
 
 
 def to_float32(model: onnx.ModelProto) -> None:
-    """Rewrites a graph in place, its inputs and outputs too."""
+    """Rewrite a graph in place, including its inputs and outputs."""
     if any(node.op_type in _TENSORRT_OPERATORS for node in _nodes(model.graph)):
         _to_standard_operators(model)
     for node in _nodes(model.graph):
         for attribute in node.attribute:
             _widen(attribute)
     for graph in _graphs(model.graph):
-        del graph.value_info[:]  # runtimes infer these themselves
+        del graph.value_info[:]  # runtimes infer these types
         for value in (*graph.input, *graph.output):
             if value.type.tensor_type.elem_type == TensorProto.BFLOAT16:
                 value.type.tensor_type.elem_type = TensorProto.FLOAT
@@ -70,7 +69,7 @@ def _to_standard_operators(model: onnx.ModelProto) -> None:
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph, and those inside its operators: branches and loops."""
+    """Yield a graph and the graphs inside its operators, such as branches and loops."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:

@@ -1,7 +1,7 @@
-"""The inputs and outputs of graphs in NVIDIA's layout, and graphs that are changed to have exactly these. Needs `onnx`.
+"""The inputs and outputs of graphs in NVIDIA's layout, and how to fit a graph to them. Needs `onnx`.
 
 Source: the exporter of NVIDIA's graphs, `demo/Diffusion` of github.com/NVIDIA/TensorRT; see
-docs/architecture/06-backends-and-graphs.md. The graphs of `sd35 compile` have the same inputs and outputs.
+docs/benchmarks/history/backends.md. The graphs of `sd35 compile` have the same inputs and outputs.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ Dimensions: TypeAlias = tuple[str | int, ...]
 
 
 class GraphTensors(NamedTuple):
-    """The inputs and outputs of a graph by name. A dimension is a name if it changes from call to call."""
+    """The inputs and outputs of a graph by name. A dimension that changes between calls is a name, else a number."""
 
     inputs: Mapping[str, Dimensions]
     outputs: Mapping[str, Dimensions]
@@ -33,7 +33,11 @@ class GraphTensors(NamedTuple):
 
 @dataclass(frozen=True)
 class Interface:
-    """A graph's inputs and outputs by name. `fixed`: how to make other inputs, which it may have, part of the graph."""
+    """The required inputs and outputs of a graph by name.
+
+    Attributes:
+        fixed: Optional inputs by name, each with a function that replaces the input by constants in the graph.
+    """
 
     inputs: Mapping[str, Dimensions]
     outputs: Mapping[str, Dimensions]
@@ -41,10 +45,10 @@ class Interface:
 
 
 def fitted_graph(graphs: OfficialGraphs, part: str, interface: Interface) -> tuple[onnx.ModelProto, Path]:
-    """A part's graph with the inputs and outputs of its interface and no more, and the folder that its weights lie in.
+    """Read a part's graph and fit it to an interface. Return it with the folder that contains its weights.
 
-    Weights in a file of their own are not read. Raises CheckpointError where the graph or a weight is missing, broken,
-    another part's, or in FP8 where it should not be.
+    Weights in separate files are not read. Raises CheckpointError if the graph or a weight is missing or damaged, if
+    the graph is that of another part, or if its use of FP8 does not match its precision.
     """
     path = graphs.path(part)
     model = _read(path)
@@ -60,20 +64,21 @@ def fitted_graph(graphs: OfficialGraphs, part: str, interface: Interface) -> tup
 
 
 def _read(path: Path) -> onnx.ModelProto:
-    """A graph, without the weights that lie in a file of their own."""
+    """Read a graph without the weights in separate files. Raises CheckpointError."""
     try:
         model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's, which has no types
-        raise CheckpointError(f"{path}: expected an ONNX graph, found what cannot be read as one: {error}") from error
+    except Exception as error:  # protobuf's errors have no type information
+        raise CheckpointError(f"{path}: expected an ONNX graph, found a file that cannot be parsed: {error}") from error
     if not model.graph.node or not model.opset_import:
         raise CheckpointError(f"{path}: expected an ONNX graph, found none in its {path.stat().st_size} bytes")
     return model
 
 
 def graph_tensors(checkpoint: Checkpoint) -> dict[str, GraphTensors]:
-    """Return the inputs and outputs of each part's graph, in the order of their use.
+    """Return the inputs and outputs of each part's graph. Parts are in the order of their use.
 
-    B and R count prompts or images, and transformer rows. T counts tokens of text, h and w are a latent's sides.
+    Dimensions: B is the number of prompts or images, R the number of transformer rows, T the number of text tokens, h
+    and w the height and width of a latent.
     """
 
     def clip(part: str) -> GraphTensors:
@@ -103,7 +108,7 @@ def graph_tensors(checkpoint: Checkpoint) -> dict[str, GraphTensors]:
 
 
 def interfaces_of(checkpoint: Checkpoint) -> dict[str, Interface]:
-    """Return the interface of each part's graph, with the checkpoint's number of text tokens."""
+    """Return the interface of each part's graph for the checkpoint's number of text tokens."""
     sizes, t5_length = checkpoint.config("transformer"), checkpoint.card.max_sequence_length
     text_length = t5_length + checkpoint.config("text_encoder")["max_position_embeddings"]
     width = sizes["num_attention_heads"] * sizes["attention_head_dim"]
@@ -121,9 +126,10 @@ def interfaces_of(checkpoint: Checkpoint) -> dict[str, Interface]:
 
 
 def _fit(path: Path, graph: onnx.GraphProto, interface: Interface) -> None:
-    """Checks a graph's inputs and outputs, and makes them those of the interface and no more.
+    """Check a graph's inputs and outputs, and change them to exactly those of the interface. Raises CheckpointError.
 
-    TensorRT makes outputs of inner tensors by their names, as of CLIP's "hidden_states": so does this.
+    An inner tensor with the name of an output becomes an output, such as CLIP's "hidden_states". NVIDIA's demo does
+    the same when it builds an engine.
     """
     weights = {weight.name for weight in graph.initializer}
     inputs = {value.name: value for value in graph.input if value.name not in weights}
@@ -164,7 +170,7 @@ def _check(path: Path, description: str, value: onnx.ValueInfoProto, expected: D
 
 
 def _attend_to_all(_path: Path, graph: onnx.GraphProto, mask: onnx.ValueInfoProto) -> None:
-    """A mask of ones for every prompt's tokens: SD3.5's text encoders are called without any."""
+    """Replace the attention mask by ones, because SD3.5's text encoders are used without a mask."""
     one = helper.make_tensor("one", mask.type.tensor_type.elem_type, [1], [1])
     nodes = [
         helper.make_node("Shape", ["input_ids"], ["shape of input_ids"]),
@@ -176,7 +182,7 @@ def _attend_to_all(_path: Path, graph: onnx.GraphProto, mask: onnx.ValueInfoProt
 
 
 def _without_controlnet(width: int, path: Path, graph: onnx.GraphProto, control: onnx.ValueInfoProto) -> None:
-    """What a ControlNet would add to each layer: zeros, one for all rows, tokens and channels of a layer."""
+    """Replace the input of a ControlNet by zeros: one per layer, broadcast to all rows, tokens and channels."""
     sizes = [axis.dim_value for axis in control.type.tensor_type.shape.dim]
     if len(sizes) != 4 or not sizes[0] or sizes[3] != width:
         raise CheckpointError(f"{path}: input {control.name}: expected [layers, any, any, {width}], found {sizes}")
@@ -187,10 +193,10 @@ def _without_controlnet(width: int, path: Path, graph: onnx.GraphProto, control:
 
 
 def find_weights(path: Path, model: onnx.ModelProto) -> Path:
-    """The folder that the weights of `path`'s graph lie in; it is made to name their real files.
+    """Return the folder that contains a graph's weights, and change the graph to name the real weight files.
 
-    In Hugging Face's cache, files are links to elsewhere, which the runtime refuses to follow. Raises CheckpointError
-    where weights are missing, or cut off.
+    Files in Hugging Face's cache are links to another folder, which the runtime does not follow. Raises CheckpointError
+    if weights are missing or truncated.
     """
     folders = {path.resolve().parent}
     for weight in model.graph.initializer:
@@ -211,13 +217,13 @@ def _file_of(path: Path, weight: onnx.TensorProto, needed_bytes: int) -> Path:
     where = {entry.key: entry.value for entry in weight.external_data}
     name = where.get("location", "")
     if not name or PurePosixPath(name).name != name:
-        raise CheckpointError(f"{path}: weight {weight.name}: expected a file beside the graph, found {name!r}")
+        raise CheckpointError(f"{path}: weight {weight.name}: expected a file next to the graph, found {name!r}")
     begin, length = (int(where.get(key) or 0) for key in ("offset", "length"))
     file = path.with_name(name)
     if not file.is_file():
-        raise CheckpointError(f"{file} is missing: {path.name} has its weights there")
+        raise CheckpointError(f"{file} is missing: it contains the weights of {path.name}")
     if length not in {0, needed_bytes}:
         raise CheckpointError(f"{path}: weight {weight.name}: expected {needed_bytes} bytes, found {length}")
     if begin + needed_bytes > (found := file.stat().st_size):
-        raise CheckpointError(f"{file}: expected {begin + needed_bytes} bytes or more, found {found}: it is cut off")
+        raise CheckpointError(f"{file}: expected at least {begin + needed_bytes} bytes, found {found}; it is truncated")
     return file

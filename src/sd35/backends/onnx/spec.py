@@ -15,6 +15,6 @@ SPEC = BackendSpec(
         )
     },
     needs_graphs=True,
-    loads_as="float32",  # on a CPU, ONNX Runtime converts BF16 and FP8 weights while it loads them
+    loads_as="float32",  # ONNX Runtime converts BF16 and FP8 weights while it loads them on a CPU
     casts_in_place=True,
 )

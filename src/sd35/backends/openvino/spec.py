@@ -3,19 +3,19 @@
 from sd35.backends.spec import BYTES_PER_VALUE, BackendSpec, DeviceSpec, MemoryUse
 from sd35.checkpoints.network_sizes import Network
 
-_MOST_VALUES_COMPILED_TWICE = 50_000_000
+_MAX_VALUES_COMPILED_TWICE = 50_000_000
 
 
 def is_compiled_twice(name: str, values: int) -> bool:
-    """Whether a network of `values` numbers is compiled for any shape and also for the shape of one image.
+    """Return whether a network with `values` parameters is compiled for any shape and also for that of one image.
 
-    The transformer is, unless it is large: steps of a large one take so long that known shapes save little.
+    A small transformer is. Steps of a large one take too long for the fixed shape to matter.
     """
-    return name == "transformer" and values < _MOST_VALUES_COMPILED_TWICE
+    return name == "transformer" and values < _MAX_VALUES_COMPILED_TWICE
 
 
 def _extra_bytes(name: str, network: Network, precision: str) -> int:
-    """Return the size of the float32 weights, which stay in memory after packing, and of a second compilation."""
+    """Return the size of the float32 weights, which stay in memory next to packed ones, and of a second compilation."""
     unpacked_bytes = network.values * BYTES_PER_VALUE["float32"]
     if not is_compiled_twice(name, network.values):
         return unpacked_bytes

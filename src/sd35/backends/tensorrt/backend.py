@@ -1,7 +1,7 @@
-"""The `tensorrt` backend: the graphs of `sd35 compile`, or NVIDIA's, as TensorRT engines on an NVIDIA GPU.
+"""The `tensorrt` backend: runs TensorRT engines, built from the graphs of `sd35 compile` or NVIDIA's, on a GPU.
 
-What it does between its networks is tested on a CPU, with networks of another runtime. The engines themselves are run
-by `sd35.backends.tensorrt.runtime`, which has not been run yet.
+The code in this module is tested on a CPU, with networks of another runtime. `sd35.backends.tensorrt.runtime`, which
+runs the engines, has not been run on a GPU.
 """
 
 import time
@@ -31,39 +31,45 @@ _Item = TypeVar("_Item")
 
 
 class Networks(Protocol):
-    """A checkpoint's five networks, by part; tensors are named as in NVIDIA's graphs and lie on `device`."""
+    """The five networks of a checkpoint. Tensors have the names of NVIDIA's graphs and are on `device`."""
 
     @property
     def device(self) -> torch.device:
-        """Where they compute."""
+        """The device that they compute on."""
 
     @property
     def graph(self) -> str | None:
-        """Which graph the transformer was built from, see `sd35.checkpoints.graphs.compiled`."""
+        """The fingerprint of the graph that the transformer was built from, see `BuiltEngine`."""
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """The libraries that shape the numbers, name -> version."""
+        """The versions of the libraries that affect results, by name."""
 
-    def turn(self) -> AbstractContextManager[None]:
-        """Inside, the caller is the only one to compute with them."""
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Return a context manager in which no other thread computes with the networks."""
 
-    def most(self, part: str) -> int:
-        """The most rows of a network's batch."""
+    def max_batch(self, part: str) -> int:
+        """Return the largest number of rows in a batch of a network."""
 
     def run(self, part: str, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """A network's outputs; inputs are cast to what it takes."""
+        """Run a network and return its outputs. Casts inputs to the network's types. Call it inside `exclusive`."""
 
 
 def open_backend(checkpoint: Checkpoint, options: Options) -> "TensorRtBackend":
-    """Raises InvalidSetting for what engines cannot do, BackendUnavailable, NotCompiled, CheckpointError."""
+    """Open the checkpoint's engines.
+
+    Raises InvalidSetting for unsupported options, BackendUnavailable if the GPU is missing or not supported,
+    NotCompiled if an engine is not built, CheckpointError if it cannot be loaded.
+    """
     precision = _precision_of(checkpoint, options.precision)
     device = _device(options.device)
     flavour = find_flavour()
     gpu = "sm{}{}".format(*torch.cuda.get_device_capability(device))
     if (known := known_architectures(flavour)) and gpu not in known:
         raise BackendUnavailable(
-            "tensorrt", f"{flavour.name} {flavour.version} knows {', '.join(known)}, not {gpu}", "Install tensorrt."
+            "tensorrt",
+            f"{flavour.name} {flavour.version} supports {', '.join(known)}; the GPU is {gpu}",
+            "Install tensorrt.",
         )
     target = Target(flavour.name, flavour.version, gpu)
     built = compiled_engines(options.cache_dir, checkpoint, GRAPH_PRECISIONS[precision], target)
@@ -77,14 +83,14 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> "TensorRtBackend":
 
 
 def memory_of(device: str) -> tuple[DeviceKind, Memory]:
-    """The CUDA device's. Raises InvalidSetting, BackendUnavailable (no such device)."""
+    """Return the kind of a device and its memory. Raises InvalidSetting, or BackendUnavailable if it does not exist."""
     return "cuda", CudaMemory(_device(device))
 
 
 class TensorRtBackend:
-    """See `sd35.backends.base.Backend`. Latents and embeddings are torch tensors on the networks' device.
+    """Implements `sd35.backends.base.Backend`.
 
-    They are float32 where the precision is, else BF16.
+    Latents and embeddings are torch tensors on the device: float32 if that is the precision, otherwise BF16.
     """
 
     name = "tensorrt"
@@ -105,49 +111,49 @@ class TensorRtBackend:
 
     @property
     def versions(self) -> dict[str, str]:
-        """The libraries that shape the numbers, name -> version."""
+        """The versions of the libraries that affect results, by name."""
         return {**{name: version(name) for name in ("tokenizers", "torch")}, **self._networks.versions}
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> list[TextEmbedding]:
-        """One embedding per prompt, in order."""
-        with self._networks.turn():
-            chunks = _chunks(prompts, min(map(self._networks.most, TEXT_ENCODERS)))
+        """Return one embedding per prompt, in order."""
+        with self._networks.exclusive():
+            chunks = _chunks(prompts, min(map(self._networks.max_batch, TEXT_ENCODERS)))
             return [embedding for chunk in chunks for embedding in self._encode(chunk)]
 
     @torch.no_grad()
     def predict_velocity(self, rows: Sequence[DenoiseRow]) -> list[Float[Tensor, "16 h w"]]:
-        """Return each row's velocity, in the backend's precision."""
+        """Return one velocity per row, in the dtype of latents."""
         assert not any(row.skip for row in rows), "see can_skip_layers"
-        with self._networks.turn():
-            latents = {id(row): self._here(torch.as_tensor(row.latent)) for row in rows}
+        with self._networks.exclusive():
+            latents = {id(row): self._to_device(torch.as_tensor(row.latent)) for row in rows}
             velocities: list[Tensor] = []
-            for parts in _chunks(transformer_rows(rows), self._networks.most("transformer")):
+            for parts in _chunks(transformer_rows(rows), self._networks.max_batch("transformer")):
                 inputs = {
                     "hidden_states": torch.stack([latents[id(row)] for row, _ in parts]),
                     "encoder_hidden_states": torch.stack([embedding.tokens for _, embedding in parts]),
                     "pooled_projections": torch.stack([embedding.pooled for _, embedding in parts]),
                     "timestep": torch.tensor([float(timestep_of(row)) for row, _ in parts], device=self._device),
                 }
-                velocities += self._here(self._networks.run("transformer", inputs)["latent"]).unbind()
+                velocities += self._to_device(self._networks.run("transformer", inputs)["latent"]).unbind()
             return guided_velocities(rows, velocities)
 
     @torch.no_grad()
     def decode_latents(self, latents: Sequence[Float[Tensor, "16 h w"]]) -> list[UInt8[Array, "h*8 w*8 3"]]:
-        """One RGB image per latent; only its bytes leave the device."""
+        """Return one RGB image per latent. Only the bytes of pixels are copied from the device."""
         decoded: list[Array] = []
-        with self._networks.turn():
-            for chunk in _chunks(latents, self._networks.most("vae")):
-                stacked = torch.stack([self._here(torch.as_tensor(latent)) for latent in chunk])
+        with self._networks.exclusive():
+            for chunk in _chunks(latents, self._networks.max_batch("vae")):
+                stacked = torch.stack([self._to_device(torch.as_tensor(latent)) for latent in chunk])
                 inputs = {"latent": stacked / self._scaling + self._shift}
-                images = self._here(self._networks.run("vae", inputs)["images"])
+                images = self._to_device(self._networks.run("vae", inputs)["images"])
                 check_finite(float(images.sum(dtype=torch.float32)))
                 pixels = ((images / 2 + 0.5).clamp(0, 1).float() * 255).round().to(torch.uint8)
                 decoded.extend(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
         return decoded
 
     def _encode(self, prompts: Sequence[str]) -> Iterator[TextEmbedding]:
-        """CLIPs side by side, padded to T5's width, then T5, as in Diffusers' `encode_prompt`."""
+        """Yield embeddings of the layout that `TextEmbedding` describes, like Diffusers' `encode_prompt`."""
         ids = self._tokenizers.encode(prompts)
         clip_l = self._run_encoder("text_encoder", ids.clip_l)
         clip_g = self._run_encoder("text_encoder_2", ids.clip_g)
@@ -161,24 +167,24 @@ class TensorRtBackend:
 
     def _run_encoder(self, part: str, ids: Array) -> dict[str, Tensor]:
         inputs = {"input_ids": torch.from_numpy(ids.astype(np.int32)).to(self._device)}
-        return {name: self._here(output) for name, output in self._networks.run(part, inputs).items()}
+        return {name: self._to_device(output) for name, output in self._networks.run(part, inputs).items()}
 
-    def _here(self, tensor: Tensor) -> Tensor:
-        """On the device, in the precision that is computed in between networks."""
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        """Move a tensor to the device and cast it to the dtype of latents and embeddings."""
         return tensor.to(self._device, self._dtype)
 
 
-def _chunks(items: Sequence[_Item], most: int) -> Iterator[Sequence[_Item]]:
-    return (items[begin : begin + most] for begin in range(0, len(items), most))
+def _chunks(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
+    return (items[begin : begin + size] for begin in range(0, len(items), size))
 
 
-def _precision_of(checkpoint: Checkpoint, asked: str) -> str:
-    """What is asked for; NVIDIA's graphs have one."""
+def _precision_of(checkpoint: Checkpoint, requested: str) -> str:
+    """Return the precision to compute in. NVIDIA's graphs exist in one precision only. Raises InvalidSetting."""
     if checkpoint.graphs is None:
-        return "bfloat16" if asked == "auto" else asked
+        return "bfloat16" if requested == "auto" else requested
     (found,) = (name for name, of_graphs in GRAPH_PRECISIONS.items() if of_graphs == checkpoint.graphs.transformer)
-    if asked not in {"auto", found}:
-        raise InvalidSetting(f"precision: got {asked!r}; {checkpoint.graphs.directory} holds {found}")
+    if requested not in {"auto", found}:
+        raise InvalidSetting(f"precision: got {requested!r}; {checkpoint.graphs.directory} contains {found}")
     return found
 
 
@@ -189,7 +195,8 @@ def _device(name: str) -> torch.device:
     number, found = int(index or 0), torch.cuda.device_count() if torch.cuda.is_available() else 0
     if number >= found:
         raise BackendUnavailable(
-            "tensorrt", f"PyTorch {torch.__version__} sees {found} CUDA devices", "Install a PyTorch for CUDA."
-            if not torch.backends.cuda.is_built() else "Choose another device.",
-        )  # fmt: skip
+            "tensorrt",
+            f"there is no device {name}: PyTorch {torch.__version__} sees {found} CUDA devices",
+            "Choose another device." if torch.backends.cuda.is_built() else "Install a build of PyTorch for CUDA.",
+        )
     return torch.device("cuda", number)

@@ -1,7 +1,7 @@
-"""Size buckets: the ranges of image sizes that an engine is optimised for. Knows no tensor library.
+"""Size buckets: the ranges of image sizes that an engine is optimised for. Needs no tensor library.
 
-An engine computes nothing outside of its buckets. So the last one is always all that a checkpoint draws, and every
-size that may be asked for has a bucket.
+An engine cannot compute sizes outside of its buckets. The last bucket therefore always covers all sizes of the
+checkpoint.
 """
 
 import re
@@ -22,67 +22,68 @@ _FORM = re.compile(rf"{_SIZE}(?:\.\.{_SIZE})?")
 
 @dataclass(frozen=True)
 class Bucket:
-    """Sizes from `least` to `most`, each side by itself; the engine is fastest at `usual`, which is one of them."""
+    """A range of sizes, from `smallest` to `largest` in each side. The engine is optimised for `typical`."""
 
-    least: Size
-    usual: Size
-    most: Size
+    smallest: Size
+    typical: Size
+    largest: Size
 
-    def holds(self, size: Size) -> bool:
-        """Whether it serves this size."""
-        return all(low <= side <= high for low, side, high in zip(self.least, size, self.most, strict=True))
+    def contains(self, size: Size) -> bool:
+        """Return whether a size is in the range."""
+        return all(low <= side <= high for low, side, high in zip(self.smallest, size, self.largest, strict=True))
 
     def __str__(self) -> str:
-        """As it is written in `--shapes`: `1024x1024`, or a range, `256x256..1440x1440`."""
-        ends = dict.fromkeys(f"{width}x{height}" for width, height in (self.least, self.most))
+        """Format the bucket as in `--shapes`: "1024x1024", or for a range "256x256..1440x1440"."""
+        ends = dict.fromkeys(f"{width}x{height}" for width, height in (self.smallest, self.largest))
         return "..".join(ends)
 
 
 def buckets_of(text: str, card: Card) -> list[Bucket]:
-    """Those of a text as `1024x1024,512x512..1024x1024`, of none those of the native size, and of all that it draws.
+    """Parse buckets such as "1024x1024,512x512..1024x1024", and add one for all sizes of the checkpoint.
 
-    A range is fastest at the checkpoint's native size, or what of the range is nearest to it. Raises InvalidSetting
-    where a size is none, or beyond what the checkpoint draws.
+    An empty text means the checkpoint's default size. A range is optimised for the default size, or for the size in the
+    range that is nearest to it. Raises InvalidSetting if a size is malformed or the checkpoint cannot generate it.
     """
-    native = (card.width, card.height)
-    named = [_bucket(part.strip(), card) for part in text.split(",") if part.strip()] or [Bucket(*[native] * 3)]
-    least, most = card.side_px
-    whole = _fastest_at(native, (least, least), (most, most))
-    return sorted(dict.fromkeys([*named, whole]), key=_looseness)
+    default = (card.width, card.height)
+    named = [_bucket(part.strip(), card) for part in text.split(",") if part.strip()] or [Bucket(*[default] * 3)]
+    low, high = card.side_px
+    all_sizes = _optimised_for(default, (low, low), (high, high))
+    return sorted(dict.fromkeys([*named, all_sizes]), key=_tightest_first)
 
 
 def text_of(buckets: Sequence[Bucket]) -> str:
-    """What `buckets_of` makes them from again."""
+    """Format buckets as text that `buckets_of` parses."""
     return ",".join(map(str, buckets))
 
 
 def bucket_for(buckets: Sequence[Bucket], size: Size) -> int:
-    """Which of them serves a size: the tightest, by its index. Raises ValueError where none does."""
-    fitting = [index for index, bucket in enumerate(buckets) if bucket.holds(size)]
+    """Return the index of the tightest bucket that contains a size. Raises ValueError if there is none."""
+    fitting = [index for index, bucket in enumerate(buckets) if bucket.contains(size)]
     if not fitting:
         raise ValueError(f"size: got {size[0]}x{size[1]}; the engines were built for {text_of(buckets)}")
-    return min(fitting, key=lambda index: _looseness(buckets[index]))
+    return min(fitting, key=lambda index: _tightest_first(buckets[index]))
 
 
-def _looseness(bucket: Bucket) -> tuple[int, int, str]:
-    """A bucket's memory follows from its largest size; of two as large, the one that reaches less far down."""
-    return bucket.most[0] * bucket.most[1], -bucket.least[0] * bucket.least[1], str(bucket)
+def _tightest_first(bucket: Bucket) -> tuple[int, int, str]:
+    """Return the sort key of a bucket. The largest size counts first, because it determines the memory."""
+    return bucket.largest[0] * bucket.largest[1], -bucket.smallest[0] * bucket.smallest[1], str(bucket)
 
 
 def _bucket(text: str, card: Card) -> Bucket:
     found = _FORM.fullmatch(text)
     low, high = card.side_px
-    allowed = f"sides of {low} to {high} px in multiples of {SIZE_MULTIPLE_PX}, as 1024x1024 or 512x512..1024x1024"
+    allowed = f"sides of {low} to {high} px in multiples of {SIZE_MULTIPLE_PX}; example: 1024x1024,512x512..1024x1024"
     if not found:
         raise InvalidSetting(f"shapes: got {text!r}; allowed: {allowed}")
-    width, height, most_width, most_height = (int(side or 0) for side in found.groups())
-    least, most = (width, height), (most_width or width, most_height or height)
-    is_range = all(one <= other for one, other in zip(least, most, strict=True))
-    if not is_range or any(not low <= side <= high or side % SIZE_MULTIPLE_PX for side in (*least, *most)):
+    width, height, max_width, max_height = (int(side or 0) for side in found.groups())
+    smallest, largest = (width, height), (max_width or width, max_height or height)
+    is_ordered = all(one <= other for one, other in zip(smallest, largest, strict=True))
+    if not is_ordered or any(not low <= side <= high or side % SIZE_MULTIPLE_PX for side in (*smallest, *largest)):
         raise InvalidSetting(f"shapes: got {text!r}; allowed: {allowed}")
-    return _fastest_at((card.width, card.height), least, most)
+    return _optimised_for((card.width, card.height), smallest, largest)
 
 
-def _fastest_at(native: Size, least: Size, most: Size) -> Bucket:
-    width, height = (min(max(side, low), high) for side, low, high in zip(native, least, most, strict=True))
-    return Bucket(least, (width, height), most)
+def _optimised_for(typical: Size, smallest: Size, largest: Size) -> Bucket:
+    """Return a bucket whose typical size is clipped to its range."""
+    width, height = (min(max(side, low), high) for side, low, high in zip(typical, smallest, largest, strict=True))
+    return Bucket(smallest, (width, height), largest)

@@ -1,6 +1,6 @@
-"""The one module that imports TensorRT: the standard one or TensorRT-RTX, whichever is there. Their API is the same.
+"""Import TensorRT, either the standard one or TensorRT-RTX, and check for a GPU. No other module imports TensorRT.
 
-And what of it, and of a GPU, is missing here. Neither is imported or asked for before it is wanted.
+Both flavours have the same API. Importing this module imports neither of them and does not access the GPU.
 """
 
 import ctypes
@@ -15,20 +15,20 @@ from typing import Any, Protocol, cast
 from sd35.backends.tensorrt.types import TensorRt
 from sd35.errors import BackendUnavailable
 
-_MODULES = ("tensorrt", "tensorrt_rtx")  # who installed the former, which is for data centres' GPUs, did so on purpose
-_GET_LIBRARY = (
-    "Install TensorRT-RTX with: pip install 'sd35-fp8-mirror[tensorrt]'; for a data centre's GPU, NVIDIA's tensorrt"
+_MODULES = ("tensorrt", "tensorrt_rtx")  # `tensorrt` is preferred: it is only installed on purpose
+_LIBRARY_REMEDY = (
+    "Install TensorRT-RTX with: pip install 'sd35-fp8-mirror[tensorrt]'; for a data centre GPU, install tensorrt"
 )
-_GET_GPU = (
-    "It computes on an NVIDIA GPU alone, which a container sees with --gpus all; elsewhere, choose another --backend:"
-    " sd35 doctor lists them"
+_GPU_REMEDY = (
+    "TensorRT needs an NVIDIA GPU (in a container, run with --gpus all). Without one, choose another --backend;"
+    " `sd35 doctor` lists them"
 )
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
 
 @dataclass(frozen=True)
 class Flavour:
-    """A TensorRT that was imported; `name` is its module's, "tensorrt" or "tensorrt_rtx"."""
+    """An imported TensorRT. `name` is that of its module: "tensorrt" or "tensorrt_rtx"."""
 
     name: str
     version: str
@@ -36,30 +36,30 @@ class Flavour:
 
     @cached_property
     def log(self) -> "Log":
-        """Where it says what is wrong; TensorRT wants one for all that it makes."""
-        return log_of(self.trt)
+        """The logger that all of TensorRT's objects share."""
+        return new_log(self.trt)
 
     @property
     def is_rtx(self) -> bool:
-        """Whether it builds for other machines' GPUs, finishes its kernels on the GPU and keeps them in a cache."""
+        """Whether this is TensorRT-RTX. It can build for other GPUs, and compiles kernels on the GPU into a cache."""
         return self.name == "tensorrt_rtx"
 
 
 class Log(Protocol):
-    """A logger for TensorRT, which also collects the errors for the exceptions of this project."""
+    """A logger for TensorRT that also collects errors, for the messages of exceptions."""
 
     def take_errors(self) -> str:
-        """Return the errors since the last call, in one line."""
+        """Return the errors since the last call as one line."""
 
 
-def log_of(trt: TensorRt) -> Log:
-    """A new one; warnings and errors go to Python's logging, as "sd35.tensorrt"."""
+def new_log(trt: TensorRt) -> Log:
+    """Create a logger that forwards messages to Python's logger "sd35.tensorrt"."""
     severities = {trt.ILogger.WARNING: logging.WARNING}
     severities |= dict.fromkeys((trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR), logging.ERROR)
 
     base: type[Any] = trt.ILogger
 
-    class Kept(base):  # type: ignore[misc]
+    class CollectingLog(base):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self._errors: list[str] = []
@@ -74,25 +74,25 @@ def log_of(trt: TensorRt) -> Log:
             errors, self._errors = self._errors, []
             return "; ".join(errors)
 
-    return Kept()
+    return CollectingLog()
 
 
 def find_flavour() -> Flavour:
-    """Raises BackendUnavailable where there is no TensorRT, or it cannot be loaded."""
-    trouble = []
+    """Import TensorRT. Raises BackendUnavailable if it is not installed or cannot be loaded."""
+    reasons = []
     for name in _MODULES:
         if find_spec(name) is None:
             continue
         try:
             module = import_module(name)
             return Flavour(name, str(module.__version__), cast("TensorRt", module))
-        except (ImportError, OSError, RuntimeError, AttributeError) as error:  # its libraries are loaded, or not found
-            trouble.append(f"{name} is installed and cannot be loaded ({type(error).__name__}: {error})")
-    raise BackendUnavailable("tensorrt", "; ".join(trouble) or "TensorRT is not installed", f"{_GET_LIBRARY}.")
+        except (ImportError, OSError, RuntimeError, AttributeError) as error:  # from loading its shared libraries
+            reasons.append(f"{name} is installed and cannot be loaded ({type(error).__name__}: {error})")
+    raise BackendUnavailable("tensorrt", "; ".join(reasons) or "TensorRT is not installed", f"{_LIBRARY_REMEDY}.")
 
 
 def gpu_architectures() -> list[str]:
-    """Of each GPU of this machine, as "sm89"; asked of NVIDIA's driver. Empty where there is none, or no driver."""
+    """Ask NVIDIA's driver for the architecture of each GPU, such as "sm89". Empty without a GPU or a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
         if driver.cuInit(0):
@@ -106,22 +106,22 @@ def gpu_architectures() -> list[str]:
 
 
 def check() -> None:
-    """Raises BackendUnavailable, naming all that is missing: the library, the GPU, or both."""
-    lacking, remedies = [], []
+    """Check for TensorRT and a GPU. Raises BackendUnavailable, which names the library, the GPU or both as missing."""
+    reasons, remedies = [], []
     try:
         find_flavour()
     except BackendUnavailable as error:
-        lacking.append(error.reason)
-        remedies.append(_GET_LIBRARY)
+        reasons.append(error.reason)
+        remedies.append(_LIBRARY_REMEDY)
     if not gpu_architectures():
-        lacking.append("there is no NVIDIA GPU, or no driver for it")
-        remedies.append(_GET_GPU)
-    if lacking:
-        raise BackendUnavailable("tensorrt", "; ".join(lacking), f"{'. '.join(remedies)}.")
+        reasons.append("there is no NVIDIA GPU, or no driver for it")
+        remedies.append(_GPU_REMEDY)
+    if reasons:
+        raise BackendUnavailable("tensorrt", "; ".join(reasons), f"{'. '.join(remedies)}.")
 
 
 def known_architectures(flavour: Flavour) -> Sequence[str]:
-    """What a flavour builds engines for without having the GPU; the standard one, for none."""
+    """Return the architectures that a flavour can build for without their GPU. Empty for the standard TensorRT."""
     if not flavour.is_rtx:
         return ()
     return [name.lower() for name in flavour.trt.ComputeCapability.__members__ if name.startswith("SM")]

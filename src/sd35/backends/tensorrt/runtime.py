@@ -1,7 +1,8 @@
-"""Runs TensorRT engines: what only a GPU can, so nothing of it was ever run. Typed by `sd35.backends.tensorrt.types`.
+"""Run TensorRT engines. Needs a GPU: apart from `Workspace` and `streaming_budgets`, this code has never been run.
 
-All of a checkpoint's engines work in one place of device memory and on one stream, one after the other. Inputs and
-outputs have places of their own for each shape, so that a call can be recorded once, as a CUDA graph, and replayed.
+The engines of a checkpoint share one workspace in device memory and one stream, and run one after the other. Each
+shape of a call has its own buffers for inputs and outputs, so that a call can be recorded once as a CUDA graph and then
+replayed.
 """
 
 import logging
@@ -27,11 +28,11 @@ from sd35.errors import CheckpointError
 from sd35.tensors import LATENT_PX
 
 _CACHE_FILE = "runtime.cache"  # next to the engine; a rebuilt engine starts without it
-_MOST_CALLS = 32  # the shapes of a network whose tensors are kept; the least recently used are dropped
+_MAX_CALLS = 32  # cached calls (buffers and CUDA graphs) of a network; the least recently used are dropped
 
 
 class EngineNetworks:
-    """See `sd35.backends.tensorrt.backend.Networks`."""
+    """Implements `sd35.backends.tensorrt.backend.Networks` with TensorRT engines."""
 
     def __init__(
         self,
@@ -41,9 +42,9 @@ class EngineNetworks:
         device: torch.device,
         memory: Memory | None,
     ) -> None:
-        """With the device's `memory`, weights that have no room in it stream from the host's; else all are loaded.
+        """Load the engines. If `memory` is given, weights that do not fit in it are streamed from the host.
 
-        Raises CheckpointError where an engine cannot be loaded.
+        Raises CheckpointError if an engine cannot be loaded.
         """
         self.device = device
         self.graph = built["transformer"].graph
@@ -51,58 +52,58 @@ class EngineNetworks:
         self._built = built
         self._lock = threading.Lock()
         self._stream = torch.cuda.Stream(device)
-        self._runtime = flavour.trt.Runtime(flavour.log)  # which has to outlive its engines
+        self._runtime = flavour.trt.Runtime(flavour.log)  # must outlive its engines
         workspace = Workspace(device)
-        with self.turn():
+        with self.exclusive():
             engines = {part: _load(flavour, self._runtime, each) for part, each in built.items()}
             buckets = {part: buckets_of(each.shapes, card) if each.shapes else [] for part, each in built.items()}
-            if memory:  # the large networks' weights are not on the device before a context wants them
-                _share_out(engines, buckets, (card.width, card.height), memory.free_bytes())
+            if memory:  # streamable weights are loaded when a context is created, so the budgets are set before
+                _set_streaming_budgets(engines, buckets, (card.width, card.height), memory.free_bytes())
             self._networks = {
                 part: _Network(flavour, engine, buckets[part], built[part].folder / _CACHE_FILE, workspace)
                 for part, engine in engines.items()
             }
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """The only one to compute; on the engines' stream, which waits for the caller's, and for which that waits."""
+    def exclusive(self) -> Iterator[None]:
+        """Hold the lock and switch to the engines' stream, in order with the work on the caller's stream."""
         with self._lock, torch.cuda.device(self.device):
-            callers = torch.cuda.current_stream()
-            self._stream.wait_stream(callers)
+            caller_stream = torch.cuda.current_stream()
+            self._stream.wait_stream(caller_stream)
             with torch.cuda.stream(self._stream):
                 yield
-            callers.wait_stream(self._stream)
+            caller_stream.wait_stream(self._stream)
 
-    def most(self, part: str) -> int:
-        """The most rows of a network's batch."""
+    def max_batch(self, part: str) -> int:
+        """Return the largest number of rows in a batch of a network."""
         return self._built[part].batch
 
     def run(self, part: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A network's outputs, on the device; inputs are cast to what the engine takes. Within a `turn`."""
+        """Run a network and return its outputs. Casts inputs to the engine's types. Call it inside `exclusive`."""
         return self._networks[part](inputs)
 
 
 class Workspace:
-    """The device memory that all engines share for working. It is as large as the largest call so far needs."""
+    """Device memory for intermediate results, shared by all engines. It grows to the needs of the largest call."""
 
     def __init__(self, device: torch.device) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8, device=device)
         self.version = 0
-        """Changes with the address, which makes graphs that were recorded before invalid."""
+        """Changes whenever the address changes. CUDA graphs that were recorded before are then invalid."""
 
     def take(self, size_bytes: int) -> tuple[int, int]:
-        """Return the address and the size, which is at least `size_bytes`. Grows the memory if needed."""
+        """Return the address and the size, which is at least `size_bytes`. Replaces the memory if it is too small."""
         if size_bytes > self._memory.numel():
-            device, self._memory = self._memory.device, self._memory.new_empty(0)  # free it before there is another
+            device, self._memory = self._memory.device, self._memory.new_empty(0)  # free it before the next allocation
             self._memory = torch.empty(size_bytes, dtype=torch.uint8, device=device)
             self.version += 1
         return self._memory.data_ptr(), self._memory.numel()
 
 
 def streaming_budgets(streamable_bytes: Mapping[str, int], room_bytes: int) -> dict[str, int]:
-    """Return how many bytes of each network's weights stay on the device if not all fit.
+    """Return how many bytes of each network's weights stay on the device if not all fit in `room_bytes`.
 
-    The transformer comes first, because it runs at every step. Other weights stream from the host at each call.
+    The transformer has priority, because it runs at every step. The remaining weights are streamed at each call.
     """
     budgets = {}
     for part in sorted(streamable_bytes, key=lambda part: part != "transformer"):
@@ -113,7 +114,7 @@ def streaming_budgets(streamable_bytes: Mapping[str, int], room_bytes: int) -> d
 
 @dataclass(eq=False)
 class _Call:
-    """A network's call with given shapes: its tensors, and its CUDA graph once it is recorded."""
+    """A call of a network with certain shapes: the buffers, and the CUDA graph after it was recorded."""
 
     context: Context
     inputs: dict[str, Tensor]
@@ -123,7 +124,7 @@ class _Call:
 
 
 class _Network:
-    """One engine, with a context for each profile in use."""
+    """One engine, with an execution context for each profile in use."""
 
     def __init__(
         self, flavour: Flavour, engine: Engine, buckets: list[Bucket], cache_file: Path, workspace: Workspace
@@ -131,7 +132,7 @@ class _Network:
         self._flavour, self._engine, self._buckets, self._workspace = flavour, engine, buckets, workspace
         self._cache_file = cache_file
         streams = engine.weight_streaming_budget_v2 < engine.streamable_weights_size
-        self._records = not streams and not flavour.is_rtx  # which does that itself
+        self._records_graphs = not streams and not flavour.is_rtx  # TensorRT-RTX records graphs itself
         self._config, self._cache = self._configure(streams=streams)
         self._contexts: dict[int, Context] = {}
         self._calls: OrderedDict[tuple[torch.Size, ...], _Call] = OrderedDict()
@@ -144,16 +145,16 @@ class _Network:
         shapes = tuple(inputs[name].shape for name in self._inputs)
         if is_new := shapes not in self._calls:
             self._calls[shapes] = self._prepare(inputs)
-            if len(self._calls) > _MOST_CALLS:
+            if len(self._calls) > _MAX_CALLS:
                 self._calls.popitem(last=False)
         self._calls.move_to_end(shapes)
         call = self._calls[shapes]
-        for name, place in call.inputs.items():
-            place.copy_(inputs[name])
+        for name, buffer in call.inputs.items():
+            buffer.copy_(inputs[name])
         self._execute(call)
         if is_new and self._cache:
             _save(self._cache, self._cache_file)
-        return {name: place.clone() for name, place in call.outputs.items()}
+        return {name: buffer.clone() for name, buffer in call.outputs.items()}
 
     def _execute(self, call: _Call) -> None:
         if call.graph and call.version == self._workspace.version:
@@ -162,7 +163,9 @@ class _Network:
         self._bind(call)
         self._enqueue(call.context)
         call.version = self._workspace.version
-        if self._records:  # after a plain run, which sets up what must not be set up while recording
+        if (
+            self._records_graphs
+        ):  # after a normal run, because the setup of the first run is not allowed while recording
             call.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(call.graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
                 self._enqueue(call.context)
@@ -172,31 +175,31 @@ class _Network:
             raise RuntimeError(f"TensorRT: {self._flavour.log.take_errors()}")
 
     def _bind(self, call: _Call) -> None:
-        """Set the shapes and addresses of this call in the context, which may have served another call since."""
+        """Set the shapes and addresses of a call in its context. Another call may have changed them."""
         context = call.context
-        for name, place in call.inputs.items():
-            context.set_input_shape(name, tuple(place.shape))
+        for name, buffer in call.inputs.items():
+            context.set_input_shape(name, tuple(buffer.shape))
         context.set_device_memory(*self._workspace.take(context.update_device_memory_size_for_shapes()))
-        for name, place in {**call.inputs, **call.outputs}.items():
-            context.set_tensor_address(name, place.data_ptr())
+        for name, buffer in {**call.inputs, **call.outputs}.items():
+            context.set_tensor_address(name, buffer.data_ptr())
 
     def _prepare(self, inputs: Mapping[str, Tensor]) -> _Call:
         context = self._context(self._profile_of(inputs))
-        places = {name: self._place(name, tuple(inputs[name].shape)) for name in self._inputs}
-        for name, place in places.items():
-            context.set_input_shape(name, tuple(place.shape))
-        outputs = {name: self._place(name, tuple(context.get_tensor_shape(name))) for name in self._outputs}
-        return _Call(context, places, outputs)
+        buffers = {name: self._buffer(name, tuple(inputs[name].shape)) for name in self._inputs}
+        for name, buffer in buffers.items():
+            context.set_input_shape(name, tuple(buffer.shape))
+        outputs = {name: self._buffer(name, tuple(context.get_tensor_shape(name))) for name in self._outputs}
+        return _Call(context, buffers, outputs)
 
-    def _place(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def _buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
         types = self._flavour.trt.DataType
-        of = {
+        dtypes = {
             types.FLOAT: torch.float32,
             types.BF16: torch.bfloat16,
             types.HALF: torch.float16,
             types.INT32: torch.int32,
         }
-        return torch.empty(shape, dtype=of[self._engine.get_tensor_dtype(name)], device="cuda")
+        return torch.empty(shape, dtype=dtypes[self._engine.get_tensor_dtype(name)], device="cuda")
 
     def _profile_of(self, inputs: Mapping[str, Tensor]) -> int:
         if not self._buckets:
@@ -215,7 +218,7 @@ class _Network:
         return self._contexts[profile]
 
     def _configure(self, *, streams: bool) -> tuple[RuntimeConfig, RuntimeCache | None]:
-        """Contexts work in memory that they are given; TensorRT-RTX records graphs itself, and keeps its kernels."""
+        """Let contexts use the shared workspace. For TensorRT-RTX, also enable CUDA graphs and the kernel cache."""
         trt = self._flavour.trt
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
@@ -225,7 +228,7 @@ class _Network:
         config.cuda_graph_strategy = strategies.DISABLED if streams else strategies.WHOLE_GRAPH_CAPTURE
         cache = config.create_runtime_cache()
         if self._cache_file.is_file():
-            cache.deserialize(self._cache_file.read_bytes())  # of another machine it refuses, and stays empty
+            cache.deserialize(self._cache_file.read_bytes())  # it rejects a cache of another machine and stays empty
         config.set_runtime_cache(cache)
         return config, cache
 
@@ -238,11 +241,11 @@ def _load(flavour: Flavour, runtime: Runtime, built: BuiltEngine) -> Engine:
     return engine
 
 
-def _share_out(
-    engines: Mapping[str, Engine], buckets: Mapping[str, list[Bucket]], usual: tuple[int, int], free_bytes: int
+def _set_streaming_budgets(
+    engines: Mapping[str, Engine], buckets: Mapping[str, list[Bucket]], size: tuple[int, int], free_bytes: int
 ) -> None:
-    """Set the budgets for streamed weights, with working memory left for an image of the usual size."""
-    profiles = {part: bucket_for(each, usual) if each else 0 for part, each in buckets.items()}
+    """Set how much of the weights stays on the device, and leave working memory for an image of `size`."""
+    profiles = {part: bucket_for(each, size) if each else 0 for part, each in buckets.items()}
     working_bytes = max(each.get_device_memory_size_for_profile_v2(profiles[part]) for part, each in engines.items())
     streamable = {part: each.streamable_weights_size for part, each in engines.items()}
     for part, budget_bytes in streaming_budgets(streamable, free_bytes - working_bytes).items():

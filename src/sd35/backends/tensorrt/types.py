@@ -1,6 +1,6 @@
-"""Types for the parts of TensorRT's Python API that are used here. The package has none; a test compares them with it.
+"""Types for the used parts of TensorRT's Python API, which has no types. A test compares them with the package.
 
-Both flavours have these parts unless a docstring says otherwise. Sizes are in bytes, addresses are in device memory.
+They apply to both flavours unless a docstring says otherwise. Sizes are in bytes; addresses are in device memory.
 """
 
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ from typing import Any, Protocol, TypeAlias
 
 Buffer: TypeAlias = Any  # collections.abc.Buffer from Python 3.12 on
 Dims: TypeAlias = Sequence[int]
-Member: TypeAlias = Any  # of an enumeration
-Network: TypeAlias = Any  # INetworkDefinition, which is only passed on
+Member: TypeAlias = Any  # a member of an enumeration
+Network: TypeAlias = Any  # INetworkDefinition; this project only passes it on
 
 
 class Profile(Protocol):
@@ -19,7 +19,7 @@ class Profile(Protocol):
 
 
 class Config(Protocol):
-    """IBuilderConfig; the compute capabilities are TensorRT-RTX's."""
+    """IBuilderConfig. Only TensorRT-RTX has the compute capabilities."""
 
     num_compute_capabilities: int
 
@@ -55,14 +55,14 @@ class Parser(Protocol):
 
 
 class RuntimeCache(Protocol):
-    """IRuntimeCache, of TensorRT-RTX: kernels that were compiled on this GPU."""
+    """IRuntimeCache, only in TensorRT-RTX: kernels that were compiled on this GPU."""
 
     def serialize(self) -> Buffer: ...
     def deserialize(self, blob: Buffer) -> bool: ...
 
 
 class RuntimeConfig(Protocol):
-    """IRuntimeConfig; CUDA graphs and the cache are TensorRT-RTX's."""
+    """IRuntimeConfig. Only TensorRT-RTX has CUDA graphs and the cache."""
 
     cuda_graph_strategy: Member
 
@@ -107,7 +107,7 @@ class Runtime(Protocol):
 
 
 class TensorRt(Protocol):
-    """The module. Enumerations are pybind11's, of which the members are attributes and `__members__`."""
+    """The module. Its enumerations are pybind11's: members are attributes, and also listed in `__members__`."""
 
     __version__: str
     ComputeCapability: Any

@@ -1,6 +1,6 @@
-"""Dialects: how each kind of server is asked for an image, and how its response is read. One entry each in one table.
+"""The dialects: how to request an image from each kind of server, and how to read the response.
 
-A workload with a field that a dialect does not support is refused, so that no field is silently ignored.
+A workload with a field that the dialect does not support is refused, so that no field is silently ignored.
 """
 
 import base64
@@ -38,11 +38,11 @@ class ImageResponse(NamedTuple):
 
 @dataclass(frozen=True)
 class Dialect:
-    """One kind of server.
+    """The API of one kind of server.
 
     `build_request` translates a request for httpx. `extract_image` finds the image file in a response.
     `unsupported` names the fields of a request class that the dialect cannot express. `check_class` raises
-    InvalidSetting for values that it does not allow.
+    InvalidSetting if a request class has values that the dialect does not allow.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Dialect:
         try:
             image = self.extract_image(response)
         except (KeyError, IndexError, TypeError, ValueError, binascii.Error) as error:
-            message = f"200, without an image: {type(error).__name__}: {error}"
+            message = f"200 without an image: {type(error).__name__}: {error}"
             return ImageResponse("failed", message=message[:_MAX_MESSAGE])
         if not image.startswith(_SIGNATURES):
             return ImageResponse("failed", message=f"200, but not an image file: {image[:20]!r}")
@@ -124,7 +124,7 @@ def _txt2img_request(request: BenchRequest) -> RequestArguments:
 
 
 def _openai_request(request: BenchRequest) -> RequestArguments:
-    """Use the extensions that several servers of this dialect share: see docs/benchmarking.md."""
+    """Use the extensions that several servers of this dialect share: see docs/guide/benchmarking.md."""
     return {
         "json": _without_none(
             model="gpt-image-1",

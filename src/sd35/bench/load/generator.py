@@ -17,7 +17,7 @@ from sd35.bench.load.dialects import Dialect, ImageResponse, Status
 from sd35.bench.load.workload import BenchRequest
 
 _TIMEOUT_S = 600.0
-Amount = Callable[["RequestResult"], float]  # what an image counts: 1, or its row-steps
+Amount = Callable[["RequestResult"], float]  # the value of an image in a rate: 1, or its row-steps
 _BACKOFF_S = 0.5  # pause of a closed-loop client after a refused or failed request
 
 
@@ -76,9 +76,9 @@ class LoadClient:
 async def closed_loop(
     client: LoadClient, requests: Iterator[BenchRequest], clients: int, seconds: float = math.inf
 ) -> list[RequestResult]:
-    """Run clients that each send their next request when the last is answered.
+    """Run clients that each send their next request after the response to the previous one.
 
-    No request is sent after `seconds`, or after the end of `requests`. Requests under way at that time are completed.
+    No request is sent after `seconds`, or after the end of `requests`. Requests that are under way then are completed.
     """
     deadline_s = time.monotonic() + seconds
 
@@ -96,7 +96,7 @@ async def closed_loop(
 async def open_loop(
     client: LoadClient, requests: Iterator[BenchRequest], schedule_s: Sequence[float]
 ) -> list[RequestResult]:
-    """Send one request at each time of the schedule (seconds from now), however many are still unanswered."""
+    """Send one request at each time of the schedule (seconds from now), without waiting for earlier responses."""
     start_s = time.monotonic()
     tasks = []
     for offset_s in schedule_s:
@@ -106,7 +106,7 @@ async def open_loop(
 
 
 def arrivals(rate: float, seconds: float, seed: str) -> list[float]:
-    """Draw a Poisson process with `rate` arrivals a second: sorted times from 0 to `seconds`, fixed by the seed."""
+    """Draw a Poisson process with `rate` arrivals a second: sorted times from 0 to `seconds`. The seed fixes them."""
     rng = random.Random(seed)  # noqa: S311  arrival times are not a secret
     times = []
     time_s = rng.expovariate(rate)
@@ -120,7 +120,7 @@ def completion_rate(results: Sequence[RequestResult], start_s: float, seconds: f
     """Return the amount completed a second within a window.
 
     An image under way at the start or the end of the window counts in proportion to its time within the window.
-    Otherwise the rate of a short run of long images would depend on where they happen to fall.
+    Otherwise the rate of a short run of long images would depend on where the window cuts them.
     """
     total = 0.0
     for result in results:

@@ -1,4 +1,4 @@
-"""Workloads: a mix of request classes, built in or read from a file, from which requests are drawn with a fixed seed.
+"""Workloads: mixes of request classes, built in or read from a file. The seed of a workload fixes its requests.
 
 Every request has its own image seed, so that no image comes from a server's cache unless `repeated_images` asks for
 it. `seed_offset` keeps two runs against the same server apart.
@@ -23,7 +23,7 @@ from sd35.request import GUIDANCE_SCALE, PROMPT_CHARACTERS, STEPS
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 _SEEDS = 2**32 - 1  # from 1, because 0 means a random seed in Stability's dialect
-_MAX_ERRORS = 4  # wrong fields in an error message: a file of another kind has many
+_MAX_ERRORS = 4  # wrong fields in an error message: a file that is not a workload has many
 ALL_CLASSES = "all"  # the name for all classes together in a report
 
 
@@ -48,7 +48,7 @@ class BenchRequest(NamedTuple):
 
 def _check_name(text: str) -> str:
     if text == ALL_CLASSES:
-        raise ValueError("allowed: any other name, because a report calls all classes together so")
+        raise ValueError("allowed: any other name, because reports use this name for all classes together")
     return text
 
 
@@ -77,7 +77,7 @@ class RequestClass(Frozen):
 
 
 class Workload(Frozen):
-    """A mix of request classes. The default prompts are scenes that the embedded model can draw."""
+    """A mix of request classes. The default prompts are scenes that the embedded model knows."""
 
     name: str = Field(min_length=1, max_length=80)
     seed: Annotated[int, Field(ge=0)] = 1
@@ -93,7 +93,7 @@ class Workload(Frozen):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     def requests(self, part: str, seed_offset: int = 0) -> Iterator[BenchRequest]:
-        """Draw requests without end.
+        """Yield requests without end.
 
         The same `part` of a run always gives the same requests, and different parts give different ones.
         `seed_offset` is added to every image seed.

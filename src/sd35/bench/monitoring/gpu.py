@@ -1,4 +1,4 @@
-"""GPU memory of a server's processes, and GPU energy, from NVIDIA's driver by nvidia-ml-py. Not run on a GPU yet."""
+"""GPU memory of a server's processes, and GPU energy, read from NVIDIA's driver with nvidia-ml-py."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -11,9 +11,8 @@ import psutil
 class GpuSample(NamedTuple):
     """Memory and energy of all GPUs together at one moment.
 
-    `used_bytes` is the memory of the server's processes. On machines where the driver does not list the processes of
-    this machine (a container, some shared machines), it is the used memory of the GPUs. `energy_j` counts from the
-    loading of the driver.
+    `used_bytes` is the memory of the server's processes. In containers and on some shared machines, the driver does
+    not list local processes; then it is the used memory of the GPUs. `energy_j` counts from the loading of the driver.
     """
 
     used_bytes: int
@@ -23,8 +22,8 @@ class GpuSample(NamedTuple):
 class Gpus:
     """All GPUs that NVIDIA's library knows. `skip_reason` says why nothing can be read, or is None.
 
-    `is_local`: whether the server's processes are visible here. The GPUs of this machine say nothing about a server on
-    another one.
+    `is_local` says whether the server's processes are visible here. If not, the server may run on another machine, so
+    the GPUs of this one are not read.
     """
 
     def __init__(self, *, is_local: bool = True) -> None:

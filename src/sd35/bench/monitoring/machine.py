@@ -13,7 +13,7 @@ import psutil
 from sd35.bench.frozen import Frozen
 from sd35.doctor import gpus, processor
 
-BUSY_SHARE = 0.1  # share of the cores used by other processes above which a result is marked
+BUSY_SHARE = 0.1  # if other processes use a larger share of the cores, the result is marked
 _LIBRARIES = (
     "diffusers", "fastapi", "httpx2", "numpy", "onnxruntime", "openvino", "tensorrt-rtx-cu12", "torch", "torchao",
     "transformers", "uvicorn",
@@ -50,12 +50,12 @@ class BackgroundLoad(Frozen):
 
     @property
     def is_busy(self) -> bool:
-        """Whether other processes used so much of the machine that the figures mean little."""
+        """Whether other processes used more than `BUSY_SHARE` of the cores, so that the figures mean little."""
         return max(self.before_cores, self.during_cores) > BUSY_SHARE * self.cores
 
     @property
     def description(self) -> str:
-        """One sentence, which begins with BUSY MACHINE if the machine was busy."""
+        """The load in one sentence. It begins with BUSY MACHINE if the machine was busy."""
         used = f"other processes used {self.before_cores:.2f} cores before and {self.during_cores:.2f} during the run"
         if self.is_busy:
             return f"BUSY MACHINE: {used}, of {self.cores}: these figures mean little, measure again on a quiet machine"
@@ -111,7 +111,7 @@ def background_load(before_cores: float, samples: Sequence[float]) -> Background
 
 
 def process_tree(pid: int) -> list[psutil.Process]:
-    """Return a process and its descendants, or nothing if it has ended."""
+    """Return a process and its descendants, or an empty list if it has ended."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -135,7 +135,7 @@ def _versions() -> dict[str, str]:
 
 
 def _commit(folder: Path) -> str | None:
-    """Describe the commit, or return None if the package does not lie in a checkout or git is missing."""
+    """Describe the commit, or return None if the package is not in a checkout or git is missing."""
     with suppress(OSError, subprocess.SubprocessError):
         command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=True)  # noqa: S603

@@ -37,9 +37,9 @@ class MonitorSample(Frozen):
 class Monitor(threading.Thread):
     """Takes a sample every `interval_s` from `start` to `stop`, or within a `with` block.
 
-    `pid` is the server's process if it runs here; otherwise its memory comes from its own metrics. `headers` go with
-    requests for this project's metrics, or are None if the server has none. `before_cores` is the load of other
-    processes before the measurement.
+    `pid` is the server's process if it runs here; otherwise its memory comes from its own metrics. `headers` are sent
+    with requests for metrics, or are None if the server does not have this project's metrics. `before_cores` is the
+    load of other processes before the measurement.
     """
 
     interval_s = 0.25
@@ -115,7 +115,7 @@ def background_cores(seconds: float, server_pid: int | None = None) -> float:
 
 
 def occupancy(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
-    """Count the batches between two scrapes by occupancy: from the upper bound of the share of rows in use."""
+    """Count the batches between two scrapes by occupancy. The keys are upper bounds of the share of rows in use."""
     prefix = "sd35_engine_batch_occupancy_ratio_bucket{"
     counts: dict[str, float] = {}
     below = 0.0

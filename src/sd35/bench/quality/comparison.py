@@ -1,4 +1,4 @@
-"""Compares images with a reference's images of the same requests: PSNR and SSIM.
+"""Compares the images of a server with those of a reference for the same requests: PSNR and SSIM.
 
 SSIM as defined by Wang, Bovik, Sheikh and Simoncelli, "Image Quality Assessment: From Error Visibility to Structural
 Similarity" (2004): a Gaussian window of 11x11 px with sigma 1.5, K1 = 0.01, K2 = 0.03, on luma (ITU-R BT.601).
@@ -36,7 +36,7 @@ class Quality(Frozen):
     """The difference between a server's images and the reference's.
 
     `psnr_db` is over the pixels of all images, and `min_psnr_db` is that of the worst image. Both are None if no pixel
-    differs. `correct_share` and `reference_correct_share` are the shares of images that show what was asked, or None
+    differs. `correct_share` and `reference_correct_share` are the shares of images that show their prompts, or None
     if the model is not the embedded one. `skip_reason` says why images were not compared, or is None.
     """
 
@@ -73,7 +73,7 @@ def compare_images(reference: str, images: Sequence[Pixels], reference_images: S
 
 
 def example_pairs(prompts: Sequence[str], images: Sequence[Pixels], expected: Sequence[Pixels]) -> list[ImagePair]:
-    """Make thumbnails of the first few pairs, for people to look at."""
+    """Make thumbnails of the first few pairs for the report."""
     return [
         ImagePair(prompt=prompt, image=_thumbnail(image), reference_image=_thumbnail(other))
         for prompt, image, other in islice(zip(prompts, images, expected, strict=True), _MAX_EXAMPLES)
@@ -92,7 +92,7 @@ def mean_squared_error(one: Pixels, other: Pixels) -> float:
 
 
 def psnr_db(error: float) -> float | None:
-    """Return the peak signal-to-noise ratio for a mean squared error, or None if the error is 0."""
+    """Return the peak signal-to-noise ratio in dB for a mean squared error, or None if the error is 0."""
     return 10 * log10(255**2 / error) if error else None
 
 
@@ -109,7 +109,7 @@ def ssim(one: Pixels, other: Pixels) -> float:
 
 
 def _blur(levels: Float[np.ndarray, "height width"]) -> Float[np.ndarray, "inner_height inner_width"]:
-    """Convolve with the Gaussian window at all places where it lies inside."""
+    """Convolve with the Gaussian window at all positions where it lies inside the image."""
     offsets = np.arange(WINDOW_PX) - WINDOW_PX // 2
     window = np.exp(-np.square(offsets) / (2 * _SIGMA_PX**2))
     window /= window.sum()

@@ -1,9 +1,9 @@
-"""Judges automatically whether an image of the embedded model shows the objects, background and relation of a scene.
+"""Judges whether an image of the embedded model shows the objects, the background and the relation of a scene.
 
 The background is the named colour nearest to the median of the border. Ink is what differs from it. For a pair of
 objects, the ink is split at the widest gap along the axis of their relation. Each part is cropped and compared with
-every glyph of the font, drawn on that background. The threshold for ink is tried at several values and the best match
-counts: a low one finds a yellow key on a yellow background, a high one ignores soft edges.
+every glyph of the font on that background. Several thresholds for ink are tried and the best match counts: a low
+threshold finds a yellow key on a yellow background, a high one ignores soft edges.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ class Glyph:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an image shows what was asked, and what was found in it."""
+    """The result of judging an image: whether it shows the scene, and what was found in it."""
 
     is_correct: bool
     background: str
@@ -89,7 +89,7 @@ class Judge:
         return [min(matches, key=lambda match: match[0])[1]] if matches else []
 
     def _match(self, image: np.ndarray, ink: np.ndarray, colour: np.ndarray, threshold: int) -> tuple[float, Glyph]:
-        """Return the nearest glyph and its mean squared distance."""
+        """Return the mean squared distance to the nearest glyph, and that glyph. `ink` must not be empty."""
         rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
         top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
         crop = _fit(Image.fromarray(image[top:bottom, left:right]), colour).astype(np.float32)

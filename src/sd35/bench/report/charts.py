@@ -1,4 +1,4 @@
-"""The figures of a report: from a result to plots, each with a heading, a sentence and a legend."""
+"""The figures of a report: plots of a result, each with a heading, a sentence and a legend."""
 
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -10,7 +10,7 @@ from sd35.bench.results import LoadResult, Matrix, Result
 from sd35.bench.statistics import Estimate
 
 _MB = 1e6
-_MAX_DOTS = 2000  # requests in one plot: more make the page heavy and not clearer
+_MAX_DOTS = 2000  # requests in one plot: more would make the page larger, but not clearer
 _SECONDS = "seconds since the start of the measurement"
 
 
@@ -39,11 +39,11 @@ def matrix_charts(matrix: Matrix) -> Iterator[str]:
     yield figure("95th percentile of latency, seconds", "Less is better.", ranks("seconds", latencies))
 
 
-def figure(title: str, sentence: str, drawing: str, legend: Sequence[tuple[str, int]] = ()) -> str:
-    """Return an HTML figure: a drawing with its heading, a sentence, and a legend of names and colours."""
+def figure(title: str, sentence: str, svg: str, legend: Sequence[tuple[str, int]] = ()) -> str:
+    """Return an HTML figure: a plot with its heading, a sentence, and a legend of names and colours."""
     keys = "".join(f'<li><i class="c{colour}"></i>{escape(name)}</li>' for name, colour in legend)
     return (
-        f"<figure><figcaption><h3>{escape(title)}</h3><p>{escape(sentence)}</p></figcaption>{drawing}"
+        f"<figure><figcaption><h3>{escape(title)}</h3><p>{escape(sentence)}</p></figcaption>{svg}"
         + (f'<ul class="legend">{keys}</ul>' if keys else "")
         + "</figure>"
     )
@@ -146,7 +146,7 @@ def _samples(result: Result, field: str, unit: float = 1.0) -> list[Point]:
 def _over_time(  # noqa: PLR0913, PLR0917  the parts of a figure
     result: Result, title: str, sentence: str, unit: str, series: Sequence[Series], marks: Sequence[Mark] = ()
 ) -> str:
-    """Plot series over the time of the measurement, whose loads are shaded."""
+    """Plot series over the time of the measurement. The loads are shaded."""
     bands = [Band(span.start_s, span.end_s, span.name) for span in result.spans]
     return figure(title, sentence, plot(_SECONDS, unit, series, bands, marks), _legend(series))
 

@@ -1,4 +1,4 @@
-"""Formats figures and facts as text, alike for the terminal and for the HTML page."""
+"""Formats figures and facts as text, for the terminal and for the HTML page."""
 
 from sd35.bench.monitoring.machine import Machine
 from sd35.bench.quality.comparison import Quality
@@ -50,7 +50,7 @@ def describe_matrix(matrix: Matrix) -> str:
 
 
 def describe_load(load: LoadResult, plan: Plan) -> str:
-    """Describe a load and its throughput. For an open loop, also give the request rate that was drawn at random."""
+    """Describe a load and its throughput. For an open loop, also give the offered and the sent request rate."""
     sent = len(load.requests.scheduled_s) / (plan.rounds * plan.seconds)
     offered = "" if load.offered_per_s is None else f" ({load.offered_per_s:.2f} requests/s offered, {sent:.2f} sent)"
     row_steps = f", {format_estimate(load.row_steps_per_s, 0)} row-steps/s" if load.row_steps_per_s else ""
@@ -58,7 +58,7 @@ def describe_load(load: LoadResult, plan: Plan) -> str:
 
 
 def class_rows(load: LoadResult) -> list[list[str]]:
-    """Format each class of a load, if there are several, and all together: the name, then `CLASS_COLUMNS`."""
+    """Format a row for each class of a load, if it has several, and for all classes: the name, then `CLASS_COLUMNS`."""
     results = (*(load.classes if len(load.classes) > 1 else ()), load.all)
     return [
         [each.name, *map(format_estimate, each.latencies_s.values())]
@@ -148,7 +148,7 @@ def describe_software(machine: Machine) -> str:
 
 
 def facts(result: Result) -> list[tuple[str, str]]:
-    """List everything but the loads, each with its name."""
+    """Describe all parts of a result other than its loads, each with a name."""
     return [
         ("cold start", describe_cold_start(result)),
         ("memory", describe_memory(result)),

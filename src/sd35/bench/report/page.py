@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page, without scripts or external addresses. It prints, and fits a phone."""
+"""The report as one HTML page without scripts or external addresses, for screens, phones and print."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -30,11 +30,11 @@ from sd35.bench.results import Matrix, Result
 _CSS = Path(__file__).with_name("page.css")
 
 
-def report_page(found: Result | Matrix) -> str:
+def report_page(result: Result | Matrix) -> str:
     """Render the report of a run or of a matrix."""
-    if isinstance(found, Result):
-        return html_page(f"sd35 bench, {found.created_at}", _result_content(found))
-    return html_page(f"sd35 bench --matrix, {found.created_at}", _matrix_content(found))
+    if isinstance(result, Result):
+        return html_page(f"sd35 bench, {result.created_at}", _result_content(result))
+    return html_page(f"sd35 bench --matrix, {result.created_at}", _matrix_content(result))
 
 
 def html_page(title: str, content: str) -> str:
@@ -98,9 +98,9 @@ def _matrix_content(matrix: Matrix) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _banner(found: Result | Matrix) -> str:
-    busy = " busy" if found.background.is_busy else ""
-    return f'<p class="banner{busy}">{escape(found.background.description)}</p>'
+def _banner(result: Result | Matrix) -> str:
+    busy = " busy" if result.background.is_busy else ""
+    return f'<p class="banner{busy}">{escape(result.background.description)}</p>'
 
 
 def _tiles(result: Result) -> str:

@@ -1,4 +1,4 @@
-"""Draws the few kinds of plots that a report needs as SVG. Colours and fonts come from page.css.
+"""Draws the plots of a report as SVG. Colours and fonts come from page.css.
 
 Written by hand because no library gives as good a page: Leather and pygal have no error bars and no shaded spans,
 pygal's SVG is four times as large and refers to scripts, and Matplotlib installs more than 100 MB. None of them follows
@@ -18,7 +18,7 @@ _RANK_PX = 36
 
 
 class Point(NamedTuple):
-    """A point. `half_width` is that of its confidence interval; `tooltip` is shown under the mouse."""
+    """A point. `half_width` is half of its confidence interval. `tooltip` is shown under the mouse."""
 
     x: float
     y: float

@@ -1,4 +1,4 @@
-"""The graphs that `sd35.compile.onnx_export` writes next to a checkpoint's weights, and that refer to these weights."""
+"""The graphs that `sd35.compile.onnx_export` writes next to a checkpoint's weights. They refer to these weights."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ WEIGHTS_LAYOUT = "sd35.weights_layout"  # the metadata key for the layout of the
 
 
 def has_embedded_graphs(checkpoint: Checkpoint) -> bool:
-    """Return whether the transformer's graph exists. Does not read it."""
+    """Return whether the transformer's graph exists, without reading it."""
     return embedded_graph_path(checkpoint, "transformer").is_file()
 
 
 def embedded_graph_path(checkpoint: Checkpoint, part: str) -> Path:
-    """Return the path of a part's graph, written or not. The autoencoder's graph is the decoder only."""
+    """Return the path of a part's graph, which may not exist. The autoencoder's graph is only the decoder."""
     return checkpoint.directory / part / ("decoder.onnx" if part == "vae" else "model.onnx")
 
 
@@ -23,14 +23,16 @@ def find_embedded_graph(checkpoint: Checkpoint, part: str) -> Path:
     """Return the path of a part's graph. Raises CheckpointError if it does not exist."""
     path = embedded_graph_path(checkpoint, part)
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing; if PyTorch is installed, export the graphs with: {_command(path)}")
+        raise CheckpointError(f"{path} is missing; export the graphs with PyTorch: {_command(path)}")
     return path
 
 
 def check_layout(path: Path, layout: str | None) -> None:
     """Raise CheckpointError if the layout in a graph's metadata differs from that of the weights next to it."""
     if layout and layout != weights_layout(path.parent):
-        raise CheckpointError(f"{path} refers to weights that were rewritten; re-export the graphs: {_command(path)}")
+        raise CheckpointError(
+            f"{path} refers to weights that were rewritten; export the graphs again: {_command(path)}"
+        )
 
 
 def _command(path: Path) -> str:

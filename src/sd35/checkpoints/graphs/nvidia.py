@@ -1,8 +1,8 @@
 """NVIDIA's ONNX graphs of SD3.5, as in `stabilityai/stable-diffusion-3.5-large-tensorrt` on Hugging Face.
 
-`ONNX/{clip_l,clip_g,t5,vae}` and `ONNX/transformer/{bf16,fp8}` hold one graph each. A graph of 2 GiB or more has its
+`ONNX/{clip_l,clip_g,t5,vae}` and `ONNX/transformer/{bf16,fp8}` contain one graph each. A graph of 2 GiB or more has its
 weights in a separate file. Tokenizers, scheduler and configurations come from a base checkpoint. `sd35 compile` writes
-the same layout, in FP32 too.
+the same layout, also in FP32.
 """
 
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ class OfficialGraphs:
     """Graphs in NVIDIA's layout.
 
     Attributes:
-        directory: The directory that holds `ONNX`.
+        directory: The directory that contains `ONNX`.
         transformer: The precision of the transformer to read.
-        transformer_at: The transformer's folder if it is not in its usual place, such as while it is built.
+        transformer_at: Another folder for the transformer, used while it is built.
     """
 
     directory: Path
@@ -33,14 +33,14 @@ class OfficialGraphs:
     transformer_at: Path | None = None
 
     def path(self, part: str) -> Path:
-        """Return the path of a part's graph. `part` is a name of the Diffusers layout."""
+        """Return the path of a part's graph. `part` is a name in the Diffusers layout."""
         if part == "transformer" and self.transformer_at:
             return self.transformer_at / GRAPH_FILE
         folder = f"transformer/{self.transformer}" if part == "transformer" else FOLDERS[part]
         return self.directory / _ROOT / folder / GRAPH_FILE
 
     def files(self) -> dict[str, Path]:
-        """Return all files of the graphs by their path relative to the directory."""
+        """Return all files of the graphs by their paths relative to the directory."""
         folders = [self.path(part).parent for part in (*FOLDERS, "transformer")]
         paths = [path for folder in folders for path in folder.iterdir() if path.is_file()]
         return {path.relative_to(self.directory).as_posix(): path for path in paths}
@@ -49,7 +49,7 @@ class OfficialGraphs:
 def find_graphs(directory: Path, transformer: TransformerPrecision) -> OfficialGraphs | None:
     """Return a directory's graphs, or None if it has another layout.
 
-    "auto" selects the transformer that exists, and BF16 if both do. Raises CheckpointError if a graph is missing.
+    "auto" selects the transformer that exists, or BF16 if both exist. Raises CheckpointError if a graph is missing.
     """
     if not (directory / _ROOT).is_dir():
         return None

@@ -1,7 +1,7 @@
-"""Hugging Face's cache on this machine: the paths of a checkpoint's files, their state, and how to remove them.
+"""Hugging Face's cache on this machine: the paths of a checkpoint's files, their state, and their removal.
 
-The cache's layout is documented (https://huggingface.co/docs/huggingface_hub/guides/manage-cache): `blobs/` holds files
-named by checksum, and `snapshots/<commit>/` links to them. Other programs use the same files.
+The layout of the cache is documented (https://huggingface.co/docs/huggingface_hub/guides/manage-cache): `blobs/` has
+files named by checksum, and `snapshots/<commit>/` links to them. Other programs use the same files.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ _CHECKSUM = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class CachePaths:
-    """The paths of one repository and revision, whether they exist or not."""
+    """The paths of one repository and revision. They may not exist."""
 
     repository: Path
     snapshot: Path
@@ -38,7 +38,7 @@ class CachePaths:
         return self.repository / "blobs" / checksum
 
     def partial(self, checksum: str) -> Path:
-        """Return the path of an incomplete file. Older versions of Hugging Face's library resume it too."""
+        """Return the path of an incomplete file. Older versions of Hugging Face's library can resume it too."""
         return self.repository / "blobs" / (checksum + _PARTIAL_SUFFIX)
 
 
@@ -46,7 +46,7 @@ class CachePaths:
 class CacheStatus:
     """The state of a checkpoint on disk.
 
-    A checkpoint with `is_complete` can be opened. `stored_bytes` includes partial files.
+    `is_complete` means that it can be opened. `stored_bytes` includes partial files.
     """
 
     is_complete: bool
@@ -75,7 +75,7 @@ def cache_status(entry: RegisteredCheckpoint) -> CacheStatus:
 
 @contextmanager
 def disk_errors(entry: RegisteredCheckpoint, action: str) -> Iterator[None]:
-    """Raise CheckpointError for errors of the disk; `action` completes "the checkpoint cannot be ..."."""
+    """Convert OSError to CheckpointError. `action` completes the message "CHECKPOINT cannot be ..."."""
     try:
         yield
     except OSError as error:
@@ -84,13 +84,13 @@ def disk_errors(entry: RegisteredCheckpoint, action: str) -> Iterator[None]:
 
 
 def snapshot_files(paths: CachePaths) -> list[str]:
-    """List a checkpoint's files in the snapshot, including links whose target is missing."""
+    """List a checkpoint's files in the snapshot, including dangling links."""
     found = paths.snapshot.rglob("*")
     return checkpoint_files(path.relative_to(paths.snapshot).as_posix() for path in found if not path.is_dir())
 
 
 def is_checksum(text: object) -> TypeGuard[str]:
-    """Return whether a value is a SHA-256 or SHA-1 in hexadecimal, by which the cache names files."""
+    """Return whether a value is a SHA-256 or SHA-1 in hexadecimal. The cache uses these as file names."""
     return isinstance(text, str) and _CHECKSUM.fullmatch(text) is not None
 
 
@@ -102,21 +102,21 @@ def recorded_checksum(path: Path) -> str | None:
 
 
 def digest_for(checksum: str, size_bytes: int) -> "_Hash":
-    """Create the digest of a checksum's kind: SHA-256 for a large file, git's SHA-1 for a small one."""
+    """Create a digest of the same kind as a checksum: SHA-256 for large files, git's SHA-1 for small ones."""
     if len(checksum) == 64:
         return hashlib.sha256()
     return hashlib.sha1(f"blob {size_bytes}\0".encode(), usedforsecurity=False)
 
 
 def discard(path: Path) -> None:
-    """Delete a file of a snapshot and the blob that it links to, so that the next download fetches it."""
+    """Delete a file of a snapshot and the blob that it links to, so that the next download fetches it again."""
     if path.is_symlink():
         path.resolve().unlink(missing_ok=True)
     path.unlink(missing_ok=True)
 
 
 def remove(entry: RegisteredCheckpoint) -> int:
-    """Delete a registered checkpoint's revision and its partial files, and return the number of freed bytes.
+    """Delete a registered checkpoint's revision and its partial files. Return the number of freed bytes.
 
     Files that other revisions share stay. Permissions are checked first, so that a failure deletes nothing.
 
@@ -126,7 +126,7 @@ def remove(entry: RegisteredCheckpoint) -> int:
     with disk_errors(entry, "removed"):
         if not _partial_files(paths) and not paths.snapshot.is_dir():
             raise CheckpointError(f"{entry.name} is not on disk ({paths.snapshot})")
-        # If a directory is read-only, the hub's library continues and logs tracebacks.
+        # The hub's library does not stop at a read-only directory. It logs tracebacks.
         for folder in (paths.repository, *(path for path in paths.repository.rglob("*") if path.is_dir())):
             if why := why_not_writable(folder):
                 raise CheckpointError(f"{entry.name} cannot be removed: {why}")
@@ -142,10 +142,10 @@ def _remove(entry: RegisteredCheckpoint, paths: CachePaths) -> int:
         file.unlink(missing_ok=True)
     for path in snapshot_files(paths):
         if not (paths.snapshot / path).exists():
-            (paths.snapshot / path).unlink()  # because of one dangling link the library refuses the whole repository
+            (paths.snapshot / path).unlink()  # the library refuses a repository with a dangling link
     if paths.snapshot.is_dir():
         scanned = scan_cache_dir(paths.repository.parent)
-        # Forks have the same commits, so restrict the deletion to this repository.
+        # Forks can have the same commits, so only this repository may be searched.
         own = frozenset(repo for repo in scanned.repos if repo.repo_path == paths.repository.resolve())
         strategy = replace(scanned, repos=own).delete_revisions(entry.revision)
         strategy.execute()
@@ -157,6 +157,6 @@ def _remove(entry: RegisteredCheckpoint, paths: CachePaths) -> int:
 
 
 def _partial_files(paths: CachePaths) -> list[Path]:
-    """List incomplete files, except those that another program downloads now under a name of its own."""
+    """List incomplete files. Other programs download to files with other names, which are not listed."""
     found = (paths.repository / "blobs").glob("*" + _PARTIAL_SUFFIX)
     return sorted(path for path in found if _CHECKSUM.fullmatch(path.name.removesuffix(_PARTIAL_SUFFIX)))

@@ -1,9 +1,9 @@
 """Download registered checkpoints from the Hugging Face hub, with resumption and checksums.
 
-A file is downloaded over plain HTTPS into the cache's place for incomplete files, and compared with the hub's checksum.
-Only then it gets the name under which every program that uses the cache finds it. `huggingface_hub` alone restarts an
-interrupted file from the beginning (https://github.com/huggingface/huggingface_hub/pull/4228), and does not compare
-checksums.
+A file is downloaded over plain HTTPS to the cache's path for incomplete files. It is renamed to its final path, where
+other programs find it, only after its checksum was compared with that of the hub. `huggingface_hub` restarts an
+interrupted file from the beginning (https://github.com/huggingface/huggingface_hub/pull/4228) and does not compare
+checksums, so it is not used to download files.
 """
 
 import os
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 _WORKERS = 4
-_RETRY_WAITS_S = (1.0, 2.0, 4.0, 8.0)  # start over whenever bytes arrive
+_RETRY_WAITS_S = (1.0, 2.0, 4.0, 8.0)  # start again from the first after progress
 _SMALL_BYTES = 2**24
 _BLOCK_BYTES = 2**20
 
@@ -32,8 +32,8 @@ _BLOCK_BYTES = 2**20
 def fetch(plan: DownloadPlan, on_bytes: OnBytes) -> Path:
     """Download the missing files of a plan, and return the checkpoint's directory.
 
-    `on_bytes` is called on any thread with the number of bytes that arrived. After a failure or an interruption, the
-    next call resumes the incomplete files. Raises DownloadFailed.
+    `on_bytes` is called on any thread with the number of bytes that arrived. It is negative if a file is restarted.
+    After a failure or an interruption, the next call resumes the incomplete files. Raises DownloadFailed.
     """
     paths, stop = cache_paths(plan.entry), threading.Event()
     order = sorted(plan.missing, key=lambda file: (file.size_bytes > _SMALL_BYTES, -file.size_bytes))
@@ -48,7 +48,10 @@ def fetch(plan: DownloadPlan, on_bytes: OnBytes) -> Path:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     if missing := missing_files(paths.snapshot):
-        raise CheckpointError(f"{plan.entry.repository} is not a complete checkpoint: {', '.join(missing)} missing")
+        raise CheckpointError(
+            f"the repository {plan.entry.repository} is not a complete checkpoint: {', '.join(missing)} missing;"
+            " correct its entry in the registry file"
+        )
     return paths.snapshot
 
 
@@ -63,14 +66,14 @@ class _FileDownload:
     def run(self) -> None:
         """Download the file and add it to the snapshot.
 
-        Raises DownloadFailed, and the errors of HTTP, the hub's library and the disk.
+        Raises DownloadFailed, and errors of HTTP, of the hub's library and of the disk.
         """
         from huggingface_hub.utils import WeakFileLock
 
         blob, link = self._paths.blob(self._file.checksum), self._paths.snapshot / self._file.path
         for folder in (blob.parent, link.parent, self._paths.locks):
             folder.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(self._paths.locks / f"{self._file.checksum}.part.lock"):  # against another `sd35 pull`
+        with WeakFileLock(self._paths.locks / f"{self._file.checksum}.part.lock"):  # for concurrent `sd35 pull`
             is_new = not has_size(blob, self._file)
             if is_new:
                 self._download(blob)
@@ -79,10 +82,10 @@ class _FileDownload:
                 self._add_to_snapshot(blob, link, may_move=is_new and not self._is_shared)
 
     def _add_to_snapshot(self, blob: Path, link: Path, *, may_move: bool) -> None:
-        """Make a complete file available in the snapshot, as `huggingface_hub` does.
+        """Add a complete file to the snapshot, as `huggingface_hub` does.
 
-        This creates a symbolic link. If the file system does not support links, or HF_HUB_DISABLE_SYMLINKS forbids
-        them, the file is moved, or copied if it is needed under other names too.
+        Creates a symbolic link. If the file system does not support links, or HF_HUB_DISABLE_SYMLINKS forbids them,
+        moves the file, or copies it if other files of the checkpoint have the same content.
         """
         from huggingface_hub.file_download import are_symlinks_supported
 
@@ -111,14 +114,14 @@ class _FileDownload:
         if digest.hexdigest() != self._file.checksum:
             partial.unlink()
             raise DownloadFailed(
-                f"{self._file.path} differs from the hub's file: its checksum is {digest.hexdigest()}, not"
-                f" {self._file.checksum}; it was deleted. Run `sd35 pull {self._entry.name}` again. If that does not"
-                " help, a proxy or the server of HF_ENDPOINT changes files"
+                f"{self._file.path} differs from the hub's file: expected checksum {self._file.checksum}, found"
+                f" {digest.hexdigest()}; it was deleted. Run `sd35 pull {self._entry.name}` again. If that does not"
+                " help, a proxy or the server at HF_ENDPOINT changes files"
             )
         partial.replace(blob)
 
     def _resume(self, out: BufferedRandom) -> "_Hash":
-        """Compute the digest of the stored bytes, and seek to their end. A file that is too long is emptied."""
+        """Compute the digest of the stored bytes, and seek to their end. Empties the file first if it is too long."""
         digest = digest_for(self._file.checksum, self._file.size_bytes)
         is_too_long = out.seek(0, os.SEEK_END) > self._file.size_bytes
         out.seek(0)
@@ -129,7 +132,7 @@ class _FileDownload:
         return digest
 
     def _append(self, out: BufferedRandom, digest: "_Hash") -> tuple["_Hash", Exception | None]:
-        """Request the remaining bytes and write them. A broken connection is returned as an error, not raised."""
+        """Request the remaining bytes and append them. Return the digest, and the error if the connection broke."""
         from httpx2 import TransportError
         from huggingface_hub import constants, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
@@ -139,12 +142,12 @@ class _FileDownload:
         if start := out.tell():
             headers["Range"] = f"bytes={start}-"
         try:
-            # The library retries only status 429: after a broken connection, `_download` resumes.
+            # The library only retries after status 429. After a broken connection, `_download` resumes.
             with http_stream_backoff(
                 "GET", url, headers=headers, timeout=timeout_s, retry_on_exceptions=(), retry_on_status_codes=429
             ) as response:
                 hf_raise_for_status(response)
-                if start and response.status_code != 206:  # the server ignores the range and sends the whole file
+                if start and response.status_code != 206:  # the server ignored the range and sends the whole file
                     self._on_bytes(-start)
                     out.truncate(out.seek(0))
                     digest = digest_for(self._file.checksum, self._file.size_bytes)
@@ -157,7 +160,7 @@ class _FileDownload:
         except TransportError as error:
             return digest, error
         is_empty = out.tell() <= start
-        return digest, DownloadFailed(f"the server sends no bytes of {self._file.path}") if is_empty else None
+        return digest, DownloadFailed(f"the server sent no bytes of {self._file.path}") if is_empty else None
 
 
 def write(out: BufferedRandom, block: bytes) -> None:

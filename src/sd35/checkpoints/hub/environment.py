@@ -1,6 +1,6 @@
 """Checks of the environment variables that `huggingface_hub` and its HTTP client read.
 
-The library does not check them: a malformed variable ends in an exception of the code that uses it first.
+The library does not check them. A malformed variable would raise an unrelated exception in the code that uses it.
 """
 
 import os
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from sd35.errors import InvalidSetting
 from sd35.settings.proxies import check_proxies, is_address
 
-_MOST_TIMEOUT_S = 24 * 60 * 60
+_MAX_TIMEOUT_S = 24 * 60 * 60
 _ADDRESS = "an address such as https://huggingface.co"
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # in the library's order
 
@@ -35,7 +35,7 @@ def check_import_variables() -> None:
 
 
 def check_request_variables() -> None:
-    """Raise InvalidSetting if a variable for addresses, headers or certificates would make requests to the hub fail."""
+    """Raise InvalidSetting if a variable for addresses, headers or certificates would make requests fail."""
     constants = hub_constants()
     if not is_address(constants.ENDPOINT, ("http", "https")):
         raise InvalidSetting(f"HF_ENDPOINT: got {_shown(constants.ENDPOINT)}; allowed: {_ADDRESS}")
@@ -79,12 +79,12 @@ def hub_token() -> str | None:
 
 
 def _timeout(value: str) -> None:
-    """Raise ValueError unless both the library and a socket accept the value as a timeout."""
-    if not 0 <= int(value) <= _MOST_TIMEOUT_S:
+    """Raise ValueError if the library or a socket would not accept the value as a timeout."""
+    if not 0 <= int(value) <= _MAX_TIMEOUT_S:
         raise ValueError
 
 
-_SECONDS = f"a whole number of seconds, 0 to {_MOST_TIMEOUT_S}"
+_SECONDS = f"a whole number of seconds, 0 to {_MAX_TIMEOUT_S}"
 _READ_ON_IMPORT: Mapping[str, tuple[Callable[[str], object], str]] = {
     "HF_ENDPOINT": (urlsplit, _ADDRESS),
     "HF_HUB_DOWNLOAD_TIMEOUT": (_timeout, _SECONDS),
@@ -92,12 +92,12 @@ _READ_ON_IMPORT: Mapping[str, tuple[Callable[[str], object], str]] = {
 }
 
 
-def _first_unsendable(text: str, also: str = "") -> int | None:
-    """Return the index of the first character that is neither visible ASCII nor one of `also`."""
-    return next((index for index, sign in enumerate(text) if not ("!" <= sign <= "~" or sign in also)), None)
+def _first_unsendable(text: str, extra: str = "") -> int | None:
+    """Return the index of the first character that is neither visible ASCII nor in `extra`."""
+    return next((index for index, char in enumerate(text) if not ("!" <= char <= "~" or char in extra)), None)
 
 
 def _shown(value: str, limit: int = 80) -> str:
-    """Format a value for an error message, in ASCII, so that invisible characters show as escapes."""
+    """Format a value in ASCII for an error message. Invisible characters become escapes."""
     text = ascii(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,4 +1,4 @@
-"""Errors of downloads from the hub, each turned into one sentence that says what to do."""
+"""Convert errors of downloads to messages that say what to do."""
 
 import errno
 import socket
@@ -23,7 +23,7 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 @contextmanager
 def download_errors(entry: RegisteredCheckpoint) -> Iterator[None]:
-    """Raise DownloadFailed for errors of the hub's library, HTTP and the disk.
+    """Convert errors of the hub's library, of HTTP and of the disk to DownloadFailed.
 
     Checks the environment variables and the token first. Raises InvalidSetting if one of them is not valid.
     """
@@ -35,12 +35,12 @@ def download_errors(entry: RegisteredCheckpoint) -> Iterator[None]:
         hub_token()
         yield
     except OfflineModeIsEnabled as error:
-        raise DownloadFailed("HF_HUB_OFFLINE is set and forbids downloads; unset it") from error
+        raise DownloadFailed("HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set and forbids downloads; unset it") from error
     except HfHubHTTPError as error:
         raise DownloadFailed(_http_error(entry, error)) from error
     except (HTTPError, InvalidURL) as error:
         raise DownloadFailed(_connection_error(entry, error)) from error
-    except ssl.SSLError as error:  # from reading certificates; a connection's own is httpx2's ConnectError
+    except ssl.SSLError as error:  # from reading certificates; TLS errors of a connection are ConnectError
         raise DownloadFailed(f"the certificates of SSL_CERT_FILE or SSL_CERT_DIR cannot be read ({error})") from error
     except OSError as error:
         raise DownloadFailed(_disk_error(entry, error)) from error
@@ -58,12 +58,14 @@ def _http_error(entry: RegisteredCheckpoint, error: "HfHubHTTPError") -> str:
     if isinstance(error, RepositoryNotFoundError):
         return f"{_endpoint()} has no repository {entry.repository}, or you have no access to it: {remedy}"
     if status == 404:
-        return f"{error.response.url.path} is not at {_endpoint()}; is HF_ENDPOINT a server of the hub's protocol?"
+        return (
+            f"{error.response.url.path} does not exist at {_endpoint()}; is HF_ENDPOINT a server of the hub's protocol?"
+        )
     return f"{_endpoint()} answered with status {status}; {_retry(entry)} later to resume"
 
 
 def _access_error(entry: RegisteredCheckpoint, error: "HfHubHTTPError") -> str:
-    """Explain 401 (the token is unknown or missing; also for repositories that do not exist) and 403 (no access)."""
+    """Explain status 401 (an unknown or missing token, or a missing repository) and 403 (no access)."""
     page, tokens = f"{_endpoint()}/{entry.repository}", f"{_endpoint()}/settings/tokens"
     if error.response.status_code == 401 and hub_token() is None:
         return (

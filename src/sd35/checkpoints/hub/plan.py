@@ -10,8 +10,8 @@ from sd35.checkpoints.layout import PARTS, checkpoint_files
 from sd35.checkpoints.registry import RegisteredCheckpoint
 from sd35.errors import CheckpointError, DownloadFailed
 
-_ASK_FOR_ENDPOINT = "is HF_ENDPOINT a server of the hub's protocol?"
-OnBytes = Callable[[int], None]  # gets the number of bytes that arrived or were read
+_CHECK_ENDPOINT = "is HF_ENDPOINT a server of the hub's protocol?"
+OnBytes = Callable[[int], None]  # called with the number of bytes that arrived or were read
 _MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 
@@ -26,7 +26,7 @@ class HubFile:
 
 @dataclass(frozen=True)
 class DownloadPlan:
-    """The files of a registered checkpoint, those missing on disk, and the number of bytes to download."""
+    """The files of a registered checkpoint, the ones that are missing on disk, and the number of bytes to download."""
 
     entry: RegisteredCheckpoint
     files: tuple[HubFile, ...]
@@ -42,30 +42,34 @@ def plan_download(entry: RegisteredCheckpoint) -> DownloadPlan:
     files, paths = list_files(entry), cache_paths(entry)
     with download_errors(entry):
         missing = tuple(file for file in files if not has_size(paths.snapshot / file.path, file))
-        # By checksum: equal files are downloaded once.
+        # The key is the checksum, because equal files are downloaded once.
         missing_bytes = {file.checksum: file.size_bytes - _stored_bytes(paths, file) for file in missing}
     return DownloadPlan(entry, files, missing, sum(missing_bytes.values()))
 
 
 def list_files(entry: RegisteredCheckpoint) -> tuple[HubFile, ...]:
-    """Ask the hub for a checkpoint's files. Raises DownloadFailed, CheckpointError, InvalidSetting."""
+    """List a checkpoint's files on the hub.
+
+    Raises DownloadFailed if the hub cannot be used, CheckpointError if the repository does not hold an SD3.5
+    checkpoint, InvalidSetting if an environment variable is not valid.
+    """
     with download_errors(entry):
         from huggingface_hub import HfApi, constants
 
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         try:
             info = HfApi().model_info(entry.repository, revision=entry.revision, files_metadata=True, timeout=timeout)
-        except _MALFORMED as error:  # the library does not check the types in an answer
-            raise DownloadFailed(f"{constants.ENDPOINT} sent an unexpected answer; {_ASK_FOR_ENDPOINT}") from error
+        except _MALFORMED as error:  # the library does not check the types in a response
+            raise DownloadFailed(f"{constants.ENDPOINT} sent an unexpected response; {_CHECK_ENDPOINT}") from error
     listed = {str(sibling.rfilename): sibling for sibling in info.siblings or []}
     files = []
     for path in checkpoint_files(listed):
         sibling = listed[path]
         checksum = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
-        if not is_checksum(checksum):  # it becomes a file name in the cache
-            raise DownloadFailed(f"the hub lists no checksum of {path}; {_ASK_FOR_ENDPOINT}")
+        if not is_checksum(checksum):  # the cache uses it as a file name
+            raise DownloadFailed(f"the hub lists no checksum of {path}; {_CHECK_ENDPOINT}")
         if not (isinstance(sibling.size, int) and sibling.size >= 0):
-            raise DownloadFailed(f"the hub lists no size of {path}; {_ASK_FOR_ENDPOINT}")
+            raise DownloadFailed(f"the hub lists no size of {path}; {_CHECK_ENDPOINT}")
         files.append(HubFile(path, sibling.size, checksum))
     if missing := [part for part in PARTS if not any(file.path.startswith(f"{part}/") for file in files)]:
         name = f"the repository {entry.repository}"
@@ -79,7 +83,7 @@ def has_size(path: Path, file: HubFile) -> bool:
 
 
 def _stored_bytes(paths: CachePaths, file: HubFile) -> int:
-    """Count a file's bytes in the cache outside the snapshot: those of another revision, or of a partial file."""
+    """Return how many bytes of a file are in the cache, as a file of another revision or as a partial file."""
     partial = paths.partial(file.checksum)
     if has_size(paths.blob(file.checksum), file):
         return file.size_bytes

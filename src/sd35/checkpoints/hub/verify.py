@@ -1,4 +1,4 @@
-"""Verify a checkpoint on disk: compare the checksum of each file with the one on record."""
+"""Verify a checkpoint on disk: compare the checksum of each file with the recorded one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _BLOCK_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Verification:
-    """The result of a verification, as paths in the snapshot. `unknown` are files without a recorded checksum."""
+    """The result of a verification, as paths in the snapshot. `unknown` has the files without a recorded checksum."""
 
     intact: tuple[str, ...]
     damaged: tuple[str, ...]
@@ -28,13 +28,13 @@ def verify_checkpoint(entry: RegisteredCheckpoint, *, offline: bool, on_bytes: O
 
     `on_bytes` is called with the size of each block that was read.
 
-    Raises DownloadFailed if the hub cannot be reached, CheckpointError if the checkpoint is not on disk or a file
-    cannot be read.
+    Raises DownloadFailed if the hub cannot be used, CheckpointError if the checkpoint is not on disk or a file cannot
+    be read.
     """
     snapshot = cache_paths(entry).snapshot
     with disk_errors(entry, "verified"):
         if not snapshot.is_dir():
-            raise CheckpointError(f"{entry.name} is not on disk; fetch it with: sd35 pull {entry.name}")
+            raise CheckpointError(f"{entry.name} is not on disk; download it with: sd35 pull {entry.name}")
         if offline:
             files = snapshot_files(cache_paths(entry))
             expected = {path: recorded_checksum(snapshot / path) for path in files}

@@ -1,9 +1,11 @@
-"""Locate the parameters of a checkpoint's networks by their names in Diffusers and Transformers. No tensor library.
+"""Locate the parameters of a checkpoint's networks by their names in Diffusers and Transformers.
 
 Files use one of two naming schemes. Files in the Diffusers layout have the networks' own names. Stability's single
 files, with or without the text encoders, name the transformer's parameters as in the reference code
-(https://github.com/Stability-AI/sd3.5, `mmditx.py`) and the autoencoder's as in latent diffusion. There, q, k and v
-share one tensor, and norms with just a scale and a shift store them in the opposite order.
+(https://github.com/Stability-AI/sd3.5, `mmditx.py`) and the autoencoder's as in latent diffusion. In this scheme, q, k
+and v share one tensor, and norms that have only a scale and a shift store them in the opposite order.
+
+This module needs no tensor library.
 """
 
 import re
@@ -24,7 +26,7 @@ PREFIXES: Mapping[str, str] = {
     "text_encoder_2": "text_encoders.clip_g.transformer.",
     "text_encoder_3": "text_encoders.t5xxl.transformer.",
 }
-CLIP = "clip"  # the file of one CLIP; a checkpoint's configurations tell which of the two
+CLIP = "clip"  # a separate file of a CLIP; the checkpoint's configurations identify which of the two it is
 _MARKER_OF_SEPARATE_FILE: Mapping[str, str] = {
     "transformer": "joint_blocks.0.x_block.attn.qkv.weight",
     "text_encoder_3": "encoder.block.0.layer.0.SelfAttention.q.weight",
@@ -33,7 +35,7 @@ _MARKER_OF_SEPARATE_FILE: Mapping[str, str] = {
 _FP8 = {"F8_E4M3", "F8_E5M2"}
 _SCALE_DTYPES = ("F32", "F16", "BF16")
 _SCALES = (".scale_weight", ".weight_scale")  # the two spellings in use
-# Not parameters: markers of scaled files, scales for FP8 arithmetic (not used here), leftovers of older libraries.
+# Entries that are not parameters: markers of scaled files, unused scales for FP8 arithmetic, data of older libraries.
 _IGNORED = re.compile(r"(^|\.)(scaled_fp8|comfy_quant|scale_input|input_scale|position_ids|logit_scale|spiece_model)$")
 _SCALED_MARKER = re.compile(r"(^|\.)scaled_fp8$")
 
@@ -43,9 +45,11 @@ class Weight:
     """A parameter, as a stored tensor or a part of one.
 
     Attributes:
-        part: The index of the parameter among the `of` equal parts of the tensor's first axis.
+        stored: The tensor in the file.
+        part: The index of the parameter, if the tensor's first axis is divided into `of` equal parts.
+        of: The number of parameters in the tensor.
         swapped: Whether the two halves of the first axis are stored in the opposite order.
-        scale: For FP8 in a scaled file, the factor of the stored values: one number, or one for each row.
+        scale: In a scaled FP8 file, the factor for the stored values: one number, or one for each row.
     """
 
     stored: Stored
@@ -58,8 +62,8 @@ class Weight:
 def weights_in(directory: Path, part: str) -> dict[str, Weight]:
     """Locate the parameters of one part of a directory in the Diffusers layout.
 
-    With shards, the index decides which shard a parameter comes from. Raises CheckpointError if a file is missing or
-    damaged, the index is not valid, or a scaled FP8 weight has no scale.
+    If several shards contain a parameter, the index decides. Raises CheckpointError if a file is missing or damaged,
+    the index is not valid, or a scaled FP8 weight has no scale.
     """
     shards = weight_map(directory, part)
     files = {Path(name).name: read_tensors(directory / name) for name in weight_files(directory, part)}
@@ -83,7 +87,8 @@ def weights_in(directory: Path, part: str) -> dict[str, Weight]:
 def weights_of_file(file: Path) -> dict[str, dict[str, Weight]]:
     """Locate the parameters of a single file, or of a separate file of a text encoder, by part.
 
-    The part of a separate CLIP is `CLIP`. Raises CheckpointError if the file is damaged or not part of SD3.5.
+    The part of a separate CLIP file is `CLIP`, because the file alone does not identify which of the two it is. Raises
+    CheckpointError if the file is damaged or not part of SD3.5.
     """
     tensors = read_tensors(file)
     parts = {part: _below(tensors, prefix) for part, prefix in PREFIXES.items()}
@@ -109,7 +114,7 @@ def _below(tensors: Mapping[str, Stored], prefix: str) -> dict[str, Stored]:
 
 
 def _with_scales(tensors: Mapping[str, Stored]) -> dict[str, Weight]:
-    """Combine weights with their scales, and drop entries that are not parameters."""
+    """Combine weights with their scales, and skip entries that are not parameters."""
     is_scaled = any(_SCALED_MARKER.search(name) or name.endswith(_SCALES) for name in tensors)
     weights = {}
     for name, stored in tensors.items():
@@ -131,8 +136,8 @@ def _with_scales(tensors: Mapping[str, Stored]) -> dict[str, Weight]:
 def _check_scale(name: str, stored: Stored, scale_name: str, scale: Stored) -> None:
     """Raise CheckpointError unless the weight has one scale, or one for each of its rows."""
     is_one = all(size == 1 for size in scale.shape)
-    is_one_a_row = scale.shape[:1] == stored.shape[:1] and all(size == 1 for size in scale.shape[1:])
-    if not is_one and not is_one_a_row:
+    is_one_per_row = scale.shape[:1] == stored.shape[:1] and all(size == 1 for size in scale.shape[1:])
+    if not is_one and not is_one_per_row:
         rows = stored.shape[0] if stored.shape else 1
         raise CheckpointError(
             f"{scale.file}: {scale_name} has the shape {list(scale.shape)}, for {name} of {list(stored.shape)};"
@@ -143,7 +148,7 @@ def _check_scale(name: str, stored: Stored, scale_name: str, scale: Stored) -> N
 
 
 class _Transformer:
-    """Translates Stability's names of the MMDiT's parameters to those of Diffusers."""
+    """Translates the MMDiT's parameter names from Stability's scheme to that of Diffusers."""
 
     _TOP: Mapping[str, str] = {
         "pos_embed": "pos_embed.pos_embed",
@@ -177,7 +182,7 @@ class _Transformer:
         self._last = max((int(match[1]) for name in names if (match := self._BLOCK.fullmatch(name))), default=-1)
 
     def renamed(self, name: str, weight: Weight) -> Iterator[tuple[str, Weight]]:
-        """Yield one parameter, or three if q, k and v share the tensor. Unknown names are kept."""
+        """Yield one parameter, or three if q, k and v share the tensor. Unknown names stay unchanged."""
         if not (match := self._BLOCK.fullmatch(name)):
             stem, _, kind = name.rpartition(".")
             is_whole = name in self._TOP
@@ -191,7 +196,7 @@ class _Transformer:
                 yield f"{block}{target}.{kind}", replace(weight, part=part, of=3)
             return
         names = self._IMAGE if stream == "x_block" else self._TEXT
-        # The last block's text stream ends in the attention: its norm has a scale and a shift, but no gates.
+        # The last block's text stream ends in the attention, so its norm has a scale and a shift, but no gates.
         is_pair = stream == "context_block" and stem == "adaLN_modulation.1" and layer == self._last
         yield f"{block}{names.get(stem, f'{stream}.{stem}')}.{kind}", replace(weight, swapped=is_pair)
 
@@ -216,7 +221,7 @@ _VAE_LEVELS = 4
 
 
 def _vae_name(name: str) -> str:
-    """Translate a name of latent diffusion, which counts the decoder's levels from the image, not from the latent."""
+    """Translate a name from latent diffusion, which counts the decoder's levels in the opposite order."""
     for pattern, target in _VAE_NAMES:
         name = pattern.sub(target, name)
     return re.sub(r"up_blocks\.(\d)", lambda match: f"up_blocks.{_VAE_LEVELS - 1 - int(match[1])}", name)

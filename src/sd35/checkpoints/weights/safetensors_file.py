@@ -1,6 +1,6 @@
-"""Read and validate the header of a safetensors file. No tensor library.
+"""Read and validate the header of a safetensors file, without a tensor library.
 
-A file consists of a length of eight bytes, a JSON header of that length, and the tensors
+A file consists of a length in eight bytes, a JSON header of that length, and the data of the tensors
 (https://github.com/huggingface/safetensors#format).
 """
 
@@ -30,7 +30,7 @@ _OTHER_FORMATS: Mapping[bytes, str] = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file. `dtype` is a key of `ITEM_BYTES`; `start` is the offset in bytes from the file's start."""
+    """A tensor in a file. `dtype` is a key of `ITEM_BYTES`; `start` is its offset in the file, in bytes."""
 
     file: Path
     dtype: str
@@ -56,7 +56,7 @@ def read_tensors(file: Path) -> dict[str, Stored]:
 
 
 def header_bytes(file: Path) -> bytes:
-    """Return the bytes of the length and the header. Raises CheckpointError if the header is not valid."""
+    """Return the bytes before the data: the length and the header. Raises CheckpointError if they are not valid."""
     with _read_errors(file):
         _, data_start = _read_header(file)
         with file.open("rb") as stream:
@@ -118,7 +118,7 @@ def _is_size(number: object) -> bool:
 
 
 def _bytes_of(shape: Sequence[int], dtype: str, limit: int) -> int | None:
-    """Return a tensor's size, or None above `limit`, without computing a product of unbounded size."""
+    """Return a tensor's size in bytes, or None if it exceeds `limit`. Stops early, so that numbers stay small."""
     if 0 in shape:
         return 0
     nbytes = ITEM_BYTES[dtype]
@@ -130,7 +130,7 @@ def _bytes_of(shape: Sequence[int], dtype: str, limit: int) -> int | None:
 
 
 def _printable(name: str) -> str:
-    """Format a tensor's name for an error message, escaped if it is long or not printable."""
+    """Format a tensor's name for an error message. Shortens and escapes it if it is long or not printable."""
     return name if name.isprintable() and len(name) <= _MAX_NAME_LENGTH else shown(name)
 
 

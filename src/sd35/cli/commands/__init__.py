@@ -1,1 +1,1 @@
-"""The commands: the module of a command has its name, and holds a function of that name in the Typer app `app`."""
+"""The commands. Each module has the name of its command, and a Typer app `app` with a function of that name."""

@@ -35,7 +35,7 @@ from sd35.errors import InvalidSetting
 from sd35.settings.proxies import is_address
 
 _SHARES = (0.5, 0.8, 1.2)
-_KEY_VARIABLE = "BENCH_API_KEY"  # a flag would show the key to every user of the machine
+_KEY_VARIABLE = "BENCH_API_KEY"  # other users of the machine could read a flag
 _NO_REFERENCE = "none"
 _load_option = partial(typer.Option, rich_help_panel="Load")
 _quality_option = partial(typer.Option, rich_help_panel="Quality")
@@ -49,51 +49,70 @@ def bench(
     context: typer.Context,
     *,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIRECTORY", help="Directory to write bench.json and bench.html to.")
+        Path | None, typer.Option(metavar="DIRECTORY", help="Directory for the reports bench.json and bench.html.")
     ] = None,
     url: Annotated[
         str | None,
-        typer.Option(help="Address of a running server. Default: `sd35 serve` is started on a free port."),
+        typer.Option(
+            metavar="URL", help="Address of a running server.", show_default="starts `sd35 serve` on a free port"
+        ),
     ] = None,
     dialect: Annotated[
-        str, typer.Option(help="API to use: sd35, openai, a1111, stability, or plain, benchmarks/'s own.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="API to measure: sd35, openai, a1111, stability, or plain (of the servers in benchmarks/).",
+        ),
     ] = "sd35",
     workload: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="TOML or JSON: docs/benchmarking.md. Default: 4, 12 and 28 steps, mixed."),
+        typer.Option(metavar="FILE", help="TOML or JSON file of requests.", show_default="a mix of 4, 12 and 28 steps"),
     ] = None,
     as_json: AsJson = False,
-    clients: Annotated[int, _load_option(min=1, max=1000, help="Clients of the closed loop.")] = 8,
+    clients: Annotated[
+        int, _load_option(metavar="COUNT", min=1, max=1000, help="Number of clients in the closed loop.")
+    ] = 8,
     rate: Annotated[
         list[float] | None,
         _load_option(
-            help="Requests a second of the open loop; may be repeated. Default: 0.5, 0.8 and 1.2 of what the closed"
-            " loop reached."
+            metavar="RATE",
+            help="Requests per second of an open loop; may be repeated.",
+            show_default="0.5, 0.8 and 1.2 times the throughput of the closed loop",
         ),
     ] = None,
-    rounds: Annotated[int, _load_option(min=1, max=100, help="How often each load is measured.")] = 4,
-    seconds: Annotated[float, _load_option(help="Seconds of each load in a round.")] = 5.0,
-    warm_up: Annotated[float, _load_option(help="Seconds of load before it counts.")] = 6.0,
+    rounds: Annotated[
+        int, _load_option(metavar="COUNT", min=1, max=100, help="Number of times that each load is measured.")
+    ] = 4,
+    seconds: Annotated[
+        float, _load_option(metavar="SECONDS", help="Duration of each load in a round, in seconds.")
+    ] = 5.0,
+    warm_up: Annotated[
+        float, _load_option(metavar="SECONDS", help="Duration of the load before the first round, in seconds.")
+    ] = 6.0,
     reference: Annotated[
         str,
         _quality_option(
-            help="Backend whose images the server's are compared with: onnx, openvino, diffusers or tensorrt; none"
-            " for no comparison."
+            metavar="BACKEND",
+            help="Backend that generates the reference images: onnx, openvino, diffusers or tensorrt; none skips the"
+            " comparison.",
         ),
     ] = "onnx",
-    judged: Annotated[int, _quality_option(min=1, max=1000, help="Number of images to compare.")] = 16,
+    judged: Annotated[int, _quality_option(metavar="COUNT", min=1, max=1000, help="Number of images to compare.")] = 16,
     matrix: Annotated[
-        bool, _matrix_option("--matrix", help="Every backend, precision and batch that runs here.")
+        bool, _matrix_option("--matrix", help="Measure every backend, precision and batch that runs here.")
     ] = False,
     batch: Annotated[
-        list[int] | None, _matrix_option(min=1, help="Most rows in a step; may be repeated. Default: 2 and 8.")
+        list[int] | None,
+        _matrix_option(
+            metavar="ROWS", min=1, help="Largest batch of a step, in rows; may be repeated.", show_default="2 and 8"
+        ),
     ] = None,
     flags: SettingFlags,
 ) -> None:
-    """Measure a server: images a second, latency, memory, start-up, and image quality.
+    """Measure a server: throughput, latency, memory, start-up time and image quality.
 
-    Without arguments it takes about two minutes: it starts a server with the embedded model and a temporary data
-    directory. For a server that needs an API key, set the variable BENCH_API_KEY.
+    Without --url, starts a server with a temporary data directory, and stops it at the end. The default takes about two
+    minutes. If a running server needs an API key, set the variable BENCH_API_KEY.
 
     [bold]Examples[/bold]
 
@@ -134,8 +153,8 @@ def bench(
 
 @app.command()
 def compare(
-    before: Annotated[Path, typer.Argument(metavar="A.json", help="A file that `sd35 bench --out` wrote.")],
-    after: Annotated[Path, typer.Argument(metavar="B.json", help="Another of these.")],
+    before: Annotated[Path, typer.Argument(metavar="A.json", help="Result of `sd35 bench --out`.")],
+    after: Annotated[Path, typer.Argument(metavar="B.json", help="Result to compare with it.")],
     *,
     different_workloads: Annotated[
         bool, typer.Option("--different-workloads", help="Compare runs even if their workloads differ.")
@@ -144,7 +163,7 @@ def compare(
 ) -> None:
     """Compare two runs: the ratio of each figure, and whether the difference is more than chance.
 
-    A difference counts if the confidence intervals of the two runs do not overlap.
+    A difference is more than chance if the confidence intervals of the two runs do not overlap.
 
     [bold]Examples[/bold]
 
@@ -169,7 +188,7 @@ def _run(session: Session, cells: list[Cell] | None, out: Path | None, *, as_jso
     if out:
         path = out / ("bench" if cells is None else "matrix")
         write(result, path.with_suffix(".json"), report_page(result))
-        print(f"Written: {path}.json, {path}.html", file=sys.stderr)
+        print(f"Wrote {path}.json and {path}.html", file=sys.stderr)
 
 
 def _check_combination(
@@ -183,13 +202,13 @@ def _check_combination(
 ) -> None:
     """Raise InvalidSetting for flags that exclude each other."""
     if url and {"backend", "precision"} & flags.given.keys():
-        raise InvalidSetting("--backend, --precision: are of a server that is started; allowed: without --url")
+        raise InvalidSetting("--backend, --precision: a running server has its own; allowed: only without --url")
     if batch and not is_matrix:
-        raise InvalidSetting("--batch: is of the matrix; allowed: with --matrix; else --max-batch-rows")
+        raise InvalidSetting("--batch: allowed only with --matrix; without it, use --max-batch-rows")
     if is_matrix and (url or dialect != "sd35"):
-        raise InvalidSetting("--matrix: starts its own servers; allowed: without --url and --dialect")
+        raise InvalidSetting("--matrix: starts its own servers; allowed: only without --url and --dialect")
     if is_matrix and rate:
-        raise InvalidSetting("--matrix: measures a closed loop; allowed: without --rate")
+        raise InvalidSetting("--matrix: measures only a closed loop; allowed: only without --rate")
 
 
 def _check_plan(plan: Plan) -> None:
@@ -198,16 +217,16 @@ def _check_plan(plan: Plan) -> None:
             if not (math.isfinite(value) and value > 0):
                 raise InvalidSetting(f"{flag}: got {value:g}; allowed: a number above 0")
     if repeated := next((rate for rate in plan.rates if plan.rates.count(rate) > 1), None):
-        raise InvalidSetting(f"--rate: got {repeated:g} twice; allowed: each once, for --rounds repeats them")
+        raise InvalidSetting(f"--rate: got {repeated:g} twice; allowed: each rate once; --rounds repeats them")
 
 
 def _check_target(url: str | None, reference: str, out: Path | None) -> None:
-    """Raise InvalidSetting for a wrong address, reference or directory, BackendUnavailable for the reference."""
+    """Raise InvalidSetting for an invalid address, reference or directory, or BackendUnavailable for the reference."""
     if url is not None and not is_address(url, ("http", "https")):
         raise InvalidSetting(f"--url: got {url!a}; allowed: an address such as http://127.0.0.1:8000")
     if url is not None and "@" in urlsplit(url).netloc:
         raise InvalidSetting(
-            f"--url: holds a password, which would be in the report; allowed: a key in {_KEY_VARIABLE}"
+            f"--url: contains a password, which the report would show; allowed: an API key in {_KEY_VARIABLE}"
         )
     if reference not in {*BACKENDS, _NO_REFERENCE}:
         allowed = ", ".join((*BACKENDS, _NO_REFERENCE))
@@ -221,13 +240,13 @@ def _check_target(url: str | None, reference: str, out: Path | None) -> None:
 def _read_key() -> str | None:
     key = os.environ.get(_KEY_VARIABLE)
     if key and not (key.isascii() and key.isprintable() and " " not in key):
-        raise InvalidSetting(f"{_KEY_VARIABLE}: got a key that no header can carry; allowed: visible ASCII characters")
+        raise InvalidSetting(f"{_KEY_VARIABLE}: got a key that a header cannot hold; allowed: visible ASCII characters")
     return key
 
 
 @contextmanager
 def _terminate_children() -> Iterator[None]:
-    """Terminate all servers that were started, or are just being started, on SIGTERM and on Ctrl-C."""
+    """On SIGTERM or Ctrl-C, terminate all servers that were started or are starting."""
 
     def exit_on_signal(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -247,5 +266,5 @@ def _terminate_children() -> Iterator[None]:
 @contextmanager
 def _bar(total_s: float) -> Iterator[OnProgress]:
     with progress_bar(TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn()) as bar:
-        task = bar.add_task("looking at the machine", total=total_s)
+        task = bar.add_task("checking the machine", total=total_s)
         yield lambda name, elapsed_s: bar.update(task, description=name, completed=elapsed_s)

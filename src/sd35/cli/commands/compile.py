@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from sd35.compile.calibration_run import CalibrationRequest  # imports torch
 
 _SHOWN_LAYERS = 10
-_MIN_PROMPTS = 12  # a third of them judge the result
+_MIN_PROMPTS = 12  # a third of them evaluate the result
 app = typer.Typer()
 
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """What to build.
+    """The options of a build.
 
-    `size`, `steps` and `prompts` are for calibrating and judging FP8; None stands for the model's defaults. `gpus`,
-    `shapes` and `rows` are of TensorRT engines; None stands for this machine's GPUs, the model's sizes, and
-    `DEFAULT_ROWS`.
+    `size`, `steps` and `prompts` are those of calibrating and evaluating FP8; None stands for the model's defaults.
+    `gpus`, `shapes` and `rows` are those of TensorRT engines; None stands for the GPUs of this machine, the model's
+    sizes, and `DEFAULT_ROWS`.
     """
 
     precision: GraphPrecision
@@ -61,9 +61,11 @@ class CompileOptions:
     def check(self) -> None:
         """Raise InvalidSetting for options that exclude each other."""
         if self.target == "onnx" and (self.gpus, self.shapes, self.rows) != (None, None, None):
-            raise InvalidSetting("gpu, shapes, rows: they are of engines; allowed: with --target tensorrt")
+            raise InvalidSetting("--gpu, --shapes, --rows: options of engines; allowed: only with --target tensorrt")
         if self.precision != "fp8" and self.calibrates:
-            raise InvalidSetting("size, steps, prompts: they are for calibrating; allowed: with --precision fp8")
+            raise InvalidSetting(
+                "--size, --steps, --prompts: options of the calibration; allowed: only with --precision fp8"
+            )
 
 
 @app.command("compile")
@@ -72,57 +74,76 @@ def compile_(
     *,
     graph_precision: Annotated[
         Literal["fp32", "bf16", "fp8"],
-        typer.Option("--precision", help="Number format of the transformer. With fp8, the other networks are in BF16."),
+        typer.Option("--precision", help="Number format of the transformer. With fp8, the other networks are in bf16."),
     ] = "bf16",
     target: Annotated[
         Literal["onnx", "tensorrt"],
-        typer.Option(help="What to build: ONNX graphs, or also TensorRT engines from them."),
+        typer.Option(help="What to build: onnx, graphs; or tensorrt, graphs and the engines built from them."),
     ] = "onnx",
     gpu: Annotated[
         str | None,
         typer.Option(
             metavar="SM,...",
-            help="Architectures to build engines for, such as sm89,sm120. Default: this machine's GPUs.",
+            help="GPU architectures to build engines for, such as sm89,sm120.",
+            show_default="those of this machine",
         ),
     ] = None,
     shapes: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE,...",
-            help="Sizes at which engines are fastest, such as 1024x1024,512x512..1024x1024. Other sizes work too."
-            " Default: the model's.",
+            help="Sizes at which engines are fastest, such as 1024x1024,512x512..1024x1024. Other sizes work too.",
+            show_default="the model's",
         ),
     ] = None,
     rows: Annotated[
         int | None,
-        typer.Option(min=1, max=64, help="Most rows of a transformer engine; a guided image takes two. [default: 8]"),
+        typer.Option(
+            metavar="ROWS",
+            min=1,
+            max=64,
+            help="Largest batch of a transformer engine, in rows; an image with guidance takes two. \\[default: 8]",
+        ),
     ] = None,
     size: Annotated[
-        str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Size of the calibration images. Default: the model's.")
+        str | None,
+        typer.Option(metavar="WIDTHxHEIGHT", help="Size of the calibration images.", show_default="the model's"),
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=STEPS[0], max=STEPS[1], help="Steps of the calibration images. Default: the model's."),
+        typer.Option(
+            metavar="COUNT",
+            min=STEPS[0],
+            max=STEPS[1],
+            help="Steps of the calibration images.",
+            show_default="the model's",
+        ),
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="File of 12 or more calibration prompts, one a line. Every third judges the result."),
+        typer.Option(
+            metavar="FILE",
+            help="File of at least 12 prompts, one per line: every third evaluates the result, the others calibrate.",
+        ),
     ] = None,
-    sensitivity: Annotated[bool, typer.Option(help="Rank the layers by the error that each adds.")] = True,
+    sensitivity: Annotated[
+        bool,
+        typer.Option(help="Rank the layers by the error that FP8 adds in each; on by default.", show_default=False),
+    ] = True,
     as_json: AsJson = False,
     settings: Settings,
 ) -> None:
-    """Build a checkpoint's networks as graphs: FP32, BF16, or FP8 for the transformer, and TensorRT engines.
+    """Build ONNX graphs or TensorRT engines of a checkpoint, in FP32, BF16 or FP8.
 
-    FP8 is calibrated over real prompts and all steps, and judged: if images change too much, nothing is built. Graphs
-    and engines that exist are not built again; they are in the cache directory. Needs PyTorch, except for engines of
-    NVIDIA's ONNX graphs. TensorRT-RTX builds engines on machines without a GPU.
+    FP8 is calibrated with real prompts over all steps, then evaluated: if images change too much, the build fails.
+    The results are stored in the cache directory, and existing ones are not built again. Needs PyTorch, except for
+    engines of NVIDIA's ONNX graphs. TensorRT-RTX can build engines on a machine without a GPU.
 
     [bold]Examples[/bold]
 
       sd35 compile --precision fp8
       sd35 compile --checkpoint sd3.5-medium --precision fp8 --size 512x512 --json
-      sd35 compile --checkpoint sd3.5-large --precision fp8 --target tensorrt --gpu sm89,sm120 --shapes 1024x1024
+      sd35 compile --checkpoint sd3.5-large --precision fp8 --target tensorrt --gpu sm89,sm120
     """
     options = CompileOptions(
         graph_precision, target, size, steps, prompts, with_sensitivity=sensitivity, gpus=gpu, shapes=shapes, rows=rows
@@ -154,14 +175,20 @@ def _compile(checkpoint: Checkpoint, settings: Settings, options: CompileOptions
 def _graphs(
     checkpoint: Checkpoint, settings: Settings, options: CompileOptions, stages: Stages
 ) -> tuple[OfficialGraphs, dict[str, Any]]:
-    """Return the graphs, built if the checkpoint has none of its own, and the report of FP8."""
+    """Return the graphs, and the report of FP8. Builds the graphs unless the checkpoint has its own."""
     if graphs := checkpoint.graphs:
         if options.target == "onnx":
-            raise InvalidSetting(f"checkpoint: {graphs.directory} holds graphs already; allowed: what has weights")
+            raise InvalidSetting(
+                f"--checkpoint: {graphs.directory} already contains graphs; allowed: checkpoints with weights"
+            )
         if options.calibrates:
-            raise InvalidSetting(f"size, steps, prompts: {graphs.directory} holds graphs that are calibrated already")
+            raise InvalidSetting(
+                f"--size, --steps, --prompts: the graphs in {graphs.directory} are already calibrated; leave them out"
+            )
         if graphs.transformer != options.precision:
-            raise InvalidSetting(f"precision: got {options.precision}; {graphs.directory} holds {graphs.transformer}")
+            raise InvalidSetting(
+                f"--precision: got {options.precision}; allowed: {graphs.transformer}, as in {graphs.directory}"
+            )
         return graphs, {}
     backend_module("diffusers")
     from sd35.compile.fp8 import build_fp8, read_report
@@ -178,9 +205,9 @@ def _graphs(
 def _engine_builder(
     checkpoint: Checkpoint, settings: Settings, options: CompileOptions
 ) -> Callable[[OfficialGraphs, Stages], dict[str, dict[str, int]]]:
-    """Return a function that builds the engines of graphs. It returns the bytes of each folder by architecture.
+    """Return a function that builds engines from graphs and returns the size of each, by architecture and directory.
 
-    Raises InvalidSetting for wrong options before anything is built, BackendUnavailable without TensorRT.
+    Raises InvalidSetting for invalid options before anything is built, and BackendUnavailable without TensorRT.
     """
     from sd35.compile.engines import DEFAULT_ROWS, EngineBuilder, EngineShapes, build_engines, targets_of
 
@@ -226,20 +253,24 @@ def _size(text: str, checkpoint: Checkpoint) -> tuple[int, int]:
 
 
 def _read_prompts(path: Path) -> tuple[list[str], list[str]]:
-    """Return the lines of a file: those for calibrating, and every third for judging."""
+    """Return the lines of a file: two thirds for calibrating, and every third line for evaluating."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InvalidSetting(f"--prompts: {path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
         raise InvalidSetting(f"--prompts: {path} cannot be read: {error}") from error
     if len(lines) < _MIN_PROMPTS:
-        raise InvalidSetting(f"--prompts: {path} holds {len(lines)}; allowed: {_MIN_PROMPTS} or more, a line each")
+        raise InvalidSetting(
+            f"--prompts: got {len(lines)} in {path}; allowed: {_MIN_PROMPTS} or more prompts, one per line"
+        )
     judging = lines[2::3]
     return [line for index, line in enumerate(lines) if index % 3 != 2], judging
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a bar for each stage on a terminal, or print a line at its end elsewhere; on stderr."""
+    """Show the progress of each stage on stderr: a bar on a terminal, otherwise a line at its end."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda name, done, total: None if done < total else print(f"{name}: done", file=sys.stderr, flush=True)
@@ -264,18 +295,18 @@ def _as_text(report: dict[str, Any]) -> str:
     if "quality" in report:
         quality, sizes = report["quality"], report["sizes"]
         lines.append(
-            f"  images against those before: {quality['mean_db']:.1f} dB on the mean of {len(quality['psnr_db'])},"
-            f" {min(quality['psnr_db']):.1f} dB the least (bar {quality['bar_db']:.0f} on the mean)"
+            f"  PSNR of {len(quality['psnr_db'])} images against unquantized ones: mean {quality['mean_db']:.1f} dB"
+            f" (required: {quality['bar_db']:.0f}), lowest {min(quality['psnr_db']):.1f} dB"
         )
         lines.append(
-            f"  {sizes['products_fp8_share']:.1%} of attention's and inner layers' weights in FP8; the transformer is"
-            f" {sizes['total_bytes'] / sizes['total_bf16_bytes']:.2f} of its size in BF16"
+            f"  {sizes['products_fp8_share']:.1%} of the weights of attention and inner layers are in FP8; the"
+            f" transformer has {sizes['total_bytes'] / sizes['total_bf16_bytes']:.2f} times its size in BF16"
         )
         if report["exempt_blocks"]:
-            lines.append(f"  left as they were, for quality: blocks {', '.join(map(str, report['exempt_blocks']))}")
+            lines.append(f"  not in FP8, for quality: blocks {', '.join(map(str, report['exempt_blocks']))}")
         if report["sensitivity"]:
-            lines.append("  most sensitive layers, by the error of the velocity with each alone in FP8:")
+            lines.append("  most sensitive layers, by the error of the velocity with only this layer in FP8:")
             lines += [f"    {each['error']:.4f}  {each['layer']}" for each in report["sensitivity"][:_SHOWN_LAYERS]]
     if report["took_s"]:
-        lines.append("  " + ", ".join(f"{name} {took_s:.1f} s" for name, took_s in report["took_s"].items()))
+        lines.append("  took: " + ", ".join(f"{name} {took_s:.1f} s" for name, took_s in report["took_s"].items()))
     return "\n".join(lines)

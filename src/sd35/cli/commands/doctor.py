@@ -17,9 +17,9 @@ app = typer.Typer()
 @app.command()
 @with_settings(*CHECKPOINT, "cache_dir", "data_dir")
 def doctor(*, as_json: AsJson = False, settings: Settings) -> None:
-    """Check this machine: hardware, which backends can run and why others cannot, checkpoints and directories.
+    """Check hardware, backends, checkpoints and directories, and say how to fix problems.
 
-    Exits with 1 if the chosen backend or a checkpoint cannot be used.
+    Exits with 1 if the selected backend, the fallback or a checkpoint cannot be used.
 
     [bold]Examples[/bold]
 
@@ -42,7 +42,7 @@ def _show(report: DoctorReport) -> None:
         "system": report.system,
         "processor": f"{report.processor}, {report.cores} cores",
         "memory": f"{report.memory_bytes / 2**30:.1f} GiB",
-        "GPU": "; ".join(report.gpus) or "none found (nvidia-smi lists none)",
+        "GPU": "; ".join(report.gpus) or "none (nvidia-smi is missing or finds none)",
     }
     for name, value in facts.items():
         console.print(f"{name:<12}", value, markup=False)
@@ -53,5 +53,18 @@ def _show(report: DoctorReport) -> None:
     ):
         console.print(f"\n[bold]{title}[/bold]")
         for finding in findings:
+            role = _roles(report).get(finding.name, "") if title == "Backends" else ""
             console.print(f"  {'[green]ok[/green]' if finding.is_usable else '[red]no[/red]'}  ", end="")
-            console.print(f"{finding.name}: {finding.detail}", markup=False)
+            console.print(f"{finding.name}{role}: {finding.detail}", markup=False)
+    console.print()
+    if report.can_serve:
+        console.print("`sd35 serve` can run here.", markup=False)
+    else:
+        console.print(
+            "`sd35 serve` cannot run with these settings: see the backends and checkpoints above.", markup=False
+        )
+
+
+def _roles(report: DoctorReport) -> dict[str | None, str]:
+    """Return a note on the backends that the settings name."""
+    return {report.fallback: " (fallback)", report.backend: " (selected)"}

@@ -26,33 +26,65 @@ app = typer.Typer()
 @app.command()
 @with_settings(*PIPELINE)
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What the images show.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the images should show.")],
     *,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="File to write, replaced if it exists; out-1.png, ... with -n.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="PNG file to write; an existing file is replaced. With -n: out-1.png, out-2.png, ...",
+        ),
     ] = Path("out.png"),
     count: Annotated[
-        int, typer.Option("-n", "--count", min=1, max=10_000, help="Number of images, with consecutive seeds.")
+        int,
+        typer.Option(
+            "-n", "--count", metavar="COUNT", min=1, max=10_000, help="Number of images, with consecutive seeds."
+        ),
     ] = 1,
-    negative_prompt: Annotated[str, typer.Option(help="What the images should not show.")] = "",
-    width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16. Default: the model's.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16. Default: the model's.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps, 1 to 150. Default: the model's.")] = None,
+    negative_prompt: Annotated[str, typer.Option(metavar="PROMPT", help="What the images should not show.")] = "",
+    width: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", help="Width in pixels, a multiple of 16.", show_default="the model's"),
+    ] = None,
+    height: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", help="Height in pixels, a multiple of 16.", show_default="the model's"),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(metavar="COUNT", help="Number of denoising steps, 1 to 150.", show_default="the model's"),
+    ] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="How closely to follow the prompt, 0 to 30. Default: the model's.")
+        float | None,
+        typer.Option(
+            metavar="SCALE", help="How closely to follow the prompt (CFG), 0 to 30.", show_default="the model's"
+        ),
     ] = None,
     skip_layer_scale: Annotated[
         float | None,
-        typer.Option(help="Skip-layer guidance, 0 (off) to 10, for models that support it. Default: the model's."),
+        typer.Option(
+            metavar="SCALE",
+            help="Skip-layer guidance, 0 (off) to 10, for models that support it.",
+            show_default="the model's",
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="0 to 4294967295. Default: random, and printed.")] = None,
-    model: Annotated[str | None, typer.Option(help="Name of one of the checkpoints. Default: the first.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SEED", help="Seed of the first image, 0 to 4294967295.", show_default="random; the output shows it"
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of one of the checkpoints.", show_default="the first one")
+    ] = None,
     as_json: AsJson = False,
     settings: Settings,
 ) -> None:
     """Generate images from text on this machine, without a server.
 
-    Each file records how it was generated: `sd35 replay` generates it again.
+    Each file records how it was generated, so that `sd35 replay` can generate it again.
 
     [bold]Examples[/bold]
 
@@ -80,9 +112,9 @@ def generate(
 
 def _check_output(output: Path) -> None:
     if output.suffix.lower() != ".png":
-        raise InvalidSetting(f"--output: got {str(output)!r}; allowed: a name that ends in .png")
+        raise InvalidSetting(f"--output: got {str(output)!r}; allowed: a file name that ends in .png")
     if not output.absolute().parent.is_dir():
-        raise InvalidSetting(f"--output: {output.absolute().parent} is not a directory")
+        raise InvalidSetting(f"--output: {output.absolute().parent} is not a directory; create it first")
 
 
 def _find_checkpoint(checkpoints: list[Checkpoint], model: str | None) -> Checkpoint:
@@ -101,7 +133,7 @@ def _generate(pool: ModelPool, params: GenerationParams, progress: Progress, nam
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all. Raises InvalidSetting if it cannot be written."""
+    """Write a file completely or not at all. Raises InvalidSetting if it cannot be written."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         part.write_bytes(content)
@@ -134,5 +166,5 @@ def _as_text(path: Path, image: EncodedImage, took_s: float) -> str:
     if image.is_enlarged:
         notes.append(f"generated at {maker.drawn_width}x{maker.drawn_height} and enlarged")
     if maker.cut_off:
-        notes.append(f"too long for the text encoders, which read a part: {', '.join(maker.cut_off)}")
+        notes.append(f"truncated by the text encoders: {', '.join(maker.cut_off)}")
     return "; ".join(notes)

@@ -18,14 +18,20 @@ from sd35.settings import Settings
 from sd35.storage.database import MEMORY, Database, database_url, open_database
 
 app = typer.Typer(no_args_is_help=True)
+_UNITS = {
+    "requests_per_minute": "requests per minute",
+    "concurrency": "images at a time",
+    "pixels_per_hour": "pixels per hour",
+}
 _with_database = with_settings("data_dir", "database")
 
 
 @app.callback()
 def keys() -> None:
-    """API keys: who may use the service, and how much.
+    """Create, list and revoke API keys: who may use the service, and how much.
 
-    They are stored in the database of the settings, with the jobs.
+    Once there is a key, every request needs one. Keys are stored in the database, like jobs: give the same --data-dir
+    and --database as to `sd35 serve`.
 
     [bold]Examples[/bold]
 
@@ -37,23 +43,32 @@ def keys() -> None:
 @app.command()
 @_with_database
 def add(
-    name: Annotated[str, typer.Argument(help="The owner's name, for the list of keys.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the owner, shown in the list of keys.")],
     *,
-    admin: Annotated[bool, typer.Option("--admin", help="Allow all jobs, and the admin routes.")] = False,
+    admin: Annotated[bool, typer.Option("--admin", help="Allow access to all jobs and to the admin routes.")] = False,
     requests_per_minute: Annotated[
-        int | None, typer.Option(min=0, help="Requests in a minute; 0 is unlimited. Default: the service's.")
+        int | None,
+        typer.Option(
+            metavar="REQUESTS", min=0, help="Requests per minute; 0 is unlimited.", show_default="that of the service"
+        ),
     ] = None,
     concurrency: Annotated[
-        int | None, typer.Option(min=0, help="Images at the same time; 0 is unlimited. Default: the service's.")
+        int | None,
+        typer.Option(
+            metavar="IMAGES", min=0, help="Images at a time; 0 is unlimited.", show_default="that of the service"
+        ),
     ] = None,
     pixels_per_hour: Annotated[
-        int | None, typer.Option(min=0, help="Pixels in an hour; 0 is unlimited. Default: the service's.")
+        int | None,
+        typer.Option(
+            metavar="PIXELS", min=0, help="Pixels per hour; 0 is unlimited.", show_default="that of the service"
+        ),
     ] = None,
     settings: Settings,
 ) -> None:
-    """Create a key and print its secret. Only a hash is stored, so the secret is never shown again.
+    """Create a key and print its secret. Only a hash is stored, so the secret cannot be shown again.
 
-    The secret goes to stdout, all else to stderr.
+    The secret is printed to stdout, everything else to stderr.
 
     [bold]Examples[/bold]
 
@@ -62,14 +77,14 @@ def add(
       SD35_DATABASE=postgresql://sd35@db/sd35 sd35 keys add trial --requests-per-minute 10 --concurrency 1
     """
     if not name.strip() or not name.isprintable():
-        raise InvalidSetting(f"NAME: got {name!r}; allowed: printable characters")
+        raise InvalidSetting(f"NAME: got {name!r}; allowed: a name of printable characters")
     quota = Quota(requests_per_minute, concurrency, pixels_per_hour)
     key, secret = new_key(name, Role.ADMIN if admin else Role.USER, time.time(), quota)
     with _open_database(settings) as database:
         database.keys.add(key)
-        if not database.name.startswith("postgresql"):  # its servers do so themselves, each in its own data_dir
+        if not database.name.startswith("postgresql"):  # each of its servers does so in its own data_dir
             _require_keys(settings, database.name)
-    print(f"key {key.id} for {name}; its secret is not kept, and never shown again:", file=sys.stderr)
+    print(f"Created key {key.id} for {name}. Save its secret now; it cannot be shown again:", file=sys.stderr)
     print(secret)
 
 
@@ -78,7 +93,7 @@ def add(
 def list_(*, as_json: AsJson = False, settings: Settings) -> None:
     """List the keys, oldest first, including revoked ones.
 
-    Secrets are not shown: only their hashes are stored.
+    Secrets are not listed, because only their hashes are stored.
 
     [bold]Examples[/bold]
 
@@ -92,18 +107,20 @@ def list_(*, as_json: AsJson = False, settings: Settings) -> None:
         return
     for key in keys:
         print(_as_text(key))
+    if not keys:
+        print("There are no keys. Create one with: sd35 keys add NAME", file=sys.stderr)
 
 
 @app.command()
 @_with_database
 def revoke(
-    key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as `sd35 keys list` shows it.")],
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="ID of the key, as `sd35 keys list` shows it.")],
     *,
     settings: Settings,
 ) -> None:
-    """Revoke a key: requests with its secret are refused from now on.
+    """Revoke a key. A running server refuses its secret within five seconds.
 
-    Its jobs and images stay, and so does its line in the list.
+    The key's jobs and images stay, and the key stays in the list.
 
     [bold]Examples[/bold]
 
@@ -112,17 +129,17 @@ def revoke(
     with _open_database(settings) as database:
         key = database.keys.revoke(key_id, time.time())
     if key is None:
-        raise InvalidSetting(f"ID: no key has the id {key_id!r}; `sd35 keys list` shows them")
-    print(f"key {key.id} for {key.name} is revoked")
+        raise InvalidSetting(f"ID: got {key_id!r}; allowed: an ID that `sd35 keys list` shows")
+    print(f"Revoked key {key.id} for {key.name}")
 
 
 @app.command("open")
 @_with_database
 def open_(*, settings: Settings) -> None:
-    """Let the service start without keys after its database was lost. Anyone who reaches it may then use it.
+    """Let the service start without keys after its database was lost. Anyone who can reach it may then use it.
 
-    A service that once had keys does not start without them. This command removes the file in data_dir that says so. If
-    the database has keys, even revoked ones, they remain required.
+    A service that once had keys refuses to start without any: a file in data_dir records it. This command removes that
+    file. If the database has keys, even revoked ones, keys remain required.
 
     [bold]Examples[/bold]
 
@@ -134,7 +151,7 @@ def open_(*, settings: Settings) -> None:
         if count:
             amount = "1 key" if count == 1 else f"{count} keys"
             raise InvalidSetting(
-                f"database: {name} has {amount}, revoked ones included; allowed: a database without keys"
+                f"database: {name} has {amount}, including revoked ones; allowed: a database without keys"
             )
     marker = KeysMarker(settings.data_dir)
     was_set = marker.is_set
@@ -143,9 +160,9 @@ def open_(*, settings: Settings) -> None:
     except OSError as error:
         raise InvalidSetting(f"data_dir: {marker.path} cannot be removed: {error.strerror}") from error
     if was_set:
-        print("without keys, the service is open to whoever reaches it, from its next start on")
+        print("From its next start on, the service requires no keys. Anyone who can reach it may use it.")
     else:
-        print(f"the service is open already: {marker.path} is not there")
+        print(f"Nothing to do: {marker.path} does not exist, so the service requires no keys.")
 
 
 def _require_keys(settings: Settings, database: str) -> None:
@@ -154,12 +171,14 @@ def _require_keys(settings: Settings, database: str) -> None:
         marker.set(database)
     except OSError as error:
         reason = f"{marker.path}: {error.strerror}"
-        print(f"WARNING: that keys are required cannot be recorded ({reason})", file=sys.stderr)
+        print(f"WARNING: the requirement of keys could not be recorded in {reason}", file=sys.stderr)
 
 
 def _open_database(settings: Settings) -> AbstractContextManager[Database]:
     if settings.database == MEMORY:
-        raise InvalidSetting(f"database: got {MEMORY}; allowed here: one that outlives this command")
+        raise InvalidSetting(
+            f"database: got {MEMORY!r}; allowed here: a file or a PostgreSQL URL, since memory ends with this command"
+        )
     return closing(open_database(database_url(settings)))
 
 
@@ -170,9 +189,13 @@ def _as_dict(key: Key) -> dict[str, object]:
 
 
 def _as_text(key: Key) -> str:
-    limits = ", ".join(f"{field} {value}" for field, value in asdict(key.quota).items() if value is not None)
-    revoked = f", revoked {_date(key.revoked_s)}" if key.revoked_s is not None else ""
-    return f"{key.id}  {key.role}  {key.name}; since {_date(key.created_s)}{revoked}{'; ' + limits if limits else ''}"
+    facts = [f"created {_date(key.created_s)}"]
+    if key.revoked_s is not None:
+        facts.append(f"revoked {_date(key.revoked_s)}")
+    for field, value in asdict(key.quota).items():
+        if value is not None:
+            facts.append(f"{value or 'unlimited'} {_UNITS[field]}")
+    return f"{key.id}  {key.role:<5}  {key.name}: {', '.join(facts)}"
 
 
 def _date(seconds: float) -> str:

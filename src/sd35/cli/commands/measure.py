@@ -20,20 +20,23 @@ app = typer.Typer()
 @with_settings(*PIPELINE, "max_batch_rows")
 def measure(
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("step-times.json"),
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="JSON file to write.")] = Path(
+        "step-times.json"
+    ),
     size: Annotated[
-        list[str] | None, typer.Option(help="WIDTHxHEIGHT in pixels; may be repeated. Default: the model's.")
+        list[str] | None,
+        typer.Option(metavar="WIDTHxHEIGHT", help="Image size in pixels; may be repeated.", show_default="the model's"),
     ] = None,
     settings: Settings,
 ) -> None:
-    """Time a model's steps on this machine, by rows and size, for `sd35 simulate`.
+    """Measure how long denoising steps take on this machine, for `sd35 simulate`.
 
-    Times the first checkpoint with 1, 2, 4, ... rows, up to the largest batch.
+    Measures the first checkpoint in batches of 1, 2, 4, ... rows, up to --max-batch-rows, at each size.
 
     [bold]Examples[/bold]
 
       sd35 measure
-      sd35 measure --checkpoint ~/models/stable-diffusion-3.5-medium --size 1024x1024 --size 768x1344 -o h100.json
+      sd35 measure --checkpoint ~/models/sd3.5-medium --size 1024x1024 --size 768x1344 -o h100.json
     """
     checkpoint = open_checkpoints(settings)[0]
     card = checkpoint.card
@@ -50,6 +53,7 @@ def measure(
     for entry in times.shapes:
         best = min(entry.step_s, key=lambda rows: entry.step_s[rows] / rows)
         print(
-            f"{output}: {entry.width_px}x{entry.height_px}: a step of 1 row takes {1000 * entry.step_s[1]:.1f} ms, "
-            f"of {best} {1000 * entry.step_s[best]:.1f} ms; decoding {1000 * entry.decode_s:.1f} ms"
+            f"{entry.width_px}x{entry.height_px}: a step takes {1000 * entry.step_s[1]:.1f} ms for 1 row,"
+            f" {1000 * entry.step_s[best]:.1f} ms for {best}; decoding takes {1000 * entry.decode_s:.1f} ms"
         )
+    print(f"Wrote {output}")

@@ -6,6 +6,7 @@ from dataclasses import asdict
 import typer
 from rich.console import Console
 
+from sd35.checkpoints.card import Card
 from sd35.checkpoints.hub import cache
 from sd35.checkpoints.open import open_checkpoint
 from sd35.checkpoints.registry import EMBEDDED, RegisteredCheckpoint, load_registry
@@ -19,9 +20,9 @@ app = typer.Typer()
 @app.command()
 @with_settings("registry")
 def models(*, as_json: AsJson = False, settings: Settings) -> None:
-    """List the registered checkpoints: licence, what is on disk, and their sizes.
+    """List the registered checkpoints: size, licence, and whether they are on disk.
 
-    They are stored in Hugging Face's own cache (HF_HOME), which other programs share.
+    Downloaded checkpoints are in the cache of Hugging Face (HF_HOME), which other programs share.
 
     [bold]Examples[/bold]
 
@@ -35,15 +36,18 @@ def models(*, as_json: AsJson = False, settings: Settings) -> None:
         print(json.dumps([first, *map(_as_dict, registry)], indent=2))
         return
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"[bold]{EMBEDDED}[/bold]  in the package; {embedded.card.licence}")
+    console.print(f"[bold]{EMBEDDED}[/bold]  part of the package; {embedded.card.licence}")
+    console.print(f"    {_defaults(embedded.card)}", markup=False)
     for registered in registry:
         console.print(f"[bold]{registered.name}[/bold]  {_state(registered)}; {registered.card.licence}")
-        card = registered.card
         console.print(
-            f"    {registered.repository} at {registered.revision[:12]}; {card.width}x{card.height},"
-            f" {card.steps} steps, guidance {card.guidance_scale:g}",
+            f"    {registered.repository}, revision {registered.revision[:12]}; {_defaults(registered.card)}",
             markup=False,
         )
+
+
+def _defaults(card: Card) -> str:
+    return f"{card.width}x{card.height}, {card.steps} steps, guidance {card.guidance_scale:g}"
 
 
 def _as_dict(registered: RegisteredCheckpoint) -> dict[str, object]:
@@ -64,5 +68,7 @@ def _state(registered: RegisteredCheckpoint) -> str:
     status = cache.cache_status(registered)
     if status.is_complete:
         return f"[green]on disk[/green], {gigabytes(status.stored_bytes)}"
-    takes = f"takes {gigabytes(registered.size_bytes)}" if registered.size_bytes else "the hub knows its size"
-    return f"{gigabytes(status.stored_bytes)} on disk, {takes}" if status.stored_bytes else f"not on disk, {takes}"
+    size = gigabytes(registered.size_bytes) if registered.size_bytes else "unknown size"
+    if status.stored_bytes:
+        return f"[yellow]partly on disk[/yellow], {gigabytes(status.stored_bytes)} of {size}"
+    return f"not on disk, {size}"

@@ -26,18 +26,27 @@ app = typer.Typer()
 )
 def plan(
     *,
-    width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16. Default: the model's.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16. Default: the model's.")] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", help="Image width in pixels, a multiple of 16.", show_default="the model's"),
+    ] = None,
+    height: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", help="Image height in pixels, a multiple of 16.", show_default="the model's"),
+    ] = None,
     rows: Annotated[
-        int | None, typer.Option(min=1, help="Transformer rows in a step. Default: those of one image.")
+        int | None,
+        typer.Option(
+            metavar="ROWS", min=1, help="Size of the batch, in transformer rows.", show_default="the rows of one image"
+        ),
     ] = None,
     as_json: AsJson = False,
     settings: Settings,
 ) -> None:
-    """Show where each part of a checkpoint would be placed, the peak memory, and the alternatives.
+    """Show how a checkpoint fits in memory: where its networks go, the peak, and the alternatives.
 
-    Needs neither the weights nor the device: --vram plans for a CUDA device of that size. Without --backend, plans for
-    the one that can read the checkpoint there. Exits with 1 if nothing fits; `serve` then refuses to start.
+    Needs neither the weights nor the GPU: --vram plans for a CUDA device with that much memory. Without --backend,
+    plans for a backend that can run the checkpoint there. Exits with 1 if nothing fits; `serve` would not start.
 
     [bold]Examples[/bold]
 
@@ -64,24 +73,24 @@ def plan(
 
 
 def _auto(settings: Settings, memory: AvailableMemory) -> str:
-    """Return the checkpoint that `auto` picks. Raises CheckpointError if it can pick none."""
+    """Return the checkpoint that `auto` picks. Raises CheckpointError if there is none."""
     rejected = []
     for candidate in candidates(settings, memory):
         if candidate.obstacle is None:
             return candidate.name
         rejected.append(f"{candidate.name}: {candidate.obstacle}")
-    raise CheckpointError(f"{AUTO} finds none: {'; '.join(rejected)}")
+    raise CheckpointError(f"--checkpoint {AUTO} finds no model to serve: {'; '.join(rejected)}")
 
 
 def _workload(work: Workload, width: int | None, height: int | None, rows: int | None) -> Workload:
     for name, side in (("--width", width), ("--height", height)):
         if side is not None and (side <= 0 or side % SIZE_MULTIPLE_PX):
-            raise InvalidSetting(f"{name}: got {side}; allowed: multiples of {SIZE_MULTIPLE_PX}")
+            raise InvalidSetting(f"{name}: got {side}; allowed: positive multiples of {SIZE_MULTIPLE_PX}")
     return Workload(width or work.width_px, height or work.height_px, rows or work.rows)
 
 
 def _alternatives(settings: Settings, plan: Plan) -> list[str]:
-    """Return what a lower precision or another model would need. They are only shown, never chosen."""
+    """Return what a narrower precision or another model would need. They are only shown, never chosen."""
     work, plans = plan.request.work, []
     for precision in BACKENDS[settings.backend].narrower.get(plan.request.precision, ()):
         narrower = settings.model_copy(update={"precision": precision})
@@ -90,11 +99,11 @@ def _alternatives(settings: Settings, plan: Plan) -> list[str]:
     for name in BEST_FIRST if {*names} & {*BEST_FIRST} else ():
         if name not in names:
             network_sizes = network_sizes_of(name, settings)
-            plans.append((f"{name} in its place", plan_for(settings, [network_sizes], plan.available, work)))
+            plans.append((f"{name} instead", plan_for(settings, [network_sizes], plan.available, work)))
     return [f"{change}: {_outcome(each)}" for change, each in plans]
 
 
 def _outcome(plan: Plan) -> str:
     if plan.chosen is None:
         return "does not fit"
-    return f"fits as {plan.chosen.name!r}, {size_text(plan.chosen.peak_bytes)} at the peak"
+    return f"fits with offload {plan.chosen.name!r}, {size_text(plan.chosen.peak_bytes)} at the peak"

@@ -19,10 +19,10 @@ app = typer.Typer()
 @app.command()
 @with_settings("registry", "offline")
 def pull(name: Name, *, settings: Settings) -> None:
-    """Download a checkpoint from the Hugging Face hub, verify it, and store it for every command.
+    """Download a checkpoint from the Hugging Face hub and verify its checksums.
 
-    Files on disk are not downloaded again; an interrupted download continues. The SD3.5 models need a token: accept
-    the licence on the model's page, then provide the token with HF_TOKEN or `hf auth login`.
+    Files on disk are not downloaded again, and an interrupted download resumes. The SD3.5 models need a token: accept
+    the licence on the model's page, then set HF_TOKEN or run `hf auth login`.
 
     [bold]Examples[/bold]
 
@@ -30,13 +30,16 @@ def pull(name: Name, *, settings: Settings) -> None:
       HF_HOME=/data/huggingface sd35 pull sd3.5-large
     """
     if name == EMBEDDED:
-        print(f"{IN_THE_PACKAGE}: nothing to fetch")
+        print(f"{IN_THE_PACKAGE}; there is nothing to download")
         return
     registered = find_registered(name, settings.registry)
     if settings.offline:
         status = cache.cache_status(registered)
         if not status.is_complete:
-            raise DownloadFailed(f"{name} is not whole on disk, and SD35_OFFLINE is set: unset it to fetch the rest")
+            state, rest = ("only partly", "the rest") if status.stored_bytes else ("not", "it")
+            raise DownloadFailed(
+                f"{name} is {state} on disk, and the setting offline is on; turn it off to download {rest}"
+            )
         print(f"{name}: on disk in {status.directory}")
         return
     _download(registered)
@@ -48,8 +51,8 @@ def _download(registered: RegisteredCheckpoint) -> None:
         print(f"{name}: on disk in {cache.cache_paths(registered).snapshot}")
         return
     print(
-        f"{name}: fetching {len(plan.missing)} of {len(plan.files)} files, {gigabytes(plan.missing_bytes)};"
-        f" {registered.card.licence}",
+        f"{name}: downloading {len(plan.missing)} of {len(plan.files)} files, {gigabytes(plan.missing_bytes)}"
+        f" (licence: {registered.card.licence})",
         flush=True,
     )
     try:
@@ -57,6 +60,6 @@ def _download(registered: RegisteredCheckpoint) -> None:
             bar = progress.add_task(name, total=plan.missing_bytes)
             directory = download.fetch(plan, lambda more: progress.advance(bar, more))
     except KeyboardInterrupt:
-        print(f"sd35: interrupted; what has arrived is kept: sd35 pull {name} goes on with it", file=sys.stderr)
+        print(f"sd35: interrupted; `sd35 pull {name}` resumes the download", file=sys.stderr)
         raise
     print(f"{name}: ready in {directory}")

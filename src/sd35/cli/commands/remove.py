@@ -13,13 +13,13 @@ app = typer.Typer()
 @app.command()
 @with_settings("registry")
 def remove(name: Name, *, settings: Settings) -> None:
-    """Delete a checkpoint's files, and report how much disk space that freed.
+    """Delete the files of a checkpoint and print how much disk space that freed.
 
-    Deletes only the revision that `sd35 models` shows. Other revisions, which other programs downloaded, stay.
+    Deletes only the revision that `sd35 models` shows. Other revisions stay, since other programs downloaded them.
 
     [bold]Examples[/bold]
 
       sd35 remove sd3.5-large
       sd35 remove my-finetune --registry my-registry.toml
     """
-    print(f"{name}: removed, {gigabytes(cache.remove(find_downloadable(name, settings)))} are free again")
+    print(f"{name}: removed, {gigabytes(cache.remove(find_downloadable(name, settings)))} freed")

@@ -24,16 +24,18 @@ app = typer.Typer()
 @app.command()
 @with_settings(*PIPELINE)
 def replay(
-    file: Annotated[Path, typer.Argument(help="A PNG file that this project wrote; other formats are not exact.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="PNG file that sd35 wrote. Other formats do not store exact pixels.")
+    ],
     *,
     as_json: AsJson = False,
     flags: SettingFlags,
 ) -> None:
-    """Generate an image again from the record in its file, and report whether it is the same, and if not, why.
+    """Generate an image again from the record in its file, and compare the two.
 
-    "same bytes", or "same image": no pixel differs by more than 2 of 255, and the average difference is at most 0.1;
-    both exit with 0. "different" exits with 1, a file without a record with 2. Backend and precision are those of the
-    file, unless you name others.
+    The result is "same bytes", "same image" (no pixel differs by more than 2 of 255, and the average difference is at
+    most 0.1), or "different", with the reasons. The exit code is 0 if the image is the same, 1 if it is different, and
+    2 if the file has no record. Backend and precision are those of the file, unless you give others.
 
     [bold]Examples[/bold]
 
@@ -53,7 +55,7 @@ def replay(
     )
     checkpoint = _find_checkpoint(request, open_checkpoints(settings), file)
     with count_bar() as progress:
-        bar = progress.add_task(f"making {file.name} again", total=request.steps)
+        bar = progress.add_task(f"replaying {file.name}", total=request.steps)
         with open_model_pool(settings, [checkpoint]) as pool:
             verdict = replay_image(stored_image, pool, lambda now: progress.update(bar, completed=now.step))
     print(json.dumps({"file": str(file), **verdict._asdict()}) if as_json else _as_text(file, stored_image, verdict))
@@ -64,7 +66,9 @@ def replay(
 def _read(file: Path) -> EncodedImage:
     try:
         return read_stored_image(file.read_bytes())
-    except (OSError, NotReplayable) as error:
+    except OSError as error:
+        raise NotReplayable(f"{file} cannot be read: {error.strerror or error}") from error
+    except NotReplayable as error:
         raise NotReplayable(f"{file} cannot be replayed: {error}") from error
 
 
@@ -74,8 +78,8 @@ def _find_checkpoint(request: Request, checkpoints: list[Checkpoint], file: Path
     if request.model not in by_name:
         names = ", ".join(by_name)
         raise CheckpointError(
-            f"{file} was made with {request.model!r}; here is only {names}; name it, or its directory, with"
-            " --checkpoint"
+            f"{file} was generated with the model {request.model!r}, but only {names} is loaded; give its name or"
+            " directory with --checkpoint"
         )
     return by_name[request.model]
 
@@ -83,11 +87,11 @@ def _find_checkpoint(request: Request, checkpoints: list[Checkpoint], file: Path
 def _as_text(file: Path, stored_image: EncodedImage, verdict: Verdict) -> str:
     lines = [f"{file}: {verdict.outcome}"]
     if verdict.outcome != "same bytes" and verdict.max_difference is not None:
-        lines.append(f"  differs by {verdict.max_difference} of 255 at most, {verdict.mean_difference:.3f} on average")
+        lines.append(
+            f"  pixels differ by at most {verdict.max_difference} of 255, by {verdict.mean_difference:.3f} on average"
+        )
     lines += [f"  {change}" for change in verdict.changed]
     if not verdict.is_same and not verdict.changed:
-        lines.append(
-            "  nothing that the file names has changed: it was edited, or another processor computes differently"
-        )
+        lines.append("  the recorded versions are the same: the file was edited, or the processors compute differently")
     lines.append(f"  digest {stored_image.record.request.digest}")
     return "\n".join(lines)

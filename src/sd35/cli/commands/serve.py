@@ -13,14 +13,14 @@ app = typer.Typer()
 @app.command()
 @with_settings(*(name for name in Settings.model_fields if name not in secret_settings()))
 def serve(*, settings: Settings) -> None:
-    """Serve images over HTTP until Ctrl-C or SIGTERM, and finish running images first.
+    """Start the server: the HTTP API and the user interface.
 
-    Open the printed address in a browser for the user interface, if the extra `ui` is installed, and its /docs for the
-    API.
+    Open the printed address in a browser for the user interface (needs the extra `ui`), and /docs there for the API
+    reference. Ctrl-C or SIGTERM stops the server once the running images are finished; a second one ends it at once.
 
     [bold]Examples[/bold]
 
-      sd35 serve
+      sd35 serve --checkpoint sd3.5-medium
       sd35 serve --host 0.0.0.0 --port 80
       sd35 serve --precision fp8 --fallback onnx/float32
       sd35 serve --checkpoint sd35-mini --checkpoint sd3.5-medium --checkpoint ~/models/mine

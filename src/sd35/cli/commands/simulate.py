@@ -16,7 +16,7 @@ from sd35.engine.scheduling.simulation import simulate as run_simulation
 from sd35.engine.scheduling.step_times import ShapeTimes, StepTimes
 from sd35.errors import InvalidRequest, InvalidSetting
 from sd35.settings import Settings
-from sd35.startup import OF_FREE_MEMORY, limits_of
+from sd35.startup import FREE_MEMORY_SHARE, limits_of
 
 _PERCENTILES = (50, 95, 99)
 app = typer.Typer()
@@ -26,30 +26,51 @@ app = typer.Typer()
 @with_settings("max_in_flight", "max_wait_s", "max_batch_rows", "memory_mb")
 def simulate(
     *,
-    rps: Annotated[float, typer.Option(help="Requests a second on average, at random times.")],
-    step_times: Annotated[Path, typer.Option(help="The file that `sd35 measure` wrote.")],
-    devices: Annotated[int, typer.Option(min=1, max=10_000, help="Number of devices.")] = 1,
-    requests: Annotated[int, typer.Option(min=1, max=10_000_000, help="Number of requests.")] = 10_000,
+    rps: Annotated[
+        float, typer.Option(metavar="RATE", help="Average rate of requests per second. They arrive at random times.")
+    ],
+    step_times: Annotated[Path, typer.Option(metavar="FILE", help="File that `sd35 measure` wrote.")],
+    devices: Annotated[int, typer.Option(metavar="COUNT", min=1, max=10_000, help="Number of devices.")] = 1,
+    requests: Annotated[int, typer.Option(metavar="COUNT", min=1, max=10_000_000, help="Number of requests.")] = 10_000,
     steps: Annotated[
         list[int] | None,
-        typer.Option(min=1, max=150, help="Steps; if repeated, each request picks one. Default: the model's."),
+        typer.Option(
+            metavar="COUNT",
+            min=1,
+            max=150,
+            help="Number of steps. If repeated, each request picks one at random.",
+            show_default="the model's",
+        ),
     ] = None,
     guidance_scale: Annotated[
         list[float] | None,
-        typer.Option(min=0, max=30, help="Guidance; if repeated, each request picks one. Default: the model's."),
+        typer.Option(
+            metavar="SCALE",
+            min=0,
+            max=30,
+            help="Guidance scale. If repeated, each request picks one at random.",
+            show_default="the model's",
+        ),
     ] = None,
     size: Annotated[
         list[str] | None,
-        typer.Option(help="WIDTHxHEIGHT; if repeated, each request picks one. Default: all sizes that were measured."),
+        typer.Option(
+            metavar="WIDTHxHEIGHT",
+            help="Image size. If repeated, each request picks one at random.",
+            show_default="all measured sizes",
+        ),
     ] = None,
-    clients: Annotated[int, typer.Option(min=1, help="Number of clients that send the requests.")] = 100,
-    seed: Annotated[int, typer.Option(help="Random seed: the same seed gives the same result.")] = 0,
+    clients: Annotated[
+        int, typer.Option(metavar="COUNT", min=1, help="Number of clients that send the requests.")
+    ] = 100,
+    seed: Annotated[int, typer.Option(metavar="SEED", help="Random seed: the same seed gives the same result.")] = 0,
     as_json: AsJson = False,
     settings: Settings,
 ) -> None:
-    """Predict latency, utilisation and refusals under a load, with the real scheduler on simulated devices.
+    """Predict latency, utilisation and refused requests from measured step times.
 
-    An image's latency runs from its arrival to its pixels. Each image goes to the least busy of a few devices.
+    Runs the real scheduler on simulated devices. The latency of an image is the time from its request to its decoded
+    pixels. With several devices, each request goes to the least busy of a few random ones.
 
     [bold]Examples[/bold]
 
@@ -62,7 +83,7 @@ def simulate(
     shapes = _measured_shapes(times, size or ())
     guidance = guidance_scale or [times.guidance_scale]
     load = Load(rps, requests, steps or [times.steps], guidance, shapes, clients, seed)
-    memory_bytes = settings.memory_mb * 10**6 or int(OF_FREE_MEMORY * times.memory_bytes)
+    memory_bytes = settings.memory_mb * 10**6 or int(FREE_MEMORY_SHARE * times.memory_bytes)
     try:
         report = run_simulation(times, load, limits_of(settings, memory_bytes), devices)
     except InvalidRequest as error:
@@ -74,12 +95,12 @@ def simulate(
 
 
 def _measured_shapes(times: StepTimes, sizes: Sequence[str]) -> list[ShapeTimes]:
-    """Return the measured times of the named sizes, or of all. Raises InvalidSetting for a size without any."""
+    """Return the measured times of the given sizes, or of all. Raises InvalidSetting for a size not measured."""
     measured = {(entry.width_px, entry.height_px): entry for entry in times.shapes}
     requested = [parse_size(text) for text in sizes] or list(measured)
     if missing := [size for size in requested if size not in measured]:
         known = ", ".join("{}x{}".format(*size) for size in measured)
-        raise InvalidSetting("--size: got {}x{}; the table has ".format(*missing[0]) + known)
+        raise InvalidSetting("--size: got {}x{}; allowed, as measured: ".format(*missing[0]) + known)
     return [measured[size] for size in requested]
 
 
@@ -100,17 +121,19 @@ def _as_dict(report: Report) -> dict[str, object]:
 
 
 def _rows(report: Report) -> list[int | None]:
-    """Return the numbers of steps that get a row of their own; None stands for all images."""
+    """Return the numbers of steps that get their own row. None stands for all images."""
     return [None, *sorted(report.latencies_s)] if len(report.latencies_s) > 1 else [None] * bool(report.finished)
 
 
 def _show(report: Report, load: Load, devices: int) -> None:
-    table = Table("images", *(f"p{percent}" for percent in _PERCENTILES), box=None)
+    table = Table("images", *(f"p{percent}" for percent in _PERCENTILES), box=None, pad_edge=False)
     for steps in _rows(report):
         figures = (f"{report.percentile_s(percent, steps):.2f} s" for percent in _PERCENTILES)
         table.add_row("all" if steps is None else f"{steps} steps", *figures)
     console = Console(highlight=False)
     requests = report.finished + report.refused
-    console.print(f"{requests} requests at {load.rps:g} a second on {devices} simulated device{'s' * (devices > 1)}")
+    console.print(f"{requests} requests, {load.rps:g} per second, on {devices} simulated device{'s' * (devices > 1)}")
     console.print(table)
-    console.print(f"utilisation {report.utilisation:.0%}, refused {report.refused} ({report.refused / requests:.1%})")
+    console.print(
+        f"utilisation {report.utilisation:.0%}; {report.refused} requests refused ({report.refused / requests:.1%})"
+    )

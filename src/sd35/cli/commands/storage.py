@@ -20,9 +20,10 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.callback()
 def storage() -> None:
-    """Stored images: check that they are whole.
+    """Check that stored images are complete and undamaged.
 
-    The files are in the image store of the settings, their checksums in the database.
+    The files are in the image store, their checksums in the database: give the same --data-dir, --image-store and
+    --database as to `sd35 serve`.
 
     [bold]Examples[/bold]
 
@@ -36,10 +37,8 @@ def storage() -> None:
 def verify(*, as_json: AsJson = False, settings: Settings) -> None:
     """Check every stored image, and list those that are damaged or missing.
 
-    Reads each file and compares it with the checksum that was recorded when it was written. A file that was stored
-    before checksums existed is checked by the CRCs in the PNG file and by its record. Nothing is changed, and the
-    service may run meanwhile. Give the same settings as to `sd35 serve`.
-
+    Compares each file with the checksum from the time it was written. A file from before checksums were recorded is
+    checked by the CRCs in the PNG file and by its record. The check changes nothing, and the service may keep running.
     Exits with 1 if an image is damaged or missing.
 
     [bold]Examples[/bold]
@@ -49,7 +48,9 @@ def verify(*, as_json: AsJson = False, settings: Settings) -> None:
       sd35 storage verify --image-store s3://bucket/prefix
     """
     if settings.image_store == MEMORY:
-        raise InvalidSetting(f"image_store: got {MEMORY!r}; allowed here: one that outlives the service")
+        raise InvalidSetting(
+            f"image_store: got {MEMORY!r}; allowed here: a directory or an object store, which outlives the service"
+        )
     blobs = open_blob_store(settings, check=False)
     with closing(open_database(database_url(settings), upgrade=False)) as database:
         report = verify_images(ImageStore(blobs, database.ownership))
@@ -65,10 +66,10 @@ def _show(report: VerificationReport) -> None:
     for damage in report.damaged:
         print(f"damaged  {damage.file}: {damage.reason}")
     for digest in report.missing:
-        print(f"missing  {digest}: somebody owns this image, and the store has no file of it")
+        print(f"missing  {digest}: the database lists this image, but the store has no file for it")
     print(
         f"{report.files} files checked: {len(report.damaged)} damaged, {len(report.missing)} missing;"
         f" {report.without_checksum} have no recorded checksum, {report.without_owner} have no owner"
     )
     if report.damaged:
-        print("The service replaces a damaged file as soon as the same image is requested again.")
+        print("The service replaces a damaged file when the same image is requested again.")

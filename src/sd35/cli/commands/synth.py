@@ -15,16 +15,21 @@ app = typer.Typer()
 
 @app.command()
 def synth(
-    name: Annotated[str, typer.Argument(help="sd3.5-large, sd3.5-large-turbo or sd3.5-medium.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Model to imitate: sd3.5-large, sd3.5-large-turbo or sd3.5-medium.")
+    ],
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write; it must not exist.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIRECTORY", help="Directory to create; it must not exist.")
+    ],
     precision: Annotated[
         Literal["bfloat16", "float16", "float32"], typer.Option(help="Number format of the weights.")
     ] = "bfloat16",
 ) -> None:
-    """Write a checkpoint with a real model's shapes and random weights, to measure hardware before any licence.
+    """Create a checkpoint with a real model's shapes and random weights, to measure speed.
 
-    It generates noise. In bfloat16, sd3.5-medium takes 16 GB of disk, sd3.5-large 28 GB. Needs the diffusers extra.
+    It needs no licence, and its images are noise. In bfloat16, sd3.5-medium takes 16 GB of disk, sd3.5-large 28 GB.
+    Needs the extra `diffusers`.
 
     [bold]Examples[/bold]
 
@@ -33,7 +38,7 @@ def synth(
     """
     if name not in ARCHITECTURES:
         raise InvalidSetting(f"NAME: got {name!r}; allowed: {', '.join(ARCHITECTURES)}")
-    check_available("diffusers")  # this needs the same packages as that backend
+    check_available("diffusers")  # `synthesise` needs the same packages as that backend
     from sd35.compile.synth import synthesise  # imports torch
 
     with byte_bar() as progress:
@@ -44,4 +49,4 @@ def synth(
             precision,
             lambda written, total: progress.update(bar, completed=written, total=total),
         )
-    print(f"{output}: {name} with random weights; it draws noise, as quickly as the real one draws images")
+    print(f"Wrote {output}: {name} with random weights. It is as fast as the real model, but its images are noise.")

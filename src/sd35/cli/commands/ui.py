@@ -35,7 +35,7 @@ class _Server(UiServer):
     """A server that a signal stops with exit code 0."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  uvicorn's signature
-        """Shut down; uvicorn itself would raise the signal again."""
+        """Shut down. uvicorn's own handler would raise the signal again."""
         self.force_exit, self.should_exit = self.should_exit, True
 
 
@@ -43,12 +43,14 @@ class _Server(UiServer):
 @with_settings("host", "port", "allowed_hosts", "public_url", "cache_dir")
 def ui(
     *,
-    server: Annotated[str, typer.Option(help="Address of the service, such as https://images.example.com.")],
+    server: Annotated[
+        str, typer.Option(metavar="URL", help="Address of the service, such as https://images.example.com.")
+    ],
     settings: Settings,
 ) -> None:
-    """Serve only the user interface, for a service that runs somewhere else.
+    """Serve only the user interface, for a service on another machine.
 
-    `sd35 serve` has the same user interface. This command is for another machine, or a service started without it.
+    `sd35 serve` has the same user interface. Use this command for a service that runs without it.
 
     [bold]Examples[/bold]
 
@@ -58,7 +60,7 @@ def ui(
     check_proxies()
     check_writable("cache_dir", settings.cache_dir)
     if not ui_mount.is_installed():
-        raise InvalidSetting("sd35 ui: got an installation without the page; allowed: one with the extra `ui`")
+        raise InvalidSetting("the user interface is not installed; install it with: pip install 'sd35-fp8-mirror[ui]'")
     use_nonblocking_streams()
     configure_logs("auto")
     listener = listen(settings.host, settings.port)
@@ -68,10 +70,10 @@ def ui(
 
 
 def _check_server(server: str) -> None:
-    """Raise InvalidSetting if an address cannot be used, or has more than an address: every visitor sees it."""
+    """Raise InvalidSetting for an invalid address, or one with a query or a password, since every visitor sees it."""
     address = urlsplit(server) if is_address(server, ("http", "https")) else None
     if address is None or address.query or address.fragment or "@" in address.netloc:
-        raise InvalidSetting(f"--server: got {server!r}; allowed: an address as http://127.0.0.1:8000")
+        raise InvalidSetting(f"--server: got {server!r}; allowed: an address such as http://127.0.0.1:8000")
 
 
 def _create_app(server: str, settings: Settings, mount: UiMount, address: str) -> FastAPI:
@@ -82,7 +84,7 @@ def _create_app(server: str, settings: Settings, mount: UiMount, address: str) -
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await mount.open(lambda: page)
-        print(f"Ready: {address} (the page of {server})", flush=True)
+        print(f"Ready: {address} (user interface for {server}). Stop with Ctrl-C.", flush=True)
         yield
 
     api = FastAPI(openapi_url=None, lifespan=lifespan)
@@ -102,7 +104,7 @@ def _create_app(server: str, settings: Settings, mount: UiMount, address: str) -
 
 
 async def _has_keys() -> bool:
-    return False  # it is unknown here whether the service has any
+    return False  # unknown here: only the service itself knows
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -21,13 +21,14 @@ def verify(
     name: Name,
     *,
     discard: Annotated[
-        bool, typer.Option("--discard", help="Delete damaged files; `sd35 pull` downloads them again.")
+        bool, typer.Option("--discard", help="Delete damaged files, so that `sd35 pull` downloads them again.")
     ] = False,
     settings: Settings,
 ) -> None:
-    """Compare the checksum of each file with the hub's, or offline, with those recorded at the download.
+    """Check the files of a downloaded checkpoint against the checksums of the hub.
 
-    Exits with 1 if a file is damaged, missing or cannot be checked.
+    With --offline, checks them against the checksums recorded at the download. Exits with 1 if a file is damaged,
+    missing or cannot be checked.
 
     [bold]Examples[/bold]
 
@@ -44,18 +45,18 @@ def verify(
     for state, paths in (
         ("damaged", result.damaged),
         ("missing", result.missing),
-        ("not checked, as no checksum is noted", result.unknown),
+        ("not checked: its checksum is unknown", result.unknown),
     ):
         for path in paths:
             print(f"{name}: {path} is {state}")
-    print(f"{name}: {len(result.intact)} files are as the hub has them")
+    print(f"{name}: {len(result.intact)} files are intact")
     if discard:
         with cache.disk_errors(registered, "cleared of damaged files"):
             for path in result.damaged:
                 cache.discard(status.directory / path)
     elif result.damaged:
-        print(f"{name}: `sd35 verify {name} --discard` deletes what is damaged")
+        print(f"{name}: delete damaged files with: sd35 verify {name} --discard")
     if result.damaged or result.missing:
-        print(f"{name}: `sd35 pull {name}` fetches what is missing")
+        print(f"{name}: download missing files with: sd35 pull {name}")
     if result.damaged or result.missing or result.unknown:
         sys.exit(1)

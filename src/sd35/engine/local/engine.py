@@ -1,8 +1,8 @@
-"""The engine of this process: one thread that denoises in batches by step, and one that decodes beside it.
+"""The engine of this process. One thread denoises in batches, step by step; another decodes at the same time.
 
-Every image ends once: with its pixels, with its own error, or cancelled. A failed or cancelled image does not affect
-the rest of its batch. The same request, submitted several times, is one generation with several waiting callers. After
-a numerical failure, a generation is retried once if the model is loaded in a wider precision.
+Every image ends once: with its pixels, with its error, or cancelled. A failed or cancelled image does not affect the
+rest of its batch. A request that several callers submit is generated once. After a numerical failure, a generation is
+retried once if the model is loaded in a wider precision.
 """
 
 import threading
@@ -42,7 +42,7 @@ class LocalEngine:
     """An engine in this process. See `sd35.engine.base.Engine`. Its threads run until `drain` or `close`.
 
     With `reproducible`, every call of a backend has one prompt or image, so that an image's bytes do not depend on its
-    batch: with another number of rows, a runtime may add in another order.
+    batch. Otherwise they may, because runtimes add numbers in another order for another number of rows.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class LocalEngine:
         self._executor = BatchExecutor(embeddings, reproducible=reproducible)
         self._costs = CostModel()
         self._scheduler: Scheduler[Generation] = Scheduler(limits, self._costs)
-        self._generations: dict[str, Generation] = {}  # by digest, as long as someone waits
+        self._generations: dict[str, Generation] = {}  # by submitted digest, while a caller waits
         self._waited_for: dict[Handle, Generation] = {}
         self._is_closing = False
         self._changed = threading.Condition()
@@ -85,7 +85,7 @@ class LocalEngine:
         return not self._is_closing
 
     def add(self, pipeline: Pipeline) -> None:
-        """Add a pipeline to those in use."""
+        """Add a pipeline while the engine runs."""
         with self._changed:
             self._pipelines = {**self._pipelines, pipeline.info.key: pipeline}  # `models` reads it without the lock
 
@@ -177,7 +177,7 @@ class LocalEngine:
         return generation
 
     def _guarded(self, run: Callable[[], None]) -> None:
-        """Run a thread's function. If it raises, which is a bug, fail all images and accept no more."""
+        """Run a thread's function. If it raises, which is a bug, fail all images and refuse new ones."""
         try:
             run()
         except BaseException as error:  # noqa: BLE001  see above
@@ -255,7 +255,7 @@ class LocalEngine:
             self._fail(generation, error)
 
     def _retry(self, generation: Generation, error: NumericalFailure) -> bool:
-        """Count a numerical failure, and restart in the widest precision. Return whether that is possible."""
+        """Count a numerical failure, and restart in the widest precision if possible. Return whether it restarted."""
         with self._changed:
             self._failures[error.kind] += 1
             retry = generation.retry_with(self._pipelines.values(), error)
@@ -276,7 +276,7 @@ class LocalEngine:
         return True
 
     def _release(self, generation: Generation) -> list[Waiter]:
-        """Remove a generation that ends now, and return its waiting callers."""
+        """Remove a generation that ends. Return the callers that still wait for it."""
         with self._changed:
             waiters, generation.waiters = generation.waiters, []
             for waiter in waiters:
@@ -287,7 +287,7 @@ class LocalEngine:
 
     def _fail(self, generation: Generation, error: Exception) -> None:
         for waiter in self._release(generation):
-            waiter.handle.future.set_exception(_own_error(error))
+            waiter.handle.future.set_exception(_as_sd35_error(error))
 
     def _deliver(self, generation: Generation, pixels: Pixels) -> None:
         ended_s = time.monotonic()
@@ -310,7 +310,7 @@ class LocalEngine:
                 structlog.get_logger().exception("a progress callback failed")
 
     def _with_preview(self, generation: Generation) -> Progress:
-        """Return the progress, with a preview if the last one is old enough and if it can be drawn."""
+        """Return the progress, with a preview if the last one is old enough and the new one can be computed."""
         now_s, progress = time.monotonic(), generation.progress()
         if (now_s - generation.previewed_s) * self._previews_per_s < 1:
             return progress
@@ -318,11 +318,11 @@ class LocalEngine:
         try:
             return progress._replace(preview=generation.preview())
         except Exception:  # noqa: BLE001  for example too little memory on the device; the image goes on
-            structlog.get_logger().exception("a preview could not be drawn")
+            structlog.get_logger().exception("a preview could not be computed")
             return progress
 
 
-def _own_error(error: Exception) -> Sd35Error:
+def _as_sd35_error(error: Exception) -> Sd35Error:
     if isinstance(error, Sd35Error):
         return error
     failure = GenerationFailed(f"{type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""The engine's calls of a backend: encode prompts, evaluate steps, decode. An error ends only its own image."""
+"""The engine's calls of a backend: encode prompts, evaluate steps, decode. An error ends only the affected image."""
 
 import threading
 import time
@@ -15,10 +15,13 @@ Result = TypeVar("Result")
 
 
 class StepResult(NamedTuple):
-    """The errors of a batch's step by generation, and the cost of the step.
+    """The result of a batch's step.
 
-    `took_s` and `peak_bytes` are None if they do not describe the batch: without a call, with several, or with another
-    call at the same time. `was_split`: the call with all rows failed, and each row was tried alone.
+    Attributes:
+        errors: The generations that failed in this step.
+        took_s: Seconds of the step. None if it was split, if its memory was measured, or if no row was left to compute.
+        peak_bytes: Peak memory of the step. None if not measured, if it was split, or if another call ran meanwhile.
+        was_split: Whether the call with all rows failed, so that each row was tried alone.
     """
 
     errors: dict[Generation, Exception]
@@ -34,10 +37,10 @@ class BatchExecutor:
         self._embeddings, self._one_by_one = embeddings, reproducible
         self.observer: Observer | None = None
         self._counting = threading.Lock()
-        self._begun = self._running = 0  # calls of the backend
+        self._begun = self._running = 0  # calls of the backend: begun so far, and running now
 
     def step(self, generations: Sequence[Generation], *, measure: bool) -> StepResult:
-        """Make one step of generations of one pipeline and shape. `measure` measures its memory."""
+        """Make one step of generations of one pipeline and shape. With `measure`, measure its peak memory."""
         errors = self._begin([generation for generation in generations if not generation.has_begun])
         rows = {generation: generation.row() for generation in generations if generation not in errors}
         if not rows:
@@ -51,7 +54,7 @@ class BatchExecutor:
             error = velocity if isinstance(velocity, Exception) else _error_of(lambda: generation.advance(velocity))  # noqa: B023
             if error:
                 errors[generation] = error
-        # Only now, because a GPU computes the latents when `advance` reads them.
+        # Read the clock only now: a GPU may still compute until `advance` reads the latents.
         took_s = time.monotonic() - began_s
         if self.observer:
             transformer_rows = sum(1 if row.negative is None else 2 for row in rows.values())
@@ -60,9 +63,9 @@ class BatchExecutor:
         return StepResult(errors, took_s if is_one_call else None, None if was_split else peak_bytes, was_split)
 
     def decode(self, generation: Generation, *, measure: bool) -> tuple[Pixels, int | None]:
-        """Return an image's pixels, and the peak bytes of decoding if `measure`.
+        """Return an image's pixels, and the peak bytes of decoding with `measure`.
 
-        Raises NumericalFailure if values are not finite or all pixels have one colour, and any error of the backend.
+        Raises NumericalFailure if values are not finite or all pixels have one colour. Errors of the backend pass.
         """
         backend = generation.pipeline.backend
         try:
@@ -79,7 +82,7 @@ class BatchExecutor:
         return pixels, peak_bytes
 
     def _begin(self, generations: Sequence[Generation]) -> dict[Generation, Exception]:
-        """Give generations their embeddings and noise. Return the errors of those whose prompts cannot be encoded."""
+        """Give generations their embeddings and noise. Return the errors of those that cannot begin."""
         if not generations:
             return {}
         pipeline = generations[0].pipeline
@@ -114,7 +117,10 @@ class BatchExecutor:
     def _each(
         self, call: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]
     ) -> tuple[list[Result | Exception], bool]:
-        """Return each item's result or error, and whether the call with all items failed and each was tried alone."""
+        """Call the backend with all items, or with each alone if that fails or if `reproducible`.
+
+        Return each item's result or error, and whether a call with several items failed.
+        """
         if len(items) == 1 or not self._one_by_one:
             try:
                 results: list[Result | Exception] = list(call(items))
@@ -128,7 +134,10 @@ class BatchExecutor:
         return [result for item in items for result in self._each(call, [item])[0]], not self._one_by_one
 
     def _measured(self, memory: Memory, call: Callable[[], Result], *, measure: bool) -> tuple[Result, int | None]:
-        """Return a call's result, and its peak memory if no other call ran beside it: the peak is the process's."""
+        """Return a call's result, and with `measure` its peak bytes.
+
+        The peak is None if another call ran at the same time, because it is that of the whole process.
+        """
         with self._counting:
             self._begun += 1
             self._running += 1

@@ -17,14 +17,14 @@ from sd35.sampling.solvers.base import Solver
 from sd35.sampling.solvers.euler import Euler
 from sd35.tensors import LATENT_CHANNELS, LATENT_PX, Tensor, to_numpy
 
-# The largest range of a channel, of 255 values, in an image of one colour. NaN is decoded to all zeros. The flattest of
-# 720 plain backgrounds by the embedded model has a range of 17.
+# An image has one colour if the values of each channel, 0 to 255, differ by at most this. NaN is decoded to zeros. Of
+# 720 images of plain backgrounds by the embedded model, the values of the flattest differ by 17.
 UNIFORM = 1
 
 
 @dataclass(eq=False)
 class Waiter:
-    """A caller that waits for a generation since `accepted_s`, with its callback for progress."""
+    """A caller that has waited for a generation since `accepted_s`, with its callback for progress."""
 
     handle: Handle
     on_progress: OnProgress | None
@@ -33,12 +33,12 @@ class Waiter:
 
 
 class Generation:
-    """Work between submission and pixels. Only the denoising thread changes the state that steps change.
+    """Work between submission and pixels. Only the denoising thread advances it.
 
     Attributes:
-        submitted_digest: The digest of the submitted request. A retry has another profile, so another digest.
+        submitted_digest: The digest of the submitted request. A retry's request has another profile and digest.
         first_failure: The error that ended the first attempt, if this is the second one.
-        evaluations: Evaluations that are done, out of `all_evaluations`.
+        evaluations: Evaluations of the transformer so far, out of `all_evaluations`.
     """
 
     def __init__(self, work: Work, pipeline: Pipeline) -> None:
@@ -49,7 +49,7 @@ class Generation:
         self.evaluations, self.all_evaluations = 0, Euler.evaluations(work.request.steps)
         self.encoding_s = self.started_s = math.inf  # when encoding and the steps began, in the first attempt
         self.denoised_s = self.decoding_s = math.inf  # when the last step ended, and when decoding began
-        self.previewed_s = -math.inf  # when the newest preview was drawn
+        self.previewed_s = -math.inf  # when the newest preview was computed
         self._embeddings: list[TextEmbedding] = []
         self._solver: Solver | None = None
 
@@ -66,22 +66,22 @@ class Generation:
 
     @property
     def has_begun(self) -> bool:
-        """Whether it has embeddings and noise, and can make a step."""
+        """Whether it has its embeddings and noise, and can make a step."""
         return self._solver is not None
 
     @property
     def solver(self) -> Solver:
-        """The solver. Only after `begin`."""
-        assert self._solver, "it has not begun"
+        """The solver. Available after `begin`."""
+        assert self._solver, "the generation has not begun"
         return self._solver
 
     @property
     def latent(self) -> Tensor:
-        """The latent so far. Only after `begin`."""
+        """The latent so far. Available after `begin`."""
         return self.solver.latent
 
     def begin(self, embeddings: list[TextEmbedding], encoding_s: float, now_s: float) -> None:
-        """Take the embeddings of the prompts, and draw the noise. Encoding began at `encoding_s`."""
+        """Begin with the embeddings of the prompts, and draw the noise. Encoding them began at `encoding_s`."""
         request, shape = self.work.request, self.shape
         noise = initial_noise(request.seed, (LATENT_CHANNELS, shape.height, shape.width))
         self._solver = Euler(self.pipeline.sigmas(request.steps), noise, request.seed)
@@ -97,12 +97,13 @@ class Generation:
         )
 
     def advance(self, velocity: Tensor) -> NumericalFailure | None:
-        """Take the velocity of an evaluation. Return an error if the latent is no longer finite."""
+        """Advance by the velocity of an evaluation. Return an error if the latent is no longer finite."""
         solver = self.solver
         solver.advance(velocity)
         self.evaluations += 1
         latent = solver.latent
-        # The sum is the quickest test: if it is finite, so are all values. A float16 sum can overflow without that.
+        # The sum is the quickest test: if it is finite, so are all values. A sum in float16 can overflow although all
+        # values are finite, so the second test decides.
         if not math.isfinite(float(latent.sum())) and not math.isfinite(float(abs(latent).max())):
             return self.numerical_failure("not_finite", f"at step {solver.step} of {self.work.request.steps}")
         return None
@@ -110,7 +111,8 @@ class Generation:
     def retry_with(self, pipelines: Iterable[Pipeline], error: NumericalFailure) -> "Generation | None":
         """Return a new generation of the same work in the model's widest precision.
 
-        None if no precision is wider, so that there is never a third attempt, or if the widest cannot do the work.
+        Return None if no wider precision is loaded, so that there is never a third attempt, or if the widest cannot
+        generate the request.
         """
         info, work = self.pipeline.info, self.work
         others = [each for each in pipelines if each.info.name == info.name and each.info.narrowness < info.narrowness]
@@ -138,7 +140,7 @@ class Generation:
         return NumericalFailure(kind, happened, remedy if info.narrowness else "try another seed or other values")
 
     def stages(self, accepted_s: float, ended_s: float) -> tuple[Stage, ...]:
-        """Return the stages for a caller that waits since `accepted_s`. Stages that ended before took no time."""
+        """Return the stages for a caller that has waited since `accepted_s`. Stages that ended before take 0 s."""
         times_s = [self.encoding_s, self.started_s, self.denoised_s, self.decoding_s, ended_s]
         encoding_s, started_s, denoised_s, decoding_s, ended_s = (max(accepted_s, each_s) for each_s in times_s)
         return (
@@ -153,11 +155,11 @@ class Generation:
         return Progress(self.evaluations, self.all_evaluations)
 
     def preview(self) -> Pixels:
-        """Draw the image that the newest evaluation predicts, one pixel for each latent position."""
-        return self.pipeline.preview.draw(to_numpy(self.solver.denoised()))
+        """Return the image that the newest evaluation predicts, one pixel for each latent position."""
+        return self.pipeline.preview.to_rgb(to_numpy(self.solver.denoised()))
 
     def _skip(self) -> Skip | None:
-        """Return the skip-layer guidance of the next step. It is on at the same steps as in Diffusers' pipeline."""
+        """Return the skip-layer guidance of the next step, if any: at the same steps as in Diffusers' pipeline."""
         request, card = self.work.request, self.pipeline.info.card.skip_layers
         if card is None or not request.skip_layer_scale or request.guidance_scale <= 1:
             return None

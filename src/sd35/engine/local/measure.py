@@ -1,4 +1,4 @@
-"""Times a model's steps on this machine, by rows and size: the table that capacity questions are answered from."""
+"""Measure a model's step times on this machine, by transformer rows and image size, for `sd35 simulate`."""
 
 import platform
 import time
@@ -13,22 +13,22 @@ from sd35.engine.scheduling.step_times import ShapeTimes, StepTimes
 from sd35.sampling.noise import initial_noise
 from sd35.tensors import LATENT_CHANNELS, LATENT_PX
 
-_TIMED = 5  # calls of each kind, after one to warm up
+_TIMED_CALLS = 5  # of each kind, after one to warm up
 Result = TypeVar("Result")
 
 
 def row_counts(max_rows: int) -> list[int]:
-    """The numbers of rows to time: powers of two, and the most."""
+    """Return the numbers of rows to time: the powers of two below `max_rows`, and `max_rows`."""
     return sorted({*takewhile(lambda rows: rows < max_rows, (2**power for power in range(32))), max_rows})
 
 
 def measure(
     pipeline: Pipeline, sizes_px: Sequence[tuple[int, int]], max_rows: int, on_call: Callable[[], None] = lambda: None
 ) -> StepTimes:
-    """The table of a model at sizes (width, height) that it can draw. `on_call` hears of each kind of call measured."""
+    """Measure a model at `sizes_px`, each (width, height). `on_call` is called after each kind of call is measured."""
     backend, model = pipeline.backend, pipeline.info
     memory_bytes = backend.memory.free_bytes()
-    prompts = (f"{number} {model.name}" for number in range(1000))  # never the same again, should a backend remember
+    prompts = (f"{number} {model.name}" for number in range(1000))  # all different, in case a backend has a cache
     encode_s, _ = _timed(backend, lambda: backend.encode_text([next(prompts)]))
     on_call()
     return StepTimes(
@@ -64,7 +64,7 @@ def _shape_times(backend: Backend, size_px: tuple[int, int], max_rows: int, on_c
 
 
 def _rows(backend: Backend, size_px: tuple[int, int], count: int) -> Iterator[DenoiseRow]:
-    """Rows that differ in everything but their shape; none is guided, so that each is one transformer row."""
+    """Yield rows that differ in everything but their shape. They are unguided, so each is one transformer row."""
     width_px, height_px = size_px
     shape = LATENT_CHANNELS, height_px // LATENT_PX, width_px // LATENT_PX
     for index in range(count):
@@ -74,12 +74,12 @@ def _rows(backend: Backend, size_px: tuple[int, int], count: int) -> Iterator[De
 
 
 def _timed(backend: Backend, call: Callable[[], Result]) -> tuple[float, int]:
-    """The median seconds of a call, and the bytes its first run took."""
+    """Return the median seconds of a call, and the peak bytes of its first run."""
     backend.memory.watch()
     call()
     peak_bytes = backend.memory.peak_bytes()
     samples_s = []
-    for _ in range(_TIMED):
+    for _ in range(_TIMED_CALLS):
         began_s = time.perf_counter()
         call()
         samples_s.append(time.perf_counter() - began_s)

@@ -13,7 +13,7 @@ from sd35.tensors import LATENT_CHANNELS
 
 @dataclass(frozen=True, eq=False)
 class Pipeline:
-    """A checkpoint, the backend that holds its weights, and the map that draws its previews."""
+    """A checkpoint, the backend that holds its weights, and the map that computes its previews."""
 
     checkpoint: Checkpoint
     backend: Backend
@@ -41,12 +41,12 @@ class Pipeline:
         )
 
     def sigmas(self, steps: int) -> tuple[float, ...]:
-        """The sigma before each step, then 0."""
+        """Return the sigma before each step, then 0."""
         return _sigmas(self.schedule, steps)
 
 
 def _profile_of(backend: Backend) -> str:
-    """Return "onnx/float32", "onnx/fp8/5d7e9a10", or "diffusers/bfloat16/compiled/tiled"."""
+    """Return a profile such as "onnx/float32", "onnx/fp8/5d7e9a10" or "diffusers/bfloat16/compiled/tiled"."""
     parts = [backend.name, backend.precision]
     parts += [backend.build] if backend.build else []
     parts += [COMPILED] if backend.is_compiled else []

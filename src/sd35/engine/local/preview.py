@@ -23,7 +23,10 @@ class PreviewMap:
         self._map = np.zeros((channels + 1, 3), np.float32)
 
     def learn(self, latent: Float32[Array, "16 h w"], pixels: UInt8[Array, "h*8 w*8 3"]) -> None:
-        """Improve the map by a latent and its decoded image. Does nothing after _MAX_POSITIONS positions."""
+        """Improve the map by a latent and its decoded image.
+
+        Does nothing once it has learned from _MAX_POSITIONS positions, or if a value of the latent exceeds _MAX_ABS.
+        """
         if self._seen >= _MAX_POSITIONS or np.abs(latent).max() > _MAX_ABS:
             return
         positions = _with_one(latent).astype(np.float64)
@@ -37,7 +40,7 @@ class PreviewMap:
         self._seen += len(positions)
         self._map = np.linalg.lstsq(self._squares, self._products)[0].astype(np.float32)
 
-    def draw(self, latent: Float32[Array, "16 h w"]) -> UInt8[Array, "h w 3"]:
+    def to_rgb(self, latent: Float32[Array, "16 h w"]) -> UInt8[Array, "h w 3"]:
         """Return one RGB pixel for each latent position."""
         colours = _with_one(latent) @ self._map
         return (np.clip(colours, 0, 1) * 255).round().astype(np.uint8).reshape(*latent.shape[1:], 3)

@@ -20,9 +20,9 @@ class EmbeddingCache:
     def get(
         self, pipeline: Hashable, prompts: Iterable[str], encode: Callable[[list[str]], Mapping[str, TextEmbedding]]
     ) -> dict[str, TextEmbedding]:
-        """Return the embeddings of `prompts` in a pipeline. `encode` is called once, with all missing prompts.
+        """Return the embeddings of `prompts` in a pipeline. `encode` is called at most once, with all missing prompts.
 
-        The result lacks the prompts that `encode` leaves out.
+        Prompts that `encode` leaves out are missing in the result.
         """
         distinct = list(dict.fromkeys(prompts))
         found = {

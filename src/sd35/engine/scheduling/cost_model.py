@@ -27,12 +27,12 @@ class CostModel:
 
     def __init__(self) -> None:
         self._row_s: dict[Shape, float] = {}
-        self._fewest_rows: dict[Shape, int] = {}
-        self._fewest_row_s: dict[Shape, float] = {}
+        self._smallest_batch_rows: dict[Shape, int] = {}
+        self._smallest_batch_row_s: dict[Shape, float] = {}
         self._decode_s: dict[Shape, float] = {}
-        self._most_rows: dict[Shape, int] = {}
+        self._max_rows: dict[Shape, int] = {}  # only of shapes with failed steps
         self._row_bytes: dict[Shape, float] = {}
-        self._rows_measured: dict[Shape, int] = {}
+        self._row_bytes_at_rows: dict[Shape, int] = {}
         self._decode_bytes: dict[Shape, float] = {}
 
     def row_s(self, shape: Shape) -> float:
@@ -42,18 +42,18 @@ class CostModel:
     def batching(self, shape: Shape) -> float:
         """Return a row's time in recent batches relative to its time in the smallest batch so far, at most 1.
 
-        Near 1, a batch takes as long as its rows one by one, as on most CPUs. Far below 1, further rows cost little. It
-        is 1 before the first measurement of this shape.
+        Near 1, a batch takes as long as its rows one by one, as on most CPUs. Far below 1, further rows cost little.
+        The value is 1 before the first measurement of this shape.
         """
-        return min(1.0, self._row_s[shape] / self._fewest_row_s[shape]) if shape in self._row_s else 1.0
+        return min(1.0, self._row_s[shape] / self._smallest_batch_row_s[shape]) if shape in self._row_s else 1.0
 
     def decode_s(self, shape: Shape) -> float:
         """Return the seconds of decoding one latent."""
         return _by_nearest(self._decode_s, shape, 0)
 
-    def most_rows(self, shape: Shape, rows: int) -> int:
-        """Return `rows`, or fewer if a step with that many transformer rows failed."""
-        return min(rows, self._most_rows.get(shape, rows))
+    def max_rows(self, shape: Shape, limit: int) -> int:
+        """Return the maximum number of transformer rows of a step: `limit`, or fewer if steps of this shape failed."""
+        return min(limit, self._max_rows.get(shape, limit))
 
     def step_bytes(self, shape: Shape, rows: int) -> int:
         """Return the peak bytes of a step with `rows` transformer rows, without the weights."""
@@ -64,7 +64,7 @@ class CostModel:
         return int(_by_largest(self._decode_bytes, shape))
 
     def measured_bytes(self, shape: Shape, rows: int) -> int:
-        """Return the measured bytes of a step or a decoding of this shape. 0 before a measurement: no estimates."""
+        """Return the larger of the measured bytes of a step and of decoding. Never an estimate: 0 if not measured."""
         return int(max(rows * self._row_bytes.get(shape, 0), self._decode_bytes.get(shape, 0)))
 
     def is_measured(self, shape: Shape) -> bool:
@@ -72,11 +72,11 @@ class CostModel:
         return shape in self._row_bytes
 
     def wants_step_bytes(self, shape: Shape, rows: int) -> bool:
-        """Return whether no step of this shape with as many transformer rows was measured yet."""
-        return rows > self._rows_measured.get(shape, 0)
+        """Return whether no step of this shape with at least this many transformer rows was measured yet."""
+        return rows > self._row_bytes_at_rows.get(shape, 0)
 
     def wants_decode_bytes(self, shape: Shape) -> bool:
-        """Return whether decoding this shape was not measured yet."""
+        """Return whether the memory of decoding this shape was not measured yet."""
         return shape not in self._decode_bytes
 
     def learn_step_time(self, shape: Shape, rows: int, took_s: float) -> None:
@@ -86,12 +86,12 @@ class CostModel:
 
     def learn_smallest_batch(self, shape: Shape, rows: int, took_s: float) -> None:
         """Record a step's time for `batching`, unless a smaller batch of this shape was recorded."""
-        fewest = self._fewest_rows.setdefault(shape, rows)
+        fewest = self._smallest_batch_rows.setdefault(shape, rows)
         if rows < fewest:
-            self._fewest_rows[shape] = rows
-            self._fewest_row_s[shape] = took_s / rows
+            self._smallest_batch_rows[shape] = rows
+            self._smallest_batch_row_s[shape] = took_s / rows
         elif rows == fewest:
-            _learn(self._fewest_row_s, shape, took_s / rows)
+            _learn(self._smallest_batch_row_s, shape, took_s / rows)
 
     def learn_decode_time(self, shape: Shape, took_s: float) -> None:
         """Record the time of decoding one latent. Newer ones weigh more."""
@@ -99,13 +99,13 @@ class CostModel:
 
     def learn_too_many_rows(self, shape: Shape, rows: int) -> None:
         """Halve the rows of later steps, because a step with `rows` rows failed and smaller ones did not."""
-        self._most_rows[shape] = max(1, rows // 2)
+        self._max_rows[shape] = max(1, rows // 2)
 
     def learn_step_bytes(self, shape: Shape, rows: int, peak_bytes: int) -> None:
         """Record the peak memory of a step with `rows` transformer rows. The step with the most rows counts."""
         if self.wants_step_bytes(shape, rows):
             self._row_bytes[shape] = peak_bytes / rows
-            self._rows_measured[shape] = rows
+            self._row_bytes_at_rows[shape] = rows
 
     def learn_decode_bytes(self, shape: Shape, peak_bytes: int) -> None:
         """Record the peak memory of decoding one latent. The largest counts."""
@@ -117,19 +117,25 @@ def _learn(known: dict[Shape, float], shape: Shape, took_s: float) -> None:
     known[shape] = before + _NEWEST_WEIGHT * (took_s - before)
 
 
-def _by_nearest(known: Mapping[Shape, float], shape: Shape, otherwise: float) -> float:
-    """Return a shape's value, or that of the pipeline's shape with the nearest area, scaled by area."""
+def _by_nearest(known: Mapping[Shape, float], shape: Shape, default: float) -> float:
+    """Return a shape's measured value. If there is none, estimate it from the nearest shape of the pipeline by area.
+
+    Return `default` if the pipeline has no measured shape.
+    """
     if shape in known:
         return known[shape]
     others = [other for other in known if other.pipeline == shape.pipeline]
     if not others:
-        return otherwise
+        return default
     nearest = min(others, key=lambda other: abs(math.log(other.area / shape.area)))
     return known[nearest] * shape.area / nearest.area
 
 
 def _by_largest(known: Mapping[Shape, float], shape: Shape) -> float:
-    """Return a shape's value, or the largest value per area among the pipeline's shapes, scaled by area."""
+    """Return a shape's measured value. If there is none, estimate it by area from the pipeline's most costly shape.
+
+    The most costly shape has the largest value for its area. Return 0 if the pipeline has no measured shape.
+    """
     if shape in known:
         return known[shape]
     return shape.area * max(

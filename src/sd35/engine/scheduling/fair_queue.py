@@ -11,7 +11,7 @@ from heapq import heapify, heappop, heappush, heapreplace
 from typing import Generic, NamedTuple, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
-_SWEEP_EVERY = 256  # entries of a client, after which its invalid ones are dropped
+_SWEEP_EVERY = 256  # whenever a client has a multiple of this many entries, the invalid ones are dropped
 
 
 @dataclass(eq=False, slots=True)
@@ -43,7 +43,7 @@ class FairQueue(Generic[Key]):
         self._accounts: list[tuple[float, int, Account]] = []  # a heap: `served_s` when it was added, place, account
 
     def push(self, entry: Entry[Key]) -> None:
-        """Add an entry to its client's."""
+        """Add an entry."""
         entries = self._entries.get(entry.account)
         if entries is None:
             entries = self._entries[entry.account] = []

@@ -1,4 +1,4 @@
-"""Which images make the next step together. Pure policy, without tensors, threads or a clock: callers pass the time.
+"""Choose the images that make the next step together. Uses no tensors, threads or clock: callers pass the time.
 
 Rows of one latent shape share a batch, whatever their step counts, guidance, prompts and progress. Three rules:
 
@@ -6,8 +6,8 @@ Rows of one latent shape share a batch, whatever their step counts, guidance, pr
 - Among a client's images, the one with the earliest deadline is next. An image's deadline is its arrival plus
   `SLOWDOWN_TARGET` times its own duration, and earlier with a priority. So short images overtake long ones, but no
   later image overtakes one that is past its deadline.
-- A batch and the decoding beside it together stay within the device's memory. Images are decoded in the order in which
-  they finish their last step. Their memory is reserved before the next batch is formed.
+- A batch and the decoding that runs at the same time stay within the device's memory. Images are decoded in the order
+  of their last steps. The memory of the next decoding is reserved before the next batch is formed.
 
 Admission distinguishes a burst from lasting overload, as CoDel does (Nichols and Jacobson, "Controlling Queue Delay",
 2012): a queue that never empties delays all clients without raising throughput. A burst may use all of `max_in_flight`.
@@ -59,7 +59,7 @@ class _Entry:
     account: Account
     deadline_s: float
     place: int
-    left: int  # steps
+    left: int  # evaluations of the transformer
 
 
 @dataclass(slots=True)
@@ -72,14 +72,14 @@ class _Decoding(Generic[Key]):
 
 
 class Scheduler(Generic[Key]):
-    """The images of one device. A key is accepted once, and ends with `cancel` or `decoded`, whichever is first."""
+    """The images of one device, by key. An image ends with `cancel` or `decoded`, whichever is first."""
 
     def __init__(self, limits: DeviceLimits, costs: CostModel) -> None:
         self.limits, self.costs = limits, costs
         self._images: dict[Key, _Entry] = {}
         self._queues: dict[Shape, FairQueue[Key]] = {}
         self._accounts: dict[Hashable, Account] = {}
-        self._level_s = 0.0  # of the client that was served least; new clients start there
+        self._level_s = 0.0  # `served_s` of the least served client; new clients start there
         self._rows: Counter[Shape] = Counter()  # of all accepted images
         self._row_steps_left: Counter[Shape] = Counter()
         self._decodings_left: Counter[Shape] = Counter()
@@ -154,7 +154,7 @@ class Scheduler(Generic[Key]):
         free_bytes = self.limits.memory_bytes - self.used_bytes
         needed_bytes = self._at_most_all(self.costs.step_bytes(item.shape, item.rows))
         if needed_bytes > free_bytes:
-            return None  # the decoding has the rest, and ends soon
+            return None  # the current decoding has the rest, and ends soon
         self._running = self._fill(item.shape, free_bytes)
         return self._running
 
@@ -201,7 +201,8 @@ class Scheduler(Generic[Key]):
         needed = self.costs.measured_bytes(item.shape, item.rows)
         if needed > self.limits.memory_bytes:
             size = f"{LATENT_PX * item.shape.width}x{LATENT_PX * item.shape.height}"
-            allowed = f"what {self.limits.memory_bytes / 1e6:.1f} MB can hold; this size takes {needed / 1e6:.1f} MB"
+            limit_mb, needed_mb = self.limits.memory_bytes / 1e6, needed / 1e6
+            allowed = f"sizes that fit in {limit_mb:.1f} MB of working memory; this one needs {needed_mb:.1f} MB"
             raise InvalidRequest("width x height", size, allowed)
 
     def _check_room(self, item: WorkItem) -> None:
@@ -216,7 +217,7 @@ class Scheduler(Generic[Key]):
             raise Overloaded(reason, self.backlog_s / max(1, len(self._images)))
         wait_s = self._wait_s(item)
         if wait_s > self.limits.max_wait_s:
-            reason = f"an image would wait for {wait_s:.0f} s and may for {self.limits.max_wait_s:.0f}"
+            reason = f"the estimated wait is {wait_s:.0f} s; allowed: at most {self.limits.max_wait_s:.0f} s"
             raise Overloaded(reason, wait_s - self.limits.max_wait_s)
 
     def _check_slowdown(self, item: WorkItem) -> None:
@@ -237,8 +238,8 @@ class Scheduler(Generic[Key]):
     def _slowdown(self) -> float:
         """The estimated duration of an accepted image, relative to its duration alone.
 
-        An image makes its next step after all others have made theirs. So n rows take n times as long if batching saves
-        nothing.
+        An image makes its next step after all others have made theirs. So with n rows it takes n times as long if
+        batching saves nothing.
         """
         return sum(rows * self.costs.batching(shape) for shape, rows in self._rows.items())
 
@@ -273,15 +274,15 @@ class Scheduler(Generic[Key]):
         return min(filter(None, firsts.values()), key=lambda first: (first.account.served_s, first), default=None)
 
     def _fill(self, shape: Shape, free_bytes: int) -> Batch[Key]:
-        """Return as many images of a shape as rows and memory allow, or one if the shape was never measured."""
+        """Return a batch of as many images as rows and memory allow, or of one if the shape was never measured."""
         queue, row_s = self._queues[shape], self.costs.row_s(shape)
         keys: list[Key] = []
         rows = 0
-        most_rows = self.costs.most_rows(shape, self.limits.max_rows)
+        max_rows = self.costs.max_rows(shape, self.limits.max_rows)
         while entry := queue.first():
             more = self._images[entry.key].item.rows
             is_known = self.costs.is_measured(shape)
-            has_room = rows + more <= most_rows and self.costs.step_bytes(shape, rows + more) <= free_bytes
+            has_room = rows + more <= max_rows and self.costs.step_bytes(shape, rows + more) <= free_bytes
             if keys and not (is_known and has_room):
                 break
             queue.take()
@@ -293,11 +294,11 @@ class Scheduler(Generic[Key]):
         return Batch(shape, keys, rows, self._at_most_all(self.costs.step_bytes(shape, rows)))
 
     def _at_most_all(self, memory_bytes: int) -> int:
-        """Limit a need to all of the memory, because an accepted image runs even if it turns out to need more."""
+        """Return at most the whole memory: an accepted image runs even if it turns out to need more."""
         return min(memory_bytes, self.limits.memory_bytes)
 
     def _reserve_decoding(self) -> None:
-        """Reserve memory for the next decoding, as soon as there is enough."""
+        """Reserve memory for the next decoding if enough is free."""
         if self._decoding is None and self._to_decode:
             key = next(iter(self._to_decode))
             needed = self._at_most_all(self.costs.decode_bytes(self._images[key].item.shape))

@@ -1,7 +1,7 @@
 """The scheduler on simulated devices with a simulated clock, to try policies and capacities at scale within seconds.
 
-A simulated device takes the times of steps and decoding from a table, without waiting. It decodes beside the steps, as
-`sd35.engine.local.engine` does, and encodes the prompts of a batch's new images before the batch's step.
+A simulated device takes the times of steps and decoding from a table. Like `sd35.engine.local.engine`, it decodes at
+the same time as it makes steps, and encodes the prompts of a batch's new images before the batch's step.
 """
 
 import random
@@ -33,7 +33,7 @@ class Clock:
         heappush(self._events, (self.now_s + delay_s, next(self._order), call))
 
     def run(self) -> None:
-        """Run all calls, including the ones they schedule."""
+        """Run all scheduled calls, and those that they schedule."""
         while self._events:
             self.now_s, _, call = heappop(self._events)
             call()
@@ -90,9 +90,9 @@ class Device:
 
     def _end_decoding(self, key: Hashable) -> None:
         self._is_decoding = False
-        is_wanted = key in self.scheduler
+        was_cancelled = key not in self.scheduler
         self.scheduler.decoded()
-        if is_wanted:
+        if not was_cancelled:
             self._on_end(key)
         del self._items[key]
         self._start_work()
@@ -135,7 +135,7 @@ class Report:
 
     def percentile_s(self, percent: float, steps: int | None = None) -> float:
         """Return a percentile of the latency of all images, or of those with `steps` steps."""
-        chosen = [s for of, every in self.latencies_s.items() if steps in (of, None) for s in every]
+        chosen = [s for count, latencies_s in self.latencies_s.items() if steps in (count, None) for s in latencies_s]
         return sorted(chosen)[ceil(percent / 100 * len(chosen)) - 1]
 
     @property
@@ -145,7 +145,7 @@ class Report:
 
 
 def simulate(times: StepTimes, load: Load, limits: DeviceLimits, devices: int) -> Report:
-    """Send a load to `devices` devices, each image to the least busy of a few random ones."""
+    """Simulate a load on `devices` devices. Each image goes to the least busy of a few random ones."""
     clock, report, rng = Clock(), Report(), random.Random(load.seed)  # noqa: S311  chance, not secrecy
     arrived: dict[Hashable, tuple[float, int]] = {}
 

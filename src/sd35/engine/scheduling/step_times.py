@@ -1,4 +1,4 @@
-"""A device's times of steps, by rows and shape. `sd35 measure` writes this table and `sd35 simulate` reads it."""
+"""A device's step times by transformer rows and shape. `sd35 measure` writes this table, `sd35 simulate` reads it."""
 
 import json
 from bisect import bisect_left
@@ -16,7 +16,7 @@ _Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ShapeTimes(BaseModel):
-    """The costs of one latent shape: a step by number of transformer rows, and decoding one latent."""
+    """The costs of one latent shape: of a step, by number of transformer rows, and of decoding one latent."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,7 +49,7 @@ class StepTimes(BaseModel):
     memory_bytes: int = Field(gt=0)
     steps: int = Field(ge=STEPS[0], le=STEPS[1])
     guidance_scale: float = Field(ge=GUIDANCE_SCALE[0], le=GUIDANCE_SCALE[1])
-    encode_s: _Seconds = Field(description="Of one prompt.")
+    encode_s: _Seconds = Field(description="Seconds to encode one prompt.")
     shapes: list[ShapeTimes] = Field(min_length=1)
 
     @classmethod
@@ -63,7 +63,8 @@ class StepTimes(BaseModel):
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"
             raise InvalidSetting(
-                f"--step-times: {path} is not a table of step times: {where}: {first['msg']}"
+                f"--step-times: {path} is not a table of step times: {where}: {first['msg']};"
+                " allowed: a file that `sd35 measure` wrote"
             ) from error
 
     def write(self, path: Path) -> None:

@@ -1,17 +1,17 @@
-"""Tell public IP addresses from private and special ones.
+"""Distinguish public IP addresses from private and special ones.
 
-`ipaddress.is_global` depends on the version of Python: 3.11.7 takes 192.0.0.192, the metadata service of Oracle Cloud,
-for a public address. Therefore the special ranges are listed here, and `ipaddress` may only refuse more.
+`ipaddress.is_global` depends on the version of Python: 3.11.7 treats 192.0.0.192, the metadata service of Oracle Cloud,
+as public. Therefore, the special ranges are listed here, and `ipaddress` can only refuse more addresses.
 
-A network-specific NAT64 prefix (RFC 6052) cannot be distinguished from other public IPv6 addresses. Its operator must
-keep the gateway from forwarding to private addresses.
+A network-specific NAT64 prefix (RFC 6052) cannot be distinguished from other public IPv6 addresses. The operator of
+such a gateway must prevent it from forwarding to private addresses.
 """
 
 import ipaddress
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-# All of https://www.iana.org/assignments/iana-ipv4-special-registry and iana-ipv6-special-registry, as of 2025. Blocks
-# inside of others are omitted. Some are globally reachable, but reserved for a protocol, not for webhook receivers.
+# All blocks of https://www.iana.org/assignments/iana-ipv4-special-registry and iana-ipv6-special-registry, as of 2025,
+# except those inside another block. Some are globally reachable, but are reserved for a protocol.
 _SPECIAL_V4 = [
     IPv4Network(block)
     for block in (
@@ -36,7 +36,7 @@ _SPECIAL_V4 = [
         "224.0.0.0/4",  # multicast, RFC 5771
     )
 ]
-_SPECIAL_V6 = [  # besides _MAPPED and _NAT64, whose addresses are checked as the IPv4 addresses in them
+_SPECIAL_V6 = [  # without _MAPPED and _NAT64: for these, the embedded IPv4 address is checked
     IPv6Network(block)
     for block in (
         "::/128",  # unspecified
@@ -61,7 +61,7 @@ _SPECIAL_V6 = [  # besides _MAPPED and _NAT64, whose addresses are checked as th
 _UNICAST_V6 = IPv6Network("2000::/3")  # all unicast addresses that IANA has assigned so far
 _MAPPED, _NAT64 = IPv6Network("::ffff:0:0/96"), IPv6Network("64:ff9b::/96")  # RFC 4291, RFC 6052
 _ISATAP = (0x0000_5EFE, 0x0200_5EFE)  # RFC 5214: the third quarter of an address that ends in an IPv4 address
-# Metadata services of clouds. Those in special ranges are listed too, in case a range is ever released.
+# Metadata services of clouds. Some are in special ranges, but are listed in case a range is released.
 _METADATA = {
     IPv4Address("100.100.100.200"),  # Alibaba Cloud
     IPv4Address("168.63.129.16"),  # Azure; looks public
@@ -71,10 +71,10 @@ _METADATA = {
 
 
 def is_public(text: str) -> bool:
-    """Whether an IPv4 or IPv6 address is public.
+    """Return whether an IPv4 or IPv6 address is public.
 
-    False for special-purpose and multicast ranges, for metadata services of clouds, and for IPv6 addresses with a zone.
-    An IPv6 address that embeds an IPv4 address is treated as that address. Raises ValueError if it is no address.
+    Special-purpose and multicast ranges, metadata services of clouds, and IPv6 addresses with a zone are not public. An
+    IPv4-mapped or NAT64 address is public if its IPv4 address is. Raises ValueError if the text is not an address.
     """
     address = ipaddress.ip_address(text)
     if isinstance(address, IPv6Address):

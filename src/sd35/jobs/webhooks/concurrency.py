@@ -1,7 +1,7 @@
-"""Limits on simultaneous webhooks, and the choice of the next ones.
+"""Limits on simultaneous webhooks, and the choice of the next webhooks to send.
 
-A receiver that accepts a connection and never answers occupies a slot until the attempt times out. The numbers of slots
-per owner and per host are therefore limited. Hosts that were slow recently share a small part of all slots, one each.
+A receiver that accepts a connection and never answers occupies a slot until the attempt times out. Therefore, the slots
+per owner and per host are limited. A host that was slow in its last attempt gets one slot, from a small part of all.
 """
 
 from collections import Counter, defaultdict
@@ -13,8 +13,8 @@ from typing import Any
 from sd35.storage.jobs import DueWebhooks, Receiver
 
 MAX_IN_FLIGHT, PER_OWNER, PER_HOST = 64, 16, 4
-MAX_SLOW, SLOW_PER_OWNER, PER_SLOW_HOST = 16, 4, 1  # parts of the numbers above
-_MAX_REMEMBERED = 10_000  # hosts, and receivers; the least recently used are forgotten first
+MAX_SLOW, SLOW_PER_OWNER, PER_SLOW_HOST = 16, 4, 1  # included in the numbers above
+_MAX_REMEMBERED = 10_000  # entries of each dict; the least recently used are removed first
 _Candidate = tuple[int, int, float, Receiver, int]  # in flight to the host, last start, oldest due, receiver, due count
 
 
@@ -45,11 +45,11 @@ class _Load:
 
 
 class InFlight:
-    """The webhooks that this process is sending. Not thread-safe: give other threads a copy."""
+    """The webhooks that this process is sending. Not thread-safe: pass a copy to other threads."""
 
     def __init__(self) -> None:
         self._receivers: Counter[Receiver] = Counter()
-        self._slow_hosts: dict[str, None] = {}  # least recently slow first
+        self._slow_hosts: dict[str, None] = {}  # the least recently slow first
         self._last_start: dict[Receiver | str, int] = {}  # by receiver and by owner; oldest first
         self._starts = 0
 
@@ -88,10 +88,11 @@ class InFlight:
             _forget_oldest(self._slow_hosts)
 
     def choose(self, due: Iterable[DueWebhooks]) -> Counter[Receiver]:
-        """Choose how many webhooks of each receiver to start, as if one by one.
+        """Return the number of webhooks to start for each receiver.
 
-        Each choice takes the owner with the fewest webhooks in flight, and of that owner the host with the fewest. Ties
-        go to the least recent start, then to the longest due webhook.
+        The result is as if webhooks were chosen one at a time. Each time, the owner with the fewest webhooks in flight
+        goes first, and of its hosts the one with the fewest. Ties go to the least recent start, then to the webhook
+        that has been due longest.
         """
         load = self._load()
         hosts: dict[str, list[_Candidate]] = defaultdict(list)
@@ -120,7 +121,7 @@ class InFlight:
         while candidates:
             in_flight, last, oldest_s, receiver, count = heappop(candidates)
             if not load.has_slot(receiver, is_slow=receiver.host in self._slow_hosts):
-                continue  # and will not have one during this choice, since numbers in flight only grow
+                continue  # it gets no slot later in this choice, because the numbers in flight only increase
             if load.hosts[receiver.host] > in_flight:  # a webhook of another owner to this host was chosen meanwhile
                 heappush(candidates, (load.hosts[receiver.host], last, oldest_s, receiver, count))
                 continue

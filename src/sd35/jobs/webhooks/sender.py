@@ -1,4 +1,4 @@
-"""Send due webhooks. The job store holds them, so they outlive the process."""
+"""Send due webhooks. They are in the job store, so they survive a restart."""
 
 import asyncio
 import random
@@ -23,16 +23,18 @@ Body = Callable[[str], bytes | None]
 ATTEMPTS = 11  # with the waits below, the last attempt is a day after the first
 _FIRST_WAIT_S, _GROWTH, _MAX_WAIT_S, _JITTER = 5.0, 4.0, 6 * 3600.0, 0.25
 _ATTEMPT_S = WEBHOOK_LEASE_S / 4  # for the lookup, the connection, and the response
-_SLOW_S = _ATTEMPT_S / 3  # a slower host gets few slots until it is faster
-_POLL_S = 1.0  # interval without being woken
+_SLOW_S = _ATTEMPT_S / 3  # a host that is slower gets only one slot until it is faster
+_POLL_S = 1.0  # interval to look for due webhooks, unless `wake` is called
 _UNAVAILABLE = "webhooks wait: the job store does not answer"
-_REST_S = 0.05  # minimum pause after a poll; at least as long as the poll took
+_REST_S = 0.05  # minimum pause after a poll; the pause is also at least as long as the poll took
 
 
 def wait_s(attempts: int, jitter: float) -> float | None:
-    """Return the wait after a number of failed attempts, in seconds, or None to give up.
+    """Return the wait before the next attempt in seconds, or None to give up.
 
-    `jitter`, 0 to 1, spreads the waits of webhooks that failed together.
+    Args:
+        attempts: Number of failed attempts so far.
+        jitter: Random number from 0 to 1. It spreads the waits of webhooks that failed at the same time.
     """
     if attempts >= ATTEMPTS:
         return None
@@ -41,7 +43,7 @@ def wait_s(attempts: int, jitter: float) -> float | None:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """Result of an attempt. `failure` is the reason of a failure. `is_gone`: the receiver wants no more webhooks."""
+    """Result of an attempt. `failure` is the reason if it failed. If `is_gone`, the receiver wants no more webhooks."""
 
     failure: str | None = None
     is_gone: bool = False
@@ -54,8 +56,8 @@ class Sender:
         store: The job store with the webhooks.
         body_of: Returns the JSON of a job by its ID, or None if the job was deleted. Called on a thread.
         secret: Key of the signatures.
-        transport: Sends HTTP requests.
-        clock: Seconds since 1970.
+        transport: Sends the HTTP requests.
+        clock: Returns the time in seconds since 1970.
     """
 
     def __init__(
@@ -73,11 +75,11 @@ class Sender:
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
-        """Look for due webhooks now, since a job has ended."""
+        """Look for due webhooks now, because a job has ended."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Send due webhooks until cancelled. Those in flight then become due again when their lease expires."""
+        """Send due webhooks until cancelled. Webhooks in flight then become due again when their lease expires."""
         try:
             async with asyncio.TaskGroup() as sending:
                 while True:
@@ -93,7 +95,7 @@ class Sender:
             await self._transport.aclose()
 
     async def start_due(self, sending: asyncio.TaskGroup) -> None:
-        """Start to send the due webhooks that get a slot, each in its own task. Raises StoreUnavailable."""
+        """Start a task for each due webhook that gets a slot. Raises StoreUnavailable."""
         if self._in_flight.is_full:
             return
         if not (chosen := await STORES.run(self._choose, self._in_flight.copy())):
@@ -103,15 +105,15 @@ class Sender:
             sending.create_task(self._send(delivery))
 
     def _choose(self, in_flight: InFlight) -> Mapping[Receiver, int]:
-        """Choose which due webhooks to start. Runs on a thread, since it takes a while if very many are due."""
+        """Choose the due webhooks to start. Runs on a thread, because it is slow if very many are due."""
         return in_flight.choose(self._store.due_webhooks(self._clock()))
 
     async def _send(self, delivery: Delivery) -> None:
-        """Send a webhook, and free its slot when nothing of it runs any more. Never raises."""
+        """Send a webhook, and free its slot when the attempt and its DNS lookup have ended. Never raises."""
         try:
             with log_errors(_UNAVAILABLE):
                 await self._deliver(delivery)
-            if lookup := self._transport.lookup_of(delivery.url):  # it still runs if the attempt timed out
+            if lookup := self._transport.lookup_of(delivery.url):  # still running after the attempt has timed out
                 await asyncio.wait([lookup])
         finally:
             self._in_flight.end(delivery.receiver)

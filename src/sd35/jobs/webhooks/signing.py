@@ -1,6 +1,6 @@
 """Sign webhooks as in Standard Webhooks 1.0.0: https://github.com/standard-webhooks/standard-webhooks.
 
-Receivers can verify them with the libraries of that project, which exist for most languages.
+Receivers can verify signatures with the libraries of that project, which exist for many languages.
 """
 
 import base64
@@ -15,7 +15,7 @@ _MIN_BYTES, _MAX_BYTES = 24, 64
 
 
 def secret_of(settings: Settings) -> bytes | None:
-    """Return the key from the settings, or None if there is no secret.
+    """Return the signing key from the setting `webhook_secret`, or None if it is not set.
 
     Raises InvalidSetting, with a message that does not contain the secret.
     """
@@ -28,14 +28,14 @@ def secret_of(settings: Settings) -> bytes | None:
         secret = b""
     if not text.startswith(_PREFIX) or not _MIN_BYTES <= len(secret) <= _MAX_BYTES:
         raise InvalidSetting(
-            f"webhook_secret: got another format; allowed: {_PREFIX} and then {_MIN_BYTES} to {_MAX_BYTES} random"
-            f' bytes in base64, as echo "{_PREFIX}$(openssl rand -base64 32)" makes'
+            f"webhook_secret: got a secret of another format; allowed: {_PREFIX} and {_MIN_BYTES} to {_MAX_BYTES}"
+            f' random bytes in base64; to create one: echo "{_PREFIX}$(openssl rand -base64 32)"'
         )
     return secret
 
 
 def headers(secret: bytes, message_id: str, now_s: float, body: bytes) -> dict[str, str]:
-    """Return the headers with message ID, time (seconds since 1970), and the signature of these and the body."""
+    """Return headers with the message ID, the time in seconds since 1970, and a signature of these and the body."""
     timestamp = str(int(now_s))
     digest = hmac.digest(secret, f"{message_id}.{timestamp}.".encode() + body, "sha256")
     return {

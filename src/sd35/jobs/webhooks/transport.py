@@ -1,4 +1,4 @@
-"""HTTP transport that connects to public addresses only, with DNS lookups on threads of their own."""
+"""HTTP transport that connects to public addresses only. Each DNS lookup has its own thread."""
 
 import asyncio
 import socket
@@ -12,11 +12,11 @@ import httpx2
 from sd35.jobs.webhooks.addresses import is_public
 
 Lookup = Callable[[str], list[str]]
-_CONNECT_S = 5.0  # per address, TLS included; then the next address is tried
+_CONNECT_S = 5.0  # maximum time to connect to an address, including TLS, before the next address is tried
 
 
 def look_up(host: str) -> list[str]:
-    """Return the addresses of a host, preferred ones first. Blocks. Raises OSError."""
+    """Return the IP addresses of a host, preferred ones first. Blocks. Raises OSError."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except UnicodeError as error:  # a part of the name is empty or too long
@@ -25,12 +25,12 @@ def look_up(host: str) -> list[str]:
 
 
 class Resolver:
-    """Looks up hosts, each at most once at a time.
+    """Looks up hosts in DNS. Each host has at most one lookup at a time.
 
-    A lookup cannot be interrupted: if the name server does not answer, its thread outlives the attempt that needs it.
-    Lookups therefore use no shared thread pool, and their threads are daemons, which do not delay the exit of the
-    process. The caller limits the number of threads by limiting the number of hosts, and by counting a host until
-    `running` is done.
+    A lookup cannot be interrupted: if the name server does not answer, its thread runs longer than the attempt that
+    needs it. Therefore, lookups do not use a shared thread pool, and their threads are daemons, which do not delay the
+    exit of the process. To limit the number of threads, the caller limits the number of hosts, and counts a host until
+    its `running` lookup has ended.
     """
 
     def __init__(self, lookup: Lookup = look_up) -> None:
@@ -38,7 +38,7 @@ class Resolver:
         self._running: dict[str, asyncio.Future[list[str]]] = {}
 
     def running(self, host: str) -> "asyncio.Future[list[str]] | None":
-        """Return the running lookup of a host, perhaps of an attempt that has timed out, or None."""
+        """Return the running lookup of a host, or None. It may be the lookup of an attempt that has timed out."""
         return self._running.get(host)
 
     async def resolve(self, host: str) -> list[str]:
@@ -55,7 +55,7 @@ class Resolver:
                 addresses = self._lookup(host)
             except Exception as error:  # noqa: BLE001  raised again where the result is awaited
                 failure = error
-            with suppress(RuntimeError):  # the event loop was closed
+            with suppress(RuntimeError):  # the event loop is closed
                 loop.call_soon_threadsafe(end, addresses, failure)
 
         def end(addresses: list[str], failure: Exception | None) -> None:
@@ -64,7 +64,7 @@ class Resolver:
                 done.set_result(addresses)
             else:
                 done.set_exception(failure)
-                done.exception()  # marks it as retrieved, since nobody may be waiting any more
+                done.exception()  # marks it as retrieved, because nobody may be waiting any more
 
         threading.Thread(target=run, name="webhook lookup", daemon=True).start()
         self._running[host] = done
@@ -74,8 +74,8 @@ class Resolver:
 class PublicTransport(httpx2.AsyncHTTPTransport):
     """Looks up the host once, and connects to exactly the address that was checked.
 
-    A second lookup could return another address (DNS rebinding). Connections are not kept alive: a request to another
-    host at the same address must not reuse this one's connection.
+    A second lookup could return another address (DNS rebinding). Connections are not kept alive, so that a request to
+    another host at the same address does not reuse them.
     """
 
     def __init__(self, resolver: Resolver, *, allow_private: bool) -> None:
@@ -83,7 +83,7 @@ class PublicTransport(httpx2.AsyncHTTPTransport):
         self._resolver, self._allow_private = resolver, allow_private
 
     def lookup_of(self, url: str) -> "asyncio.Future[list[str]] | None":
-        """Return the running lookup of the host of a URL, or None."""
+        """Return the running DNS lookup for the host of a URL, or None."""
         return self._resolver.running(httpx2.URL(url).raw_host.decode())
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -91,7 +91,7 @@ class PublicTransport(httpx2.AsyncHTTPTransport):
         host = request.url.raw_host.decode()
         addresses = await self._resolver.resolve(host)
         allowed = [address for address in addresses if self._allow_private or is_public(address)]
-        failure: Exception = httpx2.ConnectError("it has no public address")
+        failure: Exception = httpx2.ConnectError("the host has no public address")
         # The certificate must match the name, not the address. The Host header is already set.
         request.extensions |= {"sni_hostname": host, "timeout": {"connect": _CONNECT_S}}
         for address in allowed:
@@ -103,7 +103,7 @@ class PublicTransport(httpx2.AsyncHTTPTransport):
         raise failure
 
     async def _send(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request to the address in its URL. Closes the connection if that fails or is cancelled.
+        """Send a request to the address in its URL. If that fails or is cancelled, close the connection.
 
         httpcore leaves the connection open if it is cancelled during a TLS handshake.
         """

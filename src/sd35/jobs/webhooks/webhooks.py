@@ -1,4 +1,4 @@
-"""Webhooks of the service: accepted and sent if there is a secret to sign them with, otherwise refused."""
+"""Webhooks of the service. They are refused if the service has no secret to sign them with."""
 
 import re
 import socket
@@ -16,13 +16,19 @@ from sd35.storage.jobs import JobStore
 from sd35.telemetry.metrics import Metrics
 
 _MAX_CHARACTERS = 2000
-_HOST = re.compile(r"[A-Za-z0-9_.:-]+")  # a name in ASCII, or an address
+_HOST = re.compile(r"[A-Za-z0-9_.:-]+")  # a name in ASCII, or an IP address
 _PORTS = range(1, 2**16)
 _PRIVATE_DOMAINS = {"localhost", "local", "internal"}  # RFC 6761, RFC 6762, and ICANN's name for private use
 
 
 class Webhooks:
-    """Validates and sends webhooks. Raises InvalidSetting if the secret is invalid. `body_of`: see `Sender`."""
+    """Validates and sends webhooks. Raises InvalidSetting if the secret is invalid.
+
+    Args:
+        settings: The secret, and whether private addresses are allowed.
+        store: The job store with the webhooks.
+        body_of: Returns the JSON of a job by its ID; see `Sender`.
+    """
 
     def __init__(self, settings: Settings, store: JobStore, body_of: Body) -> None:
         self._settings = settings
@@ -37,12 +43,12 @@ class Webhooks:
             self._sender.on_result = metrics.webhook_attempted
 
     def check(self, url: str | None) -> None:
-        """Raise InvalidRequest if a webhook cannot be sent to a URL. None means no webhook."""
+        """Check that a webhook can be sent to a URL. None means no webhook. Raises InvalidRequest."""
         if url is not None:
             check_url(url, self._settings)
 
     def wake(self) -> None:
-        """Look for due webhooks now, since a job has ended."""
+        """Look for due webhooks now, because a job has ended."""
         if self._sender:
             self._sender.wake()
 
@@ -53,13 +59,13 @@ class Webhooks:
 
 
 def check_url(url: str, settings: Settings) -> None:
-    """Raise InvalidRequest if a webhook cannot be sent to a URL. Does not use the network.
+    """Check that a webhook can be sent to a URL, without using the network. Raises InvalidRequest.
 
-    The addresses of a host name are checked whenever a webhook is sent, since they may change.
+    The addresses of a host name may change, so they are checked whenever a webhook is sent.
     """
     if settings.webhook_secret is None:
         raise InvalidRequest(
-            "webhook", url, "none, for this service has no secret to sign it with: SD35_WEBHOOK_SECRET"
+            "webhook", url, "none, because this service has no secret to sign webhooks with (SD35_WEBHOOK_SECRET)"
         )
     schemes = ("https", "http") if settings.webhook_allow_private else ("https",)
     host = _host_of(url, schemes)
@@ -73,7 +79,7 @@ def _host_of(url: str, schemes: tuple[str, ...]) -> str | None:
     if len(url) > _MAX_CHARACTERS:
         return None
     try:
-        parsed = httpx2.URL(url)  # the parser of the sender, so that both agree on the host
+        parsed = httpx2.URL(url)  # the parser that the sender uses, so that both agree on the host
         host = parsed.raw_host.decode()
         host.encode("idna")  # raises if a part of the name is empty or longer than 63 characters
     except (httpx2.InvalidURL, ValueError):
@@ -83,9 +89,9 @@ def _host_of(url: str, schemes: tuple[str, ...]) -> str | None:
 
 
 def _may_be_public(host: str) -> bool:
-    with suppress(OSError):  # not an address, but a name
+    with suppress(OSError):  # raised for a name
         return all(
-            is_public(str(address[0]))  # also 127.1 and 0x7f000001, which resolvers accept
+            is_public(str(address[0]))  # including forms such as 127.1 and 0x7f000001, which resolvers accept
             for *_, address in socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
         )
     return host.rstrip(".").rpartition(".")[2].lower() not in _PRIVATE_DOMAINS

@@ -1,1 +1,1 @@
-"""The settings by subject. Each class is a base of `Settings`; its title heads its flags in the help of a command."""
+"""The settings by subject. Each class is a base of `Settings`. Its title is that of a panel in the help of commands."""

@@ -1,4 +1,4 @@
-"""Settings about clients: proxies, host names, browsers, content."""
+"""Settings of access: trusted proxies, host names, web pages of other origins, and the content filter."""
 
 import ipaddress
 import re
@@ -13,12 +13,12 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+|file://")
 
 
 class AccessSettings(BaseModel, title="Access", defer_build=True):
-    """Which clients and web pages may use the service, and what they may see."""
+    """Which clients and web pages may use the service, and which content it allows."""
 
     trusted_proxies: Annotated[CommaSeparated[str], Flag("NETWORKS")] = Field(
         (),
-        description="Addresses and networks of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` headers are"
-        " trusted, separated by commas (in the file, a list).",
+        description="Addresses and networks of reverse proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` headers"
+        " are trusted. Separated by commas (in the file, a list).",
     )
     allowed_hosts: Annotated[CommaSeparated[str], Flag("NAMES")] = Field(
         (),
@@ -33,23 +33,27 @@ class AccessSettings(BaseModel, title="Access", defer_build=True):
     )
     cors_private_network: bool = Field(
         default=False,
-        description="Answer private network preflights, so that public pages of `cors_origins` can reach a server on a"
-        " private network or on the user's own machine.",
+        description="Allow web pages of `cors_origins` that come from the public internet to call a server on a"
+        " private network or on the user's own machine (private network access).",
     )
     metrics_need_admin: bool = Field(
-        default=False, description="Require an administrator's key for `/metrics`. By default, any key is enough."
+        default=False,
+        description="Require an administrator's API key for `/metrics`. By default, any API key is enough.",
     )
     content_filter: Annotated[str | None, Flag("MODULE:NAME")] = Field(
         None,
-        description="Import path, `package.module:name`, of a hook that receives each prompt and image, and allows,"
-        " blurs or refuses it.",
+        description="Import path, `package.module:name`, of a content filter. It receives each prompt and image, and"
+        " allows, blurs or refuses it.",
     )
 
     @field_validator("trusted_proxies")
     @classmethod
     def _check_proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for each in value:
-            ipaddress.ip_network(each)  # its ValueError says what is wrong; an address is a network of one
+            try:
+                ipaddress.ip_network(each)  # an address is a network of one
+            except ValueError as error:
+                raise ValueError(f"{error}; allowed: addresses and networks, such as 10.0.0.7 or 10.0.0.0/8") from error
         return value
 
     @field_validator("allowed_hosts")
@@ -57,8 +61,8 @@ class AccessSettings(BaseModel, title="Access", defer_build=True):
     def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if invalid := [each for each in value if each != "*" and not _HOST.fullmatch(each)]:
             raise ValueError(
-                f"{invalid[0]}: no host name; allowed: a name without scheme and port, as gpu.example (international"
-                " ones as xn--...), *.example.com for all names below one, * for any; IP addresses need no entry"
+                f"{invalid[0]} is not a host name; allowed: names without scheme and port, such as gpu.example (xn--..."
+                " if international), *.example.com for all subdomains, * for any name; IP addresses need no entry"
             )
         return value
 
@@ -67,6 +71,7 @@ class AccessSettings(BaseModel, title="Access", defer_build=True):
     def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if invalid := [each for each in value if each != "*" and not _ORIGIN.fullmatch(each)]:
             raise ValueError(
-                f"{invalid[0]}: no origin, which is of the form https://example.com or http://localhost:3000"
+                f"{invalid[0]} is not an origin; allowed: origins such as https://example.com or"
+                " http://localhost:3000, or * for any origin"
             )
         return value

@@ -9,35 +9,37 @@ from sd35.settings.flag import CommaSeparated, Flag
 
 
 class ModelSettings(BaseModel, title="Models", defer_build=True):
-    """Which checkpoints to load, from which files, and under which names clients reach them."""
+    """The checkpoints to load, their files, and the names under which clients reach them."""
 
     checkpoints: Annotated[CommaSeparated[str], Flag("NAME|PATH", name="--checkpoint", is_repeated=True)] = Field(
         ("sd35-mini",),
         min_length=1,
-        description="Checkpoints to serve: names that `sd35 models` lists, directories in the Diffusers layout or with"
+        description="Checkpoints to load: names that `sd35 models` lists, directories in the Diffusers layout or with"
         " NVIDIA's ONNX graphs, Stability's single files, or `auto`. `auto` picks the better of SD3.5 Large and Medium"
-        " that fits in memory and is on disk or can be downloaded with your token; with neither weights nor a token it"
-        " falls back to `sd35-mini` and warns. Separated by commas (in the file, a list; on the command line, repeat"
-        " `--checkpoint`). The first is the default.",
+        " that fits in memory and is on disk or can be downloaded with your token. Without weights and token, it uses"
+        " `sd35-mini` and warns. Separated by commas (in the file, a list; on the command line, repeat `--checkpoint`)."
+        " The first is the default model.",
     )
     weights: Annotated[CommaSeparated[Path], Flag("FILE", is_repeated=True)] = Field(
         (),
-        description="Safetensors files whose weights replace the checkpoint's: single files, CLIP or T5 encoders, also"
-        " in FP8, plain or scaled. Separated by commas (in the file, a list; on the command line, repeat `--weights`).",
+        description="Safetensors files whose weights replace those of the checkpoint: whole models, or CLIP or T5"
+        " encoders, also in plain or scaled FP8. Separated by commas (in the file, a list; on the command line, repeat"
+        " `--weights`).",
     )
     registry: Annotated[Path | None, Flag("FILE")] = Field(
         None,
-        description="TOML file that registers more checkpoints by name, in the format of `checkpoints/registry.toml`.",
+        description="TOML file that registers more checkpoints by name, in the format of"
+        " `src/sd35/checkpoints/registry.toml`.",
     )
     base_checkpoint: Annotated[str | None, Flag("NAME|DIRECTORY")] = Field(
         None,
-        description="Source of tokenizers and configuration for a checkpoint that lacks them: a name that `sd35"
-        " models` lists, or a directory in the Diffusers layout, of the same model.",
+        description="Checkpoint of the same model that provides tokenizers and configuration if `--checkpoint` lacks"
+        " them: a name that `sd35 models` lists, or a directory in the Diffusers layout.",
     )
     transformer: Annotated[Literal["auto", "bf16", "fp8"], Flag("FORMAT")] = Field(
         "auto",
-        description="Which transformer of NVIDIA's ONNX graphs to read. `auto` reads the one on disk, and `bf16` if"
-        " both are.",
+        description="Which transformer of NVIDIA's ONNX graphs to load: `bf16`, `fp8`, or `auto`, the one on disk, and"
+        " `bf16` if both are.",
     )
     model_aliases: Annotated[CommaSeparated[str], Flag("NAMES")] = Field(
         (
@@ -45,14 +47,14 @@ class ModelSettings(BaseModel, title="Models", defer_build=True):
             *("sd3.5-large", "sd3.5-large-turbo", "sd3.5-medium", "sd3.5-flash", "sd3", "sd3-large", "sd3-medium"),
             "v1-5-pruned-emaonly.safetensors [6ce0161689]",
         ),
-        description="Other names for checkpoints in the OpenAI, AUTOMATIC1111 and Stability APIs: NAME for the first"
-        " checkpoint served, or NAME=CHECKPOINT. Separated by commas (in the file, a list); `none` for no aliases. The"
-        " name of a served checkpoint always means that checkpoint.",
+        description="Other model names in the OpenAI, AUTOMATIC1111 and Stability APIs: NAME for the default model, or"
+        " NAME=CHECKPOINT. Separated by commas (in the file, a list); `none` for no aliases. The name of a served"
+        " checkpoint always means that checkpoint.",
     )
     strict_dialects: bool = Field(
         default=False,
-        description="Refuse requests to the OpenAI, AUTOMATIC1111 and Stability APIs that would be served by a"
-        " substitute: an alias of `model_aliases`, or another sampler than the one named.",
+        description="Refuse requests to the OpenAI, AUTOMATIC1111 and Stability APIs instead of substituting a model"
+        " (by an alias of `model_aliases`) or a sampler.",
     )
     offline: bool = Field(default=False, description="Never use the network: no downloads, no requests to the hub.")
 

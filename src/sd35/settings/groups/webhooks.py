@@ -4,13 +4,14 @@ from pydantic import BaseModel, Field, SecretStr
 
 
 class WebhookSettings(BaseModel, title="Webhooks", defer_build=True):
-    """How webhooks are signed, and where they may go."""
+    """The signature of webhooks, and their allowed destinations."""
 
     webhook_secret: SecretStr | None = Field(
         None,
-        description="Key that signs webhooks: `whsec_` and 24 to 64 random bytes in base64. Without it, jobs with a"
-        " webhook are refused.",
+        description="Secret that signs webhooks: `whsec_` followed by 24 to 64 random bytes in base64. Without it, jobs"
+        " with a webhook are refused.",
     )
     webhook_allow_private: bool = Field(
-        default=False, description="Allow webhooks to private addresses, this machine included, and over plain HTTP."
+        default=False,
+        description="Allow webhooks to private addresses, including this machine, and over plain HTTP.",
     )

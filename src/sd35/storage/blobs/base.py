@@ -1,4 +1,4 @@
-"""Interface of a blob store, and the part that file-like stores share. One contract suite runs over all stores."""
+"""Interface of blob stores, and the base of those with file paths. One contract test suite runs over all stores."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,9 +12,9 @@ from sd35.storage.names import name_at, path_of
 class BlobStore(Protocol):
     """Stores image files by name: the digest of the request that generated the image, and a suffix.
 
-    A file is written once, and whole or not at all. Writing the same name again changes nothing, because the name
-    determines the image. Thread-safe. Methods block. They raise StoreUnavailable with the reason, such as unreachable
-    or disk full, and ValueError for a name that is no image's.
+    A file is written once, and either completely or not at all. Writing the same name again changes nothing, because
+    the name determines the image. Thread-safe. Methods block. They raise StoreUnavailable with the reason, for example
+    a full disk, and ValueError for a name that is not the name of an image file.
     """
 
     def put(self, name: str, content: bytes) -> bool:
@@ -36,11 +36,11 @@ class BlobStore(Protocol):
         """Delete a file, if it exists."""
 
     def sign(self, name: str, expires_s: float) -> str | None:
-        """Return a URL at which the store itself serves the file for `expires_s` seconds, or None if it has none."""
+        """Return a URL at which the store itself serves the file for `expires_s` seconds. None if it cannot do that."""
 
 
 class PathBlobStore(BlobStore, Protocol):
-    """Base of stores that keep files under paths: maps names to paths, and errors to StoreUnavailable.
+    """Base of stores that keep files under paths. It maps names to paths, and errors to StoreUnavailable.
 
     `address` is the name of the store in messages.
     """
@@ -60,11 +60,12 @@ class PathBlobStore(BlobStore, Protocol):
             self._delete(path)
         if found != b"first":
             raise StoreUnavailable(
-                f"the image store {self.address} does not keep what was written first: it has to heed If-None-Match"
+                f"the image store {self.address} overwrites existing files; it must support conditional writes"
+                " (If-None-Match)"
             )
 
     def put(self, name: str, content: bytes) -> bool:
-        """Write a file. Returns False if it exists."""
+        """Write a file. Returns False and changes nothing if it exists."""
         with self._translate_errors("be written to"):
             return self._write_once(path_of(name), content)
 
@@ -96,16 +97,16 @@ class PathBlobStore(BlobStore, Protocol):
             self._delete(path_of(name))
 
     def _write_once(self, path: str, content: bytes) -> bool:
-        """Write a file. Return False if it exists."""
+        """Write a file. Returns False and changes nothing if it exists."""
 
     def _overwrite(self, path: str, content: bytes) -> None:
         """Write a file, replacing an existing one."""
 
     def _read(self, path: str) -> bytes:
-        """Return the content of a file. Raise FileNotFoundError if it is missing."""
+        """Return the content of a file. Raises FileNotFoundError if it is missing."""
 
     def _size(self, path: str) -> int:
-        """Return the size of a file in bytes. Raise FileNotFoundError if it is missing."""
+        """Return the size of a file in bytes. Raises FileNotFoundError if it is missing."""
 
     def _paths(self) -> Iterator[str]:
         """Yield the paths of all files."""

@@ -8,14 +8,14 @@ from sd35.storage.atomic_files import AtomicWriter, make_private
 from sd35.storage.blobs.base import PathBlobStore
 from sd35.storage.names import path_of
 
-_FOLDER = re.compile(r"[0-9a-f]{2}")  # see `path_of`
+_FOLDER = re.compile(r"[0-9a-f]{2}")  # as in `path_of`
 
 
 class DirectoryStore(PathBlobStore):
-    """A BlobStore in a directory. Does not use obstore, whose local store does not sync files to the disk.
+    """A BlobStore in a directory. It does not use obstore, because its local store does not sync files to the disk.
 
     `check` creates the directory, and makes the folders of images private to the user of this process. The mode of an
-    existing directory is not changed, because it may hold other things.
+    existing directory is not changed, because it may contain other files.
     """
 
     def __init__(self, directory: Path) -> None:

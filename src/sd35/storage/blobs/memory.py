@@ -1,4 +1,4 @@
-"""Image files in memory, for tests and for services that store no images."""
+"""Image files in memory, for tests and for services that need no images after a restart."""
 
 import threading
 from collections.abc import Iterator
@@ -7,14 +7,14 @@ from sd35.storage.names import name_at, path_of
 
 
 class MemoryBlobStore:
-    """A BlobStore whose files end with the process."""
+    """A BlobStore in memory. Its files are lost when the process ends."""
 
     def __init__(self) -> None:
         self._contents: dict[str, bytes] = {}
         self._lock = threading.Lock()  # makes `put` atomic
 
     def put(self, name: str, content: bytes) -> bool:
-        """Write a file. Returns False if it exists."""
+        """Write a file. Returns False and changes nothing if it exists."""
         path = path_of(name)
         with self._lock:
             if path in self._contents:

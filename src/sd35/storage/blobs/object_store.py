@@ -15,12 +15,13 @@ from sd35.storage.names import path_of
 
 SCHEMES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}  # each with the prefix of its environment variables
 # A call ends within a minute: timeouts are not retried, refused connections are retried twice.
-_CONNECT_S, _ANSWER_S, _RETRIES, _RETRYING_S = 5, 20, 2, 20
-_CAUSE = re.compile(r'\b(?:message|error): "([^"]+)"')  # in obstore's description of an error, the last is the root
+_CONNECT_TIMEOUT_S, _TIMEOUT_S, _MAX_RETRIES, _RETRY_TIMEOUT_S = 5, 20, 2, 20
+_CAUSE = re.compile(r'\b(?:message|error): "([^"]+)"')  # the last match in obstore's description is the root cause
 _MESSAGE = re.compile(r"<Message>([^<]+)</Message>")  # in error responses of S3 and Azure
-_QUERY = re.compile(r"\?\S+")  # of a URL: may contain a signature
-_BODY = re.compile(r": *<.*")  # of an error response, whose message is extracted
-_NO_CREDENTIALS = re.compile(r"169\.254\.\d+\.\d+|metadata\.google\.internal")  # the last resort for credentials
+_QUERY = re.compile(r"\?\S+")  # the query of a URL may contain a signature
+_BODY = re.compile(r": *<.*")  # the XML body of an error response; `_MESSAGE` extracts its message
+# Addresses of metadata services: obstore asks these for credentials if the environment has none.
+_NO_CREDENTIALS = re.compile(r"169\.254\.\d+\.\d+|metadata\.google\.internal")
 
 
 class ObjectStore(PathBlobStore):
@@ -37,21 +38,21 @@ class ObjectStore(PathBlobStore):
         endpoints = [value for name, value in os.environ.items() if name.startswith(prefix) and "ENDPOINT" in name]
         client: Any = {
             "allow_http": any(value.startswith("http://") for value in endpoints),  # set explicitly by the operator
-            "connect_timeout": timedelta(seconds=_CONNECT_S),
-            "timeout": timedelta(seconds=_ANSWER_S),
+            "connect_timeout": timedelta(seconds=_CONNECT_TIMEOUT_S),
+            "timeout": timedelta(seconds=_TIMEOUT_S),
         }
-        retry: Any = {"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=_RETRYING_S)}
+        retry: Any = {"max_retries": _MAX_RETRIES, "retry_timeout": timedelta(seconds=_RETRY_TIMEOUT_S)}
         with self._translate_errors("be opened"):
             self._store: Any = from_url(url, client_options=client, retry_config=retry)
 
     def sign(self, name: str, expires_s: float) -> str | None:
         """Return a presigned URL of the file."""
         assert isinstance(self._store, S3Store | GCSStore | AzureStore)
-        with self._translate_errors("sign an address"):
+        with self._translate_errors("sign a URL"):
             return obstore.sign(self._store, "GET", path_of(name), timedelta(seconds=expires_s))
 
     def _write_once(self, path: str, content: bytes) -> bool:
-        """Write an object. The object store itself refuses to replace an existing one."""
+        """Write an object. Returns False if it exists: the object store itself refuses to replace it."""
         try:
             self._put(path, content, "create")
         except AlreadyExistsError:
@@ -80,7 +81,7 @@ class ObjectStore(PathBlobStore):
 
     @staticmethod
     def _reason(error: Exception) -> str:
-        """Describe an error in one line; obstore's own description has many."""
+        """Describe an error in one line. obstore's own description has many lines."""
         if isinstance(error, OSError) and error.strerror:
             return error.strerror
         first, _, details = str(error).partition("\n")

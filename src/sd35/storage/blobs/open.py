@@ -1,4 +1,4 @@
-"""Open the blob store that the settings name."""
+"""Open the blob store from the settings."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +12,7 @@ MEMORY = "memory"
 
 
 def open_blob_store(settings: Settings, *, check: bool = True) -> BlobStore:
-    """Open the store. With `check`, also test it, which takes at most a minute; else no file is written.
+    """Open the blob store from the settings. With `check`, also test it by writing a file, for at most a minute.
 
     Raises InvalidSetting, with the reason, if the store cannot be used.
     """
@@ -37,9 +37,9 @@ def open_blob_store(settings: Settings, *, check: bool = True) -> BlobStore:
 
 
 def _default_directory(data_dir: Path) -> Path:
-    """Return `images` in the data directory. Earlier versions called it `pictures`: renames such a directory.
+    """Return the directory `images` in the data directory. Renames a directory `pictures` of an earlier version.
 
-    Raises InvalidSetting if it cannot be renamed, because the images in it would not be found.
+    Raises InvalidSetting if it cannot be renamed, because its images would seem to be lost.
     """
     directory, former = data_dir / "images", data_dir / "pictures"
     try:

@@ -1,4 +1,4 @@
-"""Jobs in memory, for tests and for services whose jobs need not outlive them."""
+"""Jobs in memory, for tests and for services that need no jobs after a restart."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ from sd35.storage.jobs import WEBHOOK_LEASE_S, Delivery, DueWebhooks, Failure, J
 
 @dataclass(eq=False)
 class _Entry:
-    """A job with its lease and its webhook. `due_s` is None without a pending webhook."""
+    """A job with its lease and its webhook. `due_s` is None if no webhook is pending."""
 
     job: Job
     holder: str | None = None
@@ -34,7 +34,7 @@ class _Entry:
         return -self.job.spec.priority, self.job.number
 
     def update(self, job: Job, due_s: float | None = None) -> Job:
-        """Replace the job, end its lease, and make its webhook due at `due_s` if it has one."""
+        """Replace the job, end its lease, and make its webhook, if any, due at `due_s`."""
         self.job, self.holder = job, None
         self.due_s = due_s if job.spec.webhook else None
         return job
@@ -87,7 +87,7 @@ class MemoryJobStore:
             return found[:limit]
 
     def position(self, job_id: str) -> int:
-        """Return how many queued jobs precede a queued job."""
+        """Return the number of queued jobs before a queued job; 0 for a job that is not queued."""
         with self._lock:
             entry = self._entries.get(job_id)
             if entry is None or entry.job.status is not Status.QUEUED:
@@ -95,7 +95,7 @@ class MemoryJobStore:
             return sum(other.urgency < entry.urgency for other in self._with_status(Status.QUEUED))
 
     def claim(self, holder: str, started_s: float, lease_s: float, limit: int) -> list[Job]:
-        """Claim up to `limit` jobs."""
+        """Requeue jobs of other holders with an expired lease, then claim up to `limit` jobs in fair order."""
         with self._lock:
             now_s = time.monotonic()
             for entry in self._entries.values():
@@ -121,7 +121,7 @@ class MemoryJobStore:
             return {entry.job.id for entry in held}
 
     def release(self, holder: str) -> int:
-        """Requeue all jobs that `holder` holds. Returns how many."""
+        """Requeue all jobs that `holder` holds. Returns their number."""
         with self._lock:
             held = self._held(holder)
             for entry in held:
@@ -129,7 +129,7 @@ class MemoryJobStore:
             return len(held)
 
     def end(self, job_id: str, holder: str, ended_s: float, result: JobResult | Failure) -> bool:
-        """End a job that `holder` holds."""
+        """End a job and make its webhook due. Returns False if `holder` does not hold the job."""
         with self._lock:
             entry = self._entries.get(job_id)
             if entry is None or entry.holder != holder:
@@ -142,7 +142,7 @@ class MemoryJobStore:
             return True
 
     def cancel(self, job_id: str, owner: str | None, now_s: float) -> Job | None:
-        """Cancel a job unless it has ended. Returns the job."""
+        """Cancel a job, unless it has ended. Returns the job, or None if it is missing."""
         with self._lock:
             entry = self._find(job_id, owner)
             if entry and not entry.job.status.is_end:
@@ -150,7 +150,7 @@ class MemoryJobStore:
             return entry.job if entry else None
 
     def delete(self, job_id: str, owner: str | None) -> Job | None:
-        """Delete a job that has ended and return it."""
+        """Delete a job that has ended and return it; None if it is missing or has not ended."""
         with self._lock:
             entry = self._find(job_id, owner)
             if entry is None or not entry.job.status.is_end:
@@ -164,7 +164,7 @@ class MemoryJobStore:
             return dict.fromkeys(Status, 0) | Counter(entry.job.status for entry in self._entries.values())
 
     def due_webhooks(self, now_s: float) -> list[DueWebhooks]:
-        """Count the webhooks that are due, by receiver."""
+        """Count the due webhooks of each receiver."""
         with self._lock:
             due: dict[Receiver, list[float]] = defaultdict(list)
             for due_s, _, entry in self._due(now_s):
@@ -172,7 +172,7 @@ class MemoryJobStore:
             return [DueWebhooks(receiver, len(due_s), min(due_s)) for receiver, due_s in due.items()]
 
     def claim_webhooks(self, now_s: float, limits: Mapping[Receiver, int]) -> list[Delivery]:
-        """Claim due webhooks for `WEBHOOK_LEASE_S`."""
+        """Claim up to `limits[receiver]` due webhooks of each receiver for `WEBHOOK_LEASE_S`."""
         with self._lock:
             remaining, claimed = Counter(limits), []
             for *_, entry in sorted(self._due(now_s), key=itemgetter(0, 1)):
@@ -184,20 +184,20 @@ class MemoryJobStore:
             return claimed
 
     def finish_webhook(self, job_id: str) -> None:
-        """Delete a webhook that was delivered or given up."""
+        """Delete a webhook after it was delivered or the last attempt failed."""
         with self._lock:
             if entry := self._entries.get(job_id):
                 entry.due_s = None
 
     def postpone_webhook(self, job_id: str, until_s: float) -> None:
-        """Count a failed attempt to send a webhook, and make it due again later."""
+        """Count a failed attempt to send a webhook, and make the webhook due again at `until_s`."""
         with self._lock:
             entry = self._entries.get(job_id)
             if entry and entry.due_s is not None:
                 entry.due_s, entry.attempts = until_s, entry.attempts + 1
 
     def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
-        """Set the end time of jobs that ended in a time span to `now_s`."""
+        """Change end times between `from_s` and `until_s` to `now_s`."""
         with self._lock:
             for entry in self._entries.values():
                 at_s = entry.job.ended_s
@@ -205,7 +205,7 @@ class MemoryJobStore:
                     entry.job = replace(entry.job, ended_s=now_s)
 
     def sweep(self, ended_before_s: float) -> int:
-        """Delete jobs that ended before a time. Returns how many."""
+        """Delete jobs that ended before `ended_before_s`. Returns their number."""
         with self._lock:
             ended_s = {job_id: entry.job.ended_s for job_id, entry in self._entries.items()}
             old = [job_id for job_id, at_s in ended_s.items() if at_s is not None and at_s < ended_before_s]
@@ -224,7 +224,7 @@ class MemoryJobStore:
         return [entry for entry in self._entries.values() if entry.job.status is status]
 
     def _due(self, now_s: float) -> list[tuple[float, str, _Entry]]:
-        """Return the due webhooks: due time, job ID, and entry."""
+        """Return the due time, job ID and entry of each due webhook."""
         return [
             (entry.due_s, entry.job.id, entry)
             for entry in self._entries.values()

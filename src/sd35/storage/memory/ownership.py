@@ -30,7 +30,7 @@ class MemoryOwnershipIndex:
             return set(self._images.get(digest, ()))
 
     def remove(self, digest: str, owner: str) -> bool:
-        """Remove an owner from an image. Returns whether no owner is left."""
+        """Remove an owner from an image. Returns whether no owner is left; if so, the checksums are deleted, too."""
         with self._lock:
             owners = self._images.get(digest, {})
             owners.pop(owner, None)
@@ -44,24 +44,24 @@ class MemoryOwnershipIndex:
             self._delete(digest)
 
     def add_checksum(self, name: str, checksum: str, size_bytes: int) -> None:
-        """Record SHA-256 and size of one valid content of a file."""
+        """Record the SHA-256 and the size of one valid content of a file."""
         digest = digest_of(name)
         with self._lock:
             if digest in self._images:
                 self._checksums.setdefault(digest, {}).setdefault(name, {})[checksum] = size_bytes
 
     def checksums(self, name: str) -> dict[str, int]:
-        """Return the recorded checksums of a file, each with its size."""
+        """Return the recorded SHA-256 checksums of a file, each with the size of its content in bytes."""
         with self._lock:
             return dict(self._checksums.get(digest_of(name), {}).get(name, {}))
 
     def digests(self, after: str, limit: int) -> list[str]:
-        """Return up to `limit` digests of owned images in ascending order."""
+        """Return the first `limit` digests of owned images that are greater than `after`."""
         with self._lock:
             return sorted(digest for digest in self._images if digest > after)[:limit]
 
     def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
-        """Set dates within a time span to `now_s`."""
+        """Change dates between `from_s` and `until_s` to `now_s`."""
         with self._lock:
             for owners in self._images.values():
                 for owner, entry in owners.items():

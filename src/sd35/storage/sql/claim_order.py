@@ -1,4 +1,4 @@
-"""The queued jobs to claim next, found by indexes alone."""
+"""Choice of the queued jobs to claim next, with queries that only use indexes."""
 
 from typing import Any
 
@@ -15,9 +15,9 @@ _MOST_URGENT_FIRST = jobs.c.priority.desc(), jobs.c.number
 def next_jobs(connection: Connection, limit: int) -> list[int]:
     """Return the numbers of up to `limit` queued jobs, in fair order (see `choose_fairly`).
 
-    First reads the most urgent job of each owner. An owner whose job is not among the fairest `limit` of these has no
-    job among the fairest of all. Then reads the `limit` most urgent jobs of each remaining owner. Both queries use an
-    index, so their cost does not depend on the number of queued jobs.
+    First, reads the most urgent job of each owner, and chooses up to `limit` of these. Only their owners can have a job
+    in the result. Then, reads the `limit` most urgent jobs of each of these owners, and chooses from them. All queries
+    use an index, so their cost does not depend on the number of queued jobs.
     """
     found = connection.execute(select(jobs.c.owner, func.count()).where(_IS_RUNNING).group_by(jobs.c.owner))
     running = {owner: int(count) for owner, count in found}
@@ -33,7 +33,7 @@ def next_jobs(connection: Connection, limit: int) -> list[int]:
 
 
 def _first_of_each_owner() -> Select[Any]:
-    """Select the number of the most urgent queued job of each owner. Finds owners by index skips (recursive CTE)."""
+    """Select the most urgent queued job of each owner. A recursive CTE skips from owner to owner in the index."""
     owners = select(func.min(jobs.c.owner).label("owner")).where(_IS_QUEUED).cte("owners", recursive=True)
     after = select(func.min(jobs.c.owner)).where(_IS_QUEUED, jobs.c.owner > owners.c.owner)
     owners = owners.union_all(select(after.correlate(owners).scalar_subquery()).where(owners.c.owner.is_not(None)))

@@ -10,7 +10,7 @@ from sd35.storage.sql.tables import clock
 
 
 class SqlClockStore:
-    """A ClockStore in an SQL database. Its table has one row, which a migration creates."""
+    """A ClockStore in an SQL database. A migration creates the only row of its table."""
 
     def __init__(self, database: SqlDatabase) -> None:
         self._database = database

@@ -1,4 +1,4 @@
-"""Connections to an SQL database: SQLite in a file, or PostgreSQL. Translates all its errors to StoreUnavailable."""
+"""Connections to an SQL database: SQLite in a file, or PostgreSQL. Their errors become StoreUnavailable."""
 
 import threading
 from collections.abc import Iterator
@@ -13,21 +13,24 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from sd35.errors import InvalidSetting, StoreUnavailable
 
-_CONNECT = {"connect_timeout": 10, "tcp_user_timeout": 30_000}  # seconds, milliseconds: libpq's own units
+_CONNECT = {"connect_timeout": 10, "tcp_user_timeout": 30_000}  # in libpq's units: seconds and milliseconds
 _UNLIMITED = -1
 
 
 def parse_url(text: str, allowed: str) -> URL:
-    """Parse the path of an SQLite file, or the URL of a database. Raises InvalidSetting without showing a password.
+    """Parse the path of an SQLite file, or the URL of a database.
 
     Args:
         text: The path or URL.
-        allowed: What the setting allows, for the error message.
+        allowed: The allowed values, for the error message.
+
+    Raises:
+        InvalidSetting: The URL is not allowed. The message never contains a password.
     """
     try:
         url = make_url(text) if "://" in text else URL.create("sqlite", database=text)
     except (ArgumentError, ValueError):
-        raise InvalidSetting(f"database: got a URL that cannot be read; allowed: {allowed}") from None
+        raise InvalidSetting(f"database: got a URL that cannot be parsed; allowed: {allowed}") from None
     if url.drivername in {"postgresql", "postgres", "postgresql+psycopg"}:
         return url.set(drivername="postgresql+psycopg")
     if url.drivername != "sqlite" or url.query or (url.database or ":memory:") == ":memory:":
@@ -42,7 +45,7 @@ class SqlDatabase:
 
     Args:
         url: URL of the database.
-        wait_s: Longest wait for SQLite's lock, in seconds.
+        wait_s: Maximum wait for SQLite's lock, in seconds.
     """
 
     def __init__(self, url: URL, wait_s: float = 10.0) -> None:
@@ -56,7 +59,7 @@ class SqlDatabase:
             self._inode = self._create(self.path)
             options = {"connect_args": {"timeout": wait_s}, "max_overflow": _UNLIMITED}
         try:
-            self.engine = create_engine(url, hide_parameters=True, **options)  # keeps prompts out of errors
+            self.engine = create_engine(url, hide_parameters=True, **options)  # errors must not show prompts
         except ModuleNotFoundError as error:
             raise InvalidSetting(
                 "database: PostgreSQL needs a package; install with: pip install 'sd35-fp8-mirror[postgres]'"
@@ -75,13 +78,13 @@ class SqlDatabase:
         """Open a transaction and commit it at the end of the block. Raises StoreUnavailable.
 
         Args:
-            is_durable: If false, a power failure may undo the last commits, which saves SQLite a wait for the disk. A
-                commit outlives this process in any case.
-            is_single: Whether the transaction has one statement, which SQLite makes a transaction by itself.
+            is_durable: If false, SQLite does not wait for the disk, so a power failure may undo the last commits. Even
+                then, a commit survives the end of this process.
+            is_single: Whether the block executes only one statement, which needs no explicit transaction in SQLite.
         """
         with self._translate_errors(), self._writer_lock(), self.engine.connect() as connection:
             if self.is_sqlite:
-                if connection.info.get("is_durable") is not is_durable:  # as the last transaction left it
+                if connection.info.get("is_durable") is not is_durable:  # the setting of the last transaction
                     connection.exec_driver_sql(f"PRAGMA synchronous = {'FULL' if is_durable else 'NORMAL'}")
                     connection.info["is_durable"] = is_durable
                 if not is_single:
@@ -90,12 +93,15 @@ class SqlDatabase:
             connection.commit()
 
     def lock(self, connection: Connection, number: int) -> None:
-        """Wait for other transactions that locked the same number, in any process. SQLite serializes all writers."""
+        """Lock a number until the transaction ends, after waiting for other transactions that locked it.
+
+        Does nothing with SQLite, which serializes all writers.
+        """
         if not self.is_sqlite:
             connection.execute(select(func.pg_advisory_xact_lock(number)))
 
     def insert(self, table: Table) -> "sqlite.Insert | postgresql.Insert":
-        """Return the dialect's own INSERT, which supports ON CONFLICT."""
+        """Return an INSERT of the database's dialect, which supports ON CONFLICT."""
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
     def close(self) -> None:
@@ -108,9 +114,9 @@ class SqlDatabase:
 
     @contextmanager
     def _writer_lock(self) -> Iterator[None]:
-        """Queue the writers of SQLite, which has one at a time and makes the others poll."""
+        """Let the threads of this process write to SQLite one at a time. SQLite's own lock would make them poll."""
         if self.is_sqlite and not self._writer.acquire(timeout=self._wait_s):
-            raise self.unavailable(f"others have been writing for {self._wait_s:g} s")
+            raise self.unavailable(f"other writes have blocked it for {self._wait_s:g} s")
         try:
             yield
         finally:
@@ -119,7 +125,7 @@ class SqlDatabase:
 
     @contextmanager
     def _translate_errors(self) -> Iterator[None]:
-        if self.path and not _exists(self.path, self._inode):  # open connections still work, but their file is lost
+        if self.path and not _exists(self.path, self._inode):  # open connections would write to the removed file
             raise self.unavailable("its file was removed or replaced while it was in use; restart the service")
         try:
             yield
@@ -129,7 +135,7 @@ class SqlDatabase:
             raise self.unavailable("all connections are busy") from error
 
     def _create(self, path: Path) -> int:
-        """Create the file, private to its owner since it contains prompts. Returns its inode.
+        """Create the file with access for this process's user only, because it contains prompts. Returns its inode.
 
         SQLite gives its WAL files the same mode.
         """
@@ -148,7 +154,7 @@ def _exists(path: Path, inode: int) -> bool:
         return False
 
 
-def _prepare(connection: Any, _: object) -> None:  # noqa: ANN401  a driver's
+def _prepare(connection: Any, _: object) -> None:  # noqa: ANN401  the driver's type
     """Configure a new SQLite connection: explicit transactions, foreign keys, and overwriting of deleted data."""
     connection.isolation_level = None
     for pragma in ("foreign_keys = ON", "secure_delete = ON"):

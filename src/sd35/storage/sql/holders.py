@@ -1,8 +1,8 @@
-"""Detect dead lease holders by a locked file for each, next to an SQLite database.
+"""Detect dead lease holders of an SQLite database: each holder locks a file next to the database.
 
-The operating system frees a lock when its process ends, for whatever reason. A free lock therefore means a dead holder,
-at once and independent of any clock. All processes that share an SQLite database run on one machine, so they see the
-same locks.
+The operating system frees a lock when its process ends, for whatever reason. A free lock therefore means that its
+holder is dead. This is known at once and does not depend on a clock. All processes that share an SQLite database run on
+one machine, so they see the same locks.
 """
 
 import errno
@@ -14,16 +14,16 @@ from pathlib import Path
 import structlog
 from filelock import FileLock, Timeout
 
-# Errors of file systems without locks: some shared folders, some network file systems.
+# Errors of file systems without locks, such as some shared folders and network file systems.
 NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL}
-_PROBE_S = 10.0  # upper bound for another process to probe a new file; it takes microseconds
+_PROBE_S = 10.0  # maximum wait while another process probes a new file, which takes microseconds
 _SUFFIX = ".lock"
 
 
 class HolderLocks:
-    """Locks for the holders of this process, and a probe for those of other processes. Thread-safe.
+    """Locks the files of this process's holders, and probes those of other processes. Thread-safe.
 
-    On a file system whose locks exclude nobody, no holder counts as dead. Leases then only expire by time.
+    On a file system without working locks, no holder counts as dead, and leases expire only by time.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -55,11 +55,11 @@ class HolderLocks:
                 self._disable(holder, "a locked file can be locked again")
 
     def dead(self, holders: Iterable[str]) -> list[str]:
-        """Return those of `holders` whose process has ended. Deletes their files."""
+        """Return the holders whose process has ended, and delete their files."""
         with self._mutex:
             if not self._is_supported:
                 return []
-            return [each for each in holders if each not in self._held and _is_free(self._path(each))]
+            return [each for each in holders if each not in self._held and _delete_if_free(self._path(each))]
 
     def release(self, holder: str) -> None:
         """Unlock and delete the file of a holder."""
@@ -85,19 +85,19 @@ class HolderLocks:
 
     def _delete_stale_files(self) -> None:
         for path in self._directory.glob(f"*{_SUFFIX}"):
-            _is_free(path)
+            _delete_if_free(path)
 
     def _path(self, holder: str) -> Path:
         return self._directory / f"{holder}{_SUFFIX}"
 
 
 def _lock(path: Path) -> FileLock:
-    """Return a lock that any thread may release. The library's fallback without locks would outlive its process."""
+    """Return a lock that any thread may release. The library's fallback would leave its file locked after a crash."""
     return FileLock(path, mode=0o600, thread_local=False, fallback_to_soft=False)
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether a file is locked. Raises OSError."""
+    """Return whether a file is locked. Raises OSError."""
     lock = _lock(path)
     try:
         lock.acquire(blocking=False)
@@ -107,8 +107,8 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
-def _is_free(path: Path) -> bool:
-    """Whether a file is not locked; deletes it then. Returns False if that cannot be determined."""
+def _delete_if_free(path: Path) -> bool:
+    """Delete a file unless it is locked. Returns False if it is locked, or if that cannot be determined."""
     if not path.exists():
         return True
     lock = _lock(path)
@@ -117,6 +117,6 @@ def _is_free(path: Path) -> bool:
     except (Timeout, OSError):
         return False
     with suppress(OSError):
-        path.unlink()  # while locked: a process that opened it before notices that the name is gone, and recreates it
+        path.unlink()  # while locked: a process that has opened it notices that the name is gone, and recreates it
     lock.release()
     return True

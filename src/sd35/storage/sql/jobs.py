@@ -16,7 +16,7 @@ from sd35.storage.sql.tables import deliveries, jobs
 
 _CLAIM_LOCK = 0x5D35_0002
 _FINAL = [status.value for status in Status if status.is_end]
-_SWEEP_PAGE = 500  # jobs in one transaction, so that other writers get their turn
+_SWEEP_PAGE = 500  # maximum jobs to delete in one transaction, so that other writers do not wait long
 _MAX_UNION = 400  # SQLite's limit is 500
 _NO_LEASE = {"holder": None, "lease_until_s": None}
 _REQUEUED = {"status": Status.QUEUED.value, "started_s": None, **_NO_LEASE}
@@ -42,7 +42,7 @@ class SqlJobStore:
                 number = connection.execute(new.returning(jobs.c.number)).scalar()
                 if number is not None:
                     return replace(job, number=number)
-                if existing := connection.execute(same).one_or_none():  # else it was deleted between the statements
+                if existing := connection.execute(same).one_or_none():  # otherwise, it was deleted in between
                     break
         if existing.body_digest != spec.body_digest:
             raise IdempotencyConflict(str(spec.idempotency_key))
@@ -54,7 +54,7 @@ class SqlJobStore:
             return _job(connection.execute(select(jobs).where(*_is_job(job_id, owner))).one_or_none())
 
     def page(self, owner: str | None, statuses: Sequence[Status], before: int | None, limit: int) -> list[Job]:
-        """Return up to `limit` jobs, newest first. Reads each status from an index, then merges."""
+        """Return up to `limit` jobs, newest first. The jobs of each status come from an index, and are then merged."""
         visible = [] if owner is None else [jobs.c.owner == owner]
         older = [] if before is None else [jobs.c.number < before]
         each = [
@@ -68,7 +68,7 @@ class SqlJobStore:
             return [job_from_row(row) for row in found]
 
     def position(self, job_id: str) -> int:
-        """Return how many queued jobs precede a queued job."""
+        """Return the number of queued jobs before a queued job; 0 for a job that is not queued."""
         with self.database.read() as connection:
             queued = select(jobs.c.priority, jobs.c.number).where(jobs.c.id == job_id, _IS_QUEUED)
             job = connection.execute(queued).one_or_none()
@@ -80,16 +80,17 @@ class SqlJobStore:
             return sum(connection.execute(count).scalar_one() for count in counts)
 
     def claim(self, holder: str, started_s: float, lease_s: float, limit: int) -> list[Job]:
-        """Claim up to `limit` jobs. A lock serializes the claims of all processes, which keeps them fair.
+        """Requeue jobs of other holders with an expired lease, then claim up to `limit` jobs in fair order.
 
-        Skips jobs that are being cancelled at this moment.
+        A lock serializes the claims of all processes, which keeps them fair. Jobs that another transaction is changing,
+        for example cancelling, are skipped.
         """
         self._leases.hold(holder)
         with self.database.write(is_durable=False) as connection:
             self.database.lock(connection, _CLAIM_LOCK)
-            is_over = self._leases.is_over(connection, holder, lease_s)
-            over = select(jobs.c.number).where(jobs.c.holder != holder, is_over)
-            connection.execute(_update_unlocked(over).values(_REQUEUED))
+            is_expired = self._leases.is_expired(connection, holder, lease_s)
+            expired = select(jobs.c.number).where(jobs.c.holder != holder, is_expired)
+            connection.execute(_update_unlocked(expired).values(_REQUEUED))
             numbers = next_jobs(connection, min(limit, _MAX_UNION))
             chosen = select(jobs.c.number).where(jobs.c.number.in_(numbers), _IS_QUEUED)
             lease = {"holder": holder, "lease_until_s": self._leases.now_s() + lease_s}
@@ -104,27 +105,27 @@ class SqlJobStore:
             return set(connection.execute(renewed.returning(jobs.c.id)).scalars())
 
     def release(self, holder: str) -> int:
-        """Requeue all jobs that `holder` holds. Returns how many."""
+        """Requeue all jobs that `holder` holds. Returns their number."""
         with self.database.write(is_durable=False) as connection:
             released = connection.execute(update(jobs).where(jobs.c.holder == holder).values(_REQUEUED)).rowcount
         self._leases.release(holder)
         return released
 
     def end(self, job_id: str, holder: str, ended_s: float, result: JobResult | Failure) -> bool:
-        """End a job that `holder` holds."""
+        """End a job and make its webhook due. Returns False if `holder` does not hold the job."""
         with self.database.write() as connection:
             held = update(jobs).where(jobs.c.id == job_id, jobs.c.holder == holder)
             return _end(connection, held.values(result_values(result)), ended_s)
 
     def cancel(self, job_id: str, owner: str | None, now_s: float) -> Job | None:
-        """Cancel a job unless it has ended. Returns the job."""
+        """Cancel a job, unless it has ended. Returns the job, or None if it is missing."""
         with self.database.write() as connection:
             active = update(jobs).where(*_is_job(job_id, owner), jobs.c.status.not_in(_FINAL))
             _end(connection, active.values(status=Status.CANCELLED.value), now_s)
             return _job(connection.execute(select(jobs).where(*_is_job(job_id, owner))).one_or_none())
 
     def delete(self, job_id: str, owner: str | None) -> Job | None:
-        """Delete a job that has ended and return it."""
+        """Delete a job that has ended and return it; None if it is missing or has not ended."""
         with self.database.write() as connection:
             ended = delete(jobs).where(*_is_job(job_id, owner), jobs.c.status.in_(_FINAL))
             return _job(connection.execute(ended.returning(jobs)).one_or_none())
@@ -136,7 +137,7 @@ class SqlJobStore:
         return dict.fromkeys(Status, 0) | {Status(status): count for status, count in found}
 
     def due_webhooks(self, now_s: float) -> list[DueWebhooks]:
-        """Count the webhooks that are due, by receiver, in one scan of an index."""
+        """Count the due webhooks of each receiver, in one scan of an index."""
         owner, host, due_s = deliveries.c.owner, deliveries.c.host, deliveries.c.due_s
         counted = select(owner, host, func.count(), func.min(due_s)).where(due_s <= now_s).group_by(owner, host)
         with self.database.read() as connection:
@@ -144,7 +145,7 @@ class SqlJobStore:
         return [DueWebhooks(Receiver(owner, host), count, oldest_s) for owner, host, count, oldest_s in found]
 
     def claim_webhooks(self, now_s: float, limits: Mapping[Receiver, int]) -> list[Delivery]:
-        """Claim due webhooks for `WEBHOOK_LEASE_S`. Skips those that another process is claiming at this moment."""
+        """Claim due webhooks for `WEBHOOK_LEASE_S`. Those that another transaction is claiming are skipped."""
         with self.database.write(is_durable=False) as connection:
             found = [row for receiver in sorted(limits) for row in _due(connection, now_s, receiver, limits[receiver])]
             if found:
@@ -154,24 +155,24 @@ class SqlJobStore:
         return [Delivery(row.job_id, row.url, row.attempts, Receiver(row.owner, row.host)) for row in found]
 
     def finish_webhook(self, job_id: str) -> None:
-        """Delete a webhook that was delivered or given up."""
+        """Delete a webhook after it was delivered or the last attempt failed."""
         with self.database.write(is_durable=False) as connection:
             connection.execute(delete(deliveries).where(deliveries.c.job_id == job_id))
 
     def postpone_webhook(self, job_id: str, until_s: float) -> None:
-        """Count a failed attempt to send a webhook, and make it due again later."""
+        """Count a failed attempt to send a webhook, and make the webhook due again at `until_s`."""
         with self.database.write(is_durable=False) as connection:
             failed = update(deliveries).where(deliveries.c.job_id == job_id)
             connection.execute(failed.values(due_s=until_s, attempts=deliveries.c.attempts + 1))
 
     def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
-        """Set the end time of jobs that ended in a time span to `now_s`."""
+        """Change end times between `from_s` and `until_s` to `now_s`."""
         span = [jobs.c.ended_s >= from_s, *([] if until_s is None else [jobs.c.ended_s <= until_s])]
         with self.database.write(is_durable=False) as connection:
             connection.execute(update(jobs).where(*span).values(ended_s=now_s))
 
     def sweep(self, ended_before_s: float) -> int:
-        """Delete jobs that ended before a time, in several transactions. Returns how many."""
+        """Delete jobs that ended before `ended_before_s`, in several transactions. Returns their number."""
         old = select(jobs.c.number).where(jobs.c.ended_s < ended_before_s).limit(_SWEEP_PAGE)
         total = 0
         while True:
@@ -196,7 +197,7 @@ def _job(row: Row[Any] | None) -> Job | None:
 
 
 def _update_unlocked(numbers: Select[Any]) -> Update:
-    """Update the selected jobs that no other transaction has locked, so that this one never waits nor deadlocks."""
+    """Return an update of the selected jobs that no other transaction has locked. It never waits or deadlocks."""
     return update(jobs).where(jobs.c.number.in_(numbers.with_for_update(skip_locked=True)))
 
 
@@ -211,7 +212,7 @@ def _end(connection: Connection, change: Update, ended_s: float) -> bool:
 
 
 def _due(connection: Connection, now_s: float, receiver: Receiver, limit: int) -> Sequence[Row[Any]]:
-    """Return up to `limit` due webhooks of a receiver that no other process is claiming at this moment."""
+    """Return up to `limit` due webhooks of a receiver. Those that another transaction is claiming are skipped."""
     owner, host, due_s = deliveries.c.owner, deliveries.c.host, deliveries.c.due_s
     due = select(deliveries).where(owner == receiver.owner, host == receiver.host, due_s <= now_s)
     longest_due = due.order_by(due_s, deliveries.c.job_id).limit(limit)

@@ -1,4 +1,4 @@
-"""Leases of jobs in an SQL database: the clock they are measured by, and when they are over."""
+"""Leases of jobs in an SQL database: their clock, and their expiry."""
 
 import time
 from pathlib import Path
@@ -11,11 +11,11 @@ from sd35.storage.sql.tables import jobs
 
 
 class Leases:
-    """Decides which leases are over, without using the wall clock of this machine.
+    """Decides which leases have expired, without using the wall clock of this machine.
 
-    With PostgreSQL, the clock of the server counts. With SQLite, a holder lives as long as it locks its file, and
-    leases are measured by the monotonic clock, which all processes of a machine share. After a reboot, that clock
-    restarts and no file is locked.
+    With PostgreSQL, leases are measured by the clock of the database server. With SQLite, they are measured by the
+    monotonic clock, which all processes of a machine share, and end when their holder no longer locks its file. After
+    a reboot, the monotonic clock restarts and no file is locked.
     """
 
     def __init__(self, database: SqlDatabase) -> None:
@@ -31,7 +31,7 @@ class Leases:
             raise self._database.unavailable(error.strerror or str(error)) from error
 
     def release(self, holder: str) -> None:
-        """End what `hold` began."""
+        """Stop showing other processes that `holder` is alive."""
         if self._holders:
             self._holders.release(holder)
 
@@ -41,12 +41,12 @@ class Leases:
             return literal(time.monotonic())
         return cast(extract("epoch", func.statement_timestamp()), Double)
 
-    def is_over(self, connection: Connection, claimant: str, lease_s: float) -> ColumnElement[bool]:
-        """Return the condition that a lease is over: by time, or because its holder is dead.
+    def is_expired(self, connection: Connection, claimant: str, lease_s: float) -> ColumnElement[bool]:
+        """Return the SQL condition that a lease has expired: by time, or because its holder is dead.
 
-        A lease that ends far later than a new one would is over too. It is from before the clock of the server was set
-        back, from before a reboot, or from a version that used the wall clock. Twice the length is allowed for small
-        corrections of the clock, and for leases that are renewed while this statement runs.
+        A lease that ends much later than a new one would has also expired. It was granted before the server's clock was
+        set back, before a reboot, or by a version that used the wall clock. The limit is twice the length of a lease,
+        to allow for small corrections of the clock and for leases that are renewed while this statement runs.
         """
         now_s = self.now_s()
         by_time = or_(jobs.c.lease_until_s < now_s, jobs.c.lease_until_s > now_s + 2 * lease_s)

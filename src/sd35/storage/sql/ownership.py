@@ -12,7 +12,7 @@ class SqlOwnershipIndex:
 
     def __init__(self, database: SqlDatabase) -> None:
         self._database = database
-        # Statements of the hot path are built once: building one takes longer than executing it.
+        # These statements run for every image. Building one takes longer than executing it, so they are built once.
         row = database.insert(images)
         newer = {name: row.excluded[name] for name in ("size_bytes", "created_s")}
         self._add = row.on_conflict_do_update(index_elements=["digest", "owner"], set_=newer)
@@ -37,10 +37,10 @@ class SqlOwnershipIndex:
             return set(connection.execute(select(images.c.owner).where(images.c.digest == digest)).scalars())
 
     def remove(self, digest: str, owner: str) -> bool:
-        """Remove an owner from an image. Returns whether no owner is left."""
+        """Remove an owner from an image. Returns whether no owner is left; if so, the checksums are deleted, too."""
         all_owners = select(images.c.owner).where(images.c.digest == digest).order_by(images.c.owner)
         with self._database.write() as connection:
-            # Locked: else two owners who are removed at once would each take the other for the last one.
+            # The rows are locked. Otherwise, two owners removed at the same time would each see the other as remaining.
             owners = set(connection.execute(all_owners.with_for_update()).scalars())
             connection.execute(delete(images).where(images.c.digest == digest, images.c.owner == owner))
             is_unowned = owners <= {owner}
@@ -55,24 +55,24 @@ class SqlOwnershipIndex:
             _delete_checksums(connection, digest)
 
     def add_checksum(self, name: str, checksum: str, size_bytes: int) -> None:
-        """Record SHA-256 and size of one valid content of a file."""
+        """Record the SHA-256 and the size of one valid content of a file."""
         row = {"name": name, "sha256": checksum, "size": size_bytes, "digest": digest_of(name)}
         with self._database.write(is_durable=False, is_single=True) as connection:
             connection.execute(self._add_checksum, row)
 
     def checksums(self, name: str) -> dict[str, int]:
-        """Return the recorded checksums of a file, each with its size."""
+        """Return the recorded SHA-256 checksums of a file, each with the size of its content in bytes."""
         with self._database.read() as connection:
             return {row.sha256: row.size_bytes for row in connection.execute(self._checksums, {"name": name})}
 
     def digests(self, after: str, limit: int) -> list[str]:
-        """Return up to `limit` digests of owned images in ascending order."""
-        behind = select(images.c.digest).where(images.c.digest > after).distinct()
+        """Return the first `limit` digests of owned images that are greater than `after`."""
+        greater = select(images.c.digest).where(images.c.digest > after).distinct()
         with self._database.read() as connection:
-            return list(connection.execute(behind.order_by(images.c.digest).limit(limit)).scalars())
+            return list(connection.execute(greater.order_by(images.c.digest).limit(limit)).scalars())
 
     def redate(self, from_s: float, until_s: float | None, now_s: float) -> None:
-        """Set dates within a time span to `now_s`."""
+        """Change dates between `from_s` and `until_s` to `now_s`."""
         span = [images.c.created_s >= from_s, *([] if until_s is None else [images.c.created_s <= until_s])]
         with self._database.write(is_durable=False) as connection:
             connection.execute(update(images).where(*span).values(created_s=now_s))

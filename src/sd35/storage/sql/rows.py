@@ -13,7 +13,7 @@ _REQUEST = TypeAdapter(Request)
 
 
 def job_values(job: Job) -> dict[str, Any]:
-    """Return the columns of a queued job, without `number`, which the database assigns."""
+    """Return the columns of a queued job. `number` is not among them, because the database assigns it."""
     spec = job.spec
     return {
         "id": job.id,

@@ -20,7 +20,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = "0005"  # of the newest migration
+VERSION = "0005"  # revision of the newest migration
 
 metadata = MetaData(naming_convention={"uq": "uq_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"})
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")  # SQLite assigns numbers to columns of exactly this type
@@ -33,7 +33,7 @@ jobs = Table(
     Column("owner", Text, nullable=False),
     Column("status", Text, nullable=False),
     Column("priority", Integer, nullable=False),
-    Column("request", Text, nullable=False),  # canonical JSON; the type JSON of PostgreSQL accepts no \u0000
+    Column("request", Text, nullable=False),  # canonical JSON; PostgreSQL's JSON type does not accept \u0000
     Column("format", Text, nullable=False),
     Column("has_metadata", Boolean, nullable=False),
     Column("webhook", Text),
@@ -56,11 +56,11 @@ jobs = Table(
 
 
 def _not_null(column: Column[Any]) -> dict[str, Any]:
-    """Restrict an index to the few jobs that have a value. Comparisons can still use it, since they exclude null."""
+    """Return options that restrict an index to rows with a value. Comparisons can use it, because they exclude null."""
     return {"sqlite_where": column.is_not(None), "postgresql_where": column.is_not(None)}
 
 
-# Status first: few jobs are queued or running compared to those that ended, and they are neighbours in each index.
+# The status comes first: few jobs are queued or running compared to those that ended, and an index holds them together.
 Index("ix_jobs_turn", jobs.c.status, jobs.c.owner, jobs.c.priority.desc(), jobs.c.number)
 Index("ix_jobs_place", jobs.c.status, jobs.c.priority.desc(), jobs.c.number)
 Index("ix_jobs_page", jobs.c.status, jobs.c.owner, jobs.c.number)
@@ -76,7 +76,7 @@ deliveries = Table(
     Column("url", Text, nullable=False),
     Column("due_s", Double, nullable=False),
     Column("attempts", Integer, nullable=False),
-    # Processes of the previous version, which do not know these columns, may still insert into a shared database.
+    # Processes of the previous version, which do not know these columns, may still insert rows into a shared database.
     Column("owner", Text, nullable=False, server_default=text("''")),
     Column("host", Text, nullable=False, server_default=text("''")),
     # Counting due webhooks by receiver only reads this index, which is fast with 100,000 rows: benchmarks/job_store.py.

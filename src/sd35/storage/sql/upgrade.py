@@ -1,5 +1,6 @@
 """Upgrade a database to the schema of this version when it is opened."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,14 +15,21 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 _LOCK = 0x5D35_0001
+_LOG = logging.getLogger(__name__)
 _VERSIONS = table("alembic_version", column("version_num"))
 
 
 def upgrade_schema(database: SqlDatabase, wait_s: float = 60.0) -> None:
-    """Create the tables, or upgrade older ones, in one transaction. Imports Alembic only if there is something to do.
+    """Create the tables, or upgrade older ones, in one transaction. Imports Alembic only if that is necessary.
 
-    If several processes start at once, one of them does it. Raises StoreUnavailable, also for a database that a newer
-    version of this project created.
+    If several processes start at once, one of them upgrades and the others wait.
+
+    Args:
+        database: The database to upgrade.
+        wait_s: Maximum wait for another process, in seconds.
+
+    Raises:
+        StoreUnavailable: The database cannot be used, or a newer version of this project created it.
     """
     if not database.path:
         _upgrade(database)
@@ -34,9 +42,9 @@ def upgrade_schema(database: SqlDatabase, wait_s: float = 60.0) -> None:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise database.unavailable(error.strerror or str(error)) from error
-        # SQLite's own lock still protects the migration. Only two simultaneous first starts may disturb each other.
+        # SQLite's own lock still protects the migration. Only two first starts at the same time may conflict.
     try:
-        with database.read() as connection:  # stored in the file; must not be set while other processes use it
+        with database.read() as connection:  # the file stores this mode, so it is set before other processes use it
             connection.exec_driver_sql("PRAGMA journal_mode = WAL")
         _upgrade(database)
     finally:
@@ -44,14 +52,14 @@ def upgrade_schema(database: SqlDatabase, wait_s: float = 60.0) -> None:
 
 
 def check_version(database: SqlDatabase) -> None:
-    """Raise StoreUnavailable unless a database has the schema of this version."""
+    """Check that a database has the schema of this version. Raises StoreUnavailable."""
     with database.read() as connection:
         version = _version(connection)
     _refuse_newer(database, version)
     if version != VERSION:
         raise database.unavailable(
-            f"an older version of sd35 made it (its schema is {version}, this one needs {VERSION}); start the service"
-            " once, which brings it up to date"
+            f"an older version of sd35 created it (schema {version}; this version needs {VERSION}); start the service"
+            " once to upgrade it"
         )
 
 
@@ -74,6 +82,9 @@ def _upgrade(database: SqlDatabase) -> None:
         from alembic import command
 
         command.upgrade(config_for(connection), VERSION)
+    if version:
+        # Uses `logging`: an unconfigured structlog prints to stdout, where `sd35 keys add` must print only the secret.
+        _LOG.info("database migrated: %s, from schema %s to %s", database.name, version, VERSION)
 
 
 def _version(connection: Connection) -> str | None:
@@ -85,6 +96,6 @@ def _version(connection: Connection) -> str | None:
 def _refuse_newer(database: SqlDatabase, version: str | None) -> None:
     if version and version > VERSION:
         raise database.unavailable(
-            f"a newer version of sd35 made it (its schema is {version}, this one knows up to {VERSION}); install that"
-            " version again, or name another database"
+            f"a newer version of sd35 created it (schema {version}; this version supports up to {VERSION}); install"
+            " that version again, or use another database"
         )

@@ -1,6 +1,6 @@
 """AUTOMATIC1111's API, `/sdapi/v1/...`.
 
-Source: AUTOMATIC1111/stable-diffusion-webui 1.10, modules/api, and its clients, see tests/api/dialects/clients.json.
+Source: AUTOMATIC1111/stable-diffusion-webui 1.10, modules/api, and its clients: see tests/api/dialects/clients.json.
 """
 
 from fastapi import APIRouter, Depends

@@ -1,7 +1,7 @@
 """The bodies of AUTOMATIC1111's routes. The description of each field begins with the allowed values.
 
-All of AUTOMATIC1111's own fields are here: honoured, or accepted if they change nothing, or at the values at which they
-change nothing.
+All fields of AUTOMATIC1111 are here. Some have their effect. Fields without effect here are accepted at any value. The
+others are accepted only at values at which they change nothing.
 """
 
 from typing import Annotated, Any, TypeAlias
@@ -31,7 +31,7 @@ from sd35.request import SEED
 MAX_IMAGES = 16
 _SAMPLERS, _SCHEDULES = {"euler", "k_euler"}, {"automatic"}
 
-# Annotated twice: the limits hold for the inner type, and the outer one allows null.
+# Annotated twice: the inner type has the limits, and the outer one allows null.
 _Side: TypeAlias = Annotated[fields.Side | None, LENIENT_INTEGER]
 _Count: TypeAlias = Annotated[Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None, LENIENT_INTEGER]
 _Steps: TypeAlias = Annotated[fields.Steps | None, LENIENT_INTEGER]
@@ -43,8 +43,11 @@ _Settings: TypeAlias = Annotated[
     WithJsonSchema({"type": ["object", "array", "null"]}),
 ]
 
-_SIDE = f"{fields.SIDE_ALLOWED}. Omitted or null: the model's default."
-_COUNT = f"an integer from 1 to {MAX_IMAGES}: batch_size x n_iter is the number of images, whose seeds are consecutive."
+_MODEL_DEFAULT = "Omitted or null: the model's default."
+_COUNT = (
+    f"an integer from 1 to {MAX_IMAGES}: the number of images is `batch_size` x `n_iter`, at most {MAX_IMAGES}. Their"
+    " seeds are consecutive. Omitted or null: 1."
+)
 
 
 def _only(allowed: str, reason: str) -> Any:  # noqa: ANN401  as pydantic's Field
@@ -52,72 +55,87 @@ def _only(allowed: str, reason: str) -> Any:  # noqa: ANN401  as pydantic's Fiel
 
 
 def _ignored(kind: str, reason: str) -> Any:  # noqa: ANN401  as pydantic's Field
-    return Field(None, description=f"{kind}. It is accepted, and changes nothing: {reason}.")
+    return Field(None, description=f"{kind}. It has no effect: {reason}.")
 
 
 _NO_HR, _NO_CHURN, _NOT_SAVED, _FROM_TEXT = (
     "there is no second pass",
-    "Euler's s_churn is 0",
-    "every image is stored, see /v1/artifacts",
+    "s_churn is 0",
+    "the server stores every image, see /v1/artifacts",
     "images are generated from text only",
 )
 
 
 class NewOptions(BaseModel, extra="allow"):
-    """Settings that a client sets: any of AUTOMATIC1111's. Those that would change an image are refused."""
+    """Any settings of AUTOMATIC1111. Those that would change an image are refused."""
 
     sd_model_checkpoint: str | None = Field(
         None,
-        description="a title, name or alias of a checkpoint of /sdapi/v1/sd-models. It is set for the calling client.",
+        description="the title, name or alias of a checkpoint in /sdapi/v1/sd-models: the checkpoint for later calls of"
+        " this client. Omitted, null or empty: unchanged.",
     )
 
 
 class Txt2Img(BaseModel, extra="ignore", allow_inf_nan=False):
-    """The body of a call for images.
+    """The body of `POST /sdapi/v1/txt2img`.
 
     Prompts are plain text: parentheses, `<lora:...>` and the like have no special meaning. Fields that AUTOMATIC1111
-    does not have are ignored, as it ignores them, and named in the header `X-Sd35-Ignored`.
+    does not have are ignored, as in AUTOMATIC1111, and the header `X-Sd35-Ignored` names them.
     """
 
-    prompt: fields.Prompt = Field(description=f"{fields.PROMPT_ALLOWED}.")
-    negative_prompt: fields.NegativePrompt | None = Field(None, description=f"{fields.NEGATIVE_PROMPT_ALLOWED}.")
-    width: _Side = Field(None, description=_SIDE)
-    height: _Side = Field(None, description=_SIDE)
-    steps: _Steps = Field(None, description=f"{fields.STEPS_ALLOWED}. Omitted or null: the model's default.")
-    cfg_scale: _Scale = Field(None, description=f"{fields.GUIDANCE_SCALE_ALLOWED}. Omitted: the model's default.")
+    prompt: fields.Prompt = Field(description=f"{fields.PROMPT_ALLOWED}: what the images show.")
+    negative_prompt: fields.NegativePrompt | None = Field(
+        None,
+        description=f"{fields.NEGATIVE_PROMPT_ALLOWED}: what the images should not show. Omitted or null: empty.",
+    )
+    width: _Side = Field(None, description=f"{fields.SIDE_ALLOWED}: the width in pixels. {_MODEL_DEFAULT}")
+    height: _Side = Field(None, description=f"{fields.SIDE_ALLOWED}: the height in pixels. {_MODEL_DEFAULT}")
+    steps: _Steps = Field(None, description=f"{fields.STEPS_ALLOWED}: the number of denoising steps. {_MODEL_DEFAULT}")
+    cfg_scale: _Scale = Field(
+        None,
+        description=f"{fields.GUIDANCE_SCALE_ALLOWED}: how closely the images follow the prompt. {_MODEL_DEFAULT}",
+    )
     seed: Integer = Field(
-        None, description=f"{ANY_INTEGER}, used modulo 2^32. -1, null, empty or omitted: a random seed."
+        None,
+        description=f"{ANY_INTEGER}: the seed of the first image, used modulo 2^32."
+        " Omitted, null, empty or -1: a random seed.",
     )
     batch_size: _Count = Field(None, description=_COUNT)
     n_iter: _Count = Field(None, description=_COUNT)
     sampler_name: Text = Field(
-        None, description=f"{SAMPLER}. Used in place of other samplers too, unless the service is strict."
+        None,
+        description=f"{SAMPLER}: the sampler. Other samplers are replaced by {SAMPLER}, or refused if `strict_dialects`"
+        " is set.",
     )
-    sampler_index: Text = Field(None, description=f"{SAMPLER}. Used if sampler_name is not set.")
+    sampler_index: Text = Field(None, description=f"{SAMPLER}: the sampler, if `sampler_name` is not set.")
     scheduler: Text = Field(
-        None, description=f"{SCHEDULE}. Used in place of other schedules too, unless the service is strict."
+        None,
+        description=f"{SCHEDULE}: the noise schedule. Other schedules are replaced by the checkpoint's own, or refused"
+        " if `strict_dialects` is set.",
     )
     override_settings: _Settings = Field(
-        None, description="an object of AUTOMATIC1111's settings, as in POST /sdapi/v1/options, for this call only."
+        None, description="an object of AUTOMATIC1111's settings: as in POST /sdapi/v1/options, but for this call only."
     )
-    send_images: Flag = Field(None, description="true or false: whether the response holds the images.")
+    send_images: Flag = Field(
+        None, description="true or false: whether the response contains the images. Omitted or null: true."
+    )
     force_task_id: Annotated[str, Field(pattern="^[ -~]{0,200}$")] | None = Field(
-        None, description="at most 200 characters of ASCII: the call's name in /sdapi/v1/progress."
+        None, description="at most 200 ASCII characters: the name of the call in /sdapi/v1/progress."
     )
 
     enable_hr: Off = _only("false", _NO_HR)
-    subseed_strength: Zero = _only("0", "there are no variations of a seed")
-    seed_resize_from_h: _Resize = _only("-1 or 0", "seeds are of the image's own size")
-    seed_resize_from_w: _Resize = _only("-1 or 0", "seeds are of the image's own size")
+    subseed_strength: Zero = _only("0", "seeds have no variations")
+    seed_resize_from_h: _Resize = _only("-1 or 0", "the noise has the image's own size")
+    seed_resize_from_w: _Resize = _only("-1 or 0", "the noise has the image's own size")
     restore_faces: Off = _only("false", "faces are not restored")
     tiling: Off = _only("false", "images do not tile")
-    styles: NoStyles = _only("an empty list, or None in it", "there are no styles")
-    script_name: Nothing = _only("empty or None", "there are no scripts")
-    alwayson_scripts: NoScripts = _only("{}, or scripts that are turned off", "there are no scripts")
-    refiner_checkpoint: Nothing = _only("empty or None", "there is no refiner")
-    s_churn: Zero = _only("0", "Euler's steps add no noise")
-    s_min_uncond: Zero = _only("0", "no step goes without guidance")
-    infotext: Nothing = _only("empty", "settings are fields")
+    styles: NoStyles = _only('an empty list, or a list of "None"', "there are no styles")
+    script_name: Nothing = _only('empty or "None"', "there are no scripts")
+    alwayson_scripts: NoScripts = _only("an empty object, or scripts that are turned off", "there are no scripts")
+    refiner_checkpoint: Nothing = _only('empty or "None"', "there is no refiner")
+    s_churn: Zero = _only("0", "the sampler adds no noise")
+    s_min_uncond: Zero = _only("0", "guidance applies to every step")
+    infotext: Nothing = _only("empty", "settings have their own fields")
     init_images: Nothing = _only("an empty list", _FROM_TEXT)
     firstpass_image: Nothing = _only("empty", _FROM_TEXT)
     mask: Nothing = _only("empty", _FROM_TEXT)
@@ -136,27 +154,25 @@ class Txt2Img(BaseModel, extra="ignore", allow_inf_nan=False):
     hr_scheduler: Text = _ignored("text", _NO_HR)
     hr_prompt: Text = _ignored("text", _NO_HR)
     hr_negative_prompt: Text = _ignored("text", _NO_HR)
-    subseed: Integer = _ignored(ANY_INTEGER, "there are no variations of a seed")
+    subseed: Integer = _ignored(ANY_INTEGER, "seeds have no variations")
     refiner_switch_at: Number = _ignored("a number", "there is no refiner")
-    eta: Number = _ignored("a number", "Euler has none")
+    eta: Number = _ignored("a number", "the sampler has no eta")
     s_tmin: Number = _ignored("a number", _NO_CHURN)
     s_tmax: Number = _ignored("a number", _NO_CHURN)
     s_noise: Number = _ignored("a number", _NO_CHURN)
-    clip_skip: Number = _ignored("a number", "a checkpoint uses the layers it was trained with")
-    script_args: Any = Field(None, exclude=True, description="any list. It is accepted, and changes nothing.")
-    comments: Any = Field(None, exclude=True, description="any object. It is accepted, and changes nothing.")
-    disable_extra_networks: Flag = _ignored("true or false", "there are none")
-    override_settings_restore_afterwards: Flag = _ignored("true or false", "they are restored")
+    clip_skip: Number = _ignored("a number", "a checkpoint uses the layers that it was trained with")
+    script_args: Any = Field(None, exclude=True, description="any list. It has no effect.")
+    comments: Any = Field(None, exclude=True, description="any object. It has no effect.")
+    disable_extra_networks: Flag = _ignored("true or false", "there are no extra networks")
+    override_settings_restore_afterwards: Flag = _ignored("true or false", "the settings apply to one call only")
     save_images: Flag = _ignored("true or false", _NOT_SAVED)
     do_not_save_samples: Flag = _ignored("true or false", _NOT_SAVED)
-    do_not_save_grid: Flag = _ignored("true or false", "no grids are made")
-    url: Any = Field(None, exclude=True, description="any value. SillyTavern sends its own setting, which is not used.")
-    auth: Any = Field(
-        None, exclude=True, description="any value. SillyTavern sends its own setting, which is not used."
-    )
+    do_not_save_grid: Flag = _ignored("true or false", "there are no grids")
+    url: Any = Field(None, exclude=True, description="any value. It has no effect: it is a setting of SillyTavern.")
+    auth: Any = Field(None, exclude=True, description="any value. It has no effect: it is a setting of SillyTavern.")
 
     def check(self, *, is_strict: bool) -> None:
-        """Check fields against each other and, if the service is strict, the sampler. Raises InvalidRequest."""
+        """Check fields against each other and, if `is_strict`, the sampler and schedule. Raises InvalidRequest."""
         size, rounds = self.batch_size or 1, self.n_iter or 1
         if size * rounds > MAX_IMAGES:
             raise InvalidRequest("n_iter", rounds, f"1 to {MAX_IMAGES // size} with a batch_size of {size}")
@@ -184,12 +200,13 @@ class Txt2Img(BaseModel, extra="ignore", allow_inf_nan=False):
 
 
 class StrictTxt2Img(Txt2Img, extra="forbid"):
-    """The body for a strict service, which refuses fields that AUTOMATIC1111 does not have."""
+    """The body if `strict_dialects` is set. Fields that AUTOMATIC1111 does not have are refused."""
 
 
 class ImageBody(BaseModel, extra="forbid"):
-    """The body of png-info."""
+    """The body of `POST /sdapi/v1/png-info`."""
 
     image: str = Field(
-        description="an image in base64, optionally after `data:image/png;base64,`. URLs are not accepted."
+        description="an image in base64, optionally after `data:image/png;base64,`: the file to read."
+        " URLs are not accepted."
     )

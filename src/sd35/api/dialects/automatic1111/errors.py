@@ -1,4 +1,4 @@
-"""The error format of AUTOMATIC1111's API, and the errors that its routes share."""
+"""The error format of AUTOMATIC1111's API, and errors that several of its routes share."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 from sd35.api.errors import ApiError, ErrorFormat, Responses
 
-_NAMES = {"model": "sd_model_checkpoint", "guidance_scale": "cfg_scale"}  # this project's names, and AUTOMATIC1111's
+_NAMES = {"model": "sd_model_checkpoint", "guidance_scale": "cfg_scale"}  # this project's names to AUTOMATIC1111's
 
 
 class ErrorBody(BaseModel):
@@ -14,12 +14,12 @@ class ErrorBody(BaseModel):
 
     error: str = Field(description="The kind of error.")
     detail: str = Field(description="What went wrong, and what to do.")
-    body: str = ""
-    errors: str = Field(description="The invalid fields, each with its value and the allowed values.")
+    body: str = Field(default="", description="Always empty.")
+    errors: str = Field(description="The invalid fields, each with the value received and the allowed values.")
 
 
 def _render(error: ApiError, _: str) -> tuple[int, dict[str, Any]]:
-    names = _NAMES if error.error else {}  # errors of the dialect itself use its own names
+    names = _NAMES if error.error else {}  # other errors come from this dialect and use its names already
     fields = [each.model_copy(update={"field": names.get(each.field, each.field)}) for each in error.errors]
     errors = "; ".join(each.sentence for each in fields)
     kind = type(error.error).__name__ if error.error else "HTTPException"
@@ -31,7 +31,7 @@ documented = ERROR_FORMAT.documented
 BODY_ERRORS: Responses = {
     400: documented("The body is not JSON."),
     413: documented("The body is too large."),
-    415: documented("The body's `Content-Type` is not `application/json`."),
-    422: documented("A field is invalid. Each is named."),
+    415: documented("The `Content-Type` of the body is not `application/json`."),
+    422: documented("A field is invalid. The error names each such field."),
 }
-MODEL_ERRORS: Responses = {404: documented("No model of that name is served. The error lists the models that are.")}
+MODEL_ERRORS: Responses = {404: documented("No model of that name is served. The error lists the served models.")}

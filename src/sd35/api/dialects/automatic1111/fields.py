@@ -1,7 +1,7 @@
-"""Types of AUTOMATIC1111's fields: its API reads JSON leniently, and its clients rely on that.
+"""Types of AUTOMATIC1111's fields. Its API reads JSON leniently, and its clients rely on that.
 
-Numbers may be text, integers may be `8.0`, switches may be text or 0 and 1, and null, "", "None", [] and {} mean
-"not set". Fractions for integers and booleans for numbers are refused, because no client sends them on purpose.
+Numbers may be text, integers may be `8.0`, switches may be text, 0 or 1. null, "", "None", [] and {} mean "not set".
+Fractions for integers and booleans for numbers are refused, because clients do not send them on purpose.
 
 Source: pydantic 1 as AUTOMATIC1111/stable-diffusion-webui 1.10 uses it, modules/api/models.py.
 """
@@ -17,33 +17,33 @@ from sd35.api.body import INTEGER_DIGITS
 
 ANY_INTEGER = f"an integer of at most {INTEGER_DIGITS:,} digits"
 _INTEGER = re.compile(rf"[+-]?\d{{1,{INTEGER_DIGITS}}}(\.0*)?", re.ASCII)
-_UNIT_SWITCHES = ("enabled", "enable", "ad_tab_enable")  # ControlNet's, AnimateDiff's and ADetailer's
+_UNIT_SWITCHES = ("enabled", "enable", "ad_tab_enable")  # of ControlNet, AnimateDiff and ADetailer
 _NUMBER = re.compile(r"[+-]?(\d{1,30}\.?\d{0,30}|\.\d{1,30})(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
 _FLAGS = dict.fromkeys(("1", "on", "t", "true", "y", "yes"), True)
 _FLAGS |= dict.fromkeys(("0", "off", "f", "false", "n", "no"), False)
 
 
 def as_integer(value: Any) -> Any:  # noqa: ANN401  any JSON value
-    """Turn text and whole floats into an integer, and empty text into None. Return the rest unchanged."""
+    """Convert text and whole floats to an integer, and empty text to None. Return other values unchanged."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return _read_text(value, lambda text: int(text.partition(".")[0]) if _INTEGER.fullmatch(text) else value)
 
 
 def as_number(value: Any) -> Any:  # noqa: ANN401  any JSON value
-    """Turn text into a number, and empty text into None. Return the rest unchanged."""
+    """Convert text to a number, and empty text to None. Return other values unchanged."""
     return _read_text(value, lambda text: float(text) if _NUMBER.fullmatch(text) else value)
 
 
 def as_flag(value: Any) -> Any:  # noqa: ANN401  any JSON value
-    """Turn text, 0 and 1 into a boolean, and empty text into None. Return the rest unchanged."""
+    """Convert text, 0 and 1 to a boolean, and empty text to None. Return other values unchanged."""
     if isinstance(value, int | float) and value in {0, 1}:
         return bool(value)
     return _read_text(value, lambda text: _FLAGS.get(text.lower(), value))
 
 
 def _read_text(value: Any, read: Callable[[str], Any]) -> Any:  # noqa: ANN401  any JSON value
-    """Turn text by `read`, and empty text into None. Return the rest unchanged."""
+    """Convert text by `read`, and empty text to None. Return other values unchanged."""
     if not isinstance(value, str):
         return value
     text = value.strip()
@@ -51,7 +51,7 @@ def _read_text(value: Any, read: Callable[[str], Any]) -> Any:  # noqa: ANN401  
 
 
 def is_unset(value: object) -> bool:
-    """Return whether a value is one that clients send for "not set"."""
+    """Return whether clients send this value for "not set"."""
     if isinstance(value, str):
         return value.strip().lower() in {"", "none"}
     return value is None or value in (0, [], {})  # 0 is also False and 0.0
@@ -68,13 +68,13 @@ def _as_nothing(value: Any) -> None:  # noqa: ANN401  any JSON value
 
 
 def _as_no_styles(value: Any) -> None:  # noqa: ANN401  any JSON value
-    """Accept AUTOMATIC1111's forms of no style: "None", and "" for an unset one."""
+    """Check that no style is set. Clients send "None" or an empty value for an unset style."""
     if not (is_unset(value) or (isinstance(value, list) and all(map(is_unset, value)))):
         raise ValueError
 
 
 def _as_no_scripts(value: Any) -> None:  # noqa: ANN401  any JSON value
-    """Raise an error that names the first script that is on."""
+    """Check that no script is on. The error names the first script that is on."""
     if is_unset(value):
         return
     if not isinstance(value, dict):
@@ -85,9 +85,9 @@ def _as_no_scripts(value: Any) -> None:  # noqa: ANN401  any JSON value
 
 
 def _is_off(script: object) -> bool:
-    """Return whether a script's `args` turn it off: they are empty, their first switch is off, or each unit is off.
+    """Return whether the `args` of a script turn it off: they are empty, the first is false, or all units are off.
 
-    Without `args`, AUTOMATIC1111 runs a script with its defaults, with which it does nothing.
+    Without `args`, AUTOMATIC1111 runs a script with its defaults, and then the script does nothing.
     """
     arguments = script.get("args") if isinstance(script, dict) else script
     if is_unset(arguments):
@@ -102,7 +102,7 @@ def _is_off(script: object) -> bool:
         return False
     if is_unset(first):
         return True
-    # A script whose switch is on does nothing only if its units are off themselves, as ADetailer's may be.
+    # A script that is switched on does nothing only if it has units, as ADetailer has, and they are off.
     others = [as_flag(each) for each in arguments if not isinstance(each, dict)]
     return any(units) and all(isinstance(each, bool) or is_unset(each) for each in others)
 
@@ -115,9 +115,9 @@ def _is_unit_off(unit: dict[str, Any]) -> bool:
 
 
 class _Lenient:
-    """Annotation of a field that may be null and whose value `read` converts first.
+    """Annotation of a field that may be null. `read` converts the value before it is validated.
 
-    The field's JSON schema lists `types` and null, with the limits of the field's own type.
+    The JSON schema of the field allows `types` and null, with the limits of the field's type.
     """
 
     def __init__(self, read: Callable[[Any], Any], *types: str) -> None:

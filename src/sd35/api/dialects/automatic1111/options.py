@@ -1,4 +1,4 @@
-"""The checkpoints and settings of AUTOMATIC1111's API, and the lookup of a checkpoint by a client's name for it."""
+"""The checkpoints and settings of AUTOMATIC1111's API, and the lookup of a checkpoint by title, file name or hash."""
 
 import re
 
@@ -17,13 +17,13 @@ from sd35.generation.params import find_model
 from sd35.images.infotext import HASH_CHARS
 from sd35.service.service import Service
 
-_ENDING = re.compile(r"(\.safetensors|\.ckpt)?( \[[0-9a-f]+\])?$")  # of a checkpoint's title
+_ENDING = re.compile(r"(\.safetensors|\.ckpt)?( \[[0-9a-f]+\])?$")  # the ending of a checkpoint's title
 router = APIRouter(prefix="/sdapi/v1")
 
 
 @router.get("/options", summary="Get the client's settings", responses=ERROR_FORMAT.unavailable)
 async def options(request: Request) -> Options:
-    """Return the settings that clients read. Only the checkpoint can be changed; the others are fixed."""
+    """Return the settings that clients read. A client can change its checkpoint only."""
     service = service_of(request)
     model = find_model(service.pool.models, sessions_of(request).chosen_model(caller_of(request).client))
     return Options(sd_model_checkpoint=title(model), sd_checkpoint_hash=model.revision)
@@ -36,9 +36,10 @@ async def options(request: Request) -> Options:
     responses={**BODY_ERRORS, **MODEL_ERRORS, **ERROR_FORMAT.unavailable},
 )
 async def set_options(request: Request) -> None:
-    """Set `sd_model_checkpoint` for the calling client while the service runs. Nothing else can be set.
+    """Set `sd_model_checkpoint` for the calling client, until the service ends. Other settings cannot be set.
 
-    Settings that cannot change an image here are accepted, and so are AUTOMATIC1111's defaults. Others are refused.
+    Settings that do not change images, and AUTOMATIC1111's default values, are accepted without effect. Others are
+    refused.
     """
     settings, service = read_settings(await read_object(request)), service_of(request)
     if service.policy.has_metadata and not settings.has_metadata:
@@ -50,7 +51,7 @@ async def set_options(request: Request) -> None:
 
 @router.get("/sd-models", summary="List checkpoints", responses=ERROR_FORMAT.unavailable)
 async def checkpoints(request: Request) -> list[Checkpoint]:
-    """Return the checkpoints. The first one is the default."""
+    """Return the served checkpoints. The first one is the default."""
     return [
         Checkpoint(
             title=title(model),
@@ -75,9 +76,9 @@ def title(model: ModelInfo) -> str:
 
 
 def served_name(requested: str | None, service: Service) -> str | None:
-    """Return the name of the model that a client names by title, file or hash, or by an alias if they are allowed.
+    """Return the name of the model that a client requests by title, file name, hash or alias.
 
-    A name that matches nothing is returned unchanged.
+    Aliases are allowed unless `strict_dialects` is set. A name that matches no model is returned unchanged.
     """
     models, aliases = service.pool.models, service.policy.aliases
     if not requested or requested in models:

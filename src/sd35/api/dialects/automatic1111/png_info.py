@@ -9,20 +9,20 @@ from sd35.api.body import openapi_body, parse_json, read_unparsed_json
 from sd35.api.dialects.automatic1111.body import ImageBody
 from sd35.api.dialects.automatic1111.errors import BODY_ERRORS, documented
 from sd35.api.dialects.automatic1111.responses import PngInfo
-from sd35.api.errors import ApiError, FieldError
+from sd35.api.errors import RETRY_AFTER, ApiError, FieldError
 from sd35.body_limits import TooManyBytes
 from sd35.errors import NotReplayable
 from sd35.images.infotext import parse_infotext, read_infotext
 from sd35.threads import PARSING
 
 _MAX_BODY_BYTES = 30 * 1024 * 1024
-# Bodies are received before they wait for a parser, so that slow senders do not block others.
+# Bodies are received before they wait for a parser, so that slow clients do not block others.
 MAX_RECEIVED_BYTES = 512 * 1024 * 1024
-MAX_RECEIVED_BYTES_EACH = 128 * 1024 * 1024  # of one caller
-MAX_PARSED_IMAGES = 4  # at once; each takes four times its size in memory
-_WHITESPACE = b" \t\r\n"  # `base64` and MIME break lines, and a form may indent them
+MAX_RECEIVED_BYTES_EACH = 128 * 1024 * 1024  # from one caller
+MAX_PARSED_IMAGES = 4  # at once; parsing an image takes four times its size in memory
+_WHITESPACE = b" \t\r\n"  # the command `base64` and MIME break lines, and forms may indent them
 _TOO_MANY_IMAGES = documented(
-    "The caller's rate limit is reached, or too many images are being received.", **{"Retry-After": "Seconds."}
+    "The caller's rate limit is reached, or too many images are being received.", **{"Retry-After": RETRY_AFTER}
 )
 router = APIRouter(prefix="/sdapi/v1")
 
@@ -35,7 +35,10 @@ router = APIRouter(prefix="/sdapi/v1")
     responses={**BODY_ERRORS, 429: _TOO_MANY_IMAGES},
 )
 async def png_info(request: Request) -> Response:
-    """Read PNG, JPEG, WebP and AVIF files of this service, and other files with AUTOMATIC1111's text."""
+    """Return the generation settings that a file contains.
+
+    Files of this service may be PNG, JPEG, WebP or AVIF. Files of other programs need AUTOMATIC1111's text.
+    """
     caller, state = caller_of(request), request.app.state
     charge = caller.charge_request()  # before the large body is read
     with state.received_images.body_of(caller.client) as count:
@@ -64,7 +67,7 @@ def _too_many_images() -> ApiError:
 
 
 def _png_info(image: str) -> str:
-    """Return the response for an image in base64, as JSON."""
+    """Return the JSON of the response for an image in base64. Raises ApiError with status 422."""
     content = image.lstrip()
     if content[:5].lower() == "data:":
         content = content.partition(",")[2]

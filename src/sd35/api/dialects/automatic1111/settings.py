@@ -1,12 +1,12 @@
 """AUTOMATIC1111's settings, as in `override_settings` and `POST /sdapi/v1/options`, and their effect here.
 
-Nearly all concern its web pages, its files, other samplers, img2img or other model families. They cannot change an
-image that is generated here from text, and are accepted at any value. Settings that would change it are accepted at
-AUTOMATIC1111's own default, and at values that turn something off. At other values they are refused by name.
+Most of them concern AUTOMATIC1111's web pages and files, other samplers, img2img or other models. They cannot change an
+image that this server generates, and are accepted at any value. Settings that would change it are accepted at
+AUTOMATIC1111's default, and at values that turn something off. At other values they are refused.
 
 Source: AUTOMATIC1111/stable-diffusion-webui 1.10, modules/shared_options.py and the options of its built-in extensions;
-lllyasviel/stable-diffusion-webui-forge. That `CLIP_stop_at_last_layers` changes nothing in Stable Diffusion 3:
-modules/models/sd3/sd3_cond.py, whose text encoders do not read it.
+lllyasviel/stable-diffusion-webui-forge. `CLIP_stop_at_last_layers` changes nothing in Stable Diffusion 3, because its
+text encoders do not read it: modules/models/sd3/sd3_cond.py.
 """
 
 from collections.abc import Mapping
@@ -19,9 +19,9 @@ from sd35.api.errors import ApiError, FieldError, echo
 _Value: TypeAlias = str | int | bool
 _CHECKPOINT, _PNG_INFO = "sd_model_checkpoint", "enable_pnginfo"
 _MAX_NAMED_SETTINGS = 10  # invalid settings that an error names; the rest is counted
-_UNKNOWN = "no value, for AUTOMATIC1111 1.10 has no such setting"
+_UNKNOWN = "nothing, because AUTOMATIC1111 1.10 has no such setting"
 
-# Settings that change an image, and the values at which they do not. None, "" and [] are always accepted.
+# Settings that can change an image, and values at which they change nothing. None, "" and [] are always accepted.
 _CHANGES_IMAGE: Mapping[str, tuple[_Value, ...]] = {
     "sd_vae": ("Automatic", "None"),
     "sd_unet": ("Automatic", "None"),
@@ -33,10 +33,10 @@ _CHANGES_IMAGE: Mapping[str, tuple[_Value, ...]] = {
     "samples_format": ("png",),
     "face_restoration": (False,),
     "tiling": (False,),
-    "emphasis": ("Original", "None"),  # prompts are plain text here, which is None; Original is the default
+    "emphasis": ("Original", "None"),  # prompts are plain text here, as with None; Original is the default
     "use_old_emphasis_implementation": (False,),
     "comma_padding_backtrack": (20,),
-    "randn_source": ("GPU", "CPU"),  # noise is the same on all devices here
+    "randn_source": ("GPU", "CPU"),  # here, noise does not depend on the device
     "sd_vae_decode_method": ("Full",),
     "sd_noise_schedule": ("Default",),
     "enable_quantization": (False,),
@@ -52,14 +52,14 @@ _CHANGES_NOTHING = frozenset(Path(__file__).with_name("settings_without_effect.t
 
 
 class Settings(NamedTuple):
-    """The settings that are honoured. `checkpoint` is None if the client names none."""
+    """The settings that have an effect. `checkpoint` is None if the client names none."""
 
     checkpoint: str | None
     has_metadata: bool
 
 
 def read_settings(given: Mapping[str, Any]) -> Settings:
-    """Read settings. Raises ApiError (422), which names those that would change the image."""
+    """Read settings. Raises ApiError with status 422, which names the settings that would change an image."""
     allowed = {name: _allowed(name, value) for name, value in given.items()}
     errors = [
         FieldError(field=echo(name), got=echo(given[name]), allowed=text) for name, text in allowed.items() if text
@@ -95,7 +95,7 @@ def _allowed(name: str, value: object) -> str | None:
 
 
 def _is_same(value: object, other: _Value) -> bool:
-    """Compare a value with one of the table: text without its case, numbers and switches also as text."""
+    """Compare a value with one of `_CHANGES_IMAGE`. Case does not matter; numbers and switches may be text."""
     if isinstance(other, bool):
         return as_flag(value) is other
     if isinstance(other, int):

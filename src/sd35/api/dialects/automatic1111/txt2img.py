@@ -1,14 +1,15 @@
-"""`POST /sdapi/v1/txt2img` of AUTOMATIC1111's API, and the progress, interruption and skipping of a running call."""
+"""AUTOMATIC1111's `POST /sdapi/v1/txt2img`, and routes that show, interrupt or skip images of a running call."""
 
 import asyncio
 import base64
 import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from sd35.api.auth import caller_of, service_of
 from sd35.api.body import openapi_body, read_object, validate
@@ -35,19 +36,22 @@ from sd35.request import Request as ImageRequest
 
 IGNORED = "X-Sd35-Ignored"
 _MAX_NAMED_FIELDS = 10  # ignored fields that a response names; the rest is counted
-_IGNORED_HEADER = openapi_headers({IGNORED: "Ignored fields, which AUTOMATIC1111 does not have."})
+_IGNORED_HEADER = openapi_headers({IGNORED: "The fields that were ignored because AUTOMATIC1111 does not have them."})
 router = APIRouter(prefix="/sdapi/v1")
 
 
 @router.post(
     "/txt2img",
-    summary="Generate images from text with AUTOMATIC1111's API",
+    summary="Generate images from text (AUTOMATIC1111)",
     response_model=ImagesResponse,
     openapi_extra=openapi_body(Txt2Img),
     responses={200: {"headers": _IGNORED_HEADER}, **errors_of_generation(ERROR_FORMAT), **BODY_ERRORS, **MODEL_ERRORS},
 )
 async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
-    """Return the images when all are done or skipped. If the client disconnects, they are cancelled."""
+    """Return the images when all are done or skipped.
+
+    If the client disconnects, the images are cancelled, unless the call has an idempotency key.
+    """
     content = await read_object(request)
     service, client = service_of(request), caller_of(request).client
     is_strict = service.policy.aliases.is_strict
@@ -57,11 +61,12 @@ async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> R
     body.check(is_strict=is_strict)
     model = served_name(settings.checkpoint, service) or sessions_of(request).chosen_model(client)
     job_specs = job_specs_of(request, body, body.to_params(model), idempotency_key)
+    job_specs = [replace(job_spec, has_metadata=settings.has_metadata) for job_spec in job_specs]
     first = job_specs[0].request
     async with running_batch(request, job_specs, previews=True) as batch:
         call = RunningCall(batch, body.force_task_id or f"txt2img-{first.digest[:8]}")
         with sessions_of(request).running(client, call):
-            results = await unless_disconnected(request, batch.outcomes())
+            results = await unless_disconnected(request, batch.results())
     done = [result for result in results if result]
     has_metadata = service.policy.has_metadata and settings.has_metadata
     images = []
@@ -77,8 +82,11 @@ async def txt2img(request: Request, idempotency_key: IdempotencyKey = None) -> R
 
 
 @router.get("/progress", summary="Get the progress of the client's call", responses={422: BODY_ERRORS[422]})
-async def progress(request: Request, skip_current_image: bool = False) -> ProgressResponse:  # noqa: FBT001, FBT002
-    """Return the progress of the client's oldest running call. If none runs, all values are 0."""
+async def progress(
+    request: Request,
+    skip_current_image: Annotated[bool, Query(description="Whether to leave out the preview.")] = False,  # noqa: FBT002
+) -> ProgressResponse:
+    """Return the progress of the client's oldest running call. If no call is running, all values are 0."""
     call = _running_call(request)
     if call is None:
         return ProgressResponse()
@@ -106,9 +114,9 @@ async def progress(request: Request, skip_current_image: bool = False) -> Progre
     )
 
 
-@router.post("/interrupt", summary="End the client's call with the images that are done")
+@router.post("/interrupt", summary="Interrupt the client's call")
 async def interrupt(request: Request) -> dict[str, str]:
-    """Cancel the remaining images of the call that `progress` shows. The call then returns."""
+    """Cancel the remaining images of the call that `progress` shows. The call returns the images that are done."""
     if call := _running_call(request):
         call.batch.interrupt()
     return {}
@@ -126,7 +134,7 @@ def _running_call(request: Request) -> RunningCall | None:
 
 
 def _ignored_header(content: Mapping[str, Any]) -> dict[str, str]:
-    """Return a header that names the ignored fields. AUTOMATIC1111 ignores fields that it does not have."""
+    """Return a header that names the fields that AUTOMATIC1111 does not have. Empty if the body has none."""
     names = [name for name in content if name not in Txt2Img.model_fields]
     if not names:
         return {}
@@ -136,7 +144,7 @@ def _ignored_header(content: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _encoded(results: Sequence[GenerationResult], *, has_metadata: bool) -> list[str]:
-    """Return the PNG files in base64, with AUTOMATIC1111's text added or all metadata removed. Blocks."""
+    """Return the PNG files in base64, with AUTOMATIC1111's text added or all metadata removed. Takes CPU time."""
     files = []
     for result in results:
         if not has_metadata:
@@ -150,7 +158,7 @@ def _encoded(results: Sequence[GenerationResult], *, has_metadata: bool) -> list
 
 
 def _info(body: Txt2Img, requests: Sequence[ImageRequest], call: RunningCall) -> dict[str, Any]:
-    """Return the settings of the images under AUTOMATIC1111's names. Lists have one item for each image."""
+    """Return the settings of the images, named as in AUTOMATIC1111. Lists have one item for each image."""
     first, subseed = requests[0], -1 if body.subseed is None else body.subseed
     return {
         "prompt": first.prompt,
@@ -189,5 +197,5 @@ def _info(body: Txt2Img, requests: Sequence[ImageRequest], call: RunningCall) ->
 
 
 def _timestamp(call: RunningCall) -> str:
-    """Return when a call began, in AUTOMATIC1111's format."""
+    """Return the time at which a call began, in AUTOMATIC1111's format and UTC."""
     return time.strftime("%Y%m%d%H%M%S", time.gmtime(call.began_s))

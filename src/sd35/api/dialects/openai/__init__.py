@@ -1,6 +1,6 @@
 """OpenAI's images API.
 
-Source: OpenAI's API reference, and their Python client.
+Source: OpenAI's API reference and Python client.
 """
 
 from sd35.api.dialects.dialect import Dialect

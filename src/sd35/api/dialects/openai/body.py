@@ -1,4 +1,4 @@
-"""The body of OpenAI's `POST /v1/images/generations`. The description of each field begins with the allowed values.
+"""The body of OpenAI's `POST /v1/images/generations`.
 
 Source: OpenAI's API reference.
 """
@@ -16,89 +16,115 @@ from sd35.service.service import Service
 
 _MAX_IMAGES, _MAX_PARTIAL_IMAGES = 10, 3
 _MAX_QUALITY = 100
-_NO_EFFECT = "text. It is accepted, and changes nothing."
+_NO_EFFECT = "text. It has no effect."
 _QUALITIES = {"low": "low", "high": "high", "hd": "high"}  # all others are "medium"
 
 
 class GenerationBody(BaseModel, extra="forbid", allow_inf_nan=False):
-    """The body."""
+    """The body of a call. Each description begins with the allowed values, which errors repeat."""
 
-    prompt: fields.Prompt = Field(description=f"{fields.PROMPT_ALLOWED}.")
+    prompt: fields.Prompt = Field(description=f"{fields.PROMPT_ALLOWED}: what the images show.")
     model: str | None = Field(
-        None, description="a name from /v1/models or `model_aliases`. Omitted or null: the first of /v1/models."
+        None,
+        description="a name from /v1/models, or an alias of `model_aliases`: the model to use."
+        " Omitted or null: the first of /v1/models.",
     )
     n: int | None = Field(
         None,
         ge=1,
         le=_MAX_IMAGES,
-        description=f"an integer from 1 to {_MAX_IMAGES}: how many images, whose seeds are consecutive.",
+        description=f"an integer from 1 to {_MAX_IMAGES}: the number of images; their seeds are consecutive."
+        " Omitted or null: 1.",
     )
     size: str | None = Field(
-        None, pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$", description="auto, or WIDTHxHEIGHT in the model's range."
+        None,
+        pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$",
+        description="auto, or WIDTHxHEIGHT in the model's range: the size in pixels. `auto` is the model's default."
+        " Omitted or null: auto.",
     )
     quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = Field(
         None,
-        description="auto, low, medium, high, standard or hd: the model's steps; half of them for low, half as many"
-        " again for high and hd.",
+        description="auto, low, medium, high, standard or hd: the number of steps. `low` is half the model's default,"
+        " `high` and `hd` are one and a half times the default, the others are the default. Omitted or null: auto.",
     )
     style: Literal["vivid", "natural"] | None = Field(
-        None, description="vivid or natural: accepted without effect, or refused if `strict_dialects` is set."
+        None, description="vivid or natural: it has no effect, and is refused if `strict_dialects` is set."
     )
     response_format: Literal["b64_json", "url"] | None = Field(
-        None, description="b64_json or url. Omitted or null: url for models named dall-e..., else b64_json."
+        None,
+        description="b64_json or url: whether the response contains files or signed links."
+        " Omitted or null: url for models named dall-e..., else b64_json.",
     )
     output_format: fields.OutputFormat | None = Field(
-        None, description="png, jpeg, webp or avif. Omitted or null: png."
+        None, description="png, jpeg, webp or avif: the format of the files. Omitted or null: png."
     )
     output_compression: int | None = Field(
         None,
         ge=0,
         le=_MAX_QUALITY,
-        description="an integer from 0 to 100: the quality of jpeg, webp and avif; 100 with png.",
+        description="an integer from 0 to 100: the quality of jpeg, webp and avif files. png allows 100 only."
+        " Omitted or null: the default quality of the format.",
     )
-    background: Literal["auto", "opaque"] | None = Field(None, description="auto or opaque: no image is transparent.")
+    background: Literal["auto", "opaque"] | None = Field(
+        None, description="auto or opaque: it has no effect, images are opaque."
+    )
     moderation: Literal["auto", "low"] | None = Field(
-        None, description="auto or low: both use the operator's content filter."
+        None, description="auto or low: it has no effect, the content filter always applies."
     )
     user: str | None = Field(None, description=_NO_EFFECT)
     safety_identifier: str | None = Field(None, description=_NO_EFFECT)
-    stream: bool | None = Field(None, description="true or false: whether to stream events, of one image.")
+    stream: bool | None = Field(
+        None, description="true or false: whether to stream events; `n` must be 1. Omitted or null: false."
+    )
     partial_images: int | None = Field(
         None,
         ge=0,
         le=_MAX_PARTIAL_IMAGES,
-        description=f"an integer from 0 to {_MAX_PARTIAL_IMAGES}: previews in a stream.",
+        description=f"an integer from 0 to {_MAX_PARTIAL_IMAGES}: the number of previews in a stream."
+        " Omitted or null: 0.",
     )
-    negative_prompt: fields.NegativePrompt | None = Field(None, description=f"{fields.NEGATIVE_PROMPT_ALLOWED}.")
-    seed: fields.Seed | None = Field(None, description=f"{fields.SEED_ALLOWED}.")
-    num_inference_steps: fields.Steps | None = Field(None, description=f"{fields.STEPS_ALLOWED}: denoising steps.")
-    guidance_scale: fields.GuidanceScale | None = Field(None, description=f"{fields.GUIDANCE_SCALE_ALLOWED}.")
+    negative_prompt: fields.NegativePrompt | None = Field(
+        None,
+        description=f"{fields.NEGATIVE_PROMPT_ALLOWED}: what the images should not show. Omitted or null: empty.",
+    )
+    seed: fields.Seed | None = Field(
+        None, description=f"{fields.SEED_ALLOWED}: the seed of the first image. Omitted or null: a random seed."
+    )
+    num_inference_steps: fields.Steps | None = Field(
+        None,
+        description=f"{fields.STEPS_ALLOWED}: the number of denoising steps. Omitted or null: that of `quality`.",
+    )
+    guidance_scale: fields.GuidanceScale | None = Field(
+        None,
+        description=f"{fields.GUIDANCE_SCALE_ALLOWED}: how closely the images follow the prompt."
+        " Omitted or null: the model's default.",
+    )
 
     @property
     def format(self) -> Format:
-        """The files' format."""
+        """The format of the files."""
         return Format(self.output_format or "png")
 
     @property
     def compression(self) -> int | None:
-        """The files' quality; None for the format's default."""
+        """The quality of the files, from 1 to 100, or None for the format's default."""
         return None if self.output_compression is None or self.format is Format.PNG else max(1, self.output_compression)
 
     @property
     def level(self) -> str:
-        """The quality as responses name it."""
+        """The quality as responses name it: `low`, `medium` or `high`."""
         return _QUALITIES.get(self.quality or "", "medium")
 
     @property
     def has_urls(self) -> bool:
-        """Whether the response holds URLs instead of files."""
+        """Whether the response contains URLs instead of files."""
         default = "url" if (self.model or "").startswith("dall-e") else "b64_json"
         return not self.stream and (self.response_format or default) == "url"
 
     def check(self, idempotency_key: str | None, *, is_strict: bool) -> None:
         """Check fields against each other. Raises InvalidRequest."""
         if is_strict and self.style is not None:
-            raise InvalidRequest("style", self.style, "none: put it in the prompt")
+            raise InvalidRequest("style", self.style, "none; describe the style in the prompt")
         if self.num_inference_steps is not None and self.level != "medium":
             raise InvalidRequest("quality", self.quality, "auto, medium or standard with num_inference_steps")
         if self.format is Format.PNG and self.output_compression not in {None, _MAX_QUALITY}:
@@ -117,8 +143,9 @@ class GenerationBody(BaseModel, extra="forbid", allow_inf_nan=False):
     def to_params(self, service: Service) -> list[GenerationParams]:
         """Return the generation parameters of each image. Raises UnknownModel."""
         model = service.model(self.model)
-        own = model.card.steps
-        steps = {"low": max(1, own // 2), "high": min(own * 3 // 2, STEPS[1])}.get(self.level, self.num_inference_steps)
+        default = model.card.steps
+        levels = {"low": max(1, default // 2), "high": min(default * 3 // 2, STEPS[1])}
+        steps = levels.get(self.level, self.num_inference_steps)
         width, _, height = (self.size or "auto").partition("x")
         params = GenerationParams(
             prompt=self.prompt,

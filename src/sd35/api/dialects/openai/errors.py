@@ -1,36 +1,36 @@
 """The error format of OpenAI's API.
 
-Source: OpenAI's API reference, and their Python client.
+Source: OpenAI's API reference and Python client.
 """
 
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from sd35.api.errors import ApiError, ErrorFormat, FieldError
 from sd35.errors import ContentRefused, UnknownModel
 
 _KINDS = {401: ("authentication_error", "invalid_api_key"), 429: ("rate_limit_error", "rate_limit_exceeded")}
-_PARAMS = {"width": "size", "height": "size", "steps": "num_inference_steps"}  # this project's names, and OpenAI's
+_PARAMS = {"width": "size", "height": "size", "steps": "num_inference_steps"}  # this project's names to OpenAI's
 
 
 class Error(BaseModel):
-    """An error in OpenAI's terms."""
+    """An error in OpenAI's format."""
 
-    message: str
-    type: str
-    param: str | None
-    code: str | None
+    message: str = Field(description="What went wrong, and what to do.")
+    type: str = Field(description="The kind of error, such as `invalid_request_error`.")
+    param: str | None = Field(description="The invalid field, else null.")
+    code: str | None = Field(description="The reason, such as `unknown_parameter`, else null.")
 
 
 class ErrorBody(BaseModel):
-    """The JSON object of an error."""
+    """The body of an error response in OpenAI's format."""
 
-    error: Error
+    error: Error = Field(description="The error.")
 
 
 def _code(field: FieldError | None) -> str | None:
-    """Return OpenAI's code of an invalid field. Only the prompt can be missing."""
+    """Return OpenAI's error code for an invalid field. The prompt is the only required field."""
     if field is None:
         return None
     if (field.field, field.got) == ("prompt", "nothing"):
@@ -44,7 +44,7 @@ def _render(error: ApiError, _: str) -> tuple[int, dict[str, Any]]:
     match error.error:
         case ContentRefused():
             status, kind, code = 400, "image_generation_user_error", "moderation_blocked"
-        case UnknownModel():  # as OpenAI on this route; clients would take a 404 for a missing route
+        case UnknownModel():  # 400 as in OpenAI's API; clients take a 404 for a missing route
             status, code = 400, "invalid_value"
         case _ if status == 422:
             status, code = 400, _code(field)

@@ -1,4 +1,4 @@
-"""`POST /v1/images/generations` of OpenAI's images API. `GET /v1/models`, in OpenAI's form, is the service's own."""
+"""`POST /v1/images/generations` of OpenAI's images API. The service's own `GET /v1/models` has OpenAI's format too."""
 
 import time
 from dataclasses import replace
@@ -19,12 +19,12 @@ router = APIRouter(tags=["OpenAI's API"], dependencies=[Depends(allow_missing_co
 
 @router.post(
     "/v1/images/generations",
-    summary="Generate images from text with OpenAI's API",
+    summary="Generate images from text (OpenAI)",
     response_class=Response,
     openapi_extra=openapi_body(GenerationBody),
     responses={
         200: {
-            "description": "The images, or with `stream` their events.",
+            "description": "The images, or with `stream` server-sent events.",
             "content": {
                 "application/json": {"schema": {"$ref": f"#/components/schemas/{GenerationsResponse.__name__}"}},
                 "text/event-stream": {"itemSchema": EVENT_SCHEMA},
@@ -32,12 +32,18 @@ router = APIRouter(tags=["OpenAI's API"], dependencies=[Depends(allow_missing_co
             "model": GenerationsResponse,
         },
         **errors_of_generation(ERROR_FORMAT),
-        400: _documented("A field is invalid, no model of that name is served, or the content filter refuses it."),
-        415: _documented("The body's `Content-Type` is not `application/json`."),
+        400: _documented(
+            "A field is invalid, no model of that name is served, or the content filter refuses the request."
+        ),
+        415: _documented("The `Content-Type` of the body is not `application/json`."),
     },
 )
 async def generations(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
-    """Return the images when all are done, or stream one. If the client disconnects, they are cancelled."""
+    """Return the images when all are done, or with `stream` the events of one image.
+
+    The events are `image_generation.partial_image` for each preview, and then `image_generation.completed` with the
+    image, or `error`. If the client disconnects, the images are cancelled, unless the call has an idempotency key.
+    """
     body = await read_json(request, GenerationBody)
     service = service_of(request)
     body.check(idempotency_key, is_strict=service.policy.aliases.is_strict)

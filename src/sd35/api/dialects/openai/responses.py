@@ -1,4 +1,4 @@
-"""The responses of OpenAI's images API, built from generation results."""
+"""The responses of OpenAI's images API."""
 
 import base64
 import time
@@ -19,43 +19,43 @@ from sd35.storage.links import PATH, expiry
 
 
 class InputTokens(BaseModel):
-    """The tokens of the input by kind."""
+    """The tokens of the input, by kind."""
 
-    text_tokens: int
-    image_tokens: int = 0
+    text_tokens: int = Field(description="The tokens of the prompt.")
+    image_tokens: int = Field(default=0, description="Always 0.")
 
 
 class Usage(BaseModel):
-    """The transformer's tokens: those of the prompt that T5 reads, and the image's patches of 16x16 px."""
+    """The number of tokens that the model processed."""
 
-    input_tokens: int
-    input_tokens_details: InputTokens
-    output_tokens: int
-    total_tokens: int
+    input_tokens: int = Field(description="The tokens of the prompt, as the T5 text encoder counts them.")
+    input_tokens_details: InputTokens = Field(description="The tokens of the prompt, and of input images.")
+    output_tokens: int = Field(description="The tokens of all images: one for each 16x16 pixels.")
+    total_tokens: int = Field(description="The sum of the tokens of the input and the output.")
 
 
 class ImageItem(BaseModel):
-    """An image. The fields from `seed` on are this project's own."""
+    """An image. OpenAI's API does not have the fields from `seed` on."""
 
-    b64_json: str | None = None
-    url: str | None = None
-    seed: int
-    digest: str
-    cached: bool
-    content_filtered: bool = Field(description="Whether the content filter blurred it.")
+    b64_json: str | None = Field(None, description="The file in base64, if `response_format` is `b64_json`.")
+    url: str | None = Field(None, description="A signed link to the file, if `response_format` is `url`.")
+    seed: int = Field(description="The seed of the image, also if the service chose it.")
+    digest: str = Field(description="The identity of the image, as in `/v1/artifacts/{digest}`.")
+    cached: bool = Field(description="Whether another request for the same image generated it.")
+    content_filtered: bool = Field(description="Whether the content filter blurred the image.")
 
 
 class GenerationsResponse(BaseModel):
-    """OpenAI's response. `model` is the name of the model that was used."""
+    """The images of a call. OpenAI's API does not have the field `model`."""
 
-    created: int
-    data: list[ImageItem]
-    background: Literal["opaque"] = "opaque"
-    output_format: str
-    quality: str
-    size: str
-    usage: Usage | None = Field(None, description="Omitted if the model is not served any more.")
-    model: str
+    created: int = Field(description="When the images were done, in seconds since 1970.")
+    data: list[ImageItem] = Field(description="The images, with consecutive seeds.")
+    background: Literal["opaque"] = Field(default="opaque", description="Always `opaque`.")
+    output_format: str = Field(description="The format of the files.")
+    quality: str = Field(description="`low`, `medium` or `high`.")
+    size: str = Field(description="The size of the images in pixels, as WIDTHxHEIGHT.")
+    usage: Usage | None = Field(None, description="The number of tokens. Omitted if the model is no longer served.")
+    model: str = Field(description="The name of the model that was used.")
 
 
 async def url_item(request: Request, body: GenerationBody, result: GenerationResult) -> ImageItem:
@@ -86,13 +86,13 @@ def _item(result: GenerationResult, **content: str) -> ImageItem:
 
 
 def common_fields(body: GenerationBody, request: ImageRequest) -> dict[str, Any]:
-    """Return the fields that hold for all images of a response or event."""
+    """Return the fields that all images of a response or event share."""
     size = f"{request.width}x{request.height}"
     return {"background": "opaque", "size": size, "quality": body.level, "output_format": body.format}
 
 
 def usage_of(service: Service, results: Sequence[GenerationResult]) -> Usage | None:
-    """Count the tokens of a call, or return None if the model is not served any more."""
+    """Return the number of tokens of a call, or None if the model is no longer served."""
     tokens = service.pool.tokens_of(results[0].request)
     if tokens is None:
         return None

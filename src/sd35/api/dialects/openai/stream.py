@@ -26,7 +26,7 @@ from sd35.request import Request as ImageRequest
 from sd35.storage.jobs import JobSpec
 
 _PARTIAL, _COMPLETED, _ERROR = "image_generation.partial_image", "image_generation.completed", "error"
-EVENT_SCHEMA = {  # for `itemSchema` of OpenAPI 3.2: `schema` would describe the stream as a whole
+EVENT_SCHEMA = {  # for `itemSchema` of OpenAPI 3.2, because `schema` would describe the stream as a whole
     "type": "object",
     "properties": {
         "event": {"type": "string", "enum": [_PARTIAL, _COMPLETED, _ERROR]},
@@ -37,7 +37,7 @@ EVENT_SCHEMA = {  # for `itemSchema` of OpenAPI 3.2: `schema` would describe the
 
 
 async def stream_response(request: Request, body: GenerationBody, job_specs: Sequence[JobSpec]) -> Response:
-    """Stream the events of one image. An error before the first event is raised, so that it has its own status."""
+    """Stream the events of one image. Raises errors that come before the first event, so that they set the status."""
     events = _events(request, body, job_specs)
 
     first = await unless_disconnected(request, anext(events))
@@ -58,26 +58,26 @@ async def stream_response(request: Request, body: GenerationBody, job_specs: Seq
 
 
 async def _events(request: Request, body: GenerationBody, job_specs: Sequence[JobSpec]) -> AsyncGenerator[bytes, None]:
-    service, steps = service_of(request), asyncio.Queue[ImageProgress | None]()
+    service, updates = service_of(request), asyncio.Queue[ImageProgress | None]()
     image_request = job_specs[0].request
     fields = common_fields(body, image_request)
     preview_steps = _preview_steps(body.partial_images or 0, image_request.steps)
     index = 0
     async with running_batch(
-        request, job_specs, lambda _, progress: steps.put_nowait(progress), previews=bool(preview_steps)
+        request, job_specs, lambda _, progress: updates.put_nowait(progress), previews=bool(preview_steps)
     ) as batch:
-        results = asyncio.ensure_future(batch.outcomes())
-        results.add_done_callback(lambda _: steps.put_nowait(None))
-        while progress := await steps.get():
+        results = asyncio.ensure_future(batch.results())
+        results.add_done_callback(lambda _: updates.put_nowait(None))
+        while progress := await updates.get():
             due = {step for step in preview_steps if step <= progress.step < image_request.steps}
             if due and progress.preview:
-                preview_steps -= due  # a generation that is restarted repeats its steps, but not its previews
+                preview_steps -= due  # a restarted generation repeats its steps, but must not repeat previews
                 content = await asyncio.to_thread(_preview, progress.preview, image_request, body)
                 preview = {"b64_json": content, "partial_image_index": index}
                 yield _event(_PARTIAL, {**fields, **preview, "created_at": int(time.time())})
                 index += 1
         (result,) = await results
-    assert result, "only this call could skip its image"
+    assert result, "nothing can skip the image of a stream"
     image = await file_item(request, body, result)
     usage = usage_of(service, [result])
     usage_field = {"usage": usage.model_dump()} if usage else {}
@@ -86,13 +86,13 @@ async def _events(request: Request, body: GenerationBody, job_specs: Sequence[Jo
 
 
 def _preview_steps(partial_images: int, steps: int) -> set[int]:
-    """Return the steps after which a preview is sent: evenly spread, without the last one."""
+    """Return the steps after which a preview is sent: evenly spaced, without the last step."""
     indices = {math.ceil(steps * (each + 1) / (partial_images + 1)) for each in range(partial_images)}
     return indices - {steps}
 
 
 def _preview(preview: Callable[[], Pixels], request: ImageRequest, body: GenerationBody) -> str:
-    """Return a preview in the requested format, in base64. Blocks."""
+    """Return a preview in the requested format, in base64. Takes CPU time: call it in a thread."""
     png = preview_png(preview, request)
     return base64.b64encode(encode(png, body.format, has_metadata=False, quality=body.compression)).decode()
 

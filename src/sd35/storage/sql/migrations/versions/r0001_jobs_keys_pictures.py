@@ -78,5 +78,5 @@ def _create_jobs() -> None:
     op.create_index("ix_jobs_page", "jobs", ["status", "owner", "number"])
     op.create_index("ix_jobs_status", "jobs", ["status", "number"])
     for name, column in (("holder", "holder"), ("lease", "lease_until_s"), ("ended", "ended_s")):
-        is_there = sa.text(f"{column} IS NOT NULL")
-        op.create_index(f"ix_jobs_{name}", "jobs", [column], sqlite_where=is_there, postgresql_where=is_there)
+        has_value = sa.text(f"{column} IS NOT NULL")
+        op.create_index(f"ix_jobs_{name}", "jobs", [column], sqlite_where=has_value, postgresql_where=has_value)

@@ -1,4 +1,4 @@
-"""Create the table of checksums. Existing files get theirs when they are first read."""
+"""Create the table of checksums. The checksum of an existing file is recorded when it is first read."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Add the receiver of a webhook, its owner and host, so that webhooks can be sent fairly."""
+"""Add the receiver of each webhook, which is its owner and host, so that webhooks can be sent fairly."""
 
 from urllib.parse import urlsplit
 
@@ -12,7 +12,7 @@ _ROWS = 1000  # per statement
 
 
 def upgrade() -> None:
-    """Add owner and host to pending webhooks, and the index that counts by them."""
+    """Add owner and host to pending webhooks, and the index to count webhooks by these columns."""
     for name in ("owner", "host"):
         op.add_column("deliveries", sa.Column(name, sa.Text, nullable=False, server_default=sa.text("''")))
     op.execute("UPDATE deliveries SET owner = (SELECT owner FROM jobs WHERE jobs.id = deliveries.job_id)")
@@ -24,14 +24,14 @@ def upgrade() -> None:
 def _fill_hosts() -> None:
     connection = op.get_bind()
     change = sa.text("UPDATE deliveries SET host = :host WHERE job_id = :job_id")
-    waiting = connection.execute(sa.text("SELECT job_id, url FROM deliveries")).all()
-    hosts = [{"job_id": job_id, "host": _host_of(url)} for job_id, url in waiting]
+    pending = connection.execute(sa.text("SELECT job_id, url FROM deliveries")).all()
+    hosts = [{"job_id": job_id, "host": _host_of(url)} for job_id, url in pending]
     for start in range(0, len(hosts), _ROWS):
         connection.execute(change, hosts[start : start + _ROWS])
 
 
 def _host_of(url: str) -> str:
-    """Return the host of a URL in the ASCII form that later versions compare; "" if missing."""
+    """Return the host of a URL in the ASCII form that later versions compare; "" if the URL has none."""
     try:
         return (urlsplit(url).hostname or "").encode("idna").decode().rstrip(".")
     except ValueError:  # not a URL, or not a host name

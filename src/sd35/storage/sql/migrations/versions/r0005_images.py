@@ -7,7 +7,7 @@ down_revision = "0004"
 
 
 def upgrade() -> None:
-    """Rename the table and the column. SQLite keeps the old name of the primary key, which nothing refers to."""
+    """Rename the table and the column. SQLite keeps the old name of the primary key, but nothing refers to it."""
     op.rename_table("pictures", "images")
     if op.get_bind().dialect.name == "postgresql":
         op.execute("ALTER TABLE images RENAME CONSTRAINT pk_pictures TO pk_images")

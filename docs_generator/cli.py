@@ -1,0 +1,176 @@
+"""docs/reference/cli.md, from the commands' own objects."""
+
+import re
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from typing import Any, NamedTuple, TypeAlias
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from docs_generator.markdown import code, document, sentence, table
+from sd35.cli.main import PANELS, load_command
+from sd35.settings import Settings
+from sd35.settings.description import group_of
+
+_INTRODUCTION = """
+`sd35 --help` lists the commands, and `sd35 COMMAND --help` shows the options of one. `-h` is short for `--help`, and
+`sd35 --version` prints the version.
+
+Settings are flags of the commands that use them: [Settings](settings.md) has their meanings and defaults. Each command
+with settings also takes `--config FILE`, a TOML file of settings. `--json` prints JSON for scripts.
+
+Exit codes: 0 for success, 1 for a failure, 2 for wrong arguments or input, 130 after Ctrl-C. An error is one line on
+stderr: see [Errors](errors.md).
+"""
+# Why an example is not run by the tests. The first pattern that an example matches counts.
+_NOT_RUN = {
+    r"\| jq": "needs jq",
+    r"sd35 (serve|ui)\b": "runs until Ctrl-C",
+    r"sd35 (pull|verify|remove) ": "needs a model from the Hugging Face hub",
+    r"sd35 bench compare": "needs two results of `sd35 bench`",
+    r"sd35 (bench|compile)\b": "takes minutes",
+    r"~/models|--registry": "needs files of your own",
+    r"sd35 synth |/models/": "writes many gigabytes",
+    r"--step-times h100\.json": "needs a measurement of a GPU",
+    r"postgresql:": "needs PostgreSQL",
+    r"(s3|gs|az):": "needs an object store",
+    r"sd35 keys revoke": "needs the id of a key",
+    r"sd35 keys open": "needs a service that has lost its database",
+    r"--backend (?!onnx)": "needs another backend",
+}
+_EXAMPLES = re.compile(r"\[bold\]Examples?\[/bold\]")
+_DEFAULT = re.compile(r" \\?\[default: (.+?)\]")
+_SHARED = {"help", "config", "as_json"}  # described in the introduction
+
+Command: TypeAlias = TyperCommand | TyperGroup
+
+
+class Entry(NamedTuple):
+    """A command with its full name, and the level of its heading."""
+
+    name: str
+    command: Command
+    level: int
+
+
+def page() -> str:
+    """Return the page."""
+    sections = []
+    for title, names in PANELS.items():
+        sections += [f"## {title}", *map(_section, _entries(names))]
+    return document("Command line", "src/sd35/cli", _INTRODUCTION, *sections)
+
+
+def _entries(names: Iterable[str]) -> Iterator[Entry]:
+    """Yield commands; a group comes before its commands."""
+    for name in names:
+        command = load_command(name)
+        yield Entry(f"sd35 {name}", command, 3)
+        for each in command.commands.values() if isinstance(command, TyperGroup) else ():
+            assert isinstance(each, TyperCommand | TyperGroup)
+            yield Entry(f"sd35 {name} {each.name}", each, 4)
+
+
+def _section(entry: Entry) -> str:
+    text, examples = _split(entry.command.help or "")
+    context = typer.Context(entry.command)
+    arguments = [param for param in entry.command.params if param.param_type_name == "argument"]
+    options = [param for param in entry.command.params if param.param_type_name == "option"]
+    own = [param for param in options if not _is_setting(param) and param.name not in _SHARED]
+    parts = [
+        f"{'#' * entry.level} {entry.name}",
+        code(_usage(entry, arguments)),
+        text,
+        _arguments(arguments),
+        _options(own, context),
+        _settings([param for param in options if _is_setting(param)]),
+        *_example_blocks(examples),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Return the prose and the examples of a help text, without Rich's escapes."""
+    prose, *examples = _EXAMPLES.split(text.replace("\\[", "["), maxsplit=1)
+    return prose.strip(), "".join(examples)
+
+
+def _usage(entry: Entry, arguments: list[Any]) -> str:
+    names = " ".join(map(_metavar, arguments))
+    is_group = isinstance(entry.command, TyperGroup)
+    return f"{entry.name} [OPTIONS] {'COMMAND ...' if is_group and not entry.command.params else names}".strip()
+
+
+def _metavar(argument: Any) -> str:  # noqa: ANN401  Typer's types are not public
+    return str(argument.metavar or argument.name.upper())
+
+
+def _is_setting(param: Any) -> bool:  # noqa: ANN401
+    """Return whether an option is the flag of a setting, and not one of the same name."""
+    return param.name in Settings.model_fields and param.rich_help_panel == group_of(param.name)
+
+
+def _arguments(arguments: list[Any]) -> str:
+    rows = ([code(_metavar(param)), param.help or ""] for param in arguments)
+    return table(["Argument", "Meaning"], rows) if arguments else ""
+
+
+def _options(options: list[Any], context: typer.Context) -> str:
+    rows = ([_names(param, context), *_default_and_meaning(param)] for param in options)
+    return table(["Option", "Default", "Meaning"], rows) if options else ""
+
+
+def _names(param: Any, context: typer.Context) -> str:  # noqa: ANN401
+    """Return an option's names and the placeholder of its value."""
+    if param.is_flag:
+        return ", ".join(map(code, [*param.opts, *param.secondary_opts]))
+    placeholder = str(param.display_type_rich(ctx=context)).replace(" range", "").replace("list[", "").replace("]", "")
+    names = sorted(param.opts, key=len, reverse=True)
+    return ", ".join(map(code, [f"{names[0]} {placeholder}", *names[1:]]))
+
+
+def _default(param: Any) -> str:  # noqa: ANN401
+    if param.required:
+        return "required"
+    if param.is_flag and param.secondary_opts:
+        return "on" if param.default else "off"
+    is_unset = param.default is None or param.default is False
+    return "" if is_unset else code(str(param.default))
+
+
+def _default_and_meaning(param: Any) -> tuple[str, str]:  # noqa: ANN401
+    """Return the default, which may be in words, and the meaning with the limits."""
+    found = _DEFAULT.search(param.help or "")
+    in_words = param.show_default if isinstance(param.show_default, str) else found[1] if found else ""
+    text = sentence(_DEFAULT.sub("", param.help or ""))
+    low, high = param.min, param.max
+    if low is not None and high is not None:
+        text += f" From {low} to {high}."
+    elif low is not None:
+        text += f" At least {low}."
+    if param.multiple and "repeated" not in text:
+        text += " May be repeated."
+    return _default(param) or in_words, text
+
+
+def _settings(params: list[Any]) -> str:
+    """Return the flags of settings in one sentence; `sd35 serve` has all, so they are not listed there."""
+    if not params:
+        return ""
+    if len(params) > len(Settings.model_fields) / 2:
+        return "Options: all [settings](settings.md) but the secrets."
+    return f"[Settings](settings.md): {', '.join(code(param.opts[0]) for param in params)}."
+
+
+def _example_blocks(examples: str) -> Iterator[str]:
+    """Yield the examples as console blocks: each run of lines that are run, or not run for the same reason."""
+    lines = [line.strip() for line in examples.splitlines() if line.strip()]
+    for reason, group in groupby(lines, key=_why_not_run):
+        mark = f"<!-- not run: {reason} -->\n" if reason else ""
+        block = "\n".join(f"$ {line}" for line in group)
+        yield f"{mark}```console\n{block}\n```"
+
+
+def _why_not_run(example: str) -> str:
+    return next((reason for pattern, reason in _NOT_RUN.items() if re.search(pattern, example)), "")

@@ -1,0 +1,79 @@
+"""docs/reference/errors.md, from the classes of `sd35.errors`."""
+
+import inspect
+import re
+from collections.abc import Iterator
+
+from docs_generator.markdown import code, document, table
+from sd35 import errors
+from sd35.errors import Sd35Error
+
+_REMEDY = "Remedy:"
+_INTRODUCTION = """
+An error has a name, a message that says what to do, and one of these forms:
+
+- **HTTP**: a response with the status below. The API of this project answers with a problem document
+  (`application/problem+json`, RFC 9457). The APIs of OpenAI, AUTOMATIC1111 and Stability answer in their own formats,
+  and Stability's has other statuses for some of them: see [HTTP API](http-api.md).
+- **Command line**: one line on stderr, `sd35: MESSAGE`, and the exit code below.
+- **Python**: an exception of `sd35.errors`. All derive from `Sd35Error`.
+
+The metric `sd35_errors_total` counts the errors of HTTP responses by name.
+"""
+_EXIT_CODES = """
+Exit code 0 is success, and 130 is Ctrl-C. Some commands also exit with 1 to report a result, such as an image that
+differs: [Command line](cli.md) names them.
+"""
+
+
+def page() -> str:
+    """Return the page."""
+    kinds = list(_walk(Sd35Error))
+    http = [each for each in kinds if _has_status(each[0])]
+    others = [each for each in kinds if not _has_status(each[0])]
+    return document(
+        "Errors",
+        "src/sd35/errors.py",
+        _INTRODUCTION,
+        "## Errors of requests",
+        "An indented error is a special case of the one above it.",
+        table(["Error", "HTTP", "Exit code", "Meaning", "Remedy"], (_row(kind, depth) for kind, depth in http)),
+        "## Errors of commands, and of the start of the service",
+        table(["Error", "Exit code", "Meaning", "Remedy"], (_row(kind, depth) for kind, depth in others)),
+        "## Exit codes",
+        _EXIT_CODES,
+    )
+
+
+def _walk(base: type[Sd35Error], depth: int = 0) -> Iterator[tuple[type[Sd35Error], int]]:
+    """Yield the public errors below `base` in the order of the source, with the depth of each in the tree."""
+    public = [kind for kind in vars(errors).values() if inspect.isclass(kind) and issubclass(kind, Sd35Error)]
+    for kind in public:
+        if not kind.__name__.startswith("_") and kind is not Sd35Error and _public_base(kind) is base:
+            yield kind, depth
+            yield from _walk(kind, depth + 1)
+
+
+def _public_base(kind: type[Sd35Error]) -> type:
+    return next(base for base in kind.__mro__[1:] if not base.__name__.startswith("_"))
+
+
+def _has_status(kind: type[Sd35Error]) -> bool:
+    """Return whether an error has a status of its own, and so ends requests."""
+    bases = kind.__mro__[: kind.__mro__.index(Sd35Error)]
+    return any("status" in vars(base) for base in bases) or kind is errors.JobEnded
+
+
+def _row(kind: type[Sd35Error], depth: int) -> list[str]:
+    meaning, remedy = meaning_and_remedy(kind)
+    status = "that of the end" if kind is errors.JobEnded else str(kind.status)
+    name = "&emsp;" * depth + code(kind.__name__)
+    return [name, *([status] if _has_status(kind) else []), str(kind.exit_code), meaning, remedy]
+
+
+def meaning_and_remedy(kind: type[Sd35Error]) -> tuple[str, str]:
+    """Return the first paragraph of an error's docstring, and the one that begins with `Remedy:`."""
+    meaning, *others = re.split(r"\n\s*\n", inspect.getdoc(kind) or "")
+    remedy = next((each.removeprefix(_REMEDY).strip() for each in others if each.startswith(_REMEDY)), "")
+    assert remedy, f"{kind.__name__}: its docstring has no paragraph that begins with {_REMEDY!r}"
+    return meaning, remedy

@@ -1,0 +1,28 @@
+"""docs/reference/metrics.md, from the descriptions of the metrics."""
+
+from docs_generator.markdown import code, document, table
+from sd35.service.metrics_collector import metric_descriptions
+
+_INTRODUCTION = """
+`GET /metrics` returns these metrics in Prometheus' text format. Most have no value until the service is ready. A
+counter never decreases while the process runs. A gauge is a current value. A histogram has the series `..._bucket`,
+`..._sum` and `..._count`.
+
+The process's own metrics have Prometheus' usual names, such as `process_resident_memory_bytes` and
+`process_cpu_seconds_total`. They exist on Linux only.
+
+[Observability](../guide/observability.md) shows how to scrape, alert and plot them.
+"""
+
+
+def page() -> str:
+    """Return the page."""
+    rows = (
+        [code(each.name), each.kind, ", ".join(map(code, each.labels)), each.help] for each in metric_descriptions()
+    )
+    return document(
+        "Metrics",
+        "src/sd35/telemetry/metrics.py and src/sd35/service/metrics_collector.py",
+        _INTRODUCTION,
+        table(["Metric", "Type", "Labels", "Meaning"], rows),
+    )

@@ -1,0 +1,36 @@
+"""docs/reference/status.md, from docs/reference/status.toml."""
+
+import tomllib
+from pathlib import Path
+from typing import NamedTuple
+
+from docs_generator.markdown import document, table
+
+_INTRODUCTION = """
+Each row is a feature, and on what it was tried. **No GPU was used for any of this.**
+
+- **Works**: it was tested, or tried by hand, on what the third column names.
+- **Built, not run**: it can be built, and the result was not run.
+- **Not run**: the code exists, and was not run. The third column names what was tried in its place.
+"""
+_STATES = {"works": "works", "built": "built, **not run**", "not run": "**not run**"}
+
+
+class Row(NamedTuple):
+    """A feature of an area, its state, on what it was tried, and what was not tried."""
+
+    area: str
+    feature: str
+    state: str
+    tried_on: str = ""
+    not_tried: str = ""
+
+
+def page(source: Path) -> str:
+    """Return the page. Raises TypeError or KeyError for a row with a missing or unknown key or state."""
+    rows = [Row(**row) for row in tomllib.loads(source.read_text(encoding="utf-8"))["rows"]]
+    parts = []
+    for area in dict.fromkeys(row.area for row in rows):
+        cells = ([row.feature, _STATES[row.state], row.tried_on, row.not_tried] for row in rows if row.area == area)
+        parts += [f"## {area}", table(["Feature", "State", "Tried on", "Not tried"], cells)]
+    return document("Status", "docs/reference/status.toml", _INTRODUCTION, *parts)

@@ -1,0 +1,201 @@
+"""What `sd35 serve` prints to stdout for a person: that it loads, that it is ready, and how to stop it."""
+
+import ipaddress
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import structlog
+
+from sd35.engine.model_info import ModelInfo
+from sd35.planning.auto import AUTO, why_standing_in
+from sd35.planning.plan import AvailableMemory, Placement
+from sd35.planning.report import size_text
+from sd35.settings import Settings
+from sd35.storage.blobs.open import MEMORY
+from sd35.telemetry.logs import is_console, printable
+
+STOPPING = "Stopping: running images are finished first. Press Ctrl-C again to end at once."
+_STOP = "Stop with Ctrl-C: running images are finished first. A second Ctrl-C ends at once."
+_BODY = '{"prompt": "a cat on a blue background"}'
+_LABEL_WIDTH = 16
+
+
+class PlannedMemory(NamedTuple):
+    """The memory plan of a server: what is available, and a placement for the backend and for the fallback, if any."""
+
+    available: AvailableMemory
+    placements: Sequence[Placement]
+
+
+class ReadyServer(NamedTuple):
+    """A server that is ready.
+
+    Attributes:
+        address: The URL under which this machine reaches it.
+        host: The IP address on which it listens.
+        started_s: The time from the start of the process, in seconds.
+        models: The served models, the default first.
+        memory: The memory plan.
+        database: The name of the database, without a password.
+        has_ui: Whether it serves the user interface.
+        needs_key: Whether clients need an API key.
+        is_building: Whether the fallback answers while graphs or engines are built.
+    """
+
+    address: str
+    host: str
+    started_s: float
+    models: Sequence[ModelInfo]
+    memory: PlannedMemory
+    database: str
+    has_ui: bool
+    needs_key: bool
+    is_building: bool
+
+
+class Terminal:
+    """Prints to stdout what a person needs: if stdout or stderr is a terminal, or the logs are in console format.
+
+    Otherwise it prints only warnings and the line `Ready: ADDRESS ...`, for which a program may wait.
+    """
+
+    def __init__(self, settings: Settings, address: str, host: str, database: str, *, needs_key: bool) -> None:
+        self._settings, self._address, self._host = settings, address, host
+        self._database, self._needs_key = database, needs_key
+        self._is_for_people = is_console(settings.log_format) or sys.stdout.isatty()
+        self._memory: PlannedMemory | None = None
+
+    def loading(self) -> None:
+        """Print what is being loaded. Also warn if other machines can reach the server without an API key."""
+        if not self._needs_key and not ipaddress.ip_address(self._host).is_loopback:
+            log = structlog.get_logger()
+            log.warning("open to everyone: there are no API keys", host=self._host, remedy="sd35 keys add NAME")
+            if not is_console(self._settings.log_format):  # else the person has just read it in the log
+                _say(
+                    f"WARNING: there are no API keys, so anyone who can reach {self._host} may use this service."
+                    f" Create a key with: {printable(_keys_add(self._settings))}"
+                )
+        if self._is_for_people:
+            _say(loading_text(self._settings))
+
+    def on_plan(self, available: AvailableMemory, placements: Sequence[Placement]) -> None:
+        """Take the memory plan, which `ready` prints."""
+        self._memory = PlannedMemory(available, placements)
+
+    def ready(self, models: Sequence[ModelInfo], started_s: float, *, has_ui: bool, is_building: bool) -> None:
+        """Print that the server is ready, and a warning if `auto` found no SD3.5. Arguments: see `ReadyServer`."""
+        assert self._memory
+        server = ReadyServer(
+            address=self._address,
+            host=self._host,
+            started_s=started_s,
+            models=models,
+            memory=self._memory,
+            database=self._database,
+            has_ui=has_ui,
+            needs_key=self._needs_key,
+            is_building=is_building,
+        )
+        _say(ready_text(self._settings, server) if self._is_for_people else ready_line(self._address))
+        for model in models:
+            if reason := why_standing_in(self._settings, model.name):
+                _say(f"WARNING: serving {model.name} instead of SD3.5: {reason}.")
+
+    def stopping(self) -> None:
+        """Print that running images are finished first."""
+        if self._is_for_people:
+            _say(STOPPING)
+
+
+def loading_text(settings: Settings) -> str:
+    """Return a line that says what is being loaded."""
+    names = ["the best SD3.5 model that fits here" if name == AUTO else name for name in settings.checkpoints]
+    return printable(f"Loading {', '.join(names)} (backend {settings.backend}). Large models take minutes.")
+
+
+def ready_line(address: str) -> str:
+    """Return the line for programs that wait until the server is ready."""
+    return f"Ready: {address} (API reference: {address}/docs)"
+
+
+def ready_text(settings: Settings, server: ReadyServer) -> str:
+    """Return several lines: the address, the models, memory and storage, a command to try, and how to stop."""
+    title = "Model" if len(server.models) == 1 else "Models"
+    rows = [
+        *([("User interface", f"{server.address}/")] if server.has_ui else []),
+        ("API reference", f"{server.address}/docs"),
+        *([("Public URL", settings.public_url)] if settings.public_url else []),
+        *([] if ipaddress.ip_address(server.host).is_loopback else [("Listens on", server.host)]),
+        *((title if model is server.models[0] else "", _model(model, server.memory)) for model in server.models),
+        *([("Fallback", f"{settings.fallback} answers until {_profile(settings)} is built")] * server.is_building),
+        ("Memory", _memory(server.memory)),
+        ("Images", _images(settings)),
+        ("Database", _lost_if_in_memory(server.database)),
+        ("API keys", _keys(settings, needs_key=server.needs_key)),
+    ]
+    table = "".join(f"  {label:<{_LABEL_WIDTH}}{text}\n" for label, text in rows)
+    text = (
+        f"Ready: {server.address} (started in {server.started_s:.1f} s)\n\n{table}\n"
+        f"Generate an image:\n\n  {_curl(server)}\n\n{_STOP}"
+    )
+    return printable(text, keep="\n")
+
+
+def _model(model: ModelInfo, memory: PlannedMemory) -> str:
+    device = "the CPU" if memory.available.device == "cpu" else "CUDA"
+    return f"{model.name}, revision {model.revision[:12]}: {model.backend} on {device}, {model.precision}"
+
+
+def _profile(settings: Settings) -> str:
+    return settings.backend if settings.precision == "auto" else f"{settings.backend}/{settings.precision}"
+
+
+def _memory(memory: PlannedMemory) -> str:
+    available, placements = memory
+    peak_bytes = sum(placement.peak_bytes for placement in placements)
+    text = f"{size_text(peak_bytes)} planned at the peak, {size_text(available.device_bytes)} available"
+    if available.device == "cpu" or available.host_bytes is None:
+        return text
+    host_bytes = sum(placement.host_bytes for placement in placements)
+    return f"GPU: {text}; host: {size_text(host_bytes)} planned, {size_text(available.host_bytes)} available"
+
+
+def _images(settings: Settings) -> str:
+    place = settings.image_store or str(settings.data_dir / "images")
+    if place == MEMORY:
+        return _lost_if_in_memory(place)
+    limits = [
+        *([f"{settings.retention_days:g} days after the last request"] if settings.retention_days else []),
+        *([f"up to {settings.retention_gb:g} GB in total"] if settings.retention_gb else []),
+    ]
+    return f"{place}, kept {' and '.join(limits) if limits else 'without limit'}"
+
+
+def _lost_if_in_memory(place: str) -> str:
+    return "in memory, lost when the server stops" if place == MEMORY else place
+
+
+def _keys(settings: Settings, *, needs_key: bool) -> str:
+    if needs_key:
+        return "required, as the header 'Authorization: Bearer sd35_...'"
+    return "not required" if settings.database == MEMORY else f"not required; create one with: {_keys_add(settings)}"
+
+
+def _keys_add(settings: Settings) -> str:
+    """Return the command that adds a key to the database of this server. A database's URL may contain a password."""
+    data_dir = ["--data-dir", str(settings.data_dir)] if "data_dir" in settings.model_fields_set else []
+    return shlex.join(["sd35", "keys", "add", "NAME", *data_dir]) + (" --database ..." if settings.database else "")
+
+
+def _curl(server: ReadyServer) -> str:
+    key = " -H 'authorization: Bearer sd35_...'" if server.needs_key else ""
+    return (
+        f"curl -X POST {server.address}/v1/txt2img{key} -H 'content-type: application/json'"
+        f" -d {shlex.quote(_BODY)} -o out.png"
+    )
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201  for the person at the terminal
