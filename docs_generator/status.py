@@ -7,11 +7,11 @@ from typing import NamedTuple
 from docs_generator.markdown import document, table
 
 _INTRODUCTION = """
-Each row is a feature, and on what it was tried. **No GPU was used for any of this.**
+Each row names a feature and says what it was tried on. **No GPU was used for any of this.**
 
 - **Works**: it was tested, or tried by hand, on what the third column names.
-- **Built, not run**: it can be built, and the result was not run.
-- **Not run**: the code exists, and was not run. The third column names what was tried in its place.
+- **Built, not run**: it was built; the parts that need a GPU were not run.
+- **Not run**: the feature itself was not run. The third column names what was tried instead.
 """
 _STATES = {"works": "works", "built": "built, **not run**", "not run": "**not run**"}
 

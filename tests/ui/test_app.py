@@ -149,7 +149,7 @@ def test_an_uploaded_image_fills_in_its_settings(page: Page, watched: Watched, t
     assert request_of(download(page)) == request_of(png)
     Image.new("RGB", (8, 8)).save(tmp_path / "foreign.png")
     drop(page, "foreign.png", (tmp_path / "foreign.png").read_bytes())
-    expect(page.get_by_role("alert")).to_contain_text("this service did not generate it")
+    expect(page.get_by_role("alert")).to_contain_text("another program made it, or it has no metadata")
     drop(page, "text.png", b"no image")
     expect(page.get_by_role("alert")).to_contain_text("This is not a PNG, JPEG, WebP or AVIF file")
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("a bus \u2603")

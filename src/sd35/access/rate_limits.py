@@ -63,7 +63,7 @@ class RateLimiter:
     def __init__(self, defaults: Quota, clock: Callable[[], float] = time.monotonic) -> None:
         self._defaults, self._clock = defaults, clock
         self._full_at_s: dict[tuple[str, str], float] = {}  # by client and unit
-        self._sweep_at = _SWEEP_SIZE
+        self._max_buckets = _SWEEP_SIZE
         self._images: Counter[str] = Counter()  # being generated, by client
 
     def charge(self, client: str, quota: Quota, pixels: int) -> Charge:
@@ -143,8 +143,9 @@ class RateLimiter:
             raise TooMany(f"this request needs more than is left of this client's limit of {limit}", wait_s)
 
     def _use(self, bucket: _Bucket, amount: int, now_s: float) -> None:
+        """Take an amount from a bucket; a negative amount returns it. Delete full buckets if there are many."""
         key = (bucket.client, bucket.unit)
         self._full_at_s[key] = max(now_s, self._full_at_s.get(key, now_s)) + bucket.seconds(amount)
-        if len(self._full_at_s) > self._sweep_at:
+        if len(self._full_at_s) > self._max_buckets:
             self._full_at_s = {each: full_at_s for each, full_at_s in self._full_at_s.items() if full_at_s > now_s}
-            self._sweep_at = max(_SWEEP_SIZE, 2 * len(self._full_at_s))
+            self._max_buckets = max(_SWEEP_SIZE, 2 * len(self._full_at_s))

@@ -115,7 +115,9 @@ class LoadRunner:
         loop = closed_loop(self._client, self._requests("warm-up"), plan.clients, plan.warmup_s)
         warm_up = await self._timed("warm-up", loop, plan.warmup_s)
         if all(result.status != "completed" for result in (first, *warm_up.results)):
-            raise MeasuringFailed(f"the server completed no image; it answered: {first.message}")
+            raise MeasuringFailed(
+                f"the server completed no image in the warm-up; the first request ended with: {first.message}"
+            )
         return first
 
     def _requests(self, part: str) -> Iterator[BenchRequest]:

@@ -87,8 +87,10 @@ def weight_map(directory: Path, folder: str) -> dict[str, str] | None:
         return None
     try:
         content = read_json(index)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{index} cannot be read: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{index} cannot be read: {error.strerror or error}; copy the file again") from error
+    except ValueError as error:
+        raise CheckpointError(f"{index} is not valid JSON: {error}; download or copy the file again") from error
     shards = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(shards, dict):
         raise CheckpointError(f"{index}: expected a weight_map of parameters and shards, found {shown(shards)}")

@@ -64,12 +64,13 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         content = read_toml(path)
     except OSError as error:
-        raise InvalidSetting(f"{path} cannot be read: {error.strerror or error}") from error
+        raise InvalidSetting(f"--config (SD35_CONFIG): {path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise InvalidSetting(f"{path} cannot be read as TOML: {error}") from error
+        raise InvalidSetting(f"--config (SD35_CONFIG): {path} is not valid TOML: {error}") from error
     if unknown := sorted(content.keys() - Settings.model_fields.keys()):
         known = ", ".join(sorted(Settings.model_fields))
-        raise InvalidSetting(f"{path}: unknown key {', '.join(map(repr, unknown))}; allowed: {known}")
+        keys = "key" if len(unknown) == 1 else "keys"
+        raise InvalidSetting(f"{path}: unknown {keys} {', '.join(map(repr, unknown))}; allowed: {known}")
     return content
 
 

@@ -23,7 +23,7 @@ _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"
 
 
 def build_blocks(client: Client, directory: Path) -> gr.Blocks:
-    """Build the page of a service. Its files are stored in `directory`."""
+    """Build the user interface for a service. The page's temporary files are stored in `directory`."""
     blocks = gr.Blocks(
         title=TITLE,
         fill_width=True,

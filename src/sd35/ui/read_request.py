@@ -31,9 +31,12 @@ def _reason(found: ImageTexts) -> str:
     if found.left_out:
         names = ", ".join(found.names_left_out())
         return (
-            "The settings of this image cannot be read: its texts are damaged, or longer than"
-            f" {MAX_TEXT_BYTES} bytes together. These were not read: {names}."
+            "The settings of this image cannot be read: its metadata is damaged, or longer than"
+            f" {MAX_TEXT_BYTES} bytes. Use the original file. Not read: {names}."
         )
     if REQUEST_KEY not in found.texts:
-        return f"This image has no settings, so this service did not generate it. {_LOST}"
-    return "The settings of this image are damaged, were edited, or come from a newer version."
+        return f"This image has no settings: another program made it, or it has no metadata. {_LOST}"
+    return (
+        "The settings of this image are damaged, were edited, or come from a newer version of this service. Use the"
+        " original file, or enter the settings by hand."
+    )

@@ -69,7 +69,7 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> "TensorRtBackend":
         raise BackendUnavailable(
             "tensorrt",
             f"{flavour.name} {flavour.version} supports {', '.join(known)}; the GPU is {gpu}",
-            "Install tensorrt.",
+            "Install NVIDIA's standard TensorRT: pip install tensorrt.",
         )
     target = Target(flavour.name, flavour.version, gpu)
     built = compiled_engines(options.cache_dir, checkpoint, GRAPH_PRECISIONS[precision], target)
@@ -77,8 +77,8 @@ def open_backend(checkpoint: Checkpoint, options: Options) -> "TensorRtBackend":
 
     began_s = time.perf_counter()
     memory = CudaMemory(device)
-    streams = options.offload == "sequential"
-    networks = EngineNetworks(flavour, built, checkpoint.card, device, memory if streams else None)
+    streams_weights = options.offload == "sequential"
+    networks = EngineNetworks(flavour, built, checkpoint.card, device, memory if streams_weights else None)
     return TensorRtBackend(checkpoint, precision, networks, memory, {"read": time.perf_counter() - began_s})
 
 

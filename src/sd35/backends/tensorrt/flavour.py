@@ -17,7 +17,8 @@ from sd35.errors import BackendUnavailable
 
 _MODULES = ("tensorrt", "tensorrt_rtx")  # `tensorrt` is preferred: it is only installed on purpose
 _LIBRARY_REMEDY = (
-    "Install TensorRT-RTX with: pip install 'sd35-fp8-mirror[tensorrt]'; for a data centre GPU, install tensorrt"
+    "Install TensorRT-RTX with: pip install 'sd35-fp8-mirror[tensorrt]'; for a data centre GPU, install standard"
+    " TensorRT with: pip install tensorrt"
 )
 _GPU_REMEDY = (
     "TensorRT needs an NVIDIA GPU (in a container, run with --gpus all). Without one, choose another --backend;"

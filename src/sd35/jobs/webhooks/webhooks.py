@@ -76,6 +76,7 @@ def check_url(url: str, settings: Settings) -> None:
 
 
 def _host_of(url: str, schemes: tuple[str, ...]) -> str | None:
+    """Return the host of a URL, or None if the URL is malformed or not allowed for webhooks."""
     if len(url) > _MAX_CHARACTERS:
         return None
     try:
