@@ -1,6 +1,7 @@
 """Fixtures for all tests, and the distribution of tests over processes."""
 
 import logging
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from sd35.generation.model_pool import ModelPool
 from tests.support import postgres
 from tests.support.fake_backend import FakeBackend, fake_pool
 
+# Background jobs of a shell script ignore SIGINT, and so do their children. Tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # No deadline: the time of an example depends on other processes of the machine.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
