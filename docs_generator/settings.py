@@ -19,9 +19,9 @@ checkpoints = ["sd3.5-medium"]
 max_pixels = 1048576
 ```
 
-A setting that is `true` or `false` has two flags: `--log-prompts` turns it on, `--no-log-prompts` turns it off. Secrets
-have no flag, because every user of a machine can read the flags of its processes. Other commands have the flags of the
-settings that they use: see [Command line](cli.md).
+The flag of a setting that is `true` or `false`, such as `--log-prompts`, sets it to `true`. To set `false`, use the
+variable or the file. Secrets have no flag, because every user of a machine can read the flags of its processes. Other
+commands have the flags of the settings that they use: see [Command line](cli.md).
 """
 _KUBERNETES = """
 On Kubernetes, a Service named `sd35` makes the cluster set `SD35_PORT=tcp://...`, which is no port. Set
