@@ -63,7 +63,9 @@ def run_page(blocks: list[Block], directory: Path) -> None:
         for block in blocks:
             code = PORT.sub(port, block.code)
             if block.language == "python":
-                _run_python(code, block.line, here, environment)
+                script = here / f".line-{block.line}.py"
+                script.write_text(code, encoding="utf-8")
+                session.run(Command(f"python {script.name}", block.line))
             else:
                 for command in commands_of(Block(block.language, code, block.line)):
                     session.run(command)
@@ -91,23 +93,6 @@ def _commands(directory: Path) -> Path:
             path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)}{arguments} "$@"\n')
             path.chmod(0o755)
     return folder
-
-
-def _run_python(code: str, line: int, here: Path, environment: Mapping[str, str]) -> None:
-    script = here / f".line-{line}.py"
-    script.write_text(code, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, script],
-        cwd=here,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    assert done.returncode == 0, f"line {line}: the Python block ended with status {done.returncode}:\n{done.stdout}"
 
 
 class _Session:
