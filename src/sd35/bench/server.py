@@ -104,7 +104,7 @@ def settings_command(settings: Settings) -> list[str]:
 
 
 def serve_arguments(settings: Settings) -> list[str]:
-    """Return the flags of `sd35 serve` for all settings that shape its figures and are not the defaults."""
+    """Return the flags of `sd35 serve` for all settings that affect its figures and differ from the defaults."""
     arguments: list[str] = []
     for name in _FORWARDED:
         value = getattr(settings, name)

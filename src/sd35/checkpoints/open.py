@@ -88,8 +88,8 @@ def _open_graphs(
 ) -> Checkpoint:
     if base_checkpoint is None:
         raise CheckpointError(
-            f"{graphs.directory} has no tokenizers and configurations; name a checkpoint that has them with"
-            " --base-checkpoint (SD35_BASE_CHECKPOINT): a registered name or a directory in the Diffusers layout"
+            f"{graphs.directory} contains ONNX graphs, but no tokenizers or configurations; name a checkpoint that has"
+            " them with --base-checkpoint (SD35_BASE_CHECKPOINT): a registered name or a directory in Diffusers' layout"
         )
     path = Path(base_checkpoint).expanduser().resolve()
     base = _open_name(base_checkpoint, registry_file, needs_weights=False)

@@ -114,7 +114,8 @@ class EngineBuilder:
         del parser
         if engine is None:
             errors = self._flavour.log.take_errors()
-            raise BuildFailed(f"{self.graphs.path(part)}: building for {target} failed: {errors}")
+            reason = errors or "it gave no reason"
+            raise BuildFailed(f"{self.graphs.path(part)}: TensorRT cannot build the engine for {target}: {reason}")
         return engine
 
     def _profile(self, shapes: Shapes) -> Profile:

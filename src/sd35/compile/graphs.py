@@ -44,7 +44,10 @@ def transformer_in_bf16(checkpoint: Checkpoint, directory: Path, stages: Stages)
 
 
 def export_graph(checkpoint: Checkpoint, graph: Graph, precision: str) -> ir.Model:
-    """Export a network in FP32 or BF16. The weights are PyTorch's, memory-mapped from their files if possible."""
+    """Export a network as an ONNX graph in FP32 or BF16.
+
+    The graph's weights are not copied: they are PyTorch's tensors, memory-mapped from the weight files if possible.
+    """
     dtype = _DTYPES[precision]
     model = trace(graph.wrapper(load_network(checkpoint, graph.part, dtype), "standard"), graph, dtype)
     optimize_ir(model, should_fold=lambda node: False if _reads_weight(node) else None)

@@ -63,7 +63,10 @@ class Record:
 def from_text(text: Mapping[str, str]) -> Record:
     """Parse the record in a file's texts. Raises NotReplayable if it is missing, damaged or was edited."""
     if missing := [key for key in (REQUEST_KEY, DIGEST_KEY, MAKER_KEY) if key not in text]:
-        raise NotReplayable(f"it does not record how it was generated: no {', '.join(missing)} in its metadata")
+        raise NotReplayable(
+            f"it does not record how it was generated: no {', '.join(missing)} in its metadata; use the unchanged PNG"
+            " file"
+        )
     canonical = text[REQUEST_KEY]
     if hashlib.sha256(canonical.encode("utf-8", "replace")).hexdigest() != text[DIGEST_KEY]:
         raise NotReplayable(f"its request was edited: {DIGEST_KEY} is not the digest of {REQUEST_KEY}")

@@ -93,9 +93,9 @@ class DiffusersBackend:
         self.is_tiled, self.is_compiled = options.tiled_decode, options.torch_compile
         self._dtype = _DTYPES[precision]
         self._device, self._offload = device, options.offload
-        # Networks that are loaded for each call share memory, so only one may compute at a time.
-        is_shared = options.offload in {"model", "sequential"}
-        self._one_at_a_time: AbstractContextManager[object] = threading.Lock() if is_shared else nullcontext()
+        # With these offloads, loading one network evicts another, so only one may compute at a time.
+        is_loaded_per_call = options.offload in {"model", "sequential"}
+        self._one_at_a_time: AbstractContextManager[object] = threading.Lock() if is_loaded_per_call else nullcontext()
         self._decoding_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         vae = checkpoint.config("vae")
         self._scaling, self._shift = float(vae["scaling_factor"]), float(vae["shift_factor"])
@@ -103,21 +103,23 @@ class DiffusersBackend:
         self._text_device = torch.device("cpu") if options.offload == "encoders" else device
         load = partial(load_in_fp8, precision) if precision in FP8_PRECISIONS else load_network
         load = partial(_load_tiled, load) if self.is_tiled else load
-        self._sequential = _sequential_offload(checkpoint, self._dtype, options, load) if device.type == "cpu" else None
+        self._cpu_offload = (
+            _sequential_offload(checkpoint, self._dtype, options, load) if device.type == "cpu" else None
+        )
         began_s = time.perf_counter()
-        lazy_networks = self._sequential.lazy_networks if self._sequential else {}
+        lazy_networks = self._cpu_offload.lazy_networks if self._cpu_offload else {}
         self._pipeline = load_pipeline(checkpoint, self._dtype, without=lazy_networks, load=load)
         for name, lazy_network in lazy_networks.items():
             setattr(self._pipeline, name, lazy_network)
         read_s = time.perf_counter()
-        if not self._sequential:
+        if not self._cpu_offload:
             place(self._pipeline, device, options.offload)
         placed_s = time.perf_counter()
         self.startup_s = {"read": read_s - began_s, "place": placed_s - read_s}
         if self.is_compiled:
             compile_blocks(self.transformer, checkpoint, device, self._dtype)
             self.startup_s["compile"] = time.perf_counter() - placed_s
-        self.memory = WorkingMemory(memory_of(str(device))[1], self._loaded_bytes)
+        self.memory = WorkingMemory(memory_of(str(device))[1], self._on_demand_bytes)
 
     @property
     def transformer(self) -> nn.Module:
@@ -144,8 +146,8 @@ class DiffusersBackend:
                 do_classifier_free_guidance=False,
                 max_sequence_length=self._text_tokens,
             )
-            if self._sequential and self._offload == "encoders":
-                self._sequential.free()
+            if self._cpu_offload and self._offload == "encoders":
+                self._cpu_offload.free()
         tokens, pooled = tokens.to(self._device), pooled.to(self._device)
         return [
             TextEmbedding(token.clone(), pool.clone(), token.nbytes + pool.nbytes)
@@ -184,10 +186,10 @@ class DiffusersBackend:
             pixels = ((images / 2 + 0.5).clamp(0, 1).float() * 255).round().to(torch.uint8)
             return list(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
-    def _loaded_bytes(self) -> int:
+    def _on_demand_bytes(self) -> int:
         """Return the bytes of the weights that were loaded on demand: from disk on a CPU, by hooks on CUDA."""
-        if self._sequential or self._device.type == "cpu":
-            return self._sequential.held_bytes if self._sequential else 0
+        if self._cpu_offload or self._device.type == "cpu":
+            return self._cpu_offload.held_bytes if self._cpu_offload else 0
         networks = [getattr(self._pipeline, name) for name in NETWORKS] if self._offload == "model" else []
         weights = (weight for network in networks for weight in weights_of(network))
         return bytes_of(weight for weight in weights if weight.device.type == "cuda")

@@ -94,4 +94,6 @@ def _session(path: Path, model: Path | bytes, options: onnxruntime.SessionOption
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library's errors have no common base class
-        raise CheckpointError(f"{path} cannot be loaded: {error}") from error
+        raise CheckpointError(
+            f"{path} cannot be loaded: {error}; if it is damaged, download or build it again"
+        ) from error

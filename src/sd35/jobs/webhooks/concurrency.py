@@ -117,7 +117,7 @@ class InFlight:
         return chosen
 
     def _pop_next(self, candidates: list[_Candidate], load: _Load) -> Receiver | None:
-        """Take the next receiver from the heap of an owner. Returns None if none has a free slot."""
+        """Choose the receiver of an owner's next webhook. Returns None if no receiver has a free slot."""
         while candidates:
             in_flight, last, oldest_s, receiver, count = heappop(candidates)
             if not load.has_slot(receiver, is_slow=receiver.host in self._slow_hosts):
@@ -126,6 +126,7 @@ class InFlight:
                 heappush(candidates, (load.hosts[receiver.host], last, oldest_s, receiver, count))
                 continue
             if count > 1:
+                # + 1 because the caller adds this webhook to those in flight.
                 heappush(candidates, (in_flight + 1, last, oldest_s, receiver, count - 1))
             return receiver
         return None

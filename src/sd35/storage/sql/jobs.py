@@ -202,12 +202,16 @@ def _update_unlocked(numbers: Select[Any]) -> Update:
 
 
 def _end(connection: Connection, change: Update, ended_s: float) -> bool:
+    """Execute `change`, which sets the final status of at most one job. Returns whether a job matched.
+
+    Also sets the end time, clears the lease and makes the webhook due.
+    """
     ending = change.values(ended_s=ended_s, **_NO_LEASE).returning(jobs.c.id, jobs.c.webhook, jobs.c.owner)
     ended = connection.execute(ending).one_or_none()
     if ended and ended.webhook:
         receiver = Receiver.from_url(ended.owner, ended.webhook)._asdict()
-        first = {"job_id": ended.id, "url": ended.webhook, "due_s": ended_s, "attempts": 0, **receiver}
-        connection.execute(insert(deliveries).values(first))
+        delivery = {"job_id": ended.id, "url": ended.webhook, "due_s": ended_s, "attempts": 0, **receiver}
+        connection.execute(insert(deliveries).values(delivery))
     return ended is not None
 
 
