@@ -201,8 +201,8 @@ def test_offloaded_networks_are_in_fp8(checkpoint: Checkpoint, precision: Precis
     for prompt in ("a cat", "a dog"):
         expected, found = (each.predict_velocity([row_of(each, 1, prompt)])[0] for each in (plain, offloaded))
         assert torch.equal(found, expected)
-    assert offloaded._sequential is not None  # noqa: SLF001
-    assert offloaded._sequential.held_bytes == bytes_of(weights_of(plain.transformer))  # noqa: SLF001
+    assert offloaded._cpu_offload is not None  # noqa: SLF001
+    assert offloaded._cpu_offload.held_bytes == bytes_of(weights_of(plain.transformer))  # noqa: SLF001
 
 
 @pytest.mark.parametrize("precision", ON_A_CPU)

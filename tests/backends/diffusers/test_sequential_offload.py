@@ -39,7 +39,7 @@ def test_offload_gives_the_same_images(checkpoint: Checkpoint, name: str, offloa
 def test_at_most_one_network_is_in_memory(checkpoint: Checkpoint) -> None:
     """It is the last one that was called. With offload "encoders", no text encoder stays in memory after encoding."""
     sequential = DiffusersBackend(checkpoint, "float32", torch.device("cpu"), Options(offload="model"))
-    offload = sequential._sequential  # noqa: SLF001
+    offload = sequential._cpu_offload  # noqa: SLF001
     assert offload is not None
     assert offload.held_bytes == 0
     for part in ("vae", "transformer"):
@@ -48,8 +48,8 @@ def test_at_most_one_network_is_in_memory(checkpoint: Checkpoint) -> None:
         assert offload.held_bytes >= 4 * network_sizes_on_disk(checkpoint).networks[part].values
     evicting = DiffusersBackend(checkpoint, "float32", torch.device("cpu"), Options(offload="encoders"))
     evicting.encode_text(["a cat"])
-    assert evicting._sequential is not None  # noqa: SLF001
-    assert evicting._sequential.held_bytes == 0  # noqa: SLF001
+    assert evicting._cpu_offload is not None  # noqa: SLF001
+    assert evicting._cpu_offload.held_bytes == 0  # noqa: SLF001
 
 
 def test_loaded_weights_do_not_count_as_working_memory() -> None:
