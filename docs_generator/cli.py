@@ -18,10 +18,10 @@ _INTRODUCTION = """
 `sd35 --version` prints the version.
 
 Settings are flags of the commands that use them: [Settings](settings.md) has their meanings and defaults. Each command
-with settings also takes `--config FILE`, a TOML file of settings. `--json` prints JSON for scripts.
+with settings also takes `--config FILE`, a TOML file of settings.
 
-Exit codes: 0 for success, 1 for a failure, 2 for wrong arguments or input, 130 after Ctrl-C. An error is one line on
-stderr: see [Errors](errors.md).
+Exit codes: 0 for success, 1 for a failure, 2 for wrong arguments or input, 130 after Ctrl-C. `serve` and `ui` stop with 0
+after Ctrl-C or SIGTERM. An error is one line on stderr: see [Errors](errors.md).
 """
 # Why an example is not run by the tests. The first pattern that an example matches counts.
 _NOT_RUN = {
@@ -41,7 +41,7 @@ _NOT_RUN = {
 }
 _EXAMPLES = re.compile(r"\[bold\]Examples?\[/bold\]")
 _DEFAULT = re.compile(r" \\?\[default: (.+?)\]")
-_SHARED = {"help", "config", "as_json"}  # described in the introduction
+_SHARED = {"help", "config"}  # described in the introduction
 
 Command: TypeAlias = TyperCommand | TyperGroup
 

@@ -49,7 +49,7 @@ def bench(
     context: typer.Context,
     *,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIRECTORY", help="Directory for the reports bench.json and bench.html.")
+        Path | None, typer.Option(metavar="DIRECTORY", help="Directory for the report: bench.json and bench.html, or with --matrix, matrix.json and matrix.html.")
     ] = None,
     url: Annotated[
         str | None,
@@ -61,7 +61,7 @@ def bench(
         str,
         typer.Option(
             metavar="NAME",
-            help="API to measure: sd35, openai, a1111, stability, or plain (of the servers in benchmarks/).",
+            help="API of the server: sd35, openai, a1111 or stability; plain is that of the servers in benchmarks/.",
         ),
     ] = "sd35",
     workload: Annotated[
@@ -70,13 +70,13 @@ def bench(
     ] = None,
     as_json: AsJson = False,
     clients: Annotated[
-        int, _load_option(metavar="COUNT", min=1, max=1000, help="Number of clients in the closed loop.")
+        int, _load_option(metavar="COUNT", min=1, max=1000, help="Number of clients in the closed loop: each sends a request when it has the response to its last one.")
     ] = 8,
     rate: Annotated[
         list[float] | None,
         _load_option(
             metavar="RATE",
-            help="Requests per second of an open loop; may be repeated.",
+            help="Requests per second of an open loop: they are sent at random times, whatever the responses. May be repeated.",
             show_default="0.5, 0.8 and 1.2 times the throughput of the closed loop",
         ),
     ] = None,
@@ -104,7 +104,7 @@ def bench(
     batch: Annotated[
         list[int] | None,
         _matrix_option(
-            metavar="ROWS", min=1, help="Largest batch of a step, in rows; may be repeated.", show_default="2 and 8"
+            metavar="ROWS", min=1, help="Largest batch of a step, in rows. Only with --matrix; may be repeated.", show_default="2 and 8"
         ),
     ] = None,
     flags: SettingFlags,

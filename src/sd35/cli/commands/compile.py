@@ -78,7 +78,7 @@ def compile_(
     ] = "bf16",
     target: Annotated[
         Literal["onnx", "tensorrt"],
-        typer.Option(help="What to build: onnx, graphs; or tensorrt, graphs and the engines built from them."),
+        typer.Option(help="What to build: ONNX graphs, or TensorRT engines with the graphs that they are built from."),
     ] = "onnx",
     gpu: Annotated[
         str | None,
@@ -123,7 +123,8 @@ def compile_(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="File of at least 12 prompts, one per line: every third evaluates the result, the others calibrate.",
+            help="Text file of at least 12 prompts, one per line. Two of three calibrate, every third one evaluates.",
+            show_default="prompts of the package",
         ),
     ] = None,
     sensitivity: Annotated[

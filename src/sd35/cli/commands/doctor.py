@@ -17,7 +17,7 @@ app = typer.Typer()
 @app.command()
 @with_settings(*CHECKPOINT, "cache_dir", "data_dir")
 def doctor(*, as_json: AsJson = False, settings: Settings) -> None:
-    """Check hardware, backends, checkpoints and directories, and say how to fix problems.
+    """Check hardware, backends, checkpoints and directories, and print how to fix what is wrong.
 
     Exits with 1 if the selected backend, the fallback or a checkpoint cannot be used.
 

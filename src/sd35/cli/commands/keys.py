@@ -30,8 +30,8 @@ _with_database = with_settings("data_dir", "database")
 def keys() -> None:
     """Create, list and revoke API keys: who may use the service, and how much.
 
-    Once there is a key, every request needs one. Keys are stored in the database, like jobs: give the same --data-dir
-    and --database as to `sd35 serve`.
+    Once there is a key, requests need one, except for health checks, documentation and signed links. Keys are stored in the
+    service's database: use the same --data-dir and --database as for `sd35 serve`.
 
     [bold]Examples[/bold]
 
@@ -45,7 +45,7 @@ def keys() -> None:
 def add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the owner, shown in the list of keys.")],
     *,
-    admin: Annotated[bool, typer.Option("--admin", help="Allow access to all jobs and to the admin routes.")] = False,
+    admin: Annotated[bool, typer.Option("--admin", help="Create an administrator's key: it sees the jobs and images of all keys.")] = False,
     requests_per_minute: Annotated[
         int | None,
         typer.Option(

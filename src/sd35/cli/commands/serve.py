@@ -16,7 +16,8 @@ def serve(*, settings: Settings) -> None:
     """Start the server: the HTTP API and the user interface.
 
     Open the printed address in a browser for the user interface (needs the extra `ui`), and /docs there for the API
-    reference. Ctrl-C or SIGTERM stops the server once the running images are finished; a second one ends it at once.
+    reference. Ctrl-C or SIGTERM stops the server when the running images are finished, or after --shutdown-grace-s. A
+    second signal ends it at once.
 
     [bold]Examples[/bold]
 

@@ -22,8 +22,8 @@ app = typer.Typer(no_args_is_help=True)
 def storage() -> None:
     """Check that stored images are complete and undamaged.
 
-    The files are in the image store, their checksums in the database: give the same --data-dir, --image-store and
-    --database as to `sd35 serve`.
+    The files are in the image store, and their checksums in the database: use the same --data-dir, --image-store and
+    --database as for `sd35 serve`.
 
     [bold]Examples[/bold]
 
@@ -37,9 +37,9 @@ def storage() -> None:
 def verify(*, as_json: AsJson = False, settings: Settings) -> None:
     """Check every stored image, and list those that are damaged or missing.
 
-    Compares each file with the checksum from the time it was written. A file from before checksums were recorded is
-    checked by the CRCs in the PNG file and by its record. The check changes nothing, and the service may keep running.
-    Exits with 1 if an image is damaged or missing.
+    Compares each file with the checksum that was recorded when it was written. If an older version recorded none, checks
+    the CRCs of the PNG file and its record instead. Changes nothing; the service may keep running. Exits with 1 if an
+    image is damaged or missing.
 
     [bold]Examples[/bold]
 
